@@ -1,0 +1,137 @@
+"""Every error that a user may meet, with what was found, what was expected and what to do.
+
+    StillroomError             1    a failure of ours
+    ├── BadRequest             2    the request cannot be served as it stands
+    │   ├── BadJob                  a job file with mistakes, all of them at once
+    │   ├── MissingSource           a dataset, file or column that is not there
+    │   ├── BadWeights              weights that cannot be read, or do not fit the model
+    │   ├── BadTeacher              a teacher whose output is not what the cache was promised
+    │   ├── LabelOutOfRange         a label that is none of the classes
+    │   ├── NotInCache              a dataset, teacher, feature or split that the cache does not hold
+    │   ├── IncompleteCache         shards that are still missing
+    │   ├── StaleCache              a cache or run made by another job than this one
+    │   ├── MissingCapability       a loss that needs what the encoding does not serve
+    │   └── UnsupportedFormat       a cache of a later format, or none at all
+    ├── StorageFailure         1    the disk or object store refused: full, read-only, gone
+    ├── RowsMissing            3    finished, but some rows could not be had
+    ├── CorruptObject         65    bytes that do not match their digest
+    │   └── MissingObject           an object that is named but not there
+    ├── TryAgain              75    the cluster was lost; the same command resumes
+    └── Interrupted      130/143    stopped by a signal; the same command resumes
+
+Exit codes are for schedulers. All of these pickle, since they cross from Dask workers to the command.
+"""
+
+from __future__ import annotations
+
+
+class StillroomError(Exception):
+    """An error in four parts; only the first is always there.
+
+    Args:
+        what: what is wrong, with the name of the thing.
+        found: what was found.
+        expected: what was expected instead.
+        do: what to do, as a command where there is one.
+    """
+
+    exit_code = 1
+
+    def __init__(self, what: str, found: str | None = None, expected: str | None = None, do: str | None = None):
+        super().__init__(what, found, expected, do)
+        self.what, self.found, self.expected, self.do = what, found, expected, do
+
+    def __str__(self) -> str:
+        """Return the layout of STYLE.md: the class and what is wrong, then one aligned line for each other part."""
+        parts = [("found", self.found), ("expected", self.expected), ("do", self.do)]
+        lines = [f"{type(self).__name__}: {self.what}"]
+        for label, text in parts:
+            if text is not None:
+                lines.append(f"  {label:<10}" + text.replace("\n", "\n" + " " * 12))
+        return "\n".join(lines)
+
+
+class BadRequest(StillroomError):
+    """The request cannot be served as it stands."""
+
+    exit_code = 2
+
+
+class BadJob(BadRequest):
+    """A job file with mistakes."""
+
+
+class MissingSource(BadRequest):
+    """A dataset, file or column that is not there."""
+
+
+class BadWeights(BadRequest):
+    """Weights that cannot be read, or do not fit the model."""
+
+
+class BadTeacher(BadRequest):
+    """A teacher whose output is not what the cache was promised."""
+
+
+class LabelOutOfRange(BadRequest):
+    """A label that is none of the classes."""
+
+
+class NotInCache(BadRequest):
+    """A dataset, teacher, feature or split that the cache does not hold."""
+
+
+class IncompleteCache(BadRequest):
+    """Shards that are still missing."""
+
+
+class StaleCache(BadRequest):
+    """A cache or run made by another job than this one."""
+
+
+class MissingCapability(BadRequest):
+    """A loss that needs what the encoding does not serve."""
+
+
+class UnsupportedFormat(BadRequest):
+    """A cache of a later format, or none at all."""
+
+
+class StorageFailure(StillroomError):
+    """The disk or object store refused: full, read-only, gone."""
+
+
+class RowsMissing(StillroomError):
+    """The command finished, but some rows could not be had."""
+
+    exit_code = 3
+
+
+class CorruptObject(StillroomError):
+    """Bytes that do not match their digest."""
+
+    exit_code = 65
+
+
+class MissingObject(CorruptObject):
+    """An object that is named but not there."""
+
+
+class TryAgain(StillroomError):
+    """The cluster was lost; the same command resumes."""
+
+    exit_code = 75
+
+
+class Interrupted(StillroomError):
+    """Stopped by a signal; the same command resumes.
+
+    Args:
+        what: what was interrupted.
+        signal_number: 2 (SIGINT) or 15 (SIGTERM); the exit code is 128 more, as a shell's is.
+    """
+
+    def __init__(self, what: str, signal_number: int = 2):
+        super().__init__(what, None, None, "run the same command again; it resumes")
+        self.args = (what, signal_number)
+        self.exit_code = 128 + signal_number

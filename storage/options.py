@@ -1,0 +1,119 @@
+"""The base of every section of a job file, and the types that its fields share.
+
+A section lives in the room that uses it; `jobs.files` only puts sections together. All are frozen and strict.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo
+
+from storage.errors import BadRequest
+
+
+class Options(BaseModel):
+    """A section of a job file: frozen, strict, and closed to unknown keys."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+
+def _against_job(path: str, info: ValidationInfo) -> str:
+    folder = (info.context or {}).get("folder")
+    resolved = Path(path).expanduser()
+    return str(resolved if folder is None else (Path(folder) / resolved).resolve())
+
+
+def _path(value: Any, info: ValidationInfo) -> Any:
+    return Path(_against_job(value, info)) if isinstance(value, str) else value
+
+
+def _url(value: str, info: ValidationInfo) -> str:
+    return value.rstrip("/") if "://" in value else _against_job(value, info)
+
+
+def _factory(value: str, info: ValidationInfo) -> str:
+    module, _, function = value.rpartition(":")
+    if not module or not function.isidentifier():
+        raise ValueError('write "package.module:function" or "path/to/file.py:function"')
+    return f"{_against_job(module, info)}:{function}" if module.endswith(".py") else value
+
+
+JobPath = Annotated[Path, BeforeValidator(_path)]
+"""A path, relative to the folder of the job file that names it."""
+
+Url = Annotated[str, Field(min_length=1), AfterValidator(_url)]
+"""A folder, relative to the job file's, or an object store's `scheme://bucket/prefix`."""
+
+Factory = Annotated[str, AfterValidator(_factory)]
+"""`package.module:function`, or `path/to/file.py:function` with the path relative to the job file's folder."""
+
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.\-]{0,63}$")]
+"""A name that is also a folder: letters, digits, dots, dashes and underscores, 64 at most."""
+
+
+def load_factory(reference: Factory) -> Callable[..., Any]:
+    """Return the function that a job file names. This is the one place where a user's own code is imported.
+
+    Raises:
+        BadRequest: no such file, module or function, or importing it failed.
+    """
+    module_name, _, function = reference.rpartition(":")
+    try:
+        module = _load_file(module_name) if module_name.endswith(".py") else importlib.import_module(module_name)
+    except BadRequest:
+        raise
+    except Exception as error:  # whatever a user's module raises while it is imported
+        raise BadRequest(
+            f"cannot import {module_name}",
+            found=f"{type(error).__name__}: {error}",
+            expected=f"a module that defines `{function}`",
+            do="name an installed module, or a file as path/to/file.py:function",
+        ) from error
+    if not callable(getattr(module, function, None)):
+        there = [name for name, value in vars(module).items() if callable(value) and not name.startswith("_")]
+        raise BadRequest(f"{module_name} has no function `{function}`", found=", ".join(there[:12]) or "no functions")
+    return getattr(module, function)  # type: ignore[no-any-return]
+
+
+def factory_source(reference: Factory) -> str:
+    """Return the text of the file that defines a factory, without importing it."""
+    module_name, _, _ = reference.rpartition(":")
+    if module_name.endswith(".py"):
+        path = Path(module_name)
+    else:
+        try:
+            spec = importlib.util.find_spec(module_name)
+        except (ImportError, ValueError):
+            spec = None
+        if spec is None or spec.origin is None:
+            raise BadRequest(f"there is no module {module_name}", do="install it, or name a file: path/to/file.py:function")
+        path = Path(spec.origin)
+    try:
+        return path.read_text()
+    except (OSError, UnicodeDecodeError) as error:
+        raise BadRequest(f"cannot read {path}", found=str(error)) from None
+
+
+def _load_file(path: str) -> Any:
+    """Import a file by its path, under a name of its own, so that its classes and pickles agree within a process."""
+    name = "stillroom_user_" + "".join(c if c.isalnum() else "_" for c in path)
+    if name in sys.modules:
+        return sys.modules[name]
+    if not Path(path).is_file():
+        raise BadRequest(f"there is no file {path}", do="paths in a job file are relative to its own folder")
+    spec = importlib.util.spec_from_file_location(name, path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    try:
+        spec.loader.exec_module(module)
+    except BaseException:
+        del sys.modules[name]
+        raise
+    return module
