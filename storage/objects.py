@@ -11,22 +11,28 @@ import errno
 import os
 import uuid
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from storage.errors import BadRequest, MissingObject, StorageFailure
 
 TEMPORARY_PREFIX = ".tmp-"  # of files that are being written; never listed, left behind only by a kill
 
 
-@dataclass(frozen=True, slots=True)
-class ObjectInfo:
-    """One listed object: its path, its size in bytes, and a version that changes whenever the content does."""
+class ObjectInfo(NamedTuple):
+    """One listed object: its path, its size, a version that changes with the content, and its age in Unix seconds."""
 
     path: str
-    size: int
+    size_bytes: int
     version: str
+    modified_s: float
+
+
+class Listing(NamedTuple):
+    """What lies directly in one folder: objects, and the paths of folders, both sorted."""
+
+    objects: list[ObjectInfo]
+    folders: list[str]
 
 
 class Objects(Protocol):
@@ -43,8 +49,11 @@ class Objects(Protocol):
     def create(self, path: str, data: bytes) -> bool:
         """Write an object only if there is none; return whether this call wrote it."""
 
-    def list(self, prefix: str = "") -> list[ObjectInfo]:
-        """Return all objects below a folder, sorted by path."""
+    def list(self, folder: str = "") -> Listing:
+        """Return what lies directly in a folder; a folder that is not there is empty."""
+
+    def walk(self, folder: str = "") -> Iterator[ObjectInfo]:
+        """Yield every object below a folder, at any depth."""
 
     def delete(self, path: str) -> None:
         """Delete an object; one that is not there is not an error."""
@@ -83,7 +92,7 @@ class LocalObjects:
         folder = (self.root / path).parent
         temporary = folder / f"{TEMPORARY_PREFIX}{uuid.uuid4().hex}"
         try:
-            folder.mkdir(parents=True, exist_ok=True)
+            _make_folder(folder)
             with open(temporary, "wb", buffering=0) as file:
                 view = memoryview(data)
                 while view:  # an unbuffered write may be short
@@ -97,27 +106,28 @@ class LocalObjects:
             with contextlib.suppress(OSError):
                 temporary.unlink(missing_ok=True)
 
-    def list(self, prefix: str = "") -> list[ObjectInfo]:
-        found = []
-        folders = [os.path.join(self.url, prefix)]
-        while folders:
-            folder = folders.pop()
-            try:
-                entries = list(os.scandir(folder))
-            except (FileNotFoundError, NotADirectoryError):
-                continue  # an empty prefix, or a folder that another process has just deleted
-            except OSError as error:
-                raise _storage_failure("list", folder, error) from error
-            for entry in entries:
-                if entry.is_dir(follow_symlinks=False):
-                    folders.append(entry.path)
-                elif not entry.name.startswith(TEMPORARY_PREFIX):
-                    with contextlib.suppress(FileNotFoundError):
-                        status = entry.stat()
-                        path = os.path.relpath(entry.path, self.url).replace(os.sep, "/")
-                        version = f"{status.st_mtime_ns:x}-{status.st_ino:x}"
-                        found.append(ObjectInfo(path, status.st_size, version))
-        return sorted(found, key=lambda info: info.path)
+    def list(self, folder: str = "") -> Listing:
+        objects, folders = [], []
+        try:
+            with os.scandir(self.root / folder) as entries:
+                for entry in entries:
+                    path = f"{folder}/{entry.name}".lstrip("/")
+                    if entry.is_dir():
+                        folders.append(path)
+                    elif not entry.name.startswith(TEMPORARY_PREFIX):
+                        with contextlib.suppress(FileNotFoundError):  # deleted since the folder was read
+                            objects.append(_local_info(path, entry.stat()))
+        except (FileNotFoundError, NotADirectoryError):
+            pass  # an empty prefix, or a folder that another process has just deleted
+        except OSError as error:
+            raise _storage_failure("list", f"{self.url}/{folder}", error) from error
+        return Listing(sorted(objects), sorted(folders))
+
+    def walk(self, folder: str = "") -> Iterator[ObjectInfo]:
+        listing = self.list(folder)
+        yield from listing.objects
+        for below in listing.folders:
+            yield from self.walk(below)
 
     def delete(self, path: str) -> None:
         target = self.root / path
@@ -171,16 +181,19 @@ class RemoteObjects:
                     return True
         raise StorageFailure(f"cannot create {self.url}/{path}", found="the store refuses it, yet holds no such object")
 
-    def list(self, prefix: str = "") -> list[ObjectInfo]:
+    def list(self, folder: str = "") -> Listing:
         import obstore
 
-        with self._failures("list", prefix):
-            found = [
-                ObjectInfo(meta["path"], meta["size"], meta["e_tag"] or meta["last_modified"].isoformat())
-                for page in obstore.list(self._store, prefix=prefix or None)
-                for meta in page
-            ]
-        return sorted(found, key=lambda info: info.path)
+        with self._failures("list", folder):
+            found = obstore.list_with_delimiter(self._store, folder or None)
+        return Listing(sorted(map(_remote_info, found["objects"])), sorted(found["common_prefixes"]))
+
+    def walk(self, folder: str = "") -> Iterator[ObjectInfo]:
+        import obstore
+
+        with self._failures("list", folder):
+            for page in obstore.list(self._store, folder or None):
+                yield from map(_remote_info, page)
 
     def delete(self, path: str) -> None:
         import obstore
@@ -203,6 +216,23 @@ class RemoteObjects:
 def open_objects(url: str) -> Objects:
     """Return the objects below a local folder or an object store's prefix."""
     return RemoteObjects(url) if "://" in url else LocalObjects(url)
+
+
+def _local_info(path: str, status: os.stat_result) -> ObjectInfo:
+    return ObjectInfo(path, status.st_size, f"{status.st_mtime_ns:x}-{status.st_size:x}", status.st_mtime)
+
+
+def _remote_info(meta: Any) -> ObjectInfo:
+    modified = meta["last_modified"]
+    return ObjectInfo(meta["path"], meta["size"], meta["e_tag"] or modified.isoformat(), modified.timestamp())
+
+
+def _make_folder(folder: Path) -> None:
+    """Create a folder and its parents, each synced into its own parent."""
+    if not folder.is_dir():
+        _make_folder(folder.parent)
+        folder.mkdir(exist_ok=True)
+        _sync_folder(folder.parent)
 
 
 def _sync_folder(folder: Path) -> None:

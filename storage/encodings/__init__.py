@@ -1,0 +1,7 @@
+"""How soft targets are stored: one file per encoding, each with encode, decode, what it serves, and bytes per row."""
+
+from storage.encodings.dense import DenseEncoding, FeatureEncoding
+
+ENCODINGS = {"dense": DenseEncoding}
+
+__all__ = ["ENCODINGS", "DenseEncoding", "FeatureEncoding"]

@@ -1,0 +1,119 @@
+"""What a cache promises: its format, its datasets, its teachers, each written before any of their data.
+
+Every spec is one small JSON object, created once and never changed. A later build compares its own against it, field
+by field; a difference is a `StaleCache` error that names the fields.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from storage.digests import differences, fingerprint
+from storage.encodings import DenseEncoding, FeatureEncoding
+from storage.errors import CorruptObject, StaleCache, UnsupportedFormat
+from storage.objects import Objects
+
+FORMAT_VERSION = 1
+
+
+class Spec(BaseModel):
+    """One promise, kept as JSON."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    @property
+    def fingerprint(self) -> str:
+        """The fingerprint of everything promised."""
+        return fingerprint(self.model_dump(mode="json"))
+
+    def to_json(self) -> bytes:
+        """Return the readable JSON that lies on disk."""
+        return (json.dumps(self.model_dump(mode="json"), indent=2) + "\n").encode()
+
+
+class CacheSpec(Spec):
+    """`cache.json`: the format version first, and the identity of this cache."""
+
+    format: int
+    id: str
+    created: str
+    created_by: str
+
+
+class DatasetSpec(Spec):
+    """`<dataset>/dataset.json`: what makes the content of its rows.
+
+    `source` holds the options that decide content (never the path, so that data may move), `input_shape` the shape of
+    one input without the row axis.
+    """
+
+    name: str
+    source: dict[str, Any]
+    classes: list[str]
+    input_shape: tuple[int, ...]
+    input_dtype: str
+
+
+class TeacherSpec(Spec):
+    """`<dataset>/<teacher>/teacher.json`: which function made the targets, and how they are stored."""
+
+    name: str
+    model: dict[str, Any]
+    num_classes: int
+    encoding: DenseEncoding
+    features: dict[str, FeatureEncoding]
+
+
+AnySpec = TypeVar("AnySpec", bound=Spec)
+
+
+def read_spec(objects: Objects, path: str, kind: type[AnySpec]) -> AnySpec:
+    """Return a spec from its JSON.
+
+    Raises:
+        UnsupportedFormat: it was written by a later format.
+        CorruptObject: it is not the JSON of such a spec.
+    """
+    data = objects.get(path)
+    try:
+        value = json.loads(data)
+        version = value.get("format", FORMAT_VERSION)
+        if isinstance(version, int) and version > FORMAT_VERSION:
+            raise UnsupportedFormat(
+                f"{objects.url} is a cache of a later format",
+                found=f"format {version} ({path}, written by {value.get('created_by', 'unknown')})",
+                expected=f"format {FORMAT_VERSION} or earlier",
+                do="upgrade stillroom",
+            )
+        return kind.model_validate(value)
+    except (ValueError, AttributeError, ValidationError) as error:
+        raise CorruptObject(f"{objects.url}/{path} is not a {kind.__name__}", found=str(error)) from None
+
+
+def write_spec(objects: Objects, path: str, spec: AnySpec, job: str) -> AnySpec:
+    """Create a spec, or check that the one already there is the same, and return it.
+
+    Args:
+        objects: the cache.
+        path: of the spec, in the cache.
+        spec: what this job promises.
+        job: name of the job, for the message.
+
+    Raises:
+        StaleCache: what is there differs; every differing field is named.
+    """
+    if objects.create(path, spec.to_json()):
+        return spec
+    found = read_spec(objects, path, type(spec))
+    fields = differences(found.model_dump(mode="json"), spec.model_dump(mode="json"))
+    if fields:
+        raise StaleCache(
+            f"{objects.url} was built by another job: {path} differs in {', '.join(name for name, _, _ in fields)}",
+            found="\n".join(f"{name} = {was!r}" for name, was, _ in fields),
+            expected="\n".join(f"{name} = {now!r}  ({job})" for name, _, now in fields),
+            do=f"cache build {job} --as NAME    # a new cache beside it; this one stays as it is",
+        )
+    return found
