@@ -44,7 +44,10 @@ def pack(arrays: Mapping[str, np.ndarray]) -> dict[str, bytes]:
 
 
 def unpack(objects: Mapping[str, bytes], names: Iterable[str]) -> dict[str, np.ndarray]:
-    """Return the named arrays of a group written by `pack`; only their objects need be among `objects`."""
+    """Return the named arrays of a group written by `pack`; only their own objects need be among `objects`.
+
+    The caller makes sure that each array's chunk is there: Zarr would read a missing one as zeros.
+    """
     buffer = default_buffer_prototype().buffer
     store = MemoryStore({path: buffer.from_bytes(data) for path, data in objects.items()})
     return {name: np.asarray(zarr.open_array(store, path=name, mode="r")[...]) for name in names}

@@ -11,6 +11,7 @@ import errno
 import os
 import uuid
 from collections.abc import Iterator
+from io import FileIO
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -92,8 +93,7 @@ class LocalObjects:
         folder = (self.root / path).parent
         temporary = folder / f"{TEMPORARY_PREFIX}{uuid.uuid4().hex}"
         try:
-            _make_folder(folder)
-            with open(temporary, "wb", buffering=0) as file:
+            with _open_new(temporary) as file:
                 view = memoryview(data)
                 while view:  # an unbuffered write may be short
                     view = view[file.write(view) :]
@@ -225,6 +225,14 @@ def _local_info(path: str, status: os.stat_result) -> ObjectInfo:
 def _remote_info(meta: Any) -> ObjectInfo:
     modified = meta["last_modified"]
     return ObjectInfo(meta["path"], meta["size"], meta["e_tag"] or modified.isoformat(), modified.timestamp())
+
+
+def _open_new(path: Path) -> FileIO:
+    for _ in range(8):
+        _make_folder(path.parent)
+        with contextlib.suppress(FileNotFoundError):  # another process has just deleted the folder as empty
+            return open(path, "wb", buffering=0)
+    return open(path, "wb", buffering=0)
 
 
 def _make_folder(folder: Path) -> None:

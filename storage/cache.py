@@ -1,0 +1,202 @@
+"""A cache: rows in, arrays out. The only way in for both sides.
+
+    <cache>/
+      cache.json                                 format and identity; written first
+      <dataset>/dataset.json                     what makes the content of its rows
+      <dataset>/plan/00000.parquet               which sample is which row; where shards end
+      <dataset>/ingest/00042.parquet             commit: sample_id, label, split, digest, error of each row
+      <dataset>/ingest/00042-7f3a0c12.zarr/      `inputs`
+      <dataset>/<teacher>/teacher.json           which function made the targets
+      <dataset>/<teacher>/<view>/00042.parquet   commit: the teacher's top class, entropy, … of each row
+      <dataset>/<teacher>/<view>/00042-….zarr/   `logits`, `feature/<name>`
+      ledger/00000007.parquet                    summaries of commits
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Iterable, Sequence
+from datetime import UTC, datetime
+from importlib.metadata import version
+
+import numpy as np
+import polars as pl
+
+from storage.errors import BadRequest, IncompleteCache, MissingObject, NotInCache, StaleCache
+from storage.objects import Objects, open_objects
+from storage.rows import RowPlan, ShardRows, read_plan
+from storage.shards import Commit, ShardKey, list_commits, read_arrays, read_commits, stage_folder
+from storage.spec import FORMAT_VERSION, CacheSpec, DatasetSpec, TeacherSpec, read_spec
+from storage.views import PLAIN, view_fingerprint
+
+CACHE_JSON = "cache.json"
+TEACHER_COLUMNS = ("top", "top_probability", "entropy", "label_log_probability")
+
+
+class Cache:
+    """An open cache. Reads are thread-safe and see only committed shards."""
+
+    def __init__(self, objects: Objects, spec: CacheSpec):
+        self.objects = objects
+        self.spec = spec
+
+    @property
+    def url(self) -> str:
+        return self.objects.url
+
+    @property
+    def id(self) -> str:
+        """The cache's identity, made once when it was created."""
+        return self.spec.id
+
+    @classmethod
+    def open(cls, url: str) -> Cache:
+        """Return the cache at a folder or an object store's prefix.
+
+        Raises:
+            NotInCache: there is no cache.
+            UnsupportedFormat: it was written by a later format.
+        """
+        objects = open_objects(url)
+        listing = objects.list()
+        if CACHE_JSON not in {info.path for info in listing.objects}:
+            there = "a folder without cache.json" if listing.objects or listing.folders else "nothing"
+            raise NotInCache(f"{url} is not a cache", found=there, expected="cache.json", do="cache build JOB.toml")
+        return cls(objects, read_spec(objects, CACHE_JSON, CacheSpec))
+
+    @classmethod
+    def create(cls, url: str) -> Cache:
+        """Return the cache at `url`, made now if nothing is there.
+
+        Raises:
+            BadRequest: the folder holds something that is not a cache.
+        """
+        objects = open_objects(url)
+        listing = objects.list()
+        if (listing.objects or listing.folders) and CACHE_JSON not in {info.path for info in listing.objects}:
+            raise BadRequest(
+                f"{url} holds something that is not a cache",
+                found=", ".join([*(o.path for o in listing.objects), *(f"{f}/" for f in listing.folders)][:5]),
+                expected="an empty or absent folder, or a cache",
+                do="name another folder in the job's `cache`",
+            )
+        spec = CacheSpec(
+            format=FORMAT_VERSION,
+            id=secrets.token_hex(16),
+            created=datetime.now(UTC).isoformat(timespec="seconds"),
+            created_by=f"stillroom {version('stillroom')}",
+        )
+        objects.create(CACHE_JSON, spec.to_json())  # another builder may have been first; then it is theirs
+        return cls.open(url)
+
+    def dataset_names(self) -> list[str]:
+        """Return the datasets, sorted."""
+        return [name for name in self.objects.list().folders if self._has(name, "dataset.json")]
+
+    def dataset(self, name: str) -> DatasetSpec:
+        """Return what is promised of a dataset. Raises NotInCache."""
+        if name not in (names := self.dataset_names()):
+            raise NotInCache(f"{self.url} has no dataset {name}", found=", ".join(names) or "no datasets")
+        return read_spec(self.objects, f"{name}/dataset.json", DatasetSpec)
+
+    def teacher_names(self, dataset: str) -> list[str]:
+        """Return the teachers of a dataset, sorted."""
+        folders = self.objects.list(dataset).folders
+        return [f.rsplit("/", 1)[-1] for f in folders if self._has(f, "teacher.json")]
+
+    def teacher(self, dataset: str, name: str) -> TeacherSpec:
+        """Return what is promised of a teacher's targets. Raises NotInCache."""
+        self.dataset(dataset)
+        if name not in (names := self.teacher_names(dataset)):
+            raise NotInCache(
+                f"{self.url} has no teacher {name} for {dataset}",
+                found=", ".join(names) or "no teachers",
+                do=f'add a [[teacher]] named "{name}" to the cache job, then cache build',
+            )
+        return read_spec(self.objects, f"{dataset}/{name}/teacher.json", TeacherSpec)
+
+    def plan(self, dataset: str) -> RowPlan:
+        """Return the frozen row plan of a dataset."""
+        return read_plan(self.objects, dataset)
+
+    def shards(self, dataset: str) -> list[ShardRows]:
+        """Return every planned shard of a dataset, ascending and contiguous."""
+        return self.plan(dataset).shards()
+
+    def committed(self, dataset: str, teacher: str | None = None, view: str = PLAIN) -> set[int]:
+        """Return the numbers of the shards that are whole, for the ingest (no teacher) or for a teacher's targets."""
+        return set(list_commits(self.objects, stage_folder(dataset, teacher, view)))
+
+    def commits(self, dataset: str, teacher: str | None = None, view: str = PLAIN) -> list[Commit]:
+        """Return all commits of a stage, in shard order, with their tables."""
+        shards = sorted(self.committed(dataset, teacher, view))
+        return read_commits(self.objects, [ShardKey(dataset, teacher, view, s).commit_path for s in shards])
+
+    def samples(self, dataset: str, teachers: Iterable[str] = ()) -> pl.DataFrame:
+        """Return one row per readable sample of the committed shards, in row order.
+
+        Args:
+            dataset: its name.
+            teachers: whose per-sample columns to add, `<teacher>_top`, `_top_probability`, `_entropy` (nats) and
+                `_label_log_probability`; null where the teacher's shard is not committed.
+
+        Returns:
+            `row` int64, `shard` int64, `sample_id` string, `label` int64 (null: unlabelled), `split` string, `digest`
+            string, columns of the source, then those of the teachers.
+        """
+        samples = self._table(dataset, None).filter(pl.col("error").is_null()).drop("error")
+        for teacher in teachers:
+            columns = {name: f"{teacher}_{name}" for name in TEACHER_COLUMNS}
+            table = self._table(dataset, teacher).select("row", *columns).rename(columns)
+            samples = samples.join(table, on="row", how="left", maintain_order="left")
+        return samples
+
+    def quarantined(self, dataset: str) -> pl.DataFrame:
+        """Return `row`, `sample_id` and `error` of the samples that could not be read, in row order."""
+        return self._table(dataset, None).filter(pl.col("error").is_not_null()).select("row", "sample_id", "error")
+
+    def read_inputs(self, dataset: str, shard: int) -> np.ndarray:
+        """Return the model-ready inputs of a shard, (S, *input_shape); rows that `samples` does not list are zeros."""
+        return read_arrays(self.objects, self.commit(ShardKey(dataset, None, PLAIN, shard)), ["inputs"])["inputs"]
+
+    def read_targets(
+        self, dataset: str, teacher: str, shard: int, view: str = PLAIN, names: Sequence[str] = ("logits",)
+    ) -> dict[str, np.ndarray]:
+        """Return encoded targets of a shard by array name, (S, …) each; the teacher's encoding decodes them."""
+        return read_arrays(self.objects, self.commit(ShardKey(dataset, teacher, view, shard)), names)
+
+    def check_view(self, dataset: str, teacher: str, shard: int, inputs_S: np.ndarray, view: str = PLAIN) -> None:
+        """Check that `inputs_S` begins with what the teacher was shown (invariant 5).
+
+        Raises:
+            StaleCache: it does not.
+        """
+        key = ShardKey(dataset, teacher, view, shard)
+        ingest, targets = self.commit(ShardKey(dataset, None, PLAIN, shard)), self.commit(key)
+        expected, found = targets.about["view_fingerprint"], view_fingerprint(inputs_S)
+        if found != expected or ingest.about["inputs_digest"] != targets.about["inputs_digest"]:
+            raise StaleCache(
+                f"{self.url}: {key} was computed from other inputs than these",
+                found=f"view fingerprint {found}",
+                expected=f"view fingerprint {expected}",
+                do=f"cache verify {self.url} --repair, then cache build",
+            )
+
+    def commit(self, key: ShardKey, *, with_table: bool = False) -> Commit:
+        """Return the commit of one shard. Raises IncompleteCache if it has none."""
+        try:
+            data = self.objects.get(key.commit_path)
+        except MissingObject:
+            raise IncompleteCache(f"{self.url}: {key} is not built", do="cache build JOB.toml") from None
+        return Commit.from_parquet(data, key.commit_path, with_table=with_table)
+
+    def _table(self, dataset: str, teacher: str | None) -> pl.DataFrame:
+        commits = self.commits(dataset, teacher)
+        if not commits:
+            raise IncompleteCache(f"{self.url}: nothing of {stage_folder(dataset, teacher)} is built", do="cache build JOB.toml")
+        tables = [pl.DataFrame(pl.from_arrow(c.table)).with_columns(shard=pl.lit(c.key.shard)) for c in commits]
+        return pl.concat(tables, how="diagonal")
+
+    def _has(self, folder: str, name: str) -> bool:
+        return any(info.path == f"{folder}/{name}" for info in self.objects.list(folder).objects)
+

@@ -1,0 +1,126 @@
+"""All commits of a cache at a glance: rows, bytes and rates, without reading every commit each time.
+
+Summaries are compacted into `ledger/00000007.parquet`. That file is a memory, never an authority: which shards exist
+is always asked of the store, and a remembered summary counts only while the commit's version is still the same.
+"""
+
+from __future__ import annotations
+
+from io import BytesIO
+from typing import Any
+
+import polars as pl
+
+from storage.errors import MissingObject
+from storage.objects import Objects
+from storage.shards import INGEST, PLAN, Commit, list_commits, read_commits, stage_folder
+
+LEDGER = "ledger"
+SUMMARY_SCHEMA = {
+    "path": pl.String,
+    "version": pl.String,
+    "dataset": pl.String,
+    "teacher": pl.String,
+    "view": pl.String,
+    "shard": pl.Int64,
+    "rows": pl.Int64,
+    "quarantined": pl.Int64,
+    "bytes": pl.Int64,
+    "seconds": pl.Float64,
+    "finished": pl.String,
+}
+
+
+class Ledger:
+    """A summary of every commit.
+
+    Attributes:
+        commits: one row per commit, columns of SUMMARY_SCHEMA.
+        new: how many of them no ledger file held.
+    """
+
+    def __init__(self, objects: Objects, commits: pl.DataFrame, new: int):
+        self._objects = objects
+        self.commits = commits
+        self.new = new
+
+    @classmethod
+    def load(cls, objects: Objects) -> Ledger:
+        """Return the ledger of a cache: one listing per stage, one ledger file, and the commits since."""
+        there = pl.DataFrame(
+            [(path, version) for path, version in _list_versions(objects).items()],
+            schema={"path": pl.String, "version": pl.String},
+            orient="row",
+        )
+        remembered = there.join(_read_latest(objects), on=["path", "version"], how="inner")
+        unread = there.join(remembered, on="path", how="anti")
+        commits = read_commits(objects, unread["path"].to_list(), with_table=False)
+        versions = dict(unread.iter_rows())
+        fresh = pl.DataFrame([_summary(c, versions[c.key.commit_path]) for c in commits], schema=SUMMARY_SCHEMA, orient="row")
+        return cls(objects, pl.concat([remembered.select(SUMMARY_SCHEMA), fresh]).sort("path"), len(commits))
+
+    def compact(self) -> None:
+        """Write all summaries as the next ledger file, and drop the older ones."""
+        if not self.new:
+            return
+        old = [info.path for info in self._objects.list(LEDGER).objects]
+        number = max((int(path.rsplit("/", 1)[-1].split(".")[0]) for path in old), default=-1) + 1
+        sink = BytesIO()
+        self.commits.write_parquet(sink)
+        if self._objects.create(f"{LEDGER}/{number:08d}.parquet", sink.getvalue()):
+            for path in old:
+                self._objects.delete(path)
+
+    def of(self, dataset: str, teacher: str | None, view: str) -> pl.DataFrame:
+        """Return the summaries of one stage."""
+        return self.commits.filter(
+            pl.col("dataset") == dataset, pl.col("teacher").eq_missing(pl.lit(teacher)), pl.col("view") == view
+        )
+
+
+def list_stages(objects: Objects) -> list[tuple[str, str | None, str]]:
+    """Return (dataset, teacher, view) of every stage of a cache; the teacher is None for an ingest."""
+    stages: list[tuple[str, str | None, str]] = []
+    for dataset in objects.list().folders:
+        listing = objects.list(dataset)
+        if f"{dataset}/dataset.json" not in {info.path for info in listing.objects}:
+            continue
+        stages.append((dataset, None, "plain"))
+        for teacher in listing.folders:
+            name = teacher.rsplit("/", 1)[-1]
+            if name not in (INGEST, PLAN):
+                stages += [(dataset, name, view.rsplit("/", 1)[-1]) for view in objects.list(teacher).folders]
+    return stages
+
+
+def _list_versions(objects: Objects) -> dict[str, str]:
+    versions = {}
+    for stage in list_stages(objects):
+        folder = stage_folder(*stage)
+        versions |= {f"{folder}/{shard:05d}.parquet": version for shard, version in list_commits(objects, folder).items()}
+    return versions
+
+
+def _read_latest(objects: Objects) -> pl.DataFrame:
+    for info in reversed(objects.list(LEDGER).objects):
+        try:
+            return pl.read_parquet(BytesIO(objects.get(info.path))).select(SUMMARY_SCHEMA).cast(SUMMARY_SCHEMA)  # type: ignore[arg-type]
+        except (MissingObject, pl.exceptions.PolarsError):
+            continue  # compacted away since it was listed, or damaged: the commits themselves know better
+    return pl.DataFrame(schema=SUMMARY_SCHEMA)
+
+
+def _summary(commit: Commit, version: str) -> tuple[Any, ...]:
+    return (
+        commit.key.commit_path,
+        version,
+        commit.key.dataset,
+        commit.key.teacher,
+        commit.key.view,
+        commit.key.shard,
+        commit.stop - commit.start,
+        commit.about.get("quarantined", 0),
+        sum(stored.size_bytes for stored in commit.objects),
+        commit.about.get("seconds", 0.0),
+        commit.about.get("finished"),
+    )

@@ -1,0 +1,136 @@
+"""Check every object of a cache against its digest, and clear away what no commit names.
+
+Repair means to forget: a bad shard loses its commit, then its objects, and the next build computes it again.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+
+from storage.cache import Cache
+from storage.errors import CorruptObject
+from storage.ledger import list_stages
+from storage.shards import (
+    GROUP_NAME,
+    Commit,
+    ShardKey,
+    delete_folder,
+    delete_shard,
+    get_checked,
+    list_commits,
+    read_arrays,
+    stage_folder,
+)
+
+GRACE_S = 24 * 3600.0  # an uncommitted group younger than this may belong to a running build
+
+
+@dataclass(frozen=True)
+class BadShard:
+    """A committed shard that is not what it promises."""
+
+    key: ShardKey
+    reason: str
+
+
+@dataclass(frozen=True)
+class Verification:
+    """What `verify` found.
+
+    Attributes:
+        shards: commits read.
+        bytes: bytes digested.
+        bad: shards that failed, with the reason.
+        garbage: groups that no commit names, older than the grace.
+    """
+
+    shards: int
+    bytes: int
+    bad: tuple[BadShard, ...]
+    garbage: tuple[str, ...]
+
+
+def verify(cache: Cache, on_shard: Callable[[int, int], None] = lambda done, total: None) -> Verification:
+    """Read every committed object of a cache and check it.
+
+    Args:
+        cache: an open cache.
+        on_shard: called with (shards done, shards in all).
+    """
+    keys = [
+        ShardKey(*stage, shard)
+        for stage in list_stages(cache.objects)
+        for shard in sorted(list_commits(cache.objects, stage_folder(*stage)))
+    ]
+    rows = {name: {s.shard: s for s in cache.shards(name)} for name in cache.dataset_names()}
+    bad, num_bytes, groups = [], 0, set()
+    with ThreadPoolExecutor(max_workers=4) as pool:
+        checks = pool.map(lambda key: _check(cache, key, rows[key.dataset].get(key.shard)), keys)
+        for done, (key, (commit, reason)) in enumerate(zip(keys, checks, strict=True), start=1):
+            if commit is not None:
+                groups.add(commit.group)
+                num_bytes += sum(stored.size_bytes for stored in commit.objects)
+            if reason is not None:
+                bad.append(BadShard(key, reason))
+            on_shard(done, len(keys))
+    return Verification(len(keys), num_bytes, tuple(bad), tuple(_garbage(cache, groups)))
+
+
+def repair(cache: Cache, found: Verification) -> None:
+    """Drop every bad shard, so that the next build computes it again, and all garbage."""
+    for bad in found.bad:
+        delete_shard(cache.objects, bad.key.commit_path)
+    for group in found.garbage:
+        delete_folder(cache.objects, group)
+
+
+def _check(cache: Cache, key: ShardKey, planned: tuple[int, int, int] | None) -> tuple[Commit | None, str | None]:
+    """Return the commit of a shard, if it can be read, and what is wrong with the shard, if anything is."""
+    try:
+        commit = cache.commit(key, with_table=True)
+    except CorruptObject as error:
+        return None, str(error)
+    try:
+        if planned is None or (commit.start, commit.stop) != planned[1:]:
+            raise CorruptObject(f"{key} covers rows {commit.start} to {commit.stop}", expected=f"{planned}")
+        for stored in commit.objects:
+            get_checked(cache.objects, commit, stored)
+        _check_content(cache, commit)
+    except CorruptObject as error:
+        return commit, str(error)
+    return commit, None
+
+
+def _check_content(cache: Cache, commit: Commit) -> None:
+    """Check what digests cannot: row numbers, that every value is finite, that targets belong to today's inputs."""
+    rows = commit.table["row"].to_numpy()
+    if not np.array_equal(rows, np.arange(commit.start, commit.stop)):
+        raise CorruptObject(f"{commit.key}: its table does not list rows {commit.start} to {commit.stop}")
+    if commit.key.teacher is None:
+        return
+    names = sorted({stored.path.split("/c/")[0] for stored in commit.objects if "/c/" in stored.path})
+    for name, array_S in read_arrays(cache.objects, commit, names).items():
+        bf16 = array_S.dtype == np.uint16  # the bits of bfloat16 are the high half of a float32
+        floats = (array_S.astype(np.uint32) << 16).view(np.float32) if bf16 else array_S
+        if not np.isfinite(floats).all():
+            raise CorruptObject(f"{commit.key}: {name} holds NaN or infinity")
+    ingest = cache.commit(ShardKey(commit.key.dataset, None, commit.key.view, commit.key.shard))
+    if ingest.about["inputs_digest"] != commit.about["inputs_digest"]:
+        raise CorruptObject(f"{commit.key} was computed from other inputs than those now in {ingest.key}")
+
+
+def _garbage(cache: Cache, groups: set[str]) -> Iterator[str]:
+    """Yield attempts that no readable commit names and that no running build can still be writing."""
+    now = time.time()
+    for stage in list_stages(cache.objects):
+        for folder in cache.objects.list(stage_folder(*stage)).folders:
+            if folder in groups or not GROUP_NAME.fullmatch(folder.rsplit("/", 1)[-1]):
+                continue
+            if all(now - info.modified_s > GRACE_S for info in cache.objects.walk(folder)):
+                yield folder
+
