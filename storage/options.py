@@ -5,6 +5,7 @@ A section lives in the room that uses it; `jobs.files` only puts sections togeth
 
 from __future__ import annotations
 
+import ast
 import importlib
 import importlib.util
 import sys
@@ -14,6 +15,7 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo
 
+from storage.digests import fingerprint
 from storage.errors import BadRequest
 
 
@@ -81,7 +83,7 @@ def load_factory(reference: Factory) -> Callable[..., Any]:
     return getattr(module, function)  # type: ignore[no-any-return]
 
 
-def factory_source(reference: Factory) -> str:
+def _factory_source(reference: Factory) -> str:
     """Return the text of the file that defines a factory, without importing it."""
     module_name, _, _ = reference.rpartition(":")
     if module_name.endswith(".py"):
@@ -98,6 +100,15 @@ def factory_source(reference: Factory) -> str:
         return path.read_text()
     except (OSError, UnicodeDecodeError) as error:
         raise BadRequest(f"cannot read {path}", found=str(error)) from None
+
+
+def code_fingerprint(reference: Factory) -> str:
+    """Return the fingerprint of the file that defines a factory, blind to comments and layout, without importing it."""
+    source = _factory_source(reference)
+    try:
+        return fingerprint(ast.unparse(ast.parse(source)))
+    except SyntaxError as error:
+        raise BadRequest(f"cannot parse the file of {reference}", found=str(error)) from None
 
 
 def _load_file(path: str) -> Any:

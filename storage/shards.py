@@ -88,6 +88,11 @@ class Commit:
         """The folder of this attempt's arrays."""
         return f"{self.key.folder}/{self.key.shard:05d}-{self.attempt}.zarr"
 
+    @property
+    def array_names(self) -> list[str]:
+        """The names of its arrays, sorted."""
+        return sorted({stored.path.split("/c/")[0] for stored in self.objects if "/c/" in stored.path})
+
     def to_parquet(self) -> bytes:
         """Return the commit's bytes."""
         proof = json.dumps(
@@ -190,11 +195,9 @@ def read_arrays(objects: Objects, commit: Commit, names: Iterable[str]) -> dict[
     names = list(names)
     wanted = []
     for name in names:
-        below = [stored for stored in commit.objects if stored.path.startswith(f"{name}/")]
-        if not any(stored.path.startswith(f"{name}/c") for stored in below):
-            there = sorted(p.path.split("/c/")[0] for p in commit.objects if "/c/" in p.path)
-            raise NotInCache(f"{commit.key} has no array {name}", found=", ".join(there))
-        wanted += below
+        if name not in commit.array_names:
+            raise NotInCache(f"{commit.key} has no array {name}", found=", ".join(commit.array_names))
+        wanted += [stored for stored in commit.objects if stored.path.startswith(f"{name}/")]
     found = {stored.path: get_checked(objects, commit, stored) for stored in wanted}
     arrays = unpack(found, names)
     for name, array_S in arrays.items():

@@ -12,8 +12,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from storage.arrays import unpack
 from storage.cache import Cache
-from storage.errors import CorruptObject
+from storage.errors import CorruptObject, StillroomError
 from storage.ledger import list_stages
 from storage.shards import (
     GROUP_NAME,
@@ -23,9 +24,9 @@ from storage.shards import (
     delete_shard,
     get_checked,
     list_commits,
-    read_arrays,
     stage_folder,
 )
+from storage.views import PLAIN
 
 GRACE_S = 24 * 3600.0  # an uncommitted group younger than this may belong to a running build
 
@@ -98,30 +99,27 @@ def _check(cache: Cache, key: ShardKey, planned: tuple[int, int, int] | None) ->
     try:
         if planned is None or (commit.start, commit.stop) != planned[1:]:
             raise CorruptObject(f"{key} covers rows {commit.start} to {commit.stop}", expected=f"{planned}")
-        for stored in commit.objects:
-            get_checked(cache.objects, commit, stored)
-        _check_content(cache, commit)
-    except CorruptObject as error:
+        objects = {stored.path: get_checked(cache.objects, commit, stored) for stored in commit.objects}
+        _check_content(cache, commit, unpack(objects, commit.array_names))
+    except StillroomError as error:
         return commit, str(error)
     return commit, None
 
 
-def _check_content(cache: Cache, commit: Commit) -> None:
+def _check_content(cache: Cache, commit: Commit, arrays: dict[str, np.ndarray]) -> None:
     """Check what digests cannot: row numbers, that every value is finite, that targets belong to today's inputs."""
     rows = commit.table["row"].to_numpy()
     if not np.array_equal(rows, np.arange(commit.start, commit.stop)):
         raise CorruptObject(f"{commit.key}: its table does not list rows {commit.start} to {commit.stop}")
     if commit.key.teacher is None:
         return
-    names = sorted({stored.path.split("/c/")[0] for stored in commit.objects if "/c/" in stored.path})
-    for name, array_S in read_arrays(cache.objects, commit, names).items():
+    for name, array_S in arrays.items():
         bf16 = array_S.dtype == np.uint16  # the bits of bfloat16 are the high half of a float32
-        floats = (array_S.astype(np.uint32) << 16).view(np.float32) if bf16 else array_S
-        if not np.isfinite(floats).all():
+        if not np.isfinite((array_S.astype(np.uint32) << 16).view(np.float32) if bf16 else array_S).all():
             raise CorruptObject(f"{commit.key}: {name} holds NaN or infinity")
-    ingest = cache.commit(ShardKey(commit.key.dataset, None, commit.key.view, commit.key.shard))
-    if ingest.about["inputs_digest"] != commit.about["inputs_digest"]:
-        raise CorruptObject(f"{commit.key} was computed from other inputs than those now in {ingest.key}")
+    ingest = ShardKey(commit.key.dataset, None, PLAIN, commit.key.shard)
+    if cache.commit(ingest).about["inputs_digest"] != commit.about["inputs_digest"]:
+        raise CorruptObject(f"{commit.key} was computed from other inputs than those now in {ingest}")
 
 
 def _garbage(cache: Cache, groups: set[str]) -> Iterator[str]:

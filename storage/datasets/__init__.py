@@ -1,0 +1,19 @@
+"""Sources of samples: one file per kind, chosen by `kind` in a job's `[[dataset]]`."""
+
+from typing import Annotated
+
+from pydantic import Field
+
+from storage.datasets.arrays import ArraysSource
+from storage.datasets.base import RawSample, Source, Unreadable, check_label
+from storage.datasets.digits import DigitsSource
+from storage.datasets.factory import FactorySource
+from storage.datasets.image_folder import ImageFolderSource
+from storage.datasets.parquet_images import ParquetImagesSource
+
+AnySource = Annotated[
+    DigitsSource | ImageFolderSource | ParquetImagesSource | ArraysSource | FactorySource,
+    Field(discriminator="kind"),
+]
+
+__all__ = ["AnySource", "RawSample", "Source", "Unreadable", "check_label"]

@@ -1,0 +1,83 @@
+"""NumPy files: inputs in one array, labels in another."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import polars as pl
+
+from storage.datasets.base import FILE_SCHEMA, LocalFile, RawSample, Source
+from storage.errors import MissingSource
+from storage.options import JobPath
+
+
+class ArraysSource(Source):
+    """Inputs of any shape, uint8 or floating (kept as float32).
+
+    Attributes:
+        path: a .npy file of inputs, or a .npz with `inputs` and `labels`.
+        labels: a .npy file of labels beside a .npy of inputs; without it the dataset is unlabelled.
+        inputs_key, labels_key: names of the arrays in a .npz.
+        classes: class names; by default the numbers up to the largest label.
+    """
+
+    kind: Literal["arrays"]
+    path: JobPath
+    labels: JobPath | None = None
+    inputs_key: str = "inputs"
+    labels_key: str = "labels"
+    classes: list[str] | None = None
+
+    def files(self) -> pl.DataFrame:
+        files = [LocalFile.of(path) for path in (self.path, self.labels) if path is not None]
+        inputs, _ = self._load()
+        version = "+".join(file.version for file in files)
+        row = (self.path.name, sum(file.size for file in files), version, len(inputs))
+        return pl.DataFrame([row], schema=FILE_SCHEMA, orient="row")
+
+    def class_names(self) -> list[str]:
+        _, labels = self._load()
+        if labels is None:
+            return []
+        return self.classes or [str(number) for number in range(int(labels.max(initial=0)) + 1)]
+
+    def read(self, file: str, position: int, rows: int) -> Iterator[RawSample]:
+        inputs, labels = self._load()
+        for i in range(position, position + rows):
+            array = np.asarray(inputs[i])
+            payload = array if array.dtype == np.uint8 else array.astype(np.float32)
+            yield RawSample(f"{file}:{i}", payload, None if labels is None else int(labels[i]))
+
+    def content(self) -> dict[str, Any]:
+        return super().content() | {"inputs_key": self.inputs_key, "labels_key": self.labels_key}
+
+    def _load(self) -> tuple[np.ndarray, np.ndarray | None]:
+        loaded = _load_numpy(self.path)
+        if isinstance(loaded, np.ndarray):
+            labels = None if self.labels is None else _load_numpy(self.labels)
+            inputs = loaded
+        else:
+            if self.inputs_key not in loaded:
+                raise MissingSource(f"{self.path} has no array {self.inputs_key}", found=", ".join(loaded), do="set inputs_key")
+            inputs, labels = loaded[self.inputs_key], loaded.get(self.labels_key)
+        if inputs.dtype != np.uint8 and not np.issubdtype(inputs.dtype, np.floating):
+            raise MissingSource(f"{self.path} holds inputs of an unknown kind", found=str(inputs.dtype), expected="uint8 or floats")
+        if labels is not None and (not np.issubdtype(labels.dtype, np.integer) or labels.shape != inputs.shape[:1]):  # type: ignore[union-attr]
+            raise MissingSource(
+                f"the labels of {self.path} do not fit its inputs",
+                found=f"{labels.dtype} {labels.shape}",  # type: ignore[union-attr]
+                expected=f"integers ({len(inputs)},)",
+            )
+        return inputs, labels  # type: ignore[return-value]
+
+
+def _load_numpy(path: Path) -> np.ndarray | dict[str, np.ndarray]:
+    LocalFile.of(path)
+    try:
+        loaded = np.load(path, mmap_mode="r", allow_pickle=False)  # a pickle could execute code
+        return loaded if isinstance(loaded, np.ndarray) else dict(loaded)
+    except (ValueError, OSError, EOFError) as error:
+        raise MissingSource(f"cannot read {path} as .npy or .npz", found=str(error)) from None

@@ -1,0 +1,119 @@
+"""What every source of samples offers: files with row counts, raw samples with permanent ids, and decoding.
+
+A source is its own section of a job file. Rows are numbered elsewhere (`storage.rows`); a source knows only files and
+positions within them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Any, Literal, NamedTuple
+
+import numpy as np
+import polars as pl
+from pydantic import Field
+
+from storage.digests import digest, unit_interval
+from storage.errors import LabelOutOfRange, MissingSource
+from storage.options import Name, Options
+
+FILE_SCHEMA = {"file": pl.String, "size": pl.Int64, "version": pl.String, "rows": pl.Int64}
+Split = Literal["train", "validation"]
+
+
+class Unreadable(Exception):
+    """One sample cannot be had; the message is the reason. It is quarantined, the build goes on."""
+
+
+class RawSample(NamedTuple):
+    """A sample as its source holds it.
+
+    Attributes:
+        sample_id: permanent, whatever row it becomes.
+        payload: encoded bytes, an array, or why there is neither.
+        label: class number, or None.
+    """
+
+    sample_id: str
+    payload: bytes | np.ndarray | Unreadable
+    label: int | None
+
+    @property
+    def digest(self) -> str:
+        """The digest of payload and label together; a changed label is a changed sample."""
+        if isinstance(self.payload, Unreadable):
+            return ""
+        payload = self.payload if isinstance(self.payload, bytes) else np.ascontiguousarray(self.payload).tobytes()
+        return digest(payload + f"|{self.label}".encode())
+
+
+class Source(Options):
+    """One `[[dataset]]` of a cache job.
+
+    Attributes:
+        name: its folder in the cache.
+        validation: share of samples in the split "validation"; the others are "train".
+        seed: of the split, which is a pure function of (seed, sample_id) and so survives growth.
+        max_quarantined: share of unreadable samples above which the build stops.
+        rows_per_shard: rows of one task; by default 2,048, or fewer where inputs are large.
+    """
+
+    name: Name
+    validation: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    seed: int = 0
+    max_quarantined: Annotated[float, Field(ge=0, le=1)] = 0.01
+    rows_per_shard: Annotated[int, Field(ge=1)] | None = None
+
+    def content(self) -> dict[str, Any]:
+        """Return every option that decides the content of a row, as JSON. Paths do not: data may move."""
+        return {"kind": getattr(self, "kind"), "validation": self.validation, "seed": self.seed}  # noqa: B009
+
+    def files(self) -> pl.DataFrame:
+        """Return FILE_SCHEMA, one row per file in row order; `version` changes whenever the file may have."""
+        raise NotImplementedError
+
+    def class_names(self) -> list[str]:
+        """Return the classes; empty for an unlabelled source."""
+        raise NotImplementedError
+
+    def read(self, file: str, position: int, rows: int) -> Iterator[RawSample]:
+        """Yield the raw samples [position, position + rows) of one file, in order."""
+        raise NotImplementedError
+
+    def decode(self, payload: bytes | np.ndarray) -> np.ndarray:
+        """Return the model-ready input of one payload. Raises Unreadable."""
+        assert isinstance(payload, np.ndarray)
+        return payload
+
+    def split(self, sample_id: str) -> Split:
+        """Return the split of a sample."""
+        return "validation" if unit_interval("split", self.seed, sample_id) < self.validation else "train"
+
+
+class LocalFile(NamedTuple):
+    """A file's size and version; the version is its modification time, as git's index keeps it."""
+
+    size: int
+    version: str
+
+    @classmethod
+    def of(cls, path: Path) -> LocalFile:
+        try:
+            status = path.stat()
+        except OSError as error:
+            raise MissingSource(
+                f"there is no {path}", found=error.strerror, do="paths in a job file are relative to its own folder"
+            ) from None
+        return cls(status.st_size, f"{status.st_mtime_ns:x}")
+
+
+def check_label(label: int | None, classes: list[str], sample_id: str) -> None:
+    """Raise LabelOutOfRange unless the label is one of the classes, or there is none."""
+    if label is not None and not 0 <= label < len(classes):
+        raise LabelOutOfRange(
+            f"sample {sample_id} has a label outside the classes",
+            found=f"label {label}",
+            expected=f"0 to {len(classes) - 1} ({', '.join(classes[:5])}{', …' if len(classes) > 5 else ''})",
+            do="mend the labels, or give the dataset's `classes` in the job",
+        )

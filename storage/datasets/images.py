@@ -1,0 +1,44 @@
+"""Decode an encoded image to uint8 (C, H, W)."""
+
+from __future__ import annotations
+
+from io import BytesIO
+from typing import Annotated, Any, Literal
+
+import numpy as np
+from PIL import Image
+from pydantic import Field
+
+from storage.datasets.base import Source, Unreadable
+
+MODES: dict[int, str] = {1: "L", 3: "RGB"}
+
+
+class ImageSource(Source):
+    """A source of encoded images.
+
+    Attributes:
+        channels: 3 for RGB, 1 for grayscale; images are converted.
+        size: height and width to resize to (bilinear, antialiased), a number for a square; by default images are taken
+            as they are and must all be of one size.
+    """
+
+    channels: Literal[1, 3] = 3
+    size: Annotated[int, Field(ge=1)] | Annotated[list[Annotated[int, Field(ge=1)]], Field(min_length=2, max_length=2)] | None = None
+
+    def content(self) -> dict[str, Any]:
+        return super().content() | {"channels": self.channels, "size": self.size}
+
+    def decode(self, payload: bytes | np.ndarray) -> np.ndarray:
+        assert isinstance(payload, bytes)
+        try:
+            with Image.open(BytesIO(payload)) as image:
+                pixels = image.convert(MODES[self.channels])
+            if self.size is not None:
+                height, width = (self.size, self.size) if isinstance(self.size, int) else self.size
+                if pixels.size != (width, height):
+                    pixels = pixels.resize((width, height), Image.Resampling.BILINEAR)
+        except Exception as error:  # Pillow raises OSError, SyntaxError, ValueError and more on damaged files
+            raise Unreadable(f"{type(error).__name__}: {error}") from None
+        array_HWC = np.asarray(pixels)
+        return array_HWC[None] if array_HWC.ndim == 2 else array_HWC.transpose(2, 0, 1)
