@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Annotated, Literal
 
-import numpy as np
 from pydantic import Field
 
 from storage.options import Options
@@ -17,7 +16,6 @@ if TYPE_CHECKING:  # `cache status` reads specs, and should not pay two seconds 
 
 Precision = Literal["fp32", "fp16", "bf16"]
 BYTES: dict[Precision, int] = {"fp32": 4, "fp16": 2, "bf16": 2}
-FP16_MAX = 65504.0
 
 
 class DenseEncoding(Options):
@@ -35,13 +33,12 @@ class DenseEncoding(Options):
         """Return the stored bytes per row before compression."""
         return num_classes * BYTES[self.dtype]
 
-    def encode(self, logits_BC: Tensor) -> dict[str, np.ndarray]:
-        """Return {"logits": (B, C)} on the host, as `dtype`; bf16 as its bits in uint16, which Zarr lacks a type for.
+    def encode(self, logits_BC: Tensor) -> dict[str, Tensor]:
+        """Return {"logits": (B, C)} as `dtype`, on the same device; bf16 as its bits in uint16, for Zarr has no such type.
 
-        Raises:
-            OverflowError: a finite logit is beyond the range of fp16.
+        A finite logit beyond the range of fp16 becomes infinite; whoever stores it must look.
         """
-        return {"logits": _to_numpy(logits_BC, self.dtype)}
+        return {"logits": _stored(logits_BC, self.dtype)}
 
     def decode(self, arrays: dict[str, Tensor]) -> Tensor:
         """Return float32 logits (B, C) on the device of `arrays["logits"]`."""
@@ -58,28 +55,23 @@ class FeatureEncoding(Options):
     pool: Literal["mean", "none"] = "mean"
     dtype: Precision = "fp16"
 
-    def encode(self, feature_BD: Tensor) -> np.ndarray:
-        """Return the pooled feature on the host, (B, D) or (B, D, …), as `dtype`; bf16 as its bits in uint16."""
+    def encode(self, feature_BD: Tensor) -> Tensor:
+        """Return the pooled feature, (B, D) or (B, D, …), as `dtype` on the same device; bf16 as its bits in uint16."""
         if self.pool == "mean" and feature_BD.ndim > 2:
             feature_BD = feature_BD.float().flatten(2).mean(dim=2)
-        return _to_numpy(feature_BD, self.dtype)
+        return _stored(feature_BD, self.dtype)
 
     def decode(self, stored_BD: Tensor) -> Tensor:
         """Return the feature as float32, on the device of `stored_BD`."""
         return _to_float32(stored_BD, self.dtype)
 
 
-def _to_numpy(values: Tensor, dtype: Precision) -> np.ndarray:
+def _stored(values: Tensor, dtype: Precision) -> Tensor:
     import torch
 
-    values = values.detach()
     if dtype == "bf16":
-        return values.to(torch.bfloat16).view(torch.uint16).cpu().numpy()
-    if dtype == "fp16" and values.numel() and values.dtype != torch.float16:
-        largest = values.abs().max().item()
-        if FP16_MAX < largest < float("inf"):
-            raise OverflowError(f"{largest:.6g} is beyond fp16 (largest {FP16_MAX:g}); store bf16 or fp32")
-    return values.to({"fp32": torch.float32, "fp16": torch.float16}[dtype]).cpu().numpy()
+        return values.to(torch.bfloat16).view(torch.uint16)
+    return values.to({"fp32": torch.float32, "fp16": torch.float16}[dtype])
 
 
 def _to_float32(stored: Tensor, dtype: Precision) -> Tensor:

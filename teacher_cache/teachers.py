@@ -1,0 +1,263 @@
+"""Teachers: what a job says of them, what the cache is promised, and how one is loaded.
+
+A teacher is a function that a job names (`factory`) with weights from a file, or the folder of a trained student.
+Reading options and promises costs no torch, so that a build with nothing to do ends in under a second.
+
+Shapes: B rows of a batch, C classes.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+from collections.abc import Callable
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
+
+import xxhash
+from pydantic import Field, model_validator
+
+from storage.encodings import DenseEncoding, FeatureEncoding
+from storage.errors import BadRequest, BadTeacher, BadWeights, MissingSource
+from storage.options import Factory, JobPath, Name, Options, code_fingerprint, load_factory
+from storage.spec import TeacherSpec
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor, nn
+
+READ_BYTES = 2**24
+
+
+class TeacherOptions(Options):
+    """One `[[teacher]]` of a cache job.
+
+    Attributes:
+        name: its folder in the cache.
+        factory: `module:function` that returns the model; its weights come from `weights`.
+        arguments: keyword arguments of the factory.
+        weights: safetensors, or a checkpoint that torch reads with `weights_only`.
+        student: instead of a factory, the folder of a trained student.
+        architecture: the student's own `module:function`, needed if it was not a built-in.
+        mean, std: per channel, of inputs in [0, 1]; applied before the model. A student carries its own.
+        autocast: precision of the forward pass.
+        encoding: how soft targets are stored.
+        features: name → layer, pooling and precision of an intermediate tensor to store beside.
+        batch_size: rows of one forward pass.
+        datasets: which of the job's datasets it is run over; by default all.
+    """
+
+    name: Name
+    factory: Factory | None = None
+    arguments: dict[str, Any] = Field(default_factory=dict)
+    weights: JobPath | None = None
+    student: JobPath | None = None
+    architecture: Factory | None = None
+    mean: list[float] | None = None
+    std: list[Annotated[float, Field(gt=0)]] | None = None
+    autocast: Literal["fp32", "bf16", "fp16"] = "fp32"
+    encoding: DenseEncoding = DenseEncoding()
+    features: dict[Name, FeatureEncoding] = Field(default_factory=dict)
+    batch_size: Annotated[int, Field(ge=1)] = 256
+    datasets: list[Name] | None = None
+
+    @model_validator(mode="after")
+    def _one_origin(self) -> Self:
+        if (self.factory is None) == (self.student is None):
+            raise ValueError("give either `factory` (with `weights`) or `student`")
+        if self.student is not None:
+            for key in ("arguments", "weights", "mean", "std"):
+                if getattr(self, key):
+                    raise ValueError(f"`{key}` belongs to a `factory`; a student's folder already holds it")
+        elif self.architecture is not None:
+            raise ValueError("`architecture` belongs to a `student`")
+        if (self.mean is None) != (self.std is None) or len(self.mean or []) != len(self.std or []):
+            raise ValueError("give `mean` and `std` together, one number per channel each")
+        if self.name in ("ingest", "plan"):
+            raise ValueError(f"`{self.name}` is the name of a folder that every dataset has")
+        return self
+
+    def promise(self, num_classes: int) -> TeacherSpec:
+        """Return what the cache is promised of this teacher, from its files' digests, without loading it.
+
+        Raises:
+            MissingSource: the weights or the student's folder are not there.
+        """
+        model: dict[str, Any] = {"autocast": self.autocast}
+        if self.factory is not None:
+            model |= {
+                "function": self.factory.rpartition(":")[2],
+                "code": code_fingerprint(self.factory),
+                "arguments": self.arguments,
+                "weights": None if self.weights is None else file_digest(self.weights),
+                "mean": self.mean,
+                "std": self.std,
+            }
+        else:
+            assert self.student is not None
+            model |= {"weights": file_digest(self.student / "model.safetensors")}
+            if self.architecture is not None:
+                model |= {"code": code_fingerprint(self.architecture)}
+        return TeacherSpec(
+            name=self.name, model=model, num_classes=num_classes, encoding=self.encoding, features=self.features
+        )
+
+
+class Teacher:
+    """A loaded model in evaluation mode on its device; call it with plain views (B, …) in [0, 1]."""
+
+    def __init__(self, options: TeacherOptions, model: nn.Module, device: torch.device):
+        import torch
+
+        self.batch_size = options.batch_size
+        self._options = options
+        self._device = device
+        self._model = model.to(device).eval().requires_grad_(False)
+        self._captured: dict[str, Tensor] = {}
+        modules = dict(model.named_modules())
+        for name, feature in options.features.items():
+            if feature.layer not in modules:
+                near = difflib.get_close_matches(feature.layer, modules, n=5, cutoff=0.3)
+                raise BadTeacher(
+                    f"teacher {options.name} has no layer {feature.layer}",
+                    found=", ".join([*modules][1:13]),
+                    expected=f"one of its layers; near: {', '.join(near)}" if near else None,
+                )
+            modules[feature.layer].register_forward_hook(self._capture(name))
+        self._normalise: Callable[[Tensor], Tensor] = lambda inputs_B: inputs_B
+        if options.mean is not None:
+            mean, std = (torch.tensor(v, device=device).view(-1, 1, 1) for v in (options.mean, options.std))
+            self._normalise = lambda inputs_B: (inputs_B - mean) / std
+
+    def _capture(self, name: str) -> Callable[..., None]:
+        def hook(module: nn.Module, inputs: Any, output: Any) -> None:
+            self._captured[name] = output
+
+        return hook
+
+    def __call__(self, inputs_B: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return the logits of a batch, (B, C) float32, and its features by name.
+
+        Raises:
+            BadTeacher: the model failed on it, or its output is not (B, C).
+        """
+        import torch
+
+        options = self._options
+        half = torch.bfloat16 if options.autocast == "bf16" else torch.float16
+        with torch.inference_mode(), torch.autocast(self._device.type, half, enabled=options.autocast != "fp32"):
+            try:
+                output = self._model(self._normalise(inputs_B.to(self._device, non_blocking=True)))
+            except torch.OutOfMemoryError as error:
+                raise BadTeacher(
+                    f"teacher {options.name} does not fit on {self._device}", found=str(error), do="lower batch_size"
+                ) from None
+            except Exception as error:  # the user's own model
+                raise BadTeacher(
+                    f"teacher {options.name} failed on inputs of shape {tuple(inputs_B.shape)}",
+                    found=f"{type(error).__name__}: {error}",
+                ) from error
+        logits_BC = getattr(output, "logits", output)
+        if not isinstance(logits_BC, torch.Tensor) or logits_BC.ndim != 2 or len(logits_BC) != len(inputs_B):
+            shape = tuple(logits_BC.shape) if isinstance(logits_BC, torch.Tensor) else type(output).__name__
+            raise BadTeacher(f"teacher {options.name} did not return logits", found=f"{shape}", expected="a tensor (B, C)")
+        features, self._captured = self._captured, {}
+        return logits_BC.float(), features
+
+
+def load_teacher(options: TeacherOptions, device: torch.device) -> Teacher:
+    """Return a teacher ready to run.
+
+    Raises:
+        BadWeights: the weights cannot be read, or do not fit the model.
+        BadTeacher: the factory failed, or a named layer does not exist.
+    """
+    if options.student is not None:
+        from student_train.students import load_student  # the one door: a trained student is a valid teacher
+
+        return Teacher(options, load_student(options.student, architecture=options.architecture), device)
+    assert options.factory is not None
+    try:
+        model = load_factory(options.factory)(**options.arguments)
+    except BadRequest:
+        raise
+    except Exception as error:  # the user's own code
+        raise BadTeacher(f"{options.factory} failed", found=f"{type(error).__name__}: {error}") from error
+    if options.weights is not None:
+        _load_weights(model, options.weights)
+    return Teacher(options, model, device)
+
+
+def _load_weights(model: nn.Module, path: Path) -> None:
+    weights = read_weights(path)
+    expected = model.state_dict()
+    absent, extra = sorted(expected.keys() - weights.keys()), sorted(weights.keys() - expected.keys())
+    shapes = [
+        f"{name}: {tuple(weights[name].shape)} in the file, {tuple(expected[name].shape)} in the model"
+        for name in sorted(expected.keys() & weights.keys())
+        if weights[name].shape != expected[name].shape
+    ]
+    faults = [f"missing {', '.join(absent[:5])}"] * bool(absent) + [f"unknown {', '.join(extra[:5])}"] * bool(extra) + shapes[:5]
+    if faults:
+        raise BadWeights(f"{path} does not fit the model", found="\n".join(faults), expected=f"{len(expected)} tensors")
+    model.load_state_dict(weights)
+
+
+def read_weights(path: Path) -> dict[str, Tensor]:
+    """Return the tensors of a safetensors file, or of a checkpoint that torch can read without executing anything.
+
+    Raises:
+        BadWeights: it is neither.
+    """
+    import torch
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    if path.suffix == ".safetensors":
+        try:
+            return load_file(path)
+        except SafetensorError as error:
+            raise BadWeights(f"{path} is not a safetensors file", found=str(error)) from None
+    try:
+        loaded = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises UnpicklingError, RuntimeError, EOFError and more
+        raise BadWeights(
+            f"{path} cannot be read as weights",
+            found=str(error).split("\n", 1)[0],
+            expected="safetensors, or a checkpoint of tensors only; a pickle could execute code",
+            do="save it again with safetensors.torch.save_file(model.state_dict(), …)",
+        ) from None
+    if isinstance(loaded, dict) and isinstance(loaded.get("state_dict"), dict):
+        loaded = loaded["state_dict"]
+    if not isinstance(loaded, dict) or not all(isinstance(value, torch.Tensor) for value in loaded.values()):
+        raise BadWeights(f"{path} holds something other than weights", expected="a dict of tensors")
+    return loaded
+
+
+def file_digest(path: Path) -> str:
+    """Return the digest of a file's bytes. Raises MissingSource."""
+    hasher = xxhash.xxh3_128()
+    try:
+        with open(path, "rb") as file:
+            while block := file.read(READ_BYTES):
+                hasher.update(block)
+    except OSError as error:
+        raise MissingSource(
+            f"there is no {path}", found=error.strerror, do="paths in a job file are relative to its own folder"
+        ) from None
+    return hasher.hexdigest()
+
+
+@lru_cache(maxsize=1)  # one worker, one teacher: the next one takes its place
+def cached_teacher(options_json: str, promise: str, device: str) -> Teacher:
+    """Return the teacher of a task, loaded in the first one of each process.
+
+    Args:
+        options_json: TeacherOptions as JSON.
+        promise: fingerprint of its TeacherSpec, so that weights replaced on disk are not served from memory.
+        device: a torch device.
+    """
+    import torch
+
+    return load_teacher(TeacherOptions.model_validate(json.loads(options_json)), torch.device(device))
