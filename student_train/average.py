@@ -1,0 +1,40 @@
+"""The exponential moving average of a student's weights."""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+from torch import Tensor, nn
+
+
+class WeightAverage:
+    """A copy of a student whose weights follow it slowly; buffers such as batch norm's statistics are averaged too.
+
+    Args:
+        student: the one that is trained.
+        decay: d of average ← d·average + (1 − d)·weights; the first steps use (1 + step) / (10 + step) while that is
+            less, so that the random start is forgotten.
+
+    Source: Polyak & Juditsky 1992; the ramp is that of TensorFlow's ExponentialMovingAverage.
+    """
+
+    def __init__(self, student: nn.Module, decay: float):
+        self.decay = decay
+        self.student = copy.deepcopy(student).eval().requires_grad_(False)
+        pairs = list(zip(_tensors(self.student), _tensors(student), strict=True))
+        self._floats = [(average, weight) for average, weight in pairs if average.is_floating_point()]
+        self._others = [(average, weight) for average, weight in pairs if not average.is_floating_point()]
+
+    @torch.no_grad()
+    def update(self, step: int) -> None:
+        """Follow the student after `step`, counted from 0."""
+        decay = min(self.decay, (1 + step) / (10 + step))
+        torch._foreach_lerp_([average for average, _ in self._floats], [weight for _, weight in self._floats], 1 - decay)
+        for average, weight in self._others:
+            average.copy_(weight)
+
+
+def _tensors(module: nn.Module) -> list[Tensor]:
+    """Return all tensors of a module's state, which stay the same objects while it is trained."""
+    return list(module.state_dict(keep_vars=False).values())

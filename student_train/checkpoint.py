@@ -1,0 +1,203 @@
+"""The state of an unfinished run: safetensors and readable JSON, so that it goes on as if never stopped.
+
+    checkpoint.json                                 position, history, identity; names the weights and their digest
+    checkpoint-00003-00000120-9f3c1a2b.safetensors  model, optimiser, average, projections, generator
+
+The weights are written first, under a name of their own, and the JSON last: it is replaced in one step, and only
+then are older weights deleted. Whatever is cut short, the last whole checkpoint is still there. Nothing is pickled.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, Literal
+
+import safetensors.torch
+import torch
+from pydantic import ConfigDict, ValidationError
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from storage.digests import differences, digest
+from storage.errors import CorruptObject, StaleCache, UnsupportedFormat
+from storage.objects import LocalObjects
+from storage.options import Options
+from student_train.average import WeightAverage
+from student_train.results import CHECKPOINT_FILE, EpochMetrics
+
+FORMAT_VERSION = 1
+WEIGHTS_PATTERN = "checkpoint-*.safetensors"
+
+Tensors = dict[str, Tensor]
+
+
+class Position(Options):
+    """Where a run is: the next step, and what the epochs so far gave.
+
+    Args:
+        epoch, step: the next step to take is number `step` of epoch `epoch`, both from 0; `step` may be the number of
+            an epoch's steps, when its evaluation is still to come.
+        history: one entry per whole epoch.
+        best_epoch, best_score: of the best epoch so far, where the job has patience.
+        seconds: of the run so far.
+        epoch_seconds: of this epoch's training so far.
+    """
+
+    model_config = ConfigDict(ser_json_inf_nan="constants")
+
+    epoch: int = 0
+    step: int = 0
+    history: tuple[EpochMetrics, ...] = ()
+    best_epoch: int | None = None
+    best_score: float | None = None
+    seconds: float = 0.0
+    epoch_seconds: float = 0.0
+
+
+class CheckpointFile(Position):
+    """The content of `checkpoint.json`."""
+
+    format_version: Literal[1] = FORMAT_VERSION
+    weights_file: str
+    weights_digest: str
+    torch_version: str
+    identity: dict[str, Any]
+
+
+def write_checkpoint(folder: Path, position: Position, tensors: Tensors, identity: dict[str, Any]) -> None:
+    """Write a checkpoint, durable when this returns; the one before it is good until then."""
+    objects = LocalObjects(folder)
+    data = safetensors.torch.save({name: _on_host(tensor) for name, tensor in tensors.items()})
+    weights_digest = digest(data)
+    steps = f"{position.epoch:05d}-{position.step:08d}"
+    file = CheckpointFile(
+        **position.model_dump(),
+        weights_file=f"checkpoint-{steps}-{weights_digest[:8]}.safetensors",
+        weights_digest=weights_digest,
+        torch_version=torch.__version__,
+        identity=identity,
+    )
+    objects.put(file.weights_file, data)
+    objects.put(CHECKPOINT_FILE, (file.model_dump_json(indent=2) + "\n").encode())  # last: this is the checkpoint
+    for path in folder.glob(WEIGHTS_PATTERN):
+        if path.name != file.weights_file:
+            objects.delete(path.name)
+
+
+def read_checkpoint(folder: Path, identity: dict[str, Any]) -> tuple[Position, Tensors] | None:
+    """Return a run's last whole checkpoint, or None if it never wrote one.
+
+    Raises:
+        StaleCache: it was made from something else than `identity`; every field that differs is named.
+        CorruptObject: its bytes are not those that were written.
+        UnsupportedFormat: it was written by a later format.
+    """
+    file = _read_file(folder)
+    if file is None:
+        return None
+    check_identity(folder, file.identity, identity)
+    data = LocalObjects(folder).get(Path(file.weights_file).name)  # a name, never a path to somewhere else
+    if digest(data) != file.weights_digest:
+        raise CorruptObject(
+            f"{folder / file.weights_file} is not what was written",
+            found=f"{len(data)} bytes, digest {digest(data)}",
+            expected=f"digest {file.weights_digest}  ({CHECKPOINT_FILE})",
+            do=f"rm -r {folder}    # this student then starts again",
+        )
+    position = Position.model_validate(file.model_dump(include=set(Position.model_fields)), strict=False)
+    return position, safetensors.torch.load(data)
+
+
+def check_checkpoint(folder: Path, identity: dict[str, Any]) -> None:
+    """Refuse a folder whose checkpoint was made from something else; reads the JSON only. Raises StaleCache."""
+    file = _read_file(folder)
+    if file is not None:
+        check_identity(folder, file.identity, identity)
+
+
+def check_identity(folder: Path, found: dict[str, Any], expected: dict[str, Any]) -> None:
+    """Refuse a run that was made from something else.
+
+    Raises:
+        StaleCache: each field that differs is named, with both values.
+    """
+    fields = differences(found, expected)
+    if fields:
+        raise StaleCache(
+            f"{folder} holds a run of another job: {', '.join(name for name, _, _ in fields)} changed",
+            found="\n".join(f"{name} = {json.dumps(was)}" for name, was, _ in fields),
+            expected="\n".join(f"{name} = {json.dumps(now)}" for name, _, now in fields),
+            do=f"give the student another name, or: rm -r {folder}",
+        )
+
+
+def delete_checkpoint(folder: Path) -> None:
+    """Delete a run's checkpoint, its JSON first."""
+    objects = LocalObjects(folder)
+    objects.delete(CHECKPOINT_FILE)
+    for path in folder.glob(WEIGHTS_PATTERN):
+        objects.delete(path.name)
+
+
+def gather_state(
+    student: nn.Module, objective: nn.Module, optimizer: Optimizer, average: WeightAverage | None, best: Tensors | None
+) -> Tensors:
+    """Return every tensor of a run by name, the generators' states among them."""
+    tensors = {f"student.{name}": tensor for name, tensor in student.state_dict().items()}
+    tensors |= {f"objective.{name}": tensor for name, tensor in objective.state_dict().items()}
+    if average is not None:
+        tensors |= {f"average.{name}": tensor for name, tensor in average.student.state_dict().items()}
+    tensors |= {f"best.{name}": tensor for name, tensor in (best or {}).items()}
+    for number, state in optimizer.state_dict()["state"].items():
+        tensors |= {f"optimizer.{number}.{key}": value for key, value in state.items() if isinstance(value, Tensor)}
+    tensors["generator.cpu"] = torch.get_rng_state()
+    if torch.cuda.is_available():
+        tensors["generator.cuda"] = torch.cuda.get_rng_state()
+    return tensors
+
+
+def restore_state(
+    tensors: Tensors, student: nn.Module, objective: nn.Module, optimizer: Optimizer, average: WeightAverage | None
+) -> Tensors | None:
+    """Put tensors from `gather_state` back in place; return the best weights, if there are any."""
+    student.load_state_dict(_below("student.", tensors))
+    objective.load_state_dict(_below("objective.", tensors))
+    if average is not None:
+        average.student.load_state_dict(_below("average.", tensors))
+    state: dict[int, Tensors] = {}
+    for name, tensor in _below("optimizer.", tensors).items():
+        number, _, key = name.partition(".")
+        state.setdefault(int(number), {})[key] = tensor
+    optimizer.load_state_dict({**optimizer.state_dict(), "state": state})
+    torch.set_rng_state(tensors["generator.cpu"])
+    if "generator.cuda" in tensors and torch.cuda.is_available():
+        torch.cuda.set_rng_state(tensors["generator.cuda"])
+    return _below("best.", tensors) or None
+
+
+def _read_file(folder: Path) -> CheckpointFile | None:
+    path = folder / CHECKPOINT_FILE
+    if not path.exists():
+        return None
+    text = path.read_bytes()
+    try:
+        version = json.loads(text).get("format_version")
+        if isinstance(version, int) and version > FORMAT_VERSION:
+            raise UnsupportedFormat(
+                f"{path} was written by a later Stillroom", found=f"format {version}", expected=f"format {FORMAT_VERSION}"
+            )
+        return CheckpointFile.model_validate_json(text)
+    except (ValueError, AttributeError, ValidationError) as error:
+        raise CorruptObject(
+            f"{path} is not a checkpoint", found=str(error), do=f"rm -r {folder}    # this student then starts again"
+        ) from None
+
+
+def _below(prefix: str, tensors: Tensors) -> Tensors:
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+
+
+def _on_host(tensor: Tensor) -> Tensor:
+    """Return a contiguous copy with memory of its own, as safetensors asks for; tied weights are written twice."""
+    return tensor.detach().to("cpu", copy=True).contiguous()

@@ -1,0 +1,207 @@
+"""Rows to batches on the device: resident or streamed, the same rows in the same order either way.
+
+Resident: inputs and encoded soft targets lie on the device as tensors, and a batch is an index operation.
+Streamed: the shards of one shuffle window are on the host while a thread reads those of the next; never more.
+Both decode a batch at a time, on the device.
+
+N fed rows, W rows of a window, B rows of a batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from storage.cache import Cache
+from storage.views import to_float
+from student_train.needs import ArrayKey, Batch, Needs
+from student_train.order import Positions, Window, epoch_order, epoch_windows, window_order
+from student_train.selection import Selection
+
+INPUTS = "inputs"
+Name = ArrayKey | str  # INPUTS, or an array of a teacher
+Arrays = dict[Name, Tensor]
+Decoders = Mapping[ArrayKey, Callable[[Tensor], Tensor]]
+
+
+class ShardSource:
+    """The fed rows of one selection, a shard at a time, as stored."""
+
+    def __init__(self, cache: Cache, selection: Selection):
+        self.cache = cache
+        self.selection = selection
+        self.decoders = _Decoders(cache, selection.dataset)
+
+    def read(self, index: int, names: frozenset[Name]) -> dict[Name, np.ndarray[Any, Any]]:
+        """Return the named arrays of the fed rows of shard `shards_S[index]`.
+
+        Raises:
+            StaleCache: the inputs are not those that a teacher saw.
+            CorruptObject: bytes are missing or altered.
+        """
+        dataset, shard = self.selection.dataset, self.selection.shards_S[index]
+        keys = [name for name in names if isinstance(name, ArrayKey)]
+        inputs_S = self.cache.read_inputs(dataset, shard)
+        stored: dict[Name, np.ndarray[Any, Any]] = {INPUTS: inputs_S} if INPUTS in names else {}
+        for teacher in sorted({key.teacher for key in keys}):
+            self.cache.check_view(dataset, teacher, shard, inputs_S)
+            wanted = [key.array for key in keys if key.teacher == teacher]
+            targets = self.cache.read_targets(dataset, teacher, shard, names=wanted)
+            stored |= {ArrayKey(teacher, array): values for array, values in targets.items()}
+        rows = self.selection.rows[index]
+        whole = len(rows) == len(inputs_S)
+        return {name: values if whole else values[rows] for name, values in stored.items()}
+
+    def load(self, indices: tuple[int, ...], names: frozenset[Name], device: torch.device) -> Arrays:
+        """Return the named arrays of some shards as one tensor each, at most one shard's more than that in memory."""
+        num_rows = int(self.selection.shard_sizes_S[list(indices)].sum())
+        loaded: Arrays = {}
+        start = 0
+        for index in indices:
+            for name, values in self.read(index, names).items():
+                tensor = _as_tensor(values)
+                if name not in loaded:
+                    loaded[name] = torch.empty((num_rows, *tensor.shape[1:]), dtype=tensor.dtype, device=device)
+                loaded[name][start : start + len(tensor)].copy_(tensor)
+            start += len(self.selection.rows[index])
+        return loaded
+
+
+class Feed:
+    """Batches of one selection, with what some needs name.
+
+    Args:
+        source: where rows are read.
+        needs: what a batch holds besides inputs.
+        device: where it is to be.
+        resident: arrays that already lie on the device, all N rows; None streams.
+        window_shards: of the shuffle.
+    """
+
+    def __init__(
+        self, source: ShardSource, needs: Needs, device: torch.device, resident: Arrays | None, window_shards: int
+    ):
+        self.selection = source.selection
+        self._source = source
+        self._names: frozenset[Name] = frozenset({INPUTS, *needs.arrays})
+        self._device = device
+        self._resident = resident
+        self._window_shards = window_shards
+        self._labels_N = torch.from_numpy(self.selection.labels_N).to(device) if needs.labels else None
+
+    @property
+    def num_rows(self) -> int:
+        """Return N."""
+        return self.selection.num_rows
+
+    def num_steps(self, batch_size: int) -> int:
+        """Return the number of batches of an epoch; the last may be smaller than the others."""
+        return -(-self.num_rows // batch_size)
+
+    def shuffled(self, batch_size: int, *, seed: int, epoch: int, first_step: int = 0) -> Iterator[Batch]:
+        """Yield the batches of an epoch from `first_step` on; every row is in one of them."""
+        sizes_S, window_shards = self.selection.shard_sizes_S, self._window_shards
+        if self._resident is not None:
+            order_N = epoch_order(sizes_S, seed=seed, epoch=epoch, window_shards=window_shards)
+            yield from self._index(self._resident, torch.from_numpy(order_N), batch_size, first_step)
+        else:
+            windows = epoch_windows(sizes_S, seed=seed, epoch=epoch, window_shards=window_shards)
+            order = partial(window_order, seed=seed, epoch=epoch)
+            yield from self._stream(windows, order, batch_size, first_step * batch_size)
+
+    def in_order(self, batch_size: int) -> Iterator[Batch]:
+        """Yield all rows in dataset order."""
+        if self._resident is not None:
+            yield from self._index(self._resident, torch.arange(self.num_rows), batch_size, 0)
+        else:
+            stops = np.cumsum(self.selection.shard_sizes_S).tolist()
+            starts = [0, *stops[:-1]]
+            windows = [Window(i, (i,), a, b) for i, (a, b) in enumerate(zip(starts, stops, strict=True))]
+            yield from self._stream(windows, lambda window: np.arange(window.stop - window.start), batch_size, 0)
+
+    def _index(self, arrays: Arrays, order_N: Tensor, batch_size: int, first_step: int) -> Iterator[Batch]:
+        order_N = order_N.to(self._device)
+        wanted = {name: arrays[name] for name in self._names}
+        for start in range(first_step * batch_size, self.num_rows, batch_size):
+            rows_B = order_N[start : start + batch_size]
+            yield self._batch({name: values.index_select(0, rows_B) for name, values in wanted.items()}, rows_B)
+
+    def _stream(
+        self, windows: list[Window], order: Callable[[Window], Positions], batch_size: int, first_row: int
+    ) -> Iterator[Batch]:
+        """Yield batches from `first_row` of the epoch on."""
+        sizes_S = self.selection.shard_sizes_S
+        first_S = np.cumsum(sizes_S) - sizes_S
+        windows = [window for window in windows if window.stop > first_row]
+        parts: list[tuple[Arrays, Tensor]] = []  # of the batch that is being filled; it may span windows
+        missing = batch_size
+        with ThreadPoolExecutor(max_workers=1, thread_name_prefix="feed") as reader:
+            loading = [reader.submit(self._load, window) for window in windows[:1]]
+            for number, window in enumerate(windows):
+                arrays = loading.pop().result()
+                # Only now, with the window before this one released, so that no third one is ever in memory.
+                loading += [reader.submit(self._load, following) for following in windows[number + 1 : number + 2]]
+                positions_W = np.concatenate([first_S[s] + np.arange(sizes_S[s]) for s in window.shards])
+                order_W = order(window)[max(0, first_row - window.start) :]
+                while len(order_W):
+                    picked = torch.from_numpy(order_W[:missing])
+                    rows = torch.from_numpy(positions_W[order_W[:missing]])
+                    parts.append(({name: values.index_select(0, picked) for name, values in arrays.items()}, rows))
+                    order_W, missing = order_W[missing:], missing - len(picked)
+                    if not missing:
+                        yield self._send(parts)
+                        parts, missing = [], batch_size
+                del arrays
+        if parts:
+            yield self._send(parts)
+
+    def _load(self, window: Window) -> Arrays:
+        return self._source.load(window.shards, self._names, torch.device("cpu"))
+
+    def _send(self, parts: list[tuple[Arrays, Tensor]]) -> Batch:
+        """Return host rows as a batch on the device."""
+        arrays = {name: torch.cat([part[name] for part, _ in parts]) for name in parts[0][0]}
+        rows_B = torch.cat([rows for _, rows in parts])
+        if self._device.type == "cuda":  # pinned, so that the copy overlaps the step before
+            arrays = {name: a.pin_memory().to(self._device, non_blocking=True) for name, a in arrays.items()}
+            rows_B = rows_B.pin_memory().to(self._device, non_blocking=True)
+        return self._batch(arrays, rows_B)
+
+    def _batch(self, arrays: Arrays, rows_B: Tensor) -> Batch:
+        decoders = self._source.decoders
+        return Batch(
+            inputs=to_float(arrays[INPUTS]),
+            labels_B=None if self._labels_N is None else self._labels_N.index_select(0, rows_B),
+            targets={name: decoders[name](values) for name, values in arrays.items() if isinstance(name, ArrayKey)},
+        )
+
+
+class _Decoders(dict[ArrayKey, Callable[[Tensor], Tensor]]):
+    """How each stored array becomes float32, looked up in its teacher's spec on first use."""
+
+    def __init__(self, cache: Cache, dataset: str):
+        super().__init__()
+        self._cache = cache
+        self._dataset = dataset
+
+    def __missing__(self, key: ArrayKey) -> Callable[[Tensor], Tensor]:
+        teacher = self._cache.teacher(self._dataset, key.teacher)
+        if key.array == "logits":
+            self[key] = lambda stored_BC: teacher.encoding.decode({"logits": stored_BC})
+        else:
+            self[key] = teacher.features[key.array.removeprefix("feature/")].decode
+        return self[key]
+
+
+def _as_tensor(values: np.ndarray[Any, Any]) -> Tensor:
+    """Return a tensor over an array's memory; bits of bf16 as int16, since few operations take uint16."""
+    values = np.ascontiguousarray(values)
+    if not values.flags.writeable:
+        values = values.copy()
+    return torch.from_numpy(values.view(np.int16) if values.dtype == np.uint16 else values)

@@ -1,0 +1,43 @@
+"""Cross-entropy to the labels. B rows, C classes."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+from torch.nn import functional
+
+from student_train.needs import Batch, Needs, Outputs, Shapes
+from student_train.options import LabelsTerm
+
+
+def labels_cross_entropy(student_BC: Tensor, labels_B: Tensor, *, smoothing: float = 0.0) -> Tensor:
+    """Return the cross-entropy to the labels.
+
+    Args:
+        student_BC: logits, any float dtype; computed in float32.
+        labels_B: int64, in [0, C).
+        smoothing: share s of the mass that is spread evenly: the target is (1 − s)·onehot + s/C.
+
+    Returns:
+        Scalar, nats, mean over rows.
+
+    Source: smoothing by Szegedy et al. 2015, section 7, arXiv 1512.00567.
+    """
+    return functional.cross_entropy(student_BC.float(), labels_B, label_smoothing=smoothing)
+
+
+def needs(term: LabelsTerm) -> Needs:
+    """Return what the term needs: labels."""
+    return Needs(labels=True)
+
+
+class LabelsLoss(nn.Module):
+    """The term of an objective."""
+
+    def __init__(self, term: LabelsTerm, shapes: Shapes):
+        super().__init__()
+        self.smoothing = term.smoothing
+
+    def forward(self, outputs: Outputs, batch: Batch) -> Tensor:
+        """Return the loss of a batch."""
+        assert batch.labels_B is not None
+        return labels_cross_entropy(outputs.logits_BC, batch.labels_B, smoothing=self.smoothing)

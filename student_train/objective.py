@@ -1,0 +1,201 @@
+"""An objective: a weighted sum of losses, checked against what the cache holds before anything starts."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from difflib import get_close_matches
+
+import torch
+from torch import Tensor, nn
+
+from storage.cache import Cache
+from storage.errors import BadRequest, MissingCapability, NotInCache
+from student_train.losses import LOSSES
+from student_train.needs import ArrayKey, Batch, Needs, Outputs, Shapes
+from student_train.options import HintTerm, KdTerm, LabelsTerm, ObjectiveTerm
+from student_train.residency import feature_shape
+from student_train.students import Student
+
+
+class Objective(nn.Module):
+    """A weighted sum of losses; what they learn themselves (projections) is trained with the student and dropped.
+
+    Args:
+        terms: of the job.
+        shapes: of the layers and targets that they use.
+    """
+
+    def __init__(self, terms: Sequence[ObjectiveTerm], shapes: Shapes):
+        super().__init__()
+        self.names = term_names(terms)
+        self.weights = [term.weight for term in terms]
+        self.terms = nn.ModuleList([LOSSES[term.loss].term(term, shapes) for term in terms])
+
+    def forward(self, outputs: Outputs, batch: Batch) -> tuple[Tensor, list[Tensor]]:
+        """Return the weighted sum, and each term's own value before its weight."""
+        values = [term(outputs, batch) for term in self.terms]
+        total = self.weights[0] * values[0]
+        for weight, value in zip(self.weights[1:], values[1:], strict=True):
+            total = total + weight * value
+        return total, [value.detach() for value in values]
+
+
+def term_names(terms: Sequence[ObjectiveTerm]) -> list[str]:
+    """Return a name for each term, all different: "labels", "kd:cnn", "hint:cnn/stage2"."""
+    names = []
+    seen: Counter[str] = Counter()
+    for term in terms:
+        match term:
+            case LabelsTerm():
+                name = term.loss
+            case KdTerm():
+                name = f"{term.loss}:{term.teacher}"
+            case HintTerm():
+                name = f"{term.loss}:{term.teacher}/{term.feature}"
+        seen[name] += 1
+        names.append(name if seen[name] == 1 else f"{name}#{seen[name]}")
+    return names
+
+
+def objective_needs(terms: Sequence[ObjectiveTerm]) -> Needs:
+    """Return what all terms together need of the cache."""
+    needs = Needs()
+    for term in terms:
+        needs |= LOSSES[term.loss].needs(term)
+    return needs
+
+
+def student_layers(terms: Sequence[ObjectiveTerm]) -> tuple[str, ...]:
+    """Return the layers of the student that the terms look at, sorted."""
+    return tuple(sorted({term.student_layer for term in terms if isinstance(term, HintTerm)}))
+
+
+def count_classes(cache: Cache, dataset: str, needs: Needs) -> int:
+    """Return the number of logits that a student must give: the dataset's classes, or its teachers' if it has none.
+
+    Raises:
+        BadRequest: there are neither classes nor logits.
+        MissingCapability: two teachers' logits, or a teacher's and the dataset's classes, are of different numbers.
+        NotInCache: no such teacher.
+    """
+    classes = len(cache.dataset(dataset).classes)
+    counts = {f"dataset {dataset}": classes} if classes else {}
+    for key in sorted(needs.arrays):
+        teacher = cache.teacher(dataset, key.teacher)
+        if key.array == "logits":
+            counts[f"teacher {key.teacher}"] = teacher.num_classes
+    if len(set(counts.values())) > 1:
+        raise MissingCapability(
+            f"the logits for {dataset} do not agree on the number of classes",
+            found=", ".join(f"{name}: {count}" for name, count in counts.items()),
+            expected="one number of classes",
+            do="use that teacher for a hint only, or another teacher",
+        )
+    if not counts:
+        raise BadRequest(
+            f"{dataset} has no classes and the objective no teacher's logits",
+            expected="a number of classes for the student",
+            do='add a "kd" term, or label the dataset',
+        )
+    return next(iter(counts.values()))
+
+
+def target_shapes(cache: Cache, dataset: str, needs: Needs) -> dict[ArrayKey, tuple[int, ...]]:
+    """Return the shape of one row of each array, after checking that the cache holds it and it serves.
+
+    Raises:
+        NotInCache: no such teacher, or no such feature of it; what there is, is named.
+        MissingCapability: the teacher's encoding does not give logits.
+    """
+    shapes: dict[ArrayKey, tuple[int, ...]] = {}
+    for key in sorted(needs.arrays):
+        teacher = cache.teacher(dataset, key.teacher)
+        feature = key.array.removeprefix("feature/")
+        if key.array == "logits":
+            if "logits" not in teacher.encoding.serves:
+                raise MissingCapability(
+                    f"teacher {key.teacher} cannot serve logits for {dataset}",
+                    found=f"encoding {teacher.encoding.kind!r}, which serves {', '.join(teacher.encoding.serves)}",
+                    expected="an encoding that serves logits",
+                )
+            shapes[key] = (teacher.num_classes,)
+        elif feature not in teacher.features:
+            near = get_close_matches(feature, teacher.features, 1)
+            raise NotInCache(
+                f"teacher {key.teacher} has no feature {feature!r} for {dataset}",
+                found=", ".join(sorted(teacher.features)) or "no features",
+                do=f'feature = "{near[0]}"' if near else "add it to the teacher in the cache job, then cache build --as NAME",
+            )
+        elif cache.committed(dataset, key.teacher):
+            shapes[key] = feature_shape(cache, dataset, key)
+    return shapes
+
+
+def check_student(
+    student: Student, layers: Sequence[str], input_shape: tuple[int, ...], num_classes: int
+) -> dict[str, tuple[int, ...]]:
+    """Return the shape of each of a student's layers for one row, after a forward pass that checks its output.
+
+    Raises:
+        BadRequest: no such layer, or the output is not (B, C).
+    """
+    modules = dict(student.named_modules())
+    for layer in layers:
+        if layer not in modules:
+            near = get_close_matches(layer, modules, 3, cutoff=0.4)
+            raise BadRequest(
+                f"the student has no layer {layer!r}",
+                found=", ".join(name for name in modules if name)[:400],
+                do=f'student_layer = "{near[0]}"' if near else None,
+            )
+    device = next(student.buffers()).device
+    training = student.training
+    tapped = Tapped(student, layers)
+    try:
+        with torch.no_grad():
+            outputs = tapped.eval()(torch.zeros(2, *input_shape, device=device))
+    except (RuntimeError, ValueError, TypeError, IndexError) as error:
+        raise BadRequest(
+            f"the student cannot take inputs of shape {input_shape}", found=f"{type(error).__name__}: {error}"
+        ) from error
+    finally:
+        tapped.release()
+        student.train(training)
+    if not isinstance(outputs.logits_BC, Tensor) or outputs.logits_BC.shape != (2, num_classes):
+        found = tuple(outputs.logits_BC.shape) if isinstance(outputs.logits_BC, Tensor) else type(outputs.logits_BC)
+        raise BadRequest(
+            "the student does not return one logit per class",
+            found=f"{found} for a batch of 2",
+            expected=f"a tensor of shape (2, {num_classes})",
+        )
+    return {layer: tuple(output.shape[1:]) for layer, output in outputs.layers.items()}
+
+
+class Tapped(nn.Module):
+    """A student that also returns what some of its layers gave."""
+
+    def __init__(self, student: Student, layers: Sequence[str]):
+        super().__init__()
+        self.student = student
+        self.layers = tuple(layers)
+        self._seen: dict[str, Tensor] = {}
+        self._hooks = [student.get_submodule(layer).register_forward_hook(self._tap(layer)) for layer in layers]
+
+    def forward(self, inputs: Tensor) -> Outputs:
+        """Return logits (B, C) and the layers' outputs."""
+        logits_BC = self.student(inputs)
+        layers = {layer: self._seen[layer] for layer in self.layers}
+        self._seen.clear()  # or a graph would live until the next step
+        return Outputs(logits_BC, layers)
+
+    def release(self) -> None:
+        """Leave the student as it was."""
+        for hook in self._hooks:
+            hook.remove()
+
+    def _tap(self, layer: str):  # type: ignore[no-untyped-def]
+        def keep(module: nn.Module, inputs: object, output: Tensor) -> None:
+            self._seen[layer] = output
+
+        return keep

@@ -1,0 +1,131 @@
+"""The sections of a student job: its data, and each student with its objective.
+
+No torch here, so that a job file is checked before anything slow is imported.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, Field, StringConstraints, TypeAdapter, ValidationInfo, model_validator
+
+from storage.options import Factory, Name, Options
+
+BUILT_IN = ("cnn", "mlp", "resnet")  # `students.ARCHITECTURES` holds what builds them
+
+_FACTORY: TypeAdapter[str] = TypeAdapter(Factory)
+
+PEAK_LEARNING_RATE = {"sgd": 0.1, "adamw": 1e-3}  # where the job names none
+
+
+def _dataset_and_split(value: str) -> str:
+    dataset, slash, split = value.partition("/")
+    if not dataset or (slash and split not in ("train", "validation")):
+        raise ValueError('write "<dataset>", "<dataset>/train" or "<dataset>/validation"')
+    return value
+
+
+def _architecture(value: str, info: ValidationInfo) -> str:
+    if ":" in value:
+        return _FACTORY.validate_python(value, context=info.context)
+    if value not in BUILT_IN:
+        raise ValueError(f"{value!r} is none of {', '.join(BUILT_IN)}, and no module:factory")
+    return value
+
+
+Rows = Annotated[str, AfterValidator(_dataset_and_split)]
+"""Rows of the cache: `<dataset>/<split>`, or `<dataset>` for all of them."""
+
+Architecture = Annotated[str, AfterValidator(_architecture)]
+Weight = Annotated[float, Field(gt=0, le=1e6)]
+Fraction = Annotated[float, Field(ge=0, lt=1)]
+LayerName = Annotated[str, StringConstraints(min_length=1)]
+PerChannel = Annotated[tuple[float, ...], Field(strict=False, min_length=1)]
+
+
+class LabelsTerm(Options):
+    """Cross-entropy to the labels."""
+
+    loss: Literal["labels"]
+    weight: Weight = 1.0
+    smoothing: Fraction = 0.0  # share of the mass that is spread evenly over all classes
+
+
+class KdTerm(Options):
+    """KL divergence to a teacher's dense logits, both at `temperature`."""
+
+    loss: Literal["kd"]
+    teacher: Name
+    weight: Weight = 1.0
+    temperature: Annotated[float, Field(gt=0, le=1000)] = 4.0
+
+
+class HintTerm(Options):
+    """Mean squared distance to a teacher's feature, through a learned projection of a student's layer."""
+
+    loss: Literal["hint"]
+    teacher: Name
+    feature: Name
+    student_layer: LayerName  # as in `named_modules()`: "network.stage2"
+    weight: Weight = 1.0
+
+
+ObjectiveTerm = Annotated[LabelsTerm | KdTerm | HintTerm, Field(discriminator="loss")]
+
+
+class DataOptions(Options):
+    """Which rows of the cache are trained and evaluated on, and how they reach the device."""
+
+    train: Rows
+    validation: Rows
+    allow_partial: bool = False  # train on the rows that are committed when some are missing
+    residency: Literal["auto", "resident", "stream"] = "auto"  # never changes what is computed
+    # Rows are shuffled within windows of this many shards; as many as the dataset has, or more, is a full shuffle.
+    window_shards: Annotated[int, Field(ge=1)] = 16
+
+
+class StudentOptions(Options):
+    """One student: what it is, what it learns from, and how it is trained."""
+
+    name: Name
+    architecture: Architecture
+    options: dict[str, Any] = {}  # keyword arguments of the architecture's function
+
+    # Normalisation of inputs in [0, 1], one value for all channels or one for each; part of the model.
+    mean: PerChannel = (0.5,)
+    std: PerChannel = (0.5,)
+
+    objective: Annotated[tuple[ObjectiveTerm, ...], Field(strict=False)]
+
+    epochs: Annotated[int, Field(ge=1)] = 20
+    batch_size: Annotated[int, Field(ge=1)] = 128
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
+
+    optimizer: Literal["sgd", "adamw"] = "adamw"
+    learning_rate: Annotated[float, Field(gt=0, le=1000)] | None = None  # at its peak; None: 0.1 (SGD), 0.001 (AdamW)
+    momentum: Fraction = 0.9  # SGD's (Nesterov's form), or AdamW's first beta
+    weight_decay: Annotated[float, Field(ge=0, le=10)] = 5e-4
+    warmup_epochs: Annotated[float, Field(ge=0)] = 0.0  # the learning rate rises from 0 in a straight line
+    schedule: Literal["cosine", "constant"] = "cosine"  # after the warm-up
+    clip_norm: Annotated[float, Field(gt=0)] | None = None  # of the gradient over all parameters
+    ema_decay: Annotated[float, Field(gt=0, lt=1)] | None = None  # averaged weights are evaluated and exported
+    patience_epochs: Annotated[int, Field(ge=1)] | None = None  # stop when no better for so long; keep the best
+
+    autocast: Literal["fp32", "bf16"] = "fp32"
+    compile: bool = False
+    checkpoint_every_steps: Annotated[int, Field(ge=1)] | None = None  # besides one after every epoch
+
+    @model_validator(mode="after")
+    def _agree(self) -> StudentOptions:
+        if not self.objective:
+            raise ValueError("a student needs one [[student.objective]] or more")
+        if min(self.std) <= 0:
+            raise ValueError(f"std must be above 0, found {min(self.std)}")
+        if self.warmup_epochs > self.epochs:
+            raise ValueError(f"warmup_epochs ({self.warmup_epochs:g}) is longer than epochs ({self.epochs})")
+        return self
+
+    @property
+    def peak_learning_rate(self) -> float:
+        """Return the learning rate after the warm-up."""
+        return PEAK_LEARNING_RATE[self.optimizer] if self.learning_rate is None else self.learning_rate

@@ -1,0 +1,113 @@
+"""Where rows are kept for a whole run of students: resident when they fit, else streamed; loaded once for all."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from math import prod
+from typing import Literal
+
+import numpy as np
+import torch
+
+from storage.cache import Cache
+from storage.errors import BadRequest
+from student_train.feed import INPUTS, Arrays, Feed, Name, ShardSource
+from student_train.memory import free_bytes, gib
+from student_train.needs import ArrayKey, Needs
+from student_train.selection import Selection
+
+RESIDENT_SHARE = 0.5  # of the device's free memory that resident rows may take; the rest is the students'
+
+
+@dataclass(frozen=True, slots=True)
+class Residency:
+    """A choice between resident and stream, with its reason."""
+
+    resident: bool
+    projected_bytes: int
+    why: str
+
+
+def row_bytes(cache: Cache, dataset: str, needs: Needs) -> int:
+    """Return the stored bytes of one row: its input and the arrays that `needs` names."""
+    spec = cache.dataset(dataset)
+    total = prod(spec.input_shape) * np.dtype(spec.input_dtype).itemsize
+    for key in needs.arrays:
+        teacher = cache.teacher(dataset, key.teacher)
+        if key.array == "logits":
+            total += teacher.encoding.bytes_per_row(teacher.num_classes)
+        else:
+            total += prod(feature_shape(cache, dataset, key)) * (4 if _feature_dtype(cache, dataset, key) == "fp32" else 2)
+    return total
+
+
+def feature_shape(cache: Cache, dataset: str, key: ArrayKey) -> tuple[int, ...]:
+    """Return the shape of one row of a feature, read from its first committed shard."""
+    first = min(cache.committed(dataset, key.teacher))
+    return cache.read_targets(dataset, key.teacher, first, names=[key.array])[key.array].shape[1:]
+
+
+def choose_residency(
+    asked: Literal["auto", "resident", "stream"], projected_bytes: int, device: torch.device
+) -> Residency:
+    """Return where rows are to be kept, with the reason.
+
+    Raises:
+        BadRequest: resident rows were asked for and are larger than the device's free memory.
+    """
+    free = free_bytes(device)
+    figures = f"{gib(projected_bytes)} of rows, {gib(free)} free on {device}"
+    if asked == "stream":
+        return Residency(False, projected_bytes, f"the job says so ({figures})")
+    if asked == "resident":
+        if projected_bytes > free:
+            raise BadRequest(
+                "the rows do not fit on the device", found=figures, do='residency = "stream" or "auto" in the job'
+            )
+        return Residency(True, projected_bytes, f"the job says so ({figures})")
+    fits = projected_bytes <= RESIDENT_SHARE * free
+    return Residency(fits, projected_bytes, f"{figures}, {'within' if fits else 'above'} a share of {RESIDENT_SHARE:g}")
+
+
+class FeedPool:
+    """Feeds of all students of a job; those that read the same rows share one copy of them.
+
+    Args:
+        cache: where rows are.
+        device: where they are to be.
+        resident: whether they stay there.
+        window_shards: of the shuffle.
+    """
+
+    def __init__(self, cache: Cache, device: torch.device, *, resident: bool, window_shards: int):
+        self._cache = cache
+        self._device = device
+        self._resident = resident
+        self._window_shards = window_shards
+        self._loaded: dict[tuple[str, str], Arrays] = {}  # by dataset and fingerprint of the rows
+
+    def feed(self, selection: Selection, needs: Needs) -> Feed:
+        """Return a feed of these rows; what no feed before it needed is loaded now."""
+        source = ShardSource(self._cache, selection)
+        arrays: Arrays | None = None
+        if self._resident:
+            arrays = self._loaded.setdefault((selection.dataset, selection.fingerprint), {})
+            absent = frozenset[Name]({INPUTS, *needs.arrays}) - arrays.keys()
+            if absent:
+                arrays |= source.load(tuple(range(len(selection.shards_S))), absent, self._device)
+        return Feed(source, needs, self._device, arrays, self._window_shards)
+
+
+def projected_bytes(cache: Cache, wanted: Iterable[tuple[Selection, Needs]]) -> int:
+    """Return the bytes of all rows of a job, each array counted once."""
+    union: dict[tuple[str, str], tuple[int, Needs]] = {}
+    for selection, needs in wanted:
+        key = (selection.dataset, selection.fingerprint)
+        _, before = union.get(key, (0, Needs()))
+        union[key] = (selection.num_rows, before | needs)
+    return sum(rows * row_bytes(cache, dataset, needs) for (dataset, _), (rows, needs) in union.items())
+
+
+def _feature_dtype(cache: Cache, dataset: str, key: ArrayKey) -> str:
+    return cache.teacher(dataset, key.teacher).features[key.array.removeprefix("feature/")].dtype

@@ -1,0 +1,180 @@
+"""What a run leaves behind, and many runs side by side. No torch here.
+
+    <runs>/<student>/
+      run.json              the record of a finished or failed run; written last
+      metrics.parquet       one row per epoch
+      student.safetensors   the trained student, with student.json (`students/__init__.py`)
+      checkpoint.json       of a run that is not finished (`checkpoint.py`)
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from io import BytesIO
+from pathlib import Path
+from typing import Any, Literal
+
+import polars as pl
+from pydantic import ConfigDict, ValidationError
+
+from storage.errors import CorruptObject, MissingSource
+from storage.objects import LocalObjects
+from storage.options import Options
+
+RUN_FILE = "run.json"
+METRICS_FILE = "metrics.parquet"
+CHECKPOINT_FILE = "checkpoint.json"
+
+
+class Held(Options):
+    """A student's figures on the held rows; None where rows have no label, or no teacher to agree with.
+
+    Args:
+        accuracy: share of rows whose top class is the label.
+        cross_entropy: to the labels, nats.
+        calibration_error: expected calibration error over 15 bins of confidence.
+        agreement: share of rows whose top class is the teacher's.
+    """
+
+    model_config = ConfigDict(ser_json_inf_nan="constants")
+
+    accuracy: float | None = None
+    cross_entropy: float | None = None
+    calibration_error: float | None = None
+    agreement: float | None = None
+
+
+class EpochMetrics(Held):
+    """One epoch.
+
+    Args:
+        epoch: from 1.
+        train_loss: the objective, mean over the epoch's rows while it was trained.
+        terms: the same for each term, before its weight.
+        learning_rate: of the last step.
+        seconds: of training, evaluation apart.
+        rows_per_s: trained rows a second.
+    """
+
+    epoch: int
+    train_loss: float
+    terms: dict[str, float]
+    learning_rate: float
+    seconds: float
+    rows_per_s: float
+
+
+class RunRecord(Held):
+    """One finished or failed student.
+
+    Args:
+        epoch: the one whose weights were exported: the last, or the best where the job has patience.
+        epochs: how many were trained.
+        seconds: of training and evaluation, over all interruptions.
+        identity: what the run was made from: the student's options, fingerprints, rows.
+        error: of a failed run.
+    """
+
+    format_version: Literal[1] = 1
+    student: str
+    status: Literal["finished", "failed"]
+    architecture: str
+    parameters: int | None = None
+    epoch: int | None = None
+    epochs: int = 0
+    seconds: float = 0.0
+    rows_per_s: float | None = None
+    device: str
+    torch_version: str
+    error: str | None = None
+    identity: dict[str, Any]
+
+
+def write_record(folder: Path, record: RunRecord) -> None:
+    """Write a run's record: from now on it is finished, or failed."""
+    LocalObjects(folder).put(RUN_FILE, (record.model_dump_json(indent=2) + "\n").encode())
+
+
+def read_record(folder: Path) -> RunRecord | None:
+    """Return the record of a run, or None where there is none.
+
+    Raises:
+        CorruptObject: the file is not one.
+    """
+    path = folder / RUN_FILE
+    if not path.exists():
+        return None
+    try:
+        return RunRecord.model_validate_json(path.read_bytes())
+    except ValidationError as error:
+        raise CorruptObject(
+            f"{path} is not the record of a run", found=str(error), do=f"delete {folder} and train this student again"
+        ) from None
+
+
+def write_metrics(folder: Path, history: Sequence[EpochMetrics]) -> None:
+    """Write one row per epoch; each term of the objective is a column `term <name>`."""
+    rows = []
+    for metrics in history:
+        row = metrics.model_dump()
+        row |= {f"term {name}": value for name, value in row.pop("terms").items()}
+        rows.append(row)
+    floats = {name: pl.Float64 for name in (*Held.model_fields, "train_loss", "learning_rate", "seconds", "rows_per_s")}
+    table = pl.DataFrame(rows, schema_overrides={"epoch": pl.Int64, **floats})
+    first = ["epoch", "train_loss"]
+    sink = BytesIO()
+    table.select(*first, pl.exclude(first)).write_parquet(sink)
+    LocalObjects(folder).put(METRICS_FILE, sink.getvalue())
+
+
+COMPARISON = {
+    "student": pl.String,
+    "status": pl.String,
+    "architecture": pl.String,
+    "parameters": pl.Int64,
+    "accuracy": pl.Float64,
+    "agreement": pl.Float64,
+    "cross_entropy": pl.Float64,
+    "calibration_error": pl.Float64,
+    "epoch": pl.Int64,
+    "epochs": pl.Int64,
+    "seconds": pl.Float64,
+    "rows_per_s": pl.Float64,
+    "device": pl.String,
+    "error": pl.String,
+}
+
+
+def compare_runs(runs: Path) -> pl.DataFrame:
+    """Return one row per run below a folder, the most accurate first; columns of COMPARISON.
+
+    A run that is not finished has the status "unfinished" and the figures of its last whole epoch.
+
+    Raises:
+        MissingSource: there is no run.
+    """
+    rows = []
+    for folder in sorted(path for path in runs.iterdir() if path.is_dir()) if runs.is_dir() else []:
+        record = read_record(folder)
+        if record is not None:
+            rows.append(record.model_dump(include=set(COMPARISON)))
+        elif (folder / CHECKPOINT_FILE).exists():
+            rows.append(_unfinished(folder))
+    if not rows:
+        raise MissingSource(f"there are no runs in {runs}", do="student train JOB.toml")
+    table = pl.DataFrame(rows, schema=COMPARISON)
+    return table.sort("accuracy", "agreement", "student", descending=[True, True, False], nulls_last=True)
+
+
+def _unfinished(folder: Path) -> dict[str, Any]:
+    row: dict[str, Any] = {"student": folder.name, "status": "unfinished"}
+    try:
+        checkpoint = json.loads((folder / CHECKPOINT_FILE).read_bytes())
+        row["architecture"] = checkpoint["identity"]["student"]["architecture"]
+        history = checkpoint["history"]
+        row |= {"epochs": len(history), "seconds": checkpoint["seconds"]}
+        row |= {name: value for name, value in (history[-1] if history else {}).items() if name in Held.model_fields}
+    except (ValueError, KeyError, TypeError) as error:
+        row["error"] = f"{CHECKPOINT_FILE} cannot be read: {error}"
+    return row

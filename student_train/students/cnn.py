@@ -1,0 +1,43 @@
+"""A plain convolutional network for small images."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Sequence
+
+from torch import nn
+
+from storage.errors import BadRequest
+from student_train.students.checks import require_image
+
+
+def cnn(
+    num_classes: int, input_shape: tuple[int, ...], *, widths: Sequence[int] = (32, 64, 128), dropout: float = 0.0
+) -> nn.Module:
+    """Return blocks of convolution, batch norm and ReLU, each but the first at half the size of the one before.
+
+    Layers are named `stage1`, `stage2`, … and `head`; `stage<n>` gives (B, widths[n - 1], H, W).
+
+    Args:
+        widths: channels of each block.
+        dropout: share of the pooled channels that a training step leaves out.
+    """
+    channels = require_image("cnn", input_shape, halvings=len(widths) - 1)
+    if not widths or min(widths) < 1 or not 0 <= dropout < 1:
+        raise BadRequest(
+            "a cnn of this size cannot be built",
+            found=f"widths = {list(widths)}, dropout = {dropout:g}",
+            expected="one or more widths of 1 or more, and a dropout in [0, 1)",
+        )
+    layers: OrderedDict[str, nn.Module] = OrderedDict()
+    for number, width in enumerate(widths, start=1):
+        layers[f"stage{number}"] = nn.Sequential(
+            *([nn.MaxPool2d(2)] if number > 1 else []),
+            nn.Conv2d(channels, width, 3, padding=1, bias=False),
+            nn.BatchNorm2d(width),
+            nn.ReLU(),
+        )
+        channels = width
+    layers["pool"] = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), *([nn.Dropout(dropout)] if dropout else []))
+    layers["head"] = nn.Linear(channels, num_classes)
+    return nn.Sequential(layers)

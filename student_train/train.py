@@ -1,0 +1,303 @@
+"""Every student of a job in turn: checked before anything starts, skipped when finished, resumed when interrupted."""
+
+from __future__ import annotations
+
+import fcntl
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from storage.cache import Cache
+from storage.errors import BadRequest, Interrupted, StillroomError, StorageFailure, TryAgain
+from storage.options import code_fingerprint
+from student_train.checkpoint import check_checkpoint, check_identity, delete_checkpoint
+from student_train.events import FeedChosen, Report, StudentFailed, StudentSkipped
+from student_train.loop import Run, train_student
+from student_train.needs import ArrayKey, Needs, Shapes
+from student_train.objective import Objective, check_student, count_classes, objective_needs, student_layers, target_shapes
+from student_train.options import DataOptions, StudentOptions
+from student_train.residency import FeedPool, choose_residency, projected_bytes
+from student_train.results import RunRecord, read_record, write_record
+from student_train.selection import Selection, select_rows
+from student_train.students import StudentSpec, build_student
+
+Device = Literal["auto", "cpu", "cuda"]
+
+# Fields of a student that do not change what is computed.
+NOT_IDENTITY = {"name", "checkpoint_every_steps"}
+
+
+@dataclass(frozen=True)
+class Request:
+    """What `student train` is asked for.
+
+    Args:
+        cache: where rows are.
+        runs: folder of the runs, one below it for each student.
+        data: which rows.
+        students: in the order in which they are trained.
+        device: where.
+    """
+
+    cache: Cache
+    runs: Path
+    data: DataOptions
+    students: tuple[StudentOptions, ...]
+    device: Device = "auto"
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What became of each student.
+
+    Args:
+        records: of the finished ones, in the job's order.
+        errors: of the failed ones, by name.
+    """
+
+    records: tuple[RunRecord, ...]
+    errors: dict[str, StillroomError]
+
+    @property
+    def exit_code(self) -> int:
+        """Return 0 if all are finished, else the failures' code; 1 if they differ."""
+        codes = {error.exit_code for error in self.errors.values()}
+        return 0 if not codes else codes.pop() if len(codes) == 1 else 1
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A student that was checked and can be trained; a Run once its feeds are open."""
+
+    options: StudentOptions
+    spec: StudentSpec
+    needs: Needs
+    target_shapes: dict[ArrayKey, tuple[int, ...]]
+    train: Selection
+    held: Selection
+    folder: Path
+    identity: dict[str, Any]
+
+
+def train_students(
+    request: Request, *, report: Report = lambda event: None, stop: Callable[[], bool] = lambda: False
+) -> Summary:
+    """Train every student of a request that is not finished yet.
+
+    All students are checked before the first step of any. One that fails while it trains is recorded as failed and
+    does not stop those after it.
+
+    Args:
+        request: what is asked for.
+        report: told of everything that happens (`events.py`).
+        stop: asked after every step; if it says so, the student's state is kept and Interrupted is raised.
+
+    Raises:
+        BadRequest: of some kind; nothing was started.
+        Interrupted: `stop` said so.
+        StorageFailure: the disk refused; what is written stays good.
+    """
+    device = find_device(request.device)
+    students = prepare(request)
+    finished = {student.options.name: record for student in students if (record := finished_record(student)) is not None}
+    for record in finished.values():
+        report(StudentSkipped(record))
+    left = [student for student in students if student.options.name not in finished]
+    records, errors = dict(finished), dict[str, StillroomError]()
+    if left:
+        pool = open_feeds(request, left, device, report)
+        for student in left:
+            name = student.options.name
+            try:
+                with _locked(student.folder):
+                    records[name] = _train(student, pool, device, report, stop)
+            except (Interrupted, StorageFailure):
+                raise
+            except StillroomError as error:
+                errors[name] = error
+                report(StudentFailed(name, error))
+    return Summary(tuple(records[s.options.name] for s in students if s.options.name in records), errors)
+
+
+def prepare(request: Request) -> list[Prepared]:
+    """Return every student of a request, checked against the cache and against the runs that are there.
+
+    Raises:
+        BadRequest: of some kind.
+    """
+    names = [options.name for options in request.students]
+    if len(names) != len(set(names)):
+        twice = sorted({name for name in names if names.count(name) > 1})
+        raise BadRequest("two students have one name", found=", ".join(twice), do="rename one; a name is a folder")
+    selections = _Selections(request.cache, request.data)
+    students = [_prepare(request, options, selections) for options in request.students]
+    for student in students:
+        record = read_record(student.folder)
+        if record is None or record.status == "finished":
+            check_checkpoint(student.folder, student.identity)
+        if record is not None and record.status == "finished":
+            check_identity(student.folder, record.identity, student.identity)
+    return students
+
+
+def finished_record(student: Prepared) -> RunRecord | None:
+    """Return the record of a student that needs no more training."""
+    record = read_record(student.folder)
+    return record if record is not None and record.status == "finished" else None
+
+
+def open_feeds(request: Request, students: Sequence[Prepared], device: torch.device, report: Report) -> FeedPool:
+    """Return the feeds of all students, after choosing where rows are kept."""
+    wanted = [pair for s in students for pair in ((s.train, s.needs), (s.held, Needs()))]
+    residency = choose_residency(request.data.residency, projected_bytes(request.cache, wanted), device)
+    report(FeedChosen("resident" if residency.resident else "stream", residency.why))
+    return FeedPool(request.cache, device, resident=residency.resident, window_shards=request.data.window_shards)
+
+
+def find_device(device: Device) -> torch.device:
+    """Return the device that is asked for; "auto" is a GPU where there is one.
+
+    Raises:
+        BadRequest: a GPU is asked for and there is none.
+    """
+    if device == "cuda" and not torch.cuda.is_available():
+        raise BadRequest("there is no CUDA device", found=f"torch {torch.__version__}", do="--device cpu, or auto")
+    return torch.device("cuda" if device != "cpu" and torch.cuda.is_available() else "cpu")
+
+
+def _train(
+    student: Prepared, pool: FeedPool, device: torch.device, report: Report, stop: Callable[[], bool]
+) -> RunRecord:
+    record = read_record(student.folder)
+    if record is not None and record.identity != student.identity:
+        delete_checkpoint(student.folder)  # it failed, and its job was changed since: nothing of it is of use
+    try:
+        run = Run(
+            options=student.options,
+            spec=student.spec,
+            target_shapes=student.target_shapes,
+            train=pool.feed(student.train, student.needs),
+            held=pool.feed(student.held, Needs(labels=True)),
+            folder=student.folder,
+            identity=student.identity,
+            device=device,
+        )
+        return train_student(run, report=report, stop=stop)
+    except (Interrupted, StorageFailure):
+        raise
+    except StillroomError as error:
+        _record_failure(student, device, error)
+        raise
+    except Exception as error:  # a user's own model, or a device out of memory
+        failure = StillroomError(
+            f"student {student.options.name} failed",
+            found=f"{type(error).__name__}: {error}",
+            do="correct it and run the same command again; the other students are not affected",
+        )
+        _record_failure(student, device, failure)
+        raise failure from error
+
+
+def _record_failure(student: Prepared, device: torch.device, error: StillroomError) -> None:
+    record = RunRecord(
+        student=student.options.name,
+        status="failed",
+        architecture=student.options.architecture,
+        device=str(device),
+        torch_version=torch.__version__,
+        error=str(error),
+        identity=student.identity,
+    )
+    write_record(student.folder, record)
+
+
+def _prepare(request: Request, options: StudentOptions, selections: _Selections) -> Prepared:
+    cache, data = request.cache, request.data
+    needs = objective_needs(options.objective)
+    dataset = cache.dataset(data.train.partition("/")[0])
+    held_dataset = cache.dataset(data.validation.partition("/")[0])
+    if (dataset.classes, dataset.input_shape, dataset.input_dtype) != (
+        held_dataset.classes,
+        held_dataset.input_shape,
+        held_dataset.input_dtype,
+    ):
+        raise BadRequest(
+            f"{data.validation} cannot measure a student of {data.train}",
+            found=f"{len(held_dataset.classes)} classes, inputs {held_dataset.input_shape} {held_dataset.input_dtype}",
+            expected=f"the same classes, and inputs {dataset.input_shape} {dataset.input_dtype}",
+        )
+    num_classes = count_classes(cache, dataset.name, needs)
+    shapes = target_shapes(cache, dataset.name, needs)
+    train = selections.find(data.train, needs, None)
+    agree_with = next((term.teacher for term in options.objective if hasattr(term, "teacher")), None)
+    if agree_with is not None and agree_with not in cache.teacher_names(held_dataset.name):
+        agree_with = None  # the held rows are of a dataset that this teacher never saw: nothing to agree with
+    held = selections.find(data.validation, Needs(), agree_with)
+    spec = StudentSpec(
+        architecture=options.architecture,
+        options=options.options,
+        num_classes=num_classes,
+        input_shape=dataset.input_shape,
+        mean=options.mean,
+        std=options.std,
+    )
+    teachers = {f"{dataset.name}/{teacher}": cache.teacher(dataset.name, teacher).fingerprint for teacher in needs.teachers}
+    identity = {
+        "student": options.model_dump(mode="json", exclude=NOT_IDENTITY),
+        "architecture_code": code_fingerprint(options.architecture) if ":" in options.architecture else None,
+        "data": data.model_dump(mode="json", include={"train", "validation", "window_shards"}),
+        "cache": cache.id,
+        "datasets": {spec.name: spec.fingerprint for spec in (dataset, held_dataset)},
+        "teachers": teachers,
+        "train_rows": f"{train.num_rows}, {train.fingerprint}",
+        "validation_rows": f"{held.num_rows}, {held.fingerprint}",
+    }
+    student = build_student(spec)  # thrown away: a mistake in it is better found now than after the students before it
+    Objective(options.objective, Shapes(check_student(student, student_layers(options.objective), spec.input_shape, num_classes), shapes))
+    folder = request.runs / options.name
+    return Prepared(options, spec, needs, shapes, train, held, folder, identity)
+
+
+class _Selections:
+    """Selections of rows, each computed once for all students that want it."""
+
+    def __init__(self, cache: Cache, data: DataOptions):
+        self._cache = cache
+        self._allow_partial = data.allow_partial
+        self._found: dict[tuple[str, tuple[str, ...], bool, str | None], Selection] = {}
+
+    def find(self, rows: str, needs: Needs, agree_with: str | None) -> Selection:
+        """Return the rows for which the cache holds what is needed."""
+        key = (rows, needs.teachers, needs.labels, agree_with)
+        if key not in self._found:
+            self._found[key] = select_rows(
+                self._cache, rows, needs, allow_partial=self._allow_partial, agree_with=agree_with
+            )
+        return self._found[key]
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Hold a run's folder, so that two commands do not train one student at a time.
+
+    Raises:
+        TryAgain: another process holds it.
+        StorageFailure: the folder cannot be written.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        file = open(folder / ".lock", "w")  # noqa: SIM115 - closed below; the lock goes with it, after a kill too
+    except OSError as error:
+        raise StorageFailure(f"cannot write {folder}", found=error.strerror, do="make the folder writable") from None
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise TryAgain(
+                f"another process is training {folder.name}", found=f"{folder}/.lock is held", do="wait for it to end"
+            ) from None
+        yield
