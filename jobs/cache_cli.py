@@ -1,0 +1,300 @@
+"""`cache`: build a cache of soft targets, and look into it.
+
+Thin on purpose: every command parses, calls a room, prints. The rooms are imported inside the commands, so that
+`cache --help` costs nothing.
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from jobs.terminal import Watch
+    from storage.cache import Cache
+    from teacher_cache.build import BuildPlan, BuildReport
+    from teacher_cache.shard_task import Done
+
+app = typer.Typer(
+    help="Run teachers over datasets once; keep their soft targets and features.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+JobArgument = Annotated[Path, typer.Argument(metavar="JOB.toml", help="The job file.")]
+SHOWN_QUARANTINED = 20
+
+
+class Device(StrEnum):
+    """Where a model runs."""
+
+    auto = "auto"
+    cpu = "cpu"
+    cuda = "cuda"
+
+
+CacheArgument = Annotated[str, typer.Argument(metavar="CACHE", help="A cache: a folder, or s3://bucket/prefix.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON value, for machines.")]
+
+
+@app.command()
+def build(
+    job: JobArgument,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and the memory bound; do nothing.")] = False,
+    workers: Annotated[int | None, typer.Option(min=1, help="Worker processes, instead of the job's.")] = None,
+    partition: Annotated[str, typer.Option(metavar="I/N", help="Do every N-th shard, from I = 0; for job arrays.")] = "0/1",
+    beside: Annotated[str | None, typer.Option("--as", metavar="NAME", help="Build a cache of this name beside the job's.")] = None,
+    device: Annotated[Device, typer.Option(help="Where teachers run.")] = Device.auto,
+    as_json: JsonOption = False,
+) -> None:
+    """Plan, run what is missing, commit."""
+    from jobs import terminal
+
+    def action() -> int:
+        from jobs.cluster import open_runner
+        from jobs.files import CacheJob, read_job
+        from teacher_cache.build import BuildRequest, plan_build, run_build
+        from teacher_cache.runners import run_inline
+
+        request_job = read_job(job, CacheJob)
+        cluster = request_job.cluster if workers is None else request_job.cluster.model_copy(update={"workers": workers})
+        part = _parse_partition(partition)
+        if part != (0, 1):
+            cluster = cluster.model_copy(update={"kind": "inline", "address": None})  # one process of a job array
+        request = BuildRequest(
+            cache=request_job.cache if beside is None else _beside(request_job.cache, beside),
+            job=str(job),
+            sources=tuple(request_job.dataset),
+            teachers=tuple(request_job.teacher),
+            part=part,
+            device=device.value,
+            threads=cluster.num_threads,
+        )
+        plan = plan_build(request)
+        if dry_run:
+            _print_plan(plan, as_json)
+            return 0
+        with terminal.watching("rows") as watch:
+            progress = _BuildProgress(watch)
+            if plan.num_missing:
+                with open_runner(cluster) as runner:
+                    report = run_build(plan, runner, progress)
+            else:
+                report = run_build(plan, run_inline, progress)  # no tasks, no cluster
+        _print_report(request.cache, report, as_json)
+        return report.exit_code
+
+    terminal.run(action, as_json=as_json)
+
+
+@app.command()
+def status(cache: CacheArgument, as_json: JsonOption = False) -> None:
+    """Show rows done and missing, bytes and rate, per dataset, teacher and view."""
+    from jobs import terminal
+
+    def action() -> int:
+        from jobs.tables import print_table
+        from storage.status import read_status
+
+        opened = _open(cache)
+        stages = read_status(opened)
+        if as_json:
+            terminal.print_json({"cache": opened.url, "stages": stages.to_dicts()})
+        else:
+            print_table(stages, title=opened.url)
+        return 3 if (stages["rows_missing"].sum() or 0) + (stages["quarantined"].sum() or 0) else 0
+
+    terminal.run(action, as_json=as_json)
+
+
+@app.command()
+def info(cache: CacheArgument, as_json: JsonOption = False) -> None:
+    """Show what a cache promises: fingerprints, encodings, features, provenance."""
+    from jobs import terminal
+
+    def action() -> int:
+        from jobs.tables import print_tree
+        from storage.status import read_info
+
+        found = read_info(_open(cache))
+        if as_json:
+            terminal.print_json(found)
+        else:
+            print_tree(cache, found)
+        return 0
+
+    terminal.run(action, as_json=as_json)
+
+
+@app.command()
+def verify(
+    cache: CacheArgument,
+    repair: Annotated[bool, typer.Option("--repair", help="Drop bad shards, so that build makes them again, and garbage.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Check every object against its digest."""
+    from jobs import terminal
+
+    def action() -> int:
+        from storage import verify as room
+        from storage.errors import CorruptObject
+
+        opened = _open(cache)
+        with terminal.watching("shards") as watch:
+            def on_shard(done: int, total: int) -> None:
+                if done == 1:
+                    watch.begin(f"verify {cache}", total)
+                watch.advance(1)
+
+            found = room.verify(opened, on_shard)
+        if repair:
+            room.repair(opened, found)
+        if as_json:
+            bad = [{"shard": str(shard.key), "reason": shard.reason} for shard in found.bad]
+            counts = {"shards": found.shards, "bytes": found.bytes, "garbage": list(found.garbage)}
+            terminal.print_json(counts | {"bad": bad, "repaired": repair})
+        else:
+            for shard in found.bad:
+                terminal.out.print(f"bad  {shard.key}\n{shard.reason}", markup=False)
+            done = "dropped; cache build makes them again" if repair else f"cache verify {cache} --repair drops them"
+            terminal.out.print(
+                f"{found.shards} shards, {terminal.si(found.bytes, 'B')}: "
+                + (f"{len(found.bad)} bad ({done})" if found.bad else "all whole")
+                + (f"; {len(found.garbage)} abandoned groups{' removed' if repair else ''}" if found.garbage else ""),
+                markup=False,
+            )
+        return CorruptObject.exit_code if found.bad and not repair else 0
+
+    terminal.run(action, as_json=as_json)
+
+
+@app.command()
+def query(
+    cache: CacheArgument,
+    sql: Annotated[str, typer.Argument(metavar="SELECT", help='SQL over the table "samples", or over a dataset\'s own.')],
+    as_json: JsonOption = False,
+) -> None:
+    """Ask the per-sample table: label, split, and each teacher's top class, entropy, …"""
+    from jobs import terminal
+
+    def action() -> int:
+        from jobs.tables import print_table
+        from storage.status import query_samples
+
+        rows = query_samples(_open(cache), sql)
+        if as_json:
+            terminal.print_json(rows.to_dicts())
+        else:
+            print_table(rows)
+        return 0
+
+    terminal.run(action, as_json=as_json)
+
+
+class _BuildProgress:
+    """Shows a build's progress."""
+
+    def __init__(self, watch: Watch):
+        self._watch = watch
+
+    def stage(self, name: str, rows: int, rows_done: int) -> None:
+        self._watch.begin(name, rows, rows_done)
+
+    def done(self, done: Done) -> None:
+        self._watch.advance(done.rows)
+
+    def note(self, text: str) -> None:
+        self._watch.note(text)
+
+
+def _open(url: str) -> Cache:
+    from storage.cache import Cache
+
+    return Cache.open(url)
+
+
+def _beside(cache: str, name: str) -> str:
+    from storage.errors import BadRequest
+
+    if "/" in name or not name.strip("."):
+        raise BadRequest(f"--as {name} is not a name", expected="the name of a cache beside the job's, not a path")
+    return f"{cache.rpartition('/')[0]}/{name}"
+
+
+def _parse_partition(text: str) -> tuple[int, int]:
+    from storage.errors import BadRequest
+
+    i, _, n = text.partition("/")
+    if not (i.isdecimal() and n.isdecimal() and int(i) < int(n)):
+        raise BadRequest(f"--partition {text} is not a partition", expected="I/N with I from 0 to N - 1, such as 0/8")
+    return int(i), int(n)
+
+
+def _print_plan(plan: BuildPlan, as_json: bool) -> None:
+    import polars as pl
+
+    from jobs import terminal
+    from jobs.tables import print_table
+    from teacher_cache.memory import project_worker
+
+    memory = project_worker(plan)
+    stages = [
+        {
+            "stage": stage.name,
+            "rows": stage.dataset.rows.num_rows,
+            "shards": len(stage.shards),
+            "shards_to_do": len(stage.todo),
+            "rows_to_do": sum(shard.stop - shard.start for shard in stage.todo),
+        }
+        for stage in plan.stages
+    ]
+    if as_json:
+        terminal.print_json({"cache": plan.request.cache, "stages": stages, "worker_memory_bytes": memory.total_bytes})
+        return
+    print_table(pl.DataFrame(stages), title=plan.request.cache)
+    terminal.out.print(f"memory of a worker, at most {terminal.si(memory.total_bytes, 'B')}: {memory.explanation}")
+    terminal.out.print("a dry run: nothing was written")
+
+
+def _print_report(cache: str, report: BuildReport, as_json: bool) -> None:
+    from jobs import terminal
+
+    if as_json:
+        terminal.print_json(
+            {
+                "cache": cache,
+                "built": report.built,
+                "present": report.present,
+                "lost": report.lost,
+                "rows": report.rows,
+                "bytes": report.bytes,
+                "refused": report.refused,
+                "failed": report.failed,
+                "quarantined": {name: rows.to_dicts() for name, rows in report.quarantined.items()},
+                "exit_code": report.exit_code,
+            }
+        )
+        return
+    lost = f", {report.lost} were another builder's" if report.lost else ""
+    terminal.out.print(
+        f"{cache}: {report.built} shards built ({terminal.si(report.bytes, 'B')}), {report.present} were there{lost}",
+        markup=False,
+    )
+    for name, rows in report.quarantined.items():
+        terminal.out.print(f"{name}: {len(rows)} samples could not be read and are left out", markup=False)
+        for row, sample_id, error in rows.head(SHOWN_QUARANTINED).iter_rows():
+            terminal.out.print(f"  row {row}  {sample_id}  {error}", markup=False)
+        if len(rows) > SHOWN_QUARANTINED:
+            terminal.out.print(f"  … {len(rows) - SHOWN_QUARANTINED} more; --json lists all")
+    for kind, shards in (("refused", report.refused), ("failed", report.failed)):
+        if shards:
+            terminal.out.print(f"{len(shards)} shards {kind}; the reasons are above. The same command tries them again.")
+
+
+def main() -> None:
+    """Run the program."""
+    app()

@@ -1,0 +1,89 @@
+"""Where tasks run. The only file that opens a Dask client."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+from collections.abc import Iterator
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, model_validator
+
+from storage.errors import TryAgain
+from storage.options import Options
+from teacher_cache.runners import Runner, run_inline, run_on_dask
+
+THREADS_PER_WORKER = 2  # one task computes while the other reads or writes (teacher_cache.shard_task.LOCK)
+START_TIMEOUT_S = 120
+
+
+class ClusterOptions(Options):
+    """The `[cluster]` of a job. It decides how a job runs, never what it computes.
+
+    Attributes:
+        kind: `local` starts workers on this machine for the length of the command; `address` uses a running scheduler;
+            `inline` runs in this process, without Dask.
+        workers: processes of a local cluster; by default one for each processor.
+        threads: of torch in each worker; by default the processors shared out among the workers.
+        address: of the scheduler, `tcp://host:port`.
+    """
+
+    kind: Literal["local", "address", "inline"] = "local"
+    workers: Annotated[int, Field(ge=1)] | None = None
+    threads: Annotated[int, Field(ge=1)] | None = None
+    address: str | None = None
+
+    @model_validator(mode="after")
+    def _address(self) -> Self:
+        if (self.kind == "address") != (self.address is not None):
+            raise ValueError('`address` goes with kind = "address"')
+        return self
+
+    @property
+    def num_workers(self) -> int:
+        """Worker processes of this cluster; 1 where it is not ours to say."""
+        return (self.workers or os.cpu_count() or 1) if self.kind == "local" else 1
+
+    @property
+    def num_threads(self) -> int:
+        """Threads of torch in each worker."""
+        return self.threads or max(1, (os.cpu_count() or 1) // self.num_workers)
+
+
+@contextlib.contextmanager
+def open_runner(options: ClusterOptions) -> Iterator[Runner]:
+    """Yield what runs tasks; a cluster of our own ends with the block.
+
+    Raises:
+        TryAgain: the scheduler cannot be reached.
+    """
+    if options.kind == "inline":
+        yield run_inline
+        return
+    import dask
+    from distributed import Client, LocalCluster
+
+    logging.getLogger("distributed").setLevel(logging.CRITICAL)  # its worker losses are ours to report
+    memory = {f"distributed.worker.memory.{limit}": False for limit in ("target", "spill", "pause")}
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(dask.config.set({**memory, "distributed.scheduler.allowed-failures": 3}))
+        if options.kind == "local":
+            cluster = stack.enter_context(
+                LocalCluster(
+                    n_workers=options.num_workers,
+                    threads_per_worker=THREADS_PER_WORKER,
+                    memory_limit=0,
+                    dashboard_address=None,
+                    silence_logs=logging.CRITICAL,
+                )
+            )
+            client = stack.enter_context(Client(cluster))
+        else:
+            try:
+                client = stack.enter_context(Client(options.address, timeout=START_TIMEOUT_S))
+            except OSError as error:
+                raise TryAgain(
+                    f"no Dask scheduler answers at {options.address}", found=str(error), do="start it: dask scheduler"
+                ) from None
+        yield run_on_dask(client)

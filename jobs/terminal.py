@@ -1,0 +1,142 @@
+"""The edge that both programs share: progress, errors, exit codes, signals, JSON.
+
+Results go to stdout, everything else to stderr. With --json, stdout is one JSON value, errors included.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import signal
+import sys
+import time
+import types
+from collections.abc import Callable, Iterator
+from typing import Any, NoReturn
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
+from rich.text import Text
+
+from storage.errors import Interrupted, StillroomError
+
+LOG_EVERY_S = 30.0
+
+errors = Console(stderr=True, highlight=False, soft_wrap=True)
+out = Console(highlight=False)
+
+
+def run(action: Callable[[], int | None], *, as_json: bool) -> NoReturn:
+    """Run a command's action and exit with its code; no traceback for a user's mistake."""
+    signal.signal(signal.SIGTERM, _interrupt)
+    signal.signal(signal.SIGINT, _interrupt)
+    try:
+        code = action() or 0
+    except StillroomError as error:
+        if as_json:
+            fields = {"error": type(error).__name__, "what": error.what, "found": error.found, "expected": error.expected, "do": error.do}
+            print_json(fields | {"exit_code": error.exit_code})
+        errors.print(Text(str(error)))
+        code = error.exit_code
+    except BrokenPipeError:
+        sys.stderr.close()
+        code = 0
+    sys.exit(code)
+
+
+def _interrupt(signal_number: int, frame: types.FrameType | None) -> None:
+    raise Interrupted("stopped by a signal", signal_number)
+
+
+def print_json(value: Any) -> None:
+    """Print one JSON value to stdout."""
+    print(json.dumps(value, indent=2, default=str), flush=True)
+
+
+def si(number: float, unit: str = "") -> str:
+    """Return a number with three digits and a prefix: 1234567 → 1.23 M."""
+    for prefix in ("", "k", "M", "G", "T"):
+        if abs(number) < 999.5:
+            return f"{number:.3g} {prefix}{unit}".rstrip()
+        number /= 1000
+    return f"{number:.3g} P{unit}"
+
+
+class _Rate(ProgressColumn):
+    def render(self, task: Task) -> Text:
+        speed = task.finished_speed or task.speed
+        return Text(f"{si(speed)}/s" if speed else "", style="progress.data.speed")
+
+
+class Watch:
+    """Progress of counted things on stderr: a bar on a terminal, a log line every 30 s elsewhere."""
+
+    def __init__(self, unit: str, *, quiet: bool = False):
+        self._unit = unit
+        self._live = errors.is_terminal and not quiet
+        self._quiet = quiet
+        self._bar: Progress | None = None
+        self._task: Any = None
+        self._name, self._total, self._count, self._began, self._logged = "", 0, 0, 0.0, 0.0
+        self._first = 0
+
+    def begin(self, name: str, total: int, done: int = 0) -> None:
+        """Begin to count `total` things, of which `done` are there already."""
+        self.end()
+        self._name, self._total, self._count, self._first = name, total, done, done
+        self._began = self._logged = time.monotonic()
+        if self._live:
+            self._bar = Progress(
+                TextColumn("{task.description}"),
+                BarColumn(bar_width=None),
+                MofNCompleteColumn(),
+                TextColumn(self._unit),
+                _Rate(),
+                TimeRemainingColumn(compact=True),
+                console=errors,
+                expand=True,
+            )
+            self._bar.start()
+            self._task = self._bar.add_task(name, total=total, completed=done)
+
+    def advance(self, count: int, detail: str = "") -> None:
+        """Count some more."""
+        self._count += count
+        if self._bar is not None:
+            self._bar.update(self._task, completed=self._count, description=f"{self._name} {detail}".rstrip())
+        elif not self._quiet and time.monotonic() - self._logged >= LOG_EVERY_S:
+            self._logged = time.monotonic()
+            self._line(detail)
+
+    def note(self, text: str) -> None:
+        """Print something above the bar."""
+        if self._bar is not None:
+            self._bar.console.print(Text(text))
+        else:
+            errors.print(Text(text))
+
+    def end(self) -> None:
+        """Finish; off a terminal, say how it went."""
+        if self._bar is not None:
+            self._bar.stop()
+            self._bar = None
+        elif self._name and not self._quiet:
+            self._line("")
+        self._name = ""
+
+    def _line(self, detail: str) -> None:
+        seconds = time.monotonic() - self._began
+        rate = (self._count - self._first) / seconds if seconds else 0.0
+        left = f", {(self._total - self._count) / rate:.0f} s left" if rate and self._count < self._total else ""
+        new = f", {si(rate)}/s{left}" if self._count > self._first else ", all there already" if self._total == self._count else ""
+        errors.print(Text(f"{self._name}: {self._count} of {self._total} {self._unit}{new} {detail}".rstrip()))
+
+
+@contextlib.contextmanager
+def watching(unit: str, *, quiet: bool = False) -> Iterator[Watch]:
+    """Yield a Watch that ends with the block, whatever happens in it."""
+    watch = Watch(unit, quiet=quiet)
+    try:
+        yield watch
+    finally:
+        watch.end()
