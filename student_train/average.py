@@ -7,6 +7,8 @@ import copy
 import torch
 from torch import Tensor, nn
 
+from student_train.students import Student
+
 
 class WeightAverage:
     """A copy of a student whose weights follow it slowly; buffers such as batch norm's statistics are averaged too.
@@ -19,18 +21,19 @@ class WeightAverage:
     Source: Polyak & Juditsky 1992; the ramp is that of TensorFlow's ExponentialMovingAverage.
     """
 
-    def __init__(self, student: nn.Module, decay: float):
+    def __init__(self, student: Student, decay: float):
         self.decay = decay
         self.student = copy.deepcopy(student).eval().requires_grad_(False)
         pairs = list(zip(_tensors(self.student), _tensors(student), strict=True))
-        self._floats = [(average, weight) for average, weight in pairs if average.is_floating_point()]
+        self._averages = [average for average, _ in pairs if average.is_floating_point()]
+        self._weights = [weight for average, weight in pairs if average.is_floating_point()]
         self._others = [(average, weight) for average, weight in pairs if not average.is_floating_point()]
 
     @torch.no_grad()
     def update(self, step: int) -> None:
         """Follow the student after `step`, counted from 0."""
         decay = min(self.decay, (1 + step) / (10 + step))
-        torch._foreach_lerp_([average for average, _ in self._floats], [weight for _, weight in self._floats], 1 - decay)
+        torch._foreach_lerp_(self._averages, self._weights, 1 - decay)
         for average, weight in self._others:
             average.copy_(weight)
 

@@ -35,7 +35,7 @@ Tensors = dict[str, Tensor]
 class Position(Options):
     """Where a run is: the next step, and what the epochs so far gave.
 
-    Args:
+    Attributes:
         epoch, step: the next step to take is number `step` of epoch `epoch`, both from 0; `step` may be the number of
             an epoch's steps, when its evaluation is still to come.
         history: one entry per whole epoch.
@@ -58,7 +58,7 @@ class Position(Options):
 class CheckpointFile(Position):
     """The content of `checkpoint.json`."""
 
-    format_version: Literal[1] = FORMAT_VERSION
+    format_version: Literal[1] = 1
     weights_file: str
     weights_digest: str
     torch_version: str
@@ -105,8 +105,7 @@ def read_checkpoint(folder: Path, identity: dict[str, Any]) -> tuple[Position, T
             expected=f"digest {file.weights_digest}  ({CHECKPOINT_FILE})",
             do=f"rm -r {folder}    # this student then starts again",
         )
-    position = Position.model_validate(file.model_dump(include=set(Position.model_fields)), strict=False)
-    return position, safetensors.torch.load(data)
+    return file, safetensors.torch.load(data)
 
 
 def check_checkpoint(folder: Path, identity: dict[str, Any]) -> None:
@@ -114,6 +113,12 @@ def check_checkpoint(folder: Path, identity: dict[str, Any]) -> None:
     file = _read_file(folder)
     if file is not None:
         check_identity(folder, file.identity, identity)
+
+
+def position_of(folder: Path, identity: dict[str, Any]) -> Position | None:
+    """Return where an interrupted run of this identity is, or None where there is none; reads the JSON only."""
+    file = _read_file(folder)
+    return file if file is not None and file.identity == identity else None
 
 
 def check_identity(folder: Path, found: dict[str, Any], expected: dict[str, Any]) -> None:
@@ -185,7 +190,9 @@ def _read_file(folder: Path) -> CheckpointFile | None:
         version = json.loads(text).get("format_version")
         if isinstance(version, int) and version > FORMAT_VERSION:
             raise UnsupportedFormat(
-                f"{path} was written by a later Stillroom", found=f"format {version}", expected=f"format {FORMAT_VERSION}"
+                f"{path} was written by a later Stillroom",
+                found=f"format {version}",
+                expected=f"format {FORMAT_VERSION}",
             )
         return CheckpointFile.model_validate_json(text)
     except (ValueError, AttributeError, ValidationError) as error:

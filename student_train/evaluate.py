@@ -17,7 +17,9 @@ from student_train.students import Student
 NUM_BINS = 15
 
 
-def evaluate(student: Student, feed: Feed, tops_N: Tensor | None, *, batch_size: int, stop: Callable[[], bool]) -> Held | None:
+def evaluate(
+    student: Student, feed: Feed, tops_N: Tensor | None, *, batch_size: int, stop: Callable[[], bool]
+) -> Held | None:
     """Return the figures of a student, in float32, with no step of synchronisation before the last.
 
     Args:
@@ -32,7 +34,7 @@ def evaluate(student: Student, feed: Feed, tops_N: Tensor | None, *, batch_size:
 
     Source: calibration error by Guo et al. 2017, eq. 3, 15 bins of equal width, arXiv 1706.04599.
     """
-    device = next(student.buffers()).device
+    device = student.normalise.mean.device
     sums = torch.zeros(5, dtype=torch.float64, device=device)  # labelled, correct, nats, with a teacher, agreeing
     bins_3K = torch.zeros(3, NUM_BINS, dtype=torch.float64, device=device)  # rows, confidence, correct
     start = 0
@@ -62,7 +64,8 @@ def _figures(logits_BC: Tensor, labels_B: Tensor, tops_B: Tensor) -> tuple[Tenso
     nats = functional.cross_entropy(logits_BC, labels_B, ignore_index=NO_CLASS, reduction="sum")
     confidence_B, chosen_B = logits_BC.softmax(dim=1).max(dim=1)
     correct_B = (chosen_B == labels_B) & labelled_B
-    sums = torch.stack([labelled_B.sum(), correct_B.sum(), nats, taught_B.sum(), ((chosen_B == tops_B) & taught_B).sum()])
+    agreeing_B = (chosen_B == tops_B) & taught_B
+    sums = torch.stack([labelled_B.sum(), correct_B.sum(), nats, taught_B.sum(), agreeing_B.sum()])
     bin_B = (confidence_B * NUM_BINS).long().clamp(0, NUM_BINS - 1)
     # One-hot and a product, not an index_add: the same bits every time, on a GPU too.
     member_BK = functional.one_hot(bin_B, NUM_BINS).double() * labelled_B[:, None]

@@ -18,6 +18,15 @@ class FeedChosen:
 
 
 @dataclass(frozen=True, slots=True)
+class Loading:
+    """So many shards of so many are on the device; only when rows are resident."""
+
+    student: str
+    done_shards: int
+    shards: int
+
+
+@dataclass(frozen=True, slots=True)
 class StudentStarted:
     """A student begins, or goes on after `done_steps` of `total_steps`."""
 
@@ -70,5 +79,5 @@ class StudentFailed:
     error: StillroomError
 
 
-Event = FeedChosen | StudentStarted | Progress | EpochDone | StudentFinished | StudentSkipped | StudentFailed
+Event = FeedChosen | Loading | StudentStarted | Progress | EpochDone | StudentFinished | StudentSkipped | StudentFailed
 Report = Callable[[Event], None]

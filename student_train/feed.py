@@ -9,7 +9,7 @@ N fed rows, W rows of a window, B rows of a batch.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any
@@ -27,7 +27,7 @@ from student_train.selection import Selection
 INPUTS = "inputs"
 Name = ArrayKey | str  # INPUTS, or an array of a teacher
 Arrays = dict[Name, Tensor]
-Decoders = Mapping[ArrayKey, Callable[[Tensor], Tensor]]
+Tick = Callable[[int, int], None]  # told how many shards of how many are read; may raise to stop
 
 
 class ShardSource:
@@ -58,18 +58,25 @@ class ShardSource:
         whole = len(rows) == len(inputs_S)
         return {name: values if whole else values[rows] for name, values in stored.items()}
 
-    def load(self, indices: tuple[int, ...], names: frozenset[Name], device: torch.device) -> Arrays:
+    def load(
+        self,
+        indices: tuple[int, ...],
+        names: frozenset[Name],
+        device: torch.device,
+        tick: Tick = lambda done, shards: None,
+    ) -> Arrays:
         """Return the named arrays of some shards as one tensor each, at most one shard's more than that in memory."""
         num_rows = int(self.selection.shard_sizes_S[list(indices)].sum())
         loaded: Arrays = {}
         start = 0
-        for index in indices:
+        for done, index in enumerate(indices, start=1):
             for name, values in self.read(index, names).items():
                 tensor = _as_tensor(values)
                 if name not in loaded:
                     loaded[name] = torch.empty((num_rows, *tensor.shape[1:]), dtype=tensor.dtype, device=device)
                 loaded[name][start : start + len(tensor)].copy_(tensor)
             start += len(self.selection.rows[index])
+            tick(done, len(indices))
         return loaded
 
 

@@ -18,7 +18,6 @@ from storage.errors import BadRequest, Interrupted
 from student_train.average import WeightAverage
 from student_train.checkpoint import (
     Position,
-    Tensors,
     delete_checkpoint,
     gather_state,
     read_checkpoint,
@@ -33,7 +32,7 @@ from student_train.objective import Objective, Tapped, check_student, student_la
 from student_train.options import StudentOptions
 from student_train.results import EpochMetrics, Held, RunRecord, write_metrics, write_record
 from student_train.schedule import learning_rate_at
-from student_train.students import StudentSpec, build_student, save_student
+from student_train.students import Student, StudentSpec, build_student, save_student
 
 REPORT_EVERY_S = 1.0  # each report reads the loss, which waits for the device
 TALLY_STEPS = 64  # losses are summed on the device this many steps at a time
@@ -47,7 +46,7 @@ class DivergedLoss(BadRequest):
 class Run:
     """All that one student is trained from.
 
-    Args:
+    Attributes:
         options: its section of the job.
         spec: what it is.
         target_shapes: of one row of each array of soft targets.
@@ -92,7 +91,7 @@ def train_student(run: Run, *, report: Report, stop: Callable[[], bool]) -> RunR
     objective = Objective(options.objective, shapes).to(device)
     student = student.to(device).train()
     average = WeightAverage(student, options.ema_decay) if options.ema_decay is not None else None
-    exported = student if average is None else average.student
+    exported: Student = student if average is None else average.student
     trained = [*student.parameters(), *objective.parameters()]
     optimizer = make_optimizer(options, trained)
     tapped: Callable[..., Any] = Tapped(student, layers)
@@ -168,8 +167,8 @@ def train_student(run: Run, *, report: Report, stop: Callable[[], bool]) -> RunR
             if now - reported_at >= REPORT_EVERY_S:
                 mean_loss = tally.check(options, epoch)[0]
                 rows_per_s = (rows - reported_rows) / (now - reported_at)
-                done_steps = epoch * steps + step + 1
-                report(Progress(options.name, epoch + 1, options.epochs, done_steps, total_steps, mean_loss, rows_per_s))
+                done = epoch * steps + step + 1
+                report(Progress(options.name, epoch + 1, options.epochs, done, total_steps, mean_loss, rows_per_s))
                 reported_at, reported_rows = now, rows
             stopping = stop()
             every = options.checkpoint_every_steps

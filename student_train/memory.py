@@ -1,41 +1,187 @@
-"""Bytes: what is free, and what a run will need at its peak, computed before it starts."""
+"""The peak memory of a run, bounded from its job before anything is read or trained.
+
+What a run holds: the libraries; the rows, all of them or two shuffle windows; one shard on its way in; the student
+with its gradients, optimiser state and averages; the activations of one batch; and a checkpoint on its way out.
+A streamed run's bound does not depend on the size of the cache, but for 32 bytes a row of labels and order.
+
+Activations are measured on the meta device, which computes shapes and allocates nothing.
+"""
 
 from __future__ import annotations
 
-import os
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
+from torch import Tensor
+
+from storage.cache import Cache
+from student_train.loop import make_optimizer
+from student_train.needs import Batch, Needs, Shapes
+from student_train.objective import Objective, Tapped, check_student, student_layers
+from student_train.residency import Residency, row_bytes
+from student_train.selection import Selection
+from student_train.students import build_student
+from student_train.train import Prepared
+
+INDEX_BYTES_PER_ROW = 32  # a row's label, top class, place in its shard, and place in the order
+SHARD_COPIES = 3  # of a shard while it is read: stored bytes, decoded, and the rows that are picked
+WORKING_ACTIVATIONS = 3  # of the largest activation: its gradient, the next one's, and a convolution's own layout
 
 
-def gib(num_bytes: float) -> str:
-    """Return bytes as text: "1.5 GiB", "12 MiB"."""
-    return f"{num_bytes / 2**30:.1f} GiB" if num_bytes >= 2**30 else f"{num_bytes / 2**20:.1f} MiB"
+@dataclass(frozen=True, slots=True)
+class StepBytes:
+    """What one student needs on its device.
+
+    Attributes:
+        weights: parameters and buffers, those of projections too.
+        gradients: of all that is trained.
+        optimizer: its state.
+        copies: averaged and best weights.
+        activations: of one batch, kept for the backward pass, and what that works with.
+    """
+
+    weights: int
+    gradients: int
+    optimizer: int
+    copies: int
+    activations: int
+
+    @property
+    def checkpoint(self) -> int:
+        """Return the bytes of a checkpoint while it is written: a copy on the host, and the file's bytes."""
+        return 2 * (self.weights + self.optimizer + self.copies)
 
 
-def free_bytes(device: torch.device) -> int:
-    """Return the memory that a new allocation may take on a device, within the limit of a container if there is one."""
-    if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
-    available = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+@dataclass(frozen=True, slots=True)
+class MemoryProjection:
+    """The bound for a whole job, whose students are trained one after another.
+
+    Attributes:
+        residency: "resident" or "stream", with its reason.
+        host_bytes: of the process, libraries included.
+        device_bytes: of a GPU, or None where the student is trained on the host.
+        parts: what the two are made of, by name.
+    """
+
+    residency: Residency
+    host_bytes: int
+    device_bytes: int | None
+    parts: dict[str, int]
+
+
+def project_memory(
+    cache: Cache, students: Sequence[Prepared], residency: Residency, window_shards: int, device: torch.device
+) -> MemoryProjection:
+    """Return the projected peak of training these students one after another.
+
+    Args:
+        cache: where rows are.
+        students: checked ones.
+        residency: as chosen for them.
+        window_shards: of the shuffle.
+        device: where they are to be trained.
+    """
+    steps = [measure_step(student) for student in students]
+    heaviest = max(steps, key=lambda step: step.weights + step.gradients + step.optimizer + step.copies + step.activations)
+    feeds = [(s.train, s.needs, window_shards) for s in students] + [(s.held, Needs(), 1) for s in students]
+    widest = {id(selection): selection.num_rows for selection, _, _ in feeds}
+    shard = max(SHARD_COPIES * _window_bytes(cache, selection, needs, 1) for selection, needs, _ in feeds)
+    windows = max(2 * _window_bytes(cache, selection, needs, size) for selection, needs, size in feeds)
+    on_device = {
+        "weights": heaviest.weights,
+        "gradients": heaviest.gradients,
+        "optimiser": heaviest.optimizer,
+        "averaged and best weights": heaviest.copies,
+        "activations of a batch": heaviest.activations,
+    }
+    on_host = {"libraries": resident_set_bytes(), "labels and order": INDEX_BYTES_PER_ROW * sum(widest.values())}
+    if residency.resident:
+        on_device["resident rows"] = residency.projected_bytes
+        on_host["a shard being read"] = shard
+    else:
+        on_host["two windows of rows"] = windows
+        on_host["a shard being read"] = shard
+    on_host["a checkpoint being written"] = max(step.checkpoint for step in steps)
+    if device.type == "cpu":
+        parts = on_host | on_device
+        return MemoryProjection(residency, sum(parts.values()), None, parts)
+    return MemoryProjection(residency, sum(on_host.values()), sum(on_device.values()), on_host | on_device)
+
+
+def measure_step(student: Prepared) -> StepBytes:
+    """Return what a student's training step holds, from one step on the meta device.
+
+    A user's architecture that cannot be built there takes its step on the CPU instead.
+    """
     try:
-        for line in Path("/proc/meminfo").read_text().splitlines():
-            if line.startswith("MemAvailable:"):
-                available = int(line.split()[1]) * 1024
-    except OSError:
-        available //= 2  # no such file: not Linux; half of all there is
-    return min(available, _container_free_bytes(available))
+        return _measure(student, torch.device("meta"))
+    except (NotImplementedError, RuntimeError):
+        return _measure(student, torch.device("cpu"))
 
 
-def _container_free_bytes(otherwise: int) -> int:
-    """Return what a control group of this process still allows; page cache counts as free."""
-    folder = Path("/sys/fs/cgroup")
+def resident_set_bytes() -> int:
+    """Return the memory that this process holds now."""
     try:
-        limit = (folder / "memory.max").read_text().strip()
-        used = int((folder / "memory.current").read_text())
-        for line in (folder / "memory.stat").read_text().splitlines():
-            if line.startswith("inactive_file "):
-                used -= int(line.split()[1])
-        return max(0, int(limit) - used) if limit != "max" else otherwise
-    except (OSError, ValueError):
-        return otherwise
+        pages = int(Path("/proc/self/statm").read_text().split()[1])
+    except OSError:  # not Linux
+        return 400 * 2**20
+    return pages * 4096
+
+
+def _measure(prepared: Prepared, device: torch.device) -> StepBytes:
+    options, spec = prepared.options, prepared.spec
+    with device:
+        student = build_student(spec)
+        layers = student_layers(options.objective)
+        shapes = Shapes(check_student(student, layers, spec.input_shape, spec.num_classes), prepared.target_shapes)
+        objective = Objective(options.objective, shapes)
+        batch = _empty_batch(prepared, min(options.batch_size, prepared.train.num_rows), device)
+    student.train()
+    trained = [*student.parameters(), *objective.parameters()]
+    optimizer = make_optimizer(options, trained)
+    saved: dict[int, Tensor] = {}
+
+    def keep(tensor: Tensor) -> Tensor:
+        saved[tensor.untyped_storage()._cdata] = tensor  # kept, so that no other storage takes its address
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        loss, _ = objective(Tapped(student, layers)(batch.inputs), batch)
+    own = {tensor.untyped_storage()._cdata for tensor in (*trained, *student.buffers())}
+    own |= {tensor.untyped_storage()._cdata for tensor in (batch.inputs, *batch.targets.values())}
+    activations = [tensor.untyped_storage().nbytes() for address, tensor in saved.items() if address not in own]
+    loss.backward()
+    optimizer.step()
+    weights = _bytes_of([*student.state_dict().values(), *objective.state_dict().values()])
+    copies = int(options.ema_decay is not None) + int(options.patience_epochs is not None)
+    return StepBytes(
+        weights=weights,
+        gradients=_bytes_of(trained),
+        optimizer=_bytes_of([value for state in optimizer.state.values() for value in state.values()]),
+        copies=copies * _bytes_of(list(student.state_dict().values())),
+        activations=sum(activations)
+        + WORKING_ACTIVATIONS * max(activations, default=0)
+        + _bytes_of([batch.inputs, *batch.targets.values()]),
+    )
+
+
+def _empty_batch(prepared: Prepared, batch_size: int, device: torch.device) -> Batch:
+    targets = {key: torch.zeros(batch_size, *shape, device=device) for key, shape in prepared.target_shapes.items()}
+    labels_B = torch.zeros(batch_size, dtype=torch.int64, device=device) if prepared.needs.labels else None
+    return Batch(torch.zeros(batch_size, *prepared.spec.input_shape, device=device), labels_B, targets)
+
+
+def _window_bytes(cache: Cache, selection: Selection, needs: Needs, window_shards: int) -> int:
+    """Return the bytes of the largest window of so many shards, whatever the shuffle."""
+    starts = cache.shards(selection.dataset)
+    whole = {shard.shard: shard.stop - shard.start for shard in starts}
+    sizes = selection.shard_sizes_S if window_shards > 1 else np.array([whole[shard] for shard in selection.shards_S])
+    return int(np.sort(sizes)[-window_shards:].sum()) * row_bytes(cache, selection.dataset, needs)
+
+
+def _bytes_of(tensors: Sequence[Any]) -> int:
+    return sum(t.untyped_storage().nbytes() for t in tensors if isinstance(t, Tensor))

@@ -38,7 +38,7 @@ class Needs:
 class Batch:
     """Rows on the device.
 
-    Args:
+    Attributes:
         inputs: float32, (B, *input_shape): the very tensor that the teacher saw.
         labels_B: int64, or None where no loss needs them.
         targets: decoded soft targets, float32, (B, C) for logits and (B, …) for a feature.

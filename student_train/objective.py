@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from difflib import get_close_matches
 
 import torch
@@ -48,11 +48,11 @@ def term_names(terms: Sequence[ObjectiveTerm]) -> list[str]:
     for term in terms:
         match term:
             case LabelsTerm():
-                name = term.loss
+                name = "labels"
             case KdTerm():
-                name = f"{term.loss}:{term.teacher}"
+                name = f"kd:{term.teacher}"
             case HintTerm():
-                name = f"{term.loss}:{term.teacher}/{term.feature}"
+                name = f"hint:{term.teacher}/{term.feature}"
         seen[name] += 1
         names.append(name if seen[name] == 1 else f"{name}#{seen[name]}")
     return names
@@ -125,7 +125,7 @@ def target_shapes(cache: Cache, dataset: str, needs: Needs) -> dict[ArrayKey, tu
             raise NotInCache(
                 f"teacher {key.teacher} has no feature {feature!r} for {dataset}",
                 found=", ".join(sorted(teacher.features)) or "no features",
-                do=f'feature = "{near[0]}"' if near else "add it to the teacher in the cache job, then cache build --as NAME",
+                do=f'feature = "{near[0]}"' if near else "add it to the teacher in the cache job, then build --as NAME",
             )
         elif cache.committed(dataset, key.teacher):
             shapes[key] = feature_shape(cache, dataset, key)
@@ -149,7 +149,7 @@ def check_student(
                 found=", ".join(name for name in modules if name)[:400],
                 do=f'student_layer = "{near[0]}"' if near else None,
             )
-    device = next(student.buffers()).device
+    device = student.normalise.mean.device
     training = student.training
     tapped = Tapped(student, layers)
     try:
@@ -194,7 +194,7 @@ class Tapped(nn.Module):
         for hook in self._hooks:
             hook.remove()
 
-    def _tap(self, layer: str):  # type: ignore[no-untyped-def]
+    def _tap(self, layer: str) -> Callable[[nn.Module, object, Tensor], None]:
         def keep(module: nn.Module, inputs: object, output: Tensor) -> None:
             self._seen[layer] = output
 

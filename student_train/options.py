@@ -89,7 +89,7 @@ class StudentOptions(Options):
 
     name: Name
     architecture: Architecture
-    options: dict[str, Any] = {}  # keyword arguments of the architecture's function
+    options: dict[str, Any] = Field(default={})  # keyword arguments of the architecture's function
 
     # Normalisation of inputs in [0, 1], one value for all channels or one for each; part of the model.
     mean: PerChannel = (0.5,)

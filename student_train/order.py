@@ -23,7 +23,7 @@ _ORDER_OF_SHARDS = 0  # the generator's stream number; windows have theirs from 
 class Window:
     """Some shards whose rows are shuffled together: the epoch's rows [start, stop).
 
-    Args:
+    Attributes:
         number: 0, 1, … in the order in which an epoch takes them.
         shards: which of the S shards, ascending.
     """

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import lru_cache
 from math import prod
 from typing import Literal
 
@@ -11,9 +12,10 @@ import numpy as np
 import torch
 
 from storage.cache import Cache
+from storage.encodings.dense import BYTES
 from storage.errors import BadRequest
-from student_train.feed import INPUTS, Arrays, Feed, Name, ShardSource
-from student_train.memory import free_bytes, gib
+from student_train.devices import free_bytes, gib
+from student_train.feed import INPUTS, Arrays, Feed, Name, ShardSource, Tick
 from student_train.needs import ArrayKey, Needs
 from student_train.selection import Selection
 
@@ -38,10 +40,12 @@ def row_bytes(cache: Cache, dataset: str, needs: Needs) -> int:
         if key.array == "logits":
             total += teacher.encoding.bytes_per_row(teacher.num_classes)
         else:
-            total += prod(feature_shape(cache, dataset, key)) * (4 if _feature_dtype(cache, dataset, key) == "fp32" else 2)
+            encoding = teacher.features[key.array.removeprefix("feature/")]
+            total += prod(feature_shape(cache, dataset, key)) * BYTES[encoding.dtype]
     return total
 
 
+@lru_cache(maxsize=256)
 def feature_shape(cache: Cache, dataset: str, key: ArrayKey) -> tuple[int, ...]:
     """Return the shape of one row of a feature, read from its first committed shard."""
     first = min(cache.committed(dataset, key.teacher))
@@ -87,15 +91,15 @@ class FeedPool:
         self._window_shards = window_shards
         self._loaded: dict[tuple[str, str], Arrays] = {}  # by dataset and fingerprint of the rows
 
-    def feed(self, selection: Selection, needs: Needs) -> Feed:
-        """Return a feed of these rows; what no feed before it needed is loaded now."""
+    def feed(self, selection: Selection, needs: Needs, tick: Tick = lambda done, shards: None) -> Feed:
+        """Return a feed of these rows; what no feed before it needed is loaded now, with a `tick` after each shard."""
         source = ShardSource(self._cache, selection)
         arrays: Arrays | None = None
         if self._resident:
             arrays = self._loaded.setdefault((selection.dataset, selection.fingerprint), {})
             absent = frozenset[Name]({INPUTS, *needs.arrays}) - arrays.keys()
             if absent:
-                arrays |= source.load(tuple(range(len(selection.shards_S))), absent, self._device)
+                arrays |= source.load(tuple(range(len(selection.shards_S))), absent, self._device, tick)
         return Feed(source, needs, self._device, arrays, self._window_shards)
 
 
@@ -107,7 +111,3 @@ def projected_bytes(cache: Cache, wanted: Iterable[tuple[Selection, Needs]]) -> 
         _, before = union.get(key, (0, Needs()))
         union[key] = (selection.num_rows, before | needs)
     return sum(rows * row_bytes(cache, dataset, needs) for (dataset, _), (rows, needs) in union.items())
-
-
-def _feature_dtype(cache: Cache, dataset: str, key: ArrayKey) -> str:
-    return cache.teacher(dataset, key.teacher).features[key.array.removeprefix("feature/")].dtype

@@ -30,7 +30,7 @@ CHECKPOINT_FILE = "checkpoint.json"
 class Held(Options):
     """A student's figures on the held rows; None where rows have no label, or no teacher to agree with.
 
-    Args:
+    Attributes:
         accuracy: share of rows whose top class is the label.
         cross_entropy: to the labels, nats.
         calibration_error: expected calibration error over 15 bins of confidence.
@@ -48,7 +48,7 @@ class Held(Options):
 class EpochMetrics(Held):
     """One epoch.
 
-    Args:
+    Attributes:
         epoch: from 1.
         train_loss: the objective, mean over the epoch's rows while it was trained.
         terms: the same for each term, before its weight.
@@ -68,7 +68,7 @@ class EpochMetrics(Held):
 class RunRecord(Held):
     """One finished or failed student.
 
-    Args:
+    Attributes:
         epoch: the one whose weights were exported: the last, or the best where the job has patience.
         epochs: how many were trained.
         seconds: of training and evaluation, over all interruptions.

@@ -27,7 +27,7 @@ Integers = NDArray[np.int64]
 class Selection:
     """Rows of one dataset.
 
-    Args:
+    Attributes:
         dataset: its name in the cache.
         shards_S: numbers of the shards that hold fed rows, ascending.
         rows: for each of them, the fed rows, counted from the shard's first; ascending.

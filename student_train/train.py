@@ -7,25 +7,32 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 
 from storage.cache import Cache
 from storage.errors import BadRequest, Interrupted, StillroomError, StorageFailure, TryAgain
+from storage.objects import LocalObjects
 from storage.options import code_fingerprint
 from student_train.checkpoint import check_checkpoint, check_identity, delete_checkpoint
-from student_train.events import FeedChosen, Report, StudentFailed, StudentSkipped
+from student_train.devices import Device, find_device
+from student_train.events import FeedChosen, Loading, Report, StudentFailed, StudentSkipped
 from student_train.loop import Run, train_student
 from student_train.needs import ArrayKey, Needs, Shapes
-from student_train.objective import Objective, check_student, count_classes, objective_needs, student_layers, target_shapes
+from student_train.objective import (
+    Objective,
+    check_student,
+    count_classes,
+    objective_needs,
+    student_layers,
+    target_shapes,
+)
 from student_train.options import DataOptions, StudentOptions
-from student_train.residency import FeedPool, choose_residency, projected_bytes
-from student_train.results import RunRecord, read_record, write_record
+from student_train.residency import FeedPool, Residency, choose_residency, projected_bytes
+from student_train.results import RUN_FILE, RunRecord, read_record, write_record
 from student_train.selection import Selection, select_rows
 from student_train.students import StudentSpec, build_student
-
-Device = Literal["auto", "cpu", "cuda"]
 
 # Fields of a student that do not change what is computed.
 NOT_IDENTITY = {"name", "checkpoint_every_steps"}
@@ -35,7 +42,7 @@ NOT_IDENTITY = {"name", "checkpoint_every_steps"}
 class Request:
     """What `student train` is asked for.
 
-    Args:
+    Attributes:
         cache: where rows are.
         runs: folder of the runs, one below it for each student.
         data: which rows.
@@ -54,7 +61,7 @@ class Request:
 class Summary:
     """What became of each student.
 
-    Args:
+    Attributes:
         records: of the finished ones, in the job's order.
         errors: of the failed ones, by name.
     """
@@ -81,6 +88,7 @@ class Prepared:
     held: Selection
     folder: Path
     identity: dict[str, Any]
+    finished: RunRecord | None  # of a student that needs no more training
 
 
 def train_students(
@@ -103,13 +111,15 @@ def train_students(
     """
     device = find_device(request.device)
     students = prepare(request)
-    finished = {student.options.name: record for student in students if (record := finished_record(student)) is not None}
-    for record in finished.values():
+    records = {student.options.name: student.finished for student in students if student.finished is not None}
+    for record in records.values():
         report(StudentSkipped(record))
-    left = [student for student in students if student.options.name not in finished]
-    records, errors = dict(finished), dict[str, StillroomError]()
+    left = [student for student in students if student.finished is None]
+    errors: dict[str, StillroomError] = {}
     if left:
-        pool = open_feeds(request, left, device, report)
+        residency = choose_for(request, left, device)
+        report(FeedChosen("resident" if residency.resident else "stream", residency.why))
+        pool = FeedPool(request.cache, device, resident=residency.resident, window_shards=request.data.window_shards)
         for student in left:
             name = student.options.name
             try:
@@ -136,37 +146,15 @@ def prepare(request: Request) -> list[Prepared]:
     selections = _Selections(request.cache, request.data)
     students = [_prepare(request, options, selections) for options in request.students]
     for student in students:
-        record = read_record(student.folder)
-        if record is None or record.status == "finished":
-            check_checkpoint(student.folder, student.identity)
-        if record is not None and record.status == "finished":
-            check_identity(student.folder, record.identity, student.identity)
+        if student.finished is None:
+            _check_model(student)
     return students
 
 
-def finished_record(student: Prepared) -> RunRecord | None:
-    """Return the record of a student that needs no more training."""
-    record = read_record(student.folder)
-    return record if record is not None and record.status == "finished" else None
-
-
-def open_feeds(request: Request, students: Sequence[Prepared], device: torch.device, report: Report) -> FeedPool:
-    """Return the feeds of all students, after choosing where rows are kept."""
+def choose_for(request: Request, students: Sequence[Prepared], device: torch.device) -> Residency:
+    """Return where the rows of all students are to be kept."""
     wanted = [pair for s in students for pair in ((s.train, s.needs), (s.held, Needs()))]
-    residency = choose_residency(request.data.residency, projected_bytes(request.cache, wanted), device)
-    report(FeedChosen("resident" if residency.resident else "stream", residency.why))
-    return FeedPool(request.cache, device, resident=residency.resident, window_shards=request.data.window_shards)
-
-
-def find_device(device: Device) -> torch.device:
-    """Return the device that is asked for; "auto" is a GPU where there is one.
-
-    Raises:
-        BadRequest: a GPU is asked for and there is none.
-    """
-    if device == "cuda" and not torch.cuda.is_available():
-        raise BadRequest("there is no CUDA device", found=f"torch {torch.__version__}", do="--device cpu, or auto")
-    return torch.device("cuda" if device != "cpu" and torch.cuda.is_available() else "cpu")
+    return choose_residency(request.data.residency, projected_bytes(request.cache, wanted), device)
 
 
 def _train(
@@ -175,13 +163,20 @@ def _train(
     record = read_record(student.folder)
     if record is not None and record.identity != student.identity:
         delete_checkpoint(student.folder)  # it failed, and its job was changed since: nothing of it is of use
+    LocalObjects(student.folder).delete(RUN_FILE)  # a failure is no longer the last word
+
+    def tick(done: int, shards: int) -> None:
+        report(Loading(student.options.name, done, shards))
+        if stop():
+            raise Interrupted(f"student {student.options.name} stopped before its first step")
+
     try:
         run = Run(
             options=student.options,
             spec=student.spec,
             target_shapes=student.target_shapes,
-            train=pool.feed(student.train, student.needs),
-            held=pool.feed(student.held, Needs(labels=True)),
+            train=pool.feed(student.train, student.needs, tick),
+            held=pool.feed(student.held, Needs(labels=True), tick),
             folder=student.folder,
             identity=student.identity,
             device=device,
@@ -245,7 +240,7 @@ def _prepare(request: Request, options: StudentOptions, selections: _Selections)
         mean=options.mean,
         std=options.std,
     )
-    teachers = {f"{dataset.name}/{teacher}": cache.teacher(dataset.name, teacher).fingerprint for teacher in needs.teachers}
+    teachers = {teacher: cache.teacher(dataset.name, teacher).fingerprint for teacher in needs.teachers}
     identity = {
         "student": options.model_dump(mode="json", exclude=NOT_IDENTITY),
         "architecture_code": code_fingerprint(options.architecture) if ":" in options.architecture else None,
@@ -256,10 +251,25 @@ def _prepare(request: Request, options: StudentOptions, selections: _Selections)
         "train_rows": f"{train.num_rows}, {train.fingerprint}",
         "validation_rows": f"{held.num_rows}, {held.fingerprint}",
     }
-    student = build_student(spec)  # thrown away: a mistake in it is better found now than after the students before it
-    Objective(options.objective, Shapes(check_student(student, student_layers(options.objective), spec.input_shape, num_classes), shapes))
     folder = request.runs / options.name
-    return Prepared(options, spec, needs, shapes, train, held, folder, identity)
+    return Prepared(options, spec, needs, shapes, train, held, folder, identity, _check_run(folder, identity))
+
+
+def _check_run(folder: Path, identity: dict[str, Any]) -> RunRecord | None:
+    """Return a finished run's record, after checking that what is there was made from the same job."""
+    record = read_record(folder)
+    if record is None or record.identity == identity:
+        check_checkpoint(folder, identity)
+    elif record.status == "finished":
+        check_identity(folder, record.identity, identity)
+    return record if record is not None and record.status == "finished" else None
+
+
+def _check_model(student: Prepared) -> None:
+    """Build a student and throw it away: a mistake in it is better found before the others are trained."""
+    terms, spec = student.options.objective, student.spec
+    layers = check_student(build_student(spec), student_layers(terms), spec.input_shape, spec.num_classes)
+    Objective(terms, Shapes(layers, student.target_shapes))
 
 
 class _Selections:
@@ -300,4 +310,5 @@ def _locked(folder: Path) -> Iterator[None]:
             raise TryAgain(
                 f"another process is training {folder.name}", found=f"{folder}/.lock is held", do="wait for it to end"
             ) from None
+        LocalObjects(folder).sweep(0)  # what a kill left half written; nobody else writes here now
         yield

@@ -60,7 +60,8 @@ class HintLoss(nn.Module):
         if len(self.teacher_shape) == 1 and layer.ndim > 2:
             layer = layer.mean(dim=(2, 3) if layer.ndim == 4 else 1)
         elif self.student_shape[1:] != self.teacher_shape[1:] and layer.ndim == 4:
-            layer = functional.adaptive_avg_pool2d(layer, self.teacher_shape[1:])
+            _, height, width = self.teacher_shape
+            layer = functional.adaptive_avg_pool2d(layer, (height, width))
         return hint(self.projection(layer), batch.targets[self.key])
 
 

@@ -45,7 +45,7 @@ class StudentSpec(Options):
     """All that is needed to build a student, weights apart."""
 
     architecture: str
-    options: dict[str, Any] = {}
+    options: dict[str, Any] = Field(default={})
     num_classes: Size
     input_shape: Annotated[tuple[Size, ...], Field(strict=False, min_length=1)]
     mean: Numbers
@@ -55,7 +55,7 @@ class StudentSpec(Options):
 class SpecFile(StudentSpec):
     """The content of `student.json`."""
 
-    format_version: Literal[1] = FORMAT_VERSION
+    format_version: Literal[1] = 1
     weights_digest: str
 
 
@@ -159,7 +159,7 @@ def load_student(folder: str | Path, architecture: str | None = None) -> Student
         raise BadRequest(
             f"the student in {folder} has an architecture of its own",
             found=spec.architecture,
-            expected="a built-in architecture, or the same reference in the job" + (f", not {architecture}" if architecture else ""),
+            expected=f"{architecture or 'a built-in architecture'}  (the caller)",
             do=f'architecture = "{spec.architecture}" in the job, if you trust that code',
         )
     try:

@@ -1,0 +1,65 @@
+"""What `student train --dry-run` says: which students would be trained, on which rows, within which memory."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from student_train.checkpoint import position_of
+from student_train.devices import find_device
+from student_train.memory import MemoryProjection, project_memory
+from student_train.train import Request, choose_for, prepare
+
+
+@dataclass(frozen=True, slots=True)
+class PlannedStudent:
+    """What would become of one student.
+
+    Attributes:
+        student: its name.
+        action: "skip" a finished one, "resume" from a checkpoint, or "train".
+        train_rows, validation_rows: how many.
+        done_epochs: of an interrupted one.
+        epochs: of the job.
+    """
+
+    student: str
+    action: Literal["skip", "resume", "train"]
+    train_rows: int
+    validation_rows: int
+    done_epochs: int
+    epochs: int
+
+
+@dataclass(frozen=True, slots=True)
+class DryRun:
+    """A plan, and the memory that it needs; None if nothing is left to do."""
+
+    students: tuple[PlannedStudent, ...]
+    memory: MemoryProjection | None
+
+
+def dry_run(request: Request) -> DryRun:
+    """Return what `train_students` would do, after the same checks. Raises BadRequest, of some kind."""
+    device = find_device(request.device)
+    students = prepare(request)
+    planned = []
+    for student in students:
+        position = position_of(student.folder, student.identity)
+        action: Literal["skip", "resume", "train"] = "train" if position is None else "resume"
+        planned.append(
+            PlannedStudent(
+                student=student.options.name,
+                action="skip" if student.finished is not None else action,
+                train_rows=student.train.num_rows,
+                validation_rows=student.held.num_rows,
+                done_epochs=0 if position is None else position.epoch,
+                epochs=student.options.epochs,
+            )
+        )
+    left = [student for student in students if student.finished is None]
+    if not left:
+        return DryRun(tuple(planned), None)
+    residency = choose_for(request, left, device)
+    memory = project_memory(request.cache, left, residency, request.data.window_shards, device)
+    return DryRun(tuple(planned), memory)
