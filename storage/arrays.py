@@ -9,6 +9,7 @@ behind the sharding codec (docs/adr/0002).
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -19,6 +20,9 @@ from zarr.core.buffer import default_buffer_prototype
 from zarr.storage import MemoryStore
 
 ZSTD_LEVEL = 3
+METADATA = "zarr.json"
+CODECS = frozenset({"bytes", "zstd"})
+DTYPES = frozenset({"bool", *(f"{kind}{bits}" for kind in ("int", "uint") for bits in (8, 16, 32, 64)), "float16", "float32", "float64"})
 
 
 def pack(arrays: Mapping[str, np.ndarray]) -> dict[str, bytes]:
@@ -43,11 +47,42 @@ def pack(arrays: Mapping[str, np.ndarray]) -> dict[str, bytes]:
     return {path: buffer.to_bytes() for path, buffer in store.items()}
 
 
+def array_names(paths: Iterable[str]) -> list[str]:
+    """Return the names of the arrays among the objects of a group, sorted: its metadata without any other below."""
+    nodes = [path.removesuffix(f"/{METADATA}") for path in paths if path.endswith(f"/{METADATA}")]
+    return sorted(node for node in nodes if not any(other.startswith(f"{node}/") for other in nodes))
+
+
 def unpack(objects: Mapping[str, bytes], names: Iterable[str]) -> dict[str, np.ndarray]:
     """Return the named arrays of a group written by `pack`; only their own objects need be among `objects`.
 
-    The caller makes sure that each array's chunk is there: Zarr would read a missing one as zeros.
+    Raises:
+        ValueError: they are not such arrays, or a Zarr chunk is missing, which Zarr would read as zeros.
     """
     buffer = default_buffer_prototype().buffer
     store = MemoryStore({path: buffer.from_bytes(data) for path, data in objects.items()})
-    return {name: np.asarray(zarr.open_array(store, path=name, mode="r")[...]) for name in names}
+    arrays = {}
+    for name in names:
+        shape = _checked_shape(name, objects)
+        if 0 not in shape and f"{name}/c/{'/'.join('0' * len(shape))}" not in objects:
+            raise ValueError(f"{name} has no Zarr chunk")
+        try:
+            # Zarr 2 metadata could name the codec `pickle`, and so execute code.
+            arrays[name] = np.asarray(zarr.open_array(store, path=name, mode="r", zarr_format=3)[...])
+        except Exception as error:
+            raise ValueError(f"{name} is not a Zarr array: {type(error).__name__}: {error}") from None
+    return arrays
+
+
+def _checked_shape(name: str, objects: Mapping[str, bytes]) -> tuple[int, ...]:
+    """Return an array's shape, after checking that it is of one Zarr chunk, a number type and the codecs of `pack`."""
+    try:
+        meta = json.loads(objects[f"{name}/{METADATA}"])
+        shape, chunk_shape = meta["shape"], meta["chunk_grid"]["configuration"]["chunk_shape"]
+        kinds = meta["data_type"], {codec["name"] for codec in meta["codecs"]}
+        plain = meta["data_type"] in DTYPES and kinds[1] <= CODECS and not meta.get("storage_transformers")
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{name} has no Zarr metadata: {error!r}") from None
+    if not plain or chunk_shape != [max(1, length) for length in shape]:
+        raise ValueError(f"{name} is no array of one Zarr chunk, numbers and codecs {sorted(CODECS)}: {kinds} {chunk_shape}")
+    return tuple(shape)

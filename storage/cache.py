@@ -194,8 +194,9 @@ class Cache:
         commits = self.commits(dataset, teacher)
         if not commits:
             raise IncompleteCache(f"{self.url}: nothing of {stage_folder(dataset, teacher)} is built", do="cache build JOB.toml")
-        tables = [pl.DataFrame(pl.from_arrow(c.table)).with_columns(shard=pl.lit(c.key.shard)) for c in commits]
-        return pl.concat(tables, how="diagonal")
+        shard = pl.Series("shard", [commit.key.shard for commit in commits for _ in range(len(commit.table))], pl.Int64)
+        table = pl.concat([pl.DataFrame(pl.from_arrow(commit.table)) for commit in commits], how="diagonal_relaxed")
+        return table.insert_column(1, shard)
 
     def _has(self, folder: str, name: str) -> bool:
         return any(info.path == f"{folder}/{name}" for info in self.objects.list(folder).objects)

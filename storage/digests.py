@@ -37,4 +37,4 @@ def differences(found: Any, expected: Any, prefix: str = "") -> list[tuple[str, 
 
 def unit_interval(*parts: object) -> float:
     """Return a number in [0, 1) that is a pure function of `parts`, the same on every machine and in every run."""
-    return xxhash.xxh3_64_intdigest("\0".join(map(str, parts))) / 2**64
+    return xxhash.xxh3_64_intdigest("\0".join(map(str, parts)).encode()) / 2**64

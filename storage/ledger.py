@@ -6,16 +6,18 @@ is always asked of the store, and a remembered summary counts only while the com
 
 from __future__ import annotations
 
-from io import BytesIO
+import re
 from typing import Any
 
 import polars as pl
 
 from storage.errors import MissingObject
 from storage.objects import Objects
+from storage.sealed import seal, unseal
 from storage.shards import INGEST, PLAN, Commit, list_commits, read_commits, stage_folder
 
 LEDGER = "ledger"
+LEDGER_PATH = re.compile(rf"{LEDGER}/(\d{{8}})\.parquet")
 SUMMARY_SCHEMA = {
     "path": pl.String,
     "version": pl.String,
@@ -57,17 +59,15 @@ class Ledger:
         commits = read_commits(objects, unread["path"].to_list(), with_table=False)
         versions = dict(unread.iter_rows())
         fresh = pl.DataFrame([_summary(c, versions[c.key.commit_path]) for c in commits], schema=SUMMARY_SCHEMA, orient="row")
-        return cls(objects, pl.concat([remembered.select(SUMMARY_SCHEMA), fresh]).sort("path"), len(commits))
+        return cls(objects, pl.concat([remembered.select(*SUMMARY_SCHEMA), fresh]).sort("path"), len(commits))
 
     def compact(self) -> None:
         """Write all summaries as the next ledger file, and drop the older ones."""
         if not self.new:
             return
-        old = [info.path for info in self._objects.list(LEDGER).objects]
-        number = max((int(path.rsplit("/", 1)[-1].split(".")[0]) for path in old), default=-1) + 1
-        sink = BytesIO()
-        self.commits.write_parquet(sink)
-        if self._objects.create(f"{LEDGER}/{number:08d}.parquet", sink.getvalue()):
+        old = _ledger_paths(self._objects)
+        number = max((int(path.split("/")[1].split(".")[0]) for path in old), default=-1) + 1
+        if self._objects.create(f"{LEDGER}/{number:08d}.parquet", seal(self.commits.to_arrow(), {})):
             for path in old:
                 self._objects.delete(path)
 
@@ -94,18 +94,23 @@ def list_stages(objects: Objects) -> list[tuple[str, str | None, str]]:
 
 
 def _list_versions(objects: Objects) -> dict[str, str]:
-    versions = {}
+    versions: dict[str, str] = {}
     for stage in list_stages(objects):
         folder = stage_folder(*stage)
         versions |= {f"{folder}/{shard:05d}.parquet": version for shard, version in list_commits(objects, folder).items()}
     return versions
 
 
+def _ledger_paths(objects: Objects) -> list[str]:
+    return [info.path for info in objects.list(LEDGER).objects if LEDGER_PATH.fullmatch(info.path)]
+
+
 def _read_latest(objects: Objects) -> pl.DataFrame:
-    for info in reversed(objects.list(LEDGER).objects):
+    for path in reversed(_ledger_paths(objects)):
         try:
-            return pl.read_parquet(BytesIO(objects.get(info.path))).select(SUMMARY_SCHEMA).cast(SUMMARY_SCHEMA)  # type: ignore[arg-type]
-        except (MissingObject, pl.exceptions.PolarsError):
+            table = pl.DataFrame(pl.from_arrow(unseal(objects.get(path)).table))
+            return table.select(*SUMMARY_SCHEMA).cast(SUMMARY_SCHEMA)  # type: ignore[arg-type]
+        except (MissingObject, ValueError, pl.exceptions.PolarsError):
             continue  # compacted away since it was listed, or damaged: the commits themselves know better
     return pl.DataFrame(schema=SUMMARY_SCHEMA)
 

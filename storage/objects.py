@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import time
 import uuid
 from collections.abc import Iterator
 from io import FileIO
@@ -59,6 +60,9 @@ class Objects(Protocol):
     def delete(self, path: str) -> None:
         """Delete an object; one that is not there is not an error."""
 
+    def sweep(self, older_than_s: float) -> int:
+        """Delete what killed writes left behind, if it is older than this; return how many."""
+
 
 class LocalObjects:
     """A folder. Data are synced before they are visible: after a power cut an object is whole or absent."""
@@ -84,7 +88,8 @@ class LocalObjects:
             try:
                 os.link(temporary, self.root / path)  # atomic, and fails if the name is taken
             except FileExistsError:
-                return False
+                # NFS may repeat a link whose first answer was lost; a second name on our own file means that it is ours.
+                return os.stat(temporary).st_nlink > 1
         return True
 
     @contextlib.contextmanager
@@ -99,7 +104,8 @@ class LocalObjects:
                     view = view[file.write(view) :]
                 os.fsync(file.fileno())
             yield temporary
-            _sync_folder(folder)
+            with contextlib.suppress(FileNotFoundError):  # deleted again by another process, and the folder with it
+                _sync_folder(folder)
         except OSError as error:
             raise _storage_failure("write", f"{self.url}/{path}", error) from error
         finally:
@@ -131,13 +137,37 @@ class LocalObjects:
 
     def delete(self, path: str) -> None:
         target = self.root / path
-        with contextlib.suppress(FileNotFoundError):
-            target.unlink()
-        for folder in target.relative_to(self.root).parents[:-1]:  # folders exist only through what they hold
+        try:
+            folder = target.parent.resolve()
+            if not folder.is_relative_to(self.root.resolve()):
+                raise OSError(errno.EXDEV, f"it leads out of {self.url}, to {folder}")  # by a symbolic link, or ".."
+            with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+                target.unlink()
+        except OSError as error:
+            raise _storage_failure("delete", f"{self.url}/{path}", error) from error
+        self._remove_empty(target.parent)
+
+    def sweep(self, older_than_s: float) -> int:
+        before_s = time.time() - older_than_s
+        count = 0
+        for folder, _, names in os.walk(self.root):  # not into symbolic links
+            for name in names:
+                path = Path(folder) / name
+                with contextlib.suppress(OSError):  # finished or deleted since the folder was read
+                    if name.startswith(TEMPORARY_PREFIX) and path.stat().st_mtime < before_s:
+                        path.unlink()
+                        self._remove_empty(path.parent)
+                        count += 1
+        return count
+
+    def _remove_empty(self, folder: Path) -> None:
+        """Remove a folder and those above it up to the root, as far as they are empty."""
+        while folder != self.root:  # folders exist only through what they hold
             try:
-                (self.root / folder).rmdir()
+                folder.rmdir()
             except OSError:
                 return
+            folder = folder.parent
 
 
 class RemoteObjects:
@@ -201,6 +231,9 @@ class RemoteObjects:
         with self._failures("delete", path), contextlib.suppress(FileNotFoundError):
             obstore.delete(self._store, path)
 
+    def sweep(self, older_than_s: float) -> int:
+        return 0  # a PUT is whole or nothing; unfinished uploads are the bucket's own affair
+
     @contextlib.contextmanager
     def _failures(self, verb: str, path: str) -> Iterator[None]:
         from obstore.exceptions import BaseError
@@ -215,7 +248,9 @@ class RemoteObjects:
 
 def open_objects(url: str) -> Objects:
     """Return the objects below a local folder or an object store's prefix."""
-    return RemoteObjects(url) if "://" in url else LocalObjects(url)
+    if "://" not in url or url.startswith("file:///"):
+        return LocalObjects(url.removeprefix("file://"))
+    return RemoteObjects(url)
 
 
 def _local_info(path: str, status: os.stat_result) -> ObjectInfo:
@@ -228,11 +263,13 @@ def _remote_info(meta: Any) -> ObjectInfo:
 
 
 def _open_new(path: Path) -> FileIO:
-    for _ in range(8):
-        _make_folder(path.parent)
-        with contextlib.suppress(FileNotFoundError):  # another process has just deleted the folder as empty
-            return open(path, "wb", buffering=0)
-    return open(path, "wb", buffering=0)
+    for _ in range(32):
+        # Another process may delete a folder as empty, and even between two looks of mkdir's own.
+        with contextlib.suppress(FileNotFoundError, FileExistsError):
+            _make_folder(path.parent)
+            return open(path, "xb", buffering=0)
+    _make_folder(path.parent)
+    return open(path, "xb", buffering=0)
 
 
 def _make_folder(folder: Path) -> None:
@@ -255,12 +292,16 @@ REMEDIES: dict[Any, str] = {
     errno.ENOSPC: "free space on that disk, then run the same command again; what is committed stays",
     errno.EDQUOT: "free space in your quota, then run the same command again; what is committed stays",
     errno.EACCES: "make the folder writable for this user, or name another",
+    errno.EPERM: "make the folder writable for this user, or name one on a disk that has hard links",
+    errno.ENOTSUP: "name a folder on a disk that has hard links",
     errno.EROFS: "name a folder that is not on a read-only disk",
+    errno.EFBIG: "raise the limit on file sizes (ulimit -f), then run the same command again; what is committed stays",
+    errno.EXDEV: "look at the link and at what is behind it, and delete it by hand",
 }
+ASK_THE_STORE = "check the address and the credentials in the environment, then run the same command again"
 
 
 def _storage_failure(verb: str, path: str, error: Exception) -> StorageFailure:
     code = error.errno if isinstance(error, OSError) else None
-    return StorageFailure(
-        f"cannot {verb} {path}", found=getattr(error, "strerror", None) or str(error), do=REMEDIES.get(code)
-    )
+    do = REMEDIES.get(code) if isinstance(error, OSError) else ASK_THE_STORE
+    return StorageFailure(f"cannot {verb} {path}", found=getattr(error, "strerror", None) or str(error), do=do)

@@ -15,8 +15,11 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo
 
-from storage.digests import fingerprint
+from storage.digests import digest, fingerprint
 from storage.errors import BadRequest
+
+
+RESERVED = frozenset({"ingest", "plan", "ledger", "cache.json", "dataset.json", "teacher.json"})
 
 
 class Options(BaseModel):
@@ -27,7 +30,10 @@ class Options(BaseModel):
 
 def _against_job(path: str, info: ValidationInfo) -> str:
     folder = (info.context or {}).get("folder")
-    resolved = Path(path).expanduser()
+    try:
+        resolved = Path(path).expanduser()
+    except RuntimeError as error:  # "~nobody"; pydantic collects ValueError only
+        raise ValueError(str(error)) from None
     return str(resolved if folder is None else (Path(folder) / resolved).resolve())
 
 
@@ -46,6 +52,12 @@ def _factory(value: str, info: ValidationInfo) -> str:
     return f"{_against_job(module, info)}:{function}" if module.endswith(".py") else value
 
 
+def _name(value: str) -> str:
+    if value.lower() in RESERVED:
+        raise ValueError(f"a cache keeps the names {', '.join(sorted(RESERVED))} for itself")
+    return value
+
+
 JobPath = Annotated[Path, BeforeValidator(_path)]
 """A path, relative to the folder of the job file that names it."""
 
@@ -55,8 +67,8 @@ Url = Annotated[str, Field(min_length=1), AfterValidator(_url)]
 Factory = Annotated[str, AfterValidator(_factory)]
 """`package.module:function`, or `path/to/file.py:function` with the path relative to the job file's folder."""
 
-Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.\-]{0,63}$")]
-"""A name that is also a folder: letters, digits, dots, dashes and underscores, 64 at most."""
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.\-]{0,63}$"), AfterValidator(_name)]
+"""A name that is also a folder: letters, digits, dots, dashes and underscores, 64 at most, and none of RESERVED."""
 
 
 def load_factory(reference: Factory) -> Callable[..., Any]:
@@ -91,13 +103,13 @@ def _factory_source(reference: Factory) -> str:
     else:
         try:
             spec = importlib.util.find_spec(module_name)
-        except (ImportError, ValueError):
+        except Exception:  # finding a.b imports a, which is a user's own code
             spec = None
         if spec is None or spec.origin is None:
             raise BadRequest(f"there is no module {module_name}", do="install it, or name a file: path/to/file.py:function")
         path = Path(spec.origin)
     try:
-        return path.read_text()
+        return path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise BadRequest(f"cannot read {path}", found=str(error)) from None
 
@@ -107,13 +119,13 @@ def code_fingerprint(reference: Factory) -> str:
     source = _factory_source(reference)
     try:
         return fingerprint(ast.unparse(ast.parse(source)))
-    except SyntaxError as error:
+    except (SyntaxError, ValueError) as error:
         raise BadRequest(f"cannot parse the file of {reference}", found=str(error)) from None
 
 
 def _load_file(path: str) -> Any:
     """Import a file by its path, under a name of its own, so that its classes and pickles agree within a process."""
-    name = "stillroom_user_" + "".join(c if c.isalnum() else "_" for c in path)
+    name = f"stillroom_user_{digest(path.encode())}"
     if name in sys.modules:
         return sys.modules[name]
     if not Path(path).is_file():

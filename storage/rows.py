@@ -7,17 +7,15 @@ consecutive samples of one source file. Rows are numbered in the order of extent
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
-from io import BytesIO
 from itertools import pairwise
 from typing import NamedTuple
 
 import polars as pl
-import pyarrow.parquet as pq
 
-from storage.errors import CorruptObject
+from storage.errors import CorruptObject, MissingObject
 from storage.objects import Objects
+from storage.sealed import seal, unseal
 
 EXTENT_SCHEMA = {"file": pl.String, "size": pl.Int64, "version": pl.String, "position": pl.Int64, "rows": pl.Int64}
 
@@ -55,12 +53,10 @@ class Segment:
     def num_rows(self) -> int:
         return int(self.extents["rows"].sum())
 
-    def to_parquet(self) -> bytes:
-        sink = BytesIO()
-        table = self.extents.select(EXTENT_SCHEMA).cast(EXTENT_SCHEMA).to_arrow()  # type: ignore[arg-type]
-        metadata = json.dumps({"rows_per_shard": self.rows_per_shard})
-        pq.write_table(table.replace_schema_metadata({"stillroom": metadata}), sink, write_page_checksum=True)
-        return sink.getvalue()
+    def to_parquet(self, path: str = "") -> bytes:
+        """Return the segment's bytes; with its path in the cache, a swapped file is noticed."""
+        table = self.extents.select(*EXTENT_SCHEMA).cast(EXTENT_SCHEMA).to_arrow()  # type: ignore[arg-type]
+        return seal(table, {"path": path, "rows_per_shard": self.rows_per_shard})
 
 
 @dataclass(frozen=True)
@@ -108,18 +104,37 @@ def segment_path(dataset: str, number: int) -> str:
     return f"{dataset}/plan/{number:05d}.parquet"
 
 
+def create_segment(objects: Objects, dataset: str, number: int, segment: Segment) -> bool:
+    """Append segment `number` to a dataset's plan; return False if another builder has appended one of that number."""
+    path = segment_path(dataset, number)
+    return objects.create(path, segment.to_parquet(path))
+
+
 def read_plan(objects: Objects, dataset: str) -> RowPlan:
-    """Return the row plan of a dataset; one that was never planned has no segments."""
-    infos = objects.list(f"{dataset}/plan").objects
-    return RowPlan(tuple(_read_segment(objects, info.path) for info in infos if info.path.endswith(".parquet")))
+    """Return the row plan of a dataset; one that was never planned has no segments.
+
+    Raises:
+        CorruptObject: a segment is damaged, or one before the last is missing: later rows would move down.
+    """
+    there = [info.path for info in objects.list(f"{dataset}/plan").objects if info.path.endswith(".parquet")]
+    paths = [segment_path(dataset, number) for number in range(len(there))]
+    for path in paths:
+        if path not in there:
+            raise MissingObject(
+                f"{objects.url}/{path} is not there", found=", ".join(there), do="restore it from a copy of the cache"
+            )
+    return RowPlan(tuple(_read_segment(objects, path) for path in paths))
 
 
 def _read_segment(objects: Objects, path: str) -> Segment:
     data = objects.get(path)
     try:
-        table = pq.read_table(BytesIO(data), page_checksum_verification=True)
-        rows_per_shard = int(json.loads(table.schema.metadata[b"stillroom"])["rows_per_shard"])
-        extents = pl.DataFrame(pl.from_arrow(table)).select(EXTENT_SCHEMA).cast(EXTENT_SCHEMA)  # type: ignore[arg-type]
-    except Exception as error:  # pyarrow raises many kinds on damaged bytes
-        raise CorruptObject(f"{objects.url}/{path} is not a plan segment", found=str(error)) from None
-    return Segment(extents, rows_per_shard)
+        about, table = unseal(data)
+        if about["path"] not in ("", path):
+            raise ValueError(f"it is {about['path']}")
+        extents = pl.DataFrame(pl.from_arrow(table)).select(*EXTENT_SCHEMA).cast(EXTENT_SCHEMA)  # type: ignore[arg-type]
+        return Segment(extents, int(about["rows_per_shard"]))
+    except Exception as error:  # whatever a file that only looks like a segment leads to
+        raise CorruptObject(
+            f"{objects.url}/{path} is not a whole plan segment", found=str(error), do="restore it from a copy of the cache"
+        ) from None

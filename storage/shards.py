@@ -1,36 +1,36 @@
 """One shard on disk: its arrays first, its commit last.
 
-A commit is a Parquet file with one row per row of the shard, and with the proof in its metadata: which attempt wrote
-the arrays, the digest of every object, and where they came from. A reader sees a shard if and only if its commit is
-there, and reads only what the commit names.
+A commit is a sealed Parquet file with one row per row of the shard, and with the proof in its metadata: which attempt
+wrote the arrays, the digest of every object, and where they came from. A reader sees a shard if and only if its commit
+is there, and reads only what the commit names.
 """
 
 from __future__ import annotations
 
-import json
+import contextlib
 import re
 import uuid
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from io import BytesIO
 from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
-import xxhash
 
-from storage.arrays import pack, unpack
+from storage.arrays import DTYPES, array_names, pack, unpack
 from storage.digests import digest
-from storage.errors import CorruptObject, NotInCache
+from storage.errors import CorruptObject, MissingObject, NotInCache, StillroomError
 from storage.objects import Objects
+from storage.sealed import seal, unseal
 from storage.views import PLAIN
 
 INGEST = "ingest"
 PLAN = "plan"
 COMMIT_NAME = re.compile(r"(\d{5,})\.parquet")
 GROUP_NAME = re.compile(r"(\d{5,})-([0-9a-f]{8})\.zarr")
+ATTEMPT = re.compile(r"[0-9a-f]{8}")
+OBJECT_PATH = re.compile(r"[A-Za-z0-9_\-][A-Za-z0-9_.\-]*(/[A-Za-z0-9_\-][A-Za-z0-9_.\-]*)*")  # no "..", no leading slash
 
 
 class ShardKey(NamedTuple):
@@ -91,24 +91,18 @@ class Commit:
     @property
     def array_names(self) -> list[str]:
         """The names of its arrays, sorted."""
-        return sorted({stored.path.split("/c/")[0] for stored in self.objects if "/c/" in stored.path})
+        return array_names(stored.path for stored in self.objects)
 
     def to_parquet(self) -> bytes:
         """Return the commit's bytes."""
-        proof = json.dumps(
-            {
-                "key": self.key,
-                "rows": [self.start, self.stop],
-                "attempt": self.attempt,
-                "objects": self.objects,
-                "table_digest": table_digest(self.table),
-                "about": self.about,
-            }
-        ).encode()
-        sink = BytesIO()
-        metadata = {"stillroom": proof, "stillroom.digest": digest(proof).encode()}
-        pq.write_table(self.table.replace_schema_metadata(metadata), sink, compression="zstd", write_page_checksum=True)
-        return sink.getvalue()
+        proof = {
+            "key": self.key,
+            "rows": [self.start, self.stop],
+            "attempt": self.attempt,
+            "objects": self.objects,
+            "about": self.about,
+        }
+        return seal(self.table, proof)
 
     @classmethod
     def from_parquet(cls, data: bytes, path: str, *, with_table: bool = True) -> Commit:
@@ -116,29 +110,31 @@ class Commit:
 
         Args:
             data: what `to_parquet` returned.
-            path: where it was read, for messages and to notice a swapped file.
+            path: where it lies in the cache, for messages and to notice a swapped file.
             with_table: False leaves the table empty and reads the proof only, which is several times faster.
 
         Raises:
             CorruptObject: anything in it is not as it was written.
         """
         try:
-            file = pq.ParquetFile(BytesIO(data), page_checksum_verification=True)
-            metadata = file.schema_arrow.metadata or {}
-            proof_bytes = metadata[b"stillroom"]
-            if digest(proof_bytes) != metadata[b"stillroom.digest"].decode():
-                raise ValueError("the proof does not match its digest")
-            proof = json.loads(proof_bytes)
+            proof, table = unseal(data, with_table=with_table)
             key = ShardKey(*proof["key"])
-            if not path.endswith(key.commit_path):
+            if path != key.commit_path:
                 raise ValueError(f"it is the commit of {key}")
-            table = (file.read() if with_table else file.schema_arrow.empty_table()).replace_schema_metadata(None)
-            if with_table and table_digest(table) != proof["table_digest"]:
-                raise ValueError("the table does not match its digest")
-        except Exception as error:  # pyarrow raises many kinds on damaged bytes
-            raise CorruptObject(f"{path} is not a whole commit", found=str(error) or type(error).__name__) from None
-        objects = tuple(StoredObject(*stored) for stored in proof["objects"])
-        return cls(key, *proof["rows"], proof["attempt"], objects, table, proof["about"])
+            objects = tuple(StoredObject(*stored) for stored in proof["objects"])
+            outside = [stored.path for stored in objects if not OBJECT_PATH.fullmatch(stored.path)]
+            if outside or not ATTEMPT.fullmatch(proof["attempt"]):
+                raise ValueError(f"it names objects outside its own group: {proof['attempt']} {outside[:3]}")
+            start, stop = proof["rows"]
+            if with_table and len(table) != stop - start:
+                raise ValueError(f"{len(table)} rows in a commit of rows {start} to {stop}")
+            return cls(key, start, stop, proof["attempt"], objects, table, proof["about"])
+        except Exception as error:  # whatever a file that only looks like a commit leads to
+            raise CorruptObject(
+                f"{path} is not a whole commit",
+                found=str(error) or type(error).__name__,
+                do="cache verify CACHE --repair, then cache build JOB.toml",
+            ) from None
 
 
 def stage_folder(dataset: str, teacher: str | None, view: str = PLAIN) -> str:
@@ -164,22 +160,31 @@ def write_shard(
         arrays: name to array, first axis S = stop - start.
         table: S rows, first column `row`.
         about: provenance, JSON.
+
+    Raises:
+        ValueError: an array or the table has another number of rows, or a type or name that no reader would take.
+        StorageFailure: the disk or store refused; the shard is not visible, or it is whole.
     """
     start, stop = rows
+    for name, shape in {"the table": table.shape, **{name: array_S.shape for name, array_S in arrays.items()}}.items():
+        if shape[:1] != (stop - start,):
+            raise ValueError(f"{key}: {name} has shape {shape}, the shard has {stop - start} rows")
     for name, array_S in arrays.items():
-        if len(array_S) != stop - start:
-            raise ValueError(f"{key}: {name} has {len(array_S)} rows, the shard has {stop - start}")
+        if array_S.dtype.name not in DTYPES or not OBJECT_PATH.fullmatch(name):
+            raise ValueError(f"{key}: cannot store an array {name!r} of {array_S.dtype}")
     packed = pack(arrays)
     stored = tuple(StoredObject(path, len(data), digest(data)) for path, data in sorted(packed.items()))
     commit = Commit(key, start, stop, uuid.uuid4().hex[:8], stored, table, about)
     try:
         for path, data in packed.items():
             objects.put(f"{commit.group}/{path}", data)
-        won = objects.create(key.commit_path, commit.to_parquet())  # last: a reader trusts only what a commit names
     except BaseException:
-        _delete_group(objects, commit)  # of no use to anybody, and a full disk needs the room
+        with contextlib.suppress(StillroomError):  # the first failure is the one to tell
+            _delete_group(objects, commit)  # of no use to anybody, and a full disk needs the room
         raise
-    if not won:
+    # Last: a reader trusts only what a commit names. A failure or a signal here may come after the commit is visible,
+    # so the group is left; if it was not, the group is garbage that `cache verify --repair` collects.
+    if not objects.create(key.commit_path, commit.to_parquet()):
         _delete_group(objects, commit)
         return None
     return commit
@@ -198,11 +203,22 @@ def read_arrays(objects: Objects, commit: Commit, names: Iterable[str]) -> dict[
         if name not in commit.array_names:
             raise NotInCache(f"{commit.key} has no array {name}", found=", ".join(commit.array_names))
         wanted += [stored for stored in commit.objects if stored.path.startswith(f"{name}/")]
-    found = {stored.path: get_checked(objects, commit, stored) for stored in wanted}
-    arrays = unpack(found, names)
+    return unpack_checked(commit, {stored.path: get_checked(objects, commit, stored) for stored in wanted}, names)
+
+
+def unpack_checked(commit: Commit, found: Mapping[str, bytes], names: Iterable[str]) -> dict[str, np.ndarray]:
+    """Return the named arrays of a shard from its objects. Raises CorruptObject if they are not what they say."""
+    try:
+        arrays = unpack(found, names)
+    except ValueError as error:
+        raise CorruptObject(f"{commit.group} does not hold the arrays it names", found=str(error)) from None
     for name, array_S in arrays.items():
-        if len(array_S) != commit.stop - commit.start:
-            raise CorruptObject(f"{commit.group}/{name} has {len(array_S)} rows", expected=f"{commit.stop - commit.start}")
+        if array_S.shape[:1] != (commit.stop - commit.start,):
+            raise CorruptObject(
+                f"{commit.group}/{name} is not of this shard",
+                found=f"shape {array_S.shape}",
+                expected=f"{commit.stop - commit.start} rows",
+            )
     return arrays
 
 
@@ -235,35 +251,16 @@ def list_commits(objects: Objects, folder: str) -> dict[int, str]:
 
 
 def read_commits(objects: Objects, paths: list[str], *, with_table: bool = True) -> list[Commit]:
-    """Return the commits at `paths`, read by a few threads at once."""
+    """Return the commits at `paths`, read by a few threads at once, without those deleted since they were listed."""
+
+    def read(path: str) -> Commit | None:
+        try:
+            return Commit.from_parquet(objects.get(path), path, with_table=with_table)
+        except MissingObject:
+            return None
+
     with ThreadPoolExecutor(max_workers=8) as pool:
-        return list(pool.map(lambda path: Commit.from_parquet(objects.get(path), path, with_table=with_table), paths))
-
-
-def table_digest(table: pa.Table) -> str:
-    """Return a digest of names, types and values of a flat table, whatever file it went through."""
-    hasher = xxhash.xxh3_128()
-    for name in table.column_names:
-        column = table[name].combine_chunks()
-        hasher.update(f"{name}:{column.type}".encode())
-        hasher.update(column.is_null().to_numpy(zero_copy_only=False))
-        if pa.types.is_string(column.type) or pa.types.is_large_string(column.type):
-            values = [value or "" for value in column.to_pylist()]
-            hasher.update(np.array([len(value) for value in values], dtype=np.int64))
-            hasher.update("".join(values).encode())
-        else:
-            hasher.update(np.ascontiguousarray(column.fill_null(0).to_numpy(zero_copy_only=False)))
-    return hasher.hexdigest()
-
-
-def delete_shard(objects: Objects, commit_path: str) -> None:
-    """Delete a shard, its commit first, so that no reader meets a commit without its objects."""
-    objects.delete(commit_path)
-    folder, name = commit_path.rsplit("/", 1)
-    for group in objects.list(folder).folders:
-        match = GROUP_NAME.fullmatch(group.rsplit("/", 1)[-1])
-        if match and match[1] == name.removesuffix(".parquet"):
-            delete_folder(objects, group)
+        return [commit for commit in pool.map(read, paths) if commit is not None]
 
 
 def delete_folder(objects: Objects, folder: str) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from typing import Any, TypeVar
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict
 
 from storage.digests import differences, fingerprint
 from storage.encodings import DenseEncoding, FeatureEncoding
@@ -30,8 +30,9 @@ class Spec(BaseModel):
         return fingerprint(self.model_dump(mode="json"))
 
     def to_json(self) -> bytes:
-        """Return the readable JSON that lies on disk."""
-        return (json.dumps(self.model_dump(mode="json"), indent=2) + "\n").encode()
+        """Return the readable JSON that lies on disk, with its own digest as the last key."""
+        value = self.model_dump(mode="json")
+        return (json.dumps(value | {"digest": fingerprint(value)}, indent=2) + "\n").encode()
 
 
 class CacheSpec(Spec):
@@ -88,32 +89,42 @@ def read_spec(objects: Objects, path: str, kind: type[AnySpec]) -> AnySpec:
                 expected=f"format {FORMAT_VERSION} or earlier",
                 do="upgrade stillroom",
             )
-        return kind.model_validate(value)
-    except (ValueError, AttributeError, ValidationError) as error:
-        raise CorruptObject(f"{objects.url}/{path} is not a {kind.__name__}", found=str(error)) from None
+        if value.pop("digest") != fingerprint(value):
+            raise ValueError("it does not match its digest")
+        spec = kind.model_validate(value)
+    except (ValueError, AttributeError, KeyError, TypeError, RecursionError) as error:
+        raise CorruptObject(
+            f"{objects.url}/{path} is not a whole {kind.__name__}", found=str(error), do="restore it from a copy of the cache"
+        ) from None
+    if getattr(spec, "name", None) not in (None, *path.split("/")[-2:-1]):
+        raise CorruptObject(f"{objects.url}/{path} is not its own", found=f"the {kind.__name__} of {spec.name}")  # type: ignore[attr-defined]
+    return spec
 
 
-def write_spec(objects: Objects, path: str, spec: AnySpec, job: str) -> AnySpec:
-    """Create a spec, or check that the one already there is the same, and return it.
+def write_spec(objects: Objects, path: str, spec: AnySpec, job: str) -> None:
+    """Create a spec; if one is there already, check that it is the same. Raises StaleCache."""
+    if not objects.create(path, spec.to_json()):
+        check_spec(objects, path, spec, job)
+
+
+def check_spec(objects: Objects, path: str, spec: AnySpec, job: str) -> None:
+    """Check that the spec at `path` is the one that a job asks for.
 
     Args:
         objects: the cache.
         path: of the spec, in the cache.
         spec: what this job promises.
-        job: name of the job, for the message.
+        job: the job's file, for the message.
 
     Raises:
         StaleCache: what is there differs; every differing field is named.
     """
-    if objects.create(path, spec.to_json()):
-        return spec
     found = read_spec(objects, path, type(spec))
     fields = differences(found.model_dump(mode="json"), spec.model_dump(mode="json"))
     if fields:
         raise StaleCache(
             f"{objects.url} was built by another job: {path} differs in {', '.join(name for name, _, _ in fields)}",
             found="\n".join(f"{name} = {was!r}" for name, was, _ in fields),
-            expected="\n".join(f"{name} = {now!r}  ({job})" for name, _, now in fields),
+            expected="\n".join(f"{name} = {now!r}" for name, _, now in fields) + f"  ({job})",
             do=f"cache build {job} --as NAME    # a new cache beside it; this one stays as it is",
         )
-    return found

@@ -1,6 +1,7 @@
 """Check every object of a cache against its digest, and clear away what no commit names.
 
-Repair means to forget: a bad shard loses its commit, then its objects, and the next build computes it again.
+Repair means to forget: a bad shard loses its commit, then the objects that it named, and the next build computes it
+again. Nothing else is deleted before a day has passed, for it may belong to a running build.
 """
 
 from __future__ import annotations
@@ -9,30 +10,30 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
-from storage.arrays import unpack
 from storage.cache import Cache
-from storage.errors import CorruptObject, StillroomError
+from storage.errors import CorruptObject, IncompleteCache, StillroomError
 from storage.ledger import list_stages
+from storage.rows import ShardRows
 from storage.shards import (
     GROUP_NAME,
     Commit,
     ShardKey,
     delete_folder,
-    delete_shard,
     get_checked,
     list_commits,
     stage_folder,
+    unpack_checked,
 )
 from storage.views import PLAIN
 
 GRACE_S = 24 * 3600.0  # an uncommitted group younger than this may belong to a running build
 
 
-@dataclass(frozen=True)
-class BadShard:
+class BadShard(NamedTuple):
     """A committed shard that is not what it promises."""
 
     key: ShardKey
@@ -69,7 +70,9 @@ def verify(cache: Cache, on_shard: Callable[[int, int], None] = lambda done, tot
         for shard in sorted(list_commits(cache.objects, stage_folder(*stage)))
     ]
     rows = {name: {s.shard: s for s in cache.shards(name)} for name in cache.dataset_names()}
-    bad, num_bytes, groups = [], 0, set()
+    bad: list[BadShard] = []
+    groups: set[str] = set()
+    num_bytes = 0
     with ThreadPoolExecutor(max_workers=4) as pool:
         checks = pool.map(lambda key: _check(cache, key, rows[key.dataset].get(key.shard)), keys)
         for done, (key, (commit, reason)) in enumerate(zip(keys, checks, strict=True), start=1):
@@ -83,24 +86,37 @@ def verify(cache: Cache, on_shard: Callable[[int, int], None] = lambda done, tot
 
 
 def repair(cache: Cache, found: Verification) -> None:
-    """Drop every bad shard, so that the next build computes it again, and all garbage."""
-    for bad in found.bad:
-        delete_shard(cache.objects, bad.key.commit_path)
+    """Drop every shard that is still bad, so that the next build computes it again, and all garbage."""
+    for key, _ in found.bad:
+        planned = {shard.shard: shard for shard in cache.shards(key.dataset)}.get(key.shard)
+        commit, reason = _check(cache, key, planned)  # again: a builder may have mended it since
+        if reason is None:
+            continue
+        cache.objects.delete(key.commit_path)  # first, so that no reader meets a commit without its objects
+        if commit is not None:
+            delete_folder(cache.objects, commit.group)  # and no other attempt: one may be a builder's at this moment
     for group in found.garbage:
         delete_folder(cache.objects, group)
+    cache.objects.sweep(GRACE_S)
 
 
-def _check(cache: Cache, key: ShardKey, planned: tuple[int, int, int] | None) -> tuple[Commit | None, str | None]:
+def _check(cache: Cache, key: ShardKey, planned: ShardRows | None) -> tuple[Commit | None, str | None]:
     """Return the commit of a shard, if it can be read, and what is wrong with the shard, if anything is."""
     try:
         commit = cache.commit(key, with_table=True)
     except CorruptObject as error:
         return None, str(error)
+    except IncompleteCache:
+        return None, None  # dropped by a repair beside this one
     try:
-        if planned is None or (commit.start, commit.stop) != planned[1:]:
-            raise CorruptObject(f"{key} covers rows {commit.start} to {commit.stop}", expected=f"{planned}")
+        if planned is None or (commit.start, commit.stop) != (planned.start, planned.stop):
+            raise CorruptObject(
+                f"{key} is not the shard that was planned",
+                found=f"rows {commit.start} to {commit.stop}",
+                expected="no such shard" if planned is None else f"rows {planned.start} to {planned.stop}",
+            )
         objects = {stored.path: get_checked(cache.objects, commit, stored) for stored in commit.objects}
-        _check_content(cache, commit, unpack(objects, commit.array_names))
+        _check_content(cache, commit, unpack_checked(commit, objects, commit.array_names))
     except StillroomError as error:
         return commit, str(error)
     return commit, None
@@ -118,7 +134,11 @@ def _check_content(cache: Cache, commit: Commit, arrays: dict[str, np.ndarray]) 
         if not np.isfinite((array_S.astype(np.uint32) << 16).view(np.float32) if bf16 else array_S).all():
             raise CorruptObject(f"{commit.key}: {name} holds NaN or infinity")
     ingest = ShardKey(commit.key.dataset, None, PLAIN, commit.key.shard)
-    if cache.commit(ingest).about["inputs_digest"] != commit.about["inputs_digest"]:
+    try:
+        inputs_digest = cache.commit(ingest).about.get("inputs_digest")
+    except (CorruptObject, IncompleteCache):
+        return  # the fault of the ingest, to be built again; whether these targets belong to it is known only then
+    if inputs_digest != commit.about.get("inputs_digest"):
         raise CorruptObject(f"{commit.key} was computed from other inputs than those now in {ingest}")
 
 
@@ -129,6 +149,7 @@ def _garbage(cache: Cache, groups: set[str]) -> Iterator[str]:
         for folder in cache.objects.list(stage_folder(*stage)).folders:
             if folder in groups or not GROUP_NAME.fullmatch(folder.rsplit("/", 1)[-1]):
                 continue
-            if all(now - info.modified_s > GRACE_S for info in cache.objects.walk(folder)):
+            ages_s = [now - info.modified_s for info in cache.objects.walk(folder)]
+            if ages_s and min(ages_s) > GRACE_S:  # without any object it is only being begun
                 yield folder
 

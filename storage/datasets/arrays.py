@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import zipfile
+import zlib
 from collections.abc import Iterator
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
 
@@ -51,33 +55,53 @@ class ArraysSource(Source):
             payload = array if array.dtype == np.uint8 else array.astype(np.float32)
             yield RawSample(f"{file}:{i}", payload, None if labels is None else int(labels[i]))
 
+    def buffer_bytes(self) -> int:
+        return 0 if self.path.suffix == ".npy" else self._load()[0].nbytes  # .npy is mapped, .npz is read whole
+
     def content(self) -> dict[str, Any]:
         return super().content() | {"inputs_key": self.inputs_key, "labels_key": self.labels_key}
 
     def _load(self) -> tuple[np.ndarray, np.ndarray | None]:
-        loaded = _load_numpy(self.path)
-        if isinstance(loaded, np.ndarray):
-            labels = None if self.labels is None else _load_numpy(self.labels)
-            inputs = loaded
-        else:
-            if self.inputs_key not in loaded:
-                raise MissingSource(f"{self.path} has no array {self.inputs_key}", found=", ".join(loaded), do="set inputs_key")
-            inputs, labels = loaded[self.inputs_key], loaded.get(self.labels_key)
-        if inputs.dtype != np.uint8 and not np.issubdtype(inputs.dtype, np.floating):
-            raise MissingSource(f"{self.path} holds inputs of an unknown kind", found=str(inputs.dtype), expected="uint8 or floats")
-        if labels is not None and (not np.issubdtype(labels.dtype, np.integer) or labels.shape != inputs.shape[:1]):  # type: ignore[union-attr]
+        version = LocalFile.of(self.path).version
+        inputs = _load_numpy(self.path, version, self.inputs_key)
+        labels = None
+        if self.labels is not None:
+            labels = _load_numpy(self.labels, LocalFile.of(self.labels).version, self.labels_key)
+        elif self.path.suffix == ".npz" and self.labels_key in _keys(self.path):
+            labels = _load_numpy(self.path, version, self.labels_key)
+        if inputs.ndim == 0 or (inputs.dtype != np.uint8 and not np.issubdtype(inputs.dtype, np.floating)):
+            raise MissingSource(
+                f"{self.path} holds no inputs", found=f"{inputs.dtype} {inputs.shape}", expected="uint8 or floats, (rows, …)"
+            )
+        if labels is not None and (not np.issubdtype(labels.dtype, np.integer) or labels.shape != inputs.shape[:1]):
             raise MissingSource(
                 f"the labels of {self.path} do not fit its inputs",
-                found=f"{labels.dtype} {labels.shape}",  # type: ignore[union-attr]
+                found=f"{labels.dtype} {labels.shape}",
                 expected=f"integers ({len(inputs)},)",
             )
-        return inputs, labels  # type: ignore[return-value]
+        return inputs, labels
 
 
-def _load_numpy(path: Path) -> np.ndarray | dict[str, np.ndarray]:
-    LocalFile.of(path)
-    try:
+def _keys(path: Path) -> list[str]:
+    with _reading(path), np.load(path, allow_pickle=False) as loaded:
+        return list(loaded.files)
+
+
+@lru_cache(maxsize=4)  # each shard would decompress the .npz again
+def _load_numpy(path: Path, version: str, key: str) -> np.ndarray:
+    with _reading(path):
         loaded = np.load(path, mmap_mode="r", allow_pickle=False)  # a pickle could execute code
-        return loaded if isinstance(loaded, np.ndarray) else dict(loaded)
-    except (ValueError, OSError, EOFError) as error:
+        if isinstance(loaded, np.ndarray):
+            return loaded
+        with loaded:
+            if key in loaded:
+                return np.asarray(loaded[key])
+            raise MissingSource(f"{path} has no array {key}", found=", ".join(loaded), do="set inputs_key or labels_key")
+
+
+@contextlib.contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except (ValueError, OSError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise MissingSource(f"cannot read {path} as .npy or .npz", found=str(error)) from None

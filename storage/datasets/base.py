@@ -86,6 +86,10 @@ class Source(Options):
         assert isinstance(payload, np.ndarray)
         return payload
 
+    def buffer_bytes(self) -> int:
+        """Return the bytes that reading holds at once besides the samples themselves: a file or part of one."""
+        return 0
+
     def split(self, sample_id: str) -> Split:
         """Return the split of a sample."""
         return "validation" if unit_interval("split", self.seed, sample_id) < self.validation else "train"
@@ -114,6 +118,8 @@ def check_label(label: int | None, classes: list[str], sample_id: str) -> None:
         raise LabelOutOfRange(
             f"sample {sample_id} has a label outside the classes",
             found=f"label {label}",
-            expected=f"0 to {len(classes) - 1} ({', '.join(classes[:5])}{', …' if len(classes) > 5 else ''})",
+            expected=f"0 to {len(classes) - 1} ({', '.join(classes[:5])}{', …' if len(classes) > 5 else ''})"
+            if classes
+            else "no label: the dataset names no classes",
             do="mend the labels, or give the dataset's `classes` in the job",
         )

@@ -46,6 +46,8 @@ class FactorySource(Source):
             try:
                 item = dataset[i]
                 array = np.asarray(item["input"])
+                if array.dtype != np.uint8 and not np.issubdtype(array.dtype, np.floating):
+                    raise TypeError(f"input is {array.dtype}, not uint8 or floats")
                 payload = array if array.dtype == np.uint8 else array.astype(np.float32)
                 label = item.get("label")
                 yield RawSample(str(item.get("id", i)), payload, None if label is None else int(label))

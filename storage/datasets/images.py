@@ -12,6 +12,7 @@ from pydantic import Field
 from storage.datasets.base import Source, Unreadable
 
 MODES: dict[int, str] = {1: "L", 3: "RGB"}
+DEEP_MODES = frozenset({"I;16", "I;16B", "I;16L", "I;16N", "I", "F"})
 
 
 class ImageSource(Source):
@@ -33,6 +34,8 @@ class ImageSource(Source):
         assert isinstance(payload, bytes)
         try:
             with Image.open(BytesIO(payload)) as image:
+                if image.mode in DEEP_MODES:
+                    raise ValueError(f"mode {image.mode} has more than 8 bits, which Pillow would clip")
                 pixels = image.convert(MODES[self.channels])
             if self.size is not None:
                 height, width = (self.size, self.size) if isinstance(self.size, int) else self.size

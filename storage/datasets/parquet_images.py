@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Iterator
 from functools import lru_cache
@@ -10,6 +11,7 @@ from typing import Annotated, Any, Literal
 
 import polars as pl
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from pydantic import Field
 
@@ -17,6 +19,8 @@ from storage.datasets.base import FILE_SCHEMA, LocalFile, RawSample, Unreadable
 from storage.datasets.images import ImageSource
 from storage.errors import MissingSource
 from storage.options import JobPath
+
+KEPT_ROW_GROUPS = 2
 
 
 class ParquetImagesSource(ImageSource):
@@ -42,7 +46,7 @@ class ParquetImagesSource(ImageSource):
         return super().content() | {"image": self.image, "label": self.label, "id": self.id}
 
     def files(self) -> pl.DataFrame:
-        rows = [(p.name, *LocalFile.of(p), _open(p, self._columns).metadata.num_rows) for p in self._paths()]
+        rows = [(p.name, *LocalFile.of(p), self._open(p).metadata.num_rows) for p in self._paths()]
         return pl.DataFrame(rows, schema=FILE_SCHEMA, orient="row")
 
     def class_names(self) -> list[str]:
@@ -51,16 +55,16 @@ class ParquetImagesSource(ImageSource):
         if self.classes is not None:
             return self.classes
         paths = self._paths()
-        named = _names_in_schema(_open(paths[0], self._columns).schema_arrow, self.label)
+        named = _names_in_schema(self._open(paths[0]).schema_arrow, self.label)
         if named:
             return named
-        largest = max(pl.read_parquet(path, columns=[self.label])[self.label].max() or 0 for path in paths)  # type: ignore[type-var]
-        return [str(number) for number in range(int(largest) + 1)]  # type: ignore[call-overload]
+        columns = [pl.read_parquet(path, columns=[self.label])[self.label].cast(pl.Int64) for path in paths]
+        return [str(number) for number in range(max(max(column.drop_nulls(), default=0) for column in columns) + 1)]
 
     def read(self, file: str, position: int, rows: int) -> Iterator[RawSample]:
         path = self.path / file if self.path.is_dir() else self.path
         first = 0
-        groups = _open(path, self._columns).metadata
+        groups = self._open(path).metadata
         for number in range(groups.num_row_groups):
             stop = first + groups.row_group(number).num_rows
             begin, end = max(position, first), min(position + rows, stop)
@@ -69,13 +73,19 @@ class ParquetImagesSource(ImageSource):
                 yield from self._samples(table, file, begin)
             first = stop
 
+    def buffer_bytes(self) -> int:
+        footers = [_open(path, self._columns).metadata for path in self._paths()]
+        largest = max(f.row_group(i).total_byte_size for f in footers for i in range(f.num_row_groups))
+        return KEPT_ROW_GROUPS * int(largest)
+
     def _samples(self, table: pa.Table, file: str, position: int) -> Iterator[RawSample]:
-        images = table[self.image].combine_chunks()
-        payloads = (images.field("bytes") if pa.types.is_struct(images.type) else images).to_pylist()
+        images = table[self.image]
+        payloads = (pc.struct_field(images, "bytes") if pa.types.is_struct(images.type) else images).to_pylist()
         labels = table[self.label].to_pylist() if self.label else [None] * len(payloads)
-        ids = table[self.id].to_pylist() if self.id else [f"{file}:{position + i}" for i in range(len(payloads))]
+        ids: list[Any] = table[self.id].to_pylist() if self.id else [None] * len(payloads)
+        ids = [f"{file}:{position + i}" if sample_id is None else str(sample_id) for i, sample_id in enumerate(ids)]
         for sample_id, payload, label in zip(ids, payloads, labels, strict=True):
-            yield RawSample(str(sample_id), payload if payload else Unreadable("no image bytes"), label)
+            yield RawSample(sample_id, payload if payload else Unreadable("no image bytes"), label)
 
     @property
     def _columns(self) -> tuple[str, ...]:
@@ -90,31 +100,53 @@ class ParquetImagesSource(ImageSource):
             raise MissingSource(f"{self.path} holds no *.parquet file")
         return paths
 
+    def _open(self, path: Path) -> pq.ParquetFile:
+        """Return a file whose columns are there and of the right kind. Raises MissingSource."""
+        with _reading(path):
+            file = pq.ParquetFile(path)
+        schema = file.schema_arrow
+        for column in self._columns:
+            if column not in schema.names:
+                raise MissingSource(
+                    f"{path} has no column {column}",
+                    found=", ".join(schema.names),
+                    do="name the columns in the job: image = …, label = …",
+                )
+        if not _holds_images(schema.field(self.image).type):
+            found, expected = schema.field(self.image), "binary, or a struct with a binary field `bytes`"
+            raise MissingSource(f"column {self.image} of {path} holds no images", found=str(found.type), expected=expected)
+        if self.label and not pa.types.is_integer(schema.field(self.label).type):
+            found = schema.field(self.label)
+            raise MissingSource(f"column {self.label} of {path} holds no labels", found=str(found.type), expected="integers")
+        return file
 
-def _open(path: Path, columns: tuple[str, ...]) -> pq.ParquetFile:
+
+def _holds_images(kind: pa.DataType) -> bool:
+    if pa.types.is_struct(kind):
+        return kind.get_field_index("bytes") >= 0 and _holds_images(kind.field("bytes").type)
+    return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind))
+
+
+@contextlib.contextmanager
+def _reading(path: Path) -> Iterator[None]:
     try:
-        file = pq.ParquetFile(path)
-    except (pa.ArrowInvalid, OSError) as error:
+        yield
+    except (pa.ArrowException, OSError) as error:
         raise MissingSource(f"cannot read {path} as Parquet", found=str(error)) from None
-    for column in columns:
-        if column not in file.schema_arrow.names:
-            raise MissingSource(
-                f"{path} has no column {column}",
-                found=", ".join(file.schema_arrow.names),
-                do="name the columns in the job: image = …, label = …",
-            )
-    return file
 
 
-@lru_cache(maxsize=2)  # neighbouring shards share a row group, and each task would decompress it again
+@lru_cache(maxsize=KEPT_ROW_GROUPS)  # neighbouring shards share a row group, and each task would decompress it again
 def _read_group(path: Path, version: str, number: int, columns: tuple[str, ...]) -> pa.Table:
-    return pq.ParquetFile(path).read_row_group(number, columns=list(columns))
+    with _reading(path):
+        return pq.ParquetFile(path).read_row_group(number, columns=list(columns))
 
 
 def _names_in_schema(schema: pa.Schema, label: str) -> list[str]:
     """Return class names kept in the schema's metadata: Hugging Face's `ClassLabel`, or a plain `classes` list."""
     metadata = schema.metadata or {}
-    if b"huggingface" in metadata:
-        features = json.loads(metadata[b"huggingface"]).get("info", {}).get("features", {})
-        return list(features.get(label, {}).get("names", []))
+    try:
+        if b"huggingface" in metadata:
+            return list(json.loads(metadata[b"huggingface"])["info"]["features"][label]["names"])
+    except (ValueError, KeyError, TypeError):
+        return []  # features of another kind, or another tool's use of that key
     return metadata[b"classes"].decode().split(",") if b"classes" in metadata else []

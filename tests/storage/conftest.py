@@ -1,0 +1,166 @@
+"""Small real caches, written the way a build writes them, and a real S3 server."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+import pyarrow as pa
+import pytest
+
+from storage.cache import Cache
+from storage.digests import digest
+from storage.encodings import DenseEncoding, FeatureEncoding
+from storage.objects import LocalObjects, Objects
+from storage.rows import EXTENT_SCHEMA, Segment, create_segment
+from storage.shards import Commit, ShardKey, write_shard
+from storage.spec import DatasetSpec, TeacherSpec, write_spec
+from storage.views import PLAIN, view_fingerprint
+
+DAY_S = 24 * 3600
+UNREADABLE_ROW = 3  # of the little cache
+
+
+@pytest.fixture
+def objects(tmp_path: Path) -> LocalObjects:
+    return LocalObjects(tmp_path / "cache")
+
+
+@pytest.fixture
+def dataset_spec() -> DatasetSpec:
+    return DatasetSpec(
+        name="digits",
+        source={"kind": "digits", "seed": 0, "size": [8, 8]},
+        classes=["zero", "one", "two"],
+        input_shape=(1, 2, 2),
+        input_dtype="uint8",
+    )
+
+
+@pytest.fixture
+def teacher_spec() -> TeacherSpec:
+    return TeacherSpec(
+        name="cnn",
+        model={"factory": "cnn:build", "weights": "ab12"},
+        num_classes=3,
+        encoding=DenseEncoding(dtype="fp32"),
+        features={"last": FeatureEncoding(layer="body.3")},
+    )
+
+
+@pytest.fixture
+def segment() -> Callable[..., Segment]:
+    """Return a plan segment from (file, position, rows) triples."""
+
+    def make(*extents: tuple[str, int, int], rows_per_shard: int = 4) -> Segment:
+        rows = [(file, 1, "v", position, count) for file, position, count in extents]
+        return Segment(pl.DataFrame(rows, schema=EXTENT_SCHEMA, orient="row"), rows_per_shard)
+
+    return make
+
+
+@pytest.fixture
+def write_ingest() -> Callable[..., Commit | None]:
+    """Write the ingest of one shard of the dataset `digits`: input and label of a row follow from its number."""
+
+    def write(objects: Objects, shard: int, start: int, stop: int, *, seed: int = 0) -> Commit | None:
+        rows = np.arange(start, stop)
+        inputs_S = np.random.default_rng([seed, shard]).integers(0, 256, (len(rows), 1, 2, 2), dtype=np.uint8)
+        bad_S = rows == UNREADABLE_ROW
+        inputs_S[bad_S] = 0
+        table = pa.table(
+            {
+                "row": pa.array(rows, pa.int64()),
+                "sample_id": pa.array([f"digits:{row}" for row in rows], pa.string()),
+                "label": pa.array(rows % 3, pa.int64()),
+                "split": pa.array(["validation" if row % 5 == 0 else "train" for row in rows], pa.string()),
+                "digest": pa.array([digest(f"{row}".encode()) for row in rows], pa.string()),
+                "error": pa.array(["OSError: truncated" if bad else None for bad in bad_S], pa.string()),
+            }
+        )
+        about = {"quarantined": int(bad_S.sum()), "inputs_digest": digest(inputs_S.tobytes()), "seconds": 0.5}
+        key = ShardKey("digits", None, PLAIN, shard)
+        return write_shard(objects, key, rows=(start, stop), arrays={"inputs": inputs_S}, table=table, about=about)
+
+    return write
+
+
+@pytest.fixture
+def write_targets() -> Callable[..., Commit | None]:
+    """Write the targets of the teacher `cnn` for one ingested shard."""
+
+    def write(cache: Cache, shard: int, *, logits_SC: np.ndarray | None = None) -> Commit | None:
+        ingest = cache.commit(ShardKey("digits", None, PLAIN, shard), with_table=True)
+        rows = np.arange(ingest.start, ingest.stop)
+        if logits_SC is None:
+            logits_SC = np.random.default_rng(shard).standard_normal((len(rows), 3)).astype(np.float32)
+        table = pa.table(
+            {
+                "row": pa.array(rows, pa.int64()),
+                "top": pa.array(logits_SC.argmax(axis=1), pa.int64()),
+                "top_probability": pa.array(np.full(len(rows), 0.75), pa.float32()),
+                "entropy": pa.array(rows / 10, pa.float32()),
+                "label_log_probability": pa.array(-rows / 10, pa.float32()),
+            }
+        )
+        inputs_S = cache.read_inputs("digits", shard)
+        about = {"inputs_digest": ingest.about["inputs_digest"], "view_fingerprint": view_fingerprint(inputs_S)}
+        arrays = {"logits": logits_SC, "feature/last": np.ones((len(rows), 5), np.float16)}
+        key = ShardKey("digits", "cnn", PLAIN, shard)
+        return write_shard(cache.objects, key, rows=(ingest.start, ingest.stop), arrays=arrays, table=table, about=about)
+
+    return write
+
+
+@pytest.fixture
+def cache(
+    tmp_path: Path,
+    dataset_spec: DatasetSpec,
+    teacher_spec: TeacherSpec,
+    segment: Callable[..., Segment],
+    write_ingest: Callable[..., Commit],
+    write_targets: Callable[..., Commit],
+) -> Cache:
+    """Return a whole cache: 10 rows in shards of 4, 4 and 2, row 3 unreadable, one teacher."""
+    cache = Cache.create(str(tmp_path / "cache"))
+    write_spec(cache.objects, "digits/dataset.json", dataset_spec, "test")
+    create_segment(cache.objects, "digits", 0, segment(("a", 0, 10)))
+    write_spec(cache.objects, "digits/cnn/teacher.json", teacher_spec, "test")
+    for shard, start, stop in cache.shards("digits"):
+        write_ingest(cache.objects, shard, start, stop)
+        write_targets(cache, shard)
+    return cache
+
+
+@pytest.fixture(scope="session")
+def s3_server() -> Iterator[str]:
+    """Yield the address of a real S3 server in this process."""
+    from moto.server import ThreadedMotoServer
+
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    yield f"http://{host}:{port}"
+    server.stop()
+
+
+@pytest.fixture
+def bucket(s3_server: str, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> str:
+    """Return the address of a new, empty prefix on the S3 server, with the environment set for it."""
+    import urllib.request
+
+    environment: dict[str, Any] = {
+        "AWS_ENDPOINT_URL": s3_server,
+        "AWS_ALLOW_HTTP": "true",
+        "AWS_ACCESS_KEY_ID": "test",
+        "AWS_SECRET_ACCESS_KEY": "test",
+        "AWS_REGION": "us-east-1",
+    }
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    with urllib.request.urlopen(urllib.request.Request(f"{s3_server}/stillroom", method="PUT")):
+        pass
+    return f"s3://stillroom/{digest(request.node.nodeid.encode())}"
