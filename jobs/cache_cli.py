@@ -6,11 +6,11 @@ Thin on purpose: every command parses, calls a room, prints. The rooms are impor
 
 from __future__ import annotations
 
-from enum import StrEnum
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+from jobs.arguments import CacheArgument, DeviceOption, JobArgument, JsonOption
 
 if TYPE_CHECKING:
     from jobs.terminal import Watch
@@ -25,20 +25,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
-JobArgument = Annotated[Path, typer.Argument(metavar="JOB.toml", help="The job file.")]
 SHOWN_QUARANTINED = 20
-
-
-class Device(StrEnum):
-    """Where a model runs."""
-
-    auto = "auto"
-    cpu = "cpu"
-    cuda = "cuda"
-
-
-CacheArgument = Annotated[str, typer.Argument(metavar="CACHE", help="A cache: a folder, or s3://bucket/prefix.")]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON value, for machines.")]
 
 
 @app.command()
@@ -48,7 +35,7 @@ def build(
     workers: Annotated[int | None, typer.Option(min=1, help="Worker processes, instead of the job's.")] = None,
     partition: Annotated[str, typer.Option(metavar="I/N", help="Do every N-th shard, from I = 0; for job arrays.")] = "0/1",
     beside: Annotated[str | None, typer.Option("--as", metavar="NAME", help="Build a cache of this name beside the job's.")] = None,
-    device: Annotated[Device, typer.Option(help="Where teachers run.")] = Device.auto,
+    device: DeviceOption = "auto",
     as_json: JsonOption = False,
 ) -> None:
     """Plan, run what is missing, commit."""
@@ -71,7 +58,7 @@ def build(
             sources=tuple(request_job.dataset),
             teachers=tuple(request_job.teacher),
             part=part,
-            device=device.value,
+            device=device,
             threads=cluster.num_threads,
         )
         plan = plan_build(request)

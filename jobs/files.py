@@ -17,7 +17,8 @@ from pydantic import BaseModel, Field, ValidationError, model_validator
 from jobs.cluster import ClusterOptions
 from storage.datasets import AnySource
 from storage.errors import BadJob
-from storage.options import Options, Url
+from storage.options import JobPath, Options, Url
+from student_train.options import DataOptions, StudentOptions
 from teacher_cache.teachers import TeacherOptions
 
 
@@ -39,12 +40,40 @@ class CacheJob(Options):
     @model_validator(mode="after")
     def _names(self) -> Self:
         datasets = [source.name for source in self.dataset]
-        for kind, names in (("dataset", datasets), ("teacher", [teacher.name for teacher in self.teacher])):
-            if twice := sorted({name for name in names if names.count(name) > 1}):
-                raise ValueError(f"two [[{kind}]] are named {', '.join(twice)}")
+        _refuse_twice("dataset", datasets)
+        _refuse_twice("teacher", [teacher.name for teacher in self.teacher])
         for teacher in self.teacher:
             if unknown := sorted(set(teacher.datasets or ()) - set(datasets)):
                 raise ValueError(f"teacher {teacher.name} names unknown datasets {', '.join(unknown)}; there are {', '.join(datasets)}")
+        return self
+
+
+class StudentJob(DataOptions):
+    """A whole `*.students.toml`; the fields of DataOptions stand at its top.
+
+    Attributes:
+        cache: where rows are read.
+        runs: folder of the runs, one below it for each student.
+        defaults: merged beneath every `[[student]]`.
+        student: one `[[student]]` each.
+    """
+
+    cache: Url
+    runs: JobPath
+    defaults: dict[str, Any] = {}
+    student: Annotated[list[StudentOptions], Field(min_length=1)]
+
+    @model_validator(mode="before")
+    @classmethod
+    def _merge_defaults(cls, values: Any) -> Any:
+        defaults, students = values.get("defaults"), values.get("student")
+        if isinstance(defaults, dict) and isinstance(students, list):
+            values = values | {"student": [defaults | s if isinstance(s, dict) else s for s in students]}
+        return values
+
+    @model_validator(mode="after")
+    def _names(self) -> Self:
+        _refuse_twice("student", [student.name for student in self.student])
         return self
 
 
@@ -70,6 +99,11 @@ def read_job(path: Path, kind: type[Job]) -> Job:
     except ValidationError as error:
         mistakes = [_mistake(kind, detail) for detail in error.errors()]
         raise BadJob(f"{path} has {len(mistakes)} mistake{'s' if len(mistakes) > 1 else ''}", found="\n".join(mistakes)) from None
+
+
+def _refuse_twice(kind: str, names: list[str]) -> None:
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise ValueError(f"two [[{kind}]] are named {', '.join(twice)}")
 
 
 def _mistake(kind: type[BaseModel], detail: Any) -> str:

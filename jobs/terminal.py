@@ -48,6 +48,29 @@ def _interrupt(signal_number: int, frame: types.FrameType | None) -> None:
     raise Interrupted("stopped by a signal", signal_number)
 
 
+@contextlib.contextmanager
+def deferred_signals() -> Iterator[Callable[[], bool]]:
+    """Yield a function that says whether a signal has come, for work that stops itself at a good moment.
+
+    A second signal does not wait.
+    """
+    came: list[int] = []
+
+    def handler(signal_number: int, frame: types.FrameType | None) -> None:
+        if came:
+            _interrupt(signal_number, frame)
+        came.append(signal_number)
+
+    before = {number: signal.signal(number, handler) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield lambda: bool(came)
+    except Interrupted as stopped:
+        raise Interrupted(stopped.what, came[0] if came else signal.SIGINT) from None
+    finally:
+        for number, previous in before.items():
+            signal.signal(number, previous)
+
+
 def print_json(value: Any) -> None:
     """Print one JSON value to stdout."""
     print(json.dumps(value, indent=2, default=str), flush=True)
@@ -107,6 +130,15 @@ class Watch:
         elif not self._quiet and time.monotonic() - self._logged >= LOG_EVERY_S:
             self._logged = time.monotonic()
             self._line(detail)
+
+    def detail(self, text: str) -> None:
+        """Say something beside the count."""
+        self.advance(0, text)
+
+    def complete(self) -> None:
+        """Count everything as done."""
+        self.advance(self._total - self._count)
+        self.end()
 
     def note(self, text: str) -> None:
         """Print something above the bar."""

@@ -17,7 +17,7 @@ from storage.datasets import Source, Unreadable
 from storage.errors import BadRequest, CorruptObject, MissingSource, NotInCache, RowsMissing, StaleCache, StillroomError
 from storage.ledger import Ledger
 from storage.rows import RowPlan, Segment, ShardRows, segment_path
-from storage.shards import ShardKey, delete_shard
+from storage.shards import ShardKey
 from storage.spec import DatasetSpec, TeacherSpec, check_spec, write_spec
 from storage.views import PLAIN
 from teacher_cache.plan import default_rows_per_shard, grow, missing
@@ -309,7 +309,7 @@ def _write_promises(cache: Cache, plan: BuildPlan) -> None:
                 )
         for shard in dataset.mended:
             for teacher in [None, *cache.teacher_names(name)]:
-                delete_shard(cache.objects, ShardKey(name, teacher, PLAIN, shard).commit_path)
+                cache.objects.delete(ShardKey(name, teacher, PLAIN, shard).commit_path)  # its arrays are garbage now
 
 
 def _run_stage(

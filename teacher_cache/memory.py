@@ -1,8 +1,112 @@
 """The peak memory of a worker, bounded from the job before anything runs.
 
-What a worker holds: the libraries; the teacher's weights; the activations of one batch; and, since one task reads or
-writes while another computes, the inputs and answers of two shards. Memory does not depend on the size of the cache
-(invariant 10).
+A worker holds the libraries, the teacher's weights, the activations of one batch, and the rows of two shards: one
+task computes while another reads or writes. Nothing in it grows with the cache (invariant 10).
 
-A model's activations are measured on the meta device, which computes shapes and allocates nothing.
+Activations are measured on the meta device, which computes shapes and allocates nothing.
 """
+
+from __future__ import annotations
+
+import math
+import weakref
+from typing import Any, NamedTuple
+
+import numpy as np
+import psutil
+
+from teacher_cache.build import BuildPlan, Stage
+
+SHARDS_IN_FLIGHT = 2
+COPIES_OF_A_SHARD = 3  # as arrays, as packed objects, and as the tensor or file on their way
+WORKSPACE = 2.0  # convolutions reorder inputs and outputs into blocked layouts of their own
+
+
+class WorkerMemory(NamedTuple):
+    """A bound on one worker process, in bytes, by what holds it."""
+
+    libraries: int
+    weights: int
+    activations: int
+    shards: int
+    source: int
+
+    @property
+    def total_bytes(self) -> int:
+        return sum(self)
+
+    @property
+    def explanation(self) -> str:
+        """What the bound is made of."""
+        return ", ".join(f"{name} {size / 2**20:.0f} MiB" for name, size in zip(self._fields, self, strict=True) if size)
+
+
+def project_worker(plan: BuildPlan) -> WorkerMemory:
+    """Return a bound on the memory of one worker of a build: the largest of its stages, part by part."""
+    import distributed  # noqa: F401 - a worker holds it, so the baseline must
+
+    if any(stage.teacher is not None for stage in plan.stages):
+        import torch  # noqa: F401
+    libraries = psutil.Process().memory_info().rss
+    stages = [_project_stage(stage) for stage in plan.stages]
+    return WorkerMemory(libraries, *(max(sizes) for sizes in zip(*stages, strict=True)))
+
+
+def _project_stage(stage: Stage) -> tuple[int, int, int, int]:
+    """Return bytes of weights, activations, shards and the source's own buffers."""
+    dataset = stage.dataset
+    rows = max(shard.stop - shard.start for shard in stage.shards)
+    row_bytes = math.prod(dataset.spec.input_shape) * np.dtype(dataset.spec.input_dtype).itemsize
+    if stage.teacher is None:
+        return 0, 0, SHARDS_IN_FLIGHT * COPIES_OF_A_SHARD * rows * row_bytes, dataset.source.buffer_bytes()
+    import torch
+
+    from storage.views import to_float
+    from teacher_cache.teachers import load_teacher
+
+    full_precision = stage.teacher.model_copy(update={"autocast": "fp32"})  # an upper bound, and meta has no autocast
+    teacher = load_teacher(full_precision, torch.device("cpu"))
+    weights = sum(t.numel() * t.element_size() for t in teacher.model.state_dict().values())
+    batch = torch.zeros(min(rows, teacher.batch_size), *dataset.spec.input_shape, device="meta")
+    teacher.to(torch.device("meta"))
+    with _live_bytes() as live:
+        _, features = teacher(to_float(batch))
+    stored = stage.teacher.encoding.bytes_per_row(len(dataset.spec.classes))
+    for name, values in features.items():
+        encoded = stage.teacher.features[name].encode(values)
+        stored += encoded[0].numel() * encoded.element_size()
+    stored += len(dataset.spec.classes) * 4  # raw logits, for the per-sample columns
+    return weights, int(WORKSPACE * live.peak), SHARDS_IN_FLIGHT * COPIES_OF_A_SHARD * rows * (row_bytes + stored), 0
+
+
+def _live_bytes() -> Any:
+    """Return a context that counts the bytes of tensors alive within it; `peak` is the most at one time."""
+    from torch.utils._python_dispatch import TorchDispatchMode
+    from torch.utils._pytree import tree_leaves
+
+    class LiveBytes(TorchDispatchMode):
+        def __init__(self) -> None:
+            super().__init__()
+            self.peak = self._live = 0
+            self._seen: set[int] = set()
+
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:  # noqa: ARG002
+            out = func(*args, **(kwargs or {}))
+            for tensor in tree_leaves(out):
+                if hasattr(tensor, "untyped_storage"):
+                    self._hold(tensor.untyped_storage())
+            return out
+
+        def _hold(self, storage: Any) -> None:
+            key, size = storage._cdata, storage.nbytes()  # noqa: SLF001 - views of one storage share it
+            if key not in self._seen:
+                self._seen.add(key)
+                self._live += size
+                self.peak = max(self.peak, self._live)
+                weakref.finalize(storage, self._free, key, size)
+
+        def _free(self, key: int, size: int) -> None:
+            self._seen.discard(key)
+            self._live -= size
+
+    return LiveBytes()

@@ -8,6 +8,7 @@ Shapes: B rows of a batch, C classes.
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import json
 from collections.abc import Callable
@@ -96,7 +97,7 @@ class TeacherOptions(Options):
             }
         else:
             assert self.student is not None
-            model |= {"weights": file_digest(self.student / "model.safetensors")}
+            model |= {"student": file_digest(self.student / "student.json"), "weights": file_digest(self.student / "student.safetensors")}
             if self.architecture is not None:
                 model |= {"code": code_fingerprint(self.architecture)}
         return TeacherSpec(
@@ -108,12 +109,9 @@ class Teacher:
     """A loaded model in evaluation mode on its device; call it with plain views (B, …) in [0, 1]."""
 
     def __init__(self, options: TeacherOptions, model: nn.Module, device: torch.device):
-        import torch
-
         self.batch_size = options.batch_size
+        self.model = model.eval().requires_grad_(False)
         self._options = options
-        self._device = device
-        self._model = model.to(device).eval().requires_grad_(False)
         self._captured: dict[str, Tensor] = {}
         modules = dict(model.named_modules())
         for name, feature in options.features.items():
@@ -125,16 +123,25 @@ class Teacher:
                     expected=f"one of its layers; near: {', '.join(near)}" if near else None,
                 )
             modules[feature.layer].register_forward_hook(self._capture(name))
-        self._normalise: Callable[[Tensor], Tensor] = lambda inputs_B: inputs_B
-        if options.mean is not None:
-            mean, std = (torch.tensor(v, device=device).view(-1, 1, 1) for v in (options.mean, options.std))
-            self._normalise = lambda inputs_B: (inputs_B - mean) / std
+        self.to(device)
+
+    def to(self, device: torch.device) -> None:
+        """Move the teacher to a device."""
+        import torch
+
+        self._device = device
+        self.model.to(device)
+        mean, std = self._options.mean or [0.0], self._options.std or [1.0]
+        self._mean, self._std = (torch.tensor(values, device=device).view(-1, 1, 1) for values in (mean, std))
 
     def _capture(self, name: str) -> Callable[..., None]:
         def hook(module: nn.Module, inputs: Any, output: Any) -> None:
             self._captured[name] = output
 
         return hook
+
+    def _normalised(self, inputs_B: Tensor) -> Tensor:
+        return inputs_B if self._options.mean is None else (inputs_B - self._mean) / self._std
 
     def __call__(self, inputs_B: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the logits of a batch, (B, C) float32, and its features by name.
@@ -145,10 +152,11 @@ class Teacher:
         import torch
 
         options = self._options
-        half = torch.bfloat16 if options.autocast == "bf16" else torch.float16
-        with torch.inference_mode(), torch.autocast(self._device.type, half, enabled=options.autocast != "fp32"):
+        half = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}[options.autocast]
+        autocast = contextlib.nullcontext() if half is None else torch.autocast(self._device.type, half)
+        with torch.inference_mode(), autocast:
             try:
-                output = self._model(self._normalise(inputs_B.to(self._device, non_blocking=True)))
+                output = self.model(self._normalised(inputs_B.to(self._device, non_blocking=True)))
             except torch.OutOfMemoryError as error:
                 raise BadTeacher(
                     f"teacher {options.name} does not fit on {self._device}", found=str(error), do="lower batch_size"

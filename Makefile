@@ -1,0 +1,47 @@
+# Stillroom: everything that a newcomer or CI types. Each target makes .venv first if it is not there.
+PYTHON ?= python3
+BIN := .venv/bin
+.DEFAULT_GOAL := help
+
+.PHONY: help demo test quick check fmt bench clean
+
+help:            ## list the targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+.venv/core: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable .
+	@touch $@
+
+.venv/test: .venv/core
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[test]'
+	@touch $@
+
+demo: .venv/core ## ingest digits, train a teacher from labels, cache its soft targets, train students, compare
+	$(BIN)/cache build jobs/digits.ingest.toml
+	$(BIN)/student train jobs/digits.teacher.toml
+	$(BIN)/cache build jobs/digits.cache.toml
+	$(BIN)/student train jobs/digits.students.toml
+	$(BIN)/student compare runs/digits
+
+test: .venv/test ## all tests
+	$(BIN)/pytest
+
+quick: .venv/test ## the tests without the slow ones
+	$(BIN)/pytest -m 'not slow' -n auto
+
+check: .venv/test ## linters, types, import contracts
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+fmt: .venv/test ## format
+	$(BIN)/ruff check --fix-only --quiet .
+	$(BIN)/ruff format --quiet .
+
+bench: .venv/test ## measure what is promised, against baselines in the same run
+	$(BIN)/python -m tests.benchmarks
+
+clean:           ## remove caches and runs of the demonstration, never yours elsewhere
+	rm -rf caches runs

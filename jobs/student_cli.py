@@ -1,0 +1,156 @@
+"""`student`: train students from a cache, and compare them.
+
+Thin on purpose, like `cache_cli`: parse, call a room, print.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from jobs.arguments import DeviceOption, JobArgument, JsonOption
+
+if TYPE_CHECKING:
+    from jobs.terminal import Watch
+    from student_train.dry_run import DryRun
+    from student_train.events import Event
+
+app = typer.Typer(
+    help="Train many students from a cache of soft targets; no teacher is loaded.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+DryRunOption = Annotated[bool, typer.Option("--dry-run", help="Print the plan and the memory bound; do nothing.")]
+RunsArgument = Annotated[Path, typer.Argument(metavar="RUNS", help="A folder of runs.")]
+
+
+@app.command()
+def train(job: JobArgument, dry_run: DryRunOption = False, device: DeviceOption = "auto", as_json: JsonOption = False) -> None:
+    """Train every student of the job; finished ones are skipped, interrupted ones resume."""
+    from jobs import terminal
+
+    def action() -> int:
+        from jobs.files import StudentJob, read_job
+        from storage.cache import Cache
+        from student_train.options import DataOptions
+        from student_train.train import Request, train_students
+
+        read = read_job(job, StudentJob)
+        request = Request(
+            cache=Cache.open(read.cache),
+            runs=read.runs,
+            data=DataOptions(**read.model_dump(include=set(DataOptions.model_fields))),
+            students=tuple(read.student),
+            device=device,
+        )
+        if dry_run:
+            from student_train.dry_run import dry_run as plan_students
+
+            _print_plan(plan_students(request), as_json)
+            return 0
+        with terminal.watching("steps") as watch, terminal.deferred_signals() as stop:
+            summary = train_students(request, report=_TrainProgress(watch).report, stop=stop)
+        if as_json:
+            failed = {name: str(error) for name, error in summary.errors.items()}
+            records = [record.model_dump(mode="json", exclude={"identity"}) for record in summary.records]
+            terminal.print_json({"runs": str(read.runs), "students": records, "failed": failed, "exit_code": summary.exit_code})
+        else:
+            _print_comparison(read.runs)
+        return summary.exit_code
+
+    terminal.run(action, as_json=as_json)
+
+
+@app.command()
+def compare(runs: RunsArgument, as_json: JsonOption = False) -> None:
+    """Show a table of students: parameters, accuracy, agreement with the teacher, time."""
+    from jobs import terminal
+
+    def action() -> int:
+        from student_train.results import compare_runs
+
+        if as_json:
+            terminal.print_json(compare_runs(runs).to_dicts())
+        else:
+            _print_comparison(runs)
+        return 0
+
+    terminal.run(action, as_json=as_json)
+
+
+class _TrainProgress:
+    """Shows what happens to each student."""
+
+    def __init__(self, watch: Watch):
+        self._watch = watch
+        self._done_steps = 0
+
+    def report(self, event: Event) -> None:
+        from student_train import events
+
+        match event:
+            case events.FeedChosen():
+                self._watch.note(f"rows: {event.residency} ({event.why})")
+            case events.StudentSkipped():
+                self._watch.note(f"{event.record.student}: finished before, skipped")
+            case events.StudentStarted():
+                self._watch.begin(event.student, event.total_steps, event.done_steps)
+                self._done_steps = event.done_steps
+            case events.Progress():
+                self._watch.advance(
+                    event.done_steps - self._done_steps, f"epoch {event.epoch}/{event.epochs} loss {event.loss:.4g}"
+                )
+                self._done_steps = event.done_steps
+            case events.EpochDone() if event.metrics.accuracy is not None:
+                self._watch.detail(f"epoch {event.metrics.epoch} accuracy {event.metrics.accuracy:.2%}")
+            case events.StudentFinished():
+                self._watch.complete()
+            case events.StudentFailed():
+                self._watch.note(str(event.error))
+
+
+def _print_plan(plan: DryRun, as_json: bool) -> None:
+    from dataclasses import asdict
+
+    import polars as pl
+
+    from jobs import terminal
+    from jobs.tables import print_table
+
+    students = [asdict(student) for student in plan.students]
+    if as_json:
+        memory = None if plan.memory is None else asdict(plan.memory) | {"total_bytes": plan.memory.total_bytes}
+        terminal.print_json({"students": students, "memory": memory})
+        return
+    print_table(pl.DataFrame(students))
+    if plan.memory is not None:
+        terminal.out.print(f"memory, at most {terminal.si(plan.memory.total_bytes, 'B')}: {plan.memory.explanation}")
+    terminal.out.print("a dry run: nothing was written")
+
+
+def _print_comparison(runs: Path) -> None:
+    import polars as pl
+
+    from jobs.tables import print_table
+    from student_train.results import compare_runs
+
+    table = compare_runs(runs)
+    shown = table.select(
+        "student",
+        "parameters",
+        "accuracy",
+        "agreement",
+        epochs=pl.col("epochs"),
+        seconds=pl.col("seconds").round(1),
+        status=pl.when(pl.col("error").is_null()).then(pl.col("status")).otherwise(pl.lit("failed")),
+    )
+    print_table(shown, title=str(runs))
+
+
+def main() -> None:
+    """Run the program."""
+    app()
