@@ -74,7 +74,7 @@ class ParquetImagesSource(ImageSource):
             first = stop
 
     def buffer_bytes(self) -> int:
-        footers = [_open(path, self._columns).metadata for path in self._paths()]
+        footers = [self._open(path).metadata for path in self._paths()]
         largest = max(f.row_group(i).total_byte_size for f in footers for i in range(f.num_row_groups))
         return KEPT_ROW_GROUPS * int(largest)
 
