@@ -38,7 +38,7 @@ def _against_job(path: str, info: ValidationInfo) -> str:
 
 
 def _path(value: Any, info: ValidationInfo) -> Any:
-    return Path(_against_job(value, info)) if isinstance(value, str) else value
+    return _against_job(value, info) if isinstance(value, str) else value
 
 
 def _url(value: str, info: ValidationInfo) -> str:
@@ -58,7 +58,7 @@ def _name(value: str) -> str:
     return value
 
 
-JobPath = Annotated[Path, BeforeValidator(_path)]
+JobPath = Annotated[Path, Field(strict=False), BeforeValidator(_path)]
 """A path, relative to the folder of the job file that names it."""
 
 Url = Annotated[str, Field(min_length=1), AfterValidator(_url)]
