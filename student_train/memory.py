@@ -51,6 +51,11 @@ class StepBytes:
     activations: int
 
     @property
+    def total(self) -> int:
+        """Return the sum of all parts."""
+        return self.weights + self.gradients + self.optimizer + self.copies + self.activations
+
+    @property
     def checkpoint(self) -> int:
         """Return the bytes of a checkpoint while it is written: a copy on the host, and the file's bytes."""
         return 2 * (self.weights + self.optimizer + self.copies)
@@ -86,7 +91,7 @@ def project_memory(
         device: where they are to be trained.
     """
     steps = [measure_step(student) for student in students]
-    heaviest = max(steps, key=lambda step: step.weights + step.gradients + step.optimizer + step.copies + step.activations)
+    heaviest = max(steps, key=lambda step: step.total)
     feeds = [(s.train, s.needs, window_shards) for s in students] + [(s.held, Needs(), 1) for s in students]
     widest = {id(selection): selection.num_rows for selection, _, _ in feeds}
     shard = max(SHARD_COPIES * _window_bytes(cache, selection, needs, 1) for selection, needs, _ in feeds)

@@ -1,0 +1,111 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from storage.cache import Cache
+from storage.errors import BadRequest, MissingCapability, NotInCache
+from student_train.needs import ArrayKey, Batch, Needs, Outputs, Shapes
+from student_train.objective import Objective, Tapped, check_student, count_classes, objective_needs, target_shapes
+from student_train.students import StudentSpec, build_student
+from tests.student_train.toys import HINT, KD, LABELS, Recipe, student, write_cache
+
+LOGITS = ArrayKey("sage", "logits")
+
+
+def terms(*sections: dict[str, Any]) -> Any:
+    return student(objective=list(sections)).objective
+
+
+def toy_student() -> Any:
+    spec = StudentSpec(architecture="mlp", num_classes=4, input_shape=(1, 6, 6), mean=(0.5,), std=(0.5,))
+    return build_student(spec)
+
+
+def test_the_total_is_the_weighted_sum_of_the_terms() -> None:
+    objective = Objective(terms(LABELS | {"weight": 0.25}, KD | {"weight": 3.0}), Shapes({}, {LOGITS: (4,)}))
+    batch = Batch(torch.zeros(5, 1), torch.arange(5) % 4, {LOGITS: torch.randn(5, 4)})
+    total, (labels, kd) = objective(Outputs(torch.randn(5, 4)), batch)
+    assert torch.allclose(total, 0.25 * labels + 3 * kd)
+
+
+def test_every_term_has_a_name_of_its_own() -> None:
+    objective = Objective(terms(LABELS, KD, KD | {"temperature": 1.0}), Shapes({}, {LOGITS: (4,)}))
+    assert objective.names == ["labels", "kd:sage", "kd:sage#2"]
+
+
+def test_an_objective_needs_what_its_terms_need() -> None:
+    expected = Needs(labels=True, arrays=frozenset({LOGITS, ArrayKey("sage", "feature/pooled")}))
+    assert objective_needs(terms(LABELS, KD, HINT)) == expected
+
+
+def test_labels_alone_need_no_teacher() -> None:
+    assert objective_needs(terms(LABELS)).teachers == ()
+
+
+@pytest.mark.parametrize("wrong", [KD | {"teacher": "sag"}, HINT | {"teacher": "sag"}])
+def test_a_teacher_that_is_not_there_is_refused_with_those_there_are(toy_cache: Cache, wrong: dict[str, Any]) -> None:
+    with pytest.raises(NotInCache) as refusal:
+        target_shapes(toy_cache, "toy", objective_needs(terms(wrong)))
+    assert (refusal.value.found, "sag" in refusal.value.what) == ("sage", True)
+
+
+def test_a_feature_that_is_not_there_is_refused_with_the_nearest(toy_cache: Cache) -> None:
+    with pytest.raises(NotInCache) as refusal:
+        target_shapes(toy_cache, "toy", objective_needs(terms(HINT | {"feature": "poled"})))
+    assert (refusal.value.found, refusal.value.do) == ("map, pooled", 'feature = "pooled"')
+
+
+def test_shapes_are_those_of_one_row(toy_cache: Cache) -> None:
+    found = target_shapes(toy_cache, "toy", objective_needs(terms(KD, HINT, HINT | {"feature": "map"})))
+    assert {str(key): shape for key, shape in found.items()} == {
+        "sage/feature/map": (5, 3, 3),
+        "sage/feature/pooled": (5,),
+        "sage/logits": (4,),
+    }
+
+
+def test_a_teacher_of_other_classes_cannot_teach_logits(tmp_path: Path) -> None:
+    cache = write_cache(tmp_path, Recipe(teacher_classes=7))
+    with pytest.raises(MissingCapability, match="do not agree") as refusal:
+        count_classes(cache, "toy", objective_needs(terms(KD)))
+    assert refusal.value.found == "dataset toy: 4, teacher sage: 7"
+
+
+def test_a_teacher_of_other_classes_can_give_a_hint(tmp_path: Path) -> None:
+    cache = write_cache(tmp_path, Recipe(teacher_classes=7))
+    assert count_classes(cache, "toy", objective_needs(terms(LABELS, HINT))) == 4
+
+
+def test_a_layer_that_is_not_there_is_refused_with_the_nearest() -> None:
+    with pytest.raises(BadRequest) as refusal:
+        check_student(toy_student(), ["network.hiden1"], (1, 6, 6), 4)
+    assert refusal.value.do == 'student_layer = "network.hidden1"'
+
+
+def test_a_model_of_other_classes_is_refused() -> None:
+    with pytest.raises(BadRequest, match="one logit per class") as refusal:
+        check_student(toy_student(), [], (1, 6, 6), 10)
+    assert (refusal.value.found, refusal.value.expected) == ("(2, 4) for a batch of 2", "a tensor of shape (2, 10)")
+
+
+def test_a_model_for_other_inputs_is_refused() -> None:
+    with pytest.raises(BadRequest, match=r"cannot take inputs of shape \(1, 9, 9\)"):
+        check_student(toy_student(), [], (1, 9, 9), 4)
+
+
+def test_checking_a_student_leaves_it_as_it_was() -> None:
+    model = toy_student()
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    check_student(model, ["network.hidden1"], (1, 6, 6), 4)
+    assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
+    assert (model.training, len(model.network.hidden1._forward_hooks)) == (True, 0)
+
+
+def test_a_tapped_student_returns_its_layers_and_keeps_nothing() -> None:
+    tapped = Tapped(toy_student(), ["network.hidden1"])
+    outputs = tapped(torch.rand(3, 1, 6, 6))
+    assert (outputs.layers["network.hidden1"].shape, tapped._seen) == ((3, 256), {})

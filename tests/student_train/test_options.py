@@ -1,0 +1,80 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+
+from student_train.options import BUILT_IN, DataOptions, StudentOptions
+from student_train.schedule import learning_rate_at
+from student_train.students import ARCHITECTURES
+from tests.student_train.toys import HINT, KD, LABELS, student
+
+
+def test_the_names_that_a_job_may_use_are_those_that_can_be_built() -> None:
+    assert set(BUILT_IN) == ARCHITECTURES.keys()
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"architecture": "mpl"},
+        {"objective": []},
+        {"objective": [KD | {"smoothing": 0.1}]},
+        {"objective": [LABELS | {"temperature": 2.0}]},
+        {"objective": [HINT | {"temperature": 2.0}]},
+        {"objective": [LABELS | {"weight": 0.0}]},
+        {"objective": [KD | {"temperature": 0.0}]},
+        {"objective": [{"loss": "dkd"}]},
+        {"std": [0.0]},
+        {"mean": []},
+        {"epochs": 0},
+        {"epochs": "3"},
+        {"epochs": 2.0},
+        {"batch_size": 0},
+        {"learning_rate": 0.0},
+        {"momentum": 1.0},
+        {"warmup_epochs": 4.0},
+        {"ema_decay": 1.0},
+        {"patience_epochs": 0},
+        {"autocast": "fp16"},
+        {"seed": -1},
+        {"name": "../up"},
+        {"epcohs": 3},
+    ],
+)
+def test_a_wrong_option_is_refused(wrong: dict[str, Any]) -> None:
+    with pytest.raises(ValidationError):
+        student(**wrong)
+
+
+@pytest.mark.parametrize(("rows", "ok"), [("c10", True), ("c10/train", True), ("c10/test", False), ("/train", False)])
+def test_rows_are_a_dataset_and_a_split(rows: str, ok: bool) -> None:
+    try:
+        DataOptions(train=rows, validation="c10/validation")
+    except ValidationError:
+        assert not ok
+    else:
+        assert ok
+
+
+def test_a_file_of_ones_own_is_found_from_the_job() -> None:
+    values = {"name": "a", "architecture": "models.py:tiny", "objective": [LABELS]}
+    options = StudentOptions.model_validate(values, context={"folder": Path("/jobs")})
+    assert options.architecture == "/jobs/models.py:tiny"
+
+
+@pytest.mark.parametrize(("optimizer", "rate"), [("sgd", 0.1), ("adamw", 1e-3)])
+def test_each_optimizer_has_a_learning_rate_of_its_own(optimizer: str, rate: float) -> None:
+    assert student(optimizer=optimizer, learning_rate=None).peak_learning_rate == rate
+
+
+def test_the_learning_rate_rises_in_a_line_then_falls_along_a_cosine() -> None:
+    rates = [learning_rate_at(s, peak=1.0, warmup_steps=3, total_steps=7, schedule="cosine") for s in range(7)]
+    assert rates == pytest.approx([0.25, 0.5, 0.75, 1.0, 0.8535534, 0.5, 0.1464466])
+
+
+def test_a_constant_learning_rate_stays() -> None:
+    rates = [learning_rate_at(s, peak=1.0, warmup_steps=1, total_steps=4, schedule="constant") for s in range(4)]
+    assert rates == [0.5, 1.0, 1.0, 1.0]

@@ -1,0 +1,57 @@
+from __future__ import annotations
+
+import numpy as np
+from hypothesis import given
+from hypothesis import strategies as st
+
+from student_train.order import epoch_order, epoch_windows, window_order
+
+SIZES = st.lists(st.integers(0, 9), min_size=0, max_size=12)
+SEEDS = st.integers(0, 2**63 - 1)
+
+
+@given(SIZES, SEEDS, st.integers(0, 1000), st.integers(1, 14))
+def test_every_row_is_in_an_epoch_exactly_once(sizes: list[int], seed: int, epoch: int, window_shards: int) -> None:
+    order = epoch_order(np.array(sizes, np.int64), seed=seed, epoch=epoch, window_shards=window_shards)
+    assert sorted(order.tolist()) == list(range(sum(sizes)))
+
+
+@given(SIZES, SEEDS, st.integers(1, 14))
+def test_an_epoch_is_its_windows_one_after_another(sizes: list[int], seed: int, window_shards: int) -> None:
+    sizes_S = np.array(sizes, np.int64)
+    first_S = np.cumsum(sizes_S) - sizes_S
+    expected: list[int] = []
+    for window in epoch_windows(sizes_S, seed=seed, epoch=3, window_shards=window_shards):
+        assert window.start == len(expected)
+        rows = [first_S[s] + i for s in window.shards for i in range(sizes[s])]
+        expected += [rows[i] for i in window_order(window, seed=seed, epoch=3)]
+        assert window.stop == len(expected)
+    order = epoch_order(sizes_S, seed=seed, epoch=3, window_shards=window_shards)
+    assert order.tolist() == expected
+
+
+def test_rows_stay_within_their_window() -> None:
+    sizes_S = np.full(8, 10)
+    order = epoch_order(sizes_S, seed=5, epoch=0, window_shards=2)
+    assert [len({row // 10 for row in order[start : start + 20]}) for start in range(0, 80, 20)] == [2, 2, 2, 2]
+
+
+def test_a_window_of_all_shards_does_not_depend_on_where_shards_end() -> None:
+    one = epoch_order(np.array([30, 30]), seed=1, epoch=2, window_shards=2)
+    other = epoch_order(np.array([10, 20, 30]), seed=1, epoch=2, window_shards=99)
+    assert one.tolist() == other.tolist()
+
+
+def test_epochs_and_seeds_have_orders_of_their_own() -> None:
+    sizes_S = np.array([50, 50])
+    orders = {
+        tuple(epoch_order(sizes_S, seed=seed, epoch=epoch, window_shards=1).tolist())
+        for seed in range(3)
+        for epoch in range(3)
+    }
+    assert len(orders) == 9
+
+
+def test_the_order_is_the_same_on_every_machine_and_in_every_version() -> None:
+    order = epoch_order(np.array([3, 4, 2]), seed=1, epoch=0, window_shards=2)
+    assert order.tolist() == [5, 1, 4, 6, 2, 0, 3, 8, 7]

@@ -1,0 +1,147 @@
+"""Caches and students for the tests of this room; shards are written by the real writer, with no teacher in sight."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+import pyarrow as pa
+import torch
+
+from storage.cache import Cache
+from storage.digests import digest
+from storage.encodings import DenseEncoding, FeatureEncoding
+from storage.rows import EXTENT_SCHEMA, Segment, segment_path
+from storage.shards import ShardKey, write_shard
+from storage.spec import DatasetSpec, TeacherSpec, write_spec
+from storage.views import PLAIN, to_float, view_fingerprint
+from student_train.options import DataOptions, StudentOptions
+from student_train.train import Request
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A small cache: rows of noisy class prototypes, and a teacher that measures the distance to each of them."""
+
+    rows: int = 240
+    rows_per_shard: int = 50
+    shape: tuple[int, ...] = (1, 6, 6)
+    classes: int = 4
+    dataset: str = "toy"
+    logits_dtype: str = "fp16"
+    teacher_classes: int | None = None  # of a teacher that fits another dataset
+    no_ingest: frozenset[int] = frozenset()  # shards that are missing
+    no_teacher: frozenset[int] = frozenset()
+    unreadable: frozenset[int] = frozenset()  # rows
+    unlabelled: frozenset[int] = frozenset()
+    other_inputs: frozenset[int] = frozenset()  # shards whose teacher was shown something else
+    features: dict[str, str] = field(default_factory=lambda: {"pooled": "mean", "map": "none"})
+
+
+def write_cache(folder: Path, recipe: Recipe) -> Cache:
+    """Return a cache made by a recipe; the same recipe gives the same rows."""
+    cache = Cache.create(str(folder))
+    name = recipe.dataset
+    random = np.random.default_rng(7)
+    prototypes = random.integers(0, 256, (recipe.classes, *recipe.shape))
+    labels_N = random.integers(0, recipe.classes, recipe.rows)
+    noisy_N = prototypes[labels_N] + random.normal(0, 60, (recipe.rows, *recipe.shape))
+    inputs_N = noisy_N.clip(0, 255).astype(np.uint8)
+
+    classes = [f"class {i}" for i in range(recipe.classes)]
+    dataset = DatasetSpec(
+        name=name, source={"kind": "toy"}, classes=classes, input_shape=recipe.shape, input_dtype="uint8"
+    )
+    write_spec(cache.objects, f"{name}/dataset.json", dataset, "test")
+    extents = pl.DataFrame([("toy", 0, "1", 0, recipe.rows)], schema=EXTENT_SCHEMA, orient="row")
+    cache.objects.create(segment_path(name, 0), Segment(extents, recipe.rows_per_shard).to_parquet())
+    teacher = TeacherSpec(
+        name="sage",
+        model={"kind": "toy"},
+        num_classes=recipe.teacher_classes or recipe.classes,
+        encoding=DenseEncoding.model_validate({"dtype": recipe.logits_dtype}),
+        features={n: FeatureEncoding.model_validate({"layer": "x", "pool": p}) for n, p in recipe.features.items()},
+    )
+    write_spec(cache.objects, f"{name}/sage/teacher.json", teacher, "test")
+    for shard, start, stop in cache.shards(name):
+        if shard not in recipe.no_ingest:
+            _ingest(cache, recipe, shard, start, inputs_N[start:stop], labels_N[start:stop])
+        if shard not in recipe.no_teacher:
+            _teach(cache, recipe, teacher, shard, start, inputs_N[start:stop], prototypes)
+    return cache
+
+
+def _ingest(cache: Cache, recipe: Recipe, shard: int, start: int, inputs_S: Any, labels_S: Any) -> None:
+    rows = range(start, start + len(inputs_S))
+    labels = [None if row in recipe.unlabelled else int(label) for row, label in zip(rows, labels_S, strict=True)]
+    columns = {
+        "row": pa.array(rows, pa.int64()),
+        "sample_id": pa.array([f"toy-{row}" for row in rows]),
+        "label": pa.array(labels, pa.int64()),
+        "split": pa.array(["validation" if row % 5 == 4 else "train" for row in rows]),
+        "digest": pa.array([digest(values.tobytes()) for values in inputs_S]),
+        "error": pa.array(["broken" if row in recipe.unreadable else None for row in rows], pa.string()),
+    }
+    key = ShardKey(recipe.dataset, None, PLAIN, shard)
+    about = {"inputs_digest": digest(inputs_S.tobytes())}
+    table = pa.table(columns)
+    write_shard(cache.objects, key, rows=(start, rows.stop), arrays={"inputs": inputs_S}, table=table, about=about)
+
+
+def _teach(
+    cache: Cache, recipe: Recipe, spec: TeacherSpec, shard: int, start: int, inputs_S: Any, prototypes: Any
+) -> None:
+    flat = to_float(torch.from_numpy(inputs_S)).flatten(1)
+    distances_SC = torch.cdist(flat, to_float(torch.from_numpy(prototypes.astype(np.uint8))).flatten(1))
+    logits_SC = -4 * distances_SC
+    if spec.num_classes != recipe.classes:
+        logits_SC = torch.zeros(len(inputs_S), spec.num_classes)
+    map_S = to_float(torch.from_numpy(inputs_S))[:, :, ::2, ::2].repeat(1, 5, 1, 1) if len(recipe.shape) == 3 else flat
+    encoded = spec.encoding.encode(logits_SC) | {
+        f"feature/{name}": options.encode(map_S) for name, options in spec.features.items()
+    }
+    log_probabilities_SC = logits_SC.log_softmax(1)
+    columns = {
+        "row": pa.array(range(start, start + len(inputs_S)), pa.int64()),
+        "top": pa.array(logits_SC.argmax(1).numpy()),
+        "top_probability": pa.array(log_probabilities_SC.max(1).values.exp().numpy()),
+        "entropy": pa.array(-(log_probabilities_SC.exp() * log_probabilities_SC).sum(1).numpy()),
+        "label_log_probability": pa.array(log_probabilities_SC[:, 0].numpy()),
+    }
+    shown = inputs_S[::-1] if shard in recipe.other_inputs else inputs_S
+    write_shard(
+        cache.objects,
+        ShardKey(recipe.dataset, spec.name, PLAIN, shard),
+        rows=(start, start + len(inputs_S)),
+        arrays={name: np.asarray(values) for name, values in encoded.items()},
+        table=pa.table(columns),
+        about={"view_fingerprint": view_fingerprint(shown), "inputs_digest": digest(inputs_S.tobytes())},
+    )
+
+
+LABELS = {"loss": "labels"}
+KD = {"loss": "kd", "teacher": "sage", "temperature": 2.0}
+HINT = {"loss": "hint", "teacher": "sage", "feature": "pooled", "student_layer": "network.hidden1"}
+
+
+def student(name: str = "a", **options: Any) -> StudentOptions:
+    """Return a small student; options replace its own."""
+    defaults = {
+        "name": name,
+        "architecture": "mlp",
+        "options": {"hidden": [16]},
+        "objective": [LABELS],
+        "epochs": 3,
+        "batch_size": 32,
+        "learning_rate": 0.01,
+    }
+    return StudentOptions.model_validate(defaults | options)
+
+
+def request_of(cache: Cache, runs: Path, *students: StudentOptions, **data: Any) -> Request:
+    """Return a request to train students on the toy rows, on the CPU."""
+    rows = DataOptions.model_validate({"train": "toy/train", "validation": "toy/validation"} | data)
+    return Request(cache, runs, rows, students or (student(),), "cpu")
