@@ -80,11 +80,14 @@ def build(
 
 @app.command()
 def status(cache: CacheArgument, as_json: JsonOption = False) -> None:
-    """Show rows done and missing, bytes and rate, per dataset, teacher and view."""
+    """Show rows done and missing, bytes and rate (rows/s of one worker), per dataset, teacher and view."""
     from jobs import terminal
 
     def action() -> int:
+        import polars as pl
+
         from jobs.tables import print_table
+        from storage.errors import RowsMissing
         from storage.status import read_status
 
         opened = _open(cache)
@@ -92,8 +95,19 @@ def status(cache: CacheArgument, as_json: JsonOption = False) -> None:
         if as_json:
             terminal.print_json({"cache": opened.url, "stages": stages.to_dicts()})
         else:
-            print_table(stages, title=opened.url)
-        return 3 if (stages["rows_missing"].sum() or 0) + (stages["quarantined"].sum() or 0) else 0
+            shown = stages.select(
+                "dataset",
+                "teacher",
+                "view",
+                rows="rows_done",
+                missing="rows_missing",
+                unread="quarantined",
+                shards=pl.format("{}/{}", "shards_done", "shards"),
+                bytes="bytes",
+                rate="rows_per_s",
+            )
+            print_table(shown, title=opened.url)
+        return RowsMissing.exit_code if stages.select(pl.sum("rows_missing", "quarantined")).row(0) > (0, 0) else 0
 
     terminal.run(action, as_json=as_json)
 

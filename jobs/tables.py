@@ -16,9 +16,9 @@ SHOWN_ROWS = 200
 
 def print_table(frame: pl.DataFrame, title: str | None = None) -> None:
     """Print a frame; numbers to the right, bytes with a prefix, at most SHOWN_ROWS rows."""
-    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1))
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
     for name, dtype in frame.schema.items():
-        # A header may break at its underscores, a number never.
+        # A header breaks at its underscores, and long text anywhere; a number never.
         table.add_column(name.replace("_", " "), justify="right" if dtype.is_numeric() else "left", no_wrap=dtype.is_numeric())
     for row in frame.head(SHOWN_ROWS).iter_rows(named=True):
         table.add_row(*(_cell(name, value) for name, value in row.items()))
@@ -48,4 +48,6 @@ def _cell(name: str, value: Any) -> str:
         return "–"
     if name == "bytes":
         return si(value, "B")
+    if name == "rate":
+        return si(value)
     return f"{value:.4g}" if isinstance(value, float) else str(value)

@@ -86,15 +86,16 @@ def ingest_shard(task: Task) -> Done:
         LabelOutOfRange: a label is none of the classes.
         MissingSource: the source holds fewer samples than planned.
     """
-    began = time.monotonic()
     cache = Cache.open(task.cache)
     source: Source = TypeAdapter(AnySource).validate_json(task.options)
     spec = cache.dataset(task.key.dataset)
     with LOCK:
+        began = time.monotonic()
         inputs_S, columns = _decode(source, spec, task)
+        seconds = time.monotonic() - began
     table = pa.table({"row": pa.array(range(task.start, task.stop), pa.int64()), **columns})
     quarantined = task.stop - task.start - table["error"].null_count
-    about = _about(began) | {"quarantined": quarantined, "inputs_digest": digest(inputs_S.tobytes())}
+    about = _about(seconds) | {"quarantined": quarantined, "inputs_digest": digest(inputs_S.tobytes())}
     return _commit(cache, task, {"inputs": inputs_S}, table, about, quarantined)
 
 
@@ -109,7 +110,6 @@ def teach_shard(task: Task) -> Done:
 
     from teacher_cache.teachers import cached_teacher
 
-    began = time.monotonic()
     cache = Cache.open(task.cache)
     assert task.key.teacher is not None
     spec = cache.teacher(task.key.dataset, task.key.teacher)
@@ -118,17 +118,19 @@ def teach_shard(task: Task) -> Done:
     inputs_S = cache.read_inputs(task.key.dataset, task.key.shard)
 
     with LOCK:
+        began = time.monotonic()
         torch.set_num_threads(task.threads)  # in each task: a Dask nanny has set it to 1
         device = "cuda" if task.device == "auto" and torch.cuda.is_available() else task.device.replace("auto", "cpu")
         teacher = cached_teacher(task.options, task.promise, device)
         answers = _ask(teacher, torch.from_numpy(inputs_S[readable_S]), spec, task.key.dataset)
         labels = ingest.table["label"].to_numpy(zero_copy_only=False)[readable_S]
         statistics = _statistics(answers.logits_BC, labels)
+        seconds = time.monotonic() - began
     _refuse(answers, task, np.flatnonzero(readable_S))
 
     arrays = {name: _spread_rows(encoded.cpu().numpy(), readable_S) for name, encoded in answers.encoded.items()}
     table = pa.table({"row": ingest.table["row"], **{name: _column(values, readable_S) for name, values in statistics.items()}})
-    about = _about(began) | {
+    about = _about(seconds) | {
         "quarantined": int((~readable_S).sum()),
         "inputs_digest": ingest.about["inputs_digest"],
         "view_fingerprint": view_fingerprint(inputs_S),
@@ -318,9 +320,9 @@ def _column(values_B: np.ndarray, readable_S: np.ndarray) -> pa.Array:
     return pa.array(_spread_rows(np.where(null_B, 0, values_B).astype(values_B.dtype), readable_S), mask=null_S)
 
 
-def _about(began: float) -> dict[str, Any]:
+def _about(seconds: float) -> dict[str, Any]:
     return {
-        "seconds": round(time.monotonic() - began, 4),
+        "seconds": round(seconds, 4),  # of computing, so that rows over seconds is the rate of one worker
         "finished": datetime.now(UTC).isoformat(timespec="seconds"),
         "host": socket.gethostname(),
         "stillroom": version("stillroom"),
