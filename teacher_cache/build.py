@@ -378,5 +378,3 @@ def _set_aside(task: Task, error: Exception, report: BuildReport, progress: Prog
     progress.note(report.failed[-1])
     if len(report.failed) >= SET_ASIDE_LIMIT:
         raise StillroomError("too many shards fail; the build stops", found="\n".join(report.failed)) from error
-
-

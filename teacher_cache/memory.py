@@ -38,7 +38,9 @@ class WorkerMemory(NamedTuple):
     @property
     def explanation(self) -> str:
         """What the bound is made of."""
-        return ", ".join(f"{name} {size / 2**20:.0f} MiB" for name, size in zip(self._fields, self, strict=True) if size)
+        return ", ".join(
+            f"{name} {size / 2**20:.0f} MiB" for name, size in zip(self._fields, self, strict=True) if size
+        )
 
 
 def project_worker(plan: BuildPlan) -> WorkerMemory:

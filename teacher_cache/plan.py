@@ -43,7 +43,9 @@ def grow(recorded: RowPlan, files: pl.DataFrame, rows_per_shard: int) -> Growth:
     known = recorded.extents.group_by("file", maintain_order=True).agg(
         known_rows=pl.col("rows").sum(), known_size=pl.col("size").last(), known_version=pl.col("version").last()
     )
-    both = files.join(known, on="file", how="left", maintain_order="left").with_columns(pl.col("known_rows").fill_null(0))
+    both = files.join(known, on="file", how="left", maintain_order="left").with_columns(
+        pl.col("known_rows").fill_null(0)
+    )
     gone = [
         *known.join(files, on="file", how="anti")["file"],
         *both.filter(pl.col("rows") < pl.col("known_rows"))["file"],

@@ -116,7 +116,9 @@ class _Workers:
     def check(self) -> None:
         """Raise TryAgain if the cluster is lost."""
         if self._client.status != "running":
-            raise TryAgain("the Dask scheduler is gone", found=self._client.status, do="run the same command again; it resumes")
+            raise TryAgain(
+                "the Dask scheduler is gone", found=self._client.status, do="run the same command again; it resumes"
+            )
         now = time.monotonic()
         if now - self._asked < TICK_S:
             return
@@ -126,5 +128,6 @@ class _Workers:
         if threads:
             self._seen = now
         elif now - self._seen > NO_WORKERS_S:
-            raise TryAgain(f"no Dask workers for {NO_WORKERS_S:.0f} s", do="start workers, then run the same command again")
-
+            raise TryAgain(
+                f"no Dask workers for {NO_WORKERS_S:.0f} s", do="start workers, then run the same command again"
+            )

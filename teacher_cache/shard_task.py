@@ -129,7 +129,9 @@ def teach_shard(task: Task) -> Done:
     _refuse(answers, task, np.flatnonzero(readable_S))
 
     arrays = {name: _spread_rows(encoded.cpu().numpy(), readable_S) for name, encoded in answers.encoded.items()}
-    table = pa.table({"row": ingest.table["row"], **{name: _column(values, readable_S) for name, values in statistics.items()}})
+    table = pa.table(
+        {"row": ingest.table["row"], **{name: _column(values, readable_S) for name, values in statistics.items()}}
+    )
     about = _about(seconds) | {
         "quarantined": int((~readable_S).sum()),
         "inputs_digest": ingest.about["inputs_digest"],
@@ -271,7 +273,11 @@ def _check_logits(logits_BC: Tensor, spec: TeacherSpec, dataset: str) -> None:
 def _refuse(answers: Answers, task: Task, readable_rows: np.ndarray) -> None:
     """Refuse the whole shard if any value is NaN, infinite, or too large for its stored form."""
     for fault, masks, do in (
-        ("gave NaN or infinite", answers.finite, "run it in fp32 or bf16 if it overflows in fp16, or look at those rows"),
+        (
+            "gave NaN or infinite",
+            answers.finite,
+            "run it in fp32 or bf16 if it overflows in fp16, or look at those rows",
+        ),
         ("overflows the stored precision of", answers.in_range, 'store dtype = "bf16" or "fp32"'),
     ):
         for name, mask_B in masks.items():

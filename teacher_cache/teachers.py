@@ -97,7 +97,10 @@ class TeacherOptions(Options):
             }
         else:
             assert self.student is not None
-            model |= {"student": file_digest(self.student / "student.json"), "weights": file_digest(self.student / "student.safetensors")}
+            model |= {
+                "student": file_digest(self.student / "student.json"),
+                "weights": file_digest(self.student / "student.safetensors"),
+            }
             if self.architecture is not None:
                 model |= {"code": code_fingerprint(self.architecture)}
         return TeacherSpec(
@@ -169,7 +172,9 @@ class Teacher:
         logits_BC = getattr(output, "logits", output)
         if not isinstance(logits_BC, torch.Tensor) or logits_BC.ndim != 2 or len(logits_BC) != len(inputs_B):
             shape = tuple(logits_BC.shape) if isinstance(logits_BC, torch.Tensor) else type(output).__name__
-            raise BadTeacher(f"teacher {options.name} did not return logits", found=f"{shape}", expected="a tensor (B, C)")
+            raise BadTeacher(
+                f"teacher {options.name} did not return logits", found=f"{shape}", expected="a tensor (B, C)"
+            )
         features, self._captured = self._captured, {}
         return logits_BC.float(), features
 
@@ -206,7 +211,11 @@ def _load_weights(model: nn.Module, path: Path) -> None:
         for name in sorted(expected.keys() & weights.keys())
         if weights[name].shape != expected[name].shape
     ]
-    faults = [f"missing {', '.join(absent[:5])}"] * bool(absent) + [f"unknown {', '.join(extra[:5])}"] * bool(extra) + shapes[:5]
+    faults = (
+        [f"missing {', '.join(absent[:5])}"] * bool(absent)
+        + [f"unknown {', '.join(extra[:5])}"] * bool(extra)
+        + shapes[:5]
+    )
     if faults:
         raise BadWeights(f"{path} does not fit the model", found="\n".join(faults), expected=f"{len(expected)} tensors")
     model.load_state_dict(weights)
