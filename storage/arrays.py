@@ -22,7 +22,14 @@ from zarr.storage import MemoryStore
 ZSTD_LEVEL = 3
 METADATA = "zarr.json"
 CODECS = frozenset({"bytes", "zstd"})
-DTYPES = frozenset({"bool", *(f"{kind}{bits}" for kind in ("int", "uint") for bits in (8, 16, 32, 64)), "float16", "float32", "float64"})
+DTYPES = frozenset(
+    {
+        "bool",
+        *("int8", "int16", "int32", "int64"),
+        *("uint8", "uint16", "uint32", "uint64"),
+        *("float16", "float32", "float64"),
+    }
+)
 
 
 def pack(arrays: Mapping[str, np.ndarray]) -> dict[str, bytes]:
@@ -79,10 +86,11 @@ def _checked_shape(name: str, objects: Mapping[str, bytes]) -> tuple[int, ...]:
     try:
         meta = json.loads(objects[f"{name}/{METADATA}"])
         shape, chunk_shape = meta["shape"], meta["chunk_grid"]["configuration"]["chunk_shape"]
-        kinds = meta["data_type"], {codec["name"] for codec in meta["codecs"]}
-        plain = meta["data_type"] in DTYPES and kinds[1] <= CODECS and not meta.get("storage_transformers")
+        dtype, codecs = meta["data_type"], {codec["name"] for codec in meta["codecs"]}
+        known = dtype in DTYPES and codecs <= CODECS and not meta["storage_transformers"]
+        one_chunk = chunk_shape == [max(1, length) for length in shape]
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{name} has no Zarr metadata: {error!r}") from None
-    if not plain or chunk_shape != [max(1, length) for length in shape]:
-        raise ValueError(f"{name} is no array of one Zarr chunk, numbers and codecs {sorted(CODECS)}: {kinds} {chunk_shape}")
+    if not (known and one_chunk):
+        raise ValueError(f"{name} is {dtype} {shape} in Zarr chunks {chunk_shape}, by codecs {sorted(codecs)}")
     return tuple(shape)

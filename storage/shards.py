@@ -128,7 +128,7 @@ class Commit:
             start, stop = proof["rows"]
             if with_table and len(table) != stop - start:
                 raise ValueError(f"{len(table)} rows in a commit of rows {start} to {stop}")
-            return cls(key, start, stop, proof["attempt"], objects, table, proof["about"])
+            return cls(key, start, stop, proof["attempt"], objects, table, {**proof["about"]})
         except Exception as error:  # whatever a file that only looks like a commit leads to
             raise CorruptObject(
                 f"{path} is not a whole commit",

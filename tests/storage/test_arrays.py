@@ -1,0 +1,122 @@
+"""Arrays to named byte strings and back."""
+
+from __future__ import annotations
+
+import json
+import pickle
+
+import numpy as np
+import pytest
+import zarr
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as npst
+from zarr.core.buffer import default_buffer_prototype
+from zarr.storage import MemoryStore
+
+from storage.arrays import DTYPES, array_names, pack, unpack
+
+ARRAYS = st.sampled_from(sorted(DTYPES)).flatmap(
+    lambda dtype: npst.arrays(np.dtype(dtype), npst.array_shapes(min_dims=1, max_dims=4, min_side=0, max_side=4))
+)
+
+
+@given(st.dictionaries(st.sampled_from(["logits", "feature/a", "feature/b.c", "inputs"]), ARRAYS, max_size=3))
+def test_writing_then_reading_is_identity(arrays: dict[str, np.ndarray]) -> None:
+    back = unpack(pack(arrays), arrays)
+    assert {name: (a.dtype, a.shape, a.tobytes()) for name, a in back.items()} == {
+        name: (a.dtype, a.shape, a.tobytes()) for name, a in arrays.items()
+    }
+
+
+@given(st.dictionaries(st.sampled_from(["logits", "feature/a", "feature/b.c", "inputs"]), ARRAYS, max_size=3))
+def test_the_names_are_known_from_the_objects(arrays: dict[str, np.ndarray]) -> None:
+    assert array_names(pack(arrays)) == sorted(arrays)
+
+
+@pytest.mark.parametrize("special", [np.nan, -0.0, np.inf, 5e-324])
+def test_no_value_is_taken_for_a_fill_value(special: float) -> None:
+    array = np.full((3, 2), special)
+    assert unpack(pack({"x": array}), ["x"])["x"].tobytes() == array.tobytes()
+
+
+def test_an_array_of_zeros_is_an_object_like_any_other() -> None:
+    assert "x/c/0/0" in pack({"x": np.zeros((2, 2), np.float32)})
+
+
+def test_other_byte_orders_and_layouts_keep_their_values() -> None:
+    array = np.arange(12, dtype=">f4").reshape(3, 4).T
+    assert unpack(pack({"x": array}), ["x"])["x"].tolist() == array.tolist()
+
+
+def test_the_same_arrays_give_the_same_bytes() -> None:
+    arrays = {"feature/x": np.ones((3, 2)), "logits": np.eye(3)}
+    assert pack(arrays) == pack(dict(reversed(arrays.items())))
+
+
+def test_any_zarr_tool_opens_the_group() -> None:
+    buffer = default_buffer_prototype().buffer
+    packed = pack({"feature/x": np.eye(3), "logits": np.ones((3, 2))})
+    group = zarr.open_group(MemoryStore({path: buffer.from_bytes(data) for path, data in packed.items()}), mode="r")
+    assert group["feature/x"][...].tolist() == np.eye(3).tolist()  # type: ignore[index, union-attr]
+
+
+def test_only_the_objects_of_the_named_arrays_are_needed() -> None:
+    objects = pack({"a": np.ones(2), "b": np.zeros(2)})
+    only_a = {path: data for path, data in objects.items() if path.startswith("a/")}
+    assert unpack(only_a, ["a"])["a"].tolist() == [1, 1]
+
+
+def test_a_missing_zarr_chunk_is_an_error_never_zeros() -> None:
+    objects = pack({"x": np.ones((2, 2))})
+    del objects["x/c/0/0"]
+    with pytest.raises(ValueError, match="x has no Zarr chunk"):
+        unpack(objects, ["x"])
+
+
+@pytest.mark.parametrize(
+    ("change", "value"),
+    [
+        ("data_type", "string"),
+        ("codecs", [{"name": "numcodecs.pickle", "configuration": {}}]),
+        ("codecs", [{"name": "bytes", "configuration": {"endian": "little"}}, {"name": "gzip", "configuration": {"level": 1}}]),
+        ("shape", [4, 2]),
+        ("shape", None),
+        ("chunk_grid", {"name": "regular", "configuration": {"chunk_shape": [1, 2]}}),
+        ("storage_transformers", [{"name": "x"}]),
+        ("node_type", "group"),
+    ],
+)
+def test_metadata_that_pack_would_not_write_is_refused(change: str, value: object) -> None:
+    objects = pack({"x": np.ones((2, 2))})
+    objects["x/zarr.json"] = json.dumps(json.loads(objects["x/zarr.json"]) | {change: value}).encode()
+    with pytest.raises(ValueError, match="^x "):
+        unpack(objects, ["x"])
+
+
+class Bomb:
+    """Unpickling it would leave a mark."""
+
+    exploded = False
+
+    def __reduce__(self) -> tuple[object, tuple[object, ...]]:
+        return (setattr, (Bomb, "exploded", True))
+
+
+def test_an_array_that_names_the_codec_pickle_executes_nothing() -> None:
+    v2 = {
+        "zarr_format": 2,
+        "shape": [1],
+        "chunks": [1],
+        "dtype": "|O",
+        "fill_value": None,
+        "order": "C",
+        "compressor": None,
+        "filters": [{"id": "pickle", "protocol": 5}],
+    }
+    objects = {"x/.zarray": json.dumps(v2).encode(), "x/0": pickle.dumps(np.array([Bomb()], dtype=object))}
+    both = objects | pack({"x": np.ones(1)}) | {"x/zarr.json": b"{}"}
+    for hostile in (objects, both):
+        with pytest.raises(ValueError, match="x has no Zarr metadata"):
+            unpack(hostile, ["x"])
+    assert Bomb.exploded is False
