@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
@@ -14,9 +15,18 @@ import polars as pl
 
 from storage.cache import Cache
 from storage.datasets import Source, Unreadable
-from storage.errors import BadRequest, CorruptObject, MissingSource, NotInCache, RowsMissing, StaleCache, StillroomError
+from storage.errors import (
+    BadRequest,
+    CorruptObject,
+    MissingSource,
+    NotInCache,
+    RowsMissing,
+    StaleCache,
+    StillroomError,
+    TryAgain,
+)
 from storage.ledger import Ledger
-from storage.rows import RowPlan, Segment, ShardRows, segment_path
+from storage.rows import RowPlan, Segment, ShardRows, create_segment
 from storage.shards import ShardKey
 from storage.spec import DatasetSpec, TeacherSpec, check_spec, write_spec
 from storage.views import PLAIN
@@ -246,17 +256,23 @@ def _compare(cache: Cache, source: Source, recorded: RowPlan, touched: Sequence[
     Raises:
         StaleCache: a sample's content or label changed.
     """
-    table = pl.concat([pl.DataFrame(pl.from_arrow(c.table)) for c in cache.commits(source.name)] or [pl.DataFrame()])
-    was = {} if table.is_empty() else dict(zip(table["row"], table["digest"], strict=True))
+    was = {
+        row: (digest, error is None)
+        for commit in cache.commits(source.name)
+        for row, digest, error in zip(
+            *commit.table.select(["row", "digest", "error"]).to_pydict().values(), strict=True
+        )
+    }
     changed, mended_rows, row = [], [], 0
     for extent in recorded.slice(0, recorded.num_rows):
         if extent.file in touched:
-            for offset, sample in enumerate(source.read(*extent)):
-                before = was.get(row + offset)
-                if before == "" and sample.digest:
-                    mended_rows.append(row + offset)
-                elif before and before != sample.digest:
-                    changed.append(sample.sample_id)
+            for i, sample in enumerate(source.read(*extent), start=row):
+                digest, readable = was.get(i, (sample.digest, True))  # not ingested yet, nothing to compare
+                if digest != sample.digest:
+                    if readable:
+                        changed.append(sample.sample_id)
+                    else:
+                        mended_rows.append(i)
         row += extent.rows
     if changed:
         raise StaleCache(
@@ -299,17 +315,28 @@ def _write_promises(cache: Cache, plan: BuildPlan) -> None:
             write_spec(cache.objects, f"{name}/{stage.spec.name}/teacher.json", stage.spec, plan.request.job)
             continue
         write_spec(cache.objects, f"{name}/dataset.json", dataset.spec, plan.request.job)
-        if dataset.segment is not None:
-            path, data = segment_path(name, len(dataset.rows.segments) - 1), dataset.segment.to_parquet()
-            if not cache.objects.create(path, data) and cache.objects.get(path) != data:
-                raise StaleCache(
-                    f"dataset {name} grew in two ways at once",
-                    found="another builder planned other rows a moment ago",
-                    do=f"cache build {plan.request.job}    # again: it takes up what the other has planned",
-                )
-        for shard in dataset.mended:
-            for teacher in [None, *cache.teacher_names(name)]:
+        for (
+            shard
+        ) in dataset.mended:  # the ingest last, and the segment after it: killed here, the next build sees it again
+            for teacher in [*cache.teacher_names(name), None]:
                 cache.objects.delete(ShardKey(name, teacher, PLAIN, shard).commit_path)  # its arrays are garbage now
+        if dataset.segment is not None:
+            _append_segment(cache, dataset, plan.request.job)
+
+
+def _append_segment(cache: Cache, dataset: PlannedDataset, job: str) -> None:
+    """Append what is new to the frozen plan. Raises TryAgain if another builder has just appended something else."""
+    name, segment = dataset.spec.name, dataset.segment
+    assert segment is not None
+    number = len(dataset.rows.segments) - 1
+    if not create_segment(cache.objects, name, number, segment):
+        theirs = cache.plan(name).segments[number]
+        if (theirs.rows_per_shard, theirs.extents.rows()) != (segment.rows_per_shard, segment.extents.rows()):
+            raise TryAgain(
+                f"dataset {name} grew in two ways at once",
+                found="another builder planned other rows a moment ago",
+                do=f"cache build {job}    # again: it takes up what the other has planned",
+            )
 
 
 def _run_stage(
@@ -326,20 +353,29 @@ def _run_stage(
     quarantined = 0
     if stage.teacher is None and todo:
         quarantined = int(Ledger.load(cache.objects).of(dataset, None, PLAIN)["quarantined"].sum())
-    for task, result in runner(_tasks(stage, todo, request)):
-        if isinstance(result, Done):
-            quarantined += result.quarantined
-            _count(report, result)
-            progress.done(result)
-        else:
-            _set_aside(task, result, report, progress)
-        if quarantined > source.max_quarantined * rows:
-            raise BadRequest(
-                f"too many samples of {dataset} cannot be read",
-                found=f"{quarantined} of {rows} rows so far",
-                expected=f"at most {source.max_quarantined:.2%} (max_quarantined)",
-                do="mend them, or raise max_quarantined; `cache status` lists the reasons",
-            )
+    with contextlib.closing(runner(_tasks(stage, todo, request))) as results:  # an error cancels what is in flight
+        for task, result in results:
+            if isinstance(result, Done):
+                quarantined += result.quarantined
+                _count(report, result)
+                progress.done(result)
+            else:
+                _set_aside(task, result, report, progress)
+            if quarantined > source.max_quarantined * rows:
+                raise _too_many_quarantined(cache, source, quarantined, rows)
+
+
+def _too_many_quarantined(cache: Cache, source: Source, quarantined: int, rows: int) -> BadRequest:
+    reasons = cache.quarantined(source.name).head(5)
+    return BadRequest(
+        f"too many samples of {source.name} cannot be read",
+        found="\n".join(
+            [f"{quarantined} of {rows} rows so far, such as"]
+            + [f"{sample_id}: {error}" for sample_id, error in reasons.select("sample_id", "error").iter_rows()]
+        ),
+        expected=f"at most {source.max_quarantined:.2%} (max_quarantined)",
+        do="mend them, or raise max_quarantined",
+    )
 
 
 def _tasks(stage: Stage, todo: Sequence[ShardRows], request: BuildRequest) -> Iterator[Task]:

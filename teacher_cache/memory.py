@@ -13,7 +13,7 @@ import weakref
 from typing import Any, NamedTuple
 
 import numpy as np
-import psutil
+import psutil  # type: ignore[import-untyped]
 
 from teacher_cache.build import BuildPlan, Stage
 
@@ -88,11 +88,11 @@ def _live_bytes() -> Any:
 
     class LiveBytes(TorchDispatchMode):
         def __init__(self) -> None:
-            super().__init__()
+            super().__init__()  # type: ignore[no-untyped-call]
             self.peak = self._live = 0
             self._seen: set[int] = set()
 
-        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:  # noqa: ARG002
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
             out = func(*args, **(kwargs or {}))
             for tensor in tree_leaves(out):
                 if hasattr(tensor, "untyped_storage"):

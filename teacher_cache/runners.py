@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import queue
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from itertools import islice
 from typing import TYPE_CHECKING, Any
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from distributed import Client
 
 Result = tuple[Task, Done | Exception]
-Runner = Callable[[Iterable[Task]], Iterator[Result]]
+Runner = Callable[[Iterable[Task]], Generator[Result]]
 
 INLINE_THREADS = 2  # one computes, the other reads or writes
 TRIES = 3
@@ -29,7 +29,7 @@ TICK_S = 1.0
 NO_WORKERS_S = 120.0
 
 
-def run_inline(tasks: Iterable[Task]) -> Iterator[Result]:
+def run_inline(tasks: Iterable[Task]) -> Generator[Result]:
     """Run tasks in this process."""
     waiting = iter(tasks)
     with ThreadPoolExecutor(INLINE_THREADS, thread_name_prefix="shard") as pool:
@@ -56,7 +56,7 @@ def run_on_dask(client: Client) -> Runner:
         TryAgain: the scheduler is gone, or there have been no workers for two minutes.
     """
 
-    def run(tasks: Iterable[Task]) -> Iterator[Result]:
+    def run(tasks: Iterable[Task]) -> Generator[Result]:
         crashed: list[Task] = []
         yield from _run_window(client, tasks, crashed, alone=False)
         # A task whose worker died may be innocent: a neighbour's crash kills the whole process. Alone, it is proven.
@@ -65,7 +65,7 @@ def run_on_dask(client: Client) -> Runner:
     return run
 
 
-def _run_window(client: Client, tasks: Iterable[Task], crashed: list[Task], *, alone: bool) -> Iterator[Result]:
+def _run_window(client: Client, tasks: Iterable[Task], crashed: list[Task], *, alone: bool) -> Generator[Result]:
     from distributed import KilledWorker
 
     waiting, running, finished = iter(tasks), {}, queue.SimpleQueue[Any]()
@@ -97,7 +97,7 @@ def _run_window(client: Client, tasks: Iterable[Task], crashed: list[Task], *, a
                 yield task, future.result()
             elif isinstance(error, KilledWorker) and not alone:
                 crashed.append(task)
-            elif isinstance(error, StillroomError) or isinstance(error, KilledWorker) or attempt == TRIES:
+            elif isinstance(error, StillroomError | KilledWorker) or attempt == TRIES:
                 yield task, error
             else:
                 submit(task, attempt + 1)

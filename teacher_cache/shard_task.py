@@ -95,7 +95,7 @@ def ingest_shard(task: Task) -> Done:
         seconds = time.monotonic() - began
     table = pa.table({"row": pa.array(range(task.start, task.stop), pa.int64()), **columns})
     quarantined = task.stop - task.start - table["error"].null_count
-    about = _about(seconds) | {"quarantined": quarantined, "inputs_digest": digest(inputs_S.tobytes())}
+    about = _about(seconds) | {"quarantined": quarantined, "inputs_digest": digest(inputs_S.data.cast("B"))}
     return _commit(cache, task, {"inputs": inputs_S}, table, about, quarantined)
 
 
@@ -104,6 +104,7 @@ def teach_shard(task: Task) -> Done:
 
     Raises:
         BadTeacher: its output is not what the cache was promised.
+        StaleCache: its files are not those that the cache was promised.
         RowsMissing: it said NaN or infinity for some rows; the shard is refused.
     """
     import torch
@@ -120,8 +121,8 @@ def teach_shard(task: Task) -> Done:
     with LOCK:
         began = time.monotonic()
         torch.set_num_threads(task.threads)  # in each task: a Dask nanny has set it to 1
-        device = "cuda" if task.device == "auto" and torch.cuda.is_available() else task.device.replace("auto", "cpu")
-        teacher = cached_teacher(task.options, task.promise, device)
+        device = _device(task.device)
+        teacher = cached_teacher(task.options, task.promise, spec.num_classes, device)
         answers = _ask(teacher, torch.from_numpy(inputs_S[readable_S]), spec, task.key.dataset)
         labels = ingest.table["label"].to_numpy(zero_copy_only=False)[readable_S]
         statistics = _statistics(answers.logits_BC, labels)
@@ -176,7 +177,8 @@ def _decode(source: Source, spec: DatasetSpec, task: Task) -> tuple[np.ndarray, 
 def _samples(source: Source, task: Task) -> Iterator[RawSample]:
     for extent in task.extents:
         count = 0
-        for count, sample in enumerate(source.read(*extent), start=1):
+        for sample in source.read(*extent):
+            count += 1
             yield sample
         if count != extent.rows:
             raise MissingSource(
@@ -200,6 +202,17 @@ def _decode_one(source: Source, spec: DatasetSpec, sample: RawSample) -> np.ndar
     return array
 
 
+def _device(asked: str) -> str:
+    """Return "cpu" or "cuda" for a task's device."""
+    import torch
+
+    if asked == "cuda" and not torch.cuda.is_available():
+        raise BadRequest(
+            "no CUDA device can be used here", found="torch.cuda.is_available() is false", do="--device cpu"
+        )
+    return asked if asked != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
+
+
 class Answers(NamedTuple):
     """What a teacher said of a shard, all on its device.
 
@@ -220,6 +233,9 @@ def _ask(teacher: Teacher, inputs_B: Tensor, spec: TeacherSpec, dataset: str) ->
     """Return the teacher's answers, encoded batch by batch so that no whole feature is ever held."""
     import torch
 
+    if not len(inputs_B):  # nothing was readable; a blank tells the shapes, and models choke on no rows at all
+        blank = _ask(teacher, inputs_B.new_zeros(1, *inputs_B.shape[1:]), spec, dataset)
+        return Answers(blank.logits_BC[:0], *({name: t[:0] for name, t in tensors.items()} for tensors in blank[1:]))
     parts: list[Answers] = []
     for batch in inputs_B.split(teacher.batch_size):
         logits_BC, features = teacher(to_float(batch))
@@ -233,8 +249,8 @@ def _ask(teacher: Teacher, inputs_B: Tensor, spec: TeacherSpec, dataset: str) ->
             Answers(
                 logits_BC,
                 encoded,
-                {name: values.isfinite().flatten(1).all(dim=1) for name, values in raw.items()},
-                {name: values.isfinite().flatten(1).all(dim=1) for name, values in encoded.items()},
+                {name: _finite_rows(values) for name, values in raw.items()},
+                {name: _finite_rows(values) for name, values in encoded.items()},
             )
         )
 
@@ -248,6 +264,15 @@ def _ask(teacher: Teacher, inputs_B: Tensor, spec: TeacherSpec, dataset: str) ->
         joined(part.finite for part in parts),
         joined(part.in_range for part in parts),
     )
+
+
+def _finite_rows(values_B: Tensor) -> Tensor:
+    """Return which rows hold neither NaN nor infinity, (B,) bool."""
+    import torch
+
+    if values_B.dtype == torch.uint16:
+        values_B = values_B.view(torch.bfloat16)  # stored as its bits, for Zarr has no such type
+    return values_B.isfinite().flatten(1).all(dim=1)
 
 
 def _check_logits(logits_BC: Tensor, spec: TeacherSpec, dataset: str) -> None:

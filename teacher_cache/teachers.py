@@ -11,16 +11,18 @@ from __future__ import annotations
 import contextlib
 import difflib
 import json
+import socket
 from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 import xxhash
-from pydantic import Field, model_validator
+from pydantic import Field, FiniteFloat, model_validator
 
+from storage.digests import fingerprint
 from storage.encodings import DenseEncoding, FeatureEncoding
-from storage.errors import BadRequest, BadTeacher, BadWeights, MissingSource
+from storage.errors import BadRequest, BadTeacher, BadWeights, MissingSource, StaleCache
 from storage.options import Factory, JobPath, Name, Options, code_fingerprint, load_factory
 from storage.spec import TeacherSpec
 
@@ -55,8 +57,8 @@ class TeacherOptions(Options):
     weights: JobPath | None = None
     student: JobPath | None = None
     architecture: Factory | None = None
-    mean: list[float] | None = None
-    std: list[Annotated[float, Field(gt=0)]] | None = None
+    mean: Annotated[list[FiniteFloat], Field(min_length=1)] | None = None
+    std: list[Annotated[FiniteFloat, Field(gt=0)]] | None = None
     autocast: Literal["fp32", "bf16", "fp16"] = "fp32"
     encoding: DenseEncoding = DenseEncoding()
     features: dict[Name, FeatureEncoding] = Field(default_factory=dict)
@@ -73,10 +75,12 @@ class TeacherOptions(Options):
                     raise ValueError(f"`{key}` belongs to a `factory`; a student's folder already holds it")
         elif self.architecture is not None:
             raise ValueError("`architecture` belongs to a `student`")
+        try:
+            fingerprint(self.arguments)
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"`arguments` may hold what JSON can: no dates, no nan, no inf ({error})") from None
         if (self.mean is None) != (self.std is None) or len(self.mean or []) != len(self.std or []):
             raise ValueError("give `mean` and `std` together, one number per channel each")
-        if self.name in ("ingest", "plan"):
-            raise ValueError(f"`{self.name}` is the name of a folder that every dataset has")
         return self
 
     def promise(self, num_classes: int) -> TeacherSpec:
@@ -130,36 +134,25 @@ class Teacher:
 
     def to(self, device: torch.device) -> None:
         """Move the teacher to a device."""
-        import torch
-
         self._device = device
         self.model.to(device)
-        mean, std = self._options.mean or [0.0], self._options.std or [1.0]
-        self._mean, self._std = (torch.tensor(values, device=device).view(-1, 1, 1) for values in (mean, std))
-
-    def _capture(self, name: str) -> Callable[..., None]:
-        def hook(module: nn.Module, inputs: Any, output: Any) -> None:
-            self._captured[name] = output
-
-        return hook
-
-    def _normalised(self, inputs_B: Tensor) -> Tensor:
-        return inputs_B if self._options.mean is None else (inputs_B - self._mean) / self._std
 
     def __call__(self, inputs_B: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the logits of a batch, (B, C) float32, and its features by name.
 
         Raises:
-            BadTeacher: the model failed on it, or its output is not (B, C).
+            BadTeacher: the model failed on it, its output is not (B, C), or a feature is not one tensor (B, …).
         """
         import torch
 
         options = self._options
         half = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}[options.autocast]
         autocast = contextlib.nullcontext() if half is None else torch.autocast(self._device.type, half)
+        self._captured = {}
         with torch.inference_mode(), autocast:
+            inputs_B = self._normalised(inputs_B.to(self._device, non_blocking=True))
             try:
-                output = self.model(self._normalised(inputs_B.to(self._device, non_blocking=True)))
+                output = self.model(inputs_B)
             except torch.OutOfMemoryError as error:
                 raise BadTeacher(
                     f"teacher {options.name} does not fit on {self._device}", found=str(error), do="lower batch_size"
@@ -170,13 +163,51 @@ class Teacher:
                     found=f"{type(error).__name__}: {error}",
                 ) from error
         logits_BC = getattr(output, "logits", output)
-        if not isinstance(logits_BC, torch.Tensor) or logits_BC.ndim != 2 or len(logits_BC) != len(inputs_B):
-            shape = tuple(logits_BC.shape) if isinstance(logits_BC, torch.Tensor) else type(output).__name__
+        if not _has_rows(logits_BC, len(inputs_B)) or logits_BC.ndim != 2:
             raise BadTeacher(
-                f"teacher {options.name} did not return logits", found=f"{shape}", expected="a tensor (B, C)"
+                f"teacher {options.name} did not return logits",
+                found=_shape(logits_BC),
+                expected=f"a tensor ({len(inputs_B)}, C)",
             )
-        features, self._captured = self._captured, {}
-        return logits_BC.float(), features
+        for name, feature in options.features.items():
+            if not _has_rows(values := self._captured.get(name), len(inputs_B)):
+                raise BadTeacher(
+                    f"feature {name} of teacher {options.name} is not one tensor with a row for each sample",
+                    found="the model never called this layer" if values is None else _shape(values),
+                    expected=f"a tensor ({len(inputs_B)}, …) from layer {feature.layer}",
+                    do="name another layer",
+                )
+        return logits_BC.float(), self._captured
+
+    def _capture(self, name: str) -> Callable[..., None]:
+        def hook(_module: nn.Module, _inputs: Any, output: Any) -> None:
+            # A copy: what follows may work in place, as ReLU(inplace=True) does.
+            self._captured[name] = output.clone() if hasattr(output, "clone") else output
+
+        return hook
+
+    def _normalised(self, inputs_B: Tensor) -> Tensor:
+        mean, std = self._options.mean, self._options.std
+        if mean is None or std is None:
+            return inputs_B
+        if inputs_B.shape[1] != len(mean):
+            raise BadTeacher(
+                f"teacher {self._options.name} is normalised by other channels than its inputs have",
+                found=f"inputs of shape {tuple(inputs_B.shape)}",
+                expected=f"{len(mean)} channels, as `mean` and `std` have",
+            )
+        shape = (-1, *[1] * (inputs_B.ndim - 2))
+        return (inputs_B - inputs_B.new_tensor(mean).view(shape)) / inputs_B.new_tensor(std).view(shape)
+
+
+def _has_rows(value: Any, num_rows: int) -> bool:
+    import torch
+
+    return isinstance(value, torch.Tensor) and value.shape[:1] == (num_rows,)
+
+
+def _shape(value: Any) -> str:
+    return str(tuple(value.shape)) if hasattr(value, "shape") else type(value).__name__
 
 
 def load_teacher(options: TeacherOptions, device: torch.device) -> Teacher:
@@ -186,6 +217,8 @@ def load_teacher(options: TeacherOptions, device: torch.device) -> Teacher:
         BadWeights: the weights cannot be read, or do not fit the model.
         BadTeacher: the factory failed, or a named layer does not exist.
     """
+    from torch import nn
+
     if options.student is not None:
         from student_train.students import load_student  # the one door: a trained student is a valid teacher
 
@@ -197,6 +230,8 @@ def load_teacher(options: TeacherOptions, device: torch.device) -> Teacher:
         raise
     except Exception as error:  # the user's own code
         raise BadTeacher(f"{options.factory} failed", found=f"{type(error).__name__}: {error}") from error
+    if not isinstance(model, nn.Module):
+        raise BadTeacher(f"{options.factory} did not return a model", found=type(model).__name__, expected="nn.Module")
     if options.weights is not None:
         _load_weights(model, options.weights)
     return Teacher(options, model, device)
@@ -267,14 +302,28 @@ def file_digest(path: Path) -> str:
 
 
 @lru_cache(maxsize=1)  # one worker, one teacher: the next one takes its place
-def cached_teacher(options_json: str, promise: str, device: str) -> Teacher:
+def cached_teacher(options_json: str, promise: str, num_classes: int, device: str) -> Teacher:
     """Return the teacher of a task, loaded in the first one of each process.
 
     Args:
         options_json: TeacherOptions as JSON.
-        promise: fingerprint of its TeacherSpec, so that weights replaced on disk are not served from memory.
+        promise: fingerprint of its TeacherSpec in the cache.
+        num_classes: of that spec.
         device: a torch device.
+
+    Raises:
+        StaleCache: its code or weights, as this process sees them, are not those of the promise.
     """
     import torch
 
-    return load_teacher(TeacherOptions.model_validate(json.loads(options_json)), torch.device(device))
+    options = TeacherOptions.model_validate(json.loads(options_json))
+    teacher = load_teacher(options, torch.device(device))
+    found = options.promise(num_classes).fingerprint  # after loading: what was read is what is compared
+    if found != promise:
+        raise StaleCache(
+            f"teacher {options.name} is not the one that the cache was promised",
+            found=f"fingerprint {found}, from its files as {socket.gethostname()} sees them",
+            expected=f"fingerprint {promise}",
+            do="leave a teacher's files alone while it runs; keep them on a disk that every worker sees",
+        )
+    return teacher
