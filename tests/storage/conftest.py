@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,6 @@ from storage.shards import Commit, ShardKey, write_shard
 from storage.spec import DatasetSpec, TeacherSpec, write_spec
 from storage.views import PLAIN, view_fingerprint
 
-DAY_S = 24 * 3600
 UNREADABLE_ROW = 3  # of the little cache
 
 
@@ -29,7 +29,7 @@ def objects(tmp_path: Path) -> LocalObjects:
     return LocalObjects(tmp_path / "cache")
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def dataset_spec() -> DatasetSpec:
     return DatasetSpec(
         name="digits",
@@ -40,7 +40,7 @@ def dataset_spec() -> DatasetSpec:
     )
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def teacher_spec() -> TeacherSpec:
     return TeacherSpec(
         name="cnn",
@@ -51,7 +51,7 @@ def teacher_spec() -> TeacherSpec:
     )
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def segment() -> Callable[..., Segment]:
     """Return a plan segment from (file, position, rows) triples."""
 
@@ -62,7 +62,7 @@ def segment() -> Callable[..., Segment]:
     return make
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def write_ingest() -> Callable[..., Commit | None]:
     """Write the ingest of one shard of the dataset `digits`: input and label of a row follow from its number."""
 
@@ -88,7 +88,7 @@ def write_ingest() -> Callable[..., Commit | None]:
     return write
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def write_targets() -> Callable[..., Commit | None]:
     """Write the targets of the teacher `cnn` for one ingested shard."""
 
@@ -115,24 +115,30 @@ def write_targets() -> Callable[..., Commit | None]:
     return write
 
 
-@pytest.fixture
-def cache(
-    tmp_path: Path,
+@pytest.fixture(scope="session")
+def built(
+    tmp_path_factory: pytest.TempPathFactory,
     dataset_spec: DatasetSpec,
     teacher_spec: TeacherSpec,
     segment: Callable[..., Segment],
     write_ingest: Callable[..., Commit],
     write_targets: Callable[..., Commit],
-) -> Cache:
-    """Return a whole cache: 10 rows in shards of 4, 4 and 2, row 3 unreadable, one teacher."""
-    cache = Cache.create(str(tmp_path / "cache"))
+) -> Path:
+    cache = Cache.create(str(tmp_path_factory.mktemp("built") / "cache"))
     write_spec(cache.objects, "digits/dataset.json", dataset_spec, "test")
     create_segment(cache.objects, "digits", 0, segment(("a", 0, 10)))
     write_spec(cache.objects, "digits/cnn/teacher.json", teacher_spec, "test")
     for shard, start, stop in cache.shards("digits"):
         write_ingest(cache.objects, shard, start, stop)
         write_targets(cache, shard)
-    return cache
+    return Path(cache.url)
+
+
+@pytest.fixture
+def cache(tmp_path: Path, built: Path) -> Cache:
+    """Return a whole cache of one's own: 10 rows in shards of 4, 4 and 2, row 3 unreadable, one teacher."""
+    shutil.copytree(built, tmp_path / "cache")  # without the syncs of a build
+    return Cache.open(str(tmp_path / "cache"))
 
 
 @pytest.fixture(scope="session")

@@ -1,0 +1,119 @@
+"""Logits and features, stored and decoded."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as npst
+from pydantic import ValidationError
+
+from storage.arrays import pack, unpack
+from storage.encodings import DenseEncoding, FeatureEncoding
+
+TORCH = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+PRECISIONS = sorted(TORCH)
+LOGITS = npst.arrays(np.float32, npst.array_shapes(min_dims=2, max_dims=2, max_side=5), elements=st.floats(-1e4, 1e4, width=32))
+
+
+def through_the_disk(encoding: DenseEncoding, logits_BC: torch.Tensor) -> torch.Tensor:
+    arrays = {name: stored.numpy() for name, stored in encoding.encode(logits_BC).items()}
+    return encoding.decode({name: torch.from_numpy(array) for name, array in unpack(pack(arrays), arrays).items()})
+
+
+@pytest.mark.parametrize("dtype", PRECISIONS)
+@given(LOGITS)
+def test_what_is_decoded_is_the_nearest_stored_value(dtype: str, logits: np.ndarray) -> None:
+    logits_BC = torch.from_numpy(logits)
+    assert torch.equal(through_the_disk(DenseEncoding(dtype=dtype), logits_BC), logits_BC.to(TORCH[dtype]).float())
+
+
+@pytest.mark.parametrize("dtype", PRECISIONS)
+def test_values_that_a_precision_holds_come_back_to_the_bit(dtype: str) -> None:
+    values = torch.tensor([[0.0, -0.0, 1.0, -2.5], [0.09375, 240.0, -1024.0, 2.0**-14]])
+    back = through_the_disk(DenseEncoding(dtype=dtype), values)
+    assert back.view(torch.int32).tolist() == values.view(torch.int32).tolist()
+
+
+@pytest.mark.parametrize("dtype", PRECISIONS)
+def test_what_is_decoded_is_float32(dtype: str) -> None:
+    assert through_the_disk(DenseEncoding(dtype=dtype), torch.ones(2, 3, dtype=torch.float64)).dtype == torch.float32
+
+
+def test_bf16_is_stored_as_its_bits() -> None:
+    stored = DenseEncoding(dtype="bf16").encode(torch.tensor([[1.0, -2.0]]))["logits"]
+    assert (stored.dtype, stored.tolist()) == (torch.uint16, [[0x3F80, 0xC000]])
+
+
+def test_every_bit_pattern_of_bf16_survives() -> None:
+    bits = torch.arange(2**16, dtype=torch.int32).to(torch.uint16)[None]
+    encoding = DenseEncoding(dtype="bf16")
+    decoded = encoding.decode({"logits": bits})
+    kept = encoding.encode(decoded)["logits"]
+    assert torch.equal(kept[~decoded.isnan()].int(), bits[~decoded.isnan()].int())
+
+
+def test_a_logit_beyond_fp16_becomes_infinite_where_all_can_see() -> None:
+    assert DenseEncoding(dtype="fp16").encode(torch.tensor([[7e4, -7e4, 1.0]]))["logits"].isfinite().tolist() == [
+        [False, False, True]
+    ]
+
+
+@pytest.mark.parametrize("dtype", PRECISIONS)
+def test_nan_stays_nan(dtype: str) -> None:
+    assert through_the_disk(DenseEncoding(dtype=dtype), torch.tensor([[float("nan")]])).isnan().all()
+
+
+@pytest.mark.parametrize("dtype", PRECISIONS)
+def test_the_promised_bytes_are_those_of_the_array(dtype: str) -> None:
+    encoding = DenseEncoding(dtype=dtype)
+    assert encoding.encode(torch.zeros(7, 10))["logits"].numpy().nbytes == 7 * encoding.bytes_per_row(10)
+
+
+def test_no_gradient_is_stored() -> None:
+    assert DenseEncoding().encode(torch.ones(1, 1, requires_grad=True).detach())["logits"].numpy().tolist() == [[1.0]]
+
+
+def test_dense_logits_serve_logits() -> None:
+    assert DenseEncoding().serves == {"logits"}
+
+
+def test_an_unknown_precision_is_refused() -> None:
+    with pytest.raises(ValidationError):
+        DenseEncoding(dtype="int4")  # type: ignore[arg-type]
+
+
+# --- features
+
+
+def test_a_feature_map_is_averaged_over_all_positions() -> None:
+    feature_BD = torch.arange(24, dtype=torch.float32).reshape(2, 3, 2, 2)
+    assert FeatureEncoding(layer="x", dtype="fp32").encode(feature_BD).tolist() == [[1.5, 5.5, 9.5], [13.5, 17.5, 21.5]]
+
+
+def test_a_feature_vector_is_stored_as_it_is() -> None:
+    assert FeatureEncoding(layer="x", dtype="fp32").encode(torch.tensor([[1.0, 2.0]])).tolist() == [[1.0, 2.0]]
+
+
+def test_a_feature_can_be_kept_whole() -> None:
+    assert FeatureEncoding(layer="x", pool="none").encode(torch.zeros(2, 3, 4, 5)).shape == (2, 3, 4, 5)
+
+
+def test_the_mean_is_taken_before_rounding() -> None:
+    feature_BD = torch.full((1, 1, 3), 60_000.0, dtype=torch.float16)  # whose sum is beyond fp16
+    encoding = FeatureEncoding(layer="x", dtype="fp16")
+    assert encoding.decode(encoding.encode(feature_BD)).tolist() == [[60_000.0]]
+
+
+@pytest.mark.parametrize("dtype", PRECISIONS)
+def test_a_feature_is_decoded_to_float32(dtype: str) -> None:
+    encoding = FeatureEncoding(layer="x", dtype=dtype)
+    back = encoding.decode(encoding.encode(torch.tensor([[0.5, -4.0]])))
+    assert (back.dtype, back.tolist()) == (torch.float32, [[0.5, -4.0]])
+
+
+def test_a_feature_needs_a_layer() -> None:
+    with pytest.raises(ValidationError):
+        FeatureEncoding(layer="")

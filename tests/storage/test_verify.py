@@ -1,0 +1,258 @@
+"""Damage is found and named; repair forgets it; only old garbage is collected."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from storage.cache import Cache
+from storage.objects import TEMPORARY_PREFIX
+from storage.sealed import unseal
+from storage.shards import Commit, ShardKey, write_shard
+from storage.verify import GRACE_S, repair, verify
+
+INGEST = ShardKey("digits", None, "plain", 1)
+TARGETS = ShardKey("digits", "cnn", "plain", 1)
+
+
+def chunk_of(cache: Cache, key: ShardKey) -> Path:
+    """Return the file of a shard's largest object."""
+    commit = cache.commit(key)
+    stored = max(commit.objects, key=lambda stored: (stored.path.count("/c/"), stored.size_bytes))
+    return Path(cache.url) / commit.group / stored.path
+
+
+def bad(cache: Cache) -> list[ShardKey]:
+    return [bad.key for bad in verify(cache).bad]
+
+
+def make_older(folder: Path, seconds: float) -> None:
+    for path in folder.rglob("*"):
+        if path.is_file():
+            os.utime(path, (time.time() - seconds,) * 2)
+
+
+def test_a_whole_cache_verifies(cache: Cache) -> None:
+    found = verify(cache)
+    committed = [
+        cache.commit(ShardKey("digits", teacher, "plain", shard)) for teacher in (None, "cnn") for shard in range(3)
+    ]
+    num_bytes = sum(stored.size_bytes for commit in committed for stored in commit.objects)
+    assert (found.shards, found.bytes, found.bad, found.garbage) == (6, num_bytes, (), ())
+
+
+def test_verification_tells_its_progress(cache: Cache) -> None:
+    seen: list[tuple[int, int]] = []
+    verify(cache, lambda done, total: seen.append((done, total)))
+    assert seen == [(i, 6) for i in range(1, 7)]
+
+
+@pytest.mark.parametrize("key", [INGEST, TARGETS], ids=str)
+def test_a_flipped_bit_is_found_and_named(cache: Cache, key: ShardKey) -> None:
+    path = chunk_of(cache, key)
+    data = path.read_bytes()
+    path.write_bytes(bytes([data[0] ^ 1]) + data[1:])
+    ((found, reason),) = verify(cache).bad
+    assert (found, reason.splitlines()[0]) == (key, f"CorruptObject: {path} is not what was committed")
+
+
+def test_a_truncated_object_is_found(cache: Cache) -> None:
+    path = chunk_of(cache, TARGETS)
+    path.write_bytes(path.read_bytes()[:-1])
+    assert bad(cache) == [TARGETS]
+
+
+def test_a_missing_object_is_found_and_named(cache: Cache) -> None:
+    path = chunk_of(cache, TARGETS)
+    path.unlink()
+    ((found, reason),) = verify(cache).bad
+    assert (found, reason.splitlines()[0]) == (TARGETS, f"MissingObject: {path} is not there")
+
+
+def test_objects_swapped_between_shards_are_both_found(cache: Cache) -> None:
+    one, two = chunk_of(cache, TARGETS), chunk_of(cache, TARGETS._replace(shard=0))
+    first, second = one.read_bytes(), two.read_bytes()
+    one.write_bytes(second)
+    two.write_bytes(first)
+    assert bad(cache) == [TARGETS._replace(shard=0), TARGETS]
+
+
+def test_an_object_that_only_metadata_tools_read_is_checked_too(cache: Cache) -> None:
+    (Path(cache.url) / cache.commit(TARGETS).group / "zarr.json").write_bytes(b"{}")
+    assert bad(cache) == [TARGETS]
+
+
+def test_a_damaged_commit_is_found(cache: Cache) -> None:
+    path = Path(cache.url) / TARGETS.commit_path
+    path.write_bytes(path.read_bytes()[:-5])
+    ((found, reason),) = verify(cache).bad
+    assert (found, reason.splitlines()[0]) == (TARGETS, f"CorruptObject: {TARGETS.commit_path} is not a whole commit")
+
+
+def test_a_shard_that_was_never_planned_is_found(cache: Cache, write_ingest: Callable[..., Commit]) -> None:
+    write_ingest(cache.objects, 7, 100, 104)
+    assert bad(cache) == [INGEST._replace(shard=7)]
+
+
+def test_a_shard_of_other_rows_than_planned_is_found(cache: Cache, write_ingest: Callable[..., Commit]) -> None:
+    cache.objects.delete("digits/ingest/00002.parquet")
+    write_ingest(cache.objects, 2, 9, 11)
+    assert bad(cache)[0] == INGEST._replace(shard=2)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_values_that_are_not_finite_are_found(cache: Cache, write_targets: Callable[..., Commit], value: float) -> None:
+    cache.objects.delete(TARGETS.commit_path)
+    logits_SC = np.zeros((4, 3), np.float32)
+    logits_SC[2, 1] = value
+    write_targets(cache, 1, logits_SC=logits_SC)
+    ((found, reason),) = verify(cache).bad
+    assert (found, reason) == (TARGETS, "CorruptObject: digits/cnn/plain/00001: logits holds NaN or infinity")
+
+
+@pytest.mark.parametrize(("bits", "expected"), [(0x3F80, []), (0x7F80, [TARGETS]), (0x7FC0, [TARGETS])])
+def test_bf16_is_looked_at_through_its_bits(
+    cache: Cache, write_targets: Callable[..., Commit], bits: int, expected: list[ShardKey]
+) -> None:
+    cache.objects.delete(TARGETS.commit_path)
+    write_targets(cache, 1, logits_SC=np.full((4, 3), bits, np.uint16))
+    assert bad(cache) == expected
+
+
+def test_a_table_that_lists_other_rows_is_found(cache: Cache) -> None:
+    cache.objects.delete(INGEST.commit_path)
+    table = pa.table({"row": pa.array([4, 5, 7, 6], pa.int64())})
+    arrays = {"inputs": np.zeros((4, 1, 2, 2), np.uint8)}
+    write_shard(cache.objects, INGEST, rows=(4, 8), arrays=arrays, table=table, about={"inputs_digest": ""})
+    assert INGEST in bad(cache)
+
+
+def test_targets_of_inputs_that_have_changed_since_are_found(cache: Cache, write_ingest: Callable[..., Commit]) -> None:
+    cache.objects.delete(INGEST.commit_path)
+    write_ingest(cache.objects, 1, 4, 8, seed=1)
+    assert bad(cache) == [TARGETS]
+
+
+def test_damaged_inputs_do_not_condemn_what_a_teacher_said_of_them(cache: Cache) -> None:
+    (Path(cache.url) / INGEST.commit_path).write_bytes(b"")
+    assert bad(cache) == [INGEST]
+
+
+def test_every_damage_is_found_not_only_the_first(cache: Cache) -> None:
+    for shard in range(3):
+        chunk_of(cache, TARGETS._replace(shard=shard)).unlink()
+    assert bad(cache) == [TARGETS._replace(shard=shard) for shard in range(3)]
+
+
+# --- repair
+
+
+@pytest.mark.parametrize("key", [INGEST, TARGETS], ids=str)
+def test_repair_drops_a_bad_shard_and_nothing_else(cache: Cache, key: ShardKey) -> None:
+    chunk_of(cache, key).unlink()
+    before = {info.path for info in cache.objects.walk()}
+    group = cache.commit(key).group
+    repair(cache, verify(cache))
+    after = {info.path for info in cache.objects.walk()}
+    assert before - after == {key.commit_path} | {path for path in before if path.startswith(group)}
+
+
+def test_a_repaired_and_rebuilt_cache_verifies(cache: Cache, write_targets: Callable[..., Commit]) -> None:
+    chunk_of(cache, TARGETS).unlink()
+    repair(cache, verify(cache))
+    write_targets(cache, 1)
+    assert (verify(cache).shards, verify(cache).bad) == (6, ())
+
+
+def test_repair_drops_a_commit_that_cannot_be_read(cache: Cache) -> None:
+    (Path(cache.url) / TARGETS.commit_path).write_bytes(b"")
+    repair(cache, verify(cache))
+    assert cache.committed("digits", "cnn") == {0, 2}
+
+
+def test_repair_leaves_the_attempt_of_a_running_build(cache: Cache) -> None:
+    chunk_of(cache, TARGETS).unlink()
+    running = f"{TARGETS.folder}/00001-0123abcd.zarr/logits/c/0/0"
+    cache.objects.put(running, b"half of a shard")
+    repair(cache, verify(cache))
+    assert cache.objects.get(running) == b"half of a shard"
+
+
+def test_repair_leaves_a_shard_that_was_rebuilt_meanwhile(cache: Cache, write_targets: Callable[..., Commit]) -> None:
+    chunk_of(cache, TARGETS).unlink()
+    found = verify(cache)
+    cache.objects.delete(TARGETS.commit_path)
+    write_targets(cache, 1)
+    repair(cache, found)
+    assert cache.committed("digits", "cnn") == {0, 1, 2}
+
+
+def test_repairing_a_whole_cache_changes_nothing(cache: Cache) -> None:
+    before = {info.path: info.version for info in cache.objects.walk()}
+    repair(cache, verify(cache))
+    assert {info.path: info.version for info in cache.objects.walk()} == before
+
+
+# --- garbage
+
+
+def abandoned(cache: Cache, age_s: float) -> str:
+    """Leave a group without a commit behind, as a killed task does; return it."""
+    group = f"{TARGETS.folder}/00001-0123abcd.zarr"
+    for path in ("zarr.json", "logits/c/0/0"):
+        cache.objects.put(f"{group}/{path}", b"x")
+    make_older(Path(cache.url) / group, age_s)
+    return group
+
+
+def test_garbage_older_than_a_day_is_found_and_collected(cache: Cache) -> None:
+    group = abandoned(cache, GRACE_S + 60)
+    found = verify(cache)
+    repair(cache, found)
+    assert (found.garbage, list(cache.objects.walk(group)), verify(cache).bad) == ((group,), [], ())
+
+
+def test_garbage_younger_than_a_day_is_kept(cache: Cache) -> None:
+    group = abandoned(cache, GRACE_S - 60)
+    repair(cache, verify(cache))
+    assert len(list(cache.objects.walk(group))) == 2
+
+
+def test_one_young_object_keeps_its_whole_group(cache: Cache) -> None:
+    group = abandoned(cache, GRACE_S + 60)
+    cache.objects.put(f"{group}/feature/x/c/0/0", b"just now")
+    assert verify(cache).garbage == ()
+
+
+def test_committed_groups_are_never_garbage(cache: Cache) -> None:
+    make_older(Path(cache.url), 10 * GRACE_S)
+    assert verify(cache).garbage == ()
+
+
+def test_folders_of_other_names_are_never_garbage(cache: Cache) -> None:
+    for name in ("notes", "00001-backup.zarr", "00001-0123abcd.zarr.old"):
+        cache.objects.put(f"{TARGETS.folder}/{name}/x", b"")
+    make_older(Path(cache.url), 10 * GRACE_S)
+    assert verify(cache).garbage == ()
+
+
+def test_what_killed_writes_left_is_swept_after_a_day(cache: Cache) -> None:
+    folder = Path(cache.url) / "digits/ingest"
+    old, young = folder / f"{TEMPORARY_PREFIX}old", folder / f"{TEMPORARY_PREFIX}young"
+    for path in (old, young):
+        path.write_bytes(b"half")
+    os.utime(old, (time.time() - GRACE_S - 60,) * 2)
+    repair(cache, verify(cache))
+    assert (old.exists(), young.exists()) == (False, True)
+
+
+def test_a_commit_names_what_the_format_says(cache: Cache) -> None:
+    about: dict[str, Any] = unseal(cache.objects.get(TARGETS.commit_path)).about
+    assert sorted(about) == ["about", "attempt", "key", "objects", "rows"]
