@@ -1,15 +1,17 @@
 """A cache: rows in, arrays out. The only way in for both sides.
 
     <cache>/
-      cache.json                                 format and identity; written first
-      <dataset>/dataset.json                     what makes the content of its rows
-      <dataset>/plan/00000.parquet               which sample is which row; where shards end
-      <dataset>/ingest/00042.parquet             commit: sample_id, label, split, digest, error of each row
-      <dataset>/ingest/00042-7f3a0c12.zarr/      `inputs`
-      <dataset>/<teacher>/teacher.json           which function made the targets
-      <dataset>/<teacher>/<view>/00042.parquet   commit: the teacher's top class, entropy, … of each row
-      <dataset>/<teacher>/<view>/00042-….zarr/   `logits`, `feature/<name>`
-      ledger/00000007.parquet                    summaries of commits
+    cache.json                                 format and identity; written first
+    <dataset>/dataset.json                     what makes the content of its rows
+    <dataset>/plan/00000.parquet               which sample is which row; where shards end
+    <dataset>/ingest/00042.parquet             commit: sample_id, label, split, digest, error of each row
+    <dataset>/ingest/00042-7f3a0c12.zarr/      `inputs`
+    <dataset>/<teacher>/teacher.json           which function made the targets
+    <dataset>/<teacher>/<view>/00042.parquet   commit: the teacher's top class, entropy, … of each row
+    <dataset>/<teacher>/<view>/00042-….zarr/   `logits`, `feature/<name>`
+    ledger/00000007.parquet                    summaries of commits
+
+FORMAT.md is the whole contract.
 """
 
 from __future__ import annotations
@@ -193,11 +195,12 @@ class Cache:
     def _table(self, dataset: str, teacher: str | None) -> pl.DataFrame:
         commits = self.commits(dataset, teacher)
         if not commits:
-            raise IncompleteCache(f"{self.url}: nothing of {stage_folder(dataset, teacher)} is built", do="cache build JOB.toml")
+            raise IncompleteCache(
+                f"{self.url}: nothing of {stage_folder(dataset, teacher)} is built", do="cache build JOB.toml"
+            )
         shard = pl.Series("shard", [commit.key.shard for commit in commits for _ in range(len(commit.table))], pl.Int64)
         table = pl.concat([pl.DataFrame(pl.from_arrow(commit.table)) for commit in commits], how="diagonal_relaxed")
         return table.insert_column(1, shard)
 
     def _has(self, folder: str, name: str) -> bool:
         return any(info.path == f"{folder}/{name}" for info in self.objects.list(folder).objects)
-

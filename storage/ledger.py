@@ -58,7 +58,9 @@ class Ledger:
         unread = there.join(remembered, on="path", how="anti")
         commits = read_commits(objects, unread["path"].to_list(), with_table=False)
         versions = dict(unread.iter_rows())
-        fresh = pl.DataFrame([_summary(c, versions[c.key.commit_path]) for c in commits], schema=SUMMARY_SCHEMA, orient="row")
+        fresh = pl.DataFrame(
+            [_summary(c, versions[c.key.commit_path]) for c in commits], schema=SUMMARY_SCHEMA, orient="row"
+        )
         return cls(objects, pl.concat([remembered.select(*SUMMARY_SCHEMA), fresh]).sort("path"), len(commits))
 
     def compact(self) -> None:
@@ -97,7 +99,9 @@ def _list_versions(objects: Objects) -> dict[str, str]:
     versions: dict[str, str] = {}
     for stage in list_stages(objects):
         folder = stage_folder(*stage)
-        versions |= {f"{folder}/{shard:05d}.parquet": version for shard, version in list_commits(objects, folder).items()}
+        versions |= {
+            f"{folder}/{shard:05d}.parquet": version for shard, version in list_commits(objects, folder).items()
+        }
     return versions
 
 

@@ -88,7 +88,7 @@ class LocalObjects:
             try:
                 os.link(temporary, self.root / path)  # atomic, and fails if the name is taken
             except FileExistsError:
-                # NFS may repeat a link whose first answer was lost; a second name on our own file means that it is ours.
+                # NFS may repeat a link whose first answer was lost; a second name on our own file means it is ours.
                 return os.stat(temporary).st_nlink > 1
         return True
 
@@ -180,7 +180,9 @@ class RemoteObjects:
         try:
             self._store = obstore.store.from_url(self.url)
         except Exception as error:
-            raise BadRequest(f"cannot open {url}", found=str(error), expected="a folder, or s3://bucket/prefix") from None
+            raise BadRequest(
+                f"cannot open {url}", found=str(error), expected="a folder, or s3://bucket/prefix"
+            ) from None
 
     def get(self, path: str) -> bytes:
         import obstore
@@ -231,7 +233,7 @@ class RemoteObjects:
         with self._failures("delete", path), contextlib.suppress(FileNotFoundError):
             obstore.delete(self._store, path)
 
-    def sweep(self, older_than_s: float) -> int:
+    def sweep(self, older_than_s: float) -> int:  # noqa: ARG002
         return 0  # a PUT is whole or nothing; unfinished uploads are the bucket's own affair
 
     @contextlib.contextmanager

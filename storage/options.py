@@ -18,7 +18,6 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 from storage.digests import digest, fingerprint
 from storage.errors import BadRequest
 
-
 RESERVED = frozenset({"ingest", "plan", "ledger", "cache.json", "dataset.json", "teacher.json"})
 
 
@@ -106,7 +105,9 @@ def _factory_source(reference: Factory) -> str:
         except Exception:  # finding a.b imports a, which is a user's own code
             spec = None
         if spec is None or spec.origin is None:
-            raise BadRequest(f"there is no module {module_name}", do="install it, or name a file: path/to/file.py:function")
+            raise BadRequest(
+                f"there is no module {module_name}", do="install it, or name a file: path/to/file.py:function"
+            )
         path = Path(spec.origin)
     try:
         return path.read_text(encoding="utf-8")
@@ -131,7 +132,8 @@ def _load_file(path: str) -> Any:
     if not Path(path).is_file():
         raise BadRequest(f"there is no file {path}", do="paths in a job file are relative to its own folder")
     spec = importlib.util.spec_from_file_location(name, path)
-    assert spec is not None and spec.loader is not None
+    assert spec is not None
+    assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module
     try:

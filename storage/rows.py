@@ -72,7 +72,11 @@ class RowPlan:
     @property
     def extents(self) -> pl.DataFrame:
         """All extents in row order, EXTENT_SCHEMA."""
-        return pl.concat([segment.extents for segment in self.segments]) if self.segments else pl.DataFrame(schema=EXTENT_SCHEMA)
+        return (
+            pl.concat([segment.extents for segment in self.segments])
+            if self.segments
+            else pl.DataFrame(schema=EXTENT_SCHEMA)
+        )
 
     def shards(self) -> list[ShardRows]:
         """Return every shard, ascending and contiguous from row 0."""
@@ -136,5 +140,7 @@ def _read_segment(objects: Objects, path: str) -> Segment:
         return Segment(extents, int(about["rows_per_shard"]))
     except Exception as error:  # whatever a file that only looks like a segment leads to
         raise CorruptObject(
-            f"{objects.url}/{path} is not a whole plan segment", found=str(error), do="restore it from a copy of the cache"
+            f"{objects.url}/{path} is not a whole plan segment",
+            found=str(error),
+            do="restore it from a copy of the cache",
         ) from None

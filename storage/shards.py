@@ -30,7 +30,9 @@ PLAN = "plan"
 COMMIT_NAME = re.compile(r"(\d{5,})\.parquet")
 GROUP_NAME = re.compile(r"(\d{5,})-([0-9a-f]{8})\.zarr")
 ATTEMPT = re.compile(r"[0-9a-f]{8}")
-OBJECT_PATH = re.compile(r"[A-Za-z0-9_\-][A-Za-z0-9_.\-]*(/[A-Za-z0-9_\-][A-Za-z0-9_.\-]*)*")  # no "..", no leading slash
+OBJECT_PATH = re.compile(
+    r"[A-Za-z0-9_\-][A-Za-z0-9_.\-]*(/[A-Za-z0-9_\-][A-Za-z0-9_.\-]*)*"
+)  # no "..", no leading slash
 
 
 class ShardKey(NamedTuple):

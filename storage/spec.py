@@ -94,7 +94,9 @@ def read_spec(objects: Objects, path: str, kind: type[AnySpec]) -> AnySpec:
         spec = kind.model_validate(value)
     except (ValueError, AttributeError, KeyError, TypeError, RecursionError) as error:
         raise CorruptObject(
-            f"{objects.url}/{path} is not a whole {kind.__name__}", found=str(error), do="restore it from a copy of the cache"
+            f"{objects.url}/{path} is not a whole {kind.__name__}",
+            found=str(error),
+            do="restore it from a copy of the cache",
         ) from None
     if getattr(spec, "name", None) not in (None, *path.split("/")[-2:-1]):
         raise CorruptObject(f"{objects.url}/{path} is not its own", found=f"the {kind.__name__} of {spec.name}")  # type: ignore[attr-defined]

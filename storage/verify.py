@@ -57,7 +57,7 @@ class Verification:
     garbage: tuple[str, ...]
 
 
-def verify(cache: Cache, on_shard: Callable[[int, int], None] = lambda done, total: None) -> Verification:
+def verify(cache: Cache, on_shard: Callable[[int, int], None] | None = None) -> Verification:
     """Read every committed object of a cache and check it.
 
     Args:
@@ -81,7 +81,8 @@ def verify(cache: Cache, on_shard: Callable[[int, int], None] = lambda done, tot
                 num_bytes += sum(stored.size_bytes for stored in commit.objects)
             if reason is not None:
                 bad.append(BadShard(key, reason))
-            on_shard(done, len(keys))
+            if on_shard is not None:
+                on_shard(done, len(keys))
     return Verification(len(keys), num_bytes, tuple(bad), tuple(_garbage(cache, groups)))
 
 
@@ -152,4 +153,3 @@ def _garbage(cache: Cache, groups: set[str]) -> Iterator[str]:
             ages_s = [now - info.modified_s for info in cache.objects.walk(folder)]
             if ages_s and min(ages_s) > GRACE_S:  # without any object it is only being begun
                 yield folder
-

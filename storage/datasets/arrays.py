@@ -67,11 +67,13 @@ class ArraysSource(Source):
         labels = None
         if self.labels is not None:
             labels = _load_numpy(self.labels, LocalFile.of(self.labels).version, self.labels_key)
-        elif self.path.suffix == ".npz" and self.labels_key in _keys(self.path):
+        elif self.labels_key in _keys(self.path):
             labels = _load_numpy(self.path, version, self.labels_key)
         if inputs.ndim == 0 or (inputs.dtype != np.uint8 and not np.issubdtype(inputs.dtype, np.floating)):
             raise MissingSource(
-                f"{self.path} holds no inputs", found=f"{inputs.dtype} {inputs.shape}", expected="uint8 or floats, (rows, …)"
+                f"{self.path} holds no inputs",
+                found=f"{inputs.dtype} {inputs.shape}",
+                expected="uint8 or floats, (rows, …)",
             )
         if labels is not None and (not np.issubdtype(labels.dtype, np.integer) or labels.shape != inputs.shape[:1]):
             raise MissingSource(
@@ -83,25 +85,31 @@ class ArraysSource(Source):
 
 
 def _keys(path: Path) -> list[str]:
-    with _reading(path), np.load(path, allow_pickle=False) as loaded:
-        return list(loaded.files)
+    """Return the names of the arrays of a .npz; a .npy has none."""
+    with _opened(path) as loaded:
+        return [] if isinstance(loaded, np.ndarray) else list(loaded.files)
 
 
 @lru_cache(maxsize=4)  # each shard would decompress the .npz again
-def _load_numpy(path: Path, version: str, key: str) -> np.ndarray:
-    with _reading(path):
-        loaded = np.load(path, mmap_mode="r", allow_pickle=False)  # a pickle could execute code
+def _load_numpy(path: Path, version: str, key: str) -> np.ndarray:  # noqa: ARG001  the version is for the cache
+    with _opened(path) as loaded:
         if isinstance(loaded, np.ndarray):
             return loaded
-        with loaded:
-            if key in loaded:
-                return np.asarray(loaded[key])
-            raise MissingSource(f"{path} has no array {key}", found=", ".join(loaded), do="set inputs_key or labels_key")
+        if key in loaded:
+            return np.asarray(loaded[key])
+        raise MissingSource(f"{path} has no array {key}", found=", ".join(loaded), do="set inputs_key or labels_key")
 
 
 @contextlib.contextmanager
-def _reading(path: Path) -> Iterator[None]:
+def _opened(path: Path) -> Iterator[Any]:
+    """Yield the array of a .npy, or an open .npz."""
     try:
-        yield
+        with open(path, "rb") as file:  # by ourselves: NumPy leaves a broken .npz open
+            if file.read(2) != b"PK":
+                yield np.load(path, mmap_mode="r", allow_pickle=False)  # a pickle could execute code
+            else:
+                file.seek(0)
+                with np.load(file, allow_pickle=False) as loaded:
+                    yield loaded
     except (ValueError, OSError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise MissingSource(f"cannot read {path} as .npy or .npz", found=str(error)) from None

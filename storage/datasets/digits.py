@@ -1,4 +1,4 @@
-"""scikit-learn's 1,797 real handwritten digits, 8×8, for demonstrations without any file."""
+"""scikit-learn's 1,797 real handwritten digits, 8 by 8, for demonstrations without any file."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class DigitsSource(Source):
     def class_names(self) -> list[str]:
         return [str(digit) for digit in range(10)]
 
-    def read(self, file: str, position: int, rows: int) -> Iterator[RawSample]:
+    def read(self, file: str, position: int, rows: int) -> Iterator[RawSample]:  # noqa: ARG002  the interface is every source's
         from sklearn.datasets import load_digits
 
         bunch = load_digits()

@@ -10,7 +10,7 @@ import polars as pl
 from pydantic import Field
 
 from storage.datasets.base import FILE_SCHEMA, RawSample, Source, Unreadable
-from storage.errors import MissingSource
+from storage.errors import BadRequest, MissingSource
 from storage.options import Factory, code_fingerprint, load_factory
 
 
@@ -40,7 +40,7 @@ class FactorySource(Source):
     def class_names(self) -> list[str]:
         return [str(name) for name in getattr(self._dataset(), "classes", [])]
 
-    def read(self, file: str, position: int, rows: int) -> Iterator[RawSample]:
+    def read(self, file: str, position: int, rows: int) -> Iterator[RawSample]:  # noqa: ARG002  the interface is every source's
         dataset = self._dataset()
         for i in range(position, position + rows):
             try:
@@ -55,7 +55,13 @@ class FactorySource(Source):
                 yield RawSample(str(i), Unreadable(f"{type(error).__name__}: {error}"), None)
 
     def _dataset(self) -> Any:
-        dataset = load_factory(self.factory)(**self.arguments)
+        factory = load_factory(self.factory)
+        try:
+            dataset = factory(**self.arguments)
+        except Exception as error:  # a user's own code
+            raise BadRequest(
+                f"{self.factory} failed", found=f"{type(error).__name__}: {error}", do="look at `arguments` in the job"
+            ) from error
         if not hasattr(dataset, "__len__") or not hasattr(dataset, "__getitem__"):
             raise MissingSource(
                 f"{self.factory} did not return a dataset",

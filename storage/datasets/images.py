@@ -25,7 +25,11 @@ class ImageSource(Source):
     """
 
     channels: Literal[1, 3] = 3
-    size: Annotated[int, Field(ge=1)] | Annotated[list[Annotated[int, Field(ge=1)]], Field(min_length=2, max_length=2)] | None = None
+    size: (
+        Annotated[int, Field(ge=1)]
+        | Annotated[list[Annotated[int, Field(ge=1)]], Field(min_length=2, max_length=2)]
+        | None
+    ) = None
 
     def content(self) -> dict[str, Any]:
         return super().content() | {"channels": self.channels, "size": self.size}

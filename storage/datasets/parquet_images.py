@@ -69,7 +69,9 @@ class ParquetImagesSource(ImageSource):
             stop = first + groups.row_group(number).num_rows
             begin, end = max(position, first), min(position + rows, stop)
             if begin < end:
-                table = _read_group(path, LocalFile.of(path).version, number, self._columns).slice(begin - first, end - begin)
+                table = _read_group(path, LocalFile.of(path).version, number, self._columns).slice(
+                    begin - first, end - begin
+                )
                 yield from self._samples(table, file, begin)
             first = stop
 
@@ -114,10 +116,14 @@ class ParquetImagesSource(ImageSource):
                 )
         if not _holds_images(schema.field(self.image).type):
             found, expected = schema.field(self.image), "binary, or a struct with a binary field `bytes`"
-            raise MissingSource(f"column {self.image} of {path} holds no images", found=str(found.type), expected=expected)
+            raise MissingSource(
+                f"column {self.image} of {path} holds no images", found=str(found.type), expected=expected
+            )
         if self.label and not pa.types.is_integer(schema.field(self.label).type):
             found = schema.field(self.label)
-            raise MissingSource(f"column {self.label} of {path} holds no labels", found=str(found.type), expected="integers")
+            raise MissingSource(
+                f"column {self.label} of {path} holds no labels", found=str(found.type), expected="integers"
+            )
         return file
 
 
@@ -135,8 +141,10 @@ def _reading(path: Path) -> Iterator[None]:
         raise MissingSource(f"cannot read {path} as Parquet", found=str(error)) from None
 
 
-@lru_cache(maxsize=KEPT_ROW_GROUPS)  # neighbouring shards share a row group, and each task would decompress it again
-def _read_group(path: Path, version: str, number: int, columns: tuple[str, ...]) -> pa.Table:
+@lru_cache(
+    maxsize=KEPT_ROW_GROUPS
+)  # neighbouring shards share a row group, and each task would decompress it again; by version
+def _read_group(path: Path, version: str, number: int, columns: tuple[str, ...]) -> pa.Table:  # noqa: ARG001
     with _reading(path):
         return pq.ParquetFile(path).read_row_group(number, columns=list(columns))
 

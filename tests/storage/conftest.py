@@ -110,7 +110,9 @@ def write_targets() -> Callable[..., Commit | None]:
         about = {"inputs_digest": ingest.about["inputs_digest"], "view_fingerprint": view_fingerprint(inputs_S)}
         arrays = {"logits": logits_SC, "feature/last": np.ones((len(rows), 5), np.float16)}
         key = ShardKey("digits", "cnn", PLAIN, shard)
-        return write_shard(cache.objects, key, rows=(ingest.start, ingest.stop), arrays=arrays, table=table, about=about)
+        return write_shard(
+            cache.objects, key, rows=(ingest.start, ingest.stop), arrays=arrays, table=table, about=about
+        )
 
     return write
 

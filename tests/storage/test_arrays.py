@@ -79,7 +79,10 @@ def test_a_missing_zarr_chunk_is_an_error_never_zeros() -> None:
     [
         ("data_type", "string"),
         ("codecs", [{"name": "numcodecs.pickle", "configuration": {}}]),
-        ("codecs", [{"name": "bytes", "configuration": {"endian": "little"}}, {"name": "gzip", "configuration": {"level": 1}}]),
+        (
+            "codecs",
+            [{"name": "bytes", "configuration": {"endian": "little"}}, {"name": "gzip", "configuration": {"level": 1}}],
+        ),
         ("shape", [4, 2]),
         ("shape", None),
         ("chunk_grid", {"name": "regular", "configuration": {"chunk_shape": [1, 2]}}),
@@ -90,7 +93,7 @@ def test_a_missing_zarr_chunk_is_an_error_never_zeros() -> None:
 def test_metadata_that_pack_would_not_write_is_refused(change: str, value: object) -> None:
     objects = pack({"x": np.ones((2, 2))})
     objects["x/zarr.json"] = json.dumps(json.loads(objects["x/zarr.json"]) | {change: value}).encode()
-    with pytest.raises(ValueError, match="^x "):
+    with pytest.raises(ValueError, match=r"^x "):
         unpack(objects, ["x"])
 
 

@@ -10,7 +10,15 @@ import numpy as np
 import pytest
 
 from storage.cache import Cache
-from storage.errors import BadRequest, CorruptObject, IncompleteCache, MissingObject, NotInCache, StaleCache, StorageFailure
+from storage.errors import (
+    BadRequest,
+    CorruptObject,
+    IncompleteCache,
+    MissingObject,
+    NotInCache,
+    StaleCache,
+    StorageFailure,
+)
 from storage.shards import Commit, ShardKey
 from storage.spec import DatasetSpec, TeacherSpec, write_spec
 
@@ -66,7 +74,12 @@ def test_a_file_is_not_made_a_cache(tmp_path: Path) -> None:
 
 
 def test_a_cache_says_what_it_holds(cache: Cache, dataset_spec: DatasetSpec, teacher_spec: TeacherSpec) -> None:
-    assert (cache.dataset_names(), cache.teacher_names("digits"), cache.dataset("digits"), cache.teacher("digits", "cnn")) == (
+    assert (
+        cache.dataset_names(),
+        cache.teacher_names("digits"),
+        cache.dataset("digits"),
+        cache.teacher("digits", "cnn"),
+    ) == (
         ["digits"],
         ["cnn"],
         dataset_spec,
@@ -117,7 +130,12 @@ def test_samples_lists_every_readable_row_in_order(cache: Cache) -> None:
 
 
 def test_samples_says_where_each_row_lies(cache: Cache) -> None:
-    assert cache.samples("digits").select("row", "shard", "sample_id", "split").row(4) == (5, 1, "digits:5", "validation")
+    assert cache.samples("digits").select("row", "shard", "sample_id", "split").row(4) == (
+        5,
+        1,
+        "digits:5",
+        "validation",
+    )
 
 
 def test_the_columns_of_samples_have_fixed_types(cache: Cache) -> None:
@@ -208,7 +226,13 @@ def test_the_inputs_that_the_teacher_saw_pass(cache: Cache) -> None:
 
 @pytest.mark.parametrize(
     "change",
-    [lambda x: x[:, :, ::-1], lambda x: x[::-1], lambda x: x.astype(np.float32), lambda x: x ^ np.uint8(1), lambda x: x[1:]],
+    [
+        lambda x: x[:, :, ::-1],
+        lambda x: x[::-1],
+        lambda x: x.astype(np.float32),
+        lambda x: x ^ np.uint8(1),
+        lambda x: x[1:],
+    ],
     ids=["flipped", "reordered", "another dtype", "one bit", "shifted"],
 )
 def test_other_inputs_are_refused(cache: Cache, change: Callable[[np.ndarray], np.ndarray]) -> None:

@@ -17,7 +17,6 @@ JSON = st.recursive(
 )
 
 
-
 def test_an_empty_digest_is_xxh3s_own() -> None:
     assert digest(b"") == "99aa06d3014798d86001c324468d497f"  # XXH3_128bits of nothing, from the xxHash repository
 

@@ -42,7 +42,9 @@ def test_every_error_has_its_exit_code() -> None:
 
 @pytest.mark.parametrize("kind", CLASSES)
 def test_a_message_says_what_was_found_and_expected_and_what_to_do(kind: type[StillroomError]) -> None:
-    error = kind("caches/c10 was built by another teacher", "teacher 9f3c", "teacher 41aa\nfp16", "cache build JOB --as c10-2")
+    error = kind(
+        "caches/c10 was built by another teacher", "teacher 9f3c", "teacher 41aa\nfp16", "cache build JOB --as c10-2"
+    )
     assert str(error).splitlines() == [
         f"{kind.__name__}: caches/c10 was built by another teacher",
         "  found     teacher 9f3c",

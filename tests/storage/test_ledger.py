@@ -50,7 +50,10 @@ def test_a_summary_says_what_a_commit_holds(cache: Cache) -> None:
 
 def test_one_stage_can_be_asked_for(cache: Cache) -> None:
     ledger = Ledger.load(cache.objects)
-    assert (ledger.of("digits", None, "plain")["rows"].to_list(), ledger.of("digits", "cnn", "plain")["shard"].to_list()) == (
+    assert (
+        ledger.of("digits", None, "plain")["rows"].to_list(),
+        ledger.of("digits", "cnn", "plain")["shard"].to_list(),
+    ) == (
         [4, 4, 2],
         [0, 1, 2],
     )
@@ -137,7 +140,10 @@ def test_no_flipped_byte_of_a_ledger_changes_a_summary(cache: Cache) -> None:
 def test_a_foreign_file_in_the_ledger_is_left_alone(cache: Cache) -> None:
     cache.objects.put("ledger/.DS_Store", b"")
     Ledger.load(cache.objects).compact()
-    assert [info.path for info in cache.objects.list("ledger").objects] == ["ledger/.DS_Store", "ledger/00000000.parquet"]
+    assert [info.path for info in cache.objects.list("ledger").objects] == [
+        "ledger/.DS_Store",
+        "ledger/00000000.parquet",
+    ]
 
 
 def test_a_copied_cache_is_read_afresh_and_right(cache: Cache, tmp_path: Path) -> None:

@@ -94,7 +94,10 @@ def test_a_listing_shows_objects_and_folders_of_one_level(store: Objects) -> Non
     for path in ("d/z", "d/a", "d/e/f", "d/e/g/h", "other"):
         store.put(path, b"12")
     listing = store.list("d")
-    assert ([(info.path, info.size_bytes) for info in listing.objects], listing.folders) == ([("d/a", 2), ("d/z", 2)], ["d/e"])
+    assert ([(info.path, info.size_bytes) for info in listing.objects], listing.folders) == (
+        [("d/a", 2), ("d/z", 2)],
+        ["d/e"],
+    )
 
 
 def test_the_top_is_listed_too(store: Objects) -> None:
@@ -282,7 +285,9 @@ def full_disk(tmp_path: Path) -> Iterator[Path]:
     """Yield a folder on a disk of 64 KiB."""
     folder = tmp_path / "small"
     folder.mkdir()
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", folder], capture_output=True, check=False)
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", folder], capture_output=True, check=False
+    )
     if mounted.returncode:
         pytest.skip(f"cannot mount a small disk: {mounted.stderr.decode().strip()}")
     yield folder
@@ -327,7 +332,10 @@ def test_a_file_url_is_a_folder(tmp_path: Path) -> None:
 def test_an_unknown_scheme_is_a_bad_request() -> None:
     with pytest.raises(BadRequest) as caught:
         open_objects("nosuch://bucket/x")
-    assert (caught.value.what, caught.value.expected) == ("cannot open nosuch://bucket/x", "a folder, or s3://bucket/prefix")
+    assert (caught.value.what, caught.value.expected) == (
+        "cannot open nosuch://bucket/x",
+        "a folder, or s3://bucket/prefix",
+    )
 
 
 def test_a_create_whose_answer_was_lost_still_wins(bucket: str) -> None:

@@ -59,7 +59,9 @@ def test_a_name_may_be_a_folder(name: str) -> None:
     assert section(name=name).name == name
 
 
-@pytest.mark.parametrize("name", ["", ".", "..", "a/b", "../x", "a\\b", ".hidden", "-rf", "a b", "é", "a\n", "x" * 65, "a\0"])
+@pytest.mark.parametrize(
+    "name", ["", ".", "..", "a/b", "../x", "a\\b", ".hidden", "-rf", "a b", "é", "a\n", "x" * 65, "a\0"]
+)
 def test_a_name_that_is_no_plain_folder_is_refused(name: str) -> None:
     assert mistakes(name=name) == [("name", "string_pattern_mismatch")]
 

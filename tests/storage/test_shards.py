@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 
@@ -30,7 +30,9 @@ from storage.shards import Commit, ShardKey, StoredObject, list_commits, read_ar
 KEY = ShardKey("digits", "cnn", "plain", 7)
 ROWS = (14, 17)
 ARRAYS = {"logits": np.arange(6, dtype=np.float32).reshape(3, 2), "feature/x": np.ones((3, 4), np.float16)}
-TABLE = pa.table({"row": pa.array(range(*ROWS), pa.int64()), "sample_id": ["a", None, "c"], "entropy": [0.5, None, 0.25]})
+TABLE = pa.table(
+    {"row": pa.array(range(*ROWS), pa.int64()), "sample_id": ["a", None, "c"], "entropy": [0.5, None, 0.25]}
+)
 ABOUT = {"seconds": 1.5, "host": "h"}
 
 
@@ -72,6 +74,7 @@ def test_an_ingest_lies_beside_the_teachers() -> None:
     assert ShardKey("digits", None, "plain", 123456).commit_path == "digits/ingest/123456.parquet"
 
 
+@settings(max_examples=40)
 @given(
     st.integers(0, 4).flatmap(
         lambda rows: st.dictionaries(
@@ -426,5 +429,3 @@ def test_only_commits_are_listed(objects: LocalObjects, commit: Commit) -> None:
 def test_commits_deleted_since_they_were_listed_are_left_out(objects: LocalObjects, commit: Commit) -> None:
     gone = KEY._replace(shard=9).commit_path
     assert read_commits(objects, [KEY.commit_path, gone]) == [commit]
-
-

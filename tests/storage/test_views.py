@@ -32,7 +32,9 @@ def test_the_layout_in_memory_does_not_matter() -> None:
     assert view_fingerprint(np.asfortranarray(inputs_S)) == view_fingerprint(inputs_S)
 
 
-@pytest.mark.parametrize("change", [lambda x: x.reshape(2, 4, 3), lambda x: x.astype(np.float64), lambda x: x + 1, lambda x: x[:1]])
+@pytest.mark.parametrize(
+    "change", [lambda x: x.reshape(2, 4, 3), lambda x: x.astype(np.float64), lambda x: x + 1, lambda x: x[:1]]
+)
 def test_shape_dtype_and_values_matter(change) -> None:
     inputs_S = np.arange(24, dtype=np.float32).reshape(2, 3, 4)
     assert view_fingerprint(change(inputs_S)) != view_fingerprint(inputs_S)

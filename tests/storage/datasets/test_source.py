@@ -56,7 +56,7 @@ def test_a_share_outside_its_range_is_refused(share: float) -> None:
 
 
 def test_an_unknown_kind_is_refused_with_those_there_are() -> None:
-    with pytest.raises(ValidationError, match="digits.*image_folder.*parquet_images.*arrays.*factory"):
+    with pytest.raises(ValidationError, match=r"digits.*image_folder.*parquet_images.*arrays.*factory"):
         TypeAdapter(AnySource).validate_python({"kind": "digit", "name": "d"})
 
 
@@ -82,7 +82,9 @@ def test_a_label_where_there_are_no_classes_says_so() -> None:
     assert caught.value.expected == "no label: the dataset names no classes"
 
 
-@pytest.mark.parametrize("other", [RawSample("a", b"pixelz", 1), RawSample("a", b"pixels", 2), RawSample("a", b"pixels", None)])
+@pytest.mark.parametrize(
+    "other", [RawSample("a", b"pixelz", 1), RawSample("a", b"pixels", 2), RawSample("a", b"pixels", None)]
+)
 def test_a_digest_changes_with_content_and_label(other: RawSample) -> None:
     assert other.digest != RawSample("a", b"pixels", 1).digest
 
@@ -126,4 +128,8 @@ def test_digits_have_ten_classes(source: Callable[..., Any]) -> None:
 
 
 def test_the_content_of_a_source_names_what_decides_it(source: Callable[..., Any]) -> None:
-    assert source(kind="digits", seed=3, rows_per_shard=100).content() == {"kind": "digits", "validation": 0.0, "seed": 3}
+    assert source(kind="digits", seed=3, rows_per_shard=100).content() == {
+        "kind": "digits",
+        "validation": 0.0,
+        "seed": 3,
+    }

@@ -15,7 +15,9 @@ from storage.encodings import DenseEncoding, FeatureEncoding
 
 TORCH = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 PRECISIONS = sorted(TORCH)
-LOGITS = npst.arrays(np.float32, npst.array_shapes(min_dims=2, max_dims=2, max_side=5), elements=st.floats(-1e4, 1e4, width=32))
+LOGITS = npst.arrays(
+    np.float32, npst.array_shapes(min_dims=2, max_dims=2, max_side=5), elements=st.floats(-1e4, 1e4, width=32)
+)
 
 
 def through_the_disk(encoding: DenseEncoding, logits_BC: torch.Tensor) -> torch.Tensor:
