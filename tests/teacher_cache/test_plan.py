@@ -39,7 +39,12 @@ def appended(recorded: RowPlan, files: pl.DataFrame, rows_per_shard: int = 4) ->
             [("a", 9, "v", 0, 5)], [("a", 12, "w", 8)], [("a", 12, "w", 5, 3)], ("a",), (), id="a file that grew"
         ),
         pytest.param(
-            [("a", 0, "v", 0, 5)], [("a", 0, "v", 8)], [("a", 0, "v", 5, 3)], (), (), id="grown, though it looks the same"
+            [("a", 0, "v", 0, 5)],
+            [("a", 0, "v", 8)],
+            [("a", 0, "v", 5, 3)],
+            (),
+            (),
+            id="grown, though it looks the same",
         ),
         pytest.param([("a", 9, "v", 0, 5)], [("a", 9, "w", 5)], [("a", 9, "w", 5, 0)], ("a",), (), id="a touched file"),
         pytest.param([("a", 9, "v", 0, 5)], [("b", 9, "v", 5)], None, (), ("a",), id="a file that is gone"),
@@ -97,7 +102,8 @@ def test_a_part_does_not_move_when_another_has_finished() -> None:
 
 
 @pytest.mark.parametrize(
-    ("shape", "dtype", "rows"), [((1, 8, 8), "uint8", 2048), ((3, 512, 512), "float32", 85), ((2**15, 2**15), "uint8", 1)]
+    ("shape", "dtype", "rows"),
+    [((1, 8, 8), "uint8", 2048), ((3, 512, 512), "float32", 85), ((2**15, 2**15), "uint8", 1)],
 )
 def test_a_shard_is_bounded_in_rows_and_bytes(shape: tuple[int, ...], dtype: str, rows: int) -> None:
     assert default_rows_per_shard(shape, dtype) == rows

@@ -36,7 +36,9 @@ def stored(built: Built, shard: int, name: str) -> np.ndarray[Any, Any]:
     return built.cache.read_targets("digits", "toy", shard, names=[name])[name]
 
 
-def build_toy(folder: Path, *, rows: int = ROWS, marked: tuple[int, ...] = (), extra: str = "", **arguments: Any) -> Any:
+def build_toy(
+    folder: Path, *, rows: int = ROWS, marked: tuple[int, ...] = (), extra: str = "", **arguments: Any
+) -> Any:
     write_teacher(folder, **arguments)
     job = write_job(folder, write_digits(folder, rows, marked), teacher_section(extra=extra, **arguments))
     return build(job)
@@ -146,7 +148,9 @@ def test_logits_that_are_not_finite_refuse_their_shard_and_name_the_rows(tmp_pat
 
 @pytest.mark.parametrize(("dtype", "refused"), [("fp16", 1), ("bf16", 0), ("fp32", 0)])
 def test_logits_beyond_the_stored_precision_are_refused(tmp_path: Path, dtype: str, refused: int) -> None:
-    report = build_toy(tmp_path, marked=(3,), extra=f'encoding = {{ kind = "dense", dtype = "{dtype}" }}', fault="large")
+    report = build_toy(
+        tmp_path, marked=(3,), extra=f'encoding = {{ kind = "dense", dtype = "{dtype}" }}', fault="large"
+    )
     assert len(report.refused) == refused
     assert all("overflows the stored precision" in text for text in report.refused)
 
@@ -167,8 +171,16 @@ def test_a_bf16_value_that_rounds_to_infinity_is_not_finite() -> None:
         ({"fault": "tuple"}, "", "teacher toy did not return logits"),
         ({"fault": "flat"}, "", "teacher toy did not return logits"),
         ({"channels": 3}, "", "teacher toy failed on inputs of shape (16, 1, 8, 8)"),
-        ({}, 'features.f = { layer = "unused" }', "feature f of teacher toy is not one tensor with a row for each sample"),
-        ({}, 'features.f = { layer = "halves" }', "feature f of teacher toy is not one tensor with a row for each sample"),
+        (
+            {},
+            'features.f = { layer = "unused" }',
+            "feature f of teacher toy is not one tensor with a row for each sample",
+        ),
+        (
+            {},
+            'features.f = { layer = "halves" }',
+            "feature f of teacher toy is not one tensor with a row for each sample",
+        ),
     ],
     ids=["probabilities", "classes", "tuple", "flat", "channels", "a layer never called", "a layer that gives a tuple"],
 )
@@ -244,7 +256,9 @@ def test_a_shard_without_any_readable_row_is_built(tmp_path: Path) -> None:
     write_teacher(tmp_path, classes=2)
     broken = ("000.png", "002.png", "004.png", "006.png")  # the whole first shard: files are taken class by class
     job = write_job(
-        tmp_path, write_images(tmp_path, broken=broken), teacher_section(classes=2, extra='features.f = { layer = "conv" }')
+        tmp_path,
+        write_images(tmp_path, broken=broken),
+        teacher_section(classes=2, extra='features.f = { layer = "conv" }'),
     )
     report = build(job)
     cache = Cache.open(str(tmp_path / "cache"))

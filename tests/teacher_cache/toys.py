@@ -22,7 +22,7 @@ from teacher_cache.runners import Runner, run_inline
 from teacher_cache.shard_task import Done
 
 TEACHER = '''
-"""A tiny convolutional teacher of 8×8 inputs; `fault` is what it does wrong to rows whose first pixel is white."""
+"""A tiny convolutional teacher of 8 by 8 inputs; `fault` is what it does wrong to rows whose first pixel is white."""
 
 import os
 import time

@@ -1,0 +1,413 @@
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from storage.cache import Cache
+from storage.errors import BadRequest, MissingSource, RowsMissing, StaleCache, StillroomError
+from storage.verify import verify
+from teacher_cache.build import BuildReport, BuildRequest, plan_build
+from tests.teacher_cache.conftest import Built
+from tests.teacher_cache.toys import build, contents, digits, teacher_section, write_digits, write_job, write_teacher
+
+
+def rebuilt(folder: Path, *sections: str) -> BuildReport:
+    return build(write_job(folder, *sections))
+
+
+def test_a_build_with_nothing_missing_computes_nothing(built: Built) -> None:
+    report = build(built.job)
+    assert (report.built, report.present, report.exit_code) == (0, 6, 0)
+
+
+def test_partitions_together_complete_a_cache(built: Built, tmp_path: Path) -> None:
+    counts = [build(built.job, cache=str(tmp_path / "cache"), part=(i, 3)).built for i in (2, 0, 1)]
+    assert counts == [2, 2, 2]
+    assert contents(tmp_path / "cache") == contents(built.folder / "cache")
+
+
+def test_two_datasets_and_two_teachers_are_each_built(tmp_path: Path) -> None:
+    write_teacher(tmp_path)
+    first = write_digits(tmp_path, 20)
+    second = first.replace('name = "digits"', 'name = "other"')
+    sections = [teacher_section("a"), teacher_section("b", extra='datasets = ["other"]')]
+    assert rebuilt(tmp_path, first, second, *sections).built == 2 * (2 + 3)
+    cache = Cache.open(str(tmp_path / "cache"))
+    assert (cache.teacher_names("digits"), cache.teacher_names("other")) == (["a"], ["a", "b"])
+
+
+def test_a_teacher_added_later_costs_only_itself(tmp_path: Path) -> None:
+    write_teacher(tmp_path)
+    dataset = write_digits(tmp_path, 32)
+    rebuilt(tmp_path, dataset, teacher_section("a"))
+    report = rebuilt(tmp_path, dataset, teacher_section("a"), teacher_section("b"))
+    assert (report.built, report.present) == (2, 4)
+
+
+@pytest.fixture
+def stale(tmp_path: Path) -> Callable[..., tuple[StaleCache, bool]]:
+    """Build, change something, build again; return the error and whether the cache is as it was."""
+
+    def change(section: str = "", dataset: str = "", act: Callable[[Path], Any] = lambda folder: None) -> Any:
+        write_teacher(tmp_path)
+        source = write_digits(tmp_path, 20)
+        rebuilt(tmp_path, source, teacher_section())
+        before = {path: path.read_bytes() for path in (tmp_path / "cache").rglob("*") if path.is_file()}
+        act(tmp_path)
+        with pytest.raises(StaleCache) as caught:
+            rebuilt(tmp_path, dataset or source, section or teacher_section())
+        after = {path: path.read_bytes() for path in (tmp_path / "cache").rglob("*") if path.is_file()}
+        return caught.value, before == after
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("section", "field"),
+    [
+        (teacher_section(extra='autocast = "bf16"'), "model.autocast"),
+        (teacher_section(extra='encoding = { kind = "dense", dtype = "fp16" }'), "encoding.dtype"),
+        (teacher_section(extra="mean = [0.5]\nstd = [0.5]"), "model.mean, model.std"),
+        (teacher_section(seconds=0.1), "model.arguments.seconds"),
+        (teacher_section(extra='features.f = { layer = "conv" }'), "features.f"),
+        (teacher_section().replace(":build", ":broken"), "model.function"),
+    ],
+)
+def test_a_teacher_that_the_job_changed_is_named_field_by_field(
+    stale: Callable[..., tuple[StaleCache, bool]], section: str, field: str
+) -> None:
+    error, untouched = stale(section=section)
+    assert error.what.endswith(f"cache was built by another job: digits/toy/teacher.json differs in {field}")
+    assert untouched
+
+
+@pytest.mark.parametrize(
+    ("act", "field"),
+    [
+        (lambda folder: write_teacher(folder, seed=1), "model.weights"),
+        (lambda folder: (folder / "toy.py").write_text((folder / "toy.py").read_text() + "more = 1\n"), "model.code"),
+    ],
+    ids=["weights", "code"],
+)
+def test_a_teacher_whose_files_changed_is_named_field_by_field(
+    stale: Callable[..., tuple[StaleCache, bool]], act: Callable[[Path], Any], field: str
+) -> None:
+    error, untouched = stale(act=act)
+    assert error.what.endswith(f"digits/toy/teacher.json differs in {field}")
+    assert untouched
+
+
+def test_changed_preprocessing_is_named(tmp_path: Path) -> None:
+    dataset = image_folder(tmp_path, range(4))
+    rebuilt(tmp_path, dataset)
+    with pytest.raises(StaleCache, match=r"digits/dataset.json differs in source.size"):
+        rebuilt(tmp_path, dataset + "size = 16\n")
+
+
+def test_a_changed_split_is_named(stale: Callable[..., tuple[StaleCache, bool]]) -> None:
+    dataset = '[[dataset]]\nname = "digits"\nkind = "arrays"\npath = "digits.npz"\nvalidation = 0.5\n'
+    error, untouched = stale(dataset=dataset + f"classes = {[str(i) for i in range(10)]}\n")
+    assert "source.validation" in error.what
+    assert untouched
+
+
+def save(folder: Path, inputs: np.ndarray[Any, Any], labels: np.ndarray[Any, Any]) -> None:
+    np.savez(folder / "digits.npz", inputs=inputs, labels=labels)
+
+
+def change_sample(folder: Path) -> None:
+    inputs, labels = digits(20)
+    inputs[7] = 255 - inputs[7]
+    save(folder, inputs, labels)
+
+
+def change_label(folder: Path) -> None:
+    inputs, labels = digits(20)
+    labels[7] = 9 - labels[7]
+    save(folder, inputs, labels)
+
+
+@pytest.mark.parametrize("act", [change_sample, change_label])
+def test_a_changed_sample_is_named(stale: Callable[..., tuple[StaleCache, bool]], act: Callable[[Path], Any]) -> None:
+    error, untouched = stale(act=act)
+    assert error.found == "1 samples with other content or another label: digits.npz:7"
+    assert untouched
+
+
+def test_samples_that_are_gone_are_named(stale: Callable[..., tuple[StaleCache, bool]]) -> None:
+    error, untouched = stale(act=lambda folder: write_digits(folder, 19))
+    assert error.found == "1 files gone or shorter: digits.npz"
+    assert untouched
+
+
+def test_another_name_builds_beside_and_leaves_the_old_cache_alone(tmp_path: Path) -> None:
+    write_teacher(tmp_path)
+    dataset = write_digits(tmp_path, 20)
+    rebuilt(tmp_path, dataset, teacher_section())
+    before = contents(tmp_path / "cache")
+    write_teacher(tmp_path, seed=1)
+    job = write_job(tmp_path, dataset, teacher_section())
+    assert build(job, cache=str(tmp_path / "cache-2")).exit_code == 0
+    after = contents(tmp_path / "cache-2")
+    assert contents(tmp_path / "cache") == before
+    assert after["digits/ingest/00000"] == before["digits/ingest/00000"]
+    assert after["digits/toy/plain/00000"] != before["digits/toy/plain/00000"]
+
+
+def image_folder(folder: Path, numbers: range, extra: str = "") -> str:
+    """Write digits as images of two classes; return their `[[dataset]]`."""
+    inputs, _ = digits(numbers.stop)
+    for i in numbers:
+        path = folder / "images" / ("even" if i % 2 == 0 else "odd") / f"{i:03d}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(inputs[i, 0]).save(path)
+    return (
+        '[[dataset]]\nname = "digits"\nkind = "image_folder"\npath = "images"\nchannels = 1\nrows_per_shard = 4\n'
+        f"max_quarantined = 0.5\n{extra}"
+    )
+
+
+def parquet_images(folder: Path, counts: dict[str, int]) -> str:
+    """Write digits as Parquet files of so many rows; return their `[[dataset]]`."""
+    inputs, labels = digits(40)
+    (folder / "parquet").mkdir(exist_ok=True)
+    for name, count in counts.items():
+        images = []
+        for i in range(count):
+            Image.fromarray(inputs[i, 0]).save(folder / "one.png")
+            images.append({"bytes": (folder / "one.png").read_bytes(), "path": None})
+        table = pa.table({"image": pa.array(images), "label": pa.array(labels[:count], pa.int64())})
+        pq.write_table(table, folder / "parquet" / f"{name}.parquet")
+    return (
+        '[[dataset]]\nname = "digits"\nkind = "parquet_images"\npath = "parquet"\nchannels = 1\nrows_per_shard = 4\n'
+        f"classes = {[str(i) for i in range(10)]}\n"
+    )
+
+
+@pytest.mark.parametrize("kind", ["image_folder", "parquet", "a parquet file rewritten with more rows"])
+def test_a_dataset_that_grew_costs_only_its_new_rows(tmp_path: Path, kind: str) -> None:
+    classes = 2 if kind == "image_folder" else 10
+    write_teacher(tmp_path, classes=classes)
+    make: dict[str, tuple[Callable[[], str], Callable[[], str]]] = {
+        "image_folder": (lambda: image_folder(tmp_path, range(10)), lambda: image_folder(tmp_path, range(10, 14))),
+        "parquet": (lambda: parquet_images(tmp_path, {"a": 10}), lambda: parquet_images(tmp_path, {"0": 4})),
+        "a parquet file rewritten with more rows": (
+            lambda: parquet_images(tmp_path, {"a": 10}),
+            lambda: parquet_images(tmp_path, {"a": 14}),
+        ),
+    }
+    first, second = make[kind]
+    rebuilt(tmp_path, first(), teacher_section(classes=classes))
+    before = contents(tmp_path / "cache")
+    report = rebuilt(tmp_path, second(), teacher_section(classes=classes))
+    after = contents(tmp_path / "cache")
+    assert (report.built, report.rows, report.present) == (2, 8, 6)
+    assert {key: after[key] for key in before} == before
+    assert Cache.open(str(tmp_path / "cache")).samples("digits")["row"].to_list() == list(range(14))
+
+
+def test_rows_of_a_grown_dataset_keep_their_samples(tmp_path: Path) -> None:
+    rebuilt(tmp_path, image_folder(tmp_path, range(10)))
+    before = Cache.open(str(tmp_path / "cache")).samples("digits")
+    rebuilt(tmp_path, image_folder(tmp_path, range(10, 20)))
+    after = Cache.open(str(tmp_path / "cache")).samples("digits")
+    assert after.head(10).equals(before)
+    assert after["sample_id"].n_unique() == 20
+
+
+def test_a_new_class_is_named(tmp_path: Path) -> None:
+    dataset = image_folder(tmp_path, range(4))
+    rebuilt(tmp_path, dataset)
+    shutil.copytree(tmp_path / "images/odd", tmp_path / "images/another")
+    with pytest.raises(StaleCache, match=r"differs in classes"):
+        rebuilt(tmp_path, dataset)
+
+
+def test_touched_files_that_did_not_change_cost_nothing(tmp_path: Path) -> None:
+    dataset = image_folder(tmp_path, range(8))
+    rebuilt(tmp_path, dataset)
+    before = contents(tmp_path / "cache")
+    for path in (tmp_path / "images").rglob("*.png"):
+        os.utime(path, (1, 1))
+    assert rebuilt(tmp_path, dataset).built == 0
+    assert contents(tmp_path / "cache") == before
+    assert Cache.open(str(tmp_path / "cache")).plan("digits").num_rows == 8
+
+
+def test_a_touched_file_is_read_only_once(tmp_path: Path) -> None:
+    dataset = image_folder(tmp_path, range(8))
+    rebuilt(tmp_path, dataset)
+    os.utime(tmp_path / "images/odd/001.png", (1, 1))
+    rebuilt(tmp_path, dataset)
+    num_segments = len(Cache.open(str(tmp_path / "cache")).plan("digits").segments)
+    rebuilt(tmp_path, dataset)
+    assert len(Cache.open(str(tmp_path / "cache")).plan("digits").segments) == num_segments == 2
+
+
+def test_a_mended_image_is_built_again_with_its_teachers(tmp_path: Path) -> None:
+    dataset = image_folder(tmp_path, range(12))
+    good = (tmp_path / "images/odd/003.png").read_bytes()
+    (tmp_path / "images/odd/003.png").write_bytes(good[:40])
+    write_teacher(tmp_path, classes=2)
+    assert rebuilt(tmp_path, dataset, teacher_section(classes=2)).exit_code == 3
+    assert rebuilt(tmp_path, dataset, teacher_section(classes=2)).exit_code == 3  # nothing to do, still missing
+
+    (tmp_path / "images/odd/003.png").write_bytes(good)
+    report = rebuilt(tmp_path, dataset, teacher_section(classes=2))
+    assert (report.exit_code, report.built, report.quarantined) == (0, 2, {})
+    cache = Cache.open(str(tmp_path / "cache"))
+    table = cache.samples("digits", ["toy"])
+    assert (table.height, table.null_count().sum_horizontal().sum()) == (12, 0)
+    assert verify(cache).bad == ()
+
+
+def test_a_kill_while_mending_is_made_good(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Killed between the deletes of a mended shard and the record of its file, the next build sees it again."""
+    from storage.objects import LocalObjects
+
+    dataset = image_folder(tmp_path, range(12))
+    good = (tmp_path / "images/odd/003.png").read_bytes()
+    (tmp_path / "images/odd/003.png").write_bytes(good[:40])
+    write_teacher(tmp_path, classes=2)
+    rebuilt(tmp_path, dataset, teacher_section(classes=2))
+    (tmp_path / "images/odd/003.png").write_bytes(good)
+
+    for survived in range(2):
+        delete, deleted = LocalObjects.delete, list[str]()
+
+        def kill(self: LocalObjects, path: str, survived: int = survived) -> None:
+            if len(deleted) == survived:
+                raise KeyboardInterrupt
+            deleted.append(path)
+            delete(self, path)
+
+        monkeypatch.setattr(LocalObjects, "delete", kill)
+        with pytest.raises(KeyboardInterrupt):
+            rebuilt(tmp_path, dataset, teacher_section(classes=2))
+        monkeypatch.undo()
+    rebuilt(tmp_path, dataset, teacher_section(classes=2))
+    cache = Cache.open(str(tmp_path / "cache"))
+    assert cache.samples("digits", ["toy"]).null_count().sum_horizontal().sum() == 0
+    assert cache.samples("digits").height == 12
+    assert verify(cache).bad == ()
+
+
+def test_too_many_unreadable_images_stop_the_build_and_keep_what_is_committed(tmp_path: Path) -> None:
+    dataset = image_folder(tmp_path, range(12)).replace("max_quarantined = 0.5", "max_quarantined = 0.1")
+    for name in ("009", "011"):
+        (tmp_path / f"images/odd/{name}.png").write_bytes(b"broken")
+    with pytest.raises(BadRequest) as caught:
+        rebuilt(tmp_path, dataset)
+    assert caught.value.found is not None
+    assert caught.value.found.startswith("2 of 12 rows so far, such as\nodd/009.png: UnidentifiedImageError")
+    assert Cache.open(str(tmp_path / "cache")).committed("digits") >= {0, 2}
+
+
+def test_as_many_unreadable_images_as_the_job_allows_do_not_stop_it(tmp_path: Path) -> None:
+    dataset = image_folder(tmp_path, range(12)).replace("max_quarantined = 0.5", "max_quarantined = 0.17")
+    for name in ("009", "011"):
+        (tmp_path / f"images/odd/{name}.png").write_bytes(b"broken")
+    assert rebuilt(tmp_path, dataset).exit_code == RowsMissing.exit_code
+
+
+@pytest.mark.parametrize(
+    ("dataset", "what"),
+    [
+        ('kind = "image_folder"\npath = "nowhere"', "there is no .*nowhere"),
+        ('kind = "parquet_images"\npath = "nowhere"', "there is no .*nowhere"),
+        ('kind = "arrays"\npath = "nowhere.npy"', "there is no .*nowhere.npy"),
+        ('kind = "image_folder"\npath = "empty"', "has no sub-folders"),
+        ('kind = "image_folder"\npath = "hollow"', "dataset d is empty"),
+        ('kind = "image_folder"\npath = "broken"', "dataset d has no readable sample"),
+        ('kind = "arrays"\npath = "none.npy"', "dataset d is empty"),
+    ],
+)
+def test_a_dataset_that_is_not_there_or_empty_is_refused_and_nothing_is_written(
+    tmp_path: Path, dataset: str, what: str
+) -> None:
+    for name in ("empty", "hollow/class", "broken/class"):
+        (tmp_path / name).mkdir(parents=True)
+    (tmp_path / "broken/class/a.png").write_bytes(b"broken")
+    np.save(tmp_path / "none.npy", np.zeros((0, 1, 8, 8), np.uint8))
+    with pytest.raises(MissingSource, match=what):
+        rebuilt(tmp_path, f'[[dataset]]\nname = "d"\n{dataset}\n')
+    assert not (tmp_path / "cache").exists()
+
+
+def test_a_teacher_over_unlabelled_samples_of_no_classes_is_refused(tmp_path: Path) -> None:
+    np.save(tmp_path / "inputs.npy", digits(4)[0])
+    write_teacher(tmp_path)
+    with pytest.raises(BadRequest, match="dataset d has no classes"):
+        rebuilt(tmp_path, '[[dataset]]\nname = "d"\nkind = "arrays"\npath = "inputs.npy"\n', teacher_section())
+
+
+def test_a_teachers_own_exception_ends_the_build_at_once(tmp_path: Path) -> None:
+    write_teacher(tmp_path, fault="raise")
+    dataset = write_digits(tmp_path, 64, marked=(3,))
+    with pytest.raises(StillroomError) as caught:
+        rebuilt(tmp_path, dataset, teacher_section(fault="raise"))
+    assert caught.value.found == "RuntimeError: a fault in the teacher's own code"
+    assert Cache.open(str(tmp_path / "cache")).committed("digits") == {0, 1, 2, 3}
+
+
+def test_planning_reads_only(tmp_path: Path) -> None:
+    from jobs.files import CacheJob, read_job
+
+    write_teacher(tmp_path)
+    read = read_job(write_job(tmp_path, write_digits(tmp_path, 20), teacher_section()), CacheJob)
+    plan = plan_build(BuildRequest(read.cache, "job", tuple(read.dataset), tuple(read.teacher)))
+    assert plan.num_missing == 4
+    assert not (tmp_path / "cache").exists()
+
+
+def test_two_builders_that_plan_the_same_rows_agree(tmp_path: Path) -> None:
+    from jobs.files import CacheJob, read_job
+    from teacher_cache.build import run_build
+    from teacher_cache.runners import run_inline
+    from tests.teacher_cache.toys import Silent
+
+    write_teacher(tmp_path)
+    read = read_job(write_job(tmp_path, write_digits(tmp_path, 20), teacher_section()), CacheJob)
+    request = BuildRequest(read.cache, "job", tuple(read.dataset), tuple(read.teacher))
+    first, second = plan_build(request), plan_build(request)
+    assert run_build(first, run_inline, Silent()).built == 4
+    report = run_build(second, run_inline, Silent())
+    assert (report.built, report.lost, report.exit_code) == (0, 4, 0)
+    assert verify(Cache.open(read.cache)).bad == ()
+
+
+def test_two_builders_that_plan_other_rows_do_not_both_write(tmp_path: Path) -> None:
+    from jobs.files import CacheJob, read_job
+    from storage.errors import TryAgain
+    from teacher_cache.build import run_build
+    from teacher_cache.runners import run_inline
+    from tests.teacher_cache.toys import Silent
+
+    def planned(count: int) -> Any:
+        job = write_job(tmp_path, image_folder(tmp_path, range(count)))
+        read = read_job(job, CacheJob)
+        return plan_build(BuildRequest(read.cache, str(job), tuple(read.dataset), ()))
+
+    first, second = planned(6), planned(8)
+    run_build(second, run_inline, Silent())
+    with pytest.raises(TryAgain, match="grew in two ways at once"):
+        run_build(first, run_inline, Silent())
+
+
+def test_the_ledger_knows_every_commit_after_a_build(built: Built) -> None:
+    from storage.ledger import Ledger
+
+    ledger = Ledger.load(built.cache.objects)
+    assert (ledger.new, ledger.commits.height) == (0, 6)
+    assert ledger.commits["rows"].sum() == 2 * 40
+    assert ledger.commits.filter(pl.col("seconds") <= 0).is_empty()
