@@ -1,15 +1,15 @@
 """A cache: rows in, arrays out. The only way in for both sides.
 
     <cache>/
-    cache.json                                 format and identity; written first
-    <dataset>/dataset.json                     what makes the content of its rows
-    <dataset>/plan/00000.parquet               which sample is which row; where shards end
-    <dataset>/ingest/00042.parquet             commit: sample_id, label, split, digest, error of each row
-    <dataset>/ingest/00042-7f3a0c12.zarr/      `inputs`
-    <dataset>/<teacher>/teacher.json           which function made the targets
-    <dataset>/<teacher>/<view>/00042.parquet   commit: the teacher's top class, entropy, … of each row
-    <dataset>/<teacher>/<view>/00042-….zarr/   `logits`, `feature/<name>`
-    ledger/00000007.parquet                    summaries of commits
+      cache.json                                 format and identity; written first
+      <dataset>/dataset.json                     what makes the content of its rows
+      <dataset>/plan/00000.parquet               which sample is which row; where shards end
+      <dataset>/ingest/00042.parquet             commit: sample_id, label, split, digest, error of each row
+      <dataset>/ingest/00042-7f3a0c12.zarr/      `inputs`
+      <dataset>/<teacher>/teacher.json           which function made the targets
+      <dataset>/<teacher>/<view>/00042.parquet   commit: the teacher's top class, entropy, … of each row
+      <dataset>/<teacher>/<view>/00042-….zarr/   `logits`, `feature/<name>`
+      ledger/00000007.parquet                    summaries of commits
 
 FORMAT.md is the whole contract.
 """

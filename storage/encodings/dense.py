@@ -34,7 +34,7 @@ class DenseEncoding(Options):
         return num_classes * BYTES[self.dtype]
 
     def encode(self, logits_BC: Tensor) -> dict[str, Tensor]:
-        """Return {"logits": (B, C)} as `dtype` on the same device; bf16 as its bits in uint16, for Zarr has no such type.
+        """Return {"logits": (B, C)} as `dtype` on the same device; bf16 as its bits in uint16 (Zarr has no bf16).
 
         A finite logit beyond the range of fp16 becomes infinite; whoever stores it must look.
         """
