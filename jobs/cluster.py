@@ -74,7 +74,7 @@ def open_runner(options: ClusterOptions) -> Iterator[Runner]:
                     n_workers=options.num_workers,
                     threads_per_worker=THREADS_PER_WORKER,
                     memory_limit=0,
-                    dashboard_address=None,
+                    dashboard_address=":0",  # any free port: 8787 may be another build's
                     silence_logs=logging.CRITICAL,
                 )
             )

@@ -31,7 +31,7 @@ from storage.shards import ShardKey
 from storage.spec import DatasetSpec, TeacherSpec, check_spec, write_spec
 from storage.views import PLAIN
 from teacher_cache.plan import default_rows_per_shard, grow, missing
-from teacher_cache.runners import Runner
+from teacher_cache.runners import Runner, WorkerDied
 from teacher_cache.shard_task import Done, Task
 from teacher_cache.teachers import TeacherOptions
 
@@ -410,7 +410,8 @@ def _set_aside(task: Task, error: Exception, report: BuildReport, progress: Prog
         return
     if isinstance(error, StillroomError) and not isinstance(error, CorruptObject):
         raise error
-    report.failed.append(f"{task.key}: {error}" if isinstance(error, StillroomError) else f"{task.key}: {error!r}")
+    known = isinstance(error, StillroomError | WorkerDied)
+    report.failed.append(f"{task.key}: {error if known else repr(error)}")
     progress.note(report.failed[-1])
     if len(report.failed) >= SET_ASIDE_LIMIT:
         raise StillroomError("too many shards fail; the build stops", found="\n".join(report.failed)) from error

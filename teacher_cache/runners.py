@@ -7,10 +7,11 @@ in docs/adr/0003.
 
 from __future__ import annotations
 
+import contextlib
 import queue
 import time
 from collections.abc import Callable, Generator, Iterable
-from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, CancelledError, ThreadPoolExecutor, wait
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +19,7 @@ from storage.errors import StillroomError, TryAgain
 from teacher_cache.shard_task import Done, Task, perform
 
 if TYPE_CHECKING:
-    from distributed import Client
+    from distributed import Client, Future
 
 Result = tuple[Task, Done | Exception]
 Runner = Callable[[Iterable[Task]], Generator[Result]]
@@ -26,6 +27,7 @@ Runner = Callable[[Iterable[Task]], Generator[Result]]
 INLINE_THREADS = 2  # one computes, the other reads or writes
 TRIES = 3
 TICK_S = 1.0
+RESULT_S = 60.0  # a few numbers that a worker holds
 NO_WORKERS_S = 120.0
 
 
@@ -66,68 +68,100 @@ def run_on_dask(client: Client) -> Runner:
 
 
 def _run_window(client: Client, tasks: Iterable[Task], crashed: list[Task], *, alone: bool) -> Generator[Result]:
-    from distributed import KilledWorker
-
-    waiting, running, finished = iter(tasks), {}, queue.SimpleQueue[Any]()
-
-    def submit(task: Task, attempt: int) -> None:
-        # A new key for each attempt: Dask would answer an old key with the old error.
-        future = client.submit(perform, task, key=f"{task.key}-{time.time_ns():x}", pure=False)
-        running[future.key] = (future, task, attempt)
-        future.add_done_callback(finished.put)
-
-    workers = _Workers(client)
+    """Run tasks on Dask, a window at a time or one alone; append those that are suspected of a crash to `crashed`."""
+    waiting, flight = iter(tasks), _Flight(client)
     try:
         while True:
-            window = 1 if alone else workers.window
-            for task in islice(waiting, max(0, window - len(running))):
-                submit(task, 1)
-            if not running:
+            room = (1 if alone else flight.window) - len(flight.running)
+            for task in islice(waiting, max(0, room)):
+                flight.submit(task, 1)
+            if not flight.running:
                 return
-            workers.check()
-            try:
-                future = finished.get(timeout=TICK_S)
-            except queue.Empty:
-                continue
-            _, task, attempt = running.pop(future.key)
-            if future.status == "cancelled":
-                raise TryAgain("the Dask scheduler dropped a task", do="run the same command again; it resumes")
-            error = future.exception() if future.status == "error" else None
-            if error is None:
-                yield task, future.result()
-            elif isinstance(error, KilledWorker) and not alone:
-                crashed.append(task)
-            elif isinstance(error, StillroomError | KilledWorker) or attempt == TRIES:
-                yield task, error
-            else:
-                submit(task, attempt + 1)
+            for task, attempt, result in flight.landed():
+                if isinstance(result, WorkerDied) and not alone:
+                    crashed.append(task)
+                elif isinstance(result, Done | StillroomError | WorkerDied) or attempt == TRIES:
+                    yield task, result
+                else:
+                    flight.submit(task, attempt + 1)
     finally:
-        client.cancel([future for future, _, _ in running.values()], force=True)
+        flight.cancel()
 
 
-class _Workers:
-    """The cluster's size, asked for now and then, and a deadline for one that stays empty."""
+class WorkerDied(Exception):
+    """A task's worker died, as often as Dask tries; most often out of memory, or of a crash in a teacher's own code."""
+
+
+class _Flight:
+    """The tasks in flight on a cluster.
+
+    Attributes:
+        running: Dask key → its future, task and attempt.
+        window: how many there should be.
+    """
 
     def __init__(self, client: Client):
-        self._client = client
-        self._asked = self._seen = time.monotonic()
+        self.running: dict[str, tuple[Any, Task, int]] = {}
         self.window = 4
+        self._client = client
+        self._finished = queue.SimpleQueue[Any]()
+        self._asked_s = self._seen_s = time.monotonic()
 
-    def check(self) -> None:
-        """Raise TryAgain if the cluster is lost."""
+    def submit(self, task: Task, attempt: int) -> None:
+        # A new key for each attempt: Dask would answer an old key with the old error.
+        key = f"{task.key}-{time.time_ns():x}"
+        future = self._client.submit(perform, task, key=key, pure=False)
+        self.running[key] = (future, task, attempt)
+        future.add_done_callback(self._finished.put)
+
+    def landed(self) -> list[tuple[Task, int, Done | Exception]]:
+        """Return at most one task with its attempt and result; none after a tick. Raises TryAgain."""
+        try:
+            self._check_workers()
+            future = self._finished.get(timeout=TICK_S)
+            _, task, attempt = self.running.pop(future.key)
+            return [(task, attempt, _result(future))]
+        except queue.Empty:
+            return []
+        except (OSError, CancelledError) as error:  # of Dask's own connections; those of a task are results
+            raise _scheduler_gone(str(error) or type(error).__name__) from None
+
+    def cancel(self) -> None:
+        """Give up what is in flight."""
+        if self.running and self._client.status == "running":
+            with contextlib.suppress(OSError, CancelledError):  # the scheduler may go at this very moment
+                self._client.cancel([future for future, _, _ in self.running.values()], force=True)
+
+    def _check_workers(self) -> None:
         if self._client.status != "running":
-            raise TryAgain(
-                "the Dask scheduler is gone", found=self._client.status, do="run the same command again; it resumes"
-            )
+            raise _scheduler_gone(self._client.status)
         now = time.monotonic()
-        if now - self._asked < TICK_S:
+        if now - self._asked_s < TICK_S:
             return
-        self._asked = now
+        self._asked_s = now
         threads = sum(self._client.nthreads().values())
         self.window = max(4, 2 * threads)  # with twice the threads, no worker waits for the scheduler between shards
         if threads:
-            self._seen = now
-        elif now - self._seen > NO_WORKERS_S:
+            self._seen_s = now
+        elif now - self._seen_s > NO_WORKERS_S:
             raise TryAgain(
                 f"no Dask workers for {NO_WORKERS_S:.0f} s", do="start workers, then run the same command again"
             )
+
+
+def _result(future: Future[Any]) -> Done | Exception:
+    """Return what a finished future holds."""
+    from distributed import KilledWorker
+
+    if future.status == "cancelled":
+        raise CancelledError("it dropped a task")
+    if future.status != "error":
+        return Done(*future.result(timeout=RESULT_S))
+    error = future.exception(timeout=RESULT_S)
+    if isinstance(error, KilledWorker):
+        return WorkerDied("its worker died each time; look at the worker's log, and at its memory")
+    return error if isinstance(error, Exception) else RuntimeError(repr(error))
+
+
+def _scheduler_gone(found: str) -> TryAgain:
+    return TryAgain("the Dask scheduler is gone", found=found, do="run the same command again; it resumes")

@@ -58,7 +58,7 @@ def test_a_teacher_added_later_costs_only_itself(tmp_path: Path) -> None:
 def stale(tmp_path: Path) -> Callable[..., tuple[StaleCache, bool]]:
     """Build, change something, build again; return the error and whether the cache is as it was."""
 
-    def change(section: str = "", dataset: str = "", act: Callable[[Path], Any] = lambda folder: None) -> Any:
+    def change(section: str = "", dataset: str = "", act: Callable[[Path], Any] = str) -> Any:
         write_teacher(tmp_path)
         source = write_digits(tmp_path, 20)
         rebuilt(tmp_path, source, teacher_section())
@@ -271,7 +271,8 @@ def test_a_mended_image_is_built_again_with_its_teachers(tmp_path: Path) -> None
     assert verify(cache).bad == ()
 
 
-def test_a_kill_while_mending_is_made_good(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("num_deletes", [0, 1])
+def test_a_kill_while_mending_is_made_good(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, num_deletes: int) -> None:
     """Killed between the deletes of a mended shard and the record of its file, the next build sees it again."""
     from storage.objects import LocalObjects
 
@@ -281,20 +282,18 @@ def test_a_kill_while_mending_is_made_good(tmp_path: Path, monkeypatch: pytest.M
     write_teacher(tmp_path, classes=2)
     rebuilt(tmp_path, dataset, teacher_section(classes=2))
     (tmp_path / "images/odd/003.png").write_bytes(good)
+    delete, deleted = LocalObjects.delete, list[str]()
 
-    for survived in range(2):
-        delete, deleted = LocalObjects.delete, list[str]()
+    def kill(self: LocalObjects, path: str) -> None:
+        if len(deleted) == num_deletes:
+            raise KeyboardInterrupt
+        deleted.append(path)
+        delete(self, path)
 
-        def kill(self: LocalObjects, path: str, survived: int = survived) -> None:
-            if len(deleted) == survived:
-                raise KeyboardInterrupt
-            deleted.append(path)
-            delete(self, path)
-
-        monkeypatch.setattr(LocalObjects, "delete", kill)
-        with pytest.raises(KeyboardInterrupt):
-            rebuilt(tmp_path, dataset, teacher_section(classes=2))
-        monkeypatch.undo()
+    monkeypatch.setattr(LocalObjects, "delete", kill)
+    with pytest.raises(KeyboardInterrupt):
+        rebuilt(tmp_path, dataset, teacher_section(classes=2))
+    monkeypatch.undo()
     rebuilt(tmp_path, dataset, teacher_section(classes=2))
     cache = Cache.open(str(tmp_path / "cache"))
     assert cache.samples("digits", ["toy"]).null_count().sum_horizontal().sum() == 0

@@ -275,7 +275,7 @@ def test_an_image_of_another_size_is_quarantined_and_told_of_resizing(tmp_path: 
     assert error == "is uint8 (1, 8, 9), the dataset is uint8 (1, 8, 8); set `size` to resize"
 
 
-def test_a_source_that_shrinks_during_the_build_is_noticed(tmp_path: Path) -> None:
+def test_a_source_that_shrinks_during_the_build_is_noticed() -> None:
     from storage.rows import Extent
     from teacher_cache.shard_task import _samples
 
