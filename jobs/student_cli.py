@@ -123,12 +123,14 @@ def _print_plan(plan: DryRun, as_json: bool) -> None:
 
     students = [asdict(student) for student in plan.students]
     if as_json:
-        memory = None if plan.memory is None else asdict(plan.memory) | {"total_bytes": plan.memory.total_bytes}
-        terminal.print_json({"students": students, "memory": memory})
+        terminal.print_json({"students": students, "memory": None if plan.memory is None else asdict(plan.memory)})
         return
     print_table(pl.DataFrame(students))
     if plan.memory is not None:
-        terminal.out.print(f"memory, at most {terminal.si(plan.memory.total_bytes, 'B')}: {plan.memory.explanation}")
+        memory, parts = plan.memory, ", ".join(f"{name} {terminal.si(size, 'B')}" for name, size in plan.memory.parts.items())
+        device = "" if memory.device_bytes is None else f", {terminal.si(memory.device_bytes, 'B')} on the device"
+        terminal.out.print(f"memory, at most {terminal.si(memory.host_bytes, 'B')}{device}: {parts}")
+        terminal.out.print(f"rows: {'resident' if memory.residency.resident else 'stream'} ({memory.residency.why})")
     terminal.out.print("a dry run: nothing was written")
 
 

@@ -1,0 +1,37 @@
+"""Run the benchmarks: `python -m tests.benchmarks [NAME …]`; prints ratio, spread and what is to be reached."""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+import warnings
+from pathlib import Path
+
+from tests.benchmarks import ingest, memory, rebuild, status, student_step, teacher_stage
+from tests.benchmarks.pairs import Figure
+
+BENCHMARKS = {
+    "teacher-stage": teacher_stage.measure,
+    "student-step": student_step.measure,
+    "ingest": ingest.measure,
+    "rebuild": rebuild.measure,
+    "status": status.measure,
+    "memory": memory.measure,
+}
+
+
+def main() -> None:
+    """Run the benchmarks named on the command line, or all."""
+    names = sys.argv[1:] or list(BENCHMARKS)
+    if unknown := set(names) - BENCHMARKS.keys():
+        sys.exit(f"no benchmark {', '.join(sorted(unknown))}; there are {', '.join(BENCHMARKS)}")
+    print(Figure.HEADER, flush=True)
+    for name in names:
+        with tempfile.TemporaryDirectory() as folder:
+            for figure in BENCHMARKS[name](Path(folder)):
+                print(figure, flush=True)
+
+
+if __name__ == "__main__":
+    warnings.simplefilter("ignore")
+    main()

@@ -1,0 +1,46 @@
+"""Time the stages of a build on a cluster that is already up."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+from pydantic import TypeAdapter
+
+from storage.datasets import AnySource
+from teacher_cache.build import BuildRequest, plan_build, run_build
+from teacher_cache.runners import Runner
+from teacher_cache.shard_task import Done
+from teacher_cache.teachers import TeacherOptions
+
+
+class StageClock:
+    """A build's progress that notes how long its last stage with work took."""
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+        self._began = 0.0
+
+    def stage(self, name: str, rows: int, rows_done: int) -> None:  # noqa: ARG002
+        self._began = time.perf_counter()
+
+    def done(self, done: Done) -> None:  # noqa: ARG002
+        self.seconds = time.perf_counter() - self._began
+
+    def note(self, text: str) -> None:
+        raise AssertionError(text)
+
+
+def source(path: Path) -> Any:
+    """Return a `parquet_images` source named cifar."""
+    return TypeAdapter(AnySource).validate_python({"kind": "parquet_images", "name": "cifar", "path": str(path)})
+
+
+def build(cache: Path, path: Path, runner: Runner, teachers: tuple[TeacherOptions, ...] = (), threads: int = 1) -> float:
+    """Build what is missing; return the seconds of the last stage that had work, from its first task to its last."""
+    clock = StageClock()
+    request = BuildRequest(str(cache), "benchmark", (source(path),), teachers, threads=threads, device="cpu")
+    report = run_build(plan_build(request), runner, clock)
+    assert report.exit_code == 0
+    return clock.seconds

@@ -1,0 +1,66 @@
+"""Peak memory of a worker and of a streamed student, against the bound that --dry-run prints."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+
+from tests.benchmarks.data import TEACHER, TRAIN, require
+from tests.benchmarks.pairs import Figure
+
+ALLOWED = 1.3
+
+
+def measure(folder: Path) -> Iterator[Figure]:
+    """Yield measured peak over promised bound, in the worker and in the student."""
+    cache_job, student_job = folder / "cache.toml", folder / "students.toml"
+    cache_job.write_text(
+        f'cache = "cache"\n[[dataset]]\nname = "cifar"\nkind = "parquet_images"\npath = {json.dumps(str(require(TRAIN)))}\n'
+        f'validation = 0.1\n[[teacher]]\nname = "t"\nfactory = "{require(TEACHER)}:ResNet9"\narguments = {{ width = 16 }}\n'
+    )
+    student_job.write_text(
+        'cache = "cache"\nruns = "runs"\ntrain = "cifar/train"\nvalidation = "cifar/validation"\nresidency = "stream"\n'
+        'window_shards = 4\n[[student]]\nname = "s"\narchitecture = "cnn"\noptions = { widths = [16, 32, 64] }\nepochs = 1\n'
+        'objective = [{ loss = "kd", teacher = "t" }]\n'
+    )
+    bin_folder = Path(sys.executable).parent
+    build = [str(bin_folder / "cache"), "build", str(cache_job), "--workers", "1"]
+    bound = _json([*build, "--dry-run", "--json"])["worker_memory_bytes"]
+    yield Figure("peak of a worker / its bound", [_peak(build, children=True) / bound], ALLOWED, "at most")
+    train = [str(bin_folder / "student"), "train", str(student_job)]
+    bound = _json([*train, "--dry-run", "--json"])["memory"]["host_bytes"]
+    yield Figure("peak of a streamed student / its bound", [_peak(train, children=False) / bound], ALLOWED, "at most")
+
+
+def _json(command: list[str]) -> dict[str, object]:
+    return json.loads(subprocess.run(command, check=True, capture_output=True).stdout)  # type: ignore[no-any-return]
+
+
+def _peak(command: list[str], *, children: bool) -> int:
+    """Return the largest resident size, in bytes, of a command's process, or of any of its descendants."""
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    watched, peak = psutil.Process(process.pid), 0
+
+    def watch() -> None:
+        nonlocal peak
+        while process.poll() is None:
+            try:
+                family = watched.children(recursive=True) if children else [watched]
+                peak = max([peak, *(one.memory_info().rss for one in family)])
+            except psutil.Error:
+                pass  # a process that has just ended
+            time.sleep(0.02)
+
+    thread = threading.Thread(target=watch)
+    thread.start()
+    process.wait()
+    thread.join()
+    assert process.returncode == 0, command
+    return peak

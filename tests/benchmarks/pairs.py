@@ -1,0 +1,36 @@
+"""Measure A against B in turn, A B A B …, so that a machine that slows down slows both."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+RUNS = 5
+
+
+@dataclass(frozen=True)
+class Figure:
+    """One line of the table: some measured values, and what is to be reached."""
+
+    HEADER: ClassVar[str] = f"{'what':<44} {'median':>9} {'min':>9} {'max':>9}   reach"
+
+    what: str
+    values: list[float]
+    reach: float
+    side: Literal["at least", "at most"]
+    unit: str = ""
+
+    def __str__(self) -> str:
+        median = statistics.median(self.values)
+        reached = median >= self.reach if self.side == "at least" else median <= self.reach
+        low, high = min(self.values), max(self.values)
+        numbers = " ".join(f"{value:>9.3f}" for value in (median, low, high))
+        return f"{self.what:<44} {numbers}   {self.side} {self.reach:g}{self.unit} {'✓' if reached else '✗ NOT REACHED'}"
+
+
+def pairs(a: Callable[[], float], b: Callable[[], float], runs: int = RUNS) -> list[tuple[float, float]]:
+    """Return (a(), b()) for each run, after one of each that is not counted."""
+    a(), b()
+    return [(a(), b()) for _ in range(runs)]

@@ -1,0 +1,49 @@
+"""The teacher stage of a build, one worker, against a bare loop of the same forward passes on data in memory."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from jobs.cluster import ClusterOptions, open_runner
+from tests.benchmarks.building import build
+from tests.benchmarks.data import TEACHER, cifar_slice, require
+from tests.benchmarks.pairs import Figure, pairs
+
+ROWS = 10_240
+BATCH = 256
+WIDTH = 16  # of the ResNet-9 in ../shared: 48 MFLOP an image
+
+
+def measure(folder: Path) -> Iterator[Figure]:
+    """Yield the ratio of rates."""
+    import torch
+
+    from storage.cache import Cache
+    from storage.views import to_float
+    from teacher_cache.teachers import TeacherOptions, load_teacher
+
+    path, cache, threads = cifar_slice(folder, ROWS), folder / "cache", os.cpu_count() or 1
+    base = TeacherOptions(name="t", factory=f"{require(TEACHER)}:ResNet9", arguments={"width": WIDTH}, batch_size=BATCH)
+    numbers = iter(range(1000))
+    with open_runner(ClusterOptions(kind="local", workers=1, threads=threads)) as runner:
+        build(cache, path, runner)
+        opened = Cache.open(str(cache))
+        inputs = [opened.read_inputs("cifar", shard.shard) for shard in opened.shards("cifar")]
+        inputs_N = to_float(torch.cat([torch.from_numpy(array) for array in inputs]))
+        teacher = load_teacher(base, torch.device("cpu"))
+        torch.set_num_threads(threads)
+
+        def cached() -> float:
+            return build(cache, path, runner, (base.model_copy(update={"name": f"t{next(numbers)}"}),), threads)
+
+        def bare() -> float:
+            began = time.perf_counter()
+            with torch.inference_mode():
+                for inputs_B in inputs_N.split(BATCH):
+                    teacher.model(inputs_B)
+            return time.perf_counter() - began
+
+        yield Figure("teacher stage / bare forward passes", [b / a for a, b in pairs(cached, bare)], 0.95, "at least")
