@@ -31,10 +31,16 @@ SHOWN_QUARANTINED = 20
 @app.command()
 def build(
     job: JobArgument,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and the memory bound; do nothing.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print the plan and the memory bound; do nothing.")
+    ] = False,
     workers: Annotated[int | None, typer.Option(min=1, help="Worker processes, instead of the job's.")] = None,
-    partition: Annotated[str, typer.Option(metavar="I/N", help="Do every N-th shard, from I = 0; for job arrays.")] = "0/1",
-    beside: Annotated[str | None, typer.Option("--as", metavar="NAME", help="Build a cache of this name beside the job's.")] = None,
+    partition: Annotated[
+        str, typer.Option(metavar="I/N", help="Do every N-th shard, from I = 0; for job arrays.")
+    ] = "0/1",
+    beside: Annotated[
+        str | None, typer.Option("--as", metavar="NAME", help="Build a cache of this name beside the job's.")
+    ] = None,
     device: DeviceOption = "auto",
     as_json: JsonOption = False,
 ) -> None:
@@ -48,7 +54,9 @@ def build(
         from teacher_cache.runners import run_inline
 
         request_job = read_job(job, CacheJob)
-        cluster = request_job.cluster if workers is None else request_job.cluster.model_copy(update={"workers": workers})
+        cluster = (
+            request_job.cluster if workers is None else request_job.cluster.model_copy(update={"workers": workers})
+        )
         part = _parse_partition(partition)
         if part != (0, 1):
             cluster = cluster.model_copy(update={"kind": "inline", "address": None})  # one process of a job array
@@ -134,7 +142,9 @@ def info(cache: CacheArgument, as_json: JsonOption = False) -> None:
 @app.command()
 def verify(
     cache: CacheArgument,
-    repair: Annotated[bool, typer.Option("--repair", help="Drop bad shards, so that build makes them again, and garbage.")] = False,
+    repair: Annotated[
+        bool, typer.Option("--repair", help="Drop bad shards, so that build makes them again, and garbage.")
+    ] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Check every object against its digest."""
@@ -146,6 +156,7 @@ def verify(
 
         opened = _open(cache)
         with terminal.watching("shards") as watch:
+
             def on_shard(done: int, total: int) -> None:
                 if done == 1:
                     watch.begin(f"verify {cache}", total)
@@ -176,10 +187,12 @@ def verify(
 @app.command()
 def query(
     cache: CacheArgument,
-    sql: Annotated[str, typer.Argument(metavar="SELECT", help='SQL over the table "samples", or over a dataset\'s own.')],
+    sql: Annotated[
+        str, typer.Argument(metavar="SELECT", help='SQL over the table "samples", or over a dataset\'s own.')
+    ],
     as_json: JsonOption = False,
 ) -> None:
-    """Ask the per-sample table: label, split, and each teacher's top class, entropy, …"""
+    """Ask the per-sample table: label, split, each teacher's top class, entropy and so on."""
     from jobs import terminal
 
     def action() -> int:
@@ -293,7 +306,9 @@ def _print_report(cache: str, report: BuildReport, as_json: bool) -> None:
             terminal.out.print(f"  … {len(rows) - SHOWN_QUARANTINED} more; --json lists all")
     for kind, shards in (("refused", report.refused), ("failed", report.failed)):
         if shards:
-            terminal.out.print(f"{len(shards)} shards {kind}; the reasons are above. The same command tries them again.")
+            terminal.out.print(
+                f"{len(shards)} shards {kind}; the reasons are above. The same command tries them again."
+            )
 
 
 def main() -> None:

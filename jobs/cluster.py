@@ -64,7 +64,9 @@ def open_runner(options: ClusterOptions) -> Iterator[Runner]:
     import dask
     from distributed import Client, LocalCluster
 
-    logging.getLogger("distributed").setLevel(logging.CRITICAL)  # its worker losses are ours to report
+    for name in ["distributed", *logging.root.manager.loggerDict]:  # each child has a level of its own
+        if name.partition(".")[0] == "distributed":
+            logging.getLogger(name).setLevel(logging.CRITICAL)  # its worker losses are ours to report
     memory = {f"distributed.worker.memory.{limit}": False for limit in ("target", "spill", "pause")}
     with contextlib.ExitStack() as stack:
         stack.enter_context(dask.config.set({**memory, "distributed.scheduler.allowed-failures": 3}))

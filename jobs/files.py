@@ -34,7 +34,7 @@ class CacheJob(Options):
 
     cache: Url
     dataset: Annotated[list[AnySource], Field(min_length=1)]
-    teacher: list[TeacherOptions] = []
+    teacher: list[TeacherOptions] = Field(default=[])
     cluster: ClusterOptions = ClusterOptions()
 
     @model_validator(mode="after")
@@ -44,7 +44,10 @@ class CacheJob(Options):
         _refuse_twice("teacher", [teacher.name for teacher in self.teacher])
         for teacher in self.teacher:
             if unknown := sorted(set(teacher.datasets or ()) - set(datasets)):
-                raise ValueError(f"teacher {teacher.name} names unknown datasets {', '.join(unknown)}; there are {', '.join(datasets)}")
+                there = ", ".join(datasets)
+                raise ValueError(
+                    f"teacher {teacher.name} names unknown datasets {', '.join(unknown)}; there are {there}"
+                )
         return self
 
 
@@ -60,7 +63,7 @@ class StudentJob(DataOptions):
 
     cache: Url
     runs: JobPath
-    defaults: dict[str, Any] = {}
+    defaults: dict[str, Any] = Field(default={})
     student: Annotated[list[StudentOptions], Field(min_length=1)]
 
     @model_validator(mode="before")
@@ -98,7 +101,9 @@ def read_job(path: Path, kind: type[Job]) -> Job:
         return kind.model_validate(values, context={"folder": path.resolve().parent})
     except ValidationError as error:
         mistakes = [_mistake(kind, detail) for detail in error.errors()]
-        raise BadJob(f"{path} has {len(mistakes)} mistake{'s' if len(mistakes) > 1 else ''}", found="\n".join(mistakes)) from None
+        raise BadJob(
+            f"{path} has {len(mistakes)} mistake{'s' if len(mistakes) > 1 else ''}", found="\n".join(mistakes)
+        ) from None
 
 
 def _refuse_twice(kind: str, names: list[str]) -> None:
@@ -147,7 +152,12 @@ def _below(option: Any, part: str | int) -> list[Any]:
 
 def _tagged(model: Any, part: str | int) -> list[Any]:
     """A discriminated union puts its tag into the location: keep the member that bears it."""
-    tags = {tag for name in ("kind", "loss") if name in model.model_fields for tag in typing.get_args(model.model_fields[name].annotation)}
+    tags = {
+        tag
+        for name in ("kind", "loss")
+        if name in model.model_fields
+        for tag in typing.get_args(model.model_fields[name].annotation)
+    }
     return [model] if part in tags else []
 
 

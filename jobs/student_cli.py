@@ -29,7 +29,9 @@ RunsArgument = Annotated[Path, typer.Argument(metavar="RUNS", help="A folder of 
 
 
 @app.command()
-def train(job: JobArgument, dry_run: DryRunOption = False, device: DeviceOption = "auto", as_json: JsonOption = False) -> None:
+def train(
+    job: JobArgument, dry_run: DryRunOption = False, device: DeviceOption = "auto", as_json: JsonOption = False
+) -> None:
     """Train every student of the job; finished ones are skipped, interrupted ones resume."""
     from jobs import terminal
 
@@ -57,7 +59,9 @@ def train(job: JobArgument, dry_run: DryRunOption = False, device: DeviceOption 
         if as_json:
             failed = {name: str(error) for name, error in summary.errors.items()}
             records = [record.model_dump(mode="json", exclude={"identity"}) for record in summary.records]
-            terminal.print_json({"runs": str(read.runs), "students": records, "failed": failed, "exit_code": summary.exit_code})
+            terminal.print_json(
+                {"runs": str(read.runs), "students": records, "failed": failed, "exit_code": summary.exit_code}
+            )
         else:
             _print_comparison(read.runs)
         return summary.exit_code
@@ -127,7 +131,10 @@ def _print_plan(plan: DryRun, as_json: bool) -> None:
         return
     print_table(pl.DataFrame(students))
     if plan.memory is not None:
-        memory, parts = plan.memory, ", ".join(f"{name} {terminal.si(size, 'B')}" for name, size in plan.memory.parts.items())
+        memory, parts = (
+            plan.memory,
+            ", ".join(f"{name} {terminal.si(size, 'B')}" for name, size in plan.memory.parts.items()),
+        )
         device = "" if memory.device_bytes is None else f", {terminal.si(memory.device_bytes, 'B')} on the device"
         terminal.out.print(f"memory, at most {terminal.si(memory.host_bytes, 'B')}{device}: {parts}")
         terminal.out.print(f"rows: {'resident' if memory.residency.resident else 'stream'} ({memory.residency.why})")

@@ -19,7 +19,9 @@ def print_table(frame: pl.DataFrame, title: str | None = None) -> None:
     table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
     for name, dtype in frame.schema.items():
         # A header breaks at its underscores, and long text anywhere; a number never.
-        table.add_column(name.replace("_", " "), justify="right" if dtype.is_numeric() else "left", no_wrap=dtype.is_numeric())
+        table.add_column(
+            name.replace("_", " "), justify="right" if dtype.is_numeric() else "left", no_wrap=dtype.is_numeric()
+        )
     for row in frame.head(SHOWN_ROWS).iter_rows(named=True):
         table.add_row(*(_cell(name, value) for name, value in row.items()))
     out.print(table)

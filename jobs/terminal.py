@@ -34,7 +34,13 @@ def run(action: Callable[[], int | None], *, as_json: bool) -> NoReturn:
         code = action() or 0
     except StillroomError as error:
         if as_json:
-            fields = {"error": type(error).__name__, "what": error.what, "found": error.found, "expected": error.expected, "do": error.do}
+            fields = {
+                "error": type(error).__name__,
+                "what": error.what,
+                "found": error.found,
+                "expected": error.expected,
+                "do": error.do,
+            }
             print_json(fields | {"exit_code": error.exit_code})
         errors.print(Text(str(error)))
         code = error.exit_code
@@ -160,7 +166,13 @@ class Watch:
         seconds = time.monotonic() - self._began
         rate = (self._count - self._first) / seconds if seconds else 0.0
         left = f", {(self._total - self._count) / rate:.0f} s left" if rate and self._count < self._total else ""
-        new = f", {si(rate)}/s{left}" if self._count > self._first else ", all there already" if self._total == self._count else ""
+        new = (
+            f", {si(rate)}/s{left}"
+            if self._count > self._first
+            else ", all there already"
+            if self._total == self._count
+            else ""
+        )
         errors.print(Text(f"{self._name}: {self._count} of {self._total} {self._unit}{new} {detail}".rstrip()))
 
 

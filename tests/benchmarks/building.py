@@ -22,10 +22,10 @@ class StageClock:
         self.seconds = 0.0
         self._began = 0.0
 
-    def stage(self, name: str, rows: int, rows_done: int) -> None:  # noqa: ARG002
+    def stage(self, name: str, rows: int, rows_done: int) -> None:
         self._began = time.perf_counter()
 
-    def done(self, done: Done) -> None:  # noqa: ARG002
+    def done(self, done: Done) -> None:
         self.seconds = time.perf_counter() - self._began
 
     def note(self, text: str) -> None:
@@ -37,7 +37,9 @@ def source(path: Path) -> Any:
     return TypeAdapter(AnySource).validate_python({"kind": "parquet_images", "name": "cifar", "path": str(path)})
 
 
-def build(cache: Path, path: Path, runner: Runner, teachers: tuple[TeacherOptions, ...] = (), threads: int = 1) -> float:
+def build(
+    cache: Path, path: Path, runner: Runner, teachers: tuple[TeacherOptions, ...] = (), threads: int = 1
+) -> float:
     """Build what is missing; return the seconds of the last stage that had work, from its first task to its last."""
     clock = StageClock()
     request = BuildRequest(str(cache), "benchmark", (source(path),), teachers, threads=threads, device="cpu")

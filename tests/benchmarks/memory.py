@@ -16,20 +16,39 @@ from tests.benchmarks.data import TEACHER, TRAIN, require
 from tests.benchmarks.pairs import Figure
 
 ALLOWED = 1.3
+CACHE_JOB = """
+cache = "cache"
+[[dataset]]
+name = "cifar"
+kind = "parquet_images"
+path = "{path}"
+validation = 0.1
+[[teacher]]
+name = "t"
+factory = "{teacher}:ResNet9"
+arguments = {{ width = 16 }}
+"""
+STUDENT_JOB = """
+cache = "cache"
+runs = "runs"
+train = "cifar/train"
+validation = "cifar/validation"
+residency = "stream"
+window_shards = 4
+[[student]]
+name = "s"
+architecture = "cnn"
+options = { widths = [16, 32, 64] }
+epochs = 1
+objective = [{ loss = "kd", teacher = "t" }]
+"""
 
 
 def measure(folder: Path) -> Iterator[Figure]:
     """Yield measured peak over promised bound, in the worker and in the student."""
     cache_job, student_job = folder / "cache.toml", folder / "students.toml"
-    cache_job.write_text(
-        f'cache = "cache"\n[[dataset]]\nname = "cifar"\nkind = "parquet_images"\npath = {json.dumps(str(require(TRAIN)))}\n'
-        f'validation = 0.1\n[[teacher]]\nname = "t"\nfactory = "{require(TEACHER)}:ResNet9"\narguments = {{ width = 16 }}\n'
-    )
-    student_job.write_text(
-        'cache = "cache"\nruns = "runs"\ntrain = "cifar/train"\nvalidation = "cifar/validation"\nresidency = "stream"\n'
-        'window_shards = 4\n[[student]]\nname = "s"\narchitecture = "cnn"\noptions = { widths = [16, 32, 64] }\nepochs = 1\n'
-        'objective = [{ loss = "kd", teacher = "t" }]\n'
-    )
+    cache_job.write_text(CACHE_JOB.format(path=require(TRAIN), teacher=require(TEACHER)))
+    student_job.write_text(STUDENT_JOB)
     bin_folder = Path(sys.executable).parent
     build = [str(bin_folder / "cache"), "build", str(cache_job), "--workers", "1"]
     bound = _json([*build, "--dry-run", "--json"])["worker_memory_bytes"]

@@ -27,7 +27,9 @@ class Figure:
         reached = median >= self.reach if self.side == "at least" else median <= self.reach
         low, high = min(self.values), max(self.values)
         numbers = " ".join(f"{value:>9.3f}" for value in (median, low, high))
-        return f"{self.what:<44} {numbers}   {self.side} {self.reach:g}{self.unit} {'✓' if reached else '✗ NOT REACHED'}"
+        return (
+            f"{self.what:<44} {numbers}   {self.side} {self.reach:g}{self.unit} {'✓' if reached else '✗ NOT REACHED'}"
+        )
 
 
 def pairs(a: Callable[[], float], b: Callable[[], float], runs: int = RUNS) -> list[tuple[float, float]]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import subprocess
 import sys
 import time
@@ -18,6 +17,16 @@ from torch import nn
 def build():
     return nn.Sequential(nn.Flatten(), nn.Linear(3072, 10))
 """
+JOB = """
+cache = "cache"
+[[dataset]]
+name = "cifar"
+kind = "parquet_images"
+path = "{path}"
+[[teacher]]
+name = "linear"
+factory = "linear.py:build"
+"""
 LIBRARIES = "import typer, rich.progress, pydantic, numpy, polars, pyarrow.parquet, zarr, xxhash, PIL.Image"
 
 
@@ -25,10 +34,7 @@ def measure(folder: Path) -> Iterator[Figure]:
     """Yield seconds beyond the imports, for 50,000 rows with a teacher."""
     (folder / "linear.py").write_text(TEACHER)
     job = folder / "job.toml"
-    job.write_text(
-        f'cache = "cache"\n[[dataset]]\nname = "cifar"\nkind = "parquet_images"\npath = {json.dumps(str(require(TRAIN)))}\n'
-        '[[teacher]]\nname = "linear"\nfactory = "linear.py:build"\n'
-    )
+    job.write_text(JOB.format(path=require(TRAIN)))
     program = [str(Path(sys.executable).with_name("cache")), "build", str(job)]
     _seconds(program)
 

@@ -34,7 +34,13 @@ def measure(folder: Path) -> Iterator[Figure]:
         ("cnn", "cnn", {"widths": [16, 32, 64]}),
         ("mlp", "mlp", {"hidden": [128]}),
     ):
-        values = [b / a for a, b in pairs(lambda a=architecture, o=options: _ours(folder, a, o), lambda a=architecture, o=options: _by_hand(folder, a, o))]
+        values = [
+            b / a
+            for a, b in pairs(
+                lambda a=architecture, o=options: _ours(folder, a, o),
+                lambda a=architecture, o=options: _by_hand(folder, a, o),
+            )
+        ]
         yield Figure(f"student step / by hand, {name}", values, 0.98, "at least")
 
 
@@ -47,7 +53,14 @@ def _ours(folder: Path, architecture: str, options: dict[str, object]) -> float:
     shutil.rmtree(folder / "runs", ignore_errors=True)
     objective = [{"loss": "labels", "weight": 0.1}, {"loss": "kd", "teacher": "linear", "weight": 0.9}]
     student = StudentOptions.model_validate(
-        {"name": "s", "architecture": architecture, "options": options, "objective": objective, "epochs": 1, "batch_size": BATCH}
+        {
+            "name": "s",
+            "architecture": architecture,
+            "options": options,
+            "objective": objective,
+            "epochs": 1,
+            "batch_size": BATCH,
+        }
     )
     data = DataOptions(train="cifar", validation="cifar", residency="resident")
     summary = train_students(Request(Cache.open(str(folder / "cache")), folder / "runs", data, (student,), "cpu"))
@@ -70,7 +83,9 @@ def _by_hand(folder: Path, architecture: str, options: dict[str, object]) -> flo
     logits_NC = torch.cat([torch.from_numpy(cache.read_targets("cifar", "linear", s)["logits"]) for s in shards])
     labels_N = torch.from_numpy(cache.samples("cifar")["label"].to_numpy().copy())
     torch.manual_seed(0)
-    spec = StudentSpec(architecture=architecture, options=options, num_classes=10, input_shape=(3, 32, 32), mean=(0.5,), std=(0.5,))
+    spec = StudentSpec(
+        architecture=architecture, options=options, num_classes=10, input_shape=(3, 32, 32), mean=(0.5,), std=(0.5,)
+    )
     model = build_student(spec).train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=5e-4, fused=True)
     temperature = 4.0
@@ -79,7 +94,9 @@ def _by_hand(folder: Path, architecture: str, options: dict[str, object]) -> flo
         inputs_B = inputs_N[rows_B].float() / 255
         student_BC = model(inputs_B)
         teacher_BC = (logits_NC[rows_B].float() / temperature).log_softmax(dim=1)
-        kd = functional.kl_div((student_BC / temperature).log_softmax(dim=1), teacher_BC, reduction="batchmean", log_target=True)
+        kd = functional.kl_div(
+            (student_BC / temperature).log_softmax(dim=1), teacher_BC, reduction="batchmean", log_target=True
+        )
         loss = 0.1 * functional.cross_entropy(student_BC, labels_N[rows_B]) + 0.9 * temperature**2 * kd
         loss.backward()
         optimizer.step()

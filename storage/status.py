@@ -1,0 +1,123 @@
+"""What people ask of a cache in the morning: how far it is, what it promises, and what its samples are like."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import polars as pl
+
+from storage.cache import Cache
+from storage.errors import BadRequest, IncompleteCache
+from storage.ledger import Ledger, list_stages
+from storage.shards import INGEST, ShardKey
+from storage.spec import Spec
+
+STATUS_SCHEMA = {
+    "dataset": pl.String,
+    "teacher": pl.String,
+    "view": pl.String,
+    "rows": pl.Int64,
+    "rows_done": pl.Int64,
+    "rows_missing": pl.Int64,
+    "quarantined": pl.Int64,
+    "shards": pl.Int64,
+    "shards_done": pl.Int64,
+    "bytes": pl.Int64,
+    "rows_per_s": pl.Float64,
+}
+
+
+def read_status(cache: Cache) -> pl.DataFrame:
+    """Return one row per dataset, teacher and view.
+
+    Returns:
+        `dataset`, `teacher` ("ingest" for the dataset's own inputs), `view`, `rows` planned, `rows_done`,
+        `rows_missing`, `quarantined`, `shards`, `shards_done`, `bytes`, and `rows_per_s` of one worker.
+    """
+    ledger = Ledger.load(cache.objects)
+    rows = []
+    for dataset, teacher, view in _stages(cache):
+        plan = cache.plan(dataset)
+        commits = ledger.of(dataset, teacher, view)
+        done, seconds = int(commits["rows"].sum()), float(commits["seconds"].sum())
+        rows.append(
+            {
+                "dataset": dataset,
+                "teacher": teacher or INGEST,
+                "view": view,
+                "rows": plan.num_rows,
+                "rows_done": done,
+                "rows_missing": plan.num_rows - done,
+                "quarantined": int(commits["quarantined"].sum()) if teacher is None else 0,
+                "shards": len(plan.shards()),
+                "shards_done": len(commits),
+                "bytes": int(commits["bytes"].sum()),
+                "rows_per_s": round(done / seconds, 1) if seconds else None,
+            }
+        )
+    return pl.DataFrame(rows, schema=STATUS_SCHEMA)
+
+
+def read_info(cache: Cache) -> dict[str, Any]:
+    """Return everything that a cache promises, with fingerprints, and where its first shards came from, as JSON."""
+    return cache.spec.model_dump(mode="json") | {
+        "datasets": {
+            name: _described(cache.dataset(name))
+            | {"rows": cache.plan(name).num_rows, "provenance": _provenance(cache, name, None)}
+            | {
+                "teachers": {
+                    teacher: _described(cache.teacher(name, teacher))
+                    | {"serves": sorted(cache.teacher(name, teacher).encoding.serves)}
+                    | {"provenance": _provenance(cache, name, teacher)}
+                    for teacher in cache.teacher_names(name)
+                }
+            }
+            for name in cache.dataset_names()
+        }
+    }
+
+
+def query_samples(cache: Cache, sql: str) -> pl.DataFrame:
+    """Return the result of a SELECT over the per-sample tables.
+
+    Args:
+        cache: an open cache.
+        sql: over `samples`, all datasets together with a column `dataset`, or over one dataset by its name.
+
+    Raises:
+        BadRequest: the SQL does not parse, or names what is not there.
+    """
+    tables = {}
+    for name in cache.dataset_names():
+        teachers = [teacher for teacher in cache.teacher_names(name) if cache.committed(name, teacher)]
+        if cache.committed(name):
+            tables[name] = cache.samples(name, teachers).insert_column(0, pl.lit(name).alias("dataset"))
+    if not tables:
+        raise IncompleteCache(f"{cache.url} holds no samples yet", do="cache build JOB.toml")
+    everything = pl.concat(tables.values(), how="diagonal")
+    try:
+        return pl.SQLContext({**tables, "samples": everything}, eager=True).execute(sql)
+    except pl.exceptions.PolarsError as error:
+        raise BadRequest(
+            "cannot answer the query",
+            found=str(error),
+            expected=f"tables {', '.join(['samples', *tables])}; columns {', '.join(everything.columns)}",
+            do='put names that hold dashes or dots in double quotes: SELECT * FROM "cifar10-train"',
+        ) from None
+
+
+def _stages(cache: Cache) -> list[tuple[str, str | None, str]]:
+    """Return every stage, also one that is promised and has no shard yet."""
+    stages = list_stages(cache.objects)
+    promised = [(name, teacher) for name in cache.dataset_names() for teacher in cache.teacher_names(name)]
+    absent = [(*pair, "plain") for pair in promised if pair not in {stage[:2] for stage in stages}]
+    return sorted([*stages, *absent], key=lambda stage: (stage[0], stage[1] or "", stage[2]))
+
+
+def _described(spec: Spec) -> dict[str, Any]:
+    return spec.model_dump(mode="json") | {"fingerprint": spec.fingerprint}
+
+
+def _provenance(cache: Cache, dataset: str, teacher: str | None) -> dict[str, Any] | None:
+    shards = cache.committed(dataset, teacher)
+    return cache.commit(ShardKey(dataset, teacher, "plain", min(shards))).about if shards else None
