@@ -53,8 +53,8 @@ class Segment:
     def num_rows(self) -> int:
         return int(self.extents["rows"].sum())
 
-    def to_parquet(self, path: str = "") -> bytes:
-        """Return the segment's bytes; with its path in the cache, a swapped file is noticed."""
+    def to_parquet(self, path: str) -> bytes:
+        """Return the segment's bytes, with its path in the cache, so that a swapped file is noticed."""
         table = self.extents.select(*EXTENT_SCHEMA).cast(EXTENT_SCHEMA).to_arrow()  # type: ignore[arg-type]
         return seal(table, {"path": path, "rows_per_shard": self.rows_per_shard})
 
@@ -134,7 +134,7 @@ def _read_segment(objects: Objects, path: str) -> Segment:
     data = objects.get(path)
     try:
         about, table = unseal(data)
-        if about["path"] not in ("", path):
+        if about["path"] != path:
             raise ValueError(f"it is {about['path']}")
         extents = pl.DataFrame(pl.from_arrow(table)).select(*EXTENT_SCHEMA).cast(EXTENT_SCHEMA)  # type: ignore[arg-type]
         return Segment(extents, int(about["rows_per_shard"]))

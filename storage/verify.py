@@ -15,7 +15,7 @@ from typing import NamedTuple
 import numpy as np
 
 from storage.cache import Cache
-from storage.errors import CorruptObject, IncompleteCache, StillroomError
+from storage.errors import CorruptObject, IncompleteCache
 from storage.ledger import list_stages
 from storage.rows import ShardRows
 from storage.shards import (
@@ -28,6 +28,7 @@ from storage.shards import (
     stage_folder,
     unpack_checked,
 )
+from storage.spec import TeacherSpec, read_spec
 from storage.views import PLAIN
 
 GRACE_S = 24 * 3600.0  # an uncommitted group younger than this may belong to a running build
@@ -63,18 +64,21 @@ def verify(cache: Cache, on_shard: Callable[[int, int], None] | None = None) -> 
     Args:
         cache: an open cache.
         on_shard: called with (shards done, shards in all).
+
+    Raises:
+        CorruptObject: a promise or a plan is damaged, which no build can make again.
     """
+    promised = _Promised.by(cache)
     keys = [
         ShardKey(*stage, shard)
         for stage in list_stages(cache.objects)
         for shard in sorted(list_commits(cache.objects, stage_folder(*stage)))
     ]
-    rows = {name: {s.shard: s for s in cache.shards(name)} for name in cache.dataset_names()}
     bad: list[BadShard] = []
     groups: set[str] = set()
     num_bytes = 0
     with ThreadPoolExecutor(max_workers=4) as pool:
-        checks = pool.map(lambda key: _check(cache, key, rows[key.dataset].get(key.shard)), keys)
+        checks = pool.map(lambda key: _check(cache, key, promised), keys)
         for done, (key, (commit, reason)) in enumerate(zip(keys, checks, strict=True), start=1):
             if commit is not None:
                 groups.add(commit.group)
@@ -88,9 +92,9 @@ def verify(cache: Cache, on_shard: Callable[[int, int], None] | None = None) -> 
 
 def repair(cache: Cache, found: Verification) -> None:
     """Drop every shard that is still bad, so that the next build computes it again, and all garbage."""
+    promised = _Promised.by(cache)
     for key, _ in found.bad:
-        planned = {shard.shard: shard for shard in cache.shards(key.dataset)}.get(key.shard)
-        commit, reason = _check(cache, key, planned)  # again: a builder may have mended it since
+        commit, reason = _check(cache, key, promised)  # again: a builder may have mended it since
         if reason is None:
             continue
         cache.objects.delete(key.commit_path)  # first, so that no reader meets a commit without its objects
@@ -101,8 +105,35 @@ def repair(cache: Cache, found: Verification) -> None:
     cache.objects.sweep(GRACE_S)
 
 
-def _check(cache: Cache, key: ShardKey, planned: ShardRows | None) -> tuple[Commit | None, str | None]:
-    """Return the commit of a shard, if it can be read, and what is wrong with the shard, if anything is."""
+@dataclass(frozen=True)
+class _Promised:
+    """What the shards of a cache must agree with: planned rows by dataset, and fingerprints of teachers."""
+
+    shards: dict[str, dict[int, ShardRows]]
+    teachers: dict[tuple[str, str], str]
+
+    @classmethod
+    def by(cls, cache: Cache) -> _Promised:
+        names = cache.dataset_names()
+        stages = [(dataset, teacher) for dataset, teacher, _ in list_stages(cache.objects) if teacher is not None]
+        for name in names:
+            cache.dataset(name)
+        return cls(
+            {name: {planned.shard: planned for planned in cache.shards(name)} for name in names},
+            {
+                (dataset, teacher): read_spec(
+                    cache.objects, f"{dataset}/{teacher}/teacher.json", TeacherSpec
+                ).fingerprint
+                for dataset, teacher in stages
+            },
+        )
+
+
+def _check(cache: Cache, key: ShardKey, promised: _Promised) -> tuple[Commit | None, str | None]:
+    """Return the commit of a shard, if it can be read, and what is wrong with the shard, if anything is.
+
+    A disk or network that fails is no fault of the shard: StorageFailure goes through.
+    """
     try:
         commit = cache.commit(key, with_table=True)
     except CorruptObject as error:
@@ -110,6 +141,7 @@ def _check(cache: Cache, key: ShardKey, planned: ShardRows | None) -> tuple[Comm
     except IncompleteCache:
         return None, None  # dropped by a repair beside this one
     try:
+        planned = promised.shards[key.dataset].get(key.shard)
         if planned is None or (commit.start, commit.stop) != (planned.start, planned.stop):
             raise CorruptObject(
                 f"{key} is not the shard that was planned",
@@ -117,19 +149,29 @@ def _check(cache: Cache, key: ShardKey, planned: ShardRows | None) -> tuple[Comm
                 expected="no such shard" if planned is None else f"rows {planned.start} to {planned.stop}",
             )
         objects = {stored.path: get_checked(cache.objects, commit, stored) for stored in commit.objects}
-        _check_content(cache, commit, unpack_checked(commit, objects, commit.array_names))
-    except StillroomError as error:
+        _check_rows(commit)
+        arrays = unpack_checked(commit, objects, commit.array_names)
+        if key.teacher is not None:
+            _check_targets(cache, commit, arrays, promised.teachers[key.dataset, key.teacher])
+    except CorruptObject as error:
         return commit, str(error)
     return commit, None
 
 
-def _check_content(cache: Cache, commit: Commit, arrays: dict[str, np.ndarray]) -> None:
-    """Check what digests cannot: row numbers, that every value is finite, that targets belong to today's inputs."""
+def _check_rows(commit: Commit) -> None:
     rows = commit.table["row"].to_numpy()
     if not np.array_equal(rows, np.arange(commit.start, commit.stop)):
         raise CorruptObject(f"{commit.key}: its table does not list rows {commit.start} to {commit.stop}")
-    if commit.key.teacher is None:
-        return
+
+
+def _check_targets(cache: Cache, commit: Commit, arrays: dict[str, np.ndarray], promise: str) -> None:
+    """Check what digests cannot: that every value is finite, of the promised teacher and of today's inputs."""
+    if commit.about.get("promise", promise) != promise:
+        raise CorruptObject(
+            f"{commit.key} was made by another teacher than teacher.json promises",
+            found=f"teacher fingerprint {commit.about['promise']}",
+            expected=f"teacher fingerprint {promise}",
+        )
     for name, array_S in arrays.items():
         bf16 = array_S.dtype == np.uint16  # the bits of bfloat16 are the high half of a float32
         if not np.isfinite((array_S.astype(np.uint32) << 16).view(np.float32) if bf16 else array_S).all():

@@ -91,7 +91,7 @@ def _keys(path: Path) -> list[str]:
 
 
 @lru_cache(maxsize=4)  # each shard would decompress the .npz again
-def _load_numpy(path: Path, version: str, key: str) -> np.ndarray:  # noqa: ARG001  the version is for the cache
+def _load_numpy(path: Path, version: str, key: str) -> np.ndarray:
     with _opened(path) as loaded:
         if isinstance(loaded, np.ndarray):
             return loaded

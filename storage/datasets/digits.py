@@ -27,7 +27,7 @@ class DigitsSource(Source):
     def class_names(self) -> list[str]:
         return [str(digit) for digit in range(10)]
 
-    def read(self, file: str, position: int, rows: int) -> Iterator[RawSample]:  # noqa: ARG002  the interface is every source's
+    def read(self, file: str, position: int, rows: int) -> Iterator[RawSample]:
         from sklearn.datasets import load_digits
 
         bunch = load_digits()

@@ -40,7 +40,7 @@ class FactorySource(Source):
     def class_names(self) -> list[str]:
         return [str(name) for name in getattr(self._dataset(), "classes", [])]
 
-    def read(self, file: str, position: int, rows: int) -> Iterator[RawSample]:  # noqa: ARG002  the interface is every source's
+    def read(self, file: str, position: int, rows: int) -> Iterator[RawSample]:
         dataset = self._dataset()
         for i in range(position, position + rows):
             try:

@@ -35,7 +35,7 @@ class ImageFolderSource(ImageSource):
     def class_names(self) -> list[str]:
         return list(_labels(self.path, LocalFile.of(self.path).version))
 
-    def read(self, file: str, position: int, rows: int) -> Iterator[RawSample]:  # noqa: ARG002  the interface is every source's
+    def read(self, file: str, position: int, rows: int) -> Iterator[RawSample]:
         label = _labels(self.path, LocalFile.of(self.path).version)[Path(file).parts[0]]
         for _ in range(rows):  # one file is one sample
             try:
@@ -45,7 +45,7 @@ class ImageFolderSource(ImageSource):
 
 
 @lru_cache(maxsize=8)  # one listing for a million files; a new class changes the folder's version
-def _labels(path: Path, version: str) -> dict[str, int]:  # noqa: ARG001  the version is for the cache
+def _labels(path: Path, version: str) -> dict[str, int]:
     if not path.is_dir():
         raise MissingSource(f"{path} is not a folder", expected="a folder with one sub-folder of images for each class")
     names = sorted(entry.name for entry in path.iterdir() if entry.is_dir() and not entry.name.startswith("."))

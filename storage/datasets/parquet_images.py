@@ -144,7 +144,7 @@ def _reading(path: Path) -> Iterator[None]:
 @lru_cache(
     maxsize=KEPT_ROW_GROUPS
 )  # neighbouring shards share a row group, and each task would decompress it again; by version
-def _read_group(path: Path, version: str, number: int, columns: tuple[str, ...]) -> pa.Table:  # noqa: ARG001
+def _read_group(path: Path, version: str, number: int, columns: tuple[str, ...]) -> pa.Table:
     with _reading(path):
         return pq.ParquetFile(path).read_row_group(number, columns=list(columns))
 

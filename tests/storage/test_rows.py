@@ -117,7 +117,10 @@ def test_a_missing_segment_is_an_error_and_moves_no_row(objects: LocalObjects, s
     objects.delete(segment_path("d", 1))
     with pytest.raises(MissingObject) as caught:
         read_plan(objects, "d")
-    assert caught.value.what == f"{objects.url}/d/plan/00001.parquet is not there"
+    assert (caught.value.what, caught.value.do) == (
+        f"{objects.url}/d/plan/00001.parquet is not there",
+        "restore it from a copy of the cache",
+    )
 
 
 def test_every_flipped_byte_of_a_segment_is_noticed(objects: LocalObjects, segment: Make) -> None:

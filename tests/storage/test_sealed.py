@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from io import BytesIO
 
 import polars as pl
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -66,7 +68,9 @@ def test_bytes_that_are_no_such_file_are_refused(data: bytes) -> None:
 def test_rows_and_json_that_look_like_a_seal_do_no_harm() -> None:
     fake = f"stillroom-xxh3-128:{'0' * 32}"
     table = pa.table({"text": pa.array([fake])})
-    assert unseal(seal(table, {"about": fake})) == ({"about": fake}, table)
+    data = seal(table, {"about": fake})
+    sealed = json.loads(pq.read_metadata(BytesIO(data)).metadata[b"stillroom"])["seal"] != fake
+    assert (unseal(data), sealed) == (({"about": fake}, table), True)
 
 
 def test_a_table_of_no_rows_comes_back() -> None:

@@ -13,7 +13,8 @@ import pyarrow as pa
 import pytest
 
 from storage.cache import Cache
-from storage.objects import TEMPORARY_PREFIX
+from storage.errors import CorruptObject, StorageFailure
+from storage.objects import TEMPORARY_PREFIX, LocalObjects
 from storage.sealed import unseal
 from storage.shards import Commit, ShardKey, write_shard
 from storage.verify import GRACE_S, repair, verify
@@ -143,6 +144,35 @@ def test_targets_of_inputs_that_have_changed_since_are_found(cache: Cache, write
 def test_damaged_inputs_do_not_condemn_what_a_teacher_said_of_them(cache: Cache) -> None:
     (Path(cache.url) / INGEST.commit_path).write_bytes(b"")
     assert bad(cache) == [INGEST]
+
+
+def test_targets_of_another_teacher_than_promised_are_found(cache: Cache) -> None:
+    commit = cache.commit(TARGETS, with_table=True)
+    arrays = cache.read_targets("digits", "cnn", 1)
+    cache.objects.delete(TARGETS.commit_path)
+    about = commit.about | {"promise": "another"}
+    write_shard(cache.objects, TARGETS, rows=(4, 8), arrays=arrays, table=commit.table, about=about)
+    ((found, reason),) = verify(cache).bad
+    assert (found, reason.splitlines()[1]) == (TARGETS, "  found     teacher fingerprint another")
+
+
+@pytest.mark.parametrize("path", ["digits/dataset.json", "digits/cnn/teacher.json", "digits/plan/00000.parquet"])
+def test_a_damaged_promise_is_named_and_no_shard_is_blamed_for_it(cache: Cache, path: str) -> None:
+    (Path(cache.url) / path).write_bytes(b"{}")
+    with pytest.raises(CorruptObject) as caught:
+        verify(cache)
+    assert caught.value.what.startswith(f"{cache.url}/{path} is not a whole ")
+
+
+def test_a_disk_that_fails_is_not_taken_for_damage(cache: Cache, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(self: LocalObjects, path: str) -> bytes:
+        if "/c/" in path:
+            raise StorageFailure(f"cannot read {path}", found="Connection reset by peer")
+        return (self.root / path).read_bytes()
+
+    monkeypatch.setattr(LocalObjects, "get", fail)
+    with pytest.raises(StorageFailure):
+        verify(cache)
 
 
 def test_every_damage_is_found_not_only_the_first(cache: Cache) -> None:
