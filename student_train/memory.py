@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from storage.cache import Cache
+from storage.errors import BadRequest
 from student_train.loop import make_optimizer
 from student_train.needs import Batch, Needs, Shapes
 from student_train.objective import Objective, Tapped, check_student, student_layers
@@ -124,7 +125,7 @@ def measure_step(student: Prepared) -> StepBytes:
     """
     try:
         return _measure(student, torch.device("meta"))
-    except (NotImplementedError, RuntimeError):
+    except (NotImplementedError, RuntimeError, BadRequest):  # it was built on the CPU once already
         return _measure(student, torch.device("cpu"))
 
 

@@ -158,7 +158,8 @@ def compare_runs(runs: Path) -> pl.DataFrame:
     for folder in sorted(path for path in runs.iterdir() if path.is_dir()) if runs.is_dir() else []:
         record = read_record(folder)
         if record is not None:
-            rows.append(record.model_dump(include=set(COMPARISON)))
+            error = record.error and record.error.splitlines()[0]
+            rows.append(record.model_dump(include=set(COMPARISON)) | {"error": error})
         elif (folder / CHECKPOINT_FILE).exists():
             rows.append(_unfinished(folder))
     if not rows:

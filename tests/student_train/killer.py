@@ -1,0 +1,68 @@
+"""Trains that die: `python -m tests.student_train.killer CACHE RUNS STUDENT_JSON EVERY FOLDERS`.
+
+This process imports everything and starts no thread, so that each training is a fork of it and takes no time to start.
+Each is killed (SIGKILL) at its n-th system call that writes, n growing by EVERY, in the folder RUNS/<n>; or, with
+FOLDERS "one", always at its EVERY-th, in RUNS. Ends when a training came to its end first; prints how many were killed.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch._dynamo
+
+from storage.cache import Cache
+from student_train.options import DataOptions, StudentOptions
+from student_train.train import Request, train_students
+
+
+def main(cache: str, runs: str, student: str, every: int, folders: str) -> None:
+    """Kill trainings until one is not killed."""
+    kills = 0
+    while True:
+        moment, folder = (every, Path(runs)) if folders == "one" else (kills * every, Path(runs) / str(kills * every))
+        child = os.fork()
+        if child == 0:
+            train_until(moment, cache, folder, student)
+        status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        if status == 0:
+            break
+        assert status == -signal.SIGKILL, status
+        kills += 1
+    print(kills)
+
+
+def train_until(moment: int, cache: str, runs: Path, student: str) -> None:
+    """Train and exit, or be killed."""
+    left = moment
+
+    def counted(call: Callable[..., Any]) -> Callable[..., Any]:
+        def counting(*args: Any, **kwargs: Any) -> Any:
+            nonlocal left
+            left -= 1
+            if left < 0:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return call(*args, **kwargs)
+
+        return counting
+
+    os.fsync, os.replace = counted(os.fsync), counted(os.replace)
+    Path.unlink = counted(Path.unlink)  # type: ignore[method-assign]
+    torch.set_num_threads(1)
+    try:
+        rows = DataOptions(train="toy/train", validation="toy/validation")
+        train_students(Request(Cache.open(cache), runs, rows, (StudentOptions.model_validate_json(student),), "cpu"))
+    except BaseException:
+        sys.excepthook(*sys.exc_info())
+        os._exit(1)
+    os._exit(0)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], sys.argv[2], sys.argv[3], int(sys.argv[4]), sys.argv[5])

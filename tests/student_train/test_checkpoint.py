@@ -1,0 +1,204 @@
+from __future__ import annotations
+
+import json
+import resource
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from storage.cache import Cache
+from storage.errors import CorruptObject, Interrupted, StaleCache, StorageFailure, UnsupportedFormat
+from student_train.checkpoint import Position, read_checkpoint, write_checkpoint
+from student_train.options import StudentOptions
+from student_train.train import train_students
+from tests.student_train.test_loop import EVERYTHING, stop_after, train, weights
+from tests.student_train.toys import Recipe, request_of, student, write_cache
+
+IDENTITY = {"student": {"epochs": 3}, "cache": "c"}
+
+
+def kill(cache: Cache, runs: Path, options: StudentOptions, every: int, folders: str) -> int:
+    """Return how many trainings were killed before one came to its end (`killer.py`)."""
+    arguments = [cache.url, str(runs), options.model_dump_json(), str(every), folders]
+    command = [sys.executable, "-m", "tests.student_train.killer", *arguments]
+    return int(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout)
+
+
+@pytest.mark.slow
+def test_a_kill_at_any_write_of_a_run_changes_nothing(toy_cache: Cache, tmp_path: Path) -> None:
+    options = student(**EVERYTHING, epochs=2, checkpoint_every_steps=4)
+    train(toy_cache, tmp_path / "whole", options)
+    kills = kill(toy_cache, tmp_path / "killed", options, 4, "many")
+    assert kills > 10
+    for moment in range(0, 4 * kills, 4):
+        runs = tmp_path / "killed" / str(moment)
+        train(toy_cache, runs, options)
+        assert (weights(runs) == weights(tmp_path / "whole"), list(runs.rglob(".tmp-*"))) == (True, [])
+
+
+def test_kills_one_after_another_still_end_in_the_same_weights(toy_cache: Cache, tmp_path: Path) -> None:
+    options = student(**EVERYTHING, epochs=2, checkpoint_every_steps=2)
+    train(toy_cache, tmp_path / "whole", options)
+    assert kill(toy_cache, tmp_path / "killed", options, 21, "one") > 2
+    assert weights(tmp_path / "killed") == weights(tmp_path / "whole")
+
+
+@pytest.mark.slow
+def test_a_process_killed_at_any_time_resumes_to_the_same_weights(tmp_path: Path) -> None:
+    cache = write_cache(tmp_path / "cache", Recipe(rows=2000, rows_per_shard=300))
+    options = student(**(EVERYTHING | {"patience_epochs": None, "options": {"hidden": [256, 256]}}), epochs=12)
+    train(cache, tmp_path / "whole", options)
+    job = json.dumps([options.model_dump(mode="json", exclude_none=True)])
+    command = [sys.executable, "-m", "tests.student_train.trainer", cache.url, str(tmp_path / "killed"), job]
+    for delay_s in (0.02, 0.3, 0.5):
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+        assert process.stdout is not None
+        while "StudentStarted" not in process.stdout.readline():
+            pass
+        time.sleep(delay_s)
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+    subprocess.run(command, check=True, capture_output=True)
+    assert weights(tmp_path / "killed") == weights(tmp_path / "whole")
+
+
+def test_a_checkpoint_is_json_and_safetensors_and_nothing_else(toy_cache: Cache, tmp_path: Path) -> None:
+    with pytest.raises(Interrupted):
+        train(toy_cache, tmp_path, student(), stop=stop_after(15))
+    names = sorted(path.name for path in (tmp_path / "a").iterdir() if path.name != ".lock")
+    checkpoint = json.loads((tmp_path / "a/checkpoint.json").read_text())
+    assert names == sorted([checkpoint["weights_file"], "checkpoint.json"])
+    assert (checkpoint["epoch"], checkpoint["step"], checkpoint["torch_version"]) == (0, 5, torch.__version__)
+
+
+def test_a_finished_run_leaves_no_checkpoint(toy_cache: Cache, tmp_path: Path) -> None:
+    train(toy_cache, tmp_path, student())
+    names = {path.name for path in (tmp_path / "a").iterdir()}
+    assert names == {".lock", "metrics.parquet", "run.json", "student.json", "student.safetensors"}
+
+
+@pytest.mark.parametrize(
+    ("change", "field"),
+    [
+        ({"epochs": 4}, "student.epochs = 3"),
+        ({"seed": 1}, "student.seed = 0"),
+        ({"options": {"hidden": [17]}}, "student.options.hidden = [16]"),
+        ({"autocast": "bf16"}, 'student.autocast = "fp32"'),
+    ],
+)
+def test_a_checkpoint_of_another_job_is_refused_field_by_field(
+    toy_cache: Cache, tmp_path: Path, change: dict[str, Any], field: str
+) -> None:
+    with pytest.raises(Interrupted):
+        train(toy_cache, tmp_path, student(), stop=stop_after(12))
+    with pytest.raises(StaleCache) as refusal:
+        train(toy_cache, tmp_path, student(**change))
+    assert refusal.value.found == field
+
+
+def test_a_checkpoint_of_another_cache_is_refused(toy_cache: Cache, tmp_path: Path) -> None:
+    with pytest.raises(Interrupted):
+        train(toy_cache, tmp_path, student(), stop=stop_after(12))
+    other = write_cache(tmp_path / "other", Recipe())
+    with pytest.raises(StaleCache) as refusal:
+        train(other, tmp_path, student())
+    assert (refusal.value.found, refusal.value.expected) == (f'cache = "{toy_cache.id}"', f'cache = "{other.id}"')
+
+
+def test_a_checkpoint_of_other_rows_is_refused(tmp_path: Path) -> None:
+    cache = write_cache(tmp_path / "cache", Recipe())
+    with pytest.raises(Interrupted):
+        train(cache, tmp_path, student(), stop=stop_after(12))
+    with pytest.raises(StaleCache, match="data.train, train_rows changed"):
+        train(cache, tmp_path, student(), data={"train": "toy"})
+
+
+def test_how_often_checkpoints_are_written_may_change(toy_cache: Cache, tmp_path: Path) -> None:
+    with pytest.raises(Interrupted):
+        train(toy_cache, tmp_path, student(), stop=stop_after(12))
+    assert train(toy_cache, tmp_path, student(checkpoint_every_steps=1)).status == "finished"
+
+
+def test_the_refusal_reads_as_every_error_does(tmp_path: Path) -> None:
+    write_checkpoint(tmp_path, Position(), {}, IDENTITY)
+    with pytest.raises(StaleCache) as refusal:
+        read_checkpoint(tmp_path, IDENTITY | {"cache": "d"})
+    assert str(refusal.value) == (
+        f"StaleCache: {tmp_path} holds a run of another job: cache changed\n"
+        '  found     cache = "c"\n'
+        '  expected  cache = "d"\n'
+        f"  do        give the student another name, or: rm -r {tmp_path}"
+    )
+
+
+@pytest.mark.parametrize("damage", [lambda data: data[:-3], lambda data: data[:-1] + bytes([data[-1] ^ 1])])
+def test_damaged_weights_are_noticed(tmp_path: Path, damage: Callable[[bytes], bytes]) -> None:
+    write_checkpoint(tmp_path, Position(), {"x": torch.ones(4)}, IDENTITY)
+    (path,) = tmp_path.glob("*.safetensors")
+    path.write_bytes(damage(path.read_bytes()))
+    with pytest.raises(CorruptObject, match="is not what was written"):
+        read_checkpoint(tmp_path, IDENTITY)
+
+
+def test_a_damaged_description_is_noticed(tmp_path: Path) -> None:
+    write_checkpoint(tmp_path, Position(), {}, IDENTITY)
+    (tmp_path / "checkpoint.json").write_text('{"epoch": 1')
+    with pytest.raises(CorruptObject, match="is not a checkpoint"):
+        read_checkpoint(tmp_path, IDENTITY)
+
+
+def test_a_later_format_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "checkpoint.json").write_text('{"format_version": 2}')
+    with pytest.raises(UnsupportedFormat):
+        read_checkpoint(tmp_path, IDENTITY)
+
+
+def test_a_checkpoint_never_names_a_file_of_another_folder(tmp_path: Path) -> None:
+    write_checkpoint(tmp_path / "run", Position(), {}, IDENTITY)
+    described = json.loads((tmp_path / "run/checkpoint.json").read_text())
+    (tmp_path / "secret").write_bytes(b"")
+    (tmp_path / "run/checkpoint.json").write_text(json.dumps(described | {"weights_file": "../secret"}))
+    with pytest.raises(CorruptObject, match="run/secret is not there"):
+        read_checkpoint(tmp_path / "run", IDENTITY)
+
+
+def test_every_tensor_comes_back_bit_for_bit(tmp_path: Path) -> None:
+    tensors = {
+        "float": torch.randn(3, 4),
+        "half": torch.randn(3).bfloat16(),
+        "count": torch.tensor(7),
+        "bytes": torch.get_rng_state(),
+        "strided": torch.randn(4, 4).t(),
+    }
+    write_checkpoint(tmp_path, Position(epoch=2, step=5), tensors, IDENTITY)
+    found = read_checkpoint(tmp_path, IDENTITY)
+    assert found is not None
+    assert (found[0].epoch, found[0].step) == (2, 5)
+    assert all(torch.equal(found[1][name], tensor) for name, tensor in tensors.items())
+
+
+def test_a_full_disk_leaves_the_last_checkpoint_whole(tmp_path: Path) -> None:
+    write_checkpoint(tmp_path, Position(epoch=1), {"x": torch.ones(4)}, IDENTITY)
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2000, before[1]))  # to the writer it is as if the disk were full
+    try:
+        with pytest.raises(StorageFailure, match="cannot write"):
+            write_checkpoint(tmp_path, Position(epoch=2), {"x": torch.ones(4000)}, IDENTITY)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    found = read_checkpoint(tmp_path, IDENTITY)
+    assert found is not None
+    assert (found[0].epoch, len(list(tmp_path.iterdir()))) == (1, 2)
+
+
+def test_stopping_while_rows_are_loaded_loses_nothing(toy_cache: Cache, tmp_path: Path) -> None:
+    with pytest.raises(Interrupted, match="before its first step"):
+        train_students(request_of(toy_cache, tmp_path, student()), stop=stop_after(3))
+    assert train(toy_cache, tmp_path, student()).status == "finished"

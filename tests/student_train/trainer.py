@@ -1,0 +1,38 @@
+"""A student job in a process of its own: `python -m tests.student_train.trainer CACHE RUNS STUDENTS_JSON [DATA_JSON]`.
+
+Prints a line for each event, and at the end what the tests ask of a process: its imports, its files, its memory.
+"""
+
+from __future__ import annotations
+
+import json
+import resource
+import sys
+from pathlib import Path
+
+OPENED: list[str] = []
+
+
+def main(cache: str, runs: str, students: str, data: str = "{}", first_import: str = "") -> None:
+    """Train, and print JSON with `modules`, `opened` and `peak_bytes` on the last line."""
+    sys.addaudithook(lambda event, args: OPENED.append(str(args[0])) if event == "open" else None)
+    if first_import:
+        __import__(first_import)
+    import torch
+
+    from storage.cache import Cache
+    from student_train.options import DataOptions, StudentOptions
+    from student_train.train import Request, train_students
+
+    torch.set_num_threads(1)
+    options = tuple(StudentOptions.model_validate(student) for student in json.loads(students))
+    rows = DataOptions.model_validate({"train": "toy/train", "validation": "toy/validation"} | json.loads(data))
+    request = Request(Cache.open(cache), Path(runs), rows, options, "cpu")
+    summary = train_students(request, report=lambda event: print(type(event).__name__, flush=True))
+    peak_bytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    print(json.dumps({"modules": sorted(sys.modules), "opened": OPENED, "peak_bytes": peak_bytes}))
+    sys.exit(summary.exit_code)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
