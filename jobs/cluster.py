@@ -6,13 +6,16 @@ import contextlib
 import logging
 import os
 from collections.abc import Iterator
-from typing import Annotated, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
 from storage.errors import TryAgain
 from storage.options import Options
 from teacher_cache.runners import Runner, run_inline, run_on_dask
+
+if TYPE_CHECKING:
+    from distributed import WorkerPlugin
 
 THREADS_PER_WORKER = 2  # one task computes while the other reads or writes (teacher_cache.shard_task.LOCK)
 START_TIMEOUT_S = 120
@@ -81,6 +84,7 @@ def open_runner(options: ClusterOptions) -> Iterator[Runner]:
                 )
             )
             client = stack.enter_context(Client(cluster))
+            client.register_plugin(_ignore_ctrl_c())
         else:
             try:
                 client = stack.enter_context(Client(options.address, timeout=START_TIMEOUT_S))
@@ -89,3 +93,16 @@ def open_runner(options: ClusterOptions) -> Iterator[Runner]:
                     f"no Dask scheduler answers at {options.address}", found=str(error), do="start it: dask scheduler"
                 ) from None
         yield run_on_dask(client)
+
+
+def _ignore_ctrl_c() -> WorkerPlugin:
+    """Return what makes workers of our own outlive Ctrl-C; a terminal sends it to all, and the command ends them."""
+    import signal
+
+    from distributed import Worker, WorkerPlugin
+
+    class IgnoreCtrlC(WorkerPlugin):
+        def setup(self, worker: Worker) -> None:
+            signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+    return IgnoreCtrlC()
