@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import re
-from io import BytesIO
 from typing import Any, NamedTuple
 
 import pyarrow as pa
@@ -37,11 +36,11 @@ def seal(table: pa.Table, about: dict[str, Any]) -> bytes:
     """
     # The only metadata of our own, and the seal last in it, so that it is the last match whatever the rows hold.
     text = json.dumps(about | {"seal": f"stillroom-xxh3-128:{UNSEALED.decode()}"})
-    sink = BytesIO()
+    sink = pa.BufferOutputStream()
     with pq.ParquetWriter(sink, table.schema.remove_metadata(), compression="zstd") as writer:
         writer.write_table(table.replace_schema_metadata(None))
         writer.add_key_value_metadata({METADATA_KEY: text})
-    data = sink.getvalue()
+    data = sink.getvalue().to_pybytes()
     position = _seal_position(data)
     return data[:position] + _digest_around(data, position) + data[position + len(UNSEALED) :]
 
@@ -55,7 +54,8 @@ def unseal(data: bytes, *, with_table: bool = True) -> Sealed:
     position = _seal_position(data)
     if _digest_around(data, position) != data[position : position + len(UNSEALED)]:
         raise ValueError("its bytes do not match their digest")
-    file = pq.ParquetFile(BytesIO(data))
+    # Not a BytesIO: Arrow's own threads would call back into Python, and abort a process that is exiting.
+    file = pq.ParquetFile(pa.BufferReader(data))
     about = json.loads(file.metadata.metadata[METADATA_KEY.encode()])
     del about["seal"]
     return Sealed(about, file.read() if with_table else file.schema_arrow.empty_table())
