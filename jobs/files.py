@@ -147,7 +147,8 @@ def _below(option: Any, part: str | int) -> list[Any]:
     if _is_model(option):
         return _flat(option.model_fields[part].annotation) if part in option.model_fields else _tagged(option, part)
     arguments = typing.get_args(option)
-    return _flat(arguments[-1]) if typing.get_origin(option) in (list, tuple, dict) and arguments else [option]
+    item = {list: 0, tuple: 0, dict: 1}.get(typing.get_origin(option))  # of tuple[X, ...] and dict[str, X]: X
+    return [option] if item is None else _flat(arguments[item])
 
 
 def _tagged(model: Any, part: str | int) -> list[Any]:
