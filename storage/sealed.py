@@ -54,11 +54,11 @@ def unseal(data: bytes, *, with_table: bool = True) -> Sealed:
     position = _seal_position(data)
     if _digest_around(data, position) != data[position : position + len(UNSEALED)]:
         raise ValueError("its bytes do not match their digest")
-    # Not a BytesIO: Arrow's own threads would call back into Python, and abort a process that is exiting.
     file = pq.ParquetFile(pa.BufferReader(data))
     about = json.loads(file.metadata.metadata[METADATA_KEY.encode()])
     del about["seal"]
-    return Sealed(about, file.read() if with_table else file.schema_arrow.empty_table())
+    # On this thread: one of Arrow's that lets go of `data` while Python exits would abort the process.
+    return Sealed(about, file.read(use_threads=False) if with_table else file.schema_arrow.empty_table())
 
 
 def _seal_position(data: bytes) -> int:
