@@ -11,6 +11,7 @@ import numpy as np
 import polars as pl
 import pyarrow as pa
 import pytest
+from hypothesis import settings
 
 from storage.cache import Cache
 from storage.digests import digest
@@ -20,6 +21,9 @@ from storage.rows import EXTENT_SCHEMA, Segment, create_segment
 from storage.shards import Commit, ShardKey, write_shard
 from storage.spec import DatasetSpec, TeacherSpec, write_spec
 from storage.views import PLAIN, view_fingerprint
+
+settings.register_profile("stillroom", deadline=None)  # a busy machine is no failure
+settings.load_profile("stillroom")
 
 UNREADABLE_ROW = 3  # of the little cache
 
