@@ -1,0 +1,357 @@
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tests.jobs.conftest import Program
+from tests.teacher_cache.toys import (
+    build,
+    run_program,
+    teacher_section,
+    write_digits,
+    write_job,
+    write_teacher,
+)
+
+SLOW_TO_IMPORT = ("torch", "polars", "zarr", "dask", "distributed", "pyarrow", "sklearn")
+
+
+def imported_by(*arguments: object) -> set[str]:
+    """Return the modules that a program has imported when it ends."""
+    name = arguments[0]
+    code = (
+        f"import sys; sys.argv = {[str(argument) for argument in arguments]!r}\n"
+        f"from jobs.{name}_cli import main\n"
+        "try: main()\n"
+        "except SystemExit as ended: code = ended.code\n"
+        "print('MODULES', code, *sys.modules, file=sys.stderr)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=120)
+    words = done.stderr[done.stderr.index("MODULES") :].split()
+    assert words[1] in ("0", "None"), done.stderr
+    return set(words[2:])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "arguments", [("cache", "--help"), ("cache", "build", "--help"), ("student", "train", "--help")]
+)
+def test_help_imports_nothing_slow(arguments: tuple[str, ...]) -> None:
+    assert imported_by(*arguments).isdisjoint(SLOW_TO_IMPORT)
+
+
+@pytest.mark.slow
+def test_a_build_with_nothing_missing_loads_no_teacher_and_starts_no_cluster(kitchen: Path, tmp_path: Path) -> None:
+    shutil.copytree(kitchen, tmp_path / "kitchen")
+    job = tmp_path / "kitchen/job.toml"
+    job.write_text(job.read_text().replace('kind = "inline"', 'kind = "local"'))
+    modules = imported_by("cache", "build", job)
+    assert modules.isdisjoint({"torch", "dask", "distributed", "safetensors"})
+    assert not any(name.startswith("stillroom_user_") for name in modules)
+
+
+@pytest.mark.slow
+def test_that_check_sees_a_teacher_where_one_is_loaded(kitchen: Path, tmp_path: Path) -> None:
+    shutil.copytree(kitchen, tmp_path / "kitchen")
+    (tmp_path / "kitchen/cache/digits/toy/plain/00001.parquet").unlink()
+    modules = imported_by("cache", "build", tmp_path / "kitchen/job.toml")
+    assert modules >= {"torch", "safetensors"}
+    assert any(name.startswith("stillroom_user_") for name in modules)
+
+
+@pytest.mark.slow
+def test_the_installed_programs_run(kitchen: Path) -> None:
+    done = run_program("cache", "build", kitchen / "job.toml", "--json")
+    assert (done.returncode, json.loads(done.stdout)["present"]) == (0, 6)
+    done = run_program("student", "train", kitchen / "absent.toml", "--json")
+    assert (done.returncode, json.loads(done.stdout)["error"]) == (2, "BadJob")
+
+
+@pytest.mark.slow
+def test_a_pipe_that_is_closed_early_is_no_error(kitchen: Path) -> None:
+    command = (
+        f"{Path(sys.executable).with_name('cache')} info {kitchen / 'cache'} --json | true; exit ${{PIPESTATUS[0]}}"
+    )
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=False, timeout=60)
+    assert "Traceback" not in done.stderr
+    assert "Exception ignored" not in done.stderr
+
+
+# What people look at
+
+
+def test_status_counts_rows_shards_and_bytes(kitchen: Path, program: Program) -> None:
+    ended = program("cache", "status", kitchen / "cache", "--json")
+    stages = json.loads(ended.out)["stages"]
+    shown = [
+        {key: stage[key] for key in ("teacher", "rows", "rows_done", "rows_missing", "shards_done")} for stage in stages
+    ]
+    assert shown == [
+        {"teacher": "ingest", "rows": 40, "rows_done": 40, "rows_missing": 0, "shards_done": 3},
+        {"teacher": "toy", "rows": 40, "rows_done": 40, "rows_missing": 0, "shards_done": 3},
+    ]
+    on_disk = sum(p.stat().st_size for p in (kitchen / "cache/digits/toy/plain").rglob("*.zarr/**/*") if p.is_file())
+    assert stages[1]["bytes"] == on_disk
+    assert ended.code == 0
+
+
+def test_status_of_a_half_built_cache_says_what_is_missing(kitchen: Path, tmp_path: Path, program: Program) -> None:
+    shutil.copytree(kitchen / "cache", tmp_path / "cache")
+    (tmp_path / "cache/digits/toy/plain/00001.parquet").unlink()
+    ended = program("cache", "status", tmp_path / "cache", "--json")
+    assert (ended.code, json.loads(ended.out)["stages"][1]["rows_missing"]) == (3, 16)
+
+
+def test_status_is_a_table_that_fits_a_terminal(kitchen: Path, program: Program) -> None:
+    ended = program("cache", "status", kitchen / "cache")
+    assert "digits" in ended.out
+    assert max(map(len, ended.out.replace(str(kitchen), "").splitlines())) <= 80
+
+
+def test_info_tells_what_a_cache_promises(kitchen: Path, program: Program) -> None:
+    found = json.loads(program("cache", "info", kitchen / "cache", "--json").out)
+    digits = found["datasets"]["digits"]
+    assert (found["format"], digits["rows"], digits["input_shape"]) == (1, 40, [1, 8, 8])
+    toy = digits["teachers"]["toy"]
+    assert toy["model"]["function"] == "build"
+    assert (toy["encoding"], toy["serves"]) == ({"kind": "dense", "dtype": "fp32"}, ["logits"])
+    assert re.fullmatch("[0-9a-f]{32}", toy["fingerprint"])
+    assert toy["provenance"]["promise"] == toy["fingerprint"]
+
+
+def test_info_is_readable(kitchen: Path, program: Program) -> None:
+    out = program("cache", "info", kitchen / "cache").out
+    assert all(word in out for word in ("digits", "toy", "fingerprint", "dense"))
+
+
+def test_verify_finds_a_flipped_bit_and_repair_lets_build_make_it_good(
+    kitchen: Path, tmp_path: Path, program: Program
+) -> None:
+    shutil.copytree(kitchen, tmp_path / "kitchen")
+    cache, job = tmp_path / "kitchen/cache", tmp_path / "kitchen/job.toml"
+    assert program("cache", "verify", cache).code == 0
+    victim = next((cache / "digits/toy/plain").glob("00001-*.zarr/logits/c/0/0"))
+    data = bytearray(victim.read_bytes())
+    data[20] ^= 4
+    victim.write_bytes(data)
+    ended = program("cache", "verify", cache, "--json")
+    assert (ended.code, [bad["shard"] for bad in json.loads(ended.out)["bad"]]) == (65, ["digits/toy/plain/00001"])
+    assert program("cache", "verify", cache, "--repair").code == 0
+    assert json.loads(program("cache", "build", job, "--json").out)["built"] == 1
+    assert program("cache", "verify", cache).code == 0
+
+
+def test_query_answers_sql_over_samples_and_teachers(kitchen: Path, program: Program) -> None:
+    sql = "SELECT label, count(*) AS n, avg(toy_entropy) AS entropy FROM samples GROUP BY label ORDER BY label"
+    rows = json.loads(program("cache", "query", kitchen / "cache", sql, "--json").out)
+    assert ([row["label"] for row in rows], sum(row["n"] for row in rows)) == (list(range(10)), 40)
+    assert "entropy" in program("cache", "query", kitchen / "cache", sql).out
+
+
+def test_a_dry_run_writes_nothing_and_prints_the_memory_bound(kitchen: Path, tmp_path: Path, program: Program) -> None:
+    for name in ("toy.py", "toy.safetensors", "digits.npz", "job.toml"):
+        shutil.copy(kitchen / name, tmp_path / name)
+    found = json.loads(program("cache", "build", tmp_path / "job.toml", "--dry-run", "--json").out)
+    assert [stage["shards_to_do"] for stage in found["stages"]] == [3, 3]
+    assert found["worker_memory_bytes"] > 2**20
+    assert not (tmp_path / "cache").exists()
+    assert "memory of a worker" in program("cache", "build", tmp_path / "job.toml", "--dry-run").out
+
+
+def test_as_builds_a_cache_of_that_name_beside(kitchen: Path, tmp_path: Path, program: Program) -> None:
+    for name in ("toy.py", "toy.safetensors", "digits.npz", "job.toml"):
+        shutil.copy(kitchen / name, tmp_path / name)
+    assert program("cache", "build", tmp_path / "job.toml", "--as", "other").code == 0
+    assert (tmp_path / "other/cache.json").exists()
+    assert not (tmp_path / "cache").exists()
+
+
+def test_partitions_from_the_command_line_complete_a_cache(kitchen: Path, tmp_path: Path, program: Program) -> None:
+    for name in ("toy.py", "toy.safetensors", "digits.npz", "job.toml"):
+        shutil.copy(kitchen / name, tmp_path / name)
+    for i in range(3):
+        assert program("cache", "build", tmp_path / "job.toml", "--partition", f"{i}/3").code == 0
+    assert program("cache", "status", tmp_path / "cache").code == 0
+
+
+# Bad input: a clear error, its exit code, one JSON value where asked for, and never a traceback
+
+
+def bad_job(text: str) -> Callable[[Path], list[object]]:
+    def make(folder: Path) -> list[object]:
+        (folder / "bad.toml").write_text(text)
+        return ["cache", "build", folder / "bad.toml"]
+
+    return make
+
+
+def toy_job(*, act: Callable[[Path], Any] = str, extra: str = "", **arguments: Any) -> Callable[[Path], list[object]]:
+    def make(folder: Path) -> list[object]:
+        write_teacher(folder)
+        job = write_job(folder, write_digits(folder, 20, marked=(3,)), teacher_section(extra=extra, **arguments))
+        act(folder)
+        return ["cache", "build", job]
+
+    return make
+
+
+def later_format(folder: Path) -> None:
+    build(folder / "job.toml")
+    path = folder / "cache/cache.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"format": 99}))
+
+
+DATASET = '[[dataset]]\nname = "digits"\nkind = "digits"\n'
+
+BAD: dict[str, tuple[Callable[[Path], list[object]], int, str]] = {
+    "a job with a typo": (bad_job('cahce = "c"\n' + DATASET), 2, "did you mean `cache`"),
+    "a job that is a folder": (lambda folder: ["cache", "build", folder], 2, "cannot read the job file"),
+    "a job that is binary": (lambda folder: ["cache", "build", sys.executable], 2, "BadJob"),
+    "a job that is empty": (lambda folder: ["cache", "build", "/dev/null"], 2, "field required"),
+    "a job that is not there": (lambda folder: ["cache", "build", folder / "absent.toml"], 2, "No such file"),
+    "a dataset that is not there": (
+        bad_job('cache = "c"\n[[dataset]]\nname = "d"\nkind = "image_folder"\npath = "nowhere"\n'),
+        2,
+        "MissingSource",
+    ),
+    "weights that are not there": (toy_job(act=lambda f: (f / "toy.safetensors").unlink()), 2, "MissingSource: there is no"),
+    "weights that do not fit": (toy_job(classes=7), 2, "BadWeights"),
+    "a pickle where safetensors should be": (
+        toy_job(act=lambda f: (f / "toy.safetensors").write_bytes(b"\x80\x02}q\x00.")),
+        2,
+        "BadWeights",
+    ),
+    "a factory that is not there": (toy_job(act=lambda f: (f / "toy.py").unlink()), 2, "toy.py"),
+    "a factory with a syntax error": (toy_job(act=lambda f: (f / "toy.py").write_text("def (")), 2, "cannot parse"),
+    "a factory that fails to import": (toy_job(act=lambda f: (f / "toy.py").write_text("1 / 0")), 2, "ZeroDivisionError"),
+    "arguments that the factory does not take": (toy_job(depth=3), 2, "unexpected keyword argument 'depth'"),
+    "a layer that is not there": (toy_job(extra='features.f = { layer = "cnv" }'), 2, "near: conv"),
+    "NaN logits": (toy_job(fault="nan"), 3, "1 of 16 rows: 3"),
+    "a later format": (toy_job(act=later_format), 2, "UnsupportedFormat"),
+    "a label outside the classes": (
+        toy_job(act=lambda f: np.savez(f / "digits.npz", inputs=np.zeros((20, 1, 8, 8), np.uint8), labels=np.full(20, 10))),
+        2,
+        "LabelOutOfRange",
+    ),
+    "an empty dataset": (
+        toy_job(act=lambda f: np.savez(f / "digits.npz", inputs=np.zeros((0, 1, 8, 8)), labels=np.zeros(0, int))),
+        2,
+        "is empty",
+    ),
+    "a cache that is a file": (toy_job(act=lambda f: (f / "cache").write_text("")), 2, "cache"),
+    "a cache that is another folder": (
+        toy_job(act=lambda f: [(f / "cache").mkdir(), (f / "cache/thesis.tex").write_text("")]),
+        2,
+        "holds something that is not a cache",
+    ),
+    "no workers": (lambda folder: ["cache", "build", folder, "--workers", "0"], 2, "--workers"),
+    "negative workers": (lambda folder: ["cache", "build", folder, "--workers", "-2"], 2, "--workers"),
+    "a partition past the end": (lambda folder: [*toy_job()(folder), "--partition", "3/2"], 2, "is not a partition"),
+    "a partition that is no fraction": (lambda folder: [*toy_job()(folder), "--partition", "a/b"], 2, "is not a partition"),
+    "a partition of nothing": (lambda folder: [*toy_job()(folder), "--partition", "0/0"], 2, "is not a partition"),
+    "a name that is a path": (lambda folder: [*toy_job()(folder), "--as", "../x"], 2, "is not a name"),
+    "an empty name": (lambda folder: [*toy_job()(folder), "--as", ""], 2, "is not a name"),
+    "a device that does not exist": (lambda folder: [*toy_job()(folder), "--device", "tpu"], 2, "--device"),
+    "no command": (lambda folder: ["cache"], 2, ""),
+    "an unknown command": (lambda folder: ["cache", "biuld"], 2, "biuld"),
+    "an unknown option": (lambda folder: [*toy_job()(folder), "--dryrun"], 2, "--dryrun"),
+    "status of nothing": (lambda folder: ["cache", "status", folder / "absent"], 2, "is not a cache"),
+    "status of a file": (lambda folder: ["cache", "status", "/dev/null"], 2, "is not a cache"),
+    "status of an empty folder": (lambda folder: ["cache", "status", folder], 2, "is not a cache"),
+    "status of an empty name": (lambda folder: ["cache", "status", ""], 2, "is not a cache"),
+    "status of a store that does not exist": (lambda folder: ["cache", "status", "ftp://nowhere/c"], 2, "cannot open"),
+    "info of nothing": (lambda folder: ["cache", "info", folder / "absent"], 2, "is not a cache"),
+    "verify of nothing": (lambda folder: ["cache", "verify", folder / "absent", "--repair"], 2, "is not a cache"),
+    "query of nothing": (lambda folder: ["cache", "query", folder / "absent", "SELECT 1"], 2, "is not a cache"),
+    "students without a cache": (
+        lambda folder: [(folder / "s.toml").write_text(STUDENTS), "student", "train", folder / "s.toml"][1:],
+        2,
+        "is not a cache",
+    ),
+    "a cache job for students": (lambda folder: ["student", "train", toy_job()(folder)[-1]], 2, "unknown key"),
+    "a comparison of nothing": (lambda folder: ["student", "compare", folder / "absent"], 2, ""),
+    "a comparison of a cache": (lambda folder: [toy_job(act=lambda f: build(f / "job.toml"))(folder), "student", "compare", folder / "cache"][1:], 2, ""),
+}  # fmt: skip
+STUDENTS = (
+    'cache = "nowhere"\nruns = "runs"\ntrain = "digits"\nvalidation = "digits"\n[[student]]\nname = "s"\n'
+    'architecture = "mlp"\nobjective = [{ loss = "labels" }]\nepochs = 1\nbatch_size = 8\n'
+)
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_input_is_told_without_a_traceback(tmp_path: Path, program: Program, case: str) -> None:
+    make, code, text = BAD[case]
+    ended = program(*make(tmp_path))
+    assert (ended.code, "Traceback" in ended.err) == (code, False), ended.err
+    assert text in ended.err
+
+
+@pytest.mark.parametrize(
+    "sql",
+    [
+        "",
+        ";",
+        "SELECT",
+        "DROP TABLE samples",
+        "SELECT nothing FROM samples",
+        "SELECT * FROM nowhere",
+        "'",
+        "hello",
+        "\x00",
+    ],
+)
+def test_sql_that_makes_no_sense_is_told_with_the_tables_there_are(kitchen: Path, program: Program, sql: str) -> None:
+    ended = program("cache", "query", kitchen / "cache", sql, "--json")
+    assert ended.code == 2
+    assert json.loads(ended.out)["what"] == "cannot answer the query"
+    assert "samples" in json.loads(ended.out)["expected"]
+
+
+@pytest.mark.parametrize("case", ["a job with a typo", "weights that do not fit", "a cache that is another folder"])
+def test_an_error_is_one_json_value_where_json_is_asked_for(tmp_path: Path, program: Program, case: str) -> None:
+    ended = program(*BAD[case][0](tmp_path), "--json")
+    error = json.loads(ended.out)
+    assert set(error) == {"error", "what", "found", "expected", "do", "exit_code"}
+    assert error["exit_code"] == ended.code == 2
+
+
+def test_a_build_with_refused_rows_is_one_json_value_too(tmp_path: Path, program: Program) -> None:
+    ended = program(*toy_job(fault="nan")(tmp_path), "--json")
+    report = json.loads(ended.out)
+    assert (report["exit_code"], ended.code, len(report["refused"])) == (3, 3, 1)
+
+
+def test_status_of_a_run_folder_is_refused(tmp_path: Path, program: Program) -> None:
+    (tmp_path / "runs/s").mkdir(parents=True)
+    (tmp_path / "runs/s/student.json").write_text("{}")
+    ended = program("cache", "status", tmp_path / "runs")
+    assert (ended.code, "a folder without cache.json" in ended.err) == (2, True)
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b'{"format": "one"}', b"null", b"\xff"])
+def test_a_damaged_promise_is_corruption(kitchen: Path, tmp_path: Path, program: Program, content: bytes) -> None:
+    shutil.copytree(kitchen / "cache", tmp_path / "cache")
+    (tmp_path / "cache/cache.json").write_bytes(content)
+    for command in ("status", "info", "verify"):
+        assert program("cache", command, tmp_path / "cache").code == 65
+
+
+@pytest.mark.skipif(
+    os.geteuid() == 0, reason="root may write anywhere; tests/teacher_cache/test_faults.py mounts a disk"
+)
+def test_a_folder_that_cannot_be_written_is_told(tmp_path: Path, program: Program) -> None:
+    arguments = toy_job()(tmp_path)
+    tmp_path.chmod(0o555)
+    ended = program(*arguments)
+    tmp_path.chmod(0o755)
+    assert (ended.code, "make the folder writable" in ended.err) == (1, True)
