@@ -293,6 +293,8 @@ def _sync_folder(folder: Path) -> None:
 REMEDIES: dict[Any, str] = {
     errno.ENOSPC: "free space on that disk, then run the same command again; what is committed stays",
     errno.EDQUOT: "free space in your quota, then run the same command again; what is committed stays",
+    errno.EEXIST: "name a folder: a file lies there",
+    errno.ENOTDIR: "name a folder: a file lies there",
     errno.EACCES: "make the folder writable for this user, or name another",
     errno.EPERM: "make the folder writable for this user, or name one on a disk that has hard links",
     errno.ENOTSUP: "name a folder on a disk that has hard links",

@@ -15,7 +15,9 @@ from typing import Any, NamedTuple
 import numpy as np
 import psutil  # type: ignore[import-untyped]
 
+from storage.errors import BadTeacher
 from teacher_cache.build import BuildPlan, Stage
+from teacher_cache.teachers import TeacherOptions
 
 SHARDS_IN_FLIGHT = 2
 COPIES_OF_A_SHARD = 3  # as arrays, as packed objects, and as the tensor or file on their way
@@ -59,26 +61,35 @@ def _project_stage(stage: Stage) -> tuple[int, int, int, int]:
     dataset = stage.dataset
     rows = max(shard.stop - shard.start for shard in stage.shards)
     row_bytes = math.prod(dataset.spec.input_shape) * np.dtype(dataset.spec.input_dtype).itemsize
-    if stage.teacher is None:
-        return 0, 0, SHARDS_IN_FLIGHT * COPIES_OF_A_SHARD * rows * row_bytes, dataset.source.buffer_bytes()
+    weights = activations = 0
+    if stage.teacher is not None:
+        batch_shape = (min(rows, stage.teacher.batch_size), *dataset.spec.input_shape)
+        try:
+            weights, activations, feature_bytes = _run_once(stage.teacher, batch_shape, "meta")
+        except BadTeacher:  # its code looks at values, which a meta tensor has none of: run a batch for real
+            weights, activations, feature_bytes = _run_once(stage.teacher, batch_shape, "cpu")
+        num_classes = len(dataset.spec.classes)
+        row_bytes += stage.teacher.encoding.bytes_per_row(num_classes) + feature_bytes
+        row_bytes += num_classes * 4  # raw logits, for the per-sample columns
+    source = dataset.source.buffer_bytes() if stage.teacher is None else 0
+    return weights, int(WORKSPACE * activations), SHARDS_IN_FLIGHT * COPIES_OF_A_SHARD * rows * row_bytes, source
+
+
+def _run_once(options: TeacherOptions, batch_shape: tuple[int, ...], device: str) -> tuple[int, int, int]:
+    """Return bytes of a teacher's weights, of a batch's activations alive at once, and of a row's stored features."""
     import torch
 
     from storage.views import to_float
     from teacher_cache.teachers import load_teacher
 
-    full_precision = stage.teacher.model_copy(update={"autocast": "fp32"})  # an upper bound, and meta has no autocast
+    full_precision = options.model_copy(update={"autocast": "fp32"})  # an upper bound, and meta has no autocast
     teacher = load_teacher(full_precision, torch.device("cpu"))
     weights = sum(t.numel() * t.element_size() for t in teacher.model.state_dict().values())
-    batch = torch.zeros(min(rows, teacher.batch_size), *dataset.spec.input_shape, device="meta")
-    teacher.to(torch.device("meta"))
+    teacher.to(torch.device(device))
     with _live_bytes() as live:
-        _, features = teacher(to_float(batch))
-    stored = stage.teacher.encoding.bytes_per_row(len(dataset.spec.classes))
-    for name, values in features.items():
-        encoded = stage.teacher.features[name].encode(values)
-        stored += encoded[0].numel() * encoded.element_size()
-    stored += len(dataset.spec.classes) * 4  # raw logits, for the per-sample columns
-    return weights, int(WORKSPACE * live.peak), SHARDS_IN_FLIGHT * COPIES_OF_A_SHARD * rows * (row_bytes + stored), 0
+        _, features = teacher(to_float(torch.zeros(batch_shape, device=device)))
+    encoded = [options.features[name].encode(values) for name, values in features.items()]
+    return weights, live.peak, sum(values[0].numel() * values.element_size() for values in encoded)
 
 
 def _live_bytes() -> Any:

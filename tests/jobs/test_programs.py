@@ -248,7 +248,11 @@ BAD: dict[str, tuple[Callable[[Path], list[object]], int, str]] = {
         2,
         "is empty",
     ),
-    "a cache that is a file": (toy_job(act=lambda f: (f / "cache").write_text("")), 2, "cache"),
+    "a cache that is a file": (
+        toy_job(act=lambda f: (f / "cache").write_text("")),
+        1,
+        "name a folder: a file lies there",
+    ),
     "a cache that is another folder": (
         toy_job(act=lambda f: [(f / "cache").mkdir(), (f / "cache/thesis.tex").write_text("")]),
         2,
