@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import time
+import weakref
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +24,9 @@ ALL = Needs(labels=True, arrays=frozenset({LOGITS, POOLED, MAP}))
 CPU = torch.device("cpu")
 
 
-def feed_of(cache: Cache, needs: Needs = ALL, *, resident: bool, window_shards: int = 2, rows: str = "toy/train") -> Feed:
+def feed_of(
+    cache: Cache, needs: Needs = ALL, *, resident: bool, window_shards: int = 2, rows: str = "toy/train"
+) -> Feed:
     selection = select_rows(cache, rows, needs)
     return FeedPool(cache, CPU, resident=resident, window_shards=window_shards).feed(selection, needs)
 
@@ -109,15 +113,15 @@ def test_inputs_that_the_teacher_never_saw_are_refused(tmp_path: Path, resident:
 @pytest.mark.parametrize("resident", [True, False])
 def test_a_flipped_bit_is_an_error_and_never_a_row(tmp_path: Path, resident: bool) -> None:
     cache = write_cache(tmp_path, Recipe())
-    chunk = max((p for p in (tmp_path / "toy/ingest").rglob("*") if p.is_file()), key=lambda p: ("/c/" in str(p), str(p)))
+    chunk = max(
+        (p for p in (tmp_path / "toy/ingest").rglob("*") if p.is_file()), key=lambda p: ("/c/" in str(p), str(p))
+    )
     chunk.write_bytes(bytes([chunk.read_bytes()[0] ^ 1]) + chunk.read_bytes()[1:])
     with pytest.raises(CorruptObject):
         list(feed_of(cache, resident=resident).shuffled(32, seed=0, epoch=0))
 
 
 def test_a_stream_holds_two_windows_and_no_more(toy_cache: Cache, monkeypatch: pytest.MonkeyPatch) -> None:
-    import weakref
-
     held: list[weakref.ref[torch.Tensor]] = []
     most = 0
     load = ShardSource.load
@@ -130,7 +134,8 @@ def test_a_stream_holds_two_windows_and_no_more(toy_cache: Cache, monkeypatch: p
         return arrays
 
     monkeypatch.setattr(ShardSource, "load", counting)
-    for _ in feed_of(toy_cache, resident=False, window_shards=1).shuffled(7, seed=0, epoch=0):
+    for _ in feed_of(toy_cache, resident=False, window_shards=1).shuffled(30, seed=0, epoch=0):
+        time.sleep(0.1)  # a step long enough for the next window to be read
         most = max(most, sum(ref() is not None for ref in held))
     assert (most, len(held)) == (2, 5)
 

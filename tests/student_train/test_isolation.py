@@ -13,7 +13,18 @@ import pytest
 from storage.cache import Cache
 from tests.student_train.toys import HINT, KD, LABELS, student
 
-FORBIDDEN = {"teacher_cache", "jobs", "dask", "distributed", "sklearn", "transformers", "timm", "torchvision", "typer", "rich"}
+FORBIDDEN = {
+    "teacher_cache",
+    "jobs",
+    "dask",
+    "distributed",
+    "sklearn",
+    "transformers",
+    "timm",
+    "torchvision",
+    "typer",
+    "rich",
+}
 
 
 def trained(cache: Cache, runs: Path, *more: str) -> dict[str, Any]:

@@ -63,7 +63,9 @@ def test_the_loop_is_the_one_that_a_reader_would_write(toy_cache: Cache, tmp_pat
     selection = select_rows(toy_cache, "toy/train", Needs(labels=True))
     rows = [start * 50 + row for start, part in enumerate(selection.rows) for row in part.tolist()]
     inputs = torch.cat([torch.from_numpy(toy_cache.read_inputs("toy", s).copy()) for s in range(5)])[rows]
-    logits = torch.cat([torch.from_numpy(toy_cache.read_targets("toy", "sage", s)["logits"].copy()) for s in range(5)])[rows]
+    logits = torch.cat([torch.from_numpy(toy_cache.read_targets("toy", "sage", s)["logits"].copy()) for s in range(5)])[
+        rows
+    ]
     torch.manual_seed(0)
     spec = StudentSpec(
         architecture="mlp", options={"hidden": [16]}, num_classes=4, input_shape=(1, 6, 6), mean=(0.5,), std=(0.5,)
@@ -122,7 +124,8 @@ def test_residency_does_not_change_what_is_computed(toy_cache: Cache, tmp_path: 
 
 
 @pytest.mark.parametrize(
-    ("residency", "steps"), [*(("resident", steps) for steps in (1, 4, 6, 7, 8, 9, 15, 24)), ("stream", 3), ("stream", 15)]
+    ("residency", "steps"),
+    [*(("resident", steps) for steps in (1, 4, 6, 7, 8, 9, 15, 24)), ("stream", 3), ("stream", 15)],
 )
 def test_a_stopped_run_goes_on_to_the_very_same_weights(
     toy_cache: Cache, tmp_path: Path, steps: int, residency: str
@@ -239,6 +242,7 @@ def test_a_tally_does_not_depend_on_when_it_is_read() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")  # of torch's own compiler
 def test_a_compiled_student_learns_the_same(toy_cache: Cache, tmp_path: Path) -> None:
     options = {"objective": [LABELS, HINT]}
     train(toy_cache, tmp_path / "eager", student(**options))

@@ -13,7 +13,9 @@ from tests.student_train.toys import KD, request_of, student
 
 
 def test_runs_are_compared_best_first(toy_cache: Cache, tmp_path: Path) -> None:
-    train_students(request_of(toy_cache, tmp_path, student("short", epochs=1), student("long", objective=[KD], epochs=8)))
+    train_students(
+        request_of(toy_cache, tmp_path, student("short", epochs=1), student("long", objective=[KD], epochs=8))
+    )
     table = compare_runs(tmp_path)
     assert table.columns == list(COMPARISON)
     assert table["student"].to_list() == ["long", "short"]
@@ -26,7 +28,12 @@ def test_an_unfinished_run_has_the_figures_of_its_last_whole_epoch(toy_cache: Ca
     with pytest.raises(Interrupted):
         train_students(request_of(toy_cache, tmp_path), stop=stop_after(10 + 6 + 2 + 3))
     row = compare_runs(tmp_path).row(0, named=True)
-    assert (row["status"], row["epochs"], row["architecture"], row["accuracy"] is None) == ("unfinished", 1, "mlp", False)
+    assert (row["status"], row["epochs"], row["architecture"], row["accuracy"] is None) == (
+        "unfinished",
+        1,
+        "mlp",
+        False,
+    )
 
 
 def test_a_failed_run_says_why_in_one_line(toy_cache: Cache, tmp_path: Path) -> None:

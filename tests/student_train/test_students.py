@@ -72,7 +72,9 @@ def test_resnet20_for_cifar_has_the_parameters_of_the_paper() -> None:
         ("vgg", {}, "no architecture 'vgg'"),
     ],
 )
-def test_an_architecture_that_cannot_be_built_is_refused(architecture: str, options: dict[str, Any], found: str) -> None:
+def test_an_architecture_that_cannot_be_built_is_refused(
+    architecture: str, options: dict[str, Any], found: str
+) -> None:
     with pytest.raises(BadRequest, match=found):
         build_student(spec(architecture=architecture, options=options))
 
@@ -144,7 +146,9 @@ def test_a_folder_without_a_student_is_named(tmp_path: Path) -> None:
         load_student(tmp_path)
 
 
-@pytest.mark.parametrize("damage", [lambda data: data[:-3], lambda data: data[:-1] + bytes([data[-1] ^ 1]), lambda _: b""])
+@pytest.mark.parametrize(
+    "damage", [lambda data: data[:-3], lambda data: data[:-1] + bytes([data[-1] ^ 1]), lambda _: b""]
+)
 def test_damaged_weights_are_noticed(tmp_path: Path, damage: Any) -> None:
     save_student(tmp_path, spec(), built().state_dict())
     path = tmp_path / "student.safetensors"

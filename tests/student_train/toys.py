@@ -14,7 +14,7 @@ import torch
 from storage.cache import Cache
 from storage.digests import digest
 from storage.encodings import DenseEncoding, FeatureEncoding
-from storage.rows import EXTENT_SCHEMA, Segment, segment_path
+from storage.rows import EXTENT_SCHEMA, Segment, create_segment
 from storage.shards import ShardKey, write_shard
 from storage.spec import DatasetSpec, TeacherSpec, write_spec
 from storage.views import PLAIN, to_float, view_fingerprint
@@ -45,19 +45,14 @@ def write_cache(folder: Path, recipe: Recipe) -> Cache:
     """Return a cache made by a recipe; the same recipe gives the same rows."""
     cache = Cache.create(str(folder))
     name = recipe.dataset
-    random = np.random.default_rng(7)
-    prototypes = random.integers(0, 256, (recipe.classes, *recipe.shape))
-    labels_N = random.integers(0, recipe.classes, recipe.rows)
-    noisy_N = prototypes[labels_N] + random.normal(0, 60, (recipe.rows, *recipe.shape))
-    inputs_N = noisy_N.clip(0, 255).astype(np.uint8)
-
+    prototypes = np.random.default_rng(7).integers(0, 256, (recipe.classes, *recipe.shape))
     classes = [f"class {i}" for i in range(recipe.classes)]
     dataset = DatasetSpec(
         name=name, source={"kind": "toy"}, classes=classes, input_shape=recipe.shape, input_dtype="uint8"
     )
     write_spec(cache.objects, f"{name}/dataset.json", dataset, "test")
     extents = pl.DataFrame([("toy", 0, "1", 0, recipe.rows)], schema=EXTENT_SCHEMA, orient="row")
-    cache.objects.create(segment_path(name, 0), Segment(extents, recipe.rows_per_shard).to_parquet())
+    create_segment(cache.objects, name, 0, Segment(extents, recipe.rows_per_shard))
     teacher = TeacherSpec(
         name="sage",
         model={"kind": "toy"},
@@ -67,10 +62,14 @@ def write_cache(folder: Path, recipe: Recipe) -> Cache:
     )
     write_spec(cache.objects, f"{name}/sage/teacher.json", teacher, "test")
     for shard, start, stop in cache.shards(name):
+        random = np.random.default_rng([7, shard])
+        labels_S = random.integers(0, recipe.classes, stop - start)
+        noise_S = 60 * random.standard_normal((stop - start, *recipe.shape), dtype=np.float32)
+        inputs_S = (prototypes[labels_S] + noise_S).clip(0, 255).astype(np.uint8)
         if shard not in recipe.no_ingest:
-            _ingest(cache, recipe, shard, start, inputs_N[start:stop], labels_N[start:stop])
+            _ingest(cache, recipe, shard, start, inputs_S, labels_S)
         if shard not in recipe.no_teacher:
-            _teach(cache, recipe, teacher, shard, start, inputs_N[start:stop], prototypes)
+            _teach(cache, recipe, teacher, shard, start, inputs_S, prototypes)
     return cache
 
 
