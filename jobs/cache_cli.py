@@ -15,8 +15,9 @@ from jobs.arguments import CacheArgument, DeviceOption, JobArgument, JsonOption
 if TYPE_CHECKING:
     from jobs.terminal import Watch
     from storage.cache import Cache
-    from teacher_cache.build import BuildPlan, BuildReport
+    from teacher_cache.build import BuildReport
     from teacher_cache.shard_task import Done
+    from teacher_cache.survey import BuildPlan
 
 app = typer.Typer(
     help="Run teachers over datasets once; keep their soft targets and features.",
@@ -50,8 +51,9 @@ def build(
     def action() -> int:
         from jobs.cluster import open_runner
         from jobs.files import CacheJob, read_job
-        from teacher_cache.build import BuildRequest, plan_build, run_build
+        from teacher_cache.build import run_build
         from teacher_cache.runners import run_inline
+        from teacher_cache.survey import BuildRequest, plan_build
 
         request_job = read_job(job, CacheJob)
         cluster = (
