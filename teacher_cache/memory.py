@@ -16,7 +16,7 @@ import numpy as np
 import psutil  # type: ignore[import-untyped]
 
 from storage.errors import BadTeacher
-from teacher_cache.build import BuildPlan, Stage
+from teacher_cache.survey import BuildPlan, Stage
 from teacher_cache.teachers import TeacherOptions
 
 SHARDS_IN_FLIGHT = 2

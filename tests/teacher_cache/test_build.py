@@ -16,7 +16,8 @@ from PIL import Image
 from storage.cache import Cache
 from storage.errors import BadRequest, MissingSource, RowsMissing, StaleCache, StillroomError
 from storage.verify import verify
-from teacher_cache.build import BuildReport, BuildRequest, plan_build
+from teacher_cache.build import BuildReport
+from teacher_cache.survey import BuildRequest, plan_build
 from tests.teacher_cache.conftest import Built
 from tests.teacher_cache.toys import build, contents, digits, teacher_section, write_digits, write_job, write_teacher
 
@@ -367,6 +368,15 @@ def test_planning_reads_only(tmp_path: Path) -> None:
     plan = plan_build(BuildRequest(read.cache, "job", tuple(read.dataset), tuple(read.teacher)))
     assert plan.num_missing == 4
     assert not (tmp_path / "cache").exists()
+
+
+def test_planning_notices_another_teacher_before_anything_is_written(built: Built) -> None:
+    from jobs.files import CacheJob, read_job
+
+    read = read_job(built.job, CacheJob)
+    teachers = tuple(teacher.model_copy(update={"autocast": "bf16"}) for teacher in read.teacher)
+    with pytest.raises(StaleCache, match=r"differs in model\.autocast"):
+        plan_build(BuildRequest(read.cache, str(built.job), tuple(read.dataset), teachers))
 
 
 def test_two_builders_that_plan_the_same_rows_agree(tmp_path: Path) -> None:

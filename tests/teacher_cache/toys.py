@@ -17,9 +17,10 @@ from torch import nn
 from jobs.files import CacheJob, read_job
 from storage.cache import Cache
 from storage.shards import read_commits, stage_folder
-from teacher_cache.build import BuildReport, BuildRequest, plan_build, run_build
+from teacher_cache.build import BuildReport, run_build
 from teacher_cache.runners import Runner, run_inline
 from teacher_cache.shard_task import Done
+from teacher_cache.survey import BuildRequest, plan_build
 
 TEACHER = '''
 """A tiny convolutional teacher of 8 by 8 inputs; `fault` is what it does wrong to rows whose first pixel is white."""

@@ -1,0 +1,225 @@
+"""What a build will do: a job compared with what its cache holds. Reads only, and loads no teacher."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import islice
+
+import polars as pl
+
+from storage.cache import Cache
+from storage.datasets import Source, Unreadable
+from storage.errors import BadRequest, MissingSource, NotInCache, StaleCache
+from storage.rows import RowPlan, Segment, ShardRows
+from storage.spec import DatasetSpec, TeacherSpec, check_spec
+from teacher_cache.plan import default_rows_per_shard, grow, missing
+from teacher_cache.teachers import TeacherOptions
+
+PROBED_SAMPLES = 100  # read to learn the shape of an input; one readable sample among them is enough
+
+
+@dataclass(frozen=True)
+class BuildRequest:
+    """What a build is asked for.
+
+    Attributes:
+        cache: address of the cache.
+        job: the job's file, for messages.
+        sources, teachers: sections of the job.
+        part: (i, n), this process does number i of n.
+        device: of teachers: auto, cpu, cuda.
+        threads: of torch, per worker.
+    """
+
+    cache: str
+    job: str
+    sources: tuple[Source, ...]
+    teachers: tuple[TeacherOptions, ...]
+    part: tuple[int, int] = (0, 1)
+    device: str = "auto"
+    threads: int = 1
+
+
+@dataclass(frozen=True)
+class PlannedDataset:
+    """A dataset as this build will leave it.
+
+    Attributes:
+        rows: the plan, with `segment` at its end if the dataset is new or has grown.
+        mended: shards with quarantined samples whose files have changed since; they are built again.
+    """
+
+    source: Source
+    spec: DatasetSpec
+    rows: RowPlan
+    segment: Segment | None
+    mended: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Stage:
+    """The ingest of a dataset (no teacher), or one teacher over it."""
+
+    dataset: PlannedDataset
+    teacher: TeacherOptions | None
+    spec: TeacherSpec | None
+    shards: tuple[ShardRows, ...]
+    todo: tuple[ShardRows, ...]
+
+    @property
+    def name(self) -> str:
+        return f"{self.dataset.spec.name}/{'ingest' if self.teacher is None else self.teacher.name}"
+
+
+@dataclass(frozen=True)
+class BuildPlan:
+    """Everything that a build will do; nothing is done yet."""
+
+    request: BuildRequest
+    stages: tuple[Stage, ...]
+
+    @property
+    def num_missing(self) -> int:
+        """Shards to compute."""
+        return sum(len(stage.todo) for stage in self.stages)
+
+
+def plan_build(request: BuildRequest) -> BuildPlan:
+    """Return what a build would do. Reads only; loads no teacher.
+
+    Raises:
+        StaleCache: the cache was built from another dataset, teacher, preprocessing or precision.
+        MissingSource: a dataset or its weights are not there.
+    """
+    try:
+        cache = Cache.open(request.cache)
+    except NotInCache:
+        cache = None
+    stages = []
+    for source in request.sources:
+        dataset = _plan_dataset(cache, source, request.job)
+        shards = tuple(dataset.rows.shards())
+        stages.append(_plan_stage(cache, dataset, None, None, shards, request.part))
+        for teacher in request.teachers:
+            if teacher.datasets is None or source.name in teacher.datasets:
+                spec = teacher.promise(_num_classes(teacher, dataset.spec))
+                if cache is not None and teacher.name in cache.teacher_names(source.name):
+                    check_spec(cache.objects, f"{source.name}/{teacher.name}/teacher.json", spec, request.job)
+                stages.append(_plan_stage(cache, dataset, teacher, spec, shards, request.part))
+    stages.sort(key=lambda stage: stage.teacher is not None)  # every dataset first, then teachers; the sort is stable
+    return BuildPlan(request, tuple(stages))
+
+
+def _plan_dataset(cache: Cache | None, source: Source, job: str) -> PlannedDataset:
+    known = cache is not None and source.name in cache.dataset_names()
+    files = source.files()
+    if not files["rows"].sum():
+        raise MissingSource(f"dataset {source.name} is empty", found=f"{len(files)} files, no samples")
+    recorded = RowPlan(())
+    if known:
+        assert cache is not None
+        recorded, was = cache.plan(source.name), cache.dataset(source.name)
+        spec = _dataset_spec(source, was.input_shape, was.input_dtype)
+        check_spec(cache.objects, f"{source.name}/dataset.json", spec, job)
+    else:
+        spec = _dataset_spec(source, *_probe(source, files))
+    rows_per_shard = source.rows_per_shard or default_rows_per_shard(spec.input_shape, spec.input_dtype)
+    growth = grow(recorded, files, rows_per_shard)
+    if growth.gone:
+        raise StaleCache(
+            f"dataset {source.name} has lost samples that {job}'s cache holds",
+            found=f"{len(growth.gone)} files gone or shorter: {', '.join(growth.gone[:5])}",
+            expected="every recorded sample, and perhaps new ones",
+            do=f"put them back, or cache build {job} --as NAME",
+        )
+    mended = _compare(cache, source, recorded, growth.touched, job) if known and growth.touched and cache else ()
+    segments = (*recorded.segments, growth.segment) if growth.segment else recorded.segments
+    return PlannedDataset(source, spec, RowPlan(segments), growth.segment, mended)
+
+
+def _dataset_spec(source: Source, input_shape: tuple[int, ...], input_dtype: str) -> DatasetSpec:
+    return DatasetSpec(
+        name=source.name,
+        source=source.content(),
+        classes=source.class_names(),
+        input_shape=input_shape,
+        input_dtype=input_dtype,
+    )
+
+
+def _probe(source: Source, files: pl.DataFrame) -> tuple[tuple[int, ...], str]:
+    """Return shape and dtype of the first readable sample."""
+    reasons = []
+    samples = (
+        sample
+        for file, rows in files.select("file", "rows").iter_rows()
+        for sample in source.read(file, 0, min(rows, PROBED_SAMPLES))
+    )
+    for sample in islice(samples, PROBED_SAMPLES):
+        try:
+            if isinstance(sample.payload, Unreadable):
+                raise sample.payload
+            first = source.decode(sample.payload)
+        except Unreadable as reason:
+            reasons.append(f"{sample.sample_id}: {reason}")
+        else:
+            return first.shape, str(first.dtype)
+    raise MissingSource(f"dataset {source.name} has no readable sample", found="\n".join(reasons[:5]))
+
+
+def _compare(cache: Cache, source: Source, recorded: RowPlan, touched: Sequence[str], job: str) -> tuple[int, ...]:
+    """Compare the samples of touched files with what was ingested; return the shards whose unreadable ones are mended.
+
+    Raises:
+        StaleCache: a sample's content or label changed.
+    """
+    was = {
+        row: (digest, error is None)
+        for commit in cache.commits(source.name)
+        for row, digest, error in zip(
+            *commit.table.select(["row", "digest", "error"]).to_pydict().values(), strict=True
+        )
+    }
+    changed, mended_rows, row = [], [], 0
+    for extent in recorded.slice(0, recorded.num_rows):
+        if extent.file in touched:
+            for i, sample in enumerate(source.read(*extent), start=row):
+                digest, readable = was.get(i, (sample.digest, True))  # not ingested yet, nothing to compare
+                if digest != sample.digest:
+                    if readable:
+                        changed.append(sample.sample_id)
+                    else:
+                        mended_rows.append(i)
+        row += extent.rows
+    if changed:
+        raise StaleCache(
+            f"dataset {source.name} has changed under the cache {cache.url}",
+            found=f"{len(changed)} samples with other content or another label: {', '.join(changed[:5])}",
+            expected="recorded samples as they were, and perhaps new ones",
+            do=f"cache build {job} --as NAME    # a new cache beside it; this one stays as it is",
+        )
+    shards = recorded.shards()
+    return tuple(s.shard for s in shards if any(s.start <= row < s.stop for row in mended_rows))
+
+
+def _num_classes(teacher: TeacherOptions, dataset: DatasetSpec) -> int:
+    if not dataset.classes:
+        raise BadRequest(
+            f"dataset {dataset.name} has no classes, so teacher {teacher.name} cannot be checked against them",
+            do="give the dataset's `classes`, or keep the teacher off it with `datasets = [...]`",
+        )
+    return len(dataset.classes)
+
+
+def _plan_stage(
+    cache: Cache | None,
+    dataset: PlannedDataset,
+    teacher: TeacherOptions | None,
+    spec: TeacherSpec | None,
+    shards: tuple[ShardRows, ...],
+    part: tuple[int, int],
+) -> Stage:
+    name = None if teacher is None else teacher.name
+    committed = set() if cache is None else cache.committed(dataset.spec.name, name) - set(dataset.mended)
+    return Stage(dataset, teacher, spec, shards, tuple(missing(shards, committed, part)))
