@@ -39,7 +39,7 @@ class BuildReport:
 
     Attributes:
         built: shards committed by this command, in all its stages.
-        present: shards that were there before.
+        present: shards of this part that were there before.
         lost: shards that another builder committed first.
         refused, failed: message per shard that could not be built.
         quarantined: dataset → `row`, `sample_id`, `error`.
@@ -136,9 +136,9 @@ def _run_stage(
         ingested = cache.committed(dataset)  # a shard that another part has yet to ingest is that part's to teach
         todo = tuple(shard for shard in todo if shard.shard in ingested)
     report.present += len(stage.shards) - len(stage.todo)
-    rows, rows_todo = stage.dataset.rows.num_rows, sum(shard.stop - shard.start for shard in stage.todo)
-    progress.stage(stage.name, rows, rows - rows_todo)
-    quarantined = 0
+    of_this_part, missing = (sum(shard.stop - shard.start for shard in shards) for shards in (stage.shards, stage.todo))
+    progress.stage(stage.name, of_this_part, of_this_part - missing)
+    rows, quarantined = stage.dataset.rows.num_rows, 0
     if stage.teacher is None and todo:
         quarantined = int(Ledger.load(cache.objects).of(dataset, None, PLAIN)["quarantined"].sum())
     with contextlib.closing(runner(_tasks(stage, todo, request))) as results:  # an error cancels what is in flight

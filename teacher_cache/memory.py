@@ -59,7 +59,7 @@ def project_worker(plan: BuildPlan) -> WorkerMemory:
 def _project_stage(stage: Stage) -> tuple[int, int, int, int]:
     """Return bytes of weights, activations, shards and the source's own buffers."""
     dataset = stage.dataset
-    rows = max(shard.stop - shard.start for shard in stage.shards)
+    rows = max(shard.stop - shard.start for shard in dataset.rows.shards())
     row_bytes = math.prod(dataset.spec.input_shape) * np.dtype(dataset.spec.input_dtype).itemsize
     weights = activations = 0
     if stage.teacher is not None:

@@ -39,7 +39,7 @@ SHOWN_ROWS = 10  # of refused rows, in a message
 
 
 class Task(NamedTuple):
-    """One unit of work, as it travels: under 2 KB, JSON types only.
+    """One unit of work, as it travels: under 2 KB, and a file's name for each row of a folder of images.
 
     Attributes:
         cache: its address.

@@ -59,7 +59,12 @@ class PlannedDataset:
 
 @dataclass(frozen=True)
 class Stage:
-    """The ingest of a dataset (no teacher), or one teacher over it."""
+    """The ingest of a dataset (no teacher), or one teacher over it.
+
+    Attributes:
+        shards: those that fall to this part of the build.
+        todo: those of them that are missing.
+    """
 
     dataset: PlannedDataset
     teacher: TeacherOptions | None
@@ -222,4 +227,4 @@ def _plan_stage(
 ) -> Stage:
     name = None if teacher is None else teacher.name
     committed = set() if cache is None else cache.committed(dataset.spec.name, name) - set(dataset.mended)
-    return Stage(dataset, teacher, spec, shards, tuple(missing(shards, committed, part)))
+    return Stage(dataset, teacher, spec, tuple(missing(shards, set(), part)), tuple(missing(shards, committed, part)))

@@ -32,8 +32,8 @@ def test_a_build_with_nothing_missing_computes_nothing(built: Built) -> None:
 
 
 def test_partitions_together_complete_a_cache(built: Built, tmp_path: Path) -> None:
-    counts = [build(built.job, cache=str(tmp_path / "cache"), part=(i, 3)).built for i in (2, 0, 1)]
-    assert counts == [2, 2, 2]
+    reports = [build(built.job, cache=str(tmp_path / "cache"), part=(i, 3)) for i in (2, 0, 1)]
+    assert [(report.built, report.present) for report in reports] == [(2, 0)] * 3
     assert contents(tmp_path / "cache") == contents(built.folder / "cache")
 
 
@@ -420,3 +420,19 @@ def test_the_ledger_knows_every_commit_after_a_build(built: Built) -> None:
     assert (ledger.new, ledger.commits.height) == (0, 6)
     assert ledger.commits["rows"].sum() == 2 * 40
     assert ledger.commits.filter(pl.col("seconds") <= 0).is_empty()
+
+
+def test_a_task_travels_as_two_kilobytes_and_comes_back_as_one(built: Built) -> None:
+    """Weights and data never pass through the scheduler."""
+    import pickle
+
+    from jobs.files import CacheJob, read_job
+    from teacher_cache.build import _tasks
+    from teacher_cache.shard_task import perform
+
+    read = read_job(built.job, CacheJob)
+    request = BuildRequest(read.cache, "job", tuple(read.dataset), tuple(read.teacher))
+    for stage in plan_build(request).stages:
+        for task in _tasks(stage, stage.shards, request):
+            assert len(pickle.dumps(task)) < 2048
+            assert len(pickle.dumps(perform(task))) < 1024
