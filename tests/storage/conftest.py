@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import polars as pl
@@ -145,34 +144,3 @@ def cache(tmp_path: Path, built: Path) -> Cache:
     """Return a whole cache of one's own: 10 rows in shards of 4, 4 and 2, row 3 unreadable, one teacher."""
     shutil.copytree(built, tmp_path / "cache")  # without the syncs of a build
     return Cache.open(str(tmp_path / "cache"))
-
-
-@pytest.fixture(scope="session")
-def s3_server() -> Iterator[str]:
-    """Yield the address of a real S3 server in this process."""
-    from moto.server import ThreadedMotoServer
-
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    yield f"http://{host}:{port}"
-    server.stop()
-
-
-@pytest.fixture
-def bucket(s3_server: str, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> str:
-    """Return the address of a new, empty prefix on the S3 server, with the environment set for it."""
-    import urllib.request
-
-    environment: dict[str, Any] = {
-        "AWS_ENDPOINT_URL": s3_server,
-        "AWS_ALLOW_HTTP": "true",
-        "AWS_ACCESS_KEY_ID": "test",
-        "AWS_SECRET_ACCESS_KEY": "test",
-        "AWS_REGION": "us-east-1",
-    }
-    for name, value in environment.items():
-        monkeypatch.setenv(name, value)
-    with urllib.request.urlopen(urllib.request.Request(f"{s3_server}/stillroom", method="PUT")):
-        pass
-    return f"s3://stillroom/{digest(request.node.nodeid.encode())}"
