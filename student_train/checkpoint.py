@@ -68,7 +68,7 @@ class CheckpointFile(Position):
 def write_checkpoint(folder: Path, position: Position, tensors: Tensors, identity: dict[str, Any]) -> None:
     """Write a checkpoint, durable when this returns; the one before it is good until then."""
     objects = LocalObjects(folder)
-    data = safetensors.torch.save({name: _on_host(tensor) for name, tensor in tensors.items()})
+    data = safetensors.torch.save(_on_host(tensors))
     weights_digest = digest(data)
     steps = f"{position.epoch:05d}-{position.step:08d}"
     file = CheckpointFile(
@@ -205,6 +205,14 @@ def _below(prefix: str, tensors: Tensors) -> Tensors:
     return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
 
 
-def _on_host(tensor: Tensor) -> Tensor:
-    """Return a contiguous copy with memory of its own, as safetensors asks for; tied weights are written twice."""
-    return tensor.detach().to("cpu", copy=True).contiguous()
+def _on_host(tensors: Tensors) -> Tensors:
+    """Return contiguous tensors, each with memory of its own, as safetensors asks; tied weights are written twice."""
+    seen: set[int] = set()
+    found: Tensors = {}
+    for name, tensor in tensors.items():
+        host = tensor.detach().cpu().contiguous()
+        storage = host.untyped_storage()
+        shared = storage.data_ptr() in seen or storage.nbytes() != host.nbytes
+        found[name] = host.clone() if shared else host
+        seen.add(storage.data_ptr())
+    return found

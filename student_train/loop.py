@@ -296,7 +296,8 @@ class Tally:
 
 
 def make_optimizer(options: StudentOptions, parameters: list[nn.Parameter]) -> Optimizer:
-    """Return the optimiser of a job, in torch's fused form."""
+    """Return the optimiser of a job, in torch's fused form where the device has one."""
+    fused = parameters[0].device.type in ("cpu", "cuda")
     if options.optimizer == "sgd":
         return SGD(
             parameters,
@@ -304,14 +305,14 @@ def make_optimizer(options: StudentOptions, parameters: list[nn.Parameter]) -> O
             momentum=options.momentum,
             nesterov=options.momentum > 0,
             weight_decay=options.weight_decay,
-            fused=True,
+            fused=fused,
         )
     return AdamW(
         parameters,
         lr=options.peak_learning_rate,
         betas=(options.momentum, 0.999),
         weight_decay=options.weight_decay,
-        fused=True,
+        fused=fused,
     )
 
 

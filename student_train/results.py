@@ -1,10 +1,10 @@
 """What a run leaves behind, and many runs side by side. No torch here.
 
-    <runs>/<student>/
-      run.json              the record of a finished or failed run; written last
-      metrics.parquet       one row per epoch
-      student.safetensors   the trained student, with student.json (`students/__init__.py`)
-      checkpoint.json       of a run that is not finished (`checkpoint.py`)
+<runs>/<student>/
+  run.json              the record of a finished or failed run; written last
+  metrics.parquet       one row per epoch
+  student.safetensors   the trained student, with student.json (`students/__init__.py`)
+  checkpoint.json       of a run that is not finished (`checkpoint.py`)
 """
 
 from __future__ import annotations
@@ -120,7 +120,7 @@ def write_metrics(folder: Path, history: Sequence[EpochMetrics]) -> None:
         row = metrics.model_dump()
         row |= {f"term {name}": value for name, value in row.pop("terms").items()}
         rows.append(row)
-    floats = {name: pl.Float64 for name in (*Held.model_fields, "train_loss", "learning_rate", "seconds", "rows_per_s")}
+    floats = dict.fromkeys([*Held.model_fields, "train_loss", "learning_rate", "seconds", "rows_per_s"], pl.Float64)
     table = pl.DataFrame(rows, schema_overrides={"epoch": pl.Int64, **floats})
     first = ["epoch", "train_loss"]
     sink = BytesIO()

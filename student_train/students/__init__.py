@@ -132,7 +132,9 @@ def build_student(spec: StudentSpec) -> Student:
 def save_student(folder: Path, spec: StudentSpec, weights: Mapping[str, Tensor]) -> None:
     """Write a trained student's two files, weights first."""
     objects = LocalObjects(folder)
-    data = safetensors.torch.save({name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()})
+    data = safetensors.torch.save(
+        {name: weight.detach().cpu().clone().contiguous() for name, weight in weights.items()}
+    )
     objects.put(WEIGHTS_FILE, data)
     file = SpecFile(**spec.model_dump(), weights_digest=digest(data))
     objects.put(SPEC_FILE, (file.model_dump_json(indent=2) + "\n").encode())

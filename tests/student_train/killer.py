@@ -35,7 +35,7 @@ def main(cache: str, runs: str, student: str, every: int, folders: str) -> None:
             break
         assert status == -signal.SIGKILL, status
         kills += 1
-    print(kills)
+    sys.stdout.write(f"{kills}\n")
 
 
 def train_until(moment: int, cache: str, runs: Path, student: str) -> None:

@@ -116,7 +116,7 @@ def test_a_checkpoint_of_other_rows_is_refused(tmp_path: Path) -> None:
     cache = write_cache(tmp_path / "cache", Recipe())
     with pytest.raises(Interrupted):
         train(cache, tmp_path, student(), stop=stop_after(12))
-    with pytest.raises(StaleCache, match="data.train, train_rows changed"):
+    with pytest.raises(StaleCache, match=r"data\.train, train_rows changed"):
         train(cache, tmp_path, student(), data={"train": "toy"})
 
 
@@ -202,3 +202,12 @@ def test_stopping_while_rows_are_loaded_loses_nothing(toy_cache: Cache, tmp_path
     with pytest.raises(Interrupted, match="before its first step"):
         train_students(request_of(toy_cache, tmp_path, student()), stop=stop_after(3))
     assert train(toy_cache, tmp_path, student()).status == "finished"
+
+
+def test_tied_weights_come_back(tmp_path: Path) -> None:
+    shared = torch.randn(6)
+    write_checkpoint(tmp_path, Position(), {"a": shared, "b": shared, "part": shared[:2]}, IDENTITY)
+    found = read_checkpoint(tmp_path, IDENTITY)
+    assert found is not None
+    assert (found[1]["a"].tolist(), found[1]["b"].tolist()) == (shared.tolist(), shared.tolist())
+    assert found[1]["part"].tolist() == shared[:2].tolist()

@@ -42,7 +42,8 @@ def test_a_half_taught_cache_is_refused_with_what_is_missing(tmp_path: Path) -> 
         f"IncompleteCache: {tmp_path}: toy is only half built\n"
         "  found     teacher sage: no shard 0, 2 to 3\n"
         "  expected  all 5 shards\n"
-        "  do        cache build JOB.toml    # finishes it; or allow_partial = true, to train on the rows that are there"
+        "  do        cache build JOB.toml    "
+        "# finishes it; or allow_partial = true, to train on the rows that are there"
     )
 
 

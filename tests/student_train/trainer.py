@@ -27,12 +27,18 @@ def main(cache: str, runs: str, students: str, data: str = "{}", first_import: s
     options = tuple(StudentOptions.model_validate(student) for student in json.loads(students))
     rows = DataOptions.model_validate({"train": "toy/train", "validation": "toy/validation"} | json.loads(data))
     request = Request(Cache.open(cache), Path(runs), rows, options, "cpu")
-    summary = train_students(request, report=lambda event: print(type(event).__name__, flush=True))
+    summary = train_students(request, report=lambda event: say(type(event).__name__))
     # Not ru_maxrss, which begins at what the parent held when it started this process.
     peak = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM:"))
     peak_bytes = int(peak.split()[1]) * 1024
-    print(json.dumps({"modules": sorted(sys.modules), "opened": OPENED, "peak_bytes": peak_bytes}))
+    say(json.dumps({"modules": sorted(sys.modules), "opened": OPENED, "peak_bytes": peak_bytes}))
     sys.exit(summary.exit_code)
+
+
+def say(line: str) -> None:
+    """Write a line that the parent sees at once."""
+    sys.stdout.write(f"{line}\n")
+    sys.stdout.flush()
 
 
 if __name__ == "__main__":
