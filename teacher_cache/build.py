@@ -30,6 +30,7 @@ from teacher_cache.runners import Runner, WorkerDied
 from teacher_cache.shard_task import Done, Task
 from teacher_cache.survey import BuildPlan, BuildRequest, PlannedDataset, Stage
 
+COMPACT_EVERY_SHARDS = 1000  # so that `cache status` stays quick beside a long build
 SET_ASIDE_LIMIT = 5  # shards that fail for no known reason before the build stops
 
 
@@ -103,9 +104,7 @@ def _write_promises(cache: Cache, plan: BuildPlan) -> None:
             write_spec(cache.objects, f"{name}/{stage.spec.name}/teacher.json", stage.spec, plan.request.job)
             continue
         write_spec(cache.objects, f"{name}/dataset.json", dataset.spec, plan.request.job)
-        for (
-            shard
-        ) in dataset.mended:  # the ingest last, and the segment after it: killed here, the next build sees it again
+        for shard in dataset.mended:  # the ingest last, so that a kill in between leaves it to the next build
             for teacher in [*cache.teacher_names(name), None]:
                 cache.objects.delete(ShardKey(name, teacher, PLAIN, shard).commit_path)  # its arrays are garbage now
         if dataset.segment is not None:
@@ -147,6 +146,8 @@ def _run_stage(
                 quarantined += result.quarantined
                 _count(report, result)
                 progress.done(result)
+                if report.built % COMPACT_EVERY_SHARDS == 0:
+                    Ledger.load(cache.objects).compact()
             else:
                 _set_aside(task, result, report, progress)
             if quarantined > source.max_quarantined * rows:
