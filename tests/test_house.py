@@ -1,0 +1,73 @@
+"""What holds the house together: documents that match the code, a wheel with the rooms and nothing else."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+import typing
+import zipfile
+from pathlib import Path
+
+import pytest
+from pydantic import BaseModel
+
+from jobs import cache_cli, student_cli
+from jobs.files import CacheJob, StudentJob
+from storage.datasets import AnySource
+from storage.encodings import DenseEncoding, FeatureEncoding
+from student_train.options import HintTerm, KdTerm, LabelsTerm, StudentOptions
+from teacher_cache.teachers import TeacherOptions
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+ROOMS = {"storage", "teacher_cache", "student_train", "jobs"}
+SOURCES = typing.get_args(typing.get_args(AnySource)[0])
+SECTIONS = [
+    CacheJob,
+    StudentJob,
+    StudentOptions,
+    TeacherOptions,
+    DenseEncoding,
+    FeatureEncoding,
+    *SOURCES,
+    LabelsTerm,
+    KdTerm,
+    HintTerm,
+    *(CacheJob.model_fields[name].annotation for name in ("cluster",)),
+]
+
+
+@pytest.mark.parametrize("section", SECTIONS, ids=lambda section: section.__name__)
+def test_every_option_of_a_job_file_is_told_in_its_document(section: type[BaseModel]) -> None:
+    words = set(re.findall(r"[a-z_]+", (REPOSITORY / "docs/jobs.md").read_text()))
+    assert set(section.model_fields) - words == set()
+
+
+def test_every_command_is_told_in_the_readme() -> None:
+    readme = (REPOSITORY / "README.md").read_text()
+    commands = {
+        f"{program} {command.callback.__name__}"
+        for program, app in (("cache", cache_cli.app), ("student", student_cli.app))
+        for command in app.registered_commands
+        if command.callback is not None
+    }
+    assert set(re.findall(r"^\| `((?:cache|student) \w+)", readme, flags=re.MULTILINE)) == commands
+
+
+@pytest.mark.parametrize(
+    "document", ["README.md", *(str(p.relative_to(REPOSITORY)) for p in REPOSITORY.glob("docs/**/*.md"))]
+)
+def test_every_link_of_a_document_leads_somewhere(document: str) -> None:
+    path = REPOSITORY / document
+    links = re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", path.read_text())
+    assert [link for link in links if not (path.parent / link).exists()] == []
+
+
+@pytest.mark.slow
+def test_the_wheel_holds_the_rooms_and_no_tests(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(tmp_path), str(REPOSITORY)]
+    subprocess.run(command, check=True, capture_output=True, timeout=300)
+    (wheel,) = tmp_path.glob("*.whl")
+    names = zipfile.ZipFile(wheel).namelist()
+    assert {name.split("/")[0] for name in names if ".dist-info/" not in name} == ROOMS
+    assert "storage/FORMAT.md" in names
