@@ -72,7 +72,7 @@ def open_runner(options: ClusterOptions) -> Iterator[Runner]:
             logging.getLogger(name).setLevel(logging.CRITICAL)  # its worker losses are ours to report
     memory = {f"distributed.worker.memory.{limit}": False for limit in ("target", "spill", "pause")}
     with contextlib.ExitStack() as stack:
-        stack.enter_context(dask.config.set({**memory, "distributed.scheduler.allowed-failures": 3}))
+        stack.enter_context(dask.config.set({**memory, "distributed.scheduler.allowed-failures": 1}))
         if options.kind == "local":
             cluster = stack.enter_context(
                 LocalCluster(

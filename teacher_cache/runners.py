@@ -155,12 +155,15 @@ def _result(future: Future[Any]) -> Done | Exception:
 
     if future.status == "cancelled":
         raise CancelledError("it dropped a task")
-    if future.status != "error":
-        return Done(*future.result(timeout=RESULT_S))
-    error = future.exception(timeout=RESULT_S)
-    if isinstance(error, KilledWorker):
-        return WorkerDied("its worker died each time; look at the worker's log, and at its memory")
-    return error if isinstance(error, Exception) else RuntimeError(repr(error))
+    if future.status == "error":
+        error = future.exception(timeout=RESULT_S)
+        if not isinstance(error, KilledWorker):
+            return error if isinstance(error, Exception) else RuntimeError(repr(error))
+    else:
+        # A result is lost with the worker that holds it, and then Dask runs the task again, perhaps beside a killer.
+        with contextlib.suppress(KilledWorker):
+            return Done(*future.result(timeout=RESULT_S))
+    return WorkerDied("its worker died each time; look at the worker's log, and at its memory")
 
 
 def _scheduler_gone(found: str) -> TryAgain:
