@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from math import isfinite
@@ -151,7 +152,7 @@ def train_student(run: Run, *, report: Report, stop: Callable[[], bool]) -> RunR
         for step, batch in enumerate(batches, start=first_step):
             for group in optimizer.param_groups:
                 group["lr"] = rate_at(epoch * steps + step)
-            with torch.autocast(device.type, torch.bfloat16, enabled=options.autocast == "bf16"):
+            with torch.autocast(device.type, torch.bfloat16) if options.autocast == "bf16" else nullcontext():
                 loss, values = objective(forward(batch.inputs), batch)
             loss.backward()
             if options.clip_norm is not None:

@@ -35,9 +35,11 @@ class Objective(nn.Module):
     def forward(self, outputs: Outputs, batch: Batch) -> tuple[Tensor, list[Tensor]]:
         """Return the weighted sum, and each term's own value before its weight."""
         values = [term(outputs, batch) for term in self.terms]
-        total = self.weights[0] * values[0]
-        for weight, value in zip(self.weights[1:], values[1:], strict=True):
-            total = total + weight * value
+        # A weight of 1 is no operation: of small students' steps it would be some percent, there and back.
+        parts = [v if weight == 1 else weight * v for weight, v in zip(self.weights, values, strict=True)]
+        total = parts[0]
+        for part in parts[1:]:
+            total = total + part
         return total, [value.detach() for value in values]
 
 
