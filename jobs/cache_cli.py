@@ -51,14 +51,17 @@ def build(
     def action() -> int:
         from jobs.cluster import open_runner
         from jobs.files import CacheJob, read_job
+        from storage.errors import BadRequest
         from teacher_cache.build import run_build
         from teacher_cache.runners import run_inline
         from teacher_cache.survey import BuildRequest, plan_build
 
         request_job = read_job(job, CacheJob)
-        cluster = (
-            request_job.cluster if workers is None else request_job.cluster.model_copy(update={"workers": workers})
-        )
+        cluster = request_job.cluster
+        if workers is not None:
+            if cluster.kind != "local":
+                raise BadRequest(f"--workers is for a local cluster, and this job's is {cluster.kind}")
+            cluster = cluster.model_copy(update={"workers": workers})
         part = _parse_partition(partition)
         if part != (0, 1):
             cluster = cluster.model_copy(update={"kind": "inline", "address": None})  # one process of a job array

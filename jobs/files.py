@@ -100,7 +100,8 @@ def read_job(path: Path, kind: type[Job]) -> Job:
     try:
         return kind.model_validate(values, context={"folder": path.resolve().parent})
     except ValidationError as error:
-        mistakes = [_mistake(kind, detail) for detail in error.errors()]
+        details = [_where_written(values, detail) for detail in error.errors()]
+        mistakes = list(dict.fromkeys(_mistake(kind, detail) for detail in details))
         raise BadJob(
             f"{path} has {len(mistakes)} mistake{'s' if len(mistakes) > 1 else ''}", found="\n".join(mistakes)
         ) from None
@@ -111,9 +112,19 @@ def _refuse_twice(kind: str, names: list[str]) -> None:
         raise ValueError(f"two [[{kind}]] are named {', '.join(twice)}")
 
 
+def _where_written(values: dict[str, Any], detail: Any) -> Any:
+    """Return a mistake of `[defaults]` as one, not as one of each student that inherits it."""
+    match detail["loc"]:
+        case ("student", int(i), str(key), *rest) if key in values.get("defaults", {}):
+            own = values["student"][i]
+            if isinstance(own, dict) and key not in own:
+                return detail | {"loc": ("student", i, key, *rest), "written": ("defaults", key, *rest)}
+    return detail
+
+
 def _mistake(kind: type[BaseModel], detail: Any) -> str:
     *parents, last = detail["loc"] or ("job",)
-    where = _spelled(detail["loc"])
+    where = _spelled(detail.get("written", detail["loc"]))
     prefix = f"{where}: " if where else ""
     if detail["type"] == "extra_forbidden":
         names = _fields_at(kind, parents)

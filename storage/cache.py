@@ -67,33 +67,45 @@ class Cache:
         return cls(objects, read_spec(objects, CACHE_JSON, CacheSpec))
 
     @classmethod
-    def create(cls, url: str) -> Cache:
-        """Return the cache at `url`, made now if nothing is there.
+    def find(cls, url: str) -> Cache | None:
+        """Return the cache at `url`, or None if nothing is there.
 
         Raises:
             BadRequest: the folder holds something that is not a cache.
         """
-        objects = open_objects(url)
-        listing = objects.list()
-        if (listing.objects or listing.folders) and CACHE_JSON not in {info.path for info in listing.objects}:
+        listing = open_objects(url).list()
+        if CACHE_JSON in {info.path for info in listing.objects}:
+            return cls.open(url)
+        if listing.objects or listing.folders:
             raise BadRequest(
                 f"{url} holds something that is not a cache",
                 found=", ".join([*(o.path for o in listing.objects), *(f"{f}/" for f in listing.folders)][:5]),
                 expected="an empty or absent folder, or a cache",
                 do="name another folder in the job's `cache`",
             )
+        return None
+
+    @classmethod
+    def create(cls, url: str) -> Cache:
+        """Return the cache at `url`, made now if nothing is there.
+
+        Raises:
+            BadRequest: the folder holds something that is not a cache.
+        """
+        if (found := cls.find(url)) is not None:
+            return found
         spec = CacheSpec(
             format=FORMAT_VERSION,
             id=secrets.token_hex(16),
             created=datetime.now(UTC).isoformat(timespec="seconds"),
             created_by=f"stillroom {version('stillroom')}",
         )
-        objects.create(CACHE_JSON, spec.to_json())  # another builder may have been first; then it is theirs
+        open_objects(url).create(CACHE_JSON, spec.to_json())  # another builder may have been first; then it is theirs
         return cls.open(url)
 
     def dataset_names(self) -> list[str]:
         """Return the datasets, sorted."""
-        return [name for name in self.objects.list().folders if self._has(name, "dataset.json")]
+        return [name for name in self.objects.list().folders if self._has(f"{name}/dataset.json")]
 
     def dataset(self, name: str) -> DatasetSpec:
         """Return what is promised of a dataset. Raises NotInCache."""
@@ -104,7 +116,7 @@ class Cache:
     def teacher_names(self, dataset: str) -> list[str]:
         """Return the teachers of a dataset, sorted."""
         folders = self.objects.list(dataset).folders
-        return [f.rsplit("/", 1)[-1] for f in folders if self._has(f, "teacher.json")]
+        return [f.rsplit("/", 1)[-1] for f in folders if self._has(f"{f}/teacher.json")]
 
     def teacher(self, dataset: str, name: str) -> TeacherSpec:
         """Return what is promised of a teacher's targets. Raises NotInCache."""
@@ -202,5 +214,10 @@ class Cache:
         table = pl.concat([pl.DataFrame(pl.from_arrow(commit.table)) for commit in commits], how="diagonal_relaxed")
         return table.insert_column(1, shard)
 
-    def _has(self, folder: str, name: str) -> bool:
-        return any(info.path == f"{folder}/{name}" for info in self.objects.list(folder).objects)
+    def _has(self, path: str) -> bool:
+        """Return whether there is an object; reading a spec is cheaper than listing the commits beside it."""
+        try:
+            self.objects.get(path)
+        except MissingObject:
+            return False
+        return True

@@ -11,6 +11,7 @@
     │   ├── IncompleteCache         shards that are still missing
     │   ├── StaleCache              a cache or run made by another job than this one
     │   ├── MissingCapability       a loss that needs what the encoding does not serve
+    │   ├── DivergedLoss            a student whose loss is no finite number
     │   └── UnsupportedFormat       a cache of a later format, or none at all
     ├── StorageFailure         1    the disk or object store refused: full, read-only, gone
     ├── RowsMissing            3    finished, but some rows could not be had
@@ -91,6 +92,10 @@ class StaleCache(BadRequest):
 
 class MissingCapability(BadRequest):
     """A loss that needs what the encoding does not serve."""
+
+
+class DivergedLoss(BadRequest):
+    """A student whose loss is no finite number."""
 
 
 class UnsupportedFormat(BadRequest):

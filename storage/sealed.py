@@ -40,7 +40,7 @@ def seal(table: pa.Table, about: dict[str, Any]) -> bytes:
     with pq.ParquetWriter(sink, table.schema.remove_metadata(), compression="zstd") as writer:
         writer.write_table(table.replace_schema_metadata(None))
         writer.add_key_value_metadata({METADATA_KEY: text})
-    data = sink.getvalue().to_pybytes()
+    data: bytes = sink.getvalue().to_pybytes()
     position = _seal_position(data)
     return data[:position] + _digest_around(data, position) + data[position + len(UNSEALED) :]
 

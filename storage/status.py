@@ -87,6 +87,8 @@ def query_samples(cache: Cache, sql: str) -> pl.DataFrame:
     Raises:
         BadRequest: the SQL does not parse, or names what is not there.
     """
+    if not sql.lstrip("( \n\t").lower().startswith(("select", "with")):
+        raise BadRequest("a query only reads", found=sql, expected="SELECT … FROM samples")
     tables = {}
     for name in cache.dataset_names():
         teachers = [teacher for teacher in cache.teacher_names(name) if cache.committed(name, teacher)]

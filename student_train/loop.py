@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import SGD, AdamW, Optimizer
 
-from storage.errors import BadRequest, Interrupted
+from storage.errors import BadRequest, DivergedLoss, Interrupted
 from student_train.average import WeightAverage
 from student_train.checkpoint import (
     Position,
@@ -37,10 +37,6 @@ from student_train.students import Student, StudentSpec, build_student, save_stu
 
 REPORT_EVERY_S = 1.0  # each report reads the loss, which waits for the device
 TALLY_STEPS = 64  # losses are summed on the device this many steps at a time
-
-
-class DivergedLoss(BadRequest):
-    """A loss that is not a finite number."""
 
 
 @dataclass(frozen=True)

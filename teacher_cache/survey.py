@@ -10,7 +10,7 @@ import polars as pl
 
 from storage.cache import Cache
 from storage.datasets import Source, Unreadable
-from storage.errors import BadRequest, MissingSource, NotInCache, StaleCache
+from storage.errors import BadRequest, MissingSource, StaleCache
 from storage.rows import RowPlan, Segment, ShardRows
 from storage.spec import DatasetSpec, TeacherSpec, check_spec
 from teacher_cache.plan import default_rows_per_shard, grow, missing
@@ -96,11 +96,9 @@ def plan_build(request: BuildRequest) -> BuildPlan:
     Raises:
         StaleCache: the cache was built from another dataset, teacher, preprocessing or precision.
         MissingSource: a dataset or its weights are not there.
+        BadRequest: the cache's folder holds something else.
     """
-    try:
-        cache = Cache.open(request.cache)
-    except NotInCache:
-        cache = None
+    cache = Cache.find(request.cache)
     stages = []
     for source in request.sources:
         dataset = _plan_dataset(cache, source, request.job)

@@ -126,7 +126,7 @@ def test_defaults_lie_beneath_every_student(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "mistake"),
     [
-        ("[defaults]\nepohcs = 5\n", "student[0].epohcs: unknown key; did you mean `epochs`?"),
+        ("[defaults]\nepohcs = 5\n", "defaults.epohcs: unknown key; did you mean `epochs`?"),
         ("defaults = 3\n", "defaults: "),
         (STUDENT[STUDENT.index("[[student]]") :], "two [[student]] are named s"),
     ],

@@ -21,6 +21,7 @@ EXIT_CODES = {
     "IncompleteCache": 2,
     "StaleCache": 2,
     "MissingCapability": 2,
+    "DivergedLoss": 2,
     "UnsupportedFormat": 2,
     "StorageFailure": 1,
     "RowsMissing": 3,

@@ -10,11 +10,11 @@ import torch
 from torch.nn import functional
 
 from storage.cache import Cache
-from storage.errors import Interrupted
+from storage.errors import DivergedLoss, Interrupted
 from storage.views import to_float
 from student_train.average import WeightAverage
 from student_train.events import EpochDone, Event, Progress
-from student_train.loop import DivergedLoss, Tally
+from student_train.loop import Tally
 from student_train.needs import ArrayKey, Needs
 from student_train.options import StudentOptions
 from student_train.order import epoch_order
