@@ -100,10 +100,8 @@ class _Rate(ProgressColumn):
 class Watch:
     """Progress of counted things on stderr: a bar on a terminal, a log line every 30 s elsewhere."""
 
-    def __init__(self, unit: str, *, quiet: bool = False):
+    def __init__(self, unit: str):
         self._unit = unit
-        self._live = errors.is_terminal and not quiet
-        self._quiet = quiet
         self._bar: Progress | None = None
         self._task: Any = None
         self._name, self._total, self._count, self._began, self._logged = "", 0, 0, 0.0, 0.0
@@ -114,7 +112,7 @@ class Watch:
         self.end()
         self._name, self._total, self._count, self._first = name, total, done, done
         self._began = self._logged = time.monotonic()
-        if self._live:
+        if errors.is_terminal:
             self._bar = Progress(
                 TextColumn("{task.description}"),
                 BarColumn(bar_width=None),
@@ -133,7 +131,7 @@ class Watch:
         self._count += count
         if self._bar is not None:
             self._bar.update(self._task, completed=self._count, description=f"{self._name} {detail}".rstrip())
-        elif not self._quiet and time.monotonic() - self._logged >= LOG_EVERY_S:
+        elif time.monotonic() - self._logged >= LOG_EVERY_S:
             self._logged = time.monotonic()
             self._line(detail)
 
@@ -158,28 +156,25 @@ class Watch:
         if self._bar is not None:
             self._bar.stop()
             self._bar = None
-        elif self._name and not self._quiet:
+        elif self._name:
             self._line("")
         self._name = ""
 
     def _line(self, detail: str) -> None:
         seconds = time.monotonic() - self._began
-        rate = (self._count - self._first) / seconds if seconds else 0.0
-        left = f", {(self._total - self._count) / rate:.0f} s left" if rate and self._count < self._total else ""
-        new = (
-            f", {si(rate)}/s{left}"
-            if self._count > self._first
-            else ", all there already"
-            if self._total == self._count
-            else ""
-        )
-        errors.print(Text(f"{self._name}: {self._count} of {self._total} {self._unit}{new} {detail}".rstrip()))
+        new, left = self._count - self._first, self._total - self._count
+        pace = ""
+        if new:
+            pace = f", {si(new / seconds)}/s" + (f", {left * seconds / new:.0f} s left" if left else "")
+        elif not left:
+            pace = ", all there already"
+        errors.print(Text(f"{self._name}: {self._count} of {self._total} {self._unit}{pace} {detail}".rstrip()))
 
 
 @contextlib.contextmanager
-def watching(unit: str, *, quiet: bool = False) -> Iterator[Watch]:
+def watching(unit: str) -> Iterator[Watch]:
     """Yield a Watch that ends with the block, whatever happens in it."""
-    watch = Watch(unit, quiet=quiet)
+    watch = Watch(unit)
     try:
         yield watch
     finally:
