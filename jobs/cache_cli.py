@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from jobs.arguments import CacheArgument, DeviceOption, JobArgument, JsonOption
+from jobs.arguments import CacheArgument, DeviceOption, JobArgument, JsonOption, run_program
 
 if TYPE_CHECKING:
     from jobs.terminal import Watch
@@ -49,8 +49,9 @@ def build(
     from jobs import terminal
 
     def action() -> int:
+        from jobs.cache_job import CacheJob
         from jobs.cluster import open_runner
-        from jobs.files import CacheJob, read_job
+        from jobs.files import read_job
         from storage.errors import BadRequest
         from teacher_cache.build import run_build
         from teacher_cache.runners import run_inline
@@ -157,7 +158,7 @@ def verify(
 
     def action() -> int:
         from storage import verify as room
-        from storage.errors import CorruptObject
+        from storage.errors import CorruptObject, RowsMissing
 
         opened = _open(cache)
         with terminal.watching("shards") as watch:
@@ -184,7 +185,7 @@ def verify(
                 + (f"; {len(found.garbage)} abandoned groups{' removed' if repair else ''}" if found.garbage else ""),
                 markup=False,
             )
-        return CorruptObject.exit_code if found.bad and not repair else 0
+        return 0 if not found.bad else RowsMissing.exit_code if repair else CorruptObject.exit_code
 
     terminal.run(action, as_json=as_json)
 
@@ -318,4 +319,4 @@ def _print_report(cache: str, report: BuildReport, as_json: bool) -> None:
 
 def main() -> None:
     """Run the program."""
-    app()
+    run_program(app)

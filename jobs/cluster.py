@@ -38,20 +38,27 @@ class ClusterOptions(Options):
     address: str | None = None
 
     @model_validator(mode="after")
-    def _address(self) -> Self:
+    def _fits_its_kind(self) -> Self:
         if (self.kind == "address") != (self.address is not None):
             raise ValueError('`address` goes with kind = "address"')
+        if self.workers is not None and self.kind != "local":
+            raise ValueError('`workers` goes with kind = "local"')
         return self
 
     @property
     def num_workers(self) -> int:
         """Worker processes of this cluster; 1 where it is not ours to say."""
-        return (self.workers or os.cpu_count() or 1) if self.kind == "local" else 1
+        return (self.workers or _processors()) if self.kind == "local" else 1
 
     @property
     def num_threads(self) -> int:
         """Threads of torch in each worker."""
-        return self.threads or max(1, (os.cpu_count() or 1) // self.num_workers)
+        return self.threads or max(1, _processors() // self.num_workers)
+
+
+def _processors() -> int:
+    """Return the processors that this process may use, which a scheduler may have cut down."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 @contextlib.contextmanager

@@ -1,6 +1,6 @@
-"""Job files: strict TOML into frozen requests, with all mistakes told at once.
+"""Read a job file: strict TOML into a frozen request, with all mistakes told at once.
 
-A section's own fields live in the room that uses it; here they are only put together.
+What a job may say is in `cache_job` and `student_job`, apart, so that training students imports no teacher code.
 """
 
 from __future__ import annotations
@@ -10,75 +10,12 @@ import tomllib
 import types
 import typing
 from pathlib import Path
-from typing import Annotated, Any, Self, TypeVar
+from typing import Annotated, Any, TypeVar
 
-from pydantic import BaseModel, Field, ValidationError, model_validator
+from pydantic import BaseModel, ValidationError
 
-from jobs.cluster import ClusterOptions
-from storage.datasets import AnySource
 from storage.errors import BadJob
-from storage.options import JobPath, Options, Url
-from student_train.options import DataOptions, StudentOptions
-from teacher_cache.teachers import TeacherOptions
-
-
-class CacheJob(Options):
-    """A whole `*.cache.toml`.
-
-    Attributes:
-        cache: where the cache is, a folder or an object store's prefix.
-        dataset: sources of samples, one `[[dataset]]` each.
-        teacher: one `[[teacher]]` each; a cache without teachers is enough to train on labels.
-        cluster: where tasks run; decides nothing about what is computed.
-    """
-
-    cache: Url
-    dataset: Annotated[list[AnySource], Field(min_length=1)]
-    teacher: list[TeacherOptions] = Field(default=[])
-    cluster: ClusterOptions = ClusterOptions()
-
-    @model_validator(mode="after")
-    def _names(self) -> Self:
-        datasets = [source.name for source in self.dataset]
-        _refuse_twice("dataset", datasets)
-        _refuse_twice("teacher", [teacher.name for teacher in self.teacher])
-        for teacher in self.teacher:
-            if unknown := sorted(set(teacher.datasets or ()) - set(datasets)):
-                there = ", ".join(datasets)
-                raise ValueError(
-                    f"teacher {teacher.name} names unknown datasets {', '.join(unknown)}; there are {there}"
-                )
-        return self
-
-
-class StudentJob(DataOptions):
-    """A whole `*.students.toml`; the fields of DataOptions stand at its top.
-
-    Attributes:
-        cache: where rows are read.
-        runs: folder of the runs, one below it for each student.
-        defaults: merged beneath every `[[student]]`.
-        student: one `[[student]]` each.
-    """
-
-    cache: Url
-    runs: JobPath
-    defaults: dict[str, Any] = Field(default={})
-    student: Annotated[list[StudentOptions], Field(min_length=1)]
-
-    @model_validator(mode="before")
-    @classmethod
-    def _merge_defaults(cls, values: Any) -> Any:
-        defaults, students = values.get("defaults"), values.get("student")
-        if isinstance(defaults, dict) and isinstance(students, list):
-            values = values | {"student": [defaults | s if isinstance(s, dict) else s for s in students]}
-        return values
-
-    @model_validator(mode="after")
-    def _names(self) -> Self:
-        _refuse_twice("student", [student.name for student in self.student])
-        return self
-
+from storage.options import Options
 
 Job = TypeVar("Job", bound=Options)
 
@@ -90,7 +27,7 @@ def read_job(path: Path, kind: type[Job]) -> Job:
         BadJob: it cannot be read, or it has mistakes; all of them are listed.
     """
     try:
-        text = path.read_text()
+        text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise BadJob(f"cannot read the job file {path}", found=str(error), do="give the path of a TOML file") from None
     try:
@@ -107,7 +44,8 @@ def read_job(path: Path, kind: type[Job]) -> Job:
         ) from None
 
 
-def _refuse_twice(kind: str, names: list[str]) -> None:
+def refuse_twice(kind: str, names: list[str]) -> None:
+    """Raise ValueError if two sections of one kind have one name."""
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise ValueError(f"two [[{kind}]] are named {', '.join(twice)}")
 
@@ -115,7 +53,9 @@ def _refuse_twice(kind: str, names: list[str]) -> None:
 def _where_written(values: dict[str, Any], detail: Any) -> Any:
     """Return a mistake of `[defaults]` as one, not as one of each student that inherits it."""
     match detail["loc"]:
-        case ("student", int(i), str(key), *rest) if key in values.get("defaults", {}):
+        case ("student", int(i), str(key), *rest) if (
+            isinstance(values.get("defaults"), dict) and key in values["defaults"]
+        ):
             own = values["student"][i]
             if isinstance(own, dict) and key not in own:
                 return detail | {"loc": ("student", i, key, *rest), "written": ("defaults", key, *rest)}

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from jobs.arguments import DeviceOption, JobArgument, JsonOption
+from jobs.arguments import DeviceOption, JobArgument, JsonOption, run_program
 
 if TYPE_CHECKING:
     from jobs.terminal import Watch
@@ -36,7 +36,8 @@ def train(
     from jobs import terminal
 
     def action() -> int:
-        from jobs.files import StudentJob, read_job
+        from jobs.files import read_job
+        from jobs.student_job import StudentJob
         from storage.cache import Cache
         from student_train.options import DataOptions
         from student_train.train import Request, train_students
@@ -91,7 +92,7 @@ class _TrainProgress:
 
     def __init__(self, watch: Watch):
         self._watch = watch
-        self._done_steps = 0
+        self._done_steps = self._loaded_shards = 0
 
     def report(self, event: Event) -> None:
         from student_train import events
@@ -99,6 +100,11 @@ class _TrainProgress:
         match event:
             case events.FeedChosen():
                 self._watch.note(f"rows: {event.residency} ({event.why})")
+            case events.Loading():
+                if event.done_shards == 1:
+                    self._watch.begin(f"{event.student}: rows", event.shards)
+                self._watch.advance(event.done_shards - self._loaded_shards)
+                self._loaded_shards = event.done_shards % event.shards
             case events.StudentSkipped():
                 self._watch.note(f"{event.record.student}: finished before, skipped")
             case events.StudentStarted():
@@ -162,4 +168,4 @@ def _print_comparison(runs: Path) -> None:
 
 def main() -> None:
     """Run the program."""
-    app()
+    run_program(app)

@@ -7,6 +7,7 @@ from typing import Any
 import polars as pl
 from rich import box
 from rich.table import Table
+from rich.text import Text
 from rich.tree import Tree
 
 from jobs.terminal import out, si
@@ -16,14 +17,20 @@ SHOWN_ROWS = 200
 
 def print_table(frame: pl.DataFrame, title: str | None = None) -> None:
     """Print a frame; numbers to the right, bytes with a prefix, at most SHOWN_ROWS rows."""
-    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
+    table = Table(
+        title=None if title is None else Text(title),
+        title_justify="left",
+        box=box.SIMPLE_HEAD,
+        pad_edge=False,
+        padding=(0, 1, 0, 0),
+    )
     for name, dtype in frame.schema.items():
         # A header breaks at its underscores, and long text anywhere; a number never.
         table.add_column(
-            name.replace("_", " "), justify="right" if dtype.is_numeric() else "left", no_wrap=dtype.is_numeric()
+            Text(name.replace("_", " ")), justify="right" if dtype.is_numeric() else "left", no_wrap=dtype.is_numeric()
         )
     for row in frame.head(SHOWN_ROWS).iter_rows(named=True):
-        table.add_row(*(_cell(name, value) for name, value in row.items()))
+        table.add_row(*(Text(_cell(name, value)) for name, value in row.items()))
     out.print(table)
     if len(frame) > SHOWN_ROWS:
         out.print(f"… {len(frame) - SHOWN_ROWS} rows more; --json prints all")
@@ -31,18 +38,18 @@ def print_table(frame: pl.DataFrame, title: str | None = None) -> None:
 
 def print_tree(title: str, value: dict[str, Any]) -> None:
     """Print nested JSON as a tree."""
-    tree = Tree(title)
+    tree = Tree(Text(title))
     _grow(tree, value)
-    out.print(tree, markup=False)
+    out.print(tree)
 
 
 def _grow(tree: Tree, value: dict[str, Any]) -> None:
     for key, below in value.items():
         if isinstance(below, dict) and below:
-            _grow(tree.add(key), below)
+            _grow(tree.add(Text(key)), below)
         else:
             text = ", ".join(map(str, below)) if isinstance(below, list) else below
-            tree.add(f"{key}  {'–' if text in (None, {}, '') else text}")
+            tree.add(Text(f"{key}  {'–' if text in (None, {}, '') else text}"))
 
 
 def _cell(name: str, value: Any) -> str:

@@ -7,12 +7,15 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
+import os
 import signal
 import sys
+import threading
 import time
 import types
 from collections.abc import Callable, Iterator
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TextIO
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
@@ -26,28 +29,49 @@ errors = Console(stderr=True, highlight=False, soft_wrap=True)
 out = Console(highlight=False)
 
 
+_answers: TextIO | None = None  # where JSON goes; None where nobody asked for it
+
+
 def run(action: Callable[[], int | None], *, as_json: bool) -> NoReturn:
     """Run a command's action and exit with its code; no traceback for a user's mistake."""
     signal.signal(signal.SIGTERM, _interrupt)
     signal.signal(signal.SIGINT, _interrupt)
+    with _kept_stdout() if as_json else contextlib.nullcontext():
+        sys.exit(_run(action, as_json=as_json))
+
+
+def _run(action: Callable[[], int | None], *, as_json: bool) -> int:
     try:
-        code = action() or 0
+        return action() or 0
     except StillroomError as error:
         if as_json:
-            fields = {
-                "error": type(error).__name__,
-                "what": error.what,
-                "found": error.found,
-                "expected": error.expected,
-                "do": error.do,
-            }
-            print_json(fields | {"exit_code": error.exit_code})
+            print_error(type(error).__name__, error.exit_code, error.what, error.found, error.expected, error.do)
         errors.print(Text(str(error)))
-        code = error.exit_code
+        return error.exit_code
     except BrokenPipeError:
         sys.stderr.close()
-        code = 0
-    sys.exit(code)
+        return 0
+    except Exception as error:
+        if as_json:
+            print_error(type(error).__name__, 1, f"a failure of ours: {error}")
+        raise
+
+
+@contextlib.contextmanager
+def _kept_stdout() -> Iterator[None]:
+    """Keep stdout for the one JSON value; whatever else is printed, by a user's model or a library, goes to stderr."""
+    global _answers  # noqa: PLW0603 - there is one stdout
+    stdout = _answers = sys.stdout
+    with contextlib.suppress(OSError):  # a captured stdout has no descriptor
+        descriptor = stdout.fileno()
+        stdout.flush()
+        _answers = os.fdopen(os.dup(descriptor), "w", encoding="utf-8")
+        os.dup2(sys.stderr.fileno(), descriptor)
+    sys.stdout = sys.stderr
+    try:
+        yield
+    finally:
+        sys.stdout, _answers = stdout, None
 
 
 def _interrupt(signal_number: int, frame: types.FrameType | None) -> None:
@@ -78,8 +102,23 @@ def deferred_signals() -> Iterator[Callable[[], bool]]:
 
 
 def print_json(value: Any) -> None:
-    """Print one JSON value to stdout."""
-    print(json.dumps(value, indent=2, default=str), flush=True)
+    """Print one JSON value to stdout; NaN and infinity, which JSON lacks, as null."""
+    print(json.dumps(_finite(value), indent=2, default=str, allow_nan=False), file=_answers, flush=True)
+
+
+def print_error(
+    name: str, exit_code: int, what: str, found: str | None = None, expected: str | None = None, do: str | None = None
+) -> None:
+    """Print an error as one JSON value."""
+    print_json({"error": name, "what": what, "found": found, "expected": expected, "do": do, "exit_code": exit_code})
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {key: _finite(below) for key, below in value.items()}
+    return [_finite(below) for below in value] if isinstance(value, list | tuple) else value
 
 
 def si(number: float, unit: str = "") -> str:
@@ -104,14 +143,14 @@ class Watch:
         self._unit = unit
         self._bar: Progress | None = None
         self._task: Any = None
-        self._name, self._total, self._count, self._began, self._logged = "", 0, 0, 0.0, 0.0
-        self._first = 0
+        self._name, self._detail, self._total, self._count, self._first, self._began = "", "", 0, 0, 0, 0.0
+        self._ended = threading.Event()
 
     def begin(self, name: str, total: int, done: int = 0) -> None:
         """Begin to count `total` things, of which `done` are there already."""
         self.end()
-        self._name, self._total, self._count, self._first = name, total, done, done
-        self._began = self._logged = time.monotonic()
+        self._name, self._detail, self._total, self._count, self._first = name, "", total, done, done
+        self._began = time.monotonic()
         if errors.is_terminal:
             self._bar = Progress(
                 TextColumn("{task.description}"),
@@ -125,15 +164,16 @@ class Watch:
             )
             self._bar.start()
             self._task = self._bar.add_task(name, total=total, completed=done)
+        else:
+            self._ended = threading.Event()
+            threading.Thread(target=self._log, args=(self._ended,), daemon=True).start()
 
     def advance(self, count: int, detail: str = "") -> None:
         """Count some more."""
         self._count += count
+        self._detail = detail or self._detail
         if self._bar is not None:
-            self._bar.update(self._task, completed=self._count, description=f"{self._name} {detail}".rstrip())
-        elif time.monotonic() - self._logged >= LOG_EVERY_S:
-            self._logged = time.monotonic()
-            self._line(detail)
+            self._bar.update(self._task, completed=self._count, description=f"{self._name} {self._detail}".rstrip())
 
     def detail(self, text: str) -> None:
         """Say something beside the count."""
@@ -157,10 +197,16 @@ class Watch:
             self._bar.stop()
             self._bar = None
         elif self._name:
-            self._line("")
+            self._ended.set()
+            self._line()
         self._name = ""
 
-    def _line(self, detail: str) -> None:
+    def _log(self, ended: threading.Event) -> None:
+        """Write a line every 30 s, whether anything is done or not, until the end."""
+        while not ended.wait(LOG_EVERY_S):
+            self._line()
+
+    def _line(self) -> None:
         seconds = time.monotonic() - self._began
         new, left = self._count - self._first, self._total - self._count
         pace = ""
@@ -168,7 +214,7 @@ class Watch:
             pace = f", {si(new / seconds)}/s" + (f", {left * seconds / new:.0f} s left" if left else "")
         elif not left:
             pace = ", all there already"
-        errors.print(Text(f"{self._name}: {self._count} of {self._total} {self._unit}{pace} {detail}".rstrip()))
+        errors.print(Text(f"{self._name}: {self._count} of {self._total} {self._unit}{pace} {self._detail}".rstrip()))
 
 
 @contextlib.contextmanager

@@ -185,8 +185,8 @@ def _read_file(folder: Path) -> CheckpointFile | None:
     path = folder / CHECKPOINT_FILE
     if not path.exists():
         return None
-    text = path.read_bytes()
     try:
+        text = path.read_bytes()
         version = json.loads(text).get("format_version")
         if isinstance(version, int) and version > FORMAT_VERSION:
             raise UnsupportedFormat(
@@ -195,7 +195,7 @@ def _read_file(folder: Path) -> CheckpointFile | None:
                 expected=f"format {FORMAT_VERSION}",
             )
         return CheckpointFile.model_validate_json(text)
-    except (ValueError, AttributeError, ValidationError) as error:
+    except (OSError, ValueError, AttributeError, ValidationError) as error:
         raise CorruptObject(
             f"{path} is not a checkpoint", found=str(error), do=f"rm -r {folder}    # this student then starts again"
         ) from None

@@ -107,7 +107,7 @@ def read_record(folder: Path) -> RunRecord | None:
         return None
     try:
         return RunRecord.model_validate_json(path.read_bytes())
-    except ValidationError as error:
+    except (ValidationError, OSError) as error:
         raise CorruptObject(
             f"{path} is not the record of a run", found=str(error), do=f"delete {folder} and train this student again"
         ) from None

@@ -13,10 +13,10 @@ from typing import Protocol
 import polars as pl
 
 from storage.cache import Cache
-from storage.datasets import Source
 from storage.errors import (
     BadRequest,
     CorruptObject,
+    IncompleteCache,
     RowsMissing,
     StillroomError,
     TryAgain,
@@ -104,11 +104,26 @@ def _write_promises(cache: Cache, plan: BuildPlan) -> None:
             write_spec(cache.objects, f"{name}/{stage.spec.name}/teacher.json", stage.spec, plan.request.job)
             continue
         write_spec(cache.objects, f"{name}/dataset.json", dataset.spec, plan.request.job)
-        for shard in dataset.mended:  # the ingest last, so that a kill in between leaves it to the next build
-            for teacher in [*cache.teacher_names(name), None]:
-                cache.objects.delete(ShardKey(name, teacher, PLAIN, shard).commit_path)  # its arrays are garbage now
+        for shard in stage.todo:
+            if shard.shard in dataset.mended:
+                _forget(cache, name, shard.shard, dataset.mended[shard.shard])
         if dataset.segment is not None:
             _append_segment(cache, dataset, plan.request.job)
+
+
+def _forget(cache: Cache, dataset: str, shard: int, attempt: str) -> None:
+    """Drop a shard whose unreadable samples are mended, unless another builder has replaced it since it was looked at.
+
+    The ingest last, so that a kill in between leaves it to the next build. Its arrays are garbage from then on.
+    """
+    ingest = ShardKey(dataset, None, PLAIN, shard)
+    try:
+        if cache.commit(ingest).attempt != attempt:
+            return
+    except IncompleteCache:
+        return
+    for teacher in [*cache.teacher_names(dataset), None]:
+        cache.objects.delete(ShardKey(dataset, teacher, PLAIN, shard).commit_path)
 
 
 def _append_segment(cache: Cache, dataset: PlannedDataset, job: str) -> None:
@@ -129,17 +144,17 @@ def _append_segment(cache: Cache, dataset: PlannedDataset, job: str) -> None:
 def _run_stage(
     cache: Cache, stage: Stage, request: BuildRequest, runner: Runner, progress: Progress, report: BuildReport
 ) -> None:
-    source, dataset = stage.dataset.source, stage.dataset.spec.name
-    todo = stage.todo
+    dataset, todo = stage.dataset.spec.name, stage.todo
     if stage.teacher is not None and todo:
         ingested = cache.committed(dataset)  # a shard that another part has yet to ingest is that part's to teach
         todo = tuple(shard for shard in todo if shard.shard in ingested)
     report.present += len(stage.shards) - len(stage.todo)
     of_this_part, missing = (sum(shard.stop - shard.start for shard in shards) for shards in (stage.shards, stage.todo))
     progress.stage(stage.name, of_this_part, of_this_part - missing)
-    rows, quarantined = stage.dataset.rows.num_rows, 0
-    if stage.teacher is None and todo:
+    quarantined = 0
+    if stage.teacher is None:
         quarantined = int(Ledger.load(cache.objects).of(dataset, None, PLAIN)["quarantined"].sum())
+        _check_quarantined(cache, stage, quarantined)
     with contextlib.closing(runner(_tasks(stage, todo, request))) as results:  # an error cancels what is in flight
         for task, result in results:
             if isinstance(result, Done):
@@ -150,13 +165,16 @@ def _run_stage(
                     Ledger.load(cache.objects).compact()
             else:
                 _set_aside(task, result, report, progress)
-            if quarantined > source.max_quarantined * rows:
-                raise _too_many_quarantined(cache, source, quarantined, rows)
+            _check_quarantined(cache, stage, quarantined)
 
 
-def _too_many_quarantined(cache: Cache, source: Source, quarantined: int, rows: int) -> BadRequest:
+def _check_quarantined(cache: Cache, stage: Stage, quarantined: int) -> None:
+    """Raise BadRequest if more samples are unreadable than the job allows."""
+    source, rows = stage.dataset.source, stage.dataset.rows.num_rows
+    if quarantined <= source.max_quarantined * rows:
+        return
     reasons = cache.quarantined(source.name).head(5)
-    return BadRequest(
+    raise BadRequest(
         f"too many samples of {source.name} cannot be read",
         found="\n".join(
             [f"{quarantined} of {rows} rows so far, such as"]

@@ -47,8 +47,8 @@ def run_inline(tasks: Iterable[Task]) -> Generator[Result]:
 def _caught(task: Task) -> Result:
     try:
         return task, perform(task)
-    except Exception as error:
-        return task, error
+    except (Exception, SystemExit) as error:  # a user's code that exits must not end the build as if it were done
+        return task, error if isinstance(error, Exception) else RuntimeError(f"SystemExit: {error}")
 
 
 def run_on_dask(client: Client) -> Runner:

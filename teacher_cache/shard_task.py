@@ -239,8 +239,9 @@ def _ask(teacher: Teacher, inputs_B: Tensor, spec: TeacherSpec, dataset: str) ->
     parts: list[Answers] = []
     for batch in inputs_B.split(teacher.batch_size):
         logits_BC, features = teacher(to_float(batch))
+        _check_classes(logits_BC, spec, dataset)
         if not parts:
-            _check_logits(logits_BC, spec, dataset)
+            _refuse_probabilities(logits_BC, spec)
         encoded = spec.encoding.encode(logits_BC) | {
             f"feature/{name}": spec.features[name].encode(values) for name, values in features.items()
         }
@@ -256,6 +257,9 @@ def _ask(teacher: Teacher, inputs_B: Tensor, spec: TeacherSpec, dataset: str) ->
 
     def joined(dicts: Iterable[dict[str, Tensor]]) -> dict[str, Tensor]:
         dicts = list(dicts)
+        for name in dicts[0]:
+            if len(shapes := {tuple(tensors[name].shape[1:]) for tensors in dicts}) > 1:
+                raise BadTeacher(f"teacher {spec.name} changes the shape of {name} between batches", found=f"{shapes}")
         return {name: torch.cat([tensors[name] for tensors in dicts]) for name in dicts[0]}
 
     return Answers(
@@ -275,16 +279,18 @@ def _finite_rows(values_B: Tensor) -> Tensor:
     return values_B.isfinite().flatten(1).all(dim=1)
 
 
-def _check_logits(logits_BC: Tensor, spec: TeacherSpec, dataset: str) -> None:
-    """Refuse a teacher of another number of classes, or one that returns probabilities."""
-    import torch
-
+def _check_classes(logits_BC: Tensor, spec: TeacherSpec, dataset: str) -> None:
     if logits_BC.shape[1] != spec.num_classes:
         raise BadTeacher(
             f"teacher {spec.name} does not fit dataset {dataset}",
             found=f"{logits_BC.shape[1]} logits per row",
             expected=f"{spec.num_classes} classes",
         )
+
+
+def _refuse_probabilities(logits_BC: Tensor, spec: TeacherSpec) -> None:
+    import torch
+
     sums_B = logits_BC.sum(dim=1)
     if spec.num_classes > 1 and (logits_BC >= 0).all() and torch.allclose(sums_B, torch.ones_like(sums_B), atol=1e-3):
         raise BadTeacher(

@@ -47,14 +47,14 @@ class PlannedDataset:
 
     Attributes:
         rows: the plan, with `segment` at its end if the dataset is new or has grown.
-        mended: shards with quarantined samples whose files have changed since; they are built again.
+        mended: shard → attempt of the commits whose quarantined samples can be read now; they are built again.
     """
 
     source: Source
     spec: DatasetSpec
     rows: RowPlan
     segment: Segment | None
-    mended: tuple[int, ...]
+    mended: dict[int, str]
 
 
 @dataclass(frozen=True)
@@ -136,7 +136,7 @@ def _plan_dataset(cache: Cache | None, source: Source, job: str) -> PlannedDatas
             expected="every recorded sample, and perhaps new ones",
             do=f"put them back, or cache build {job} --as NAME",
         )
-    mended = _compare(cache, source, recorded, growth.touched, job) if known and growth.touched and cache else ()
+    mended = _compare(cache, source, recorded, growth.touched, job) if known and growth.touched and cache else {}
     segments = (*recorded.segments, growth.segment) if growth.segment else recorded.segments
     return PlannedDataset(source, spec, RowPlan(segments), growth.segment, mended)
 
@@ -171,15 +171,16 @@ def _probe(source: Source, files: pl.DataFrame) -> tuple[tuple[int, ...], str]:
     raise MissingSource(f"dataset {source.name} has no readable sample", found="\n".join(reasons[:5]))
 
 
-def _compare(cache: Cache, source: Source, recorded: RowPlan, touched: Sequence[str], job: str) -> tuple[int, ...]:
+def _compare(cache: Cache, source: Source, recorded: RowPlan, touched: Sequence[str], job: str) -> dict[int, str]:
     """Compare the samples of touched files with what was ingested; return the shards whose unreadable ones are mended.
 
     Raises:
         StaleCache: a sample's content or label changed.
     """
+    commits = cache.commits(source.name)
     was = {
         row: (digest, error is None)
-        for commit in cache.commits(source.name)
+        for commit in commits
         for row, digest, error in zip(
             *commit.table.select(["row", "digest", "error"]).to_pydict().values(), strict=True
         )
@@ -202,8 +203,7 @@ def _compare(cache: Cache, source: Source, recorded: RowPlan, touched: Sequence[
             expected="recorded samples as they were, and perhaps new ones",
             do=f"cache build {job} --as NAME    # a new cache beside it; this one stays as it is",
         )
-    shards = recorded.shards()
-    return tuple(s.shard for s in shards if any(s.start <= row < s.stop for row in mended_rows))
+    return {c.key.shard: c.attempt for c in commits if any(c.start <= row < c.stop for row in mended_rows)}
 
 
 def _num_classes(teacher: TeacherOptions, dataset: DatasetSpec) -> int:
@@ -224,5 +224,5 @@ def _plan_stage(
     part: tuple[int, int],
 ) -> Stage:
     name = None if teacher is None else teacher.name
-    committed = set() if cache is None else cache.committed(dataset.spec.name, name) - set(dataset.mended)
+    committed = set() if cache is None else cache.committed(dataset.spec.name, name) - dataset.mended.keys()
     return Stage(dataset, teacher, spec, tuple(missing(shards, set(), part)), tuple(missing(shards, committed, part)))

@@ -157,7 +157,7 @@ class Teacher:
                 raise BadTeacher(
                     f"teacher {options.name} does not fit on {self._device}", found=str(error), do="lower batch_size"
                 ) from None
-            except Exception as error:  # the user's own model
+            except (Exception, SystemExit) as error:  # the user's own model
                 raise BadTeacher(
                     f"teacher {options.name} failed on inputs of shape {tuple(inputs_B.shape)}",
                     found=f"{type(error).__name__}: {error}",
@@ -228,7 +228,7 @@ def load_teacher(options: TeacherOptions, device: torch.device) -> Teacher:
         model = load_factory(options.factory)(**options.arguments)
     except BadRequest:
         raise
-    except Exception as error:  # the user's own code
+    except (Exception, SystemExit) as error:  # the user's own code
         raise BadTeacher(f"{options.factory} failed", found=f"{type(error).__name__}: {error}") from error
     if not isinstance(model, nn.Module):
         raise BadTeacher(f"{options.factory} did not return a model", found=type(model).__name__, expected="nn.Module")

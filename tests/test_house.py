@@ -13,7 +13,8 @@ import pytest
 from pydantic import BaseModel
 
 from jobs import cache_cli, student_cli
-from jobs.files import CacheJob, StudentJob
+from jobs.cache_job import CacheJob
+from jobs.student_job import StudentJob
 from storage.datasets import AnySource
 from storage.encodings import DenseEncoding, FeatureEncoding
 from student_train.options import HintTerm, KdTerm, LabelsTerm, StudentOptions

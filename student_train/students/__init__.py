@@ -114,7 +114,7 @@ def build_student(spec: StudentSpec) -> Student:
         network = factory(spec.num_classes, spec.input_shape, **spec.options)
     except StillroomError:
         raise
-    except Exception as error:  # whatever a user's factory raises
+    except (Exception, SystemExit) as error:  # whatever a user's factory raises
         raise BadRequest(
             f"architecture {spec.architecture!r} cannot be built",
             found=f"{type(error).__name__}: {error}",

@@ -4,7 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from jobs.files import CacheJob, StudentJob, read_job
+from jobs.cache_job import CacheJob
+from jobs.files import read_job
+from jobs.student_job import StudentJob
 from storage.errors import BadJob
 
 REPOSITORY = Path(__file__).parents[2]

@@ -361,7 +361,8 @@ def test_a_teachers_own_exception_ends_the_build_at_once(tmp_path: Path) -> None
 
 
 def test_planning_reads_only(tmp_path: Path) -> None:
-    from jobs.files import CacheJob, read_job
+    from jobs.cache_job import CacheJob
+    from jobs.files import read_job
 
     write_teacher(tmp_path)
     read = read_job(write_job(tmp_path, write_digits(tmp_path, 20), teacher_section()), CacheJob)
@@ -371,7 +372,8 @@ def test_planning_reads_only(tmp_path: Path) -> None:
 
 
 def test_planning_notices_another_teacher_before_anything_is_written(built: Built) -> None:
-    from jobs.files import CacheJob, read_job
+    from jobs.cache_job import CacheJob
+    from jobs.files import read_job
 
     read = read_job(built.job, CacheJob)
     teachers = tuple(teacher.model_copy(update={"autocast": "bf16"}) for teacher in read.teacher)
@@ -380,7 +382,8 @@ def test_planning_notices_another_teacher_before_anything_is_written(built: Buil
 
 
 def test_two_builders_that_plan_the_same_rows_agree(tmp_path: Path) -> None:
-    from jobs.files import CacheJob, read_job
+    from jobs.cache_job import CacheJob
+    from jobs.files import read_job
     from teacher_cache.build import run_build
     from teacher_cache.runners import run_inline
     from tests.teacher_cache.toys import Silent
@@ -396,7 +399,8 @@ def test_two_builders_that_plan_the_same_rows_agree(tmp_path: Path) -> None:
 
 
 def test_two_builders_that_plan_other_rows_do_not_both_write(tmp_path: Path) -> None:
-    from jobs.files import CacheJob, read_job
+    from jobs.cache_job import CacheJob
+    from jobs.files import read_job
     from storage.errors import TryAgain
     from teacher_cache.build import run_build
     from teacher_cache.runners import run_inline
@@ -426,7 +430,8 @@ def test_a_task_travels_as_two_kilobytes_and_comes_back_as_one(built: Built) -> 
     """Weights and data never pass through the scheduler."""
     import pickle
 
-    from jobs.files import CacheJob, read_job
+    from jobs.cache_job import CacheJob
+    from jobs.files import read_job
     from teacher_cache.build import _tasks
     from teacher_cache.shard_task import perform
 

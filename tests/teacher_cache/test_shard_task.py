@@ -202,7 +202,8 @@ def test_a_layer_that_does_not_exist_is_answered_with_those_that_are_near(tmp_pa
 
 def test_a_teacher_whose_files_change_during_a_build_is_noticed(tmp_path: Path) -> None:
     """Another file between planning and the first task, as on a worker that sees another disk."""
-    from jobs.files import CacheJob, read_job
+    from jobs.cache_job import CacheJob
+    from jobs.files import read_job
     from teacher_cache.build import run_build
     from teacher_cache.runners import run_inline
     from teacher_cache.survey import BuildRequest, plan_build

@@ -14,7 +14,8 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from jobs.files import CacheJob, read_job
+from jobs.cache_job import CacheJob
+from jobs.files import read_job
 from storage.cache import Cache
 from storage.shards import read_commits, stage_folder
 from teacher_cache.build import BuildReport, run_build

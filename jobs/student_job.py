@@ -1,0 +1,40 @@
+"""What a student job may say. A section's own fields live in the room that uses it; here they are put together."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Self
+
+from pydantic import Field, model_validator
+
+from jobs.files import refuse_twice
+from storage.options import JobPath, Url
+from student_train.options import DataOptions, StudentOptions
+
+
+class StudentJob(DataOptions):
+    """A whole `*.students.toml`; the fields of DataOptions stand at its top.
+
+    Attributes:
+        cache: where rows are read.
+        runs: folder of the runs, one below it for each student.
+        defaults: merged beneath every `[[student]]`.
+        student: one `[[student]]` each.
+    """
+
+    cache: Url
+    runs: JobPath
+    defaults: dict[str, Any] = Field(default={})
+    student: Annotated[list[StudentOptions], Field(min_length=1)]
+
+    @model_validator(mode="before")
+    @classmethod
+    def _merge_defaults(cls, values: Any) -> Any:
+        defaults, students = values.get("defaults"), values.get("student")
+        if isinstance(defaults, dict) and isinstance(students, list):
+            values = values | {"student": [defaults | s if isinstance(s, dict) else s for s in students]}
+        return values
+
+    @model_validator(mode="after")
+    def _names(self) -> Self:
+        refuse_twice("student", [student.name for student in self.student])
+        return self
