@@ -6,7 +6,7 @@ from io import BytesIO
 from typing import Annotated, Any, Literal
 
 import numpy as np
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 from pydantic import Field
 
 from storage.datasets.base import Source, Unreadable
@@ -32,7 +32,9 @@ class ImageSource(Source):
     ) = None
 
     def content(self) -> dict[str, Any]:
-        return super().content() | {"channels": self.channels, "size": self.size}
+        # One size has one fingerprint, however it is written.
+        size = self.size[0] if isinstance(self.size, list) and self.size[0] == self.size[1] else self.size
+        return super().content() | {"channels": self.channels, "size": size}
 
     def decode(self, payload: bytes | np.ndarray) -> np.ndarray:
         assert isinstance(payload, bytes)
@@ -45,6 +47,8 @@ class ImageSource(Source):
                 height, width = (self.size, self.size) if isinstance(self.size, int) else self.size
                 if pixels.size != (width, height):
                     pixels = pixels.resize((width, height), Image.Resampling.BILINEAR)
+        except UnidentifiedImageError:  # its own text holds a memory address, and a second ingest must write the same
+            raise Unreadable("not an image that Pillow knows") from None
         except Exception as error:  # Pillow raises OSError, SyntaxError, ValueError and more on damaged files
             raise Unreadable(f"{type(error).__name__}: {error}") from None
         array_HWC = np.asarray(pixels)

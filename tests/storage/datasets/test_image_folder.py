@@ -164,8 +164,13 @@ def test_resizing_keeps_a_flat_colour(source: Make, encoded: Callable[..., bytes
     ],
 )
 def test_a_damaged_image_is_unreadable_with_a_reason(images: Any, encoded: Callable[..., bytes], damage: Any) -> None:
-    with pytest.raises(Unreadable, match="Error"):
+    with pytest.raises(Unreadable, match=r"Error|not an image"):
         images.decode(damage(encoded(np.random.default_rng(0).integers(0, 256, (32, 32, 3)))))
+
+
+def test_the_reason_of_what_is_no_image_is_the_same_each_time(images: Any) -> None:
+    with pytest.raises(Unreadable, match=r"^not an image that Pillow knows$"):
+        images.decode(b"no image")
 
 
 def test_a_truncated_jpeg_is_unreadable(images: Any, encoded: Callable[..., bytes]) -> None:
@@ -196,3 +201,8 @@ def test_what_decides_content_is_kept_and_the_path_is_not(source: Make) -> None:
         "channels": 1,
         "size": 32,
     }
+
+
+@pytest.mark.parametrize(("size", "kept"), [(8, 8), ([8, 8], 8), ([8, 9], [8, 9]), (None, None)])
+def test_one_size_has_one_fingerprint_however_it_is_written(source: Make, size: Any, kept: Any) -> None:
+    assert source(kind="image_folder", path="x", size=size).content()["size"] == kept
