@@ -25,7 +25,8 @@ class ArraysSource(Source):
         path: a .npy file of inputs, or a .npz with `inputs` and `labels`.
         labels: a .npy file of labels beside a .npy of inputs; without it the dataset is unlabelled.
         inputs_key, labels_key: names of the arrays in a .npz.
-        classes: class names; by default the numbers up to the largest label.
+        classes: class names, also of an unlabelled dataset, for its teachers; by default the numbers up to the largest
+            label.
     """
 
     kind: Literal["arrays"]
@@ -43,10 +44,10 @@ class ArraysSource(Source):
         return pl.DataFrame([row], schema=FILE_SCHEMA, orient="row")
 
     def class_names(self) -> list[str]:
+        if self.classes:
+            return self.classes
         _, labels = self._load()
-        if labels is None:
-            return []
-        return self.classes or [str(number) for number in range(int(labels.max(initial=0)) + 1)]
+        return [] if labels is None else [str(number) for number in range(int(labels.max(initial=0)) + 1)]
 
     def read(self, file: str, position: int, rows: int) -> Iterator[RawSample]:
         inputs, labels = self._load()

@@ -50,10 +50,10 @@ class ParquetImagesSource(ImageSource):
         return pl.DataFrame(rows, schema=FILE_SCHEMA, orient="row")
 
     def class_names(self) -> list[str]:
+        if self.classes is not None:
+            return self.classes  # also of an unlabelled dataset, for its teachers
         if not self.label:
             return []
-        if self.classes is not None:
-            return self.classes
         paths = self._paths()
         named = _names_in_schema(self._open(paths[0]).schema_arrow, self.label)
         if named:

@@ -57,6 +57,10 @@ def test_inputs_without_labels_are_unlabelled(npy: Any, source: Make, read_all: 
     assert (unlabelled.class_names(), [sample.label for sample in read_all(unlabelled)]) == ([], [None] * 4)
 
 
+def test_an_unlabelled_dataset_may_name_its_classes(npy: Any, source: Make) -> None:
+    assert source(kind="arrays", path="x.npy", classes=["a", "b"]).class_names() == ["a", "b"]
+
+
 def test_arrays_of_other_names_can_be_named(tmp_path: Path, source: Make) -> None:
     np.savez(tmp_path / "d.npz", images=INPUTS, y=LABELS)
     named = source(kind="arrays", path="d.npz", inputs_key="images", labels_key="y")

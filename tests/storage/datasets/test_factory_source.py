@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +43,33 @@ def number():
 
 def broken():
     raise RuntimeError("no data today")
+
+def leaves():
+    raise SystemExit(0)
+
+class Listed:
+    ids = ["x", "y", "z"]
+
+    def __init__(self, **attributes):
+        vars(self).update(attributes)
+
+    def __len__(self):
+        return 3
+
+    def __getitem__(self, i):
+        if i:
+            raise [OSError("gone"), SystemExit(0)][i - 1]
+        return {"input": np.zeros(1)}
+
+class Endless(list):
+    def __len__(self):
+        raise RuntimeError("no end")
+
+calls = []
+
+def counted():
+    calls.append(1)
+    return [{"input": np.full(len(calls), 0.0)}]
 """
 
 
@@ -107,8 +135,56 @@ def test_what_is_no_dataset_is_told(own: Make, tmp_path: Path) -> None:
     assert (caught.value.what, caught.value.found) == (f"{tmp_path}/mine.py:number did not return a dataset", "int")
 
 
-@pytest.mark.parametrize(("function", "found"), [("broken", "RuntimeError: no data today"), ("Squares", "TypeError")])
+@pytest.mark.parametrize(
+    ("function", "found"),
+    [
+        ("broken", "RuntimeError: no data today"),
+        ("Squares", "TypeError"),
+        ("leaves", "SystemExit: 0"),
+        ("Endless", "RuntimeError: no end"),
+    ],
+)
 def test_a_factory_that_fails_is_told_without_a_traceback(own: Make, function: str, found: str) -> None:
     with pytest.raises(BadRequest) as caught:
         own(function).files()
     assert found in (caught.value.found or "")
+
+
+def test_a_dataset_that_lists_its_ids_keeps_them_for_items_that_cannot_be_read(own: Make, read_all: ReadAll) -> None:
+    samples = read_all(own("Listed"))
+    reasons = [str(s.payload) if isinstance(s.payload, Unreadable) else None for s in samples]
+    assert ([s.sample_id for s in samples], reasons) == (["x", "y", "z"], [None, "OSError: gone", "SystemExit: 0"])
+
+
+def test_the_version_of_a_dataset_is_part_of_its_files_version(own: Make) -> None:
+    versions = [own("Listed", **given).files()["version"][0] for given in ({}, {"version": "1"}, {"version": "2"})]
+    assert versions == [versions[0], f"{versions[0]}+1", f"{versions[0]}+2"]
+
+
+@pytest.mark.parametrize("classes", [3, "ab", [1, 2], True])
+def test_classes_that_are_no_list_of_names_are_told(own: Make, classes: object) -> None:
+    with pytest.raises(MissingSource) as caught:
+        own("Listed", classes=classes).class_names()
+    assert caught.value.found == f"classes = {classes!r}"
+
+
+def test_a_version_that_is_no_text_is_told(own: Make) -> None:
+    with pytest.raises(MissingSource) as caught:
+        own("Listed", version=3).files()
+    assert caught.value.found == "version = 3"
+
+
+def test_a_factory_is_called_once(own: Make) -> None:
+    dataset = own("counted")
+    dataset.files()
+    dataset.class_names()
+    (sample,) = dataset.read("factory", 0, 1)
+    assert sample.payload.shape == (1,)
+
+
+def test_each_thread_has_a_dataset_of_its_own(own: Make) -> None:
+    dataset = own("counted")
+    dataset.files()
+    with ThreadPoolExecutor(1) as pool:
+        (sample,) = pool.submit(lambda: list(dataset.read("factory", 0, 1))).result()
+    assert sample.payload.shape == (2,)

@@ -120,6 +120,12 @@ def test_a_dataset_may_have_no_labels(write: Make, source: Make, read_all: ReadA
     assert (unlabelled.class_names(), {sample.label for sample in read_all(unlabelled)}) == ([], {None})
 
 
+def test_an_unlabelled_dataset_may_name_its_classes(write: Make, source: Make) -> None:
+    write()
+    unlabelled = source(kind="parquet_images", path="a.parquet", label="", classes=["a", "b"])
+    assert unlabelled.class_names() == ["a", "b"]
+
+
 @pytest.mark.parametrize("missing", [None, {"bytes": None, "path": "x.png"}, {"bytes": b"", "path": None}])
 def test_an_image_that_is_not_there_is_unreadable_and_keeps_its_place(
     write: Make, images: Any, read_all: ReadAll, encoded: Callable[..., bytes], missing: Any
