@@ -81,7 +81,7 @@ def load_factory(reference: Factory) -> Callable[..., Any]:
         module = _load_file(module_name) if module_name.endswith(".py") else importlib.import_module(module_name)
     except BadRequest:
         raise
-    except Exception as error:  # whatever a user's module raises while it is imported
+    except (Exception, SystemExit) as error:  # whatever a user's module raises while it is imported
         raise BadRequest(
             f"cannot import {module_name}",
             found=f"{type(error).__name__}: {error}",
@@ -102,7 +102,7 @@ def _factory_source(reference: Factory) -> str:
     else:
         try:
             spec = importlib.util.find_spec(module_name)
-        except Exception:  # finding a.b imports a, which is a user's own code
+        except (Exception, SystemExit):  # finding a.b imports a, which is a user's own code
             spec = None
         if spec is None or spec.origin is None:
             raise BadRequest(

@@ -152,6 +152,13 @@ def test_a_file_that_fails_to_import_is_not_kept(tmp_path: Path) -> None:
     assert (caught.value.found, set(sys.modules) - before) == ("ZeroDivisionError: division by zero", set())
 
 
+def test_a_file_that_exits_while_it_is_imported_is_a_bad_request(tmp_path: Path) -> None:
+    (tmp_path / "net.py").write_text("raise SystemExit(0)\n")
+    with pytest.raises(BadRequest) as caught:
+        load_factory(f"{tmp_path}/net.py:build")
+    assert caught.value.found == "SystemExit: 0"
+
+
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(BadRequest) as caught:
         load_factory(f"{tmp_path}/no.py:build")
