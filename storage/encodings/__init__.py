@@ -2,6 +2,4 @@
 
 from storage.encodings.dense import DenseEncoding, FeatureEncoding
 
-ENCODINGS = {"dense": DenseEncoding}
-
-__all__ = ["ENCODINGS", "DenseEncoding", "FeatureEncoding"]
+__all__ = ["DenseEncoding", "FeatureEncoding"]
