@@ -9,6 +9,7 @@ help:            ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 .venv/core: pyproject.toml constraints.txt
+	@echo "installing into .venv; this takes a few minutes"
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable .
 	@touch $@
@@ -17,12 +18,11 @@ help:            ## list the targets
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[test]'
 	@touch $@
 
-demo: .venv/core ## ingest digits, train a teacher from labels, cache its soft targets, train students, compare
+demo: .venv/core ## ingest digits, train a teacher from labels, cache its soft targets, train students, a table
 	$(BIN)/cache build jobs/digits.ingest.toml
 	$(BIN)/student train jobs/digits.teacher.toml
 	$(BIN)/cache build jobs/digits.cache.toml
 	$(BIN)/student train jobs/digits.students.toml
-	$(BIN)/student compare runs/digits
 
 test: .venv/test ## all tests
 	$(BIN)/pytest

@@ -118,7 +118,7 @@ def status(cache: CacheArgument, as_json: JsonOption = False) -> None:
                 unread="quarantined",
                 shards=pl.format("{}/{}", "shards_done", "shards"),
                 bytes="bytes",
-                rate="rows_per_s",
+                **{"rows/s": "rows_per_s"},
             )
             print_table(shown, title=opened.url)
         return RowsMissing.exit_code if stages.select(pl.sum("rows_missing", "quarantined")).row(0) > (0, 0) else 0
@@ -267,8 +267,8 @@ def _print_plan(plan: BuildPlan, as_json: bool) -> None:
             "stage": stage.name,
             "rows": stage.dataset.rows.num_rows,
             "shards": len(stage.shards),
-            "shards_to_do": len(stage.todo),
-            "rows_to_do": sum(shard.stop - shard.start for shard in stage.todo),
+            "shards_missing": len(stage.todo),
+            "rows_missing": sum(shard.stop - shard.start for shard in stage.todo),
         }
         for stage in plan.stages
     ]
@@ -305,7 +305,10 @@ def _print_report(cache: str, report: BuildReport, as_json: bool) -> None:
         markup=False,
     )
     for name, rows in report.quarantined.items():
-        terminal.out.print(f"{name}: {len(rows)} samples could not be read and are left out", markup=False)
+        terminal.out.print(
+            f"{name}: {len(rows)} of its samples cannot be read and are left out; mend them and build again",
+            markup=False,
+        )
         for row, sample_id, error in rows.head(SHOWN_QUARANTINED).iter_rows():
             terminal.out.print(f"  row {row}  {sample_id}  {error}", markup=False)
         if len(rows) > SHOWN_QUARANTINED:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from distributed import WorkerPlugin
 
 THREADS_PER_WORKER = 2  # one task computes while the other reads or writes (teacher_cache.shard_task.LOCK)
-START_TIMEOUT_S = 120
+CONNECT_TIMEOUT_S = 30
 
 
 class ClusterOptions(Options):
@@ -94,7 +94,7 @@ def open_runner(options: ClusterOptions) -> Iterator[Runner]:
             client.register_plugin(_ignore_ctrl_c())
         else:
             try:
-                client = stack.enter_context(Client(options.address, timeout=START_TIMEOUT_S))
+                client = stack.enter_context(Client(options.address, timeout=CONNECT_TIMEOUT_S))
             except OSError as error:
                 raise TryAgain(
                     f"no Dask scheduler answers at {options.address}", found=str(error), do="start it: dask scheduler"

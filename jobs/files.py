@@ -34,6 +34,10 @@ def read_job(path: Path, kind: type[Job]) -> Job:
         values = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         raise BadJob(f"{path} is not TOML", found=str(error)) from None
+    other = {"CacheJob": "student", "StudentJob": "dataset"}.get(kind.__name__)
+    if other in values:
+        command = "student train" if other == "student" else "cache build"
+        raise BadJob(f"{path} is a job for the other program", found=f"[[{other}]]", do=f"{command} {path}")
     try:
         return kind.model_validate(values, context={"folder": path.resolve().parent})
     except ValidationError as error:
@@ -76,6 +80,10 @@ def _mistake(kind: type[BaseModel], detail: Any) -> str:
         near = difflib.get_close_matches(str(detail["ctx"]["tag"]), tags, n=1, cutoff=0.4)
         hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(tags)}"
         return f"{prefix}unknown kind {detail['ctx']['tag']!r}; {hint}"
+    if detail["type"] == "list_type" and isinstance(detail["input"], dict):
+        return f"{prefix}write [[{last}]], one for each"
+    if detail["type"] == "model_type":
+        return f"{prefix}write a table, {{ key = value, … }} (found {detail['input']!r})"
     message = detail["msg"].removeprefix("Value error, ")
     found = "" if detail["type"] in ("missing", "value_error") else f" (found {detail['input']!r})"
     return f"{prefix}{message[:1].lower()}{message[1:]}{found}"

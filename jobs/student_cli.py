@@ -56,6 +56,9 @@ def train(
             _print_plan(plan_students(request), as_json)
             return 0
         with terminal.watching("steps") as watch, terminal.deferred_signals() as stop:
+            if request.data.measures_trained_rows:
+                shared = f"{read.validation} and {read.train} share rows"
+                watch.note(f"note: {shared}; the students are measured on what they were trained on")
             summary = train_students(request, report=_TrainProgress(watch).report, stop=stop)
         if as_json:
             failed = {name: str(error) for name, error in summary.errors.items()}

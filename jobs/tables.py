@@ -6,6 +6,7 @@ from typing import Any
 
 import polars as pl
 from rich import box
+from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 from rich.tree import Tree
@@ -16,7 +17,7 @@ SHOWN_ROWS = 200
 
 
 def print_table(frame: pl.DataFrame, title: str | None = None) -> None:
-    """Print a frame; numbers to the right, bytes with a prefix, at most SHOWN_ROWS rows."""
+    """Print a frame; numbers to the right, bytes with a prefix, at most SHOWN_ROWS rows; names as they are, for SQL."""
     table = Table(
         title=None if title is None else Text(title),
         title_justify="left",
@@ -25,15 +26,24 @@ def print_table(frame: pl.DataFrame, title: str | None = None) -> None:
         padding=(0, 1, 0, 0),
     )
     for name, dtype in frame.schema.items():
-        # A header breaks at its underscores, and long text anywhere; a number never.
-        table.add_column(
-            Text(name.replace("_", " ")), justify="right" if dtype.is_numeric() else "left", no_wrap=dtype.is_numeric()
+        table.add_column(Text(name), justify="right" if dtype.is_numeric() else "left", no_wrap=dtype.is_numeric())
+    rows = [
+        {name: _cell(name, value) for name, value in row.items()}
+        for row in frame.head(SHOWN_ROWS).iter_rows(named=True)
+    ]
+    for row in rows:
+        table.add_row(*map(Text, row.values()))
+    if Measurement.get(out, out.options.update(width=10_000), table).maximum <= out.width:
+        out.print(table)
+    else:  # too wide: a block for each row, so that nothing is cut
+        width = max(map(len, frame.columns))
+        out.print(
+            Text("\n\n".join("\n".join(f"{n:<{width}}  {v}" for n, v in row.items()) for row in rows)), soft_wrap=True
         )
-    for row in frame.head(SHOWN_ROWS).iter_rows(named=True):
-        table.add_row(*(Text(_cell(name, value)) for name, value in row.items()))
-    out.print(table)
     if len(frame) > SHOWN_ROWS:
         out.print(f"… {len(frame) - SHOWN_ROWS} rows more; --json prints all")
+    if frame.is_empty():
+        out.print("no rows")
 
 
 def print_tree(title: str, value: dict[str, Any]) -> None:
@@ -57,6 +67,8 @@ def _cell(name: str, value: Any) -> str:
         return "–"
     if name == "bytes":
         return si(value, "B")
-    if name == "rate":
+    if name == "rows/s":
         return si(value)
+    if name in ("accuracy", "agreement"):
+        return f"{value:.2%}"
     return f"{value:.4g}" if isinstance(value, float) else str(value)

@@ -129,8 +129,12 @@ def check_identity(folder: Path, found: dict[str, Any], expected: dict[str, Any]
     """
     fields = differences(found, expected)
     if fields:
+        names = ", ".join(name for name, _, _ in fields)
+        grown = {name for name, _, _ in fields} <= {"train_rows", "validation_rows"}
         raise StaleCache(
-            f"{folder} holds a run of another job: {', '.join(name for name, _, _ in fields)} changed",
+            f"{folder} was trained on other rows: the cache has grown since, or lost some"
+            if grown
+            else f"{folder} holds a run of another job: {names} changed",
             found="\n".join(f"{name} = {json.dumps(was)}" for name, was, _ in fields),
             expected="\n".join(f"{name} = {json.dumps(now)}" for name, _, now in fields),
             do=f"give the student another name, or: rm -r {folder}",

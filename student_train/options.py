@@ -83,6 +83,12 @@ class DataOptions(Options):
     # Rows are shuffled within windows of this many shards; as many as the dataset has, or more, is a full shuffle.
     window_shards: Annotated[int, Field(ge=1)] = 16
 
+    @property
+    def measures_trained_rows(self) -> bool:
+        """Whether validation rows are among those that are trained on."""
+        (ours, train), (theirs, held) = (rows.partition("/")[::2] for rows in (self.train, self.validation))
+        return ours == theirs and (train == held or not train or not held)
+
 
 class StudentOptions(Options):
     """One student: what it is, what it learns from, and how it is trained."""

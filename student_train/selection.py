@@ -92,7 +92,11 @@ def select_rows(
         for teacher in needs.teachers:
             samples = samples.filter(~pl.col("shard").is_in(absent[f"teacher {teacher}"]))
     if samples.is_empty():
-        raise _incomplete(cache, dataset, absent, len(starts))
+        raise IncompleteCache(
+            f"{cache.url}: no row of {rows} has all that the objective needs yet",
+            found="\n".join(f"{stage}: no shard {ranges(shards)}" for stage, shards in absent.items() if shards),
+            do="cache build JOB.toml",
+        )
     if needs.labels and (unlabelled := samples["label"].null_count()):
         raise BadRequest(
             f"an objective needs labels, and {unlabelled} of {len(samples)} rows of {rows} have none",

@@ -193,8 +193,9 @@ class Teacher:
         if inputs_B.shape[1] != len(mean):
             raise BadTeacher(
                 f"teacher {self._options.name} is normalised by other channels than its inputs have",
-                found=f"inputs of shape {tuple(inputs_B.shape)}",
-                expected=f"{len(mean)} channels, as `mean` and `std` have",
+                found=f"`mean` and `std` of {len(mean)} channels",
+                expected=f"{inputs_B.shape[1]}, as in inputs of shape {tuple(inputs_B.shape)}",
+                do="give `mean` and `std` one number for each channel",
             )
         shape = (-1, *[1] * (inputs_B.ndim - 2))
         return (inputs_B - inputs_B.new_tensor(mean).view(shape)) / inputs_B.new_tensor(std).view(shape)
@@ -276,7 +277,7 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     except Exception as error:  # torch raises UnpicklingError, RuntimeError, EOFError and more
         raise BadWeights(
             f"{path} cannot be read as weights",
-            found=str(error).split("\n", 1)[0],
+            found=f"{type(error).__name__}, read with weights_only",
             expected="safetensors, or a checkpoint of tensors only; a pickle could execute code",
             do="save it again with safetensors.torch.save_file(model.state_dict(), …)",
         ) from None

@@ -161,5 +161,8 @@ def test_an_empty_file_lacks_every_required_key(tmp_path: Path, kind: type[Cache
 
 
 def test_a_student_job_given_to_the_cache_program_is_refused(tmp_path: Path) -> None:
-    found = mistakes(tmp_path, STUDENT)
-    assert "dataset: field required" in found
+    path = tmp_path / "job.toml"
+    path.write_text(STUDENT)
+    with pytest.raises(BadJob) as refusal:
+        read_job(path, CacheJob)
+    assert (refusal.value.found, refusal.value.do) == ("[[student]]", f"student train {path}")

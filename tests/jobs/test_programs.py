@@ -162,7 +162,7 @@ def test_a_dry_run_writes_nothing_and_prints_the_memory_bound(kitchen: Path, tmp
     for name in ("toy.py", "toy.safetensors", "digits.npz", "job.toml"):
         shutil.copy(kitchen / name, tmp_path / name)
     found = json.loads(program("cache", "build", tmp_path / "job.toml", "--dry-run", "--json").out)
-    assert [stage["shards_to_do"] for stage in found["stages"]] == [3, 3]
+    assert [stage["shards_missing"] for stage in found["stages"]] == [3, 3]
     assert found["worker_memory_bytes"] > 2**20
     assert not (tmp_path / "cache").exists()
     of_no_shard = ("--partition", "7/9")
@@ -315,7 +315,11 @@ BAD: dict[str, tuple[Callable[[Path], list[object]], int, str]] = {
         2,
         "is not a cache",
     ),
-    "a cache job for students": (lambda folder: ["student", "train", toy_job()(folder)[-1]], 2, "unknown key"),
+    "a cache job for students": (
+        lambda folder: ["student", "train", toy_job()(folder)[-1]],
+        2,
+        "do        cache build",
+    ),
     "a comparison of nothing": (lambda folder: ["student", "compare", folder / "absent"], 2, ""),
     "a comparison of a cache": (lambda folder: ["student", "compare", built_toy(folder)], 2, ""),
 }
