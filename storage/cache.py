@@ -26,9 +26,10 @@ import polars as pl
 
 from storage.errors import BadRequest, IncompleteCache, MissingObject, NotInCache, StaleCache
 from storage.objects import Objects, open_objects
-from storage.rows import RowPlan, ShardRows, read_plan
+from storage.rows import RowPlan, ShardRows, check_plan, read_plan
 from storage.shards import Commit, ShardKey, list_commits, read_arrays, read_commits, stage_folder
 from storage.spec import FORMAT_VERSION, CacheSpec, DatasetSpec, TeacherSpec, read_spec
+from storage.stages import list_datasets, list_teachers, stages_of
 from storage.views import PLAIN, view_fingerprint
 
 CACHE_JSON = "cache.json"
@@ -104,8 +105,8 @@ class Cache:
         return cls.open(url)
 
     def dataset_names(self) -> list[str]:
-        """Return the datasets, sorted."""
-        return [name for name in self.objects.list().folders if self._has(f"{name}/dataset.json")]
+        """Return the datasets, sorted. Raises MissingObject if one has lost its spec."""
+        return list_datasets(self.objects)
 
     def dataset(self, name: str) -> DatasetSpec:
         """Return what is promised of a dataset. Raises NotInCache."""
@@ -114,9 +115,8 @@ class Cache:
         return read_spec(self.objects, f"{name}/dataset.json", DatasetSpec)
 
     def teacher_names(self, dataset: str) -> list[str]:
-        """Return the teachers of a dataset, sorted."""
-        folders = self.objects.list(dataset).folders
-        return [f.rsplit("/", 1)[-1] for f in folders if self._has(f"{f}/teacher.json")]
+        """Return the teachers of a dataset, sorted. Raises MissingObject if one has lost its spec."""
+        return list_teachers(self.objects, dataset)
 
     def teacher(self, dataset: str, name: str) -> TeacherSpec:
         """Return what is promised of a teacher's targets. Raises NotInCache."""
@@ -130,8 +130,12 @@ class Cache:
         return read_spec(self.objects, f"{dataset}/{name}/teacher.json", TeacherSpec)
 
     def plan(self, dataset: str) -> RowPlan:
-        """Return the frozen row plan of a dataset."""
-        return read_plan(self.objects, dataset)
+        """Return the frozen row plan of a dataset. Raises MissingObject if a committed shard is not in it."""
+        folders = [stage_folder(*stage) for stage in stages_of(self.objects, dataset)]
+        committed = [shard for folder in folders for shard in list_commits(self.objects, folder)]
+        plan = read_plan(self.objects, dataset)  # last: it may be growing
+        check_plan(self.objects, dataset, plan, committed)
+        return plan
 
     def shards(self, dataset: str) -> list[ShardRows]:
         """Return every planned shard of a dataset, ascending and contiguous."""
@@ -158,7 +162,9 @@ class Cache:
             `row` int64, `shard` int64, `sample_id` string, `label` int64 (null: unlabelled), `split` string, `digest`
             string, columns of the source, then those of the teachers.
         """
-        samples = self._table(dataset, None).filter(pl.col("error").is_null()).drop("error")
+        table = self._table(dataset, None)
+        check_plan(self.objects, dataset, read_plan(self.objects, dataset), table["shard"].unique())
+        samples = table.filter(pl.col("error").is_null()).drop("error")
         for teacher in teachers:
             columns = {name: f"{teacher}_{name}" for name in TEACHER_COLUMNS}
             table = self._table(dataset, teacher).select("row", *columns).rename(columns)
@@ -168,6 +174,18 @@ class Cache:
     def quarantined(self, dataset: str) -> pl.DataFrame:
         """Return `row`, `sample_id` and `error` of the samples that could not be read, in row order."""
         return self._table(dataset, None).filter(pl.col("error").is_not_null()).select("row", "sample_id", "error")
+
+    def duplicates(self, dataset: str) -> pl.DataFrame:
+        """Return `sample_id` and its `rows` (list of int64) for every id that two readable rows share."""
+        if not self.committed(dataset):
+            return pl.DataFrame(schema={"sample_id": pl.String, "rows": pl.List(pl.Int64)})
+        readable = self._table(dataset, None).filter(pl.col("error").is_null(), pl.col("sample_id").is_duplicated())
+        ids = readable.group_by("sample_id", maintain_order=True).agg(rows=pl.col("row"))
+        return ids.filter(pl.col("rows").list.len() > 1)
+
+    def duplicate_ids(self, dataset: str) -> list[str]:
+        """Return the first few sample ids that two readable rows of a dataset share; there should be none."""
+        return self.duplicates(dataset)["sample_id"].head(5).to_list()
 
     def read_inputs(self, dataset: str, shard: int) -> np.ndarray:
         """Return the model-ready inputs of a shard, (S, *input_shape); rows that `samples` does not list are zeros."""
@@ -213,11 +231,3 @@ class Cache:
         shard = pl.Series("shard", [commit.key.shard for commit in commits for _ in range(len(commit.table))], pl.Int64)
         table = pl.concat([pl.DataFrame(pl.from_arrow(commit.table)) for commit in commits], how="diagonal_relaxed")
         return table.insert_column(1, shard)
-
-    def _has(self, path: str) -> bool:
-        """Return whether there is an object; reading a spec is cheaper than listing the commits beside it."""
-        try:
-            self.objects.get(path)
-        except MissingObject:
-            return False
-        return True

@@ -14,7 +14,8 @@ import polars as pl
 from storage.errors import MissingObject
 from storage.objects import Objects
 from storage.sealed import seal, unseal
-from storage.shards import INGEST, PLAN, Commit, list_commits, read_commits, stage_folder
+from storage.shards import Commit, list_commits, read_commits, stage_folder
+from storage.stages import list_stages
 
 LEDGER = "ledger"
 LEDGER_PATH = re.compile(rf"{LEDGER}/(\d{{8}})\.parquet")
@@ -78,21 +79,6 @@ class Ledger:
         return self.commits.filter(
             pl.col("dataset") == dataset, pl.col("teacher").eq_missing(pl.lit(teacher)), pl.col("view") == view
         )
-
-
-def list_stages(objects: Objects) -> list[tuple[str, str | None, str]]:
-    """Return (dataset, teacher, view) of every stage of a cache; the teacher is None for an ingest."""
-    stages: list[tuple[str, str | None, str]] = []
-    for dataset in objects.list().folders:
-        listing = objects.list(dataset)
-        if f"{dataset}/dataset.json" not in {info.path for info in listing.objects}:
-            continue
-        stages.append((dataset, None, "plain"))
-        for teacher in listing.folders:
-            name = teacher.rsplit("/", 1)[-1]
-            if name not in (INGEST, PLAN):
-                stages += [(dataset, name, view.rsplit("/", 1)[-1]) for view in objects.list(teacher).folders]
-    return stages
 
 
 def _list_versions(objects: Objects) -> dict[str, str]:

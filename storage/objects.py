@@ -75,7 +75,7 @@ class LocalObjects:
         try:
             return (self.root / path).read_bytes()
         except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
-            raise MissingObject(f"{self.url}/{path} is not there", do=f"cache verify {self.url} --repair") from None
+            raise MissingObject(f"{self.url}/{path} is not there", do=_ask_verify(self.url)) from None
         except OSError as error:
             raise _storage_failure("read", f"{self.url}/{path}", error) from error
 
@@ -243,7 +243,7 @@ class RemoteObjects:
         try:
             yield
         except FileNotFoundError:
-            raise MissingObject(f"{self.url}/{path} is not there", do=f"cache verify {self.url} --repair") from None
+            raise MissingObject(f"{self.url}/{path} is not there", do=_ask_verify(self.url)) from None
         except BaseError as error:
             raise _storage_failure(verb, f"{self.url}/{path}", error) from error
 
@@ -253,6 +253,10 @@ def open_objects(url: str) -> Objects:
     if "://" not in url or url.startswith("file:///"):
         return LocalObjects(url.removeprefix("file://"))
     return RemoteObjects(url)
+
+
+def _ask_verify(url: str) -> str:
+    return f"cache verify {url}    # tells what a build can make again, and what only a copy can restore"
 
 
 def _local_info(path: str, status: os.stat_result) -> ObjectInfo:

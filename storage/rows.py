@@ -7,6 +7,7 @@ consecutive samples of one source file. Rows are numbered in the order of extent
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import NamedTuple
@@ -128,6 +129,28 @@ def read_plan(objects: Objects, dataset: str) -> RowPlan:
                 f"{objects.url}/{path} is not there", found=", ".join(there), do="restore it from a copy of the cache"
             )
     return RowPlan(tuple(_read_segment(objects, path) for path in paths))
+
+
+def check_plan(objects: Objects, dataset: str, plan: RowPlan, committed: Iterable[int]) -> None:
+    """Check that a plan has every shard that is committed; a build would plan other rows under their numbers.
+
+    Args:
+        objects: the cache.
+        dataset: whose plan.
+        plan: read after the commits were listed, for it may have grown.
+        committed: numbers of shards, of any stage.
+
+    Raises:
+        MissingObject: its last segment is gone.
+    """
+    last, num_shards = max(committed, default=-1), len(plan.shards())
+    if last >= num_shards:
+        raise MissingObject(
+            f"{objects.url}: a plan segment of {dataset} is missing",
+            found=f"shard {last} is committed, {num_shards} shards are planned",
+            expected=segment_path(dataset, len(plan.segments)),
+            do="restore it from a copy of the cache",
+        )
 
 
 def _read_segment(objects: Objects, path: str) -> Segment:

@@ -8,9 +8,11 @@ import polars as pl
 
 from storage.cache import Cache
 from storage.errors import BadRequest, IncompleteCache
-from storage.ledger import Ledger, list_stages
+from storage.ledger import Ledger
+from storage.rows import check_plan, read_plan
 from storage.shards import INGEST, ShardKey
 from storage.spec import Spec
+from storage.stages import list_stages
 
 STATUS_SCHEMA = {
     "dataset": pl.String,
@@ -34,11 +36,11 @@ def read_status(cache: Cache) -> pl.DataFrame:
         `dataset`, `teacher` ("ingest" for the dataset's own inputs), `view`, `rows` planned, `rows_done`,
         `rows_missing`, `quarantined`, `shards`, `shards_done`, `bytes`, and `rows_per_s` of one worker.
     """
-    ledger = Ledger.load(cache.objects)
-    rows = []
-    for dataset, teacher, view in _stages(cache):
-        plan = cache.plan(dataset)
-        commits = ledger.of(dataset, teacher, view)
+    ledger, stages, rows = Ledger.load(cache.objects), _stages(cache), []
+    plans = {dataset: read_plan(cache.objects, dataset) for dataset in {stage[0] for stage in stages}}  # after commits
+    for dataset, teacher, view in stages:
+        plan, commits = plans[dataset], ledger.of(dataset, teacher, view)
+        check_plan(cache.objects, dataset, plan, commits["shard"])
         done, seconds = int(commits["rows"].sum()), float(commits["seconds"].sum())
         rows.append(
             {

@@ -7,6 +7,7 @@ again. Nothing else is deleted before a day has passed, for it may belong to a r
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -15,9 +16,8 @@ from typing import NamedTuple
 import numpy as np
 
 from storage.cache import Cache
-from storage.errors import CorruptObject, IncompleteCache
-from storage.ledger import list_stages
-from storage.rows import ShardRows
+from storage.errors import BadRequest, CorruptObject, IncompleteCache
+from storage.rows import ShardRows, check_plan, read_plan
 from storage.shards import (
     GROUP_NAME,
     Commit,
@@ -28,7 +28,8 @@ from storage.shards import (
     stage_folder,
     unpack_checked,
 )
-from storage.spec import TeacherSpec, read_spec
+from storage.spec import DatasetSpec, TeacherSpec, read_spec
+from storage.stages import list_stages, list_teachers
 from storage.views import PLAIN
 
 GRACE_S = 24 * 3600.0  # an uncommitted group younger than this may belong to a running build
@@ -66,15 +67,17 @@ def verify(cache: Cache, on_shard: Callable[[int, int], None] | None = None) -> 
         on_shard: called with (shards done, shards in all).
 
     Raises:
-        CorruptObject: a promise or a plan is damaged, which no build can make again.
+        CorruptObject: a promise or a plan is damaged or missing, which no build can make again.
+        BadRequest: all shards are whole, but two rows of a dataset have one sample id.
     """
-    promised = _Promised.by(cache)
     keys = [
         ShardKey(*stage, shard)
         for stage in list_stages(cache.objects)
         for shard in sorted(list_commits(cache.objects, stage_folder(*stage)))
     ]
+    promised = _Promised.by(cache, keys)
     bad: list[BadShard] = []
+    misplaced: list[Commit] = []
     groups: set[str] = set()
     num_bytes = 0
     with ThreadPoolExecutor(max_workers=4) as pool:
@@ -83,16 +86,21 @@ def verify(cache: Cache, on_shard: Callable[[int, int], None] | None = None) -> 
             if commit is not None:
                 groups.add(commit.group)
                 num_bytes += sum(stored.size_bytes for stored in commit.objects)
+                if not promised.places(commit):
+                    misplaced.append(commit)
             if reason is not None:
                 bad.append(BadShard(key, reason))
             if on_shard is not None:
                 on_shard(done, len(keys))
+    _check_plans(cache, misplaced)
+    if not bad:
+        _check_ids(cache, {key.dataset for key in keys})
     return Verification(len(keys), num_bytes, tuple(bad), tuple(_garbage(cache, groups)))
 
 
 def repair(cache: Cache, found: Verification) -> None:
     """Drop every shard that is still bad, so that the next build computes it again, and all garbage."""
-    promised = _Promised.by(cache)
+    promised = _Promised.by(cache, [shard.key for shard in found.bad])
     for key, _ in found.bad:
         commit, reason = _check(cache, key, promised)  # again: a builder may have mended it since
         if reason is None:
@@ -113,20 +121,48 @@ class _Promised:
     teachers: dict[tuple[str, str], str]
 
     @classmethod
-    def by(cls, cache: Cache) -> _Promised:
-        names = cache.dataset_names()
-        stages = [(dataset, teacher) for dataset, teacher, _ in list_stages(cache.objects) if teacher is not None]
-        for name in names:
-            cache.dataset(name)
-        return cls(
-            {name: {planned.shard: planned for planned in cache.shards(name)} for name in names},
-            {
-                (dataset, teacher): read_spec(
-                    cache.objects, f"{dataset}/{teacher}/teacher.json", TeacherSpec
-                ).fingerprint
-                for dataset, teacher in stages
-            },
-        )
+    def by(cls, cache: Cache, keys: list[ShardKey]) -> _Promised:
+        """Return what is promised of `keys`; they were listed before, and so were promised and planned before."""
+        shards, teachers = {}, {}
+        for name in cache.dataset_names():
+            read_spec(cache.objects, f"{name}/dataset.json", DatasetSpec)
+            plan = read_plan(cache.objects, name)
+            check_plan(cache.objects, name, plan, (key.shard for key in keys if key.dataset == name))
+            shards[name] = {planned.shard: planned for planned in plan.shards()}
+            for teacher in list_teachers(cache.objects, name):
+                spec = read_spec(cache.objects, f"{name}/{teacher}/teacher.json", TeacherSpec)
+                teachers[name, teacher] = spec.fingerprint
+        return cls(shards, teachers)
+
+    def places(self, commit: Commit) -> bool:
+        """Return whether a commit has the rows that were planned for it."""
+        planned = self.shards[commit.key.dataset][commit.key.shard]
+        return (commit.start, commit.stop) == (planned.start, planned.stop)
+
+
+def _check_plans(cache: Cache, misplaced: list[Commit]) -> None:
+    """Check that at most one sealed commit of a dataset contradicts its plan; else the plan is the suspect."""
+    for dataset, count in Counter(commit.key.dataset for commit in misplaced).items():
+        if count > 1:
+            witnesses = [commit for commit in misplaced if commit.key.dataset == dataset][:5]
+            raise CorruptObject(
+                f"{cache.url}/{dataset}/plan is not the plan that its shards were built by",
+                found=f"{count} shards of other rows than planned, such as\n"
+                + "\n".join(f"{commit.key}: rows {commit.start} to {commit.stop}" for commit in witnesses),
+                do="restore the plan from a copy of the cache",
+            )
+
+
+def _check_ids(cache: Cache, datasets: set[str]) -> None:
+    """Check that a sample id is permanent: of one row of its dataset and no other."""
+    for dataset in sorted(datasets):
+        if len(twice := cache.duplicates(dataset)):
+            raise BadRequest(
+                f"{cache.url}: {len(twice)} sample ids of {dataset} are each of several rows",
+                found="\n".join(f"{sample_id}: rows {rows}" for sample_id, rows in twice.head(5).iter_rows()),
+                expected="a permanent id of its own for each sample",
+                do="mend the ids in the source, then cache build JOB.toml --as NAME",
+            )
 
 
 def _check(cache: Cache, key: ShardKey, promised: _Promised) -> tuple[Commit | None, str | None]:
@@ -141,12 +177,12 @@ def _check(cache: Cache, key: ShardKey, promised: _Promised) -> tuple[Commit | N
     except IncompleteCache:
         return None, None  # dropped by a repair beside this one
     try:
-        planned = promised.shards[key.dataset].get(key.shard)
-        if planned is None or (commit.start, commit.stop) != (planned.start, planned.stop):
+        if not promised.places(commit):
+            planned = promised.shards[key.dataset][key.shard]
             raise CorruptObject(
                 f"{key} is not the shard that was planned",
                 found=f"rows {commit.start} to {commit.stop}",
-                expected="no such shard" if planned is None else f"rows {planned.start} to {planned.stop}",
+                expected=f"rows {planned.start} to {planned.stop}",
             )
         objects = {stored.path: get_checked(cache.objects, commit, stored) for stored in commit.objects}
         _check_rows(commit)

@@ -56,7 +56,7 @@ class FactorySource(Source):
     def class_names(self) -> list[str]:
         dataset = self._dataset()
         with self._users_code("cannot be asked for its classes"):
-            classes = getattr(dataset, "classes", None)
+            classes: Any = getattr(dataset, "classes", None)
             names = classes if isinstance(classes, str) or not hasattr(classes, "__iter__") else list(classes)
         if names is None:
             return []

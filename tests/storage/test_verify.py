@@ -13,11 +13,13 @@ import pyarrow as pa
 import pytest
 
 from storage.cache import Cache
-from storage.errors import CorruptObject, StorageFailure
-from storage.objects import TEMPORARY_PREFIX, LocalObjects
+from storage.errors import BadRequest, CorruptObject, MissingObject, StorageFailure
+from storage.objects import TEMPORARY_PREFIX, Listing, LocalObjects
+from storage.rows import Segment, create_segment
 from storage.sealed import unseal
 from storage.shards import Commit, ShardKey, write_shard
-from storage.verify import GRACE_S, repair, verify
+from storage.spec import DatasetSpec, write_spec
+from storage.verify import GRACE_S, BadShard, Verification, repair, verify
 
 INGEST = ShardKey("digits", None, "plain", 1)
 TARGETS = ShardKey("digits", "cnn", "plain", 1)
@@ -97,9 +99,62 @@ def test_a_damaged_commit_is_found(cache: Cache) -> None:
     assert (found, reason.splitlines()[0]) == (TARGETS, f"CorruptObject: {TARGETS.commit_path} is not a whole commit")
 
 
-def test_a_shard_that_was_never_planned_is_found(cache: Cache, write_ingest: Callable[..., Commit]) -> None:
-    write_ingest(cache.objects, 7, 100, 104)
-    assert bad(cache) == [INGEST._replace(shard=7)]
+@pytest.mark.parametrize("act", [verify, lambda cache: repair(cache, Verification(6, 0, (BadShard(INGEST, ""),), ()))])
+def test_a_lost_plan_segment_is_told_and_no_shard_is_blamed_for_it(cache: Cache, act: Callable[..., object]) -> None:
+    cache.objects.delete("digits/plan/00000.parquet")
+    with pytest.raises(MissingObject) as caught:
+        act(cache)
+    assert (caught.value.expected, caught.value.do, cache.committed("digits")) == (
+        "digits/plan/00000.parquet",
+        "restore it from a copy of the cache",
+        {0, 1, 2},
+    )
+
+
+def test_a_plan_that_several_shards_contradict_is_the_suspect_itself(
+    cache: Cache, segment: Callable[..., Segment]
+) -> None:
+    path = "digits/plan/00000.parquet"
+    cache.objects.put(path, segment(("a", 0, 9), rows_per_shard=3).to_parquet(path))
+    with pytest.raises(CorruptObject) as caught:
+        verify(cache)
+    assert (caught.value.what, (caught.value.found or "").splitlines()[:2]) == (
+        f"{cache.url}/digits/plan is not the plan that its shards were built by",
+        ["6 shards of other rows than planned, such as", "digits/ingest/00000: rows 0 to 4"],
+    )
+
+
+def test_a_build_that_begins_while_commits_are_listed_is_no_damage(
+    cache: Cache,
+    monkeypatch: pytest.MonkeyPatch,
+    segment: Callable[..., Segment],
+    write_ingest: Callable[..., Commit],
+    dataset_spec: DatasetSpec,
+) -> None:
+    inner = LocalObjects.list
+
+    def grow_first(self: LocalObjects, folder: str = "") -> Listing:
+        if folder == "digits/ingest" and not cache.objects.list("digits/plan").objects[1:]:
+            create_segment(cache.objects, "digits", 1, segment(("b", 0, 2)))
+            write_ingest(cache.objects, 3, 10, 12)
+            write_spec(cache.objects, "late/dataset.json", dataset_spec.model_copy(update={"name": "late"}), "job.toml")
+            create_segment(cache.objects, "late", 0, segment(("b", 0, 2)))
+        return inner(self, folder)
+
+    monkeypatch.setattr(LocalObjects, "list", grow_first)
+    assert (verify(cache).shards, verify(cache).bad) == (7, ())
+
+
+def test_a_sample_id_of_two_rows_is_told_with_both(cache: Cache, write_ingest: Callable[..., Commit]) -> None:
+    commit = cache.commit(INGEST, with_table=True)
+    ids = pa.array(["digits:4", "digits:1", "digits:6", "digits:3"])  # row 3 itself was never read
+    table = commit.table.set_column(commit.table.column_names.index("sample_id"), "sample_id", ids)
+    arrays = {"inputs": cache.read_inputs("digits", 1)}
+    cache.objects.delete(INGEST.commit_path)
+    write_shard(cache.objects, INGEST, rows=(4, 8), arrays=arrays, table=table, about=commit.about)
+    with pytest.raises(BadRequest) as caught:
+        verify(cache)
+    assert (caught.value.found, cache.duplicate_ids("digits")) == ("digits:1: rows [1, 5]", ["digits:1"])
 
 
 def test_a_shard_of_other_rows_than_planned_is_found(cache: Cache, write_ingest: Callable[..., Commit]) -> None:
