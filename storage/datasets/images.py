@@ -39,17 +39,20 @@ class ImageSource(Source):
     def decode(self, payload: bytes | np.ndarray) -> np.ndarray:
         assert isinstance(payload, bytes)
         try:
-            with Image.open(BytesIO(payload)) as image:
-                if image.mode in DEEP_MODES:
-                    raise ValueError(f"mode {image.mode} has more than 8 bits, which Pillow would clip")
-                pixels = image.convert(MODES[self.channels])
+            image = Image.open(BytesIO(payload))  # nothing to close: it reads from memory
+            if image.mode in DEEP_MODES:
+                raise ValueError(f"mode {image.mode} has more than 8 bits, which Pillow would clip")
+            mode = MODES[self.channels]
+            pixels = image if image.mode == mode else image.convert(mode)  # converting to the same mode copies
             if self.size is not None:
                 height, width = (self.size, self.size) if isinstance(self.size, int) else self.size
                 if pixels.size != (width, height):
                     pixels = pixels.resize((width, height), Image.Resampling.BILINEAR)
+            array_HWC = np.asarray(pixels)  # decodes, if nothing above has
         except UnidentifiedImageError:  # its own text holds a memory address, and a second ingest must write the same
-            raise Unreadable("not an image that Pillow knows") from None
+            raise Unreadable(
+                "UnidentifiedImageError: cannot identify image file, it is not an image that Pillow knows"
+            ) from None
         except Exception as error:  # Pillow raises OSError, SyntaxError, ValueError and more on damaged files
             raise Unreadable(f"{type(error).__name__}: {error}") from None
-        array_HWC = np.asarray(pixels)
         return array_HWC[None] if array_HWC.ndim == 2 else array_HWC.transpose(2, 0, 1)

@@ -164,12 +164,14 @@ def test_resizing_keeps_a_flat_colour(source: Make, encoded: Callable[..., bytes
     ],
 )
 def test_a_damaged_image_is_unreadable_with_a_reason(images: Any, encoded: Callable[..., bytes], damage: Any) -> None:
-    with pytest.raises(Unreadable, match=r"Error|not an image"):
+    with pytest.raises(Unreadable, match="Error"):
         images.decode(damage(encoded(np.random.default_rng(0).integers(0, 256, (32, 32, 3)))))
 
 
 def test_the_reason_of_what_is_no_image_is_the_same_each_time(images: Any) -> None:
-    with pytest.raises(Unreadable, match=r"^not an image that Pillow knows$"):
+    with pytest.raises(
+        Unreadable, match=r"^UnidentifiedImageError: cannot identify image file, it is not an image that Pillow knows$"
+    ):
         images.decode(b"no image")
 
 
