@@ -22,7 +22,7 @@ def measure(folder: Path) -> Iterator[Figure]:
 
     from storage.cache import Cache
     from storage.ledger import Ledger
-    from storage.rows import Segment, segment_path
+    from storage.rows import Segment, create_segment
     from storage.shards import Commit, ShardKey, StoredObject
     from storage.spec import DatasetSpec
 
@@ -31,7 +31,7 @@ def measure(folder: Path) -> Iterator[Figure]:
     cache.objects.put("d/dataset.json", spec.to_json())
     num_rows = COMMITS * ROWS_PER_SHARD
     extents = pl.DataFrame({"file": ["f"], "size": [1], "version": ["v"], "position": [0], "rows": [num_rows]})
-    cache.objects.put(segment_path("d", 0), Segment(extents, ROWS_PER_SHARD).to_parquet())
+    create_segment(cache.objects, "d", 0, Segment(extents, ROWS_PER_SHARD))
     stored = tuple(StoredObject(f"inputs/c/{i}", 100, "0" * 32) for i in range(3))
     os.makedirs(folder / "cache/d/ingest")
     for shard in range(COMMITS):
