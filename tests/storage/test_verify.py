@@ -142,7 +142,8 @@ def test_a_build_that_begins_while_commits_are_listed_is_no_damage(
         return inner(self, folder)
 
     monkeypatch.setattr(LocalObjects, "list", grow_first)
-    assert (verify(cache).shards, verify(cache).bad) == (7, ())
+    found = verify(cache)
+    assert (found.shards, found.bad) == (7, ())
 
 
 def test_a_sample_id_of_two_rows_is_told_with_both(cache: Cache, write_ingest: Callable[..., Commit]) -> None:
