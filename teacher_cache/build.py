@@ -166,6 +166,13 @@ def _run_stage(
             else:
                 _set_aside(task, result, report, progress)
             _check_quarantined(cache, stage, quarantined)
+    if stage.teacher is None and todo and (twice := cache.duplicate_ids(dataset)):
+        raise BadRequest(
+            f"dataset {dataset} gives one id to several samples",
+            found=", ".join(twice),
+            expected="a permanent id for each sample",
+            do=f"mend the ids, then cache build {request.job} --as NAME",
+        )
 
 
 def _check_quarantined(cache: Cache, stage: Stage, quarantined: int) -> None:

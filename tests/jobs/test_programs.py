@@ -391,3 +391,30 @@ def test_a_folder_that_cannot_be_written_is_told(tmp_path: Path, program: Progra
     ended = program(*arguments)
     tmp_path.chmod(0o755)
     assert (ended.code, "make the folder writable" in ended.err) == (1, True)
+
+
+def test_numbers_that_json_lacks_are_null(kitchen: Path, program: Program) -> None:
+    sql = "SELECT CAST('nan' AS DOUBLE) AS x, CAST('inf' AS DOUBLE) AS y FROM samples LIMIT 1"
+    assert json.loads(program("cache", "query", kitchen / "cache", sql, "--json").out) == [{"x": None, "y": None}]
+
+
+def test_markup_in_a_value_is_printed_as_it_is(kitchen: Path, program: Program) -> None:
+    ended = program("cache", "query", kitchen / "cache", "SELECT '[/red][bold]x' AS y FROM samples LIMIT 1")
+    assert (ended.code, "[/red][bold]x" in ended.out) == (0, True)
+
+
+def test_a_command_line_that_makes_no_sense_is_answered_in_json_where_that_is_asked_for(kitchen: Path) -> None:
+    command = [Path(sys.executable).with_name("cache"), "build", kitchen / "job.toml", "--json", "--workers", "0"]
+    ended = subprocess.run([str(part) for part in command], capture_output=True, text=True, check=False)
+    assert (ended.returncode, json.loads(ended.stdout)["error"]) == (2, "UsageError")
+
+
+def test_what_a_model_prints_stays_out_of_the_json(tmp_path: Path) -> None:
+    write_teacher(tmp_path)
+    toy = tmp_path / "toy.py"
+    toy.write_text(toy.read_text() + '\n\nprint("a model says hello")\n')
+    job = write_job(tmp_path, write_digits(tmp_path, 20), teacher_section())
+    command = [Path(sys.executable).with_name("cache"), "build", job, "--json"]
+    ended = subprocess.run([str(part) for part in command], capture_output=True, text=True, check=False)
+    assert json.loads(ended.stdout)["built"] == 4
+    assert "a model says hello" in ended.stderr

@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 from storage.cache import Cache
-from storage.errors import BadRequest, MissingSource, RowsMissing, StaleCache, StillroomError
+from storage.errors import BadRequest, BadTeacher, MissingSource, RowsMissing, StaleCache, StillroomError
 from storage.verify import verify
 from teacher_cache.build import BuildReport
 from teacher_cache.survey import BuildRequest, plan_build
@@ -311,6 +311,72 @@ def test_too_many_unreadable_images_stop_the_build_and_keep_what_is_committed(tm
     assert caught.value.found is not None
     assert caught.value.found.startswith("2 of 12 rows so far, such as\nodd/009.png: UnidentifiedImageError")
     assert Cache.open(str(tmp_path / "cache")).committed("digits") >= {0, 2}
+
+
+def test_the_limit_of_unreadable_images_holds_for_the_next_run_too(tmp_path: Path) -> None:
+    dataset = image_folder(tmp_path, range(12)).replace("max_quarantined = 0.5", "max_quarantined = 0.1")
+    for name in ("009", "011"):
+        (tmp_path / f"images/odd/{name}.png").write_bytes(b"broken")
+    for _ in range(3):
+        with pytest.raises(BadRequest, match="too many samples of digits cannot be read"):
+            rebuilt(tmp_path, dataset)
+    assert Cache.open(str(tmp_path / "cache")).committed("digits", "toy") == set()
+
+
+def test_ids_that_two_shards_share_are_refused(tmp_path: Path) -> None:
+    inputs, labels = digits(8)
+    (tmp_path / "twice.py").write_text(TWICE)
+    np.savez(tmp_path / "digits.npz", inputs=inputs, labels=labels)
+    dataset = '[[dataset]]\nname = "digits"\nkind = "factory"\nfactory = "twice.py:load"\nrows_per_shard = 4\n'
+    with pytest.raises(BadRequest, match="gives one id to several samples") as caught:
+        build(write_job(tmp_path, dataset + f"arguments = {{ path = '{tmp_path}/digits.npz' }}\n"))
+    assert caught.value.found == "0, 1, 2, 3"
+
+
+TWICE = """
+import numpy as np
+
+
+class Twice:
+    classes = [str(i) for i in range(10)]
+
+    def __init__(self, path):
+        self.arrays = dict(np.load(path))
+
+    def __len__(self):
+        return 8
+
+    def __getitem__(self, i):
+        return {"input": self.arrays["inputs"][i], "label": int(self.arrays["labels"][i]), "id": str(i % 4)}
+
+
+def load(path):
+    return Twice(path)
+"""
+
+
+@pytest.mark.parametrize("where", ["build", "forward"])
+def test_a_teacher_that_exits_does_not_end_the_build_as_if_it_were_done(tmp_path: Path, where: str) -> None:
+    (tmp_path / "exits.py").write_text(EXITS)
+    teacher = f'[[teacher]]\nname = "exits"\nfactory = "exits.py:build"\narguments = {{ where = "{where}" }}\n'
+    with pytest.raises(BadTeacher) as caught:
+        build(write_job(tmp_path, write_digits(tmp_path, 20), teacher))
+    assert caught.value.found == "SystemExit: 0"
+
+
+EXITS = """
+import sys
+from torch import nn
+
+
+class Exits(nn.Module):
+    def forward(self, x):
+        sys.exit(0)
+
+
+def build(where):
+    return sys.exit(0) if where == "build" else Exits()
+"""
 
 
 def test_as_many_unreadable_images_as_the_job_allows_do_not_stop_it(tmp_path: Path) -> None:

@@ -134,7 +134,7 @@ def test_inputs_are_normalised_as_the_job_says(tmp_path: Path) -> None:
 def test_normalising_other_channels_than_the_inputs_have_is_refused(tmp_path: Path) -> None:
     with pytest.raises(BadTeacher) as caught:
         build_toy(tmp_path, extra="mean = [0.5, 0.5, 0.5]\nstd = [1.0, 1.0, 1.0]")
-    assert caught.value.expected == "3 channels, as `mean` and `std` have"
+    assert caught.value.found == "`mean` and `std` of 3 channels"
 
 
 @pytest.mark.parametrize("fault", ["nan", "inf"])
