@@ -312,4 +312,5 @@ ASK_THE_STORE = "check the address and the credentials in the environment, then 
 def _storage_failure(verb: str, path: str, error: Exception) -> StorageFailure:
     code = error.errno if isinstance(error, OSError) else None
     do = REMEDIES.get(code) if isinstance(error, OSError) else ASK_THE_STORE
-    return StorageFailure(f"cannot {verb} {path}", found=getattr(error, "strerror", None) or str(error), do=do)
+    found = getattr(error, "strerror", None) or str(error).split("\n", 1)[0]  # a store's client adds pages of its own
+    return StorageFailure(f"cannot {verb} {path}", found=found, do=do)

@@ -104,7 +104,7 @@ def query_samples(cache: Cache, sql: str) -> pl.DataFrame:
     except pl.exceptions.PolarsError as error:
         raise BadRequest(
             "cannot answer the query",
-            found=str(error),
+            found=str(error).split("\n\n", 1)[0],  # below it, the query as Polars has planned it
             expected=f"tables {', '.join(['samples', *tables])}; columns {', '.join(everything.columns)}",
             do='put names that hold dashes or dots in double quotes: SELECT * FROM "cifar10-train"',
         ) from None
