@@ -13,11 +13,12 @@ import typer
 from jobs.arguments import CacheArgument, DeviceOption, JobArgument, JsonOption, run_program
 
 if TYPE_CHECKING:
+    from jobs.cluster import ClusterOptions
     from jobs.terminal import Watch
     from storage.cache import Cache
     from teacher_cache.build import BuildReport
-    from teacher_cache.shard_task import Done
     from teacher_cache.survey import BuildPlan
+    from teacher_cache.tasks import Done
 
 app = typer.Typer(
     help="Run teachers over datasets once; keep their soft targets and features.",
@@ -52,20 +53,13 @@ def build(
         from jobs.cache_job import CacheJob
         from jobs.cluster import open_runner
         from jobs.files import read_job
-        from storage.errors import BadRequest
         from teacher_cache.build import run_build
         from teacher_cache.runners import run_inline
         from teacher_cache.survey import BuildRequest, plan_build
 
         request_job = read_job(job, CacheJob)
-        cluster = request_job.cluster
-        if workers is not None:
-            if cluster.kind != "local":
-                raise BadRequest(f"--workers is for a local cluster, and this job's is {cluster.kind}")
-            cluster = cluster.model_copy(update={"workers": workers})
         part = _parse_partition(partition)
-        if part != (0, 1):
-            cluster = cluster.model_copy(update={"kind": "inline", "address": None})  # one process of a job array
+        cluster = _choose_cluster(request_job.cluster, workers, part)
         request = BuildRequest(
             cache=request_job.cache if beside is None else _beside(request_job.cache, beside),
             job=str(job),
@@ -243,6 +237,17 @@ def _beside(cache: str, name: str) -> str:
     if "/" in name or not name.strip("."):
         raise BadRequest(f"--as {name} is not a name", expected="the name of a cache beside the job's, not a path")
     return f"{cache.rpartition('/')[0]}/{name}"
+
+
+def _choose_cluster(options: ClusterOptions, workers: int | None, part: tuple[int, int]) -> ClusterOptions:
+    """Return the job's cluster as the flags want it; a part of a job array is one process."""
+    from storage.errors import BadRequest
+
+    if workers is not None and options.kind != "local":
+        raise BadRequest(f"--workers is for a local cluster, and this job's is {options.kind}")
+    if part != (0, 1):
+        return options.model_copy(update={"kind": "inline", "workers": None, "address": None})
+    return options if workers is None else options.model_copy(update={"workers": workers})
 
 
 def _parse_partition(text: str) -> tuple[int, int]:

@@ -17,7 +17,7 @@ from teacher_cache.runners import Runner, run_inline, run_on_dask
 if TYPE_CHECKING:
     from distributed import WorkerPlugin
 
-THREADS_PER_WORKER = 2  # one task computes while the other reads or writes (teacher_cache.shard_task.LOCK)
+THREADS_PER_WORKER = 2  # one task computes while the other reads or writes (teacher_cache.tasks.LOCK)
 CONNECT_TIMEOUT_S = 30
 
 

@@ -27,8 +27,8 @@ from storage.shards import ShardKey
 from storage.spec import write_spec
 from storage.views import PLAIN
 from teacher_cache.runners import Runner, WorkerDied
-from teacher_cache.shard_task import Done, Task
 from teacher_cache.survey import BuildPlan, BuildRequest, PlannedDataset, Stage
+from teacher_cache.tasks import Done, Task
 
 COMPACT_EVERY_SHARDS = 1000  # so that `cache status` stays quick beside a long build
 SET_ASIDE_LIMIT = 5  # shards that fail for no known reason before the build stops

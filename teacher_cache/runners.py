@@ -16,7 +16,8 @@ from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from storage.errors import StillroomError, TryAgain
-from teacher_cache.shard_task import Done, Task, perform
+from teacher_cache.shard_task import perform
+from teacher_cache.tasks import Done, Task
 
 if TYPE_CHECKING:
     from distributed import Client, Future

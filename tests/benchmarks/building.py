@@ -11,8 +11,8 @@ from pydantic import TypeAdapter
 from storage.datasets import AnySource
 from teacher_cache.build import run_build
 from teacher_cache.runners import Runner
-from teacher_cache.shard_task import Done
 from teacher_cache.survey import BuildRequest, plan_build
+from teacher_cache.tasks import Done
 from teacher_cache.teachers import TeacherOptions
 
 

@@ -13,7 +13,7 @@ from storage.cache import Cache
 from storage.errors import BadTeacher, LabelOutOfRange, MissingSource, StaleCache
 from storage.shards import ShardKey
 from storage.views import to_float
-from teacher_cache.shard_task import Task
+from teacher_cache.tasks import Task
 from tests.teacher_cache.conftest import Built
 from tests.teacher_cache.toys import build, contents, digits, teacher_section, write_digits, write_job, write_teacher
 
@@ -157,7 +157,7 @@ def test_logits_beyond_the_stored_precision_are_refused(tmp_path: Path, dtype: s
 
 def test_a_bf16_value_that_rounds_to_infinity_is_not_finite() -> None:
     from storage.encodings import DenseEncoding
-    from teacher_cache.shard_task import _finite_rows
+    from teacher_cache.teach import _finite_rows
 
     largest = torch.tensor([[1.0, torch.finfo(torch.float32).max], [1.0, 2.0]])
     assert _finite_rows(DenseEncoding(dtype="bf16").encode(largest)["logits"]).tolist() == [False, True]
@@ -279,7 +279,7 @@ def test_an_image_of_another_size_is_quarantined_and_told_of_resizing(tmp_path: 
 
 def test_a_source_that_shrinks_during_the_build_is_noticed() -> None:
     from storage.rows import Extent
-    from teacher_cache.shard_task import _samples
+    from teacher_cache.ingest import _samples
 
     class Shrunk:
         name = "digits"

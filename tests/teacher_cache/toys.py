@@ -20,8 +20,8 @@ from storage.cache import Cache
 from storage.shards import read_commits, stage_folder
 from teacher_cache.build import BuildReport, run_build
 from teacher_cache.runners import Runner, run_inline
-from teacher_cache.shard_task import Done
 from teacher_cache.survey import BuildRequest, plan_build
+from teacher_cache.tasks import Done
 
 TEACHER = '''
 """A tiny convolutional teacher of 8 by 8 inputs; `fault` is what it does wrong to rows whose first pixel is white."""
