@@ -239,7 +239,7 @@ def test_a_running_scheduler_computes_the_same_and_its_death_is_made_good(
 def test_a_scheduler_that_does_not_answer_is_told_at_once_and_to_be_tried_again(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("jobs.cluster.START_TIMEOUT_S", 1)
+    monkeypatch.setattr("jobs.cluster.CONNECT_TIMEOUT_S", 1)
     from jobs.cluster import ClusterOptions, open_runner
     from storage.errors import TryAgain
 
