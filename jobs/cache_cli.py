@@ -263,7 +263,7 @@ def _print_plan(plan: BuildPlan, as_json: bool) -> None:
     import polars as pl
 
     from jobs import terminal
-    from jobs.tables import print_table
+    from jobs.tables import print_memory, print_table
     from teacher_cache.memory import project_worker
 
     memory = project_worker(plan)
@@ -281,7 +281,7 @@ def _print_plan(plan: BuildPlan, as_json: bool) -> None:
         terminal.print_json({"cache": plan.request.cache, "stages": stages, "worker_memory_bytes": memory.total_bytes})
         return
     print_table(pl.DataFrame(stages), title=plan.request.cache)
-    terminal.out.print(f"memory of a worker, at most {terminal.si(memory.total_bytes, 'B')}: {memory.explanation}")
+    print_memory("memory of a worker", memory.total_bytes, memory._asdict())
     terminal.out.print("a dry run: nothing was written")
 
 

@@ -132,7 +132,7 @@ def _print_plan(plan: DryRun, as_json: bool) -> None:
     import polars as pl
 
     from jobs import terminal
-    from jobs.tables import print_table
+    from jobs.tables import print_memory, print_table
 
     students = [asdict(student) for student in plan.students]
     if as_json:
@@ -140,12 +140,9 @@ def _print_plan(plan: DryRun, as_json: bool) -> None:
         return
     print_table(pl.DataFrame(students))
     if plan.memory is not None:
-        memory, parts = (
-            plan.memory,
-            ", ".join(f"{name} {terminal.si(size, 'B')}" for name, size in plan.memory.parts.items()),
-        )
-        device = "" if memory.device_bytes is None else f", {terminal.si(memory.device_bytes, 'B')} on the device"
-        terminal.out.print(f"memory, at most {terminal.si(memory.host_bytes, 'B')}{device}: {parts}")
+        memory = plan.memory
+        device = "" if memory.device_bytes is None else f" ({terminal.si(memory.device_bytes, 'B')} on the device)"
+        print_memory(f"memory{device}", memory.host_bytes, memory.parts)
         terminal.out.print(f"rows: {'resident' if memory.residency.resident else 'stream'} ({memory.residency.why})")
     terminal.out.print("a dry run: nothing was written")
 

@@ -46,6 +46,13 @@ def print_table(frame: pl.DataFrame, title: str | None = None) -> None:
         out.print("no rows")
 
 
+def print_memory(title: str, total_bytes: int, parts: dict[str, int]) -> None:
+    """Print a bound on memory and what it is made of, the largest part first."""
+    shown = sorted(((name, size) for name, size in parts.items() if size), key=lambda part: -part[1])
+    out.print(Text(f"{title}, at most {si(total_bytes, 'B')}"))
+    print_table(pl.DataFrame(shown, schema=["part", "bytes"], orient="row"))
+
+
 def print_tree(title: str, value: dict[str, Any]) -> None:
     """Print nested JSON as a tree."""
     tree = Tree(Text(title))

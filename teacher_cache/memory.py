@@ -37,13 +37,6 @@ class WorkerMemory(NamedTuple):
     def total_bytes(self) -> int:
         return sum(self)
 
-    @property
-    def explanation(self) -> str:
-        """What the bound is made of."""
-        return ", ".join(
-            f"{name} {size / 2**20:.0f} MiB" for name, size in zip(self._fields, self, strict=True) if size
-        )
-
 
 def project_worker(plan: BuildPlan) -> WorkerMemory:
     """Return a bound on the memory of one worker of a build: the largest of its stages, part by part."""
