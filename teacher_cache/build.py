@@ -85,9 +85,11 @@ def run_build(plan: BuildPlan, runner: Runner, progress: Progress) -> BuildRepor
     request, report = plan.request, BuildReport()
     cache = Cache.create(request.cache)
     _write_promises(cache, plan)
-    for stage in plan.stages:
-        _run_stage(cache, stage, request, runner, progress, report)
     ledger = Ledger.load(cache.objects)
+    for stage in plan.stages:
+        _run_stage(cache, stage, request, runner, progress, report, ledger)
+    if plan.num_missing:
+        ledger = Ledger.load(cache.objects)
     ledger.compact()
     for stage in plan.stages:
         name = stage.dataset.spec.name
@@ -142,8 +144,15 @@ def _append_segment(cache: Cache, dataset: PlannedDataset, job: str) -> None:
 
 
 def _run_stage(
-    cache: Cache, stage: Stage, request: BuildRequest, runner: Runner, progress: Progress, report: BuildReport
+    cache: Cache,
+    stage: Stage,
+    request: BuildRequest,
+    runner: Runner,
+    progress: Progress,
+    report: BuildReport,
+    before: Ledger,
 ) -> None:
+    """Run what is missing of a stage; `before` is the ledger as the build found it."""
     dataset, todo = stage.dataset.spec.name, stage.todo
     if stage.teacher is not None and todo:
         ingested = cache.committed(dataset)  # a shard that another part has yet to ingest is that part's to teach
@@ -153,7 +162,7 @@ def _run_stage(
     progress.stage(stage.name, of_this_part, of_this_part - missing)
     quarantined = 0
     if stage.teacher is None:
-        quarantined = int(Ledger.load(cache.objects).of(dataset, None, PLAIN)["quarantined"].sum())
+        quarantined = int(before.of(dataset, None, PLAIN)["quarantined"].sum())
         _check_quarantined(cache, stage, quarantined)
     with contextlib.closing(runner(_tasks(stage, todo, request))) as results:  # an error cancels what is in flight
         for task, result in results:
@@ -161,7 +170,7 @@ def _run_stage(
                 quarantined += result.quarantined
                 _count(report, result)
                 progress.done(result)
-                if report.built % COMPACT_EVERY_SHARDS == 0:
+                if result.won and report.built % COMPACT_EVERY_SHARDS == 0:
                     Ledger.load(cache.objects).compact()
             else:
                 _set_aside(task, result, report, progress)
