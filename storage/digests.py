@@ -6,8 +6,10 @@ Fast enough to check every read (several GB/s), and not a defence against someon
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from typing import Any
 
+import numpy as np
 import xxhash
 
 
@@ -38,3 +40,8 @@ def differences(found: Any, expected: Any, prefix: str = "") -> list[tuple[str, 
 def unit_interval(*parts: object) -> float:
     """Return a number in [0, 1) that is a pure function of `parts`, the same on every machine and in every run."""
     return xxhash.xxh3_64_intdigest("\0".join(map(str, parts)).encode()) / 2**64
+
+
+def sample_keys(sample_ids: Iterable[str]) -> np.ndarray:
+    """Return a key of each sample, int64 (N,), for what is random but a pure function of the sample: draws and views."""
+    return np.array([xxhash.xxh3_64_intdigest(name.encode()) for name in sample_ids], np.uint64).view(np.int64)

@@ -5,44 +5,54 @@ Shapes: B rows, C classes, D features.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field
 
+from storage.encodings.base import Capability, Encoding
 from storage.options import Options
 
 if TYPE_CHECKING:  # `cache status` reads specs, and should not pay two seconds for torch
     from torch import Tensor
 
+    from storage.encodings.targets import DenseTargets
+
 Precision = Literal["fp32", "fp16", "bf16"]
 BYTES: dict[Precision, int] = {"fp32": 4, "fp16": 2, "bf16": 2}
 
 
-class DenseEncoding(Options):
-    """Raw logits at temperature 1; serves every loss at every temperature."""
+class DenseEncoding(Encoding):
+    """Raw logits at temperature 1; serves every loss that does not want draws, at every temperature."""
 
     kind: Literal["dense"] = "dense"
     dtype: Precision = "fp32"
 
     @property
-    def serves(self) -> frozenset[str]:
-        """What a loss may ask of these targets."""
-        return frozenset({"logits"})
+    def serves(self) -> tuple[str, ...]:
+        return ("every logit, at every temperature",)
+
+    def lacks(self, need: Capability) -> str | None:
+        sampled = need.name in ("draws", "stratified")
+        return 'encoding = { kind = "sparse", n = 50 }' if sampled else None
+
+    def array_names(self, needs: Iterable[Capability]) -> tuple[str, ...]:
+        return ("logits",)
 
     def bytes_per_row(self, num_classes: int) -> int:
-        """Return the stored bytes per row before compression."""
         return num_classes * BYTES[self.dtype]
 
-    def encode(self, logits_BC: Tensor) -> dict[str, Tensor]:
+    def encode(self, logits_BC: Tensor, *, num_classes: int, labels_B: Tensor, keys_B: Tensor) -> dict[str, Tensor]:
         """Return {"logits": (B, C)} as `dtype` on the same device; bf16 as its bits in uint16 (Zarr has no bf16).
 
         A finite logit beyond the range of fp16 becomes infinite; whoever stores it must look.
         """
-        return {"logits": _stored(logits_BC, self.dtype)}
+        return {"logits": _stored(logits_BC[:, :num_classes], self.dtype)}
 
-    def decode(self, arrays: dict[str, Tensor]) -> Tensor:
-        """Return float32 logits (B, C) on the device of `arrays["logits"]`."""
-        return _to_float32(arrays["logits"], self.dtype)
+    def decode(self, arrays: dict[str, Tensor], num_classes: int) -> DenseTargets:
+        from storage.encodings.targets import DenseTargets
+
+        return DenseTargets(_to_float32(arrays["logits"], self.dtype))
 
 
 class FeatureEncoding(Options):
