@@ -43,5 +43,5 @@ def unit_interval(*parts: object) -> float:
 
 
 def sample_keys(sample_ids: Iterable[str]) -> np.ndarray:
-    """Return a key of each sample, int64 (N,), for what is random but a pure function of the sample: draws and views."""
+    """Return a key of each sample, int64 (N,), for what is random but a function of the sample: draws and views."""
     return np.array([xxhash.xxh3_64_intdigest(name.encode()) for name in sample_ids], np.uint64).view(np.int64)

@@ -9,7 +9,7 @@ N fed rows, W rows of a window, B rows of a batch.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any
@@ -19,12 +19,15 @@ import torch
 from torch import Tensor
 
 from storage.cache import Cache
+from storage.encodings import Encoded
+from storage.spec import TeacherSpec
 from storage.views import to_float
 from student_train.needs import ArrayKey, Batch, Needs
 from student_train.order import Positions, Window, epoch_order, epoch_windows, window_order
 from student_train.selection import Selection
 
 INPUTS = "inputs"
+FEATURE = "feature/"
 Name = ArrayKey | str  # INPUTS, or an array of a teacher
 Arrays = dict[Name, Tensor]
 Tick = Callable[[int, int], None]  # told how many shards of how many are read; may raise to stop
@@ -36,7 +39,39 @@ class ShardSource:
     def __init__(self, cache: Cache, selection: Selection):
         self.cache = cache
         self.selection = selection
-        self.decoders = _Decoders(cache, selection.dataset)
+        self._specs: dict[str, TeacherSpec] = {}
+
+    def names(self, needs: Needs) -> frozenset[Name]:
+        """Return what must be read to meet some needs."""
+        soft = [
+            ArrayKey(teacher, array)
+            for teacher in needs.teachers
+            if needs.of(teacher)
+            for array in self._spec(teacher).encoding.array_names(needs.of(teacher))
+        ]
+        return frozenset({INPUTS, *soft, *needs.features})
+
+    def encoded(self, arrays: Mapping[Name, Tensor]) -> dict[str, Encoded]:
+        """Return the soft targets among some arrays, by teacher."""
+        stored: dict[str, dict[str, Tensor]] = {}
+        for name, values in arrays.items():
+            if isinstance(name, ArrayKey) and not name.array.startswith(FEATURE):
+                stored.setdefault(name.teacher, {})[name.array] = values
+        specs = {teacher: self._spec(teacher) for teacher in stored}
+        return {t: Encoded(specs[t].encoding, specs[t].num_classes, values) for t, values in stored.items()}
+
+    def features(self, arrays: Mapping[Name, Tensor]) -> dict[ArrayKey, Tensor]:
+        """Return the features among some arrays, decoded to float32."""
+        return {
+            name: self._spec(name.teacher).features[name.array.removeprefix(FEATURE)].decode(values)
+            for name, values in arrays.items()
+            if isinstance(name, ArrayKey) and name.array.startswith(FEATURE)
+        }
+
+    def _spec(self, teacher: str) -> TeacherSpec:
+        if teacher not in self._specs:
+            self._specs[teacher] = self.cache.teacher(self.selection.dataset, teacher)
+        return self._specs[teacher]
 
     def read(self, index: int, names: frozenset[Name]) -> dict[Name, np.ndarray[Any, Any]]:
         """Return the named arrays of the fed rows of shard `shards_S[index]`.
@@ -96,7 +131,7 @@ class Feed:
     ):
         self.selection = source.selection
         self._source = source
-        self._names: frozenset[Name] = frozenset({INPUTS, *needs.arrays})
+        self._names = source.names(needs)
         self._device = device
         self._resident = resident
         self._window_shards = window_shards
@@ -181,29 +216,12 @@ class Feed:
         return self._batch(arrays, rows_B)
 
     def _batch(self, arrays: Arrays, rows_B: Tensor) -> Batch:
-        decoders = self._source.decoders
         return Batch(
             inputs=to_float(arrays[INPUTS]),
             labels_B=None if self._labels_N is None else self._labels_N.index_select(0, rows_B),
-            targets={name: decoders[name](values) for name, values in arrays.items() if isinstance(name, ArrayKey)},
+            targets=self._source.encoded(arrays),
+            features=self._source.features(arrays),
         )
-
-
-class _Decoders(dict[ArrayKey, Callable[[Tensor], Tensor]]):
-    """How each stored array becomes float32, looked up in its teacher's spec on first use."""
-
-    def __init__(self, cache: Cache, dataset: str):
-        super().__init__()
-        self._cache = cache
-        self._dataset = dataset
-
-    def __missing__(self, key: ArrayKey) -> Callable[[Tensor], Tensor]:
-        teacher = self._cache.teacher(self._dataset, key.teacher)
-        if key.array == "logits":
-            self[key] = lambda stored_BC: teacher.encoding.decode({"logits": stored_BC})
-        else:
-            self[key] = teacher.features[key.array.removeprefix("feature/")].decode
-        return self[key]
 
 
 def _as_tensor(values: np.ndarray[Any, Any]) -> Tensor:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from math import isfinite
@@ -33,6 +32,7 @@ from student_train.objective import Objective, Tapped, check_student, student_la
 from student_train.options import StudentOptions
 from student_train.results import EpochMetrics, Held, RunRecord, write_metrics, write_record
 from student_train.schedule import learning_rate_at
+from student_train.step import Step, accumulate_gradients
 from student_train.students import Student, StudentSpec, build_student, save_student
 
 REPORT_EVERY_S = 1.0  # each report reads the loss, which waits for the device
@@ -46,7 +46,7 @@ class Run:
     Attributes:
         options: its section of the job.
         spec: what it is.
-        target_shapes: of one row of each array of soft targets.
+        feature_shapes: of one row of each feature.
         train: rows to learn from.
         held: rows to evaluate on, with labels; the teacher's top classes come with their selection.
         folder: where it leaves its files.
@@ -56,7 +56,7 @@ class Run:
 
     options: StudentOptions
     spec: StudentSpec
-    target_shapes: dict[ArrayKey, tuple[int, ...]]
+    feature_shapes: dict[ArrayKey, tuple[int, ...]]
     train: Feed
     held: Feed
     folder: Path
@@ -84,7 +84,7 @@ def train_student(run: Run, *, report: Report, stop: Callable[[], bool]) -> RunR
     torch.manual_seed(options.seed)
     student = build_student(run.spec)
     layers = student_layers(options.objective)
-    shapes = Shapes(check_student(student, layers, run.spec.input_shape, run.spec.num_classes), run.target_shapes)
+    shapes = Shapes(check_student(student, layers, run.spec.input_shape, run.spec.num_classes), run.feature_shapes)
     objective = Objective(options.objective, shapes).to(device)
     student = student.to(device).train()
     average = WeightAverage(student, options.ema_decay) if options.ema_decay is not None else None
@@ -93,6 +93,7 @@ def train_student(run: Run, *, report: Report, stop: Callable[[], bool]) -> RunR
     optimizer = make_optimizer(options, trained)
     tapped: Callable[..., Any] = Tapped(student, layers)
     forward = torch.compile(tapped) if options.compile else tapped
+    autocast = torch.autocast(device.type, torch.bfloat16, enabled=options.autocast == "bf16")
 
     # The position: the start, or where the last checkpoint was written.
     position, best = Position(), None
@@ -148,16 +149,16 @@ def train_student(run: Run, *, report: Report, stop: Callable[[], bool]) -> RunR
         for step, batch in enumerate(batches, start=first_step):
             for group in optimizer.param_groups:
                 group["lr"] = rate_at(epoch * steps + step)
-            with torch.autocast(device.type, torch.bfloat16) if options.autocast == "bf16" else nullcontext():
-                loss, values = objective(forward(batch.inputs), batch)
-            loss.backward()
+            taken = accumulate_gradients(
+                forward, objective, batch, trained, autocast=autocast, measure_shares=step == 0
+            )
             if options.clip_norm is not None:
                 nn.utils.clip_grad_norm_(trained, options.clip_norm)
             optimizer.step()
             optimizer.zero_grad()
             if average is not None:
                 average.update(epoch * steps + step)
-            tally.add(len(batch.inputs), loss.detach(), values)
+            tally.add(len(batch.inputs), taken)
             rows += len(batch.inputs)
 
             now = time.monotonic()
@@ -176,6 +177,7 @@ def train_student(run: Run, *, report: Report, stop: Callable[[], bool]) -> RunR
                 checkpoint(epoch, step + 1)
 
         train_loss, *terms = tally.check(options, epoch)  # waits for the device, so that the clock is right
+        shares = tally.shares()
         clock.lap(training=True)
         held = evaluate(exported.eval(), run.held, held_tops_N, batch_size=options.batch_size, stop=stop)
         student.train()
@@ -187,6 +189,7 @@ def train_student(run: Run, *, report: Report, stop: Callable[[], bool]) -> RunR
             epoch=epoch + 1,
             train_loss=train_loss,
             terms=dict(zip(objective.names, terms, strict=True)),
+            shares=dict(zip(objective.names, shares, strict=True)),
             learning_rate=rate_at((epoch + 1) * steps - 1),
             seconds=clock.epoch_seconds,
             rows_per_s=run.train.num_rows / clock.epoch_seconds,
@@ -255,11 +258,14 @@ class Tally:
 
     def __init__(self, names: list[str], device: torch.device):
         self._sums = torch.zeros(2 + len(names), dtype=torch.float64, device=device)  # rows, objective, each term
+        self._shares = torch.zeros(len(names), dtype=torch.float64, device=device)
         self._recent: list[tuple[int, Tensor, list[Tensor]]] = []
 
-    def add(self, rows: int, loss: Tensor, values: list[Tensor]) -> None:
-        """Count a batch of so many rows, with its mean loss and that of each term."""
-        self._recent.append((rows, loss, values))
+    def add(self, rows: int, step: Step) -> None:
+        """Count a batch of so many rows, with its mean losses."""
+        if step.shares is not None:
+            self._shares.copy_(step.shares)
+        self._recent.append((rows, step.loss, step.values))
         if len(self._recent) >= TALLY_STEPS:
             self._collect()
 
@@ -269,20 +275,26 @@ class Tally:
         Raises:
             DivergedLoss: one of them is not finite.
         """
-        rows, *sums = self.state().tolist()
+        self._collect()
+        rows, *sums = self._sums.tolist()
         means = [total / max(rows, 1) for total in sums]
         if not all(isfinite(mean) for mean in means):
             raise diverged(options, epoch, f"training loss = {means[0]}")
         return means
 
+    def shares(self) -> list[float]:
+        """Return each term's share of the gradient, in the epoch's first step."""
+        return [float(share) for share in self._shares.tolist()]
+
     def state(self) -> Tensor:
-        """Return the sums, for a checkpoint."""
+        """Return all figures, for a checkpoint."""
         self._collect()
-        return self._sums
+        return torch.cat([self._sums, self._shares])
 
     def restore(self, state: Tensor) -> None:
         """Go on from `state()`."""
-        self._sums.copy_(state)
+        self._sums.copy_(state[: len(self._sums)])
+        self._shares.copy_(state[len(self._sums) :])
 
     def _collect(self) -> None:
         if self._recent:

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from storage.cache import Cache
+from storage.encodings import Encoded
 from storage.errors import BadRequest
 from student_train.loop import make_optimizer
 from student_train.needs import Batch, Needs, Shapes
@@ -147,7 +148,7 @@ def _measure(prepared: Prepared, device: torch.device) -> StepBytes:
     with device:
         student = build_student(spec)
         layers = student_layers(options.objective)
-        shapes = Shapes(check_student(student, layers, spec.input_shape, spec.num_classes), prepared.target_shapes)
+        shapes = Shapes(check_student(student, layers, spec.input_shape, spec.num_classes), prepared.feature_shapes)
         objective = Objective(options.objective, shapes)
         batch = _empty_batch(prepared, min(options.batch_size, prepared.train.num_rows), device)
     student.train()
@@ -160,9 +161,10 @@ def _measure(prepared: Prepared, device: torch.device) -> StepBytes:
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        loss, _ = objective(Tapped(student, layers)(batch.inputs), batch)
-    own = {_address(tensor) for tensor in (*trained, *student.buffers())}
-    own |= {_address(tensor) for tensor in (batch.inputs, *batch.targets.values())}
+        loss = objective(Tapped(student, layers)(batch.inputs), batch.supervision()).total
+    stored = [batch.inputs, *batch.features.values()]
+    stored += [values for encoded in batch.targets.values() for values in encoded.arrays.values()]
+    own = {_address(tensor) for tensor in (*trained, *student.buffers(), *stored)}
     activations = [tensor.untyped_storage().nbytes() for address, tensor in saved.items() if address not in own]
     loss.backward()
     optimizer.step()
@@ -173,7 +175,7 @@ def _measure(prepared: Prepared, device: torch.device) -> StepBytes:
         gradients=_bytes_of(trained),
         optimizer=_bytes_of([value for state in optimizer.state.values() for value in state.values()]),
         copies=copies * _bytes_of(list(student.state_dict().values())),
-        activations=_working_bytes(activations) + _bytes_of([batch.inputs, *batch.targets.values()]),
+        activations=_working_bytes(activations) + _bytes_of(stored),
     )
 
 
@@ -184,9 +186,11 @@ def _working_bytes(activations: Sequence[int]) -> int:
 
 
 def _empty_batch(prepared: Prepared, batch_size: int, device: torch.device) -> Batch:
-    targets = {key: torch.zeros(batch_size, *shape, device=device) for key, shape in prepared.target_shapes.items()}
+    features = {key: torch.zeros(batch_size, *shape, device=device) for key, shape in prepared.feature_shapes.items()}
+    classes = prepared.spec.num_classes
+    targets = {name: Encoded.blank(kept, classes, batch_size, device) for name, kept in prepared.encodings.items()}
     labels_B = torch.zeros(batch_size, dtype=torch.int64, device=device) if prepared.needs.labels else None
-    return Batch(torch.zeros(batch_size, *prepared.spec.input_shape, device=device), labels_B, targets)
+    return Batch(torch.zeros(batch_size, *prepared.spec.input_shape, device=device), labels_B, targets, features)
 
 
 def _window_bytes(cache: Cache, selection: Selection, needs: Needs, window_shards: int) -> int:

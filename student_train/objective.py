@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Sequence
 from difflib import get_close_matches
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -12,10 +13,24 @@ from torch import Tensor, nn
 from storage.cache import Cache
 from storage.errors import BadRequest, MissingCapability, NotInCache
 from student_train.losses import LOSSES
-from student_train.needs import ArrayKey, Batch, Needs, Outputs, Shapes
-from student_train.options import HintTerm, KdTerm, LabelsTerm, ObjectiveTerm
+from student_train.needs import ArrayKey, Needs, Outputs, Shapes, Supervision
 from student_train.residency import feature_shape
 from student_train.students import Student
+from student_train.terms import HintTerm, KdTerm, LabelsTerm, ObjectiveTerm
+
+
+class Losses(NamedTuple):
+    """What an objective gives for a batch, scalars.
+
+    Attributes:
+        total: the weighted sum.
+        values: each term before its weight, without gradient.
+        parts: each term after its weight.
+    """
+
+    total: Tensor
+    values: list[Tensor]
+    parts: list[Tensor]
 
 
 class Objective(nn.Module):
@@ -32,15 +47,15 @@ class Objective(nn.Module):
         self.weights = [term.weight for term in terms]
         self.terms = nn.ModuleList([LOSSES[term.loss].term(term, shapes) for term in terms])
 
-    def forward(self, outputs: Outputs, batch: Batch) -> tuple[Tensor, list[Tensor]]:
-        """Return the weighted sum, and each term's own value before its weight."""
-        values = [term(outputs, batch) for term in self.terms]
+    def forward(self, outputs: Outputs, given: Supervision) -> Losses:
+        """Return the weighted sum, and each term before and after its weight."""
+        values = [term(outputs, given) for term in self.terms]
         # A weight of 1 is no operation: of small students' steps it would be some percent, there and back.
         parts = [v if weight == 1 else weight * v for weight, v in zip(self.weights, values, strict=True)]
         total = parts[0]
         for part in parts[1:]:
             total = total + part
-        return total, [value.detach() for value in values]
+        return Losses(total, [value.detach() for value in values], parts)
 
 
 def term_names(terms: Sequence[ObjectiveTerm]) -> list[str]:
@@ -83,10 +98,10 @@ def count_classes(cache: Cache, dataset: str, needs: Needs) -> int:
     """
     classes = len(cache.dataset(dataset).classes)
     counts = {f"dataset {dataset}": classes} if classes else {}
-    for key in sorted(needs.arrays):
-        teacher = cache.teacher(dataset, key.teacher)
-        if key.array == "logits":
-            counts[f"teacher {key.teacher}"] = teacher.num_classes
+    for name in needs.teachers:
+        teacher = cache.teacher(dataset, name)
+        if needs.of(name):
+            counts[f"teacher {name}"] = teacher.num_classes
     if len(set(counts.values())) > 1:
         raise MissingCapability(
             f"the logits for {dataset} do not agree on the number of classes",
@@ -103,33 +118,43 @@ def count_classes(cache: Cache, dataset: str, needs: Needs) -> int:
     return next(iter(counts.values()))
 
 
-def target_shapes(cache: Cache, dataset: str, needs: Needs) -> dict[ArrayKey, tuple[int, ...]]:
-    """Return the shape of one row of each array, after checking that the cache holds it and it serves.
+def check_served(cache: Cache, dataset: str, needs: Needs) -> None:
+    """Check that what losses want of soft targets is there; nothing is approximated in silence (invariant 9).
+
+    Raises:
+        NotInCache: no such teacher; what there is, is named.
+        MissingCapability: a teacher's encoding does not serve a need; the change to the cache job that would is named.
+    """
+    for name, capability in sorted(needs.soft):
+        encoding = cache.teacher(dataset, name).encoding
+        remedy = encoding.lacks(capability)
+        if remedy is not None:
+            raise MissingCapability(
+                f"teacher {name} cannot serve {capability} for {dataset}",
+                found="; ".join(encoding.serves),
+                expected=str(capability),
+                do=f"in the cache job: {remedy}; then cache build JOB.toml --as NAME",
+            )
+
+
+def feature_shapes(cache: Cache, dataset: str, needs: Needs) -> dict[ArrayKey, tuple[int, ...]]:
+    """Return the shape of one row of each feature, after checking that the cache holds it.
 
     Raises:
         NotInCache: no such teacher, or no such feature of it; what there is, is named.
-        MissingCapability: the teacher's encoding does not give logits.
     """
     shapes: dict[ArrayKey, tuple[int, ...]] = {}
-    for key in sorted(needs.arrays):
+    for key in sorted(needs.features):
         teacher = cache.teacher(dataset, key.teacher)
         feature = key.array.removeprefix("feature/")
-        if key.array == "logits":
-            if "logits" not in teacher.encoding.serves:
-                raise MissingCapability(
-                    f"teacher {key.teacher} cannot serve logits for {dataset}",
-                    found=f"encoding {teacher.encoding.kind!r}, which serves {', '.join(teacher.encoding.serves)}",
-                    expected="an encoding that serves logits",
-                )
-            shapes[key] = (teacher.num_classes,)
-        elif feature not in teacher.features:
+        if feature not in teacher.features:
             near = get_close_matches(feature, teacher.features, 1)
             raise NotInCache(
                 f"teacher {key.teacher} has no feature {feature!r} for {dataset}",
                 found=", ".join(sorted(teacher.features)) or "no features",
                 do=f'feature = "{near[0]}"' if near else "add it to the teacher in the cache job, then build --as NAME",
             )
-        elif cache.committed(dataset, key.teacher):
+        if cache.committed(dataset, key.teacher):
             shapes[key] = feature_shape(cache, dataset, key)
     return shapes
 

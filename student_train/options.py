@@ -7,9 +7,10 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, Field, StringConstraints, TypeAdapter, ValidationInfo, model_validator
+from pydantic import AfterValidator, Field, TypeAdapter, ValidationInfo, model_validator
 
 from storage.options import Factory, Name, Options
+from student_train.terms import Fraction, ObjectiveTerm
 
 BUILT_IN = ("cnn", "mlp", "resnet")  # `students.ARCHITECTURES` holds what builds them
 
@@ -37,40 +38,7 @@ Rows = Annotated[str, AfterValidator(_dataset_and_split)]
 """Rows of the cache: `<dataset>/<split>`, or `<dataset>` for all of them."""
 
 Architecture = Annotated[str, AfterValidator(_architecture)]
-Weight = Annotated[float, Field(gt=0, le=1e6)]
-Fraction = Annotated[float, Field(ge=0, lt=1)]
-LayerName = Annotated[str, StringConstraints(min_length=1)]
 PerChannel = Annotated[tuple[float, ...], Field(strict=False, min_length=1)]
-
-
-class LabelsTerm(Options):
-    """Cross-entropy to the labels."""
-
-    loss: Literal["labels"]
-    weight: Weight = 1.0
-    smoothing: Fraction = 0.0  # share of the mass that is spread evenly over all classes
-
-
-class KdTerm(Options):
-    """KL divergence to a teacher's dense logits, both at `temperature`."""
-
-    loss: Literal["kd"]
-    teacher: Name
-    weight: Weight = 1.0
-    temperature: Annotated[float, Field(gt=0, le=1000)] = 4.0
-
-
-class HintTerm(Options):
-    """Mean squared distance to a teacher's feature, through a learned projection of a student's layer."""
-
-    loss: Literal["hint"]
-    teacher: Name
-    feature: Name
-    student_layer: LayerName  # as in `named_modules()`: "network.stage2"
-    weight: Weight = 1.0
-
-
-ObjectiveTerm = Annotated[LabelsTerm | KdTerm | HintTerm, Field(discriminator="loss")]
 
 
 class DataOptions(Options):

@@ -15,7 +15,7 @@ from storage.cache import Cache
 from storage.encodings.dense import BYTES
 from storage.errors import BadRequest
 from student_train.devices import free_bytes, gib
-from student_train.feed import INPUTS, Arrays, Feed, Name, ShardSource, Tick
+from student_train.feed import Arrays, Feed, ShardSource, Tick
 from student_train.needs import ArrayKey, Needs
 from student_train.selection import Selection
 
@@ -32,16 +32,15 @@ class Residency:
 
 
 def row_bytes(cache: Cache, dataset: str, needs: Needs) -> int:
-    """Return the stored bytes of one row: its input and the arrays that `needs` names."""
+    """Return the bytes of one row as it is kept: its input, and soft targets and features that `needs` names."""
     spec = cache.dataset(dataset)
     total = prod(spec.input_shape) * np.dtype(spec.input_dtype).itemsize
-    for key in needs.arrays:
-        teacher = cache.teacher(dataset, key.teacher)
-        if key.array == "logits":
-            total += teacher.encoding.bytes_per_row(teacher.num_classes)
-        else:
-            encoding = teacher.features[key.array.removeprefix("feature/")]
-            total += prod(feature_shape(cache, dataset, key)) * BYTES[encoding.dtype]
+    for name in needs.teachers:
+        teacher = cache.teacher(dataset, name)
+        total += teacher.encoding.bytes_per_row(teacher.num_classes) if needs.of(name) else 0
+    for key in needs.features:
+        encoding = cache.teacher(dataset, key.teacher).features[key.array.removeprefix("feature/")]
+        total += prod(feature_shape(cache, dataset, key)) * BYTES[encoding.dtype]
     return total
 
 
@@ -97,7 +96,7 @@ class FeedPool:
         arrays: Arrays | None = None
         if self._resident:
             arrays = self._loaded.setdefault((selection.dataset, selection.fingerprint), {})
-            absent = frozenset[Name]({INPUTS, *needs.arrays}) - arrays.keys()
+            absent = source.names(needs) - arrays.keys()
             if absent:
                 arrays |= source.load(tuple(range(len(selection.shards_S))), absent, self._device, tick)
         return Feed(source, needs, self._device, arrays, self._window_shards)

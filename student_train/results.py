@@ -52,6 +52,8 @@ class EpochMetrics(Held):
         epoch: from 1.
         train_loss: the objective, mean over the epoch's rows while it was trained.
         terms: the same for each term, before its weight.
+        shares: of each term's gradient among all terms' (norms over the weights), in the epoch's first step. A term
+            with next to none teaches nothing.
         learning_rate: of the last step.
         seconds: of training, evaluation apart.
         rows_per_s: trained rows a second.
@@ -60,6 +62,7 @@ class EpochMetrics(Held):
     epoch: int
     train_loss: float
     terms: dict[str, float]
+    shares: dict[str, float]
     learning_rate: float
     seconds: float
     rows_per_s: float
@@ -114,11 +117,12 @@ def read_record(folder: Path) -> RunRecord | None:
 
 
 def write_metrics(folder: Path, history: Sequence[EpochMetrics]) -> None:
-    """Write one row per epoch; each term of the objective is a column `term <name>`."""
+    """Write one row per epoch; each term of the objective has columns `term <name>` and `share <name>`."""
     rows = []
     for metrics in history:
         row = metrics.model_dump()
         row |= {f"term {name}": value for name, value in row.pop("terms").items()}
+        row |= {f"share {name}": value for name, value in row.pop("shares").items()}
         rows.append(row)
     floats = dict.fromkeys([*Held.model_fields, "train_loss", "learning_rate", "seconds", "rows_per_s"], pl.Float64)
     table = pl.DataFrame(rows, schema_overrides={"epoch": pl.Int64, **floats})

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from storage.cache import Cache
+from storage.encodings import Encoding
 from storage.errors import BadRequest, Interrupted, StillroomError, StorageFailure, TryAgain
 from storage.objects import LocalObjects
 from storage.options import code_fingerprint
@@ -22,11 +23,12 @@ from student_train.loop import Run, train_student
 from student_train.needs import ArrayKey, Needs, Shapes
 from student_train.objective import (
     Objective,
+    check_served,
     check_student,
     count_classes,
+    feature_shapes,
     objective_needs,
     student_layers,
-    target_shapes,
 )
 from student_train.options import DataOptions, StudentOptions
 from student_train.residency import FeedPool, Residency, choose_residency, projected_bytes
@@ -83,7 +85,8 @@ class Prepared:
     options: StudentOptions
     spec: StudentSpec
     needs: Needs
-    target_shapes: dict[ArrayKey, tuple[int, ...]]
+    encodings: dict[str, Encoding]  # of the teachers whose soft targets it needs
+    feature_shapes: dict[ArrayKey, tuple[int, ...]]
     train: Selection
     held: Selection
     folder: Path
@@ -174,7 +177,7 @@ def _train(
         run = Run(
             options=student.options,
             spec=student.spec,
-            target_shapes=student.target_shapes,
+            feature_shapes=student.feature_shapes,
             train=pool.feed(student.train, student.needs, tick),
             held=pool.feed(student.held, Needs(labels=True), tick),
             folder=student.folder,
@@ -226,7 +229,8 @@ def _prepare(request: Request, options: StudentOptions, selections: _Selections)
             expected=f"the same classes, and inputs {dataset.input_shape} {dataset.input_dtype}",
         )
     num_classes = count_classes(cache, dataset.name, needs)
-    shapes = target_shapes(cache, dataset.name, needs)
+    check_served(cache, dataset.name, needs)
+    shapes = feature_shapes(cache, dataset.name, needs)
     train = selections.find(data.train, needs, None)
     agree_with = next((term.teacher for term in options.objective if hasattr(term, "teacher")), None)
     if agree_with is not None and agree_with not in cache.teacher_names(held_dataset.name):
@@ -252,7 +256,11 @@ def _prepare(request: Request, options: StudentOptions, selections: _Selections)
         "validation_rows": f"{held.num_rows}, {held.fingerprint}",
     }
     folder = request.runs / options.name
-    return Prepared(options, spec, needs, shapes, train, held, folder, identity, _check_run(folder, identity))
+    encodings: dict[str, Encoding] = {
+        name: cache.teacher(dataset.name, name).encoding for name in needs.teachers if needs.of(name)
+    }
+    finished = _check_run(folder, identity)
+    return Prepared(options, spec, needs, encodings, shapes, train, held, folder, identity, finished)
 
 
 def _check_run(folder: Path, identity: dict[str, Any]) -> RunRecord | None:
@@ -269,7 +277,7 @@ def _check_model(student: Prepared) -> None:
     """Build a student and throw it away: a mistake in it is better found before the others are trained."""
     terms, spec = student.options.objective, student.spec
     layers = check_student(build_student(spec), student_layers(terms), spec.input_shape, spec.num_classes)
-    Objective(terms, Shapes(layers, student.target_shapes))
+    Objective(terms, Shapes(layers, student.feature_shapes))
 
 
 class _Selections:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 from storage.options import Options
 
 if TYPE_CHECKING:  # `cache status` reads specs, and should not pay two seconds for torch
+    import torch
     from torch import Tensor
 
     from storage.encodings.targets import SoftTargets
@@ -96,6 +97,16 @@ class Encoded:
     encoding: Encoding
     num_classes: int
     arrays: dict[str, Tensor]
+
+    @classmethod
+    def blank(cls, encoding: Encoding, num_classes: int, rows: int, device: torch.device) -> Encoded:
+        """Return the targets of a teacher that knows nothing, for shapes and bytes; free on the meta device."""
+        import torch
+
+        one_row = torch.zeros(1, dtype=torch.int64)
+        arrays = encoding.encode(torch.zeros(1, num_classes), num_classes=num_classes, labels_B=one_row, keys_B=one_row)
+        repeated = {name: values.to(device).repeat(rows, *[1] * (values.ndim - 1)) for name, values in arrays.items()}
+        return cls(encoding, num_classes, repeated)
 
     def decode(self) -> SoftTargets:
         """Return what a loss can use."""

@@ -14,7 +14,7 @@ from student_train.needs import Needs, Shapes
 
 @dataclass(frozen=True, slots=True)
 class Loss:
-    """A loss: what its term in the job needs, and the term itself, from (Outputs, Batch) to a scalar."""
+    """A loss: what its term in the job needs, and the term itself, from (Outputs, Supervision) to a scalar."""
 
     needs: Callable[[Any], Needs]
     term: Callable[[Any, Shapes], nn.Module]

@@ -6,8 +6,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from storage.errors import BadRequest
-from student_train.needs import ArrayKey, Batch, Needs, Outputs, Shapes
-from student_train.options import HintTerm
+from student_train.needs import ArrayKey, Needs, Outputs, Shapes, Supervision
+from student_train.terms import HintTerm
 
 
 def hint(projected: Tensor, feature: Tensor) -> Tensor:
@@ -24,7 +24,7 @@ def hint(projected: Tensor, feature: Tensor) -> Tensor:
 
 def needs(term: HintTerm) -> Needs:
     """Return what the term needs: one feature."""
-    return Needs(arrays=frozenset([_key(term)]))
+    return Needs(features=frozenset([_key(term)]))
 
 
 class HintLoss(nn.Module):
@@ -39,7 +39,7 @@ class HintLoss(nn.Module):
         super().__init__()
         self.layer = term.student_layer
         self.key = _key(term)
-        self.student_shape, self.teacher_shape = shapes.layers[self.layer], shapes.targets[self.key]
+        self.student_shape, self.teacher_shape = shapes.layers[self.layer], shapes.features[self.key]
         ranks = (len(self.student_shape), len(self.teacher_shape))
         if ranks == (3, 3):
             self.projection: nn.Module = nn.Conv2d(self.student_shape[0], self.teacher_shape[0], 1)
@@ -54,7 +54,7 @@ class HintLoss(nn.Module):
                 do='choose another layer, or cache the feature with pool = "mean"',
             )
 
-    def forward(self, outputs: Outputs, batch: Batch) -> Tensor:
+    def forward(self, outputs: Outputs, given: Supervision) -> Tensor:
         """Return the loss of a batch."""
         layer = outputs.layers[self.layer]
         if len(self.teacher_shape) == 1 and layer.ndim > 2:
@@ -62,7 +62,7 @@ class HintLoss(nn.Module):
         elif self.student_shape[1:] != self.teacher_shape[1:] and layer.ndim == 4:
             _, height, width = self.teacher_shape
             layer = functional.adaptive_avg_pool2d(layer, (height, width))
-        return hint(self.projection(layer), batch.targets[self.key])
+        return hint(self.projection(layer), given.features[self.key])
 
 
 def _key(term: HintTerm) -> ArrayKey:

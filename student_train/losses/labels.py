@@ -5,8 +5,8 @@ from __future__ import annotations
 from torch import Tensor, nn
 from torch.nn import functional
 
-from student_train.needs import Batch, Needs, Outputs, Shapes
-from student_train.options import LabelsTerm
+from student_train.needs import Needs, Outputs, Shapes, Supervision
+from student_train.terms import LabelsTerm
 
 
 def labels_cross_entropy(student_BC: Tensor, labels_B: Tensor, *, smoothing: float = 0.0) -> Tensor:
@@ -37,7 +37,7 @@ class LabelsLoss(nn.Module):
         super().__init__()
         self.smoothing = term.smoothing
 
-    def forward(self, outputs: Outputs, batch: Batch) -> Tensor:
+    def forward(self, outputs: Outputs, given: Supervision) -> Tensor:
         """Return the loss of a batch."""
-        assert batch.labels_B is not None
-        return labels_cross_entropy(outputs.logits_BC, batch.labels_B, smoothing=self.smoothing)
+        assert given.labels_B is not None
+        return labels_cross_entropy(outputs.logits_BC, given.labels_B, smoothing=self.smoothing)

@@ -11,16 +11,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from storage.cache import Cache
+from storage.encodings import Capability
+from storage.encodings.targets import DenseTargets
 from storage.errors import BadRequest, CorruptObject, StaleCache
 from student_train.devices import free_bytes
 from student_train.feed import Feed, ShardSource
-from student_train.needs import ArrayKey, Batch, Needs
+from student_train.needs import ArrayKey, Batch, Needs, SoftNeed
 from student_train.residency import FeedPool, choose_residency, projected_bytes, row_bytes
 from student_train.selection import select_rows
 from tests.student_train.toys import Recipe, write_cache
 
-LOGITS, POOLED, MAP = (ArrayKey("sage", name) for name in ("logits", "feature/pooled", "feature/map"))
-ALL = Needs(labels=True, arrays=frozenset({LOGITS, POOLED, MAP}))
+POOLED, MAP = (ArrayKey("sage", name) for name in ("feature/pooled", "feature/map"))
+SOFT = Needs(soft=frozenset({SoftNeed("sage", Capability("bucket", 1.0))}))
+ALL = Needs(labels=True, features=frozenset({POOLED, MAP})) | SOFT
 CPU = torch.device("cpu")
 
 
@@ -39,7 +42,10 @@ def assert_same(one: list[Batch], other: list[Batch]) -> None:
         assert b.labels_B is not None
         assert torch.equal(a.labels_B, b.labels_B)
         assert a.targets.keys() == b.targets.keys()
-        assert all(torch.equal(a.targets[key], b.targets[key]) for key in a.targets)
+        for teacher, encoded in a.targets.items():
+            assert all(torch.equal(encoded.arrays[n], b.targets[teacher].arrays[n]) for n in encoded.arrays)
+        assert a.features.keys() == b.features.keys()
+        assert all(torch.equal(a.features[key], b.features[key]) for key in a.features)
 
 
 @settings(deadline=None, max_examples=25)
@@ -81,13 +87,15 @@ def test_each_row_comes_with_its_own_label_and_targets(tmp_path: Path, logits_dt
         rows = [row_of[(255 * x).round().byte().numpy().tobytes()] for x in batch.inputs]
         assert batch.labels_B is not None
         assert batch.labels_B.tolist() == [labels[row] for row in rows]
-        assert batch.targets[LOGITS].argmax(1).tolist() == [tops[row] for row in rows]
-        assert batch.targets[LOGITS].dtype == torch.float32
+        targets = batch.supervision().targets["sage"]
+        assert isinstance(targets, DenseTargets)
+        assert targets.logits_BC.argmax(1).tolist() == [tops[row] for row in rows]
+        assert targets.logits_BC.dtype == torch.float32
 
 
 def test_rows_stay_in_their_stored_type(toy_cache: Cache) -> None:
     selection = select_rows(toy_cache, "toy/train", ALL)
-    names = frozenset({"inputs", LOGITS})
+    names = frozenset({"inputs", ArrayKey("sage", "logits")})
     arrays = ShardSource(toy_cache, selection).load((0, 1), names, CPU)
     assert {str(name): values.dtype for name, values in arrays.items()} == {
         "inputs": torch.uint8,
@@ -99,7 +107,7 @@ def test_only_the_arrays_that_are_needed_are_read(tmp_path: Path) -> None:
     cache = write_cache(tmp_path, Recipe())
     for path in (tmp_path / "toy/sage/plain").rglob("feature/*/c/**/*"):
         path.write_bytes(b"") if path.is_file() else None
-    feed = feed_of(cache, Needs(arrays=frozenset({LOGITS})), resident=True)
+    feed = feed_of(cache, SOFT, resident=True)
     assert sum(len(batch.inputs) for batch in feed.shuffled(32, seed=0, epoch=0)) == 192
 
 
@@ -144,21 +152,22 @@ def test_students_with_the_same_needs_share_their_rows(toy_cache: Cache) -> None
     pool = FeedPool(toy_cache, CPU, resident=True, window_shards=2)
     selection = select_rows(toy_cache, "toy/train", ALL)
     ticks: list[tuple[int, int]] = []
-    for needs in (Needs(labels=True), Needs(arrays=frozenset({LOGITS})), Needs(arrays=frozenset({LOGITS}))):
+    for needs in (Needs(labels=True), SOFT, SOFT):
         pool.feed(selection, needs, lambda done, shards: ticks.append((done, shards)))
     assert ticks == [(i, 5) for i in range(1, 6)] * 2  # inputs, then logits, then nothing
 
 
 def test_an_array_that_two_students_need_counts_once(toy_cache: Cache) -> None:
     selection = select_rows(toy_cache, "toy/train", ALL)
-    labels, taught = Needs(labels=True), Needs(arrays=frozenset({LOGITS}))
+    labels, taught = Needs(labels=True), SOFT
     both = projected_bytes(toy_cache, [(selection, labels), (selection, taught)])
     assert both == 192 * (36 + 4 * 2) == 192 * row_bytes(toy_cache, "toy", taught)
 
 
 def test_the_projected_bytes_are_those_that_are_loaded(toy_cache: Cache) -> None:
     selection = select_rows(toy_cache, "toy/train", ALL)
-    arrays = ShardSource(toy_cache, selection).load(tuple(range(5)), frozenset({"inputs", *ALL.arrays}), CPU)
+    source = ShardSource(toy_cache, selection)
+    arrays = source.load(tuple(range(5)), source.names(ALL), CPU)
     assert sum(values.nbytes for values in arrays.values()) == projected_bytes(toy_cache, [(selection, ALL)])
 
 

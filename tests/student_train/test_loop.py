@@ -20,6 +20,7 @@ from student_train.options import StudentOptions
 from student_train.order import epoch_order
 from student_train.results import RunRecord, read_record
 from student_train.selection import select_rows
+from student_train.step import Step
 from student_train.students import StudentSpec, build_student, load_student
 from student_train.train import train_students
 from tests.student_train.toys import HINT, KD, LABELS, request_of, student
@@ -160,6 +161,8 @@ def test_metrics_have_a_row_per_epoch_and_a_column_per_term(toy_cache: Cache, tm
     assert table["epoch"].to_list() == [1, 2, 3]
     total = table["term labels"] * 0.5 + table["term kd:sage"]
     assert table["train_loss"].to_list() == pytest.approx(total.to_list(), rel=1e-5)
+    shares = table["share labels"] + table["share kd:sage"]
+    assert (shares.to_list(), table["share labels"].min() > 0) == (pytest.approx([1.0] * 3), True)
 
 
 def test_the_record_is_of_the_exported_weights(toy_cache: Cache, tmp_path: Path) -> None:
@@ -226,7 +229,7 @@ def test_the_average_follows_the_weights_slowly() -> None:
 def test_a_tally_is_the_mean_over_rows() -> None:
     tally = Tally(["x"], torch.device("cpu"))
     for rows, loss in ((3, 1.0), (1, 5.0)):
-        tally.add(rows, torch.tensor(loss), [torch.tensor(10 * loss)])
+        tally.add(rows, Step(torch.tensor(loss), [torch.tensor(10 * loss)], None))
     assert tally.check(student(), 0) == [2.0, 20.0]
 
 
@@ -234,8 +237,8 @@ def test_a_tally_does_not_depend_on_when_it_is_read() -> None:
     losses = torch.rand(300, generator=torch.Generator().manual_seed(0))
     one, other = Tally(["x"], torch.device("cpu")), Tally(["x"], torch.device("cpu"))
     for i, loss in enumerate(losses):
-        one.add(7, loss, [loss])
-        other.add(7, loss, [loss])
+        one.add(7, Step(loss, [loss], None))
+        other.add(7, Step(loss, [loss], None))
         if i % 50 == 10:
             other.check(student(), 0)
     assert one.check(student(), 0) == other.check(student(), 0)

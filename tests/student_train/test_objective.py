@@ -7,13 +7,21 @@ import pytest
 import torch
 
 from storage.cache import Cache
+from storage.encodings import Capability
+from storage.encodings.targets import DenseTargets
 from storage.errors import BadRequest, MissingCapability, NotInCache
-from student_train.needs import ArrayKey, Batch, Needs, Outputs, Shapes
-from student_train.objective import Objective, Tapped, check_student, count_classes, objective_needs, target_shapes
+from student_train.needs import ArrayKey, Needs, Outputs, Shapes, SoftNeed, Supervision
+from student_train.objective import (
+    Objective,
+    Tapped,
+    check_served,
+    check_student,
+    count_classes,
+    feature_shapes,
+    objective_needs,
+)
 from student_train.students import StudentSpec, build_student
 from tests.student_train.toys import HINT, KD, LABELS, Recipe, student, write_cache
-
-LOGITS = ArrayKey("sage", "logits")
 
 
 def terms(*sections: dict[str, Any]) -> Any:
@@ -26,19 +34,24 @@ def toy_student() -> Any:
 
 
 def test_the_total_is_the_weighted_sum_of_the_terms() -> None:
-    objective = Objective(terms(LABELS | {"weight": 0.25}, KD | {"weight": 3.0}), Shapes({}, {LOGITS: (4,)}))
-    batch = Batch(torch.zeros(5, 1), torch.arange(5) % 4, {LOGITS: torch.randn(5, 4)})
-    total, (labels, kd) = objective(Outputs(torch.randn(5, 4)), batch)
+    objective = Objective(terms(LABELS | {"weight": 0.25}, KD | {"weight": 3.0}), Shapes({}, {}))
+    given = Supervision(torch.arange(5) % 4, {"sage": DenseTargets(torch.randn(5, 4))})
+    total, (labels, kd), parts = objective(Outputs(torch.randn(5, 4)), given)
     assert torch.allclose(total, 0.25 * labels + 3 * kd)
+    assert torch.allclose(torch.stack(parts), torch.stack([0.25 * labels, 3 * kd]))
 
 
 def test_every_term_has_a_name_of_its_own() -> None:
-    objective = Objective(terms(LABELS, KD, KD | {"temperature": 1.0}), Shapes({}, {LOGITS: (4,)}))
+    objective = Objective(terms(LABELS, KD, KD | {"temperature": 1.0}), Shapes({}, {}))
     assert objective.names == ["labels", "kd:sage", "kd:sage#2"]
 
 
 def test_an_objective_needs_what_its_terms_need() -> None:
-    expected = Needs(labels=True, arrays=frozenset({LOGITS, ArrayKey("sage", "feature/pooled")}))
+    expected = Needs(
+        labels=True,
+        soft=frozenset({SoftNeed("sage", Capability("bucket", 2.0))}),
+        features=frozenset({ArrayKey("sage", "feature/pooled")}),
+    )
     assert objective_needs(terms(LABELS, KD, HINT)) == expected
 
 
@@ -46,25 +59,28 @@ def test_labels_alone_need_no_teacher() -> None:
     assert objective_needs(terms(LABELS)).teachers == ()
 
 
-@pytest.mark.parametrize("wrong", [KD | {"teacher": "sag"}, HINT | {"teacher": "sag"}])
-def test_a_teacher_that_is_not_there_is_refused_with_those_there_are(toy_cache: Cache, wrong: dict[str, Any]) -> None:
+@pytest.mark.parametrize(
+    ("check", "wrong"), [(check_served, KD | {"teacher": "sag"}), (feature_shapes, HINT | {"teacher": "sag"})]
+)
+def test_a_teacher_that_is_not_there_is_refused_with_those_there_are(
+    toy_cache: Cache, check: Any, wrong: dict[str, Any]
+) -> None:
     with pytest.raises(NotInCache) as refusal:
-        target_shapes(toy_cache, "toy", objective_needs(terms(wrong)))
+        check(toy_cache, "toy", objective_needs(terms(wrong)))
     assert (refusal.value.found, "sag" in refusal.value.what) == ("sage", True)
 
 
 def test_a_feature_that_is_not_there_is_refused_with_the_nearest(toy_cache: Cache) -> None:
     with pytest.raises(NotInCache) as refusal:
-        target_shapes(toy_cache, "toy", objective_needs(terms(HINT | {"feature": "poled"})))
+        feature_shapes(toy_cache, "toy", objective_needs(terms(HINT | {"feature": "poled"})))
     assert (refusal.value.found, refusal.value.do) == ("map, pooled", 'feature = "pooled"')
 
 
 def test_shapes_are_those_of_one_row(toy_cache: Cache) -> None:
-    found = target_shapes(toy_cache, "toy", objective_needs(terms(KD, HINT, HINT | {"feature": "map"})))
+    found = feature_shapes(toy_cache, "toy", objective_needs(terms(KD, HINT, HINT | {"feature": "map"})))
     assert {str(key): shape for key, shape in found.items()} == {
         "sage/feature/map": (5, 3, 3),
         "sage/feature/pooled": (5,),
-        "sage/logits": (4,),
     }
 
 
@@ -109,3 +125,11 @@ def test_a_tapped_student_returns_its_layers_and_keeps_nothing() -> None:
     tapped = Tapped(toy_student(), ["network.hidden1"])
     outputs = tapped(torch.rand(3, 1, 6, 6))
     assert (outputs.layers["network.hidden1"].shape, tapped._seen) == ((3, 256), {})
+
+
+def test_what_an_encoding_cannot_serve_is_refused_with_the_change_that_would_help(toy_cache: Cache) -> None:
+    needs = Needs(soft=frozenset({SoftNeed("sage", Capability("draws"))}))
+    with pytest.raises(MissingCapability, match="sage cannot serve draws for toy") as refusal:
+        check_served(toy_cache, "toy", needs)
+    assert refusal.value.do is not None
+    assert 'kind = "sparse"' in refusal.value.do

@@ -4,12 +4,13 @@ from pathlib import Path
 
 import pytest
 
+from storage.encodings import Capability
 from storage.errors import BadRequest, IncompleteCache, NotInCache
-from student_train.needs import ArrayKey, Needs
+from student_train.needs import Needs, SoftNeed
 from student_train.selection import NO_CLASS, ranges, select_rows
 from tests.student_train.toys import Recipe, write_cache
 
-TAUGHT = Needs(arrays=frozenset([ArrayKey("sage", "logits")]))
+TAUGHT = Needs(soft=frozenset([SoftNeed("sage", Capability("bucket", 1.0))]))
 
 
 def test_only_rows_of_the_split_are_fed(tmp_path: Path) -> None:

@@ -99,9 +99,12 @@ def _teach(
     if spec.num_classes != recipe.classes:
         logits_SC = torch.zeros(len(inputs_S), spec.num_classes)
     map_S = to_float(torch.from_numpy(inputs_S))[:, :, ::2, ::2].repeat(1, 5, 1, 1) if len(recipe.shape) == 3 else flat
-    encoded = spec.encoding.encode(logits_SC) | {
-        f"feature/{name}": options.encode(map_S) for name, options in spec.features.items()
-    }
+    encoded = spec.encoding.encode(
+        logits_SC,
+        num_classes=spec.num_classes,
+        labels_B=torch.zeros(len(inputs_S), dtype=torch.int64),
+        keys_B=torch.arange(start, start + len(inputs_S)),
+    ) | {f"feature/{name}": options.encode(map_S) for name, options in spec.features.items()}
     log_probabilities_SC = logits_SC.log_softmax(1)
     columns = {
         "row": pa.array(range(start, start + len(inputs_S)), pa.int64()),
