@@ -38,23 +38,36 @@ def accumulate_gradients(
     """Add the gradients of a batch's objective to those of all that is trained, and return its losses."""
     with autocast:
         losses = objective(forward(batch.inputs), batch.supervision())
-    shares = gradient_shares(losses.parts, trained) if measure_shares else None
-    losses.total.backward()
+    shares = None
+    if measure_shares:
+        shares = accumulate_by_term(losses.parts, trained)
+    else:
+        losses.total.backward()
     return Step(losses.total.detach(), losses.values, shares)
 
 
-def gradient_shares(parts: Sequence[Tensor], trained: Sequence[nn.Parameter]) -> Tensor:
-    """Return the norm of each term's gradient over all that is trained, divided by their sum: (terms,) float32.
+def accumulate_by_term(parts: Sequence[Tensor], trained: Sequence[nn.Parameter]) -> Tensor:
+    """Add the gradient of a sum of terms, and return the norm of each term's own over the sum of all norms.
 
     A term with a share near 0 teaches nothing, whatever its value. One backward pass for each term, so this is for one
     step of an epoch.
+
+    Args:
+        parts: scalars whose sum is the objective.
+        trained: parameters, whose `grad` is added to.
+
+    Returns:
+        Shares, (terms,) float32.
     """
     norms = []
-    for part in parts:
-        if part.requires_grad:
-            gradients = torch.autograd.grad(part, trained, retain_graph=True, allow_unused=True)
-            norms.append(torch.stack([g.float().norm() for g in gradients if g is not None]).norm())
-        else:  # such as a distance between two constants
-            norms.append(torch.zeros((), device=trained[0].device))
+    for number, part in enumerate(parts, start=1):
+        norm = torch.zeros((), device=trained[0].device)
+        if part.requires_grad:  # a distance between two constants has no gradient
+            gradients = torch.autograd.grad(part, trained, retain_graph=number < len(parts), allow_unused=True)
+            for parameter, gradient in zip(trained, gradients, strict=True):
+                if gradient is not None:
+                    parameter.grad = gradient if parameter.grad is None else parameter.grad + gradient
+            norm = torch.stack([gradient.float().norm() for gradient in gradients if gradient is not None]).norm()
+        norms.append(norm)
     norms_K = torch.stack(norms)
     return norms_K / norms_K.sum().clamp(min=torch.finfo(torch.float32).tiny)

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from student_train.step import gradient_shares
+from student_train.step import accumulate_by_term
 
 
 def weights() -> list[nn.Parameter]:
@@ -14,15 +14,21 @@ def weights() -> list[nn.Parameter]:
 def test_shares_are_the_norms_of_the_terms_gradients_over_their_sum() -> None:
     trained = weights()
     parts = [3 * trained[0][0] + 4 * trained[1], trained[0].sum() * 15 / 2**0.5]  # gradients of norm 5 and 15
-    assert gradient_shares(parts, trained).tolist() == pytest.approx([0.25, 0.75])
+    assert accumulate_by_term(parts, trained).tolist() == pytest.approx([0.25, 0.75])
 
 
 def test_a_term_that_moves_nothing_has_no_share() -> None:
     trained = weights()
-    assert gradient_shares([trained[0].sum(), torch.tensor(7.0)], trained).tolist() == [1.0, 0.0]
+    assert accumulate_by_term([trained[0].sum(), torch.tensor(7.0)], trained).tolist() == [1.0, 0.0]
 
 
-def test_measuring_shares_leaves_no_gradient_behind() -> None:
-    trained = weights()
-    gradient_shares([trained[0].sum()], trained)
-    assert [parameter.grad for parameter in trained] == [None, None]
+def test_the_gradients_of_all_terms_are_added_up() -> None:
+    one, other = weights(), weights()
+    one[1].grad = other[1].grad = torch.tensor(10.0)
+
+    def parts(trained: list[nn.Parameter]) -> list[torch.Tensor]:
+        return [3 * trained[0][0] + 4 * trained[1], trained[0].sum() * 15]
+
+    accumulate_by_term(parts(one), one)
+    sum(parts(other), torch.tensor(0.0)).backward()
+    assert [p.grad.tolist() for p in one] == [p.grad.tolist() for p in other]  # type: ignore[union-attr]
