@@ -3,9 +3,10 @@
     <cache>/
       cache.json                                 format and identity; written first
       <dataset>/dataset.json                     what makes the content of its rows
+      <dataset>/tokenizer.json                   of text: what makes tokens of it
       <dataset>/plan/00000.parquet               which sample is which row; where shards end
       <dataset>/ingest/00042.parquet             commit: sample_id, label, split, digest, error of each row
-      <dataset>/ingest/00042-7f3a0c12.zarr/      `inputs`
+      <dataset>/ingest/00042-7f3a0c12.zarr/      `inputs`, and `labels` of each position of tokens
       <dataset>/<teacher>/teacher.json           which function made the targets
       <dataset>/<teacher>/<view>/00042.parquet   commit: the teacher's top class, entropy, … of each row
       <dataset>/<teacher>/<view>/00042-….zarr/   `logits`, `feature/<name>`
@@ -24,15 +25,25 @@ from importlib.metadata import version
 import numpy as np
 import polars as pl
 
-from storage.errors import BadRequest, IncompleteCache, MissingObject, NotInCache, StaleCache
+from storage.errors import (
+    BadRequest,
+    CorruptObject,
+    IncompleteCache,
+    MissingObject,
+    MissingSource,
+    NotInCache,
+    StaleCache,
+)
 from storage.objects import Objects, open_objects
 from storage.rows import RowPlan, ShardRows, check_plan, read_plan
 from storage.shards import Commit, ShardKey, list_commits, read_arrays, read_commits, stage_folder
 from storage.spec import FORMAT_VERSION, CacheSpec, DatasetSpec, TeacherSpec, read_spec
 from storage.stages import list_datasets, list_teachers, stages_of
+from storage.tokenizer import TokenizerFile, parse_tokenizer
 from storage.views import PLAIN, view_fingerprint
 
 CACHE_JSON = "cache.json"
+TOKENIZER_JSON = "tokenizer.json"
 TEACHER_COLUMNS = ("top", "top_probability", "entropy", "label_log_probability")
 
 
@@ -114,6 +125,29 @@ class Cache:
             raise NotInCache(f"{self.url} has no dataset {name}", found=", ".join(names) or "no datasets")
         return read_spec(self.objects, f"{name}/dataset.json", DatasetSpec)
 
+    def tokenizer(self, dataset: str) -> TokenizerFile | None:
+        """Return the tokenizer of a dataset; None if it has none.
+
+        Raises:
+            CorruptObject: the file is not the one that was promised.
+        """
+        promised, path = self.dataset(dataset).tokenizer, f"{dataset}/{TOKENIZER_JSON}"
+        if promised is None:
+            return None
+        try:
+            tokenizer = parse_tokenizer(self.objects.get(path), f"{self.url}/{path}")
+            found = tokenizer.fingerprint
+        except MissingSource as error:
+            found = str(error.found)
+        if found != promised:
+            raise CorruptObject(
+                f"{self.url}/{path} is not the tokenizer of this dataset",
+                found=found,
+                expected=f"fingerprint {promised}",
+                do="restore it from a copy of the cache",
+            )
+        return tokenizer
+
     def teacher_names(self, dataset: str) -> list[str]:
         """Return the teachers of a dataset, sorted. Raises MissingObject if one has lost its spec."""
         return list_teachers(self.objects, dataset)
@@ -190,6 +224,10 @@ class Cache:
     def read_inputs(self, dataset: str, shard: int) -> np.ndarray:
         """Return the model-ready inputs of a shard, (S, *input_shape); rows that `samples` does not list are zeros."""
         return read_arrays(self.objects, self.commit(ShardKey(dataset, None, PLAIN, shard)), ["inputs"])["inputs"]
+
+    def read_labels(self, dataset: str, shard: int) -> np.ndarray:
+        """Return the labels of a shard of tokens, (S, L) int32: the next token at each position, −1 for none."""
+        return read_arrays(self.objects, self.commit(ShardKey(dataset, None, PLAIN, shard)), ["labels"])["labels"]
 
     def read_targets(
         self, dataset: str, teacher: str, shard: int, view: str = PLAIN, names: Sequence[str] = ("logits",)

@@ -48,7 +48,8 @@ class DatasetSpec(Spec):
     """`<dataset>/dataset.json`: what makes the content of its rows.
 
     `source` holds the options that decide content (never the path, so that data may move), `input_shape` the shape of
-    one input without the row axis.
+    one input without the row axis. A dataset of tokens has no classes but a `vocabulary`, the number of ids, and the
+    fingerprint of its `tokenizer`, if one is known; what that is, lies beside in `tokenizer.json`.
     """
 
     name: str
@@ -56,6 +57,13 @@ class DatasetSpec(Spec):
     classes: list[str]
     input_shape: tuple[int, ...]
     input_dtype: str
+    vocabulary: int | None = None
+    tokenizer: str | None = None
+
+    @property
+    def num_classes(self) -> int:
+        """The number of scores that a model of this dataset gives, for each row or position; 0: nobody knows."""
+        return len(self.classes) if self.vocabulary is None else self.vocabulary
 
 
 class TeacherSpec(Spec):

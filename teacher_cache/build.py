@@ -12,12 +12,13 @@ from typing import Protocol
 
 import polars as pl
 
-from storage.cache import Cache
+from storage.cache import TOKENIZER_JSON, Cache
 from storage.errors import (
     BadRequest,
     CorruptObject,
     IncompleteCache,
     RowsMissing,
+    StaleCache,
     StillroomError,
     TryAgain,
 )
@@ -25,6 +26,7 @@ from storage.ledger import Ledger
 from storage.rows import ShardRows, create_segment
 from storage.shards import ShardKey
 from storage.spec import write_spec
+from storage.tokenizer import parse_tokenizer
 from storage.views import PLAIN
 from teacher_cache.runners import Runner, WorkerDied
 from teacher_cache.survey import BuildPlan, BuildRequest, PlannedDataset, Stage
@@ -105,12 +107,30 @@ def _write_promises(cache: Cache, plan: BuildPlan) -> None:
         if stage.spec is not None:
             write_spec(cache.objects, f"{name}/{stage.spec.name}/teacher.json", stage.spec, plan.request.job)
             continue
+        if dataset.tokenizer is not None:
+            _write_tokenizer(cache, dataset, plan.request.job)
         write_spec(cache.objects, f"{name}/dataset.json", dataset.spec, plan.request.job)
         for shard in stage.todo:
             if shard.shard in dataset.mended:
                 _forget(cache, name, shard.shard, dataset.mended[shard.shard])
         if dataset.segment is not None:
             _append_segment(cache, dataset, plan.request.job)
+
+
+def _write_tokenizer(cache: Cache, dataset: PlannedDataset, job: str) -> None:
+    """Create a dataset's `tokenizer.json`. Raises StaleCache if another is there, left by a build that was stopped."""
+    assert dataset.tokenizer is not None
+    path = f"{dataset.spec.name}/{TOKENIZER_JSON}"
+    if cache.objects.create(path, dataset.tokenizer):
+        return
+    found = parse_tokenizer(cache.objects.get(path), f"{cache.url}/{path}").fingerprint
+    if found != dataset.spec.tokenizer:
+        raise StaleCache(
+            f"{cache.url}/{path} is another tokenizer than this job's",
+            found=f"fingerprint {found}",
+            expected=f"fingerprint {dataset.spec.tokenizer}  ({job})",
+            do=f"cache build {job} --as NAME    # a new cache beside it; this one stays as it is",
+        )
 
 
 def _forget(cache: Cache, dataset: str, shard: int, attempt: str) -> None:

@@ -14,6 +14,7 @@ from pydantic import TypeAdapter
 
 from storage.cache import Cache
 from storage.datasets import AnySource, RawSample, Source, Unreadable, check_label
+from storage.datasets.packing import NO_LABEL
 from storage.digests import digest
 from storage.errors import BadRequest, MissingSource
 from storage.spec import DatasetSpec
@@ -28,21 +29,28 @@ def ingest_shard(task: Task) -> Done:
         MissingSource: the source holds fewer samples than planned.
     """
     cache = Cache.open(task.cache)
-    source: Source = TypeAdapter(AnySource).validate_json(task.options)
-    spec = cache.dataset(task.key.dataset)
+    spec, tokenizer = cache.dataset(task.key.dataset), cache.tokenizer(task.key.dataset)
+    options: Source = TypeAdapter(AnySource).validate_json(task.options)
+    source = options.prepared(None if tokenizer is None else tokenizer.data, {})
     with LOCK:
         began = time.monotonic()
-        inputs_S, columns = _decode(source, spec, task)
+        arrays, columns = _decode(source, spec, task)
         seconds = time.monotonic() - began
     table = pa.table({"row": pa.array(range(task.start, task.stop), pa.int64()), **columns})
     quarantined = task.stop - task.start - table["error"].null_count
-    about = provenance(seconds) | {"quarantined": quarantined, "inputs_digest": digest(inputs_S.data.cast("B"))}
-    return commit_shard(cache, task, {"inputs": inputs_S}, table, about, quarantined)
+    about = provenance(seconds) | {"quarantined": quarantined, "inputs_digest": digest(arrays["inputs"].data.cast("B"))}
+    return commit_shard(cache, task, arrays, table, about, quarantined)
 
 
-def _decode(source: Source, spec: DatasetSpec, task: Task) -> tuple[np.ndarray, dict[str, pa.Array]]:
-    """Return inputs (S, …) and the columns of the commit; an unreadable sample leaves zeros and its reason."""
+def _decode(source: Source, spec: DatasetSpec, task: Task) -> tuple[dict[str, np.ndarray], dict[str, pa.Array]]:
+    """Return the arrays, (S, …) each, and the columns of the commit.
+
+    An unreadable sample leaves its reason, zeros as inputs, and of tokens no label at any position.
+    """
     inputs_S = np.zeros((task.stop - task.start, *spec.input_shape), dtype=spec.input_dtype)
+    arrays = {"inputs": inputs_S}
+    if spec.vocabulary is not None:
+        arrays["labels"] = np.full(inputs_S.shape, NO_LABEL, np.int32)
     ids: list[str] = []
     labels: list[int | None] = []
     digests: list[str] = []
@@ -52,6 +60,8 @@ def _decode(source: Source, spec: DatasetSpec, task: Task) -> tuple[np.ndarray, 
         error = None
         try:
             inputs_S[i] = _decode_one(source, spec, sample)
+            if spec.vocabulary is not None and not isinstance(sample.payload, Unreadable):
+                arrays["labels"][i] = source.decode_labels(sample.payload)
         except Unreadable as reason:
             error = str(reason)
         ids.append(sample.sample_id)
@@ -61,7 +71,7 @@ def _decode(source: Source, spec: DatasetSpec, task: Task) -> tuple[np.ndarray, 
     if len(set(ids)) != len(ids):
         twice = next(name for name in ids if ids.count(name) > 1)
         raise BadRequest(f"{task.key}: two samples have one id", found=twice, expected="a permanent id for each sample")
-    return inputs_S, {
+    return arrays, {
         "sample_id": pa.array(ids, pa.string()),
         "label": pa.array(labels, pa.int64()),
         "split": pa.array([source.split(name) for name in ids], pa.string()),
@@ -93,6 +103,6 @@ def _decode_one(source: Source, spec: DatasetSpec, sample: RawSample) -> np.ndar
             f"is {array.dtype} {array.shape}, the dataset is {spec.input_dtype} {spec.input_shape}"
             + ("; set `size` to resize" if spec.input_dtype == "uint8" and array.ndim == 3 else "")
         )
-    if array.dtype != np.uint8 and not np.isfinite(array).all():
+    if array.dtype.kind == "f" and not np.isfinite(array).all():
         raise Unreadable("holds NaN or infinity")
     return array

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 
 import polars as pl
 
 from storage.cache import Cache
-from storage.datasets import Source, Unreadable
+from storage.datasets import RecordedFile, Source, Unreadable
 from storage.errors import BadRequest, MissingSource, StaleCache
 from storage.rows import RowPlan, Segment, ShardRows
 from storage.spec import DatasetSpec, TeacherSpec, check_spec
 from teacher_cache.plan import default_rows_per_shard, grow, missing
-from teacher_cache.teachers import TeacherOptions
+from teacher_cache.teachers import TeacherOptions, check_tokenizer
 
 PROBED_SAMPLES = 100  # read to learn the shape of an input; one readable sample among them is enough
 
@@ -48,6 +49,7 @@ class PlannedDataset:
     Attributes:
         rows: the plan, with `segment` at its end if the dataset is new or has grown.
         mended: shard → attempt of the commits whose quarantined samples can be read now; they are built again.
+        tokenizer: of text, its `tokenizer.json`.
     """
 
     source: Source
@@ -55,6 +57,7 @@ class PlannedDataset:
     rows: RowPlan
     segment: Segment | None
     mended: dict[int, str]
+    tokenizer: bytes | None = None
 
 
 @dataclass(frozen=True)
@@ -100,12 +103,15 @@ def plan_build(request: BuildRequest) -> BuildPlan:
     """
     cache = Cache.find(request.cache)
     stages = []
+    tokenizers: dict[str, bytes | None] = {}
     for source in request.sources:
-        dataset = _plan_dataset(cache, source, request.job)
+        dataset = _plan_dataset(cache, source, request.job, tokenizers)
+        tokenizers[source.name] = dataset.tokenizer
         shards = tuple(dataset.rows.shards())
         stages.append(_plan_stage(cache, dataset, None, None, shards, request.part))
         for teacher in request.teachers:
             if teacher.datasets is None or source.name in teacher.datasets:
+                check_tokenizer(teacher, dataset.spec)
                 spec = teacher.promise(_num_classes(teacher, dataset.spec))
                 if cache is not None and teacher.name in cache.teacher_names(source.name):
                     check_spec(cache.objects, f"{source.name}/{teacher.name}/teacher.json", spec, request.job)
@@ -114,20 +120,26 @@ def plan_build(request: BuildRequest) -> BuildPlan:
     return BuildPlan(request, tuple(stages))
 
 
-def _plan_dataset(cache: Cache | None, source: Source, job: str) -> PlannedDataset:
-    known = cache is not None and source.name in cache.dataset_names()
+def _plan_dataset(
+    cache: Cache | None, options: Source, job: str, tokenizers: Mapping[str, bytes | None]
+) -> PlannedDataset:
+    known = cache is not None and options.name in cache.dataset_names()
+    recorded = cache.plan(options.name) if known and cache else RowPlan(())
+    tokenizer = options.find_tokenizer(partial(_known_tokenizer, cache, tokenizers))
+    source = options.prepared(tokenizer, _counted(recorded))
     files = source.files()
     if not files["rows"].sum():
         raise MissingSource(f"dataset {source.name} is empty", found=f"{len(files)} files, no samples")
-    recorded = RowPlan(())
     if known:
         assert cache is not None
-        recorded, was = cache.plan(source.name), cache.dataset(source.name)
+        was = cache.dataset(source.name)
         spec = _dataset_spec(source, was.input_shape, was.input_dtype)
         check_spec(cache.objects, f"{source.name}/dataset.json", spec, job)
     else:
         spec = _dataset_spec(source, *_probe(source, files))
-    rows_per_shard = source.rows_per_shard or default_rows_per_shard(spec.input_shape, spec.input_dtype)
+    rows_per_shard = source.rows_per_shard or default_rows_per_shard(
+        spec.input_shape, spec.input_dtype, spec.vocabulary
+    )
     growth = grow(recorded, files, rows_per_shard)
     if growth.gone:
         raise StaleCache(
@@ -138,16 +150,33 @@ def _plan_dataset(cache: Cache | None, source: Source, job: str) -> PlannedDatas
         )
     mended = _compare(cache, source, recorded, growth.touched, job) if known and growth.touched and cache else {}
     segments = (*recorded.segments, growth.segment) if growth.segment else recorded.segments
-    return PlannedDataset(source, spec, RowPlan(segments), growth.segment, mended)
+    return PlannedDataset(source, spec, RowPlan(segments), growth.segment, mended, tokenizer)
+
+
+def _known_tokenizer(cache: Cache | None, tokenizers: Mapping[str, bytes | None], dataset: str) -> bytes | None:
+    """Return the `tokenizer.json` of a dataset of the cache, or above in the job."""
+    if cache is not None and dataset in cache.dataset_names():
+        tokenizer = cache.tokenizer(dataset)
+        return None if tokenizer is None else tokenizer.data
+    return tokenizers.get(dataset)
+
+
+def _counted(recorded: RowPlan) -> dict[str, RecordedFile]:
+    """Return what a plan says of each file: its size and version when it was last looked at, and its rows."""
+    files = recorded.extents.group_by("file").agg(pl.col("size").last(), pl.col("version").last(), pl.col("rows").sum())
+    return {file: RecordedFile(*facts) for file, *facts in files.iter_rows()}
 
 
 def _dataset_spec(source: Source, input_shape: tuple[int, ...], input_dtype: str) -> DatasetSpec:
+    tokens = source.tokens()
     return DatasetSpec(
         name=source.name,
         source=source.content(),
         classes=source.class_names(),
         input_shape=input_shape,
         input_dtype=input_dtype,
+        vocabulary=None if tokens is None else tokens.vocabulary,
+        tokenizer=None if tokens is None else tokens.tokenizer,
     )
 
 
@@ -207,12 +236,12 @@ def _compare(cache: Cache, source: Source, recorded: RowPlan, touched: Sequence[
 
 
 def _num_classes(teacher: TeacherOptions, dataset: DatasetSpec) -> int:
-    if not dataset.classes:
+    if not dataset.num_classes:
         raise BadRequest(
             f"dataset {dataset.name} has no classes, so teacher {teacher.name} cannot be checked against them",
             do="give the dataset's `classes`, or keep the teacher off it with `datasets = [...]`",
         )
-    return len(dataset.classes)
+    return dataset.num_classes
 
 
 def _plan_stage(

@@ -24,7 +24,8 @@ from storage.digests import fingerprint
 from storage.encodings import DenseEncoding, FeatureEncoding
 from storage.errors import BadRequest, BadTeacher, BadWeights, MissingSource, StaleCache
 from storage.options import Factory, JobPath, Name, Options, code_fingerprint, load_factory
-from storage.spec import TeacherSpec
+from storage.spec import DatasetSpec, TeacherSpec
+from storage.tokenizer import read_tokenizer
 
 if TYPE_CHECKING:
     import torch
@@ -48,6 +49,7 @@ class TeacherOptions(Options):
         encoding: how soft targets are stored.
         features: name → layer, pooling and precision of an intermediate tensor to store beside.
         batch_size: rows of one forward pass.
+        tokenizer: the `tokenizer.json` that a factory's model speaks, over text. A student carries its own.
         datasets: which of the job's datasets it is run over; by default all.
     """
 
@@ -63,6 +65,7 @@ class TeacherOptions(Options):
     encoding: DenseEncoding = DenseEncoding()
     features: dict[Name, FeatureEncoding] = Field(default_factory=dict)
     batch_size: Annotated[int, Field(ge=1)] = 256
+    tokenizer: JobPath | None = None
     datasets: list[Name] | None = None
 
     @model_validator(mode="after")
@@ -70,7 +73,7 @@ class TeacherOptions(Options):
         if (self.factory is None) == (self.student is None):
             raise ValueError("give either `factory` (with `weights`) or `student`")
         if self.student is not None:
-            for key in ("arguments", "weights", "mean", "std"):
+            for key in ("arguments", "weights", "mean", "std", "tokenizer"):
                 if getattr(self, key):
                     raise ValueError(f"`{key}` belongs to a `factory`; a student's folder already holds it")
         elif self.architecture is not None:
@@ -99,6 +102,8 @@ class TeacherOptions(Options):
                 "mean": self.mean,
                 "std": self.std,
             }
+            if self.tokenizer is not None:
+                model |= {"tokenizer": read_tokenizer(self.tokenizer).fingerprint}
         else:
             assert self.student is not None
             model |= {
@@ -110,6 +115,44 @@ class TeacherOptions(Options):
         return TeacherSpec(
             name=self.name, model=model, num_classes=num_classes, encoding=self.encoding, features=self.features
         )
+
+
+def check_tokenizer(teacher: TeacherOptions, dataset: DatasetSpec) -> None:
+    """Check that a teacher and a dataset of tokens mean the same by an id; reads files, and loads no teacher.
+
+    Raises:
+        BadRequest: they do not, or one of them does not say.
+        MissingSource: the teacher's tokenizer or folder is not there.
+    """
+    if dataset.vocabulary is None:
+        return
+    if teacher.student is not None:
+        spoken, said = _student_tokenizer(teacher.student), f"{teacher.student}/student.json"
+    else:
+        spoken = None if teacher.tokenizer is None else read_tokenizer(teacher.tokenizer).fingerprint
+        said = str(teacher.tokenizer or "the job names none")
+    if spoken != dataset.tokenizer:
+        raise BadRequest(
+            f"teacher {teacher.name} has another tokenizer than dataset {dataset.name}",
+            found=f"{spoken and f'fingerprint {spoken}'}  ({said})",
+            expected=f"{dataset.tokenizer and f'fingerprint {dataset.tokenizer}'}  ({dataset.name}/dataset.json)",
+            do="tokenizer = …, the teacher's own tokenizer.json, in [[dataset]] and, for a factory, in [[teacher]]",
+        )
+
+
+def _student_tokenizer(folder: Path) -> str | None:
+    """Return the fingerprint that a trained student carries, without loading it."""
+    path = folder / "student.json"
+    try:
+        value = json.loads(path.read_bytes())
+        spoken = value.get("tokenizer")
+    except OSError as error:
+        raise MissingSource(
+            f"there is no trained student in {folder}", found=error.strerror, expected=path.name
+        ) from None
+    except (ValueError, AttributeError, RecursionError) as error:
+        raise BadWeights(f"{path} describes no student", found=str(error)) from None
+    return spoken if isinstance(spoken, str) else None
 
 
 class Teacher:

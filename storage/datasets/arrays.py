@@ -101,6 +101,14 @@ def _load_numpy(path: Path, version: str, key: str) -> np.ndarray:
         raise MissingSource(f"{path} has no array {key}", found=", ".join(loaded), do="set inputs_key or labels_key")
 
 
+def load_numpy(path: Path) -> np.ndarray:
+    """Return the array of a .npy, still on the disk. Raises MissingSource."""
+    with _opened(path) as loaded:
+        if isinstance(loaded, np.ndarray):
+            return loaded
+    raise MissingSource(f"{path} holds several arrays", found=".npz", expected=".npy")
+
+
 @contextlib.contextmanager
 def _opened(path: Path) -> Iterator[Any]:
     """Yield the array of a .npy, or an open .npz."""

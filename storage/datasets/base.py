@@ -6,9 +6,9 @@ positions within them.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple, Self
 
 import numpy as np
 import polars as pl
@@ -48,6 +48,24 @@ class RawSample(NamedTuple):
         return digest(payload + f"|{self.label}".encode())
 
 
+class TokenFacts(NamedTuple):
+    """What the rows of a dataset of tokens are made of: the number of ids, and the tokenizer's fingerprint if known."""
+
+    vocabulary: int
+    tokenizer: str | None
+
+
+class RecordedFile(NamedTuple):
+    """What a cache knows of a source's file: its size and version when it was last looked at, and its rows."""
+
+    size: int
+    version: str
+    rows: int
+
+
+Recorded = Mapping[str, RecordedFile]
+
+
 class Source(Options):
     """One `[[dataset]]` of a cache job.
 
@@ -85,6 +103,26 @@ class Source(Options):
         """Return the model-ready input of one payload. Raises Unreadable."""
         assert isinstance(payload, np.ndarray)
         return payload
+
+    def decode_labels(self, payload: bytes | np.ndarray) -> np.ndarray:
+        """Return the label of each position of a block of tokens, as `decode` returns the tokens."""
+        raise NotImplementedError
+
+    def find_tokenizer(self, of: Callable[[str], bytes | None]) -> bytes | None:
+        """Return the `tokenizer.json` of a dataset of text, read, taken over or learned; None if it has none.
+
+        Args:
+            of: returns that of a dataset which the cache holds, or which is above this one in the job.
+        """
+        return None
+
+    def prepared(self, tokenizer: bytes | None, recorded: Recorded) -> Self:
+        """Return this source with its tokenizer, and with the files whose rows need not be counted again."""
+        return self
+
+    def tokens(self) -> TokenFacts | None:
+        """Return what a prepared source of tokens is made of; None for anything else."""
+        return None
 
     def buffer_bytes(self) -> int:
         """Return the bytes that reading holds at once besides the samples themselves: a file or part of one."""

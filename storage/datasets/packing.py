@@ -1,0 +1,80 @@
+"""Tokenised documents into blocks of one length, and what is to be predicted where. Integers only, no I/O.
+
+S blocks, L positions of a block.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from storage.datasets.base import Unreadable
+
+NO_LABEL = -1  # nothing to predict here
+
+
+class Document(NamedTuple):
+    """A tokenised document; the first `num_prompt` of its tokens are given, not predicted."""
+
+    tokens: np.ndarray
+    num_prompt: int = 0
+
+
+class Blocks(NamedTuple):
+    """Rows of a dataset of tokens.
+
+    Attributes:
+        inputs_SL: int32 token ids.
+        labels_SL: int32, the next token at each position, or NO_LABEL.
+        unreadable: number of a block → why there is nothing in it.
+    """
+
+    inputs_SL: np.ndarray
+    labels_SL: np.ndarray
+    unreadable: dict[int, Unreadable]
+
+
+def pack(
+    documents: Sequence[Document | Unreadable], length: int, *, end_of_text: int, split: bool, together: bool
+) -> Blocks:
+    """Return documents in blocks, in order, an end-of-text token after each.
+
+    No label crosses a boundary: an end-of-text token is predicted and predicts nothing. What is left of a block is
+    end-of-text tokens that nobody is asked for. A document that cannot be read has a block to itself, so that all
+    others keep their places when it is the only one to change; empty documents leave no trace.
+
+    Args:
+        documents: without end-of-text tokens.
+        length: L, of a block.
+        end_of_text: its id.
+        split: cut documents wherever a block ends; else a document that does not fit into the rest of a block begins
+            the next one, and none may be longer than a block.
+        together: several documents in a block; else each begins one.
+    """
+    unreadable: dict[int, Unreadable] = {}
+    placed: list[tuple[int, Document]] = []
+    cursor = 0
+    for document in documents:
+        next_block = -(-cursor // length) * length
+        if isinstance(document, Unreadable):
+            unreadable[next_block // length] = document
+            cursor = next_block + length
+            continue
+        if not len(document.tokens):
+            continue
+        size = len(document.tokens) + 1
+        assert split or size <= length
+        if not together or (not split and cursor % length + size > length):
+            cursor = next_block
+        placed.append((cursor, document))
+        cursor += size
+    total = -(-cursor // length) * length
+    inputs, labels = np.full(total, end_of_text, np.int32), np.full(total, NO_LABEL, np.int32)
+    for start, (tokens, num_prompt) in placed:
+        stop = start + len(tokens)
+        inputs[start:stop] = tokens
+        first = start + max(0, num_prompt - 1)  # the last token of the prompt predicts the first after it
+        labels[first:stop] = inputs[first + 1 : stop + 1]
+    return Blocks(inputs.reshape(-1, length), labels.reshape(-1, length), unreadable)

@@ -1,0 +1,152 @@
+"""Tokenizers as `tokenizer.json` of the `tokenizers` library: which one it is, how large, and what it makes of text.
+
+Identity and size are read from the JSON itself, so that a build with nothing to do needs no library.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from storage.digests import fingerprint
+from storage.errors import BadRequest, MissingSource
+
+# What decides which ids a text becomes. The rest (decoder, template of special tokens, truncation, padding) is not used
+# here, and differs between files that are otherwise one tokenizer.
+MEANING = ("added_tokens", "normalizer", "pre_tokenizer", "model")
+TEXTS_AT_ONCE = 1024
+MAX_VOCABULARY = 2**24  # a damaged id must not ask for a student of 4 billion classes
+
+
+@dataclass(frozen=True)
+class TokenizerFile:
+    """The content of a `tokenizer.json`.
+
+    Attributes:
+        data: its bytes.
+        fingerprint: of what it does; spelling and unused parts of the file do not count.
+        ids: token → id, added tokens too.
+    """
+
+    data: bytes
+    fingerprint: str
+    ids: dict[str, int]
+
+    @property
+    def vocabulary(self) -> int:
+        """The number of ids, gaps counted: the largest and one."""
+        return max(self.ids.values()) + 1
+
+    def special(self, token: str) -> int:
+        """Return the id of a token by name. Raises BadRequest."""
+        if token not in self.ids:
+            near = [name for name in self.ids if name.startswith(("<", "["))][:8]
+            raise BadRequest(
+                f"the tokenizer has no token {token!r}",
+                found=", ".join(near) or f"{len(self.ids)} tokens",
+                do="name its own in the job: end_of_text = …",
+            )
+        return self.ids[token]
+
+
+def read_tokenizer(path: Path) -> TokenizerFile:
+    """Return a tokenizer file. Raises MissingSource: it is not there, or is none."""
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise MissingSource(
+            f"there is no {path}", found=error.strerror, do="paths in a job file are relative to its own folder"
+        ) from None
+    return parse_tokenizer(data, str(path))
+
+
+@lru_cache(maxsize=4)
+def parse_tokenizer(data: bytes, name: str) -> TokenizerFile:
+    """Return the tokenizer in some bytes; `name` is for messages. Raises MissingSource."""
+    try:
+        value = json.loads(data)
+        meaning = {key: value.get(key) for key in MEANING}
+        model = value["model"]
+        vocabulary = model["vocab"]
+        tokens = vocabulary if isinstance(vocabulary, dict) else {row[0]: i for i, row in enumerate(vocabulary)}
+        ids = tokens | {token["content"]: token["id"] for token in value.get("added_tokens") or []}
+        if not ids or not all(isinstance(i, int) and 0 <= i < MAX_VOCABULARY for i in ids.values()):
+            raise ValueError("no ids, or ids that are no numbers from 0 up")
+        # Older files write a merge as "a b", later ones as ["a", "b"].
+        if isinstance(merges := model.get("merges"), list):
+            pairs = [merge.split(" ") if isinstance(merge, str) else merge for merge in merges]
+            meaning["model"] = model | {"merges": pairs}
+        return TokenizerFile(data, fingerprint(meaning), ids)
+    except (ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError) as error:
+        raise MissingSource(
+            f"{name} is not a tokenizer.json",
+            found=f"{type(error).__name__}: {error}"[:200],
+            expected="what `tokenizers` and Transformers' fast tokenizers save",
+        ) from None
+
+
+def train_tokenizer(texts: Iterable[str], vocabulary: int, end_of_text: str) -> bytes:
+    """Return the `tokenizer.json` of a byte-level BPE learned from texts; the same texts give the same bytes.
+
+    It can spell every text, since each byte is a token. `end_of_text` is token 0.
+    """
+    _, models, pre_tokenizers, decoders, trainers, tokenizer_class = _library()
+    tokenizer = tokenizer_class(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocabulary,
+        special_tokens=[end_of_text],
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(texts, trainer=trainer)
+    text: str = tokenizer.to_str(pretty=True)
+    return (text + "\n").encode()
+
+
+@lru_cache(maxsize=4)
+def encoder(data: bytes) -> Callable[[Sequence[str]], list[np.ndarray]]:
+    """Return the function from texts to token ids, int32 (n,) each, of the tokenizer in `data`.
+
+    Text is text: "<|endoftext|>" in a document is spelled out, and no special token is added.
+
+    Raises (encoder): MissingSource: the library does not take the file.
+    """
+    tokenizer_class = _library()[-1]
+    try:
+        tokenizer = tokenizer_class.from_str(data.decode())
+    except Exception as error:  # the library raises Exception itself
+        raise MissingSource("the tokenizer cannot be used", found=str(error)[:200]) from None
+    tokenizer.no_truncation()  # a file may ask for either, and text would be lost without a word
+    tokenizer.no_padding()
+    tokenizer.encode_special_tokens = True
+
+    def encode(texts: Sequence[str]) -> list[np.ndarray]:
+        ids = []
+        for start in range(0, len(texts), TEXTS_AT_ONCE):
+            part = list(texts[start : start + TEXTS_AT_ONCE])
+            encodings = tokenizer.encode_batch_fast(part, add_special_tokens=False)
+            ids += [np.array(encoding.ids, np.int32) for encoding in encodings]
+        return ids
+
+    return encode
+
+
+def _library() -> tuple[Any, ...]:
+    try:
+        import tokenizers
+        from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    except ImportError:
+        raise BadRequest(
+            "datasets of text need the library `tokenizers`",
+            found="it is not installed",
+            do="pip install stillroom[text]",
+        ) from None
+    return tokenizers, models, pre_tokenizers, decoders, trainers, Tokenizer

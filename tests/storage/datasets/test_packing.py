@@ -1,0 +1,72 @@
+"""Documents into blocks: small tables, worked by hand. 0 ends a document, −1 is no label."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from storage.datasets.base import Unreadable
+from storage.datasets.packing import Document, pack
+
+
+def packed(*documents: list[int] | Unreadable | Document, length: int = 4, split: bool = False, together: bool = True):
+    made = [Document(np.array(d, np.int32)) if isinstance(d, list) else d for d in documents]
+    blocks = pack(made, length, end_of_text=0, split=split, together=together)
+    return blocks.inputs_SL.tolist(), blocks.labels_SL.tolist(), {i: str(why) for i, why in blocks.unreadable.items()}
+
+
+def test_a_label_is_the_next_token_and_an_end_of_text_predicts_nothing() -> None:
+    assert packed([5, 6, 7]) == ([[5, 6, 7, 0]], [[6, 7, 0, -1]], {})
+
+
+def test_documents_share_a_block_and_no_label_crosses_their_boundary() -> None:
+    assert packed([5], [6]) == ([[5, 0, 6, 0]], [[0, -1, 0, -1]], {})
+
+
+def test_a_document_that_does_not_fit_begins_the_next_block() -> None:
+    assert packed([5, 6], [7, 8]) == ([[5, 6, 0, 0], [7, 8, 0, 0]], [[6, 0, -1, -1], [8, 0, -1, -1]], {})
+
+
+def test_a_split_document_runs_on_and_its_last_token_in_a_block_predicts_the_first_of_the_next() -> None:
+    assert packed([1, 2, 3, 4, 5], split=True) == ([[1, 2, 3, 4], [5, 0, 0, 0]], [[2, 3, 4, 5], [0, -1, -1, -1]], {})
+
+
+def test_documents_may_have_a_block_each() -> None:
+    assert packed([5], [6], together=False)[0] == [[5, 0, 0, 0], [6, 0, 0, 0]]
+
+
+def test_a_prompt_is_given_and_its_last_token_predicts_the_first_answer() -> None:
+    assert packed(Document(np.array([1, 2, 3], np.int32), num_prompt=2))[1] == [[-1, 3, 0, -1]]
+
+
+def test_an_empty_document_leaves_no_trace() -> None:
+    assert packed([], [5], []) == packed([5])
+
+
+def test_a_document_that_cannot_be_read_has_a_block_to_itself() -> None:
+    inputs, labels, unreadable = packed([5], Unreadable("b"), [6])
+    assert (inputs[::2], labels[1], unreadable) == ([[5, 0, 0, 0], [6, 0, 0, 0]], [-1] * 4, {1: "b"})
+
+
+def test_no_documents_are_no_blocks() -> None:
+    assert packed() == ([], [], {})
+
+
+@given(st.lists(st.lists(st.integers(1, 9), max_size=5), max_size=12), st.booleans(), st.booleans(), st.integers(6, 9))
+def test_every_token_is_there_once_in_order_and_predicted_by_the_one_before(
+    documents: list[list[int]], split: bool, together: bool, length: int
+) -> None:
+    inputs, labels, _ = packed(*documents, length=length, split=split, together=together)
+    flat_inputs, flat_labels = np.ravel(inputs).astype(int), np.ravel(labels).astype(int)
+    assert flat_inputs[flat_inputs > 0].tolist() == [token for document in documents for token in document]
+    counted = np.flatnonzero(flat_labels >= 0)
+    assert len(counted) == sum(map(len, documents))  # each token predicts one, the last of a document its end
+    assert flat_labels[counted].tolist() == flat_inputs[counted + 1].tolist()
+
+
+@pytest.mark.parametrize("split", [False, True])
+def test_blocks_are_int32(split: bool) -> None:
+    blocks = pack([Document(np.array([1], np.int32))], 4, end_of_text=0, split=split, together=True)
+    assert (blocks.inputs_SL.dtype, blocks.labels_SL.dtype) == (np.int32, np.int32)

@@ -1,0 +1,219 @@
+"""Text in files, lines and columns."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from pydantic import ValidationError
+
+from storage.datasets import RawSample, RecordedFile, Unreadable
+from storage.datasets import text as text_module
+from storage.errors import BadRequest, MissingSource
+from storage.tokenizer import encoder, train_tokenizer
+
+Make = Callable[..., Any]
+ReadAll = Callable[..., list[RawSample]]
+LEARNED = train_tokenizer(["to be or not to be"] * 9, 270, "<|endoftext|>")
+
+
+@pytest.fixture
+def text(tmp_path: Path, source: Make) -> Make:
+    """Return a prepared source of text; documents are refused when longer than `block`."""
+    (tmp_path / "tokenizer.json").write_bytes(LEARNED)
+
+    def make(path: str = "a.txt", *, block: int = 8, recorded: Any = None, **options: Any) -> Any:
+        made = source(kind="text", path=path, block=block, tokenizer="tokenizer.json", **options)
+        return made.prepared(made.find_tokenizer(lambda name: None), recorded or {})
+
+    return make
+
+
+def ids(text: str) -> list[int]:
+    return encoder(LEARNED)([text])[0].tolist()
+
+
+def labels(samples: list[RawSample]) -> list[list[int]]:
+    return [sample.payload[1].tolist() for sample in samples]  # type: ignore[index]
+
+
+def test_a_file_is_a_document_in_blocks_with_permanent_ids(tmp_path: Path, text: Make, read_all: ReadAll) -> None:
+    (tmp_path / "a.txt").write_text("wherefore")
+    source = text(long_documents="split")
+    (first, second) = samples = read_all(source)
+    stream = [*ids("wherefore"), 0]
+    assert [sample.sample_id for sample in samples] == ["a.txt:0", "a.txt:1"]
+    assert source.decode(first.payload).tolist() == stream[:8]
+    assert source.decode_labels(first.payload).tolist() == stream[1:9]
+    assert source.decode(second.payload).tolist() == [*stream[8:], *[0] * (16 - len(stream))]
+
+
+def test_the_words_of_a_text_are_all_there(tmp_path: Path, text: Make, read_all: ReadAll) -> None:
+    from tokenizers import Tokenizer
+
+    words = "To be, or not to be:\r\n\tthat is the question — ŧ\ufeff\0 " * 20
+    (tmp_path / "a.txt").write_bytes(words.encode())
+    tokens = np.concatenate([sample.payload[0] for sample in read_all(text(long_documents="split"))])  # type: ignore[index]
+    assert Tokenizer.from_str(LEARNED.decode()).decode(tokens.tolist(), skip_special_tokens=True) == words
+
+
+def test_parts_of_a_file_meet_without_gap_or_overlap(tmp_path: Path, text: Make, read_all: ReadAll) -> None:
+    (tmp_path / "a.txt").write_text("abcdefghijk")
+    parts = [read_all(text(block=16, part=part)) for part in ([0.0, 0.9], [0.9, 1.0])]
+    assert [p[0].payload[0].tolist() for p in parts] == [  # type: ignore[index]
+        [*ids("abcdefghi"), *[0] * 7],
+        [*ids("jk"), *[0] * 14],
+    ]
+
+
+def test_a_folder_is_its_text_files_by_name(tmp_path: Path, text: Make, read_all: ReadAll) -> None:
+    for name in ("b.txt", "a.txt", "c.md"):
+        (tmp_path / name).write_text("x")
+    assert [sample.sample_id for sample in read_all(text(path="."))] == ["a.txt:0", "b.txt:0"]
+
+
+def jsonl(path: Path, *lines: Any) -> None:
+    path.write_bytes(
+        b"".join((line if isinstance(line, bytes) else json.dumps(line).encode()) + b"\n" for line in lines)
+    )
+
+
+def parquet(path: Path, **columns: Any) -> None:
+    pq.write_table(pa.table(columns), path)
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "parquet"])
+def test_a_column_is_documents_after_their_prompts(kind: str, tmp_path: Path, text: Make, read_all: ReadAll) -> None:
+    if kind == "jsonl":
+        jsonl(tmp_path / "d.jsonl", {"q": "ab", "a": "cd"}, {"q": "", "a": "ef"})
+    else:
+        parquet(tmp_path / "d.parquet", q=["ab", ""], a=["cd", "ef"])
+    (sample,) = read_all(text(path=f"d.{kind}", column="a", prompt="q"))
+    c, d, e, f = (ids(letter)[0] for letter in "cdef")
+    assert labels([sample]) == [[-1, c, d, 0, -1, f, 0, -1]]
+    assert sample.payload[0].tolist() == [*ids("ab"), c, d, 0, e, f, 0]  # type: ignore[index]
+
+
+@pytest.mark.parametrize(
+    ("line", "reason"),
+    [
+        (b'{"t": "\xff"}', "line 2: is not UTF-8: byte 0xff at position 7"),
+        (b"{", "line 2: is not JSON"),
+        (b"[" * 50_000, "line 2: is not JSON"),
+        (b"[]", "line 2: is list, not an object with t"),
+        (b'{"t": 3}', "line 2: has no text in t: int"),
+        (b"{}", "line 2: has no text in t: nothing"),
+        (b'{"t": "\\ud800"}', "line 2: has a lone surrogate in t"),
+    ],
+)
+def test_a_line_that_cannot_be_read_is_a_quarantined_block(
+    line: bytes, reason: str, tmp_path: Path, text: Make, read_all: ReadAll
+) -> None:
+    jsonl(tmp_path / "d.jsonl", {"t": "a"}, line, {"t": "b"})
+    first, second, third = read_all(text(path="d.jsonl", column="t"))
+    assert isinstance(second.payload, Unreadable)
+    assert f"d.jsonl {reason}" in str(second.payload)
+    assert [s.payload[0, 0] for s in (first, third)] == [ids("a")[0], ids("b")[0]]  # type: ignore[index]
+
+
+def test_bytes_of_a_parquet_string_that_are_not_utf8_are_quarantined(
+    tmp_path: Path, text: Make, read_all: ReadAll
+) -> None:
+    bad = pa.array([b"a\xe9"]).view(pa.string())
+    parquet(tmp_path / "d.parquet", t=bad)
+    (sample,) = read_all(text(path="d.parquet", column="t"))
+    assert str(sample.payload) == "d.parquet row 0: is not UTF-8: byte 0xe9 at position 1"
+
+
+def test_a_file_that_is_not_utf8_is_refused_with_the_byte(tmp_path: Path, text: Make) -> None:
+    (tmp_path / "a.txt").write_bytes(b"caf\xe9 au lait")
+    with pytest.raises(MissingSource) as error:
+        text().files()
+    assert (error.value.what, error.value.found) == (f"{tmp_path}/a.txt is not UTF-8", "byte 0xe9 at position 3")
+
+
+def test_a_document_longer_than_a_block_is_refused_by_name_and_length(tmp_path: Path, text: Make) -> None:
+    jsonl(tmp_path / "d.jsonl", {"t": "a"}, {"t": "abcdefgh"})
+    with pytest.raises(BadRequest) as error:
+        text(path="d.jsonl", column="t").files()
+    assert (error.value.found, error.value.do) == (
+        "d.jsonl line 2: 9 tokens, end-of-text among them",
+        'long_documents = "split" cuts it; or block = 9',
+    )
+
+
+def test_a_document_as_long_as_a_block_with_its_end_is_taken(tmp_path: Path, text: Make, read_all: ReadAll) -> None:
+    (tmp_path / "a.txt").write_text("abcdefg")
+    assert len(read_all(text())) == 1
+
+
+@pytest.mark.parametrize(("columns", "what"), [({"t": [1]}, "holds no text"), ({"u": ["a"]}, "has no column t")])
+def test_a_column_that_is_not_there_or_no_text_is_refused(columns: Any, what: str, tmp_path: Path, text: Make) -> None:
+    parquet(tmp_path / "d.parquet", **columns)
+    with pytest.raises(MissingSource, match=what):
+        text(path="d.parquet", column="t").files()
+
+
+def test_a_file_that_is_no_parquet_is_refused(tmp_path: Path, text: Make) -> None:
+    (tmp_path / "d.parquet").write_bytes(b"PAR1 but not really PAR1")
+    with pytest.raises(MissingSource, match="as Parquet"):
+        text(path="d.parquet", column="t").files()
+
+
+def test_files_that_a_cache_has_counted_are_not_tokenised_again(
+    tmp_path: Path, text: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "a.txt").write_text("abc")
+    ((file, size, version, _),) = text().files().rows()
+    monkeypatch.setattr(text_module, "encoder", lambda data: pytest.fail("tokenised again"))
+    text_module._tokenised.cache_clear()
+    again = text(recorded={file: RecordedFile(size, version, 7)})
+    assert again.files()["rows"].to_list() == [7]
+    with pytest.raises(pytest.fail.Exception):
+        text(recorded={file: RecordedFile(size, version + "0", 7)}).files()
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"tokenizer": "t", "tokenizer_of": "x"},
+        {"tokenizer": "t", "train_tokenizer": {"vocabulary": 300}},
+        {"tokenizer": "t", "prompt": "q"},
+        {"tokenizer": "t", "path": "d.jsonl"},
+        {"tokenizer": "t", "part": [0.5, 0.5]},
+        {"tokenizer": "t", "block": 1},
+        {"train_tokenizer": {"vocabulary": 256}},
+    ],
+)
+def test_options_that_do_not_agree_are_refused(options: dict[str, Any], source: Make) -> None:
+    with pytest.raises(ValidationError):
+        source(**({"kind": "text", "path": "a.txt", "block": 8} | options))
+
+
+def test_an_end_of_text_that_the_tokenizer_lacks_is_refused(tmp_path: Path, text: Make) -> None:
+    (tmp_path / "a.txt").write_text("abc")
+    with pytest.raises(BadRequest, match="no token '</s>'"):
+        text(end_of_text="</s>")
+
+
+def test_a_tokenizer_of_a_dataset_that_is_not_there_is_refused(tmp_path: Path, source: Make) -> None:
+    made = source(kind="text", path="a.txt", block=8, tokenizer_of="train")
+    with pytest.raises(MissingSource) as error:
+        made.find_tokenizer(lambda name: None)
+    assert error.value.do == "put [[dataset]] train before d"
+
+
+def test_where_text_lies_and_its_tokenizer_are_no_content(text: Make, source: Make) -> None:
+    assert text("a.txt").content() == source(kind="text", path="b.txt", block=8, tokenizer_of="t").content()
+
+
+@pytest.mark.parametrize("option", [{"part": [0.0, 0.5]}, {"pack": False}, {"long_documents": "split"}, {"block": 9}])
+def test_what_decides_blocks_is_content(option: dict[str, Any], text: Make) -> None:
+    assert text().content() != text(**option).content()

@@ -1,0 +1,119 @@
+"""tokenizer.json: learned the same every time, told apart by what it does, refused when it is none."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+
+from storage.errors import BadRequest, MissingSource
+from storage.tokenizer import encoder, parse_tokenizer, train_tokenizer
+
+TEXTS = ["the cat sat on the mat", "the dog sat on the log: naïve, 猫"] * 20
+LEARNED = train_tokenizer(TEXTS, 280, "<|endoftext|>")
+
+
+def changed(**parts: Any) -> bytes:
+    return json.dumps(json.loads(LEARNED) | parts).encode()
+
+
+def test_learning_again_in_another_process_gives_the_same_bytes() -> None:
+    code = (
+        "import sys; from storage.tokenizer import train_tokenizer\n"
+        f"sys.stdout.buffer.write(train_tokenizer({TEXTS!r}, 280, '<|endoftext|>'))"
+    )
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, check=True).stdout == LEARNED
+
+
+def test_a_learned_tokenizer_spells_any_text_and_ends_it_with_token_0() -> None:
+    from tokenizers import Tokenizer
+
+    text = "unseen: ξ\0\r\n\t🦆 "
+    (ids,) = encoder(LEARNED)([text])
+    assert Tokenizer.from_str(LEARNED.decode()).decode(ids.tolist()) == text
+    assert parse_tokenizer(LEARNED, "x").special("<|endoftext|>") == 0
+
+
+def test_a_special_token_spelled_in_a_document_is_text() -> None:
+    (ids,) = encoder(LEARNED)(["a<|endoftext|>b"])
+    assert 0 not in ids.tolist()
+
+
+def test_truncation_and_padding_of_a_file_are_not_followed() -> None:
+    truncation = {"direction": "Right", "max_length": 3, "strategy": "LongestFirst", "stride": 0}
+    padding = {
+        "strategy": {"Fixed": 99},
+        "direction": "Right",
+        "pad_to_multiple_of": None,
+        "pad_id": 0,
+        "pad_type_id": 0,
+        "pad_token": "<|endoftext|>",
+    }
+    own, other = (
+        encoder(data)(["the cat sat"])[0].tolist()
+        for data in (LEARNED, changed(truncation=truncation, padding=padding))
+    )
+    assert own == other
+
+
+def test_the_fingerprint_is_blind_to_what_does_not_decide_ids() -> None:
+    merges = [" ".join(merge) for merge in json.loads(LEARNED)["model"]["merges"]]
+    model = json.loads(LEARNED)["model"] | {"merges": merges}
+    same = [
+        changed(decoder=None, truncation={"max_length": 3}),
+        changed(model=model),
+        json.dumps(json.loads(LEARNED)).encode(),
+    ]
+    assert {parse_tokenizer(data, "x").fingerprint for data in same} == {parse_tokenizer(LEARNED, "x").fingerprint}
+
+
+@pytest.mark.parametrize("part", ["added_tokens", "normalizer", "pre_tokenizer", "model"])
+def test_the_fingerprint_sees_what_decides_ids(part: str) -> None:
+    other = changed(
+        **{
+            part: json.loads(train_tokenizer(["other"], 258, "<e>"))[part]
+            if part in ("added_tokens", "model")
+            else {"type": "Lowercase"}
+        }
+    )
+    assert parse_tokenizer(other, "x").fingerprint != parse_tokenizer(LEARNED, "x").fingerprint
+
+
+def test_gaps_between_ids_count_in_the_vocabulary() -> None:
+    added = [{"id": 999, "content": "<x>", "special": True}]
+    assert parse_tokenizer(changed(added_tokens=added), "x").vocabulary == 1000
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"",
+        b"{}",
+        b"[]",
+        b"\xff",
+        b"[" * 100_000,
+        b'{"model": {"vocab": {}}}',
+        b'{"model": {"vocab": [1]}}',
+        b'{"model": {"vocab": {"a": -1}}}',
+        b'{"model": {"vocab": {"a": 4294967295}}}',
+        b'{"model": {"vocab": {"a": "0"}}}',
+        b'{"model": {"vocab": {"a": 0}}, "added_tokens": [3]}',
+    ],
+)
+def test_what_is_no_tokenizer_is_refused(data: bytes) -> None:
+    with pytest.raises(MissingSource, match=r"given is not a tokenizer\.json"):
+        parse_tokenizer(data, "given")
+
+
+def test_a_file_that_the_library_refuses_is_refused() -> None:
+    with pytest.raises(MissingSource, match="cannot be used"):
+        encoder(b'{"model": {"vocab": {"a": 0}}}')
+
+
+def test_an_unknown_end_of_text_names_those_that_look_like_one() -> None:
+    with pytest.raises(BadRequest) as error:
+        parse_tokenizer(LEARNED, "x").special("</s>")
+    assert "<|endoftext|>" in str(error.value.found)
