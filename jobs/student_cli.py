@@ -25,6 +25,7 @@ app = typer.Typer(
 )
 
 DryRunOption = Annotated[bool, typer.Option("--dry-run", help="Print the plan and the memory bound; do nothing.")]
+IDLE_SHARE = 0.01  # of the gradient; below it a term is worth a note
 RunsArgument = Annotated[Path, typer.Argument(metavar="RUNS", help="A folder of runs.")]
 
 
@@ -118,12 +119,24 @@ class _TrainProgress:
                     event.done_steps - self._done_steps, f"epoch {event.epoch}/{event.epochs} loss {event.loss:.4g}"
                 )
                 self._done_steps = event.done_steps
-            case events.EpochDone() if event.metrics.accuracy is not None:
-                self._watch.detail(f"epoch {event.metrics.epoch} accuracy {event.metrics.accuracy:.2%}")
+            case events.EpochDone():
+                if event.metrics.accuracy is not None:
+                    self._watch.detail(f"epoch {event.metrics.epoch} accuracy {event.metrics.accuracy:.2%}")
+                if event.metrics.epoch == 1:
+                    self._note_idle_terms(event.student, event.metrics.shares)
             case events.StudentFinished():
                 self._watch.complete()
             case events.StudentFailed():
                 self._watch.note(str(event.error))
+
+    def _note_idle_terms(self, student: str, shares: dict[str, float]) -> None:
+        """Tell of terms that teach next to nothing; a weight that is off by a hundred is easily written."""
+        for name, share in shares.items():
+            if share < IDLE_SHARE:
+                self._watch.note(
+                    f"note: {student} learns next to nothing from {name}: {share:.2%} of the gradient in the first "
+                    "step; raise its weight, or drop it"
+                )
 
 
 def _print_plan(plan: DryRun, as_json: bool) -> None:
