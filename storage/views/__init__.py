@@ -1,0 +1,63 @@
+"""A view is one augmentation of a sample: the very tensor that teacher and student both see (invariant 5).
+
+`plain` is no augmentation: the stored input, pixels scaled to [0, 1]. `view-000`, `view-001`, … are pure functions of
+(seed, sample, view), computed alike on both sides. What a model does after that, such as normalising by its own mean
+and deviation, is the model's own affair.
+
+    options.py     what a job may say, and the transforms' own options
+    numbers.py     what is random: a hash of (seed, sample, view, purpose)
+    transforms.py  one function per transform of an image
+    mixing.py      mixup and CutMix: partners within the shard, and what is left of each label
+    shown.py       all of it together: what a model is shown of a batch, or of a shard
+"""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from storage.digests import digest
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+PLAIN = "plain"
+VIEW_NAME = re.compile(r"view-(\d{3,})")
+FINGERPRINTED_ROWS = 8  # enough to notice another decoder, channel order or transform; costs microseconds
+
+
+def view_name(number: int) -> str:
+    """Return the name of a view: "view-000"."""
+    return f"view-{number:03d}"
+
+
+def view_number(name: str) -> int | None:
+    """Return the number of a view, or None for `plain`. Raises ValueError."""
+    if name == PLAIN:
+        return None
+    match = VIEW_NAME.fullmatch(name)
+    if match is None or view_name(int(match[1])) != name:
+        raise ValueError(f"{name} is no view")
+    return int(match[1])
+
+
+def to_float(inputs_B: Tensor) -> Tensor:
+    """Return the plain view of stored inputs: float32, uint8 divided by 255, other dtypes by nothing."""
+    import torch
+
+    return inputs_B.float() / 255 if inputs_B.dtype == torch.uint8 else inputs_B.float()
+
+
+def plain(inputs_B: Tensor) -> Tensor:
+    """Return what a model is given of stored or augmented inputs: token ids as int64, all else as `to_float` has it."""
+    import torch
+
+    return inputs_B.long() if inputs_B.dtype in (torch.int32, torch.int64) else to_float(inputs_B)
+
+
+def view_fingerprint(inputs_S: np.ndarray) -> str:
+    """Return the fingerprint of what a model is shown: shape, dtype and bytes of the first rows of a shard."""
+    first = np.ascontiguousarray(inputs_S[:FINGERPRINTED_ROWS])
+    return digest(f"{first.dtype.str}{first.shape}".encode() + first.tobytes())

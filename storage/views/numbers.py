@@ -1,0 +1,107 @@
+"""What is random in a view, and yet a pure function: a hash of (seed, sample, view, purpose), in int64 on any device.
+
+Nothing here is floating point on a device, so that every one gives the same numbers. Tables are made on the host with
+`decimal`, whose exponentials are correctly rounded on every machine.
+"""
+
+from __future__ import annotations
+
+from decimal import Decimal, localcontext
+from functools import lru_cache
+
+from torch import Tensor
+
+ONE = 2**24  # probability 1 in fixed point
+UNIT = 128  # 1 in the fixed point of pixels' factors and weights: a product with a pixel fits 16 bits
+_MASK = 2**64 - 1
+_MULTIPLIERS = (0xBF58476D1CE4E5B9, 0x94D049BB133111EB)
+
+
+class Rolls:
+    """The dice of one transform over some rows.
+
+    Args:
+        keys_B: int64, one of each sample's own (`storage.digests.sample_keys`).
+        seed, view: of the promise, and the view's number.
+        place: the transform's in its list, so that two of a kind differ.
+    """
+
+    def __init__(self, keys_B: Tensor, *, seed: int, view: int, place: int):
+        self._keys_B = keys_B
+        self._salt = _hash_int(_hash_int(_hash_int(seed) + view) + place)
+
+    def bits(self, purpose: int) -> Tensor:
+        """Return 32 random bits a row, (B,) int64; other ones for every purpose."""
+        salt = _hash_int(self._salt + purpose)
+        return _shift(_hash(self._keys_B + _signed(salt)), 32)
+
+    def below(self, stop: int | Tensor, purpose: int) -> Tensor:
+        """Return an integer in [0, stop) a row, (B,) int64; `stop` is at most 2**31."""
+        return self.bits(purpose) * stop >> 32
+
+    def happens(self, probability: float, purpose: int) -> Tensor:
+        """Return (B,) bool."""
+        return self.bits(purpose) >> 8 < fixed_point(probability)
+
+
+def fixed_point(probability: float) -> int:
+    """Return a probability in units of 1 / ONE."""
+    return round(probability * ONE)
+
+
+@lru_cache(maxsize=64)
+def beta_steps(alpha: float) -> tuple[int, ...]:
+    """Return the distribution of λ ~ Beta(alpha, alpha), rounded to 1 / UNIT: P(λ <= i) in units of 1 / ONE.
+
+    Returns:
+        Ascending, one for each i of 0 … UNIT - 1: the smallest i whose value exceeds a roll below ONE is its λ, or
+        UNIT if there is none.
+    """
+    with localcontext() as context:
+        context.prec = 40 + int(alpha)  # terms of the series cancel, the more the larger alpha is
+        a = Decimal(alpha)
+
+        def below(x: Decimal) -> Decimal:
+            """Return ∫₀ˣ (t (1 - t))^(a-1) dt for x <= ½, by the series of (1 - t)^(a-1)."""
+            total, term = Decimal(0), Decimal(1)
+            for n in range(100 + 2 * int(alpha)):  # each term is half of the one before, or less
+                total += term / (a + n)
+                term *= x * (n + 1 - a) / (n + 1)
+            return (a * x.ln()).exp() * total
+
+        half = below(Decimal("0.5"))
+        lower = [below((Decimal(i) + Decimal("0.5")) / UNIT) / (2 * half) for i in range(UNIT // 2)]
+        shares = [*lower, *(1 - share for share in reversed(lower))]
+        return tuple(int((share * ONE).to_integral_value()) for share in shares)
+
+
+@lru_cache(maxsize=64)
+def spread(least: float, most: float, count: int) -> tuple[Decimal, ...]:
+    """Return `count` numbers from `least` to `most`, evenly spaced in their logarithm."""
+    with localcontext() as context:
+        context.prec = 40
+        first, last = Decimal(least).ln(), Decimal(most).ln()
+        return tuple((first + (last - first) * i / (count - 1)).exp() for i in range(count))
+
+
+def _hash(values: Tensor) -> Tensor:
+    """Return the finaliser of splitmix64. Source: Steele et al. 2014, with Stafford's variant 13."""
+    values = (values ^ _shift(values, 30)) * _signed(_MULTIPLIERS[0])
+    values = (values ^ _shift(values, 27)) * _signed(_MULTIPLIERS[1])
+    return values ^ _shift(values, 31)
+
+
+def _shift(values: Tensor, bits: int) -> Tensor:
+    """Return int64 values shifted right as if unsigned."""
+    return values.bitwise_right_shift(bits).bitwise_and(2 ** (64 - bits) - 1)
+
+
+def _hash_int(value: int) -> int:
+    value = (value + 0x9E3779B97F4A7C15) & _MASK
+    value = ((value ^ (value >> 30)) * _MULTIPLIERS[0]) & _MASK
+    value = ((value ^ (value >> 27)) * _MULTIPLIERS[1]) & _MASK
+    return value ^ (value >> 31)
+
+
+def _signed(value: int) -> int:
+    return value - 2**64 if value >= 2**63 else value
