@@ -1,7 +1,7 @@
 """Students: built-in architectures, a user's own, and the files of a trained one.
 
-A student takes what `storage.views.to_float` gives, with its normalisation as its first module, so that a trained
-student is a valid teacher: `teacher_cache` imports this module and nothing else of this room.
+A student takes what `storage.views.plain` gives, tokens, or pixels with its normalisation as its first module,
+so that a trained student is a valid teacher: `teacher_cache` imports this module and nothing else of this room.
 
 A trained student is two files: `student.safetensors`, and `student.json`, written last, with its architecture and
 the digest of its weights. Reading them runs no code that they name: a built-in architecture is looked up below,
@@ -28,10 +28,11 @@ from storage.errors import BadRequest, BadWeights, CorruptObject, MissingSource,
 from storage.objects import LocalObjects
 from storage.options import Options, load_factory
 from student_train.students.cnn import cnn
+from student_train.students.gpt import gpt
 from student_train.students.mlp import mlp
 from student_train.students.resnet import resnet
 
-ARCHITECTURES: dict[str, Callable[..., nn.Module]] = {"cnn": cnn, "mlp": mlp, "resnet": resnet}
+ARCHITECTURES: dict[str, Callable[..., nn.Module]] = {"cnn": cnn, "gpt": gpt, "mlp": mlp, "resnet": resnet}
 
 WEIGHTS_FILE = "student.safetensors"
 SPEC_FILE = "student.json"
@@ -42,14 +43,34 @@ Numbers = Annotated[tuple[float, ...], Field(strict=False, min_length=1)]
 
 
 class StudentSpec(Options):
-    """All that is needed to build a student, weights apart."""
+    """All that is needed to build a student, weights apart.
+
+    Attributes:
+        architecture: a built-in one, or `module:factory`.
+        options: of the architecture.
+        num_classes: of a row, or ids of the vocabulary.
+        input_shape: of one row, (L,) for tokens.
+        mean, std: normalisation of inputs in [0, 1]; None for tokens, which have none.
+        tokenizer: fingerprint of the tokenizer whose ids it knows, if that was known.
+    """
 
     architecture: str
     options: dict[str, Any] = Field(default={})
     num_classes: Size
     input_shape: Annotated[tuple[Size, ...], Field(strict=False, min_length=1)]
-    mean: Numbers
-    std: Numbers
+    mean: Numbers | None
+    std: Numbers | None
+    tokenizer: str | None = None
+
+    @property
+    def of_tokens(self) -> bool:
+        """Whether its inputs are tokens, (B, L) int64, and its logits (B, L, C)."""
+        return self.mean is None
+
+    def blank(self, rows: int, device: torch.device) -> Tensor:
+        """Return inputs of nothing, to try a student on."""
+        dtype = torch.int64 if self.of_tokens else torch.float32
+        return torch.zeros(rows, *self.input_shape, dtype=dtype, device=device)
 
 
 class SpecFile(StudentSpec):
@@ -82,17 +103,39 @@ class Normalise(nn.Module):
 
 
 class Student(nn.Module):
-    """A network behind its normalisation; the network's layers are named `network.<layer>`."""
+    """A network behind its normalisation; the network's layers are named `network.<layer>`.
 
-    def __init__(self, normalise: Normalise, network: nn.Module):
+    Args:
+        normalise: of float inputs; of tokens, nothing.
+        network: one of tokens may be in two parts, `body` and `head`. Its logits then never exist for a whole batch.
+    """
+
+    def __init__(self, normalise: nn.Module, network: nn.Module):
         super().__init__()
         self.normalise = normalise
         self.network = network
+        parts = dict(network.named_children())
+        self._in_two_parts = {"body", "head"} == parts.keys()
+
+    @property
+    def device(self) -> torch.device:
+        """Where it is."""
+        return next(iter((*self.parameters(), *self.buffers(), torch.empty(0)))).device
 
     def forward(self, inputs: Tensor) -> Tensor:
-        """Return logits (B, C) of float inputs (B, …) in [0, 1]."""
+        """Return logits (B, C) of float inputs (B, …) in [0, 1], or (B, L, C) of tokens (B, L) int64."""
         logits_BC: Tensor = self.network(self.normalise(inputs))
         return logits_BC
+
+    def hidden(self, tokens_BL: Tensor) -> Tensor:
+        """Return what `scores` makes logits of: hidden states (B, L, D), or of a network in one part the logits."""
+        hidden: Tensor = self.network.body(tokens_BL) if self._in_two_parts else self.network(tokens_BL)  # type: ignore[operator]
+        return hidden
+
+    def scores(self, hidden_ND: Tensor) -> Tensor:
+        """Return the logits (N, C) of some positions' hidden states (N, D)."""
+        logits_NC: Tensor = self.network.head(hidden_ND) if self._in_two_parts else hidden_ND  # type: ignore[operator]
+        return logits_NC
 
 
 def build_student(spec: StudentSpec) -> Student:
@@ -126,6 +169,8 @@ def build_student(spec: StudentSpec) -> Student:
             found=f"the factory returned {type(network).__name__}",
             expected="torch.nn.Module",
         )
+    if spec.mean is None or spec.std is None:
+        return Student(nn.Identity(), network)
     return Student(Normalise(spec.mean, spec.std, spec.input_shape), network)
 
 
