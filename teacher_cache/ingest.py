@@ -34,7 +34,7 @@ def ingest_shard(task: Task) -> Done:
     source = options.prepared(None if tokenizer is None else tokenizer.data, {})
     with LOCK:
         began = time.monotonic()
-        arrays, columns = _decode(source, spec, task)
+        arrays, columns = decode_rows(source, spec, task)
         seconds = time.monotonic() - began
     table = pa.table({"row": pa.array(range(task.start, task.stop), pa.int64()), **columns})
     quarantined = task.stop - task.start - table["error"].null_count
@@ -42,7 +42,7 @@ def ingest_shard(task: Task) -> Done:
     return commit_shard(cache, task, arrays, table, about, quarantined)
 
 
-def _decode(source: Source, spec: DatasetSpec, task: Task) -> tuple[dict[str, np.ndarray], dict[str, pa.Array]]:
+def decode_rows(source: Source, spec: DatasetSpec, task: Task) -> tuple[dict[str, np.ndarray], dict[str, pa.Array]]:
     """Return the arrays, (S, …) each, and the columns of the commit.
 
     An unreadable sample leaves its reason, zeros as inputs, and of tokens no label at any position.

@@ -120,6 +120,16 @@ def plan_build(request: BuildRequest) -> BuildPlan:
     return BuildPlan(request, tuple(stages))
 
 
+def plan_afresh(sources: Sequence[Source], job: str) -> list[PlannedDataset]:
+    """Return the datasets of a job as if nothing of them were built yet. Raises MissingSource."""
+    planned: list[PlannedDataset] = []
+    tokenizers: dict[str, bytes | None] = {}
+    for source in sources:
+        planned.append(_plan_dataset(None, source, job, tokenizers))
+        tokenizers[source.name] = planned[-1].tokenizer
+    return planned
+
+
 def _plan_dataset(
     cache: Cache | None, options: Source, job: str, tokenizers: Mapping[str, bytes | None]
 ) -> PlannedDataset:
