@@ -1,8 +1,21 @@
 """How soft targets are stored: one file per encoding, each with encode, decode, what it serves, and bytes per row."""
 
+from typing import Annotated, Any
+
+from pydantic import Discriminator, Tag
+
 from storage.encodings.base import Capability, Encoded, Encoding
 from storage.encodings.dense import DenseEncoding, FeatureEncoding
+from storage.encodings.sparse import SparseEncoding
 
-AnyEncoding = DenseEncoding
 
-__all__ = ["AnyEncoding", "Capability", "DenseEncoding", "Encoded", "Encoding", "FeatureEncoding"]
+def _kind(section: Any) -> Any:
+    """Return which encoding a section of a job, or of a teacher's promise, is; without a `kind` it is dense."""
+    return section.get("kind", "dense") if isinstance(section, dict) else getattr(section, "kind", None)
+
+
+AnyEncoding = Annotated[
+    Annotated[DenseEncoding, Tag("dense")] | Annotated[SparseEncoding, Tag("sparse")], Discriminator(_kind)
+]
+
+__all__ = ["AnyEncoding", "Capability", "DenseEncoding", "Encoded", "Encoding", "FeatureEncoding", "SparseEncoding"]

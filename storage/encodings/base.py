@@ -9,13 +9,16 @@ Shapes: B rows (for language models, positions), C classes.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
+
+from pydantic import Field, FiniteFloat, field_validator
 
 from storage.options import Options
 
 if TYPE_CHECKING:  # `cache status` reads specs, and should not pay two seconds for torch
+    import numpy as np
     import torch
     from torch import Tensor
 
@@ -54,8 +57,38 @@ class Capability(NamedTuple):
         return self.name if self.temperature is None else f"{self.name} at temperature {self.temperature:g}"
 
 
+LSE, STATISTICS = "lse", "statistics"  # the arrays of `storage.encodings.statistics`
+
+Temperature = Annotated[FiniteFloat, Field(gt=0)]
+
+
 class Encoding(Options):
-    """How one teacher's soft targets are stored."""
+    """How one teacher's soft targets are stored.
+
+    Attributes:
+        temperatures: at which statistics are kept, and sparse targets served; 1 is always among them.
+        standardised_temperatures: the same of logits with mean 0 and deviation 1.
+        statistics: whether log-sum-exp, entropy and the like of each row are kept (`storage.encodings.statistics`).
+    """
+
+    temperatures: list[Temperature] = Field(default=[1.0])
+    standardised_temperatures: list[Temperature] = Field(default=[])
+    statistics: bool = True
+
+    @field_validator("temperatures", "standardised_temperatures")
+    @classmethod
+    def _ascending(cls, given: list[float], info: Any) -> list[float]:
+        """Return each once, ascending: how a job orders them promises nothing."""
+        return sorted({float(each) for each in given} | ({1.0} if info.field_name == "temperatures" else set()))
+
+    @property
+    def statistics_bytes_per_row(self) -> int:
+        """What LSE and STATISTICS take of a row in memory."""
+        temperatures, standardised = len(self.temperatures), len(self.standardised_temperatures)
+        return (4 * (temperatures + standardised) + 2 * (3 + 2 * temperatures)) * self.statistics
+
+    def check(self, num_classes: int) -> None:
+        """Check that these targets can be kept of so many classes. Raises BadRequest."""
 
     @property
     def serves(self) -> tuple[str, ...]:
@@ -74,6 +107,21 @@ class Encoding(Options):
         """Return the bytes of a row (of a position) in memory, all arrays together, before compression."""
         raise NotImplementedError
 
+    @property
+    def bf16_arrays(self) -> frozenset[str]:
+        """Names of the arrays that are the bits of bfloat16 in uint16."""
+        return frozenset()
+
+    def fault(self, arrays: Mapping[str, np.ndarray], num_classes: int) -> str | None:
+        """Return what no digest can see of stored arrays, (S, …) each, or None: values that cannot have been encoded.
+
+        Only some of the arrays may be given.
+        """
+        for name, array_S in arrays.items():
+            if not all_finite(array_S, bf16=name in self.bf16_arrays):
+                return f"{name} holds NaN or infinity"
+        return None
+
     def encode(self, logits_BC: Tensor, *, num_classes: int, labels_B: Tensor, keys_B: Tensor) -> dict[str, Tensor]:
         """Return the stored arrays by name, (B, …) each, on the device of the logits.
 
@@ -88,6 +136,13 @@ class Encoding(Options):
     def decode(self, arrays: dict[str, Tensor], num_classes: int) -> SoftTargets:
         """Return soft targets from the arrays that were read, on their device."""
         raise NotImplementedError
+
+
+def all_finite(stored: np.ndarray, *, bf16: bool) -> bool:
+    """Return whether an array holds neither NaN nor infinity; the bits of bfloat16 are the high half of a float32."""
+    import numpy as np
+
+    return bool(np.isfinite((stored.astype(np.uint32) << 16).view(np.float32) if bf16 else stored).all())
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,39 +20,65 @@ if TYPE_CHECKING:  # `cache status` reads specs, and should not pay two seconds 
 
 Precision = Literal["fp32", "fp16", "bf16"]
 BYTES: dict[Precision, int] = {"fp32": 4, "fp16": 2, "bf16": 2}
+LOGITS, SCALE = "logits", "scale"
 
 
 class DenseEncoding(Encoding):
-    """Raw logits at temperature 1; serves every loss that does not want draws, at every temperature."""
+    """Raw logits at temperature 1; serves every loss that does not want draws, at every temperature.
+
+    `int8` keeps 256 steps between each row's smallest and largest logit, which are kept in float32. Statistics are of
+    the teacher's float32 logits, over the stored classes.
+    """
 
     kind: Literal["dense"] = "dense"
-    dtype: Precision = "fp32"
+    dtype: Literal[Precision, "int8"] = "fp32"
 
     @property
     def serves(self) -> tuple[str, ...]:
         return ("every logit, at every temperature",)
 
     def lacks(self, need: Capability) -> str | None:
-        sampled = need.name in ("draws", "stratified")
-        return 'encoding = { kind = "sparse", n = 50 }' if sampled else None
+        if need.name in ("draws", "stratified"):
+            return f'encoding = {{ kind = "sparse", {"k = 16, " * (need.name == "stratified")}n = 50 }}'
+        return None
 
     def array_names(self, needs: Iterable[Capability]) -> tuple[str, ...]:
-        return ("logits",)
+        return (LOGITS, SCALE) if self.dtype == "int8" else (LOGITS,)
 
     def bytes_per_row(self, num_classes: int) -> int:
-        return num_classes * BYTES[self.dtype]
+        logits = num_classes + 8 if self.dtype == "int8" else num_classes * BYTES[self.dtype]
+        return logits + self.statistics_bytes_per_row
 
     def encode(self, logits_BC: Tensor, *, num_classes: int, labels_B: Tensor, keys_B: Tensor) -> dict[str, Tensor]:
-        """Return {"logits": (B, C)} as `dtype` on the same device; bf16 as its bits in uint16 (Zarr has no bf16).
+        """Return LOGITS (B, C) as `dtype`, bf16 as its bits in uint16 (Zarr has no bf16); for int8 SCALE (B, 2) too.
 
         A finite logit beyond the range of fp16 becomes infinite; whoever stores it must look.
         """
-        return {"logits": _stored(logits_BC[:, :num_classes], self.dtype)}
+        logits_BC = logits_BC[:, :num_classes]
+        arrays = _to_int8(logits_BC) if self.dtype == "int8" else {LOGITS: _stored(logits_BC, self.dtype)}
+        if not self.statistics:
+            return arrays
+        from storage.encodings.largest import Kept
+        from storage.encodings.statistics import Rows, describe, in_blocks
+
+        def block(logits_BC: Tensor, labels_B: Tensor) -> dict[str, Tensor]:
+            none_BK = labels_B[:, None][:, :0]
+            rows = Rows.of(logits_BC, num_classes)
+            return describe(rows, Kept(none_BK, none_BK.bool()), labels_B, self).arrays
+
+        return arrays | in_blocks(block, logits_BC, labels_B)
 
     def decode(self, arrays: dict[str, Tensor], num_classes: int) -> DenseTargets:
         from storage.encodings.targets import DenseTargets
 
-        return DenseTargets(_to_float32(arrays["logits"], self.dtype))
+        if self.dtype != "int8":
+            return DenseTargets(_to_float32(arrays[LOGITS], self.dtype))
+        step_B1, lowest_B1 = arrays[SCALE].split(1, dim=1)
+        return DenseTargets((arrays[LOGITS].float() + 128) * step_B1 + lowest_B1)
+
+    @property
+    def bf16_arrays(self) -> frozenset[str]:
+        return frozenset({LOGITS} if self.dtype == "bf16" else ())
 
 
 class FeatureEncoding(Options):
@@ -74,6 +100,16 @@ class FeatureEncoding(Options):
     def decode(self, stored_BD: Tensor) -> Tensor:
         """Return the feature as float32, on the device of `stored_BD`."""
         return _to_float32(stored_BD, self.dtype)
+
+
+def _to_int8(logits_BC: Tensor) -> dict[str, Tensor]:
+    """Return LOGITS, −128 for the row's smallest and 127 for its largest, and SCALE: (step, smallest) in float32."""
+    import torch
+
+    lowest_B1, highest_B1 = logits_BC.float().aminmax(dim=1, keepdim=True)
+    step_B1 = ((highest_B1 - lowest_B1) / 255).clamp(min=torch.finfo(torch.float32).tiny)
+    codes_BC = ((logits_BC - lowest_B1) / step_B1).round() - 128
+    return {LOGITS: codes_BC.clamp(-128, 127).to(torch.int8), SCALE: torch.cat([step_B1, lowest_B1], 1)}
 
 
 def _stored(values: Tensor, dtype: Precision) -> Tensor:

@@ -86,6 +86,9 @@ class SparseTargets(SoftTargets):
         draws_BN: int64 classes drawn from the rest (from all classes if K is 0), or None.
         counts_BN: float32, how often each was drawn; 0 is padding.
         statistics: None if the cache job switched them off.
+        temperatures, log_rest_BT: log of the mass outside of the kept classes at each temperature, as it was stored;
+            None: temperature 1 has what the kept classes leave, and others need statistics.
+        standardised_temperatures, standardised_log_rest_BU: the same for logits with mean 0 and deviation 1.
     """
 
     num_classes: int
@@ -94,22 +97,42 @@ class SparseTargets(SoftTargets):
     draws_BN: Tensor | None = None
     counts_BN: Tensor | None = None
     statistics: Statistics | None = None
+    temperatures: tuple[float, ...] = (1.0,)
+    log_rest_BT: Tensor | None = None
+    standardised_temperatures: tuple[float, ...] = ()
+    standardised_log_rest_BU: Tensor | None = None
 
     def kept_log_p(self, temperature: float) -> Tensor:
         """Return the log-probabilities of the kept classes at one temperature, (B, K), NEVER for padding."""
         if temperature == 1:
             return self.log_p_BK
+        real_BK = self.log_p_BK > NEVER
+        if self.log_rest_BT is not None:
+            return spread(self.log_p_BK / temperature, real_BK, self.log_rest(temperature))
         assert self.statistics is not None  # checked before the first step: `Encoding.lacks`
         lse_1_B, lse_T_B = (
             self.statistics.lse_BT[:, self.statistics.temperatures.index(wanted)] for wanted in (1.0, temperature)
         )
-        log_p_BK = (self.log_p_BK + lse_1_B[:, None]) / temperature - lse_T_B[:, None]
-        return log_p_BK.masked_fill(self.log_p_BK <= NEVER, NEVER)
+        return ((self.log_p_BK + lse_1_B[:, None]) / temperature - lse_T_B[:, None]).masked_fill(~real_BK, NEVER)
+
+    def log_rest(self, temperature: float) -> Tensor:
+        """Return the log of the mass outside of the kept classes at one temperature, (B,)."""
+        if self.log_rest_BT is None:
+            return log1m_exp(self.kept_log_p(temperature).logsumexp(dim=1))
+        return self.log_rest_BT[:, self.temperatures.index(temperature)]
+
+    def standardised(self, temperature: float) -> tuple[Tensor, Tensor]:
+        """Return `kept_log_p` and `log_rest` of the teacher's logits with mean 0 and deviation 1, (B, K) and (B,)."""
+        assert self.statistics is not None  # checked before the first step, as is the temperature: `Encoding.lacks`
+        assert self.standardised_log_rest_BU is not None
+        log_rest_B = self.standardised_log_rest_BU[:, self.standardised_temperatures.index(temperature)]
+        scores_BK = self.log_p_BK / (self.statistics.std_B[:, None] * temperature).clamp(min=1e-6)
+        return spread(scores_BK, self.log_p_BK > NEVER, log_rest_B), log_rest_B
 
     def pair(self, student_BC: Tensor, temperature: float) -> Pair:
         """Return both over the K kept classes and the bucket of all others, (B, K + 1)."""
         log_p_BK = self.kept_log_p(temperature)
-        rest_p_B = log1m_exp(log_p_BK.logsumexp(dim=1))
+        rest_p_B = self.log_rest(temperature)
         log_q_BK, rest_q_B = kept_and_rest(student_BC.float() / temperature, self.ids_BK)
         log_q_BK = log_q_BK.masked_fill(log_p_BK <= NEVER, NEVER)
         return Pair(torch.cat([log_p_BK, rest_p_B[:, None]], 1), torch.cat([log_q_BK, rest_q_B[:, None]], 1))
@@ -128,6 +151,12 @@ def kept_and_rest(scores_BC: Tensor, ids_BK: Tensor) -> tuple[Tensor, Tensor]:
     first_BK[:, 1:] = ids_BK[:, 1:] != ids_BK[:, :-1]
     lse_B = torch.logaddexp(kept_BK.masked_fill(~first_BK, -torch.inf).logsumexp(dim=1), rest_B)
     return kept_BK - lse_B[:, None], rest_B - lse_B
+
+
+def spread(scores_BK: Tensor, real_BK: Tensor, log_rest_B: Tensor) -> Tensor:
+    """Return log-probabilities that have all mass that `log_rest_B` leaves, shared by scores; NEVER if not real."""
+    log_p_BK = scores_BK.masked_fill(~real_BK, -torch.inf).log_softmax(dim=1) + log1m_exp(log_rest_B)[:, None]
+    return log_p_BK.masked_fill(~real_BK, NEVER)
 
 
 def log1m_exp(log_p_B: Tensor) -> Tensor:

@@ -1,0 +1,91 @@
+"""Classes drawn from a distribution, a pure function of (seed, key of the row, number of the draw).
+
+Shapes: B rows, C classes, N draws, G groups of W classes each: group g holds the classes g, g + G, g + 2 G, …
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+# Steele et al. 2014, "Fast splittable pseudorandom number generators" (SplitMix64), as signed 64-bit integers.
+GOLDEN = 0x9E3779B97F4A7C15 - 2**64
+MIX = (0xBF58476D1CE4E5B9 - 2**64, 0x94D049BB133111EB - 2**64)
+
+BELOW_ONE = 1 - 2.0**-50
+
+
+def uniforms(seed: int, keys_B: Tensor, num_draws: int) -> Tensor:
+    """Return numbers in [0, 1), (B, N) float64 of 53 random bits, by integer arithmetic: the same on every device."""
+    numbers_N = torch.arange(1, num_draws + 1, device=keys_B.device)
+    row_B = _mixed(keys_B ^ _mixed(torch.tensor(seed, device=keys_B.device) + GOLDEN))
+    bits_BN = _mixed(row_B[:, None] + numbers_N * GOLDEN)
+    fractions_BN: Tensor = _shifted(bits_BN, 11).double() * 2.0**-53
+    return fractions_BN
+
+
+def position_keys(keys_B: Tensor, positions: int) -> Tensor:
+    """Return a key for each position of each row, (B, L) int64."""
+    numbers_L = torch.arange(1, positions + 1, device=keys_B.device)
+    return _mixed(keys_B[:, None] + numbers_L * GOLDEN)
+
+
+def _shifted(x: Tensor, bits: int) -> Tensor:
+    """Return x shifted right with zeros from the left; torch's own shift copies the sign."""
+    return torch.bitwise_and(x >> bits, 2 ** (64 - bits) - 1)
+
+
+def _mixed(x: Tensor) -> Tensor:
+    x = (x ^ _shifted(x, 30)) * MIX[0]
+    x = (x ^ _shifted(x, 27)) * MIX[1]
+    return x ^ _shifted(x, 31)
+
+
+def groups(num_classes: int, wanted: int) -> tuple[int, int]:
+    """Return (G, W) such that one look at all groups, and another at `wanted` of them, cost about the same."""
+    width = max(1, math.isqrt(num_classes // max(1, wanted)))
+    return num_classes // width, width
+
+
+def draw(weights_BC: Tensor, uniforms_BN: Tensor) -> Tensor:
+    """Return classes drawn in proportion to weights, (B, N) int64; in a row without any weight, the last class.
+
+    The inverse of the cumulative sum in float64, first over groups, then within the group that was hit: a full
+    cumulative sum over a vocabulary would cost more than the teacher's last layer.
+    """
+    (num_rows, num_classes), num_draws = weights_BC.shape, uniforms_BN.shape[1]
+    num_groups, width = groups(num_classes, num_draws)
+    whole = num_groups * width
+    sums_BG = weights_BC[:, :whole].unflatten(1, (width, num_groups)).sum(1)
+    left_BL = weights_BC[:, whole:]  # what does not fill a group; they follow the groups, one by one
+    edges_BG = torch.cat([sums_BG, left_BL], 1).double().cumsum(1)
+    targets_BN = uniforms_BN * (edges_BG[:, -1:] * BELOW_ONE)  # never the last edge itself, by rounding
+    hit_BN = torch.searchsorted(edges_BG, targets_BN, right=True).clamp(max=edges_BG.shape[1] - 1)
+    below_BN = torch.where(hit_BN > 0, edges_BG.gather(1, (hit_BN - 1).clamp(min=0)), 0.0)
+
+    in_group_BN = hit_BN < num_groups
+    steps_W = torch.arange(width, device=weights_BC.device) * num_groups
+    ids_BNW = torch.where(in_group_BN, hit_BN, 0)[:, :, None] + steps_W
+    weights_BNW = weights_BC.gather(1, ids_BNW.flatten(1)).view(num_rows, num_draws, width)
+    edges_BNW = weights_BNW.double().cumsum(2)
+    # The group's own last edge may end a rounding below its sum: then its last class with any weight is the one.
+    within_BNW = edges_BNW <= torch.minimum(targets_BN - below_BN, edges_BNW[:, :, -1] * BELOW_ONE)[:, :, None]
+    place_BN = within_BNW.sum(2).clamp(max=width - 1)
+    ids_BN = ids_BNW.gather(2, place_BN[:, :, None])[:, :, 0]
+    return torch.where(in_group_BN, ids_BN, hit_BN - num_groups + whole)
+
+
+def counted(ids_BN: Tensor) -> tuple[Tensor, Tensor]:
+    """Return distinct ids, ascending, and how often each occurs, (B, N) int64 both.
+
+    Where fewer than N are distinct, the last one is repeated with a count of 0.
+    """
+    ids_BN = ids_BN.sort(1).values
+    new_BN = torch.ones_like(ids_BN, dtype=torch.bool)
+    new_BN[:, 1:] = ids_BN[:, 1:] != ids_BN[:, :-1]
+    place_BN = new_BN.long().cumsum(1) - 1
+    distinct_BN = torch.zeros_like(ids_BN).scatter_(1, place_BN, ids_BN)
+    counts_BN = torch.zeros_like(ids_BN).scatter_add_(1, place_BN, torch.ones_like(ids_BN))
+    return distinct_BN.cummax(1).values, counts_BN

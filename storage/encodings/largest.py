@@ -1,0 +1,56 @@
+"""The largest classes of a row, without sorting a vocabulary.
+
+Shapes: B rows, C classes, K kept classes, G groups of W classes each: group g holds the classes g, g + G, g + 2 G, …
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from storage.encodings.draws import groups
+
+
+class Kept(NamedTuple):
+    """The classes that are stored exactly.
+
+    Attributes:
+        ids_BK: int64, ascending; where fewer than K are kept, the last is repeated.
+        real_BK: bool, False for such repetitions.
+    """
+
+    ids_BK: Tensor
+    real_BK: Tensor
+
+    @classmethod
+    def of(cls, ids_BK: Tensor, real_BK: Tensor) -> Kept:
+        """Return kept classes from ids in any order, at least one of them real in each row (or K = 0)."""
+        if not ids_BK.shape[1]:
+            return cls(ids_BK, real_BK)
+        last_B1 = ids_BK.masked_fill(~real_BK, -1).amax(1, keepdim=True)
+        ids_BK = torch.where(real_BK, ids_BK, last_B1).sort(1).values
+        real_BK = torch.ones_like(real_BK)
+        real_BK[:, 1:] = ids_BK[:, 1:] != ids_BK[:, :-1]
+        return cls(ids_BK, real_BK)
+
+
+def largest(values_BC: Tensor, k: int) -> Tensor:
+    """Return the ids of the k largest values, (B, K) int64, the largest first.
+
+    They lie in the k groups with the largest maxima. Two small selections and one pass over the row take a tenth of
+    `topk`'s time on a CPU, which copies each value with its index before it selects.
+    """
+    num_classes = values_BC.shape[1]
+    num_groups, width = groups(num_classes, k)
+    if width == 1 or k == 0:
+        return values_BC.topk(k, dim=1).indices
+    whole = num_groups * width
+    maxima_BG = values_BC[:, :whole].unflatten(1, (width, num_groups)).amax(1)
+    best_BK = maxima_BG.topk(min(k, num_groups), dim=1).indices
+    steps_W = torch.arange(width, device=values_BC.device) * num_groups
+    left_L = torch.arange(whole, num_classes, device=values_BC.device).expand(len(values_BC), -1)
+    ids_BJ = torch.cat([(best_BK[:, :, None] + steps_W).flatten(1), left_L], 1)
+    chosen_BK = values_BC.gather(1, ids_BJ).topk(k, dim=1).indices
+    return ids_BJ.gather(1, chosen_BK)
