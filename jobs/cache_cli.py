@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from jobs.arguments import CacheArgument, DeviceOption, JobArgument, JsonOption, run_program
+from jobs.cache_plan import plan
 
 if TYPE_CHECKING:
     from jobs.cluster import ClusterOptions
@@ -28,6 +29,8 @@ app = typer.Typer(
 )
 
 SHOWN_QUARANTINED = 20
+
+app.command()(plan)
 
 
 @app.command()
@@ -65,6 +68,7 @@ def build(
             job=str(job),
             sources=tuple(request_job.dataset),
             teachers=tuple(request_job.teacher),
+            views=request_job.views,
             part=part,
             device=device,
             threads=cluster.num_threads,

@@ -10,6 +10,8 @@ from jobs.cluster import ClusterOptions
 from jobs.files import refuse_twice
 from storage.datasets import AnySource
 from storage.options import Options, Url
+from storage.views.options import ViewOptions
+from teacher_cache.pilot_ladder import FidelityOptions
 from teacher_cache.teachers import TeacherOptions
 
 
@@ -20,12 +22,16 @@ class CacheJob(Options):
         cache: where the cache is, a folder or an object store's prefix.
         dataset: sources of samples, one `[[dataset]]` each.
         teacher: one `[[teacher]]` each; a cache without teachers is enough to train on labels.
+        views: augmentation; without it, teachers are asked about plain inputs.
+        fidelity: how much `cache plan` may recommend to lose; decides nothing about what is built.
         cluster: where tasks run; decides nothing about what is computed.
     """
 
     cache: Url
     dataset: Annotated[list[AnySource], Field(min_length=1)]
     teacher: list[TeacherOptions] = Field(default=[])
+    views: ViewOptions | None = None
+    fidelity: FidelityOptions = FidelityOptions()
     cluster: ClusterOptions = ClusterOptions()
 
     @model_validator(mode="after")
@@ -39,4 +45,6 @@ class CacheJob(Options):
                 raise ValueError(
                     f"teacher {teacher.name} names unknown datasets {', '.join(unknown)}; there are {there}"
                 )
+        if self.views is not None and (unknown := sorted(set(self.views.datasets or ()) - set(datasets))):
+            raise ValueError(f"views names unknown datasets {', '.join(unknown)}; there are {', '.join(datasets)}")
         return self

@@ -4,6 +4,7 @@
       cache.json                                 format and identity; written first
       <dataset>/dataset.json                     what makes the content of its rows
       <dataset>/tokenizer.json                   of text: what makes tokens of it
+      <dataset>/views.json                       which function of a sample its views are, if it has any
       <dataset>/plan/00000.parquet               which sample is which row; where shards end
       <dataset>/ingest/00042.parquet             commit: sample_id, label, split, digest, error of each row
       <dataset>/ingest/00042-7f3a0c12.zarr/      `inputs`, and `labels` of each position of tokens
@@ -37,10 +38,11 @@ from storage.errors import (
 from storage.objects import Objects, open_objects
 from storage.rows import RowPlan, ShardRows, check_plan, read_plan
 from storage.shards import Commit, ShardKey, list_commits, read_arrays, read_commits, stage_folder
-from storage.spec import FORMAT_VERSION, CacheSpec, DatasetSpec, TeacherSpec, read_spec
-from storage.stages import list_datasets, list_teachers, stages_of
+from storage.spec import FORMAT_VERSION, CacheSpec, DatasetSpec, TeacherSpec, ViewsSpec, read_spec
+from storage.stages import VIEWS_JSON, list_datasets, list_teachers, stages_of
 from storage.tokenizer import TokenizerFile, parse_tokenizer
 from storage.views import PLAIN, view_fingerprint
+from storage.views.check import check_augmented
 
 CACHE_JSON = "cache.json"
 TOKENIZER_JSON = "tokenizer.json"
@@ -163,6 +165,19 @@ class Cache:
             )
         return read_spec(self.objects, f"{dataset}/{name}/teacher.json", TeacherSpec)
 
+    def views(self, dataset: str) -> ViewsSpec | None:
+        """Return what is promised of a dataset's views, or None if no build has asked for any. Raises NotInCache."""
+        self.dataset(dataset)
+        if VIEWS_JSON not in {info.path.rsplit("/", 1)[-1] for info in self.objects.list(dataset).objects}:
+            return None
+        return read_spec(self.objects, f"{dataset}/{VIEWS_JSON}", ViewsSpec)
+
+    def view_names(self, dataset: str, teacher: str) -> list[str]:
+        """Return the views of which a teacher has committed shards: `plain` first, then by number."""
+        stages = [view for _, name, view in stages_of(self.objects, dataset) if name == teacher]
+        views = [view for view in stages if self.committed(dataset, teacher, view)]
+        return sorted(views, key=lambda view: (view != PLAIN, len(view), view))
+
     def plan(self, dataset: str) -> RowPlan:
         """Return the frozen row plan of a dataset. Raises MissingObject if a committed shard is not in it."""
         folders = [stage_folder(*stage) for stage in stages_of(self.objects, dataset)]
@@ -190,7 +205,8 @@ class Cache:
         Args:
             dataset: its name.
             teachers: whose per-sample columns to add, `<teacher>_top`, `_top_probability`, `_entropy` (nats) and
-                `_label_log_probability`; null where the teacher's shard is not committed.
+                `_label_log_probability` (of the row's own label); null where the teacher's shard is not committed.
+                They are of the plain inputs if the teacher was asked about them, else of view-000.
 
         Returns:
             `row` int64, `shard` int64, `sample_id` string, `label` int64 (null: unlabelled), `split` string, `digest`
@@ -201,7 +217,8 @@ class Cache:
         samples = table.filter(pl.col("error").is_null()).drop("error")
         for teacher in teachers:
             columns = {name: f"{teacher}_{name}" for name in TEACHER_COLUMNS}
-            table = self._table(dataset, teacher).select("row", *columns).rename(columns)
+            view = next(iter(self.view_names(dataset, teacher)), PLAIN)
+            table = self._table(dataset, teacher, view).select("row", *columns).rename(columns)
             samples = samples.join(table, on="row", how="left", maintain_order="left")
         return samples
 
@@ -236,21 +253,28 @@ class Cache:
         return read_arrays(self.objects, self.commit(ShardKey(dataset, teacher, view, shard)), names)
 
     def check_view(self, dataset: str, teacher: str, shard: int, inputs_S: np.ndarray, view: str = PLAIN) -> None:
-        """Check that `inputs_S` begins with what the teacher was shown (invariant 5).
+        """Check that a student would be shown what the teacher was shown (invariant 5), on the shard's first rows.
+
+        Args:
+            dataset, teacher, shard, view: of the targets.
+            inputs_S: the shard's inputs as stored, (S, *input_shape).
 
         Raises:
-            StaleCache: it does not.
+            StaleCache: it would not; the message says whether inputs, transforms or libraries differ.
         """
         key = ShardKey(dataset, teacher, view, shard)
-        ingest, targets = self.commit(ShardKey(dataset, None, PLAIN, shard)), self.commit(key)
-        expected, found = targets.about["view_fingerprint"], view_fingerprint(inputs_S)
-        if found != expected or ingest.about["inputs_digest"] != targets.about["inputs_digest"]:
+        ingest = self.commit(ShardKey(dataset, None, PLAIN, shard), with_table=view != PLAIN)
+        about = self.commit(key).about
+        found, expected = view_fingerprint(inputs_S), about.get("inputs_fingerprint", about["view_fingerprint"])
+        if found != expected or ingest.about["inputs_digest"] != about["inputs_digest"]:
             raise StaleCache(
                 f"{self.url}: {key} was computed from other inputs than these",
                 found=f"view fingerprint {found}",
                 expected=f"view fingerprint {expected}",
                 do=f"cache verify {self.url} --repair, then cache build",
             )
+        if view != PLAIN:
+            check_augmented(self.url, key, self.views(dataset), ingest.table, about, inputs_S)
 
     def commit(self, key: ShardKey, *, with_table: bool = False) -> Commit:
         """Return the commit of one shard. Raises IncompleteCache if it has none."""
@@ -260,11 +284,11 @@ class Cache:
             raise IncompleteCache(f"{self.url}: {key} is not built", do="cache build JOB.toml") from None
         return Commit.from_parquet(data, key.commit_path, with_table=with_table)
 
-    def _table(self, dataset: str, teacher: str | None) -> pl.DataFrame:
-        commits = self.commits(dataset, teacher)
+    def _table(self, dataset: str, teacher: str | None, view: str = PLAIN) -> pl.DataFrame:
+        commits = self.commits(dataset, teacher, view)
         if not commits:
             raise IncompleteCache(
-                f"{self.url}: nothing of {stage_folder(dataset, teacher)} is built", do="cache build JOB.toml"
+                f"{self.url}: nothing of {stage_folder(dataset, teacher, view)} is built", do="cache build JOB.toml"
             )
         shard = pl.Series("shard", [commit.key.shard for commit in commits for _ in range(len(commit.table))], pl.Int64)
         table = pl.concat([pl.DataFrame(pl.from_arrow(commit.table)) for commit in commits], how="diagonal_relaxed")

@@ -7,16 +7,21 @@ by field; a difference is a `StaleCache` error that names the fields.
 from __future__ import annotations
 
 import json
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, field_validator
 
 from storage.digests import differences, fingerprint
-from storage.encodings import DenseEncoding, FeatureEncoding
+from storage.encodings import AnyEncoding, FeatureEncoding
 from storage.errors import CorruptObject, StaleCache, UnsupportedFormat
 from storage.objects import Objects
+from storage.views import view_number
+from storage.views.options import MIXING, AnyTransform
 
-FORMAT_VERSION = 1
+if TYPE_CHECKING:  # `cache status` reads specs, and should not pay two seconds for torch
+    from storage.views.shown import View
+
+FORMAT_VERSION = 2
 
 
 class Spec(BaseModel):
@@ -72,8 +77,35 @@ class TeacherSpec(Spec):
     name: str
     model: dict[str, Any]
     num_classes: int
-    encoding: DenseEncoding
+    encoding: AnyEncoding
     features: dict[str, FeatureEncoding]
+
+    @field_validator("encoding", mode="before")
+    @classmethod
+    def _of_format_1(cls, encoding: Any) -> Any:
+        """Return the encoding of a cache of format 1 as what it was: dense, without statistics."""
+        return {"statistics": False} | encoding if isinstance(encoding, dict) else encoding
+
+
+class ViewsSpec(Spec):
+    """`<dataset>/views.json`: which function of a sample its views are; how many there are is not promised."""
+
+    name: str
+    seed: int
+    transforms: tuple[AnyTransform, ...]
+
+    def view(self, name: str) -> View:
+        """Return the view of a name such as "view-000"."""
+        from storage.views.shown import View
+
+        number = view_number(name)
+        assert number is not None
+        return View(self.transforms, self.seed, number)
+
+    @property
+    def mixes(self) -> bool:
+        """Whether two samples become one, and a row has two labels."""
+        return any(isinstance(step, MIXING) for step in self.transforms)
 
 
 AnySpec = TypeVar("AnySpec", bound=Spec)

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 from storage.errors import MissingObject
 from storage.objects import Objects
-from storage.shards import GROUP_NAME, INGEST, PLAN, list_commits
+from storage.shards import GROUP_NAME, INGEST, PLAN, list_commits, stage_folder
 from storage.views import PLAIN
 
 Stage = tuple[str, str | None, str]
+VIEWS_JSON = "views.json"
 
 
 def list_datasets(objects: Objects) -> list[str]:
@@ -35,7 +36,25 @@ def stages_of(objects: Objects, dataset: str) -> list[Stage]:
     stages: list[Stage] = [(dataset, None, PLAIN)]
     for teacher in list_teachers(objects, dataset):
         stages += [(dataset, teacher, _name(view)) for view in objects.list(f"{dataset}/{teacher}").folders]
+    _check_views(objects, stages)
     return stages
+
+
+def _check_views(objects: Objects, stages: list[Stage]) -> None:
+    """Raise MissingObject if a dataset holds targets of views and has lost what says which views they are."""
+    augmented = [stage for stage in stages if stage[2] != PLAIN and list_commits(objects, stage_folder(*stage))]
+    if not augmented:
+        return
+    path = f"{augmented[0][0]}/{VIEWS_JSON}"
+    try:
+        objects.get(path)
+    except MissingObject:
+        raise MissingObject(
+            f"{objects.url}/{path} is not there, but what was built under its promise is",
+            found=", ".join(stage_folder(*stage) for stage in augmented[:5]),
+            do="restore it from a copy of the cache; "
+            "or delete these folders, and cache build JOB.toml makes them again",
+        ) from None
 
 
 def _is_promised(objects: Objects, folder: str, spec: str) -> bool:

@@ -13,6 +13,7 @@ from storage.rows import check_plan, read_plan
 from storage.shards import INGEST, ShardKey
 from storage.spec import Spec
 from storage.stages import list_stages
+from storage.views import PLAIN, view_name
 
 STATUS_SCHEMA = {
     "dataset": pl.String,
@@ -66,11 +67,12 @@ def read_info(cache: Cache) -> dict[str, Any]:
         "datasets": {
             name: _described(cache.dataset(name))
             | {"rows": cache.plan(name).num_rows, "provenance": _provenance(cache, name, None)}
+            | ({"views": _described(views)} if (views := cache.views(name)) is not None else {})
             | {
                 "teachers": {
                     teacher: _described(cache.teacher(name, teacher))
                     | {"serves": sorted(cache.teacher(name, teacher).encoding.serves)}
-                    | {"provenance": _provenance(cache, name, teacher)}
+                    | {"views": cache.view_names(name, teacher), "provenance": _provenance(cache, name, teacher)}
                     for teacher in cache.teacher_names(name)
                 }
             }
@@ -91,7 +93,7 @@ def query_samples(cache: Cache, sql: str) -> pl.DataFrame:
     """
     tables = {}
     for name in cache.dataset_names():
-        teachers = [teacher for teacher in cache.teacher_names(name) if cache.committed(name, teacher)]
+        teachers = [teacher for teacher in cache.teacher_names(name) if cache.view_names(name, teacher)]
         if cache.committed(name):
             tables[name] = cache.samples(name, teachers).insert_column(0, pl.lit(name).alias("dataset"))
     if not tables:
@@ -114,7 +116,11 @@ def _stages(cache: Cache) -> list[tuple[str, str | None, str]]:
     """Return every stage, also one that is promised and has no shard yet."""
     stages = list_stages(cache.objects)
     promised = [(name, teacher) for name in cache.dataset_names() for teacher in cache.teacher_names(name)]
-    absent = [(*pair, "plain") for pair in promised if pair not in {stage[:2] for stage in stages}]
+    absent = [
+        (*pair, PLAIN if cache.views(pair[0]) is None else view_name(0))
+        for pair in promised
+        if pair not in {stage[:2] for stage in stages}
+    ]
     return sorted([*stages, *absent], key=lambda stage: (stage[0], stage[1] or "", stage[2]))
 
 
@@ -123,5 +129,6 @@ def _described(spec: Spec) -> dict[str, Any]:
 
 
 def _provenance(cache: Cache, dataset: str, teacher: str | None) -> dict[str, Any] | None:
-    shards = cache.committed(dataset, teacher)
-    return cache.commit(ShardKey(dataset, teacher, "plain", min(shards))).about if shards else None
+    views = [PLAIN] if teacher is None else cache.view_names(dataset, teacher)
+    shards = cache.committed(dataset, teacher, views[0]) if views else set()
+    return cache.commit(ShardKey(dataset, teacher, views[0], min(shards))).about if shards else None

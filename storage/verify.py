@@ -6,6 +6,7 @@ again. Nothing else is deleted before a day has passed, for it may belong to a r
 
 from __future__ import annotations
 
+import json
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -16,6 +17,7 @@ from typing import NamedTuple
 import numpy as np
 
 from storage.cache import Cache
+from storage.encodings.base import all_finite
 from storage.errors import BadRequest, CorruptObject, IncompleteCache
 from storage.rows import ShardRows, check_plan, read_plan
 from storage.shards import (
@@ -32,6 +34,7 @@ from storage.spec import DatasetSpec, TeacherSpec, read_spec
 from storage.stages import list_stages, list_teachers
 from storage.views import PLAIN
 
+FEATURE = "feature/"
 GRACE_S = 24 * 3600.0  # an uncommitted group younger than this may belong to a running build
 
 
@@ -115,24 +118,29 @@ def repair(cache: Cache, found: Verification) -> None:
 
 @dataclass(frozen=True)
 class _Promised:
-    """What the shards of a cache must agree with: planned rows by dataset, and fingerprints of teachers."""
+    """What the shards of a cache must agree with: planned rows and fingerprint of views by dataset; of teachers."""
 
     shards: dict[str, dict[int, ShardRows]]
-    teachers: dict[tuple[str, str], str]
+    teachers: dict[tuple[str, str], tuple[TeacherSpec, str]]  # with the fingerprint of its JSON
+    views: dict[str, str | None]
 
     @classmethod
     def by(cls, cache: Cache, keys: list[ShardKey]) -> _Promised:
         """Return what is promised of `keys`; they were listed before, and so were promised and planned before."""
-        shards, teachers = {}, {}
+        shards, teachers, views = {}, {}, {}
         for name in cache.dataset_names():
             read_spec(cache.objects, f"{name}/dataset.json", DatasetSpec)
             plan = read_plan(cache.objects, name)
             check_plan(cache.objects, name, plan, (key.shard for key in keys if key.dataset == name))
             shards[name] = {planned.shard: planned for planned in plan.shards()}
+            promise = cache.views(name)
+            views[name] = None if promise is None else promise.fingerprint
             for teacher in list_teachers(cache.objects, name):
-                spec = read_spec(cache.objects, f"{name}/{teacher}/teacher.json", TeacherSpec)
-                teachers[name, teacher] = spec.fingerprint
-        return cls(shards, teachers)
+                path = f"{name}/{teacher}/teacher.json"
+                spec = read_spec(cache.objects, path, TeacherSpec)
+                # As it was written: today's spec has more keys than one of format 1.
+                teachers[name, teacher] = spec, json.loads(cache.objects.get(path))["digest"]
+        return cls(shards, teachers, views)
 
     def places(self, commit: Commit) -> bool:
         """Return whether a commit has the rows that were planned for it."""
@@ -188,7 +196,7 @@ def _check(cache: Cache, key: ShardKey, promised: _Promised) -> tuple[Commit | N
         _check_rows(commit)
         arrays = unpack_checked(commit, objects, commit.array_names)
         if key.teacher is not None:
-            _check_targets(cache, commit, arrays, promised.teachers[key.dataset, key.teacher])
+            _check_targets(cache, commit, arrays, promised)
     except CorruptObject as error:
         return commit, str(error)
     return commit, None
@@ -200,18 +208,27 @@ def _check_rows(commit: Commit) -> None:
         raise CorruptObject(f"{commit.key}: its table does not list rows {commit.start} to {commit.stop}")
 
 
-def _check_targets(cache: Cache, commit: Commit, arrays: dict[str, np.ndarray], promise: str) -> None:
-    """Check what digests cannot: that every value is finite, of the promised teacher and of today's inputs."""
+def _check_targets(cache: Cache, commit: Commit, arrays: dict[str, np.ndarray], promised: _Promised) -> None:
+    """Check what digests cannot: that every value can be, is of the promised teacher, and of today's inputs."""
+    assert commit.key.teacher is not None
+    (spec, promise), views = (
+        promised.teachers[commit.key.dataset, commit.key.teacher],
+        promised.views[commit.key.dataset],
+    )
     if commit.about.get("promise", promise) != promise:
         raise CorruptObject(
             f"{commit.key} was made by another teacher than teacher.json promises",
             found=f"teacher fingerprint {commit.about['promise']}",
             expected=f"teacher fingerprint {promise}",
         )
-    for name, array_S in arrays.items():
-        bf16 = array_S.dtype == np.uint16  # the bits of bfloat16 are the high half of a float32
-        if not np.isfinite((array_S.astype(np.uint32) << 16).view(np.float32) if bf16 else array_S).all():
-            raise CorruptObject(f"{commit.key}: {name} holds NaN or infinity")
+    if (fault := _fault(arrays, spec)) is not None:
+        raise CorruptObject(f"{commit.key}: {fault}")
+    if commit.about.get("views", views) != views:
+        raise CorruptObject(
+            f"{commit.key} was made by other transforms than views.json promises",
+            found=f"views fingerprint {commit.about['views']}",
+            expected=f"views fingerprint {views}",
+        )
     ingest = ShardKey(commit.key.dataset, None, PLAIN, commit.key.shard)
     try:
         inputs_digest = cache.commit(ingest).about.get("inputs_digest")
@@ -219,6 +236,16 @@ def _check_targets(cache: Cache, commit: Commit, arrays: dict[str, np.ndarray], 
         return  # the fault of the ingest, to be built again; whether these targets belong to it is known only then
     if inputs_digest != commit.about.get("inputs_digest"):
         raise CorruptObject(f"{commit.key} was computed from other inputs than those now in {ingest}")
+
+
+def _fault(arrays: dict[str, np.ndarray], spec: TeacherSpec) -> str | None:
+    """Return what is wrong with the values of a teacher's arrays, or None."""
+    soft = {name: array_S for name, array_S in arrays.items() if not name.startswith(FEATURE)}
+    for name in arrays.keys() - soft.keys():
+        feature = spec.features.get(name.removeprefix(FEATURE))
+        if not all_finite(arrays[name], bf16=feature is not None and feature.dtype == "bf16"):
+            return f"{name} holds NaN or infinity"
+    return spec.encoding.fault(soft, spec.num_classes)
 
 
 def _garbage(cache: Cache, groups: set[str]) -> Iterator[str]:

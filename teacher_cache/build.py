@@ -26,6 +26,7 @@ from storage.ledger import Ledger
 from storage.rows import ShardRows, create_segment
 from storage.shards import ShardKey
 from storage.spec import write_spec
+from storage.stages import VIEWS_JSON, stages_of
 from storage.tokenizer import parse_tokenizer
 from storage.views import PLAIN
 from teacher_cache.runners import Runner, WorkerDied
@@ -110,6 +111,8 @@ def _write_promises(cache: Cache, plan: BuildPlan) -> None:
         if dataset.tokenizer is not None:
             _write_tokenizer(cache, dataset, plan.request.job)
         write_spec(cache.objects, f"{name}/dataset.json", dataset.spec, plan.request.job)
+        if dataset.views is not None:
+            write_spec(cache.objects, f"{name}/{VIEWS_JSON}", dataset.views, plan.request.job)
         for shard in stage.todo:
             if shard.shard in dataset.mended:
                 _forget(cache, name, shard.shard, dataset.mended[shard.shard])
@@ -144,8 +147,8 @@ def _forget(cache: Cache, dataset: str, shard: int, attempt: str) -> None:
             return
     except IncompleteCache:
         return
-    for teacher in [*cache.teacher_names(dataset), None]:
-        cache.objects.delete(ShardKey(dataset, teacher, PLAIN, shard).commit_path)
+    for _, teacher, view in reversed(stages_of(cache.objects, dataset)):
+        cache.objects.delete(ShardKey(dataset, teacher, view, shard).commit_path)
 
 
 def _append_segment(cache: Cache, dataset: PlannedDataset, job: str) -> None:
@@ -227,7 +230,7 @@ def _tasks(stage: Stage, todo: Sequence[ShardRows], request: BuildRequest) -> It
     for shard, start, stop in todo:
         yield Task(
             cache=request.cache,
-            key=ShardKey(stage.dataset.spec.name, name, PLAIN, shard),
+            key=ShardKey(stage.dataset.spec.name, name, stage.view, shard),
             start=start,
             stop=stop,
             options=options,

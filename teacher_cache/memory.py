@@ -16,11 +16,14 @@ import numpy as np
 import psutil  # type: ignore[import-untyped]
 
 from storage.errors import BadTeacher
+from storage.views import PLAIN
 from teacher_cache.survey import BuildPlan, Stage
 from teacher_cache.teachers import TeacherOptions
 
 SHARDS_IN_FLIGHT = 2
+COPIES_OF_A_VIEW = 3  # of one shard, while it computes: its readable rows, transformed, mixed
 COPIES_OF_A_SHARD = 3  # as arrays, as packed objects, and as the tensor or file on their way
+LOGITS_COPIES = 3
 WORKSPACE = 2.0  # convolutions reorder inputs and outputs into blocked layouts of their own
 
 
@@ -53,26 +56,31 @@ def _project_stage(stage: Stage) -> tuple[int, int, int, int]:
     """Return bytes of weights, activations, shards and the source's own buffers."""
     dataset = stage.dataset
     rows = max(shard.stop - shard.start for shard in dataset.rows.shards())
-    row_bytes = math.prod(dataset.spec.input_shape) * np.dtype(dataset.spec.input_dtype).itemsize
+    input_bytes = math.prod(dataset.spec.input_shape) * np.dtype(dataset.spec.input_dtype).itemsize
+    row_bytes = input_bytes
     weights = activations = 0
     if stage.teacher is not None:
-        batch_shape = (min(rows, stage.teacher.batch_size), *dataset.spec.input_shape)
+        blank = np.zeros((min(rows, stage.teacher.batch_size), *dataset.spec.input_shape), dataset.spec.input_dtype)
         try:
-            weights, activations, feature_bytes = _run_once(stage.teacher, batch_shape, "meta")
+            weights, activations, feature_bytes = _run_once(stage.teacher, blank, "meta")
         except BadTeacher:  # its code looks at values, which a meta tensor has none of: run a batch for real
-            weights, activations, feature_bytes = _run_once(stage.teacher, batch_shape, "cpu")
-        num_classes = len(dataset.spec.classes)
-        row_bytes += stage.teacher.encoding.bytes_per_row(num_classes) + feature_bytes
-        row_bytes += num_classes * 4  # raw logits, for the per-sample columns
+            weights, activations, feature_bytes = _run_once(stage.teacher, blank, "cpu")
+        positions = 1 if dataset.spec.vocabulary is None else math.prod(dataset.spec.input_shape)
+        row_bytes += positions * stage.teacher.encoding.bytes_per_row(dataset.spec.num_classes) + feature_bytes
+        # Of the logits of a batch: their log-probabilities, those as probabilities, and what an encoding works with.
+        activations += LOGITS_COPIES * len(blank) * positions * dataset.spec.num_classes * 4
     source = dataset.source.buffer_bytes() if stage.teacher is None else 0
-    return weights, int(WORKSPACE * activations), SHARDS_IN_FLIGHT * COPIES_OF_A_SHARD * rows * row_bytes, source
+    shards = SHARDS_IN_FLIGHT * COPIES_OF_A_SHARD * rows * row_bytes
+    if stage.view != PLAIN:
+        shards += COPIES_OF_A_VIEW * rows * input_bytes
+    return weights, int(WORKSPACE * activations), shards, source
 
 
-def _run_once(options: TeacherOptions, batch_shape: tuple[int, ...], device: str) -> tuple[int, int, int]:
+def _run_once(options: TeacherOptions, blank: np.ndarray, device: str) -> tuple[int, int, int]:
     """Return bytes of a teacher's weights, of a batch's activations alive at once, and of a row's stored features."""
     import torch
 
-    from storage.views import to_float
+    from storage.views import plain
     from teacher_cache.teachers import load_teacher
 
     full_precision = options.model_copy(update={"autocast": "fp32"})  # an upper bound, and meta has no autocast
@@ -80,7 +88,7 @@ def _run_once(options: TeacherOptions, batch_shape: tuple[int, ...], device: str
     weights = sum(t.numel() * t.element_size() for t in teacher.model.state_dict().values())
     teacher.to(torch.device(device))
     with _live_bytes() as live:
-        _, features = teacher(to_float(torch.zeros(batch_shape, device=device)))
+        _, features = teacher(plain(torch.from_numpy(blank).to(device)))
     encoded = [options.features[name].encode(values) for name, values in features.items()]
     return weights, live.peak, sum(values[0].numel() * values.element_size() for values in encoded)
 

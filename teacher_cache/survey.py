@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import islice
 
@@ -13,9 +13,13 @@ from storage.cache import Cache
 from storage.datasets import RecordedFile, Source, Unreadable
 from storage.errors import BadRequest, MissingSource, StaleCache
 from storage.rows import RowPlan, Segment, ShardRows
-from storage.spec import DatasetSpec, TeacherSpec, check_spec
+from storage.shards import INGEST
+from storage.spec import DatasetSpec, TeacherSpec, ViewsSpec, check_spec
+from storage.stages import VIEWS_JSON
+from storage.views import PLAIN, view_name
+from storage.views.options import ViewOptions, unfit
 from teacher_cache.plan import default_rows_per_shard, grow, missing
-from teacher_cache.teachers import TeacherOptions, check_tokenizer
+from teacher_cache.teachers import TeacherOptions, check_tokens
 
 PROBED_SAMPLES = 100  # read to learn the shape of an input; one readable sample among them is enough
 
@@ -27,7 +31,7 @@ class BuildRequest:
     Attributes:
         cache: address of the cache.
         job: the job's file, for messages.
-        sources, teachers: sections of the job.
+        sources, teachers, views: sections of the job.
         part: (i, n), this process does number i of n.
         device: of teachers: auto, cpu, cuda.
         threads: of torch, per worker.
@@ -40,6 +44,7 @@ class BuildRequest:
     part: tuple[int, int] = (0, 1)
     device: str = "auto"
     threads: int = 1
+    views: ViewOptions | None = None
 
 
 @dataclass(frozen=True)
@@ -50,6 +55,7 @@ class PlannedDataset:
         rows: the plan, with `segment` at its end if the dataset is new or has grown.
         mended: shard → attempt of the commits whose quarantined samples can be read now; they are built again.
         tokenizer: of text, its `tokenizer.json`.
+        views: which function of a sample its views are; None: it is not augmented.
     """
 
     source: Source
@@ -58,11 +64,12 @@ class PlannedDataset:
     segment: Segment | None
     mended: dict[int, str]
     tokenizer: bytes | None = None
+    views: ViewsSpec | None = None
 
 
 @dataclass(frozen=True)
 class Stage:
-    """The ingest of a dataset (no teacher), or one teacher over it.
+    """The ingest of a dataset (no teacher), or one teacher over one view of it.
 
     Attributes:
         shards: those that fall to this part of the build.
@@ -74,10 +81,12 @@ class Stage:
     spec: TeacherSpec | None
     shards: tuple[ShardRows, ...]
     todo: tuple[ShardRows, ...]
+    view: str = PLAIN
 
     @property
     def name(self) -> str:
-        return f"{self.dataset.spec.name}/{'ingest' if self.teacher is None else self.teacher.name}"
+        name = f"{self.dataset.spec.name}/{INGEST if self.teacher is None else self.teacher.name}"
+        return name if self.view == PLAIN else f"{name}/{self.view}"
 
 
 @dataclass(frozen=True)
@@ -101,33 +110,47 @@ def plan_build(request: BuildRequest) -> BuildPlan:
         MissingSource: a dataset or its weights are not there.
         BadRequest: the cache's folder holds something else.
     """
-    cache = Cache.find(request.cache)
+    return _plan(request, Cache.find(request.cache))
+
+
+def plan_afresh(request: BuildRequest) -> BuildPlan:
+    """Return what a build would do if nothing were built yet; whatever lies at the cache's address is not looked at.
+
+    Raises:
+        MissingSource, BadRequest: as `plan_build`.
+    """
+    return _plan(request, None)
+
+
+def _plan(request: BuildRequest, cache: Cache | None) -> BuildPlan:
     stages = []
     tokenizers: dict[str, bytes | None] = {}
     for source in request.sources:
         dataset = _plan_dataset(cache, source, request.job, tokenizers)
+        if request.views is not None and _is_augmented(request.views, dataset.spec):
+            dataset = replace(dataset, views=_plan_views(cache, request.views, dataset.spec, request.job))
         tokenizers[source.name] = dataset.tokenizer
         shards = tuple(dataset.rows.shards())
         stages.append(_plan_stage(cache, dataset, None, None, shards, request.part))
         for teacher in request.teachers:
             if teacher.datasets is None or source.name in teacher.datasets:
-                check_tokenizer(teacher, dataset.spec)
+                check_tokens(teacher, dataset.spec)
                 spec = teacher.promise(_num_classes(teacher, dataset.spec))
                 if cache is not None and teacher.name in cache.teacher_names(source.name):
                     check_spec(cache.objects, f"{source.name}/{teacher.name}/teacher.json", spec, request.job)
-                stages.append(_plan_stage(cache, dataset, teacher, spec, shards, request.part))
+                stages += [
+                    _plan_stage(cache, dataset, teacher, spec, shards, request.part, view)
+                    for view in _views_of(dataset, request.views)
+                ]
+    if request.views is not None and all(stage.dataset.views is None for stage in stages):
+        raise BadRequest(
+            f"{request.job} asks for views, and no dataset can be augmented",
+            found="\n".join(f"{s.dataset.spec.name}: {_inputs(s.dataset.spec)}" for s in stages if s.teacher is None),
+            expected="images, uint8 (channels, height, width)",
+            do="drop [views]",
+        )
     stages.sort(key=lambda stage: stage.teacher is not None)  # every dataset first, then teachers; the sort is stable
     return BuildPlan(request, tuple(stages))
-
-
-def plan_afresh(sources: Sequence[Source], job: str) -> list[PlannedDataset]:
-    """Return the datasets of a job as if nothing of them were built yet. Raises MissingSource."""
-    planned: list[PlannedDataset] = []
-    tokenizers: dict[str, bytes | None] = {}
-    for source in sources:
-        planned.append(_plan_dataset(None, source, job, tokenizers))
-        tokenizers[source.name] = planned[-1].tokenizer
-    return planned
 
 
 def _plan_dataset(
@@ -254,6 +277,45 @@ def _num_classes(teacher: TeacherOptions, dataset: DatasetSpec) -> int:
     return dataset.num_classes
 
 
+def _is_augmented(options: ViewOptions, dataset: DatasetSpec) -> bool:
+    """Return whether a job wants views of a dataset: it names it, or names none and this one holds images."""
+    if options.datasets is not None:
+        return dataset.name in options.datasets
+    return dataset.input_dtype == "uint8" and len(dataset.input_shape) == 3
+
+
+def _plan_views(cache: Cache | None, options: ViewOptions, dataset: DatasetSpec, job: str) -> ViewsSpec:
+    """Return the promise of a dataset's views.
+
+    Raises:
+        BadRequest: its inputs cannot be augmented so.
+        StaleCache: the cache has views of other transforms or another seed.
+    """
+    if (reason := unfit(options.transforms, dataset.input_shape, dataset.input_dtype)) is not None:
+        raise BadRequest(
+            f"dataset {dataset.name} cannot be augmented: {reason}",
+            found=_inputs(dataset),
+            expected="images, uint8 (channels, height, width), which every transform fits",
+            do="name in `datasets` of [views] those that are to be augmented, or change its transforms",
+        )
+    spec = ViewsSpec(name=dataset.name, seed=options.seed, transforms=tuple(options.transforms))
+    known = cache is not None and dataset.name in cache.dataset_names()
+    if known and cache is not None and cache.views(dataset.name) is not None:
+        check_spec(cache.objects, f"{dataset.name}/{VIEWS_JSON}", spec, job)
+    return spec
+
+
+def _views_of(dataset: PlannedDataset, options: ViewOptions | None) -> list[str]:
+    """Return the views about which teachers are asked."""
+    if dataset.views is None or options is None:
+        return [PLAIN]
+    return [*([PLAIN] if options.plain else []), *map(view_name, range(options.count))]
+
+
+def _inputs(dataset: DatasetSpec) -> str:
+    return f"{dataset.input_dtype} {dataset.input_shape}"
+
+
 def _plan_stage(
     cache: Cache | None,
     dataset: PlannedDataset,
@@ -261,7 +323,10 @@ def _plan_stage(
     spec: TeacherSpec | None,
     shards: tuple[ShardRows, ...],
     part: tuple[int, int],
+    view: str = PLAIN,
 ) -> Stage:
     name = None if teacher is None else teacher.name
-    committed = set() if cache is None else cache.committed(dataset.spec.name, name) - dataset.mended.keys()
-    return Stage(dataset, teacher, spec, tuple(missing(shards, set(), part)), tuple(missing(shards, committed, part)))
+    committed = set() if cache is None else cache.committed(dataset.spec.name, name, view) - dataset.mended.keys()
+    return Stage(
+        dataset, teacher, spec, tuple(missing(shards, set(), part)), tuple(missing(shards, committed, part)), view
+    )

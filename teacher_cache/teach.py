@@ -1,22 +1,26 @@
 """Ask a teacher about one shard, and commit its soft targets, features and per-sample statistics.
 
-Shapes: S rows of a shard, B readable rows of it or of a batch, C classes.
+Shapes: S rows of a shard, B readable rows of it or of a batch, L positions of a row of tokens, C classes, V ≥ C
+logits of a padded vocabulary.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 
 from storage.cache import Cache
+from storage.datasets.packing import NO_LABEL
+from storage.digests import sample_keys
 from storage.errors import BadRequest, BadTeacher, RowsMissing
-from storage.shards import ShardKey
+from storage.shards import Commit, ShardKey
 from storage.spec import TeacherSpec
-from storage.views import PLAIN, to_float, view_fingerprint
+from storage.views import FINGERPRINTED_ROWS, PLAIN, plain, view_fingerprint
+from storage.views.check import Readable, libraries, readable_rows
 from teacher_cache.tasks import LOCK, Done, Task, commit_shard, provenance
 
 if TYPE_CHECKING:
@@ -43,33 +47,55 @@ def teach_shard(task: Task) -> Done:
     assert task.key.teacher is not None
     spec = cache.teacher(task.key.dataset, task.key.teacher)
     ingest = cache.commit(ShardKey(task.key.dataset, None, PLAIN, task.key.shard), with_table=True)
-    readable_S = ingest.table["error"].is_null().to_numpy(zero_copy_only=False)
+    readable = readable_rows(ingest.table)
+    readable_S = readable.mask_S
     inputs_S = cache.read_inputs(task.key.dataset, task.key.shard)
+    labels_S = _labels(cache, task.key, ingest)
 
     with LOCK:
         began = time.monotonic()
         torch.set_num_threads(task.threads)  # in each task: a Dask nanny has set it to 1
         device = _device(task.device)
         teacher = cached_teacher(task.options, task.promise, spec.num_classes, device)
-        answers = _ask(teacher, torch.from_numpy(inputs_S[readable_S]), spec, task.key.dataset)
-        labels = ingest.table["label"].to_numpy(zero_copy_only=False)[readable_S]
-        statistics = _statistics(answers.logits_BC, labels)
+        shown_B, seen = _show(cache, task.key, inputs_S, readable, device)
+        keys_B = readable.keys_B if task.key.view == PLAIN else readable.keys_B ^ sample_keys([task.key.view])
+        asked = Asked(shown_B, torch.from_numpy(labels_S[readable_S]), torch.from_numpy(keys_B))
+        answers = _ask(teacher, asked, spec, task.key.dataset)
         seconds = time.monotonic() - began
     _refuse(answers, task, np.flatnonzero(readable_S))
 
     arrays = {name: _spread_rows(encoded.cpu().numpy(), readable_S) for name, encoded in answers.encoded.items()}
-    table = pa.table(
-        {"row": ingest.table["row"], **{name: _column(values, readable_S) for name, values in statistics.items()}}
-    )
+    columns = {name: _column(values.cpu().numpy(), readable_S) for name, values in answers.columns.items()}
+    table = pa.table({"row": ingest.table["row"], **columns})
     about = provenance(seconds) | {
         "quarantined": int((~readable_S).sum()),
         "inputs_digest": ingest.about["inputs_digest"],
-        "view_fingerprint": view_fingerprint(inputs_S),
         "device": torch.cuda.get_device_name() if device == "cuda" else f"cpu, {task.threads} threads",
         "torch": torch.__version__,
         "promise": task.promise,
+        **seen,
     }
     return commit_shard(cache, task, arrays, table, about, 0)
+
+
+def _show(
+    cache: Cache, key: ShardKey, inputs_S: np.ndarray, readable: Readable, device: str
+) -> tuple[Tensor, dict[str, Any]]:
+    """Return what the teacher is shown of the readable rows, (B, …), and what a commit says of it."""
+    import torch
+
+    stored_B = torch.from_numpy(inputs_S[readable.mask_S])
+    if key.view == PLAIN:
+        return stored_B, {"view_fingerprint": view_fingerprint(inputs_S)}
+    views = cache.views(key.dataset)
+    assert views is not None  # the build wrote it before any task
+    shown_B = views.view(key.view).show_shard(stored_B.to(device), readable.keys_B, readable.splits_B)
+    return shown_B, {
+        "inputs_fingerprint": view_fingerprint(inputs_S),
+        "view_fingerprint": view_fingerprint(shown_B[:FINGERPRINTED_ROWS].cpu().numpy()),
+        "views": views.fingerprint,
+        "libraries": libraries(),
+    }
 
 
 def _device(asked: str) -> str:
@@ -83,47 +109,51 @@ def _device(asked: str) -> str:
     return asked if asked != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
 
 
+def _labels(cache: Cache, key: ShardKey, ingest: Commit) -> np.ndarray:
+    """Return labels, int64 (S,) or of tokens (S, L), −1 where there is none."""
+    if cache.dataset(key.dataset).vocabulary is not None:
+        return cache.read_labels(key.dataset, key.shard).astype(np.int64)
+    return np.asarray(ingest.table["label"].fill_null(NO_LABEL).to_numpy().astype(np.int64))
+
+
+class Asked(NamedTuple):
+    """Inputs (B, …), labels (B,) or of tokens (B, L) int64, −1 for none, and keys of draws (B,) int64."""
+
+    inputs: Tensor
+    labels: Tensor
+    keys_B: Tensor
+
+
 class Answers(NamedTuple):
-    """What a teacher said of a shard, all on its device.
+    """What a teacher said of a shard, all on its device; B readable rows.
 
     Attributes:
-        logits_BC: (B, C) float32, for B readable rows.
-        encoded: name of an array in the cache → stored form, (B, …).
+        columns: of the commit's table, (B,) each.
+        encoded: name of an array in the cache → stored form, (B, …), of tokens (B, L, …).
         finite: name → (B,) bool, of the teacher's own values.
         in_range: name → (B,) bool, of the stored form.
     """
 
-    logits_BC: Tensor
+    columns: dict[str, Tensor]
     encoded: dict[str, Tensor]
     finite: dict[str, Tensor]
     in_range: dict[str, Tensor]
 
 
-def _ask(teacher: Teacher, inputs_B: Tensor, spec: TeacherSpec, dataset: str) -> Answers:
-    """Return the teacher's answers, encoded batch by batch so that no whole feature is ever held."""
+def _ask(teacher: Teacher, asked: Asked, spec: TeacherSpec, dataset: str) -> Answers:
+    """Return the teacher's answers, encoded batch by batch so that no whole logits or features are ever held."""
     import torch
 
-    if not len(inputs_B):  # nothing was readable; a blank tells the shapes, and models choke on no rows at all
-        blank = _ask(teacher, inputs_B.new_zeros(1, *inputs_B.shape[1:]), spec, dataset)
-        return Answers(blank.logits_BC[:0], *({name: t[:0] for name, t in tensors.items()} for tensors in blank[1:]))
+    if not len(asked.inputs):  # nothing was readable; a blank tells the shapes, and models choke on no rows at all
+        one = Asked(*(values.new_zeros(1, *values.shape[1:]) for values in asked))
+        return Answers(*({name: t[:0] for name, t in tensors.items()} for tensors in _ask(teacher, one, spec, dataset)))
     parts: list[Answers] = []
-    for batch in inputs_B.split(teacher.batch_size):
-        logits_BC, features = teacher(to_float(batch))
-        _check_classes(logits_BC, spec, dataset)
+    for batch in map(Asked, *(values.split(teacher.batch_size) for values in asked)):
+        logits, features = teacher(plain(batch.inputs))
+        _check_classes(logits, batch.labels, spec, dataset)
         if not parts:
-            _refuse_probabilities(logits_BC, spec)
-        encoded = spec.encoding.encode(logits_BC) | {
-            f"feature/{name}": spec.features[name].encode(values) for name, values in features.items()
-        }
-        raw = {"logits": logits_BC} | {f"feature/{name}": values for name, values in features.items()}
-        parts.append(
-            Answers(
-                logits_BC,
-                encoded,
-                {name: _finite_rows(values) for name, values in raw.items()},
-                {name: _finite_rows(values) for name, values in encoded.items()},
-            )
-        )
+            _refuse_probabilities(logits.flatten(0, -2), spec)
+        parts.append(_answers(logits, features, batch, spec))
 
     def joined(dicts: Iterable[dict[str, Tensor]]) -> dict[str, Tensor]:
         dicts = list(dicts)
@@ -132,29 +162,53 @@ def _ask(teacher: Teacher, inputs_B: Tensor, spec: TeacherSpec, dataset: str) ->
                 raise BadTeacher(f"teacher {spec.name} changes the shape of {name} between batches", found=f"{shapes}")
         return {name: torch.cat([tensors[name] for tensors in dicts]) for name in dicts[0]}
 
-    return Answers(
-        torch.cat([part.logits_BC for part in parts]),
-        joined(part.encoded for part in parts),
-        joined(part.finite for part in parts),
-        joined(part.in_range for part in parts),
+    return Answers(*(joined(part[number] for part in parts) for number in range(len(Answers._fields))))
+
+
+def _answers(logits: Tensor, features: dict[str, Tensor], batch: Asked, spec: TeacherSpec) -> Answers:
+    """Return the answers for one batch; `logits` (B, V), of tokens (B, L, V)."""
+    from storage.encodings.draws import position_keys
+
+    labels, keys = batch.labels.to(logits.device), batch.keys_B.to(logits.device)
+    if logits.ndim == 3:
+        keys = position_keys(keys, logits.shape[1])
+    encoded = spec.encoding.encode(
+        logits.flatten(0, -2), num_classes=spec.num_classes, labels_B=labels.flatten(), keys_B=keys.flatten()
     )
+    encoded = {name: values.unflatten(0, logits.shape[:-1]) for name, values in encoded.items()}
+    in_range = {name: _finite_rows(v, bf16=name in spec.encoding.bf16_arrays) for name, v in encoded.items()}
+    finite = {"logits": _finite_rows(logits[..., : spec.num_classes]) & _finite_rows(logits.amax(-1, keepdim=True))}
+    for name, values in features.items():
+        stored = encoded[f"feature/{name}"] = spec.features[name].encode(values)
+        finite[f"feature/{name}"] = _finite_rows(values)
+        in_range[f"feature/{name}"] = _finite_rows(stored, bf16=spec.features[name].dtype == "bf16")
+    return Answers(_columns(logits, labels), encoded, finite, in_range)
 
 
-def _finite_rows(values_B: Tensor) -> Tensor:
-    """Return which rows hold neither NaN nor infinity, (B,) bool."""
+def _finite_rows(values_B: Tensor, *, bf16: bool = False) -> Tensor:
+    """Return which rows hold neither NaN nor infinity, (B,) bool; bfloat16 is stored as its bits, for Zarr has none."""
     import torch
 
-    if values_B.dtype == torch.uint16:
-        values_B = values_B.view(torch.bfloat16)  # stored as its bits, for Zarr has no such type
+    if bf16:
+        values_B = values_B.view(torch.bfloat16)
     return values_B.isfinite().flatten(1).all(dim=1)
 
 
-def _check_classes(logits_BC: Tensor, spec: TeacherSpec, dataset: str) -> None:
-    if logits_BC.shape[1] != spec.num_classes:
+def _check_classes(logits: Tensor, labels: Tensor, spec: TeacherSpec, dataset: str) -> None:
+    """Check the number of logits: that of the classes, of tokens at least that; the rest pads the vocabulary."""
+    found, padded = logits.shape[-1], logits.ndim == 3
+    if found < spec.num_classes or (found > spec.num_classes and not padded):
         raise BadTeacher(
             f"teacher {spec.name} does not fit dataset {dataset}",
-            found=f"{logits_BC.shape[1]} logits per row",
-            expected=f"{spec.num_classes} classes",
+            found=f"{found} logits per {'position' if padded else 'row'}",
+            expected=f"{'at least ' * padded}{spec.num_classes} classes",
+        )
+    if labels.shape != logits.shape[:-1] or (labels.numel() and int(labels.max()) >= spec.num_classes):
+        raise BadTeacher(
+            f"teacher {spec.name} does not fit the labels of dataset {dataset}",
+            found=f"logits of shape {tuple(logits.shape)}, labels of shape {tuple(labels.shape)}, "
+            f"the largest {int(labels.max()) if labels.numel() else 'none'}",
+            expected=f"logits for each label, and labels below {spec.num_classes}",
         )
 
 
@@ -193,21 +247,25 @@ def _refuse(answers: Answers, task: Task, readable_rows: np.ndarray) -> None:
                 )
 
 
-def _statistics(logits_BC: Tensor, labels_B: np.ndarray) -> dict[str, np.ndarray]:
-    """Return per-row columns: top class, its probability, entropy (nats), log-probability of the label (NaN: none)."""
-    import torch
+def _columns(logits: Tensor, labels: Tensor) -> dict[str, Tensor]:
+    """Return columns of the table, (B,) each: top class, its probability, entropy (nats), log-probability of the label.
 
-    log_probabilities_BC = logits_BC.log_softmax(dim=1)
-    top = log_probabilities_BC.max(dim=1)
-    entropy_B = -(log_probabilities_BC.exp() * log_probabilities_BC).sum(dim=1)
-    labels = torch.from_numpy(np.nan_to_num(labels_B.astype(np.float64)).astype(np.int64)).to(logits_BC.device)
-    of_label_B = log_probabilities_BC.gather(1, labels[:, None])[:, 0].cpu().numpy()
-    return {
-        "top": top.indices.cpu().numpy(),
-        "top_probability": top.values.exp().cpu().numpy(),
-        "entropy": entropy_B.cpu().numpy(),
-        "label_log_probability": np.where(np.isnan(labels_B.astype(np.float64)), np.float32(np.nan), of_label_B),
+    Of tokens, means over the positions that have a label, and no top class (−1). NaN: no value.
+    """
+    log_total = logits.logsumexp(-1)
+    top = logits.max(dim=-1)
+    log_p = logits - log_total[..., None]
+    values = {
+        "top_probability": (top.values - log_total).exp(),
+        "entropy": -(log_p.exp() * log_p.clamp(min=-1e4)).sum(-1),  # padding of a vocabulary may be −inf
+        "label_log_probability": log_p.gather(-1, labels.clamp(min=0)[..., None])[..., 0],
     }
+    known = labels >= 0
+    if logits.ndim == 3:
+        means = {name: (value * known).sum(1) / known.sum(1) for name, value in values.items()}  # 0 / 0 is NaN
+        return {"top": labels.new_full((len(labels),), NO_LABEL), **means}
+    values["label_log_probability"] = values["label_log_probability"].masked_fill(~known, float("nan"))
+    return {"top": top.indices, **values}
 
 
 def _spread_rows(values_B: np.ndarray, readable_S: np.ndarray) -> np.ndarray:
@@ -220,8 +278,8 @@ def _spread_rows(values_B: np.ndarray, readable_S: np.ndarray) -> np.ndarray:
 
 
 def _column(values_B: np.ndarray, readable_S: np.ndarray) -> pa.Array:
-    """Return a column (S,) that is null where a row is unreadable or its value is NaN."""
-    null_B = np.isnan(values_B) if values_B.dtype.kind == "f" else np.zeros(len(values_B), bool)
+    """Return a column (S,) that is null where a row is unreadable or has no value: NaN, or class −1."""
+    null_B = np.isnan(values_B) if values_B.dtype.kind == "f" else values_B == NO_LABEL
     null_S = ~readable_S
     null_S[readable_S] = null_B
     return pa.array(_spread_rows(np.where(null_B, 0, values_B).astype(values_B.dtype), readable_S), mask=null_S)

@@ -139,3 +139,10 @@ class ViewOptions(Options):
                 "give each its `probability`"
             )
         return self
+
+
+def unfit(transforms: Sequence[Transform], shape: Sequence[int], dtype: str) -> str | None:
+    """Return why inputs cannot be augmented, or None."""
+    if dtype != "uint8" or len(shape) != 3:
+        return f"its inputs are {dtype} of shape {tuple(shape)}"
+    return next((reason for step in transforms if (reason := step.unfit(shape)) is not None), None)

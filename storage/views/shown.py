@@ -5,7 +5,7 @@ Shapes: S readable rows of a shard, B rows of a batch, C channels, H height, W w
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -21,7 +21,7 @@ from storage.views.numbers import Rolls
 from storage.views.options import MIXING, Transform
 from storage.views.transforms import TRANSFORMS
 
-BLOCK_ROWS = 128  # transformed at once on a CPU, so that a block stays in its cache; the result does not depend on it
+BLOCK_BYTES = {"cpu": 2**19, "cuda": 2**25}  # transformed at once; one block of a CPU stays in its cache
 
 
 @dataclass(frozen=True)
@@ -66,8 +66,10 @@ class View:
         if not self.mixing:
             return shown
         partners_S = torch.from_numpy(self.partners(keys_S, splits_S)).to(images.device)
-        blocks = zip(shown.split(BLOCK_ROWS), partners_S.split(BLOCK_ROWS), on_device.split(BLOCK_ROWS), strict=True)
-        return torch.cat([self._mix(own, shown[partners], keys).images for own, partners, keys in blocks])
+        mixed = torch.empty_like(shown)
+        for rows in _blocks(shown):
+            mixed[rows] = self._mix(shown[rows], shown[partners_S[rows]], on_device[rows]).images
+        return mixed
 
     def partners(self, keys_S: NDArray[np.int64], splits_S: NDArray[Any]) -> NDArray[np.int64]:
         """Return the position of each row's partner among all readable rows of a shard."""
@@ -89,12 +91,9 @@ class View:
         return view_fingerprint(self.show(own, own_keys, others, other_keys).images.numpy())
 
     def _transform(self, images: Tensor, keys_B: Tensor) -> Tensor:
-        if images.device.type != "cpu" or len(images) <= BLOCK_ROWS:
-            return self._transform_block(images, keys_B)
         shown = torch.empty_like(images)
-        for start in range(0, len(images), BLOCK_ROWS):
-            block = slice(start, start + BLOCK_ROWS)
-            shown[block] = self._transform_block(images[block], keys_B[block])
+        for rows in _blocks(images):
+            shown[rows] = self._transform_block(images[rows], keys_B[rows])
         return shown
 
     def _transform_block(self, images: Tensor, keys_B: Tensor) -> Tensor:
@@ -108,8 +107,8 @@ class View:
         return mix(images, partners, keys_B, self.mixing, seed=self.seed, view=self.number)
 
 
-def transforms_unfit(transforms: Sequence[Transform], shape: Sequence[int], dtype: str) -> str | None:
-    """Return why inputs cannot be augmented, or None."""
-    if dtype != "uint8" or len(shape) != 3:
-        return f"its inputs are {dtype} of shape {tuple(shape)}"
-    return next((reason for step in transforms if (reason := step.unfit(shape)) is not None), None)
+def _blocks(images: Tensor) -> Iterator[slice]:
+    """Yield runs of rows, small enough that the integers in between are no burden; the result does not depend on it."""
+    row_bytes = max(1, images[:1].numel())
+    rows = max(1, BLOCK_BYTES[images.device.type] // row_bytes)
+    return (slice(start, start + rows) for start in range(0, len(images), rows))

@@ -21,8 +21,9 @@ from storage.views.options import (
     RandomResizedCrop,
     Transform,
     ViewOptions,
+    unfit,
 )
-from storage.views.shown import View, transforms_unfit
+from storage.views.shown import View
 from storage.views.transforms import TRANSFORMS
 
 EVERY: dict[str, tuple[Transform, ...]] = {
@@ -259,4 +260,4 @@ def test_lists_of_transforms_that_cannot_be_are_refused(transforms: list[Transfo
     ],
 )
 def test_inputs_that_do_not_fit_are_told(step: Transform, shape: tuple[int, ...], dtype: str, reason: str) -> None:
-    assert transforms_unfit([step], shape, dtype) == reason
+    assert unfit([step], shape, dtype) == reason

@@ -18,6 +18,7 @@ from jobs.cache_job import CacheJob
 from jobs.files import read_job
 from storage.cache import Cache
 from storage.shards import read_commits, stage_folder
+from storage.views import PLAIN
 from teacher_cache.build import BuildReport, run_build
 from teacher_cache.runners import Runner, run_inline
 from teacher_cache.survey import BuildRequest, plan_build
@@ -159,7 +160,7 @@ def write_job(folder: Path, *sections: str, cache: str = "cache", cluster: str =
 def build(job: Path, *, runner: Runner = run_inline, **request: Any) -> BuildReport:
     """Build a job in this process, as the command does."""
     read = read_job(job, CacheJob)
-    fields = {"cache": read.cache, "sources": tuple(read.dataset), "teachers": tuple(read.teacher)}
+    fields = {"cache": read.cache, "sources": tuple(read.dataset), "teachers": tuple(read.teacher), "views": read.views}
     return run_build(plan_build(BuildRequest(**(fields | {"job": str(job)} | request))), runner, Silent())
 
 
@@ -169,11 +170,12 @@ def contents(cache: Path) -> dict[str, dict[str, str]]:
     found: dict[str, dict[str, str]] = {}
     for dataset in opened.dataset_names():
         for teacher in [None, *opened.teacher_names(dataset)]:
-            folder = stage_folder(dataset, teacher)
-            paths = [f"{folder}/{shard:05d}.parquet" for shard in sorted(opened.committed(dataset, teacher))]
-            for commit in read_commits(opened.objects, paths):
-                table = json.dumps(commit.table.to_pydict(), default=str)
-                found[str(commit.key)] = {o.path: o.digest for o in commit.objects} | {"table": table}
+            for view in [PLAIN] if teacher is None else opened.view_names(dataset, teacher):
+                folder = stage_folder(dataset, teacher, view)
+                paths = [f"{folder}/{shard:05d}.parquet" for shard in sorted(opened.committed(dataset, teacher, view))]
+                for commit in read_commits(opened.objects, paths):
+                    table = json.dumps(commit.table.to_pydict(), default=str)
+                    found[str(commit.key)] = {o.path: o.digest for o in commit.objects} | {"table": table}
     return found
 
 

@@ -1,0 +1,253 @@
+"""Views in a build: promised once, computed once each, killed and resumed, and the same as a model would be shown."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from jobs.cache_job import CacheJob
+from jobs.files import read_job
+from storage.cache import Cache
+from storage.errors import BadRequest, MissingObject, StaleCache
+from storage.shards import ShardKey
+from storage.status import query_samples, read_info, read_status
+from storage.verify import verify
+from storage.views import PLAIN, to_float
+from storage.views.check import readable_rows
+from teacher_cache.memory import project_worker
+from teacher_cache.survey import BuildRequest, plan_build
+from tests.teacher_cache.toys import DIGITS, build, contents, teacher_section, write_digits, write_job, write_teacher
+
+STEPS = '{ kind = "pad_crop", padding = 1 }, { kind = "cutmix", probability = 0.5 }'
+
+
+def views(count: int = 2, *, seed: int = 0, steps: str = STEPS, extra: str = "") -> str:
+    return f"[views]\ncount = {count}\nseed = {seed}\ntransforms = [{steps}]\n{extra}\n"
+
+
+def job_of(folder: Path, *sections: str, rows: int = 40) -> Path:
+    return write_job(folder, write_digits(folder, rows), teacher_section(), *sections)
+
+
+@pytest.fixture
+def cache(tmp_path: Path) -> Path:
+    write_teacher(tmp_path)
+    return tmp_path / "cache"
+
+
+def stages(cache: Path) -> dict[str, int]:
+    """Return rows done of each stage."""
+    return {f"{s['teacher']}/{s['view']}": s["rows_done"] for s in read_status(Cache.open(str(cache))).to_dicts()}
+
+
+def test_a_teacher_is_asked_about_every_view_and_plain_only_if_wanted(cache: Path, tmp_path: Path) -> None:
+    build(job_of(tmp_path, views(2)))
+    assert stages(cache) == {"ingest/plain": 40, "toy/view-000": 40, "toy/view-001": 40}
+    build(job_of(tmp_path, views(2, extra="plain = true")))
+    assert stages(cache)["toy/plain"] == 40
+
+
+def test_targets_are_of_what_the_view_shows(cache: Path, tmp_path: Path) -> None:
+    model = write_teacher(tmp_path)
+    build(job_of(tmp_path, views(2)))
+    opened = Cache.open(str(cache))
+    rows = readable_rows(opened.commit(ShardKey("digits", None, PLAIN, 1), with_table=True).table)
+    inputs = torch.from_numpy(opened.read_inputs("digits", 1))
+    promised = opened.views("digits")
+    assert promised is not None
+    for view in ("view-000", "view-001"):
+        shown = promised.view(view).show_shard(inputs, rows.keys_B, rows.splits_B)
+        assert not torch.equal(shown, inputs)
+        with torch.inference_mode():
+            expected = model(to_float(shown))
+        found = opened.read_targets("digits", "toy", 1, view)["logits"]
+        np.testing.assert_allclose(found, expected.numpy(), atol=1e-5)
+
+
+def test_a_larger_count_computes_only_the_new_views(cache: Path, tmp_path: Path) -> None:
+    assert build(job_of(tmp_path, views(2))).built == 3 + 2 * 3
+    before = contents(cache)
+    report = build(job_of(tmp_path, views(4)))
+    assert (report.built, report.present) == (2 * 3, 3 + 2 * 3)
+    assert {key: found for key, found in contents(cache).items() if key in before} == before
+    assert build(job_of(tmp_path, views(1))).built == 0
+
+
+def test_plain_targets_stay_when_views_come(cache: Path, tmp_path: Path) -> None:
+    build(job_of(tmp_path))
+    before = contents(cache)
+    build(job_of(tmp_path, views(1)))
+    after = contents(cache)
+    assert {key: after[key] for key in before} == before
+    assert stages(cache) == {"ingest/plain": 40, "toy/plain": 40, "toy/view-000": 40}
+
+
+@pytest.mark.parametrize(
+    ("change", "field"),
+    [
+        (views(2, seed=1), "seed"),
+        (views(2, steps='{ kind = "pad_crop", padding = 2 }, { kind = "cutmix", probability = 0.5 }'), "transforms"),
+    ],
+)
+def test_changed_views_are_refused_by_field(cache: Path, tmp_path: Path, change: str, field: str) -> None:
+    build(job_of(tmp_path, views(2)))
+    with pytest.raises(StaleCache, match=f"views.json differs in {field}"):
+        build(job_of(tmp_path, change))
+
+
+def test_datasets_that_are_not_named_stay_plain(cache: Path, tmp_path: Path) -> None:
+    job = job_of(tmp_path, DIGITS.replace('name = "digits"', 'name = "other"'), views(1, extra='datasets = ["other"]'))
+    build(job)
+    assert {
+        (s["dataset"], s["view"]) for s in read_status(Cache.open(str(cache))).to_dicts() if s["teacher"] == "toy"
+    } == {
+        ("digits", "plain"),
+        ("other", "view-000"),
+    }
+    assert Cache.open(str(cache)).views("digits") is None
+
+
+def floats(folder: Path) -> str:
+    np.savez(folder / "floats.npz", inputs=np.ones((20, 1, 8, 8), np.float32), labels=np.arange(20) % 10)
+    classes = json.dumps([str(i) for i in range(10)])
+    return f'[[dataset]]\nname = "floats"\nkind = "arrays"\npath = "floats.npz"\nclasses = {classes}\n'
+
+
+def test_views_of_floats_are_refused_by_name(tmp_path: Path) -> None:
+    with pytest.raises(BadRequest, match="dataset floats cannot be augmented: its inputs are float32"):
+        build(write_job(tmp_path, floats(tmp_path), views(1, extra='datasets = ["floats"]')))
+    with pytest.raises(BadRequest, match="no dataset can be augmented"):
+        build(write_job(tmp_path, floats(tmp_path), views(1)))
+
+
+def test_a_transform_that_does_not_fit_is_refused_by_dataset(tmp_path: Path) -> None:
+    with pytest.raises(BadRequest, match="dataset digits cannot be augmented: padding = 8"):
+        build(write_job(tmp_path, DIGITS, views(1, steps='{ kind = "pad_crop", padding = 8 }')))
+
+
+def test_views_of_an_unknown_dataset_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(BadRequest, match="views names unknown datasets train; there are digits"):
+        read_job(write_job(tmp_path, DIGITS, views(1, extra='datasets = ["train"]')), CacheJob)
+
+
+def test_a_view_that_is_lost_is_built_alone(cache: Path, tmp_path: Path) -> None:
+    job = job_of(tmp_path, views(2))
+    build(job)
+    before = contents(cache)
+    opened = Cache.open(str(cache))
+    opened.objects.delete(ShardKey("digits", "toy", "view-001", 2).commit_path)
+    assert build(job).built == 1
+    assert contents(cache) == before
+
+
+def test_verify_knows_views(cache: Path, tmp_path: Path) -> None:
+    build(job_of(tmp_path, views(2)))
+    opened = Cache.open(str(cache))
+    assert verify(opened).shards == 9
+    group = opened.commit(ShardKey("digits", "toy", "view-001", 2)).group
+    path = next((cache / group / "logits").rglob("c/*/*"))
+    path.write_bytes(path.read_bytes()[:-1] + b"?")
+    assert [str(shard.key) for shard in verify(opened).bad] == ["digits/toy/view-001/00002"]
+
+
+def test_lost_promises_of_views_are_told(cache: Path, tmp_path: Path) -> None:
+    job = job_of(tmp_path, views(1))
+    build(job)
+    (cache / "digits" / "views.json").unlink()
+    for action in (lambda: verify(Cache.open(str(cache))), lambda: build(job)):
+        with pytest.raises(MissingObject, match="views.json is not there"):
+            action()
+
+
+def test_mended_samples_drop_the_shards_of_every_view(cache: Path, tmp_path: Path) -> None:
+    from PIL import Image
+
+    folder = tmp_path / "images" / "a"
+    folder.mkdir(parents=True)
+    for i in range(6):
+        Image.fromarray(np.full((8, 8), 40 * i, np.uint8)).save(folder / f"{i}.png")
+    good = (folder / "2.png").read_bytes()
+    (folder / "2.png").write_bytes(b"broken")
+    source = (
+        '[[dataset]]\nname = "digits"\nkind = "image_folder"\npath = "images"\nsize = 8\nchannels = 1\n'
+        "rows_per_shard = 4\nmax_quarantined = 0.5\n"
+    )
+    job = write_job(tmp_path, source, teacher_section(classes=1), views(2))
+    write_teacher(tmp_path, classes=1)
+    build(job)
+    (folder / "2.png").write_bytes(good)
+    assert build(job).built == 3  # the ingest of the first shard, and both views of it
+    assert verify(Cache.open(str(cache))).bad == ()
+
+
+def test_columns_of_samples_are_of_the_first_view_or_of_plain(cache: Path, tmp_path: Path) -> None:
+    build(job_of(tmp_path, views(2)))
+    opened = Cache.open(str(cache))
+    first = opened.commits("digits", "toy", "view-000")[0].table["entropy"].to_pylist()
+    assert opened.samples("digits", ["toy"])["toy_entropy"].to_list()[:16] == first
+    assert len(query_samples(opened, "SELECT toy_top FROM digits")) == 40
+    build(job_of(tmp_path, views(2, extra="plain = true")))
+    plain = opened.commits("digits", "toy")[0].table["entropy"].to_pylist()
+    assert opened.samples("digits", ["toy"])["toy_entropy"].to_list()[:16] == plain
+
+
+def test_info_tells_what_views_are_promised(cache: Path, tmp_path: Path) -> None:
+    build(job_of(tmp_path, views(2)))
+    info = read_info(Cache.open(str(cache)))["datasets"]["digits"]
+    assert [step["kind"] for step in info["views"]["transforms"]] == ["pad_crop", "cutmix"]
+    assert info["teachers"]["toy"]["views"] == ["view-000", "view-001"]
+
+
+def test_views_cost_memory_for_the_shard_at_work(tmp_path: Path) -> None:
+    def projected(*sections: str) -> int:
+        job = read_job(write_job(tmp_path, DIGITS, teacher_section(), *sections), CacheJob)
+        request = BuildRequest(job.cache, "job", tuple(job.dataset), tuple(job.teacher), views=job.views)
+        return project_worker(plan_build(request)).shards
+
+    write_teacher(tmp_path)
+    assert projected(views(1)) - projected() == 3 * 256 * 64
+
+
+@pytest.mark.parametrize("about", ["view_fingerprint", "views", "inputs_digest"])
+def test_what_a_teacher_saw_is_checked(
+    cache: Path, tmp_path: Path, about: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    build(job_of(tmp_path, views(1)))
+    opened = Cache.open(str(cache))
+    inputs_S = opened.read_inputs("digits", 0)
+    opened.check_view("digits", "toy", 0, inputs_S, "view-000")
+    commit = opened.commit
+    changed = {
+        "view_fingerprint": "a transform has changed its code",
+        "views": "transform options",
+        "inputs_digest": "inputs",
+    }
+
+    def other(key: ShardKey, *, with_table: bool = False):
+        found = commit(key, with_table=with_table)
+        if key.teacher is not None:
+            found.about[about] = "0" * 32
+        return found
+
+    monkeypatch.setattr(opened, "commit", other)
+    with pytest.raises(StaleCache, match=changed[about]):
+        opened.check_view("digits", "toy", 0, inputs_S, "view-000")
+
+
+def test_a_library_that_shows_other_images_is_named(
+    cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    build(job_of(tmp_path, views(1)))
+    opened = Cache.open(str(cache))
+    monkeypatch.setattr("storage.views.check.version", lambda name: "99" if name == "torch" else "0.0.1")
+    opened.check_view(
+        "digits", "toy", 0, opened.read_inputs("digits", 0), "view-000"
+    )  # the images decide, not versions
+    monkeypatch.setattr("storage.views.shown.View.fingerprint", lambda *_: "1" * 32)
+    with pytest.raises(StaleCache, match=r"libraries make the difference: .*torch") as refused:
+        opened.check_view("digits", "toy", 0, opened.read_inputs("digits", 0), "view-000")
+    assert f"torch {torch.__version__}" in refused.value.expected
