@@ -21,7 +21,7 @@ import xxhash
 from pydantic import Field, FiniteFloat, model_validator
 
 from storage.digests import fingerprint
-from storage.encodings import DenseEncoding, FeatureEncoding
+from storage.encodings import AnyEncoding, DenseEncoding, FeatureEncoding
 from storage.errors import BadRequest, BadTeacher, BadWeights, MissingSource, StaleCache
 from storage.options import Factory, JobPath, Name, Options, code_fingerprint, load_factory
 from storage.spec import DatasetSpec, TeacherSpec
@@ -62,7 +62,7 @@ class TeacherOptions(Options):
     mean: Annotated[list[FiniteFloat], Field(min_length=1)] | None = None
     std: list[Annotated[FiniteFloat, Field(gt=0)]] | None = None
     autocast: Literal["fp32", "bf16", "fp16"] = "fp32"
-    encoding: DenseEncoding = DenseEncoding()
+    encoding: AnyEncoding = DenseEncoding()
     features: dict[Name, FeatureEncoding] = Field(default_factory=dict)
     batch_size: Annotated[int, Field(ge=1)] = 256
     tokenizer: JobPath | None = None
@@ -91,7 +91,9 @@ class TeacherOptions(Options):
 
         Raises:
             MissingSource: the weights or the student's folder are not there.
+            BadRequest: the encoding wants more classes than there are.
         """
+        self.encoding.check(num_classes)
         model: dict[str, Any] = {"autocast": self.autocast}
         if self.factory is not None:
             model |= {
@@ -117,11 +119,11 @@ class TeacherOptions(Options):
         )
 
 
-def check_tokenizer(teacher: TeacherOptions, dataset: DatasetSpec) -> None:
+def check_tokens(teacher: TeacherOptions, dataset: DatasetSpec) -> None:
     """Check that a teacher and a dataset of tokens mean the same by an id; reads files, and loads no teacher.
 
     Raises:
-        BadRequest: they do not, or one of them does not say.
+        BadRequest: they do not, or one of them does not say; or the teacher has options that are of images.
         MissingSource: the teacher's tokenizer or folder is not there.
     """
     if dataset.vocabulary is None:
@@ -137,6 +139,14 @@ def check_tokenizer(teacher: TeacherOptions, dataset: DatasetSpec) -> None:
             found=f"{spoken and f'fingerprint {spoken}'}  ({said})",
             expected=f"{dataset.tokenizer and f'fingerprint {dataset.tokenizer}'}  ({dataset.name}/dataset.json)",
             do="tokenizer = …, the teacher's own tokenizer.json, in [[dataset]] and, for a factory, in [[teacher]]",
+        )
+
+    pooled = [name for name, feature in teacher.features.items() if feature.pool == "mean"]
+    if teacher.mean is not None or pooled:
+        raise BadRequest(
+            f"teacher {teacher.name} cannot be asked so about {dataset.name}, which is tokens",
+            found=f'pool = "mean" of {", ".join(pooled)}' if pooled else "mean and std",
+            expected='features with pool = "none", a vector for each position; and no normalisation',
         )
 
 
@@ -181,10 +191,10 @@ class Teacher:
         self.model.to(device)
 
     def __call__(self, inputs_B: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """Return the logits of a batch, (B, C) float32, and its features by name.
+        """Return the logits of a batch, (B, C) float32, of token ids (B, L, C), and its features by name.
 
         Raises:
-            BadTeacher: the model failed on it, its output is not (B, C), or a feature is not one tensor (B, …).
+            BadTeacher: the model failed on it, its output has another shape, or a feature is not one tensor (B, …).
         """
         import torch
 
@@ -206,11 +216,12 @@ class Teacher:
                     found=f"{type(error).__name__}: {error}",
                 ) from error
         logits_BC = getattr(output, "logits", output)
-        if not _has_rows(logits_BC, len(inputs_B)) or logits_BC.ndim != 2:
+        leading = inputs_B.shape[:1] if inputs_B.is_floating_point() else inputs_B.shape
+        if _shape(logits_BC[..., :0] if isinstance(logits_BC, torch.Tensor) else logits_BC) != str((*leading, 0)):
             raise BadTeacher(
                 f"teacher {options.name} did not return logits",
                 found=_shape(logits_BC),
-                expected=f"a tensor ({len(inputs_B)}, C)",
+                expected=f"a tensor ({', '.join(map(str, leading))}, C)",
             )
         for name, feature in options.features.items():
             if not _has_rows(values := self._captured.get(name), len(inputs_B)):

@@ -37,7 +37,7 @@ def test_two_caches_have_two_identities(tmp_path: Path) -> None:
 
 
 def test_the_format_comes_first_in_cache_json(tmp_path: Path) -> None:
-    assert Cache.create(str(tmp_path)).objects.get("cache.json").startswith(b'{\n  "format": 1,')
+    assert Cache.create(str(tmp_path)).objects.get("cache.json").startswith(b'{\n  "format": 2,')
 
 
 def test_a_cache_lives_on_an_object_store(bucket: str, dataset_spec: DatasetSpec) -> None:

@@ -44,13 +44,22 @@ def arrays_of(commit_path: Path) -> dict[str, np.ndarray]:
     return {name: zarr.open_group(group, mode="r")[name][...] for name in arrays if name != "feature"}  # type: ignore[index, misc]
 
 
+DENSE = {
+    "kind": "dense",
+    "dtype": "fp32",
+    "temperatures": [1.0],
+    "standardised_temperatures": [],
+    "statistics": True,
+}
+
+
 def test_the_promises_can_be_read(cache: Cache) -> None:
     folder = Path(cache.url)
     assert [
         checked_json(folder / "cache.json")["format"],
         checked_json(folder / "digits/dataset.json")["classes"],
         checked_json(folder / "digits/cnn/teacher.json")["encoding"],
-    ] == [1, ["zero", "one", "two"], {"kind": "dense", "dtype": "fp32"}]
+    ] == [2, ["zero", "one", "two"], DENSE]
 
 
 def test_the_plan_can_be_read(cache: Cache) -> None:

@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from storage.encodings import DenseEncoding
+from storage.digests import fingerprint
+from storage.encodings import DenseEncoding, SparseEncoding
 from storage.errors import CorruptObject, MissingObject, StaleCache, UnsupportedFormat
 from storage.objects import LocalObjects
 from storage.spec import FORMAT_VERSION, CacheSpec, DatasetSpec, TeacherSpec, read_spec, write_spec
@@ -83,8 +84,8 @@ def test_a_later_format_is_not_supported(objects: LocalObjects) -> None:
     with pytest.raises(UnsupportedFormat) as caught:
         read_spec(objects, "cache.json", CacheSpec)
     assert (caught.value.found, caught.value.expected) == (
-        "format 2 (cache.json, written by stillroom 9.0)",
-        "format 1 or earlier",
+        "format 3 (cache.json, written by stillroom 9.0)",
+        "format 2 or earlier",
     )
 
 
@@ -139,3 +140,19 @@ def test_a_spec_in_the_place_of_another_is_noticed(objects: LocalObjects, datase
     with pytest.raises(CorruptObject) as caught:
         read_spec(objects, "other/dataset.json", DatasetSpec)
     assert caught.value.found == "the DatasetSpec of digits"
+
+
+def test_a_teacher_of_format_1_is_dense_without_statistics(objects: LocalObjects) -> None:
+    """Its promise as it lies on disk, before encodings had any."""
+    promise = {"name": "cnn", "model": {}, "num_classes": 3, "encoding": {"kind": "dense", "dtype": "fp16"}}
+    promise |= {"features": {}}
+    path = "digits/cnn/teacher.json"
+    objects.put(path, json.dumps(promise | {"digest": fingerprint(promise)}).encode())
+    assert read_spec(objects, path, TeacherSpec).encoding == DenseEncoding(dtype="fp16", statistics=False)
+
+
+def test_a_sparse_teacher_reads_back(objects: LocalObjects, teacher_spec: TeacherSpec) -> None:
+    encoding = SparseEncoding(k=2, n=1, values="8bit", temperatures=[4, 2])
+    spec = teacher_spec.model_copy(update={"encoding": encoding})
+    write_spec(objects, "digits/cnn/teacher.json", spec, "job.toml")
+    assert read_spec(objects, "digits/cnn/teacher.json", TeacherSpec).encoding == encoding

@@ -13,6 +13,7 @@ import pyarrow as pa
 import pytest
 
 from storage.cache import Cache
+from storage.encodings import DenseEncoding, Encoding
 from storage.errors import BadRequest, CorruptObject, MissingObject, StorageFailure
 from storage.objects import TEMPORARY_PREFIX, Listing, LocalObjects
 from storage.rows import Segment, create_segment
@@ -34,6 +35,11 @@ def chunk_of(cache: Cache, key: ShardKey) -> Path:
 
 def bad(cache: Cache) -> list[ShardKey]:
     return [bad.key for bad in verify(cache).bad]
+
+
+def promise_encoding(cache: Cache, encoding: Encoding) -> None:
+    spec = cache.teacher("digits", "cnn").model_copy(update={"encoding": encoding})
+    cache.objects.put("digits/cnn/teacher.json", spec.to_json())
 
 
 def make_older(folder: Path, seconds: float) -> None:
@@ -178,8 +184,10 @@ def test_values_that_are_not_finite_are_found(cache: Cache, write_targets: Calla
 def test_bf16_is_looked_at_through_its_bits(
     cache: Cache, write_targets: Callable[..., Commit], bits: int, expected: list[ShardKey]
 ) -> None:
-    cache.objects.delete(TARGETS.commit_path)
-    write_targets(cache, 1, logits_SC=np.full((4, 3), bits, np.uint16))
+    promise_encoding(cache, DenseEncoding(dtype="bf16"))
+    for shard, rows, value in ((0, 4, 0), (1, 4, bits), (2, 2, 0)):
+        cache.objects.delete(TARGETS._replace(shard=shard).commit_path)
+        write_targets(cache, shard, logits_SC=np.full((rows, 3), value, np.uint16))
     assert bad(cache) == expected
 
 

@@ -159,8 +159,9 @@ def test_a_bf16_value_that_rounds_to_infinity_is_not_finite() -> None:
     from storage.encodings import DenseEncoding
     from teacher_cache.teach import _finite_rows
 
-    largest = torch.tensor([[1.0, torch.finfo(torch.float32).max], [1.0, 2.0]])
-    assert _finite_rows(DenseEncoding(dtype="bf16").encode(largest)["logits"]).tolist() == [False, True]
+    largest, keys_B = torch.tensor([[1.0, torch.finfo(torch.float32).max], [1.0, 2.0]]), torch.zeros(2).long()
+    stored = DenseEncoding(dtype="bf16").encode(largest, num_classes=2, labels_B=keys_B, keys_B=keys_B)
+    assert _finite_rows(stored["logits"], bf16=True).tolist() == [False, True]
 
 
 @pytest.mark.parametrize(
