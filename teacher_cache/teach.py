@@ -16,6 +16,7 @@ import pyarrow as pa
 from storage.cache import Cache
 from storage.datasets.packing import NO_LABEL
 from storage.digests import sample_keys
+from storage.encodings import AnyEncoding
 from storage.errors import BadRequest, BadTeacher, RowsMissing
 from storage.shards import Commit, ShardKey
 from storage.spec import TeacherSpec
@@ -50,21 +51,21 @@ def teach_shard(task: Task) -> Done:
     readable = readable_rows(ingest.table)
     readable_S = readable.mask_S
     inputs_S = cache.read_inputs(task.key.dataset, task.key.shard)
-    labels_S = _labels(cache, task.key, ingest)
+    labels_S = labels_of(cache, task.key, ingest)
 
     with LOCK:
         began = time.monotonic()
         torch.set_num_threads(task.threads)  # in each task: a Dask nanny has set it to 1
-        device = _device(task.device)
+        device = pick_device(task.device)
         teacher = cached_teacher(task.options, task.promise, spec.num_classes, device)
         shown_B, seen = _show(cache, task.key, inputs_S, readable, device)
-        keys_B = readable.keys_B if task.key.view == PLAIN else readable.keys_B ^ sample_keys([task.key.view])
-        asked = Asked(shown_B, torch.from_numpy(labels_S[readable_S]), torch.from_numpy(keys_B))
+        keys_B = torch.from_numpy(draw_keys(readable, task.key.view))
+        asked = Asked(shown_B, torch.from_numpy(labels_S[readable_S]), keys_B)
         answers = _ask(teacher, asked, spec, task.key.dataset)
         seconds = time.monotonic() - began
     _refuse(answers, task, np.flatnonzero(readable_S))
 
-    arrays = {name: _spread_rows(encoded.cpu().numpy(), readable_S) for name, encoded in answers.encoded.items()}
+    arrays = {name: spread_rows(encoded.cpu().numpy(), readable_S) for name, encoded in answers.encoded.items()}
     columns = {name: _column(values.cpu().numpy(), readable_S) for name, values in answers.columns.items()}
     table = pa.table({"row": ingest.table["row"], **columns})
     about = provenance(seconds) | {
@@ -98,7 +99,7 @@ def _show(
     }
 
 
-def _device(asked: str) -> str:
+def pick_device(asked: str) -> str:
     """Return "cpu" or "cuda" for a task's device."""
     import torch
 
@@ -109,11 +110,16 @@ def _device(asked: str) -> str:
     return asked if asked != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
 
 
-def _labels(cache: Cache, key: ShardKey, ingest: Commit) -> np.ndarray:
+def labels_of(cache: Cache, key: ShardKey, ingest: Commit) -> np.ndarray:
     """Return labels, int64 (S,) or of tokens (S, L), −1 where there is none."""
     if cache.dataset(key.dataset).vocabulary is not None:
         return cache.read_labels(key.dataset, key.shard).astype(np.int64)
     return np.asarray(ingest.table["label"].fill_null(NO_LABEL).to_numpy().astype(np.int64))
+
+
+def draw_keys(readable: Readable, view: str) -> np.ndarray:
+    """Return what draws are a function of, sample and view, int64 (B,)."""
+    return readable.keys_B if view == PLAIN else readable.keys_B ^ sample_keys([view])
 
 
 class Asked(NamedTuple):
@@ -150,9 +156,9 @@ def _ask(teacher: Teacher, asked: Asked, spec: TeacherSpec, dataset: str) -> Ans
     parts: list[Answers] = []
     for batch in map(Asked, *(values.split(teacher.batch_size) for values in asked)):
         logits, features = teacher(plain(batch.inputs))
-        _check_classes(logits, batch.labels, spec, dataset)
+        check_classes(logits, batch.labels, spec, dataset)
         if not parts:
-            _refuse_probabilities(logits.flatten(0, -2), spec)
+            refuse_probabilities(logits.flatten(0, -2), spec)
         parts.append(_answers(logits, features, batch, spec))
 
     def joined(dicts: Iterable[dict[str, Tensor]]) -> dict[str, Tensor]:
@@ -167,15 +173,8 @@ def _ask(teacher: Teacher, asked: Asked, spec: TeacherSpec, dataset: str) -> Ans
 
 def _answers(logits: Tensor, features: dict[str, Tensor], batch: Asked, spec: TeacherSpec) -> Answers:
     """Return the answers for one batch; `logits` (B, V), of tokens (B, L, V)."""
-    from storage.encodings.draws import position_keys
-
-    labels, keys = batch.labels.to(logits.device), batch.keys_B.to(logits.device)
-    if logits.ndim == 3:
-        keys = position_keys(keys, logits.shape[1])
-    encoded = spec.encoding.encode(
-        logits.flatten(0, -2), num_classes=spec.num_classes, labels_B=labels.flatten(), keys_B=keys.flatten()
-    )
-    encoded = {name: values.unflatten(0, logits.shape[:-1]) for name, values in encoded.items()}
+    labels = batch.labels.to(logits.device)
+    encoded = encode_rows(spec.encoding, logits, labels, batch.keys_B, spec.num_classes)
     in_range = {name: _finite_rows(v, bf16=name in spec.encoding.bf16_arrays) for name, v in encoded.items()}
     finite = {"logits": _finite_rows(logits[..., : spec.num_classes]) & _finite_rows(logits.amax(-1, keepdim=True))}
     for name, values in features.items():
@@ -183,6 +182,29 @@ def _answers(logits: Tensor, features: dict[str, Tensor], batch: Asked, spec: Te
         finite[f"feature/{name}"] = _finite_rows(values)
         in_range[f"feature/{name}"] = _finite_rows(stored, bf16=spec.features[name].dtype == "bf16")
     return Answers(_columns(logits, labels), encoded, finite, in_range)
+
+
+def encode_rows(
+    encoding: AnyEncoding, logits: Tensor, labels: Tensor, keys_B: Tensor, num_classes: int
+) -> dict[str, Tensor]:
+    """Return the arrays of an encoding for some rows, (B, …), of tokens (B, L, …).
+
+    Args:
+        encoding: how to store them.
+        logits: float32, (B, V), of tokens (B, L, V).
+        labels: int64, one for each, −1 where there is none, on the same device.
+        keys_B: of the rows (`draw_keys`).
+        num_classes: C ≤ V.
+    """
+    from storage.encodings.draws import position_keys
+
+    keys = keys_B.to(logits.device)
+    if logits.ndim == 3:
+        keys = position_keys(keys, logits.shape[1])
+    encoded = encoding.encode(
+        logits.flatten(0, -2), num_classes=num_classes, labels_B=labels.flatten(), keys_B=keys.flatten()
+    )
+    return {name: values.unflatten(0, logits.shape[:-1]) for name, values in encoded.items()}
 
 
 def _finite_rows(values_B: Tensor, *, bf16: bool = False) -> Tensor:
@@ -194,7 +216,7 @@ def _finite_rows(values_B: Tensor, *, bf16: bool = False) -> Tensor:
     return values_B.isfinite().flatten(1).all(dim=1)
 
 
-def _check_classes(logits: Tensor, labels: Tensor, spec: TeacherSpec, dataset: str) -> None:
+def check_classes(logits: Tensor, labels: Tensor, spec: TeacherSpec, dataset: str) -> None:
     """Check the number of logits: that of the classes, of tokens at least that; the rest pads the vocabulary."""
     found, padded = logits.shape[-1], logits.ndim == 3
     if found < spec.num_classes or (found > spec.num_classes and not padded):
@@ -212,7 +234,8 @@ def _check_classes(logits: Tensor, labels: Tensor, spec: TeacherSpec, dataset: s
         )
 
 
-def _refuse_probabilities(logits_BC: Tensor, spec: TeacherSpec) -> None:
+def refuse_probabilities(logits_BC: Tensor, spec: TeacherSpec) -> None:
+    """Raise BadTeacher if what should be logits are probabilities already."""
     import torch
 
     sums_B = logits_BC.sum(dim=1)
@@ -268,7 +291,7 @@ def _columns(logits: Tensor, labels: Tensor) -> dict[str, Tensor]:
     return {"top": top.indices, **values}
 
 
-def _spread_rows(values_B: np.ndarray, readable_S: np.ndarray) -> np.ndarray:
+def spread_rows(values_B: np.ndarray, readable_S: np.ndarray) -> np.ndarray:
     """Return (S, …) with zeros where a row is unreadable; no reader is ever given such a row."""
     if readable_S.all():
         return values_B
@@ -282,4 +305,4 @@ def _column(values_B: np.ndarray, readable_S: np.ndarray) -> pa.Array:
     null_B = np.isnan(values_B) if values_B.dtype.kind == "f" else values_B == NO_LABEL
     null_S = ~readable_S
     null_S[readable_S] = null_B
-    return pa.array(_spread_rows(np.where(null_B, 0, values_B).astype(values_B.dtype), readable_S), mask=null_S)
+    return pa.array(spread_rows(np.where(null_B, 0, values_B).astype(values_B.dtype), readable_S), mask=null_S)
