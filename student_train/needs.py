@@ -9,14 +9,16 @@ from torch import Tensor
 
 from storage.encodings import Capability, Encoded
 from storage.encodings.targets import SoftTargets
+from storage.views import PLAIN
 
 
 @dataclass(frozen=True, slots=True, order=True)
 class ArrayKey:
-    """One array of a teacher in the cache, such as `logits` or `feature/<name>`."""
+    """One array of a teacher in the cache, such as `logits` or `feature/<name>`; needs name no view but `plain`."""
 
     teacher: str
     array: str
+    view: str = PLAIN
 
     def __str__(self) -> str:
         return f"{self.teacher}/{self.array}"
@@ -63,6 +65,18 @@ class Needs:
         return frozenset(need.capability for need in self.soft if need.teacher == teacher)
 
 
+class MixedLabels(NamedTuple):
+    """The second label of rows that mixup or CutMix made of two.
+
+    Attributes:
+        partner_labels_B: int64.
+        own_weight_B: float32 in [0, 1], of a row's own label; the rest is its partner's.
+    """
+
+    partner_labels_B: Tensor
+    own_weight_B: Tensor
+
+
 @dataclass(frozen=True, slots=True)
 class Supervision:
     """What the losses see of a batch, apart from the student's outputs.
@@ -71,11 +85,13 @@ class Supervision:
         labels_B: int64, or None where no loss needs them.
         targets: decoded soft targets by teacher.
         features: float32, (B, …) each.
+        mixed: of rows that are mixed of two, the other's label; None where no row is, or no loss needs labels.
     """
 
     labels_B: Tensor | None = None
     targets: dict[str, SoftTargets] = field(default_factory=dict)
     features: dict[ArrayKey, Tensor] = field(default_factory=dict)
+    mixed: MixedLabels | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,20 +100,36 @@ class Batch:
 
     Attributes:
         inputs: (B, *input_shape): the very tensor that the teacher saw.
-        labels_B: int64, or None where no loss needs them.
+        labels_B: int64, or None where no loss needs them; of tokens always, (B, L), −1 where nothing is predicted.
         targets: encoded soft targets by teacher.
         features: float32, (B, …) each.
+        mixed: as in Supervision.
     """
 
     inputs: Tensor
     labels_B: Tensor | None = None
     targets: dict[str, Encoded] = field(default_factory=dict)
     features: dict[ArrayKey, Tensor] = field(default_factory=dict)
+    mixed: MixedLabels | None = None
 
     def supervision(self) -> Supervision:
         """Return what the losses see, soft targets decoded, each teacher's once."""
         decoded = {teacher: encoded.decode() for teacher, encoded in self.targets.items()}
-        return Supervision(self.labels_B, decoded, self.features)
+        return Supervision(self.labels_B, decoded, self.features, self.mixed)
+
+    def positions(self) -> Tensor:
+        """Return the positions of tokens (B, L) that count, (N,) int64, numbered through B and L."""
+        assert self.labels_B is not None
+        return (self.labels_B.flatten() >= 0).nonzero()[:, 0]
+
+    def supervision_at(self, positions_N: Tensor) -> Supervision:
+        """Return what the losses see of some positions of tokens: each is a row to them."""
+        assert self.labels_B is not None
+        return Supervision(
+            self.labels_B.flatten().index_select(0, positions_N),
+            {teacher: encoded.pick(positions_N).decode() for teacher, encoded in self.targets.items()},
+            {key: values.flatten(0, 1).index_select(0, positions_N) for key, values in self.features.items()},
+        )
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,10 +15,11 @@ from storage.cache import Cache
 from storage.encodings.dense import BYTES
 from storage.errors import BadRequest
 from student_train.devices import free_bytes, gib
-from student_train.feed import Arrays, Feed, ShardSource, Tick
+from student_train.feed import Arrays, Feed, Name, ShardSource, Tick
 from student_train.needs import ArrayKey, Needs
 from student_train.selection import Selection
 
+LABEL_BYTES = 4  # of each position of tokens
 RESIDENT_SHARE = 0.5  # of the device's free memory that resident rows may take; the rest is the students'
 
 
@@ -31,24 +32,27 @@ class Residency:
     why: str
 
 
-def row_bytes(cache: Cache, dataset: str, needs: Needs) -> int:
-    """Return the bytes of one row as it is kept: its input, and soft targets and features that `needs` names."""
+def row_bytes(cache: Cache, dataset: str, needs: Needs, *, views: int = 1) -> int:
+    """Return the bytes of one row as it is kept: its input, and soft targets and features of so many views."""
     spec = cache.dataset(dataset)
-    total = prod(spec.input_shape) * np.dtype(spec.input_dtype).itemsize
+    total = 0
+    positions = 1 if spec.vocabulary is None else prod(spec.input_shape)
+    total += 0 if spec.vocabulary is None else positions * LABEL_BYTES
     for name in needs.teachers:
         teacher = cache.teacher(dataset, name)
-        total += teacher.encoding.bytes_per_row(teacher.num_classes) if needs.of(name) else 0
+        total += positions * teacher.encoding.bytes_per_row(teacher.num_classes) if needs.of(name) else 0
     for key in needs.features:
         encoding = cache.teacher(dataset, key.teacher).features[key.array.removeprefix("feature/")]
         total += prod(feature_shape(cache, dataset, key)) * BYTES[encoding.dtype]
-    return total
+    return prod(spec.input_shape) * np.dtype(spec.input_dtype).itemsize + views * total
 
 
 @lru_cache(maxsize=256)
 def feature_shape(cache: Cache, dataset: str, key: ArrayKey) -> tuple[int, ...]:
     """Return the shape of one row of a feature, read from its first committed shard."""
-    first = min(cache.committed(dataset, key.teacher))
-    return cache.read_targets(dataset, key.teacher, first, names=[key.array])[key.array].shape[1:]
+    view = cache.view_names(dataset, key.teacher)[0]
+    first = min(cache.committed(dataset, key.teacher, view))
+    return cache.read_targets(dataset, key.teacher, first, view, names=[key.array])[key.array].shape[1:]
 
 
 def choose_residency(
@@ -96,7 +100,8 @@ class FeedPool:
         arrays: Arrays | None = None
         if self._resident:
             arrays = self._loaded.setdefault((selection.dataset, selection.fingerprint), {})
-            absent = source.names(needs) - arrays.keys()
+            names = [source.names(needs, view) for view in selection.view_names]
+            absent = frozenset[Name]().union(*names) - arrays.keys()
             if absent:
                 arrays |= source.load(tuple(range(len(selection.shards_S))), absent, self._device, tick)
         return Feed(source, needs, self._device, arrays, self._window_shards)
@@ -104,9 +109,11 @@ class FeedPool:
 
 def projected_bytes(cache: Cache, wanted: Iterable[tuple[Selection, Needs]]) -> int:
     """Return the bytes of all rows of a job, each array counted once."""
-    union: dict[tuple[str, str], tuple[int, Needs]] = {}
+    union: dict[tuple[str, str], tuple[int, int, Needs]] = {}
     for selection, needs in wanted:
         key = (selection.dataset, selection.fingerprint)
-        _, before = union.get(key, (0, Needs()))
-        union[key] = (selection.num_rows, before | needs)
-    return sum(rows * row_bytes(cache, dataset, needs) for (dataset, _), (rows, needs) in union.items())
+        _, views, before = union.get(key, (0, 1, Needs()))
+        union[key] = (selection.num_rows, max(views, len(selection.view_names)), before | needs)
+    return sum(
+        rows * row_bytes(cache, dataset, needs, views=views) for (dataset, _), (rows, views, needs) in union.items()
+    )

@@ -21,6 +21,7 @@ from pydantic import ConfigDict, ValidationError
 from storage.errors import CorruptObject, MissingSource
 from storage.objects import LocalObjects
 from storage.options import Options
+from storage.views import PLAIN
 
 RUN_FILE = "run.json"
 METRICS_FILE = "metrics.parquet"
@@ -50,6 +51,7 @@ class EpochMetrics(Held):
 
     Attributes:
         epoch: from 1.
+        view: of the rows that were trained on.
         train_loss: the objective, mean over the epoch's rows while it was trained.
         terms: the same for each term, before its weight.
         shares: of each term's gradient among all terms' (norms over the weights), in the epoch's first step. A term
@@ -60,6 +62,7 @@ class EpochMetrics(Held):
     """
 
     epoch: int
+    view: str = PLAIN
     train_loss: float
     terms: dict[str, float]
     shares: dict[str, float]
@@ -126,7 +129,7 @@ def write_metrics(folder: Path, history: Sequence[EpochMetrics]) -> None:
         rows.append(row)
     floats = dict.fromkeys([*Held.model_fields, "train_loss", "learning_rate", "seconds", "rows_per_s"], pl.Float64)
     table = pl.DataFrame(rows, schema_overrides={"epoch": pl.Int64, **floats})
-    first = ["epoch", "train_loss"]
+    first = ["epoch", "view", "train_loss"]
     sink = BytesIO()
     table.select(*first, pl.exclude(first)).write_parquet(sink)
     LocalObjects(folder).put(METRICS_FILE, sink.getvalue())

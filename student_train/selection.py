@@ -14,9 +14,11 @@ import polars as pl
 from numpy.typing import NDArray
 
 from storage.cache import Cache
-from storage.digests import digest
+from storage.digests import digest, sample_keys
 from storage.errors import BadRequest, IncompleteCache, NotInCache
+from storage.views import PLAIN
 from student_train.needs import Needs
+from student_train.views import EpochViews
 
 NO_CLASS = -1  # of a row without a label, or whose teacher is not there
 
@@ -35,6 +37,8 @@ class Selection:
         labels_N: class, or NO_CLASS.
         tops_N: the top class of the teacher to agree with, or NO_CLASS; None without such a teacher.
         fingerprint: of which samples these are, and of their content.
+        keys_N, splits_N: of the samples; what is random in a view is a function of them.
+        views: which view each epoch shows; None: plain inputs.
     """
 
     dataset: str
@@ -44,6 +48,14 @@ class Selection:
     labels_N: Integers
     tops_N: Integers | None
     fingerprint: str
+    keys_N: Integers
+    splits_N: NDArray[np.str_]
+    views: EpochViews | None = None
+
+    @property
+    def view_names(self) -> tuple[str, ...]:
+        """Return the views of which targets are read."""
+        return (PLAIN,) if self.views is None else self.views.names
 
     @property
     def num_rows(self) -> int:
@@ -52,7 +64,13 @@ class Selection:
 
 
 def select_rows(
-    cache: Cache, rows: str, needs: Needs, *, allow_partial: bool = False, agree_with: str | None = None
+    cache: Cache,
+    rows: str,
+    needs: Needs,
+    *,
+    allow_partial: bool = False,
+    agree_with: str | None = None,
+    views: EpochViews | None = None,
 ) -> Selection:
     """Return the readable rows of `rows` for which the cache holds all that `needs` names.
 
@@ -61,7 +79,8 @@ def select_rows(
         rows: "<dataset>" or "<dataset>/<split>".
         needs: labels, and which teachers.
         allow_partial: leave out rows whose shards are missing, instead of refusing.
-        agree_with: a teacher whose top class is wanted for each row.
+        agree_with: a teacher whose top class is wanted for each row, of its plain inputs.
+        views: of which soft targets are wanted; None: of the plain inputs.
 
     Raises:
         NotInCache: no such dataset, or no row of this split.
@@ -84,29 +103,38 @@ def select_rows(
             found = ", ".join(f"{count} of {name!r}" for name, count in splits)
             raise NotInCache(f"{cache.url}: {dataset} has no rows of split {split!r}", found=found or "no rows at all")
     wanted = set(samples["shard"].unique().to_list())
-    for teacher in sorted({*needs.teachers, *([agree_with] if agree_with else [])}):
-        absent[f"teacher {teacher}"] = wanted - cache.committed(dataset, teacher)
+    names = (PLAIN,) if views is None else views.names
+    stages = {(teacher, view) for teacher in needs.teachers for view in names}
+    for teacher, view in sorted(stages | ({(agree_with, PLAIN)} if agree_with else set())):
+        absent[_stage(teacher, view)] = wanted - cache.committed(dataset, teacher, view)
     if any(absent.values()):
         if not allow_partial:
             raise _incomplete(cache, dataset, absent, len(starts))
-        for teacher in needs.teachers:
-            samples = samples.filter(~pl.col("shard").is_in(absent[f"teacher {teacher}"]))
+        for stage in stages:
+            samples = samples.filter(~pl.col("shard").is_in(absent[_stage(*stage)]))
     if samples.is_empty():
         raise IncompleteCache(
             f"{cache.url}: no row of {rows} has all that the objective needs yet",
             found="\n".join(f"{stage}: no shard {ranges(shards)}" for stage, shards in absent.items() if shards),
             do="cache build JOB.toml",
         )
-    if needs.labels and (unlabelled := samples["label"].null_count()):
+    of_tokens = cache.dataset(dataset).vocabulary is not None  # each position has its label, in an array
+    if needs.labels and not of_tokens and (unlabelled := samples["label"].null_count()):
         raise BadRequest(
             f"an objective needs labels, and {unlabelled} of {len(samples)} rows of {rows} have none",
             found=", ".join(samples.filter(pl.col("label").is_null())["sample_id"].head(4).to_list()),
             do='drop the "labels" term, or label the dataset',
         )
-    return _selection(dataset, samples, starts, f"{agree_with}_top" if agree_with else None)
+    return _selection(dataset, samples, starts, f"{agree_with}_top" if agree_with else None, views)
 
 
-def _selection(dataset: str, samples: pl.DataFrame, starts: Mapping[int, int], top: str | None) -> Selection:
+def _stage(teacher: str, view: str) -> str:
+    return f"teacher {teacher}" if view == PLAIN else f"teacher {teacher}, {view}"
+
+
+def _selection(
+    dataset: str, samples: pl.DataFrame, starts: Mapping[int, int], top: str | None, views: EpochViews | None
+) -> Selection:
     shard_N = samples["shard"].to_numpy()
     row_N = samples["row"].to_numpy()
     shards_S, sizes_S = np.unique(shard_N, return_counts=True)
@@ -120,6 +148,9 @@ def _selection(dataset: str, samples: pl.DataFrame, starts: Mapping[int, int], t
         labels_N=_classes(samples["label"]),
         tops_N=None if top is None else _classes(samples[top]),
         fingerprint=digest(content),
+        keys_N=sample_keys(samples["sample_id"]),
+        splits_N=samples["split"].to_numpy().astype(str),
+        views=views,
     )
 
 

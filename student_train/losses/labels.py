@@ -5,24 +5,33 @@ from __future__ import annotations
 from torch import Tensor, nn
 from torch.nn import functional
 
-from student_train.needs import Needs, Outputs, Shapes, Supervision
+from student_train.needs import MixedLabels, Needs, Outputs, Shapes, Supervision
 from student_train.terms import LabelsTerm
 
 
-def labels_cross_entropy(student_BC: Tensor, labels_B: Tensor, *, smoothing: float = 0.0) -> Tensor:
+def labels_cross_entropy(
+    student_BC: Tensor, labels_B: Tensor, *, smoothing: float = 0.0, mixed: MixedLabels | None = None
+) -> Tensor:
     """Return the cross-entropy to the labels.
 
     Args:
         student_BC: logits, any float dtype; computed in float32.
         labels_B: int64, in [0, C).
         smoothing: share s of the mass that is spread evenly: the target is (1 − s)·onehot + s/C.
+        mixed: of rows that are mixed of two: w·onehot + (1 − w)·onehot of the partner, in place of onehot.
 
     Returns:
         Scalar, nats, mean over rows.
 
     Source: smoothing by Szegedy et al. 2015, section 7, arXiv 1512.00567.
     """
-    return functional.cross_entropy(student_BC.float(), labels_B, label_smoothing=smoothing)
+    if mixed is None:
+        return functional.cross_entropy(student_BC.float(), labels_B, label_smoothing=smoothing)
+    own_B, partner_B = (
+        functional.cross_entropy(student_BC.float(), labels, label_smoothing=smoothing, reduction="none")
+        for labels in (labels_B, mixed.partner_labels_B)
+    )
+    return (mixed.own_weight_B * own_B + (1 - mixed.own_weight_B) * partner_B).mean()
 
 
 def needs(term: LabelsTerm) -> Needs:
@@ -40,4 +49,4 @@ class LabelsLoss(nn.Module):
     def forward(self, outputs: Outputs, given: Supervision) -> Tensor:
         """Return the loss of a batch."""
         assert given.labels_B is not None
-        return labels_cross_entropy(outputs.logits_BC, given.labels_B, smoothing=self.smoothing)
+        return labels_cross_entropy(outputs.logits_BC, given.labels_B, smoothing=self.smoothing, mixed=given.mixed)
