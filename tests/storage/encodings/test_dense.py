@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -11,7 +13,7 @@ from hypothesis.extra import numpy as npst
 from pydantic import ValidationError
 
 from storage.arrays import pack, unpack
-from storage.encodings import DenseEncoding, FeatureEncoding
+from storage.encodings import Capability, DenseEncoding, FeatureEncoding
 
 TORCH = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 PRECISIONS = sorted(TORCH)
@@ -20,9 +22,16 @@ LOGITS = npst.arrays(
 )
 
 
+def encode(encoding: DenseEncoding, logits_BC: torch.Tensor) -> dict[str, torch.Tensor]:
+    labels_B = torch.full((len(logits_BC),), -1)
+    return encoding.encode(logits_BC, num_classes=logits_BC.shape[1], labels_B=labels_B, keys_B=labels_B)
+
+
 def through_the_disk(encoding: DenseEncoding, logits_BC: torch.Tensor) -> torch.Tensor:
-    arrays = {name: stored.numpy() for name, stored in encoding.encode(logits_BC).items()}
-    return encoding.decode({name: torch.from_numpy(array) for name, array in unpack(pack(arrays), arrays).items()})
+    arrays = {name: stored.numpy() for name, stored in encode(encoding, logits_BC).items()}
+    names = encoding.array_names(())
+    read = {name: torch.from_numpy(array) for name, array in unpack(pack(arrays), names).items()}
+    return encoding.decode(read, logits_BC.shape[1]).logits_BC
 
 
 @pytest.mark.parametrize("dtype", PRECISIONS)
@@ -45,22 +54,21 @@ def test_what_is_decoded_is_float32(dtype: str) -> None:
 
 
 def test_bf16_is_stored_as_its_bits() -> None:
-    stored = DenseEncoding(dtype="bf16").encode(torch.tensor([[1.0, -2.0]]))["logits"]
+    stored = encode(DenseEncoding(dtype="bf16"), torch.tensor([[1.0, -2.0]]))["logits"]
     assert (stored.dtype, stored.tolist()) == (torch.uint16, [[0x3F80, 0xC000]])
 
 
 def test_every_bit_pattern_of_bf16_survives() -> None:
     bits = torch.arange(2**16, dtype=torch.int32).to(torch.uint16)[None]
-    encoding = DenseEncoding(dtype="bf16")
-    decoded = encoding.decode({"logits": bits})
-    kept = encoding.encode(decoded)["logits"]
+    encoding = DenseEncoding(dtype="bf16", statistics=False)
+    decoded = encoding.decode({"logits": bits}, 2**16).logits_BC
+    kept = encode(encoding, decoded)["logits"]
     assert torch.equal(kept[~decoded.isnan()].int(), bits[~decoded.isnan()].int())
 
 
 def test_a_logit_beyond_fp16_becomes_infinite_where_all_can_see() -> None:
-    assert DenseEncoding(dtype="fp16").encode(torch.tensor([[7e4, -7e4, 1.0]]))["logits"].isfinite().tolist() == [
-        [False, False, True]
-    ]
+    stored = encode(DenseEncoding(dtype="fp16"), torch.tensor([[7e4, -7e4, 1.0]]))["logits"]
+    assert stored.isfinite().tolist() == [[False, False, True]]
 
 
 @pytest.mark.parametrize("dtype", PRECISIONS)
@@ -68,18 +76,43 @@ def test_nan_stays_nan(dtype: str) -> None:
     assert through_the_disk(DenseEncoding(dtype=dtype), torch.tensor([[float("nan")]])).isnan().all()
 
 
-@pytest.mark.parametrize("dtype", PRECISIONS)
-def test_the_promised_bytes_are_those_of_the_array(dtype: str) -> None:
-    encoding = DenseEncoding(dtype=dtype)
-    assert encoding.encode(torch.zeros(7, 10))["logits"].numpy().nbytes == 7 * encoding.bytes_per_row(10)
+@pytest.mark.parametrize("statistics", [True, False])
+@pytest.mark.parametrize("dtype", [*PRECISIONS, "int8"])
+def test_the_promised_bytes_are_those_of_the_arrays(dtype: str, statistics: bool) -> None:
+    encoding = DenseEncoding(dtype=dtype, statistics=statistics, temperatures=[2, 4], standardised_temperatures=[3])
+    stored = encode(encoding, torch.arange(70.0).view(7, 10))
+    assert sum(array.numpy().nbytes for array in stored.values()) == 7 * encoding.bytes_per_row(10)
 
 
-def test_no_gradient_is_stored() -> None:
-    assert DenseEncoding().encode(torch.ones(1, 1, requires_grad=True).detach())["logits"].numpy().tolist() == [[1.0]]
+@given(LOGITS)
+def test_int8_is_within_half_a_step_of_each_row(logits: np.ndarray) -> None:
+    logits_BC = torch.from_numpy(logits)
+    step_B1 = (logits_BC.amax(1, keepdim=True) - logits_BC.amin(1, keepdim=True)) / 255
+    error_BC = (through_the_disk(DenseEncoding(dtype="int8"), logits_BC) - logits_BC).abs()
+    assert (error_BC <= 0.501 * step_B1 + 1e-6 * logits_BC.abs().max()).all()
 
 
-def test_dense_logits_serve_logits() -> None:
-    assert DenseEncoding().serves == {"logits"}
+def test_int8_keeps_the_ends_of_a_row() -> None:
+    assert through_the_disk(DenseEncoding(dtype="int8"), torch.tensor([[-3.0, 0.5, 7.0]]))[0, [0, 2]].tolist() == [
+        -3.0,
+        7.0,
+    ]
+
+
+def test_a_padded_vocabulary_is_cut() -> None:
+    none_B = torch.tensor([-1])
+    stored = DenseEncoding().encode(torch.tensor([[1.0, 2.0, 9.0]]), num_classes=2, labels_B=none_B, keys_B=none_B)
+    assert stored["logits"].tolist() == [[1.0, 2.0]]
+
+
+@pytest.mark.parametrize("name", ["logits", "bucket", "label_probability", "sum_squares", "moments", "entropy"])
+def test_dense_logits_serve_all_that_is_computed_from_logits_at_any_temperature(name: Any) -> None:
+    assert DenseEncoding(statistics=False).lacks(Capability(name, 7.5)) is None
+
+
+@pytest.mark.parametrize(("name", "remedy"), [("draws", "n = 50"), ("stratified", "k = 16, n = 50")])
+def test_dense_logits_hold_no_draws(name: Any, remedy: str) -> None:
+    assert DenseEncoding().lacks(Capability(name)) == f'encoding = {{ kind = "sparse", {remedy} }}'
 
 
 def test_an_unknown_precision_is_refused() -> None:
