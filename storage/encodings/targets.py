@@ -10,21 +10,13 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-# The log-probability of a class that cannot be: finite, so that 0 · (log p − log q) is 0 and not NaN.
-NEVER = -1e4
-EMPTY = -1e9
+from storage.encodings.support import NEVER, Pair, Support, kept_and_rest, leave_out, log1m_exp
 
-
-class Pair(NamedTuple):
-    """Log-probabilities over the same classes, float32, (B, K) each; a last column may be the bucket."""
-
-    log_p: Tensor
-    log_q: Tensor
+__all__ = ["NEVER", "DenseTargets", "OneTeacher", "Pair", "SoftTargets", "SparseTargets", "Statistics", "spread"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,29 +46,76 @@ class Statistics:
 
 
 class SoftTargets(ABC):
-    """What a teacher said of B rows."""
+    """What one teacher, or a mixture of several, said of B rows. What is said of no student has no gradient."""
 
     @abstractmethod
     def pair(self, student_BC: Tensor, temperature: float) -> Pair:
         """Return teacher and student at one temperature; the student's half has its gradient."""
 
+    @abstractmethod
+    def others_pair(self, student_BC: Tensor, labels_B: Tensor, temperature: float) -> Pair:
+        """Return both given that the class is not the label; a column without mass may stand for it."""
+
+    @abstractmethod
+    def label_log_p(self, labels_B: Tensor, temperature: float) -> Tensor:
+        """Return the label's log-probability, (B,)."""
+
+    @abstractmethod
+    def log_p(self, temperature: float) -> Tensor:
+        """Return log-probabilities of all classes, (B, C); what is not stored shares its mass evenly."""
+
+    def variance(self, temperature: float) -> Tensor:
+        """Return Σ (p − 1/C)², (B,)."""
+        p_BC = self.log_p(temperature).exp()
+        return (p_BC - 1 / p_BC.shape[1]).square().sum(dim=1)
+
+    def covariance(self, q_BC: Tensor, temperature: float) -> Tensor:
+        """Return Σ (p − 1/C)(q − 1/C), (B,); what is not stored shares its mass evenly."""
+        even = 1 / q_BC.shape[1]
+        return ((self.log_p(temperature).exp() - even) * (q_BC - even)).sum(dim=1)
+
+
+class OneTeacher(SoftTargets):
+    """What one teacher said: losses that are linear in its probabilities are taken of each one by itself."""
+
+    @abstractmethod
+    def top(self) -> tuple[Tensor, Tensor]:
+        """Return the log-probability at temperature 1 of the likeliest class, and the class, (B,) each."""
+
+    @abstractmethod
+    def standardised_pair(self, student_BC: Tensor, temperature: float) -> Pair:
+        """Return `pair` of both sides' logits with mean 0 and deviation 1 in each row."""
+
 
 @dataclass(frozen=True, slots=True)
-class DenseTargets(SoftTargets):
+class DenseTargets(OneTeacher):
     """Every logit, (B, C) float32."""
 
     logits_BC: Tensor
 
     def pair(self, student_BC: Tensor, temperature: float) -> Pair:
         """Return both over all C classes."""
-        return Pair(
-            torch.log_softmax(self.logits_BC / temperature, dim=1),
-            torch.log_softmax(student_BC.float() / temperature, dim=1),
-        )
+        return Pair(self.log_p(temperature), torch.log_softmax(student_BC.float() / temperature, dim=1))
+
+    def others_pair(self, student_BC: Tensor, labels_B: Tensor, temperature: float) -> Pair:
+        return dense_others_pair(self.logits_BC / temperature, student_BC, labels_B, temperature)
+
+    def label_log_p(self, labels_B: Tensor, temperature: float) -> Tensor:
+        return self.log_p(temperature).gather(1, labels_B[:, None])[:, 0]
+
+    def log_p(self, temperature: float) -> Tensor:
+        return torch.log_softmax(self.logits_BC / temperature, dim=1)
+
+    def top(self) -> tuple[Tensor, Tensor]:
+        top = self.log_p(1.0).max(dim=1)
+        return top.values, top.indices
+
+    def standardised_pair(self, student_BC: Tensor, temperature: float) -> Pair:
+        return DenseTargets(standardise(self.logits_BC)).pair(standardise(student_BC), temperature)
 
 
 @dataclass(frozen=True, slots=True)
-class SparseTargets(SoftTargets):
+class SparseTargets(OneTeacher):
     """The largest classes exactly, draws from the rest, and statistics of the whole.
 
     Attributes:
@@ -129,38 +168,84 @@ class SparseTargets(SoftTargets):
         scores_BK = self.log_p_BK / (self.statistics.std_B[:, None] * temperature).clamp(min=1e-6)
         return spread(scores_BK, self.log_p_BK > NEVER, log_rest_B), log_rest_B
 
+    def support(self, temperature: float) -> Support:
+        """Return the kept classes and the rest at one temperature."""
+        return Support(self.num_classes, self.ids_BK, self.kept_log_p(temperature), self.log_rest(temperature))
+
     def pair(self, student_BC: Tensor, temperature: float) -> Pair:
         """Return both over the K kept classes and the bucket of all others, (B, K + 1)."""
-        log_p_BK = self.kept_log_p(temperature)
-        rest_p_B = self.log_rest(temperature)
-        log_q_BK, rest_q_B = kept_and_rest(student_BC.float() / temperature, self.ids_BK)
-        log_q_BK = log_q_BK.masked_fill(log_p_BK <= NEVER, NEVER)
-        return Pair(torch.cat([log_p_BK, rest_p_B[:, None]], 1), torch.cat([log_q_BK, rest_q_B[:, None]], 1))
+        return self.support(temperature).pair(student_BC, temperature)
+
+    def others_pair(self, student_BC: Tensor, labels_B: Tensor, temperature: float) -> Pair:
+        """Return both over the kept classes, the label and the bucket, (B, K + 2)."""
+        named = self.support(temperature).naming(labels_B, self.label_log_p(labels_B, temperature))
+        return named.others_pair(student_BC, labels_B, temperature)
+
+    def label_log_p(self, labels_B: Tensor, temperature: float) -> Tensor:
+        """Return what was stored for the label that the row had when it was encoded."""
+        assert self.statistics is not None  # checked before the first step: `Encoding.lacks`
+        return self.statistics.label_log_p_BT[:, self.statistics.temperatures.index(temperature)]
+
+    def log_p(self, temperature: float) -> Tensor:
+        return self.support(temperature).spread_out()
+
+    def top(self) -> tuple[Tensor, Tensor]:
+        top = self.log_p_BK.max(dim=1)
+        return top.values, self.ids_BK.gather(1, top.indices[:, None])[:, 0]
+
+    def standardised_pair(self, student_BC: Tensor, temperature: float) -> Pair:
+        log_p_BK, log_rest_B = self.standardised(temperature)
+        support = Support(self.num_classes, self.ids_BK, log_p_BK, log_rest_B)
+        return support.pair(standardise(student_BC), temperature)
+
+    def variance(self, temperature: float) -> Tensor:
+        """Return Σ p² − 1/C from the statistics, and never less than an even rest has: rounding goes below it."""
+        assert self.statistics is not None  # checked before the first step: `Encoding.lacks`
+        squares_B = self.statistics.sum_squares_BT[:, self.statistics.temperatures.index(temperature)]
+        support, even = self.support(temperature), 1 / self.num_classes
+        kept_BK = (support.log_p_BK.exp() - even).masked_fill(support.log_p_BK <= NEVER, 0.0)
+        least_B = kept_BK.square().sum(dim=1) + support.num_others * (support.log_even.exp() - even).square()
+        return torch.maximum(squares_B - even, least_B)
+
+    def covariance(self, q_BC: Tensor, temperature: float) -> Tensor:
+        support, even = self.support(temperature), 1 / self.num_classes
+        above_BK = (support.log_p_BK.exp() - support.log_even.exp()[:, None]).masked_fill(support.log_p_BK <= NEVER, 0.0)
+        # With p = even + above, the sum of q − 1/C over all classes is 0, so that even drops out.
+        return (above_BK * (q_BC.gather(1, self.ids_BK) - even)).sum(dim=1)
+
+    def expected_log_q(self, student_BC: Tensor) -> Tensor:
+        """Return Σ p log q at temperature 1, (B,): exact for the kept classes, from draws for the rest, unbiased."""
+        assert self.draws_BN is not None  # checked before the first step: `Encoding.lacks`
+        assert self.counts_BN is not None
+        log_q_BK, _ = kept_and_rest(student_BC, torch.cat([self.ids_BK, self.draws_BN], dim=1))
+        share_BN = self.counts_BN / self.counts_BN.sum(dim=1, keepdim=True).clamp(min=1)
+        if not self.ids_BK.shape[1]:
+            return (share_BN * log_q_BK).sum(dim=1)
+        rest_B1 = self.support(1.0).log_tail.exp()[:, None]
+        return (torch.cat([self.log_p_BK.exp(), rest_B1 * share_BN], dim=1) * log_q_BK).sum(dim=1)
 
 
-def kept_and_rest(scores_BC: Tensor, ids_BK: Tensor) -> tuple[Tensor, Tensor]:
-    """Return log-probabilities of some classes, (B, K), and of all others together, (B,), from scores.
+def dense_others_pair(log_p_BC: Tensor, student_BC: Tensor, labels_B: Tensor, temperature: float) -> Pair:
+    """Return teacher and student over all classes, given that the class is not the label, (B, C).
 
-    The rest is summed by itself, not subtracted from 1: it stays exact where the kept classes have nearly all mass. A
-    class may be named twice.
+    Args:
+        log_p_BC: the teacher's scores at this temperature, float32.
+        student_BC: raw scores.
+        labels_B: int64.
+        temperature: of the student's half.
     """
-    kept_BK = scores_BC.gather(1, ids_BK)
-    # Not −inf: where all classes are kept, the gradient of an empty sum would be NaN.
-    rest_B = scores_BC.scatter(1, ids_BK, EMPTY).logsumexp(dim=1).clamp(min=NEVER)
-    first_BK = torch.ones_like(ids_BK, dtype=torch.bool)
-    first_BK[:, 1:] = ids_BK[:, 1:] != ids_BK[:, :-1]
-    lse_B = torch.logaddexp(kept_BK.masked_fill(~first_BK, -torch.inf).logsumexp(dim=1), rest_B)
-    return kept_BK - lse_B[:, None], rest_B - lse_B
+    both = (leave_out(log_p_BC, labels_B), leave_out(student_BC, labels_B) / temperature)
+    return Pair(*(torch.log_softmax(scores_BC, dim=1).clamp(min=NEVER) for scores_BC in both))
+
+
+def standardise(logits_BC: Tensor) -> Tensor:
+    """Return logits, float32, with mean 0 and deviation 1 in each row; a row of one value stays 0."""
+    centred_BC = logits_BC.float() - logits_BC.float().mean(dim=1, keepdim=True)
+    variance_B1 = centred_BC.square().mean(dim=1, keepdim=True)
+    return centred_BC * (variance_B1 + 1e-12).rsqrt()
 
 
 def spread(scores_BK: Tensor, real_BK: Tensor, log_rest_B: Tensor) -> Tensor:
     """Return log-probabilities that have all mass that `log_rest_B` leaves, shared by scores; NEVER if not real."""
     log_p_BK = scores_BK.masked_fill(~real_BK, -torch.inf).log_softmax(dim=1) + log1m_exp(log_rest_B)[:, None]
     return log_p_BK.masked_fill(~real_BK, NEVER)
-
-
-def log1m_exp(log_p_B: Tensor) -> Tensor:
-    """Return log(1 − exp(x)) for x ≤ 0, NEVER where nothing is left; rounding above 0 counts as 0."""
-    x = log_p_B.clamp(max=0.0)
-    left = torch.where(x > -0.6931, torch.log(-torch.expm1(x)), torch.log1p(-torch.exp(x)))
-    return left.clamp(min=NEVER)

@@ -1,4 +1,4 @@
-"""The losses, by the name that a job file gives them. Each file holds one, with what it needs from the cache."""
+"""The losses, by the name that a job file gives them, each with what it needs from the cache and what it is."""
 
 from __future__ import annotations
 
@@ -8,20 +8,76 @@ from typing import Any
 
 from torch import nn
 
-from student_train.losses import hint, kd, labels
+from student_train.losses import (
+    approximate,
+    attention,
+    cosine,
+    crd,
+    decoupled,
+    dist,
+    divergences,
+    hint,
+    kd,
+    labels,
+    logit_mse,
+    relations,
+    sampled,
+    standardised,
+    vid,
+)
+from student_train.losses.divergences import module_of
+from student_train.losses.features import feature_needs
 from student_train.needs import Needs, Shapes
+
+
+def always(term: Any) -> bool:
+    """Return that it does, whatever its options."""
+    return True
+
+
+def never(term: Any) -> bool:
+    """Return that it does not, whatever its options."""
+    return False
 
 
 @dataclass(frozen=True, slots=True)
 class Loss:
-    """A loss: what its term in the job needs, and the term itself, from (Outputs, Supervision) to a scalar."""
+    """A loss: what its term in the job needs, and the term itself, from (Outputs, Supervision) to a scalar.
+
+    `couples_rows`: whether it compares rows with each other. Where not, it is a mean over rows, so that parts of a
+    batch add up to the whole.
+    """
 
     needs: Callable[[Any], Needs]
     term: Callable[[Any, Shapes], nn.Module]
+    couples_rows: Callable[[Any], bool] = never
 
 
 LOSSES: dict[str, Loss] = {
     "labels": Loss(labels.needs, labels.LabelsLoss),
-    "kd": Loss(kd.needs, kd.KdLoss),
-    "hint": Loss(hint.needs, hint.HintLoss),
+    # on soft targets
+    "kd": Loss(kd.needs, kd.module),
+    "random_sampling": Loss(sampled.random_sampling_needs, sampled.random_sampling_module),
+    "stratified": Loss(sampled.stratified_needs, sampled.stratified_module),
+    "marginal_smoothing": Loss(approximate.needs, approximate.marginal_smoothing_module),
+    "topk_biased": Loss(approximate.needs, approximate.topk_biased_module),
+    "dkd": Loss(decoupled.dkd_needs, decoupled.dkd_module),
+    "nkd": Loss(decoupled.nkd_needs, decoupled.nkd_module),
+    "dist": Loss(dist.needs, dist.module, couples_rows=dist.couples_rows),
+    "standardised": Loss(standardised.needs, standardised.module),
+    "reverse_kl": Loss(divergences.reverse_kl_needs, module_of(divergences.reverse_kl)),
+    "jsd": Loss(divergences.needs, module_of(divergences.jsd, "beta")),
+    "skewed_kl": Loss(divergences.needs, module_of(divergences.skewed_kl, "skew")),
+    "skewed_reverse_kl": Loss(divergences.needs, module_of(divergences.skewed_reverse_kl, "skew")),
+    "total_variation": Loss(divergences.needs, module_of(divergences.total_variation)),
+    "logit_mse": Loss(logit_mse.needs, logit_mse.module),
+    # on features
+    "hint": Loss(feature_needs, hint.HintLoss),
+    "cosine": Loss(feature_needs, cosine.CosineLoss),
+    "vid": Loss(feature_needs, vid.VidLoss),
+    "attention": Loss(feature_needs, attention.AttentionLoss),
+    "rkd": Loss(feature_needs, relations.RkdLoss, couples_rows=always),
+    "similarity": Loss(feature_needs, relations.SimilarityLoss, couples_rows=always),
+    "pkt": Loss(feature_needs, relations.PktLoss, couples_rows=always),
+    "crd": Loss(crd.needs, crd.CrdLoss, couples_rows=always),
 }

@@ -1,13 +1,15 @@
-"""Knowledge distillation: the divergence of a student from its teacher. B rows, C classes, K pairs of a row."""
+"""Knowledge distillation: the divergence of a student from its teacher. B rows, C classes."""
 
 from __future__ import annotations
 
+from functools import partial
+
 from torch import Tensor, nn
-from torch.nn import functional
 
 from storage.encodings import Capability
 from storage.encodings.targets import SoftTargets
-from student_train.needs import Needs, Outputs, Shapes, SoftNeed, Supervision
+from student_train.losses.soft import SoftLoss, kl_rows, mean_over_rows, soft_needs
+from student_train.needs import Needs, Shapes
 from student_train.terms import KdTerm
 
 
@@ -16,7 +18,8 @@ def kd(student_BC: Tensor, targets: SoftTargets, *, temperature: float) -> Tenso
 
     Args:
         student_BC: logits, any float dtype; computed in float32, in log space.
-        targets: the teacher's; of sparse ones, all classes that are not stored count as one.
+        targets: the teacher's; of sparse ones, all classes that are not stored count as one, whose mass is exact
+            (bucketed KD). That is never more than the divergence over all classes.
         temperature: T, above 0; declared by the cache job where the targets are sparse.
 
     Returns:
@@ -25,23 +28,14 @@ def kd(student_BC: Tensor, targets: SoftTargets, *, temperature: float) -> Tenso
     Source: Hinton et al. 2015, section 2, arXiv 1503.02531. They minimise the cross-entropy; the KL divergence
     differs by the teacher's entropy, so the gradients are the same and the least value is 0.
     """
-    log_p_BK, log_q_BK = targets.pair(student_BC, temperature)
-    return functional.kl_div(log_q_BK, log_p_BK, log_target=True, reduction="batchmean") * temperature**2
+    return mean_over_rows(lambda teacher: kl_rows(*teacher.pair(student_BC, temperature)), targets) * temperature**2
 
 
 def needs(term: KdTerm) -> Needs:
     """Return what the term needs: probabilities at its temperature."""
-    return Needs(soft=frozenset([SoftNeed(term.teacher, Capability("bucket", term.temperature))]))
+    return soft_needs(term, Capability("bucket", term.temperature))
 
 
-class KdLoss(nn.Module):
-    """The term of an objective."""
-
-    def __init__(self, term: KdTerm, shapes: Shapes):
-        super().__init__()
-        self.teacher = term.teacher
-        self.temperature = term.temperature
-
-    def forward(self, outputs: Outputs, given: Supervision) -> Tensor:
-        """Return the loss of a batch."""
-        return kd(outputs.logits_BC, given.targets[self.teacher], temperature=self.temperature)
+def module(term: KdTerm, shapes: Shapes) -> nn.Module:
+    """Return the term of an objective."""
+    return SoftLoss(term, partial(kd, temperature=term.temperature))
