@@ -12,14 +12,11 @@ import typer
 
 from jobs.arguments import CacheArgument, DeviceOption, JobArgument, JsonOption, run_program
 from jobs.cache_plan import plan
+from jobs.cache_recode import recode
 
 if TYPE_CHECKING:
-    from jobs.cluster import ClusterOptions
-    from jobs.terminal import Watch
     from storage.cache import Cache
-    from teacher_cache.build import BuildReport
     from teacher_cache.survey import BuildPlan
-    from teacher_cache.tasks import Done
 
 app = typer.Typer(
     help="Run teachers over datasets once; keep their soft targets and features.",
@@ -28,9 +25,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
-SHOWN_QUARANTINED = 20
-
 app.command()(plan)
+app.command()(recode)
 
 
 @app.command()
@@ -53,6 +49,7 @@ def build(
     from jobs import terminal
 
     def action() -> int:
+        from jobs.building import BuildProgress, beside_of, choose_cluster, print_report
         from jobs.cache_job import CacheJob
         from jobs.cluster import open_runner
         from jobs.files import read_job
@@ -62,9 +59,9 @@ def build(
 
         request_job = read_job(job, CacheJob)
         part = _parse_partition(partition)
-        cluster = _choose_cluster(request_job.cluster, workers, part)
+        cluster = choose_cluster(request_job.cluster, workers, part)
         request = BuildRequest(
-            cache=request_job.cache if beside is None else _beside(request_job.cache, beside),
+            cache=request_job.cache if beside is None else beside_of(request_job.cache, beside),
             job=str(job),
             sources=tuple(request_job.dataset),
             teachers=tuple(request_job.teacher),
@@ -78,13 +75,13 @@ def build(
             _print_plan(plan, as_json)
             return 0
         with terminal.watching("rows") as watch:
-            progress = _BuildProgress(watch)
+            progress = BuildProgress(watch)
             if plan.num_missing:
                 with open_runner(cluster) as runner:
                     report = run_build(plan, runner, progress)
             else:
                 report = run_build(plan, run_inline, progress)  # no tasks, no cluster
-        _print_report(request.cache, report, as_json)
+        print_report(request.cache, report, as_json)
         return report.exit_code
 
     terminal.run(action, as_json=as_json)
@@ -213,45 +210,10 @@ def query(
     terminal.run(action, as_json=as_json)
 
 
-class _BuildProgress:
-    """Shows a build's progress."""
-
-    def __init__(self, watch: Watch):
-        self._watch = watch
-
-    def stage(self, name: str, rows: int, rows_done: int) -> None:
-        self._watch.begin(name, rows, rows_done)
-
-    def done(self, done: Done) -> None:
-        self._watch.advance(done.rows)
-
-    def note(self, text: str) -> None:
-        self._watch.note(text)
-
-
 def _open(url: str) -> Cache:
     from storage.cache import Cache
 
     return Cache.open(url)
-
-
-def _beside(cache: str, name: str) -> str:
-    from storage.errors import BadRequest
-
-    if "/" in name or not name.strip("."):
-        raise BadRequest(f"--as {name} is not a name", expected="the name of a cache beside the job's, not a path")
-    return f"{cache.rpartition('/')[0]}/{name}"
-
-
-def _choose_cluster(options: ClusterOptions, workers: int | None, part: tuple[int, int]) -> ClusterOptions:
-    """Return the job's cluster as the flags want it; a part of a job array is one process."""
-    from storage.errors import BadRequest
-
-    if workers is not None and options.kind != "local":
-        raise BadRequest(f"--workers is for a local cluster, and this job's is {options.kind}")
-    if part != (0, 1):
-        return options.model_copy(update={"kind": "inline", "workers": None, "address": None})
-    return options if workers is None else options.model_copy(update={"workers": workers})
 
 
 def _parse_partition(text: str) -> tuple[int, int]:
@@ -287,46 +249,6 @@ def _print_plan(plan: BuildPlan, as_json: bool) -> None:
     print_table(pl.DataFrame(stages), title=plan.request.cache)
     print_memory("memory of a worker", memory.total_bytes, memory._asdict())
     terminal.out.print("a dry run: nothing was written")
-
-
-def _print_report(cache: str, report: BuildReport, as_json: bool) -> None:
-    from jobs import terminal
-
-    if as_json:
-        terminal.print_json(
-            {
-                "cache": cache,
-                "built": report.built,
-                "present": report.present,
-                "lost": report.lost,
-                "rows": report.rows,
-                "bytes": report.bytes,
-                "refused": report.refused,
-                "failed": report.failed,
-                "quarantined": {name: rows.to_dicts() for name, rows in report.quarantined.items()},
-                "exit_code": report.exit_code,
-            }
-        )
-        return
-    lost = f", {report.lost} were another builder's" if report.lost else ""
-    terminal.out.print(
-        f"{cache}: {report.built} shards built ({terminal.si(report.bytes, 'B')}), {report.present} were there{lost}",
-        markup=False,
-    )
-    for name, rows in report.quarantined.items():
-        terminal.out.print(
-            f"{name}: {len(rows)} of its samples cannot be read and are left out; mend them and build again",
-            markup=False,
-        )
-        for row, sample_id, error in rows.head(SHOWN_QUARANTINED).iter_rows():
-            terminal.out.print(f"  row {row}  {sample_id}  {error}", markup=False)
-        if len(rows) > SHOWN_QUARANTINED:
-            terminal.out.print(f"  … {len(rows) - SHOWN_QUARANTINED} more; --json lists all")
-    for kind, shards in (("refused", report.refused), ("failed", report.failed)):
-        if shards:
-            terminal.out.print(
-                f"{len(shards)} shards {kind}; the reasons are above. The same command tries them again."
-            )
 
 
 def main() -> None:

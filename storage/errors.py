@@ -91,7 +91,7 @@ class StaleCache(BadRequest):
 
 
 class MissingCapability(BadRequest):
-    """A loss that needs what the encoding does not serve."""
+    """A loss, or another encoding, that needs what the stored encoding does not hold."""
 
 
 class DivergedLoss(BadRequest):

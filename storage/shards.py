@@ -12,7 +12,7 @@ import re
 import uuid
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -176,7 +176,34 @@ def write_shard(
             raise ValueError(f"{key}: cannot store an array {name!r} of {array_S.dtype}")
     packed = pack(arrays)
     stored = tuple(StoredObject(path, len(data), digest(data)) for path, data in sorted(packed.items()))
-    commit = Commit(key, start, stop, uuid.uuid4().hex[:8], stored, table, about)
+    commit = Commit(key, start, stop, _new_attempt(), stored, table, about)
+    return commit if _write(objects, commit, packed) else None
+
+
+def copy_shard(source: Objects, commit: Commit, target: Objects, about: dict[str, Any]) -> Commit | None:
+    """Copy a shard to another cache, every object as it is; return its commit there, or None if another was first.
+
+    Args:
+        source: where it lies.
+        commit: with its table.
+        target: where it is to be, under the same key.
+        about: what the copy says of itself.
+
+    Raises:
+        CorruptObject: an object is not what the commit vouches for.
+        StorageFailure: the disk or store refused; the copy is not visible, or it is whole.
+    """
+    packed = {stored.path: get_checked(source, commit, stored) for stored in commit.objects}
+    copy = replace(commit, attempt=_new_attempt(), about=about)
+    return copy if _write(target, copy, packed) else None
+
+
+def _new_attempt() -> str:
+    return uuid.uuid4().hex[:8]
+
+
+def _write(objects: Objects, commit: Commit, packed: Mapping[str, bytes]) -> bool:
+    """Write a group's objects, then its commit; return whether no other attempt was first."""
     try:
         for path, data in packed.items():
             objects.put(f"{commit.group}/{path}", data)
@@ -186,10 +213,10 @@ def write_shard(
         raise
     # Last: a reader trusts only what a commit names. A failure or a signal here may come after the commit is visible,
     # so the group is left; if it was not, the group is garbage that `cache verify --repair` collects.
-    if not objects.create(key.commit_path, commit.to_parquet()):
+    if not objects.create(commit.key.commit_path, commit.to_parquet()):
         _delete_group(objects, commit)
-        return None
-    return commit
+        return False
+    return True
 
 
 def read_arrays(objects: Objects, commit: Commit, names: Iterable[str]) -> dict[str, np.ndarray]:

@@ -191,12 +191,12 @@ def _run_stage(
         for task, result in results:
             if isinstance(result, Done):
                 quarantined += result.quarantined
-                _count(report, result)
+                count_done(report, result)
                 progress.done(result)
                 if result.won and report.built % COMPACT_EVERY_SHARDS == 0:
                     Ledger.load(cache.objects).compact()
             else:
-                _set_aside(task, result, report, progress)
+                set_aside(task, result, report, progress)
             _check_quarantined(cache, stage, quarantined)
     if stage.teacher is None and todo and (twice := cache.duplicate_ids(dataset)):
         raise BadRequest(
@@ -241,14 +241,15 @@ def _tasks(stage: Stage, todo: Sequence[ShardRows], request: BuildRequest) -> It
         )
 
 
-def _count(report: BuildReport, done: Done) -> None:
+def count_done(report: BuildReport, done: Done) -> None:
+    """Count a finished shard."""
     report.built += done.won
     report.lost += not done.won
     report.rows += done.rows
     report.bytes += done.bytes
 
 
-def _set_aside(task: Task, error: Exception, report: BuildReport, progress: Progress) -> None:
+def set_aside(task: Task, error: Exception, report: BuildReport, progress: Progress) -> None:
     """Keep a failed shard for the report; raise if every other shard would fail like it."""
     if isinstance(error, RowsMissing):
         report.refused.append(str(error))

@@ -8,8 +8,8 @@ epochs of each student:
     reading   = E·R × (unpacking + decoding, of one row)            of each student; less if its rows stay in memory
 
 The cache pays from S students on, where build + S × reading ≤ S × live, so S = build / (live − reading), rounded up;
-never, if reading takes as long as the teacher. What both sides do, a student's own step and the decoding of its inputs, is
-left out. E counts all rows of the job, though a student may train on one split of them only: that changes `live` and
+never, if reading takes as long as the teacher. What both sides do, a student's own step and the decoding of its inputs,
+is left out. E counts all rows of the job, though a student may train on one split of them only: that changes `live` and
 `reading` alike.
 """
 

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from teacher_cache.ingest import ingest_shard
+from teacher_cache.recode_shard import recode_shard
 from teacher_cache.tasks import Done, Task
 from teacher_cache.teach import teach_shard
 
 
 def perform(task: Task) -> Done:
     """Return what became of a task, after doing it."""
+    if task.richer:
+        return recode_shard(task)
     return ingest_shard(task) if task.key.teacher is None else teach_shard(task)

@@ -127,7 +127,7 @@ def _plan(request: BuildRequest, cache: Cache | None) -> BuildPlan:
     tokenizers: dict[str, bytes | None] = {}
     for source in request.sources:
         dataset = _plan_dataset(cache, source, request.job, tokenizers)
-        if request.views is not None and _is_augmented(request.views, dataset.spec):
+        if request.views is not None and is_augmented(request.views, dataset.spec):
             dataset = replace(dataset, views=_plan_views(cache, request.views, dataset.spec, request.job))
         tokenizers[source.name] = dataset.tokenizer
         shards = tuple(dataset.rows.shards())
@@ -140,7 +140,7 @@ def _plan(request: BuildRequest, cache: Cache | None) -> BuildPlan:
                     check_spec(cache.objects, f"{source.name}/{teacher.name}/teacher.json", spec, request.job)
                 stages += [
                     _plan_stage(cache, dataset, teacher, spec, shards, request.part, view)
-                    for view in _views_of(dataset, request.views)
+                    for view in views_of(request.views, dataset.spec)
                 ]
     if request.views is not None and all(stage.dataset.views is None for stage in stages):
         raise BadRequest(
@@ -277,7 +277,7 @@ def _num_classes(teacher: TeacherOptions, dataset: DatasetSpec) -> int:
     return dataset.num_classes
 
 
-def _is_augmented(options: ViewOptions, dataset: DatasetSpec) -> bool:
+def is_augmented(options: ViewOptions, dataset: DatasetSpec) -> bool:
     """Return whether a job wants views of a dataset: it names it, or names none and this one holds images."""
     if options.datasets is not None:
         return dataset.name in options.datasets
@@ -305,9 +305,9 @@ def _plan_views(cache: Cache | None, options: ViewOptions, dataset: DatasetSpec,
     return spec
 
 
-def _views_of(dataset: PlannedDataset, options: ViewOptions | None) -> list[str]:
+def views_of(options: ViewOptions | None, dataset: DatasetSpec) -> list[str]:
     """Return the views about which teachers are asked."""
-    if dataset.views is None or options is None:
+    if options is None or not is_augmented(options, dataset):
         return [PLAIN]
     return [*([PLAIN] if options.plain else []), *map(view_name, range(options.count))]
 

@@ -34,6 +34,7 @@ class Task(NamedTuple):
         extents: where the rows of an ingest lie in the source; () for a teacher.
         device: for a teacher: auto, cpu, cuda.
         threads: of torch, in this process.
+        richer: address of the cache to recode the shard from; "" asks the source or the teacher.
     """
 
     cache: str
@@ -45,6 +46,7 @@ class Task(NamedTuple):
     extents: tuple[Extent, ...]
     device: str
     threads: int
+    richer: str = ""
 
 
 class Done(NamedTuple):

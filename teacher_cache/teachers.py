@@ -86,6 +86,19 @@ class TeacherOptions(Options):
             raise ValueError("give `mean` and `std` together, one number per channel each")
         return self
 
+    def told(self) -> dict[str, Any]:
+        """Return what the job itself tells of the model, without any of its files."""
+        if self.factory is None:
+            return {"autocast": self.autocast}
+        function = self.factory.rpartition(":")[2]
+        return {
+            "autocast": self.autocast,
+            "function": function,
+            "arguments": self.arguments,
+            "mean": self.mean,
+            "std": self.std,
+        }
+
     def promise(self, num_classes: int) -> TeacherSpec:
         """Return what the cache is promised of this teacher, from its files' digests, without loading it.
 
@@ -94,15 +107,11 @@ class TeacherOptions(Options):
             BadRequest: the encoding wants more classes than there are.
         """
         self.encoding.check(num_classes)
-        model: dict[str, Any] = {"autocast": self.autocast}
+        model = self.told()
         if self.factory is not None:
             model |= {
-                "function": self.factory.rpartition(":")[2],
                 "code": code_fingerprint(self.factory),
-                "arguments": self.arguments,
                 "weights": None if self.weights is None else file_digest(self.weights),
-                "mean": self.mean,
-                "std": self.std,
             }
             if self.tokenizer is not None:
                 model |= {"tokenizer": read_tokenizer(self.tokenizer).fingerprint}
