@@ -19,6 +19,7 @@ from storage.arrays import DTYPES, LAYOUTS, array_names, pack, unpack
 ARRAYS = st.sampled_from(sorted(DTYPES)).flatmap(
     lambda dtype: npst.arrays(np.dtype(dtype), npst.array_shapes(min_dims=1, max_dims=4, min_side=0, max_side=4))
 )
+NAMES = ["logits", "feature/a", "feature/b.c", "inputs", *sorted(LAYOUTS)]
 
 
 @given(st.dictionaries(st.sampled_from(NAMES), ARRAYS, max_size=3))
