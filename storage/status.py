@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import polars as pl
 
 from storage.cache import Cache
+from storage.encodings.base import LSE, STATISTICS
 from storage.errors import BadRequest, IncompleteCache
 from storage.ledger import Ledger
 from storage.rows import check_plan, read_plan
@@ -71,7 +73,8 @@ def read_info(cache: Cache) -> dict[str, Any]:
             | {
                 "teachers": {
                     teacher: _described(cache.teacher(name, teacher))
-                    | {"serves": sorted(cache.teacher(name, teacher).encoding.serves)}
+                    | {"serves": list(cache.teacher(name, teacher).encoding.serves)}
+                    | {"bytes_per_target": _bytes_per_target(cache, name, teacher)}
                     | {"views": cache.view_names(name, teacher), "provenance": _provenance(cache, name, teacher)}
                     for teacher in cache.teacher_names(name)
                 }
@@ -126,6 +129,30 @@ def _stages(cache: Cache) -> list[tuple[str, str | None, str]]:
 
 def _described(spec: Spec) -> dict[str, Any]:
     return spec.model_dump(mode="json") | {"fingerprint": spec.fingerprint}
+
+
+def _bytes_per_target(cache: Cache, dataset: str, teacher: str) -> dict[str, float]:
+    """Return the bytes of one soft target, of tokens that of a position: in memory, stored, and what statistics add.
+
+    What is stored is that of the teacher's first shard; it is not told before there is one.
+    """
+    spec = cache.teacher(dataset, teacher)
+    figures: dict[str, float] = {
+        "memory": spec.encoding.bytes_per_row(spec.num_classes),
+        "memory_statistics": spec.encoding.statistics_bytes_per_row,
+    }
+    for view in cache.view_names(dataset, teacher):
+        commit = cache.commit(ShardKey(dataset, teacher, view, min(cache.committed(dataset, teacher, view))))
+        source = cache.dataset(dataset)
+        targets = (commit.stop - commit.start) * (1 if source.vocabulary is None else math.prod(source.input_shape))
+        sizes = {stored.path: stored.size_bytes for stored in commit.objects if not stored.path.startswith("feature/")}
+        statistics = sum(size for path, size in sizes.items() if path.startswith((f"{LSE}/", f"{STATISTICS}/")))
+        figures |= {
+            "stored": round(sum(sizes.values()) / targets, 1),
+            "stored_statistics": round(statistics / targets, 1),
+        }
+        break
+    return figures
 
 
 def _provenance(cache: Cache, dataset: str, teacher: str | None) -> dict[str, Any] | None:
