@@ -47,9 +47,8 @@ def draw(pilots: Sequence[Pilot], path: Path) -> None:
             color="#666666",
         )
         left.set_title(f"{pilot.teacher} over {', '.join(pilot.datasets)}: {pilot.num_classes} classes", fontsize=10)
-        right.set_title(
-            f"blue: dense, orange: sparse; hollow: unbiased, mean of {DRAW_SETS} sets of draws", fontsize=10
-        )
+        if any(is_unbiased(trial.encoding) for trial in pilot.trials):
+            right.set_title(f"hollow: unbiased, mean of {DRAW_SETS} sets of draws", fontsize=10)
     try:
         figure.savefig(path, dpi=130, metadata={"Date": None} if path.suffix.lower() == ".svg" else None)
     except OSError as error:
@@ -73,16 +72,18 @@ def _panel(axes: Any, points: list[tuple[Trial, float]], pilot: Pilot) -> None:
     axes.set_yscale("log")
     axes.margins(x=0.2, y=0.1)
     for which in (axes.xaxis.set_major_formatter, axes.xaxis.set_minor_formatter):
-        which(FuncFormatter(_plain_tick))
+        which(_plain_ticks(points))
     axes.tick_params(axis="x", which="minor", labelsize=7)
     axes.set_xlabel(f"bytes of a {pilot.unit}, as stored")
     axes.grid(which="major", alpha=0.25)
     _name_points(axes, points)
 
 
-def _plain_tick(value: float, _place: int) -> str:
-    """Return a number of bytes, where its first digit leaves room for a label: 1, 2 or 5."""
-    return f"{value:g}" if f"{value:e}"[0] in "125" else ""
+def _plain_ticks(points: list[tuple[Trial, float]]) -> FuncFormatter:
+    """Return what writes bytes at some ticks of a logarithmic axis: 1, 2, 5, and more where there is room."""
+    sizes = [trial.bytes_per_row for trial, _ in points]
+    first_digits = "125" if max(sizes) > 20 * min(sizes) else "123457"
+    return FuncFormatter(lambda value, _place: f"{value:g}" if f"{value:e}"[0] in first_digits else "")
 
 
 def _name_points(axes: Any, points: list[tuple[Trial, float]]) -> None:

@@ -13,7 +13,7 @@ from teacher_cache.pilot import Pilot, PilotRequest, Trial
 from teacher_cache.pilot_ladder import DRAW_SETS, as_toml, is_unbiased, short_name
 
 FAR_DEGREES = 15.0  # of a recommended encoding, to be told
-HEADINGS = ("B", "KL, nat", "ECE", "angle", "worst", "norm", "all rows")
+HEADINGS = ("B", "KL, nat", "ECE", "angle", "worst", "norm", "all")
 
 
 def print_pilot(pilot: Pilot, request: PilotRequest) -> None:
@@ -134,14 +134,16 @@ def _legend(pilot: Pilot) -> list[str]:
     drawn = any(is_unbiased(trial.encoding) for trial in pilot.trials)
     alone = any(trial.fidelity.kl is None for trial in pilot.trials)
     temperatures = ", ".join(f"{t:g}" for t in pilot.own.temperatures)
-    features = f", features of {pilot.feature_bytes_per_row:.3g} B too" if pilot.feature_bytes_per_row else ""
+    features = f" and {pilot.feature_bytes_per_row:.3g} B of features" if pilot.feature_bytes_per_row else ""
     return [
-        f"B      bytes of a {pilot.unit} as stored, statistics too; all rows: in all views{features}",
+        f"B      bytes of a {pilot.unit} as stored, with statistics",
+        f"all    bytes of all {pilot.unit}s, in all views{features}",
         "KL     mean of KL(dense‖decoded), temperature 1; a sparse tail spread evenly",
         "ECE    calibration error; "
         + ("no labels" if pilot.calibration is None else f"the teacher's own is {pilot.calibration:.3f}"),
         "angle  of a stand-in student's gradient to that of dense targets; norm: ratio",
-        f"worst  largest angle at temperatures {temperatures}" + ("; of *, with one set of draws" if drawn else ""),
+        f"worst  largest angle at temperature{'s' * (len(pilot.own.temperatures) > 1)} {temperatures}"
+        + ("; of *, with one set of draws" if drawn else ""),
         "> recommended   = the job's own"
         + (f"   * unbiased; angle: mean of {DRAW_SETS} sets of draws" if drawn else ""),
         *(["– draws alone are no distribution: no KL, and so never recommended by it"] if alone else []),
