@@ -89,7 +89,9 @@ class Support:
         if not self.ids_BK.shape[1]:
             return self.log_even[:, None].expand(ids_BU.shape)
         at_BU = torch.searchsorted(self.ids_BK, ids_BU).clamp(max=self.ids_BK.shape[1] - 1)
-        return torch.where(self.ids_BK.gather(1, at_BU) == ids_BU, self.log_p_BK.gather(1, at_BU), self.log_even[:, None])
+        return torch.where(
+            self.ids_BK.gather(1, at_BU) == ids_BU, self.log_p_BK.gather(1, at_BU), self.log_even[:, None]
+        )
 
     def spread_out(self) -> Tensor:
         """Return log-probabilities of all classes, (B, C), the others' mass spread evenly over them."""
@@ -138,7 +140,7 @@ def kept_and_rest(scores_BC: Tensor, ids_BK: Tensor, temperature: float = 1.0) -
 
     Args:
         scores_BC: any float dtype; computed in float32, a block of rows at a time.
-        ids_BK: int64, in groups of ascending ids; a class may follow itself, and then counts once.
+        ids_BK: int64, ascending; a class that repeats the one before it counts once.
         temperature: that the scores are divided by.
     """
     log_q_BK, log_rest_B = _KeptAndRest.apply(scores_BC, ids_BK, temperature)  # type: ignore[no-untyped-call]

@@ -209,7 +209,9 @@ class SparseTargets(OneTeacher):
 
     def covariance(self, q_BC: Tensor, temperature: float) -> Tensor:
         support, even = self.support(temperature), 1 / self.num_classes
-        above_BK = (support.log_p_BK.exp() - support.log_even.exp()[:, None]).masked_fill(support.log_p_BK <= NEVER, 0.0)
+        above_BK = (support.log_p_BK.exp() - support.log_even.exp()[:, None]).masked_fill(
+            support.log_p_BK <= NEVER, 0.0
+        )
         # With p = even + above, the sum of q − 1/C over all classes is 0, so that even drops out.
         return (above_BK * (q_BC.gather(1, self.ids_BK) - even)).sum(dim=1)
 
@@ -217,12 +219,13 @@ class SparseTargets(OneTeacher):
         """Return Σ p log q at temperature 1, (B,): exact for the kept classes, from draws for the rest, unbiased."""
         assert self.draws_BN is not None  # checked before the first step: `Encoding.lacks`
         assert self.counts_BN is not None
-        log_q_BK, _ = kept_and_rest(student_BC, torch.cat([self.ids_BK, self.draws_BN], dim=1))
-        share_BN = self.counts_BN / self.counts_BN.sum(dim=1, keepdim=True).clamp(min=1)
-        if not self.ids_BK.shape[1]:
-            return (share_BN * log_q_BK).sum(dim=1)
-        rest_B1 = self.support(1.0).log_tail.exp()[:, None]
-        return (torch.cat([self.log_p_BK.exp(), rest_B1 * share_BN], dim=1) * log_q_BK).sum(dim=1)
+        p_BN = self.counts_BN / self.counts_BN.sum(dim=1, keepdim=True).clamp(min=1)
+        if self.ids_BK.shape[1]:
+            p_BN = self.support(1.0).log_tail.exp()[:, None] * p_BN
+        # Sorted, since a draw that is padding may name a kept class once more.
+        ids_BM, order_BM = torch.cat([self.ids_BK, self.draws_BN], dim=1).sort(dim=1)
+        p_BM = torch.cat([self.log_p_BK.exp(), p_BN], dim=1).gather(1, order_BM)
+        return (p_BM * kept_and_rest(student_BC, ids_BM)[0]).sum(dim=1)
 
 
 def dense_others_pair(log_p_BC: Tensor, student_BC: Tensor, labels_B: Tensor, temperature: float) -> Pair:

@@ -1,0 +1,1 @@
+"""Tests of the losses, a file for each family."""
