@@ -99,11 +99,14 @@ class _TrainProgress:
         self._done_steps = self._loaded_shards = 0
 
     def report(self, event: Event) -> None:
+        from storage.views import PLAIN
         from student_train import events
 
         match event:
             case events.FeedChosen():
                 self._watch.note(f"rows: {event.residency} ({event.why})")
+                if event.views:
+                    self._watch.note(f"views: {event.views}; epoch e shows view (e - 1) mod {event.views}")
             case events.Loading():
                 if event.done_shards == 1:
                     self._watch.begin(f"{event.student}: rows", event.shards)
@@ -121,7 +124,8 @@ class _TrainProgress:
                 self._done_steps = event.done_steps
             case events.EpochDone():
                 if event.metrics.accuracy is not None:
-                    self._watch.detail(f"epoch {event.metrics.epoch} accuracy {event.metrics.accuracy:.2%}")
+                    view = "" if event.metrics.view == PLAIN else f" ({event.metrics.view})"
+                    self._watch.detail(f"epoch {event.metrics.epoch}{view} accuracy {event.metrics.accuracy:.2%}")
                 if event.metrics.epoch == 1:
                     self._note_idle_terms(event.student, event.metrics.shares)
             case events.StudentFinished():

@@ -18,7 +18,9 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 from storage.digests import digest, fingerprint
 from storage.errors import BadRequest
 
-RESERVED = frozenset({"ingest", "plan", "ledger", "cache.json", "dataset.json", "teacher.json", "tokenizer.json", "views.json"})
+RESERVED = frozenset(
+    {"ingest", "plan", "ledger", "cache.json", "dataset.json", "teacher.json", "tokenizer.json", "views.json"}
+)
 
 
 class Options(BaseModel):

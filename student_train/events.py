@@ -11,10 +11,11 @@ from student_train.results import EpochMetrics, RunRecord
 
 @dataclass(frozen=True, slots=True)
 class FeedChosen:
-    """Where rows are kept for all students of the job."""
+    """Where rows are kept for all students of the job, and how many views of them are shown in turn (0: plain)."""
 
     residency: str
     why: str
+    views: int = 0
 
 
 @dataclass(frozen=True, slots=True)

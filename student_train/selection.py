@@ -93,7 +93,7 @@ def select_rows(
     ingested = cache.committed(dataset)
     absent = {"ingest": starts.keys() - ingested}
     if not ingested or (absent["ingest"] and not allow_partial):
-        raise _incomplete(cache, dataset, absent, len(starts))
+        raise _incomplete(cache, dataset, absent, len(starts), views)
 
     samples = cache.samples(dataset, [agree_with] if agree_with else [])
     if split:
@@ -109,7 +109,7 @@ def select_rows(
         absent[_stage(teacher, view)] = wanted - cache.committed(dataset, teacher, view)
     if any(absent.values()):
         if not allow_partial:
-            raise _incomplete(cache, dataset, absent, len(starts))
+            raise _incomplete(cache, dataset, absent, len(starts), views)
         for stage in stages:
             samples = samples.filter(~pl.col("shard").is_in(absent[_stage(*stage)]))
     if samples.is_empty():
@@ -158,13 +158,16 @@ def _classes(column: pl.Series) -> Integers:
     return column.cast(pl.Int64).fill_null(NO_CLASS).to_numpy().astype(np.int64)
 
 
-def _incomplete(cache: Cache, dataset: str, absent: Mapping[str, Iterable[int]], num_shards: int) -> IncompleteCache:
+def _incomplete(
+    cache: Cache, dataset: str, absent: Mapping[str, Iterable[int]], num_shards: int, views: EpochViews | None
+) -> IncompleteCache:
     missing = {stage: shards for stage, shards in absent.items() if shards}
+    count = "" if views is None else f" with [views] count = {views.count} or more,"
     return IncompleteCache(
         f"{cache.url}: {dataset} is only half built",
         found="\n".join(f"{stage}: no shard {ranges(shards)}" for stage, shards in missing.items()) or "no shards",
         expected=f"all {num_shards} shards",
-        do="cache build JOB.toml    # finishes it; or allow_partial = true, to train on the rows that are there",
+        do=f"cache build JOB.toml    #{count} finishes it; or allow_partial = true, to train on the rows there are",
     )
 
 

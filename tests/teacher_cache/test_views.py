@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import json
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +23,7 @@ from storage.verify import verify
 from storage.views import PLAIN, to_float
 from storage.views.check import readable_rows
 from teacher_cache.memory import project_worker
-from teacher_cache.survey import BuildRequest, plan_build
+from teacher_cache.survey import BuildPlan, BuildRequest, plan_build
 from tests.teacher_cache.toys import DIGITS, build, contents, teacher_section, write_digits, write_job, write_teacher
 
 STEPS = '{ kind = "pad_crop", padding = 1 }, { kind = "cutmix", probability = 0.5 }'
@@ -37,6 +41,13 @@ def job_of(folder: Path, *sections: str, rows: int = 40) -> Path:
 def cache(tmp_path: Path) -> Path:
     write_teacher(tmp_path)
     return tmp_path / "cache"
+
+
+def plan(job: Path) -> BuildPlan:
+    """Return what a build would do, as a dry run does."""
+    read = read_job(job, CacheJob)
+    request = BuildRequest(read.cache, str(job), tuple(read.dataset), tuple(read.teacher), views=read.views)
+    return plan_build(request)
 
 
 def stages(cache: Path) -> dict[str, int]:
@@ -96,7 +107,7 @@ def test_plain_targets_stay_when_views_come(cache: Path, tmp_path: Path) -> None
 def test_changed_views_are_refused_by_field(cache: Path, tmp_path: Path, change: str, field: str) -> None:
     build(job_of(tmp_path, views(2)))
     with pytest.raises(StaleCache, match=f"views.json differs in {field}"):
-        build(job_of(tmp_path, change))
+        plan(job_of(tmp_path, change))
 
 
 def test_datasets_that_are_not_named_stay_plain(cache: Path, tmp_path: Path) -> None:
@@ -159,7 +170,7 @@ def test_lost_promises_of_views_are_told(cache: Path, tmp_path: Path) -> None:
     build(job)
     (cache / "digits" / "views.json").unlink()
     for action in (lambda: verify(Cache.open(str(cache))), lambda: build(job)):
-        with pytest.raises(MissingObject, match="views.json is not there"):
+        with pytest.raises(MissingObject, match=r"views\.json is not there"):
             action()
 
 
@@ -204,9 +215,7 @@ def test_info_tells_what_views_are_promised(cache: Path, tmp_path: Path) -> None
 
 def test_views_cost_memory_for_the_shard_at_work(tmp_path: Path) -> None:
     def projected(*sections: str) -> int:
-        job = read_job(write_job(tmp_path, DIGITS, teacher_section(), *sections), CacheJob)
-        request = BuildRequest(job.cache, "job", tuple(job.dataset), tuple(job.teacher), views=job.views)
-        return project_worker(plan_build(request)).shards
+        return project_worker(plan(write_job(tmp_path, DIGITS, teacher_section(), *sections))).shards
 
     write_teacher(tmp_path)
     assert projected(views(1)) - projected() == 3 * 256 * 64
@@ -251,3 +260,26 @@ def test_a_library_that_shows_other_images_is_named(
     with pytest.raises(StaleCache, match=r"libraries make the difference: .*torch") as refused:
         opened.check_view("digits", "toy", 0, opened.read_inputs("digits", 0), "view-000")
     assert f"torch {torch.__version__}" in refused.value.expected
+
+
+@pytest.mark.slow
+def test_a_killed_build_of_views_is_made_good_by_the_same_command(cache: Path, tmp_path: Path) -> None:
+    whole = tmp_path / "whole"
+    whole.mkdir()
+    write_teacher(whole)
+    sections = (teacher_section(seconds=0.2), views(2))
+    build(write_job(whole, write_digits(whole, 64, rows_per_shard=8), *sections))
+    job = write_job(tmp_path, write_digits(tmp_path, 64, rows_per_shard=8), *sections)
+    command = [str(Path(sys.executable).with_name("cache")), "build", str(job)]
+    second_view = cache / "digits" / "toy" / "view-001"
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as running:
+        deadline = time.monotonic() + 120
+        while len(list(second_view.glob("[0-9]*.parquet"))) < 2:
+            assert running.poll() is None
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        running.send_signal(signal.SIGKILL)
+    assert 0 < stages(cache)["toy/view-001"] < 64
+    report = build(job)
+    assert 0 < report.built < 8
+    assert contents(cache) == contents(whole / "cache")
