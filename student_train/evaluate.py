@@ -1,8 +1,8 @@
-"""A student's figures on the held rows. B rows, C classes, N held rows, K bins."""
+"""A student's figures on the held rows. B rows or positions of tokens, C classes, N held rows, K bins."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
@@ -10,6 +10,7 @@ from torch.nn import functional
 
 from student_train.feed import Feed
 from student_train.needs import Batch
+from student_train.positions import part_size
 from student_train.results import Held
 from student_train.selection import NO_CLASS
 from student_train.students import Student
@@ -21,6 +22,8 @@ def evaluate(
     student: Student, feed: Feed, tops_N: Tensor | None, *, batch_size: int, stop: Callable[[], bool]
 ) -> Held | None:
     """Return the figures of a student, in float32, with no step of synchronisation before the last.
+
+    Of tokens they are over the positions that count, and nobody's top class is known to agree with.
 
     Args:
         student: in evaluation mode.
@@ -34,7 +37,7 @@ def evaluate(
 
     Source: calibration error by Guo et al. 2017, eq. 3, 15 bins of equal width, arXiv 1706.04599.
     """
-    device = student.normalise.mean.device
+    device = student.device
     sums = torch.zeros(5, dtype=torch.float64, device=device)  # labelled, correct, nats, with a teacher, agreeing
     bins_3K = torch.zeros(3, NUM_BINS, dtype=torch.float64, device=device)  # rows, confidence, correct
     start = 0
@@ -43,10 +46,10 @@ def evaluate(
             if stop():
                 return None
             stop_row = start + len(batch.inputs)
-            tops_B = torch.full_like(_labels(batch), NO_CLASS) if tops_N is None else tops_N[start:stop_row]
-            batch_sums, batch_bins_3K = _figures(student(batch.inputs).float(), _labels(batch), tops_B)
-            sums += batch_sums
-            bins_3K += batch_bins_3K
+            tops_B = None if tops_N is None else tops_N[start:stop_row]
+            for figures in _positions(student, batch) if student.of_tokens else [_rows(student, batch, tops_B)]:
+                sums += figures[0]
+                bins_3K += figures[1]
             start = stop_row
     labelled, correct, nats, taught, agreeing = sums.tolist()
     rows_K, confidence_K, correct_K = bins_3K.cpu()
@@ -56,6 +59,24 @@ def evaluate(
         calibration_error=float((confidence_K - correct_K).abs().sum() / rows_K.sum()) if labelled else None,
         agreement=agreeing / taught if taught else None,
     )
+
+
+def _rows(student: Student, batch: Batch, tops_B: Tensor | None) -> tuple[Tensor, Tensor]:
+    labels_B = _labels(batch)
+    return _figures(
+        student(batch.inputs).float(), labels_B, torch.full_like(labels_B, NO_CLASS) if tops_B is None else tops_B
+    )
+
+
+def _positions(student: Student, batch: Batch) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield the figures of a part of the positions at a time."""
+    positions_N = batch.positions()
+    hidden_ND = student.hidden(batch.inputs).flatten(0, 1).index_select(0, positions_N)
+    labels_N = _labels(batch).flatten().index_select(0, positions_N)
+    size = part_size(student.scores(hidden_ND[:1]).shape[-1], positions_N.device)
+    for hidden_BD, labels_B in zip(hidden_ND.split(size), labels_N.split(size), strict=True):
+        if len(labels_B):
+            yield _figures(student.scores(hidden_BD).float(), labels_B, torch.full_like(labels_B, NO_CLASS))
 
 
 def _figures(logits_BC: Tensor, labels_B: Tensor, tops_B: Tensor) -> tuple[Tensor, Tensor]:

@@ -30,9 +30,10 @@ from student_train.feed import Feed
 from student_train.needs import ArrayKey, Shapes
 from student_train.objective import Objective, Tapped, check_student, student_layers
 from student_train.options import StudentOptions
+from student_train.positions import accumulate_over_positions
 from student_train.results import EpochMetrics, Held, RunRecord, write_metrics, write_record
 from student_train.schedule import learning_rate_at
-from student_train.step import Step, accumulate_gradients
+from student_train.step import Model, Step, accumulate_gradients
 from student_train.students import Student, StudentSpec, build_student, save_student
 
 REPORT_EVERY_S = 1.0  # each report reads the loss, which waits for the device
@@ -93,7 +94,11 @@ def train_student(run: Run, *, report: Report, stop: Callable[[], bool]) -> RunR
     optimizer = make_optimizer(options, trained)
     tapped: Callable[..., Any] = Tapped(student, layers)
     forward = torch.compile(tapped) if options.compile else tapped
-    autocast = torch.autocast(device.type, torch.bfloat16, enabled=options.autocast == "bf16")
+    accumulate = partial(
+        accumulate_over_positions if run.spec.of_tokens else accumulate_gradients,
+        Model(student, forward, objective, trained, run.spec.num_classes),
+        autocast=torch.autocast(device.type, torch.bfloat16, enabled=options.autocast == "bf16"),
+    )
 
     # The position: the start, or where the last checkpoint was written.
     position, best = Position(), None
@@ -149,16 +154,14 @@ def train_student(run: Run, *, report: Report, stop: Callable[[], bool]) -> RunR
         for step, batch in enumerate(batches, start=first_step):
             for group in optimizer.param_groups:
                 group["lr"] = rate_at(epoch * steps + step)
-            taken = accumulate_gradients(
-                forward, objective, batch, trained, autocast=autocast, measure_shares=step == 0
-            )
+            taken = accumulate(batch, measure_shares=step == 0)
             if options.clip_norm is not None:
                 nn.utils.clip_grad_norm_(trained, options.clip_norm)
             optimizer.step()
             optimizer.zero_grad()
             if average is not None:
                 average.update(epoch * steps + step)
-            tally.add(len(batch.inputs), taken)
+            tally.add(taken.rows, taken)
             rows += len(batch.inputs)
 
             now = time.monotonic()
@@ -187,6 +190,7 @@ def train_student(run: Run, *, report: Report, stop: Callable[[], bool]) -> RunR
         metrics = EpochMetrics(
             **held.model_dump(),
             epoch=epoch + 1,
+            view=run.train.view_of(epoch),
             train_loss=train_loss,
             terms=dict(zip(objective.names, terms, strict=True)),
             shares=dict(zip(objective.names, shares, strict=True)),

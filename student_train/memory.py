@@ -9,6 +9,7 @@ Activations are measured on the meta device, which computes shapes and allocates
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,16 +22,21 @@ from torch import Tensor
 from storage.cache import Cache
 from storage.encodings import Encoded
 from storage.errors import BadRequest
+from storage.views.shown import BLOCK_BYTES
 from student_train.loop import make_optimizer
-from student_train.needs import Batch, Needs, Shapes
+from student_train.needs import Batch, Needs, Outputs, Shapes
 from student_train.objective import Objective, Tapped, check_student, student_layers
+from student_train.positions import part_size
 from student_train.residency import Residency, row_bytes
 from student_train.selection import Selection
-from student_train.students import build_student
+from student_train.students import Student, build_student
 from student_train.train import Prepared
 
 INDEX_BYTES_PER_ROW = 32  # a row's label, top class, place in its shard, and place in the order
+VIEW_COPIES = 6  # of a batch's pixels: own and partners', stored, transformed and mixed
+VIEW_WORK = 16  # bytes in between for each pixel that is being transformed
 SHARD_COPIES = 3  # of a shard while it is read: stored bytes, decoded, and the rows that are picked
+PICKED_COPIES = 3  # of a student of tokens' hidden states: those that count, and their gradient there and in all
 WORKING_ACTIVATIONS = 2  # of the largest activation: its gradient, and the next one's
 # glibc takes tensors below 32 MiB from its heap, where backward passes leave holes: 1.8 to 1.9 times the saved bytes
 # for resnets of any batch size. Larger ones are mapped, and returned when freed.
@@ -110,6 +116,8 @@ def project_memory(
         "activations of a batch": heaviest.activations,
     }
     on_host = {"libraries": resident_set_bytes(), "labels and order": INDEX_BYTES_PER_ROW * sum(widest.values())}
+    if any(student.train.views is not None for student in students):
+        on_device["a batch's view"] = max(_view_bytes(student, device) for student in students)
     if residency.resident:
         on_device["resident rows"] = residency.projected_bytes
         on_host["a shard being read"] = shard
@@ -150,7 +158,7 @@ def _measure(prepared: Prepared, device: torch.device) -> StepBytes:
         layers = student_layers(options.objective)
         shapes = Shapes(check_student(student, layers, spec.input_shape, spec.num_classes), prepared.feature_shapes)
         objective = Objective(options.objective, shapes)
-        batch = _empty_batch(prepared, min(options.batch_size, prepared.train.num_rows), device)
+        batch = _empty_batch(student, prepared, min(options.batch_size, prepared.train.num_rows))
     student.train()
     trained = [*student.parameters(), *objective.parameters()]
     optimizer = make_optimizer(options, trained)
@@ -161,7 +169,11 @@ def _measure(prepared: Prepared, device: torch.device) -> StepBytes:
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        loss = objective(Tapped(student, layers)(batch.inputs), batch.supervision()).total
+        outputs = Tapped(student, layers)(batch.inputs)
+        if spec.of_tokens:
+            loss, beside = _one_part(student, objective, outputs, batch, spec.num_classes)
+        else:
+            loss, beside = objective(outputs, batch.supervision()).total, 0
     stored = [batch.inputs, *batch.features.values()]
     stored += [values for encoded in batch.targets.values() for values in encoded.arrays.values()]
     own = {_address(tensor) for tensor in (*trained, *student.buffers(), *stored)}
@@ -175,7 +187,7 @@ def _measure(prepared: Prepared, device: torch.device) -> StepBytes:
         gradients=_bytes_of(trained),
         optimizer=_bytes_of([value for state in optimizer.state.values() for value in state.values()]),
         copies=copies * _bytes_of(list(student.state_dict().values())),
-        activations=_working_bytes(activations) + _bytes_of(stored),
+        activations=_working_bytes(activations) + beside + _bytes_of(stored),
     )
 
 
@@ -185,12 +197,42 @@ def _working_bytes(activations: Sequence[int]) -> int:
     return int(held) + WORKING_ACTIVATIONS * max(activations, default=0)
 
 
-def _empty_batch(prepared: Prepared, batch_size: int, device: torch.device) -> Batch:
+def _one_part(
+    student: Student, objective: Objective, outputs: Outputs, batch: Batch, num_classes: int
+) -> tuple[Tensor, int]:
+    """Return the loss of a part of the positions, and the bytes of what the others keep beside (`positions.py`)."""
+    whole = [outputs.logits_BC, *outputs.layers.values()]
+    size = min(part_size(num_classes, student.device), batch.inputs.numel())
+    positions_N = torch.arange(size, device=student.device)
+    hidden, *layers = (values.flatten(0, 1).index_select(0, positions_N) for values in whole)
+    seen = Outputs(student.scores(hidden), dict(zip(outputs.layers, layers, strict=True)))
+    loss = objective(seen, batch.supervision_at(positions_N)).total
+    return loss, PICKED_COPIES * _bytes_of(whole)
+
+
+def _empty_batch(student: Student, prepared: Prepared, batch_size: int) -> Batch:
+    device = student.device
     features = {key: torch.zeros(batch_size, *shape, device=device) for key, shape in prepared.feature_shapes.items()}
-    classes = prepared.spec.num_classes
-    targets = {name: Encoded.blank(kept, classes, batch_size, device) for name, kept in prepared.encodings.items()}
-    labels_B = torch.zeros(batch_size, dtype=torch.int64, device=device) if prepared.needs.labels else None
-    return Batch(torch.zeros(batch_size, *prepared.spec.input_shape, device=device), labels_B, targets, features)
+    inputs = student.blank(batch_size, prepared.spec.input_shape)
+    shape = inputs.shape if student.of_tokens else inputs.shape[:1]  # of what has targets: positions, or rows
+    classes, rows = prepared.spec.num_classes, math.prod(shape)
+    blanks = {name: Encoded.blank(kept, classes, rows, device).arrays for name, kept in prepared.encodings.items()}
+    targets = {
+        name: Encoded(
+            prepared.encodings[name], classes, {key: values.unflatten(0, shape) for key, values in arrays.items()}
+        )
+        for name, arrays in blanks.items()
+    }
+    labels = (
+        torch.zeros(shape, dtype=torch.int64, device=device) if prepared.needs.labels or student.of_tokens else None
+    )
+    return Batch(inputs, labels, targets, features)
+
+
+def _view_bytes(student: Prepared, device: torch.device) -> int:
+    """Return what it takes to show a batch of uint8 pixels in a view."""
+    pixels = min(student.options.batch_size, student.train.num_rows) * math.prod(student.spec.input_shape)
+    return VIEW_COPIES * pixels + VIEW_WORK * min(2 * pixels, BLOCK_BYTES[device.type])
 
 
 def _window_bytes(cache: Cache, selection: Selection, needs: Needs, window_shards: int) -> int:

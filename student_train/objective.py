@@ -16,7 +16,7 @@ from student_train.losses import LOSSES
 from student_train.needs import ArrayKey, Needs, Outputs, Shapes, Supervision
 from student_train.residency import feature_shape
 from student_train.students import Student
-from student_train.terms import HintTerm, KdTerm, LabelsTerm, ObjectiveTerm
+from student_train.terms import FeatureTerm, ObjectiveTerm
 
 
 class Losses(NamedTuple):
@@ -59,19 +59,12 @@ class Objective(nn.Module):
 
 
 def term_names(terms: Sequence[ObjectiveTerm]) -> list[str]:
-    """Return a name for each term, all different: "labels", "kd:cnn", "hint:cnn/stage2"."""
-    names = []
+    """Return a name for each term, all different: "labels", "kd:cnn", "kd:cnn#2", "hint:cnn/stage2"."""
     seen: Counter[str] = Counter()
+    names = []
     for term in terms:
-        match term:
-            case LabelsTerm():
-                name = "labels"
-            case KdTerm():
-                name = f"kd:{term.teacher}"
-            case HintTerm():
-                name = f"hint:{term.teacher}/{term.feature}"
-        seen[name] += 1
-        names.append(name if seen[name] == 1 else f"{name}#{seen[name]}")
+        seen[term.name] += 1
+        names.append(term.name if seen[term.name] == 1 else f"{term.name}#{seen[term.name]}")
     return names
 
 
@@ -85,7 +78,7 @@ def objective_needs(terms: Sequence[ObjectiveTerm]) -> Needs:
 
 def student_layers(terms: Sequence[ObjectiveTerm]) -> tuple[str, ...]:
     """Return the layers of the student that the terms look at, sorted."""
-    return tuple(sorted({term.student_layer for term in terms if isinstance(term, HintTerm)}))
+    return tuple(sorted({term.student_layer for term in terms if isinstance(term, FeatureTerm)}))
 
 
 def count_classes(cache: Cache, dataset: str, needs: Needs) -> int:
@@ -96,7 +89,7 @@ def count_classes(cache: Cache, dataset: str, needs: Needs) -> int:
         MissingCapability: two teachers' logits, or a teacher's and the dataset's classes, are of different numbers.
         NotInCache: no such teacher.
     """
-    classes = len(cache.dataset(dataset).classes)
+    classes = cache.dataset(dataset).num_classes
     counts = {f"dataset {dataset}": classes} if classes else {}
     for name in needs.teachers:
         teacher = cache.teacher(dataset, name)
@@ -165,7 +158,7 @@ def check_student(
     """Return the shape of each of a student's layers for one row, after a forward pass that checks its output.
 
     Raises:
-        BadRequest: no such layer, or the output is not (B, C).
+        BadRequest: no such layer, or the output is not (B, C), of tokens (B, L, C).
     """
     modules = dict(student.named_modules())
     for layer in layers:
@@ -176,31 +169,51 @@ def check_student(
                 found=", ".join(name for name in modules if name)[:400],
                 do=f'student_layer = "{near[0]}"' if near else None,
             )
-    device = student.normalise.mean.device
     training = student.training
     tapped = Tapped(student, layers)
     try:
         with torch.no_grad():
-            outputs = tapped.eval()(torch.zeros(2, *input_shape, device=device))
-    except (RuntimeError, ValueError, TypeError, IndexError) as error:
+            inputs = student.blank(2, input_shape)
+            outputs = tapped.eval()(inputs)
+            logits = student(inputs) if student.of_tokens else outputs.logits_BC
+    except (RuntimeError, ValueError, TypeError, IndexError, KeyError) as error:
         raise BadRequest(
             f"the student cannot take inputs of shape {input_shape}", found=f"{type(error).__name__}: {error}"
         ) from error
     finally:
         tapped.release()
         student.train(training)
-    if not isinstance(outputs.logits_BC, Tensor) or outputs.logits_BC.shape != (2, num_classes):
-        found = tuple(outputs.logits_BC.shape) if isinstance(outputs.logits_BC, Tensor) else type(outputs.logits_BC)
+    expected = (2, *input_shape, num_classes) if student.of_tokens else (2, num_classes)
+    if not isinstance(logits, Tensor) or logits.shape != expected:
+        found = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits)
         raise BadRequest(
             "the student does not return one logit per class",
             found=f"{found} for a batch of 2",
-            expected=f"a tensor of shape (2, {num_classes})",
+            expected=f"a tensor of shape {expected}",
         )
+    if student.of_tokens:
+        _check_parts(student, logits, outputs.logits_BC)
     return {layer: tuple(output.shape[1:]) for layer, output in outputs.layers.items()}
 
 
+def _check_parts(student: Student, logits_BLC: Tensor, hidden_BLD: Tensor) -> None:
+    """Check that a network in two parts is no more than both: training never runs its own forward."""
+    with torch.no_grad():
+        scores_BLC = student.scores(hidden_BLD)
+    same = scores_BLC.shape == logits_BLC.shape
+    if same and scores_BLC.device.type != "meta":
+        same = torch.allclose(scores_BLC.float(), logits_BLC.float(), rtol=1e-3, atol=1e-4)
+    if not same:
+        raise BadRequest(
+            "the student's network is more than its `body` and its `head`",
+            found="its forward gives other logits than head(body(tokens))",
+            expected="the same, since losses are computed a part of the positions at a time",
+            do="move what is between or after them into one of them; or name them otherwise",
+        )
+
+
 class Tapped(nn.Module):
-    """A student that also returns what some of its layers gave."""
+    """A student that also returns what some of its layers gave; of tokens, hidden states in place of logits."""
 
     def __init__(self, student: Student, layers: Sequence[str]):
         super().__init__()
@@ -210,8 +223,8 @@ class Tapped(nn.Module):
         self._hooks = [student.get_submodule(layer).register_forward_hook(self._tap(layer)) for layer in layers]
 
     def forward(self, inputs: Tensor) -> Outputs:
-        """Return logits (B, C) and the layers' outputs."""
-        logits_BC = self.student(inputs)
+        """Return logits (B, C), or of tokens hidden states (B, L, D), and the layers' outputs."""
+        logits_BC = self.student.hidden(inputs) if self.student.of_tokens else self.student(inputs)
         layers = {layer: self._seen[layer] for layer in self.layers}
         self._seen.clear()  # or a graph would live until the next step
         return Outputs(logits_BC, layers)

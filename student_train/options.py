@@ -12,7 +12,7 @@ from pydantic import AfterValidator, Field, TypeAdapter, ValidationInfo, model_v
 from storage.options import Factory, Name, Options
 from student_train.terms import Fraction, ObjectiveTerm
 
-BUILT_IN = ("cnn", "mlp", "resnet")  # `students.ARCHITECTURES` holds what builds them
+BUILT_IN = ("cnn", "gpt", "mlp", "resnet")  # `students.ARCHITECTURES` holds what builds them
 
 _FACTORY: TypeAdapter[str] = TypeAdapter(Factory)
 
@@ -48,6 +48,7 @@ class DataOptions(Options):
     validation: Rows
     allow_partial: bool = False  # train on the rows that are committed when some are missing
     residency: Literal["auto", "resident", "stream"] = "auto"  # never changes what is computed
+    views: Annotated[int, Field(ge=0)] | None = None  # 0: plain inputs; None: as many as every needed teacher has
     # Rows are shuffled within windows of this many shards; as many as the dataset has, or more, is a full shuffle.
     window_shards: Annotated[int, Field(ge=1)] = 16
 

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from student_train.needs import Batch, Outputs
 from student_train.objective import Objective
+from student_train.students import Student
 
 
 class Step(NamedTuple):
@@ -19,31 +20,43 @@ class Step(NamedTuple):
         loss: the objective, a scalar.
         values: each term before its weight.
         shares: norm of each term's own gradient over the sum of these norms; None where it was not asked for.
+        rows: how many rows, or positions of tokens, these are means over.
     """
 
     loss: Tensor
     values: list[Tensor]
     shares: Tensor | None
+    rows: int
 
 
-def accumulate_gradients(
-    forward: Callable[[Tensor], Outputs],
-    objective: Objective,
-    batch: Batch,
-    trained: Sequence[nn.Parameter],
-    *,
-    autocast: torch.autocast,
-    measure_shares: bool,
-) -> Step:
+class Model(NamedTuple):
+    """What a step works with.
+
+    Attributes:
+        student: in training mode.
+        forward: from inputs to its outputs, perhaps compiled.
+        objective: its losses.
+        trained: parameters of both.
+        num_classes: logits of a row or position.
+    """
+
+    student: Student
+    forward: Callable[[Tensor], Outputs]
+    objective: Objective
+    trained: Sequence[nn.Parameter]
+    num_classes: int
+
+
+def accumulate_gradients(model: Model, batch: Batch, *, autocast: torch.autocast, measure_shares: bool) -> Step:
     """Add the gradients of a batch's objective to those of all that is trained, and return its losses."""
     with autocast:
-        losses = objective(forward(batch.inputs), batch.supervision())
+        losses = model.objective(model.forward(batch.inputs), batch.supervision())
     shares = None
     if measure_shares:
-        shares = accumulate_by_term(losses.parts, trained)
+        shares = accumulate_by_term(losses.parts, model.trained)
     else:
         losses.total.backward()
-    return Step(losses.total.detach(), losses.values, shares)
+    return Step(losses.total.detach(), losses.values, shares, len(batch.inputs))
 
 
 def accumulate_by_term(parts: Sequence[Tensor], trained: Sequence[nn.Parameter]) -> Tensor:

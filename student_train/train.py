@@ -16,10 +16,13 @@ from storage.encodings import Encoding
 from storage.errors import BadRequest, Interrupted, StillroomError, StorageFailure, TryAgain
 from storage.objects import LocalObjects
 from storage.options import code_fingerprint
+from storage.spec import DatasetSpec
+from storage.views import PLAIN
 from student_train.checkpoint import check_checkpoint, check_identity, delete_checkpoint
 from student_train.devices import Device, find_device
 from student_train.events import FeedChosen, Loading, Report, StudentFailed, StudentSkipped
 from student_train.loop import Run, train_student
+from student_train.losses import LOSSES
 from student_train.needs import ArrayKey, Needs, Shapes
 from student_train.objective import (
     Objective,
@@ -35,6 +38,7 @@ from student_train.residency import FeedPool, Residency, choose_residency, proje
 from student_train.results import RUN_FILE, RunRecord, read_record, write_record
 from student_train.selection import Selection, select_rows
 from student_train.students import StudentSpec, build_student
+from student_train.views import EpochViews, check_one_class, choose_views
 
 # Fields of a student that do not change what is computed.
 NOT_IDENTITY = {"name", "checkpoint_every_steps"}
@@ -121,7 +125,12 @@ def train_students(
     errors: dict[str, StillroomError] = {}
     if left:
         residency = choose_for(request, left, device)
-        report(FeedChosen("resident" if residency.resident else "stream", residency.why))
+        shown = left[0].train.views
+        report(
+            FeedChosen(
+                "resident" if residency.resident else "stream", residency.why, 0 if shown is None else shown.count
+            )
+        )
         pool = FeedPool(request.cache, device, resident=residency.resident, window_shards=request.data.window_shards)
         for student in left:
             name = student.options.name
@@ -147,7 +156,12 @@ def prepare(request: Request) -> list[Prepared]:
         twice = sorted({name for name in names if names.count(name) > 1})
         raise BadRequest("two students have one name", found=", ".join(twice), do="rename one; a name is a folder")
     selections = _Selections(request.cache, request.data)
-    students = [_prepare(request, options, selections) for options in request.students]
+    data = request.data
+    needs = [objective_needs(options.objective) for options in request.students]
+    views = choose_views(
+        request.cache, data.train.partition("/")[0], needs, data.views, allow_partial=data.allow_partial
+    )
+    students = [_prepare(request, options, selections, views) for options in request.students]
     for student in students:
         if student.finished is None:
             _check_model(student)
@@ -213,36 +227,31 @@ def _record_failure(student: Prepared, device: torch.device, error: StillroomErr
     write_record(student.folder, record)
 
 
-def _prepare(request: Request, options: StudentOptions, selections: _Selections) -> Prepared:
+def _prepare(request: Request, options: StudentOptions, selections: _Selections, views: EpochViews | None) -> Prepared:
     cache, data = request.cache, request.data
     needs = objective_needs(options.objective)
     dataset = cache.dataset(data.train.partition("/")[0])
     held_dataset = cache.dataset(data.validation.partition("/")[0])
-    if (dataset.classes, dataset.input_shape, dataset.input_dtype) != (
-        held_dataset.classes,
-        held_dataset.input_shape,
-        held_dataset.input_dtype,
-    ):
-        raise BadRequest(
-            f"{data.validation} cannot measure a student of {data.train}",
-            found=f"{len(held_dataset.classes)} classes, inputs {held_dataset.input_shape} {held_dataset.input_dtype}",
-            expected=f"the same classes, and inputs {dataset.input_shape} {dataset.input_dtype}",
-        )
+    _check_held(dataset, held_dataset, data)
+    if dataset.vocabulary is not None:
+        _check_of_tokens(options, dataset)
     num_classes = count_classes(cache, dataset.name, needs)
     check_served(cache, dataset.name, needs)
     shapes = feature_shapes(cache, dataset.name, needs)
-    train = selections.find(data.train, needs, None)
-    agree_with = next((term.teacher for term in options.objective if hasattr(term, "teacher")), None)
-    if agree_with is not None and agree_with not in cache.teacher_names(held_dataset.name):
-        agree_with = None  # the held rows are of a dataset that this teacher never saw: nothing to agree with
+    check_one_class(options.name, needs, views)
+    train = selections.find(data.train, needs, None, views)
+    agree_with = next((name for term in options.objective for name in term.teacher_names), None)
+    if agree_with is not None and PLAIN not in _views_of(cache, held_dataset.name, agree_with):
+        agree_with = None  # held rows are plain, and this teacher never saw them so: nothing to agree with
     held = selections.find(data.validation, Needs(), agree_with)
     spec = StudentSpec(
         architecture=options.architecture,
         options=options.options,
         num_classes=num_classes,
         input_shape=dataset.input_shape,
-        mean=options.mean,
-        std=options.std,
+        mean=None if dataset.vocabulary is not None else options.mean,
+        std=None if dataset.vocabulary is not None else options.std,
+        tokenizer=dataset.tokenizer,
     )
     teachers = {teacher: cache.teacher(dataset.name, teacher).fingerprint for teacher in needs.teachers}
     identity = {
@@ -255,12 +264,55 @@ def _prepare(request: Request, options: StudentOptions, selections: _Selections)
         "train_rows": f"{train.num_rows}, {train.fingerprint}",
         "validation_rows": f"{held.num_rows}, {held.fingerprint}",
     }
+    if views is not None:
+        identity["views"] = {"count": views.count, "fingerprint": views.spec.fingerprint}
     folder = request.runs / options.name
     encodings: dict[str, Encoding] = {
         name: cache.teacher(dataset.name, name).encoding for name in needs.teachers if needs.of(name)
     }
     finished = _check_run(folder, identity)
     return Prepared(options, spec, needs, encodings, shapes, train, held, folder, identity, finished)
+
+
+def _check_held(dataset: DatasetSpec, held: DatasetSpec, data: DataOptions) -> None:
+    """Raise BadRequest unless rows of one dataset can measure a student of another's."""
+
+    def described(spec: DatasetSpec) -> str:
+        classes = f"{len(spec.classes)} classes" if spec.vocabulary is None else f"a vocabulary of {spec.vocabulary}"
+        tokenizer = f", tokenizer {spec.tokenizer}" if spec.tokenizer is not None else ""
+        return f"{classes}, inputs {spec.input_shape} {spec.input_dtype}{tokenizer}"
+
+    if (dataset.classes, described(dataset)) != (held.classes, described(held)):
+        raise BadRequest(
+            f"{data.validation} cannot measure a student of {data.train}",
+            found=described(held),
+            expected=f"the same classes: {described(dataset)}",
+            do=f'tokenizer_of = "{dataset.name}" in the cache job\'s [[dataset]] {held.name}'
+            if dataset.vocabulary is not None
+            else None,
+        )
+
+
+def _check_of_tokens(options: StudentOptions, dataset: DatasetSpec) -> None:
+    """Raise BadRequest if a student has options that mean nothing for tokens."""
+    if any(getattr(options, name) != StudentOptions.model_fields[name].default for name in ("mean", "std")):
+        raise BadRequest(
+            f"student {options.name} normalises its inputs, and those of {dataset.name} are tokens",
+            found="mean, std",
+            do="leave them out",
+        )
+    compared = [term.loss for term in options.objective if LOSSES[term.loss].couples_rows(term)]
+    if compared:
+        raise BadRequest(
+            f"student {options.name} has losses that compare rows, and those of {dataset.name} are tokens",
+            found=", ".join(compared),
+            expected="losses that are means over positions, which are computed a part of them at a time",
+            do="choose other losses",
+        )
+
+
+def _views_of(cache: Cache, dataset: str, teacher: str) -> list[str]:
+    return cache.view_names(dataset, teacher) if teacher in cache.teacher_names(dataset) else []
 
 
 def _check_run(folder: Path, identity: dict[str, Any]) -> RunRecord | None:
@@ -286,14 +338,14 @@ class _Selections:
     def __init__(self, cache: Cache, data: DataOptions):
         self._cache = cache
         self._allow_partial = data.allow_partial
-        self._found: dict[tuple[str, tuple[str, ...], bool, str | None], Selection] = {}
+        self._found: dict[tuple[str, tuple[str, ...], bool, str | None, bool], Selection] = {}
 
-    def find(self, rows: str, needs: Needs, agree_with: str | None) -> Selection:
+    def find(self, rows: str, needs: Needs, agree_with: str | None, views: EpochViews | None = None) -> Selection:
         """Return the rows for which the cache holds what is needed."""
-        key = (rows, needs.teachers, needs.labels, agree_with)
+        key = (rows, needs.teachers, needs.labels, agree_with, views is None)
         if key not in self._found:
             self._found[key] = select_rows(
-                self._cache, rows, needs, allow_partial=self._allow_partial, agree_with=agree_with
+                self._cache, rows, needs, allow_partial=self._allow_partial, agree_with=agree_with, views=views
             )
         return self._found[key]
 

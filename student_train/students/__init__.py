@@ -67,11 +67,6 @@ class StudentSpec(Options):
         """Whether its inputs are tokens, (B, L) int64, and its logits (B, L, C)."""
         return self.mean is None
 
-    def blank(self, rows: int, device: torch.device) -> Tensor:
-        """Return inputs of nothing, to try a student on."""
-        dtype = torch.int64 if self.of_tokens else torch.float32
-        return torch.zeros(rows, *self.input_shape, dtype=dtype, device=device)
-
 
 class SpecFile(StudentSpec):
     """The content of `student.json`."""
@@ -106,13 +101,14 @@ class Student(nn.Module):
     """A network behind its normalisation; the network's layers are named `network.<layer>`.
 
     Args:
-        normalise: of float inputs; of tokens, nothing.
+        normalise: of float inputs; of tokens None.
         network: one of tokens may be in two parts, `body` and `head`. Its logits then never exist for a whole batch.
     """
 
-    def __init__(self, normalise: nn.Module, network: nn.Module):
+    def __init__(self, normalise: Normalise | None, network: nn.Module):
         super().__init__()
-        self.normalise = normalise
+        self.of_tokens = normalise is None
+        self.normalise = nn.Identity() if normalise is None else normalise
         self.network = network
         parts = dict(network.named_children())
         self._in_two_parts = {"body", "head"} == parts.keys()
@@ -126,6 +122,12 @@ class Student(nn.Module):
         """Return logits (B, C) of float inputs (B, …) in [0, 1], or (B, L, C) of tokens (B, L) int64."""
         logits_BC: Tensor = self.network(self.normalise(inputs))
         return logits_BC
+
+    def blank(self, rows: int, input_shape: tuple[int, ...]) -> Tensor:
+        """Return inputs of nothing, to try it on."""
+        return torch.zeros(
+            rows, *input_shape, dtype=torch.int64 if self.of_tokens else torch.float32, device=self.device
+        )
 
     def hidden(self, tokens_BL: Tensor) -> Tensor:
         """Return what `scores` makes logits of: hidden states (B, L, D), or of a network in one part the logits."""
@@ -170,7 +172,7 @@ def build_student(spec: StudentSpec) -> Student:
             expected="torch.nn.Module",
         )
     if spec.mean is None or spec.std is None:
-        return Student(nn.Identity(), network)
+        return Student(None, network)
     return Student(Normalise(spec.mean, spec.std, spec.input_shape), network)
 
 

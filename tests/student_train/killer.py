@@ -1,4 +1,4 @@
-"""Trains that die: `python -m tests.student_train.killer CACHE RUNS STUDENT_JSON EVERY FOLDERS`.
+"""Trains that die: `python -m tests.student_train.killer CACHE RUNS STUDENT_JSON EVERY FOLDERS [DATASET]`.
 
 This process imports everything and starts no thread, so that each training is a fork of it and takes no time to start.
 Each is killed (SIGKILL) at its n-th system call that writes, n growing by EVERY, in the folder RUNS/<n>; or, with
@@ -22,14 +22,14 @@ from student_train.options import DataOptions, StudentOptions
 from student_train.train import Request, train_students
 
 
-def main(cache: str, runs: str, student: str, every: int, folders: str) -> None:
+def main(cache: str, runs: str, student: str, every: int, folders: str, dataset: str = "toy") -> None:
     """Kill trainings until one is not killed."""
     kills = 0
     while True:
         moment, folder = (every, Path(runs)) if folders == "one" else (kills * every, Path(runs) / str(kills * every))
         child = os.fork()
         if child == 0:
-            train_until(moment, cache, folder, student)
+            train_until(moment, cache, folder, student, dataset)
         status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
         if status == 0:
             break
@@ -38,7 +38,7 @@ def main(cache: str, runs: str, student: str, every: int, folders: str) -> None:
     sys.stdout.write(f"{kills}\n")
 
 
-def train_until(moment: int, cache: str, runs: Path, student: str) -> None:
+def train_until(moment: int, cache: str, runs: Path, student: str, dataset: str) -> None:
     """Train and exit, or be killed."""
     left = moment
 
@@ -56,7 +56,7 @@ def train_until(moment: int, cache: str, runs: Path, student: str) -> None:
     Path.unlink = counted(Path.unlink)  # type: ignore[method-assign]
     torch.set_num_threads(1)
     try:
-        rows = DataOptions(train="toy/train", validation="toy/validation")
+        rows = DataOptions(train=f"{dataset}/train", validation=f"{dataset}/validation")
         train_students(Request(Cache.open(cache), runs, rows, (StudentOptions.model_validate_json(student),), "cpu"))
     except BaseException:
         sys.excepthook(*sys.exc_info())
@@ -65,4 +65,4 @@ def train_until(moment: int, cache: str, runs: Path, student: str) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], sys.argv[2], sys.argv[3], int(sys.argv[4]), sys.argv[5])
+    main(sys.argv[1], sys.argv[2], sys.argv[3], int(sys.argv[4]), *sys.argv[5:])

@@ -229,7 +229,7 @@ def test_the_average_follows_the_weights_slowly() -> None:
 def test_a_tally_is_the_mean_over_rows() -> None:
     tally = Tally(["x"], torch.device("cpu"))
     for rows, loss in ((3, 1.0), (1, 5.0)):
-        tally.add(rows, Step(torch.tensor(loss), [torch.tensor(10 * loss)], None))
+        tally.add(rows, Step(torch.tensor(loss), [torch.tensor(10 * loss)], None, rows))
     assert tally.check(student(), 0) == [2.0, 20.0]
 
 
