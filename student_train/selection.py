@@ -167,7 +167,8 @@ def _incomplete(
         f"{cache.url}: {dataset} is only half built",
         found="\n".join(f"{stage}: no shard {ranges(shards)}" for stage, shards in missing.items()) or "no shards",
         expected=f"all {num_shards} shards",
-        do=f"cache build JOB.toml    #{count} finishes it; or allow_partial = true, to train on the rows there are",
+        do=f"cache build JOB.toml    #{count} finishes it; or allow_partial = true, "
+        "to train on the rows that are there",
     )
 
 
