@@ -150,11 +150,11 @@ def check_tokens(teacher: TeacherOptions, dataset: DatasetSpec) -> None:
             do="tokenizer = …, the teacher's own tokenizer.json, in [[dataset]] and, for a factory, in [[teacher]]",
         )
 
-    pooled = [name for name, feature in teacher.features.items() if feature.pool == "mean"]
+    pooled = [name for name, feature in teacher.features.items() if feature.pool != "none"]
     if teacher.mean is not None or pooled:
         raise BadRequest(
             f"teacher {teacher.name} cannot be asked so about {dataset.name}, which is tokens",
-            found=f'pool = "mean" of {", ".join(pooled)}' if pooled else "mean and std",
+            found=f"a pool of {', '.join(pooled)}" if pooled else "mean and std",
             expected='features with pool = "none", a vector for each position; and no normalisation',
         )
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from pydantic import Field
 
 from storage.encodings.base import Capability, Encoding
+from storage.errors import BadTeacher
 from storage.options import Options
 
 if TYPE_CHECKING:  # `cache status` reads specs, and should not pay two seconds for torch
@@ -84,17 +85,34 @@ class DenseEncoding(Encoding):
 class FeatureEncoding(Options):
     """An intermediate tensor of the teacher, by the name of its layer.
 
-    `pool = "mean"` averages all axes after the second, (B, D, H, W) → (B, D); "none" keeps the tensor whole.
+    `pool = "mean"` averages all axes after the second, (B, D, H, W) → (B, D); "none" keeps the tensor whole;
+    "attention" keeps of a map where it has its energy, Σ_D z² with length 1, (B, D, H, W) → (B, H, W), which is what
+    attention transfer compares: D times smaller.
     """
 
     layer: Annotated[str, Field(min_length=1)]
-    pool: Literal["mean", "none"] = "mean"
+    pool: Literal["mean", "attention", "none"] = "mean"
     dtype: Precision = "fp16"
 
     def encode(self, feature_BD: Tensor) -> Tensor:
-        """Return the pooled feature, (B, D) or (B, D, …), as `dtype` on the same device; bf16 as its bits in uint16."""
+        """Return the pooled feature, (B, D) or (B, D, …), as `dtype` on the same device; bf16 as its bits in uint16.
+
+        Raises:
+            BadTeacher: an attention map is wanted of what is no map.
+        """
         if self.pool == "mean" and feature_BD.ndim > 2:
             feature_BD = feature_BD.float().flatten(2).mean(dim=2)
+        if self.pool == "attention":
+            if feature_BD.ndim != 4:
+                raise BadTeacher(
+                    f"layer {self.layer!r} has no attention map",
+                    found=f"shape {tuple(feature_BD.shape)}",
+                    expected="(B, D, H, W)",
+                    do='name a layer that gives maps, or pool = "none"',
+                )
+            energy_BHW = feature_BD.float().square().sum(dim=1)
+            length_B11 = energy_BHW.square().sum(dim=(1, 2), keepdim=True).sqrt()
+            feature_BD = energy_BHW / length_B11.clamp(min=1e-30)  # beyond fp16 otherwise
         return _stored(feature_BD, self.dtype)
 
     def decode(self, stored_BD: Tensor) -> Tensor:

@@ -14,6 +14,7 @@ from pydantic import ValidationError
 
 from storage.arrays import pack, unpack
 from storage.encodings import Capability, DenseEncoding, FeatureEncoding
+from storage.errors import BadTeacher
 
 TORCH = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 PRECISIONS = sorted(TORCH)
@@ -134,6 +135,17 @@ def test_a_feature_vector_is_stored_as_it_is() -> None:
 
 def test_a_feature_can_be_kept_whole() -> None:
     assert FeatureEncoding(layer="x", pool="none").encode(torch.zeros(2, 3, 4, 5)).shape == (2, 3, 4, 5)
+
+
+def test_an_attention_map_is_the_energy_over_channels_with_length_1() -> None:
+    feature_BD = torch.tensor([[[[1.0, 1000.0]], [[2.0, 0.0]]]])  # (B, D, H, W) = (1, 2, 1, 2); energies 5 and 10⁶
+    kept = FeatureEncoding(layer="x", pool="attention", dtype="fp16").encode(feature_BD)
+    assert kept.float()[0, 0].tolist() == pytest.approx([5e-6, 1], abs=1e-6)
+
+
+def test_what_is_no_map_has_no_attention_map() -> None:
+    with pytest.raises(BadTeacher, match="layer 'x' has no attention map"):
+        FeatureEncoding(layer="x", pool="attention").encode(torch.zeros(2, 3))
 
 
 def test_the_mean_is_taken_before_rounding() -> None:
