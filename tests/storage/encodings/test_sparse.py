@@ -278,6 +278,14 @@ def test_draws_are_unbiased(classes: int) -> None:
     assert abs(chi2 - df) < 4 * math.sqrt(2 * df)
 
 
+@pytest.mark.parametrize("number", [0.0, 0.5, 1 - 2.0**-53])
+@pytest.mark.parametrize("classes", [3, 1000])
+def test_what_has_no_weight_is_never_drawn(classes: int, number: float) -> None:
+    weights_1C = torch.zeros(1, classes)
+    weights_1C[0, classes // 2] = 0.1
+    assert draw(weights_1C, torch.tensor([[number, number]], dtype=torch.float64)).tolist() == [[classes // 2] * 2]
+
+
 def test_draws_beside_kept_classes_are_of_the_rest_only() -> None:
     logits_BC = zipf(2000, 60, seed=1)[:1].expand(2000, -1)
     found = decoded(SparseEncoding(k=5, n=30), logits_BC)
