@@ -16,8 +16,10 @@ from jobs import cache_cli, student_cli
 from jobs.cache_job import CacheJob
 from jobs.student_job import StudentJob
 from storage.datasets import AnySource
-from storage.encodings import DenseEncoding, FeatureEncoding
-from student_train.options import HintTerm, KdTerm, LabelsTerm, StudentOptions
+from storage.encodings import DenseEncoding, FeatureEncoding, SparseEncoding
+from storage.views.options import AnyTransform, ViewOptions
+from student_train.options import StudentOptions
+from student_train.terms import FeatureTerm, SoftTerm, Term
 from teacher_cache.teachers import TeacherOptions
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -29,11 +31,12 @@ SECTIONS = [
     StudentOptions,
     TeacherOptions,
     DenseEncoding,
+    SparseEncoding,
     FeatureEncoding,
     *SOURCES,
-    LabelsTerm,
-    KdTerm,
-    HintTerm,
+    ViewOptions,
+    *typing.get_args(typing.get_args(AnyTransform)[0]),
+    *(term for base in (Term, SoftTerm, FeatureTerm) for term in base.__subclasses__()),
     *(CacheJob.model_fields[name].annotation for name in ("cluster",)),
 ]
 
