@@ -124,7 +124,11 @@ class Cache:
     def dataset(self, name: str) -> DatasetSpec:
         """Return what is promised of a dataset. Raises NotInCache."""
         if name not in (names := self.dataset_names()):
-            raise NotInCache(f"{self.url} has no dataset {name}", found=", ".join(names) or "no datasets")
+            raise NotInCache(
+                f"{self.url} has no dataset {name}",
+                found=", ".join(names) or "no datasets",
+                do=f'name one of these, or add a [[dataset]] named "{name}" to the cache job, then cache build',
+            )
         return read_spec(self.objects, f"{name}/dataset.json", DatasetSpec)
 
     def tokenizer(self, dataset: str) -> TokenizerFile | None:

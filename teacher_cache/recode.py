@@ -267,6 +267,7 @@ def _write_promises(source: Cache, cache: Cache, plan: RecodePlan) -> None:
         views = source.views(name)
         if views is not None and any(other.dataset == name and other.view != PLAIN for other in plan.stages):
             write_spec(cache.objects, f"{name}/{VIEWS_JSON}", views, job)
+    for name in dict.fromkeys(stage.dataset for stage in plan.stages):
         for number in range(len(source.plan(name).segments)):
             _copy_object(source, cache, segment_path(name, number))
 
