@@ -237,8 +237,8 @@ def test_a_tally_does_not_depend_on_when_it_is_read() -> None:
     losses = torch.rand(300, generator=torch.Generator().manual_seed(0))
     one, other = Tally(["x"], torch.device("cpu")), Tally(["x"], torch.device("cpu"))
     for i, loss in enumerate(losses):
-        one.add(7, Step(loss, [loss], None))
-        other.add(7, Step(loss, [loss], None))
+        one.add(7, Step(loss, [loss], None, 7))
+        other.add(7, Step(loss, [loss], None, 7))
         if i % 50 == 10:
             other.check(student(), 0)
     assert one.check(student(), 0) == other.check(student(), 0)
