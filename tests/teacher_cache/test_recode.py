@@ -500,40 +500,51 @@ def test_a_half_built_cache_is_recoded_as_far_as_it_goes_and_the_rest_later(fold
     assert verify(Cache.open(str(folder / "small"))).bad == ()
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("cluster", ['kind = "inline"', 'kind = "local"\nworkers = 2'])
-@pytest.mark.parametrize("stage", ["ingest", "toy/plain"])
-def test_a_killed_recoding_is_made_good_by_the_same_command(tmp_path: Path, cluster: str, stage: str) -> None:
-    write_teacher(tmp_path)
-    dataset = write_digits(tmp_path, 400, rows_per_shard=4)
-    build(write_job(tmp_path, dataset, teacher_section()))
+SHARDS, LOCAL = 30, 'kind = "local"\nworkers = 2'
+
+
+@pytest.fixture(scope="module")
+def many(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a folder with a cache of many small shards, and what becomes of it undisturbed, `whole`."""
+    folder = tmp_path_factory.mktemp("many")
+    write_teacher(folder)
+    dataset = write_digits(folder, 4 * SHARDS, rows_per_shard=4)
+    build(write_job(folder, dataset, teacher_section()))
+    recode(folder / "cache", many_job(folder, folder / "whole"))
+    return folder
+
+
+def many_job(folder: Path, cache: Path, cluster: str = 'kind = "inline"') -> Path:
     section = teacher_section(extra=as_toml(SparseEncoding(k=3, n=2)))
-    job = write_job(tmp_path, dataset, section, cache="small", cluster=cluster)
-    shards = tmp_path / "small/digits" / stage
-    with started("cache", "recode", tmp_path / "cache", job) as process:
-        wait_for(lambda: len(list(shards.glob("0*.parquet"))) >= 3, process)
+    dataset = write_digits(folder, 4 * SHARDS, rows_per_shard=4)
+    return write_job(folder, dataset, section, cache=str(cache), cluster=cluster)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("stage", "cluster"), [("ingest", 'kind = "inline"'), ("toy/plain", 'kind = "inline"'), ("toy/plain", LOCAL)]
+)
+def test_a_killed_recoding_is_made_good_by_the_same_command(
+    many: Path, tmp_path: Path, stage: str, cluster: str
+) -> None:
+    job, small = many_job(many, tmp_path / "small", cluster), tmp_path / "small"
+    with started("cache", "recode", many / "cache", job) as process:
+        wait_for(lambda: len(list((small / "digits" / stage).glob("0*.parquet"))) >= 2, process)
         process.kill()
         process.wait()
-    assert len(list(shards.glob("0*.parquet"))) < 100
-    done = run_program("cache", "recode", tmp_path / "cache", job)
+    assert len(list((small / "digits/toy/plain").glob("0*.parquet"))) < SHARDS
+    done = run_program("cache", "recode", many / "cache", job)
     assert (done.returncode, "Traceback" in done.stderr) == (0, False), done.stderr
-    recode(tmp_path / "cache", write_job(tmp_path, dataset, section, cache="whole"))
-    assert contents(tmp_path / "small") == contents(tmp_path / "whole")
-    assert verify(Cache.open(str(tmp_path / "small"))).bad == ()
+    assert contents(small) == contents(many / "whole")
+    assert verify(Cache.open(str(small))).bad == ()
 
 
 @pytest.mark.slow
-def test_two_recodings_at_once_end_in_one_correct_cache(tmp_path: Path) -> None:
-    write_teacher(tmp_path)
-    dataset = write_digits(tmp_path, 200, rows_per_shard=4)
-    build(write_job(tmp_path, dataset, teacher_section()))
-    section = teacher_section(extra=as_toml(SparseEncoding(k=3, n=2)))
-    job = write_job(tmp_path, dataset, section, cache="small")
-    command = ("cache", "recode", tmp_path / "cache", job)
+def test_two_recodings_at_once_end_in_one_correct_cache(many: Path, tmp_path: Path) -> None:
+    command = ("cache", "recode", many / "cache", many_job(many, tmp_path / "small"))
     with started(*command) as one, started(*command) as other:
-        errors = [process.communicate(timeout=120)[1] for process in (one, other)]
+        errors = [process.communicate(timeout=300)[1] for process in (one, other)]
     assert [one.returncode, other.returncode] == [0, 0], errors
-    recode(tmp_path / "cache", write_job(tmp_path, dataset, section, cache="whole"))
-    assert contents(tmp_path / "small") == contents(tmp_path / "whole")
+    assert contents(tmp_path / "small") == contents(many / "whole")
     groups = [path for path in (tmp_path / "small").rglob("*.zarr") if path.is_dir()]
-    assert len(groups) == 100  # the loser of each shard has deleted its own
+    assert len(groups) == 2 * SHARDS  # the loser of each shard has deleted its own
