@@ -49,6 +49,7 @@ class Layout(NamedTuple):
 # Those that `zstd` alone leaves larger; measured in docs/log.md, decided in docs/adr/0006.
 LAYOUTS = {
     "ids": Layout(BloscShuffle.bitshuffle, level=5, columns=True),
+    "values": Layout(BloscShuffle.shuffle, level=5),
     "draws": Layout(BloscShuffle.shuffle, level=5),
     "counts": Layout(level=9),
     "lse": Layout(BloscShuffle.bitshuffle, level=5),

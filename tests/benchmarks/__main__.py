@@ -7,7 +7,7 @@ import tempfile
 import warnings
 from pathlib import Path
 
-from tests.benchmarks import ingest, memory, rebuild, status, student_step, teacher_stage
+from tests.benchmarks import encoding, ingest, memory, rebuild, status, student_step, teacher_stage, views
 from tests.benchmarks.pairs import Figure
 
 BENCHMARKS = {
@@ -17,6 +17,8 @@ BENCHMARKS = {
     "rebuild": rebuild.measure,
     "status": status.measure,
     "memory": memory.measure,
+    "encoding": encoding.measure,
+    "views": views.measure,
 }
 
 
