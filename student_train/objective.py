@@ -111,23 +111,28 @@ def count_classes(cache: Cache, dataset: str, needs: Needs) -> int:
     return next(iter(counts.values()))
 
 
-def check_served(cache: Cache, dataset: str, needs: Needs) -> None:
+def check_served(cache: Cache, dataset: str, terms: Sequence[ObjectiveTerm]) -> None:
     """Check that what losses want of soft targets is there; nothing is approximated in silence (invariant 9).
 
     Raises:
         NotInCache: no such teacher; what there is, is named.
-        MissingCapability: a teacher's encoding does not serve a need; the change to the cache job that would is named.
+        MissingCapability: a teacher's encoding does not serve a term, which is named with all that it lacks, and with
+            the changes to the cache job that would help.
     """
-    for name, capability in sorted(needs.soft):
-        encoding = cache.teacher(dataset, name).encoding
-        remedy = encoding.lacks(capability)
-        if remedy is not None:
-            raise MissingCapability(
-                f"teacher {name} cannot serve {capability} for {dataset}",
-                found="; ".join(encoding.serves),
-                expected=str(capability),
-                do=f"in the cache job: {remedy}; then cache build JOB.toml --as NAME",
-            )
+    for term in terms:
+        soft = sorted(LOSSES[term.loss].needs(term).soft)
+        for teacher in dict.fromkeys(need.teacher for need in soft):
+            encoding = cache.teacher(dataset, teacher).encoding
+            remedies = {need.capability: encoding.lacks(need.capability) for need in soft if need.teacher == teacher}
+            lacking = {capability: remedy for capability, remedy in remedies.items() if remedy is not None}
+            if lacking:
+                changes = "; ".join(dict.fromkeys(lacking.values()))
+                raise MissingCapability(
+                    f"{term.name} needs what the soft targets of teacher {teacher} for {dataset} do not serve",
+                    found="; ".join(encoding.serves),
+                    expected="; ".join(map(str, lacking)),
+                    do=f"in the cache job: {changes}; then cache build JOB.toml --as NAME",
+                )
 
 
 def feature_shapes(cache: Cache, dataset: str, needs: Needs) -> dict[ArrayKey, tuple[int, ...]]:

@@ -236,7 +236,7 @@ def _prepare(request: Request, options: StudentOptions, selections: _Selections,
     if dataset.vocabulary is not None:
         _check_of_tokens(options, dataset)
     num_classes = count_classes(cache, dataset.name, needs)
-    check_served(cache, dataset.name, needs)
+    check_served(cache, dataset.name, options.objective)
     shapes = feature_shapes(cache, dataset.name, needs)
     check_one_class(options.name, needs, views)
     train = selections.find(data.train, needs, None, views)

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from storage.cache import Cache
-from storage.encodings import Capability
+from storage.encodings import Capability, SparseEncoding
 from storage.encodings.targets import DenseTargets
 from storage.errors import BadRequest, MissingCapability, NotInCache
 from student_train.needs import ArrayKey, Needs, Outputs, Shapes, SoftNeed, Supervision
@@ -19,6 +19,7 @@ from student_train.objective import (
     count_classes,
     feature_shapes,
     objective_needs,
+    student_layers,
 )
 from student_train.students import StudentSpec, build_student
 from tests.student_train.toys import HINT, KD, LABELS, Recipe, student, write_cache
@@ -42,8 +43,9 @@ def test_the_total_is_the_weighted_sum_of_the_terms() -> None:
 
 
 def test_every_term_has_a_name_of_its_own() -> None:
-    objective = Objective(terms(LABELS, KD, KD | {"temperature": 1.0}), Shapes({}, {}))
-    assert objective.names == ["labels", "kd:sage", "kd:sage#2"]
+    mixed = {"loss": "kd", "teachers": ["sage", "owl"]}
+    objective = Objective(terms(LABELS, KD, KD | {"temperature": 1.0}, mixed), Shapes({}, {}))
+    assert objective.names == ["labels", "kd:sage", "kd:sage#2", "kd:sage+owl"]
 
 
 def test_an_objective_needs_what_its_terms_need() -> None:
@@ -60,13 +62,16 @@ def test_labels_alone_need_no_teacher() -> None:
 
 
 @pytest.mark.parametrize(
-    ("check", "wrong"), [(check_served, KD | {"teacher": "sag"}), (feature_shapes, HINT | {"teacher": "sag"})]
+    "check",
+    [
+        lambda cache: check_served(cache, "toy", terms(KD | {"teacher": "sag"})),
+        lambda cache: check_served(cache, "toy", terms({"loss": "kd", "teachers": ["sage", "sag"]})),
+        lambda cache: feature_shapes(cache, "toy", objective_needs(terms(HINT | {"teacher": "sag"}))),
+    ],
 )
-def test_a_teacher_that_is_not_there_is_refused_with_those_there_are(
-    toy_cache: Cache, check: Any, wrong: dict[str, Any]
-) -> None:
+def test_a_teacher_that_is_not_there_is_refused_with_those_there_are(toy_cache: Cache, check: Any) -> None:
     with pytest.raises(NotInCache) as refusal:
-        check(toy_cache, "toy", objective_needs(terms(wrong)))
+        check(toy_cache)
     assert (refusal.value.found, "sag" in refusal.value.what) == ("sage", True)
 
 
@@ -127,9 +132,26 @@ def test_a_tapped_student_returns_its_layers_and_keeps_nothing() -> None:
     assert (outputs.layers["network.hidden1"].shape, tapped._seen) == ((3, 256), {})
 
 
-def test_what_an_encoding_cannot_serve_is_refused_with_the_change_that_would_help(toy_cache: Cache) -> None:
-    needs = Needs(soft=frozenset({SoftNeed("sage", Capability("draws"))}))
-    with pytest.raises(MissingCapability, match="sage cannot serve draws for toy") as refusal:
-        check_served(toy_cache, "toy", needs)
+def test_a_term_that_an_encoding_cannot_serve_is_refused_with_the_change_that_would_help(toy_cache: Cache) -> None:
+    with pytest.raises(MissingCapability) as refusal:
+        check_served(toy_cache, "toy", terms(LABELS, KD, {"loss": "stratified", "teacher": "sage"}))
+    error = refusal.value
+    assert error.what == "stratified:sage needs what the soft targets of teacher sage for toy do not serve"
+    assert (error.found, error.expected) == ("every logit, at every temperature", "stratified")
+    assert error.do == (
+        'in the cache job: encoding = { kind = "sparse", k = 16, n = 50 }; then cache build JOB.toml --as NAME'
+    )
+
+
+def test_all_that_a_term_lacks_is_told_at_once(tmp_path: Path) -> None:
+    cache = write_cache(tmp_path, Recipe(rows=10, encoding=SparseEncoding(k=2)))
+    with pytest.raises(MissingCapability) as refusal:
+        check_served(cache, "toy", terms({"loss": "dkd", "teacher": "sage", "temperature": 3.0}))
+    assert refusal.value.expected == "bucket at temperature 3; label_probability at temperature 3"
     assert refusal.value.do is not None
-    assert 'kind = "sparse"' in refusal.value.do
+    assert refusal.value.do.count("encoding.temperatures = [1.0, 3.0]") == 1
+
+
+def test_layers_are_those_of_every_loss_on_features() -> None:
+    crd = HINT | {"loss": "crd", "student_layer": "network.hidden2"}
+    assert student_layers(terms(HINT, KD, crd, LABELS)) == ("network.hidden1", "network.hidden2")

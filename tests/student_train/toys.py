@@ -13,7 +13,7 @@ import torch
 
 from storage.cache import Cache
 from storage.digests import digest
-from storage.encodings import DenseEncoding, FeatureEncoding
+from storage.encodings import DenseEncoding, FeatureEncoding, SparseEncoding
 from storage.rows import EXTENT_SCHEMA, Segment, create_segment
 from storage.shards import ShardKey, write_shard
 from storage.spec import DatasetSpec, TeacherSpec, write_spec
@@ -32,6 +32,7 @@ class Recipe:
     classes: int = 4
     dataset: str = "toy"
     logits_dtype: str = "fp16"
+    encoding: SparseEncoding | None = None  # in place of dense logits
     teacher_classes: int | None = None  # of a teacher that fits another dataset
     no_ingest: frozenset[int] = frozenset()  # shards that are missing
     no_teacher: frozenset[int] = frozenset()
@@ -57,7 +58,7 @@ def write_cache(folder: Path, recipe: Recipe) -> Cache:
         name="sage",
         model={"kind": "toy"},
         num_classes=recipe.teacher_classes or recipe.classes,
-        encoding=DenseEncoding.model_validate({"dtype": recipe.logits_dtype}),
+        encoding=recipe.encoding or DenseEncoding.model_validate({"dtype": recipe.logits_dtype}),
         features={n: FeatureEncoding.model_validate({"layer": "x", "pool": p}) for n, p in recipe.features.items()},
     )
     write_spec(cache.objects, f"{name}/sage/teacher.json", teacher, "test")
@@ -69,7 +70,7 @@ def write_cache(folder: Path, recipe: Recipe) -> Cache:
         if shard not in recipe.no_ingest:
             _ingest(cache, recipe, shard, start, inputs_S, labels_S)
         if shard not in recipe.no_teacher:
-            _teach(cache, recipe, teacher, shard, start, inputs_S, prototypes)
+            _teach(cache, recipe, teacher, shard, start, inputs_S, labels_S, prototypes)
     return cache
 
 
@@ -91,7 +92,14 @@ def _ingest(cache: Cache, recipe: Recipe, shard: int, start: int, inputs_S: Any,
 
 
 def _teach(
-    cache: Cache, recipe: Recipe, spec: TeacherSpec, shard: int, start: int, inputs_S: Any, prototypes: Any
+    cache: Cache,
+    recipe: Recipe,
+    spec: TeacherSpec,
+    shard: int,
+    start: int,
+    inputs_S: Any,
+    labels_S: Any,
+    prototypes: Any,
 ) -> None:
     flat = to_float(torch.from_numpy(inputs_S)).flatten(1)
     distances_SC = torch.cdist(flat, to_float(torch.from_numpy(prototypes.astype(np.uint8))).flatten(1))
@@ -102,7 +110,7 @@ def _teach(
     encoded = spec.encoding.encode(
         logits_SC,
         num_classes=spec.num_classes,
-        labels_B=torch.zeros(len(inputs_S), dtype=torch.int64),
+        labels_B=torch.from_numpy(labels_S),
         keys_B=torch.arange(start, start + len(inputs_S)),
     ) | {f"feature/{name}": options.encode(map_S) for name, options in spec.features.items()}
     log_probabilities_SC = logits_SC.log_softmax(1)
