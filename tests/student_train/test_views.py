@@ -196,6 +196,13 @@ def test_a_loss_that_wants_one_true_class_is_refused_by_name(cache: Cache) -> No
     check_one_class("a", Needs(one_class=frozenset({"dkd"})), None)
 
 
+def test_a_job_with_such_a_loss_is_refused_before_the_first_step(cache: Cache, tmp_path: Path) -> None:
+    decoupled = taught(objective=[{"loss": "dkd", "teacher": "toy"}])
+    with pytest.raises(BadRequest, match="student a: dkd wants one true class"):
+        train_students(request(cache, tmp_path, decoupled))
+    assert not (tmp_path / "runs").exists()
+
+
 @pytest.mark.parametrize("residency", ["resident", "stream"])
 def test_a_transform_whose_code_has_changed_is_refused(
     cache: Cache, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, residency: str
