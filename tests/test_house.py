@@ -37,7 +37,7 @@ SECTIONS = [
     ViewOptions,
     *typing.get_args(typing.get_args(AnyTransform)[0]),
     *(term for base in (Term, SoftTerm, FeatureTerm) for term in base.__subclasses__()),
-    *(CacheJob.model_fields[name].annotation for name in ("cluster",)),
+    *(CacheJob.model_fields[name].annotation for name in ("cluster", "fidelity")),
 ]
 
 
