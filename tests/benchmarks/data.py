@@ -5,7 +5,8 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-SHARED = Path(__file__).resolve().parents[3] / "shared"
+REPOSITORY = Path(__file__).resolve().parents[2]
+SHARED = REPOSITORY.parent / "shared"
 TRAIN = SHARED / "data/cifar10-train.parquet"
 TEACHER = SHARED / "teachers/resnet9.py"
 
@@ -17,10 +18,11 @@ def require(path: Path) -> Path:
     return path
 
 
-def cifar_slice(folder: Path, rows: int) -> Path:
-    """Write the first rows of CIFAR-10's training split as Parquet of their own."""
+def cifar_slice(folder: Path, rows: int, source: Path = TRAIN) -> Path:
+    """Write the first rows of a split of CIFAR-10 as Parquet of their own, unless they are there."""
     import pyarrow.parquet as pq
 
-    path = folder / f"cifar{rows}.parquet"
-    pq.write_table(pq.read_table(require(TRAIN)).slice(0, rows), path, row_group_size=5000)
+    path = folder / f"{source.stem}-{rows}.parquet"
+    if not path.exists():
+        pq.write_table(pq.read_table(require(source)).slice(0, rows), path, row_group_size=5000)
     return path
