@@ -49,6 +49,12 @@ def print_pilot(pilot: Pilot, request: PilotRequest) -> None:
             f"note: at this KL the gradient is still {best.fidelity.gradients[1.0].degrees:.0f}° off; "
             f"a lower max_kl in [fidelity] asks for more"
         )
+    unjudged = [trial for trial in pilot.trials if is_unbiased(trial.encoding)]
+    if unjudged and (best is None or unjudged[0].bytes_per_row < best.bytes_per_row):
+        _say(
+            f"note: {short_name(unjudged[0].encoding)} of {unjudged[0].bytes_per_row:.3g} B is unbiased: "
+            "KL cannot judge draws, its angles can"
+        )
     out.print()
 
 
