@@ -104,7 +104,9 @@ def _ask_rows(
         seconds = time.monotonic() - began
         stop = start + len(batch.shown_B) * per_row
         inside_N = chosen_N[(chosen_N >= start) & (chosen_N < stop)] - start
-        stored = {f"feature/{name}": options.features[name].encode(values).cpu().numpy() for name, values in features.items()}
+        stored = {
+            f"feature/{name}": options.features[name].encode(values).cpu().numpy() for name, values in features.items()
+        }
         feature_bytes = sum(map(len, pack(stored).values())) if stored else 0
         answers = _picked(logits, batch, inside_N, stage)
         parts.append(Asked(answers, seconds, stop - start, feature_bytes))
