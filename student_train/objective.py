@@ -18,6 +18,8 @@ from student_train.residency import feature_shape
 from student_train.students import Student
 from student_train.terms import FeatureTerm, ObjectiveTerm
 
+TRIED_POSITIONS = 8  # of a student of tokens, which takes rows of any length up to its own
+
 
 class Losses(NamedTuple):
     """What an objective gives for a batch, scalars.
@@ -176,11 +178,13 @@ def check_student(
             )
     training = student.training
     tapped = Tapped(student, layers)
+    short = tuple(min(length, TRIED_POSITIONS) for length in input_shape)  # of tokens: all their logits might not fit
     try:
         with torch.no_grad():
-            inputs = student.blank(2, input_shape)
-            outputs = tapped.eval()(inputs)
-            logits = student(inputs) if student.of_tokens else outputs.logits_BC
+            outputs = tapped.eval()(student.blank(2, input_shape))
+            tried = student.blank(2, short)
+            logits = student(tried) if student.of_tokens else outputs.logits_BC
+            scores = student.scores(student.hidden(tried)) if student.of_tokens else logits
     except (RuntimeError, ValueError, TypeError, IndexError, KeyError) as error:
         raise BadRequest(
             f"the student cannot take inputs of shape {input_shape}", found=f"{type(error).__name__}: {error}"
@@ -188,7 +192,7 @@ def check_student(
     finally:
         tapped.release()
         student.train(training)
-    expected = (2, *input_shape, num_classes) if student.of_tokens else (2, num_classes)
+    expected = (2, *short, num_classes) if student.of_tokens else (2, num_classes)
     if not isinstance(logits, Tensor) or logits.shape != expected:
         found = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits)
         raise BadRequest(
@@ -197,14 +201,17 @@ def check_student(
             expected=f"a tensor of shape {expected}",
         )
     if student.of_tokens:
-        _check_parts(student, logits, outputs.logits_BC)
+        _check_parts(scores, logits)
     return {layer: tuple(output.shape[1:]) for layer, output in outputs.layers.items()}
 
 
-def _check_parts(student: Student, logits_BLC: Tensor, hidden_BLD: Tensor) -> None:
-    """Check that a network in two parts is no more than both: training never runs its own forward."""
-    with torch.no_grad():
-        scores_BLC = student.scores(hidden_BLD)
+def _check_parts(scores_BLC: Tensor, logits_BLC: Tensor) -> None:
+    """Check that a network in two parts is no more than both: training never runs its own forward.
+
+    Args:
+        scores_BLC: what its head makes of what its body gives.
+        logits_BLC: what it gives itself.
+    """
     same = scores_BLC.shape == logits_BLC.shape
     if same and scores_BLC.device.type != "meta":
         same = torch.allclose(scores_BLC.float(), logits_BLC.float(), rtol=1e-3, atol=1e-4)
