@@ -194,14 +194,10 @@ warmup_epochs = 1
 
 
 def cifar(folder: Path) -> Study:
-    """2,000 labelled images in four views; a ResNet-9, trained on all 50,000, teaches a cnn of 24,000 weights."""
+    """2,000 labelled images; a ResNet-9 that was trained on all 50,000 teaches a cnn of 24,000 weights."""
     train = cifar_slice(folder, 2_000)
     test = cifar_slice(folder, 4_000, require(SHARED / "data/cifar10-test.parquet"))
     cache = f"""
-[views]
-count = 4
-datasets = ["train"]
-transforms = [{{ kind = "pad_crop", padding = 4 }}, {{ kind = "flip" }}]
 [[dataset]]
 name = "train"
 kind = "parquet_images"
