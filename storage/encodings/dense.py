@@ -64,7 +64,7 @@ class DenseEncoding(Encoding):
 
         def block(logits_BC: Tensor, labels_B: Tensor) -> dict[str, Tensor]:
             none_BK = labels_B[:, None][:, :0]
-            rows = Rows.of(logits_BC, num_classes)
+            rows = Rows.of(logits_BC, num_classes, self)
             return describe(rows, Kept(none_BK, none_BK.bool()), labels_B, self).arrays
 
         return arrays | in_blocks(block, logits_BC, labels_B)

@@ -1,11 +1,13 @@
 """Classes drawn from a distribution, a pure function of (seed, key of the row, number of the draw).
 
-Shapes: B rows, C classes, N draws, G groups of W classes each: group g holds the classes g, g + G, g + 2 G, …
+Shapes: B rows, C classes, N draws, G groups of W classes each: group g holds the classes g, g + G, g + 2 G, …;
+E groups and single classes, J classes of a row in any order.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -49,27 +51,38 @@ def groups(num_classes: int, wanted: int) -> tuple[int, int]:
     return num_classes // width, width
 
 
-def draw(weights_BC: Tensor, uniforms_BN: Tensor) -> Tensor:
+def group_sums(weights_BC: Tensor, wanted: int) -> Tensor:
+    """Return the weight of each group, and of each class that fills none, (B, E) with E = G + (C − G W)."""
+    num_groups, width = groups(weights_BC.shape[1], wanted)
+    whole = num_groups * width
+    sums_BG = weights_BC[:, :whole].unflatten(1, (width, num_groups)).sum(1)
+    return torch.cat([sums_BG, weights_BC[:, whole:]], 1)
+
+
+def draw(sums_BE: Tensor, weigh: Callable[[Tensor], Tensor], uniforms_BN: Tensor, num_classes: int) -> Tensor:
     """Return classes drawn in proportion to weights, (B, N) int64; in a row without any weight, the last class.
 
     The inverse of the cumulative sum in float64, first over groups, then within the group that was hit: a full
     cumulative sum over a vocabulary would cost more than the teacher's last layer.
+
+    Args:
+        sums_BE: `group_sums` of the weights, with N wanted.
+        weigh: returns the weights of any classes, (B, J) int64 → (B, J).
+        uniforms_BN: float64.
+        num_classes: C.
     """
-    (num_rows, num_classes), num_draws = weights_BC.shape, uniforms_BN.shape[1]
+    num_rows, num_draws = uniforms_BN.shape
     num_groups, width = groups(num_classes, num_draws)
     whole = num_groups * width
-    sums_BG = weights_BC[:, :whole].unflatten(1, (width, num_groups)).sum(1)
-    left_BL = weights_BC[:, whole:]  # what does not fill a group; they follow the groups, one by one
-    edges_BG = torch.cat([sums_BG, left_BL], 1).double().cumsum(1)
-    targets_BN = uniforms_BN * (edges_BG[:, -1:] * BELOW_ONE)  # never the last edge itself, by rounding
-    hit_BN = torch.searchsorted(edges_BG, targets_BN, right=True).clamp(max=edges_BG.shape[1] - 1)
-    below_BN = torch.where(hit_BN > 0, edges_BG.gather(1, (hit_BN - 1).clamp(min=0)), 0.0)
+    edges_BE = sums_BE.double().cumsum(1)
+    targets_BN = uniforms_BN * (edges_BE[:, -1:] * BELOW_ONE)  # never the last edge itself, by rounding
+    hit_BN = torch.searchsorted(edges_BE, targets_BN, right=True).clamp(max=edges_BE.shape[1] - 1)
+    below_BN = torch.where(hit_BN > 0, edges_BE.gather(1, (hit_BN - 1).clamp(min=0)), 0.0)
 
     in_group_BN = hit_BN < num_groups
-    steps_W = torch.arange(width, device=weights_BC.device) * num_groups
+    steps_W = torch.arange(width, device=sums_BE.device) * num_groups
     ids_BNW = torch.where(in_group_BN, hit_BN, 0)[:, :, None] + steps_W
-    weights_BNW = weights_BC.gather(1, ids_BNW.flatten(1)).view(num_rows, num_draws, width)
-    edges_BNW = weights_BNW.double().cumsum(2)
+    edges_BNW = weigh(ids_BNW.flatten(1)).view(num_rows, num_draws, width).double().cumsum(2)
     # The group's own last edge may end a rounding below its sum: then its last class with any weight is the one.
     within_BNW = edges_BNW <= torch.minimum(targets_BN - below_BN, edges_BNW[:, :, -1] * BELOW_ONE)[:, :, None]
     place_BN = within_BNW.sum(2).clamp(max=width - 1)

@@ -140,18 +140,21 @@ class SparseEncoding(Encoding):
         from storage.encodings.packing import id_dtype, to_differences
         from storage.encodings.statistics import Rows, describe
 
-        rows = Rows.of(logits_BV, num_classes)
+        rows = Rows.of(logits_BV, num_classes, self, self.k)
         kept = self._largest(rows)
-        described = describe(rows, kept, labels_B, self)
+        described = describe(rows, kept, labels_B, self, self.n)
         arrays = dict(described.arrays)
         if self.k:
-            log_total_B = described.ones.total_B.log().float()
-            log_p_BK = rows.below_BC.gather(1, kept.ids_BK) - log_total_B[:, None]
+            log_p_BK = (rows.above(kept.ids_BK).double() - described.log_total_B[:, None]).float()
             arrays |= self._values(log_p_BK, kept.real_BK)
             arrays[IDS] = to_differences(kept.ids_BK, num_classes)
             arrays[REST] = described.log_rest_BT.half()
         if self.n:
-            drawn_BN = draw(described.ones.rest_BC, uniforms(self.seed, keys_B, self.n))
+
+            def weigh(ids_BJ: Tensor) -> Tensor:
+                return rows.above(ids_BJ).exp().masked_fill_(kept.holds(ids_BJ), 0.0)
+
+            drawn_BN = draw(described.edges_BE, weigh, uniforms(self.seed, keys_B, self.n), num_classes)
             distinct_BN, counts_BN = counted(drawn_BN)
             arrays[DRAWS] = to_differences(distinct_BN, num_classes)
             arrays[COUNTS] = counts_BN.to(id_dtype(self.n + 1))
@@ -162,13 +165,14 @@ class SparseEncoding(Encoding):
         import torch
 
         from storage.encodings.largest import Kept, largest
-        from storage.encodings.statistics import Masses
+        from storage.encodings.statistics import describe
 
-        ids_BK = largest(rows.below_BC, self.k)
+        ids_BK = largest(rows.logits_BC, self.k, rows.maxima_BE)
         real_BK = torch.ones_like(ids_BK, dtype=torch.bool)
         if self.p is not None:
-            total_B = Masses.of(rows, Kept(ids_BK[:, :0], real_BK[:, :0]), 1.0).total_B
-            p_BK = rows.below_BC.gather(1, ids_BK).double().exp() / total_B[:, None]
+            none = SparseEncoding(k=self.k, statistics=False)
+            whole = describe(rows, Kept(ids_BK[:, :0], real_BK[:, :0]), ids_BK[:, 0], none)
+            p_BK = (rows.above(ids_BK).double() - whole.log_total_B[:, None]).exp()
             real_BK = p_BK.cumsum(1) - p_BK < self.p
         return Kept.of(ids_BK, real_BK)
 

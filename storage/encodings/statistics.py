@@ -17,86 +17,146 @@ Shapes: B rows, C classes, V columns of logits, K kept classes, T temperatures, 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from storage.encodings.base import LSE, STATISTICS, Encoding
-from storage.encodings.largest import Kept
+from storage.encodings.draws import group_sums
+from storage.encodings.largest import Kept, group_maxima
 from storage.encodings.targets import NEVER, Statistics
 
 FIXED_COLUMNS = 3  # entropy, mean, deviation
 LONG_ROW = 2**12
-# Elements of a block of rows: its few buffers stay in a CPU's cache, or keep a GPU busy.
-BLOCK_ELEMENTS = {"cpu": 2**19, "cuda": 2**27}
+# Elements that are encoded at a time, and of these, that are summed at a time: what the latter's passes share stays in
+# a core's own cache, where each takes a fifth of the time that it takes in memory.
+BLOCK_ELEMENTS = {"cpu": 2**23, "cuda": 2**27}
+SWEEP_ELEMENTS = {"cpu": 2**17, "cuda": 2**27}
+HIGHEST = 30.0  # exponent, so that e² of a whole vocabulary is within float32
 
 
 def in_blocks(encode: Callable[..., dict[str, Tensor]], *rows_B: Tensor) -> dict[str, Tensor]:
     """Return the arrays that `encode` makes of logits (B, V) and what goes with them, a block of rows at a time."""
-    logits_BV = rows_B[0]
-    rows = max(1, BLOCK_ELEMENTS.get(logits_BV.device.type, 2**19) // max(1, logits_BV.shape[1]))
-    parts = [encode(*block) for block in zip(*(values_B.split(rows) for values_B in rows_B), strict=True)]
+    parts = [encode(*block) for block in zip(*_split(rows_B, BLOCK_ELEMENTS), strict=True)]
     return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+
+
+def _split(rows_B: Sequence[Tensor], elements: dict[str, int]) -> list[tuple[Tensor, ...]]:
+    """Return tensors in blocks of rows, by how many elements the first one may have."""
+    rows = max(1, elements.get(rows_B[0].device.type, 2**19) // max(1, rows_B[0].shape[1]))
+    return [values_B.split(rows) for values_B in rows_B]
 
 
 @dataclass(frozen=True, slots=True)
 class Rows:
-    """Logits below their row's largest.
+    """Logits, and what is known of them after one look.
+
+    Exponentials are taken of logits above a level of their row: its mean, so that its deviation comes of the same
+    numbers, but no further below its largest than float32 can bear.
 
     Attributes:
+        logits_BC: float32.
+        maxima_BE: the largest of groups of classes (`largest.group_maxima`).
         peak_B: the largest of each row's V logits.
-        below_BC: z − peak, ≤ 0.
-        padding_BP: the same for columns beyond the classes, P = V − C.
+        mean_B: of the C logits, float32.
+        level_B: the row's level, float32.
+        padding_BP: columns beyond the classes above that level, P = V − C.
     """
 
+    logits_BC: Tensor
+    maxima_BE: Tensor
     peak_B: Tensor
-    below_BC: Tensor
+    mean_B: Tensor
+    level_B: Tensor
     padding_BP: Tensor
 
     @classmethod
-    def of(cls, logits_BV: Tensor, num_classes: int) -> Rows:
-        """Return rows of float32 logits."""
+    def of(cls, logits_BV: Tensor, num_classes: int, options: Encoding, k: int = 0) -> Rows:
+        """Return rows of logits, of which the `k` largest are to be found."""
         logits_BV = logits_BV.float()
-        peak_B = logits_BV.amax(dim=1)
-        below_BC = logits_BV[:, :num_classes] - peak_B[:, None]
+        logits_BC = logits_BV[:, :num_classes]
+        blocks = zip(*_split([logits_BC], SWEEP_ELEMENTS), strict=True)
+        looks = [(block_BC.mean(1), group_maxima(block_BC, k)) for (block_BC,) in blocks]
+        mean_B, maxima_BE = (torch.cat(each) for each in zip(*looks, strict=True))
+        padding_BP = logits_BV[:, num_classes:]
+        peak_B = torch.cat([maxima_BE, padding_BP], 1).amax(1)
+        level_B = torch.maximum(mean_B, peak_B - HIGHEST * min(1.0, *options.temperatures))
         # Padding may be −inf by design; a finite floor keeps 0 · z at 0.
-        padding_BP = (logits_BV[:, num_classes:] - peak_B[:, None]).clamp(min=NEVER)
-        return cls(peak_B, below_BC, padding_BP)
+        return cls(logits_BC, maxima_BE, peak_B, mean_B, level_B, (padding_BP - level_B[:, None]).clamp(min=NEVER))
+
+    def above(self, ids_BJ: Tensor) -> Tensor:
+        """Return the logits of some classes above the level, (B, J)."""
+        return self.logits_BC.gather(1, ids_BJ) - self.level_B[:, None]
 
 
-@dataclass(frozen=True, slots=True)
-class Masses:
-    """Sums over e = exp(factor · (z − peak)) of one row each, float64, and e itself.
+class Sums(NamedTuple):
+    """Sums over e = exp((z − level)/T), 0 where a class is kept; none is over the padding.
 
     Attributes:
-        rest_BC: e, 0 where a class is kept.
-        rest_B: mass of the classes that are not kept, with the padding's.
-        total_B: mass of all.
-        norm_B: ‖p‖ over all.
+        rest_BT: Σ e at each temperature, then, (B, T + U), at each standardised one of logits below their peak.
+        squares_BT: Σ e² at each temperature.
+        weighted_B: Σ e (z − level) at temperature 1.
+        deviation_B: of the logits, float64.
+        edges_BE: `draws.group_sums` of e at temperature 1.
     """
 
-    rest_BC: Tensor
-    rest_B: Tensor
-    total_B: Tensor
-    norm_B: Tensor
+    rest_BT: Tensor
+    squares_BT: Tensor
+    weighted_B: Tensor
+    deviation_B: Tensor
+    edges_BE: Tensor
 
-    @classmethod
-    def of(cls, rows: Rows, kept: Kept, factor_B: Tensor | float) -> Masses:
-        """Return the masses; the rest is summed by itself, not subtracted, so that a small one stays exact."""
-        rest_BC = rows.below_BC.exp() if _is_one(factor_B) else torch.mul(rows.below_BC, factor_B).exp_()
-        kept_e_BK = rest_BC.gather(1, kept.ids_BK).double() * kept.real_BK
-        rest_BC.scatter_(1, kept.ids_BK, 0.0)
-        padding_BP = (rows.padding_BP * factor_B).exp().double()
-        rest_B = rest_BC.sum(1).double() + padding_BP.sum(1)
-        total_B = rest_B + kept_e_BK.sum(1)
-        squares_B = rest_BC.norm(dim=1).double().square() + kept_e_BK.square().sum(1) + padding_BP.square().sum(1)
-        return cls(rest_BC, rest_B, total_B, squares_B.sqrt() / total_B)
 
-    def log_rest(self) -> Tensor:
-        """Return the log of the share that is not kept, (B,), < 0: in float16, 0 would leave the kept nothing."""
-        return (self.rest_B / self.total_B).log().clamp(min=NEVER, max=-(2.0**-24)).float()
+class Scratch(NamedTuple):
+    """Memory that every block of rows uses again: new memory costs more than a pass."""
+
+    above: Tensor
+    e: Tensor
+
+
+def sweep(rows: Rows, kept: Kept, options: Encoding, num_draws: int = 0) -> Sums:
+    """Return sums over all classes, a few rows at a time."""
+    blocks = _split([rows.logits_BC, rows.level_B, rows.mean_B, rows.peak_B, kept.ids_BK], SWEEP_ELEMENTS)
+    scratch = Scratch(*(torch.empty_like(blocks[0][0]) for _ in range(2)))
+    parts = [_sums(block, scratch, options, num_draws) for block in zip(*blocks, strict=True)]
+    return Sums(*(torch.cat(each) for each in zip(*parts, strict=True)))
+
+
+def _sums(block: tuple[Tensor, ...], scratch: Scratch, options: Encoding, num_draws: int) -> Sums:
+    logits_BC, level_B, mean_B, peak_B, ids_BK = block
+    above_BC, e_BC = (each[: len(logits_BC)] for each in scratch)
+    torch.sub(logits_BC, level_B[:, None], out=above_BC)
+    rest, squares = [], []
+    for temperature in options.temperatures:
+        if temperature == 1:
+            torch.exp(above_BC, out=e_BC).scatter_(1, ids_BK, 0.0)
+            edges_BE = group_sums(e_BC, num_draws) if num_draws else e_BC.sum(1, keepdim=True)
+            weighted_B = dot(e_BC, above_BC) if options.statistics else level_B.double()
+            rest.append(edges_BE.double().sum(1))
+        else:
+            torch.mul(above_BC, 1 / temperature, out=e_BC).exp_().scatter_(1, ids_BK, 0.0)
+            rest.append(e_BC.sum(1).double())
+        if options.statistics:
+            squares.append(dot(e_BC, e_BC))
+    deviation_B = level_B.double()
+    if options.statistics or options.standardised_temperatures:
+        if (level_B != mean_B).any():
+            torch.sub(logits_BC, mean_B[:, None], out=above_BC)
+        deviation_B = (dot(above_BC, above_BC) / above_BC.shape[1]).sqrt()
+        for temperature in options.standardised_temperatures:
+            factor_B = standardising(deviation_B, temperature)[:, None]
+            torch.mul(above_BC, factor_B, out=e_BC).sub_((peak_B - mean_B)[:, None] * factor_B)
+            rest.append(e_BC.exp_().scatter_(1, ids_BK, 0.0).sum(1).double())
+    squares_BT = torch.stack(squares, 1) if squares else level_B[:, None][:, :0]
+    return Sums(torch.stack(rest, 1), squares_BT, weighted_B, deviation_B, edges_BE)
+
+
+def standardising(deviation_B: Tensor, temperature: float) -> Tensor:
+    """Return what centred logits are multiplied by, float32 (B,)."""
+    return (1 / (deviation_B * temperature).clamp(min=1e-6)).float()
 
 
 def dot(a_BC: Tensor, b_BC: Tensor) -> Tensor:
@@ -106,26 +166,24 @@ def dot(a_BC: Tensor, b_BC: Tensor) -> Tensor:
     return (a_BC * b_BC).sum(1).double()
 
 
-def _is_one(factor_B: Tensor | float) -> bool:
-    return isinstance(factor_B, float) and factor_B == 1.0
-
-
 @dataclass(frozen=True, slots=True)
 class Described:
     """All that an encoding may keep of some rows besides their classes.
 
     Attributes:
-        ones: masses at temperature 1.
-        log_rest_BT: (B, T + U), at each temperature, then at each standardised one.
+        log_total_B: log of Σ e over all columns at temperature 1, e above the rows' level; float64.
+        edges_BE: `Sums.edges_BE`.
+        log_rest_BT: log of the share that is not kept, (B, T + U), at each temperature, then at each standardised one.
         arrays: LSE and STATISTICS as they are stored; empty if they are switched off.
     """
 
-    ones: Masses
+    log_total_B: Tensor
+    edges_BE: Tensor
     log_rest_BT: Tensor
     arrays: dict[str, Tensor]
 
 
-def describe(rows: Rows, kept: Kept, labels_B: Tensor, options: Encoding) -> Described:
+def describe(rows: Rows, kept: Kept, labels_B: Tensor, options: Encoding, num_draws: int = 0) -> Described:
     """Return masses at every temperature of an encoding, and statistics if it keeps them.
 
     Args:
@@ -133,40 +191,44 @@ def describe(rows: Rows, kept: Kept, labels_B: Tensor, options: Encoding) -> Des
         kept: classes that are stored exactly; K may be 0.
         labels_B: int64, −1 where there is none.
         options: the encoding.
+        num_draws: that are to be made of the rest.
     """
-    below_BC = rows.below_BC
-    label_B = below_BC.gather(1, labels_B.clamp(min=0)[:, None])[:, 0].double()
-    mean_B = below_BC.mean(dim=1, keepdim=True)
-    ones = None
+    sums = sweep(rows, kept, options, num_draws)
+    kept_BK, padding_BP = rows.above(kept.ids_BK).double(), rows.padding_BP.double()
+    label_B = rows.above(labels_B.clamp(min=0)[:, None])[:, 0].double()
+    level_B, mean_B = rows.level_B.double(), rows.mean_B.double()
     lse, rest, norm, label = [], [], [], []
-    for temperature in options.temperatures:
-        masses = Masses.of(rows, kept, 1 / temperature)
-        log_total_B = masses.total_B.log()
-        lse.append(log_total_B + rows.peak_B / temperature)
-        rest.append(masses.log_rest())
-        norm.append(masses.norm_B)
-        label.append(torch.where(labels_B < 0, 0.0, label_B / temperature - log_total_B))
-        ones = masses if temperature == 1 else ones
-    assert ones is not None  # temperature 1 is always declared
-    if options.statistics or options.standardised_temperatures:
-        centred_BC = below_BC - mean_B
-        std_B = centred_BC.norm(dim=1).double() / below_BC.shape[1] ** 0.5
-        for temperature in options.standardised_temperatures:
-            factor_B = (1 / (std_B * temperature).clamp(min=1e-6)).float()[:, None]
-            masses = Masses.of(rows, kept, factor_B)
-            lse.append(masses.total_B.log() - mean_B[:, 0] * factor_B[:, 0])
-            rest.append(masses.log_rest())
-    log_rest_BT = torch.stack(rest, 1)
+    for number, temperature in enumerate(options.temperatures):
+        kept_e_BK, padding_e_BP = (kept_BK / temperature).exp() * kept.real_BK, (padding_BP / temperature).exp()
+        rest_B = sums.rest_BT[:, number] + padding_e_BP.sum(1)
+        total_B = rest_B + kept_e_BK.sum(1)
+        rest.append(rest_B / total_B)
+        if temperature == 1:
+            log_total_B = total_B.log()
+        if options.statistics:
+            squares_B = sums.squares_BT[:, number] + kept_e_BK.square().sum(1) + padding_e_BP.square().sum(1)
+            norm.append(squares_B.sqrt() / total_B)
+        if temperature == 1 and options.statistics:
+            weighted_B = sums.weighted_B + (kept_e_BK * kept_BK).sum(1) + (padding_e_BP * padding_BP).sum(1)
+            entropy_B = (log_total_B - weighted_B / total_B).clamp(min=0)
+        lse.append(total_B.log() + level_B / temperature)
+        label.append(torch.where(labels_B < 0, 0.0, label_B / temperature - total_B.log()))
+    for number, temperature in enumerate(options.standardised_temperatures, len(options.temperatures)):
+        factor_B = standardising(sums.deviation_B, temperature).double()
+        from_peak_B = level_B - rows.peak_B
+        padding_e_BP = ((padding_BP + from_peak_B[:, None]) * factor_B[:, None]).exp()
+        kept_e_BK = ((kept_BK + from_peak_B[:, None]) * factor_B[:, None]).exp() * kept.real_BK
+        rest_B = sums.rest_BT[:, number] + padding_e_BP.sum(1)
+        total_B = rest_B + kept_e_BK.sum(1)
+        lse.append(total_B.log() + (rows.peak_B - mean_B) * factor_B)
+        rest.append(rest_B / total_B)
+    # In float16, 0 would leave the kept classes nothing.
+    log_rest_BT = torch.stack(rest, 1).log().clamp(min=NEVER, max=-(2.0**-24)).float()
     if not options.statistics:
-        return Described(ones, log_rest_BT, {})
-    log_total_B = ones.total_B.log()
-    kept_BK, padding_BP = below_BC.gather(1, kept.ids_BK).double(), rows.padding_BP.double()
-    weighted_B = dot(ones.rest_BC, below_BC)
-    weighted_B += (kept_BK.exp() * kept_BK * kept.real_BK).sum(1) + (padding_BP.exp() * padding_BP).sum(1)
-    entropy_B = (log_total_B - weighted_B / ones.total_B).clamp(min=0)
-    columns = [entropy_B, mean_B[:, 0] - log_total_B, std_B, *norm, *label]
+        return Described(log_total_B, sums.edges_BE, log_rest_BT, {})
+    columns = [entropy_B, mean_B - level_B - log_total_B, sums.deviation_B, *norm, *label]
     arrays = {LSE: torch.stack(lse, 1).float(), STATISTICS: torch.stack(columns, 1).to(torch.float16)}
-    return Described(ones, log_rest_BT, arrays)
+    return Described(log_total_B, sums.edges_BE, log_rest_BT, arrays)
 
 
 def decode(arrays: Mapping[str, Tensor], options: Encoding) -> Statistics | None:

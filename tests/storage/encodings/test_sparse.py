@@ -17,8 +17,8 @@ from torch import Tensor
 from storage.arrays import pack, unpack
 from storage.digests import sample_keys
 from storage.encodings import AnyEncoding, Capability, DenseEncoding, SparseEncoding
-from storage.encodings.draws import counted, draw, position_keys, uniforms
-from storage.encodings.largest import largest
+from storage.encodings.draws import counted, draw, group_sums, position_keys, uniforms
+from storage.encodings.largest import group_maxima, largest
 from storage.encodings.targets import NEVER, SparseTargets
 from storage.errors import BadRequest
 
@@ -43,6 +43,11 @@ def decoded(encoding: SparseEncoding, logits_BV: Tensor, classes: int | None = N
     return encoding.decode(encode(encoding, logits_BV, classes), classes)
 
 
+def drawn(weights_BC: Tensor, uniforms_BN: Tensor) -> Tensor:
+    sums_BE = group_sums(weights_BC, uniforms_BN.shape[1])
+    return draw(sums_BE, lambda ids_BJ: weights_BC.gather(1, ids_BJ), uniforms_BN, weights_BC.shape[1])
+
+
 def zipf(rows: int, classes: int, seed: int = 0) -> Tensor:
     generator = torch.Generator().manual_seed(seed)
     return -1.1 * torch.arange(1, classes + 1).log() + 1.5 * torch.randn(rows, classes, generator=generator)
@@ -63,7 +68,9 @@ def test_the_kept_classes_are_the_largest(logits: np.ndarray, k: int) -> None:
 @pytest.mark.parametrize("classes", [1, 255, 256, 1000, 4097, 128_256])
 def test_the_largest_are_found_without_sorting_a_vocabulary(classes: int) -> None:
     values_BC, k = torch.randn(3, classes, generator=torch.Generator().manual_seed(0)), min(classes, 64)
-    assert torch.equal(largest(values_BC, k).sort(1).values, values_BC.topk(k).indices.sort(1).values)
+    assert torch.equal(
+        largest(values_BC, k, group_maxima(values_BC, k)).sort(1).values, values_BC.topk(k).indices.sort(1).values
+    )
 
 
 @VALUES
@@ -268,7 +275,7 @@ def test_draws_are_unbiased(classes: int) -> None:
     """Pearson's χ² over classes with at least 20 expected draws, its mean their number and its variance twice that."""
     logits_1C = zipf(1, classes)
     p_C = logits_1C.double().softmax(1)[0]
-    ids_BN = draw(logits_1C.exp().expand(2000, -1), uniforms(3, keys_of(2000), 50))
+    ids_BN = drawn(logits_1C.exp().expand(2000, -1), uniforms(3, keys_of(2000), 50))
     counts_C = ids_BN.flatten().bincount(minlength=classes).double()
     often_C = p_C * ids_BN.numel() >= 20
     expected = torch.cat([p_C[often_C], p_C[~often_C].sum()[None]]) * ids_BN.numel()
@@ -283,7 +290,7 @@ def test_draws_are_unbiased(classes: int) -> None:
 def test_what_has_no_weight_is_never_drawn(classes: int, number: float) -> None:
     weights_1C = torch.zeros(1, classes)
     weights_1C[0, classes // 2] = 0.1
-    assert draw(weights_1C, torch.tensor([[number, number]], dtype=torch.float64)).tolist() == [[classes // 2] * 2]
+    assert drawn(weights_1C, torch.tensor([[number, number]], dtype=torch.float64)).tolist() == [[classes // 2] * 2]
 
 
 def test_draws_beside_kept_classes_are_of_the_rest_only() -> None:
