@@ -25,7 +25,8 @@ demo: .venv/core ## ingest digits, train a teacher from labels, cache its soft t
 	$(BIN)/student train jobs/digits.students.toml
 
 test: .venv/test ## all tests
-	$(BIN)/pytest
+	$(BIN)/pytest -m 'not slow' -n auto
+	$(BIN)/pytest -m slow
 
 quick: .venv/test ## the tests without the slow ones
 	$(BIN)/pytest -m 'not slow' -n auto

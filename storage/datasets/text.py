@@ -20,7 +20,7 @@ from storage.tokenizer import TokenizerFile, encoder, parse_tokenizer, read_toke
 
 TABLES = (".parquet", ".jsonl")
 KEPT_FILES = 2
-# Measured on 11 MB of English in 1,024 tokens: 148 at the peak for each byte of text, nearly all of it the library's own.
+# Measured on 11 MB of English in 1,024 tokens: 148 at the peak for each byte of text, most of it the library's own.
 BUFFER_BYTES_PER_BYTE = 180
 
 
