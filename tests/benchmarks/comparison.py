@@ -219,10 +219,10 @@ encoding = ENCODING
     ways = (
         Way("labels", None, LABELS),
         Way("dense-fp32", None, objective),
-        Way("dense-fp16", f'{{ kind = "dense", dtype = "fp16", {plain} }}', objective),
-        Way("dense-int8", f'{{ kind = "dense", dtype = "int8", {plain} }}', objective),
         Way("top3-8bit", '{ kind = "sparse", k = 3, values = "8bit", temperatures = [1.0, 4.0] }', objective),
         Way("draws8", f'{{ kind = "sparse", n = 8, {plain} }}', kd("resnet9", 1.0, 0.9, "random_sampling")),
+        Way("dense-fp16", f'{{ kind = "dense", dtype = "fp16", {plain} }}', objective),
+        Way("dense-int8", f'{{ kind = "dense", dtype = "int8", {plain} }}', objective),
         Way("live", None, objective, live=True),
     )
     return Study("resnet9", cache, CIFAR_STUDENTS, ways)
@@ -283,10 +283,10 @@ encoding = ENCODING
         Way("dense-fp32", None, objective),
         Way("dense-fp16", f'{{ kind = "dense", dtype = "fp16", {plain} }}', objective),
         Way("dense-int8", f'{{ kind = "dense", dtype = "int8", {plain} }}', objective),
-        Way("top64-8bit", f'{{ kind = "sparse", k = 64, values = "8bit", {plain} }}', objective),
+        Way("draws50", f'{{ kind = "sparse", n = 50, {plain} }}', kd("gpt", 1.0, 0.9, "random_sampling")),
         Way("top8-8bit", f'{{ kind = "sparse", k = 8, values = "8bit", {plain} }}', objective),
         Way("top8-renormalised", f'{{ kind = "sparse", k = 8, {plain} }}', kd("gpt", 1.0, 0.9, "topk_biased")),
-        Way("draws50", f'{{ kind = "sparse", n = 50, {plain} }}', kd("gpt", 1.0, 0.9, "random_sampling")),
+        Way("top64-8bit", f'{{ kind = "sparse", k = 64, values = "8bit", {plain} }}', objective),
         Way("top8-draws16", f'{{ kind = "sparse", k = 8, n = 16, {plain} }}', kd("gpt", 1.0, 0.9, "stratified")),
         Way("live", None, objective, live=True),
     )
