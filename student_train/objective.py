@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from storage.cache import Cache
+from storage.encodings import Encoding
 from storage.errors import BadRequest, MissingCapability, NotInCache
 from student_train.losses import LOSSES
 from student_train.needs import ArrayKey, Needs, Outputs, Shapes, Supervision
@@ -129,12 +130,24 @@ def check_served(cache: Cache, dataset: str, terms: Sequence[ObjectiveTerm]) -> 
             lacking = {capability: remedy for capability, remedy in remedies.items() if remedy is not None}
             if lacking:
                 changes = "; ".join(dict.fromkeys(lacking.values()))
+                allowed = "".join(f"; or {field} = true in the term" for field in _switches(term, encoding, teacher))
                 raise MissingCapability(
                     f"{term.name} needs what the soft targets of teacher {teacher} for {dataset} do not serve",
                     found="; ".join(encoding.serves),
                     expected="; ".join(map(str, lacking)),
-                    do=f"in the cache job: {changes}; then cache build JOB.toml --as NAME",
+                    do=f"in the cache job: {changes}; then cache build JOB.toml --as NAME{allowed}",
                 )
+
+
+def _switches(term: ObjectiveTerm, encoding: Encoding, teacher: str) -> list[str]:
+    """Return the options of a term that allow an approximation by name, and that would be enough with an encoding."""
+    switches = [field for field in type(term).model_fields if field.startswith("allow_") and not getattr(term, field)]
+
+    def enough(switch: str) -> bool:
+        needs = LOSSES[term.loss].needs(term.model_copy(update={switch: True}))
+        return not any(encoding.lacks(capability) for capability in needs.of(teacher))
+
+    return [switch for switch in switches if enough(switch)]
 
 
 def feature_shapes(cache: Cache, dataset: str, needs: Needs) -> dict[ArrayKey, tuple[int, ...]]:

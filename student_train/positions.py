@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from student_train.needs import Batch, Outputs
-from student_train.step import Model, Step
+from student_train.step import Model, Step, gradient_norm, shares_of
 
 # Of one float32 copy of a part's logits: large enough that a GPU is busy, small beside what the body keeps.
 PART_BYTES = {"cpu": 2**24, "cuda": 2**28}
@@ -91,8 +91,7 @@ def _by_term(model: Model, backward: Callable[..., tuple[Tensor, list[Tensor]]],
         for parameter in model.trained:
             parameter.grad = None
         total, values = backward(term, keep=term + 1 < num_terms)
-        own = [parameter.grad.float().norm() for parameter in model.trained if parameter.grad is not None]
-        norms.append(torch.stack(own).norm() if own else total.new_zeros(()))
+        norms.append(gradient_norm([parameter.grad for parameter in model.student.parameters()], total.new_zeros(())))
         summed = [
             old if parameter.grad is None else parameter.grad if old is None else old + parameter.grad
             for old, parameter in zip(before, model.trained, strict=True)
@@ -100,6 +99,4 @@ def _by_term(model: Model, backward: Callable[..., tuple[Tensor, list[Tensor]]],
         before = summed
     for parameter, gradient in zip(model.trained, before, strict=True):
         parameter.grad = gradient
-    norms_K = torch.stack(norms)
-    shares = norms_K / norms_K.sum().clamp(min=torch.finfo(torch.float32).tiny)
-    return Step(total, values, shares, num_positions)
+    return Step(total, values, shares_of(norms), num_positions)

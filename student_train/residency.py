@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from storage.cache import Cache
+from storage.encodings import Capability, Encoded, Encoding
 from storage.encodings.dense import BYTES
 from storage.errors import BadRequest
 from student_train.devices import free_bytes, gib
@@ -40,11 +41,19 @@ def row_bytes(cache: Cache, dataset: str, needs: Needs, *, views: int = 1) -> in
     total += 0 if spec.vocabulary is None else positions * LABEL_BYTES
     for name in needs.teachers:
         teacher = cache.teacher(dataset, name)
-        total += positions * teacher.encoding.bytes_per_row(teacher.num_classes) if needs.of(name) else 0
+        total += positions * _soft_bytes(teacher.encoding, teacher.num_classes, needs.of(name))
     for key in needs.features:
         encoding = cache.teacher(dataset, key.teacher).features[key.array.removeprefix("feature/")]
         total += prod(feature_shape(cache, dataset, key)) * BYTES[encoding.dtype]
     return prod(spec.input_shape) * np.dtype(spec.input_dtype).itemsize + views * total
+
+
+def _soft_bytes(encoding: Encoding, num_classes: int, wanted: frozenset[Capability]) -> int:
+    """Return the bytes of a row, or position, of those arrays of soft targets that must be read to serve some needs."""
+    if not wanted:
+        return 0
+    one_row = Encoded.blank(encoding, num_classes, 1, torch.device("cpu")).arrays
+    return sum(one_row[name].nbytes for name in encoding.array_names(wanted))
 
 
 @lru_cache(maxsize=256)

@@ -19,7 +19,8 @@ class Step(NamedTuple):
     Attributes:
         loss: the objective, a scalar.
         values: each term before its weight.
-        shares: norm of each term's own gradient over the sum of these norms; None where it was not asked for.
+        shares: norm of each term's own gradient over the student's weights, divided by the sum of these norms; None
+            where it was not asked for.
         rows: how many rows, or positions of tokens, these are means over.
     """
 
@@ -53,21 +54,22 @@ def accumulate_gradients(model: Model, batch: Batch, *, autocast: torch.autocast
         losses = model.objective(model.forward(batch.inputs), batch.supervision())
     shares = None
     if measure_shares:
-        shares = accumulate_by_term(losses.parts, model.trained)
+        shares = accumulate_by_term(losses.parts, model.trained, of_student=len(list(model.student.parameters())))
     else:
         losses.total.backward()
     return Step(losses.total.detach(), losses.values, shares, len(batch.inputs))
 
 
-def accumulate_by_term(parts: Sequence[Tensor], trained: Sequence[nn.Parameter]) -> Tensor:
+def accumulate_by_term(parts: Sequence[Tensor], trained: Sequence[nn.Parameter], *, of_student: int) -> Tensor:
     """Add the gradient of a sum of terms, and return the norm of each term's own over the sum of all norms.
 
-    A term with a share near 0 teaches nothing, whatever its value. One backward pass for each term, so this is for one
-    step of an epoch.
+    A term with a share near 0 teaches the student nothing, whatever its value and whatever its own projection learns.
+    One backward pass for each term, so this is for one step of an epoch.
 
     Args:
         parts: scalars whose sum is the objective.
         trained: parameters, whose `grad` is added to.
+        of_student: how many of them, the first ones, are the student's. Norms are over these.
 
     Returns:
         Shares, (terms,) float32.
@@ -80,7 +82,18 @@ def accumulate_by_term(parts: Sequence[Tensor], trained: Sequence[nn.Parameter])
             for parameter, gradient in zip(trained, gradients, strict=True):
                 if gradient is not None:
                     parameter.grad = gradient if parameter.grad is None else parameter.grad + gradient
-            norm = torch.stack([gradient.float().norm() for gradient in gradients if gradient is not None]).norm()
+            norm = gradient_norm(gradients[:of_student], norm)
         norms.append(norm)
-    norms_K = torch.stack(norms)
+    return shares_of(norms)
+
+
+def gradient_norm(gradients: Sequence[Tensor | None], zero: Tensor) -> Tensor:
+    """Return the norm over several gradients, a scalar; `zero` if there is none."""
+    there = [gradient.float().norm() for gradient in gradients if gradient is not None]
+    return torch.stack(there).norm() if there else zero
+
+
+def shares_of(norms: Sequence[Tensor]) -> Tensor:
+    """Return each norm divided by the sum of all, (terms,) float32."""
+    norms_K = torch.stack(list(norms))
     return norms_K / norms_K.sum().clamp(min=torch.finfo(torch.float32).tiny)
