@@ -56,8 +56,7 @@ LABELS = '[{ loss = "labels" }]'
 
 def kd(teacher: str, temperature: float, share: float, loss: str = "kd") -> str:
     """Return an objective of labels and one loss on soft targets."""
-    at = f", temperature = {temperature}" if temperature != 1 else ""
-    at = at if loss in ("kd", "topk_biased") else ""
+    at = f", temperature = {temperature}" if loss in ("kd", "topk_biased") else ""  # draws are of temperature 1
     soft = f'{{ loss = "{loss}", teacher = "{teacher}"{at}, weight = {share} }}'
     return f'[{{ loss = "labels", weight = {round(1 - share, 6)} }}, {soft}]' if share < 1 else f"[{soft}]"
 
@@ -281,13 +280,13 @@ encoding = ENCODING
     ways = (
         Way("labels", None, LABELS),
         Way("dense-fp32", None, objective),
-        Way("dense-fp16", f'{{ kind = "dense", dtype = "fp16", {plain} }}', objective),
-        Way("dense-int8", f'{{ kind = "dense", dtype = "int8", {plain} }}', objective),
         Way("draws50", f'{{ kind = "sparse", n = 50, {plain} }}', kd("gpt", 1.0, 0.9, "random_sampling")),
         Way("top8-8bit", f'{{ kind = "sparse", k = 8, values = "8bit", {plain} }}', objective),
         Way("top8-renormalised", f'{{ kind = "sparse", k = 8, {plain} }}', kd("gpt", 1.0, 0.9, "topk_biased")),
         Way("top64-8bit", f'{{ kind = "sparse", k = 64, values = "8bit", {plain} }}', objective),
         Way("top8-draws16", f'{{ kind = "sparse", k = 8, n = 16, {plain} }}', kd("gpt", 1.0, 0.9, "stratified")),
+        Way("dense-int8", f'{{ kind = "dense", dtype = "int8", {plain} }}', objective),
+        Way("dense-fp16", f'{{ kind = "dense", dtype = "fp16", {plain} }}', objective),
         Way("live", None, objective, live=True),
     )
     return Study("gpt", cache, SHAKESPEARE_STUDENTS, ways, "cross_entropy")
