@@ -21,6 +21,8 @@ from torch import Tensor
 
 from storage.cache import Cache
 from storage.encodings import Encoded, FeatureEncoding
+from storage.errors import CorruptObject
+from storage.shards import ShardKey
 from storage.spec import TeacherSpec
 from storage.views import PLAIN, plain
 from student_train.needs import ArrayKey, Batch, MixedLabels, Needs
@@ -87,7 +89,7 @@ class ShardSource:
 
         Raises:
             StaleCache: a student would not be shown what a teacher saw.
-            CorruptObject: bytes are missing or altered.
+            CorruptObject: bytes are missing or altered, or are of values that cannot have been encoded.
         """
         dataset, shard = self.selection.dataset, self.selection.shards_S[index]
         keys = [name for name in names if isinstance(name, ArrayKey)]
@@ -99,6 +101,12 @@ class ShardSource:
             self.cache.check_view(dataset, teacher, shard, inputs_S, view)
             wanted = [key.array for key in keys if (key.teacher, key.view) == (teacher, view)]
             targets = self.cache.read_targets(dataset, teacher, shard, view, names=wanted)
+            soft = {array: values for array, values in targets.items() if not array.startswith(FEATURE)}
+            spec = self._spec(teacher)
+            if (fault := spec.encoding.fault(soft, spec.num_classes)) is not None:
+                raise CorruptObject(
+                    f"{ShardKey(dataset, teacher, view, shard)}: {fault}", do="see what `cache verify` says of it"
+                )
             stored |= {ArrayKey(teacher, array, view): values for array, values in targets.items()}
         rows = self.selection.rows[index]
         whole = len(rows) == len(inputs_S)

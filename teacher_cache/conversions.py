@@ -12,9 +12,8 @@
 Dense targets serve every temperature, so any may be asked for; of sparse ones, only temperatures that were declared,
 and statistics only if they were kept. A nucleus cut `p` stays as it is; draws may be dropped, never made anew.
 
-From dense fp32, what comes out is byte for byte what the teacher's own build would have stored (but for the mass of a
-padded vocabulary's padding, which dense targets do not hold). From anything else it is what that holds: rounded twice,
-and statistics of the rounded logits, unless they are copied.
+From dense fp32, what comes out is byte for byte what the teacher's own build would have stored. From anything else it
+is what that holds: rounded twice, and statistics of the rounded logits, unless they are copied.
 
 Shapes: B rows, C classes, K kept classes, J of them stay, T and U temperatures.
 """

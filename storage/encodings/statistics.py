@@ -9,8 +9,8 @@ All are of the teacher's own float32 logits, before anything is rounded. Two arr
 The mean is kept of log-probabilities and Σ p² as its root, for neither depends on the logits' offset, and both keep
 float16's relative precision of 2⁻¹¹: Σ p² itself would be subnormal at high temperature over 128,000 classes.
 
-Columns of logits beyond the classes are padding of a vocabulary: they have a share in every sum of probabilities, but
-none in mean and deviation.
+Columns of logits beyond the classes are padding of a vocabulary; an encoding cuts them off before anything is summed
+(docs/adr/0007).
 
 Shapes: B rows, C classes, V columns of logits, K kept classes, T temperatures, U standardised temperatures.
 """
@@ -24,7 +24,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from storage.encodings.base import LSE, STATISTICS, Encoding
+from storage.encodings.base import LSE, STATISTICS, TOLD, Encoding
 from storage.encodings.draws import group_sums
 from storage.encodings.largest import Kept, group_maxima
 from storage.encodings.targets import NEVER, Statistics
@@ -60,10 +60,9 @@ class Rows:
     Attributes:
         logits_BC: float32.
         maxima_BE: the largest of groups of classes (`largest.group_maxima`).
-        peak_B: the largest of each row's V logits.
+        peak_B: the largest of each row's logits.
         mean_B: of the C logits, float32.
         level_B: the row's level, float32.
-        padding_BP: columns beyond the classes above that level, P = V − C.
     """
 
     logits_BC: Tensor
@@ -71,21 +70,17 @@ class Rows:
     peak_B: Tensor
     mean_B: Tensor
     level_B: Tensor
-    padding_BP: Tensor
 
     @classmethod
-    def of(cls, logits_BV: Tensor, num_classes: int, options: Encoding, k: int = 0) -> Rows:
+    def of(cls, logits_BC: Tensor, options: Encoding, k: int = 0) -> Rows:
         """Return rows of logits, of which the `k` largest are to be found."""
-        logits_BV = logits_BV.float()
-        logits_BC = logits_BV[:, :num_classes]
+        logits_BC = logits_BC.float()
         blocks = zip(*_split([logits_BC], SWEEP_ELEMENTS), strict=True)
         looks = [(block_BC.mean(1), group_maxima(block_BC, k)) for (block_BC,) in blocks]
         mean_B, maxima_BE = (torch.cat(each) for each in zip(*looks, strict=True))
-        padding_BP = logits_BV[:, num_classes:]
-        peak_B = torch.cat([maxima_BE, padding_BP], 1).amax(1)
+        peak_B = maxima_BE.amax(1)
         level_B = torch.maximum(mean_B, peak_B - HIGHEST * min(1.0, *options.temperatures))
-        # Padding may be −inf by design; a finite floor keeps 0 · z at 0.
-        return cls(logits_BC, maxima_BE, peak_B, mean_B, level_B, (padding_BP - level_B[:, None]).clamp(min=NEVER))
+        return cls(logits_BC, maxima_BE, peak_B, mean_B, level_B)
 
     def above(self, ids_BJ: Tensor) -> Tensor:
         """Return the logits of some classes above the level, (B, J)."""
@@ -93,13 +88,13 @@ class Rows:
 
 
 class Sums(NamedTuple):
-    """Sums over e = exp((z − level)/T), 0 where a class is kept; none is over the padding.
+    """Sums over e = exp((z − level)/T), 0 where a class is kept.
 
     Attributes:
         rest_BT: Σ e at each temperature, then, (B, T + U), at each standardised one of logits below their peak.
         squares_BT: Σ e² at each temperature.
-        weighted_B: Σ e (z − level) at temperature 1.
-        deviation_B: of the logits, float64.
+        weighted_B: Σ e (z − level) at temperature 1, if it is wanted.
+        deviation_B: of the logits, float64, if it is wanted.
         edges_BE: `draws.group_sums` of e at temperature 1.
     """
 
@@ -117,15 +112,17 @@ class Scratch(NamedTuple):
     e: Tensor
 
 
-def sweep(rows: Rows, kept: Kept, options: Encoding, num_draws: int = 0) -> Sums:
+def sweep(rows: Rows, kept: Kept, options: Encoding, num_draws: int, *, tell: bool) -> Sums:
     """Return sums over all classes, a few rows at a time."""
     blocks = _split([rows.logits_BC, rows.level_B, rows.mean_B, rows.peak_B, kept.ids_BK], SWEEP_ELEMENTS)
     scratch = Scratch(*(torch.empty_like(blocks[0][0]) for _ in range(2)))
-    parts = [_sums(block, scratch, options, num_draws) for block in zip(*blocks, strict=True)]
+    parts = [
+        _sums(block, scratch, options, num_draws, tell or options.statistics) for block in zip(*blocks, strict=True)
+    ]
     return Sums(*(torch.cat(each) for each in zip(*parts, strict=True)))
 
 
-def _sums(block: tuple[Tensor, ...], scratch: Scratch, options: Encoding, num_draws: int) -> Sums:
+def _sums(block: tuple[Tensor, ...], scratch: Scratch, options: Encoding, num_draws: int, weighted: bool) -> Sums:
     logits_BC, level_B, mean_B, peak_B, ids_BK = block
     above_BC, e_BC = (each[: len(logits_BC)] for each in scratch)
     torch.sub(logits_BC, level_B[:, None], out=above_BC)
@@ -134,7 +131,7 @@ def _sums(block: tuple[Tensor, ...], scratch: Scratch, options: Encoding, num_dr
         if temperature == 1:
             torch.exp(above_BC, out=e_BC).scatter_(1, ids_BK, 0.0)
             edges_BE = group_sums(e_BC, num_draws) if num_draws else e_BC.sum(1, keepdim=True)
-            weighted_B = dot(e_BC, above_BC) if options.statistics else level_B.double()
+            weighted_B = dot(e_BC, above_BC) if weighted else level_B.double()
             rest.append(edges_BE.double().sum(1))
         else:
             torch.mul(above_BC, 1 / temperature, out=e_BC).exp_().scatter_(1, ids_BK, 0.0)
@@ -175,15 +172,19 @@ class Described:
         edges_BE: `Sums.edges_BE`.
         log_rest_BT: log of the share that is not kept, (B, T + U), at each temperature, then at each standardised one.
         arrays: LSE and STATISTICS as they are stored; empty if they are switched off.
+        told: `Encoding.encode`'s, if they are wanted.
     """
 
     log_total_B: Tensor
     edges_BE: Tensor
     log_rest_BT: Tensor
     arrays: dict[str, Tensor]
+    told: dict[str, Tensor]
 
 
-def describe(rows: Rows, kept: Kept, labels_B: Tensor, options: Encoding, num_draws: int = 0) -> Described:
+def describe(
+    rows: Rows, kept: Kept, labels_B: Tensor, options: Encoding, num_draws: int = 0, *, tell: bool = False
+) -> Described:
     """Return masses at every temperature of an encoding, and statistics if it keeps them.
 
     Args:
@@ -192,43 +193,48 @@ def describe(rows: Rows, kept: Kept, labels_B: Tensor, options: Encoding, num_dr
         labels_B: int64, −1 where there is none.
         options: the encoding.
         num_draws: that are to be made of the rest.
+        tell: what `Encoding.encode` is to tell.
     """
-    sums = sweep(rows, kept, options, num_draws)
-    kept_BK, padding_BP = rows.above(kept.ids_BK).double(), rows.padding_BP.double()
+    sums = sweep(rows, kept, options, num_draws, tell=tell)
+    kept_BK = rows.above(kept.ids_BK).double()
     label_B = rows.above(labels_B.clamp(min=0)[:, None])[:, 0].double()
     level_B, mean_B = rows.level_B.double(), rows.mean_B.double()
     lse, rest, norm, label = [], [], [], []
+    told: dict[str, Tensor] = {}
     for number, temperature in enumerate(options.temperatures):
-        kept_e_BK, padding_e_BP = (kept_BK / temperature).exp() * kept.real_BK, (padding_BP / temperature).exp()
-        rest_B = sums.rest_BT[:, number] + padding_e_BP.sum(1)
+        kept_e_BK = (kept_BK / temperature).exp() * kept.real_BK
+        rest_B = sums.rest_BT[:, number]
         total_B = rest_B + kept_e_BK.sum(1)
         rest.append(rest_B / total_B)
         if temperature == 1:
             log_total_B = total_B.log()
         if options.statistics:
-            squares_B = sums.squares_BT[:, number] + kept_e_BK.square().sum(1) + padding_e_BP.square().sum(1)
+            squares_B = sums.squares_BT[:, number] + kept_e_BK.square().sum(1)
             norm.append(squares_B.sqrt() / total_B)
-        if temperature == 1 and options.statistics:
-            weighted_B = sums.weighted_B + (kept_e_BK * kept_BK).sum(1) + (padding_e_BP * padding_BP).sum(1)
+        if temperature == 1 and (tell or options.statistics):
+            weighted_B = sums.weighted_B + (kept_e_BK * kept_BK).sum(1)
             entropy_B = (log_total_B - weighted_B / total_B).clamp(min=0)
         lse.append(total_B.log() + level_B / temperature)
         label.append(torch.where(labels_B < 0, 0.0, label_B / temperature - total_B.log()))
+        if temperature == 1 and tell:
+            top_B = (rows.peak_B - level_B - log_total_B).exp()
+            named = {"top_probability": top_B, "entropy": entropy_B, "label_log_probability": label[-1]}
+            told = {TOLD + name: values_B.float() for name, values_B in named.items()}
     for number, temperature in enumerate(options.standardised_temperatures, len(options.temperatures)):
         factor_B = standardising(sums.deviation_B, temperature).double()
         from_peak_B = level_B - rows.peak_B
-        padding_e_BP = ((padding_BP + from_peak_B[:, None]) * factor_B[:, None]).exp()
         kept_e_BK = ((kept_BK + from_peak_B[:, None]) * factor_B[:, None]).exp() * kept.real_BK
-        rest_B = sums.rest_BT[:, number] + padding_e_BP.sum(1)
+        rest_B = sums.rest_BT[:, number]
         total_B = rest_B + kept_e_BK.sum(1)
         lse.append(total_B.log() + (rows.peak_B - mean_B) * factor_B)
         rest.append(rest_B / total_B)
     # In float16, 0 would leave the kept classes nothing.
     log_rest_BT = torch.stack(rest, 1).log().clamp(min=NEVER, max=-(2.0**-24)).float()
     if not options.statistics:
-        return Described(log_total_B, sums.edges_BE, log_rest_BT, {})
+        return Described(log_total_B, sums.edges_BE, log_rest_BT, {}, told)
     columns = [entropy_B, mean_B - level_B - log_total_B, sums.deviation_B, *norm, *label]
     arrays = {LSE: torch.stack(lse, 1).float(), STATISTICS: torch.stack(columns, 1).to(torch.float16)}
-    return Described(log_total_B, sums.edges_BE, log_rest_BT, arrays)
+    return Described(log_total_B, sums.edges_BE, log_rest_BT, arrays, told)
 
 
 def decode(arrays: Mapping[str, Tensor], options: Encoding) -> Statistics | None:

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from storage.cache import Cache
-from storage.encodings import Capability
+from storage.encodings import Capability, SparseEncoding, packing
 from storage.encodings.targets import DenseTargets
 from storage.errors import BadRequest, CorruptObject, StaleCache
 from student_train.devices import free_bytes
@@ -127,6 +127,18 @@ def test_a_flipped_bit_is_an_error_and_never_a_row(tmp_path: Path, resident: boo
     chunk.write_bytes(bytes([chunk.read_bytes()[0] ^ 1]) + chunk.read_bytes()[1:])
     with pytest.raises(CorruptObject):
         list(feed_of(cache, resident=resident).shuffled(32, seed=0, epoch=0))
+
+
+@pytest.mark.parametrize("resident", [True, False])
+def test_ids_that_are_no_class_are_an_error_that_names_their_shard(
+    tmp_path: Path, resident: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another program wrote them, with digests that are right."""
+    honest = packing.to_differences
+    monkeypatch.setattr(packing, "to_differences", lambda ids_BK, classes: honest(ids_BK + classes, classes))
+    cache = write_cache(tmp_path, Recipe(encoding=SparseEncoding(k=2)))
+    with pytest.raises(CorruptObject, match=r"toy/sage/plain/0000\d: ids names class 7 of 4"):
+        list(feed_of(cache, SOFT, resident=resident).shuffled(32, seed=0, epoch=0))
 
 
 def test_a_stream_holds_two_windows_and_no_more(toy_cache: Cache, monkeypatch: pytest.MonkeyPatch) -> None:

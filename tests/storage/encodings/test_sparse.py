@@ -16,7 +16,7 @@ from torch import Tensor
 
 from storage.arrays import pack, unpack
 from storage.digests import sample_keys
-from storage.encodings import AnyEncoding, Capability, DenseEncoding, SparseEncoding
+from storage.encodings import AnyEncoding, Capability, DenseEncoding, Encoding, SparseEncoding
 from storage.encodings.draws import counted, draw, group_sums, position_keys, uniforms
 from storage.encodings.largest import group_maxima, largest
 from storage.encodings.targets import NEVER, SparseTargets
@@ -189,14 +189,25 @@ def test_what_a_nucleus_cuts_is_part_of_the_rest() -> None:
     assert math.isclose(found.kept_log_p(2.0)[0, 0].exp().item(), roots[0] / sum(roots), rel_tol=2e-3)
 
 
-def test_padding_of_a_vocabulary_is_neither_kept_nor_drawn_and_is_part_of_the_rest() -> None:
-    logits_BV = zipf(6, 12)
-    logits_BV[:, 9:] = 5.0
-    found = decoded(SparseEncoding(k=3, n=4), logits_BV, 9)
-    assert found.draws_BN is not None
-    assert max(int(found.ids_BK.max()), int(found.draws_BN.max())) < 9
-    kept_B = logits_BV.softmax(1).gather(1, found.ids_BK).sum(1)
-    torch.testing.assert_close(found.log_rest(1.0).exp(), 1 - kept_B, rtol=1e-3, atol=1e-4)
+@pytest.mark.parametrize(
+    "encoding",
+    [
+        DenseEncoding(dtype="int8"),
+        SparseEncoding(k=3, temperatures=[1.0, 4.0]),
+        SparseEncoding(k=9),
+        SparseEncoding(n=4),
+        SparseEncoding(k=3, n=4, standardised_temperatures=[2.0]),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("padding", [-torch.inf, 5.0])
+def test_padding_of_a_vocabulary_changes_nothing_that_is_stored(encoding: Encoding, padding: float) -> None:
+    logits_BC, labels_B = zipf(6, 9), torch.arange(6)
+    padded_BV = torch.cat([logits_BC, torch.full((6, 3), padding)], 1)
+    without, padded = (
+        encoding.encode(logits, num_classes=9, labels_B=labels_B, keys_B=labels_B) for logits in (logits_BC, padded_BV)
+    )
+    assert {name: values.tolist() for name, values in padded.items()} == {n: v.tolist() for n, v in without.items()}
 
 
 # --- ids

@@ -84,17 +84,6 @@ def test_a_small_sum_of_squares_keeps_its_precision() -> None:
     assert math.isclose(found.sum_squares_BT.item(), 2.0**-18, rel_tol=FP16)
 
 
-@pytest.mark.parametrize("padding", [-math.inf, -5.0, 2.0])
-def test_padding_of_a_vocabulary_has_its_share_of_the_mass_but_none_of_the_moments(padding: float) -> None:
-    logits_BC, labels_B = logits_and_labels()
-    padded_BV = torch.cat([logits_BC[:4], torch.full((4, 20), padding)], 1)
-    found = described(SparseEncoding(k=4), padded_BV, labels_B[:4], 300)
-    torch.testing.assert_close(found.lse_BT[:, 0], padded_BV.logsumexp(1))
-    torch.testing.assert_close(found.std_B, logits_BC[:4].std(1, unbiased=False), rtol=FP16, atol=0)
-    log_p_BV = padded_BV.double().log_softmax(1).clamp(min=-1e4)
-    torch.testing.assert_close(found.entropy_B.double(), -(log_p_BV.exp() * log_p_BV).sum(1), rtol=FP16, atol=1e-5)
-
-
 @pytest.mark.parametrize("encoding", [DenseEncoding(statistics=False), SparseEncoding(k=2, statistics=False)], ids=str)
 def test_statistics_can_be_switched_off(encoding: Encoding) -> None:
     logits_BC, labels_B = logits_and_labels()
