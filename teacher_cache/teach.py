@@ -17,7 +17,6 @@ from storage.cache import Cache
 from storage.datasets.packing import NO_LABEL
 from storage.digests import sample_keys
 from storage.encodings import AnyEncoding
-from storage.encodings.base import TOLD
 from storage.errors import BadRequest, BadTeacher, RowsMissing
 from storage.shards import Commit, ShardKey
 from storage.spec import TeacherSpec
@@ -175,20 +174,18 @@ def _ask(teacher: Teacher, asked: Asked, spec: TeacherSpec, dataset: str) -> Ans
 def _answers(logits: Tensor, features: dict[str, Tensor], batch: Asked, spec: TeacherSpec) -> Answers:
     """Return the answers for one batch; `logits` (B, V), of tokens (B, L, V)."""
     labels = batch.labels.to(logits.device)
-    found = encode_rows(spec.encoding, logits, labels, batch.keys_B, spec.num_classes, tell=True)
-    told = {name.removeprefix(TOLD): values for name, values in found.items() if name.startswith(TOLD)}
-    encoded = {name: values for name, values in found.items() if not name.startswith(TOLD)}
+    encoded = encode_rows(spec.encoding, logits, labels, batch.keys_B, spec.num_classes)
     in_range = {name: _finite_rows(v, bf16=name in spec.encoding.bf16_arrays) for name, v in encoded.items()}
     finite = {"logits": _finite_rows(logits[..., : spec.num_classes]) & _finite_rows(logits.amax(-1, keepdim=True))}
     for name, values in features.items():
         stored = encoded[f"feature/{name}"] = spec.features[name].encode(values)
         finite[f"feature/{name}"] = _finite_rows(values)
         in_range[f"feature/{name}"] = _finite_rows(stored, bf16=spec.features[name].dtype == "bf16")
-    return Answers(_columns(told, labels, logits), encoded, finite, in_range)
+    return Answers(_columns(logits, labels), encoded, finite, in_range)
 
 
 def encode_rows(
-    encoding: AnyEncoding, logits: Tensor, labels: Tensor, keys_B: Tensor, num_classes: int, *, tell: bool = False
+    encoding: AnyEncoding, logits: Tensor, labels: Tensor, keys_B: Tensor, num_classes: int
 ) -> dict[str, Tensor]:
     """Return the arrays of an encoding for some rows, (B, …), of tokens (B, L, …).
 
@@ -198,7 +195,6 @@ def encode_rows(
         labels: int64, one for each, −1 where there is none, on the same device.
         keys_B: of the rows (`draw_keys`).
         num_classes: C ≤ V.
-        tell: what encoding is to tell besides (`Encoding.encode`).
     """
     from storage.encodings.draws import position_keys
 
@@ -206,7 +202,7 @@ def encode_rows(
     if logits.ndim == 3:
         keys = position_keys(keys, logits.shape[1])
     encoded = encoding.encode(
-        logits.flatten(0, -2), num_classes=num_classes, labels_B=labels.flatten(), keys_B=keys.flatten(), tell=tell
+        logits.flatten(0, -2), num_classes=num_classes, labels_B=labels.flatten(), keys_B=keys.flatten()
     )
     return {name: values.unflatten(0, logits.shape[:-1]) for name, values in encoded.items()}
 
@@ -217,12 +213,7 @@ def _finite_rows(values_B: Tensor, *, bf16: bool = False) -> Tensor:
 
     if bf16:
         values_B = values_B.view(torch.bfloat16)
-    values_BD = values_B.flatten(1)
-    if not values_BD.is_floating_point() or not values_BD.shape[1]:
-        return torch.ones(len(values_BD), dtype=torch.bool, device=values_BD.device)
-    # Both are NaN if anything is; two passes that write nothing, where `isfinite` writes several times.
-    lowest_B, highest_B = values_BD.amin(dim=1), values_BD.amax(dim=1)
-    return lowest_B.isfinite() & highest_B.isfinite()
+    return values_B.isfinite().flatten(1).all(dim=1)
 
 
 def check_classes(logits: Tensor, labels: Tensor, spec: TeacherSpec, dataset: str) -> None:
@@ -279,22 +270,25 @@ def _refuse(answers: Answers, task: Task, readable_rows: np.ndarray) -> None:
                 )
 
 
-def _columns(told: dict[str, Tensor], labels: Tensor, logits: Tensor) -> dict[str, Tensor]:
+def _columns(logits: Tensor, labels: Tensor) -> dict[str, Tensor]:
     """Return columns of the table, (B,) each: top class, its probability, entropy (nats), log-probability of the label.
 
     Of tokens, means over the positions that have a label, and no top class (−1). NaN: no value.
-
-    Args:
-        told: the last three, (B,) or (B, L), as encoding found them.
-        labels: (B,) or (B, L), −1 where there is none.
-        logits: (B, C) or (B, L, V).
     """
+    log_total = logits.logsumexp(-1)
+    top = logits.max(dim=-1)
+    log_p = logits - log_total[..., None]
+    values = {
+        "top_probability": (top.values - log_total).exp(),
+        "entropy": -(log_p.exp() * log_p.clamp(min=-1e4)).sum(-1),  # padding of a vocabulary may be −inf
+        "label_log_probability": log_p.gather(-1, labels.clamp(min=0)[..., None])[..., 0],
+    }
     known = labels >= 0
-    if labels.ndim == 2:
-        means = {name: (value * known).sum(1) / known.sum(1) for name, value in told.items()}  # 0 / 0 is NaN
+    if logits.ndim == 3:
+        means = {name: (value * known).sum(1) / known.sum(1) for name, value in values.items()}  # 0 / 0 is NaN
         return {"top": labels.new_full((len(labels),), NO_LABEL), **means}
-    of_label = told["label_log_probability"].masked_fill(~known, float("nan"))
-    return {"top": logits.argmax(dim=1), **told, "label_log_probability": of_label}
+    values["label_log_probability"] = values["label_log_probability"].masked_fill(~known, float("nan"))
+    return {"top": top.indices, **values}
 
 
 def spread_rows(values_B: np.ndarray, readable_S: np.ndarray) -> np.ndarray:

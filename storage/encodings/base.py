@@ -58,7 +58,6 @@ class Capability(NamedTuple):
 
 
 LSE, STATISTICS = "lse", "statistics"  # the arrays of `storage.encodings.statistics`
-TOLD = "told/"  # what is told of each row beside its arrays, by `Encoding.encode`
 
 Temperature = Annotated[FiniteFloat, Field(gt=0)]
 
@@ -123,9 +122,7 @@ class Encoding(Options):
                 return f"{name} holds NaN or infinity"
         return None
 
-    def encode(
-        self, logits_BC: Tensor, *, num_classes: int, labels_B: Tensor, keys_B: Tensor, tell: bool = False
-    ) -> dict[str, Tensor]:
+    def encode(self, logits_BC: Tensor, *, num_classes: int, labels_B: Tensor, keys_B: Tensor) -> dict[str, Tensor]:
         """Return the stored arrays by name, (B, …) each, on the device of the logits.
 
         Args:
@@ -134,8 +131,6 @@ class Encoding(Options):
             num_classes: classes that a student has.
             labels_B: int64, −1 where there is none.
             keys_B: int64, one of each row's own (`storage.digests.sample_keys`): draws are a pure function of it.
-            tell: whether to return what encoding finds anyway, float32 (B,) each at temperature 1, under TOLD and
-                its name: `top_probability`, `entropy` in nats, `label_log_probability` (0 where there is none).
         """
         raise NotImplementedError
 

@@ -50,16 +50,14 @@ class DenseEncoding(Encoding):
         logits = num_classes + 8 if self.dtype == "int8" else num_classes * BYTES[self.dtype]
         return logits + self.statistics_bytes_per_row
 
-    def encode(
-        self, logits_BC: Tensor, *, num_classes: int, labels_B: Tensor, keys_B: Tensor, tell: bool = False
-    ) -> dict[str, Tensor]:
+    def encode(self, logits_BC: Tensor, *, num_classes: int, labels_B: Tensor, keys_B: Tensor) -> dict[str, Tensor]:
         """Return LOGITS (B, C) as `dtype`, bf16 as its bits in uint16 (Zarr has no bf16); for int8 SCALE (B, 2) too.
 
         A finite logit beyond the range of fp16 becomes infinite; whoever stores it must look.
         """
         logits_BC = logits_BC[:, :num_classes]
         arrays = _to_int8(logits_BC) if self.dtype == "int8" else {LOGITS: _stored(logits_BC, self.dtype)}
-        if not self.statistics and not tell:
+        if not self.statistics:
             return arrays
         from storage.encodings.largest import Kept
         from storage.encodings.statistics import Rows, describe, in_blocks
@@ -67,8 +65,7 @@ class DenseEncoding(Encoding):
         def block(logits_BC: Tensor, labels_B: Tensor) -> dict[str, Tensor]:
             none_BK = labels_B[:, None][:, :0]
             rows = Rows.of(logits_BC, self)
-            described = describe(rows, Kept(none_BK, none_BK.bool()), labels_B, self, tell=tell)
-            return described.arrays | described.told
+            return describe(rows, Kept(none_BK, none_BK.bool()), labels_B, self).arrays
 
         return arrays | in_blocks(block, logits_BC, labels_B)
 

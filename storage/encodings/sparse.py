@@ -127,25 +127,23 @@ class SparseEncoding(Encoding):
         drawn = self.n * (id_bytes + (1 if self.n < 2**8 else 2))
         return (kept + rest if self.k else 0) + drawn + self.statistics_bytes_per_row
 
-    def encode(
-        self, logits_BC: Tensor, *, num_classes: int, labels_B: Tensor, keys_B: Tensor, tell: bool = False
-    ) -> dict[str, Tensor]:
+    def encode(self, logits_BC: Tensor, *, num_classes: int, labels_B: Tensor, keys_B: Tensor) -> dict[str, Tensor]:
         from storage.encodings.statistics import in_blocks
 
         def block(logits_BC: Tensor, labels_B: Tensor, keys_B: Tensor) -> dict[str, Tensor]:
-            return self._encode(logits_BC, labels_B, keys_B, tell)
+            return self._encode(logits_BC, labels_B, keys_B)
 
         return in_blocks(block, logits_BC[:, :num_classes], labels_B, keys_B)
 
-    def _encode(self, logits_BC: Tensor, labels_B: Tensor, keys_B: Tensor, tell: bool) -> dict[str, Tensor]:
+    def _encode(self, logits_BC: Tensor, labels_B: Tensor, keys_B: Tensor) -> dict[str, Tensor]:
         from storage.encodings.draws import counted, draw, uniforms
         from storage.encodings.packing import id_dtype, to_differences
         from storage.encodings.statistics import Rows, describe
 
         rows = Rows.of(logits_BC, self, self.k)
         kept = self._largest(rows)
-        described = describe(rows, kept, labels_B, self, self.n, tell=tell)
-        arrays = described.arrays | described.told
+        described = describe(rows, kept, labels_B, self, self.n)
+        arrays = dict(described.arrays)
         if self.k:
             log_p_BK = (rows.above(kept.ids_BK).double() - described.log_total_B[:, None]).float()
             arrays |= self._values(log_p_BK, kept.real_BK)

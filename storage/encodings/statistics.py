@@ -24,7 +24,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from storage.encodings.base import LSE, STATISTICS, TOLD, Encoding
+from storage.encodings.base import LSE, STATISTICS, Encoding
 from storage.encodings.draws import group_sums
 from storage.encodings.largest import Kept, group_maxima
 from storage.encodings.targets import NEVER, Statistics
@@ -112,17 +112,15 @@ class Scratch(NamedTuple):
     e: Tensor
 
 
-def sweep(rows: Rows, kept: Kept, options: Encoding, num_draws: int, *, tell: bool) -> Sums:
+def sweep(rows: Rows, kept: Kept, options: Encoding, num_draws: int) -> Sums:
     """Return sums over all classes, a few rows at a time."""
     blocks = _split([rows.logits_BC, rows.level_B, rows.mean_B, rows.peak_B, kept.ids_BK], SWEEP_ELEMENTS)
     scratch = Scratch(*(torch.empty_like(blocks[0][0]) for _ in range(2)))
-    parts = [
-        _sums(block, scratch, options, num_draws, tell or options.statistics) for block in zip(*blocks, strict=True)
-    ]
+    parts = [_sums(block, scratch, options, num_draws) for block in zip(*blocks, strict=True)]
     return Sums(*(torch.cat(each) for each in zip(*parts, strict=True)))
 
 
-def _sums(block: tuple[Tensor, ...], scratch: Scratch, options: Encoding, num_draws: int, weighted: bool) -> Sums:
+def _sums(block: tuple[Tensor, ...], scratch: Scratch, options: Encoding, num_draws: int) -> Sums:
     logits_BC, level_B, mean_B, peak_B, ids_BK = block
     above_BC, e_BC = (each[: len(logits_BC)] for each in scratch)
     torch.sub(logits_BC, level_B[:, None], out=above_BC)
@@ -131,7 +129,7 @@ def _sums(block: tuple[Tensor, ...], scratch: Scratch, options: Encoding, num_dr
         if temperature == 1:
             torch.exp(above_BC, out=e_BC).scatter_(1, ids_BK, 0.0)
             edges_BE = group_sums(e_BC, num_draws) if num_draws else e_BC.sum(1, keepdim=True)
-            weighted_B = dot(e_BC, above_BC) if weighted else level_B.double()
+            weighted_B = dot(e_BC, above_BC) if options.statistics else level_B.double()
             rest.append(edges_BE.double().sum(1))
         else:
             torch.mul(above_BC, 1 / temperature, out=e_BC).exp_().scatter_(1, ids_BK, 0.0)
@@ -172,19 +170,15 @@ class Described:
         edges_BE: `Sums.edges_BE`.
         log_rest_BT: log of the share that is not kept, (B, T + U), at each temperature, then at each standardised one.
         arrays: LSE and STATISTICS as they are stored; empty if they are switched off.
-        told: `Encoding.encode`'s, if they are wanted.
     """
 
     log_total_B: Tensor
     edges_BE: Tensor
     log_rest_BT: Tensor
     arrays: dict[str, Tensor]
-    told: dict[str, Tensor]
 
 
-def describe(
-    rows: Rows, kept: Kept, labels_B: Tensor, options: Encoding, num_draws: int = 0, *, tell: bool = False
-) -> Described:
+def describe(rows: Rows, kept: Kept, labels_B: Tensor, options: Encoding, num_draws: int = 0) -> Described:
     """Return masses at every temperature of an encoding, and statistics if it keeps them.
 
     Args:
@@ -193,14 +187,12 @@ def describe(
         labels_B: int64, −1 where there is none.
         options: the encoding.
         num_draws: that are to be made of the rest.
-        tell: what `Encoding.encode` is to tell.
     """
-    sums = sweep(rows, kept, options, num_draws, tell=tell)
+    sums = sweep(rows, kept, options, num_draws)
     kept_BK = rows.above(kept.ids_BK).double()
     label_B = rows.above(labels_B.clamp(min=0)[:, None])[:, 0].double()
     level_B, mean_B = rows.level_B.double(), rows.mean_B.double()
     lse, rest, norm, label = [], [], [], []
-    told: dict[str, Tensor] = {}
     for number, temperature in enumerate(options.temperatures):
         kept_e_BK = (kept_BK / temperature).exp() * kept.real_BK
         rest_B = sums.rest_BT[:, number]
@@ -211,15 +203,11 @@ def describe(
         if options.statistics:
             squares_B = sums.squares_BT[:, number] + kept_e_BK.square().sum(1)
             norm.append(squares_B.sqrt() / total_B)
-        if temperature == 1 and (tell or options.statistics):
+        if temperature == 1 and options.statistics:
             weighted_B = sums.weighted_B + (kept_e_BK * kept_BK).sum(1)
             entropy_B = (log_total_B - weighted_B / total_B).clamp(min=0)
         lse.append(total_B.log() + level_B / temperature)
         label.append(torch.where(labels_B < 0, 0.0, label_B / temperature - total_B.log()))
-        if temperature == 1 and tell:
-            top_B = (rows.peak_B - level_B - log_total_B).exp()
-            named = {"top_probability": top_B, "entropy": entropy_B, "label_log_probability": label[-1]}
-            told = {TOLD + name: values_B.float() for name, values_B in named.items()}
     for number, temperature in enumerate(options.standardised_temperatures, len(options.temperatures)):
         factor_B = standardising(sums.deviation_B, temperature).double()
         from_peak_B = level_B - rows.peak_B
@@ -231,10 +219,10 @@ def describe(
     # In float16, 0 would leave the kept classes nothing.
     log_rest_BT = torch.stack(rest, 1).log().clamp(min=NEVER, max=-(2.0**-24)).float()
     if not options.statistics:
-        return Described(log_total_B, sums.edges_BE, log_rest_BT, {}, told)
+        return Described(log_total_B, sums.edges_BE, log_rest_BT, {})
     columns = [entropy_B, mean_B - level_B - log_total_B, sums.deviation_B, *norm, *label]
     arrays = {LSE: torch.stack(lse, 1).float(), STATISTICS: torch.stack(columns, 1).to(torch.float16)}
-    return Described(log_total_B, sums.edges_BE, log_rest_BT, arrays, told)
+    return Described(log_total_B, sums.edges_BE, log_rest_BT, arrays)
 
 
 def decode(arrays: Mapping[str, Tensor], options: Encoding) -> Statistics | None:

@@ -305,9 +305,13 @@ def test_a_pilot_writes_nothing_and_does_not_look_at_the_cache(folder: Path) -> 
     build(write_job(folder, dataset, teacher_section()))
     before = contents(folder / "cache")
     job = write_job(folder, dataset, teacher_section(extra='encoding = { kind = "dense", dtype = "fp16" }\n'))
-    files = sorted(folder.rglob("*"))
+
+    def files() -> list[Path]:
+        return sorted(path for path in folder.rglob("*") if "__pycache__" not in str(path))
+
+    there = files()
     pilot_of(job)
-    assert sorted(path for path in folder.rglob("*") if "__pycache__" not in str(path)) == files
+    assert files() == there
     assert contents(folder / "cache") == before
 
 
