@@ -1,4 +1,4 @@
-"""What tests of several rooms share: a real S3 server."""
+"""What tests of several rooms share: a real S3 server, and one thread for torch."""
 
 from __future__ import annotations
 
@@ -7,8 +7,18 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+import torch
 
 from storage.digests import digest
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> Iterator[None]:
+    """Compute here as tasks and other processes of the tests do: bits depend on the number of threads."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="session")

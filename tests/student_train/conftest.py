@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import pytest
-import torch
 
 from storage.cache import Cache
 from tests.student_train.toys import Recipe, write_cache
@@ -13,8 +12,3 @@ from tests.student_train.toys import Recipe, write_cache
 def toy_cache(tmp_path_factory: pytest.TempPathFactory) -> Cache:
     """Return a whole cache of 240 rows in 5 shards, never changed by a test."""
     return write_cache(tmp_path_factory.mktemp("cache") / "toy", Recipe())
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> None:
-    torch.set_num_threads(1)

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-import torch
 from torch import nn
 
 from storage.cache import Cache
@@ -38,12 +36,3 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Built:
     job = write_job(folder, write_digits(folder, 40), teacher_section(extra=FEATURES))
     assert build(job).exit_code == 0
     return Built(folder, job, Cache.open(str(folder / "cache")), model)
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    """Run forwards by hand as tasks do: their bits depend on the number of threads."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
