@@ -15,7 +15,7 @@ from jobs.arguments import DeviceOption, JobArgument, JsonOption, run_program
 if TYPE_CHECKING:
     from jobs.terminal import Watch
     from student_train.dry_run import DryRun
-    from student_train.events import Event
+    from student_train.events import EpochDone, Event
 
 app = typer.Typer(
     help="Train many students from a cache of soft targets; no teacher is loaded.",
@@ -40,8 +40,9 @@ def train(
         from jobs.files import read_job
         from jobs.student_job import StudentJob
         from storage.cache import Cache
-        from student_train.options import DataOptions
-        from student_train.train import Request, train_students
+        from student_train.options import DataOptions, FleetOptions
+        from student_train.prepare import Request
+        from student_train.train import train_students
 
         read = read_job(job, StudentJob)
         request = Request(
@@ -50,6 +51,7 @@ def train(
             data=DataOptions(**read.model_dump(include=set(DataOptions.model_fields))),
             students=tuple(read.student),
             device=device,
+            fleet=FleetOptions(**read.model_dump(include=set(FleetOptions.model_fields))),
         )
         if dry_run:
             from student_train.dry_run import dry_run as plan_students
@@ -92,14 +94,13 @@ def compare(runs: RunsArgument, as_json: JsonOption = False) -> None:
 
 
 class _TrainProgress:
-    """Shows what happens to each student."""
+    """Shows what happens to the students: one bar for all that share a pass."""
 
     def __init__(self, watch: Watch):
         self._watch = watch
         self._done_steps = self._loaded_shards = 0
 
     def report(self, event: Event) -> None:
-        from storage.views import PLAIN
         from student_train import events
 
         match event:
@@ -109,29 +110,50 @@ class _TrainProgress:
                     self._watch.note(f"views: {event.views}; epoch e shows view (e - 1) mod {event.views}")
             case events.Loading():
                 if event.done_shards == 1:
-                    self._watch.begin(f"{event.student}: rows", event.shards)
+                    self._watch.begin(f"{event.students}: rows", event.shards)
                 self._watch.advance(event.done_shards - self._loaded_shards)
                 self._loaded_shards = event.done_shards % event.shards
-            case events.StudentSkipped():
-                self._watch.note(f"{event.record.student}: finished before, skipped")
-            case events.StudentStarted():
-                self._watch.begin(event.student, event.total_steps, event.done_steps)
+            case events.StackingChosen():
+                how = "stacked" if event.stacked else "one by one"
+                self._watch.note(f"{len(event.students)} students like {event.students[0]}: {how} ({event.why})")
+            case events.StackTakenApart():
+                self._watch.note(f"{event.stack}: taken apart into {event.parts}, same rows again ({event.why})")
+            case events.PassStarted():
+                self._watch.begin(event.students, event.total_steps, event.done_steps)
                 self._done_steps = event.done_steps
             case events.Progress():
                 self._watch.advance(
                     event.done_steps - self._done_steps, f"epoch {event.epoch}/{event.epochs} loss {event.loss:.4g}"
                 )
                 self._done_steps = event.done_steps
-            case events.EpochDone():
-                if event.metrics.accuracy is not None:
-                    view = "" if event.metrics.view == PLAIN else f" ({event.metrics.view})"
-                    self._watch.detail(f"epoch {event.metrics.epoch}{view} accuracy {event.metrics.accuracy:.2%}")
-                if event.metrics.epoch == 1:
-                    self._note_idle_terms(event.student, event.metrics.shares)
-            case events.StudentFinished():
+            case events.PassDone():
                 self._watch.complete()
+            case _:
+                self._tell_student(event)
+
+    def _tell_student(self, event: Event) -> None:
+        from student_train import events
+
+        match event:
+            case events.EpochDone():
+                self._tell_epoch(event)
+            case events.StudentSkipped():
+                done = "finished" if event.record.status == "finished" else "set aside"
+                self._watch.note(f"{event.record.student}: {done} before, skipped")
+            case events.StudentStopped():
+                self._watch.note(f"{event.record.student}: {event.record.error}")
             case events.StudentFailed():
                 self._watch.note(str(event.error))
+
+    def _tell_epoch(self, event: EpochDone) -> None:
+        from storage.views import PLAIN
+
+        metrics = event.metrics
+        if metrics.accuracy is not None:
+            view = "" if metrics.view == PLAIN else f" ({metrics.view})"
+            self._watch.detail(f"epoch {metrics.epoch}{view} accuracy {metrics.accuracy:.2%}")
+        if metrics.epoch == 1:
+            self._note_idle_terms(event.student, metrics.shares)
 
     def _note_idle_terms(self, student: str, shares: dict[str, float]) -> None:
         """Tell of terms that teach next to nothing; a weight that is off by a hundred is easily written."""

@@ -8,11 +8,11 @@ from pydantic import Field, model_validator
 
 from jobs.files import refuse_twice
 from storage.options import JobPath, Url
-from student_train.options import DataOptions, StudentOptions
+from student_train.options import DataOptions, FleetOptions, StudentOptions
 
 
-class StudentJob(DataOptions):
-    """A whole `*.students.toml`; the fields of DataOptions stand at its top.
+class StudentJob(DataOptions, FleetOptions):
+    """A whole `*.students.toml`; the fields of DataOptions and FleetOptions stand at its top.
 
     Attributes:
         cache: where rows are read.

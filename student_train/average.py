@@ -24,16 +24,23 @@ class WeightAverage:
     def __init__(self, student: Student, decay: float):
         self.decay = decay
         self.student = copy.deepcopy(student).eval().requires_grad_(False)
+        self.bind(student)
+
+    def bind(self, student: Student) -> None:
+        """Follow this student from now on; needed again when its weights, or the average's, move to other memory."""
         pairs = list(zip(_tensors(self.student), _tensors(student), strict=True))
         self._averages = [average for average, _ in pairs if average.is_floating_point()]
         self._weights = [weight for average, weight in pairs if average.is_floating_point()]
         self._others = [(average, weight) for average, weight in pairs if not average.is_floating_point()]
 
+    def weight_of(self, step: int) -> float:
+        """Return how much of the weights after `step`, counted from 0, goes into the average."""
+        return 1 - min(self.decay, (1 + step) / (10 + step))
+
     @torch.no_grad()
     def update(self, step: int) -> None:
         """Follow the student after `step`, counted from 0."""
-        decay = min(self.decay, (1 + step) / (10 + step))
-        torch._foreach_lerp_(self._averages, self._weights, 1 - decay)
+        torch._foreach_lerp_(self._averages, self._weights, self.weight_of(step))
         for average, weight in self._others:
             average.copy_(weight)
 

@@ -16,20 +16,16 @@ from typing import Any, Literal
 import safetensors.torch
 import torch
 from pydantic import ConfigDict, ValidationError
-from torch import Tensor, nn
-from torch.optim import Optimizer
 
 from storage.digests import differences, digest
 from storage.errors import CorruptObject, StaleCache, UnsupportedFormat
 from storage.objects import LocalObjects
 from storage.options import Options
-from student_train.average import WeightAverage
+from student_train.learner import Tensors
 from student_train.results import CHECKPOINT_FILE, EpochMetrics
 
 FORMAT_VERSION = 1
 WEIGHTS_PATTERN = "checkpoint-*.safetensors"
-
-Tensors = dict[str, Tensor]
 
 
 class Position(Options):
@@ -40,6 +36,7 @@ class Position(Options):
             an epoch's steps, when its evaluation is still to come.
         history: one entry per whole epoch.
         best_epoch, best_score: of the best epoch so far, where the job has patience.
+        stacked: whether it steps in a stack: it goes on as it was, for rounding differs.
         seconds: of the run so far.
         epoch_seconds: of this epoch's training so far.
     """
@@ -51,6 +48,7 @@ class Position(Options):
     history: tuple[EpochMetrics, ...] = ()
     best_epoch: int | None = None
     best_score: float | None = None
+    stacked: bool = False
     seconds: float = 0.0
     epoch_seconds: float = 0.0
 
@@ -149,42 +147,6 @@ def delete_checkpoint(folder: Path) -> None:
         objects.delete(path.name)
 
 
-def gather_state(
-    student: nn.Module, objective: nn.Module, optimizer: Optimizer, average: WeightAverage | None, best: Tensors | None
-) -> Tensors:
-    """Return every tensor of a run by name, the generators' states among them."""
-    tensors = {f"student.{name}": tensor for name, tensor in student.state_dict().items()}
-    tensors |= {f"objective.{name}": tensor for name, tensor in objective.state_dict().items()}
-    if average is not None:
-        tensors |= {f"average.{name}": tensor for name, tensor in average.student.state_dict().items()}
-    tensors |= {f"best.{name}": tensor for name, tensor in (best or {}).items()}
-    for number, state in optimizer.state_dict()["state"].items():
-        tensors |= {f"optimizer.{number}.{key}": value for key, value in state.items() if isinstance(value, Tensor)}
-    tensors["generator.cpu"] = torch.get_rng_state()
-    if torch.cuda.is_available():
-        tensors["generator.cuda"] = torch.cuda.get_rng_state()
-    return tensors
-
-
-def restore_state(
-    tensors: Tensors, student: nn.Module, objective: nn.Module, optimizer: Optimizer, average: WeightAverage | None
-) -> Tensors | None:
-    """Put tensors from `gather_state` back in place; return the best weights, if there are any."""
-    student.load_state_dict(_below("student.", tensors))
-    objective.load_state_dict(_below("objective.", tensors))
-    if average is not None:
-        average.student.load_state_dict(_below("average.", tensors))
-    state: dict[int, Tensors] = {}
-    for name, tensor in _below("optimizer.", tensors).items():
-        number, _, key = name.partition(".")
-        state.setdefault(int(number), {})[key] = tensor
-    optimizer.load_state_dict({**optimizer.state_dict(), "state": state})
-    torch.set_rng_state(tensors["generator.cpu"])
-    if "generator.cuda" in tensors and torch.cuda.is_available():
-        torch.cuda.set_rng_state(tensors["generator.cuda"])
-    return _below("best.", tensors) or None
-
-
 def _read_file(folder: Path) -> CheckpointFile | None:
     path = folder / CHECKPOINT_FILE
     if not path.exists():
@@ -203,10 +165,6 @@ def _read_file(folder: Path) -> CheckpointFile | None:
         raise CorruptObject(
             f"{path} is not a checkpoint", found=str(error), do=f"rm -r {folder}    # this student then starts again"
         ) from None
-
-
-def _below(prefix: str, tensors: Tensors) -> Tensors:
-    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
 
 
 def _on_host(tensors: Tensors) -> Tensors:

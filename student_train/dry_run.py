@@ -8,7 +8,8 @@ from typing import Literal
 from student_train.checkpoint import position_of
 from student_train.devices import find_device
 from student_train.memory import MemoryProjection, project_memory
-from student_train.train import Request, choose_for, prepare
+from student_train.prepare import Request, prepare
+from student_train.train import choose_for
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,9 +22,27 @@ class FeedChosen:
 class Loading:
     """So many shards of so many are on the device; only when rows are resident."""
 
-    student: str
+    students: str
     done_shards: int
     shards: int
+
+
+@dataclass(frozen=True, slots=True)
+class StackingChosen:
+    """Whether students of one architecture step as one program, and why."""
+
+    students: tuple[str, ...]
+    stacked: bool
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
+class StackTakenApart:
+    """A stack failed in a step and goes on in so many parts, which try the same rows again."""
+
+    stack: str
+    parts: int
+    why: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,10 +56,32 @@ class StudentStarted:
 
 
 @dataclass(frozen=True, slots=True)
-class Progress:
-    """Some steps later, about once a second."""
+class PassStarted:
+    """Students that share a pass begin: the student's name, or how many there are, and the steps of all together."""
 
-    student: str
+    students: str
+    total_steps: int
+    done_steps: int
+
+
+@dataclass(frozen=True, slots=True)
+class PassDone:
+    """All students of a pass are done, or have failed."""
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """Some steps later, about once a second.
+
+    Attributes:
+        students: the student's name, or how many there are.
+        epoch, epochs: of the pass that they share.
+        done_steps, total_steps: of all of them together.
+        loss: the mean over the epoch's rows so far, of all students the median.
+        rows_per_s: of all of them together.
+    """
+
+    students: str
     epoch: int
     epochs: int
     done_steps: int
@@ -66,6 +106,13 @@ class StudentFinished:
 
 
 @dataclass(frozen=True, slots=True)
+class StudentStopped:
+    """A student is set aside, since others have outrun it."""
+
+    record: RunRecord
+
+
+@dataclass(frozen=True, slots=True)
 class StudentSkipped:
     """A student had been trained before by this very job."""
 
@@ -80,5 +127,19 @@ class StudentFailed:
     error: StillroomError
 
 
-Event = FeedChosen | Loading | StudentStarted | Progress | EpochDone | StudentFinished | StudentSkipped | StudentFailed
+Event = (
+    FeedChosen
+    | Loading
+    | StackingChosen
+    | StackTakenApart
+    | StudentStarted
+    | PassStarted
+    | PassDone
+    | Progress
+    | EpochDone
+    | StudentFinished
+    | StudentStopped
+    | StudentSkipped
+    | StudentFailed
+)
 Report = Callable[[Event], None]

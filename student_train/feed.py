@@ -184,6 +184,12 @@ class Feed:
             order = partial(window_order, seed=seed, epoch=epoch)
             yield from self._stream(windows, order, batch_size, first_step * batch_size, shown)
 
+    def shared(self, cuts: list[tuple[int, str, int]], *, seed: int, epoch: int) -> Iterator[tuple[int, int, Batch]]:
+        """Provisional."""
+        for cut, (size, _, first) in enumerate(cuts):
+            for step, batch in enumerate(self.shuffled(size, seed=seed, epoch=epoch, first_step=first), start=first):
+                yield cut, step, batch
+
     def in_order(self, batch_size: int) -> Iterator[Batch]:
         """Yield all rows in dataset order, plain."""
         if self._resident is not None:

@@ -20,17 +20,17 @@ import torch
 from torch import Tensor
 
 from storage.cache import Cache
-from storage.encodings import Encoded
 from storage.errors import BadRequest
 from storage.views.shown import BLOCK_BYTES
-from student_train.loop import make_optimizer
+from student_train.blank import blank_batch
+from student_train.learner import make_optimizer
 from student_train.needs import Batch, Needs, Outputs, Shapes
 from student_train.objective import Objective, Tapped, check_student, student_layers
 from student_train.positions import part_size
+from student_train.prepare import Prepared
 from student_train.residency import Residency, row_bytes
 from student_train.selection import Selection
 from student_train.students import Student, build_student
-from student_train.train import Prepared
 
 INDEX_BYTES_PER_ROW = 32  # a row's label, top class, place in its shard, and place in the order
 VIEW_COPIES = 6  # of a batch's pixels: own and partners', stored, transformed and mixed
@@ -158,7 +158,8 @@ def _measure(prepared: Prepared, device: torch.device) -> StepBytes:
         layers = student_layers(options.objective)
         shapes = Shapes(check_student(student, layers, spec.input_shape, spec.num_classes), prepared.feature_shapes)
         objective = Objective(options.objective, shapes)
-        batch = _empty_batch(student, prepared, min(options.batch_size, prepared.train.num_rows))
+        rows = min(options.batch_size, prepared.train.num_rows)
+        batch = blank_batch(student, spec, prepared.encodings, prepared.feature_shapes, rows)
     student.train()
     trained = [*student.parameters(), *objective.parameters()]
     optimizer = make_optimizer(options, trained)
@@ -208,25 +209,6 @@ def _one_part(
     seen = Outputs(student.scores(hidden), dict(zip(outputs.layers, layers, strict=True)))
     loss = objective(seen, batch.supervision_at(positions_N)).total
     return loss, PICKED_COPIES * _bytes_of(whole)
-
-
-def _empty_batch(student: Student, prepared: Prepared, batch_size: int) -> Batch:
-    device = student.device
-    features = {key: torch.zeros(batch_size, *shape, device=device) for key, shape in prepared.feature_shapes.items()}
-    inputs = student.blank(batch_size, prepared.spec.input_shape)
-    shape = inputs.shape if student.of_tokens else inputs.shape[:1]  # of what has targets: positions, or rows
-    classes, rows = prepared.spec.num_classes, math.prod(shape)
-    blanks = {name: Encoded.blank(kept, classes, rows, device).arrays for name, kept in prepared.encodings.items()}
-    targets = {
-        name: Encoded(
-            prepared.encodings[name], classes, {key: values.unflatten(0, shape) for key, values in arrays.items()}
-        )
-        for name, arrays in blanks.items()
-    }
-    labels = (
-        torch.zeros(shape, dtype=torch.int64, device=device) if prepared.needs.labels or student.of_tokens else None
-    )
-    return Batch(inputs, labels, targets, features)
 
 
 def _view_bytes(student: Prepared, device: torch.device) -> int:

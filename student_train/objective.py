@@ -36,6 +36,14 @@ class Losses(NamedTuple):
     parts: list[Tensor]
 
 
+class Terms(nn.ModuleList):
+    """The losses of an objective, as one module: what a stack of students runs for all of them at once."""
+
+    def forward(self, outputs: Outputs, given: Supervision) -> list[Tensor]:
+        """Return each term before its weight, scalars."""
+        return [term(outputs, given) for term in self]
+
+
 class Objective(nn.Module):
     """A weighted sum of losses; what they learn themselves (projections) is trained with the student and dropped.
 
@@ -48,11 +56,11 @@ class Objective(nn.Module):
         super().__init__()
         self.names = term_names(terms)
         self.weights = [term.weight for term in terms]
-        self.terms = nn.ModuleList([LOSSES[term.loss].term(term, shapes) for term in terms])
+        self.terms = Terms([LOSSES[term.loss].term(term, shapes) for term in terms])
 
     def forward(self, outputs: Outputs, given: Supervision) -> Losses:
         """Return the weighted sum, and each term before and after its weight."""
-        values = [term(outputs, given) for term in self.terms]
+        values = self.terms(outputs, given)
         # A weight of 1 is no operation: of small students' steps it would be some percent, there and back.
         parts = [v if weight == 1 else weight * v for weight, v in zip(self.weights, values, strict=True)]
         total = parts[0]

@@ -51,12 +51,41 @@ class DataOptions(Options):
     views: Annotated[int, Field(ge=0)] | None = None  # 0: plain inputs; None: as many as every needed teacher has
     # Rows are shuffled within windows of this many shards; as many as the dataset has, or more, is a full shuffle.
     window_shards: Annotated[int, Field(ge=1)] = 16
+    order_seed: Annotated[int, Field(ge=0, lt=2**63)] = 0  # of the shuffle, which all students of the job share
 
     @property
     def measures_trained_rows(self) -> bool:
         """Whether validation rows are among those that are trained on."""
         (ours, train), (theirs, held) = (rows.partition("/")[::2] for rows in (self.train, self.validation))
         return ours == theirs and (train == held or not train or not held)
+
+
+class HalvingOptions(Options):
+    """Early decisions: at each rung only the best go on.
+
+    Attributes:
+        first_epochs: of the first rung; each further one is `factor` times later.
+        factor: one in so many goes on.
+        metric: on the held rows.
+    """
+
+    first_epochs: Annotated[int, Field(ge=1)]
+    factor: Annotated[int, Field(ge=2)] = 3
+    metric: Literal["accuracy", "cross_entropy", "agreement"] = "accuracy"
+
+
+class FleetOptions(Options):
+    """How the students of a job are trained together; `halving` alone changes what is computed.
+
+    Attributes:
+        stacking: whether students of one architecture and batch size become one program: "auto" times both ways.
+        at_once: how many students share a pass, at most; None: all.
+        halving: early decisions among the students of a pass.
+    """
+
+    stacking: Literal["auto", "always", "never"] = "auto"
+    at_once: Annotated[int, Field(ge=1)] | None = None
+    halving: HalvingOptions | None = None
 
 
 class StudentOptions(Options):
@@ -74,7 +103,8 @@ class StudentOptions(Options):
 
     epochs: Annotated[int, Field(ge=1)] = 20
     batch_size: Annotated[int, Field(ge=1)] = 128
-    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0  # of the first weights and of dropout; rows have `order_seed`
+    first_view: Annotated[int, Field(ge=0)] = 0  # epoch e shows view (first_view + e - 1) mod count
 
     optimizer: Literal["sgd", "adamw"] = "adamw"
     learning_rate: Annotated[float, Field(gt=0, le=1000)] | None = None  # at its peak; None: 0.1 (SGD), 0.001 (AdamW)

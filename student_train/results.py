@@ -3,6 +3,7 @@
 <runs>/<student>/
   run.json              the record of a finished or failed run; written last
   metrics.parquet       one row per epoch
+  steps/00001.parquet   one row per step of an epoch
   student.safetensors   the trained student, with student.json (`students/__init__.py`)
   checkpoint.json       of a run that is not finished (`checkpoint.py`)
 """
@@ -25,6 +26,7 @@ from storage.views import PLAIN
 
 RUN_FILE = "run.json"
 METRICS_FILE = "metrics.parquet"
+STEPS_FOLDER = "steps"
 CHECKPOINT_FILE = "checkpoint.json"
 
 
@@ -79,12 +81,13 @@ class RunRecord(Held):
         epochs: how many were trained.
         seconds: of training and evaluation, over all interruptions.
         identity: what the run was made from: the student's options, fingerprints, rows.
-        error: of a failed run.
+        error: of a failed run; of a stopped one, why others outran it.
+        halving: the section of the job that stopped it.
     """
 
     format_version: Literal[1] = 1
     student: str
-    status: Literal["finished", "failed"]
+    status: Literal["finished", "failed", "stopped"]
     architecture: str
     parameters: int | None = None
     epoch: int | None = None
@@ -94,6 +97,7 @@ class RunRecord(Held):
     device: str
     torch_version: str
     error: str | None = None
+    halving: dict[str, Any] | None = None
     identity: dict[str, Any]
 
 
@@ -133,6 +137,23 @@ def write_metrics(folder: Path, history: Sequence[EpochMetrics]) -> None:
     sink = BytesIO()
     table.select(*first, pl.exclude(first)).write_parquet(sink)
     LocalObjects(folder).put(METRICS_FILE, sink.getvalue())
+
+
+def write_steps(folder: Path, epoch: int, names: Sequence[str], rates: Sequence[float], losses_SK: Any) -> None:
+    """Write one row per step of an epoch (from 1): learning rate, objective, and each term before its weight.
+
+    Args:
+        folder: of the run.
+        epoch: that has ended.
+        names: of the terms.
+        rates: learning rate of each step.
+        losses_SK: float32, (steps, 1 + terms), the objective first.
+    """
+    columns = {"train_loss": losses_SK[:, 0]} | {f"term {name}": losses_SK[:, k] for k, name in enumerate(names, 1)}
+    about = {"epoch": [epoch] * len(rates), "step": range(len(rates)), "learning_rate": rates}
+    sink = BytesIO()
+    pl.DataFrame(about | columns, schema_overrides={"learning_rate": pl.Float64}).write_parquet(sink)
+    LocalObjects(folder / STEPS_FOLDER).put(f"{epoch:05d}.parquet", sink.getvalue())
 
 
 COMPARISON = {

@@ -14,18 +14,18 @@ from student_train.students import Student
 
 
 class Step(NamedTuple):
-    """What a step's losses were, on the device.
+    """What a step's losses were, on the device: of one student scalars, of M that are stacked (M,).
 
     Attributes:
-        loss: the objective, a scalar.
-        values: each term before its weight.
-        shares: norm of each term's own gradient over the student's weights, divided by the sum of these norms; None
-            where it was not asked for.
+        loss: the objective.
+        values: each of the K terms before its weight.
+        shares: norm of each term's own gradient over the student's weights, divided by the sum of these norms, (K,) or
+            (M, K); None where it was not asked for.
         rows: how many rows, or positions of tokens, these are means over.
     """
 
     loss: Tensor
-    values: list[Tensor]
+    values: Sequence[Tensor]
     shares: Tensor | None
     rows: int
 

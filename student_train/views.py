@@ -100,6 +100,18 @@ def check_one_class(student: str, needs: Needs, views: EpochViews | None) -> Non
         )
 
 
+def check_first_view(student: str, first_view: int, views: EpochViews | None) -> None:
+    """Raise BadRequest if a student is to begin with a view that there is not."""
+    count = 0 if views is None else views.count
+    if first_view and first_view >= count:
+        raise BadRequest(
+            f"student {student} cannot begin with view {first_view}",
+            found=f"{count} views" if count else "plain inputs, without views",
+            expected=f"first_view below {count}" if count else "a cache job with [views]",
+            do="lower first_view, or drop it",
+        )
+
+
 class Shown:
     """One view of all fed rows, on the device of a feed.
 

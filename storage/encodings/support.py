@@ -143,7 +143,7 @@ def kept_and_rest(scores_BC: Tensor, ids_BK: Tensor, temperature: float = 1.0) -
         ids_BK: int64, ascending; a class that repeats the one before it counts once.
         temperature: that the scores are divided by.
     """
-    log_q_BK, log_rest_B = _KeptAndRest.apply(scores_BC, ids_BK, temperature)  # type: ignore[no-untyped-call]
+    log_q_BK, log_rest_B, _, _ = _KeptAndRest.apply(scores_BC, ids_BK, temperature)  # type: ignore[no-untyped-call]
     return log_q_BK, log_rest_B
 
 
@@ -155,7 +155,8 @@ class _KeptAndRest(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, scores_BC: Tensor, ids_BK: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+    def forward(scores_BC: Tensor, ids_BK: Tensor, temperature: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Return both, and for the backward pass the log-sum-exp of all scores and the rest as it was."""
         kept_BK = scores_BC.gather(1, ids_BK).float() / temperature
         rests = []
         for block_BC, block_ids_BK in _blocks(scores_BC, ids_BK):
@@ -165,13 +166,30 @@ class _KeptAndRest(torch.autograd.Function):
         all_kept_B = kept_BK.masked_fill(~first_of_its_kind(ids_BK), -torch.inf).logsumexp(dim=1)
         lse_B = torch.logaddexp(all_kept_B, rest_B)
         log_rest_B = rest_B - lse_B
-        ctx.save_for_backward(scores_BC, ids_BK, lse_B, log_rest_B)
-        ctx.temperature = temperature
-        return kept_BK - lse_B[:, None], log_rest_B.clamp(min=NEVER)
+        return kept_BK - lse_B[:, None], log_rest_B.clamp(min=NEVER), lse_B, log_rest_B
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, float], output: tuple[Tensor, ...]) -> None:
+        scores_BC, ids_BK, ctx.temperature = inputs
+        ctx.mark_non_differentiable(*output[2:])
+        ctx.save_for_backward(scores_BC, ids_BK, *output[2:])
+
+    @staticmethod
+    def vmap(
+        info: Any, in_dims: tuple[int | None, ...], scores: Tensor, ids: Tensor, temperature: float
+    ) -> tuple[tuple[Tensor, ...], int]:
+        """Take M batches of B rows, such as those of stacked students, as one of M·B."""
+        scores_MBC, ids_MBK = (
+            values.expand(info.batch_size, *values.shape) if at is None else values.movedim(at, 0)
+            for values, at in zip((scores, ids), in_dims, strict=False)
+        )
+        flat = (scores_MBC.flatten(0, 1), ids_MBK.flatten(0, 1), temperature)
+        found = _KeptAndRest.apply(*flat)  # type: ignore[no-untyped-call]
+        return tuple(values.unflatten(0, scores_MBC.shape[:2]) for values in found), 0
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
-        kept_grad_BK, rest_grad_B = gradients
+        kept_grad_BK, rest_grad_B, _, _ = gradients
         scores_BC, ids_BK, lse_B, log_rest_B = ctx.saved_tensors
         rest_grad_B = torch.where(log_rest_B > NEVER, rest_grad_B, 0.0)  # it was clamped
         log_rest_B = log_rest_B.clamp(min=NEVER)

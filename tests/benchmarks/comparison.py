@@ -106,7 +106,7 @@ def _train_live(job: Path, cache_job: Path, name: str) -> None:
     from jobs.files import read_job
     from jobs.student_job import StudentJob
     from student_train.options import DataOptions
-    from student_train.train import Request
+    from student_train.prepare import Request
     from teacher_cache.teachers import load_teacher
     from tests.live import train_live
 

@@ -48,7 +48,8 @@ def _ours(folder: Path, architecture: str, options: dict[str, object]) -> float:
     """Return seconds of an epoch as `student train` runs it, evaluation apart."""
     from storage.cache import Cache
     from student_train.options import DataOptions, StudentOptions
-    from student_train.train import Request, train_students
+    from student_train.prepare import Request
+    from student_train.train import train_students
 
     shutil.rmtree(folder / "runs", ignore_errors=True)
     objective = [{"loss": "labels", "weight": 0.1}, {"loss": "kd", "teacher": "linear", "weight": 0.9}]

@@ -92,7 +92,8 @@ def _epoch(cache: Path, views: int) -> float:
     """Return seconds of an epoch as `student train` runs it, evaluation apart."""
     from storage.cache import Cache
     from student_train.options import DataOptions, StudentOptions
-    from student_train.train import Request, train_students
+    from student_train.prepare import Request
+    from student_train.train import train_students
 
     runs = cache.with_name("runs")
     shutil.rmtree(runs, ignore_errors=True)

@@ -19,7 +19,8 @@ import torch._dynamo
 
 from storage.cache import Cache
 from student_train.options import DataOptions, StudentOptions
-from student_train.train import Request, train_students
+from student_train.prepare import Request
+from student_train.train import train_students
 
 
 def main(cache: str, runs: str, student: str, every: int, folders: str, dataset: str = "toy") -> None:

@@ -81,7 +81,7 @@ def test_a_checkpoint_is_json_and_safetensors_and_nothing_else(toy_cache: Cache,
 def test_a_finished_run_leaves_no_checkpoint(toy_cache: Cache, tmp_path: Path) -> None:
     train(toy_cache, tmp_path, student())
     names = {path.name for path in (tmp_path / "a").iterdir()}
-    assert names == {".lock", "metrics.parquet", "run.json", "student.json", "student.safetensors"}
+    assert names == {".lock", "metrics.parquet", "run.json", "steps", "student.json", "student.safetensors"}
 
 
 @pytest.mark.parametrize(
@@ -199,7 +199,7 @@ def test_a_full_disk_leaves_the_last_checkpoint_whole(tmp_path: Path) -> None:
 
 
 def test_stopping_while_rows_are_loaded_loses_nothing(toy_cache: Cache, tmp_path: Path) -> None:
-    with pytest.raises(Interrupted, match="before its first step"):
+    with pytest.raises(Interrupted, match="before the first step"):
         train_students(request_of(toy_cache, tmp_path, student()), stop=stop_after(3))
     assert train(toy_cache, tmp_path, student()).status == "finished"
 

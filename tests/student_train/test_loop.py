@@ -14,7 +14,6 @@ from storage.errors import DivergedLoss, Interrupted
 from storage.views import to_float
 from student_train.average import WeightAverage
 from student_train.events import EpochDone, Event, Progress
-from student_train.loop import Tally
 from student_train.needs import ArrayKey, Needs
 from student_train.options import StudentOptions
 from student_train.order import epoch_order
@@ -22,6 +21,7 @@ from student_train.results import RunRecord, read_record
 from student_train.selection import select_rows
 from student_train.step import Step
 from student_train.students import StudentSpec, build_student, load_student
+from student_train.tally import Tally
 from student_train.train import train_students
 from tests.student_train.toys import HINT, KD, LABELS, request_of, student
 
@@ -227,21 +227,21 @@ def test_the_average_follows_the_weights_slowly() -> None:
 
 
 def test_a_tally_is_the_mean_over_rows() -> None:
-    tally = Tally(["x"], torch.device("cpu"))
+    tally = Tally(1, ["x"], torch.device("cpu"))
     for rows, loss in ((3, 1.0), (1, 5.0)):
-        tally.add(rows, Step(torch.tensor(loss), [torch.tensor(10 * loss)], None, rows))
-    assert tally.check(student(), 0) == [2.0, 20.0]
+        tally.add(Step(torch.tensor(loss), [torch.tensor(10 * loss)], None, rows))
+    assert tally.means() == [[2.0, 20.0]]
 
 
 def test_a_tally_does_not_depend_on_when_it_is_read() -> None:
     losses = torch.rand(300, generator=torch.Generator().manual_seed(0))
-    one, other = Tally(["x"], torch.device("cpu")), Tally(["x"], torch.device("cpu"))
+    one, other = (Tally(1, ["x"], torch.device("cpu")) for _ in range(2))
     for i, loss in enumerate(losses):
-        one.add(7, Step(loss, [loss], None, 7))
-        other.add(7, Step(loss, [loss], None, 7))
+        one.add(Step(loss, [loss], None, 7))
+        other.add(Step(loss, [loss], None, 7))
         if i % 50 == 10:
-            other.check(student(), 0)
-    assert one.check(student(), 0) == other.check(student(), 0)
+            other.means()
+    assert one.means() == other.means()
 
 
 @pytest.mark.slow
@@ -255,7 +255,7 @@ def test_a_compiled_student_learns_the_same(toy_cache: Cache, tmp_path: Path) ->
 
 
 def test_steps_are_reported_with_rates(toy_cache: Cache, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("student_train.loop.REPORT_EVERY_S", 0.0)
+    monkeypatch.setattr("student_train.fleet.REPORT_EVERY_S", 0.0)
     events: list[Event] = []
     train(toy_cache, tmp_path, student(), report=events.append)
     steps = [event for event in events if isinstance(event, Progress)]
@@ -268,7 +268,7 @@ def test_reporting_does_not_change_the_weights(
     toy_cache: Cache, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     train(toy_cache, tmp_path / "quiet", student())
-    monkeypatch.setattr("student_train.loop.REPORT_EVERY_S", 0.0)
+    monkeypatch.setattr("student_train.fleet.REPORT_EVERY_S", 0.0)
     train(toy_cache, tmp_path / "loud", student())
     assert weights(tmp_path / "quiet") == weights(tmp_path / "loud")
 

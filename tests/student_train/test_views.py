@@ -20,9 +20,10 @@ from student_train.dry_run import dry_run
 from student_train.feed import Feed
 from student_train.losses.labels import labels_cross_entropy
 from student_train.needs import Batch, MixedLabels, Needs, SoftNeed
+from student_train.prepare import Request
 from student_train.residency import FeedPool, projected_bytes
 from student_train.selection import select_rows
-from student_train.train import Request, train_students
+from student_train.train import train_students
 from student_train.views import check_one_class, choose_views
 from tests.student_train.toys import KD, LABELS, request_of, student
 from tests.teacher_cache.toys import build, teacher_section, write_digits, write_job, write_teacher

@@ -19,7 +19,7 @@ from storage.shards import ShardKey, write_shard
 from storage.spec import DatasetSpec, TeacherSpec, write_spec
 from storage.views import PLAIN, to_float, view_fingerprint
 from student_train.options import DataOptions, StudentOptions
-from student_train.train import Request
+from student_train.prepare import Request
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,8 @@ def main(cache: str, runs: str, students: str, data: str = "{}", first_import: s
 
     from storage.cache import Cache
     from student_train.options import DataOptions, StudentOptions
-    from student_train.train import Request, train_students
+    from student_train.prepare import Request
+    from student_train.train import train_students
 
     torch.set_num_threads(1)
     options = tuple(StudentOptions.model_validate(student) for student in json.loads(students))

@@ -1,0 +1,226 @@
+"""A fleet: the students of one pass, in units; who joins a step, who leaves, and what is told and written of them."""
+
+from __future__ import annotations
+
+import contextlib
+import statistics
+import time
+import traceback
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from math import isfinite
+
+import torch
+
+from storage.errors import Interrupted, StillroomError, StorageFailure
+from student_train.events import (
+    PassStarted,
+    Progress,
+    Report,
+    StackTakenApart,
+    StudentFailed,
+    StudentFinished,
+    StudentStopped,
+)
+from student_train.halving import Halving
+from student_train.needs import Batch
+from student_train.results import RunRecord
+from student_train.trainee import Trainee
+from student_train.unit import Unit
+
+REPORT_EVERY_S = 1.0  # each report reads the losses, which waits for the device
+
+
+@dataclass
+class Outcome:
+    """What became of students, by name: records of those that are done, errors of those that failed."""
+
+    records: dict[str, RunRecord] = field(default_factory=dict)
+    errors: dict[str, StillroomError] = field(default_factory=dict)
+
+
+class Fleet:
+    """The students of one pass.
+
+    Args:
+        units: that they are in.
+        report: told of what happens.
+    """
+
+    def __init__(self, units: Sequence[Unit], report: Report):
+        self.units = list(units)
+        self.outcome = Outcome()
+        self._report = report
+        everyone = [trainee for unit in self.units for trainee in unit.trainees]
+        self._name = everyone[0].name if len(everyone) == 1 else f"{len(everyone)} students"
+        self._epochs = max(trainee.options.epochs for trainee in everyone)
+        self._total_steps = sum(trainee.total_steps for trainee in everyone)
+        self._gone_steps = 0  # of students that left: none of theirs is to come
+        self._reported_at, self._rows = time.monotonic(), 0
+
+    def begin(self) -> None:
+        """Tell that the pass begins."""
+        self._report(PassStarted(self._name, self._total_steps, self._done_steps()))
+
+    def at(self, epoch: int, step: int, batch_size: int) -> list[Unit]:
+        """Return the units whose next step this is."""
+        return [unit for unit in self.units if (unit.epoch, unit.step, unit.batch_size) == (epoch, step, batch_size)]
+
+    def take(self, unit: Unit, batches: Sequence[Batch]) -> None:
+        """Let a unit take a step. A stack that fails is taken apart, and its parts try the same rows once more."""
+        try:
+            unit.take(batches)
+            self._rows += len(batches[0].inputs) * len(unit.trainees)
+            return
+        except (Interrupted, StorageFailure):
+            raise
+        except Exception as error:  # a user's own model, or memory
+            failure, no_memory = own_failure(unit.name, error), is_out_of_memory(error)
+        # Outside of the block, whose traceback keeps the step's tensors alive.
+        if len(unit.trainees) == 1:
+            self.fail(unit.trainees[0], failure)
+            return
+        parts = _parts(unit, no_memory)
+        self._report(StackTakenApart(unit.name, len(parts), failure.found or failure.what))
+        place = self.units.index(unit)
+        self.units[place : place + 1] = parts
+        shown = dict(zip(unit.views, batches, strict=True))
+        for part in parts:
+            self.take(part, [shown[view] for view in part.views])
+
+    def progress(self, epoch: int) -> None:
+        """Tell how far all are, about once a second."""
+        now = time.monotonic()
+        if now - self._reported_at < REPORT_EVERY_S:
+            return
+        self.check(epoch)
+        losses = [means[0] for unit in self.units for means in unit.tally.means()]
+        rows_per_s = self._rows / (now - self._reported_at)
+        loss = statistics.median(losses) if losses else float("nan")
+        self._report(
+            Progress(self._name, epoch + 1, self._epochs, self._done_steps(), self._total_steps, loss, rows_per_s)
+        )
+        self._reported_at, self._rows = now, 0
+
+    def check(self, epoch: int) -> None:
+        """Mark students whose losses are not finite as diverged; they leave. Waits for the device."""
+        for unit in [unit for unit in self.units if unit.epoch == epoch]:
+            for trainee, means in zip(list(unit.trainees), unit.tally.means(), strict=True):
+                if not all(map(isfinite, means)):
+                    self.fail(trainee, trainee.diverged(f"training loss = {means[0]}"))
+
+    def lap(self, epoch: int, since: float, *, training: bool = True) -> float:
+        """Add the time since `since` to that of all students in an epoch; return the time now."""
+        now = time.monotonic()
+        for unit in self.units:
+            for trainee in unit.trainees:
+                if trainee.epoch == epoch:
+                    trainee.seconds += now - since
+                    trainee.epoch_seconds += (now - since) if training else 0.0
+        return now
+
+    def due_for_checkpoint(self, epoch: int) -> bool:
+        """Whether a student's job wants a checkpoint after this step."""
+        return any(
+            trainee.due_for_checkpoint() for unit in self.units if unit.epoch == epoch for trainee in unit.trainees
+        )
+
+    def checkpoint(self, epoch: int, *, every_student: bool) -> None:
+        """Write the checkpoints of students in an epoch: those due, or all; never one of a diverged student."""
+        self.check(epoch)
+        for unit in self.units:
+            if unit.epoch == epoch:
+                unit.checkpoint(every_student=every_student)
+
+    def interrupt(self) -> Interrupted:
+        """Write all checkpoints, and return what is to be raised."""
+        for epoch in {unit.epoch for unit in self.units}:
+            self.checkpoint(epoch, every_student=True)
+        first = self.units[0].trainees[0] if self.units else None
+        where = f" in epoch {first.epoch + 1} after {first.step} of {first.steps} steps" if first else ""
+        who = f"student {self._name}" if self._name == (first and first.name) else self._name
+        return Interrupted(f"{who} stopped{where}")
+
+    @contextlib.contextmanager
+    def failing(self, trainee: Trainee) -> Iterator[None]:
+        """Mark a student as failed if the block raises an error that is its own."""
+        try:
+            yield
+        except (Interrupted, StorageFailure):
+            raise
+        except StillroomError as error:
+            self.fail(trainee, error)
+
+    @contextlib.contextmanager
+    def failing_together(self) -> Iterator[None]:
+        """Mark all students that are left as failed if the block raises an error of the rows that they share."""
+        try:
+            yield
+        except (Interrupted, StorageFailure):
+            raise
+        except StillroomError as error:
+            for trainee in [trainee for unit in self.units for trainee in unit.trainees]:
+                self.fail(trainee, error)
+
+    def fail(self, trainee: Trainee, error: StillroomError) -> None:
+        """Write that a student failed; it leaves."""
+        trainee.fail(error)
+        self.outcome.errors[trainee.name] = error
+        self._report(StudentFailed(trainee.name, error))
+        self._leave([trainee])
+
+    def set_aside(self, halving: Halving, epochs: int) -> None:
+        """Stop the students that others have outrun after so many epochs."""
+        present = [trainee for unit in self.units for trainee in unit.trainees if trainee.epoch == epochs]
+        for trainee, reason in halving.outrun(present, epochs):
+            record = trainee.set_aside(reason, halving.section)
+            self.outcome.records[trainee.name] = record
+            self._report(StudentStopped(record))
+            self._leave([trainee])
+
+    def finish_those_that_ended(self) -> None:
+        """Write the results of students that have had their epochs; they leave."""
+        for trainee in [trainee for unit in self.units for trainee in unit.trainees if trainee.ended]:
+            with self.failing(trainee):
+                record = trainee.finish()
+                self.outcome.records[trainee.name] = record
+                self._report(StudentFinished(record))
+                self._leave([trainee])
+
+    def _done_steps(self) -> int:
+        return self._gone_steps + sum(trainee.done_steps for unit in self.units for trainee in unit.trainees)
+
+    def _leave(self, leaving: Sequence[Trainee]) -> None:
+        """Take students out of their units; the others of a stack go on as a smaller one."""
+        for unit in [unit for unit in self.units if any(trainee in unit.trainees for trainee in leaving)]:
+            staying = [trainee for trainee in unit.trainees if trainee not in leaving]
+            self._gone_steps += sum(trainee.total_steps for trainee in unit.trainees if trainee in leaving)
+            place = self.units.index(unit)
+            self.units[place : place + 1] = unit.split([staying], halved=unit.halved)
+
+
+def own_failure(name: str, error: Exception) -> StillroomError:
+    """Return an error of whatever a user's own model raised, or of memory that ran out, without its traceback."""
+    if isinstance(error, StillroomError):
+        return error
+    frame = traceback.extract_tb(error.__traceback__)[-1]
+    return StillroomError(
+        f"student {name} failed",
+        found=f"{type(error).__name__}: {error}  ({frame.filename}:{frame.lineno})",
+        do="correct it and run the same command again; the other students are not affected",
+    )
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Return whether an error says that memory ran out, on a GPU or on the host."""
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)
+
+
+def _parts(unit: Unit, no_memory: bool) -> list[Unit]:
+    """Return what a stack that failed is taken apart into: halves where memory ran out the first time, else singles."""
+    middle = (len(unit.trainees) + 1) // 2
+    groups = [unit.trainees[:middle], unit.trainees[middle:]]
+    if no_memory and not unit.halved:
+        torch.cuda.empty_cache()  # does nothing where there is no GPU in use
+        return unit.split(groups, halved=True)
+    return unit.split([[trainee] for trainee in unit.trainees])

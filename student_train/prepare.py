@@ -1,0 +1,250 @@
+"""Every student of a job, checked against the cache and against the runs that are there, before anything starts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from storage.cache import Cache
+from storage.encodings import Encoding
+from storage.errors import BadRequest
+from storage.options import code_fingerprint
+from storage.spec import DatasetSpec
+from storage.views import PLAIN
+from student_train.checkpoint import check_checkpoint, check_identity
+from student_train.devices import Device
+from student_train.losses import LOSSES
+from student_train.needs import ArrayKey, Needs, Shapes
+from student_train.objective import (
+    Objective,
+    check_served,
+    check_student,
+    count_classes,
+    feature_shapes,
+    objective_needs,
+    student_layers,
+)
+from student_train.options import DataOptions, FleetOptions, StudentOptions
+from student_train.results import RunRecord, read_record
+from student_train.selection import Selection, select_rows
+from student_train.students import StudentSpec, build_student
+from student_train.views import EpochViews, check_first_view, check_one_class, choose_views
+
+# Fields of a student that do not change what is computed.
+NOT_IDENTITY = {"name", "checkpoint_every_steps"}
+
+
+@dataclass(frozen=True)
+class Request:
+    """What `student train` is asked for.
+
+    Attributes:
+        cache: where rows are.
+        runs: folder of the runs, one below it for each student.
+        data: which rows.
+        students: in the job's order.
+        device: where.
+        fleet: how they are trained together.
+    """
+
+    cache: Cache
+    runs: Path
+    data: DataOptions
+    students: tuple[StudentOptions, ...]
+    device: Device = "auto"
+    fleet: FleetOptions = field(default_factory=FleetOptions)
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A student that was checked and can be trained; a Run once its feeds are open."""
+
+    options: StudentOptions
+    spec: StudentSpec
+    needs: Needs
+    encodings: dict[str, Encoding]  # of the teachers whose soft targets it needs
+    feature_shapes: dict[ArrayKey, tuple[int, ...]]
+    train: Selection
+    held: Selection
+    folder: Path
+    identity: dict[str, Any]
+    finished: RunRecord | None  # of a student that needs no more training
+
+
+def prepare(request: Request) -> list[Prepared]:
+    """Return every student of a request, checked against the cache and against the runs that are there.
+
+    Raises:
+        BadRequest: of some kind.
+    """
+    names = [options.name for options in request.students]
+    if len(names) != len(set(names)):
+        twice = sorted({name for name in names if names.count(name) > 1})
+        raise BadRequest("two students have one name", found=", ".join(twice), do="rename one; a name is a folder")
+    selections = _Selections(request.cache, request.data)
+    data = request.data
+    needs = [objective_needs(options.objective) for options in request.students]
+    views = choose_views(
+        request.cache, data.train.partition("/")[0], needs, data.views, allow_partial=data.allow_partial
+    )
+    students = [_prepare(request, options, selections, views) for options in request.students]
+    _check_models([student for student in students if student.finished is None])
+    _check_halving(request, students)
+    return students
+
+
+def _prepare(request: Request, options: StudentOptions, selections: _Selections, views: EpochViews | None) -> Prepared:
+    cache, data = request.cache, request.data
+    needs = objective_needs(options.objective)
+    dataset = cache.dataset(data.train.partition("/")[0])
+    held_dataset = cache.dataset(data.validation.partition("/")[0])
+    _check_held(dataset, held_dataset, data)
+    if dataset.vocabulary is not None:
+        _check_of_tokens(options, dataset)
+    num_classes = count_classes(cache, dataset.name, needs)
+    check_served(cache, dataset.name, options.objective)
+    shapes = feature_shapes(cache, dataset.name, needs)
+    check_one_class(options.name, needs, views)
+    check_first_view(options.name, options.first_view, views)
+    train = selections.find(data.train, needs, None, views)
+    agree_with = next((name for term in options.objective for name in term.teacher_names), None)
+    if agree_with is not None and PLAIN not in _views_of(cache, held_dataset.name, agree_with):
+        agree_with = None  # held rows are plain, and this teacher never saw them so: nothing to agree with
+    held = selections.find(data.validation, Needs(), agree_with)
+    spec = StudentSpec(
+        architecture=options.architecture,
+        options=options.options,
+        num_classes=num_classes,
+        input_shape=dataset.input_shape,
+        mean=None if dataset.vocabulary is not None else options.mean,
+        std=None if dataset.vocabulary is not None else options.std,
+        tokenizer=dataset.tokenizer,
+    )
+    teachers = {teacher: cache.teacher(dataset.name, teacher).fingerprint for teacher in needs.teachers}
+    identity = {
+        "student": options.model_dump(mode="json", exclude=NOT_IDENTITY),
+        "architecture_code": code_fingerprint(options.architecture) if ":" in options.architecture else None,
+        "data": data.model_dump(mode="json", include={"train", "validation", "window_shards", "order_seed"}),
+        "cache": cache.id,
+        "datasets": {spec.name: spec.fingerprint for spec in (dataset, held_dataset)},
+        "teachers": teachers,
+        "train_rows": f"{train.num_rows}, {train.fingerprint}",
+        "validation_rows": f"{held.num_rows}, {held.fingerprint}",
+    }
+    if views is not None:
+        identity["views"] = {"count": views.count, "fingerprint": views.spec.fingerprint}
+    folder = request.runs / options.name
+    encodings: dict[str, Encoding] = {
+        name: cache.teacher(dataset.name, name).encoding for name in needs.teachers if needs.of(name)
+    }
+    finished = _check_run(folder, identity, request.fleet)
+    return Prepared(options, spec, needs, encodings, shapes, train, held, folder, identity, finished)
+
+
+def _check_held(dataset: DatasetSpec, held: DatasetSpec, data: DataOptions) -> None:
+    """Raise BadRequest unless rows of one dataset can measure a student of another's."""
+
+    def described(spec: DatasetSpec) -> str:
+        classes = f"{len(spec.classes)} classes" if spec.vocabulary is None else f"a vocabulary of {spec.vocabulary}"
+        tokenizer = f", tokenizer {spec.tokenizer}" if spec.tokenizer is not None else ""
+        return f"{classes}, inputs {spec.input_shape} {spec.input_dtype}{tokenizer}"
+
+    if (dataset.classes, described(dataset)) != (held.classes, described(held)):
+        raise BadRequest(
+            f"{data.validation} cannot measure a student of {data.train}",
+            found=described(held),
+            expected=f"the same classes: {described(dataset)}",
+            do=f'tokenizer_of = "{dataset.name}" in the cache job\'s [[dataset]] {held.name}'
+            if dataset.vocabulary is not None
+            else None,
+        )
+
+
+def _check_of_tokens(options: StudentOptions, dataset: DatasetSpec) -> None:
+    """Raise BadRequest if a student has options that mean nothing for tokens."""
+    if any(getattr(options, name) != StudentOptions.model_fields[name].default for name in ("mean", "std")):
+        raise BadRequest(
+            f"student {options.name} normalises its inputs, and those of {dataset.name} are tokens",
+            found="mean, std",
+            do="leave them out",
+        )
+    compared = [term.loss for term in options.objective if LOSSES[term.loss].couples_rows(term)]
+    if compared:
+        raise BadRequest(
+            f"student {options.name} has losses that compare rows, and those of {dataset.name} are tokens",
+            found=", ".join(compared),
+            expected="losses that are means over positions, which are computed a part of them at a time",
+            do="choose other losses",
+        )
+
+
+def _check_halving(request: Request, students: Sequence[Prepared]) -> None:
+    """Raise BadRequest if the held rows have no figure by which students could be set aside."""
+    if request.fleet.halving is None:
+        return
+    metric = request.fleet.halving.metric
+    for student in students:
+        of_tokens = request.cache.dataset(student.held.dataset).vocabulary is not None
+        if metric == "agreement":
+            lacking = None if student.held.tops_N is not None else "a teacher to agree with"
+        else:
+            lacking = None if of_tokens or (student.held.labels_N >= 0).any() else "labels"
+        if lacking is not None:
+            raise BadRequest(
+                f"[halving] compares students by {metric}, which {student.options.name} would not have",
+                found=f"held rows without {lacking}",
+                do='choose another `metric`: "accuracy", "cross_entropy" or "agreement"',
+            )
+
+
+def _views_of(cache: Cache, dataset: str, teacher: str) -> list[str]:
+    return cache.view_names(dataset, teacher) if teacher in cache.teacher_names(dataset) else []
+
+
+def _check_run(folder: Path, identity: dict[str, Any], fleet: FleetOptions) -> RunRecord | None:
+    """Return the record of a run that needs no more training, after checking that it was made from the same job.
+
+    One that was set aside needs none as long as the same section of the job decides so.
+    """
+    record = read_record(folder)
+    if record is None or record.identity == identity:
+        check_checkpoint(folder, identity)
+    elif record.status != "failed":
+        check_identity(folder, record.identity, identity)
+    if record is None or record.status == "failed":
+        return None
+    section = None if fleet.halving is None else fleet.halving.model_dump(mode="json")
+    return record if record.status == "finished" or record.halving == section else None
+
+
+def _check_models(students: Sequence[Prepared]) -> None:
+    """Build each kind of student once and throw it away: a mistake is better found before the others are trained."""
+    kinds = {repr((s.spec, [t.model_copy(update={"weight": 1.0}) for t in s.options.objective])): s for s in students}
+    for student in kinds.values():
+        _check_model(student)
+
+
+def _check_model(student: Prepared) -> None:
+    terms, spec = student.options.objective, student.spec
+    layers = check_student(build_student(spec), student_layers(terms), spec.input_shape, spec.num_classes)
+    Objective(terms, Shapes(layers, student.feature_shapes))
+
+
+class _Selections:
+    """Selections of rows, each computed once for all students that want it."""
+
+    def __init__(self, cache: Cache, data: DataOptions):
+        self._cache = cache
+        self._allow_partial = data.allow_partial
+        self._found: dict[tuple[str, tuple[str, ...], bool, str | None, bool], Selection] = {}
+
+    def find(self, rows: str, needs: Needs, agree_with: str | None, views: EpochViews | None = None) -> Selection:
+        """Return the rows for which the cache holds what is needed."""
+        key = (rows, needs.teachers, needs.labels, agree_with, views is None)
+        if key not in self._found:
+            self._found[key] = select_rows(
+                self._cache, rows, needs, allow_partial=self._allow_partial, agree_with=agree_with, views=views
+            )
+        return self._found[key]

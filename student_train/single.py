@@ -1,0 +1,75 @@
+"""One student that steps by itself: forward, losses, backward, update."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from student_train.learner import Learner
+from student_train.needs import Batch
+from student_train.objective import Tapped
+from student_train.positions import accumulate_over_positions
+from student_train.step import Model, Step, accumulate_gradients
+
+
+class Single:
+    """One learner that takes its own steps, in any company."""
+
+    def __init__(self, learner: Learner):
+        self.learners = [learner]
+        self._learner = learner
+        self._trained = learner.trained
+        if learner.average is not None:
+            learner.average.bind(learner.student)  # a stack may have moved its weights
+        device = learner.student.device
+        self._tapped = Tapped(learner.student, learner.layers)
+        forward: Callable[..., Any] = torch.compile(self._tapped) if learner.options.compile else self._tapped
+        accumulate = accumulate_over_positions if learner.spec.of_tokens else accumulate_gradients
+        self._accumulate = partial(
+            accumulate,
+            Model(learner.student, forward, learner.objective, self._trained, learner.spec.num_classes),
+            autocast=torch.autocast(device.type, torch.bfloat16, enabled=learner.options.autocast == "bf16"),
+        )
+
+    def step(self, batches: Sequence[Batch], rates: Sequence[float], number: int, *, measure_shares: bool) -> Step:
+        """Take a step.
+
+        Args:
+            batches: one.
+            rates: one learning rate.
+            number: of the step in the whole run, from 0.
+            measure_shares: measure each term's share of the gradient, at the cost of a backward pass for each.
+        """
+        with self._learner.randomness:
+            return self._step(batches[0], rates[0], number, measure_shares=measure_shares)
+
+    def evaluating(self, on: bool) -> None:
+        """Put what is exported into evaluation mode, or the student back into training mode."""
+        self._learner.exported.eval()
+        self._learner.student.train(not on)
+
+    def logits(self, inputs: Tensor) -> Tensor:
+        """Return what the exported student makes of a batch of inputs, (1, B, C) float32."""
+        logits_BC: Tensor = self._learner.exported(inputs)
+        return logits_BC.float()[None]
+
+    def release(self) -> None:
+        """Let others take the learner."""
+        self._tapped.release()
+
+    def _step(self, batch: Batch, rate: float, number: int, *, measure_shares: bool) -> Step:
+        learner = self._learner
+        for group in learner.optimizer.param_groups:
+            group["lr"] = rate
+        taken = self._accumulate(batch, measure_shares=measure_shares)
+        if learner.options.clip_norm is not None:
+            nn.utils.clip_grad_norm_(self._trained, learner.options.clip_norm)
+        learner.optimizer.step()
+        learner.optimizer.zero_grad()
+        if learner.average is not None:
+            learner.average.update(number)
+        return taken

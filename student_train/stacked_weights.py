@@ -1,0 +1,178 @@
+"""The memory of stacked students: parameters as rows of one matrix, buffers side by side, and the optimiser's update.
+
+M students, P parameters of each.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from itertools import accumulate, pairwise
+
+import torch
+from torch import Tensor, nn
+
+from student_train.learner import ADAMW_BETA2, ADAMW_EPS, Learner
+
+
+class StackedWeights:
+    """M modules' parameters as the rows of one matrix; the modules' own become views of it.
+
+    Args:
+        modules: of one layout.
+        trained: whether gradients are wanted.
+
+    Attributes:
+        values_MP: the matrix.
+        blocks: each parameter of all modules, (M, *shape), views of the matrix; leaves of autograd if trained.
+
+    Raises:
+        ValueError: parameters are frozen, or of several types.
+    """
+
+    def __init__(self, modules: Sequence[nn.Module], *, trained: bool = True):
+        parameters = [dict(module.named_parameters()) for module in modules]
+        self._shapes = {name: parameter.shape for name, parameter in parameters[0].items()}
+        first = list(parameters[0].values())
+        if trained and not all(p.requires_grad and p.dtype == first[0].dtype for p in first):
+            raise ValueError("some parameters are frozen, or of another type than others")
+        self.values_MP = torch.stack(
+            [torch.cat([own[name].detach().flatten() for name in self._shapes]) for own in parameters]
+        )
+        self.blocks = self.split(self.values_MP)
+        for place, own in enumerate(parameters):
+            for name, parameter in own.items():
+                parameter.grad = None
+                parameter.data = self.blocks[name][place]
+        for block in self.blocks.values():
+            block.requires_grad_(trained)
+
+    def split(self, rows_MP: Tensor) -> dict[str, Tensor]:
+        """Return a matrix of this layout by parameter, (M, *shape) each, as views."""
+        edges = accumulate((shape.numel() for shape in self._shapes.values()), initial=0)
+        return {
+            name: rows_MP[:, start:stop].view(len(rows_MP), *shape)
+            for (name, shape), (start, stop) in zip(self._shapes.items(), pairwise(edges), strict=True)
+        }
+
+    def gradient(self, loss: Tensor, *, keep_graph: bool = False) -> Tensor:
+        """Return the gradient of a scalar, (M, P): zero where a parameter has no part in it."""
+        grads_MP = torch.zeros_like(self.values_MP)
+        if loss.requires_grad:
+            leaves = list(self.blocks.values())
+            gradients = torch.autograd.grad(loss, leaves, retain_graph=keep_graph, allow_unused=True)
+            pairs = zip(self.split(grads_MP).values(), gradients, strict=True)
+            targets, found = zip(*[(to, each) for to, each in pairs if each is not None], strict=True)
+            torch._foreach_copy_(targets, found)
+        return grads_MP
+
+
+class StackedBuffers:
+    """M modules' buffers, such as batch norm's statistics, side by side; the modules' own become views of them.
+
+    Attributes:
+        blocks: each buffer of all modules, (M, *shape), each in memory of its own: batch norm writes into it.
+    """
+
+    def __init__(self, modules: Sequence[nn.Module]):
+        buffers = [dict(module.named_buffers()) for module in modules]
+        self.blocks = {name: torch.stack([own[name] for own in buffers]) for name in buffers[0]}
+        for place, module in enumerate(modules):
+            for name, block in self.blocks.items():
+                owner, _, leaf = name.rpartition(".")
+                module.get_submodule(owner)._buffers[leaf] = block[place]  # noqa: SLF001 - a setter would copy
+
+    def snapshot(self) -> list[Tensor]:
+        """Return a copy of all buffers: a forward pass that fails half-way has changed some."""
+        return [block.clone() for block in self.blocks.values()]
+
+    def restore(self, snapshot: Sequence[Tensor]) -> None:
+        """Go back to a snapshot."""
+        for block, kept in zip(self.blocks.values(), snapshot, strict=True):
+            block.copy_(kept)
+
+    def follow(self, other: StackedBuffers, weight_M: Tensor) -> None:
+        """Move each student's buffers towards another's by a weight; whole numbers become the other's."""
+        for block, target in zip(self.blocks.values(), other.blocks.values(), strict=True):
+            if block.is_floating_point():
+                block.lerp_(target, weight_M.view(-1, *[1] * (block.ndim - 1)))
+            else:
+                block.copy_(target)
+
+
+class StackedOptimizer:
+    """SGD with Nesterov's momentum, or AdamW, for all students in a few operations; each with its own constants.
+
+    The state of each student's own torch optimiser becomes views of this one's, so that a checkpoint of a stacked
+    student is that of a student alone.
+
+    Args:
+        learners: whose optimisers are of one class and have taken the same steps.
+        weights: theirs.
+    """
+
+    def __init__(self, learners: Sequence[Learner], weights: StackedWeights):
+        options = [learner.options for learner in learners]
+        self._weights = weights
+        self._device = weights.values_MP.device
+        self._momentum_M1 = self._column([o.momentum for o in options])
+        self._decay_M1 = self._column([o.weight_decay for o in options])
+        limits = [o.clip_norm for o in options if o.clip_norm is not None]
+        self._limit_M1 = self._column(limits) if limits else None
+        self._steps_M = torch.zeros(len(learners), device=self._device)
+        self._update: Callable[[Tensor, Tensor], None]
+        if options[0].optimizer == "sgd":
+            self._first_MP = self._gathered(learners, "momentum_buffer")
+            self._update = self._sgd
+        else:
+            self._first_MP = self._gathered(learners, "exp_avg")
+            self._second_MP = self._gathered(learners, "exp_avg_sq")
+            self._taken(learners)
+            self._update = self._adamw
+
+    @torch.no_grad()
+    def step(self, grads_MP: Tensor, rates: Sequence[float]) -> None:
+        """Update all weights with a learning rate each; the gradients are used up."""
+        if self._limit_M1 is not None:  # as `torch.nn.utils.clip_grad_norm_` does
+            norm_M1 = grads_MP.norm(dim=1, keepdim=True)
+            grads_MP.mul_((self._limit_M1 / (norm_M1 + 1e-6)).clamp(max=1.0))
+        self._update(grads_MP, self._column(rates))
+
+    def _sgd(self, grads_MP: Tensor, rates_M1: Tensor) -> None:
+        grads_MP.addcmul_(self._weights.values_MP, self._decay_M1)
+        self._first_MP.mul_(self._momentum_M1).add_(grads_MP)
+        grads_MP.addcmul_(self._first_MP, self._momentum_M1)  # Nesterov
+        self._weights.values_MP.addcmul_(grads_MP, rates_M1, value=-1)
+
+    def _adamw(self, grads_MP: Tensor, rates_M1: Tensor) -> None:
+        self._steps_M += 1
+        steps_M1 = self._steps_M[:, None]
+        self._weights.values_MP.mul_(1 - rates_M1 * self._decay_M1)
+        self._first_MP.lerp_(grads_MP, 1 - self._momentum_M1)
+        self._second_MP.mul_(ADAMW_BETA2).addcmul_(grads_MP, grads_MP, value=1 - ADAMW_BETA2)
+        root_MP = self._second_MP.sqrt().div_((1 - ADAMW_BETA2**steps_M1).sqrt()).add_(ADAMW_EPS)
+        update_MP = torch.div(self._first_MP, root_MP, out=root_MP)
+        self._weights.values_MP.addcmul_(update_MP, rates_M1 / (1 - self._momentum_M1**steps_M1), value=-1)
+
+    def _gathered(self, learners: Sequence[Learner], key: str) -> Tensor:
+        """Return one kind of state of all students, (M, P), of which their own optimisers' become views."""
+        values_MP = torch.zeros_like(self._weights.values_MP)
+        blocks = list(self._weights.split(values_MP).values())
+        for place, learner in enumerate(learners):
+            for parameter, block in zip(learner.trained, blocks, strict=True):
+                state = learner.optimizer.state[parameter]
+                if key in state:
+                    block[place].copy_(state[key])
+                state[key] = block[place]
+        return values_MP
+
+    def _taken(self, learners: Sequence[Learner]) -> None:
+        """Make each student's count of steps a view, whatever number of parameters have one."""
+        for place, learner in enumerate(learners):
+            for parameter in learner.trained:
+                state = learner.optimizer.state[parameter]
+                if "step" in state:
+                    self._steps_M[place] = state["step"]
+                state["step"] = self._steps_M[place]
+
+    def _column(self, values: Sequence[float]) -> Tensor:
+        return torch.tensor(values, dtype=torch.float32, device=self._device)[:, None]

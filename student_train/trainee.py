@@ -1,0 +1,263 @@
+"""A trainee: one student's way from its first step, or last checkpoint, to its record, and what it leaves on disk."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+from math import isfinite
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from storage.encodings import Encoding
+from storage.errors import BadRequest, DivergedLoss, StillroomError
+from student_train.checkpoint import Position, delete_checkpoint, read_checkpoint, write_checkpoint
+from student_train.learner import Learner, Tensors, below
+from student_train.needs import ArrayKey
+from student_train.options import StudentOptions
+from student_train.results import EpochMetrics, Held, RunRecord, write_metrics, write_record, write_steps
+from student_train.schedule import learning_rate_at
+from student_train.students import StudentSpec, save_student
+
+
+@dataclass(frozen=True)
+class Run:
+    """All that one student is trained from, its rows apart.
+
+    Attributes:
+        options: its section of the job.
+        spec: what it is.
+        encodings: of the teachers whose soft targets it needs.
+        feature_shapes: of one row of each feature.
+        folder: where it leaves its files.
+        identity: what it is made from; a checkpoint of anything else is refused.
+        device: where it is trained.
+        tops_N: the class that its teacher gives each held row, to agree with; None without such a teacher.
+    """
+
+    options: StudentOptions
+    spec: StudentSpec
+    encodings: dict[str, Encoding]
+    feature_shapes: dict[ArrayKey, tuple[int, ...]]
+    folder: Path
+    identity: dict[str, Any]
+    device: torch.device
+    tops_N: Tensor | None = None
+
+
+class Trainee:
+    """A student while it is trained.
+
+    Args:
+        run: what is trained, from what.
+        num_rows: of an epoch.
+
+    Attributes:
+        learner: what its steps change.
+        epoch, step: of the next step, both from 0; `step` may be the number of an epoch's steps.
+        history: one entry per whole epoch.
+        tally: of the epoch that was interrupted: what `Tally.state` gave, or empty.
+        stacked: whether it steps in a stack; None before it is known.
+
+    Raises:
+        StaleCache: the folder holds a run of another job.
+        BadRequest: the student does not fit.
+    """
+
+    def __init__(self, run: Run, num_rows: int):
+        self.run = run
+        self.options = options = run.options
+        self.learner = Learner.fresh(options, run.spec, run.feature_shapes, run.device)
+        position = Position()
+        self._best: Tensors | None = None
+        self.tally: Tensors = {}
+        found = read_checkpoint(run.folder, run.identity)
+        if found is not None:
+            position, tensors = found
+            self.learner.restore(tensors)
+            self._best = below("best.", tensors) or None
+            self.tally = {name: tensor for name, tensor in tensors.items() if name.startswith("tally.")}
+        self.num_rows = num_rows
+        self._written_at: int | None = None
+        self.steps = -(-num_rows // options.batch_size)
+        self.epoch, self.step = position.epoch, position.step
+        self.history = list(position.history)
+        self._best_epoch, self._best_score = position.best_epoch, position.best_score
+        self.stacked = position.stacked if found is not None else None
+        self.seconds, self.epoch_seconds = position.seconds, position.epoch_seconds
+        self._rate_at = partial(
+            learning_rate_at,
+            peak=options.peak_learning_rate,
+            warmup_steps=options.warmup_epochs * self.steps,
+            total_steps=self.total_steps,
+            schedule=options.schedule,
+        )
+
+    @property
+    def name(self) -> str:
+        """Return the student's name."""
+        return self.options.name
+
+    @property
+    def total_steps(self) -> int:
+        """Return the number of steps of the whole run."""
+        return self.options.epochs * self.steps
+
+    @property
+    def done_steps(self) -> int:
+        """Return how many of them are taken."""
+        return self.epoch * self.steps + self.step
+
+    @property
+    def rate(self) -> float:
+        """Return the learning rate of the next step."""
+        return self._rate_at(self.done_steps)
+
+    @property
+    def ended(self) -> bool:
+        """Whether it has had all its epochs, or has run out of patience."""
+        patience, best = self.options.patience_epochs, self._best_epoch
+        return self.epoch >= self.options.epochs or (
+            patience is not None and best is not None and self.epoch - best >= patience
+        )
+
+    def due_for_checkpoint(self) -> bool:
+        """Whether the job wants a checkpoint after the steps so far."""
+        every = self.options.checkpoint_every_steps
+        return every is not None and self.done_steps % every == 0 and self.done_steps != self._written_at
+
+    def checkpoint(self, tally: Tensors) -> None:
+        """Write where it is, durable when this returns.
+
+        Args:
+            tally: of the epoch that it is in.
+        """
+        where = Position(
+            epoch=self.epoch,
+            step=self.step,
+            history=tuple(self.history),
+            best_epoch=self._best_epoch,
+            best_score=self._best_score,
+            stacked=bool(self.stacked),
+            seconds=self.seconds,
+            epoch_seconds=self.epoch_seconds,
+        )
+        self._written_at = self.done_steps
+        best = {f"best.{name}": tensor for name, tensor in (self._best or {}).items()}
+        write_checkpoint(self.run.folder, where, self.learner.state() | best | tally, self.run.identity)
+
+    def end_epoch(self, held: Held, *, view: str, means: list[float], shares: list[float], steps_SK: Any) -> None:
+        """Add an epoch to the history and go on to the next.
+
+        Args:
+            held: figures on the held rows.
+            view: that the epoch has shown.
+            means: losses over the epoch's rows, the objective's first.
+            shares: of each term in the gradient.
+            steps_SK: losses of each step, (S, 1 + K).
+
+        Raises:
+            DivergedLoss: the held rows have a loss that is not finite.
+        """
+        names = self.learner.objective.names
+        metrics = EpochMetrics(
+            **held.model_dump(),
+            epoch=self.epoch + 1,
+            view=view,
+            train_loss=means[0],
+            terms=dict(zip(names, means[1:], strict=True)),
+            shares=dict(zip(names, shares, strict=True)),
+            learning_rate=self._rate_at((self.epoch + 1) * self.steps - 1),
+            seconds=self.epoch_seconds,
+            rows_per_s=self.num_rows / max(self.epoch_seconds, 1e-9),
+        )
+        if metrics.cross_entropy is not None and not isfinite(metrics.cross_entropy):
+            raise self.diverged(f"cross-entropy on the held rows = {metrics.cross_entropy}")
+        self.history.append(metrics)
+        if self.options.patience_epochs is not None:
+            score = self._score(metrics)
+            if self._best_score is None or score > self._best_score:
+                self._best_epoch, self._best_score = self.epoch + 1, score
+                self._best = {n: t.detach().clone() for n, t in self.learner.exported.state_dict().items()}
+        rates = [self._rate_at(self.epoch * self.steps + step) for step in range(len(steps_SK))]
+        write_steps(self.run.folder, self.epoch + 1, names, rates, steps_SK)
+        self.epoch, self.step, self.epoch_seconds = self.epoch + 1, 0, 0.0
+        write_metrics(self.run.folder, self.history)
+
+    def finish(self) -> RunRecord:
+        """Write the result: weights, figures, and last the record, which says that all the rest is there."""
+        record = self._write_result("finished")
+        delete_checkpoint(self.run.folder)
+        return record
+
+    def set_aside(self, reason: str, halving: dict[str, Any]) -> RunRecord:
+        """Write the result so far of a student that others have outrun; its checkpoint stays, should it ever go on.
+
+        Args:
+            reason: why it is stopped.
+            halving: the section of the job that decided so.
+        """
+        return self._write_result("stopped", error=reason, halving=halving)
+
+    def fail(self, error: StillroomError) -> RunRecord:
+        """Write that it failed, and why; its last checkpoint stays."""
+        record = failure_record(self.run, error)
+        write_record(self.run.folder, record)
+        return record
+
+    def diverged(self, found: str) -> DivergedLoss:
+        """Return the error of a loss that is not finite."""
+        return DivergedLoss(
+            f"student {self.name} diverged in epoch {self.epoch + 1}",
+            found=found,
+            expected="a finite number",
+            do=f"lower learning_rate (now {self.options.peak_learning_rate:g}), lengthen warmup_epochs, "
+            "or set clip_norm",
+        )
+
+    def _write_result(self, status: Any, **about: Any) -> RunRecord:
+        weights = dict(self.learner.exported.state_dict()) if self._best is None else self._best
+        chosen = self.history[-1] if self._best_epoch is None else self.history[self._best_epoch - 1]
+        save_student(self.run.folder, self.run.spec, weights)
+        record = RunRecord(
+            **chosen.model_dump(include=set(Held.model_fields)),
+            student=self.name,
+            status=status,
+            architecture=self.options.architecture,
+            parameters=self.learner.num_parameters,
+            epoch=chosen.epoch,
+            epochs=len(self.history),
+            seconds=self.seconds,
+            rows_per_s=self.num_rows * len(self.history) / max(sum(m.seconds for m in self.history), 1e-9),
+            device=str(self.run.device),
+            torch_version=torch.__version__,
+            identity=self.run.identity,
+            **about,
+        )
+        write_record(self.run.folder, record)
+        return record
+
+    def _score(self, metrics: EpochMetrics) -> float:
+        score = metrics.agreement if metrics.accuracy is None else metrics.accuracy
+        if score is None:
+            raise BadRequest(
+                f"student {self.name} has patience_epochs, but no figure to be patient about",
+                found="held rows with neither labels nor a teacher",
+                do="drop patience_epochs, or name validation rows that have one",
+            )
+        return score
+
+
+def failure_record(run: Run, error: StillroomError) -> RunRecord:
+    """Return the record of a failed run."""
+    return RunRecord(
+        student=run.options.name,
+        status="failed",
+        architecture=run.options.architecture,
+        device=str(run.device),
+        torch_version=torch.__version__,
+        error=str(error),
+        identity=run.identity,
+    )
