@@ -9,15 +9,19 @@ import difflib
 import tomllib
 import types
 import typing
+from collections import Counter
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
+from jobs.sweep import Expanded, Place, expand
 from storage.errors import BadJob
 from storage.options import Options
 
 Job = TypeVar("Job", bound=Options)
+
+MOST_NAMES = 5  # that one message lists
 
 
 def read_job(path: Path, kind: type[Job]) -> Job:
@@ -38,40 +42,43 @@ def read_job(path: Path, kind: type[Job]) -> Job:
     if other in values:
         command = "student train" if other == "student" else "cache build"
         raise BadJob(f"{path} is a job for the other program", found=f"[[{other}]]", do=f"{command} {path}")
+    expanded = expand(values)
+    mistakes = [f"{_spelled(place)}: {message}" for place, message in expanded.mistakes]
     try:
-        return kind.model_validate(values, context={"folder": path.resolve().parent})
+        job = kind.model_validate(expanded.values, context={"folder": path.resolve().parent})
     except ValidationError as error:
-        details = [_where_written(values, detail) for detail in error.errors()]
-        mistakes = list(dict.fromkeys(_mistake(kind, detail) for detail in details))
-        raise BadJob(
-            f"{path} has {len(mistakes)} mistake{'s' if len(mistakes) > 1 else ''}", found="\n".join(mistakes)
-        ) from None
+        mistakes += _mistakes(kind, error, expanded)
+    if mistakes:
+        plural = "s" if len(mistakes) > 1 else ""
+        raise BadJob(f"{path} has {len(mistakes)} mistake{plural}", found="\n".join(mistakes))
+    return job
 
 
 def refuse_twice(kind: str, names: list[str]) -> None:
     """Raise ValueError if two sections of one kind have one name."""
-    if twice := sorted({name for name in names if names.count(name) > 1}):
-        raise ValueError(f"two [[{kind}]] are named {', '.join(twice)}")
+    if twice := sorted(name for name, count in Counter(names).items() if count > 1):
+        more = f" and {len(twice) - MOST_NAMES:,} more" if len(twice) > MOST_NAMES else ""
+        raise ValueError(f"two [[{kind}]] are named {', '.join(twice[:MOST_NAMES])}{more}")
 
 
-def _where_written(values: dict[str, Any], detail: Any) -> Any:
-    """Return a mistake of `[defaults]` as one, not as one of each student that inherits it."""
-    match detail["loc"]:
-        case ("student", int(i), str(key), *rest) if (
-            isinstance(values.get("defaults"), dict) and key in values["defaults"]
-        ):
-            own = values["student"][i]
-            if isinstance(own, dict) and key not in own:
-                return detail | {"loc": ("student", i, key, *rest), "written": ("defaults", key, *rest)}
-    return detail
+def _mistakes(kind: type[BaseModel], error: ValidationError, expanded: Expanded) -> list[str]:
+    """Return every mistake once, however many students of the job inherit it."""
+    told: dict[tuple[Place, str], str] = {}
+    for detail in error.errors():
+        written = expanded.place(detail["loc"], unknown_key=detail["type"] == "extra_forbidden")
+        if (written, detail["msg"]) not in told:
+            told[written, detail["msg"]] = _mistake(kind, detail, written)
+    return list(told.values())
 
 
-def _mistake(kind: type[BaseModel], detail: Any) -> str:
+def _mistake(kind: type[BaseModel], detail: Any, written: Place) -> str:
     *parents, last = detail["loc"] or ("job",)
-    where = _spelled(detail.get("written", detail["loc"]))
+    where = _spelled(written)
     prefix = f"{where}: " if where else ""
     if detail["type"] == "extra_forbidden":
         names = _fields_at(kind, parents)
+        if len(written) == 3 and written[0] == "student":
+            names.append("sweep")  # no field: `expand` takes it away
         near = difflib.get_close_matches(str(last), names, n=1, cutoff=0.5)
         hint = f"did you mean `{near[0]}`?" if near else f"there are {', '.join(names)}"
         return f"{prefix}unknown key; {hint}"
@@ -89,7 +96,7 @@ def _mistake(kind: type[BaseModel], detail: Any) -> str:
     return f"{prefix}{message[:1].lower()}{message[1:]}{found}"
 
 
-def _spelled(location: typing.Sequence[str | int]) -> str:
+def _spelled(location: Place) -> str:
     """Return a place in the file as a reader would write it: `teacher[0].encoding.dtype`, counting from 0."""
     return "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in location).lstrip(".")
 

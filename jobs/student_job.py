@@ -17,22 +17,14 @@ class StudentJob(DataOptions, FleetOptions):
     Attributes:
         cache: where rows are read.
         runs: folder of the runs, one below it for each student.
-        defaults: merged beneath every `[[student]]`.
-        student: one `[[student]]` each.
+        defaults: lie beneath every `[[student]]`, its sweep among them.
+        student: all of them, defaults and sweeps multiplied out; `read_job` does that (`jobs.sweep`).
     """
 
     cache: Url
     runs: JobPath
     defaults: dict[str, Any] = Field(default={})
     student: Annotated[list[StudentOptions], Field(min_length=1)]
-
-    @model_validator(mode="before")
-    @classmethod
-    def _merge_defaults(cls, values: Any) -> Any:
-        defaults, students = values.get("defaults"), values.get("student")
-        if isinstance(defaults, dict) and isinstance(students, list):
-            values = values | {"student": [defaults | s if isinstance(s, dict) else s for s in students]}
-        return values
 
     @model_validator(mode="after")
     def _names(self) -> Self:
