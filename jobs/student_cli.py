@@ -101,6 +101,7 @@ class _TrainProgress:
         self._done_steps = self._loaded_shards = 0
 
     def report(self, event: Event) -> None:
+        from jobs.terminal import si
         from student_train import events
 
         match event:
@@ -108,6 +109,9 @@ class _TrainProgress:
                 self._watch.note(f"rows: {event.residency} ({event.why})")
                 if event.views:
                     self._watch.note(f"views: {event.views}; epoch e shows view (e - 1) mod {event.views}")
+            case events.MemoryProjected():
+                on_device = "" if event.device_bytes is None else f", {si(event.device_bytes, 'B')} on the device"
+                self._watch.note(f"memory: at most {si(event.host_bytes, 'B')}{on_device}")
             case events.Loading():
                 if event.done_shards == 1:
                     self._watch.begin(f"{event.students}: rows", event.shards)

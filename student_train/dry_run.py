@@ -7,8 +7,8 @@ from typing import Literal
 
 from student_train.checkpoint import position_of
 from student_train.devices import find_device
-from student_train.memory import MemoryProjection, project_memory
 from student_train.prepare import Request, prepare
+from student_train.projection import MemoryProjection, fit
 from student_train.train import choose_for
 
 
@@ -62,5 +62,5 @@ def dry_run(request: Request) -> DryRun:
     if not left:
         return DryRun(tuple(planned), None)
     residency = choose_for(request, left, device)
-    memory = project_memory(request.cache, left, residency, request.data.window_shards, device)
+    _, memory = fit(request.cache, left, residency, request.data.window_shards, device, request.fleet)
     return DryRun(tuple(planned), memory)

@@ -19,6 +19,14 @@ class FeedChosen:
 
 
 @dataclass(frozen=True, slots=True)
+class MemoryProjected:
+    """The bound on memory: of the process, and of a GPU where there is one."""
+
+    host_bytes: int
+    device_bytes: int | None
+
+
+@dataclass(frozen=True, slots=True)
 class Loading:
     """So many shards of so many are on the device; only when rows are resident."""
 
@@ -129,6 +137,7 @@ class StudentFailed:
 
 Event = (
     FeedChosen
+    | MemoryProjected
     | Loading
     | StackingChosen
     | StackTakenApart

@@ -1,41 +1,23 @@
-"""The peak memory of a run, bounded from its job before anything is read or trained.
-
-What a run holds: the libraries; the rows, all of them or two shuffle windows; one shard on its way in; the student
-with its gradients, optimiser state and averages; the activations of one batch; and a checkpoint on its way out.
-A streamed run's bound does not depend on the size of the cache, but for 32 bytes a row of labels and order.
-
-Activations are measured on the meta device, which computes shapes and allocates nothing.
-"""
+"""The memory of one student's training step, measured on the meta device, which computes shapes only."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from storage.cache import Cache
 from storage.errors import BadRequest
-from storage.views.shown import BLOCK_BYTES
 from student_train.blank import blank_batch
 from student_train.learner import make_optimizer
-from student_train.needs import Batch, Needs, Outputs, Shapes
+from student_train.needs import Batch, Outputs, Shapes
 from student_train.objective import Objective, Tapped, check_student, student_layers
 from student_train.positions import part_size
 from student_train.prepare import Prepared
-from student_train.residency import Residency, row_bytes
-from student_train.selection import Selection
 from student_train.students import Student, build_student
 
-INDEX_BYTES_PER_ROW = 32  # a row's label, top class, place in its shard, and place in the order
-VIEW_COPIES = 6  # of a batch's pixels: own and partners', stored, transformed and mixed
-VIEW_WORK = 16  # bytes in between for each pixel that is being transformed
-SHARD_COPIES = 3  # of a shard while it is read: stored bytes, decoded, and the rows that are picked
 PICKED_COPIES = 3  # of a student of tokens' hidden states: those that count, and their gradient there and in all
 WORKING_ACTIVATIONS = 2  # of the largest activation: its gradient, and the next one's
 # glibc takes tensors below 32 MiB from its heap, where backward passes leave holes: 1.8 to 1.9 times the saved bytes
@@ -73,64 +55,6 @@ class StepBytes:
         return 2 * (self.weights + self.optimizer + self.copies)
 
 
-@dataclass(frozen=True, slots=True)
-class MemoryProjection:
-    """The bound for a whole job, whose students are trained one after another.
-
-    Attributes:
-        residency: "resident" or "stream", with its reason.
-        host_bytes: of the process, libraries included.
-        device_bytes: of a GPU, or None where the student is trained on the host.
-        parts: what the two are made of, by name.
-    """
-
-    residency: Residency
-    host_bytes: int
-    device_bytes: int | None
-    parts: dict[str, int]
-
-
-def project_memory(
-    cache: Cache, students: Sequence[Prepared], residency: Residency, window_shards: int, device: torch.device
-) -> MemoryProjection:
-    """Return the projected peak of training these students one after another.
-
-    Args:
-        cache: where rows are.
-        students: checked ones.
-        residency: as chosen for them.
-        window_shards: of the shuffle.
-        device: where they are to be trained.
-    """
-    steps = [measure_step(student) for student in students]
-    heaviest = max(steps, key=lambda step: step.total)
-    feeds = [(s.train, s.needs, window_shards) for s in students] + [(s.held, Needs(), 1) for s in students]
-    widest = {id(selection): selection.num_rows for selection, _, _ in feeds}
-    shard = max(SHARD_COPIES * _window_bytes(cache, selection, needs, 1) for selection, needs, _ in feeds)
-    windows = max(2 * _window_bytes(cache, selection, needs, size) for selection, needs, size in feeds)
-    on_device = {
-        "weights": heaviest.weights,
-        "gradients": heaviest.gradients,
-        "optimiser": heaviest.optimizer,
-        "averaged and best weights": heaviest.copies,
-        "activations of a batch": heaviest.activations,
-    }
-    on_host = {"libraries": resident_set_bytes(), "labels and order": INDEX_BYTES_PER_ROW * sum(widest.values())}
-    if any(student.train.views is not None for student in students):
-        on_device["a batch's view"] = max(_view_bytes(student, device) for student in students)
-    if residency.resident:
-        on_device["resident rows"] = residency.projected_bytes
-        on_host["a shard being read"] = shard
-    else:
-        on_host["two windows of rows"] = windows
-        on_host["a shard being read"] = shard
-    on_host["a checkpoint being written"] = max(step.checkpoint for step in steps)
-    if device.type == "cpu":
-        parts = on_host | on_device
-        return MemoryProjection(residency, sum(parts.values()), None, parts)
-    return MemoryProjection(residency, sum(on_host.values()), sum(on_device.values()), on_host | on_device)
-
-
 def measure_step(student: Prepared) -> StepBytes:
     """Return what a student's training step holds, from one step on the meta device.
 
@@ -140,15 +64,6 @@ def measure_step(student: Prepared) -> StepBytes:
         return _measure(student, torch.device("meta"))
     except (NotImplementedError, RuntimeError, BadRequest):  # it was built on the CPU once already
         return _measure(student, torch.device("cpu"))
-
-
-def resident_set_bytes() -> int:
-    """Return the memory that this process holds now."""
-    try:
-        pages = int(Path("/proc/self/statm").read_text().split()[1])
-    except OSError:  # not Linux
-        return 400 * 2**20
-    return pages * 4096
 
 
 def _measure(prepared: Prepared, device: torch.device) -> StepBytes:
@@ -209,20 +124,6 @@ def _one_part(
     seen = Outputs(student.scores(hidden), dict(zip(outputs.layers, layers, strict=True)))
     loss = objective(seen, batch.supervision_at(positions_N)).total
     return loss, PICKED_COPIES * _bytes_of(whole)
-
-
-def _view_bytes(student: Prepared, device: torch.device) -> int:
-    """Return what it takes to show a batch of uint8 pixels in a view."""
-    pixels = min(student.options.batch_size, student.train.num_rows) * math.prod(student.spec.input_shape)
-    return VIEW_COPIES * pixels + VIEW_WORK * min(2 * pixels, BLOCK_BYTES[device.type])
-
-
-def _window_bytes(cache: Cache, selection: Selection, needs: Needs, window_shards: int) -> int:
-    """Return the bytes of the largest window of so many shards, whatever the shuffle."""
-    starts = cache.shards(selection.dataset)
-    whole = {shard.shard: shard.stop - shard.start for shard in starts}
-    sizes = selection.shard_sizes_S if window_shards > 1 else np.array([whole[shard] for shard in selection.shards_S])
-    return int(np.sort(sizes)[-window_shards:].sum()) * row_bytes(cache, selection.dataset, needs)
 
 
 def _address(tensor: Tensor) -> int:

@@ -95,6 +95,16 @@ def prepare(request: Request) -> list[Prepared]:
     return students
 
 
+def passes(students: Sequence[Prepared], at_once: int | None) -> list[list[Prepared]]:
+    """Return the students in groups that learn from, and are measured on, the same rows: each shares one pass."""
+    groups: dict[tuple[str, ...], list[Prepared]] = {}
+    for student in students:
+        train, held = student.train, student.held
+        groups.setdefault((train.dataset, train.fingerprint, held.dataset, held.fingerprint), []).append(student)
+    size = at_once or len(students)
+    return [group[start : start + size] for group in groups.values() for start in range(0, len(group), size)]
+
+
 def _prepare(request: Request, options: StudentOptions, selections: _Selections, views: EpochViews | None) -> Prepared:
     cache, data = request.cache, request.data
     needs = objective_needs(options.objective)

@@ -14,12 +14,14 @@ from storage.errors import Interrupted, StillroomError, StorageFailure, TryAgain
 from storage.objects import LocalObjects
 from student_train.checkpoint import delete_checkpoint
 from student_train.devices import find_device
-from student_train.events import FeedChosen, Loading, Report, StudentFailed, StudentSkipped
+from student_train.events import FeedChosen, Loading, MemoryProjected, Report, StudentFailed, StudentSkipped
 from student_train.fleet import own_failure
 from student_train.halving import Halving
 from student_train.loop import train_together
 from student_train.needs import Needs
-from student_train.prepare import Prepared, Request, prepare
+from student_train.options import FleetOptions
+from student_train.prepare import Prepared, Request, passes, prepare
+from student_train.projection import fit
 from student_train.residency import FeedPool, Residency, choose_residency, projected_bytes
 from student_train.results import RUN_FILE, RunRecord, read_record, write_record
 from student_train.trainee import Run, Trainee, failure_record
@@ -71,26 +73,18 @@ def train_students(
     errors: dict[str, StillroomError] = {}
     if left:
         residency = choose_for(request, left, device)
+        fleet, memory = fit(request.cache, left, residency, request.data.window_shards, device, request.fleet)
+        report(MemoryProjected(memory.host_bytes, memory.device_bytes))
         shown = left[0].train.views
         kind = "resident" if residency.resident else "stream"
         report(FeedChosen(kind, residency.why, 0 if shown is None else shown.count))
         pool = FeedPool(request.cache, device, resident=residency.resident, window_shards=request.data.window_shards)
         done = tuple(record for record in records.values() if record.status == "stopped")
-        for students_of_pass in passes(left, request.fleet.at_once):
-            found, failed = _train_pass(students_of_pass, request, pool, device, done, report, stop)
+        for students_of_pass in passes(left, fleet.at_once):
+            found, failed = _train_pass(students_of_pass, request, fleet, pool, device, done, report, stop)
             records |= found
             errors |= failed
     return Summary(tuple(records[s.options.name] for s in students if s.options.name in records), errors)
-
-
-def passes(students: Sequence[Prepared], at_once: int | None) -> list[list[Prepared]]:
-    """Return the students in groups that learn from, and are measured on, the same rows: each shares one pass."""
-    groups: dict[tuple[str, ...], list[Prepared]] = {}
-    for student in students:
-        train, held = student.train, student.held
-        groups.setdefault((train.dataset, train.fingerprint, held.dataset, held.fingerprint), []).append(student)
-    size = at_once or len(students)
-    return [group[start : start + size] for group in groups.values() for start in range(0, len(group), size)]
 
 
 def choose_for(request: Request, students: Sequence[Prepared], device: torch.device) -> Residency:
@@ -102,6 +96,7 @@ def choose_for(request: Request, students: Sequence[Prepared], device: torch.dev
 def _train_pass(
     students: Sequence[Prepared],
     request: Request,
+    fleet: FleetOptions,
     pool: FeedPool,
     device: torch.device,
     stopped: tuple[RunRecord, ...],
@@ -164,14 +159,13 @@ def _train_pass(
             raise
         except StillroomError as error:  # of the rows, which all of them were to learn from
             return {}, errors | {trainee.name: _told(trainee, error, report) for trainee in trainees}
-        halving = request.fleet.halving
         outcome = train_together(
             trainees,
             train,
             held,
             seed=request.data.order_seed,
-            stacking=request.fleet.stacking,
-            halving=None if halving is None else Halving(halving, stopped),
+            stacking=fleet.stacking,
+            halving=None if fleet.halving is None else Halving(fleet.halving, stopped),
             report=report,
             stop=stop,
         )

@@ -1,0 +1,236 @@
+"""The peak memory of a job, bounded before anything is read or trained.
+
+What a job holds: the libraries; the rows, all of them or two shuffle windows; one shard on its way in; the students of
+a pass with their gradients, optimiser states and averages; activations, of one batch and one student where they step
+one by one, of all students of a stack where they are stacked; and a checkpoint on its way out. A streamed job's bound
+does not depend on the size of the cache, but for 32 bytes a row of labels and order.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from storage.cache import Cache
+from storage.errors import BadRequest
+from storage.views.shown import BLOCK_BYTES
+from student_train.devices import free_bytes, gib
+from student_train.memory import StepBytes, measure_step
+from student_train.needs import Needs
+from student_train.options import FleetOptions
+from student_train.prepare import Prepared, passes
+from student_train.residency import Residency, row_bytes
+from student_train.selection import Selection
+
+INDEX_BYTES_PER_ROW = 32  # a row's label, top class, place in its shard, and place in the order
+VIEW_COPIES = 6  # of a batch's pixels: own and partners', stored, transformed and mixed
+VIEW_WORK = 16  # bytes in between for each pixel that is being transformed
+SHARD_COPIES = 3  # of a shard while it is read: stored bytes, decoded, and the rows that are picked
+STACK_WORK = 2  # of a stack's weights: the gradients as they come, and the optimiser's update
+LIBRARIES = "libraries"
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryProjection:
+    """The bound for a whole job: that of the pass which takes most.
+
+    Attributes:
+        residency: where rows are, with its reason.
+        host_bytes: of the process, libraries included.
+        device_bytes: of a GPU, or None where students are trained on the host.
+        parts: what the two are made of, by name.
+    """
+
+    residency: Residency
+    host_bytes: int
+    device_bytes: int | None
+    parts: dict[str, int]
+
+    @property
+    def to_come_bytes(self) -> int:
+        """Return what is still to be allocated where the students are."""
+        return self.host_bytes - self.parts[LIBRARIES] if self.device_bytes is None else self.device_bytes
+
+
+@dataclass(frozen=True, slots=True)
+class FleetBytes:
+    """What the students of a pass take, sums over those that hold something at the same time."""
+
+    weights: int
+    gradients: int
+    optimizer: int
+    copies: int
+    activations: int
+    checkpoint: int
+
+    @property
+    def total(self) -> int:
+        """Return what is held at the same time."""
+        return self.weights + self.gradients + self.optimizer + self.copies + self.activations
+
+    @classmethod
+    def of(cls, students: Sequence[Prepared], steps: Sequence[StepBytes], *, stacked: bool) -> FleetBytes:
+        """Return the bytes of students, stacked wherever they might be, or one by one.
+
+        One by one, a student's gradients and activations are gone before the next one's step. A stack has those of
+        all its students, and its trial has a copy of all weights.
+        """
+        groups: dict[Any, list[StepBytes]] = {}
+        for place, (student, step) in enumerate(zip(students, steps, strict=True)):
+            alone = not stacked or student.spec.of_tokens
+            groups.setdefault(place if alone else _stack_kind(student), []).append(step)
+        extra = [sum(step.weights for step in group) if len(group) > 1 else 0 for group in groups.values()]
+        return cls(
+            weights=sum(step.weights for step in steps) + max(extra),
+            gradients=max(sum(step.gradients for step in group) for group in groups.values()) + STACK_WORK * max(extra),
+            optimizer=sum(step.optimizer for step in steps),
+            copies=sum(step.copies for step in steps),
+            activations=max(sum(step.activations for step in group) for group in groups.values()),
+            checkpoint=max(step.checkpoint for step in steps),
+        )
+
+
+def project_memory(
+    cache: Cache,
+    students: Sequence[Prepared],
+    residency: Residency,
+    window_shards: int,
+    device: torch.device,
+    fleet: FleetOptions,
+) -> MemoryProjection:
+    """Return the projected peak of training these students.
+
+    Args:
+        cache: where rows are.
+        students: checked ones.
+        residency: as chosen for them.
+        window_shards: of the shuffle.
+        device: where they are to be trained.
+        fleet: how they are trained together; "auto" counts as stacked.
+    """
+    steps = dict(zip((student.options.name for student in students), _measured(students), strict=True))
+    heaviest = max(
+        (
+            FleetBytes.of(group, [steps[s.options.name] for s in group], stacked=fleet.stacking != "never")
+            for group in passes(students, fleet.at_once)
+        ),
+        key=lambda group: group.total,
+    )
+    feeds = [(s.train, s.needs, window_shards) for s in students] + [(s.held, Needs(), 1) for s in students]
+    widest = {id(selection): selection.num_rows for selection, _, _ in feeds}
+    shard = max(SHARD_COPIES * _window_bytes(cache, selection, needs, 1) for selection, needs, _ in feeds)
+    windows = max(2 * _window_bytes(cache, selection, needs, size) for selection, needs, size in feeds)
+    on_device = {
+        "weights": heaviest.weights,
+        "gradients": heaviest.gradients,
+        "optimiser": heaviest.optimizer,
+        "averaged and best weights": heaviest.copies,
+        "activations": heaviest.activations,
+    }
+    on_host = {LIBRARIES: resident_set_bytes(), "labels and order": INDEX_BYTES_PER_ROW * sum(widest.values())}
+    if any(student.train.views is not None for student in students):
+        on_device["a batch's view"] = max(_view_bytes(student, device) for student in students)
+    if residency.resident:
+        on_device["resident rows"] = residency.projected_bytes
+    else:
+        on_host["two windows of rows"] = windows
+    on_host["a shard being read"] = shard
+    on_host["a checkpoint being written"] = heaviest.checkpoint
+    if device.type == "cpu":
+        parts = on_host | on_device
+        return MemoryProjection(residency, sum(parts.values()), None, parts)
+    return MemoryProjection(residency, sum(on_host.values()), sum(on_device.values()), on_host | on_device)
+
+
+def fit(
+    cache: Cache,
+    students: Sequence[Prepared],
+    residency: Residency,
+    window_shards: int,
+    device: torch.device,
+    fleet: FleetOptions,
+) -> tuple[FleetOptions, MemoryProjection]:
+    """Return how students are trained together within the device's memory, and the bound.
+
+    Where stacks might not fit and the job does not ask for them, students step one by one.
+
+    Raises:
+        BadRequest: they do not fit even so; the message has the number that does.
+    """
+    free = free_bytes(device)
+
+    def projected(options: FleetOptions) -> MemoryProjection:
+        return project_memory(cache, students, residency, window_shards, device, options)
+
+    found = projected(fleet)
+    if found.to_come_bytes > free and fleet.stacking == "auto":
+        fleet = fleet.model_copy(update={"stacking": "never"})
+        found = projected(fleet)
+    if found.to_come_bytes <= free:
+        return fleet, found
+    few, many = 0, fleet.at_once or len(students)  # `few` students fit, `many` do not
+    while many - few > 1:
+        middle = (few + many) // 2
+        fits = projected(fleet.model_copy(update={"at_once": middle})).to_come_bytes <= free
+        few, many = (middle, many) if fits else (few, middle)
+    raise BadRequest(
+        f"{len(students)} students do not fit on {device}"
+        if len(students) > 1
+        else f"the student does not fit on {device}",
+        found=f"{gib(found.to_come_bytes)} projected, {gib(free)} free",
+        expected=f"{few} students at once, or fewer" if few else None,
+        do=f"at_once = {few}" if few else 'a smaller batch_size, a smaller student, or residency = "stream"',
+    )
+
+
+def resident_set_bytes() -> int:
+    """Return the memory that this process holds now."""
+    try:
+        pages = int(Path("/proc/self/statm").read_text().split()[1])
+    except OSError:  # not Linux
+        return 400 * 2**20
+    return pages * 4096
+
+
+def _measured(students: Sequence[Prepared]) -> list[StepBytes]:
+    """Return what each student's step holds; those that are alike are measured once."""
+    kinds: dict[str, StepBytes] = {}
+    for student in students:
+        kind = _kind(student)
+        if kind not in kinds:
+            kinds[kind] = measure_step(student)
+    return [kinds[_kind(student)] for student in students]
+
+
+def _kind(student: Prepared) -> str:
+    """Return what a step's memory depends on."""
+    options, neutral = student.options, {"weight": 1.0}
+    objective = [term.model_copy(update=neutral) for term in options.objective]
+    extras = (options.batch_size, options.optimizer, options.momentum > 0, options.ema_decay is None)
+    return repr((student.spec, objective, *extras, options.patience_epochs is None, options.autocast))
+
+
+def _stack_kind(student: Prepared) -> str:
+    """Return what students that might be stacked have in common."""
+    options = student.options
+    return repr((student.spec, options.batch_size, options.optimizer, [term.name for term in options.objective]))
+
+
+def _view_bytes(student: Prepared, device: torch.device) -> int:
+    """Return what it takes to show a batch of uint8 pixels in a view."""
+    pixels = min(student.options.batch_size, student.train.num_rows) * math.prod(student.spec.input_shape)
+    return VIEW_COPIES * pixels + VIEW_WORK * min(2 * pixels, BLOCK_BYTES[device.type])
+
+
+def _window_bytes(cache: Cache, selection: Selection, needs: Needs, window_shards: int) -> int:
+    """Return the bytes of the largest window of so many shards, whatever the shuffle."""
+    starts = cache.shards(selection.dataset)
+    whole = {shard.shard: shard.stop - shard.start for shard in starts}
+    sizes = selection.shard_sizes_S if window_shards > 1 else np.array([whole[shard] for shard in selection.shards_S])
+    return int(np.sort(sizes)[-window_shards:].sum()) * row_bytes(cache, selection.dataset, needs)
