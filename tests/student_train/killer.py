@@ -1,4 +1,4 @@
-"""Trains that die: `python -m tests.student_train.killer CACHE RUNS STUDENT_JSON EVERY FOLDERS [DATASET]`.
+"""Trains that die: `python -m tests.student_train.killer CACHE RUNS STUDENTS_JSON EVERY FOLDERS [DATASET [FLEET]]`.
 
 This process imports everything and starts no thread, so that each training is a fork of it and takes no time to start.
 Each is killed (SIGKILL) at its n-th system call that writes, n growing by EVERY, in the folder RUNS/<n>; or, with
@@ -7,6 +7,7 @@ FOLDERS "one", always at its EVERY-th, in RUNS. Ends when a training came to its
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import sys
@@ -18,19 +19,21 @@ import torch
 import torch._dynamo
 
 from storage.cache import Cache
-from student_train.options import DataOptions, StudentOptions
+from student_train.options import DataOptions, FleetOptions, StudentOptions
 from student_train.prepare import Request
 from student_train.train import train_students
 
 
-def main(cache: str, runs: str, student: str, every: int, folders: str, dataset: str = "toy") -> None:
+def main(
+    cache: str, runs: str, students: str, every: int, folders: str, dataset: str = "toy", fleet: str = "{}"
+) -> None:
     """Kill trainings until one is not killed."""
     kills = 0
     while True:
         moment, folder = (every, Path(runs)) if folders == "one" else (kills * every, Path(runs) / str(kills * every))
         child = os.fork()
         if child == 0:
-            train_until(moment, cache, folder, student, dataset)
+            train_until(moment, cache, folder, students, dataset, fleet)
         status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
         if status == 0:
             break
@@ -39,7 +42,7 @@ def main(cache: str, runs: str, student: str, every: int, folders: str, dataset:
     sys.stdout.write(f"{kills}\n")
 
 
-def train_until(moment: int, cache: str, runs: Path, student: str, dataset: str) -> None:
+def train_until(moment: int, cache: str, runs: Path, students: str, dataset: str, fleet: str) -> None:
     """Train and exit, or be killed."""
     left = moment
 
@@ -58,7 +61,10 @@ def train_until(moment: int, cache: str, runs: Path, student: str, dataset: str)
     torch.set_num_threads(1)
     try:
         rows = DataOptions(train=f"{dataset}/train", validation=f"{dataset}/validation")
-        train_students(Request(Cache.open(cache), runs, rows, (StudentOptions.model_validate_json(student),), "cpu"))
+        sections = json.loads(students)
+        options = tuple(map(StudentOptions.model_validate, sections if isinstance(sections, list) else [sections]))
+        how = FleetOptions.model_validate_json(fleet)
+        train_students(Request(Cache.open(cache), runs, rows, options, "cpu", how))
     except BaseException:
         sys.excepthook(*sys.exc_info())
         os._exit(1)

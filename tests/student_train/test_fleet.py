@@ -1,0 +1,245 @@
+"""Many students of one pass: what they share, what they do not notice, and how they go on."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import pytest
+import torch
+
+from storage.cache import Cache
+from storage.errors import BadRequest, CorruptObject
+from student_train import projection
+from student_train.events import Event, FeedChosen, PassStarted, StackTakenApart, StudentStopped
+from student_train.feed import ShardSource
+from student_train.needs import Needs
+from student_train.options import FleetOptions, StudentOptions
+from student_train.prepare import Request
+from student_train.results import read_record
+from student_train.selection import select_rows
+from student_train.train import Summary, train_students
+from tests.student_train.test_loop import stop_after, weights
+from tests.student_train.toys import HINT, KD, LABELS, Recipe, request_of, student, write_cache
+
+
+def train(cache: Cache, runs: Path, *students: StudentOptions, **keywords: Any) -> Summary:
+    request = request_of(cache, runs, *students, **keywords.pop("data", {}))
+    fleet = FleetOptions.model_validate({"stacking": "never"} | keywords.pop("fleet", {}))
+    return train_students(Request(request.cache, runs, request.data, request.students, "cpu", fleet), **keywords)
+
+
+VARIED = [
+    student("labels"),
+    student("kd", objective=[KD], seed=1),
+    student("hint", objective=[LABELS, HINT], batch_size=20),
+    student("cnn", architecture="cnn", options={"widths": [4, 8]}, batch_size=20, epochs=2),
+    student("dropout", options={"hidden": [16], "dropout": 0.5}, seed=4),
+    student("patient", epochs=6, patience_epochs=1, ema_decay=0.9),
+]
+
+
+@pytest.mark.parametrize("residency", ["auto", "stream"])
+def test_every_student_ends_as_if_it_were_alone(toy_cache: Cache, tmp_path: Path, residency: str) -> None:
+    data = {"residency": residency, "window_shards": 2}
+    assert train(toy_cache, tmp_path / "fleet", *VARIED, data=data).exit_code == 0
+    for each in VARIED:
+        train(toy_cache, tmp_path / "alone", each, data=data)
+        assert weights(tmp_path / "fleet", each.name) == weights(tmp_path / "alone", each.name), each.name
+
+
+def test_rows_are_read_once_for_all_students(toy_cache: Cache, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    reads: Counter[tuple[str, int]] = Counter()
+    read = ShardSource.read
+
+    def counted(self: ShardSource, index: int, names: Any) -> Any:
+        reads[self.selection.fingerprint, index] += 1
+        return read(self, index, names)
+
+    monkeypatch.setattr(ShardSource, "read", counted)
+    students = [student(f"s{i}", objective=[KD], batch_size=16 * (1 + i % 2), epochs=2) for i in range(4)]
+    train(toy_cache, tmp_path, *students, data={"residency": "stream", "window_shards": 2})
+    trained = select_rows(toy_cache, "toy/train", Needs(labels=True)).fingerprint
+    assert {count for (rows, _), count in reads.items() if rows == trained} == {2}  # epochs
+    assert {count for (rows, _), count in reads.items() if rows != trained} == {4}  # held rows: once a batch size
+
+
+def test_students_of_other_rows_have_a_pass_of_their_own(tmp_path: Path) -> None:
+    cache = write_cache(tmp_path / "cache", Recipe(no_teacher=frozenset({2})))
+    students = [student("taught", objective=[KD]), student("labelled"), student("too", seed=1)]
+    events: list[Event] = []
+    train(cache, tmp_path / "runs", *students, data={"allow_partial": True}, report=events.append)
+    assert [event.students for event in events if isinstance(event, PassStarted)] == ["taught", "2 students"]
+
+
+def test_no_more_students_share_a_pass_than_the_job_says(toy_cache: Cache, tmp_path: Path) -> None:
+    events: list[Event] = []
+    students = [student(f"s{i}", seed=i) for i in range(5)]
+    train(toy_cache, tmp_path, *students, fleet={"at_once": 2}, report=events.append)
+    assert [event.students for event in events if isinstance(event, PassStarted)] == ["2 students", "2 students", "s4"]
+
+
+def test_damaged_rows_fail_all_students_of_their_pass(tmp_path: Path) -> None:
+    cache = write_cache(tmp_path / "cache", Recipe())
+    damaged = next((tmp_path / "cache/toy/ingest").glob("00001-*.zarr/inputs/c/*/*/*/*"))
+    damaged.write_bytes(b"\0" + damaged.read_bytes()[1:])
+    for residency in ("auto", "stream"):
+        summary = train(cache, tmp_path / residency, student("a"), student("b"), data={"residency": residency})
+        assert {name: type(error) for name, error in summary.errors.items()} == {"a": CorruptObject, "b": CorruptObject}
+        assert summary.exit_code == 65
+        record = read_record(tmp_path / residency / "b")
+        assert record is not None
+        assert record.status == "failed"
+
+
+def test_every_step_is_in_the_metrics(toy_cache: Cache, tmp_path: Path) -> None:
+    train(toy_cache, tmp_path, student("a", objective=[LABELS, KD]), student("b", epochs=2))
+    steps = pl.read_parquet(tmp_path / "a/steps/*.parquet")
+    assert steps.columns == ["epoch", "step", "learning_rate", "train_loss", "term labels", "term kd:sage"]
+    assert steps["epoch"].to_list() == [epoch for epoch in (1, 2, 3) for _ in range(6)]
+    epochs = pl.read_parquet(tmp_path / "a/metrics.parquet")
+    of_rows = steps.with_columns(rows=pl.when(pl.col("step") == 5).then(32).otherwise(32))
+    mean = of_rows.group_by("epoch", maintain_order=True).agg(pl.col("train_loss").mean())["train_loss"]
+    assert mean.to_list() == pytest.approx(epochs["train_loss"].to_list(), rel=1e-5)
+
+
+def test_steps_before_an_interruption_stay_in_the_metrics(toy_cache: Cache, tmp_path: Path) -> None:
+    train(toy_cache, tmp_path / "whole", student("a"))
+    with pytest.raises(Exception, match="stopped"):
+        train(toy_cache, tmp_path / "parts", student("a"), stop=stop_after(10 + 3))
+    train(toy_cache, tmp_path / "parts", student("a"))
+    whole, parts = (pl.read_parquet(tmp_path / how / "a/steps/*.parquet") for how in ("whole", "parts"))
+    assert parts.equals(whole)
+
+
+HALVING = {"halving": {"first_epochs": 1, "factor": 2}}
+RATES = (0.00001, 0.0001, 0.003, 0.01)
+
+
+def test_halving_sets_the_worst_aside(toy_cache: Cache, tmp_path: Path) -> None:
+    events: list[Event] = []
+    students = [student(f"s{i}", learning_rate=rate, epochs=4) for i, rate in enumerate(RATES)]
+    summary = train(toy_cache, tmp_path, *students, fleet=HALVING, report=events.append)
+    assert summary.exit_code == 0
+    stopped = {event.record.student: event.record.epochs for event in events if isinstance(event, StudentStopped)}
+    assert {r.student: (r.status, r.epochs) for r in summary.records} == {
+        name: ("stopped", stopped[name]) if name in stopped else ("finished", 4) for name in ("s0", "s1", "s2", "s3")
+    }
+    assert sorted(stopped.values()) == [1, 1, 2]
+    assert stopped["s0"] == stopped["s1"] == 1
+    assert (tmp_path / "s0/student.safetensors").exists()
+    record = read_record(tmp_path / "s0")
+    assert record is not None
+    assert record.error is not None
+    assert record.error.startswith("set aside after 1 epochs: accuracy 0.")
+    assert record.error.endswith("of 4; the best 2 went on")
+
+
+def test_a_student_that_was_set_aside_stays_so_until_the_section_changes(toy_cache: Cache, tmp_path: Path) -> None:
+    students = [student(f"s{i}", learning_rate=rate, epochs=4) for i, rate in enumerate(RATES)]
+    before = train(toy_cache, tmp_path, *students, fleet=HALVING)
+    assert train(toy_cache, tmp_path, *students, fleet=HALVING) == before
+    after = train(toy_cache, tmp_path, *students)
+    assert {record.status for record in after.records} == {"finished"}
+    train(toy_cache, tmp_path / "never halved", *students)
+    for each in students:
+        assert weights(tmp_path, each.name) == weights(tmp_path / "never halved", each.name)
+
+
+def test_halving_by_a_figure_that_nobody_has_is_refused(tmp_path: Path) -> None:
+    cache = write_cache(tmp_path / "cache", Recipe(unlabelled=frozenset(range(240))))
+    with pytest.raises(BadRequest, match="compares students by accuracy"):
+        train(cache, tmp_path / "runs", student(objective=[KD]), fleet=HALVING)
+
+
+def test_a_fleet_that_does_not_fit_is_refused_with_the_number_that_does(
+    toy_cache: Cache, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wide = [student(f"s{i}", options={"hidden": [2000, 2000]}, seed=i) for i in range(9)]
+    monkeypatch.setattr(projection, "free_bytes", lambda device: 250 * 2**20)
+    with pytest.raises(BadRequest, match="9 students do not fit on cpu") as refusal:
+        train(toy_cache, tmp_path / "runs", *wide, fleet={"stacking": "auto"})
+    assert refusal.value.do is not None
+    few = int(refusal.value.do.removeprefix("at_once = "))
+    assert 1 <= few < 9
+    assert not (tmp_path / "runs").exists()
+    events: list[Event] = []
+    short = [each.model_copy(update={"epochs": 1}) for each in wide[: few + 1]]
+    train(toy_cache, tmp_path / "runs", *short, fleet={"at_once": few}, report=events.append)
+    assert any(isinstance(event, FeedChosen) for event in events)
+
+
+OWN = """
+import torch
+def own(num_classes, input_shape):
+    class Own(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = torch.nn.Linear(36, num_classes)
+        def forward(self, x):
+            stacked = torch._C._functorch.is_batchedtensor(self.layer.weight)
+            if self.training and stacked and limit():
+                raise torch.OutOfMemoryError("no memory for so many")
+            return self.layer(x.flatten(1))
+    return Own()
+def limit():
+    import os
+    return os.path.exists(LIMIT)
+"""
+
+
+def test_a_stack_without_memory_is_halved_and_goes_on(toy_cache: Cache, tmp_path: Path) -> None:
+    limit = tmp_path / "limit"
+    (tmp_path / "m.py").write_text(OWN.replace("LIMIT", repr(str(limit))))
+    own = {"architecture": f"{tmp_path}/m.py:own", "options": {}, "optimizer": "sgd"}
+    students = [student(f"s{i}", seed=i, **own) for i in range(4)]
+    train(toy_cache, tmp_path / "alone", *students)
+    events: list[Event] = []
+
+    def report(event: Event) -> None:
+        events.append(event)
+        if isinstance(event, PassStarted):
+            limit.touch()  # from now on it is as if a stack found no memory
+        if isinstance(event, StackTakenApart) and sum(isinstance(e, StackTakenApart) for e in events) == 1:
+            limit.unlink()  # but each half does
+
+    train(toy_cache, tmp_path / "stacked", *students, fleet={"stacking": "always"}, report=report)
+    apart = [event for event in events if isinstance(event, StackTakenApart)]
+    assert [(event.stack, event.parts) for event in apart] == [("s0 and 3 like it", 2)]
+    assert "no memory for so many" in apart[0].why
+    for each in students:
+        found, expected = (torch_weights(tmp_path / how / each.name) for how in ("stacked", "alone"))
+        assert all(torch.allclose(found[name], expected[name], atol=1e-5) for name in expected)
+
+
+def torch_weights(folder: Path) -> dict[str, torch.Tensor]:
+    from safetensors.torch import load_file
+
+    return load_file(folder / "student.safetensors")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stacking", ["never", "always"])
+def test_a_fleet_killed_at_any_moment_goes_on_with_every_student_where_it_was(
+    toy_cache: Cache, tmp_path: Path, stacking: str
+) -> None:
+    students = [student(f"s{i}", seed=i, epochs=2, checkpoint_every_steps=4, optimizer="sgd") for i in range(3)]
+    fleet = {"stacking": stacking}
+    train(toy_cache, tmp_path / "whole", *students, fleet=fleet)
+    sections = json.dumps([each.model_dump(mode="json", exclude_none=True) for each in students])
+    arguments = [toy_cache.url, str(tmp_path / "killed"), sections, "61", "one", "toy", json.dumps(fleet)]
+    command = [sys.executable, "-m", "tests.student_train.killer", *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=500, check=False, env=os.environ)
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout) > 2
+    for each in students:
+        if stacking == "never":
+            assert weights(tmp_path / "killed", each.name) == weights(tmp_path / "whole", each.name)
+        found, expected = (torch_weights(tmp_path / how / each.name) for how in ("killed", "whole"))
+        assert all(torch.allclose(found[name], expected[name], atol=1e-4) for name in expected)
