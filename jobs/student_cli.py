@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from jobs.arguments import DeviceOption, JobArgument, JsonOption, run_program
+from jobs.arguments import Device, DeviceOption, JobArgument, JsonOption, run_program
 
 if TYPE_CHECKING:
     from jobs.terminal import Watch
     from student_train.dry_run import DryRun
     from student_train.events import EpochDone, Event
+    from student_train.parallel import Parallel
 
 app = typer.Typer(
     help="Train many students from a cache of soft targets; no teacher is loaded.",
@@ -37,41 +38,10 @@ def train(
     from jobs import terminal
 
     def action() -> int:
-        from jobs.files import read_job
-        from jobs.student_job import StudentJob
-        from storage.cache import Cache
-        from student_train.options import DataOptions, FleetOptions
-        from student_train.prepare import Request
-        from student_train.train import train_students
+        from student_train.parallel import joined
 
-        read = read_job(job, StudentJob)
-        request = Request(
-            cache=Cache.open(read.cache),
-            runs=read.runs,
-            data=DataOptions(**read.model_dump(include=set(DataOptions.model_fields))),
-            students=tuple(read.student),
-            device=device,
-            fleet=FleetOptions(**read.model_dump(include=set(FleetOptions.model_fields))),
-        )
-        if dry_run:
-            from student_train.dry_run import dry_run as plan_students
-
-            _print_plan(plan_students(request), as_json)
-            return 0
-        with terminal.watching("steps") as watch, terminal.deferred_signals() as stop:
-            if request.data.measures_trained_rows:
-                shared = f"{read.validation} and {read.train} share rows"
-                watch.note(f"note: {shared}; the students are measured on what they were trained on")
-            summary = train_students(request, report=_TrainProgress(watch).report, stop=stop)
-        if as_json:
-            failed = {name: str(error) for name, error in summary.errors.items()}
-            records = [record.model_dump(mode="json", exclude={"identity"}) for record in summary.records]
-            terminal.print_json(
-                {"runs": str(read.runs), "students": records, "failed": failed, "exit_code": summary.exit_code}
-            )
-        else:
-            _print_comparison(read.runs)
-        return summary.exit_code
+        with joined() as parallel:  # others, where torchrun started this
+            return _train(job, dry_run, device, as_json, parallel)
 
     terminal.run(action, as_json=as_json)
 
@@ -93,12 +63,56 @@ def compare(runs: RunsArgument, as_json: JsonOption = False) -> None:
     terminal.run(action, as_json=as_json)
 
 
+def _train(job: Path, dry_run: bool, device: Device, as_json: bool, parallel: Parallel) -> int:
+    from jobs import terminal
+    from jobs.files import read_job
+    from jobs.student_job import StudentJob
+    from storage.cache import Cache
+    from student_train.options import DataOptions, FleetOptions
+    from student_train.prepare import Request
+    from student_train.train import train_students
+
+    read = read_job(job, StudentJob)
+    request = Request(
+        cache=Cache.open(read.cache),
+        runs=read.runs,
+        data=DataOptions(**read.model_dump(include=set(DataOptions.model_fields))),
+        students=tuple(read.student),
+        device=device,
+        fleet=FleetOptions(**read.model_dump(include=set(FleetOptions.model_fields))),
+        parallel=parallel,
+    )
+    if dry_run:
+        from student_train.dry_run import dry_run as plan_students
+
+        _print_plan(plan_students(request), as_json)
+        return 0
+    with terminal.watching("steps") as watch, terminal.deferred_signals() as stop:
+        progress = _TrainProgress(watch)
+        if request.data.measures_trained_rows and parallel.writes:
+            shared = f"{read.validation} and {read.train} share rows"
+            watch.note(f"note: {shared}; the students are measured on what they were trained on")
+        summary = train_students(request, report=progress.report if parallel.writes else progress.ignore, stop=stop)
+    if as_json and parallel.writes:
+        failed = {name: str(error) for name, error in summary.errors.items()}
+        records = [record.model_dump(mode="json", exclude={"identity"}) for record in summary.records]
+        terminal.print_json(
+            {"runs": str(read.runs), "students": records, "failed": failed, "exit_code": summary.exit_code}
+        )
+    elif parallel.writes:
+        _print_comparison(read.runs)
+    return summary.exit_code
+
+
 class _TrainProgress:
     """Shows what happens to the students: one bar for all that share a pass."""
 
     def __init__(self, watch: Watch):
         self._watch = watch
         self._done_steps = self._loaded_shards = 0
+
+    def ignore(self, event: Event) -> None:
+        """Show nothing: the first process tells."""
 
     def report(self, event: Event) -> None:
         from jobs.terminal import si

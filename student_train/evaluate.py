@@ -12,6 +12,7 @@ from torch import Tensor
 
 from student_train.feed import Feed
 from student_train.needs import Batch
+from student_train.parallel import ALONE, Parallel
 from student_train.positions import part_size
 from student_train.results import Held
 from student_train.selection import NO_CLASS
@@ -30,6 +31,7 @@ def evaluate(
     *,
     batch_size: int,
     stop: Callable[[], bool],
+    parallel: Parallel = ALONE,
 ) -> list[list[Held]] | None:
     """Return the figures of all students, in float32, with no step of synchronisation before the last.
 
@@ -41,6 +43,7 @@ def evaluate(
         tops: for each student of each of them, its teacher's top class of each held row (N,), or NO_CLASS.
         batch_size: rows at a time.
         stop: asked after each batch.
+        parallel: this process among others, each of which measures its own rows.
 
     Returns:
         The figures of each student of each stepper, or None if `stop` said so.
@@ -57,13 +60,15 @@ def evaluate(
                 if stop():
                     return None
                 stop_row = start + len(batch.inputs)
+                mine, rows = parallel.part(batch), slice(start + parallel.rank, stop_row, parallel.size)
                 for stepper, own, tops_M in zip(steppers, sums, tops, strict=True):
-                    _measure(stepper, batch, own, [None if t is None else t[start:stop_row] for t in tops_M])
+                    if len(mine.inputs):
+                        _measure(stepper, mine, own, [None if t is None else t[rows] for t in tops_M])
                 start = stop_row
     finally:
         for stepper in steppers:
             stepper.evaluating(False)
-    return [own.figures() for own in sums]
+    return [own.figures(parallel) for own in sums]
 
 
 def _measure(stepper: Stepper, batch: Batch, sums: Sums, tops: Sequence[Tensor | None]) -> None:
@@ -113,8 +118,10 @@ class Sums:
         rows_M3B = torch.stack([torch.ones_like(confidence_MB), confidence_MB, correct_MB.float()], dim=1).double()
         self._bins_M3K += rows_M3B @ member_MBK
 
-    def figures(self) -> list[Held]:
-        """Return each student's figures; waits for the device."""
+    def figures(self, parallel: Parallel) -> list[Held]:
+        """Return each student's figures, over the rows of all processes; waits for the device."""
+        parallel.sum(self._sums_M5)
+        parallel.sum(self._bins_M3K)
         found = []
         for (labelled, correct, nats, taught, agreeing), bins_3K in zip(
             self._sums_M5.tolist(), self._bins_M3K.cpu(), strict=True

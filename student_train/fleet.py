@@ -51,6 +51,7 @@ class Fleet:
         self.units = list(units)
         self.outcome = Outcome()
         self._report = report
+        self._parallel = self.units[0].trainees[0].run.parallel
         everyone = [trainee for unit in self.units for trainee in unit.trainees]
         self._name = everyone[0].name if len(everyone) == 1 else f"{len(everyone)} students"
         self._epochs = max(trainee.options.epochs for trainee in everyone)
@@ -75,6 +76,8 @@ class Fleet:
         except (Interrupted, StorageFailure):
             raise
         except Exception as error:  # a user's own model, or memory
+            if self._parallel.size > 1:
+                raise  # the other processes wait for this one: only the end of all helps
             failure, no_memory = own_failure(unit.name, error), is_out_of_memory(error)
         # Outside of the block, whose traceback keeps the step's tensors alive.
         if len(unit.trainees) == 1:
@@ -93,7 +96,8 @@ class Fleet:
         now = time.monotonic()
         if now - self._reported_at < REPORT_EVERY_S:
             return
-        self.check(epoch)
+        if self._parallel.size == 1:  # else all processes must come to it at the same step
+            self.check(epoch)
         losses = [means[0] for unit in self.units for means in unit.tally.means()]
         rows_per_s = self._rows / (now - self._reported_at)
         loss = statistics.median(losses) if losses else float("nan")

@@ -118,7 +118,12 @@ def _measure(units: Sequence[Unit], held: Feed, stop: Callable[[], bool]) -> lis
     for size in sorted({unit.batch_size for unit in units}):
         alike = [unit for unit in units if unit.batch_size == size]
         tops = [[trainee.run.tops_N for trainee in unit.trainees] for unit in alike]
-        figures = evaluate([unit.stepper for unit in alike], held, tops, batch_size=size, stop=stop)
+        parallel = alike[0].trainees[0].run.parallel
+        if parallel.size > 1:
+            for unit in alike:
+                unit.synchronise()
+        steppers = [unit.stepper for unit in alike]
+        figures = evaluate(steppers, held, tops, batch_size=size, stop=stop, parallel=parallel)
         if figures is None:
             return None
         found += zip(alike, figures, strict=True)

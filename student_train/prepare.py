@@ -27,6 +27,7 @@ from student_train.objective import (
     student_layers,
 )
 from student_train.options import DataOptions, FleetOptions, StudentOptions
+from student_train.parallel import ALONE, Parallel
 from student_train.results import RunRecord, read_record
 from student_train.selection import Selection, select_rows
 from student_train.students import StudentSpec, build_student
@@ -47,6 +48,7 @@ class Request:
         students: in the job's order.
         device: where.
         fleet: how they are trained together.
+        parallel: this process among those that train them.
     """
 
     cache: Cache
@@ -55,6 +57,7 @@ class Request:
     students: tuple[StudentOptions, ...]
     device: Device = "auto"
     fleet: FleetOptions = field(default_factory=FleetOptions)
+    parallel: Parallel = ALONE
 
 
 @dataclass(frozen=True)
@@ -113,6 +116,8 @@ def _prepare(request: Request, options: StudentOptions, selections: _Selections,
     _check_held(dataset, held_dataset, data)
     if dataset.vocabulary is not None:
         _check_of_tokens(options, dataset)
+    if request.parallel.size > 1:
+        _check_parallel(options, request.parallel.size)
     num_classes = count_classes(cache, dataset.name, needs)
     check_served(cache, dataset.name, options.objective)
     shapes = feature_shapes(cache, dataset.name, needs)
@@ -207,6 +212,18 @@ def _check_halving(request: Request, students: Sequence[Prepared]) -> None:
                 found=f"held rows without {lacking}",
                 do='choose another `metric`: "accuracy", "cross_entropy" or "agreement"',
             )
+
+
+def _check_parallel(options: StudentOptions, size: int) -> None:
+    """Raise BadRequest if a student has losses that would differ with the number of processes."""
+    compared = [term.loss for term in options.objective if LOSSES[term.loss].couples_rows(term)]
+    if compared:
+        raise BadRequest(
+            f"student {options.name} has losses that compare the rows of a batch, and each process has a part of them",
+            found=f"{', '.join(compared)} on {size} processes",
+            expected="losses that are means over rows",
+            do="train it on one process, or choose other losses",
+        )
 
 
 def _views_of(cache: Cache, dataset: str, teacher: str) -> list[str]:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from student_train.learner import Learner
 from student_train.needs import Batch
 from student_train.objective import Tapped
+from student_train.parallel import ALONE, Parallel
 from student_train.positions import accumulate_over_positions
 from student_train.step import Model, Step, accumulate_gradients
 
@@ -19,8 +20,9 @@ from student_train.step import Model, Step, accumulate_gradients
 class Single:
     """One learner that takes its own steps, in any company."""
 
-    def __init__(self, learner: Learner):
+    def __init__(self, learner: Learner, parallel: Parallel = ALONE):
         self.learners = [learner]
+        self._parallel = parallel
         self._learner = learner
         self._trained = learner.trained
         if learner.average is not None:
@@ -65,7 +67,10 @@ class Single:
         learner = self._learner
         for group in learner.optimizer.param_groups:
             group["lr"] = rate
-        taken = self._accumulate(batch, measure_shares=measure_shares)
+        if self._parallel.size == 1:
+            taken = self._accumulate(batch, measure_shares=measure_shares)
+        else:
+            taken = self._accumulate_in_parallel(batch, measure_shares=measure_shares)
         if learner.options.clip_norm is not None:
             nn.utils.clip_grad_norm_(self._trained, learner.options.clip_norm)
         learner.optimizer.step()
@@ -73,3 +78,28 @@ class Single:
         if learner.average is not None:
             learner.average.update(number)
         return taken
+
+    def _accumulate_in_parallel(self, batch: Batch, *, measure_shares: bool) -> Step:
+        """Have the gradient of the mean over the whole batch, of which each process has computed its own rows."""
+        rows = len(batch.positions()) if self._learner.spec.of_tokens else len(batch.inputs)
+        mine, device = self._parallel.part(batch), batch.inputs.device
+        nothing = [torch.zeros((), device=device) for _ in self._learner.objective.names]
+        taken = Step(torch.zeros((), device=device), nothing, None, 0)
+        if len(mine.inputs):
+            taken = self._accumulate(mine, measure_shares=measure_shares)
+        for parameter in self._trained:
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
+        shares = taken.shares
+        if measure_shares and shares is None:
+            shares = torch.zeros(len(nothing), device=device)
+        figures = [value.clone() for value in (taken.loss, *taken.values)]
+        gradients = [parameter.grad for parameter in self._trained if parameter.grad is not None]
+        self._parallel.average([*gradients, *figures, *([] if shares is None else [shares])], taken.rows / max(rows, 1))
+        return Step(figures[0], figures[1:], shares, rows)
+
+    def synchronise(self) -> None:
+        """Make batch norm's statistics the mean of all processes'."""
+        for student in {id(s): s for s in (self._learner.student, self._learner.exported)}.values():
+            floats = [buffer for buffer in student.buffers() if buffer.is_floating_point()]
+            self._parallel.average(floats, 1 / self._parallel.size)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import fcntl
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -64,8 +64,9 @@ def train_students(
         Interrupted: `stop` said so.
         StorageFailure: the disk refused; what is written stays good.
     """
-    device = find_device(request.device)
+    device, parallel = find_device(request.device), request.parallel
     students = prepare(request)
+    parallel.wait()  # until all have seen what is there, and before one of them writes
     records = {student.options.name: student.finished for student in students if student.finished is not None}
     for record in records.values():
         report(StudentSkipped(record))
@@ -73,6 +74,8 @@ def train_students(
     errors: dict[str, StillroomError] = {}
     if left:
         residency = choose_for(request, left, device)
+        if parallel.size > 1:
+            request = replace(request, fleet=request.fleet.model_copy(update={"stacking": "never"}))
         fleet, memory = fit(request.cache, left, residency, request.data.window_shards, device, request.fleet)
         report(MemoryProjected(memory.host_bytes, memory.device_bytes))
         shown = left[0].train.views
@@ -123,13 +126,15 @@ def _train_pass(
         ready = []
         for student in students:
             try:
-                locks.enter_context(_locked(student.folder))
+                if request.parallel.writes:
+                    locks.enter_context(_locked(student.folder))
                 ready.append(student)
             except TryAgain as error:
                 fail(student, error)
         trainees = []
         for student in ready:
-            _forget_failure(student)
+            if request.parallel.writes:
+                _forget_failure(student)
             tops_N = student.held.tops_N
             run = Run(
                 options=student.options,
@@ -140,6 +145,7 @@ def _train_pass(
                 identity=student.identity,
                 device=device,
                 tops_N=None if tops_N is None else torch.from_numpy(tops_N).to(device),
+                parallel=request.parallel,
             )
             try:
                 trainees.append(Trainee(run, student.train.num_rows))
@@ -159,6 +165,7 @@ def _train_pass(
             raise
         except StillroomError as error:  # of the rows, which all of them were to learn from
             return {}, errors | {trainee.name: _told(trainee, error, report) for trainee in trainees}
+        request.parallel.wait()  # until all have read their checkpoints
         outcome = train_together(
             trainees,
             train,
@@ -167,7 +174,7 @@ def _train_pass(
             stacking=fleet.stacking,
             halving=None if fleet.halving is None else Halving(fleet.halving, stopped),
             report=report,
-            stop=stop,
+            stop=lambda: request.parallel.agree(stop()),
         )
     return outcome.records, errors | outcome.errors
 

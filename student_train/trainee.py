@@ -14,9 +14,10 @@ from torch import Tensor
 from storage.encodings import Encoding
 from storage.errors import BadRequest, DivergedLoss, StillroomError
 from student_train.checkpoint import Position, delete_checkpoint, read_checkpoint, write_checkpoint
-from student_train.learner import Learner, Tensors, below
+from student_train.learner import Learner, Randomness, Tensors, below
 from student_train.needs import ArrayKey
 from student_train.options import StudentOptions
+from student_train.parallel import ALONE, Parallel
 from student_train.results import EpochMetrics, Held, RunRecord, write_metrics, write_record, write_steps
 from student_train.schedule import learning_rate_at
 from student_train.students import StudentSpec, save_student
@@ -35,6 +36,7 @@ class Run:
         identity: what it is made from; a checkpoint of anything else is refused.
         device: where it is trained.
         tops_N: the class that its teacher gives each held row, to agree with; None without such a teacher.
+        parallel: this process among those that train it; only the first one writes.
     """
 
     options: StudentOptions
@@ -45,6 +47,7 @@ class Run:
     identity: dict[str, Any]
     device: torch.device
     tops_N: Tensor | None = None
+    parallel: Parallel = ALONE
 
 
 class Trainee:
@@ -83,6 +86,7 @@ class Trainee:
         self._written_at: int | None = None
         self.steps = -(-num_rows // options.batch_size)
         self.epoch, self.step = position.epoch, position.step
+        self._randomise()
         self.history = list(position.history)
         self._best_epoch, self._best_score = position.best_epoch, position.best_score
         self.stacked = position.stacked if found is not None else None
@@ -94,6 +98,13 @@ class Trainee:
             total_steps=self.total_steps,
             schedule=options.schedule,
         )
+
+    def _randomise(self) -> None:
+        """Give each process but the first its own random numbers: their rows differ, and so must their dropout."""
+        rank, size = self.run.parallel.rank, self.run.parallel.size
+        if rank:
+            torch.manual_seed(hash((self.options.seed, self.epoch, self.step, rank, size)) % 2**63)
+            self.learner.randomness = Randomness(self.run.device)
 
     @property
     def name(self) -> str:
@@ -145,6 +156,8 @@ class Trainee:
             epoch_seconds=self.epoch_seconds,
         )
         self._written_at = self.done_steps
+        if not self.run.parallel.writes:
+            return
         best = {f"best.{name}": tensor for name, tensor in (self._best or {}).items()}
         write_checkpoint(self.run.folder, where, self.learner.state() | best | tally, self.run.identity)
 
@@ -182,14 +195,16 @@ class Trainee:
                 self._best_epoch, self._best_score = self.epoch + 1, score
                 self._best = {n: t.detach().clone() for n, t in self.learner.exported.state_dict().items()}
         rates = [self._rate_at(self.epoch * self.steps + step) for step in range(len(steps_SK))]
-        write_steps(self.run.folder, self.epoch + 1, names, rates, steps_SK)
+        if self.run.parallel.writes:
+            write_steps(self.run.folder, self.epoch + 1, names, rates, steps_SK)
+            write_metrics(self.run.folder, self.history)
         self.epoch, self.step, self.epoch_seconds = self.epoch + 1, 0, 0.0
-        write_metrics(self.run.folder, self.history)
 
     def finish(self) -> RunRecord:
         """Write the result: weights, figures, and last the record, which says that all the rest is there."""
         record = self._write_result("finished")
-        delete_checkpoint(self.run.folder)
+        if self.run.parallel.writes:
+            delete_checkpoint(self.run.folder)
         return record
 
     def set_aside(self, reason: str, halving: dict[str, Any]) -> RunRecord:
@@ -204,7 +219,8 @@ class Trainee:
     def fail(self, error: StillroomError) -> RunRecord:
         """Write that it failed, and why; its last checkpoint stays."""
         record = failure_record(self.run, error)
-        write_record(self.run.folder, record)
+        if self.run.parallel.writes:
+            write_record(self.run.folder, record)
         return record
 
     def diverged(self, found: str) -> DivergedLoss:
@@ -220,7 +236,6 @@ class Trainee:
     def _write_result(self, status: Any, **about: Any) -> RunRecord:
         weights = dict(self.learner.exported.state_dict()) if self._best is None else self._best
         chosen = self.history[-1] if self._best_epoch is None else self.history[self._best_epoch - 1]
-        save_student(self.run.folder, self.run.spec, weights)
         record = RunRecord(
             **chosen.model_dump(include=set(Held.model_fields)),
             student=self.name,
@@ -236,7 +251,9 @@ class Trainee:
             identity=self.run.identity,
             **about,
         )
-        write_record(self.run.folder, record)
+        if self.run.parallel.writes:
+            save_student(self.run.folder, self.run.spec, weights)
+            write_record(self.run.folder, record)
         return record
 
     def _score(self, metrics: EpochMetrics) -> float:

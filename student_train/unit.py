@@ -48,7 +48,9 @@ class Unit:
         self.views = sorted(set(own))
         learners = [trainee.learner for trainee in self.trainees]
         seen = [self.views.index(view) for view in own]
-        self.stepper: Single | Stack = Single(learners[0]) if len(learners) == 1 else Stack(learners, seen)
+        self.stepper: Single | Stack = (
+            Single(learners[0], first.run.parallel) if len(learners) == 1 else Stack(learners, seen)
+        )
         self.tally = self._empty_tally()
         if all(trainee.tally for trainee in self.trainees):
             self.tally.restore([trainee.tally for trainee in self.trainees])
@@ -85,6 +87,11 @@ class Unit:
         for place, trainee in enumerate(self.trainees):
             if every_student or trainee.due_for_checkpoint():
                 trainee.checkpoint(self.tally.state(place))
+
+    def synchronise(self) -> None:
+        """Agree with the other processes on what they measure."""
+        assert isinstance(self.stepper, Single)  # stacks are of one process
+        self.stepper.synchronise()
 
     def begin_epoch(self) -> None:
         """Forget the losses of the epoch before."""

@@ -1,0 +1,114 @@
+"""One student on two processes: the same rows, the same gradient, the same student."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from storage.cache import Cache
+from storage.errors import BadRequest
+from student_train.needs import Batch
+from student_train.parallel import Parallel
+from student_train.prepare import Request, prepare
+from student_train.train import train_students
+from tests.language.toys import counting_cache, small_gpt
+from tests.student_train.toys import HINT, KD, LABELS, request_of, student
+
+JOB = """
+cache = {cache!r}
+runs = {runs!r}
+train = "{dataset}/train"
+validation = "{dataset}/validation"
+student = [{student}]
+"""
+
+
+def torchrun(job: Path, processes: int = 2, **environment: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
+    command += ["-m", "student_train", str(job), "--device", "cpu", "--json"]
+    return subprocess.run(
+        command,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+        env=os.environ | {"OMP_NUM_THREADS": "1"} | environment,
+    )
+
+
+def write(folder: Path, cache: Cache, dataset: str, options: dict[str, Any]) -> Path:
+    def toml(value: Any) -> str:
+        if isinstance(value, dict):
+            return "{" + ", ".join(f"{key} = {toml(below)}" for key, below in value.items()) + "}"
+        return f"[{', '.join(map(toml, value))}]" if isinstance(value, list) else json.dumps(value)
+
+    path = folder / "job.students.toml"
+    path.write_text(JOB.format(cache=cache.url, runs=str(folder / "runs"), dataset=dataset, student=toml(options)))
+    return path
+
+
+def same(ours: Path, theirs: Path) -> bool:
+    found, expected = (load_file(folder / "student.safetensors") for folder in (ours, theirs))
+    return all(torch.allclose(found[name], expected[name], rtol=1e-3, atol=1e-4) for name in expected)
+
+
+@pytest.mark.parametrize(("rows", "size"), [(7, 2), (2, 3), (8, 4)])
+def test_every_row_of_a_batch_is_one_processs(rows: int, size: int) -> None:
+    batch = Batch(torch.arange(rows), torch.arange(rows))
+    parts = [Parallel(rank, size).part(batch) for rank in range(size)]
+    assert sorted(torch.cat([part.inputs for part in parts]).tolist()) == list(range(rows))
+    assert all(torch.equal(part.inputs, part.labels_B) for part in parts if part.labels_B is not None)
+
+
+@pytest.mark.slow
+def test_two_processes_train_the_student_of_one(toy_cache: Cache, tmp_path: Path) -> None:
+    # 192 rows in batches of 25: the last has 17, so that the two processes have different numbers of rows.
+    objective = [LABELS | {"weight": 0.5}, KD, HINT]
+    options = student(optimizer="sgd", learning_rate=0.05, batch_size=25, objective=objective, ema_decay=0.9)
+    record = train_students(request_of(toy_cache, tmp_path / "one", options)).records[0]
+    done = torchrun(write(tmp_path, toy_cache, "toy", options.model_dump(mode="json", exclude_none=True)))
+    assert done.returncode == 0, done.stderr
+    (found,) = json.loads(done.stdout)["students"]
+    assert same(tmp_path / "runs/a", tmp_path / "one/a")
+    assert found["accuracy"] == pytest.approx(record.accuracy, abs=0.05)
+    assert found["cross_entropy"] == pytest.approx(record.cross_entropy, rel=1e-3)
+    ours, theirs = (pl.read_parquet(tmp_path / how / "a/metrics.parquet") for how in ("runs", "one"))
+    assert ours["train_loss"].to_list() == pytest.approx(theirs["train_loss"].to_list(), rel=1e-4)
+
+
+@pytest.mark.slow
+def test_two_processes_train_the_transformer_of_one(tmp_path: Path) -> None:
+    cache = counting_cache(tmp_path, rows=40)
+    options = small_gpt(optimizer="sgd", learning_rate=0.05, batch_size=5)
+    one = Request(cache, tmp_path / "one", request_of(cache, tmp_path).data, (options,), "cpu")
+    rows = one.data.model_copy(update={"train": "counting/train", "validation": "counting/validation"})
+    train_students(Request(cache, tmp_path / "one", rows, (options,), "cpu"))
+    done = torchrun(write(tmp_path, cache, "counting", options.model_dump(mode="json", exclude_none=True)))
+    assert done.returncode == 0, done.stderr
+    assert same(tmp_path / "runs/gpt", tmp_path / "one/gpt")
+
+
+def test_losses_that_compare_rows_are_refused_on_several_processes(toy_cache: Cache, tmp_path: Path) -> None:
+    from dataclasses import replace
+
+    rkd = HINT | {"loss": "rkd"}
+    request = replace(request_of(toy_cache, tmp_path, student(objective=[rkd])), parallel=Parallel(0, 2))
+    with pytest.raises(BadRequest, match="compare the rows of a batch"):
+        prepare(request)
+
+
+@pytest.mark.slow
+def test_a_mistake_is_told_by_every_process_and_ends_them(toy_cache: Cache, tmp_path: Path) -> None:
+    options = student(objective=[KD | {"teacher": "nobody"}]).model_dump(mode="json", exclude_none=True)
+    done = torchrun(write(tmp_path, toy_cache, "toy", options))
+    assert done.returncode != 0
+    assert "NotInCache" in done.stderr
