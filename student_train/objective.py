@@ -175,7 +175,7 @@ def feature_shapes(cache: Cache, dataset: str, needs: Needs) -> dict[ArrayKey, t
                 found=", ".join(sorted(teacher.features)) or "no features",
                 do=f'feature = "{near[0]}"' if near else "add it to the teacher in the cache job, then build --as NAME",
             )
-        if cache.committed(dataset, key.teacher):
+        if cache.view_names(dataset, key.teacher):  # else no row has it, which selecting rows will tell
             shapes[key] = feature_shape(cache, dataset, key)
     return shapes
 

@@ -38,9 +38,9 @@ def views(count: int, steps: str = MIXING, extra: str = "") -> str:
     return f"[views]\ncount = {count}\ntransforms = [{steps}]\n{extra}\n"
 
 
-def job_of(folder: Path, *sections: str) -> Path:
+def job_of(folder: Path, *sections: str, features: str = "") -> Path:
     source = write_digits(folder, 120, rows_per_shard=25) + "validation = 0.2\n"
-    return write_job(folder, source, teacher_section(), *sections)
+    return write_job(folder, source, teacher_section(extra=features), *sections)
 
 
 @pytest.fixture(scope="module")
@@ -110,6 +110,18 @@ def test_epochs_show_views_in_turn(cache: Cache, tmp_path: Path) -> None:
     train_students(request(cache, tmp_path))
     metrics = pl.read_parquet(tmp_path / "runs" / "a" / "metrics.parquet")
     assert metrics["view"].to_list() == ["view-000", "view-001", "view-000"]
+
+
+def test_a_loss_on_features_learns_from_views_of_which_there_are_no_plain_ones(tmp_path: Path) -> None:
+    write_teacher(tmp_path)
+    build(job_of(tmp_path, views(2, FADED), features='features.h = { layer = "norm" }'))
+    cache = Cache.open(str(tmp_path / "cache"))
+    hint = {"loss": "hint", "teacher": "toy", "feature": "h", "student_layer": "network.hidden1"}
+    train_students(request(cache, tmp_path, taught(objective=[LABELS, hint])))
+    metrics = pl.read_parquet(tmp_path / "runs" / "a" / "metrics.parquet")
+    assert metrics["view"].to_list() == ["view-000", "view-001", "view-000"]
+    first, _, last = metrics["term hint:toy/h"].to_list()
+    assert last < first
 
 
 def test_held_rows_are_plain(cache: Cache) -> None:
