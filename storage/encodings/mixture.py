@@ -12,15 +12,16 @@ import torch
 from torch import Tensor
 
 from storage.encodings.support import NEVER, Pair, Support, mix_supports
-from storage.encodings.targets import OneTeacher, SoftTargets, SparseTargets, dense_others_pair
+from storage.encodings.targets import DenseTargets, OneTeacher, SoftTargets, SparseTargets, dense_others_pair
 
 
 @dataclass(frozen=True, slots=True)
 class MixedTargets(SoftTargets):
     """Σ w p, of teachers that share their classes.
 
-    Exact if all are dense. Sparse ones are mixed over all classes that any of them keeps; what a teacher leaves for the
-    others is spread evenly over them, so that every sum is exact. A dense one among them makes the mixture dense.
+    Exact if all are dense. Sparse ones are mixed over all classes that any of them keeps, and the others are a bucket;
+    what a teacher leaves is spread evenly over the classes that it does not keep, so that every sum is exact. A dense
+    one among them names as many of its likeliest classes as they keep, and nothing of it is spread.
 
     Attributes:
         teachers: M of them.
@@ -58,12 +59,20 @@ class MixedTargets(SoftTargets):
         return self.weights_BM.log().clamp(min=2 * NEVER)
 
     def _supports(self, temperature: float, labels_B: Tensor | None = None) -> list[Support] | None:
-        """Return what each teacher keeps, with the label if one is given; None if one of them is dense."""
-        if not all(isinstance(teacher, SparseTargets) for teacher in self.teachers):
+        """Return what each teacher says of some classes, the label among them if one is given; None if all are dense.
+
+        Dense ones are read where any sparse one keeps a class, and where they are likeliest themselves.
+        """
+        named = [teacher.ids_BK for teacher in self.teachers if isinstance(teacher, SparseTargets)]
+        if not named:
             return None
-        sparse = [cast("SparseTargets", teacher) for teacher in self.teachers]
-        supports = [teacher.support(temperature) for teacher in sparse]
-        if labels_B is None:
-            return supports
-        label_log_p = [teacher.label_log_p(labels_B, temperature) for teacher in sparse]
-        return [each.naming(labels_B, log_p_B) for each, log_p_B in zip(supports, label_log_p, strict=True)]
+        widest = max(ids_BK.shape[1] for ids_BK in named)
+        named += [teacher.likeliest(widest) for teacher in self.teachers if isinstance(teacher, DenseTargets)]
+        named += [] if labels_B is None else [labels_B[:, None]]
+        ids_BU = torch.cat(named, dim=1).sort(dim=1).values
+        return [
+            teacher.support(temperature, labels_B)
+            if isinstance(teacher, SparseTargets)
+            else cast("DenseTargets", teacher).support(temperature, ids_BU)
+            for teacher in self.teachers
+        ]

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from storage.encodings.support import NEVER, Pair, Support, kept_and_rest, leave_out, log1m_exp
+from storage.encodings.support import NEVER, Pair, Support, first_of_its_kind, kept_and_rest, leave_out, log1m_exp
 
 __all__ = ["NEVER", "DenseTargets", "OneTeacher", "Pair", "SoftTargets", "SparseTargets", "Statistics", "spread"]
 
@@ -110,6 +110,16 @@ class DenseTargets(OneTeacher):
         top = self.log_p(1.0).max(dim=1)
         return top.values, top.indices
 
+    def likeliest(self, k: int) -> Tensor:
+        """Return the k classes that have most probability, (B, k) int64, in no order; all if there are no more."""
+        return self.logits_BC.topk(min(k, self.logits_BC.shape[1]), dim=1, sorted=False).indices
+
+    def support(self, temperature: float, ids_BK: Tensor) -> Support:
+        """Return some classes, ascending, of which one may repeat the one before it, and the rest."""
+        log_p_BK, log_rest_B = kept_and_rest(self.logits_BC, ids_BK, temperature)
+        log_p_BK = log_p_BK.masked_fill(~first_of_its_kind(ids_BK), NEVER)
+        return Support(self.logits_BC.shape[1], ids_BK, log_p_BK, log_rest_B)
+
     def standardised_pair(self, student_BC: Tensor, temperature: float) -> Pair:
         return DenseTargets(standardise(self.logits_BC)).pair(standardise(student_BC), temperature)
 
@@ -168,9 +178,10 @@ class SparseTargets(OneTeacher):
         scores_BK = self.log_p_BK / (self.statistics.std_B[:, None] * temperature).clamp(min=1e-6)
         return spread(scores_BK, self.log_p_BK > NEVER, log_rest_B), log_rest_B
 
-    def support(self, temperature: float) -> Support:
-        """Return the kept classes and the rest at one temperature."""
-        return Support(self.num_classes, self.ids_BK, self.kept_log_p(temperature), self.log_rest(temperature))
+    def support(self, temperature: float, labels_B: Tensor | None = None) -> Support:
+        """Return the kept classes, the label if one is given, and the rest at one temperature."""
+        kept = Support(self.num_classes, self.ids_BK, self.kept_log_p(temperature), self.log_rest(temperature))
+        return kept if labels_B is None else kept.naming(labels_B, self.label_log_p(labels_B, temperature))
 
     def pair(self, student_BC: Tensor, temperature: float) -> Pair:
         """Return both over the K kept classes and the bucket of all others, (B, K + 1)."""
@@ -178,8 +189,7 @@ class SparseTargets(OneTeacher):
 
     def others_pair(self, student_BC: Tensor, labels_B: Tensor, temperature: float) -> Pair:
         """Return both over the kept classes, the label and the bucket, (B, K + 2)."""
-        named = self.support(temperature).naming(labels_B, self.label_log_p(labels_B, temperature))
-        return named.others_pair(student_BC, labels_B, temperature)
+        return self.support(temperature, labels_B).others_pair(student_BC, labels_B, temperature)
 
     def label_log_p(self, labels_B: Tensor, temperature: float) -> Tensor:
         """Return what was stored for the label that the row had when it was encoded."""

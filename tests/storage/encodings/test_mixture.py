@@ -32,10 +32,33 @@ def test_of_sparse_targets_it_is_over_all_classes_that_any_of_them_keeps() -> No
     assert log_q.exp()[0].tolist() == pytest.approx([0.4, 0.3, 0.3])
 
 
+# a keeps class 0 and gives the others 0.4; of b every class is known, and its likeliest is named beside that.
+DENSE_B = DenseTargets(torch.tensor([(0.1, 0.8, 0.07, 0.03)]).log())
+
+
+def test_beside_a_sparse_teacher_a_dense_one_is_read_and_not_spread() -> None:
+    mixed = MixedTargets((keep(torch.tensor([(0.6, 0.2, 0.1, 0.1)]).log(), 1), DENSE_B), torch.tensor([[0.5, 0.5]]))
+    log_p, log_q = mixed.pair(torch.tensor([[0.4, 0.3, 0.2, 0.1]]).log(), 1.0)
+    named = {0: 0.3 + 0.05, 1: 0.4 / 3 / 2 + 0.4}
+    assert log_p.exp()[0, [0, 2, -1]].tolist() == pytest.approx([*named.values(), 0.4 / 3 + 0.05])
+    assert log_q.exp()[0, [0, 2, -1]].tolist() == pytest.approx([0.4, 0.3, 0.3])
+    assert log_p.exp().sum().item() == pytest.approx(1)
+
+
+def test_beside_a_dense_teacher_what_a_sparse_one_stored_of_the_label_is_used() -> None:
+    sparse = keep(torch.tensor([(0.6, 0.05, 0.05, 0.3)]).log(), 1, torch.tensor([3]))
+    mixed = MixedTargets((sparse, DENSE_B), torch.tensor([[0.5, 0.5]]))
+    log_p, _ = mixed.others_pair(torch.zeros(1, 4), torch.tensor([3]), 1.0)
+    # without the label: (0.6, 0.05, 0.05) and (0.1, 0.8, 0.07), of which the last is the bucket
+    others = [each / (0.7 + 0.97) for each in (0.7, 0.85, 0.12)]
+    assert sorted(log_p.exp()[0].tolist(), reverse=True)[:3] == pytest.approx(sorted(others, reverse=True))
+    assert log_p.exp().sum().item() == pytest.approx(1)
+
+
 @settings(deadline=None, max_examples=40)
-@given(st.integers(1, 7), st.integers(1, 7), st.floats(0.01, 0.99), st.booleans())
-def test_its_probabilities_sum_to_one(k_a: int, k_b: int, weight: float, with_labels: bool) -> None:
-    parts = (keep(A_BC, k_a, LABELS_B, padding=k_b % 3), keep(B_BC, k_b, LABELS_B))
+@given(st.integers(1, 7), st.integers(1, 7), st.floats(0.01, 0.99), st.booleans(), st.booleans())
+def test_its_probabilities_sum_to_one(k_a: int, k_b: int, weight: float, with_labels: bool, dense: bool) -> None:
+    parts = (keep(A_BC, k_a, LABELS_B, padding=k_b % 3), DenseTargets(B_BC) if dense else keep(B_BC, k_b, LABELS_B))
     mixed = MixedTargets(parts, torch.tensor([[weight, 1 - weight]]).expand(4, 2))
     pair = mixed.others_pair(STUDENT_BC, LABELS_B, 2.0) if with_labels else mixed.pair(STUDENT_BC, 2.0)
     for half in pair:
@@ -45,12 +68,17 @@ def test_its_probabilities_sum_to_one(k_a: int, k_b: int, weight: float, with_la
 @pytest.mark.parametrize("method", ["pair", "others_pair"])
 def test_sparse_targets_that_keep_every_class_are_mixed_as_dense_ones(method: str) -> None:
     values = []
-    for make in (DenseTargets, lambda logits_BC: keep(logits_BC, 7, LABELS_B, padding=2)):
-        mixed = MixedTargets((make(A_BC), make(B_BC)), EVEN_BM)
+    whole = keep(A_BC, 7, LABELS_B, padding=2)
+    for parts in (
+        (DenseTargets(A_BC), DenseTargets(B_BC)),
+        (whole, keep(B_BC, 7, LABELS_B)),
+        (whole, DenseTargets(B_BC)),
+    ):
+        mixed = MixedTargets(parts, EVEN_BM)
         arguments = (STUDENT_BC, LABELS_B, 2.0) if method == "others_pair" else (STUDENT_BC, 2.0)
         log_p, log_q = getattr(mixed, method)(*arguments)
         values.append((log_p.exp() * (log_p - log_q)).sum(1))
-    torch.testing.assert_close(*values, rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(values[1:], values[:1] * 2, rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.parametrize("method", ["pair", "others_pair"])
@@ -66,10 +94,3 @@ def test_a_teacher_without_weight_in_a_row_adds_nothing_to_it(method: str, make:
 
     expected = torch.where(weights_BM[:, 0] == 1, divergence(a), divergence(b))
     torch.testing.assert_close(divergence(MixedTargets((a, b), weights_BM)), expected, rtol=1e-4, atol=1e-6)
-
-
-def test_a_dense_teacher_makes_the_mixture_dense() -> None:
-    mixed = MixedTargets((DenseTargets(A_BC), keep(B_BC, 2, LABELS_B)), EVEN_BM)
-    expected = 0.7 * A_BC.softmax(1) + 0.3 * keep(B_BC, 2).log_p(1.0).exp()
-    torch.testing.assert_close(mixed.pair(STUDENT_BC, 1.0).log_p.exp(), expected)
-    assert mixed.others_pair(STUDENT_BC, LABELS_B, 1.0).log_p.shape == (4, 7)
