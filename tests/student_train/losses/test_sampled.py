@@ -17,7 +17,7 @@ from student_train.losses.sampled import random_sampling, stratified
 from tests.student_train.losses.toys import draw, keep, normal, remedies, sparse, term
 
 NONE_BK = torch.empty(1, 0)
-C, DRAWS, TIMES = 40, 12, 3000
+C, DRAWS, TIMES = 200, 12, 5000  # so many classes that draws go by groups of them
 
 
 def test_random_sampling_is_the_mean_over_draws() -> None:
@@ -47,7 +47,7 @@ def test_without_a_rest_stratified_is_cross_entropy() -> None:
 @pytest.mark.parametrize(("loss", "k"), [(random_sampling, 0), (stratified, 4)])
 def test_less_the_entropy_it_estimates_the_divergence(loss: Callable[..., Tensor], k: int) -> None:
     teacher_BC, student_BC = normal(1, C, scale=2.0).expand(4000, C), normal(1, C, seed=1).expand(4000, C)
-    targets = draw(teacher_BC, k, DRAWS, torch.Generator().manual_seed(0))
+    targets = draw(teacher_BC, k, DRAWS)
     expected = kd(student_BC[:1], DenseTargets(teacher_BC[:1]), temperature=1.0).item()
     assert loss(student_BC, targets, less_entropy=True).item() == pytest.approx(expected, rel=0.05)
 
@@ -60,24 +60,23 @@ def gradients(loss: Callable[[Tensor, SoftTargets], Tensor], targets: SoftTarget
     return student_BC.grad
 
 
-def standard_errors_off(gradients_RC: Tensor, dense_C: Tensor) -> Tensor:
-    """Return how many standard errors each class's mean is from the dense gradient, root mean square over classes."""
-    error_C = gradients_RC.std(0) / len(gradients_RC) ** 0.5
-    return ((gradients_RC.mean(0) - dense_C) / error_C.clamp(min=1e-7)).square().mean().sqrt()
-
-
 @pytest.mark.parametrize(("loss", "k"), [(random_sampling, 0), (stratified, 4)])
 def test_its_mean_gradient_over_draws_is_the_dense_one(loss: Callable[..., Tensor], k: int) -> None:
-    teacher_BC = normal(1, C, seed=6, scale=2.0).expand(TIMES, C)
-    targets = draw(teacher_BC, k, DRAWS, torch.Generator().manual_seed(7))
-    (dense_C,) = gradients(lambda s, t: kd(s, t, temperature=1.0), DenseTargets(teacher_BC[:1]), 1)
-    # 1 is expected; over 40 classes, 1.6 would be a chance of one in 10⁸ or so
-    assert standard_errors_off(gradients(loss, targets, TIMES), dense_C) < 1.6
+    teacher_BC = normal(1, C, seed=6, scale=3.0)
+    (dense_C,) = gradients(lambda s, t: kd(s, t, temperature=1.0), DenseTargets(teacher_BC), 1)
+    gradients_RC = gradients(loss, draw(teacher_BC.expand(TIMES, C), k, DRAWS), TIMES)
+    error_C = gradients_RC.std(0) / TIMES**0.5
+    off_C = (gradients_RC.mean(0) - dense_C).abs()
+    drawn_C = error_C > 1e-5
+    # 1 is expected; over some 150 classes, 1.3 would be a chance of one in 10⁶ or so
+    assert (off_C / error_C)[drawn_C].square().mean().sqrt() < 1.3
+    assert (off_C[~drawn_C] < 2e-4).all()  # kept in float16, or too rare to have been drawn once
+    assert drawn_C.sum() > 140
 
 
 def test_the_gradient_of_a_renormalised_top_k_is_not_the_dense_one() -> None:
-    teacher_BC = normal(1, C, seed=6, scale=2.0)
-    targets = draw(teacher_BC.expand(TIMES, C), 0, DRAWS, torch.Generator().manual_seed(7))
+    teacher_BC = normal(1, C, seed=6, scale=3.0)
+    targets = draw(teacher_BC.expand(TIMES, C), 0, DRAWS)
     (dense_C,) = gradients(lambda s, t: kd(s, t, temperature=1.0), DenseTargets(teacher_BC), 1)
     (biased_C,) = gradients(lambda s, t: topk_biased(s, t, temperature=1.0), keep(teacher_BC, DRAWS), 1)
     error_C = gradients(random_sampling, targets, TIMES).std(0) / TIMES**0.5
@@ -86,10 +85,9 @@ def test_the_gradient_of_a_renormalised_top_k_is_not_the_dense_one() -> None:
 
 
 def test_stratified_draws_vary_less_than_draws_from_all_classes() -> None:
-    teacher_BC = normal(1, C, seed=6, scale=2.0).expand(TIMES, C)
-    generator = torch.Generator().manual_seed(8)
-    from_all = gradients(random_sampling, draw(teacher_BC, 0, DRAWS, generator), TIMES)
-    from_rest = gradients(stratified, draw(teacher_BC, 4, DRAWS - 4, generator), TIMES)
+    teacher_BC = normal(1, C, seed=6, scale=3.0).expand(TIMES, C)
+    from_all = gradients(random_sampling, draw(teacher_BC, 0, DRAWS), TIMES)
+    from_rest = gradients(stratified, draw(teacher_BC, 4, DRAWS - 4), TIMES)
     assert from_rest.var(0).sum() < 0.5 * from_all.var(0).sum()
 
 

@@ -1,4 +1,7 @@
-"""Soft targets for the tests of losses: exact to float32, so that what differs from dense is the loss's own doing."""
+"""Soft targets for the tests of losses: exact to float32, so that what differs from dense is the loss's own doing.
+
+But for `draw`, whose draws are those that a cache really holds.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +11,7 @@ import torch
 from pydantic import TypeAdapter
 from torch import Tensor
 
+from storage.digests import sample_keys
 from storage.encodings import DenseEncoding, SparseEncoding
 from storage.encodings.targets import NEVER, SoftTargets, SparseTargets, Statistics
 from student_train.losses import LOSSES
@@ -79,16 +83,13 @@ def keep(logits_BC: Tensor, k: int, labels_B: Tensor | None = None, *, padding: 
     )
 
 
-def draw(logits_BC: Tensor, k: int, n: int, generator: torch.Generator) -> SparseTargets:
-    """Return the k largest classes exactly and n draws from the rest (from all, if k is 0)."""
-    kept = keep(logits_BC, max(k, 1))
-    p_BC = logits_BC.softmax(1)
-    ids_BK, log_p_BK = kept.ids_BK[:, :k], kept.log_p_BK[:, :k]
-    drawn_BN = torch.multinomial(p_BC.scatter(1, ids_BK, 0.0), n, replacement=True, generator=generator)
-    counts_BC = torch.zeros_like(p_BC).scatter_add(1, drawn_BN, torch.ones_like(drawn_BN, dtype=torch.float32))
-    distinct_BN = counts_BC.topk(min(n, p_BC.shape[1]), dim=1).indices.sort(dim=1).values
-    counts_BN = counts_BC.gather(1, distinct_BN)
-    return SparseTargets(p_BC.shape[1], ids_BK, log_p_BK, distinct_BN, counts_BN, kept.statistics)
+def draw(logits_BC: Tensor, k: int, n: int, *, seed: int = 0) -> SparseTargets:
+    """Return what a cache gives of the k largest classes and n draws from the rest (from all, if k is 0)."""
+    encoding, num_classes = SparseEncoding(k=k, n=n, seed=seed), logits_BC.shape[1]
+    keys_B = torch.from_numpy(sample_keys(f"row-{row}" for row in range(len(logits_BC))))
+    labels_B = torch.zeros(len(logits_BC), dtype=torch.int64)
+    arrays = encoding.encode(logits_BC, num_classes=num_classes, labels_B=labels_B, keys_B=keys_B)
+    return encoding.decode(arrays, num_classes)
 
 
 def term(loss: str, **options: Any) -> Any:
