@@ -106,8 +106,8 @@ def convert(
     encoded = encode_rows(wanted, logits, labels, keys_B, num_classes)
     if isinstance(wanted, DenseEncoding) and wanted.dtype == found.dtype:
         encoded |= {name: arrays[name] for name in wanted.array_names(())}  # 8 bits of 8 bits would not be the same
-        if _declared(found, wanted):
-            encoded |= {name: v.unflatten(0, labels.shape) for name, v in _statistics(flat, found, wanted).items()}
+    if found.dtype != "fp32" and _declared(found, wanted):  # of fp32 they are the teacher's own, to the last bit
+        encoded |= {name: v.unflatten(0, labels.shape) for name, v in _statistics(flat, found, wanted).items()}
     return encoded
 
 
