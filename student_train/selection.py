@@ -116,7 +116,7 @@ def select_rows(
         raise IncompleteCache(
             f"{cache.url}: no row of {rows} has all that the objective needs yet",
             found="\n".join(f"{stage}: no shard {ranges(shards)}" for stage, shards in absent.items() if shards),
-            do="cache build JOB.toml",
+            do=_finish(cache, dataset, absent, views),
         )
     of_tokens = cache.dataset(dataset).vocabulary is not None  # each position has its label, in an array
     if needs.labels and not of_tokens and (unlabelled := samples["label"].null_count()):
@@ -162,14 +162,22 @@ def _incomplete(
     cache: Cache, dataset: str, absent: Mapping[str, Iterable[int]], num_shards: int, views: EpochViews | None
 ) -> IncompleteCache:
     missing = {stage: shards for stage, shards in absent.items() if shards}
-    count = "" if views is None else f" with [views] count = {views.count} or more,"
     return IncompleteCache(
         f"{cache.url}: {dataset} is only half built",
         found="\n".join(f"{stage}: no shard {ranges(shards)}" for stage, shards in missing.items()) or "no shards",
         expected=f"all {num_shards} shards",
-        do=f"cache build JOB.toml    #{count} finishes it; or allow_partial = true, "
-        "to train on the rows that are there",
+        do=f"{_finish(cache, dataset, absent, views)}; or allow_partial = true, to train on the rows that are there",
     )
+
+
+def _finish(cache: Cache, dataset: str, absent: Mapping[str, Iterable[int]], views: EpochViews | None) -> str:
+    """Return the command that builds what is absent, with what its job must ask for."""
+    option = ""
+    if views is not None:
+        option = f" with [views] count = {views.count} or more,"
+    elif any(absent[stage] for stage in absent if stage != "ingest") and cache.views(dataset) is not None:
+        option = " with [views] plain = true,"
+    return f"cache build JOB.toml    #{option} finishes it"
 
 
 def ranges(numbers: Iterable[int]) -> str:

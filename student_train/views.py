@@ -96,7 +96,8 @@ def check_one_class(student: str, needs: Needs, views: EpochViews | None) -> Non
             f"student {student}: {', '.join(sorted(needs.one_class))} wants one true class, and these views mix two",
             found=f"transforms {', '.join(kinds)} ({views.spec.name}/views.json)",
             expected="views without mixup and cutmix",
-            do="views = 0 in the student job, another loss, or a cache whose [views] do not mix",
+            do="views = 0 in the student job, with plain = true in the cache job's [views]; another loss; "
+            "or a cache whose [views] do not mix",
         )
 
 

@@ -186,6 +186,17 @@ def test_plain_inputs_stay_what_they_were_beside_views(tmp_path: Path) -> None:
     assert weights[0] == weights[1]
 
 
+@pytest.mark.parametrize("allow_partial", [False, True])
+def test_plain_targets_that_no_build_was_asked_for_are_told_with_the_option_that_is(
+    cache: Cache, tmp_path: Path, allow_partial: bool
+) -> None:
+    with pytest.raises(IncompleteCache) as refused:
+        train_students(request(cache, tmp_path, views=0, allow_partial=allow_partial))
+    assert refused.value.found == "teacher toy: no shard 0 to 4"
+    assert refused.value.do is not None
+    assert refused.value.do.startswith("cache build JOB.toml    # with [views] plain = true, finishes it")
+
+
 def test_labels_alone_learn_from_views_without_any_teacher(tmp_path: Path) -> None:
     build(write_job(tmp_path, write_digits(tmp_path, 60) + "validation = 0.2\n", views(1)))
     cache = Cache.open(str(tmp_path / "cache"))
@@ -205,6 +216,10 @@ def test_a_loss_that_wants_one_true_class_is_refused_by_name(cache: Cache) -> No
     with pytest.raises(BadRequest, match="student a: dkd, nkd wants one true class") as refused:
         check_one_class("a", Needs(one_class=frozenset({"nkd", "dkd"})), mixing)
     assert refused.value.found == "transforms pad_crop, flip, mixup, cutmix (digits/views.json)"
+    assert refused.value.do == (
+        "views = 0 in the student job, with plain = true in the cache job's [views]; another loss; "
+        "or a cache whose [views] do not mix"
+    )
     check_one_class("a", TAUGHT, mixing)
     check_one_class("a", Needs(one_class=frozenset({"dkd"})), None)
 
