@@ -140,13 +140,14 @@ def _legend(pilot: Pilot) -> list[str]:
     drawn = any(is_unbiased(trial.encoding) for trial in pilot.trials)
     alone = any(trial.fidelity.kl is None for trial in pilot.trials)
     temperatures = ", ".join(f"{t:g}" for t in pilot.own.temperatures)
+    no_label = f"{pilot.view} mixes images, which have no one true label" if pilot.mixes else "no labels"
     features = f" and {pilot.feature_bytes_per_row:.3g} B of features" if pilot.feature_bytes_per_row else ""
     return [
         f"B      bytes of a {pilot.unit} as stored, with statistics",
         f"all    bytes of all {pilot.unit}s, in all views{features}",
         "KL     mean of KL(dense‖decoded), temperature 1; a sparse tail spread evenly",
         "ECE    calibration error; "
-        + ("no labels" if pilot.calibration is None else f"the teacher's own is {pilot.calibration:.3f}"),
+        + (no_label if pilot.calibration is None else f"the teacher's own is {pilot.calibration:.3f}"),
         "angle  of a stand-in student's gradient to that of dense targets; norm: ratio",
         f"worst  largest angle at temperature{'s' * (len(pilot.own.temperatures) > 1)} {temperatures}"
         + ("; of *, with one set of draws" if drawn else ""),

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from storage.arrays import METADATA, pack, unpack
 from storage.encodings import AnyEncoding
 from storage.errors import BadRequest
+from storage.views import PLAIN
 from teacher_cache.pilot_answers import Progress, ask, num_positions
 from teacher_cache.pilot_ladder import FidelityOptions, ladder
 from teacher_cache.pilot_worth import Pace, Worth, weigh
@@ -75,6 +76,7 @@ class Pilot:
         rows: of the datasets.
         stored_rows: in all their views.
         view: which one was measured.
+        mixes: whether it mixes images, which then have no label to be calibrated against.
         rows_per_s: of the teacher alone, in one process.
         device: where it ran.
         feature_bytes_per_row: stored beside, whatever the encoding.
@@ -93,6 +95,7 @@ class Pilot:
     rows: int
     stored_rows: int
     view: str
+    mixes: bool
     rows_per_s: float
     device: str
     feature_bytes_per_row: float
@@ -177,6 +180,7 @@ def _measure_teacher(
         rows=sum(positions.values()),
         stored_rows=stored_rows,
         view=stages[0].view,
+        mixes=stages[0].view != PLAIN and stages[0].dataset.views is not None and stages[0].dataset.views.mixes,
         rows_per_s=asked.positions / asked.seconds,
         device=torch.cuda.get_device_name()
         if device == "cuda"

@@ -54,6 +54,13 @@ def test_a_plan_without_draws_or_labels_does_not_explain_them(folder: Path, prog
     assert "no labels" in out
 
 
+def test_a_plan_of_views_that_mix_says_why_there_is_no_calibration_error(folder: Path, program: Program) -> None:
+    views = '[views]\ncount = 1\ntransforms = [{ kind = "mixup" }]\n'
+    out = program("cache", "plan", write_job(folder, write_digits(folder, 40), teacher_section(), views)).out
+    assert "calibration error; view-000 mixes images, which have no one true label\n" in out
+    assert "no labels" not in out
+
+
 def test_a_plan_as_json_is_one_value_with_every_figure(folder: Path, program: Program) -> None:
     ended = program("cache", "plan", smaller(folder), "--rows", 32, "--workers", 3, "--epochs", 7, "--json")
     found = json.loads(ended.out)["teachers"][0]
