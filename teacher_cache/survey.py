@@ -9,7 +9,7 @@ from itertools import islice
 
 import polars as pl
 
-from storage.cache import Cache
+from storage.cache import TOKENIZER_JSON, Cache
 from storage.datasets import RecordedFile, Source, Unreadable
 from storage.errors import BadRequest, MissingSource, StaleCache
 from storage.rows import RowPlan, Segment, ShardRows
@@ -130,11 +130,13 @@ def _plan(request: BuildRequest, cache: Cache | None) -> BuildPlan:
         if request.views is not None and is_augmented(request.views, dataset.spec):
             dataset = replace(dataset, views=_plan_views(cache, request.views, dataset.spec, request.job))
         tokenizers[source.name] = dataset.tokenizer
+        known = cache is not None and source.name in cache.dataset_names()
+        unbuilt = None if known else f"{request.cache}/{source.name}/{TOKENIZER_JSON}"
         shards = tuple(dataset.rows.shards())
         stages.append(_plan_stage(cache, dataset, None, None, shards, request.part))
         for teacher in request.teachers:
             if teacher.datasets is None or source.name in teacher.datasets:
-                check_tokens(teacher, dataset.spec)
+                check_tokens(teacher, dataset.spec, unbuilt)
                 spec = teacher.promise(_num_classes(teacher, dataset.spec))
                 if cache is not None and teacher.name in cache.teacher_names(source.name):
                     check_spec(cache.objects, f"{source.name}/{teacher.name}/teacher.json", spec, request.job)

@@ -128,8 +128,13 @@ class TeacherOptions(Options):
         )
 
 
-def check_tokens(teacher: TeacherOptions, dataset: DatasetSpec) -> None:
+def check_tokens(teacher: TeacherOptions, dataset: DatasetSpec, unbuilt: str | None = None) -> None:
     """Check that a teacher and a dataset of tokens mean the same by an id; reads files, and loads no teacher.
+
+    Args:
+        teacher: of a job.
+        dataset: likewise.
+        unbuilt: where the first build will put the dataset's tokenizer, learned or not; None once it has.
 
     Raises:
         BadRequest: they do not, or one of them does not say; or the teacher has options that are of images.
@@ -143,11 +148,15 @@ def check_tokens(teacher: TeacherOptions, dataset: DatasetSpec) -> None:
         spoken = None if teacher.tokenizer is None else read_tokenizer(teacher.tokenizer).fingerprint
         said = str(teacher.tokenizer or "the job names none")
     if spoken != dataset.tokenizer:
+        do = "tokenizer = …, the teacher's own tokenizer.json, in [[dataset]] and, for a factory, in [[teacher]]"
+        if unbuilt is not None and teacher.factory is not None and dataset.tokenizer is not None:
+            do += f'; of one that is learned here, cache build without the teacher first, then tokenizer = "{unbuilt}"'
         raise BadRequest(
             f"teacher {teacher.name} has another tokenizer than dataset {dataset.name}",
             found=f"{spoken and f'fingerprint {spoken}'}  ({said})",
-            expected=f"{dataset.tokenizer and f'fingerprint {dataset.tokenizer}'}  ({dataset.name}/dataset.json)",
-            do="tokenizer = …, the teacher's own tokenizer.json, in [[dataset]] and, for a factory, in [[teacher]]",
+            expected=f"{dataset.tokenizer and f'fingerprint {dataset.tokenizer}'}  "
+            + ("(this job)" if unbuilt is not None else f"({dataset.name}/dataset.json)"),
+            do=do,
         )
 
     pooled = [name for name, feature in teacher.features.items() if feature.pool != "none"]

@@ -13,7 +13,7 @@ from storage.datasets import text as text_module
 from storage.errors import BadRequest, BadTeacher, CorruptObject, MissingSource, StaleCache
 from storage.tokenizer import train_tokenizer
 from storage.verify import verify
-from tests.language.toys import counting_cache, counting_teacher
+from tests.language.toys import TEACHERS, counting_cache, counting_teacher
 from tests.teacher_cache.toys import build, contents, write_job
 
 VERSE = "Full fathom five thy father lies; of his bones are coral made.\n" * 12
@@ -148,7 +148,7 @@ def test_validation_text_before_its_tokenizer_is_refused(folder: Path) -> None:
 @pytest.mark.parametrize("what", ["none", "other", "right"])
 def test_a_teacher_speaks_the_tokenizer_of_the_text_or_is_refused(folder: Path, what: str) -> None:
     built(folder, TEXT)
-    (folder / "counting.py").write_text(__import__("tests.language.toys", fromlist=["x"]).TEACHERS)
+    (folder / "counting.py").write_text(TEACHERS)
     (folder / "other.json").write_bytes(train_tokenizer(["x"], 290, "<|endoftext|>"))
     named = {"none": "", "other": 'tokenizer = "other.json"', "right": 'tokenizer = "cache/train/tokenizer.json"'}
     job = write_job(folder, TEXT, counting_teacher(ids=290, extra=named[what]))
@@ -157,6 +157,17 @@ def test_a_teacher_speaks_the_tokenizer_of_the_text_or_is_refused(folder: Path, 
         return
     with pytest.raises(BadRequest, match="another tokenizer than dataset train"):
         build(job)
+
+
+def test_a_factory_that_is_to_speak_a_tokenizer_not_yet_learned_is_told_how_to_name_it(folder: Path) -> None:
+    (folder / "counting.py").write_text(TEACHERS)
+    with pytest.raises(BadRequest, match="another tokenizer than dataset train") as error:
+        build(write_job(folder, TEXT, counting_teacher(ids=290)))
+    learned = folder / "cache/train/tokenizer.json"
+    assert str(error.value.expected).endswith("(this job)")
+    assert str(error.value.do).endswith(f'cache build without the teacher first, then tokenizer = "{learned}"')
+    built(folder, TEXT)
+    built(folder, TEXT, counting_teacher(ids=290, extra=f'tokenizer = "{learned}"'))
 
 
 def test_a_student_of_another_tokenizer_is_refused_as_a_teacher(folder: Path) -> None:
