@@ -191,7 +191,9 @@ def _check_of_tokens(options: StudentOptions, dataset: DatasetSpec) -> None:
             f"student {options.name} has losses that compare rows, and those of {dataset.name} are tokens",
             found=", ".join(compared),
             expected="losses that are means over positions, which are computed a part of them at a time",
-            do="choose other losses",
+            do="gamma = 0 in dist, which leaves what is within a row; or choose other losses"
+            if "dist" in compared
+            else "choose other losses",
         )
 
 

@@ -52,3 +52,12 @@ def test_tokens_are_refused_where_rows_would_be_compared(tokens: Cache, tmp_path
     with pytest.raises(BadRequest, match="losses that compare rows, and those of counting are tokens") as refusal:
         prepare(request(tokens, tmp_path, small_gpt(objective=objective)))
     assert refusal.value.found == loss
+    assert refusal.value.do == "choose other losses"
+
+
+def test_the_columns_of_dist_are_refused_for_tokens_and_its_rows_are_not(tokens: Cache, tmp_path: Path) -> None:
+    dist = {"loss": "dist", "teacher": "right"}
+    with pytest.raises(BadRequest, match="losses that compare rows") as refusal:
+        prepare(request(tokens, tmp_path, small_gpt(objective=[LABELS, dist])))
+    assert refusal.value.do == "gamma = 0 in dist, which leaves what is within a row; or choose other losses"
+    assert prepare(request(tokens, tmp_path, small_gpt(objective=[LABELS, dist | {"gamma": 0.0}])))
