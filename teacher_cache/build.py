@@ -88,6 +88,11 @@ def run_build(plan: BuildPlan, runner: Runner, progress: Progress) -> BuildRepor
     request, report = plan.request, BuildReport()
     cache = Cache.create(request.cache)
     _write_promises(cache, plan)
+    for name in _lost_views(cache, plan):
+        progress.note(
+            f"note: this job does not augment {name}, of which the cache has views ({name}/{VIEWS_JSON}): "
+            "teachers are asked about its plain inputs, beside them"
+        )
     ledger = Ledger.load(cache.objects)
     for stage in plan.stages:
         _run_stage(cache, stage, request, runner, progress, report, ledger)
@@ -99,6 +104,12 @@ def run_build(plan: BuildPlan, runner: Runner, progress: Progress) -> BuildRepor
         if stage.teacher is None and ledger.of(name, None, PLAIN)["quarantined"].sum():
             report.quarantined[name] = cache.quarantined(name)
     return report
+
+
+def _lost_views(cache: Cache, plan: BuildPlan) -> list[str]:
+    """Return the datasets that the cache augments and the job does not, of which teachers are to be asked."""
+    plain = {s.dataset.spec.name for s in plan.stages if s.teacher is not None and s.todo and s.dataset.views is None}
+    return [name for name in sorted(plain) if cache.views(name) is not None]
 
 
 def _write_promises(cache: Cache, plan: BuildPlan) -> None:

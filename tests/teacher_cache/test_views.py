@@ -22,9 +22,20 @@ from storage.status import query_samples, read_info, read_status
 from storage.verify import verify
 from storage.views import PLAIN, to_float
 from storage.views.check import readable_rows
+from teacher_cache.build import run_build
 from teacher_cache.memory import project_worker
+from teacher_cache.runners import run_inline
 from teacher_cache.survey import BuildPlan, BuildRequest, plan_build
-from tests.teacher_cache.toys import DIGITS, build, contents, teacher_section, write_digits, write_job, write_teacher
+from tests.teacher_cache.toys import (
+    DIGITS,
+    Silent,
+    build,
+    contents,
+    teacher_section,
+    write_digits,
+    write_job,
+    write_teacher,
+)
 
 STEPS = '{ kind = "pad_crop", padding = 1 }, { kind = "cutmix", probability = 0.5 }'
 
@@ -60,6 +71,24 @@ def test_a_teacher_is_asked_about_every_view_and_plain_only_if_wanted(cache: Pat
     assert stages(cache) == {"ingest/plain": 40, "toy/view-000": 40, "toy/view-001": 40}
     build(job_of(tmp_path, views(2, extra="plain = true")))
     assert stages(cache)["toy/plain"] == 40
+
+
+def noted(job: Path) -> list[str]:
+    """Return what a build has to say."""
+    progress = Silent()
+    run_build(plan(job), run_inline, progress)
+    return progress.notes
+
+
+def test_plain_targets_beside_views_that_the_job_has_lost_are_noted(cache: Path, tmp_path: Path) -> None:
+    assert noted(job_of(tmp_path, views(1, extra="plain = true"))) == []
+    for commit in (cache / "digits/toy/plain").glob("*.parquet"):
+        commit.unlink()
+    assert noted(job_of(tmp_path)) == [
+        "note: this job does not augment digits, of which the cache has views (digits/views.json): "
+        "teachers are asked about its plain inputs, beside them"
+    ]
+    assert noted(job_of(tmp_path)) == []  # nothing is missing any more
 
 
 def test_targets_are_of_what_the_view_shows(cache: Path, tmp_path: Path) -> None:
