@@ -63,6 +63,40 @@ def compare(runs: RunsArgument, as_json: JsonOption = False) -> None:
     terminal.run(action, as_json=as_json)
 
 
+@app.command()
+def report(
+    runs: RunsArgument,
+    out: Annotated[Path | None, typer.Option(metavar="FILE", help="Where to write it; else RUNS/report.html.")] = None,
+    cache: Annotated[str | None, typer.Option(metavar="URL", help="Where their cache lies, if it has moved.")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Write one HTML page about all students of a folder; it opens offline."""
+    from jobs import terminal
+
+    def action() -> int:
+        from student_train.report import write_report
+
+        written = write_report(runs, out, cache)
+        if as_json:
+            terminal.print_json(
+                {
+                    "report": str(written.path),
+                    "students": written.students,
+                    "bytes": written.size_bytes,
+                    "left_out": list(written.notices),
+                    "exit_code": written.exit_code,
+                }
+            )
+            return written.exit_code
+        for notice in written.notices:
+            terminal.errors.print(f"left out: {notice}", markup=False)
+        size = terminal.si(written.size_bytes, "B")
+        terminal.out.print(f"{written.path}: {written.students} students, {size}", markup=False, soft_wrap=True)
+        return written.exit_code
+
+    terminal.run(action, as_json=as_json)
+
+
 def _train(job: Path, dry_run: bool, device: Device, as_json: bool, parallel: Parallel) -> int:
     from jobs import terminal
     from jobs.files import read_job

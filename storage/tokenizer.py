@@ -119,11 +119,7 @@ def encoder(data: bytes) -> Callable[[Sequence[str]], list[np.ndarray]]:
 
     Raises (encoder): MissingSource: the library does not take the file.
     """
-    tokenizer_class = _library()[-1]
-    try:
-        tokenizer = tokenizer_class.from_str(data.decode())
-    except Exception as error:  # the library raises Exception itself
-        raise MissingSource("the tokenizer cannot be used", found=str(error)[:200]) from None
+    tokenizer = _load(data)
     tokenizer.no_truncation()  # a file may ask for either, and text would be lost without a word
     tokenizer.no_padding()
     tokenizer.encode_special_tokens = True
@@ -137,6 +133,29 @@ def encoder(data: bytes) -> Callable[[Sequence[str]], list[np.ndarray]]:
         return ids
 
     return encode
+
+
+@lru_cache(maxsize=4)
+def decoder(data: bytes) -> Callable[[Sequence[int]], str]:
+    """Return the function from token ids to text, special tokens spelled out, of the tokenizer in `data`.
+
+    Raises (decoder): MissingSource: the library does not take the file.
+    """
+    tokenizer = _load(data)
+
+    def decode(ids: Sequence[int]) -> str:
+        text: str = tokenizer.decode(list(ids), skip_special_tokens=False)
+        return text
+
+    return decode
+
+
+def _load(data: bytes) -> Any:
+    tokenizer_class = _library()[-1]
+    try:
+        return tokenizer_class.from_str(data.decode())
+    except Exception as error:  # the library raises Exception itself
+        raise MissingSource("the tokenizer cannot be used", found=str(error)[:200]) from None
 
 
 def _library() -> tuple[Any, ...]:

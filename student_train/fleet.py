@@ -6,7 +6,7 @@ import contextlib
 import statistics
 import time
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from math import isfinite
 
@@ -22,8 +22,11 @@ from student_train.events import (
     StudentFinished,
     StudentStopped,
 )
+from student_train.feed import Feed
 from student_train.halving import Halving
+from student_train.latency import Latency, measure_latency
 from student_train.needs import Batch
+from student_train.predictions import write_predictions
 from student_train.results import RunRecord
 from student_train.trainee import Trainee
 from student_train.unit import Unit
@@ -44,12 +47,16 @@ class Fleet:
 
     Args:
         units: that they are in.
+        held: rows that a student who is done is asked about.
         report: told of what happens.
+        stop: asked while it is.
     """
 
-    def __init__(self, units: Sequence[Unit], report: Report):
+    def __init__(self, units: Sequence[Unit], held: Feed, report: Report, stop: Callable[[], bool]):
         self.units = list(units)
         self.outcome = Outcome()
+        self._held, self._stop = held, stop
+        self._latencies: dict[str, Latency] = {}  # by what a student is: those that are alike are as fast
         self._report = report
         self._parallel = self.units[0].trainees[0].run.parallel
         everyone = [trainee for unit in self.units for trainee in unit.trainees]
@@ -177,7 +184,8 @@ class Fleet:
         """Stop the students that others have outrun after so many epochs."""
         present = [trainee for unit in self.units for trainee in unit.trainees if trainee.epoch == epochs]
         for trainee, reason in halving.outrun(present, epochs):
-            record = trainee.set_aside(reason, halving.section)
+            self._predict(trainee)
+            record = trainee.set_aside(reason, halving.section, self._latency(trainee))
             self.outcome.records[trainee.name] = record
             self._report(StudentStopped(record))
             self._leave([trainee])
@@ -186,10 +194,26 @@ class Fleet:
         """Write the results of students that have had their epochs; they leave."""
         for trainee in [trainee for unit in self.units for trainee in unit.trainees if trainee.ended]:
             with self.failing(trainee):
-                record = trainee.finish()
+                self._predict(trainee)
+                record = trainee.finish(self._latency(trainee))
                 self.outcome.records[trainee.name] = record
                 self._report(StudentFinished(record))
                 self._leave([trainee])
+
+    def _predict(self, trainee: Trainee) -> None:
+        """Write what a student says of the held rows. Raises Interrupted."""
+        run = trainee.run
+        if run.parallel.writes and not write_predictions(
+            run.folder, trainee.result(), self._held, run.held, batch_size=run.options.batch_size, stop=self._stop
+        ):
+            raise self.interrupt()
+
+    def _latency(self, trainee: Trainee) -> Latency:
+        kind = repr(trainee.run.spec)
+        if kind not in self._latencies:
+            spec, batch_size = trainee.run.spec, trainee.options.batch_size
+            self._latencies[kind] = measure_latency(trainee.result(), spec.input_shape, batch_size=batch_size)
+        return self._latencies[kind]
 
     def _done_steps(self) -> int:
         return self._gone_steps + sum(trainee.done_steps for unit in self.units for trainee in unit.trainees)

@@ -52,7 +52,7 @@ def train_together(
     for trainee in trainees:
         parameters = trainee.learner.num_parameters
         report(StudentStarted(trainee.name, parameters, trainee.total_steps, trainee.done_steps))
-    fleet = Fleet(arrange(trainees, stacking, report), report)
+    fleet = Fleet(arrange(trainees, stacking, report), held, report, stop)
     fleet.begin()
     with fleet.failing_together():
         fleet.finish_those_that_ended()

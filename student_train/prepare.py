@@ -71,6 +71,7 @@ class Prepared:
     feature_shapes: dict[ArrayKey, tuple[int, ...]]
     train: Selection
     held: Selection
+    agree_with: str | None  # the teacher whose top classes of the held rows are known
     folder: Path
     identity: dict[str, Any]
     finished: RunRecord | None  # of a student that needs no more training
@@ -155,7 +156,7 @@ def _prepare(request: Request, options: StudentOptions, selections: _Selections,
         name: cache.teacher(dataset.name, name).encoding for name in needs.teachers if needs.of(name)
     }
     finished = _check_run(folder, identity, request.fleet)
-    return Prepared(options, spec, needs, encodings, shapes, train, held, folder, identity, finished)
+    return Prepared(options, spec, needs, encodings, shapes, train, held, agree_with, folder, identity, finished)
 
 
 def _check_held(dataset: DatasetSpec, held: DatasetSpec, data: DataOptions) -> None:

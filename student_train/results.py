@@ -4,6 +4,8 @@
   run.json              the record of a finished or failed run; written last
   metrics.parquet       one row per epoch
   steps/00001.parquet   one row per step of an epoch
+  predictions.parquet   what the student says of the held rows (`predictions.py`)
+  job.toml              the job of this student alone, to repeat it (`job_text.py`)
   student.safetensors   the trained student, with student.json (`students/__init__.py`)
   checkpoint.json       of a run that is not finished (`checkpoint.py`)
 """
@@ -27,6 +29,7 @@ from storage.views import PLAIN
 RUN_FILE = "run.json"
 METRICS_FILE = "metrics.parquet"
 STEPS_FOLDER = "steps"
+JOB_FILE = "job.toml"
 CHECKPOINT_FILE = "checkpoint.json"
 
 
@@ -74,12 +77,15 @@ class EpochMetrics(Held):
 
 
 class RunRecord(Held):
-    """One finished or failed student.
+    """One finished, stopped or failed student.
 
     Attributes:
         epoch: the one whose weights were exported: the last, or the best where the job has patience.
         epochs: how many were trained.
         seconds: of training and evaluation, over all interruptions.
+        latency_ms: of one row, after training and on the device of the training (`latency.py`).
+        inference_rows_per_s: of batches, there and then.
+        cache: where the rows were read.
         identity: what the run was made from: the student's options, fingerprints, rows.
         error: of a failed run; of a stopped one, why others outran it.
         halving: the section of the job that stopped it.
@@ -94,8 +100,11 @@ class RunRecord(Held):
     epochs: int = 0
     seconds: float = 0.0
     rows_per_s: float | None = None
+    latency_ms: float | None = None
+    inference_rows_per_s: float | None = None
     device: str
     torch_version: str
+    cache: str | None = None
     error: str | None = None
     halving: dict[str, Any] | None = None
     identity: dict[str, Any]
@@ -169,9 +178,29 @@ COMPARISON = {
     "epochs": pl.Int64,
     "seconds": pl.Float64,
     "rows_per_s": pl.Float64,
+    "latency_ms": pl.Float64,
+    "inference_rows_per_s": pl.Float64,
     "device": pl.String,
     "error": pl.String,
 }
+
+
+def list_runs(runs: Path) -> list[Path]:
+    """Return the folders of all runs below a folder, finished or not, by name.
+
+    Raises:
+        MissingSource: there is no run.
+    """
+    below = sorted(path for path in runs.iterdir() if path.is_dir()) if runs.is_dir() else []
+    found = [path for path in below if _is_run(path)]
+    if not found and _is_run(runs):
+        raise MissingSource(
+            f"{runs} is one run, not a folder of runs", found=RUN_FILE, do=f"name the folder above it: {runs.parent}"
+        )
+    if not found:
+        there = None if runs.is_dir() else "a file" if runs.exists() else "no such folder"
+        raise MissingSource(f"there are no runs in {runs}", found=there, do="student train JOB.toml")
+    return found
 
 
 def compare_runs(runs: Path) -> pl.DataFrame:
@@ -181,19 +210,28 @@ def compare_runs(runs: Path) -> pl.DataFrame:
 
     Raises:
         MissingSource: there is no run.
+        CorruptObject: a record is not one.
     """
-    rows = []
-    for folder in sorted(path for path in runs.iterdir() if path.is_dir()) if runs.is_dir() else []:
-        record = read_record(folder)
-        if record is not None:
-            error = record.error and record.error.splitlines()[0]
-            rows.append(record.model_dump(include=set(COMPARISON)) | {"error": error})
-        elif (folder / CHECKPOINT_FILE).exists():
-            rows.append(_unfinished(folder))
-    if not rows:
-        raise MissingSource(f"there are no runs in {runs}", do="student train JOB.toml")
+    return rank([compare_run(folder) for folder in list_runs(runs)])
+
+
+def rank(rows: Sequence[dict[str, Any]]) -> pl.DataFrame:
+    """Return rows of COMPARISON as a table, the most accurate first."""
     table = pl.DataFrame(rows, schema=COMPARISON)
     return table.sort("accuracy", "agreement", "student", descending=[True, True, False], nulls_last=True)
+
+
+def compare_run(folder: Path) -> dict[str, Any]:
+    """Return the row of one run for COMPARISON. Raises CorruptObject."""
+    record = read_record(folder)
+    if record is None:
+        return _unfinished(folder)
+    error = record.error and record.error.splitlines()[0]
+    return record.model_dump(include=set(COMPARISON)) | {"error": error}
+
+
+def _is_run(folder: Path) -> bool:
+    return (folder / RUN_FILE).exists() or (folder / CHECKPOINT_FILE).exists()
 
 
 def _unfinished(folder: Path) -> dict[str, Any]:

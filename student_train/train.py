@@ -17,9 +17,11 @@ from student_train.devices import find_device
 from student_train.events import FeedChosen, Loading, MemoryProjected, Report, StudentFailed, StudentSkipped
 from student_train.fleet import own_failure
 from student_train.halving import Halving
+from student_train.job_text import job_text
 from student_train.loop import train_together
 from student_train.needs import Needs
 from student_train.options import FleetOptions
+from student_train.predictions import HeldTable, held_table
 from student_train.prepare import Prepared, Request, passes, prepare
 from student_train.projection import fit
 from student_train.residency import FeedPool, Residency, choose_residency, projected_bytes
@@ -131,11 +133,13 @@ def _train_pass(
                 ready.append(student)
             except TryAgain as error:
                 fail(student, error)
-        trainees = []
+        trainees, tables = [], dict[str | None, HeldTable]()
         for student in ready:
             if request.parallel.writes:
                 _forget_failure(student)
-            tops_N = student.held.tops_N
+            tops_N, agree_with = student.held.tops_N, student.agree_with
+            if agree_with not in tables:
+                tables[agree_with] = held_table(request.cache, student.held, agree_with)
             run = Run(
                 options=student.options,
                 spec=student.spec,
@@ -144,6 +148,9 @@ def _train_pass(
                 folder=student.folder,
                 identity=student.identity,
                 device=device,
+                held=tables[agree_with],
+                cache=request.cache.url,
+                job=job_text(request.cache.url, request.runs, request.data, [student.options]),
                 tops_N=None if tops_N is None else torch.from_numpy(tops_N).to(device),
                 parallel=request.parallel,
             )

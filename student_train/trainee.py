@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass
 from functools import partial
 from math import isfinite
@@ -13,14 +14,17 @@ from torch import Tensor
 
 from storage.encodings import Encoding
 from storage.errors import BadRequest, DivergedLoss, StillroomError
+from storage.objects import LocalObjects
 from student_train.checkpoint import Position, delete_checkpoint, read_checkpoint, write_checkpoint
+from student_train.latency import Latency
 from student_train.learner import Learner, Randomness, Tensors, below
 from student_train.needs import ArrayKey
 from student_train.options import StudentOptions
 from student_train.parallel import ALONE, Parallel
-from student_train.results import EpochMetrics, Held, RunRecord, write_metrics, write_record, write_steps
+from student_train.predictions import HeldTable
+from student_train.results import JOB_FILE, EpochMetrics, Held, RunRecord, write_metrics, write_record, write_steps
 from student_train.schedule import learning_rate_at
-from student_train.students import StudentSpec, save_student
+from student_train.students import Student, StudentSpec, save_student
 
 
 @dataclass(frozen=True)
@@ -35,6 +39,9 @@ class Run:
         folder: where it leaves its files.
         identity: what it is made from; a checkpoint of anything else is refused.
         device: where it is trained.
+        held: the held rows, and what is known of each without the student.
+        cache: where rows are read.
+        job: the TOML that trains this student alone.
         tops_N: the class that its teacher gives each held row, to agree with; None without such a teacher.
         parallel: this process among those that train it; only the first one writes.
     """
@@ -46,6 +53,9 @@ class Run:
     folder: Path
     identity: dict[str, Any]
     device: torch.device
+    held: HeldTable
+    cache: str
+    job: str
     tops_N: Tensor | None = None
     parallel: Parallel = ALONE
 
@@ -200,21 +210,30 @@ class Trainee:
             write_metrics(self.run.folder, self.history)
         self.epoch, self.step, self.epoch_seconds = self.epoch + 1, 0, 0.0
 
-    def finish(self) -> RunRecord:
-        """Write the result: weights, figures, and last the record, which says that all the rest is there."""
-        record = self._write_result("finished")
+    def finish(self, latency: Latency) -> RunRecord:
+        """Write the result, and last the record, which says that all the rest is there."""
+        record = self._write_result("finished", latency)
         if self.run.parallel.writes:
             delete_checkpoint(self.run.folder)
         return record
 
-    def set_aside(self, reason: str, halving: dict[str, Any]) -> RunRecord:
+    def result(self) -> Student:
+        """Return the student that is written, in evaluation mode: of the best epoch where the job has patience."""
+        student = self.learner.exported
+        if self._best is not None:
+            student = copy.deepcopy(student)
+            student.load_state_dict(self._best)
+        return student.eval()
+
+    def set_aside(self, reason: str, halving: dict[str, Any], latency: Latency) -> RunRecord:
         """Write the result so far of a student that others have outrun; its checkpoint stays, should it ever go on.
 
         Args:
             reason: why it is stopped.
             halving: the section of the job that decided so.
+            latency: how fast it answers.
         """
-        return self._write_result("stopped", error=reason, halving=halving)
+        return self._write_result("stopped", latency, error=reason, halving=halving)
 
     def fail(self, error: StillroomError) -> RunRecord:
         """Write that it failed, and why; its last checkpoint stays."""
@@ -233,7 +252,7 @@ class Trainee:
             "or set clip_norm",
         )
 
-    def _write_result(self, status: Any, **about: Any) -> RunRecord:
+    def _write_result(self, status: Any, latency: Latency, **about: Any) -> RunRecord:
         weights = dict(self.learner.exported.state_dict()) if self._best is None else self._best
         chosen = self.history[-1] if self._best_epoch is None else self.history[self._best_epoch - 1]
         record = RunRecord(
@@ -248,11 +267,14 @@ class Trainee:
             rows_per_s=self.num_rows * len(self.history) / max(sum(m.seconds for m in self.history), 1e-9),
             device=str(self.run.device),
             torch_version=torch.__version__,
+            cache=self.run.cache,
             identity=self.run.identity,
+            **latency._asdict(),
             **about,
         )
         if self.run.parallel.writes:
             save_student(self.run.folder, self.run.spec, weights)
+            LocalObjects(self.run.folder).put(JOB_FILE, self.run.job.encode())
             write_record(self.run.folder, record)
         return record
 

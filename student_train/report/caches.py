@@ -1,0 +1,208 @@
+"""What a cache says of itself and of its teachers, and how far it can be believed: from its own files alone.
+
+There is no dense reference here: fidelity is what can be seen without one. How good the teacher's answers are, from the
+per-sample table; and what an encoding did to them, from the first held targets, decoded.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import polars as pl
+import torch
+from torch import Tensor
+
+from storage.cache import TEACHER_COLUMNS, Cache
+from storage.encodings import Capability, DenseEncoding, Encoded
+from storage.encodings.targets import SparseTargets
+from storage.errors import StaleCache
+from storage.status import read_info
+from storage.views import PLAIN
+from student_train.feed import LABELS, ShardSource
+from student_train.needs import Needs, SoftNeed
+from student_train.positions import part_size
+from student_train.report.measures import accuracy_of, calibration_of, cross_entropy_of
+from student_train.selection import select_rows
+
+MOST_DECODED = 1024  # rows or positions
+
+
+class Answers(NamedTuple):
+    """A teacher's answers about some rows, from the per-sample table; of tokens means over positions.
+
+    Attributes:
+        rows: of the job, such as "digits/train".
+        num_rows: how many, or how many blocks of tokens.
+        accuracy, calibration_error: of its top class; None of tokens, whose table holds none, or without labels.
+        cross_entropy: to the labels, nats.
+        entropy, confidence: means, of its distribution at temperature 1 and of its top class's probability.
+    """
+
+    rows: str
+    num_rows: int
+    accuracy: float | None
+    calibration_error: float | None
+    cross_entropy: float | None
+    entropy: float | None
+    confidence: float | None
+
+
+class Decoded(NamedTuple):
+    """What an encoding left of a teacher's first held targets.
+
+    Attributes:
+        num_targets: that were looked at.
+        accuracy: of the top class as it is decoded; None without labels, or of draws alone.
+        top_kept: share whose top class is that of the per-sample table; None of tokens.
+        outside: mean mass outside of the kept classes, by temperature; empty of dense targets.
+    """
+
+    num_targets: int
+    accuracy: float | None
+    top_kept: float | None
+    outside: dict[float, float]
+
+
+@dataclass(frozen=True)
+class TeacherFacts:
+    """One teacher over one dataset.
+
+    Attributes:
+        dataset, name: of both.
+        facts: what is promised of it and of its encoding.
+        answers: about the trained and the held rows that are this dataset's.
+        decoded: None of rows that it never saw plain.
+    """
+
+    dataset: str
+    name: str
+    facts: dict[str, Any]
+    answers: tuple[Answers, ...]
+    decoded: Decoded | None
+
+
+@dataclass(frozen=True)
+class CacheFacts:
+    """What there is to show of one cache."""
+
+    url: str
+    about: dict[str, Any]
+    datasets: dict[str, dict[str, Any]]
+    teachers: tuple[TeacherFacts, ...]
+
+
+def open_cache(url: str, expected_id: str | None) -> Cache:
+    """Return the cache at `url`. Raises StaleCache: another one lies there now; or what `Cache.open` raises."""
+    cache = Cache.open(url)
+    if expected_id not in (None, cache.id):
+        raise StaleCache(
+            f"{url} is not the cache of these runs",
+            found=f"cache {cache.id}",
+            expected=f"cache {expected_id}",
+            do="student report RUNS --cache URL, if it has moved",
+        )
+    return cache
+
+
+def cache_facts(cache: Cache, rows: list[str]) -> CacheFacts:
+    """Return what a cache promises and what can be seen of its fidelity.
+
+    Args:
+        cache: an open one.
+        rows: "<dataset>" or "<dataset>/<split>" that students were trained or measured on, the held ones last.
+    """
+    info = read_info(cache)
+    used = list(dict.fromkeys(each.partition("/")[0] for each in rows))
+    described = {name: info["datasets"][name] for name in used if name in info["datasets"]}
+    teachers = [
+        TeacherFacts(
+            dataset=dataset,
+            name=teacher,
+            facts=promise,
+            answers=tuple(_answers(cache, each, teacher) for each in rows if each.partition("/")[0] == dataset),
+            decoded=_decoded(cache, [r for r in rows if r.partition("/")[0] == dataset][-1], teacher),
+        )
+        for dataset, spec in described.items()
+        for teacher, promise in spec["teachers"].items()
+        if promise["views"]
+    ]
+    datasets = {name: {k: v for k, v in spec.items() if k != "teachers"} for name, spec in described.items()}
+    about = {name: info[name] for name in ("id", "format", "created", "created_by")}
+    return CacheFacts(cache.url, about, datasets, tuple(teachers))
+
+
+def dense_bytes(num_classes: int) -> int:
+    """Return the bytes of one dense fp32 target, beside which an encoding is to be seen."""
+    return DenseEncoding(statistics=False).bytes_per_row(num_classes)
+
+
+def _answers(cache: Cache, rows: str, teacher: str) -> Answers:
+    dataset, _, split = rows.partition("/")
+    columns = {f"teacher_{name}": f"{teacher}_{name}" for name in TEACHER_COLUMNS}
+    samples = cache.samples(dataset, [teacher])
+    table = samples.filter(pl.col("split") == split if split else pl.lit(value=True)).select("label", **columns)
+    if cache.dataset(dataset).vocabulary is not None:  # means over the positions of a block, and no top class
+        confidence, table = table["teacher_top_probability"], table.with_columns(teacher_top=None, label=0)
+    else:
+        confidence = table["teacher_top_probability"]
+    calibration = calibration_of(table, "teacher_")
+    return Answers(
+        rows,
+        len(table),
+        accuracy_of(table, "teacher_"),
+        None if calibration is None else calibration.error,
+        cross_entropy_of(table, "teacher_"),
+        table["teacher_entropy"].mean(),  # type: ignore[arg-type]
+        confidence.mean(),  # type: ignore[arg-type]
+    )
+
+
+def _decoded(cache: Cache, rows: str, teacher: str) -> Decoded | None:
+    """Return what is left of the targets of the first shard of some rows."""
+    dataset = rows.partition("/")[0]
+    encoding = cache.teacher(dataset, teacher).encoding
+    bucket = Capability("bucket", 1.0)
+    if PLAIN not in cache.view_names(dataset, teacher):
+        return None
+    if encoding.lacks(bucket) is not None:  # draws alone are no distribution
+        return None
+    needs = Needs(soft=frozenset({SoftNeed(teacher, bucket)}))
+    selection = select_rows(cache, rows, needs, allow_partial=True, agree_with=teacher)
+    source = ShardSource(cache, selection)
+    arrays = source.load((0,), source.names(needs), torch.device("cpu"))
+    encoded = source.encoded(arrays)[teacher]
+    if source.of_tokens:
+        labels_N = arrays[LABELS].flatten().long()
+        positions_N = (labels_N >= 0).nonzero()[:MOST_DECODED, 0]
+        parts = [encoded.pick(part_N) for part_N in positions_N.split(part_size(encoded.num_classes, labels_N.device))]
+        labels_N, tops_N = labels_N[positions_N], None
+    else:
+        first = {name: values[:MOST_DECODED] for name, values in encoded.arrays.items()}
+        parts = [Encoded(encoding, encoded.num_classes, first)]
+        size = min(MOST_DECODED, int(selection.shard_sizes_S[0]))
+        labels_N = torch.from_numpy(selection.labels_N[:size])
+        tops_N = None if selection.tops_N is None else torch.from_numpy(selection.tops_N[:size])
+    return _compared(parts, labels_N, tops_N)
+
+
+def _compared(parts: list[Encoded], labels_N: Tensor, tops_N: Tensor | None) -> Decoded:
+    decoded_N: list[Tensor] = []
+    outside: dict[float, list[Tensor]] = {}
+    for part in parts:
+        targets = part.decode()
+        decoded_N.append(targets.top()[1])  # type: ignore[attr-defined]
+        if isinstance(targets, SparseTargets):
+            for temperature in targets.temperatures:
+                outside.setdefault(temperature, []).append(targets.log_rest(temperature).exp())
+    found_N = torch.cat(decoded_N) if decoded_N else labels_N[:0]
+    return Decoded(
+        num_targets=len(found_N),
+        accuracy=_share(found_N == labels_N, labels_N >= 0),
+        top_kept=None if tops_N is None else _share(found_N == tops_N, tops_N >= 0),
+        outside={temperature: float(torch.cat(masses).mean()) for temperature, masses in outside.items()},
+    )
+
+
+def _share(hits_N: Tensor, counted_N: Tensor) -> float | None:
+    return float(hits_N[counted_N].float().mean()) if counted_N.any() else None

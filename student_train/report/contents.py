@@ -1,0 +1,233 @@
+"""What the page says, put together from runs, their predictions and their cache; nothing here knows HTML.
+
+Students are compared row by row only where they were measured on the same rows: those of most runs.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import polars as pl
+
+from storage.cache import Cache
+from storage.errors import StillroomError
+from student_train.report import measures
+from student_train.report.caches import CacheFacts, cache_facts, open_cache
+from student_train.report.canvas import COLOURS
+from student_train.report.drawings import draw_all
+from student_train.report.gallery import Card, Shower
+from student_train.report.rows import Comparison, TeacherRow, compare_rows, teacher_row
+from student_train.report.runs import Run, gather_runs, varied_options
+
+MOST_CACHES = 3  # that are described
+MOST_CLASSES = 24
+MOST_GALLERIES = 3
+MOST_CARDS = 12
+WITH_WEIGHTS = ("finished", "stopped")  # statuses of students that can be compared
+
+
+class ClassRow(NamedTuple):
+    """One class: accuracy of the best student, of the teacher (None: unknown), and the range over all students."""
+
+    name: str
+    rows: int
+    student: float
+    teacher: float | None
+    low: float
+    high: float
+
+
+class Gallery(NamedTuple):
+    """Rows where students fail and the teacher does not; `who` is the student whose answers are shown."""
+
+    title: str
+    who: str
+    colour: str | None
+    cards: list[Card]
+
+
+@dataclass
+class Contents:
+    """All that the page shows; what is None or empty has no section.
+
+    Attributes:
+        folder: of the runs.
+        runs: every run, the best first.
+        main: those that were measured on the same rows.
+        gain: by which they are compared: "accuracy", or where there are no labels "agreement".
+        colours: of the highlighted students, by name.
+        varied: options in which runs differ.
+        comparison: row by row.
+        teacher: whom they are compared with.
+        pictures: data URIs by name.
+        classes, num_classes: those that are shown, and how many there are.
+        confusions, tokens: rows of tables, of the best student.
+        galleries: where students fail.
+        caches: what they say of themselves.
+        notices: what is left out of the page, and why.
+    """
+
+    folder: Path
+    runs: list[Run]
+    main: list[Run]
+    gain: str
+    colours: dict[str, str]
+    varied: list[str]
+    comparison: Comparison | None = None
+    teacher: TeacherRow | None = None
+    pictures: dict[str, str] = field(default_factory=dict)
+    classes: list[ClassRow] = field(default_factory=list)
+    num_classes: int = 0
+    confusions: list[dict[str, Any]] = field(default_factory=list)
+    tokens: list[dict[str, Any]] = field(default_factory=list)
+    galleries: list[Gallery] = field(default_factory=list)
+    caches: list[CacheFacts] = field(default_factory=list)
+    notices: list[str] = field(default_factory=list)
+
+    @property
+    def best(self) -> Run | None:
+        """Return the best of those that are compared."""
+        return next((run for run in self.main if run.name in self.colours), None)
+
+    @property
+    def of_tokens(self) -> bool:
+        """Whether rows are positions of tokens."""
+        return self.comparison is not None and self.comparison.held.of_tokens
+
+
+def gather(folder: Path, cache_url: str | None = None) -> Contents:
+    """Return the contents of a page about the runs below a folder.
+
+    Args:
+        folder: of the runs.
+        cache_url: where their cache lies now; None: where it was.
+
+    Raises:
+        MissingSource: there is no run.
+        StillroomError: `cache_url` is given, and is not their cache.
+    """
+    runs = gather_runs(folder)
+    main = _main_group(runs)
+    gain = "accuracy" if any(run.figures["accuracy"] is not None for run in main) else "agreement"
+    able = [run for run in main if run.status in WITH_WEIGHTS and run.figures[gain] is not None]
+    colours = dict(zip((run.name for run in able), COLOURS, strict=False))
+    contents = Contents(folder, runs, main, gain, colours, varied_options(runs))
+    contents.notices += [f"{run.name}: {fault}" for run in runs for fault in run.faults]
+    if len(main) < len(runs) and (others := [run for run in runs if run.identity and run not in main]):
+        contents.notices.append(
+            f"{len(others)} students were measured on other rows than the {len(main)} that are compared below; their "
+            "figures stand in the leaderboard, and are not to be compared with these"
+        )
+    caches = _open_caches(contents, cache_url)
+    _compare(contents, [run for run in main if run.status in WITH_WEIGHTS], caches)
+    contents.pictures = draw_all(main, colours, gain, contents.comparison)
+    _describe(contents, caches)
+    return contents
+
+
+def _main_group(runs: list[Run]) -> list[Run]:
+    """Return the runs that were measured on the rows that most were; of two such groups the one with the best."""
+    groups = Counter(run.held for run in runs if run.identity)
+    return [run for run in runs if run.identity and run.held == groups.most_common(1)[0][0]]
+
+
+def _open_caches(contents: Contents, cache_url: str | None) -> dict[str, Cache]:
+    """Return the caches of the runs by id, that of the main group first."""
+    urls: dict[str, str | None] = {}
+    for run in (*contents.main, *contents.runs):
+        if (identity := run.identity.get("cache")) is not None:
+            urls[identity] = urls.get(identity) or (None if run.record is None else run.record.cache)
+    opened = {}
+    for number, (identity, url) in enumerate(list(urls.items())[:MOST_CACHES]):
+        if number == 0 and cache_url is not None:
+            opened[identity] = open_cache(cache_url, identity)
+        elif url is None:
+            contents.notices.append("where the cache lies is not recorded; give --cache URL, for what is read there")
+        else:
+            try:
+                opened[identity] = open_cache(url, identity)
+            except StillroomError as error:
+                contents.notices.append(
+                    f"the cache cannot be opened: {error.what}; names of classes, images or text, and what the teacher "
+                    "was are left out"
+                )
+    if len(urls) > MOST_CACHES:
+        contents.notices.append(f"the runs are of {len(urls)} caches; {MOST_CACHES} are described")
+    return opened
+
+
+def _compare(contents: Contents, runs: list[Run], caches: dict[str, Cache]) -> None:
+    """Add all that is known of single rows."""
+    found = contents.comparison = compare_rows(runs, contents.colours)
+    if found is None:
+        if runs:
+            contents.notices.append("no student left predictions: classes, calibration and failures are left out")
+        return
+    contents.notices += [f"{name}: {fault}" for name, fault in found.faults.items()]
+    if found.absent:
+        contents.notices.append(
+            f"{len(found.absent)} students left no predictions, and are in the leaderboard and the curves only: "
+            + ", ".join(found.absent[:8])
+            + (" …" if len(found.absent) > 8 else "")
+        )
+    held = found.held
+    contents.teacher = teacher_row(held)
+    shower = Shower(caches.get(held.cache), held.dataset)
+    if found.kept:
+        best = next(iter(found.kept.values()))
+        if held.of_tokens:
+            contents.tokens = [
+                row | {"token": shower.class_name(row["label"])} for row in measures.costliest_tokens(best).to_dicts()
+            ]
+        else:
+            contents.num_classes, contents.classes = _classes(found, best, shower)
+        contents.confusions = [
+            row | {"said": shower.class_name(row["top"]), "is": shower.class_name(row["label"])}
+            for row in measures.confusions(best).to_dicts()
+        ]
+    contents.galleries = _galleries(contents, found, shower)
+    contents.notices += shower.left_out
+
+
+def _classes(found: Comparison, best: pl.DataFrame, shower: Shower) -> tuple[int, list[ClassRow]]:
+    """Return how many classes have rows, and those where the best student is furthest behind its teacher."""
+    accuracy = pl.col("accuracy")
+    ranges = pl.concat(found.by_class).group_by("label").agg(low=accuracy.min(), high=accuracy.max())
+    rows = measures.accuracy_by_class(best).join(ranges, on="label")
+    behind = pl.col("teacher_accuracy").fill_null(1.0) - pl.col("accuracy")
+    shown = rows.sort(behind, "label", descending=[True, False]).head(MOST_CLASSES)
+    return len(rows), [
+        ClassRow(shower.class_name(r["label"]), r["rows"], r["accuracy"], r["teacher_accuracy"], r["low"], r["high"])
+        for r in shown.to_dicts()
+    ]
+
+
+def _galleries(contents: Contents, found: Comparison, shower: Shower) -> list[Gallery]:
+    galleries, unit = [], "positions" if found.held.of_tokens else "rows"
+    if found.students > 1 and found.kept:
+        best = next(iter(found.kept.values()))
+        counted = best.with_columns(students=pl.Series(found.failed)).filter(2 * pl.col("students") > found.students)
+        hardest = counted.sort("students", "teacher_top_probability", descending=True, nulls_last=True)
+        noted = hardest.with_columns(note=pl.format(f"{{}} of {found.students} students fail", "students"))
+        cards = shower.cards(noted, found.held, MOST_CARDS)
+        galleries.append(Gallery(f"What most students get wrong: {len(counted)} {unit}", "best", None, cards))
+    for name, table in list(found.kept.items())[:MOST_GALLERIES]:
+        failed = measures.failures(table)
+        title = f"{name}: {len(failed)} of {len(table.drop_nulls('label'))} {unit}"
+        cards = shower.cards(failed, found.held, MOST_CARDS)
+        galleries.append(Gallery(title, "student", contents.colours[name], cards))
+    return [gallery for gallery in galleries if gallery.cards]
+
+
+def _describe(contents: Contents, caches: dict[str, Cache]) -> None:
+    """Add what the caches say of themselves."""
+    for identity, cache in caches.items():
+        runs = [run for run in contents.runs if run.identity.get("cache") == identity]
+        rows = [run.rows_of(role) for role in ("train", "validation") for run in runs]
+        try:
+            contents.caches.append(cache_facts(cache, list(dict.fromkeys(row for row in rows if row is not None))))
+        except StillroomError as error:
+            contents.notices.append(f"what {cache.url} says of itself is left out: {error.what}")

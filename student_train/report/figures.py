@@ -1,0 +1,220 @@
+"""The page's pictures, drawn.
+
+Each has a few highlighted students in colours of their own, the same in every picture, and the rest faintly behind them.
+Legends are the page's own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+import polars as pl
+from matplotlib.ticker import FuncFormatter, MaxNLocator
+
+from student_train.report.canvas import FAINT, TEACHER_COLOUR, canvas, data_uri, percents, plain
+from student_train.report.measures import OUTCOMES, Calibration, pareto_front
+
+BOTH_RIGHT = OUTCOMES[0]
+OUTCOME_COLOURS = dict(zip(OUTCOMES[1:], ("#882255", "#88CCEE", "#8d939b", "#d5d9de"), strict=True))
+INK_ON = dict.fromkeys((OUTCOMES[1], OUTCOMES[3]), "#ffffff")
+MOST_CURVE_POINTS = 200  # of one curve; a wider screen shows no more
+FIRM_ROWS = 10  # of a bin of confidences that a line goes through
+MOST_NAMED = 6  # points of a front
+
+
+class Curve(NamedTuple):
+    """A student's epochs; `colour` None draws it faintly."""
+
+    history: pl.DataFrame
+    colour: str | None
+
+
+class Point(NamedTuple):
+    """A finished student: what it costs and what it gains, `low` to `high` being noise."""
+
+    name: str
+    cost: float
+    gain: float
+    low: float
+    high: float
+    colour: str | None
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One curve over epochs for each student.
+
+    Attributes:
+        column: of the history.
+        title: of the panel.
+        percent: whether it is a share.
+        teacher: the teacher's value, if it is known.
+    """
+
+    column: str
+    title: str
+    percent: bool = False
+    teacher: float | None = None
+
+
+def learning_curves(curves: Sequence[Curve], panels: Sequence[Panel]) -> str:
+    """Return panels of curves over epochs; the teacher is a dashed line."""
+    with canvas(3.1, len(panels)) as (figure, axes):
+        for axis, panel in zip(axes, panels, strict=True):
+            for curve in sorted(curves, key=lambda curve: curve.colour is not None):
+                _curve(axis, curve, panel.column)
+            if panel.teacher is not None:
+                axis.axhline(panel.teacher, color=TEACHER_COLOUR, linestyle=(0, (5, 3)), linewidth=1.1)
+            axis.set_title(panel.title)
+            axis.set_xlabel("epoch")
+            axis.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=6))
+            if panel.percent:
+                axis.yaxis.set_major_formatter(percents())
+        return data_uri(figure)
+
+
+def trade_offs(panels: Mapping[str, Sequence[Point]], gain: str, teacher: float | None) -> str:
+    """Return a panel of gain over each cost, on a logarithmic axis, with the points that no other beats in both."""
+    with canvas(3.7, len(panels)) as (figure, axes):
+        for axis, (cost, points) in zip(axes, panels.items(), strict=True):
+            for point in sorted(points, key=lambda point: point.colour is not None):
+                colour, bold = point.colour or FAINT, point.colour is not None
+                if bold:
+                    axis.plot([point.cost] * 2, [point.low, point.high], color=colour, linewidth=1, alpha=0.7)
+                axis.plot(point.cost, point.gain, "o", color=colour, markersize=6 if bold else 4)
+            if teacher is not None:
+                axis.axhline(teacher, color=TEACHER_COLOUR, linestyle=(0, (5, 3)), linewidth=1.1)
+            _cost_axis(axis, [point.cost for point in points])
+            axis.yaxis.set_major_formatter(percents())
+            axis.margins(y=0.12)
+            axis.set_title(f"{gain} against {cost}")
+            axis.set_xlabel(cost)
+            _front(axis, points)
+        return data_uri(figure)
+
+
+def calibration(of: Sequence[tuple[Calibration, str]]) -> str:
+    """Return reliability, the size of a point being the share of rows that it stands for, and where confidences lie."""
+    with canvas(3.6, 2, width_ratios=(1, 1.25)) as (figure, (left, right)):
+        left.plot([0, 1], [0, 1], color=FAINT, linewidth=1, linestyle=(0, (2, 2)))
+        for found, colour in of:
+            x, y, share = (found.bins[name].to_numpy() for name in ("confidence", "accuracy", "share"))
+            firm = found.bins["rows"].to_numpy() >= FIRM_ROWS
+            left.plot(x[firm], y[firm], color=colour, linewidth=1.3, alpha=0.8)
+            left.scatter(x, y, s=12 + 60 * share, color=colour, linewidths=0, alpha=np.where(firm, 0.9, 0.35))
+            right.plot(x, share, "o-", color=colour, markersize=3.5, linewidth=1.2)
+        left.set_title("how often it is right")
+        left.set_xlabel("confidence")
+        right.set_title("share of rows (logarithmic)")
+        right.set_xlabel("confidence")
+        right.set_yscale("log")
+        right.yaxis.set_major_formatter(FuncFormatter(lambda share, _: f"{100 * share:g} %"))
+        right.yaxis.set_minor_formatter("")
+        left.yaxis.set_major_formatter(percents())
+        for axis in (left, right):
+            axis.xaxis.set_major_formatter(percents())
+            axis.set_xlim(0, 1.02)
+        return data_uri(figure)
+
+
+def agreement(shares: Sequence[tuple[str, Mapping[str, float]]], lines: Sequence[tuple[pl.DataFrame, str]]) -> str:
+    """Return who is right where not both are, a bar for each student, and agreement by the teacher's confidence."""
+    height = max(3.2, 1.1 + 0.3 * len(shares))
+    with canvas(height, 2, width_ratios=(1.25, 1)) as (figure, (left, right)):
+        widest = max((1 - outcome[BOTH_RIGHT] for _, outcome in shares), default=1.0) or 1.0
+        for row, (_, outcome) in enumerate(shares):
+            start = 0.0
+            for name, colour in OUTCOME_COLOURS.items():
+                share = outcome[name]
+                left.barh(row, share, left=start, height=0.66, color=colour, linewidth=0)
+                if share >= 0.09 * widest:
+                    where = (start + share / 2, row)
+                    ink = INK_ON.get(name, "#222222")
+                    left.annotate(f"{100 * share:.1f}", where, ha="center", va="center", fontsize=7.5, color=ink)
+                start += share
+        left.set_yticks(range(len(shares)), [plain(name) for name, _ in shares])
+        left.invert_yaxis()
+        left.grid(visible=False, axis="y")
+        left.xaxis.set_major_formatter(percents())
+        left.set_title("rows that not both get right, by who does")
+        _by_confidence(right, lines)
+        return data_uri(figure)
+
+
+def _by_confidence(axis: Any, lines: Sequence[tuple[pl.DataFrame, str]]) -> None:
+    for table, colour in lines:
+        axis.plot(range(1, len(table) + 1), table["agreement"], "o-", color=colour, markersize=3.5, linewidth=1.3)
+    if lines:
+        confidences = lines[0][0]["confidence"]
+        axis.set_xticks(range(1, len(confidences) + 1), [f"{100 * each:.3g}" for each in confidences], fontsize=8)
+    axis.set_title("agreement, by tenths of the rows")
+    axis.set_xlabel("the teacher's mean confidence in a tenth, %")
+    axis.yaxis.set_major_formatter(percents())
+
+
+def loss_along_block(lines: Sequence[tuple[pl.DataFrame, str]], teacher: pl.DataFrame | None) -> str:
+    """Return the mean loss at each place of a block of tokens."""
+    with canvas(3.1, 1) as (figure, (axis,)):
+        for table, colour in lines:
+            axis.plot(table["at"], table["student"], color=colour)
+        if teacher is not None:
+            axis.plot(teacher["at"], teacher["teacher"], color=TEACHER_COLOUR, linestyle=(0, (5, 3)), linewidth=1.1)
+        axis.set_title("mean loss, nats")
+        axis.set_xlabel("tokens before")
+        return data_uri(figure)
+
+
+def _curve(axis: Any, curve: Curve, column: str) -> None:
+    points = curve.history.select("epoch", column).drop_nulls()
+    points = points.filter(pl.col(column).is_finite()) if len(points) else points
+    points = points.gather_every(-(-len(points) // MOST_CURVE_POINTS) or 1)
+    faint = curve.colour is None
+    style = {"color": FAINT, "linewidth": 0.7, "alpha": 0.55} if faint else {"color": curve.colour}
+    axis.plot(points["epoch"], points[column], marker="o" if len(points) == 1 else None, markersize=3, **style)
+
+
+def _cost_axis(axis: Any, costs: Sequence[float]) -> None:
+    """Make a logarithmic axis with a few plain numbers, also where all costs are alike."""
+    low, high = min(costs), max(costs)
+    pad = max(1.6, (high / low) ** 0.12)
+    axis.set_xscale("log")
+    axis.set_xlim(low / pad, high * pad)
+    digits = "125" if high > 3 * low else "123456789"
+    for which in (axis.xaxis.set_major_formatter, axis.xaxis.set_minor_formatter):
+        which(FuncFormatter(lambda value, _: _short(value) if f"{value:e}"[0] in digits else ""))
+    axis.tick_params(axis="x", which="both", labelsize=8.5, length=3, pad=3)
+    axis.grid(visible=False, which="minor")
+
+
+def _short(value: float) -> str:
+    """Return a number with a prefix: 1500000 → 1.5M."""
+    for prefix, factor in (("G", 1e9), ("M", 1e6), ("k", 1e3)):
+        if value >= factor:
+            return f"{value / factor:g}{prefix}"
+    return f"{value:g}"
+
+
+def _front(axis: Any, points: Sequence[Point]) -> None:
+    """Draw the Pareto front as steps, and name its points, the cheapest and the best at least."""
+    front = [points[index] for index in pareto_front([(point.cost, point.gain) for point in points])]
+    if not front:
+        return
+    right = axis.get_xlim()[1]
+    xs, ys = [point.cost for point in front], [point.gain for point in front]
+    axis.step([*xs, right], [*ys, ys[-1]], where="post", color="#5f6368", linewidth=1, zorder=1.5)
+    chosen = {round(place) for place in np.linspace(0, len(front) - 1, min(len(front), MOST_NAMED))}
+    for place in sorted(chosen):
+        point = front[place]
+        last = place == len(front) - 1
+        axis.annotate(
+            plain(point.name),
+            (point.cost, point.gain),
+            xytext=(-6 if last else 6, 6 if last else -6),
+            textcoords="offset points",
+            ha="right" if last else "left",
+            va="bottom" if last else "top",
+            fontsize=8,
+        )

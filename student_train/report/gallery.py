@@ -1,0 +1,173 @@
+"""Where a student fails and the teacher does not: the images, or the text, of those rows.
+
+A shard is read for each image that is shown, so galleries share MOST_SHARDS of them, whatever the size of the cache.
+"""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from io import BytesIO
+from typing import Any
+
+import numpy as np
+import polars as pl
+from PIL import Image
+
+from storage.cache import Cache
+from storage.errors import StillroomError
+from storage.tokenizer import decoder
+from student_train.predictions import HeldTable
+
+MOST_SHARDS = 16
+THUMBNAIL_PIXELS = 112  # larger images are made smaller; smaller ones are scaled up by the browser
+CONTEXT_TOKENS = 40
+
+
+@dataclass(frozen=True)
+class Card:
+    """One row, or position, that a student gets wrong.
+
+    Attributes:
+        sample_id: of the row.
+        label, teacher, student: what it is, and what they say; names of classes, or tokens as text.
+        teacher_probability, student_probability: of what they say; None: unknown.
+        picture: a PNG as a data URI; None of what is no image, or without the cache.
+        context: the text before the token in question; None of what is no text.
+        note: a line more.
+    """
+
+    sample_id: str
+    label: str
+    teacher: str
+    student: str
+    teacher_probability: float | None = None
+    student_probability: float | None = None
+    picture: str | None = None
+    context: str | None = None
+    note: str | None = None
+
+    @property
+    def is_wrong(self) -> bool:
+        """Whether the student is; of rows that most students get wrong, the best may get some right."""
+        return self.student != self.label
+
+
+@dataclass
+class Shower:
+    """Shows rows of one dataset, from the cache if it is at hand.
+
+    Attributes:
+        cache: None: it cannot be opened, and rows are named only.
+        dataset: of the rows.
+        left_out: why something is not shown, each reason once.
+    """
+
+    cache: Cache | None
+    dataset: str
+    left_out: dict[str, None] = field(default_factory=dict)
+    _pictures: dict[int, str | None] = field(default_factory=dict)
+    _shards: set[int] = field(default_factory=set)
+
+    def __post_init__(self) -> None:
+        self._classes: list[str] = []
+        self._decode: Callable[[Sequence[int]], str] | None = None
+        if self.cache is None:
+            return
+        self._classes = self.cache.dataset(self.dataset).classes
+        try:
+            tokenizer = self.cache.tokenizer(self.dataset)
+            self._decode = None if tokenizer is None else decoder(tokenizer.data)
+        except StillroomError as error:  # the library is an extra
+            self.left_out[f"text is shown as token ids: {error.what}"] = None
+
+    def class_name(self, number: int | None) -> str:
+        """Return the name of a class; of tokens, the token as text with its spaces to be seen."""
+        if number is None:
+            return "–"
+        if self._decode is not None:
+            return visible(self._decode([number]))
+        return self._classes[number] if 0 <= number < len(self._classes) else f"{number}"
+
+    def cards(self, failed: pl.DataFrame, held: HeldTable, most: int) -> list[Card]:
+        """Return cards of the first rows of `failed`, of each row or block one, as far as shards may be read."""
+        failed = failed.unique("row", keep="first", maintain_order=True)
+        if held.of_tokens:
+            return [self._card(row, context=self._context(held.table, row)) for row in _dicts(failed.head(most))]
+        chosen: list[dict[str, Any]] = []
+        for row in _dicts(failed):
+            if len(chosen) == most:
+                break
+            if row["shard"] in self._shards or len(self._shards) < MOST_SHARDS:
+                self._shards.add(row["shard"])
+                chosen.append(row)
+        self._read(chosen)
+        return [self._card(row, picture=self._pictures.get(row["row"])) for row in chosen]
+
+    def _card(self, row: dict[str, Any], *, picture: str | None = None, context: str | None = None) -> Card:
+        return Card(
+            sample_id=row["sample_id"] or f"row {row['row']}",
+            label=self.class_name(row["label"]),
+            teacher=self.class_name(row["teacher_top"]),
+            student=self.class_name(row["top"]),
+            teacher_probability=row["teacher_top_probability"],
+            student_probability=row["top_probability"],
+            picture=picture,
+            context=context,
+            note=row.get("note"),
+        )
+
+    def _read(self, rows: list[dict[str, Any]]) -> None:
+        """Make pictures of rows, a shard at a time."""
+        if self.cache is None:
+            return
+        starts = {shard.shard: shard.start for shard in self.cache.shards(self.dataset)}
+        for shard in sorted({row["shard"] for row in rows if row["row"] not in self._pictures}):
+            try:
+                inputs_S = self.cache.read_inputs(self.dataset, shard)
+            except StillroomError as error:
+                self.left_out[f"some images are not shown: {error.what}"] = None
+                continue
+            for row in rows:
+                if row["shard"] == shard:
+                    self._pictures[row["row"]] = picture_of(inputs_S[row["row"] - starts[shard]])
+
+    def _context(self, table: pl.DataFrame, row: dict[str, Any]) -> str:
+        """Return the text up to a position, itself included."""
+        block = table.filter(pl.col("row") == row["row"], pl.col("at") <= row["at"]).sort("at")
+        ids = block["token"].tail(CONTEXT_TOKENS).to_list()
+        text = " ".join(map(str, ids)) if self._decode is None else self._decode(ids)
+        return text if len(ids) == len(block) else f"…{text}"
+
+
+def picture_of(values: np.ndarray) -> str | None:
+    """Return an input as a PNG in a data URI; None if it is no image.
+
+    Args:
+        values: (C, H, W) or (H, W); uint8, or floats, which are stretched from black to white.
+    """
+    if values.ndim == 2:
+        values = values[None]
+    if values.ndim != 3 or values.shape[0] not in (1, 3) or 0 in values.shape:
+        return None
+    if values.dtype != np.uint8:
+        low, high = float(values.min()), float(values.max())
+        values = ((values - low) * (255 / ((high - low) or 1.0))).astype(np.uint8)
+    image = Image.fromarray(values[0] if values.shape[0] == 1 else np.ascontiguousarray(values.transpose(1, 2, 0)))
+    image.thumbnail((THUMBNAIL_PIXELS, THUMBNAIL_PIXELS), Image.Resampling.LANCZOS)
+    sink = BytesIO()
+    image.save(sink, "PNG", optimize=True)
+    return f"data:image/png;base64,{base64.b64encode(sink.getvalue()).decode()}"
+
+
+def visible(text: str) -> str:
+    """Return a token's text with what cannot be seen made visible."""
+    shown = text.replace("\n", "⏎").replace("\t", "⇥")
+    stripped = shown.strip(" ")
+    left = len(shown) - len(shown.lstrip(" "))
+    return "␣" * left + stripped + "␣" * (len(shown) - left - len(stripped) if stripped else 0) or "(empty)"
+
+
+def _dicts(table: pl.DataFrame) -> list[dict[str, Any]]:
+    return table.to_dicts()

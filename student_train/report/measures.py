@@ -1,0 +1,157 @@
+"""What predictions amount to: pure functions of tables. Rows without a label, or without a teacher, count for nothing.
+
+Tables are those of `predictions.HeldTable`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from math import sqrt
+from typing import NamedTuple
+
+import polars as pl
+
+NUM_BINS = 15  # of confidence, as in `evaluate.py`
+CONFIDENCE_95 = 1.96
+
+OUTCOMES = ("both right", "only the teacher", "only the student", "both wrong, alike", "both wrong, each its own")
+
+
+class Calibration(NamedTuple):
+    """How far a confidence can be believed.
+
+    Attributes:
+        bins: one row per bin that has rows: `confidence` and `accuracy` (means), `rows`, and `share` of all rows.
+        error: expected calibration error.
+    """
+
+    bins: pl.DataFrame
+    error: float
+
+
+def noise(accuracy: float, rows: int) -> float:
+    """Return half the width of the 95 % interval of an accuracy that was measured on so many rows."""
+    return CONFIDENCE_95 * sqrt(max(0.0, accuracy * (1 - accuracy)) / max(rows, 1))
+
+
+def behind(right: pl.Series, best: pl.Series) -> tuple[float, float]:
+    """Return by how much a student is less accurate than the best, and half the width of the 95 % interval of that.
+
+    Both were asked about the same rows, so that only rows on which they differ are noise: far less than that of either.
+
+    Args:
+        right, best: whether each of them is right, bool; null: nobody knows.
+
+    Source: McNemar 1947; the variance of a difference of paired proportions.
+    """
+    known = pl.DataFrame({"right": right, "best": best}).drop_nulls()
+    lost, won = (known.select((pl.col(a) & ~pl.col(b)).sum()).item() for a, b in (("best", "right"), ("right", "best")))
+    rows, difference = max(len(known), 1), (lost - won) / max(len(known), 1)
+    return difference, CONFIDENCE_95 * sqrt(max(0.0, (lost + won) / rows - difference**2) / rows)
+
+
+def accuracy_of(table: pl.DataFrame, who: str = "") -> float | None:
+    """Return the accuracy of the student, or of the "teacher_"."""
+    known = table.filter(pl.col("label").is_not_null(), pl.col(f"{who}top").is_not_null())
+    return None if known.is_empty() else float((known["label"] == known[f"{who}top"]).mean())  # type: ignore[arg-type]
+
+
+def cross_entropy_of(table: pl.DataFrame, who: str = "") -> float | None:
+    """Return the cross-entropy to the labels in nats, of the student or of the "teacher_"."""
+    mean = table.filter(pl.col("label").is_not_null())[f"{who}label_log_probability"].mean()
+    return None if mean is None else -float(mean)  # type: ignore[arg-type]
+
+
+def calibration_of(table: pl.DataFrame, who: str = "") -> Calibration | None:
+    """Return the reliability of the student, or of the "teacher_"; None without rows.
+
+    Source: Guo et al. 2017, eq. 3, bins of equal width, arXiv 1706.04599.
+    """
+    confidence, right = pl.col(f"{who}top_probability").cast(pl.Float64), pl.col(f"{who}top") == pl.col("label")
+    known = table.select(confidence=confidence, right=right.cast(pl.Float64)).drop_nulls()
+    if known.is_empty():
+        return None
+    bin_of = (pl.col("confidence") * NUM_BINS).floor().clip(0, NUM_BINS - 1).cast(pl.Int64)
+    means = {"confidence": pl.col("confidence").mean(), "accuracy": pl.col("right").mean()}
+    bins = known.group_by(bin=bin_of).agg(**means, rows=pl.len(), share=pl.len() / len(known)).sort("bin")
+    error = float((bins["share"] * (bins["confidence"] - bins["accuracy"]).abs()).sum())
+    return Calibration(bins, error)
+
+
+def accuracy_by_class(table: pl.DataFrame) -> pl.DataFrame:
+    """Return `label`, `rows`, `accuracy` and `teacher_accuracy` (null: unknown) of each class that has rows."""
+    right = {"accuracy": pl.col("top") == pl.col("label"), "teacher_accuracy": pl.col("teacher_top") == pl.col("label")}
+    means = {name: hit.cast(pl.Float64).mean() for name, hit in right.items()}
+    return table.filter(pl.col("label").is_not_null()).group_by("label").agg(rows=pl.len(), **means).sort("label")
+
+
+def outcomes_of(table: pl.DataFrame) -> dict[str, float] | None:
+    """Return the share of rows of each of OUTCOMES; None unless there are labels and a teacher."""
+    known = table.filter(pl.col("label").is_not_null(), pl.col("teacher_top").is_not_null())
+    if known.is_empty():
+        return None
+    student, teacher = pl.col("top") == pl.col("label"), pl.col("teacher_top") == pl.col("label")
+    alike = pl.col("top") == pl.col("teacher_top")
+    each = (student & teacher, ~student & teacher, student & ~teacher, ~student & ~teacher & alike)
+    shares = known.select(**{name: share.mean() for name, share in zip(OUTCOMES, each, strict=False)}).row(0)
+    return dict(zip(OUTCOMES, (*shares, max(0.0, 1 - sum(shares))), strict=True))
+
+
+def agreement_by_confidence(table: pl.DataFrame, groups: int = 10) -> pl.DataFrame:
+    """Return `confidence` of the teacher and `agreement` with it, means of so many equal groups of rows, in order."""
+    known = table.drop_nulls(["teacher_top", "teacher_top_probability", "top"]).sort("teacher_top_probability")
+    group = (pl.int_range(pl.len()) * groups // pl.len()).alias("group")
+    alike = (pl.col("top") == pl.col("teacher_top")).cast(pl.Float64)
+    means = {"confidence": pl.col("teacher_top_probability").cast(pl.Float64).mean(), "agreement": alike.mean()}
+    return known.group_by(group).agg(**means).sort("group").drop("group")
+
+
+def confusions(table: pl.DataFrame, most: int = 10) -> pl.DataFrame:
+    """Return the most frequent mistakes: `label`, `top`, `rows`, and `teacher_rows`, those that the teacher shares."""
+    wrong = table.filter(pl.col("label").is_not_null(), pl.col("top") != pl.col("label"))
+    shared = (pl.col("teacher_top") == pl.col("top")).sum()
+    found = wrong.group_by("label", "top").agg(rows=pl.len(), teacher_rows=shared)
+    return found.sort("rows", "label", "top", descending=[True, False, False]).head(most)
+
+
+def failures(table: pl.DataFrame) -> pl.DataFrame:
+    """Return the rows where the student is wrong and the teacher is not, those first of which the student is surest."""
+    failed = table.filter(pl.col("teacher_top") == pl.col("label"), pl.col("top") != pl.col("label"))
+    return failed.sort("top_probability", "position", descending=[True, False], nulls_last=True)
+
+
+def loss_by_place(table: pl.DataFrame, groups: int = 32) -> pl.DataFrame:
+    """Return, of tokens, `at` and the mean losses `student` and `teacher` (nats; null: unknown) along a block."""
+    length = int(table["at"].max()) + 1  # type: ignore[arg-type]
+    width = -(-length // groups)
+    means = {
+        "at": pl.col("at").cast(pl.Float64).mean(),
+        "student": -pl.col("label_log_probability").cast(pl.Float64).mean(),
+        "teacher": -pl.col("teacher_label_log_probability").cast(pl.Float64).mean(),
+    }
+    return table.drop_nulls("label").group_by(group=pl.col("at") // width).agg(**means).sort("group").drop("group")
+
+
+def costliest_tokens(table: pl.DataFrame, most: int = 10) -> pl.DataFrame:
+    """Return the labels on which a student loses most beside its teacher.
+
+    Returns:
+        `label`, `rows`, mean losses `student` and `teacher` in nats, and `excess`: the label's share of all that the
+        student's loss is above the teacher's, summed over positions.
+    """
+    known = table.drop_nulls(["label", "label_log_probability", "teacher_label_log_probability"])
+    student, teacher = (-pl.col(f"{who}label_log_probability").cast(pl.Float64) for who in ("", "teacher_"))
+    total = known.select((student - teacher).sum()).item() if len(known) else 0.0
+    found = known.group_by("label").agg(
+        rows=pl.len(), student=student.mean(), teacher=teacher.mean(), excess=(student - teacher).sum() / (total or 1.0)
+    )
+    return found.sort("excess", "label", descending=[True, False]).head(most)
+
+
+def pareto_front(points: Sequence[tuple[float, float]]) -> list[int]:
+    """Return which points (cost, gain) no other one beats in both, by rising cost; of equal ones the first."""
+    front: list[int] = []
+    for index in sorted(range(len(points)), key=lambda i: (points[i][0], -points[i][1], i)):
+        if not front or points[index][1] > points[front[-1]][1]:
+            front.append(index)
+    return front

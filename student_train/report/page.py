@@ -1,0 +1,193 @@
+"""The page as HTML: one file that opens offline, asks nothing of any network, and runs no script but its own.
+
+Names, labels and text are hostile: the template escapes all of them, and the page's own policy lets a browser run only
+the script whose digest it names.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from importlib.metadata import version
+from importlib.resources import files
+from typing import Any, NamedTuple
+
+from jinja2 import Environment, StrictUndefined
+from markupsafe import Markup
+
+from student_train.report.caches import dense_bytes
+from student_train.report.canvas import TEACHER_COLOUR
+from student_train.report.contents import Contents
+from student_train.report.drawings import MOST_BARS, reliabilities
+from student_train.report.figures import OUTCOME_COLOURS
+from student_train.report.measures import noise
+from student_train.report.runs import Run
+
+NONE = "–"
+
+
+class Cell(NamedTuple):
+    """What a table shows, and by what it is sorted; None comes last whichever way."""
+
+    text: str
+    value: float | str | None
+
+
+class Column(NamedTuple):
+    """A column of the leaderboard."""
+
+    title: str
+    tip: str
+    cell: Callable[[Run], Cell]
+    numeric: bool = True
+
+
+def percent(value: float | None, digits: int = 2) -> str:
+    """Return a share: 97.41 %."""
+    return NONE if value is None else f"{100 * value:.{digits}f} %"
+
+
+def number(value: float | None, digits: int = 3) -> str:
+    """Return a number with so many digits."""
+    return NONE if value is None else f"{value:,}" if isinstance(value, int) else f"{value:.{digits}g}"
+
+
+def si(value: float | None) -> str:
+    """Return a number with three digits and a prefix: 1.23 M."""
+    if value is None:
+        return NONE
+    for prefix in ("", "k", "M", "G"):
+        if abs(value) < 999.5:
+            return f"{value:.3g} {prefix}".rstrip()
+        value /= 1000
+    return f"{value:.3g} T"
+
+
+def render(contents: Contents) -> str:
+    """Return the page."""
+    script, style = (files(__package__).joinpath(name).read_text(encoding="utf-8") for name in ("page.js", "page.css"))
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment.filters |= {"percent": percent, "number": number, "si": si, "facts": facts, "identity": identity_text}
+    template = environment.from_string(files(__package__).joinpath("page.html.j2").read_text(encoding="utf-8"))
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    return template.render(
+        c=contents,
+        best=contents.best,
+        columns=leaderboard(contents),
+        outcome_colours=OUTCOME_COLOURS,
+        teacher_colour=TEACHER_COLOUR,
+        most_bars=MOST_BARS,
+        reliabilities=reliabilities(contents.comparison, contents.colours) if contents.comparison else [],
+        smallest=smallest_equal(contents),
+        noise=noise,
+        dense_bytes=dense_bytes,
+        devices=sorted({run.record.device for run in contents.main if run.record is not None}),
+        version=version("stillroom"),
+        # Of this package alone, whose files hold no names; all else is escaped.
+        script=Markup(script),  # noqa: S704
+        style=Markup(style),  # noqa: S704
+        script_digest=digest,
+    )
+
+
+def leaderboard(contents: Contents) -> list[Column]:
+    """Return the columns that say something of at least one run."""
+    agreements = {} if contents.comparison is None else contents.comparison.agreements
+    epochs = {run.figures["epochs"] for run in contents.runs}
+    figured = [
+        Column("accuracy", "share of held rows whose top class is the label", _figure("accuracy", percent)),
+        Column("behind", "the best, in points, on the same rows; with its 95 % interval", _behind(contents)),
+        Column("agreement", "share of held rows whose top class is the teacher's", _agreement(agreements)),
+        Column("loss", "cross-entropy to the labels of the held rows, nats", _figure("cross_entropy", number)),
+        Column("ECE", "expected calibration error, 15 bins", _figure("calibration_error", percent)),
+        Column("parameters", "that are trained and kept", _figure("parameters", si)),
+        Column("ms/row", "latency of one row, where it was trained", _figure("latency_ms", number)),
+        Column("rows/s", "inference in batches, where it was trained", _figure("inference_rows_per_s", si)),
+        *[Column("epochs", "that were trained", _figure("epochs", number))] * (len(epochs) > 1),
+        Column("seconds", "of training and evaluation", _figure("seconds", number)),
+    ]
+    varied = [Column(name.removeprefix("options."), name, _option(name), numeric=False) for name in contents.varied]
+    rows = [run.rows_of("validation") for run in contents.runs]
+    measured = [Column("measured on", "held rows", _held_rows, numeric=False)] if len(set(rows)) > 1 else []
+    columns = [*varied, *figured, *measured]
+    return [column for column in columns if any(column.cell(run).value is not None for run in contents.runs)]
+
+
+def smallest_equal(contents: Contents) -> Run | None:
+    """Return the student of fewest parameters that cannot be told from the best, if that is another."""
+    best, found = contents.best, contents.comparison
+    if best is None or found is None:
+        return None
+    able = [run for run in contents.main if run.figures["parameters"] and _is_equal(found.behind.get(run.name))]
+    smallest = min(able, key=lambda run: run.figures["parameters"], default=best)
+    return smallest if smallest.figures["parameters"] != best.figures["parameters"] else None
+
+
+def facts(value: Any, prefix: str = "") -> list[tuple[str, str]]:
+    """Return nested JSON as lines: ("encoding.kind", "sparse")."""
+    lines: list[tuple[str, str]] = []
+    for key, below in value.items():
+        if isinstance(below, dict):
+            lines += facts(below, f"{prefix}{key}.")
+        elif below not in (None, [], ""):
+            lines.append((f"{prefix}{key}", _listed(below)))
+    return lines
+
+
+def identity_text(run: Run) -> str:
+    """Return what a run was made from, its options apart, as JSON."""
+    return json.dumps({k: v for k, v in run.identity.items() if k != "student"}, indent=2)
+
+
+def _listed(value: Any) -> str:
+    if not isinstance(value, Sequence) or isinstance(value, str):
+        return str(value)
+    shown = ", ".join(map(str, value[:40]))
+    return shown if len(value) <= 40 else f"{shown}, … ({len(value)} in all)"
+
+
+def _figure(name: str, written: Callable[[Any], str]) -> Callable[[Run], Cell]:
+    return lambda run: Cell(written(run.figures[name]), run.figures[name])
+
+
+def _agreement(agreements: dict[str, float]) -> Callable[[Run], Cell]:
+    def cell(run: Run) -> Cell:
+        value = run.figures["agreement"]
+        value = agreements.get(run.name) if value is None else value
+        return Cell(percent(value), value)
+
+    return cell
+
+
+def _is_equal(behind: tuple[float, float] | None) -> bool:
+    return behind is not None and behind[0] <= behind[1]
+
+
+def _behind(contents: Contents) -> Callable[[Run], Cell]:
+    found = {} if contents.comparison is None else contents.comparison.behind
+
+    def cell(run: Run) -> Cell:
+        if run.name not in found or (contents.best is not None and run.name == contents.best.name):
+            return Cell("", None)
+        difference, half = found[run.name]
+        return Cell(f"{100 * difference:.2f} ± {100 * half:.2f}", difference)
+
+    return cell
+
+
+def _option(name: str) -> Callable[[Run], Cell]:
+    def cell(run: Run) -> Cell:
+        text = run.options.get(name)
+        try:
+            return Cell(NONE if text is None else text, None if text is None else float(text))
+        except ValueError:
+            return Cell(str(text), text)
+
+    return cell
+
+
+def _held_rows(run: Run) -> Cell:
+    rows = run.rows_of("validation")
+    return Cell(rows or NONE, rows)

@@ -1,0 +1,189 @@
+"""The runs of a folder as a report sees them: whatever is damaged is told, and never the end of the page."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+from pydantic import TypeAdapter, ValidationError
+
+from storage.errors import StillroomError
+from student_train.results import (
+    CHECKPOINT_FILE,
+    COMPARISON,
+    JOB_FILE,
+    METRICS_FILE,
+    RunRecord,
+    compare_run,
+    list_runs,
+    rank,
+    read_record,
+)
+from student_train.terms import ObjectiveTerm
+
+TERM: TypeAdapter[ObjectiveTerm] = TypeAdapter(ObjectiveTerm)
+UNTOLD = {"loss", "weight", "teacher", "teachers", "mixing", "feature", "student_layer", "temperature"}
+MOST_VARIED = 6  # options that differ, as columns of the leaderboard
+
+
+@dataclass(frozen=True)
+class Run:
+    """One student's run.
+
+    Attributes:
+        folder: of its files.
+        figures: columns of COMPARISON.
+        record: None of one that is not finished, or whose record is damaged.
+        identity: what it is made from, of its record or checkpoint; empty if neither can be read.
+        history: one row per epoch (`results.EpochMetrics`); may have none.
+        job: its job file.
+        faults: what could not be read.
+    """
+
+    folder: Path
+    figures: dict[str, Any]
+    record: RunRecord | None = None
+    identity: dict[str, Any] = field(default_factory=dict)
+    history: pl.DataFrame = field(default_factory=pl.DataFrame)
+    job: str | None = None
+    faults: tuple[StillroomError | str, ...] = ()
+
+    @property
+    def name(self) -> str:
+        return self.folder.name
+
+    @property
+    def status(self) -> str:
+        return str(self.figures["status"])
+
+    @property
+    def reason(self) -> str | None:
+        """Return why it is not finished."""
+        if self.record is not None and self.record.stopped is not None:
+            return self.record.stopped
+        error: str | None = self.figures["error"] if self.record is None else self.record.error
+        return error
+
+    @property
+    def held(self) -> tuple[str, ...]:
+        """Return which rows it was measured on; figures of different ones are not to be compared."""
+        return tuple(str(part) for part in (self.identity.get("cache"), self.rows_of("validation"), self._rows))
+
+    def rows_of(self, role: str) -> str | None:
+        """Return which rows of the cache were "train" or "validation"."""
+        rows = self._section("data").get(role)
+        return None if rows is None else str(rows)
+
+    @property
+    def held_rows(self) -> int | None:
+        """Return how many rows that is."""
+        digits = self._rows.partition(",")[0]
+        return int(digits) if digits.isdecimal() else None
+
+    @property
+    def _rows(self) -> str:
+        return str(self.identity.get("validation_rows", ""))
+
+    @property
+    def options(self) -> dict[str, str]:
+        """Return what its section of the job says, a line of text for each option."""
+        flat: dict[str, str] = {}
+        for name, value in self._section("student").items():
+            if name == "objective":
+                flat[name] = objective_text(value)
+            elif isinstance(value, dict):
+                flat |= {f"{name}.{key}": _text(below) for key, below in value.items()}
+            elif value is not None:
+                flat[name] = _text(value)
+        return flat
+
+    def _section(self, name: str) -> dict[str, Any]:
+        section = self.identity.get(name)
+        return section if isinstance(section, dict) else {}
+
+
+def gather_runs(runs: Path) -> list[Run]:
+    """Return every run below a folder, the most accurate first. Raises MissingSource: there is none."""
+    found = {run.name: run for run in map(read_run, list_runs(runs))}
+    order = rank([run.figures for run in found.values()])["student"]
+    return [found[name] for name in order]
+
+
+def read_run(folder: Path) -> Run:
+    """Return what can be read of a run."""
+    faults: list[StillroomError | str] = []
+    figures = dict.fromkeys(COMPARISON) | {"student": folder.name}
+    record, identity = None, {}
+    try:
+        record = read_record(folder)
+        figures |= compare_run(folder) | {"student": folder.name}
+        identity = _identity(folder, record)
+    except StillroomError as error:
+        faults.append(error)
+        figures |= {"status": "unreadable", "error": str(error)}
+    history = pl.DataFrame()
+    try:
+        if (folder / METRICS_FILE).exists():
+            history = _history(folder / METRICS_FILE)
+    except Exception as error:  # whatever a file that only looks like Parquet leads to
+        faults.append(f"{folder / METRICS_FILE} cannot be read: {str(error)[:200]}")
+    job = None
+    try:
+        job = (folder / JOB_FILE).read_text() if (folder / JOB_FILE).exists() else None
+    except (OSError, UnicodeDecodeError) as error:
+        faults.append(f"{folder / JOB_FILE} cannot be read: {error}")
+    return Run(folder, figures, record, identity, history, job, tuple(faults))
+
+
+def varied_options(runs: Sequence[Run]) -> list[str]:
+    """Return the options in which runs differ, at most MOST_VARIED, those with the most values first."""
+    options = [run.options for run in runs if run.options]
+    names = list(dict.fromkeys(name for each in options for name in each))
+    values = {name: len({each.get(name) for each in options}) for name in names}
+    varied = [name for name in names if values[name] > 1]
+    return sorted(varied, key=lambda name: -values[name])[:MOST_VARIED]
+
+
+def objective_text(terms: Any) -> str:
+    """Return an objective as a sum: "0.9 labels + 0.1 kd:wide T=2"."""
+    try:
+        return " + ".join(_term_text(TERM.validate_python(term)) for term in terms)
+    except (ValidationError, TypeError):
+        return _text(terms)
+
+
+def _term_text(term: Any) -> str:
+    weight = "" if term.weight == 1 else f"{term.weight:g} "
+    temperature = f" T={term.temperature:g}" if hasattr(term, "temperature") else ""
+    layer = f" → {term.student_layer}" if hasattr(term, "student_layer") else ""
+    others = term.model_dump(mode="json", exclude_defaults=True, exclude=UNTOLD)
+    return f"{weight}{term.name}{layer}{temperature}" + "".join(f" {key}={_text(v)}" for key, v in others.items())
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, str):
+        return value
+    return f"{value:g}" if isinstance(value, float) else json.dumps(value, separators=(", ", ": "))
+
+
+def _identity(folder: Path, record: RunRecord | None) -> dict[str, Any]:
+    if record is not None:
+        return record.identity
+    try:
+        identity = json.loads((folder / CHECKPOINT_FILE).read_bytes())["identity"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}  # `compare_run` has said so
+    return identity if isinstance(identity, dict) else {}
+
+
+def _history(path: Path) -> pl.DataFrame:
+    """Return one row per epoch, with every column that the page draws."""
+    wanted = {
+        "epoch": pl.Int64,
+        **dict.fromkeys(("accuracy", "agreement", "cross_entropy", "train_loss", "learning_rate"), pl.Float64),
+    }
+    return pl.read_parquet(path).select(*wanted).cast(wanted)  # type: ignore[arg-type]
