@@ -1,7 +1,7 @@
 """What a finished student says of the held rows, row by row, beside what its teacher said: `predictions.parquet`.
 
 Of images and the like every held row is a row of the table. Of tokens every position of the first held blocks is one,
-for there may be millions: MOST_POSITIONS of them, from MOST_SHARDS shards at most.
+MOST_POSITIONS at most: there may be millions.
 
     position                  of the row, or block, in the held selection
     row, shard, sample_id     in the cache
@@ -40,7 +40,7 @@ from student_train.students import Student
 PREDICTIONS_FILE = "predictions.parquet"
 FORMAT_VERSION = 1
 MOST_POSITIONS = 2**14
-MOST_SHARDS = 4
+MOST_LOGITS = 2**29  # of the teacher's that are decoded; fewer positions of a vocabulary above 32,768
 
 HELD_SCHEMA = {"position": pl.Int64, "row": pl.Int64, "shard": pl.Int64, "sample_id": pl.String, "label": pl.Int64}
 TOKEN_SCHEMA = {"at": pl.Int64, "token": pl.Int64}
@@ -206,11 +206,12 @@ def _of_tokens(student: Student, tokens_BL: Tensor, labels_B: Tensor) -> Iterato
 def _positions(cache: Cache, selection: Selection, teacher: str | None, blocks: pl.DataFrame) -> pl.DataFrame:
     """Return the positions of the first held blocks, with their tokens, labels and what the teacher said of them."""
     source = ShardSource(cache, selection)
-    length = cache.dataset(selection.dataset).input_shape[0]
-    left = max(1, MOST_POSITIONS // length)
+    spec = cache.dataset(selection.dataset)
+    length = spec.input_shape[0]
+    left = max(1, min(MOST_POSITIONS, MOST_LOGITS // spec.num_classes) // length)
     taught = cache.committed(selection.dataset, teacher) if teacher is not None else set()
     parts = []
-    for index, shard in enumerate(selection.shards_S[:MOST_SHARDS]):
+    for index, shard in enumerate(selection.shards_S):
         needs = _teacher_needs(cache, selection.dataset, teacher if shard in taught else None)
         arrays = source.load((index,), source.names(needs), torch.device("cpu"))
         arrays = {name: values[:left] for name, values in arrays.items()}

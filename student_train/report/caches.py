@@ -28,33 +28,13 @@ from student_train.selection import select_rows
 MOST_DECODED = 1024  # rows or positions
 
 
-class Answers(NamedTuple):
-    """A teacher's answers about some rows, from the per-sample table; of tokens means over positions.
-
-    Attributes:
-        rows: of the job, such as "digits/train".
-        num_rows: how many, or how many blocks of tokens.
-        accuracy, calibration_error: of its top class; None of tokens, whose table holds none, or without labels.
-        cross_entropy: to the labels, nats.
-        entropy, confidence: means, of its distribution at temperature 1 and of its top class's probability.
-    """
-
-    rows: str
-    num_rows: int
-    accuracy: float | None
-    calibration_error: float | None
-    cross_entropy: float | None
-    entropy: float | None
-    confidence: float | None
-
-
 class Decoded(NamedTuple):
-    """What an encoding left of a teacher's first held targets.
+    """What an encoding left of a teacher's first targets of some rows.
 
     Attributes:
         num_targets: that were looked at.
-        accuracy: of the top class as it is decoded; None without labels, or of draws alone.
-        top_kept: share whose top class is that of the per-sample table; None of tokens.
+        accuracy: of the top class as it is decoded; None without labels.
+        top_kept: share whose top class is that of the per-sample table; None of tokens, whose table holds none.
         outside: mean mass outside of the kept classes, by temperature; empty of dense targets.
     """
 
@@ -64,22 +44,47 @@ class Decoded(NamedTuple):
     outside: dict[float, float]
 
 
-@dataclass(frozen=True)
-class TeacherFacts:
-    """One teacher over one dataset.
+class Answers(NamedTuple):
+    """A teacher's answers about some rows, from the per-sample table; of tokens means over blocks.
 
     Attributes:
-        dataset, name: of both.
-        facts: what is promised of it and of its encoding.
-        answers: about the trained and the held rows that are this dataset's.
-        decoded: None of rows that it never saw plain.
+        rows: of the job, such as "digits/train".
+        num_rows: how many, or how many blocks of tokens.
+        accuracy: of its top class, of tokens as it is decoded; None without labels.
+        calibration_error: of its top class; None of tokens too.
+        cross_entropy: to the labels, nats.
+        entropy, confidence: means, of its distribution at temperature 1 and of its top class's probability.
+        decoded: None of draws alone, which are no distribution, and of rows that it never saw plain.
     """
 
-    dataset: str
-    name: str
-    facts: dict[str, Any]
-    answers: tuple[Answers, ...]
+    rows: str
+    num_rows: int
+    accuracy: float | None
+    calibration_error: float | None
+    cross_entropy: float | None
+    entropy: float | None
+    confidence: float | None
     decoded: Decoded | None
+
+
+@dataclass(frozen=True)
+class TeacherFacts:
+    """One teacher.
+
+    Attributes:
+        name: in the cache.
+        datasets: what is promised of it and of its encoding, for each dataset.
+        answers: about the rows that students were trained and measured on.
+    """
+
+    name: str
+    datasets: dict[str, dict[str, Any]]
+    answers: tuple[Answers, ...]
+
+    @property
+    def temperatures(self) -> list[float]:
+        """Return those at which mass outside of kept classes is known."""
+        return sorted({t for each in self.answers if each.decoded is not None for t in each.decoded.outside})
 
 
 @dataclass(frozen=True)
@@ -110,22 +115,19 @@ def cache_facts(cache: Cache, rows: list[str]) -> CacheFacts:
 
     Args:
         cache: an open one.
-        rows: "<dataset>" or "<dataset>/<split>" that students were trained or measured on, the held ones last.
+        rows: "<dataset>" or "<dataset>/<split>" that students were trained or measured on.
     """
     info = read_info(cache)
     used = list(dict.fromkeys(each.partition("/")[0] for each in rows))
     described = {name: info["datasets"][name] for name in used if name in info["datasets"]}
+    promised: dict[str, dict[str, dict[str, Any]]] = {}
+    for dataset, spec in described.items():
+        for teacher, promise in spec["teachers"].items():
+            if promise["views"]:  # else nothing of it is built
+                promised.setdefault(teacher, {})[dataset] = promise
     teachers = [
-        TeacherFacts(
-            dataset=dataset,
-            name=teacher,
-            facts=promise,
-            answers=tuple(_answers(cache, each, teacher) for each in rows if each.partition("/")[0] == dataset),
-            decoded=_decoded(cache, [r for r in rows if r.partition("/")[0] == dataset][-1], teacher),
-        )
-        for dataset, spec in described.items()
-        for teacher, promise in spec["teachers"].items()
-        if promise["views"]
+        TeacherFacts(name, of, tuple(_answers(cache, each, name) for each in rows if each.partition("/")[0] in of))
+        for name, of in promised.items()
     ]
     datasets = {name: {k: v for k, v in spec.items() if k != "teachers"} for name, spec in described.items()}
     about = {name: info[name] for name in ("id", "format", "created", "created_by")}
@@ -142,19 +144,20 @@ def _answers(cache: Cache, rows: str, teacher: str) -> Answers:
     columns = {f"teacher_{name}": f"{teacher}_{name}" for name in TEACHER_COLUMNS}
     samples = cache.samples(dataset, [teacher])
     table = samples.filter(pl.col("split") == split if split else pl.lit(value=True)).select("label", **columns)
-    if cache.dataset(dataset).vocabulary is not None:  # means over the positions of a block, and no top class
-        confidence, table = table["teacher_top_probability"], table.with_columns(teacher_top=None, label=0)
-    else:
-        confidence = table["teacher_top_probability"]
+    confidence, decoded = table["teacher_top_probability"], _decoded(cache, rows, teacher)
+    accuracy = accuracy_of(table, "teacher_")
+    if cache.dataset(dataset).vocabulary is not None:  # a block has a mean log-probability of its labels, and no class
+        table, accuracy = table.with_columns(teacher_top=None, label=0), None if decoded is None else decoded.accuracy
     calibration = calibration_of(table, "teacher_")
     return Answers(
         rows,
         len(table),
-        accuracy_of(table, "teacher_"),
+        accuracy,
         None if calibration is None else calibration.error,
         cross_entropy_of(table, "teacher_"),
         table["teacher_entropy"].mean(),  # type: ignore[arg-type]
         confidence.mean(),  # type: ignore[arg-type]
+        decoded,
     )
 
 

@@ -6,7 +6,7 @@ Colours are Okabe and Ito's, and Tol's for outcomes, which colour-blind readers 
 from __future__ import annotations
 
 import base64
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from io import BytesIO
 from typing import Any
@@ -14,10 +14,10 @@ from typing import Any
 import matplotlib as mpl
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
-from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import PercentFormatter
 
-WIDTH_INCHES = 11.2
+WIDTH_INCHES, GAP_INCHES = 11.2, 0.72
+RIGHT_INCHES, BOTTOM_INCHES, TOP_INCHES = 0.12, 0.48, 0.3
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00")  # of highlighted students, the best first
 TEACHER_COLOUR = "#222222"
 FAINT = "#b4bac2"
@@ -48,12 +48,25 @@ STYLE: dict[str, Any] = {
 
 
 @contextmanager
-def canvas(height_inches: float, panels: int, **layout: Any) -> Iterator[tuple[Figure, Any]]:
-    """Yield a figure as wide as the page, and its panels side by side; draw and `data_uri` it within."""
+def canvas(
+    height_inches: float, panels: int, *, left_inches: float = GAP_INCHES, width_ratios: Sequence[float] | None = None
+) -> Iterator[tuple[Figure, Any]]:
+    """Yield a figure as wide as the page, and its panels side by side; draw and `data_uri` it within.
+
+    Margins are given, for finding them out takes as long as all the rest.
+    """
+    width_inches = WIDTH_INCHES - left_inches - RIGHT_INCHES - (panels - 1) * GAP_INCHES
     with mpl.rc_context(STYLE):  # type: ignore[arg-type]  # its stub wants a literal of each name
-        figure = Figure((WIDTH_INCHES, height_inches), layout=ConstrainedLayoutEngine(wspace=0.06))
+        figure = Figure((WIDTH_INCHES, height_inches))
         FigureCanvasSVG(figure)
-        yield figure, figure.subplots(1, panels, squeeze=False, gridspec_kw=layout or None)[0]
+        figure.subplots_adjust(
+            left=left_inches / WIDTH_INCHES,
+            right=1 - RIGHT_INCHES / WIDTH_INCHES,
+            bottom=BOTTOM_INCHES / height_inches,
+            top=1 - TOP_INCHES / height_inches,
+            wspace=GAP_INCHES * panels / width_inches,
+        )
+        yield figure, figure.subplots(1, panels, squeeze=False, width_ratios=width_ratios)[0]
 
 
 def data_uri(figure: Figure) -> str:

@@ -17,20 +17,23 @@ from storage.errors import StillroomError
 from student_train.report import measures
 from student_train.report.caches import CacheFacts, cache_facts, open_cache
 from student_train.report.canvas import COLOURS
-from student_train.report.drawings import draw_all
 from student_train.report.gallery import Card, Shower
 from student_train.report.rows import Comparison, TeacherRow, compare_rows, teacher_row
 from student_train.report.runs import Run, gather_runs, varied_options
 
 MOST_CACHES = 3  # that are described
 MOST_CLASSES = 24
-MOST_GALLERIES = 3
+FEW_STUDENTS = 8
+MOST_GALLERIES = 3  # of single students
 MOST_CARDS = 12
 WITH_WEIGHTS = ("finished", "stopped")  # statuses of students that can be compared
 
 
 class ClassRow(NamedTuple):
-    """One class: accuracy of the best student, of the teacher (None: unknown), and the range over all students."""
+    """One class: accuracy of the best student, of the teacher (None: unknown), and over all students `low` to `high`.
+
+    Of more than FEW_STUDENTS the range is that of the middle half.
+    """
 
     name: str
     rows: int
@@ -62,7 +65,6 @@ class Contents:
         varied: options in which runs differ.
         comparison: row by row.
         teacher: whom they are compared with.
-        pictures: data URIs by name.
         classes, num_classes: those that are shown, and how many there are.
         confusions, tokens: rows of tables, of the best student.
         galleries: where students fail.
@@ -78,7 +80,6 @@ class Contents:
     varied: list[str]
     comparison: Comparison | None = None
     teacher: TeacherRow | None = None
-    pictures: dict[str, str] = field(default_factory=dict)
     classes: list[ClassRow] = field(default_factory=list)
     num_classes: int = 0
     confusions: list[dict[str, Any]] = field(default_factory=list)
@@ -91,6 +92,12 @@ class Contents:
     def best(self) -> Run | None:
         """Return the best of those that are compared."""
         return next((run for run in self.main if run.name in self.colours), None)
+
+    @property
+    def shown(self) -> Run | None:
+        """Return the best of those whose predictions are known: whose classes, tokens and mistakes are shown."""
+        name = None if self.comparison is None else self.comparison.first
+        return next((run for run in self.main if run.name == name), None)
 
     @property
     def of_tokens(self) -> bool:
@@ -123,7 +130,6 @@ def gather(folder: Path, cache_url: str | None = None) -> Contents:
         )
     caches = _open_caches(contents, cache_url)
     _compare(contents, [run for run in main if run.status in WITH_WEIGHTS], caches)
-    contents.pictures = draw_all(main, colours, gain, contents.comparison)
     _describe(contents, caches)
     return contents
 
@@ -138,7 +144,7 @@ def _open_caches(contents: Contents, cache_url: str | None) -> dict[str, Cache]:
     """Return the caches of the runs by id, that of the main group first."""
     urls: dict[str, str | None] = {}
     for run in (*contents.main, *contents.runs):
-        if (identity := run.identity.get("cache")) is not None:
+        if (identity := run.cache_id) is not None:
             urls[identity] = urls.get(identity) or (None if run.record is None else run.record.cache)
     opened = {}
     for number, (identity, url) in enumerate(list(urls.items())[:MOST_CACHES]):
@@ -195,7 +201,8 @@ def _compare(contents: Contents, runs: list[Run], caches: dict[str, Cache]) -> N
 def _classes(found: Comparison, best: pl.DataFrame, shower: Shower) -> tuple[int, list[ClassRow]]:
     """Return how many classes have rows, and those where the best student is furthest behind its teacher."""
     accuracy = pl.col("accuracy")
-    ranges = pl.concat(found.by_class).group_by("label").agg(low=accuracy.min(), high=accuracy.max())
+    low, high = (0.0, 1.0) if found.num_students <= FEW_STUDENTS else (0.25, 0.75)
+    ranges = pl.concat(found.by_class).group_by("label").agg(low=accuracy.quantile(low), high=accuracy.quantile(high))
     rows = measures.accuracy_by_class(best).join(ranges, on="label")
     behind = pl.col("teacher_accuracy").fill_null(1.0) - pl.col("accuracy")
     shown = rows.sort(behind, "label", descending=[True, False]).head(MOST_CLASSES)
@@ -207,25 +214,27 @@ def _classes(found: Comparison, best: pl.DataFrame, shower: Shower) -> tuple[int
 
 def _galleries(contents: Contents, found: Comparison, shower: Shower) -> list[Gallery]:
     galleries, unit = [], "positions" if found.held.of_tokens else "rows"
-    if found.students > 1 and found.kept:
+    if found.num_students > 1 and found.kept:
         best = next(iter(found.kept.values()))
-        counted = best.with_columns(students=pl.Series(found.failed)).filter(2 * pl.col("students") > found.students)
+        most = pl.Series(2 * found.failed > found.num_students)
+        counted = best.with_columns(students=pl.Series(found.failed)).filter(most)
         hardest = counted.sort("students", "teacher_top_probability", descending=True, nulls_last=True)
-        noted = hardest.with_columns(note=pl.format(f"{{}} of {found.students} students fail", "students"))
+        noted = hardest.with_columns(note=pl.format(f"{{}} of {found.num_students} students fail", "students"))
         cards = shower.cards(noted, found.held, MOST_CARDS)
-        galleries.append(Gallery(f"What most students get wrong: {len(counted)} {unit}", "best", None, cards))
-    for name, table in list(found.kept.items())[:MOST_GALLERIES]:
+        galleries.append(Gallery(f"What most students get wrong: {len(counted):,} {unit}", "best", None, cards))
+    for name, table in found.kept.items():
         failed = measures.failures(table)
-        title = f"{name}: {len(failed)} of {len(table.drop_nulls('label'))} {unit}"
-        cards = shower.cards(failed, found.held, MOST_CARDS)
-        galleries.append(Gallery(title, "student", contents.colours[name], cards))
+        if len(failed) and len(galleries) <= MOST_GALLERIES:
+            title = f"{name}: {len(failed):,} of {len(table.drop_nulls('label')):,} {unit}"
+            cards = shower.cards(failed, found.held, MOST_CARDS)
+            galleries.append(Gallery(title, "student", contents.colours[name], cards))
     return [gallery for gallery in galleries if gallery.cards]
 
 
 def _describe(contents: Contents, caches: dict[str, Cache]) -> None:
     """Add what the caches say of themselves."""
     for identity, cache in caches.items():
-        runs = [run for run in contents.runs if run.identity.get("cache") == identity]
+        runs = [run for run in contents.runs if run.cache_id == identity]
         rows = [run.rows_of(role) for role in ("train", "validation") for run in runs]
         try:
             contents.caches.append(cache_facts(cache, list(dict.fromkeys(row for row in rows if row is not None))))

@@ -13,13 +13,13 @@ from student_train.report.measures import (
     Calibration,
     agreement_by_confidence,
     calibration_of,
+    interval,
     loss_by_place,
-    noise,
 )
 from student_train.report.rows import Comparison, TeacherRow, teacher_row
 from student_train.report.runs import Run
 
-COSTS = {"parameters": "parameters", "latency_ms": "milliseconds for one row"}
+COSTS = {"parameters": "parameters", "latency_ms": "ms for one row"}
 MOST_BARS = 12  # students in the picture of who is right
 MOST_CALIBRATIONS = 3  # and the teacher
 
@@ -36,10 +36,30 @@ def draw_all(
         comparison: of their predictions.
     """
     teacher = None if comparison is None else teacher_row(comparison.held)
-    found = {"curves": _curves(runs, colours, gain, teacher), "trade_offs": _trade_offs(runs, colours, gain, teacher)}
+    found = {"curves": _curves(runs, colours, gain, teacher)}
+    if costs := trade_offs(runs, colours, gain, of_tokens=comparison is not None and comparison.held.of_tokens):
+        goal = teacher.accuracy if teacher is not None and gain == "accuracy" else None
+        found["trade_offs"] = figures.trade_offs(costs, gain, goal)
     if comparison is not None:
         found |= _of_rows(comparison, colours, teacher)
     return {name: picture for name, picture in found.items() if picture is not None}
+
+
+def trade_offs(
+    runs: Sequence[Run], colours: Mapping[str, str], gain: str, *, of_tokens: bool
+) -> dict[str, list[Point]]:
+    """Return what students cost and gain, by the name of the cost; only costs that are known."""
+    found: dict[str, list[Point]] = {}
+    for cost, name in COSTS.items():
+        for run in runs:
+            costs, gained = run.figures[cost], run.figures[gain]
+            if costs and gained is not None and run.record is not None:
+                # How far the positions of a block are samples of their own, nobody knows.
+                known = not of_tokens and run.held_rows is not None
+                low, high = interval(gained, run.held_rows or 0) if known else (gained, gained)
+                point = Point(run.name, costs, gained, low, high, colours.get(run.name))
+                found.setdefault(name, []).append(point)
+    return found
 
 
 def reliabilities(comparison: Comparison, colours: Mapping[str, str]) -> list[tuple[str, str, Calibration]]:
@@ -55,31 +75,12 @@ def reliabilities(comparison: Comparison, colours: Mapping[str, str]) -> list[tu
 def _curves(runs: Sequence[Run], colours: Mapping[str, str], gain: str, teacher: TeacherRow | None) -> str | None:
     curves = [Curve(run.history, colours.get(run.name)) for run in runs if len(run.history)]
     panels = [
-        Panel(gain, f"{gain} on held rows", True, teacher.accuracy if teacher and gain == "accuracy" else None),
-        Panel("cross_entropy", "cross-entropy on held rows, nats", False, teacher.cross_entropy if teacher else None),
-        Panel("train_loss", "objective on trained rows", False, None),
+        Panel(gain, f"{gain}, held rows", True, teacher.accuracy if teacher and gain == "accuracy" else None),
+        Panel("cross_entropy", "cross-entropy, held rows", False, teacher.cross_entropy if teacher else None),
+        Panel("train_loss", "objective, trained rows", False, None),
     ]
     panels = [panel for panel in panels if any(c.history[panel.column].is_not_null().any() for c in curves)]
     return figures.learning_curves(curves, panels) if panels else None
-
-
-def _trade_offs(runs: Sequence[Run], colours: Mapping[str, str], gain: str, teacher: TeacherRow | None) -> str | None:
-    panels = {}
-    for cost, name in COSTS.items():
-        points = [_point(run, cost, gain, colours.get(run.name)) for run in runs]
-        if known := [point for point in points if point is not None]:
-            panels[name] = known
-    if not panels:
-        return None
-    return figures.trade_offs(panels, gain, teacher.accuracy if teacher and gain == "accuracy" else None)
-
-
-def _point(run: Run, cost: str, gain: str, colour: str | None) -> Point | None:
-    costs, gained = run.figures[cost], run.figures[gain]
-    if not costs or gained is None or run.record is None:
-        return None
-    half = 0.0 if run.held_rows is None else noise(gained, run.held_rows)
-    return Point(run.name, costs, gained, max(0.0, gained - half), min(1.0, gained + half), colour)
 
 
 def _of_rows(comparison: Comparison, colours: Mapping[str, str], teacher: TeacherRow | None) -> dict[str, str | None]:

@@ -1,13 +1,14 @@
 """The page's pictures, drawn.
 
-Each has a few highlighted students in colours of their own, the same in every picture, and the rest faintly behind them.
-Legends are the page's own.
+Each has a few highlighted students in colours of their own, the same in every picture, and the rest faintly behind
+them. Legends are the page's own.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from math import isfinite
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -21,8 +22,12 @@ BOTH_RIGHT = OUTCOMES[0]
 OUTCOME_COLOURS = dict(zip(OUTCOMES[1:], ("#882255", "#88CCEE", "#8d939b", "#d5d9de"), strict=True))
 INK_ON = dict.fromkeys((OUTCOMES[1], OUTCOMES[3]), "#ffffff")
 MOST_CURVE_POINTS = 200  # of one curve; a wider screen shows no more
+CLOSE_DOTS = 18.0  # of the canvas: less, and two numbers would lie on each other
 FIRM_ROWS = 10  # of a bin of confidences that a line goes through
-MOST_NAMED = 6  # points of a front
+
+
+TEACHER_LINE: dict[str, Any] = {"color": TEACHER_COLOUR, "linestyle": (0, (5, 3)), "linewidth": 1.1}
+FAR = 0.6  # of what the students span; a teacher that is further off is told in words, or they would be one line
 
 
 class Curve(NamedTuple):
@@ -66,8 +71,9 @@ def learning_curves(curves: Sequence[Curve], panels: Sequence[Panel]) -> str:
         for axis, panel in zip(axes, panels, strict=True):
             for curve in sorted(curves, key=lambda curve: curve.colour is not None):
                 _curve(axis, curve, panel.column)
-            if panel.teacher is not None:
-                axis.axhline(panel.teacher, color=TEACHER_COLOUR, linestyle=(0, (5, 3)), linewidth=1.1)
+            if not panel.percent:  # a student that diverges would leave the others one line
+                _fit(axis, [curve.history[panel.column] for curve in curves if curve.colour is not None])
+            _teacher_line(axis, panel.teacher, percent=panel.percent)
             axis.set_title(panel.title)
             axis.set_xlabel("epoch")
             axis.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=6))
@@ -85,11 +91,10 @@ def trade_offs(panels: Mapping[str, Sequence[Point]], gain: str, teacher: float 
                 if bold:
                     axis.plot([point.cost] * 2, [point.low, point.high], color=colour, linewidth=1, alpha=0.7)
                 axis.plot(point.cost, point.gain, "o", color=colour, markersize=6 if bold else 4)
-            if teacher is not None:
-                axis.axhline(teacher, color=TEACHER_COLOUR, linestyle=(0, (5, 3)), linewidth=1.1)
+            axis.margins(y=0.12)
+            _teacher_line(axis, teacher, percent=True)
             _cost_axis(axis, [point.cost for point in points])
             axis.yaxis.set_major_formatter(percents())
-            axis.margins(y=0.12)
             axis.set_title(f"{gain} against {cost}")
             axis.set_xlabel(cost)
             _front(axis, points)
@@ -122,8 +127,10 @@ def calibration(of: Sequence[tuple[Calibration, str]]) -> str:
 
 def agreement(shares: Sequence[tuple[str, Mapping[str, float]]], lines: Sequence[tuple[pl.DataFrame, str]]) -> str:
     """Return who is right where not both are, a bar for each student, and agreement by the teacher's confidence."""
+    names = [plain(name) for name, _ in shares]
+    left_inches = 0.25 + 0.08 * max(map(len, names), default=0)
     height = max(3.2, 1.1 + 0.3 * len(shares))
-    with canvas(height, 2, width_ratios=(1.25, 1)) as (figure, (left, right)):
+    with canvas(height, 2, left_inches=left_inches, width_ratios=(1.1, 1)) as (figure, (left, right)):
         widest = max((1 - outcome[BOTH_RIGHT] for _, outcome in shares), default=1.0) or 1.0
         for row, (_, outcome) in enumerate(shares):
             start = 0.0
@@ -135,7 +142,7 @@ def agreement(shares: Sequence[tuple[str, Mapping[str, float]]], lines: Sequence
                     ink = INK_ON.get(name, "#222222")
                     left.annotate(f"{100 * share:.1f}", where, ha="center", va="center", fontsize=7.5, color=ink)
                 start += share
-        left.set_yticks(range(len(shares)), [plain(name) for name, _ in shares])
+        left.set_yticks(range(len(shares)), names)
         left.invert_yaxis()
         left.grid(visible=False, axis="y")
         left.xaxis.set_major_formatter(percents())
@@ -161,10 +168,32 @@ def loss_along_block(lines: Sequence[tuple[pl.DataFrame, str]], teacher: pl.Data
         for table, colour in lines:
             axis.plot(table["at"], table["student"], color=colour)
         if teacher is not None:
-            axis.plot(teacher["at"], teacher["teacher"], color=TEACHER_COLOUR, linestyle=(0, (5, 3)), linewidth=1.1)
+            axis.plot(teacher["at"], teacher["teacher"], **TEACHER_LINE)
         axis.set_title("mean loss, nats")
         axis.set_xlabel("tokens before")
         return data_uri(figure)
+
+
+def _fit(axis: Any, shown: Sequence[pl.Series]) -> None:
+    """Make an axis hold what is highlighted, and a margin; the rest may hang out."""
+    values = [value for series in shown for value in series.drop_nulls() if isfinite(value)]
+    if values:
+        low, high = min(values), max(values)
+        pad = 0.15 * (high - low) or 0.1 * abs(high) or 1.0
+        axis.set_ylim(low - pad, high + pad)
+
+
+def _teacher_line(axis: Any, value: float | None, *, percent: bool) -> None:
+    """Draw the teacher's value, or say where it is."""
+    if value is None:
+        return
+    low, high = axis.get_ylim()
+    if low - FAR * (high - low) <= value <= high + FAR * (high - low):
+        axis.axhline(value, **TEACHER_LINE)
+        return
+    above = value > high
+    text = f"{'↑' if above else '↓'} teacher {f'{100 * value:.1f} %' if percent else f'{value:.3g}'}"
+    axis.annotate(text, (1, 1.02), xycoords="axes fraction", ha="right", va="bottom")
 
 
 def _curve(axis: Any, curve: Curve, column: str) -> None:
@@ -182,7 +211,7 @@ def _cost_axis(axis: Any, costs: Sequence[float]) -> None:
     pad = max(1.6, (high / low) ** 0.12)
     axis.set_xscale("log")
     axis.set_xlim(low / pad, high * pad)
-    digits = "125" if high > 3 * low else "123456789"
+    digits = "125" if high > 3 * low else "123457" if high > 1.5 * low else "123456789"
     for which in (axis.xaxis.set_major_formatter, axis.xaxis.set_minor_formatter):
         which(FuncFormatter(lambda value, _: _short(value) if f"{value:e}"[0] in digits else ""))
     axis.tick_params(axis="x", which="both", labelsize=8.5, length=3, pad=3)
@@ -198,23 +227,35 @@ def _short(value: float) -> str:
 
 
 def _front(axis: Any, points: Sequence[Point]) -> None:
-    """Draw the Pareto front as steps, and name its points, the cheapest and the best at least."""
-    front = [points[index] for index in pareto_front([(point.cost, point.gain) for point in points])]
-    if not front:
-        return
+    """Draw the Pareto front as steps, with the numbers of its points."""
+    front = front_of(points)
     right = axis.get_xlim()[1]
     xs, ys = [point.cost for point in front], [point.gain for point in front]
     axis.step([*xs, right], [*ys, ys[-1]], where="post", color="#5f6368", linewidth=1, zorder=1.5)
-    chosen = {round(place) for place in np.linspace(0, len(front) - 1, min(len(front), MOST_NAMED))}
-    for place in sorted(chosen):
-        point = front[place]
-        last = place == len(front) - 1
+    labels: list[tuple[Point, int, int]] = []  # numbers of points that lie too close together share one
+    for number, point in enumerate(front, start=1):
+        if labels and _are_close(axis, labels[-1][0], point):
+            labels[-1] = (point, labels[-1][1], number)
+        else:
+            labels.append((point, number, number))
+    for point, first, last in labels:
         axis.annotate(
-            plain(point.name),
+            f"{first}" if first == last else f"{first}–{last}",
             (point.cost, point.gain),
-            xytext=(-6 if last else 6, 6 if last else -6),
+            xytext=(-5, 5),
             textcoords="offset points",
-            ha="right" if last else "left",
-            va="bottom" if last else "top",
-            fontsize=8,
+            ha="right",
+            va="bottom",
+            fontsize=8.5,
+            fontweight="bold",
         )
+
+
+def _are_close(axis: Any, one: Point, other: Point) -> bool:
+    (x, y), (u, v) = axis.transData.transform([(one.cost, one.gain), (other.cost, other.gain)])
+    return bool(abs(x - u) < CLOSE_DOTS and abs(y - v) < CLOSE_DOTS)
+
+
+def front_of(points: Sequence[Point]) -> list[Point]:
+    """Return the points that no other beats in both cost and gain, the cheapest first."""
+    return [points[index] for index in pareto_front([(point.cost, point.gain) for point in points])]

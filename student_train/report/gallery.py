@@ -91,12 +91,16 @@ class Shower:
         return self._classes[number] if 0 <= number < len(self._classes) else f"{number}"
 
     def cards(self, failed: pl.DataFrame, held: HeldTable, most: int) -> list[Card]:
-        """Return cards of the first rows of `failed`, of each row or block one, as far as shards may be read."""
-        failed = failed.unique("row", keep="first", maintain_order=True)
+        """Return cards of the first rows of `failed`, as far as shards may be read.
+
+        Of tokens one of each block and of each label is shown, or it would be one mistake a dozen times.
+        """
         if held.of_tokens:
-            return [self._card(row, context=self._context(held.table, row)) for row in _dicts(failed.head(most))]
+            failed = failed.unique("label", keep="first", maintain_order=True)
+            failed = failed.unique("row", keep="first", maintain_order=True)
+            return [self._card(row, context=self._context(held.table, row)) for row in failed.head(most).to_dicts()]
         chosen: list[dict[str, Any]] = []
-        for row in _dicts(failed):
+        for row in failed.to_dicts():
             if len(chosen) == most:
                 break
             if row["shard"] in self._shards or len(self._shards) < MOST_SHARDS:
@@ -167,7 +171,3 @@ def visible(text: str) -> str:
     stripped = shown.strip(" ")
     left = len(shown) - len(shown.lstrip(" "))
     return "␣" * left + stripped + "␣" * (len(shown) - left - len(stripped) if stripped else 0) or "(empty)"
-
-
-def _dicts(table: pl.DataFrame) -> list[dict[str, Any]]:
-    return table.to_dicts()

@@ -29,9 +29,15 @@ class Calibration(NamedTuple):
     error: float
 
 
-def noise(accuracy: float, rows: int) -> float:
-    """Return half the width of the 95 % interval of an accuracy that was measured on so many rows."""
-    return CONFIDENCE_95 * sqrt(max(0.0, accuracy * (1 - accuracy)) / max(rows, 1))
+def interval(accuracy: float, rows: int) -> tuple[float, float]:
+    """Return the 95 % interval of an accuracy that was measured on so many rows.
+
+    Source: Wilson 1927; unlike the normal one it has a width where every row is right.
+    """
+    square = CONFIDENCE_95**2 / max(rows, 1)
+    middle = (accuracy + square / 2) / (1 + square)
+    half = sqrt(square * accuracy * (1 - accuracy) + square**2 / 4) / (1 + square)
+    return max(0.0, middle - half), min(1.0, middle + half)
 
 
 def behind(right: pl.Series, best: pl.Series) -> tuple[float, float]:
@@ -42,12 +48,14 @@ def behind(right: pl.Series, best: pl.Series) -> tuple[float, float]:
     Args:
         right, best: whether each of them is right, bool; null: nobody knows.
 
-    Source: McNemar 1947; the variance of a difference of paired proportions.
+    Source: Bonett & Price 2012, for the difference of paired proportions.
     """
     known = pl.DataFrame({"right": right, "best": best}).drop_nulls()
+    rows = len(known)
     lost, won = (known.select((pl.col(a) & ~pl.col(b)).sum()).item() for a, b in (("best", "right"), ("right", "best")))
-    rows, difference = max(len(known), 1), (lost - won) / max(len(known), 1)
-    return difference, CONFIDENCE_95 * sqrt(max(0.0, (lost + won) / rows - difference**2) / rows)
+    shares = (lost + 1) / (rows + 2), (won + 1) / (rows + 2)
+    variance = (sum(shares) - (shares[0] - shares[1]) ** 2) / (rows + 2)
+    return (lost - won) / max(rows, 1), CONFIDENCE_95 * sqrt(variance)
 
 
 def accuracy_of(table: pl.DataFrame, who: str = "") -> float | None:

@@ -19,13 +19,14 @@ from markupsafe import Markup
 
 from student_train.report.caches import dense_bytes
 from student_train.report.canvas import TEACHER_COLOUR
-from student_train.report.contents import Contents
-from student_train.report.drawings import MOST_BARS, reliabilities
-from student_train.report.figures import OUTCOME_COLOURS
-from student_train.report.measures import noise
+from student_train.report.contents import FEW_STUDENTS, Contents
+from student_train.report.drawings import MOST_BARS, draw_all, reliabilities, trade_offs
+from student_train.report.figures import OUTCOME_COLOURS, front_of
+from student_train.report.measures import interval
 from student_train.report.runs import Run
 
 NONE = "–"
+MOST_JOBS = 10  # that are seen at once
 
 
 class Cell(NamedTuple):
@@ -46,7 +47,7 @@ class Column(NamedTuple):
 
 def percent(value: float | None, digits: int = 2) -> str:
     """Return a share: 97.41 %."""
-    return NONE if value is None else f"{100 * value:.{digits}f} %"
+    return NONE if value is None else f"{100 * value:.{digits}f}\N{NO-BREAK SPACE}%"
 
 
 def number(value: float | None, digits: int = 3) -> str:
@@ -69,19 +70,27 @@ def render(contents: Contents) -> str:
     """Return the page."""
     script, style = (files(__package__).joinpath(name).read_text(encoding="utf-8") for name in ("page.js", "page.css"))
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.filters |= {"percent": percent, "number": number, "si": si, "facts": facts, "identity": identity_text}
+    environment.filters |= {"percent": percent, "number": number, "si": si, "facts": facts}
     template = environment.from_string(files(__package__).joinpath("page.html.j2").read_text(encoding="utf-8"))
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    costs = trade_offs(contents.main, contents.colours, contents.gain, of_tokens=contents.of_tokens)
     return template.render(
         c=contents,
+        pictures=draw_all(contents.main, contents.colours, contents.gain, contents.comparison),
         best=contents.best,
+        shown=contents.shown,
         columns=leaderboard(contents),
         outcome_colours=OUTCOME_COLOURS,
         teacher_colour=TEACHER_COLOUR,
         most_bars=MOST_BARS,
+        most_jobs=MOST_JOBS,
+        few_students=FEW_STUDENTS,
+        identity=identity_text,
         reliabilities=reliabilities(contents.comparison, contents.colours) if contents.comparison else [],
+        fronts={cost: front_of(points) for cost, points in costs.items()},
         smallest=smallest_equal(contents),
-        noise=noise,
+        common=common_identity(contents.runs),
+        interval=interval,
         dense_bytes=dense_bytes,
         devices=sorted({run.record.device for run in contents.main if run.record is not None}),
         version=version("stillroom"),
@@ -111,7 +120,7 @@ def leaderboard(contents: Contents) -> list[Column]:
     varied = [Column(name.removeprefix("options."), name, _option(name), numeric=False) for name in contents.varied]
     rows = [run.rows_of("validation") for run in contents.runs]
     measured = [Column("measured on", "held rows", _held_rows, numeric=False)] if len(set(rows)) > 1 else []
-    columns = [*varied, *figured, *measured]
+    columns = [*figured, *measured, *varied]
     return [column for column in columns if any(column.cell(run).value is not None for run in contents.runs)]
 
 
@@ -136,9 +145,17 @@ def facts(value: Any, prefix: str = "") -> list[tuple[str, str]]:
     return lines
 
 
-def identity_text(run: Run) -> str:
-    """Return what a run was made from, its options apart, as JSON."""
-    return json.dumps({k: v for k, v in run.identity.items() if k != "student"}, indent=2)
+def common_identity(runs: Sequence[Run]) -> dict[str, Any]:
+    """Return what all runs were made from alike, their options apart."""
+    identities = [run.identity for run in runs if run.identity]
+    first = identities[0] if identities else {}
+    return {key: first[key] for key in first if key != "student" and all(i.get(key) == first[key] for i in identities)}
+
+
+def identity_text(identity: dict[str, Any], told: dict[str, Any]) -> str:
+    """Return what a run was made from as JSON, its options and what is told already apart; "" if that is all."""
+    left = {key: value for key, value in identity.items() if key != "student" and key not in told}
+    return json.dumps(left, indent=2) if left else ""
 
 
 def _listed(value: Any) -> str:
@@ -169,7 +186,7 @@ def _behind(contents: Contents) -> Callable[[Run], Cell]:
     found = {} if contents.comparison is None else contents.comparison.behind
 
     def cell(run: Run) -> Cell:
-        if run.name not in found or (contents.best is not None and run.name == contents.best.name):
+        if run.name not in found or run.name == next(iter(found)):
             return Cell("", None)
         difference, half = found[run.name]
         return Cell(f"{100 * difference:.2f} ± {100 * half:.2f}", difference)

@@ -55,7 +55,12 @@ class Comparison:
     _best: pl.Series | None = None  # whether the first student is right
 
     @property
-    def students(self) -> int:
+    def first(self) -> str | None:
+        """Return the name of the best student of whom predictions are kept."""
+        return next(iter(self.kept), None)
+
+    @property
+    def num_students(self) -> int:
         """Return how many students are compared."""
         return len(self.by_class)
 

@@ -69,9 +69,15 @@ class Run:
         return error
 
     @property
+    def cache_id(self) -> str | None:
+        """Return the identity of the cache that it was trained from."""
+        identity = self.identity.get("cache")
+        return identity if isinstance(identity, str) else None
+
+    @property
     def held(self) -> tuple[str, ...]:
         """Return which rows it was measured on; figures of different ones are not to be compared."""
-        return tuple(str(part) for part in (self.identity.get("cache"), self.rows_of("validation"), self._rows))
+        return tuple(str(part) for part in (self.cache_id, self.rows_of("validation"), self._rows))
 
     def rows_of(self, role: str) -> str | None:
         """Return which rows of the cache were "train" or "validation"."""
