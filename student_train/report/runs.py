@@ -63,8 +63,6 @@ class Run:
     @property
     def reason(self) -> str | None:
         """Return why it is not finished."""
-        if self.record is not None and self.record.stopped is not None:
-            return self.record.stopped
         error: str | None = self.figures["error"] if self.record is None else self.record.error
         return error
 
