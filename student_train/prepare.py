@@ -14,7 +14,8 @@ from storage.options import code_fingerprint
 from storage.spec import DatasetSpec
 from storage.views import PLAIN
 from student_train.checkpoint import check_checkpoint, check_identity
-from student_train.devices import Device
+from student_train.compiled import check_compile
+from student_train.devices import Device, find_device
 from student_train.losses import LOSSES
 from student_train.needs import ArrayKey, Needs, Shapes
 from student_train.objective import (
@@ -87,6 +88,9 @@ def prepare(request: Request) -> list[Prepared]:
     if len(names) != len(set(names)):
         twice = sorted({name for name in names if names.count(name) > 1})
         raise BadRequest("two students have one name", found=", ".join(twice), do="rename one; a name is a folder")
+    device = find_device(request.device)
+    for options in request.students:
+        check_compile(options.name, options.compile, device)
     selections = _Selections(request.cache, request.data)
     data = request.data
     needs = [objective_needs(options.objective) for options in request.students]

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from student_train.compiled import compiled
 from student_train.learner import Learner
 from student_train.needs import Batch
 from student_train.objective import Tapped
@@ -29,7 +30,7 @@ class Single:
             learner.average.bind(learner.student)  # a stack may have moved its weights
         device = learner.student.device
         self._tapped = Tapped(learner.student, learner.layers)
-        forward: Callable[..., Any] = torch.compile(self._tapped) if learner.options.compile else self._tapped
+        forward: Callable[..., Any] = compiled(self._tapped, learner.options.compile)
         accumulate = accumulate_over_positions if learner.spec.of_tokens else accumulate_gradients
         self._accumulate = partial(
             accumulate,

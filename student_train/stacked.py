@@ -22,6 +22,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, vmap
 
+from student_train.compiled import compiled
 from student_train.learner import Learner
 from student_train.needs import Batch, Outputs
 from student_train.objective import Tapped
@@ -91,7 +92,7 @@ class Stack:
         self._optimizer = StackedOptimizer(self.learners, self._weights)
         self._tapped = Tapped(first.student, first.layers)
         run = vmap(self._run_one, in_dims=(0, 0, 0 if self._differ else None))
-        self._forward: Callable[..., Any] = torch.compile(run) if first.options.compile else run
+        self._forward: Callable[..., Any] = compiled(run, first.options.compile)
         self._autocast = torch.autocast(device.type, torch.bfloat16, enabled=first.options.autocast == "bf16")
         self._term_weights_MK = torch.tensor(
             [[term.weight for term in learner.options.objective] for learner in self.learners], device=device
