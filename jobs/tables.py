@@ -14,6 +14,7 @@ from rich.tree import Tree
 from jobs.terminal import out, si
 
 SHOWN_ROWS = 200
+FOLDED_WIDTH = 18  # of a column of text, such as long names, where a table would be too wide otherwise
 
 
 def print_table(frame: pl.DataFrame, title: str | None = None) -> None:
@@ -26,16 +27,21 @@ def print_table(frame: pl.DataFrame, title: str | None = None) -> None:
         padding=(0, 1, 0, 0),
     )
     for name, dtype in frame.schema.items():
-        table.add_column(Text(name), justify="right" if dtype.is_numeric() else "left", no_wrap=dtype.is_numeric())
+        number = dtype.is_numeric()
+        table.add_column(Text(name), justify="right" if number else "left", no_wrap=number, overflow="fold")
     rows = [
         {name: _cell(name, value) for name, value in row.items()}
         for row in frame.head(SHOWN_ROWS).iter_rows(named=True)
     ]
     for row in rows:
         table.add_row(*map(Text, row.values()))
-    if Measurement.get(out, out.options.update(width=10_000), table).maximum <= out.width:
+    # What is too wide by its text is folded; by more, it is a block for each row. Nothing is cut.
+    folded = sum(
+        max(0, longest - FOLDED_WIDTH) for name in frame.columns if (longest := _text_width(frame, name, rows))
+    )
+    if Measurement.get(out, out.options.update(width=10_000), table).maximum - folded <= out.width:
         out.print(table)
-    else:  # too wide: a block for each row, so that nothing is cut
+    else:
         width = max(map(len, frame.columns))
         out.print(
             Text("\n\n".join("\n".join(f"{n:<{width}}  {v}" for n, v in row.items()) for row in rows)), soft_wrap=True
@@ -44,6 +50,11 @@ def print_table(frame: pl.DataFrame, title: str | None = None) -> None:
         out.print(f"… {len(frame) - SHOWN_ROWS} rows more; --json prints all")
     if frame.is_empty():
         out.print("no rows")
+
+
+def _text_width(frame: pl.DataFrame, name: str, rows: list[dict[str, str]]) -> int:
+    """Return the width of a column of text, 0 of one of numbers."""
+    return 0 if frame.schema[name].is_numeric() else max((len(row[name]) for row in rows), default=0)
 
 
 def print_memory(title: str, total_bytes: int, parts: dict[str, int]) -> None:
