@@ -234,7 +234,7 @@ def _print_plan(plan: DryRun, as_json: bool) -> None:
         memory = plan.memory
         device = "" if memory.device_bytes is None else f" ({terminal.si(memory.device_bytes, 'B')} on the device)"
         print_memory(f"memory{device}", memory.host_bytes, memory.parts)
-        terminal.out.print(f"rows: {'resident' if memory.residency.resident else 'stream'} ({memory.residency.why})")
+        terminal.out.print(f"rows: {memory.residency.place} ({memory.residency.why})")
     terminal.out.print("a dry run: nothing was written")
 
 

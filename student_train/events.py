@@ -28,7 +28,7 @@ class MemoryProjected:
 
 @dataclass(frozen=True, slots=True)
 class Loading:
-    """So many shards of so many are on the device; only when rows are resident."""
+    """So many shards of so many are on the device, or on the host; not when rows are streamed."""
 
     students: str
     done_shards: int

@@ -17,6 +17,7 @@ from student_train.feed import Feed
 from student_train.fleet import Fleet, Outcome
 from student_train.halving import Halving
 from student_train.needs import Batch
+from student_train.order import Cut
 from student_train.results import Held
 from student_train.trainee import Trainee
 from student_train.unit import Stacking, Unit, arrange
@@ -143,7 +144,7 @@ def _batches(
     least = {size: min(step for (other, _), step in first_steps.items() if other == size) for size in sizes}
     keys = list(first_steps)
     waiting: dict[tuple[int, int], dict[str, Batch]] = {}
-    cuts = [(size, view, least[size]) for size, view in keys]  # all views of one batch size in step
+    cuts = [Cut(size, view, least[size]) for size, view in keys]  # all views of one batch size in step
     for cut, step, batch in train.shared(cuts, seed=seed, epoch=epoch):
         size, shown = keys[cut]
         there = waiting.setdefault((size, step), {})

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import NamedTuple
 
 from torch import Tensor
 
 from storage.encodings import Capability, Encoded
 from storage.encodings.targets import SoftTargets
-from storage.views import PLAIN
+from storage.views import PLAIN, plain
 
 
-@dataclass(frozen=True, slots=True, order=True)
-class ArrayKey:
+class ArrayKey(NamedTuple):
     """One array of a teacher in the cache, such as `logits` or `feature/<name>`; needs name no view but `plain`."""
 
     teacher: str
@@ -94,26 +94,35 @@ class Supervision:
     mixed: MixedLabels | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Batch:
-    """Rows on the device, soft targets as they are stored.
+    """Rows on the device, as they are stored; decoded when the first student asks, once for all of them.
 
     Attributes:
-        inputs: (B, *input_shape): the very tensor that the teacher saw.
+        shown: (B, *input_shape): inputs as a view shows them, pixels in uint8.
         labels_B: int64, or None where no loss needs them; of tokens always, (B, L), −1 where nothing is predicted.
         targets: encoded soft targets by teacher.
         features: float32, (B, …) each.
         mixed: as in Supervision.
     """
 
-    inputs: Tensor
+    shown: Tensor
     labels_B: Tensor | None = None
     targets: dict[str, Encoded] = field(default_factory=dict)
     features: dict[ArrayKey, Tensor] = field(default_factory=dict)
     mixed: MixedLabels | None = None
 
+    @cached_property
+    def inputs(self) -> Tensor:
+        """What students are given, (B, *input_shape): the very tensor that the teacher saw."""
+        return plain(self.shown)
+
     def supervision(self) -> Supervision:
-        """Return what the losses see, soft targets decoded, each teacher's once."""
+        """Return what the losses see, soft targets decoded; the same object every time, so never to be changed."""
+        return self._supervision
+
+    @cached_property
+    def _supervision(self) -> Supervision:
         decoded = {teacher: encoded.decode() for teacher, encoded in self.targets.items()}
         return Supervision(self.labels_B, decoded, self.features, self.mixed)
 

@@ -47,7 +47,7 @@ class DataOptions(Options):
     train: Rows
     validation: Rows
     allow_partial: bool = False  # train on the rows that are committed when some are missing
-    residency: Literal["auto", "resident", "stream"] = "auto"  # never changes what is computed
+    residency: Literal["auto", "device", "host", "stream"] = "auto"  # never changes what is computed
     views: Annotated[int, Field(ge=0)] | None = None  # 0: plain inputs; None: as many as every needed teacher has
     # Rows are shuffled within windows of this many shards; as many as the dataset has, or more, is a full shuffle.
     window_shards: Annotated[int, Field(ge=1)] = 16

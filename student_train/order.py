@@ -1,20 +1,29 @@
-"""Row order as a pure function of (seed, epoch, shuffle window), and of nothing else.
+"""Row order as a pure function of (seed, epoch, shuffle window), and of nothing else; and how batches are cut from it.
 
 Rows are numbered by position: the rows that are fed, in dataset order, from 0. Shards are put in a random order
 and taken in windows of W; the rows of a window are then shuffled among themselves. A window of all shards is a
 full shuffle. Each window is a function of its own number, so that a stream need not hold an epoch's order.
+
+Students with other batch sizes cut the same order at other places.
 
 N rows in all, S shards.
 """
 
 from __future__ import annotations
 
+import heapq
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from storage.views import PLAIN
+
 Positions = NDArray[np.int64]
+Order = Callable[["Window"], Positions]  # of the rows of a window, counted from the first row of its first shard
 
 _ORDER_OF_SHARDS = 0  # the generator's stream number; windows have theirs from 1 on
 
@@ -32,6 +41,47 @@ class Window:
     shards: tuple[int, ...]
     start: int
     stop: int
+
+
+class Cut(NamedTuple):
+    """How an epoch is cut into batches for some students.
+
+    Attributes:
+        batch_size: rows of a batch; the last one of an epoch may have fewer.
+        view: that the batches show.
+        first_step: the first batch that is wanted, from 0.
+    """
+
+    batch_size: int
+    view: str = PLAIN
+    first_step: int = 0
+
+
+class Piece(NamedTuple):
+    """One batch of one cut: rows [start, stop) of an epoch. Pieces sort by where they end.
+
+    Attributes:
+        stop: of the rows.
+        cut: which of the cuts.
+        step: 0, 1, … in the epoch.
+        start: of the rows.
+    """
+
+    stop: int
+    cut: int
+    step: int
+    start: int
+
+
+def interleave(cuts: Sequence[Cut], num_rows: int) -> Iterator[Piece]:
+    """Yield the batches of all cuts, in the order in which a pass over N rows has read the last row of each."""
+    return heapq.merge(*(_pieces(number, cut, num_rows) for number, cut in enumerate(cuts)))
+
+
+def _pieces(number: int, cut: Cut, num_rows: int) -> Iterator[Piece]:
+    first_row = cut.first_step * cut.batch_size
+    for step, start in enumerate(range(first_row, num_rows, cut.batch_size), start=cut.first_step):
+        yield Piece(min(start + cut.batch_size, num_rows), number, step, start)
 
 
 def epoch_windows(shard_sizes_S: Positions, *, seed: int, epoch: int, window_shards: int) -> list[Window]:
@@ -53,12 +103,31 @@ def window_order(window: Window, *, seed: int, epoch: int) -> Positions:
 
 def epoch_order(shard_sizes_S: Positions, *, seed: int, epoch: int, window_shards: int) -> Positions:
     """Return the positions of all N rows in the order in which an epoch takes them."""
+    windows = epoch_windows(shard_sizes_S, seed=seed, epoch=epoch, window_shards=window_shards)
+    return join_windows(shard_sizes_S, windows, partial(window_order, seed=seed, epoch=epoch))
+
+
+def join_windows(shard_sizes_S: Positions, windows: Sequence[Window], order: Order) -> Positions:
+    """Return the positions of all rows of some windows, each window's in its order."""
+    return np.concatenate(
+        [np.empty(0, np.int64), *(positions_of(shard_sizes_S, window)[order(window)] for window in windows)]
+    )
+
+
+def positions_of(shard_sizes_S: Positions, window: Window) -> Positions:
+    """Return the position of each row of a window, in dataset order."""
     first_S = np.cumsum(shard_sizes_S) - shard_sizes_S
-    parts = [np.empty(0, np.int64)]
-    for window in epoch_windows(shard_sizes_S, seed=seed, epoch=epoch, window_shards=window_shards):
-        rows = np.concatenate([np.arange(first_S[s], first_S[s] + shard_sizes_S[s]) for s in window.shards])
-        parts.append(rows[window_order(window, seed=seed, epoch=epoch)])
-    return np.concatenate(parts)
+    return np.concatenate([np.arange(first_S[s], first_S[s] + shard_sizes_S[s]) for s in window.shards])
+
+
+def dataset_windows(shard_sizes_S: Positions) -> list[Window]:
+    """Return a window for each shard, in dataset order."""
+    stops_S = np.cumsum(shard_sizes_S)
+    starts_S = stops_S - shard_sizes_S
+    return [
+        Window(shard, (shard,), start, stop)
+        for shard, (start, stop) in enumerate(zip(starts_S.tolist(), stops_S.tolist(), strict=True))
+    ]
 
 
 def _generator(seed: int, epoch: int, stream: int) -> np.random.Generator:

@@ -53,7 +53,7 @@ class Parallel:
         mine = slice(self.rank, None, self.size)
         mixed = batch.mixed and MixedLabels(batch.mixed.partner_labels_B[mine], batch.mixed.own_weight_B[mine])
         return Batch(
-            inputs=batch.inputs[mine],
+            shown=batch.shown[mine],
             labels_B=None if batch.labels_B is None else batch.labels_B[mine],
             targets={name: _part(encoded, mine) for name, encoded in batch.targets.items()},
             features={key: values[mine] for key, values in batch.features.items()},

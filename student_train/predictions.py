@@ -31,11 +31,13 @@ from storage.encodings import Capability, Encoded
 from storage.errors import CorruptObject
 from storage.objects import LocalObjects
 from storage.sealed import seal, unseal
-from student_train.feed import INPUTS, LABELS, Feed, ShardSource
+from student_train.feed import Feed
 from student_train.needs import Needs, SoftNeed
 from student_train.positions import part_size
 from student_train.selection import NO_CLASS, Selection
+from student_train.shard_source import INPUTS, LABELS, ShardSource
 from student_train.students import Student
+from student_train.windows import load_shard
 
 PREDICTIONS_FILE = "predictions.parquet"
 FORMAT_VERSION = 1
@@ -213,7 +215,7 @@ def _positions(cache: Cache, selection: Selection, teacher: str | None, blocks: 
     parts = []
     for index, shard in enumerate(selection.shards_S):
         needs = _teacher_needs(cache, selection.dataset, teacher if shard in taught else None)
-        arrays = source.load((index,), source.names(needs), torch.device("cpu"))
+        arrays = load_shard(source, index, source.names(needs))
         arrays = {name: values[:left] for name, values in arrays.items()}
         labels_N = arrays[LABELS].flatten().long()
         columns = {"label": labels_N}

@@ -1,7 +1,7 @@
 """The peak memory of a job, bounded before anything is read or trained.
 
-What a job holds: the libraries; the rows, all of them or two shuffle windows; one shard on its way in; the students of
-a pass with their gradients, optimiser states and averages; activations, of one batch and one student where they step
+What a job holds: the libraries; the rows, all of them or two shuffle windows; some shards on their way in; the students
+of a pass with their gradients, optimiser states and averages; activations, of one batch and one student where they step
 one by one, of all students of a stack where they are stacked; and a checkpoint on its way out. A streamed job's bound
 does not depend on the size of the cache, but for 32 bytes a row of labels and order.
 """
@@ -11,27 +11,27 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import reduce
+from operator import or_
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from storage.cache import Cache
 from storage.errors import BadRequest
 from storage.views.shown import BLOCK_BYTES
 from student_train.devices import free_bytes, gib
+from student_train.feed_bytes import FedRows, feed_bytes
 from student_train.memory import StepBytes, measure_step
 from student_train.needs import Needs
 from student_train.options import FleetOptions
 from student_train.prepare import Prepared, passes
-from student_train.residency import Residency, row_bytes
-from student_train.selection import Selection
+from student_train.residency import Residency
 
-INDEX_BYTES_PER_ROW = 32  # a row's label, top class, place in its shard, and place in the order
+INDEX_BYTES_PER_ROW = 32  # a row's label, top class, place in its shard, and key
 VIEW_COPIES = 6  # of a batch's pixels: own and partners', stored, transformed and mixed
 VIEW_WORK = 16  # bytes in between for each pixel that is being transformed
-SHARD_COPIES = 3  # of a shard while it is read: stored bytes, decoded, and the rows that are picked
 STACK_WORK = 2  # of a stack's weights: the gradients as they come, and the optimiser's update
 LIBRARIES = "libraries"
 
@@ -122,25 +122,19 @@ def project_memory(
         ),
         key=lambda group: group.total,
     )
-    feeds = [(s.train, s.needs, window_shards) for s in students] + [(s.held, Needs(), 1) for s in students]
-    widest = {id(selection): selection.num_rows for selection, _, _ in feeds}
-    shard = max(SHARD_COPIES * _window_bytes(cache, selection, needs, 1) for selection, needs, _ in feeds)
-    windows = max(2 * _window_bytes(cache, selection, needs, size) for selection, needs, size in feeds)
-    on_device = {
+    feeds = feed_bytes(cache, _fed(students, window_shards), residency, device)
+    widest = {id(selection): selection.num_rows for s in students for selection in (s.train, s.held)}
+    on_device = feeds.device | {
         "weights": heaviest.weights,
         "gradients": heaviest.gradients,
         "optimiser": heaviest.optimizer,
         "averaged and best weights": heaviest.copies,
         "activations": heaviest.activations,
     }
-    on_host = {LIBRARIES: resident_set_bytes(), "labels and order": INDEX_BYTES_PER_ROW * sum(widest.values())}
+    indices = {"labels and order": INDEX_BYTES_PER_ROW * sum(widest.values())}
+    on_host = {LIBRARIES: resident_set_bytes()} | indices | feeds.host
     if any(student.train.views is not None for student in students):
         on_device["a batch's view"] = max(_view_bytes(student, device) for student in students)
-    if residency.resident:
-        on_device["resident rows"] = residency.projected_bytes
-    else:
-        on_host["two windows of rows"] = windows
-    on_host["a shard being read"] = shard
     on_host["a checkpoint being written"] = heaviest.checkpoint
     if device.type == "cpu":
         parts = on_host | on_device
@@ -228,9 +222,9 @@ def _view_bytes(student: Prepared, device: torch.device) -> int:
     return VIEW_COPIES * pixels + VIEW_WORK * min(2 * pixels, BLOCK_BYTES[device.type])
 
 
-def _window_bytes(cache: Cache, selection: Selection, needs: Needs, window_shards: int) -> int:
-    """Return the bytes of the largest window of so many shards, whatever the shuffle."""
-    starts = cache.shards(selection.dataset)
-    whole = {shard.shard: shard.stop - shard.start for shard in starts}
-    sizes = selection.shard_sizes_S if window_shards > 1 else np.array([whole[shard] for shard in selection.shards_S])
-    return int(np.sort(sizes)[-window_shards:].sum()) * row_bytes(cache, selection.dataset, needs)
+def _fed(students: Sequence[Prepared], window_shards: int) -> list[FedRows]:
+    """Return what one pass feeds all students, which each of them trains and is measured on."""
+    needs = reduce(or_, (student.needs for student in students))
+    views = len({student.options.first_view for student in students})
+    train = [FedRows(s.train, needs, window_shards, s.options.batch_size, views) for s in students]
+    return train + [FedRows(s.held, Needs(), 1, s.options.batch_size) for s in students]

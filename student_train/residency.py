@@ -1,4 +1,4 @@
-"""Where rows are kept for a whole run of students: resident when they fit, else streamed; loaded once for all."""
+"""Where rows are kept for a whole run of students: on the device, on the host, or in the cache; loaded once for all."""
 
 from __future__ import annotations
 
@@ -16,44 +16,63 @@ from storage.encodings import Capability, Encoded, Encoding
 from storage.encodings.dense import BYTES
 from storage.errors import BadRequest
 from student_train.devices import free_bytes, gib
-from student_train.feed import Arrays, Feed, Name, ShardSource, Tick
+from student_train.feed import Feed
 from student_train.needs import ArrayKey, Needs
 from student_train.selection import Selection
+from student_train.shard_source import FEATURE, Name, ShardSource
+from student_train.windows import Arrays, Tick, load
 
 LABEL_BYTES = 4  # of each position of tokens
-RESIDENT_SHARE = 0.5  # of the device's free memory that resident rows may take; the rest is the students'
+KEPT_SHARE = 0.5  # of the free memory of a place that rows may take unasked; the rest is the students'
+
+Place = Literal["device", "host", "stream"]
+Asked = Literal["auto", "device", "host", "stream"]
 
 
 @dataclass(frozen=True, slots=True)
 class Residency:
-    """A choice between resident and stream, with its reason."""
+    """Where rows are kept, and why.
 
-    resident: bool
+    Attributes:
+        place: "device" and "host" hold all of them; "stream" two shuffle windows, on the host. On a CPU, device and
+            host are the same thing, and it is called the device.
+        projected_bytes: of all rows.
+        why: in words.
+    """
+
+    place: Place
     projected_bytes: int
     why: str
 
 
 def row_bytes(cache: Cache, dataset: str, needs: Needs, *, views: int = 1) -> int:
     """Return the bytes of one row as it is kept: its input, and soft targets and features of so many views."""
+    inputs, *targets = array_bytes(cache, dataset, needs)
+    return inputs + views * sum(targets)
+
+
+def array_bytes(cache: Cache, dataset: str, needs: Needs) -> list[int]:
+    """Return the bytes of a row of each array, the inputs first; of each position's labels, where there are some."""
     spec = cache.dataset(dataset)
-    total = 0
+    sizes = [prod(spec.input_shape) * np.dtype(spec.input_dtype).itemsize]
     positions = 1 if spec.vocabulary is None else prod(spec.input_shape)
-    total += 0 if spec.vocabulary is None else positions * LABEL_BYTES
+    if spec.vocabulary is not None:
+        sizes.append(positions * LABEL_BYTES)
     for name in needs.teachers:
         teacher = cache.teacher(dataset, name)
-        total += positions * _soft_bytes(teacher.encoding, teacher.num_classes, needs.of(name))
+        sizes += [positions * size for size in _soft_bytes(teacher.encoding, teacher.num_classes, needs.of(name))]
     for key in needs.features:
-        encoding = cache.teacher(dataset, key.teacher).features[key.array.removeprefix("feature/")]
-        total += prod(feature_shape(cache, dataset, key)) * BYTES[encoding.dtype]
-    return prod(spec.input_shape) * np.dtype(spec.input_dtype).itemsize + views * total
+        encoding = cache.teacher(dataset, key.teacher).features[key.array.removeprefix(FEATURE)]
+        sizes.append(prod(feature_shape(cache, dataset, key)) * BYTES[encoding.dtype])
+    return sizes
 
 
-def _soft_bytes(encoding: Encoding, num_classes: int, wanted: frozenset[Capability]) -> int:
-    """Return the bytes of a row, or position, of those arrays of soft targets that must be read to serve some needs."""
+def _soft_bytes(encoding: Encoding, num_classes: int, wanted: frozenset[Capability]) -> list[int]:
+    """Return the bytes of a row, or position, of each array of soft targets that must be read to serve some needs."""
     if not wanted:
-        return 0
+        return []
     one_row = Encoded.blank(encoding, num_classes, 1, torch.device("cpu")).arrays
-    return sum(one_row[name].nbytes for name in encoding.array_names(wanted))
+    return [one_row[name].nbytes for name in encoding.array_names(wanted)]
 
 
 @lru_cache(maxsize=256)
@@ -64,26 +83,40 @@ def feature_shape(cache: Cache, dataset: str, key: ArrayKey) -> tuple[int, ...]:
     return cache.read_targets(dataset, key.teacher, first, view, names=[key.array])[key.array].shape[1:]
 
 
-def choose_residency(
-    asked: Literal["auto", "resident", "stream"], projected_bytes: int, device: torch.device
-) -> Residency:
+def choose_residency(asked: Asked, projected_bytes: int, device: torch.device) -> Residency:
+    """Return where rows are to be kept, with the reason, by the memory that is free now. Raises as `choose_place`."""
+    host = torch.device("cpu")
+    free = {"device": free_bytes(device)} | ({} if device.type == host.type else {"host": free_bytes(host)})
+    return choose_place(asked, projected_bytes, free)
+
+
+def choose_place(asked: Asked, projected_bytes: int, free: dict[str, int]) -> Residency:
     """Return where rows are to be kept, with the reason.
 
+    Args:
+        asked: by the job.
+        projected_bytes: of all rows.
+        free: bytes by place; without "host" where that is the device.
+
     Raises:
-        BadRequest: resident rows were asked for and are larger than the device's free memory.
+        BadRequest: the job says where, and they are larger than the free memory there.
     """
-    free = free_bytes(device)
-    figures = f"{gib(projected_bytes)} of rows, {gib(free)} free on {device}"
+    figures = f"{gib(projected_bytes)} of rows, " + ", ".join(f"{gib(free[at])} free on the {at}" for at in free)
+    if asked == "host" and "host" not in free:
+        asked = "device"
     if asked == "stream":
-        return Residency(False, projected_bytes, f"the job says so ({figures})")
-    if asked == "resident":
-        if projected_bytes > free:
+        return Residency("stream", projected_bytes, f"the job says so ({figures})")
+    if asked != "auto":
+        if projected_bytes > free[asked]:
             raise BadRequest(
-                "the rows do not fit on the device", found=figures, do='residency = "stream" or "auto" in the job'
+                f"the rows do not fit on the {asked}", found=figures, do='residency = "auto" or "stream" in the job'
             )
-        return Residency(True, projected_bytes, f"the job says so ({figures})")
-    fits = projected_bytes <= RESIDENT_SHARE * free
-    return Residency(fits, projected_bytes, f"{figures}, {'within' if fits else 'above'} a share of {RESIDENT_SHARE:g}")
+        return Residency(asked, projected_bytes, f"the job says so ({figures})")
+    places: tuple[Place, ...] = ("device", "host")
+    for place in places:
+        if projected_bytes <= KEPT_SHARE * free.get(place, 0):
+            return Residency(place, projected_bytes, f"{figures}, within a share of {KEPT_SHARE:g}")
+    return Residency("stream", projected_bytes, f"{figures}, above a share of {KEPT_SHARE:g}")
 
 
 class FeedPool:
@@ -91,28 +124,28 @@ class FeedPool:
 
     Args:
         cache: where rows are.
-        device: where they are to be.
-        resident: whether they stay there.
+        device: where batches are to be.
+        place: where rows are kept.
         window_shards: of the shuffle.
     """
 
-    def __init__(self, cache: Cache, device: torch.device, *, resident: bool, window_shards: int):
+    def __init__(self, cache: Cache, device: torch.device, *, place: Place, window_shards: int):
         self._cache = cache
         self._device = device
-        self._resident = resident
+        self._place = place
         self._window_shards = window_shards
-        self._loaded: dict[tuple[str, str], Arrays] = {}  # by dataset and fingerprint of the rows
+        self._kept: dict[tuple[str, str], Arrays] = {}  # by dataset and fingerprint of the rows
 
     def feed(self, selection: Selection, needs: Needs, tick: Tick = lambda done, shards: None) -> Feed:
         """Return a feed of these rows; what no feed before it needed is loaded now, with a `tick` after each shard."""
         source = ShardSource(self._cache, selection)
         arrays: Arrays | None = None
-        if self._resident:
-            arrays = self._loaded.setdefault((selection.dataset, selection.fingerprint), {})
+        if self._place != "stream":
+            arrays = self._kept.setdefault((selection.dataset, selection.fingerprint), {})
             names = [source.names(needs, view) for view in selection.view_names]
             absent = frozenset[Name]().union(*names) - arrays.keys()
             if absent:
-                arrays |= source.load(tuple(range(len(selection.shards_S))), absent, self._device, tick)
+                arrays |= load(source, absent, self._device if self._place == "device" else torch.device("cpu"), tick)
         return Feed(source, needs, self._device, arrays, self._window_shards)
 
 

@@ -81,9 +81,8 @@ def train_students(
         fleet, memory = fit(request.cache, left, residency, request.data.window_shards, device, request.fleet)
         report(MemoryProjected(memory.host_bytes, memory.device_bytes))
         shown = left[0].train.views
-        kind = "resident" if residency.resident else "stream"
-        report(FeedChosen(kind, residency.why, 0 if shown is None else shown.count))
-        pool = FeedPool(request.cache, device, resident=residency.resident, window_shards=request.data.window_shards)
+        report(FeedChosen(residency.place, residency.why, 0 if shown is None else shown.count))
+        pool = FeedPool(request.cache, device, place=residency.place, window_shards=request.data.window_shards)
         done = tuple(record for record in records.values() if record.status == "stopped")
         for students_of_pass in passes(left, fleet.at_once):
             found, failed = _train_pass(students_of_pass, request, fleet, pool, device, done, report, stop)

@@ -127,16 +127,19 @@ class Shown:
         self.name = name
         self._view: View = selection.views.spec.view(name)
         self._keys_N = torch.from_numpy(selection.keys_N).to(device)
-        self.partners_N: Tensor | None = None  # positions among the fed rows, on the host
-        self._device_partners_N: Tensor | None = None
+        self._partners_N: dict[torch.device, Tensor] = {}  # positions among the fed rows, there and on the host
         if self._view.mixing:
-            self.partners_N = torch.from_numpy(_partners(selection, self._view))
-            self._device_partners_N = self.partners_N.to(device)
+            partners_N = torch.from_numpy(_partners(selection, self._view))
+            self._partners_N = {on: partners_N.to(on) for on in (self._keys_N.device, partners_N.device)}
+
+    @property
+    def mixes(self) -> bool:
+        """Whether every row has a partner."""
+        return bool(self._partners_N)
 
     def partners(self, rows_B: Tensor) -> Tensor:
-        """Return the positions of some rows' partners, on the device."""
-        assert self._device_partners_N is not None
-        return self._device_partners_N.index_select(0, rows_B)
+        """Return the positions of some rows' partners, where the rows' own are: on the device or on the host."""
+        return self._partners_N[rows_B.device].index_select(0, rows_B)
 
     def show(self, inputs: Tensor, partner_inputs: Tensor | None, rows_B: Tensor) -> tuple[Tensor, Tensor | None]:
         """Return a batch as the view shows it, uint8, and float32 weights of its rows' own labels, None for all 1."""

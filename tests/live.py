@@ -43,7 +43,7 @@ class LiveFeed:
 def train_live(request: Request, name: str, teacher: Teacher) -> list[RunRecord]:
     """Train every student of a request with the teacher of that name live, and return the records."""
     device = torch.device("cpu")
-    pool = FeedPool(request.cache, device, resident=True, window_shards=request.data.window_shards)
+    pool = FeedPool(request.cache, device, place="device", window_shards=request.data.window_shards)
     records = []
     for student in prepare(request):
         if student.finished is not None:

@@ -19,11 +19,12 @@ from storage.encodings.targets import SparseTargets
 from storage.errors import StaleCache
 from storage.status import read_info
 from storage.views import PLAIN
-from student_train.feed import LABELS, ShardSource
 from student_train.needs import Needs, SoftNeed
 from student_train.positions import part_size
 from student_train.report.measures import accuracy_of, calibration_of, cross_entropy_of
 from student_train.selection import select_rows
+from student_train.shard_source import LABELS, ShardSource
+from student_train.windows import load_shard
 
 MOST_DECODED = 1024  # rows or positions
 
@@ -173,7 +174,7 @@ def _decoded(cache: Cache, rows: str, teacher: str) -> Decoded | None:
     needs = Needs(soft=frozenset({SoftNeed(teacher, bucket)}))
     selection = select_rows(cache, rows, needs, allow_partial=True, agree_with=teacher)
     source = ShardSource(cache, selection)
-    arrays = source.load((0,), source.names(needs), torch.device("cpu"))
+    arrays = load_shard(source, 0, source.names(needs))
     encoded = source.encoded(arrays)[teacher]
     if source.of_tokens:
         labels_N = arrays[LABELS].flatten().long()

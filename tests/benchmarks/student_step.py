@@ -63,7 +63,7 @@ def _ours(folder: Path, architecture: str, options: dict[str, object]) -> float:
             "batch_size": BATCH,
         }
     )
-    data = DataOptions(train="cifar", validation="cifar", residency="resident")
+    data = DataOptions(train="cifar", validation="cifar", residency="device")
     summary = train_students(Request(Cache.open(str(folder / "cache")), folder / "runs", data, (student,), "cpu"))
     (record,) = summary.records
     assert record.rows_per_s is not None

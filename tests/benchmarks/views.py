@@ -105,7 +105,7 @@ def _epoch(cache: Path, views: int) -> float:
         "epochs": 1,
         "batch_size": BATCH,
     }
-    data = DataOptions(train="cifar", validation="cifar", residency="resident", views=views)
+    data = DataOptions(train="cifar", validation="cifar", residency="device", views=views)
     request = Request(Cache.open(str(cache)), runs, data, (StudentOptions.model_validate(options),), "cpu")
     (record,) = train_students(request).records
     assert record.rows_per_s is not None

@@ -45,9 +45,9 @@ def test_a_transformer_learns_to_count(cache: Cache, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("options", [{}, {"objective": [{"loss": "kd", "teacher": "right"}]}])
 def test_streamed_and_resident_rows_train_the_same_student(cache: Cache, tmp_path: Path, options: Any) -> None:
-    for residency in ("resident", "stream"):
+    for residency in ("device", "stream"):
         trained(cache, tmp_path / residency, data={"residency": residency}, **options)
-    assert weights(tmp_path / "resident") == weights(tmp_path / "stream")
+    assert weights(tmp_path / "device") == weights(tmp_path / "stream")
 
 
 def test_a_student_stopped_at_any_step_ends_in_the_same_weights(cache: Cache, tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ import zarr
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
+from zarr.codecs import BytesCodec
 from zarr.core.buffer import default_buffer_prototype
 from zarr.storage import MemoryStore
 
@@ -28,6 +30,32 @@ def test_writing_then_reading_is_identity(arrays: dict[str, np.ndarray]) -> None
     assert {name: (a.dtype, a.shape, a.tobytes()) for name, a in back.items()} == {
         name: (a.dtype, a.shape, a.tobytes()) for name, a in arrays.items()
     }
+
+
+@given(st.sampled_from(NAMES), ARRAYS)
+def test_zarr_reads_the_same(name: str, array: np.ndarray) -> None:
+    buffer = default_buffer_prototype().buffer
+    packed = pack({name: array})
+    store = MemoryStore({path: buffer.from_bytes(data) for path, data in packed.items()})
+    by_zarr = np.asarray(zarr.open_array(store, path=name, mode="r")[...])
+    found = unpack(packed, [name])[name]
+    assert (found.dtype, found.shape, found.tobytes()) == (by_zarr.dtype, by_zarr.shape, by_zarr.tobytes())
+
+
+def test_an_array_owns_its_memory() -> None:
+    for array in (np.ones(3, np.uint8), np.ones(3, np.float32)):
+        assert unpack(pack({"inputs": array}), ["inputs"])["inputs"].flags.writeable
+
+
+@pytest.mark.parametrize("endian", ["little", "big"])
+def test_both_byte_orders_are_read(endian: str) -> None:
+    """Another Zarr writer may choose the other one."""
+    array = np.arange(6, dtype=np.float32).reshape(2, 3)
+    store: dict[str, Any] = {}
+    codec = BytesCodec(endian=endian)
+    zarr.create_array(MemoryStore(store), name="x", data=array, chunks=(2, 3), serializer=codec, compressors=None)
+    objects = {path: buffer.to_bytes() for path, buffer in store.items()}
+    assert unpack(objects, ["x"])["x"].tolist() == array.tolist()
 
 
 @given(st.dictionaries(st.sampled_from(NAMES), ARRAYS, max_size=3))
@@ -103,6 +131,9 @@ def test_a_missing_zarr_chunk_is_an_error_never_zeros() -> None:
         ("chunk_grid", {"name": "regular", "configuration": {"chunk_shape": [1, 2]}}),
         ("storage_transformers", [{"name": "x"}]),
         ("node_type", "group"),
+        ("zarr_format", 2),
+        ("chunk_key_encoding", {"name": "v2", "configuration": {"separator": "."}}),
+        ("codecs", [{"name": "zstd", "configuration": {"level": 3}}]),
     ],
 )
 def test_metadata_that_pack_would_not_write_is_refused(change: str, value: object) -> None:

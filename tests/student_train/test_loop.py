@@ -119,14 +119,14 @@ def test_another_seed_gives_another_student(toy_cache: Cache, tmp_path: Path) ->
 
 @pytest.mark.parametrize("options", [{}, EVERYTHING])
 def test_residency_does_not_change_what_is_computed(toy_cache: Cache, tmp_path: Path, options: dict[str, Any]) -> None:
-    for residency in ("resident", "stream"):
+    for residency in ("device", "stream"):
         train(toy_cache, tmp_path / residency, student(**options), data={"residency": residency, "window_shards": 2})
-    assert weights(tmp_path / "resident") == weights(tmp_path / "stream")
+    assert weights(tmp_path / "device") == weights(tmp_path / "stream")
 
 
 @pytest.mark.parametrize(
     ("residency", "steps"),
-    [*(("resident", steps) for steps in (1, 4, 6, 7, 8, 9, 15, 24)), ("stream", 3), ("stream", 15)],
+    [*(("device", steps) for steps in (1, 4, 6, 7, 8, 9, 15, 24)), ("stream", 3), ("stream", 15)],
 )
 def test_a_stopped_run_goes_on_to_the_very_same_weights(
     toy_cache: Cache, tmp_path: Path, steps: int, residency: str
@@ -136,7 +136,7 @@ def test_a_stopped_run_goes_on_to_the_very_same_weights(
     data = {"residency": residency, "window_shards": 2}
     options = student(**EVERYTHING)
     train(toy_cache, tmp_path / "whole", options, data=data)
-    loading = 10 if residency == "resident" else 0
+    loading = 10 if residency == "device" else 0
     with pytest.raises(Interrupted):
         train(toy_cache, tmp_path / "stopped", options, data=data, stop=stop_after(loading + steps))
     train(toy_cache, tmp_path / "stopped", options, data=data)

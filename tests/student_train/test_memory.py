@@ -90,7 +90,7 @@ WIDE = {"options": {"hidden": [4096, 4096]}, "ema_decay": 0.9, "patience_epochs"
 @pytest.mark.parametrize(
     ("rows", "data", "options"),
     [
-        (60_000, {"residency": "resident"}, {"objective": [LABELS, KD]}),
+        (60_000, {"residency": "device"}, {"objective": [LABELS, KD]}),
         (60_000, {"residency": "stream", "window_shards": 4}, {"objective": [LABELS, KD]}),
         (60_000, {"residency": "stream", "window_shards": 12}, {"objective": [LABELS, KD]}),
         (200, {}, RESNET),

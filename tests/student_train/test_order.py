@@ -4,7 +4,8 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from student_train.order import epoch_order, epoch_windows, window_order
+from storage.views import PLAIN
+from student_train.order import Cut, Piece, dataset_windows, epoch_order, epoch_windows, interleave, window_order
 
 SIZES = st.lists(st.integers(0, 9), min_size=0, max_size=12)
 SEEDS = st.integers(0, 2**63 - 1)
@@ -55,3 +56,41 @@ def test_epochs_and_seeds_have_orders_of_their_own() -> None:
 def test_the_order_is_the_same_on_every_machine_and_in_every_version() -> None:
     order = epoch_order(np.array([3, 4, 2]), seed=1, epoch=0, window_shards=2)
     assert order.tolist() == [5, 1, 4, 6, 2, 0, 3, 8, 7]
+
+
+def test_windows_of_the_dataset_are_its_shards() -> None:
+    windows = dataset_windows(np.array([3, 4, 2]))
+    assert [(window.shards, window.start, window.stop) for window in windows] == [
+        ((0,), 0, 3),
+        ((1,), 3, 7),
+        ((2,), 7, 9),
+    ]
+
+
+# --- batches
+
+
+CUTS = st.lists(st.builds(Cut, st.integers(1, 9), st.just(PLAIN), st.integers(0, 4)), max_size=4)
+
+
+@given(CUTS, st.integers(0, 30))
+def test_every_cut_has_each_row_from_its_first_step_on_once(cuts: list[Cut], num_rows: int) -> None:
+    pieces = list(interleave(cuts, num_rows))
+    for number, cut in enumerate(cuts):
+        rows = [row for piece in pieces if piece.cut == number for row in range(piece.start, piece.stop)]
+        assert rows == list(range(cut.first_step * cut.batch_size, num_rows))
+
+
+@given(CUTS, st.integers(0, 30))
+def test_batches_come_when_their_last_row_does(cuts: list[Cut], num_rows: int) -> None:
+    ends = [piece.stop for piece in interleave(cuts, num_rows)]
+    assert ends == sorted(ends)
+
+
+def test_no_cut_runs_ahead_of_another() -> None:
+    found = [(piece.cut, piece.step) for piece in interleave([Cut(4), Cut(2, first_step=1)], 10)]
+    assert found == [(0, 0), (1, 1), (1, 2), (0, 1), (1, 3), (0, 2), (1, 4)]
+
+
+def test_the_last_batch_of_an_epoch_may_be_smaller() -> None:
+    assert list(interleave([Cut(4)], 6)) == [Piece(4, 0, 0, 0), Piece(6, 0, 1, 4)]

@@ -20,8 +20,9 @@ from student_train.dry_run import dry_run
 from student_train.feed import Feed
 from student_train.losses.labels import labels_cross_entropy
 from student_train.needs import Batch, MixedLabels, Needs, SoftNeed
+from student_train.order import Cut
 from student_train.prepare import Request
-from student_train.residency import FeedPool, projected_bytes
+from student_train.residency import FeedPool, Place, projected_bytes
 from student_train.selection import select_rows
 from student_train.train import train_students
 from student_train.views import check_one_class, choose_views
@@ -57,10 +58,10 @@ def cache(mixed: tuple[Path, nn.Module]) -> Cache:
     return Cache.open(str(mixed[0]))
 
 
-def feed_of(cache: Cache, needs: Needs = TAUGHT, *, resident: bool, window_shards: int = 2) -> Feed:
+def feed_of(cache: Cache, needs: Needs = TAUGHT, *, place: Place, window_shards: int = 2) -> Feed:
     shown = choose_views(cache, "digits", [TAUGHT], None, allow_partial=False)
     selection = select_rows(cache, "digits/train", needs, views=shown)
-    return FeedPool(cache, CPU, resident=resident, window_shards=window_shards).feed(selection, needs)
+    return FeedPool(cache, CPU, place=place, window_shards=window_shards).feed(selection, needs)
 
 
 def equal(a: Batch, b: Batch) -> bool:
@@ -86,7 +87,7 @@ def taught(name: str = "a", **options: Any) -> Any:
 def test_targets_are_the_teachers_own_of_the_very_inputs(
     cache: Cache, mixed: tuple[Path, nn.Module], epoch: int
 ) -> None:
-    for batch in feed_of(cache, resident=True).shuffled(32, seed=0, epoch=epoch):
+    for batch in feed_of(cache, place="device").shuffled(32, seed=0, epoch=epoch):
         with torch.inference_mode():
             expected = mixed[1](batch.inputs)
         torch.testing.assert_close(batch.targets["toy"].arrays["logits"], expected, atol=1e-5, rtol=0)
@@ -94,15 +95,27 @@ def test_targets_are_the_teachers_own_of_the_very_inputs(
 
 def test_streamed_batches_are_the_resident_ones(cache: Cache) -> None:
     for epoch in (0, 1):
-        whole = list(feed_of(cache, resident=True).shuffled(17, seed=3, epoch=epoch))
-        streamed = list(feed_of(cache, resident=False).shuffled(17, seed=3, epoch=epoch))
+        whole = list(feed_of(cache, place="device").shuffled(17, seed=3, epoch=epoch))
+        streamed = list(feed_of(cache, place="stream").shuffled(17, seed=3, epoch=epoch))
         assert len(whole) == len(streamed)
         assert all(map(equal, whole, streamed))
 
 
+@pytest.mark.parametrize("place", ["device", "stream"])
+def test_two_views_of_one_pass_are_those_of_two_passes(cache: Cache, place: Place) -> None:
+    feed = feed_of(cache, place=place)
+    cuts = [Cut(17, "view-001"), Cut(9, "view-000", first_step=2)]
+    both = list(feed.shared(cuts, seed=3, epoch=0))
+    for number, cut in enumerate(cuts):
+        own = [fed.batch for fed in both if fed.cut == number]
+        alone = [fed.batch for fed in feed.shared([cut], seed=3, epoch=0)]
+        assert len(own) == len(alone) == feed.num_steps(cut.batch_size) - cut.first_step
+        assert all(map(equal, own, alone))
+
+
 def test_an_epoch_goes_on_in_the_middle(cache: Cache) -> None:
-    whole = list(feed_of(cache, resident=False).shuffled(17, seed=3, epoch=1))
-    rest = list(feed_of(cache, resident=False).shuffled(17, seed=3, epoch=1, first_step=3))
+    whole = list(feed_of(cache, place="stream").shuffled(17, seed=3, epoch=1))
+    rest = list(feed_of(cache, place="stream").shuffled(17, seed=3, epoch=1, first_step=3))
     assert all(map(equal, whole[3:], rest))
 
 
@@ -126,7 +139,7 @@ def test_a_loss_on_features_learns_from_views_of_which_there_are_no_plain_ones(t
 
 def test_held_rows_are_plain(cache: Cache) -> None:
     held = select_rows(cache, "digits/validation", Needs())
-    feed = FeedPool(cache, CPU, resident=True, window_shards=2).feed(held, Needs(labels=True))
+    feed = FeedPool(cache, CPU, place="device", window_shards=2).feed(held, Needs(labels=True))
     stored = torch.cat(
         [torch.from_numpy(cache.read_inputs("digits", s)[r]) for s, r in zip(held.shards_S, held.rows, strict=True)]
     )
@@ -145,7 +158,7 @@ def test_two_labels_weigh_as_the_pixels_do() -> None:
 
 
 def test_partners_labels_are_of_the_rows_mixed_in(cache: Cache) -> None:
-    feed = feed_of(cache, resident=True)
+    feed = feed_of(cache, place="device")
     labels_N = torch.from_numpy(feed.selection.labels_N)
     for batch in feed.shuffled(1000, seed=0, epoch=0):
         assert batch.mixed is not None
@@ -231,7 +244,7 @@ def test_a_job_with_such_a_loss_is_refused_before_the_first_step(cache: Cache, t
     assert not (tmp_path / "runs").exists()
 
 
-@pytest.mark.parametrize("residency", ["resident", "stream"])
+@pytest.mark.parametrize("residency", ["device", "stream"])
 def test_a_transform_whose_code_has_changed_is_refused(
     cache: Cache, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, residency: str
 ) -> None:
@@ -262,7 +275,7 @@ def test_other_transforms_than_promised_are_refused(tmp_path: Path) -> None:
 
 
 def test_targets_of_every_view_are_projected(cache: Cache) -> None:
-    selection = feed_of(cache, resident=True).selection
+    selection = feed_of(cache, place="device").selection
     logits = 10 * 4  # float32; the statistics beside them are not read
     assert projected_bytes(cache, [(selection, TAUGHT)]) == selection.num_rows * (64 + 2 * logits)
 

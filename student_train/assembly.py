@@ -1,0 +1,74 @@
+"""What batches of one view are made of: which arrays are picked of rows in memory, and what becomes of them.
+
+N fed rows, B rows of a batch.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from storage.encodings import Encoded
+from storage.views import PLAIN
+from student_train.needs import ArrayKey, Batch, MixedLabels, Needs
+from student_train.shard_source import INPUTS, LABELS, ShardSource
+from student_train.spans import Span
+from student_train.views import Shown
+from student_train.windows import Arrays
+
+ROWS = "rows"  # the positions of a batch's rows
+PARTNERS, PARTNER_LABELS = "partners", "partner labels"  # of the rows that a view mixes in: inputs again, and labels
+
+
+class Assembly:
+    """How rows become batches of one view.
+
+    Args:
+        source: of the rows.
+        needs: what a batch holds besides inputs.
+        labels_N: from the sample table, on the device of the arrays; None if the needs name none, or they are an array.
+        shown: the view; None for plain inputs.
+    """
+
+    def __init__(self, source: ShardSource, needs: Needs, labels_N: Tensor | None, shown: Shown | None):
+        view = PLAIN if shown is None else shown.name
+        self.stored = source.names(needs, view)
+        self._labels_N = labels_N
+        self._shown = shown
+        self._picked = [*self.stored, *[LABELS] * (labels_N is not None), *[ROWS] * (shown is not None)]
+        self._features = {key: (key._replace(view=view), source.feature(key)) for key in needs.features}
+        features = {stored for stored, _ in self._features.values()}
+        soft = [name for name in self.stored if isinstance(name, ArrayKey) and name not in features]
+        self._soft = {
+            teacher: (source.teacher(teacher), {key.array: key for key in soft if key.teacher == teacher})
+            for teacher in {key.teacher for key in soft}
+        }
+
+    def pick(self, span: Span, start: int, stop: int) -> Arrays:
+        """Return rows [start, stop) of the epoch, all of them in one span, on the device of its arrays."""
+        picked = span.pick(start, stop, self._picked)
+        if self._shown is not None and self._shown.mixes:
+            partners_B = self._shown.partners(picked[ROWS])
+            # Each is in the row's own shard, of which every row is in the span.
+            places_B = span.places_P[start - span.start : stop - span.start] + (partners_B - picked[ROWS])
+            picked[PARTNERS] = span.arrays[INPUTS].index_select(0, places_B)
+            if self._labels_N is not None:
+                picked[PARTNER_LABELS] = self._labels_N.index_select(0, partners_B)
+        return picked
+
+    def batch(self, picked: Arrays) -> Batch:
+        """Return what was picked, now on the device of the batches, as a batch."""
+        shown, mixed = picked[INPUTS], None
+        if self._shown is not None:
+            shown, own_weight_B = self._shown.show(shown, picked.get(PARTNERS), picked[ROWS])
+            if PARTNER_LABELS in picked and own_weight_B is not None:
+                mixed = MixedLabels(picked[PARTNER_LABELS], own_weight_B)
+        return Batch(
+            shown,
+            picked[LABELS].long() if LABELS in picked else None,
+            {
+                teacher: Encoded(spec.encoding, spec.num_classes, {array: picked[key] for array, key in keys.items()})
+                for teacher, (spec, keys) in self._soft.items()
+            },
+            {key: encoding.decode(picked[stored]) for key, (stored, encoding) in self._features.items()},
+            mixed,
+        )

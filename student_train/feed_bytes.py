@@ -1,0 +1,94 @@
+"""What feeds hold in memory, projected from what is fed and where it is kept."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+from storage.cache import Cache
+from student_train.needs import Needs
+from student_train.residency import Residency, array_bytes, row_bytes
+from student_train.selection import Selection
+from student_train.sending import AHEAD
+from student_train.spans import NARROW_BYTES
+from student_train.windows import READERS
+
+READ_COPIES = 3  # of a shard that is being read: stored bytes, decoded ones, and an array of them
+ORDER_BYTES = 32  # of a row of a span: its place, its position, what shuffles them, and its label
+PINNED_COPIES = 2  # torch lends pinned memory in powers of two
+
+
+@dataclass(frozen=True, slots=True)
+class FedRows:
+    """Rows that a job feeds, for a projection of memory.
+
+    Attributes:
+        selection, needs: which ones.
+        window_shards: of the shuffle; 1 where rows are read in dataset order.
+        batch_size: the largest.
+        views: that one pass shows.
+    """
+
+    selection: Selection
+    needs: Needs
+    window_shards: int
+    batch_size: int
+    views: int = 1
+
+
+class FeedBytes(NamedTuple):
+    """What feeds hold, by name: of the host's memory, and of the device's. On a CPU the two are one."""
+
+    host: dict[str, int]
+    device: dict[str, int]
+
+
+def feed_bytes(cache: Cache, fed: Sequence[FedRows], residency: Residency, device: torch.device) -> FeedBytes:
+    """Return what the feeds of a job hold at their peak, one pass at a time.
+
+    Args:
+        cache: where rows are.
+        fed: of every pass.
+        residency: as chosen for them.
+        device: where batches are used.
+    """
+    host = {"shards being read": max(_reading_bytes(cache, rows) for rows in fed)}
+    on_device: dict[str, int] = {}
+    at = on_device if residency.place == "device" else host
+    if residency.place == "stream":
+        host["two windows of rows"] = max(2 * _window_rows(rows) * _row_bytes(cache, rows) for rows in fed)
+    else:
+        at["resident rows"] = residency.projected_bytes
+    at["rows in order"] = max(_ordered_bytes(cache, rows, residency) for rows in fed)
+    if device.type == "cuda" and residency.place != "device":
+        on_their_way = (AHEAD + 1) * max(rows.batch_size * _row_bytes(cache, rows, views=1) for rows in fed)
+        host["batches on their way"] = PINNED_COPIES * on_their_way
+        on_device["batches on their way"] = on_their_way
+    return FeedBytes(host, on_device)
+
+
+def _row_bytes(cache: Cache, rows: FedRows, *, views: int | None = None) -> int:
+    return row_bytes(cache, rows.selection.dataset, rows.needs, views=rows.views if views is None else views)
+
+
+def _window_rows(rows: FedRows) -> int:
+    """Return the rows of the largest window of so many shards, whatever the shuffle."""
+    return int(np.sort(rows.selection.shard_sizes_S)[-rows.window_shards :].sum())
+
+
+def _reading_bytes(cache: Cache, rows: FedRows) -> int:
+    """Return what is in memory of shards that are being read, besides where their rows are to lie."""
+    dataset, shards = rows.selection.dataset, set(rows.selection.shards_S)
+    largest = max(shard.stop - shard.start for shard in cache.shards(dataset) if shard.shard in shards)
+    return min(READERS, len(shards)) * READ_COPIES * largest * _row_bytes(cache, rows, views=1)
+
+
+def _ordered_bytes(cache: Cache, rows: FedRows, residency: Residency) -> int:
+    """Return what a span's order takes, and the narrow arrays that are put in it."""
+    num_rows = _window_rows(rows) if residency.place == "stream" else rows.selection.num_rows
+    narrow = sum(size for size in array_bytes(cache, rows.selection.dataset, rows.needs) if size <= NARROW_BYTES)
+    return num_rows * (ORDER_BYTES + rows.views * narrow)

@@ -1,0 +1,93 @@
+"""The fed rows of a selection as they are stored: which arrays some needs take, and a shard of them at a time.
+
+S rows of a shard, of which some may not be fed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from numpy.typing import NDArray
+from torch import Tensor
+
+from storage.cache import Cache
+from storage.encodings import Encoded, FeatureEncoding
+from storage.errors import CorruptObject
+from storage.shards import ShardKey
+from storage.spec import TeacherSpec
+from storage.views import PLAIN
+from student_train.needs import ArrayKey, Needs
+from student_train.selection import Selection
+
+INPUTS = "inputs"
+LABELS = "labels"  # of tokens: an array; of all else, a column of the sample table
+FEATURE = "feature/"
+Name = ArrayKey | str  # INPUTS, LABELS, or an array of a teacher
+
+
+class ShardSource:
+    """The fed rows of one selection, a shard at a time, as stored. Reads are thread-safe."""
+
+    def __init__(self, cache: Cache, selection: Selection):
+        self.cache = cache
+        self.selection = selection
+        self.of_tokens = cache.dataset(selection.dataset).vocabulary is not None
+        self._specs: dict[str, TeacherSpec] = {}
+
+    def names(self, needs: Needs, view: str = PLAIN) -> frozenset[Name]:
+        """Return what must be read to meet some needs in an epoch that shows a view."""
+        soft = [
+            ArrayKey(teacher, array)
+            for teacher in needs.teachers
+            if needs.of(teacher)
+            for array in self.teacher(teacher).encoding.array_names(needs.of(teacher))
+        ]
+        keys = (key._replace(view=view) for key in (*soft, *needs.features))
+        return frozenset({INPUTS, *([LABELS] if self.of_tokens else []), *keys})
+
+    def teacher(self, name: str) -> TeacherSpec:
+        """Return what the cache promises of a teacher, read once."""
+        if name not in self._specs:
+            self._specs[name] = self.cache.teacher(self.selection.dataset, name)
+        return self._specs[name]
+
+    def feature(self, key: ArrayKey) -> FeatureEncoding:
+        """Return how a feature is stored."""
+        return self.teacher(key.teacher).features[key.array.removeprefix(FEATURE)]
+
+    def encoded(self, arrays: Mapping[Name, Tensor]) -> dict[str, Encoded]:
+        """Return the soft targets among some arrays, by teacher."""
+        stored: dict[str, dict[str, Tensor]] = {}
+        for name, values in arrays.items():
+            if isinstance(name, ArrayKey) and not name.array.startswith(FEATURE):
+                stored.setdefault(name.teacher, {})[name.array] = values
+        specs = {teacher: self.teacher(teacher) for teacher in stored}
+        return {name: Encoded(spec.encoding, spec.num_classes, stored[name]) for name, spec in specs.items()}
+
+    def read(self, index: int, names: frozenset[Name]) -> Iterator[tuple[Name, NDArray[Any]]]:
+        """Yield the named arrays of shard `shards_S[index]`, all S rows, one teacher's after the other's.
+
+        Raises:
+            StaleCache: a student would not be shown what a teacher saw.
+            CorruptObject: bytes are missing or altered, or are of values that cannot have been encoded.
+        """
+        dataset, shard = self.selection.dataset, self.selection.shards_S[index]
+        keys = [name for name in names if isinstance(name, ArrayKey)]
+        inputs_S = self.cache.read_inputs(dataset, shard)
+        if INPUTS in names:
+            yield INPUTS, inputs_S
+        if LABELS in names:
+            yield LABELS, self.cache.read_labels(dataset, shard)
+        for teacher, view in sorted({(key.teacher, key.view) for key in keys}):
+            self.cache.check_view(dataset, teacher, shard, inputs_S, view)
+            wanted = [key.array for key in keys if (key.teacher, key.view) == (teacher, view)]
+            targets = self.cache.read_targets(dataset, teacher, shard, view, names=wanted)
+            soft = {array: values for array, values in targets.items() if not array.startswith(FEATURE)}
+            spec = self.teacher(teacher)
+            if (fault := spec.encoding.fault(soft, spec.num_classes)) is not None:
+                raise CorruptObject(
+                    f"{ShardKey(dataset, teacher, view, shard)}: {fault}", do="see what `cache verify` says of it"
+                )
+            for array, values in targets.items():
+                yield ArrayKey(teacher, array, view), values

@@ -1,0 +1,103 @@
+"""Rows of an epoch that are in memory together, and batches cut from one span of them after another.
+
+P rows of a span.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Iterable, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from student_train.order import Cut, Piece, interleave
+from student_train.shard_source import Name
+from student_train.windows import Arrays
+
+# Bytes of a row below which an array is put in order once for a span, and a batch of it is a slice: to gather a row
+# costs a cache miss however narrow it is, and a batch's gather a kernel launch (docs/log.md).
+NARROW_BYTES = 64
+
+
+class Span(NamedTuple):
+    """Rows [start, stop) of an epoch.
+
+    Attributes:
+        start, stop: of the epoch's rows.
+        places_P: where in the arrays each row lies.
+        arrays: that hold these rows, and perhaps others.
+        ordered: the narrow ones of them, each row in its place in the epoch.
+    """
+
+    start: int
+    stop: int
+    places_P: Tensor
+    arrays: Arrays
+    ordered: Arrays
+
+    @classmethod
+    def of(cls, start: int, places_P: Tensor, arrays: Arrays, names: Iterable[Name], beside: Arrays) -> Span:
+        """Return a span of some arrays, its narrow ones put in order.
+
+        Args:
+            start: of the epoch's rows.
+            places_P: where in the arrays each row lies.
+            arrays: at least those that are named.
+            names: of what is wanted.
+            beside: arrays that are in order already.
+        """
+        narrow = [name for name in names if arrays[name][:1].nbytes <= NARROW_BYTES]
+        ordered = {name: arrays[name].index_select(0, places_P) for name in narrow}
+        return cls(start, start + len(places_P), places_P, arrays, ordered | beside)
+
+    def pick(self, start: int, stop: int, names: Iterable[Name]) -> Arrays:
+        """Return the named arrays of rows [start, stop) of the epoch, all of which are in this span."""
+        first, last = start - self.start, stop - self.start
+        places_B = self.places_P[first:last]
+        return {
+            name: self.ordered[name][first:last]
+            if name in self.ordered
+            else self.arrays[name].index_select(0, places_B)
+            for name in names
+        }
+
+
+Pick = Callable[[Span, int, int], Arrays]  # rows [start, stop) of the epoch, all of them in the span
+
+
+def cut_spans(
+    spans: Iterable[Span], cuts: Sequence[Cut], num_rows: int, picks: Sequence[Pick]
+) -> Generator[tuple[Piece, Arrays], None, None]:
+    """Yield the batches of all cuts in the order of `interleave`, each with its rows.
+
+    Of a batch that goes on in the next span, the rows are picked before this one is let go.
+
+    Args:
+        spans: one after another, from the first wanted row on; each is used until the next is asked for.
+        cuts: of the epoch.
+        num_rows: of the epoch.
+        picks: for each cut, what it takes of a span.
+    """
+    spans = iter(spans)
+    span: Span | None = None
+    taken = [cut.first_step * cut.batch_size for cut in cuts]  # each cut has all rows before this one
+    begun: list[list[Arrays]] = [[] for _ in cuts]  # the rows of its next batch that it has
+    for piece in interleave(cuts, num_rows):
+        while span is None or span.stop < piece.stop:
+            if span is not None:
+                for cut in range(len(cuts)):
+                    if taken[cut] < span.stop:
+                        begun[cut].append(picks[cut](span, taken[cut], span.stop))
+                        taken[cut] = span.stop
+            span = next(spans)
+        arrays = picks[piece.cut](span, taken[piece.cut], piece.stop)
+        taken[piece.cut] = piece.stop
+        if begun[piece.cut]:
+            arrays = _join([*begun[piece.cut], arrays])
+            begun[piece.cut] = []
+        yield piece, arrays
+
+
+def _join(parts: Sequence[Arrays]) -> Arrays:
+    return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
