@@ -91,7 +91,8 @@ def report(
         for notice in written.notices:
             terminal.errors.print(f"left out: {notice}", markup=False)
         size = terminal.si(written.size_bytes, "B")
-        terminal.out.print(f"{written.path}: {written.students} students, {size}", markup=False, soft_wrap=True)
+        students = f"{written.students} student{'s' if written.students > 1 else ''}"
+        terminal.out.print(f"{written.path}: {students}, {size}", markup=False, soft_wrap=True)
         return written.exit_code
 
     terminal.run(action, as_json=as_json)

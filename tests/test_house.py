@@ -75,4 +75,5 @@ def test_the_wheel_holds_the_rooms_and_no_tests(tmp_path: Path) -> None:
     (wheel,) = tmp_path.glob("*.whl")
     names = zipfile.ZipFile(wheel).namelist()
     assert {name.split("/")[0] for name in names if ".dist-info/" not in name} == ROOMS
-    assert "storage/FORMAT.md" in names
+    page = {f"student_train/report/page.{kind}" for kind in ("css", "html.j2", "js")}
+    assert {"storage/FORMAT.md", *page} <= set(names)

@@ -123,15 +123,19 @@ def gather(folder: Path, cache_url: str | None = None) -> Contents:
     colours = dict(zip((run.name for run in able), COLOURS, strict=False))
     contents = Contents(folder, runs, main, gain, colours, varied_options(runs))
     contents.notices += [f"{run.name}: {fault}" for run in runs for fault in run.faults]
-    if len(main) < len(runs) and (others := [run for run in runs if run.identity and run not in main]):
+    if len(main) < len(runs) and (others := [run.name for run in runs if run.identity and run not in main]):
         contents.notices.append(
-            f"{len(others)} students were measured on other rows than the {len(main)} that are compared below; their "
-            "figures stand in the leaderboard, and are not to be compared with these"
+            f"measured on other rows than the {len(main)} that are compared below, and not to be compared with them: "
+            + _named(others)
         )
     caches = _open_caches(contents, cache_url)
     _compare(contents, [run for run in main if run.status in WITH_WEIGHTS], caches)
     _describe(contents, caches)
     return contents
+
+
+def _named(names: list[str], most: int = 8) -> str:
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
 def _main_group(runs: list[Run]) -> list[Run]:
@@ -175,9 +179,7 @@ def _compare(contents: Contents, runs: list[Run], caches: dict[str, Cache]) -> N
     contents.notices += [f"{name}: {fault}" for name, fault in found.faults.items()]
     if found.absent:
         contents.notices.append(
-            f"{len(found.absent)} students left no predictions, and are in the leaderboard and the curves only: "
-            + ", ".join(found.absent[:8])
-            + (" …" if len(found.absent) > 8 else "")
+            f"in the leaderboard and the curves only, for they left no predictions: {_named(found.absent)}"
         )
     held = found.held
     contents.teacher = teacher_row(held)

@@ -54,7 +54,7 @@ def test_what_is_left_out_is_told(program: Program, runs: Path) -> None:
     (runs / "a" / PREDICTIONS_FILE).unlink()
     ended = program("student", "report", runs)
     assert ended.code == 0
-    assert ended.err.startswith("left out: 1 students left no predictions")
+    assert ended.err == "left out: in the leaderboard and the curves only, for they left no predictions: a\n"
 
 
 def test_damaged_predictions_are_an_exit_code_for_schedulers(program: Program, runs: Path) -> None:

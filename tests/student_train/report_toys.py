@@ -68,5 +68,5 @@ def all_kinds(cache: Cache, runs: Path) -> Path:
         train_students(request_of(cache, runs, student("unfinished")), stop=stop_after(10 + 6 + 2 + 3))
     halted = read_record(runs / "halted")
     assert halted is not None
-    write_record(runs / "halted", halted.model_copy(update={"status": "stopped", "stopped": REASON}))
+    write_record(runs / "halted", halted.model_copy(update={"status": "stopped", "error": REASON}))
     return runs

@@ -11,15 +11,15 @@ from storage.cache import Cache
 from storage.encodings import SparseEncoding
 from storage.errors import CorruptObject
 from student_train import predictions as room
-from student_train.evaluate import evaluate
 from student_train.feed import Feed
 from student_train.needs import Needs
 from student_train.predictions import PREDICTIONS_FILE, held_table, predict, read_predictions, write_predictions
 from student_train.residency import FeedPool
 from student_train.selection import select_rows
-from student_train.students import Student, StudentSpec, build_student
-from tests.language.toys import counting_cache, counting_teacher
-from tests.student_train.toys import Recipe, write_cache
+from student_train.students import Student, StudentSpec, build_student, load_student
+from student_train.train import train_students
+from tests.language.toys import counting_cache, counting_teacher, request, small_gpt
+from tests.student_train.toys import KD, Recipe, request_of, student, write_cache
 
 CPU = torch.device("cpu")
 
@@ -60,33 +60,31 @@ def test_the_teachers_columns_are_those_of_the_caches_table(toy_cache: Cache) ->
         assert table[f"teacher_{column}"].to_list() == samples[f"sage_{column}"].cast(pl.Float32).to_list()
 
 
-def test_a_students_columns_add_up_to_its_figures(toy_cache: Cache) -> None:
-    student, feed = fresh(toy_cache, "toy"), feed_of(toy_cache, "toy/validation", "sage")
-    found = predict(student, feed, held_table(toy_cache, feed.selection, "sage"), batch_size=20)
-    tops_N = torch.from_numpy(feed.selection.tops_N)
-    figures = evaluate(student, feed, tops_N, batch_size=20, stop=lambda: False)
+def test_a_students_columns_add_up_to_its_figures(toy_cache: Cache, tmp_path: Path) -> None:
+    record = train_students(request_of(toy_cache, tmp_path, student(objective=[KD], epochs=1))).records[0]
+    feed = feed_of(toy_cache, "toy/validation", "sage")
+    found = predict(load_student(tmp_path / "a"), feed, held_table(toy_cache, feed.selection, "sage"), batch_size=20)
     assert found is not None
-    assert figures is not None
     table = found.table
-    assert (table["top"] == table["label"]).mean() == figures.accuracy
-    assert (table["top"] == table["teacher_top"]).mean() == figures.agreement
-    assert -table["label_log_probability"].mean() == pytest.approx(figures.cross_entropy, rel=1e-5)
+    assert (table["top"] == table["label"]).mean() == record.accuracy
+    assert (table["top"] == table["teacher_top"]).mean() == record.agreement
+    assert -table["label_log_probability"].mean() == pytest.approx(record.cross_entropy, rel=1e-5)
     assert table["top_probability"].is_between(0.25, 1).all()
 
 
 def test_streamed_and_resident_rows_are_answered_alike(toy_cache: Cache) -> None:
-    student, found = fresh(toy_cache, "toy"), []
+    fresh_one, found = fresh(toy_cache, "toy"), []
     for resident in (True, False):
         feed = feed_of(toy_cache, "toy/validation", None, resident=resident)
-        found.append(predict(student, feed, held_table(toy_cache, feed.selection, None), batch_size=7))
+        found.append(predict(fresh_one, feed, held_table(toy_cache, feed.selection, None), batch_size=7))
     assert found[0].table.equals(found[1].table)
 
 
 def test_what_is_written_is_read(toy_cache: Cache, tmp_path: Path) -> None:
-    student, feed = fresh(toy_cache, "toy"), feed_of(toy_cache, "toy/validation", "sage")
+    fresh_one, feed = fresh(toy_cache, "toy"), feed_of(toy_cache, "toy/validation", "sage")
     held = held_table(toy_cache, feed.selection, "sage")
-    assert write_predictions(tmp_path, student, feed, held, batch_size=20)
-    found, expected = read_predictions(tmp_path), predict(student, feed, held, batch_size=20)
+    assert write_predictions(tmp_path, fresh_one, feed, held, batch_size=20)
+    found, expected = read_predictions(tmp_path), predict(fresh_one, feed, held, batch_size=20)
     assert found is not None
     assert expected is not None
     assert found.about == expected.about
@@ -104,9 +102,9 @@ def test_rows_without_a_label_or_a_teacher_have_none(tmp_path: Path) -> None:
 
 
 def test_a_stopped_pass_leaves_nothing(toy_cache: Cache, tmp_path: Path) -> None:
-    student, feed = fresh(toy_cache, "toy"), feed_of(toy_cache, "toy/validation", "sage")
+    fresh_one, feed = fresh(toy_cache, "toy"), feed_of(toy_cache, "toy/validation", "sage")
     held = held_table(toy_cache, feed.selection, "sage")
-    assert not write_predictions(tmp_path, student, feed, held, batch_size=20, stop=lambda: True)
+    assert not write_predictions(tmp_path, fresh_one, feed, held, batch_size=20, stop=lambda: True)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -115,8 +113,8 @@ def test_a_run_that_was_never_asked_has_no_predictions(tmp_path: Path) -> None:
 
 
 def test_a_flipped_bit_is_noticed(toy_cache: Cache, tmp_path: Path) -> None:
-    student, feed = fresh(toy_cache, "toy"), feed_of(toy_cache, "toy/validation", "sage")
-    write_predictions(tmp_path, student, feed, held_table(toy_cache, feed.selection, "sage"), batch_size=20)
+    fresh_one, feed = fresh(toy_cache, "toy"), feed_of(toy_cache, "toy/validation", "sage")
+    write_predictions(tmp_path, fresh_one, feed, held_table(toy_cache, feed.selection, "sage"), batch_size=20)
     data = bytearray((tmp_path / PREDICTIONS_FILE).read_bytes())
     data[100] ^= 1
     (tmp_path / PREDICTIONS_FILE).write_bytes(data)
@@ -150,25 +148,24 @@ def test_of_tokens_the_teacher_is_decoded_at_every_position(counting: Cache) -> 
     assert table["teacher_label_log_probability"].to_numpy() == pytest.approx(log_p, rel=1e-5)
 
 
-def test_of_tokens_a_students_columns_add_up_to_its_figures(counting: Cache) -> None:
-    student = fresh(counting, "counting", "gpt", depth=1, width=8, heads=2, end_of_text=9)
+def test_of_tokens_a_students_columns_add_up_to_its_figures(counting: Cache, tmp_path: Path) -> None:
+    record = train_students(request(counting, tmp_path, small_gpt(epochs=1))).records[0]
     feed = feed_of(counting, "counting/validation", None)
-    found = predict(student, feed, held_table(counting, feed.selection, "right"), batch_size=3)
-    figures = evaluate(student, feed, None, batch_size=3, stop=lambda: False)
+    held = held_table(counting, feed.selection, "right")
+    found = predict(load_student(tmp_path / "gpt"), feed, held, batch_size=3)
     assert found is not None
-    assert figures is not None
     known = found.table.drop_nulls("label")
-    assert (known["top"] == known["label"]).mean() == figures.accuracy
-    assert -known["label_log_probability"].mean() == pytest.approx(figures.cross_entropy, rel=1e-5)
+    assert (known["top"] == known["label"]).mean() == record.accuracy
+    assert -known["label_log_probability"].mean() == pytest.approx(record.cross_entropy, rel=1e-5)
     assert found.table.filter(pl.col("label").is_null())["top"].null_count() == len(found.table) - len(known)
 
 
 def test_of_tokens_no_more_than_the_first_blocks_are_kept(counting: Cache, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(room, "MOST_POSITIONS", 40)  # three blocks of 12, of ten
-    student = fresh(counting, "counting", "gpt", depth=1, width=8, heads=2)
+    fresh_one = fresh(counting, "counting", "gpt", depth=1, width=8, heads=2)
     feed = feed_of(counting, "counting/validation", None)
     held = held_table(counting, feed.selection, "right")
-    found = predict(student, feed, held, batch_size=2)
+    found = predict(fresh_one, feed, held, batch_size=2)
     assert found is not None
     assert found.table["position"].unique().sort().to_list() == [0, 1, 2]
     assert found.num_rows == feed.num_rows > 3
