@@ -122,7 +122,7 @@ def gather(folder: Path, cache_url: str | None = None) -> Contents:
     able = [run for run in main if run.status in WITH_WEIGHTS and run.figures[gain] is not None]
     colours = dict(zip((run.name for run in able), COLOURS, strict=False))
     contents = Contents(folder, runs, main, gain, colours, varied_options(runs))
-    contents.notices += [f"{run.name}: {fault}" for run in runs for fault in run.faults]
+    contents.notices += [f"{run.name}: {getattr(fault, 'what', fault)}" for run in runs for fault in run.faults]
     if len(main) < len(runs) and (others := [run.name for run in runs if run.identity and run not in main]):
         contents.notices.append(
             f"measured on other rows than the {len(main)} that are compared below, and not to be compared with them: "
