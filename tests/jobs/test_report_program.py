@@ -10,9 +10,9 @@ import pytest
 
 from student_train.predictions import PREDICTIONS_FILE
 from student_train.report import REPORT_FILE
+from student_train.train import train_students
 from tests.jobs.conftest import Program
 from tests.jobs.test_isolation import rooms_of
-from tests.student_train.report_toys import train
 from tests.student_train.toys import KD, Recipe, request_of, student, write_cache
 
 
@@ -20,7 +20,7 @@ from tests.student_train.toys import KD, Recipe, request_of, student, write_cach
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("finished")
     cache = write_cache(folder / "cache", Recipe())
-    train(request_of(cache, folder / "runs", student("a", objective=[KD]), student("b", epochs=1)))
+    train_students(request_of(cache, folder / "runs", student("a", objective=[KD]), student("b", epochs=1)))
     return folder
 
 

@@ -23,9 +23,10 @@ from student_train.report.contents import Contents, gather
 from student_train.report.gallery import picture_of, visible
 from student_train.report.runs import objective_text
 from student_train.results import METRICS_FILE, RUN_FILE, read_record, write_record
+from student_train.train import train_students
 from tests.language.test_build import HELD, TEXT, VERSE
 from tests.language.toys import counting_cache, counting_teacher, request, small_gpt
-from tests.student_train.report_toys import HOSTILE, REASON, all_kinds, hostile_cache, train
+from tests.student_train.report_toys import HOSTILE, REASON, all_kinds, hostile_cache
 from tests.student_train.toys import KD, Recipe, request_of, student, write_cache
 from tests.teacher_cache.toys import build, write_job
 
@@ -168,7 +169,7 @@ def test_a_damaged_file_is_told_and_the_rest_is_shown(runs: Path, name: str) -> 
 
 def test_predictions_of_other_rows_are_not_compared(runs: Path, tmp_path: Path) -> None:
     other = write_cache(tmp_path / "other", Recipe(rows=250))
-    train(request_of(other, tmp_path / "others", student("good", objective=[KD])))
+    train_students(request_of(other, tmp_path / "others", student("good", objective=[KD])))
     shutil.copy(tmp_path / "others/good" / PREDICTIONS_FILE, runs / "labels" / PREDICTIONS_FILE)
     written = write_report(runs)
     assert "labels: its predictions are of other rows" in written.notices
@@ -177,7 +178,7 @@ def test_predictions_of_other_rows_are_not_compared(runs: Path, tmp_path: Path) 
 
 def test_runs_of_another_cache_are_shown_and_not_compared(runs: Path, tmp_path: Path) -> None:
     other = write_cache(tmp_path / "other", Recipe(rows=120))
-    train(request_of(other, runs, student("stranger", objective=[KD])))
+    train_students(request_of(other, runs, student("stranger", objective=[KD])))
     contents = gather(runs)
     assert "stranger" in [run.name for run in contents.runs]
     assert "stranger" not in [run.name for run in contents.main]
@@ -259,7 +260,7 @@ def test_a_folder_with_a_hostile_name_is_text(runs: Path) -> None:
 
 def test_unlabelled_rows_are_compared_by_agreement(tmp_path: Path) -> None:
     cache = write_cache(tmp_path / "cache", Recipe(unlabelled=frozenset(range(240))))
-    train(request_of(cache, tmp_path / "runs", student("a", objective=[KD])))
+    train_students(request_of(cache, tmp_path / "runs", student("a", objective=[KD])))
     contents = gather(tmp_path / "runs")
     assert contents.gain == "agreement"
     assert contents.classes == contents.galleries == []
@@ -275,7 +276,7 @@ def test_unlabelled_rows_are_compared_by_agreement(tmp_path: Path) -> None:
 
 
 def test_a_folder_where_all_have_failed_is_shown(tmp_path: Path, cache: Cache) -> None:
-    train(request_of(cache, tmp_path, student("wild", optimizer="sgd", learning_rate=1000.0, epochs=9)))
+    train_students(request_of(cache, tmp_path, student("wild", optimizer="sgd", learning_rate=1000.0, epochs=9)))
     written = write_report(tmp_path)
     assert "1 student, 0 finished, 1 failed" in " ".join(text_of(written.path.read_text()).split())
     assert written.exit_code == 0
@@ -292,7 +293,7 @@ def test_two_hundred_students_make_a_page_that_can_be_sent(finished: Path, tmp_p
 
 def test_tokens_without_a_tokenizer_are_shown_as_ids(tmp_path: Path) -> None:
     cache = counting_cache(tmp_path, counting_teacher(), rows=40)
-    train(request(cache, tmp_path / "runs", small_gpt("a"), small_gpt("b", seed=1)), teacher="right")
+    train_students(request(cache, tmp_path / "runs", small_gpt("a"), small_gpt("b", seed=1)))
     contents = gather(tmp_path / "runs")
     assert contents.of_tokens
     assert len(contents.tokens) == 9
@@ -310,7 +311,7 @@ def test_text_is_decoded_and_the_token_in_question_marked(tmp_path: Path) -> Non
     assert build(write_job(tmp_path, TEXT, HELD)).exit_code == 0
     cache = Cache.open(str(tmp_path / "cache"))
     options = small_gpt(options={"depth": 1, "width": 8, "heads": 2}, objective=[{"loss": "labels"}])
-    train(request(cache, tmp_path / "runs", options, train="train", validation="held"), teacher=None)
+    train_students(request(cache, tmp_path / "runs", options, train="train", validation="held"))
     predictions = read_predictions(tmp_path / "runs/gpt")
     known = predictions.table.with_columns(teacher_top=pl.col("label"))  # a teacher that knows the text by heart
     from student_train.report.gallery import Shower
