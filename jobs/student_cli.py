@@ -197,6 +197,8 @@ class _TrainProgress:
                 self._watch.note(f"{event.record.student}: {event.record.error}")
             case events.StudentFailed():
                 self._watch.note(str(event.error))
+            case events.TrackerFailed():
+                self._watch.note(f"note: {event.tracker} is off, training goes on: {event.why}")
 
     def _tell_epoch(self, event: EpochDone) -> None:
         from storage.views import PLAIN

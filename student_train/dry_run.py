@@ -9,6 +9,7 @@ from student_train.checkpoint import position_of
 from student_train.devices import find_device
 from student_train.prepare import Request, prepare
 from student_train.projection import MemoryProjection, fit
+from student_train.trackers import check_installed
 from student_train.train import choose_for
 
 
@@ -61,6 +62,7 @@ def dry_run(request: Request) -> DryRun:
     left = [student for student in students if student.finished is None]
     if not left:
         return DryRun(tuple(planned), None)
+    check_installed(request.fleet.track)
     residency = choose_for(request, left, device)
     _, memory = fit(request.cache, left, residency, request.data.window_shards, device, request.fleet)
     return DryRun(tuple(planned), memory)

@@ -135,6 +135,14 @@ class StudentFailed:
     error: StillroomError
 
 
+@dataclass(frozen=True, slots=True)
+class TrackerFailed:
+    """TensorBoard or MLflow failed, and is off for the rest of the command; the students go on."""
+
+    tracker: str
+    why: str
+
+
 Event = (
     FeedChosen
     | MemoryProjected
@@ -150,5 +158,6 @@ Event = (
     | StudentStopped
     | StudentSkipped
     | StudentFailed
+    | TrackerFailed
 )
 Report = Callable[[Event], None]

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, TypeAdapter, ValidationInfo, model_validator
 
-from storage.options import Factory, Name, Options
+from storage.options import Factory, Name, Options, Url
 from student_train.terms import Fraction, ObjectiveTerm
 
 BUILT_IN = ("cnn", "gpt", "mlp", "resnet")  # `students.ARCHITECTURES` holds what builds them
@@ -74,6 +74,26 @@ class HalvingOptions(Options):
     metric: Literal["accuracy", "cross_entropy", "agreement"] = "accuracy"
 
 
+class TrackOptions(Options):
+    """Who else is told of metrics; the Parquet files are always written.
+
+    Attributes:
+        tensorboard: event files in each student's folder.
+        mlflow: a folder, or the URI of a tracking server or database; one MLflow run there for each student.
+        experiment: of MLflow, "stillroom" by default.
+    """
+
+    tensorboard: bool = False
+    mlflow: Url | None = None
+    experiment: Annotated[str, Field(min_length=1)] | None = None
+
+    @model_validator(mode="after")
+    def _agree(self) -> TrackOptions:
+        if self.experiment is not None and self.mlflow is None:
+            raise ValueError('experiment is MLflow\'s: say where, as mlflow = "FOLDER or URI", or drop it')
+        return self
+
+
 class FleetOptions(Options):
     """How the students of a job are trained together; `halving` alone changes what is computed.
 
@@ -81,11 +101,13 @@ class FleetOptions(Options):
         stacking: whether students of one architecture and batch size become one program: "auto" times both ways.
         at_once: how many students share a pass, at most; None: all.
         halving: early decisions among the students of a pass.
+        track: who else is told of metrics.
     """
 
     stacking: Literal["auto", "always", "never"] = "auto"
     at_once: Annotated[int, Field(ge=1)] | None = None
     halving: HalvingOptions | None = None
+    track: TrackOptions = TrackOptions()
 
 
 class StudentOptions(Options):

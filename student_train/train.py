@@ -20,12 +20,13 @@ from student_train.halving import Halving
 from student_train.job_text import job_text
 from student_train.loop import train_together
 from student_train.needs import Needs
-from student_train.options import FleetOptions
+from student_train.options import FleetOptions, TrackOptions
 from student_train.predictions import HeldTable, held_table
 from student_train.prepare import Prepared, Request, passes, prepare
 from student_train.projection import fit
 from student_train.residency import FeedPool, Residency, choose_residency, projected_bytes
 from student_train.results import RUN_FILE, RunRecord, read_record, write_record
+from student_train.tracking import tracking
 from student_train.trainee import Run, Trainee, failure_record
 
 
@@ -84,10 +85,11 @@ def train_students(
         report(FeedChosen(residency.place, residency.why, 0 if shown is None else shown.count))
         pool = FeedPool(request.cache, device, place=residency.place, window_shards=request.data.window_shards)
         done = tuple(record for record in records.values() if record.status == "stopped")
-        for students_of_pass in passes(left, fleet.at_once):
-            found, failed = _train_pass(students_of_pass, request, fleet, pool, device, done, report, stop)
-            records |= found
-            errors |= failed
+        with tracking(fleet.track if parallel.writes else TrackOptions(), left, report) as tracked:
+            for students_of_pass in passes(left, fleet.at_once):
+                found, failed = _train_pass(students_of_pass, request, fleet, pool, device, done, tracked, stop)
+                records |= found
+                errors |= failed
     return Summary(tuple(records[s.options.name] for s in students if s.options.name in records), errors)
 
 
