@@ -7,7 +7,21 @@ import tempfile
 import warnings
 from pathlib import Path
 
-from tests.benchmarks import encoding, ingest, memory, rebuild, status, student_step, teacher_stage, views
+from tests.benchmarks import (
+    encoding,
+    fleet,
+    fleet_memory,
+    ingest,
+    kd_step,
+    live_teacher,
+    memory,
+    rebuild,
+    residency,
+    status,
+    student_step,
+    teacher_stage,
+    views,
+)
 from tests.benchmarks.pairs import Figure
 
 BENCHMARKS = {
@@ -19,6 +33,12 @@ BENCHMARKS = {
     "memory": memory.measure,
     "encoding": encoding.measure,
     "views": views.measure,
+    "kd-step": kd_step.measure,
+    "residency": residency.measure,
+    "fleet-memory": fleet_memory.measure,
+    "live-teacher": live_teacher.measure,
+    "fleet": fleet.measure,
+    "fleet-gpu": fleet.measure_gpu,
 }
 
 

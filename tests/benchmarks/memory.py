@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import psutil
 
@@ -51,18 +52,21 @@ def measure(folder: Path) -> Iterator[Figure]:
     student_job.write_text(STUDENT_JOB)
     bin_folder = Path(sys.executable).parent
     build = [str(bin_folder / "cache"), "build", str(cache_job), "--workers", "1"]
-    bound = _json([*build, "--dry-run", "--json"])["worker_memory_bytes"]
-    yield Figure("peak of a worker / its bound", [_peak(build, children=True) / bound], ALLOWED, "at most")
+    bound = run_json([*build, "--dry-run", "--json"])["worker_memory_bytes"]
+    yield Figure("peak of a worker / its bound", [peak_bytes(build, children=True) / bound], ALLOWED, "at most")
     train = [str(bin_folder / "student"), "train", str(student_job)]
-    bound = _json([*train, "--dry-run", "--json"])["memory"]["host_bytes"]
-    yield Figure("peak of a streamed student / its bound", [_peak(train, children=False) / bound], ALLOWED, "at most")
+    bound = run_json([*train, "--dry-run", "--json"])["memory"]["host_bytes"]
+    yield Figure(
+        "peak of a streamed student / its bound", [peak_bytes(train, children=False) / bound], ALLOWED, "at most"
+    )
 
 
-def _json(command: list[str]) -> dict[str, object]:
+def run_json(command: list[str]) -> dict[str, Any]:
+    """Return what a command prints."""
     return json.loads(subprocess.run(command, check=True, capture_output=True).stdout)  # type: ignore[no-any-return]
 
 
-def _peak(command: list[str], *, children: bool) -> int:
+def peak_bytes(command: list[str], *, children: bool) -> int:
     """Return the largest resident size, in bytes, of a command's process, or of any of its descendants."""
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     watched, peak = psutil.Process(process.pid), 0

@@ -32,7 +32,24 @@ class Figure:
         )
 
 
-def pairs(a: Callable[[], float], b: Callable[[], float], runs: int = RUNS) -> list[tuple[float, float]]:
-    """Return (a(), b()) for each run, after one of each that is not counted."""
-    a(), b()
+@dataclass(frozen=True)
+class Skipped:
+    """One line of the table: what this machine cannot measure, and why."""
+
+    what: str
+    reason: str
+
+    def __str__(self) -> str:
+        return f"{self.what:<44} skipped: {self.reason}"
+
+
+NO_CUDA = "needs a CUDA device"
+
+
+def pairs(
+    a: Callable[[], float], b: Callable[[], float], runs: int = RUNS, *, warm: bool = True
+) -> list[tuple[float, float]]:
+    """Return (a(), b()) for each run, after one of each that is not counted, unless they are processes of their own."""
+    if warm:
+        a(), b()
     return [(a(), b()) for _ in range(runs)]

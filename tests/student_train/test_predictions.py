@@ -26,7 +26,7 @@ CPU = torch.device("cpu")
 
 def feed_of(cache: Cache, rows: str, teacher: str | None, *, resident: bool = True, **options: Any) -> Feed:
     selection = select_rows(cache, rows, Needs(), agree_with=teacher, **options)
-    pool = FeedPool(cache, CPU, resident=resident, window_shards=2)
+    pool = FeedPool(cache, CPU, place="device" if resident else "stream", window_shards=2)
     return pool.feed(selection, Needs(labels=bool((selection.labels_N >= 0).all())))
 
 

@@ -1,0 +1,85 @@
+"""Training from the cache against the same training with its teacher live, and how near that is to what it could save.
+
+A step with the teacher live is the teacher's forward pass and the student's step; from a cache that cost nothing it
+would be the student's step. Both parts are timed by themselves, beside the two trainings of each pair.
+"""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from tests.benchmarks.by_hand import step_by_hand
+from tests.benchmarks.data import TEACHER, require
+from tests.benchmarks.pairs import Figure, pairs
+from tests.benchmarks.programs import OBJECTIVE, build_cache, cifar
+
+RUNS = 3
+ROWS = 2_560
+EPOCHS = 2
+STUDENT: dict[str, Any] = {"architecture": "cnn", "options": {"widths": [16, 32, 64]}, "batch_size": 128}
+TEACHER_WIDTH = 13  # of a forward pass, 32 million multiplications an image; the student's has 3.1
+BATCHES = 10
+
+
+def measure(folder: Path) -> Iterator[Figure]:
+    """Yield the ratio of the times of training, evaluation apart, over the ideal one."""
+    build_cache(folder, cifar(folder, ROWS), _teacher_section())
+
+    def once() -> float:
+        return _train_s(folder, live=True) / _train_s(folder, live=False)
+
+    taken = pairs(once, _ideal, RUNS)
+    yield Figure(
+        "live / from the cache, share of the ideal", [found / ideal for found, ideal in taken], 0.95, "at least"
+    )
+
+
+def _teacher_section() -> dict[str, Any]:
+    """Return the `[[teacher]]` that the objective of all benchmarks asks for, here no linear one."""
+    arguments = {"width": TEACHER_WIDTH}
+    return {"name": "linear", "factory": f"{require(TEACHER)}:ResNet9", "arguments": arguments}
+
+
+def _ideal() -> float:
+    """Return (teacher + student) / student, of the seconds of one batch."""
+    teacher, inputs_B = _teacher(), torch.rand(STUDENT["batch_size"], 3, 32, 32)
+    student_s = _each_s(step_by_hand(STUDENT, torch.device("cpu")))
+    return (_each_s(lambda: teacher(inputs_B)) + student_s) / student_s
+
+
+def _each_s(once: Callable[[], object]) -> float:
+    once()
+    began = time.perf_counter()
+    for _ in range(BATCHES):
+        once()
+    return (time.perf_counter() - began) / BATCHES
+
+
+def _teacher() -> Any:
+    from teacher_cache.teachers import TeacherOptions, load_teacher
+
+    return load_teacher(TeacherOptions.model_validate(_teacher_section()), torch.device("cpu"))
+
+
+def _train_s(folder: Path, *, live: bool) -> float:
+    """Return the seconds of all epochs, evaluation apart."""
+    from storage.cache import Cache
+    from student_train.options import DataOptions, StudentOptions
+    from student_train.prepare import Request
+    from student_train.train import train_students
+    from tests.live import train_live
+
+    runs = folder / "runs"
+    shutil.rmtree(runs, ignore_errors=True)
+    options = StudentOptions.model_validate({"name": "s", "objective": OBJECTIVE, "epochs": EPOCHS, **STUDENT})
+    data = DataOptions(train="cifar/train", validation="cifar/validation")
+    request = Request(Cache.open(str(folder / "cache")), runs, data, (options,), "cpu")
+    (record,) = train_live(request, "linear", _teacher()) if live else train_students(request).records
+    assert record.rows_per_s is not None
+    return 1 / record.rows_per_s
