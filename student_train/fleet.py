@@ -26,7 +26,7 @@ from student_train.feed import Feed
 from student_train.halving import Halving
 from student_train.latency import Latency, measure_latency
 from student_train.needs import Batch
-from student_train.predictions import write_predictions
+from student_train.predictions import Asked, write_predictions
 from student_train.results import RunRecord
 from student_train.trainee import Trainee
 from student_train.unit import Unit
@@ -183,8 +183,9 @@ class Fleet:
     def set_aside(self, halving: Halving, epochs: int) -> None:
         """Stop the students that others have outrun after so many epochs."""
         present = [trainee for unit in self.units for trainee in unit.trainees if trainee.epoch == epochs]
-        for trainee, reason in halving.outrun(present, epochs):
-            self._predict(trainee)
+        outrun = halving.outrun(present, epochs)
+        self._predict([trainee for trainee, _ in outrun])
+        for trainee, reason in outrun:
             record = trainee.set_aside(reason, halving.section, self._latency(trainee))
             self.outcome.records[trainee.name] = record
             self._report(StudentStopped(record))
@@ -192,21 +193,22 @@ class Fleet:
 
     def finish_those_that_ended(self) -> None:
         """Write the results of students that have had their epochs; they leave."""
-        for trainee in [trainee for unit in self.units for trainee in unit.trainees if trainee.ended]:
+        ended = [trainee for unit in self.units for trainee in unit.trainees if trainee.ended]
+        self._predict(ended)
+        for trainee in ended:
             with self.failing(trainee):
-                self._predict(trainee)
                 record = trainee.finish(self._latency(trainee))
                 self.outcome.records[trainee.name] = record
                 self._report(StudentFinished(record))
                 self._leave([trainee])
 
-    def _predict(self, trainee: Trainee) -> None:
-        """Write what a student says of the held rows. Raises Interrupted."""
-        run = trainee.run
-        if run.parallel.writes and not write_predictions(
-            run.folder, trainee.result(), self._held, run.held, batch_size=run.options.batch_size, stop=self._stop
-        ):
-            raise self.interrupt()
+    def _predict(self, trainees: Sequence[Trainee]) -> None:
+        """Write what students say of the held rows, which are read once for all of them. Raises Interrupted."""
+        for size in {trainee.options.batch_size for trainee in trainees if trainee.run.parallel.writes}:
+            alike = [trainee for trainee in trainees if trainee.options.batch_size == size]
+            asked = [Asked(trainee.run.folder, trainee.result(), trainee.run.held) for trainee in alike]
+            if not write_predictions(asked, self._held, batch_size=size, stop=self._stop):
+                raise self.interrupt()
 
     def _latency(self, trainee: Trainee) -> Latency:
         kind = repr(trainee.run.spec)

@@ -16,10 +16,10 @@ B rows or positions of a batch, N all of them, L positions of a block, C classes
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import polars as pl
@@ -39,6 +39,7 @@ from student_train.shard_source import INPUTS, LABELS, ShardSource
 from student_train.students import Student
 from student_train.windows import load_shard
 
+Answers = tuple[Tensor, Tensor, Tensor]  # top class, its probability, the label's log-probability, (B,) each
 PREDICTIONS_FILE = "predictions.parquet"
 FORMAT_VERSION = 1
 MOST_POSITIONS = 2**14
@@ -109,39 +110,54 @@ def held_table(cache: Cache, selection: Selection, teacher: str | None) -> HeldT
     return HeldTable(cache.id, selection.dataset, teacher, of_tokens, selection.num_rows, table)
 
 
+class Asked(NamedTuple):
+    """A student that is asked about the held rows.
+
+    Attributes:
+        folder: of its run.
+        student: with the weights that were exported, in evaluation mode.
+        held: those rows, and what is known of them.
+    """
+
+    folder: Path
+    student: Student
+    held: HeldTable
+
+
 def write_predictions(
-    folder: Path,
-    student: Student,
-    feed: Feed,
-    held: HeldTable,
-    *,
-    batch_size: int,
-    stop: Callable[[], bool] = lambda: False,
+    asked: Sequence[Asked], feed: Feed, *, batch_size: int, stop: Callable[[], bool] = lambda: False
 ) -> bool:
-    """Ask a student about the held rows and write its answers; return whether `stop` let it end.
+    """Ask students about the held rows, each batch of which is read once, and write their answers.
 
     Args:
-        folder: of the run.
-        student: with the weights that were exported, in evaluation mode.
-        feed: the held rows, of which `held` was made.
-        held: those rows.
+        asked: students, of the same held rows.
+        feed: the held rows.
         batch_size: rows at a time.
         stop: asked after each batch; if it says so, nothing is written.
+
+    Returns:
+        Whether `stop` let it end.
     """
-    predictions = predict(student, feed, held, batch_size=batch_size, stop=stop)
-    if predictions is None:
+    answered = predict([each[1:] for each in asked], feed, batch_size=batch_size, stop=stop)
+    if answered is None:
         return False
-    LocalObjects(folder).put(PREDICTIONS_FILE, seal(predictions.table.to_arrow(), predictions.about))
+    for (folder, _, _), predictions in zip(asked, answered, strict=True):
+        LocalObjects(folder).put(PREDICTIONS_FILE, seal(predictions.table.to_arrow(), predictions.about))
     return True
 
 
 def predict(
-    student: Student, feed: Feed, held: HeldTable, *, batch_size: int, stop: Callable[[], bool] = lambda: False
-) -> HeldTable | None:
-    """Return held rows with a student's columns, computed in float32; None if `stop` said so."""
-    labels_N = torch.tensor(held.table["label"].fill_null(NO_CLASS).to_numpy()).to(student.device)
+    asked: Sequence[tuple[Student, HeldTable]],
+    feed: Feed,
+    *,
+    batch_size: int,
+    stop: Callable[[], bool] = lambda: False,
+) -> list[HeldTable] | None:
+    """Return held rows with each student's columns, computed in float32; None if `stop` said so."""
+    first, held = asked[0]
+    labels_N = torch.tensor(held.table["label"].fill_null(NO_CLASS).to_numpy()).to(first.device)
     num_rows = int(held.table["position"].n_unique())
-    said: list[tuple[Tensor, Tensor, Tensor]] = []
+    said: list[list[Answers]] = [[] for _ in asked]
     done, labels_left = 0, labels_N
     with torch.inference_mode():
         for batch in feed.in_order(batch_size):
@@ -150,11 +166,20 @@ def predict(
             inputs = batch.inputs[: num_rows - done]
             size = len(inputs) * (inputs.shape[1] if held.of_tokens else 1)
             labels_B, labels_left = labels_left[:size], labels_left[size:]
-            said += _of_tokens(student, inputs, labels_B) if held.of_tokens else [_said(student(inputs), labels_B)]
+            for (student, _), answers in zip(asked, said, strict=True):
+                if held.of_tokens:
+                    answers.extend(_of_tokens(student, inputs, labels_B))
+                else:
+                    answers.append(_said(student(inputs), labels_B))
             done += len(inputs)
             if done == num_rows:
                 break
-    tops_N, probabilities_N, log_p_N = (torch.cat(each).cpu() for each in zip(*said, strict=True))
+    return [_with(own, answers, labels_N) for (_, own), answers in zip(asked, said, strict=True)]
+
+
+def _with(held: HeldTable, answers: Sequence[Answers], labels_N: Tensor) -> HeldTable:
+    """Return held rows with a student's columns."""
+    tops_N, probabilities_N, log_p_N = (torch.cat(each).cpu() for each in zip(*answers, strict=True))
     known = pl.Series((tops_N != NO_CLASS).numpy())
     labelled = pl.Series((labels_N != NO_CLASS).cpu().numpy())
     columns = {
@@ -189,14 +214,14 @@ def read_predictions(folder: Path) -> HeldTable | None:
         ) from None
 
 
-def _said(logits_BC: Tensor, labels_B: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def _said(logits_BC: Tensor, labels_B: Tensor) -> Answers:
     """Return top class, its probability, and the label's log-probability, (B,) each."""
     log_p_BC = logits_BC.float().log_softmax(dim=1)
     top = log_p_BC.max(dim=1)
     return top.indices, top.values.exp(), log_p_BC.gather(1, labels_B.clamp(min=0)[:, None])[:, 0]
 
 
-def _of_tokens(student: Student, tokens_BL: Tensor, labels_B: Tensor) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+def _of_tokens(student: Student, tokens_BL: Tensor, labels_B: Tensor) -> Iterator[Answers]:
     """Yield the same of all positions of some blocks, a part of them at a time; of those without a label nothing."""
     hidden_BD = student.hidden(tokens_BL).flatten(0, 1)
     size = part_size(student.scores(hidden_BD[:1]).shape[-1], hidden_BD.device)

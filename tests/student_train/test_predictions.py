@@ -10,10 +10,18 @@ import torch
 from storage.cache import Cache
 from storage.encodings import SparseEncoding
 from storage.errors import CorruptObject
+from student_train import predictions
 from student_train import predictions as room
 from student_train.feed import Feed
 from student_train.needs import Needs
-from student_train.predictions import PREDICTIONS_FILE, held_table, predict, read_predictions, write_predictions
+from student_train.predictions import (
+    PREDICTIONS_FILE,
+    Asked,
+    HeldTable,
+    held_table,
+    read_predictions,
+    write_predictions,
+)
 from student_train.residency import FeedPool
 from student_train.selection import select_rows
 from student_train.students import Student, StudentSpec, build_student, load_student
@@ -28,6 +36,11 @@ def feed_of(cache: Cache, rows: str, teacher: str | None, *, resident: bool = Tr
     selection = select_rows(cache, rows, Needs(), agree_with=teacher, **options)
     pool = FeedPool(cache, CPU, place="device" if resident else "stream", window_shards=2)
     return pool.feed(selection, Needs(labels=bool((selection.labels_N >= 0).all())))
+
+
+def predict(student: Student, feed: Feed, held: HeldTable, *, batch_size: int) -> HeldTable | None:
+    found = predictions.predict([(student, held)], feed, batch_size=batch_size)
+    return None if found is None else found[0]
 
 
 def fresh(cache: Cache, dataset: str, architecture: str = "mlp", **options: Any) -> Student:
@@ -83,7 +96,7 @@ def test_streamed_and_resident_rows_are_answered_alike(toy_cache: Cache) -> None
 def test_what_is_written_is_read(toy_cache: Cache, tmp_path: Path) -> None:
     fresh_one, feed = fresh(toy_cache, "toy"), feed_of(toy_cache, "toy/validation", "sage")
     held = held_table(toy_cache, feed.selection, "sage")
-    assert write_predictions(tmp_path, fresh_one, feed, held, batch_size=20)
+    assert write_predictions([Asked(tmp_path, fresh_one, held)], feed, batch_size=20)
     found, expected = read_predictions(tmp_path), predict(fresh_one, feed, held, batch_size=20)
     assert found is not None
     assert expected is not None
@@ -104,7 +117,7 @@ def test_rows_without_a_label_or_a_teacher_have_none(tmp_path: Path) -> None:
 def test_a_stopped_pass_leaves_nothing(toy_cache: Cache, tmp_path: Path) -> None:
     fresh_one, feed = fresh(toy_cache, "toy"), feed_of(toy_cache, "toy/validation", "sage")
     held = held_table(toy_cache, feed.selection, "sage")
-    assert not write_predictions(tmp_path, fresh_one, feed, held, batch_size=20, stop=lambda: True)
+    assert not write_predictions([Asked(tmp_path, fresh_one, held)], feed, batch_size=20, stop=lambda: True)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -114,7 +127,8 @@ def test_a_run_that_was_never_asked_has_no_predictions(tmp_path: Path) -> None:
 
 def test_a_flipped_bit_is_noticed(toy_cache: Cache, tmp_path: Path) -> None:
     fresh_one, feed = fresh(toy_cache, "toy"), feed_of(toy_cache, "toy/validation", "sage")
-    write_predictions(tmp_path, fresh_one, feed, held_table(toy_cache, feed.selection, "sage"), batch_size=20)
+    held = held_table(toy_cache, feed.selection, "sage")
+    write_predictions([Asked(tmp_path, fresh_one, held)], feed, batch_size=20)
     data = bytearray((tmp_path / PREDICTIONS_FILE).read_bytes())
     data[100] ^= 1
     (tmp_path / PREDICTIONS_FILE).write_bytes(data)
