@@ -93,11 +93,16 @@ def array_names(paths: Iterable[str]) -> list[str]:
     return sorted(node for node in nodes if not any(other.startswith(f"{node}/") for other in nodes))
 
 
-def unpack(objects: Mapping[str, bytes], names: Iterable[str]) -> dict[str, np.ndarray]:
-    """Return the named arrays of a group written by `pack`; only their own objects need be among `objects`.
+def unpack(objects: Mapping[str, bytes], names: Iterable[str], *, writeable: bool = True) -> dict[str, np.ndarray]:
+    """Return the named arrays of a group written by `pack`.
 
     Not through Zarr, which takes 2.5 ms of Python for each array, in one thread whoever asks (docs/log.md): one Zarr
     chunk is one run of the codecs that its metadata name.
+
+    Args:
+        objects: by path below the group; only those of the named arrays are needed.
+        names: of the arrays.
+        writeable: whether each is to have memory of its own; else it lies over the bytes of its Zarr chunk.
 
     Raises:
         ValueError: they are not such arrays, or a Zarr chunk is missing, which Zarr would read as zeros.
@@ -109,14 +114,15 @@ def unpack(objects: Mapping[str, bytes], names: Iterable[str]) -> dict[str, np.n
         if data is None and 0 not in shape:
             raise ValueError(f"{name} has no Zarr chunk")
         try:
-            arrays[name] = np.empty(shape, meta["data_type"]) if 0 in shape else _decode(data, shape, meta)
+            array = np.empty(shape, meta["data_type"]) if 0 in shape else _decode(data, shape, meta)
+            arrays[name] = np.require(array, meta["data_type"], ["C", "W"] if writeable else [])
         except Exception as error:
             raise ValueError(f"{name} is not a Zarr array: {type(error).__name__}: {error}") from None
     return arrays
 
 
 def _decode(data: Any, shape: tuple[int, ...], meta: dict[str, Any]) -> np.ndarray:
-    """Return the array in a Zarr chunk, its codecs undone from the last to the first; it owns its memory."""
+    """Return the array in a Zarr chunk, over its bytes: its codecs undone from the last to the first."""
     stored_shape, axes = shape, tuple(range(len(shape)))
     for codec in meta["codecs"]:
         if codec["name"] == "transpose":
@@ -132,7 +138,7 @@ def _decode(data: Any, shape: tuple[int, ...], meta: dict[str, Any]) -> np.ndarr
                 endian = codec.get("configuration", {}).get("endian", "little")
                 dtype = np.dtype(meta["data_type"]).newbyteorder({"little": "<", "big": ">"}[endian])
                 data = np.frombuffer(data, dtype).reshape(stored_shape).transpose(np.argsort(axes))
-    return np.array(data, meta["data_type"], order="C")
+    return np.asarray(data)
 
 
 def _checked_metadata(name: str, objects: Mapping[str, bytes]) -> tuple[tuple[int, ...], dict[str, Any]]:

@@ -256,19 +256,19 @@ class Cache:
         """Return encoded targets of a shard by array name, (S, …) each; the teacher's encoding decodes them."""
         return read_arrays(self.objects, self.commit(ShardKey(dataset, teacher, view, shard)), names)
 
-    def check_view(self, dataset: str, teacher: str, shard: int, inputs_S: np.ndarray, view: str = PLAIN) -> None:
+    def check_view(self, ingest: Commit, targets: Commit, inputs_S: np.ndarray, views: ViewsSpec | None = None) -> None:
         """Check that a student would be shown what the teacher was shown (invariant 5), on the shard's first rows.
 
         Args:
-            dataset, teacher, shard, view: of the targets.
-            inputs_S: the shard's inputs as stored, (S, *input_shape).
+            ingest: the commit of the inputs; with its table, if the targets are of a view that is not plain.
+            targets: the commit of the targets.
+            inputs_S: as stored, (S, *input_shape).
+            views: what the student is shown; None for plain inputs.
 
         Raises:
             StaleCache: it would not; the message says whether inputs, transforms or libraries differ.
         """
-        key = ShardKey(dataset, teacher, view, shard)
-        ingest = self.commit(ShardKey(dataset, None, PLAIN, shard), with_table=view != PLAIN)
-        about = self.commit(key).about
+        key, about = targets.key, targets.about
         found, expected = view_fingerprint(inputs_S), about.get("inputs_fingerprint", about["view_fingerprint"])
         if found != expected or ingest.about["inputs_digest"] != about["inputs_digest"]:
             raise StaleCache(
@@ -277,8 +277,8 @@ class Cache:
                 expected=f"view fingerprint {expected}",
                 do=f"cache verify {self.url} --repair, then cache build",
             )
-        if view != PLAIN:
-            check_augmented(self.url, key, self.views(dataset), ingest.table, about, inputs_S)
+        if key.view != PLAIN:
+            check_augmented(self.url, key, views, ingest.table, about, inputs_S)
 
     def commit(self, key: ShardKey, *, with_table: bool = False) -> Commit:
         """Return the commit of one shard. Raises IncompleteCache if it has none."""

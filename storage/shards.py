@@ -219,8 +219,16 @@ def _write(objects: Objects, commit: Commit, packed: Mapping[str, bytes]) -> boo
     return True
 
 
-def read_arrays(objects: Objects, commit: Commit, names: Iterable[str]) -> dict[str, np.ndarray]:
+def read_arrays(
+    objects: Objects, commit: Commit, names: Iterable[str], *, writeable: bool = True
+) -> dict[str, np.ndarray]:
     """Return the named arrays of a shard, (S, …) each, every object checked against its digest.
+
+    Args:
+        objects: the cache.
+        commit: of the shard.
+        names: of the arrays.
+        writeable: False where they are only to be copied: they lie over the bytes that were read, then.
 
     Raises:
         NotInCache: the shard has no such array.
@@ -232,13 +240,16 @@ def read_arrays(objects: Objects, commit: Commit, names: Iterable[str]) -> dict[
         if name not in commit.array_names:
             raise NotInCache(f"{commit.key} has no array {name}", found=", ".join(commit.array_names))
         wanted += [stored for stored in commit.objects if stored.path.startswith(f"{name}/")]
-    return unpack_checked(commit, {stored.path: get_checked(objects, commit, stored) for stored in wanted}, names)
+    found = {stored.path: get_checked(objects, commit, stored) for stored in wanted}
+    return unpack_checked(commit, found, names, writeable=writeable)
 
 
-def unpack_checked(commit: Commit, found: Mapping[str, bytes], names: Iterable[str]) -> dict[str, np.ndarray]:
+def unpack_checked(
+    commit: Commit, found: Mapping[str, bytes], names: Iterable[str], *, writeable: bool = True
+) -> dict[str, np.ndarray]:
     """Return the named arrays of a shard from its objects. Raises CorruptObject if they are not what they say."""
     try:
-        arrays = unpack(found, names)
+        arrays = unpack(found, names, writeable=writeable)
     except ValueError as error:
         raise CorruptObject(f"{commit.group} does not hold the arrays it names", found=str(error)) from None
     for name, array_S in arrays.items():

@@ -17,7 +17,7 @@ from student_train.sending import AHEAD
 from student_train.spans import NARROW_BYTES
 from student_train.windows import READERS
 
-READ_COPIES = 3  # of a shard that is being read: stored bytes, decoded ones, and an array of them
+READ_COPIES = 3  # of a shard that is being read: stored bytes, decoded ones, and the fed rows on their way to a GPU
 ORDER_BYTES = 32  # of a row of a span: its place, its position, what shuffles them, and its label
 PINNED_COPIES = 2  # torch lends pinned memory in powers of two
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from storage.cache import Cache
 from storage.encodings import Encoded, FeatureEncoding
 from storage.errors import CorruptObject
-from storage.shards import ShardKey
+from storage.shards import Commit, ShardKey, read_arrays
 from storage.spec import TeacherSpec
 from storage.views import PLAIN
 from student_train.needs import ArrayKey, Needs
@@ -66,7 +66,7 @@ class ShardSource:
         return {name: Encoded(spec.encoding, spec.num_classes, stored[name]) for name, spec in specs.items()}
 
     def read(self, index: int, names: frozenset[Name]) -> Iterator[tuple[Name, NDArray[Any]]]:
-        """Yield the named arrays of shard `shards_S[index]`, all S rows, one teacher's after the other's.
+        """Yield the named arrays of shard `shards_S[index]`, all S rows, to be copied from: inputs, then targets.
 
         Raises:
             StaleCache: a student would not be shown what a teacher saw.
@@ -74,20 +74,20 @@ class ShardSource:
         """
         dataset, shard = self.selection.dataset, self.selection.shards_S[index]
         keys = [name for name in names if isinstance(name, ArrayKey)]
-        inputs_S = self.cache.read_inputs(dataset, shard)
-        if INPUTS in names:
-            yield INPUTS, inputs_S
-        if LABELS in names:
-            yield LABELS, self.cache.read_labels(dataset, shard)
+        augmented = any(key.view != PLAIN for key in keys)
+        ingest = self.cache.commit(ShardKey(dataset, None, PLAIN, shard), with_table=augmented)
+        given = self._read(ingest, [INPUTS, *[LABELS] * (LABELS in names)])
+        yield from ((name, values) for name, values in given.items() if name in names)
         for teacher, view in sorted({(key.teacher, key.view) for key in keys}):
-            self.cache.check_view(dataset, teacher, shard, inputs_S, view)
-            wanted = [key.array for key in keys if (key.teacher, key.view) == (teacher, view)]
-            targets = self.cache.read_targets(dataset, teacher, shard, view, names=wanted)
+            commit = self.cache.commit(ShardKey(dataset, teacher, view, shard))
+            views = None if self.selection.views is None else self.selection.views.spec
+            self.cache.check_view(ingest, commit, given[INPUTS], views)
+            targets = self._read(commit, [key.array for key in keys if (key.teacher, key.view) == (teacher, view)])
             soft = {array: values for array, values in targets.items() if not array.startswith(FEATURE)}
             spec = self.teacher(teacher)
             if (fault := spec.encoding.fault(soft, spec.num_classes)) is not None:
-                raise CorruptObject(
-                    f"{ShardKey(dataset, teacher, view, shard)}: {fault}", do="see what `cache verify` says of it"
-                )
-            for array, values in targets.items():
-                yield ArrayKey(teacher, array, view), values
+                raise CorruptObject(f"{commit.key}: {fault}", do="see what `cache verify` says of it")
+            yield from ((ArrayKey(teacher, array, view), values) for array, values in targets.items())
+
+    def _read(self, commit: Commit, names: list[str]) -> dict[str, NDArray[Any]]:
+        return read_arrays(self.cache.objects, commit, names, writeable=False)

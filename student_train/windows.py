@@ -41,39 +41,43 @@ class Block:
         self.arrays: Arrays = {}
         self._num_rows = num_rows
         self._device = device
+        self._kinds: dict[Name, tuple[tuple[int, ...], np.dtype[Any]]] = {}  # shape of a row, and its type
         self._lock = Lock()
 
     def fill(self, source: ShardSource, index: int, names: frozenset[Name], start: int) -> None:
-        """Read shard `shards_S[index]`, its first fed row to row `start`. Raises what `ShardSource.read` does."""
-        rows_F = source.selection.rows[index]
-        for name, values_S in source.read(index, names):
-            part = self._room(source, index, name, values_S)[start : start + len(rows_F)]
-            stored_S = _as_tensor(values_S)
-            if len(rows_F) == len(values_S):
-                part.copy_(stored_S)
-            elif part.device == stored_S.device:
-                torch.index_select(stored_S, 0, torch.from_numpy(rows_F), out=part)
-            else:
-                part.copy_(stored_S.index_select(0, torch.from_numpy(rows_F)))
+        """Read shard `shards_S[index]`, its first fed row to row `start`.
 
-    def _room(self, source: ShardSource, index: int, name: Name, values_S: NDArray[Any]) -> Tensor:
-        found = _as_tensor(values_S[:1])
+        Raises:
+            StaleCache, CorruptObject: as `ShardSource.read`; or rows are not of the type that another shard has.
+        """
+        rows_F = source.selection.rows[index]
+        for name, stored_S in source.read(index, names):
+            # Few of torch's operations take uint16.
+            values_S = stored_S.view(np.int16) if stored_S.dtype == np.uint16 else stored_S
+            if not self._has_room(name, values_S):
+                raise CorruptObject(
+                    f"{source.selection.dataset}: {name} of shard {source.selection.shards_S[index]} is not as others",
+                    found=f"rows of {values_S.shape[1:]} {values_S.dtype}",
+                    expected=" ".join(map(str, self._kinds[name])),
+                    do="see what `cache verify` says of it",
+                )
+            rows = self.arrays[name][start : start + len(rows_F)]
+            host = rows if rows.device.type == "cpu" else torch.empty_like(rows, device="cpu")
+            if len(rows_F) == len(values_S):
+                host.numpy()[...] = values_S
+            else:
+                np.take(values_S, rows_F, axis=0, out=host.numpy(), mode="clip")  # other modes buffer what they write
+            if host is not rows:
+                rows.copy_(host)
+
+    def _has_room(self, name: Name, values_S: NDArray[Any]) -> bool:
+        """Take the memory of an array if these are its first rows; return whether it is for rows like these."""
+        kind = (values_S.shape[1:], values_S.dtype)
         with self._lock:
             if name not in self.arrays:
-                shape = (self._num_rows, *values_S.shape[1:])
-                if self._device.type == "cpu":  # NumPy asks for huge pages: a fifth of the time to map, and to gather
-                    self.arrays[name] = _as_tensor(np.empty(shape, values_S.dtype))
-                else:
-                    self.arrays[name] = torch.empty(shape, dtype=found.dtype, device=self._device)
-            room = self.arrays[name]
-        if (room.shape[1:], room.dtype) != (found.shape[1:], found.dtype):
-            raise CorruptObject(
-                f"{source.selection.dataset}: {name} of shard {source.selection.shards_S[index]} is not as in others",
-                found=f"rows of {tuple(found.shape[1:])} {found.dtype}",
-                expected=f"{tuple(room.shape[1:])} {room.dtype}",
-                do="see what `cache verify` says of it",
-            )
-        return room
+                self._kinds[name] = kind
+                self.arrays[name] = _empty((self._num_rows, *values_S.shape[1:]), values_S.dtype, self._device)
+        return kind == self._kinds[name]
 
 
 def load(
@@ -148,6 +152,8 @@ def _finish(reading: Sequence[Future[None]]) -> None:
         shard.result()
 
 
-def _as_tensor(values: NDArray[Any]) -> Tensor:
-    """Return a tensor over an array's memory; bits of bf16 as int16, since few operations take uint16."""
-    return torch.from_numpy(values.view(np.int16) if values.dtype == np.uint16 else values)
+def _empty(shape: tuple[int, ...], dtype: np.dtype[Any], device: torch.device) -> Tensor:
+    """Return memory; on a host by NumPy, which asks for huge pages: they take a fifth of the time to map."""
+    if device.type == "cpu":
+        return torch.from_numpy(np.empty(shape, dtype))
+    return torch.empty(shape, dtype=torch.from_numpy(np.empty(0, dtype)).dtype, device=device)

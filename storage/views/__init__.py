@@ -47,7 +47,7 @@ def to_float(inputs_B: Tensor) -> Tensor:
     """Return the plain view of stored inputs: float32, uint8 divided by 255, other dtypes by nothing."""
     import torch
 
-    return inputs_B.float() / 255 if inputs_B.dtype == torch.uint8 else inputs_B.float()
+    return inputs_B.float().div_(255) if inputs_B.dtype == torch.uint8 else inputs_B.float()
 
 
 def plain(inputs_B: Tensor) -> Tensor:

@@ -220,8 +220,14 @@ def test_swapped_commits_are_noticed(cache: Cache) -> None:
 # --- the very tensor that the teacher saw
 
 
+def commits(cache: Cache, shard: int) -> tuple[Commit, Commit]:
+    """Return those of a shard's inputs, and of its targets."""
+    ingest, targets = (cache.commit(ShardKey("digits", teacher, "plain", shard)) for teacher in (None, "cnn"))
+    return ingest, targets
+
+
 def test_the_inputs_that_the_teacher_saw_pass(cache: Cache) -> None:
-    cache.check_view("digits", "cnn", 0, cache.read_inputs("digits", 0))
+    cache.check_view(*commits(cache, 0), cache.read_inputs("digits", 0))
 
 
 @pytest.mark.parametrize(
@@ -237,7 +243,7 @@ def test_the_inputs_that_the_teacher_saw_pass(cache: Cache) -> None:
 )
 def test_other_inputs_are_refused(cache: Cache, change: Callable[[np.ndarray], np.ndarray]) -> None:
     with pytest.raises(StaleCache) as caught:
-        cache.check_view("digits", "cnn", 0, change(cache.read_inputs("digits", 0)))
+        cache.check_view(*commits(cache, 0), change(cache.read_inputs("digits", 0)))
     assert caught.value.what == f"{cache.url}: digits/cnn/plain/00000 was computed from other inputs than these"
 
 
@@ -248,7 +254,7 @@ def test_inputs_that_were_ingested_again_and_differ_are_refused(
     cache.objects.delete("digits/ingest/00001.parquet")
     write_ingest(cache.objects, 1, 4, 8, seed=1)
     with pytest.raises(StaleCache):
-        cache.check_view("digits", "cnn", 1, shown)
+        cache.check_view(*commits(cache, 1), shown)
 
 
 def test_many_threads_read_the_same(cache: Cache) -> None:

@@ -17,7 +17,8 @@ from jobs.cache_job import CacheJob
 from jobs.files import read_job
 from storage.cache import Cache
 from storage.errors import BadRequest, MissingObject, StaleCache
-from storage.shards import ShardKey
+from storage.shards import Commit, ShardKey
+from storage.spec import ViewsSpec
 from storage.status import query_samples, read_info, read_status
 from storage.verify import verify
 from storage.views import PLAIN, to_float
@@ -250,30 +251,28 @@ def test_views_cost_memory_for_the_shard_at_work(tmp_path: Path) -> None:
     assert projected(views(1)) - projected() == 3 * 256 * 64
 
 
+def shown(cache: Cache) -> tuple[Commit, Commit, np.ndarray, ViewsSpec | None]:
+    """Return what says whether a student is shown what the teacher was: of the first shard, in its first view."""
+    ingest = cache.commit(ShardKey("digits", None, "plain", 0), with_table=True)
+    targets = cache.commit(ShardKey("digits", "toy", "view-000", 0))
+    return ingest, targets, cache.read_inputs("digits", 0), cache.views("digits")
+
+
 @pytest.mark.parametrize("about", ["view_fingerprint", "views", "inputs_digest"])
-def test_what_a_teacher_saw_is_checked(
-    cache: Path, tmp_path: Path, about: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_a_teacher_saw_is_checked(cache: Path, tmp_path: Path, about: str) -> None:
     build(job_of(tmp_path, views(1)))
     opened = Cache.open(str(cache))
-    inputs_S = opened.read_inputs("digits", 0)
-    opened.check_view("digits", "toy", 0, inputs_S, "view-000")
-    commit = opened.commit
+    ingest, targets, inputs_S, spec = shown(opened)
+    opened.check_view(ingest, targets, inputs_S, spec)
     changed = {
         "view_fingerprint": "a transform has changed its code",
         "views": "transform options",
         "inputs_digest": "inputs",
     }
 
-    def other(key: ShardKey, *, with_table: bool = False):
-        found = commit(key, with_table=with_table)
-        if key.teacher is not None:
-            found.about[about] = "0" * 32
-        return found
-
-    monkeypatch.setattr(opened, "commit", other)
+    targets.about[about] = "0" * 32
     with pytest.raises(StaleCache, match=changed[about]):
-        opened.check_view("digits", "toy", 0, inputs_S, "view-000")
+        opened.check_view(ingest, targets, inputs_S, spec)
 
 
 def test_a_library_that_shows_other_images_is_named(
@@ -282,12 +281,10 @@ def test_a_library_that_shows_other_images_is_named(
     build(job_of(tmp_path, views(1)))
     opened = Cache.open(str(cache))
     monkeypatch.setattr("storage.views.check.version", lambda name: "99" if name == "torch" else "0.0.1")
-    opened.check_view(
-        "digits", "toy", 0, opened.read_inputs("digits", 0), "view-000"
-    )  # the images decide, not versions
+    opened.check_view(*shown(opened))  # the images decide, not versions
     monkeypatch.setattr("storage.views.shown.View.fingerprint", lambda *_: "1" * 32)
     with pytest.raises(StaleCache, match=r"libraries make the difference: .*torch") as refused:
-        opened.check_view("digits", "toy", 0, opened.read_inputs("digits", 0), "view-000")
+        opened.check_view(*shown(opened))
     assert f"torch {torch.__version__}" in refused.value.expected
 
 
