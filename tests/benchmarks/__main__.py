@@ -9,6 +9,7 @@ from pathlib import Path
 
 from tests.benchmarks import (
     encoding,
+    feed,
     fleet,
     fleet_memory,
     ingest,
@@ -39,6 +40,7 @@ BENCHMARKS = {
     "live-teacher": live_teacher.measure,
     "fleet": fleet.measure,
     "fleet-gpu": fleet.measure_gpu,
+    "feed": feed.measure,
 }
 
 
