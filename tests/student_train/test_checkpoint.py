@@ -81,7 +81,8 @@ def test_a_checkpoint_is_json_and_safetensors_and_nothing_else(toy_cache: Cache,
 def test_a_finished_run_leaves_no_checkpoint(toy_cache: Cache, tmp_path: Path) -> None:
     train(toy_cache, tmp_path, student())
     names = {path.name for path in (tmp_path / "a").iterdir()}
-    assert names == {".lock", "metrics.parquet", "run.json", "steps", "student.json", "student.safetensors"}
+    result = {"job.toml", "metrics.parquet", "predictions.parquet", "run.json", "steps"}
+    assert names == result | {".lock", "student.json", "student.safetensors"}
 
 
 @pytest.mark.parametrize(
