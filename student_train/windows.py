@@ -48,17 +48,18 @@ class Block:
         """Read shard `shards_S[index]`, its first fed row to row `start`.
 
         Raises:
-            StaleCache, CorruptObject: as `ShardSource.read`; or rows are not of the type that another shard has.
+            StaleCache, CorruptObject: as `ShardSource.read`; or there are too few rows, or rows of another type.
         """
         rows_F = source.selection.rows[index]
         for name, stored_S in source.read(index, names):
             # Few of torch's operations take uint16.
             values_S = stored_S.view(np.int16) if stored_S.dtype == np.uint16 else stored_S
-            if not self._has_room(name, values_S):
+            if not self._has_room(name, values_S) or rows_F[-1] >= len(values_S):
+                shape, dtype = self._kinds[name]
                 raise CorruptObject(
                     f"{source.selection.dataset}: {name} of shard {source.selection.shards_S[index]} is not as others",
-                    found=f"rows of {values_S.shape[1:]} {values_S.dtype}",
-                    expected=" ".join(map(str, self._kinds[name])),
+                    found=f"{len(values_S)} rows of {values_S.shape[1:]} {values_S.dtype}",
+                    expected=f"{rows_F[-1] + 1} rows or more of {shape} {dtype}",
                     do="see what `cache verify` says of it",
                 )
             rows = self.arrays[name][start : start + len(rows_F)]

@@ -42,6 +42,12 @@ def test_zarr_reads_the_same(name: str, array: np.ndarray) -> None:
     assert (found.dtype, found.shape, found.tobytes()) == (by_zarr.dtype, by_zarr.shape, by_zarr.tobytes())
 
 
+def test_an_array_that_is_only_to_be_copied_lies_over_the_bytes_that_were_read() -> None:
+    packed = pack({"inputs": np.arange(6, dtype=np.uint8)})
+    found = unpack(packed, ["inputs"], writeable=False)["inputs"]
+    assert np.shares_memory(found, np.frombuffer(packed["inputs/c/0"], np.uint8))
+
+
 def test_an_array_owns_its_memory() -> None:
     for array in (np.ones(3, np.uint8), np.ones(3, np.float32)):
         assert unpack(pack({"inputs": array}), ["inputs"])["inputs"].flags.writeable

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import gc
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -55,6 +56,7 @@ def test_rows_lie_in_dataset_order_whichever_shard_comes_first(
 
 def test_a_stream_holds_two_windows_and_no_more(toy_cache: Cache) -> None:
     source = source_of(toy_cache)
+    gc.collect()  # what the errors of other tests have left
     most = 0
     for _ in read_windows(source, windows_of(source, 1), source.names(ALL)):
         time.sleep(0.05)  # long enough for the next window to be read
@@ -121,9 +123,21 @@ def test_a_shard_of_another_type_is_an_error_that_names_it(tmp_path: Path) -> No
         if "/00004" in info.path:
             cache.objects.put(info.path, other.objects.get(info.path))
     source = source_of(cache)
+    block = Block(192, CPU)
+    names = frozenset({ArrayKey("sage", "logits")})
+    block.fill(source, 0, names, 0)
     with pytest.raises(CorruptObject) as caught:
-        load(source, frozenset({INPUTS, ArrayKey("sage", "logits")}), CPU)
-    assert "sage/logits of shard" in caught.value.what
+        block.fill(source, 4, names, 40)
+    assert caught.value.what == "toy: sage/logits of shard 4 is not as others"
+    assert (caught.value.found, caught.value.expected) == ("40 rows of (4,) float32", "39 rows or more of (4,) float16")
+
+
+def test_a_shard_of_too_few_rows_is_an_error_that_names_it(toy_cache: Cache) -> None:
+    source = source_of(toy_cache)
+    rows = (*source.selection.rows[:4], source.selection.rows[4] + 10)
+    beyond = ShardSource(toy_cache, replace(source.selection, rows=rows))
+    with pytest.raises(CorruptObject, match="toy: inputs of shard 4 is not as others"):
+        load(beyond, frozenset({INPUTS}), CPU)
 
 
 @pytest.mark.slow
