@@ -55,10 +55,12 @@ class Fleet:
     def __init__(self, units: Sequence[Unit], held: Feed, report: Report, stop: Callable[[], bool]):
         self.units = list(units)
         self.outcome = Outcome()
-        self._held, self._stop = held, stop
+        self._held = held
         self._latencies: dict[str, Latency] = {}  # by what a student is: those that are alike are as fast
         self._report = report
         self._parallel = self.units[0].trainees[0].run.parallel
+        # Where several processes agree on when to stop, the one that asks students must not wait for the others.
+        self._stop = stop if self._parallel.size == 1 else lambda: False
         everyone = [trainee for unit in self.units for trainee in unit.trainees]
         self._name = everyone[0].name if len(everyone) == 1 else f"{len(everyone)} students"
         self._epochs = max(trainee.options.epochs for trainee in everyone)
