@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Generator, Iterable, Iterator
+
 from jobs import terminal
-from jobs.cluster import ClusterOptions
+from jobs.cluster import ClusterOptions, open_client
+from jobs.dask_tasks import alone, run_tasks, window
 from jobs.terminal import Watch
-from storage.errors import BadRequest
+from storage.errors import BadRequest, WorkerDied
 from teacher_cache.build import BuildReport
-from teacher_cache.tasks import Done
+from teacher_cache.runners import Result, Runner, run_inline
+from teacher_cache.shard_task import perform
+from teacher_cache.tasks import Done, Task
 
 SHOWN_QUARANTINED = 20
+THREADS_PER_WORKER = 2  # one task computes while the other reads or writes (teacher_cache.tasks.LOCK)
 
 
 class BuildProgress:
@@ -42,6 +49,33 @@ def choose_cluster(options: ClusterOptions, workers: int | None, part: tuple[int
     if part != (0, 1):
         return options.model_copy(update={"kind": "inline", "workers": None, "address": None})
     return options if workers is None else options.model_copy(update={"workers": workers})
+
+
+@contextlib.contextmanager
+def open_runner(options: ClusterOptions) -> Iterator[Runner]:
+    """Yield what runs tasks; a cluster of our own ends with the block.
+
+    Raises:
+        TryAgain: the scheduler cannot be reached.
+    """
+    if options.kind == "inline":
+        yield run_inline
+        return
+    workers: list[dict[str, str]] = [{}] * options.num_workers
+    with open_client(options, environments=workers, tasks_each=THREADS_PER_WORKER) as client:
+
+        def run(tasks: Iterable[Task]) -> Generator[Result]:
+            crashed: list[Task] = []
+            with contextlib.closing(run_tasks(client, perform, tasks, places=window)) as results:
+                for task, result in results:
+                    if isinstance(result, WorkerDied):
+                        crashed.append(task)
+                    else:
+                        yield task, result
+            # Perhaps innocent: a neighbour's crash kills the whole process. Alone, a task is proven.
+            yield from run_tasks(client, perform, crashed, places=alone)
+
+        yield run
 
 
 def print_report(cache: str, report: BuildReport, as_json: bool) -> None:

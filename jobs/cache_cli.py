@@ -49,9 +49,8 @@ def build(
     from jobs import terminal
 
     def action() -> int:
-        from jobs.building import BuildProgress, beside_of, choose_cluster, print_report
+        from jobs.building import BuildProgress, beside_of, choose_cluster, open_runner, print_report
         from jobs.cache_job import CacheJob
-        from jobs.cluster import open_runner
         from jobs.files import read_job
         from teacher_cache.build import run_build
         from teacher_cache.runners import run_inline

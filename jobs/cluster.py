@@ -5,19 +5,18 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-from collections.abc import Iterator
-from typing import TYPE_CHECKING, Annotated, Literal, Self
+import signal
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from storage.errors import TryAgain
+from storage.errors import BadRequest, TryAgain
 from storage.options import Options
-from teacher_cache.runners import Runner, run_inline, run_on_dask
 
 if TYPE_CHECKING:
-    from distributed import WorkerPlugin
+    from distributed import Client, WorkerPlugin
 
-THREADS_PER_WORKER = 2  # one task computes while the other reads or writes (teacher_cache.tasks.LOCK)
 CONNECT_TIMEOUT_S = 30
 
 
@@ -48,31 +47,53 @@ class ClusterOptions(Options):
     @property
     def num_workers(self) -> int:
         """Worker processes of this cluster; 1 where it is not ours to say."""
-        return (self.workers or _processors()) if self.kind == "local" else 1
+        return (self.workers or num_processors()) if self.kind == "local" else 1
 
     @property
     def num_threads(self) -> int:
         """Threads of torch in each worker."""
-        return self.threads or max(1, _processors() // self.num_workers)
+        return self.threads or max(1, num_processors() // self.num_workers)
 
 
-def _processors() -> int:
+class StudentClusterOptions(ClusterOptions):
+    """The `[cluster]` of a student job, whose groups of students are tasks, one device each.
+
+    Attributes:
+        kind: as of a cache job, but by default this process, with one device.
+        workers: processes of a local cluster; by default one for each CUDA device, or processor where there is none.
+        threads: of torch in each worker, or in this process; by default as many processors as fall to it.
+    """
+
+    kind: Literal["local", "address", "inline"] = "inline"
+
+
+def num_processors() -> int:
     """Return the processors that this process may use, which a scheduler may have cut down."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 @contextlib.contextmanager
-def open_runner(options: ClusterOptions) -> Iterator[Runner]:
-    """Yield what runs tasks; a cluster of our own ends with the block.
+def open_client(
+    options: ClusterOptions,
+    *,
+    environments: Sequence[Mapping[str, str]] = (),
+    tasks_each: int = 1,
+    ignored: Sequence[signal.Signals] = (signal.SIGINT,),
+) -> Iterator[Client]:
+    """Yield a client of the cluster; one of our own ends with the block.
+
+    Args:
+        options: which cluster; not `inline`.
+        environments: of a local one: variables of each worker process.
+        tasks_each: of a local one: how many tasks a worker runs at a time.
+        ignored: signals that workers of our own outlive: a terminal sends Ctrl-C to all, and the command ends them.
 
     Raises:
+        BadRequest: the address is none.
         TryAgain: the scheduler cannot be reached.
     """
-    if options.kind == "inline":
-        yield run_inline
-        return
     import dask
-    from distributed import Client, LocalCluster
+    from distributed import Client
 
     for name in ["distributed", *logging.root.manager.loggerDict]:  # each child has a level of its own
         if name.partition(".")[0] == "distributed":
@@ -81,17 +102,9 @@ def open_runner(options: ClusterOptions) -> Iterator[Runner]:
     with contextlib.ExitStack() as stack:
         stack.enter_context(dask.config.set({**memory, "distributed.scheduler.allowed-failures": 1}))
         if options.kind == "local":
-            cluster = stack.enter_context(
-                LocalCluster(
-                    n_workers=options.num_workers,
-                    threads_per_worker=THREADS_PER_WORKER,
-                    memory_limit=0,
-                    dashboard_address=":0",  # any free port: 8787 may be another build's
-                    silence_logs=logging.CRITICAL,
-                )
-            )
+            cluster = stack.enter_context(_local_cluster(environments, tasks_each))
             client = stack.enter_context(Client(cluster))
-            client.register_plugin(_ignore_ctrl_c())
+            client.register_plugin(_ignore(ignored))
         else:
             try:
                 client = stack.enter_context(Client(options.address, timeout=CONNECT_TIMEOUT_S))
@@ -99,17 +112,36 @@ def open_runner(options: ClusterOptions) -> Iterator[Runner]:
                 raise TryAgain(
                     f"no Dask scheduler answers at {options.address}", found=str(error), do="start it: dask scheduler"
                 ) from None
-        yield run_on_dask(client)
+            except (ValueError, TypeError) as error:  # of an address; or of TLS without certificates
+                raise BadRequest(
+                    f"{options.address!r} is no address of a Dask scheduler that can be used",
+                    found=str(error),
+                    expected='address = "tcp://host:port"',
+                ) from None
+        yield client
 
 
-def _ignore_ctrl_c() -> WorkerPlugin:
-    """Return what makes workers of our own outlive Ctrl-C; a terminal sends it to all, and the command ends them."""
-    import signal
+def _local_cluster(environments: Sequence[Mapping[str, str]], tasks_each: int) -> Any:
+    """Return a scheduler in this process, and worker processes each with an environment of its own."""
+    from distributed import Nanny, Scheduler, SpecCluster  # LocalCluster gives all workers the same environment
 
+    here = {"host": "127.0.0.1", "protocol": "tcp://"}
+    # Any free port for the dashboard: 8787 may be another command's.
+    scheduler = {"cls": Scheduler, "options": {**here, "port": 0, "dashboard": True, "dashboard_address": ":0"}}
+    common = {**here, "nthreads": tasks_each, "memory_limit": 0, "dashboard": False, "silence_logs": logging.CRITICAL}
+    workers = {
+        number: {"cls": Nanny, "options": {**common, "env": dict(environment)}}
+        for number, environment in enumerate(environments)
+    }
+    return SpecCluster(workers=workers, scheduler=scheduler, silence_logs=logging.CRITICAL)
+
+
+def _ignore(signals: Sequence[signal.Signals]) -> WorkerPlugin:
     from distributed import Worker, WorkerPlugin
 
-    class IgnoreCtrlC(WorkerPlugin):
+    class Ignore(WorkerPlugin):
         def setup(self, worker: Worker) -> None:
-            signal.signal(signal.SIGINT, signal.SIG_IGN)
+            for number in signals:
+                signal.signal(number, signal.SIG_IGN)
 
-    return IgnoreCtrlC()
+    return Ignore()

@@ -13,10 +13,15 @@ import typer
 from jobs.arguments import Device, DeviceOption, JobArgument, JsonOption, run_program
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from jobs.student_cluster import ClusterPlan
+    from jobs.student_job import StudentJob
     from jobs.terminal import Watch
     from student_train.dry_run import DryRun
-    from student_train.events import EpochDone, Event
     from student_train.parallel import Parallel
+    from student_train.prepare import Request
+    from student_train.train import Summary
 
 app = typer.Typer(
     help="Train many students from a cache of soft targets; no teacher is loaded.",
@@ -26,7 +31,6 @@ app = typer.Typer(
 )
 
 DryRunOption = Annotated[bool, typer.Option("--dry-run", help="Print the plan and the memory bound; do nothing.")]
-IDLE_SHARE = 0.01  # of the gradient; below it a term is worth a note
 RunsArgument = Annotated[Path, typer.Argument(metavar="RUNS", help="A folder of runs.")]
 
 
@@ -102,32 +106,17 @@ def _train(job: Path, dry_run: bool, device: Device, as_json: bool, parallel: Pa
     from jobs import terminal
     from jobs.files import read_job
     from jobs.student_job import StudentJob
-    from storage.cache import Cache
-    from student_train.options import DataOptions, FleetOptions
-    from student_train.prepare import Request
-    from student_train.train import train_students
 
     read = read_job(job, StudentJob)
-    request = Request(
-        cache=Cache.open(read.cache),
-        runs=read.runs,
-        data=DataOptions(**read.model_dump(include=set(DataOptions.model_fields))),
-        students=tuple(read.student),
-        device=device,
-        fleet=FleetOptions(**read.model_dump(include=set(FleetOptions.model_fields))),
-        parallel=parallel,
-    )
+    request = read.request(device, parallel)
     if dry_run:
-        from student_train.dry_run import dry_run as plan_students
-
-        _print_plan(plan_students(request), as_json)
+        _print_dry_run(read, request, as_json)
         return 0
     with terminal.watching("steps") as watch, terminal.deferred_signals() as stop:
-        progress = _TrainProgress(watch)
         if request.data.measures_trained_rows and parallel.writes:
             shared = f"{read.validation} and {read.train} share rows"
             watch.note(f"note: {shared}; the students are measured on what they were trained on")
-        summary = train_students(request, report=progress.report if parallel.writes else progress.ignore, stop=stop)
+        summary = _train_students(read, request, watch, stop)
     if as_json and parallel.writes:
         failed = {name: str(error) for name, error in summary.errors.items()}
         records = [record.model_dump(mode="json", exclude={"identity"}) for record in summary.records]
@@ -139,85 +128,36 @@ def _train(job: Path, dry_run: bool, device: Device, as_json: bool, parallel: Pa
     return summary.exit_code
 
 
-class _TrainProgress:
-    """Shows what happens to the students: one bar for all that share a pass."""
+def _train_students(job: StudentJob, request: Request, watch: Watch, stop: Callable[[], bool]) -> Summary:
+    """Train in this process, or on the workers of a cluster."""
+    if job.cluster.kind == "inline":
+        import torch
 
-    def __init__(self, watch: Watch):
-        self._watch = watch
-        self._done_steps = self._loaded_shards = 0
+        from jobs.train_progress import TrainProgress
+        from student_train.train import train_students
 
-    def ignore(self, event: Event) -> None:
-        """Show nothing: the first process tells."""
+        if job.cluster.threads is not None:
+            torch.set_num_threads(job.cluster.threads)
+        progress = TrainProgress(watch)
+        return train_students(
+            request, report=progress.report if request.parallel.writes else progress.ignore, stop=stop
+        )
+    from jobs.student_cluster import train_on_cluster
 
-    def report(self, event: Event) -> None:
-        from jobs.terminal import si
-        from student_train import events
+    if request.fleet.halving is not None:
+        watch.note("note: [halving] compares the students of one group with each other, not those of all")
+    return train_on_cluster(job, request, watch, stop)
 
-        match event:
-            case events.FeedChosen():
-                self._watch.note(f"rows: {event.residency} ({event.why})")
-                if event.views:
-                    self._watch.note(f"views: {event.views}; epoch e shows view (e - 1) mod {event.views}")
-            case events.MemoryProjected():
-                on_device = "" if event.device_bytes is None else f", {si(event.device_bytes, 'B')} on the device"
-                self._watch.note(f"memory: at most {si(event.host_bytes, 'B')}{on_device}")
-            case events.Loading():
-                if event.done_shards == 1:
-                    self._watch.begin(f"{event.students}: rows", event.shards)
-                self._watch.advance(event.done_shards - self._loaded_shards)
-                self._loaded_shards = event.done_shards % event.shards
-            case events.StackingChosen():
-                how = "stacked" if event.stacked else "one by one"
-                self._watch.note(f"{len(event.students)} students like {event.students[0]}: {how} ({event.why})")
-            case events.StackTakenApart():
-                self._watch.note(f"{event.stack}: taken apart into {event.parts}, same rows again ({event.why})")
-            case events.PassStarted():
-                self._watch.begin(event.students, event.total_steps, event.done_steps)
-                self._done_steps = event.done_steps
-            case events.Progress():
-                self._watch.advance(
-                    event.done_steps - self._done_steps, f"epoch {event.epoch}/{event.epochs} loss {event.loss:.4g}"
-                )
-                self._done_steps = event.done_steps
-            case events.PassDone():
-                self._watch.complete()
-            case _:
-                self._tell_student(event)
 
-    def _tell_student(self, event: Event) -> None:
-        from student_train import events
+def _print_dry_run(job: StudentJob, request: Request, as_json: bool) -> None:
+    if job.cluster.kind == "inline":
+        from student_train.dry_run import dry_run
 
-        match event:
-            case events.EpochDone():
-                self._tell_epoch(event)
-            case events.StudentSkipped():
-                done = "finished" if event.record.status == "finished" else "set aside"
-                self._watch.note(f"{event.record.student}: {done} before, skipped")
-            case events.StudentStopped():
-                self._watch.note(f"{event.record.student}: {event.record.error}")
-            case events.StudentFailed():
-                self._watch.note(str(event.error))
-            case events.TrackerFailed():
-                self._watch.note(f"note: {event.tracker} is off, training goes on: {event.why}")
+        _print_plan(dry_run(request), as_json)
+    else:
+        from jobs.student_cluster import plan_on_cluster
 
-    def _tell_epoch(self, event: EpochDone) -> None:
-        from storage.views import PLAIN
-
-        metrics = event.metrics
-        if metrics.accuracy is not None:
-            view = "" if metrics.view == PLAIN else f" ({metrics.view})"
-            self._watch.detail(f"epoch {metrics.epoch}{view} accuracy {metrics.accuracy:.2%}")
-        if metrics.epoch == 1:
-            self._note_idle_terms(event.student, metrics.shares)
-
-    def _note_idle_terms(self, student: str, shares: dict[str, float]) -> None:
-        """Tell of terms that teach next to nothing; a weight that is off by a hundred is easily written."""
-        for name, share in shares.items():
-            if share < IDLE_SHARE:
-                self._watch.note(
-                    f"note: {student} learns next to nothing from {name}: {share:.2%} of the gradient in the first "
-                    "step; raise its weight, or drop it"
-                )
+        _print_groups(plan_on_cluster(job.cluster, request), as_json)
 
 
 def _print_plan(plan: DryRun, as_json: bool) -> None:
@@ -238,6 +178,38 @@ def _print_plan(plan: DryRun, as_json: bool) -> None:
         device = "" if memory.device_bytes is None else f" ({terminal.si(memory.device_bytes, 'B')} on the device)"
         print_memory(f"memory{device}", memory.host_bytes, memory.parts)
         terminal.out.print(f"rows: {memory.residency.place} ({memory.residency.why})")
+    terminal.out.print("a dry run: nothing was written")
+
+
+def _print_groups(plan: ClusterPlan, as_json: bool) -> None:
+    from dataclasses import asdict
+
+    import polars as pl
+
+    from jobs import terminal
+    from jobs.tables import print_table
+    from student_train.dry_run import plan_student
+
+    group_of = {student.options.name: group.number for group in plan.groups for student in group.left}
+    students = [
+        {"student": student.options.name, "group": group_of.get(student.options.name)} | asdict(plan_student(student))
+        for student in plan.students
+    ]
+    groups = [
+        {"group": group.number, "students": len(group.left), "work": group.share}
+        | ({} if plan.memory is None else {"bytes": plan.memory[place].host_bytes})
+        for place, group in enumerate(plan.groups)
+    ]
+    if as_json:
+        memory = None if plan.memory is None else [asdict(memory) for memory in plan.memory]
+        terminal.print_json({"students": students, "groups": groups, "memory": memory})
+        return
+    print_table(pl.DataFrame(students))
+    if groups:
+        shown = pl.DataFrame(groups).with_columns(work=(100 * pl.col("work")).round().cast(pl.Int64).cast(str) + " %")
+        print_table(
+            shown, title="one group a worker; bytes: its memory, at most" if plan.memory else "one group a worker"
+        )
     terminal.out.print("a dry run: nothing was written")
 
 

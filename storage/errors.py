@@ -17,6 +17,7 @@
     ├── RowsMissing            3    finished, but some rows could not be had
     ├── CorruptObject         65    bytes that do not match their digest
     │   └── MissingObject           an object that is named but not there
+    ├── WorkerDied             1    a task's worker process died, as often as it was tried
     ├── TryAgain              75    the cluster was lost; the same command resumes
     └── Interrupted      130/143    stopped by a signal; the same command resumes
 
@@ -120,6 +121,10 @@ class CorruptObject(StillroomError):
 
 class MissingObject(CorruptObject):
     """An object that is named but not there."""
+
+
+class WorkerDied(StillroomError):
+    """A task's worker process died; most often out of memory, or of a crash in a model's own code."""
 
 
 class TryAgain(StillroomError):

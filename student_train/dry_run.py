@@ -7,7 +7,7 @@ from typing import Literal
 
 from student_train.checkpoint import position_of
 from student_train.devices import find_device
-from student_train.prepare import Request, prepare
+from student_train.prepare import Prepared, Request, prepare
 from student_train.projection import MemoryProjection, fit
 from student_train.trackers import check_installed
 from student_train.train import choose_for
@@ -45,24 +45,25 @@ def dry_run(request: Request) -> DryRun:
     """Return what `train_students` would do, after the same checks. Raises BadRequest, of some kind."""
     device = find_device(request.device)
     students = prepare(request)
-    planned = []
-    for student in students:
-        position = position_of(student.folder, student.identity)
-        action: Literal["skip", "resume", "train"] = "train" if position is None else "resume"
-        planned.append(
-            PlannedStudent(
-                student=student.options.name,
-                action="skip" if student.finished is not None else action,
-                train_rows=student.train.num_rows,
-                validation_rows=student.held.num_rows,
-                done_epochs=0 if position is None else position.epoch,
-                epochs=student.options.epochs,
-            )
-        )
+    planned = tuple(map(plan_student, students))
     left = [student for student in students if student.finished is None]
     if not left:
-        return DryRun(tuple(planned), None)
+        return DryRun(planned, None)
     check_installed(request.fleet.track)
     residency = choose_for(request, left, device)
     _, memory = fit(request.cache, left, residency, request.data.window_shards, device, request.fleet)
-    return DryRun(tuple(planned), memory)
+    return DryRun(planned, memory)
+
+
+def plan_student(student: Prepared) -> PlannedStudent:
+    """Return what would become of a checked student."""
+    position = position_of(student.folder, student.identity)
+    action: Literal["resume", "train"] = "train" if position is None else "resume"
+    return PlannedStudent(
+        student=student.options.name,
+        action="skip" if student.finished is not None else action,
+        train_rows=student.train.num_rows,
+        validation_rows=student.held.num_rows,
+        done_epochs=0 if position is None else position.epoch,
+        epochs=student.options.epochs,
+    )

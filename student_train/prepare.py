@@ -159,7 +159,7 @@ def _prepare(request: Request, options: StudentOptions, selections: _Selections,
     encodings: dict[str, Encoding] = {
         name: cache.teacher(dataset.name, name).encoding for name in needs.teachers if needs.of(name)
     }
-    finished = _check_run(folder, identity, request.fleet)
+    finished = check_run(folder, identity, request.fleet)
     return Prepared(options, spec, needs, encodings, shapes, train, held, agree_with, folder, identity, finished)
 
 
@@ -237,7 +237,7 @@ def _views_of(cache: Cache, dataset: str, teacher: str) -> list[str]:
     return cache.view_names(dataset, teacher) if teacher in cache.teacher_names(dataset) else []
 
 
-def _check_run(folder: Path, identity: dict[str, Any], fleet: FleetOptions) -> RunRecord | None:
+def check_run(folder: Path, identity: dict[str, Any], fleet: FleetOptions) -> RunRecord | None:
     """Return the record of a run that needs no more training, after checking that it was made from the same job.
 
     One that was set aside needs none as long as the same section of the job decides so.

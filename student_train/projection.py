@@ -84,7 +84,7 @@ class FleetBytes:
         groups: dict[Any, list[StepBytes]] = {}
         for place, (student, step) in enumerate(zip(students, steps, strict=True)):
             alone = not stacked or student.spec.of_tokens
-            groups.setdefault(place if alone else _stack_kind(student), []).append(step)
+            groups.setdefault(place if alone else stack_kind(student), []).append(step)
         extra = [sum(step.weights for step in group) if len(group) > 1 else 0 for group in groups.values()]
         return cls(
             weights=sum(step.weights for step in steps) + max(extra),
@@ -210,7 +210,7 @@ def _kind(student: Prepared) -> str:
     return repr((student.spec, objective, *extras, options.patience_epochs is None, options.autocast))
 
 
-def _stack_kind(student: Prepared) -> str:
+def stack_kind(student: Prepared) -> str:
     """Return what students that might be stacked have in common."""
     options = student.options
     return repr((student.spec, options.batch_size, options.optimizer, [term.name for term in options.objective]))

@@ -21,6 +21,7 @@ from storage.errors import (
     StaleCache,
     StillroomError,
     TryAgain,
+    WorkerDied,
 )
 from storage.ledger import Ledger
 from storage.rows import ShardRows, create_segment
@@ -29,7 +30,7 @@ from storage.spec import write_spec
 from storage.stages import VIEWS_JSON, stages_of
 from storage.tokenizer import parse_tokenizer
 from storage.views import PLAIN
-from teacher_cache.runners import Runner, WorkerDied
+from teacher_cache.runners import Runner
 from teacher_cache.survey import BuildPlan, BuildRequest, PlannedDataset, Stage
 from teacher_cache.tasks import Done, Task
 
@@ -266,10 +267,10 @@ def set_aside(task: Task, error: Exception, report: BuildReport, progress: Progr
         report.refused.append(str(error))
         progress.note(str(error))
         return
-    if isinstance(error, StillroomError) and not isinstance(error, CorruptObject):
+    if isinstance(error, StillroomError) and not isinstance(error, CorruptObject | WorkerDied):
         raise error
-    known = isinstance(error, StillroomError | WorkerDied)
-    report.failed.append(f"{task.key}: {error if known else repr(error)}")
+    reason = error.what if isinstance(error, WorkerDied) else str(error)
+    report.failed.append(f"{task.key}: {reason if isinstance(error, StillroomError) else repr(error)}")
     progress.note(report.failed[-1])
     if len(report.failed) >= SET_ASIDE_LIMIT:
         raise StillroomError("too many shards fail; the build stops", found="\n".join(report.failed)) from error

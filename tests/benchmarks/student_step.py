@@ -7,7 +7,8 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from jobs.cluster import ClusterOptions, open_runner
+from jobs.building import open_runner
+from jobs.cluster import ClusterOptions
 from tests.benchmarks.building import build
 from tests.benchmarks.data import cifar_slice
 from tests.benchmarks.pairs import Figure, pairs

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import torch
 
-from jobs.cluster import ClusterOptions, open_runner
+from jobs.building import open_runner
+from jobs.cluster import ClusterOptions
 from storage.views.options import (
     ColorJitter,
     Cutmix,

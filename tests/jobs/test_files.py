@@ -7,7 +7,8 @@ import pytest
 from jobs.cache_job import CacheJob
 from jobs.files import read_job
 from jobs.student_job import StudentJob
-from storage.errors import BadJob
+from storage.errors import BadJob, BadRequest
+from student_train.parallel import Parallel
 
 REPOSITORY = Path(__file__).parents[2]
 CACHE = 'cache = "c"\n[[dataset]]\nname = "d"\nkind = "digits"\n'
@@ -82,6 +83,50 @@ def test_a_mistake_is_named_with_its_place_and_what_would_be_valid(tmp_path: Pat
     found = mistakes(tmp_path, CACHE + section)
     assert len(found) == 1
     assert mistake in found[0]
+
+
+@pytest.mark.parametrize(
+    ("section", "mistake"),
+    [
+        ("[clutser]\n", "clutser: unknown key; did you mean `cluster`?"),
+        ('[[cluster]]\nkind = "local"\n', "cluster: write a table"),
+        ('[cluster]\nkind = "slurmy"\n', "'local', 'address' or 'inline' (found 'slurmy')"),
+        ("[cluster]\nkind = 3\n", "'local', 'address' or 'inline' (found 3)"),
+        ('[cluster]\nkind = "local"\nworker = 2\n', "cluster.worker: unknown key; did you mean `workers`?"),
+        ('[cluster]\nkind = "local"\nworkers = 0\n', "greater than or equal to 1 (found 0)"),
+        ('[cluster]\nkind = "local"\nworkers = -1\n', "greater than or equal to 1 (found -1)"),
+        (
+            '[cluster]\nkind = "local"\nworkers = "all"\n',
+            "cluster.workers: input should be a valid integer (found 'all')",
+        ),
+        ('[cluster]\nkind = "local"\nthreads = 1.5\n', "cluster.threads: input should be a valid integer"),
+        ('[cluster]\nkind = "local"\naddress = "tcp://h:1"\n', '`address` goes with kind = "address"'),
+        ('[cluster]\nkind = "address"\n', '`address` goes with kind = "address"'),
+        ('[cluster]\nkind = "address"\naddress = "tcp://h:1"\nworkers = 2\n', '`workers` goes with kind = "local"'),
+        ("[cluster]\nworkers = 2\n", '`workers` goes with kind = "local"'),
+        (
+            '[cluster]\nkind = "address"\naddress = 8786\n',
+            "cluster.address: input should be a valid string (found 8786)",
+        ),
+        ('[cluster]\nkind = "local"\ndevices = [0, 1]\n', "cluster.devices: unknown key"),
+    ],
+)
+def test_a_mistake_in_the_cluster_of_a_student_job_is_named(tmp_path: Path, section: str, mistake: str) -> None:
+    found = mistakes(tmp_path, STUDENT + section, StudentJob)
+    assert len(found) == 1
+    assert mistake in found[0]
+
+
+def test_students_are_trained_in_this_process_unless_the_job_says_otherwise(tmp_path: Path) -> None:
+    (tmp_path / "job.toml").write_text(STUDENT)
+    assert read_job(tmp_path / "job.toml", StudentJob).cluster.kind == "inline"
+
+
+def test_a_cluster_is_refused_under_torchrun(tmp_path: Path) -> None:
+    (tmp_path / "job.toml").write_text(STUDENT + '[cluster]\nkind = "local"\n')
+    job = read_job(tmp_path / "job.toml", StudentJob)
+    with pytest.raises(BadRequest, match="exclude each other"):
+        job.request("cpu", Parallel(rank=1, size=2))
 
 
 def test_a_whole_number_is_no_text_and_a_text_no_number(tmp_path: Path) -> None:

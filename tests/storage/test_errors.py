@@ -27,6 +27,7 @@ EXIT_CODES = {
     "RowsMissing": 3,
     "CorruptObject": 65,
     "MissingObject": 65,
+    "WorkerDied": 1,
     "TryAgain": 75,
 }
 CLASSES = [getattr(errors, name) for name in EXIT_CODES]

@@ -240,7 +240,8 @@ def test_a_scheduler_that_does_not_answer_is_told_at_once_and_to_be_tried_again(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("jobs.cluster.CONNECT_TIMEOUT_S", 1)
-    from jobs.cluster import ClusterOptions, open_runner
+    from jobs.building import open_runner
+    from jobs.cluster import ClusterOptions
     from storage.errors import TryAgain
 
     with (

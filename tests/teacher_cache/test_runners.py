@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from jobs.cluster import ClusterOptions, open_runner
+from jobs.building import open_runner
+from jobs.cluster import ClusterOptions
 from storage.cache import Cache
 from storage.errors import BadTeacher
 from storage.verify import verify

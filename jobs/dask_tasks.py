@@ -1,0 +1,258 @@
+"""Run tasks on the workers of a Dask client, a bounded number at a time. What a task is, only the two stages know.
+
+A generator that yields (task, what became of it) in any order. An exception in a task is a result; the caller decides
+whether it ends the command. The traps that shaped this are in docs/adr/0003.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import queue
+import time
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import CancelledError
+from typing import TYPE_CHECKING, Any, Generic, NamedTuple, Protocol, TypeVar
+
+from storage.errors import Interrupted, StillroomError, TryAgain, WorkerDied
+
+if TYPE_CHECKING:
+    from distributed import Client, Future
+
+TRIES = 3  # of a task that raises what is no error of ours
+TICK_S = 1.0
+RESULT_S = 60.0  # a few numbers that a worker holds
+NO_WORKERS_S = 120.0
+
+
+class Named(Protocol):
+    """A task: anything small with a name for its Dask key."""
+
+    @property
+    def key(self) -> object: ...
+
+
+T = TypeVar("T", bound=Named)
+R = TypeVar("R")
+
+Places = Callable[[Mapping[str, int], Sequence[str | None]], Sequence[str | None]]
+"""(address → threads of every worker, places of what is in flight) → places that are free: an address, or None for any.
+
+A list rather than a count, so that a task can have a worker to itself.
+"""
+
+
+def window(workers: Mapping[str, int], taken: Sequence[str | None]) -> list[None]:
+    """Let twice the threads be in flight, so that no worker waits for the scheduler between tasks."""
+    return [None] * (max(4, 2 * sum(workers.values())) - len(taken))
+
+
+def alone(workers: Mapping[str, int], taken: Sequence[str | None]) -> list[None]:
+    """Let one task be in flight at a time."""
+    return [None] * (1 - len(taken))
+
+
+def one_each(workers: Mapping[str, int], taken: Sequence[str | None]) -> list[str]:
+    """Let each worker have one task, however many threads it has."""
+    return [address for address in workers if address not in taken]
+
+
+def run_tasks(
+    client: Client,
+    perform: Callable[[T], R],
+    tasks: Iterable[T],
+    *,
+    places: Places,
+    deaths: int = 0,
+    going_on: Callable[[], bool] = lambda: True,
+) -> Generator[tuple[T, R | Exception]]:
+    """Run tasks on Dask, some at a time.
+
+    An error of ours is a fact about the request and is a result at once; anything else that is raised is tried again.
+
+    Args:
+        client: whose workers run them.
+        perform: does a task, on a worker; both sides import it by its name.
+        tasks: taken up as places become free.
+        places: says which are.
+        deaths: how many deaths of its worker a task survives by being submitted again, beyond what the scheduler
+            does of itself.
+        going_on: called about once a second; when it returns False nothing more is submitted, and what is in flight
+            is waited for.
+
+    Raises:
+        TryAgain: the scheduler is gone, or there have been no workers for two minutes.
+    """
+    fresh, again = map(_Attempt, tasks), deque[_Attempt[T]]()
+    flight, all_begun = _Flight[T, R](client, perform), False
+    try:
+        while True:
+            beginning = going_on()
+            for place in places(flight.look(), flight.places) if beginning else ():
+                attempt = again.popleft() if again else next(fresh, None)
+                if attempt is None:
+                    all_begun = True
+                    break
+                flight.submit(attempt, place)
+            if not flight.running and (not beginning or (all_begun and not again)):
+                return
+            for attempt, result in flight.landed():
+                another = attempt.after(result, deaths)
+                if another is None:
+                    yield attempt.task, result
+                else:
+                    again.append(another)
+    finally:
+        flight.cancel()
+
+
+def wait_for_workers(client: Client, stop: Callable[[], bool]) -> int:
+    """Return how many workers there are, once there are any.
+
+    Raises:
+        Interrupted: `stop` said so.
+        TryAgain: none has come for two minutes, or the scheduler is gone.
+    """
+    began_s = time.monotonic()
+    with _told_of_loss():
+        while not (workers := client.nthreads()):
+            if stop():
+                raise Interrupted("stopped before there were workers")
+            if time.monotonic() - began_s > NO_WORKERS_S:
+                raise _no_workers()
+            time.sleep(TICK_S)
+    return len(workers)
+
+
+class _Attempt(NamedTuple, Generic[T]):
+    """A task, and how often it has failed so far."""
+
+    task: T
+    errors: int = 0
+    deaths: int = 0
+
+    def after(self, result: object, deaths: int) -> _Attempt[T] | None:
+        """Return the next attempt after this result, or None if the result stands."""
+        if isinstance(result, WorkerDied):
+            return self._replace(deaths=self.deaths + 1) if self.deaths < deaths else None
+        if not isinstance(result, Exception) or isinstance(result, StillroomError):
+            return None
+        return self._replace(errors=self.errors + 1) if self.errors + 1 < TRIES else None
+
+
+class _Flying(NamedTuple, Generic[T]):
+    future: Any
+    attempt: _Attempt[T]
+    place: str | None
+
+
+class _Flight(Generic[T, R]):
+    """The tasks in flight on a cluster.
+
+    Attributes:
+        running: Dask key → its future, attempt and place.
+    """
+
+    def __init__(self, client: Client, perform: Callable[[T], R]):
+        self.running: dict[str, _Flying[T]] = {}
+        self._client, self._perform = client, perform
+        self._finished = queue.SimpleQueue[Any]()
+        self._workers: dict[str, int] = {}
+        self._asked_s, self._seen_s = float("-inf"), time.monotonic()
+
+    @property
+    def places(self) -> list[str | None]:
+        """Return the places that are taken."""
+        return [flying.place for flying in self.running.values()]
+
+    def submit(self, attempt: _Attempt[T], place: str | None) -> None:
+        # A new key for each attempt: Dask would answer an old key with the old error.
+        key = f"{attempt.task.key}-{time.time_ns():x}"
+        future = self._client.submit(self._perform, attempt.task, key=key, pure=False, workers=place)
+        self.running[key] = _Flying(future, attempt, place)
+        future.add_done_callback(self._finished.put)
+
+    def look(self) -> dict[str, int]:
+        """Return the threads of each worker, at most a second old. Raises TryAgain."""
+        if self._client.status != "running":
+            raise _scheduler_gone(self._client.status)
+        now = time.monotonic()
+        if now - self._asked_s < TICK_S:
+            return self._workers
+        with _told_of_loss():
+            self._workers = self._client.nthreads()
+        self._asked_s = now
+        if self._workers:
+            self._seen_s = now
+        elif now - self._seen_s > NO_WORKERS_S:
+            raise _no_workers()
+        return self._workers
+
+    def landed(self) -> list[tuple[_Attempt[T], R | Exception]]:
+        """Return attempts that have ended, with their results; none after a tick. Raises TryAgain."""
+        workers = self.look()
+        if lost := [key for key, (_, _, place) in self.running.items() if place is not None and place not in workers]:
+            return [self._lost(key) for key in lost]
+        try:
+            future = self._finished.get(timeout=TICK_S)
+        except queue.Empty:
+            return []
+        flying = self.running.pop(future.key, None)
+        if flying is None:  # given up before
+            return []
+        with _told_of_loss():
+            result: R | Exception = _result(future)
+        if isinstance(result, WorkerDied):
+            self._asked_s = float("-inf")  # whoever is submitted next must not go to it
+        return [(flying.attempt, result)]
+
+    def cancel(self) -> None:
+        """Give up what is in flight."""
+        if self.running and self._client.status == "running":
+            with contextlib.suppress(OSError, CancelledError):  # the scheduler may go at this very moment
+                self._client.cancel([flying.future for flying in self.running.values()], force=True)
+
+    def _lost(self, key: str) -> tuple[_Attempt[T], WorkerDied]:
+        """Give up a task whose own worker is gone: Dask would wait for that one to come back."""
+        flying = self.running.pop(key)
+        with _told_of_loss():
+            self._client.cancel([flying.future], force=True)
+        return flying.attempt, _worker_died()
+
+
+def _result(future: Future[Any]) -> Any:
+    """Return what a finished future holds, or its exception."""
+    from distributed import KilledWorker
+
+    if future.status == "cancelled":
+        raise CancelledError("it dropped a task")
+    if future.status == "error":
+        error = future.exception(timeout=RESULT_S)
+        if not isinstance(error, KilledWorker):
+            return error if isinstance(error, Exception) else RuntimeError(repr(error))
+    else:
+        # A result is lost with the worker that holds it, and then Dask runs the task again, perhaps beside a killer.
+        with contextlib.suppress(KilledWorker):
+            return future.result(timeout=RESULT_S)
+    return _worker_died()
+
+
+def _worker_died() -> WorkerDied:
+    return WorkerDied("its worker died each time; look at the worker's log, and at its memory")
+
+
+def _no_workers() -> TryAgain:
+    return TryAgain(f"no Dask workers for {NO_WORKERS_S:.0f} s", do="start workers, then run the same command again")
+
+
+@contextlib.contextmanager
+def _told_of_loss() -> Iterator[None]:
+    """Raise TryAgain for errors of Dask's own connections; those of a task are results."""
+    try:
+        yield
+    except (OSError, CancelledError) as error:
+        raise _scheduler_gone(str(error) or type(error).__name__) from None
+
+
+def _scheduler_gone(found: str) -> TryAgain:
+    return TryAgain("the Dask scheduler is gone", found=found, do="run the same command again; it resumes")

@@ -1,0 +1,60 @@
+"""Where tasks may go, and what is tried again: tables. Real clusters are in the tests of both stages."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import pytest
+
+from jobs.dask_tasks import Places, _Attempt, alone, one_each, window
+from storage.errors import BadRequest, WorkerDied
+
+WORKERS = {"tcp://a": 2, "tcp://b": 3}
+
+
+@pytest.mark.parametrize(
+    ("places", "workers", "taken", "free"),
+    [
+        (window, WORKERS, [], [None] * 10),
+        (window, WORKERS, [None] * 9, [None]),
+        (window, WORKERS, [None] * 12, []),  # a worker has gone
+        (window, {}, [], [None] * 4),
+        (alone, WORKERS, [], [None]),
+        (alone, WORKERS, [None], []),
+        (one_each, WORKERS, [], ["tcp://a", "tcp://b"]),
+        (one_each, WORKERS, ["tcp://a"], ["tcp://b"]),
+        (one_each, WORKERS, ["tcp://b", "tcp://c"], ["tcp://a"]),
+        (one_each, {}, ["tcp://c"], []),
+    ],
+)
+def test_places_are_free_within_what_a_stage_allows(
+    places: Places, workers: dict[str, int], taken: list[str | None], free: list[str | None]
+) -> None:
+    assert list(places(workers, taken)) == free
+
+
+class Task(NamedTuple):
+    key: str = "task"
+
+
+def tries(result: object, *, deaths: int) -> int:
+    """Return how often a task that always ends so is begun."""
+    attempt: _Attempt[Task] | None = _Attempt(Task())
+    count = 0
+    while attempt is not None:
+        attempt, count = attempt.after(result, deaths), count + 1
+    return count
+
+
+@pytest.mark.parametrize(
+    ("result", "deaths", "begun"),
+    [
+        ("done", 1, 1),
+        (BadRequest("no such cache"), 1, 1),
+        (OSError("a hiccup"), 1, 3),
+        (WorkerDied("killed"), 0, 1),
+        (WorkerDied("killed"), 1, 2),
+    ],
+)
+def test_only_what_is_no_fact_about_the_request_is_tried_again(result: object, deaths: int, begun: int) -> None:
+    assert tries(result, deaths=deaths) == begun
