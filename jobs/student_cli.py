@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from jobs.arguments import Device, DeviceOption, JobArgument, JsonOption, run_program
+from student_train.heaps import limit_heaps
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -234,4 +235,5 @@ def _print_comparison(runs: Path) -> None:
 
 def main() -> None:
     """Run the program."""
+    limit_heaps()
     run_program(app)

@@ -12,6 +12,7 @@ from jobs.cluster import ClusterOptions
 from storage.errors import BadRequest
 from student_train.checkpoint import position_of
 from student_train.devices import find_device, free_bytes, gib
+from student_train.heaps import HEAPS, VARIABLE
 from student_train.prepare import Prepared, Request
 from student_train.projection import MemoryProjection, fit, stack_kind
 from student_train.train import choose_for
@@ -111,7 +112,7 @@ def local_workers(options: ClusterOptions, request: Request) -> list[dict[str, s
         BadRequest: more workers are asked for than there are devices.
     """
     if find_device(request.device).type == "cpu":
-        return [{}] * options.num_workers
+        return [{VARIABLE: str(HEAPS)}] * options.num_workers
     count, visible = torch.cuda.device_count(), os.environ.get("CUDA_VISIBLE_DEVICES")
     names = [name.strip() for name in visible.split(",")] if visible else [str(number) for number in range(count)]
     if (options.workers or 1) > count:
@@ -121,7 +122,7 @@ def local_workers(options: ClusterOptions, request: Request) -> list[dict[str, s
             expected=f"at most {count}",
             do="lower `workers`, or drop it",
         )
-    return [{"CUDA_VISIBLE_DEVICES": name} for name in names[: options.workers or count]]
+    return [{VARIABLE: str(HEAPS), "CUDA_VISIBLE_DEVICES": name} for name in names[: options.workers or count]]
 
 
 def project_groups(request: Request, groups: Sequence[Group]) -> list[MemoryProjection]:

@@ -30,10 +30,12 @@ out = Console(highlight=False)
 
 
 _answers: TextIO | None = None  # where JSON goes; None where nobody asked for it
+_signals: list[int] = []  # that have come, so that one is heard even if its exception was swallowed
 
 
 def run(action: Callable[[], int | None], *, as_json: bool) -> NoReturn:
     """Run a command's action and exit with its code; no traceback for a user's mistake."""
+    _signals.clear()
     signal.signal(signal.SIGTERM, _interrupt)
     signal.signal(signal.SIGINT, _interrupt)
     with _kept_stdout() if as_json else contextlib.nullcontext():
@@ -75,6 +77,7 @@ def _kept_stdout() -> Iterator[None]:
 
 
 def _interrupt(signal_number: int, frame: types.FrameType | None) -> None:
+    _signals.append(signal_number)
     raise Interrupted("stopped by a signal", signal_number)
 
 
@@ -169,7 +172,14 @@ class Watch:
             threading.Thread(target=self._log, args=(self._ended,), daemon=True).start()
 
     def advance(self, count: int, detail: str = "") -> None:
-        """Count some more."""
+        """Count some more.
+
+        Raises:
+            Interrupted: a signal has come, and its exception fell into a callback of a library that swallows them, as
+                pydantic does while it serializes.
+        """
+        if _signals:
+            raise Interrupted("stopped by a signal", _signals[0])
         self._count += count
         self._detail = detail or self._detail
         if self._bar is not None:

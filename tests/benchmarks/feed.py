@@ -11,7 +11,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from jobs.cluster import ClusterOptions, open_runner
+from jobs.building import open_runner
+from jobs.cluster import ClusterOptions
 from tests.benchmarks.building import build
 from tests.benchmarks.data import TRAIN, require
 from tests.benchmarks.pairs import Figure, pairs

@@ -15,6 +15,7 @@ from jobs.cluster import StudentClusterOptions
 from jobs.student_groups import Group, local_workers, plan_groups, project_groups, split
 from storage.cache import Cache
 from storage.errors import BadRequest, Interrupted
+from student_train.heaps import HEAPS, VARIABLE
 from student_train.options import FleetOptions, StudentOptions
 from student_train.prepare import Request, prepare
 from student_train.train import train_students
@@ -147,7 +148,7 @@ def test_each_worker_has_a_cuda_device_of_its_own(
     monkeypatch.setattr(torch.cuda, "device_count", lambda: count)
     request = replace(request_of(cache, tmp_path), device="cuda")
     environments = local_workers(StudentClusterOptions.model_validate({"kind": "local"} | options), request)
-    assert environments == [{"CUDA_VISIBLE_DEVICES": device} for device in devices]
+    assert [environment["CUDA_VISIBLE_DEVICES"] for environment in environments] == devices
 
 
 def test_more_workers_than_cuda_devices_are_refused(
@@ -162,4 +163,4 @@ def test_more_workers_than_cuda_devices_are_refused(
 
 def test_workers_of_a_cpu_have_no_device(cache: Cache, tmp_path: Path) -> None:
     request = replace(request_of(cache, tmp_path), device="cpu")
-    assert local_workers(StudentClusterOptions(kind="local", workers=3), request) == [{}, {}, {}]
+    assert local_workers(StudentClusterOptions(kind="local", workers=3), request) == 3 * [{VARIABLE: str(HEAPS)}]

@@ -9,12 +9,15 @@ import json
 import sys
 from pathlib import Path
 
+from student_train.heaps import limit_heaps
+
 OPENED: list[str] = []
 
 
 def main(cache: str, runs: str, students: str, data: str = "{}", first_import: str = "") -> None:
     """Train, and print JSON with `modules`, `opened` and `peak_bytes` on the last line."""
     sys.addaudithook(lambda event, args: OPENED.append(str(args[0])) if event == "open" else None)
+    limit_heaps()  # as the program does
     if first_import:
         __import__(first_import)
     import torch
