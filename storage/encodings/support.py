@@ -5,7 +5,7 @@ Shapes: B rows, C classes, K named classes, M teachers, U classes named by any o
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -15,7 +15,7 @@ from torch import Tensor
 # The log-probability of a class that cannot be: finite, so that 0 · (log p − log q) is 0 and not NaN.
 NEVER = -1e4
 EMPTY = -1e9
-# Scores that are worked on at a time: on a CPU they stay in its cache, and no temporary is as large as the logits.
+# Scores that are worked on at a time: on a CPU they stay in its cache.
 BLOCK_ELEMENTS = {"cpu": 2**18, "cuda": 2**28}
 
 
@@ -143,36 +143,45 @@ def kept_and_rest(scores_BC: Tensor, ids_BK: Tensor, temperature: float = 1.0) -
         ids_BK: int64, ascending; a class that repeats the one before it counts once.
         temperature: that the scores are divided by.
     """
-    log_q_BK, log_rest_B, _, _ = _KeptAndRest.apply(scores_BC, ids_BK, temperature)  # type: ignore[no-untyped-call]
+    log_q_BK, log_rest_B, *_ = _KeptAndRest.apply(scores_BC, ids_BK, temperature)  # type: ignore[no-untyped-call]
     return log_q_BK, log_rest_B
 
 
 class _KeptAndRest(torch.autograd.Function):
-    """`kept_and_rest`, with a gradient that reads the scores once and writes once, instead of once per operation.
+    """`kept_and_rest`, with a gradient that is one multiple of what the forward pass has computed.
 
     With L the log-sum-exp of all scores and R that of the rest, ∂L/∂z_j = exp(z_j − L), and for the rest
-    ∂R/∂z_j = exp(z_j − R), which is no more than 1.
+    ∂R/∂z_j = exp(z_j − R), which is no more than 1: the power of j over the sum of all powers of the rest.
     """
 
     @staticmethod
-    def forward(scores_BC: Tensor, ids_BK: Tensor, temperature: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Return both, and for the backward pass the log-sum-exp of all scores and the rest as it was."""
+    def forward(scores_BC: Tensor, ids_BK: Tensor, temperature: float) -> tuple[Tensor, ...]:
+        """Return both; and for the backward pass the rest as it was, its powers (B, C), and their sums."""
         kept_BK = scores_BC.gather(1, ids_BK).float() / temperature
-        rests = []
-        for block_BC, block_ids_BK in _blocks(scores_BC, ids_BK):
-            scaled_BC = block_BC.float() / temperature if temperature != 1 else block_BC.float().clone()
-            rests.append(scaled_BC.scatter_(1, block_ids_BK, EMPTY).logsumexp(dim=1))
-        rest_B = torch.cat(rests)
+        powers_BC = torch.empty_like(scores_BC, dtype=torch.float32)
+        tops, sums = [], []
+        for block_BC, scores, ids in _blocks(powers_BC, scores_BC, ids_BK):
+            block_BC.copy_(scores)
+            if temperature != 1:
+                block_BC.div_(temperature)
+            block_BC.scatter_(1, ids, EMPTY)
+            tops.append(block_BC.amax(dim=1))
+            sums.append(block_BC.sub_(tops[-1][:, None]).exp_().sum(dim=1))
+        sums_B = torch.cat(sums)
+        rest_B = torch.cat(tops) + sums_B.log()
         all_kept_B = kept_BK.masked_fill(~first_of_its_kind(ids_BK), -torch.inf).logsumexp(dim=1)
         lse_B = torch.logaddexp(all_kept_B, rest_B)
         log_rest_B = rest_B - lse_B
-        return kept_BK - lse_B[:, None], log_rest_B.clamp(min=NEVER), lse_B, log_rest_B
+        return kept_BK - lse_B[:, None], log_rest_B.clamp(min=NEVER), log_rest_B, powers_BC, sums_B
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, float], output: tuple[Tensor, ...]) -> None:
         scores_BC, ids_BK, ctx.temperature = inputs
-        ctx.mark_non_differentiable(*output[2:])
-        ctx.save_for_backward(scores_BC, ids_BK, *output[2:])
+        ctx.dtype = scores_BC.dtype
+        log_q_BK, _, *beside = output
+        ctx.mark_non_differentiable(*beside)
+        ctx.set_materialize_grads(False)  # of the powers that would be as many zeros
+        ctx.save_for_backward(ids_BK, log_q_BK, *beside)
 
     @staticmethod
     def vmap(
@@ -188,32 +197,24 @@ class _KeptAndRest(torch.autograd.Function):
         return tuple(values.unflatten(0, scores_MBC.shape[:2]) for values in found), 0
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
-        kept_grad_BK, rest_grad_B, _, _ = gradients
-        scores_BC, ids_BK, lse_B, log_rest_B = ctx.saved_tensors
+    def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor, None, None]:
+        ids_BK, log_q_BK, log_rest_B, powers_BC, sums_B = ctx.saved_tensors
+        kept_grad_BK, rest_grad_B, *_ = gradients
+        kept_grad_BK = torch.zeros_like(log_q_BK) if kept_grad_BK is None else kept_grad_BK
+        rest_grad_B = torch.zeros_like(log_rest_B) if rest_grad_B is None else rest_grad_B
         rest_grad_B = torch.where(log_rest_B > NEVER, rest_grad_B, 0.0)  # it was clamped
-        log_rest_B = log_rest_B.clamp(min=NEVER)
         total_B = kept_grad_BK.sum(dim=1) + rest_grad_B
-        factor_B = (rest_grad_B - total_B * log_rest_B.exp()) / ctx.temperature
-        rest_lse_B = lse_B + log_rest_B
-        kept_q_BK = (scores_BC.gather(1, ids_BK).float() / ctx.temperature - lse_B[:, None]).exp()
-        shared_BK = kept_q_BK * (-total_B / ctx.temperature)[:, None]
-        own_BK = kept_grad_BK / ctx.temperature
-        result_BC = torch.empty_like(scores_BC)
-        start = 0
-        for block_BC, block_ids_BK in _blocks(scores_BC, ids_BK):
-            rows = slice(start, start := start + len(block_BC))
-            # exp of a kept class may overflow here; it is written over.
-            gradient_BC = torch.mul(block_BC.float(), 1 / ctx.temperature).sub_(rest_lse_B[rows, None])
-            gradient_BC.exp_().mul_(factor_B[rows, None])
-            gradient_BC.scatter_(1, block_ids_BK, shared_BK[rows]).scatter_add_(1, block_ids_BK, own_BK[rows])
-            result_BC[rows] = gradient_BC
-        return result_BC, None, None
+        factor_B = (rest_grad_B - total_B * log_rest_B.clamp(min=NEVER).exp()) / ctx.temperature
+        gradient_BC = powers_BC * (factor_B / sums_B)[:, None]
+        gradient_BC.scatter_(1, ids_BK, log_q_BK.exp() * (-total_B / ctx.temperature)[:, None])
+        gradient_BC.scatter_add_(1, ids_BK, kept_grad_BK / ctx.temperature)
+        return gradient_BC.to(ctx.dtype), None, None
 
 
-def _blocks(scores_BC: Tensor, ids_BK: Tensor) -> list[tuple[Tensor, Tensor]]:
-    rows = max(1, BLOCK_ELEMENTS.get(scores_BC.device.type, 2**28) // max(1, scores_BC.shape[1]))
-    return list(zip(scores_BC.split(rows), ids_BK.split(rows), strict=True))
+def _blocks(*rows: Tensor) -> Iterator[tuple[Tensor, ...]]:
+    """Yield the same rows of each, so many that those of the first are a block."""
+    size = max(1, BLOCK_ELEMENTS.get(rows[0].device.type, 2**28) // max(1, rows[0].shape[1]))
+    return zip(*(values.split(size) for values in rows), strict=True)
 
 
 def log1m_exp(log_p_B: Tensor) -> Tensor:
