@@ -228,7 +228,7 @@ def _print_comparison(runs: Path) -> None:
         "agreement",
         epochs=pl.col("epochs"),
         seconds=pl.col("seconds").round(1),
-        status=pl.when(pl.col("error").is_null()).then(pl.col("status")).otherwise(pl.lit("failed")),
+        status=pl.col("status"),
     )
     print_table(shown, title=str(runs))
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Hashable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -17,6 +17,8 @@ from student_train.prepare import Prepared, Request
 from student_train.projection import MemoryProjection, fit, stack_kind
 from student_train.train import choose_for
 from student_train.work import epoch_flops
+
+WORKER_BYTES = 96 * 2**20  # of a worker that has begun, above this process with the same libraries: 85 MB on Linux
 
 
 @dataclass(frozen=True)
@@ -137,7 +139,9 @@ def project_groups(request: Request, groups: Sequence[Group]) -> list[MemoryProj
     for group in groups:
         residency = choose_for(request, group.left, device)
         window_shards = request.data.window_shards
-        projected.append(fit(request.cache, group.left, residency, window_shards, device, request.fleet)[1])
+        memory = fit(request.cache, group.left, residency, window_shards, device, request.fleet)[1]
+        parts = memory.parts | {"a Dask worker": WORKER_BYTES}
+        projected.append(replace(memory, host_bytes=memory.host_bytes + WORKER_BYTES, parts=parts))
     needed, free = sum(memory.host_bytes for memory in projected), free_bytes(torch.device("cpu"))
     if needed > free:
         raise BadRequest(

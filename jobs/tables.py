@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from typing import Any
 
 import polars as pl
@@ -14,33 +15,24 @@ from rich.tree import Tree
 from jobs.terminal import out, si
 
 SHOWN_ROWS = 200
-FOLDED_WIDTH = 18  # of a column of text, such as long names, where a table would be too wide otherwise
+FOLDED_WIDTHS = (
+    10_000,
+    26,
+    18,
+)  # of a column of text, such as long names: the first with which a table is narrow enough
 
 
 def print_table(frame: pl.DataFrame, title: str | None = None) -> None:
     """Print a frame; numbers to the right, bytes with a prefix, at most SHOWN_ROWS rows; names as they are, for SQL."""
-    table = Table(
-        title=None if title is None else Text(title),
-        title_justify="left",
-        box=box.SIMPLE_HEAD,
-        pad_edge=False,
-        padding=(0, 1, 0, 0),
-    )
-    for name, dtype in frame.schema.items():
-        number = dtype.is_numeric()
-        table.add_column(Text(name), justify="right" if number else "left", no_wrap=number, overflow="fold")
     rows = [
         {name: _cell(name, value) for name, value in row.items()}
         for row in frame.head(SHOWN_ROWS).iter_rows(named=True)
     ]
-    for row in rows:
-        table.add_row(*map(Text, row.values()))
     # What is too wide by its text is folded; by more, it is a block for each row. Nothing is cut.
-    folded = sum(
-        max(0, longest - FOLDED_WIDTH) for name in frame.columns if (longest := _text_width(frame, name, rows))
-    )
-    if Measurement.get(out, out.options.update(width=10_000), table).maximum - folded <= out.width:
-        out.print(table)
+    tables = (_table(frame, title, rows, folded_width) for folded_width in FOLDED_WIDTHS)
+    fitting = next((table for table in tables if _width(table) <= out.width), None)
+    if fitting is not None:
+        out.print(fitting)
     else:
         width = max(map(len, frame.columns))
         out.print(
@@ -52,9 +44,28 @@ def print_table(frame: pl.DataFrame, title: str | None = None) -> None:
         out.print("no rows")
 
 
-def _text_width(frame: pl.DataFrame, name: str, rows: list[dict[str, str]]) -> int:
-    """Return the width of a column of text, 0 of one of numbers."""
-    return 0 if frame.schema[name].is_numeric() else max((len(row[name]) for row in rows), default=0)
+def _table(frame: pl.DataFrame, title: str | None, rows: list[dict[str, str]], folded_width: int) -> Table:
+    table = Table(
+        title=None if title is None else Text(title),
+        title_justify="left",
+        box=box.SIMPLE_HEAD,
+        pad_edge=False,
+        padding=(0, 1, 0, 0),
+    )
+    for name, dtype in frame.schema.items():
+        table.add_column(Text(name), justify="right" if dtype.is_numeric() else "left", no_wrap=True)
+    for row in rows:
+        table.add_row(*(Text(_folded(cell, folded_width)) for cell in row.values()))
+    return table
+
+
+def _folded(text: str, width: int) -> str:
+    """Return a text in lines no longer than this, broken after hyphens where it can be."""
+    return text if len(text) <= width else "\n".join(textwrap.wrap(text, width))
+
+
+def _width(table: Table) -> int:
+    return Measurement.get(out, out.options.update(width=10_000), table).maximum
 
 
 def print_memory(title: str, total_bytes: int, parts: dict[str, int]) -> None:

@@ -143,15 +143,16 @@ class Watch:
     """Progress of counted things on stderr: a bar on a terminal, a log line every 30 s elsewhere."""
 
     def __init__(self, unit: str):
-        self._unit = unit
+        self._unit = self._first_unit = unit
         self._bar: Progress | None = None
         self._task: Any = None
         self._name, self._detail, self._total, self._count, self._first, self._began = "", "", 0, 0, 0, 0.0
         self._ended = threading.Event()
 
-    def begin(self, name: str, total: int, done: int = 0) -> None:
+    def begin(self, name: str, total: int, done: int = 0, unit: str | None = None) -> None:
         """Begin to count `total` things, of which `done` are there already."""
         self.end()
+        self._unit = unit or self._first_unit
         self._name, self._detail, self._total, self._count, self._first = name, "", total, done, done
         self._began = time.monotonic()
         if errors.is_terminal:

@@ -14,7 +14,7 @@ IDLE_SHARE = 0.01  # of the gradient; below it a term is worth a note
 class Watcher(Protocol):
     """What shows it: a `terminal.Watch`, or on a worker what sends it to the command."""
 
-    def begin(self, name: str, total: int, done: int = 0) -> None: ...
+    def begin(self, name: str, total: int, done: int = 0, unit: str | None = None) -> None: ...
     def advance(self, count: int, detail: str = "") -> None: ...
     def detail(self, text: str) -> None: ...
     def complete(self) -> None: ...
@@ -27,6 +27,8 @@ class TrainProgress:
     def __init__(self, watch: Watcher):
         self._watch = watch
         self._done_steps = self._loaded_shards = 0
+        self._students = 0  # that have begun
+        self._best = (0, 0.0)  # an epoch, and the best accuracy in it so far
 
     def ignore(self, event: events.Event) -> None:
         """Show nothing: the first process tells."""
@@ -42,7 +44,7 @@ class TrainProgress:
                 self._watch.note(f"memory: at most {si(event.host_bytes, 'B')}{on_device}")
             case events.Loading():
                 if event.done_shards == 1:
-                    self._watch.begin(f"{event.students}: rows", event.shards)
+                    self._watch.begin(f"{event.students}, rows", event.shards, unit="shards")
                 self._watch.advance(event.done_shards - self._loaded_shards)
                 self._loaded_shards = event.done_shards % event.shards
             case events.StackingChosen():
@@ -54,9 +56,8 @@ class TrainProgress:
                 self._watch.begin(event.students, event.total_steps, event.done_steps)
                 self._done_steps = event.done_steps
             case events.Progress():
-                self._watch.advance(
-                    event.done_steps - self._done_steps, f"epoch {event.epoch}/{event.epochs} loss {event.loss:.4g}"
-                )
+                loss = f"{self._of_many('median ')}loss {event.loss:.4g}"
+                self._watch.advance(event.done_steps - self._done_steps, f"epoch {event.epoch}/{event.epochs} {loss}")
                 self._done_steps = event.done_steps
             case events.PassDone():
                 self._watch.complete()
@@ -67,6 +68,8 @@ class TrainProgress:
         match event:
             case events.EpochDone():
                 self._tell_epoch(event)
+            case events.StudentStarted():
+                self._students += 1
             case events.StudentSkipped():
                 done = "finished" if event.record.status == "finished" else "set aside"
                 self._watch.note(f"{event.record.student}: {done} before, skipped")
@@ -81,9 +84,15 @@ class TrainProgress:
         metrics = event.metrics
         if metrics.accuracy is not None:
             view = "" if metrics.view == PLAIN else f" ({metrics.view})"
-            self._watch.detail(f"epoch {metrics.epoch}{view} accuracy {metrics.accuracy:.2%}")
+            self._best = max(self._best, (metrics.epoch, metrics.accuracy))
+            best = self._best[1] if self._best[0] == metrics.epoch else metrics.accuracy
+            self._watch.detail(f"epoch {metrics.epoch}{view} {self._of_many('best ')}accuracy {best:.2%}")
         if metrics.epoch == 1:
             self._note_idle_terms(event.student, metrics.shares)
+
+    def _of_many(self, word: str) -> str:
+        """Return a word that tells which figure it is where there are those of several students."""
+        return word if self._students > 1 else ""
 
     def _note_idle_terms(self, student: str, shares: dict[str, float]) -> None:
         """Tell of terms that teach next to nothing; a weight that is off by a hundred is easily written."""

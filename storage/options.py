@@ -114,7 +114,12 @@ def _factory_source(reference: Factory) -> str:
     try:
         return path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise BadRequest(f"cannot read {path}", found=str(error)) from None
+        raise BadRequest(
+            f"cannot read {path}",
+            found=str(error),
+            expected=f"the file of {reference}",
+            do="mend the path, from the job's folder",
+        ) from None
 
 
 def code_fingerprint(reference: Factory) -> str:

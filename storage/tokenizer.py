@@ -166,6 +166,6 @@ def _library() -> tuple[Any, ...]:
         raise BadRequest(
             "datasets of text need the library `tokenizers`",
             found="it is not installed",
-            do="pip install stillroom[text]",
+            do=".venv/bin/pip install -c constraints.txt -e '.[text]'",
         ) from None
     return tokenizers, models, pre_tokenizers, decoders, trainers, Tokenizer

@@ -135,7 +135,7 @@ def check_identity(folder: Path, found: dict[str, Any], expected: dict[str, Any]
             else f"{folder} holds a run of another job: {names} changed",
             found="\n".join(f"{name} = {json.dumps(was)}" for name, was, _ in fields),
             expected="\n".join(f"{name} = {json.dumps(now)}" for name, _, now in fields),
-            do=f"give the student another name, or: rm -r {folder}",
+            do=f"put it back to go on; or give the student another name, or: rm -r {folder}",
         )
 
 

@@ -57,13 +57,13 @@ def dry_run(request: Request) -> DryRun:
 
 def plan_student(student: Prepared) -> PlannedStudent:
     """Return what would become of a checked student."""
-    position = position_of(student.folder, student.identity)
+    position, done = position_of(student.folder, student.identity), student.finished
     action: Literal["resume", "train"] = "train" if position is None else "resume"
     return PlannedStudent(
         student=student.options.name,
-        action="skip" if student.finished is not None else action,
+        action="skip" if done is not None else action,
         train_rows=student.train.num_rows,
         validation_rows=student.held.num_rows,
-        done_epochs=0 if position is None else position.epoch,
+        done_epochs=done.epochs if done is not None else 0 if position is None else position.epoch,
         epochs=student.options.epochs,
     )

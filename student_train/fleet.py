@@ -188,6 +188,7 @@ class Fleet:
         outrun = halving.outrun(present, epochs)
         self._predict([trainee for trainee, _ in outrun])
         for trainee, reason in outrun:
+            trainee.checkpoint({})  # it goes on from here should the job ever let it
             record = trainee.set_aside(reason, halving.section, self._latency(trainee))
             self.outcome.records[trainee.name] = record
             self._report(StudentStopped(record))

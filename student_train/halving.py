@@ -54,11 +54,11 @@ class Halving:
             return []
         going_on = max(1, ceil((len(running) + before) / self.options.factor))
         ranked = sorted(running, key=lambda trainee: (self._badness(trainee.history[-1]), trainee.name))
-        metric = self.options.metric
+        metric, after = self.options.metric, f"{epochs} epochs" if epochs > 1 else "1 epoch"
         return [
             (
                 trainee,
-                f"set aside after {epochs} epochs: {metric} {getattr(trainee.history[-1], metric):.4g}, "
+                f"set aside after {after}: {metric} {getattr(trainee.history[-1], metric):.4g}, "
                 f"place {place} of {len(running) + before}; the best {going_on} went on",
             )
             for place, trainee in enumerate(ranked, start=1)

@@ -84,6 +84,13 @@ def prepare(request: Request) -> list[Prepared]:
     Raises:
         BadRequest: of some kind.
     """
+    if request.runs.exists() and not request.runs.is_dir():
+        raise BadRequest(
+            f"{request.runs} is no folder",
+            found="a file",
+            expected="a folder of runs, or nothing",
+            do="name one in `runs`",
+        )
     names = [options.name for options in request.students]
     if len(names) != len(set(names)):
         twice = sorted({name for name in names if names.count(name) > 1})

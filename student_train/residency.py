@@ -101,7 +101,7 @@ def choose_place(asked: Asked, projected_bytes: int, free: dict[str, int]) -> Re
     Raises:
         BadRequest: the job says where, and they are larger than the free memory there.
     """
-    figures = f"{gib(projected_bytes)} of rows, " + ", ".join(f"{gib(free[at])} free on the {at}" for at in free)
+    figures = f"{gib(projected_bytes)} of rows, free: " + ", ".join(f"{at} {gib(free[at])}" for at in free)
     if asked == "host" and "host" not in free:
         asked = "device"
     if asked == "stream":
@@ -115,8 +115,8 @@ def choose_place(asked: Asked, projected_bytes: int, free: dict[str, int]) -> Re
     places: tuple[Place, ...] = ("device", "host")
     for place in places:
         if projected_bytes <= KEPT_SHARE * free.get(place, 0):
-            return Residency(place, projected_bytes, f"{figures}, within a share of {KEPT_SHARE:g}")
-    return Residency("stream", projected_bytes, f"{figures}, above a share of {KEPT_SHARE:g}")
+            return Residency(place, projected_bytes, f"{figures}; up to {KEPT_SHARE:.0%}")
+    return Residency("stream", projected_bytes, f"{figures}; above {KEPT_SHARE:.0%}")
 
 
 class FeedPool:

@@ -148,5 +148,5 @@ def _library(module: str, extra: str) -> Any:
         raise BadRequest(
             f"[track] {extra} needs a package that is not installed",
             found=str(error),
-            do=f"pip install 'stillroom[{extra}]'",
+            do=f".venv/bin/pip install -c constraints.txt -e '.[{extra}]'",
         ) from None

@@ -153,7 +153,7 @@ class Trainee:
         """Write where it is, durable when this returns.
 
         Args:
-            tally: of the epoch that it is in.
+            tally: of the epoch that it is in; empty before its first step.
         """
         where = Position(
             epoch=self.epoch,
@@ -226,7 +226,7 @@ class Trainee:
         return student.eval()
 
     def set_aside(self, reason: str, halving: dict[str, Any], latency: Latency) -> RunRecord:
-        """Write the result so far of a student that others have outrun; its checkpoint stays, should it ever go on.
+        """Write the result so far of a student that others have outrun; its checkpoint stays.
 
         Args:
             reason: why it is stopped.

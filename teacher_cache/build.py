@@ -232,7 +232,7 @@ def _check_quarantined(cache: Cache, stage: Stage, quarantined: int) -> None:
             + [f"{sample_id}: {error}" for sample_id, error in reasons.select("sample_id", "error").iter_rows()]
         ),
         expected=f"at most {source.max_quarantined:.2%} (max_quarantined)",
-        do="mend them, or raise max_quarantined",
+        do="mend them where they lie (without them it would be another dataset), or raise max_quarantined",
     )
 
 

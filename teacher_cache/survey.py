@@ -181,7 +181,7 @@ def _plan_dataset(
             f"dataset {source.name} has lost samples that {job}'s cache holds",
             found=f"{len(growth.gone)} files gone or shorter: {', '.join(growth.gone[:5])}",
             expected="every recorded sample, and perhaps new ones",
-            do=f"put them back, or cache build {job} --as NAME",
+            do=f"put them back, or cache build {job} --as NAME; or delete the cache, if you want nothing that it holds",
         )
     mended = _compare(cache, source, recorded, growth.touched, job) if known and growth.touched and cache else {}
     segments = (*recorded.segments, growth.segment) if growth.segment else recorded.segments

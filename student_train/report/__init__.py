@@ -17,7 +17,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from storage.errors import CorruptObject
+from storage.errors import BadRequest, CorruptObject
 from storage.objects import LocalObjects
 from student_train.report.contents import gather
 from student_train.report.page import render
@@ -59,9 +59,12 @@ def write_report(runs: Path, out: Path | None = None, cache_url: str | None = No
 
     Raises:
         MissingSource: there is no run.
+        BadRequest: `out` is a folder.
         StillroomError: `cache_url` is given, and is not their cache.
         StorageFailure: the file cannot be written.
     """
+    if out is not None and out.is_dir():
+        raise BadRequest(f"{out} is a folder", expected="the file to write", do=f"--out {out / REPORT_FILE}")
     contents = gather(runs, cache_url)
     page = render(contents).encode()
     path = runs / REPORT_FILE if out is None else out

@@ -155,7 +155,9 @@ def _open_caches(contents: Contents, cache_url: str | None) -> dict[str, Cache]:
         if number == 0 and cache_url is not None:
             opened[identity] = open_cache(cache_url, identity)
         elif url is None:
-            contents.notices.append("where the cache lies is not recorded; give --cache URL, for what is read there")
+            contents.notices.append(
+                "no student is done yet, and before that no file says where the cache lies; --cache URL does"
+            )
         else:
             try:
                 opened[identity] = open_cache(url, identity)

@@ -75,7 +75,7 @@ def test_damaged_predictions_are_an_exit_code_for_schedulers(program: Program, r
         (("RUNS/a",), 2, "is one run, not a folder of runs"),
         (("RUNS", "--cache", "nowhere"), 2, "is not a cache"),
         (("RUNS", "--cache", "other"), 2, "is not the cache of these runs"),
-        (("RUNS", "--out", "empty"), 1, "cannot write"),
+        (("RUNS", "--out", "empty"), 2, "is a folder"),
         (("RUNS", "--out", "RUNS/a/run.json/page.html"), 1, "cannot write"),
         (("RUNS", "--out", "/proc/page.html"), 1, "cannot write"),
     ],

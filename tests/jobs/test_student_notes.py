@@ -29,3 +29,34 @@ def test_a_term_that_teaches_next_to_nothing_is_told_once(
     ended = program("student", "train", tmp_path / "job.toml")
     assert ended.code == 0, ended.err
     assert ended.err.count("s learns next to nothing from kd:sage") == notes
+
+
+HALVED = """
+[halving]
+first_epochs = 1
+factor = 2
+[[student]]
+name = "m"
+architecture = "mlp"
+epochs = 2
+objective = [{ loss = "labels" }]
+[student.sweep]
+seed = [0, 1]
+"""
+
+
+def test_who_was_set_aside_is_no_failure(tmp_path: Path, program: Program) -> None:
+    write_cache(tmp_path / "cache", Recipe())
+    (tmp_path / "job.toml").write_text(JOB.partition("[[student]]")[0] + HALVED)
+    ended = program("student", "train", tmp_path / "job.toml")
+    assert ended.code == 0, ended.err
+    assert [ended.out.count(status) for status in ("finished", "stopped", "failed")] == [1, 1, 0], ended.out
+    assert "best accuracy" in ended.err
+
+
+def test_runs_that_are_a_file_are_a_bad_request(tmp_path: Path, program: Program) -> None:
+    write_cache(tmp_path / "cache", Recipe())
+    (tmp_path / "runs").write_text("")
+    (tmp_path / "job.toml").write_text(JOB % "1.0")
+    ended = program("student", "train", tmp_path / "job.toml")
+    assert (ended.code, "runs is no folder" in ended.err) == (2, True), ended.err

@@ -135,10 +135,12 @@ def test_halving_sets_the_worst_aside(toy_cache: Cache, tmp_path: Path) -> None:
     assert sorted(stopped.values()) == [1, 1, 2]
     assert stopped["s0"] == stopped["s1"] == 1
     assert (tmp_path / "s0/student.safetensors").exists()
+    for name, epochs in stopped.items():
+        assert json.loads((tmp_path / name / "checkpoint.json").read_text())["epoch"] == epochs
     record = read_record(tmp_path / "s0")
     assert record is not None
     assert record.error is not None
-    assert record.error.startswith("set aside after 1 epochs: accuracy 0.")
+    assert record.error.startswith("set aside after 1 epoch: accuracy 0.")
     assert record.error.endswith("of 4; the best 2 went on")
 
 

@@ -62,7 +62,7 @@ def test_a_dry_run_says_what_would_be_done(toy_cache: Cache, tmp_path: Path) -> 
         train_students(request_of(toy_cache, tmp_path, student("b")), stop=stop_after(10 + 6 + 2 + 3))
     plan = dry_run(request_of(toy_cache, tmp_path, student("a"), student("b"), student("c")))
     found = [(s.student, s.action, s.done_epochs, s.epochs, s.train_rows, s.validation_rows) for s in plan.students]
-    assert found == [("a", "skip", 0, 3, 192, 48), ("b", "resume", 1, 3, 192, 48), ("c", "train", 0, 3, 192, 48)]
+    assert found == [("a", "skip", 3, 3, 192, 48), ("b", "resume", 1, 3, 192, 48), ("c", "train", 0, 3, 192, 48)]
 
 
 def test_a_finished_job_needs_no_memory(toy_cache: Cache, tmp_path: Path) -> None:

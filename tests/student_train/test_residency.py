@@ -79,7 +79,7 @@ def test_rows_that_cannot_fit_are_refused(asked: Place) -> None:
         choose_place(asked, 2**31, {"device": 2**30, "host": 2**30})
     assert str(caught.value) == (
         f"BadRequest: the rows do not fit on the {asked}\n"
-        "  found     2.0 GiB of rows, 1.0 GiB free on the device, 1.0 GiB free on the host\n"
+        "  found     2.0 GiB of rows, free: device 1.0 GiB, host 1.0 GiB\n"
         '  do        residency = "auto" or "stream" in the job'
     )
 

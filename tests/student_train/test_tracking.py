@@ -186,7 +186,7 @@ def test_a_missing_package_is_refused_before_the_first_step(
     for action in (train_students, dry_run):
         with pytest.raises(BadRequest) as refused:
             action(tracked(toy_cache, tmp_path / "runs", **track))
-        assert refused.value.do == f"pip install 'stillroom[{package}]'"
+        assert refused.value.do == f".venv/bin/pip install -c constraints.txt -e '.[{package}]'"
     assert not (tmp_path / "runs").exists()
 
 
