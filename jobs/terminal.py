@@ -19,6 +19,7 @@ from typing import Any, NoReturn, TextIO
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
+from rich.table import Column
 from rich.text import Text
 
 from storage.errors import Interrupted, StillroomError
@@ -158,11 +159,11 @@ class Watch:
         if errors.is_terminal:
             self._bar = Progress(
                 TextColumn("{task.description}"),
-                BarColumn(bar_width=None),
-                MofNCompleteColumn(),
+                BarColumn(bar_width=None),  # the only one that gives way
+                MofNCompleteColumn(table_column=Column(no_wrap=True)),
                 TextColumn(self._unit),
-                _Rate(),
-                TimeRemainingColumn(compact=True),
+                _Rate(table_column=Column(no_wrap=True)),
+                TimeRemainingColumn(compact=True, table_column=Column(no_wrap=True)),
                 console=errors,
                 expand=True,
             )

@@ -148,7 +148,9 @@ def kept_and_rest(scores_BC: Tensor, ids_BK: Tensor, temperature: float = 1.0) -
 
 
 class _KeptAndRest(torch.autograd.Function):
-    """`kept_and_rest`, with a gradient that is one multiple of what the forward pass has computed.
+    """`kept_and_rest`, with a gradient that is a multiple of what the forward pass has computed, and written over it.
+
+    So a graph through it can be walked once; torch raises RuntimeError the second time.
 
     With L the log-sum-exp of all scores and R that of the rest, ∂L/∂z_j = exp(z_j − L), and for the rest
     ∂R/∂z_j = exp(z_j − R), which is no more than 1: the power of j over the sum of all powers of the rest.
@@ -205,7 +207,7 @@ class _KeptAndRest(torch.autograd.Function):
         rest_grad_B = torch.where(log_rest_B > NEVER, rest_grad_B, 0.0)  # it was clamped
         total_B = kept_grad_BK.sum(dim=1) + rest_grad_B
         factor_B = (rest_grad_B - total_B * log_rest_B.clamp(min=NEVER).exp()) / ctx.temperature
-        gradient_BC = powers_BC * (factor_B / sums_B)[:, None]
+        gradient_BC = powers_BC.mul_((factor_B / sums_B)[:, None])
         gradient_BC.scatter_(1, ids_BK, log_q_BK.exp() * (-total_B / ctx.temperature)[:, None])
         gradient_BC.scatter_add_(1, ids_BK, kept_grad_BK / ctx.temperature)
         return gradient_BC.to(ctx.dtype), None, None
