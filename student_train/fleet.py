@@ -13,6 +13,7 @@ from math import isfinite
 import torch
 
 from storage.errors import Interrupted, StillroomError, StorageFailure
+from student_train.devices import is_out_of_memory
 from student_train.events import (
     PassStarted,
     Progress,
@@ -242,11 +243,6 @@ def own_failure(name: str, error: Exception) -> StillroomError:
         found=f"{type(error).__name__}: {error}  ({frame.filename}:{frame.lineno})",
         do="correct it and run the same command again; the other students are not affected",
     )
-
-
-def is_out_of_memory(error: Exception) -> bool:
-    """Return whether an error says that memory ran out, on a GPU or on the host."""
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)
 
 
 def _parts(unit: Unit, no_memory: bool) -> list[Unit]:

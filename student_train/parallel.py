@@ -82,6 +82,14 @@ class Parallel:
         dist.all_reduce(flag, op=dist.ReduceOp.MAX)
         return bool(flag)
 
+    def all_agree(self, flags: Sequence[bool]) -> list[bool]:
+        """Return of each flag whether it is true in all processes."""
+        if self.size == 1:
+            return list(flags)
+        everywhere = torch.tensor(flags, dtype=torch.int64)
+        dist.all_reduce(everywhere, op=dist.ReduceOp.MIN)
+        return [bool(flag) for flag in everywhere]
+
     def wait(self) -> None:
         """Wait until all processes are here."""
         if self.size > 1:

@@ -88,15 +88,21 @@ class Single:
         taken = Step(torch.zeros((), device=device), nothing, None, 0)
         if len(mine.inputs):
             taken = self._accumulate(mine, measure_shares=measure_shares)
-        for parameter in self._trained:
-            if parameter.grad is None:
-                parameter.grad = torch.zeros_like(parameter)
+        missing = [parameter for parameter in self._trained if parameter.grad is None]
+        reached = torch.tensor([float(parameter.grad is not None) for parameter in self._trained], device=device)
+        for parameter in missing:
+            parameter.grad = torch.zeros_like(parameter)
         shares = taken.shares
         if measure_shares and shares is None:
             shares = torch.zeros(len(nothing), device=device)
         figures = [value.clone() for value in (taken.loss, *taken.values)]
         gradients = [parameter.grad for parameter in self._trained if parameter.grad is not None]
-        self._parallel.average([*gradients, *figures, *([] if shares is None else [shares])], taken.rows / max(rows, 1))
+        share = taken.rows / max(rows, 1)
+        self._parallel.average([*gradients, *figures, reached, *([] if shares is None else [shares])], share)
+        if missing:
+            for parameter, weight in zip(self._trained, reached.tolist(), strict=True):
+                if weight == 0:  # no loss reaches it in any process: it is not to decay
+                    parameter.grad = None
         return Step(figures[0], figures[1:], shares, rows)
 
     def synchronise(self) -> None:

@@ -113,17 +113,19 @@ class Stack:
             measure_shares: measure each term's share of the gradients, at the cost of a backward pass for each.
         """
         kept = self._buffers.snapshot()
+        self._weights.reached.clear()
         try:
             values_MK = self._losses(batches)
+            parts_MK = self._term_weights_MK * values_MK
+            if measure_shares:
+                grads_MP, shares_MK = self._gradient_by_term(parts_MK)
+            else:
+                grads_MP, shares_MK = self._weights.gradient(parts_MK.sum()), None
+            with self._weights.unreached_kept():
+                self._optimizer.step(grads_MP, rates)
         except BaseException:
             self._buffers.restore(kept)  # so that whoever tries these rows again has seen them once
             raise
-        parts_MK = self._term_weights_MK * values_MK
-        if measure_shares:
-            grads_MP, shares_MK = self._gradient_by_term(parts_MK)
-        else:
-            grads_MP, shares_MK = self._weights.gradient(parts_MK.sum()), None
-        self._optimizer.step(grads_MP, rates)
         if self._average is not None:
             self._follow(number)
         values_MK = values_MK.detach()

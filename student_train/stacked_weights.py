@@ -5,7 +5,8 @@ M students, P parameters of each.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from itertools import accumulate, pairwise
 
 import torch
@@ -24,6 +25,7 @@ class StackedWeights:
     Attributes:
         values_MP: the matrix.
         blocks: each parameter of all modules, (M, *shape), views of the matrix; leaves of autograd if trained.
+        reached: names of those that had a part in any loss whose gradient was asked for.
 
     Raises:
         ValueError: parameters are frozen, or of several types.
@@ -39,6 +41,7 @@ class StackedWeights:
             [torch.cat([own[name].detach().flatten() for name in self._shapes]) for own in parameters]
         )
         self.blocks = self.split(self.values_MP)
+        self.reached: set[str] = set()
         for place, own in enumerate(parameters):
             for name, parameter in own.items():
                 parameter.grad = None
@@ -61,9 +64,18 @@ class StackedWeights:
             leaves = list(self.blocks.values())
             gradients = torch.autograd.grad(loss, leaves, retain_graph=keep_graph, allow_unused=True)
             pairs = zip(self.split(grads_MP).values(), gradients, strict=True)
+            self.reached |= {name for name, each in zip(self.blocks, gradients, strict=True) if each is not None}
             targets, found = zip(*[(to, each) for to, each in pairs if each is not None], strict=True)
             torch._foreach_copy_(targets, found)
         return grads_MP
+
+    @contextmanager
+    def unreached_kept(self) -> Iterator[None]:
+        """Leave parameters that no loss reaches as they are, as torch's optimisers do, whatever the block does."""
+        kept = {name: block.detach().clone() for name, block in self.blocks.items() if name not in self.reached}
+        yield
+        for name, values in kept.items():
+            self.blocks[name].detach().copy_(values)
 
 
 class StackedBuffers:
@@ -131,7 +143,10 @@ class StackedOptimizer:
 
     @torch.no_grad()
     def step(self, grads_MP: Tensor, rates: Sequence[float]) -> None:
-        """Update all weights with a learning rate each; the gradients are used up."""
+        """Update all weights with a learning rate each; the gradients are used up.
+
+        What needs memory comes first: where there is none, nothing has changed.
+        """
         if self._limit_M1 is not None:  # as `torch.nn.utils.clip_grad_norm_` does
             norm_M1 = grads_MP.norm(dim=1, keepdim=True)
             grads_MP.mul_((self._limit_M1 / (norm_M1 + 1e-6)).clamp(max=1.0))
@@ -144,12 +159,13 @@ class StackedOptimizer:
         self._weights.values_MP.addcmul_(grads_MP, rates_M1, value=-1)
 
     def _adamw(self, grads_MP: Tensor, rates_M1: Tensor) -> None:
+        root_MP = torch.empty_like(grads_MP)
         self._steps_M += 1
         steps_M1 = self._steps_M[:, None]
         self._weights.values_MP.mul_(1 - rates_M1 * self._decay_M1)
         self._first_MP.lerp_(grads_MP, 1 - self._momentum_M1)
         self._second_MP.mul_(ADAMW_BETA2).addcmul_(grads_MP, grads_MP, value=1 - ADAMW_BETA2)
-        root_MP = self._second_MP.sqrt().div_((1 - ADAMW_BETA2**steps_M1).sqrt()).add_(ADAMW_EPS)
+        torch.sqrt(self._second_MP, out=root_MP).div_((1 - ADAMW_BETA2**steps_M1).sqrt()).add_(ADAMW_EPS)
         update_MP = torch.div(self._first_MP, root_MP, out=root_MP)
         self._weights.values_MP.addcmul_(update_MP, rates_M1 / (1 - self._momentum_M1**steps_M1), value=-1)
 

@@ -25,7 +25,7 @@ from student_train.predictions import HeldTable, held_table
 from student_train.prepare import Prepared, Request, passes, prepare
 from student_train.projection import fit
 from student_train.residency import FeedPool, Residency, choose_residency, projected_bytes
-from student_train.results import RUN_FILE, RunRecord, read_record, write_record
+from student_train.results import RUN_FILE, STEPS_FOLDER, RunRecord, read_record, write_record
 from student_train.tracking import tracking
 from student_train.trainee import Run, Trainee, failure_record
 
@@ -71,8 +71,11 @@ def train_students(
     students = prepare(request)
     parallel.wait()  # until all have seen what is there, and before one of them writes
     records = {student.options.name: student.finished for student in students if student.finished is not None}
-    for record in records.values():
-        report(StudentSkipped(record))
+    for student in students:
+        if student.finished is not None:
+            if student.finished.status == "finished" and parallel.writes:
+                delete_checkpoint(student.folder)  # a kill may have come between the record and this
+            report(StudentSkipped(student.finished))
     left = [student for student in students if student.finished is None]
     errors: dict[str, StillroomError] = {}
     if left:
@@ -84,10 +87,16 @@ def train_students(
         shown = left[0].train.views
         report(FeedChosen(residency.place, residency.why, 0 if shown is None else shown.count))
         pool = FeedPool(request.cache, device, place=residency.place, window_shards=request.data.window_shards)
-        done = tuple(record for record in records.values() if record.status == "stopped")
+        # With [halving] the passes of all students, so that whoever is compared is the same after an interruption.
+        together = passes(left if fleet.halving is None else students, fleet.at_once)
         with tracking(fleet.track if parallel.writes else TrackOptions(), left, report) as tracked:
-            for students_of_pass in passes(left, fleet.at_once):
-                found, failed = _train_pass(students_of_pass, request, fleet, pool, device, done, tracked, stop)
+            for all_of_pass in together:
+                done = [student.finished for student in all_of_pass if student.finished is not None]
+                stopped = tuple(record for record in done if record.status == "stopped")
+                students_of_pass = [student for student in all_of_pass if student.finished is None]
+                if not students_of_pass:
+                    continue
+                found, failed = _train_pass(students_of_pass, request, fleet, pool, device, stopped, tracked, stop)
                 records |= found
                 errors |= failed
     return Summary(tuple(records[s.options.name] for s in students if s.options.name in records), errors)
@@ -112,8 +121,8 @@ def _train_pass(
     """Train the students of one pass; return records and errors by name."""
     errors: dict[str, StillroomError] = {}
 
-    def fail(student: Prepared, error: StillroomError, run: Run | None = None) -> None:
-        if run is not None:
+    def fail(student: Prepared, error: StillroomError, run: Run | None) -> None:
+        if run is not None and request.parallel.writes:
             write_record(student.folder, failure_record(run, error))
         errors[student.options.name] = error
         report(StudentFailed(student.options.name, error))
@@ -133,34 +142,8 @@ def _train_pass(
                     locks.enter_context(_locked(student.folder))
                 ready.append(student)
             except TryAgain as error:
-                fail(student, error)
-        trainees, tables = [], dict[str | None, HeldTable]()
-        for student in ready:
-            if request.parallel.writes:
-                _forget_failure(student)
-            tops_N, agree_with = student.held.tops_N, student.agree_with
-            if agree_with not in tables:
-                tables[agree_with] = held_table(request.cache, student.held, agree_with)
-            run = Run(
-                options=student.options,
-                spec=student.spec,
-                encodings=student.encodings,
-                feature_shapes=student.feature_shapes,
-                folder=student.folder,
-                identity=student.identity,
-                device=device,
-                held=tables[agree_with],
-                cache=request.cache.url,
-                job=job_text(request.cache.url, request.runs, request.data, [student.options]),
-                tops_N=None if tops_N is None else torch.from_numpy(tops_N).to(device),
-                parallel=request.parallel,
-            )
-            try:
-                trainees.append(Trainee(run, student.train.num_rows))
-            except StorageFailure:
-                raise
-            except Exception as error:  # a user's own model, or a device out of memory
-                fail(student, own_failure(student.options.name, error), run)
+                fail(student, error, None)
+        trainees = _begin(ready, students, request, device, fail)
         if not trainees:
             return {}, errors
         needs = Needs()
@@ -187,6 +170,57 @@ def _train_pass(
     return outcome.records, errors | outcome.errors
 
 
+def _begin(
+    ready: Sequence[Prepared],
+    students: Sequence[Prepared],
+    request: Request,
+    device: torch.device,
+    fail: Callable[[Prepared, StillroomError, Run | None], None],
+) -> list[Trainee]:
+    """Return what is to be trained of the students of a pass, in this process and in all others.
+
+    Args:
+        ready: those whose folders are ours.
+        students: of the pass.
+        request: that they are of.
+        device: where they are trained.
+        fail: told of those that cannot begin.
+    """
+    begun, tables = dict[str, Trainee](), dict[str | None, HeldTable]()
+    for student in ready:
+        if request.parallel.writes:
+            _forget_failure(student)
+        tops_N, agree_with = student.held.tops_N, student.agree_with
+        if agree_with not in tables:
+            tables[agree_with] = held_table(request.cache, student.held, agree_with)
+        run = Run(
+            options=student.options,
+            spec=student.spec,
+            encodings=student.encodings,
+            feature_shapes=student.feature_shapes,
+            folder=student.folder,
+            identity=student.identity,
+            device=device,
+            held=tables[agree_with],
+            cache=request.cache.url,
+            job=job_text(request.cache.url, request.runs, request.data, [student.options]),
+            tops_N=None if tops_N is None else torch.from_numpy(tops_N).to(device),
+            parallel=request.parallel,
+        )
+        try:
+            begun[student.options.name] = Trainee(run, student.train.num_rows)
+        except StorageFailure:
+            raise
+        except Exception as error:  # a user's own model, or a device out of memory
+            fail(student, own_failure(student.options.name, error), run)
+    everywhere = request.parallel.all_agree([student.options.name in begun for student in students])
+    for student, agreed in zip(students, everywhere, strict=True):
+        name = student.options.name
+        if not agreed and begun.pop(name, None) is not None:
+            fail(student, TryAgain(f"another process could not begin student {name}"), None)
+    return list(begun.values())
+
+
 def _told(trainee: Trainee, error: StillroomError, report: Report) -> StillroomError:
     """Write and tell that a student failed; return why."""
     trainee.fail(error)
@@ -195,10 +229,12 @@ def _told(trainee: Trainee, error: StillroomError, report: Report) -> StillroomE
 
 
 def _forget_failure(student: Prepared) -> None:
-    """Delete what says that a run failed; and its checkpoint, if its job was changed since: nothing of it is of use."""
+    """Delete what says that a run failed; and its checkpoint and steps, if its job was changed since."""
     record = read_record(student.folder)
     if record is not None and record.identity != student.identity:
         delete_checkpoint(student.folder)
+        for path in (student.folder / STEPS_FOLDER).glob("*.parquet"):
+            LocalObjects(path.parent).delete(path.name)
     LocalObjects(student.folder).delete(RUN_FILE)
 
 

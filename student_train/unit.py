@@ -14,6 +14,7 @@ from typing import Any, Literal
 import torch
 
 from student_train.blank import blank_batch
+from student_train.devices import is_out_of_memory
 from student_train.events import Report, StackingChosen
 from student_train.needs import Batch
 from student_train.single import Single
@@ -98,11 +99,19 @@ class Unit:
         self.tally = self._empty_tally()
 
     def split(self, groups: Sequence[Sequence[Trainee]], *, halved: bool = False) -> list[Unit]:
-        """Return units of some of these trainees, each with its losses so far; this one is of no use then."""
+        """Return units of some of these trainees, each with its losses so far; this one is of no use then.
+
+        A smaller stack is a copy; without memory for it each trainee is a unit by itself, in the memory that it has.
+        """
         for place, trainee in enumerate(self.trainees):
             trainee.tally = self.tally.state(place) if self.step else {}
         self.stepper.release()
-        return [Unit(group, halved=halved) for group in groups if group]
+        try:
+            return [Unit(group, halved=halved) for group in groups if group]
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+        return [Unit([trainee]) for group in groups for trainee in group]
 
     def _empty_tally(self) -> Tally:
         learner = self.trainees[0].learner

@@ -27,6 +27,7 @@ from storage.digests import digest
 from storage.errors import BadRequest, BadWeights, CorruptObject, MissingSource, StillroomError, UnsupportedFormat
 from storage.objects import LocalObjects
 from storage.options import Options, load_factory
+from student_train.devices import is_out_of_memory
 from student_train.students.cnn import cnn
 from student_train.students.gpt import gpt
 from student_train.students.mlp import mlp
@@ -160,8 +161,9 @@ def build_student(spec: StudentSpec) -> Student:
     except StillroomError:
         raise
     except (Exception, SystemExit) as error:  # whatever a user's factory raises
+        large = is_out_of_memory(error)
         raise BadRequest(
-            f"architecture {spec.architecture!r} cannot be built",
+            f"architecture {spec.architecture!r} {'does not fit into memory' if large else 'cannot be built'}",
             found=f"{type(error).__name__}: {error}",
             expected=f"a model from options = {spec.options}",
         ) from error

@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from storage.cache import Cache
-from storage.errors import BadRequest, CorruptObject
+from storage.errors import BadRequest, CorruptObject, Interrupted
 from student_train import projection
 from student_train.events import Event, FeedChosen, PassStarted, StackTakenApart, StudentStopped
 from student_train.feed import ShardSource
@@ -24,6 +24,7 @@ from student_train.options import FleetOptions, StudentOptions
 from student_train.prepare import Request
 from student_train.results import read_record
 from student_train.selection import select_rows
+from student_train.stacked_weights import StackedOptimizer, StackedWeights
 from student_train.train import Summary, train_students
 from tests.student_train.test_loop import stop_after, weights
 from tests.student_train.toys import HINT, KD, LABELS, Recipe, request_of, student, write_cache
@@ -219,6 +220,74 @@ def test_a_stack_without_memory_is_halved_and_goes_on(toy_cache: Cache, tmp_path
     for each in students:
         found, expected = (torch_weights(tmp_path / how / each.name) for how in ("stacked", "alone"))
         assert all(torch.allclose(found[name], expected[name], atol=1e-5) for name in expected)
+
+
+@pytest.mark.parametrize("where", ["StackedWeights.gradient", "StackedOptimizer._adamw"])
+def test_a_step_that_ran_out_of_memory_leaves_nothing_behind(
+    toy_cache: Cache, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str
+) -> None:
+    students = [student(f"s{i}", seed=i, architecture="cnn", options={"widths": [4, 8]}) for i in range(4)]
+    train(toy_cache, tmp_path / "whole", *students, fleet={"stacking": "always"})
+    events: list[Event] = []
+    fail_once(monkeypatch, where, events)
+    train(toy_cache, tmp_path / "halved", *students, fleet={"stacking": "always"}, report=events.append)
+    assert [event.parts for event in events if isinstance(event, StackTakenApart)] == [2]
+    for each in students:
+        found, expected = (torch_weights(tmp_path / how / each.name) for how in ("halved", "whole"))
+        assert all(torch.allclose(found[name], expected[name], atol=1e-5) for name in expected)
+
+
+def test_without_memory_for_halves_each_student_goes_on_by_itself(
+    toy_cache: Cache, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    students = [student(f"s{i}", seed=i, optimizer="sgd") for i in range(4)]
+    train(toy_cache, tmp_path / "alone", *students, student("other", architecture="cnn", options={}))
+    events: list[Event] = []
+    fail_once(monkeypatch, "StackedWeights.gradient", events)
+    make = StackedWeights.__init__
+
+    def out_of_memory(self: StackedWeights, *args: Any, **options: Any) -> None:
+        if any(isinstance(event, PassStarted) for event in events):
+            raise torch.OutOfMemoryError("nor for a copy")
+        make(self, *args, **options)
+
+    monkeypatch.setattr(StackedWeights, "__init__", out_of_memory)
+    everyone = [*students, student("other", architecture="cnn", options={})]
+    summary = train(toy_cache, tmp_path / "runs", *everyone, fleet={"stacking": "always"}, report=events.append)
+    assert summary.exit_code == 0
+    assert [event.parts for event in events if isinstance(event, StackTakenApart)] == [4]
+    for each in everyone:
+        found, expected = (torch_weights(tmp_path / how / each.name) for how in ("runs", "alone"))
+        assert all(torch.allclose(found[name], expected[name], atol=1e-5) for name in expected)
+
+
+def fail_once(monkeypatch: pytest.MonkeyPatch, where: str, events: list[Event]) -> None:
+    """Let a stack's gradient or update find no memory in the tenth step after the pass has begun."""
+    kind, _, name = where.partition(".")
+    owner = {"StackedWeights": StackedWeights, "StackedOptimizer": StackedOptimizer}[kind]
+    method, calls = getattr(owner, name), []
+
+    def out_of_memory(self: Any, *args: Any, **options: Any) -> Any:
+        if any(isinstance(event, PassStarted) for event in events):
+            calls.append(1)
+            if len(calls) == 10:
+                raise torch.OutOfMemoryError("no memory for so many")
+        return method(self, *args, **options)
+
+    monkeypatch.setattr(owner, name, out_of_memory)
+
+
+@pytest.mark.parametrize("stop_at", [25, 40])
+def test_an_interruption_decides_no_other_halving(toy_cache: Cache, tmp_path: Path, stop_at: int) -> None:
+    students = [student(f"s{i}", learning_rate=0.0003 * (i + 1), seed=i) for i in range(8)]
+    fleet = {"stacking": "never", "at_once": 4, "halving": {"first_epochs": 1, "factor": 2}}
+    expected = train(toy_cache, tmp_path / "whole", *students, fleet=fleet)
+    with pytest.raises(Interrupted):
+        train(toy_cache, tmp_path / "cut", *students, fleet=fleet, stop=stop_after(stop_at))
+    found = train(toy_cache, tmp_path / "cut", *students, fleet=fleet)
+    assert [(r.student, r.status, r.epochs) for r in found.records] == [
+        (r.student, r.status, r.epochs) for r in expected.records
+    ]
 
 
 def torch_weights(folder: Path) -> dict[str, torch.Tensor]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import subprocess
@@ -28,7 +29,7 @@ cache = {cache!r}
 runs = {runs!r}
 train = "{dataset}/train"
 validation = "{dataset}/validation"
-student = [{student}]
+student = {students}
 """
 
 
@@ -45,14 +46,16 @@ def torchrun(job: Path, processes: int = 2, **environment: str) -> subprocess.Co
     )
 
 
-def write(folder: Path, cache: Cache, dataset: str, options: dict[str, Any]) -> Path:
+def write(folder: Path, cache: Cache, dataset: str, *students: dict[str, Any]) -> Path:
     def toml(value: Any) -> str:
         if isinstance(value, dict):
             return "{" + ", ".join(f"{key} = {toml(below)}" for key, below in value.items()) + "}"
         return f"[{', '.join(map(toml, value))}]" if isinstance(value, list) else json.dumps(value)
 
     path = folder / "job.students.toml"
-    path.write_text(JOB.format(cache=cache.url, runs=str(folder / "runs"), dataset=dataset, student=toml(options)))
+    path.write_text(
+        JOB.format(cache=cache.url, runs=str(folder / "runs"), dataset=dataset, students=toml(list(students)))
+    )
     return path
 
 
@@ -112,3 +115,28 @@ def test_a_mistake_is_told_by_every_process_and_ends_them(toy_cache: Cache, tmp_
     done = torchrun(write(tmp_path, toy_cache, "toy", options))
     assert done.returncode != 0
     assert "NotInCache" in done.stderr
+
+
+@pytest.mark.slow
+def test_a_student_that_another_command_holds_is_left_out_by_all_processes(toy_cache: Cache, tmp_path: Path) -> None:
+    held, free = (student(name).model_dump(mode="json", exclude_none=True) for name in ("held", "free"))
+    job = write(tmp_path, toy_cache, "toy", held, free)
+    (tmp_path / "runs/held").mkdir(parents=True)
+    with open(tmp_path / "runs/held/.lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        done = torchrun(job)
+    assert "another process is training held" in done.stderr
+    assert "gloo" not in done.stderr  # as where one process waits for another that is elsewhere
+    assert "train_students" not in done.stderr  # in no traceback
+    assert (tmp_path / "runs/free/run.json").exists()
+
+
+@pytest.mark.slow
+def test_a_layer_that_no_loss_reaches_stays_as_it_was_on_any_number_of_processes(
+    toy_cache: Cache, tmp_path: Path
+) -> None:
+    options = student(objective=[HINT], weight_decay=0.5, learning_rate=0.05)
+    train_students(request_of(toy_cache, tmp_path / "one", options))
+    done = torchrun(write(tmp_path, toy_cache, "toy", options.model_dump(mode="json", exclude_none=True)))
+    assert done.returncode == 0, done.stderr
+    assert same(tmp_path / "runs/a", tmp_path / "one/a")

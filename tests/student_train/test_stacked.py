@@ -52,6 +52,10 @@ def stacked(events: list[Event]) -> list[bool]:
         (SGD, [{"objective": [LABELS, HINT | {"weight": w}]} for w in (0.5, 2.0)]),
         (SGD | {"clip_norm": 0.5, "warmup_epochs": 1}, [{"clip_norm": 0.1}, {"schedule": "constant"}, {"epochs": 2}]),
         (SGD | CNN | {"ema_decay": 0.9, "patience_epochs": 5}, [{"ema_decay": 0.5}, {"seed": 3}]),
+        (
+            SGD | {"objective": [HINT], "weight_decay": 0.5},
+            [{"seed": 0}, {"seed": 1}],
+        ),  # the head is reached by no loss
     ],
 )
 def test_stacked_students_end_as_alone(

@@ -116,6 +116,27 @@ def test_a_failed_student_is_tried_again_by_a_corrected_job(toy_cache: Cache, tm
     assert (record.status, record.epochs) == ("finished", 9)
 
 
+def test_a_failed_student_that_is_tried_with_another_job_keeps_no_steps_of_the_old_one(
+    toy_cache: Cache, tmp_path: Path
+) -> None:
+    train_students(request_of(toy_cache, tmp_path, student(learning_rate=900.0, optimizer="sgd", epochs=5)))
+    (tmp_path / "a/steps").mkdir(exist_ok=True)
+    (tmp_path / "a/steps/00004.parquet").touch()
+    train_students(request_of(toy_cache, tmp_path, student(epochs=2)))
+    assert sorted(path.name for path in (tmp_path / "a/steps").glob("*.parquet")) == ["00001.parquet", "00002.parquet"]
+
+
+def test_a_kill_between_the_record_and_the_checkpoints_end_leaves_no_checkpoint(
+    toy_cache: Cache, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("student_train.trainee.delete_checkpoint", lambda folder: None)
+    train_students(request_of(toy_cache, tmp_path, student()))
+    monkeypatch.undo()
+    assert (tmp_path / "a/checkpoint.json").exists()
+    train_students(request_of(toy_cache, tmp_path, student()))
+    assert not list((tmp_path / "a").glob("checkpoint*"))
+
+
 def test_a_model_of_ones_own_is_trained_and_loaded(toy_cache: Cache, tmp_path: Path) -> None:
     (tmp_path / "m.py").write_text(BROKEN)
     own = f"{tmp_path}/m.py:whole"
