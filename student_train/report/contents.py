@@ -156,7 +156,7 @@ def _open_caches(contents: Contents, cache_url: str | None) -> dict[str, Cache]:
             opened[identity] = open_cache(cache_url, identity)
         elif url is None:
             contents.notices.append(
-                "no student is done yet, and before that no file says where the cache lies; --cache URL does"
+                "where the cache lies is recorded with the first student that is done; until then give --cache URL"
             )
         else:
             try:
@@ -232,7 +232,12 @@ def _galleries(contents: Contents, found: Comparison, shower: Shower) -> list[Ga
             title = f"{name}: {len(failed):,} of {len(table.drop_nulls('label')):,} {unit}"
             cards = shower.cards(failed, found.held, MOST_CARDS)
             galleries.append(Gallery(title, "student", contents.colours[name], cards))
-    return [gallery for gallery in galleries if gallery.cards]
+    shown = [gallery for gallery in galleries if gallery.cards]
+    if not shown and found.num_students > len(found.kept):
+        contents.notices.append(
+            f"rows where students fail: none of the {len(found.kept)} best does; of others none is kept"
+        )
+    return shown
 
 
 def _describe(contents: Contents, caches: dict[str, Cache]) -> None:

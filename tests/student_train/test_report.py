@@ -15,7 +15,7 @@ from PIL import Image
 
 from storage.cache import Cache
 from storage.encodings import SparseEncoding
-from storage.errors import CorruptObject, MissingSource, NotInCache, StaleCache, StorageFailure
+from storage.errors import BadRequest, CorruptObject, MissingSource, NotInCache, StaleCache, StorageFailure
 from student_train.predictions import PREDICTIONS_FILE, read_predictions
 from student_train.report import REPORT_FILE, Written, write_report
 from student_train.report.caches import cache_facts
@@ -369,8 +369,11 @@ def test_a_page_can_be_written_elsewhere(finished: Path, tmp_path: Path) -> None
 
 def test_a_page_that_cannot_be_written_is_told(finished: Path, tmp_path: Path) -> None:
     (tmp_path / "folder.html").mkdir()
-    with pytest.raises(StorageFailure, match="cannot write"):
+    with pytest.raises(BadRequest, match=r"folder\.html is a folder"):
         write_report(finished, tmp_path / "folder.html")
+    (tmp_path / "file").touch()
+    with pytest.raises(StorageFailure, match="cannot write"):
+        write_report(finished, tmp_path / "file/page.html")
 
 
 def test_one_run_is_no_folder_of_runs(finished: Path) -> None:
