@@ -135,7 +135,7 @@ def test_the_refusal_reads_as_every_error_does(tmp_path: Path) -> None:
         f"StaleCache: {tmp_path} holds a run of another job: cache changed\n"
         '  found     cache = "c"\n'
         '  expected  cache = "d"\n'
-        f"  do        give the student another name, or: rm -r {tmp_path}"
+        f"  do        put it back to go on; or give the student another name, or: rm -r {tmp_path}"
     )
 
 
