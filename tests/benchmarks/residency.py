@@ -13,7 +13,7 @@ import polars as pl
 from tests.benchmarks.pairs import NO_CUDA, Figure, Skipped, pairs
 from tests.benchmarks.programs import OBJECTIVE, build_cache, cifar
 
-RUNS = 3
+RUNS = 5
 STREAMED_ROWS = 4_096
 STREAMED: dict[str, Any] = {"architecture": "resnet", "options": {"depth": 14}, "batch_size": 128}  # 53 MFLOP an image
 SHARDS = {"rows_per_shard": 256, "window_shards": 4}  # so small that a window, and what is read behind it, is few rows
