@@ -123,9 +123,8 @@ class Relay:
     def __init__(self, key: str, steps: Mapping[str, tuple[int, int]], send: Callable[[dict[str, Any]], None]):
         self._key, self._send = key, send
         self._waiting = dict(steps)  # of students whose pass has not begun
-        self._ended = self._now = self._total = (
-            0  # steps of passes that have ended; of the one that runs, and its total
-        )
+        # Steps of passes that have ended; of the one that runs, and its total.
+        self._ended = self._now = self._total = 0
         self._detail = ""
         self._notes: list[str] = []
         self._sent_s = time.monotonic()

@@ -27,8 +27,8 @@ class TrainProgress:
     def __init__(self, watch: Watcher):
         self._watch = watch
         self._done_steps = self._loaded_shards = 0
-        self._students = 0  # that have begun
-        self._best = (0, 0.0)  # an epoch, and the best accuracy in it so far
+        self._students = 0  # of the pass that runs
+        self._best = (0, 0.0)  # an epoch of it, and the best accuracy in it so far
 
     def ignore(self, event: events.Event) -> None:
         """Show nothing: the first process tells."""
@@ -61,6 +61,7 @@ class TrainProgress:
                 self._done_steps = event.done_steps
             case events.PassDone():
                 self._watch.complete()
+                self._students, self._best = 0, (0, 0.0)
             case _:
                 self._tell_student(event)
 

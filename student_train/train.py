@@ -156,7 +156,6 @@ def _train_pass(
             raise
         except StillroomError as error:  # of the rows, which all of them were to learn from
             return {}, errors | {trainee.name: _told(trainee, error, report) for trainee in trainees}
-        request.parallel.wait()  # until all have read their checkpoints
         outcome = train_together(
             trainees,
             train,
@@ -213,6 +212,7 @@ def _begin(
             raise
         except Exception as error:  # a user's own model, or a device out of memory
             fail(student, own_failure(student.options.name, error), run)
+    # Which also waits until all have read their checkpoints, before one of them writes.
     everywhere = request.parallel.all_agree([student.options.name in begun for student in students])
     for student, agreed in zip(students, everywhere, strict=True):
         name = student.options.name

@@ -60,3 +60,11 @@ def test_runs_that_are_a_file_are_a_bad_request(tmp_path: Path, program: Program
     (tmp_path / "job.toml").write_text(JOB % "1.0")
     ended = program("student", "train", tmp_path / "job.toml")
     assert (ended.code, "runs is no folder" in ended.err) == (2, True), ended.err
+
+
+def test_a_pass_of_one_student_tells_that_students_figures(tmp_path: Path, program: Program) -> None:
+    write_cache(tmp_path / "cache", Recipe())
+    fleet = HALVED.replace("[halving]\nfirst_epochs = 1\nfactor = 2\n", "at_once = 1\n")
+    (tmp_path / "job.toml").write_text(JOB.partition("[[student]]")[0] + fleet)
+    ended = program("student", "train", tmp_path / "job.toml")
+    assert (ended.code, ended.err.count(" accuracy "), "best accuracy" in ended.err) == (0, 2, False), ended.err
