@@ -16,7 +16,7 @@ B rows or positions of a batch, N all of them, L positions of a block, C classes
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -39,7 +39,6 @@ from student_train.shard_source import INPUTS, LABELS, ShardSource
 from student_train.students import Student
 from student_train.windows import load_shard
 
-Answers = tuple[Tensor, Tensor, Tensor]  # top class, its probability, the label's log-probability, (B,) each
 PREDICTIONS_FILE = "predictions.parquet"
 FORMAT_VERSION = 1
 MOST_POSITIONS = 2**14
@@ -110,6 +109,37 @@ def held_table(cache: Cache, selection: Selection, teacher: str | None) -> HeldT
     return HeldTable(cache.id, selection.dataset, teacher, of_tokens, selection.num_rows, table)
 
 
+class Columns:
+    """Columns of N rows in place, filled a part of the rows at a time.
+
+    Pieces that are kept for a `cat` at the end would lie between the logits of one part and the next, where the C
+    library then reuses neither: 700 MB more for 2,000 positions of 50,000 ids (docs/log.md).
+    """
+
+    def __init__(self, num_rows: int):
+        self._num_rows = num_rows
+        self._filled = 0
+        self._columns: dict[str, Tensor] = {}
+
+    def add(self, part: Mapping[str, Tensor]) -> None:
+        """Fill in the next rows: (B,) of each column."""
+        start = self._filled
+        for name, values_B in part.items():
+            column_N = self._columns.setdefault(name, values_B.new_empty(self._num_rows))
+            self._filled = start + len(values_B)
+            column_N[start : self._filled] = values_B
+
+    def filled(self) -> dict[str, Tensor]:
+        """Return them, (N,) each, on the CPU.
+
+        Raises:
+            ValueError: there are rows that nobody filled in.
+        """
+        if self._filled != self._num_rows:
+            raise ValueError(f"{self._filled} of {self._num_rows} rows are filled in")
+        return {name: column_N.cpu() for name, column_N in self._columns.items()}
+
+
 class Asked(NamedTuple):
     """A student that is asked about the held rows.
 
@@ -157,7 +187,7 @@ def predict(
     first, held = asked[0]
     labels_N = torch.tensor(held.table["label"].fill_null(NO_CLASS).to_numpy()).to(first.device)
     num_rows = int(held.table["position"].n_unique())
-    said: list[list[Answers]] = [[] for _ in asked]
+    said = [Columns(len(labels_N)) for _ in asked]
     done, labels_left = 0, labels_N
     with torch.inference_mode():
         for batch in feed.in_order(batch_size):
@@ -168,24 +198,22 @@ def predict(
             labels_B, labels_left = labels_left[:size], labels_left[size:]
             for (student, _), answers in zip(asked, said, strict=True):
                 if held.of_tokens:
-                    answers.extend(_of_tokens(student, inputs, labels_B))
+                    _say_of_tokens(student, inputs, labels_B, answers)
                 else:
-                    answers.append(_said(student(inputs), labels_B))
+                    answers.add(_said(student(inputs), labels_B))
             done += len(inputs)
             if done == num_rows:
                 break
-    return [_with(own, answers, labels_N) for (_, own), answers in zip(asked, said, strict=True)]
+    return [_with(own, answers.filled(), labels_N) for (_, own), answers in zip(asked, said, strict=True)]
 
 
-def _with(held: HeldTable, answers: Sequence[Answers], labels_N: Tensor) -> HeldTable:
+def _with(held: HeldTable, answers: Mapping[str, Tensor], labels_N: Tensor) -> HeldTable:
     """Return held rows with a student's columns."""
-    tops_N, probabilities_N, log_p_N = (torch.cat(each).cpu() for each in zip(*answers, strict=True))
-    known = pl.Series((tops_N != NO_CLASS).numpy())
+    known = pl.Series((answers["top"] != NO_CLASS).numpy())
     labelled = pl.Series((labels_N != NO_CLASS).cpu().numpy())
     columns = {
-        "top": pl.when(known).then(pl.Series(tops_N.numpy())),
-        "top_probability": pl.when(known).then(pl.Series(probabilities_N.numpy())),
-        "label_log_probability": pl.when(labelled).then(pl.Series(log_p_N.numpy())),
+        name: pl.when(labelled if name == "label_log_probability" else known).then(pl.Series(values_N.numpy()))
+        for name, values_N in answers.items()
     }
     return replace(held, table=held.table.with_columns(**columns).cast(STUDENT_SCHEMA))  # type: ignore[arg-type]
 
@@ -214,20 +242,21 @@ def read_predictions(folder: Path) -> HeldTable | None:
         ) from None
 
 
-def _said(logits_BC: Tensor, labels_B: Tensor) -> Answers:
-    """Return top class, its probability, and the label's log-probability, (B,) each."""
+def _said(logits_BC: Tensor, labels_B: Tensor) -> dict[str, Tensor]:
+    """Return a student's columns of some rows, (B,) each."""
     log_p_BC = logits_BC.float().log_softmax(dim=1)
     top = log_p_BC.max(dim=1)
-    return top.indices, top.values.exp(), log_p_BC.gather(1, labels_B.clamp(min=0)[:, None])[:, 0]
+    label_log_p_B = log_p_BC.gather(1, labels_B.clamp(min=0)[:, None])[:, 0]
+    return {"top": top.indices, "top_probability": top.values.exp(), "label_log_probability": label_log_p_B}
 
 
-def _of_tokens(student: Student, tokens_BL: Tensor, labels_B: Tensor) -> Iterator[Answers]:
-    """Yield the same of all positions of some blocks, a part of them at a time; of those without a label nothing."""
+def _say_of_tokens(student: Student, tokens_BL: Tensor, labels_B: Tensor, answers: Columns) -> None:
+    """Add the same of all positions of some blocks, a part of them at a time; of those without a label nothing."""
     hidden_BD = student.hidden(tokens_BL).flatten(0, 1)
     size = part_size(student.scores(hidden_BD[:1]).shape[-1], hidden_BD.device)
     for part_BD, part_B in zip(hidden_BD.split(size), labels_B.split(size), strict=True):
-        tops_B, probabilities_B, log_p_B = _said(student.scores(part_BD), part_B)
-        yield tops_B.masked_fill(part_B == NO_CLASS, NO_CLASS), probabilities_B, log_p_B
+        said = _said(student.scores(part_BD), part_B)
+        answers.add(said | {"top": said["top"].masked_fill(part_B == NO_CLASS, NO_CLASS)})
 
 
 def _positions(cache: Cache, selection: Selection, teacher: str | None, blocks: pl.DataFrame) -> pl.DataFrame:
@@ -271,7 +300,7 @@ def _teacher_needs(cache: Cache, dataset: str, teacher: str | None) -> Needs:
 def _teacher_said(encoded: Encoded, labels_N: Tensor, needs: Needs) -> dict[str, Tensor]:
     """Return the teacher's columns of all positions, decoded a part of them at a time."""
     served = {need.capability.name for need in needs.soft}
-    parts: list[dict[str, Tensor]] = []
+    columns = Columns(len(labels_N))
     for positions in torch.arange(len(labels_N)).split(part_size(encoded.num_classes, labels_N.device)):
         targets = encoded.pick(positions).decode()
         part: dict[str, Tensor] = {}
@@ -281,5 +310,5 @@ def _teacher_said(encoded: Encoded, labels_N: Tensor, needs: Needs) -> dict[str,
         if "label_probability" in served:
             labels_B = labels_N[positions].clamp(min=0)
             part["teacher_label_log_probability"] = targets.label_log_p(labels_B, 1.0)
-        parts.append(part)
-    return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+        columns.add(part)
+    return columns.filled()
