@@ -72,10 +72,11 @@ def evaluate(
 
 
 def _measure(stepper: Stepper, batch: Batch, sums: Sums, tops: Sequence[Tensor | None]) -> None:
-    student = stepper.learners[0].exported
-    if student.of_tokens:
-        for logits_BC, labels_B in _positions(student, batch):
-            sums.add(logits_BC[None], labels_B, torch.full_like(labels_B, NO_CLASS)[None])
+    if stepper.learners[0].spec.of_tokens:
+        for place, learner in enumerate(stepper.learners):  # by itself each: a part's logits are of one student
+            for logits_BC, labels_B in _positions(learner.exported, batch):
+                none_B = torch.full_like(labels_B, NO_CLASS)
+                sums.add(logits_BC[None], labels_B, none_B[None], slice(place, place + 1))
     else:
         labels_B = _labels(batch)
         none_B = torch.full_like(labels_B, NO_CLASS)
@@ -101,8 +102,8 @@ class Sums:
         self._sums_M5 = torch.zeros(members, 5, dtype=torch.float64, device=device)
         self._bins_M3K = torch.zeros(members, 3, NUM_BINS, dtype=torch.float64, device=device)  # rows, sure, right
 
-    def add(self, logits_MBC: Tensor, labels_B: Tensor, tops_MB: Tensor) -> None:
-        """Add a batch; rows with NO_CLASS count for nothing."""
+    def add(self, logits_MBC: Tensor, labels_B: Tensor, tops_MB: Tensor, members: slice = slice(None)) -> None:
+        """Add a batch of all students, or of some; rows with NO_CLASS count for nothing."""
         labelled_B, taught_MB = labels_B != NO_CLASS, tops_MB != NO_CLASS
         log_q_MBC = logits_MBC.log_softmax(dim=2)
         targets_MB1 = labels_B.clamp(min=0)[None, :, None].expand(len(logits_MBC), -1, 1)
@@ -111,12 +112,12 @@ class Sums:
         correct_MB = (chosen_MB == labels_B) & labelled_B
         agreeing_MB = (chosen_MB == tops_MB) & taught_MB
         counted = (labelled_B.expand_as(correct_MB), correct_MB, nats_MB, taught_MB, agreeing_MB)
-        self._sums_M5 += torch.stack([each.sum(dim=1).double() for each in counted], dim=1)
+        self._sums_M5[members] += torch.stack([each.sum(dim=1).double() for each in counted], dim=1)
         bin_MB = (confidence_MB * NUM_BINS).long().clamp(0, NUM_BINS - 1)
         # One-hot and a product, not an index_add: the same bits every time, on a GPU too.
         member_MBK = torch.nn.functional.one_hot(bin_MB, NUM_BINS).double() * labelled_B[:, None]
         rows_M3B = torch.stack([torch.ones_like(confidence_MB), confidence_MB, correct_MB.float()], dim=1).double()
-        self._bins_M3K += rows_M3B @ member_MBK
+        self._bins_M3K[members] += rows_M3B @ member_MBK
 
     def figures(self, parallel: Parallel) -> list[Held]:
         """Return each student's figures, over the rows of all processes; waits for the device."""

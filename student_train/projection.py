@@ -83,8 +83,7 @@ class FleetBytes:
         """
         groups: dict[Any, list[StepBytes]] = {}
         for place, (student, step) in enumerate(zip(students, steps, strict=True)):
-            alone = not stacked or student.spec.of_tokens
-            groups.setdefault(place if alone else stack_kind(student), []).append(step)
+            groups.setdefault(stack_kind(student) if stacked else place, []).append(step)
         extra = [sum(step.weights for step in group) if len(group) > 1 else 0 for group in groups.values()]
         return cls(
             weights=sum(step.weights for step in steps) + max(extra),

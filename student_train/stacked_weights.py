@@ -34,6 +34,8 @@ class StackedWeights:
     def __init__(self, modules: Sequence[nn.Module], *, trained: bool = True):
         parameters = [dict(module.named_parameters()) for module in modules]
         self._shapes = {name: parameter.shape for name, parameter in parameters[0].items()}
+        edges = accumulate((shape.numel() for shape in self._shapes.values()), initial=0)
+        self._columns = {name: slice(*pair) for name, pair in zip(self._shapes, pairwise(edges), strict=True)}
         first = list(parameters[0].values())
         if trained and not all(p.requires_grad and p.dtype == first[0].dtype for p in first):
             raise ValueError("some parameters are frozen, or of another type than others")
@@ -51,23 +53,48 @@ class StackedWeights:
 
     def split(self, rows_MP: Tensor) -> dict[str, Tensor]:
         """Return a matrix of this layout by parameter, (M, *shape) each, as views."""
-        edges = accumulate((shape.numel() for shape in self._shapes.values()), initial=0)
-        return {
-            name: rows_MP[:, start:stop].view(len(rows_MP), *shape)
-            for (name, shape), (start, stop) in zip(self._shapes.items(), pairwise(edges), strict=True)
-        }
+        return {name: self._block(rows_MP, name) for name in self._shapes}
 
-    def gradient(self, loss: Tensor, *, keep_graph: bool = False) -> Tensor:
-        """Return the gradient of a scalar, (M, P): zero where a parameter has no part in it."""
-        grads_MP = torch.zeros_like(self.values_MP)
-        if loss.requires_grad:
-            leaves = list(self.blocks.values())
-            gradients = torch.autograd.grad(loss, leaves, retain_graph=keep_graph, allow_unused=True)
-            pairs = zip(self.split(grads_MP).values(), gradients, strict=True)
-            self.reached |= {name for name, each in zip(self.blocks, gradients, strict=True) if each is not None}
-            targets, found = zip(*[(to, each) for to, each in pairs if each is not None], strict=True)
-            torch._foreach_copy_(targets, found)
-        return grads_MP
+    def add_gradients(
+        self,
+        grads_MP: Tensor,
+        outputs: Sequence[Tensor],
+        grad_outputs: Sequence[Tensor] | None = None,
+        *,
+        beside: Sequence[Tensor] = (),
+        keep_graph: bool = False,
+    ) -> list[Tensor | None]:
+        """Add the gradient of some outputs to a matrix, nothing where a parameter has no part in it.
+
+        Args:
+            grads_MP: added to.
+            outputs: of any shape; those without a graph are left out.
+            grad_outputs: of each output its own gradient; None: the outputs are scalars.
+            beside: other tensors whose gradients are wanted.
+            keep_graph: for another call.
+
+        Returns:
+            The gradient of each tensor of `beside`; None where it has no part in the outputs.
+        """
+        given = [None] * len(outputs) if grad_outputs is None else grad_outputs
+        pairs = [(each, grad) for each, grad in zip(outputs, given, strict=True) if each.requires_grad]
+        if not pairs:
+            return [None] * len(beside)
+        asked = [each for each in beside if each.requires_grad]
+        gradients = torch.autograd.grad(
+            [each for each, _ in pairs],
+            [*asked, *self.blocks.values()],
+            [grad for _, grad in pairs],
+            retain_graph=keep_graph,
+            allow_unused=True,
+        )
+        own = dict(zip(self.blocks, gradients[len(asked) :], strict=True))
+        found = {name: each for name, each in own.items() if each is not None}
+        self.reached |= found.keys()
+        if found:
+            torch._foreach_add_([self._block(grads_MP, name) for name in found], list(found.values()))
+        of_asked = iter(gradients)
+        return [next(of_asked) if each.requires_grad else None for each in beside]
 
     @contextmanager
     def unreached_kept(self) -> Iterator[None]:
@@ -76,6 +103,9 @@ class StackedWeights:
         yield
         for name, values in kept.items():
             self.blocks[name].detach().copy_(values)
+
+    def _block(self, rows_MP: Tensor, name: str) -> Tensor:
+        return rows_MP[:, self._columns[name]].view(len(rows_MP), *self._shapes[name])
 
 
 class StackedBuffers:

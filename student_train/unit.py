@@ -122,9 +122,8 @@ def arrange(trainees: Sequence[Trainee], stacking: Stacking, report: Report) -> 
     """Return the trainees in units: those that can be one program are stacked where that is faster, or asked for."""
     groups: dict[tuple[Any, ...], list[Trainee]] = defaultdict(list)
     for trainee in trainees:
-        alone = stacking == "never" or trainee.learner.spec.of_tokens
         where = (trainee.epoch, trainee.step, trainee.stacked)
-        groups[(trainee.name,) if alone else (*stack_key(trainee.learner), where)].append(trainee)
+        groups[(trainee.name,) if stacking == "never" else (*stack_key(trainee.learner), where)].append(trainee)
     units = []
     for group in groups.values():
         stacked = len(group) > 1 and _decide(group, stacking, report)

@@ -222,7 +222,7 @@ def test_a_stack_without_memory_is_halved_and_goes_on(toy_cache: Cache, tmp_path
         assert all(torch.allclose(found[name], expected[name], atol=1e-5) for name in expected)
 
 
-@pytest.mark.parametrize("where", ["StackedWeights.gradient", "StackedOptimizer._adamw"])
+@pytest.mark.parametrize("where", ["StackedWeights.add_gradients", "StackedOptimizer._adamw"])
 def test_a_step_that_ran_out_of_memory_leaves_nothing_behind(
     toy_cache: Cache, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str
 ) -> None:
@@ -243,7 +243,7 @@ def test_without_memory_for_halves_each_student_goes_on_by_itself(
     students = [student(f"s{i}", seed=i, optimizer="sgd") for i in range(4)]
     train(toy_cache, tmp_path / "alone", *students, student("other", architecture="cnn", options={}))
     events: list[Event] = []
-    fail_once(monkeypatch, "StackedWeights.gradient", events)
+    fail_once(monkeypatch, "StackedWeights.add_gradients", events)
     make = StackedWeights.__init__
 
     def out_of_memory(self: StackedWeights, *args: Any, **options: Any) -> None:
