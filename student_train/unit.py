@@ -26,6 +26,7 @@ Stacking = Literal["auto", "always", "never"]
 
 TRIED_SINGLES = 4  # students whose steps are timed one by one; the others of a group are alike
 TRIED_STEPS = 3
+TRIAL_S = 5.0  # after which no further step is tried: what takes so long is not decided by a few percent
 CLEARLY_FASTER = 0.95  # of the time of one by one; a stack that gains less is not worth its memory
 
 
@@ -174,4 +175,7 @@ def _time_steps(steppers: Sequence[Single | Stack], batches: Sequence[Batch]) ->
         return time.perf_counter() - began
 
     timed()  # compiles kernels, and fills caches
-    return statistics.median(timed() for _ in range(TRIED_STEPS))
+    found = [timed()]
+    while len(found) < TRIED_STEPS and sum(found) < TRIAL_S:
+        found.append(timed())
+    return statistics.median(found)

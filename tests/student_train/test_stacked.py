@@ -16,6 +16,8 @@ from student_train.checkpoint import read_checkpoint
 from student_train.events import Event, StackingChosen
 from student_train.options import FleetOptions, StudentOptions
 from student_train.prepare import Request
+from student_train.stacked import Stack
+from student_train.step import Step
 from student_train.train import Summary, train_students
 from tests.student_train.test_loop import stop_after, weights
 from tests.student_train.toys import HINT, KD, LABELS, Recipe, request_of, student, write_cache
@@ -170,6 +172,24 @@ def test_the_choice_is_made_by_timing_both(toy_cache: Cache, tmp_path: Path) -> 
     assert len(choice.students) == 6
     assert "ms stacked" in choice.why
     assert "ms one by one" in choice.why
+
+
+@pytest.mark.parametrize(("seconds", "steps"), [(5.0, 1 + 3), (0.0, 1 + 1)])
+def test_a_trial_of_slow_steps_is_short(
+    toy_cache: Cache, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seconds: float, steps: int
+) -> None:
+    taken: list[int] = []
+    step = Stack.step
+
+    def counted(self: Stack, *args: Any, **keywords: Any) -> Step:
+        taken.append(len(self.learners))
+        return step(self, *args, **keywords)
+
+    monkeypatch.setattr(Stack, "step", counted)
+    monkeypatch.setattr("student_train.unit.TRIAL_S", seconds)
+    monkeypatch.setattr("student_train.unit.CLEARLY_FASTER", 0.0)  # so that the trial's are all the steps of a stack
+    train(toy_cache, tmp_path, [student(f"s{i}", seed=i) for i in range(2)], stacking="auto")
+    assert taken == [2] * steps
 
 
 def test_a_trial_changes_no_student(toy_cache: Cache, tmp_path: Path) -> None:
