@@ -27,13 +27,12 @@ from storage.errors import Interrupted, StillroomError, WorkerDied
 from storage.objects import LocalObjects
 from student_train.checkpoint import position_of
 from student_train.devices import find_device
-from student_train.events import StudentSkipped
 from student_train.options import FleetOptions
 from student_train.prepare import Prepared, Request, check_run, prepare
 from student_train.projection import MemoryProjection
 from student_train.results import RunRecord
 from student_train.trackers import check_installed
-from student_train.train import Summary
+from student_train.train import Summary, skip_finished
 
 if TYPE_CHECKING:
     from distributed import Client
@@ -89,9 +88,7 @@ def train_on_cluster(job: StudentJob, request: Request, watch: Watch, stop: Call
         Interrupted: `stop` said so.
     """
     students, progress, errors = prepare(request), TrainProgress(watch), {}
-    for student in students:
-        if student.finished is not None:
-            progress.report(StudentSkipped(student.finished))
+    skip_finished(students, progress.report)
     if any(student.finished is None for student in students):
         with _opened(job.cluster, request, students, stop) as (client, groups):
             errors = _train(client, job, request, groups, watch, stop)

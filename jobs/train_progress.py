@@ -42,6 +42,9 @@ class TrainProgress:
             case events.MemoryProjected():
                 on_device = "" if event.device_bytes is None else f", {si(event.device_bytes, 'B')} on the device"
                 self._watch.note(f"memory: at most {si(event.host_bytes, 'B')}{on_device}")
+            case events.BatchIsAllRows():
+                who = event.students[0] + (f" and {len(event.students) - 1} more" if event.students[1:] else "")
+                self._watch.note(f"note: {who}: batch_size is more than the {event.rows} rows; an epoch is one step")
             case events.Loading():
                 if event.done_shards == 1:
                     self._watch.begin(f"{event.students}, rows", event.shards, unit="shards")

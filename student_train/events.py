@@ -27,6 +27,14 @@ class MemoryProjected:
 
 
 @dataclass(frozen=True, slots=True)
+class BatchIsAllRows:
+    """Students whose batch size is more than there are rows: an epoch of theirs is one step."""
+
+    students: tuple[str, ...]
+    rows: int
+
+
+@dataclass(frozen=True, slots=True)
 class Loading:
     """So many shards of so many are on the device, or on the host; not when rows are streamed."""
 
@@ -146,6 +154,7 @@ class TrackerFailed:
 Event = (
     FeedChosen
     | MemoryProjected
+    | BatchIsAllRows
     | Loading
     | StackingChosen
     | StackTakenApart

@@ -14,7 +14,15 @@ from storage.errors import Interrupted, StillroomError, StorageFailure, TryAgain
 from storage.objects import LocalObjects
 from student_train.checkpoint import delete_checkpoint
 from student_train.devices import find_device
-from student_train.events import FeedChosen, Loading, MemoryProjected, Report, StudentFailed, StudentSkipped
+from student_train.events import (
+    BatchIsAllRows,
+    FeedChosen,
+    Loading,
+    MemoryProjected,
+    Report,
+    StudentFailed,
+    StudentSkipped,
+)
 from student_train.fleet import own_failure
 from student_train.halving import Halving
 from student_train.job_text import job_text
@@ -71,11 +79,7 @@ def train_students(
     students = prepare(request)
     parallel.wait()  # until all have seen what is there, and before one of them writes
     records = {student.options.name: student.finished for student in students if student.finished is not None}
-    for student in students:
-        if student.finished is not None:
-            if student.finished.status == "finished" and parallel.writes:
-                delete_checkpoint(student.folder)  # a kill may have come between the record and this
-            report(StudentSkipped(student.finished))
+    skip_finished(students, report, tidy=parallel.writes)
     left = [student for student in students if student.finished is None]
     errors: dict[str, StillroomError] = {}
     if left:
@@ -86,6 +90,8 @@ def train_students(
         report(MemoryProjected(memory.host_bytes, memory.device_bytes))
         shown = left[0].train.views
         report(FeedChosen(residency.place, residency.why, 0 if shown is None else shown.count))
+        if of_one_step := tuple(s.options.name for s in left if s.options.batch_size > s.train.num_rows):
+            report(BatchIsAllRows(of_one_step, left[0].train.num_rows))
         pool = FeedPool(request.cache, device, place=residency.place, window_shards=request.data.window_shards)
         # With [halving] the passes of all students, so that whoever is compared is the same after an interruption.
         together = passes(left if fleet.halving is None else students, fleet.at_once)
@@ -100,6 +106,15 @@ def train_students(
                 records |= found
                 errors |= failed
     return Summary(tuple(records[s.options.name] for s in students if s.options.name in records), errors)
+
+
+def skip_finished(students: Sequence[Prepared], report: Report, *, tidy: bool = True) -> None:
+    """Tell of students that are done; with `tidy`, delete a checkpoint that a kill left beside a finished record."""
+    for student in students:
+        if student.finished is not None:
+            if tidy and student.finished.status == "finished":
+                delete_checkpoint(student.folder)
+            report(StudentSkipped(student.finished))
 
 
 def choose_for(request: Request, students: Sequence[Prepared], device: torch.device) -> Residency:

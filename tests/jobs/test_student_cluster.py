@@ -198,6 +198,10 @@ def test_students_end_at_the_very_weights_of_one_process(cache: Cache, alone: Pa
     assert [record["student"] for record in told["students"]] == VARIED_NAMES
     assert (told["failed"], told["exit_code"]) == ({}, 0)
     assert_same(tmp_path / "runs", alone, VARIED_NAMES)
+    (tmp_path / "runs/labels/checkpoint.json").touch()  # what a kill before the checkpoint's end leaves
+    again = run_program("student", "train", tmp_path / "job.toml", "--json")
+    assert again.returncode == 0, again.stderr
+    assert not list((tmp_path / "runs").glob("*/checkpoint*"))
     assert "5 students in 2 groups, one a worker" in done.stderr
     last = [line for line in done.stderr.splitlines() if line.startswith("5 students: ")][-1]
     assert re.match(r"5 students: (\d+) of \1 steps", last)

@@ -68,3 +68,16 @@ def test_a_pass_of_one_student_tells_that_students_figures(tmp_path: Path, progr
     (tmp_path / "job.toml").write_text(JOB.partition("[[student]]")[0] + fleet)
     ended = program("student", "train", tmp_path / "job.toml")
     assert (ended.code, ended.err.count(" accuracy "), "best accuracy" in ended.err) == (0, 2, False), ended.err
+
+
+@pytest.mark.parametrize(("batch_size", "notes"), [(193, 1), (192, 0)])
+def test_a_batch_of_more_than_all_rows_is_told_once(
+    tmp_path: Path, program: Program, batch_size: int, notes: int
+) -> None:
+    write_cache(tmp_path / "cache", Recipe())
+    sweep = f"batch_size = {batch_size}\n[student.sweep]\nseed = [0, 1]\n"
+    (tmp_path / "job.toml").write_text(JOB % "1.0" + sweep)
+    ended = program("student", "train", tmp_path / "job.toml")
+    assert ended.code == 0, ended.err
+    told = "s-seed_0 and 1 more: batch_size is more than the 192 rows; an epoch is one step"
+    assert " ".join(ended.err.split()).count(told) == notes, ended.err
