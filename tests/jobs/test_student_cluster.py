@@ -191,6 +191,19 @@ def wait_for_workers(address: str, count: int) -> None:
         client.wait_for_workers(count, timeout=PATIENCE_S)
 
 
+def test_a_checkpoint_that_a_kill_left_beside_a_finished_student_is_deleted(
+    cache: Cache, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    labels = VARIED.partition('[[student]]\nname = "hint"')[0]
+    path = write_students(tmp_path, cache, labels, cluster='kind = "inline"')
+    monkeypatch.setattr("student_train.trainee.delete_checkpoint", lambda folder: None)
+    assert train_students(read_job(path, StudentJob).request("cpu", ALONE)).exit_code == 0
+    assert (tmp_path / "runs/labels/checkpoint.json").exists()
+    again = run_program("student", "train", write_students(tmp_path, cache, labels, cluster=LOCAL), "--json")
+    assert again.returncode == 0, again.stderr
+    assert not list((tmp_path / "runs").glob("*/checkpoint*"))
+
+
 def test_students_end_at_the_very_weights_of_one_process(cache: Cache, alone: Path, tmp_path: Path) -> None:
     done = run_program("student", "train", write_students(tmp_path, cache, VARIED, cluster=LOCAL), "--json")
     assert done.returncode == 0, done.stderr
@@ -198,10 +211,6 @@ def test_students_end_at_the_very_weights_of_one_process(cache: Cache, alone: Pa
     assert [record["student"] for record in told["students"]] == VARIED_NAMES
     assert (told["failed"], told["exit_code"]) == ({}, 0)
     assert_same(tmp_path / "runs", alone, VARIED_NAMES)
-    (tmp_path / "runs/labels/checkpoint.json").touch()  # what a kill before the checkpoint's end leaves
-    again = run_program("student", "train", tmp_path / "job.toml", "--json")
-    assert again.returncode == 0, again.stderr
-    assert not list((tmp_path / "runs").glob("*/checkpoint*"))
     assert "5 students in 2 groups, one a worker" in done.stderr
     last = [line for line in done.stderr.splitlines() if line.startswith("5 students: ")][-1]
     assert re.match(r"5 students: (\d+) of \1 steps", last)
