@@ -10,14 +10,14 @@ from collections.abc import Callable, Iterator, Sequence
 import torch
 from torch import Tensor
 
-from student_train.feed import Feed
+from student_train.feed.feed import Feed
+from student_train.feed.selection import NO_CLASS
 from student_train.needs import Batch
 from student_train.parallel import ALONE, Parallel
 from student_train.positions import part_size
 from student_train.results import Held
-from student_train.selection import NO_CLASS
 from student_train.single import Single
-from student_train.stacked import Stack
+from student_train.stack.stack import Stack
 from student_train.students import Student
 
 NUM_BINS = 15

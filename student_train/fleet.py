@@ -23,7 +23,7 @@ from student_train.events import (
     StudentFinished,
     StudentStopped,
 )
-from student_train.feed import Feed
+from student_train.feed.feed import Feed
 from student_train.halving import Halving
 from student_train.latency import Latency, measure_latency
 from student_train.needs import Batch

@@ -13,11 +13,11 @@ from collections.abc import Callable, Iterator, Sequence
 
 from student_train.evaluate import evaluate
 from student_train.events import EpochDone, PassDone, Report, StudentStarted
-from student_train.feed import Feed
+from student_train.feed.feed import Feed
+from student_train.feed.order import Cut
 from student_train.fleet import Fleet, Outcome
 from student_train.halving import Halving
 from student_train.needs import Batch
-from student_train.order import Cut
 from student_train.results import Held
 from student_train.trainee import Trainee
 from student_train.unit import Stacking, Unit, arrange

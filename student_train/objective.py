@@ -13,9 +13,9 @@ from torch import Tensor, nn
 from storage.cache import Cache
 from storage.encodings import Encoding
 from storage.errors import BadRequest, MissingCapability, NotInCache
+from student_train.feed.residency import feature_shape
 from student_train.losses import LOSSES
 from student_train.needs import ArrayKey, Needs, Outputs, Shapes, Supervision
-from student_train.residency import feature_shape
 from student_train.students import Student
 from student_train.terms import FeatureTerm, ObjectiveTerm
 

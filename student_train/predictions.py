@@ -31,13 +31,13 @@ from storage.encodings import Capability, Encoded
 from storage.errors import CorruptObject
 from storage.objects import LocalObjects
 from storage.sealed import seal, unseal
-from student_train.feed import Feed
+from student_train.feed.feed import Feed
+from student_train.feed.selection import NO_CLASS, Selection
+from student_train.feed.shard_source import INPUTS, LABELS, ShardSource
+from student_train.feed.windows import load_shard
 from student_train.needs import Needs, SoftNeed
 from student_train.positions import part_size
-from student_train.selection import NO_CLASS, Selection
-from student_train.shard_source import INPUTS, LABELS, ShardSource
 from student_train.students import Student
-from student_train.windows import load_shard
 
 PREDICTIONS_FILE = "predictions.parquet"
 FORMAT_VERSION = 1

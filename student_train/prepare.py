@@ -16,6 +16,8 @@ from storage.views import PLAIN
 from student_train.checkpoint import check_checkpoint, check_identity
 from student_train.compiled import check_compile
 from student_train.devices import Device, find_device
+from student_train.feed.selection import Selection, select_rows
+from student_train.feed.views import EpochViews, check_first_view, check_one_class, choose_views
 from student_train.losses import LOSSES
 from student_train.needs import ArrayKey, Needs, Shapes
 from student_train.objective import (
@@ -30,9 +32,7 @@ from student_train.objective import (
 from student_train.options import DataOptions, FleetOptions, StudentOptions
 from student_train.parallel import ALONE, Parallel
 from student_train.results import RunRecord, read_record
-from student_train.selection import Selection, select_rows
 from student_train.students import StudentSpec, build_student
-from student_train.views import EpochViews, check_first_view, check_one_class, choose_views
 
 # Fields of a student that do not change what is computed.
 NOT_IDENTITY = {"name", "checkpoint_every_steps"}

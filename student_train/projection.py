@@ -22,12 +22,12 @@ from storage.cache import Cache
 from storage.errors import BadRequest
 from storage.views.shown import BLOCK_BYTES
 from student_train.devices import free_bytes, gib
-from student_train.feed_bytes import FedRows, feed_bytes
+from student_train.feed.memory import FedRows, feed_bytes
+from student_train.feed.residency import Residency
 from student_train.memory import StepBytes, measure_step
 from student_train.needs import Needs
 from student_train.options import FleetOptions
 from student_train.prepare import Prepared, passes
-from student_train.residency import Residency
 
 INDEX_BYTES_PER_ROW = 32  # a row's label, top class, place in its shard, and key
 VIEW_COPIES = 6  # of a batch's pixels: own and partners', stored, transformed and mixed

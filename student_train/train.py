@@ -23,6 +23,7 @@ from student_train.events import (
     StudentFailed,
     StudentSkipped,
 )
+from student_train.feed.residency import FeedPool, Residency, choose_residency, projected_bytes
 from student_train.fleet import own_failure
 from student_train.halving import Halving
 from student_train.job_text import job_text
@@ -32,7 +33,6 @@ from student_train.options import FleetOptions, TrackOptions
 from student_train.predictions import HeldTable, held_table
 from student_train.prepare import Prepared, Request, passes, prepare
 from student_train.projection import fit
-from student_train.residency import FeedPool, Residency, choose_residency, projected_bytes
 from student_train.results import RUN_FILE, STEPS_FOLDER, RunRecord, read_record, write_record
 from student_train.tracking import tracking
 from student_train.trainee import Run, Trainee, failure_record

@@ -18,7 +18,7 @@ from student_train.devices import is_out_of_memory
 from student_train.events import Report, StackingChosen
 from student_train.needs import Batch
 from student_train.single import Single
-from student_train.stacked import Stack, stack_key
+from student_train.stack.stack import Stack, stack_key
 from student_train.tally import Tally
 from student_train.trainee import Trainee
 

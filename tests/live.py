@@ -11,12 +11,12 @@ import torch
 
 from storage.encodings import DenseEncoding, Encoded
 from student_train import train
-from student_train.feed import Feed
+from student_train.feed.feed import Feed
+from student_train.feed.residency import FeedPool
+from student_train.feed.selection import Selection
 from student_train.needs import Batch, Needs
 from student_train.prepare import Request
-from student_train.residency import FeedPool
 from student_train.results import RunRecord
-from student_train.selection import Selection
 from teacher_cache.teachers import Teacher
 
 

@@ -19,12 +19,12 @@ from storage.encodings.targets import SparseTargets
 from storage.errors import StaleCache
 from storage.status import read_info
 from storage.views import PLAIN
+from student_train.feed.selection import select_rows
+from student_train.feed.shard_source import LABELS, ShardSource
+from student_train.feed.windows import load_shard
 from student_train.needs import Needs, SoftNeed
 from student_train.positions import part_size
 from student_train.report.measures import accuracy_of, calibration_of, cross_entropy_of
-from student_train.selection import select_rows
-from student_train.shard_source import LABELS, ShardSource
-from student_train.windows import load_shard
 
 MOST_DECODED = 1024  # rows or positions
 

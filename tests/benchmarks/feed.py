@@ -20,7 +20,7 @@ from tests.benchmarks.pairs import Figure, pairs
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from student_train.feed import Feed
+    from student_train.feed.feed import Feed
 
 Clock = Callable[[], float]
 BATCH = 256
@@ -40,11 +40,11 @@ def measure(folder: Path) -> Iterator[Figure]:
 
     from storage.cache import Cache
     from storage.encodings import Capability
+    from student_train.feed.residency import FeedPool
+    from student_train.feed.selection import select_rows
+    from student_train.feed.shard_source import ShardSource
+    from student_train.feed.windows import load
     from student_train.needs import Needs, SoftNeed
-    from student_train.residency import FeedPool
-    from student_train.selection import select_rows
-    from student_train.shard_source import ShardSource
-    from student_train.windows import load
 
     _build(folder)
     cache, cpu = Cache.open(str(folder / "cache")), torch.device("cpu")

@@ -19,8 +19,8 @@ from student_train.needs import Batch
 from student_train.options import FleetOptions, StudentOptions
 from student_train.prepare import Request
 from student_train.results import RunRecord
-from student_train.stacked import Stack
-from student_train.stacked_model import StackedModel
+from student_train.stack.model import StackedModel
+from student_train.stack.stack import Stack
 from student_train.students import StudentSpec
 from student_train.train import train_students
 from tests.language.toys import END, IDS, TEACHERS, counting_teacher, small_gpt
@@ -111,7 +111,7 @@ def test_a_stack_computes_its_losses_on_a_part_of_the_positions_at_a_time(
     students = [small_gpt(f"s{i}", objective=[LABELS, KD], seed=i, **SGD) for i in range(2)]
     train(cache, tmp_path / "whole", students)
     seen: list[int] = []
-    monkeypatch.setattr("student_train.stacked_step.part_size", lambda *_: size)
+    monkeypatch.setattr("student_train.stack.step.part_size", lambda *_: size)
     scores = StackedModel.scores
 
     def noting(self: StackedModel, hidden_MND: torch.Tensor) -> torch.Tensor:

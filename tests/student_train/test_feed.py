@@ -13,12 +13,12 @@ from storage.encodings import Capability, SparseEncoding, packing
 from storage.encodings.targets import DenseTargets
 from storage.errors import CorruptObject, StaleCache
 from storage.views import PLAIN
-from student_train.feed import Feed
+from student_train.feed.feed import Feed
+from student_train.feed.order import Cut
+from student_train.feed.residency import FeedPool, Place
+from student_train.feed.selection import select_rows
+from student_train.feed.shard_source import Name, ShardSource
 from student_train.needs import ArrayKey, Batch, Needs, SoftNeed
-from student_train.order import Cut
-from student_train.residency import FeedPool, Place
-from student_train.selection import select_rows
-from student_train.shard_source import Name, ShardSource
 from tests.student_train.toys import Recipe, write_cache
 
 POOLED, MAP = (ArrayKey("sage", name) for name in ("feature/pooled", "feature/map"))

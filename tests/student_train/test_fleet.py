@@ -18,13 +18,13 @@ from storage.cache import Cache
 from storage.errors import BadRequest, CorruptObject, Interrupted
 from student_train import projection
 from student_train.events import Event, FeedChosen, PassStarted, StackTakenApart, StudentStopped
-from student_train.feed import ShardSource
+from student_train.feed.feed import ShardSource
+from student_train.feed.selection import select_rows
 from student_train.needs import Needs
 from student_train.options import FleetOptions, StudentOptions
 from student_train.prepare import Request
 from student_train.results import read_record
-from student_train.selection import select_rows
-from student_train.stacked_weights import StackedOptimizer, StackedWeights
+from student_train.stack.weights import StackedOptimizer, StackedWeights
 from student_train.train import Summary, train_students
 from tests.student_train.test_loop import stop_after, weights
 from tests.student_train.toys import HINT, KD, LABELS, Recipe, request_of, student, write_cache

@@ -14,11 +14,11 @@ from storage.errors import DivergedLoss, Interrupted
 from storage.views import to_float
 from student_train.average import WeightAverage
 from student_train.events import EpochDone, Event, Progress
+from student_train.feed.order import epoch_order
+from student_train.feed.selection import select_rows
 from student_train.needs import ArrayKey, Needs
 from student_train.options import StudentOptions
-from student_train.order import epoch_order
 from student_train.results import RunRecord, read_record
-from student_train.selection import select_rows
 from student_train.step import Step
 from student_train.students import StudentSpec, build_student, load_student
 from student_train.tally import Tally

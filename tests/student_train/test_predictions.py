@@ -12,7 +12,9 @@ from storage.encodings import SparseEncoding
 from storage.errors import CorruptObject
 from student_train import predictions
 from student_train import predictions as room
-from student_train.feed import Feed
+from student_train.feed.feed import Feed
+from student_train.feed.residency import FeedPool
+from student_train.feed.selection import select_rows
 from student_train.needs import Needs
 from student_train.predictions import (
     PREDICTIONS_FILE,
@@ -22,8 +24,6 @@ from student_train.predictions import (
     read_predictions,
     write_predictions,
 )
-from student_train.residency import FeedPool
-from student_train.selection import select_rows
 from student_train.students import Student, StudentSpec, build_student, load_student
 from student_train.train import train_students
 from tests.language.toys import counting_cache, counting_teacher, request, small_gpt

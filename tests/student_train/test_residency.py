@@ -7,10 +7,9 @@ import torch
 
 from storage.cache import Cache
 from storage.errors import BadRequest
-from student_train.feed_bytes import READ_COPIES, FedRows, feed_bytes
-from student_train.needs import Needs
-from student_train.order import epoch_windows
-from student_train.residency import (
+from student_train.feed.memory import READ_COPIES, FedRows, feed_bytes
+from student_train.feed.order import epoch_windows
+from student_train.feed.residency import (
     FeedPool,
     Place,
     Residency,
@@ -19,10 +18,11 @@ from student_train.residency import (
     projected_bytes,
     row_bytes,
 )
-from student_train.selection import select_rows
-from student_train.sending import AHEAD
-from student_train.shard_source import ShardSource
-from student_train.windows import READERS, load, read_windows
+from student_train.feed.selection import select_rows
+from student_train.feed.sending import AHEAD
+from student_train.feed.shard_source import ShardSource
+from student_train.feed.windows import READERS, load, read_windows
+from student_train.needs import Needs
 from tests.student_train.test_feed import ALL, CPU, SOFT
 from tests.student_train.toys import Recipe, write_cache
 

@@ -6,7 +6,7 @@ from collections.abc import Generator
 
 import pytest
 
-from student_train.sending import draw_ahead
+from student_train.feed.sending import draw_ahead
 
 
 def feed_threads() -> list[str]:

@@ -16,7 +16,7 @@ from student_train.checkpoint import read_checkpoint
 from student_train.events import Event, StackingChosen
 from student_train.options import FleetOptions, StudentOptions
 from student_train.prepare import Request
-from student_train.stacked import Stack
+from student_train.stack.stack import Stack
 from student_train.step import Step
 from student_train.train import Summary, train_students
 from tests.student_train.test_loop import stop_after, weights

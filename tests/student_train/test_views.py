@@ -17,15 +17,15 @@ from storage.shards import ShardKey
 from storage.views import transforms as code
 from storage.views.options import Flip
 from student_train.dry_run import dry_run
-from student_train.feed import Feed
+from student_train.feed.feed import Feed
+from student_train.feed.order import Cut
+from student_train.feed.residency import FeedPool, Place, projected_bytes
+from student_train.feed.selection import select_rows
+from student_train.feed.views import check_one_class, choose_views
 from student_train.losses.labels import labels_cross_entropy
 from student_train.needs import Batch, MixedLabels, Needs, SoftNeed
-from student_train.order import Cut
 from student_train.prepare import Request
-from student_train.residency import FeedPool, Place, projected_bytes
-from student_train.selection import select_rows
 from student_train.train import train_students
-from student_train.views import check_one_class, choose_views
 from tests.student_train.toys import KD, LABELS, request_of, student
 from tests.teacher_cache.toys import build, teacher_section, write_digits, write_job, write_teacher
 

@@ -20,7 +20,7 @@ from student_train.learner import Learner
 from student_train.needs import Batch, Outputs, Supervision
 from student_train.objective import Tapped
 from student_train.options import StudentOptions
-from student_train.stacked_weights import StackedBuffers, StackedWeights
+from student_train.stack.weights import StackedBuffers, StackedWeights
 
 STUDENT, TERMS = "student.", "terms."
 LOOP_WARNING = "There is a performance drop because we have not yet implemented the batching rule"

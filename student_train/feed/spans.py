@@ -11,9 +11,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from student_train.order import Cut, Piece, interleave
-from student_train.shard_source import Name
-from student_train.windows import Arrays
+from student_train.feed.order import Cut, Piece, interleave
+from student_train.feed.shard_source import Name
+from student_train.feed.windows import Arrays
 
 # Bytes of a row below which an array is put in order once for a span, and a batch of it is a slice: to gather a row
 # costs a cache miss however narrow it is, and a batch's gather a kernel launch (docs/log.md).

@@ -17,9 +17,8 @@ import numpy as np
 import torch
 
 from storage.views import PLAIN
-from student_train.assembly import ROWS, Assembly
-from student_train.needs import Batch, Needs
-from student_train.order import (
+from student_train.feed.assembly import ROWS, Assembly
+from student_train.feed.order import (
     Cut,
     Order,
     Positions,
@@ -30,11 +29,12 @@ from student_train.order import (
     positions_of,
     window_order,
 )
-from student_train.sending import send_ahead
-from student_train.shard_source import LABELS, Name, ShardSource
-from student_train.spans import Span, cut_spans
-from student_train.views import Shown
-from student_train.windows import Arrays, read_windows
+from student_train.feed.sending import send_ahead
+from student_train.feed.shard_source import LABELS, Name, ShardSource
+from student_train.feed.shown import Shown
+from student_train.feed.spans import Span, cut_spans
+from student_train.feed.windows import Arrays, read_windows
+from student_train.needs import Batch, Needs
 
 
 class Fed(NamedTuple):

@@ -20,8 +20,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from storage.errors import CorruptObject
-from student_train.order import Window
-from student_train.shard_source import Name, ShardSource
+from student_train.feed.order import Window
+from student_train.feed.shard_source import Name, ShardSource
 
 READERS = 4  # shards read at a time; each is in memory besides where its rows are to lie (`residency.py` counts it)
 

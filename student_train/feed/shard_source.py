@@ -17,8 +17,8 @@ from storage.errors import CorruptObject
 from storage.shards import Commit, ShardKey, read_arrays
 from storage.spec import TeacherSpec
 from storage.views import PLAIN
+from student_train.feed.selection import Selection
 from student_train.needs import ArrayKey, Needs
-from student_train.selection import Selection
 
 INPUTS = "inputs"
 LABELS = "labels"  # of tokens: an array; of all else, a column of the sample table

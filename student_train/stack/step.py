@@ -1,6 +1,6 @@
 """The gradients of one step of stacked students: of whole rows at once, of tokens a part of the positions at a time.
 
-What `step.py` and `positions.py` do for one student; the same in the end, up to the order of additions.
+What `student_train/step.py` and `positions.py` do for one student; the same in the end, up to the order of additions.
 
 M students, P parameters of each, N positions that count, K terms.
 """
@@ -15,8 +15,8 @@ from torch import Tensor
 
 from student_train.needs import Batch, Outputs
 from student_train.positions import part_size
-from student_train.stacked_model import StackedModel
-from student_train.stacked_weights import StackedWeights
+from student_train.stack.model import StackedModel
+from student_train.stack.weights import StackedWeights
 
 
 class StackedStep(NamedTuple):

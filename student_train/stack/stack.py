@@ -22,9 +22,9 @@ from torch.func import functional_call, vmap
 
 from student_train.learner import Learner
 from student_train.needs import Batch
-from student_train.stacked_model import STUDENT, TERMS, StackedModel, joint
-from student_train.stacked_step import stacked_gradients
-from student_train.stacked_weights import StackedBuffers, StackedOptimizer, StackedWeights
+from student_train.stack.model import STUDENT, TERMS, StackedModel, joint
+from student_train.stack.step import stacked_gradients
+from student_train.stack.weights import StackedBuffers, StackedOptimizer, StackedWeights
 from student_train.step import Step
 
 
