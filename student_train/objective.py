@@ -15,6 +15,7 @@ from storage.encodings import Encoding
 from storage.errors import BadRequest, MissingCapability, NotInCache
 from student_train.feed.residency import feature_shape
 from student_train.losses import LOSSES
+from student_train.losses.together import Together
 from student_train.needs import ArrayKey, Needs, Outputs, Shapes, Supervision
 from student_train.students import Student
 from student_train.terms import FeatureTerm, ObjectiveTerm
@@ -39,9 +40,14 @@ class Losses(NamedTuple):
 class Terms(nn.ModuleList):
     """The losses of an objective, as one module: what a stack of students runs for all of them at once."""
 
-    def forward(self, outputs: Outputs, given: Supervision) -> list[Tensor]:
-        """Return each term before its weight, scalars."""
-        return [term(outputs, given) for term in self]
+    def __init__(self, terms: Sequence[ObjectiveTerm], shapes: Shapes):
+        super().__init__([LOSSES[term.loss].term(term, shapes) for term in terms])
+        self._together = Together.of(terms)
+
+    def forward(self, outputs: Outputs, given: Supervision, *, apart: bool = False) -> list[Tensor]:
+        """Return each term before its weight, scalars; `apart` if each is to have a gradient of its own."""
+        shared = {} if apart or self._together is None else self._together.values(outputs, given)
+        return [shared[place] if place in shared else term(outputs, given) for place, term in enumerate(self)]
 
 
 class Objective(nn.Module):
@@ -56,11 +62,17 @@ class Objective(nn.Module):
         super().__init__()
         self.names = term_names(terms)
         self.weights = [term.weight for term in terms]
-        self.terms = Terms([LOSSES[term.loss].term(term, shapes) for term in terms])
+        self.terms = Terms(terms, shapes)
 
-    def forward(self, outputs: Outputs, given: Supervision) -> Losses:
-        """Return the weighted sum, and each term before and after its weight."""
-        values = self.terms(outputs, given)
+    def forward(self, outputs: Outputs, given: Supervision, *, apart: bool = False) -> Losses:
+        """Return the weighted sum, and each term before and after its weight.
+
+        Args:
+            outputs: of the student.
+            given: what it learns from.
+            apart: whether a gradient of each term is wanted, not of their sum alone.
+        """
+        values = self.terms(outputs, given, apart=apart)
         # A weight of 1 is no operation: of small students' steps it would be some percent, there and back.
         parts = [v if weight == 1 else weight * v for weight, v in zip(self.weights, values, strict=True)]
         total = parts[0]

@@ -65,7 +65,8 @@ def accumulate_over_positions(
             share = len(parts[0]) / len(positions_N)
             with autocast:
                 seen = Outputs(model.student.scores(parts[0]), dict(zip(outputs.layers, parts[1:], strict=True)))
-                losses = model.objective(seen, batch.supervision_at(positions_N[start : start + size]))
+                given = batch.supervision_at(positions_N[start : start + size])
+                losses = model.objective(seen, given, apart=term is not None)
             loss = losses.total if term is None else losses.parts[term]
             if loss.requires_grad:
                 (share * loss).backward()

@@ -51,7 +51,7 @@ class Model(NamedTuple):
 def accumulate_gradients(model: Model, batch: Batch, *, autocast: torch.autocast, measure_shares: bool) -> Step:
     """Add the gradients of a batch's objective to those of all that is trained, and return its losses."""
     with autocast:
-        losses = model.objective(model.forward(batch.inputs), batch.supervision())
+        losses = model.objective(model.forward(batch.inputs), batch.supervision(), apart=measure_shares)
     shares = None
     if measure_shares:
         shares = accumulate_by_term(losses.parts, model.trained, of_student=len(list(model.student.parameters())))

@@ -59,9 +59,17 @@ class Support:
 
     def pair(self, student_BC: Tensor, temperature: float) -> Pair:
         """Return teacher and student over the named classes and the bucket of all others, (B, K + 1)."""
-        log_q_BK, log_q_rest_B = kept_and_rest(student_BC, self.ids_BK, temperature)
-        log_q_BK = log_q_BK.masked_fill(self.log_p_BK <= NEVER, NEVER)
-        return Pair(_with(self.log_p_BK, self.log_tail), _with(log_q_BK, log_q_rest_B))
+        return self._pair(*kept_and_rest(student_BC, self.ids_BK, temperature))
+
+    def pair_and_label(self, student_BC: Tensor, labels_B: Tensor, temperature: float) -> tuple[Pair, Tensor]:
+        """Return `pair`, and the student's log-probability of the label, (B,), from one pass over the scores."""
+        ids_BK, order_BK = _with(self.ids_BK, labels_B).sort(dim=1, stable=True)
+        sorted_BK, log_rest_B = kept_and_rest(student_BC, ids_BK, temperature)
+        log_q_BK, label_log_q_B1 = sorted_BK.gather(1, order_BK.argsort(dim=1)).split([self.ids_BK.shape[1], 1], dim=1)
+        label_log_q_B = label_log_q_B1[:, 0]
+        named_B = (self.ids_BK == labels_B[:, None]).any(dim=1)
+        log_q_rest_B = torch.where(named_B, log_rest_B, torch.logaddexp(log_rest_B, label_log_q_B))
+        return self._pair(log_q_BK, log_q_rest_B), label_log_q_B
 
     def others_pair(self, student_BC: Tensor, labels_B: Tensor, temperature: float) -> Pair:
         """Return both given that the class is not the label, which is named; its column has no mass."""
@@ -98,6 +106,10 @@ class Support:
         everywhere_BC = self.log_even[:, None].repeat(1, self.num_classes)
         # The largest, since a class that does not count repeats one that does.
         return everywhere_BC.scatter_reduce_(1, self.ids_BK, self.log_p_BK, "amax", include_self=False)
+
+    def _pair(self, log_q_BK: Tensor, log_q_rest_B: Tensor) -> Pair:
+        log_q_BK = log_q_BK.masked_fill(self.log_p_BK <= NEVER, NEVER)
+        return Pair(_with(self.log_p_BK, self.log_tail), _with(log_q_BK, log_q_rest_B))
 
 
 def mix_supports(supports: Sequence[Support], log_w_BM: Tensor) -> Support:

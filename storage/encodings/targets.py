@@ -187,6 +187,10 @@ class SparseTargets(OneTeacher):
         """Return both over the K kept classes and the bucket of all others, (B, K + 1)."""
         return self.support(temperature).pair(student_BC, temperature)
 
+    def pair_and_label(self, student_BC: Tensor, labels_B: Tensor, temperature: float) -> tuple[Pair, Tensor]:
+        """Return `pair`, and the student's log-probability of the label, (B,), from one pass over the scores."""
+        return self.support(temperature).pair_and_label(student_BC, labels_B, temperature)
+
     def others_pair(self, student_BC: Tensor, labels_B: Tensor, temperature: float) -> Pair:
         """Return both over the kept classes, the label and the bucket, (B, K + 2)."""
         return self.support(temperature, labels_B).others_pair(student_BC, labels_B, temperature)

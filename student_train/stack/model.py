@@ -94,18 +94,19 @@ class StackedModel:
         logits_MNC: Tensor = vmap(self._run_head)(self._of_students(), hidden_MND)
         return logits_MNC
 
-    def terms(self, outputs: Outputs, given: Sequence[Supervision]) -> Tensor:
-        """Return each student's terms before their weights, (M, K).
+    def terms(self, outputs: Outputs, given: Sequence[Supervision], *, apart: bool) -> list[Tensor]:
+        """Return all students' terms before their weights, K of (M,): each with a graph of its own.
 
         Args:
             outputs: logits (M, B, C), and layers.
             given: what the losses see of the step's batches.
+            apart: whether a gradient of each term is wanted, not of their sum alone.
         """
-        found = [self._group_terms(group, outputs, given[group.view]) for group in self._groups]
+        found = [self._group_terms(group, outputs, given[group.view], apart) for group in self._groups]
         if len(found) == 1:
-            return found[0]
+            return list(found[0])
         order_M = torch.cat([group.members for group in self._groups]).argsort()
-        return torch.cat(found).index_select(0, order_M)
+        return [torch.cat(values).index_select(0, order_M) for values in zip(*found, strict=True)]
 
     def release(self) -> None:
         """Leave the students as they were."""
@@ -125,12 +126,13 @@ class StackedModel:
         logits_NC: Tensor = functional_call(self._head, parameters, (hidden_ND,))
         return logits_NC
 
-    def _group_terms(self, group: Group, outputs: Outputs, given: Supervision) -> Tensor:
-        """Return the terms of a group's students, (G, K)."""
+    def _group_terms(self, group: Group, outputs: Outputs, given: Supervision, apart: bool) -> tuple[Tensor, ...]:
+        """Return the terms of a group's students, K of (G,)."""
 
-        def run(parameters: dict[str, Tensor], logits_BC: Tensor, layers: dict[str, Tensor]) -> Tensor:
-            values: list[Tensor] = functional_call(group.terms, parameters, (Outputs(logits_BC, layers), given))
-            return torch.stack(values)
+        def run(parameters: dict[str, Tensor], logits_BC: Tensor, layers: dict[str, Tensor]) -> tuple[Tensor, ...]:
+            seen = (Outputs(logits_BC, layers), given)
+            values: list[Tensor] = functional_call(group.terms, parameters, seen, {"apart": apart})
+            return tuple(values)
 
         own = {name.removeprefix(TERMS): v for name, v in self._weights.blocks.items() if name.startswith(TERMS)}
         logits_MBC, layers = outputs.logits_BC, outputs.layers
@@ -138,7 +140,8 @@ class StackedModel:
             own = {name: values.index_select(0, group.members) for name, values in own.items()}
             layers = {name: values.index_select(0, group.members) for name, values in layers.items()}
             logits_MBC = logits_MBC.index_select(0, group.members)
-        return vmap(run)(own, logits_MBC, layers)
+        values: tuple[Tensor, ...] = vmap(run)(own, logits_MBC, layers)
+        return values
 
 
 class Head(nn.Module):

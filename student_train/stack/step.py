@@ -52,8 +52,10 @@ def stacked_gradients(
         of_student: how many of a row's weights, the first, are the student's. Norms are over these.
         measure_shares: measure each term's share of the gradients, at the cost of a backward pass for each.
     """
-    over = _over_positions if model.of_tokens else _over_rows
-    gradient, rows = over(model, weights, batches)
+    if model.of_tokens:
+        gradient, rows = _over_positions(model, weights, batches)
+    else:
+        gradient, rows = _over_rows(model, weights, batches, apart=measure_shares)
     if not measure_shares:
         return StackedStep(*gradient(None, False), None, rows)
     terms = model.term_weights_MK.shape[1]
@@ -68,14 +70,17 @@ def stacked_gradients(
     return StackedStep(grads_MP, values_MK, shares_MK, rows)
 
 
-def _over_rows(model: StackedModel, weights: StackedWeights, batches: Sequence[Batch]) -> tuple[Gradient, int]:
+def _over_rows(
+    model: StackedModel, weights: StackedWeights, batches: Sequence[Batch], *, apart: bool
+) -> tuple[Gradient, int]:
     with model.autocast:
-        values_MK = model.terms(model.outputs(batches), [batch.supervision() for batch in batches])
+        given = [batch.supervision() for batch in batches]
+        values = model.terms(model.outputs(batches), given, apart=apart)
 
     def gradient(term: int | None, keep: bool) -> tuple[Tensor, Tensor]:
         grads_MP = torch.zeros_like(weights.values_MP)
-        weights.add_gradients(grads_MP, [_loss(model, values_MK, term)], keep_graph=keep)
-        return grads_MP, values_MK.detach()
+        weights.add_gradients(grads_MP, [_loss(model, values, term)], keep_graph=keep)
+        return grads_MP, torch.stack(values, dim=1).detach()
 
     return gradient, len(batches[0].inputs)
 
@@ -99,12 +104,12 @@ def _over_positions(model: StackedModel, weights: StackedWeights, batches: Seque
             with model.autocast:
                 seen = Outputs(model.scores(parts[0]), dict(zip(outputs.layers, parts[1:], strict=True)))
                 given = [batch.supervision_at(positions_N[at]) for batch in batches]
-                part_MK = share * model.terms(seen, given)
-            found = weights.add_gradients(grads_MP, [_loss(model, part_MK, term)], beside=parts)
-            for values, part in zip(down, found, strict=True):
-                if part is not None:
-                    values[:, at] = part
-            values_MK += part_MK.detach()
+                part = [share * values_M for values_M in model.terms(seen, given, apart=term is not None)]
+            found = weights.add_gradients(grads_MP, [_loss(model, part, term)], beside=parts)
+            for values, grad in zip(down, found, strict=True):
+                if grad is not None:
+                    values[:, at] = grad
+            values_MK += torch.stack(part, dim=1).detach()
         if len(positions_N):
             weights.add_gradients(grads_MP, picked, down, keep_graph=keep)
         return grads_MP, values_MK
@@ -112,7 +117,7 @@ def _over_positions(model: StackedModel, weights: StackedWeights, batches: Seque
     return gradient, len(positions_N)
 
 
-def _loss(model: StackedModel, values_MK: Tensor, term: int | None) -> Tensor:
+def _loss(model: StackedModel, values: Sequence[Tensor], term: int | None) -> Tensor:
     """Return the sum of all students' objectives, or of one of their terms: they share no weights."""
-    parts_MK = model.term_weights_MK * values_MK
-    return (parts_MK if term is None else parts_MK[:, term]).sum()
+    terms = range(len(values)) if term is None else [term]
+    return torch.stack([(model.term_weights_MK[:, k] * values[k]).sum() for k in terms]).sum()

@@ -13,8 +13,9 @@ from safetensors.torch import load_file
 
 from storage.cache import Cache
 from storage.errors import Interrupted
-from student_train.events import Event, StackingChosen
+from student_train.events import Event, StackingChosen, StackTakenApart
 from student_train.learner import Learner
+from student_train.losses.together import labels_and_kd
 from student_train.needs import Batch
 from student_train.options import FleetOptions, StudentOptions
 from student_train.prepare import Request
@@ -67,6 +68,7 @@ def train(
     )
     for error in summary.errors.values():
         raise error
+    assert [event.why for event in events if isinstance(event, StackTakenApart)] == []
     return summary.records, [event.stacked for event in events if isinstance(event, StackingChosen)]
 
 
@@ -165,3 +167,22 @@ def test_dropout_in_a_gpt_is_not_stacked(cache: Cache, tmp_path: Path) -> None:
     options = {"depth": 1, "width": 8, "heads": 2, "dropout": 0.1}
     students = [small_gpt(f"s{i}", objective=[LABELS], seed=i, options=options) for i in range(2)]
     assert train(cache, tmp_path, students)[1] == [False]
+
+
+@pytest.mark.parametrize("stacking", ["always", "never"])
+def test_terms_computed_together_teach_what_they_teach_apart(
+    cache: Cache, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stacking: str
+) -> None:
+    students = [small_gpt(f"s{i}", objective=[LABELS, KD | {"temperature": 1.0}], seed=i, **SGD) for i in range(2)]
+    train(cache, tmp_path / "apart", students, stacking="never")
+    calls: list[int] = []
+
+    def counting(*given: Any) -> tuple[torch.Tensor, torch.Tensor]:
+        calls.append(1)
+        return labels_and_kd(*given)
+
+    monkeypatch.setattr("student_train.losses.together.FEWEST_CLASSES", 0)
+    monkeypatch.setattr("student_train.losses.together.labels_and_kd", counting)
+    train(cache, tmp_path / "together", students, stacking=stacking)
+    assert calls
+    assert_same(tmp_path / "together", tmp_path / "apart", students)

@@ -13,7 +13,7 @@ from storage.cache import Cache
 from storage.encodings import SparseEncoding
 from storage.errors import DivergedLoss, Interrupted
 from student_train.checkpoint import read_checkpoint
-from student_train.events import Event, StackingChosen
+from student_train.events import Event, StackingChosen, StackTakenApart
 from student_train.options import FleetOptions, StudentOptions
 from student_train.prepare import Request
 from student_train.stack.stack import Stack
@@ -32,9 +32,17 @@ def train(
 ) -> Summary:
     request = request_of(cache, runs, *students, **keywords.pop("data", {}))
     fleet = FleetOptions.model_validate({"stacking": stacking} | keywords.pop("fleet", {}))
-    summary = train_students(Request(request.cache, runs, request.data, request.students, "cpu", fleet), **keywords)
+    all_are_to_end = not keywords
+    report = keywords.pop("report", lambda event: None)
+
+    def whole(event: Event) -> None:
+        assert not isinstance(event, StackTakenApart), event.why
+        report(event)
+
+    request = Request(request.cache, runs, request.data, request.students, "cpu", fleet)
+    summary = train_students(request, report=whole, **keywords)
     for error in summary.errors.values():
-        if not keywords:
+        if all_are_to_end:
             raise error
     return summary
 
@@ -76,16 +84,20 @@ def test_stacked_students_end_as_alone(
             assert torch.allclose(found[name], values, rtol=1e-3, atol=1e-4), (each.name, name)
 
 
-def test_sparse_targets_teach_a_stack_too(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("stacking", "temperature"), [("always", 2.0), ("always", 1.0), ("never", 1.0)])
+def test_sparse_targets_teach_a_stack_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stacking: str, temperature: float
+) -> None:
+    monkeypatch.setattr("student_train.losses.together.FEWEST_CLASSES", 0)  # at temperature 1 both terms are one
     encoding = SparseEncoding(k=2, values="8bit", temperatures=[1.0, 2.0])
     cache = write_cache(tmp_path / "cache", Recipe(encoding=encoding))
-    students = [student(f"s{i}", objective=[KD, LABELS], seed=i, **SGD) for i in range(3)]
-    train(cache, tmp_path / "stacked", students)
+    objective = [KD | {"temperature": temperature}, LABELS]
+    students = [student(f"s{i}", objective=objective, seed=i, **SGD) for i in range(3)]
+    train(cache, tmp_path / "found", students, stacking)
+    monkeypatch.undo()
     train(cache, tmp_path / "alone", students, stacking="never")
     for each in students:
-        found, expected = (
-            load_file(tmp_path / how / each.name / "student.safetensors") for how in ("stacked", "alone")
-        )
+        found, expected = (load_file(tmp_path / how / each.name / "student.safetensors") for how in ("found", "alone"))
         assert all(torch.allclose(found[name], expected[name], atol=1e-4) for name in expected)
 
 
