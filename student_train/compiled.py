@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any, Literal
 
 import torch
+from torch._functorch import config as functorch_config
 
 from storage.errors import BadRequest
 
@@ -23,7 +24,12 @@ def check_compile(student: str, how: Compile, device: torch.device) -> None:
 
 
 def compiled(function: Callable[..., Any], how: Compile) -> Callable[..., Any]:
-    """Return a function that gives the same, perhaps faster after its first calls."""
-    if how == "cuda_graphs":
-        return torch.compile(function, mode="reduce-overhead")
-    return torch.compile(function) if how else function
+    """Return a function that gives the same, perhaps faster after its first calls.
+
+    Compiled, what it saves for the backward pass is kept for further ones: in this whole process, torch knows no less.
+    """
+    if not how:
+        return function
+    # Shares of terms take a backward pass for each; torch asks this when they are run, not only when it compiles.
+    functorch_config.donated_buffer = False
+    return torch.compile(function, mode="reduce-overhead" if how == "cuda_graphs" else None)

@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from storage.cache import Cache
 from storage.encodings import Encoding
@@ -209,6 +210,7 @@ def check_student(
                 found=", ".join(name for name in modules if name)[:400],
                 do=f'student_layer = "{near[0]}"' if near else None,
             )
+    _check_head(student)
     training = student.training
     tapped = Tapped(student, layers)
     short = tuple(min(length, TRIED_POSITIONS) for length in input_shape)  # of tokens: all their logits might not fit
@@ -218,6 +220,12 @@ def check_student(
             tried = student.blank(2, short)
             logits = student(tried) if student.of_tokens else outputs.logits_BC
             scores = student.scores(student.hidden(tried)) if student.of_tokens else logits
+    except LayerNotRun as error:
+        raise BadRequest(
+            f"the student's forward pass does not run its layer {error.layer!r} as a module of its own",
+            expected="a layer that is called, and gives a tensor; of tokens one below the network's body",
+            do="choose another student_layer",
+        ) from None
     except (RuntimeError, ValueError, TypeError, IndexError, KeyError) as error:
         raise BadRequest(
             f"the student cannot take inputs of shape {input_shape}", found=f"{type(error).__name__}: {error}"
@@ -236,6 +244,19 @@ def check_student(
     if student.of_tokens:
         _check_parts(scores, logits)
     return {layer: tuple(output.shape[1:]) for layer, output in outputs.layers.items()}
+
+
+def _check_head(student: Student) -> None:
+    """Check that a head treats each position by itself, since it is given a part of them at a time."""
+    coupling = [name for name, module in student.network.named_modules() if isinstance(module, _BatchNorm)]
+    in_head = [name for name in coupling if name.partition(".")[0] == "head"]
+    if student.of_tokens and student.in_two_parts and in_head:
+        raise BadRequest(
+            "the student's head compares positions with each other",
+            found=f"batch norm: {', '.join(in_head)}",
+            expected="one that treats each position by itself, since it is given a part of them at a time",
+            do="move it into the body, or use LayerNorm",
+        )
 
 
 def _check_parts(scores_BLC: Tensor, logits_BLC: Tensor) -> None:
@@ -257,6 +278,14 @@ def _check_parts(scores_BLC: Tensor, logits_BLC: Tensor) -> None:
         )
 
 
+class LayerNotRun(Exception):
+    """A layer was not called by the forward pass that was to tap it."""
+
+    def __init__(self, layer: str):
+        super().__init__(f"the forward pass does not run {layer}")
+        self.layer = layer
+
+
 class Tapped(nn.Module):
     """A student that also returns what some of its layers gave; of tokens, hidden states in place of logits."""
 
@@ -268,8 +297,15 @@ class Tapped(nn.Module):
         self._hooks = [student.get_submodule(layer).register_forward_hook(self._tap(layer)) for layer in layers]
 
     def forward(self, inputs: Tensor) -> Outputs:
-        """Return logits (B, C), or of tokens hidden states (B, L, D), and the layers' outputs."""
+        """Return logits (B, C), or of tokens hidden states (B, L, D), and the layers' outputs.
+
+        Raises:
+            LayerNotRun: a layer is none that is called.
+        """
         logits_BC = self.student.hidden(inputs) if self.student.of_tokens else self.student(inputs)
+        for layer in self.layers:
+            if layer not in self._seen:
+                raise LayerNotRun(layer)
         layers = {layer: self._seen[layer] for layer in self.layers}
         self._seen.clear()  # or a graph would live until the next step
         return Outputs(logits_BC, layers)

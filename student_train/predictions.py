@@ -123,11 +123,10 @@ class Columns:
 
     def add(self, part: Mapping[str, Tensor]) -> None:
         """Fill in the next rows: (B,) of each column."""
-        start = self._filled
+        rows = slice(self._filled, self._filled + len(next(iter(part.values()))))
         for name, values_B in part.items():
-            column_N = self._columns.setdefault(name, values_B.new_empty(self._num_rows))
-            self._filled = start + len(values_B)
-            column_N[start : self._filled] = values_B
+            self._columns.setdefault(name, values_B.new_empty(self._num_rows))[rows] = values_B
+        self._filled = rows.stop
 
     def filled(self) -> dict[str, Tensor]:
         """Return them, (N,) each, on the CPU.

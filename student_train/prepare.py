@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from storage.cache import Cache
 from storage.encodings import Encoding
 from storage.errors import BadRequest
@@ -15,7 +17,7 @@ from storage.spec import DatasetSpec
 from storage.views import PLAIN
 from student_train.checkpoint import check_checkpoint, check_identity
 from student_train.compiled import check_compile
-from student_train.devices import Device, find_device
+from student_train.devices import Device, find_device, free_bytes, gib
 from student_train.feed.selection import Selection, select_rows
 from student_train.feed.views import EpochViews, check_first_view, check_one_class, choose_views
 from student_train.losses import LOSSES
@@ -269,8 +271,26 @@ def _check_models(students: Sequence[Prepared]) -> None:
 
 def _check_model(student: Prepared) -> None:
     terms, spec = student.options.objective, student.spec
+    _check_size(student)
     layers = check_student(build_student(spec), student_layers(terms), spec.input_shape, spec.num_classes)
     Objective(terms, Shapes(layers, student.feature_shapes))
+
+
+def _check_size(student: Prepared) -> None:
+    """Raise BadRequest for a student whose weights alone are more than this machine's memory, before it is built."""
+    try:
+        with torch.device("meta"):
+            blank = build_student(student.spec)
+    except (NotImplementedError, RuntimeError, BadRequest):  # a user's own may not be built so; a mistake is found next
+        return
+    weights = sum(tensor.nbytes for tensor in (*blank.parameters(), *blank.buffers()))
+    free = free_bytes(torch.device("cpu"))
+    if weights > free:
+        raise BadRequest(
+            f"student {student.options.name} does not fit into memory",
+            found=f"{gib(weights)} of weights alone, {gib(free)} free",
+            do="a smaller student",
+        )
 
 
 class _Selections:

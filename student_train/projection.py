@@ -26,6 +26,7 @@ from student_train.feed.memory import FedRows, feed_bytes
 from student_train.feed.residency import Residency
 from student_train.memory import StepBytes, measure_step
 from student_train.needs import Needs
+from student_train.objective import student_layers
 from student_train.options import FleetOptions
 from student_train.prepare import Prepared, passes
 
@@ -211,8 +212,9 @@ def _kind(student: Prepared) -> str:
 
 def stack_kind(student: Prepared) -> str:
     """Return what students that might be stacked have in common."""
-    options = student.options
-    return repr((student.spec, options.batch_size, options.optimizer, [term.name for term in options.objective]))
+    options, layers = student.options, student_layers(student.options.objective)
+    terms = [term.name for term in options.objective]
+    return repr((student.spec, options.batch_size, options.optimizer, terms, layers))
 
 
 def _view_bytes(student: Prepared, device: torch.device) -> int:

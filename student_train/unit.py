@@ -141,8 +141,8 @@ def _decide(group: Sequence[Trainee], stacking: Stacking, report: Report) -> boo
     try:
         one_by_one_s, stacked_s = _time_both(group)
     except Exception as error:  # dropout, a user's own model, memory: by itself each student still has its chance
-        why = f"they cannot be one program: {(str(error).splitlines() or [type(error).__name__])[0]}"
-        report(StackingChosen(names, False, why))
+        first_line = (str(error).splitlines() or ["no reason given"])[0]
+        report(StackingChosen(names, False, f"they cannot be one program: {first_line} ({type(error).__name__})"))
         return False
     figures = f"a step of all takes {1e3 * stacked_s:.3g} ms stacked, {1e3 * one_by_one_s:.3g} ms one by one"
     stacked = stacking == "always" or stacked_s < CLEARLY_FASTER * one_by_one_s

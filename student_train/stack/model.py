@@ -22,6 +22,7 @@ from student_train.objective import Tapped
 from student_train.options import StudentOptions
 from student_train.stack.weights import StackedBuffers, StackedWeights
 
+Named = dict[str, Tensor]
 STUDENT, TERMS = "student.", "terms."
 LOOP_WARNING = "There is a performance drop because we have not yet implemented the batching rule"
 
@@ -72,7 +73,7 @@ class StackedModel:
         self._weights = weights
         self._buffers = buffers
         self._tapped = Tapped(first.student, first.layers)
-        self._head = Head(first.student)
+        self._head = ScoresOnly(first.student)
         self._forward = compiled(
             vmap(self._run_body, in_dims=(0, 0, 0 if self._differ else None)), first.options.compile
         )
@@ -91,7 +92,7 @@ class StackedModel:
 
     def scores(self, hidden_MND: Tensor) -> Tensor:
         """Return the logits (M, N, C) of hidden states of some positions."""
-        logits_MNC: Tensor = vmap(self._run_head)(self._of_students(), hidden_MND)
+        logits_MNC: Tensor = vmap(self._run_head)(self._of_students(), self._buffers.blocks, hidden_MND)
         return logits_MNC
 
     def terms(self, outputs: Outputs, given: Sequence[Supervision], *, apart: bool) -> list[Tensor]:
@@ -112,24 +113,21 @@ class StackedModel:
         """Leave the students as they were."""
         self._tapped.release()
 
-    def _of_students(self) -> dict[str, Tensor]:
+    def _of_students(self) -> Named:
         return {name: values for name, values in self._weights.blocks.items() if name.startswith(STUDENT)}
 
-    def _run_body(
-        self, parameters: dict[str, Tensor], buffers: dict[str, Tensor], inputs: Tensor
-    ) -> tuple[Tensor, dict[str, Tensor]]:
-        renamed = {f"{STUDENT}{name}": values for name, values in buffers.items()}
-        outputs: Outputs = functional_call(self._tapped, (parameters, renamed), (inputs,))
+    def _run_body(self, parameters: Named, buffers: Named, inputs: Tensor) -> tuple[Tensor, Named]:
+        outputs: Outputs = functional_call(self._tapped, (parameters, _of_student(buffers)), (inputs,))
         return outputs.logits_BC, outputs.layers
 
-    def _run_head(self, parameters: dict[str, Tensor], hidden_ND: Tensor) -> Tensor:
-        logits_NC: Tensor = functional_call(self._head, parameters, (hidden_ND,))
+    def _run_head(self, parameters: Named, buffers: Named, hidden_ND: Tensor) -> Tensor:
+        logits_NC: Tensor = functional_call(self._head, (parameters, _of_student(buffers)), (hidden_ND,))
         return logits_NC
 
     def _group_terms(self, group: Group, outputs: Outputs, given: Supervision, apart: bool) -> tuple[Tensor, ...]:
         """Return the terms of a group's students, K of (G,)."""
 
-        def run(parameters: dict[str, Tensor], logits_BC: Tensor, layers: dict[str, Tensor]) -> tuple[Tensor, ...]:
+        def run(parameters: Named, logits_BC: Tensor, layers: Named) -> tuple[Tensor, ...]:
             seen = (Outputs(logits_BC, layers), given)
             values: list[Tensor] = functional_call(group.terms, parameters, seen, {"apart": apart})
             return tuple(values)
@@ -144,8 +142,8 @@ class StackedModel:
         return values
 
 
-class Head(nn.Module):
-    """A student of which only `scores` is run."""
+class ScoresOnly(nn.Module):
+    """A student of tokens of which only `scores` is run."""
 
     def __init__(self, student: nn.Module):
         super().__init__()
@@ -155,6 +153,10 @@ class Head(nn.Module):
         """Return the logits (N, C) of some positions' hidden states."""
         logits_NC: Tensor = self.student.scores(hidden_ND)  # type: ignore[operator]
         return logits_NC
+
+
+def _of_student(buffers: Named) -> Named:
+    return {f"{STUDENT}{name}": values for name, values in buffers.items()}
 
 
 def joint(learner: Learner) -> nn.ModuleDict:

@@ -44,6 +44,7 @@ def stack_key(learner: Learner) -> tuple[Any, ...]:
         options.clip_norm is None,
         options.ema_decay is None,
         tuple((term.loss, term.name) for term in options.objective),
+        learner.layers,
         layout,
     )
 

@@ -96,7 +96,7 @@ def _over_positions(model: StackedModel, weights: StackedWeights, batches: Seque
 
     def gradient(term: int | None, keep: bool) -> tuple[Tensor, Tensor]:
         grads_MP, values_MK = torch.zeros_like(weights.values_MP), torch.zeros_like(model.term_weights_MK)
-        down = [torch.zeros_like(values) for values in picked]
+        down: dict[int, Tensor] = {}  # by place in `picked`; nothing of what no loss reaches
         for start in range(0, len(positions_N), size):
             at = slice(start, start + size)
             parts = [values[:, at].detach().requires_grad_(values.requires_grad) for values in picked]
@@ -106,12 +106,13 @@ def _over_positions(model: StackedModel, weights: StackedWeights, batches: Seque
                 given = [batch.supervision_at(positions_N[at]) for batch in batches]
                 part = [share * values_M for values_M in model.terms(seen, given, apart=term is not None)]
             found = weights.add_gradients(grads_MP, [_loss(model, part, term)], beside=parts)
-            for values, grad in zip(down, found, strict=True):
+            for place, grad in enumerate(found):
                 if grad is not None:
-                    values[:, at] = grad
+                    if place not in down:
+                        down[place] = torch.zeros_like(picked[place])
+                    down[place][:, at] = grad
             values_MK += torch.stack(part, dim=1).detach()
-        if len(positions_N):
-            weights.add_gradients(grads_MP, picked, down, keep_graph=keep)
+        weights.add_gradients(grads_MP, [picked[place] for place in down], list(down.values()), keep_graph=keep)
         return grads_MP, values_MK
 
     return gradient, len(positions_N)

@@ -104,6 +104,10 @@ class Student(nn.Module):
     Args:
         normalise: of float inputs; of tokens None.
         network: one of tokens may be in two parts, `body` and `head`. Its logits then never exist for a whole batch.
+
+    Attributes:
+        of_tokens: whether it takes tokens.
+        in_two_parts: whether its network is in those two.
     """
 
     def __init__(self, normalise: Normalise | None, network: nn.Module):
@@ -112,7 +116,7 @@ class Student(nn.Module):
         self.normalise = nn.Identity() if normalise is None else normalise
         self.network = network
         parts = dict(network.named_children())
-        self._in_two_parts = {"body", "head"} == parts.keys()
+        self.in_two_parts = {"body", "head"} == parts.keys()
 
     @property
     def device(self) -> torch.device:
@@ -132,12 +136,12 @@ class Student(nn.Module):
 
     def hidden(self, tokens_BL: Tensor) -> Tensor:
         """Return what `scores` makes logits of: hidden states (B, L, D), or of a network in one part the logits."""
-        hidden: Tensor = self.network.body(tokens_BL) if self._in_two_parts else self.network(tokens_BL)  # type: ignore[operator]
+        hidden: Tensor = self.network.body(tokens_BL) if self.in_two_parts else self.network(tokens_BL)  # type: ignore[operator]
         return hidden
 
     def scores(self, hidden_ND: Tensor) -> Tensor:
         """Return the logits (N, C) of some positions' hidden states (N, D)."""
-        logits_NC: Tensor = self.network.head(hidden_ND) if self._in_two_parts else hidden_ND  # type: ignore[operator]
+        logits_NC: Tensor = self.network.head(hidden_ND) if self.in_two_parts else hidden_ND  # type: ignore[operator]
         return logits_NC
 
 

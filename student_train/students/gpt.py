@@ -27,8 +27,7 @@ def gpt(
 ) -> nn.Module:
     """Return a transformer in two parts: `body`, from tokens to hidden states, and `head`, from those to logits.
 
-    Layers are named `body.tokens`, `body.positions`, `body.blocks.0`, …, `body.norm` and `head`; each block gives
-    (B, L, D).
+    Layers to learn from are named `body.tokens`, `body.blocks.0`, …, and `body.norm`; each gives (B, L, D).
 
     Args:
         num_classes: of the vocabulary.

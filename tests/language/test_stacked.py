@@ -24,7 +24,7 @@ from student_train.stack.model import StackedModel
 from student_train.stack.stack import Stack
 from student_train.students import StudentSpec
 from student_train.train import train_students
-from tests.language.toys import END, IDS, TEACHERS, counting_teacher, small_gpt
+from tests.language.toys import END, IDS, TEACHERS, counting_teacher, small_gpt, write_counting
 from tests.language.toys import request as request_of
 from tests.student_train.test_loop import stop_after
 from tests.teacher_cache.toys import build, write_job
@@ -186,3 +186,117 @@ def test_terms_computed_together_teach_what_they_teach_apart(
     train(cache, tmp_path / "together", students, stacking=stacking)
     assert calls
     assert_same(tmp_path / "together", tmp_path / "apart", students)
+
+
+HINT: dict[str, Any] = {"loss": "hint", "teacher": "deep", "feature": "mid"}
+
+
+@pytest.fixture(scope="module")
+def with_features(tmp_path_factory: pytest.TempPathFactory) -> Cache:
+    """Return a cache with a layer of a teacher."""
+    folder = tmp_path_factory.mktemp("features")
+    teacher = '[[teacher]]\nname = "deep"\nfactory = "counting.py:deep"\n'
+    feature = '[teacher.features.mid]\nlayer = "table"\npool = "none"\n'
+    section = write_counting(folder)
+    (folder / "counting.py").write_text(TEACHERS + DEEP)
+    report = build(write_job(folder, section, teacher + feature))
+    assert report.exit_code == 0, report
+    return Cache.open(str(folder / "cache"))
+
+
+DEEP = """
+
+class Deep(nn.Module):
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.table, self.out = nn.Embedding(10, 6), nn.Linear(6, 10)
+
+    def forward(self, tokens):
+        return self.out(self.table(tokens))
+
+
+def deep():
+    return Deep()
+"""
+
+
+def train_on(cache: Cache, runs: Path, students: list[StudentOptions], stacking: str) -> list[StackingChosen]:
+    """Train on the counting language; return what was chosen."""
+    events: list[Event] = []
+    asked = request_of(cache, runs, *students)
+    fleet = FleetOptions.model_validate({"stacking": stacking})
+    summary = train_students(Request(cache, runs, asked.data, asked.students, "cpu", fleet), report=events.append)
+    for error in summary.errors.values():
+        raise error
+    assert [event.why for event in events if isinstance(event, StackTakenApart)] == []
+    return [event for event in events if isinstance(event, StackingChosen)]
+
+
+@pytest.mark.parametrize("optimizer", [SGD, {"learning_rate": 0.01}])
+def test_layers_above_all_losses_do_not_decay_in_a_stack(
+    with_features: Cache, tmp_path: Path, optimizer: dict[str, Any]
+) -> None:
+    objective = [HINT | {"student_layer": "network.body.blocks.0"}]
+    options = {"depth": 2, "width": 8, "heads": 2}
+    common = optimizer | {"objective": objective, "options": options, "weight_decay": 0.5}
+    students = [small_gpt(f"s{i}", seed=i, **common) for i in range(2)]
+    assert [choice.stacked for choice in train_on(with_features, tmp_path / "stacked", students, "always")] == [True]
+    train_on(with_features, tmp_path / "alone", students, "never")
+    assert_same(tmp_path / "stacked", tmp_path / "alone", students)
+
+
+def test_students_that_learn_from_different_layers_are_different_stacks(with_features: Cache, tmp_path: Path) -> None:
+    options = {"depth": 2, "width": 8, "heads": 2}
+    students = [
+        small_gpt(
+            f"s{i}", seed=i, objective=[HINT | {"student_layer": f"network.body.blocks.{i % 2}"}], options=options
+        )
+        for i in range(4)
+    ]
+    chosen = train_on(with_features, tmp_path, students, "always")
+    assert [(choice.students, choice.stacked) for choice in chosen] == [(("s0", "s2"), True), (("s1", "s3"), True)]
+
+
+def test_a_heads_buffers_are_each_students_own(cache: Cache, tmp_path: Path) -> None:
+    (tmp_path / "own.py").write_text(SCALED)
+    own = {"architecture": f"{tmp_path}/own.py:scaled", "options": {}, "objective": [LABELS]}
+    students = [small_gpt(f"s{i}", seed=i, **own, **SGD) for i in range(2)]
+    assert train(cache, tmp_path / "stacked", students)[1] == [True]
+    train(cache, tmp_path / "alone", students, stacking="never")
+    assert_same(tmp_path / "stacked", tmp_path / "alone", students)
+
+
+SCALED = """
+import torch
+from torch import nn
+
+
+class Head(nn.Module):
+    def __init__(self, ids):
+        super().__init__()
+        self.out = nn.Linear(8, ids)
+        self.register_buffer("scale", 1 + 2 * torch.rand(ids))
+
+    def forward(self, hidden):
+        return self.out(hidden) * self.scale
+
+
+def scaled(num_classes, input_shape):
+    network = nn.Sequential()
+    network.add_module("body", nn.Embedding(num_classes, 8))
+    network.add_module("head", Head(num_classes))
+    return network
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stacking", ["always", "never"])
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")  # of torch's own compiler
+def test_compiled_students_of_tokens_with_several_terms_learn_the_same(
+    cache: Cache, tmp_path: Path, stacking: str
+) -> None:
+    students = [small_gpt(f"s{i}", objective=[LABELS, KD], seed=i, compile=True, **SGD) for i in range(2)]
+    train(cache, tmp_path / "compiled", students, stacking)
+    train(cache, tmp_path / "eager", [each.model_copy(update={"compile": False}) for each in students], "never")
+    assert_same(tmp_path / "compiled", tmp_path / "eager", students)

@@ -13,8 +13,9 @@ import pytest
 
 from storage.cache import Cache
 from storage.errors import BadRequest, Interrupted
+from student_train.objective import check_student
 from student_train.results import RunRecord
-from student_train.students import load_student
+from student_train.students import StudentSpec, build_student, load_student
 from student_train.train import train_students
 from tests.language.toys import counting_cache, counting_teacher, request, small_gpt
 
@@ -139,6 +140,38 @@ def test_a_network_that_is_more_than_its_body_and_head_is_refused(cache: Cache, 
     (tmp_path / "odd.py").write_text(BETWEEN)
     with pytest.raises(BadRequest, match="more than its `body` and its `head`"):
         trained(cache, tmp_path, architecture=f"{tmp_path / 'odd.py'}:odd", options={})
+
+
+def test_batch_norm_in_a_head_is_refused(cache: Cache, tmp_path: Path) -> None:
+    (tmp_path / "odd.py").write_text(
+        "from collections import OrderedDict\n"
+        "from torch import nn\n"
+        "def coupled(num_classes, input_shape):\n"
+        "    head = nn.Sequential(nn.Linear(4, num_classes), nn.BatchNorm1d(12))\n"
+        "    return nn.Sequential(OrderedDict(body=nn.Embedding(num_classes, 4), head=head))\n"
+    )
+    with pytest.raises(BadRequest, match="compares positions with each other") as refused:
+        trained(cache, tmp_path, architecture=f"{tmp_path / 'odd.py'}:coupled", options={})
+    assert "head.1" in str(refused.value)
+
+
+@pytest.mark.parametrize("layer", ["network.head", "network.body.positions", "network.body.blocks"])
+def test_a_layer_that_is_not_run_is_no_layer_to_learn_from(cache: Cache, layer: str) -> None:
+    spec = StudentSpec(
+        architecture="gpt",
+        options={"depth": 1, "width": 8, "heads": 2},
+        num_classes=10,
+        input_shape=(12,),
+        mean=None,
+        std=None,
+    )
+    with pytest.raises(BadRequest, match=f"does not run its layer '{layer}'"):
+        check_student(build_student(spec), [layer], (12,), 10)
+
+
+def test_a_student_of_more_than_all_memory_is_refused_before_it_is_built(cache: Cache, tmp_path: Path) -> None:
+    with pytest.raises(BadRequest, match="of weights alone"):
+        trained(cache, tmp_path, options={"depth": 20, "width": 40_000, "heads": 4})
 
 
 def test_padding_of_a_teachers_vocabulary_is_no_class_of_its_student(tmp_path: Path) -> None:
