@@ -153,6 +153,11 @@ class StudentOptions(Options):
         return self
 
     @property
+    def losses(self) -> tuple[ObjectiveTerm, ...]:
+        """Return the terms of the objective, each with weight 1: what is computed before they are weighed."""
+        return tuple(term.model_copy(update={"weight": 1.0}) for term in self.objective)
+
+    @property
     def peak_learning_rate(self) -> float:
         """Return the learning rate after the warm-up."""
         return PEAK_LEARNING_RATE[self.optimizer] if self.learning_rate is None else self.learning_rate

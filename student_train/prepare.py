@@ -264,7 +264,7 @@ def check_run(folder: Path, identity: dict[str, Any], fleet: FleetOptions) -> Ru
 
 def _check_models(students: Sequence[Prepared]) -> None:
     """Build each kind of student once and throw it away: a mistake is better found before the others are trained."""
-    kinds = {repr((s.spec, [t.model_copy(update={"weight": 1.0}) for t in s.options.objective])): s for s in students}
+    kinds = {repr((student.spec, student.options.losses)): student for student in students}
     for student in kinds.values():
         _check_model(student)
 

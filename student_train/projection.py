@@ -204,10 +204,9 @@ def _measured(students: Sequence[Prepared]) -> list[StepBytes]:
 
 def _kind(student: Prepared) -> str:
     """Return what a step's memory depends on."""
-    options, neutral = student.options, {"weight": 1.0}
-    objective = [term.model_copy(update=neutral) for term in options.objective]
+    options = student.options
     extras = (options.batch_size, options.optimizer, options.momentum > 0, options.ema_decay is None)
-    return repr((student.spec, objective, *extras, options.patience_epochs is None, options.autocast))
+    return repr((student.spec, options.losses, *extras, options.patience_epochs is None, options.autocast))
 
 
 def stack_kind(student: Prepared) -> str:

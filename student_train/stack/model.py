@@ -19,7 +19,6 @@ from student_train.compiled import compiled
 from student_train.learner import Learner
 from student_train.needs import Batch, Outputs, Supervision
 from student_train.objective import Tapped
-from student_train.options import StudentOptions
 from student_train.stack.weights import StackedBuffers, StackedWeights
 
 Named = dict[str, Tensor]
@@ -168,7 +167,7 @@ def _groups(learners: Sequence[Learner], views: Sequence[int]) -> list[Group]:
     """Return the students of a stack by what their losses are, weights apart, and by what they see."""
     alike: dict[tuple[Any, ...], list[int]] = defaultdict(list)
     for place, (learner, view) in enumerate(zip(learners, views, strict=True)):
-        alike[(view, *map(repr, _without_weights(learner.options)))].append(place)
+        alike[(view, *map(repr, learner.options.losses))].append(place)
     return [
         Group(
             torch.tensor(places, device=learners[0].student.device),
@@ -177,7 +176,3 @@ def _groups(learners: Sequence[Learner], views: Sequence[int]) -> list[Group]:
         )
         for places in alike.values()
     ]
-
-
-def _without_weights(options: StudentOptions) -> list[Any]:
-    return [term.model_copy(update={"weight": 1.0}) for term in options.objective]
