@@ -5,6 +5,10 @@
 
 The weights are written first, under a name of their own, and the JSON last: it is replaced in one step, and only
 then are older weights deleted. Whatever is cut short, the last whole checkpoint is still there. Nothing is pickled.
+
+Students of a stack go on together, to the same rounding, only if all are at the same step. So theirs are staged first,
+each as weights and `checkpoint.next.json`, and then committed one by one. A kill in between leaves some that are
+staged beside one that is committed, which says that all are whole: `settle_checkpoint` commits these too.
 """
 
 from __future__ import annotations
@@ -25,6 +29,7 @@ from student_train.learner import Tensors
 from student_train.results import CHECKPOINT_FILE, EpochMetrics
 
 FORMAT_VERSION = 1
+NEXT_FILE = "checkpoint.next.json"
 WEIGHTS_PATTERN = "checkpoint-*.safetensors"
 
 
@@ -37,6 +42,7 @@ class Position(Options):
         history: one entry per whole epoch.
         best_epoch, best_score: of the best epoch so far, where the job has patience.
         stacked: whether it steps in a stack: it goes on as it was, for rounding differs.
+        stack: names of the students whose checkpoints are committed together with this one, itself among them.
         seconds: of the run so far.
         epoch_seconds: of this epoch's training so far.
     """
@@ -49,6 +55,7 @@ class Position(Options):
     best_epoch: int | None = None
     best_score: float | None = None
     stacked: bool = False
+    stack: tuple[str, ...] = ()
     seconds: float = 0.0
     epoch_seconds: float = 0.0
 
@@ -65,7 +72,38 @@ class CheckpointFile(Position):
 
 def write_checkpoint(folder: Path, position: Position, tensors: Tensors, identity: dict[str, Any]) -> None:
     """Write a checkpoint, durable when this returns; the one before it is good until then."""
-    objects = LocalObjects(folder)
+    _put_json(folder, CHECKPOINT_FILE, _put_weights(folder, position, tensors, identity))
+    _delete_older(folder)
+
+
+def stage_checkpoint(folder: Path, position: Position, tensors: Tensors, identity: dict[str, Any]) -> None:
+    """Write a checkpoint that does not count before it is committed, durable when this returns."""
+    _put_json(folder, NEXT_FILE, _put_weights(folder, position, tensors, identity))
+
+
+def commit_checkpoint(folder: Path) -> None:
+    """Let the staged checkpoint count, in one step; the one before it is good until then. Without one do nothing."""
+    file = _read_file(folder, NEXT_FILE)
+    if file is not None:
+        _put_json(folder, CHECKPOINT_FILE, file)
+        LocalObjects(folder).delete(NEXT_FILE)
+        _delete_older(folder)
+
+
+def settle_checkpoint(folder: Path) -> None:
+    """Commit what a kill has left staged if a student of its stack was committed already, else drop it."""
+    staged = _read_file(folder, NEXT_FILE)
+    if staged is None:
+        return
+    others = [_read_file(folder.parent / name, CHECKPOINT_FILE) for name in staged.stack]
+    where = (staged.stack, staged.epoch, staged.step)
+    if any(other is not None and (other.stack, other.epoch, other.step) == where for other in others):
+        commit_checkpoint(folder)
+    else:
+        LocalObjects(folder).delete(NEXT_FILE)
+
+
+def _put_weights(folder: Path, position: Position, tensors: Tensors, identity: dict[str, Any]) -> CheckpointFile:
     data = safetensors.torch.save(_on_host(tensors))
     weights_digest = digest(data)
     steps = f"{position.epoch:05d}-{position.step:08d}"
@@ -76,11 +114,20 @@ def write_checkpoint(folder: Path, position: Position, tensors: Tensors, identit
         torch_version=torch.__version__,
         identity=identity,
     )
-    objects.put(file.weights_file, data)
-    objects.put(CHECKPOINT_FILE, (file.model_dump_json(indent=2) + "\n").encode())  # last: this is the checkpoint
+    LocalObjects(folder).put(file.weights_file, data)
+    return file
+
+
+def _put_json(folder: Path, name: str, file: CheckpointFile) -> None:
+    LocalObjects(folder).put(name, (file.model_dump_json(indent=2) + "\n").encode())
+
+
+def _delete_older(folder: Path) -> None:
+    """Delete all weights but those of the checkpoint."""
+    file = _read_file(folder)
     for path in folder.glob(WEIGHTS_PATTERN):
-        if path.name != file.weights_file:
-            objects.delete(path.name)
+        if file is None or path.name != file.weights_file:
+            LocalObjects(folder).delete(path.name)
 
 
 def read_checkpoint(folder: Path, identity: dict[str, Any]) -> tuple[Position, Tensors] | None:
@@ -142,13 +189,14 @@ def check_identity(folder: Path, found: dict[str, Any], expected: dict[str, Any]
 def delete_checkpoint(folder: Path) -> None:
     """Delete a run's checkpoint, its JSON first."""
     objects = LocalObjects(folder)
+    objects.delete(NEXT_FILE)
     objects.delete(CHECKPOINT_FILE)
     for path in folder.glob(WEIGHTS_PATTERN):
         objects.delete(path.name)
 
 
-def _read_file(folder: Path) -> CheckpointFile | None:
-    path = folder / CHECKPOINT_FILE
+def _read_file(folder: Path, name: str = CHECKPOINT_FILE) -> CheckpointFile | None:
+    path = folder / name
     if not path.exists():
         return None
     try:

@@ -12,7 +12,7 @@ import torch
 
 from storage.errors import Interrupted, StillroomError, StorageFailure, TryAgain
 from storage.objects import LocalObjects
-from student_train.checkpoint import delete_checkpoint
+from student_train.checkpoint import delete_checkpoint, settle_checkpoint
 from student_train.devices import find_device
 from student_train.events import (
     BatchIsAllRows,
@@ -158,6 +158,10 @@ def _train_pass(
                 ready.append(student)
             except TryAgain as error:
                 fail(student, error, None)
+        if request.parallel.writes:
+            for student in ready:
+                settle_checkpoint(student.folder)
+        request.parallel.wait()  # until what they go on from is settled
         trainees = _begin(ready, students, request, device, fail)
         if not trainees:
             return {}, errors

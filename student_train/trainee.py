@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from math import isfinite
@@ -15,7 +16,14 @@ from torch import Tensor
 from storage.encodings import Encoding
 from storage.errors import BadRequest, DivergedLoss, StillroomError
 from storage.objects import LocalObjects
-from student_train.checkpoint import Position, delete_checkpoint, read_checkpoint, write_checkpoint
+from student_train.checkpoint import (
+    Position,
+    commit_checkpoint,
+    delete_checkpoint,
+    read_checkpoint,
+    stage_checkpoint,
+    write_checkpoint,
+)
 from student_train.latency import Latency
 from student_train.learner import Learner, Randomness, Tensors, below
 from student_train.needs import ArrayKey
@@ -149,11 +157,12 @@ class Trainee:
         every = self.options.checkpoint_every_steps
         return every is not None and self.done_steps % every == 0 and self.done_steps != self._written_at
 
-    def checkpoint(self, tally: Tensors) -> None:
+    def checkpoint(self, tally: Tensors, stack: Sequence[str] = ()) -> None:
         """Write where it is, durable when this returns.
 
         Args:
             tally: of the epoch that it is in; empty before its first step.
+            stack: names of those it is in a stack with; then it counts only when `commit_checkpoint` says so.
         """
         where = Position(
             epoch=self.epoch,
@@ -162,6 +171,7 @@ class Trainee:
             best_epoch=self._best_epoch,
             best_score=self._best_score,
             stacked=bool(self.stacked),
+            stack=tuple(stack),
             seconds=self.seconds,
             epoch_seconds=self.epoch_seconds,
         )
@@ -169,7 +179,12 @@ class Trainee:
         if not self.run.parallel.writes:
             return
         best = {f"best.{name}": tensor for name, tensor in (self._best or {}).items()}
-        write_checkpoint(self.run.folder, where, self.learner.state() | best | tally, self.run.identity)
+        write = stage_checkpoint if stack else write_checkpoint
+        write(self.run.folder, where, self.learner.state() | best | tally, self.run.identity)
+
+    def commit_checkpoint(self) -> None:
+        """Let what was written with a stack count."""
+        commit_checkpoint(self.run.folder)
 
     def end_epoch(self, held: Held, *, view: str, means: list[float], shares: list[float], steps_SK: Any) -> None:
         """Add an epoch to the history and go on to the next.

@@ -85,10 +85,15 @@ class Unit:
             trainee.step += 1
 
     def checkpoint(self, *, every_student: bool) -> None:
-        """Write the checkpoints that are due, or all."""
+        """Write the checkpoints if one is due, or in any case: all of a stack together, so that a kill parts nobody."""
+        if not every_student and not any(trainee.due_for_checkpoint() for trainee in self.trainees):
+            return
+        stack = [trainee.name for trainee in self.trainees] if len(self.trainees) > 1 else []
         for place, trainee in enumerate(self.trainees):
-            if every_student or trainee.due_for_checkpoint():
-                trainee.checkpoint(self.tally.state(place))
+            trainee.checkpoint(self.tally.state(place), stack)
+        if stack:
+            for trainee in self.trainees:
+                trainee.commit_checkpoint()
 
     def synchronise(self) -> None:
         """Agree with the other processes on what they measure."""

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,7 +16,14 @@ import torch
 
 from storage.cache import Cache
 from storage.errors import CorruptObject, Interrupted, StaleCache, StorageFailure, UnsupportedFormat
-from student_train.checkpoint import Position, read_checkpoint, write_checkpoint
+from student_train.checkpoint import (
+    Position,
+    commit_checkpoint,
+    read_checkpoint,
+    settle_checkpoint,
+    stage_checkpoint,
+    write_checkpoint,
+)
 from student_train.options import StudentOptions
 from student_train.train import train_students
 from tests.student_train.test_loop import EVERYTHING, stop_after, train, weights
@@ -197,6 +205,72 @@ def test_a_full_disk_leaves_the_last_checkpoint_whole(tmp_path: Path) -> None:
     found = read_checkpoint(tmp_path, IDENTITY)
     assert found is not None
     assert (found[0].epoch, len(list(tmp_path.iterdir()))) == (1, 2)
+
+
+STACK = ("a", "b", "c")
+
+
+def stage(runs: Path, names: tuple[str, ...], step: int) -> None:
+    for name in names:
+        tensors = {"w": torch.full((3,), float(step))}
+        stage_checkpoint(runs / name, Position(step=step, stacked=True, stack=STACK), tensors, IDENTITY)
+
+
+def settled_steps(runs: Path) -> list[int | None]:
+    """Settle all of the stack as the next command would; return the step of each, None without a checkpoint."""
+    for name in STACK:
+        settle_checkpoint(runs / name)
+    found = [read_checkpoint(runs / name, IDENTITY) for name in STACK]
+    for each in found:
+        assert each is None or each[1]["w"].tolist() == [float(each[0].step)] * 3
+    assert not list(runs.rglob("*.next.json"))
+    return [None if each is None else each[0].step for each in found]
+
+
+def test_what_a_stack_has_staged_counts_once_one_of_it_is_committed(tmp_path: Path) -> None:
+    for name in STACK:
+        (tmp_path / name).mkdir()
+    stage(tmp_path, STACK, 1)
+    assert settled_steps(tmp_path) == [None, None, None]  # killed before the first was committed
+    stage(tmp_path, STACK, 2)
+    commit_checkpoint(tmp_path / "b")
+    assert settled_steps(tmp_path) == [2, 2, 2]  # and after
+    stage(tmp_path, ("a", "b"), 3)  # and while they were staged
+    assert settled_steps(tmp_path) == [2, 2, 2]
+    stage(tmp_path, STACK, 4)
+    for name in STACK:
+        commit_checkpoint(tmp_path / name)
+    assert settled_steps(tmp_path) == [4, 4, 4]
+    assert len(list(tmp_path.rglob("*.safetensors"))) == 3
+
+
+def test_a_full_disk_while_a_stack_is_staged_leaves_all_of_it_where_it_was(tmp_path: Path) -> None:
+    for name in STACK:
+        (tmp_path / name).mkdir()
+    stage(tmp_path, STACK, 1)
+    for name in STACK:
+        commit_checkpoint(tmp_path / name)
+    stage(tmp_path, ("a",), 2)
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (50, before[1]))
+    try:
+        with pytest.raises(StorageFailure):
+            stage(tmp_path, ("b",), 2)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        signal.signal(signal.SIGXFSZ, handler)
+    assert settled_steps(tmp_path) == [1, 1, 1]
+
+
+def test_a_stacks_folder_that_was_deleted_starts_again_alone(tmp_path: Path) -> None:
+    for name in STACK:
+        (tmp_path / name).mkdir()
+    stage(tmp_path, STACK, 1)
+    for name in STACK:
+        commit_checkpoint(tmp_path / name)
+    shutil.rmtree(tmp_path / "b")
+    assert settled_steps(tmp_path) == [1, None, 1]
 
 
 def test_stopping_while_rows_are_loaded_loses_nothing(toy_cache: Cache, tmp_path: Path) -> None:

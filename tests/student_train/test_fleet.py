@@ -311,7 +311,4 @@ def test_a_fleet_killed_at_any_moment_goes_on_with_every_student_where_it_was(
     assert done.returncode == 0, done.stderr
     assert int(done.stdout) > 2
     for each in students:
-        if stacking == "never":
-            assert weights(tmp_path / "killed", each.name) == weights(tmp_path / "whole", each.name)
-        found, expected = (torch_weights(tmp_path / how / each.name) for how in ("killed", "whole"))
-        assert all(torch.allclose(found[name], expected[name], atol=1e-4) for name in expected)
+        assert weights(tmp_path / "killed", each.name) == weights(tmp_path / "whole", each.name)
