@@ -72,8 +72,7 @@ class CheckpointFile(Position):
 
 def write_checkpoint(folder: Path, position: Position, tensors: Tensors, identity: dict[str, Any]) -> None:
     """Write a checkpoint, durable when this returns; the one before it is good until then."""
-    _put_json(folder, CHECKPOINT_FILE, _put_weights(folder, position, tensors, identity))
-    _delete_older(folder)
+    _commit(folder, _put_weights(folder, position, tensors, identity))
 
 
 def stage_checkpoint(folder: Path, position: Position, tensors: Tensors, identity: dict[str, Any]) -> None:
@@ -85,9 +84,8 @@ def commit_checkpoint(folder: Path) -> None:
     """Let the staged checkpoint count, in one step; the one before it is good until then. Without one do nothing."""
     file = _read_file(folder, NEXT_FILE)
     if file is not None:
-        _put_json(folder, CHECKPOINT_FILE, file)
+        _commit(folder, file)
         LocalObjects(folder).delete(NEXT_FILE)
-        _delete_older(folder)
 
 
 def settle_checkpoint(folder: Path) -> None:
@@ -122,11 +120,11 @@ def _put_json(folder: Path, name: str, file: CheckpointFile) -> None:
     LocalObjects(folder).put(name, (file.model_dump_json(indent=2) + "\n").encode())
 
 
-def _delete_older(folder: Path) -> None:
-    """Delete all weights but those of the checkpoint."""
-    file = _read_file(folder)
+def _commit(folder: Path, file: CheckpointFile) -> None:
+    """Put a checkpoint's JSON in place of the one before, and delete all weights but its own."""
+    _put_json(folder, CHECKPOINT_FILE, file)
     for path in folder.glob(WEIGHTS_PATTERN):
-        if file is None or path.name != file.weights_file:
+        if path.name != file.weights_file:
             LocalObjects(folder).delete(path.name)
 
 

@@ -14,7 +14,7 @@ from student_train.feed.feed import Feed
 from student_train.feed.selection import NO_CLASS
 from student_train.needs import Batch
 from student_train.parallel import ALONE, Parallel
-from student_train.positions import part_size
+from student_train.positions import logits_in_parts
 from student_train.results import Held
 from student_train.single import Single
 from student_train.stack.stack import Stack
@@ -88,10 +88,8 @@ def _positions(student: Student, batch: Batch) -> Iterator[tuple[Tensor, Tensor]
     positions_N = batch.positions()
     hidden_ND = student.hidden(batch.inputs).flatten(0, 1).index_select(0, positions_N)
     labels_N = _labels(batch).flatten().index_select(0, positions_N)
-    size = part_size(student.scores(hidden_ND[:1]).shape[-1], positions_N.device)
-    for hidden_BD, labels_B in zip(hidden_ND.split(size), labels_N.split(size), strict=True):
-        if len(labels_B):
-            yield student.scores(hidden_BD).float(), labels_B
+    for at, logits_BC in logits_in_parts(student, hidden_ND):
+        yield logits_BC.float(), labels_N[at]
 
 
 class Sums:

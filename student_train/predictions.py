@@ -36,7 +36,7 @@ from student_train.feed.selection import NO_CLASS, Selection
 from student_train.feed.shard_source import INPUTS, LABELS, ShardSource
 from student_train.feed.windows import load_shard
 from student_train.needs import Needs, SoftNeed
-from student_train.positions import part_size
+from student_train.positions import logits_in_parts, part_size
 from student_train.students import Student
 
 PREDICTIONS_FILE = "predictions.parquet"
@@ -252,10 +252,9 @@ def _said(logits_BC: Tensor, labels_B: Tensor) -> dict[str, Tensor]:
 def _say_of_tokens(student: Student, tokens_BL: Tensor, labels_B: Tensor, answers: Columns) -> None:
     """Add the same of all positions of some blocks, a part of them at a time; of those without a label nothing."""
     hidden_BD = student.hidden(tokens_BL).flatten(0, 1)
-    size = part_size(student.scores(hidden_BD[:1]).shape[-1], hidden_BD.device)
-    for part_BD, part_B in zip(hidden_BD.split(size), labels_B.split(size), strict=True):
-        said = _said(student.scores(part_BD), part_B)
-        answers.add(said | {"top": said["top"].masked_fill(part_B == NO_CLASS, NO_CLASS)})
+    for at, logits_BC in logits_in_parts(student, hidden_BD):
+        said = _said(logits_BC, labels_B[at])
+        answers.add(said | {"top": said["top"].masked_fill(labels_B[at] == NO_CLASS, NO_CLASS)})
 
 
 def _positions(cache: Cache, selection: Selection, teacher: str | None, blocks: pl.DataFrame) -> pl.DataFrame:

@@ -158,10 +158,6 @@ def _train_pass(
                 ready.append(student)
             except TryAgain as error:
                 fail(student, error, None)
-        if request.parallel.writes:
-            for student in ready:
-                settle_checkpoint(student.folder)
-        request.parallel.wait()  # until what they go on from is settled
         trainees = _begin(ready, students, request, device, fail)
         if not trainees:
             return {}, errors
@@ -204,6 +200,10 @@ def _begin(
         device: where they are trained.
         fail: told of those that cannot begin.
     """
+    if request.parallel.writes:
+        for student in ready:
+            settle_checkpoint(student.folder)
+    request.parallel.wait()  # until what they go on from is settled
     begun, tables = dict[str, Trainee](), dict[str | None, HeldTable]()
     for student in ready:
         if request.parallel.writes:

@@ -77,16 +77,15 @@ class StackedModel:
             vmap(self._run_body, in_dims=(0, 0, 0 if self._differ else None)), first.options.compile
         )
         self._groups = _groups(learners, views)
+        # Attention is a loop over the students on a CPU; whether that is too slow is measured (`unit.py`).
+        warnings.filterwarnings("ignore", LOOP_WARNING)
 
     def outputs(self, batches: Sequence[Batch]) -> Outputs:
         """Return what the students make of a step's rows: logits (M, B, C), or hidden states (M, B, L, D); layers."""
         inputs = batches[0].inputs
         if self._differ:
             inputs = torch.stack([batches[view].inputs for view in self._views])
-        with warnings.catch_warnings():
-            # Attention is a loop over the students on a CPU; whether that is too slow is measured (`unit.py`).
-            warnings.filterwarnings("ignore", LOOP_WARNING)
-            logits_MBC, layers = self._forward(self._of_students(), self._buffers.blocks, inputs)
+        logits_MBC, layers = self._forward(self._of_students(), self._buffers.blocks, inputs)
         return Outputs(logits_MBC, layers)
 
     def scores(self, hidden_MND: Tensor) -> Tensor:

@@ -60,8 +60,16 @@ def train(
     cache: Cache, runs: Path, students: list[StudentOptions], stacking: str = "always", **keywords: Any
 ) -> tuple[list[RunRecord], list[bool]]:
     """Train; return the records, and for each group of students whether it was stacked."""
+    records, choices = train_and_tell(cache, runs, students, stacking, **keywords)
+    return records, [choice.stacked for choice in choices]
+
+
+def train_and_tell(
+    cache: Cache, runs: Path, students: list[StudentOptions], stacking: str, dataset: str = "t", **keywords: Any
+) -> tuple[list[RunRecord], list[StackingChosen]]:
+    """Train on a dataset; return the records, and what was chosen for each group of students."""
     events: list[Event] = []
-    asked = request_of(cache, runs, *students, train="t/train", validation="t/validation")
+    asked = request_of(cache, runs, *students, train=f"{dataset}/train", validation=f"{dataset}/validation")
     fleet = FleetOptions.model_validate({"stacking": stacking})
     summary = train_students(
         Request(asked.cache, runs, asked.data, asked.students, "cpu", fleet), report=events.append, **keywords
@@ -69,7 +77,7 @@ def train(
     for error in summary.errors.values():
         raise error
     assert [event.why for event in events if isinstance(event, StackTakenApart)] == []
-    return summary.records, [event.stacked for event in events if isinstance(event, StackingChosen)]
+    return list(summary.records), [event for event in events if isinstance(event, StackingChosen)]
 
 
 def assert_same(one: Path, other: Path, students: list[StudentOptions]) -> None:
@@ -221,18 +229,6 @@ def deep():
 """
 
 
-def train_on(cache: Cache, runs: Path, students: list[StudentOptions], stacking: str) -> list[StackingChosen]:
-    """Train on the counting language; return what was chosen."""
-    events: list[Event] = []
-    asked = request_of(cache, runs, *students)
-    fleet = FleetOptions.model_validate({"stacking": stacking})
-    summary = train_students(Request(cache, runs, asked.data, asked.students, "cpu", fleet), report=events.append)
-    for error in summary.errors.values():
-        raise error
-    assert [event.why for event in events if isinstance(event, StackTakenApart)] == []
-    return [event for event in events if isinstance(event, StackingChosen)]
-
-
 @pytest.mark.parametrize("optimizer", [SGD, {"learning_rate": 0.01}])
 def test_layers_above_all_losses_do_not_decay_in_a_stack(
     with_features: Cache, tmp_path: Path, optimizer: dict[str, Any]
@@ -241,8 +237,8 @@ def test_layers_above_all_losses_do_not_decay_in_a_stack(
     options = {"depth": 2, "width": 8, "heads": 2}
     common = optimizer | {"objective": objective, "options": options, "weight_decay": 0.5}
     students = [small_gpt(f"s{i}", seed=i, **common) for i in range(2)]
-    assert [choice.stacked for choice in train_on(with_features, tmp_path / "stacked", students, "always")] == [True]
-    train_on(with_features, tmp_path / "alone", students, "never")
+    assert train(with_features, tmp_path / "stacked", students, dataset="counting")[1] == [True]
+    train(with_features, tmp_path / "alone", students, "never", dataset="counting")
     assert_same(tmp_path / "stacked", tmp_path / "alone", students)
 
 
@@ -254,7 +250,7 @@ def test_students_that_learn_from_different_layers_are_different_stacks(with_fea
         )
         for i in range(4)
     ]
-    chosen = train_on(with_features, tmp_path, students, "always")
+    _, chosen = train_and_tell(with_features, tmp_path, students, "always", "counting")
     assert [(choice.students, choice.stacked) for choice in chosen] == [(("s0", "s2"), True), (("s1", "s3"), True)]
 
 

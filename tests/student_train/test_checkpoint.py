@@ -216,6 +216,14 @@ def stage(runs: Path, names: tuple[str, ...], step: int) -> None:
         stage_checkpoint(runs / name, Position(step=step, stacked=True, stack=STACK), tensors, IDENTITY)
 
 
+def write_stack(runs: Path, step: int) -> None:
+    for name in STACK:
+        (runs / name).mkdir(exist_ok=True)
+    stage(runs, STACK, step)
+    for name in STACK:
+        commit_checkpoint(runs / name)
+
+
 def settled_steps(runs: Path) -> list[int | None]:
     """Settle all of the stack as the next command would; return the step of each, None without a checkpoint."""
     for name in STACK:
@@ -237,19 +245,13 @@ def test_what_a_stack_has_staged_counts_once_one_of_it_is_committed(tmp_path: Pa
     assert settled_steps(tmp_path) == [2, 2, 2]  # and after
     stage(tmp_path, ("a", "b"), 3)  # and while they were staged
     assert settled_steps(tmp_path) == [2, 2, 2]
-    stage(tmp_path, STACK, 4)
-    for name in STACK:
-        commit_checkpoint(tmp_path / name)
+    write_stack(tmp_path, 4)
     assert settled_steps(tmp_path) == [4, 4, 4]
     assert len(list(tmp_path.rglob("*.safetensors"))) == 3
 
 
 def test_a_full_disk_while_a_stack_is_staged_leaves_all_of_it_where_it_was(tmp_path: Path) -> None:
-    for name in STACK:
-        (tmp_path / name).mkdir()
-    stage(tmp_path, STACK, 1)
-    for name in STACK:
-        commit_checkpoint(tmp_path / name)
+    write_stack(tmp_path, 1)
     stage(tmp_path, ("a",), 2)
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
@@ -264,11 +266,7 @@ def test_a_full_disk_while_a_stack_is_staged_leaves_all_of_it_where_it_was(tmp_p
 
 
 def test_a_stacks_folder_that_was_deleted_starts_again_alone(tmp_path: Path) -> None:
-    for name in STACK:
-        (tmp_path / name).mkdir()
-    stage(tmp_path, STACK, 1)
-    for name in STACK:
-        commit_checkpoint(tmp_path / name)
+    write_stack(tmp_path, 1)
     shutil.rmtree(tmp_path / "b")
     assert settled_steps(tmp_path) == [1, None, 1]
 
