@@ -36,6 +36,7 @@ class StepBytes:
         optimizer: its state.
         copies: averaged and best weights.
         activations: of one batch, kept for the backward pass, and what that works with.
+        batch: what is stored of it, which is among the activations.
     """
 
     weights: int
@@ -43,6 +44,7 @@ class StepBytes:
     optimizer: int
     copies: int
     activations: int
+    batch: int
 
     @property
     def total(self) -> int:
@@ -104,6 +106,7 @@ def _measure(prepared: Prepared, device: torch.device) -> StepBytes:
         optimizer=_bytes_of([value for state in optimizer.state.values() for value in state.values()]),
         copies=copies * _bytes_of(list(student.state_dict().values())),
         activations=_working_bytes(activations) + beside + _bytes_of(stored),
+        batch=_bytes_of(stored),
     )
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import NamedTuple
 
@@ -111,6 +112,26 @@ class Batch:
     targets: dict[str, Encoded] = field(default_factory=dict)
     features: dict[ArrayKey, Tensor] = field(default_factory=dict)
     mixed: MixedLabels | None = None
+
+    def each(self, function: Callable[[Tensor], Tensor]) -> Batch:
+        """Return a batch of what a function makes of each tensor."""
+        targets = {
+            teacher: replace(encoded, arrays={name: function(values) for name, values in encoded.arrays.items()})
+            for teacher, encoded in self.targets.items()
+        }
+        return Batch(
+            function(self.shown),
+            None if self.labels_B is None else function(self.labels_B),
+            targets,
+            {key: function(values) for key, values in self.features.items()},
+            None if self.mixed is None else MixedLabels(*map(function, self.mixed)),
+        )
+
+    def tensors(self) -> list[Tensor]:
+        """Return all tensors, in an order that batches of one feed share."""
+        encoded = [values for each in self.targets.values() for values in each.arrays.values()]
+        labels = [] if self.labels_B is None else [self.labels_B]
+        return [self.shown, *labels, *encoded, *self.features.values(), *(self.mixed or ())]
 
     @cached_property
     def inputs(self) -> Tensor:

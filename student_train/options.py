@@ -139,7 +139,8 @@ class StudentOptions(Options):
     patience_epochs: Annotated[int, Field(ge=1)] | None = None  # stop when no better for so long; keep the best
 
     autocast: Literal["fp32", "bf16"] = "fp32"
-    compile: bool | Literal["cuda_graphs"] = False  # "cuda_graphs": compiled, and replayed from a recording
+    compile: bool = False
+    cuda_graphs: Literal["auto"] | bool = "auto"  # steps recorded and replayed on a GPU: of a user's own model if true
     checkpoint_every_steps: Annotated[int, Field(ge=1)] | None = None  # besides one after every epoch
 
     @model_validator(mode="after")

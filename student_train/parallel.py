@@ -15,16 +15,16 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import timedelta
+from operator import itemgetter
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from storage.encodings import Encoded
 from storage.errors import BadRequest
-from student_train.needs import Batch, MixedLabels
+from student_train.needs import Batch
 
 TIMEOUT = timedelta(minutes=30)  # of a process that waits for the others, one of which may read or write a while
 
@@ -51,14 +51,7 @@ class Parallel:
         if self.size == 1:
             return batch
         mine = slice(self.rank, None, self.size)
-        mixed = batch.mixed and MixedLabels(batch.mixed.partner_labels_B[mine], batch.mixed.own_weight_B[mine])
-        return Batch(
-            shown=batch.shown[mine],
-            labels_B=None if batch.labels_B is None else batch.labels_B[mine],
-            targets={name: _part(encoded, mine) for name, encoded in batch.targets.items()},
-            features={key: values[mine] for key, values in batch.features.items()},
-            mixed=mixed,
-        )
+        return batch.each(itemgetter(mine))
 
     def average(self, tensors: Sequence[Tensor], share: float) -> None:
         """Make tensors the sum over all processes of each one's times its share, in place; in one message for all."""
@@ -97,10 +90,6 @@ class Parallel:
 
 
 ALONE = Parallel()
-
-
-def _part(encoded: Encoded, mine: slice) -> Encoded:
-    return replace(encoded, arrays={name: values[mine] for name, values in encoded.arrays.items()})
 
 
 @contextlib.contextmanager

@@ -16,7 +16,6 @@ from storage.options import code_fingerprint
 from storage.spec import DatasetSpec
 from storage.views import PLAIN
 from student_train.checkpoint import check_checkpoint, check_identity
-from student_train.compiled import check_compile
 from student_train.devices import Device, find_device, free_bytes, gib
 from student_train.feed.selection import Selection, select_rows
 from student_train.feed.views import EpochViews, check_first_view, check_one_class, choose_views
@@ -33,11 +32,12 @@ from student_train.objective import (
 )
 from student_train.options import DataOptions, FleetOptions, StudentOptions
 from student_train.parallel import ALONE, Parallel
+from student_train.recorder import check_recordable
 from student_train.results import RunRecord, read_record
 from student_train.students import StudentSpec, build_student
 
 # Fields of a student that do not change what is computed.
-NOT_IDENTITY = {"name", "checkpoint_every_steps"}
+NOT_IDENTITY = {"name", "checkpoint_every_steps", "cuda_graphs"}
 
 
 @dataclass(frozen=True)
@@ -98,15 +98,13 @@ def prepare(request: Request) -> list[Prepared]:
         twice = sorted({name for name in names if names.count(name) > 1})
         raise BadRequest("two students have one name", found=", ".join(twice), do="rename one; a name is a folder")
     device = find_device(request.device)
-    for options in request.students:
-        check_compile(options.name, options.compile, device)
     selections = _Selections(request.cache, request.data)
     data = request.data
     needs = [objective_needs(options.objective) for options in request.students]
     views = choose_views(
         request.cache, data.train.partition("/")[0], needs, data.views, allow_partial=data.allow_partial
     )
-    students = [_prepare(request, options, selections, views) for options in request.students]
+    students = [_prepare(request, options, selections, views, device) for options in request.students]
     _check_models([student for student in students if student.finished is None])
     _check_halving(request, students)
     return students
@@ -122,7 +120,13 @@ def passes(students: Sequence[Prepared], at_once: int | None) -> list[list[Prepa
     return [group[start : start + size] for group in groups.values() for start in range(0, len(group), size)]
 
 
-def _prepare(request: Request, options: StudentOptions, selections: _Selections, views: EpochViews | None) -> Prepared:
+def _prepare(
+    request: Request,
+    options: StudentOptions,
+    selections: _Selections,
+    views: EpochViews | None,
+    device: torch.device,
+) -> Prepared:
     cache, data = request.cache, request.data
     needs = objective_needs(options.objective)
     dataset = cache.dataset(data.train.partition("/")[0])
@@ -132,6 +136,7 @@ def _prepare(request: Request, options: StudentOptions, selections: _Selections,
         _check_of_tokens(options, dataset)
     if request.parallel.size > 1:
         _check_parallel(options, request.parallel.size)
+    check_recordable(options, of_tokens=dataset.vocabulary is not None, processes=request.parallel.size, device=device)
     num_classes = count_classes(cache, dataset.name, needs)
     check_served(cache, dataset.name, options.objective)
     shapes = feature_shapes(cache, dataset.name, needs)

@@ -29,6 +29,7 @@ from student_train.needs import Needs
 from student_train.objective import student_layers
 from student_train.options import FleetOptions
 from student_train.prepare import Prepared, passes
+from student_train.recorder import is_recorded
 
 INDEX_BYTES_PER_ROW = 32  # a row's label, top class, place in its shard, and key
 VIEW_COPIES = 6  # of a batch's pixels: own and partners', stored, transformed and mixed
@@ -68,30 +69,42 @@ class FleetBytes:
     optimizer: int
     copies: int
     activations: int
+    recordings: int
     checkpoint: int
 
     @property
     def total(self) -> int:
         """Return what is held at the same time."""
-        return self.weights + self.gradients + self.optimizer + self.copies + self.activations
+        return self.weights + self.gradients + self.optimizer + self.copies + self.activations + self.recordings
 
     @classmethod
-    def of(cls, students: Sequence[Prepared], steps: Sequence[StepBytes], *, stacked: bool) -> FleetBytes:
+    def of(
+        cls, students: Sequence[Prepared], steps: Sequence[StepBytes], *, stacked: bool, device: torch.device
+    ) -> FleetBytes:
         """Return the bytes of students, stacked wherever they might be, or one by one.
 
         One by one, a student's gradients and activations are gone before the next one's step. A stack has those of
-        all its students, and its trial has a copy of all weights.
+        all its students, and its trial has a copy of all weights. Recorded steps have gradients and activations once
+        more, in memory of their own that they share, and a batch each.
         """
         groups: dict[Any, list[StepBytes]] = {}
         for place, (student, step) in enumerate(zip(students, steps, strict=True)):
             groups.setdefault(stack_kind(student) if stacked else place, []).append(step)
         extra = [sum(step.weights for step in group) if len(group) > 1 else 0 for group in groups.values()]
+        gradients = max(sum(step.gradients for step in group) for group in groups.values()) + STACK_WORK * max(extra)
+        activations = max(sum(step.activations for step in group) for group in groups.values())
+        batches = [
+            step.batch
+            for student, step in zip(students, steps, strict=True)
+            if is_recorded(student.options, of_tokens=student.spec.of_tokens, processes=1, device=device)
+        ]
         return cls(
             weights=sum(step.weights for step in steps) + max(extra),
-            gradients=max(sum(step.gradients for step in group) for group in groups.values()) + STACK_WORK * max(extra),
+            gradients=gradients,
             optimizer=sum(step.optimizer for step in steps),
             copies=sum(step.copies for step in steps),
-            activations=max(sum(step.activations for step in group) for group in groups.values()),
+            activations=activations,
+            recordings=gradients + activations + sum(batches) if batches else 0,
             checkpoint=max(step.checkpoint for step in steps),
         )
 
@@ -117,7 +130,9 @@ def project_memory(
     steps = dict(zip((student.options.name for student in students), _measured(students), strict=True))
     heaviest = max(
         (
-            FleetBytes.of(group, [steps[s.options.name] for s in group], stacked=fleet.stacking != "never")
+            FleetBytes.of(
+                group, [steps[s.options.name] for s in group], stacked=fleet.stacking != "never", device=device
+            )
             for group in passes(students, fleet.at_once)
         ),
         key=lambda group: group.total,
@@ -131,6 +146,8 @@ def project_memory(
         "averaged and best weights": heaviest.copies,
         "activations": heaviest.activations,
     }
+    if heaviest.recordings:
+        on_device["recorded steps"] = heaviest.recordings
     indices = {"labels and order": INDEX_BYTES_PER_ROW * sum(widest.values())}
     on_host = {LIBRARIES: resident_set_bytes()} | indices | feeds.host
     if any(student.train.views is not None for student in students):

@@ -15,6 +15,7 @@ from student_train.needs import Batch
 from student_train.objective import Tapped
 from student_train.parallel import ALONE, Parallel
 from student_train.positions import accumulate_over_positions
+from student_train.recorder import Recorder, Take, is_recorded
 from student_train.step import Model, Step, accumulate_gradients
 
 
@@ -37,6 +38,12 @@ class Single:
             Model(learner.student, forward, learner.objective, self._trained, learner.spec.num_classes),
             autocast=torch.autocast(device.type, torch.bfloat16, enabled=learner.options.autocast == "bf16"),
         )
+        self._taken: Take = self._take
+        self._rate: Tensor | None = None  # where a recorded step finds its learning rate
+        options, of_tokens = learner.options, learner.spec.of_tokens
+        if is_recorded(options, of_tokens=of_tokens, processes=parallel.size, device=device):
+            self._taken = Recorder(self._take, options, learner.optimizer).step
+            self._rate = torch.zeros((), device=device)
 
     def step(self, batches: Sequence[Batch], rates: Sequence[float], number: int, *, measure_shares: bool) -> Step:
         """Take a step.
@@ -47,8 +54,15 @@ class Single:
             number: of the step in the whole run, from 0.
             measure_shares: measure each term's share of the gradient, at the cost of a backward pass for each.
         """
-        with self._learner.randomness:
-            return self._step(batches[0], rates[0], number, measure_shares=measure_shares)
+        learner = self._learner
+        rate = rates[0] if self._rate is None else self._rate.fill_(rates[0])
+        for group in learner.optimizer.param_groups:
+            group["lr"] = rate
+        with learner.randomness:
+            taken = self._taken(batches, measure_shares=measure_shares)
+        if learner.average is not None:
+            learner.average.update(number)
+        return taken
 
     def evaluating(self, on: bool) -> None:
         """Put what is exported into evaluation mode, or the student back into training mode."""
@@ -64,20 +78,16 @@ class Single:
         """Let others take the learner."""
         self._tapped.release()
 
-    def _step(self, batch: Batch, rate: float, number: int, *, measure_shares: bool) -> Step:
+    def _take(self, batches: Sequence[Batch], *, measure_shares: bool) -> Step:
         learner = self._learner
-        for group in learner.optimizer.param_groups:
-            group["lr"] = rate
         if self._parallel.size == 1:
-            taken = self._accumulate(batch, measure_shares=measure_shares)
+            taken = self._accumulate(batches[0], measure_shares=measure_shares)
         else:
-            taken = self._accumulate_in_parallel(batch, measure_shares=measure_shares)
+            taken = self._accumulate_in_parallel(batches[0], measure_shares=measure_shares)
         if learner.options.clip_norm is not None:
             nn.utils.clip_grad_norm_(self._trained, learner.options.clip_norm)
         learner.optimizer.step()
         learner.optimizer.zero_grad()
-        if learner.average is not None:
-            learner.average.update(number)
         return taken
 
     def _accumulate_in_parallel(self, batch: Batch, *, measure_shares: bool) -> Step:

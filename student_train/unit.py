@@ -17,6 +17,7 @@ from student_train.blank import blank_batch
 from student_train.devices import is_out_of_memory
 from student_train.events import Report, StackingChosen
 from student_train.needs import Batch
+from student_train.recorder import WARM_STEPS
 from student_train.single import Single
 from student_train.stack.stack import Stack, stack_key
 from student_train.tally import Tally
@@ -179,7 +180,8 @@ def _time_steps(steppers: Sequence[Single | Stack], batches: Sequence[Batch]) ->
             torch.cuda.synchronize(device)
         return time.perf_counter() - began
 
-    timed()  # compiles kernels, and fills caches
+    for _ in range(WARM_STEPS + 1 if device.type == "cuda" else 1):  # compiles kernels, fills caches, and records
+        timed()
     found = [timed()]
     while len(found) < TRIED_STEPS and sum(found) < TRIAL_S:
         found.append(timed())

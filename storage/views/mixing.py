@@ -93,7 +93,8 @@ def cutmix(images: Tensor, partners: Tensor, options: Cutmix, rolls: Rolls) -> M
     height_B, width_B = sides[_weight(options.alpha, rolls)].unbind(1)
     cut = box(images, rolls.below(height, 1), rolls.below(width, 2), height_B, width_B)
     kept_B = (~cut).sum(dim=(1, 2, 3))
-    return Mixed(pick(cut, partners, images), kept_B.float() / (height * width))
+    # A GPU divides by multiplying, which in float32 is another number now and then; from float64 both round to one.
+    return Mixed(pick(cut, partners, images), (kept_B.double() / (height * width)).float())
 
 
 MIXERS: dict[type, Callable[[Tensor, Tensor, Any, Rolls], Mixed]] = {Mixup: mixup, Cutmix: cutmix}

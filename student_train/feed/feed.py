@@ -9,7 +9,8 @@ N fed rows, B rows of a batch.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import closing
 from functools import partial
 from typing import NamedTuple
 
@@ -94,9 +95,10 @@ class Feed:
     def shuffled(self, batch_size: int, *, seed: int, epoch: int, first_step: int = 0) -> Iterator[Batch]:
         """Yield the batches of an epoch from `first_step` on; every row is in one of them."""
         cut = Cut(batch_size, self.view_of(epoch), first_step)
-        return (fed.batch for fed in self.shared([cut], seed=seed, epoch=epoch))
+        with closing(self.shared([cut], seed=seed, epoch=epoch)) as fed:
+            yield from (each.batch for each in fed)
 
-    def shared(self, cuts: Sequence[Cut], *, seed: int, epoch: int) -> Iterator[Fed]:
+    def shared(self, cuts: Sequence[Cut], *, seed: int, epoch: int) -> Generator[Fed]:
         """Yield the batches of several cuts of one epoch, each cut's in order, while each row is read once.
 
         Batches come in the order in which the pass completes them, so no cut is ahead of another by more than a batch.
@@ -115,10 +117,12 @@ class Feed:
     def in_order(self, batch_size: int) -> Iterator[Batch]:
         """Yield all rows in dataset order, plain."""
         windows = dataset_windows(self.selection.shard_sizes_S)
-        fed = self._cut([Cut(batch_size)], windows, lambda window: np.arange(window.stop - window.start))
-        return (each.batch for each in fed)
+        with closing(
+            self._cut([Cut(batch_size)], windows, lambda window: np.arange(window.stop - window.start))
+        ) as fed:
+            yield from (each.batch for each in fed)
 
-    def _cut(self, cuts: Sequence[Cut], windows: Sequence[Window], order: Order) -> Iterator[Fed]:
+    def _cut(self, cuts: Sequence[Cut], windows: Sequence[Window], order: Order) -> Generator[Fed]:
         of_view = {view: self._assembly(view) for view in {cut.view for cut in cuts}}
         assemblies = [of_view[cut.view] for cut in cuts]
         names = frozenset[Name]().union(*(assembly.stored for assembly in assemblies))

@@ -22,6 +22,7 @@ from torch.func import functional_call, vmap
 
 from student_train.learner import Learner
 from student_train.needs import Batch
+from student_train.recorder import Recorder, Take, is_recorded
 from student_train.stack.model import STUDENT, TERMS, StackedModel, joint
 from student_train.stack.step import stacked_gradients
 from student_train.stack.weights import StackedBuffers, StackedOptimizer, StackedWeights
@@ -39,6 +40,7 @@ def stack_key(learner: Learner) -> tuple[Any, ...]:
         options.optimizer,
         options.autocast,
         options.compile,
+        options.cuda_graphs,
         options.mean,
         options.std,
         options.clip_norm is None,
@@ -69,6 +71,10 @@ class Stack:
         self._num_student_weights = first.num_parameters  # of each row, the first; then come those of its losses
         self._optimizer = StackedOptimizer(self.learners, self._weights)
         self._model = StackedModel(self.learners, views or [0] * len(self.learners), self._weights, self._buffers)
+        self._taken: Take = self._take
+        options, device = first.options, first.student.device
+        if is_recorded(options, of_tokens=first.spec.of_tokens, processes=1, device=device):
+            self._taken = Recorder(self._take, options).step
 
     def step(self, batches: Sequence[Batch], rates: Sequence[float], number: int, *, measure_shares: bool) -> Step:
         """Let every student take a step.
@@ -79,26 +85,11 @@ class Stack:
             number: of the step in the whole run, from 0.
             measure_shares: measure each term's share of the gradients, at the cost of a backward pass for each.
         """
-        kept = self._buffers.snapshot()
-        self._weights.reached.clear()
-        try:
-            grads_MP, values_MK, shares_MK, rows = stacked_gradients(
-                self._model,
-                self._weights,
-                batches,
-                of_student=self._num_student_weights,
-                measure_shares=measure_shares,
-            )
-            if self._weights.reached:  # else there was nothing to learn, such as a batch of padding
-                with self._weights.unreached_kept():
-                    self._optimizer.step(grads_MP, rates)
-        except BaseException:
-            self._buffers.restore(kept)  # so that whoever tries these rows again has seen them once
-            raise
+        self._optimizer.set_rates(rates)
+        taken = self._taken(batches, measure_shares=measure_shares)
         if self._average is not None:
             self._follow(number)
-        losses_M = (self._model.term_weights_MK * values_MK).sum(dim=1)
-        return Step(losses_M, values_MK.unbind(dim=1), shares_MK, rows)
+        return taken
 
     def evaluating(self, on: bool) -> None:
         """Put all students into evaluation mode, or back into training mode."""
@@ -120,6 +111,26 @@ class Stack:
     def release(self) -> None:
         """Let others take the learners."""
         self._model.release()
+
+    def _take(self, batches: Sequence[Batch], *, measure_shares: bool) -> Step:
+        kept = self._buffers.snapshot()
+        self._weights.reached.clear()
+        try:
+            grads_MP, values_MK, shares_MK, rows = stacked_gradients(
+                self._model,
+                self._weights,
+                batches,
+                of_student=self._num_student_weights,
+                measure_shares=measure_shares,
+            )
+            if self._weights.reached:  # else there was nothing to learn, such as a batch of padding
+                with self._weights.unreached_kept():
+                    self._optimizer.step(grads_MP)
+        except BaseException:
+            self._buffers.restore(kept)  # so that whoever tries these rows again has seen them once
+            raise
+        losses_M = (self._model.term_weights_MK * values_MK).sum(dim=1)
+        return Step(losses_M, values_MK.unbind(dim=1), shares_MK, rows)
 
     @torch.no_grad()
     def _follow(self, number: int) -> None:

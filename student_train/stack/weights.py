@@ -160,8 +160,9 @@ class StackedOptimizer:
         self._decay_M1 = self._column([o.weight_decay for o in options])
         limits = [o.clip_norm for o in options if o.clip_norm is not None]
         self._limit_M1 = self._column(limits) if limits else None
+        self._rates_M1 = self._column([0.0] * len(learners))
         self._steps_M = torch.zeros(len(learners), device=self._device)
-        self._update: Callable[[Tensor, Tensor], None]
+        self._update: Callable[[Tensor], None]
         if options[0].optimizer == "sgd":
             self._first_MP = self._gathered(learners, "momentum_buffer")
             self._update = self._sgd
@@ -171,8 +172,13 @@ class StackedOptimizer:
             self._taken(learners)
             self._update = self._adamw
 
+    def set_rates(self, rates: Sequence[float]) -> None:
+        """Set the learning rates of the next step, which does not wait for it."""
+        host_M1 = torch.tensor(rates, dtype=torch.float32)[:, None]
+        self._rates_M1.copy_(host_M1.pin_memory() if self._rates_M1.is_cuda else host_M1, non_blocking=True)
+
     @torch.no_grad()
-    def step(self, grads_MP: Tensor, rates: Sequence[float]) -> None:
+    def step(self, grads_MP: Tensor) -> None:
         """Update all weights with a learning rate each; the gradients are used up.
 
         What needs memory comes first: where there is none, nothing has changed.
@@ -180,18 +186,18 @@ class StackedOptimizer:
         if self._limit_M1 is not None:  # as `torch.nn.utils.clip_grad_norm_` does
             norm_M1 = grads_MP.norm(dim=1, keepdim=True)
             grads_MP.mul_((self._limit_M1 / (norm_M1 + 1e-6)).clamp(max=1.0))
-        self._update(grads_MP, self._column(rates))
+        self._update(grads_MP)
 
-    def _sgd(self, grads_MP: Tensor, rates_M1: Tensor) -> None:
+    def _sgd(self, grads_MP: Tensor) -> None:
         grads_MP.addcmul_(self._weights.values_MP, self._decay_M1)
         self._first_MP.mul_(self._momentum_M1).add_(grads_MP)
         grads_MP.addcmul_(self._first_MP, self._momentum_M1)  # Nesterov
-        self._weights.values_MP.addcmul_(grads_MP, rates_M1, value=-1)
+        self._weights.values_MP.addcmul_(grads_MP, self._rates_M1, value=-1)
 
-    def _adamw(self, grads_MP: Tensor, rates_M1: Tensor) -> None:
+    def _adamw(self, grads_MP: Tensor) -> None:
         root_MP = torch.empty_like(grads_MP)
         self._steps_M += 1
-        steps_M1 = self._steps_M[:, None]
+        steps_M1, rates_M1 = self._steps_M[:, None], self._rates_M1
         self._weights.values_MP.mul_(1 - rates_M1 * self._decay_M1)
         self._first_MP.lerp_(grads_MP, 1 - self._momentum_M1)
         self._second_MP.mul_(ADAMW_BETA2).addcmul_(grads_MP, grads_MP, value=1 - ADAMW_BETA2)

@@ -36,6 +36,7 @@ BENCHMARKS = {
     "views": views.measure,
     "kd-step": kd_step.measure,
     "residency": residency.measure,
+    "resident-gpu": residency.measure_gpu,
     "fleet-memory": fleet_memory.measure,
     "live-teacher": live_teacher.measure,
     "fleet": fleet.measure,

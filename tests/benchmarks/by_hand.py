@@ -13,12 +13,13 @@ from student_train.students import StudentSpec, build_student
 TEMPERATURE = 4.0
 
 
-def step_by_hand(student: Mapping[str, Any], device: torch.device) -> Callable[[], None]:
+def step_by_hand(student: Mapping[str, Any], device: torch.device, *, capturable: bool = False) -> Callable[[], None]:
     """Return a step on labels and soft targets of 3×32×32 images in 10 classes.
 
     Args:
         student: `architecture`, `options` and `batch_size` of a student's section.
         device: where the tensors lie.
+        capturable: whether the step is to be recorded.
     """
     torch.manual_seed(0)
     spec = StudentSpec(
@@ -30,7 +31,7 @@ def step_by_hand(student: Mapping[str, Any], device: torch.device) -> Callable[[
         std=(0.5,),
     )
     model = build_student(spec).to(device).train()
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=5e-4, fused=True)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=5e-4, fused=True, capturable=capturable)
     size = student["batch_size"]
     inputs_B, labels_B = torch.rand(size, 3, 32, 32, device=device), torch.randint(10, (size,), device=device)
     teacher_BC = torch.randn(size, 10, device=device)
@@ -46,3 +47,21 @@ def step_by_hand(student: Mapping[str, Any], device: torch.device) -> Callable[[
         optimizer.zero_grad()
 
     return step
+
+
+def recorded_by_hand(student: Mapping[str, Any], device: torch.device) -> Callable[[], None]:
+    """Return the same step as a CUDA graph."""
+    step = step_by_hand(student, device, capturable=True)
+    beside = torch.cuda.Stream(device)
+    with torch.cuda.stream(beside):
+        for _ in range(3):  # compiles kernels, and makes what is made once
+            step()
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        step()
+
+    def replay(kept: Callable[[], None] = step) -> None:  # with the step, its tensors
+        graph.replay()
+
+    return replay

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from pathlib import Path
 from typing import Any
 
@@ -83,16 +82,6 @@ def test_stacked_students_end_as_alone(toy_images: Cache, tmp_path: Path, exact:
         )
         for name, values in expected.items():
             torch.testing.assert_close(found[name], values, rtol=1e-2, atol=1e-3)
-
-
-def test_thirty_two_small_students_are_faster_stacked(images: Cache, tmp_path: Path) -> None:
-    students = [student(f"s{seed}", seed=seed, **RESNET8, batch_size=128) for seed in range(32)]
-    seconds = {}
-    for number, stacking in enumerate(("always", "never") * 2):  # the second of each counts: the first compiles kernels
-        began = time.perf_counter()
-        train(images, tmp_path / str(number), students, stacking)
-        seconds[stacking] = time.perf_counter() - began
-    assert seconds["always"] < seconds["never"]
 
 
 def test_auto_stacks_small_students(images: Cache, tmp_path: Path) -> None:
