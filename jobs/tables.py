@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import textwrap
+import re
 from typing import Any
 
 import polars as pl
@@ -15,11 +15,8 @@ from rich.tree import Tree
 from jobs.terminal import out, si
 
 SHOWN_ROWS = 200
-FOLDED_WIDTHS = (
-    10_000,
-    26,
-    18,
-)  # of a column of text, such as long names: the first with which a table is narrow enough
+# Of a column of text, such as long names: the first with which a table is narrow enough.
+FOLDED_WIDTHS = (10_000, 26, 20, 18)
 
 
 def print_table(frame: pl.DataFrame, title: str | None = None) -> None:
@@ -49,6 +46,7 @@ def _table(frame: pl.DataFrame, title: str | None, rows: list[dict[str, str]], f
         title=None if title is None else Text(title),
         title_justify="left",
         box=box.SIMPLE_HEAD,
+        show_edge=False,
         pad_edge=False,
         padding=(0, 1, 0, 0),
     )
@@ -60,8 +58,15 @@ def _table(frame: pl.DataFrame, title: str | None, rows: list[dict[str, str]], f
 
 
 def _folded(text: str, width: int) -> str:
-    """Return a text in lines no longer than this, broken after hyphens where it can be."""
-    return text if len(text) <= width else "\n".join(textwrap.wrap(text, width))
+    """Return a text in lines no longer than this, broken after spaces and hyphens where it can be."""
+    lines = [""]
+    for word in re.findall(r"[^ -]*[ -]?", text):
+        if lines[-1] and len(lines[-1]) + len(word.rstrip()) > width:
+            lines.append("")
+        lines[-1] += word
+        while len(lines[-1].rstrip()) > width:
+            lines[-1:] = [lines[-1][:width], lines[-1][width:]]
+    return "\n".join(line.rstrip() for line in lines)
 
 
 def _width(table: Table) -> int:
