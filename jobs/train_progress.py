@@ -50,11 +50,6 @@ class TrainProgress:
                     self._watch.begin(f"{event.students}, rows", event.shards, unit="shards")
                 self._watch.advance(event.done_shards - self._loaded_shards)
                 self._loaded_shards = event.done_shards % event.shards
-            case events.StackingChosen():
-                how = "stacked" if event.stacked else "one by one"
-                self._watch.note(f"{len(event.students)} students like {event.students[0]}: {how} ({event.why})")
-            case events.StackTakenApart():
-                self._watch.note(f"{event.stack}: taken apart into {event.parts}, same rows again ({event.why})")
             case events.PassStarted():
                 self._watch.begin(event.students, event.total_steps, event.done_steps)
                 self._done_steps = event.done_steps
@@ -66,7 +61,18 @@ class TrainProgress:
                 self._watch.complete()
                 self._students, self._best = 0, (0, 0.0)
             case _:
+                self._tell_unit(event)
                 self._tell_student(event)
+
+    def _tell_unit(self, event: events.Event) -> None:
+        match event:
+            case events.StackingChosen():
+                how = "stacked" if event.stacked else "one by one"
+                self._watch.note(f"{len(event.students)} students like {event.students[0]}: {how} ({event.why})")
+            case events.StackTakenApart():
+                self._watch.note(f"{event.stack}: taken apart into {event.parts}, same rows again ({event.why})")
+            case events.StepsNotRecorded():
+                self._watch.note(f"{event.students}: steps are not recorded as CUDA graphs ({event.why})")
 
     def _tell_student(self, event: events.Event) -> None:
         match event:

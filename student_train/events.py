@@ -53,6 +53,14 @@ class StackingChosen:
 
 
 @dataclass(frozen=True, slots=True)
+class StepsNotRecorded:
+    """Steps of a student, or of a stack, are taken one kernel at a time, for they cannot be recorded."""
+
+    students: str
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
 class StackTakenApart:
     """A stack failed in a step and goes on in so many parts, which try the same rows again."""
 
@@ -158,6 +166,7 @@ Event = (
     | Loading
     | StackingChosen
     | StackTakenApart
+    | StepsNotRecorded
     | StudentStarted
     | PassStarted
     | PassDone

@@ -19,6 +19,7 @@ from student_train.events import (
     Progress,
     Report,
     StackTakenApart,
+    StepsNotRecorded,
     StudentFailed,
     StudentFinished,
     StudentStopped,
@@ -28,6 +29,7 @@ from student_train.halving import Halving
 from student_train.latency import Latency, measure_latency
 from student_train.needs import Batch
 from student_train.predictions import Asked, write_predictions
+from student_train.recorder import forget_recordings
 from student_train.results import RunRecord
 from student_train.trainee import Trainee
 from student_train.unit import Unit
@@ -78,10 +80,12 @@ class Fleet:
         return [unit for unit in self.units if (unit.epoch, unit.step, unit.batch_size) == (epoch, step, batch_size)]
 
     def take(self, unit: Unit, batches: Sequence[Batch]) -> None:
-        """Let a unit take a step. A stack that fails is taken apart, and its parts try the same rows once more."""
+        """Let a unit take a step. What fails tries the same rows again, without recordings, or as parts of a stack."""
         try:
             unit.take(batches)
             self._rows += len(batches[0].inputs) * len(unit.trainees)
+            if (why := unit.new_refusal()) is not None:
+                self._report(StepsNotRecorded(unit.name, why))
             return
         except (Interrupted, StorageFailure):
             raise
@@ -90,6 +94,10 @@ class Fleet:
                 raise  # the other processes wait for this one: only the end of all helps
             failure, no_memory = own_failure(unit.name, error), is_out_of_memory(error)
         # Outside of the block, whose traceback keeps the step's tensors alive.
+        if no_memory and forget_recordings():  # theirs may be what is missing
+            torch.cuda.empty_cache()
+            self.take(unit, batches)
+            return
         if len(unit.trainees) == 1:
             self.fail(unit.trainees[0], failure)
             return

@@ -127,11 +127,15 @@ class Batch:
             None if self.mixed is None else MixedLabels(*map(function, self.mixed)),
         )
 
-    def tensors(self) -> list[Tensor]:
-        """Return all tensors, in an order that batches of one feed share."""
-        encoded = [values for each in self.targets.values() for values in each.arrays.values()]
-        labels = [] if self.labels_B is None else [self.labels_B]
-        return [self.shown, *labels, *encoded, *self.features.values(), *(self.mixed or ())]
+    def tensors(self) -> dict[str, Tensor]:
+        """Return all tensors by name, in no order: arrays of two views may come in two."""
+        found = {"shown": self.shown}
+        if self.labels_B is not None:
+            found["labels"] = self.labels_B
+        for teacher, encoded in self.targets.items():
+            found |= {f"target {teacher}/{name}": values for name, values in encoded.arrays.items()}
+        found |= {f"feature {key}": values for key, values in self.features.items()}
+        return found | ({} if self.mixed is None else {f"mixed {k}": v for k, v in self.mixed._asdict().items()})
 
     @cached_property
     def inputs(self) -> Tensor:

@@ -99,12 +99,14 @@ class FleetOptions(Options):
 
     Attributes:
         stacking: whether students of one architecture and batch size become one program: "auto" times both ways.
+        cuda_graphs: whether steps on a GPU are recorded and replayed: "auto" leaves out a user's own architectures.
         at_once: how many students share a pass, at most; None: all.
         halving: early decisions among the students of a pass.
         track: who else is told of metrics.
     """
 
     stacking: Literal["auto", "always", "never"] = "auto"
+    cuda_graphs: Literal["auto", "always", "never"] = "auto"
     at_once: Annotated[int, Field(ge=1)] | None = None
     halving: HalvingOptions | None = None
     track: TrackOptions = TrackOptions()
@@ -140,7 +142,6 @@ class StudentOptions(Options):
 
     autocast: Literal["fp32", "bf16"] = "fp32"
     compile: bool = False
-    cuda_graphs: Literal["auto"] | bool = "auto"  # steps recorded and replayed on a GPU: of a user's own model if true
     checkpoint_every_steps: Annotated[int, Field(ge=1)] | None = None  # besides one after every epoch
 
     @model_validator(mode="after")

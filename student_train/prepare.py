@@ -37,7 +37,7 @@ from student_train.results import RunRecord, read_record
 from student_train.students import StudentSpec, build_student
 
 # Fields of a student that do not change what is computed.
-NOT_IDENTITY = {"name", "checkpoint_every_steps", "cuda_graphs"}
+NOT_IDENTITY = {"name", "checkpoint_every_steps"}
 
 
 @dataclass(frozen=True)
@@ -104,7 +104,9 @@ def prepare(request: Request) -> list[Prepared]:
     views = choose_views(
         request.cache, data.train.partition("/")[0], needs, data.views, allow_partial=data.allow_partial
     )
-    students = [_prepare(request, options, selections, views, device) for options in request.students]
+    of_tokens = request.cache.dataset(data.train.partition("/")[0]).vocabulary is not None
+    check_recordable(request.fleet.cuda_graphs, device=device, of_tokens=of_tokens, processes=request.parallel.size)
+    students = [_prepare(request, options, selections, views) for options in request.students]
     _check_models([student for student in students if student.finished is None])
     _check_halving(request, students)
     return students
@@ -120,13 +122,7 @@ def passes(students: Sequence[Prepared], at_once: int | None) -> list[list[Prepa
     return [group[start : start + size] for group in groups.values() for start in range(0, len(group), size)]
 
 
-def _prepare(
-    request: Request,
-    options: StudentOptions,
-    selections: _Selections,
-    views: EpochViews | None,
-    device: torch.device,
-) -> Prepared:
+def _prepare(request: Request, options: StudentOptions, selections: _Selections, views: EpochViews | None) -> Prepared:
     cache, data = request.cache, request.data
     needs = objective_needs(options.objective)
     dataset = cache.dataset(data.train.partition("/")[0])
@@ -136,7 +132,6 @@ def _prepare(
         _check_of_tokens(options, dataset)
     if request.parallel.size > 1:
         _check_parallel(options, request.parallel.size)
-    check_recordable(options, of_tokens=dataset.vocabulary is not None, processes=request.parallel.size, device=device)
     num_classes = count_classes(cache, dataset.name, needs)
     check_served(cache, dataset.name, options.objective)
     shapes = feature_shapes(cache, dataset.name, needs)

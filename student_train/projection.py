@@ -12,7 +12,8 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import reduce
-from operator import or_
+from itertools import compress
+from operator import add, or_
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,7 @@ from student_train.recorder import is_recorded
 INDEX_BYTES_PER_ROW = 32  # a row's label, top class, place in its shard, and key
 VIEW_COPIES = 6  # of a batch's pixels: own and partners', stored, transformed and mixed
 VIEW_WORK = 16  # bytes in between for each pixel that is being transformed
+WORKSPACES = 2 * 32 * 2**20  # of cuBLAS on the larger GPUs, one for each stream that computes: of steps, of recordings
 STACK_WORK = 2  # of a stack's weights: the gradients as they come, and the optimiser's update
 LIBRARIES = "libraries"
 
@@ -79,32 +81,32 @@ class FleetBytes:
 
     @classmethod
     def of(
-        cls, students: Sequence[Prepared], steps: Sequence[StepBytes], *, stacked: bool, device: torch.device
+        cls, students: Sequence[Prepared], steps: Sequence[StepBytes], *, stacked: bool, recorded: Sequence[bool]
     ) -> FleetBytes:
         """Return the bytes of students, stacked wherever they might be, or one by one.
 
         One by one, a student's gradients and activations are gone before the next one's step. A stack has those of
-        all its students, and its trial has a copy of all weights. Recorded steps have gradients and activations once
-        more, in memory of their own that they share, and a batch each.
+        all its students, and its trial has a copy of all weights. Steps that are recorded have gradients and
+        activations once more, in memory of their own that they share, and a batch each.
         """
-        groups: dict[Any, list[StepBytes]] = {}
-        for place, (student, step) in enumerate(zip(students, steps, strict=True)):
-            groups.setdefault(stack_kind(student) if stacked else place, []).append(step)
-        extra = [sum(step.weights for step in group) if len(group) > 1 else 0 for group in groups.values()]
-        gradients = max(sum(step.gradients for step in group) for group in groups.values()) + STACK_WORK * max(extra)
-        activations = max(sum(step.activations for step in group) for group in groups.values())
-        batches = [
-            step.batch
-            for student, step in zip(students, steps, strict=True)
-            if is_recorded(student.options, of_tokens=student.spec.of_tokens, processes=1, device=device)
+        groups: dict[Any, list[int]] = {}
+        for place, student in enumerate(students):
+            groups.setdefault(stack_kind(student) if stacked else place, []).append(place)
+        each = [[steps[place] for place in group] for group in groups.values()]
+        extra = [sum(step.weights for step in group) if len(group) > 1 else 0 for group in each]
+        gradients = [
+            sum(step.gradients for step in group) + STACK_WORK * more for group, more in zip(each, extra, strict=True)
         ]
+        activations = [sum(step.activations for step in group) for group in each]
+        replayed = [recorded[group[0]] for group in groups.values()]
         return cls(
             weights=sum(step.weights for step in steps) + max(extra),
-            gradients=gradients,
+            gradients=max(gradients),
             optimizer=sum(step.optimizer for step in steps),
             copies=sum(step.copies for step in steps),
-            activations=activations,
-            recordings=gradients + activations + sum(batches) if batches else 0,
+            activations=max(activations),
+            recordings=max(map(add, compress(gradients, replayed), compress(activations, replayed)), default=0)
+            + sum(step.batch for step in compress(steps, recorded)),
             checkpoint=max(step.checkpoint for step in steps),
         )
 
@@ -131,7 +133,10 @@ def project_memory(
     heaviest = max(
         (
             FleetBytes.of(
-                group, [steps[s.options.name] for s in group], stacked=fleet.stacking != "never", device=device
+                group,
+                [steps[s.options.name] for s in group],
+                stacked=fleet.stacking != "never",
+                recorded=[is_recorded(fleet.cuda_graphs, s.spec, device) for s in group],
             )
             for group in passes(students, fleet.at_once)
         ),
@@ -146,8 +151,8 @@ def project_memory(
         "averaged and best weights": heaviest.copies,
         "activations": heaviest.activations,
     }
-    if heaviest.recordings:
-        on_device["recorded steps"] = heaviest.recordings
+    if device.type == "cuda":
+        on_device |= {"recorded steps": heaviest.recordings, "workspaces": WORKSPACES}
     indices = {"labels and order": INDEX_BYTES_PER_ROW * sum(widest.values())}
     on_host = {LIBRARIES: resident_set_bytes()} | indices | feeds.host
     if any(student.train.views is not None for student in students):
@@ -169,7 +174,7 @@ def fit(
 ) -> tuple[FleetOptions, MemoryProjection]:
     """Return how students are trained together within the device's memory, and the bound.
 
-    Where stacks might not fit and the job does not ask for them, students step one by one.
+    What might not fit and the job does not ask for is given up: first recorded steps, then stacks.
 
     Raises:
         BadRequest: they do not fit even so; the message has the number that does.
@@ -180,9 +185,10 @@ def fit(
         return project_memory(cache, students, residency, window_shards, device, options)
 
     found = projected(fleet)
-    if found.to_come_bytes > free and fleet.stacking == "auto":
-        fleet = fleet.model_copy(update={"stacking": "never"})
-        found = projected(fleet)
+    for optional in ("cuda_graphs", "stacking"):
+        if found.to_come_bytes > free and getattr(fleet, optional) == "auto":
+            fleet = fleet.model_copy(update={optional: "never"})
+            found = projected(fleet)
     if found.to_come_bytes <= free:
         return fleet, found
     few, many = 0, fleet.at_once or len(students)  # `few` students fit, `many` do not
@@ -196,7 +202,8 @@ def fit(
         else f"the student does not fit on {device}",
         found=f"{gib(found.to_come_bytes)} projected, {gib(free)} free",
         expected=f"{few} students at once, or fewer" if few else None,
-        do=f"at_once = {few}" if few else 'a smaller batch_size, a smaller student, or residency = "stream"',
+        do=(f"at_once = {few}" if few else 'a smaller batch_size, a smaller student, or residency = "stream"')
+        + ('; or cuda_graphs = "auto"' if fleet.cuda_graphs == "always" else ""),
     )
 
 

@@ -11,21 +11,25 @@ for the whole run. So a user's own model is recorded only where its job says so.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
-from functools import cache
-from typing import Any, Literal, Protocol
+import traceback
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Literal, Protocol
+from weakref import WeakSet, WeakValueDictionary
 
 import torch
+from torch import Tensor
 from torch.optim import Optimizer
 
-from storage.errors import BadRequest, StillroomError
-from student_train.devices import is_out_of_memory
+from storage.errors import BadRequest
 from student_train.needs import Batch
-from student_train.options import StudentOptions
 from student_train.step import Step
+from student_train.students import StudentSpec
 
-CudaGraphs = Literal["auto"] | bool
+CudaGraphs = Literal["auto", "always", "never"]
 WARM_STEPS = 2  # on batches of one kind, taken before one is recorded: they make what is made once
+
+Kind = tuple[frozenset[tuple[str, torch.Size, torch.dtype]], ...]  # of a step: its batches' tensors
 
 
 class Take(Protocol):
@@ -34,142 +38,165 @@ class Take(Protocol):
     def __call__(self, batches: Sequence[Batch], *, measure_shares: bool) -> Step: ...
 
 
-def check_recordable(options: StudentOptions, *, of_tokens: bool, processes: int, device: torch.device) -> None:
+def check_recordable(cuda_graphs: CudaGraphs, *, device: torch.device, of_tokens: bool, processes: int) -> None:
     """Raise BadRequest if a job wants CUDA graphs where there can be none."""
-    if options.cuda_graphs is not True:
-        return
-    hindrance = None
-    if device.type != "cuda":
-        hindrance = f"device {device}, which has no graphs"
-    elif of_tokens:
-        hindrance = "rows of tokens: how many of their positions count is another number in each batch"
-    elif processes > 1:
-        hindrance = f"{processes} processes, which wait for each other in each step"
-    if hindrance is not None:
+    hindrances = {
+        f"device {device}, which has no graphs": device.type != "cuda",
+        "rows of tokens: how many of their positions count is another number in each batch": of_tokens,
+        f"{processes} processes, which wait for each other in each step": processes > 1,
+    }
+    found = [hindrance for hindrance, there in hindrances.items() if there]
+    if cuda_graphs == "always" and found:
         raise BadRequest(
-            f"student {options.name} has cuda_graphs = true, and its steps cannot be recorded",
-            found=hindrance,
-            do='cuda_graphs = "auto", which records where that is possible, or false',
+            'cuda_graphs = "always", and these steps cannot be recorded',
+            found=found[0],
+            do='cuda_graphs = "auto", which records what can be',
         )
 
 
-def is_recorded(options: StudentOptions, *, of_tokens: bool, processes: int, device: torch.device) -> bool:
-    """Return whether a student's steps are recorded: of built-in architectures wherever they can be."""
-    able = device.type == "cuda" and not of_tokens and processes == 1
-    return able and (options.cuda_graphs is True or (options.cuda_graphs == "auto" and ":" not in options.architecture))
+def is_recorded(cuda_graphs: CudaGraphs, spec: StudentSpec, device: torch.device) -> bool:
+    """Return whether a student's steps are to be recorded; "auto" leaves out a user's own architectures."""
+    wanted = cuda_graphs == "always" or (cuda_graphs == "auto" and ":" not in spec.architecture)
+    return wanted and device.type == "cuda" and not spec.of_tokens
 
 
 class Recorder:
-    """Takes steps, from a recording as soon as there is one.
+    """Has steps taken, from a recording as soon as there is one.
 
     Args:
-        take: a step.
-        options: of the student, or of one of those that take it together; where they ask for CUDA graphs, a step that
-            cannot be recorded is an error, else it is taken unrecorded.
-        optimizer: one of torch's that it uses.
+        optimizer: one of torch's that the steps use.
+
+    Attributes:
+        refusal: why there is no recording and will be none; None: there may be.
     """
 
-    def __init__(self, take: Take, options: StudentOptions, optimizer: Optimizer | None = None):
-        self._take = take
-        self._options = options
+    def __init__(self, optimizer: Optimizer | None = None):
+        self.refusal: str | None = None
         self._optimizer = optimizer
-        self._kind: list[Any] = []
-        self._warm_steps = 0
+        self._taken: Counter[Kind] = Counter()
         self._recording: Recording | None = None
-        self._given_up = False
+        _RECORDERS.add(self)
 
-    def step(self, batches: Sequence[Batch], *, measure_shares: bool) -> Step:
-        """Take a step.
+    def step(self, take: Take, batches: Sequence[Batch], *, measure_shares: bool) -> Step:
+        """Have a step taken.
 
-        Raises:
-            StillroomError: it cannot be recorded, and must be.
+        Args:
+            take: takes it; given each time, so that nobody is kept alive by a recorder.
+            batches: of it.
+            measure_shares: of each term in the gradient; such a step is not recorded.
         """
-        if measure_shares or self._given_up:
-            return self._take(batches, measure_shares=measure_shares)
-        kind = [(values.shape, values.dtype) for batch in batches for values in batch.tensors()]
-        if self._recording is not None:
-            if kind == self._kind:
-                return self._recording.replay(batches)
-            return self._take(batches, measure_shares=False)
-        self._warm_steps = self._warm_steps + 1 if kind == self._kind else 1
-        self._kind = kind
-        if self._warm_steps > WARM_STEPS:
-            self._record(batches)
-        if self._recording is not None:
+        if measure_shares or self.refusal is not None:
+            return take(batches, measure_shares=measure_shares)
+        kind = _kind(batches)
+        if self._recording is None and self._taken[kind] >= WARM_STEPS:
+            try:
+                self._recording = Recording(kind, take, self._optimizer, batches)
+            except Exception as error:  # whatever a model does that a graph cannot hold, or there is no memory
+                self.refusal = _first_cause(error)
+        if self._recording is not None and self._recording.kind == kind:
             return self._recording.replay(batches)
-        return self._take(batches, measure_shares=False)
+        self._taken[kind] += 1
+        return take(batches, measure_shares=False)
 
-    def _record(self, batches: Sequence[Batch]) -> None:
-        try:
-            self._recording = Recording(self._take, self._optimizer, batches)
-        except Exception as error:  # whatever a model does that a graph cannot hold
-            self._given_up = True
-            if self._optimizer is not None:
-                self._optimizer.zero_grad()
-            if self._options.cuda_graphs is True and not is_out_of_memory(error):
-                raise StillroomError(
-                    f"steps of student {self._options.name} cannot be recorded as a CUDA graph",
-                    found=(str(error).splitlines() or [type(error).__name__])[0],
-                    do="cuda_graphs = false",
-                ) from None
+    def forget(self) -> bool:
+        """Give the memory of a recording back, if there is one, and record no more; return whether there was."""
+        if self._recording is None:
+            return False
+        self._recording, self.refusal = None, "memory ran out"
+        return True
+
+
+_RECORDERS: WeakSet[Recorder] = WeakSet()
+
+
+def forget_recordings() -> bool:
+    """Give the memory of all recordings of this process back; return whether there were any."""
+    found = [recorder.forget() for recorder in list(_RECORDERS)]
+    return any(found)
 
 
 class Recording:
     """One step as a CUDA graph.
 
     Args:
+        kind: of its batches.
         take: the step, which is recorded and not taken.
         optimizer: of torch, that it uses.
-        batches: of the kind that it will be replayed on.
+        batches: one of each that it will be replayed on.
     """
 
-    def __init__(self, take: Take, optimizer: Optimizer | None, batches: Sequence[Batch]):
+    def __init__(self, kind: Kind, take: Take, optimizer: Optimizer | None, batches: Sequence[Batch]):
         copies = [batch.each(torch.clone) for batch in batches]
-        self._inputs = [values for batch in copies for values in batch.tensors()]
+        self.kind = kind
+        self._inputs = [copy.tensors() for copy in copies]
         self._graph = torch.cuda.CUDAGraph()
-        device = self._inputs[0].device
-        graph = torch.cuda.graph(  # the feed's threads may go on asking for memory
-            self._graph, pool=_anchor(device).pool(), capture_error_mode="thread_local"
-        )
-        with _closed_if_it_fails(device), _capturable(optimizer), graph:
+        device = copies[0].shown.device
+        self._pool = Pool.of(device)
+        graph = torch.cuda.graph(self._graph, pool=self._pool.handle, capture_error_mode=OTHERS_GO_ON)
+        with _closed_if_it_fails(device, self._pool), _capturable(optimizer), graph:
             step = take(copies, measure_shares=False)
             self._figures = torch.stack([step.loss, *step.values])
         self._rows = step.rows
 
     def replay(self, batches: Sequence[Batch]) -> Step:
         """Take the step on other batches of the same kind."""
-        torch._foreach_copy_(self._inputs, [values for batch in batches for values in batch.tensors()])
+        copy_tensors([batch.tensors() for batch in batches], self._inputs)
         self._graph.replay()
         loss, *values = self._figures.clone().unbind()  # the next step, of whichever student, overwrites them
         return Step(loss, values, None, self._rows)
 
 
-@cache
-def _anchor(device: torch.device) -> torch.cuda.CUDAGraph:
-    """Return an empty graph that keeps the pool alive in which all recordings have their memory.
+def copy_tensors(given: Sequence[Mapping[str, Tensor]], into: Sequence[Mapping[str, Tensor]]) -> None:
+    """Copy tensors into others of the same names."""
+    pairs = [(own[name], each[name]) for each, own in zip(given, into, strict=True) for name in own]
+    torch._foreach_copy_([own for own, _ in pairs], [each for _, each in pairs])
 
-    One pool is enough: no two of them run at a time, and what one has left there nobody reads after the next.
+
+def _kind(batches: Sequence[Batch]) -> Kind:
+    return tuple(
+        frozenset((name, values.shape, values.dtype) for name, values in batch.tensors().items()) for batch in batches
+    )
+
+
+OTHERS_GO_ON = "thread_local"  # the feed's threads may ask for memory while a step is recorded
+
+
+class Pool:
+    """Memory that all recordings of a device share while there are some; an empty graph keeps it.
+
+    One is enough: no two of them run at a time, and what one has left there nobody reads after the next.
     """
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        torch.zeros((), device=device)
-    return graph
+
+    def __init__(self, device: torch.device):
+        self._graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(self._graph, capture_error_mode=OTHERS_GO_ON):
+            torch.zeros((), device=device)
+        self.handle = self._graph.pool()
+
+    @staticmethod
+    def of(device: torch.device) -> Pool:
+        """Return the pool of a device."""
+        return _POOLS.get(device) or _POOLS.setdefault(device, Pool(device))
+
+
+_POOLS: WeakValueDictionary[torch.device, Pool] = WeakValueDictionary()
 
 
 @contextlib.contextmanager
-def _closed_if_it_fails(device: torch.device) -> Iterator[None]:
-    """Where a recording fails, close what torch leaves open: its pool, and the generator of random numbers.
+def _closed_if_it_fails(device: torch.device, pool: Pool) -> Iterator[None]:
+    """Where a recording fails, close what torch leaves open: its stream, its pool, the generator of random numbers.
 
     Until then torch would take each draw for one that is recorded, and keep memory back that is free.
     """
-    before, pool = torch.cuda.get_rng_state(device), _anchor(device).pool()
+    stream, before = torch.cuda.current_stream(device), torch.cuda.get_rng_state(device)
     try:
         yield
     except BaseException:
+        torch.cuda.set_stream(stream)
         with contextlib.suppress(RuntimeError):  # it is closed, if the graph itself came to its end
-            torch._C._cuda_endAllocateToPool(device.index or 0, pool)  # noqa: SLF001 - nothing public does it
-        _anchor.cache_clear()
-        _anchor(device)  # a graph that does not fail closes the generator
+            torch._C._cuda_endAllocateToPool(device.index or 0, pool.handle)  # noqa: SLF001 - nothing public does it
+        _POOLS.pop(device, None)  # no further recording is made in this one
+        Pool.of(device)  # a graph that does not fail closes the generator
         torch.cuda.set_rng_state(before, device)
         raise
 
@@ -177,12 +204,20 @@ def _closed_if_it_fails(device: torch.device) -> Iterator[None]:
 @contextlib.contextmanager
 def _capturable(optimizer: Optimizer | None) -> Iterator[None]:
     """Tell an optimiser that it is recorded: it asks for a flag, of which it warns in any other step."""
-    groups: list[dict[str, Any]] = [] if optimizer is None else optimizer.param_groups
-    flagged = [group for group in groups if "capturable" in group]
-    for group in flagged:
+    groups = [] if optimizer is None else [group for group in optimizer.param_groups if "capturable" in group]
+    for group in groups:
         group["capturable"] = True
     try:
         yield
     finally:
-        for group in flagged:
+        for group in groups:
             group["capturable"] = False
+
+
+def _first_cause(error: BaseException) -> str:
+    """Return what went wrong first, and where: torch then finds a graph that did not come to its end."""
+    while error.__context__ is not None:
+        error = error.__context__
+    frame = traceback.extract_tb(error.__traceback__)[-1]
+    first_line = (str(error).splitlines() or [""])[0]
+    return f"{type(error).__name__}: {first_line}  ({frame.filename}:{frame.lineno})"

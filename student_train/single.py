@@ -15,14 +15,20 @@ from student_train.needs import Batch
 from student_train.objective import Tapped
 from student_train.parallel import ALONE, Parallel
 from student_train.positions import accumulate_over_positions
-from student_train.recorder import Recorder, Take, is_recorded
+from student_train.recorder import Recorder
 from student_train.step import Model, Step, accumulate_gradients
 
 
 class Single:
-    """One learner that takes its own steps, in any company."""
+    """One learner that takes its own steps, in any company.
 
-    def __init__(self, learner: Learner, parallel: Parallel = ALONE):
+    Args:
+        learner: what they change.
+        parallel: this process among those that train it.
+        recorded: whether steps are to be recorded as CUDA graphs.
+    """
+
+    def __init__(self, learner: Learner, parallel: Parallel = ALONE, *, recorded: bool = False):
         self.learners = [learner]
         self._parallel = parallel
         self._learner = learner
@@ -38,12 +44,8 @@ class Single:
             Model(learner.student, forward, learner.objective, self._trained, learner.spec.num_classes),
             autocast=torch.autocast(device.type, torch.bfloat16, enabled=learner.options.autocast == "bf16"),
         )
-        self._taken: Take = self._take
-        self._rate: Tensor | None = None  # where a recorded step finds its learning rate
-        options, of_tokens = learner.options, learner.spec.of_tokens
-        if is_recorded(options, of_tokens=of_tokens, processes=parallel.size, device=device):
-            self._taken = Recorder(self._take, options, learner.optimizer).step
-            self._rate = torch.zeros((), device=device)
+        self._recorder = Recorder(learner.optimizer) if recorded else None
+        self._rate = torch.zeros((), device=device)  # where a recorded step finds its learning rate
 
     def step(self, batches: Sequence[Batch], rates: Sequence[float], number: int, *, measure_shares: bool) -> Step:
         """Take a step.
@@ -55,14 +57,22 @@ class Single:
             measure_shares: measure each term's share of the gradient, at the cost of a backward pass for each.
         """
         learner = self._learner
-        rate = rates[0] if self._rate is None else self._rate.fill_(rates[0])
+        rate = rates[0] if self._recorder is None else self._rate.fill_(rates[0])
         for group in learner.optimizer.param_groups:
             group["lr"] = rate
         with learner.randomness:
-            taken = self._taken(batches, measure_shares=measure_shares)
+            if self._recorder is None:
+                taken = self._take(batches, measure_shares=measure_shares)
+            else:
+                taken = self._recorder.step(self._take, batches, measure_shares=measure_shares)
         if learner.average is not None:
             learner.average.update(number)
         return taken
+
+    @property
+    def refusal(self) -> str | None:
+        """Return why its steps are not recorded although they were to be; None: they are, or were not to be."""
+        return None if self._recorder is None else self._recorder.refusal
 
     def evaluating(self, on: bool) -> None:
         """Put what is exported into evaluation mode, or the student back into training mode."""
@@ -80,14 +90,14 @@ class Single:
 
     def _take(self, batches: Sequence[Batch], *, measure_shares: bool) -> Step:
         learner = self._learner
-        if self._parallel.size == 1:
-            taken = self._accumulate(batches[0], measure_shares=measure_shares)
-        else:
-            taken = self._accumulate_in_parallel(batches[0], measure_shares=measure_shares)
-        if learner.options.clip_norm is not None:
-            nn.utils.clip_grad_norm_(self._trained, learner.options.clip_norm)
-        learner.optimizer.step()
-        learner.optimizer.zero_grad()
+        accumulate = self._accumulate if self._parallel.size == 1 else self._accumulate_in_parallel
+        try:
+            taken = accumulate(batches[0], measure_shares=measure_shares)
+            if learner.options.clip_norm is not None:
+                nn.utils.clip_grad_norm_(self._trained, learner.options.clip_norm)
+            learner.optimizer.step()
+        finally:
+            learner.optimizer.zero_grad()  # also of a step that failed half-way: its rows may be tried again
         return taken
 
     def _accumulate_in_parallel(self, batch: Batch, *, measure_shares: bool) -> Step:

@@ -20,6 +20,7 @@ from student_train.events import (
     Loading,
     MemoryProjected,
     Report,
+    StepsNotRecorded,
     StudentFailed,
     StudentSkipped,
 )
@@ -33,6 +34,7 @@ from student_train.options import FleetOptions, TrackOptions
 from student_train.predictions import HeldTable, held_table
 from student_train.prepare import Prepared, Request, passes, prepare
 from student_train.projection import fit
+from student_train.recorder import is_recorded
 from student_train.results import RUN_FILE, STEPS_FOLDER, RunRecord, read_record, write_record
 from student_train.tracking import tracking
 from student_train.trainee import Run, Trainee, failure_record
@@ -85,9 +87,12 @@ def train_students(
     if left:
         residency = choose_for(request, left, device)
         if parallel.size > 1:
-            request = replace(request, fleet=request.fleet.model_copy(update={"stacking": "never"}))
+            alone = {"stacking": "never", "cuda_graphs": "never"}
+            request = replace(request, fleet=request.fleet.model_copy(update=alone))
         fleet, memory = fit(request.cache, left, residency, request.data.window_shards, device, request.fleet)
         report(MemoryProjected(memory.host_bytes, memory.device_bytes))
+        if fleet.cuda_graphs != request.fleet.cuda_graphs:
+            report(StepsNotRecorded("all students", "there might be no memory for it"))
         shown = left[0].train.views
         report(FeedChosen(residency.place, residency.why, 0 if shown is None else shown.count))
         if of_one_step := tuple(s.options.name for s in left if s.options.batch_size > s.train.num_rows):
@@ -158,7 +163,7 @@ def _train_pass(
                 ready.append(student)
             except TryAgain as error:
                 fail(student, error, None)
-        trainees = _begin(ready, students, request, device, fail)
+        trainees = _begin(ready, students, request, fleet, device, fail)
         if not trainees:
             return {}, errors
         needs = Needs()
@@ -188,6 +193,7 @@ def _begin(
     ready: Sequence[Prepared],
     students: Sequence[Prepared],
     request: Request,
+    fleet: FleetOptions,
     device: torch.device,
     fail: Callable[[Prepared, StillroomError, Run | None], None],
 ) -> list[Trainee]:
@@ -197,6 +203,7 @@ def _begin(
         ready: those whose folders are ours.
         students: of the pass.
         request: that they are of.
+        fleet: how they are trained together.
         device: where they are trained.
         fail: told of those that cannot begin.
     """
@@ -224,6 +231,7 @@ def _begin(
             job=job_text(request.cache.url, request.runs, request.data, [student.options]),
             tops_N=None if tops_N is None else torch.from_numpy(tops_N).to(device),
             parallel=request.parallel,
+            recorded=is_recorded(fleet.cuda_graphs, student.spec, device),
         )
         try:
             begun[student.options.name] = Trainee(run, student.train.num_rows)

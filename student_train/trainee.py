@@ -52,6 +52,7 @@ class Run:
         job: the TOML that trains this student alone.
         tops_N: the class that its teacher gives each held row, to agree with; None without such a teacher.
         parallel: this process among those that train it; only the first one writes.
+        recorded: whether its steps are to be recorded as CUDA graphs.
     """
 
     options: StudentOptions
@@ -66,6 +67,7 @@ class Run:
     job: str
     tops_N: Tensor | None = None
     parallel: Parallel = ALONE
+    recorded: bool = False
 
 
 class Trainee:

@@ -52,8 +52,11 @@ class Unit:
         learners = [trainee.learner for trainee in self.trainees]
         seen = [self.views.index(view) for view in own]
         self.stepper: Single | Stack = (
-            Single(learners[0], first.run.parallel) if len(learners) == 1 else Stack(learners, seen)
+            Single(learners[0], first.run.parallel, recorded=first.run.recorded)
+            if len(learners) == 1
+            else Stack(learners, seen, recorded=first.run.recorded)
         )
+        self._refusal_told = False
         self.tally = self._empty_tally()
         if all(trainee.tally for trainee in self.trainees):
             self.tally.restore([trainee.tally for trainee in self.trainees])
@@ -84,6 +87,13 @@ class Unit:
         self.tally.add(self.stepper.step(batches, rates, number, measure_shares=self.step == 0))
         for trainee in self.trainees:
             trainee.step += 1
+
+    def new_refusal(self) -> str | None:
+        """Return why steps are not recorded although they were to be, once."""
+        if self._refusal_told or self.stepper.refusal is None:
+            return None
+        self._refusal_told = True
+        return self.stepper.refusal
 
     def checkpoint(self, *, every_student: bool) -> None:
         """Write the checkpoints if one is due, or in any case: all of a stack together, so that a kill parts nobody."""
@@ -163,13 +173,15 @@ def _time_both(group: Sequence[Trainee]) -> tuple[float, float]:
     batch = blank_batch(learners[0].student, run.spec, run.encodings, run.feature_shapes, rows)
     views = sorted({trainee.options.first_view for trainee in group})
     seen = [views.index(trainee.options.first_view) for trainee in group]
-    stacked_s = _time_steps([Stack([learner.copy() for learner in learners], seen)], [batch] * len(views))
-    singles = [Single(learner.copy()) for learner in learners[:TRIED_SINGLES]]
+    copies = [learner.copy() for learner in learners]
+    stacked_s = _time_steps([Stack(copies, seen, recorded=run.recorded)], [batch] * len(views))
+    del copies
+    singles = [Single(learner.copy(), recorded=run.recorded) for learner in learners[:TRIED_SINGLES]]
     return _time_steps(singles, [batch]) * len(group) / len(singles), stacked_s
 
 
 def _time_steps(steppers: Sequence[Single | Stack], batches: Sequence[Batch]) -> float:
-    """Return the seconds of a step of all of them, the median of a few."""
+    """Return the seconds of a step of all of them, the median of a few; they are of no use then."""
     device = batches[0].inputs.device
 
     def timed() -> float:
@@ -185,4 +197,6 @@ def _time_steps(steppers: Sequence[Single | Stack], batches: Sequence[Batch]) ->
     found = [timed()]
     while len(found) < TRIED_STEPS and sum(found) < TRIAL_S:
         found.append(timed())
+    for stepper in steppers:
+        stepper.release()
     return statistics.median(found)

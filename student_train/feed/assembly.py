@@ -40,7 +40,7 @@ class Assembly:
         soft = [name for name in self.stored if isinstance(name, ArrayKey) and name not in features]
         self._soft = {
             teacher: (source.teacher(teacher), {key.array: key for key in soft if key.teacher == teacher})
-            for teacher in {key.teacher for key in soft}
+            for teacher in sorted({key.teacher for key in soft})
         }
 
     def pick(self, span: Span, start: int, stop: int) -> Arrays:

@@ -9,6 +9,7 @@ import warnings
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -73,9 +74,8 @@ class StackedModel:
         self._buffers = buffers
         self._tapped = Tapped(first.student, first.layers)
         self._head = ScoresOnly(first.student)
-        self._forward = compiled(
-            vmap(self._run_body, in_dims=(0, 0, 0 if self._differ else None)), first.options.compile
-        )
+        body = partial(_run_body, self._tapped)
+        self._forward = compiled(vmap(body, in_dims=(0, 0, 0 if self._differ else None)), first.options.compile)
         self._groups = _groups(learners, views)
         # Attention is a loop over the students on a CPU; whether that is too slow is measured (`unit.py`).
         warnings.filterwarnings("ignore", LOOP_WARNING)
@@ -114,10 +114,6 @@ class StackedModel:
     def _of_students(self) -> Named:
         return {name: values for name, values in self._weights.blocks.items() if name.startswith(STUDENT)}
 
-    def _run_body(self, parameters: Named, buffers: Named, inputs: Tensor) -> tuple[Tensor, Named]:
-        outputs: Outputs = functional_call(self._tapped, (parameters, _of_student(buffers)), (inputs,))
-        return outputs.logits_BC, outputs.layers
-
     def _run_head(self, parameters: Named, buffers: Named, hidden_ND: Tensor) -> Tensor:
         logits_NC: Tensor = functional_call(self._head, (parameters, _of_student(buffers)), (hidden_ND,))
         return logits_NC
@@ -151,6 +147,11 @@ class ScoresOnly(nn.Module):
         """Return the logits (N, C) of some positions' hidden states."""
         logits_NC: Tensor = self.student.scores(hidden_ND)  # type: ignore[operator]
         return logits_NC
+
+
+def _run_body(tapped: Tapped, parameters: Named, buffers: Named, inputs: Tensor) -> tuple[Tensor, Named]:
+    outputs: Outputs = functional_call(tapped, (parameters, _of_student(buffers)), (inputs,))
+    return outputs.logits_BC, outputs.layers
 
 
 def _of_student(buffers: Named) -> Named:

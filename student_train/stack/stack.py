@@ -22,7 +22,7 @@ from torch.func import functional_call, vmap
 
 from student_train.learner import Learner
 from student_train.needs import Batch
-from student_train.recorder import Recorder, Take, is_recorded
+from student_train.recorder import Recorder
 from student_train.stack.model import STUDENT, TERMS, StackedModel, joint
 from student_train.stack.step import stacked_gradients
 from student_train.stack.weights import StackedBuffers, StackedOptimizer, StackedWeights
@@ -40,7 +40,6 @@ def stack_key(learner: Learner) -> tuple[Any, ...]:
         options.optimizer,
         options.autocast,
         options.compile,
-        options.cuda_graphs,
         options.mean,
         options.std,
         options.clip_norm is None,
@@ -57,9 +56,10 @@ class Stack:
     Args:
         learners: of one `stack_key`; their modules become views of this stack's memory.
         views: for each, which of the step's batches it sees, from 0.
+        recorded: whether steps are to be recorded as CUDA graphs.
     """
 
-    def __init__(self, learners: Sequence[Learner], views: Sequence[int] | None = None):
+    def __init__(self, learners: Sequence[Learner], views: Sequence[int] | None = None, *, recorded: bool = False):
         self.learners = list(learners)
         first = self.learners[0]
         self._weights = StackedWeights([joint(learner) for learner in self.learners])
@@ -71,10 +71,7 @@ class Stack:
         self._num_student_weights = first.num_parameters  # of each row, the first; then come those of its losses
         self._optimizer = StackedOptimizer(self.learners, self._weights)
         self._model = StackedModel(self.learners, views or [0] * len(self.learners), self._weights, self._buffers)
-        self._taken: Take = self._take
-        options, device = first.options, first.student.device
-        if is_recorded(options, of_tokens=first.spec.of_tokens, processes=1, device=device):
-            self._taken = Recorder(self._take, options).step
+        self._recorder = Recorder() if recorded else None
 
     def step(self, batches: Sequence[Batch], rates: Sequence[float], number: int, *, measure_shares: bool) -> Step:
         """Let every student take a step.
@@ -86,7 +83,10 @@ class Stack:
             measure_shares: measure each term's share of the gradients, at the cost of a backward pass for each.
         """
         self._optimizer.set_rates(rates)
-        taken = self._taken(batches, measure_shares=measure_shares)
+        if self._recorder is None:
+            taken = self._take(batches, measure_shares=measure_shares)
+        else:
+            taken = self._recorder.step(self._take, batches, measure_shares=measure_shares)
         if self._average is not None:
             self._follow(number)
         return taken
@@ -111,6 +111,12 @@ class Stack:
     def release(self) -> None:
         """Let others take the learners."""
         self._model.release()
+        self._optimizer.release()
+
+    @property
+    def refusal(self) -> str | None:
+        """Return why its steps are not recorded although they were to be; None: they are, or were not to be."""
+        return None if self._recorder is None else self._recorder.refusal
 
     def _take(self, batches: Sequence[Batch], *, measure_shares: bool) -> Step:
         kept = self._buffers.snapshot()

@@ -5,7 +5,7 @@ M students, P parameters of each.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from itertools import accumulate, pairwise
 
@@ -162,15 +162,14 @@ class StackedOptimizer:
         self._limit_M1 = self._column(limits) if limits else None
         self._rates_M1 = self._column([0.0] * len(learners))
         self._steps_M = torch.zeros(len(learners), device=self._device)
-        self._update: Callable[[Tensor], None]
-        if options[0].optimizer == "sgd":
+        self._learners = learners
+        self._of_sgd = options[0].optimizer == "sgd"
+        if self._of_sgd:
             self._first_MP = self._gathered(learners, "momentum_buffer")
-            self._update = self._sgd
         else:
             self._first_MP = self._gathered(learners, "exp_avg")
             self._second_MP = self._gathered(learners, "exp_avg_sq")
             self._taken(learners)
-            self._update = self._adamw
 
     def set_rates(self, rates: Sequence[float]) -> None:
         """Set the learning rates of the next step, which does not wait for it."""
@@ -186,7 +185,17 @@ class StackedOptimizer:
         if self._limit_M1 is not None:  # as `torch.nn.utils.clip_grad_norm_` does
             norm_M1 = grads_MP.norm(dim=1, keepdim=True)
             grads_MP.mul_((self._limit_M1 / (norm_M1 + 1e-6)).clamp(max=1.0))
-        self._update(grads_MP)
+        if self._of_sgd:
+            self._sgd(grads_MP)
+        else:
+            self._adamw(grads_MP)
+
+    def release(self) -> None:
+        """Give each parameter a count of steps of its own again: torch's optimisers add 1 to each of them."""
+        for learner in self._learners:
+            for state in learner.optimizer.state.values():
+                if "step" in state:
+                    state["step"] = state["step"].clone()
 
     def _sgd(self, grads_MP: Tensor) -> None:
         grads_MP.addcmul_(self._weights.values_MP, self._decay_M1)

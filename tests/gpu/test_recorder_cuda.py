@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import itertools
 import sys
 from dataclasses import replace
@@ -15,7 +16,7 @@ from safetensors.torch import load_file
 from storage.cache import Cache
 from storage.encodings import SparseEncoding
 from storage.errors import Interrupted
-from student_train.events import Event, MemoryProjected, StackingChosen
+from student_train.events import Event, MemoryProjected, StackingChosen, StepsNotRecorded
 from student_train.options import FleetOptions, StudentOptions
 from student_train.recorder import Recording
 from student_train.train import Summary, train_students
@@ -83,9 +84,16 @@ def toys(tmp_path_factory: pytest.TempPathFactory) -> Cache:
     )  # 400 to learn from: 13 steps, the last a small one
 
 
-def train(cache: Cache, runs: Path, *students: StudentOptions, stacking: str = "never", **keywords: Any) -> Summary:
-    request = request_of(cache, runs, *students)
-    asked = replace(request, device="cuda", fleet=FleetOptions.model_validate({"stacking": stacking}))
+def train(
+    cache: Cache,
+    runs: Path,
+    *students: StudentOptions,
+    stacking: str = "never",
+    cuda_graphs: str = "auto",
+    **keywords: Any,
+) -> Summary:
+    fleet = FleetOptions.model_validate({"stacking": stacking, "cuda_graphs": cuda_graphs})
+    asked = replace(request_of(cache, runs, *students), device="cuda", fleet=fleet)
     return train_students(asked, **keywords)
 
 
@@ -102,22 +110,21 @@ def assert_same(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor
 def test_a_recorded_student_ends_where_it_would_have(
     toys: Cache, tmp_path: Path, replays: list[str], own: dict[str, Any]
 ) -> None:
-    each = student("s", **own)
-    for graphs in (False, "auto"):
-        summary = train(toys, tmp_path / str(graphs), each.model_copy(update={"cuda_graphs": graphs}))
+    for graphs in ("never", "auto"):
+        summary = train(toys, tmp_path / graphs, student("s", **own), cuda_graphs=graphs)
         assert summary.exit_code == 0, summary.errors
         assert bool(replays) == (graphs == "auto")
     assert len(replays) == 3 * 11 - 2  # all but each epoch's first and last step, and two that go before
-    assert_same(weights(tmp_path / "auto", "s"), weights(tmp_path / "False", "s"))
+    assert_same(weights(tmp_path / "auto", "s"), weights(tmp_path / "never", "s"))
 
 
 def test_sparse_targets_are_decoded_in_a_recording(tmp_path: Path, replays: list[str]) -> None:
     encoding = SparseEncoding.model_validate({"k": 2, "values": "8bit", "temperatures": [1.0, 2.0]})
     cache = write_cache(tmp_path / "cache", Recipe(rows=500, encoding=encoding, features={}))
-    for graphs in (False, "auto"):
-        assert train(cache, tmp_path / str(graphs), student("s", objective=[KD], cuda_graphs=graphs)).exit_code == 0
+    for graphs in ("never", "auto"):
+        assert train(cache, tmp_path / graphs, student("s", objective=[KD]), cuda_graphs=graphs).exit_code == 0
     assert replays
-    assert_same(weights(tmp_path / "auto", "s"), weights(tmp_path / "False", "s"))
+    assert_same(weights(tmp_path / "auto", "s"), weights(tmp_path / "never", "s"))
 
 
 @pytest.mark.parametrize(
@@ -127,13 +134,13 @@ def test_a_recorded_stack_ends_where_it_would_have(
     toys: Cache, tmp_path: Path, replays: list[str], common: dict[str, Any]
 ) -> None:
     own: list[dict[str, Any]] = [{"seed": 1}, {"learning_rate": 0.003}, {"weight_decay": 0.1}]
-    for graphs in (False, "auto"):
-        options = {"objective": [LABELS, KD], "cuda_graphs": graphs} | common
-        students = [student(f"s{i}", **options | each) for i, each in enumerate(own)]
-        assert train(toys, tmp_path / str(graphs), *students, stacking="always").exit_code == 0
+    students = [student(f"s{i}", **{"objective": [LABELS, KD]} | common | each) for i, each in enumerate(own)]
+    for graphs in ("never", "auto"):
+        summary = train(toys, tmp_path / graphs, *students, stacking="always", cuda_graphs=graphs)
+        assert summary.exit_code == 0, summary.errors
     assert "Stack" in replays
     for i in range(len(own)):
-        assert_same(weights(tmp_path / "auto", f"s{i}"), weights(tmp_path / "False", f"s{i}"))
+        assert_same(weights(tmp_path / "auto", f"s{i}"), weights(tmp_path / "never", f"s{i}"))
 
 
 def test_recorded_students_in_any_company_end_as_alone(toys: Cache, tmp_path: Path) -> None:
@@ -176,24 +183,31 @@ def own(num_classes, input_shape, asks):
 """
 
 
-def test_what_cannot_be_recorded_says_so_and_disturbs_nobody(toys: Cache, tmp_path: Path, replays: list[str]) -> None:
+def test_what_cannot_be_recorded_is_told_and_disturbs_nobody(toys: Cache, tmp_path: Path, replays: list[str]) -> None:
     (tmp_path / "m.py").write_text(OWN)
-    architecture = f"{tmp_path}/m.py:own"
-    asking = student("a", architecture=architecture, options={"asks": True}, cuda_graphs=True)
+    asking = student("a", architecture=f"{tmp_path}/m.py:own", options={"asks": True})
     other = student("b", **DROPOUT, objective=[LABELS, KD])
-    summary = train(toys, tmp_path / "runs", asking, other)
-    assert "cuda_graphs = false" in str(summary.errors["a"])
+    events: list[Event] = []
+    stream = torch.cuda.current_stream()
+    summary = train(toys, tmp_path / "runs", asking, other, cuda_graphs="always", report=events.append)
+    assert summary.exit_code == 0, summary.errors
+    assert torch.cuda.current_stream() == stream
+    (told,) = [event for event in events if isinstance(event, StepsNotRecorded)]
+    assert told.students == "a"
+    assert "m.py:" in told.why
     assert replays
-    train(toys, tmp_path / "alone", other)
-    assert_same(weights(tmp_path / "runs", "b"), weights(tmp_path / "alone", "b"))
+    for each in (asking, other):
+        train(toys, tmp_path / "alone", each, cuda_graphs="never")
+        assert_same(weights(tmp_path / "runs", each.name), weights(tmp_path / "alone", each.name))
 
 
 def test_a_users_own_model_is_recorded_only_if_its_job_says_so(toys: Cache, tmp_path: Path, replays: list[str]) -> None:
     (tmp_path / "m.py").write_text(OWN)
-    for asks, graphs in ((True, "auto"), (False, True)):
-        own = {"architecture": f"{tmp_path}/m.py:own", "options": {"asks": asks}, "cuda_graphs": graphs}
-        assert train(toys, tmp_path / str(asks), student("s", **own)).exit_code == 0
-        assert bool(replays) == (graphs is True)
+    for graphs in ("auto", "always"):
+        own = student("s", architecture=f"{tmp_path}/m.py:own", options={"asks": False})
+        assert train(toys, tmp_path / graphs, own, cuda_graphs=graphs).exit_code == 0
+        assert bool(replays) == (graphs == "always")
+    assert_same(weights(tmp_path / "auto", "s"), weights(tmp_path / "always", "s"))
 
 
 def test_a_recording_that_finds_no_memory_is_done_without(
@@ -211,8 +225,10 @@ def test_a_recording_that_finds_no_memory_is_done_without(
 
     monkeypatch.setattr(torch.nn.Dropout, "forward", refused)
     replays.clear()
-    assert train(toys, tmp_path / "unrecorded", each).exit_code == 0
+    events: list[Event] = []
+    assert train(toys, tmp_path / "unrecorded", each, report=events.append).exit_code == 0
     assert not replays
+    assert [event.students for event in events if isinstance(event, StepsNotRecorded)] == ["s"]
     assert_same(weights(tmp_path / "unrecorded", "s"), weights(tmp_path / "recorded", "s"))
 
 
@@ -222,6 +238,7 @@ def test_the_bound_of_a_gpus_memory_holds(tmp_path: Path, stacking: str) -> None
     cache = write_cache(tmp_path / "cache", recipe)
     own: dict[str, Any] = {"architecture": "resnet", "options": {"depth": 8}, "batch_size": 128, "epochs": 2}
     students = [student(f"s{seed}", seed=seed, objective=[LABELS, KD], **own) for seed in range(8)]
+    gc.collect()  # of tests before this one
     torch.cuda.empty_cache()
     torch.cuda.reset_peak_memory_stats()
     before = torch.cuda.memory_reserved()

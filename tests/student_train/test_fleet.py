@@ -19,10 +19,11 @@ from storage.errors import BadRequest, CorruptObject, Interrupted
 from student_train import projection
 from student_train.events import Event, FeedChosen, PassStarted, StackTakenApart, StudentStopped
 from student_train.feed.feed import ShardSource
+from student_train.feed.residency import Residency
 from student_train.feed.selection import select_rows
 from student_train.needs import Needs
 from student_train.options import FleetOptions, StudentOptions
-from student_train.prepare import Request
+from student_train.prepare import Request, prepare
 from student_train.results import read_record
 from student_train.stack.weights import StackedOptimizer, StackedWeights
 from student_train.train import Summary, train_students
@@ -177,6 +178,29 @@ def test_a_fleet_that_does_not_fit_is_refused_with_the_number_that_does(
     short = [each.model_copy(update={"epochs": 1}) for each in wide[: few + 1]]
     train(toy_cache, tmp_path / "runs", *short, fleet={"at_once": few}, report=events.append)
     assert any(isinstance(event, FeedChosen) for event in events)
+
+
+def test_what_is_optional_is_given_up_for_memory_recordings_before_stacks(
+    toy_cache: Cache, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prepared = prepare(request_of(toy_cache, tmp_path, *[student(f"s{i}", seed=i) for i in range(4)]))
+    rows, gpu = Residency("device", 0, ""), torch.device("cuda")
+
+    def bound(**fleet: str) -> int:
+        options = FleetOptions.model_validate(fleet)
+        return projection.project_memory(toy_cache, prepared, rows, 4, gpu, options).to_come_bytes
+
+    bounds = [bound(), bound(cuda_graphs="never"), bound(cuda_graphs="never", stacking="never")]
+    assert bounds == sorted(bounds, reverse=True)
+    assert len(set(bounds)) == 3
+    for free, expected in zip(bounds, [("auto", "auto"), ("never", "auto"), ("never", "never")], strict=True):
+        monkeypatch.setattr(projection, "free_bytes", lambda device, free=free: free)
+        fleet, memory = projection.fit(toy_cache, prepared, rows, 4, gpu, FleetOptions())
+        assert (fleet.cuda_graphs, fleet.stacking) == expected
+        assert memory.to_come_bytes == free
+    monkeypatch.setattr(projection, "free_bytes", lambda device: bounds[1])
+    with pytest.raises(BadRequest, match="4 students do not fit on cuda"):
+        projection.fit(toy_cache, prepared, rows, 4, gpu, FleetOptions(cuda_graphs="always", stacking="always"))
 
 
 OWN = """

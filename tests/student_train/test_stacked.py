@@ -168,6 +168,18 @@ def test_a_diverging_student_leaves_its_stack_and_the_others_as_they_would_be(to
         assert all(torch.allclose(found[name], expected[name], atol=1e-4) for name in expected)
 
 
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+def test_who_is_left_of_a_stack_goes_on_as_alone(toy_cache: Cache, tmp_path: Path, optimizer: str) -> None:
+    own = {"optimizer": optimizer, "learning_rate": 0.01}
+    short, long = student("short", epochs=1, **own), student("long", seed=1, epochs=4, **own)
+    events: list[Event] = []
+    train(toy_cache, tmp_path / "fleet", [short, long], report=events.append)
+    assert stacked(events) == [True]
+    train(toy_cache, tmp_path / "alone", [long], stacking="never")
+    found, expected = (load_file(tmp_path / how / "long/student.safetensors") for how in ("fleet", "alone"))
+    assert all(torch.allclose(found[name], expected[name], atol=1e-4) for name in expected)
+
+
 def test_what_draws_random_numbers_is_not_stacked(toy_cache: Cache, tmp_path: Path) -> None:
     students = [student(f"s{i}", seed=i, options={"hidden": [16], "dropout": 0.5}) for i in range(2)]
     events: list[Event] = []
