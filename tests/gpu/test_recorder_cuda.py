@@ -101,9 +101,9 @@ def weights(runs: Path, name: str) -> dict[str, torch.Tensor]:
     return load_file(runs / name / "student.safetensors")
 
 
-def assert_same(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> None:
+def assert_same(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor], atol: float = 1e-5) -> None:
     for name, values in expected.items():
-        torch.testing.assert_close(found[name], values, rtol=1e-3, atol=1e-5)
+        torch.testing.assert_close(found[name], values, rtol=1e-3, atol=atol)
 
 
 @pytest.mark.parametrize("own", STUDENTS.values(), ids=STUDENTS)
@@ -115,7 +115,10 @@ def test_a_recorded_student_ends_where_it_would_have(
         assert summary.exit_code == 0, summary.errors
         assert bool(replays) == (graphs == "auto")
     assert len(replays) == 3 * 11 - 2  # all but each epoch's first and last step, and two that go before
-    assert_same(weights(tmp_path / "auto", "s"), weights(tmp_path / "never", "s"))
+    # A recorded step's learning rate is of 24 bits, which the 8 of bf16 make more of.
+    assert_same(
+        weights(tmp_path / "auto", "s"), weights(tmp_path / "never", "s"), atol=0.02 if "autocast" in own else 1e-5
+    )
 
 
 def test_sparse_targets_are_decoded_in_a_recording(tmp_path: Path, replays: list[str]) -> None:
