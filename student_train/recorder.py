@@ -216,7 +216,7 @@ def _capturable(optimizer: Optimizer | None) -> Iterator[None]:
 
 def _first_cause(error: BaseException) -> str:
     """Return what went wrong first, and where: torch then finds a graph that did not come to its end."""
-    while error.__context__ is not None:
+    while error.__context__ is not None and error.__context__.__traceback__ is not None:
         error = error.__context__
     frame = traceback.extract_tb(error.__traceback__)[-1]
     first_line = (str(error).splitlines() or [""])[0]
