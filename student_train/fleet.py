@@ -8,7 +8,9 @@ import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from math import isfinite
+from typing import TypeVar
 
 import torch
 
@@ -34,6 +36,7 @@ from student_train.results import RunRecord
 from student_train.trainee import Trainee
 from student_train.unit import Unit
 
+Result = TypeVar("Result")
 REPORT_EVERY_S = 1.0  # each report reads the losses, which waits for the device
 
 
@@ -108,6 +111,19 @@ class Fleet:
         shown = dict(zip(unit.views, batches, strict=True))
         for part in parts:
             self.take(part, [shown[view] for view in part.views])
+
+    def without_recordings_if_need_be(self, ask: Callable[[], Result]) -> Result:
+        """Return what students are asked; where memory runs out, once more without recordings."""
+        try:
+            return ask()
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+            failure = error.with_traceback(None)
+        if not forget_recordings():
+            raise failure
+        torch.cuda.empty_cache()
+        return ask()
 
     def progress(self, epoch: int) -> None:
         """Tell how far all are, about once a second."""
@@ -187,7 +203,7 @@ class Fleet:
     def fail(self, trainee: Trainee, error: StillroomError) -> None:
         """Write that a student failed; it leaves."""
         trainee.fail(error)
-        self.outcome.errors[trainee.name] = error
+        self.outcome.errors[trainee.name] = error.with_traceback(None)  # whose frames would keep the whole pass
         self._report(StudentFailed(trainee.name, error))
         self._leave([trainee])
 
@@ -219,8 +235,11 @@ class Fleet:
         for size in {trainee.options.batch_size for trainee in trainees if trainee.run.parallel.writes}:
             alike = [trainee for trainee in trainees if trainee.options.batch_size == size]
             asked = [Asked(trainee.run.folder, trainee.result(), trainee.run.held) for trainee in alike]
-            if not write_predictions(asked, self._held, batch_size=size, stop=self._stop):
+            if not self.without_recordings_if_need_be(partial(self._write_predictions, asked, size)):
                 raise self.interrupt()
+
+    def _write_predictions(self, asked: Sequence[Asked], batch_size: int) -> bool:
+        return write_predictions(asked, self._held, batch_size=batch_size, stop=self._stop)
 
     def _latency(self, trainee: Trainee) -> Latency:
         kind = repr(trainee.run.spec)

@@ -38,7 +38,8 @@ class Randomness:
             torch.cuda.set_rng_state(self._cuda, self._device)
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        self._capture()
+        if kind is None:  # else whoever tries again draws the same numbers
+            self._capture()
 
     def state(self) -> Tensors:
         """Return the states, for a checkpoint."""

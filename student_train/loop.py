@@ -94,7 +94,9 @@ def _one_epoch(
     fleet.check(epoch)  # waits for the device, so that the clock is right
     clock = fleet.lap(epoch, clock)
 
-    measured = _measure([unit for unit in fleet.units if unit.epoch == epoch], held, stop)
+    measured = fleet.without_recordings_if_need_be(
+        lambda: _measure([unit for unit in fleet.units if unit.epoch == epoch], held, stop)
+    )
     fleet.lap(epoch, clock, training=False)
     if measured is None:
         raise fleet.interrupt()

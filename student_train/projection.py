@@ -187,8 +187,10 @@ def fit(
     found = projected(fleet)
     for optional in ("cuda_graphs", "stacking"):
         if found.to_come_bytes > free and getattr(fleet, optional) == "auto":
-            fleet = fleet.model_copy(update={optional: "never"})
-            found = projected(fleet)
+            without = fleet.model_copy(update={optional: "never"})
+            less = projected(without)
+            if less.to_come_bytes < found.to_come_bytes:
+                fleet, found = without, less
     if found.to_come_bytes <= free:
         return fleet, found
     few, many = 0, fleet.at_once or len(students)  # `few` students fit, `many` do not

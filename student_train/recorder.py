@@ -140,9 +140,11 @@ class Recording:
 
     def replay(self, batches: Sequence[Batch]) -> Step:
         """Take the step on other batches of the same kind."""
+        figures = torch.empty_like(self._figures)  # before anything has changed: there may be no memory
         copy_tensors([batch.tensors() for batch in batches], self._inputs)
         self._graph.replay()
-        loss, *values = self._figures.clone().unbind()  # the next step, of whichever student, overwrites them
+        figures.copy_(self._figures)  # which the next step, of whichever student, overwrites
+        loss, *values = figures.unbind()
         return Step(loss, values, None, self._rows)
 
 
@@ -156,6 +158,11 @@ def _kind(batches: Sequence[Batch]) -> Kind:
     return tuple(
         frozenset((name, values.shape, values.dtype) for name, values in batch.tensors().items()) for batch in batches
     )
+
+
+def is_capturing() -> bool:
+    """Return whether a step is being recorded now."""
+    return torch.cuda.is_available() and torch.cuda.is_current_stream_capturing()
 
 
 OTHERS_GO_ON = "thread_local"  # the feed's threads may ask for memory while a step is recorded
@@ -193,12 +200,22 @@ def _closed_if_it_fails(device: torch.device, pool: Pool) -> Iterator[None]:
         yield
     except BaseException:
         torch.cuda.set_stream(stream)
-        with contextlib.suppress(RuntimeError):  # it is closed, if the graph itself came to its end
-            torch._C._cuda_endAllocateToPool(device.index or 0, pool.handle)  # noqa: SLF001 - nothing public does it
-        _POOLS.pop(device, None)  # no further recording is made in this one
-        Pool.of(device)  # a graph that does not fail closes the generator
+        if _end_allocations(device, pool):
+            _POOLS.pop(device, None)  # no further recording can be made in this one
+            Pool.of(device)  # a graph that does not fail closes the generator
         torch.cuda.set_rng_state(before, device)
         raise
+
+
+def _end_allocations(device: torch.device, pool: Pool) -> bool:
+    """End what a recording has begun; return False if it came to its end by itself, as where memory ran out."""
+    of_pool = (device.index or 0, pool.handle)
+    try:
+        torch._C._cuda_endAllocateToPool(*of_pool)  # noqa: SLF001 - nothing public does it
+        torch._C._cuda_releasePool(*of_pool)  # noqa: SLF001
+    except RuntimeError:
+        return False
+    return True
 
 
 @contextlib.contextmanager

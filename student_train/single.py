@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any
 
@@ -15,7 +16,7 @@ from student_train.needs import Batch
 from student_train.objective import Tapped
 from student_train.parallel import ALONE, Parallel
 from student_train.positions import accumulate_over_positions
-from student_train.recorder import Recorder
+from student_train.recorder import Recorder, is_capturing
 from student_train.step import Model, Step, accumulate_gradients
 
 
@@ -91,14 +92,33 @@ class Single:
     def _take(self, batches: Sequence[Batch], *, measure_shares: bool) -> Step:
         learner = self._learner
         accumulate = self._accumulate if self._parallel.size == 1 else self._accumulate_in_parallel
-        try:
+        with self._undone_if_it_fails():
             taken = accumulate(batches[0], measure_shares=measure_shares)
             if learner.options.clip_norm is not None:
                 nn.utils.clip_grad_norm_(self._trained, learner.options.clip_norm)
             learner.optimizer.step()
-        finally:
-            learner.optimizer.zero_grad()  # also of a step that failed half-way: its rows may be tried again
+        learner.optimizer.zero_grad()
         return taken
+
+    @contextlib.contextmanager
+    def _undone_if_it_fails(self) -> Iterator[None]:
+        """Leave all as it was before a step that fails half-way: its rows may be tried again, without recordings.
+
+        Batch norm's statistics too, where steps are recorded: then few steps are taken here, and it costs little.
+        """
+        learner, kept = self._learner, []
+        first = not learner.optimizer.state
+        if self._recorder is not None and not is_capturing():
+            kept = [(buffer, buffer.clone()) for buffer in learner.student.buffers()]
+        try:
+            yield
+        except BaseException:
+            for buffer, values in kept:
+                buffer.copy_(values)
+            if first:
+                learner.optimizer.state.clear()
+            learner.optimizer.zero_grad()
+            raise
 
     def _accumulate_in_parallel(self, batch: Batch, *, measure_shares: bool) -> Step:
         """Have the gradient of the mean over the whole batch, of which each process has computed its own rows."""

@@ -123,11 +123,16 @@ class Unit:
         for place, trainee in enumerate(self.trainees):
             trainee.tally = self.tally.state(place) if self.step else {}
         self.stepper.release()
+        made: list[Unit] = []
         try:
-            return [Unit(group, halved=halved) for group in groups if group]
+            for group in groups:
+                made += [Unit(group, halved=halved)] if group else []
+            return made
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
+        for unit in made:
+            unit.stepper.release()
         return [Unit([trainee]) for group in groups for trainee in group]
 
     def _empty_tally(self) -> Tally:

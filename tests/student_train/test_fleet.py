@@ -261,18 +261,22 @@ def test_a_step_that_ran_out_of_memory_leaves_nothing_behind(
         assert all(torch.allclose(found[name], expected[name], atol=1e-5) for name in expected)
 
 
+@pytest.mark.parametrize(("optimizer", "fitting"), [("sgd", 0), ("adamw", 0), ("adamw", 1)])
 def test_without_memory_for_halves_each_student_goes_on_by_itself(
-    toy_cache: Cache, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    toy_cache: Cache, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, optimizer: str, fitting: int
 ) -> None:
-    students = [student(f"s{i}", seed=i, optimizer="sgd") for i in range(4)]
+    students = [student(f"s{i}", seed=i, optimizer=optimizer) for i in range(4)]
     train(toy_cache, tmp_path / "alone", *students, student("other", architecture="cnn", options={}))
     events: list[Event] = []
     fail_once(monkeypatch, "StackedWeights.add_gradients", events)
     make = StackedWeights.__init__
+    made = []
 
     def out_of_memory(self: StackedWeights, *args: Any, **options: Any) -> None:
         if any(isinstance(event, PassStarted) for event in events):
-            raise torch.OutOfMemoryError("nor for a copy")
+            made.append(1)
+            if len(made) > fitting:
+                raise torch.OutOfMemoryError("nor for a copy")
         make(self, *args, **options)
 
     monkeypatch.setattr(StackedWeights, "__init__", out_of_memory)
@@ -282,7 +286,7 @@ def test_without_memory_for_halves_each_student_goes_on_by_itself(
     assert [event.parts for event in events if isinstance(event, StackTakenApart)] == [4]
     for each in everyone:
         found, expected = (torch_weights(tmp_path / how / each.name) for how in ("runs", "alone"))
-        assert all(torch.allclose(found[name], expected[name], atol=1e-5) for name in expected)
+        assert all(torch.allclose(found[name], expected[name], atol=1e-4) for name in expected)
 
 
 def fail_once(monkeypatch: pytest.MonkeyPatch, where: str, events: list[Event]) -> None:

@@ -12,11 +12,12 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch.optim import AdamW
 
 from storage.cache import Cache
 from storage.encodings import DenseEncoding, Encoded
 from storage.errors import BadRequest
-from student_train import recorder
+from student_train import fleet, loop, recorder
 from student_train.learner import Learner
 from student_train.needs import ArrayKey, Batch, MixedLabels
 from student_train.recorder import Recorder, check_recordable, copy_tensors, forget_recordings, is_recorded
@@ -135,27 +136,36 @@ def test_a_step_that_cannot_be_recorded_is_taken_and_the_first_cause_told(monkey
     assert re.fullmatch(r"ValueError: no\.  \(.*test_recorder\.py:\d+\)", steps.refusal)
 
 
+@pytest.mark.parametrize("where", ["a step", "an evaluation", "predictions"])
 def test_recordings_are_given_up_where_memory_runs_out(
-    monkeypatch: pytest.MonkeyPatch, toy_cache: Cache, tmp_path: Path
+    monkeypatch: pytest.MonkeyPatch, toy_cache: Cache, tmp_path: Path, where: str
 ) -> None:
     told, steps = Told(monkeypatch), Recorder()
     for _ in range(3):
         steps.step(told.take, [batch_of(8)], measure_shares=False)
     assert told.steps[-1] == "replayed"
+    asked = student("s", options={"hidden": [16], "dropout": 0.5})
+    train_students(request_of(toy_cache, tmp_path / "never", asked))
     fails = [torch.OutOfMemoryError("CUDA out of memory")]
-    backward = torch.Tensor.backward
+    owner, name = {
+        "a step": (AdamW, "step"),
+        "an evaluation": (loop, "evaluate"),
+        "predictions": (fleet, "write_predictions"),
+    }[where]
+    asking = getattr(owner, name)
 
-    def refusing(self: torch.Tensor, *arguments: Any) -> None:
-        backward(self, *arguments)
-        if fails and self.device.type == "cpu":  # not where a step's memory is measured
+    def refusing(*arguments: Any, **named: Any) -> Any:
+        of_students = owner is not AdamW or arguments[0].param_groups[0]["params"][0].device.type == "cpu"
+        if fails and of_students:  # and not the one whose memory is measured
             raise fails.pop()
+        return asking(*arguments, **named)
 
-    monkeypatch.setattr(torch.Tensor, "backward", refusing)
-    summary = train_students(request_of(toy_cache, tmp_path / "refused", student("s")))
+    monkeypatch.setattr(owner, name, refusing)
+    summary = train_students(request_of(toy_cache, tmp_path / "refused", asked))
     assert summary.exit_code == 0, summary.errors
+    assert not fails
     assert steps.refusal == "memory ran out"  # of another student
     assert not forget_recordings()
-    train_students(request_of(toy_cache, tmp_path / "never", student("s")))
     found, expected = (load_file(tmp_path / how / "s/student.safetensors") for how in ("refused", "never"))
     assert all(torch.equal(found[name], expected[name]) for name in expected)
 
