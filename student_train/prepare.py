@@ -101,10 +101,9 @@ def prepare(request: Request) -> list[Prepared]:
     selections = _Selections(request.cache, request.data)
     data = request.data
     needs = [objective_needs(options.objective) for options in request.students]
-    views = choose_views(
-        request.cache, data.train.partition("/")[0], needs, data.views, allow_partial=data.allow_partial
-    )
-    of_tokens = request.cache.dataset(data.train.partition("/")[0]).vocabulary is not None
+    dataset = data.train.partition("/")[0]
+    views = choose_views(request.cache, dataset, needs, data.views, allow_partial=data.allow_partial)
+    of_tokens = request.cache.dataset(dataset).vocabulary is not None
     check_recordable(request.fleet.cuda_graphs, device=device, of_tokens=of_tokens, processes=request.parallel.size)
     students = [_prepare(request, options, selections, views) for options in request.students]
     _check_models([student for student in students if student.finished is None])

@@ -178,9 +178,9 @@ def _time_both(group: Sequence[Trainee]) -> tuple[float, float]:
     batch = blank_batch(learners[0].student, run.spec, run.encodings, run.feature_shapes, rows)
     views = sorted({trainee.options.first_view for trainee in group})
     seen = [views.index(trainee.options.first_view) for trainee in group]
-    copies = [learner.copy() for learner in learners]
-    stacked_s = _time_steps([Stack(copies, seen, recorded=run.recorded)], [batch] * len(views))
-    del copies
+    stacked_s = _time_steps(
+        [Stack([learner.copy() for learner in learners], seen, recorded=run.recorded)], [batch] * len(views)
+    )
     singles = [Single(learner.copy(), recorded=run.recorded) for learner in learners[:TRIED_SINGLES]]
     return _time_steps(singles, [batch]) * len(group) / len(singles), stacked_s
 
