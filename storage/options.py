@@ -1,6 +1,6 @@
 """The base of every section of a job file, and the types that its fields share.
 
-A section lives in the room that uses it; `jobs.files` only puts sections together. All are frozen and strict.
+A section lives in the room that uses it; `jobs.files.reading` only puts sections together. All are frozen and strict.
 """
 
 from __future__ import annotations

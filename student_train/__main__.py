@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import sys
 
-from jobs.student_cli import main
+from jobs.cli.student import main
 
 if __name__ == "__main__":
     sys.argv[1:1] = ["train"]

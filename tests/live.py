@@ -10,14 +10,14 @@ from unittest.mock import patch
 import torch
 
 from storage.encodings import DenseEncoding, Encoded
-from student_train import train
+from student_train.feed.batches import Batch, Needs
 from student_train.feed.feed import Feed
 from student_train.feed.residency import FeedPool
 from student_train.feed.selection import Selection
-from student_train.needs import Batch, Needs
-from student_train.prepare import Request
-from student_train.results import RunRecord
-from teacher_cache.teachers import Teacher
+from student_train.preparing.prepare import Request
+from student_train.running import train
+from student_train.running.records import RunRecord
+from teacher_cache.teachers.teachers import Teacher
 
 
 class LiveFeed:

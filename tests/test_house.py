@@ -12,15 +12,16 @@ from pathlib import Path
 import pytest
 from pydantic import BaseModel
 
-from jobs import cache_cli, student_cli
-from jobs.cache_job import CacheJob
-from jobs.student_job import StudentJob
+from jobs.cli import cache as cache_cli
+from jobs.cli import student as student_cli
+from jobs.files.cache_job import CacheJob
+from jobs.files.student_job import StudentJob
 from storage.datasets import AnySource
 from storage.encodings import DenseEncoding, FeatureEncoding, SparseEncoding
 from storage.views.options import AnyTransform, ViewOptions
-from student_train.options import StudentOptions
-from student_train.terms import FeatureTerm, SoftTerm, Term
-from teacher_cache.teachers import TeacherOptions
+from student_train.options.sections import StudentOptions
+from student_train.options.terms import FeatureTerm, SoftTerm, Term
+from teacher_cache.teachers.teachers import TeacherOptions
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 ROOMS = {"storage", "teacher_cache", "student_train", "jobs"}

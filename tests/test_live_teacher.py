@@ -8,14 +8,14 @@ from typing import Any
 import pytest
 import torch
 
-from jobs.cache_job import CacheJob
-from jobs.files import read_job
+from jobs.files.cache_job import CacheJob
+from jobs.files.reading import read_job
 from storage.cache import Cache
-from student_train.options import DataOptions, StudentOptions
-from student_train.prepare import Request
+from student_train.options.sections import DataOptions, StudentOptions
+from student_train.preparing.prepare import Request
+from student_train.running.train import train_students
 from student_train.students import load_student
-from student_train.train import train_students
-from teacher_cache.teachers import load_teacher
+from teacher_cache.teachers.teachers import load_teacher
 from tests.live import train_live
 from tests.teacher_cache.toys import DIGITS, build, teacher_section, write_job, write_teacher
 

@@ -1,7 +1,7 @@
 """What every source of samples offers: files with row counts, raw samples with permanent ids, and decoding.
 
-A source is its own section of a job file. Rows are numbered elsewhere (`storage.rows`); a source knows only files and
-positions within them.
+A source is its own section of a job file. Rows are numbered elsewhere (`storage.format.rows`); a source knows only
+files and positions within them.
 """
 
 from __future__ import annotations

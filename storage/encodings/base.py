@@ -22,7 +22,7 @@ if TYPE_CHECKING:  # `cache status` reads specs, and should not pay two seconds 
     import torch
     from torch import Tensor
 
-    from storage.encodings.targets import SoftTargets
+    from storage.targets.soft import SoftTargets
 
 
 class Capability(NamedTuple):

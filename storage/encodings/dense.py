@@ -17,7 +17,7 @@ from storage.options import Options
 if TYPE_CHECKING:  # `cache status` reads specs, and should not pay two seconds for torch
     from torch import Tensor
 
-    from storage.encodings.targets import DenseTargets
+    from storage.targets.soft import DenseTargets
 
 Precision = Literal["fp32", "fp16", "bf16"]
 BYTES: dict[Precision, int] = {"fp32": 4, "fp16": 2, "bf16": 2}
@@ -70,7 +70,7 @@ class DenseEncoding(Encoding):
         return arrays | in_blocks(block, logits_BC, labels_B)
 
     def decode(self, arrays: dict[str, Tensor], num_classes: int) -> DenseTargets:
-        from storage.encodings.targets import DenseTargets
+        from storage.targets.soft import DenseTargets
 
         if self.dtype != "int8":
             return DenseTargets(_to_float32(arrays[LOGITS], self.dtype))

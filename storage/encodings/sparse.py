@@ -31,7 +31,7 @@ if TYPE_CHECKING:  # `cache status` reads specs, and should not pay two seconds 
 
     from storage.encodings.largest import Kept
     from storage.encodings.statistics import Rows
-    from storage.encodings.targets import SparseTargets
+    from storage.targets.soft import SparseTargets
 
 IDS, VALUES, STEP, REST, DRAWS, COUNTS = "ids", "values", "step", "rest", "draws", "counts"
 LOWEST = -9000.0  # of a log-probability, above `targets.NEVER`, which marks what is no class at all
@@ -189,7 +189,7 @@ class SparseEncoding(Encoding):
 
         from storage.encodings import statistics
         from storage.encodings.packing import from_codes, from_differences, unsigned
-        from storage.encodings.targets import SparseTargets, spread
+        from storage.targets.soft import SparseTargets, spread
 
         described = statistics.decode(arrays, self)
         draws_BN = from_differences(arrays[DRAWS]) if DRAWS in arrays else None

@@ -27,7 +27,7 @@ from torch import Tensor
 from storage.encodings.base import LSE, STATISTICS, Encoding
 from storage.encodings.draws import group_sums
 from storage.encodings.largest import Kept, group_maxima
-from storage.encodings.targets import NEVER, Statistics
+from storage.targets.soft import NEVER, Statistics
 
 FIXED_COLUMNS = 3  # entropy, mean, deviation
 LONG_ROW = 2**12

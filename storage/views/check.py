@@ -16,8 +16,8 @@ from storage.digests import sample_keys
 from storage.errors import MissingObject, StaleCache
 
 if TYPE_CHECKING:
-    from storage.shards import ShardKey
-    from storage.spec import ViewsSpec
+    from storage.format.shards import ShardKey
+    from storage.format.specs import ViewsSpec
 
 LIBRARIES = ("numpy", "stillroom", "torch")
 

@@ -9,11 +9,11 @@ from torch import Tensor
 
 from storage.encodings import Encoded
 from storage.views import PLAIN
+from student_train.feed.batches import ArrayKey, Batch, MixedLabels, Needs
 from student_train.feed.shard_source import INPUTS, LABELS, ShardSource
 from student_train.feed.shown import Shown
 from student_train.feed.spans import Span
 from student_train.feed.windows import Arrays
-from student_train.needs import ArrayKey, Batch, MixedLabels, Needs
 
 ROWS = "rows"  # the positions of a batch's rows
 PARTNERS, PARTNER_LABELS = "partners", "partner labels"  # of the rows that a view mixes in: inputs again, and labels

@@ -19,6 +19,7 @@ import torch
 
 from storage.views import PLAIN
 from student_train.feed.assembly import ROWS, Assembly
+from student_train.feed.batches import Batch, Needs
 from student_train.feed.order import (
     Cut,
     Order,
@@ -35,7 +36,6 @@ from student_train.feed.shard_source import LABELS, Name, ShardSource
 from student_train.feed.shown import Shown
 from student_train.feed.spans import Span, cut_spans
 from student_train.feed.windows import Arrays, read_windows
-from student_train.needs import Batch, Needs
 
 
 class Fed(NamedTuple):

@@ -10,12 +10,12 @@ import numpy as np
 import torch
 
 from storage.cache import Cache
+from student_train.feed.batches import Needs
 from student_train.feed.residency import Residency, array_bytes, row_bytes
 from student_train.feed.selection import Selection
 from student_train.feed.sending import AHEAD
 from student_train.feed.spans import NARROW_BYTES
 from student_train.feed.windows import READERS
-from student_train.needs import Needs
 
 READ_COPIES = 3  # of a shard that is being read: stored bytes, decoded ones, and the fed rows on their way to a GPU
 ORDER_BYTES = 32  # of a row of a span: its place, its position, what shuffles them, and its label

@@ -16,11 +16,11 @@ from storage.encodings import Capability, Encoded, Encoding
 from storage.encodings.dense import BYTES
 from storage.errors import BadRequest
 from student_train.devices import free_bytes, gib
+from student_train.feed.batches import ArrayKey, Needs
 from student_train.feed.feed import Feed
 from student_train.feed.selection import Selection
 from student_train.feed.shard_source import FEATURE, Name, ShardSource
 from student_train.feed.windows import Arrays, Tick, load
-from student_train.needs import ArrayKey, Needs
 
 LABEL_BYTES = 4  # of each position of tokens
 KEPT_SHARE = 0.5  # of the free memory of a place that rows may take unasked; the rest is the students'

@@ -17,8 +17,8 @@ from storage.cache import Cache
 from storage.digests import digest, sample_keys
 from storage.errors import BadRequest, IncompleteCache, NotInCache
 from storage.views import PLAIN
+from student_train.feed.batches import Needs
 from student_train.feed.views import EpochViews
-from student_train.needs import Needs
 
 NO_CLASS = -1  # of a row without a label, or whose teacher is not there
 

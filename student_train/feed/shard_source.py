@@ -14,11 +14,11 @@ from torch import Tensor
 from storage.cache import Cache
 from storage.encodings import Encoded, FeatureEncoding
 from storage.errors import CorruptObject
-from storage.shards import Commit, ShardKey, read_arrays
-from storage.spec import TeacherSpec
+from storage.format.shards import Commit, ShardKey, read_arrays
+from storage.format.specs import TeacherSpec
 from storage.views import PLAIN
+from student_train.feed.batches import ArrayKey, Needs
 from student_train.feed.selection import Selection
-from student_train.needs import ArrayKey, Needs
 
 INPUTS = "inputs"
 LABELS = "labels"  # of tokens: an array; of all else, a column of the sample table

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 from storage.cache import Cache
 from storage.errors import BadRequest
-from storage.spec import ViewsSpec
+from storage.format.specs import ViewsSpec
 from storage.views import PLAIN, view_name
-from student_train.needs import Needs
+from student_train.feed.batches import Needs
 
 
 @dataclass(frozen=True)

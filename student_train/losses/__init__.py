@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import nn
 
+from student_train.feed.batches import Needs, Shapes
 from student_train.losses import (
     approximate,
     attention,
@@ -27,7 +28,6 @@ from student_train.losses import (
 )
 from student_train.losses.divergences import module_of
 from student_train.losses.features import feature_needs
-from student_train.needs import Needs, Shapes
 
 
 def always(term: Any) -> bool:

@@ -11,10 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from storage.encodings import Capability
-from storage.encodings.targets import OneTeacher, SoftTargets, SparseTargets
+from storage.targets.soft import OneTeacher, SoftTargets, SparseTargets
+from student_train.feed.batches import Needs, Shapes
 from student_train.losses.soft import SoftLoss, kl_rows, mean_over_rows, soft_needs
-from student_train.needs import Needs, Shapes
-from student_train.terms import MarginalSmoothingTerm, TopkBiasedTerm
+from student_train.options.terms import MarginalSmoothingTerm, TopkBiasedTerm
 
 
 def marginal_smoothing(student_BC: Tensor, targets: SoftTargets, *, temperature: float) -> Tensor:

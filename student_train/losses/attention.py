@@ -5,9 +5,9 @@ from __future__ import annotations
 from torch import Tensor
 from torch.nn import functional
 
+from student_train.feed.batches import Shapes, Supervision
 from student_train.losses.features import FeatureLoss
-from student_train.needs import Shapes, Supervision
-from student_train.terms import AttentionTerm
+from student_train.options.terms import AttentionTerm
 
 
 def attention(student_BHW: Tensor, teacher_BHW: Tensor) -> Tensor:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from torch import Tensor
 from torch.nn import functional
 
+from student_train.feed.batches import Supervision
 from student_train.losses.features import ProjectedLoss
-from student_train.needs import Supervision
 
 
 def cosine(projected: Tensor, feature: Tensor) -> Tensor:

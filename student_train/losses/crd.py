@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from student_train.feed.batches import Needs, Shapes, Supervision
 from student_train.losses.features import FeatureLoss, channels, feature_needs, full_precision, pooled
-from student_train.needs import Needs, Shapes, Supervision
-from student_train.terms import CrdTerm
+from student_train.options.terms import CrdTerm
 
 
 def crd(student_BW: Tensor, teacher_BW: Tensor, *, temperature: float, negatives_BB: Tensor) -> Tensor:

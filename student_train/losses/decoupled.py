@@ -8,11 +8,11 @@ import torch
 from torch import Tensor, nn
 
 from storage.encodings import Capability
-from storage.encodings.support import kept_and_rest, log1m_exp
-from storage.encodings.targets import SoftTargets
+from storage.targets.soft import SoftTargets
+from storage.targets.support import kept_and_rest, log1m_exp
+from student_train.feed.batches import Needs, Shapes
 from student_train.losses.soft import SoftLoss, kl_rows, soft_needs
-from student_train.needs import Needs, Shapes
-from student_train.terms import DkdTerm, NkdTerm
+from student_train.options.terms import DkdTerm, NkdTerm
 
 
 def dkd(

@@ -11,10 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from storage.encodings import Capability
-from storage.encodings.targets import SoftTargets
+from storage.targets.soft import SoftTargets
+from student_train.feed.batches import Needs, Shapes
 from student_train.losses.soft import SoftLoss, soft_needs
-from student_train.needs import Needs, Shapes
-from student_train.terms import DistTerm
+from student_train.options.terms import DistTerm
 
 TINY = 1e-12  # of a variance, so that one of 0 divides nothing
 

@@ -14,16 +14,10 @@ import torch
 from torch import Tensor, nn
 
 from storage.encodings import Capability
-from storage.encodings.targets import SoftTargets
+from storage.targets.soft import SoftTargets
+from student_train.feed.batches import Needs, Shapes
 from student_train.losses.soft import SoftLoss, kl_rows, soft_needs
-from student_train.needs import Needs, Shapes
-from student_train.terms import (
-    JsdTerm,
-    ReverseKlTerm,
-    SkewedKlTerm,
-    SkewedReverseKlTerm,
-    TotalVariationTerm,
-)
+from student_train.options.terms import JsdTerm, ReverseKlTerm, SkewedKlTerm, SkewedReverseKlTerm, TotalVariationTerm
 
 # The least log-probability that a divergence from the student compares with: of less, float32 has no sum that feels it,
 # and a student's mass there would be worth thousands of nats.

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from storage.errors import BadRequest
-from student_train.needs import ArrayKey, Needs, Outputs, Shapes, Supervision
-from student_train.terms import FeatureTerm
+from student_train.feed.batches import ArrayKey, Needs, Outputs, Shapes, Supervision
+from student_train.options.terms import FeatureTerm
 
 Shape = tuple[int, ...]
 

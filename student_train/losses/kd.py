@@ -7,10 +7,10 @@ from functools import partial
 from torch import Tensor, nn
 
 from storage.encodings import Capability
-from storage.encodings.targets import SoftTargets
+from storage.targets.soft import SoftTargets
+from student_train.feed.batches import Needs, Shapes
 from student_train.losses.soft import SoftLoss, kl_rows, mean_over_rows, soft_needs
-from student_train.needs import Needs, Shapes
-from student_train.terms import KdTerm
+from student_train.options.terms import KdTerm
 
 
 def kd(student_BC: Tensor, targets: SoftTargets, *, temperature: float) -> Tensor:

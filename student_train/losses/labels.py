@@ -5,8 +5,8 @@ from __future__ import annotations
 from torch import Tensor, nn
 from torch.nn import functional
 
-from student_train.needs import MixedLabels, Needs, Outputs, Shapes, Supervision
-from student_train.terms import LabelsTerm
+from student_train.feed.batches import MixedLabels, Needs, Outputs, Shapes, Supervision
+from student_train.options.terms import LabelsTerm
 
 
 def labels_cross_entropy(

@@ -7,10 +7,10 @@ from typing import cast
 from torch import Tensor, nn
 
 from storage.encodings import Capability
-from storage.encodings.targets import DenseTargets, OneTeacher, SoftTargets
+from storage.targets.soft import DenseTargets, OneTeacher, SoftTargets
+from student_train.feed.batches import Needs, Shapes
 from student_train.losses.soft import SoftLoss, mean_over_rows, soft_needs
-from student_train.needs import Needs, Shapes
-from student_train.terms import LogitMseTerm
+from student_train.options.terms import LogitMseTerm
 
 
 def logit_mse(student_BC: Tensor, targets: SoftTargets) -> Tensor:

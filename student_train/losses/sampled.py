@@ -11,10 +11,10 @@ from typing import cast
 from torch import Tensor, nn
 
 from storage.encodings import Capability
-from storage.encodings.targets import OneTeacher, SoftTargets, SparseTargets
+from storage.targets.soft import OneTeacher, SoftTargets, SparseTargets
+from student_train.feed.batches import Needs, Shapes
 from student_train.losses.soft import SoftLoss, mean_over_rows, soft_needs
-from student_train.needs import Needs, Shapes
-from student_train.terms import RandomSamplingTerm, StratifiedTerm
+from student_train.options.terms import RandomSamplingTerm, StratifiedTerm
 
 
 def random_sampling(student_BC: Tensor, targets: SoftTargets, *, less_entropy: bool = False) -> Tensor:

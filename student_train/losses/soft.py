@@ -12,10 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from storage.encodings import Capability
-from storage.encodings.mixture import MixedTargets
-from storage.encodings.targets import OneTeacher, SoftTargets
-from student_train.needs import Needs, Outputs, SoftNeed, Supervision
-from student_train.terms import Mixing, SoftTerm
+from storage.targets.mixture import MixedTargets
+from storage.targets.soft import OneTeacher, SoftTargets
+from student_train.feed.batches import Needs, Outputs, SoftNeed, Supervision
+from student_train.options.terms import Mixing, SoftTerm
 
 
 class SoftLoss(nn.Module):

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from student_train.feed.batches import Shapes, Supervision
 from student_train.losses.features import ProjectedLoss, channels
-from student_train.needs import Shapes, Supervision
-from student_train.terms import VidTerm
+from student_train.options.terms import VidTerm
 
 LEAST_VARIANCE = 1e-5
 FIRST_VARIANCE = 5.0

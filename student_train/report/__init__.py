@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from storage.errors import BadRequest, CorruptObject
-from storage.objects import LocalObjects
+from storage.format.objects import LocalObjects
 from student_train.report.contents import gather
 from student_train.report.page import render
 

@@ -14,17 +14,17 @@ import torch
 from torch import Tensor
 
 from storage.cache import TEACHER_COLUMNS, Cache
+from storage.cache.status import read_info
 from storage.encodings import Capability, DenseEncoding, Encoded
-from storage.encodings.targets import SparseTargets
 from storage.errors import StaleCache
-from storage.status import read_info
+from storage.targets.soft import SparseTargets
 from storage.views import PLAIN
+from student_train.feed.batches import Needs, SoftNeed
 from student_train.feed.selection import select_rows
 from student_train.feed.shard_source import LABELS, ShardSource
 from student_train.feed.windows import load_shard
-from student_train.needs import Needs, SoftNeed
-from student_train.positions import part_size
 from student_train.report.measures import accuracy_of, calibration_of, cross_entropy_of
+from student_train.stepping.positions import part_size
 
 MOST_DECODED = 1024  # rows or positions
 

@@ -9,13 +9,7 @@ import polars as pl
 from student_train.report import figures
 from student_train.report.canvas import TEACHER_COLOUR
 from student_train.report.figures import Curve, Panel, Point
-from student_train.report.measures import (
-    Calibration,
-    agreement_by_confidence,
-    calibration_of,
-    interval,
-    loss_by_place,
-)
+from student_train.report.measures import Calibration, agreement_by_confidence, calibration_of, interval, loss_by_place
 from student_train.report.rows import Comparison, TeacherRow, teacher_row
 from student_train.report.runs import Run
 

@@ -13,7 +13,6 @@ import numpy as np
 import polars as pl
 
 from storage.errors import StillroomError
-from student_train.predictions import STUDENT_SCHEMA, HeldTable, read_predictions
 from student_train.report.measures import (
     Calibration,
     accuracy_by_class,
@@ -25,6 +24,7 @@ from student_train.report.measures import (
     outcomes_of,
 )
 from student_train.report.runs import Run
+from student_train.running.predictions import STUDENT_SCHEMA, HeldTable, read_predictions
 
 
 @dataclass

@@ -12,7 +12,8 @@ import polars as pl
 from pydantic import TypeAdapter, ValidationError
 
 from storage.errors import StillroomError
-from student_train.results import (
+from student_train.options.terms import ObjectiveTerm
+from student_train.running.records import (
     CHECKPOINT_FILE,
     COMPARISON,
     JOB_FILE,
@@ -23,7 +24,6 @@ from student_train.results import (
     rank,
     read_record,
 )
-from student_train.terms import ObjectiveTerm
 
 TERM: TypeAdapter[ObjectiveTerm] = TypeAdapter(ObjectiveTerm)
 UNTOLD = {"loss", "weight", "teacher", "teachers", "mixing", "feature", "student_layer", "temperature"}

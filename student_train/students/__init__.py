@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from storage.digests import digest
 from storage.errors import BadRequest, BadWeights, CorruptObject, MissingSource, StillroomError, UnsupportedFormat
-from storage.objects import LocalObjects
+from storage.format.objects import LocalObjects
 from storage.options import Options, load_factory
 from student_train.devices import is_out_of_memory
 from student_train.students.cnn import cnn
@@ -36,14 +36,14 @@ from student_train.students.resnet import resnet
 ARCHITECTURES: dict[str, Callable[..., nn.Module]] = {"cnn": cnn, "gpt": gpt, "mlp": mlp, "resnet": resnet}
 
 WEIGHTS_FILE = "student.safetensors"
-SPEC_FILE = "student.json"
+BLUEPRINT_FILE = "student.json"
 FORMAT_VERSION = 1
 
 Size = Annotated[int, Field(ge=1)]
 Numbers = Annotated[tuple[float, ...], Field(strict=False, min_length=1)]
 
 
-class StudentSpec(Options):
+class Blueprint(Options):
     """All that is needed to build a student, weights apart.
 
     Attributes:
@@ -69,7 +69,7 @@ class StudentSpec(Options):
         return self.mean is None
 
 
-class SpecFile(StudentSpec):
+class BlueprintFile(Blueprint):
     """The content of `student.json`."""
 
     format_version: Literal[1] = 1
@@ -145,7 +145,7 @@ class Student(nn.Module):
         return logits_NC
 
 
-def build_student(spec: StudentSpec) -> Student:
+def build_student(spec: Blueprint) -> Student:
     """Return a student with fresh weights, drawn from torch's global generator, which the caller has seeded.
 
     Raises:
@@ -182,15 +182,15 @@ def build_student(spec: StudentSpec) -> Student:
     return Student(Normalise(spec.mean, spec.std, spec.input_shape), network)
 
 
-def save_student(folder: Path, spec: StudentSpec, weights: Mapping[str, Tensor]) -> None:
+def save_student(folder: Path, spec: Blueprint, weights: Mapping[str, Tensor]) -> None:
     """Write a trained student's two files, weights first."""
     objects = LocalObjects(folder)
     data = safetensors.torch.save(
         {name: weight.detach().cpu().clone().contiguous() for name, weight in weights.items()}
     )
     objects.put(WEIGHTS_FILE, data)
-    file = SpecFile(**spec.model_dump(), weights_digest=digest(data))
-    objects.put(SPEC_FILE, (file.model_dump_json(indent=2) + "\n").encode())
+    file = BlueprintFile(**spec.model_dump(), weights_digest=digest(data))
+    objects.put(BLUEPRINT_FILE, (file.model_dump_json(indent=2) + "\n").encode())
 
 
 def load_student(folder: str | Path, architecture: str | None = None) -> Student:
@@ -231,39 +231,39 @@ def load_student(folder: str | Path, architecture: str | None = None) -> Student
     return student.eval()
 
 
-def _read_files(folder: Path) -> tuple[StudentSpec, bytes]:
+def _read_files(folder: Path) -> tuple[Blueprint, bytes]:
     try:
-        text = (folder / SPEC_FILE).read_bytes()
+        text = (folder / BLUEPRINT_FILE).read_bytes()
         data = (folder / WEIGHTS_FILE).read_bytes()
     except OSError as error:
         raise MissingSource(
             f"there is no trained student in {folder}",
             found=f"{error.strerror}: {error.filename}",
-            expected=f"{SPEC_FILE} and {WEIGHTS_FILE}",
+            expected=f"{BLUEPRINT_FILE} and {WEIGHTS_FILE}",
             do="student train JOB.toml",
         ) from None
     try:
         version = json.loads(text).get("format_version")
         if isinstance(version, int) and version > FORMAT_VERSION:
             raise UnsupportedFormat(
-                f"{folder / SPEC_FILE} was written by a later Stillroom",
+                f"{folder / BLUEPRINT_FILE} was written by a later Stillroom",
                 found=f"format {version}",
                 expected=f"format {FORMAT_VERSION}",
             )
-        file = SpecFile.model_validate_json(text)
+        file = BlueprintFile.model_validate_json(text)
     except (ValueError, AttributeError, ValidationError) as error:
-        raise BadWeights(f"{folder / SPEC_FILE} describes no student", found=str(error)) from None
+        raise BadWeights(f"{folder / BLUEPRINT_FILE} describes no student", found=str(error)) from None
     if digest(data) != file.weights_digest:
         raise CorruptObject(
             f"{folder / WEIGHTS_FILE} is not what was written",
             found=f"digest {digest(data)}",
-            expected=f"digest {file.weights_digest}  ({SPEC_FILE})",
+            expected=f"digest {file.weights_digest}  ({BLUEPRINT_FILE})",
             do=f"delete {folder} and train this student again",
         )
     return file, data
 
 
-def _check_options(factory: Callable[..., Any], spec: StudentSpec) -> None:
+def _check_options(factory: Callable[..., Any], spec: Blueprint) -> None:
     try:
         signature = inspect.signature(factory)
         signature.bind(spec.num_classes, spec.input_shape, **spec.options)

@@ -9,11 +9,11 @@ from typing import Any
 from pydantic import TypeAdapter
 
 from storage.datasets import AnySource
-from teacher_cache.build import run_build
-from teacher_cache.runners import Runner
-from teacher_cache.survey import BuildRequest, plan_build
-from teacher_cache.tasks import Done
-from teacher_cache.teachers import TeacherOptions
+from teacher_cache.building.build import run_build
+from teacher_cache.building.runners import Runner
+from teacher_cache.building.survey import BuildRequest, plan_build
+from teacher_cache.teachers.teachers import TeacherOptions
+from teacher_cache.work.pieces import Done
 
 
 class StageClock:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch.nn import functional
 
-from student_train.students import StudentSpec, build_student
+from student_train.students import Blueprint, build_student
 
 TEMPERATURE = 4.0
 
@@ -22,7 +22,7 @@ def step_by_hand(student: Mapping[str, Any], device: torch.device, *, capturable
         capturable: whether the step is to be recorded.
     """
     torch.manual_seed(0)
-    spec = StudentSpec(
+    spec = Blueprint(
         architecture=student["architecture"],
         options=student["options"],
         num_classes=10,

@@ -17,9 +17,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from storage.cache import Cache
-from storage.encodings.targets import SoftTargets
-from storage.stages import list_stages
-from teacher_cache.pilot_fidelity import density, divergence
+from storage.format.stages import list_stages
+from storage.targets.soft import SoftTargets
+from teacher_cache.pilot.fidelity import density, divergence
 from tests.benchmarks.data import REPOSITORY, SHARED, cifar_slice, require
 
 
@@ -102,12 +102,12 @@ DENSE = '{ kind = "dense", dtype = "fp32", statistics = false }'
 def _train_live(job: Path, cache_job: Path, name: str) -> None:
     import torch
 
-    from jobs.cache_job import CacheJob
-    from jobs.files import read_job
-    from jobs.student_job import StudentJob
-    from student_train.options import DataOptions
-    from student_train.prepare import Request
-    from teacher_cache.teachers import load_teacher
+    from jobs.files.cache_job import CacheJob
+    from jobs.files.reading import read_job
+    from jobs.files.student_job import StudentJob
+    from student_train.options.sections import DataOptions
+    from student_train.preparing.prepare import Request
+    from teacher_cache.teachers.teachers import load_teacher
     from tests.live import train_live
 
     torch.set_num_threads(1)
@@ -119,7 +119,7 @@ def _train_live(job: Path, cache_job: Path, name: str) -> None:
 
 
 def _row(study: Study, way: Way, folder: Path, cache: str) -> str:
-    from student_train.results import compare_runs
+    from student_train.running.records import compare_runs
 
     figures = compare_runs(folder / "runs" / way.name).sort("student")[study.figure].to_list()
     scale = 100 if study.figure == "accuracy" else 1
@@ -153,7 +153,7 @@ def _bytes_per_row(cache: Path, teacher: str) -> float:
 
 def _mean_kl(folder: Path, cache: str, teacher: str) -> float | None:
     """Return the mean KL(dense‖decoded) over the first shard, nats; None where nothing but draws is stored."""
-    from storage.stages import list_stages
+    from storage.format.stages import list_stages
 
     dense = Cache.open(str(folder / "dense"))
     stage = next(stage for stage in list_stages(dense.objects) if stage[1] == teacher)

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from storage.arrays import pack
 from storage.encodings import DenseEncoding, Encoding, SparseEncoding
+from storage.format.arrays import pack
 from tests.benchmarks.data import TEACHER, require
 from tests.benchmarks.pairs import Figure, pairs
 
@@ -112,7 +112,7 @@ def _costs() -> Iterator[Figure]:
     import torch
 
     from student_train.students.gpt import gpt
-    from teacher_cache.teachers import TeacherOptions, load_teacher
+    from teacher_cache.teachers.teachers import TeacherOptions, load_teacher
 
     resnet = load_teacher(
         TeacherOptions(name="t", factory=f"{require(TEACHER)}:ResNet9", batch_size=BATCH), torch.device("cpu")

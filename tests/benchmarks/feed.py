@@ -11,8 +11,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from jobs.building import open_runner
-from jobs.cluster import ClusterOptions
+from jobs.cli.building import open_runner
+from jobs.cluster.opening import ClusterOptions
 from tests.benchmarks.building import build
 from tests.benchmarks.data import TRAIN, require
 from tests.benchmarks.pairs import Figure, pairs
@@ -40,11 +40,11 @@ def measure(folder: Path) -> Iterator[Figure]:
 
     from storage.cache import Cache
     from storage.encodings import Capability
+    from student_train.feed.batches import Needs, SoftNeed
     from student_train.feed.residency import FeedPool
     from student_train.feed.selection import select_rows
     from student_train.feed.shard_source import ShardSource
     from student_train.feed.windows import load
-    from student_train.needs import Needs, SoftNeed
 
     _build(folder)
     cache, cpu = Cache.open(str(folder / "cache")), torch.device("cpu")
@@ -74,7 +74,7 @@ def measure(folder: Path) -> Iterator[Figure]:
 def _build(folder: Path) -> None:
     """Build a cache whose teacher costs nothing: only its targets' bytes matter."""
     from storage.encodings import SparseEncoding
-    from teacher_cache.teachers import TeacherOptions
+    from teacher_cache.teachers.teachers import TeacherOptions
 
     (folder / "linear.py").write_text(TEACHER)
     teacher = TeacherOptions(name="linear", factory=f"{folder / 'linear.py'}:build", encoding=SparseEncoding(k=10))

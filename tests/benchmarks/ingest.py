@@ -14,8 +14,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from jobs.building import open_runner
-from jobs.cluster import ClusterOptions
+from jobs.cli.building import open_runner
+from jobs.cluster.opening import ClusterOptions
 from tests.benchmarks.building import build
 from tests.benchmarks.data import TRAIN, require
 from tests.benchmarks.pairs import Figure, pairs

@@ -13,11 +13,11 @@ from typing import Any
 import torch
 
 from storage.encodings import Encoded, SparseEncoding
-from student_train.learner import Learner
-from student_train.needs import Batch
-from student_train.options import StudentOptions
-from student_train.single import Single
-from student_train.students import StudentSpec
+from student_train.feed.batches import Batch
+from student_train.options.sections import StudentOptions
+from student_train.stepping.alone import Alone
+from student_train.stepping.state import TrainState
+from student_train.students import Blueprint
 from tests.benchmarks.pairs import Figure, pairs
 
 VOCABULARY = 32_768
@@ -51,13 +51,13 @@ def measure(folder: Path) -> Iterator[Figure]:
         yield Figure(f"KD step / step on labels, {name}", [kd / labels for kd, labels in taken], 1.05, "at most")
 
 
-def _student(objective: list[dict[str, Any]], device: torch.device) -> Single:
+def _student(objective: list[dict[str, Any]], device: torch.device) -> Alone:
     _, length, options = SIZES[device.type]
-    spec = StudentSpec(
+    spec = Blueprint(
         architecture="gpt", options=options, num_classes=VOCABULARY, input_shape=(length,), mean=None, std=None
     )
     section = {"name": "s", "architecture": "gpt", "options": options, "objective": objective}
-    return Single(Learner.fresh(StudentOptions.model_validate(section), spec, {}, device))
+    return Alone(TrainState.fresh(StudentOptions.model_validate(section), spec, {}, device))
 
 
 def _batch(encoding: SparseEncoding, device: torch.device) -> Batch:
@@ -73,7 +73,7 @@ def _batch(encoding: SparseEncoding, device: torch.device) -> Batch:
     return Batch(tokens_BL, labels_BL, {"t": Encoded(encoding, VOCABULARY, stored)})
 
 
-def _steps_s(student: Single, batch: Batch) -> float:
+def _steps_s(student: Alone, batch: Batch) -> float:
     on_gpu = batch.inputs.device.type == "cuda"
     clock = time.perf_counter if on_gpu else time.process_time
     began = clock()

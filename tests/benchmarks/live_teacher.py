@@ -62,7 +62,7 @@ def _each_s(once: Callable[[], object]) -> float:
 
 
 def _teacher() -> Any:
-    from teacher_cache.teachers import TeacherOptions, load_teacher
+    from teacher_cache.teachers.teachers import TeacherOptions, load_teacher
 
     return load_teacher(TeacherOptions.model_validate(_teacher_section()), torch.device("cpu"))
 
@@ -70,9 +70,9 @@ def _teacher() -> Any:
 def _train_s(folder: Path, *, live: bool) -> float:
     """Return the seconds of all epochs, evaluation apart."""
     from storage.cache import Cache
-    from student_train.options import DataOptions, StudentOptions
-    from student_train.prepare import Request
-    from student_train.train import train_students
+    from student_train.options.sections import DataOptions, StudentOptions
+    from student_train.preparing.prepare import Request
+    from student_train.running.train import train_students
     from tests.live import train_live
 
     runs = folder / "runs"

@@ -60,9 +60,9 @@ def _epoch_s(
 ) -> float:
     """Return seconds of the last epoch as `student train` runs it, evaluation apart."""
     from storage.cache import Cache
-    from student_train.options import DataOptions, StudentOptions
-    from student_train.prepare import Request
-    from student_train.train import train_students
+    from student_train.options.sections import DataOptions, StudentOptions
+    from student_train.preparing.prepare import Request
+    from student_train.running.train import train_students
 
     runs = folder / "runs"
     shutil.rmtree(runs, ignore_errors=True)

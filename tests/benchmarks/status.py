@@ -21,10 +21,10 @@ def measure(folder: Path) -> Iterator[Figure]:
     import pyarrow as pa
 
     from storage.cache import Cache
-    from storage.ledger import Ledger
-    from storage.rows import Segment, create_segment
-    from storage.shards import Commit, ShardKey, StoredObject
-    from storage.spec import DatasetSpec
+    from storage.format.ledger import Ledger
+    from storage.format.rows import Segment, create_segment
+    from storage.format.shards import Commit, ShardKey, StoredObject
+    from storage.format.specs import DatasetSpec
 
     cache = Cache.create(str(folder / "cache"))
     spec = DatasetSpec(name="d", source={}, classes=["a"], input_shape=(1,), input_dtype="uint8")

@@ -7,8 +7,8 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from jobs.building import open_runner
-from jobs.cluster import ClusterOptions
+from jobs.cli.building import open_runner
+from jobs.cluster.opening import ClusterOptions
 from tests.benchmarks.building import build
 from tests.benchmarks.data import cifar_slice
 from tests.benchmarks.pairs import Figure, pairs
@@ -25,7 +25,7 @@ def build():
 
 def measure(folder: Path) -> Iterator[Figure]:
     """Yield the ratio of rates, for a network of 6 MFLOP an image and for a small one that shows the overhead."""
-    from teacher_cache.teachers import TeacherOptions
+    from teacher_cache.teachers.teachers import TeacherOptions
 
     (folder / "linear.py").write_text(TEACHER)
     teacher = TeacherOptions(name="linear", factory=f"{folder / 'linear.py'}:build")
@@ -48,9 +48,9 @@ def measure(folder: Path) -> Iterator[Figure]:
 def _ours(folder: Path, architecture: str, options: dict[str, object]) -> float:
     """Return seconds of an epoch as `student train` runs it, evaluation apart."""
     from storage.cache import Cache
-    from student_train.options import DataOptions, StudentOptions
-    from student_train.prepare import Request
-    from student_train.train import train_students
+    from student_train.options.sections import DataOptions, StudentOptions
+    from student_train.preparing.prepare import Request
+    from student_train.running.train import train_students
 
     shutil.rmtree(folder / "runs", ignore_errors=True)
     objective = [{"loss": "labels", "weight": 0.1}, {"loss": "kd", "teacher": "linear", "weight": 0.9}]
@@ -77,7 +77,7 @@ def _by_hand(folder: Path, architecture: str, options: dict[str, object]) -> flo
     from torch.nn import functional
 
     from storage.cache import Cache
-    from student_train.students import StudentSpec, build_student
+    from student_train.students import Blueprint, build_student
 
     cache = Cache.open(str(folder / "cache"))
     shards = [shard.shard for shard in cache.shards("cifar")]
@@ -85,7 +85,7 @@ def _by_hand(folder: Path, architecture: str, options: dict[str, object]) -> flo
     logits_NC = torch.cat([torch.from_numpy(cache.read_targets("cifar", "linear", s)["logits"]) for s in shards])
     labels_N = torch.from_numpy(cache.samples("cifar")["label"].to_numpy().copy())
     torch.manual_seed(0)
-    spec = StudentSpec(
+    spec = Blueprint(
         architecture=architecture, options=options, num_classes=10, input_shape=(3, 32, 32), mean=(0.5,), std=(0.5,)
     )
     model = build_student(spec).train()

@@ -7,8 +7,8 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from jobs.building import open_runner
-from jobs.cluster import ClusterOptions
+from jobs.cli.building import open_runner
+from jobs.cluster.opening import ClusterOptions
 from tests.benchmarks.building import build
 from tests.benchmarks.data import TEACHER, cifar_slice, require
 from tests.benchmarks.pairs import Figure, pairs
@@ -24,7 +24,7 @@ def measure(folder: Path) -> Iterator[Figure]:
 
     from storage.cache import Cache
     from storage.views import to_float
-    from teacher_cache.teachers import TeacherOptions, load_teacher
+    from teacher_cache.teachers.teachers import TeacherOptions, load_teacher
 
     path, cache, threads = cifar_slice(folder, ROWS), folder / "cache", os.cpu_count() or 1
     base = TeacherOptions(name="t", factory=f"{require(TEACHER)}:ResNet9", arguments={"width": WIDTH}, batch_size=BATCH)

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import torch
 
-from jobs.building import open_runner
-from jobs.cluster import ClusterOptions
+from jobs.cli.building import open_runner
+from jobs.cluster.opening import ClusterOptions
 from storage.views.options import (
     ColorJitter,
     Cutmix,
@@ -80,8 +80,8 @@ def _milliseconds(transforms: tuple[Transform, ...]) -> list[float]:
 
 
 def _build(cache: Path, path: Path, transforms: tuple[Transform, ...]) -> None:
-    from teacher_cache.build import run_build
-    from teacher_cache.survey import BuildRequest, plan_build
+    from teacher_cache.building.build import run_build
+    from teacher_cache.building.survey import BuildRequest, plan_build
 
     options = ViewOptions(count=1, transforms=list(transforms))  # type: ignore[arg-type]
     request = BuildRequest(str(cache), "benchmark", (source(path),), (), views=options)
@@ -92,9 +92,9 @@ def _build(cache: Path, path: Path, transforms: tuple[Transform, ...]) -> None:
 def _epoch(cache: Path, views: int) -> float:
     """Return seconds of an epoch as `student train` runs it, evaluation apart."""
     from storage.cache import Cache
-    from student_train.options import DataOptions, StudentOptions
-    from student_train.prepare import Request
-    from student_train.train import train_students
+    from student_train.options.sections import DataOptions, StudentOptions
+    from student_train.preparing.prepare import Request
+    from student_train.running.train import train_students
 
     runs = cache.with_name("runs")
     shutil.rmtree(runs, ignore_errors=True)

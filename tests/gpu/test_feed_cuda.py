@@ -6,11 +6,11 @@ import pytest
 import torch
 
 from storage.cache import Cache
+from student_train.feed.batches import Batch
 from student_train.feed.feed import Feed
 from student_train.feed.order import Cut
 from student_train.feed.residency import FeedPool, Place, choose_residency
 from student_train.feed.selection import select_rows
-from student_train.needs import Batch
 from tests.student_train.test_feed import ALL, assert_same
 from tests.student_train.test_sending import feed_threads
 from tests.student_train.toys import Recipe, write_cache

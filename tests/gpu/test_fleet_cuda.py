@@ -10,10 +10,10 @@ import torch
 from safetensors.torch import load_file
 
 from storage.cache import Cache
-from student_train.events import Event, PassStarted, StackingChosen, StackTakenApart
-from student_train.options import FleetOptions, StudentOptions
-from student_train.prepare import Request
-from student_train.train import train_students
+from student_train.options.sections import FleetOptions, StudentOptions
+from student_train.preparing.prepare import Request
+from student_train.running.events import Event, PassStarted, StackingChosen, StackTakenApart
+from student_train.running.train import train_students
 from tests.student_train.toys import KD, LABELS, Recipe, request_of, student, write_cache
 
 pytestmark = [

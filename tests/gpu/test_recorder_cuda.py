@@ -15,10 +15,10 @@ from safetensors.torch import load_file
 from storage.cache import Cache
 from storage.encodings import SparseEncoding
 from storage.errors import Interrupted
-from student_train.events import Event, MemoryProjected, StackingChosen, StepsNotRecorded
-from student_train.options import FleetOptions, StudentOptions
-from student_train.recorder import Recording
-from student_train.train import Summary, train_students
+from student_train.options.sections import FleetOptions, StudentOptions
+from student_train.running.events import Event, MemoryProjected, StackingChosen, StepsNotRecorded
+from student_train.running.train import Summary, train_students
+from student_train.stepping.recorder import Recording
 from tests.student_train.toys import HINT, KD, LABELS, Recipe, request_of, student, write_cache
 
 pytestmark = [
@@ -58,7 +58,7 @@ def _one_algorithm() -> Any:
 
 @pytest.fixture
 def replays(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Return a list to which each replayed step adds who took it: "Single" or "Stack"."""
+    """Return a list to which each replayed step adds who took it: "Alone" or "Stack"."""
     told: list[str] = []
     record, replay = Recording.__init__, Recording.replay
     takers: dict[int, str] = {}
@@ -259,4 +259,4 @@ def test_auto_times_recorded_stacks_against_recorded_students(toys: Cache, tmp_p
     assert train(toys, tmp_path, *students, stacking="auto", report=events.append).exit_code == 0
     (chosen,) = [event for event in events if isinstance(event, StackingChosen)]
     assert chosen.stacked
-    assert set(replays) == {"Single", "Stack"}
+    assert set(replays) == {"Alone", "Stack"}

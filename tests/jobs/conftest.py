@@ -26,7 +26,8 @@ Program = Callable[..., Ended]
 @pytest.fixture
 def program(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Iterator[Program]:
     """Return a function that runs `cache` or `student` in this process; any exception but its exit is a traceback."""
-    from jobs import cache_cli, student_cli
+    from jobs.cli import cache as cache_cli
+    from jobs.cli import student as student_cli
 
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
 

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import pytest
 
-from jobs.dask_tasks import Places, _Attempt, alone, one_each, window
+from jobs.cluster.flight import Places, _Attempt, alone, one_each, window
 from storage.errors import BadRequest, WorkerDied
 
 WORKERS = {"tcp://a": 2, "tcp://b": 3}

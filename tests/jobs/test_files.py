@@ -4,11 +4,11 @@ from pathlib import Path
 
 import pytest
 
-from jobs.cache_job import CacheJob
-from jobs.files import read_job
-from jobs.student_job import StudentJob
+from jobs.files.cache_job import CacheJob
+from jobs.files.reading import read_job
+from jobs.files.student_job import StudentJob
 from storage.errors import BadJob, BadRequest
-from student_train.parallel import Parallel
+from student_train.stepping.parallel import Parallel
 
 REPOSITORY = Path(__file__).parents[2]
 CACHE = 'cache = "c"\n[[dataset]]\nname = "d"\nkind = "digits"\n'

@@ -22,7 +22,7 @@ batch_size = 8
 """
 WITH_MODULES = """
 import json, sys
-from jobs import {module}
+from jobs.cli import {module}
 sys.argv = {argv!r}
 try:
     {module}.main()
@@ -48,10 +48,10 @@ def only_the_cache(kitchen: Path, folder: Path) -> Path:
 
 
 def test_student_train_imports_no_teacher_code_and_needs_no_teacher_weights(kitchen: Path, tmp_path: Path) -> None:
-    rooms = rooms_of("student_cli", "train", only_the_cache(kitchen, tmp_path))
+    rooms = rooms_of("student", "train", only_the_cache(kitchen, tmp_path))
     assert "student_train" in rooms
     assert rooms & {"teacher_cache", "dask", "distributed", "sklearn"} == set()
 
 
 def test_teacher_code_would_be_seen(kitchen: Path) -> None:
-    assert "teacher_cache" in rooms_of("cache_cli", "build", kitchen / "job.toml")
+    assert "teacher_cache" in rooms_of("cache", "build", kitchen / "job.toml")

@@ -5,10 +5,10 @@ from typing import Any
 
 import pytest
 
-from jobs.files import read_job
-from jobs.student_job import StudentJob
-from student_train.job_text import job_text
-from student_train.options import DataOptions, StudentOptions
+from jobs.files.reading import read_job
+from jobs.files.student_job import StudentJob
+from student_train.options.job_text import job_text
+from student_train.options.sections import DataOptions, StudentOptions
 
 JOBS = Path(__file__).resolve().parents[2] / "jobs"
 EVERYTHING = {

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from student_train.predictions import PREDICTIONS_FILE
 from student_train.report import REPORT_FILE
-from student_train.train import train_students
+from student_train.running.predictions import PREDICTIONS_FILE
+from student_train.running.train import train_students
 from tests.jobs.conftest import Program
 from tests.jobs.test_isolation import rooms_of
 from tests.student_train.toys import KD, Recipe, request_of, student, write_cache

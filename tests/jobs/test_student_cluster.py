@@ -21,12 +21,12 @@ import pytest
 import torch
 from distributed import Client
 
-from jobs.files import read_job
-from jobs.student_job import StudentJob
+from jobs.files.reading import read_job
+from jobs.files.student_job import StudentJob
 from storage.cache import Cache
-from student_train.parallel import ALONE
-from student_train.results import read_record
-from student_train.train import train_students
+from student_train.running.records import read_record
+from student_train.running.train import train_students
+from student_train.stepping.parallel import ALONE
 from tests.jobs.conftest import Program
 from tests.jobs.test_isolation import rooms_of
 from tests.jobs.test_programs import imported_by
@@ -196,7 +196,7 @@ def test_a_checkpoint_that_a_kill_left_beside_a_finished_student_is_deleted(
 ) -> None:
     labels = VARIED.partition('[[student]]\nname = "hint"')[0]
     path = write_students(tmp_path, cache, labels, cluster='kind = "inline"')
-    monkeypatch.setattr("student_train.trainee.delete_checkpoint", lambda folder: None)
+    monkeypatch.setattr("student_train.running.run.delete_checkpoint", lambda folder: None)
     assert train_students(read_job(path, StudentJob).request("cpu", ALONE)).exit_code == 0
     assert (tmp_path / "runs/labels/checkpoint.json").exists()
     again = run_program("student", "train", write_students(tmp_path, cache, labels, cluster=LOCAL), "--json")

@@ -10,15 +10,15 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jobs import student_groups
-from jobs.cluster import StudentClusterOptions
-from jobs.student_groups import Group, local_workers, plan_groups, project_groups, split
+from jobs.cluster import groups as student_groups
+from jobs.cluster.groups import Group, local_workers, plan_groups, project_groups, split
+from jobs.cluster.opening import StudentClusterOptions
 from storage.cache import Cache
 from storage.errors import BadRequest, Interrupted
-from student_train.heaps import HEAPS, VARIABLE
-from student_train.options import FleetOptions, StudentOptions
-from student_train.prepare import Request, prepare
-from student_train.train import train_students
+from student_train.options.sections import FleetOptions, StudentOptions
+from student_train.preparing.prepare import Request, prepare
+from student_train.running.heaps import HEAPS, VARIABLE
+from student_train.running.train import train_students
 from tests.student_train.test_loop import stop_after
 from tests.student_train.toys import Recipe, request_of, student, write_cache
 

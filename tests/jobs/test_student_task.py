@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 
-from jobs import student_task
-from jobs.files import read_job
-from jobs.student_job import StudentJob
-from jobs.student_task import Relay, as_json, beacon
+from jobs.cluster import student_work as student_task
+from jobs.cluster.student_work import Relay, as_json, beacon
+from jobs.files.reading import read_job
+from jobs.files.student_job import StudentJob
 from storage.errors import BadRequest, StillroomError
-from student_train.events import (
+from student_train.running.events import (
     PassDone,
     PassStarted,
     Progress,
@@ -22,7 +22,7 @@ from student_train.events import (
     StudentSkipped,
     StudentStarted,
 )
-from student_train.results import RunRecord
+from student_train.running.records import RunRecord
 
 JOBS = sorted((Path(__file__).parents[2] / "jobs").glob("*.students.toml"))
 

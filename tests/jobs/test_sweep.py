@@ -9,11 +9,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jobs.files import read_job
-from jobs.student_job import StudentJob
-from jobs.sweep import expand
+from jobs.files.reading import read_job
+from jobs.files.student_job import StudentJob
+from jobs.files.sweep import expand
 from storage.errors import BadJob
-from student_train.options import StudentOptions
+from student_train.options.sections import StudentOptions
 from tests.jobs.conftest import Program
 
 REPOSITORY = Path(__file__).parents[2]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import polars as pl
 import pytest
 
-from jobs.tables import _folded, print_table
+from jobs.show.tables import _folded, print_table
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ import sys
 
 SWALLOWED = """
 import contextlib, os, signal
-from jobs import terminal
+from jobs.show import terminal
 
 def action():
     with terminal.watching("things") as watch:

@@ -8,10 +8,10 @@ import numpy as np
 import polars as pl
 import pytest
 
-from storage.shards import ShardKey
+from storage.format.shards import ShardKey
 from storage.views import PLAIN
-from student_train.options import StudentOptions
-from student_train.train import train_students
+from student_train.options.sections import StudentOptions
+from student_train.running.train import train_students
 from tests.language.toys import END, counting_cache, counting_teacher, request
 
 SURE = 60.0  # nats that a wrong token costs

@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 
 from storage.cache import Cache
+from storage.cache.verify import verify
 from storage.datasets import text as text_module
 from storage.errors import BadRequest, BadTeacher, CorruptObject, MissingSource, StaleCache
 from storage.tokenizer import train_tokenizer
-from storage.verify import verify
 from tests.language.toys import TEACHERS, counting_cache, counting_teacher
 from tests.teacher_cache.toys import build, contents, write_job
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from student_train.options import StudentOptions
+from student_train.options.sections import StudentOptions
 from tests.benchmarks.memory import peak_bytes, run_json
 from tests.benchmarks.programs import program, write_students
 from tests.language.toys import small_gpt

@@ -13,12 +13,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from storage.encodings import DenseEncoding, Encoded, SparseEncoding
-from student_train.needs import Batch, Shapes
-from student_train.objective import Objective, Tapped
-from student_train.positions import accumulate_over_positions
-from student_train.step import Model, Step
-from student_train.students import StudentSpec, build_student
-from student_train.terms import KdTerm, LabelsTerm
+from student_train.feed.batches import Batch, Shapes
+from student_train.losses.objective import Objective, Tapped
+from student_train.options.terms import KdTerm, LabelsTerm
+from student_train.stepping.gradients import Model, Step
+from student_train.stepping.positions import accumulate_over_positions
+from student_train.students import Blueprint, build_student
 
 B, L, C = 3, 16, 40
 AUTOCAST = torch.autocast("cpu", enabled=False)
@@ -27,7 +27,7 @@ AUTOCAST = torch.autocast("cpu", enabled=False)
 def model_of(tied: bool = True) -> Model:
     torch.manual_seed(0)
     options = {"depth": 2, "width": 16, "heads": 2, "tied": tied, "end_of_text": 0}
-    spec = StudentSpec(architecture="gpt", options=options, num_classes=C, input_shape=(L,), mean=None, std=None)
+    spec = Blueprint(architecture="gpt", options=options, num_classes=C, input_shape=(L,), mean=None, std=None)
     student = build_student(spec).double()
     terms = (LabelsTerm(loss="labels", weight=0.3), KdTerm(loss="kd", teacher="t", temperature=2.0))
     objective = Objective(terms, Shapes({}, {}))

@@ -13,17 +13,17 @@ from safetensors.torch import load_file
 
 from storage.cache import Cache
 from storage.errors import Interrupted
-from student_train.events import Event, StackingChosen, StackTakenApart
-from student_train.learner import Learner
+from student_train.feed.batches import Batch
 from student_train.losses.together import labels_and_kd
-from student_train.needs import Batch
-from student_train.options import FleetOptions, StudentOptions
-from student_train.prepare import Request
-from student_train.results import RunRecord
-from student_train.stack.model import StackedModel
-from student_train.stack.stack import Stack
-from student_train.students import StudentSpec
-from student_train.train import train_students
+from student_train.options.sections import FleetOptions, StudentOptions
+from student_train.preparing.prepare import Request
+from student_train.running.events import Event, StackingChosen, StackTakenApart
+from student_train.running.records import RunRecord
+from student_train.running.train import train_students
+from student_train.stepping.stack.model import StackedModel
+from student_train.stepping.stack.stack import Stack
+from student_train.stepping.state import TrainState
+from student_train.students import Blueprint
 from tests.language.toys import END, IDS, TEACHERS, counting_teacher, small_gpt, write_counting
 from tests.language.toys import request as request_of
 from tests.student_train.test_loop import stop_after
@@ -121,7 +121,7 @@ def test_a_stack_computes_its_losses_on_a_part_of_the_positions_at_a_time(
     students = [small_gpt(f"s{i}", objective=[LABELS, KD], seed=i, **SGD) for i in range(2)]
     train(cache, tmp_path / "whole", students)
     seen: list[int] = []
-    monkeypatch.setattr("student_train.stack.step.part_size", lambda *_: size)
+    monkeypatch.setattr("student_train.stepping.stack.step.part_size", lambda *_: size)
     scores = StackedModel.scores
 
     def noting(self: StackedModel, hidden_MND: torch.Tensor) -> torch.Tensor:
@@ -152,23 +152,23 @@ def test_an_interrupted_stack_of_tokens_goes_on_to_the_same_weights(cache: Cache
 def test_a_batch_of_padding_changes_no_student() -> None:
     """Nothing counts in it; weights that decay, and momentum that goes on, would tell."""
     options = small_gpt(objective=[LABELS], weight_decay=0.5, **SGD)
-    spec = StudentSpec(
+    spec = Blueprint(
         architecture="gpt", options=options.options, num_classes=IDS, input_shape=(12,), mean=None, std=None
     )
-    learners = [
-        Learner.fresh(options.model_copy(update={"seed": seed}), spec, {}, torch.device("cpu")) for seed in (0, 1)
+    states = [
+        TrainState.fresh(options.model_copy(update={"seed": seed}), spec, {}, torch.device("cpu")) for seed in (0, 1)
     ]
-    stack = Stack(learners)
+    stack = Stack(states)
     tokens_BL = torch.randint(0, IDS, (4, 12), generator=torch.Generator().manual_seed(0))
     stack.step([Batch(tokens_BL, tokens_BL)], [0.05, 0.05], 0, measure_shares=False)
-    before = [copy.deepcopy(learner.state()) for learner in learners]
+    before = [copy.deepcopy(state.tensors()) for state in states]
     nothing = Batch(tokens_BL, torch.full_like(tokens_BL, -1))
     for measure_shares in (False, True):
         step = stack.step([nothing], [0.05, 0.05], 1, measure_shares=measure_shares)
         assert step.rows == 0
         assert torch.equal(step.loss, torch.zeros(2))
-    for learner, kept in zip(learners, before, strict=True):
-        assert all(torch.equal(values, kept[name]) for name, values in learner.state().items())
+    for state, kept in zip(states, before, strict=True):
+        assert all(torch.equal(values, kept[name]) for name, values in state.tensors().items())
 
 
 def test_dropout_in_a_gpt_is_not_stacked(cache: Cache, tmp_path: Path) -> None:

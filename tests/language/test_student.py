@@ -13,10 +13,10 @@ import pytest
 
 from storage.cache import Cache
 from storage.errors import BadRequest, Interrupted
-from student_train.objective import check_student
-from student_train.results import RunRecord
-from student_train.students import StudentSpec, build_student, load_student
-from student_train.train import train_students
+from student_train.losses.objective import check_student
+from student_train.running.records import RunRecord
+from student_train.running.train import train_students
+from student_train.students import Blueprint, build_student, load_student
 from tests.language.toys import counting_cache, counting_teacher, request, small_gpt
 
 
@@ -157,7 +157,7 @@ def test_batch_norm_in_a_head_is_refused(cache: Cache, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("layer", ["network.head", "network.body.positions", "network.body.blocks"])
 def test_a_layer_that_is_not_run_is_no_layer_to_learn_from(cache: Cache, layer: str) -> None:
-    spec = StudentSpec(
+    spec = Blueprint(
         architecture="gpt",
         options={"depth": 1, "width": 8, "heads": 2},
         num_classes=10,

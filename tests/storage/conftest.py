@@ -15,10 +15,10 @@ from hypothesis import settings
 from storage.cache import Cache
 from storage.digests import digest
 from storage.encodings import DenseEncoding, FeatureEncoding
-from storage.objects import LocalObjects, Objects
-from storage.rows import EXTENT_SCHEMA, Segment, create_segment
-from storage.shards import Commit, ShardKey, write_shard
-from storage.spec import DatasetSpec, TeacherSpec, write_spec
+from storage.format.objects import LocalObjects, Objects
+from storage.format.rows import EXTENT_SCHEMA, Segment, create_segment
+from storage.format.shards import Commit, ShardKey, write_shard
+from storage.format.specs import DatasetSpec, TeacherSpec, write_spec
 from storage.views import PLAIN, view_fingerprint
 
 settings.register_profile("stillroom", deadline=None)  # a busy machine is no failure

@@ -16,7 +16,7 @@ from zarr.codecs import BytesCodec
 from zarr.core.buffer import default_buffer_prototype
 from zarr.storage import MemoryStore
 
-from storage.arrays import DTYPES, LAYOUTS, array_names, pack, unpack
+from storage.format.arrays import DTYPES, LAYOUTS, array_names, pack, unpack
 
 ARRAYS = st.sampled_from(sorted(DTYPES)).flatmap(
     lambda dtype: npst.arrays(np.dtype(dtype), npst.array_shapes(min_dims=1, max_dims=4, min_side=0, max_side=4))

@@ -19,8 +19,8 @@ from storage.errors import (
     StaleCache,
     StorageFailure,
 )
-from storage.shards import Commit, ShardKey
-from storage.spec import DatasetSpec, TeacherSpec, write_spec
+from storage.format.shards import Commit, ShardKey
+from storage.format.specs import DatasetSpec, TeacherSpec, write_spec
 
 
 def test_an_open_cache_is_the_one_that_was_created(tmp_path: Path) -> None:

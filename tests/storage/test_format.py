@@ -15,7 +15,7 @@ import xxhash
 import zarr
 
 from storage.cache import Cache
-from storage.shards import ShardKey
+from storage.format.shards import ShardKey
 
 
 def unsealed(data: bytes) -> tuple[dict[str, Any], pl.DataFrame]:

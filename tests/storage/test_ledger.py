@@ -10,10 +10,10 @@ import pyarrow as pa
 import pytest
 
 from storage.cache import Cache
-from storage.ledger import Ledger
-from storage.objects import LocalObjects
-from storage.shards import Commit, ShardKey, stage_folder
-from storage.stages import list_stages
+from storage.format.ledger import Ledger
+from storage.format.objects import LocalObjects
+from storage.format.shards import Commit, ShardKey, stage_folder
+from storage.format.stages import list_stages
 
 
 class Counting(LocalObjects):

@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 
 from storage.errors import BadRequest, MissingObject, StorageFailure
-from storage.objects import TEMPORARY_PREFIX, LocalObjects, Objects, RemoteObjects, open_objects
+from storage.format.objects import TEMPORARY_PREFIX, LocalObjects, Objects, RemoteObjects, open_objects
 
 
 @pytest.fixture(params=["local", "s3"])
@@ -267,7 +267,7 @@ def test_a_folder_of_another_user_says_what_to_do(tmp_path: Path) -> None:
         pytest.skip("only root can become another user")
     tmp_path.chmod(0o755)
     code = (
-        "import os, sys; from storage.objects import LocalObjects; os.setuid(65534)\n"
+        "import os, sys; from storage.format.objects import LocalObjects; os.setuid(65534)\n"
         "try: LocalObjects(sys.argv[1]).put('a', b'x')\n"
         "except Exception as error: print(error)"
     )
@@ -311,7 +311,7 @@ def test_a_write_cut_short_by_a_limit_leaves_nothing(tmp_path: Path) -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, 10_000))
 
     code = (
-        "import sys; from storage.objects import LocalObjects\n"
+        "import sys; from storage.format.objects import LocalObjects\n"
         "try: LocalObjects(sys.argv[1]).put('a', bytes(50_000))\n"
         "except Exception as error: print(error.found)"
     )

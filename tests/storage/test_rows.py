@@ -11,8 +11,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from storage.errors import CorruptObject, MissingObject
-from storage.objects import LocalObjects
-from storage.rows import EXTENT_SCHEMA, Extent, RowPlan, Segment, ShardRows, create_segment, read_plan, segment_path
+from storage.format.objects import LocalObjects
+from storage.format.rows import (
+    EXTENT_SCHEMA,
+    Extent,
+    RowPlan,
+    Segment,
+    ShardRows,
+    create_segment,
+    read_plan,
+    segment_path,
+)
 
 Make = Callable[..., Segment]
 

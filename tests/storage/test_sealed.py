@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from storage.sealed import seal, unseal
+from storage.format.sealed import seal, unseal
 
 TABLE = pa.table({"row": pa.array([1, 2, 3], pa.int64()), "text": pa.array(["a", None, "ü"])})
 DATA = seal(TABLE, {"rows_per_shard": 4})

@@ -20,11 +20,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 
-from storage.arrays import DTYPES
 from storage.errors import CorruptObject, MissingObject, NotInCache, StorageFailure
-from storage.objects import LocalObjects, Objects, open_objects
-from storage.sealed import seal
-from storage.shards import Commit, ShardKey, StoredObject, list_commits, read_arrays, read_commits, write_shard
+from storage.format.arrays import DTYPES
+from storage.format.objects import LocalObjects, Objects, open_objects
+from storage.format.sealed import seal
+from storage.format.shards import Commit, ShardKey, StoredObject, list_commits, read_arrays, read_commits, write_shard
 
 KEY = ShardKey("digits", "cnn", "plain", 7)
 ROWS = (14, 17)
@@ -247,8 +247,8 @@ def test_the_commit_comes_after_every_object(tmp_path: Path) -> None:
 KILLED = """
 import sys
 import numpy as np, pyarrow as pa
-from storage.objects import LocalObjects
-from storage.shards import ShardKey, write_shard
+from storage.format.objects import LocalObjects
+from storage.format.shards import ShardKey, write_shard
 objects = LocalObjects(sys.argv[1])
 table = pa.table({"row": pa.array(range(64), pa.int64())})
 arrays = {name: np.random.default_rng(0).random((64, 2048)) for name in ("logits", "feature/a", "feature/b")}

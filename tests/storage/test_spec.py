@@ -11,8 +11,8 @@ import pytest
 from storage.digests import fingerprint
 from storage.encodings import DenseEncoding, SparseEncoding
 from storage.errors import CorruptObject, MissingObject, StaleCache, UnsupportedFormat
-from storage.objects import LocalObjects
-from storage.spec import FORMAT_VERSION, CacheSpec, DatasetSpec, TeacherSpec, read_spec, write_spec
+from storage.format.objects import LocalObjects
+from storage.format.specs import FORMAT_VERSION, CacheSpec, DatasetSpec, TeacherSpec, read_spec, write_spec
 
 PATH = "digits/dataset.json"
 

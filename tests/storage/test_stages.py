@@ -9,13 +9,13 @@ from typing import Any
 import pytest
 
 from storage.cache import Cache
+from storage.cache.status import query_samples, read_info, read_status
+from storage.cache.verify import verify
 from storage.errors import MissingObject
-from storage.objects import Listing, LocalObjects
-from storage.rows import Segment, create_segment
-from storage.spec import DatasetSpec, TeacherSpec, write_spec
-from storage.stages import list_stages
-from storage.status import query_samples, read_info, read_status
-from storage.verify import verify
+from storage.format.objects import Listing, LocalObjects
+from storage.format.rows import Segment, create_segment
+from storage.format.specs import DatasetSpec, TeacherSpec, write_spec
+from storage.format.stages import list_stages
 
 LOOKS: dict[str, Callable[[Cache], Any]] = {
     "status": read_status,

@@ -13,14 +13,14 @@ import pyarrow as pa
 import pytest
 
 from storage.cache import Cache
+from storage.cache.verify import GRACE_S, BadShard, Verification, repair, verify
 from storage.encodings import DenseEncoding, Encoding
 from storage.errors import BadRequest, CorruptObject, MissingObject, StorageFailure
-from storage.objects import TEMPORARY_PREFIX, Listing, LocalObjects
-from storage.rows import Segment, create_segment
-from storage.sealed import unseal
-from storage.shards import Commit, ShardKey, write_shard
-from storage.spec import DatasetSpec, write_spec
-from storage.verify import GRACE_S, BadShard, Verification, repair, verify
+from storage.format.objects import TEMPORARY_PREFIX, Listing, LocalObjects
+from storage.format.rows import Segment, create_segment
+from storage.format.sealed import unseal
+from storage.format.shards import Commit, ShardKey, write_shard
+from storage.format.specs import DatasetSpec, write_spec
 
 INGEST = ShardKey("digits", None, "plain", 1)
 TARGETS = ShardKey("digits", "cnn", "plain", 1)

@@ -19,9 +19,9 @@ import torch
 import torch._dynamo
 
 from storage.cache import Cache
-from student_train.options import DataOptions, FleetOptions, StudentOptions
-from student_train.prepare import Request
-from student_train.train import train_students
+from student_train.options.sections import DataOptions, FleetOptions, StudentOptions
+from student_train.preparing.prepare import Request
+from student_train.running.train import train_students
 
 
 def main(

@@ -16,7 +16,8 @@ import torch
 
 from storage.cache import Cache
 from storage.errors import CorruptObject, Interrupted, StaleCache, StorageFailure, UnsupportedFormat
-from student_train.checkpoint import (
+from student_train.options.sections import StudentOptions
+from student_train.running.checkpoint import (
     Position,
     commit_checkpoint,
     read_checkpoint,
@@ -24,8 +25,7 @@ from student_train.checkpoint import (
     stage_checkpoint,
     write_checkpoint,
 )
-from student_train.options import StudentOptions
-from student_train.train import train_students
+from student_train.running.train import train_students
 from tests.student_train.test_loop import EVERYTHING, stop_after, train, weights
 from tests.student_train.toys import Recipe, request_of, student, write_cache
 

@@ -10,15 +10,15 @@ from hypothesis import strategies as st
 
 from storage.cache import Cache
 from storage.encodings import Capability, SparseEncoding, packing
-from storage.encodings.targets import DenseTargets
 from storage.errors import CorruptObject, StaleCache
+from storage.targets.soft import DenseTargets
 from storage.views import PLAIN
+from student_train.feed.batches import ArrayKey, Batch, Needs, SoftNeed
 from student_train.feed.feed import Feed
 from student_train.feed.order import Cut
 from student_train.feed.residency import FeedPool, Place
 from student_train.feed.selection import select_rows
 from student_train.feed.shard_source import Name, ShardSource
-from student_train.needs import ArrayKey, Batch, Needs, SoftNeed
 from tests.student_train.toys import Recipe, write_cache
 
 POOLED, MAP = (ArrayKey("sage", name) for name in ("feature/pooled", "feature/map"))

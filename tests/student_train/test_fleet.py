@@ -16,17 +16,17 @@ import torch
 
 from storage.cache import Cache
 from storage.errors import BadRequest, CorruptObject, Interrupted
-from student_train import projection
-from student_train.events import Event, FeedChosen, PassStarted, StackTakenApart, StudentStopped
+from student_train.feed.batches import Needs
 from student_train.feed.feed import ShardSource
 from student_train.feed.residency import Residency
 from student_train.feed.selection import select_rows
-from student_train.needs import Needs
-from student_train.options import FleetOptions, StudentOptions
-from student_train.prepare import Request, prepare
-from student_train.results import read_record
-from student_train.stack.weights import StackedOptimizer, StackedWeights
-from student_train.train import Summary, train_students
+from student_train.options.sections import FleetOptions, StudentOptions
+from student_train.preparing import projection
+from student_train.preparing.prepare import Request, prepare
+from student_train.running.events import Event, FeedChosen, PassStarted, StackTakenApart, StudentStopped
+from student_train.running.records import read_record
+from student_train.running.train import Summary, train_students
+from student_train.stepping.stack.weights import StackedOptimizer, StackedWeights
 from tests.student_train.test_loop import stop_after, weights
 from tests.student_train.toys import HINT, KD, LABELS, Recipe, request_of, student, write_cache
 

@@ -9,14 +9,14 @@ import pytest
 import torch
 
 from storage.errors import BadRequest
-from student_train.students import Student, StudentSpec, build_student, load_student, save_student
+from student_train.students import Blueprint, Student, build_student, load_student, save_student
 
 TOKENS_BL = torch.randint(1, 11, (3, 8), generator=torch.Generator().manual_seed(0))
 
 
-def spec(**options: Any) -> StudentSpec:
+def spec(**options: Any) -> Blueprint:
     small = {"depth": 2, "width": 8, "heads": 2}
-    return StudentSpec(
+    return Blueprint(
         architecture="gpt",
         options=small | options,
         num_classes=11,

@@ -5,11 +5,11 @@ import time
 import pytest
 import torch
 
-from student_train.latency import measure_latency
-from student_train.students import Student, StudentSpec, build_student
+from student_train.running.latency import measure_latency
+from student_train.students import Blueprint, Student, build_student
 
-MLP = StudentSpec(architecture="mlp", num_classes=10, input_shape=(1, 8, 8), mean=(0.5,), std=(0.5,))
-GPT = StudentSpec(
+MLP = Blueprint(architecture="mlp", num_classes=10, input_shape=(1, 8, 8), mean=(0.5,), std=(0.5,))
+GPT = Blueprint(
     architecture="gpt",
     options={"depth": 1, "width": 16, "heads": 2},
     num_classes=500,
@@ -20,7 +20,7 @@ GPT = StudentSpec(
 
 
 @pytest.mark.parametrize("spec", [MLP, GPT], ids=["rows", "tokens"])
-def test_a_batch_is_answered_faster_than_its_rows_one_by_one(spec: StudentSpec) -> None:
+def test_a_batch_is_answered_faster_than_its_rows_one_by_one(spec: Blueprint) -> None:
     found = measure_latency(build_student(spec), spec.input_shape)
     assert found.latency_ms > 0
     assert found.inference_rows_per_s > 1000 / found.latency_ms

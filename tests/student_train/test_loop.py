@@ -12,17 +12,17 @@ from torch.nn import functional
 from storage.cache import Cache
 from storage.errors import DivergedLoss, Interrupted
 from storage.views import to_float
-from student_train.average import WeightAverage
-from student_train.events import EpochDone, Event, Progress
+from student_train.feed.batches import ArrayKey, Needs
 from student_train.feed.order import epoch_order
 from student_train.feed.selection import select_rows
-from student_train.needs import ArrayKey, Needs
-from student_train.options import StudentOptions
-from student_train.results import RunRecord, read_record
-from student_train.step import Step
-from student_train.students import StudentSpec, build_student, load_student
-from student_train.tally import Tally
-from student_train.train import train_students
+from student_train.options.sections import StudentOptions
+from student_train.running.events import EpochDone, Event, Progress
+from student_train.running.records import RunRecord, read_record
+from student_train.running.train import train_students
+from student_train.stepping.average import WeightAverage
+from student_train.stepping.gradients import Step
+from student_train.stepping.tally import Tally
+from student_train.students import Blueprint, build_student, load_student
 from tests.student_train.toys import HINT, KD, LABELS, request_of, student
 
 EVERYTHING: dict[str, Any] = {
@@ -68,7 +68,7 @@ def test_the_loop_is_the_one_that_a_reader_would_write(toy_cache: Cache, tmp_pat
         rows
     ]
     torch.manual_seed(0)
-    spec = StudentSpec(
+    spec = Blueprint(
         architecture="mlp", options={"hidden": [16]}, num_classes=4, input_shape=(1, 6, 6), mean=(0.5,), std=(0.5,)
     )
     model = build_student(spec)
@@ -214,7 +214,7 @@ def test_a_projection_is_trained_with_the_student(toy_cache: Cache, tmp_path: Pa
 
 
 def test_the_average_follows_the_weights_slowly() -> None:
-    spec = StudentSpec(architecture="mlp", options={"hidden": []}, num_classes=1, input_shape=(1,), mean=(0,), std=(1,))
+    spec = Blueprint(architecture="mlp", options={"hidden": []}, num_classes=1, input_shape=(1,), mean=(0,), std=(1,))
     model = build_student(spec)
     torch.nn.init.zeros_(model.network.head.weight)
     average = WeightAverage(model, decay=0.75)
@@ -255,7 +255,7 @@ def test_a_compiled_student_learns_the_same(toy_cache: Cache, tmp_path: Path) ->
 
 
 def test_steps_are_reported_with_rates(toy_cache: Cache, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("student_train.fleet.REPORT_EVERY_S", 0.0)
+    monkeypatch.setattr("student_train.running.cohort.REPORT_EVERY_S", 0.0)
     events: list[Event] = []
     train(toy_cache, tmp_path, student(), report=events.append)
     steps = [event for event in events if isinstance(event, Progress)]
@@ -268,7 +268,7 @@ def test_reporting_does_not_change_the_weights(
     toy_cache: Cache, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     train(toy_cache, tmp_path / "quiet", student())
-    monkeypatch.setattr("student_train.fleet.REPORT_EVERY_S", 0.0)
+    monkeypatch.setattr("student_train.running.cohort.REPORT_EVERY_S", 0.0)
     train(toy_cache, tmp_path / "loud", student())
     assert weights(tmp_path / "quiet") == weights(tmp_path / "loud")
 

@@ -10,11 +10,11 @@ import pytest
 import torch
 
 from storage.cache import Cache
-from student_train import memory
-from student_train.dry_run import dry_run
-from student_train.memory import StepBytes, measure_step
-from student_train.prepare import prepare
-from student_train.train import train_students
+from student_train.preparing import step_memory as memory
+from student_train.preparing.dry_run import dry_run
+from student_train.preparing.prepare import prepare
+from student_train.preparing.step_memory import StepBytes, measure_step
+from student_train.running.train import train_students
 from tests.student_train.test_loop import EVERYTHING, stop_after
 from tests.student_train.toys import KD, LABELS, Recipe, request_of, student, write_cache
 
@@ -23,10 +23,10 @@ import json, sys
 from pathlib import Path
 import torch
 from storage.cache import Cache
-from student_train import memory
-from student_train.dry_run import dry_run
-from student_train.options import DataOptions, StudentOptions
-from student_train.prepare import Request
+from student_train.preparing import step_memory as memory
+from student_train.preparing.dry_run import dry_run
+from student_train.options.sections import DataOptions, StudentOptions
+from student_train.preparing.prepare import Request
 torch.set_num_threads(1)
 options = tuple(StudentOptions.model_validate(student) for student in json.loads(sys.argv[3]))
 rows = DataOptions.model_validate({"train": "toy/train", "validation": "toy/validation"} | json.loads(sys.argv[4]))

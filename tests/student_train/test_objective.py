@@ -8,10 +8,10 @@ import torch
 
 from storage.cache import Cache
 from storage.encodings import Capability, SparseEncoding
-from storage.encodings.targets import DenseTargets
 from storage.errors import BadRequest, MissingCapability, NotInCache
-from student_train.needs import ArrayKey, Needs, Outputs, Shapes, SoftNeed, Supervision
-from student_train.objective import (
+from storage.targets.soft import DenseTargets
+from student_train.feed.batches import ArrayKey, Needs, Outputs, Shapes, SoftNeed, Supervision
+from student_train.losses.objective import (
     Objective,
     Tapped,
     check_served,
@@ -21,7 +21,7 @@ from student_train.objective import (
     objective_needs,
     student_layers,
 )
-from student_train.students import StudentSpec, build_student
+from student_train.students import Blueprint, build_student
 from tests.student_train.toys import HINT, KD, LABELS, Recipe, student, write_cache
 
 
@@ -30,7 +30,7 @@ def terms(*sections: dict[str, Any]) -> Any:
 
 
 def toy_student() -> Any:
-    spec = StudentSpec(architecture="mlp", num_classes=4, input_shape=(1, 6, 6), mean=(0.5,), std=(0.5,))
+    spec = Blueprint(architecture="mlp", num_classes=4, input_shape=(1, 6, 6), mean=(0.5,), std=(0.5,))
     return build_student(spec)
 
 

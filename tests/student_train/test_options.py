@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from student_train.options import BUILT_IN, DataOptions, StudentOptions
-from student_train.schedule import learning_rate_at
+from student_train.options.sections import BUILT_IN, DataOptions, StudentOptions
+from student_train.stepping.schedule import learning_rate_at
 from student_train.students import ARCHITECTURES
 from tests.student_train.toys import HINT, KD, LABELS, student
 

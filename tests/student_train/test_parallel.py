@@ -17,10 +17,10 @@ from safetensors.torch import load_file
 
 from storage.cache import Cache
 from storage.errors import BadRequest
-from student_train.needs import Batch
-from student_train.parallel import Parallel
-from student_train.prepare import Request, prepare
-from student_train.train import train_students
+from student_train.feed.batches import Batch
+from student_train.preparing.prepare import Request, prepare
+from student_train.running.train import train_students
+from student_train.stepping.parallel import Parallel
 from tests.language.toys import counting_cache, small_gpt
 from tests.student_train.toys import HINT, KD, LABELS, request_of, student
 

@@ -10,13 +10,13 @@ import torch
 from storage.cache import Cache
 from storage.encodings import SparseEncoding
 from storage.errors import CorruptObject
-from student_train import predictions
-from student_train import predictions as room
+from student_train.feed.batches import Needs
 from student_train.feed.feed import Feed
 from student_train.feed.residency import FeedPool
 from student_train.feed.selection import select_rows
-from student_train.needs import Needs
-from student_train.predictions import (
+from student_train.running import predictions
+from student_train.running import predictions as room
+from student_train.running.predictions import (
     PREDICTIONS_FILE,
     Asked,
     HeldTable,
@@ -24,8 +24,8 @@ from student_train.predictions import (
     read_predictions,
     write_predictions,
 )
-from student_train.students import Student, StudentSpec, build_student, load_student
-from student_train.train import train_students
+from student_train.running.train import train_students
+from student_train.students import Blueprint, Student, build_student, load_student
 from tests.language.toys import counting_cache, counting_teacher, request, small_gpt
 from tests.student_train.toys import KD, Recipe, request_of, student, write_cache
 
@@ -48,7 +48,7 @@ def fresh(cache: Cache, dataset: str, architecture: str = "mlp", **options: Any)
     normalised = {"mean": None, "std": None} if spec.vocabulary else {"mean": (0.5,), "std": (0.5,)}
     shape = {"num_classes": spec.num_classes, "input_shape": spec.input_shape}
     torch.manual_seed(0)
-    return build_student(StudentSpec(architecture=architecture, options=options, **shape, **normalised)).eval()
+    return build_student(Blueprint(architecture=architecture, options=options, **shape, **normalised)).eval()
 
 
 @pytest.fixture(scope="module")

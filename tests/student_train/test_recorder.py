@@ -17,14 +17,16 @@ from torch.optim import AdamW
 from storage.cache import Cache
 from storage.encodings import DenseEncoding, Encoded
 from storage.errors import BadRequest
-from student_train import fleet, loop, recorder
-from student_train.learner import Learner
-from student_train.needs import ArrayKey, Batch, MixedLabels
-from student_train.recorder import Recorder, check_recordable, copy_tensors, forget_recordings, is_recorded
-from student_train.single import Single
-from student_train.stack.stack import Stack
-from student_train.students import StudentSpec
-from student_train.train import train_students
+from student_train.feed.batches import ArrayKey, Batch, MixedLabels
+from student_train.running import cohort as fleet
+from student_train.running import loop
+from student_train.running.train import train_students
+from student_train.stepping import recorder
+from student_train.stepping.alone import Alone
+from student_train.stepping.recorder import Recorder, check_recordable, copy_tensors, forget_recordings, is_recorded
+from student_train.stepping.stack.stack import Stack
+from student_train.stepping.state import TrainState
+from student_train.students import Blueprint
 from tests.student_train.toys import request_of, student
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
@@ -46,9 +48,7 @@ def test_built_in_students_are_recorded_where_they_can_be(
     architecture: str, cuda_graphs: Any, device: torch.device, expected: bool
 ) -> None:
     normalisation = None if architecture == "gpt" else (0.5,)
-    spec = StudentSpec(
-        architecture=architecture, num_classes=4, input_shape=(8,), mean=normalisation, std=normalisation
-    )
+    spec = Blueprint(architecture=architecture, num_classes=4, input_shape=(8,), mean=normalisation, std=normalisation)
     assert is_recorded(cuda_graphs, spec, device) == expected
 
 
@@ -171,16 +171,16 @@ def test_recordings_are_given_up_where_memory_runs_out(
 
 
 def test_students_and_their_recordings_are_gone_as_soon_as_nobody_holds_them() -> None:
-    spec = StudentSpec(architecture="mlp", num_classes=4, input_shape=(1, 6, 6), mean=(0.5,), std=(0.5,))
+    spec = Blueprint(architecture="mlp", num_classes=4, input_shape=(1, 6, 6), mean=(0.5,), std=(0.5,))
 
-    def learner(seed: int) -> Learner:
-        return Learner.fresh(student(seed=seed, options={}), spec, {}, CPU)
+    def state(seed: int) -> TrainState:
+        return TrainState.fresh(student(seed=seed, options={}), spec, {}, CPU)
 
-    learner(0)  # the first one imports what is imported once
+    state(0)  # the first one imports what is imported once
     gc.disable()
     try:
-        for make in (lambda one: Single(one, recorded=True), lambda one: Stack([one, learner(1)], recorded=True)):
-            one = learner(0)
+        for make in (lambda one: Alone(one, recorded=True), lambda one: Stack([one, state(1)], recorded=True)):
+            one = state(0)
             stepper = make(one)
             held = [weakref.ref(each) for each in (stepper, one.student, one.optimizer)]
             stepper.release()

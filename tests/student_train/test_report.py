@@ -16,14 +16,14 @@ from PIL import Image
 from storage.cache import Cache
 from storage.encodings import SparseEncoding
 from storage.errors import BadRequest, CorruptObject, MissingSource, NotInCache, StaleCache, StorageFailure
-from student_train.predictions import PREDICTIONS_FILE, read_predictions
 from student_train.report import REPORT_FILE, Written, write_report
 from student_train.report.caches import cache_facts
 from student_train.report.contents import Contents, gather
 from student_train.report.gallery import picture_of, visible
 from student_train.report.runs import objective_text
-from student_train.results import METRICS_FILE, RUN_FILE, read_record, write_record
-from student_train.train import train_students
+from student_train.running.predictions import PREDICTIONS_FILE, read_predictions
+from student_train.running.records import METRICS_FILE, RUN_FILE, read_record, write_record
+from student_train.running.train import train_students
 from tests.language.test_build import HELD, TEXT, VERSE
 from tests.language.toys import counting_cache, counting_teacher, request, small_gpt
 from tests.student_train.report_toys import HOSTILE, REASON, all_kinds, hostile_cache

@@ -6,8 +6,8 @@ import pytest
 
 from storage.cache import Cache
 from storage.errors import CorruptObject, Interrupted, MissingSource
-from student_train.results import COMPARISON, compare_runs, read_record
-from student_train.train import train_students
+from student_train.running.records import COMPARISON, compare_runs, read_record
+from student_train.running.train import train_students
 from tests.student_train.test_loop import stop_after
 from tests.student_train.toys import KD, request_of, student
 

@@ -6,8 +6,8 @@ import pytest
 
 from storage.encodings import Capability
 from storage.errors import BadRequest, IncompleteCache, NotInCache
+from student_train.feed.batches import Needs, SoftNeed
 from student_train.feed.selection import NO_CLASS, ranges, select_rows
-from student_train.needs import Needs, SoftNeed
 from tests.student_train.toys import Recipe, write_cache
 
 TAUGHT = Needs(soft=frozenset([SoftNeed("sage", Capability("bucket", 1.0))]))

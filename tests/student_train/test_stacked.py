@@ -12,13 +12,13 @@ from safetensors.torch import load_file
 from storage.cache import Cache
 from storage.encodings import SparseEncoding
 from storage.errors import DivergedLoss, Interrupted
-from student_train.checkpoint import read_checkpoint
-from student_train.events import Event, StackingChosen, StackTakenApart
-from student_train.options import FleetOptions, StudentOptions
-from student_train.prepare import Request
-from student_train.stack.stack import Stack
-from student_train.step import Step
-from student_train.train import Summary, train_students
+from student_train.options.sections import FleetOptions, StudentOptions
+from student_train.preparing.prepare import Request
+from student_train.running.checkpoint import read_checkpoint
+from student_train.running.events import Event, StackingChosen, StackTakenApart
+from student_train.running.train import Summary, train_students
+from student_train.stepping.gradients import Step
+from student_train.stepping.stack.stack import Stack
 from tests.student_train.test_loop import stop_after, weights
 from tests.student_train.toys import HINT, KD, LABELS, Recipe, request_of, student, write_cache
 
@@ -125,7 +125,7 @@ def test_the_checkpoint_of_a_stacked_student_is_that_of_one_alone(toy_cache: Cac
 
 
 def train_identity(cache: Cache, runs: Path, students: list[StudentOptions]) -> dict[str, Any]:
-    from student_train.prepare import prepare
+    from student_train.preparing.prepare import prepare
 
     return prepare(request_of(cache, runs, *students))[0].identity
 
@@ -206,12 +206,14 @@ def test_a_trial_of_slow_steps_is_short(
     step = Stack.step
 
     def counted(self: Stack, *args: Any, **keywords: Any) -> Step:
-        taken.append(len(self.learners))
+        taken.append(len(self.states))
         return step(self, *args, **keywords)
 
     monkeypatch.setattr(Stack, "step", counted)
-    monkeypatch.setattr("student_train.unit.TRIAL_S", seconds)
-    monkeypatch.setattr("student_train.unit.CLEARLY_FASTER", 0.0)  # so that the trial's are all the steps of a stack
+    monkeypatch.setattr("student_train.running.team.TRIAL_S", seconds)
+    monkeypatch.setattr(
+        "student_train.running.team.CLEARLY_FASTER", 0.0
+    )  # so that the trial's are all the steps of a stack
     train(toy_cache, tmp_path, [student(f"s{i}", seed=i) for i in range(2)], stacking="auto")
     assert taken == [2] * steps
 

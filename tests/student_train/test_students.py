@@ -9,7 +9,7 @@ import safetensors.torch
 import torch
 
 from storage.errors import BadRequest, BadWeights, CorruptObject, MissingSource, UnsupportedFormat
-from student_train.students import Student, StudentSpec, build_student, load_student, save_student
+from student_train.students import Blueprint, Student, build_student, load_student, save_student
 
 TINY = """
 import torch
@@ -22,9 +22,9 @@ def broken(num_classes, input_shape):
 """
 
 
-def spec(**fields: Any) -> StudentSpec:
+def spec(**fields: Any) -> Blueprint:
     defaults = {"architecture": "mlp", "num_classes": 5, "input_shape": (3, 8, 8), "mean": (0.5,), "std": (0.5,)}
-    return StudentSpec.model_validate(defaults | fields)
+    return Blueprint.model_validate(defaults | fields)
 
 
 def built(**fields: Any) -> Student:

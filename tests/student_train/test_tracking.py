@@ -15,12 +15,12 @@ import pytest
 
 from storage.cache import Cache
 from storage.errors import BadRequest, Interrupted
-from student_train.dry_run import dry_run
-from student_train.events import Event, TrackerFailed
-from student_train.options import FleetOptions, StudentOptions
-from student_train.parallel import Parallel
-from student_train.prepare import Request
-from student_train.train import train_students
+from student_train.options.sections import FleetOptions, StudentOptions
+from student_train.preparing.dry_run import dry_run
+from student_train.preparing.prepare import Request
+from student_train.running.events import Event, TrackerFailed
+from student_train.running.train import train_students
+from student_train.stepping.parallel import Parallel
 from tests.student_train.test_loop import stop_after, weights
 from tests.student_train.toys import KD, LABELS, request_of, student
 

@@ -7,7 +7,7 @@ import pytest
 
 from storage.cache import Cache
 from storage.errors import BadRequest, IncompleteCache, Interrupted, NotInCache, StaleCache, StillroomError, TryAgain
-from student_train.events import (
+from student_train.running.events import (
     Event,
     FeedChosen,
     Loading,
@@ -17,9 +17,9 @@ from student_train.events import (
     StudentSkipped,
     StudentStarted,
 )
-from student_train.results import read_record
+from student_train.running.records import read_record
+from student_train.running.train import _locked, train_students
 from student_train.students import load_student
-from student_train.train import _locked, train_students
 from tests.student_train.test_loop import stop_after, weights
 from tests.student_train.toys import HINT, KD, LABELS, Recipe, request_of, student, write_cache
 
@@ -129,7 +129,7 @@ def test_a_failed_student_that_is_tried_with_another_job_keeps_no_steps_of_the_o
 def test_a_kill_between_the_record_and_the_checkpoints_end_leaves_no_checkpoint(
     toy_cache: Cache, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("student_train.trainee.delete_checkpoint", lambda folder: None)
+    monkeypatch.setattr("student_train.running.run.delete_checkpoint", lambda folder: None)
     train_students(request_of(toy_cache, tmp_path, student()))
     monkeypatch.undo()
     assert (tmp_path / "a/checkpoint.json").exists()

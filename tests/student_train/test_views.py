@@ -13,19 +13,19 @@ from torch import Tensor, nn
 from storage.cache import Cache
 from storage.encodings import Capability
 from storage.errors import BadRequest, IncompleteCache, StaleCache
-from storage.shards import ShardKey
+from storage.format.shards import ShardKey
 from storage.views import transforms as code
 from storage.views.options import Flip
-from student_train.dry_run import dry_run
+from student_train.feed.batches import Batch, MixedLabels, Needs, SoftNeed
 from student_train.feed.feed import Feed
 from student_train.feed.order import Cut
 from student_train.feed.residency import FeedPool, Place, projected_bytes
 from student_train.feed.selection import select_rows
 from student_train.feed.views import check_one_class, choose_views
 from student_train.losses.labels import labels_cross_entropy
-from student_train.needs import Batch, MixedLabels, Needs, SoftNeed
-from student_train.prepare import Request
-from student_train.train import train_students
+from student_train.preparing.dry_run import dry_run
+from student_train.preparing.prepare import Request
+from student_train.running.train import train_students
 from tests.student_train.toys import KD, LABELS, request_of, student
 from tests.teacher_cache.toys import build, teacher_section, write_digits, write_job, write_teacher
 

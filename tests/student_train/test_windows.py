@@ -11,12 +11,12 @@ import torch
 
 from storage.cache import Cache
 from storage.errors import CorruptObject, StaleCache
-from storage.objects import open_objects
+from storage.format.objects import open_objects
+from student_train.feed.batches import ArrayKey
 from student_train.feed.order import Window, epoch_windows
 from student_train.feed.selection import select_rows
 from student_train.feed.shard_source import INPUTS, ShardSource
 from student_train.feed.windows import Block, load, read_windows
-from student_train.needs import ArrayKey
 from tests.student_train.test_feed import ALL, CPU, assert_same, feed_of
 from tests.student_train.test_sending import feed_threads
 from tests.student_train.toys import Recipe, write_cache

@@ -14,12 +14,12 @@ import torch
 from storage.cache import Cache
 from storage.digests import digest
 from storage.encodings import DenseEncoding, FeatureEncoding, SparseEncoding
-from storage.rows import EXTENT_SCHEMA, Segment, create_segment
-from storage.shards import ShardKey, write_shard
-from storage.spec import DatasetSpec, TeacherSpec, write_spec
+from storage.format.rows import EXTENT_SCHEMA, Segment, create_segment
+from storage.format.shards import ShardKey, write_shard
+from storage.format.specs import DatasetSpec, TeacherSpec, write_spec
 from storage.views import PLAIN, to_float, view_fingerprint
-from student_train.options import DataOptions, StudentOptions
-from student_train.prepare import Request
+from student_train.options.sections import DataOptions, StudentOptions
+from student_train.preparing.prepare import Request
 
 
 @dataclass(frozen=True)

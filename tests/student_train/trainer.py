@@ -9,7 +9,7 @@ import json
 import sys
 from pathlib import Path
 
-from student_train.heaps import limit_heaps
+from student_train.running.heaps import limit_heaps
 
 OPENED: list[str] = []
 
@@ -23,9 +23,9 @@ def main(cache: str, runs: str, students: str, data: str = "{}", first_import: s
     import torch
 
     from storage.cache import Cache
-    from student_train.options import DataOptions, StudentOptions
-    from student_train.prepare import Request
-    from student_train.train import train_students
+    from student_train.options.sections import DataOptions, StudentOptions
+    from student_train.preparing.prepare import Request
+    from student_train.running.train import train_students
 
     torch.set_num_threads(1)
     options = tuple(StudentOptions.model_validate(student) for student in json.loads(students))

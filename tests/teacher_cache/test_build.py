@@ -14,10 +14,10 @@ import pytest
 from PIL import Image
 
 from storage.cache import Cache
+from storage.cache.verify import verify
 from storage.errors import BadRequest, BadTeacher, MissingSource, RowsMissing, StaleCache, StillroomError
-from storage.verify import verify
-from teacher_cache.build import BuildReport
-from teacher_cache.survey import BuildRequest, plan_build
+from teacher_cache.building.build import BuildReport
+from teacher_cache.building.survey import BuildRequest, plan_build
 from tests.teacher_cache.conftest import Built
 from tests.teacher_cache.toys import build, contents, digits, teacher_section, write_digits, write_job, write_teacher
 
@@ -275,7 +275,7 @@ def test_a_mended_image_is_built_again_with_its_teachers(tmp_path: Path) -> None
 @pytest.mark.parametrize("num_deletes", [0, 1])
 def test_a_kill_while_mending_is_made_good(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, num_deletes: int) -> None:
     """Killed between the deletes of a mended shard and the record of its file, the next build sees it again."""
-    from storage.objects import LocalObjects
+    from storage.format.objects import LocalObjects
 
     dataset = image_folder(tmp_path, range(12))
     good = (tmp_path / "images/odd/003.png").read_bytes()
@@ -427,8 +427,8 @@ def test_a_teachers_own_exception_ends_the_build_at_once(tmp_path: Path) -> None
 
 
 def test_planning_reads_only(tmp_path: Path) -> None:
-    from jobs.cache_job import CacheJob
-    from jobs.files import read_job
+    from jobs.files.cache_job import CacheJob
+    from jobs.files.reading import read_job
 
     write_teacher(tmp_path)
     read = read_job(write_job(tmp_path, write_digits(tmp_path, 20), teacher_section()), CacheJob)
@@ -438,8 +438,8 @@ def test_planning_reads_only(tmp_path: Path) -> None:
 
 
 def test_planning_notices_another_teacher_before_anything_is_written(built: Built) -> None:
-    from jobs.cache_job import CacheJob
-    from jobs.files import read_job
+    from jobs.files.cache_job import CacheJob
+    from jobs.files.reading import read_job
 
     read = read_job(built.job, CacheJob)
     teachers = tuple(teacher.model_copy(update={"autocast": "bf16"}) for teacher in read.teacher)
@@ -448,10 +448,10 @@ def test_planning_notices_another_teacher_before_anything_is_written(built: Buil
 
 
 def test_two_builders_that_plan_the_same_rows_agree(tmp_path: Path) -> None:
-    from jobs.cache_job import CacheJob
-    from jobs.files import read_job
-    from teacher_cache.build import run_build
-    from teacher_cache.runners import run_inline
+    from jobs.files.cache_job import CacheJob
+    from jobs.files.reading import read_job
+    from teacher_cache.building.build import run_build
+    from teacher_cache.building.runners import run_inline
     from tests.teacher_cache.toys import Silent
 
     write_teacher(tmp_path)
@@ -465,11 +465,11 @@ def test_two_builders_that_plan_the_same_rows_agree(tmp_path: Path) -> None:
 
 
 def test_two_builders_that_plan_other_rows_do_not_both_write(tmp_path: Path) -> None:
-    from jobs.cache_job import CacheJob
-    from jobs.files import read_job
+    from jobs.files.cache_job import CacheJob
+    from jobs.files.reading import read_job
     from storage.errors import TryAgain
-    from teacher_cache.build import run_build
-    from teacher_cache.runners import run_inline
+    from teacher_cache.building.build import run_build
+    from teacher_cache.building.runners import run_inline
     from tests.teacher_cache.toys import Silent
 
     def planned(count: int) -> Any:
@@ -484,7 +484,7 @@ def test_two_builders_that_plan_other_rows_do_not_both_write(tmp_path: Path) -> 
 
 
 def test_the_ledger_knows_every_commit_after_a_build(built: Built) -> None:
-    from storage.ledger import Ledger
+    from storage.format.ledger import Ledger
 
     ledger = Ledger.load(built.cache.objects)
     assert (ledger.new, ledger.commits.height) == (0, 6)
@@ -496,10 +496,10 @@ def test_a_task_travels_as_two_kilobytes_and_comes_back_as_one(built: Built) -> 
     """Weights and data never pass through the scheduler."""
     import pickle
 
-    from jobs.cache_job import CacheJob
-    from jobs.files import read_job
-    from teacher_cache.build import _tasks
-    from teacher_cache.shard_task import perform
+    from jobs.files.cache_job import CacheJob
+    from jobs.files.reading import read_job
+    from teacher_cache.building.build import _tasks
+    from teacher_cache.work.perform import perform
 
     read = read_job(built.job, CacheJob)
     request = BuildRequest(read.cache, "job", tuple(read.dataset), tuple(read.teacher))

@@ -18,7 +18,7 @@ import psutil
 import pytest
 
 from storage.cache import Cache
-from storage.verify import verify
+from storage.cache.verify import verify
 from tests.teacher_cache.toys import (
     build,
     contents,
@@ -239,9 +239,9 @@ def test_a_running_scheduler_computes_the_same_and_its_death_is_made_good(
 def test_a_scheduler_that_does_not_answer_is_told_at_once_and_to_be_tried_again(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("jobs.cluster.CONNECT_TIMEOUT_S", 1)
-    from jobs.building import open_runner
-    from jobs.cluster import ClusterOptions
+    monkeypatch.setattr("jobs.cluster.opening.CONNECT_TIMEOUT_S", 1)
+    from jobs.cli.building import open_runner
+    from jobs.cluster.opening import ClusterOptions
     from storage.errors import TryAgain
 
     with (

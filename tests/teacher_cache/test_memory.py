@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import nn
 
-from teacher_cache.memory import _live_bytes
+from teacher_cache.building.memory import _live_bytes
 from tests.teacher_cache.toys import run_program, write_job
 
 SHARED = Path(__file__).parents[2].parent / "shared"

@@ -13,18 +13,18 @@ import pytest
 import torch
 from pydantic import TypeAdapter
 
-from jobs.cache_job import CacheJob
-from jobs.files import read_job
+from jobs.files.cache_job import CacheJob
+from jobs.files.reading import read_job
 from storage.cache import Cache
 from storage.encodings import AnyEncoding, DenseEncoding, SparseEncoding
 from storage.errors import BadRequest, BadTeacher, MissingSource
-from storage.shards import ShardKey
-from teacher_cache.pilot import Pilot, PilotRequest, run_pilot
-from teacher_cache.pilot_fidelity import Answers, Calibration, calibration_of_dense, density, measure
-from teacher_cache.pilot_ladder import as_toml, is_unbiased, ladder, short_name
-from teacher_cache.pilot_rows import choose_positions, spread_runs
-from teacher_cache.pilot_worth import Pace, weigh
-from teacher_cache.survey import BuildRequest
+from storage.format.shards import ShardKey
+from teacher_cache.building.survey import BuildRequest
+from teacher_cache.pilot.fidelity import Answers, Calibration, calibration_of_dense, density, measure
+from teacher_cache.pilot.ladder import as_toml, is_unbiased, ladder, short_name
+from teacher_cache.pilot.pilot import Pilot, PilotRequest, run_pilot
+from teacher_cache.pilot.rows import choose_positions, spread_runs
+from teacher_cache.pilot.worth import Pace, weigh
 from tests.teacher_cache.toys import build, contents, teacher_section, write_digits, write_job, write_teacher
 
 SPARSE = 'encoding = { kind = "sparse", k = 3, n = 5, values = "8bit", temperatures = [1, 4] }\n'
@@ -138,7 +138,7 @@ def test_without_labels_there_is_no_calibration_error() -> None:
 def test_a_kl_does_not_depend_on_how_rows_are_cut_into_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     answers, encoding = answers_of(torch.randn(50, 8), labels=torch.arange(50) % 8), SparseEncoding(k=2)
     whole = measure(answers, encoding)
-    monkeypatch.setattr("teacher_cache.pilot_fidelity.BLOCK_ELEMENTS", 24)
+    monkeypatch.setattr("teacher_cache.pilot.fidelity.BLOCK_ELEMENTS", 24)
     cut = measure(answers, encoding)
     assert (cut.kl, cut.calibration) == pytest.approx((whole.kl, whole.calibration))
 

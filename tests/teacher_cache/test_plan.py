@@ -6,8 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from storage.datasets.base import FILE_SCHEMA
-from storage.rows import EXTENT_SCHEMA, RowPlan, Segment, ShardRows
-from teacher_cache.plan import TARGET_SHARD_BYTES, default_rows_per_shard, grow, missing
+from storage.format.rows import EXTENT_SCHEMA, RowPlan, Segment, ShardRows
+from teacher_cache.building.growth import TARGET_SHARD_BYTES, default_rows_per_shard, grow, missing
 
 Files = list[tuple[str, int, str, int]]
 

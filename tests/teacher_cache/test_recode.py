@@ -10,9 +10,11 @@ import numpy as np
 import pytest
 import torch
 
-from jobs.cache_job import CacheJob
-from jobs.files import read_job
+from jobs.files.cache_job import CacheJob
+from jobs.files.reading import read_job
 from storage.cache import Cache
+from storage.cache.status import read_status
+from storage.cache.verify import verify
 from storage.encodings import AnyEncoding, DenseEncoding, SparseEncoding
 from storage.errors import (
     BadRequest,
@@ -24,15 +26,13 @@ from storage.errors import (
     StaleCache,
     StillroomError,
 )
-from storage.shards import ShardKey
-from storage.status import read_status
-from storage.verify import verify
-from teacher_cache.build import BuildReport
-from teacher_cache.conversions import convert, refusal
-from teacher_cache.pilot_ladder import as_toml
-from teacher_cache.recode import plan_recode, run_recode
-from teacher_cache.runners import run_inline
-from teacher_cache.survey import BuildRequest
+from storage.format.shards import ShardKey
+from teacher_cache.building.build import BuildReport
+from teacher_cache.building.runners import run_inline
+from teacher_cache.building.survey import BuildRequest
+from teacher_cache.pilot.ladder import as_toml
+from teacher_cache.recoding.conversions import convert, refusal
+from teacher_cache.recoding.recode import plan_recode, run_recode
 from tests.teacher_cache.test_faults import started, wait_for
 from tests.teacher_cache.test_pilot import write_tokens
 from tests.teacher_cache.toys import (

@@ -5,12 +5,12 @@ from pathlib import Path
 
 import pytest
 
-from jobs.building import open_runner
-from jobs.cluster import ClusterOptions
+from jobs.cli.building import open_runner
+from jobs.cluster.opening import ClusterOptions
 from storage.cache import Cache
+from storage.cache.verify import verify
 from storage.errors import BadTeacher
-from storage.verify import verify
-from teacher_cache.runners import Runner
+from teacher_cache.building.runners import Runner
 from tests.teacher_cache.conftest import Built
 from tests.teacher_cache.toys import build, contents, teacher_section, write_digits, write_job, write_teacher
 

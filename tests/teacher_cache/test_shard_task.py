@@ -11,9 +11,9 @@ from torch import Tensor
 
 from storage.cache import Cache
 from storage.errors import BadTeacher, LabelOutOfRange, MissingSource, StaleCache
-from storage.shards import ShardKey
+from storage.format.shards import ShardKey
 from storage.views import to_float
-from teacher_cache.tasks import Task
+from teacher_cache.work.pieces import Task
 from tests.teacher_cache.conftest import Built
 from tests.teacher_cache.toys import build, contents, digits, teacher_section, write_digits, write_job, write_teacher
 
@@ -157,7 +157,7 @@ def test_logits_beyond_the_stored_precision_are_refused(tmp_path: Path, dtype: s
 
 def test_a_bf16_value_that_rounds_to_infinity_is_not_finite() -> None:
     from storage.encodings import DenseEncoding
-    from teacher_cache.teach import _finite_rows
+    from teacher_cache.work.ask import _finite_rows
 
     largest, keys_B = torch.tensor([[1.0, torch.finfo(torch.float32).max], [1.0, 2.0]]), torch.zeros(2).long()
     stored = DenseEncoding(dtype="bf16").encode(largest, num_classes=2, labels_B=keys_B, keys_B=keys_B)
@@ -203,11 +203,11 @@ def test_a_layer_that_does_not_exist_is_answered_with_those_that_are_near(tmp_pa
 
 def test_a_teacher_whose_files_change_during_a_build_is_noticed(tmp_path: Path) -> None:
     """Another file between planning and the first task, as on a worker that sees another disk."""
-    from jobs.cache_job import CacheJob
-    from jobs.files import read_job
-    from teacher_cache.build import run_build
-    from teacher_cache.runners import run_inline
-    from teacher_cache.survey import BuildRequest, plan_build
+    from jobs.files.cache_job import CacheJob
+    from jobs.files.reading import read_job
+    from teacher_cache.building.build import run_build
+    from teacher_cache.building.runners import run_inline
+    from teacher_cache.building.survey import BuildRequest, plan_build
     from tests.teacher_cache.toys import Silent
 
     write_teacher(tmp_path)
@@ -279,8 +279,8 @@ def test_an_image_of_another_size_is_quarantined_and_told_of_resizing(tmp_path: 
 
 
 def test_a_source_that_shrinks_during_the_build_is_noticed() -> None:
-    from storage.rows import Extent
-    from teacher_cache.ingest import _samples
+    from storage.format.rows import Extent
+    from teacher_cache.work.ingest import _samples
 
     class Shrunk:
         name = "digits"

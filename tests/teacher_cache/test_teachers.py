@@ -12,7 +12,7 @@ from storage.cache import Cache
 from storage.errors import BadRequest, BadTeacher, BadWeights, CorruptObject, MissingSource, StillroomError
 from storage.options import Options
 from storage.views import to_float
-from teacher_cache.teachers import TeacherOptions, load_teacher, read_weights
+from teacher_cache.teachers.teachers import TeacherOptions, load_teacher, read_weights
 from tests.teacher_cache.toys import DIGITS, build, write_job, write_teacher
 
 CPU = torch.device("cpu")
@@ -190,9 +190,9 @@ def test_options_that_contradict_each_other_are_refused(tmp_path: Path, fields: 
 
 def student(folder: Path) -> torch.nn.Module:
     """Write an untrained student, as training writes one."""
-    from student_train.students import StudentSpec, build_student, save_student
+    from student_train.students import Blueprint, build_student, save_student
 
-    spec = StudentSpec(
+    spec = Blueprint(
         architecture="cnn", options={"widths": [4]}, num_classes=10, input_shape=(1, 8, 8), mean=(0.3,), std=(0.4,)
     )
     torch.manual_seed(5)

@@ -13,20 +13,20 @@ import numpy as np
 import pytest
 import torch
 
-from jobs.cache_job import CacheJob
-from jobs.files import read_job
+from jobs.files.cache_job import CacheJob
+from jobs.files.reading import read_job
 from storage.cache import Cache
+from storage.cache.status import query_samples, read_info, read_status
+from storage.cache.verify import verify
 from storage.errors import BadRequest, MissingObject, StaleCache
-from storage.shards import Commit, ShardKey
-from storage.spec import ViewsSpec
-from storage.status import query_samples, read_info, read_status
-from storage.verify import verify
+from storage.format.shards import Commit, ShardKey
+from storage.format.specs import ViewsSpec
 from storage.views import PLAIN, to_float
 from storage.views.check import readable_rows
-from teacher_cache.build import run_build
-from teacher_cache.memory import project_worker
-from teacher_cache.runners import run_inline
-from teacher_cache.survey import BuildPlan, BuildRequest, plan_build
+from teacher_cache.building.build import run_build
+from teacher_cache.building.memory import project_worker
+from teacher_cache.building.runners import run_inline
+from teacher_cache.building.survey import BuildPlan, BuildRequest, plan_build
 from tests.teacher_cache.toys import (
     DIGITS,
     Silent,

@@ -14,15 +14,15 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from jobs.cache_job import CacheJob
-from jobs.files import read_job
+from jobs.files.cache_job import CacheJob
+from jobs.files.reading import read_job
 from storage.cache import Cache
-from storage.shards import read_commits, stage_folder
+from storage.format.shards import read_commits, stage_folder
 from storage.views import PLAIN
-from teacher_cache.build import BuildReport, run_build
-from teacher_cache.runners import Runner, run_inline
-from teacher_cache.survey import BuildRequest, plan_build
-from teacher_cache.tasks import Done
+from teacher_cache.building.build import BuildReport, run_build
+from teacher_cache.building.runners import Runner, run_inline
+from teacher_cache.building.survey import BuildRequest, plan_build
+from teacher_cache.work.pieces import Done
 
 TEACHER = '''
 """A tiny convolutional teacher of 8 by 8 inputs; `fault` is what it does wrong to rows whose first pixel is white."""

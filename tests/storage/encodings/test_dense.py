@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 from pydantic import ValidationError
 
-from storage.arrays import pack, unpack
 from storage.encodings import Capability, DenseEncoding, FeatureEncoding
 from storage.errors import BadTeacher
+from storage.format.arrays import pack, unpack
 
 TORCH = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 PRECISIONS = sorted(TORCH)

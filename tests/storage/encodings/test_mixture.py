@@ -5,8 +5,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from storage.encodings.mixture import MixedTargets
-from storage.encodings.targets import DenseTargets
+from storage.targets.mixture import MixedTargets
+from storage.targets.soft import DenseTargets
 from tests.student_train.losses.toys import keep, normal
 
 LABELS_B = torch.tensor([0, 3, 5, 6])

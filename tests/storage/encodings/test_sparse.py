@@ -14,13 +14,13 @@ from hypothesis.extra import numpy as npst
 from pydantic import TypeAdapter, ValidationError
 from torch import Tensor
 
-from storage.arrays import pack, unpack
 from storage.digests import sample_keys
 from storage.encodings import AnyEncoding, Capability, DenseEncoding, Encoding, SparseEncoding
 from storage.encodings.draws import counted, draw, group_sums, position_keys, uniforms
 from storage.encodings.largest import group_maxima, largest
-from storage.encodings.targets import NEVER, SparseTargets
 from storage.errors import BadRequest
+from storage.format.arrays import pack, unpack
+from storage.targets.soft import NEVER, SparseTargets
 
 LOGITS = npst.arrays(
     np.float32, st.tuples(st.integers(1, 4), st.integers(3, 40)), elements=st.floats(-60, 60, width=32)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from storage.encodings import DenseEncoding, Encoding, SparseEncoding
 from storage.encodings.statistics import decode
-from storage.encodings.targets import Statistics
+from storage.targets.soft import Statistics
 
 TEMPERATURES = (0.5, 1.0, 2.0, 8.0)
 STANDARDISED = (1.0, 3.0)

@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from storage.encodings.support import NEVER, Support, first_of_its_kind, kept_and_rest, log1m_exp
-from storage.encodings.targets import DenseTargets, SparseTargets, standardise
+from storage.targets.soft import DenseTargets, SparseTargets, standardise
+from storage.targets.support import NEVER, Support, first_of_its_kind, kept_and_rest, log1m_exp
 from tests.student_train.losses.toys import TEMPERATURES, keep, normal
 
 
@@ -47,7 +47,7 @@ def test_more_rows_than_a_block_are_worked_on_block_by_block(monkeypatch: pytest
     ids_BK = torch.arange(3).expand(7, 3)
     results = []
     for block in (2**20, 20):  # all rows; two rows
-        monkeypatch.setattr("storage.encodings.support.BLOCK_ELEMENTS", {"cpu": block})
+        monkeypatch.setattr("storage.targets.support.BLOCK_ELEMENTS", {"cpu": block})
         scores_BC = normal(7, 10).requires_grad_()
         log_q_BK, log_rest_B = kept_and_rest(scores_BC, ids_BK)
         (log_q_BK.sum() + 2 * log_rest_B.sum()).backward()

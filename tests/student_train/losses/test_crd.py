@@ -5,9 +5,9 @@ from math import exp, log
 import pytest
 import torch
 
+from student_train.feed.batches import ArrayKey, Needs
 from student_train.losses import LOSSES
 from student_train.losses.crd import crd
-from student_train.needs import ArrayKey, Needs
 from tests.student_train.losses.toys import compare, feature_loss, normal, term
 
 

@@ -5,7 +5,7 @@ from math import log
 import pytest
 import torch
 
-from storage.encodings.targets import DenseTargets
+from storage.targets.soft import DenseTargets
 from student_train.losses.decoupled import dkd, nkd
 from student_train.losses.kd import kd
 from tests.student_train.losses.toys import keep, normal

@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 import torch
 
-from storage.encodings.targets import DenseTargets
+from storage.targets.soft import DenseTargets
+from student_train.feed.batches import Needs, SoftNeed
 from student_train.losses import LOSSES
 from student_train.losses.dist import dist
-from student_train.needs import Needs, SoftNeed
 from tests.student_train.losses.toys import keep, normal, remedies, sparse, term
 
 TEACHER_BC, STUDENT_BC = normal(8, 6, scale=2.0), normal(8, 6, seed=1)

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from storage.encodings.targets import DenseTargets
+from storage.targets.soft import DenseTargets
 from student_train.losses.divergences import jsd, reverse_kl, skewed_kl, skewed_reverse_kl, total_variation
 from student_train.losses.kd import kd
 from tests.student_train.losses.toys import keep, normal, remedies, sparse, term

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from storage.encodings.targets import DenseTargets
+from storage.targets.soft import DenseTargets
 from student_train.losses.kd import kd
 from tests.student_train.losses.toys import TEMPERATURES, keep, normal
 

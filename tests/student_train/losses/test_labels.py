@@ -5,9 +5,9 @@ from math import exp, log
 import pytest
 import torch
 
+from student_train.feed.batches import MixedLabels, Needs
 from student_train.losses import LOSSES
 from student_train.losses.labels import labels_cross_entropy
-from student_train.needs import MixedLabels, Needs
 from tests.student_train.losses.toys import term
 
 

@@ -2,8 +2,8 @@ from __future__ import annotations
 
 import torch
 
-from storage.encodings.mixture import MixedTargets
-from storage.encodings.targets import DenseTargets
+from storage.targets.mixture import MixedTargets
+from storage.targets.soft import DenseTargets
 from student_train.losses.logit_mse import logit_mse
 from tests.student_train.losses.toys import normal, remedies, sparse, term
 

@@ -9,8 +9,8 @@ import pytest
 
 from storage.cache import Cache
 from storage.errors import BadRequest, NotInCache
-from student_train.prepare import prepare
-from student_train.terms import FeatureTerm
+from student_train.options.terms import FeatureTerm
+from student_train.preparing.prepare import prepare
 from tests.language.toys import counting_cache, request, small_gpt
 from tests.student_train.losses.test_relations import COUPLING
 from tests.student_train.toys import LABELS, request_of, student

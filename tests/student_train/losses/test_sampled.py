@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from storage.encodings import DenseEncoding
-from storage.encodings.targets import DenseTargets, SoftTargets, SparseTargets
+from storage.targets.soft import DenseTargets, SoftTargets, SparseTargets
 from student_train.losses.approximate import topk_biased
 from student_train.losses.kd import kd
 from student_train.losses.sampled import random_sampling, stratified

@@ -10,9 +10,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from storage.encodings.targets import DenseTargets
+from storage.targets.soft import DenseTargets
+from student_train.feed.batches import ArrayKey, Outputs, Shapes, Supervision
 from student_train.losses import LOSSES
-from student_train.needs import ArrayKey, Outputs, Shapes, Supervision
 from tests.student_train.losses.toys import SOFT, draw, keep, normal, term
 
 FEATURES: dict[str, dict[str, Any]] = {

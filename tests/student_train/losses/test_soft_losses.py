@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from storage.encodings import DenseEncoding
-from storage.encodings.targets import DenseTargets
+from storage.targets.soft import DenseTargets
 from student_train.losses import LOSSES
-from student_train.terms import ObjectiveTerm
+from student_train.options.terms import ObjectiveTerm
 from tests.student_train.losses.toys import SOFT, keep, normal, remedies, sparse, term, value_of
 
 C = 9

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from storage.encodings.targets import DenseTargets
+from storage.targets.soft import DenseTargets
 from student_train.losses.kd import kd
 from student_train.losses.standardised import standardised
 from tests.student_train.losses.toys import keep, normal, remedies, sparse, term

@@ -8,14 +8,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from storage.encodings.targets import DenseTargets, SoftTargets
+from storage.targets.soft import DenseTargets, SoftTargets
+from student_train.feed.batches import MixedLabels, Outputs, Shapes, Supervision
 from student_train.losses import together
 from student_train.losses.kd import kd
 from student_train.losses.labels import labels_cross_entropy
+from student_train.losses.objective import Objective
 from student_train.losses.together import Together, labels_and_kd
-from student_train.needs import MixedLabels, Outputs, Shapes, Supervision
-from student_train.objective import Objective
-from student_train.terms import KdTerm, LabelsTerm, ObjectiveTerm
+from student_train.options.terms import KdTerm, LabelsTerm, ObjectiveTerm
 from tests.student_train.losses.toys import keep, normal
 
 B, C = 6, 20

@@ -13,10 +13,10 @@ from torch import Tensor
 
 from storage.digests import sample_keys
 from storage.encodings import DenseEncoding, SparseEncoding
-from storage.encodings.targets import NEVER, SoftTargets, SparseTargets, Statistics
+from storage.targets.soft import NEVER, SoftTargets, SparseTargets, Statistics
+from student_train.feed.batches import ArrayKey, Outputs, Shapes, Supervision
 from student_train.losses import LOSSES
-from student_train.needs import ArrayKey, Outputs, Shapes, Supervision
-from student_train.terms import ObjectiveTerm
+from student_train.options.terms import ObjectiveTerm
 
 TEMPERATURES = (1.0, 2.0, 4.0)
 TERM: TypeAdapter[Any] = TypeAdapter(ObjectiveTerm)

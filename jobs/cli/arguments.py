@@ -1,0 +1,30 @@
+"""What both programs share: their arguments, and how they start."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated, Literal, NoReturn
+
+import typer
+
+JobArgument = Annotated[Path, typer.Argument(metavar="JOB.toml", help="The job file.")]
+CacheArgument = Annotated[str, typer.Argument(metavar="CACHE", help="A cache: a folder, or s3://bucket/prefix.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON value, for machines.")]
+Device = Literal["auto", "cpu", "cuda"]
+DeviceOption = Annotated[Device, typer.Option(help="Where models run.")]
+
+
+def run_program(app: typer.Typer) -> NoReturn:
+    """Run a program; where --json is asked for, a command line that makes no sense is answered in JSON too."""
+    try:
+        app()
+    except SystemExit as ended:
+        if (
+            ended.code == 2 and "--json" in sys.argv[1:] and "jobs.show.terminal" not in sys.modules
+        ):  # no command has begun
+            from jobs.show.terminal import print_error
+
+            print_error("UsageError", 2, "the command line makes no sense; stderr says why", do=f"{sys.argv[0]} --help")
+        raise
+    sys.exit(0)

@@ -1,0 +1,117 @@
+"""What `cache build` and `cache recode` share: progress, the choice of a cluster, and the report at the end."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Generator, Iterable, Iterator
+
+from jobs.cluster.flight import alone, run_tasks, window
+from jobs.cluster.opening import ClusterOptions, open_client
+from jobs.show import terminal
+from jobs.show.terminal import Watch
+from storage.errors import BadRequest, WorkerDied
+from teacher_cache.building.build import BuildReport
+from teacher_cache.building.runners import Result, Runner, run_inline
+from teacher_cache.work.perform import perform
+from teacher_cache.work.pieces import Done, Task
+
+SHOWN_QUARANTINED = 20
+THREADS_PER_WORKER = 2  # one task computes while the other reads or writes (teacher_cache.work.pieces.LOCK)
+
+
+class BuildProgress:
+    """Shows a build's progress."""
+
+    def __init__(self, watch: Watch):
+        self._watch = watch
+
+    def stage(self, name: str, rows: int, rows_done: int) -> None:
+        self._watch.begin(name, rows, rows_done)
+
+    def done(self, done: Done) -> None:
+        self._watch.advance(done.rows)
+
+    def note(self, text: str) -> None:
+        self._watch.note(text)
+
+
+def beside_of(cache: str, name: str) -> str:
+    """Return the address of a cache of this name beside another. Raises BadRequest."""
+    if "/" in name or not name.strip("."):
+        raise BadRequest(f"--as {name} is not a name", expected="the name of a cache beside the job's, not a path")
+    return f"{cache.rpartition('/')[0]}/{name}"
+
+
+def choose_cluster(options: ClusterOptions, workers: int | None, part: tuple[int, int] = (0, 1)) -> ClusterOptions:
+    """Return the job's cluster as the flags want it; a part of a job array is one process. Raises BadRequest."""
+    if workers is not None and options.kind != "local":
+        raise BadRequest(f"--workers is for a local cluster, and this job's is {options.kind}")
+    if part != (0, 1):
+        return options.model_copy(update={"kind": "inline", "workers": None, "address": None})
+    return options if workers is None else options.model_copy(update={"workers": workers})
+
+
+@contextlib.contextmanager
+def open_runner(options: ClusterOptions) -> Iterator[Runner]:
+    """Yield what runs tasks; a cluster of our own ends with the block.
+
+    Raises:
+        TryAgain: the scheduler cannot be reached.
+    """
+    if options.kind == "inline":
+        yield run_inline
+        return
+    workers: list[dict[str, str]] = [{}] * options.num_workers
+    with open_client(options, environments=workers, tasks_each=THREADS_PER_WORKER) as client:
+
+        def run(tasks: Iterable[Task]) -> Generator[Result]:
+            crashed: list[Task] = []
+            with contextlib.closing(run_tasks(client, perform, tasks, places=window)) as results:
+                for task, result in results:
+                    if isinstance(result, WorkerDied):
+                        crashed.append(task)
+                    else:
+                        yield task, result
+            # Perhaps innocent: a neighbour's crash kills the whole process. Alone, a task is proven.
+            yield from run_tasks(client, perform, crashed, places=alone)
+
+        yield run
+
+
+def print_report(cache: str, report: BuildReport, as_json: bool) -> None:
+    """Print what a build did, and what it could not do."""
+    if as_json:
+        terminal.print_json(
+            {
+                "cache": cache,
+                "built": report.built,
+                "present": report.present,
+                "lost": report.lost,
+                "rows": report.rows,
+                "bytes": report.bytes,
+                "refused": report.refused,
+                "failed": report.failed,
+                "quarantined": {name: rows.to_dicts() for name, rows in report.quarantined.items()},
+                "exit_code": report.exit_code,
+            }
+        )
+        return
+    lost = f", {report.lost} were another builder's" if report.lost else ""
+    terminal.out.print(
+        f"{cache}: {report.built} shards built ({terminal.si(report.bytes, 'B')}), {report.present} were there{lost}",
+        markup=False,
+    )
+    for name, rows in report.quarantined.items():
+        terminal.out.print(
+            f"{name}: {len(rows)} of its samples cannot be read and are left out; mend them and build again",
+            markup=False,
+        )
+        for row, sample_id, error in rows.head(SHOWN_QUARANTINED).iter_rows():
+            terminal.out.print(f"  row {row}  {sample_id}  {error}", markup=False)
+        if len(rows) > SHOWN_QUARANTINED:
+            terminal.out.print(f"  … {len(rows) - SHOWN_QUARANTINED} more; --json lists all")
+    for kind, shards in (("refused", report.refused), ("failed", report.failed)):
+        if shards:
+            terminal.out.print(
+                f"{len(shards)} shards {kind}; the reasons are above. The same command tries them again."
+            )

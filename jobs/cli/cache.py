@@ -1,0 +1,255 @@
+"""`cache`: build a cache of soft targets, and look into it.
+
+Thin on purpose: every command parses, calls a room, prints. The rooms are imported inside the commands, so that
+`cache --help` costs nothing.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from jobs.cli.arguments import CacheArgument, DeviceOption, JobArgument, JsonOption, run_program
+from jobs.cli.cache_plan import plan
+from jobs.cli.cache_recode import recode
+
+if TYPE_CHECKING:
+    from storage.cache import Cache
+    from teacher_cache.building.survey import BuildPlan
+
+app = typer.Typer(
+    help="Run teachers over datasets once; keep their soft targets and features.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+app.command()(plan)
+app.command()(recode)
+
+
+@app.command()
+def build(
+    job: JobArgument,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print the plan and the memory bound; do nothing.")
+    ] = False,
+    workers: Annotated[int | None, typer.Option(min=1, help="Worker processes, instead of the job's.")] = None,
+    partition: Annotated[
+        str, typer.Option(metavar="I/N", help="Do every N-th shard, from I = 0; for job arrays.")
+    ] = "0/1",
+    beside: Annotated[
+        str | None, typer.Option("--as", metavar="NAME", help="Build a cache of this name beside the job's.")
+    ] = None,
+    device: DeviceOption = "auto",
+    as_json: JsonOption = False,
+) -> None:
+    """Plan, run what is missing, commit."""
+    from jobs.show import terminal
+
+    def action() -> int:
+        from jobs.cli.building import BuildProgress, beside_of, choose_cluster, open_runner, print_report
+        from jobs.files.cache_job import CacheJob
+        from jobs.files.reading import read_job
+        from teacher_cache.building.build import run_build
+        from teacher_cache.building.runners import run_inline
+        from teacher_cache.building.survey import BuildRequest, plan_build
+
+        request_job = read_job(job, CacheJob)
+        part = _parse_partition(partition)
+        cluster = choose_cluster(request_job.cluster, workers, part)
+        request = BuildRequest(
+            cache=request_job.cache if beside is None else beside_of(request_job.cache, beside),
+            job=str(job),
+            sources=tuple(request_job.dataset),
+            teachers=tuple(request_job.teacher),
+            views=request_job.views,
+            part=part,
+            device=device,
+            threads=cluster.num_threads,
+        )
+        plan = plan_build(request)
+        if dry_run:
+            _print_plan(plan, as_json)
+            return 0
+        with terminal.watching("rows") as watch:
+            progress = BuildProgress(watch)
+            if plan.num_missing:
+                with open_runner(cluster) as runner:
+                    report = run_build(plan, runner, progress)
+            else:
+                report = run_build(plan, run_inline, progress)  # no tasks, no cluster
+        print_report(request.cache, report, as_json)
+        return report.exit_code
+
+    terminal.run(action, as_json=as_json)
+
+
+@app.command()
+def status(cache: CacheArgument, as_json: JsonOption = False) -> None:
+    """Show rows done and missing, bytes and rate (rows/s of one worker), per dataset, teacher and view."""
+    from jobs.show import terminal
+
+    def action() -> int:
+        import polars as pl
+
+        from jobs.show.tables import print_table
+        from storage.cache.status import read_status
+        from storage.errors import RowsMissing
+
+        opened = _open(cache)
+        stages = read_status(opened)
+        if as_json:
+            terminal.print_json({"cache": opened.url, "stages": stages.to_dicts()})
+        else:
+            shown = stages.select(
+                "dataset",
+                "teacher",
+                "view",
+                rows="rows_done",
+                missing="rows_missing",
+                unread="quarantined",
+                shards=pl.format("{}/{}", "shards_done", "shards"),
+                bytes="bytes",
+                **{"rows/s": "rows_per_s"},
+            )
+            print_table(shown, title=opened.url)
+        return RowsMissing.exit_code if stages.select(pl.sum("rows_missing", "quarantined")).row(0) > (0, 0) else 0
+
+    terminal.run(action, as_json=as_json)
+
+
+@app.command()
+def info(cache: CacheArgument, as_json: JsonOption = False) -> None:
+    """Show what a cache promises: fingerprints, encodings, features, provenance."""
+    from jobs.show import terminal
+
+    def action() -> int:
+        from jobs.show.tables import print_tree
+        from storage.cache.status import read_info
+
+        found = read_info(_open(cache))
+        if as_json:
+            terminal.print_json(found)
+        else:
+            print_tree(cache, found)
+        return 0
+
+    terminal.run(action, as_json=as_json)
+
+
+@app.command()
+def verify(
+    cache: CacheArgument,
+    repair: Annotated[
+        bool, typer.Option("--repair", help="Drop bad shards, so that build makes them again, and garbage.")
+    ] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Check every object against its digest."""
+    from jobs.show import terminal
+
+    def action() -> int:
+        from storage.cache import verify as room
+        from storage.errors import CorruptObject, RowsMissing
+
+        opened = _open(cache)
+        with terminal.watching("shards") as watch:
+
+            def on_shard(done: int, total: int) -> None:
+                if done == 1:
+                    watch.begin(f"verify {cache}", total)
+                watch.advance(1)
+
+            found = room.verify(opened, on_shard)
+        if repair:
+            room.repair(opened, found)
+        if as_json:
+            bad = [{"shard": str(shard.key), "reason": shard.reason} for shard in found.bad]
+            counts = {"shards": found.shards, "bytes": found.bytes, "garbage": list(found.garbage)}
+            terminal.print_json(counts | {"bad": bad, "repaired": repair})
+        else:
+            for shard in found.bad:
+                terminal.out.print(f"bad  {shard.key}\n{shard.reason}", markup=False)
+            done = "dropped; cache build makes them again" if repair else f"cache verify {cache} --repair drops them"
+            terminal.out.print(
+                f"{found.shards} shards, {terminal.si(found.bytes, 'B')}: "
+                + (f"{len(found.bad)} bad ({done})" if found.bad else "all whole")
+                + (f"; {len(found.garbage)} abandoned groups{' removed' if repair else ''}" if found.garbage else ""),
+                markup=False,
+            )
+        return 0 if not found.bad else RowsMissing.exit_code if repair else CorruptObject.exit_code
+
+    terminal.run(action, as_json=as_json)
+
+
+@app.command()
+def query(
+    cache: CacheArgument,
+    sql: Annotated[
+        str, typer.Argument(metavar="SELECT", help='SQL over the table "samples", or over a dataset\'s own.')
+    ],
+    as_json: JsonOption = False,
+) -> None:
+    """Ask the per-sample table: label, split, each teacher's top class, entropy and so on."""
+    from jobs.show import terminal
+
+    def action() -> int:
+        from jobs.show.tables import print_table
+        from storage.cache.status import query_samples
+
+        rows = query_samples(_open(cache), sql)
+        if as_json:
+            terminal.print_json(rows.to_dicts())
+        else:
+            print_table(rows)
+        return 0
+
+    terminal.run(action, as_json=as_json)
+
+
+def _open(url: str) -> Cache:
+    from storage.cache import Cache
+
+    return Cache.open(url)
+
+
+def _parse_partition(text: str) -> tuple[int, int]:
+    from storage.errors import BadRequest
+
+    i, _, n = text.partition("/")
+    if not (i.isdecimal() and n.isdecimal() and int(i) < int(n)):
+        raise BadRequest(f"--partition {text} is not a partition", expected="I/N with I from 0 to N - 1, such as 0/8")
+    return int(i), int(n)
+
+
+def _print_plan(plan: BuildPlan, as_json: bool) -> None:
+    import polars as pl
+
+    from jobs.show import terminal
+    from jobs.show.tables import print_memory, print_table
+    from teacher_cache.building.memory import project_worker
+
+    memory = project_worker(plan)
+    stages = [
+        {
+            "stage": stage.name,
+            "rows": stage.dataset.rows.num_rows,
+            "shards": len(stage.shards),
+            "shards_missing": len(stage.todo),
+            "rows_missing": sum(shard.stop - shard.start for shard in stage.todo),
+        }
+        for stage in plan.stages
+    ]
+    if as_json:
+        terminal.print_json({"cache": plan.request.cache, "stages": stages, "worker_memory_bytes": memory.total_bytes})
+        return
+    print_table(pl.DataFrame(stages), title=plan.request.cache)
+    print_memory("memory of a worker", memory.total_bytes, memory._asdict())
+    terminal.out.print("a dry run: nothing was written")
+
+
+def main() -> None:
+    """Run the program."""
+    run_program(app)

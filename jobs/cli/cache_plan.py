@@ -1,0 +1,102 @@
+"""`cache plan`: what each encoding would cost and lose, measured before the big run. Parses, calls the room, prints."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from jobs.cli.arguments import DeviceOption, JobArgument, JsonOption
+
+if TYPE_CHECKING:
+    from jobs.show.terminal import Watch
+
+PLOT_SUFFIXES = (".png", ".svg", ".pdf")
+
+
+def plan(
+    job: JobArgument,
+    rows: Annotated[
+        int, typer.Option(min=16, metavar="N", help="Rows to measure on, spread over the datasets; of text, tokens.")
+    ] = 512,
+    workers: Annotated[
+        int | None, typer.Option(min=1, metavar="N", help="Workers of the big run; by default the job's.")
+    ] = None,
+    epochs: Annotated[int, typer.Option(min=1, metavar="N", help="Epochs of each student.")] = 20,
+    plot: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Bytes against fidelity, as .png, .svg or .pdf.")
+    ] = None,
+    device: DeviceOption = "auto",
+    as_json: JsonOption = False,
+) -> None:
+    """Measure bytes, fidelity and speed of every encoding on a few hundred rows; nothing is stored."""
+    from jobs.show import terminal
+
+    def action() -> int:
+        from jobs.files.cache_job import CacheJob
+        from jobs.files.reading import read_job
+        from jobs.show.pilot_tables import as_values, print_pilot
+        from teacher_cache.building.survey import BuildRequest
+        from teacher_cache.pilot.pilot import PilotRequest, run_pilot
+
+        if plot is not None:
+            _check_plot(plot)
+        read = read_job(job, CacheJob)
+        request = PilotRequest(
+            build=BuildRequest(
+                cache=read.cache,
+                job=str(job),
+                sources=tuple(read.dataset),
+                teachers=tuple(read.teacher),
+                views=read.views,
+                device=device,
+                threads=read.cluster.num_threads,
+            ),
+            fidelity=read.fidelity,
+            rows=rows,
+            workers=workers or read.cluster.num_workers,
+            epochs=epochs,
+        )
+        with terminal.watching("done") as watch:
+            pilots = run_pilot(request, _PilotProgress(watch))
+        if plot is not None:
+            from jobs.show.pilot_plot import draw
+
+            draw(pilots, plot)
+        if as_json:
+            values = [as_values(pilot, request) for pilot in pilots]
+            terminal.print_json({"job": str(job), "plot": None if plot is None else str(plot), "teachers": values})
+            return 0
+        for pilot in pilots:
+            print_pilot(pilot, request)
+        if plot is not None:
+            terminal.out.print(f"plot: {plot}", markup=False, soft_wrap=True)
+        return 0
+
+    terminal.run(action, as_json=as_json)
+
+
+def _check_plot(path: Path) -> None:
+    """Refuse a plot that could not be written, before anything is measured."""
+    from storage.errors import BadRequest
+
+    if path.suffix.lower() not in PLOT_SUFFIXES:
+        raise BadRequest(f"--plot {path} has no suffix of a picture", expected=", ".join(PLOT_SUFFIXES))
+    if path.is_dir() or not path.resolve().parent.is_dir():
+        raise BadRequest(
+            f"--plot {path} cannot be written", found="no such folder" if not path.is_dir() else "a folder"
+        )
+
+
+class _PilotProgress:
+    """Shows a pilot's progress."""
+
+    def __init__(self, watch: Watch):
+        self._watch = watch
+
+    def stage(self, name: str, total: int) -> None:
+        self._watch.begin(name, total)
+
+    def advance(self, count: int) -> None:
+        self._watch.advance(count)

@@ -1,0 +1,66 @@
+"""`cache recode`: a smaller cache from a richer one, without the teacher. Parses, calls the room, prints."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from jobs.cli.arguments import CacheArgument, DeviceOption, JobArgument, JsonOption
+
+
+def recode(
+    cache: CacheArgument,
+    job: JobArgument,
+    workers: Annotated[int | None, typer.Option(min=1, help="Worker processes, instead of the job's.")] = None,
+    beside: Annotated[
+        str | None, typer.Option("--as", metavar="NAME", help="Make a cache of this name beside the job's.")
+    ] = None,
+    device: DeviceOption = "auto",
+    as_json: JsonOption = False,
+) -> None:
+    """Make the job's cache from CACHE, a richer one, without its teachers."""
+    from jobs.show import terminal
+
+    def action() -> int:
+        from jobs.cli.building import BuildProgress, beside_of, choose_cluster, open_runner, print_report
+        from jobs.files.cache_job import CacheJob
+        from jobs.files.reading import read_job
+        from storage.cache import Cache
+        from storage.errors import RowsMissing
+        from teacher_cache.building.runners import run_inline
+        from teacher_cache.building.survey import BuildRequest
+        from teacher_cache.recoding.recode import needs_runner, plan_recode, run_recode
+
+        read = read_job(job, CacheJob)
+        cluster = choose_cluster(read.cluster, workers)
+        request = BuildRequest(
+            cache=read.cache if beside is None else beside_of(read.cache, beside),
+            job=str(job),
+            sources=tuple(read.dataset),
+            teachers=tuple(read.teacher),
+            views=read.views,
+            device=device,
+            threads=cluster.num_threads,
+        )
+        plan = plan_recode(Cache.open(absolute(cache)), request)
+        with terminal.watching("rows") as watch:
+            progress = BuildProgress(watch)
+            if needs_runner(plan):
+                with open_runner(cluster) as runner:
+                    report = run_recode(plan, runner, progress)
+            else:
+                report = run_recode(plan, run_inline, progress)
+            for stage, shards in plan.missing.items():
+                progress.note(f"{stage}: {shards} shards are not in {cache} yet; the same command takes them up later")
+        print_report(request.cache, report, as_json)
+        return report.exit_code or (RowsMissing.exit_code if plan.missing else 0)
+
+    terminal.run(action, as_json=as_json)
+
+
+def absolute(cache: str) -> str:
+    """Return a cache's address as a worker elsewhere must be told it."""
+    import os
+
+    return cache if "://" in cache else os.path.abspath(cache)

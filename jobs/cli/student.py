@@ -1,0 +1,239 @@
+"""`student`: train students from a cache, and compare them.
+
+Thin on purpose, like `cache_cli`: parse, call a room, print.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from jobs.cli.arguments import Device, DeviceOption, JobArgument, JsonOption, run_program
+from student_train.running.heaps import limit_heaps
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from jobs.cluster.students import ClusterPlan
+    from jobs.files.student_job import StudentJob
+    from jobs.show.terminal import Watch
+    from student_train.preparing.dry_run import DryRun
+    from student_train.preparing.prepare import Request
+    from student_train.running.train import Summary
+    from student_train.stepping.parallel import Parallel
+
+app = typer.Typer(
+    help="Train many students from a cache of soft targets; no teacher is loaded.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+DryRunOption = Annotated[bool, typer.Option("--dry-run", help="Print the plan and the memory bound; do nothing.")]
+RunsArgument = Annotated[Path, typer.Argument(metavar="RUNS", help="A folder of runs.")]
+
+
+@app.command()
+def train(
+    job: JobArgument, dry_run: DryRunOption = False, device: DeviceOption = "auto", as_json: JsonOption = False
+) -> None:
+    """Train every student of the job; finished ones are skipped, interrupted ones resume."""
+    from jobs.show import terminal
+
+    def action() -> int:
+        from student_train.stepping.parallel import joined
+
+        with joined() as parallel:  # others, where torchrun started this
+            return _train(job, dry_run, device, as_json, parallel)
+
+    terminal.run(action, as_json=as_json)
+
+
+@app.command()
+def compare(runs: RunsArgument, as_json: JsonOption = False) -> None:
+    """Show a table of students: parameters, accuracy, agreement with the teacher, time."""
+    from jobs.show import terminal
+
+    def action() -> int:
+        from student_train.running.records import compare_runs
+
+        if as_json:
+            terminal.print_json(compare_runs(runs).to_dicts())
+        else:
+            _print_comparison(runs)
+        return 0
+
+    terminal.run(action, as_json=as_json)
+
+
+@app.command()
+def report(
+    runs: RunsArgument,
+    out: Annotated[Path | None, typer.Option(metavar="FILE", help="Where to write it; else RUNS/report.html.")] = None,
+    cache: Annotated[str | None, typer.Option(metavar="URL", help="Where their cache lies, if it has moved.")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Write one HTML page about all students of a folder; it opens offline."""
+    from jobs.show import terminal
+
+    def action() -> int:
+        from student_train.report import write_report
+
+        written = write_report(runs, out, cache)
+        if as_json:
+            terminal.print_json(
+                {
+                    "report": str(written.path),
+                    "students": written.students,
+                    "bytes": written.size_bytes,
+                    "left_out": list(written.notices),
+                    "exit_code": written.exit_code,
+                }
+            )
+            return written.exit_code
+        for notice in written.notices:
+            terminal.errors.print(f"left out: {notice}", markup=False)
+        size = terminal.si(written.size_bytes, "B")
+        students = f"{written.students} student{'s' if written.students > 1 else ''}"
+        terminal.out.print(f"{written.path}: {students}, {size}", markup=False, soft_wrap=True)
+        return written.exit_code
+
+    terminal.run(action, as_json=as_json)
+
+
+def _train(job: Path, dry_run: bool, device: Device, as_json: bool, parallel: Parallel) -> int:
+    from jobs.files.reading import read_job
+    from jobs.files.student_job import StudentJob
+    from jobs.show import terminal
+
+    read = read_job(job, StudentJob)
+    request = read.request(device, parallel)
+    if dry_run:
+        _print_dry_run(read, request, as_json)
+        return 0
+    with terminal.watching("steps") as watch, terminal.deferred_signals() as stop:
+        if request.data.measures_trained_rows and parallel.writes:
+            shared = f"{read.validation} and {read.train} share rows"
+            watch.note(f"note: {shared}; the students are measured on what they were trained on")
+        summary = _train_students(read, request, watch, stop)
+    if as_json and parallel.writes:
+        failed = {name: str(error) for name, error in summary.errors.items()}
+        records = [record.model_dump(mode="json", exclude={"identity"}) for record in summary.records]
+        terminal.print_json(
+            {"runs": str(read.runs), "students": records, "failed": failed, "exit_code": summary.exit_code}
+        )
+    elif parallel.writes:
+        _print_comparison(read.runs)
+    return summary.exit_code
+
+
+def _train_students(job: StudentJob, request: Request, watch: Watch, stop: Callable[[], bool]) -> Summary:
+    """Train in this process, or on the workers of a cluster."""
+    if job.cluster.kind == "inline":
+        import torch
+
+        from jobs.show.train_progress import TrainProgress
+        from student_train.running.train import train_students
+
+        if job.cluster.threads is not None:
+            torch.set_num_threads(job.cluster.threads)
+        progress = TrainProgress(watch)
+        return train_students(
+            request, report=progress.report if request.parallel.writes else progress.ignore, stop=stop
+        )
+    from jobs.cluster.students import train_on_cluster
+
+    if request.fleet.halving is not None:
+        watch.note("note: [halving] compares the students of one group with each other, not those of all")
+    return train_on_cluster(job, request, watch, stop)
+
+
+def _print_dry_run(job: StudentJob, request: Request, as_json: bool) -> None:
+    if job.cluster.kind == "inline":
+        from student_train.preparing.dry_run import dry_run
+
+        _print_plan(dry_run(request), as_json)
+    else:
+        from jobs.cluster.students import plan_on_cluster
+
+        _print_groups(plan_on_cluster(job.cluster, request), as_json)
+
+
+def _print_plan(plan: DryRun, as_json: bool) -> None:
+    from dataclasses import asdict
+
+    import polars as pl
+
+    from jobs.show import terminal
+    from jobs.show.tables import print_memory, print_table
+
+    students = [asdict(student) for student in plan.students]
+    if as_json:
+        terminal.print_json({"students": students, "memory": None if plan.memory is None else asdict(plan.memory)})
+        return
+    print_table(pl.DataFrame(students))
+    if plan.memory is not None:
+        memory = plan.memory
+        device = "" if memory.device_bytes is None else f" ({terminal.si(memory.device_bytes, 'B')} on the device)"
+        print_memory(f"memory{device}", memory.host_bytes, memory.parts)
+        terminal.out.print(f"rows: {memory.residency.place} ({memory.residency.why})")
+    terminal.out.print("a dry run: nothing was written")
+
+
+def _print_groups(plan: ClusterPlan, as_json: bool) -> None:
+    from dataclasses import asdict
+
+    import polars as pl
+
+    from jobs.show import terminal
+    from jobs.show.tables import print_table
+    from student_train.preparing.dry_run import plan_student
+
+    group_of = {student.options.name: group.number for group in plan.groups for student in group.left}
+    students = [
+        {"student": student.options.name, "group": group_of.get(student.options.name)} | asdict(plan_student(student))
+        for student in plan.students
+    ]
+    groups = [
+        {"group": group.number, "students": len(group.left), "work": group.share}
+        | ({} if plan.memory is None else {"bytes": plan.memory[place].host_bytes})
+        for place, group in enumerate(plan.groups)
+    ]
+    if as_json:
+        memory = None if plan.memory is None else [asdict(memory) for memory in plan.memory]
+        terminal.print_json({"students": students, "groups": groups, "memory": memory})
+        return
+    print_table(pl.DataFrame(students))
+    if groups:
+        shown = pl.DataFrame(groups).with_columns(work=(100 * pl.col("work")).round().cast(pl.Int64).cast(str) + " %")
+        print_table(
+            shown, title="one group a worker; bytes: its memory, at most" if plan.memory else "one group a worker"
+        )
+    terminal.out.print("a dry run: nothing was written")
+
+
+def _print_comparison(runs: Path) -> None:
+    import polars as pl
+
+    from jobs.show.tables import print_table
+    from student_train.running.records import compare_runs
+
+    table = compare_runs(runs)
+    shown = table.select(
+        "student",
+        "parameters",
+        "accuracy",
+        "agreement",
+        epochs=pl.col("epochs"),
+        seconds=pl.col("seconds").round(1),
+        status=pl.col("status"),
+    )
+    print_table(shown, title=str(runs))
+
+
+def main() -> None:
+    """Run the program."""
+    limit_heaps()
+    run_program(app)

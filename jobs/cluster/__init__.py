@@ -1,0 +1,8 @@
+"""Dask: the only folder that knows it. One runner for both halves of the system (docs/adr/0010).
+
+opening.py        opens a client: what `[cluster]` may say, local workers or an address
+flight.py         runs work on a client's workers, a bounded number at a time, and survives what dies
+students.py       `student train` on several devices
+groups.py         which students go to which worker, and whether that fits
+student_work.py   one group of students on one worker
+"""

@@ -1,0 +1,153 @@
+"""Which students go to which worker of a cluster, and whether that fits, before anything starts."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+
+from jobs.cluster.opening import ClusterOptions
+from storage.errors import BadRequest
+from student_train.devices import find_device, free_bytes, gib
+from student_train.preparing.flops import epoch_flops
+from student_train.preparing.prepare import PreparedRun, Request
+from student_train.preparing.projection import MemoryProjection, fit, stack_kind
+from student_train.running.checkpoint import position_of
+from student_train.running.heaps import HEAPS, VARIABLE
+from student_train.running.train import choose_for
+
+WORKER_BYTES = 96 * 2**20  # of a worker that has begun, above this process with the same libraries: 85 MB on Linux
+
+
+@dataclass(frozen=True)
+class Group:
+    """Students that share a worker.
+
+    Attributes:
+        number: from 1.
+        students: in the job's order.
+        share: of the work of all groups.
+    """
+
+    number: int
+    students: tuple[PreparedRun, ...]
+    share: float
+
+    @property
+    def name(self) -> str:
+        return f"group {self.number}"
+
+    @property
+    def left(self) -> list[PreparedRun]:
+        """Return the students that are not finished."""
+        return [student for student in self.students if student.finished is None]
+
+
+def plan_groups(request: Request, students: Sequence[PreparedRun], workers: int, device: str) -> list[Group]:
+    """Return what is left of a job in groups of about the same work, one a worker at most.
+
+    With [halving] the groups are those of all students, finished ones among them: whoever is compared with each other
+    is then the same, however often the job is interrupted.
+
+    Args:
+        request: what is asked for.
+        students: all of the job.
+        workers: how many there are.
+        device: what they most likely have, "cpu" or "cuda".
+    """
+    halving = request.fleet.halving is not None
+    grouped = [student for student in students if halving or student.finished is None]
+    works = [
+        epoch_flops(student, device) * (student.options.epochs if halving else _epochs_left(student))
+        for student in grouped
+    ]
+    groups: list[Group] = []
+    for places in split([stack_kind(student) for student in grouped], works, workers):
+        share = sum(works[place] for place in places) / sum(works)
+        groups.append(Group(len(groups) + 1, tuple(grouped[place] for place in places), share))
+    return [group for group in groups if group.left]
+
+
+def split(kinds: Sequence[Hashable], works: Sequence[int], workers: int) -> list[list[int]]:
+    """Return the places of students in groups of about the same work, one group a worker at most.
+
+    Students of one kind could be stacked as one program, so they are kept together; only a kind that is more than a
+    worker's share of all the work is cut into parts.
+
+    Args:
+        kinds: of each student.
+        works: of each student, in any unit, above 0.
+        workers: how many there are.
+    """
+    total = sum(works)
+    parts: list[list[int]] = []
+    for kind in dict.fromkeys(kinds):
+        alike = [place for place, other in enumerate(kinds) if other == kind]
+        shares = -(-sum(works[place] for place in alike) * workers // total)
+        parts += [[alike[i] for i in part] for part in _pack([works[place] for place in alike], shares)]
+    packed = _pack([sum(works[place] for place in part) for part in parts], workers)
+    return sorted(sorted(place for i in group for place in parts[i]) for group in packed)
+
+
+def _pack(works: Sequence[int], bins: int) -> list[list[int]]:
+    """Return the places of works in so many bins, or fewer: the largest first, each to the bin that has least."""
+    packed: list[list[int]] = [[] for _ in range(bins)]
+    loads = [0] * bins
+    for place in sorted(range(len(works)), key=lambda place: -works[place]):
+        least = loads.index(min(loads))
+        packed[least].append(place)
+        loads[least] += works[place]
+    return [group for group in packed if group]
+
+
+def _epochs_left(student: PreparedRun) -> int:
+    position = position_of(student.folder, student.identity)
+    return max(1, student.options.epochs - (0 if position is None else position.epoch))
+
+
+def local_workers(options: ClusterOptions, request: Request) -> list[dict[str, str]]:
+    """Return the environment of each worker on this machine: one for each CUDA device, or processor.
+
+    Raises:
+        BadRequest: more workers are asked for than there are devices.
+    """
+    if find_device(request.device).type == "cpu":
+        return [{VARIABLE: str(HEAPS)}] * options.num_workers
+    count, visible = torch.cuda.device_count(), os.environ.get("CUDA_VISIBLE_DEVICES")
+    names = [name.strip() for name in visible.split(",")] if visible else [str(number) for number in range(count)]
+    if (options.workers or 1) > count:
+        raise BadRequest(
+            "there are more workers than CUDA devices, and each has one of its own",
+            found=f"workers = {options.workers}",
+            expected=f"at most {count}",
+            do="lower `workers`, or drop it",
+        )
+    return [{VARIABLE: str(HEAPS), "CUDA_VISIBLE_DEVICES": name} for name in names[: options.workers or count]]
+
+
+def project_groups(request: Request, groups: Sequence[Group]) -> list[MemoryProjection]:
+    """Return the bound on the memory of each worker on this machine.
+
+    Raises:
+        BadRequest: one of them does not fit on its device, or all of them together not into this machine's memory.
+    """
+    import distributed  # noqa: F401 - a worker holds it, so the baseline must
+
+    device, projected = find_device(request.device), []
+    for group in groups:
+        residency = choose_for(request, group.left, device)
+        window_shards = request.data.window_shards
+        memory = fit(request.cache, group.left, residency, window_shards, device, request.fleet)[1]
+        parts = memory.parts | {"a Dask worker": WORKER_BYTES}
+        projected.append(replace(memory, host_bytes=memory.host_bytes + WORKER_BYTES, parts=parts))
+    needed, free = sum(memory.host_bytes for memory in projected), free_bytes(torch.device("cpu"))
+    if needed > free:
+        raise BadRequest(
+            f"{len(groups)} workers do not fit into this machine's memory",
+            found=f"{gib(needed)} projected for all, {gib(free)} free",
+            expected="fewer workers, each of which holds the libraries, its rows and its students",
+            do=f'workers = {max(1, len(groups) * free // needed)}, or residency = "stream"',
+        )
+    return projected

@@ -1,0 +1,274 @@
+"""`student train` on several devices: groups of students as Dask tasks, one group a device.
+
+The command checks the job, splits what is left of it into groups, and watches; workers read the cache and write the
+runs (`jobs.cluster.student_work`). What a group fails by, its students fail by; those of other groups do not notice.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import queue
+import signal
+import time
+import uuid
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from jobs.cluster.flight import one_each, run_tasks, wait_for_workers
+from jobs.cluster.groups import Group, local_workers, plan_groups, project_groups
+from jobs.cluster.opening import StudentClusterOptions, num_processors, open_client
+from jobs.cluster.student_work import GroupDone, GroupTask, as_json, beacon, stop_groups, train_group
+from jobs.files.student_job import StudentJob
+from jobs.show.terminal import Watch
+from jobs.show.train_progress import TrainProgress
+from storage.errors import Interrupted, StillroomError, WorkerDied
+from storage.format.objects import LocalObjects
+from student_train.devices import find_device
+from student_train.options.sections import FleetOptions
+from student_train.preparing.prepare import PreparedRun, Request, check_run, prepare
+from student_train.preparing.projection import MemoryProjection
+from student_train.running.checkpoint import position_of
+from student_train.running.records import RunRecord
+from student_train.running.trackers import check_installed
+from student_train.running.train import Summary, skip_finished
+
+if TYPE_CHECKING:
+    from distributed import Client
+
+DEATHS = 1  # of its worker, that a group survives: its students go on from their checkpoints
+RECORD_S = 90.0  # until a network file system shows what another machine has written
+
+
+@dataclass(frozen=True)
+class ClusterPlan:
+    """What `train_on_cluster` would do.
+
+    Attributes:
+        students: all of the job.
+        groups: of what is left; none if that is nothing.
+        memory: of each group's worker; None where workers are elsewhere, and project it themselves.
+    """
+
+    students: Sequence[PreparedRun]
+    groups: Sequence[Group]
+    memory: Sequence[MemoryProjection] | None
+
+
+def plan_on_cluster(options: StudentClusterOptions, request: Request) -> ClusterPlan:
+    """Return what `train_on_cluster` would do, after the same checks.
+
+    Raises:
+        BadRequest: of some kind.
+        TryAgain: no scheduler, or no workers.
+    """
+    students = prepare(request)
+    if all(student.finished is not None for student in students):
+        return ClusterPlan(students, (), None)
+    if options.kind == "local":
+        _, groups = _local(options, request, students)
+        return ClusterPlan(students, groups, project_groups(request, groups))
+    with _opened(options, request, students, lambda: False) as (_, groups):
+        return ClusterPlan(students, groups, None)
+
+
+def train_on_cluster(job: StudentJob, request: Request, watch: Watch, stop: Callable[[], bool]) -> Summary:
+    """Train every student of a job that is not finished yet, in groups on the workers of its cluster.
+
+    Args:
+        job: its `[cluster]` is not `inline`.
+        request: of the job.
+        watch: shows one bar over the steps of all students.
+        stop: asked about once a second; if it says so, all students write checkpoints and Interrupted is raised.
+
+    Raises:
+        BadRequest: of some kind; nothing was started.
+        TryAgain: no scheduler, or no workers.
+        Interrupted: `stop` said so.
+    """
+    students, progress, errors = prepare(request), TrainProgress(watch), {}
+    skip_finished(students, progress.report)
+    if any(student.finished is None for student in students):
+        with _opened(job.cluster, request, students, stop) as (client, groups):
+            errors = _train(client, job, request, groups, watch, stop)
+    return _summary(students, errors, request.fleet)
+
+
+def _local(
+    options: StudentClusterOptions, request: Request, students: Sequence[PreparedRun]
+) -> tuple[list[dict[str, str]], list[Group]]:
+    """Return the environments of workers on this machine, and what each of them is to train."""
+    check_installed(request.fleet.track)
+    environments = local_workers(options, request)
+    groups = plan_groups(request, students, len(environments), find_device(request.device).type)
+    return environments[: len(groups)], groups
+
+
+@contextlib.contextmanager
+def _opened(
+    options: StudentClusterOptions, request: Request, students: Sequence[PreparedRun], stop: Callable[[], bool]
+) -> Iterator[tuple[Client, list[Group]]]:
+    """Yield a client of the cluster, and what its workers are to train."""
+    if options.kind == "local":
+        environments, groups = _local(options, request, students)
+        if find_device(request.device).type == "cpu":  # a GPU's memory is looked at by its own worker
+            project_groups(request, groups)
+        ignored = (signal.SIGINT, signal.SIGTERM)  # a whole process group may get them; the command says when to stop
+        with open_client(options, environments=environments, tasks_each=1, ignored=ignored) as client:
+            yield client, groups
+    else:
+        with open_client(options) as client:
+            workers = wait_for_workers(client, stop)
+            yield client, plan_groups(request, students, workers, "cpu" if request.device == "cpu" else "cuda")
+
+
+def _train(
+    client: Client, job: StudentJob, request: Request, groups: Sequence[Group], watch: Watch, stop: Callable[[], bool]
+) -> dict[str, StillroomError]:
+    """Train groups to their ends; return the errors of students that failed, by name."""
+    command = uuid.uuid4().hex[:12]
+    threads = job.cluster.threads
+    if threads is None and job.cluster.kind == "local":
+        threads = max(1, num_processors() // len(groups))
+    tasks = [_task(job, group, request, threads, command) for group in groups]
+    running, errors = {group.name: group for group in groups}, dict[str, StillroomError]()
+    bar = _Bar(client, command, watch, tasks)
+
+    def going_on() -> bool:
+        bar.show()
+        if not stop():
+            return True
+        if client.status == "running":
+            with contextlib.suppress(OSError):  # the scheduler may go at this very moment; `run_tasks` tells
+                client.run(stop_groups, command, on_error="ignore")
+        return False
+
+    with (
+        _beacon(request, command),
+        contextlib.closing(
+            run_tasks(client, train_group, tasks, places=one_each, deaths=DEATHS, going_on=going_on)
+        ) as results,
+    ):
+        for task, result in results:
+            if isinstance(result, Interrupted):
+                continue
+            bar.end(task.key, result)
+            errors |= _errors(running.pop(task.key), result, request.fleet)
+    if running:
+        names = [student.options.name for group in running.values() for student in group.left]
+        raise Interrupted(f"{len(names)} students stopped" if len(names) > 1 else f"student {names[0]} stopped")
+    return errors
+
+
+def _task(job: StudentJob, group: Group, request: Request, threads: int | None, command: str) -> GroupTask:
+    """Return what a worker is sent: a job of these students alone, who see the views that all of the job do."""
+    students = [student.options for student in group.students]
+    views = group.students[0].train.views
+    own = job.model_copy(update={"student": students, "defaults": {}, "views": 0 if views is None else views.count})
+    return GroupTask(
+        key=group.name,
+        job=as_json(own),
+        device=request.device,
+        threads=threads,
+        command=command,
+        steps={student.options.name: _steps(student) for student in group.left},
+    )
+
+
+def _steps(student: PreparedRun) -> tuple[int, int]:
+    """Return the steps that a student has taken, and those of its whole run."""
+    each = -(-student.train.num_rows // student.options.batch_size)
+    position = position_of(student.folder, student.identity)
+    return 0 if position is None else position.epoch * each + position.step, student.options.epochs * each
+
+
+@contextlib.contextmanager
+def _beacon(request: Request, command: str) -> Iterator[None]:
+    """Keep a file in the runs folder, so that workers know that they see the same."""
+    objects, name = LocalObjects(request.runs), beacon(request.runs, command).name
+    objects.put(name, b"")
+    try:
+        yield
+    finally:
+        objects.delete(name)
+
+
+def _errors(group: Group, result: GroupDone | Exception, fleet: FleetOptions) -> dict[str, StillroomError]:
+    """Return the errors of a group's students, by name: their own, or what the whole group failed by."""
+    if isinstance(result, GroupDone):
+        return result.errors
+    unfinished = [student.options.name for student in group.left if _record(student, fleet) is None]
+    if isinstance(result, WorkerDied):
+        do = "look at its log, and at its memory; the same command goes on from the last checkpoint"
+        return {name: WorkerDied(f"student {name} was lost with its worker, twice", do=do) for name in unfinished}
+    if isinstance(result, StillroomError):
+        return dict.fromkeys(unfinished, result)
+    return {name: StillroomError(f"student {name} failed", found=repr(result)) for name in unfinished}
+
+
+def _summary(students: Sequence[PreparedRun], errors: dict[str, StillroomError], fleet: FleetOptions) -> Summary:
+    """Return what became of all; a record that another machine has written may take a while to be seen."""
+    records, unseen, deadline_s = [], dict[str, StillroomError](), time.monotonic() + RECORD_S
+    for student in students:
+        name = student.options.name
+        if name in errors:
+            continue
+        while (record := _record(student, fleet)) is None and time.monotonic() < deadline_s:
+            time.sleep(1)
+        if record is not None:
+            records.append(record)
+        else:
+            unseen[name] = StillroomError(
+                f"student {name} was trained, but its record is not there",
+                found=f"nothing in {student.folder} after {RECORD_S:.0f} s",
+                do="look whether `runs` is one folder for the command and all workers",
+            )
+    return Summary(tuple(records), errors | unseen)
+
+
+def _record(student: PreparedRun, fleet: FleetOptions) -> RunRecord | None:
+    """Return the record of a student that needs no more training, as it is now."""
+    return check_run(student.folder, student.identity, fleet)
+
+
+class _Bar:
+    """One bar over the steps of all groups, from what their workers tell.
+
+    Args:
+        client: through which they do.
+        command: the topic.
+        watch: shows it.
+        tasks: of all groups.
+    """
+
+    def __init__(self, client: Client, command: str, watch: Watch, tasks: Sequence[GroupTask]):
+        self._watch = watch
+        self._told = queue.SimpleQueue[dict[str, Any]]()
+        client.subscribe_topic(command, lambda event: self._told.put(event[1]))
+        steps = [steps for task in tasks for steps in task.steps.values()]
+        self._done = {task.key: sum(done for done, _ in task.steps.values()) for task in tasks}
+        watch.note(f"{len(steps)} students in {len(tasks)} groups, one a worker")
+        watch.begin(f"{len(steps)} students", sum(total for _, total in steps), sum(done for done, _ in steps))
+
+    def show(self) -> None:
+        """Show what was told since."""
+        while not self._told.empty():
+            self._show(self._told.get())
+
+    def end(self, group: str, result: GroupDone | Exception) -> None:
+        """Show what a group ended with."""
+        self.show()
+        if isinstance(result, GroupDone):
+            self._show(result.told)
+            counts = Counter([*result.statuses.values(), *["failed"] * len(result.errors)])
+            self._watch.note(f"{group}: {', '.join(f'{count} {status}' for status, count in counts.items())}")
+        else:
+            self._watch.note(f"{group}: {result}")
+
+    def _show(self, told: dict[str, Any]) -> None:
+        group = told["group"]
+        for note in told["notes"]:
+            self._watch.note(f"{group}: {note}")
+        self._watch.advance(told["done"] - self._done[group], f"{group} {told['detail']}".rstrip())
+        self._done[group] = told["done"]

@@ -1,0 +1,70 @@
+"""What a student job may say. A section's own fields live in the room that uses it; here they are put together."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Any, Self
+
+from pydantic import Field, model_validator
+
+from jobs.cli.arguments import Device
+from jobs.cluster.opening import StudentClusterOptions
+from jobs.files.reading import refuse_twice
+from storage.cache import Cache
+from storage.errors import BadRequest
+from storage.options import JobPath, Url
+from student_train.options.sections import DataOptions, FleetOptions, StudentOptions
+
+if TYPE_CHECKING:
+    from student_train.preparing.prepare import Request
+    from student_train.stepping.parallel import Parallel
+
+
+class StudentJob(DataOptions, FleetOptions):
+    """A whole `*.students.toml`; the fields of DataOptions and FleetOptions stand at its top.
+
+    Attributes:
+        cache: where rows are read.
+        runs: folder of the runs, one below it for each student.
+        defaults: lie beneath every `[[student]]`, its sweep among them.
+        cluster: where groups of students are trained; decides nothing about what is computed.
+        student: all of them, defaults and sweeps multiplied out; `read_job` does that (`jobs.files.sweep`).
+    """
+
+    cache: Url
+    runs: JobPath
+    cluster: StudentClusterOptions = StudentClusterOptions()
+    defaults: dict[str, Any] = Field(default={})
+    student: Annotated[list[StudentOptions], Field(min_length=1)]
+
+    @model_validator(mode="after")
+    def _names(self) -> Self:
+        refuse_twice("student", [student.name for student in self.student])
+        return self
+
+    def request(self, device: Device, parallel: Parallel) -> Request:
+        """Return what is asked of `student_train`.
+
+        Args:
+            device: where.
+            parallel: this process among others that train the same student.
+
+        Raises:
+            BadRequest: the cache cannot be opened; or there are others, and a cluster is asked for besides.
+        """
+        from student_train.preparing.prepare import Request
+
+        if parallel.size > 1 and self.cluster.kind != "inline":
+            raise BadRequest(
+                "one student on several processes and groups of students on a cluster exclude each other",
+                found=f'{parallel.size} processes of torchrun, and kind = "{self.cluster.kind}" in [cluster]',
+                do='kind = "inline", or student train without torchrun',
+            )
+        return Request(
+            cache=Cache.open(self.cache),
+            runs=self.runs,
+            data=DataOptions(**self.model_dump(include=set(DataOptions.model_fields))),
+            students=tuple(self.student),
+            device=device,
+            fleet=FleetOptions(**self.model_dump(include=set(FleetOptions.model_fields))),
+            parallel=parallel,
+        )

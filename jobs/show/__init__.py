@@ -1,0 +1,8 @@
+"""What people see: terminal, tables, progress, pictures.
+
+terminal.py         progress, errors, exit codes, signals, JSON: the edge that both programs share
+tables.py           tables and trees, narrow enough for 80 columns
+train_progress.py   events of training into counts, notes and details
+pilot_tables.py     what `cache plan` found, as a table and as JSON
+pilot_plot.py       the same as a picture
+"""

@@ -1,0 +1,114 @@
+"""What is said of students while they train, in this process or on a worker: events into counts, notes and details."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from jobs.show.terminal import si
+from storage.views import PLAIN
+from student_train.running import events
+
+IDLE_SHARE = 0.01  # of the gradient; below it a term is worth a note
+
+
+class Watcher(Protocol):
+    """What shows it: a `terminal.Watch`, or on a worker what sends it to the command."""
+
+    def begin(self, name: str, total: int, done: int = 0, unit: str | None = None) -> None: ...
+    def advance(self, count: int, detail: str = "") -> None: ...
+    def detail(self, text: str) -> None: ...
+    def complete(self) -> None: ...
+    def note(self, text: str) -> None: ...
+
+
+class TrainProgress:
+    """Shows what happens to the students: one bar for all that share a pass."""
+
+    def __init__(self, watch: Watcher):
+        self._watch = watch
+        self._done_steps = self._loaded_shards = 0
+        self._students = 0  # of the pass that runs
+        self._best = (0, 0.0)  # an epoch of it, and the best accuracy in it so far
+
+    def ignore(self, event: events.Event) -> None:
+        """Show nothing: the first process tells."""
+
+    def report(self, event: events.Event) -> None:
+        match event:
+            case events.FeedChosen():
+                self._watch.note(f"rows: {event.residency} ({event.why})")
+                if event.views:
+                    self._watch.note(f"views: {event.views}; epoch e shows view (e - 1) mod {event.views}")
+            case events.MemoryProjected():
+                on_device = "" if event.device_bytes is None else f", {si(event.device_bytes, 'B')} on the device"
+                self._watch.note(f"memory: at most {si(event.host_bytes, 'B')}{on_device}")
+            case events.BatchIsAllRows():
+                who = event.students[0] + (f" and {len(event.students) - 1} more" if event.students[1:] else "")
+                self._watch.note(f"note: {who}: batch_size is more than the {event.rows} rows; an epoch is one step")
+            case events.Loading():
+                if event.done_shards == 1:
+                    self._watch.begin(f"{event.students}, rows", event.shards, unit="shards")
+                self._watch.advance(event.done_shards - self._loaded_shards)
+                self._loaded_shards = event.done_shards % event.shards
+            case events.PassStarted():
+                self._watch.begin(event.students, event.total_steps, event.done_steps)
+                self._done_steps = event.done_steps
+            case events.Progress():
+                loss = f"{self._of_many('median ')}loss {event.loss:.4g}"
+                self._watch.advance(event.done_steps - self._done_steps, f"epoch {event.epoch}/{event.epochs} {loss}")
+                self._done_steps = event.done_steps
+            case events.PassDone():
+                self._watch.complete()
+                self._students, self._best = 0, (0, 0.0)
+            case _:
+                self._tell_unit(event)
+                self._tell_student(event)
+
+    def _tell_unit(self, event: events.Event) -> None:
+        match event:
+            case events.StackingChosen():
+                how = "stacked" if event.stacked else "one by one"
+                self._watch.note(f"{len(event.students)} students like {event.students[0]}: {how} ({event.why})")
+            case events.StackTakenApart():
+                self._watch.note(f"{event.stack}: taken apart into {event.parts}, same rows again ({event.why})")
+            case events.StepsNotRecorded():
+                self._watch.note(f"{event.students}: steps are not recorded as CUDA graphs ({event.why})")
+
+    def _tell_student(self, event: events.Event) -> None:
+        match event:
+            case events.EpochDone():
+                self._tell_epoch(event)
+            case events.StudentStarted():
+                self._students += 1
+            case events.StudentSkipped():
+                done = "finished" if event.record.status == "finished" else "set aside"
+                self._watch.note(f"{event.record.student}: {done} before, skipped")
+            case events.StudentStopped():
+                self._watch.note(f"{event.record.student}: {event.record.error}")
+            case events.StudentFailed():
+                self._watch.note(str(event.error))
+            case events.TrackerFailed():
+                self._watch.note(f"note: {event.tracker} is off, training goes on: {event.why}")
+
+    def _tell_epoch(self, event: events.EpochDone) -> None:
+        metrics = event.metrics
+        if metrics.accuracy is not None:
+            view = "" if metrics.view == PLAIN else f" ({metrics.view})"
+            self._best = max(self._best, (metrics.epoch, metrics.accuracy))
+            best = self._best[1] if self._best[0] == metrics.epoch else metrics.accuracy
+            self._watch.detail(f"epoch {metrics.epoch}{view} {self._of_many('best ')}accuracy {best:.2%}")
+        if metrics.epoch == 1:
+            self._note_idle_terms(event.student, metrics.shares)
+
+    def _of_many(self, word: str) -> str:
+        """Return a word that tells which figure it is where there are those of several students."""
+        return word if self._students > 1 else ""
+
+    def _note_idle_terms(self, student: str, shares: dict[str, float]) -> None:
+        """Tell of terms that teach next to nothing; a weight that is off by a hundred is easily written."""
+        for name, share in shares.items():
+            if share < IDLE_SHARE:
+                self._watch.note(
+                    f"note: {student} learns next to nothing from {name}: {share:.2%} of the gradient in the first "
+                    "step; raise its weight, or drop it"
+                )

@@ -1,0 +1,299 @@
+"""A cache: rows in, arrays out. The only way in for both sides.
+
+    <cache>/
+      cache.json                                 format and identity; written first
+      <dataset>/dataset.json                     what makes the content of its rows
+      <dataset>/tokenizer.json                   of text: what makes tokens of it
+      <dataset>/views.json                       which function of a sample its views are, if it has any
+      <dataset>/plan/00000.parquet               which sample is which row; where shards end
+      <dataset>/ingest/00042.parquet             commit: sample_id, label, split, digest, error of each row
+      <dataset>/ingest/00042-7f3a0c12.zarr/      `inputs`, and `labels` of each position of tokens
+      <dataset>/<teacher>/teacher.json           which function made the targets
+      <dataset>/<teacher>/<view>/00042.parquet   commit: the teacher's top class, entropy, … of each row
+      <dataset>/<teacher>/<view>/00042-….zarr/   `logits`, `feature/<name>`
+      ledger/00000007.parquet                    summaries of commits
+
+FORMAT.md is the whole contract.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Iterable, Sequence
+from datetime import UTC, datetime
+from importlib.metadata import version
+
+import numpy as np
+import polars as pl
+
+from storage.errors import (
+    BadRequest,
+    CorruptObject,
+    IncompleteCache,
+    MissingObject,
+    MissingSource,
+    NotInCache,
+    StaleCache,
+)
+from storage.format.objects import Objects, open_objects
+from storage.format.rows import RowPlan, ShardRows, check_plan, read_plan
+from storage.format.shards import Commit, ShardKey, list_commits, read_arrays, read_commits, stage_folder
+from storage.format.specs import FORMAT_VERSION, CacheSpec, DatasetSpec, TeacherSpec, ViewsSpec, read_spec
+from storage.format.stages import VIEWS_JSON, list_datasets, list_teachers, stages_of
+from storage.tokenizer import TokenizerFile, parse_tokenizer
+from storage.views import PLAIN, view_fingerprint
+from storage.views.check import check_augmented
+
+CACHE_JSON = "cache.json"
+TOKENIZER_JSON = "tokenizer.json"
+TEACHER_COLUMNS = ("top", "top_probability", "entropy", "label_log_probability")
+
+
+class Cache:
+    """An open cache. Reads are thread-safe and see only committed shards."""
+
+    def __init__(self, objects: Objects, spec: CacheSpec):
+        self.objects = objects
+        self.spec = spec
+
+    @property
+    def url(self) -> str:
+        return self.objects.url
+
+    @property
+    def id(self) -> str:
+        """The cache's identity, made once when it was created."""
+        return self.spec.id
+
+    @classmethod
+    def open(cls, url: str) -> Cache:
+        """Return the cache at a folder or an object store's prefix.
+
+        Raises:
+            NotInCache: there is no cache.
+            UnsupportedFormat: it was written by a later format.
+        """
+        objects = open_objects(url)
+        listing = objects.list()
+        if CACHE_JSON not in {info.path for info in listing.objects}:
+            there = "a folder without cache.json" if listing.objects or listing.folders else "nothing"
+            raise NotInCache(f"{url} is not a cache", found=there, expected="cache.json", do="cache build JOB.toml")
+        return cls(objects, read_spec(objects, CACHE_JSON, CacheSpec))
+
+    @classmethod
+    def find(cls, url: str) -> Cache | None:
+        """Return the cache at `url`, or None if nothing is there.
+
+        Raises:
+            BadRequest: the folder holds something that is not a cache.
+        """
+        listing = open_objects(url).list()
+        if CACHE_JSON in {info.path for info in listing.objects}:
+            return cls.open(url)
+        if listing.objects or listing.folders:
+            raise BadRequest(
+                f"{url} holds something that is not a cache",
+                found=", ".join([*(o.path for o in listing.objects), *(f"{f}/" for f in listing.folders)][:5]),
+                expected="an empty or absent folder, or a cache",
+                do="name another folder in the job's `cache`",
+            )
+        return None
+
+    @classmethod
+    def create(cls, url: str) -> Cache:
+        """Return the cache at `url`, made now if nothing is there.
+
+        Raises:
+            BadRequest: the folder holds something that is not a cache.
+        """
+        if (found := cls.find(url)) is not None:
+            return found
+        spec = CacheSpec(
+            format=FORMAT_VERSION,
+            id=secrets.token_hex(16),
+            created=datetime.now(UTC).isoformat(timespec="seconds"),
+            created_by=f"stillroom {version('stillroom')}",
+        )
+        open_objects(url).create(CACHE_JSON, spec.to_json())  # another builder may have been first; then it is theirs
+        return cls.open(url)
+
+    def dataset_names(self) -> list[str]:
+        """Return the datasets, sorted. Raises MissingObject if one has lost its spec."""
+        return list_datasets(self.objects)
+
+    def dataset(self, name: str) -> DatasetSpec:
+        """Return what is promised of a dataset. Raises NotInCache."""
+        if name not in (names := self.dataset_names()):
+            raise NotInCache(
+                f"{self.url} has no dataset {name}",
+                found=", ".join(names) or "no datasets",
+                do=f'name one of these, or add a [[dataset]] named "{name}" to the cache job, then cache build',
+            )
+        return read_spec(self.objects, f"{name}/dataset.json", DatasetSpec)
+
+    def tokenizer(self, dataset: str) -> TokenizerFile | None:
+        """Return the tokenizer of a dataset; None if it has none.
+
+        Raises:
+            CorruptObject: the file is not the one that was promised.
+        """
+        promised, path = self.dataset(dataset).tokenizer, f"{dataset}/{TOKENIZER_JSON}"
+        if promised is None:
+            return None
+        try:
+            tokenizer = parse_tokenizer(self.objects.get(path), f"{self.url}/{path}")
+            found = tokenizer.fingerprint
+        except MissingSource as error:
+            found = str(error.found)
+        if found != promised:
+            raise CorruptObject(
+                f"{self.url}/{path} is not the tokenizer of this dataset",
+                found=found,
+                expected=f"fingerprint {promised}",
+                do="restore it from a copy of the cache",
+            )
+        return tokenizer
+
+    def teacher_names(self, dataset: str) -> list[str]:
+        """Return the teachers of a dataset, sorted. Raises MissingObject if one has lost its spec."""
+        return list_teachers(self.objects, dataset)
+
+    def teacher(self, dataset: str, name: str) -> TeacherSpec:
+        """Return what is promised of a teacher's targets. Raises NotInCache."""
+        self.dataset(dataset)
+        if name not in (names := self.teacher_names(dataset)):
+            raise NotInCache(
+                f"{self.url} has no teacher {name} for {dataset}",
+                found=", ".join(names) or "no teachers",
+                do=f'add a [[teacher]] named "{name}" to the cache job, then cache build',
+            )
+        return read_spec(self.objects, f"{dataset}/{name}/teacher.json", TeacherSpec)
+
+    def views(self, dataset: str) -> ViewsSpec | None:
+        """Return what is promised of a dataset's views, or None if no build has asked for any. Raises NotInCache."""
+        self.dataset(dataset)
+        if VIEWS_JSON not in {info.path.rsplit("/", 1)[-1] for info in self.objects.list(dataset).objects}:
+            return None
+        return read_spec(self.objects, f"{dataset}/{VIEWS_JSON}", ViewsSpec)
+
+    def view_names(self, dataset: str, teacher: str) -> list[str]:
+        """Return the views of which a teacher has committed shards: `plain` first, then by number."""
+        stages = [view for _, name, view in stages_of(self.objects, dataset) if name == teacher]
+        views = [view for view in stages if self.committed(dataset, teacher, view)]
+        return sorted(views, key=lambda view: (view != PLAIN, len(view), view))
+
+    def plan(self, dataset: str) -> RowPlan:
+        """Return the frozen row plan of a dataset. Raises MissingObject if a committed shard is not in it."""
+        folders = [stage_folder(*stage) for stage in stages_of(self.objects, dataset)]
+        committed = [shard for folder in folders for shard in list_commits(self.objects, folder)]
+        plan = read_plan(self.objects, dataset)  # last: it may be growing
+        check_plan(self.objects, dataset, plan, committed)
+        return plan
+
+    def shards(self, dataset: str) -> list[ShardRows]:
+        """Return every planned shard of a dataset, ascending and contiguous."""
+        return self.plan(dataset).shards()
+
+    def committed(self, dataset: str, teacher: str | None = None, view: str = PLAIN) -> set[int]:
+        """Return the numbers of the shards that are whole, for the ingest (no teacher) or for a teacher's targets."""
+        return set(list_commits(self.objects, stage_folder(dataset, teacher, view)))
+
+    def commits(self, dataset: str, teacher: str | None = None, view: str = PLAIN) -> list[Commit]:
+        """Return all commits of a stage, in shard order, with their tables."""
+        shards = sorted(self.committed(dataset, teacher, view))
+        return read_commits(self.objects, [ShardKey(dataset, teacher, view, s).commit_path for s in shards])
+
+    def samples(self, dataset: str, teachers: Iterable[str] = ()) -> pl.DataFrame:
+        """Return one row per readable sample of the committed shards, in row order.
+
+        Args:
+            dataset: its name.
+            teachers: whose per-sample columns to add, `<teacher>_top`, `_top_probability`, `_entropy` (nats) and
+                `_label_log_probability` (of the row's own label); null where the teacher's shard is not committed.
+                They are of the plain inputs if the teacher was asked about them, else of view-000.
+
+        Returns:
+            `row` int64, `shard` int64, `sample_id` string, `label` int64 (null: unlabelled), `split` string, `digest`
+            string, columns of the source, then those of the teachers.
+        """
+        table = self._table(dataset, None)
+        check_plan(self.objects, dataset, read_plan(self.objects, dataset), table["shard"].unique())
+        samples = table.filter(pl.col("error").is_null()).drop("error")
+        for teacher in teachers:
+            columns = {name: f"{teacher}_{name}" for name in TEACHER_COLUMNS}
+            view = next(iter(self.view_names(dataset, teacher)), PLAIN)
+            table = self._table(dataset, teacher, view).select("row", *columns).rename(columns)
+            samples = samples.join(table, on="row", how="left", maintain_order="left")
+        return samples
+
+    def quarantined(self, dataset: str) -> pl.DataFrame:
+        """Return `row`, `sample_id` and `error` of the samples that could not be read, in row order."""
+        return self._table(dataset, None).filter(pl.col("error").is_not_null()).select("row", "sample_id", "error")
+
+    def duplicates(self, dataset: str) -> pl.DataFrame:
+        """Return `sample_id` and its `rows` (list of int64) for every id that two readable rows share."""
+        if not self.committed(dataset):
+            return pl.DataFrame(schema={"sample_id": pl.String, "rows": pl.List(pl.Int64)})
+        readable = self._table(dataset, None).filter(pl.col("error").is_null(), pl.col("sample_id").is_duplicated())
+        ids = readable.group_by("sample_id", maintain_order=True).agg(rows=pl.col("row"))
+        return ids.filter(pl.col("rows").list.len() > 1)
+
+    def duplicate_ids(self, dataset: str) -> list[str]:
+        """Return the first few sample ids that two readable rows of a dataset share; there should be none."""
+        return self.duplicates(dataset)["sample_id"].head(5).to_list()
+
+    def read_inputs(self, dataset: str, shard: int) -> np.ndarray:
+        """Return the model-ready inputs of a shard, (S, *input_shape); rows that `samples` does not list are zeros."""
+        return read_arrays(self.objects, self.commit(ShardKey(dataset, None, PLAIN, shard)), ["inputs"])["inputs"]
+
+    def read_labels(self, dataset: str, shard: int) -> np.ndarray:
+        """Return the labels of a shard of tokens, (S, L) int32: the next token at each position, −1 for none."""
+        return read_arrays(self.objects, self.commit(ShardKey(dataset, None, PLAIN, shard)), ["labels"])["labels"]
+
+    def read_targets(
+        self, dataset: str, teacher: str, shard: int, view: str = PLAIN, names: Sequence[str] = ("logits",)
+    ) -> dict[str, np.ndarray]:
+        """Return encoded targets of a shard by array name, (S, …) each; the teacher's encoding decodes them."""
+        return read_arrays(self.objects, self.commit(ShardKey(dataset, teacher, view, shard)), names)
+
+    def check_view(self, ingest: Commit, targets: Commit, inputs_S: np.ndarray, views: ViewsSpec | None = None) -> None:
+        """Check that a student would be shown what the teacher was shown (invariant 5), on the shard's first rows.
+
+        Args:
+            ingest: the commit of the inputs; with its table, if the targets are of a view that is not plain.
+            targets: the commit of the targets.
+            inputs_S: as stored, (S, *input_shape).
+            views: what the student is shown; None for plain inputs.
+
+        Raises:
+            StaleCache: it would not; the message says whether inputs, transforms or libraries differ.
+        """
+        key, about = targets.key, targets.about
+        found, expected = view_fingerprint(inputs_S), about.get("inputs_fingerprint", about["view_fingerprint"])
+        if found != expected or ingest.about["inputs_digest"] != about["inputs_digest"]:
+            raise StaleCache(
+                f"{self.url}: {key} was computed from other inputs than these",
+                found=f"view fingerprint {found}",
+                expected=f"view fingerprint {expected}",
+                do=f"cache verify {self.url} --repair, then cache build",
+            )
+        if key.view != PLAIN:
+            check_augmented(self.url, key, views, ingest.table, about, inputs_S)
+
+    def commit(self, key: ShardKey, *, with_table: bool = False) -> Commit:
+        """Return the commit of one shard. Raises IncompleteCache if it has none."""
+        try:
+            data = self.objects.get(key.commit_path)
+        except MissingObject:
+            raise IncompleteCache(f"{self.url}: {key} is not built", do="cache build JOB.toml") from None
+        return Commit.from_parquet(data, key.commit_path, with_table=with_table)
+
+    def _table(self, dataset: str, teacher: str | None, view: str = PLAIN) -> pl.DataFrame:
+        commits = self.commits(dataset, teacher, view)
+        if not commits:
+            raise IncompleteCache(
+                f"{self.url}: nothing of {stage_folder(dataset, teacher, view)} is built", do="cache build JOB.toml"
+            )
+        shard = pl.Series("shard", [commit.key.shard for commit in commits for _ in range(len(commit.table))], pl.Int64)
+        table = pl.concat([pl.DataFrame(pl.from_arrow(commit.table)) for commit in commits], how="diagonal_relaxed")
+        return table.insert_column(1, shard)

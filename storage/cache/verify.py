@@ -1,0 +1,260 @@
+"""Check every object of a cache against its digest, and clear away what no commit names.
+
+Repair means to forget: a bad shard loses its commit, then the objects that it named, and the next build computes it
+again. Nothing else is deleted before a day has passed, for it may belong to a running build.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+
+from storage.cache.cache import Cache
+from storage.encodings.base import all_finite
+from storage.errors import BadRequest, CorruptObject, IncompleteCache
+from storage.format.rows import ShardRows, check_plan, read_plan
+from storage.format.shards import (
+    GROUP_NAME,
+    Commit,
+    ShardKey,
+    delete_folder,
+    get_checked,
+    list_commits,
+    stage_folder,
+    unpack_checked,
+)
+from storage.format.specs import DatasetSpec, TeacherSpec, read_spec
+from storage.format.stages import list_stages, list_teachers
+from storage.views import PLAIN
+
+FEATURE = "feature/"
+GRACE_S = 24 * 3600.0  # an uncommitted group younger than this may belong to a running build
+
+
+class BadShard(NamedTuple):
+    """A committed shard that is not what it promises."""
+
+    key: ShardKey
+    reason: str
+
+
+@dataclass(frozen=True)
+class Verification:
+    """What `verify` found.
+
+    Attributes:
+        shards: commits read.
+        bytes: bytes digested.
+        bad: shards that failed, with the reason.
+        garbage: groups that no commit names, older than the grace.
+    """
+
+    shards: int
+    bytes: int
+    bad: tuple[BadShard, ...]
+    garbage: tuple[str, ...]
+
+
+def verify(cache: Cache, on_shard: Callable[[int, int], None] | None = None) -> Verification:
+    """Read every committed object of a cache and check it.
+
+    Args:
+        cache: an open cache.
+        on_shard: called with (shards done, shards in all).
+
+    Raises:
+        CorruptObject: a promise or a plan is damaged or missing, which no build can make again.
+        BadRequest: all shards are whole, but two rows of a dataset have one sample id.
+    """
+    keys = [
+        ShardKey(*stage, shard)
+        for stage in list_stages(cache.objects)
+        for shard in sorted(list_commits(cache.objects, stage_folder(*stage)))
+    ]
+    promised = _Promised.by(cache, keys)
+    bad: list[BadShard] = []
+    misplaced: list[Commit] = []
+    groups: set[str] = set()
+    num_bytes = 0
+    with ThreadPoolExecutor(max_workers=4) as pool:
+        checks = pool.map(lambda key: _check(cache, key, promised), keys)
+        for done, (key, (commit, reason)) in enumerate(zip(keys, checks, strict=True), start=1):
+            if commit is not None:
+                groups.add(commit.group)
+                num_bytes += sum(stored.size_bytes for stored in commit.objects)
+                if not promised.places(commit):
+                    misplaced.append(commit)
+            if reason is not None:
+                bad.append(BadShard(key, reason))
+            if on_shard is not None:
+                on_shard(done, len(keys))
+    _check_plans(cache, misplaced)
+    if not bad:
+        _check_ids(cache, {key.dataset for key in keys})
+    return Verification(len(keys), num_bytes, tuple(bad), tuple(_garbage(cache, groups)))
+
+
+def repair(cache: Cache, found: Verification) -> None:
+    """Drop every shard that is still bad, so that the next build computes it again, and all garbage."""
+    promised = _Promised.by(cache, [shard.key for shard in found.bad])
+    for key, _ in found.bad:
+        commit, reason = _check(cache, key, promised)  # again: a builder may have mended it since
+        if reason is None:
+            continue
+        cache.objects.delete(key.commit_path)  # first, so that no reader meets a commit without its objects
+        if commit is not None:
+            delete_folder(cache.objects, commit.group)  # and no other attempt: one may be a builder's at this moment
+    for group in found.garbage:
+        delete_folder(cache.objects, group)
+    cache.objects.sweep(GRACE_S)
+
+
+@dataclass(frozen=True)
+class _Promised:
+    """What the shards of a cache must agree with: planned rows and fingerprint of views by dataset; of teachers."""
+
+    shards: dict[str, dict[int, ShardRows]]
+    teachers: dict[tuple[str, str], tuple[TeacherSpec, str]]  # with the fingerprint of its JSON
+    views: dict[str, str | None]
+
+    @classmethod
+    def by(cls, cache: Cache, keys: list[ShardKey]) -> _Promised:
+        """Return what is promised of `keys`; they were listed before, and so were promised and planned before."""
+        shards, teachers, views = {}, {}, {}
+        for name in cache.dataset_names():
+            read_spec(cache.objects, f"{name}/dataset.json", DatasetSpec)
+            plan = read_plan(cache.objects, name)
+            check_plan(cache.objects, name, plan, (key.shard for key in keys if key.dataset == name))
+            shards[name] = {planned.shard: planned for planned in plan.shards()}
+            promise = cache.views(name)
+            views[name] = None if promise is None else promise.fingerprint
+            for teacher in list_teachers(cache.objects, name):
+                path = f"{name}/{teacher}/teacher.json"
+                spec = read_spec(cache.objects, path, TeacherSpec)
+                # As it was written: today's spec has more keys than one of format 1.
+                teachers[name, teacher] = spec, json.loads(cache.objects.get(path))["digest"]
+        return cls(shards, teachers, views)
+
+    def places(self, commit: Commit) -> bool:
+        """Return whether a commit has the rows that were planned for it."""
+        planned = self.shards[commit.key.dataset][commit.key.shard]
+        return (commit.start, commit.stop) == (planned.start, planned.stop)
+
+
+def _check_plans(cache: Cache, misplaced: list[Commit]) -> None:
+    """Check that at most one sealed commit of a dataset contradicts its plan; else the plan is the suspect."""
+    for dataset, count in Counter(commit.key.dataset for commit in misplaced).items():
+        if count > 1:
+            witnesses = [commit for commit in misplaced if commit.key.dataset == dataset][:5]
+            raise CorruptObject(
+                f"{cache.url}/{dataset}/plan is not the plan that its shards were built by",
+                found=f"{count} shards of other rows than planned, such as\n"
+                + "\n".join(f"{commit.key}: rows {commit.start} to {commit.stop}" for commit in witnesses),
+                do="restore the plan from a copy of the cache",
+            )
+
+
+def _check_ids(cache: Cache, datasets: set[str]) -> None:
+    """Check that a sample id is permanent: of one row of its dataset and no other."""
+    for dataset in sorted(datasets):
+        if len(twice := cache.duplicates(dataset)):
+            raise BadRequest(
+                f"{cache.url}: {len(twice)} sample ids of {dataset} are each of several rows",
+                found="\n".join(f"{sample_id}: rows {rows}" for sample_id, rows in twice.head(5).iter_rows()),
+                expected="a permanent id of its own for each sample",
+                do="mend the ids in the source, then cache build JOB.toml --as NAME",
+            )
+
+
+def _check(cache: Cache, key: ShardKey, promised: _Promised) -> tuple[Commit | None, str | None]:
+    """Return the commit of a shard, if it can be read, and what is wrong with the shard, if anything is.
+
+    A disk or network that fails is no fault of the shard: StorageFailure goes through.
+    """
+    try:
+        commit = cache.commit(key, with_table=True)
+    except CorruptObject as error:
+        return None, str(error)
+    except IncompleteCache:
+        return None, None  # dropped by a repair beside this one
+    try:
+        if not promised.places(commit):
+            planned = promised.shards[key.dataset][key.shard]
+            raise CorruptObject(
+                f"{key} is not the shard that was planned",
+                found=f"rows {commit.start} to {commit.stop}",
+                expected=f"rows {planned.start} to {planned.stop}",
+            )
+        objects = {stored.path: get_checked(cache.objects, commit, stored) for stored in commit.objects}
+        _check_rows(commit)
+        arrays = unpack_checked(commit, objects, commit.array_names)
+        if key.teacher is not None:
+            _check_targets(cache, commit, arrays, promised)
+    except CorruptObject as error:
+        return commit, str(error)
+    return commit, None
+
+
+def _check_rows(commit: Commit) -> None:
+    rows = commit.table["row"].to_numpy()
+    if not np.array_equal(rows, np.arange(commit.start, commit.stop)):
+        raise CorruptObject(f"{commit.key}: its table does not list rows {commit.start} to {commit.stop}")
+
+
+def _check_targets(cache: Cache, commit: Commit, arrays: dict[str, np.ndarray], promised: _Promised) -> None:
+    """Check what digests cannot: that every value can be, is of the promised teacher, and of today's inputs."""
+    assert commit.key.teacher is not None
+    (spec, promise), views = (
+        promised.teachers[commit.key.dataset, commit.key.teacher],
+        promised.views[commit.key.dataset],
+    )
+    if commit.about.get("promise", promise) != promise:
+        raise CorruptObject(
+            f"{commit.key} was made by another teacher than teacher.json promises",
+            found=f"teacher fingerprint {commit.about['promise']}",
+            expected=f"teacher fingerprint {promise}",
+        )
+    if (fault := _fault(arrays, spec)) is not None:
+        raise CorruptObject(f"{commit.key}: {fault}")
+    if commit.about.get("views", views) != views:
+        raise CorruptObject(
+            f"{commit.key} was made by other transforms than views.json promises",
+            found=f"views fingerprint {commit.about['views']}",
+            expected=f"views fingerprint {views}",
+        )
+    ingest = ShardKey(commit.key.dataset, None, PLAIN, commit.key.shard)
+    try:
+        inputs_digest = cache.commit(ingest).about.get("inputs_digest")
+    except (CorruptObject, IncompleteCache):
+        return  # the fault of the ingest, to be built again; whether these targets belong to it is known only then
+    if inputs_digest != commit.about.get("inputs_digest"):
+        raise CorruptObject(f"{commit.key} was computed from other inputs than those now in {ingest}")
+
+
+def _fault(arrays: dict[str, np.ndarray], spec: TeacherSpec) -> str | None:
+    """Return what is wrong with the values of a teacher's arrays, or None."""
+    soft = {name: array_S for name, array_S in arrays.items() if not name.startswith(FEATURE)}
+    for name in arrays.keys() - soft.keys():
+        feature = spec.features.get(name.removeprefix(FEATURE))
+        if not all_finite(arrays[name], bf16=feature is not None and feature.dtype == "bf16"):
+            return f"{name} holds NaN or infinity"
+    return spec.encoding.fault(soft, spec.num_classes)
+
+
+def _garbage(cache: Cache, groups: set[str]) -> Iterator[str]:
+    """Yield attempts that no readable commit names and that no running build can still be writing."""
+    now = time.time()
+    for stage in list_stages(cache.objects):
+        for folder in cache.objects.list(stage_folder(*stage)).folders:
+            if folder in groups or not GROUP_NAME.fullmatch(folder.rsplit("/", 1)[-1]):
+                continue
+            ages_s = [now - info.modified_s for info in cache.objects.walk(folder)]
+            if ages_s and min(ages_s) > GRACE_S:  # without any object it is only being begun
+                yield folder

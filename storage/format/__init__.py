@@ -1,0 +1,11 @@
+"""The cache on disk, as FORMAT.md has it: whole objects, sealed files, and commits that make shards visible.
+
+objects.py   named byte strings, written whole, in a folder or an object store
+sealed.py    Parquet files that carry a digest of all their own bytes
+specs.py     promises: cache.json, dataset.json, teacher.json, views.json
+rows.py      the frozen plan: which sample is which row, and where shards end
+arrays.py    the arrays of a shard as bytes, and back
+shards.py    one shard: its arrays first, its commit last
+stages.py    which datasets, teachers and stages there are, from listings
+ledger.py    all commits at a glance
+"""

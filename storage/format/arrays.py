@@ -1,0 +1,158 @@
+"""Pack the arrays of one shard into a Zarr group of named byte strings, and open them again.
+
+Zarr writes to a memory store only; the strings travel through `storage.format.objects`. So every object is digested
+on its way, a missing one can never read as fill values, and a disk and an object store hold the same bytes.
+
+Each array is one Zarr chunk, hence one object: a shard is read whole, and this is twice as fast as inner chunks
+behind the sharding codec (docs/adr/0002).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+import zarr
+from numcodecs import blosc, zstd
+from zarr.codecs import BloscCodec, BloscShuffle, TransposeCodec, ZstdCodec
+from zarr.storage import MemoryStore
+
+METADATA = "zarr.json"
+INPUTS = "inputs"  # of uint8 are pixels: 12 % smaller under zstd, eight times slower to read (docs/log.md)
+CODECS = frozenset({"bytes", "zstd", "blosc", "transpose"})
+DTYPES = frozenset(
+    {
+        "bool",
+        *("int8", "int16", "int32", "int64"),
+        *("uint8", "uint16", "uint32", "uint64"),
+        *("float16", "float32", "float64"),
+    }
+)
+
+
+class Layout(NamedTuple):
+    """How an array is compressed.
+
+    Attributes:
+        shuffle: of bytes or bits before zstd, or None.
+        level: of zstd.
+        columns: whether the last axis comes first, so that what is alike lies together.
+    """
+
+    shuffle: BloscShuffle | None = None
+    level: int = 3
+    columns: bool = False
+
+
+# Those that `zstd` alone leaves larger; measured in docs/log.md, decided in docs/adr/0006.
+LAYOUTS = {
+    "ids": Layout(BloscShuffle.bitshuffle, level=5, columns=True),
+    "values": Layout(BloscShuffle.shuffle, level=5),
+    "draws": Layout(BloscShuffle.shuffle, level=5),
+    "counts": Layout(level=9),
+    "lse": Layout(BloscShuffle.bitshuffle, level=5),
+    "statistics": Layout(BloscShuffle.shuffle, level=5),
+}
+
+
+def pack(arrays: Mapping[str, np.ndarray]) -> dict[str, bytes]:
+    """Return the objects of a Zarr v3 group that holds `arrays`, by path below the group.
+
+    Args:
+        arrays: name to array, any numeric dtype, first axis S (rows of the shard); a name may hold slashes.
+    """
+    store: dict[str, Any] = {}
+    group = zarr.create_group(MemoryStore(store), zarr_format=3)
+    for name, array_S in arrays.items():
+        layout = LAYOUTS.get(name, Layout())
+        columns = (array_S.ndim - 1, *range(array_S.ndim - 1))
+        stored = group.create_array(
+            name,
+            shape=array_S.shape,
+            dtype=array_S.dtype,
+            chunks=tuple(max(1, length) for length in array_S.shape),
+            filters=[TransposeCodec(order=columns)] if layout.columns else None,
+            compressors=None if name == INPUTS and array_S.dtype == np.uint8 else _compressor(layout, array_S.dtype),
+            config={"write_empty_chunks": True},
+        )
+        stored[...] = array_S
+    return {path: buffer.to_bytes() for path, buffer in store.items()}
+
+
+def _compressor(layout: Layout, dtype: np.dtype[Any]) -> ZstdCodec | BloscCodec:
+    if layout.shuffle is None:
+        return ZstdCodec(level=layout.level)
+    return BloscCodec(typesize=dtype.itemsize, cname="zstd", clevel=layout.level, shuffle=layout.shuffle)
+
+
+def array_names(paths: Iterable[str]) -> list[str]:
+    """Return the names of the arrays among the objects of a group, sorted: its metadata without any other below."""
+    nodes = [path.removesuffix(f"/{METADATA}") for path in paths if path.endswith(f"/{METADATA}")]
+    return sorted(node for node in nodes if not any(other.startswith(f"{node}/") for other in nodes))
+
+
+def unpack(objects: Mapping[str, bytes], names: Iterable[str], *, writeable: bool = True) -> dict[str, np.ndarray]:
+    """Return the named arrays of a group written by `pack`.
+
+    Not through Zarr, which takes 2.5 ms of Python for each array, in one thread whoever asks (docs/log.md): one Zarr
+    chunk is one run of the codecs that its metadata name.
+
+    Args:
+        objects: by path below the group; only those of the named arrays are needed.
+        names: of the arrays.
+        writeable: whether each is to have memory of its own; else it lies over the bytes of its Zarr chunk.
+
+    Raises:
+        ValueError: they are not such arrays, or a Zarr chunk is missing, which Zarr would read as zeros.
+    """
+    arrays = {}
+    for name in names:
+        shape, meta = _checked_metadata(name, objects)
+        data = objects.get(f"{name}/c/{'/'.join('0' * len(shape))}")
+        if data is None and 0 not in shape:
+            raise ValueError(f"{name} has no Zarr chunk")
+        try:
+            array = np.empty(shape, meta["data_type"]) if 0 in shape else _decode(data, shape, meta)
+            arrays[name] = np.require(array, meta["data_type"], ["C", "W"] if writeable else [])
+        except Exception as error:
+            raise ValueError(f"{name} is not a Zarr array: {type(error).__name__}: {error}") from None
+    return arrays
+
+
+def _decode(data: Any, shape: tuple[int, ...], meta: dict[str, Any]) -> np.ndarray:
+    """Return the array in a Zarr chunk, over its bytes: its codecs undone from the last to the first."""
+    stored_shape, axes = shape, tuple(range(len(shape)))
+    for codec in meta["codecs"]:
+        if codec["name"] == "transpose":
+            order = codec["configuration"]["order"]
+            stored_shape, axes = tuple(stored_shape[i] for i in order), tuple(axes[i] for i in order)
+    for codec in reversed(meta["codecs"]):
+        match codec["name"]:
+            case "zstd":
+                data = zstd.decompress(data)
+            case "blosc":
+                data = blosc.decompress(data)
+            case "bytes":
+                endian = codec.get("configuration", {}).get("endian", "little")
+                dtype = np.dtype(meta["data_type"]).newbyteorder({"little": "<", "big": ">"}[endian])
+                data = np.frombuffer(data, dtype).reshape(stored_shape).transpose(np.argsort(axes))
+    return np.asarray(data)
+
+
+def _checked_metadata(name: str, objects: Mapping[str, bytes]) -> tuple[tuple[int, ...], dict[str, Any]]:
+    """Return an array's shape and Zarr metadata, after checking that it is one Zarr chunk, as `pack` writes them."""
+    try:
+        meta = json.loads(objects[f"{name}/{METADATA}"])
+        shape, chunk_shape = meta["shape"], meta["chunk_grid"]["configuration"]["chunk_shape"]
+        dtype, codecs = meta["data_type"], [codec["name"] for codec in meta["codecs"]]
+        known = dtype in DTYPES and set(codecs) <= CODECS and codecs.count("bytes") == 1
+        known = known and (meta["zarr_format"], meta["node_type"]) == (3, "array") and not meta["storage_transformers"]
+        known = known and meta["chunk_key_encoding"] == {"name": "default", "configuration": {"separator": "/"}}
+        one_chunk = chunk_shape == [max(1, length) for length in shape]
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{name} has no Zarr metadata: {error!r}") from None
+    if not (known and one_chunk):
+        raise ValueError(f"{name} is {dtype} {shape} in Zarr chunks {chunk_shape}, by codecs {sorted(codecs)}")
+    return tuple(shape), meta

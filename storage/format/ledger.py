@@ -1,0 +1,121 @@
+"""All commits of a cache at a glance: rows, bytes and rates, without reading every commit each time.
+
+Summaries are compacted into `ledger/00000007.parquet`. That file is a memory, never an authority: which shards exist
+is always asked of the store, and a remembered summary counts only while the commit's version is still the same.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import polars as pl
+
+from storage.errors import MissingObject
+from storage.format.objects import Objects
+from storage.format.sealed import seal, unseal
+from storage.format.shards import Commit, list_commits, read_commits, stage_folder
+from storage.format.stages import list_stages
+
+LEDGER = "ledger"
+LEDGER_PATH = re.compile(rf"{LEDGER}/(\d{{8}})\.parquet")
+SUMMARY_SCHEMA = {
+    "path": pl.String,
+    "version": pl.String,
+    "dataset": pl.String,
+    "teacher": pl.String,
+    "view": pl.String,
+    "shard": pl.Int64,
+    "rows": pl.Int64,
+    "quarantined": pl.Int64,
+    "bytes": pl.Int64,
+    "seconds": pl.Float64,
+    "finished": pl.String,
+}
+
+
+class Ledger:
+    """A summary of every commit.
+
+    Attributes:
+        commits: one row per commit, columns of SUMMARY_SCHEMA.
+        new: how many of them no ledger file held.
+    """
+
+    def __init__(self, objects: Objects, commits: pl.DataFrame, new: int):
+        self._objects = objects
+        self.commits = commits
+        self.new = new
+
+    @classmethod
+    def load(cls, objects: Objects) -> Ledger:
+        """Return the ledger of a cache: one listing per stage, one ledger file, and the commits since."""
+        there = pl.DataFrame(
+            [(path, version) for path, version in _list_versions(objects).items()],
+            schema={"path": pl.String, "version": pl.String},
+            orient="row",
+        )
+        remembered = there.join(_read_latest(objects), on=["path", "version"], how="inner")
+        unread = there.join(remembered, on="path", how="anti")
+        commits = read_commits(objects, unread["path"].to_list(), with_table=False)
+        versions = dict(unread.iter_rows())
+        fresh = pl.DataFrame(
+            [_summary(c, versions[c.key.commit_path]) for c in commits], schema=SUMMARY_SCHEMA, orient="row"
+        )
+        return cls(objects, pl.concat([remembered.select(*SUMMARY_SCHEMA), fresh]).sort("path"), len(commits))
+
+    def compact(self) -> None:
+        """Write all summaries as the next ledger file, and drop the older ones."""
+        if not self.new:
+            return
+        old = _ledger_paths(self._objects)
+        number = max((int(path.split("/")[1].split(".")[0]) for path in old), default=-1) + 1
+        if self._objects.create(f"{LEDGER}/{number:08d}.parquet", seal(self.commits.to_arrow(), {})):
+            for path in old:
+                self._objects.delete(path)
+
+    def of(self, dataset: str, teacher: str | None, view: str) -> pl.DataFrame:
+        """Return the summaries of one stage."""
+        return self.commits.filter(
+            pl.col("dataset") == dataset, pl.col("teacher").eq_missing(pl.lit(teacher)), pl.col("view") == view
+        )
+
+
+def _list_versions(objects: Objects) -> dict[str, str]:
+    versions: dict[str, str] = {}
+    for stage in list_stages(objects):
+        folder = stage_folder(*stage)
+        versions |= {
+            f"{folder}/{shard:05d}.parquet": version for shard, version in list_commits(objects, folder).items()
+        }
+    return versions
+
+
+def _ledger_paths(objects: Objects) -> list[str]:
+    return [info.path for info in objects.list(LEDGER).objects if LEDGER_PATH.fullmatch(info.path)]
+
+
+def _read_latest(objects: Objects) -> pl.DataFrame:
+    for path in reversed(_ledger_paths(objects)):
+        try:
+            table = pl.DataFrame(pl.from_arrow(unseal(objects.get(path)).table))
+            return table.select(*SUMMARY_SCHEMA).cast(SUMMARY_SCHEMA)  # type: ignore[arg-type]
+        except (MissingObject, ValueError, pl.exceptions.PolarsError):
+            continue  # compacted away since it was listed, or damaged: the commits themselves know better
+    return pl.DataFrame(schema=SUMMARY_SCHEMA)
+
+
+def _summary(commit: Commit, version: str) -> tuple[Any, ...]:
+    return (
+        commit.key.commit_path,
+        version,
+        commit.key.dataset,
+        commit.key.teacher,
+        commit.key.view,
+        commit.key.shard,
+        commit.stop - commit.start,
+        commit.about.get("quarantined", 0),
+        sum(stored.size_bytes for stored in commit.objects),
+        commit.about.get("seconds", 0.0),
+        commit.about.get("finished"),
+    )

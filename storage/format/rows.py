@@ -1,0 +1,169 @@
+"""The frozen plan of a dataset: which sample is which row, and where shards begin and end.
+
+A dataset grows by segments, `<dataset>/plan/00000.parquet` and up, each created once. A segment lists extents: runs of
+consecutive samples of one source file. Rows are numbered in the order of extents; shards cut a segment every
+`rows_per_shard` rows and never span two, so no boundary ever moves.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import NamedTuple
+
+import polars as pl
+
+from storage.errors import CorruptObject, MissingObject
+from storage.format.objects import Objects
+from storage.format.sealed import seal, unseal
+
+EXTENT_SCHEMA = {"file": pl.String, "size": pl.Int64, "version": pl.String, "position": pl.Int64, "rows": pl.Int64}
+
+
+class ShardRows(NamedTuple):
+    """A shard's rows, [start, stop)."""
+
+    shard: int
+    start: int
+    stop: int
+
+
+class Extent(NamedTuple):
+    """Samples [position, position + rows) of one source file."""
+
+    file: str
+    position: int
+    rows: int
+
+
+@dataclass(frozen=True)
+class Segment:
+    """One growth of a dataset.
+
+    Attributes:
+        extents: columns of EXTENT_SCHEMA. `size` and `version` are the file's at the time; an extent of no rows only
+            records that a file was touched and found unchanged.
+        rows_per_shard: the cut.
+    """
+
+    extents: pl.DataFrame
+    rows_per_shard: int
+
+    @property
+    def num_rows(self) -> int:
+        return int(self.extents["rows"].sum())
+
+    def to_parquet(self, path: str) -> bytes:
+        """Return the segment's bytes, with its path in the cache, so that a swapped file is noticed."""
+        table = self.extents.select(*EXTENT_SCHEMA).cast(EXTENT_SCHEMA).to_arrow()  # type: ignore[arg-type]
+        return seal(table, {"path": path, "rows_per_shard": self.rows_per_shard})
+
+
+@dataclass(frozen=True)
+class RowPlan:
+    """All segments of one dataset, in order."""
+
+    segments: tuple[Segment, ...]
+
+    @property
+    def num_rows(self) -> int:
+        return sum(segment.num_rows for segment in self.segments)
+
+    @property
+    def extents(self) -> pl.DataFrame:
+        """All extents in row order, EXTENT_SCHEMA."""
+        return (
+            pl.concat([segment.extents for segment in self.segments])
+            if self.segments
+            else pl.DataFrame(schema=EXTENT_SCHEMA)
+        )
+
+    def shards(self) -> list[ShardRows]:
+        """Return every shard, ascending and contiguous from row 0."""
+        shards: list[ShardRows] = []
+        start = 0
+        for segment in self.segments:
+            stop = start + segment.num_rows
+            cuts = [*range(start, stop, segment.rows_per_shard), stop]
+            shards += [ShardRows(len(shards) + i, a, b) for i, (a, b) in enumerate(pairwise(cuts))]
+            start = stop
+        return shards
+
+    def slice(self, start: int, stop: int) -> list[Extent]:
+        """Return the extents of rows [start, stop), in row order; parts of extents at the ends."""
+        ends = pl.col("rows").cum_sum()
+        overlapping = (
+            self.extents.filter(pl.col("rows") > 0)
+            .with_columns(first=ends - pl.col("rows"), end=ends)
+            .filter((pl.col("end") > start) & (pl.col("first") < stop))
+        )
+        return [
+            Extent(file, position + max(start - first, 0), min(stop, end) - max(start, first))
+            for file, position, first, end in overlapping.select("file", "position", "first", "end").iter_rows()
+        ]
+
+
+def segment_path(dataset: str, number: int) -> str:
+    """Return where segment `number` of a dataset lies."""
+    return f"{dataset}/plan/{number:05d}.parquet"
+
+
+def create_segment(objects: Objects, dataset: str, number: int, segment: Segment) -> bool:
+    """Append segment `number` to a dataset's plan; return False if another builder has appended one of that number."""
+    path = segment_path(dataset, number)
+    return objects.create(path, segment.to_parquet(path))
+
+
+def read_plan(objects: Objects, dataset: str) -> RowPlan:
+    """Return the row plan of a dataset; one that was never planned has no segments.
+
+    Raises:
+        CorruptObject: a segment is damaged, or one before the last is missing: later rows would move down.
+    """
+    there = [info.path for info in objects.list(f"{dataset}/plan").objects if info.path.endswith(".parquet")]
+    paths = [segment_path(dataset, number) for number in range(len(there))]
+    for path in paths:
+        if path not in there:
+            raise MissingObject(
+                f"{objects.url}/{path} is not there", found=", ".join(there), do="restore it from a copy of the cache"
+            )
+    return RowPlan(tuple(_read_segment(objects, path) for path in paths))
+
+
+def check_plan(objects: Objects, dataset: str, plan: RowPlan, committed: Iterable[int]) -> None:
+    """Check that a plan has every shard that is committed; a build would plan other rows under their numbers.
+
+    Args:
+        objects: the cache.
+        dataset: whose plan.
+        plan: read after the commits were listed, for it may have grown.
+        committed: numbers of shards, of any stage.
+
+    Raises:
+        MissingObject: its last segment is gone.
+    """
+    last, num_shards = max(committed, default=-1), len(plan.shards())
+    if last >= num_shards:
+        raise MissingObject(
+            f"{objects.url}: a plan segment of {dataset} is missing",
+            found=f"shard {last} is committed, {num_shards} shards are planned",
+            expected=segment_path(dataset, len(plan.segments)),
+            do="restore it from a copy of the cache",
+        )
+
+
+def _read_segment(objects: Objects, path: str) -> Segment:
+    data = objects.get(path)
+    try:
+        about, table = unseal(data)
+        if about["path"] != path:
+            raise ValueError(f"it is {about['path']}")
+        extents = pl.DataFrame(pl.from_arrow(table)).select(*EXTENT_SCHEMA).cast(EXTENT_SCHEMA)  # type: ignore[arg-type]
+        return Segment(extents, int(about["rows_per_shard"]))
+    except Exception as error:  # whatever a file that only looks like a segment leads to
+        raise CorruptObject(
+            f"{objects.url}/{path} is not a whole plan segment",
+            found=str(error),
+            do="restore it from a copy of the cache",
+        ) from None

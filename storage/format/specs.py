@@ -1,0 +1,172 @@
+"""What a cache promises: its format, its datasets, its teachers, each written before any of their data.
+
+Every spec is one small JSON object, created once and never changed. A later build compares its own against it, field
+by field; a difference is a `StaleCache` error that names the fields.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from pydantic import BaseModel, ConfigDict, field_validator
+
+from storage.digests import differences, fingerprint
+from storage.encodings import AnyEncoding, FeatureEncoding
+from storage.errors import CorruptObject, StaleCache, UnsupportedFormat
+from storage.format.objects import Objects
+from storage.views import view_number
+from storage.views.options import MIXING, AnyTransform
+
+if TYPE_CHECKING:  # `cache status` reads specs, and should not pay two seconds for torch
+    from storage.views.shown import View
+
+FORMAT_VERSION = 2
+
+
+class Spec(BaseModel):
+    """One promise, kept as JSON."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    @property
+    def fingerprint(self) -> str:
+        """The fingerprint of everything promised."""
+        return fingerprint(self.model_dump(mode="json"))
+
+    def to_json(self) -> bytes:
+        """Return the readable JSON that lies on disk, with its own digest as the last key."""
+        value = self.model_dump(mode="json")
+        return (json.dumps(value | {"digest": fingerprint(value)}, indent=2) + "\n").encode()
+
+
+class CacheSpec(Spec):
+    """`cache.json`: the format version first, and the identity of this cache."""
+
+    format: int
+    id: str
+    created: str
+    created_by: str
+
+
+class DatasetSpec(Spec):
+    """`<dataset>/dataset.json`: what makes the content of its rows.
+
+    `source` holds the options that decide content (never the path, so that data may move), `input_shape` the shape of
+    one input without the row axis. A dataset of tokens has no classes but a `vocabulary`, the number of ids, and the
+    fingerprint of its `tokenizer`, if one is known; what that is, lies beside in `tokenizer.json`.
+    """
+
+    name: str
+    source: dict[str, Any]
+    classes: list[str]
+    input_shape: tuple[int, ...]
+    input_dtype: str
+    vocabulary: int | None = None
+    tokenizer: str | None = None
+
+    @property
+    def num_classes(self) -> int:
+        """The number of scores that a model of this dataset gives, for each row or position; 0: nobody knows."""
+        return len(self.classes) if self.vocabulary is None else self.vocabulary
+
+
+class TeacherSpec(Spec):
+    """`<dataset>/<teacher>/teacher.json`: which function made the targets, and how they are stored."""
+
+    name: str
+    model: dict[str, Any]
+    num_classes: int
+    encoding: AnyEncoding
+    features: dict[str, FeatureEncoding]
+
+    @field_validator("encoding", mode="before")
+    @classmethod
+    def _of_format_1(cls, encoding: Any) -> Any:
+        """Return the encoding of a cache of format 1 as what it was: dense, without statistics."""
+        return {"statistics": False} | encoding if isinstance(encoding, dict) else encoding
+
+
+class ViewsSpec(Spec):
+    """`<dataset>/views.json`: which function of a sample its views are; how many there are is not promised."""
+
+    name: str
+    seed: int
+    transforms: tuple[AnyTransform, ...]
+
+    def view(self, name: str) -> View:
+        """Return the view of a name such as "view-000"."""
+        from storage.views.shown import View
+
+        number = view_number(name)
+        assert number is not None
+        return View(self.transforms, self.seed, number)
+
+    @property
+    def mixes(self) -> bool:
+        """Whether two samples become one, and a row has two labels."""
+        return any(isinstance(step, MIXING) for step in self.transforms)
+
+
+AnySpec = TypeVar("AnySpec", bound=Spec)
+
+
+def read_spec(objects: Objects, path: str, kind: type[AnySpec]) -> AnySpec:
+    """Return a spec from its JSON.
+
+    Raises:
+        UnsupportedFormat: it was written by a later format.
+        CorruptObject: it is not the JSON of such a spec.
+    """
+    data = objects.get(path)
+    try:
+        value = json.loads(data)
+        version = value.get("format", FORMAT_VERSION)
+        if isinstance(version, int) and version > FORMAT_VERSION:
+            raise UnsupportedFormat(
+                f"{objects.url} is a cache of a later format",
+                found=f"format {version} ({path}, written by {value.get('created_by', 'unknown')})",
+                expected=f"format {FORMAT_VERSION} or earlier",
+                do="upgrade stillroom",
+            )
+        if value.pop("digest") != fingerprint(value):
+            raise ValueError("it does not match its digest")
+        spec = kind.model_validate(value)
+    except (ValueError, AttributeError, KeyError, TypeError, RecursionError) as error:
+        raise CorruptObject(
+            f"{objects.url}/{path} is not a whole {kind.__name__}",
+            found=str(error),
+            do="restore it from a copy of the cache",
+        ) from None
+    if getattr(spec, "name", None) not in (None, *path.split("/")[-2:-1]):
+        raise CorruptObject(f"{objects.url}/{path} is not its own", found=f"the {kind.__name__} of {spec.name}")  # type: ignore[attr-defined]
+    return spec
+
+
+def write_spec(objects: Objects, path: str, spec: AnySpec, job: str) -> None:
+    """Create a spec; if one is there already, check that it is the same. Raises StaleCache."""
+    if not objects.create(path, spec.to_json()):
+        check_spec(objects, path, spec, job)
+
+
+def check_spec(objects: Objects, path: str, spec: AnySpec, job: str) -> None:
+    """Check that the spec at `path` is the one that a job asks for.
+
+    Args:
+        objects: the cache.
+        path: of the spec, in the cache.
+        spec: what this job promises.
+        job: the job's file, for the message.
+
+    Raises:
+        StaleCache: what is there differs; every differing field is named.
+    """
+    found = read_spec(objects, path, type(spec))
+    fields = differences(found.model_dump(mode="json"), spec.model_dump(mode="json"))
+    if fields:
+        raise StaleCache(
+            f"{objects.url} was built by another job: {path} differs in {', '.join(name for name, _, _ in fields)}",
+            found="\n".join(f"{name} = {was!r}" for name, was, _ in fields),
+            expected="\n".join(f"{name} = {now!r}" for name, _, now in fields) + f"  ({job})",
+            do=f"cache build {job} --as NAME    # a new cache beside it; this one stays as it is",
+        )

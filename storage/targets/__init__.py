@@ -1,0 +1,6 @@
+"""Soft targets, decoded: the student's side of what `encodings/` stores as bytes.
+
+soft.py      dense and sparse targets, as losses ask them
+support.py   some classes by name and all others as one bucket
+mixture.py   several teachers as one
+"""

@@ -1,0 +1,182 @@
+"""What losses need, what a batch holds, and what losses see of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import NamedTuple
+
+from torch import Tensor
+
+from storage.encodings import Capability, Encoded
+from storage.targets.soft import SoftTargets
+from storage.views import PLAIN, plain
+
+
+class ArrayKey(NamedTuple):
+    """One array of a teacher in the cache, such as `logits` or `feature/<name>`; needs name no view but `plain`."""
+
+    teacher: str
+    array: str
+    view: str = PLAIN
+
+    def __str__(self) -> str:
+        return f"{self.teacher}/{self.array}"
+
+
+class SoftNeed(NamedTuple):
+    """One thing that a loss wants of a teacher's soft targets."""
+
+    teacher: str
+    capability: Capability
+
+
+@dataclass(frozen=True, slots=True)
+class Needs:
+    """What must be had of the cache for each row, inputs apart.
+
+    Attributes:
+        labels: whether every row must have one.
+        one_class: names of losses that want one true class, which a mixed view has not.
+        soft: of soft targets; the teacher's encoding says which arrays that takes.
+        features: arrays of features.
+    """
+
+    labels: bool = False
+    one_class: frozenset[str] = frozenset()
+    soft: frozenset[SoftNeed] = frozenset()
+    features: frozenset[ArrayKey] = frozenset()
+
+    def __or__(self, other: Needs) -> Needs:
+        return Needs(
+            self.labels or other.labels,
+            self.one_class | other.one_class,
+            self.soft | other.soft,
+            self.features | other.features,
+        )
+
+    @property
+    def teachers(self) -> tuple[str, ...]:
+        """Return the names of the teachers, sorted."""
+        return tuple(sorted({need.teacher for need in self.soft} | {key.teacher for key in self.features}))
+
+    def of(self, teacher: str) -> frozenset[Capability]:
+        """Return what is wanted of one teacher's soft targets."""
+        return frozenset(need.capability for need in self.soft if need.teacher == teacher)
+
+
+class MixedLabels(NamedTuple):
+    """The second label of rows that mixup or CutMix made of two.
+
+    Attributes:
+        partner_labels_B: int64.
+        own_weight_B: float32 in [0, 1], of a row's own label; the rest is its partner's.
+    """
+
+    partner_labels_B: Tensor
+    own_weight_B: Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Supervision:
+    """What the losses see of a batch, apart from the student's outputs.
+
+    Attributes:
+        labels_B: int64, or None where no loss needs them.
+        targets: decoded soft targets by teacher.
+        features: float32, (B, …) each.
+        mixed: of rows that are mixed of two, the other's label; None where no row is, or no loss needs labels.
+    """
+
+    labels_B: Tensor | None = None
+    targets: dict[str, SoftTargets] = field(default_factory=dict)
+    features: dict[ArrayKey, Tensor] = field(default_factory=dict)
+    mixed: MixedLabels | None = None
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Rows on the device, as they are stored; decoded when the first student asks, once for all of them.
+
+    Attributes:
+        shown: (B, *input_shape): inputs as a view shows them, pixels in uint8.
+        labels_B: int64, or None where no loss needs them; of tokens always, (B, L), −1 where nothing is predicted.
+        targets: encoded soft targets by teacher.
+        features: float32, (B, …) each.
+        mixed: as in Supervision.
+    """
+
+    shown: Tensor
+    labels_B: Tensor | None = None
+    targets: dict[str, Encoded] = field(default_factory=dict)
+    features: dict[ArrayKey, Tensor] = field(default_factory=dict)
+    mixed: MixedLabels | None = None
+
+    def each(self, function: Callable[[Tensor], Tensor]) -> Batch:
+        """Return a batch of what a function makes of each tensor."""
+        targets = {
+            teacher: replace(encoded, arrays={name: function(values) for name, values in encoded.arrays.items()})
+            for teacher, encoded in self.targets.items()
+        }
+        return Batch(
+            function(self.shown),
+            None if self.labels_B is None else function(self.labels_B),
+            targets,
+            {key: function(values) for key, values in self.features.items()},
+            None if self.mixed is None else MixedLabels(*map(function, self.mixed)),
+        )
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Return all tensors by name, in no order: arrays of two views may come in two."""
+        found = {"shown": self.shown}
+        if self.labels_B is not None:
+            found["labels"] = self.labels_B
+        for teacher, encoded in self.targets.items():
+            found |= {f"target {teacher}/{name}": values for name, values in encoded.arrays.items()}
+        found |= {f"feature {key}": values for key, values in self.features.items()}
+        return found | ({} if self.mixed is None else {f"mixed {k}": v for k, v in self.mixed._asdict().items()})
+
+    @cached_property
+    def inputs(self) -> Tensor:
+        """What students are given, (B, *input_shape): the very tensor that the teacher saw."""
+        return plain(self.shown)
+
+    def supervision(self) -> Supervision:
+        """Return what the losses see, soft targets decoded; the same object every time, so never to be changed."""
+        return self._supervision
+
+    @cached_property
+    def _supervision(self) -> Supervision:
+        decoded = {teacher: encoded.decode() for teacher, encoded in self.targets.items()}
+        return Supervision(self.labels_B, decoded, self.features, self.mixed)
+
+    def positions(self) -> Tensor:
+        """Return the positions of tokens (B, L) that count, (N,) int64, numbered through B and L."""
+        assert self.labels_B is not None
+        return (self.labels_B.flatten() >= 0).nonzero()[:, 0]
+
+    def supervision_at(self, positions_N: Tensor) -> Supervision:
+        """Return what the losses see of some positions of tokens: each is a row to them."""
+        assert self.labels_B is not None
+        return Supervision(
+            self.labels_B.flatten().index_select(0, positions_N),
+            {teacher: encoded.pick(positions_N).decode() for teacher, encoded in self.targets.items()},
+            {key: values.flatten(0, 1).index_select(0, positions_N) for key, values in self.features.items()},
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Outputs:
+    """A student's logits (B, C) and the layers that its objective asked for."""
+
+    logits_BC: Tensor
+    layers: dict[str, Tensor] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Shapes:
+    """Shapes without B, known before the first step: of the student's layers and of teachers' features."""
+
+    layers: dict[str, tuple[int, ...]]
+    features: dict[ArrayKey, tuple[int, ...]]

@@ -1,0 +1,6 @@
+"""What a job may say of students; pydantic alone, no torch.
+
+sections.py   its data, its fleet, and each student
+terms.py      the terms of an objective; `losses/` has what each computes
+job_text.py   a job written out again, every option spelled
+"""

@@ -1,0 +1,165 @@
+"""The sections of a student job: its data, and each student with its objective.
+
+No torch here, so that a job file is checked before anything slow is imported.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, Field, TypeAdapter, ValidationInfo, model_validator
+
+from storage.options import Factory, Name, Options, Url
+from student_train.options.terms import Fraction, ObjectiveTerm
+
+BUILT_IN = ("cnn", "gpt", "mlp", "resnet")  # `students.ARCHITECTURES` holds what builds them
+
+_FACTORY: TypeAdapter[str] = TypeAdapter(Factory)
+
+PEAK_LEARNING_RATE = {"sgd": 0.1, "adamw": 1e-3}  # where the job names none
+
+
+def _dataset_and_split(value: str) -> str:
+    dataset, slash, split = value.partition("/")
+    if not dataset or (slash and split not in ("train", "validation")):
+        raise ValueError('write "<dataset>", "<dataset>/train" or "<dataset>/validation"')
+    return value
+
+
+def _architecture(value: str, info: ValidationInfo) -> str:
+    if ":" in value:
+        return _FACTORY.validate_python(value, context=info.context)
+    if value not in BUILT_IN:
+        raise ValueError(f"{value!r} is none of {', '.join(BUILT_IN)}, and no module:factory")
+    return value
+
+
+Rows = Annotated[str, AfterValidator(_dataset_and_split)]
+"""Rows of the cache: `<dataset>/<split>`, or `<dataset>` for all of them."""
+
+Architecture = Annotated[str, AfterValidator(_architecture)]
+PerChannel = Annotated[tuple[float, ...], Field(strict=False, min_length=1)]
+
+
+class DataOptions(Options):
+    """Which rows of the cache are trained and evaluated on, and how they reach the device."""
+
+    train: Rows
+    validation: Rows
+    allow_partial: bool = False  # train on the rows that are committed when some are missing
+    residency: Literal["auto", "device", "host", "stream"] = "auto"  # never changes what is computed
+    views: Annotated[int, Field(ge=0)] | None = None  # 0: plain inputs; None: as many as every needed teacher has
+    # Rows are shuffled within windows of this many shards; as many as the dataset has, or more, is a full shuffle.
+    window_shards: Annotated[int, Field(ge=1)] = 16
+    order_seed: Annotated[int, Field(ge=0, lt=2**63)] = 0  # of the shuffle, which all students of the job share
+
+    @property
+    def measures_trained_rows(self) -> bool:
+        """Whether validation rows are among those that are trained on."""
+        (ours, train), (theirs, held) = (rows.partition("/")[::2] for rows in (self.train, self.validation))
+        return ours == theirs and (train == held or not train or not held)
+
+
+class HalvingOptions(Options):
+    """Early decisions: at each rung only the best go on.
+
+    Attributes:
+        first_epochs: of the first rung; each further one is `factor` times later.
+        factor: one in so many goes on.
+        metric: on the held rows.
+    """
+
+    first_epochs: Annotated[int, Field(ge=1)]
+    factor: Annotated[int, Field(ge=2)] = 3
+    metric: Literal["accuracy", "cross_entropy", "agreement"] = "accuracy"
+
+
+class TrackOptions(Options):
+    """Who else is told of metrics; the Parquet files are always written.
+
+    Attributes:
+        tensorboard: event files in each student's folder.
+        mlflow: a folder, or the URI of a tracking server or database; one MLflow run there for each student.
+        experiment: of MLflow, "stillroom" by default.
+    """
+
+    tensorboard: bool = False
+    mlflow: Url | None = None
+    experiment: Annotated[str, Field(min_length=1)] | None = None
+
+    @model_validator(mode="after")
+    def _agree(self) -> TrackOptions:
+        if self.experiment is not None and self.mlflow is None:
+            raise ValueError('experiment is MLflow\'s: say where, as mlflow = "FOLDER or URI", or drop it')
+        return self
+
+
+class FleetOptions(Options):
+    """How the students of a job are trained together; `halving` alone changes what is computed.
+
+    Attributes:
+        stacking: whether students of one architecture and batch size become one program: "auto" times both ways.
+        cuda_graphs: whether steps on a GPU are recorded and replayed: "auto" leaves out a user's own architectures.
+        at_once: how many students share a pass, at most; None: all.
+        halving: early decisions among the students of a pass.
+        track: who else is told of metrics.
+    """
+
+    stacking: Literal["auto", "always", "never"] = "auto"
+    cuda_graphs: Literal["auto", "always", "never"] = "auto"
+    at_once: Annotated[int, Field(ge=1)] | None = None
+    halving: HalvingOptions | None = None
+    track: TrackOptions = TrackOptions()
+
+
+class StudentOptions(Options):
+    """One student: what it is, what it learns from, and how it is trained."""
+
+    name: Name
+    architecture: Architecture
+    options: dict[str, Any] = Field(default={})  # keyword arguments of the architecture's function
+
+    # Normalisation of inputs in [0, 1], one value for all channels or one for each; part of the model.
+    mean: PerChannel = (0.5,)
+    std: PerChannel = (0.5,)
+
+    objective: Annotated[tuple[ObjectiveTerm, ...], Field(strict=False)]
+
+    epochs: Annotated[int, Field(ge=1)] = 20
+    batch_size: Annotated[int, Field(ge=1)] = 128
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0  # of the first weights and of dropout; rows have `order_seed`
+    first_view: Annotated[int, Field(ge=0)] = 0  # epoch e shows view (first_view + e - 1) mod count
+
+    optimizer: Literal["sgd", "adamw"] = "adamw"
+    learning_rate: Annotated[float, Field(gt=0, le=1000)] | None = None  # at its peak; None: 0.1 (SGD), 0.001 (AdamW)
+    momentum: Fraction = 0.9  # SGD's (Nesterov's form), or AdamW's first beta
+    weight_decay: Annotated[float, Field(ge=0, le=10)] = 5e-4
+    warmup_epochs: Annotated[float, Field(ge=0)] = 0.0  # the learning rate rises from 0 in a straight line
+    schedule: Literal["cosine", "constant"] = "cosine"  # after the warm-up
+    clip_norm: Annotated[float, Field(gt=0)] | None = None  # of the gradient over all parameters
+    ema_decay: Annotated[float, Field(gt=0, lt=1)] | None = None  # averaged weights are evaluated and exported
+    patience_epochs: Annotated[int, Field(ge=1)] | None = None  # stop when no better for so long; keep the best
+
+    autocast: Literal["fp32", "bf16"] = "fp32"
+    compile: bool = False
+    checkpoint_every_steps: Annotated[int, Field(ge=1)] | None = None  # besides one after every epoch
+
+    @model_validator(mode="after")
+    def _agree(self) -> StudentOptions:
+        if not self.objective:
+            raise ValueError("a student needs one [[student.objective]] or more")
+        if min(self.std) <= 0:
+            raise ValueError(f"std must be above 0, found {min(self.std)}")
+        if self.warmup_epochs > self.epochs:
+            raise ValueError(f"warmup_epochs ({self.warmup_epochs:g}) is longer than epochs ({self.epochs})")
+        return self
+
+    @property
+    def losses(self) -> tuple[ObjectiveTerm, ...]:
+        """Return the terms of the objective, each with weight 1: what is computed before they are weighed."""
+        return tuple(term.model_copy(update={"weight": 1.0}) for term in self.objective)
+
+    @property
+    def peak_learning_rate(self) -> float:
+        """Return the learning rate after the warm-up."""
+        return PEAK_LEARNING_RATE[self.optimizer] if self.learning_rate is None else self.learning_rate

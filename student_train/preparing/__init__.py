@@ -1,0 +1,8 @@
+"""Everything before the first step: what is asked for is checked, weighed, and told by a dry run.
+
+prepare.py       every student against the cache and against the runs that are there
+step_memory.py   what one student's step takes, measured on the meta device
+projection.py    the peak memory of a job
+flops.py         how much work a student is
+dry_run.py       what `--dry-run` says
+"""

@@ -1,0 +1,69 @@
+"""What `student train --dry-run` says: which students would be trained, on which rows, within which memory."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from student_train.devices import find_device
+from student_train.preparing.prepare import PreparedRun, Request, prepare
+from student_train.preparing.projection import MemoryProjection, fit
+from student_train.running.checkpoint import position_of
+from student_train.running.trackers import check_installed
+from student_train.running.train import choose_for
+
+
+@dataclass(frozen=True, slots=True)
+class PlannedStudent:
+    """What would become of one student.
+
+    Attributes:
+        student: its name.
+        action: "skip" a finished one, "resume" from a checkpoint, or "train".
+        train_rows, validation_rows: how many.
+        done_epochs: of an interrupted one.
+        epochs: of the job.
+    """
+
+    student: str
+    action: Literal["skip", "resume", "train"]
+    train_rows: int
+    validation_rows: int
+    done_epochs: int
+    epochs: int
+
+
+@dataclass(frozen=True, slots=True)
+class DryRun:
+    """A plan, and the memory that it needs; None if nothing is left to do."""
+
+    students: tuple[PlannedStudent, ...]
+    memory: MemoryProjection | None
+
+
+def dry_run(request: Request) -> DryRun:
+    """Return what `train_students` would do, after the same checks. Raises BadRequest, of some kind."""
+    device = find_device(request.device)
+    students = prepare(request)
+    planned = tuple(map(plan_student, students))
+    left = [student for student in students if student.finished is None]
+    if not left:
+        return DryRun(planned, None)
+    check_installed(request.fleet.track)
+    residency = choose_for(request, left, device)
+    _, memory = fit(request.cache, left, residency, request.data.window_shards, device, request.fleet)
+    return DryRun(planned, memory)
+
+
+def plan_student(student: PreparedRun) -> PlannedStudent:
+    """Return what would become of a checked student."""
+    position, done = position_of(student.folder, student.identity), student.finished
+    action: Literal["resume", "train"] = "train" if position is None else "resume"
+    return PlannedStudent(
+        student=student.options.name,
+        action="skip" if done is not None else action,
+        train_rows=student.train.num_rows,
+        validation_rows=student.held.num_rows,
+        done_epochs=done.epochs if done is not None else 0 if position is None else position.epoch,
+        epochs=student.options.epochs,
+    )

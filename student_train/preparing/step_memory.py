@@ -1,0 +1,138 @@
+"""The memory of one student's training step, measured on the meta device, which computes shapes only."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from storage.errors import BadRequest
+from student_train.feed.batches import Batch, Outputs, Shapes
+from student_train.losses.objective import Objective, Tapped, check_student, student_layers
+from student_train.preparing.prepare import PreparedRun
+from student_train.stepping.blank import blank_batch
+from student_train.stepping.positions import part_size
+from student_train.stepping.state import make_optimizer
+from student_train.students import Student, build_student
+
+PICKED_COPIES = 3  # of a student of tokens' hidden states: those that count, and their gradient there and in all
+WORKING_ACTIVATIONS = 2  # of the largest activation: its gradient, and the next one's
+# glibc takes tensors below 32 MiB from its heap, where backward passes leave holes: 1.8 to 1.9 times the saved bytes
+# for resnets of any batch size. Larger ones are mapped, and returned when freed.
+HEAP_LIMIT_BYTES = 32 * 2**20
+HEAP_HOLES = 1.9
+
+
+@dataclass(frozen=True, slots=True)
+class StepBytes:
+    """What one student needs on its device.
+
+    Attributes:
+        weights: parameters and buffers, those of projections too.
+        gradients: of all that is trained.
+        optimizer: its state.
+        copies: averaged and best weights.
+        activations: of one batch, kept for the backward pass, and what that works with.
+        batch: what is stored of it, which is among the activations.
+    """
+
+    weights: int
+    gradients: int
+    optimizer: int
+    copies: int
+    activations: int
+    batch: int
+
+    @property
+    def total(self) -> int:
+        """Return the sum of all parts."""
+        return self.weights + self.gradients + self.optimizer + self.copies + self.activations
+
+    @property
+    def checkpoint(self) -> int:
+        """Return the bytes of a checkpoint while it is written: each tensor's, and the file's."""
+        return 2 * (self.weights + self.optimizer + self.copies)
+
+
+def measure_step(student: PreparedRun) -> StepBytes:
+    """Return what a student's training step holds, from one step on the meta device.
+
+    A user's architecture that cannot be built there takes its step on the CPU instead.
+    """
+    try:
+        return _measure(student, torch.device("meta"))
+    except (NotImplementedError, RuntimeError, BadRequest):  # it was built on the CPU once already
+        return _measure(student, torch.device("cpu"))
+
+
+def _measure(prepared: PreparedRun, device: torch.device) -> StepBytes:
+    options, spec = prepared.options, prepared.spec
+    with device:
+        student = build_student(spec)
+        layers = student_layers(options.objective)
+        shapes = Shapes(check_student(student, layers, spec.input_shape, spec.num_classes), prepared.feature_shapes)
+        objective = Objective(options.objective, shapes)
+        rows = min(options.batch_size, prepared.train.num_rows)
+        batch = blank_batch(student, spec, prepared.encodings, prepared.feature_shapes, rows)
+    student.train()
+    trained = [*student.parameters(), *objective.parameters()]
+    optimizer = make_optimizer(options, trained)
+    saved: dict[int, Tensor] = {}
+
+    def keep(tensor: Tensor) -> Tensor:
+        saved[_address(tensor)] = tensor  # kept, so that no other storage takes its address
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        outputs = Tapped(student, layers)(batch.inputs)
+        if spec.of_tokens:
+            loss, beside = _one_part(student, objective, outputs, batch, spec.num_classes)
+        else:
+            loss, beside = objective(outputs, batch.supervision()).total, 0
+    stored = [batch.inputs, *batch.features.values()]
+    stored += [values for encoded in batch.targets.values() for values in encoded.arrays.values()]
+    own = {_address(tensor) for tensor in (*trained, *student.buffers(), *stored)}
+    activations = [tensor.untyped_storage().nbytes() for address, tensor in saved.items() if address not in own]
+    loss.backward()
+    optimizer.step()
+    weights = _bytes_of([*student.state_dict().values(), *objective.state_dict().values()])
+    copies = int(options.ema_decay is not None) + int(options.patience_epochs is not None)
+    return StepBytes(
+        weights=weights,
+        gradients=_bytes_of(trained),
+        optimizer=_bytes_of([value for state in optimizer.state.values() for value in state.values()]),
+        copies=copies * _bytes_of(list(student.state_dict().values())),
+        activations=_working_bytes(activations) + beside + _bytes_of(stored),
+        batch=_bytes_of(stored),
+    )
+
+
+def _working_bytes(activations: Sequence[int]) -> int:
+    """Return what saved activations, and the backward pass over them, take of a host's memory."""
+    held = sum(size if size > HEAP_LIMIT_BYTES else HEAP_HOLES * size for size in activations)
+    return int(held) + WORKING_ACTIVATIONS * max(activations, default=0)
+
+
+def _one_part(
+    student: Student, objective: Objective, outputs: Outputs, batch: Batch, num_classes: int
+) -> tuple[Tensor, int]:
+    """Return the loss of a part of the positions, and the bytes of what the others keep beside (`positions.py`)."""
+    whole = [outputs.logits_BC, *outputs.layers.values()]
+    size = min(part_size(num_classes, student.device), batch.inputs.numel())
+    positions_N = torch.arange(size, device=student.device)
+    hidden, *layers = (values.flatten(0, 1).index_select(0, positions_N) for values in whole)
+    seen = Outputs(student.scores(hidden), dict(zip(outputs.layers, layers, strict=True)))
+    loss = objective(seen, batch.supervision_at(positions_N)).total
+    return loss, PICKED_COPIES * _bytes_of(whole)
+
+
+def _address(tensor: Tensor) -> int:
+    """Return what tells storages apart on the meta device too, where all data lie at 0."""
+    return int(tensor.untyped_storage()._cdata)  # noqa: SLF001
+
+
+def _bytes_of(tensors: Sequence[Any]) -> int:
+    return sum(t.untyped_storage().nbytes() for t in tensors if isinstance(t, Tensor))

@@ -1,0 +1,226 @@
+"""The state of an unfinished run: safetensors and readable JSON, so that it goes on as if never stopped.
+
+    checkpoint.json                                 position, history, identity; names the weights and their digest
+    checkpoint-00003-00000120-9f3c1a2b.safetensors  model, optimiser, average, projections, generator
+
+The weights are written first, under a name of their own, and the JSON last: it is replaced in one step, and only
+then are older weights deleted. Whatever is cut short, the last whole checkpoint is still there. Nothing is pickled.
+
+Students of a stack go on together, to the same rounding, only if all are at the same step. So theirs are staged first,
+each as weights and `checkpoint.next.json`, and then committed one by one. A kill in between leaves some that are
+staged beside one that is committed, which says that all are whole: `settle_checkpoint` commits these too.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, Literal
+
+import safetensors.torch
+import torch
+from pydantic import ConfigDict, ValidationError
+
+from storage.digests import differences, digest
+from storage.errors import CorruptObject, StaleCache, UnsupportedFormat
+from storage.format.objects import LocalObjects
+from storage.options import Options
+from student_train.running.records import CHECKPOINT_FILE, EpochMetrics
+from student_train.stepping.state import Tensors
+
+FORMAT_VERSION = 1
+NEXT_FILE = "checkpoint.next.json"
+WEIGHTS_PATTERN = "checkpoint-*.safetensors"
+
+
+class Position(Options):
+    """Where a run is: the next step, and what the epochs so far gave.
+
+    Attributes:
+        epoch, step: the next step to take is number `step` of epoch `epoch`, both from 0; `step` may be the number of
+            an epoch's steps, when its evaluation is still to come.
+        history: one entry per whole epoch.
+        best_epoch, best_score: of the best epoch so far, where the job has patience.
+        stacked: whether it steps in a stack: it goes on as it was, for rounding differs.
+        stack: names of the students whose checkpoints are committed together with this one, itself among them.
+        seconds: of the run so far.
+        epoch_seconds: of this epoch's training so far.
+    """
+
+    model_config = ConfigDict(ser_json_inf_nan="constants")
+
+    epoch: int = 0
+    step: int = 0
+    history: tuple[EpochMetrics, ...] = ()
+    best_epoch: int | None = None
+    best_score: float | None = None
+    stacked: bool = False
+    stack: tuple[str, ...] = ()
+    seconds: float = 0.0
+    epoch_seconds: float = 0.0
+
+
+class CheckpointFile(Position):
+    """The content of `checkpoint.json`."""
+
+    format_version: Literal[1] = 1
+    weights_file: str
+    weights_digest: str
+    torch_version: str
+    identity: dict[str, Any]
+
+
+def write_checkpoint(folder: Path, position: Position, tensors: Tensors, identity: dict[str, Any]) -> None:
+    """Write a checkpoint, durable when this returns; the one before it is good until then."""
+    _commit(folder, _put_weights(folder, position, tensors, identity))
+
+
+def stage_checkpoint(folder: Path, position: Position, tensors: Tensors, identity: dict[str, Any]) -> None:
+    """Write a checkpoint that does not count before it is committed, durable when this returns."""
+    _put_json(folder, NEXT_FILE, _put_weights(folder, position, tensors, identity))
+
+
+def commit_checkpoint(folder: Path) -> None:
+    """Let the staged checkpoint count, in one step; the one before it is good until then. Without one do nothing."""
+    file = _read_file(folder, NEXT_FILE)
+    if file is not None:
+        _commit(folder, file)
+        LocalObjects(folder).delete(NEXT_FILE)
+
+
+def settle_checkpoint(folder: Path) -> None:
+    """Commit what a kill has left staged if a student of its stack was committed already, else drop it."""
+    staged = _read_file(folder, NEXT_FILE)
+    if staged is None:
+        return
+    others = [_read_file(folder.parent / name, CHECKPOINT_FILE) for name in staged.stack]
+    where = (staged.stack, staged.epoch, staged.step)
+    if any(other is not None and (other.stack, other.epoch, other.step) == where for other in others):
+        commit_checkpoint(folder)
+    else:
+        LocalObjects(folder).delete(NEXT_FILE)
+
+
+def _put_weights(folder: Path, position: Position, tensors: Tensors, identity: dict[str, Any]) -> CheckpointFile:
+    data = safetensors.torch.save(_on_host(tensors))
+    weights_digest = digest(data)
+    steps = f"{position.epoch:05d}-{position.step:08d}"
+    file = CheckpointFile(
+        **position.model_dump(),
+        weights_file=f"checkpoint-{steps}-{weights_digest[:8]}.safetensors",
+        weights_digest=weights_digest,
+        torch_version=torch.__version__,
+        identity=identity,
+    )
+    LocalObjects(folder).put(file.weights_file, data)
+    return file
+
+
+def _put_json(folder: Path, name: str, file: CheckpointFile) -> None:
+    LocalObjects(folder).put(name, (file.model_dump_json(indent=2) + "\n").encode())
+
+
+def _commit(folder: Path, file: CheckpointFile) -> None:
+    """Put a checkpoint's JSON in place of the one before, and delete all weights but its own."""
+    _put_json(folder, CHECKPOINT_FILE, file)
+    for path in folder.glob(WEIGHTS_PATTERN):
+        if path.name != file.weights_file:
+            LocalObjects(folder).delete(path.name)
+
+
+def read_checkpoint(folder: Path, identity: dict[str, Any]) -> tuple[Position, Tensors] | None:
+    """Return a run's last whole checkpoint, or None if it never wrote one.
+
+    Raises:
+        StaleCache: it was made from something else than `identity`; every field that differs is named.
+        CorruptObject: its bytes are not those that were written.
+        UnsupportedFormat: it was written by a later format.
+    """
+    file = _read_file(folder)
+    if file is None:
+        return None
+    check_identity(folder, file.identity, identity)
+    data = LocalObjects(folder).get(Path(file.weights_file).name)  # a name, never a path to somewhere else
+    if digest(data) != file.weights_digest:
+        raise CorruptObject(
+            f"{folder / file.weights_file} is not what was written",
+            found=f"{len(data)} bytes, digest {digest(data)}",
+            expected=f"digest {file.weights_digest}  ({CHECKPOINT_FILE})",
+            do=f"rm -r {folder}    # this student then starts again",
+        )
+    return file, safetensors.torch.load(data)
+
+
+def check_checkpoint(folder: Path, identity: dict[str, Any]) -> None:
+    """Refuse a folder whose checkpoint was made from something else; reads the JSON only. Raises StaleCache."""
+    file = _read_file(folder)
+    if file is not None:
+        check_identity(folder, file.identity, identity)
+
+
+def position_of(folder: Path, identity: dict[str, Any]) -> Position | None:
+    """Return where an interrupted run of this identity is, or None where there is none; reads the JSON only."""
+    file = _read_file(folder)
+    return file if file is not None and file.identity == identity else None
+
+
+def check_identity(folder: Path, found: dict[str, Any], expected: dict[str, Any]) -> None:
+    """Refuse a run that was made from something else.
+
+    Raises:
+        StaleCache: each field that differs is named, with both values.
+    """
+    fields = differences(found, expected)
+    if fields:
+        names = ", ".join(name for name, _, _ in fields)
+        grown = {name for name, _, _ in fields} <= {"train_rows", "validation_rows"}
+        raise StaleCache(
+            f"{folder} was trained on other rows: the cache has grown since, or lost some"
+            if grown
+            else f"{folder} holds a run of another job: {names} changed",
+            found="\n".join(f"{name} = {json.dumps(was)}" for name, was, _ in fields),
+            expected="\n".join(f"{name} = {json.dumps(now)}" for name, _, now in fields),
+            do=f"put it back to go on; or give the student another name, or: rm -r {folder}",
+        )
+
+
+def delete_checkpoint(folder: Path) -> None:
+    """Delete a run's checkpoint, its JSON first."""
+    objects = LocalObjects(folder)
+    objects.delete(NEXT_FILE)
+    objects.delete(CHECKPOINT_FILE)
+    for path in folder.glob(WEIGHTS_PATTERN):
+        objects.delete(path.name)
+
+
+def _read_file(folder: Path, name: str = CHECKPOINT_FILE) -> CheckpointFile | None:
+    path = folder / name
+    if not path.exists():
+        return None
+    try:
+        text = path.read_bytes()
+        version = json.loads(text).get("format_version")
+        if isinstance(version, int) and version > FORMAT_VERSION:
+            raise UnsupportedFormat(
+                f"{path} was written by a later Stillroom",
+                found=f"format {version}",
+                expected=f"format {FORMAT_VERSION}",
+            )
+        return CheckpointFile.model_validate_json(text)
+    except (OSError, ValueError, AttributeError, ValidationError) as error:
+        raise CorruptObject(
+            f"{path} is not a checkpoint", found=str(error), do=f"rm -r {folder}    # this student then starts again"
+        ) from None
+
+
+def _on_host(tensors: Tensors) -> Tensors:
+    """Return contiguous tensors, each with memory of its own, as safetensors asks; tied weights are written twice."""
+    seen: set[int] = set()
+    found: Tensors = {}
+    for name, tensor in tensors.items():
+        host = tensor.detach().cpu().contiguous()
+        storage = host.untyped_storage()
+        shared = storage.data_ptr() in seen or storage.nbytes() != host.nbytes
+        found[name] = host.clone() if shared else host
+        seen.add(storage.data_ptr())
+    return found

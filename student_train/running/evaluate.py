@@ -1,0 +1,143 @@
+"""Students' figures on the held rows, all in one pass.
+
+M students that step together, B rows or positions of tokens, C classes, N held rows, K bins.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+from student_train.feed.batches import Batch
+from student_train.feed.feed import Feed
+from student_train.feed.selection import NO_CLASS
+from student_train.running.records import Held
+from student_train.stepping.alone import Alone
+from student_train.stepping.parallel import ALONE, Parallel
+from student_train.stepping.positions import logits_in_parts
+from student_train.stepping.stack.stack import Stack
+from student_train.students import Student
+
+NUM_BINS = 15
+Stepper = Alone | Stack
+
+
+def evaluate(
+    steppers: Sequence[Stepper],
+    feed: Feed,
+    tops: Sequence[Sequence[Tensor | None]],
+    *,
+    batch_size: int,
+    stop: Callable[[], bool],
+    parallel: Parallel = ALONE,
+) -> list[list[Held]] | None:
+    """Return the figures of all students, in float32, with no step of synchronisation before the last.
+
+    Of tokens they are over the positions that count, and nobody's top class is known to agree with.
+
+    Args:
+        steppers: what the students are in.
+        feed: held rows, with labels (NO_CLASS where there is none).
+        tops: for each student of each of them, its teacher's top class of each held row (N,), or NO_CLASS.
+        batch_size: rows at a time.
+        stop: asked after each batch.
+        parallel: this process among others, each of which measures its own rows.
+
+    Returns:
+        The figures of each student of each stepper, or None if `stop` said so.
+
+    Source: calibration error by Guo et al. 2017, eq. 3, 15 bins of equal width, arXiv 1706.04599.
+    """
+    sums = [Sums(len(stepper.states), stepper.states[0].student.device) for stepper in steppers]
+    start = 0
+    try:
+        for stepper in steppers:
+            stepper.evaluating(True)
+        with torch.no_grad():
+            for batch in feed.in_order(batch_size):
+                if stop():
+                    return None
+                stop_row = start + len(batch.inputs)
+                mine, rows = parallel.part(batch), slice(start + parallel.rank, stop_row, parallel.size)
+                for stepper, own, tops_M in zip(steppers, sums, tops, strict=True):
+                    if len(mine.inputs):
+                        _measure(stepper, mine, own, [None if t is None else t[rows] for t in tops_M])
+                start = stop_row
+    finally:
+        for stepper in steppers:
+            stepper.evaluating(False)
+    return [own.figures(parallel) for own in sums]
+
+
+def _measure(stepper: Stepper, batch: Batch, sums: Sums, tops: Sequence[Tensor | None]) -> None:
+    if stepper.states[0].spec.of_tokens:
+        for place, state in enumerate(stepper.states):  # by itself each: a part's logits are of one student
+            for logits_BC, labels_B in _positions(state.exported, batch):
+                none_B = torch.full_like(labels_B, NO_CLASS)
+                sums.add(logits_BC[None], labels_B, none_B[None], slice(place, place + 1))
+    else:
+        labels_B = _labels(batch)
+        none_B = torch.full_like(labels_B, NO_CLASS)
+        sums.add(stepper.logits(batch.inputs), labels_B, torch.stack([none_B if t is None else t for t in tops]))
+
+
+def _positions(student: Student, batch: Batch) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield logits and labels of a part of the positions at a time."""
+    positions_N = batch.positions()
+    hidden_ND = student.hidden(batch.inputs).flatten(0, 1).index_select(0, positions_N)
+    labels_N = _labels(batch).flatten().index_select(0, positions_N)
+    for at, logits_BC in logits_in_parts(student, hidden_ND):
+        yield logits_BC.float(), labels_N[at]
+
+
+class Sums:
+    """What the figures of M students are made of, on the device."""
+
+    def __init__(self, members: int, device: torch.device):
+        # Labelled rows, correct ones, nats, rows with a teacher, rows that agree with it.
+        self._sums_M5 = torch.zeros(members, 5, dtype=torch.float64, device=device)
+        self._bins_M3K = torch.zeros(members, 3, NUM_BINS, dtype=torch.float64, device=device)  # rows, sure, right
+
+    def add(self, logits_MBC: Tensor, labels_B: Tensor, tops_MB: Tensor, members: slice = slice(None)) -> None:
+        """Add a batch of all students, or of some; rows with NO_CLASS count for nothing."""
+        labelled_B, taught_MB = labels_B != NO_CLASS, tops_MB != NO_CLASS
+        log_q_MBC = logits_MBC.log_softmax(dim=2)
+        targets_MB1 = labels_B.clamp(min=0)[None, :, None].expand(len(logits_MBC), -1, 1)
+        nats_MB = -log_q_MBC.gather(2, targets_MB1)[..., 0].masked_fill(~labelled_B, 0.0)
+        confidence_MB, chosen_MB = log_q_MBC.exp().max(dim=2)
+        correct_MB = (chosen_MB == labels_B) & labelled_B
+        agreeing_MB = (chosen_MB == tops_MB) & taught_MB
+        counted = (labelled_B.expand_as(correct_MB), correct_MB, nats_MB, taught_MB, agreeing_MB)
+        self._sums_M5[members] += torch.stack([each.sum(dim=1).double() for each in counted], dim=1)
+        bin_MB = (confidence_MB * NUM_BINS).long().clamp(0, NUM_BINS - 1)
+        # One-hot and a product, not an index_add: the same bits every time, on a GPU too.
+        member_MBK = torch.nn.functional.one_hot(bin_MB, NUM_BINS).double() * labelled_B[:, None]
+        rows_M3B = torch.stack([torch.ones_like(confidence_MB), confidence_MB, correct_MB.float()], dim=1).double()
+        self._bins_M3K[members] += rows_M3B @ member_MBK
+
+    def figures(self, parallel: Parallel) -> list[Held]:
+        """Return each student's figures, over the rows of all processes; waits for the device."""
+        parallel.sum(self._sums_M5)
+        parallel.sum(self._bins_M3K)
+        found = []
+        for (labelled, correct, nats, taught, agreeing), bins_3K in zip(
+            self._sums_M5.tolist(), self._bins_M3K.cpu(), strict=True
+        ):
+            rows_K, confidence_K, correct_K = bins_3K
+            gap = float((confidence_K - correct_K).abs().sum() / rows_K.sum()) if labelled else None
+            found.append(
+                Held(
+                    accuracy=correct / labelled if labelled else None,
+                    cross_entropy=nats / labelled if labelled else None,
+                    calibration_error=gap,
+                    agreement=agreeing / taught if taught else None,
+                )
+            )
+        return found
+
+
+def _labels(batch: Batch) -> Tensor:
+    assert batch.labels_B is not None
+    return batch.labels_B

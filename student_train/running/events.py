@@ -1,0 +1,181 @@
+"""What a run of students reports to whoever watches it. Nothing in this room prints."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from storage.errors import StillroomError
+from student_train.running.records import EpochMetrics, RunRecord
+
+
+@dataclass(frozen=True, slots=True)
+class FeedChosen:
+    """Where rows are kept for all students of the job, and how many views of them are shown in turn (0: plain)."""
+
+    residency: str
+    why: str
+    views: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryProjected:
+    """The bound on memory: of the process, and of a GPU where there is one."""
+
+    host_bytes: int
+    device_bytes: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class BatchIsAllRows:
+    """Students whose batch size is more than there are rows: an epoch of theirs is one step."""
+
+    students: tuple[str, ...]
+    rows: int
+
+
+@dataclass(frozen=True, slots=True)
+class Loading:
+    """So many shards of so many are on the device, or on the host; not when rows are streamed."""
+
+    students: str
+    done_shards: int
+    shards: int
+
+
+@dataclass(frozen=True, slots=True)
+class StackingChosen:
+    """Whether students of one architecture step as one program, and why."""
+
+    students: tuple[str, ...]
+    stacked: bool
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
+class StepsNotRecorded:
+    """Steps of a student, or of a stack, are taken one kernel at a time, for they cannot be recorded."""
+
+    students: str
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
+class StackTakenApart:
+    """A stack failed in a step and goes on in so many parts, which try the same rows again."""
+
+    stack: str
+    parts: int
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
+class StudentStarted:
+    """A student begins, or goes on after `done_steps` of `total_steps`."""
+
+    student: str
+    parameters: int
+    total_steps: int
+    done_steps: int
+
+
+@dataclass(frozen=True, slots=True)
+class PassStarted:
+    """Students that share a pass begin: the student's name, or how many there are, and the steps of all together."""
+
+    students: str
+    total_steps: int
+    done_steps: int
+
+
+@dataclass(frozen=True, slots=True)
+class PassDone:
+    """All students of a pass are done, or have failed."""
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """Some steps later, about once a second.
+
+    Attributes:
+        students: the student's name, or how many there are.
+        epoch, epochs: of the pass that they share.
+        done_steps, total_steps: of all of them together.
+        loss: the mean over the epoch's rows so far, of all students the median.
+        rows_per_s: of all of them together.
+    """
+
+    students: str
+    epoch: int
+    epochs: int
+    done_steps: int
+    total_steps: int
+    loss: float
+    rows_per_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class EpochDone:
+    """An epoch was trained and evaluated."""
+
+    student: str
+    metrics: EpochMetrics
+
+
+@dataclass(frozen=True, slots=True)
+class StudentFinished:
+    """A student is trained and written."""
+
+    record: RunRecord
+
+
+@dataclass(frozen=True, slots=True)
+class StudentStopped:
+    """A student is set aside, since others have outrun it."""
+
+    record: RunRecord
+
+
+@dataclass(frozen=True, slots=True)
+class StudentSkipped:
+    """A student had been trained before by this very job."""
+
+    record: RunRecord
+
+
+@dataclass(frozen=True, slots=True)
+class StudentFailed:
+    """A student cannot be trained; those after it still are."""
+
+    student: str
+    error: StillroomError
+
+
+@dataclass(frozen=True, slots=True)
+class TrackerFailed:
+    """TensorBoard or MLflow failed, and is off for the rest of the command; the students go on."""
+
+    tracker: str
+    why: str
+
+
+Event = (
+    FeedChosen
+    | MemoryProjected
+    | BatchIsAllRows
+    | Loading
+    | StackingChosen
+    | StackTakenApart
+    | StepsNotRecorded
+    | StudentStarted
+    | PassStarted
+    | PassDone
+    | Progress
+    | EpochDone
+    | StudentFinished
+    | StudentStopped
+    | StudentSkipped
+    | StudentFailed
+    | TrackerFailed
+)
+Report = Callable[[Event], None]

@@ -1,0 +1,155 @@
+"""The training loop: all students that learn from the same rows, from one pass over them after another.
+
+Each batch is read, decoded, shown and moved once, then every student of that batch size steps on it. Students begin
+where their checkpoints are, leave when they have had their epochs, and do not notice each other: one that diverges or
+fails is marked and leaves, the others go on.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+
+from student_train.feed.batches import Batch
+from student_train.feed.feed import Feed
+from student_train.feed.order import Cut
+from student_train.running.cohort import Cohort, Outcome
+from student_train.running.evaluate import evaluate
+from student_train.running.events import EpochDone, PassDone, Report, StudentStarted
+from student_train.running.halving import Halving
+from student_train.running.records import Held
+from student_train.running.run import Run
+from student_train.running.team import Stacking, Team, arrange
+
+
+def train_together(
+    runs: Sequence[Run],
+    train: Feed,
+    held: Feed,
+    *,
+    seed: int,
+    stacking: Stacking,
+    halving: Halving | None,
+    report: Report,
+    stop: Callable[[], bool],
+) -> Outcome:
+    """Train students from one feed until each is done.
+
+    Args:
+        runs: students of the same rows, wherever each of them is.
+        train: rows to learn from, with all that any of them needs.
+        held: rows to evaluate on.
+        seed: of the order of rows.
+        stacking: whether students of one architecture become one program.
+        halving: early decisions among them, or None.
+        report: told of steps and epochs.
+        stop: asked after every step; if it says so, checkpoints are written and the job can go on later.
+
+    Raises:
+        Interrupted: `stop` said so.
+        StorageFailure: the disk refused; what is written stays good.
+    """
+    for run in runs:
+        parameters = run.state.num_parameters
+        report(StudentStarted(run.name, parameters, run.total_steps, run.done_steps))
+    fleet = Cohort(arrange(runs, stacking, report), held, report, stop)
+    fleet.begin()
+    with fleet.failing_together():
+        fleet.finish_those_that_ended()
+        while fleet.teams:
+            _one_epoch(fleet, train, held, seed=seed, halving=halving, report=report, stop=stop)
+    report(PassDone())
+    return fleet.outcome
+
+
+def _one_epoch(
+    fleet: Cohort,
+    train: Feed,
+    held: Feed,
+    *,
+    seed: int,
+    halving: Halving | None,
+    report: Report,
+    stop: Callable[[], bool],
+) -> None:
+    """Let the students who are furthest behind have an epoch: its steps, its figures, and who goes on."""
+    # The epoch of whoever is behind. A team that is ahead, since a kill left its students so, waits for the pass.
+    epoch = min(team.epoch for team in fleet.teams)
+
+    clock = time.monotonic()
+    present = [team for team in fleet.teams if team.epoch == epoch]
+    for batch_size, step, batches in _batches(train, present, seed=seed, epoch=epoch):
+        for team in fleet.at(epoch, step, batch_size):
+            fleet.take(team, [batches[train.view_of(epoch + view)] for view in team.views])
+        fleet.progress(epoch)
+        stopping = stop()
+        if stopping or fleet.due_for_checkpoint(epoch):
+            clock = fleet.lap(epoch, clock)
+            if stopping:
+                raise fleet.interrupt()
+            fleet.checkpoint(epoch, every_student=False)
+        if not fleet.teams:
+            break
+    fleet.check(epoch)  # waits for the device, so that the clock is right
+    clock = fleet.lap(epoch, clock)
+
+    measured = fleet.without_recordings_if_need_be(
+        lambda: _measure([team for team in fleet.teams if team.epoch == epoch], held, stop)
+    )
+    fleet.lap(epoch, clock, training=False)
+    if measured is None:
+        raise fleet.interrupt()
+    for team, figures in measured:
+        losses = zip(team.tally.means(), team.tally.shares(), team.tally.steps(), strict=True)
+        team.begin_epoch()
+        for run, own, (means, shares, steps_SK) in zip(list(team.runs), figures, losses, strict=True):
+            view = train.view_of(epoch + run.options.first_view)
+            with fleet.failing(run):
+                run.end_epoch(own, view=view, means=means, shares=shares, steps_SK=steps_SK)
+                report(EpochDone(run.name, run.history[-1]))
+
+    if halving is not None:
+        fleet.set_aside(halving, epoch + 1)
+    fleet.checkpoint(epoch + 1, every_student=True)
+    fleet.finish_those_that_ended()
+
+
+def _measure(teams: Sequence[Team], held: Feed, stop: Callable[[], bool]) -> list[tuple[Team, list[Held]]] | None:
+    """Return the figures of all students of some teams, or None if `stop` said so."""
+    found: list[tuple[Team, list[Held]]] = []
+    for size in sorted({team.batch_size for team in teams}):
+        alike = [team for team in teams if team.batch_size == size]
+        tops = [[run.basis.tops_N for run in team.runs] for team in alike]
+        parallel = alike[0].runs[0].basis.parallel
+        if parallel.size > 1:
+            for team in alike:
+                team.synchronise()
+        steppers = [team.stepper for team in alike]
+        figures = evaluate(steppers, held, tops, batch_size=size, stop=stop, parallel=parallel)
+        if figures is None:
+            return None
+        found += zip(alike, figures, strict=True)
+    return found
+
+
+def _batches(
+    train: Feed, teams: Sequence[Team], *, seed: int, epoch: int
+) -> Iterator[tuple[int, int, dict[str, Batch]]]:
+    """Yield (batch size, step, the batch in each view that is needed) of an epoch, from where the teams are."""
+    first_steps: dict[tuple[int, str], int] = {}
+    for team in teams:
+        for view in team.views:
+            key = (team.batch_size, train.view_of(epoch + view))
+            first_steps[key] = min(team.step, first_steps.get(key, team.step))
+    sizes = Counter(size for size, _ in first_steps)
+    least = {size: min(step for (other, _), step in first_steps.items() if other == size) for size in sizes}
+    keys = list(first_steps)
+    waiting: dict[tuple[int, int], dict[str, Batch]] = {}
+    cuts = [Cut(size, view, least[size]) for size, view in keys]  # all views of one batch size in step
+    for cut, step, batch in train.shared(cuts, seed=seed, epoch=epoch):
+        size, shown = keys[cut]
+        there = waiting.setdefault((size, step), {})
+        there[shown] = batch
+        if len(there) == sizes[size]:
+            yield size, step, waiting.pop((size, step))

@@ -1,0 +1,289 @@
+"""A whole student job: what is left of it is trained, in passes that many students share."""
+
+from __future__ import annotations
+
+import fcntl
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+
+from storage.errors import Interrupted, StillroomError, StorageFailure, TryAgain
+from storage.format.objects import LocalObjects
+from student_train.devices import find_device
+from student_train.feed.batches import Needs
+from student_train.feed.residency import FeedPool, Residency, choose_residency, projected_bytes
+from student_train.options.job_text import job_text
+from student_train.options.sections import FleetOptions, TrackOptions
+from student_train.preparing.prepare import PreparedRun, Request, passes, prepare
+from student_train.preparing.projection import fit
+from student_train.running.checkpoint import delete_checkpoint, settle_checkpoint
+from student_train.running.cohort import own_failure
+from student_train.running.events import (
+    BatchIsAllRows,
+    FeedChosen,
+    Loading,
+    MemoryProjected,
+    Report,
+    StepsNotRecorded,
+    StudentFailed,
+    StudentSkipped,
+)
+from student_train.running.halving import Halving
+from student_train.running.loop import train_together
+from student_train.running.predictions import HeldTable, held_table
+from student_train.running.records import RUN_FILE, STEPS_FOLDER, RunRecord, read_record, write_record
+from student_train.running.run import Run, RunBasis, failure_record
+from student_train.running.tracking import tracking
+from student_train.stepping.recorder import is_recorded
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What became of each student.
+
+    Attributes:
+        records: of the finished ones and those set aside, in the job's order.
+        errors: of the failed ones, by name.
+    """
+
+    records: tuple[RunRecord, ...]
+    errors: dict[str, StillroomError]
+
+    @property
+    def exit_code(self) -> int:
+        """Return 0 if all are done, else the failures' code; 1 if they differ."""
+        codes = {error.exit_code for error in self.errors.values()}
+        return 0 if not codes else codes.pop() if len(codes) == 1 else 1
+
+
+def train_students(
+    request: Request, *, report: Report = lambda event: None, stop: Callable[[], bool] = lambda: False
+) -> Summary:
+    """Train every student of a request that is not finished yet.
+
+    All students are checked before the first step of any. One that fails while it trains is recorded as failed and
+    does not disturb the others.
+
+    Args:
+        request: what is asked for.
+        report: told of everything that happens (`events.py`).
+        stop: asked after every step; if it says so, the students' state is kept and Interrupted is raised.
+
+    Raises:
+        BadRequest: of some kind; nothing was started.
+        Interrupted: `stop` said so.
+        StorageFailure: the disk refused; what is written stays good.
+    """
+    device, parallel = find_device(request.device), request.parallel
+    students = prepare(request)
+    parallel.wait()  # until all have seen what is there, and before one of them writes
+    records = {student.options.name: student.finished for student in students if student.finished is not None}
+    skip_finished(students, report, tidy=parallel.writes)
+    left = [student for student in students if student.finished is None]
+    errors: dict[str, StillroomError] = {}
+    if left:
+        residency = choose_for(request, left, device)
+        if parallel.size > 1:
+            alone = {"stacking": "never", "cuda_graphs": "never"}
+            request = replace(request, fleet=request.fleet.model_copy(update=alone))
+        fleet, memory = fit(request.cache, left, residency, request.data.window_shards, device, request.fleet)
+        report(MemoryProjected(memory.host_bytes, memory.device_bytes))
+        if fleet.cuda_graphs != request.fleet.cuda_graphs:
+            report(StepsNotRecorded("all students", "there might be no memory for it"))
+        shown = left[0].train.views
+        report(FeedChosen(residency.place, residency.why, 0 if shown is None else shown.count))
+        if of_one_step := tuple(s.options.name for s in left if s.options.batch_size > s.train.num_rows):
+            report(BatchIsAllRows(of_one_step, left[0].train.num_rows))
+        pool = FeedPool(request.cache, device, place=residency.place, window_shards=request.data.window_shards)
+        # With [halving] the passes of all students, so that whoever is compared is the same after an interruption.
+        together = passes(left if fleet.halving is None else students, fleet.at_once)
+        with tracking(fleet.track if parallel.writes else TrackOptions(), left, report) as tracked:
+            for all_of_pass in together:
+                done = [student.finished for student in all_of_pass if student.finished is not None]
+                stopped = tuple(record for record in done if record.status == "stopped")
+                students_of_pass = [student for student in all_of_pass if student.finished is None]
+                if not students_of_pass:
+                    continue
+                found, failed = _train_pass(students_of_pass, request, fleet, pool, device, stopped, tracked, stop)
+                records |= found
+                errors |= failed
+    return Summary(tuple(records[s.options.name] for s in students if s.options.name in records), errors)
+
+
+def skip_finished(students: Sequence[PreparedRun], report: Report, *, tidy: bool = True) -> None:
+    """Tell of students that are done; with `tidy`, delete a checkpoint that a kill left beside a finished record."""
+    for student in students:
+        if student.finished is not None:
+            if tidy and student.finished.status == "finished":
+                delete_checkpoint(student.folder)
+            report(StudentSkipped(student.finished))
+
+
+def choose_for(request: Request, students: Sequence[PreparedRun], device: torch.device) -> Residency:
+    """Return where the rows of all students are to be kept."""
+    wanted = [pair for s in students for pair in ((s.train, s.needs), (s.held, Needs()))]
+    return choose_residency(request.data.residency, projected_bytes(request.cache, wanted), device)
+
+
+def _train_pass(
+    students: Sequence[PreparedRun],
+    request: Request,
+    fleet: FleetOptions,
+    pool: FeedPool,
+    device: torch.device,
+    stopped: tuple[RunRecord, ...],
+    report: Report,
+    stop: Callable[[], bool],
+) -> tuple[dict[str, RunRecord], dict[str, StillroomError]]:
+    """Train the students of one pass; return records and errors by name."""
+    errors: dict[str, StillroomError] = {}
+
+    def fail(student: PreparedRun, error: StillroomError, basis: RunBasis | None) -> None:
+        if basis is not None and request.parallel.writes:
+            write_record(student.folder, failure_record(basis, error))
+        errors[student.options.name] = error
+        report(StudentFailed(student.options.name, error))
+
+    name = students[0].options.name if len(students) == 1 else f"{len(students)} students"
+
+    def tick(done: int, shards: int) -> None:
+        report(Loading(name, done, shards))
+        if stop():
+            raise Interrupted(f"{name} stopped before the first step of a student")
+
+    with ExitStack() as locks:
+        ready = []
+        for student in students:
+            try:
+                if request.parallel.writes:
+                    locks.enter_context(_locked(student.folder))
+                ready.append(student)
+            except TryAgain as error:
+                fail(student, error, None)
+        runs = _begin(ready, students, request, fleet, device, fail)
+        if not runs:
+            return {}, errors
+        needs = Needs()
+        for student in ready:
+            needs |= student.needs
+        try:
+            train = pool.feed(students[0].train, needs, tick)
+            held = pool.feed(students[0].held, Needs(labels=True), tick)
+        except (Interrupted, StorageFailure):
+            raise
+        except StillroomError as error:  # of the rows, which all of them were to learn from
+            return {}, errors | {run.name: _told(run, error, report) for run in runs}
+        outcome = train_together(
+            runs,
+            train,
+            held,
+            seed=request.data.order_seed,
+            stacking=fleet.stacking,
+            halving=None if fleet.halving is None else Halving(fleet.halving, stopped),
+            report=report,
+            stop=lambda: request.parallel.agree(stop()),
+        )
+    return outcome.records, errors | outcome.errors
+
+
+def _begin(
+    ready: Sequence[PreparedRun],
+    students: Sequence[PreparedRun],
+    request: Request,
+    fleet: FleetOptions,
+    device: torch.device,
+    fail: Callable[[PreparedRun, StillroomError, RunBasis | None], None],
+) -> list[Run]:
+    """Return what is to be trained of the students of a pass, in this process and in all others.
+
+    Args:
+        ready: those whose folders are ours.
+        students: of the pass.
+        request: that they are of.
+        fleet: how they are trained together.
+        device: where they are trained.
+        fail: told of those that cannot begin.
+    """
+    if request.parallel.writes:
+        for student in ready:
+            settle_checkpoint(student.folder)
+    request.parallel.wait()  # until what they go on from is settled
+    begun, tables = dict[str, Run](), dict[str | None, HeldTable]()
+    for student in ready:
+        if request.parallel.writes:
+            _forget_failure(student)
+        tops_N, agree_with = student.held.tops_N, student.agree_with
+        if agree_with not in tables:
+            tables[agree_with] = held_table(request.cache, student.held, agree_with)
+        basis = RunBasis(
+            options=student.options,
+            spec=student.spec,
+            encodings=student.encodings,
+            feature_shapes=student.feature_shapes,
+            folder=student.folder,
+            identity=student.identity,
+            device=device,
+            held=tables[agree_with],
+            cache=request.cache.url,
+            job=job_text(request.cache.url, request.runs, request.data, [student.options]),
+            tops_N=None if tops_N is None else torch.from_numpy(tops_N).to(device),
+            parallel=request.parallel,
+            recorded=is_recorded(fleet.cuda_graphs, student.spec, device),
+        )
+        try:
+            begun[student.options.name] = Run(basis, student.train.num_rows)
+        except StorageFailure:
+            raise
+        except Exception as error:  # a user's own model, or a device out of memory
+            fail(student, own_failure(student.options.name, error), basis)
+    # Which also waits until all have read their checkpoints, before one of them writes.
+    everywhere = request.parallel.all_agree([student.options.name in begun for student in students])
+    for student, agreed in zip(students, everywhere, strict=True):
+        name = student.options.name
+        if not agreed and begun.pop(name, None) is not None:
+            fail(student, TryAgain(f"another process could not begin student {name}"), None)
+    return list(begun.values())
+
+
+def _told(run: Run, error: StillroomError, report: Report) -> StillroomError:
+    """Write and tell that a student failed; return why."""
+    run.fail(error)
+    report(StudentFailed(run.name, error))
+    return error
+
+
+def _forget_failure(student: PreparedRun) -> None:
+    """Delete what says that a run failed; and its checkpoint and steps, if its job was changed since."""
+    record = read_record(student.folder)
+    if record is not None and record.identity != student.identity:
+        delete_checkpoint(student.folder)
+        for path in (student.folder / STEPS_FOLDER).glob("*.parquet"):
+            LocalObjects(path.parent).delete(path.name)
+    LocalObjects(student.folder).delete(RUN_FILE)
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Hold a run's folder, so that two commands do not train one student at a time.
+
+    Raises:
+        TryAgain: another process holds it.
+        StorageFailure: the folder cannot be written.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        file = open(folder / ".lock", "w")  # noqa: SIM115 - closed below; the lock goes with it, after a kill too
+    except OSError as error:
+        raise StorageFailure(f"cannot write {folder}", found=error.strerror, do="make the folder writable") from None
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise TryAgain(
+                f"another process is training {folder.name}", found=f"{folder}/.lock is held", do="wait for it to end"
+            ) from None
+        LocalObjects(folder).sweep(0)  # what a kill left half written; nobody else writes here now
+        yield

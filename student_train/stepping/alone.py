@@ -1,0 +1,152 @@
+"""One student that steps by itself: forward, losses, backward, update."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from student_train.feed.batches import Batch
+from student_train.losses.objective import Tapped
+from student_train.stepping.compiled import compiled
+from student_train.stepping.gradients import Model, Step, accumulate_gradients
+from student_train.stepping.parallel import ALONE, Parallel
+from student_train.stepping.positions import accumulate_over_positions
+from student_train.stepping.recorder import Recorder, is_capturing
+from student_train.stepping.state import TrainState
+
+
+class Alone:
+    """One state that takes its own steps, in any company.
+
+    Args:
+        state: what they change.
+        parallel: this process among those that train it.
+        recorded: whether steps are to be recorded as CUDA graphs.
+    """
+
+    def __init__(self, state: TrainState, parallel: Parallel = ALONE, *, recorded: bool = False):
+        self.states = [state]
+        self._parallel = parallel
+        self._state = state
+        self._trained = state.trained
+        if state.average is not None:
+            state.average.bind(state.student)  # a stack may have moved its weights
+        device = state.student.device
+        self._tapped = Tapped(state.student, state.layers)
+        forward: Callable[..., Any] = compiled(self._tapped, state.options.compile)
+        accumulate = accumulate_over_positions if state.spec.of_tokens else accumulate_gradients
+        self._accumulate = partial(
+            accumulate,
+            Model(state.student, forward, state.objective, self._trained, state.spec.num_classes),
+            autocast=torch.autocast(device.type, torch.bfloat16, enabled=state.options.autocast == "bf16"),
+        )
+        self._recorder = Recorder(state.optimizer) if recorded else None
+        self._rate = torch.zeros((), device=device)  # where a recorded step finds its learning rate
+
+    def step(self, batches: Sequence[Batch], rates: Sequence[float], number: int, *, measure_shares: bool) -> Step:
+        """Take a step.
+
+        Args:
+            batches: one.
+            rates: one learning rate.
+            number: of the step in the whole run, from 0.
+            measure_shares: measure each term's share of the gradient, at the cost of a backward pass for each.
+        """
+        state = self._state
+        rate = rates[0] if self._recorder is None else self._rate.fill_(rates[0])
+        for group in state.optimizer.param_groups:
+            group["lr"] = rate
+        with state.randomness:
+            if self._recorder is None:
+                taken = self._take(batches, measure_shares=measure_shares)
+            else:
+                taken = self._recorder.step(self._take, batches, measure_shares=measure_shares)
+        if state.average is not None:
+            state.average.update(number)
+        return taken
+
+    @property
+    def refusal(self) -> str | None:
+        """Return why its steps are not recorded although they were to be; None: they are, or were not to be."""
+        return None if self._recorder is None else self._recorder.refusal
+
+    def evaluating(self, on: bool) -> None:
+        """Put what is exported into evaluation mode, or the student back into training mode."""
+        self._state.exported.eval()
+        self._state.student.train(not on)
+
+    def logits(self, inputs: Tensor) -> Tensor:
+        """Return what the exported student makes of a batch of inputs, (1, B, C) float32."""
+        logits_BC: Tensor = self._state.exported(inputs)
+        return logits_BC.float()[None]
+
+    def release(self) -> None:
+        """Let others take the state."""
+        self._tapped.release()
+
+    def _take(self, batches: Sequence[Batch], *, measure_shares: bool) -> Step:
+        state = self._state
+        accumulate = self._accumulate if self._parallel.size == 1 else self._accumulate_in_parallel
+        with self._undone_if_it_fails():
+            taken = accumulate(batches[0], measure_shares=measure_shares)
+            if state.options.clip_norm is not None:
+                nn.utils.clip_grad_norm_(self._trained, state.options.clip_norm)
+            state.optimizer.step()
+        state.optimizer.zero_grad()
+        return taken
+
+    @contextlib.contextmanager
+    def _undone_if_it_fails(self) -> Iterator[None]:
+        """Leave all as it was before a step that fails half-way: its rows may be tried again, without recordings.
+
+        Batch norm's statistics too, where steps are recorded: then few steps are taken here, and it costs little.
+        """
+        state, kept = self._state, []
+        first = not state.optimizer.state
+        if self._recorder is not None and not is_capturing():
+            kept = [(buffer, buffer.clone()) for buffer in state.student.buffers()]
+        try:
+            yield
+        except BaseException:
+            for buffer, values in kept:
+                buffer.copy_(values)
+            if first:
+                state.optimizer.state.clear()
+            state.optimizer.zero_grad()
+            raise
+
+    def _accumulate_in_parallel(self, batch: Batch, *, measure_shares: bool) -> Step:
+        """Have the gradient of the mean over the whole batch, of which each process has computed its own rows."""
+        rows = len(batch.positions()) if self._state.spec.of_tokens else len(batch.inputs)
+        mine, device = self._parallel.part(batch), batch.inputs.device
+        nothing = [torch.zeros((), device=device) for _ in self._state.objective.names]
+        taken = Step(torch.zeros((), device=device), nothing, None, 0)
+        if len(mine.inputs):
+            taken = self._accumulate(mine, measure_shares=measure_shares)
+        missing = [parameter for parameter in self._trained if parameter.grad is None]
+        reached = torch.tensor([float(parameter.grad is not None) for parameter in self._trained], device=device)
+        for parameter in missing:
+            parameter.grad = torch.zeros_like(parameter)
+        shares = taken.shares
+        if measure_shares and shares is None:
+            shares = torch.zeros(len(nothing), device=device)
+        figures = [value.clone() for value in (taken.loss, *taken.values)]
+        gradients = [parameter.grad for parameter in self._trained if parameter.grad is not None]
+        share = taken.rows / max(rows, 1)
+        self._parallel.average([*gradients, *figures, reached, *([] if shares is None else [shares])], share)
+        if missing:
+            for parameter, weight in zip(self._trained, reached.tolist(), strict=True):
+                if weight == 0:  # no loss reaches it in any process: it is not to decay
+                    parameter.grad = None
+        return Step(figures[0], figures[1:], shares, rows)
+
+    def synchronise(self) -> None:
+        """Make batch norm's statistics the mean of all processes'."""
+        for student in {id(s): s for s in (self._state.student, self._state.exported)}.values():
+            floats = [buffer for buffer in student.buffers() if buffer.is_floating_point()]
+            self._parallel.average(floats, 1 / self._parallel.size)

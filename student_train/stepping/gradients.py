@@ -1,0 +1,99 @@
+"""One step's gradients: forward, losses, backward; and now and then what each term's share of them is."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from student_train.feed.batches import Batch, Outputs
+from student_train.losses.objective import Objective
+from student_train.students import Student
+
+
+class Step(NamedTuple):
+    """What a step's losses were, on the device: of one student scalars, of M that are stacked (M,).
+
+    Attributes:
+        loss: the objective.
+        values: each of the K terms before its weight.
+        shares: norm of each term's own gradient over the student's weights, divided by the sum of these norms, (K,) or
+            (M, K); None where it was not asked for.
+        rows: how many rows, or positions of tokens, these are means over.
+    """
+
+    loss: Tensor
+    values: Sequence[Tensor]
+    shares: Tensor | None
+    rows: int
+
+
+class Model(NamedTuple):
+    """What a step works with.
+
+    Attributes:
+        student: in training mode.
+        forward: from inputs to its outputs, perhaps compiled.
+        objective: its losses.
+        trained: parameters of both.
+        num_classes: logits of a row or position.
+    """
+
+    student: Student
+    forward: Callable[[Tensor], Outputs]
+    objective: Objective
+    trained: Sequence[nn.Parameter]
+    num_classes: int
+
+
+def accumulate_gradients(model: Model, batch: Batch, *, autocast: torch.autocast, measure_shares: bool) -> Step:
+    """Add the gradients of a batch's objective to those of all that is trained, and return its losses."""
+    with autocast:
+        losses = model.objective(model.forward(batch.inputs), batch.supervision(), apart=measure_shares)
+    shares = None
+    if measure_shares:
+        shares = accumulate_by_term(losses.parts, model.trained, of_student=len(list(model.student.parameters())))
+    else:
+        losses.total.backward()
+    return Step(losses.total.detach(), losses.values, shares, len(batch.inputs))
+
+
+def accumulate_by_term(parts: Sequence[Tensor], trained: Sequence[nn.Parameter], *, of_student: int) -> Tensor:
+    """Add the gradient of a sum of terms, and return the norm of each term's own over the sum of all norms.
+
+    A term with a share near 0 teaches the student nothing, whatever its value and whatever its own projection learns.
+    One backward pass for each term, so this is for one step of an epoch.
+
+    Args:
+        parts: scalars whose sum is the objective.
+        trained: parameters, whose `grad` is added to.
+        of_student: how many of them, the first ones, are the student's. Norms are over these.
+
+    Returns:
+        Shares, (terms,) float32.
+    """
+    norms = []
+    for number, part in enumerate(parts, start=1):
+        norm = torch.zeros((), device=trained[0].device)
+        if part.requires_grad:  # a distance between two constants has no gradient
+            gradients = torch.autograd.grad(part, trained, retain_graph=number < len(parts), allow_unused=True)
+            for parameter, gradient in zip(trained, gradients, strict=True):
+                if gradient is not None:
+                    parameter.grad = gradient if parameter.grad is None else parameter.grad + gradient
+            norm = gradient_norm(gradients[:of_student], norm)
+        norms.append(norm)
+    return shares_of(norms)
+
+
+def gradient_norm(gradients: Sequence[Tensor | None], zero: Tensor) -> Tensor:
+    """Return the norm over several gradients, a scalar; `zero` if there is none."""
+    there = [gradient.float().norm() for gradient in gradients if gradient is not None]
+    return torch.stack(there).norm() if there else zero
+
+
+def shares_of(norms: Sequence[Tensor]) -> Tensor:
+    """Return each norm divided by the sum of all, (terms,) float32."""
+    norms_K = torch.stack(list(norms))
+    return norms_K / norms_K.sum().clamp(min=torch.finfo(torch.float32).tiny)

@@ -1,0 +1,114 @@
+"""One step's gradients of a student of tokens, whose logits never exist for a whole batch.
+
+A batch of 32 rows of 1,024 tokens over 128k ids has 17 GB of logits in float32, and as much again for each thing that
+a loss makes of them. So:
+
+    1. the body runs once, tokens (B, L) → hidden states (B, L, D);
+    2. of these, those of the N positions that count are picked, and cut off from the body;
+    3. for a part of them at a time: head → logits → objective → backward, down to the hidden states. Only the part's
+       logits exist. Its losses are means over its own n positions, so they weigh n / N;
+    4. what came down is sent on, once, through the body.
+
+The sum is the gradient of the mean over all N positions, whatever the size of a part, up to the order of additions.
+Losses that compare rows with each other are no such means, and are refused before anything starts.
+
+B rows, L positions, N positions that count, D width, C ids, K terms.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+from student_train.feed.batches import Batch, Outputs
+from student_train.stepping.gradients import Model, Step, gradient_norm, shares_of
+from student_train.students import Student
+
+# Of one float32 copy of a part's logits: large enough that a GPU is busy, small beside what the body keeps.
+PART_BYTES = {"cpu": 2**24, "cuda": 2**28}
+
+
+def part_size(num_classes: int, device: torch.device) -> int:
+    """Return how many positions' logits are computed at a time."""
+    return max(1, PART_BYTES.get(device.type, 2**24) // (4 * num_classes))
+
+
+def logits_in_parts(student: Student, hidden_ND: Tensor) -> Iterator[tuple[slice, Tensor]]:
+    """Yield the logits of positions' hidden states, a part of them at a time, each with where it is among the N."""
+    if not len(hidden_ND):
+        return
+    size = part_size(student.scores(hidden_ND[:1]).shape[-1], hidden_ND.device)
+    for start in range(0, len(hidden_ND), size):
+        at = slice(start, start + size)
+        yield at, student.scores(hidden_ND[at])
+
+
+def accumulate_over_positions(
+    model: Model, batch: Batch, *, autocast: torch.autocast, measure_shares: bool, size: int | None = None
+) -> Step:
+    """Add the gradients of a batch's objective to those of all that is trained, and return its losses.
+
+    Args:
+        model: of tokens; its forward gives hidden states in place of logits.
+        batch: of tokens, with the labels of each position.
+        autocast: precision of forward passes.
+        measure_shares: measure each term's share of the gradient, at the cost of a backward pass for each.
+        size: of a part, in positions; by default from PART_BYTES.
+    """
+    positions_N = batch.positions()
+    with autocast:
+        outputs = model.forward(batch.inputs)
+    whole = [outputs.logits_BC, *outputs.layers.values()]
+    picked = [values.flatten(0, 1).index_select(0, positions_N) for values in whole]
+    if not len(positions_N):  # a batch of prompts and padding teaches nothing
+        zero = picked[0].sum().detach().float()
+        return Step(zero, [zero] * len(model.objective.names), None, 0)
+    size = size or part_size(model.num_classes, positions_N.device)
+
+    def backward(term: int | None, *, keep: bool) -> tuple[Tensor, list[Tensor]]:
+        """Accumulate the gradient of the objective, or of one of its terms; return all their values."""
+        cut_off = [values.detach().requires_grad_(values.requires_grad) for values in picked]
+        values_K = None
+        for start in range(0, len(positions_N), size):
+            parts = [values[start : start + size] for values in cut_off]
+            share = len(parts[0]) / len(positions_N)
+            with autocast:
+                seen = Outputs(model.student.scores(parts[0]), dict(zip(outputs.layers, parts[1:], strict=True)))
+                given = batch.supervision_at(positions_N[start : start + size])
+                losses = model.objective(seen, given, apart=term is not None)
+            loss = losses.total if term is None else losses.parts[term]
+            if loss.requires_grad:
+                (share * loss).backward()
+            found_K = share * torch.stack([losses.total.detach(), *losses.values])
+            values_K = found_K if values_K is None else values_K + found_K
+        reached = [(v, c.grad) for v, c in zip(picked, cut_off, strict=True) if c.grad is not None]
+        if reached:
+            torch.autograd.backward([v for v, _ in reached], [grad for _, grad in reached], retain_graph=keep)
+        assert values_K is not None
+        total, *values = values_K.unbind()
+        return total, values
+
+    if not measure_shares:
+        return Step(*backward(None, keep=False), None, len(positions_N))
+    return _by_term(model, backward, len(positions_N))
+
+
+def _by_term(model: Model, backward: Callable[..., tuple[Tensor, list[Tensor]]], num_positions: int) -> Step:
+    """Add up the gradients of the terms one by one, and measure each."""
+    before: Sequence[Tensor | None] = [parameter.grad for parameter in model.trained]
+    norms, num_terms = [], len(model.objective.names)
+    for term in range(num_terms):
+        for parameter in model.trained:
+            parameter.grad = None
+        total, values = backward(term, keep=term + 1 < num_terms)
+        norms.append(gradient_norm([parameter.grad for parameter in model.student.parameters()], total.new_zeros(())))
+        summed = [
+            old if parameter.grad is None else parameter.grad if old is None else old + parameter.grad
+            for old, parameter in zip(before, model.trained, strict=True)
+        ]
+        before = summed
+    for parameter, gradient in zip(model.trained, before, strict=True):
+        parameter.grad = gradient
+    return Step(total, values, shares_of(norms), num_positions)

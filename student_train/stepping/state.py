@@ -1,0 +1,183 @@
+"""A state: one student with its objective, optimiser, average and random numbers: all that a step changes."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import TracebackType
+
+import torch
+from torch import Tensor, nn
+from torch.optim import SGD, AdamW, Optimizer
+
+from student_train.feed.batches import ArrayKey, Shapes
+from student_train.losses.objective import Objective, check_student, student_layers
+from student_train.options.sections import StudentOptions
+from student_train.stepping.average import WeightAverage
+from student_train.students import Blueprint, Student, build_student
+
+Tensors = dict[str, Tensor]
+
+
+class Randomness:
+    """A student's own state of torch's global generators, so that it draws the same numbers in any company.
+
+    Used as a context: inside it, the generators are the student's.
+    """
+
+    def __init__(self, device: torch.device):
+        self._device = device
+        self._host: Tensor
+        self._cuda: Tensor | None
+        self._capture()
+
+    def __enter__(self) -> None:
+        torch.set_rng_state(self._host)
+        if self._cuda is not None:
+            torch.cuda.set_rng_state(self._cuda, self._device)
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        if kind is None:  # else whoever tries again draws the same numbers
+            self._capture()
+
+    def tensors(self) -> Tensors:
+        """Return the states, for a checkpoint."""
+        return {"generator.cpu": self._host} | ({} if self._cuda is None else {"generator.cuda": self._cuda})
+
+    def restore(self, tensors: Mapping[str, Tensor]) -> None:
+        """Go on from `tensors()`; a state of a GPU's generator is of no use on a CPU."""
+        self._host = tensors["generator.cpu"]
+        if self._cuda is not None:
+            self._cuda = tensors.get("generator.cuda", self._cuda)
+
+    def _capture(self) -> None:
+        self._host = torch.get_rng_state()
+        self._cuda = torch.cuda.get_rng_state(self._device) if self._device.type == "cuda" else None
+
+
+@dataclass
+class TrainState:
+    """What a step changes.
+
+    Attributes:
+        options: of the student's section of the job.
+        spec: what the student is.
+        layers: of the student, that its objective looks at.
+        student: in training mode.
+        objective: its losses, with what they learn themselves.
+        optimizer: of the parameters of both.
+        average: of the student's weights, if the job asks for one.
+        randomness: of dropout and the like.
+    """
+
+    options: StudentOptions
+    spec: Blueprint
+    layers: tuple[str, ...]
+    student: Student
+    objective: Objective
+    optimizer: Optimizer
+    average: WeightAverage | None
+    randomness: Randomness
+
+    @classmethod
+    def fresh(
+        cls,
+        options: StudentOptions,
+        spec: Blueprint,
+        feature_shapes: dict[ArrayKey, tuple[int, ...]],
+        device: torch.device,
+    ) -> TrainState:
+        """Return a state before its first step: a function of the job alone, drawn from its own seed.
+
+        Raises:
+            BadRequest: the student cannot be built, or does not fit the inputs, the classes or the objective.
+        """
+        torch.manual_seed(options.seed)
+        student = build_student(spec)
+        layers = student_layers(options.objective)
+        shapes = Shapes(check_student(student, layers, spec.input_shape, spec.num_classes), feature_shapes)
+        objective = Objective(options.objective, shapes).to(device)
+        student = student.to(device).train()
+        average = WeightAverage(student, options.ema_decay) if options.ema_decay is not None else None
+        optimizer = make_optimizer(options, [*student.parameters(), *objective.parameters()])
+        return cls(options, spec, layers, student, objective, optimizer, average, Randomness(device))
+
+    @property
+    def trained(self) -> list[nn.Parameter]:
+        """Return the parameters that are trained, the student's first."""
+        return [*self.student.parameters(), *self.objective.parameters()]
+
+    @property
+    def exported(self) -> Student:
+        """Return the student that is evaluated and written: the average if there is one."""
+        return self.student if self.average is None else self.average.student
+
+    @property
+    def num_parameters(self) -> int:
+        """Return the number of the student's parameters."""
+        return sum(parameter.numel() for parameter in self.student.parameters())
+
+    def copy(self) -> TrainState:
+        """Return a state of the same weights without an optimiser's state, for a trial."""
+        student, objective = copy.deepcopy(self.student), copy.deepcopy(self.objective)
+        average = None if self.average is None else WeightAverage(student, self.average.decay)
+        optimizer = make_optimizer(self.options, [*student.parameters(), *objective.parameters()])
+        randomness = Randomness(self.student.device)
+        return TrainState(self.options, self.spec, self.layers, student, objective, optimizer, average, randomness)
+
+    def tensors(self) -> Tensors:
+        """Return every tensor that a step changes, by name; they share memory with the state."""
+        tensors = {f"student.{name}": tensor for name, tensor in self.student.state_dict().items()}
+        tensors |= {f"objective.{name}": tensor for name, tensor in self.objective.state_dict().items()}
+        if self.average is not None:
+            tensors |= {f"average.{name}": tensor for name, tensor in self.average.student.state_dict().items()}
+        for number, moments in self.optimizer.state_dict()["state"].items():
+            tensors |= {
+                f"optimizer.{number}.{key}": value for key, value in moments.items() if isinstance(value, Tensor)
+            }
+        return tensors | self.randomness.tensors()
+
+    def restore(self, tensors: Mapping[str, Tensor]) -> None:
+        """Put tensors from `tensors()` back in place."""
+        self.student.load_state_dict(below("student.", tensors))
+        self.objective.load_state_dict(below("objective.", tensors))
+        if self.average is not None:
+            self.average.student.load_state_dict(below("average.", tensors))
+        moments: dict[int, Tensors] = {}
+        for name, tensor in below("optimizer.", tensors).items():
+            number, _, key = name.partition(".")
+            moments.setdefault(int(number), {})[key] = tensor
+        self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": moments})
+        self.randomness.restore(tensors)
+
+
+def below(prefix: str, tensors: Mapping[str, Tensor]) -> Tensors:
+    """Return the tensors whose names begin so, without that beginning."""
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+
+
+def make_optimizer(options: StudentOptions, parameters: list[nn.Parameter]) -> Optimizer:
+    """Return the optimiser of a job, in torch's fused form where the device has one."""
+    fused = parameters[0].device.type in ("cpu", "cuda")
+    if options.optimizer == "sgd":
+        return SGD(
+            parameters,
+            lr=options.peak_learning_rate,
+            momentum=options.momentum,
+            nesterov=options.momentum > 0,
+            weight_decay=options.weight_decay,
+            fused=fused,
+        )
+    return AdamW(
+        parameters,
+        lr=options.peak_learning_rate,
+        betas=(options.momentum, ADAMW_BETA2),
+        eps=ADAMW_EPS,
+        weight_decay=options.weight_decay,
+        fused=fused,
+    )
+
+
+ADAMW_BETA2 = 0.999
+ADAMW_EPS = 1e-8

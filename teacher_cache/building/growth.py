@@ -1,0 +1,85 @@
+"""What is to be computed: integers and tables only, no I/O.
+
+A dataset only ever grows: recorded rows keep their numbers and shards their boundaries, new samples go to the end.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import polars as pl
+
+from storage.format.rows import EXTENT_SCHEMA, RowPlan, Segment, ShardRows
+
+TARGET_SHARD_BYTES = 256 * 2**20
+MIN_SHARD_POSITIONS = 2**14  # of tokens; 2.5 MB of 150 B each
+TARGET_SHARD_ROWS = 2048  # about 30 s of a 300 MFLOP teacher on one core; large enough to hide 3 ms of scheduling
+
+
+class Growth(NamedTuple):
+    """How a source differs from what is recorded of it.
+
+    Attributes:
+        segment: what to append to the plan, or None if nothing changed.
+        touched: files whose recorded rows must be compared with the source, since size or version changed.
+        gone: files that are missing, or hold fewer rows than recorded.
+    """
+
+    segment: Segment | None
+    touched: tuple[str, ...]
+    gone: tuple[str, ...]
+
+
+def grow(recorded: RowPlan, files: pl.DataFrame, rows_per_shard: int) -> Growth:
+    """Return what a listing of a source's files adds to its recorded plan.
+
+    Args:
+        recorded: the plan in the cache; without segments for a new dataset.
+        files: `file`, `size`, `version`, `rows`, in row order.
+        rows_per_shard: the cut of the new segment, if there is one.
+    """
+    known = recorded.extents.group_by("file", maintain_order=True).agg(
+        known_rows=pl.col("rows").sum(), known_size=pl.col("size").last(), known_version=pl.col("version").last()
+    )
+    both = files.join(known, on="file", how="left", maintain_order="left").with_columns(
+        pl.col("known_rows").fill_null(0)
+    )
+    gone = [
+        *known.join(files, on="file", how="anti")["file"],
+        *both.filter(pl.col("rows") < pl.col("known_rows"))["file"],
+    ]
+    differs = (pl.col("size") != pl.col("known_size")) | (pl.col("version") != pl.col("known_version"))
+    touched = both.filter((pl.col("known_rows") > 0) & differs)["file"].to_list()
+    added = both.filter((pl.col("rows") > pl.col("known_rows")) | differs.fill_null(False)).select(
+        "file", "size", "version", position="known_rows", rows=pl.col("rows") - pl.col("known_rows")
+    )
+    segment = Segment(added.cast(EXTENT_SCHEMA), rows_per_shard) if len(added) and not gone else None  # type: ignore[arg-type]
+    return Growth(segment, tuple(touched), tuple(gone))
+
+
+def default_rows_per_shard(input_shape: Sequence[int], input_dtype: str, vocabulary: int | None = None) -> int:
+    """Return the rows of a shard: TARGET_SHARD_ROWS, or fewer where inputs would pass TARGET_SHARD_BYTES.
+
+    Of a small `vocabulary`, fewer where its logits in 16 bits would; of a large one nobody stores all logits, and a
+    shard has MIN_SHARD_POSITIONS.
+    """
+    row_bytes = math.prod(input_shape) * np.dtype(input_dtype).itemsize
+    if vocabulary is not None:
+        positions = max(MIN_SHARD_POSITIONS, TARGET_SHARD_BYTES // (2 * vocabulary))
+        return max(1, min(TARGET_SHARD_ROWS, positions // math.prod(input_shape)))
+    return max(1, min(TARGET_SHARD_ROWS, TARGET_SHARD_BYTES // max(1, row_bytes)))
+
+
+def missing(shards: Iterable[ShardRows], committed: set[int], part: tuple[int, int] = (0, 1)) -> list[ShardRows]:
+    """Return the shards without a commit that fall to one part of a build.
+
+    Args:
+        shards: all of a dataset.
+        committed: numbers of those that are whole.
+        part: (i, n): this process is number i of n and takes every n-th shard.
+    """
+    i, n = part
+    return [shard for shard in shards if shard.shard not in committed and shard.shard % n == i]

@@ -1,0 +1,9 @@
+"""`cache plan`: a few hundred rows, every encoding the job could use, and what the big run would cost.
+
+pilot.py      the story
+rows.py       which rows, read straight from the source
+answers.py    what the teacher says of them, and how fast
+ladder.py     which encodings are tried
+fidelity.py   how near each comes to the dense targets
+worth.py      from how many students on a cache pays
+"""

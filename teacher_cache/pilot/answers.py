@@ -1,0 +1,143 @@
+"""What a teacher says of the rows of a pilot, how fast, and what its features would take.
+
+Shapes: B rows of a batch, L positions of tokens, N positions measured, V columns of logits.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, NamedTuple, Protocol
+
+from storage.errors import BadTeacher
+from storage.format.arrays import pack
+from storage.views import plain
+from teacher_cache.building.survey import PlannedDataset, Stage
+from teacher_cache.pilot.rows import SpreadRows, choose_positions, positions_per_row, read_spread
+from teacher_cache.teachers.teachers import Teacher, TeacherOptions
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from teacher_cache.pilot.fidelity import Answers
+
+MIN_ROWS_OF_A_DATASET = 32
+WARM_UP_ROWS = 8
+
+
+class Progress(Protocol):
+    """How a pilot is watched."""
+
+    def stage(self, name: str, total: int) -> None:
+        """Something begins, of so many things."""
+
+    def advance(self, count: int) -> None:
+        """Some of them are done."""
+
+
+class Asked(NamedTuple):
+    """What a teacher said of some rows.
+
+    Attributes:
+        answers: of the positions that are measured.
+        seconds: of its forward passes over all positions, and how many those were.
+        positions: how many those were.
+        feature_bytes: of its features, as stored.
+    """
+
+    answers: Answers
+    seconds: float
+    positions: int
+    feature_bytes: int
+
+
+def num_positions(dataset: PlannedDataset) -> int:
+    """Return how many targets a dataset has: its rows, or all positions of them."""
+    return dataset.rows.num_rows * positions_per_row(dataset)
+
+
+def ask(teacher: Teacher, options: TeacherOptions, stages: Sequence[Stage], wanted: int, progress: Progress) -> Asked:
+    """Ask a teacher about rows of each dataset, in proportion to their sizes, in the first view of each.
+
+    Raises:
+        BadTeacher: what it says is no logits of the dataset's classes, or not finite.
+        MissingSource: no row can be read.
+    """
+    import torch
+
+    from teacher_cache.pilot.fidelity import Answers
+
+    firsts = {stage.dataset.spec.name: stage for stage in reversed(stages)}
+    total = sum(num_positions(stage.dataset) for stage in firsts.values())
+    parts: list[Asked] = []
+    for name, stage in sorted(firsts.items()):
+        share = max(MIN_ROWS_OF_A_DATASET, round(wanted * num_positions(stage.dataset) / total))
+        rows = read_spread(stage, share)
+        progress.stage(f"{options.name}: {name}", len(rows.shown_B))
+        parts += _ask_rows(teacher, options, stage, rows, choose_positions(rows.labels, share), progress)
+    joined = [
+        torch.cat([getattr(part.answers, field) for part in parts]) for field in ("logits_NV", "labels_N", "keys_N")
+    ]
+    answers = Answers(joined[0], parts[0].answers.num_classes, joined[1], joined[2])
+    return Asked(
+        answers,
+        seconds=sum(part.seconds for part in parts),
+        positions=sum(part.positions for part in parts),
+        feature_bytes=sum(part.feature_bytes for part in parts),
+    )
+
+
+def _ask_rows(
+    teacher: Teacher, options: TeacherOptions, stage: Stage, rows: SpreadRows, chosen_N: Tensor, progress: Progress
+) -> list[Asked]:
+    """Return the answers to the rows of one dataset, batch by batch."""
+    per_row = positions_per_row(stage.dataset)
+    teacher(plain(rows.shown_B[:WARM_UP_ROWS]))  # the first batch pays for what is set up once
+    parts, start = [], 0
+    for batch in map(SpreadRows, *(values.split(teacher.batch_size) for values in rows)):
+        began = time.monotonic()
+        logits, features = teacher(plain(batch.shown_B))
+        if logits.device.type == "cuda":
+            import torch
+
+            torch.cuda.synchronize()
+        seconds = time.monotonic() - began
+        stop = start + len(batch.shown_B) * per_row
+        inside_N = chosen_N[(chosen_N >= start) & (chosen_N < stop)] - start
+        stored = {
+            f"feature/{name}": options.features[name].encode(values).cpu().numpy() for name, values in features.items()
+        }
+        feature_bytes = sum(map(len, pack(stored).values())) if stored else 0
+        answers = _picked(logits, batch, inside_N, stage)
+        parts.append(Asked(answers, seconds, stop - start, feature_bytes))
+        start = stop
+        progress.advance(len(batch.shown_B))
+    return parts
+
+
+def _picked(logits: Tensor, batch: SpreadRows, positions_N: Tensor, stage: Stage) -> Answers:
+    """Return the answers at some positions of a batch, after checking that they are answers."""
+    from storage.encodings.draws import position_keys
+    from teacher_cache.pilot.fidelity import Answers
+    from teacher_cache.work.ask import check_classes, refuse_probabilities
+
+    assert stage.spec is not None
+    check_classes(logits, batch.labels, stage.spec, stage.dataset.spec.name)
+    refuse_probabilities(logits.flatten(0, -2), stage.spec)
+    keys = batch.keys_B if logits.ndim == 2 else position_keys(batch.keys_B, logits.shape[1])
+    device = logits.device
+    picked_NV = logits.flatten(0, -2)[positions_N.to(device)]
+    if not picked_NV[:, : stage.spec.num_classes].isfinite().all():
+        bad = int((~picked_NV[:, : stage.spec.num_classes].isfinite()).any(dim=1).sum())
+        raise BadTeacher(
+            f"teacher {stage.spec.name} gave NaN or infinite logits",
+            found=f"in {bad} of {len(picked_NV)} rows of {stage.dataset.spec.name}",
+            expected="finite values; a build refuses such shards",
+            do="run it in fp32 or bf16 if it overflows in fp16, or look at those rows",
+        )
+    return Answers(
+        picked_NV,
+        stage.spec.num_classes,
+        batch.labels.flatten()[positions_N].to(device),
+        keys.flatten()[positions_N].to(device),
+    )

@@ -1,0 +1,242 @@
+"""The story of a pilot: a few hundred rows, every encoding that the job could use, and what the big run would cost.
+
+Nothing is written, and no cache is needed: rows come straight from the sources. What is measured on them holds for the
+dataset as far as they are like it; they are spread over it, not drawn, so that a pilot repeats.
+
+Shapes: S rows of the pilot, B rows of a batch, L positions of tokens, N = B·L of them or B, C classes.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, NamedTuple
+
+from storage.encodings import AnyEncoding
+from storage.errors import BadRequest
+from storage.format.arrays import METADATA, pack, unpack
+from storage.views import PLAIN
+from teacher_cache.building.survey import BuildRequest, Stage, plan_afresh
+from teacher_cache.pilot.answers import Progress, ask, num_positions
+from teacher_cache.pilot.ladder import FidelityOptions, ladder
+from teacher_cache.pilot.worth import Pace, Worth, weigh
+from teacher_cache.teachers.teachers import TeacherOptions, load_teacher
+
+if TYPE_CHECKING:
+    from teacher_cache.pilot.fidelity import Answers, Fidelity
+
+TIMED_RUNS = 3
+
+
+@dataclass(frozen=True)
+class PilotRequest:
+    """What a pilot is asked for.
+
+    Attributes:
+        build: of the job, as `cache build` would ask it.
+        fidelity: the job's budget.
+        rows: to measure on, of each teacher; of tokens, positions.
+        workers: of the big run.
+        epochs: of each student.
+    """
+
+    build: BuildRequest
+    fidelity: FidelityOptions
+    rows: int
+    workers: int
+    epochs: int
+
+
+class Trial(NamedTuple):
+    """One encoding, measured.
+
+    Attributes:
+        bytes_per_row: of soft targets as they are stored, statistics and the arrays' metadata included.
+        pace: seconds of one row.
+        worth: of a cache of all rows in this encoding.
+    """
+
+    encoding: AnyEncoding
+    bytes_per_row: float
+    fidelity: Fidelity
+    pace: Pace
+    worth: Worth
+
+
+@dataclass(frozen=True)
+class Pilot:
+    """What was found of one teacher. A row of tokens is one position.
+
+    Attributes:
+        teacher, datasets: names.
+        num_classes: of the targets.
+        unit: "row" or "token".
+        rows_measured: on how many all this rests.
+        rows: of the datasets.
+        stored_rows: in all their views.
+        view: which one was measured.
+        mixes: whether it mixes images, which then have no label to be calibrated against.
+        rows_per_s: of the teacher alone, in one process.
+        device: where it ran.
+        feature_bytes_per_row: stored beside, whatever the encoding.
+        calibration: expected calibration error of the teacher itself.
+        max_kl: the budget, nats.
+        own: the job's encoding.
+        trials: smallest first.
+        skipped: encoding → why it cannot be used.
+    """
+
+    teacher: str
+    datasets: tuple[str, ...]
+    num_classes: int
+    unit: str
+    rows_measured: int
+    rows: int
+    stored_rows: int
+    view: str
+    mixes: bool
+    rows_per_s: float
+    device: str
+    feature_bytes_per_row: float
+    calibration: float | None
+    max_kl: float
+    own: AnyEncoding
+    trials: tuple[Trial, ...]
+    skipped: tuple[tuple[AnyEncoding, str], ...]
+
+    @property
+    def recommended(self) -> Trial | None:
+        """The smallest encoding within the budget; None if there is none."""
+        within = [trial for trial in self.trials if trial.fidelity.kl is not None and trial.fidelity.kl <= self.max_kl]
+        return within[0] if within else None
+
+
+def run_pilot(request: PilotRequest, progress: Progress) -> list[Pilot]:
+    """Measure every teacher of a job.
+
+    Raises:
+        BadRequest: the job has no teacher, or `cache build` would refuse it before it starts.
+        BadTeacher: a teacher's output is not what a cache could be promised.
+    """
+    if not request.build.teachers:
+        raise BadRequest(
+            f"{request.build.job} has no teacher to measure",
+            found="no [[teacher]]",
+            do="add one; docs/jobs.md has its keys",
+        )
+    plan = plan_afresh(request.build)
+    pilots = []
+    for options in request.build.teachers:
+        stages = [stage for stage in plan.stages if stage.teacher is not None and stage.teacher.name == options.name]
+        for num_classes in sorted({stage.dataset.spec.num_classes for stage in stages}):
+            of_size = [stage for stage in stages if stage.dataset.spec.num_classes == num_classes]
+            pilots.append(_measure_teacher(request, options, of_size, progress))
+    return pilots
+
+
+def _measure_teacher(
+    request: PilotRequest, options: TeacherOptions, stages: Sequence[Stage], progress: Progress
+) -> Pilot:
+    """Return what is found of one teacher over datasets with the same number of classes."""
+    import torch
+
+    from teacher_cache.pilot.fidelity import calibration_of_dense
+    from teacher_cache.work.ask import pick_device
+
+    torch.set_num_threads(request.build.threads)
+    device = pick_device(request.build.device)
+    teacher = load_teacher(options, torch.device(device))
+    asked = ask(teacher, options, stages, request.rows, progress)
+    feature_bytes = asked.feature_bytes / asked.positions
+    positions = {stage.dataset.spec.name: num_positions(stage.dataset) for stage in stages}
+    stored_rows = sum(positions[stage.dataset.spec.name] for stage in stages)
+    trials, skipped = [], []
+    tried = ladder(asked.answers.num_classes, options.encoding)
+    progress.stage(f"{options.name}: encodings", len(tried))
+    per_shard = min(num_positions(stage.dataset) / len(stage.shards) for stage in stages)
+    for encoding in tried:
+        cost = _cost(asked.answers, encoding, per_shard)
+        progress.advance(1)
+        if isinstance(cost, str):
+            skipped.append((encoding, cost))
+            continue
+        pace = Pace(asked.seconds / asked.positions, cost.encode_s, cost.read_s)
+        worth = weigh(
+            pace,
+            rows=sum(positions.values()),
+            stored_rows=stored_rows,
+            bytes_per_row=cost.bytes_per_row + feature_bytes,
+            workers=request.workers,
+            epochs=request.epochs,
+        )
+        trials.append(Trial(encoding, cost.bytes_per_row, cost.fidelity, pace, worth))
+    return Pilot(
+        teacher=options.name,
+        datasets=tuple(positions),
+        num_classes=asked.answers.num_classes,
+        unit="row" if stages[0].dataset.spec.vocabulary is None else "token",
+        rows_measured=len(asked.answers.labels_N),
+        rows=sum(positions.values()),
+        stored_rows=stored_rows,
+        view=stages[0].view,
+        mixes=stages[0].view != PLAIN and stages[0].dataset.views is not None and stages[0].dataset.views.mixes,
+        rows_per_s=asked.positions / asked.seconds,
+        device=torch.cuda.get_device_name()
+        if device == "cuda"
+        else f"cpu, {request.build.threads} thread{'s' * (request.build.threads != 1)}",
+        feature_bytes_per_row=feature_bytes,
+        calibration=calibration_of_dense(asked.answers),
+        max_kl=request.fidelity.max_kl,
+        own=options.encoding,
+        trials=tuple(sorted(trials, key=lambda trial: trial.bytes_per_row)),
+        skipped=tuple(skipped),
+    )
+
+
+class _Cost(NamedTuple):
+    """What one encoding takes, and how near it comes."""
+
+    bytes_per_row: float
+    encode_s: float
+    read_s: float
+    fidelity: Fidelity
+
+
+def _cost(answers: Answers, encoding: AnyEncoding, rows_per_shard: float) -> _Cost | str:
+    """Return what one encoding takes of a row, or why it cannot be used."""
+    import torch
+
+    from teacher_cache.pilot.fidelity import measure
+
+    rows = len(answers.labels_N)
+    encoded = {name: values.cpu().numpy() for name, values in answers.encoded(encoding).items()}
+    if (fault := encoding.fault(encoded, answers.num_classes)) is not None:
+        return fault
+    first = pack({name: values[:1] for name, values in encoded.items()})
+    objects = pack(encoded)
+
+    def read(objects: dict[str, bytes]) -> None:
+        arrays = {name: torch.from_numpy(array) for name, array in unpack(objects, encoded).items()}
+        encoding.decode(arrays, answers.num_classes)
+
+    encode_s = _quickest(lambda: answers.encoded(encoding))
+    of_one_s, of_all_s = _quickest(lambda: read(first)), _quickest(lambda: read(objects))
+    read_s = max(0.0, of_all_s - of_one_s) / rows + of_one_s / rows_per_shard  # opening arrays costs a shard, not a row
+    return _Cost(bytes_per_row(objects, rows, rows_per_shard), encode_s / rows, read_s, measure(answers, encoding))
+
+
+def _quickest(work: Callable[[], object]) -> float:
+    """Return seconds of the quickest of a few runs: what others do on the machine only adds."""
+    seconds = []
+    for _ in range(TIMED_RUNS):
+        began = time.monotonic()
+        work()
+        seconds.append(time.monotonic() - began)
+    return min(seconds)
+
+
+def bytes_per_row(objects: dict[str, bytes], rows: int, rows_per_shard: float) -> float:
+    """Return the bytes of a row in a full shard: a pilot's rows carry the same metadata, but are fewer."""
+    metadata = sum(len(data) for path, data in objects.items() if path.split("/")[-1] == METADATA)
+    return (sum(map(len, objects.values())) - metadata) / rows + metadata / rows_per_shard

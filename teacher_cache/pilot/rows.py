@@ -1,0 +1,102 @@
+"""The rows of a pilot: a few hundred, spread over a dataset, read straight from its source, as a view shows them.
+
+Shapes: S rows read, B readable rows, L positions of tokens.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+
+from storage.datasets.packing import NO_LABEL
+from storage.errors import MissingSource
+from storage.format.shards import ShardKey
+from storage.views import PLAIN
+from storage.views.check import readable_rows
+from teacher_cache.building.survey import PlannedDataset, Stage
+from teacher_cache.work.ingest import decode_rows
+from teacher_cache.work.pieces import Task
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+RUNS = 64  # of neighbouring rows: a source reads a run about as fast as a single row of it
+MIN_BLOCKS = 16  # of tokens, so that the positions are not all of one document
+
+
+class SpreadRows(NamedTuple):
+    """Readable rows of one dataset.
+
+    Attributes:
+        shown_B: what a teacher is asked about.
+        labels: int64, (B,) or (B, L); −1 where there is none, or none that is true of a mixed image.
+        keys_B: int64, of the samples.
+    """
+
+    shown_B: Tensor
+    labels: Tensor
+    keys_B: Tensor
+
+
+def positions_per_row(dataset: PlannedDataset) -> int:
+    """Return how many targets a row has: 1, or of tokens the length of a block."""
+    return 1 if dataset.spec.vocabulary is None else dataset.spec.input_shape[0]
+
+
+def spread_runs(num_rows: int, wanted: int) -> list[tuple[int, int]]:
+    """Return up to RUNS runs [start, stop) of rows, ascending and apart, evenly over all; at most `wanted` rows."""
+    wanted = min(wanted, num_rows)
+    runs = min(RUNS, wanted)
+    starts = [i * num_rows // runs for i in range(runs + 1)]
+    sizes = [(i + 1) * wanted // runs - i * wanted // runs for i in range(runs)]
+    return [(start, min(start + size, stop)) for start, stop, size in zip(starts, starts[1:], sizes, strict=False)]
+
+
+def read_spread(stage: Stage, wanted: int) -> SpreadRows:
+    """Return about `wanted` rows of a dataset in the view of a stage; of tokens, blocks with about as many positions.
+
+    Raises:
+        MissingSource: none of them can be read, or the source is not what it was a moment ago.
+    """
+    import torch
+
+    dataset = stage.dataset
+    if dataset.spec.vocabulary is not None:
+        wanted = max(MIN_BLOCKS, -(-wanted // positions_per_row(dataset)))
+    runs = spread_runs(dataset.rows.num_rows, wanted)
+    extents = tuple(extent for run in runs for extent in dataset.rows.slice(*run))
+    key = ShardKey(dataset.spec.name, None, PLAIN, 0)
+    arrays, columns = decode_rows(
+        dataset.source,
+        dataset.spec,
+        Task("", key, 0, sum(extent.rows for extent in extents), "", "", extents, "cpu", 1),
+    )
+    readable = readable_rows(pa.table(columns))
+    if not readable.mask_S.any():
+        raise MissingSource(
+            f"none of {len(readable.mask_S)} rows of dataset {dataset.spec.name} can be read",
+            found="\n".join(columns["error"].to_pylist()[:3]),
+        )
+    labels_S = arrays.get("labels", columns["label"].fill_null(NO_LABEL).to_numpy())
+    labels = torch.from_numpy(labels_S[readable.mask_S].astype(np.int64))
+    shown_B = torch.from_numpy(arrays["inputs"][readable.mask_S])
+    if stage.view != PLAIN:
+        assert dataset.views is not None
+        view = dataset.views.view(stage.view)
+        shown_B = view.show_shard(shown_B, readable.keys_B, readable.splits_B)
+        labels = torch.full_like(labels, NO_LABEL) if view.mixing else labels
+    return SpreadRows(shown_B, labels, torch.from_numpy(readable.keys_B))
+
+
+def choose_positions(labels: Tensor, wanted: int) -> Tensor:
+    """Return which of all positions to measure on, ascending int64: all rows, or `wanted` labelled ones of tokens."""
+    import torch
+
+    if labels.ndim == 1:
+        return torch.arange(len(labels))
+    labelled = (labels.flatten() >= 0).nonzero()[:, 0]
+    candidates = labelled if len(labelled) else torch.arange(labels.numel())
+    every = torch.arange(min(wanted, len(candidates))) * len(candidates) // min(wanted, len(candidates))
+    return candidates[every]

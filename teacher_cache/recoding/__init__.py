@@ -1,0 +1,5 @@
+"""A smaller cache from a richer one, without the teacher.
+
+recode.py        the story: promises compared, what is missing run
+conversions.py   what soft targets may become, and how
+"""

@@ -1,0 +1,300 @@
+"""The story of a recoding: a smaller cache from a richer one, without the teacher.
+
+Everything but the teachers' arrays is copied as it is: promises of datasets and views, tokenizers, plans, ingest
+shards, per-sample tables, fingerprints of what the teacher saw. Soft targets are decoded and encoded again
+(`teacher_cache.recoding.conversions` says what may become what); features may be fewer, and are otherwise the same.
+Neither the sources nor the teachers' files need exist; where they do, a job that is not the richer cache's is
+noticed.
+
+What comes out is a cache like any other: `cache build` with the same job goes on where the richer one ends.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import polars as pl
+
+from storage.cache import TOKENIZER_JSON, Cache
+from storage.datasets import Source
+from storage.digests import differences
+from storage.errors import BadRequest, IncompleteCache, MissingCapability, NotInCache, StaleCache
+from storage.format.ledger import Ledger
+from storage.format.rows import ShardRows, segment_path
+from storage.format.shards import ShardKey
+from storage.format.specs import DatasetSpec, TeacherSpec, ViewsSpec, write_spec
+from storage.format.stages import VIEWS_JSON
+from storage.views import PLAIN
+from teacher_cache.building.build import BuildReport, Progress, count_done, set_aside
+from teacher_cache.building.runners import Runner
+from teacher_cache.building.survey import BuildRequest, views_of
+from teacher_cache.pilot.ladder import as_toml
+from teacher_cache.recoding.conversions import refusal
+from teacher_cache.teachers.teachers import TeacherOptions
+from teacher_cache.work.pieces import Done, Task
+
+
+class RecodeStage(NamedTuple):
+    """The ingest of a dataset, or one teacher over one view of it.
+
+    Attributes:
+        spec: what the smaller cache promises of the teacher.
+        shards: those that the richer cache holds.
+        missing: how many more are planned.
+    """
+
+    dataset: str
+    teacher: str | None
+    view: str
+    spec: TeacherSpec | None
+    shards: tuple[ShardRows, ...]
+    missing: int
+
+    @property
+    def name(self) -> str:
+        return f"{self.dataset}/{self.teacher or 'ingest'}" + (f"/{self.view}" if self.view != PLAIN else "")
+
+
+@dataclass(frozen=True)
+class RecodePlan:
+    """Everything that a recoding will do; nothing is done yet."""
+
+    source: Cache
+    request: BuildRequest
+    stages: tuple[RecodeStage, ...]
+
+    @property
+    def missing(self) -> dict[str, int]:
+        """Stage → shards that the richer cache lacks."""
+        return {stage.name: stage.missing for stage in self.stages if stage.missing}
+
+
+def plan_recode(source: Cache, request: BuildRequest) -> RecodePlan:
+    """Return what a recoding would do. Reads only, and loads no teacher.
+
+    Args:
+        source: the richer cache.
+        request: the job of the smaller one, as `cache build` would ask it.
+
+    Raises:
+        BadRequest: source and target are the same place.
+        NotInCache: a dataset, teacher, view or feature is not in the richer cache.
+        MissingCapability: what it holds is not enough.
+        StaleCache: it was made from another dataset, teacher or views than the job says.
+    """
+    _check_apart(source, request)
+    stages: list[RecodeStage] = []
+    for options in request.sources:
+        dataset = source.dataset(options.name)
+        _check_dataset(source, dataset, options, request.job)
+        stages.append(_stage(source, dataset.name, None, PLAIN, None))
+        for teacher in request.teachers:
+            if teacher.datasets is None or dataset.name in teacher.datasets:
+                spec = _recoded_spec(source, dataset, teacher, request.job)
+                stages += [
+                    _stage(source, dataset.name, teacher.name, view, spec)
+                    for view in _views(source, dataset, teacher, request)
+                ]
+    if not any(stage.shards for stage in stages):
+        raise IncompleteCache(f"{source.url} holds nothing of this job yet", do="cache build JOB.toml")
+    stages.sort(key=lambda stage: stage.teacher is not None)  # ingests first; the sort is stable
+    return RecodePlan(source, request, tuple(stages))
+
+
+def run_recode(plan: RecodePlan, runner: Runner, progress: Progress) -> BuildReport:
+    """Make what is missing of the smaller cache, and return what came of it.
+
+    Raises:
+        StaleCache: the target was built by another job.
+    """
+    source, request, report = plan.source, plan.request, BuildReport()
+    cache = Cache.create(request.cache)
+    try:
+        _write_promises(source, cache, plan)
+    except StaleCache as error:
+        do = f"cache recode {source.url} {request.job} --as NAME    # a new cache beside it"
+        raise StaleCache(error.what, error.found, error.expected, do) from None
+    for stage in plan.stages:
+        committed = cache.committed(stage.dataset, stage.teacher, stage.view)
+        ready = cache.committed(stage.dataset) if stage.teacher is not None else {shard.shard for shard in stage.shards}
+        todo = [shard for shard in stage.shards if shard.shard in ready - committed]
+        rows, left = (sum(shard.stop - shard.start for shard in shards) for shards in (stage.shards, todo))
+        report.present += len(stage.shards) - len(todo)
+        progress.stage(stage.name, rows, rows - left)
+        if not todo:
+            continue
+        with contextlib.closing(runner(_tasks(plan, stage, todo))) as results:
+            for task, result in results:
+                if isinstance(result, Done):
+                    count_done(report, result)
+                    progress.done(result)
+                else:
+                    set_aside(task, result, report, progress)
+    Ledger.load(cache.objects).compact()
+    for stage in plan.stages:
+        if stage.teacher is None and len(unread := _quarantined(cache, stage)):
+            report.quarantined[stage.dataset] = unread
+    return report
+
+
+def _quarantined(cache: Cache, stage: RecodeStage) -> pl.DataFrame:
+    return cache.quarantined(stage.dataset) if cache.committed(stage.dataset) else pl.DataFrame()
+
+
+def needs_runner(plan: RecodePlan) -> bool:
+    """Return whether there is anything to run: a cluster for nothing would cost seconds."""
+    cache = Cache.find(plan.request.cache)
+    return cache is None or any(
+        {shard.shard for shard in stage.shards} - _committed(cache, stage) for stage in plan.stages
+    )
+
+
+def _committed(cache: Cache, stage: RecodeStage) -> set[int]:
+    if stage.dataset not in cache.dataset_names():
+        return set()
+    return cache.committed(stage.dataset, stage.teacher, stage.view)
+
+
+def _check_apart(source: Cache, request: BuildRequest) -> None:
+    target = Cache.find(request.cache)
+    if target is not None and target.id == source.id:
+        what, found = "the job's cache is the very one to recode from", f"cache {source.id} at {request.cache}"
+    elif f"{request.cache}/".startswith(f"{source.url}/") or f"{source.url}/".startswith(f"{request.cache}/"):
+        what, found = "one cache would lie inside the other", f"{source.url} and {request.cache}"
+    else:
+        return
+    raise BadRequest(
+        what, found=found, expected="another folder", do=f"cache recode {source.url} {request.job} --as NAME"
+    )
+
+
+def _check_dataset(source: Cache, dataset: DatasetSpec, options: Source, job: str) -> None:
+    """Raise StaleCache if a job's dataset is another than the richer cache's, as far as options tell."""
+    try:
+        content = options.content()
+    except BadRequest:  # a factory's code, which need not be there
+        content = Source.content(options)
+    known = {name: dataset.source.get(name) for name in content}
+    if fields := differences(known, content):
+        raise _stale(source, f"{dataset.name}/dataset.json", fields, job)
+
+
+def _recoded_spec(source: Cache, dataset: DatasetSpec, options: TeacherOptions, job: str) -> TeacherSpec:
+    """Return what the smaller cache promises of a teacher: the richer one's promise, stored otherwise."""
+    found = source.teacher(dataset.name, options.name)
+    options.encoding.check(found.num_classes)
+    try:
+        known, told = found.model, options.promise(found.num_classes).model
+    except BadRequest:  # its files need not be there
+        told = options.told()
+        known = {name: found.model.get(name) for name in told}
+    if fields := differences(known, told):
+        fields = [(f"model.{name}", was, now) for name, was, now in fields]
+        raise _stale(source, f"{dataset.name}/{options.name}/teacher.json", fields, job)
+    _check_features(source, dataset.name, found, options, job)
+    if (lacking := refusal(found.encoding, options.encoding)) is not None:
+        raise MissingCapability(
+            f"{source.url} holds too little of {dataset.name}/{options.name} for this job",
+            found=as_toml(found.encoding),
+            expected=f"{lacking}, for {as_toml(options.encoding)}",
+            do=f"cache build {job}    # asks the teacher; or a smaller encoding in the job",
+        )
+    return found.model_copy(update={"encoding": options.encoding, "features": options.features})
+
+
+def _check_features(source: Cache, dataset: str, found: TeacherSpec, options: TeacherOptions, job: str) -> None:
+    for name, feature in options.features.items():
+        if found.features.get(name) != feature:
+            there = [f"{key} = {value.model_dump_json()}" for key, value in found.features.items()]
+            raise NotInCache(
+                f"{source.url} has no such feature {name} of {dataset}/{options.name}",
+                found="\n".join(there) or "no features",
+                expected=feature.model_dump_json(),
+                do=f"drop it from the job, or cache build {job}",
+            )
+
+
+def _views(source: Cache, dataset: DatasetSpec, teacher: TeacherOptions, request: BuildRequest) -> list[str]:
+    """Return the views that a job asks for, all of which the richer cache has. Raises NotInCache, StaleCache."""
+    wanted, there = views_of(request.views, dataset), source.view_names(dataset.name, teacher.name)
+    if request.views is not None and wanted != [PLAIN]:
+        asked = ViewsSpec(name=dataset.name, seed=request.views.seed, transforms=tuple(request.views.transforms))
+        promised = source.views(dataset.name)
+        was = {} if promised is None else promised.model_dump(mode="json")
+        if fields := differences(was, asked.model_dump(mode="json")):
+            raise _stale(source, f"{dataset.name}/{VIEWS_JSON}", fields, request.job)
+    if absent := [view for view in wanted if view not in there]:
+        raise NotInCache(
+            f"{source.url} lacks views of {dataset.name}/{teacher.name}",
+            found=", ".join(there) or "no shard of it",
+            expected=", ".join([*absent[:5], *["…"] * (len(absent) > 5)]),
+            do=f"ask for fewer in [views], or cache build {request.job}",
+        )
+    return wanted
+
+
+def _stale(source: Cache, path: str, fields: Sequence[tuple[str, object, object]], job: str) -> StaleCache:
+    return StaleCache(
+        f"{source.url} was built by another job: {path} differs in {', '.join(name for name, _, _ in fields)}",
+        found="\n".join(f"{name} = {was!r}" for name, was, _ in fields),
+        expected="\n".join(f"{name} = {now!r}" for name, _, now in fields) + f"  ({job})",
+        do="recode by a job that differs in encodings, features and `cache` only",
+    )
+
+
+def _stage(source: Cache, dataset: str, teacher: str | None, view: str, spec: TeacherSpec | None) -> RecodeStage:
+    committed = source.committed(dataset, teacher, view)
+    if teacher is not None:
+        committed &= source.committed(dataset)
+    shards = source.shards(dataset)
+    there = tuple(shard for shard in shards if shard.shard in committed)
+    return RecodeStage(dataset, teacher, view, spec, there, len(shards) - len(there))
+
+
+def _write_promises(source: Cache, cache: Cache, plan: RecodePlan) -> None:
+    """Write every promise and every segment, before any data."""
+    job = plan.request.job
+    for stage in plan.stages:
+        name = stage.dataset
+        if stage.spec is not None:
+            write_spec(cache.objects, f"{name}/{stage.spec.name}/teacher.json", stage.spec, job)
+            continue
+        if source.tokenizer(name) is not None:
+            _copy_object(source, cache, f"{name}/{TOKENIZER_JSON}")
+        write_spec(cache.objects, f"{name}/dataset.json", source.dataset(name), job)
+        views = source.views(name)
+        if views is not None and any(other.dataset == name and other.view != PLAIN for other in plan.stages):
+            write_spec(cache.objects, f"{name}/{VIEWS_JSON}", views, job)
+    for name in dict.fromkeys(stage.dataset for stage in plan.stages):
+        for number in range(len(source.plan(name).segments)):
+            _copy_object(source, cache, segment_path(name, number))
+
+
+def _copy_object(source: Cache, cache: Cache, path: str) -> None:
+    """Create an object as it is; if one is there already, check that it is the same. Raises StaleCache."""
+    data = source.objects.get(path)
+    if not cache.objects.create(path, data) and cache.objects.get(path) != data:
+        raise StaleCache(
+            f"{cache.url} was not recoded from {source.url}: {path} differs",
+            found=f"another {path}",
+            expected=f"that of {source.url}",
+        )
+
+
+def _tasks(plan: RecodePlan, stage: RecodeStage, todo: Sequence[ShardRows]) -> Iterator[Task]:
+    for shard, start, stop in todo:
+        yield Task(
+            cache=plan.request.cache,
+            key=ShardKey(stage.dataset, stage.teacher, stage.view, shard),
+            start=start,
+            stop=stop,
+            options="",
+            promise="" if stage.spec is None else stage.spec.fingerprint,
+            extents=(),
+            device=plan.request.device,
+            threads=plan.request.threads,
+            richer=plan.source.url,
+        )

@@ -1,0 +1,108 @@
+"""Ingest one shard: raw samples decoded to model-ready inputs, with a row of the sample table for each.
+
+Shapes: S rows of a shard.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+
+import numpy as np
+import pyarrow as pa
+from pydantic import TypeAdapter
+
+from storage.cache import Cache
+from storage.datasets import AnySource, RawSample, Source, Unreadable, check_label
+from storage.datasets.packing import NO_LABEL
+from storage.digests import digest
+from storage.errors import BadRequest, MissingSource
+from storage.format.specs import DatasetSpec
+from teacher_cache.work.pieces import LOCK, Done, Task, commit_shard, provenance
+
+
+def ingest_shard(task: Task) -> Done:
+    """Decode the samples of one shard to model-ready inputs and commit them.
+
+    Raises:
+        LabelOutOfRange: a label is none of the classes.
+        MissingSource: the source holds fewer samples than planned.
+    """
+    cache = Cache.open(task.cache)
+    spec, tokenizer = cache.dataset(task.key.dataset), cache.tokenizer(task.key.dataset)
+    options: Source = TypeAdapter(AnySource).validate_json(task.options)
+    source = options.prepared(None if tokenizer is None else tokenizer.data, {})
+    with LOCK:
+        began = time.monotonic()
+        arrays, columns = decode_rows(source, spec, task)
+        seconds = time.monotonic() - began
+    table = pa.table({"row": pa.array(range(task.start, task.stop), pa.int64()), **columns})
+    quarantined = task.stop - task.start - table["error"].null_count
+    about = provenance(seconds) | {"quarantined": quarantined, "inputs_digest": digest(arrays["inputs"].data.cast("B"))}
+    return commit_shard(cache, task, arrays, table, about, quarantined)
+
+
+def decode_rows(source: Source, spec: DatasetSpec, task: Task) -> tuple[dict[str, np.ndarray], dict[str, pa.Array]]:
+    """Return the arrays, (S, …) each, and the columns of the commit.
+
+    An unreadable sample leaves its reason, zeros as inputs, and of tokens no label at any position.
+    """
+    inputs_S = np.zeros((task.stop - task.start, *spec.input_shape), dtype=spec.input_dtype)
+    arrays = {"inputs": inputs_S}
+    if spec.vocabulary is not None:
+        arrays["labels"] = np.full(inputs_S.shape, NO_LABEL, np.int32)
+    ids: list[str] = []
+    labels: list[int | None] = []
+    digests: list[str] = []
+    errors: list[str | None] = []
+    for i, sample in enumerate(_samples(source, task)):
+        check_label(sample.label, spec.classes, sample.sample_id)
+        error = None
+        try:
+            inputs_S[i] = _decode_one(source, spec, sample)
+            if spec.vocabulary is not None and not isinstance(sample.payload, Unreadable):
+                arrays["labels"][i] = source.decode_labels(sample.payload)
+        except Unreadable as reason:
+            error = str(reason)
+        ids.append(sample.sample_id)
+        labels.append(sample.label)
+        digests.append(sample.digest)
+        errors.append(error)
+    if len(set(ids)) != len(ids):
+        twice = next(name for name in ids if ids.count(name) > 1)
+        raise BadRequest(f"{task.key}: two samples have one id", found=twice, expected="a permanent id for each sample")
+    return arrays, {
+        "sample_id": pa.array(ids, pa.string()),
+        "label": pa.array(labels, pa.int64()),
+        "split": pa.array([source.split(name) for name in ids], pa.string()),
+        "digest": pa.array(digests, pa.string()),
+        "error": pa.array(errors, pa.string()),
+    }
+
+
+def _samples(source: Source, task: Task) -> Iterator[RawSample]:
+    for extent in task.extents:
+        count = 0
+        for sample in source.read(*extent):
+            count += 1
+            yield sample
+        if count != extent.rows:
+            raise MissingSource(
+                f"{extent.file} of dataset {source.name} changed during the build",
+                found=f"{count} samples from position {extent.position}",
+                expected=f"{extent.rows}",
+            )
+
+
+def _decode_one(source: Source, spec: DatasetSpec, sample: RawSample) -> np.ndarray:
+    if isinstance(sample.payload, Unreadable):
+        raise sample.payload
+    array = source.decode(sample.payload)
+    if array.shape != spec.input_shape or array.dtype != spec.input_dtype:
+        raise Unreadable(
+            f"is {array.dtype} {array.shape}, the dataset is {spec.input_dtype} {spec.input_shape}"
+            + ("; set `size` to resize" if spec.input_dtype == "uint8" and array.ndim == 3 else "")
+        )
+    if array.dtype.kind == "f" and not np.isfinite(array).all():
+        raise Unreadable("holds NaN or infinity")
+    return array

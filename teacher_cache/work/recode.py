@@ -1,0 +1,113 @@
+"""Recode one shard: what a richer cache holds, decoded and encoded again, without the teacher.
+
+Shapes: S rows of a shard, B readable rows of it or of a batch.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import numpy as np
+
+from storage.cache import Cache
+from storage.errors import CorruptObject, RowsMissing
+from storage.format.shards import Commit, ShardKey, copy_shard, read_arrays
+from storage.views import PLAIN
+from storage.views.check import readable_rows
+from teacher_cache.recoding.conversions import convert
+from teacher_cache.work.pieces import LOCK, Done, Task, commit_shard, provenance
+
+BATCH_ELEMENTS = 2**24  # of decoded logits
+FEATURE = "feature/"
+
+
+def recode_shard(task: Task) -> Done:
+    """Commit one shard of a cache from the same shard of a richer one.
+
+    Raises:
+        CorruptObject: the richer shard is damaged, or is of other inputs.
+        RowsMissing: a value is too large for its new form; the shard is refused.
+    """
+    source, cache = Cache.open(task.richer), Cache.open(task.cache)
+    commit = source.commit(task.key, with_table=True)
+    return _copy(source, cache, commit) if task.key.teacher is None else _recode(source, cache, commit, task)
+
+
+def _copy(source: Cache, cache: Cache, commit: Commit) -> Done:
+    """Copy the ingest of a shard as it is."""
+    about = commit.about | {"recoded_from": {"cache": source.id}}
+    copy = copy_shard(source.objects, commit, cache.objects, about)
+    num_bytes = 0 if copy is None else sum(stored.size_bytes for stored in copy.objects)
+    quarantined = int(about.get("quarantined", 0))
+    return Done(commit.key, commit.stop - commit.start, quarantined, num_bytes, 0.0, copy is not None)
+
+
+def _recode(source: Cache, cache: Cache, commit: Commit, task: Task) -> Done:
+    """Write the targets of a shard in the encoding that this cache has promised."""
+    import torch
+
+    from teacher_cache.work.ask import draw_keys, labels_of, pick_device, spread_rows
+
+    key = commit.key
+    assert key.teacher is not None
+    spec, richer = cache.teacher(key.dataset, key.teacher), source.teacher(key.dataset, key.teacher)
+    ingest = cache.commit(ShardKey(key.dataset, None, PLAIN, key.shard), with_table=True)
+    if ingest.about["inputs_digest"] != commit.about["inputs_digest"]:
+        raise CorruptObject(
+            f"{source.url}: {key} was computed from other inputs than those in {cache.url}",
+            found=f"inputs digest {commit.about['inputs_digest']}",
+            expected=f"inputs digest {ingest.about['inputs_digest']}",
+            do=f"cache verify {source.url}",
+        )
+    readable = readable_rows(ingest.table)
+    features = [FEATURE + name for name in spec.features]
+    targets = [name for name in commit.array_names if not name.startswith(FEATURE)]
+    arrays = read_arrays(source.objects, commit, [*targets, *features])
+    labels_S = labels_of(cache, key, ingest)
+
+    with LOCK:
+        began = time.monotonic()
+        torch.set_num_threads(task.threads)
+        device = pick_device(task.device)
+        labels_B = torch.from_numpy(labels_S[readable.mask_S])
+        keys_B = torch.from_numpy(draw_keys(readable, key.view))
+        stored = {name: torch.from_numpy(arrays[name][readable.mask_S]) for name in targets}
+        if not len(labels_B):  # nothing was readable: a blank row tells the shapes
+            labels_B, keys_B = labels_B.new_full((1, *labels_B.shape[1:]), -1), keys_B.new_zeros(1)
+            stored = {name: values.new_zeros(1, *values.shape[1:]) for name, values in stored.items()}
+        rows = max(1, BATCH_ELEMENTS // (spec.num_classes * max(1, labels_B[0].numel())))
+        parts: list[dict[str, np.ndarray]] = []
+        for start in range(0, len(labels_B), rows):
+            batch = slice(start, start + rows)
+            encoded = convert(
+                {name: values[batch].to(device) for name, values in stored.items()},
+                richer.encoding,
+                spec.encoding,
+                labels=labels_B[batch].to(device),
+                keys_B=keys_B[batch].to(device),
+                num_classes=spec.num_classes,
+            )
+            parts.append({name: values.cpu().numpy() for name, values in encoded.items()})
+        seconds = time.monotonic() - began
+    num_readable = int(readable.mask_S.sum())
+    joined = {name: np.concatenate([part[name] for part in parts])[:num_readable] for name in parts[0]}
+    if (fault := spec.encoding.fault(joined, spec.num_classes)) is not None:
+        raise RowsMissing(
+            f"{key} is refused: the teacher's logits do not fit this cache's encoding",
+            found=fault,
+            expected="finite values",
+            do='dtype = "bf16", or leave it as it is in the richer cache',
+        )
+    recoded = {name: spread_rows(values, readable.mask_S) for name, values in joined.items()}
+    about = (
+        commit.about | provenance(seconds) | {"promise": task.promise, "recoded_from": _origin(source, commit, richer)}
+    )
+    return commit_shard(cache, task, recoded | {name: arrays[name] for name in features}, commit.table, about, 0)
+
+
+def _origin(source: Cache, commit: Commit, richer: Any) -> dict[str, Any]:
+    """Return where a recoded shard is from: the first cache that asked the teacher comes first."""
+    before = commit.about.get("recoded_from")
+    origin = {"cache": source.id, "encoding": richer.encoding.model_dump(mode="json")}
+    return origin if before is None else origin | {"before": before}
