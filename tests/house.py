@@ -9,6 +9,7 @@ import statistics
 import sys
 import tokenize
 from collections.abc import Iterator
+from functools import lru_cache
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
@@ -34,6 +35,7 @@ def functions(path: Path) -> Iterator[tuple[str, ast.FunctionDef | ast.AsyncFunc
             yield node.name, node
 
 
+@lru_cache
 def imports(room: str, repository: Path = REPOSITORY) -> dict[str, set[str]]:
     """Return which modules of a room each of its modules imports, whenever it does; not those for types alone."""
     known = modules(room, repository)
@@ -59,15 +61,6 @@ def imports(room: str, repository: Path = REPOSITORY) -> dict[str, set[str]]:
         found = {target if target in known else f"{target}.__init__" for target in found}
         graph[name] = {target for target in found if target in known and target != name}
     return graph
-
-
-def circle(room: str, repository: Path = REPOSITORY) -> list[str] | None:
-    """Return modules of a room that import each other around, or None."""
-    try:
-        TopologicalSorter(imports(room, repository)).prepare()
-    except CycleError as error:
-        return list(error.args[1])
-    return None
 
 
 def between_doors(folder: Path, repository: Path = REPOSITORY) -> dict[str, set[str]]:
@@ -157,4 +150,4 @@ def _table(repository: Path) -> Iterator[tuple[str, str]]:
 
 if __name__ == "__main__":
     for what, figure in _table(Path(sys.argv[1]) if len(sys.argv) > 1 else REPOSITORY):
-        print(f"{what:<40} {figure}")
+        sys.stdout.write(f"{what:<40} {figure}\n")
