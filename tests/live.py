@@ -17,7 +17,7 @@ from student_train.feed.selection import Selection
 from student_train.preparing.prepare import Request
 from student_train.running import train
 from student_train.running.records import RunRecord
-from teacher_cache.teachers.teachers import Teacher
+from teacher_cache.teachers.model import Teacher
 
 
 class LiveFeed:

@@ -21,7 +21,7 @@ from storage.encodings import DenseEncoding, FeatureEncoding, SparseEncoding
 from storage.views.options import AnyTransform, ViewOptions
 from student_train.options.sections import StudentOptions
 from student_train.options.terms import FeatureTerm, SoftTerm, Term
-from teacher_cache.teachers.teachers import TeacherOptions
+from teacher_cache.teachers.options import TeacherOptions
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 ROOMS = {"storage", "teacher_cache", "student_train", "jobs"}

@@ -15,7 +15,7 @@ from student_train.options.sections import DataOptions, StudentOptions
 from student_train.preparing.prepare import Request
 from student_train.running.train import train_students
 from student_train.students import load_student
-from teacher_cache.teachers.teachers import load_teacher
+from teacher_cache.teachers.loading import load_teacher
 from tests.live import train_live
 from tests.teacher_cache.toys import DIGITS, build, teacher_section, write_job, write_teacher
 

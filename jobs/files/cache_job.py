@@ -12,7 +12,7 @@ from storage.datasets import AnySource
 from storage.options import Options, Url
 from storage.views.options import ViewOptions
 from teacher_cache.pilot.ladder import FidelityOptions
-from teacher_cache.teachers.teachers import TeacherOptions
+from teacher_cache.teachers.options import TeacherOptions
 
 
 class CacheJob(Options):

@@ -18,7 +18,7 @@ import psutil  # type: ignore[import-untyped]
 from storage.errors import BadTeacher
 from storage.views import PLAIN
 from teacher_cache.building.survey import BuildPlan, Stage
-from teacher_cache.teachers.teachers import TeacherOptions
+from teacher_cache.teachers.options import TeacherOptions
 
 SHARDS_IN_FLIGHT = 2
 COPIES_OF_A_VIEW = 3  # of one shard, while it computes: its readable rows, transformed, mixed
@@ -81,7 +81,7 @@ def _run_once(options: TeacherOptions, blank: np.ndarray, device: str) -> tuple[
     import torch
 
     from storage.views import plain
-    from teacher_cache.teachers.teachers import load_teacher
+    from teacher_cache.teachers.loading import load_teacher
 
     full_precision = options.model_copy(update={"autocast": "fp32"})  # an upper bound, and meta has no autocast
     teacher = load_teacher(full_precision, torch.device("cpu"))

@@ -19,7 +19,7 @@ from storage.format.stages import VIEWS_JSON
 from storage.views import PLAIN, view_name
 from storage.views.options import ViewOptions, unfit
 from teacher_cache.building.growth import default_rows_per_shard, grow, missing
-from teacher_cache.teachers.teachers import TeacherOptions, check_tokens
+from teacher_cache.teachers.options import TeacherOptions, check_tokens
 
 PROBED_SAMPLES = 100  # read to learn the shape of an input; one readable sample among them is enough
 

@@ -14,7 +14,8 @@ from storage.format.arrays import pack
 from storage.views import plain
 from teacher_cache.building.survey import PlannedDataset, Stage
 from teacher_cache.pilot.rows import SpreadRows, choose_positions, positions_per_row, read_spread
-from teacher_cache.teachers.teachers import Teacher, TeacherOptions
+from teacher_cache.teachers.model import Teacher
+from teacher_cache.teachers.options import TeacherOptions
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -21,7 +21,8 @@ from teacher_cache.building.survey import BuildRequest, Stage, plan_afresh
 from teacher_cache.pilot.answers import Progress, ask, num_positions
 from teacher_cache.pilot.ladder import FidelityOptions, ladder
 from teacher_cache.pilot.worth import Pace, Worth, weigh
-from teacher_cache.teachers.teachers import TeacherOptions, load_teacher
+from teacher_cache.teachers.loading import load_teacher
+from teacher_cache.teachers.options import TeacherOptions
 
 if TYPE_CHECKING:
     from teacher_cache.pilot.fidelity import Answers, Fidelity

@@ -33,7 +33,7 @@ from teacher_cache.building.runners import Runner
 from teacher_cache.building.survey import BuildRequest, views_of
 from teacher_cache.pilot.ladder import as_toml
 from teacher_cache.recoding.conversions import refusal
-from teacher_cache.teachers.teachers import TeacherOptions
+from teacher_cache.teachers.options import TeacherOptions
 from teacher_cache.work.pieces import Done, Task
 
 

@@ -27,7 +27,7 @@ from teacher_cache.work.pieces import LOCK, Done, Task, commit_shard, provenance
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from teacher_cache.teachers.teachers import Teacher
+    from teacher_cache.teachers.model import Teacher
 
 SHOWN_ROWS = 10  # of refused rows, in a message
 
@@ -42,7 +42,7 @@ def teach_shard(task: Task) -> Done:
     """
     import torch
 
-    from teacher_cache.teachers.teachers import cached_teacher
+    from teacher_cache.teachers.loading import cached_teacher
 
     cache = Cache.open(task.cache)
     assert task.key.teacher is not None

@@ -12,7 +12,7 @@ from storage.datasets import AnySource
 from teacher_cache.building.build import run_build
 from teacher_cache.building.runners import Runner
 from teacher_cache.building.survey import BuildRequest, plan_build
-from teacher_cache.teachers.teachers import TeacherOptions
+from teacher_cache.teachers.options import TeacherOptions
 from teacher_cache.work.pieces import Done
 
 

@@ -107,7 +107,7 @@ def _train_live(job: Path, cache_job: Path, name: str) -> None:
     from jobs.files.student_job import StudentJob
     from student_train.options.sections import DataOptions
     from student_train.preparing.prepare import Request
-    from teacher_cache.teachers.teachers import load_teacher
+    from teacher_cache.teachers.loading import load_teacher
     from tests.live import train_live
 
     torch.set_num_threads(1)

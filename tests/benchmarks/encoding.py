@@ -112,7 +112,8 @@ def _costs() -> Iterator[Figure]:
     import torch
 
     from student_train.students.gpt import gpt
-    from teacher_cache.teachers.teachers import TeacherOptions, load_teacher
+    from teacher_cache.teachers.loading import load_teacher
+    from teacher_cache.teachers.options import TeacherOptions
 
     resnet = load_teacher(
         TeacherOptions(name="t", factory=f"{require(TEACHER)}:ResNet9", batch_size=BATCH), torch.device("cpu")

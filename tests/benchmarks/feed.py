@@ -74,7 +74,7 @@ def measure(folder: Path) -> Iterator[Figure]:
 def _build(folder: Path) -> None:
     """Build a cache whose teacher costs nothing: only its targets' bytes matter."""
     from storage.encodings import SparseEncoding
-    from teacher_cache.teachers.teachers import TeacherOptions
+    from teacher_cache.teachers.options import TeacherOptions
 
     (folder / "linear.py").write_text(TEACHER)
     teacher = TeacherOptions(name="linear", factory=f"{folder / 'linear.py'}:build", encoding=SparseEncoding(k=10))

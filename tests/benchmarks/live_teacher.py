@@ -62,7 +62,8 @@ def _each_s(once: Callable[[], object]) -> float:
 
 
 def _teacher() -> Any:
-    from teacher_cache.teachers.teachers import TeacherOptions, load_teacher
+    from teacher_cache.teachers.loading import load_teacher
+    from teacher_cache.teachers.options import TeacherOptions
 
     return load_teacher(TeacherOptions.model_validate(_teacher_section()), torch.device("cpu"))
 

@@ -25,7 +25,7 @@ def build():
 
 def measure(folder: Path) -> Iterator[Figure]:
     """Yield the ratio of rates, for a network of 6 MFLOP an image and for a small one that shows the overhead."""
-    from teacher_cache.teachers.teachers import TeacherOptions
+    from teacher_cache.teachers.options import TeacherOptions
 
     (folder / "linear.py").write_text(TEACHER)
     teacher = TeacherOptions(name="linear", factory=f"{folder / 'linear.py'}:build")

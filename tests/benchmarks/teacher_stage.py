@@ -24,7 +24,8 @@ def measure(folder: Path) -> Iterator[Figure]:
 
     from storage.cache import Cache
     from storage.views import to_float
-    from teacher_cache.teachers.teachers import TeacherOptions, load_teacher
+    from teacher_cache.teachers.loading import load_teacher
+    from teacher_cache.teachers.options import TeacherOptions
 
     path, cache, threads = cifar_slice(folder, ROWS), folder / "cache", os.cpu_count() or 1
     base = TeacherOptions(name="t", factory=f"{require(TEACHER)}:ResNet9", arguments={"width": WIDTH}, batch_size=BATCH)

@@ -12,7 +12,9 @@ from storage.cache import Cache
 from storage.errors import BadRequest, BadTeacher, BadWeights, CorruptObject, MissingSource, StillroomError
 from storage.options import Options
 from storage.views import to_float
-from teacher_cache.teachers.teachers import TeacherOptions, load_teacher, read_weights
+from teacher_cache.teachers.loading import load_teacher
+from teacher_cache.teachers.options import TeacherOptions
+from teacher_cache.teachers.weights import read_weights
 from tests.teacher_cache.toys import DIGITS, build, write_job, write_teacher
 
 CPU = torch.device("cpu")

@@ -1,0 +1,69 @@
+"""A teacher that a function of the user's returns; its weights come from a file beside, or from the function itself."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from storage.errors import BadRequest, BadTeacher
+from storage.options import code_fingerprint, load_factory
+from storage.tokenizer import read_tokenizer
+from teacher_cache.teachers.weights import file_digest, load_weights
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from teacher_cache.teachers.options import TeacherOptions
+
+KEYS: tuple[str, ...] = ("arguments", "weights", "mean", "std", "tokenizer")
+
+
+def told(options: TeacherOptions) -> dict[str, Any]:
+    """Return what the job itself tells of the model: the function, without the file that it is in."""
+    assert options.factory is not None
+    return {
+        "function": options.factory.rpartition(":")[2],
+        "arguments": options.arguments,
+        "mean": options.mean,
+        "std": options.std,
+    }
+
+
+def digests(options: TeacherOptions) -> dict[str, Any]:
+    """Return the digests of code and weights, and of text the tokenizer's."""
+    assert options.factory is not None
+    found = {
+        "code": code_fingerprint(options.factory),
+        "weights": None if options.weights is None else file_digest(options.weights),
+    }
+    # Left out where there is none: caches that were built before there was text do not have the key.
+    return found if options.tokenizer is None else found | {"tokenizer": read_tokenizer(options.tokenizer).fingerprint}
+
+
+def spoken(options: TeacherOptions) -> tuple[str | None, str]:
+    """Return the fingerprint of the tokenizer that the job names for it, and who says so."""
+    if options.tokenizer is None:
+        return None, "the job names none"
+    return read_tokenizer(options.tokenizer).fingerprint, str(options.tokenizer)
+
+
+def load(options: TeacherOptions) -> nn.Module:
+    """Return the model that the function makes, with its weights.
+
+    Raises:
+        BadTeacher: the function failed, or returned no model.
+        BadWeights: the weights cannot be read, or do not fit.
+    """
+    from torch import nn
+
+    assert options.factory is not None
+    try:
+        model = load_factory(options.factory)(**options.arguments)
+    except BadRequest:
+        raise
+    except (Exception, SystemExit) as error:  # the user's own code
+        raise BadTeacher(f"{options.factory} failed", found=f"{type(error).__name__}: {error}") from error
+    if not isinstance(model, nn.Module):
+        raise BadTeacher(f"{options.factory} did not return a model", found=type(model).__name__, expected="nn.Module")
+    if options.weights is not None:
+        load_weights(model, options.weights)
+    return model

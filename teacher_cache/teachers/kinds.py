@@ -1,0 +1,38 @@
+"""The kinds of teacher, by the key of a `[[teacher]]` that says where it comes from. A new one is a file and a line.
+
+Reading options and promises costs no torch, so that a build with nothing to do ends in under a second: kinds import
+theirs where they load.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Protocol
+
+from teacher_cache.teachers import factory, student
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from teacher_cache.teachers.options import TeacherOptions
+
+
+class Kind(Protocol):
+    """What a kind's file says: what identifies a teacher, what it takes, how it is loaded."""
+
+    KEYS: tuple[str, ...]
+    """Of a `[[teacher]]`, those that this kind alone reads."""
+
+    def told(self, options: TeacherOptions) -> dict[str, Any]:
+        """Return what the job itself tells of the model, without any of its files."""
+
+    def digests(self, options: TeacherOptions) -> dict[str, Any]:
+        """Return the digests of all files that decide what it says. Raises MissingSource, BadRequest."""
+
+    def spoken(self, options: TeacherOptions) -> tuple[str | None, str]:
+        """Return the fingerprint of the tokenizer that it speaks, None for none, and who says so."""
+
+    def load(self, options: TeacherOptions) -> nn.Module:
+        """Return the model with its weights, on the CPU."""
+
+
+KINDS: dict[str, Kind] = {"factory": factory, "student": student}

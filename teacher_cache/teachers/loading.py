@@ -1,0 +1,54 @@
+"""Load a teacher as a job names it; on a worker, once for all its shards."""
+
+from __future__ import annotations
+
+import json
+import socket
+from functools import lru_cache
+from typing import TYPE_CHECKING
+
+from storage.errors import StaleCache
+from teacher_cache.teachers.kinds import KINDS
+from teacher_cache.teachers.model import Teacher
+from teacher_cache.teachers.options import TeacherOptions
+
+if TYPE_CHECKING:
+    import torch
+
+
+def load_teacher(options: TeacherOptions, device: torch.device) -> Teacher:
+    """Return a teacher ready to run.
+
+    Raises:
+        BadWeights: the weights cannot be read, or do not fit the model.
+        BadTeacher: the factory failed, or a named layer does not exist.
+    """
+    return Teacher(options, KINDS[options.kind].load(options), device)
+
+
+@lru_cache(maxsize=1)  # one worker, one teacher: the next one takes its place
+def cached_teacher(options_json: str, promise: str, num_classes: int, device: str) -> Teacher:
+    """Return the teacher of a task, loaded in the first one of each process.
+
+    Args:
+        options_json: TeacherOptions as JSON.
+        promise: fingerprint of its TeacherSpec in the cache.
+        num_classes: of that spec.
+        device: a torch device.
+
+    Raises:
+        StaleCache: its code or weights, as this process sees them, are not those of the promise.
+    """
+    import torch
+
+    options = TeacherOptions.model_validate(json.loads(options_json))
+    teacher = load_teacher(options, torch.device(device))
+    found = options.promise(num_classes).fingerprint  # after loading: what was read is what is compared
+    if found != promise:
+        raise StaleCache(
+            f"teacher {options.name} is not the one that the cache was promised",
+            found=f"fingerprint {found}, from its files as {socket.gethostname()} sees them",
+            expected=f"fingerprint {promise}",
+            do="leave a teacher's files alone while it runs; keep them on a disk that every worker sees",
+        )
+    return teacher

@@ -1,0 +1,118 @@
+"""A loaded teacher: a model in evaluation mode, what it is fed, and the layers that are tapped.
+
+Shapes: B rows of a batch, L positions of tokens, C classes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import difflib
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from storage.errors import BadTeacher
+from teacher_cache.teachers.options import TeacherOptions
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor, nn
+
+
+class Teacher:
+    """A loaded model in evaluation mode on its device; call it with plain views (B, …) in [0, 1]."""
+
+    def __init__(self, options: TeacherOptions, model: nn.Module, device: torch.device):
+        self.batch_size = options.batch_size
+        self.model = model.eval().requires_grad_(False)
+        self._options = options
+        self._captured: dict[str, Tensor] = {}
+        modules = dict(model.named_modules())
+        for name, feature in options.features.items():
+            if feature.layer not in modules:
+                near = difflib.get_close_matches(feature.layer, modules, n=5, cutoff=0.3)
+                raise BadTeacher(
+                    f"teacher {options.name} has no layer {feature.layer}",
+                    found=", ".join([*modules][1:13]),
+                    expected=f"one of its layers; near: {', '.join(near)}" if near else None,
+                )
+            modules[feature.layer].register_forward_hook(self._capture(name))
+        self.to(device)
+
+    def to(self, device: torch.device) -> None:
+        """Move the teacher to a device."""
+        self._device = device
+        self.model.to(device)
+
+    def __call__(self, inputs_B: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return the logits of a batch, (B, C) float32, of token ids (B, L, C), and its features by name.
+
+        Raises:
+            BadTeacher: the model failed on it, its output has another shape, or a feature is not one tensor (B, …).
+        """
+        import torch
+
+        options = self._options
+        half = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}[options.autocast]
+        autocast = contextlib.nullcontext() if half is None else torch.autocast(self._device.type, half)
+        self._captured = {}
+        with torch.inference_mode(), autocast:
+            inputs_B = self._normalised(inputs_B.to(self._device, non_blocking=True))
+            try:
+                output = self.model(inputs_B)
+            except torch.OutOfMemoryError as error:
+                raise BadTeacher(
+                    f"teacher {options.name} does not fit on {self._device}", found=str(error), do="lower batch_size"
+                ) from None
+            except (Exception, SystemExit) as error:  # the user's own model
+                raise BadTeacher(
+                    f"teacher {options.name} failed on inputs of shape {tuple(inputs_B.shape)}",
+                    found=f"{type(error).__name__}: {error}",
+                ) from error
+        logits_BC = getattr(output, "logits", output)
+        leading = inputs_B.shape[:1] if inputs_B.is_floating_point() else inputs_B.shape
+        if _shape(logits_BC[..., :0] if isinstance(logits_BC, torch.Tensor) else logits_BC) != str((*leading, 0)):
+            raise BadTeacher(
+                f"teacher {options.name} did not return logits",
+                found=_shape(logits_BC),
+                expected=f"a tensor ({', '.join(map(str, leading))}, C)",
+            )
+        for name, feature in options.features.items():
+            if not _has_rows(values := self._captured.get(name), len(inputs_B)):
+                raise BadTeacher(
+                    f"feature {name} of teacher {options.name} is not one tensor with a row for each sample",
+                    found="the model never called this layer" if values is None else _shape(values),
+                    expected=f"a tensor ({len(inputs_B)}, …) from layer {feature.layer}",
+                    do="name another layer",
+                )
+        return logits_BC.float(), self._captured
+
+    def _capture(self, name: str) -> Callable[..., None]:
+        def hook(_module: nn.Module, _inputs: Any, output: Any) -> None:
+            # A copy: what follows may work in place, as ReLU(inplace=True) does.
+            self._captured[name] = output.clone() if hasattr(output, "clone") else output
+
+        return hook
+
+    def _normalised(self, inputs_B: Tensor) -> Tensor:
+        mean, std = self._options.mean, self._options.std
+        if mean is None or std is None:
+            return inputs_B
+        if inputs_B.shape[1] != len(mean):
+            raise BadTeacher(
+                f"teacher {self._options.name} is normalised by other channels than its inputs have",
+                found=f"`mean` and `std` of {len(mean)} channels",
+                expected=f"{inputs_B.shape[1]}, as in inputs of shape {tuple(inputs_B.shape)}",
+                do="give `mean` and `std` one number for each channel",
+            )
+        shape = (-1, *[1] * (inputs_B.ndim - 2))
+        return (inputs_B - inputs_B.new_tensor(mean).view(shape)) / inputs_B.new_tensor(std).view(shape)
+
+
+def _has_rows(value: Any, num_rows: int) -> bool:
+    import torch
+
+    return isinstance(value, torch.Tensor) and value.shape[:1] == (num_rows,)
+
+
+def _shape(value: Any) -> str:
+    return str(tuple(value.shape)) if hasattr(value, "shape") else type(value).__name__

@@ -1,0 +1,130 @@
+"""What a job says of a teacher, and what a cache is promised of it.
+
+Reading both costs no torch, so that a build with nothing to do ends in under a second.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import Field, FiniteFloat, model_validator
+
+from storage.digests import fingerprint
+from storage.encodings import AnyEncoding, DenseEncoding, FeatureEncoding
+from storage.errors import BadRequest
+from storage.format.specs import DatasetSpec, TeacherSpec
+from storage.options import Factory, JobPath, Name, Options
+from teacher_cache.teachers.kinds import KINDS
+
+
+class TeacherOptions(Options):
+    """One `[[teacher]]` of a cache job.
+
+    Attributes:
+        name: its folder in the cache.
+        factory: `module:function` that returns the model; its weights come from `weights`.
+        arguments: keyword arguments of the factory.
+        weights: safetensors, or a checkpoint that torch reads with `weights_only`.
+        student: instead of a factory, the folder of a trained student.
+        architecture: the student's own `module:function`, needed if it was not a built-in.
+        mean, std: per channel, of inputs in [0, 1]; applied before the model. A student carries its own.
+        autocast: precision of the forward pass.
+        encoding: how soft targets are stored.
+        features: name → layer, pooling and precision of an intermediate tensor to store beside.
+        batch_size: rows of one forward pass.
+        tokenizer: the `tokenizer.json` that a factory's model speaks, over text. A student carries its own.
+        datasets: which of the job's datasets it is run over; by default all.
+    """
+
+    name: Name
+    factory: Factory | None = None
+    arguments: dict[str, Any] = Field(default_factory=dict)
+    weights: JobPath | None = None
+    student: JobPath | None = None
+    architecture: Factory | None = None
+    mean: Annotated[list[FiniteFloat], Field(min_length=1)] | None = None
+    std: list[Annotated[FiniteFloat, Field(gt=0)]] | None = None
+    autocast: Literal["fp32", "bf16", "fp16"] = "fp32"
+    encoding: AnyEncoding = DenseEncoding()
+    features: dict[Name, FeatureEncoding] = Field(default_factory=dict)
+    batch_size: Annotated[int, Field(ge=1)] = 256
+    tokenizer: JobPath | None = None
+    datasets: list[Name] | None = None
+
+    @model_validator(mode="after")
+    def _one_origin(self) -> Self:
+        given = [kind for kind in KINDS if getattr(self, kind) is not None]
+        if len(given) != 1:
+            raise ValueError("give either `factory` (with `weights`) or `student`")
+        for other in KINDS.keys() - given:
+            for key in KINDS[other].KEYS:
+                if getattr(self, key):
+                    raise ValueError(f"`{key}` belongs to a `{other}`; a `{given[0]}` has its own, or needs none")
+        try:
+            fingerprint(self.arguments)
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"`arguments` may hold what JSON can: no dates, no nan, no inf ({error})") from None
+        if (self.mean is None) != (self.std is None) or len(self.mean or []) != len(self.std or []):
+            raise ValueError("give `mean` and `std` together, one number per channel each")
+        return self
+
+    @property
+    def kind(self) -> str:
+        """The key of `KINDS` that it gives."""
+        return next(kind for kind in KINDS if getattr(self, kind) is not None)
+
+    def told(self) -> dict[str, Any]:
+        """Return what the job itself tells of the model, without any of its files."""
+        return {"autocast": self.autocast} | KINDS[self.kind].told(self)
+
+    def promise(self, num_classes: int) -> TeacherSpec:
+        """Return what the cache is promised of this teacher, from its files' digests, without loading it.
+
+        Raises:
+            MissingSource: the weights or the student's folder are not there.
+            BadRequest: the encoding wants more classes than there are.
+        """
+        self.encoding.check(num_classes)
+        return TeacherSpec(
+            name=self.name,
+            model=self.told() | KINDS[self.kind].digests(self),
+            num_classes=num_classes,
+            encoding=self.encoding,
+            features=self.features,
+        )
+
+
+def check_tokens(teacher: TeacherOptions, dataset: DatasetSpec, unbuilt: str | None = None) -> None:
+    """Check that a teacher and a dataset of tokens mean the same by an id; reads files, and loads no teacher.
+
+    Args:
+        teacher: of a job.
+        dataset: likewise.
+        unbuilt: where the first build will put the dataset's tokenizer, learned or not; None once it has.
+
+    Raises:
+        BadRequest: they do not, or one of them does not say; or the teacher has options that are of images.
+        MissingSource: the teacher's tokenizer or folder is not there.
+    """
+    if dataset.vocabulary is None:
+        return
+    spoken, said_by = KINDS[teacher.kind].spoken(teacher)
+    if spoken != dataset.tokenizer:
+        do = "tokenizer = …, the teacher's own tokenizer.json, in [[dataset]] and, for a factory, in [[teacher]]"
+        if unbuilt is not None and teacher.factory is not None and dataset.tokenizer is not None:
+            do += f'; of one that is learned here, cache build without the teacher first, then tokenizer = "{unbuilt}"'
+        raise BadRequest(
+            f"teacher {teacher.name} has another tokenizer than dataset {dataset.name}",
+            found=f"{spoken and f'fingerprint {spoken}'}  ({said_by})",
+            expected=f"{dataset.tokenizer and f'fingerprint {dataset.tokenizer}'}  "
+            + ("(this job)" if unbuilt is not None else f"({dataset.name}/dataset.json)"),
+            do=do,
+        )
+
+    pooled = [name for name, feature in teacher.features.items() if feature.pool != "none"]
+    if teacher.mean is not None or pooled:
+        raise BadRequest(
+            f"teacher {teacher.name} cannot be asked so about {dataset.name}, which is tokens",
+            found=f"a pool of {', '.join(pooled)}" if pooled else "mean and std",
+            expected='features with pool = "none", a vector for each position; and no normalisation',
+        )

@@ -1,0 +1,55 @@
+"""A trained student's folder as a teacher. The one file here that knows students."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+from storage.errors import BadWeights, MissingSource
+from storage.options import code_fingerprint
+from teacher_cache.teachers.weights import file_digest
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from teacher_cache.teachers.options import TeacherOptions
+
+KEYS: tuple[str, ...] = ("architecture",)
+
+
+def told(options: TeacherOptions) -> dict[str, Any]:
+    """Return nothing: all that is to be told of a student lies in its folder."""
+    return {}
+
+
+def digests(options: TeacherOptions) -> dict[str, Any]:
+    """Return the digests of blueprint and weights, and of the code of an architecture that is no built-in."""
+    assert options.student is not None
+    found = {
+        "student": file_digest(options.student / "student.json"),
+        "weights": file_digest(options.student / "student.safetensors"),
+    }
+    return found if options.architecture is None else found | {"code": code_fingerprint(options.architecture)}
+
+
+def spoken(options: TeacherOptions) -> tuple[str | None, str]:
+    """Return the fingerprint of the tokenizer that it carries, without loading it, and which file says so."""
+    assert options.student is not None
+    path = options.student / "student.json"
+    try:
+        fingerprint = json.loads(path.read_bytes()).get("tokenizer")
+    except OSError as error:
+        raise MissingSource(
+            f"there is no trained student in {options.student}", found=error.strerror, expected=path.name
+        ) from None
+    except (ValueError, AttributeError, RecursionError) as error:
+        raise BadWeights(f"{path} describes no student", found=str(error)) from None
+    return fingerprint if isinstance(fingerprint, str) else None, str(path)
+
+
+def load(options: TeacherOptions) -> nn.Module:
+    """Return the student, checked against the digests in its own folder."""
+    from student_train.students import load_student  # the one door: a trained student is a valid teacher
+
+    assert options.student is not None
+    return load_student(options.student, architecture=options.architecture)

@@ -1,0 +1,80 @@
+"""Files of weights: the digest of their bytes, and their tensors, read without executing anything."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import xxhash
+
+from storage.errors import BadWeights, MissingSource
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+READ_BYTES = 2**24
+
+
+def load_weights(model: nn.Module, path: Path) -> None:
+    """Fill a model from a file. Raises BadWeights: they do not fit, told tensor by tensor."""
+    weights = read_weights(path)
+    expected = model.state_dict()
+    absent, extra = sorted(expected.keys() - weights.keys()), sorted(weights.keys() - expected.keys())
+    shapes = [
+        f"{name}: {tuple(weights[name].shape)} in the file, {tuple(expected[name].shape)} in the model"
+        for name in sorted(expected.keys() & weights.keys())
+        if weights[name].shape != expected[name].shape
+    ]
+    faults = (
+        [f"missing {', '.join(absent[:5])}"] * bool(absent)
+        + [f"unknown {', '.join(extra[:5])}"] * bool(extra)
+        + shapes[:5]
+    )
+    if faults:
+        raise BadWeights(f"{path} does not fit the model", found="\n".join(faults), expected=f"{len(expected)} tensors")
+    model.load_state_dict(weights)
+
+
+def read_weights(path: Path) -> dict[str, Tensor]:
+    """Return the tensors of a safetensors file, or of a checkpoint that torch can read without executing anything.
+
+    Raises:
+        BadWeights: it is neither.
+    """
+    import torch
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    if path.suffix == ".safetensors":
+        try:
+            return load_file(path)
+        except SafetensorError as error:
+            raise BadWeights(f"{path} is not a safetensors file", found=str(error)) from None
+    try:
+        loaded = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises UnpicklingError, RuntimeError, EOFError and more
+        raise BadWeights(
+            f"{path} cannot be read as weights",
+            found=f"{type(error).__name__}, read with weights_only",
+            expected="safetensors, or a checkpoint of tensors only; a pickle could execute code",
+            do="save it again with safetensors.torch.save_file(model.state_dict(), …)",
+        ) from None
+    if isinstance(loaded, dict) and isinstance(loaded.get("state_dict"), dict):
+        loaded = loaded["state_dict"]
+    if not isinstance(loaded, dict) or not all(isinstance(value, torch.Tensor) for value in loaded.values()):
+        raise BadWeights(f"{path} holds something other than weights", expected="a dict of tensors")
+    return loaded
+
+
+def file_digest(path: Path) -> str:
+    """Return the digest of a file's bytes. Raises MissingSource."""
+    hasher = xxhash.xxh3_128()
+    try:
+        with open(path, "rb") as file:
+            while block := file.read(READ_BYTES):
+                hasher.update(block)
+    except OSError as error:
+        raise MissingSource(
+            f"there is no {path}", found=error.strerror, do="paths in a job file are relative to its own folder"
+        ) from None
+    return hasher.hexdigest()
