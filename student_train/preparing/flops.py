@@ -18,29 +18,29 @@ UPDATE_FLOPS = 120
 
 def epoch_flops(student: PreparedRun, device: str) -> int:
     """Return the operations of an epoch on a kind of device, "cpu" or "cuda": its steps, and its evaluation."""
-    forward, parameters = row_flops(student.spec)
+    forward, parameters = row_flops(student.blueprint)
     rows, held, batch_size = student.train.num_rows, student.held.num_rows, student.options.batch_size
     steps = -(-rows // batch_size)
     return forward * ((1 + BACKWARD) * rows + held) + (STEP_FLOPS[device] + UPDATE_FLOPS * parameters) * steps
 
 
-def row_flops(spec: Blueprint) -> tuple[int, int]:
+def row_flops(blueprint: Blueprint) -> tuple[int, int]:
     """Return the operations of a forward pass over one row, and the number of parameters.
 
     Counted on the meta device; a user's architecture that cannot be built there is counted on the CPU.
     """
     try:
-        return _row_flops(spec, torch.device("meta"))
+        return _row_flops(blueprint, torch.device("meta"))
     except (NotImplementedError, RuntimeError, BadRequest):  # it was built on the CPU once already
-        return _row_flops(spec, torch.device("cpu"))
+        return _row_flops(blueprint, torch.device("cpu"))
 
 
-def _row_flops(spec: Blueprint, device: torch.device) -> tuple[int, int]:
+def _row_flops(blueprint: Blueprint, device: torch.device) -> tuple[int, int]:
     with device:
-        student = build_student(spec).eval()
+        student = build_student(blueprint).eval()
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        inputs = student.blank(1, spec.input_shape)
-        if spec.of_tokens:
+        inputs = student.blank(1, blueprint.input_shape)
+        if blueprint.of_tokens:
             student.scores(student.hidden(inputs).flatten(0, 1))
         else:
             student(inputs)

@@ -68,7 +68,7 @@ class PreparedRun:
     """A student that was checked and can be trained; a Run once its feeds are open."""
 
     options: StudentOptions
-    spec: Blueprint
+    blueprint: Blueprint
     needs: Needs
     encodings: dict[str, Encoding]  # of the teachers whose soft targets it needs
     feature_shapes: dict[ArrayKey, tuple[int, ...]]
@@ -143,7 +143,7 @@ def _prepare(
     if agree_with is not None and PLAIN not in _views_of(cache, held_dataset.name, agree_with):
         agree_with = None  # held rows are plain, and this teacher never saw them so: nothing to agree with
     held = selections.find(data.validation, Needs(), agree_with)
-    spec = Blueprint(
+    blueprint = Blueprint(
         architecture=options.architecture,
         options=options.options,
         num_classes=num_classes,
@@ -170,7 +170,9 @@ def _prepare(
         name: cache.teacher(dataset.name, name).encoding for name in needs.teachers if needs.of(name)
     }
     finished = check_run(folder, identity, request.fleet)
-    return PreparedRun(options, spec, needs, encodings, shapes, train, held, agree_with, folder, identity, finished)
+    return PreparedRun(
+        options, blueprint, needs, encodings, shapes, train, held, agree_with, folder, identity, finished
+    )
 
 
 def _check_held(dataset: DatasetSpec, held: DatasetSpec, data: DataOptions) -> None:
@@ -265,15 +267,17 @@ def check_run(folder: Path, identity: dict[str, Any], fleet: FleetOptions) -> Ru
 
 def _check_models(students: Sequence[PreparedRun]) -> None:
     """Build each kind of student once and throw it away: a mistake is better found before the others are trained."""
-    kinds = {repr((student.spec, student.options.losses)): student for student in students}
+    kinds = {repr((student.blueprint, student.options.losses)): student for student in students}
     for student in kinds.values():
         _check_model(student)
 
 
 def _check_model(student: PreparedRun) -> None:
-    terms, spec = student.options.objective, student.spec
+    terms, blueprint = student.options.objective, student.blueprint
     _check_size(student)
-    layers = check_student(build_student(spec), student_layers(terms), spec.input_shape, spec.num_classes)
+    layers = check_student(
+        build_student(blueprint), student_layers(terms), blueprint.input_shape, blueprint.num_classes
+    )
     Objective(terms, Shapes(layers, student.feature_shapes))
 
 
@@ -281,7 +285,7 @@ def _check_size(student: PreparedRun) -> None:
     """Raise BadRequest for a student whose weights alone are more than this machine's memory, before it is built."""
     try:
         with torch.device("meta"):
-            blank = build_student(student.spec)
+            blank = build_student(student.blueprint)
     except (NotImplementedError, RuntimeError, BadRequest):  # a user's own may not be built so; a mistake is found next
         return
     weights = sum(tensor.nbytes for tensor in (*blank.parameters(), *blank.buffers()))

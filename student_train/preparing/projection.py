@@ -136,7 +136,7 @@ def project_memory(
                 group,
                 [steps[s.options.name] for s in group],
                 stacked=fleet.stacking != "never",
-                recorded=[is_recorded(fleet.cuda_graphs, s.spec, device) for s in group],
+                recorded=[is_recorded(fleet.cuda_graphs, s.blueprint, device) for s in group],
             )
             for group in passes(students, fleet.at_once)
         ),
@@ -232,19 +232,19 @@ def _kind(student: PreparedRun) -> str:
     """Return what a step's memory depends on."""
     options = student.options
     extras = (options.batch_size, options.optimizer, options.momentum > 0, options.ema_decay is None)
-    return repr((student.spec, options.losses, *extras, options.patience_epochs is None, options.autocast))
+    return repr((student.blueprint, options.losses, *extras, options.patience_epochs is None, options.autocast))
 
 
 def stack_kind(student: PreparedRun) -> str:
     """Return what students that might be stacked have in common."""
     options, layers = student.options, student_layers(student.options.objective)
     terms = [term.name for term in options.objective]
-    return repr((student.spec, options.batch_size, options.optimizer, terms, layers))
+    return repr((student.blueprint, options.batch_size, options.optimizer, terms, layers))
 
 
 def _view_bytes(student: PreparedRun, device: torch.device) -> int:
     """Return what it takes to show a batch of uint8 pixels in a view."""
-    pixels = min(student.options.batch_size, student.train.num_rows) * math.prod(student.spec.input_shape)
+    pixels = min(student.options.batch_size, student.train.num_rows) * math.prod(student.blueprint.input_shape)
     return VIEW_COPIES * pixels + VIEW_WORK * min(2 * pixels, BLOCK_BYTES[device.type])
 
 

@@ -69,14 +69,16 @@ def measure_step(student: PreparedRun) -> StepBytes:
 
 
 def _measure(prepared: PreparedRun, device: torch.device) -> StepBytes:
-    options, spec = prepared.options, prepared.spec
+    options, blueprint = prepared.options, prepared.blueprint
     with device:
-        student = build_student(spec)
+        student = build_student(blueprint)
         layers = student_layers(options.objective)
-        shapes = Shapes(check_student(student, layers, spec.input_shape, spec.num_classes), prepared.feature_shapes)
+        shapes = Shapes(
+            check_student(student, layers, blueprint.input_shape, blueprint.num_classes), prepared.feature_shapes
+        )
         objective = Objective(options.objective, shapes)
         rows = min(options.batch_size, prepared.train.num_rows)
-        batch = blank_batch(student, spec, prepared.encodings, prepared.feature_shapes, rows)
+        batch = blank_batch(student, blueprint, prepared.encodings, prepared.feature_shapes, rows)
     student.train()
     trained = [*student.parameters(), *objective.parameters()]
     optimizer = make_optimizer(options, trained)
@@ -88,8 +90,8 @@ def _measure(prepared: PreparedRun, device: torch.device) -> StepBytes:
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         outputs = Tapped(student, layers)(batch.inputs)
-        if spec.of_tokens:
-            loss, beside = _one_part(student, objective, outputs, batch, spec.num_classes)
+        if blueprint.of_tokens:
+            loss, beside = _one_part(student, objective, outputs, batch, blueprint.num_classes)
         else:
             loss, beside = objective(outputs, batch.supervision()).total, 0
     stored = [batch.inputs, *batch.features.values()]

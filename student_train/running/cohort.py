@@ -240,10 +240,10 @@ class Cohort:
         return write_predictions(asked, self._held, batch_size=batch_size, stop=self._stop)
 
     def _latency(self, run: Run) -> Latency:
-        kind = repr(run.basis.spec)
+        kind = repr(run.basis.blueprint)
         if kind not in self._latencies:
-            spec, batch_size = run.basis.spec, run.options.batch_size
-            self._latencies[kind] = measure_latency(run.result(), spec.input_shape, batch_size=batch_size)
+            blueprint, batch_size = run.basis.blueprint, run.options.batch_size
+            self._latencies[kind] = measure_latency(run.result(), blueprint.input_shape, batch_size=batch_size)
         return self._latencies[kind]
 
     def _done_steps(self) -> int:

@@ -72,7 +72,7 @@ def evaluate(
 
 
 def _measure(stepper: Stepper, batch: Batch, sums: Sums, tops: Sequence[Tensor | None]) -> None:
-    if stepper.states[0].spec.of_tokens:
+    if stepper.states[0].blueprint.of_tokens:
         for place, state in enumerate(stepper.states):  # by itself each: a part's logits are of one student
             for logits_BC, labels_B in _positions(state.exported, batch):
                 none_B = torch.full_like(labels_B, NO_CLASS)

@@ -6,7 +6,7 @@
   steps/00001.parquet   one row per step of an epoch
   predictions.parquet   what the student says of the held rows (`predictions.py`)
   job.toml              the job of this student alone, to repeat it (`job_text.py`)
-  student.safetensors   the trained student, with student.json (`students/__init__.py`)
+  student.safetensors   the trained student, with student.json (`students/files.py`)
   checkpoint.json       of a run that is not finished (`checkpoint.py`)
 """
 

@@ -49,7 +49,7 @@ class RunBasis:
 
     Attributes:
         options: its section of the job.
-        spec: what it is.
+        blueprint: what it is.
         encodings: of the teachers whose soft targets it needs.
         feature_shapes: of one row of each feature.
         folder: where it leaves its files.
@@ -64,7 +64,7 @@ class RunBasis:
     """
 
     options: StudentOptions
-    spec: Blueprint
+    blueprint: Blueprint
     encodings: dict[str, Encoding]
     feature_shapes: dict[ArrayKey, tuple[int, ...]]
     folder: Path
@@ -100,7 +100,7 @@ class Run:
     def __init__(self, basis: RunBasis, num_rows: int):
         self.basis = basis
         self.options = options = basis.options
-        self.state = TrainState.fresh(options, basis.spec, basis.feature_shapes, basis.device)
+        self.state = TrainState.fresh(options, basis.blueprint, basis.feature_shapes, basis.device)
         position = Position()
         self._best: Tensors | None = None
         self.tally: Tensors = {}
@@ -298,7 +298,7 @@ class Run:
             **about,
         )
         if self.basis.parallel.writes:
-            save_student(self.basis.folder, self.basis.spec, weights)
+            save_student(self.basis.folder, self.basis.blueprint, weights)
             LocalObjects(self.basis.folder).put(JOB_FILE, self.basis.job.encode())
             write_record(self.basis.folder, record)
         return record

@@ -175,7 +175,7 @@ def _time_both(group: Sequence[Run]) -> tuple[float, float]:
     """Return the seconds of a step of all, one by one and stacked, medians of a few; on copies and blank rows."""
     basis, states = group[0].basis, [run.state for run in group]
     rows = min(basis.options.batch_size, group[0].num_rows)
-    batch = blank_batch(states[0].student, basis.spec, basis.encodings, basis.feature_shapes, rows)
+    batch = blank_batch(states[0].student, basis.blueprint, basis.encodings, basis.feature_shapes, rows)
     views = sorted({run.options.first_view for run in group})
     seen = [views.index(run.options.first_view) for run in group]
     stacked_s = _time_steps(

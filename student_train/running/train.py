@@ -220,7 +220,7 @@ def _begin(
             tables[agree_with] = held_table(request.cache, student.held, agree_with)
         basis = RunBasis(
             options=student.options,
-            spec=student.spec,
+            blueprint=student.blueprint,
             encodings=student.encodings,
             feature_shapes=student.feature_shapes,
             folder=student.folder,
@@ -231,7 +231,7 @@ def _begin(
             job=job_text(request.cache.url, request.runs, request.data, [student.options]),
             tops_N=None if tops_N is None else torch.from_numpy(tops_N).to(device),
             parallel=request.parallel,
-            recorded=is_recorded(fleet.cuda_graphs, student.spec, device),
+            recorded=is_recorded(fleet.cuda_graphs, student.blueprint, device),
         )
         try:
             begun[student.options.name] = Run(basis, student.train.num_rows)

@@ -39,10 +39,10 @@ class Alone:
         device = state.student.device
         self._tapped = Tapped(state.student, state.layers)
         forward: Callable[..., Any] = compiled(self._tapped, state.options.compile)
-        accumulate = accumulate_over_positions if state.spec.of_tokens else accumulate_gradients
+        accumulate = accumulate_over_positions if state.blueprint.of_tokens else accumulate_gradients
         self._accumulate = partial(
             accumulate,
-            Model(state.student, forward, state.objective, self._trained, state.spec.num_classes),
+            Model(state.student, forward, state.objective, self._trained, state.blueprint.num_classes),
             autocast=torch.autocast(device.type, torch.bfloat16, enabled=state.options.autocast == "bf16"),
         )
         self._recorder = Recorder(state.optimizer) if recorded else None
@@ -122,7 +122,7 @@ class Alone:
 
     def _accumulate_in_parallel(self, batch: Batch, *, measure_shares: bool) -> Step:
         """Have the gradient of the mean over the whole batch, of which each process has computed its own rows."""
-        rows = len(batch.positions()) if self._state.spec.of_tokens else len(batch.inputs)
+        rows = len(batch.positions()) if self._state.blueprint.of_tokens else len(batch.inputs)
         mine, device = self._parallel.part(batch), batch.inputs.device
         nothing = [torch.zeros((), device=device) for _ in self._state.objective.names]
         taken = Step(torch.zeros((), device=device), nothing, None, 0)

@@ -14,7 +14,7 @@ from student_train.students import Blueprint, Student
 
 def blank_batch(
     student: Student,
-    spec: Blueprint,
+    blueprint: Blueprint,
     encodings: Mapping[str, Encoding],
     feature_shapes: Mapping[ArrayKey, tuple[int, ...]],
     batch_size: int,
@@ -23,14 +23,14 @@ def blank_batch(
 
     Args:
         student: that it is for.
-        spec: what the student is.
+        blueprint: what the student is.
         encodings: of each teacher whose soft targets its objective needs.
         feature_shapes: of one row of each feature that it needs.
         batch_size: rows.
     """
-    device, classes = student.device, spec.num_classes
+    device, classes = student.device, blueprint.num_classes
     features = {key: torch.zeros(batch_size, *shape, device=device) for key, shape in feature_shapes.items()}
-    inputs = student.blank(batch_size, spec.input_shape)
+    inputs = student.blank(batch_size, blueprint.input_shape)
     shape = inputs.shape if student.of_tokens else inputs.shape[:1]  # of what has targets: positions, or rows
     targets = {}
     for name, encoding in encodings.items():

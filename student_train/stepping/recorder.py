@@ -54,10 +54,10 @@ def check_recordable(cuda_graphs: CudaGraphs, *, device: torch.device, of_tokens
         )
 
 
-def is_recorded(cuda_graphs: CudaGraphs, spec: Blueprint, device: torch.device) -> bool:
+def is_recorded(cuda_graphs: CudaGraphs, blueprint: Blueprint, device: torch.device) -> bool:
     """Return whether a student's steps are to be recorded; "auto" leaves out a user's own architectures."""
-    wanted = cuda_graphs == "always" or (cuda_graphs == "auto" and ":" not in spec.architecture)
-    return wanted and device.type == "cuda" and not spec.of_tokens
+    wanted = cuda_graphs == "always" or (cuda_graphs == "auto" and ":" not in blueprint.architecture)
+    return wanted and device.type == "cuda" and not blueprint.of_tokens
 
 
 class Recorder:

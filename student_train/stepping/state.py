@@ -62,7 +62,7 @@ class TrainState:
 
     Attributes:
         options: of the student's section of the job.
-        spec: what the student is.
+        blueprint: what the student is.
         layers: of the student, that its objective looks at.
         student: in training mode.
         objective: its losses, with what they learn themselves.
@@ -72,7 +72,7 @@ class TrainState:
     """
 
     options: StudentOptions
-    spec: Blueprint
+    blueprint: Blueprint
     layers: tuple[str, ...]
     student: Student
     objective: Objective
@@ -84,7 +84,7 @@ class TrainState:
     def fresh(
         cls,
         options: StudentOptions,
-        spec: Blueprint,
+        blueprint: Blueprint,
         feature_shapes: dict[ArrayKey, tuple[int, ...]],
         device: torch.device,
     ) -> TrainState:
@@ -94,14 +94,14 @@ class TrainState:
             BadRequest: the student cannot be built, or does not fit the inputs, the classes or the objective.
         """
         torch.manual_seed(options.seed)
-        student = build_student(spec)
+        student = build_student(blueprint)
         layers = student_layers(options.objective)
-        shapes = Shapes(check_student(student, layers, spec.input_shape, spec.num_classes), feature_shapes)
+        shapes = Shapes(check_student(student, layers, blueprint.input_shape, blueprint.num_classes), feature_shapes)
         objective = Objective(options.objective, shapes).to(device)
         student = student.to(device).train()
         average = WeightAverage(student, options.ema_decay) if options.ema_decay is not None else None
         optimizer = make_optimizer(options, [*student.parameters(), *objective.parameters()])
-        return cls(options, spec, layers, student, objective, optimizer, average, Randomness(device))
+        return cls(options, blueprint, layers, student, objective, optimizer, average, Randomness(device))
 
     @property
     def trained(self) -> list[nn.Parameter]:
@@ -124,7 +124,7 @@ class TrainState:
         average = None if self.average is None else WeightAverage(student, self.average.decay)
         optimizer = make_optimizer(self.options, [*student.parameters(), *objective.parameters()])
         randomness = Randomness(self.student.device)
-        return TrainState(self.options, self.spec, self.layers, student, objective, optimizer, average, randomness)
+        return TrainState(self.options, self.blueprint, self.layers, student, objective, optimizer, average, randomness)
 
     def tensors(self) -> Tensors:
         """Return every tensor that a step changes, by name; they share memory with the state."""

@@ -62,8 +62,8 @@ class StackedModel:
     ):
         first = states[0]
         device = first.student.device
-        self.num_classes = first.spec.num_classes
-        self.of_tokens = first.spec.of_tokens
+        self.num_classes = first.blueprint.num_classes
+        self.of_tokens = first.blueprint.of_tokens
         self.term_weights_MK = torch.tensor(
             [[term.weight for term in state.options.objective] for state in states], device=device
         )

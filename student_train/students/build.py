@@ -1,0 +1,146 @@
+"""A student is built from its blueprint: a built-in architecture or a user's own, behind its normalisation."""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from storage.errors import BadRequest, StillroomError
+from storage.options import load_factory
+from student_train.devices import is_out_of_memory
+from student_train.students.blueprint import Blueprint
+from student_train.students.cnn import cnn
+from student_train.students.gpt import gpt
+from student_train.students.mlp import mlp
+from student_train.students.resnet import resnet
+
+ARCHITECTURES: dict[str, Callable[..., nn.Module]] = {"cnn": cnn, "gpt": gpt, "mlp": mlp, "resnet": resnet}
+
+
+class Normalise(nn.Module):
+    """(inputs − mean) / std, with one value for all channels or one for each."""
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, mean: tuple[float, ...], std: tuple[float, ...], input_shape: tuple[int, ...]):
+        super().__init__()
+        for name, values in (("mean", mean), ("std", std)):
+            if len(values) not in (1, input_shape[0]):
+                raise BadRequest(
+                    f"`{name}` does not fit the inputs",
+                    found=f"{len(values)} values",
+                    expected=f"1, or {input_shape[0]} for inputs of shape {tuple(input_shape)}",
+                )
+            self.register_buffer(name, torch.tensor(values).reshape(-1, *[1] * (len(input_shape) - 1)))
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """Return normalised inputs of the same shape."""
+        return (inputs - self.mean) / self.std
+
+
+class Student(nn.Module):
+    """A network behind its normalisation; the network's layers are named `network.<layer>`.
+
+    Args:
+        normalise: of float inputs; of tokens None.
+        network: one of tokens may be in two parts, `body` and `head`. Its logits then never exist for a whole batch.
+
+    Attributes:
+        of_tokens: whether it takes tokens.
+        in_two_parts: whether its network is in those two.
+    """
+
+    def __init__(self, normalise: Normalise | None, network: nn.Module):
+        super().__init__()
+        self.of_tokens = normalise is None
+        self.normalise = nn.Identity() if normalise is None else normalise
+        self.network = network
+        parts = dict(network.named_children())
+        self.in_two_parts = {"body", "head"} == parts.keys()
+
+    @property
+    def device(self) -> torch.device:
+        """Where it is."""
+        return next(iter((*self.parameters(), *self.buffers(), torch.empty(0)))).device
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """Return logits (B, C) of float inputs (B, …) in [0, 1], or (B, L, C) of tokens (B, L) int64."""
+        logits_BC: Tensor = self.network(self.normalise(inputs))
+        return logits_BC
+
+    def blank(self, rows: int, input_shape: tuple[int, ...]) -> Tensor:
+        """Return inputs of nothing, to try it on."""
+        return torch.zeros(
+            rows, *input_shape, dtype=torch.int64 if self.of_tokens else torch.float32, device=self.device
+        )
+
+    def hidden(self, tokens_BL: Tensor) -> Tensor:
+        """Return what `scores` makes logits of: hidden states (B, L, D), or of a network in one part the logits."""
+        hidden: Tensor = self.network.body(tokens_BL) if self.in_two_parts else self.network(tokens_BL)  # type: ignore[operator]
+        return hidden
+
+    def scores(self, hidden_ND: Tensor) -> Tensor:
+        """Return the logits (N, C) of some positions' hidden states (N, D)."""
+        logits_NC: Tensor = self.network.head(hidden_ND) if self.in_two_parts else hidden_ND  # type: ignore[operator]
+        return logits_NC
+
+
+def build_student(blueprint: Blueprint) -> Student:
+    """Return a student with fresh weights, drawn from torch's global generator, which the caller has seeded.
+
+    Raises:
+        BadRequest: an unknown architecture, options that it does not take, or a factory that fails.
+    """
+    if ":" in blueprint.architecture:
+        factory = load_factory(blueprint.architecture)
+    elif blueprint.architecture in ARCHITECTURES:
+        factory = ARCHITECTURES[blueprint.architecture]
+    else:
+        raise BadRequest(
+            f"there is no architecture {blueprint.architecture!r}",
+            expected=f"{', '.join(ARCHITECTURES)}, or module:factory",
+        )
+    _check_options(factory, blueprint)
+    try:
+        network = factory(blueprint.num_classes, blueprint.input_shape, **blueprint.options)
+    except StillroomError:
+        raise
+    except (Exception, SystemExit) as error:  # whatever a user's factory raises
+        large = is_out_of_memory(error)
+        raise BadRequest(
+            f"architecture {blueprint.architecture!r} {'does not fit into memory' if large else 'cannot be built'}",
+            found=f"{type(error).__name__}: {error}",
+            expected=f"a model from options = {blueprint.options}",
+        ) from error
+    if not isinstance(network, nn.Module):
+        raise BadRequest(
+            f"architecture {blueprint.architecture!r} is no model",
+            found=f"the factory returned {type(network).__name__}",
+            expected="torch.nn.Module",
+        )
+    if blueprint.mean is None or blueprint.std is None:
+        return Student(None, network)
+    return Student(Normalise(blueprint.mean, blueprint.std, blueprint.input_shape), network)
+
+
+def _check_options(factory: Callable[..., Any], blueprint: Blueprint) -> None:
+    try:
+        signature = inspect.signature(factory)
+        signature.bind(blueprint.num_classes, blueprint.input_shape, **blueprint.options)
+    except TypeError as error:
+        known = list(signature.parameters)[2:]
+        near = [
+            f"{name} → {match[0]}" for name in blueprint.options if (match := difflib.get_close_matches(name, known, 1))
+        ]
+        raise BadRequest(
+            f"architecture {blueprint.architecture!r} does not take these options",
+            found=f"options = {blueprint.options} ({error})",
+            expected=f"some of: {', '.join(known) or 'none'}",
+            do=f"rename {'; '.join(near)}" if near else None,
+        ) from None

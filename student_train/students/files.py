@@ -1,0 +1,140 @@
+"""The two files of a trained student, written and read.
+
+`student.safetensors` has its weights; `student.json`, written last, its blueprint and the digest of its weights.
+Reading them runs no code that they name: a built-in architecture is looked up in ARCHITECTURES, and any other only runs
+when the caller names it too.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Literal
+
+import safetensors.torch
+import torch
+from pydantic import ValidationError
+from safetensors import SafetensorError
+from torch import Tensor, nn
+
+from storage.digests import digest
+from storage.errors import BadRequest, BadWeights, CorruptObject, MissingSource, UnsupportedFormat
+from storage.format.objects import LocalObjects
+from student_train.students.blueprint import Blueprint
+from student_train.students.build import ARCHITECTURES, Student, build_student
+
+WEIGHTS_FILE = "student.safetensors"
+BLUEPRINT_FILE = "student.json"
+FORMAT_VERSION = 1
+
+
+class BlueprintFile(Blueprint):
+    """The content of `student.json`."""
+
+    format_version: Literal[1] = 1
+    weights_digest: str
+
+
+def save_student(folder: Path, blueprint: Blueprint, weights: Mapping[str, Tensor]) -> None:
+    """Write a trained student's two files, weights first."""
+    objects = LocalObjects(folder)
+    data = safetensors.torch.save(
+        {name: weight.detach().cpu().clone().contiguous() for name, weight in weights.items()}
+    )
+    objects.put(WEIGHTS_FILE, data)
+    file = BlueprintFile(**blueprint.model_dump(), weights_digest=digest(data))
+    objects.put(BLUEPRINT_FILE, (file.model_dump_json(indent=2) + "\n").encode())
+
+
+def load_student(folder: str | Path, architecture: str | None = None) -> Student:
+    """Return a trained student in evaluation mode, on the CPU.
+
+    Args:
+        folder: a run's folder.
+        architecture: for a student of a user's own architecture, its `module:factory` as the caller's own job
+            names it. A built-in one needs none.
+
+    Raises:
+        MissingSource: no trained student there.
+        BadRequest: the student's architecture is a user's own and the caller did not name the same one.
+        BadWeights: weights that do not fit the architecture.
+        CorruptObject: weights other than those that were written.
+    """
+    folder = Path(folder)
+    blueprint, data = _read_files(folder)
+    trusted = blueprint.architecture in ARCHITECTURES or (
+        architecture and _same_factory(architecture, blueprint.architecture)
+    )
+    if not trusted:
+        raise BadRequest(
+            f"the student in {folder} has an architecture of its own",
+            found=blueprint.architecture,
+            expected=f"{architecture or 'a built-in architecture'}  (the caller)",
+            do=f'architecture = "{blueprint.architecture}" in the job, if you trust that code',
+        )
+    try:
+        weights = safetensors.torch.load(data)
+    except SafetensorError as error:
+        raise BadWeights(f"{folder / WEIGHTS_FILE} is no safetensors file", found=str(error)) from None
+    if blueprint.architecture in ARCHITECTURES:
+        with torch.device("meta"):  # so that nothing is allocated before sizes are known to agree with the file
+            student = build_student(blueprint)
+    else:
+        student = build_student(blueprint.model_copy(update={"architecture": architecture}))
+    _check_weights(folder, student, weights)
+    student.load_state_dict(weights, assign=True)
+    return student.eval()
+
+
+def _read_files(folder: Path) -> tuple[Blueprint, bytes]:
+    try:
+        text = (folder / BLUEPRINT_FILE).read_bytes()
+        data = (folder / WEIGHTS_FILE).read_bytes()
+    except OSError as error:
+        raise MissingSource(
+            f"there is no trained student in {folder}",
+            found=f"{error.strerror}: {error.filename}",
+            expected=f"{BLUEPRINT_FILE} and {WEIGHTS_FILE}",
+            do="student train JOB.toml",
+        ) from None
+    try:
+        version = json.loads(text).get("format_version")
+        if isinstance(version, int) and version > FORMAT_VERSION:
+            raise UnsupportedFormat(
+                f"{folder / BLUEPRINT_FILE} was written by a later Stillroom",
+                found=f"format {version}",
+                expected=f"format {FORMAT_VERSION}",
+            )
+        file = BlueprintFile.model_validate_json(text)
+    except (ValueError, AttributeError, ValidationError) as error:
+        raise BadWeights(f"{folder / BLUEPRINT_FILE} describes no student", found=str(error)) from None
+    if digest(data) != file.weights_digest:
+        raise CorruptObject(
+            f"{folder / WEIGHTS_FILE} is not what was written",
+            found=f"digest {digest(data)}",
+            expected=f"digest {file.weights_digest}  ({BLUEPRINT_FILE})",
+            do=f"delete {folder} and train this student again",
+        )
+    return file, data
+
+
+def _check_weights(folder: Path, student: nn.Module, weights: Mapping[str, Tensor]) -> None:
+    expected = {name: (tuple(tensor.shape), tensor.dtype) for name, tensor in student.state_dict().items()}
+    found = {name: (tuple(tensor.shape), tensor.dtype) for name, tensor in weights.items()}
+    wrong = sorted(name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name))
+    if wrong:
+        raise BadWeights(
+            f"{folder / WEIGHTS_FILE} does not fit its architecture ({len(wrong)} tensors)",
+            found="\n".join(f"{name}: {found.get(name, 'none')}" for name in wrong[:4]),
+            expected="\n".join(f"{name}: {expected.get(name, 'none')}" for name in wrong[:4]),
+        )
+
+
+def _same_factory(reference: str, other: str) -> bool:
+    """Tell whether two references name one function; a file may have moved with its folder."""
+    module, _, function = reference.rpartition(":")
+    other_module, _, other_function = other.rpartition(":")
+    if module.endswith(".py"):
+        module, other_module = Path(module).name, Path(other_module).name
+    return (module, function) == (other_module, other_function)
