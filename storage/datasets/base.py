@@ -6,7 +6,7 @@ files and positions within them.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple, Self
 
@@ -95,6 +95,10 @@ class Source(Options):
         """Return the classes; empty for an unlabelled source."""
         raise NotImplementedError
 
+    def notes(self) -> list[str]:
+        """Return what a user should know of the samples, a sentence each: what was passed over, what looks wrong."""
+        return []
+
     def read(self, file: str, position: int, rows: int) -> Iterator[RawSample]:
         """Yield the raw samples [position, position + rows) of one file, in order."""
         raise NotImplementedError
@@ -161,3 +165,17 @@ def check_label(label: int | None, classes: list[str], sample_id: str) -> None:
             else "no label: the dataset names no classes",
             do="mend the labels, or give the dataset's `classes` in the job",
         )
+
+
+def numbered(names: Sequence[str]) -> str | None:
+    """Return a note on names of classes that are numbers and sort otherwise than one counts; None: they are not.
+
+    >>> numbered(["0", "1", "10", "2"])
+    'classes sort by name: 0, 1, 10, 2; if the teacher counts, say so: classes = ["0", "1", "2", "10"]'
+    >>> numbered(["0", "1", "2"]), numbered(["ant", "bee"])
+    (None, None)
+    """
+    if not all(name.isdecimal() for name in names) or (counted := sorted(names, key=int)) == list(names):
+        return None
+    listed = ", ".join(f'"{name}"' for name in counted)
+    return f"classes sort by name: {', '.join(names)}; if the teacher counts, say so: classes = [{listed}]"

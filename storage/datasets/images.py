@@ -20,11 +20,13 @@ class ImageSource(Source):
 
     Attributes:
         channels: 3 for RGB, 1 for grayscale; images are converted.
+        classes: their names, in the teacher's order; by default as the files have them.
         size: height and width to resize to (bilinear, antialiased), a number for a square; by default images are taken
             as they are and must all be of one size.
     """
 
     channels: Literal[1, 3] = 3
+    classes: Annotated[list[str], Field(min_length=1)] | None = None
     size: (
         Annotated[int, Field(ge=1)]
         | Annotated[list[Annotated[int, Field(ge=1)]], Field(min_length=2, max_length=2)]

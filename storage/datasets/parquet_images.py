@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import lru_cache
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 import polars as pl
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-from pydantic import Field
 
 from storage.datasets.base import FILE_SCHEMA, LocalFile, RawSample, Unreadable
 from storage.datasets.images import ImageSource
+from storage.datasets.listing import list_files, passed_over
 from storage.errors import MissingSource
 from storage.options import JobPath
 
@@ -31,8 +31,8 @@ class ParquetImagesSource(ImageSource):
         image: column of images.
         label: column of integer labels; "" for a dataset without labels.
         id: column of permanent ids; by default `<file>:<row in the file>`.
-        classes: class names in label order; by default those in the schema's metadata, else the numbers up to the
-            largest label.
+        classes: names in the teacher's order; by default those in the first file's metadata, else the numbers up to the
+            largest label. A file that names its classes is read by those names, whatever their order in it.
     """
 
     kind: Literal["parquet_images"]
@@ -40,13 +40,13 @@ class ParquetImagesSource(ImageSource):
     image: str = "image"
     label: str = "label"
     id: str | None = None
-    classes: Annotated[list[str], Field(min_length=1)] | None = None
 
     def content(self) -> dict[str, Any]:
         return super().content() | {"image": self.image, "label": self.label, "id": self.id}
 
     def files(self) -> pl.DataFrame:
         rows = [(p.name, *LocalFile.of(p), self._open(p).metadata.num_rows) for p in self._paths()]
+        self._check_names()
         return pl.DataFrame(rows, schema=FILE_SCHEMA, orient="row")
 
     def class_names(self) -> list[str]:
@@ -55,11 +55,13 @@ class ParquetImagesSource(ImageSource):
         if not self.label:
             return []
         paths = self._paths()
-        named = _names_in_schema(self._open(paths[0]).schema_arrow, self.label)
-        if named:
+        if named := self._names(paths[0]):
             return named
-        columns = [pl.read_parquet(path, columns=[self.label])[self.label].cast(pl.Int64) for path in paths]
-        return [str(number) for number in range(max(max(column.drop_nulls(), default=0) for column in columns) + 1)]
+        columns = [_column(path, self.label) for path in paths]
+        return [str(number) for number in range(max(pc.max(column).as_py() or 0 for column in columns) + 1)]
+
+    def notes(self) -> list[str]:
+        return passed_over(self.path, (".parquet",))
 
     def read(self, file: str, position: int, rows: int) -> Iterator[RawSample]:
         path = self.path / file if self.path.is_dir() else self.path
@@ -72,7 +74,7 @@ class ParquetImagesSource(ImageSource):
                 table = _read_group(path, LocalFile.of(path).version, number, self._columns).slice(
                     begin - first, end - begin
                 )
-                yield from self._samples(table, file, begin)
+                yield from self._samples(table, file, begin, self._renumbered(path))
             first = stop
 
     def buffer_bytes(self) -> int:
@@ -80,14 +82,15 @@ class ParquetImagesSource(ImageSource):
         largest = max(f.row_group(i).total_byte_size for f in footers for i in range(f.num_row_groups))
         return KEPT_ROW_GROUPS * int(largest)
 
-    def _samples(self, table: pa.Table, file: str, position: int) -> Iterator[RawSample]:
+    def _samples(self, table: pa.Table, file: str, position: int, renumbered: Mapping[int, int]) -> Iterator[RawSample]:
         images = table[self.image]
         payloads = (pc.struct_field(images, "bytes") if pa.types.is_struct(images.type) else images).to_pylist()
         labels = table[self.label].to_pylist() if self.label else [None] * len(payloads)
         ids: list[Any] = table[self.id].to_pylist() if self.id else [None] * len(payloads)
         ids = [f"{file}:{position + i}" if sample_id is None else str(sample_id) for i, sample_id in enumerate(ids)]
         for sample_id, payload, label in zip(ids, payloads, labels, strict=True):
-            yield RawSample(sample_id, payload if payload else Unreadable("no image bytes"), label)
+            number = None if label is None else renumbered.get(label, label)
+            yield RawSample(sample_id, payload if payload else Unreadable("no image bytes"), number)
 
     @property
     def _columns(self) -> tuple[str, ...]:
@@ -97,10 +100,44 @@ class ParquetImagesSource(ImageSource):
         if not self.path.is_dir():
             LocalFile.of(self.path)
             return [self.path]
-        paths = sorted(self.path.glob("*.parquet"))
+        paths = list_files(self.path, (".parquet",), deep=False).files
         if not paths:
             raise MissingSource(f"{self.path} holds no *.parquet file")
-        return paths
+        return list(paths)
+
+    def _names(self, path: Path) -> list[str]:
+        """Return the names of classes that a file carries in the order of its labels; none if they are but numbers."""
+        names = _names_in_schema(self._open(path).schema_arrow, self.label) if self.label else []
+        return [] if names == [str(number) for number in range(len(names))] else names
+
+    def _renumbered(self, path: Path) -> dict[int, int]:
+        """Return a file's labels → the dataset's, by name."""
+        return {number: self.class_names().index(name) for number, name in enumerate(self._names(path))}
+
+    def _check_names(self) -> None:
+        """Check that all files mean the same by a label (invariant 13). Raises MissingSource, with both lists."""
+        if not self.label:
+            return
+        classes, paths = self.class_names(), self._paths()
+        names = {path: self._names(path) for path in paths}
+        nameless = [path for path in paths if not names[path]]
+        if nameless and len(nameless) < len(paths):
+            named = next(path for path in paths if names[path])
+            raise MissingSource(
+                f"{nameless[0].name} does not say what its labels mean, and {named.name} does",
+                found=f"no class names in the metadata of {len(nameless)} of {len(paths)} files",
+                expected=f"{', '.join(names[named])}  ({named.name})",
+                do="write the names into all files, or into none and give `classes` in the job",
+            )
+        for path in paths:
+            if unknown := [name for name in names[path] if name not in classes]:
+                listed = ", ".join(f'"{name}"' for name in dict.fromkeys([*classes, *names[path]]))
+                raise MissingSource(
+                    f"{path.name} names other classes than {'the job' if self.classes else paths[0].name}",
+                    found=f"{', '.join(names[path])}  ({path.name}; unknown: {', '.join(unknown)})",
+                    expected=f"some of {', '.join(classes)}, in any order",
+                    do=f"name all classes in the job, in the teacher's order: classes = [{listed}]",
+                )
 
     def _open(self, path: Path) -> pq.ParquetFile:
         """Return a file whose columns are there and of the right kind. Raises MissingSource."""
@@ -147,6 +184,12 @@ def _reading(path: Path) -> Iterator[None]:
 def _read_group(path: Path, version: str, number: int, columns: tuple[str, ...]) -> pa.Table:
     with _reading(path):
         return pq.ParquetFile(path).read_row_group(number, columns=list(columns))
+
+
+def _column(path: Path, name: str) -> pa.ChunkedArray:
+    """Return a column of a file; not through Polars, to which brackets in a path are a pattern."""
+    with _reading(path):
+        return pq.ParquetFile(path).read(columns=[name])[name]
 
 
 def _names_in_schema(schema: pa.Schema, label: str) -> list[str]:

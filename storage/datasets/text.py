@@ -13,6 +13,7 @@ from pydantic import Field, PrivateAttr, model_validator
 
 from storage.datasets.base import FILE_SCHEMA, LocalFile, RawSample, Recorded, Source, TokenFacts, Unreadable
 from storage.datasets.documents import cut, json_rows, parquet_rows, utf8
+from storage.datasets.listing import list_files, passed_over
 from storage.datasets.packing import Blocks, Document, pack
 from storage.errors import BadRequest, MissingSource
 from storage.options import JobPath, Name, Options
@@ -118,6 +119,9 @@ class TextSource(Source):
             rows.append((path.name, *file, num_blocks))
         return pl.DataFrame(rows, schema=FILE_SCHEMA, orient="row")
 
+    def notes(self) -> list[str]:
+        return passed_over(self.path, self._suffixes)
+
     def class_names(self) -> list[str]:
         return []
 
@@ -143,14 +147,18 @@ class TextSource(Source):
         assert self._tokenizer is not None, "a source of text is prepared first"
         return self._tokenizer
 
+    @property
+    def _suffixes(self) -> tuple[str, ...]:
+        return (".txt",) if self.column is None else TABLES
+
     def _paths(self) -> list[Path]:
         if not self.path.is_dir():
             LocalFile.of(self.path)
             return [self.path]
-        suffixes = [".txt"] if self.column is None else TABLES
-        paths = sorted(path for path in self.path.iterdir() if path.suffix in suffixes and path.is_file())
+        known = {path for name in self._recorded if (path := self.path / name).is_file()}  # a row stays a row
+        paths = sorted({*list_files(self.path, self._suffixes, deep=False).files, *known})
         if not paths:
-            raise MissingSource(f"{self.path} holds no {' or '.join(f'*{suffix}' for suffix in suffixes)} file")
+            raise MissingSource(f"{self.path} holds no {' or '.join(f'*{suffix}' for suffix in self._suffixes)} file")
         for path in paths:
             if not path.name.isprintable():  # surrogates stand for bytes that are not UTF-8, which no table can hold
                 raise MissingSource(

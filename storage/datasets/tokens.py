@@ -12,6 +12,7 @@ from pydantic import Field, PrivateAttr, model_validator
 
 from storage.datasets.arrays import load_numpy
 from storage.datasets.base import FILE_SCHEMA, LocalFile, RawSample, Recorded, Source, TokenFacts
+from storage.datasets.listing import list_files, passed_over
 from storage.datasets.packing import NO_LABEL
 from storage.errors import BadRequest, LabelOutOfRange, MissingSource
 from storage.options import JobPath
@@ -79,6 +80,9 @@ class TokensSource(Source):
             rows.append((path.name, sum(file.size for file in files), version, num_blocks))
         return pl.DataFrame(rows, schema=FILE_SCHEMA, orient="row")
 
+    def notes(self) -> list[str]:
+        return passed_over(self.path, (".npy",))
+
     def class_names(self) -> list[str]:
         return []
 
@@ -125,10 +129,10 @@ class TokensSource(Source):
         if not self.path.is_dir():
             LocalFile.of(self.path)
             return [self.path]
-        paths = sorted(self.path.glob("*.npy"))
+        paths = list_files(self.path, (".npy",), deep=False).files
         if not paths:
             raise MissingSource(f"{self.path} holds no *.npy file")
-        return paths
+        return list(paths)
 
     def _mask_path(self, path: Path) -> Path | None:
         return None if self.mask is None else self.mask / path.name if self.mask.is_dir() else self.mask

@@ -190,4 +190,4 @@ def _history(path: Path) -> pl.DataFrame:
         "epoch": pl.Int64,
         **dict.fromkeys(("accuracy", "agreement", "cross_entropy", "train_loss", "learning_rate"), pl.Float64),
     }
-    return pl.read_parquet(path).select(*wanted).cast(wanted)  # type: ignore[arg-type]
+    return pl.read_parquet(path, glob=False).select(*wanted).cast(wanted)  # type: ignore[arg-type]

@@ -99,7 +99,7 @@ def epoch_points(folder: Path, metrics: EpochMetrics) -> list[Point]:
         folder: of the run, where the epoch's steps are.
         metrics: of the epoch.
     """
-    steps = pl.read_parquet(folder / STEPS_FOLDER / f"{metrics.epoch:05d}.parquet")
+    steps = pl.read_parquet(folder / STEPS_FOLDER / f"{metrics.epoch:05d}.parquet", glob=False)
     before = (metrics.epoch - 1) * len(steps)
     points = [
         Point(_tag("step", column), value, before + row["step"] + 1)
