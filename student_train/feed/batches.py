@@ -164,19 +164,3 @@ class Batch:
             {teacher: encoded.pick(positions_N).decode() for teacher, encoded in self.targets.items()},
             {key: values.flatten(0, 1).index_select(0, positions_N) for key, values in self.features.items()},
         )
-
-
-@dataclass(frozen=True, slots=True)
-class Outputs:
-    """A student's logits (B, C) and the layers that its objective asked for."""
-
-    logits_BC: Tensor
-    layers: dict[str, Tensor] = field(default_factory=dict)
-
-
-@dataclass(frozen=True, slots=True)
-class Shapes:
-    """Shapes without B, known before the first step: of the student's layers and of teachers' features."""
-
-    layers: dict[str, tuple[int, ...]]
-    features: dict[ArrayKey, tuple[int, ...]]

@@ -1,4 +1,14 @@
-"""The losses, by the name that a job file gives them, each with what it needs from the cache and what it is."""
+"""The losses, by the name that a job file gives them, each with what it needs from the cache and what it is.
+
+on_targets/    on soft targets, one file a paper; soft.py what they share
+on_features/   on features, one file a paper; features.py what they share
+labels.py      on labels
+outputs.py     what losses look at of a student
+objective.py   a weighted sum of losses
+together.py    two losses that are computed in one go
+
+To add a loss: one file beside its like, its options in `options/terms.py`, and a line in LOSSES.
+"""
 
 from __future__ import annotations
 
@@ -8,26 +18,22 @@ from typing import Any
 
 from torch import nn
 
-from student_train.feed.batches import Needs, Shapes
-from student_train.losses import (
+from student_train.feed.batches import Needs
+from student_train.losses import labels
+from student_train.losses.on_features import attention, cosine, crd, hint, relations, vid
+from student_train.losses.on_features.features import feature_needs
+from student_train.losses.on_targets import (
     approximate,
-    attention,
-    cosine,
-    crd,
     decoupled,
     dist,
     divergences,
-    hint,
     kd,
-    labels,
     logit_mse,
-    relations,
     sampled,
     standardised,
-    vid,
 )
-from student_train.losses.divergences import module_of
-from student_train.losses.features import feature_needs
+from student_train.losses.on_targets.divergences import module_of
+from student_train.losses.outputs import Shapes
 
 
 def always(term: Any) -> bool:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from torch import Tensor, nn
 from torch.nn import functional
 
-from student_train.feed.batches import MixedLabels, Needs, Outputs, Shapes, Supervision
+from student_train.feed.batches import MixedLabels, Needs, Supervision
+from student_train.losses.outputs import Outputs, Shapes
 from student_train.options.terms import LabelsTerm
 
 

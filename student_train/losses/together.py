@@ -11,8 +11,9 @@ from typing import NamedTuple
 from torch import Tensor
 
 from storage.targets.soft import SparseTargets
-from student_train.feed.batches import Outputs, Supervision
-from student_train.losses.soft import kl_rows
+from student_train.feed.batches import Supervision
+from student_train.losses.on_targets.soft import kl_rows
+from student_train.losses.outputs import Outputs
 from student_train.options.terms import KdTerm, LabelsTerm, ObjectiveTerm
 
 FEWEST_CLASSES = 512  # below, a second softmax costs less than to sort the label in among the kept classes

@@ -16,22 +16,17 @@ from storage.format.specs import DatasetSpec
 from storage.options import code_fingerprint
 from storage.views import PLAIN
 from student_train.devices import Device, find_device, free_bytes, gib
-from student_train.feed.batches import ArrayKey, Needs, Shapes
+from student_train.feed.batches import ArrayKey, Needs
 from student_train.feed.selection import Selection, select_rows
 from student_train.feed.views import EpochViews, check_first_view, check_one_class, choose_views
 from student_train.losses import LOSSES
-from student_train.losses.objective import (
-    Objective,
-    check_served,
-    check_student,
-    count_classes,
-    feature_shapes,
-    objective_needs,
-    student_layers,
-)
+from student_train.losses.objective import Objective, objective_needs, student_layers
+from student_train.losses.outputs import Shapes
 from student_train.options.sections import DataOptions, FleetOptions, StudentOptions
+from student_train.preparing.served import check_served, count_classes, feature_shapes
 from student_train.running.checkpoint import check_checkpoint, check_identity
 from student_train.running.records import RunRecord, read_record
+from student_train.stepping.forward import check_student
 from student_train.stepping.parallel import ALONE, Parallel
 from student_train.stepping.recorder import check_recordable
 from student_train.students import Blueprint, build_student

@@ -10,10 +10,12 @@ import torch
 from torch import Tensor
 
 from storage.errors import BadRequest
-from student_train.feed.batches import Batch, Outputs, Shapes
-from student_train.losses.objective import Objective, Tapped, check_student, student_layers
+from student_train.feed.batches import Batch
+from student_train.losses.objective import Objective, student_layers
+from student_train.losses.outputs import Outputs, Shapes
+from student_train.preparing.blank import blank_batch
 from student_train.preparing.prepare import PreparedRun
-from student_train.stepping.blank import blank_batch
+from student_train.stepping.forward import Tapped, check_student
 from student_train.stepping.positions import part_size
 from student_train.stepping.state import make_optimizer
 from student_train.students import Student, build_student

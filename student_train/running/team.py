@@ -15,10 +15,10 @@ import torch
 
 from student_train.devices import is_out_of_memory
 from student_train.feed.batches import Batch
+from student_train.preparing.blank import blank_batch
 from student_train.running.events import Report, StackingChosen
 from student_train.running.run import Run
 from student_train.stepping.alone import Alone
-from student_train.stepping.blank import blank_batch
 from student_train.stepping.recorder import WARM_STEPS
 from student_train.stepping.stack.stack import Stack, stack_key
 from student_train.stepping.tally import Tally

@@ -11,8 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from student_train.feed.batches import Batch
-from student_train.losses.objective import Tapped
-from student_train.stepping.compiled import compiled
+from student_train.stepping.forward import Tapped, compiled
 from student_train.stepping.gradients import Model, Step, accumulate_gradients
 from student_train.stepping.parallel import ALONE, Parallel
 from student_train.stepping.positions import accumulate_over_positions

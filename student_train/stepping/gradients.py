@@ -8,8 +8,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from student_train.feed.batches import Batch, Outputs
+from student_train.feed.batches import Batch
 from student_train.losses.objective import Objective
+from student_train.losses.outputs import Outputs
 from student_train.students import Student
 
 

@@ -22,7 +22,8 @@ from collections.abc import Callable, Iterator, Sequence
 import torch
 from torch import Tensor
 
-from student_train.feed.batches import Batch, Outputs
+from student_train.feed.batches import Batch
+from student_train.losses.outputs import Outputs
 from student_train.stepping.gradients import Model, Step, gradient_norm, shares_of
 from student_train.students import Student
 

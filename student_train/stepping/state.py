@@ -11,10 +11,12 @@ import torch
 from torch import Tensor, nn
 from torch.optim import SGD, AdamW, Optimizer
 
-from student_train.feed.batches import ArrayKey, Shapes
-from student_train.losses.objective import Objective, check_student, student_layers
+from student_train.feed.batches import ArrayKey
+from student_train.losses.objective import Objective, student_layers
+from student_train.losses.outputs import Shapes
 from student_train.options.sections import StudentOptions
 from student_train.stepping.average import WeightAverage
+from student_train.stepping.forward import check_student
 from student_train.students import Blueprint, Student, build_student
 
 Tensors = dict[str, Tensor]

@@ -13,9 +13,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from storage.encodings import DenseEncoding, Encoded, SparseEncoding
-from student_train.feed.batches import Batch, Shapes
-from student_train.losses.objective import Objective, Tapped
+from student_train.feed.batches import Batch
+from student_train.losses.objective import Objective
+from student_train.losses.outputs import Shapes
 from student_train.options.terms import KdTerm, LabelsTerm
+from student_train.stepping.forward import Tapped
 from student_train.stepping.gradients import Model, Step
 from student_train.stepping.positions import accumulate_over_positions
 from student_train.students import Blueprint, build_student

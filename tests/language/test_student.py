@@ -13,9 +13,9 @@ import pytest
 
 from storage.cache import Cache
 from storage.errors import BadRequest, Interrupted
-from student_train.losses.objective import check_student
 from student_train.running.records import RunRecord
 from student_train.running.train import train_students
+from student_train.stepping.forward import check_student
 from student_train.students import Blueprint, build_student, load_student
 from tests.language.toys import counting_cache, counting_teacher, request, small_gpt
 

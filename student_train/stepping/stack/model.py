@@ -16,9 +16,9 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, vmap
 
-from student_train.feed.batches import Batch, Outputs, Supervision
-from student_train.losses.objective import Tapped
-from student_train.stepping.compiled import compiled
+from student_train.feed.batches import Batch, Supervision
+from student_train.losses.outputs import Outputs
+from student_train.stepping.forward import Tapped, compiled
 from student_train.stepping.stack.weights import StackedBuffers, StackedWeights
 from student_train.stepping.state import TrainState
 

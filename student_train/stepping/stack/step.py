@@ -14,7 +14,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from student_train.feed.batches import Batch, Outputs
+from student_train.feed.batches import Batch
+from student_train.losses.outputs import Outputs
 from student_train.stepping.positions import part_size
 from student_train.stepping.stack.model import StackedModel
 from student_train.stepping.stack.weights import StackedWeights

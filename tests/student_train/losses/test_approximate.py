@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from storage.targets.soft import DenseTargets
-from student_train.losses.approximate import marginal_smoothing, topk_biased
-from student_train.losses.kd import kd
+from student_train.losses.on_targets.approximate import marginal_smoothing, topk_biased
+from student_train.losses.on_targets.kd import kd
 from tests.student_train.losses.toys import keep, normal
 
 P = torch.tensor([[0.5, 0.25, 0.2, 0.05]])

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from storage.errors import BadRequest
-from student_train.losses.attention import attention, attention_map
+from student_train.losses.on_features.attention import attention, attention_map
 from tests.student_train.losses.toys import compare, feature_loss, normal
 
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.nn import functional
 
-from student_train.losses.cosine import cosine
+from student_train.losses.on_features.cosine import cosine
 from tests.student_train.losses.toys import normal
 
 

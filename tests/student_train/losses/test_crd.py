@@ -7,7 +7,7 @@ import torch
 
 from student_train.feed.batches import ArrayKey, Needs
 from student_train.losses import LOSSES
-from student_train.losses.crd import crd
+from student_train.losses.on_features.crd import crd
 from tests.student_train.losses.toys import compare, feature_loss, normal, term
 
 

@@ -7,7 +7,7 @@ import torch
 from storage.targets.soft import DenseTargets
 from student_train.feed.batches import Needs, SoftNeed
 from student_train.losses import LOSSES
-from student_train.losses.dist import dist
+from student_train.losses.on_targets.dist import dist
 from tests.student_train.losses.toys import keep, normal, remedies, sparse, term
 
 TEACHER_BC, STUDENT_BC = normal(8, 6, scale=2.0), normal(8, 6, seed=1)

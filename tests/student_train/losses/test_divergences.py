@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from storage.targets.soft import DenseTargets
-from student_train.losses.divergences import jsd, reverse_kl, skewed_kl, skewed_reverse_kl, total_variation
-from student_train.losses.kd import kd
+from student_train.losses.on_targets.divergences import jsd, reverse_kl, skewed_kl, skewed_reverse_kl, total_variation
+from student_train.losses.on_targets.kd import kd
 from tests.student_train.losses.toys import keep, normal, remedies, sparse, term
 
 P = torch.tensor([[0.8, 0.2]])

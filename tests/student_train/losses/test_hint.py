@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from storage.errors import BadRequest
-from student_train.losses.hint import hint
+from student_train.losses.on_features.hint import hint
 from tests.student_train.losses.toys import compare, feature_loss, normal
 
 PROJECTED = ["hint", "cosine", "vid"]

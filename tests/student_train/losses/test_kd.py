@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from storage.targets.soft import DenseTargets
-from student_train.losses.kd import kd
+from student_train.losses.on_targets.kd import kd
 from tests.student_train.losses.toys import TEMPERATURES, keep, normal
 
 

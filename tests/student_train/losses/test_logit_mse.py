@@ -4,7 +4,7 @@ import torch
 
 from storage.targets.mixture import MixedTargets
 from storage.targets.soft import DenseTargets
-from student_train.losses.logit_mse import logit_mse
+from student_train.losses.on_targets.logit_mse import logit_mse
 from tests.student_train.losses.toys import normal, remedies, sparse, term
 
 

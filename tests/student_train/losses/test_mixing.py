@@ -12,7 +12,7 @@ from storage.encodings import Capability
 from storage.targets.soft import DenseTargets
 from student_train.feed.batches import Needs, SoftNeed
 from student_train.losses import LOSSES
-from student_train.losses.soft import choose
+from student_train.losses.on_targets.soft import choose
 from tests.student_train.losses.toys import SOFT, draw, keep, normal, term, value_of
 
 LABELS_B = torch.tensor([0, 1, 2, 3, 4, 5])

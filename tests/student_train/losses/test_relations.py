@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from student_train.losses import LOSSES
-from student_train.losses.relations import pkt, rkd_angle, rkd_distance, similarity
+from student_train.losses.on_features.relations import pkt, rkd_angle, rkd_distance, similarity
 from tests.student_train.losses.toys import compare, feature_loss, normal, term
 
 COUPLING = ["rkd", "similarity", "pkt", "crd"]

@@ -11,9 +11,9 @@ from torch import Tensor
 
 from storage.encodings import DenseEncoding
 from storage.targets.soft import DenseTargets, SoftTargets, SparseTargets
-from student_train.losses.approximate import topk_biased
-from student_train.losses.kd import kd
-from student_train.losses.sampled import random_sampling, stratified
+from student_train.losses.on_targets.approximate import topk_biased
+from student_train.losses.on_targets.kd import kd
+from student_train.losses.on_targets.sampled import random_sampling, stratified
 from tests.student_train.losses.toys import draw, keep, normal, remedies, sparse, term
 
 NONE_BK = torch.empty(1, 0)

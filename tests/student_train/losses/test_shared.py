@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 
 from storage.targets.soft import DenseTargets
-from student_train.feed.batches import ArrayKey, Outputs, Shapes, Supervision
+from student_train.feed.batches import ArrayKey, Supervision
 from student_train.losses import LOSSES
+from student_train.losses.outputs import Outputs, Shapes
 from tests.student_train.losses.toys import SOFT, draw, keep, normal, term
 
 FEATURES: dict[str, dict[str, Any]] = {

@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from storage.targets.soft import DenseTargets
-from student_train.losses.kd import kd
-from student_train.losses.standardised import standardised
+from student_train.losses.on_targets.kd import kd
+from student_train.losses.on_targets.standardised import standardised
 from tests.student_train.losses.toys import keep, normal, remedies, sparse, term
 
 

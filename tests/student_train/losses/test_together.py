@@ -9,11 +9,12 @@ import torch
 from torch import Tensor
 
 from storage.targets.soft import DenseTargets, SoftTargets
-from student_train.feed.batches import MixedLabels, Outputs, Shapes, Supervision
+from student_train.feed.batches import MixedLabels, Supervision
 from student_train.losses import together
-from student_train.losses.kd import kd
 from student_train.losses.labels import labels_cross_entropy
 from student_train.losses.objective import Objective
+from student_train.losses.on_targets.kd import kd
+from student_train.losses.outputs import Outputs, Shapes
 from student_train.losses.together import Together, labels_and_kd
 from student_train.options.terms import KdTerm, LabelsTerm, ObjectiveTerm
 from tests.student_train.losses.toys import keep, normal

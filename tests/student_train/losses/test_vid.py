@@ -5,7 +5,7 @@ from math import log
 import pytest
 import torch
 
-from student_train.losses.vid import vid
+from student_train.losses.on_features.vid import vid
 from tests.student_train.losses.toys import compare, feature_loss, normal
 
 

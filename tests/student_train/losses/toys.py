@@ -14,8 +14,9 @@ from torch import Tensor
 from storage.digests import sample_keys
 from storage.encodings import DenseEncoding, SparseEncoding
 from storage.targets.soft import NEVER, SoftTargets, SparseTargets, Statistics
-from student_train.feed.batches import ArrayKey, Outputs, Shapes, Supervision
+from student_train.feed.batches import ArrayKey, Supervision
 from student_train.losses import LOSSES
+from student_train.losses.outputs import Outputs, Shapes
 from student_train.options.terms import ObjectiveTerm
 
 TEMPERATURES = (1.0, 2.0, 4.0)

@@ -8,8 +8,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from student_train.feed.batches import Shapes, Supervision
-from student_train.losses.features import ProjectedLoss, channels
+from student_train.feed.batches import Supervision
+from student_train.losses.on_features.features import ProjectedLoss, channels
+from student_train.losses.outputs import Shapes
 from student_train.options.terms import VidTerm
 
 LEAST_VARIANCE = 1e-5

@@ -12,8 +12,9 @@ from torch import Tensor, nn
 
 from storage.encodings import Capability
 from storage.targets.soft import OneTeacher, SoftTargets, SparseTargets
-from student_train.feed.batches import Needs, Shapes
-from student_train.losses.soft import SoftLoss, kl_rows, mean_over_rows, soft_needs
+from student_train.feed.batches import Needs
+from student_train.losses.on_targets.soft import SoftLoss, kl_rows, mean_over_rows, soft_needs
+from student_train.losses.outputs import Shapes
 from student_train.options.terms import MarginalSmoothingTerm, TopkBiasedTerm
 
 

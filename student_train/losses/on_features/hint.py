@@ -6,7 +6,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from student_train.feed.batches import Supervision
-from student_train.losses.features import ProjectedLoss
+from student_train.losses.on_features.features import ProjectedLoss
 
 
 def hint(projected: Tensor, feature: Tensor) -> Tensor:

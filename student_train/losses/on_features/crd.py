@@ -9,8 +9,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from student_train.feed.batches import Needs, Shapes, Supervision
-from student_train.losses.features import FeatureLoss, channels, feature_needs, full_precision, pooled
+from student_train.feed.batches import Needs, Supervision
+from student_train.losses.on_features.features import FeatureLoss, channels, feature_needs, full_precision, pooled
+from student_train.losses.outputs import Shapes
 from student_train.options.terms import CrdTerm
 
 

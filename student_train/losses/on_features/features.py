@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from storage.errors import BadRequest
-from student_train.feed.batches import ArrayKey, Needs, Outputs, Shapes, Supervision
+from student_train.feed.batches import ArrayKey, Needs, Supervision
+from student_train.losses.outputs import Outputs, Shapes
 from student_train.options.terms import FeatureTerm
 
 Shape = tuple[int, ...]

@@ -12,8 +12,9 @@ from torch import Tensor, nn
 
 from storage.encodings import Capability
 from storage.targets.soft import SoftTargets
-from student_train.feed.batches import Needs, Shapes
-from student_train.losses.soft import SoftLoss, soft_needs
+from student_train.feed.batches import Needs
+from student_train.losses.on_targets.soft import SoftLoss, soft_needs
+from student_train.losses.outputs import Shapes
 from student_train.options.terms import DistTerm
 
 TINY = 1e-12  # of a variance, so that one of 0 divides nothing

@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from student_train.feed.batches import Shapes, Supervision
-from student_train.losses.features import FeatureLoss, full_precision, pooled
+from student_train.feed.batches import Supervision
+from student_train.losses.on_features.features import FeatureLoss, full_precision, pooled
+from student_train.losses.outputs import Shapes
 from student_train.options.terms import RkdTerm
 
 TINY = 1e-12  # of a mean distance, so that rows that are all the same divide nothing

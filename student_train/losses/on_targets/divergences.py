@@ -15,8 +15,9 @@ from torch import Tensor, nn
 
 from storage.encodings import Capability
 from storage.targets.soft import SoftTargets
-from student_train.feed.batches import Needs, Shapes
-from student_train.losses.soft import SoftLoss, kl_rows, soft_needs
+from student_train.feed.batches import Needs
+from student_train.losses.on_targets.soft import SoftLoss, kl_rows, soft_needs
+from student_train.losses.outputs import Shapes
 from student_train.options.terms import JsdTerm, ReverseKlTerm, SkewedKlTerm, SkewedReverseKlTerm, TotalVariationTerm
 
 # The least log-probability that a divergence from the student compares with: of less, float32 has no sum that feels it,

@@ -5,8 +5,9 @@ from __future__ import annotations
 from torch import Tensor
 from torch.nn import functional
 
-from student_train.feed.batches import Shapes, Supervision
-from student_train.losses.features import FeatureLoss
+from student_train.feed.batches import Supervision
+from student_train.losses.on_features.features import FeatureLoss
+from student_train.losses.outputs import Shapes
 from student_train.options.terms import AttentionTerm
 
 

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from storage.encodings import Capability
 from storage.targets.mixture import MixedTargets
 from storage.targets.soft import OneTeacher, SoftTargets
-from student_train.feed.batches import Needs, Outputs, SoftNeed, Supervision
+from student_train.feed.batches import Needs, SoftNeed, Supervision
+from student_train.losses.outputs import Outputs
 from student_train.options.terms import Mixing, SoftTerm
 
 

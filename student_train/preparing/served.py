@@ -1,0 +1,102 @@
+"""Whether a cache serves what losses need: classes, soft targets that can do what is asked of them, features."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from difflib import get_close_matches
+
+from storage.cache import Cache
+from storage.encodings import Encoding
+from storage.errors import BadRequest, MissingCapability, NotInCache
+from student_train.feed.batches import ArrayKey, Needs
+from student_train.feed.residency import feature_shape
+from student_train.losses import LOSSES
+from student_train.options.terms import ObjectiveTerm
+
+
+def count_classes(cache: Cache, dataset: str, needs: Needs) -> int:
+    """Return the number of logits that a student must give: the dataset's classes, or its teachers' if it has none.
+
+    Raises:
+        BadRequest: there are neither classes nor logits.
+        MissingCapability: two teachers' logits, or a teacher's and the dataset's classes, are of different numbers.
+        NotInCache: no such teacher.
+    """
+    classes = cache.dataset(dataset).num_classes
+    counts = {f"dataset {dataset}": classes} if classes else {}
+    for name in needs.teachers:
+        teacher = cache.teacher(dataset, name)
+        if needs.of(name):
+            counts[f"teacher {name}"] = teacher.num_classes
+    if len(set(counts.values())) > 1:
+        raise MissingCapability(
+            f"the logits for {dataset} do not agree on the number of classes",
+            found=", ".join(f"{name}: {count}" for name, count in counts.items()),
+            expected="one number of classes",
+            do="use that teacher for a hint only, or another teacher",
+        )
+    if not counts:
+        raise BadRequest(
+            f"{dataset} has no classes and the objective no teacher's logits",
+            expected="a number of classes for the student",
+            do='add a "kd" term, or label the dataset',
+        )
+    return next(iter(counts.values()))
+
+
+def check_served(cache: Cache, dataset: str, terms: Sequence[ObjectiveTerm]) -> None:
+    """Check that what losses want of soft targets is there; nothing is approximated in silence (invariant 9).
+
+    Raises:
+        NotInCache: no such teacher; what there is, is named.
+        MissingCapability: a teacher's encoding does not serve a term, which is named with all that it lacks, and with
+            the changes to the cache job that would help.
+    """
+    for term in terms:
+        soft = sorted(LOSSES[term.loss].needs(term).soft)
+        for teacher in dict.fromkeys(need.teacher for need in soft):
+            encoding = cache.teacher(dataset, teacher).encoding
+            remedies = {need.capability: encoding.lacks(need.capability) for need in soft if need.teacher == teacher}
+            lacking = {capability: remedy for capability, remedy in remedies.items() if remedy is not None}
+            if lacking:
+                changes = "; ".join(dict.fromkeys(lacking.values()))
+                allowed = "".join(f"; or {field} = true in the term" for field in _switches(term, encoding, teacher))
+                raise MissingCapability(
+                    f"{term.name} needs what the soft targets of teacher {teacher} for {dataset} do not serve",
+                    found="; ".join(encoding.serves),
+                    expected="; ".join(map(str, lacking)),
+                    do=f"in the cache job: {changes}; then cache build JOB.toml --as NAME{allowed}",
+                )
+
+
+def _switches(term: ObjectiveTerm, encoding: Encoding, teacher: str) -> list[str]:
+    """Return the options of a term that allow an approximation by name, and that would be enough with an encoding."""
+    switches = [field for field in type(term).model_fields if field.startswith("allow_") and not getattr(term, field)]
+
+    def enough(switch: str) -> bool:
+        needs = LOSSES[term.loss].needs(term.model_copy(update={switch: True}))
+        return not any(encoding.lacks(capability) for capability in needs.of(teacher))
+
+    return [switch for switch in switches if enough(switch)]
+
+
+def feature_shapes(cache: Cache, dataset: str, needs: Needs) -> dict[ArrayKey, tuple[int, ...]]:
+    """Return the shape of one row of each feature, after checking that the cache holds it.
+
+    Raises:
+        NotInCache: no such teacher, or no such feature of it; what there is, is named.
+    """
+    shapes: dict[ArrayKey, tuple[int, ...]] = {}
+    for key in sorted(needs.features):
+        teacher = cache.teacher(dataset, key.teacher)
+        feature = key.array.removeprefix("feature/")
+        if feature not in teacher.features:
+            near = get_close_matches(feature, teacher.features, 1)
+            raise NotInCache(
+                f"teacher {key.teacher} has no feature {feature!r} for {dataset}",
+                found=", ".join(sorted(teacher.features)) or "no features",
+                do=f'feature = "{near[0]}"' if near else "add it to the teacher in the cache job, then build --as NAME",
+            )
+        if cache.view_names(dataset, key.teacher):  # else no row has it, which selecting rows will tell
+            shapes[key] = feature_shape(cache, dataset, key)
+    return shapes

@@ -1,0 +1,159 @@
+"""A student's forward pass: with what some of its layers gave, compiled where a job asks for it, and tried once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from difflib import get_close_matches
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch._functorch import config as functorch_config
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from storage.errors import BadRequest
+from student_train.losses.outputs import Outputs
+from student_train.students import Student
+
+TRIED_POSITIONS = 8  # of a student of tokens, which takes rows of any length up to its own
+
+
+class LayerNotRun(Exception):
+    """A layer was not called by the forward pass that was to tap it."""
+
+    def __init__(self, layer: str):
+        super().__init__(f"the forward pass does not run {layer}")
+        self.layer = layer
+
+
+class Tapped(nn.Module):
+    """A student that also returns what some of its layers gave; of tokens, hidden states in place of logits."""
+
+    def __init__(self, student: Student, layers: Sequence[str]):
+        super().__init__()
+        self.student = student
+        self.layers = tuple(layers)
+        self._seen: dict[str, Tensor] = {}
+        self._hooks = [student.get_submodule(layer).register_forward_hook(self._tap(layer)) for layer in layers]
+
+    def forward(self, inputs: Tensor) -> Outputs:
+        """Return logits (B, C), or of tokens hidden states (B, L, D), and the layers' outputs.
+
+        Raises:
+            LayerNotRun: a layer is none that is called.
+        """
+        logits_BC = self.student.hidden(inputs) if self.student.of_tokens else self.student(inputs)
+        for layer in self.layers:
+            if layer not in self._seen:
+                raise LayerNotRun(layer)
+        layers = {layer: self._seen[layer] for layer in self.layers}
+        self._seen.clear()  # or a graph would live until the next step
+        return Outputs(logits_BC, layers)
+
+    def release(self) -> None:
+        """Leave the student as it was."""
+        for hook in self._hooks:
+            hook.remove()
+
+    def _tap(self, layer: str) -> Callable[[nn.Module, object, Tensor], None]:
+        def keep(module: nn.Module, inputs: object, output: Tensor) -> None:
+            self._seen[layer] = output
+
+        return keep
+
+
+def compiled(function: Callable[..., Any], wanted: bool) -> Callable[..., Any]:
+    """Return a function that gives the same, perhaps faster after its first calls.
+
+    Compiled, what it saves for the backward pass is kept for further ones: in this whole process, torch knows no less.
+    """
+    if not wanted:
+        return function
+    # Shares of terms take a backward pass for each; torch asks this when they are run, not only when it compiles.
+    functorch_config.donated_buffer = False
+    return torch.compile(function)
+
+
+def check_student(
+    student: Student, layers: Sequence[str], input_shape: tuple[int, ...], num_classes: int
+) -> dict[str, tuple[int, ...]]:
+    """Return the shape of each of a student's layers for one row, after a forward pass that checks its output.
+
+    Raises:
+        BadRequest: no such layer, or the output is not (B, C), of tokens (B, L, C).
+    """
+    modules = dict(student.named_modules())
+    for layer in layers:
+        if layer not in modules:
+            near = get_close_matches(layer, modules, 3, cutoff=0.4)
+            raise BadRequest(
+                f"the student has no layer {layer!r}",
+                found=", ".join(name for name in modules if name)[:400],
+                do=f'student_layer = "{near[0]}"' if near else None,
+            )
+    _check_head(student)
+    training = student.training
+    tapped = Tapped(student, layers)
+    short = tuple(min(length, TRIED_POSITIONS) for length in input_shape)  # of tokens: all their logits might not fit
+    try:
+        with torch.no_grad():
+            outputs = tapped.eval()(student.blank(2, input_shape))
+            tried = student.blank(2, short)
+            logits = student(tried) if student.of_tokens else outputs.logits_BC
+            scores = student.scores(student.hidden(tried)) if student.of_tokens else logits
+    except LayerNotRun as error:
+        raise BadRequest(
+            f"the student's forward pass does not run its layer {error.layer!r} as a module of its own",
+            expected="a layer that is called, and gives a tensor; of tokens one below the network's body",
+            do="choose another student_layer",
+        ) from None
+    except (RuntimeError, ValueError, TypeError, IndexError, KeyError) as error:
+        raise BadRequest(
+            f"the student cannot take inputs of shape {input_shape}", found=f"{type(error).__name__}: {error}"
+        ) from error
+    finally:
+        tapped.release()
+        student.train(training)
+    expected = (2, *short, num_classes) if student.of_tokens else (2, num_classes)
+    if not isinstance(logits, Tensor) or logits.shape != expected:
+        found = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits)
+        raise BadRequest(
+            "the student does not return one logit per class",
+            found=f"{found} for a batch of 2",
+            expected=f"a tensor of shape {expected}",
+        )
+    if student.of_tokens:
+        _check_parts(scores, logits)
+    return {layer: tuple(output.shape[1:]) for layer, output in outputs.layers.items()}
+
+
+def _check_head(student: Student) -> None:
+    """Check that a head treats each position by itself, since it is given a part of them at a time."""
+    coupling = [name for name, module in student.network.named_modules() if isinstance(module, _BatchNorm)]
+    in_head = [name for name in coupling if name.partition(".")[0] == "head"]
+    if student.of_tokens and student.in_two_parts and in_head:
+        raise BadRequest(
+            "the student's head compares positions with each other",
+            found=f"batch norm: {', '.join(in_head)}",
+            expected="one that treats each position by itself, since it is given a part of them at a time",
+            do="move it into the body, or use LayerNorm",
+        )
+
+
+def _check_parts(scores_BLC: Tensor, logits_BLC: Tensor) -> None:
+    """Check that a network in two parts is no more than both: training never runs its own forward.
+
+    Args:
+        scores_BLC: what its head makes of what its body gives.
+        logits_BLC: what it gives itself.
+    """
+    same = scores_BLC.shape == logits_BLC.shape
+    if same and scores_BLC.device.type != "meta":
+        same = torch.allclose(scores_BLC.float(), logits_BLC.float(), rtol=1e-3, atol=1e-4)
+    if not same:
+        raise BadRequest(
+            "the student's network is more than its `body` and its `head`",
+            found="its forward gives other logits than head(body(tokens))",
+            expected="the same, since losses are computed a part of the positions at a time",
+            do="move what is between or after them into one of them; or name them otherwise",
+        )
