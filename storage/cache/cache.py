@@ -36,8 +36,9 @@ from storage.errors import (
     StaleCache,
 )
 from storage.format.objects import Objects, open_objects
+from storage.format.ragged import Ragged
 from storage.format.rows import RowPlan, ShardRows, check_plan, read_plan
-from storage.format.shards import Commit, ShardKey, list_commits, read_arrays, read_commits, stage_folder
+from storage.format.shards import Commit, ShardKey, list_commits, read_arrays, read_commits, read_ragged, stage_folder
 from storage.format.specs import FORMAT_VERSION, CacheSpec, DatasetSpec, TeacherSpec, ViewsSpec, read_spec
 from storage.format.stages import VIEWS_JSON, list_datasets, list_teachers, stages_of
 from storage.tokenizer import TokenizerFile, parse_tokenizer
@@ -246,6 +247,10 @@ class Cache:
         """Return the model-ready inputs of a shard, (S, *input_shape); rows that `samples` does not list are zeros."""
         return read_arrays(self.objects, self.commit(ShardKey(dataset, None, PLAIN, shard)), ["inputs"])["inputs"]
 
+    def read_ragged(self, dataset: str, shard: int) -> Ragged:
+        """Return the inputs of a shard whose rows are of their own length; quarantined ones have no items."""
+        return read_ragged(self.objects, self.commit(ShardKey(dataset, None, PLAIN, shard)), ["inputs"])["inputs"]
+
     def read_labels(self, dataset: str, shard: int) -> np.ndarray:
         """Return the labels of a shard of tokens, (S, L) int32: the next token at each position, −1 for none."""
         return read_arrays(self.objects, self.commit(ShardKey(dataset, None, PLAIN, shard)), ["labels"])["labels"]
@@ -256,7 +261,9 @@ class Cache:
         """Return encoded targets of a shard by array name, (S, …) each; the teacher's encoding decodes them."""
         return read_arrays(self.objects, self.commit(ShardKey(dataset, teacher, view, shard)), names)
 
-    def check_view(self, ingest: Commit, targets: Commit, inputs_S: np.ndarray, views: ViewsSpec | None = None) -> None:
+    def check_view(
+        self, ingest: Commit, targets: Commit, inputs_S: np.ndarray | Ragged, views: ViewsSpec | None = None
+    ) -> None:
         """Check that a student would be shown what the teacher was shown (invariant 5), on the shard's first rows.
 
         Args:
@@ -278,6 +285,7 @@ class Cache:
                 do=f"cache verify {self.url} --repair, then cache build",
             )
         if key.view != PLAIN:
+            assert isinstance(inputs_S, np.ndarray)  # only images have views
             check_augmented(self.url, key, views, ingest.table, about, inputs_S)
 
     def commit(self, key: ShardKey, *, with_table: bool = False) -> Commit:

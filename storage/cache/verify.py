@@ -27,6 +27,7 @@ from storage.format.shards import (
     delete_folder,
     get_checked,
     list_commits,
+    of_kind,
     stage_folder,
     unpack_checked,
 )
@@ -196,7 +197,7 @@ def _check(cache: Cache, key: ShardKey, promised: _Promised) -> tuple[Commit | N
         _check_rows(commit)
         arrays = unpack_checked(commit, objects, commit.array_names)
         if key.teacher is not None:
-            _check_targets(cache, commit, arrays, promised)
+            _check_targets(cache, commit, of_kind(np.ndarray, commit, arrays), promised)
     except CorruptObject as error:
         return commit, str(error)
     return commit, None

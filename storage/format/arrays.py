@@ -19,6 +19,8 @@ from numcodecs import blosc, zstd
 from zarr.codecs import BloscCodec, BloscShuffle, TransposeCodec, ZstdCodec
 from zarr.storage import MemoryStore
 
+from storage.format.ragged import OFFSETS
+
 METADATA = "zarr.json"
 INPUTS = "inputs"  # of uint8 are pixels: 12 % smaller under zstd, eight times slower to read (docs/log.md)
 CODECS = frozenset({"bytes", "zstd", "blosc", "transpose"})
@@ -54,6 +56,7 @@ LAYOUTS = {
     "counts": Layout(level=9),
     "lse": Layout(BloscShuffle.bitshuffle, level=5),
     "statistics": Layout(BloscShuffle.shuffle, level=5),
+    "offsets": Layout(BloscShuffle.bitshuffle, level=5),  # of every array that has them
 }
 
 
@@ -66,7 +69,7 @@ def pack(arrays: Mapping[str, np.ndarray]) -> dict[str, bytes]:
     store: dict[str, Any] = {}
     group = zarr.create_group(MemoryStore(store), zarr_format=3)
     for name, array_S in arrays.items():
-        layout = LAYOUTS.get(name, Layout())
+        layout = LAYOUTS.get(OFFSETS.rstrip("/") if name.startswith(OFFSETS) else name, Layout())
         columns = (array_S.ndim - 1, *range(array_S.ndim - 1))
         stored = group.create_array(
             name,

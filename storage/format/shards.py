@@ -13,15 +13,16 @@ import uuid
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import pyarrow as pa
 
 from storage.digests import digest
 from storage.errors import CorruptObject, MissingObject, NotInCache, StillroomError
-from storage.format.arrays import DTYPES, array_names, pack, unpack
+from storage.format.arrays import DTYPES, METADATA, array_names, pack, unpack
 from storage.format.objects import Objects
+from storage.format.ragged import OFFSETS, Ragged, join_offsets, split_offsets
 from storage.format.sealed import seal, unseal
 from storage.views import PLAIN
 
@@ -30,6 +31,7 @@ PLAN = "plan"
 COMMIT_NAME = re.compile(r"(\d{5,})\.parquet")
 GROUP_NAME = re.compile(r"(\d{5,})-([0-9a-f]{8})\.zarr")
 ATTEMPT = re.compile(r"[0-9a-f]{8}")
+AnyRows = TypeVar("AnyRows", np.ndarray, Ragged)
 OBJECT_PATH = re.compile(
     r"[A-Za-z0-9_\-][A-Za-z0-9_.\-]*(/[A-Za-z0-9_\-][A-Za-z0-9_.\-]*)*"
 )  # no "..", no leading slash
@@ -92,8 +94,8 @@ class Commit:
 
     @property
     def array_names(self) -> list[str]:
-        """The names of its arrays, sorted."""
-        return array_names(stored.path for stored in self.objects)
+        """The names of its arrays, sorted; the offsets of an array are no array of their own."""
+        return [name for name in array_names(stored.path for stored in self.objects) if not name.startswith(OFFSETS)]
 
     def to_parquet(self) -> bytes:
         """Return the commit's bytes."""
@@ -149,7 +151,7 @@ def write_shard(
     key: ShardKey,
     *,
     rows: tuple[int, int],
-    arrays: Mapping[str, np.ndarray],
+    arrays: Mapping[str, np.ndarray | Ragged],
     table: pa.Table,
     about: dict[str, Any],
 ) -> Commit | None:
@@ -159,7 +161,7 @@ def write_shard(
         objects: the cache.
         key: which shard.
         rows: [start, stop).
-        arrays: name to array, first axis S = stop - start.
+        arrays: name to array, first axis S = stop - start, or to S rows of their own length.
         table: S rows, first column `row`.
         about: provenance, JSON.
 
@@ -168,13 +170,17 @@ def write_shard(
         StorageFailure: the disk or store refused; the shard is not visible, or it is whole.
     """
     start, stop = rows
-    for name, shape in {"the table": table.shape, **{name: array_S.shape for name, array_S in arrays.items()}}.items():
+    for name, shape in {
+        "the table": table.shape,
+        **{name: _shape(array_S) for name, array_S in arrays.items()},
+    }.items():
         if shape[:1] != (stop - start,):
             raise ValueError(f"{key}: {name} has shape {shape}, the shard has {stop - start} rows")
-    for name, array_S in arrays.items():
-        if array_S.dtype.name not in DTYPES or not OBJECT_PATH.fullmatch(name):
-            raise ValueError(f"{key}: cannot store an array {name!r} of {array_S.dtype}")
-    packed = pack(arrays)
+    stored_arrays = split_offsets(arrays)
+    for name, array in stored_arrays.items():
+        if array.dtype.name not in DTYPES or not OBJECT_PATH.fullmatch(name):
+            raise ValueError(f"{key}: cannot store an array {name!r} of {array.dtype}")
+    packed = pack(stored_arrays)
     stored = tuple(StoredObject(path, len(data), digest(data)) for path, data in sorted(packed.items()))
     commit = Commit(key, start, stop, _new_attempt(), stored, table, about)
     return commit if _write(objects, commit, packed) else None
@@ -232,34 +238,69 @@ def read_arrays(
 
     Raises:
         NotInCache: the shard has no such array.
-        CorruptObject: an object is missing, truncated or altered.
+        CorruptObject: an object is missing, truncated or altered, or an array is of rows of their own length.
     """
+    return of_kind(np.ndarray, commit, _read(objects, commit, names, writeable=writeable))
+
+
+def read_ragged(objects: Objects, commit: Commit, names: Iterable[str], *, writeable: bool = True) -> dict[str, Ragged]:
+    """Return the named arrays of a shard whose rows are of their own length, S rows each; otherwise as `read_arrays`.
+
+    Raises:
+        NotInCache: the shard has no such array.
+        CorruptObject: an object is missing, truncated or altered, or an array is of rows that are all alike.
+    """
+    return of_kind(Ragged, commit, _read(objects, commit, names, writeable=writeable))
+
+
+def of_kind(kind: type[AnyRows], commit: Commit, arrays: Mapping[str, np.ndarray | Ragged]) -> dict[str, AnyRows]:
+    """Return arrays, all of one kind; whoever reads one knows from dataset.json which it must be."""
+    found: dict[str, AnyRows] = {}
+    for name, array_S in arrays.items():
+        if not isinstance(array_S, kind):
+            raise CorruptObject(
+                f"{commit.group}/{name} is not of this dataset",
+                found="rows of their own length" if isinstance(array_S, Ragged) else f"rows of {array_S.shape[1:]}",
+                expected="rows of their own length if, and only if, dataset.json says so",
+                do="cache verify CACHE --repair, then cache build JOB.toml",
+            )
+        found[name] = array_S
+    return found
+
+
+def _read(objects: Objects, commit: Commit, names: Iterable[str], *, writeable: bool) -> dict[str, np.ndarray | Ragged]:
     names = list(names)
     wanted = []
     for name in names:
         if name not in commit.array_names:
             raise NotInCache(f"{commit.key} has no array {name}", found=", ".join(commit.array_names))
-        wanted += [stored for stored in commit.objects if stored.path.startswith(f"{name}/")]
+        wanted += [s for s in commit.objects if s.path.removeprefix(OFFSETS).startswith(f"{name}/")]
     found = {stored.path: get_checked(objects, commit, stored) for stored in wanted}
     return unpack_checked(commit, found, names, writeable=writeable)
 
 
 def unpack_checked(
     commit: Commit, found: Mapping[str, bytes], names: Iterable[str], *, writeable: bool = True
-) -> dict[str, np.ndarray]:
+) -> dict[str, np.ndarray | Ragged]:
     """Return the named arrays of a shard from its objects. Raises CorruptObject if they are not what they say."""
+    names = list(names)
+    offsets = [OFFSETS + name for name in names if f"{OFFSETS}{name}/{METADATA}" in found]
     try:
-        arrays = unpack(found, names, writeable=writeable)
+        arrays = join_offsets(unpack(found, [*names, *offsets], writeable=writeable))
     except ValueError as error:
         raise CorruptObject(f"{commit.group} does not hold the arrays it names", found=str(error)) from None
     for name, array_S in arrays.items():
-        if array_S.shape[:1] != (commit.stop - commit.start,):
+        if _shape(array_S)[:1] != (commit.stop - commit.start,):
             raise CorruptObject(
                 f"{commit.group}/{name} is not of this shard",
-                found=f"shape {array_S.shape}",
+                found=f"shape {_shape(array_S)}",
                 expected=f"{commit.stop - commit.start} rows",
             )
     return arrays
+
+
+def _shape(array_S: np.ndarray | Ragged) -> tuple[int, ...]:
+    return (len(array_S),) if isinstance(array_S, Ragged) else array_S.shape
 
 
 def get_checked(objects: Objects, commit: Commit, stored: StoredObject) -> bytes:

@@ -7,9 +7,10 @@ by field; a difference is a `StaleCache` error that names the fields.
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from pydantic import BaseModel, ConfigDict, field_validator
+from pydantic import BaseModel, ConfigDict, SerializerFunctionWrapHandler, field_validator, model_serializer
 
 from storage.digests import differences, fingerprint
 from storage.encodings import AnyEncoding, FeatureEncoding
@@ -22,12 +23,18 @@ if TYPE_CHECKING:  # `cache status` reads specs, and should not pay two seconds 
     from storage.views.shown import View
 
 FORMAT_VERSION = 2
+USES = ("own_length",)  # of the names in FORMAT.md, those that are known here
 
 
 class Spec(BaseModel):
     """One promise, kept as JSON."""
 
     model_config = ConfigDict(frozen=True, extra="ignore")
+
+    @model_serializer(mode="wrap")
+    def _without_new_keys_unless_said(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leave out what format 2 had no key for, where it says nothing: the same promise has one fingerprint."""
+        return {key: value for key, value in handler(self).items() if key != "uses" or value}
 
     @property
     def fingerprint(self) -> str:
@@ -53,8 +60,10 @@ class DatasetSpec(Spec):
     """`<dataset>/dataset.json`: what makes the content of its rows.
 
     `source` holds the options that decide content (never the path, so that data may move), `input_shape` the shape of
-    one input without the row axis. A dataset of tokens has no classes but a `vocabulary`, the number of ids, and the
-    fingerprint of its `tokenizer`, if one is known; what that is, lies beside in `tokenizer.json`.
+    one input without the row axis. `uses` names what a reader must know to read the rows: with `own_length`, they may
+    differ in their first axis, and `input_shape` has the longest that one may be. A dataset of tokens has no classes
+    but a `vocabulary`, the number of ids, and the fingerprint of its `tokenizer`, if one is known; what that is, lies
+    beside in `tokenizer.json`.
     """
 
     name: str
@@ -64,6 +73,12 @@ class DatasetSpec(Spec):
     input_dtype: str
     vocabulary: int | None = None
     tokenizer: str | None = None
+    uses: tuple[str, ...] = ()
+
+    @property
+    def own_length(self) -> bool:
+        """Whether each row of the inputs has a length of its own, up to that in `input_shape`."""
+        return "own_length" in self.uses
 
     @property
     def num_classes(self) -> int:
@@ -131,6 +146,7 @@ def read_spec(objects: Objects, path: str, kind: type[AnySpec]) -> AnySpec:
             )
         if value.pop("digest") != fingerprint(value):
             raise ValueError("it does not match its digest")
+        check_uses(f"{objects.url}/{path}", value.get("uses", ()))
         spec = kind.model_validate(value)
     except (ValueError, AttributeError, KeyError, TypeError, RecursionError) as error:
         raise CorruptObject(
@@ -141,6 +157,17 @@ def read_spec(objects: Objects, path: str, kind: type[AnySpec]) -> AnySpec:
     if getattr(spec, "name", None) not in (None, *path.split("/")[-2:-1]):
         raise CorruptObject(f"{objects.url}/{path} is not its own", found=f"the {kind.__name__} of {spec.name}")  # type: ignore[attr-defined]
     return spec
+
+
+def check_uses(what: str, uses: Iterable[str]) -> None:
+    """Raise UnsupportedFormat if something is stored in a way that this version does not know, by the name of it."""
+    if unknown := [str(name) for name in uses if name not in USES]:
+        raise UnsupportedFormat(
+            f"{what} uses what this version cannot read",
+            found=", ".join(unknown),
+            expected=f"nothing but {', '.join(USES)}",
+            do="upgrade stillroom; FORMAT.md says what each of these names is",
+        )
 
 
 def write_spec(objects: Objects, path: str, spec: AnySpec, job: str) -> None:

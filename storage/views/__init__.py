@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from storage.digests import digest
+from storage.format.ragged import Ragged
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -57,7 +58,14 @@ def plain(inputs_B: Tensor) -> Tensor:
     return inputs_B.long() if inputs_B.dtype in (torch.int32, torch.int64) else to_float(inputs_B)
 
 
-def view_fingerprint(inputs_S: np.ndarray) -> str:
-    """Return the fingerprint of what a model is shown: shape, dtype and bytes of the first rows of a shard."""
+def view_fingerprint(inputs_S: np.ndarray | Ragged) -> str:
+    """Return the fingerprint of what a model is shown: shape, dtype and bytes of the first rows of a shard.
+
+    Of rows of their own length, their offsets are between shape and bytes.
+    """
+    if isinstance(inputs_S, Ragged):
+        rows = inputs_S.take(np.arange(min(len(inputs_S), FINGERPRINTED_ROWS)))
+        about = f"{rows.flat_T.dtype.str}{rows.flat_T.shape}".encode() + rows.offsets.tobytes()
+        return digest(about + rows.flat_T.tobytes())
     first = np.ascontiguousarray(inputs_S[:FINGERPRINTED_ROWS])
     return digest(f"{first.dtype.str}{first.shape}".encode() + first.tobytes())

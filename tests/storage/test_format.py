@@ -92,4 +92,4 @@ def test_the_first_object_of_a_cache_is_its_promise(tmp_path: Path) -> None:
 
 def test_the_contract_is_at_most_two_pages_and_of_this_format() -> None:
     text = (Path(__file__).parents[2] / "storage" / "FORMAT.md").read_text(encoding="utf-8")
-    assert (text.splitlines()[0], len(text.split()) < 2400) == ("# The cache on disk, format 2", True)
+    assert (text.splitlines()[0], len(text.split()) < 2600) == ("# The cache on disk, format 2", True)
