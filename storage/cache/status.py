@@ -15,6 +15,7 @@ from storage.format.rows import check_plan, read_plan
 from storage.format.shards import INGEST, ShardKey
 from storage.format.specs import Spec
 from storage.format.stages import list_stages
+from storage.tasks import task_of
 from storage.views import PLAIN, view_name
 
 STATUS_SCHEMA = {
@@ -144,7 +145,7 @@ def _bytes_per_target(cache: Cache, dataset: str, teacher: str) -> dict[str, flo
     for view in cache.view_names(dataset, teacher):
         commit = cache.commit(ShardKey(dataset, teacher, view, min(cache.committed(dataset, teacher, view))))
         source = cache.dataset(dataset)
-        targets = (commit.stop - commit.start) * (1 if source.vocabulary is None else math.prod(source.input_shape))
+        targets = (commit.stop - commit.start) * math.prod(task_of(source).sites(source.input_shape))
         sizes = {stored.path: stored.size_bytes for stored in commit.objects if not stored.path.startswith("feature/")}
         statistics = sum(size for path, size in sizes.items() if path.startswith((f"{LSE}/", f"{STATISTICS}/")))
         figures |= {

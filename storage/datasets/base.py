@@ -17,6 +17,7 @@ from pydantic import Field
 from storage.digests import digest, unit_interval
 from storage.errors import LabelOutOfRange, MissingSource
 from storage.options import Name, Options
+from storage.tasks.image_classification import ImageClassification
 
 FILE_SCHEMA = {"file": pl.String, "size": pl.Int64, "version": pl.String, "rows": pl.Int64}
 Split = Literal["train", "validation"]
@@ -123,6 +124,10 @@ class Source(Options):
     def prepared(self, tokenizer: bytes | None, recorded: Recorded) -> Self:
         """Return this source with its tokenizer, and with the files whose rows need not be counted again."""
         return self
+
+    def task_name(self) -> str:
+        """Return what is asked of a row: the name of one of `storage.tasks.TASKS`."""
+        return ImageClassification.name
 
     def tokens(self) -> TokenFacts | None:
         """Return what a prepared source of tokens is made of; None for anything else."""

@@ -11,8 +11,7 @@ from typing import NamedTuple
 import numpy as np
 
 from storage.datasets.base import Unreadable
-
-NO_LABEL = -1  # nothing to predict here
+from storage.tasks import NO_LABEL
 
 
 class Document(NamedTuple):

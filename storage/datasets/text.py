@@ -17,6 +17,7 @@ from storage.datasets.listing import list_files, passed_over
 from storage.datasets.packing import Blocks, Document, pack
 from storage.errors import BadRequest, MissingSource
 from storage.options import JobPath, Name, Options
+from storage.tasks.language_model import LanguageModel
 from storage.tokenizer import TokenizerFile, encoder, parse_tokenizer, read_tokenizer, train_tokenizer
 
 TABLES = (".parquet", ".jsonl")
@@ -103,6 +104,9 @@ class TextSource(Source):
         copy._recorded = recorded  # noqa: SLF001
         copy._tokenizer.special(self.end_of_text)  # noqa: SLF001
         return copy
+
+    def task_name(self) -> str:
+        return LanguageModel.name
 
     def tokens(self) -> TokenFacts:
         return TokenFacts(self._bound.vocabulary, self._bound.fingerprint)

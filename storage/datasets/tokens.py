@@ -13,9 +13,10 @@ from pydantic import Field, PrivateAttr, model_validator
 from storage.datasets.arrays import load_numpy
 from storage.datasets.base import FILE_SCHEMA, LocalFile, RawSample, Recorded, Source, TokenFacts
 from storage.datasets.listing import list_files, passed_over
-from storage.datasets.packing import NO_LABEL
 from storage.errors import BadRequest, LabelOutOfRange, MissingSource
 from storage.options import JobPath
+from storage.tasks import NO_LABEL
+from storage.tasks.language_model import LanguageModel
 from storage.tokenizer import TokenizerFile, parse_tokenizer, read_tokenizer
 
 
@@ -66,6 +67,9 @@ class TokensSource(Source):
                 expected=f"{copy._tokenizer.vocabulary} or more",  # noqa: SLF001
             )
         return copy
+
+    def task_name(self) -> str:
+        return LanguageModel.name
 
     def tokens(self) -> TokenFacts:
         return TokenFacts(self.vocabulary, None if self._tokenizer is None else self._tokenizer.fingerprint)

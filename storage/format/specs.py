@@ -8,14 +8,24 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Self, TypeVar
 
-from pydantic import BaseModel, ConfigDict, SerializerFunctionWrapHandler, field_validator, model_serializer
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    SerializerFunctionWrapHandler,
+    ValidationInfo,
+    field_validator,
+    model_serializer,
+    model_validator,
+)
 
 from storage.digests import differences, fingerprint
 from storage.encodings import AnyEncoding, FeatureEncoding
 from storage.errors import CorruptObject, StaleCache, UnsupportedFormat
 from storage.format.objects import Objects
+from storage.inputs import inputs_of
+from storage.tasks import implied_task, task_of
 from storage.views import view_number
 from storage.views.options import MIXING, AnyTransform
 
@@ -23,6 +33,7 @@ if TYPE_CHECKING:  # `cache status` reads specs, and should not pay two seconds 
     from storage.views.shown import View
 
 FORMAT_VERSION = 2
+NEW_KEYS = ("uses", "task")  # of format 3
 USES = ("own_length",)  # of the names in FORMAT.md, those that are known here
 
 
@@ -34,7 +45,7 @@ class Spec(BaseModel):
     @model_serializer(mode="wrap")
     def _without_new_keys_unless_said(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
         """Leave out what format 2 had no key for, where it says nothing: the same promise has one fingerprint."""
-        return {key: value for key, value in handler(self).items() if key != "uses" or value}
+        return {key: value for key, value in handler(self).items() if key not in NEW_KEYS or value}
 
     @property
     def fingerprint(self) -> str:
@@ -61,9 +72,9 @@ class DatasetSpec(Spec):
 
     `source` holds the options that decide content (never the path, so that data may move), `input_shape` the shape of
     one input without the row axis. `uses` names what a reader must know to read the rows: with `own_length`, they may
-    differ in their first axis, and `input_shape` has the longest that one may be. A dataset of tokens has no classes
-    but a `vocabulary`, the number of ids, and the fingerprint of its `tokenizer`, if one is known; what that is, lies
-    beside in `tokenizer.json`.
+    differ in their first axis, and `input_shape` has the longest that one may be. A dataset of tokens has a
+    `vocabulary`, the number of ids, and the fingerprint of its `tokenizer`, if one is known; what that is, lies beside
+    in `tokenizer.json`. `task` says what is asked of a row; None: what is implied (`storage.tasks`).
     """
 
     name: str
@@ -74,6 +85,7 @@ class DatasetSpec(Spec):
     vocabulary: int | None = None
     tokenizer: str | None = None
     uses: tuple[str, ...] = ()
+    task: str | None = None
 
     @property
     def own_length(self) -> bool:
@@ -82,8 +94,21 @@ class DatasetSpec(Spec):
 
     @property
     def num_classes(self) -> int:
-        """The number of scores that a model of this dataset gives, for each row or position; 0: nobody knows."""
-        return len(self.classes) if self.vocabulary is None else self.vocabulary
+        """The number of scores that a model of this dataset gives for each site; 0: nobody knows."""
+        return task_of(self).num_classes(self)
+
+    @field_validator("task")
+    @classmethod
+    def _unsaid(cls, task: str | None, info: ValidationInfo) -> str | None:
+        """Return None for the task that is implied anyway: two promises of the same are the same."""
+        return None if task == implied_task(info.data.get("vocabulary")) else task
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        task, kind = task_of(self), inputs_of(self).name
+        if kind not in task.inputs:
+            raise ValueError(f"task {task.name} is of {' or '.join(task.inputs)}, and {self.name} is {kind}")
+        return self
 
 
 class TeacherSpec(Spec):

@@ -212,6 +212,7 @@ def _dataset_spec(source: Source, input_shape: tuple[int, ...], input_dtype: str
         input_dtype=input_dtype,
         vocabulary=None if tokens is None else tokens.vocabulary,
         tokenizer=None if tokens is None else tokens.tokenizer,
+        task=source.task_name(),
     )
 
 

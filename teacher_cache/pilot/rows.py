@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 import pyarrow as pa
 
-from storage.datasets.packing import NO_LABEL
 from storage.errors import MissingSource
 from storage.format.shards import ShardKey
+from storage.tasks import NO_LABEL
 from storage.views import PLAIN
 from storage.views.check import readable_rows
 from teacher_cache.building.survey import PlannedDataset, Stage

@@ -14,12 +14,12 @@ import numpy as np
 import pyarrow as pa
 
 from storage.cache import Cache
-from storage.datasets.packing import NO_LABEL
 from storage.digests import sample_keys
 from storage.encodings import AnyEncoding
 from storage.errors import BadRequest, BadTeacher, RowsMissing
 from storage.format.shards import Commit, ShardKey
 from storage.format.specs import TeacherSpec
+from storage.tasks import NO_LABEL
 from storage.views import FINGERPRINTED_ROWS, PLAIN, plain, view_fingerprint
 from storage.views.check import Readable, libraries, readable_rows
 from teacher_cache.work.pieces import LOCK, Done, Task, commit_shard, provenance

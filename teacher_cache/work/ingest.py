@@ -14,10 +14,10 @@ from pydantic import TypeAdapter
 
 from storage.cache import Cache
 from storage.datasets import AnySource, RawSample, Source, Unreadable, check_label
-from storage.datasets.packing import NO_LABEL
 from storage.digests import digest
 from storage.errors import BadRequest, MissingSource
 from storage.format.specs import DatasetSpec
+from storage.tasks import NO_LABEL
 from teacher_cache.work.pieces import LOCK, Done, Task, commit_shard, provenance
 
 

@@ -1,0 +1,33 @@
+"""What a row is made of: one file per kind. The only place that knows the kinds; what is asked of a row is in `tasks`.
+
+    base.py     what every kind answers
+    pixels.py   uint8, scaled to [0, 1]; the kind that has views
+    tokens.py   ids of a vocabulary, int32
+    values.py   float32, as they are
+
+A new kind is one file and one line of the table.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from storage.inputs.base import Inputs
+from storage.inputs.pixels import Pixels
+from storage.inputs.tokens import Tokens
+from storage.inputs.values import Values
+
+if TYPE_CHECKING:
+    from storage.format.specs import DatasetSpec
+
+INPUTS: dict[str, Inputs] = {"pixels": Pixels(), "tokens": Tokens(), "values": Values()}
+
+
+def inputs_of(dataset: DatasetSpec) -> Inputs:
+    """Return what the rows of a dataset are made of, by what it promises: a vocabulary, or the dtype of its inputs."""
+    if dataset.vocabulary is not None:  # where kinds are told apart: everybody else asks the kind
+        return INPUTS["tokens"]
+    return INPUTS["pixels" if dataset.input_dtype == "uint8" else "values"]
+
+
+__all__ = ["INPUTS", "Inputs", "inputs_of"]

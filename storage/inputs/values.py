@@ -1,0 +1,28 @@
+"""Values: floats of any shape, such as a table's columns or a frozen model's features."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from storage.inputs.base import Inputs
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+
+class Values(Inputs):
+    """Stored as float32; a model is given them as they are."""
+
+    name = "values"
+    normalised = True
+    tokenised = False
+
+    def arguments(self, shown_B: Tensor) -> Tensor:
+        return shown_B.float()
+
+    def blank(self, rows: int, shape: Sequence[int], device: torch.device) -> Tensor:
+        import torch
+
+        return torch.zeros(rows, *shape, device=device)

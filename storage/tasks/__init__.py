@@ -1,0 +1,49 @@
+"""What is asked of a row: one file per task. The only place that knows them; what rows are made of is in `inputs`.
+
+    base.py                   what every task answers
+    one_class.py              a row has one site, itself, and one class
+    image_classification.py   that, of pixels or of any values
+    language_model.py         every position of a row of tokens is a site; its class is the next token
+
+A *site* is where a row has an answer. A new task is one file here, one in `student_train/tasks`, and a line of each
+table.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from storage.errors import UnsupportedFormat
+from storage.tasks.base import NO_LABEL, Task
+from storage.tasks.image_classification import ImageClassification
+from storage.tasks.language_model import LanguageModel
+
+if TYPE_CHECKING:
+    from storage.format.specs import DatasetSpec
+
+TASKS: dict[str, Task] = {"image_classification": ImageClassification(), "language_model": LanguageModel()}
+
+
+def implied_task(vocabulary: int | None) -> str:
+    """Return the task of a dataset that names none, as none did before there were several of one kind of inputs."""
+    return "image_classification" if vocabulary is None else "language_model"  # the one place that guesses
+
+
+def task_of(dataset: DatasetSpec) -> Task:
+    """Return what is asked of the rows of a dataset.
+
+    Raises:
+        UnsupportedFormat: it is none of ours.
+    """
+    name = dataset.task or implied_task(dataset.vocabulary)
+    if name not in TASKS:
+        raise UnsupportedFormat(
+            f"dataset {dataset.name} is for a task that is not known here",
+            found=f"task = {name!r}  ({dataset.name}/dataset.json)",
+            expected=f"one of: {', '.join(TASKS)}",
+            do="upgrade stillroom",
+        )
+    return TASKS[name]
+
+
+__all__ = ["NO_LABEL", "TASKS", "Task", "implied_task", "task_of"]

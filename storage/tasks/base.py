@@ -1,0 +1,84 @@
+"""What every task answers to those who build caches and train students.
+
+Shapes: S rows of a shard, B rows of a batch, `sites` the axes of a row's sites: () where a row is its only site, (L,)
+where each of its L positions is one. C classes.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, ClassVar
+
+import numpy as np
+import pyarrow as pa
+
+if TYPE_CHECKING:  # `cache status` asks how many sites a row has, and should not pay two seconds for torch
+    from torch import Tensor
+
+    from storage.format.specs import DatasetSpec
+
+NO_LABEL = -1  # of a site without one
+
+
+class Task(ABC):
+    """What is asked of a row.
+
+    Attributes:
+        name: in `dataset.json`, and in a job.
+        inputs: kinds of rows of which it can be asked.
+        site_name: what its sites are called where they are counted: "row", "token".
+        label_array: the ingest's array that holds labels; None where a label is a column of the sample table.
+        padded_classes: whether a teacher may give more logits than there are classes; the rest pads a vocabulary.
+        pooled_features: whether a teacher's features may be pooled over the axes behind the first two.
+    """
+
+    name: ClassVar[str]
+    inputs: ClassVar[tuple[str, ...]]
+    site_name: ClassVar[str]
+    label_array: ClassVar[str | None]
+    padded_classes: ClassVar[bool]
+    pooled_features: ClassVar[bool]
+
+    @abstractmethod
+    def num_classes(self, dataset: DatasetSpec) -> int:
+        """Return the number of scores that a model gives for each site; 0: nobody knows."""
+
+    @abstractmethod
+    def sites(self, input_shape: Sequence[int]) -> tuple[int, ...]:
+        """Return the axes of the sites of a row of this shape; logits are (B, *sites, C)."""
+
+    @abstractmethod
+    def blank_labels(self, inputs_S: np.ndarray) -> dict[str, np.ndarray]:
+        """Return the ingest's array of labels, (S, *sites) without any label yet; of none, nothing."""
+
+    @abstractmethod
+    def labels(self, table: pa.Table, read: Callable[[str], np.ndarray]) -> np.ndarray:
+        """Return the labels of a shard, (S, *sites) int64, NO_LABEL where there is none.
+
+        Args:
+            table: of the ingest's commit, or columns that are to become one.
+            read: returns an array of the ingest by name.
+        """
+
+    @abstractmethod
+    def site_keys(self, keys_B: Tensor, input_shape: Sequence[int]) -> Tensor:
+        """Return what draws are a function of at each site, (B, *sites) int64, from the keys of rows."""
+
+    @abstractmethod
+    def asked_sites(self, labels: Tensor) -> Tensor:
+        """Return which of the flattened sites are looked at where some are enough, ascending, int64.
+
+        Args:
+            labels: (B, *sites).
+        """
+
+    @abstractmethod
+    def row_columns(self, sites: dict[str, Tensor], labels: Tensor) -> dict[str, Tensor]:
+        """Return the per-sample columns of a teacher's commit, (B,) each; NaN, or class NO_LABEL, is no value.
+
+        Args:
+            sites: `top`, `top_probability`, `entropy`, `label_log_probability`, (B, *sites) each; the last is of no
+                meaning where there is no label.
+            labels: (B, *sites).
+        """

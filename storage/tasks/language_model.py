@@ -1,0 +1,57 @@
+"""The next token at each position of a block. S rows of a shard, B of a batch, L positions of a block."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, ClassVar
+
+import numpy as np
+import pyarrow as pa
+
+from storage.tasks.base import NO_LABEL, Task
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from storage.format.specs import DatasetSpec
+
+
+class LanguageModel(Task):
+    """A class, the token that follows, at each position; −1 where nothing is to be predicted: prompts, padding."""
+
+    name = "language_model"
+    inputs = ("tokens",)
+    site_name = "token"
+    label_array: ClassVar[str] = "labels"
+    padded_classes = True  # models round their vocabulary up, for the sake of the hardware
+    pooled_features = False  # a feature is a vector of each position
+
+    def num_classes(self, dataset: DatasetSpec) -> int:
+        assert dataset.vocabulary is not None
+        return dataset.vocabulary
+
+    def sites(self, input_shape: Sequence[int]) -> tuple[int, ...]:
+        return tuple(input_shape)
+
+    def blank_labels(self, inputs_S: np.ndarray) -> dict[str, np.ndarray]:
+        return {self.label_array: np.full(inputs_S.shape, NO_LABEL, np.int32)}
+
+    def labels(self, table: pa.Table, read: Callable[[str], np.ndarray]) -> np.ndarray:
+        return read(self.label_array).astype(np.int64)
+
+    def site_keys(self, keys_B: Tensor, input_shape: Sequence[int]) -> Tensor:
+        from storage.encodings.draws import position_keys
+
+        return position_keys(keys_B, input_shape[0])
+
+    def asked_sites(self, labels: Tensor) -> Tensor:
+        import torch
+
+        labelled = (labels.flatten() >= 0).nonzero()[:, 0]
+        return labelled if len(labelled) else torch.arange(labels.numel())
+
+    def row_columns(self, sites: dict[str, Tensor], labels: Tensor) -> dict[str, Tensor]:
+        known = labels >= 0
+        # Means over the positions that have a label, where 0 / 0 is NaN; a block has no class of its own.
+        means = {name: (value * known).sum(1) / known.sum(1) for name, value in sites.items() if name != "top"}
+        return {"top": labels.new_full((len(labels),), NO_LABEL), **means}

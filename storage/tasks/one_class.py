@@ -1,0 +1,49 @@
+"""A row has one class: it is its only site, and its label is a column of the sample table. B rows, S of a shard."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pyarrow as pa
+
+from storage.tasks.base import NO_LABEL, Task
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from storage.format.specs import DatasetSpec
+
+
+class OneClass(Task):
+    """What tasks have in common that ask for the class of a row, whatever the row is made of."""
+
+    site_name = "row"
+    label_array = None
+    padded_classes = False
+    pooled_features = True
+
+    def num_classes(self, dataset: DatasetSpec) -> int:
+        return len(dataset.classes)
+
+    def sites(self, input_shape: Sequence[int]) -> tuple[int, ...]:
+        return ()
+
+    def blank_labels(self, inputs_S: np.ndarray) -> dict[str, np.ndarray]:
+        return {}
+
+    def labels(self, table: pa.Table, read: Callable[[str], np.ndarray]) -> np.ndarray:
+        return np.asarray(table["label"].fill_null(NO_LABEL).to_numpy().astype(np.int64))
+
+    def site_keys(self, keys_B: Tensor, input_shape: Sequence[int]) -> Tensor:
+        return keys_B
+
+    def asked_sites(self, labels: Tensor) -> Tensor:
+        import torch
+
+        return torch.arange(len(labels))  # a teacher's answer can be stored whether or not there is a label
+
+    def row_columns(self, sites: dict[str, Tensor], labels: Tensor) -> dict[str, Tensor]:
+        of_label_B = sites["label_log_probability"].masked_fill(labels < 0, float("nan"))
+        return {**sites, "label_log_probability": of_label_B}
