@@ -88,6 +88,14 @@ class Source(Options):
         """Return every option that decides the content of a row, as JSON. Paths do not: data may move."""
         return {"kind": getattr(self, "kind"), "validation": self.validation, "seed": self.seed}  # noqa: B009
 
+    def as_promised(self, content: Mapping[str, Any]) -> Self:
+        """Return this source for a cache that holds it: what the job leaves out is what was promised, no new default.
+
+        Args:
+            content: that of the cache's `dataset.json`.
+        """
+        return self
+
     def files(self) -> pl.DataFrame:
         """Return FILE_SCHEMA, one row per file in row order; `version` changes whenever the file may have."""
         raise NotImplementedError

@@ -161,6 +161,8 @@ def _plan_dataset(
     known = cache is not None and options.name in cache.dataset_names()
     recorded = cache.plan(options.name) if known and cache else RowPlan(())
     tokenizer = options.find_tokenizer(partial(_known_tokenizer, cache, tokenizers))
+    if known and cache is not None:
+        options = options.as_promised(cache.dataset(options.name).source)
     source = options.prepared(tokenizer, _counted(recorded))
     files = source.files()
     if not files["rows"].sum():

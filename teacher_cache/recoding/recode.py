@@ -174,7 +174,7 @@ def _check_apart(source: Cache, request: BuildRequest) -> None:
 def _check_dataset(source: Cache, dataset: DatasetSpec, options: Source, job: str) -> None:
     """Raise StaleCache if a job's dataset is another than the richer cache's, as far as options tell."""
     try:
-        content = options.content()
+        content = options.as_promised(dataset.source).content()
     except BadRequest:  # a factory's code, which need not be there
         content = Source.content(options)
     known = {name: dataset.source.get(name) for name in content}

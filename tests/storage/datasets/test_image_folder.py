@@ -202,6 +202,8 @@ def test_what_decides_content_is_kept_and_the_path_is_not(source: Make) -> None:
         "seed": 0,
         "channels": 1,
         "size": 32,
+        "orientation": "exif",
+        "background": [255],
     }
 
 
