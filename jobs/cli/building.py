@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Generator, Iterable, Iterator
 
-from jobs.cluster.flight import alone, run_tasks, window
+from jobs.cluster.flight import alone, run_work, window
 from jobs.cluster.opening import ClusterOptions, open_client
 from jobs.show import terminal
 from jobs.show.terminal import Watch
@@ -13,10 +13,10 @@ from storage.errors import BadRequest, WorkerDied
 from teacher_cache.building.build import BuildReport
 from teacher_cache.building.runners import Result, Runner, run_inline
 from teacher_cache.work.perform import perform
-from teacher_cache.work.pieces import Done, Task
+from teacher_cache.work.pieces import Done, Work
 
 SHOWN_QUARANTINED = 20
-THREADS_PER_WORKER = 2  # one task computes while the other reads or writes (teacher_cache.work.pieces.LOCK)
+THREADS_PER_WORKER = 2  # one piece of work computes while the other reads or writes (teacher_cache.work.pieces.LOCK)
 
 
 class BuildProgress:
@@ -53,7 +53,7 @@ def choose_cluster(options: ClusterOptions, workers: int | None, part: tuple[int
 
 @contextlib.contextmanager
 def open_runner(options: ClusterOptions) -> Iterator[Runner]:
-    """Yield what runs tasks; a cluster of our own ends with the block.
+    """Yield what runs work; a cluster of our own ends with the block.
 
     Raises:
         TryAgain: the scheduler cannot be reached.
@@ -62,18 +62,18 @@ def open_runner(options: ClusterOptions) -> Iterator[Runner]:
         yield run_inline
         return
     workers: list[dict[str, str]] = [{}] * options.num_workers
-    with open_client(options, environments=workers, tasks_each=THREADS_PER_WORKER) as client:
+    with open_client(options, environments=workers, pieces_each=THREADS_PER_WORKER) as client:
 
-        def run(tasks: Iterable[Task]) -> Generator[Result]:
-            crashed: list[Task] = []
-            with contextlib.closing(run_tasks(client, perform, tasks, places=window)) as results:
-                for task, result in results:
+        def run(pieces: Iterable[Work]) -> Generator[Result]:
+            crashed: list[Work] = []
+            with contextlib.closing(run_work(client, perform, pieces, places=window)) as results:
+                for work, result in results:
                     if isinstance(result, WorkerDied):
-                        crashed.append(task)
+                        crashed.append(work)
                     else:
-                        yield task, result
-            # Perhaps innocent: a neighbour's crash kills the whole process. Alone, a task is proven.
-            yield from run_tasks(client, perform, crashed, places=alone)
+                        yield work, result
+            # Perhaps innocent: a neighbour's crash kills the whole process. Alone, a piece is proven.
+            yield from run_work(client, perform, crashed, places=alone)
 
         yield run
 

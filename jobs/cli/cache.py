@@ -16,7 +16,7 @@ from jobs.cli.cache_recode import recode
 
 if TYPE_CHECKING:
     from storage.cache import Cache
-    from teacher_cache.building.survey import BuildPlan
+    from teacher_cache.building.survey import PreparedBuild
 
 app = typer.Typer(
     help="Run teachers over datasets once; keep their soft targets and features.",
@@ -54,7 +54,7 @@ def build(
         from jobs.files.reading import read_job
         from teacher_cache.building.build import run_build
         from teacher_cache.building.runners import run_inline
-        from teacher_cache.building.survey import BuildRequest, plan_build
+        from teacher_cache.building.survey import BuildRequest, prepare_build
 
         request_job = read_job(job, CacheJob)
         part = _parse_partition(partition)
@@ -69,7 +69,7 @@ def build(
             device=device,
             threads=cluster.num_threads,
         )
-        plan = plan_build(request)
+        plan = prepare_build(request)
         if dry_run:
             _print_plan(plan, as_json)
             return 0
@@ -224,7 +224,7 @@ def _parse_partition(text: str) -> tuple[int, int]:
     return int(i), int(n)
 
 
-def _print_plan(plan: BuildPlan, as_json: bool) -> None:
+def _print_plan(plan: PreparedBuild, as_json: bool) -> None:
     import polars as pl
 
     from jobs.show import terminal

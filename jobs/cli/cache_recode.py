@@ -30,7 +30,7 @@ def recode(
         from storage.errors import RowsMissing
         from teacher_cache.building.runners import run_inline
         from teacher_cache.building.survey import BuildRequest
-        from teacher_cache.recoding.recode import needs_runner, plan_recode, run_recode
+        from teacher_cache.recoding.recode import needs_runner, prepare_recoding, run_recode
 
         read = read_job(job, CacheJob)
         cluster = choose_cluster(read.cluster, workers)
@@ -43,7 +43,7 @@ def recode(
             device=device,
             threads=cluster.num_threads,
         )
-        plan = plan_recode(Cache.open(absolute(cache)), request)
+        plan = prepare_recoding(Cache.open(absolute(cache)), request)
         with terminal.watching("rows") as watch:
             progress = BuildProgress(watch)
             if needs_runner(plan):

@@ -1,6 +1,6 @@
-"""Run tasks on the workers of a Dask client, a bounded number at a time. What a task is, only the two stages know.
+"""Run work on the workers of a Dask client, a bounded number of pieces at a time. What it is, only the two rooms know.
 
-A generator that yields (task, what became of it) in any order. An exception in a task is a result; the caller decides
+A generator that yields (work, what became of it) in any order. An exception in it is a result; the caller decides
 whether it ends the command. The traps that shaped this are in docs/adr/0003.
 """
 
@@ -19,63 +19,63 @@ from storage.errors import Interrupted, StillroomError, TryAgain, WorkerDied
 if TYPE_CHECKING:
     from distributed import Client, Future
 
-TRIES = 3  # of a task that raises what is no error of ours
+TRIES = 3  # of work that raises what is no error of ours
 TICK_S = 1.0
 RESULT_S = 60.0  # a few numbers that a worker holds
 NO_WORKERS_S = 120.0
 
 
 class Named(Protocol):
-    """A task: anything small with a name for its Dask key."""
+    """A piece of work: anything small with a name for its Dask key."""
 
     @property
     def key(self) -> object: ...
 
 
-T = TypeVar("T", bound=Named)
+W = TypeVar("W", bound=Named)
 R = TypeVar("R")
 
 Places = Callable[[Mapping[str, int], Sequence[str | None]], Sequence[str | None]]
 """(address → threads of every worker, places of what is in flight) → places that are free: an address, or None for any.
 
-A list rather than a count, so that a task can have a worker to itself.
+A list rather than a count, so that a piece can have a worker to itself.
 """
 
 
 def window(workers: Mapping[str, int], taken: Sequence[str | None]) -> list[None]:
-    """Let twice the threads be in flight, so that no worker waits for the scheduler between tasks."""
+    """Let twice the threads be in flight, so that no worker waits for the scheduler between two pieces."""
     return [None] * (max(4, 2 * sum(workers.values())) - len(taken))
 
 
 def alone(workers: Mapping[str, int], taken: Sequence[str | None]) -> list[None]:
-    """Let one task be in flight at a time."""
+    """Let one piece be in flight at a time."""
     return [None] * (1 - len(taken))
 
 
 def one_each(workers: Mapping[str, int], taken: Sequence[str | None]) -> list[str]:
-    """Let each worker have one task, however many threads it has."""
+    """Let each worker have one piece, however many threads it has."""
     return [address for address in workers if address not in taken]
 
 
-def run_tasks(
+def run_work(
     client: Client,
-    perform: Callable[[T], R],
-    tasks: Iterable[T],
+    perform: Callable[[W], R],
+    pieces: Iterable[W],
     *,
     places: Places,
     deaths: int = 0,
     going_on: Callable[[], bool] = lambda: True,
-) -> Generator[tuple[T, R | Exception]]:
-    """Run tasks on Dask, some at a time.
+) -> Generator[tuple[W, R | Exception]]:
+    """Run work on Dask, some of it at a time.
 
     An error of ours is a fact about the request and is a result at once; anything else that is raised is tried again.
 
     Args:
         client: whose workers run them.
-        perform: does a task, on a worker; both sides import it by its name.
-        tasks: taken up as places become free.
+        perform: does a piece, on a worker; both sides import it by its name.
+        pieces: taken up as places become free.
         places: says which are.
-        deaths: how many deaths of its worker a task survives by being submitted again, beyond what the scheduler
+        deaths: how many deaths of its worker a piece survives by being submitted again, beyond what the scheduler
             does of itself.
         going_on: called about once a second; when it returns False nothing more is submitted, and what is in flight
             is waited for.
@@ -83,8 +83,8 @@ def run_tasks(
     Raises:
         TryAgain: the scheduler is gone, or there have been no workers for two minutes.
     """
-    fresh, again = map(_Attempt, tasks), deque[_Attempt[T]]()
-    flight, all_begun = _Flight[T, R](client, perform), False
+    fresh, again = map(_Attempt, pieces), deque[_Attempt[W]]()
+    flight, all_begun = _Flight[W, R](client, perform), False
     try:
         while True:
             beginning = going_on()
@@ -99,7 +99,7 @@ def run_tasks(
             for attempt, result in flight.landed():
                 another = attempt.after(result, deaths)
                 if another is None:
-                    yield attempt.task, result
+                    yield attempt.work, result
                 else:
                     again.append(another)
     finally:
@@ -124,14 +124,14 @@ def wait_for_workers(client: Client, stop: Callable[[], bool]) -> int:
     return len(workers)
 
 
-class _Attempt(NamedTuple, Generic[T]):
-    """A task, and how often it has failed so far."""
+class _Attempt(NamedTuple, Generic[W]):
+    """A piece of work, and how often it has failed so far."""
 
-    task: T
+    work: W
     errors: int = 0
     deaths: int = 0
 
-    def after(self, result: object, deaths: int) -> _Attempt[T] | None:
+    def after(self, result: object, deaths: int) -> _Attempt[W] | None:
         """Return the next attempt after this result, or None if the result stands."""
         if isinstance(result, WorkerDied):
             return self._replace(deaths=self.deaths + 1) if self.deaths < deaths else None
@@ -140,21 +140,21 @@ class _Attempt(NamedTuple, Generic[T]):
         return self._replace(errors=self.errors + 1) if self.errors + 1 < TRIES else None
 
 
-class _Flying(NamedTuple, Generic[T]):
+class _Flying(NamedTuple, Generic[W]):
     future: Any
-    attempt: _Attempt[T]
+    attempt: _Attempt[W]
     place: str | None
 
 
-class _Flight(Generic[T, R]):
-    """The tasks in flight on a cluster.
+class _Flight(Generic[W, R]):
+    """The work in flight on a cluster.
 
     Attributes:
         running: Dask key → its future, attempt and place.
     """
 
-    def __init__(self, client: Client, perform: Callable[[T], R]):
-        self.running: dict[str, _Flying[T]] = {}
+    def __init__(self, client: Client, perform: Callable[[W], R]):
+        self.running: dict[str, _Flying[W]] = {}
         self._client, self._perform = client, perform
         self._finished = queue.SimpleQueue[Any]()
         self._workers: dict[str, int] = {}
@@ -165,10 +165,10 @@ class _Flight(Generic[T, R]):
         """Return the places that are taken."""
         return [flying.place for flying in self.running.values()]
 
-    def submit(self, attempt: _Attempt[T], place: str | None) -> None:
+    def submit(self, attempt: _Attempt[W], place: str | None) -> None:
         # A new key for each attempt: Dask would answer an old key with the old error.
-        key = f"{attempt.task.key}-{time.time_ns():x}"
-        future = self._client.submit(self._perform, attempt.task, key=key, pure=False, workers=place)
+        key = f"{attempt.work.key}-{time.time_ns():x}"
+        future = self._client.submit(self._perform, attempt.work, key=key, pure=False, workers=place)
         self.running[key] = _Flying(future, attempt, place)
         future.add_done_callback(self._finished.put)
 
@@ -188,7 +188,7 @@ class _Flight(Generic[T, R]):
             raise _no_workers()
         return self._workers
 
-    def landed(self) -> list[tuple[_Attempt[T], R | Exception]]:
+    def landed(self) -> list[tuple[_Attempt[W], R | Exception]]:
         """Return attempts that have ended, with their results; none after a tick. Raises TryAgain."""
         workers = self.look()
         if lost := [key for key, (_, _, place) in self.running.items() if place is not None and place not in workers]:
@@ -212,8 +212,8 @@ class _Flight(Generic[T, R]):
             with contextlib.suppress(OSError, CancelledError):  # the scheduler may go at this very moment
                 self._client.cancel([flying.future for flying in self.running.values()], force=True)
 
-    def _lost(self, key: str) -> tuple[_Attempt[T], WorkerDied]:
-        """Give up a task whose own worker is gone: Dask would wait for that one to come back."""
+    def _lost(self, key: str) -> tuple[_Attempt[W], WorkerDied]:
+        """Give up work whose own worker is gone: Dask would wait for that one to come back."""
         flying = self.running.pop(key)
         with _told_of_loss():
             self._client.cancel([flying.future], force=True)
@@ -225,13 +225,13 @@ def _result(future: Future[Any]) -> Any:
     from distributed import KilledWorker
 
     if future.status == "cancelled":
-        raise CancelledError("it dropped a task")
+        raise CancelledError("it dropped a piece of work")
     if future.status == "error":
         error = future.exception(timeout=RESULT_S)
         if not isinstance(error, KilledWorker):
             return error if isinstance(error, Exception) else RuntimeError(repr(error))
     else:
-        # A result is lost with the worker that holds it, and then Dask runs the task again, perhaps beside a killer.
+        # A result is lost with the worker that holds it, and then Dask runs the work again, perhaps beside a killer.
         with contextlib.suppress(KilledWorker):
             return future.result(timeout=RESULT_S)
     return _worker_died()
@@ -247,7 +247,7 @@ def _no_workers() -> TryAgain:
 
 @contextlib.contextmanager
 def _told_of_loss() -> Iterator[None]:
-    """Raise TryAgain for errors of Dask's own connections; those of a task are results."""
+    """Raise TryAgain for errors of Dask's own connections; those of the work are results."""
     try:
         yield
     except (OSError, CancelledError) as error:

@@ -1,4 +1,4 @@
-"""Where tasks run. The only file that opens a Dask client."""
+"""Where work runs. The only file that opens a Dask client."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ class ClusterOptions(Options):
 
 
 class StudentClusterOptions(ClusterOptions):
-    """The `[cluster]` of a student job, whose groups of students are tasks, one device each.
+    """The `[cluster]` of a student job, whose groups of students are work for Dask, one device each.
 
     Attributes:
         kind: as of a cache job, but by default this process, with one device.
@@ -77,7 +77,7 @@ def open_client(
     options: ClusterOptions,
     *,
     environments: Sequence[Mapping[str, str]] = (),
-    tasks_each: int = 1,
+    pieces_each: int = 1,
     ignored: Sequence[signal.Signals] = (signal.SIGINT,),
 ) -> Iterator[Client]:
     """Yield a client of the cluster; one of our own ends with the block.
@@ -85,7 +85,7 @@ def open_client(
     Args:
         options: which cluster; not `inline`.
         environments: of a local one: variables of each worker process.
-        tasks_each: of a local one: how many tasks a worker runs at a time.
+        pieces_each: of a local one: how many pieces of work a worker runs at a time.
         ignored: signals that workers of our own outlive: a terminal sends Ctrl-C to all, and the command ends them.
 
     Raises:
@@ -102,7 +102,7 @@ def open_client(
     with contextlib.ExitStack() as stack:
         stack.enter_context(dask.config.set({**memory, "distributed.scheduler.allowed-failures": 1}))
         if options.kind == "local":
-            cluster = stack.enter_context(_local_cluster(environments, tasks_each))
+            cluster = stack.enter_context(_local_cluster(environments, pieces_each))
             client = stack.enter_context(Client(cluster))
             client.register_plugin(_ignore(ignored))
         else:
@@ -121,14 +121,14 @@ def open_client(
         yield client
 
 
-def _local_cluster(environments: Sequence[Mapping[str, str]], tasks_each: int) -> Any:
+def _local_cluster(environments: Sequence[Mapping[str, str]], pieces_each: int) -> Any:
     """Return a scheduler in this process, and worker processes each with an environment of its own."""
     from distributed import Nanny, Scheduler, SpecCluster  # LocalCluster gives all workers the same environment
 
     here = {"host": "127.0.0.1", "protocol": "tcp://"}
     # Any free port for the dashboard: 8787 may be another command's.
     scheduler = {"cls": Scheduler, "options": {**here, "port": 0, "dashboard": True, "dashboard_address": ":0"}}
-    common = {**here, "nthreads": tasks_each, "memory_limit": 0, "dashboard": False, "silence_logs": logging.CRITICAL}
+    common = {**here, "nthreads": pieces_each, "memory_limit": 0, "dashboard": False, "silence_logs": logging.CRITICAL}
     workers = {
         number: {"cls": Nanny, "options": {**common, "env": dict(environment)}}
         for number, environment in enumerate(environments)

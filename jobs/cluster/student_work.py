@@ -28,7 +28,7 @@ TELL_EVERY_S = 1.0
 _stopped: set[str] = set()  # commands that have been told to stop
 
 
-class GroupTask(NamedTuple):
+class GroupWork(NamedTuple):
     """A group of students as it travels.
 
     Attributes:
@@ -67,7 +67,7 @@ def as_json(job: StudentJob) -> str:
     return json.dumps(job.model_dump(), default=str)
 
 
-def train_group(task: GroupTask) -> GroupDone:
+def train_group(work: GroupWork) -> GroupDone:
     """Train a group of students on this worker's device.
 
     Raises:
@@ -81,18 +81,18 @@ def train_group(task: GroupTask) -> GroupDone:
     from student_train.stepping.parallel import ALONE
 
     worker: Worker = get_worker()
-    job = StudentJob.model_validate_json(task.job)
-    _check_shared(job.runs, task.command)
-    torch.set_num_threads(task.threads or num_processors())
-    relay = Relay(task.key, task.steps, partial(worker.log_event, task.command))
+    job = StudentJob.model_validate_json(work.job)
+    _check_shared(job.runs, work.command)
+    torch.set_num_threads(work.threads or num_processors())
+    relay = Relay(work.key, work.steps, partial(worker.log_event, work.command))
     try:
         summary = train_students(
-            job.request(task.device, ALONE),
+            job.request(work.device, ALONE),
             report=relay.report,
-            stop=lambda: task.command in _stopped or _is_closing(worker),
+            stop=lambda: work.command in _stopped or _is_closing(worker),
         )
     except Interrupted:
-        if task.command in _stopped:
+        if work.command in _stopped:
             raise
         raise RuntimeError("the worker was closed") from None  # no fact about the students: they go on elsewhere
     finally:
@@ -116,7 +116,7 @@ class Relay:
 
     Args:
         key: of the group.
-        steps: as in GroupTask.
+        steps: as in GroupWork.
         send: takes a message, of numbers and strings.
     """
 

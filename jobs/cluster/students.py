@@ -1,4 +1,4 @@
-"""`student train` on several devices: groups of students as Dask tasks, one group a device.
+"""`student train` on several devices: groups of students as work for Dask, one group a device.
 
 The command checks the job, splits what is left of it into groups, and watches; workers read the cache and write the
 runs (`jobs.cluster.student_work`). What a group fails by, its students fail by; those of other groups do not notice.
@@ -16,10 +16,10 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from jobs.cluster.flight import one_each, run_tasks, wait_for_workers
+from jobs.cluster.flight import one_each, run_work, wait_for_workers
 from jobs.cluster.groups import Group, local_workers, plan_groups, project_groups
 from jobs.cluster.opening import StudentClusterOptions, num_processors, open_client
-from jobs.cluster.student_work import GroupDone, GroupTask, as_json, beacon, stop_groups, train_group
+from jobs.cluster.student_work import GroupDone, GroupWork, as_json, beacon, stop_groups, train_group
 from jobs.files.student_job import StudentJob
 from jobs.show.terminal import Watch
 from jobs.show.train_progress import TrainProgress
@@ -115,7 +115,7 @@ def _opened(
         if find_device(request.device).type == "cpu":  # a GPU's memory is looked at by its own worker
             project_groups(request, groups)
         ignored = (signal.SIGINT, signal.SIGTERM)  # a whole process group may get them; the command says when to stop
-        with open_client(options, environments=environments, tasks_each=1, ignored=ignored) as client:
+        with open_client(options, environments=environments, pieces_each=1, ignored=ignored) as client:
             yield client, groups
     else:
         with open_client(options) as client:
@@ -131,42 +131,42 @@ def _train(
     threads = job.cluster.threads
     if threads is None and job.cluster.kind == "local":
         threads = max(1, num_processors() // len(groups))
-    tasks = [_task(job, group, request, threads, command) for group in groups]
+    pieces = [_work_of(job, group, request, threads, command) for group in groups]
     running, errors = {group.name: group for group in groups}, dict[str, StillroomError]()
-    bar = _Bar(client, command, watch, tasks)
+    bar = _Bar(client, command, watch, pieces)
 
     def going_on() -> bool:
         bar.show()
         if not stop():
             return True
         if client.status == "running":
-            with contextlib.suppress(OSError):  # the scheduler may go at this very moment; `run_tasks` tells
+            with contextlib.suppress(OSError):  # the scheduler may go at this very moment; `run_work` tells
                 client.run(stop_groups, command, on_error="ignore")
         return False
 
     with (
         _beacon(request, command),
         contextlib.closing(
-            run_tasks(client, train_group, tasks, places=one_each, deaths=DEATHS, going_on=going_on)
+            run_work(client, train_group, pieces, places=one_each, deaths=DEATHS, going_on=going_on)
         ) as results,
     ):
-        for task, result in results:
+        for work, result in results:
             if isinstance(result, Interrupted):
                 continue
-            bar.end(task.key, result)
-            errors |= _errors(running.pop(task.key), result, request.fleet)
+            bar.end(work.key, result)
+            errors |= _errors(running.pop(work.key), result, request.fleet)
     if running:
         names = [student.options.name for group in running.values() for student in group.left]
         raise Interrupted(f"{len(names)} students stopped" if len(names) > 1 else f"student {names[0]} stopped")
     return errors
 
 
-def _task(job: StudentJob, group: Group, request: Request, threads: int | None, command: str) -> GroupTask:
+def _work_of(job: StudentJob, group: Group, request: Request, threads: int | None, command: str) -> GroupWork:
     """Return what a worker is sent: a job of these students alone, who see the views that all of the job do."""
     students = [student.options for student in group.students]
     views = group.students[0].train.views
     own = job.model_copy(update={"student": students, "defaults": {}, "views": 0 if views is None else views.count})
-    return GroupTask(
+    return GroupWork(
         key=group.name,
         job=as_json(own),
         device=request.device,
@@ -239,16 +239,16 @@ class _Bar:
         client: through which they do.
         command: the topic.
         watch: shows it.
-        tasks: of all groups.
+        pieces: of all groups.
     """
 
-    def __init__(self, client: Client, command: str, watch: Watch, tasks: Sequence[GroupTask]):
+    def __init__(self, client: Client, command: str, watch: Watch, pieces: Sequence[GroupWork]):
         self._watch = watch
         self._told = queue.SimpleQueue[dict[str, Any]]()
         client.subscribe_topic(command, lambda event: self._told.put(event[1]))
-        steps = [steps for task in tasks for steps in task.steps.values()]
-        self._done = {task.key: sum(done for done, _ in task.steps.values()) for task in tasks}
-        watch.note(f"{len(steps)} students in {len(tasks)} groups, one a worker")
+        steps = [steps for work in pieces for steps in work.steps.values()]
+        self._done = {work.key: sum(done for done, _ in work.steps.values()) for work in pieces}
+        watch.note(f"{len(steps)} students in {len(pieces)} groups, one a worker")
         watch.begin(f"{len(steps)} students", sum(total for _, total in steps), sum(done for done, _ in steps))
 
     def show(self) -> None:

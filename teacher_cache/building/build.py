@@ -31,8 +31,8 @@ from storage.format.stages import VIEWS_JSON, stages_of
 from storage.tokenizer import parse_tokenizer
 from storage.views import PLAIN
 from teacher_cache.building.runners import Runner
-from teacher_cache.building.survey import BuildPlan, BuildRequest, PlannedDataset, Stage
-from teacher_cache.work.pieces import Done, Task
+from teacher_cache.building.survey import BuildRequest, PreparedBuild, PreparedDataset, Stage
+from teacher_cache.work.pieces import AskWork, Done, IngestWork, Work
 
 COMPACT_EVERY_SHARDS = 1000  # so that `cache status` stays quick beside a long build
 SET_ASIDE_LIMIT = 5  # shards that fail for no known reason before the build stops
@@ -80,7 +80,7 @@ class Progress(Protocol):
         """Something that the user should see at once."""
 
 
-def run_build(plan: BuildPlan, runner: Runner, progress: Progress) -> BuildReport:
+def run_build(plan: PreparedBuild, runner: Runner, progress: Progress) -> BuildReport:
     """Do what was planned, and return what came of it.
 
     Raises:
@@ -107,13 +107,13 @@ def run_build(plan: BuildPlan, runner: Runner, progress: Progress) -> BuildRepor
     return report
 
 
-def _lost_views(cache: Cache, plan: BuildPlan) -> list[str]:
+def _lost_views(cache: Cache, plan: PreparedBuild) -> list[str]:
     """Return the datasets that the cache augments and the job does not, of which teachers are to be asked."""
     plain = {s.dataset.spec.name for s in plan.stages if s.teacher is not None and s.todo and s.dataset.views is None}
     return [name for name in sorted(plain) if cache.views(name) is not None]
 
 
-def _write_promises(cache: Cache, plan: BuildPlan) -> None:
+def _write_promises(cache: Cache, plan: PreparedBuild) -> None:
     """Write every spec and every new segment, before any data."""
     for stage in plan.stages:
         dataset, name = stage.dataset, stage.dataset.spec.name
@@ -132,7 +132,7 @@ def _write_promises(cache: Cache, plan: BuildPlan) -> None:
             _append_segment(cache, dataset, plan.request.job)
 
 
-def _write_tokenizer(cache: Cache, dataset: PlannedDataset, job: str) -> None:
+def _write_tokenizer(cache: Cache, dataset: PreparedDataset, job: str) -> None:
     """Create a dataset's `tokenizer.json`. Raises StaleCache if another is there, left by a build that was stopped."""
     assert dataset.tokenizer is not None
     path = f"{dataset.spec.name}/{TOKENIZER_JSON}"
@@ -163,7 +163,7 @@ def _forget(cache: Cache, dataset: str, shard: int, attempt: str) -> None:
         cache.objects.delete(ShardKey(dataset, teacher, view, shard).commit_path)
 
 
-def _append_segment(cache: Cache, dataset: PlannedDataset, job: str) -> None:
+def _append_segment(cache: Cache, dataset: PreparedDataset, job: str) -> None:
     """Append what is new to the frozen plan. Raises TryAgain if another builder has just appended something else."""
     name, segment = dataset.spec.name, dataset.segment
     assert segment is not None
@@ -199,8 +199,8 @@ def _run_stage(
     if stage.teacher is None:
         quarantined = int(before.of(dataset, None, PLAIN)["quarantined"].sum())
         _check_quarantined(cache, stage, quarantined)
-    with contextlib.closing(runner(_tasks(stage, todo, request))) as results:  # an error cancels what is in flight
-        for task, result in results:
+    with contextlib.closing(runner(_pieces(stage, todo, request))) as results:  # an error cancels what is in flight
+        for work, result in results:
             if isinstance(result, Done):
                 quarantined += result.quarantined
                 count_done(report, result)
@@ -208,7 +208,7 @@ def _run_stage(
                 if result.won and report.built % COMPACT_EVERY_SHARDS == 0:
                     Ledger.load(cache.objects).compact()
             else:
-                set_aside(task, result, report, progress)
+                set_aside(work, result, report, progress)
             _check_quarantined(cache, stage, quarantined)
     if stage.teacher is None and todo and (twice := cache.duplicate_ids(dataset)):
         raise BadRequest(
@@ -236,21 +236,25 @@ def _check_quarantined(cache: Cache, stage: Stage, quarantined: int) -> None:
     )
 
 
-def _tasks(stage: Stage, todo: Sequence[ShardRows], request: BuildRequest) -> Iterator[Task]:
-    name = None if stage.teacher is None else stage.teacher.name
-    options = (stage.teacher or stage.dataset.source).model_dump_json()
+def _pieces(stage: Stage, todo: Sequence[ShardRows], request: BuildRequest) -> Iterator[Work]:
+    """Yield the work of a stage, a shard each."""
+    dataset = stage.dataset
     for shard, start, stop in todo:
-        yield Task(
-            cache=request.cache,
-            key=ShardKey(stage.dataset.spec.name, name, stage.view, shard),
-            start=start,
-            stop=stop,
-            options=options,
-            promise="" if stage.spec is None else stage.spec.fingerprint,
-            extents=tuple(stage.dataset.rows.slice(start, stop)) if stage.teacher is None else (),
-            device=request.device,
-            threads=request.threads,
-        )
+        if stage.teacher is None:
+            key = ShardKey(dataset.spec.name, None, stage.view, shard)
+            extents = tuple(dataset.rows.slice(start, stop))
+            yield IngestWork(request.cache, key, (start, stop), dataset.source.model_dump_json(), extents)
+        else:
+            assert stage.spec is not None
+            yield AskWork(
+                request.cache,
+                ShardKey(dataset.spec.name, stage.teacher.name, stage.view, shard),
+                (start, stop),
+                teacher=stage.teacher.model_dump_json(),
+                promise=stage.spec.fingerprint,
+                device=request.device,
+                threads=request.threads,
+            )
 
 
 def count_done(report: BuildReport, done: Done) -> None:
@@ -261,7 +265,7 @@ def count_done(report: BuildReport, done: Done) -> None:
     report.bytes += done.bytes
 
 
-def set_aside(task: Task, error: Exception, report: BuildReport, progress: Progress) -> None:
+def set_aside(work: Work, error: Exception, report: BuildReport, progress: Progress) -> None:
     """Keep a failed shard for the report; raise if every other shard would fail like it."""
     if isinstance(error, RowsMissing):
         report.refused.append(str(error))
@@ -270,7 +274,7 @@ def set_aside(task: Task, error: Exception, report: BuildReport, progress: Progr
     if isinstance(error, StillroomError) and not isinstance(error, CorruptObject | WorkerDied):
         raise error
     reason = error.what if isinstance(error, WorkerDied) else str(error)
-    report.failed.append(f"{task.key}: {reason if isinstance(error, StillroomError) else repr(error)}")
+    report.failed.append(f"{work.key}: {reason if isinstance(error, StillroomError) else repr(error)}")
     progress.note(report.failed[-1])
     if len(report.failed) >= SET_ASIDE_LIMIT:
         raise StillroomError("too many shards fail; the build stops", found="\n".join(report.failed)) from error

@@ -17,7 +17,7 @@ import psutil  # type: ignore[import-untyped]
 
 from storage.errors import BadTeacher
 from storage.views import PLAIN
-from teacher_cache.building.survey import BuildPlan, Stage
+from teacher_cache.building.survey import PreparedBuild, Stage
 from teacher_cache.teachers.options import TeacherOptions
 
 SHARDS_IN_FLIGHT = 2
@@ -41,7 +41,7 @@ class WorkerMemory(NamedTuple):
         return sum(self)
 
 
-def project_worker(plan: BuildPlan) -> WorkerMemory:
+def project_worker(plan: PreparedBuild) -> WorkerMemory:
     """Return a bound on the memory of one worker of a build: the largest of its stages, part by part."""
     import distributed  # noqa: F401 - a worker holds it, so the baseline must
 

@@ -48,7 +48,7 @@ class BuildRequest:
 
 
 @dataclass(frozen=True)
-class PlannedDataset:
+class PreparedDataset:
     """A dataset as this build will leave it.
 
     Attributes:
@@ -76,7 +76,7 @@ class Stage:
         todo: those of them that are missing.
     """
 
-    dataset: PlannedDataset
+    dataset: PreparedDataset
     teacher: TeacherOptions | None
     spec: TeacherSpec | None
     shards: tuple[ShardRows, ...]
@@ -90,7 +90,7 @@ class Stage:
 
 
 @dataclass(frozen=True)
-class BuildPlan:
+class PreparedBuild:
     """Everything that a build will do; nothing is done yet."""
 
     request: BuildRequest
@@ -102,7 +102,7 @@ class BuildPlan:
         return sum(len(stage.todo) for stage in self.stages)
 
 
-def plan_build(request: BuildRequest) -> BuildPlan:
+def prepare_build(request: BuildRequest) -> PreparedBuild:
     """Return what a build would do. Reads only; loads no teacher.
 
     Raises:
@@ -113,27 +113,27 @@ def plan_build(request: BuildRequest) -> BuildPlan:
     return _plan(request, Cache.find(request.cache))
 
 
-def plan_afresh(request: BuildRequest) -> BuildPlan:
+def prepare_afresh(request: BuildRequest) -> PreparedBuild:
     """Return what a build would do if nothing were built yet; whatever lies at the cache's address is not looked at.
 
     Raises:
-        MissingSource, BadRequest: as `plan_build`.
+        MissingSource, BadRequest: as `prepare_build`.
     """
     return _plan(request, None)
 
 
-def _plan(request: BuildRequest, cache: Cache | None) -> BuildPlan:
+def _plan(request: BuildRequest, cache: Cache | None) -> PreparedBuild:
     stages = []
     tokenizers: dict[str, bytes | None] = {}
     for source in request.sources:
-        dataset = _plan_dataset(cache, source, request.job, tokenizers)
+        dataset = _prepare_dataset(cache, source, request.job, tokenizers)
         if request.views is not None and is_augmented(request.views, dataset.spec):
-            dataset = replace(dataset, views=_plan_views(cache, request.views, dataset.spec, request.job))
+            dataset = replace(dataset, views=_promise_views(cache, request.views, dataset.spec, request.job))
         tokenizers[source.name] = dataset.tokenizer
         known = cache is not None and source.name in cache.dataset_names()
         unbuilt = None if known else f"{request.cache}/{source.name}/{TOKENIZER_JSON}"
         shards = tuple(dataset.rows.shards())
-        stages.append(_plan_stage(cache, dataset, None, None, shards, request.part))
+        stages.append(_prepare_stage(cache, dataset, None, None, shards, request.part))
         for teacher in request.teachers:
             if teacher.datasets is None or source.name in teacher.datasets:
                 check_tokens(teacher, dataset.spec, unbuilt)
@@ -141,7 +141,7 @@ def _plan(request: BuildRequest, cache: Cache | None) -> BuildPlan:
                 if cache is not None and teacher.name in cache.teacher_names(source.name):
                     check_spec(cache.objects, f"{source.name}/{teacher.name}/teacher.json", spec, request.job)
                 stages += [
-                    _plan_stage(cache, dataset, teacher, spec, shards, request.part, view)
+                    _prepare_stage(cache, dataset, teacher, spec, shards, request.part, view)
                     for view in views_of(request.views, dataset.spec)
                 ]
     if request.views is not None and all(stage.dataset.views is None for stage in stages):
@@ -152,12 +152,12 @@ def _plan(request: BuildRequest, cache: Cache | None) -> BuildPlan:
             do="drop [views]",
         )
     stages.sort(key=lambda stage: stage.teacher is not None)  # every dataset first, then teachers; the sort is stable
-    return BuildPlan(request, tuple(stages))
+    return PreparedBuild(request, tuple(stages))
 
 
-def _plan_dataset(
+def _prepare_dataset(
     cache: Cache | None, options: Source, job: str, tokenizers: Mapping[str, bytes | None]
-) -> PlannedDataset:
+) -> PreparedDataset:
     known = cache is not None and options.name in cache.dataset_names()
     recorded = cache.plan(options.name) if known and cache else RowPlan(())
     tokenizer = options.find_tokenizer(partial(_known_tokenizer, cache, tokenizers))
@@ -187,7 +187,7 @@ def _plan_dataset(
         )
     mended = _compare(cache, source, recorded, growth.touched, job) if known and growth.touched and cache else {}
     segments = (*recorded.segments, growth.segment) if growth.segment else recorded.segments
-    return PlannedDataset(source, spec, RowPlan(segments), growth.segment, mended, tokenizer)
+    return PreparedDataset(source, spec, RowPlan(segments), growth.segment, mended, tokenizer)
 
 
 def _known_tokenizer(cache: Cache | None, tokenizers: Mapping[str, bytes | None], dataset: str) -> bytes | None:
@@ -289,7 +289,7 @@ def is_augmented(options: ViewOptions, dataset: DatasetSpec) -> bool:
     return dataset.input_dtype == "uint8" and len(dataset.input_shape) == 3
 
 
-def _plan_views(cache: Cache | None, options: ViewOptions, dataset: DatasetSpec, job: str) -> ViewsSpec:
+def _promise_views(cache: Cache | None, options: ViewOptions, dataset: DatasetSpec, job: str) -> ViewsSpec:
     """Return the promise of a dataset's views.
 
     Raises:
@@ -321,9 +321,9 @@ def _inputs(dataset: DatasetSpec) -> str:
     return f"{dataset.input_dtype} {dataset.input_shape}"
 
 
-def _plan_stage(
+def _prepare_stage(
     cache: Cache | None,
-    dataset: PlannedDataset,
+    dataset: PreparedDataset,
     teacher: TeacherOptions | None,
     spec: TeacherSpec | None,
     shards: tuple[ShardRows, ...],

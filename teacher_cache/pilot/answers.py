@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol
 from storage.errors import BadTeacher
 from storage.format.arrays import pack
 from storage.views import plain
-from teacher_cache.building.survey import PlannedDataset, Stage
+from teacher_cache.building.survey import PreparedDataset, Stage
 from teacher_cache.pilot.rows import SpreadRows, choose_positions, positions_per_row, read_spread
 from teacher_cache.teachers.model import Teacher
 from teacher_cache.teachers.options import TeacherOptions
@@ -20,7 +20,7 @@ from teacher_cache.teachers.options import TeacherOptions
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from teacher_cache.pilot.fidelity import Answers
+    from teacher_cache.pilot.fidelity import PilotAnswers
 
 MIN_ROWS_OF_A_DATASET = 32
 WARM_UP_ROWS = 8
@@ -36,28 +36,30 @@ class Progress(Protocol):
         """Some of them are done."""
 
 
-class Asked(NamedTuple):
-    """What a teacher said of some rows.
+class TimedAnswers(NamedTuple):
+    """What a teacher said of some rows, and what it took.
 
     Attributes:
         answers: of the positions that are measured.
-        seconds: of its forward passes over all positions, and how many those were.
+        seconds: of its forward passes over all positions.
         positions: how many those were.
         feature_bytes: of its features, as stored.
     """
 
-    answers: Answers
+    answers: PilotAnswers
     seconds: float
     positions: int
     feature_bytes: int
 
 
-def num_positions(dataset: PlannedDataset) -> int:
+def num_positions(dataset: PreparedDataset) -> int:
     """Return how many targets a dataset has: its rows, or all positions of them."""
     return dataset.rows.num_rows * positions_per_row(dataset)
 
 
-def ask(teacher: Teacher, options: TeacherOptions, stages: Sequence[Stage], wanted: int, progress: Progress) -> Asked:
+def ask(
+    teacher: Teacher, options: TeacherOptions, stages: Sequence[Stage], wanted: int, progress: Progress
+) -> TimedAnswers:
     """Ask a teacher about rows of each dataset, in proportion to their sizes, in the first view of each.
 
     Raises:
@@ -66,11 +68,11 @@ def ask(teacher: Teacher, options: TeacherOptions, stages: Sequence[Stage], want
     """
     import torch
 
-    from teacher_cache.pilot.fidelity import Answers
+    from teacher_cache.pilot.fidelity import PilotAnswers
 
     firsts = {stage.dataset.spec.name: stage for stage in reversed(stages)}
     total = sum(num_positions(stage.dataset) for stage in firsts.values())
-    parts: list[Asked] = []
+    parts: list[TimedAnswers] = []
     for name, stage in sorted(firsts.items()):
         share = max(MIN_ROWS_OF_A_DATASET, round(wanted * num_positions(stage.dataset) / total))
         rows = read_spread(stage, share)
@@ -79,8 +81,8 @@ def ask(teacher: Teacher, options: TeacherOptions, stages: Sequence[Stage], want
     joined = [
         torch.cat([getattr(part.answers, field) for part in parts]) for field in ("logits_NV", "labels_N", "keys_N")
     ]
-    answers = Answers(joined[0], parts[0].answers.num_classes, joined[1], joined[2])
-    return Asked(
+    answers = PilotAnswers(joined[0], parts[0].answers.num_classes, joined[1], joined[2])
+    return TimedAnswers(
         answers,
         seconds=sum(part.seconds for part in parts),
         positions=sum(part.positions for part in parts),
@@ -90,7 +92,7 @@ def ask(teacher: Teacher, options: TeacherOptions, stages: Sequence[Stage], want
 
 def _ask_rows(
     teacher: Teacher, options: TeacherOptions, stage: Stage, rows: SpreadRows, chosen_N: Tensor, progress: Progress
-) -> list[Asked]:
+) -> list[TimedAnswers]:
     """Return the answers to the rows of one dataset, batch by batch."""
     per_row = positions_per_row(stage.dataset)
     teacher(plain(rows.shown_B[:WARM_UP_ROWS]))  # the first batch pays for what is set up once
@@ -110,17 +112,17 @@ def _ask_rows(
         }
         feature_bytes = sum(map(len, pack(stored).values())) if stored else 0
         answers = _picked(logits, batch, inside_N, stage)
-        parts.append(Asked(answers, seconds, stop - start, feature_bytes))
+        parts.append(TimedAnswers(answers, seconds, stop - start, feature_bytes))
         start = stop
         progress.advance(len(batch.shown_B))
     return parts
 
 
-def _picked(logits: Tensor, batch: SpreadRows, positions_N: Tensor, stage: Stage) -> Answers:
+def _picked(logits: Tensor, batch: SpreadRows, positions_N: Tensor, stage: Stage) -> PilotAnswers:
     """Return the answers at some positions of a batch, after checking that they are answers."""
     from storage.encodings.draws import position_keys
-    from teacher_cache.pilot.fidelity import Answers
-    from teacher_cache.work.ask import check_classes, refuse_probabilities
+    from teacher_cache.pilot.fidelity import PilotAnswers
+    from teacher_cache.work.checks import check_classes, refuse_probabilities
 
     assert stage.spec is not None
     check_classes(logits, batch.labels, stage.spec, stage.dataset.spec.name)
@@ -136,7 +138,7 @@ def _picked(logits: Tensor, batch: SpreadRows, positions_N: Tensor, stage: Stage
             expected="finite values; a build refuses such shards",
             do="run it in fp32 or bf16 if it overflows in fp16, or look at those rows",
         )
-    return Answers(
+    return PilotAnswers(
         picked_NV,
         stage.spec.num_classes,
         batch.labels.flatten()[positions_N].to(device),

@@ -27,7 +27,7 @@ CALIBRATION_BINS = 15  # Guo et al. 2017, arXiv 1706.04599
 STUDENT_SHRINK, STUDENT_NOISE, STUDENT_SEED = 0.5, 0.5, 0
 
 
-class Answers(NamedTuple):
+class PilotAnswers(NamedTuple):
     """What the teacher said of the rows of a pilot, on its device.
 
     Attributes:
@@ -42,13 +42,13 @@ class Answers(NamedTuple):
     labels_N: Tensor
     keys_N: Tensor
 
-    def blocks(self) -> Iterator[Answers]:
+    def blocks(self) -> Iterator[PilotAnswers]:
         """Yield a few rows at a time."""
         rows = max(1, BLOCK_ELEMENTS // self.logits_NV.shape[1])
         for logits_BV, labels_B, keys_B in zip(
             self.logits_NV.split(rows), self.labels_N.split(rows), self.keys_N.split(rows), strict=True
         ):
-            yield Answers(logits_BV, self.num_classes, labels_B, keys_B)
+            yield PilotAnswers(logits_BV, self.num_classes, labels_B, keys_B)
 
     @property
     def dense(self) -> DenseTargets:
@@ -87,7 +87,7 @@ class Fidelity(NamedTuple):
     single: Gradient | None
 
 
-def measure(answers: Answers, encoding: AnyEncoding) -> Fidelity:
+def measure(answers: PilotAnswers, encoding: AnyEncoding) -> Fidelity:
     """Return how near an encoding comes to the teacher's own answers."""
     sampled = encoding if isinstance(encoding, SparseEncoding) and encoding.n else None
     kls, expected = [], Calibration()
@@ -119,7 +119,7 @@ def measure(answers: Answers, encoding: AnyEncoding) -> Fidelity:
     )
 
 
-def calibration_of_dense(answers: Answers) -> float | None:
+def calibration_of_dense(answers: PilotAnswers) -> float | None:
     """Return the expected calibration error of the teacher itself; None without labels."""
     expected = Calibration()
     for block in answers.blocks():
@@ -193,7 +193,7 @@ def pair_gradient(targets: SoftTargets, student_BC: Tensor, temperature: float) 
     return torch.autograd.grad(loss, student_BC)[0]
 
 
-def drawn_gradients(block: Answers, encoding: SparseEncoding, student_BC: Tensor) -> Iterator[Tensor]:
+def drawn_gradients(block: PilotAnswers, encoding: SparseEncoding, student_BC: Tensor) -> Iterator[Tensor]:
     """Yield d/dz of the cross-entropy with what was drawn, (B, C), for DRAW_SETS seeds, the encoding's own first.
 
     Kept classes count as they are, the tail's mass goes to the draws: −Σ_K p log q − p⊥ Σ_j (c_j/n) log q_j.

@@ -17,7 +17,7 @@ from storage.encodings import AnyEncoding
 from storage.errors import BadRequest
 from storage.format.arrays import METADATA, pack, unpack
 from storage.views import PLAIN
-from teacher_cache.building.survey import BuildRequest, Stage, plan_afresh
+from teacher_cache.building.survey import BuildRequest, Stage, prepare_afresh
 from teacher_cache.pilot.answers import Progress, ask, num_positions
 from teacher_cache.pilot.ladder import FidelityOptions, ladder
 from teacher_cache.pilot.worth import Pace, Worth, weigh
@@ -25,7 +25,7 @@ from teacher_cache.teachers.loading import load_teacher
 from teacher_cache.teachers.options import TeacherOptions
 
 if TYPE_CHECKING:
-    from teacher_cache.pilot.fidelity import Answers, Fidelity
+    from teacher_cache.pilot.fidelity import Fidelity, PilotAnswers
 
 TIMED_RUNS = 3
 
@@ -126,7 +126,7 @@ def run_pilot(request: PilotRequest, progress: Progress) -> list[Pilot]:
             found="no [[teacher]]",
             do="add one; docs/jobs.md has its keys",
         )
-    plan = plan_afresh(request.build)
+    plan = prepare_afresh(request.build)
     pilots = []
     for options in request.build.teachers:
         stages = [stage for stage in plan.stages if stage.teacher is not None and stage.teacher.name == options.name]
@@ -143,7 +143,7 @@ def _measure_teacher(
     import torch
 
     from teacher_cache.pilot.fidelity import calibration_of_dense
-    from teacher_cache.work.ask import pick_device
+    from teacher_cache.teachers.loading import pick_device
 
     torch.set_num_threads(request.build.threads)
     device = pick_device(request.build.device)
@@ -204,7 +204,7 @@ class _Cost(NamedTuple):
     fidelity: Fidelity
 
 
-def _cost(answers: Answers, encoding: AnyEncoding, rows_per_shard: float) -> _Cost | str:
+def _cost(answers: PilotAnswers, encoding: AnyEncoding, rows_per_shard: float) -> _Cost | str:
     """Return what one encoding takes of a row, or why it cannot be used."""
     import torch
 

@@ -11,13 +11,11 @@ import numpy as np
 import pyarrow as pa
 
 from storage.errors import MissingSource
-from storage.format.shards import ShardKey
 from storage.tasks import NO_LABEL
 from storage.views import PLAIN
 from storage.views.check import readable_rows
-from teacher_cache.building.survey import PlannedDataset, Stage
+from teacher_cache.building.survey import PreparedDataset, Stage
 from teacher_cache.work.ingest import decode_rows
-from teacher_cache.work.pieces import Task
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -40,7 +38,7 @@ class SpreadRows(NamedTuple):
     keys_B: Tensor
 
 
-def positions_per_row(dataset: PlannedDataset) -> int:
+def positions_per_row(dataset: PreparedDataset) -> int:
     """Return how many targets a row has: 1, or of tokens the length of a block."""
     return 1 if dataset.spec.vocabulary is None else dataset.spec.input_shape[0]
 
@@ -66,13 +64,8 @@ def read_spread(stage: Stage, wanted: int) -> SpreadRows:
     if dataset.spec.vocabulary is not None:
         wanted = max(MIN_BLOCKS, -(-wanted // positions_per_row(dataset)))
     runs = spread_runs(dataset.rows.num_rows, wanted)
-    extents = tuple(extent for run in runs for extent in dataset.rows.slice(*run))
-    key = ShardKey(dataset.spec.name, None, PLAIN, 0)
-    arrays, columns = decode_rows(
-        dataset.source,
-        dataset.spec,
-        Task("", key, 0, sum(extent.rows for extent in extents), "", "", extents, "cpu", 1),
-    )
+    extents = [extent for run in runs for extent in dataset.rows.slice(*run)]
+    arrays, columns = decode_rows(dataset.source, dataset.spec, extents)
     readable = readable_rows(pa.table(columns))
     if not readable.mask_S.any():
         raise MissingSource(

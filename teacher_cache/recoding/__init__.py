@@ -1,5 +1,4 @@
 """A smaller cache from a richer one, without the teacher.
 
-recode.py        the story: promises compared, what is missing run
-conversions.py   what soft targets may become, and how
+recode.py   the story: promises compared, what is missing run
 """

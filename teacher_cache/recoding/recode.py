@@ -2,7 +2,7 @@
 
 Everything but the teachers' arrays is copied as it is: promises of datasets and views, tokenizers, plans, ingest
 shards, per-sample tables, fingerprints of what the teacher saw. Soft targets are decoded and encoded again
-(`teacher_cache.recoding.conversions` says what may become what); features may be fewer, and are otherwise the same.
+(`teacher_cache.work.conversions` says what may become what); features may be fewer, and are otherwise the same.
 Neither the sources nor the teachers' files need exist; where they do, a job that is not the richer cache's is
 noticed.
 
@@ -32,9 +32,9 @@ from teacher_cache.building.build import BuildReport, Progress, count_done, set_
 from teacher_cache.building.runners import Runner
 from teacher_cache.building.survey import BuildRequest, views_of
 from teacher_cache.pilot.ladder import as_toml
-from teacher_cache.recoding.conversions import refusal
 from teacher_cache.teachers.options import TeacherOptions
-from teacher_cache.work.pieces import Done, Task
+from teacher_cache.work.conversions import refusal
+from teacher_cache.work.pieces import Done, RecodeWork, Work
 
 
 class RecodeStage(NamedTuple):
@@ -59,7 +59,7 @@ class RecodeStage(NamedTuple):
 
 
 @dataclass(frozen=True)
-class RecodePlan:
+class PreparedRecoding:
     """Everything that a recoding will do; nothing is done yet."""
 
     source: Cache
@@ -72,7 +72,7 @@ class RecodePlan:
         return {stage.name: stage.missing for stage in self.stages if stage.missing}
 
 
-def plan_recode(source: Cache, request: BuildRequest) -> RecodePlan:
+def prepare_recoding(source: Cache, request: BuildRequest) -> PreparedRecoding:
     """Return what a recoding would do. Reads only, and loads no teacher.
 
     Args:
@@ -101,10 +101,10 @@ def plan_recode(source: Cache, request: BuildRequest) -> RecodePlan:
     if not any(stage.shards for stage in stages):
         raise IncompleteCache(f"{source.url} holds nothing of this job yet", do="cache build JOB.toml")
     stages.sort(key=lambda stage: stage.teacher is not None)  # ingests first; the sort is stable
-    return RecodePlan(source, request, tuple(stages))
+    return PreparedRecoding(source, request, tuple(stages))
 
 
-def run_recode(plan: RecodePlan, runner: Runner, progress: Progress) -> BuildReport:
+def run_recode(plan: PreparedRecoding, runner: Runner, progress: Progress) -> BuildReport:
     """Make what is missing of the smaller cache, and return what came of it.
 
     Raises:
@@ -126,13 +126,13 @@ def run_recode(plan: RecodePlan, runner: Runner, progress: Progress) -> BuildRep
         progress.stage(stage.name, rows, rows - left)
         if not todo:
             continue
-        with contextlib.closing(runner(_tasks(plan, stage, todo))) as results:
-            for task, result in results:
+        with contextlib.closing(runner(_pieces(plan, stage, todo))) as results:
+            for work, result in results:
                 if isinstance(result, Done):
                     count_done(report, result)
                     progress.done(result)
                 else:
-                    set_aside(task, result, report, progress)
+                    set_aside(work, result, report, progress)
     Ledger.load(cache.objects).compact()
     for stage in plan.stages:
         if stage.teacher is None and len(unread := _quarantined(cache, stage)):
@@ -144,7 +144,7 @@ def _quarantined(cache: Cache, stage: RecodeStage) -> pl.DataFrame:
     return cache.quarantined(stage.dataset) if cache.committed(stage.dataset) else pl.DataFrame()
 
 
-def needs_runner(plan: RecodePlan) -> bool:
+def needs_runner(plan: PreparedRecoding) -> bool:
     """Return whether there is anything to run: a cluster for nothing would cost seconds."""
     cache = Cache.find(plan.request.cache)
     return cache is None or any(
@@ -254,7 +254,7 @@ def _stage(source: Cache, dataset: str, teacher: str | None, view: str, spec: Te
     return RecodeStage(dataset, teacher, view, spec, there, len(shards) - len(there))
 
 
-def _write_promises(source: Cache, cache: Cache, plan: RecodePlan) -> None:
+def _write_promises(source: Cache, cache: Cache, plan: PreparedRecoding) -> None:
     """Write every promise and every segment, before any data."""
     job = plan.request.job
     for stage in plan.stages:
@@ -284,17 +284,9 @@ def _copy_object(source: Cache, cache: Cache, path: str) -> None:
         )
 
 
-def _tasks(plan: RecodePlan, stage: RecodeStage, todo: Sequence[ShardRows]) -> Iterator[Task]:
-    for shard, start, stop in todo:
-        yield Task(
-            cache=plan.request.cache,
-            key=ShardKey(stage.dataset, stage.teacher, stage.view, shard),
-            start=start,
-            stop=stop,
-            options="",
-            promise="" if stage.spec is None else stage.spec.fingerprint,
-            extents=(),
-            device=plan.request.device,
-            threads=plan.request.threads,
-            richer=plan.source.url,
-        )
+def _pieces(plan: PreparedRecoding, stage: RecodeStage, todo: Sequence[ShardRows]) -> Iterator[Work]:
+    """Yield the work of a stage, a shard each."""
+    request = plan.request
+    for shard, _, _ in todo:
+        key = ShardKey(stage.dataset, stage.teacher, stage.view, shard)
+        yield RecodeWork(request.cache, key, plan.source.url, request.device, request.threads)

@@ -7,7 +7,7 @@ import socket
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
-from storage.errors import StaleCache
+from storage.errors import BadRequest, StaleCache
 from teacher_cache.teachers.kinds import KINDS
 from teacher_cache.teachers.model import Teacher
 from teacher_cache.teachers.options import TeacherOptions
@@ -26,9 +26,20 @@ def load_teacher(options: TeacherOptions, device: torch.device) -> Teacher:
     return Teacher(options, KINDS[options.kind].load(options), device)
 
 
+def pick_device(asked: str) -> str:
+    """Return "cpu" or "cuda" for "auto", "cpu" or "cuda". Raises BadRequest: there is no CUDA device."""
+    import torch
+
+    if asked == "cuda" and not torch.cuda.is_available():
+        raise BadRequest(
+            "no CUDA device can be used here", found="torch.cuda.is_available() is false", do="--device cpu"
+        )
+    return asked if asked != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
+
+
 @lru_cache(maxsize=1)  # one worker, one teacher: the next one takes its place
 def cached_teacher(options_json: str, promise: str, num_classes: int, device: str) -> Teacher:
-    """Return the teacher of a task, loaded in the first one of each process.
+    """Return the teacher of a piece of work, loaded for the first one of each process.
 
     Args:
         options_json: TeacherOptions as JSON.

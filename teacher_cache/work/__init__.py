@@ -1,8 +1,11 @@
 """One shard's work, from what a worker is sent to its commit. Each of the three reads best whole.
 
-pieces.py    what travels, what comes back, and how every piece ends: with a commit
-ingest.py    raw samples to model-ready inputs
-ask.py       inputs to a teacher's soft targets and features
-recode.py    a richer cache's targets to this one's
-perform.py   which of them a piece of work is
+pieces.py        what travels, what comes back, and how every piece ends: with a commit
+ingest.py        raw samples to model-ready inputs
+ask.py           inputs to a teacher's soft targets and features
+recode.py        a richer cache's targets to this one's
+rows.py          labels, keys and encodings of a shard's rows, as asking and recoding need them
+checks.py        what a teacher's answers must be
+conversions.py   what soft targets may become without their teacher, and how
+perform.py       which of the three a piece of work is
 """

@@ -14,25 +14,23 @@ import numpy as np
 import pyarrow as pa
 
 from storage.cache import Cache
-from storage.digests import sample_keys
-from storage.encodings import AnyEncoding
-from storage.errors import BadRequest, BadTeacher, RowsMissing
-from storage.format.shards import Commit, ShardKey
+from storage.errors import BadTeacher
+from storage.format.shards import ShardKey
 from storage.format.specs import TeacherSpec
 from storage.tasks import NO_LABEL
 from storage.views import FINGERPRINTED_ROWS, PLAIN, plain, view_fingerprint
 from storage.views.check import Readable, libraries, readable_rows
-from teacher_cache.work.pieces import LOCK, Done, Task, commit_shard, provenance
+from teacher_cache.work.checks import check_classes, finite_rows, refuse_probabilities, refuse_shard
+from teacher_cache.work.pieces import LOCK, AskWork, Done, commit_shard, provenance
+from teacher_cache.work.rows import draw_keys, encode_rows, labels_of, spread_rows
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from teacher_cache.teachers.model import Teacher
 
-SHOWN_ROWS = 10  # of refused rows, in a message
 
-
-def teach_shard(task: Task) -> Done:
+def ask_shard(work: AskWork) -> Done:
     """Ask a teacher about every readable sample of one shard, and commit its soft targets and features.
 
     Raises:
@@ -42,28 +40,28 @@ def teach_shard(task: Task) -> Done:
     """
     import torch
 
-    from teacher_cache.teachers.loading import cached_teacher
+    from teacher_cache.teachers.loading import cached_teacher, pick_device
 
-    cache = Cache.open(task.cache)
-    assert task.key.teacher is not None
-    spec = cache.teacher(task.key.dataset, task.key.teacher)
-    ingest = cache.commit(ShardKey(task.key.dataset, None, PLAIN, task.key.shard), with_table=True)
+    cache, key = Cache.open(work.cache), work.key
+    assert key.teacher is not None
+    spec = cache.teacher(key.dataset, key.teacher)
+    ingest = cache.commit(ShardKey(key.dataset, None, PLAIN, key.shard), with_table=True)
     readable = readable_rows(ingest.table)
     readable_S = readable.mask_S
-    inputs_S = cache.read_inputs(task.key.dataset, task.key.shard)
-    labels_S = labels_of(cache, task.key, ingest)
+    inputs_S = cache.read_inputs(key.dataset, key.shard)
+    labels_S = labels_of(cache, key, ingest)
 
     with LOCK:
         began = time.monotonic()
-        torch.set_num_threads(task.threads)  # in each task: a Dask nanny has set it to 1
-        device = pick_device(task.device)
-        teacher = cached_teacher(task.options, task.promise, spec.num_classes, device)
-        shown_B, seen = _show(cache, task.key, inputs_S, readable, device)
-        keys_B = torch.from_numpy(draw_keys(readable, task.key.view))
-        asked = Asked(shown_B, torch.from_numpy(labels_S[readable_S]), keys_B)
-        answers = _ask(teacher, asked, spec, task.key.dataset)
+        torch.set_num_threads(work.threads)  # for each shard: a Dask nanny has set it to 1
+        device = pick_device(work.device)
+        teacher = cached_teacher(work.teacher, work.promise, spec.num_classes, device)
+        shown_B, seen = _show(cache, key, inputs_S, readable, device)
+        keys_B = torch.from_numpy(draw_keys(readable, key.view))
+        question = Question(shown_B, torch.from_numpy(labels_S[readable_S]), keys_B)
+        answers = _ask(teacher, question, spec, key.dataset)
         seconds = time.monotonic() - began
-    _refuse(answers, task, np.flatnonzero(readable_S))
+    refuse_shard(answers.finite, answers.in_range, work, np.flatnonzero(readable_S))
 
     arrays = {name: spread_rows(encoded.cpu().numpy(), readable_S) for name, encoded in answers.encoded.items()}
     columns = {name: _column(values.cpu().numpy(), readable_S) for name, values in answers.columns.items()}
@@ -71,12 +69,12 @@ def teach_shard(task: Task) -> Done:
     about = provenance(seconds) | {
         "quarantined": int((~readable_S).sum()),
         "inputs_digest": ingest.about["inputs_digest"],
-        "device": torch.cuda.get_device_name() if device == "cuda" else f"cpu, {task.threads} threads",
+        "device": torch.cuda.get_device_name() if device == "cuda" else f"cpu, {work.threads} threads",
         "torch": torch.__version__,
-        "promise": task.promise,
+        "promise": work.promise,
         **seen,
     }
-    return commit_shard(cache, task, arrays, table, about, 0)
+    return commit_shard(cache, key, work.rows, arrays=arrays, table=table, about=about)
 
 
 def _show(
@@ -89,7 +87,7 @@ def _show(
     if key.view == PLAIN:
         return stored_B, {"view_fingerprint": view_fingerprint(inputs_S)}
     views = cache.views(key.dataset)
-    assert views is not None  # the build wrote it before any task
+    assert views is not None  # the build wrote it before any shard
     shown_B = views.view(key.view).show_shard(stored_B.to(device), readable.keys_B, readable.splits_B)
     return shown_B, {
         "inputs_fingerprint": view_fingerprint(inputs_S),
@@ -99,38 +97,15 @@ def _show(
     }
 
 
-def pick_device(asked: str) -> str:
-    """Return "cpu" or "cuda" for a task's device."""
-    import torch
-
-    if asked == "cuda" and not torch.cuda.is_available():
-        raise BadRequest(
-            "no CUDA device can be used here", found="torch.cuda.is_available() is false", do="--device cpu"
-        )
-    return asked if asked != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
-
-
-def labels_of(cache: Cache, key: ShardKey, ingest: Commit) -> np.ndarray:
-    """Return labels, int64 (S,) or of tokens (S, L), −1 where there is none."""
-    if cache.dataset(key.dataset).vocabulary is not None:
-        return cache.read_labels(key.dataset, key.shard).astype(np.int64)
-    return np.asarray(ingest.table["label"].fill_null(NO_LABEL).to_numpy().astype(np.int64))
-
-
-def draw_keys(readable: Readable, view: str) -> np.ndarray:
-    """Return what draws are a function of, sample and view, int64 (B,)."""
-    return readable.keys_B if view == PLAIN else readable.keys_B ^ sample_keys([view])
-
-
-class Asked(NamedTuple):
-    """Inputs (B, …), labels (B,) or of tokens (B, L) int64, −1 for none, and keys of draws (B,) int64."""
+class Question(NamedTuple):
+    """What a teacher is asked: inputs (B, …), labels (B,) or (B, L) int64, −1: none, and keys of draws (B,) int64."""
 
     inputs: Tensor
     labels: Tensor
     keys_B: Tensor
 
 
-class Answers(NamedTuple):
+class ShardAnswers(NamedTuple):
     """What a teacher said of a shard, all on its device; B readable rows.
 
     Attributes:
@@ -146,15 +121,17 @@ class Answers(NamedTuple):
     in_range: dict[str, Tensor]
 
 
-def _ask(teacher: Teacher, asked: Asked, spec: TeacherSpec, dataset: str) -> Answers:
+def _ask(teacher: Teacher, question: Question, spec: TeacherSpec, dataset: str) -> ShardAnswers:
     """Return the teacher's answers, encoded batch by batch so that no whole logits or features are ever held."""
     import torch
 
-    if not len(asked.inputs):  # nothing was readable; a blank tells the shapes, and models choke on no rows at all
-        one = Asked(*(values.new_zeros(1, *values.shape[1:]) for values in asked))
-        return Answers(*({name: t[:0] for name, t in tensors.items()} for tensors in _ask(teacher, one, spec, dataset)))
-    parts: list[Answers] = []
-    for batch in map(Asked, *(values.split(teacher.batch_size) for values in asked)):
+    if not len(question.inputs):  # nothing was readable; a blank tells the shapes, and models choke on no rows at all
+        one = Question(*(values.new_zeros(1, *values.shape[1:]) for values in question))
+        return ShardAnswers(
+            *({name: t[:0] for name, t in tensors.items()} for tensors in _ask(teacher, one, spec, dataset))
+        )
+    parts: list[ShardAnswers] = []
+    for batch in map(Question, *(values.split(teacher.batch_size) for values in question)):
         logits, features = teacher(plain(batch.inputs))
         check_classes(logits, batch.labels, spec, dataset)
         if not parts:
@@ -168,106 +145,20 @@ def _ask(teacher: Teacher, asked: Asked, spec: TeacherSpec, dataset: str) -> Ans
                 raise BadTeacher(f"teacher {spec.name} changes the shape of {name} between batches", found=f"{shapes}")
         return {name: torch.cat([tensors[name] for tensors in dicts]) for name in dicts[0]}
 
-    return Answers(*(joined(part[number] for part in parts) for number in range(len(Answers._fields))))
+    return ShardAnswers(*(joined(part[number] for part in parts) for number in range(len(ShardAnswers._fields))))
 
 
-def _answers(logits: Tensor, features: dict[str, Tensor], batch: Asked, spec: TeacherSpec) -> Answers:
+def _answers(logits: Tensor, features: dict[str, Tensor], batch: Question, spec: TeacherSpec) -> ShardAnswers:
     """Return the answers for one batch; `logits` (B, V), of tokens (B, L, V)."""
     labels = batch.labels.to(logits.device)
     encoded = encode_rows(spec.encoding, logits, labels, batch.keys_B, spec.num_classes)
-    in_range = {name: _finite_rows(v, bf16=name in spec.encoding.bf16_arrays) for name, v in encoded.items()}
-    finite = {"logits": _finite_rows(logits[..., : spec.num_classes]) & _finite_rows(logits.amax(-1, keepdim=True))}
+    in_range = {name: finite_rows(v, bf16=name in spec.encoding.bf16_arrays) for name, v in encoded.items()}
+    finite = {"logits": finite_rows(logits[..., : spec.num_classes]) & finite_rows(logits.amax(-1, keepdim=True))}
     for name, values in features.items():
         stored = encoded[f"feature/{name}"] = spec.features[name].encode(values)
-        finite[f"feature/{name}"] = _finite_rows(values)
-        in_range[f"feature/{name}"] = _finite_rows(stored, bf16=spec.features[name].dtype == "bf16")
-    return Answers(_columns(logits, labels), encoded, finite, in_range)
-
-
-def encode_rows(
-    encoding: AnyEncoding, logits: Tensor, labels: Tensor, keys_B: Tensor, num_classes: int
-) -> dict[str, Tensor]:
-    """Return the arrays of an encoding for some rows, (B, …), of tokens (B, L, …).
-
-    Args:
-        encoding: how to store them.
-        logits: float32, (B, V), of tokens (B, L, V).
-        labels: int64, one for each, −1 where there is none, on the same device.
-        keys_B: of the rows (`draw_keys`).
-        num_classes: C ≤ V.
-    """
-    from storage.encodings.draws import position_keys
-
-    keys = keys_B.to(logits.device)
-    if logits.ndim == 3:
-        keys = position_keys(keys, logits.shape[1])
-    encoded = encoding.encode(
-        logits.flatten(0, -2), num_classes=num_classes, labels_B=labels.flatten(), keys_B=keys.flatten()
-    )
-    return {name: values.unflatten(0, logits.shape[:-1]) for name, values in encoded.items()}
-
-
-def _finite_rows(values_B: Tensor, *, bf16: bool = False) -> Tensor:
-    """Return which rows hold neither NaN nor infinity, (B,) bool; bfloat16 is stored as its bits, for Zarr has none."""
-    import torch
-
-    if bf16:
-        values_B = values_B.view(torch.bfloat16)
-    return values_B.isfinite().flatten(1).all(dim=1)
-
-
-def check_classes(logits: Tensor, labels: Tensor, spec: TeacherSpec, dataset: str) -> None:
-    """Check the number of logits: that of the classes, of tokens at least that; the rest pads the vocabulary."""
-    found, padded = logits.shape[-1], logits.ndim == 3
-    if found < spec.num_classes or (found > spec.num_classes and not padded):
-        raise BadTeacher(
-            f"teacher {spec.name} does not fit dataset {dataset}",
-            found=f"{found} logits per {'position' if padded else 'row'}",
-            expected=f"{'at least ' * padded}{spec.num_classes} classes",
-        )
-    if labels.shape != logits.shape[:-1] or (labels.numel() and int(labels.max()) >= spec.num_classes):
-        raise BadTeacher(
-            f"teacher {spec.name} does not fit the labels of dataset {dataset}",
-            found=f"logits of shape {tuple(logits.shape)}, labels of shape {tuple(labels.shape)}, "
-            f"the largest {int(labels.max()) if labels.numel() else 'none'}",
-            expected=f"logits for each label, and labels below {spec.num_classes}",
-        )
-
-
-def refuse_probabilities(logits_BC: Tensor, spec: TeacherSpec) -> None:
-    """Raise BadTeacher if what should be logits are probabilities already."""
-    import torch
-
-    sums_B = logits_BC.sum(dim=1)
-    if spec.num_classes > 1 and (logits_BC >= 0).all() and torch.allclose(sums_B, torch.ones_like(sums_B), atol=1e-3):
-        raise BadTeacher(
-            f"teacher {spec.name} returns probabilities",
-            found="every row is non-negative and sums to 1",
-            expected="logits: scores before softmax",
-            do="remove the softmax at the end of the model, or take its logarithm",
-        )
-
-
-def _refuse(answers: Answers, task: Task, readable_rows: np.ndarray) -> None:
-    """Refuse the whole shard if any value is NaN, infinite, or too large for its stored form."""
-    for fault, masks, do in (
-        (
-            "gave NaN or infinite",
-            answers.finite,
-            "run it in fp32 or bf16 if it overflows in fp16, or look at those rows",
-        ),
-        ("overflows the stored precision of", answers.in_range, 'store dtype = "bf16" or "fp32"'),
-    ):
-        for name, mask_B in masks.items():
-            if not mask_B.all():
-                rows = (task.start + readable_rows[~mask_B.cpu().numpy()]).tolist()
-                shown = ", ".join(map(str, rows[:SHOWN_ROWS])) + (" …" if len(rows) > SHOWN_ROWS else "")
-                raise RowsMissing(
-                    f"{task.key} is refused: teacher {task.key.teacher} {fault} {name}",
-                    found=f"{len(rows)} of {len(readable_rows)} rows: {shown}",
-                    expected="finite values",
-                    do=do,
-                )
+        finite[f"feature/{name}"] = finite_rows(values)
+        in_range[f"feature/{name}"] = finite_rows(stored, bf16=spec.features[name].dtype == "bf16")
+    return ShardAnswers(_columns(logits, labels), encoded, finite, in_range)
 
 
 def _columns(logits: Tensor, labels: Tensor) -> dict[str, Tensor]:
@@ -289,15 +180,6 @@ def _columns(logits: Tensor, labels: Tensor) -> dict[str, Tensor]:
         return {"top": labels.new_full((len(labels),), NO_LABEL), **means}
     values["label_log_probability"] = values["label_log_probability"].masked_fill(~known, float("nan"))
     return {"top": top.indices, **values}
-
-
-def spread_rows(values_B: np.ndarray, readable_S: np.ndarray) -> np.ndarray:
-    """Return (S, …) with zeros where a row is unreadable; no reader is ever given such a row."""
-    if readable_S.all():
-        return values_B
-    values_S = np.zeros((len(readable_S), *values_B.shape[1:]), values_B.dtype)
-    values_S[readable_S] = values_B
-    return values_S
 
 
 def _column(values_B: np.ndarray, readable_S: np.ndarray) -> pa.Array:

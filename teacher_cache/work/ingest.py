@@ -6,7 +6,7 @@ Shapes: S rows of a shard.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import pyarrow as pa
@@ -16,38 +16,45 @@ from storage.cache import Cache
 from storage.datasets import AnySource, RawSample, Source, Unreadable, check_label
 from storage.digests import digest
 from storage.errors import BadRequest, MissingSource
+from storage.format.rows import Extent
 from storage.format.specs import DatasetSpec
 from storage.tasks import NO_LABEL
-from teacher_cache.work.pieces import LOCK, Done, Task, commit_shard, provenance
+from teacher_cache.work.pieces import LOCK, Done, IngestWork, commit_shard, provenance
 
 
-def ingest_shard(task: Task) -> Done:
+def ingest_shard(work: IngestWork) -> Done:
     """Decode the samples of one shard to model-ready inputs and commit them.
 
     Raises:
         LabelOutOfRange: a label is none of the classes.
         MissingSource: the source holds fewer samples than planned.
     """
-    cache = Cache.open(task.cache)
-    spec, tokenizer = cache.dataset(task.key.dataset), cache.tokenizer(task.key.dataset)
-    options: Source = TypeAdapter(AnySource).validate_json(task.options)
+    cache, (start, stop) = Cache.open(work.cache), work.rows
+    spec, tokenizer = cache.dataset(work.key.dataset), cache.tokenizer(work.key.dataset)
+    options: Source = TypeAdapter(AnySource).validate_json(work.source)
     source = options.prepared(None if tokenizer is None else tokenizer.data, {})
     with LOCK:
         began = time.monotonic()
-        arrays, columns = decode_rows(source, spec, task)
+        arrays, columns = decode_rows(source, spec, work.extents)
         seconds = time.monotonic() - began
-    table = pa.table({"row": pa.array(range(task.start, task.stop), pa.int64()), **columns})
-    quarantined = task.stop - task.start - table["error"].null_count
+    table = pa.table({"row": pa.array(range(start, stop), pa.int64()), **columns})
+    quarantined = stop - start - table["error"].null_count
     about = provenance(seconds) | {"quarantined": quarantined, "inputs_digest": digest(arrays["inputs"].data.cast("B"))}
-    return commit_shard(cache, task, arrays, table, about, quarantined)
+    return commit_shard(cache, work.key, work.rows, arrays=arrays, table=table, about=about, quarantined=quarantined)
 
 
-def decode_rows(source: Source, spec: DatasetSpec, task: Task) -> tuple[dict[str, np.ndarray], dict[str, pa.Array]]:
-    """Return the arrays, (S, …) each, and the columns of the commit.
+def decode_rows(
+    source: Source, spec: DatasetSpec, extents: Sequence[Extent]
+) -> tuple[dict[str, np.ndarray], dict[str, pa.Array]]:
+    """Return arrays, (S, …) each, and the columns of a commit, for all rows of some extents of a source.
 
     An unreadable sample leaves its reason, zeros as inputs, and of tokens no label at any position.
+
+    Raises:
+        BadRequest: two of the samples have one id.
+        LabelOutOfRange, MissingSource: as of `ingest_shard`.
     """
-    inputs_S = np.zeros((task.stop - task.start, *spec.input_shape), dtype=spec.input_dtype)
+    inputs_S = np.zeros((sum(extent.rows for extent in extents), *spec.input_shape), dtype=spec.input_dtype)
     arrays = {"inputs": inputs_S}
     if spec.vocabulary is not None:
         arrays["labels"] = np.full(inputs_S.shape, NO_LABEL, np.int32)
@@ -55,7 +62,7 @@ def decode_rows(source: Source, spec: DatasetSpec, task: Task) -> tuple[dict[str
     labels: list[int | None] = []
     digests: list[str] = []
     errors: list[str | None] = []
-    for i, sample in enumerate(_samples(source, task)):
+    for i, sample in enumerate(_samples(source, extents)):
         check_label(sample.label, spec.classes, sample.sample_id)
         error = None
         try:
@@ -70,7 +77,11 @@ def decode_rows(source: Source, spec: DatasetSpec, task: Task) -> tuple[dict[str
         errors.append(error)
     if len(set(ids)) != len(ids):
         twice = next(name for name in ids if ids.count(name) > 1)
-        raise BadRequest(f"{task.key}: two samples have one id", found=twice, expected="a permanent id for each sample")
+        raise BadRequest(
+            f"dataset {source.name} gives one id to several samples",
+            found=twice,
+            expected="a permanent id for each sample",
+        )
     return arrays, {
         "sample_id": pa.array(ids, pa.string()),
         "label": pa.array(labels, pa.int64()),
@@ -80,8 +91,8 @@ def decode_rows(source: Source, spec: DatasetSpec, task: Task) -> tuple[dict[str
     }
 
 
-def _samples(source: Source, task: Task) -> Iterator[RawSample]:
-    for extent in task.extents:
+def _samples(source: Source, extents: Sequence[Extent]) -> Iterator[RawSample]:
+    for extent in extents:
         count = 0
         for sample in source.read(*extent):
             count += 1

@@ -1,6 +1,6 @@
-"""One unit of work as it travels, what is left of it, and how every one ends: with a commit.
+"""A piece of work as it travels, what is left of it, and how each one ends: with a commit.
 
-A task is small and frozen, its result a few numbers; data never pass through a scheduler. Two tasks share a process:
+Work is small and frozen, its result a few numbers; data never pass through a scheduler. Two pieces share a process:
 while one holds LOCK to compute, the other reads its inputs or writes its arrays.
 """
 
@@ -22,35 +22,68 @@ from storage.format.shards import ShardKey, write_shard
 LOCK = threading.Lock()
 
 
-class Task(NamedTuple):
-    """One unit of work, as it travels: under 2 KB, and a file's name for each row of a folder of images.
+class IngestWork(NamedTuple):
+    """Ingest one shard: under 2 KB, and a file's name for each row of a folder of images.
 
     Attributes:
         cache: its address.
         key: which shard.
-        start, stop: its rows.
-        options: the section of the job that it needs, as JSON: a source for an ingest, else a teacher.
-        promise: fingerprint of the teacher's spec; "" for an ingest.
-        extents: where the rows of an ingest lie in the source; () for a teacher.
-        device: for a teacher: auto, cpu, cuda.
-        threads: of torch, in this process.
-        richer: address of the cache to recode the shard from; "" asks the source or the teacher.
+        rows: [start, stop).
+        source: the job's `[[dataset]]`, as JSON.
+        extents: where the rows lie in the source.
     """
 
     cache: str
     key: ShardKey
-    start: int
-    stop: int
-    options: str
-    promise: str
+    rows: tuple[int, int]
+    source: str
     extents: tuple[Extent, ...]
+
+
+class AskWork(NamedTuple):
+    """Ask a teacher about one shard.
+
+    Attributes:
+        cache: its address.
+        key: which shard.
+        rows: [start, stop).
+        teacher: the job's `[[teacher]]`, as JSON.
+        promise: fingerprint of its spec.
+        device: auto, cpu or cuda.
+        threads: of torch, in this process.
+    """
+
+    cache: str
+    key: ShardKey
+    rows: tuple[int, int]
+    teacher: str
+    promise: str
     device: str
     threads: int
-    richer: str = ""
+
+
+class RecodeWork(NamedTuple):
+    """Make one shard from the same shard of a richer cache.
+
+    Attributes:
+        cache: address of the one to write.
+        key: which shard of both; an ingest is copied as it is.
+        richer: address of the one to read.
+        device, threads: as of AskWork.
+    """
+
+    cache: str
+    key: ShardKey
+    richer: str
+    device: str
+    threads: int
+
+
+Work = IngestWork | AskWork | RecodeWork
 
 
 class Done(NamedTuple):
-    """What is left of a task: `won` is False if another builder had committed the shard already."""
+    """What is left of a piece of work: `won` is False if another builder had committed the shard already."""
 
     key: ShardKey
     rows: int
@@ -71,9 +104,16 @@ def provenance(seconds: float) -> dict[str, Any]:
 
 
 def commit_shard(
-    cache: Cache, task: Task, arrays: dict[str, np.ndarray], table: pa.Table, about: dict[str, Any], quarantined: int
+    cache: Cache,
+    key: ShardKey,
+    rows: tuple[int, int],
+    *,
+    arrays: dict[str, np.ndarray],
+    table: pa.Table,
+    about: dict[str, Any],
+    quarantined: int = 0,
 ) -> Done:
-    """Write a shard's arrays and its commit, and return what became of the task."""
-    commit = write_shard(cache.objects, task.key, rows=(task.start, task.stop), arrays=arrays, table=table, about=about)
+    """Write a shard's arrays and its commit, and return what became of the work; `about` has a `provenance`."""
+    commit = write_shard(cache.objects, key, rows=rows, arrays=arrays, table=table, about=about)
     num_bytes = 0 if commit is None else sum(stored.size_bytes for stored in commit.objects)
-    return Done(task.key, task.stop - task.start, quarantined, num_bytes, about["seconds"], commit is not None)
+    return Done(key, rows[1] - rows[0], quarantined, num_bytes, about["seconds"], commit is not None)

@@ -6,32 +6,38 @@ Shapes: S rows of a shard, B readable rows of it or of a batch.
 from __future__ import annotations
 
 import time
-from typing import Any
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from storage.cache import Cache
 from storage.errors import CorruptObject, RowsMissing
 from storage.format.shards import Commit, ShardKey, copy_shard, read_arrays
+from storage.format.specs import TeacherSpec
 from storage.views import PLAIN
 from storage.views.check import readable_rows
-from teacher_cache.recoding.conversions import convert
-from teacher_cache.work.pieces import LOCK, Done, Task, commit_shard, provenance
+from teacher_cache.work.conversions import convert
+from teacher_cache.work.pieces import LOCK, Done, RecodeWork, commit_shard, provenance
+from teacher_cache.work.rows import draw_keys, labels_of, spread_rows
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 BATCH_ELEMENTS = 2**24  # of decoded logits
 FEATURE = "feature/"
 
 
-def recode_shard(task: Task) -> Done:
+def recode_shard(work: RecodeWork) -> Done:
     """Commit one shard of a cache from the same shard of a richer one.
 
     Raises:
         CorruptObject: the richer shard is damaged, or is of other inputs.
         RowsMissing: a value is too large for its new form; the shard is refused.
     """
-    source, cache = Cache.open(task.richer), Cache.open(task.cache)
-    commit = source.commit(task.key, with_table=True)
-    return _copy(source, cache, commit) if task.key.teacher is None else _recode(source, cache, commit, task)
+    source, cache = Cache.open(work.richer), Cache.open(work.cache)
+    commit = source.commit(work.key, with_table=True)
+    return _copy(source, cache, commit) if work.key.teacher is None else _recode(source, cache, commit, work)
 
 
 def _copy(source: Cache, cache: Cache, commit: Commit) -> Done:
@@ -43,23 +49,17 @@ def _copy(source: Cache, cache: Cache, commit: Commit) -> Done:
     return Done(commit.key, commit.stop - commit.start, quarantined, num_bytes, 0.0, copy is not None)
 
 
-def _recode(source: Cache, cache: Cache, commit: Commit, task: Task) -> Done:
+def _recode(source: Cache, cache: Cache, commit: Commit, work: RecodeWork) -> Done:
     """Write the targets of a shard in the encoding that this cache has promised."""
     import torch
 
-    from teacher_cache.work.ask import draw_keys, labels_of, pick_device, spread_rows
+    from teacher_cache.teachers.loading import pick_device
 
     key = commit.key
     assert key.teacher is not None
     spec, richer = cache.teacher(key.dataset, key.teacher), source.teacher(key.dataset, key.teacher)
     ingest = cache.commit(ShardKey(key.dataset, None, PLAIN, key.shard), with_table=True)
-    if ingest.about["inputs_digest"] != commit.about["inputs_digest"]:
-        raise CorruptObject(
-            f"{source.url}: {key} was computed from other inputs than those in {cache.url}",
-            found=f"inputs digest {commit.about['inputs_digest']}",
-            expected=f"inputs digest {ingest.about['inputs_digest']}",
-            do=f"cache verify {source.url}",
-        )
+    _check_inputs(source, cache, commit, ingest)
     readable = readable_rows(ingest.table)
     features = [FEATURE + name for name in spec.features]
     targets = [name for name in commit.array_names if not name.startswith(FEATURE)]
@@ -68,45 +68,69 @@ def _recode(source: Cache, cache: Cache, commit: Commit, task: Task) -> Done:
 
     with LOCK:
         began = time.monotonic()
-        torch.set_num_threads(task.threads)
-        device = pick_device(task.device)
-        labels_B = torch.from_numpy(labels_S[readable.mask_S])
-        keys_B = torch.from_numpy(draw_keys(readable, key.view))
-        stored = {name: torch.from_numpy(arrays[name][readable.mask_S]) for name in targets}
-        if not len(labels_B):  # nothing was readable: a blank row tells the shapes
-            labels_B, keys_B = labels_B.new_full((1, *labels_B.shape[1:]), -1), keys_B.new_zeros(1)
-            stored = {name: values.new_zeros(1, *values.shape[1:]) for name, values in stored.items()}
-        rows = max(1, BATCH_ELEMENTS // (spec.num_classes * max(1, labels_B[0].numel())))
-        parts: list[dict[str, np.ndarray]] = []
-        for start in range(0, len(labels_B), rows):
-            batch = slice(start, start + rows)
-            encoded = convert(
-                {name: values[batch].to(device) for name, values in stored.items()},
-                richer.encoding,
-                spec.encoding,
-                labels=labels_B[batch].to(device),
-                keys_B=keys_B[batch].to(device),
-                num_classes=spec.num_classes,
-            )
-            parts.append({name: values.cpu().numpy() for name, values in encoded.items()})
+        torch.set_num_threads(work.threads)
+        converted = _converted(
+            {name: torch.from_numpy(arrays[name][readable.mask_S]) for name in targets},
+            torch.from_numpy(labels_S[readable.mask_S]),
+            torch.from_numpy(draw_keys(readable, key.view)),
+            richer,
+            spec,
+            pick_device(work.device),
+        )
         seconds = time.monotonic() - began
-    num_readable = int(readable.mask_S.sum())
-    joined = {name: np.concatenate([part[name] for part in parts])[:num_readable] for name in parts[0]}
-    if (fault := spec.encoding.fault(joined, spec.num_classes)) is not None:
+    if (fault := spec.encoding.fault(converted, spec.num_classes)) is not None:
         raise RowsMissing(
             f"{key} is refused: the teacher's logits do not fit this cache's encoding",
             found=fault,
             expected="finite values",
             do='dtype = "bf16", or leave it as it is in the richer cache',
         )
-    recoded = {name: spread_rows(values, readable.mask_S) for name, values in joined.items()}
-    about = (
-        commit.about | provenance(seconds) | {"promise": task.promise, "recoded_from": _origin(source, commit, richer)}
-    )
-    return commit_shard(cache, task, recoded | {name: arrays[name] for name in features}, commit.table, about, 0)
+    recoded = {name: spread_rows(values_B, readable.mask_S) for name, values_B in converted.items()}
+    recoded |= {name: arrays[name] for name in features}
+    origin = {"promise": spec.fingerprint, "recoded_from": _origin(source, commit, richer)}
+    about = commit.about | provenance(seconds) | origin
+    return commit_shard(cache, key, (commit.start, commit.stop), arrays=recoded, table=commit.table, about=about)
 
 
-def _origin(source: Cache, commit: Commit, richer: Any) -> dict[str, Any]:
+def _check_inputs(source: Cache, cache: Cache, commit: Commit, ingest: Commit) -> None:
+    """Raise CorruptObject if targets were not computed from the inputs beside which they are to lie."""
+    if ingest.about["inputs_digest"] != commit.about["inputs_digest"]:
+        raise CorruptObject(
+            f"{source.url}: {commit.key} was computed from other inputs than those in {cache.url}",
+            found=f"inputs digest {commit.about['inputs_digest']}",
+            expected=f"inputs digest {ingest.about['inputs_digest']}",
+            do=f"cache verify {source.url}",
+        )
+
+
+def _converted(
+    stored: dict[str, Tensor], labels: Tensor, keys_B: Tensor, richer: TeacherSpec, spec: TeacherSpec, device: str
+) -> dict[str, np.ndarray]:
+    """Return the arrays of another encoding, (B, …) each, batch by batch so that few decoded logits are ever held."""
+    num_rows = len(labels)
+    if not num_rows:  # nothing was readable: a blank row tells the shapes
+        labels, keys_B = labels.new_full((1, *labels.shape[1:]), -1), keys_B.new_zeros(1)
+        stored = {name: values.new_zeros(1, *values.shape[1:]) for name, values in stored.items()}
+
+    def batches() -> Iterator[dict[str, np.ndarray]]:
+        rows = max(1, BATCH_ELEMENTS // (spec.num_classes * max(1, labels[0].numel())))
+        for start in range(0, len(labels), rows):
+            batch = slice(start, start + rows)
+            encoded = convert(
+                {name: values[batch].to(device) for name, values in stored.items()},
+                richer.encoding,
+                spec.encoding,
+                labels=labels[batch].to(device),
+                keys_B=keys_B[batch].to(device),
+                num_classes=spec.num_classes,
+            )
+            yield {name: values.cpu().numpy() for name, values in encoded.items()}
+
+    parts = list(batches())
+    return {name: np.concatenate([part[name] for part in parts])[:num_rows] for name in parts[0]}
+
+
+def _origin(source: Cache, commit: Commit, richer: TeacherSpec) -> dict[str, Any]:
     """Return where a recoded shard is from: the first cache that asked the teacher comes first."""
     before = commit.about.get("recoded_from")
     origin = {"cache": source.id, "encoding": richer.encoding.model_dump(mode="json")}

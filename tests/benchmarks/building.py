@@ -11,7 +11,7 @@ from pydantic import TypeAdapter
 from storage.datasets import AnySource
 from teacher_cache.building.build import run_build
 from teacher_cache.building.runners import Runner
-from teacher_cache.building.survey import BuildRequest, plan_build
+from teacher_cache.building.survey import BuildRequest, prepare_build
 from teacher_cache.teachers.options import TeacherOptions
 from teacher_cache.work.pieces import Done
 
@@ -44,6 +44,6 @@ def build(
     """Build what is missing; return the seconds of the last stage that had work, from its first task to its last."""
     clock = StageClock()
     request = BuildRequest(str(cache), "benchmark", (source(path),), teachers, threads=threads, device="cpu")
-    report = run_build(plan_build(request), runner, clock)
+    report = run_build(prepare_build(request), runner, clock)
     assert report.exit_code == 0
     return clock.seconds

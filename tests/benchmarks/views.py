@@ -81,12 +81,12 @@ def _milliseconds(transforms: tuple[Transform, ...]) -> list[float]:
 
 def _build(cache: Path, path: Path, transforms: tuple[Transform, ...]) -> None:
     from teacher_cache.building.build import run_build
-    from teacher_cache.building.survey import BuildRequest, plan_build
+    from teacher_cache.building.survey import BuildRequest, prepare_build
 
     options = ViewOptions(count=1, transforms=list(transforms))  # type: ignore[arg-type]
     request = BuildRequest(str(cache), "benchmark", (source(path),), (), views=options)
     with open_runner(ClusterOptions(kind="inline")) as runner:
-        assert run_build(plan_build(request), runner, StageClock()).exit_code == 0
+        assert run_build(prepare_build(request), runner, StageClock()).exit_code == 0
 
 
 def _epoch(cache: Path, views: int) -> float:

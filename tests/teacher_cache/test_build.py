@@ -17,7 +17,7 @@ from storage.cache import Cache
 from storage.cache.verify import verify
 from storage.errors import BadRequest, BadTeacher, MissingSource, RowsMissing, StaleCache, StillroomError
 from teacher_cache.building.build import BuildReport
-from teacher_cache.building.survey import BuildRequest, plan_build
+from teacher_cache.building.survey import BuildRequest, prepare_build
 from tests.teacher_cache.conftest import Built
 from tests.teacher_cache.toys import build, contents, digits, teacher_section, write_digits, write_job, write_teacher
 
@@ -432,7 +432,7 @@ def test_planning_reads_only(tmp_path: Path) -> None:
 
     write_teacher(tmp_path)
     read = read_job(write_job(tmp_path, write_digits(tmp_path, 20), teacher_section()), CacheJob)
-    plan = plan_build(BuildRequest(read.cache, "job", tuple(read.dataset), tuple(read.teacher)))
+    plan = prepare_build(BuildRequest(read.cache, "job", tuple(read.dataset), tuple(read.teacher)))
     assert plan.num_missing == 4
     assert not (tmp_path / "cache").exists()
 
@@ -444,7 +444,7 @@ def test_planning_notices_another_teacher_before_anything_is_written(built: Buil
     read = read_job(built.job, CacheJob)
     teachers = tuple(teacher.model_copy(update={"autocast": "bf16"}) for teacher in read.teacher)
     with pytest.raises(StaleCache, match=r"differs in model\.autocast"):
-        plan_build(BuildRequest(read.cache, str(built.job), tuple(read.dataset), teachers))
+        prepare_build(BuildRequest(read.cache, str(built.job), tuple(read.dataset), teachers))
 
 
 def test_two_builders_that_plan_the_same_rows_agree(tmp_path: Path) -> None:
@@ -457,7 +457,7 @@ def test_two_builders_that_plan_the_same_rows_agree(tmp_path: Path) -> None:
     write_teacher(tmp_path)
     read = read_job(write_job(tmp_path, write_digits(tmp_path, 20), teacher_section()), CacheJob)
     request = BuildRequest(read.cache, "job", tuple(read.dataset), tuple(read.teacher))
-    first, second = plan_build(request), plan_build(request)
+    first, second = prepare_build(request), prepare_build(request)
     assert run_build(first, run_inline, Silent()).built == 4
     report = run_build(second, run_inline, Silent())
     assert (report.built, report.lost, report.exit_code) == (0, 4, 0)
@@ -475,7 +475,7 @@ def test_two_builders_that_plan_other_rows_do_not_both_write(tmp_path: Path) -> 
     def planned(count: int) -> Any:
         job = write_job(tmp_path, image_folder(tmp_path, range(count)))
         read = read_job(job, CacheJob)
-        return plan_build(BuildRequest(read.cache, str(job), tuple(read.dataset), ()))
+        return prepare_build(BuildRequest(read.cache, str(job), tuple(read.dataset), ()))
 
     first, second = planned(6), planned(8)
     run_build(second, run_inline, Silent())
@@ -492,18 +492,18 @@ def test_the_ledger_knows_every_commit_after_a_build(built: Built) -> None:
     assert ledger.commits.filter(pl.col("seconds") <= 0).is_empty()
 
 
-def test_a_task_travels_as_two_kilobytes_and_comes_back_as_one(built: Built) -> None:
+def test_a_piece_of_work_travels_as_two_kilobytes_and_comes_back_as_one(built: Built) -> None:
     """Weights and data never pass through the scheduler."""
     import pickle
 
     from jobs.files.cache_job import CacheJob
     from jobs.files.reading import read_job
-    from teacher_cache.building.build import _tasks
+    from teacher_cache.building.build import _pieces
     from teacher_cache.work.perform import perform
 
     read = read_job(built.job, CacheJob)
     request = BuildRequest(read.cache, "job", tuple(read.dataset), tuple(read.teacher))
-    for stage in plan_build(request).stages:
-        for task in _tasks(stage, stage.shards, request):
-            assert len(pickle.dumps(task)) < 2048
-            assert len(pickle.dumps(perform(task))) < 1024
+    for stage in prepare_build(request).stages:
+        for work in _pieces(stage, stage.shards, request):
+            assert len(pickle.dumps(work)) < 2048
+            assert len(pickle.dumps(perform(work))) < 1024

@@ -20,7 +20,7 @@ from storage.encodings import AnyEncoding, DenseEncoding, SparseEncoding
 from storage.errors import BadRequest, BadTeacher, MissingSource
 from storage.format.shards import ShardKey
 from teacher_cache.building.survey import BuildRequest
-from teacher_cache.pilot.fidelity import Answers, Calibration, calibration_of_dense, density, measure
+from teacher_cache.pilot.fidelity import Calibration, PilotAnswers, calibration_of_dense, density, measure
 from teacher_cache.pilot.ladder import as_toml, is_unbiased, ladder, short_name
 from teacher_cache.pilot.pilot import Pilot, PilotRequest, run_pilot
 from teacher_cache.pilot.rows import choose_positions, spread_runs
@@ -76,10 +76,10 @@ def pilot_of(job: Path, *, rows: int = 64, progress: Quiet | None = None) -> lis
     return run_pilot(PilotRequest(request, read.fidelity, rows, workers=2, epochs=10), progress or Quiet())
 
 
-def answers_of(logits: Any, *, labels: Any = None, num_classes: int | None = None) -> Answers:
+def answers_of(logits: Any, *, labels: Any = None, num_classes: int | None = None) -> PilotAnswers:
     logits_NV = torch.as_tensor(logits, dtype=torch.float32)
     labels_N = torch.full((len(logits_NV),), -1) if labels is None else torch.as_tensor(labels)
-    return Answers(logits_NV, num_classes or logits_NV.shape[1], labels_N, torch.arange(len(logits_NV)))
+    return PilotAnswers(logits_NV, num_classes or logits_NV.shape[1], labels_N, torch.arange(len(logits_NV)))
 
 
 @pytest.fixture

@@ -31,8 +31,8 @@ from teacher_cache.building.build import BuildReport
 from teacher_cache.building.runners import run_inline
 from teacher_cache.building.survey import BuildRequest
 from teacher_cache.pilot.ladder import as_toml
-from teacher_cache.recoding.conversions import convert, refusal
-from teacher_cache.recoding.recode import plan_recode, run_recode
+from teacher_cache.recoding.recode import prepare_recoding, run_recode
+from teacher_cache.work.conversions import convert, refusal
 from tests.teacher_cache.test_faults import started, wait_for
 from tests.teacher_cache.test_pilot import write_tokens
 from tests.teacher_cache.toys import (
@@ -68,7 +68,9 @@ def named(encoding: AnyEncoding) -> str:
 def recode(source: Path, job: Path, **request: Any) -> BuildReport:
     read = read_job(job, CacheJob)
     fields = {"cache": read.cache, "sources": tuple(read.dataset), "teachers": tuple(read.teacher), "views": read.views}
-    plan = plan_recode(Cache.open(str(source)), BuildRequest(**(fields | {"job": str(job), "device": "cpu"} | request)))
+    plan = prepare_recoding(
+        Cache.open(str(source)), BuildRequest(**(fields | {"job": str(job), "device": "cpu"} | request))
+    )
     return run_recode(plan, run_inline, Silent())
 
 

@@ -26,7 +26,7 @@ from storage.views.check import readable_rows
 from teacher_cache.building.build import run_build
 from teacher_cache.building.memory import project_worker
 from teacher_cache.building.runners import run_inline
-from teacher_cache.building.survey import BuildPlan, BuildRequest, plan_build
+from teacher_cache.building.survey import BuildRequest, PreparedBuild, prepare_build
 from tests.teacher_cache.toys import (
     DIGITS,
     Silent,
@@ -55,11 +55,11 @@ def cache(tmp_path: Path) -> Path:
     return tmp_path / "cache"
 
 
-def plan(job: Path) -> BuildPlan:
+def plan(job: Path) -> PreparedBuild:
     """Return what a build would do, as a dry run does."""
     read = read_job(job, CacheJob)
     request = BuildRequest(read.cache, str(job), tuple(read.dataset), tuple(read.teacher), views=read.views)
-    return plan_build(request)
+    return prepare_build(request)
 
 
 def stages(cache: Path) -> dict[str, int]:

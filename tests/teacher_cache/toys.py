@@ -21,7 +21,7 @@ from storage.format.shards import read_commits, stage_folder
 from storage.views import PLAIN
 from teacher_cache.building.build import BuildReport, run_build
 from teacher_cache.building.runners import Runner, run_inline
-from teacher_cache.building.survey import BuildRequest, plan_build
+from teacher_cache.building.survey import BuildRequest, prepare_build
 from teacher_cache.work.pieces import Done
 
 TEACHER = '''
@@ -161,7 +161,7 @@ def build(job: Path, *, runner: Runner = run_inline, **request: Any) -> BuildRep
     """Build a job in this process, as the command does."""
     read = read_job(job, CacheJob)
     fields = {"cache": read.cache, "sources": tuple(read.dataset), "teachers": tuple(read.teacher), "views": read.views}
-    return run_build(plan_build(BuildRequest(**(fields | {"job": str(job)} | request))), runner, Silent())
+    return run_build(prepare_build(BuildRequest(**(fields | {"job": str(job)} | request))), runner, Silent())
 
 
 def contents(cache: Path) -> dict[str, dict[str, str]]:

@@ -1,4 +1,4 @@
-"""Where tasks may go, and what is tried again: tables. Real clusters are in the tests of both stages."""
+"""Where work may go, and what is tried again: tables. Real clusters are in the tests of both stages."""
 
 from __future__ import annotations
 
@@ -33,13 +33,13 @@ def test_places_are_free_within_what_a_stage_allows(
     assert list(places(workers, taken)) == free
 
 
-class Task(NamedTuple):
-    key: str = "task"
+class Work(NamedTuple):
+    key: str = "work"
 
 
 def tries(result: object, *, deaths: int) -> int:
-    """Return how often a task that always ends so is begun."""
-    attempt: _Attempt[Task] | None = _Attempt(Task())
+    """Return how often work that always ends so is begun."""
+    attempt: _Attempt[Work] | None = _Attempt(Work())
     count = 0
     while attempt is not None:
         attempt, count = attempt.after(result, deaths), count + 1

@@ -13,7 +13,6 @@ from storage.cache import Cache
 from storage.errors import BadTeacher, LabelOutOfRange, MissingSource, StaleCache
 from storage.format.shards import ShardKey
 from storage.views import to_float
-from teacher_cache.work.pieces import Task
 from tests.teacher_cache.conftest import Built
 from tests.teacher_cache.toys import build, contents, digits, teacher_section, write_digits, write_job, write_teacher
 
@@ -157,11 +156,11 @@ def test_logits_beyond_the_stored_precision_are_refused(tmp_path: Path, dtype: s
 
 def test_a_bf16_value_that_rounds_to_infinity_is_not_finite() -> None:
     from storage.encodings import DenseEncoding
-    from teacher_cache.work.ask import _finite_rows
+    from teacher_cache.work.checks import finite_rows
 
     largest, keys_B = torch.tensor([[1.0, torch.finfo(torch.float32).max], [1.0, 2.0]]), torch.zeros(2).long()
     stored = DenseEncoding(dtype="bf16").encode(largest, num_classes=2, labels_B=keys_B, keys_B=keys_B)
-    assert _finite_rows(stored["logits"], bf16=True).tolist() == [False, True]
+    assert finite_rows(stored["logits"], bf16=True).tolist() == [False, True]
 
 
 @pytest.mark.parametrize(
@@ -207,12 +206,12 @@ def test_a_teacher_whose_files_change_during_a_build_is_noticed(tmp_path: Path) 
     from jobs.files.reading import read_job
     from teacher_cache.building.build import run_build
     from teacher_cache.building.runners import run_inline
-    from teacher_cache.building.survey import BuildRequest, plan_build
+    from teacher_cache.building.survey import BuildRequest, prepare_build
     from tests.teacher_cache.toys import Silent
 
     write_teacher(tmp_path)
     read = read_job(write_job(tmp_path, write_digits(tmp_path, 16), teacher_section()), CacheJob)
-    plan = plan_build(BuildRequest(read.cache, "job", tuple(read.dataset), tuple(read.teacher)))
+    plan = prepare_build(BuildRequest(read.cache, "job", tuple(read.dataset), tuple(read.teacher)))
     write_teacher(tmp_path, seed=1)
     with pytest.raises(StaleCache) as caught:
         run_build(plan, run_inline, Silent())
@@ -288,9 +287,8 @@ def test_a_source_that_shrinks_during_the_build_is_noticed() -> None:
         def read(self, *_: object) -> list[str]:
             return ["one sample"]
 
-    task = Task("", ShardKey("digits", None, "plain", 0), 0, 2, "", "", (Extent("a", 0, 2),), "cpu", 1)
     with pytest.raises(MissingSource):
-        list(_samples(Shrunk(), task))  # type: ignore[arg-type]
+        list(_samples(Shrunk(), [Extent("a", 0, 2)]))  # type: ignore[arg-type]
 
 
 def test_a_cuda_device_that_is_not_there_is_refused(tmp_path: Path) -> None:

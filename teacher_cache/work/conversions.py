@@ -90,10 +90,10 @@ def convert(
         arrays: as stored, (B, …), of tokens (B, L, …).
         found, wanted: encodings.
         labels: int64, (B,) or of tokens (B, L).
-        keys_B: of the rows (`teach.draw_keys`).
+        keys_B: of the rows (`teacher_cache.work.rows.draw_keys`).
         num_classes: C.
     """
-    from teacher_cache.work.ask import encode_rows
+    from teacher_cache.work.rows import encode_rows
 
     if found == wanted:
         return arrays

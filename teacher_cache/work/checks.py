@@ -1,0 +1,94 @@
+"""What a teacher's answers must be: logits of the dataset's classes, no probabilities, finite, within what is stored.
+
+Shapes: B rows, C classes.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from storage.errors import BadTeacher, RowsMissing
+from storage.format.specs import TeacherSpec
+from teacher_cache.work.pieces import AskWork
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+SHOWN_ROWS = 10  # of refused rows, in a message
+
+
+def check_classes(logits: Tensor, labels: Tensor, spec: TeacherSpec, dataset: str) -> None:
+    """Check the number of logits: that of the classes, of tokens at least that; the rest pads the vocabulary."""
+    found, padded = logits.shape[-1], logits.ndim == 3
+    if found < spec.num_classes or (found > spec.num_classes and not padded):
+        raise BadTeacher(
+            f"teacher {spec.name} does not fit dataset {dataset}",
+            found=f"{found} logits per {'position' if padded else 'row'}",
+            expected=f"{'at least ' * padded}{spec.num_classes} classes",
+        )
+    if labels.shape != logits.shape[:-1] or (labels.numel() and int(labels.max()) >= spec.num_classes):
+        raise BadTeacher(
+            f"teacher {spec.name} does not fit the labels of dataset {dataset}",
+            found=f"logits of shape {tuple(logits.shape)}, labels of shape {tuple(labels.shape)}, "
+            f"the largest {int(labels.max()) if labels.numel() else 'none'}",
+            expected=f"logits for each label, and labels below {spec.num_classes}",
+        )
+
+
+def refuse_probabilities(logits_BC: Tensor, spec: TeacherSpec) -> None:
+    """Raise BadTeacher if what should be logits are probabilities already."""
+    import torch
+
+    sums_B = logits_BC.sum(dim=1)
+    if spec.num_classes > 1 and (logits_BC >= 0).all() and torch.allclose(sums_B, torch.ones_like(sums_B), atol=1e-3):
+        raise BadTeacher(
+            f"teacher {spec.name} returns probabilities",
+            found="every row is non-negative and sums to 1",
+            expected="logits: scores before softmax",
+            do="remove the softmax at the end of the model, or take its logarithm",
+        )
+
+
+def finite_rows(values_B: Tensor, *, bf16: bool = False) -> Tensor:
+    """Return which rows hold neither NaN nor infinity, (B,) bool; bfloat16 is stored as its bits, for Zarr has none."""
+    import torch
+
+    if bf16:
+        values_B = values_B.view(torch.bfloat16)
+    return values_B.isfinite().flatten(1).all(dim=1)
+
+
+def refuse_shard(
+    finite: dict[str, Tensor], in_range: dict[str, Tensor], work: AskWork, readable_rows: np.ndarray
+) -> None:
+    """Refuse the whole shard if any value is NaN, infinite, or too large for its stored form.
+
+    Args:
+        finite: name → (B,) bool, of the teacher's own values.
+        in_range: likewise, of the stored form.
+        work: which shard.
+        readable_rows: rows within the shard, (B,).
+
+    Raises:
+        RowsMissing: it is; the message names the rows.
+    """
+    for fault, masks, do in (
+        (
+            "gave NaN or infinite",
+            finite,
+            "run it in fp32 or bf16 if it overflows in fp16, or look at those rows",
+        ),
+        ("overflows the stored precision of", in_range, 'store dtype = "bf16" or "fp32"'),
+    ):
+        for name, mask_B in masks.items():
+            if not mask_B.all():
+                rows = (work.rows[0] + readable_rows[~mask_B.cpu().numpy()]).tolist()
+                shown = ", ".join(map(str, rows[:SHOWN_ROWS])) + (" …" if len(rows) > SHOWN_ROWS else "")
+                raise RowsMissing(
+                    f"{work.key} is refused: teacher {work.key.teacher} {fault} {name}",
+                    found=f"{len(rows)} of {len(readable_rows)} rows: {shown}",
+                    expected="finite values",
+                    do=do,
+                )
