@@ -25,7 +25,12 @@ from teacher_cache.teachers.options import TeacherOptions
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 ROOMS = {"storage", "teacher_cache", "student_train", "jobs"}
-SOURCES = typing.get_args(typing.get_args(AnySource)[0])
+KINDS = typing.get_args(typing.get_args(AnySource)[0])
+SOURCES = [
+    getattr(source, "__origin__", source)
+    for kind in KINDS
+    for source in (typing.get_args(kind.__origin__) if hasattr(kind, "__origin__") else [kind])  # text is two
+]
 SECTIONS = [
     CacheJob,
     StudentJob,

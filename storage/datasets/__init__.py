@@ -10,11 +10,11 @@ from storage.datasets.digits import DigitsSource
 from storage.datasets.factory import FactorySource
 from storage.datasets.image_folder import ImageFolderSource
 from storage.datasets.parquet_images import ParquetImagesSource
-from storage.datasets.text import TextSource
+from storage.datasets.text import AnyText
 from storage.datasets.tokens import TokensSource
 
 AnySource = Annotated[
-    DigitsSource | ImageFolderSource | ParquetImagesSource | ArraysSource | FactorySource | TextSource | TokensSource,
+    DigitsSource | ImageFolderSource | ParquetImagesSource | ArraysSource | FactorySource | AnyText | TokensSource,
     Field(discriminator="kind"),
 ]
 

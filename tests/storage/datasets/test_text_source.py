@@ -14,7 +14,7 @@ import pytest
 from pydantic import ValidationError
 
 from storage.datasets import RawSample, RecordedFile, Unreadable
-from storage.datasets import text as text_module
+from storage.datasets.text import blocks as text_module
 from storage.errors import BadRequest, MissingSource
 from storage.tokenizer import encoder, train_tokenizer
 

@@ -1,0 +1,34 @@
+"""Text, tokenised: of one kind in a job, of two by what is asked of it.
+
+files.py     where it lies, and whose tokenizer it has
+rows.py      rows out of Parquet, JSON lines, CSV and TSV
+blocks.py    documents packed into blocks, each position to be predicted
+labelled.py  a text a row, at its own length, with one class
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from pydantic import Discriminator, Tag
+
+from storage.datasets.text.blocks import TextSource
+from storage.datasets.text.labelled import TEXT_CLASSIFICATION, LabelledTextSource
+
+
+def _asked(options: Any) -> str:
+    """Return which of the two a section of a job is: what its `task` says, else whether it has a `label`."""
+    task, label = (
+        (options.get("task"), options.get("label"))
+        if isinstance(options, dict)
+        else (getattr(options, "task", None), getattr(options, "label", None))
+    )
+    return TEXT_CLASSIFICATION if task == TEXT_CLASSIFICATION or (task is None and label is not None) else "blocks"
+
+
+AnyText = Annotated[
+    Annotated[TextSource, Tag("blocks")] | Annotated[LabelledTextSource, Tag(TEXT_CLASSIFICATION)],
+    Discriminator(_asked),
+]
+
+__all__ = ["AnyText", "LabelledTextSource", "TextSource"]
