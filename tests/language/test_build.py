@@ -10,7 +10,8 @@ import pytest
 
 from storage.cache import Cache
 from storage.cache.verify import verify
-from storage.datasets import text as text_module
+from storage.datasets.text import blocks as text_module
+from storage.datasets.text import files as files_module
 from storage.errors import BadRequest, BadTeacher, CorruptObject, MissingSource, StaleCache
 from storage.tokenizer import train_tokenizer
 from tests.language.toys import TEACHERS, counting_cache, counting_teacher
@@ -65,8 +66,8 @@ def test_a_tokenizer_is_learned_once_and_shared(folder: Path) -> None:
 def test_a_second_build_neither_learns_nor_tokenises(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     built(folder, TEXT, HELD)
     forget_tokens()
-    for name in ("train_tokenizer", "encoder"):
-        monkeypatch.setattr(text_module, name, lambda *given, name=name: pytest.fail(f"{name} again"))
+    for module, name in ((files_module, "train_tokenizer"), (text_module, "encoder")):
+        monkeypatch.setattr(module, name, lambda *given, name=name: pytest.fail(f"{name} again"))
     assert build(write_job(folder, TEXT, HELD)).built == 0
 
 

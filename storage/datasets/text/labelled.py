@@ -148,7 +148,7 @@ class LabelledTextSource(TextFiles):
 
     def _check_header(self, path: Path, labels: Sequence[str | None]) -> None:
         """Refuse a first line that names columns where none was told of: it would be a class of one row."""
-        delimited = path.suffix in (".csv", ".tsv") and not self._columns.header
+        delimited = path.suffix.lower() in (".csv", ".tsv") and not self._columns.header
         from_the_top = delimited and self.part[0] == 0 and self.classes is None and len(labels) >= FEW_ROWS
         if from_the_top and labels[0] is not None and labels.count(labels[0]) == 1:
             raise MissingSource(

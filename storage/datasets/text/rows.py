@@ -80,9 +80,9 @@ def rows_of(path: Path, columns: Columns, part: Sequence[float]) -> Found:
     Raises:
         MissingSource: it has no such columns, or is no such table at all.
     """
-    if path.suffix not in READERS:
+    if (suffix := path.suffix.lower()) not in READERS:
         raise MissingSource(f"{path} is no table of text", found=path.suffix, expected=" or ".join(READERS))
-    return READERS[path.suffix](path, columns, part)
+    return READERS[suffix](path, columns, part)
 
 
 def json_rows(path: Path, columns: Columns, part: Sequence[float]) -> Found:
