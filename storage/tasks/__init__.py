@@ -3,6 +3,7 @@
     base.py                   what every task answers
     one_class.py              a row has one site, itself, and one class
     image_classification.py   that, of pixels or of any values
+    text_classification.py    that, of tokens
     language_model.py         every position of a row of tokens is a site; its class is the next token
 
 A *site* is where a row has an answer. A new task is one file here, one in `student_train/tasks`, and a line of each
@@ -17,11 +18,12 @@ from storage.errors import UnsupportedFormat
 from storage.tasks.base import NO_LABEL, Task
 from storage.tasks.image_classification import ImageClassification
 from storage.tasks.language_model import LanguageModel
+from storage.tasks.text_classification import TextClassification
 
 if TYPE_CHECKING:
     from storage.format.specs import DatasetSpec
 
-TASKS: dict[str, Task] = {"image_classification": ImageClassification(), "language_model": LanguageModel()}
+TASKS: dict[str, Task] = {task.name: task for task in (ImageClassification(), TextClassification(), LanguageModel())}
 
 
 def implied_task(vocabulary: int | None) -> str:

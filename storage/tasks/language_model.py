@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 class LanguageModel(Task):
     """A class, the token that follows, at each position; −1 where nothing is to be predicted: prompts, padding."""
 
-    name = "language_model"
+    name: ClassVar[Literal["language_model"]] = "language_model"
     inputs = ("tokens",)
     site_name = "token"
     label_array: ClassVar[str] = "labels"

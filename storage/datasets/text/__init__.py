@@ -13,7 +13,9 @@ from typing import Annotated, Any
 from pydantic import Discriminator, Tag
 
 from storage.datasets.text.blocks import TextSource
-from storage.datasets.text.labelled import TEXT_CLASSIFICATION, LabelledTextSource
+from storage.datasets.text.labelled import LabelledTextSource
+from storage.tasks.language_model import LanguageModel
+from storage.tasks.text_classification import TextClassification
 
 
 def _asked(options: Any) -> str:
@@ -23,11 +25,12 @@ def _asked(options: Any) -> str:
         if isinstance(options, dict)
         else (getattr(options, "task", None), getattr(options, "label", None))
     )
-    return TEXT_CLASSIFICATION if task == TEXT_CLASSIFICATION or (task is None and label is not None) else "blocks"
+    of_row = TextClassification.name
+    return of_row if task == of_row or (task is None and label is not None) else LanguageModel.name
 
 
 AnyText = Annotated[
-    Annotated[TextSource, Tag("blocks")] | Annotated[LabelledTextSource, Tag(TEXT_CLASSIFICATION)],
+    Annotated[TextSource, Tag(LanguageModel.name)] | Annotated[LabelledTextSource, Tag(TextClassification.name)],
     Discriminator(_asked),
 ]
 

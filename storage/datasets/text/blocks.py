@@ -16,6 +16,7 @@ from storage.datasets.packing import Blocks, Document, pack
 from storage.datasets.text.files import KEPT_FILES, TextFiles
 from storage.datasets.text.rows import Columns, cut, rows_of, utf8
 from storage.errors import BadRequest
+from storage.tasks.language_model import LanguageModel
 from storage.tokenizer import encoder
 
 TABLES = (".parquet", ".jsonl")
@@ -36,7 +37,7 @@ class TextSource(TextFiles):
     """
 
     kind: Literal["text"]
-    task: Literal["language_model"] = "language_model"
+    task: Literal["language_model"] = LanguageModel.name
     column: str | None = None
     prompt: str | None = None
     block: Annotated[int, Field(ge=2, le=2**20)]
@@ -68,6 +69,9 @@ class TextSource(TextFiles):
         copy = super().prepared(tokenizer, recorded)
         copy.bound.special(self.end_of_text)
         return copy
+
+    def task_name(self) -> str:
+        return self.task
 
     def files(self) -> pl.DataFrame:
         rows = []

@@ -15,9 +15,9 @@ from storage.datasets.base import FILE_SCHEMA, LocalFile, RawSample, Unreadable
 from storage.datasets.text.files import KEPT_FILES, TextFiles
 from storage.datasets.text.rows import Column, Columns, Row, rows_of
 from storage.errors import LabelOutOfRange, MissingSource
+from storage.tasks.text_classification import TextClassification
 from storage.tokenizer import encoder
 
-TEXT_CLASSIFICATION: Literal["text_classification"] = "text_classification"
 FEW_ROWS = 10  # of a file; from here on, a label that its first line alone has is taken for the name of a column
 
 Names = Annotated[list[str], Field(min_length=1)] | Annotated[dict[str, str], Field(min_length=1)]
@@ -40,7 +40,7 @@ class LabelledTextSource(TextFiles):
     """
 
     kind: Literal["text"]
-    task: Literal["text_classification"] = TEXT_CLASSIFICATION
+    task: Literal["text_classification"] = TextClassification.name
     column: Column | Annotated[list[Column], Field(min_length=1)]
     joined_by: str = " "
     label: Column | None = None
@@ -73,6 +73,9 @@ class LabelledTextSource(TextFiles):
             | {key: value[key] for key in keys}
             | {"column": list(self._texts), "header": self._columns.header, "labels": list(self._by_label) or None}
         )
+
+    def task_name(self) -> str:
+        return self.task
 
     def files(self) -> pl.DataFrame:
         rows = []

@@ -1,0 +1,14 @@
+"""The class of a text: a row of tokens, at its own length."""
+
+from __future__ import annotations
+
+from typing import ClassVar, Literal
+
+from storage.tasks.one_class import OneClass
+
+
+class TextClassification(OneClass):
+    """One class for a row of tokens."""
+
+    name: ClassVar[Literal["text_classification"]] = "text_classification"
+    inputs = ("tokens",)
