@@ -57,7 +57,7 @@ def compare(runs: RunsArgument, as_json: JsonOption = False) -> None:
     from jobs.show import terminal
 
     def action() -> int:
-        from student_train.running.records import compare_runs
+        from student_train.run_files.comparison import compare_runs
 
         if as_json:
             terminal.print_json(compare_runs(runs).to_dicts())
@@ -218,7 +218,7 @@ def _print_comparison(runs: Path) -> None:
     import polars as pl
 
     from jobs.show.tables import print_table
-    from student_train.running.records import compare_runs
+    from student_train.run_files.comparison import compare_runs
 
     table = compare_runs(runs)
     shown = table.select(

@@ -13,10 +13,9 @@ from storage.errors import BadRequest
 from student_train.devices import find_device, free_bytes, gib
 from student_train.preparing.flops import epoch_flops
 from student_train.preparing.prepare import PreparedRun, Request
-from student_train.preparing.projection import MemoryProjection, fit, stack_kind
-from student_train.running.checkpoint import position_of
+from student_train.preparing.projection import MemoryProjection, choose_for, fit, stack_kind
+from student_train.run_files.checkpoint import position_of
 from student_train.running.heaps import HEAPS, VARIABLE
-from student_train.running.train import choose_for
 
 WORKER_BYTES = 96 * 2**20  # of a worker that has begun, above this process with the same libraries: 85 MB on Linux
 

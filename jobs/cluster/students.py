@@ -27,11 +27,11 @@ from storage.errors import Interrupted, StillroomError, WorkerDied
 from storage.format.objects import LocalObjects
 from student_train.devices import find_device
 from student_train.options.sections import FleetOptions
+from student_train.preparing.installed import check_installed
 from student_train.preparing.prepare import PreparedRun, Request, check_run, prepare
 from student_train.preparing.projection import MemoryProjection
-from student_train.running.checkpoint import position_of
-from student_train.running.records import RunRecord
-from student_train.running.trackers import check_installed
+from student_train.run_files.checkpoint import position_of
+from student_train.run_files.records import RunRecord
 from student_train.running.train import Summary, skip_finished
 
 if TYPE_CHECKING:

@@ -6,5 +6,6 @@ blank.py         batches of nothing, to measure with
 step_memory.py   what one student's step takes, measured on the meta device
 projection.py    the peak memory of a job
 flops.py         how much work a student is
+installed.py     packages that only some jobs ask for
 dry_run.py       what `--dry-run` says
 """

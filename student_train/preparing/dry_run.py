@@ -6,11 +6,10 @@ from dataclasses import dataclass
 from typing import Literal
 
 from student_train.devices import find_device
+from student_train.preparing.installed import check_installed
 from student_train.preparing.prepare import PreparedRun, Request, prepare
-from student_train.preparing.projection import MemoryProjection, fit
-from student_train.running.checkpoint import position_of
-from student_train.running.trackers import check_installed
-from student_train.running.train import choose_for
+from student_train.preparing.projection import MemoryProjection, choose_for, fit
+from student_train.run_files.checkpoint import position_of
 
 
 @dataclass(frozen=True, slots=True)

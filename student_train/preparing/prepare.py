@@ -24,8 +24,8 @@ from student_train.losses.objective import Objective, objective_needs, student_l
 from student_train.losses.outputs import Shapes
 from student_train.options.sections import DataOptions, FleetOptions, StudentOptions
 from student_train.preparing.served import check_served, count_classes, feature_shapes
-from student_train.running.checkpoint import check_checkpoint, check_identity
-from student_train.running.records import RunRecord, read_record
+from student_train.run_files.checkpoint import check_checkpoint, check_identity
+from student_train.run_files.records import RunRecord, read_record
 from student_train.stepping.forward import check_student
 from student_train.stepping.parallel import ALONE, Parallel
 from student_train.stepping.recorder import check_recordable

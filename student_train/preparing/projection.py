@@ -25,10 +25,10 @@ from storage.views.shown import BLOCK_BYTES
 from student_train.devices import free_bytes, gib
 from student_train.feed.batches import Needs
 from student_train.feed.memory import FedRows, feed_bytes
-from student_train.feed.residency import Residency
+from student_train.feed.residency import Residency, choose_residency, projected_bytes
 from student_train.losses.objective import student_layers
 from student_train.options.sections import FleetOptions
-from student_train.preparing.prepare import PreparedRun, passes
+from student_train.preparing.prepare import PreparedRun, Request, passes
 from student_train.preparing.step_memory import StepBytes, measure_step
 from student_train.stepping.recorder import is_recorded
 
@@ -109,6 +109,12 @@ class FleetBytes:
             + sum(step.batch for step in compress(steps, recorded)),
             checkpoint=max(step.checkpoint for step in steps),
         )
+
+
+def choose_for(request: Request, students: Sequence[PreparedRun], device: torch.device) -> Residency:
+    """Return where the rows of all students are to be kept."""
+    wanted = [pair for s in students for pair in ((s.train, s.needs), (s.held, Needs()))]
+    return choose_residency(request.data.residency, projected_bytes(request.cache, wanted), device)
 
 
 def project_memory(

@@ -18,7 +18,7 @@ from PIL import Image
 from storage.cache import Cache
 from storage.errors import StillroomError
 from storage.tokenizer import decoder
-from student_train.running.predictions import HeldTable
+from student_train.run_files.predictions import HeldTable
 
 MOST_SHARDS = 16
 THUMBNAIL_PIXELS = 112  # larger images are made smaller; smaller ones are scaled up by the browser

@@ -24,7 +24,7 @@ from student_train.report.measures import (
     outcomes_of,
 )
 from student_train.report.runs import Run
-from student_train.running.predictions import STUDENT_SCHEMA, HeldTable, read_predictions
+from student_train.run_files.predictions import STUDENT_SCHEMA, HeldTable, read_predictions
 
 
 @dataclass

@@ -13,17 +13,9 @@ from pydantic import TypeAdapter, ValidationError
 
 from storage.errors import StillroomError
 from student_train.options.terms import ObjectiveTerm
-from student_train.running.records import (
-    CHECKPOINT_FILE,
-    COMPARISON,
-    JOB_FILE,
-    METRICS_FILE,
-    RunRecord,
-    compare_run,
-    list_runs,
-    rank,
-    read_record,
-)
+from student_train.run_files.comparison import COMPARISON, compare_run, list_runs, rank
+from student_train.run_files.history import METRICS_FILE
+from student_train.run_files.records import CHECKPOINT_FILE, JOB_FILE, RunRecord, read_record
 
 TERM: TypeAdapter[ObjectiveTerm] = TypeAdapter(ObjectiveTerm)
 UNTOLD = {"loss", "weight", "teacher", "teachers", "mixing", "feature", "student_layer", "temperature"}

@@ -6,11 +6,9 @@ cohort.py        the runs of a pass: who joins a step, who leaves
 team.py          runs that take their steps together, and whether they are stacked
 run.py           one student's way from its first step, or last checkpoint, to its record
 evaluate.py      figures on the held rows, all students in one pass
-predictions.py   what a settled student says of each held row
+predictions.py   what a student says of each held row
 halving.py       who is set aside early
 latency.py       how fast a student answers
-checkpoint.py    the state of an unfinished run on disk
-records.py       what a settled run leaves on disk, and many side by side
 events.py        what is told while it runs
 tracking.py      the same, told to TensorBoard and MLflow (trackers.py)
 heaps.py         how many heaps the C library keeps

@@ -18,6 +18,7 @@ from storage.errors import Interrupted, StillroomError, StorageFailure
 from student_train.devices import is_out_of_memory
 from student_train.feed.batches import Batch
 from student_train.feed.feed import Feed
+from student_train.run_files.records import RunRecord
 from student_train.running.events import (
     PassStarted,
     Progress,
@@ -30,8 +31,7 @@ from student_train.running.events import (
 )
 from student_train.running.halving import Halving
 from student_train.running.latency import Latency, measure_latency
-from student_train.running.predictions import Asked, write_predictions
-from student_train.running.records import RunRecord
+from student_train.running.predictions import Respondent, ask_students
 from student_train.running.run import Run
 from student_train.running.team import Team
 from student_train.stepping.recorder import forget_recordings
@@ -232,12 +232,12 @@ class Cohort:
         """Write what students say of the held rows, which are read once for all of them. Raises Interrupted."""
         for size in {run.options.batch_size for run in runs if run.basis.parallel.writes}:
             alike = [run for run in runs if run.options.batch_size == size]
-            asked = [Asked(run.basis.folder, run.result(), run.basis.held) for run in alike]
-            if not self.without_recordings_if_need_be(partial(self._write_predictions, asked, size)):
+            asked = [Respondent(run.basis.folder, run.result(), run.basis.held) for run in alike]
+            if not self.without_recordings_if_need_be(partial(self._ask, asked, size)):
                 raise self.interrupt()
 
-    def _write_predictions(self, asked: Sequence[Asked], batch_size: int) -> bool:
-        return write_predictions(asked, self._held, batch_size=batch_size, stop=self._stop)
+    def _ask(self, asked: Sequence[Respondent], batch_size: int) -> bool:
+        return ask_students(asked, self._held, batch_size=batch_size, stop=self._stop)
 
     def _latency(self, run: Run) -> Latency:
         kind = repr(run.basis.blueprint)

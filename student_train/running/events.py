@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from storage.errors import StillroomError
-from student_train.running.records import EpochMetrics, RunRecord
+from student_train.run_files.records import EpochMetrics, RunRecord
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,7 +15,7 @@ from math import ceil
 from typing import Any
 
 from student_train.options.sections import HalvingOptions
-from student_train.running.records import EpochMetrics, RunRecord
+from student_train.run_files.records import EpochMetrics, RunRecord
 from student_train.running.run import Run
 
 

@@ -14,11 +14,11 @@ from collections.abc import Callable, Iterator, Sequence
 from student_train.feed.batches import Batch
 from student_train.feed.feed import Feed
 from student_train.feed.order import Cut
+from student_train.run_files.records import Held
 from student_train.running.cohort import Cohort, Outcome
 from student_train.running.evaluate import evaluate
 from student_train.running.events import EpochDone, PassDone, Report, StudentStarted
 from student_train.running.halving import Halving
-from student_train.running.records import Held
 from student_train.running.run import Run
 from student_train.running.team import Stacking, Team, arrange
 

@@ -1,15 +1,7 @@
-"""What a finished student says of the held rows, row by row, beside what its teacher said: `predictions.parquet`.
+"""Students are asked about the held rows: what each says of each row, and what is known of it without a student.
 
-Of images and the like every held row is a row of the table. Of tokens every position of the first held blocks is one,
-MOST_POSITIONS at most: there may be millions.
-
-    position                  of the row, or block, in the held selection
-    row, shard, sample_id     in the cache
-    at, token                 of tokens: the position in the block, and the token that is there
-    label                     null: none
-    teacher_top, …            the teacher's columns of the cache's own table, of tokens of this position; null: unknown
-    top, top_probability      the student's class, and how sure it is
-    label_log_probability     nats, the student's
+`run_files/predictions.py` has the table that comes of it. Of tokens its rows are the positions of the first held
+blocks, MOST_POSITIONS at most: there may be millions.
 
 B rows or positions of a batch, N all of them, L positions of a block, C classes.
 """
@@ -17,9 +9,9 @@ B rows or positions of a batch, N all of them, L positions of a block, C classes
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import polars as pl
@@ -28,57 +20,24 @@ from torch import Tensor
 
 from storage.cache import Cache
 from storage.encodings import Capability, Encoded
-from storage.errors import CorruptObject
-from storage.format.objects import LocalObjects
-from storage.format.sealed import seal, unseal
 from student_train.feed.batches import Needs, SoftNeed
 from student_train.feed.feed import Feed
 from student_train.feed.selection import NO_CLASS, Selection
 from student_train.feed.shard_source import INPUTS, LABELS, ShardSource
 from student_train.feed.windows import load_shard
+from student_train.run_files.predictions import (
+    HELD_SCHEMA,
+    STUDENT_SCHEMA,
+    TEACHER_SCHEMA,
+    TOKEN_SCHEMA,
+    HeldTable,
+    write_predictions,
+)
 from student_train.stepping.positions import logits_in_parts, part_size
 from student_train.students import Student
 
-PREDICTIONS_FILE = "predictions.parquet"
-FORMAT_VERSION = 1
 MOST_POSITIONS = 2**14
 MOST_LOGITS = 2**29  # of the teacher's that are decoded; fewer positions of a vocabulary above 32,768
-
-HELD_SCHEMA = {"position": pl.Int64, "row": pl.Int64, "shard": pl.Int64, "sample_id": pl.String, "label": pl.Int64}
-TOKEN_SCHEMA = {"at": pl.Int64, "token": pl.Int64}
-TEACHER_SCHEMA = {
-    "teacher_top": pl.Int64,
-    "teacher_top_probability": pl.Float32,
-    "teacher_label_log_probability": pl.Float32,
-}
-STUDENT_SCHEMA = {"top": pl.Int64, "top_probability": pl.Float32, "label_log_probability": pl.Float32}
-
-
-@dataclass(frozen=True)
-class HeldTable:
-    """Held rows, or positions, and what is known of each.
-
-    Attributes:
-        cache: its id.
-        dataset: of the rows.
-        teacher: whose columns there are; None: nobody's.
-        of_tokens: whether they are positions of tokens.
-        num_rows: rows, or blocks, that are held in all.
-        table: HELD_SCHEMA, of tokens TOKEN_SCHEMA, TEACHER_SCHEMA; of a student's predictions STUDENT_SCHEMA too.
-    """
-
-    cache: str
-    dataset: str
-    teacher: str | None
-    of_tokens: bool
-    num_rows: int
-    table: pl.DataFrame
-
-    @property
-    def about(self) -> dict[str, Any]:
-        """Return all but the table, as JSON."""
-        names = ("cache", "dataset", "teacher", "of_tokens", "num_rows")
-        return {"format_version": FORMAT_VERSION} | {name: getattr(self, name) for name in names}
 
 
 def held_table(cache: Cache, selection: Selection, teacher: str | None) -> HeldTable:
@@ -139,7 +98,7 @@ class Columns:
         return {name: column_N.cpu() for name, column_N in self._columns.items()}
 
 
-class Asked(NamedTuple):
+class Respondent(NamedTuple):
     """A student that is asked about the held rows.
 
     Attributes:
@@ -153,8 +112,8 @@ class Asked(NamedTuple):
     held: HeldTable
 
 
-def write_predictions(
-    asked: Sequence[Asked], feed: Feed, *, batch_size: int, stop: Callable[[], bool] = lambda: False
+def ask_students(
+    asked: Sequence[Respondent], feed: Feed, *, batch_size: int, stop: Callable[[], bool] = lambda: False
 ) -> bool:
     """Ask students about the held rows, each batch of which is read once, and write their answers.
 
@@ -171,7 +130,7 @@ def write_predictions(
     if answered is None:
         return False
     for (folder, _, _), predictions in zip(asked, answered, strict=True):
-        LocalObjects(folder).put(PREDICTIONS_FILE, seal(predictions.table.to_arrow(), predictions.about))
+        write_predictions(folder, predictions)
     return True
 
 
@@ -215,30 +174,6 @@ def _with(held: HeldTable, answers: Mapping[str, Tensor], labels_N: Tensor) -> H
         for name, values_N in answers.items()
     }
     return replace(held, table=held.table.with_columns(**columns).cast(STUDENT_SCHEMA))  # type: ignore[arg-type]
-
-
-def read_predictions(folder: Path) -> HeldTable | None:
-    """Return what a run's student said of the held rows; None if nobody asked it.
-
-    Raises:
-        CorruptObject: the file is not one of these, or not as it was written.
-    """
-    path = folder / PREDICTIONS_FILE
-    if not path.exists():
-        return None
-    try:
-        about, table = unseal(path.read_bytes())
-        if about.pop("format_version") != FORMAT_VERSION:
-            raise ValueError("it is of another format")
-        schema = HELD_SCHEMA | (TOKEN_SCHEMA if about["of_tokens"] else {}) | TEACHER_SCHEMA | STUDENT_SCHEMA
-        frame = pl.DataFrame(pl.from_arrow(table)).select(*schema).cast(schema)  # type: ignore[arg-type]
-        return HeldTable(**about, table=frame)
-    except Exception as error:  # whatever a file that only looks like one leads to
-        raise CorruptObject(
-            f"{path} holds no predictions",
-            found=str(error) or type(error).__name__,
-            do=f"delete {folder} and train this student again",
-        ) from None
 
 
 def _said(logits_BC: Tensor, labels_B: Tensor) -> dict[str, Tensor]:

@@ -18,28 +18,22 @@ from storage.errors import BadRequest, DivergedLoss, StillroomError
 from storage.format.objects import LocalObjects
 from student_train.feed.batches import ArrayKey
 from student_train.options.sections import StudentOptions
-from student_train.running.checkpoint import (
+from student_train.run_files.checkpoint import (
     Position,
+    Tensors,
     commit_checkpoint,
     delete_checkpoint,
     read_checkpoint,
     stage_checkpoint,
     write_checkpoint,
 )
+from student_train.run_files.history import write_metrics, write_steps
+from student_train.run_files.predictions import HeldTable
+from student_train.run_files.records import JOB_FILE, EpochMetrics, Held, RunRecord, write_record
 from student_train.running.latency import Latency
-from student_train.running.predictions import HeldTable
-from student_train.running.records import (
-    JOB_FILE,
-    EpochMetrics,
-    Held,
-    RunRecord,
-    write_metrics,
-    write_record,
-    write_steps,
-)
 from student_train.stepping.parallel import ALONE, Parallel
 from student_train.stepping.schedule import learning_rate_at
-from student_train.stepping.state import Randomness, Tensors, TrainState, below
+from student_train.stepping.state import Randomness, TrainState, below
 from student_train.students import Blueprint, Student, save_student
 
 

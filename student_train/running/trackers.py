@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import json
-import os
 import time
 from collections.abc import Sequence
-from importlib import import_module
 from typing import Any, Literal, NamedTuple, Protocol
 
 from storage.digests import fingerprint
 from storage.errors import BadRequest
 from storage.format.objects import LocalObjects
-from student_train.options.sections import TrackOptions
+from student_train.preparing.installed import mlflow, tensorboard
 from student_train.preparing.prepare import PreparedRun
 
 Status = Literal["FINISHED", "KILLED", "FAILED"]  # MLflow's words
@@ -44,7 +42,7 @@ class TensorBoard:
     """Event files in the student's folder."""
 
     def __init__(self) -> None:
-        self._module = _tensorboard()
+        self._module = tensorboard()
         self._writers: dict[str, Any] = {}
 
     def write(self, student: PreparedRun, points: Sequence[Point]) -> None:
@@ -67,7 +65,7 @@ class MLflow:
     """One MLflow run for each student, found again after an interruption by the file in the student's folder."""
 
     def __init__(self, uri: str, experiment: str):
-        self._module = _mlflow()
+        self._module = mlflow()
         self._place = [uri, experiment]
         try:
             self._client = self._module.MlflowClient(uri)
@@ -121,32 +119,3 @@ class MLflow:
 
     def _meaning(self, student: PreparedRun) -> str:
         return fingerprint([self._place, student.identity])
-
-
-def check_installed(options: TrackOptions) -> None:
-    """Check that the packages of what a job asks for can be imported. Raises BadRequest."""
-    if options.tensorboard:
-        _tensorboard()
-    if options.mlflow is not None:
-        _mlflow()
-
-
-def _tensorboard() -> Any:
-    return _library("torch.utils.tensorboard", "tensorboard")
-
-
-def _mlflow() -> Any:
-    os.environ.setdefault("MLFLOW_ALLOW_FILE_STORE", "true")  # MLflow wants to be told that a folder is meant
-    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-    return _library("mlflow", "mlflow")
-
-
-def _library(module: str, extra: str) -> Any:
-    try:
-        return import_module(module)
-    except ImportError as error:
-        raise BadRequest(
-            f"[track] {extra} needs a package that is not installed",
-            found=str(error),
-            do=f".venv/bin/pip install -c constraints.txt -e '.[{extra}]'",
-        ) from None

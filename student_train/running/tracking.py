@@ -17,6 +17,8 @@ import polars as pl
 
 from student_train.options.sections import TrackOptions
 from student_train.preparing.prepare import PreparedRun
+from student_train.run_files.history import STEPS_FOLDER
+from student_train.run_files.records import EpochMetrics
 from student_train.running.events import (
     EpochDone,
     Event,
@@ -26,7 +28,6 @@ from student_train.running.events import (
     StudentStopped,
     TrackerFailed,
 )
-from student_train.running.records import STEPS_FOLDER, EpochMetrics
 from student_train.running.trackers import MLflow, Point, Status, TensorBoard, Tracker
 
 

@@ -14,12 +14,15 @@ from storage.errors import Interrupted, StillroomError, StorageFailure, TryAgain
 from storage.format.objects import LocalObjects
 from student_train.devices import find_device
 from student_train.feed.batches import Needs
-from student_train.feed.residency import FeedPool, Residency, choose_residency, projected_bytes
+from student_train.feed.residency import FeedPool
 from student_train.options.job_text import job_text
 from student_train.options.sections import FleetOptions, TrackOptions
 from student_train.preparing.prepare import PreparedRun, Request, passes, prepare
-from student_train.preparing.projection import fit
-from student_train.running.checkpoint import delete_checkpoint, settle_checkpoint
+from student_train.preparing.projection import choose_for, fit
+from student_train.run_files.checkpoint import delete_checkpoint, settle_checkpoint
+from student_train.run_files.history import STEPS_FOLDER
+from student_train.run_files.predictions import HeldTable
+from student_train.run_files.records import RUN_FILE, RunRecord, read_record, write_record
 from student_train.running.cohort import own_failure
 from student_train.running.events import (
     BatchIsAllRows,
@@ -33,8 +36,7 @@ from student_train.running.events import (
 )
 from student_train.running.halving import Halving
 from student_train.running.loop import train_together
-from student_train.running.predictions import HeldTable, held_table
-from student_train.running.records import RUN_FILE, STEPS_FOLDER, RunRecord, read_record, write_record
+from student_train.running.predictions import held_table
 from student_train.running.run import Run, RunBasis, failure_record
 from student_train.running.tracking import tracking
 from student_train.stepping.recorder import is_recorded
@@ -120,12 +122,6 @@ def skip_finished(students: Sequence[PreparedRun], report: Report, *, tidy: bool
             if tidy and student.finished.status == "finished":
                 delete_checkpoint(student.folder)
             report(StudentSkipped(student.finished))
-
-
-def choose_for(request: Request, students: Sequence[PreparedRun], device: torch.device) -> Residency:
-    """Return where the rows of all students are to be kept."""
-    wanted = [pair for s in students for pair in ((s.train, s.needs), (s.held, Needs()))]
-    return choose_residency(request.data.residency, projected_bytes(request.cache, wanted), device)
 
 
 def _train_pass(

@@ -15,11 +15,10 @@ from student_train.feed.batches import ArrayKey
 from student_train.losses.objective import Objective, student_layers
 from student_train.losses.outputs import Shapes
 from student_train.options.sections import StudentOptions
+from student_train.run_files.checkpoint import Tensors
 from student_train.stepping.average import WeightAverage
 from student_train.stepping.forward import check_student
 from student_train.students import Blueprint, Student, build_student
-
-Tensors = dict[str, Tensor]
 
 
 class Randomness:

@@ -119,7 +119,7 @@ def _train_live(job: Path, cache_job: Path, name: str) -> None:
 
 
 def _row(study: Study, way: Way, folder: Path, cache: str) -> str:
-    from student_train.running.records import compare_runs
+    from student_train.run_files.comparison import compare_runs
 
     figures = compare_runs(folder / "runs" / way.name).sort("student")[study.figure].to_list()
     scale = 100 if study.figure == "accuracy" else 1

@@ -24,7 +24,7 @@ from distributed import Client
 from jobs.files.reading import read_job
 from jobs.files.student_job import StudentJob
 from storage.cache import Cache
-from student_train.running.records import read_record
+from student_train.run_files.records import read_record
 from student_train.running.train import train_students
 from student_train.stepping.parallel import ALONE
 from tests.jobs.conftest import Program

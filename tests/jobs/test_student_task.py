@@ -13,6 +13,7 @@ from jobs.cluster.student_work import Relay, as_json, beacon
 from jobs.files.reading import read_job
 from jobs.files.student_job import StudentJob
 from storage.errors import BadRequest, StillroomError
+from student_train.run_files.records import RunRecord
 from student_train.running.events import (
     PassDone,
     PassStarted,
@@ -22,7 +23,6 @@ from student_train.running.events import (
     StudentSkipped,
     StudentStarted,
 )
-from student_train.running.records import RunRecord
 
 JOBS = sorted((Path(__file__).parents[2] / "jobs").glob("*.students.toml"))
 

@@ -13,7 +13,7 @@ import pytest
 
 from storage.cache import Cache
 from storage.errors import BadRequest, Interrupted
-from student_train.running.records import RunRecord
+from student_train.run_files.records import RunRecord
 from student_train.running.train import train_students
 from student_train.stepping.forward import check_student
 from student_train.students import Blueprint, build_student, load_student

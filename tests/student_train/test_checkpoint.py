@@ -17,7 +17,7 @@ import torch
 from storage.cache import Cache
 from storage.errors import CorruptObject, Interrupted, StaleCache, StorageFailure, UnsupportedFormat
 from student_train.options.sections import StudentOptions
-from student_train.running.checkpoint import (
+from student_train.run_files.checkpoint import (
     Position,
     commit_checkpoint,
     read_checkpoint,

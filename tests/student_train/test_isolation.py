@@ -57,5 +57,7 @@ def test_the_cache_that_it_reads_is_seen_among_the_files(process: dict[str, Any]
 
 
 def test_importing_the_room_imports_no_torch() -> None:
-    code = "import sys, student_train.options.sections, student_train.running.records; sys.exit('torch' in sys.modules)"
+    code = (
+        "import sys, student_train.options.sections, student_train.run_files.records; sys.exit('torch' in sys.modules)"
+    )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

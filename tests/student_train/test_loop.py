@@ -16,8 +16,8 @@ from student_train.feed.batches import ArrayKey, Needs
 from student_train.feed.order import epoch_order
 from student_train.feed.selection import select_rows
 from student_train.options.sections import StudentOptions
+from student_train.run_files.records import RunRecord, read_record
 from student_train.running.events import EpochDone, Event, Progress
-from student_train.running.records import RunRecord, read_record
 from student_train.running.train import train_students
 from student_train.stepping.average import WeightAverage
 from student_train.stepping.gradients import Step

@@ -150,7 +150,7 @@ def test_recordings_are_given_up_where_memory_runs_out(
     owner, name = {
         "a step": (AdamW, "step"),
         "an evaluation": (loop, "evaluate"),
-        "predictions": (fleet, "write_predictions"),
+        "predictions": (fleet, "ask_students"),
     }[where]
     asking = getattr(owner, name)
 

@@ -21,8 +21,9 @@ from student_train.report.caches import cache_facts
 from student_train.report.contents import Contents, gather
 from student_train.report.gallery import picture_of, visible
 from student_train.report.runs import objective_text
-from student_train.running.predictions import PREDICTIONS_FILE, read_predictions
-from student_train.running.records import METRICS_FILE, RUN_FILE, read_record, write_record
+from student_train.run_files.history import METRICS_FILE
+from student_train.run_files.predictions import PREDICTIONS_FILE, read_predictions
+from student_train.run_files.records import RUN_FILE, read_record, write_record
 from student_train.running.train import train_students
 from tests.language.test_build import HELD, TEXT, VERSE
 from tests.language.toys import counting_cache, counting_teacher, request, small_gpt

@@ -6,7 +6,8 @@ import pytest
 
 from storage.cache import Cache
 from storage.errors import CorruptObject, Interrupted, MissingSource
-from student_train.running.records import COMPARISON, compare_runs, read_record
+from student_train.run_files.comparison import COMPARISON, compare_runs
+from student_train.run_files.records import read_record
 from student_train.running.train import train_students
 from tests.student_train.test_loop import stop_after
 from tests.student_train.toys import KD, request_of, student

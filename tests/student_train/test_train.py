@@ -7,6 +7,7 @@ import pytest
 
 from storage.cache import Cache
 from storage.errors import BadRequest, IncompleteCache, Interrupted, NotInCache, StaleCache, StillroomError, TryAgain
+from student_train.run_files.records import read_record
 from student_train.running.events import (
     Event,
     FeedChosen,
@@ -17,7 +18,6 @@ from student_train.running.events import (
     StudentSkipped,
     StudentStarted,
 )
-from student_train.running.records import read_record
 from student_train.running.train import _locked, train_students
 from student_train.students import load_student
 from tests.student_train.test_loop import stop_after, weights

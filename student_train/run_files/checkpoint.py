@@ -20,13 +20,15 @@ from typing import Any, Literal
 import safetensors.torch
 import torch
 from pydantic import ConfigDict, ValidationError
+from torch import Tensor
 
 from storage.digests import differences, digest
 from storage.errors import CorruptObject, StaleCache, UnsupportedFormat
 from storage.format.objects import LocalObjects
 from storage.options import Options
-from student_train.running.records import CHECKPOINT_FILE, EpochMetrics
-from student_train.stepping.state import Tensors
+from student_train.run_files.records import CHECKPOINT_FILE, EpochMetrics
+
+Tensors = dict[str, Tensor]  # by name
 
 FORMAT_VERSION = 1
 NEXT_FILE = "checkpoint.next.json"

@@ -1,0 +1,94 @@
+"""Many runs side by side, from what is in their folders; the table of `student compare`. No torch here."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+
+from storage.errors import MissingSource
+from student_train.run_files.records import CHECKPOINT_FILE, RUN_FILE, Held, read_record
+
+COMPARISON = {
+    "student": pl.String,
+    "status": pl.String,
+    "architecture": pl.String,
+    "parameters": pl.Int64,
+    "accuracy": pl.Float64,
+    "agreement": pl.Float64,
+    "cross_entropy": pl.Float64,
+    "calibration_error": pl.Float64,
+    "epoch": pl.Int64,
+    "epochs": pl.Int64,
+    "seconds": pl.Float64,
+    "rows_per_s": pl.Float64,
+    "latency_ms": pl.Float64,
+    "inference_rows_per_s": pl.Float64,
+    "device": pl.String,
+    "error": pl.String,
+}
+
+
+def list_runs(runs: Path) -> list[Path]:
+    """Return the folders of all runs below a folder, settled or not, by name.
+
+    Raises:
+        MissingSource: there is no run.
+    """
+    below = sorted(path for path in runs.iterdir() if path.is_dir()) if runs.is_dir() else []
+    found = [path for path in below if _is_run(path)]
+    if not found and _is_run(runs):
+        raise MissingSource(
+            f"{runs} is one run, not a folder of runs", found=RUN_FILE, do=f"name the folder above it: {runs.parent}"
+        )
+    if not found:
+        there = None if runs.is_dir() else "a file" if runs.exists() else "no such folder"
+        raise MissingSource(f"there are no runs in {runs}", found=there, do="student train JOB.toml")
+    return found
+
+
+def compare_runs(runs: Path) -> pl.DataFrame:
+    """Return one row per run below a folder, the most accurate first; columns of COMPARISON.
+
+    A run that is not settled has the status "unfinished" and the figures of its last whole epoch.
+
+    Raises:
+        MissingSource: there is no run.
+        CorruptObject: a record is not one.
+    """
+    return rank([compare_run(folder) for folder in list_runs(runs)])
+
+
+def rank(rows: Sequence[dict[str, Any]]) -> pl.DataFrame:
+    """Return rows of COMPARISON as a table, the most accurate first."""
+    table = pl.DataFrame(rows, schema=COMPARISON)
+    return table.sort("accuracy", "agreement", "student", descending=[True, True, False], nulls_last=True)
+
+
+def compare_run(folder: Path) -> dict[str, Any]:
+    """Return the row of one run for COMPARISON. Raises CorruptObject."""
+    record = read_record(folder)
+    if record is None:
+        return _unfinished(folder)
+    error = record.error and record.error.splitlines()[0]
+    return record.model_dump(include=set(COMPARISON)) | {"error": error}
+
+
+def _is_run(folder: Path) -> bool:
+    return (folder / RUN_FILE).exists() or (folder / CHECKPOINT_FILE).exists()
+
+
+def _unfinished(folder: Path) -> dict[str, Any]:
+    row: dict[str, Any] = {"student": folder.name, "status": "unfinished"}
+    try:
+        checkpoint = json.loads((folder / CHECKPOINT_FILE).read_bytes())
+        row["architecture"] = checkpoint["identity"]["student"]["architecture"]
+        history = checkpoint["history"]
+        row |= {"epochs": len(history), "seconds": checkpoint["seconds"]}
+        row |= {name: value for name, value in (history[-1] if history else {}).items() if name in Held.model_fields}
+    except (ValueError, KeyError, TypeError) as error:
+        row["error"] = f"{CHECKPOINT_FILE} cannot be read: {error}"
+    return row

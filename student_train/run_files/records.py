@@ -1,0 +1,116 @@
+"""The record of a settled run, `run.json`: it says that all the other files of its folder are there. No torch here."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import ConfigDict, ValidationError
+
+from storage.errors import CorruptObject
+from storage.format.objects import LocalObjects
+from storage.options import Options
+from storage.views import PLAIN
+
+RUN_FILE = "run.json"
+JOB_FILE = "job.toml"  # as `options/job_text.py` writes it
+CHECKPOINT_FILE = "checkpoint.json"  # of a run that is not settled
+
+
+class Held(Options):
+    """A student's figures on the held rows; None where rows have no label, or no teacher to agree with.
+
+    Attributes:
+        accuracy: share of rows whose top class is the label.
+        cross_entropy: to the labels, nats.
+        calibration_error: expected calibration error over 15 bins of confidence.
+        agreement: share of rows whose top class is the teacher's.
+    """
+
+    model_config = ConfigDict(ser_json_inf_nan="constants")
+
+    accuracy: float | None = None
+    cross_entropy: float | None = None
+    calibration_error: float | None = None
+    agreement: float | None = None
+
+
+class EpochMetrics(Held):
+    """One epoch.
+
+    Attributes:
+        epoch: from 1.
+        view: of the rows that were trained on.
+        train_loss: the objective, mean over the epoch's rows while it was trained.
+        terms: the same for each term, before its weight.
+        shares: of each term's gradient among all terms' (norms over the weights), in the epoch's first step. A term
+            with next to none teaches nothing.
+        learning_rate: of the last step.
+        seconds: of training, evaluation apart.
+        rows_per_s: trained rows a second.
+    """
+
+    epoch: int
+    view: str = PLAIN
+    train_loss: float
+    terms: dict[str, float]
+    shares: dict[str, float]
+    learning_rate: float
+    seconds: float
+    rows_per_s: float
+
+
+class RunRecord(Held):
+    """One settled student: finished, stopped or failed.
+
+    Attributes:
+        epoch: the one whose weights were exported: the last, or the best where the job has patience.
+        epochs: how many were trained.
+        seconds: of training and evaluation, over all interruptions.
+        latency_ms: of one row, after training and on the device of the training (`latency.py`).
+        inference_rows_per_s: of batches, there and then.
+        cache: where the rows were read.
+        identity: what the run was made from: the student's options, fingerprints, rows.
+        error: of a failed run; of a stopped one, why others outran it.
+        halving: the section of the job that stopped it.
+    """
+
+    format_version: Literal[1] = 1
+    student: str
+    status: Literal["finished", "failed", "stopped"]
+    architecture: str
+    parameters: int | None = None
+    epoch: int | None = None
+    epochs: int = 0
+    seconds: float = 0.0
+    rows_per_s: float | None = None
+    latency_ms: float | None = None
+    inference_rows_per_s: float | None = None
+    device: str
+    torch_version: str
+    cache: str | None = None
+    error: str | None = None
+    halving: dict[str, Any] | None = None
+    identity: dict[str, Any]
+
+
+def write_record(folder: Path, record: RunRecord) -> None:
+    """Write a run's record: from now on it is settled."""
+    LocalObjects(folder).put(RUN_FILE, (record.model_dump_json(indent=2) + "\n").encode())
+
+
+def read_record(folder: Path) -> RunRecord | None:
+    """Return the record of a run, or None where there is none.
+
+    Raises:
+        CorruptObject: the file is not one.
+    """
+    path = folder / RUN_FILE
+    if not path.exists():
+        return None
+    try:
+        return RunRecord.model_validate_json(path.read_bytes())
+    except (ValidationError, OSError) as error:
+        raise CorruptObject(
+            f"{path} is not the record of a run", found=str(error), do=f"delete {folder} and train this student again"
+        ) from None
