@@ -8,6 +8,7 @@ from __future__ import annotations
 import ast
 import importlib
 import importlib.util
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -18,6 +19,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 from storage.digests import digest, fingerprint
 from storage.errors import BadRequest
 
+NAME = r"[A-Za-z0-9][A-Za-z0-9_.\-]{0,63}"
 RESERVED = frozenset(
     {"ingest", "plan", "ledger", "cache.json", "dataset.json", "teacher.json", "tokenizer.json", "views.json"}
 )
@@ -53,6 +55,11 @@ def _factory(value: str, info: ValidationInfo) -> str:
     return f"{_against_job(module, info)}:{function}" if module.endswith(".py") else value
 
 
+def is_name(text: str) -> bool:
+    """Return whether a text may name a dataset, teacher or view of a cache."""
+    return re.fullmatch(NAME, text) is not None and text.lower() not in RESERVED
+
+
 def _name(value: str) -> str:
     if value.lower() in RESERVED:
         raise ValueError(f"a cache keeps the names {', '.join(sorted(RESERVED))} for itself")
@@ -68,7 +75,7 @@ Url = Annotated[str, Field(min_length=1), AfterValidator(_url)]
 Factory = Annotated[str, AfterValidator(_factory)]
 """`package.module:function`, or `path/to/file.py:function` with the path relative to the job file's folder."""
 
-Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.\-]{0,63}$"), AfterValidator(_name)]
+Name = Annotated[str, Field(pattern=rf"^{NAME}$"), AfterValidator(_name)]
 """A name that is also a folder: letters, digits, dots, dashes and underscores, 64 at most, and none of RESERVED."""
 
 

@@ -1,10 +1,14 @@
 """An open cache, and what people ask of one.
 
-cache.py      rows in, arrays out: the only way in for both sides
+catalogue.py  all that it promises and has committed, looked at once: what planning asks
+samples.py    what its commits say of each row, as a table
+cache.py      the only way in for both sides: opening it; rows in, arrays out
 status.py     how far it is, what it promises, what its samples are like
 verify.py     every object against its digest; what no commit names is cleared away
 """
 
-from storage.cache.cache import CACHE_JSON, TEACHER_COLUMNS, TOKENIZER_JSON, Cache
+from storage.cache.cache import CACHE_JSON, Cache
+from storage.cache.catalogue import TOKENIZER_JSON, Catalogue
+from storage.cache.samples import TEACHER_COLUMNS, Samples
 
-__all__ = ["CACHE_JSON", "TEACHER_COLUMNS", "TOKENIZER_JSON", "Cache"]
+__all__ = ["CACHE_JSON", "TEACHER_COLUMNS", "TOKENIZER_JSON", "Cache", "Catalogue", "Samples"]

@@ -18,36 +18,30 @@ FORMAT.md is the whole contract.
 
 from __future__ import annotations
 
+import contextlib
 import secrets
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from datetime import UTC, datetime
 from importlib.metadata import version
 
 import numpy as np
 import polars as pl
 
-from storage.errors import (
-    BadRequest,
-    CorruptObject,
-    IncompleteCache,
-    MissingObject,
-    MissingSource,
-    NotInCache,
-    StaleCache,
-)
+from storage.cache.catalogue import Catalogue, no_dataset, no_teacher, read_tokenizer
+from storage.cache.samples import Samples
+from storage.errors import BadRequest, IncompleteCache, MissingObject, NotInCache, StaleCache
 from storage.format.objects import Objects, open_objects
 from storage.format.ragged import Ragged
-from storage.format.rows import RowPlan, ShardRows, check_plan, read_plan
+from storage.format.rows import RowPlan, ShardRows
 from storage.format.shards import Commit, ShardKey, list_commits, read_arrays, read_commits, read_ragged, stage_folder
 from storage.format.specs import FORMAT_VERSION, CacheSpec, DatasetSpec, TeacherSpec, ViewsSpec, read_spec
-from storage.format.stages import VIEWS_JSON, list_datasets, list_teachers, stages_of
-from storage.tokenizer import TokenizerFile, parse_tokenizer
+from storage.format.stages import VIEWS_JSON, list_datasets, list_teachers
+from storage.options import is_name
+from storage.tokenizer import TokenizerFile
 from storage.views import PLAIN, view_fingerprint
 from storage.views.check import check_augmented
 
 CACHE_JSON = "cache.json"
-TOKENIZER_JSON = "tokenizer.json"
-TEACHER_COLUMNS = ("top", "top_probability", "entropy", "label_log_probability")
 
 
 class Cache:
@@ -75,11 +69,12 @@ class Cache:
             UnsupportedFormat: it was written by a later format.
         """
         objects = open_objects(url)
-        listing = objects.list()
-        if CACHE_JSON not in {info.path for info in listing.objects}:
-            there = "a folder without cache.json" if listing.objects or listing.folders else "nothing"
-            raise NotInCache(f"{url} is not a cache", found=there, expected="cache.json", do="cache build JOB.toml")
-        return cls(objects, read_spec(objects, CACHE_JSON, CacheSpec))
+        try:
+            return cls(objects, read_spec(objects, CACHE_JSON, CacheSpec))
+        except MissingObject:
+            listing = objects.list()
+        there = "a folder without cache.json" if listing.objects or listing.folders else "nothing"
+        raise NotInCache(f"{url} is not a cache", found=there, expected="cache.json", do="cache build JOB.toml")
 
     @classmethod
     def find(cls, url: str) -> Cache | None:
@@ -88,9 +83,12 @@ class Cache:
         Raises:
             BadRequest: the folder holds something that is not a cache.
         """
-        listing = open_objects(url).list()
-        if CACHE_JSON in {info.path for info in listing.objects}:
+        try:
             return cls.open(url)
+        except NotInCache:
+            listing = open_objects(url).list()
+        if CACHE_JSON in {info.path for info in listing.objects}:
+            return cls.open(url)  # made by another builder since
         if listing.objects or listing.folders:
             raise BadRequest(
                 f"{url} holds something that is not a cache",
@@ -118,19 +116,20 @@ class Cache:
         open_objects(url).create(CACHE_JSON, spec.to_json())  # another builder may have been first; then it is theirs
         return cls.open(url)
 
+    def catalogue(self, datasets: Iterable[str] | None = None, teachers: Collection[str] | None = None) -> Catalogue:
+        """Return what the cache holds now, of some datasets and teachers or of all; raises as `Catalogue.read`."""
+        return Catalogue.read(self.objects, self.spec, datasets, teachers)
+
     def dataset_names(self) -> list[str]:
         """Return the datasets, sorted. Raises MissingObject if one has lost its spec."""
         return list_datasets(self.objects)
 
     def dataset(self, name: str) -> DatasetSpec:
         """Return what is promised of a dataset. Raises NotInCache."""
-        if name not in (names := self.dataset_names()):
-            raise NotInCache(
-                f"{self.url} has no dataset {name}",
-                found=", ".join(names) or "no datasets",
-                do=f'name one of these, or add a [[dataset]] named "{name}" to the cache job, then cache build',
-            )
-        return read_spec(self.objects, f"{name}/dataset.json", DatasetSpec)
+        with contextlib.suppress(MissingObject):  # never there, or lost
+            if is_name(name):
+                return read_spec(self.objects, f"{name}/dataset.json", DatasetSpec)
+        raise no_dataset(self.objects, name)
 
     def tokenizer(self, dataset: str) -> TokenizerFile | None:
         """Return the tokenizer of a dataset; None if it has none.
@@ -138,22 +137,7 @@ class Cache:
         Raises:
             CorruptObject: the file is not the one that was promised.
         """
-        promised, path = self.dataset(dataset).tokenizer, f"{dataset}/{TOKENIZER_JSON}"
-        if promised is None:
-            return None
-        try:
-            tokenizer = parse_tokenizer(self.objects.get(path), f"{self.url}/{path}")
-            found = tokenizer.fingerprint
-        except MissingSource as error:
-            found = str(error.found)
-        if found != promised:
-            raise CorruptObject(
-                f"{self.url}/{path} is not the tokenizer of this dataset",
-                found=found,
-                expected=f"fingerprint {promised}",
-                do="restore it from a copy of the cache",
-            )
-        return tokenizer
+        return read_tokenizer(self.objects, self.dataset(dataset))
 
     def teacher_names(self, dataset: str) -> list[str]:
         """Return the teachers of a dataset, sorted. Raises MissingObject if one has lost its spec."""
@@ -162,34 +146,26 @@ class Cache:
     def teacher(self, dataset: str, name: str) -> TeacherSpec:
         """Return what is promised of a teacher's targets. Raises NotInCache."""
         self.dataset(dataset)
-        if name not in (names := self.teacher_names(dataset)):
-            raise NotInCache(
-                f"{self.url} has no teacher {name} for {dataset}",
-                found=", ".join(names) or "no teachers",
-                do=f'add a [[teacher]] named "{name}" to the cache job, then cache build',
-            )
-        return read_spec(self.objects, f"{dataset}/{name}/teacher.json", TeacherSpec)
+        with contextlib.suppress(MissingObject):  # never there, or lost
+            if is_name(name):
+                return read_spec(self.objects, f"{dataset}/{name}/teacher.json", TeacherSpec)
+        raise no_teacher(self.objects, dataset, name)
 
     def views(self, dataset: str) -> ViewsSpec | None:
         """Return what is promised of a dataset's views, or None if no build has asked for any. Raises NotInCache."""
         self.dataset(dataset)
-        if VIEWS_JSON not in {info.path.rsplit("/", 1)[-1] for info in self.objects.list(dataset).objects}:
+        try:
+            return read_spec(self.objects, f"{dataset}/{VIEWS_JSON}", ViewsSpec)
+        except MissingObject:
             return None
-        return read_spec(self.objects, f"{dataset}/{VIEWS_JSON}", ViewsSpec)
 
     def view_names(self, dataset: str, teacher: str) -> list[str]:
         """Return the views of which a teacher has committed shards: `plain` first, then by number."""
-        stages = [view for _, name, view in stages_of(self.objects, dataset) if name == teacher]
-        views = [view for view in stages if self.committed(dataset, teacher, view)]
-        return sorted(views, key=lambda view: (view != PLAIN, len(view), view))
+        return self.catalogue([dataset], [teacher]).view_names(dataset, teacher)
 
     def plan(self, dataset: str) -> RowPlan:
         """Return the frozen row plan of a dataset. Raises MissingObject if a committed shard is not in it."""
-        folders = [stage_folder(*stage) for stage in stages_of(self.objects, dataset)]
-        committed = [shard for folder in folders for shard in list_commits(self.objects, folder)]
-        plan = read_plan(self.objects, dataset)  # last: it may be growing
-        check_plan(self.objects, dataset, plan, committed)
-        return plan
+        return self.catalogue([dataset]).plans[dataset]
 
     def shards(self, dataset: str) -> list[ShardRows]:
         """Return every planned shard of a dataset, ascending and contiguous."""
@@ -204,40 +180,17 @@ class Cache:
         shards = sorted(self.committed(dataset, teacher, view))
         return read_commits(self.objects, [ShardKey(dataset, teacher, view, s).commit_path for s in shards])
 
-    def samples(self, dataset: str, teachers: Iterable[str] = ()) -> pl.DataFrame:
-        """Return one row per readable sample of the committed shards, in row order.
-
-        Args:
-            dataset: its name.
-            teachers: whose per-sample columns to add, `<teacher>_top`, `_top_probability`, `_entropy` (nats) and
-                `_label_log_probability` (of the row's own label); null where the teacher's shard is not committed.
-                They are of the plain inputs if the teacher was asked about them, else of view-000.
-
-        Returns:
-            `row` int64, `shard` int64, `sample_id` string, `label` int64 (null: unlabelled), `split` string, `digest`
-            string, columns of the source, then those of the teachers.
-        """
-        table = self._table(dataset, None)
-        check_plan(self.objects, dataset, read_plan(self.objects, dataset), table["shard"].unique())
-        samples = table.filter(pl.col("error").is_null()).drop("error")
-        for teacher in teachers:
-            columns = {name: f"{teacher}_{name}" for name in TEACHER_COLUMNS}
-            view = next(iter(self.view_names(dataset, teacher)), PLAIN)
-            table = self._table(dataset, teacher, view).select("row", *columns).rename(columns)
-            samples = samples.join(table, on="row", how="left", maintain_order="left")
-        return samples
+    def samples(self, dataset: str, teachers: Collection[str] = ()) -> pl.DataFrame:
+        """Return one row per readable sample of the committed shards, in row order; see `Samples.of`."""
+        return Samples(self.catalogue([dataset], teachers)).of(dataset, teachers)
 
     def quarantined(self, dataset: str) -> pl.DataFrame:
         """Return `row`, `sample_id` and `error` of the samples that could not be read, in row order."""
-        return self._table(dataset, None).filter(pl.col("error").is_not_null()).select("row", "sample_id", "error")
+        return Samples(self.catalogue([dataset], ())).quarantined(dataset)
 
     def duplicates(self, dataset: str) -> pl.DataFrame:
         """Return `sample_id` and its `rows` (list of int64) for every id that two readable rows share."""
-        if not self.committed(dataset):
-            return pl.DataFrame(schema={"sample_id": pl.String, "rows": pl.List(pl.Int64)})
-        readable = self._table(dataset, None).filter(pl.col("error").is_null(), pl.col("sample_id").is_duplicated())
-        ids = readable.group_by("sample_id", maintain_order=True).agg(rows=pl.col("row"))
-        return ids.filter(pl.col("rows").list.len() > 1)
+        return Samples(self.catalogue([dataset], ())).duplicates(dataset)
 
     def duplicate_ids(self, dataset: str) -> list[str]:
         """Return the first few sample ids that two readable rows of a dataset share; there should be none."""
@@ -295,13 +248,3 @@ class Cache:
         except MissingObject:
             raise IncompleteCache(f"{self.url}: {key} is not built", do="cache build JOB.toml") from None
         return Commit.from_parquet(data, key.commit_path, with_table=with_table)
-
-    def _table(self, dataset: str, teacher: str | None, view: str = PLAIN) -> pl.DataFrame:
-        commits = self.commits(dataset, teacher, view)
-        if not commits:
-            raise IncompleteCache(
-                f"{self.url}: nothing of {stage_folder(dataset, teacher, view)} is built", do="cache build JOB.toml"
-            )
-        shard = pl.Series("shard", [commit.key.shard for commit in commits for _ in range(len(commit.table))], pl.Int64)
-        table = pl.concat([pl.DataFrame(pl.from_arrow(commit.table)) for commit in commits], how="diagonal_relaxed")
-        return table.insert_column(1, shard)

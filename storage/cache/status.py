@@ -8,13 +8,13 @@ from typing import Any
 import polars as pl
 
 from storage.cache.cache import Cache
+from storage.cache.catalogue import Catalogue
+from storage.cache.samples import Samples
 from storage.encodings.base import LSE, STATISTICS
 from storage.errors import BadRequest, IncompleteCache
-from storage.format.ledger import Ledger
-from storage.format.rows import check_plan, read_plan
-from storage.format.shards import INGEST, ShardKey
-from storage.format.specs import Spec
-from storage.format.stages import list_stages
+from storage.format.shards import INGEST, Commit, ShardKey, read_commits
+from storage.format.specs import DatasetSpec, Spec, TeacherSpec
+from storage.format.stages import Stage
 from storage.tasks import task_of
 from storage.views import PLAIN, view_name
 
@@ -40,11 +40,10 @@ def read_status(cache: Cache) -> pl.DataFrame:
         `dataset`, `teacher` ("ingest" for the dataset's own inputs), `view`, `rows` planned, `rows_done`,
         `rows_missing`, `quarantined`, `shards`, `shards_done`, `bytes`, and `rows_per_s` of one worker.
     """
-    ledger, stages, rows = Ledger.load(cache.objects), _stages(cache), []
-    plans = {dataset: read_plan(cache.objects, dataset) for dataset in {stage[0] for stage in stages}}  # after commits
-    for dataset, teacher, view in stages:
-        plan, commits = plans[dataset], ledger.of(dataset, teacher, view)
-        check_plan(cache.objects, dataset, plan, commits["shard"])
+    catalogue, rows = cache.catalogue(), []
+    ledger = catalogue.ledger()
+    for dataset, teacher, view in _stages(catalogue):
+        plan, commits = catalogue.plans[dataset], ledger.of(dataset, teacher, view)
         done, seconds = int(commits["rows"].sum()), float(commits["seconds"].sum())
         rows.append(
             {
@@ -66,22 +65,9 @@ def read_status(cache: Cache) -> pl.DataFrame:
 
 def read_info(cache: Cache) -> dict[str, Any]:
     """Return everything that a cache promises, with fingerprints, and where its first shards came from, as JSON."""
-    return cache.spec.model_dump(mode="json") | {
-        "datasets": {
-            name: _described(cache.dataset(name))
-            | {"rows": cache.plan(name).num_rows, "provenance": _provenance(cache, name, None)}
-            | ({"views": _described(views)} if (views := cache.views(name)) is not None else {})
-            | {
-                "teachers": {
-                    teacher: _described(cache.teacher(name, teacher))
-                    | {"serves": list(cache.teacher(name, teacher).encoding.serves)}
-                    | {"bytes_per_target": _bytes_per_target(cache, name, teacher)}
-                    | {"views": cache.view_names(name, teacher), "provenance": _provenance(cache, name, teacher)}
-                    for teacher in cache.teacher_names(name)
-                }
-            }
-            for name in cache.dataset_names()
-        }
+    catalogue = cache.catalogue()
+    return catalogue.about.model_dump(mode="json") | {
+        "datasets": {name: _describe_dataset(catalogue, name) for name in catalogue.datasets}
     }
 
 
@@ -95,11 +81,12 @@ def query_samples(cache: Cache, sql: str) -> pl.DataFrame:
     Raises:
         BadRequest: the SQL does not parse, or names what is not there.
     """
-    tables = {}
-    for name in cache.dataset_names():
-        teachers = [teacher for teacher in cache.teacher_names(name) if cache.view_names(name, teacher)]
-        if cache.committed(name):
-            tables[name] = cache.samples(name, teachers).insert_column(0, pl.lit(name).alias("dataset"))
+    catalogue, tables = cache.catalogue(), {}
+    for name in catalogue.datasets:
+        teachers = [teacher for teacher in catalogue.teacher_names(name) if catalogue.view_names(name, teacher)]
+        if catalogue.committed(name):
+            table = Samples(catalogue).of(name, teachers)
+            tables[name] = table.insert_column(0, pl.lit(name).alias("dataset"))
     if not tables:
         raise IncompleteCache(f"{cache.url} holds no samples yet", do="cache build JOB.toml")
     everything = pl.concat(tables.values(), how="diagonal")
@@ -116,47 +103,63 @@ def query_samples(cache: Cache, sql: str) -> pl.DataFrame:
         ) from None
 
 
-def _stages(cache: Cache) -> list[tuple[str, str | None, str]]:
+def _stages(catalogue: Catalogue) -> list[Stage]:
     """Return every stage, also one that is promised and has no shard yet."""
-    stages = list_stages(cache.objects)
-    promised = [(name, teacher) for name in cache.dataset_names() for teacher in cache.teacher_names(name)]
+    begun = {stage[:2] for stage in catalogue.commits}
     absent = [
-        (*pair, PLAIN if cache.views(pair[0]) is None else view_name(0))
-        for pair in promised
-        if pair not in {stage[:2] for stage in stages}
+        (*pair, view_name(0) if pair[0] in catalogue.views else PLAIN)
+        for pair in catalogue.teachers
+        if pair not in begun
     ]
-    return sorted([*stages, *absent], key=lambda stage: (stage[0], stage[1] or "", stage[2]))
+    return sorted([*catalogue.commits, *absent], key=lambda stage: (stage[0], stage[1] or "", stage[2]))
+
+
+def _describe_dataset(catalogue: Catalogue, name: str) -> dict[str, Any]:
+    first = _first_commit(catalogue, name, None)
+    about: dict[str, Any] = _described(catalogue.datasets[name])
+    about |= {"rows": catalogue.plans[name].num_rows, "provenance": None if first is None else first.about}
+    if name in catalogue.views:
+        about["views"] = _described(catalogue.views[name])
+    return about | {"teachers": {t: _describe_teacher(catalogue, name, t) for t in catalogue.teacher_names(name)}}
+
+
+def _describe_teacher(catalogue: Catalogue, dataset: str, name: str) -> dict[str, Any]:
+    spec, first = catalogue.teachers[dataset, name], _first_commit(catalogue, dataset, name)
+    return _described(spec) | {
+        "serves": list(spec.encoding.serves),
+        "bytes_per_target": _bytes_per_target(catalogue.datasets[dataset], spec, first),
+        "views": catalogue.view_names(dataset, name),
+        "provenance": None if first is None else first.about,
+    }
 
 
 def _described(spec: Spec) -> dict[str, Any]:
     return spec.model_dump(mode="json") | {"fingerprint": spec.fingerprint}
 
 
-def _bytes_per_target(cache: Cache, dataset: str, teacher: str) -> dict[str, float]:
+def _first_commit(catalogue: Catalogue, dataset: str, teacher: str | None) -> Commit | None:
+    """Return the commit of the first shard of an ingest, or of a teacher's first view; None if there is none."""
+    views = [PLAIN] if teacher is None else catalogue.view_names(dataset, teacher)
+    shards = catalogue.committed(dataset, teacher, views[0]) if views else set()
+    paths = [ShardKey(dataset, teacher, views[0], min(shards)).commit_path] if shards else []
+    return next(iter(read_commits(catalogue.objects, paths, with_table=False)), None)
+
+
+def _bytes_per_target(dataset: DatasetSpec, teacher: TeacherSpec, first: Commit | None) -> dict[str, float]:
     """Return the bytes of one soft target, of tokens that of a position: in memory, stored, and what statistics add.
 
     What is stored is that of the teacher's first shard; it is not told before there is one.
     """
-    spec = cache.teacher(dataset, teacher)
     figures: dict[str, float] = {
-        "memory": spec.encoding.bytes_per_row(spec.num_classes),
-        "memory_statistics": spec.encoding.statistics_bytes_per_row,
+        "memory": teacher.encoding.bytes_per_row(teacher.num_classes),
+        "memory_statistics": teacher.encoding.statistics_bytes_per_row,
     }
-    for view in cache.view_names(dataset, teacher):
-        commit = cache.commit(ShardKey(dataset, teacher, view, min(cache.committed(dataset, teacher, view))))
-        source = cache.dataset(dataset)
-        targets = (commit.stop - commit.start) * math.prod(task_of(source).sites(source.input_shape))
-        sizes = {stored.path: stored.size_bytes for stored in commit.objects if not stored.path.startswith("feature/")}
-        statistics = sum(size for path, size in sizes.items() if path.startswith((f"{LSE}/", f"{STATISTICS}/")))
-        figures |= {
-            "stored": round(sum(sizes.values()) / targets, 1),
-            "stored_statistics": round(statistics / targets, 1),
-        }
-        break
-    return figures
-
-
-def _provenance(cache: Cache, dataset: str, teacher: str | None) -> dict[str, Any] | None:
-    views = [PLAIN] if teacher is None else cache.view_names(dataset, teacher)
-    shards = cache.committed(dataset, teacher, views[0]) if views else set()
-    return cache.commit(ShardKey(dataset, teacher, views[0], min(shards))).about if shards else None
+    if first is None:
+        return figures
+    targets = (first.stop - first.start) * math.prod(task_of(dataset).sites(dataset.input_shape))
+    sizes = {stored.path: stored.size_bytes for stored in first.objects if not stored.path.startswith("feature/")}
+    statistics = sum(size for path, size in sizes.items() if path.startswith((f"{LSE}/", f"{STATISTICS}/")))
+    return figures | {
+        "stored": round(sum(sizes.values()) / targets, 1),
+        "stored_statistics": round(statistics / targets, 1),
+    }

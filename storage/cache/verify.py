@@ -17,22 +17,23 @@ from typing import NamedTuple
 import numpy as np
 
 from storage.cache.cache import Cache
+from storage.cache.catalogue import Catalogue
+from storage.cache.samples import Samples
 from storage.encodings.base import all_finite
 from storage.errors import BadRequest, CorruptObject, IncompleteCache
-from storage.format.rows import ShardRows, check_plan, read_plan
+from storage.format.rows import ShardRows
 from storage.format.shards import (
     GROUP_NAME,
     Commit,
     ShardKey,
     delete_folder,
     get_checked,
-    list_commits,
     of_kind,
     stage_folder,
     unpack_checked,
 )
-from storage.format.specs import DatasetSpec, TeacherSpec, read_spec
-from storage.format.stages import list_stages, list_teachers
+from storage.format.specs import TeacherSpec
+from storage.format.stages import list_stages
 from storage.views import PLAIN
 
 FEATURE = "feature/"
@@ -74,12 +75,9 @@ def verify(cache: Cache, on_shard: Callable[[int, int], None] | None = None) -> 
         CorruptObject: a promise or a plan is damaged or missing, which no build can make again.
         BadRequest: all shards are whole, but two rows of a dataset have one sample id.
     """
-    keys = [
-        ShardKey(*stage, shard)
-        for stage in list_stages(cache.objects)
-        for shard in sorted(list_commits(cache.objects, stage_folder(*stage)))
-    ]
-    promised = _Promised.by(cache, keys)
+    catalogue = cache.catalogue()
+    keys = [ShardKey(*stage, shard) for stage, shards in catalogue.commits.items() for shard in sorted(shards)]
+    promised = _Promised.by(catalogue)
     bad: list[BadShard] = []
     misplaced: list[Commit] = []
     groups: set[str] = set()
@@ -98,13 +96,13 @@ def verify(cache: Cache, on_shard: Callable[[int, int], None] | None = None) -> 
                 on_shard(done, len(keys))
     _check_plans(cache, misplaced)
     if not bad:
-        _check_ids(cache, {key.dataset for key in keys})
+        _check_ids(Samples(catalogue))
     return Verification(len(keys), num_bytes, tuple(bad), tuple(_garbage(cache, groups)))
 
 
 def repair(cache: Cache, found: Verification) -> None:
     """Drop every shard that is still bad, so that the next build computes it again, and all garbage."""
-    promised = _Promised.by(cache, [shard.key for shard in found.bad])
+    promised = _Promised.by(cache.catalogue({shard.key.dataset for shard in found.bad}))
     for key, _ in found.bad:
         commit, reason = _check(cache, key, promised)  # again: a builder may have mended it since
         if reason is None:
@@ -123,25 +121,19 @@ class _Promised:
 
     shards: dict[str, dict[int, ShardRows]]
     teachers: dict[tuple[str, str], tuple[TeacherSpec, str]]  # with the fingerprint of its JSON
-    views: dict[str, str | None]
+    views: dict[str, str]
 
     @classmethod
-    def by(cls, cache: Cache, keys: list[ShardKey]) -> _Promised:
-        """Return what is promised of `keys`; they were listed before, and so were promised and planned before."""
-        shards, teachers, views = {}, {}, {}
-        for name in cache.dataset_names():
-            read_spec(cache.objects, f"{name}/dataset.json", DatasetSpec)
-            plan = read_plan(cache.objects, name)
-            check_plan(cache.objects, name, plan, (key.shard for key in keys if key.dataset == name))
-            shards[name] = {planned.shard: planned for planned in plan.shards()}
-            promise = cache.views(name)
-            views[name] = None if promise is None else promise.fingerprint
-            for teacher in list_teachers(cache.objects, name):
-                path = f"{name}/{teacher}/teacher.json"
-                spec = read_spec(cache.objects, path, TeacherSpec)
-                # As it was written: today's spec has more keys than one of format 1.
-                teachers[name, teacher] = spec, json.loads(cache.objects.get(path))["digest"]
-        return cls(shards, teachers, views)
+    def by(cls, catalogue: Catalogue) -> _Promised:
+        """Return what is promised of the shards that a catalogue lists."""
+        plans = {name: {shard.shard: shard for shard in plan.shards()} for name, plan in catalogue.plans.items()}
+        teachers = {
+            # As it was written: today's spec has more keys than one of format 1.
+            key: (spec, json.loads(catalogue.objects.get(f"{'/'.join(key)}/teacher.json"))["digest"])
+            for key, spec in catalogue.teachers.items()
+        }
+        views = {name: spec.fingerprint for name, spec in catalogue.views.items()}
+        return cls(plans, teachers, views)
 
     def places(self, commit: Commit) -> bool:
         """Return whether a commit has the rows that were planned for it."""
@@ -162,12 +154,12 @@ def _check_plans(cache: Cache, misplaced: list[Commit]) -> None:
             )
 
 
-def _check_ids(cache: Cache, datasets: set[str]) -> None:
+def _check_ids(samples: Samples) -> None:
     """Check that a sample id is permanent: of one row of its dataset and no other."""
-    for dataset in sorted(datasets):
-        if len(twice := cache.duplicates(dataset)):
+    for dataset in samples.catalogue.datasets:
+        if len(twice := samples.duplicates(dataset)):
             raise BadRequest(
-                f"{cache.url}: {len(twice)} sample ids of {dataset} are each of several rows",
+                f"{samples.catalogue.url}: {len(twice)} sample ids of {dataset} are each of several rows",
                 found="\n".join(f"{sample_id}: rows {rows}" for sample_id, rows in twice.head(5).iter_rows()),
                 expected="a permanent id of its own for each sample",
                 do="mend the ids in the source, then cache build JOB.toml --as NAME",
@@ -212,10 +204,8 @@ def _check_rows(commit: Commit) -> None:
 def _check_targets(cache: Cache, commit: Commit, arrays: dict[str, np.ndarray], promised: _Promised) -> None:
     """Check what digests cannot: that every value can be, is of the promised teacher, and of today's inputs."""
     assert commit.key.teacher is not None
-    (spec, promise), views = (
-        promised.teachers[commit.key.dataset, commit.key.teacher],
-        promised.views[commit.key.dataset],
-    )
+    spec, promise = promised.teachers[commit.key.dataset, commit.key.teacher]
+    views = promised.views.get(commit.key.dataset)
     if commit.about.get("promise", promise) != promise:
         raise CorruptObject(
             f"{commit.key} was made by another teacher than teacher.json promises",

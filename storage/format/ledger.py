@@ -7,6 +7,7 @@ is always asked of the store, and a remembered summary counts only while the com
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from typing import Any
 
 import polars as pl
@@ -14,10 +15,9 @@ import polars as pl
 from storage.errors import MissingObject
 from storage.format.objects import Objects
 from storage.format.sealed import seal, unseal
-from storage.format.shards import Commit, list_commits, read_commits, stage_folder
-from storage.format.stages import list_stages
+from storage.format.shards import Commit, ShardKey, read_commits
+from storage.format.stages import LEDGER, Stage
 
-LEDGER = "ledger"
 LEDGER_PATH = re.compile(rf"{LEDGER}/(\d{{8}})\.parquet")
 SUMMARY_SCHEMA = {
     "path": pl.String,
@@ -35,42 +35,53 @@ SUMMARY_SCHEMA = {
 
 
 class Ledger:
-    """A summary of every commit.
+    """A summary of every commit that was listed.
 
     Attributes:
         commits: one row per commit, columns of SUMMARY_SCHEMA.
         new: how many of them no ledger file held.
     """
 
-    def __init__(self, objects: Objects, commits: pl.DataFrame, new: int):
+    def __init__(self, objects: Objects, commits: pl.DataFrame, elsewhere: pl.DataFrame, new: int):
         self._objects = objects
+        self._elsewhere = elsewhere
         self.commits = commits
         self.new = new
 
     @classmethod
-    def load(cls, objects: Objects) -> Ledger:
-        """Return the ledger of a cache: one listing per stage, one ledger file, and the commits since."""
-        there = pl.DataFrame(
-            [(path, version) for path, version in _list_versions(objects).items()],
-            schema={"path": pl.String, "version": pl.String},
-            orient="row",
-        )
-        remembered = there.join(_read_latest(objects), on=["path", "version"], how="inner")
+    def load(cls, objects: Objects, listed: Mapping[Stage, Mapping[int, str]]) -> Ledger:
+        """Return the ledger of some stages: one ledger file, and those of their commits that it does not hold.
+
+        Args:
+            objects: the cache.
+            listed: stage → number of each shard → version of its commit; all stages of a dataset, or none.
+        """
+        versions = {
+            ShardKey(*stage, shard).commit_path: version
+            for stage, shards in listed.items()
+            for shard, version in shards.items()
+        }
+        there = pl.DataFrame(list(versions.items()), schema={"path": pl.String, "version": pl.String}, orient="row")
+        latest = _read_latest(objects)
+        remembered = there.join(latest, on=["path", "version"], how="inner")
         unread = there.join(remembered, on="path", how="anti")
         commits = read_commits(objects, unread["path"].to_list(), with_table=False)
-        versions = dict(unread.iter_rows())
         fresh = pl.DataFrame(
             [_summary(c, versions[c.key.commit_path]) for c in commits], schema=SUMMARY_SCHEMA, orient="row"
         )
-        return cls(objects, pl.concat([remembered.select(*SUMMARY_SCHEMA), fresh]).sort("path"), len(commits))
+        elsewhere = latest.filter(~pl.col("dataset").is_in({dataset for dataset, _, _ in listed}))
+        return cls(
+            objects, pl.concat([remembered.select(*SUMMARY_SCHEMA), fresh]).sort("path"), elsewhere, len(commits)
+        )
 
     def compact(self) -> None:
-        """Write all summaries as the next ledger file, and drop the older ones."""
+        """Write all summaries as the next ledger file, those of other datasets as they were, and drop older ones."""
         if not self.new:
             return
         old = _ledger_paths(self._objects)
         number = max((int(path.split("/")[1].split(".")[0]) for path in old), default=-1) + 1
-        if self._objects.create(f"{LEDGER}/{number:08d}.parquet", seal(self.commits.to_arrow(), {})):
+        everything = pl.concat([self._elsewhere, self.commits]).sort("path")
+        if self._objects.create(f"{LEDGER}/{number:08d}.parquet", seal(everything.to_arrow(), {})):
             for path in old:
                 self._objects.delete(path)
 
@@ -79,16 +90,6 @@ class Ledger:
         return self.commits.filter(
             pl.col("dataset") == dataset, pl.col("teacher").eq_missing(pl.lit(teacher)), pl.col("view") == view
         )
-
-
-def _list_versions(objects: Objects) -> dict[str, str]:
-    versions: dict[str, str] = {}
-    for stage in list_stages(objects):
-        folder = stage_folder(*stage)
-        versions |= {
-            f"{folder}/{shard:05d}.parquet": version for shard, version in list_commits(objects, folder).items()
-        }
-    return versions
 
 
 def _ledger_paths(objects: Objects) -> list[str]:

@@ -1,4 +1,4 @@
-"""Which datasets, teachers and stages a cache has, from listings alone, and that each has its promise.
+"""Which datasets, teachers and stages a cache has, and which of their shards are committed: from listings alone.
 
 A spec is written before anything that it speaks of and is never deleted. So a folder with data but without its spec has
 lost it: what its rows mean is not known any more, and no build may guess it.
@@ -6,46 +6,102 @@ lost it: what its rows mean is not known any more, and no build may guess it.
 
 from __future__ import annotations
 
+from collections.abc import Collection, Iterable
+from typing import NamedTuple
+
 from storage.errors import MissingObject
-from storage.format.objects import Objects
+from storage.format.objects import Listing, Objects
 from storage.format.shards import GROUP_NAME, INGEST, PLAN, list_commits, stage_folder
+from storage.options import is_name
 from storage.views import PLAIN
 
 Stage = tuple[str, str | None, str]
 VIEWS_JSON = "views.json"
+LEDGER = "ledger"
+
+
+class DatasetStages(NamedTuple):
+    """What listings tell of one dataset.
+
+    Attributes:
+        dataset: its name.
+        teachers: those that are promised, sorted; some may have no stage yet.
+        commits: stage → number of each committed shard → version of its commit; the ingest first.
+        has_views: whether its views are promised.
+    """
+
+    dataset: str
+    teachers: tuple[str, ...]
+    commits: dict[Stage, dict[int, str]]
+    has_views: bool
+
+
+def look_at_stages(
+    objects: Objects, datasets: Iterable[str] | None = None, teachers: Collection[str] | None = None
+) -> list[DatasetStages]:
+    """Return what there is of each dataset, sorted, after one listing of each folder that can hold a commit.
+
+    Args:
+        objects: the cache.
+        datasets: names, also of what is not there, which is left out; None for all.
+        teachers: whose stages are looked at; None for all.
+
+    Raises:
+        MissingObject: a dataset or teacher that is looked at has lost its spec, or a dataset that of its views.
+    """
+    names = objects.list().folders if datasets is None else sorted({name for name in datasets if is_name(name)})
+    found = [_look_at(objects, name, teachers) for name in names if name != LEDGER]
+    return [each for each in found if each is not None]
 
 
 def list_datasets(objects: Objects) -> list[str]:
     """Return the datasets of a cache, sorted. Raises MissingObject if one has lost its spec."""
-    return [folder for folder in objects.list().folders if _is_promised(objects, folder, "dataset.json")]
+    folders = [folder for folder in objects.list().folders if folder != LEDGER]
+    return [folder for folder in folders if _is_promised(objects, folder, objects.list(folder), "dataset.json")]
 
 
 def list_teachers(objects: Objects, dataset: str) -> list[str]:
     """Return the teachers of a dataset, sorted. Raises MissingObject if one has lost its spec."""
-    folders = [folder for folder in objects.list(dataset).folders if _name(folder) not in (INGEST, PLAN)]
-    return [_name(folder) for folder in folders if _is_promised(objects, folder, "teacher.json")]
+    folders = _teacher_folders(objects.list(dataset))
+    return [_name(path) for path in folders if _is_promised(objects, path, objects.list(path), "teacher.json")]
 
 
-def list_stages(objects: Objects) -> list[Stage]:
-    """Return (dataset, teacher, view) of every stage of a cache; the teacher is None for an ingest."""
-    return [stage for dataset in list_datasets(objects) for stage in stages_of(objects, dataset)]
+def list_stages(objects: Objects, datasets: Iterable[str] | None = None) -> list[Stage]:
+    """Return (dataset, teacher, view) of every stage, a dataset's ingest first; the teacher of an ingest is None."""
+    return [stage for each in look_at_stages(objects, datasets) for stage in each.commits]
 
 
-def stages_of(objects: Objects, dataset: str) -> list[Stage]:
-    """Return the stages of one dataset, its ingest first."""
-    stages: list[Stage] = [(dataset, None, PLAIN)]
-    for teacher in list_teachers(objects, dataset):
-        stages += [(dataset, teacher, _name(view)) for view in objects.list(f"{dataset}/{teacher}").folders]
-    _check_views(objects, stages)
-    return stages
+def _look_at(objects: Objects, dataset: str, teachers: Collection[str] | None) -> DatasetStages | None:
+    """Return what there is of a dataset; None if nothing promises it."""
+    listing = objects.list(dataset)
+    if not _is_promised(objects, dataset, listing, "dataset.json"):
+        return None
+    promised: list[str] = []
+    commits: dict[Stage, dict[int, str]] = {(dataset, None, PLAIN): list_commits(objects, stage_folder(dataset, None))}
+    for folder in _teacher_folders(listing):
+        teacher = _name(folder)
+        if teachers is not None and teacher not in teachers:
+            continue
+        below = objects.list(folder)
+        if not _is_promised(objects, folder, below, "teacher.json"):
+            continue
+        promised.append(teacher)
+        for view in below.folders:
+            commits[dataset, teacher, _name(view)] = list_commits(objects, view)
+    has_views = _holds(listing, f"{dataset}/{VIEWS_JSON}") or _are_views_promised(objects, dataset, commits)
+    return DatasetStages(dataset, tuple(promised), commits, has_views)
 
 
-def _check_views(objects: Objects, stages: list[Stage]) -> None:
-    """Raise MissingObject if a dataset holds targets of views and has lost what says which views they are."""
-    augmented = [stage for stage in stages if stage[2] != PLAIN and list_commits(objects, stage_folder(*stage))]
+def _are_views_promised(objects: Objects, dataset: str, commits: dict[Stage, dict[int, str]]) -> bool:
+    """Return whether views are promised that were not when the dataset was listed: whoever has targets of them knows.
+
+    Raises:
+        MissingObject: what says which views they are is lost.
+    """
+    augmented = [stage for stage, shards in commits.items() if stage[2] != PLAIN and shards]
     if not augmented:
-        return
-    path = f"{augmented[0][0]}/{VIEWS_JSON}"
+        return False
+    path = f"{dataset}/{VIEWS_JSON}"
     try:
         objects.get(path)
     except MissingObject:
@@ -55,12 +111,13 @@ def _check_views(objects: Objects, stages: list[Stage]) -> None:
             do="restore it from a copy of the cache; "
             "or delete these folders, and cache build JOB.toml makes them again",
         ) from None
+    return True
 
 
-def _is_promised(objects: Objects, folder: str, spec: str) -> bool:
+def _is_promised(objects: Objects, folder: str, listing: Listing, spec: str) -> bool:
     """Return whether a folder has its spec; one with neither spec nor data is none of ours, or is only being begun."""
-    path, listing = f"{folder}/{spec}", objects.list(folder)
-    if path in {info.path for info in listing.objects}:
+    path = f"{folder}/{spec}"
+    if _holds(listing, path):
         return True
     if not any(_holds_data(objects, below) for below in listing.folders):
         return False
@@ -80,10 +137,19 @@ def _holds_data(objects: Objects, folder: str) -> bool:
     if _name(folder) in (INGEST, PLAN):
         return any(True for _ in objects.walk(folder))
     listing = objects.list(folder)
-    if list_commits(objects, folder) or f"{folder}/teacher.json" in {info.path for info in listing.objects}:
+    if list_commits(objects, folder) or _holds(listing, f"{folder}/teacher.json"):
         return True
     groups = [below for below in listing.folders if GROUP_NAME.fullmatch(_name(below))]
     return any(True for group in groups for _ in objects.walk(group))
+
+
+def _teacher_folders(listing: Listing) -> list[str]:
+    """Return the folders of a dataset that may be teachers'."""
+    return [folder for folder in listing.folders if _name(folder) not in (INGEST, PLAN)]
+
+
+def _holds(listing: Listing, path: str) -> bool:
+    return any(info.path == path for info in listing.objects)
 
 
 def _name(folder: str) -> str:

@@ -27,7 +27,7 @@ from storage.format.ledger import Ledger
 from storage.format.rows import ShardRows, create_segment
 from storage.format.shards import ShardKey
 from storage.format.specs import write_spec
-from storage.format.stages import VIEWS_JSON, stages_of
+from storage.format.stages import VIEWS_JSON, list_stages
 from storage.tokenizer import parse_tokenizer
 from storage.views import PLAIN
 from teacher_cache.building.runners import Runner
@@ -94,11 +94,11 @@ def run_build(plan: PreparedBuild, runner: Runner, progress: Progress) -> BuildR
             f"note: this job does not augment {name}, of which the cache has views ({name}/{VIEWS_JSON}): "
             "teachers are asked about its plain inputs, beside them"
         )
-    ledger = Ledger.load(cache.objects)
+    ledger = cache.catalogue().ledger()
     for stage in plan.stages:
         _run_stage(cache, stage, request, runner, progress, report, ledger)
     if plan.num_missing:
-        ledger = Ledger.load(cache.objects)
+        ledger = cache.catalogue().ledger()
     ledger.compact()
     for stage in plan.stages:
         name = stage.dataset.spec.name
@@ -159,7 +159,7 @@ def _forget(cache: Cache, dataset: str, shard: int, attempt: str) -> None:
             return
     except IncompleteCache:
         return
-    for _, teacher, view in reversed(stages_of(cache.objects, dataset)):
+    for _, teacher, view in reversed(list_stages(cache.objects, [dataset])):
         cache.objects.delete(ShardKey(dataset, teacher, view, shard).commit_path)
 
 
@@ -206,7 +206,7 @@ def _run_stage(
                 count_done(report, result)
                 progress.done(result)
                 if result.won and report.built % COMPACT_EVERY_SHARDS == 0:
-                    Ledger.load(cache.objects).compact()
+                    cache.catalogue().ledger().compact()
             else:
                 set_aside(work, result, report, progress)
             _check_quarantined(cache, stage, quarantined)

@@ -22,7 +22,6 @@ from storage.cache import TOKENIZER_JSON, Cache
 from storage.datasets import Source
 from storage.digests import differences
 from storage.errors import BadRequest, IncompleteCache, MissingCapability, NotInCache, StaleCache
-from storage.format.ledger import Ledger
 from storage.format.rows import ShardRows, segment_path
 from storage.format.shards import ShardKey
 from storage.format.specs import DatasetSpec, TeacherSpec, ViewsSpec, write_spec
@@ -133,7 +132,7 @@ def run_recode(plan: PreparedRecoding, runner: Runner, progress: Progress) -> Bu
                     progress.done(result)
                 else:
                     set_aside(work, result, report, progress)
-    Ledger.load(cache.objects).compact()
+    cache.catalogue().ledger().compact()
     for stage in plan.stages:
         if stage.teacher is None and len(unread := _quarantined(cache, stage)):
             report.quarantined[stage.dataset] = unread

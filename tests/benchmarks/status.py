@@ -21,7 +21,6 @@ def measure(folder: Path) -> Iterator[Figure]:
     import pyarrow as pa
 
     from storage.cache import Cache
-    from storage.format.ledger import Ledger
     from storage.format.rows import Segment, create_segment
     from storage.format.shards import Commit, ShardKey, StoredObject
     from storage.format.specs import DatasetSpec
@@ -44,7 +43,7 @@ def measure(folder: Path) -> Iterator[Figure]:
     command = [str(Path(sys.executable).with_name("cache")), "status", str(folder / "cache")]
     first = [_seconds(command) for _ in range(2)]
     yield Figure("status of 20,000 commits, no ledger yet", first, 30.0, "at most", " s (no promise)")
-    Ledger.load(cache.objects).compact()
+    cache.catalogue().ledger().compact()
     yield Figure("status of 20,000 commits", [_seconds(command) for _ in range(RUNS)], 3.0, "at most", " s")
 
 

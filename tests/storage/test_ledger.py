@@ -11,9 +11,9 @@ import pytest
 
 from storage.cache import Cache
 from storage.format.ledger import Ledger
-from storage.format.objects import LocalObjects
+from storage.format.objects import LocalObjects, Objects
 from storage.format.shards import Commit, ShardKey, stage_folder
-from storage.format.stages import list_stages
+from storage.format.stages import list_stages, look_at_stages
 
 
 class Counting(LocalObjects):
@@ -28,13 +28,19 @@ class Counting(LocalObjects):
         return super().get(path)
 
 
+def load(objects: Objects, *datasets: str) -> Ledger:
+    """Return the ledger of what is there now."""
+    found = look_at_stages(objects, datasets or None)
+    return Ledger.load(objects, {stage: shards for each in found for stage, shards in each.commits.items()})
+
+
 def test_the_stages_of_a_cache_are_found(cache: Cache) -> None:
     assert list_stages(cache.objects) == [("digits", None, "plain"), ("digits", "cnn", "plain")]
 
 
 def test_a_summary_says_what_a_commit_holds(cache: Cache) -> None:
     commit = cache.commit(ShardKey("digits", None, "plain", 0))
-    (row,) = Ledger.load(cache.objects).commits.filter(path=commit.key.commit_path).drop("version").to_dicts()
+    (row,) = load(cache.objects).commits.filter(path=commit.key.commit_path).drop("version").to_dicts()
     assert row == {
         "path": "digits/ingest/00000.parquet",
         "dataset": "digits",
@@ -50,7 +56,7 @@ def test_a_summary_says_what_a_commit_holds(cache: Cache) -> None:
 
 
 def test_one_stage_can_be_asked_for(cache: Cache) -> None:
-    ledger = Ledger.load(cache.objects)
+    ledger = load(cache.objects)
     assert (
         ledger.of("digits", None, "plain")["rows"].to_list(),
         ledger.of("digits", "cnn", "plain")["shard"].to_list(),
@@ -61,86 +67,86 @@ def test_one_stage_can_be_asked_for(cache: Cache) -> None:
 
 
 def test_a_compacted_ledger_equals_reading_every_commit(cache: Cache) -> None:
-    read = Ledger.load(cache.objects)
+    read = load(cache.objects)
     read.compact()
-    remembered = Ledger.load(cache.objects)
+    remembered = load(cache.objects)
     assert (remembered.commits.equals(read.commits), read.new, remembered.new) == (True, 6, 0)
 
 
 def test_after_compaction_no_commit_is_read(cache: Cache) -> None:
-    Ledger.load(cache.objects).compact()
+    load(cache.objects).compact()
     objects = Counting(cache.url)
-    Ledger.load(objects)
+    load(objects)
     assert objects.read == ["ledger/00000000.parquet"]
 
 
 def test_only_new_commits_are_read(cache: Cache) -> None:
     held = cache.objects.get("digits/cnn/plain/00002.parquet")
     cache.objects.delete("digits/cnn/plain/00002.parquet")
-    Ledger.load(cache.objects).compact()
+    load(cache.objects).compact()
     cache.objects.put("digits/cnn/plain/00002.parquet", held)
     objects = Counting(cache.url)
-    assert (Ledger.load(objects).new, objects.read[1:]) == (1, ["digits/cnn/plain/00002.parquet"])
+    assert (load(objects).new, objects.read[1:]) == (1, ["digits/cnn/plain/00002.parquet"])
 
 
 def test_a_commit_that_is_gone_is_not_remembered(cache: Cache) -> None:
-    Ledger.load(cache.objects).compact()
+    load(cache.objects).compact()
     cache.objects.delete("digits/cnn/plain/00002.parquet")
-    assert Ledger.load(cache.objects).of("digits", "cnn", "plain")["shard"].to_list() == [0, 1]
+    assert load(cache.objects).of("digits", "cnn", "plain")["shard"].to_list() == [0, 1]
 
 
 def test_a_shard_built_again_is_read_again(cache: Cache, write_ingest: Any) -> None:
-    Ledger.load(cache.objects).compact()
+    load(cache.objects).compact()
     path = "digits/ingest/00002.parquet"
     cache.objects.delete(path)
     write_ingest(cache.objects, 2, 8, 10, seed=1)
     objects = Counting(cache.url)
-    Ledger.load(objects)
+    load(objects)
     assert objects.read[1:] == [path]
 
 
 def test_compaction_keeps_one_file(cache: Cache, write_ingest: Any) -> None:
-    Ledger.load(cache.objects).compact()
+    load(cache.objects).compact()
     cache.objects.delete("digits/ingest/00002.parquet")
     write_ingest(cache.objects, 2, 8, 10)
-    Ledger.load(cache.objects).compact()
+    load(cache.objects).compact()
     assert [info.path for info in cache.objects.list("ledger").objects] == ["ledger/00000001.parquet"]
 
 
 def test_nothing_new_writes_nothing(cache: Cache) -> None:
     for _ in range(2):
-        Ledger.load(cache.objects).compact()
+        load(cache.objects).compact()
     assert [info.path for info in cache.objects.list("ledger").objects] == ["ledger/00000000.parquet"]
 
 
 def test_of_two_compactions_at_once_one_does_nothing(cache: Cache) -> None:
-    first, second = Ledger.load(cache.objects), Ledger.load(cache.objects)
+    first, second = load(cache.objects), load(cache.objects)
     first.compact()
     second.compact()
-    assert Ledger.load(cache.objects).commits.equals(first.commits)
+    assert load(cache.objects).commits.equals(first.commits)
 
 
 @pytest.mark.parametrize("length", [0, 100, -1])
 def test_a_damaged_ledger_is_ignored(cache: Cache, length: int) -> None:
-    ledger = Ledger.load(cache.objects)
+    ledger = load(cache.objects)
     ledger.compact()
     cache.objects.put("ledger/00000000.parquet", cache.objects.get("ledger/00000000.parquet")[:length])
-    again = Ledger.load(cache.objects)
+    again = load(cache.objects)
     assert (again.new, again.commits.equals(ledger.commits)) == (6, True)
 
 
 def test_no_flipped_byte_of_a_ledger_changes_a_summary(cache: Cache) -> None:
-    ledger = Ledger.load(cache.objects)
+    ledger = load(cache.objects)
     ledger.compact()
     data = cache.objects.get("ledger/00000000.parquet")
     for i in range(0, len(data), 97):
         cache.objects.put("ledger/00000000.parquet", data[:i] + bytes([data[i] ^ 1]) + data[i + 1 :])
-        assert Ledger.load(cache.objects).commits.equals(ledger.commits)
+        assert load(cache.objects).commits.equals(ledger.commits)
 
 
 def test_a_foreign_file_in_the_ledger_is_left_alone(cache: Cache) -> None:
     cache.objects.put("ledger/.DS_Store", b"")
-    Ledger.load(cache.objects).compact()
+    load(cache.objects).compact()
     assert [info.path for info in cache.objects.list("ledger").objects] == [
         "ledger/.DS_Store",
         "ledger/00000000.parquet",
@@ -148,15 +154,15 @@ def test_a_foreign_file_in_the_ledger_is_left_alone(cache: Cache) -> None:
 
 
 def test_a_copied_cache_is_read_afresh_and_right(cache: Cache, tmp_path: Path) -> None:
-    ledger = Ledger.load(cache.objects)
+    ledger = load(cache.objects)
     ledger.compact()
     shutil.copytree(cache.url, tmp_path / "copy", copy_function=shutil.copyfile)  # new times, so new versions
-    again = Ledger.load(LocalObjects(tmp_path / "copy"))
+    again = load(LocalObjects(tmp_path / "copy"))
     assert again.commits.drop("version").equals(ledger.commits.drop("version"))
 
 
 def test_an_empty_cache_has_an_empty_ledger(tmp_path: Path) -> None:
-    ledger = Ledger.load(Cache.create(str(tmp_path / "new")).objects)
+    ledger = load(Cache.create(str(tmp_path / "new")).objects)
     assert (len(ledger.commits), ledger.new) == (0, 0)
 
 
@@ -170,7 +176,7 @@ def test_twenty_thousand_commits_load_without_reading_one(tmp_path: Path, datase
         key = ShardKey("digits", None, "plain", shard)
         table = pa.table({"row": pa.array([shard], pa.int64())})
         (tmp_path / key.commit_path).write_bytes(Commit(key, shard, shard + 1, "00000000", (), table).to_parquet())
-    Ledger.load(objects).compact()
+    load(objects).compact()
     objects.read.clear()
-    ledger = Ledger.load(objects)
+    ledger = load(objects)
     assert (ledger.commits["rows"].sum(), objects.read) == (20_000, ["ledger/00000000.parquet"])

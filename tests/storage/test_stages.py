@@ -118,7 +118,7 @@ def test_looking_for_a_lost_segment_reads_no_commit(cache: Cache, monkeypatch: p
     inner = LocalObjects.get
     monkeypatch.setattr(LocalObjects, "get", lambda self, path: (read.append(path), inner(self, path))[1])
     cache.plan("digits")
-    assert read == ["digits/plan/00000.parquet"]
+    assert read == ["digits/plan/00000.parquet", "digits/dataset.json", "digits/cnn/teacher.json"]
 
 
 def test_a_teacher_that_has_begun_nothing_is_promised(cache: Cache, teacher_spec: TeacherSpec) -> None:

@@ -484,9 +484,8 @@ def test_two_builders_that_plan_other_rows_do_not_both_write(tmp_path: Path) -> 
 
 
 def test_the_ledger_knows_every_commit_after_a_build(built: Built) -> None:
-    from storage.format.ledger import Ledger
 
-    ledger = Ledger.load(built.cache.objects)
+    ledger = built.cache.catalogue().ledger()
     assert (ledger.new, ledger.commits.height) == (0, 6)
     assert ledger.commits["rows"].sum() == 2 * 40
     assert ledger.commits.filter(pl.col("seconds") <= 0).is_empty()

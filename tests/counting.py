@@ -1,0 +1,47 @@
+"""A store that counts: what a command asks of an object store, one request a line."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from storage.format.objects import Listing, ObjectInfo, Objects
+
+
+class Counting:
+    """Objects, and every request that was made of them.
+
+    Attributes:
+        requests: (verb, path), in order; a `walk` is one, whatever lies below.
+    """
+
+    def __init__(self, objects: Objects):
+        self._objects = objects
+        self.url = objects.url
+        self.requests: list[tuple[str, str]] = []
+
+    def get(self, path: str) -> bytes:
+        self.requests.append(("get", path))
+        return self._objects.get(path)
+
+    def put(self, path: str, data: bytes) -> None:
+        self.requests.append(("put", path))
+        self._objects.put(path, data)
+
+    def create(self, path: str, data: bytes) -> bool:
+        self.requests.append(("create", path))
+        return self._objects.create(path, data)
+
+    def list(self, folder: str = "") -> Listing:
+        self.requests.append(("list", folder))
+        return self._objects.list(folder)
+
+    def walk(self, folder: str = "") -> Iterator[ObjectInfo]:
+        self.requests.append(("walk", folder))
+        return self._objects.walk(folder)
+
+    def delete(self, path: str) -> None:
+        self.requests.append(("delete", path))
+        self._objects.delete(path)
+
+    def sweep(self, older_than_s: float) -> int:
+        return self._objects.sweep(older_than_s)
