@@ -1,16 +1,26 @@
-"""Digests of bytes and fingerprints of meaning, both 128-bit xxh3 as 32 hex digits.
+"""Digests of bytes and fingerprints of meaning, both 128-bit xxh3 as 32 hex digits; and what is random but a function.
 
-Fast enough to check every read (several GB/s), and not a defence against someone who forges a cache on purpose.
+Digests are fast enough to check every read (several GB/s), and no defence against who forges a cache on purpose.
+
+The random functions are SplitMix64's: Steele et al. 2014, "Fast splittable pseudorandom number generators", with
+Stafford's variant 13. On tensors they are integer arithmetic in int64, the same on every device.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import xxhash
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+GOLDEN = 0x9E3779B97F4A7C15  # 2**64 divided by the golden ratio, odd
+MULTIPLIERS = (0xBF58476D1CE4E5B9, 0x94D049BB133111EB)
+MASK = 2**64 - 1
 
 
 def digest(data: bytes | memoryview) -> str:
@@ -45,3 +55,32 @@ def unit_interval(*parts: object) -> float:
 def sample_keys(sample_ids: Iterable[str]) -> np.ndarray:
     """Return a key of each sample, int64 (N,), for what is random but a function of the sample: draws and views."""
     return np.array([xxhash.xxh3_64_intdigest(name.encode()) for name in sample_ids], np.uint64).view(np.int64)
+
+
+def signed(value: int) -> int:
+    """Return an unsigned 64-bit integer as the int64 of the same bits."""
+    return value - 2**64 if value >= 2**63 else value
+
+
+def mixed(values: Tensor) -> Tensor:
+    """Return the finaliser of SplitMix64 of int64s."""
+    values = (values ^ shifted(values, 30)) * signed(MULTIPLIERS[0])
+    values = (values ^ shifted(values, 27)) * signed(MULTIPLIERS[1])
+    return values ^ shifted(values, 31)
+
+
+def shifted(values: Tensor, bits: int) -> Tensor:
+    """Return int64s shifted right with zeros from the left; torch's own shift copies the sign."""
+    return (values >> bits).bitwise_and(2 ** (64 - bits) - 1)
+
+
+def mixed_after(state: int) -> int:
+    """Return the output of SplitMix64 after a state, unsigned: of the state plus GOLDEN, its finaliser.
+
+    >>> f"{mixed_after(0):x}", f"{mixed_after(GOLDEN):x}"  # the first two outputs of a generator with seed 0
+    ('e220a8397b1dcdaf', '6e789e6aa1b965f4')
+    """
+    value = (state + GOLDEN) & MASK
+    value = ((value ^ (value >> 30)) * MULTIPLIERS[0]) & MASK
+    value = ((value ^ (value >> 27)) * MULTIPLIERS[1]) & MASK
+    return value ^ (value >> 31)

@@ -12,37 +12,25 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-# Steele et al. 2014, "Fast splittable pseudorandom number generators" (SplitMix64), as signed 64-bit integers.
-GOLDEN = 0x9E3779B97F4A7C15 - 2**64
-MIX = (0xBF58476D1CE4E5B9 - 2**64, 0x94D049BB133111EB - 2**64)
+from storage.digests import GOLDEN, mixed, shifted, signed
 
+STRIDE = signed(GOLDEN)  # of a generator, from one number to the next
 BELOW_ONE = 1 - 2.0**-50
 
 
 def uniforms(seed: int, keys_B: Tensor, num_draws: int) -> Tensor:
     """Return numbers in [0, 1), (B, N) float64 of 53 random bits, by integer arithmetic: the same on every device."""
     numbers_N = torch.arange(1, num_draws + 1, device=keys_B.device)
-    row_B = _mixed(keys_B ^ _mixed(torch.tensor(seed, device=keys_B.device) + GOLDEN))
-    bits_BN = _mixed(row_B[:, None] + numbers_N * GOLDEN)
-    fractions_BN: Tensor = _shifted(bits_BN, 11).double() * 2.0**-53
+    row_B = mixed(keys_B ^ mixed(torch.tensor(seed, device=keys_B.device) + STRIDE))
+    bits_BN = mixed(row_B[:, None] + numbers_N * STRIDE)
+    fractions_BN: Tensor = shifted(bits_BN, 11).double() * 2.0**-53
     return fractions_BN
 
 
 def position_keys(keys_B: Tensor, positions: int) -> Tensor:
     """Return a key for each position of each row, (B, L) int64."""
     numbers_L = torch.arange(1, positions + 1, device=keys_B.device)
-    return _mixed(keys_B[:, None] + numbers_L * GOLDEN)
-
-
-def _shifted(x: Tensor, bits: int) -> Tensor:
-    """Return x shifted right with zeros from the left; torch's own shift copies the sign."""
-    return torch.bitwise_and(x >> bits, 2 ** (64 - bits) - 1)
-
-
-def _mixed(x: Tensor) -> Tensor:
-    x = (x ^ _shifted(x, 30)) * MIX[0]
-    x = (x ^ _shifted(x, 27)) * MIX[1]
-    return x ^ _shifted(x, 31)
+    return mixed(keys_B[:, None] + numbers_L * STRIDE)
 
 
 def groups(num_classes: int, wanted: int) -> tuple[int, int]:

@@ -11,10 +11,10 @@ from functools import lru_cache
 
 from torch import Tensor
 
+from storage.digests import mixed, mixed_after, shifted, signed
+
 ONE = 2**24  # probability 1 in fixed point
 UNIT = 128  # 1 in the fixed point of pixels' factors and weights: a product with a pixel fits 16 bits
-_MASK = 2**64 - 1
-_MULTIPLIERS = (0xBF58476D1CE4E5B9, 0x94D049BB133111EB)
 
 
 class Rolls:
@@ -28,12 +28,12 @@ class Rolls:
 
     def __init__(self, keys_B: Tensor, *, seed: int, view: int, place: int):
         self._keys_B = keys_B
-        self._salt = _hash_int(_hash_int(_hash_int(seed) + view) + place)
+        self._salt = mixed_after(mixed_after(mixed_after(seed) + view) + place)
 
     def bits(self, purpose: int) -> Tensor:
         """Return 32 random bits a row, (B,) int64; other ones for every purpose."""
-        salt = _hash_int(self._salt + purpose)
-        return _shift(_hash(self._keys_B + _signed(salt)), 32)
+        salt = mixed_after(self._salt + purpose)
+        return shifted(mixed(self._keys_B + signed(salt)), 32)
 
     def below(self, stop: int | Tensor, purpose: int) -> Tensor:
         """Return an integer in [0, stop) a row, (B,) int64; `stop` is at most 2**31."""
@@ -82,26 +82,3 @@ def spread(least: float, most: float, count: int) -> tuple[Decimal, ...]:
         context.prec = 40
         first, last = Decimal(least).ln(), Decimal(most).ln()
         return tuple((first + (last - first) * i / (count - 1)).exp() for i in range(count))
-
-
-def _hash(values: Tensor) -> Tensor:
-    """Return the finaliser of splitmix64. Source: Steele et al. 2014, with Stafford's variant 13."""
-    values = (values ^ _shift(values, 30)) * _signed(_MULTIPLIERS[0])
-    values = (values ^ _shift(values, 27)) * _signed(_MULTIPLIERS[1])
-    return values ^ _shift(values, 31)
-
-
-def _shift(values: Tensor, bits: int) -> Tensor:
-    """Return int64 values shifted right as if unsigned."""
-    return values.bitwise_right_shift(bits).bitwise_and(2 ** (64 - bits) - 1)
-
-
-def _hash_int(value: int) -> int:
-    value = (value + 0x9E3779B97F4A7C15) & _MASK
-    value = ((value ^ (value >> 30)) * _MULTIPLIERS[0]) & _MASK
-    value = ((value ^ (value >> 27)) * _MULTIPLIERS[1]) & _MASK
-    return value ^ (value >> 31)
-
-
-def _signed(value: int) -> int:
-    return value - 2**64 if value >= 2**63 else value

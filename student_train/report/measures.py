@@ -11,7 +11,8 @@ from typing import NamedTuple
 
 import polars as pl
 
-NUM_BINS = 15  # of confidence, as in `evaluate.py`
+from storage.targets.calibration import bin_of, expected_error
+
 CONFIDENCE_95 = 1.96
 
 OUTCOMES = ("both right", "only the teacher", "only the student", "both wrong, alike", "both wrong, each its own")
@@ -71,18 +72,15 @@ def cross_entropy_of(table: pl.DataFrame, who: str = "") -> float | None:
 
 
 def calibration_of(table: pl.DataFrame, who: str = "") -> Calibration | None:
-    """Return the reliability of the student, or of the "teacher_"; None without rows.
-
-    Source: Guo et al. 2017, eq. 3, bins of equal width, arXiv 1706.04599.
-    """
+    """Return the reliability of the student, or of the "teacher_"; None without rows."""
     confidence, right = pl.col(f"{who}top_probability").cast(pl.Float64), pl.col(f"{who}top") == pl.col("label")
     known = table.select(confidence=confidence, right=right.cast(pl.Float64)).drop_nulls()
     if known.is_empty():
         return None
-    bin_of = (pl.col("confidence") * NUM_BINS).floor().clip(0, NUM_BINS - 1).cast(pl.Int64)
     means = {"confidence": pl.col("confidence").mean(), "accuracy": pl.col("right").mean()}
-    bins = known.group_by(bin=bin_of).agg(**means, rows=pl.len(), share=pl.len() / len(known)).sort("bin")
-    error = float((bins["share"] * (bins["confidence"] - bins["accuracy"]).abs()).sum())
+    by_bin = known.group_by(bin=bin_of(pl.col("confidence")).cast(pl.Int64))
+    bins = by_bin.agg(**means, rows=pl.len(), share=pl.len() / len(known)).sort("bin")
+    error = expected_error(bins["rows"], bins["confidence"] * bins["rows"], bins["accuracy"] * bins["rows"])
     return Calibration(bins, error)
 
 

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 import torch
 from torch import Tensor
 
+from storage.targets.calibration import NUM_BINS, bin_of, expected_error
 from student_train.feed.batches import Batch
 from student_train.feed.feed import Feed
 from student_train.feed.selection import NO_CLASS
@@ -20,7 +21,6 @@ from student_train.stepping.positions import logits_in_parts
 from student_train.stepping.stack.stack import Stack
 from student_train.students import Student
 
-NUM_BINS = 15
 Stepper = Alone | Stack
 
 
@@ -47,8 +47,6 @@ def evaluate(
 
     Returns:
         The figures of each student of each stepper, or None if `stop` said so.
-
-    Source: calibration error by Guo et al. 2017, eq. 3, 15 bins of equal width, arXiv 1706.04599.
     """
     sums = [Sums(len(stepper.states), stepper.states[0].student.device) for stepper in steppers]
     start = 0
@@ -111,7 +109,7 @@ class Sums:
         agreeing_MB = (chosen_MB == tops_MB) & taught_MB
         counted = (labelled_B.expand_as(correct_MB), correct_MB, nats_MB, taught_MB, agreeing_MB)
         self._sums_M5[members] += torch.stack([each.sum(dim=1).double() for each in counted], dim=1)
-        bin_MB = (confidence_MB * NUM_BINS).long().clamp(0, NUM_BINS - 1)
+        bin_MB = bin_of(confidence_MB).long()
         # One-hot and a product, not an index_add: the same bits every time, on a GPU too.
         member_MBK = torch.nn.functional.one_hot(bin_MB, NUM_BINS).double() * labelled_B[:, None]
         rows_M3B = torch.stack([torch.ones_like(confidence_MB), confidence_MB, correct_MB.float()], dim=1).double()
@@ -125,8 +123,7 @@ class Sums:
         for (labelled, correct, nats, taught, agreeing), bins_3K in zip(
             self._sums_M5.tolist(), self._bins_M3K.cpu(), strict=True
         ):
-            rows_K, confidence_K, correct_K = bins_3K
-            gap = float((confidence_K - correct_K).abs().sum() / rows_K.sum()) if labelled else None
+            gap = expected_error(*bins_3K) if labelled else None
             found.append(
                 Held(
                     accuracy=correct / labelled if labelled else None,

@@ -19,11 +19,11 @@ import torch
 from torch import Tensor
 
 from storage.encodings import AnyEncoding, SparseEncoding
+from storage.targets.calibration import NUM_BINS, bin_of, expected_error
 from storage.targets.soft import NEVER, DenseTargets, SoftTargets, SparseTargets
 from teacher_cache.pilot.ladder import DRAW_SETS
 
 BLOCK_ELEMENTS = 2**24
-CALIBRATION_BINS = 15  # Guo et al. 2017, arXiv 1706.04599
 STUDENT_SHRINK, STUDENT_NOISE, STUDENT_SEED = 0.5, 0.5, 0
 
 
@@ -153,28 +153,24 @@ def divergence(dense: DenseTargets, log_q_BC: Tensor) -> Tensor:
 
 
 class Calibration:
-    """The expected calibration error over CALIBRATION_BINS equal bins of confidence, block by block.
-
-    Source: Guo et al. 2017, arXiv 1706.04599, eq. 3.
-    """
+    """The expected calibration error, block by block."""
 
     def __init__(self) -> None:
-        self._sums = torch.zeros(3, CALIBRATION_BINS, dtype=torch.float64)  # rows, confidence, correct
+        self._sums = torch.zeros(3, NUM_BINS, dtype=torch.float64)  # rows, confidence, correct
 
     def add(self, log_q_BC: Tensor, labels_B: Tensor) -> None:
         """Count rows; those without a label say nothing."""
         top = log_q_BC[labels_B >= 0].max(dim=1)
         confidence_B = top.values.exp().double().cpu()
         correct_B = (top.indices == labels_B[labels_B >= 0]).double().cpu()
-        bin_B = (confidence_B * CALIBRATION_BINS).ceil().long().clamp(1, CALIBRATION_BINS) - 1
+        bin_B = bin_of(confidence_B).long()
         for sums, values_B in zip(self._sums, (torch.ones_like(confidence_B), confidence_B, correct_B), strict=True):
             sums.index_add_(0, bin_B, values_B)
 
     @property
     def error(self) -> float | None:
         """Σ of the bins' share × |accuracy − confidence|; None without any label."""
-        rows, confidence, correct = self._sums
-        return float((confidence - correct).abs().sum() / rows.sum()) if rows.sum() else None
+        return expected_error(*self._sums) if self._sums[0].any() else None
 
 
 def stand_in(logits_BC: Tensor) -> Tensor:
