@@ -197,7 +197,7 @@ def query(
 
     def action() -> int:
         from jobs.show.tables import print_table
-        from storage.cache.status import query_samples
+        from storage.cache.query import query_samples
 
         rows = query_samples(_open(cache), sql)
         if as_json:

@@ -9,9 +9,7 @@ import polars as pl
 
 from storage.cache.cache import Cache
 from storage.cache.catalogue import Catalogue
-from storage.cache.samples import Samples
 from storage.encodings.base import LSE, STATISTICS
-from storage.errors import BadRequest, IncompleteCache
 from storage.format.shards import INGEST, Commit, ShardKey, read_commits
 from storage.format.specs import DatasetSpec, Spec, TeacherSpec
 from storage.format.stages import Stage
@@ -69,38 +67,6 @@ def read_info(cache: Cache) -> dict[str, Any]:
     return catalogue.about.model_dump(mode="json") | {
         "datasets": {name: _describe_dataset(catalogue, name) for name in catalogue.datasets}
     }
-
-
-def query_samples(cache: Cache, sql: str) -> pl.DataFrame:
-    """Return the result of a SELECT over the per-sample tables.
-
-    Args:
-        cache: an open cache.
-        sql: over `samples`, all datasets together with a column `dataset`, or over one dataset by its name.
-
-    Raises:
-        BadRequest: the SQL does not parse, or names what is not there.
-    """
-    catalogue, tables = cache.catalogue(), {}
-    for name in catalogue.datasets:
-        teachers = [teacher for teacher in catalogue.teacher_names(name) if catalogue.view_names(name, teacher)]
-        if catalogue.committed(name):
-            table = Samples(catalogue).of(name, teachers)
-            tables[name] = table.insert_column(0, pl.lit(name).alias("dataset"))
-    if not tables:
-        raise IncompleteCache(f"{cache.url} holds no samples yet", do="cache build JOB.toml")
-    everything = pl.concat(tables.values(), how="diagonal")
-    try:
-        if not sql.lstrip("( \n\t").lower().startswith(("select", "with")):
-            raise pl.exceptions.SQLSyntaxError(f"no SELECT: {sql}")
-        return pl.SQLContext({**tables, "samples": everything}, eager=True).execute(sql)
-    except pl.exceptions.PolarsError as error:
-        raise BadRequest(
-            "cannot answer the query",
-            found=str(error).split("\n\n", 1)[0],  # below it, the query as Polars has planned it
-            expected=f"tables {', '.join(['samples', *tables])}; columns {', '.join(everything.columns)}",
-            do='put names that hold dashes or dots in double quotes: SELECT * FROM "cifar10-train"',
-        ) from None
 
 
 def _stages(catalogue: Catalogue) -> list[Stage]:

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from storage.cache import Cache
-from storage.cache.status import query_samples, read_info, read_status
+from storage.cache.query import query_samples
+from storage.cache.status import read_info, read_status
 from storage.cache.verify import verify
 from storage.errors import MissingObject
 from storage.format.objects import Listing, LocalObjects

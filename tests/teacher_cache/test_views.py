@@ -16,7 +16,8 @@ import torch
 from jobs.files.cache_job import CacheJob
 from jobs.files.reading import read_job
 from storage.cache import Cache
-from storage.cache.status import query_samples, read_info, read_status
+from storage.cache.query import query_samples
+from storage.cache.status import read_info, read_status
 from storage.cache.verify import verify
 from storage.errors import BadRequest, MissingObject, StaleCache
 from storage.format.shards import Commit, ShardKey

@@ -1,0 +1,153 @@
+"""SQL over the per-sample tables of a cache, and over nothing else: no other file, no address."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Iterator
+from itertools import pairwise
+from typing import NamedTuple
+
+import polars as pl
+
+from storage.cache.cache import Cache
+from storage.cache.samples import Samples
+from storage.errors import BadRequest, IncompleteCache
+
+# Strings, comments, quoted names, names and numbers, or one character of anything else.
+TOKEN = re.compile(r"'(?:[^']|'')*'|--[^\n]*|/\*.*?\*/|\"(?:[^\"]|\"\")*\"|`[^`]*`|[\w.]+|\s+|.", re.DOTALL)
+SELECTED_UNTIL = frozenset({"from", "where", "group", "having", "order", "limit", "union", "intersect", "except"})
+NAME = re.compile(r'[\w.]+|"(?:[^"]|"")*"')
+
+
+class _Token(NamedTuple):
+    """A piece of SQL, how deep in parentheses it is, and where it begins and ends."""
+
+    text: str
+    depth: int
+    start: int
+    stop: int
+
+
+def query_samples(cache: Cache, sql: str) -> pl.DataFrame:
+    """Return the result of a SELECT over the per-sample tables, headers as they are typed.
+
+    Args:
+        cache: an open cache.
+        sql: over `samples`, all datasets together with a column `dataset`, or over one dataset by its name. Beside the
+            columns of `Cache.samples` there are `label_name` and `<teacher>_top_name`, where classes have names.
+
+    Raises:
+        BadRequest: the SQL does not parse, names what is not there, or would read a file.
+    """
+    catalogue, tables = cache.catalogue(), {}
+    for name in catalogue.datasets:
+        teachers = [teacher for teacher in catalogue.teacher_names(name) if catalogue.view_names(name, teacher)]
+        if catalogue.committed(name):
+            samples = Samples(catalogue).of(name, teachers)
+            named = _named(samples, catalogue.datasets[name].classes, teachers)
+            tables[name] = named.insert_column(0, pl.lit(name).alias("dataset"))
+    if not tables:
+        raise IncompleteCache(f"{cache.url} holds no samples yet", do="cache build JOB.toml")
+    everything = pl.concat(tables.values(), how="diagonal")
+    names = ["samples", *tables]
+    _check(sql, names)
+    try:
+        found = pl.SQLContext({**tables, "samples": everything}, eager=True).execute(sql)
+    except pl.exceptions.PolarsError as error:
+        reason = str(error).split("\n\n", 1)[0]  # below it, the query as Polars has planned it
+        raise BadRequest(
+            "cannot answer the query",
+            found=reason,
+            expected=f"tables {', '.join(names)}; columns {', '.join(everything.columns)}",
+            do=_remedy(reason, sql, names, everything.columns),
+        ) from None
+    typed = headers(sql)
+    if typed is None or len(typed) != len(found.columns):
+        return found
+    wanted = [header or column for header, column in zip(typed, found.columns, strict=True)]
+    if len(set(wanted)) == len(wanted):
+        found.columns = wanted
+    return found
+
+
+def headers(sql: str) -> list[str | None] | None:
+    """Return the text of each thing selected that has no name of its own; None if they cannot be told apart.
+
+    >>> headers("SELECT min(e), max(e) AS most, label, corr(e,p) FROM samples")
+    ['min(e)', None, None, 'corr(e,p)']
+    >>> headers("SELECT * FROM samples") is None
+    True
+    """
+    tokens = [token for token in _tokens(sql) if token.text.strip()]
+    begin = next((i for i, t in enumerate(tokens) if t.depth == 0 and t.text.lower() == "select"), None)
+    if begin is None:
+        return None
+    items: list[list[_Token]] = [[]]
+    for token in tokens[begin + 1 :]:
+        if token.depth == 0 and token.text.lower() in SELECTED_UNTIL:
+            break
+        if token.depth == 0 and token.text == ",":
+            items.append([])
+        elif not (token.text.lower() == "distinct" and items == [[]]):
+            items[-1].append(token)
+    if any(not item or item[-1].text == "*" for item in items):
+        return None
+    return [_header(item, sql) for item in items]
+
+
+def _header(item: list[_Token], sql: str) -> str | None:
+    """Return the text of one thing that is selected, or None if it is a column or has been named."""
+    if len(item) == 1 and NAME.fullmatch(item[0].text):
+        return None
+    if any(token.depth == 0 and token.text.lower() == "as" for token in item):
+        return None
+    before, last = item[-2].text if len(item) > 1 else "", item[-1].text
+    if NAME.fullmatch(last) and last.lower() != "end" and (NAME.fullmatch(before) or before == ")"):
+        return None  # a name without AS
+    return " ".join(sql[item[0].start : item[-1].stop].split())
+
+
+def _tokens(sql: str) -> Iterator[_Token]:
+    depth = 0
+    for match in TOKEN.finditer(sql):
+        depth -= match[0] == ")"
+        if not match[0].startswith(("--", "/*")):
+            yield _Token(match[0], depth, *match.span())
+        depth += match[0] == "("
+
+
+def _check(sql: str, tables: list[str]) -> None:
+    """Raise BadRequest for what is no SELECT, and for the functions by which Polars' SQL would read a file."""
+    words = [piece.text.strip('"`').lower() for piece in _tokens(sql) if piece.text.strip()]
+    if next((word for word in words if word != "("), None) not in ("select", "with"):
+        raise BadRequest("cannot answer the query", found=sql[:200], expected=f"a SELECT over {', '.join(tables)}")
+    for word, after in pairwise([*words, ""]):
+        if after == "(" and word.startswith(("read_", "scan_")):
+            raise BadRequest(
+                "a query reads the tables of its cache, and no other file",
+                found=f"{word}(…)",
+                expected=f"one of the tables {', '.join(tables)}",
+                do="name a table after FROM",
+            )
+
+
+def _named(samples: pl.DataFrame, classes: list[str], teachers: list[str]) -> pl.DataFrame:
+    """Return a table with the names of classes beside their numbers."""
+    for column in ("label", *(f"{teacher}_top" for teacher in teachers)):
+        if classes and column in samples.columns:
+            names = pl.Series(classes, dtype=pl.String)
+            found = samples.select(pl.col(column).replace_strict(range(len(classes)), names, default=None))
+            samples.insert_column(samples.columns.index(column) + 1, found.to_series().alias(f"{column}_name"))
+    return samples
+
+
+def _remedy(reason: str, sql: str, tables: list[str], columns: list[str]) -> str | None:
+    """Return what helps with an error of a query, if anything is known to."""
+    missing = re.search(r"unable to find column \"([^\"]+)\"|relation '([^']+)' was not found", reason)
+    known = columns if missing and missing[1] else tables if missing else [*tables, *columns]
+    unquoted = [name for name in known if re.search(r"\W", name) and re.search(rf"(?<!\"){re.escape(name)}(?!\")", sql)]
+    if unquoted:
+        return f'put names that hold dashes or dots in double quotes: "{unquoted[0]}"'
+    near = difflib.get_close_matches(missing[1] or missing[2], known, 2, cutoff=0.6) if missing else []
+    return f"perhaps {' or '.join(near)}" if near else None
