@@ -1,6 +1,6 @@
 """`student`: train students from a cache, and compare them.
 
-Thin on purpose, like `cache_cli`: parse, call a room, print.
+Thin on purpose, like `jobs.cli.cache`: parse, call a room, print.
 """
 
 from __future__ import annotations

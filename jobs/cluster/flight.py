@@ -14,6 +14,7 @@ from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Se
 from concurrent.futures import CancelledError
 from typing import TYPE_CHECKING, Any, Generic, NamedTuple, Protocol, TypeVar
 
+from jobs.cluster.sending import refused_by, sent
 from storage.errors import Interrupted, StillroomError, TryAgain, WorkerDied
 
 if TYPE_CHECKING:
@@ -81,6 +82,7 @@ def run_work(
             is waited for.
 
     Raises:
+        BadRequest: a worker cannot import what this command is made of.
         TryAgain: the scheduler is gone, or there have been no workers for two minutes.
     """
     fresh, again = map(_Attempt, pieces), deque[_Attempt[W]]()
@@ -168,7 +170,7 @@ class _Flight(Generic[W, R]):
     def submit(self, attempt: _Attempt[W], place: str | None) -> None:
         # A new key for each attempt: Dask would answer an old key with the old error.
         key = f"{attempt.work.key}-{time.time_ns():x}"
-        future = self._client.submit(self._perform, attempt.work, key=key, pure=False, workers=place)
+        future = self._client.submit(sent(self._perform, attempt.work), key=key, pure=False, workers=place)
         self.running[key] = _Flying(future, attempt, place)
         future.add_done_callback(self._finished.put)
 
@@ -221,13 +223,15 @@ class _Flight(Generic[W, R]):
 
 
 def _result(future: Future[Any]) -> Any:
-    """Return what a finished future holds, or its exception."""
+    """Return what a finished future holds, or its exception. Raises BadRequest: its worker has not our rooms."""
     from distributed import KilledWorker
 
     if future.status == "cancelled":
         raise CancelledError("it dropped a piece of work")
     if future.status == "error":
         error = future.exception(timeout=RESULT_S)
+        if (refusal := refused_by(error)) is not None:
+            raise refusal
         if not isinstance(error, KilledWorker):
             return error if isinstance(error, Exception) else RuntimeError(repr(error))
     else:

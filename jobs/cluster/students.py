@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 from jobs.cluster.flight import one_each, run_work, wait_for_workers
 from jobs.cluster.groups import Group, local_workers, plan_groups, project_groups
 from jobs.cluster.opening import StudentClusterOptions, num_processors, open_client
+from jobs.cluster.sending import sent
 from jobs.cluster.student_work import GroupDone, GroupWork, as_json, beacon, stop_groups, train_group
 from jobs.files.student_job import StudentJob
 from jobs.show.terminal import Watch
@@ -141,7 +142,7 @@ def _train(
             return True
         if client.status == "running":
             with contextlib.suppress(OSError):  # the scheduler may go at this very moment; `run_work` tells
-                client.run(stop_groups, command, on_error="ignore")
+                client.run(sent(stop_groups, command), on_error="ignore")
         return False
 
     with (

@@ -31,7 +31,7 @@ def imported_by(*arguments: object) -> set[str]:
     name = arguments[0]
     code = (
         f"import sys; sys.argv = {[str(argument) for argument in arguments]!r}\n"
-        f"from jobs.{name}_cli import main\n"
+        f"from jobs.cli.{name} import main\n"
         "try: main()\n"
         "except SystemExit as ended: code = ended.code\n"
         "print('MODULES', code, *sys.modules, file=sys.stderr)"

@@ -95,7 +95,7 @@ def test_a_request_that_makes_no_sense_is_answered(
 
 @pytest.mark.slow
 def test_a_report_loads_no_teacher_and_no_cluster(runs: Path) -> None:
-    rooms = rooms_of("student_cli", "report", runs)
+    rooms = rooms_of("student", "report", runs)
     assert rooms & {"teacher_cache", "dask", "distributed", "sklearn"} == set()
     assert "jinja2" in rooms
 
@@ -106,4 +106,4 @@ def test_training_loads_nothing_of_the_report(finished: Path, tmp_path: Path) ->
         f'cache = "{finished}/cache"\nruns = "runs"\ntrain = "toy/train"\nvalidation = "toy/validation"\n'
         '[[student]]\nname = "s"\narchitecture = "mlp"\nobjective = [{ loss = "labels" }]\nepochs = 1\n'
     )
-    assert rooms_of("student_cli", "train", tmp_path / "job.toml") & {"jinja2", "matplotlib"} == set()
+    assert rooms_of("student", "train", tmp_path / "job.toml") & {"jinja2", "matplotlib"} == set()

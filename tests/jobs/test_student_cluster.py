@@ -227,7 +227,7 @@ def test_with_nothing_left_no_cluster_is_opened(cache: Cache, alone: Path, tmp_p
 
 def test_a_command_with_a_cluster_loads_no_teacher_code(cache: Cache, tmp_path: Path) -> None:
     one = VARIED[: VARIED.index('[[student]]\nname = "hint"')]
-    rooms = rooms_of("student_cli", "train", write_students(tmp_path, cache, one, cluster=LOCAL))
+    rooms = rooms_of("student", "train", write_students(tmp_path, cache, one, cluster=LOCAL))
     assert rooms >= {"student_train", "distributed"}
     assert "teacher_cache" not in rooms
 

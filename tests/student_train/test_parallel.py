@@ -34,8 +34,9 @@ student = {students}
 
 
 def torchrun(job: Path, processes: int = 2, **environment: str) -> subprocess.CompletedProcess[str]:
+    program = str(Path(sys.executable).with_name("student"))
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
-    command += ["-m", "student_train", str(job), "--device", "cpu", "--json"]
+    command += ["--no-python", program, "train", str(job), "--device", "cpu", "--json"]
     return subprocess.run(
         command,
         capture_output=True,

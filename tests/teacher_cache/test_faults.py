@@ -76,10 +76,10 @@ def on(folder: Path, cluster: str) -> Path:
 
 
 @contextlib.contextmanager
-def started(*arguments: object) -> Iterator[subprocess.Popen[str]]:
+def started(*arguments: object, cwd: Path | None = None) -> Iterator[subprocess.Popen[str]]:
     """Yield a running program; whatever is left of it and its children is killed at the end."""
     command = [str(Path(sys.executable).with_name(str(arguments[0]))), *map(str, arguments[1:])]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=cwd)
     family: list[psutil.Process] = []
     try:
         yield process
