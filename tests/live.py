@@ -14,7 +14,7 @@ from student_train.feed.batches import Batch, Needs
 from student_train.feed.feed import Feed
 from student_train.feed.residency import FeedPool
 from student_train.feed.selection import Selection
-from student_train.preparing.prepare import Request
+from student_train.preparing.request import Request
 from student_train.run_files.records import RunRecord
 from student_train.running import train
 from teacher_cache.teachers.model import Teacher

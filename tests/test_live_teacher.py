@@ -12,7 +12,7 @@ from jobs.files.cache_job import CacheJob
 from jobs.files.reading import read_job
 from storage.cache import Cache
 from student_train.options.sections import DataOptions, StudentOptions
-from student_train.preparing.prepare import Request
+from student_train.preparing.request import Request
 from student_train.running.train import train_students
 from student_train.students import load_student
 from teacher_cache.teachers.loading import load_teacher

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from jobs.files.student_job import StudentJob
     from jobs.show.terminal import Watch
     from student_train.preparing.dry_run import DryRun
-    from student_train.preparing.prepare import Request
+    from student_train.preparing.request import Request
     from student_train.running.train import Summary
     from student_train.stepping.parallel import Parallel
 

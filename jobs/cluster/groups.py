@@ -12,8 +12,8 @@ from jobs.cluster.opening import ClusterOptions
 from storage.errors import BadRequest
 from student_train.devices import find_device, free_bytes, gib
 from student_train.preparing.flops import epoch_flops
-from student_train.preparing.prepare import PreparedRun, Request
 from student_train.preparing.projection import MemoryProjection, choose_for, fit, stack_kind
+from student_train.preparing.request import PreparedRun, Request
 from student_train.run_files.checkpoint import position_of
 from student_train.running.heaps import HEAPS, VARIABLE
 
@@ -41,7 +41,7 @@ class Group:
     @property
     def left(self) -> list[PreparedRun]:
         """Return the students that are not finished."""
-        return [student for student in self.students if student.finished is None]
+        return [student for student in self.students if student.settled is None]
 
 
 def plan_groups(request: Request, students: Sequence[PreparedRun], workers: int, device: str) -> list[Group]:
@@ -57,7 +57,7 @@ def plan_groups(request: Request, students: Sequence[PreparedRun], workers: int,
         device: what they most likely have, "cpu" or "cuda".
     """
     halving = request.fleet.halving is not None
-    grouped = [student for student in students if halving or student.finished is None]
+    grouped = [student for student in students if halving or student.settled is None]
     works = [
         epoch_flops(student, device) * (student.options.epochs if halving else _epochs_left(student))
         for student in grouped

@@ -29,11 +29,12 @@ from storage.format.objects import LocalObjects
 from student_train.devices import find_device
 from student_train.options.sections import FleetOptions
 from student_train.preparing.installed import check_installed
-from student_train.preparing.prepare import PreparedRun, Request, check_run, prepare
+from student_train.preparing.prepare import prepare, settled_record
 from student_train.preparing.projection import MemoryProjection
+from student_train.preparing.request import PreparedRun, Request
 from student_train.run_files.checkpoint import position_of
 from student_train.run_files.records import RunRecord
-from student_train.running.train import Summary, skip_finished
+from student_train.running.train import Summary, skip_settled
 
 if TYPE_CHECKING:
     from distributed import Client
@@ -65,7 +66,7 @@ def plan_on_cluster(options: StudentClusterOptions, request: Request) -> Cluster
         TryAgain: no scheduler, or no workers.
     """
     students = prepare(request)
-    if all(student.finished is not None for student in students):
+    if all(student.settled is not None for student in students):
         return ClusterPlan(students, (), None)
     if options.kind == "local":
         _, groups = _local(options, request, students)
@@ -89,8 +90,8 @@ def train_on_cluster(job: StudentJob, request: Request, watch: Watch, stop: Call
         Interrupted: `stop` said so.
     """
     students, progress, errors = prepare(request), TrainProgress(watch), {}
-    skip_finished(students, progress.report)
-    if any(student.finished is None for student in students):
+    skip_settled(students, progress.report)
+    if any(student.settled is None for student in students):
         with _opened(job.cluster, request, students, stop) as (client, groups):
             errors = _train(client, job, request, groups, watch, stop)
     return _summary(students, errors, request.fleet)
@@ -230,7 +231,7 @@ def _summary(students: Sequence[PreparedRun], errors: dict[str, StillroomError],
 
 def _record(student: PreparedRun, fleet: FleetOptions) -> RunRecord | None:
     """Return the record of a student that needs no more training, as it is now."""
-    return check_run(student.folder, student.identity, fleet)
+    return settled_record(student.folder, student.identity, fleet)
 
 
 class _Bar:

@@ -15,7 +15,7 @@ from storage.options import JobPath, Url
 from student_train.options.sections import DataOptions, FleetOptions, StudentOptions
 
 if TYPE_CHECKING:
-    from student_train.preparing.prepare import Request
+    from student_train.preparing.request import Request
     from student_train.stepping.parallel import Parallel
 
 
@@ -51,7 +51,7 @@ class StudentJob(DataOptions, FleetOptions):
         Raises:
             BadRequest: the cache cannot be opened; or there are others, and a cluster is asked for besides.
         """
-        from student_train.preparing.prepare import Request
+        from student_train.preparing.request import Request
 
         if parallel.size > 1 and self.cluster.kind != "inline":
             raise BadRequest(

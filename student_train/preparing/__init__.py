@@ -1,6 +1,8 @@
 """Everything before the first step: what is asked for is checked, weighed, and told by a dry run.
 
+request.py       what is asked for, and each of its students once it is checked
 prepare.py       every student against the cache and against the runs that are there
+checks.py        rows, losses and students that do not go together
 served.py        whether the cache serves what losses need
 blank.py         batches of nothing, to measure with
 step_memory.py   what one student's step takes, measured on the meta device

@@ -3,37 +3,29 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 
 import torch
 
-from storage.encodings import Encoded, Encoding
-from student_train.feed.batches import ArrayKey, Batch
-from student_train.students import Blueprint, Student
+from storage.encodings import Encoded
+from student_train.feed.batches import Batch
+from student_train.preparing.request import PreparedRun
+from student_train.students import Student
 
 
-def blank_batch(
-    student: Student,
-    blueprint: Blueprint,
-    encodings: Mapping[str, Encoding],
-    feature_shapes: Mapping[ArrayKey, tuple[int, ...]],
-    batch_size: int,
-) -> Batch:
-    """Return a batch on the student's device, the meta device too: every input 0, every label class 0.
+def blank_batch(student: Student, prepared: PreparedRun) -> Batch:
+    """Return a whole batch on the student's device, the meta device too: every input 0, every label class 0.
 
     Args:
         student: that it is for.
-        blueprint: what the student is.
-        encodings: of each teacher whose soft targets its objective needs.
-        feature_shapes: of one row of each feature that it needs.
-        batch_size: rows.
+        prepared: what it is, and what it needs of each row.
     """
-    device, classes = student.device, blueprint.num_classes
-    features = {key: torch.zeros(batch_size, *shape, device=device) for key, shape in feature_shapes.items()}
-    inputs = student.blank(batch_size, blueprint.input_shape)
+    rows = min(prepared.options.batch_size, prepared.train.num_rows)
+    device, classes = student.device, prepared.blueprint.num_classes
+    features = {key: torch.zeros(rows, *shape, device=device) for key, shape in prepared.feature_shapes.items()}
+    inputs = student.blank(rows, prepared.blueprint.input_shape)
     shape = inputs.shape if student.of_tokens else inputs.shape[:1]  # of what has targets: positions, or rows
     targets = {}
-    for name, encoding in encodings.items():
+    for name, encoding in prepared.encodings.items():
         arrays = Encoded.blank(encoding, classes, math.prod(shape), device).arrays
         shaped = {key: values.unflatten(0, shape) for key, values in arrays.items()}
         targets[name] = Encoded(encoding, classes, shaped)

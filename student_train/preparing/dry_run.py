@@ -7,8 +7,9 @@ from typing import Literal
 
 from student_train.devices import find_device
 from student_train.preparing.installed import check_installed
-from student_train.preparing.prepare import PreparedRun, Request, prepare
+from student_train.preparing.prepare import prepare
 from student_train.preparing.projection import MemoryProjection, choose_for, fit
+from student_train.preparing.request import PreparedRun, Request
 from student_train.run_files.checkpoint import position_of
 
 
@@ -45,7 +46,7 @@ def dry_run(request: Request) -> DryRun:
     device = find_device(request.device)
     students = prepare(request)
     planned = tuple(map(plan_student, students))
-    left = [student for student in students if student.finished is None]
+    left = [student for student in students if student.settled is None]
     if not left:
         return DryRun(planned, None)
     check_installed(request.fleet.track)
@@ -56,7 +57,7 @@ def dry_run(request: Request) -> DryRun:
 
 def plan_student(student: PreparedRun) -> PlannedStudent:
     """Return what would become of a checked student."""
-    position, done = position_of(student.folder, student.identity), student.finished
+    position, done = position_of(student.folder, student.identity), student.settled
     action: Literal["resume", "train"] = "train" if position is None else "resume"
     return PlannedStudent(
         student=student.options.name,

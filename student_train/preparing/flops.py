@@ -6,7 +6,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from storage.errors import BadRequest
-from student_train.preparing.prepare import PreparedRun
+from student_train.preparing.request import PreparedRun
 from student_train.students import Blueprint, build_student
 
 BACKWARD = 2  # of the forward pass

@@ -28,7 +28,8 @@ from student_train.feed.memory import FedRows, feed_bytes
 from student_train.feed.residency import Residency, choose_residency, projected_bytes
 from student_train.losses.objective import student_layers
 from student_train.options.sections import FleetOptions
-from student_train.preparing.prepare import PreparedRun, Request, passes
+from student_train.preparing.prepare import passes
+from student_train.preparing.request import PreparedRun, Request
 from student_train.preparing.step_memory import StepBytes, measure_step
 from student_train.stepping.recorder import is_recorded
 

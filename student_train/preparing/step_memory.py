@@ -14,7 +14,7 @@ from student_train.feed.batches import Batch
 from student_train.losses.objective import Objective, student_layers
 from student_train.losses.outputs import Outputs, Shapes
 from student_train.preparing.blank import blank_batch
-from student_train.preparing.prepare import PreparedRun
+from student_train.preparing.request import PreparedRun
 from student_train.stepping.forward import Tapped, check_student
 from student_train.stepping.positions import part_size
 from student_train.stepping.state import make_optimizer
@@ -79,8 +79,7 @@ def _measure(prepared: PreparedRun, device: torch.device) -> StepBytes:
             check_student(student, layers, blueprint.input_shape, blueprint.num_classes), prepared.feature_shapes
         )
         objective = Objective(options.objective, shapes)
-        rows = min(options.batch_size, prepared.train.num_rows)
-        batch = blank_batch(student, blueprint, prepared.encodings, prepared.feature_shapes, rows)
+        batch = blank_batch(student, prepared)
     student.train()
     trained = [*student.parameters(), *objective.parameters()]
     optimizer = make_optimizer(options, trained)

@@ -1,15 +1,15 @@
-"""What a run's folder holds: each file is written and read by one module here.
+"""What a run's folder holds: folder.py writes all of it, in its order; each kind of file has a module.
 
-<runs>/<student>/            in                 written by               read by
-  run.json                   records.py         running/run.py, last     preparing, report, comparison.py
-  metrics.parquet            history.py         running/run.py           report
-  steps/00001.parquet        history.py         running/run.py           running/tracking.py
-  predictions.parquet        predictions.py     running/predictions.py   report
-  checkpoint.json, *.safetensors
-                             checkpoint.py      running/run.py           running/run.py, preparing
-  job.toml                   (options/job_text.py has its text)          whoever repeats the run
-  student.json, student.safetensors
-                             (students/files.py)                         teacher_cache, whoever uses the student
+<runs>/<student>/            its module                  written by               read by
+  run.json                   records.py                  running/run.py, last     preparing, report, comparison.py
+  metrics.parquet            history.py                  running/run.py           report
+  steps/00001.parquet        history.py                  running/run.py           running/tracking.py
+  predictions.parquet        predictions.py              running/predictions.py   report
+  checkpoint.json, .safetensors
+                             checkpoint.py               running/run.py           running/run.py, preparing
+  job.toml                   (options/job_text.py)       running/run.py           whoever repeats the run
+  student.json, .safetensors
+                             (students/files.py)         running/run.py           teacher_cache, its users
 
 A folder with a `run.json` is of a settled run: finished, stopped or failed. One with a checkpoint alone is of a run
 that goes on. comparison.py has many runs side by side.

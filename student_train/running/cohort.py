@@ -64,7 +64,7 @@ class Cohort:
         self._held = held
         self._latencies: dict[str, Latency] = {}  # by what a student is: those that are alike are as fast
         self._report = report
-        self._parallel = self.teams[0].runs[0].basis.parallel
+        self._parallel = self.teams[0].runs[0].context.parallel
         # Where several processes agree on when to stop, the one that asks students must not wait for the others.
         self._stop = stop if self._parallel.size == 1 else lambda: False
         everyone = [run for team in self.teams for run in team.runs]
@@ -230,9 +230,9 @@ class Cohort:
 
     def _predict(self, runs: Sequence[Run]) -> None:
         """Write what students say of the held rows, which are read once for all of them. Raises Interrupted."""
-        for size in {run.options.batch_size for run in runs if run.basis.parallel.writes}:
+        for size in {run.options.batch_size for run in runs if run.prepared.files.writes}:
             alike = [run for run in runs if run.options.batch_size == size]
-            asked = [Respondent(run.basis.folder, run.result(), run.basis.held) for run in alike]
+            asked = [Respondent(run.prepared.files, run.result(), run.context.held) for run in alike]
             if not self.without_recordings_if_need_be(partial(self._ask, asked, size)):
                 raise self.interrupt()
 
@@ -240,9 +240,9 @@ class Cohort:
         return ask_students(asked, self._held, batch_size=batch_size, stop=self._stop)
 
     def _latency(self, run: Run) -> Latency:
-        kind = repr(run.basis.blueprint)
+        kind = repr(run.prepared.blueprint)
         if kind not in self._latencies:
-            blueprint, batch_size = run.basis.blueprint, run.options.batch_size
+            blueprint, batch_size = run.prepared.blueprint, run.options.batch_size
             self._latencies[kind] = measure_latency(run.result(), blueprint.input_shape, batch_size=batch_size)
         return self._latencies[kind]
 

@@ -120,8 +120,8 @@ def _measure(teams: Sequence[Team], held: Feed, stop: Callable[[], bool]) -> lis
     found: list[tuple[Team, list[Held]]] = []
     for size in sorted({team.batch_size for team in teams}):
         alike = [team for team in teams if team.batch_size == size]
-        tops = [[run.basis.tops_N for run in team.runs] for team in alike]
-        parallel = alike[0].runs[0].basis.parallel
+        tops = [[run.context.tops_N for run in team.runs] for team in alike]
+        parallel = alike[0].runs[0].context.parallel
         if parallel.size > 1:
             for team in alike:
                 team.synchronise()

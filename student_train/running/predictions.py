@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -25,13 +24,13 @@ from student_train.feed.feed import Feed
 from student_train.feed.selection import NO_CLASS, Selection
 from student_train.feed.shard_source import INPUTS, LABELS, ShardSource
 from student_train.feed.windows import load_shard
+from student_train.run_files.folder import RunFolder
 from student_train.run_files.predictions import (
     HELD_SCHEMA,
     STUDENT_SCHEMA,
     TEACHER_SCHEMA,
     TOKEN_SCHEMA,
     HeldTable,
-    write_predictions,
 )
 from student_train.stepping.positions import logits_in_parts, part_size
 from student_train.students import Student
@@ -102,12 +101,12 @@ class Respondent(NamedTuple):
     """A student that is asked about the held rows.
 
     Attributes:
-        folder: of its run.
+        files: of its run.
         student: with the weights that were exported, in evaluation mode.
         held: those rows, and what is known of them.
     """
 
-    folder: Path
+    files: RunFolder
     student: Student
     held: HeldTable
 
@@ -129,8 +128,8 @@ def ask_students(
     answered = predict([each[1:] for each in asked], feed, batch_size=batch_size, stop=stop)
     if answered is None:
         return False
-    for (folder, _, _), predictions in zip(asked, answered, strict=True):
-        write_predictions(folder, predictions)
+    for (files, _, _), predictions in zip(asked, answered, strict=True):
+        files.write_predictions(predictions)
     return True
 
 

@@ -7,62 +7,37 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from math import isfinite
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from storage.encodings import Encoding
 from storage.errors import BadRequest, DivergedLoss, StillroomError
-from storage.format.objects import LocalObjects
-from student_train.feed.batches import ArrayKey
-from student_train.options.sections import StudentOptions
-from student_train.run_files.checkpoint import (
-    Position,
-    Tensors,
-    commit_checkpoint,
-    delete_checkpoint,
-    read_checkpoint,
-    stage_checkpoint,
-    write_checkpoint,
-)
-from student_train.run_files.history import write_metrics, write_steps
+from student_train.preparing.request import PreparedRun
+from student_train.run_files.checkpoint import Position, Tensors, read_checkpoint
 from student_train.run_files.predictions import HeldTable
-from student_train.run_files.records import JOB_FILE, EpochMetrics, Held, RunRecord, write_record
+from student_train.run_files.records import EpochMetrics, Held, RunRecord
 from student_train.running.latency import Latency
 from student_train.stepping.parallel import ALONE, Parallel
 from student_train.stepping.schedule import learning_rate_at
 from student_train.stepping.state import Randomness, TrainState, below
-from student_train.students import Blueprint, Student, save_student
+from student_train.students import Student
 
 
 @dataclass(frozen=True)
-class RunBasis:
-    """All that one student is trained from, its rows apart.
+class RunContext:
+    """Where and beside whom a run is trained.
 
     Attributes:
-        options: its section of the job.
-        blueprint: what it is.
-        encodings: of the teachers whose soft targets it needs.
-        feature_shapes: of one row of each feature.
-        folder: where it leaves its files.
-        identity: what it is made from; a checkpoint of anything else is refused.
-        device: where it is trained.
+        device: where.
         held: the held rows, and what is known of each without the student.
         cache: where rows are read.
         job: the TOML that trains this student alone.
         tops_N: the class that its teacher gives each held row, to agree with; None without such a teacher.
-        parallel: this process among those that train it; only the first one writes.
+        parallel: this process among those that train it.
         recorded: whether its steps are to be recorded as CUDA graphs.
     """
 
-    options: StudentOptions
-    blueprint: Blueprint
-    encodings: dict[str, Encoding]
-    feature_shapes: dict[ArrayKey, tuple[int, ...]]
-    folder: Path
-    identity: dict[str, Any]
     device: torch.device
     held: HeldTable
     cache: str
@@ -76,10 +51,11 @@ class Run:
     """A student while it is trained.
 
     Args:
-        basis: what is trained, from what.
-        num_rows: of an epoch.
+        prepared: what is trained, from what.
+        context: where.
 
     Attributes:
+        num_rows: of an epoch.
         state: what its steps change.
         epoch, step: of the next step, both from 0; `step` may be the number of an epoch's steps.
         history: one entry per whole epoch.
@@ -91,22 +67,23 @@ class Run:
         BadRequest: the student does not fit.
     """
 
-    def __init__(self, basis: RunBasis, num_rows: int):
-        self.basis = basis
-        self.options = options = basis.options
-        self.state = TrainState.fresh(options, basis.blueprint, basis.feature_shapes, basis.device)
+    def __init__(self, prepared: PreparedRun, context: RunContext):
+        self.prepared = prepared
+        self.context = context
+        self.options = options = prepared.options
+        self.num_rows = prepared.train.num_rows
+        self.state = TrainState.fresh(options, prepared.blueprint, prepared.feature_shapes, context.device)
         position = Position()
         self._best: Tensors | None = None
         self.tally: Tensors = {}
-        found = read_checkpoint(basis.folder, basis.identity)
+        found = read_checkpoint(prepared.folder, prepared.identity)
         if found is not None:
             position, tensors = found
             self.state.restore(tensors)
             self._best = below("best.", tensors) or None
             self.tally = {name: tensor for name, tensor in tensors.items() if name.startswith("tally.")}
-        self.num_rows = num_rows
         self._written_at: int | None = None
-        self.steps = -(-num_rows // options.batch_size)
+        self.steps = -(-self.num_rows // options.batch_size)
         self.epoch, self.step = position.epoch, position.step
         self._randomise()
         self.history = list(position.history)
@@ -123,10 +100,10 @@ class Run:
 
     def _randomise(self) -> None:
         """Give each process but the first its own random numbers: their rows differ, and so must their dropout."""
-        rank, size = self.basis.parallel.rank, self.basis.parallel.size
+        rank, size = self.context.parallel.rank, self.context.parallel.size
         if rank:
             torch.manual_seed(hash((self.options.seed, self.epoch, self.step, rank, size)) % 2**63)
-            self.state.randomness = Randomness(self.basis.device)
+            self.state.randomness = Randomness(self.context.device)
 
     @property
     def name(self) -> str:
@@ -180,15 +157,12 @@ class Run:
             epoch_seconds=self.epoch_seconds,
         )
         self._written_at = self.done_steps
-        if not self.basis.parallel.writes:
-            return
         best = {f"best.{name}": tensor for name, tensor in (self._best or {}).items()}
-        write = stage_checkpoint if stack else write_checkpoint
-        write(self.basis.folder, where, self.state.tensors() | best | tally, self.basis.identity)
+        self.prepared.files.write_checkpoint(where, self.state.tensors() | best | tally)
 
     def commit_checkpoint(self) -> None:
         """Let what was written with a stack count."""
-        commit_checkpoint(self.basis.folder)
+        self.prepared.files.commit_checkpoint()
 
     def end_epoch(self, held: Held, *, view: str, means: list[float], shares: list[float], steps_SK: Any) -> None:
         """Add an epoch to the history and go on to the next.
@@ -224,16 +198,13 @@ class Run:
                 self._best_epoch, self._best_score = self.epoch + 1, score
                 self._best = {n: t.detach().clone() for n, t in self.state.exported.state_dict().items()}
         rates = [self._rate_at(self.epoch * self.steps + step) for step in range(len(steps_SK))]
-        if self.basis.parallel.writes:
-            write_steps(self.basis.folder, self.epoch + 1, names, rates, steps_SK)
-            write_metrics(self.basis.folder, self.history)
+        self.prepared.files.write_epoch(self.history, names, rates, steps_SK)
         self.epoch, self.step, self.epoch_seconds = self.epoch + 1, 0, 0.0
 
     def finish(self, latency: Latency) -> RunRecord:
         """Write the result, and last the record, which says that all the rest is there."""
         record = self._write_result("finished", latency)
-        if self.basis.parallel.writes:
-            delete_checkpoint(self.basis.folder)
+        self.prepared.files.delete_checkpoint()
         return record
 
     def result(self) -> Student:
@@ -256,9 +227,8 @@ class Run:
 
     def fail(self, error: StillroomError) -> RunRecord:
         """Write that it failed, and why; its last checkpoint stays."""
-        record = failure_record(self.basis, error)
-        if self.basis.parallel.writes:
-            write_record(self.basis.folder, record)
+        record = failure_record(self.prepared, error, self.context.device)
+        self.prepared.files.write_failure(record)
         return record
 
     def diverged(self, found: str) -> DivergedLoss:
@@ -284,17 +254,14 @@ class Run:
             epochs=len(self.history),
             seconds=self.seconds,
             rows_per_s=self.num_rows * len(self.history) / max(sum(m.seconds for m in self.history), 1e-9),
-            device=str(self.basis.device),
+            device=str(self.context.device),
             torch_version=torch.__version__,
-            cache=self.basis.cache,
-            identity=self.basis.identity,
+            cache=self.context.cache,
+            identity=self.prepared.identity,
             **latency._asdict(),
             **about,
         )
-        if self.basis.parallel.writes:
-            save_student(self.basis.folder, self.basis.blueprint, weights)
-            LocalObjects(self.basis.folder).put(JOB_FILE, self.basis.job.encode())
-            write_record(self.basis.folder, record)
+        self.prepared.files.write_result(record, self.prepared.blueprint, weights, self.context.job)
         return record
 
     def _score(self, metrics: EpochMetrics) -> float:
@@ -308,14 +275,14 @@ class Run:
         return score
 
 
-def failure_record(basis: RunBasis, error: StillroomError) -> RunRecord:
+def failure_record(prepared: PreparedRun, error: StillroomError, device: torch.device) -> RunRecord:
     """Return the record of a failed run."""
     return RunRecord(
-        student=basis.options.name,
+        student=prepared.name,
         status="failed",
-        architecture=basis.options.architecture,
-        device=str(basis.device),
+        architecture=prepared.options.architecture,
+        device=str(device),
         torch_version=torch.__version__,
         error=str(error),
-        identity=basis.identity,
+        identity=prepared.identity,
     )

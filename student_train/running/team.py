@@ -52,9 +52,9 @@ class Team:
         states = [run.state for run in self.runs]
         seen = [self.views.index(view) for view in own]
         self.stepper: Alone | Stack = (
-            Alone(states[0], first.basis.parallel, recorded=first.basis.recorded)
+            Alone(states[0], first.context.parallel, recorded=first.context.recorded)
             if len(states) == 1
-            else Stack(states, seen, recorded=first.basis.recorded)
+            else Stack(states, seen, recorded=first.context.recorded)
         )
         self._refusal_told = False
         self.tally = self._empty_tally()
@@ -173,15 +173,14 @@ def _decide(group: Sequence[Run], stacking: Stacking, report: Report) -> bool:
 
 def _time_both(group: Sequence[Run]) -> tuple[float, float]:
     """Return the seconds of a step of all, one by one and stacked, medians of a few; on copies and blank rows."""
-    basis, states = group[0].basis, [run.state for run in group]
-    rows = min(basis.options.batch_size, group[0].num_rows)
-    batch = blank_batch(states[0].student, basis.blueprint, basis.encodings, basis.feature_shapes, rows)
+    first, states = group[0], [run.state for run in group]
+    batch = blank_batch(states[0].student, first.prepared)
     views = sorted({run.options.first_view for run in group})
     seen = [views.index(run.options.first_view) for run in group]
     stacked_s = _time_steps(
-        [Stack([state.copy() for state in states], seen, recorded=basis.recorded)], [batch] * len(views)
+        [Stack([state.copy() for state in states], seen, recorded=first.context.recorded)], [batch] * len(views)
     )
-    singles = [Alone(state.copy(), recorded=basis.recorded) for state in states[:TRIED_SINGLES]]
+    singles = [Alone(state.copy(), recorded=first.context.recorded) for state in states[:TRIED_SINGLES]]
     return _time_steps(singles, [batch]) * len(group) / len(singles), stacked_s
 
 

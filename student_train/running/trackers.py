@@ -11,7 +11,7 @@ from storage.digests import fingerprint
 from storage.errors import BadRequest
 from storage.format.objects import LocalObjects
 from student_train.preparing.installed import mlflow, tensorboard
-from student_train.preparing.prepare import PreparedRun
+from student_train.preparing.request import PreparedRun
 
 Status = Literal["FINISHED", "KILLED", "FAILED"]  # MLflow's words
 

@@ -16,7 +16,7 @@ from pathlib import Path
 import polars as pl
 
 from student_train.options.sections import TrackOptions
-from student_train.preparing.prepare import PreparedRun
+from student_train.preparing.request import PreparedRun
 from student_train.run_files.history import STEPS_FOLDER
 from student_train.run_files.records import EpochMetrics
 from student_train.running.events import (

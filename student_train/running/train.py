@@ -2,27 +2,23 @@
 
 from __future__ import annotations
 
-import fcntl
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import torch
 
 from storage.errors import Interrupted, StillroomError, StorageFailure, TryAgain
-from storage.format.objects import LocalObjects
 from student_train.devices import find_device
 from student_train.feed.batches import Needs
 from student_train.feed.residency import FeedPool
 from student_train.options.job_text import job_text
 from student_train.options.sections import FleetOptions, TrackOptions
-from student_train.preparing.prepare import PreparedRun, Request, passes, prepare
+from student_train.preparing.prepare import passes, prepare
 from student_train.preparing.projection import choose_for, fit
-from student_train.run_files.checkpoint import delete_checkpoint, settle_checkpoint
-from student_train.run_files.history import STEPS_FOLDER
+from student_train.preparing.request import PreparedRun, Request
 from student_train.run_files.predictions import HeldTable
-from student_train.run_files.records import RUN_FILE, RunRecord, read_record, write_record
+from student_train.run_files.records import RunRecord
 from student_train.running.cohort import own_failure
 from student_train.running.events import (
     BatchIsAllRows,
@@ -37,8 +33,9 @@ from student_train.running.events import (
 from student_train.running.halving import Halving
 from student_train.running.loop import train_together
 from student_train.running.predictions import held_table
-from student_train.running.run import Run, RunBasis, failure_record
+from student_train.running.run import Run, RunContext, failure_record
 from student_train.running.tracking import tracking
+from student_train.stepping.parallel import Parallel
 from student_train.stepping.recorder import is_recorded
 
 
@@ -47,7 +44,7 @@ class Summary:
     """What became of each student.
 
     Attributes:
-        records: of the finished ones and those set aside, in the job's order.
+        records: of those that finished or were set aside, in the job's order.
         errors: of the failed ones, by name.
     """
 
@@ -64,7 +61,7 @@ class Summary:
 def train_students(
     request: Request, *, report: Report = lambda event: None, stop: Callable[[], bool] = lambda: False
 ) -> Summary:
-    """Train every student of a request that is not finished yet.
+    """Train every student of a request that is not settled yet.
 
     All students are checked before the first step of any. One that fails while it trains is recorded as failed and
     does not disturb the others.
@@ -82,46 +79,51 @@ def train_students(
     device, parallel = find_device(request.device), request.parallel
     students = prepare(request)
     parallel.wait()  # until all have seen what is there, and before one of them writes
-    records = {student.options.name: student.finished for student in students if student.finished is not None}
-    skip_finished(students, report, tidy=parallel.writes)
-    left = [student for student in students if student.finished is None]
+    records = {student.name: student.settled for student in students if student.settled is not None}
+    skip_settled(students, report)
+    left = [student for student in students if student.settled is None]
     errors: dict[str, StillroomError] = {}
     if left:
         residency = choose_for(request, left, device)
         if parallel.size > 1:
-            alone = {"stacking": "never", "cuda_graphs": "never"}
-            request = replace(request, fleet=request.fleet.model_copy(update=alone))
+            request = replace(request, fleet=_of_many_processes(request.fleet, parallel))
         fleet, memory = fit(request.cache, left, residency, request.data.window_shards, device, request.fleet)
         report(MemoryProjected(memory.host_bytes, memory.device_bytes))
         if fleet.cuda_graphs != request.fleet.cuda_graphs:
             report(StepsNotRecorded("all students", "there might be no memory for it"))
         shown = left[0].train.views
         report(FeedChosen(residency.place, residency.why, 0 if shown is None else shown.count))
-        if of_one_step := tuple(s.options.name for s in left if s.options.batch_size > s.train.num_rows):
+        if of_one_step := tuple(s.name for s in left if s.options.batch_size > s.train.num_rows):
             report(BatchIsAllRows(of_one_step, left[0].train.num_rows))
         pool = FeedPool(request.cache, device, place=residency.place, window_shards=request.data.window_shards)
         # With [halving] the passes of all students, so that whoever is compared is the same after an interruption.
         together = passes(left if fleet.halving is None else students, fleet.at_once)
-        with tracking(fleet.track if parallel.writes else TrackOptions(), left, report) as tracked:
+        with tracking(fleet.track, left, report) as tracked:
             for all_of_pass in together:
-                done = [student.finished for student in all_of_pass if student.finished is not None]
+                done = [student.settled for student in all_of_pass if student.settled is not None]
                 stopped = tuple(record for record in done if record.status == "stopped")
-                students_of_pass = [student for student in all_of_pass if student.finished is None]
+                students_of_pass = [student for student in all_of_pass if student.settled is None]
                 if not students_of_pass:
                     continue
                 found, failed = _train_pass(students_of_pass, request, fleet, pool, device, stopped, tracked, stop)
                 records |= found
                 errors |= failed
-    return Summary(tuple(records[s.options.name] for s in students if s.options.name in records), errors)
+    return Summary(tuple(records[s.name] for s in students if s.name in records), errors)
 
 
-def skip_finished(students: Sequence[PreparedRun], report: Report, *, tidy: bool = True) -> None:
-    """Tell of students that are done; with `tidy`, delete a checkpoint that a kill left beside a finished record."""
+def skip_settled(students: Sequence[PreparedRun], report: Report) -> None:
+    """Tell of students that are settled; delete checkpoints that a kill has left beside records of finished ones."""
     for student in students:
-        if student.finished is not None:
-            if tidy and student.finished.status == "finished":
-                delete_checkpoint(student.folder)
-            report(StudentSkipped(student.finished))
+        if student.settled is not None:
+            if student.settled.status == "finished":
+                student.files.delete_checkpoint()
+            report(StudentSkipped(student.settled))
+
+
+def _of_many_processes(fleet: FleetOptions, parallel: Parallel) -> FleetOptions:
+    """Return how several processes train: each student by itself, told to trackers by one of them."""
+    alone = {"stacking": "never", "cuda_graphs": "never"}
+    return fleet.model_copy(update=alone if parallel.writes else alone | {"track": TrackOptions()})
 
 
 def _train_pass(
@@ -137,11 +139,9 @@ def _train_pass(
     """Train the students of one pass; return records and errors by name."""
     errors: dict[str, StillroomError] = {}
 
-    def fail(student: PreparedRun, error: StillroomError, basis: RunBasis | None) -> None:
-        if basis is not None and request.parallel.writes:
-            write_record(student.folder, failure_record(basis, error))
-        errors[student.options.name] = error
-        report(StudentFailed(student.options.name, error))
+    def fail(student: PreparedRun, error: StillroomError) -> None:
+        errors[student.name] = error
+        report(StudentFailed(student.name, error))
 
     name = students[0].options.name if len(students) == 1 else f"{len(students)} students"
 
@@ -154,11 +154,10 @@ def _train_pass(
         ready = []
         for student in students:
             try:
-                if request.parallel.writes:
-                    locks.enter_context(_locked(student.folder))
+                locks.enter_context(student.files.locked())
                 ready.append(student)
             except TryAgain as error:
-                fail(student, error, None)
+                fail(student, error)
         runs = _begin(ready, students, request, fleet, device, fail)
         if not runs:
             return {}, errors
@@ -191,7 +190,7 @@ def _begin(
     request: Request,
     fleet: FleetOptions,
     device: torch.device,
-    fail: Callable[[PreparedRun, StillroomError, RunBasis | None], None],
+    fail: Callable[[PreparedRun, StillroomError], None],
 ) -> list[Run]:
     """Return what is to be trained of the students of a pass, in this process and in all others.
 
@@ -203,24 +202,17 @@ def _begin(
         device: where they are trained.
         fail: told of those that cannot begin.
     """
-    if request.parallel.writes:
-        for student in ready:
-            settle_checkpoint(student.folder)
+    for student in ready:
+        student.files.settle_checkpoint()
+    for student in ready:
+        student.files.forget_failure()
     request.parallel.wait()  # until what they go on from is settled
     begun, tables = dict[str, Run](), dict[str | None, HeldTable]()
     for student in ready:
-        if request.parallel.writes:
-            _forget_failure(student)
         tops_N, agree_with = student.held.tops_N, student.agree_with
         if agree_with not in tables:
             tables[agree_with] = held_table(request.cache, student.held, agree_with)
-        basis = RunBasis(
-            options=student.options,
-            blueprint=student.blueprint,
-            encodings=student.encodings,
-            feature_shapes=student.feature_shapes,
-            folder=student.folder,
-            identity=student.identity,
+        context = RunContext(
             device=device,
             held=tables[agree_with],
             cache=request.cache.url,
@@ -230,17 +222,19 @@ def _begin(
             recorded=is_recorded(fleet.cuda_graphs, student.blueprint, device),
         )
         try:
-            begun[student.options.name] = Run(basis, student.train.num_rows)
+            begun[student.name] = Run(student, context)
         except StorageFailure:
             raise
         except Exception as error:  # a user's own model, or a device out of memory
-            fail(student, own_failure(student.options.name, error), basis)
+            failure = own_failure(student.name, error)
+            student.files.write_failure(failure_record(student, failure, device))
+            fail(student, failure)
     # Which also waits until all have read their checkpoints, before one of them writes.
-    everywhere = request.parallel.all_agree([student.options.name in begun for student in students])
+    everywhere = request.parallel.all_agree([student.name in begun for student in students])
     for student, agreed in zip(students, everywhere, strict=True):
-        name = student.options.name
+        name = student.name
         if not agreed and begun.pop(name, None) is not None:
-            fail(student, TryAgain(f"another process could not begin student {name}"), None)
+            fail(student, TryAgain(f"another process could not begin student {name}"))
     return list(begun.values())
 
 
@@ -249,37 +243,3 @@ def _told(run: Run, error: StillroomError, report: Report) -> StillroomError:
     run.fail(error)
     report(StudentFailed(run.name, error))
     return error
-
-
-def _forget_failure(student: PreparedRun) -> None:
-    """Delete what says that a run failed; and its checkpoint and steps, if its job was changed since."""
-    record = read_record(student.folder)
-    if record is not None and record.identity != student.identity:
-        delete_checkpoint(student.folder)
-        for path in (student.folder / STEPS_FOLDER).glob("*.parquet"):
-            LocalObjects(path.parent).delete(path.name)
-    LocalObjects(student.folder).delete(RUN_FILE)
-
-
-@contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    """Hold a run's folder, so that two commands do not train one student at a time.
-
-    Raises:
-        TryAgain: another process holds it.
-        StorageFailure: the folder cannot be written.
-    """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        file = open(folder / ".lock", "w")  # noqa: SIM115 - closed below; the lock goes with it, after a kill too
-    except OSError as error:
-        raise StorageFailure(f"cannot write {folder}", found=error.strerror, do="make the folder writable") from None
-    with file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise TryAgain(
-                f"another process is training {folder.name}", found=f"{folder}/.lock is held", do="wait for it to end"
-            ) from None
-        LocalObjects(folder).sweep(0)  # what a kill left half written; nobody else writes here now
-        yield

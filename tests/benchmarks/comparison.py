@@ -106,7 +106,7 @@ def _train_live(job: Path, cache_job: Path, name: str) -> None:
     from jobs.files.reading import read_job
     from jobs.files.student_job import StudentJob
     from student_train.options.sections import DataOptions
-    from student_train.preparing.prepare import Request
+    from student_train.preparing.request import Request
     from teacher_cache.teachers.loading import load_teacher
     from tests.live import train_live
 

@@ -72,7 +72,7 @@ def _train_s(folder: Path, *, live: bool) -> float:
     """Return the seconds of all epochs, evaluation apart."""
     from storage.cache import Cache
     from student_train.options.sections import DataOptions, StudentOptions
-    from student_train.preparing.prepare import Request
+    from student_train.preparing.request import Request
     from student_train.running.train import train_students
     from tests.live import train_live
 

@@ -61,7 +61,7 @@ def _epoch_s(
     """Return seconds of the last epoch as `student train` runs it, evaluation apart."""
     from storage.cache import Cache
     from student_train.options.sections import DataOptions, StudentOptions
-    from student_train.preparing.prepare import Request
+    from student_train.preparing.request import Request
     from student_train.running.train import train_students
 
     runs = folder / "runs"

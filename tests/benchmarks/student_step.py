@@ -49,7 +49,7 @@ def _ours(folder: Path, architecture: str, options: dict[str, object]) -> float:
     """Return seconds of an epoch as `student train` runs it, evaluation apart."""
     from storage.cache import Cache
     from student_train.options.sections import DataOptions, StudentOptions
-    from student_train.preparing.prepare import Request
+    from student_train.preparing.request import Request
     from student_train.running.train import train_students
 
     shutil.rmtree(folder / "runs", ignore_errors=True)

@@ -93,7 +93,7 @@ def _epoch(cache: Path, views: int) -> float:
     """Return seconds of an epoch as `student train` runs it, evaluation apart."""
     from storage.cache import Cache
     from student_train.options.sections import DataOptions, StudentOptions
-    from student_train.preparing.prepare import Request
+    from student_train.preparing.request import Request
     from student_train.running.train import train_students
 
     runs = cache.with_name("runs")

@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 
 from storage.cache import Cache
 from student_train.options.sections import FleetOptions, StudentOptions
-from student_train.preparing.prepare import Request
+from student_train.preparing.request import Request
 from student_train.running.events import Event, PassStarted, StackingChosen, StackTakenApart
 from student_train.running.train import train_students
 from tests.student_train.toys import KD, LABELS, Recipe, request_of, student, write_cache

@@ -196,7 +196,7 @@ def test_a_checkpoint_that_a_kill_left_beside_a_finished_student_is_deleted(
 ) -> None:
     labels = VARIED.partition('[[student]]\nname = "hint"')[0]
     path = write_students(tmp_path, cache, labels, cluster='kind = "inline"')
-    monkeypatch.setattr("student_train.running.run.delete_checkpoint", lambda folder: None)
+    monkeypatch.setattr("student_train.run_files.folder.delete_checkpoint", lambda folder: None)
     assert train_students(read_job(path, StudentJob).request("cpu", ALONE)).exit_code == 0
     assert (tmp_path / "runs/labels/checkpoint.json").exists()
     again = run_program("student", "train", write_students(tmp_path, cache, labels, cluster=LOCAL), "--json")

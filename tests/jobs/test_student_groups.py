@@ -16,7 +16,8 @@ from jobs.cluster.opening import StudentClusterOptions
 from storage.cache import Cache
 from storage.errors import BadRequest, Interrupted
 from student_train.options.sections import FleetOptions, StudentOptions
-from student_train.preparing.prepare import Request, prepare
+from student_train.preparing.prepare import prepare
+from student_train.preparing.request import Request
 from student_train.running.heaps import HEAPS, VARIABLE
 from student_train.running.train import train_students
 from tests.student_train.test_loop import stop_after

@@ -16,7 +16,7 @@ from storage.errors import Interrupted
 from student_train.feed.batches import Batch
 from student_train.losses.together import labels_and_kd
 from student_train.options.sections import FleetOptions, StudentOptions
-from student_train.preparing.prepare import Request
+from student_train.preparing.request import Request
 from student_train.run_files.records import RunRecord
 from student_train.running.events import Event, StackingChosen, StackTakenApart
 from student_train.running.train import train_students

@@ -9,7 +9,7 @@ import numpy as np
 
 from storage.cache import Cache
 from student_train.options.sections import DataOptions, StudentOptions
-from student_train.preparing.prepare import Request
+from student_train.preparing.request import Request
 from tests.teacher_cache.toys import build, write_job
 
 IDS = 10  # of the counting language, whose documents are 0, 1, …, 8, and whose next token is a function of the last

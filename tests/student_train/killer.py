@@ -20,7 +20,7 @@ import torch._dynamo
 
 from storage.cache import Cache
 from student_train.options.sections import DataOptions, FleetOptions, StudentOptions
-from student_train.preparing.prepare import Request
+from student_train.preparing.request import Request
 from student_train.running.train import train_students
 
 

@@ -22,7 +22,8 @@ from student_train.feed.residency import Residency
 from student_train.feed.selection import select_rows
 from student_train.options.sections import FleetOptions, StudentOptions
 from student_train.preparing import projection
-from student_train.preparing.prepare import Request, prepare
+from student_train.preparing.prepare import prepare
+from student_train.preparing.request import Request
 from student_train.run_files.records import read_record
 from student_train.running.events import Event, FeedChosen, PassStarted, StackTakenApart, StudentStopped
 from student_train.running.train import Summary, train_students

@@ -26,7 +26,7 @@ from storage.cache import Cache
 from student_train.preparing import step_memory as memory
 from student_train.preparing.dry_run import dry_run
 from student_train.options.sections import DataOptions, StudentOptions
-from student_train.preparing.prepare import Request
+from student_train.preparing.request import Request
 torch.set_num_threads(1)
 options = tuple(StudentOptions.model_validate(student) for student in json.loads(sys.argv[3]))
 rows = DataOptions.model_validate({"train": "toy/train", "validation": "toy/validation"} | json.loads(sys.argv[4]))

@@ -18,7 +18,8 @@ from safetensors.torch import load_file
 from storage.cache import Cache
 from storage.errors import BadRequest
 from student_train.feed.batches import Batch
-from student_train.preparing.prepare import Request, prepare
+from student_train.preparing.prepare import prepare
+from student_train.preparing.request import Request
 from student_train.running.train import train_students
 from student_train.stepping.parallel import Parallel
 from tests.language.toys import counting_cache, small_gpt

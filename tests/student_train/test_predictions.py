@@ -14,6 +14,7 @@ from student_train.feed.batches import Needs
 from student_train.feed.feed import Feed
 from student_train.feed.residency import FeedPool
 from student_train.feed.selection import select_rows
+from student_train.run_files.folder import RunFolder
 from student_train.run_files.predictions import PREDICTIONS_FILE, HeldTable, read_predictions
 from student_train.running import predictions
 from student_train.running import predictions as room
@@ -90,7 +91,7 @@ def test_streamed_and_resident_rows_are_answered_alike(toy_cache: Cache) -> None
 def test_what_is_written_is_read(toy_cache: Cache, tmp_path: Path) -> None:
     fresh_one, feed = fresh(toy_cache, "toy"), feed_of(toy_cache, "toy/validation", "sage")
     held = held_table(toy_cache, feed.selection, "sage")
-    assert ask_students([Respondent(tmp_path, fresh_one, held)], feed, batch_size=20)
+    assert ask_students([Respondent(RunFolder(tmp_path, {}), fresh_one, held)], feed, batch_size=20)
     found, expected = read_predictions(tmp_path), predict(fresh_one, feed, held, batch_size=20)
     assert found is not None
     assert expected is not None
@@ -111,7 +112,9 @@ def test_rows_without_a_label_or_a_teacher_have_none(tmp_path: Path) -> None:
 def test_a_stopped_pass_leaves_nothing(toy_cache: Cache, tmp_path: Path) -> None:
     fresh_one, feed = fresh(toy_cache, "toy"), feed_of(toy_cache, "toy/validation", "sage")
     held = held_table(toy_cache, feed.selection, "sage")
-    assert not ask_students([Respondent(tmp_path, fresh_one, held)], feed, batch_size=20, stop=lambda: True)
+    assert not ask_students(
+        [Respondent(RunFolder(tmp_path, {}), fresh_one, held)], feed, batch_size=20, stop=lambda: True
+    )
     assert list(tmp_path.iterdir()) == []
 
 
@@ -122,7 +125,7 @@ def test_a_run_that_was_never_asked_has_no_predictions(tmp_path: Path) -> None:
 def test_a_flipped_bit_is_noticed(toy_cache: Cache, tmp_path: Path) -> None:
     fresh_one, feed = fresh(toy_cache, "toy"), feed_of(toy_cache, "toy/validation", "sage")
     held = held_table(toy_cache, feed.selection, "sage")
-    ask_students([Respondent(tmp_path, fresh_one, held)], feed, batch_size=20)
+    ask_students([Respondent(RunFolder(tmp_path, {}), fresh_one, held)], feed, batch_size=20)
     data = bytearray((tmp_path / PREDICTIONS_FILE).read_bytes())
     data[100] ^= 1
     (tmp_path / PREDICTIONS_FILE).write_bytes(data)

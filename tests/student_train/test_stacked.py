@@ -13,7 +13,7 @@ from storage.cache import Cache
 from storage.encodings import SparseEncoding
 from storage.errors import DivergedLoss, Interrupted
 from student_train.options.sections import FleetOptions, StudentOptions
-from student_train.preparing.prepare import Request
+from student_train.preparing.request import Request
 from student_train.run_files.checkpoint import read_checkpoint
 from student_train.running.events import Event, StackingChosen, StackTakenApart
 from student_train.running.train import Summary, train_students

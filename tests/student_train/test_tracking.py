@@ -17,7 +17,7 @@ from storage.cache import Cache
 from storage.errors import BadRequest, Interrupted
 from student_train.options.sections import FleetOptions, StudentOptions
 from student_train.preparing.dry_run import dry_run
-from student_train.preparing.prepare import Request
+from student_train.preparing.request import Request
 from student_train.running.events import Event, TrackerFailed
 from student_train.running.train import train_students
 from student_train.stepping.parallel import Parallel

@@ -7,6 +7,7 @@ import pytest
 
 from storage.cache import Cache
 from storage.errors import BadRequest, IncompleteCache, Interrupted, NotInCache, StaleCache, StillroomError, TryAgain
+from student_train.run_files.folder import RunFolder
 from student_train.run_files.records import read_record
 from student_train.running.events import (
     Event,
@@ -18,7 +19,7 @@ from student_train.running.events import (
     StudentSkipped,
     StudentStarted,
 )
-from student_train.running.train import _locked, train_students
+from student_train.running.train import train_students
 from student_train.students import load_student
 from tests.student_train.test_loop import stop_after, weights
 from tests.student_train.toys import HINT, KD, LABELS, Recipe, request_of, student, write_cache
@@ -129,7 +130,7 @@ def test_a_failed_student_that_is_tried_with_another_job_keeps_no_steps_of_the_o
 def test_a_kill_between_the_record_and_the_checkpoints_end_leaves_no_checkpoint(
     toy_cache: Cache, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("student_train.running.run.delete_checkpoint", lambda folder: None)
+    monkeypatch.setattr("student_train.run_files.folder.delete_checkpoint", lambda folder: None)
     train_students(request_of(toy_cache, tmp_path, student()))
     monkeypatch.undo()
     assert (tmp_path / "a/checkpoint.json").exists()
@@ -216,7 +217,7 @@ def test_an_interrupted_job_goes_on_where_it_was(toy_cache: Cache, tmp_path: Pat
 
 
 def test_two_commands_do_not_train_one_student_at_a_time(toy_cache: Cache, tmp_path: Path) -> None:
-    with _locked(tmp_path / "a"):
+    with RunFolder(tmp_path / "a", {}).locked():
         summary = train_students(request_of(toy_cache, tmp_path, student("a"), student("b")))
     assert isinstance(summary.errors["a"], TryAgain)
     assert (summary.exit_code, [record.student for record in summary.records]) == (75, ["b"])

@@ -24,7 +24,7 @@ from student_train.feed.selection import select_rows
 from student_train.feed.views import check_one_class, choose_views
 from student_train.losses.labels import labels_cross_entropy
 from student_train.preparing.dry_run import dry_run
-from student_train.preparing.prepare import Request
+from student_train.preparing.request import Request
 from student_train.running.train import train_students
 from tests.student_train.toys import KD, LABELS, request_of, student
 from tests.teacher_cache.toys import build, teacher_section, write_digits, write_job, write_teacher

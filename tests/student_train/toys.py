@@ -19,7 +19,7 @@ from storage.format.shards import ShardKey, write_shard
 from storage.format.specs import DatasetSpec, TeacherSpec, write_spec
 from storage.views import PLAIN, to_float, view_fingerprint
 from student_train.options.sections import DataOptions, StudentOptions
-from student_train.preparing.prepare import Request
+from student_train.preparing.request import Request
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,7 @@ def main(cache: str, runs: str, students: str, data: str = "{}", first_import: s
 
     from storage.cache import Cache
     from student_train.options.sections import DataOptions, StudentOptions
-    from student_train.preparing.prepare import Request
+    from student_train.preparing.request import Request
     from student_train.running.train import train_students
 
     torch.set_num_threads(1)

@@ -1,0 +1,136 @@
+"""What is refused before the first step: rows, losses and students that do not go together."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from storage.errors import BadRequest
+from storage.format.specs import DatasetSpec
+from student_train.devices import free_bytes, gib
+from student_train.losses import LOSSES
+from student_train.losses.objective import Objective, student_layers
+from student_train.losses.outputs import Shapes
+from student_train.options.sections import DataOptions, StudentOptions
+from student_train.preparing.request import PreparedRun, Request
+from student_train.stepping.forward import check_student
+from student_train.students import build_student
+
+
+def check_names(request: Request) -> None:
+    """Raise BadRequest if the folder of runs is none, or two students would have one folder."""
+    if request.runs.exists() and not request.runs.is_dir():
+        raise BadRequest(
+            f"{request.runs} is no folder",
+            found="a file",
+            expected="a folder of runs, or nothing",
+            do="name one in `runs`",
+        )
+    names = [options.name for options in request.students]
+    if len(names) != len(set(names)):
+        twice = sorted({name for name in names if names.count(name) > 1})
+        raise BadRequest("two students have one name", found=", ".join(twice), do="rename one; a name is a folder")
+
+
+def check_held(dataset: DatasetSpec, held: DatasetSpec, data: DataOptions) -> None:
+    """Raise BadRequest unless rows of one dataset can measure a student of another's."""
+
+    def described(spec: DatasetSpec) -> str:
+        classes = f"{len(spec.classes)} classes" if spec.vocabulary is None else f"a vocabulary of {spec.vocabulary}"
+        tokenizer = f", tokenizer {spec.tokenizer}" if spec.tokenizer is not None else ""
+        return f"{classes}, inputs {spec.input_shape} {spec.input_dtype}{tokenizer}"
+
+    if (dataset.classes, described(dataset)) != (held.classes, described(held)):
+        raise BadRequest(
+            f"{data.validation} cannot measure a student of {data.train}",
+            found=described(held),
+            expected=f"the same classes: {described(dataset)}",
+            do=f'tokenizer_of = "{dataset.name}" in the cache job\'s [[dataset]] {held.name}'
+            if dataset.vocabulary is not None
+            else None,
+        )
+
+
+def check_of_tokens(options: StudentOptions, dataset: DatasetSpec) -> None:
+    """Raise BadRequest if a student has options that mean nothing for tokens."""
+    if any(getattr(options, name) != StudentOptions.model_fields[name].default for name in ("mean", "std")):
+        raise BadRequest(
+            f"student {options.name} normalises its inputs, and those of {dataset.name} are tokens",
+            found="mean, std",
+            do="leave them out",
+        )
+    compared = [term.loss for term in options.objective if LOSSES[term.loss].couples_rows(term)]
+    if compared:
+        raise BadRequest(
+            f"student {options.name} has losses that compare rows, and those of {dataset.name} are tokens",
+            found=", ".join(compared),
+            expected="losses that are means over positions, which are computed a part of them at a time",
+            do="gamma = 0 in dist, which leaves what is within a row; or choose other losses"
+            if "dist" in compared
+            else "choose other losses",
+        )
+
+
+def check_halving(request: Request, students: Sequence[PreparedRun]) -> None:
+    """Raise BadRequest if the held rows have no figure by which students could be set aside."""
+    if request.fleet.halving is None:
+        return
+    metric = request.fleet.halving.metric
+    for student in students:
+        of_tokens = request.cache.dataset(student.held.dataset).vocabulary is not None
+        if metric == "agreement":
+            lacking = None if student.held.tops_N is not None else "a teacher to agree with"
+        else:
+            lacking = None if of_tokens or (student.held.labels_N >= 0).any() else "labels"
+        if lacking is not None:
+            raise BadRequest(
+                f"[halving] compares students by {metric}, which {student.options.name} would not have",
+                found=f"held rows without {lacking}",
+                do='choose another `metric`: "accuracy", "cross_entropy" or "agreement"',
+            )
+
+
+def check_parallel(options: StudentOptions, size: int) -> None:
+    """Raise BadRequest if a student has losses that would differ with the number of processes."""
+    compared = [term.loss for term in options.objective if LOSSES[term.loss].couples_rows(term)]
+    if compared:
+        raise BadRequest(
+            f"student {options.name} has losses that compare the rows of a batch, and each process has a part of them",
+            found=f"{', '.join(compared)} on {size} processes",
+            expected="losses that are means over rows",
+            do="train it on one process, or choose other losses",
+        )
+
+
+def check_models(students: Sequence[PreparedRun]) -> None:
+    """Build each kind of student once and throw it away: a mistake is better found before the others are trained."""
+    kinds = {repr((student.blueprint, student.options.losses)): student for student in students}
+    for student in kinds.values():
+        _check_model(student)
+
+
+def _check_model(student: PreparedRun) -> None:
+    terms, blueprint = student.options.objective, student.blueprint
+    _check_size(student)
+    layers = check_student(
+        build_student(blueprint), student_layers(terms), blueprint.input_shape, blueprint.num_classes
+    )
+    Objective(terms, Shapes(layers, student.feature_shapes))
+
+
+def _check_size(student: PreparedRun) -> None:
+    """Raise BadRequest for a student whose weights alone are more than this machine's memory, before it is built."""
+    try:
+        with torch.device("meta"):
+            blank = build_student(student.blueprint)
+    except (NotImplementedError, RuntimeError, BadRequest):  # a user's own may not be built so; a mistake is found next
+        return
+    weights = sum(tensor.nbytes for tensor in (*blank.parameters(), *blank.buffers()))
+    free = free_bytes(torch.device("cpu"))
+    if weights > free:
+        raise BadRequest(
+            f"student {student.options.name} does not fit into memory",
+            found=f"{gib(weights)} of weights alone, {gib(free)} free",
+            do="a smaller student",
+        )

@@ -1,0 +1,84 @@
+"""What `student train` is asked for, and each of its students once it is checked."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from storage.cache import Cache
+from storage.encodings import Encoding
+from student_train.devices import Device
+from student_train.feed.batches import ArrayKey, Needs
+from student_train.feed.selection import Selection
+from student_train.options.sections import DataOptions, FleetOptions, StudentOptions
+from student_train.run_files.folder import RunFolder
+from student_train.run_files.records import RunRecord
+from student_train.stepping.parallel import ALONE, Parallel
+from student_train.students import Blueprint
+
+
+@dataclass(frozen=True)
+class Request:
+    """What `student train` is asked for.
+
+    Attributes:
+        cache: where rows are.
+        runs: folder of the runs, one below it for each student.
+        data: which rows.
+        students: in the job's order.
+        device: where.
+        fleet: how they are trained together.
+        parallel: this process among those that train them.
+    """
+
+    cache: Cache
+    runs: Path
+    data: DataOptions
+    students: tuple[StudentOptions, ...]
+    device: Device = "auto"
+    fleet: FleetOptions = field(default_factory=FleetOptions)
+    parallel: Parallel = ALONE
+
+
+@dataclass(frozen=True)
+class PreparedRun:
+    """A student that was checked and can be trained; a Run once its rows are at hand.
+
+    Attributes:
+        options: its section of the job.
+        blueprint: what it is.
+        needs: of its losses.
+        encodings: of the teachers whose soft targets it needs.
+        feature_shapes: of one row of each feature that it needs.
+        train, held: rows to learn from, and to be measured on.
+        agree_with: the teacher whose top classes of the held rows are known, or None.
+        files: of its run, as this process writes them.
+        settled: its record, if it needs no more training.
+    """
+
+    options: StudentOptions
+    blueprint: Blueprint
+    needs: Needs
+    encodings: dict[str, Encoding]
+    feature_shapes: dict[ArrayKey, tuple[int, ...]]
+    train: Selection
+    held: Selection
+    agree_with: str | None
+    files: RunFolder
+    settled: RunRecord | None
+
+    @property
+    def name(self) -> str:
+        """Return the student's name."""
+        return self.options.name
+
+    @property
+    def folder(self) -> Path:
+        """Return the folder of its run."""
+        return self.files.path
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """Return what it is made from; a checkpoint of anything else is refused."""
+        return self.files.identity

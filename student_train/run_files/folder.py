@@ -1,0 +1,165 @@
+"""The folder of a run in the hands of the process that trains it: which files are written when, and in which order."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from storage.errors import StorageFailure, TryAgain
+from storage.format.objects import LocalObjects
+from student_train.run_files.checkpoint import (
+    Position,
+    Tensors,
+    commit_checkpoint,
+    delete_checkpoint,
+    settle_checkpoint,
+    stage_checkpoint,
+    write_checkpoint,
+)
+from student_train.run_files.history import STEPS_FOLDER, write_metrics, write_steps
+from student_train.run_files.predictions import HeldTable, write_predictions
+from student_train.run_files.records import JOB_FILE, RUN_FILE, EpochMetrics, RunRecord, read_record, write_record
+from student_train.students import Blueprint, save_student
+
+
+class RunFolder:
+    """A run's folder that is written.
+
+    Args:
+        path: of the folder.
+        identity: what the run is made from.
+
+    Attributes:
+        writes: whether it keeps what it is given; else nobody need compute it.
+    """
+
+    writes = True
+
+    def __init__(self, path: Path, identity: dict[str, Any]):
+        self.path = path
+        self.identity = identity
+
+    @contextlib.contextmanager
+    def locked(self) -> Iterator[None]:
+        """Hold the folder, so that two commands do not train one student at a time.
+
+        Raises:
+            TryAgain: another process holds it.
+            StorageFailure: it cannot be written.
+        """
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            file = open(self.path / ".lock", "w")  # noqa: SIM115 - closed below; the lock goes with it, after a kill too
+        except OSError as error:
+            raise StorageFailure(
+                f"cannot write {self.path}", found=error.strerror, do="make the folder writable"
+            ) from None
+        with file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise TryAgain(
+                    f"another process is training {self.path.name}",
+                    found=f"{self.path}/.lock is held",
+                    do="wait for it to end",
+                ) from None
+            LocalObjects(self.path).sweep(0)  # what a kill left half written; nobody else writes here now
+            yield
+
+    def settle_checkpoint(self) -> None:
+        """Commit or drop what a kill has left staged, of a stack whose folders lie beside this one."""
+        settle_checkpoint(self.path)
+
+    def forget_failure(self) -> None:
+        """Delete what says that the run failed; and its checkpoint and steps, if its job was changed since."""
+        record = read_record(self.path)
+        if record is not None and record.identity != self.identity:
+            delete_checkpoint(self.path)
+            for path in (self.path / STEPS_FOLDER).glob("*.parquet"):
+                LocalObjects(path.parent).delete(path.name)
+        LocalObjects(self.path).delete(RUN_FILE)
+
+    def write_checkpoint(self, position: Position, tensors: Tensors) -> None:
+        """Write where the run is, durable when this returns; of a stack it counts once it is committed."""
+        write = stage_checkpoint if position.stack else write_checkpoint
+        write(self.path, position, tensors, self.identity)
+
+    def commit_checkpoint(self) -> None:
+        """Let a stack's checkpoint count."""
+        commit_checkpoint(self.path)
+
+    def write_epoch(
+        self, history: Sequence[EpochMetrics], names: Sequence[str], rates: Sequence[float], steps_SK: Any
+    ) -> None:
+        """Write the figures of the last epoch's steps, and of all epochs.
+
+        Args:
+            history: of all epochs so far.
+            names: of the objective's terms.
+            rates: learning rate of each of the epoch's steps.
+            steps_SK: losses of each of them, (S, 1 + K).
+        """
+        write_steps(self.path, history[-1].epoch, names, rates, steps_SK)
+        write_metrics(self.path, history)
+
+    def write_predictions(self, predictions: HeldTable) -> None:
+        """Write what the student says of the held rows."""
+        write_predictions(self.path, predictions)
+
+    def write_result(self, record: RunRecord, blueprint: Blueprint, weights: Mapping[str, Tensor], job: str) -> None:
+        """Write a student and its job, and last the record, which says that all the rest is there."""
+        save_student(self.path, blueprint, weights)
+        LocalObjects(self.path).put(JOB_FILE, job.encode())
+        write_record(self.path, record)
+
+    def write_failure(self, record: RunRecord) -> None:
+        """Write that the run failed; its last checkpoint stays."""
+        write_record(self.path, record)
+
+    def delete_checkpoint(self) -> None:
+        """Delete the checkpoint of a run that needs none any more."""
+        delete_checkpoint(self.path)
+
+
+class UnwrittenFolder(RunFolder):
+    """A run's folder to the processes that train the same student and leave its files to the first one."""
+
+    writes = False
+
+    @contextlib.contextmanager
+    def locked(self) -> Iterator[None]:
+        yield
+
+    def settle_checkpoint(self) -> None:
+        pass
+
+    def forget_failure(self) -> None:
+        pass
+
+    def write_checkpoint(self, position: Position, tensors: Tensors) -> None:
+        pass
+
+    def commit_checkpoint(self) -> None:
+        pass
+
+    def write_epoch(
+        self, history: Sequence[EpochMetrics], names: Sequence[str], rates: Sequence[float], steps_SK: Any
+    ) -> None:
+        pass
+
+    def write_predictions(self, predictions: HeldTable) -> None:
+        pass
+
+    def write_result(self, record: RunRecord, blueprint: Blueprint, weights: Mapping[str, Tensor], job: str) -> None:
+        pass
+
+    def write_failure(self, record: RunRecord) -> None:
+        pass
+
+    def delete_checkpoint(self) -> None:
+        pass
