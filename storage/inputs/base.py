@@ -21,7 +21,7 @@ class Inputs(ABC):
         name: of the kind.
         normalised: whether a model's `mean` and `std` apply to them.
         tokenised: whether a tokenizer made them, which teacher and student must share to mean the same by an id.
-        misfit_help: what a user can do about samples of several shapes.
+        misfit_help: ends a message about samples of several shapes: what a user can do.
     """
 
     name: ClassVar[str]

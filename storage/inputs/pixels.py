@@ -20,7 +20,7 @@ class Pixels(Inputs):
     name = "pixels"
     normalised = True
     tokenised = False
-    misfit_help = "set `size` to resize"
+    misfit_help = "; set `size` to resize"
 
     def has_views(self, shape: Sequence[int]) -> bool:
         return len(shape) == IMAGE_AXES

@@ -15,7 +15,7 @@ import polars as pl
 from storage.format.rows import EXTENT_SCHEMA, RowPlan, Segment, ShardRows
 
 TARGET_SHARD_BYTES = 256 * 2**20
-MIN_SHARD_POSITIONS = 2**14  # of tokens; 2.5 MB of 150 B each
+MIN_SHARD_SITES = 2**14  # however many classes they have; 2.5 MB of 150 B each
 TARGET_SHARD_ROWS = 2048  # about 30 s of a 300 MFLOP teacher on one core; large enough to hide 3 ms of scheduling
 
 
@@ -60,17 +60,17 @@ def grow(recorded: RowPlan, files: pl.DataFrame, rows_per_shard: int) -> Growth:
     return Growth(segment, tuple(touched), tuple(gone))
 
 
-def default_rows_per_shard(input_shape: Sequence[int], input_dtype: str, vocabulary: int | None = None) -> int:
+def default_rows_per_shard(
+    input_shape: Sequence[int], input_dtype: str, *, num_sites: int = 1, num_classes: int = 0
+) -> int:
     """Return the rows of a shard: TARGET_SHARD_ROWS, or fewer where inputs would pass TARGET_SHARD_BYTES.
 
-    Of a small `vocabulary`, fewer where its logits in 16 bits would; of a large one nobody stores all logits, and a
-    shard has MIN_SHARD_POSITIONS.
+    Of few classes, fewer where the logits of all sites in 16 bits would; of many nobody stores all logits, and a shard
+    has MIN_SHARD_SITES.
     """
     row_bytes = math.prod(input_shape) * np.dtype(input_dtype).itemsize
-    if vocabulary is not None:
-        positions = max(MIN_SHARD_POSITIONS, TARGET_SHARD_BYTES // (2 * vocabulary))
-        return max(1, min(TARGET_SHARD_ROWS, positions // math.prod(input_shape)))
-    return max(1, min(TARGET_SHARD_ROWS, TARGET_SHARD_BYTES // max(1, row_bytes)))
+    sites = max(MIN_SHARD_SITES, TARGET_SHARD_BYTES // (2 * max(1, num_classes)))
+    return max(1, min(TARGET_SHARD_ROWS, TARGET_SHARD_BYTES // max(1, row_bytes), sites // num_sites))
 
 
 def missing(shards: Iterable[ShardRows], committed: set[int], part: tuple[int, int] = (0, 1)) -> list[ShardRows]:

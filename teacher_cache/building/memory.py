@@ -16,6 +16,8 @@ import numpy as np
 import psutil  # type: ignore[import-untyped]
 
 from storage.errors import BadTeacher
+from storage.format.specs import DatasetSpec
+from storage.tasks import task_of
 from storage.views import PLAIN
 from teacher_cache.building.survey import PreparedBuild, Stage
 from teacher_cache.teachers.options import TeacherOptions
@@ -62,13 +64,13 @@ def _project_stage(stage: Stage) -> tuple[int, int, int, int]:
     if stage.teacher is not None:
         blank = np.zeros((min(rows, stage.teacher.batch_size), *dataset.spec.input_shape), dataset.spec.input_dtype)
         try:
-            weights, activations, feature_bytes = _run_once(stage.teacher, blank, "meta")
+            weights, activations, feature_bytes = _run_once(stage.teacher, dataset.spec, blank, "meta")
         except BadTeacher:  # its code looks at values, which a meta tensor has none of: run a batch for real
-            weights, activations, feature_bytes = _run_once(stage.teacher, blank, "cpu")
-        positions = 1 if dataset.spec.vocabulary is None else math.prod(dataset.spec.input_shape)
-        row_bytes += positions * stage.teacher.encoding.bytes_per_row(dataset.spec.num_classes) + feature_bytes
+            weights, activations, feature_bytes = _run_once(stage.teacher, dataset.spec, blank, "cpu")
+        sites = math.prod(task_of(dataset.spec).sites(dataset.spec.input_shape))
+        row_bytes += sites * stage.teacher.encoding.bytes_per_row(dataset.spec.num_classes) + feature_bytes
         # Of the logits of a batch: their log-probabilities, those as probabilities, and what an encoding works with.
-        activations += LOGITS_COPIES * len(blank) * positions * dataset.spec.num_classes * 4
+        activations += LOGITS_COPIES * len(blank) * sites * dataset.spec.num_classes * 4
     source = dataset.source.buffer_bytes() if stage.teacher is None else 0
     shards = SHARDS_IN_FLIGHT * COPIES_OF_A_SHARD * rows * row_bytes
     if stage.view != PLAIN:
@@ -76,11 +78,10 @@ def _project_stage(stage: Stage) -> tuple[int, int, int, int]:
     return weights, int(WORKSPACE * activations), shards, source
 
 
-def _run_once(options: TeacherOptions, blank: np.ndarray, device: str) -> tuple[int, int, int]:
+def _run_once(options: TeacherOptions, dataset: DatasetSpec, blank: np.ndarray, device: str) -> tuple[int, int, int]:
     """Return bytes of a teacher's weights, of a batch's activations alive at once, and of a row's stored features."""
     import torch
 
-    from storage.views import plain
     from teacher_cache.teachers.loading import load_teacher
 
     full_precision = options.model_copy(update={"autocast": "fp32"})  # an upper bound, and meta has no autocast
@@ -88,7 +89,7 @@ def _run_once(options: TeacherOptions, blank: np.ndarray, device: str) -> tuple[
     weights = sum(t.numel() * t.element_size() for t in teacher.model.state_dict().values())
     teacher.to(torch.device(device))
     with _live_bytes() as live:
-        _, features = teacher(plain(torch.from_numpy(blank).to(device)))
+        _, features = teacher(torch.from_numpy(blank).to(device), dataset)
     encoded = [options.features[name].encode(values) for name, values in features.items()]
     return weights, live.peak, sum(values[0].numel() * values.element_size() for values in encoded)
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import islice
+from math import prod
 
 import polars as pl
 
@@ -16,6 +17,8 @@ from storage.format.rows import RowPlan, Segment, ShardRows
 from storage.format.shards import INGEST
 from storage.format.specs import DatasetSpec, TeacherSpec, ViewsSpec, check_spec
 from storage.format.stages import VIEWS_JSON
+from storage.inputs import inputs_of
+from storage.tasks import task_of
 from storage.views import PLAIN, view_name
 from storage.views.options import ViewOptions, unfit
 from teacher_cache.building.growth import default_rows_per_shard, grow, missing
@@ -175,7 +178,10 @@ def _prepare_dataset(
     else:
         spec = _dataset_spec(source, *_probe(source, files))
     rows_per_shard = source.rows_per_shard or default_rows_per_shard(
-        spec.input_shape, spec.input_dtype, spec.vocabulary
+        spec.input_shape,
+        spec.input_dtype,
+        num_sites=prod(task_of(spec).sites(spec.input_shape)),
+        num_classes=spec.num_classes,
     )
     growth = grow(recorded, files, rows_per_shard)
     if growth.gone:
@@ -286,7 +292,7 @@ def is_augmented(options: ViewOptions, dataset: DatasetSpec) -> bool:
     """Return whether a job wants views of a dataset: it names it, or names none and this one holds images."""
     if options.datasets is not None:
         return dataset.name in options.datasets
-    return dataset.input_dtype == "uint8" and len(dataset.input_shape) == 3
+    return inputs_of(dataset).has_views(dataset.input_shape)
 
 
 def _promise_views(cache: Cache | None, options: ViewOptions, dataset: DatasetSpec, job: str) -> ViewsSpec:

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from storage.errors import BadTeacher
 from storage.format.arrays import pack
-from storage.views import plain
+from storage.tasks import task_of
 from teacher_cache.building.survey import PreparedDataset, Stage
-from teacher_cache.pilot.rows import SpreadRows, choose_positions, positions_per_row, read_spread
+from teacher_cache.pilot.rows import SpreadRows, choose_sites, read_spread, sites_per_row
 from teacher_cache.teachers.model import Teacher
 from teacher_cache.teachers.options import TeacherOptions
 
@@ -52,9 +52,9 @@ class TimedAnswers(NamedTuple):
     feature_bytes: int
 
 
-def num_positions(dataset: PreparedDataset) -> int:
-    """Return how many targets a dataset has: its rows, or all positions of them."""
-    return dataset.rows.num_rows * positions_per_row(dataset)
+def num_sites(dataset: PreparedDataset) -> int:
+    """Return how many targets a dataset has."""
+    return dataset.rows.num_rows * sites_per_row(dataset)
 
 
 def ask(
@@ -71,13 +71,14 @@ def ask(
     from teacher_cache.pilot.fidelity import PilotAnswers
 
     firsts = {stage.dataset.spec.name: stage for stage in reversed(stages)}
-    total = sum(num_positions(stage.dataset) for stage in firsts.values())
+    total = sum(num_sites(stage.dataset) for stage in firsts.values())
     parts: list[TimedAnswers] = []
     for name, stage in sorted(firsts.items()):
-        share = max(MIN_ROWS_OF_A_DATASET, round(wanted * num_positions(stage.dataset) / total))
+        share = max(MIN_ROWS_OF_A_DATASET, round(wanted * num_sites(stage.dataset) / total))
         rows = read_spread(stage, share)
         progress.stage(f"{options.name}: {name}", len(rows.shown_B))
-        parts += _ask_rows(teacher, options, stage, rows, choose_positions(rows.labels, share), progress)
+        chosen_N = choose_sites(task_of(stage.dataset.spec), rows.labels, share)
+        parts += _ask_rows(teacher, options, stage, rows, chosen_N, progress)
     joined = [
         torch.cat([getattr(part.answers, field) for part in parts]) for field in ("logits_NV", "labels_N", "keys_N")
     ]
@@ -94,12 +95,12 @@ def _ask_rows(
     teacher: Teacher, options: TeacherOptions, stage: Stage, rows: SpreadRows, chosen_N: Tensor, progress: Progress
 ) -> list[TimedAnswers]:
     """Return the answers to the rows of one dataset, batch by batch."""
-    per_row = positions_per_row(stage.dataset)
-    teacher(plain(rows.shown_B[:WARM_UP_ROWS]))  # the first batch pays for what is set up once
+    per_row, dataset = sites_per_row(stage.dataset), stage.dataset.spec
+    teacher(rows.shown_B[:WARM_UP_ROWS], dataset)  # the first batch pays for what is set up once
     parts, start = [], 0
     for batch in map(SpreadRows, *(values.split(teacher.batch_size) for values in rows)):
         began = time.monotonic()
-        logits, features = teacher(plain(batch.shown_B))
+        logits, features = teacher(batch.shown_B, dataset)
         if logits.device.type == "cuda":
             import torch
 
@@ -120,14 +121,13 @@ def _ask_rows(
 
 def _picked(logits: Tensor, batch: SpreadRows, positions_N: Tensor, stage: Stage) -> PilotAnswers:
     """Return the answers at some positions of a batch, after checking that they are answers."""
-    from storage.encodings.draws import position_keys
     from teacher_cache.pilot.fidelity import PilotAnswers
     from teacher_cache.work.checks import check_classes, refuse_probabilities
 
     assert stage.spec is not None
-    check_classes(logits, batch.labels, stage.spec, stage.dataset.spec.name)
+    check_classes(logits, batch.labels, stage.spec, stage.dataset.spec)
     refuse_probabilities(logits.flatten(0, -2), stage.spec)
-    keys = batch.keys_B if logits.ndim == 2 else position_keys(batch.keys_B, logits.shape[1])
+    keys = task_of(stage.dataset.spec).site_keys(batch.keys_B, batch.shown_B.shape[1:])
     device = logits.device
     picked_NV = logits.flatten(0, -2)[positions_N.to(device)]
     if not picked_NV[:, : stage.spec.num_classes].isfinite().all():

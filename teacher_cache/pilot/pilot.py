@@ -16,9 +16,10 @@ from typing import TYPE_CHECKING, NamedTuple
 from storage.encodings import AnyEncoding
 from storage.errors import BadRequest
 from storage.format.arrays import METADATA, pack, unpack
+from storage.tasks import task_of
 from storage.views import PLAIN
 from teacher_cache.building.survey import BuildRequest, Stage, prepare_afresh
-from teacher_cache.pilot.answers import Progress, ask, num_positions
+from teacher_cache.pilot.answers import Progress, ask, num_sites
 from teacher_cache.pilot.ladder import FidelityOptions, ladder
 from teacher_cache.pilot.worth import Pace, Worth, weigh
 from teacher_cache.teachers.loading import load_teacher
@@ -150,12 +151,12 @@ def _measure_teacher(
     teacher = load_teacher(options, torch.device(device))
     asked = ask(teacher, options, stages, request.rows, progress)
     feature_bytes = asked.feature_bytes / asked.positions
-    positions = {stage.dataset.spec.name: num_positions(stage.dataset) for stage in stages}
+    positions = {stage.dataset.spec.name: num_sites(stage.dataset) for stage in stages}
     stored_rows = sum(positions[stage.dataset.spec.name] for stage in stages)
     trials, skipped = [], []
     tried = ladder(asked.answers.num_classes, options.encoding)
     progress.stage(f"{options.name}: encodings", len(tried))
-    per_shard = min(num_positions(stage.dataset) / len(stage.shards) for stage in stages)
+    per_shard = min(num_sites(stage.dataset) / len(stage.shards) for stage in stages)
     for encoding in tried:
         cost = _cost(asked.answers, encoding, per_shard)
         progress.advance(1)
@@ -176,7 +177,7 @@ def _measure_teacher(
         teacher=options.name,
         datasets=tuple(positions),
         num_classes=asked.answers.num_classes,
-        unit="row" if stages[0].dataset.spec.vocabulary is None else "token",
+        unit=task_of(stages[0].dataset.spec).site_name,
         rows_measured=len(asked.answers.labels_N),
         rows=sum(positions.values()),
         stored_rows=stored_rows,

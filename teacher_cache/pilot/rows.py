@@ -1,17 +1,17 @@
 """The rows of a pilot: a few hundred, spread over a dataset, read straight from its source, as a view shows them.
 
-Shapes: S rows read, B readable rows, L positions of tokens.
+Shapes: S rows read, B readable rows, `sites` the axes of a row's sites (storage.tasks).
 """
 
 from __future__ import annotations
 
+from math import prod
 from typing import TYPE_CHECKING, NamedTuple
 
-import numpy as np
 import pyarrow as pa
 
 from storage.errors import MissingSource
-from storage.tasks import NO_LABEL
+from storage.tasks import NO_LABEL, Task, task_of
 from storage.views import PLAIN
 from storage.views.check import readable_rows
 from teacher_cache.building.survey import PreparedDataset, Stage
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 RUNS = 64  # of neighbouring rows: a source reads a run about as fast as a single row of it
-MIN_BLOCKS = 16  # of tokens, so that the positions are not all of one document
+MIN_ROWS = 16  # however many sites each has, so that these are not all of one document
 
 
 class SpreadRows(NamedTuple):
@@ -29,7 +29,7 @@ class SpreadRows(NamedTuple):
 
     Attributes:
         shown_B: what a teacher is asked about.
-        labels: int64, (B,) or (B, L); −1 where there is none, or none that is true of a mixed image.
+        labels: int64, (B, *sites); −1 where there is none, or none that is true of a mixed image.
         keys_B: int64, of the samples.
     """
 
@@ -38,9 +38,9 @@ class SpreadRows(NamedTuple):
     keys_B: Tensor
 
 
-def positions_per_row(dataset: PreparedDataset) -> int:
-    """Return how many targets a row has: 1, or of tokens the length of a block."""
-    return 1 if dataset.spec.vocabulary is None else dataset.spec.input_shape[0]
+def sites_per_row(dataset: PreparedDataset) -> int:
+    """Return how many targets a row has."""
+    return prod(task_of(dataset.spec).sites(dataset.spec.input_shape))
 
 
 def spread_runs(num_rows: int, wanted: int) -> list[tuple[int, int]]:
@@ -53,7 +53,7 @@ def spread_runs(num_rows: int, wanted: int) -> list[tuple[int, int]]:
 
 
 def read_spread(stage: Stage, wanted: int) -> SpreadRows:
-    """Return about `wanted` rows of a dataset in the view of a stage; of tokens, blocks with about as many positions.
+    """Return rows of a dataset in the view of a stage, with about `wanted` sites.
 
     Raises:
         MissingSource: none of them can be read, or the source is not what it was a moment ago.
@@ -61,19 +61,18 @@ def read_spread(stage: Stage, wanted: int) -> SpreadRows:
     import torch
 
     dataset = stage.dataset
-    if dataset.spec.vocabulary is not None:
-        wanted = max(MIN_BLOCKS, -(-wanted // positions_per_row(dataset)))
-    runs = spread_runs(dataset.rows.num_rows, wanted)
+    runs = spread_runs(dataset.rows.num_rows, max(MIN_ROWS, -(-wanted // sites_per_row(dataset))))
     extents = [extent for run in runs for extent in dataset.rows.slice(*run)]
     arrays, columns = decode_rows(dataset.source, dataset.spec, extents)
-    readable = readable_rows(pa.table(columns))
+    table = pa.table(columns)
+    readable = readable_rows(table)
     if not readable.mask_S.any():
         raise MissingSource(
             f"none of {len(readable.mask_S)} rows of dataset {dataset.spec.name} can be read",
             found="\n".join(columns["error"].to_pylist()[:3]),
         )
-    labels_S = arrays.get("labels", columns["label"].fill_null(NO_LABEL).to_numpy())
-    labels = torch.from_numpy(labels_S[readable.mask_S].astype(np.int64))
+    labels_S = task_of(dataset.spec).labels(table, arrays.__getitem__)
+    labels = torch.from_numpy(labels_S[readable.mask_S])
     shown_B = torch.from_numpy(arrays["inputs"][readable.mask_S])
     if stage.view != PLAIN:
         assert dataset.views is not None
@@ -83,13 +82,10 @@ def read_spread(stage: Stage, wanted: int) -> SpreadRows:
     return SpreadRows(shown_B, labels, torch.from_numpy(readable.keys_B))
 
 
-def choose_positions(labels: Tensor, wanted: int) -> Tensor:
-    """Return which of all positions to measure on, ascending int64: all rows, or `wanted` labelled ones of tokens."""
+def choose_sites(task: Task, labels: Tensor, wanted: int) -> Tensor:
+    """Return which of all sites to measure on, ascending int64: up to `wanted` of those that a task looks at."""
     import torch
 
-    if labels.ndim == 1:
-        return torch.arange(len(labels))
-    labelled = (labels.flatten() >= 0).nonzero()[:, 0]
-    candidates = labelled if len(labelled) else torch.arange(labels.numel())
+    candidates = task.asked_sites(labels)
     every = torch.arange(min(wanted, len(candidates))) * len(candidates) // min(wanted, len(candidates))
     return candidates[every]

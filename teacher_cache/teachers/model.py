@@ -1,6 +1,6 @@
 """A loaded teacher: a model in evaluation mode, what it is fed, and the layers that are tapped.
 
-Shapes: B rows of a batch, L positions of tokens, C classes.
+Shapes: B rows of a batch, `sites` the axes of a row's sites (storage.tasks), C classes.
 """
 
 from __future__ import annotations
@@ -11,6 +11,9 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from storage.errors import BadTeacher
+from storage.format.specs import DatasetSpec
+from storage.inputs import inputs_of
+from storage.tasks import task_of
 from teacher_cache.teachers.options import TeacherOptions
 
 if TYPE_CHECKING:
@@ -19,7 +22,7 @@ if TYPE_CHECKING:
 
 
 class Teacher:
-    """A loaded model in evaluation mode on its device; call it with plain views (B, …) in [0, 1]."""
+    """A loaded model in evaluation mode on its device; call it with rows as a view shows them."""
 
     def __init__(self, options: TeacherOptions, model: nn.Module, device: torch.device):
         self.batch_size = options.batch_size
@@ -43,8 +46,12 @@ class Teacher:
         self._device = device
         self.model.to(device)
 
-    def __call__(self, inputs_B: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """Return the logits of a batch, (B, C) float32, of token ids (B, L, C), and its features by name.
+    def __call__(self, shown_B: Tensor, dataset: DatasetSpec) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return the logits of a batch, (B, *sites, C) float32, and its features by name.
+
+        Args:
+            shown_B: rows, (B, …), as stored or as a view shows them.
+            dataset: of the rows: what they are made of, and what is asked of them.
 
         Raises:
             BadTeacher: the model failed on it, its output has another shape, or a feature is not one tensor (B, …).
@@ -56,7 +63,8 @@ class Teacher:
         autocast = contextlib.nullcontext() if half is None else torch.autocast(self._device.type, half)
         self._captured = {}
         with torch.inference_mode(), autocast:
-            inputs_B = self._normalised(inputs_B.to(self._device, non_blocking=True))
+            arguments_B = inputs_of(dataset).arguments(shown_B)
+            inputs_B = self._normalised(arguments_B.to(self._device, non_blocking=True))
             try:
                 output = self.model(inputs_B)
             except torch.OutOfMemoryError as error:
@@ -69,7 +77,7 @@ class Teacher:
                     found=f"{type(error).__name__}: {error}",
                 ) from error
         logits_BC = getattr(output, "logits", output)
-        leading = inputs_B.shape[:1] if inputs_B.is_floating_point() else inputs_B.shape
+        leading = (len(inputs_B), *task_of(dataset).sites(inputs_B.shape[1:]))
         if _shape(logits_BC[..., :0] if isinstance(logits_BC, torch.Tensor) else logits_BC) != str((*leading, 0)):
             raise BadTeacher(
                 f"teacher {options.name} did not return logits",

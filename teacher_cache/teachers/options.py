@@ -13,7 +13,9 @@ from storage.digests import fingerprint
 from storage.encodings import AnyEncoding, DenseEncoding, FeatureEncoding
 from storage.errors import BadRequest
 from storage.format.specs import DatasetSpec, TeacherSpec
+from storage.inputs import inputs_of
 from storage.options import Factory, JobPath, Name, Options
+from storage.tasks import task_of
 from teacher_cache.teachers.kinds import KINDS
 
 
@@ -97,6 +99,8 @@ class TeacherOptions(Options):
 def check_tokens(teacher: TeacherOptions, dataset: DatasetSpec, unbuilt: str | None = None) -> None:
     """Check that a teacher and a dataset of tokens mean the same by an id; reads files, and loads no teacher.
 
+    Of datasets that no tokenizer made there is nothing to check.
+
     Args:
         teacher: of a job.
         dataset: likewise.
@@ -106,7 +110,7 @@ def check_tokens(teacher: TeacherOptions, dataset: DatasetSpec, unbuilt: str | N
         BadRequest: they do not, or one of them does not say; or the teacher has options that are of images.
         MissingSource: the teacher's tokenizer or folder is not there.
     """
-    if dataset.vocabulary is None:
+    if not inputs_of(dataset).tokenised:
         return
     spoken, said_by = KINDS[teacher.kind].spoken(teacher)
     if spoken != dataset.tokenizer:
@@ -122,6 +126,8 @@ def check_tokens(teacher: TeacherOptions, dataset: DatasetSpec, unbuilt: str | N
         )
 
     pooled = [name for name, feature in teacher.features.items() if feature.pool != "none"]
+    if task_of(dataset).pooled_features:
+        pooled = []
     if teacher.mean is not None or pooled:
         raise BadRequest(
             f"teacher {teacher.name} cannot be asked so about {dataset.name}, which is tokens",

@@ -1,7 +1,7 @@
 """Ask a teacher about one shard, and commit its soft targets, features and per-sample statistics.
 
-Shapes: S rows of a shard, B readable rows of it or of a batch, L positions of a row of tokens, C classes, V ≥ C
-logits of a padded vocabulary.
+Shapes: S rows of a shard, B readable rows of it or of a batch, `sites` the axes of a row's sites (storage.tasks), C
+classes, V ≥ C logits of a padded vocabulary.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ import pyarrow as pa
 from storage.cache import Cache
 from storage.errors import BadTeacher
 from storage.format.shards import ShardKey
-from storage.format.specs import TeacherSpec
-from storage.tasks import NO_LABEL
-from storage.views import FINGERPRINTED_ROWS, PLAIN, plain, view_fingerprint
+from storage.format.specs import DatasetSpec, TeacherSpec
+from storage.tasks import NO_LABEL, Task, task_of
+from storage.views import FINGERPRINTED_ROWS, PLAIN, view_fingerprint
 from storage.views.check import Readable, libraries, readable_rows
 from teacher_cache.work.checks import check_classes, finite_rows, refuse_probabilities, refuse_shard
 from teacher_cache.work.pieces import LOCK, AskWork, Done, commit_shard, provenance
@@ -44,7 +44,7 @@ def ask_shard(work: AskWork) -> Done:
 
     cache, key = Cache.open(work.cache), work.key
     assert key.teacher is not None
-    spec = cache.teacher(key.dataset, key.teacher)
+    dataset, spec = cache.dataset(key.dataset), cache.teacher(key.dataset, key.teacher)
     ingest = cache.commit(ShardKey(key.dataset, None, PLAIN, key.shard), with_table=True)
     readable = readable_rows(ingest.table)
     readable_S = readable.mask_S
@@ -57,9 +57,8 @@ def ask_shard(work: AskWork) -> Done:
         device = pick_device(work.device)
         teacher = cached_teacher(work.teacher, work.promise, spec.num_classes, device)
         shown_B, seen = _show(cache, key, inputs_S, readable, device)
-        keys_B = torch.from_numpy(draw_keys(readable, key.view))
-        question = Question(shown_B, torch.from_numpy(labels_S[readable_S]), keys_B)
-        answers = _ask(teacher, question, spec, key.dataset)
+        keys = draw_keys(dataset, readable, key.view)
+        answers = _ask(teacher, Question(shown_B, torch.from_numpy(labels_S[readable_S]), keys), spec, dataset)
         seconds = time.monotonic() - began
     refuse_shard(answers.finite, answers.in_range, work, np.flatnonzero(readable_S))
 
@@ -98,11 +97,11 @@ def _show(
 
 
 class Question(NamedTuple):
-    """What a teacher is asked: inputs (B, …), labels (B,) or (B, L) int64, −1: none, and keys of draws (B,) int64."""
+    """What a teacher is asked: rows (B, …), labels (B, *sites) int64, −1: none, and keys of draws, likewise."""
 
-    inputs: Tensor
+    shown: Tensor
     labels: Tensor
-    keys_B: Tensor
+    keys: Tensor
 
 
 class ShardAnswers(NamedTuple):
@@ -110,7 +109,7 @@ class ShardAnswers(NamedTuple):
 
     Attributes:
         columns: of the commit's table, (B,) each.
-        encoded: name of an array in the cache → stored form, (B, …), of tokens (B, L, …).
+        encoded: name of an array in the cache → stored form, (B, *sites, …).
         finite: name → (B,) bool, of the teacher's own values.
         in_range: name → (B,) bool, of the stored form.
     """
@@ -121,22 +120,22 @@ class ShardAnswers(NamedTuple):
     in_range: dict[str, Tensor]
 
 
-def _ask(teacher: Teacher, question: Question, spec: TeacherSpec, dataset: str) -> ShardAnswers:
+def _ask(teacher: Teacher, question: Question, spec: TeacherSpec, dataset: DatasetSpec) -> ShardAnswers:
     """Return the teacher's answers, encoded batch by batch so that no whole logits or features are ever held."""
     import torch
 
-    if not len(question.inputs):  # nothing was readable; a blank tells the shapes, and models choke on no rows at all
+    if not len(question.shown):  # nothing was readable; a blank tells the shapes, and models choke on no rows at all
         one = Question(*(values.new_zeros(1, *values.shape[1:]) for values in question))
         return ShardAnswers(
             *({name: t[:0] for name, t in tensors.items()} for tensors in _ask(teacher, one, spec, dataset))
         )
     parts: list[ShardAnswers] = []
     for batch in map(Question, *(values.split(teacher.batch_size) for values in question)):
-        logits, features = teacher(plain(batch.inputs))
+        logits, features = teacher(batch.shown, dataset)
         check_classes(logits, batch.labels, spec, dataset)
         if not parts:
             refuse_probabilities(logits.flatten(0, -2), spec)
-        parts.append(_answers(logits, features, batch, spec))
+        parts.append(_answers(task_of(dataset), logits, features, batch, spec))
 
     def joined(dicts: Iterable[dict[str, Tensor]]) -> dict[str, Tensor]:
         dicts = list(dicts)
@@ -148,38 +147,36 @@ def _ask(teacher: Teacher, question: Question, spec: TeacherSpec, dataset: str) 
     return ShardAnswers(*(joined(part[number] for part in parts) for number in range(len(ShardAnswers._fields))))
 
 
-def _answers(logits: Tensor, features: dict[str, Tensor], batch: Question, spec: TeacherSpec) -> ShardAnswers:
-    """Return the answers for one batch; `logits` (B, V), of tokens (B, L, V)."""
+def _answers(
+    task: Task, logits: Tensor, features: dict[str, Tensor], batch: Question, spec: TeacherSpec
+) -> ShardAnswers:
+    """Return the answers for one batch; `logits` (B, *sites, V)."""
     labels = batch.labels.to(logits.device)
-    encoded = encode_rows(spec.encoding, logits, labels, batch.keys_B, spec.num_classes)
+    encoded = encode_rows(spec.encoding, logits, labels, batch.keys, spec.num_classes)
     in_range = {name: finite_rows(v, bf16=name in spec.encoding.bf16_arrays) for name, v in encoded.items()}
     finite = {"logits": finite_rows(logits[..., : spec.num_classes]) & finite_rows(logits.amax(-1, keepdim=True))}
     for name, values in features.items():
         stored = encoded[f"feature/{name}"] = spec.features[name].encode(values)
         finite[f"feature/{name}"] = finite_rows(values)
         in_range[f"feature/{name}"] = finite_rows(stored, bf16=spec.features[name].dtype == "bf16")
-    return ShardAnswers(_columns(logits, labels), encoded, finite, in_range)
+    return ShardAnswers(_columns(task, logits, labels), encoded, finite, in_range)
 
 
-def _columns(logits: Tensor, labels: Tensor) -> dict[str, Tensor]:
+def _columns(task: Task, logits: Tensor, labels: Tensor) -> dict[str, Tensor]:
     """Return columns of the table, (B,) each: top class, its probability, entropy (nats), log-probability of the label.
 
-    Of tokens, means over the positions that have a label, and no top class (−1). NaN: no value.
+    Of rows with several sites they are what the task makes of those. NaN: no value.
     """
     log_total = logits.logsumexp(-1)
     top = logits.max(dim=-1)
     log_p = logits - log_total[..., None]
     values = {
+        "top": top.indices,
         "top_probability": (top.values - log_total).exp(),
         "entropy": -(log_p.exp() * log_p.clamp(min=-1e4)).sum(-1),  # padding of a vocabulary may be −inf
         "label_log_probability": log_p.gather(-1, labels.clamp(min=0)[..., None])[..., 0],
     }
-    known = labels >= 0
-    if logits.ndim == 3:
-        means = {name: (value * known).sum(1) / known.sum(1) for name, value in values.items()}  # 0 / 0 is NaN
-        return {"top": labels.new_full((len(labels),), NO_LABEL), **means}
-    values["label_log_probability"] = values["label_log_probability"].masked_fill(~known, float("nan"))
-    return {"top": top.indices, **values}
+    return task.row_columns(values, labels)
 
 
 def _column(values_B: np.ndarray, readable_S: np.ndarray) -> pa.Array:

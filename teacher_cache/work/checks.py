@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from storage.errors import BadTeacher, RowsMissing
-from storage.format.specs import TeacherSpec
+from storage.format.specs import DatasetSpec, TeacherSpec
+from storage.tasks import task_of
 from teacher_cache.work.pieces import AskWork
 
 if TYPE_CHECKING:
@@ -19,18 +20,19 @@ if TYPE_CHECKING:
 SHOWN_ROWS = 10  # of refused rows, in a message
 
 
-def check_classes(logits: Tensor, labels: Tensor, spec: TeacherSpec, dataset: str) -> None:
-    """Check the number of logits: that of the classes, of tokens at least that; the rest pads the vocabulary."""
-    found, padded = logits.shape[-1], logits.ndim == 3
+def check_classes(logits: Tensor, labels: Tensor, spec: TeacherSpec, dataset: DatasetSpec) -> None:
+    """Check the number of logits: that of the classes, or at least that where the rest pads a vocabulary."""
+    task = task_of(dataset)
+    found, padded = logits.shape[-1], task.padded_classes
     if found < spec.num_classes or (found > spec.num_classes and not padded):
         raise BadTeacher(
-            f"teacher {spec.name} does not fit dataset {dataset}",
-            found=f"{found} logits per {'position' if padded else 'row'}",
+            f"teacher {spec.name} does not fit dataset {dataset.name}",
+            found=f"{found} logits per {task.site_name}",
             expected=f"{'at least ' * padded}{spec.num_classes} classes",
         )
     if labels.shape != logits.shape[:-1] or (labels.numel() and int(labels.max()) >= spec.num_classes):
         raise BadTeacher(
-            f"teacher {spec.name} does not fit the labels of dataset {dataset}",
+            f"teacher {spec.name} does not fit the labels of dataset {dataset.name}",
             found=f"logits of shape {tuple(logits.shape)}, labels of shape {tuple(labels.shape)}, "
             f"the largest {int(labels.max()) if labels.numel() else 'none'}",
             expected=f"logits for each label, and labels below {spec.num_classes}",

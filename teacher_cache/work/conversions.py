@@ -81,16 +81,16 @@ def convert(
     wanted: AnyEncoding,
     *,
     labels: Tensor,
-    keys_B: Tensor,
+    keys: Tensor,
     num_classes: int,
 ) -> dict[str, Tensor]:
     """Return the arrays of another encoding, for which `refusal` is None.
 
     Args:
-        arrays: as stored, (B, …), of tokens (B, L, …).
+        arrays: as stored, (B, *sites, …).
         found, wanted: encodings.
-        labels: int64, (B,) or of tokens (B, L).
-        keys_B: of the rows (`teacher_cache.work.rows.draw_keys`).
+        labels: int64, (B, *sites).
+        keys: of draws, likewise (`teacher_cache.work.rows.draw_keys`).
         num_classes: C.
     """
     from teacher_cache.work.rows import encode_rows
@@ -103,7 +103,7 @@ def convert(
         fewer = _fewer(flat, found, wanted, num_classes)
         return {name: values.unflatten(0, labels.shape) for name, values in fewer.items()}
     logits = found.decode(flat, num_classes).logits_BC.unflatten(0, labels.shape)
-    encoded = encode_rows(wanted, logits, labels, keys_B, num_classes)
+    encoded = encode_rows(wanted, logits, labels, keys, num_classes)
     if isinstance(wanted, DenseEncoding) and wanted.dtype == found.dtype:
         encoded |= {name: arrays[name] for name in wanted.array_names(())}  # 8 bits of 8 bits would not be the same
     if found.dtype != "fp32" and _declared(found, wanted):  # of fp32 they are the teacher's own, to the last bit

@@ -18,7 +18,8 @@ from storage.digests import digest
 from storage.errors import BadRequest, MissingSource
 from storage.format.rows import Extent
 from storage.format.specs import DatasetSpec
-from storage.tasks import NO_LABEL
+from storage.inputs import inputs_of
+from storage.tasks import task_of
 from teacher_cache.work.pieces import LOCK, Done, IngestWork, commit_shard, provenance
 
 
@@ -48,18 +49,16 @@ def decode_rows(
 ) -> tuple[dict[str, np.ndarray], dict[str, pa.Array]]:
     """Return arrays, (S, …) each, and the columns of a commit, for all rows of some extents of a source.
 
-    An unreadable sample leaves its reason, zeros as inputs, and of tokens no label at any position.
+    An unreadable sample leaves its reason, zeros as inputs, and no label at any site.
 
     Raises:
         BadRequest: two of the samples have one id.
         LabelOutOfRange, MissingSource: as of `ingest_shard`.
     """
     inputs_S = np.zeros((sum(extent.rows for extent in extents), *spec.input_shape), dtype=spec.input_dtype)
-    arrays = {"inputs": inputs_S}
-    if spec.vocabulary is not None:
-        arrays["labels"] = np.full(inputs_S.shape, NO_LABEL, np.int32)
+    label_arrays = task_of(spec).blank_labels(inputs_S)
     ids: list[str] = []
-    labels: list[int | None] = []
+    classes: list[int | None] = []
     digests: list[str] = []
     errors: list[str | None] = []
     for i, sample in enumerate(_samples(source, extents)):
@@ -67,12 +66,12 @@ def decode_rows(
         error = None
         try:
             inputs_S[i] = _decode_one(source, spec, sample)
-            if spec.vocabulary is not None and not isinstance(sample.payload, Unreadable):
-                arrays["labels"][i] = source.decode_labels(sample.payload)
+            for labels in label_arrays.values():
+                labels[i] = source.decode_labels(_payload(sample))
         except Unreadable as reason:
             error = str(reason)
         ids.append(sample.sample_id)
-        labels.append(sample.label)
+        classes.append(sample.label)
         digests.append(sample.digest)
         errors.append(error)
     if len(set(ids)) != len(ids):
@@ -82,9 +81,9 @@ def decode_rows(
             found=twice,
             expected="a permanent id for each sample",
         )
-    return arrays, {
+    return {"inputs": inputs_S, **label_arrays}, {
         "sample_id": pa.array(ids, pa.string()),
-        "label": pa.array(labels, pa.int64()),
+        "label": pa.array(classes, pa.int64()),
         "split": pa.array([source.split(name) for name in ids], pa.string()),
         "digest": pa.array(digests, pa.string()),
         "error": pa.array(errors, pa.string()),
@@ -105,14 +104,18 @@ def _samples(source: Source, extents: Sequence[Extent]) -> Iterator[RawSample]:
             )
 
 
-def _decode_one(source: Source, spec: DatasetSpec, sample: RawSample) -> np.ndarray:
+def _payload(sample: RawSample) -> bytes | np.ndarray:
     if isinstance(sample.payload, Unreadable):
         raise sample.payload
-    array = source.decode(sample.payload)
+    return sample.payload
+
+
+def _decode_one(source: Source, spec: DatasetSpec, sample: RawSample) -> np.ndarray:
+    array = source.decode(_payload(sample))
     if array.shape != spec.input_shape or array.dtype != spec.input_dtype:
         raise Unreadable(
             f"is {array.dtype} {array.shape}, the dataset is {spec.input_dtype} {spec.input_shape}"
-            + ("; set `size` to resize" if spec.input_dtype == "uint8" and array.ndim == 3 else "")
+            + inputs_of(spec).misfit_help
         )
     if array.dtype.kind == "f" and not np.isfinite(array).all():
         raise Unreadable("holds NaN or infinity")

@@ -72,7 +72,7 @@ def _recode(source: Cache, cache: Cache, commit: Commit, work: RecodeWork) -> Do
         converted = _converted(
             {name: torch.from_numpy(arrays[name][readable.mask_S]) for name in targets},
             torch.from_numpy(labels_S[readable.mask_S]),
-            torch.from_numpy(draw_keys(readable, key.view)),
+            draw_keys(cache.dataset(key.dataset), readable, key.view),
             richer,
             spec,
             pick_device(work.device),
@@ -104,12 +104,12 @@ def _check_inputs(source: Cache, cache: Cache, commit: Commit, ingest: Commit) -
 
 
 def _converted(
-    stored: dict[str, Tensor], labels: Tensor, keys_B: Tensor, richer: TeacherSpec, spec: TeacherSpec, device: str
+    stored: dict[str, Tensor], labels: Tensor, keys: Tensor, richer: TeacherSpec, spec: TeacherSpec, device: str
 ) -> dict[str, np.ndarray]:
     """Return the arrays of another encoding, (B, …) each, batch by batch so that few decoded logits are ever held."""
     num_rows = len(labels)
     if not num_rows:  # nothing was readable: a blank row tells the shapes
-        labels, keys_B = labels.new_full((1, *labels.shape[1:]), -1), keys_B.new_zeros(1)
+        labels, keys = labels.new_full((1, *labels.shape[1:]), -1), keys.new_zeros(1, *keys.shape[1:])
         stored = {name: values.new_zeros(1, *values.shape[1:]) for name, values in stored.items()}
 
     def batches() -> Iterator[dict[str, np.ndarray]]:
@@ -121,7 +121,7 @@ def _converted(
                 richer.encoding,
                 spec.encoding,
                 labels=labels[batch].to(device),
-                keys_B=keys_B[batch].to(device),
+                keys=keys[batch].to(device),
                 num_classes=spec.num_classes,
             )
             yield {name: values.cpu().numpy() for name, values in encoded.items()}

@@ -1,7 +1,7 @@
 """The rows of a shard between disk and teacher, as asking and recoding both need them.
 
-Shapes: S rows of a shard, B readable rows of it or of a batch, L positions of a row of tokens, C classes, V ≥ C
-logits of a padded vocabulary.
+Shapes: S rows of a shard, B readable rows of it or of a batch, `sites` the axes of a row's sites (storage.tasks), C
+classes, V ≥ C logits of a padded vocabulary.
 """
 
 from __future__ import annotations
@@ -13,8 +13,9 @@ import numpy as np
 from storage.cache import Cache
 from storage.digests import sample_keys
 from storage.encodings import AnyEncoding
-from storage.format.shards import Commit, ShardKey
-from storage.tasks import NO_LABEL
+from storage.format.shards import Commit, ShardKey, read_arrays
+from storage.format.specs import DatasetSpec
+from storage.tasks import task_of
 from storage.views import PLAIN
 from storage.views.check import Readable
 
@@ -23,37 +24,33 @@ if TYPE_CHECKING:
 
 
 def labels_of(cache: Cache, key: ShardKey, ingest: Commit) -> np.ndarray:
-    """Return labels, int64 (S,) or of tokens (S, L), −1 where there is none."""
-    if cache.dataset(key.dataset).vocabulary is not None:
-        return cache.read_labels(key.dataset, key.shard).astype(np.int64)
-    return np.asarray(ingest.table["label"].fill_null(NO_LABEL).to_numpy().astype(np.int64))
+    """Return labels, (S, *sites) int64, −1 where there is none."""
+    task = task_of(cache.dataset(key.dataset))
+    return task.labels(ingest.table, lambda name: read_arrays(cache.objects, ingest, [name])[name])
 
 
-def draw_keys(readable: Readable, view: str) -> np.ndarray:
-    """Return what draws are a function of, sample and view, int64 (B,)."""
-    return readable.keys_B if view == PLAIN else readable.keys_B ^ sample_keys([view])
+def draw_keys(dataset: DatasetSpec, readable: Readable, view: str) -> Tensor:
+    """Return what draws are a function of, sample, view and site, (B, *sites) int64."""
+    import torch
+
+    keys_B = readable.keys_B if view == PLAIN else readable.keys_B ^ sample_keys([view])
+    return task_of(dataset).site_keys(torch.from_numpy(keys_B), dataset.input_shape)
 
 
 def encode_rows(
-    encoding: AnyEncoding, logits: Tensor, labels: Tensor, keys_B: Tensor, num_classes: int
+    encoding: AnyEncoding, logits: Tensor, labels: Tensor, keys: Tensor, num_classes: int
 ) -> dict[str, Tensor]:
-    """Return the arrays of an encoding for some rows, (B, …), of tokens (B, L, …).
+    """Return the arrays of an encoding for some rows, (B, *sites, …).
 
     Args:
         encoding: how to store them.
-        logits: float32, (B, V), of tokens (B, L, V).
-        labels: int64, one for each, −1 where there is none, on the same device.
-        keys_B: of the rows (`draw_keys`).
+        logits: float32, (B, *sites, V).
+        labels: int64, (B, *sites), −1 where there is none, on the same device.
+        keys: of draws, likewise (`draw_keys`).
         num_classes: C ≤ V.
     """
-    from storage.encodings.draws import position_keys
-
-    keys = keys_B.to(logits.device)
-    if logits.ndim == 3:
-        keys = position_keys(keys, logits.shape[1])
-    encoded = encoding.encode(
-        logits.flatten(0, -2), num_classes=num_classes, labels_B=labels.flatten(), keys_B=keys.flatten()
-    )
+    keys_N = keys.to(logits.device).flatten()
+    encoded = encoding.encode(logits.flatten(0, -2), num_classes=num_classes, labels_B=labels.flatten(), keys_B=keys_N)
     return {name: values.unflatten(0, logits.shape[:-1]) for name, values in encoded.items()}
 
 

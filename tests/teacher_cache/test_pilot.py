@@ -19,11 +19,12 @@ from storage.cache import Cache
 from storage.encodings import AnyEncoding, DenseEncoding, SparseEncoding
 from storage.errors import BadRequest, BadTeacher, MissingSource
 from storage.format.shards import ShardKey
+from storage.tasks import TASKS
 from teacher_cache.building.survey import BuildRequest
 from teacher_cache.pilot.fidelity import Calibration, PilotAnswers, calibration_of_dense, density, measure
 from teacher_cache.pilot.ladder import as_toml, is_unbiased, ladder, short_name
 from teacher_cache.pilot.pilot import Pilot, PilotRequest, run_pilot
-from teacher_cache.pilot.rows import choose_positions, spread_runs
+from teacher_cache.pilot.rows import choose_sites, spread_runs
 from teacher_cache.pilot.worth import Pace, weigh
 from tests.teacher_cache.toys import build, contents, teacher_section, write_digits, write_job, write_teacher
 
@@ -218,7 +219,7 @@ def test_rows_are_spread_over_the_dataset_and_none_is_taken_twice(num_rows: int,
 def test_positions_of_tokens_are_labelled_ones() -> None:
     labels = torch.full((4, 10), -1)
     labels[:, 3:7] = 5
-    chosen = choose_positions(labels, 8)
+    chosen = choose_sites(TASKS["language_model"], labels, 8)
     assert len(chosen) == 8
     assert (labels.flatten()[chosen] == 5).all()
 

@@ -239,7 +239,7 @@ def converted(found: SparseEncoding, wanted: SparseEncoding) -> tuple[dict[str, 
     logits, rest = answers()
     arrays = found.encode(logits, num_classes=40, **rest)
     assert refusal(found, wanted) is None
-    got = convert(arrays, found, wanted, labels=rest["labels_B"], keys_B=rest["keys_B"], num_classes=40)
+    got = convert(arrays, found, wanted, labels=rest["labels_B"], keys=rest["keys_B"], num_classes=40)
     direct = wanted.encode(logits, num_classes=40, **rest)
     return got, direct
 
@@ -323,7 +323,7 @@ def test_rounded_logits_become_what_they_hold(found: DenseEncoding, wanted: AnyE
     logits, rest = answers()
     arrays = found.encode(logits, num_classes=40, **rest)
     assert refusal(found, wanted) is None
-    got = convert(arrays, found, wanted, labels=rest["labels_B"], keys_B=rest["keys_B"], num_classes=40)
+    got = convert(arrays, found, wanted, labels=rest["labels_B"], keys=rest["keys_B"], num_classes=40)
     assert got.keys() == wanted.encode(logits, num_classes=40, **rest).keys()
     for name in set(wanted.array_names(())) & {"logits", "scale"}:
         assert (got[name] == arrays[name]).all()  # not rounded a second time
@@ -348,7 +348,7 @@ def test_statistics_of_rounded_logits_stay_those_of_the_teacher_where_they_are_s
     logits, rest = answers()
     found = DenseEncoding(dtype=dtype, temperatures=[1, 2, 4], standardised_temperatures=[1, 2])
     arrays = found.encode(logits, num_classes=40, **rest)
-    got = convert(arrays, found, wanted, labels=rest["labels_B"], keys_B=rest["keys_B"], num_classes=40)
+    got = convert(arrays, found, wanted, labels=rest["labels_B"], keys=rest["keys_B"], num_classes=40)
     teacher_s = DenseEncoding(**LIVELY).encode(logits, num_classes=40, **rest)  # type: ignore[arg-type]
     assert all((got[name] == teacher_s[name]).all() for name in ("lse", "statistics"))
 
