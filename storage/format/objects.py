@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 from storage.errors import BadRequest, MissingObject, StorageFailure
+from storage.format.filesystems import name_once, sync_folder
 
 TEMPORARY_PREFIX = ".tmp-"  # of files that are being written; never listed, left behind only by a kill
 
@@ -85,12 +86,7 @@ class LocalObjects:
 
     def create(self, path: str, data: bytes) -> bool:
         with self._written(path, data) as temporary:
-            try:
-                os.link(temporary, self.root / path)  # atomic, and fails if the name is taken
-            except FileExistsError:
-                # NFS may repeat a link whose first answer was lost; a second name on our own file means it is ours.
-                return os.stat(temporary).st_nlink > 1
-        return True
+            return name_once(temporary, self.root / path)
 
     @contextlib.contextmanager
     def _written(self, path: str, data: bytes) -> Iterator[Path]:
@@ -105,7 +101,7 @@ class LocalObjects:
                 os.fsync(file.fileno())
             yield temporary
             with contextlib.suppress(FileNotFoundError):  # deleted again by another process, and the folder with it
-                _sync_folder(folder)
+                sync_folder(folder)
         except OSError as error:
             raise _storage_failure("write", f"{self.url}/{path}", error) from error
         finally:
@@ -283,15 +279,7 @@ def _make_folder(folder: Path) -> None:
     if not folder.is_dir():
         _make_folder(folder.parent)
         folder.mkdir(exist_ok=True)
-        _sync_folder(folder.parent)
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+        sync_folder(folder.parent)
 
 
 REMEDIES: dict[Any, str] = {
@@ -301,7 +289,7 @@ REMEDIES: dict[Any, str] = {
     errno.ENOTDIR: "name a folder: a file lies there",
     errno.EACCES: "make the folder writable for this user, or name another",
     errno.EPERM: "make the folder writable for this user, or name one on a disk that has hard links",
-    errno.ENOTSUP: "name a folder on a disk that has hard links",
+    errno.ENOTSUP: "name a folder on a disk that has hard links; of a bucket mounted as a folder, its own s3:// or gs://",
     errno.EROFS: "name a folder that is not on a read-only disk",
     errno.EFBIG: "raise the limit on file sizes (ulimit -f), then run the same command again; what is committed stays",
     errno.EXDEV: "look at the link and at what is behind it, and delete it by hand",

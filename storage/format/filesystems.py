@@ -1,0 +1,92 @@
+"""What a file system may lack, and what is done then: without it where nothing is lost, else named with what helps.
+
+| asked for | lacking on | then |
+| --- | --- | --- |
+| a hard link, so that a name is created once | gcsfuse, FAT, some network shares | a rename that replaces nothing |
+| that too | gcsfuse | refused: two builders could overwrite each other |
+| fsync of a folder | CIFS, shared folders of virtual machines | left out: the file itself is synced |
+| flock, so that one command trains a student | NFS without its lock daemon, some clusters' disks | a POSIX lock |
+| that too | the same, without any | left out, and told |
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import fcntl
+import os
+from pathlib import Path
+from typing import IO, Any
+
+LACKING = frozenset({errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EPERM, errno.EINVAL})
+NO_LOCKS = frozenset({errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP})
+_AT_FDCWD, _RENAME_NOREPLACE = -100, 1
+
+
+def name_once(temporary: Path, path: Path) -> bool:
+    """Give a file its final name unless that is taken; return whether it is ours. Of concurrent calls one succeeds.
+
+    Raises:
+        OSError: the disk refused; ENOTSUP, if it can neither link nor rename without replacing.
+    """
+    try:
+        os.link(temporary, path)  # atomic, and fails if the name is taken
+    except FileExistsError:
+        # NFS may repeat a link whose first answer was lost; a second name on our own file means it is ours.
+        return os.stat(temporary).st_nlink > 1
+    except OSError as error:
+        if error.errno not in LACKING:
+            raise
+        return _rename_once(temporary, path)
+    return True
+
+
+def sync_folder(folder: Path) -> None:
+    """Make the names in a folder durable, where its file system can."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in LACKING:
+            raise
+    finally:
+        os.close(descriptor)
+
+
+def lock(file: IO[Any]) -> bool:
+    """Hold a file until it is closed; return False where its file system has no locks.
+
+    Raises:
+        BlockingIOError: another process holds it.
+    """
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise
+    except OSError as error:
+        if error.errno not in NO_LOCKS:
+            raise
+    else:
+        return True
+    try:
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except PermissionError as error:  # what some systems say in place of "held by another"
+        raise BlockingIOError(*error.args) from None
+    except OSError as error:
+        if error.errno not in NO_LOCKS:
+            raise
+        return False
+    return True
+
+
+def _rename_once(temporary: Path, path: Path) -> bool:
+    """Rename a file unless the new name is taken, by Linux's renameat2; Python has no call for it."""
+    rename = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
+    if rename is None:
+        raise OSError(errno.ENOTSUP, os.strerror(errno.ENOTSUP))
+    names = os.fsencode(temporary), os.fsencode(path)
+    if rename(_AT_FDCWD, names[0], _AT_FDCWD, names[1], _RENAME_NOREPLACE) == 0:
+        return True
+    if (code := ctypes.get_errno()) == errno.EEXIST:
+        return False
+    raise OSError(errno.ENOTSUP if code in LACKING else code, os.strerror(code))
