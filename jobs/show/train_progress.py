@@ -73,6 +73,8 @@ class TrainProgress:
                 self._watch.note(f"{event.stack}: taken apart into {event.parts}, same rows again ({event.why})")
             case events.StepsNotRecorded():
                 self._watch.note(f"{event.students}: steps are not recorded as CUDA graphs ({event.why})")
+            case events.RunsNotLocked():
+                self._watch.note(f"{event.folder}: its disk has no locks; let no other command train these students")
 
     def _tell_student(self, event: events.Event) -> None:
         match event:

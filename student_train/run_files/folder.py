@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from storage.errors import StorageFailure, TryAgain
+from storage.format.filesystems import lock
 from storage.format.objects import LocalObjects
 from student_train.run_files.checkpoint import (
     Position,
@@ -45,8 +45,8 @@ class RunFolder:
         self.identity = identity
 
     @contextlib.contextmanager
-    def locked(self) -> Iterator[None]:
-        """Hold the folder, so that two commands do not train one student at a time.
+    def locked(self) -> Iterator[bool]:
+        """Hold the folder, so that two commands do not train one student at a time; False: its disk has no locks.
 
         Raises:
             TryAgain: another process holds it.
@@ -61,7 +61,7 @@ class RunFolder:
             ) from None
         with file:
             try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                held = lock(file)
             except BlockingIOError:
                 raise TryAgain(
                     f"another process is training {self.path.name}",
@@ -69,7 +69,7 @@ class RunFolder:
                     do="wait for it to end",
                 ) from None
             LocalObjects(self.path).sweep(0)  # what a kill left half written; nobody else writes here now
-            yield
+            yield held
 
     def settle_checkpoint(self) -> None:
         """Commit or drop what a kill has left staged, of a stack whose folders lie beside this one."""
@@ -132,8 +132,8 @@ class UnwrittenFolder(RunFolder):
     writes = False
 
     @contextlib.contextmanager
-    def locked(self) -> Iterator[None]:
-        yield
+    def locked(self) -> Iterator[bool]:
+        yield True
 
     def settle_checkpoint(self) -> None:
         pass

@@ -61,6 +61,13 @@ class StepsNotRecorded:
 
 
 @dataclass(frozen=True, slots=True)
+class RunsNotLocked:
+    """The disk of the runs has no locks: nothing keeps a second command from training the same students."""
+
+    folder: str
+
+
+@dataclass(frozen=True, slots=True)
 class StackTakenApart:
     """A stack failed in a step and goes on in so many parts, which try the same rows again."""
 
@@ -167,6 +174,7 @@ Event = (
     | StackingChosen
     | StackTakenApart
     | StepsNotRecorded
+    | RunsNotLocked
     | StudentStarted
     | PassStarted
     | PassDone

@@ -26,6 +26,7 @@ from student_train.running.events import (
     Loading,
     MemoryProjected,
     Report,
+    RunsNotLocked,
     StepsNotRecorded,
     StudentFailed,
     StudentSkipped,
@@ -151,13 +152,15 @@ def _train_pass(
             raise Interrupted(f"{name} stopped before the first step of a student")
 
     with ExitStack() as locks:
-        ready = []
+        ready, held_all = [], True
         for student in students:
             try:
-                locks.enter_context(student.files.locked())
+                held_all &= locks.enter_context(student.files.locked())
                 ready.append(student)
             except TryAgain as error:
                 fail(student, error)
+        if not held_all:
+            report(RunsNotLocked(str(request.runs)))
         runs = _begin(ready, students, request, fleet, device, fail)
         if not runs:
             return {}, errors

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import errno
+import fcntl
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ from student_train.running.events import (
     FeedChosen,
     Loading,
     MemoryProjected,
+    RunsNotLocked,
     StudentFailed,
     StudentFinished,
     StudentSkipped,
@@ -229,3 +232,17 @@ def test_a_gpu_that_is_not_there_is_refused(toy_cache: Cache, tmp_path: Path, mo
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     with pytest.raises(BadRequest, match="no CUDA device"):
         train_students(replace(request_of(toy_cache, tmp_path), device="cuda"))
+
+
+def test_a_disk_without_locks_is_told_and_trained_on(
+    toy_cache: Cache, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    monkeypatch.setattr(fcntl, "lockf", refuse)
+    told: list[Event] = []
+    done = train_students(request_of(toy_cache, tmp_path, student("a")), report=told.append)
+    assert done.exit_code == 0
+    assert [event.folder for event in told if isinstance(event, RunsNotLocked)] == [str(tmp_path)]
