@@ -127,7 +127,8 @@ def _local_cluster(environments: Sequence[Mapping[str, str]], pieces_each: int) 
 
     here = {"host": "127.0.0.1", "protocol": "tcp://"}
     # Any free port for the dashboard: 8787 may be another command's.
-    scheduler = {"cls": Scheduler, "options": {**here, "port": 0, "dashboard": True, "dashboard_address": "127.0.0.1:0"}}
+    dashboard = {"dashboard": True, "dashboard_address": "127.0.0.1:0"}  # of this machine alone
+    scheduler = {"cls": Scheduler, "options": {**here, **dashboard, "port": 0}}
     common = {**here, "nthreads": pieces_each, "memory_limit": 0, "dashboard": False, "silence_logs": logging.CRITICAL}
     workers = {
         number: {"cls": Nanny, "options": {**common, "env": dict(environment)}}
