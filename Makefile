@@ -2,6 +2,8 @@
 PYTHON ?= python3
 BIN := .venv/bin
 .DEFAULT_GOAL := help
+# Tests start hundreds of processes; where this is set, each of them would compile our modules anew.
+export PYTHONDONTWRITEBYTECODE :=
 
 .PHONY: help demo test quick check fmt bench clean
 
@@ -14,9 +16,11 @@ help:            ## list the targets
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable .
 	@touch $@
 
-.venv/test: .venv/core
+.venv/test: pyproject.toml constraints.txt
+	@echo "installing into .venv, with what the tests need; this takes a few minutes"
+	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[test]'
-	@touch $@
+	@touch .venv/core $@
 
 demo: .venv/core ## ingest digits, train a teacher from labels, cache its soft targets, train students, a table
 	$(BIN)/cache build jobs/digits.ingest.toml
@@ -24,9 +28,11 @@ demo: .venv/core ## ingest digits, train a teacher from labels, cache its soft t
 	$(BIN)/cache build jobs/digits.cache.toml
 	$(BIN)/student train jobs/digits.students.toml
 
+# Those of one file stay together, for they share what was costly to make; those that measure come last, one by one.
 test: .venv/test ## all tests
 	$(BIN)/pytest -m 'not slow' -n auto
-	$(BIN)/pytest -m slow
+	$(BIN)/pytest -m 'slow and not alone' -n auto --dist loadfile
+	$(BIN)/pytest -m alone
 
 quick: .venv/test ## the tests without the slow ones
 	$(BIN)/pytest -m 'not slow' -n auto

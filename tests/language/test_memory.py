@@ -25,6 +25,7 @@ def output_of(*arguments: str) -> str:
 
 
 @pytest.mark.slow
+@pytest.mark.alone
 def test_the_peak_is_as_projected_and_far_below_a_batchs_logits(tmp_path: Path) -> None:
     students = write_cache_and_students(tmp_path, 1)
     job = json.dumps([each.model_dump(mode="json", exclude_none=True) for each in students])
@@ -37,6 +38,7 @@ def test_the_peak_is_as_projected_and_far_below_a_batchs_logits(tmp_path: Path) 
 
 
 @pytest.mark.slow
+@pytest.mark.alone
 def test_a_stack_of_tokens_holds_what_was_projected(tmp_path: Path) -> None:
     students = write_cache_and_students(tmp_path, 4)
     fleet = [each.model_dump(mode="json", exclude_defaults=True) for each in students]

@@ -1,8 +1,11 @@
 from __future__ import annotations
 
+import functools
 import json
 import subprocess
 import sys
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -86,7 +89,16 @@ RESNET = {"architecture": "resnet", "options": {"depth": 20, "width": 32}, "batc
 WIDE = {"options": {"hidden": [4096, 4096]}, "ema_decay": 0.9, "patience_epochs": 2, "batch_size": 200}
 
 
+@pytest.fixture(scope="module")
+def wide(tmp_path_factory: pytest.TempPathFactory) -> Callable[[int], Cache]:
+    """Return a function that gives a cache of so many rows of 7 kB, written once."""
+    folder = tmp_path_factory.mktemp("wide")
+    recipe = Recipe(rows_per_shard=2000, shape=(3, 48, 48), features={})
+    return functools.cache(lambda rows: write_cache(folder / str(rows), replace(recipe, rows=rows)))
+
+
 @pytest.mark.slow
+@pytest.mark.alone
 @pytest.mark.parametrize(
     ("rows", "data", "options"),
     [
@@ -98,9 +110,9 @@ WIDE = {"options": {"hidden": [4096, 4096]}, "ema_decay": 0.9, "patience_epochs"
     ],
 )
 def test_the_peak_stays_within_its_bound(
-    tmp_path: Path, rows: int, data: dict[str, Any], options: dict[str, Any]
+    wide: Callable[[int], Cache], tmp_path: Path, rows: int, data: dict[str, Any], options: dict[str, Any]
 ) -> None:
-    cache = write_cache(tmp_path / "cache", Recipe(rows=rows, rows_per_shard=2000, shape=(3, 48, 48), features={}))
+    cache = wide(rows)
     job = json.dumps([student(**options, epochs=1).model_dump(mode="json", exclude_none=True)])
     arguments = [cache.url, str(tmp_path / "runs"), job, json.dumps(data)]
     projected = int(

@@ -57,6 +57,7 @@ def test_nothing_is_allocated_to_count_a_model() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.alone
 @pytest.mark.skipif(not (SHARED / "teachers").is_dir(), reason="CIFAR-10 and its teacher do not lie beside this clone")
 def test_the_peak_of_a_worker_is_within_the_bound_of_a_dry_run(tmp_path: Path) -> None:
     pq.write_table(pq.read_table(SHARED / "data/cifar10-test.parquet").slice(0, 1280), tmp_path / "some.parquet")
