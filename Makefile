@@ -10,19 +10,19 @@ export PYTHONDONTWRITEBYTECODE :=
 help:            ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-.venv/core: pyproject.toml constraints.txt
+.venv/demo: pyproject.toml constraints.txt
 	@echo "installing into .venv; this takes a few minutes"
 	$(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet --constraint constraints.txt --editable .
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[digits,plots]'
 	@touch $@
 
 .venv/test: pyproject.toml constraints.txt
 	@echo "installing into .venv, with what the tests need; this takes a few minutes"
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[test]'
-	@touch .venv/core $@
+	@touch .venv/demo $@
 
-demo: .venv/core ## ingest digits, train a teacher from labels, cache its soft targets, train students, a table
+demo: .venv/demo ## ingest digits, train a teacher from labels, cache its soft targets, train students, a table
 	$(BIN)/cache build jobs/digits.ingest.toml
 	$(BIN)/student train jobs/digits.teacher.toml
 	$(BIN)/cache build jobs/digits.cache.toml

@@ -103,6 +103,21 @@ class UnsupportedFormat(BadRequest):
     """A cache of a later format, or none at all."""
 
 
+def missing_extra(what: str, found: str, extra: str) -> BadRequest:
+    """Return the refusal of what needs a package that only some users install.
+
+    Args:
+        what: needs it, such as `kind = "digits"`.
+        found: instead of the package.
+        extra: of pyproject.toml that has it.
+    """
+    return BadRequest(
+        f"{what} needs a package that is not installed",
+        found=found,
+        do=f".venv/bin/pip install -c constraints.txt -e '.[{extra}]'",
+    )
+
+
 class StorageFailure(StillroomError):
     """The disk or object store refused: full, read-only, gone."""
 

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from storage.digests import fingerprint
-from storage.errors import BadRequest, MissingSource
+from storage.errors import BadRequest, MissingSource, missing_extra
 
 # What decides which ids a text becomes. The rest (decoder, template of special tokens, truncation, padding) is not used
 # here, and differs between files that are otherwise one tokenizer.
@@ -162,10 +162,6 @@ def _library() -> tuple[Any, ...]:
     try:
         import tokenizers
         from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-    except ImportError:
-        raise BadRequest(
-            "datasets of text need the library `tokenizers`",
-            found="it is not installed",
-            do=".venv/bin/pip install -c constraints.txt -e '.[text]'",
-        ) from None
+    except ImportError as error:
+        raise missing_extra("text", str(error), "text") from None
     return tokenizers, models, pre_tokenizers, decoders, trainers, Tokenizer

@@ -11,8 +11,21 @@ import typer
 JobArgument = Annotated[Path, typer.Argument(metavar="JOB.toml", help="The job file.")]
 CacheArgument = Annotated[str, typer.Argument(metavar="CACHE", help="A cache: a folder, or s3://bucket/prefix.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON value, for machines.")]
-Device = Literal["auto", "cpu", "cuda"]
-DeviceOption = Annotated[Device, typer.Option(help="Where models run.")]
+# Those of student_train.devices.Device, which mypy compares; importing that would import torch for `--help`.
+DeviceOption = Annotated[Literal["auto", "cpu", "cuda"], typer.Option(help="Where models run.")]
+
+
+def _print_version(asked: bool) -> None:
+    if asked:
+        from importlib.metadata import version
+
+        typer.echo(f"stillroom {version('stillroom')}")
+        raise typer.Exit
+
+
+VersionOption = Annotated[
+    bool, typer.Option("--version", help="Print the version and exit.", callback=_print_version, is_eager=True)
+]
 
 
 def run_program(app: typer.Typer) -> NoReturn:

@@ -6,7 +6,8 @@ import contextlib
 from collections.abc import Generator, Iterable, Iterator
 
 from jobs.cluster.flight import alone, run_work, window
-from jobs.cluster.opening import ClusterOptions, open_client
+from jobs.cluster.opening import open_client
+from jobs.files.cluster_options import ClusterOptions
 from jobs.show import terminal
 from jobs.show.terminal import Watch
 from storage.errors import BadRequest, WorkerDied

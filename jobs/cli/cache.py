@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from jobs.cli.arguments import CacheArgument, DeviceOption, JobArgument, JsonOption, run_program
+from jobs.cli.arguments import CacheArgument, DeviceOption, JobArgument, JsonOption, VersionOption, run_program
 from jobs.cli.cache_plan import plan
 from jobs.cli.cache_recode import recode
 
@@ -24,6 +24,12 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+
+
+@app.callback()
+def _program(version: VersionOption = False) -> None:
+    pass
+
 
 app.command()(plan)
 app.command()(recode)

@@ -79,8 +79,12 @@ def plan(
 
 def _check_plot(path: Path) -> None:
     """Refuse a plot that could not be written, before anything is measured."""
-    from storage.errors import BadRequest
+    from importlib.util import find_spec
 
+    from storage.errors import BadRequest, missing_extra
+
+    if find_spec("matplotlib") is None:
+        raise missing_extra("--plot", "no matplotlib", "plots")
     if path.suffix.lower() not in PLOT_SUFFIXES:
         raise BadRequest(f"--plot {path} has no suffix of a picture", expected=", ".join(PLOT_SUFFIXES))
     if path.is_dir() or not path.resolve().parent.is_dir():

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from jobs.cli.arguments import Device, DeviceOption, JobArgument, JsonOption, run_program
+from jobs.cli.arguments import DeviceOption, JobArgument, JsonOption, VersionOption, run_program
 from student_train.running.heaps import limit_heaps
 
 if TYPE_CHECKING:
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from jobs.cluster.students import ClusterPlan
     from jobs.files.student_job import StudentJob
     from jobs.show.terminal import Watch
+    from student_train.devices import Device
     from student_train.preparing.dry_run import DryRun
     from student_train.preparing.request import Request
     from student_train.running.train import Summary
@@ -30,6 +31,12 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+
+
+@app.callback()
+def _program(version: VersionOption = False) -> None:
+    pass
+
 
 DryRunOption = Annotated[bool, typer.Option("--dry-run", help="Print the plan and the memory bound; do nothing.")]
 RunsArgument = Annotated[Path, typer.Argument(metavar="RUNS", help="A folder of runs.")]

@@ -1,6 +1,6 @@
 """Dask: the only folder that knows it. One runner for both halves of the system (docs/adr/0010).
 
-opening.py        opens a client: what `[cluster]` may say, local workers or an address
+opening.py        opens a client: workers of our own, or a scheduler that runs already
 sending.py        how a call travels to a worker, whatever lies in the folder where that was started
 flight.py         runs work on a client's workers, a bounded number at a time, and survives what dies
 students.py       `student train` on several devices

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from jobs.cluster.opening import ClusterOptions
+from jobs.files.cluster_options import ClusterOptions
 from storage.errors import BadRequest
 from student_train.devices import find_device, free_bytes, gib
 from student_train.preparing.flops import epoch_flops

@@ -13,8 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from jobs.cli.arguments import Device
-from jobs.cluster.opening import num_processors
+from jobs.files.cluster_options import num_processors
 from jobs.files.student_job import StudentJob
 from jobs.show.train_progress import TrainProgress
 from storage.errors import BadRequest, Interrupted, StillroomError
@@ -22,6 +21,8 @@ from student_train.running import events
 
 if TYPE_CHECKING:
     from distributed import Worker
+
+    from student_train.devices import Device
 
 TELL_EVERY_S = 1.0
 

@@ -18,9 +18,10 @@ from typing import TYPE_CHECKING, Any
 
 from jobs.cluster.flight import one_each, run_work, wait_for_workers
 from jobs.cluster.groups import Group, local_workers, plan_groups, project_groups
-from jobs.cluster.opening import StudentClusterOptions, num_processors, open_client
+from jobs.cluster.opening import open_client
 from jobs.cluster.sending import sent
 from jobs.cluster.student_work import GroupDone, GroupWork, as_json, beacon, stop_groups, train_group
+from jobs.files.cluster_options import StudentClusterOptions, num_processors
 from jobs.files.student_job import StudentJob
 from jobs.show.terminal import Watch
 from jobs.show.train_progress import TrainProgress

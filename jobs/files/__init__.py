@@ -1,8 +1,9 @@
 """Job files: strict TOML in, one frozen and checked job out.
 
-reading.py        read a file, all mistakes told at once
-cache_job.py      what a cache job may say
-student_job.py    what a student job may say
-sweep.py          `[defaults]` and `[student.sweep]` multiplied out
-sweep_names.py    the names of the students of a sweep
+reading.py          read a file, all mistakes told at once
+cache_job.py        what a cache job may say
+student_job.py      what a student job may say
+cluster_options.py  what `[cluster]` may say in either
+sweep.py            `[defaults]` and `[student.sweep]` multiplied out
+sweep_names.py      the names of the students of a sweep
 """

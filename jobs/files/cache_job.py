@@ -6,7 +6,7 @@ from typing import Annotated, Self
 
 from pydantic import Field, model_validator
 
-from jobs.cluster.opening import ClusterOptions
+from jobs.files.cluster_options import ClusterOptions
 from jobs.files.reading import refuse_twice
 from storage.datasets import AnySource
 from storage.options import Options, Url

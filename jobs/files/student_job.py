@@ -6,8 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Self
 
 from pydantic import Field, model_validator
 
-from jobs.cli.arguments import Device
-from jobs.cluster.opening import StudentClusterOptions
+from jobs.files.cluster_options import StudentClusterOptions
 from jobs.files.reading import refuse_twice
 from storage.cache import Cache
 from storage.errors import BadRequest
@@ -15,6 +14,7 @@ from storage.options import JobPath, Url
 from student_train.options.sections import DataOptions, FleetOptions, StudentOptions
 
 if TYPE_CHECKING:
+    from student_train.devices import Device
     from student_train.preparing.request import Request
     from student_train.stepping.parallel import Parallel
 

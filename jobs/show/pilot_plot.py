@@ -1,4 +1,4 @@
-"""Bytes against fidelity, as a picture. The only file that imports matplotlib, and only when a plot is asked for."""
+"""Bytes against fidelity, as a picture: imported, and matplotlib with it, only when a plot is asked for."""
 
 from __future__ import annotations
 

@@ -1,15 +1,17 @@
-"""scikit-learn's 1,797 real handwritten digits, 8 by 8, for demonstrations without any file."""
+"""scikit-learn's 1,797 real handwritten digits, 8 by 8, for demonstrations without any file. Extra: digits."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from importlib.metadata import version
+from importlib.util import find_spec
 from typing import Literal
 
 import numpy as np
 import polars as pl
 
 from storage.datasets.base import FILE_SCHEMA, RawSample, Source
+from storage.errors import missing_extra
 
 NUM_ROWS = 1797
 MAX_VALUE = 16
@@ -21,6 +23,8 @@ class DigitsSource(Source):
     kind: Literal["digits"]
 
     def files(self) -> pl.DataFrame:
+        if find_spec("sklearn") is None:
+            raise missing_extra('kind = "digits"', "no scikit-learn", "digits")
         release = version("scikit-learn")  # asked of the metadata: importing it takes over a second
         return pl.DataFrame([("digits", 0, release, NUM_ROWS)], schema=FILE_SCHEMA, orient="row")
 

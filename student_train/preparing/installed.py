@@ -6,7 +6,7 @@ import os
 from importlib import import_module
 from typing import Any
 
-from storage.errors import BadRequest
+from storage.errors import missing_extra
 from student_train.options.sections import TrackOptions
 
 
@@ -34,8 +34,4 @@ def _library(module: str, extra: str) -> Any:
     try:
         return import_module(module)
     except ImportError as error:
-        raise BadRequest(
-            f"[track] {extra} needs a package that is not installed",
-            found=str(error),
-            do=f".venv/bin/pip install -c constraints.txt -e '.[{extra}]'",
-        ) from None
+        raise missing_extra(f"[track] {extra}", str(error), extra) from None

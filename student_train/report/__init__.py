@@ -9,18 +9,18 @@
     contents.py   all of it together
     page.py       as HTML: page.html.j2, page.css, page.js
 
-Nothing here prints. No other module of this room imports matplotlib or jinja2.
+Nothing here prints. Pictures need matplotlib (extra: plots), which is asked for before anything is read; no other
+folder of this room imports it, or jinja2.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 
-from storage.errors import BadRequest, CorruptObject
+from storage.errors import BadRequest, CorruptObject, missing_extra
 from storage.format.objects import LocalObjects
-from student_train.report.contents import gather
-from student_train.report.page import render
 
 REPORT_FILE = "report.html"
 
@@ -59,12 +59,17 @@ def write_report(runs: Path, out: Path | None = None, cache_url: str | None = No
 
     Raises:
         MissingSource: there is no run.
-        BadRequest: `out` is a folder.
+        BadRequest: `out` is a folder; or matplotlib is not installed.
         StillroomError: `cache_url` is given, and is not their cache.
         StorageFailure: the file cannot be written.
     """
     if out is not None and out.is_dir():
         raise BadRequest(f"{out} is a folder", expected="the file to write", do=f"--out {out / REPORT_FILE}")
+    if find_spec("matplotlib") is None:
+        raise missing_extra("student report, which draws,", "no matplotlib", "plots")
+    from student_train.report.contents import gather
+    from student_train.report.page import render
+
     contents = gather(runs, cache_url)
     page = render(contents).encode()
     path = runs / REPORT_FILE if out is None else out

@@ -15,7 +15,7 @@ import numpy as np
 from PIL import Image
 
 from jobs.cli.building import open_runner
-from jobs.cluster.opening import ClusterOptions
+from jobs.files.cluster_options import ClusterOptions
 from tests.benchmarks.building import build
 from tests.benchmarks.data import TRAIN, require
 from tests.benchmarks.pairs import Figure, pairs

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from jobs.cli.building import open_runner
-from jobs.cluster.opening import ClusterOptions
+from jobs.files.cluster_options import ClusterOptions
 from tests.benchmarks.building import build
 from tests.benchmarks.data import TEACHER, cifar_slice, require
 from tests.benchmarks.pairs import Figure, pairs

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 from jobs.cli.building import open_runner
-from jobs.cluster.opening import ClusterOptions
+from jobs.files.cluster_options import ClusterOptions
 from storage.views.options import (
     ColorJitter,
     Cutmix,

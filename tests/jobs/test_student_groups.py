@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from jobs.cluster import groups as student_groups
 from jobs.cluster.groups import Group, local_workers, plan_groups, project_groups, split
-from jobs.cluster.opening import StudentClusterOptions
+from jobs.files.cluster_options import StudentClusterOptions
 from storage.cache import Cache
 from storage.errors import BadRequest, Interrupted
 from student_train.options.sections import FleetOptions, StudentOptions

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from jobs.cli.building import open_runner
-from jobs.cluster.opening import ClusterOptions
+from jobs.files.cluster_options import ClusterOptions
 from storage.cache import Cache
 from storage.cache.verify import verify
 from storage.errors import BadTeacher

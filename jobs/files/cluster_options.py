@@ -1,0 +1,62 @@
+"""What `[cluster]` may say: where a job runs, never what it computes."""
+
+from __future__ import annotations
+
+import os
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, model_validator
+
+from storage.options import Options
+
+
+class ClusterOptions(Options):
+    """The `[cluster]` of a job. It decides how a job runs, never what it computes.
+
+    Attributes:
+        kind: `local` starts workers on this machine for the length of the command; `address` uses a running scheduler;
+            `inline` runs in this process, without Dask.
+        workers: processes of a local cluster; by default one for each processor.
+        threads: of torch in each worker; by default the processors shared out among the workers.
+        address: of the scheduler, `tcp://host:port`.
+    """
+
+    kind: Literal["local", "address", "inline"] = "local"
+    workers: Annotated[int, Field(ge=1)] | None = None
+    threads: Annotated[int, Field(ge=1)] | None = None
+    address: str | None = None
+
+    @model_validator(mode="after")
+    def _fits_its_kind(self) -> Self:
+        if (self.kind == "address") != (self.address is not None):
+            raise ValueError('`address` goes with kind = "address"')
+        if self.workers is not None and self.kind != "local":
+            raise ValueError('`workers` goes with kind = "local"')
+        return self
+
+    @property
+    def num_workers(self) -> int:
+        """Worker processes of this cluster; 1 where it is not ours to say."""
+        return (self.workers or num_processors()) if self.kind == "local" else 1
+
+    @property
+    def num_threads(self) -> int:
+        """Threads of torch in each worker."""
+        return self.threads or max(1, num_processors() // self.num_workers)
+
+
+class StudentClusterOptions(ClusterOptions):
+    """The `[cluster]` of a student job, whose groups of students are work for Dask, one device each.
+
+    Attributes:
+        kind: as of a cache job, but by default this process, with one device.
+        workers: processes of a local cluster; by default one for each CUDA device, or processor where there is none.
+        threads: of torch in each worker, or in this process; by default as many processors as fall to it.
+    """
+
+    kind: Literal["local", "address", "inline"] = "inline"
+
+
+def num_processors() -> int:
+    """Return the processors that this process may use, which a scheduler may have cut down."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
