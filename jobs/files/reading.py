@@ -9,7 +9,6 @@ import difflib
 import tomllib
 import types
 import typing
-from collections import Counter
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
@@ -31,12 +30,14 @@ def read_job(path: Path, kind: type[Job]) -> Job:
         BadJob: it cannot be read, or it has mistakes; all of them are listed.
     """
     try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
+        text = path.read_text(encoding="utf-8-sig")  # less a byte-order mark, which some editors write
+    except OSError as error:
         raise BadJob(f"cannot read the job file {path}", found=str(error), do="give the path of a TOML file") from None
+    except UnicodeDecodeError as error:
+        raise BadJob(f"cannot read the job file {path}", found=str(error), do="save it as UTF-8") from None
     try:
         values = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
+    except (tomllib.TOMLDecodeError, RecursionError) as error:
         raise BadJob(f"{path} is not TOML", found=str(error)) from None
     other = {"CacheJob": "student", "StudentJob": "dataset"}.get(kind.__name__)
     if other in values:
@@ -55,10 +56,15 @@ def read_job(path: Path, kind: type[Job]) -> Job:
 
 
 def refuse_twice(kind: str, names: list[str]) -> None:
-    """Raise ValueError if two sections of one kind have one name."""
-    if twice := sorted(name for name, count in Counter(names).items() if count > 1):
+    """Raise ValueError if two sections of one kind have one name, or names that some disks take for one."""
+    spelled: dict[str, list[str]] = {}
+    for name in names:
+        spelled.setdefault(name.lower(), []).append(name)
+    if twice := sorted(alike for alike in spelled.values() if len(alike) > 1):
+        shown = [" and ".join(sorted(set(alike))) for alike in twice]
         more = f" and {len(twice) - MOST_NAMES:,} more" if len(twice) > MOST_NAMES else ""
-        raise ValueError(f"two [[{kind}]] are named {', '.join(twice[:MOST_NAMES])}{more}")
+        same = "" if all(len(set(alike)) == 1 for alike in twice) else "; a name is a folder, in any case of letters"
+        raise ValueError(f"two [[{kind}]] are named {', '.join(shown[:MOST_NAMES])}{more}{same}")
 
 
 def _mistakes(kind: type[BaseModel], error: ValidationError, expanded: Expanded) -> list[str]:

@@ -211,3 +211,26 @@ def test_a_student_job_given_to_the_cache_program_is_refused(tmp_path: Path) -> 
     with pytest.raises(BadJob) as refusal:
         read_job(path, CacheJob)
     assert (refusal.value.found, refusal.value.do) == ("[[student]]", f"student train {path}")
+
+
+def test_a_byte_order_mark_is_no_mistake(tmp_path: Path) -> None:
+    path = tmp_path / "job.toml"
+    path.write_bytes(b"\xef\xbb\xbf" + b'cache = "c"\n[[dataset]]\nname = "d"\nkind = "digits"\n')
+    assert [source.name for source in read_job(path, CacheJob).dataset] == ["d"]
+
+
+@pytest.mark.parametrize(
+    ("data", "what"),
+    [('cache = "c"'.encode("utf-16"), "cannot read"), (b"a = " + b"[" * 100_000, "is not TOML")],
+    ids=["UTF-16", "brackets"],
+)
+def test_what_is_no_toml_is_told_without_a_traceback(tmp_path: Path, data: bytes, what: str) -> None:
+    (tmp_path / "job.toml").write_bytes(data)
+    with pytest.raises(BadJob, match=what):
+        read_job(tmp_path / "job.toml", CacheJob)
+
+
+def test_names_that_differ_in_case_alone_are_refused(tmp_path: Path) -> None:
+    sections = "".join(f'[[dataset]]\nname = "{name}"\nkind = "digits"\n' for name in ("Photos", "photos"))
+    (mistake,) = mistakes(tmp_path, f'cache = "c"\n{sections}')
+    assert mistake.endswith("two [[dataset]] are named Photos and photos; a name is a folder, in any case of letters")

@@ -5,6 +5,7 @@ A row is some texts, and perhaps a class as it is written there.
 
 from __future__ import annotations
 
+import codecs
 import csv
 import json
 from collections.abc import Callable, Iterator, Sequence
@@ -61,17 +62,17 @@ def cut(size: int, part: Sequence[float]) -> tuple[int, int]:
 
 
 def utf8(path: Path) -> str:
-    """Return the text of a file, every character as it is. Raises MissingSource: it is not UTF-8."""
+    """Return the text of a file as it is, less a byte-order mark. Raises MissingSource: it is not UTF-8."""
     data = path.read_bytes()
-    try:
-        return data.decode()
-    except UnicodeDecodeError as error:
-        raise MissingSource(
-            f"{path} is not UTF-8",
-            found=f"byte 0x{data[error.start]:02x} at position {error.start}",
-            expected="text in UTF-8",
-            do=f"convert it, if it is Latin-1 by: iconv -f latin1 -t utf-8 {path.name}",
-        ) from None
+    if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        found, do = "the byte-order mark of UTF-16", f"convert it: iconv -f utf-16 -t utf-8 {path.name}"
+    else:
+        try:
+            return data.decode().removeprefix(BOM)
+        except UnicodeDecodeError as error:
+            found = f"byte 0x{data[error.start]:02x} at position {error.start}"
+            do = f"convert it, if it is Latin-1 by: iconv -f latin1 -t utf-8 {path.name}"
+    raise MissingSource(f"{path} is not UTF-8", found=found, expected="text in UTF-8", do=do)
 
 
 def rows_of(path: Path, columns: Columns, part: Sequence[float]) -> Found:
@@ -88,7 +89,10 @@ def rows_of(path: Path, columns: Columns, part: Sequence[float]) -> Found:
 def json_rows(path: Path, columns: Columns, part: Sequence[float]) -> Found:
     """Yield rows of a file with one JSON object in each line; empty lines are none."""
     _check_names(path, columns)
-    data = path.read_bytes().removeprefix(BOM.encode())
+    data = path.read_bytes()
+    if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        utf8(path)  # which says so
+    data = data.removeprefix(codecs.BOM_UTF8)
     lines = [(number, line) for number, line in enumerate(data.split(b"\n"), start=1) if line.strip()]
     start, stop = cut(len(lines), part)
     for number, line in lines[start:stop]:
@@ -131,7 +135,7 @@ def delimited_rows(path: Path, columns: Columns, part: Sequence[float], *, delim
     """Yield rows of a table of lines, where quotation marks may hold delimiters and line ends; empty lines are none."""
     csv.field_size_limit(MAX_FIELD)
     quoted = quoted if columns.quotes is None else columns.quotes
-    text = utf8(path).removeprefix(BOM)
+    text = utf8(path)
     quoting: Literal[0, 3] = csv.QUOTE_MINIMAL if quoted else csv.QUOTE_NONE
     reader = csv.reader(StringIO(text, newline=""), delimiter=delimiter, quoting=quoting, strict=True)
     lines: list[tuple[int, list[str]]] = []

@@ -15,6 +15,7 @@ from pydantic import ValidationError
 
 from storage.datasets import RawSample, RecordedFile, Unreadable
 from storage.datasets.text import blocks as text_module
+from storage.datasets.text.rows import utf8
 from storage.errors import BadRequest, MissingSource
 from storage.tokenizer import encoder, train_tokenizer
 
@@ -217,3 +218,19 @@ def test_where_text_lies_and_its_tokenizer_are_no_content(text: Make, source: Ma
 @pytest.mark.parametrize("option", [{"part": [0.0, 0.5]}, {"pack": False}, {"long_documents": "split"}, {"block": 9}])
 def test_what_decides_blocks_is_content(option: dict[str, Any], text: Make) -> None:
     assert text().content() != text(**option).content()
+
+
+def test_a_byte_order_mark_is_no_text(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_bytes(b"\xef\xbb\xbfabc")
+    assert utf8(tmp_path / "a.txt") == "abc"
+
+
+@pytest.mark.parametrize("encoding", ["utf-16-le", "utf-16-be"])
+def test_utf_16_is_named(tmp_path: Path, encoding: str) -> None:
+    (tmp_path / "a.txt").write_bytes("\ufeffabc".encode(encoding))
+    with pytest.raises(MissingSource) as caught:
+        utf8(tmp_path / "a.txt")
+    assert (caught.value.found, caught.value.do) == (
+        "the byte-order mark of UTF-16",
+        "convert it: iconv -f utf-16 -t utf-8 a.txt",
+    )
