@@ -1,4 +1,4 @@
-"""What `cache build` and `cache recode` share: progress, the choice of a cluster, and the report at the end."""
+"""What `cache build` and `cache recode` share: the choice of a cluster, what runs work on it, the report at the end."""
 
 from __future__ import annotations
 
@@ -9,38 +9,14 @@ from jobs.cluster.flight import alone, run_work, window
 from jobs.cluster.opening import open_client
 from jobs.files.cluster_options import ClusterOptions
 from jobs.show import terminal
-from jobs.show.terminal import Watch
 from storage.errors import BadRequest, WorkerDied
-from teacher_cache.building.build import BuildReport
 from teacher_cache.building.runners import Result, Runner, run_inline
+from teacher_cache.building.stages import BuildReport
 from teacher_cache.work.perform import perform
-from teacher_cache.work.pieces import Done, Work
+from teacher_cache.work.pieces import Work
 
 SHOWN_QUARANTINED = 20
 THREADS_PER_WORKER = 2  # one piece of work computes while the other reads or writes (teacher_cache.work.pieces.LOCK)
-
-
-class BuildProgress:
-    """Shows a build's progress."""
-
-    def __init__(self, watch: Watch):
-        self._watch = watch
-
-    def stage(self, name: str, rows: int, rows_done: int) -> None:
-        self._watch.begin(name, rows, rows_done)
-
-    def done(self, done: Done) -> None:
-        self._watch.advance(done.rows)
-
-    def note(self, text: str) -> None:
-        self._watch.note(text)
-
-
-def beside_of(cache: str, name: str) -> str:
-    """Return the address of a cache of this name beside another. Raises BadRequest."""
-    if "/" in name or not name.strip("."):
-        raise BadRequest(f"--as {name} is not a name", expected="the name of a cache beside the job's, not a path")
-    return f"{cache.rpartition('/')[0]}/{name}"
 
 
 def choose_cluster(options: ClusterOptions, workers: int | None, part: tuple[int, int] = (0, 1)) -> ClusterOptions:

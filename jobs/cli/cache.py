@@ -39,7 +39,7 @@ app.command()(recode)
 def build(
     job: JobArgument,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Print the plan and the memory bound; do nothing.")
+        bool, typer.Option("--dry-run", help="Print what is missing and the memory bound; do nothing.")
     ] = False,
     workers: Annotated[int | None, typer.Option(min=1, help="Worker processes, instead of the job's.")] = None,
     partition: Annotated[
@@ -51,41 +51,30 @@ def build(
     device: DeviceOption = "auto",
     as_json: JsonOption = False,
 ) -> None:
-    """Plan, run what is missing, commit."""
+    """Run what is missing of the job's cache, and commit it."""
     from jobs.show import terminal
 
     def action() -> int:
-        from jobs.cli.building import BuildProgress, beside_of, choose_cluster, open_runner, print_report
+        from jobs.cli.building import choose_cluster, open_runner, print_report
         from jobs.files.cache_job import CacheJob
         from jobs.files.reading import read_job
         from teacher_cache.building.build import run_build
         from teacher_cache.building.runners import run_inline
-        from teacher_cache.building.survey import BuildRequest, prepare_build
+        from teacher_cache.building.survey import prepare_build
 
-        request_job = read_job(job, CacheJob)
-        part = _parse_partition(partition)
-        cluster = choose_cluster(request_job.cluster, workers, part)
-        request = BuildRequest(
-            cache=request_job.cache if beside is None else beside_of(request_job.cache, beside),
-            job=str(job),
-            sources=tuple(request_job.dataset),
-            teachers=tuple(request_job.teacher),
-            views=request_job.views,
-            part=part,
-            device=device,
-            threads=cluster.num_threads,
-        )
-        plan = prepare_build(request)
+        read, part = read_job(job, CacheJob), _parse_partition(partition)
+        cluster = choose_cluster(read.cluster, workers, part)
+        request = read.request(job, device=device, threads=cluster.num_threads, beside=beside, part=part)
+        prepared = prepare_build(request)
         if dry_run:
-            _print_plan(plan, as_json)
+            _print_dry_run(prepared, as_json)
             return 0
         with terminal.watching("rows") as watch:
-            progress = BuildProgress(watch)
-            if plan.num_missing:
+            if prepared.num_missing:
                 with open_runner(cluster) as runner:
-                    report = run_build(plan, runner, progress)
+                    report = run_build(prepared, runner, watch)
             else:
-                report = run_build(plan, run_inline, progress)  # no tasks, no cluster
+                report = run_build(prepared, run_inline, watch)  # no work, no cluster
         print_report(request.cache, report, as_json)
         return report.exit_code
 
@@ -230,14 +219,14 @@ def _parse_partition(text: str) -> tuple[int, int]:
     return int(i), int(n)
 
 
-def _print_plan(plan: PreparedBuild, as_json: bool) -> None:
+def _print_dry_run(prepared: PreparedBuild, as_json: bool) -> None:
     import polars as pl
 
     from jobs.show import terminal
     from jobs.show.tables import print_memory, print_table
     from teacher_cache.building.memory import project_worker
 
-    memory = project_worker(plan)
+    memory = project_worker(prepared)
     stages = [
         {
             "stage": stage.name,
@@ -246,12 +235,14 @@ def _print_plan(plan: PreparedBuild, as_json: bool) -> None:
             "shards_missing": len(stage.todo),
             "rows_missing": sum(shard.stop - shard.start for shard in stage.todo),
         }
-        for stage in plan.stages
+        for stage in prepared.stages
     ]
     if as_json:
-        terminal.print_json({"cache": plan.request.cache, "stages": stages, "worker_memory_bytes": memory.total_bytes})
+        terminal.print_json(
+            {"cache": prepared.request.cache, "stages": stages, "worker_memory_bytes": memory.total_bytes}
+        )
         return
-    print_table(pl.DataFrame(stages), title=plan.request.cache)
+    print_table(pl.DataFrame(stages), title=prepared.request.cache)
     print_memory("memory of a worker", memory.total_bytes, memory._asdict())
     terminal.out.print("a dry run: nothing was written")
 

@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from jobs.cli.arguments import DeviceOption, JobArgument, JsonOption
-
-if TYPE_CHECKING:
-    from jobs.show.terminal import Watch
 
 PLOT_SUFFIXES = (".png", ".svg", ".pdf")
 
@@ -37,29 +34,20 @@ def plan(
         from jobs.files.cache_job import CacheJob
         from jobs.files.reading import read_job
         from jobs.show.pilot_tables import as_values, print_pilot
-        from teacher_cache.building.survey import BuildRequest
         from teacher_cache.pilot.pilot import PilotRequest, run_pilot
 
         if plot is not None:
             _check_plot(plot)
         read = read_job(job, CacheJob)
         request = PilotRequest(
-            build=BuildRequest(
-                cache=read.cache,
-                job=str(job),
-                sources=tuple(read.dataset),
-                teachers=tuple(read.teacher),
-                views=read.views,
-                device=device,
-                threads=read.cluster.num_threads,
-            ),
+            build=read.request(job, device=device),
             fidelity=read.fidelity,
             rows=rows,
             workers=workers or read.cluster.num_workers,
             epochs=epochs,
         )
         with terminal.watching("done") as watch:
-            pilots = run_pilot(request, _PilotProgress(watch))
+            pilots = run_pilot(request, watch)
         if plot is not None:
             from jobs.show.pilot_plot import draw
 
@@ -91,16 +79,3 @@ def _check_plot(path: Path) -> None:
         raise BadRequest(
             f"--plot {path} cannot be written", found="no such folder" if not path.is_dir() else "a folder"
         )
-
-
-class _PilotProgress:
-    """Shows a pilot's progress."""
-
-    def __init__(self, watch: Watch):
-        self._watch = watch
-
-    def stage(self, name: str, total: int) -> None:
-        self._watch.begin(name, total)
-
-    def advance(self, count: int) -> None:
-        self._watch.advance(count)

@@ -23,38 +23,28 @@ def recode(
     from jobs.show import terminal
 
     def action() -> int:
-        from jobs.cli.building import BuildProgress, beside_of, choose_cluster, open_runner, print_report
+        from jobs.cli.building import choose_cluster, open_runner, print_report
         from jobs.files.cache_job import CacheJob
         from jobs.files.reading import read_job
         from storage.cache import Cache
         from storage.errors import RowsMissing
         from teacher_cache.building.runners import run_inline
-        from teacher_cache.building.survey import BuildRequest
         from teacher_cache.recoding.recode import needs_runner, prepare_recoding, run_recode
 
         read = read_job(job, CacheJob)
         cluster = choose_cluster(read.cluster, workers)
-        request = BuildRequest(
-            cache=read.cache if beside is None else beside_of(read.cache, beside),
-            job=str(job),
-            sources=tuple(read.dataset),
-            teachers=tuple(read.teacher),
-            views=read.views,
-            device=device,
-            threads=cluster.num_threads,
-        )
-        plan = prepare_recoding(Cache.open(absolute(cache)), request)
+        request = read.request(job, device=device, threads=cluster.num_threads, beside=beside)
+        recoding = prepare_recoding(Cache.open(absolute(cache)), request)
         with terminal.watching("rows") as watch:
-            progress = BuildProgress(watch)
-            if needs_runner(plan):
+            if needs_runner(recoding):
                 with open_runner(cluster) as runner:
-                    report = run_recode(plan, runner, progress)
+                    report = run_recode(recoding, runner, watch)
             else:
-                report = run_recode(plan, run_inline, progress)
-            for stage, shards in plan.missing.items():
-                progress.note(f"{stage}: {shards} shards are not in {cache} yet; the same command takes them up later")
+                report = run_recode(recoding, run_inline, watch)
+            for stage, shards in recoding.missing.items():
+                watch.note(f"{stage}: {shards} shards are not in {cache} yet; the same command takes them up later")
         print_report(request.cache, report, as_json)
-        return report.exit_code or (RowsMissing.exit_code if plan.missing else 0)
+        return report.exit_code or (RowsMissing.exit_code if recoding.missing else 0)
 
     terminal.run(action, as_json=as_json)
 

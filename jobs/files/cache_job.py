@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Self
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Self
 
 from pydantic import Field, model_validator
 
 from jobs.files.cluster_options import ClusterOptions
 from jobs.files.reading import refuse_twice
 from storage.datasets import AnySource
+from storage.errors import BadRequest
 from storage.options import Options, Url
 from storage.views.options import ViewOptions
 from teacher_cache.pilot.ladder import FidelityOptions
 from teacher_cache.teachers.options import TeacherOptions
+
+if TYPE_CHECKING:
+    from teacher_cache.building.survey import BuildRequest
 
 
 class CacheJob(Options):
@@ -24,7 +29,7 @@ class CacheJob(Options):
         teacher: one `[[teacher]]` each; a cache without teachers is enough to train on labels.
         views: augmentation; without it, teachers are asked about plain inputs.
         fidelity: how much `cache plan` may recommend to lose; decides nothing about what is built.
-        cluster: where tasks run; decides nothing about what is computed.
+        cluster: where work runs; decides nothing about what is computed.
     """
 
     cache: Url
@@ -48,3 +53,44 @@ class CacheJob(Options):
         if self.views is not None and (unknown := sorted(set(self.views.datasets or ()) - set(datasets))):
             raise ValueError(f"views names unknown datasets {', '.join(unknown)}; there are {', '.join(datasets)}")
         return self
+
+    def request(
+        self,
+        job: Path,
+        *,
+        device: str = "auto",
+        threads: int | None = None,
+        beside: str | None = None,
+        part: tuple[int, int] = (0, 1),
+    ) -> BuildRequest:
+        """Return what is asked of `teacher_cache`.
+
+        Args:
+            job: where the file is, for messages.
+            device: of teachers: auto, cpu, cuda.
+            threads: of torch, per worker; by default as the job's cluster has it.
+            beside: the name of another cache, in the folder of the job's.
+            part: (i, n), this process does number i of n.
+
+        Raises:
+            BadRequest: `beside` is a path.
+        """
+        from teacher_cache.building.survey import BuildRequest
+
+        return BuildRequest(
+            cache=self.cache if beside is None else _beside(self.cache, beside),
+            job=str(job),
+            sources=tuple(self.dataset),
+            teachers=tuple(self.teacher),
+            views=self.views,
+            part=part,
+            device=device,
+            threads=threads or self.cluster.num_threads,
+        )
+
+
+def _beside(cache: str, name: str) -> str:
+    """Return the address of a cache of this name beside another. Raises BadRequest."""
+    if "/" in name or not name.strip("."):
+        raise BadRequest(f"--as {name} is not a name", expected="the name of a cache beside the job's, not a path")
+    return f"{cache.rpartition('/')[0]}/{name}"

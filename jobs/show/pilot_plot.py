@@ -12,8 +12,9 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
 from matplotlib.transforms import Bbox
 
+from storage.encodings.naming import short_name
 from storage.errors import StorageFailure
-from teacher_cache.pilot.ladder import DRAW_SETS, is_unbiased, short_name
+from teacher_cache.pilot.ladder import DRAW_SETS, is_unbiased
 from teacher_cache.pilot.pilot import Pilot, Trial
 
 LEAST_KL, LEAST_DEGREES = 1e-12, 1e-3  # where logarithmic axes end; what is nearer than that counts as exact

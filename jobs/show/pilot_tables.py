@@ -9,7 +9,8 @@ from rich.table import Table
 from rich.text import Text
 
 from jobs.show.terminal import out, si
-from teacher_cache.pilot.ladder import DRAW_SETS, as_toml, is_unbiased, short_name
+from storage.encodings.naming import as_toml, short_name
+from teacher_cache.pilot.ladder import DRAW_SETS, is_unbiased
 from teacher_cache.pilot.pilot import Pilot, PilotRequest, Trial
 
 FAR_DEGREES = 15.0  # of a recommended encoding, to be told

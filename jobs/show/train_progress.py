@@ -2,23 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Protocol
-
 from jobs.show.terminal import si
+from storage.cache.watcher import Watcher
 from storage.views import PLAIN
 from student_train.running import events
 
 IDLE_SHARE = 0.01  # of the gradient; below it a term is worth a note
-
-
-class Watcher(Protocol):
-    """What shows it: a `terminal.Watch`, or on a worker what sends it to the command."""
-
-    def begin(self, name: str, total: int, done: int = 0, unit: str | None = None) -> None: ...
-    def advance(self, count: int, detail: str = "") -> None: ...
-    def detail(self, text: str) -> None: ...
-    def complete(self) -> None: ...
-    def note(self, text: str) -> None: ...
 
 
 class TrainProgress:

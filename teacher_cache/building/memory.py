@@ -1,7 +1,7 @@
 """The peak memory of a worker, bounded from the job before anything runs.
 
 A worker holds the libraries, the teacher's weights, the activations of one batch, and the rows of two shards: one
-task computes while another reads or writes. Nothing in it grows with the cache (invariant 10).
+computes while the other is read or written. Nothing in it grows with the cache (invariant 10).
 
 Activations are measured on the meta device, which computes shapes and allocates nothing.
 """

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from typing import TYPE_CHECKING, NamedTuple
 
+from storage.cache.watcher import Watcher
 from storage.errors import BadTeacher
 from storage.format.arrays import pack
 from storage.tasks import task_of
@@ -24,16 +25,6 @@ if TYPE_CHECKING:
 
 MIN_ROWS_OF_A_DATASET = 32
 WARM_UP_ROWS = 8
-
-
-class Progress(Protocol):
-    """How a pilot is watched."""
-
-    def stage(self, name: str, total: int) -> None:
-        """Something begins, of so many things."""
-
-    def advance(self, count: int) -> None:
-        """Some of them are done."""
 
 
 class TimedAnswers(NamedTuple):
@@ -58,7 +49,7 @@ def num_sites(dataset: PreparedDataset) -> int:
 
 
 def ask(
-    teacher: Teacher, options: TeacherOptions, stages: Sequence[Stage], wanted: int, progress: Progress
+    teacher: Teacher, options: TeacherOptions, stages: Sequence[Stage], wanted: int, watcher: Watcher
 ) -> TimedAnswers:
     """Ask a teacher about rows of each dataset, in proportion to their sizes, in the first view of each.
 
@@ -76,9 +67,9 @@ def ask(
     for name, stage in sorted(firsts.items()):
         share = max(MIN_ROWS_OF_A_DATASET, round(wanted * num_sites(stage.dataset) / total))
         rows = read_spread(stage, share)
-        progress.stage(f"{options.name}: {name}", len(rows.shown_B))
+        watcher.begin(f"{options.name}: {name}", len(rows.shown_B))
         chosen_N = choose_sites(task_of(stage.dataset.spec), rows.labels, share)
-        parts += _ask_rows(teacher, options, stage, rows, chosen_N, progress)
+        parts += _ask_rows(teacher, options, stage, rows, chosen_N, watcher)
     joined = [
         torch.cat([getattr(part.answers, field) for part in parts]) for field in ("logits_NV", "labels_N", "keys_N")
     ]
@@ -92,7 +83,7 @@ def ask(
 
 
 def _ask_rows(
-    teacher: Teacher, options: TeacherOptions, stage: Stage, rows: SpreadRows, chosen_N: Tensor, progress: Progress
+    teacher: Teacher, options: TeacherOptions, stage: Stage, rows: SpreadRows, chosen_N: Tensor, watcher: Watcher
 ) -> list[TimedAnswers]:
     """Return the answers to the rows of one dataset, batch by batch."""
     per_row, dataset = sites_per_row(stage.dataset), stage.dataset.spec
@@ -115,7 +106,7 @@ def _ask_rows(
         answers = _picked(logits, batch, inside_N, stage)
         parts.append(TimedAnswers(answers, seconds, stop - start, feature_bytes))
         start = stop
-        progress.advance(len(batch.shown_B))
+        watcher.advance(len(batch.shown_B))
     return parts
 
 

@@ -1,8 +1,7 @@
-"""Which encodings a pilot tries, how they are named in a table, and how they are written in a job."""
+"""Which encodings a pilot tries."""
 
 from __future__ import annotations
 
-import json
 from typing import Annotated, Any
 
 from pydantic import Field, FiniteFloat
@@ -47,28 +46,6 @@ def ladder(num_classes: int, own: AnyEncoding) -> list[AnyEncoding]:
 def is_unbiased(encoding: AnyEncoding) -> bool:
     """Return whether the mean gradient over many draws is the dense one's."""
     return isinstance(encoding, SparseEncoding) and encoding.n > 0
-
-
-def short_name(encoding: AnyEncoding) -> str:
-    """Return a name for a line of a table: `dense fp16`, `sparse k=64 8bit`."""
-    if isinstance(encoding, DenseEncoding):
-        return f"dense {encoding.dtype}"
-    parts = [f"k={encoding.k}"] * bool(encoding.k) + [f"n={encoding.n}"] * bool(encoding.n)
-    parts += [] if encoding.p is None else [f"p={encoding.p:g}"]
-    parts += [encoding.values] * bool(encoding.k)
-    return " ".join(["sparse", *parts])
-
-
-def as_toml(encoding: AnyEncoding) -> str:
-    """Return the line of a `[[teacher]]` that asks for an encoding; defaults are left out."""
-    values = {"kind": encoding.kind} | encoding.model_dump(mode="json", exclude_defaults=True, exclude={"kind"})
-    return f"encoding = {{ {', '.join(f'{key} = {_toml(value)}' for key, value in values.items())} }}"
-
-
-def _toml(value: Any) -> str:
-    if isinstance(value, list):
-        return f"[{', '.join(map(_toml, value))}]"
-    return f"{value:g}" if isinstance(value, float) and value.is_integer() else json.dumps(value)
 
 
 def _fits(encoding: AnyEncoding, num_classes: int) -> bool:

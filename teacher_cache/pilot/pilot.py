@@ -13,13 +13,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
+from storage.cache.watcher import Watcher
 from storage.encodings import AnyEncoding
 from storage.errors import BadRequest
 from storage.format.arrays import METADATA, pack, unpack
 from storage.tasks import task_of
 from storage.views import PLAIN
 from teacher_cache.building.survey import BuildRequest, Stage, prepare_afresh
-from teacher_cache.pilot.answers import Progress, ask, num_sites
+from teacher_cache.pilot.answers import ask, num_sites
 from teacher_cache.pilot.ladder import FidelityOptions, ladder
 from teacher_cache.pilot.worth import Pace, Worth, weigh
 from teacher_cache.teachers.loading import load_teacher
@@ -114,7 +115,7 @@ class Pilot:
         return within[0] if within else None
 
 
-def run_pilot(request: PilotRequest, progress: Progress) -> list[Pilot]:
+def run_pilot(request: PilotRequest, watcher: Watcher) -> list[Pilot]:
     """Measure every teacher of a job.
 
     Raises:
@@ -127,18 +128,20 @@ def run_pilot(request: PilotRequest, progress: Progress) -> list[Pilot]:
             found="no [[teacher]]",
             do="add one; docs/jobs.md has its keys",
         )
-    plan = prepare_afresh(request.build)
+    prepared = prepare_afresh(request.build)
     pilots = []
     for options in request.build.teachers:
-        stages = [stage for stage in plan.stages if stage.teacher is not None and stage.teacher.name == options.name]
+        stages = [
+            stage for stage in prepared.stages if stage.teacher is not None and stage.teacher.name == options.name
+        ]
         for num_classes in sorted({stage.dataset.spec.num_classes for stage in stages}):
             of_size = [stage for stage in stages if stage.dataset.spec.num_classes == num_classes]
-            pilots.append(_measure_teacher(request, options, of_size, progress))
+            pilots.append(_measure_teacher(request, options, of_size, watcher))
     return pilots
 
 
 def _measure_teacher(
-    request: PilotRequest, options: TeacherOptions, stages: Sequence[Stage], progress: Progress
+    request: PilotRequest, options: TeacherOptions, stages: Sequence[Stage], watcher: Watcher
 ) -> Pilot:
     """Return what is found of one teacher over datasets with the same number of classes."""
     import torch
@@ -149,17 +152,17 @@ def _measure_teacher(
     torch.set_num_threads(request.build.threads)
     device = pick_device(request.build.device)
     teacher = load_teacher(options, torch.device(device))
-    asked = ask(teacher, options, stages, request.rows, progress)
+    asked = ask(teacher, options, stages, request.rows, watcher)
     feature_bytes = asked.feature_bytes / asked.positions
     positions = {stage.dataset.spec.name: num_sites(stage.dataset) for stage in stages}
     stored_rows = sum(positions[stage.dataset.spec.name] for stage in stages)
     trials, skipped = [], []
     tried = ladder(asked.answers.num_classes, options.encoding)
-    progress.stage(f"{options.name}: encodings", len(tried))
+    watcher.begin(f"{options.name}: encodings", len(tried))
     per_shard = min(num_sites(stage.dataset) / len(stage.shards) for stage in stages)
     for encoding in tried:
         cost = _cost(asked.answers, encoding, per_shard)
-        progress.advance(1)
+        watcher.advance(1)
         if isinstance(cost, str):
             skipped.append((encoding, cost))
             continue

@@ -11,29 +11,27 @@ What comes out is a cache like any other: `cache build` with the same job goes o
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-import polars as pl
-
 from storage.cache import TOKENIZER_JSON, Cache
+from storage.cache.watcher import Watcher
 from storage.datasets import Source
 from storage.digests import differences
+from storage.encodings.naming import as_toml
 from storage.errors import BadRequest, IncompleteCache, MissingCapability, NotInCache, StaleCache
 from storage.format.rows import ShardRows, segment_path
 from storage.format.shards import ShardKey
 from storage.format.specs import DatasetSpec, TeacherSpec, ViewsSpec, write_spec
 from storage.format.stages import VIEWS_JSON
 from storage.views import PLAIN
-from teacher_cache.building.build import BuildReport, Progress, count_done, set_aside
 from teacher_cache.building.runners import Runner
+from teacher_cache.building.stages import BuildReport, Stages
 from teacher_cache.building.survey import BuildRequest, views_of
-from teacher_cache.pilot.ladder import as_toml
 from teacher_cache.teachers.options import TeacherOptions
 from teacher_cache.work.conversions import refusal
-from teacher_cache.work.pieces import Done, RecodeWork, Work
+from teacher_cache.work.pieces import RecodeWork
 
 
 class RecodeStage(NamedTuple):
@@ -103,51 +101,37 @@ def prepare_recoding(source: Cache, request: BuildRequest) -> PreparedRecoding:
     return PreparedRecoding(source, request, tuple(stages))
 
 
-def run_recode(plan: PreparedRecoding, runner: Runner, progress: Progress) -> BuildReport:
+def run_recode(recoding: PreparedRecoding, runner: Runner, watcher: Watcher) -> BuildReport:
     """Make what is missing of the smaller cache, and return what came of it.
 
     Raises:
         StaleCache: the target was built by another job.
     """
-    source, request, report = plan.source, plan.request, BuildReport()
+    source, request = recoding.source, recoding.request
     cache = Cache.create(request.cache)
     try:
-        _write_promises(source, cache, plan)
+        _write_promises(source, cache, recoding)
     except StaleCache as error:
         do = f"cache recode {source.url} {request.job} --as NAME    # a new cache beside it"
         raise StaleCache(error.what, error.found, error.expected, do) from None
-    for stage in plan.stages:
+    stages = Stages(cache, runner, watcher)
+    for stage in recoding.stages:
         committed = cache.committed(stage.dataset, stage.teacher, stage.view)
-        ready = cache.committed(stage.dataset) if stage.teacher is not None else {shard.shard for shard in stage.shards}
-        todo = [shard for shard in stage.shards if shard.shard in ready - committed]
-        rows, left = (sum(shard.stop - shard.start for shard in shards) for shards in (stage.shards, todo))
-        report.present += len(stage.shards) - len(todo)
-        progress.stage(stage.name, rows, rows - left)
-        if not todo:
-            continue
-        with contextlib.closing(runner(_pieces(plan, stage, todo))) as results:
-            for work, result in results:
-                if isinstance(result, Done):
-                    count_done(report, result)
-                    progress.done(result)
-                else:
-                    set_aside(work, result, report, progress)
-    cache.catalogue().ledger().compact()
-    for stage in plan.stages:
-        if stage.teacher is None and len(unread := _quarantined(cache, stage)):
-            report.quarantined[stage.dataset] = unread
-    return report
+        todo = [shard for shard in stage.shards if shard.shard not in committed]
+        if stage.teacher is not None and todo:  # a shard whose inputs could not be copied cannot be recoded either
+            ready = cache.committed(stage.dataset)
+            pieces = _work(recoding, stage, [shard for shard in todo if shard.shard in ready])
+        else:
+            pieces = _work(recoding, stage, todo)
+        stages.run(stage.name, stage.shards, todo, pieces)
+    return stages.end(cache.catalogue().ledger(), [s.dataset for s in recoding.stages if s.teacher is None])
 
 
-def _quarantined(cache: Cache, stage: RecodeStage) -> pl.DataFrame:
-    return cache.quarantined(stage.dataset) if cache.committed(stage.dataset) else pl.DataFrame()
-
-
-def needs_runner(plan: PreparedRecoding) -> bool:
+def needs_runner(recoding: PreparedRecoding) -> bool:
     """Return whether there is anything to run: a cluster for nothing would cost seconds."""
-    cache = Cache.find(plan.request.cache)
+    cache = Cache.find(recoding.request.cache)
     return cache is None or any(
-        {shard.shard for shard in stage.shards} - _committed(cache, stage) for stage in plan.stages
+        {shard.shard for shard in stage.shards} - _committed(cache, stage) for stage in recoding.stages
     )
 
 
@@ -253,10 +237,10 @@ def _stage(source: Cache, dataset: str, teacher: str | None, view: str, spec: Te
     return RecodeStage(dataset, teacher, view, spec, there, len(shards) - len(there))
 
 
-def _write_promises(source: Cache, cache: Cache, plan: PreparedRecoding) -> None:
+def _write_promises(source: Cache, cache: Cache, recoding: PreparedRecoding) -> None:
     """Write every promise and every segment, before any data."""
-    job = plan.request.job
-    for stage in plan.stages:
+    job = recoding.request.job
+    for stage in recoding.stages:
         name = stage.dataset
         if stage.spec is not None:
             write_spec(cache.objects, f"{name}/{stage.spec.name}/teacher.json", stage.spec, job)
@@ -265,9 +249,9 @@ def _write_promises(source: Cache, cache: Cache, plan: PreparedRecoding) -> None
             _copy_object(source, cache, f"{name}/{TOKENIZER_JSON}")
         write_spec(cache.objects, f"{name}/dataset.json", source.dataset(name), job)
         views = source.views(name)
-        if views is not None and any(other.dataset == name and other.view != PLAIN for other in plan.stages):
+        if views is not None and any(other.dataset == name and other.view != PLAIN for other in recoding.stages):
             write_spec(cache.objects, f"{name}/{VIEWS_JSON}", views, job)
-    for name in dict.fromkeys(stage.dataset for stage in plan.stages):
+    for name in dict.fromkeys(stage.dataset for stage in recoding.stages):
         for number in range(len(source.plan(name).segments)):
             _copy_object(source, cache, segment_path(name, number))
 
@@ -283,9 +267,9 @@ def _copy_object(source: Cache, cache: Cache, path: str) -> None:
         )
 
 
-def _pieces(plan: PreparedRecoding, stage: RecodeStage, todo: Sequence[ShardRows]) -> Iterator[Work]:
+def _work(recoding: PreparedRecoding, stage: RecodeStage, todo: Sequence[ShardRows]) -> Iterator[RecodeWork]:
     """Yield the work of a stage, a shard each."""
-    request = plan.request
+    request = recoding.request
     for shard, _, _ in todo:
         key = ShardKey(stage.dataset, stage.teacher, stage.view, shard)
-        yield RecodeWork(request.cache, key, plan.source.url, request.device, request.threads)
+        yield RecodeWork(request.cache, key, recoding.source.url, request.device, request.threads)

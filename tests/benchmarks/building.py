@@ -13,21 +13,26 @@ from teacher_cache.building.build import run_build
 from teacher_cache.building.runners import Runner
 from teacher_cache.building.survey import BuildRequest, prepare_build
 from teacher_cache.teachers.options import TeacherOptions
-from teacher_cache.work.pieces import Done
 
 
 class StageClock:
-    """A build's progress that notes how long its last stage with work took."""
+    """Watches a build, and notes how long its last stage with work took."""
 
     def __init__(self) -> None:
         self.seconds = 0.0
         self._began = 0.0
 
-    def stage(self, name: str, rows: int, rows_done: int) -> None:
+    def begin(self, name: str, total: int, done: int = 0, unit: str | None = None) -> None:
         self._began = time.perf_counter()
 
-    def done(self, done: Done) -> None:
+    def advance(self, count: int, detail: str = "") -> None:
         self.seconds = time.perf_counter() - self._began
+
+    def detail(self, text: str) -> None:
+        pass
+
+    def complete(self) -> None:
+        pass
 
     def note(self, text: str) -> None:
         raise AssertionError(text)
@@ -41,7 +46,7 @@ def source(path: Path) -> Any:
 def build(
     cache: Path, path: Path, runner: Runner, teachers: tuple[TeacherOptions, ...] = (), threads: int = 1
 ) -> float:
-    """Build what is missing; return the seconds of the last stage that had work, from its first task to its last."""
+    """Build what is missing; return the seconds of the last stage that had work, from its first shard to its last."""
     clock = StageClock()
     request = BuildRequest(str(cache), "benchmark", (source(path),), teachers, threads=threads, device="cpu")
     report = run_build(prepare_build(request), runner, clock)

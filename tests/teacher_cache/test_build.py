@@ -16,7 +16,7 @@ from PIL import Image
 from storage.cache import Cache
 from storage.cache.verify import verify
 from storage.errors import BadRequest, BadTeacher, MissingSource, RowsMissing, StaleCache, StillroomError
-from teacher_cache.building.build import BuildReport
+from teacher_cache.building.stages import BuildReport
 from teacher_cache.building.survey import BuildRequest, prepare_build
 from tests.teacher_cache.conftest import Built
 from tests.teacher_cache.toys import build, contents, digits, teacher_section, write_digits, write_job, write_teacher
@@ -497,12 +497,13 @@ def test_a_piece_of_work_travels_as_two_kilobytes_and_comes_back_as_one(built: B
 
     from jobs.files.cache_job import CacheJob
     from jobs.files.reading import read_job
-    from teacher_cache.building.build import _pieces
+    from teacher_cache.building.build import _ask_work, _ingest_work
     from teacher_cache.work.perform import perform
 
     read = read_job(built.job, CacheJob)
     request = BuildRequest(read.cache, "job", tuple(read.dataset), tuple(read.teacher))
     for stage in prepare_build(request).stages:
-        for work in _pieces(stage, stage.shards, request):
+        work_of = _ingest_work if stage.teacher is None else _ask_work
+        for work in work_of(stage, stage.shards, request):
             assert len(pickle.dumps(work)) < 2048
             assert len(pickle.dumps(perform(work))) < 1024

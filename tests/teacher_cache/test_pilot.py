@@ -17,16 +17,24 @@ from jobs.files.cache_job import CacheJob
 from jobs.files.reading import read_job
 from storage.cache import Cache
 from storage.encodings import AnyEncoding, DenseEncoding, SparseEncoding
+from storage.encodings.naming import as_toml, short_name
 from storage.errors import BadRequest, BadTeacher, MissingSource
 from storage.format.shards import ShardKey
 from storage.tasks import TASKS
-from teacher_cache.building.survey import BuildRequest
 from teacher_cache.pilot.fidelity import Calibration, PilotAnswers, calibration_of_dense, density, measure
-from teacher_cache.pilot.ladder import as_toml, is_unbiased, ladder, short_name
+from teacher_cache.pilot.ladder import is_unbiased, ladder
 from teacher_cache.pilot.pilot import Pilot, PilotRequest, run_pilot
 from teacher_cache.pilot.rows import choose_sites, spread_runs
 from teacher_cache.pilot.worth import Pace, weigh
-from tests.teacher_cache.toys import build, contents, teacher_section, write_digits, write_job, write_teacher
+from tests.teacher_cache.toys import (
+    Silent,
+    build,
+    contents,
+    teacher_section,
+    write_digits,
+    write_job,
+    write_teacher,
+)
 
 SPARSE = 'encoding = { kind = "sparse", k = 3, n = 5, values = "8bit", temperatures = [1, 4] }\n'
 TOKENS_TEACHER = '''
@@ -51,30 +59,10 @@ def build(vocabulary):
 '''
 
 
-class Quiet:
-    """Progress that counts."""
-
-    def __init__(self) -> None:
-        self.stages: dict[str, list[int]] = {}
-
-    def stage(self, name: str, total: int) -> None:
-        self.stages[name] = [0, total]
-
-    def advance(self, count: int) -> None:
-        self.stages[next(reversed(self.stages))][0] += count
-
-
-def pilot_of(job: Path, *, rows: int = 64, progress: Quiet | None = None) -> list[Pilot]:
+def pilot_of(job: Path, *, rows: int = 64, watcher: Silent | None = None) -> list[Pilot]:
     read = read_job(job, CacheJob)
-    request = BuildRequest(
-        cache=read.cache,
-        job=str(job),
-        sources=tuple(read.dataset),
-        teachers=tuple(read.teacher),
-        views=read.views,
-        device="cpu",
-    )
-    return run_pilot(PilotRequest(request, read.fidelity, rows, workers=2, epochs=10), progress or Quiet())
+    request = read.request(job, device="cpu")
+    return run_pilot(PilotRequest(request, read.fidelity, rows, workers=2, epochs=10), watcher or Silent())
 
 
 def answers_of(logits: Any, *, labels: Any = None, num_classes: int | None = None) -> PilotAnswers:
@@ -257,8 +245,8 @@ def test_a_cache_pays_from_so_many_students_on(
 
 
 def test_a_pilot_measures_every_encoding_and_recommends_the_smallest_within_the_budget(folder: Path) -> None:
-    watched = Quiet()
-    (found,) = pilot_of(write_job(folder, write_digits(folder, 100), teacher_section()), progress=watched)
+    watched = Silent()
+    (found,) = pilot_of(write_job(folder, write_digits(folder, 100), teacher_section()), watcher=watched)
     assert (found.rows, found.rows_measured, found.num_classes, found.unit) == (100, 64, 10, "row")
     assert [trial.bytes_per_row for trial in found.trials] == sorted(trial.bytes_per_row for trial in found.trials)
     best = found.recommended
@@ -268,7 +256,7 @@ def test_a_pilot_measures_every_encoding_and_recommends_the_smallest_within_the_
     smaller = [trial for trial in found.trials if trial.bytes_per_row < best.bytes_per_row]
     assert all(trial.fidelity.kl is None or trial.fidelity.kl > 0.001 for trial in smaller)
     assert found.rows_per_s > 0
-    assert all(done == total for done, total in watched.stages.values())
+    assert all(done == total for done, total in watched.counts.values())
 
 
 def test_a_budget_of_nothing_leaves_dense_fp32(folder: Path) -> None:

@@ -16,6 +16,7 @@ from storage.cache import Cache
 from storage.cache.status import read_status
 from storage.cache.verify import verify
 from storage.encodings import AnyEncoding, DenseEncoding, SparseEncoding
+from storage.encodings.naming import as_toml
 from storage.errors import (
     BadRequest,
     CorruptObject,
@@ -27,10 +28,9 @@ from storage.errors import (
     StillroomError,
 )
 from storage.format.shards import ShardKey
-from teacher_cache.building.build import BuildReport
 from teacher_cache.building.runners import run_inline
+from teacher_cache.building.stages import BuildReport
 from teacher_cache.building.survey import BuildRequest
-from teacher_cache.pilot.ladder import as_toml
 from teacher_cache.recoding.recode import prepare_recoding, run_recode
 from teacher_cache.work.conversions import convert, refusal
 from tests.teacher_cache.test_faults import started, wait_for

@@ -19,10 +19,10 @@ from jobs.files.reading import read_job
 from storage.cache import Cache
 from storage.format.shards import read_commits, stage_folder
 from storage.views import PLAIN
-from teacher_cache.building.build import BuildReport, run_build
+from teacher_cache.building.build import run_build
 from teacher_cache.building.runners import Runner, run_inline
+from teacher_cache.building.stages import BuildReport
 from teacher_cache.building.survey import BuildRequest, prepare_build
-from teacher_cache.work.pieces import Done
 
 TEACHER = '''
 """A tiny convolutional teacher of 8 by 8 inputs; `fault` is what it does wrong to rows whose first pixel is white."""
@@ -90,15 +90,22 @@ DIGITS = '[[dataset]]\nname = "digits"\nkind = "digits"\nvalidation = 0.2\nrows_
 
 
 class Silent:
-    """Progress that nobody watches, kept for tests to look at."""
+    """Watches, and keeps what it is told for tests to look at."""
 
     def __init__(self) -> None:
         self.notes: list[str] = []
+        self.counts: dict[str, list[int]] = {}
 
-    def stage(self, name: str, rows: int, rows_done: int) -> None:
-        pass
+    def begin(self, name: str, total: int, done: int = 0, unit: str | None = None) -> None:
+        self.counts[name] = [done, total]
 
-    def done(self, done: Done) -> None:
+    def advance(self, count: int, detail: str = "") -> None:
+        self.counts[next(reversed(self.counts))][0] += count
+
+    def detail(self, text: str) -> None:
+        self.advance(0, text)
+
+    def complete(self) -> None:
         pass
 
     def note(self, text: str) -> None:

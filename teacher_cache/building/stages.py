@@ -1,0 +1,134 @@
+"""Run the work of one stage after another: count it, set aside what fails, keep the ledger short, say what happened.
+
+Building and recoding share it: what they run is another matter (`teacher_cache.work`).
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+
+import polars as pl
+
+from storage.cache import Cache
+from storage.cache.watcher import Watcher
+from storage.errors import CorruptObject, RowsMissing, StillroomError, WorkerDied
+from storage.format.ledger import Ledger
+from storage.format.rows import ShardRows
+from storage.views import PLAIN
+from teacher_cache.building.runners import Runner
+from teacher_cache.work.pieces import Done, Work
+
+COMPACT_EVERY_SHARDS = 1000  # so that `cache status` stays quick beside a long build
+SET_ASIDE_LIMIT = 5  # shards that fail for no known reason before the command stops
+
+
+@dataclass
+class BuildReport:
+    """What a build did, or a recoding.
+
+    Attributes:
+        built: shards committed by this command, in all its stages.
+        present: shards of this part that were there before.
+        lost: shards that another builder committed first.
+        refused, failed: message per shard that could not be built.
+        quarantined: dataset → `row`, `sample_id`, `error`.
+    """
+
+    built: int = 0
+    present: int = 0
+    lost: int = 0
+    rows: int = 0
+    bytes: int = 0
+    refused: list[str] = field(default_factory=list)
+    failed: list[str] = field(default_factory=list)
+    quarantined: dict[str, pl.DataFrame] = field(default_factory=dict)
+
+    @property
+    def exit_code(self) -> int:
+        """0 complete, 1 a failure of ours, 3 rows are missing."""
+        if self.failed:
+            return 1
+        return RowsMissing.exit_code if self.refused or any(map(len, self.quarantined.values())) else 0
+
+
+@dataclass(frozen=True)
+class Stages:
+    """The stages of one command, run one after another.
+
+    Attributes:
+        cache: which they fill.
+        runner: runs their work.
+        watcher: is told, in rows.
+        report: what came of them so far.
+    """
+
+    cache: Cache
+    runner: Runner
+    watcher: Watcher
+    report: BuildReport = field(default_factory=BuildReport)
+
+    def run(
+        self,
+        name: str,
+        shards: Sequence[ShardRows],
+        todo: Sequence[ShardRows],
+        pieces: Iterable[Work],
+        on_done: Callable[[Done], None] = lambda done: None,
+    ) -> None:
+        """Run what is missing of a stage.
+
+        Args:
+            name: for whoever watches.
+            shards: all of the stage that this command is to see to.
+            todo: those of them that are not there.
+            pieces: work for those of `todo` whose turn it is; the inputs of others may not be there yet.
+            on_done: called with each shard that is whole; what it raises ends the command.
+
+        Raises:
+            StillroomError: of one shard, where all others would fail like it; shards committed so far stay.
+        """
+        rows, missing = (sum(shard.stop - shard.start for shard in each) for each in (shards, todo))
+        self.report.present += len(shards) - len(todo)
+        self.watcher.begin(name, rows, rows - missing)
+        with contextlib.closing(self.runner(pieces)) as results:  # an error cancels what is in flight
+            for work, result in results:
+                if isinstance(result, Done):
+                    self._count(result)
+                    on_done(result)
+                else:
+                    self._set_aside(work, result)
+
+    def end(self, ledger: Ledger, datasets: Iterable[str]) -> BuildReport:
+        """Return the report, with the unreadable samples of some datasets, after the ledger is written."""
+        ledger.compact()
+        for name in datasets:
+            if ledger.of(name, None, PLAIN)["quarantined"].sum():
+                self.report.quarantined[name] = self.cache.quarantined(name)
+        return self.report
+
+    def _count(self, done: Done) -> None:
+        report = self.report
+        report.built += done.won
+        report.lost += not done.won
+        report.rows += done.rows
+        report.bytes += done.bytes
+        self.watcher.advance(done.rows)
+        if done.won and report.built % COMPACT_EVERY_SHARDS == 0:
+            self.cache.catalogue().ledger().compact()
+
+    def _set_aside(self, work: Work, error: Exception) -> None:
+        """Keep a failed shard for the report; raise if every other shard would fail like it."""
+        report = self.report
+        if isinstance(error, RowsMissing):
+            report.refused.append(str(error))
+            self.watcher.note(str(error))
+            return
+        if isinstance(error, StillroomError) and not isinstance(error, CorruptObject | WorkerDied):
+            raise error
+        reason = error.what if isinstance(error, WorkerDied) else str(error)
+        report.failed.append(f"{work.key}: {reason if isinstance(error, StillroomError) else repr(error)}")
+        self.watcher.note(report.failed[-1])
+        if len(report.failed) >= SET_ASIDE_LIMIT:
+            raise StillroomError("too many shards fail; the build stops", found="\n".join(report.failed)) from error
