@@ -40,10 +40,21 @@ def grow(recorded: RowPlan, files: pl.DataFrame, rows_per_shard: int) -> Growth:
         recorded: the plan in the cache; without segments for a new dataset.
         files: `file`, `size`, `version`, `rows`, in row order.
         rows_per_shard: the cut of the new segment, if there is one.
+
+    A file whose five rows are recorded has grown to eight, and another is new:
+
+    >>> extents = pl.DataFrame([("a", 90, "v1", 0, 5)], EXTENT_SCHEMA, orient="row")
+    >>> files = pl.DataFrame({"file": ["a", "b"], "size": [140, 30], "version": ["v2", "v1"], "rows": [8, 2]})
+    >>> growth = grow(RowPlan((Segment(extents, 4),)), files, rows_per_shard=4)
+    >>> growth.segment.extents.rows()  # file, size, version, position, rows: 5 to 7 of a, then both of b
+    [('a', 140, 'v2', 5, 3), ('b', 30, 'v1', 0, 2)]
+    >>> growth.touched, growth.gone  # the five rows of a are to be compared with what was ingested
+    (('a',), ())
     """
     known = recorded.extents.group_by("file", maintain_order=True).agg(
         known_rows=pl.col("rows").sum(), known_size=pl.col("size").last(), known_version=pl.col("version").last()
     )
+    # Left, in the order of `files`: rows are numbered in that order.
     both = files.join(known, on="file", how="left", maintain_order="left").with_columns(
         pl.col("known_rows").fill_null(0)
     )
@@ -53,6 +64,7 @@ def grow(recorded: RowPlan, files: pl.DataFrame, rows_per_shard: int) -> Growth:
     ]
     differs = (pl.col("size") != pl.col("known_size")) | (pl.col("version") != pl.col("known_version"))
     touched = both.filter((pl.col("known_rows") > 0) & differs)["file"].to_list()
+    # A file that was touched and holds no more rows than before is recorded too, with none: it is compared but once.
     added = both.filter((pl.col("rows") > pl.col("known_rows")) | differs.fill_null(False)).select(
         "file", "size", "version", position="known_rows", rows=pl.col("rows") - pl.col("known_rows")
     )
@@ -67,6 +79,13 @@ def default_rows_per_shard(
 
     Of few classes, fewer where the logits of all sites in 16 bits would; of many nobody stores all logits, and a shard
     has MIN_SHARD_SITES.
+
+    >>> default_rows_per_shard((3, 32, 32), "uint8", num_classes=10)  # 3 kB a row: as many rows as a shard may have
+    2048
+    >>> default_rows_per_shard((3, 512, 512), "float32", num_classes=10)  # 3 MiB a row, and 256 MiB a shard
+    85
+    >>> default_rows_per_shard((512,), "int32", num_sites=512, num_classes=50_257)  # 2**14 sites of 512 a row
+    32
     """
     row_bytes = math.prod(input_shape) * np.dtype(input_dtype).itemsize
     sites = max(MIN_SHARD_SITES, TARGET_SHARD_BYTES // (2 * max(1, num_classes)))
@@ -80,6 +99,10 @@ def missing(shards: Iterable[ShardRows], committed: set[int], part: tuple[int, i
         shards: all of a dataset.
         committed: numbers of those that are whole.
         part: (i, n): this process is number i of n and takes every n-th shard.
+
+    >>> shards = [ShardRows(0, 0, 4), ShardRows(1, 4, 8), ShardRows(2, 8, 12), ShardRows(3, 12, 14)]
+    >>> [shard.shard for shard in missing(shards, {2})], [shard.shard for shard in missing(shards, {2}, (0, 2))]
+    ([0, 1, 3], [0])
     """
     i, n = part
     return [shard for shard in shards if shard.shard not in committed and shard.shard % n == i]
