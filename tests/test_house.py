@@ -15,6 +15,7 @@ from pydantic import BaseModel
 from jobs.cli import cache as cache_cli
 from jobs.cli import student as student_cli
 from jobs.files.cache_job import CacheJob
+from jobs.files.reading import read_job
 from jobs.files.student_job import StudentJob
 from storage.datasets import AnySource
 from storage.encodings import DenseEncoding, FeatureEncoding, SparseEncoding
@@ -25,6 +26,7 @@ from teacher_cache.teachers.options import TeacherOptions
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 ROOMS = {"storage", "teacher_cache", "student_train", "jobs"}
+PAGES = sorted((REPOSITORY / "docs/jobs").glob("*.md"))
 KINDS = typing.get_args(typing.get_args(AnySource)[0])
 SOURCES = [
     getattr(source, "__origin__", source)
@@ -49,9 +51,21 @@ SECTIONS = [
 
 @pytest.mark.parametrize("section", SECTIONS, ids=lambda section: section.__name__)
 def test_every_option_of_a_job_file_is_told_in_its_document(section: type[BaseModel]) -> None:
-    code = " ".join(re.findall(r"`([^`]+)`", (REPOSITORY / "docs/jobs.md").read_text()))
+    told = "\n".join(
+        re.sub(r"```.*?```", "", page.read_text(), flags=re.DOTALL) for page in PAGES
+    )  # not in examples alone
+    code = " ".join(re.findall(r"`([^`\n]+)`", told))
     words = set(re.findall(r"[a-z_]+", code))
     assert set(section.model_fields) - words == set()
+
+
+@pytest.mark.parametrize("page", [REPOSITORY / "README.md", *PAGES], ids=lambda page: page.stem)
+def test_every_example_of_a_job_is_a_valid_job(page: Path, tmp_path: Path) -> None:
+    examples = re.findall(r"```toml\n(.*?)```", page.read_text(), flags=re.DOTALL)
+    assert examples or page == REPOSITORY / "docs/jobs/README.md"
+    for example in examples:
+        (tmp_path / "job.toml").write_text(example)
+        read_job(tmp_path / "job.toml", StudentJob if "[[student]]" in example else CacheJob)
 
 
 def test_every_command_is_told_in_the_readme() -> None:

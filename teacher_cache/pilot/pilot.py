@@ -126,7 +126,7 @@ def run_pilot(request: PilotRequest, watcher: Watcher) -> list[Pilot]:
         raise BadRequest(
             f"{request.build.job} has no teacher to measure",
             found="no [[teacher]]",
-            do="add one; docs/jobs.md has its keys",
+            do="add one; docs/jobs/teachers.md has its keys",
         )
     prepared = prepare_afresh(request.build)
     pilots = []
