@@ -4,6 +4,7 @@ pilot.py      the story
 rows.py       which rows, read straight from the source
 answers.py    what the teacher says of them, and how fast
 ladder.py     which encodings are tried
+cost.py       what one takes of a row: bytes, and seconds to make and to read
 fidelity.py   how near each comes to the dense targets
 worth.py      from how many students on a cache pays
 """

@@ -1,6 +1,6 @@
 """What a teacher says of the rows of a pilot, how fast, and what its features would take.
 
-Shapes: B rows of a batch, L positions of tokens, N positions measured, V columns of logits.
+Shapes: B rows of a batch, N sites measured, V columns of logits.
 """
 
 from __future__ import annotations
@@ -31,15 +31,15 @@ class TimedAnswers(NamedTuple):
     """What a teacher said of some rows, and what it took.
 
     Attributes:
-        answers: of the positions that are measured.
-        seconds: of its forward passes over all positions.
-        positions: how many those were.
+        answers: of the sites that are measured.
+        seconds: of its forward passes over all sites.
+        sites: how many those were.
         feature_bytes: of its features, as stored.
     """
 
     answers: PilotAnswers
     seconds: float
-    positions: int
+    sites: int
     feature_bytes: int
 
 
@@ -77,7 +77,7 @@ def ask(
     return TimedAnswers(
         answers,
         seconds=sum(part.seconds for part in parts),
-        positions=sum(part.positions for part in parts),
+        sites=sum(part.sites for part in parts),
         feature_bytes=sum(part.feature_bytes for part in parts),
     )
 
@@ -110,8 +110,8 @@ def _ask_rows(
     return parts
 
 
-def _picked(logits: Tensor, batch: SpreadRows, positions_N: Tensor, stage: Stage) -> PilotAnswers:
-    """Return the answers at some positions of a batch, after checking that they are answers."""
+def _picked(logits: Tensor, batch: SpreadRows, sites_N: Tensor, stage: Stage) -> PilotAnswers:
+    """Return the answers at some sites of a batch, after checking that they are answers."""
     from teacher_cache.pilot.fidelity import PilotAnswers
     from teacher_cache.work.checks import check_classes, refuse_probabilities
 
@@ -120,7 +120,7 @@ def _picked(logits: Tensor, batch: SpreadRows, positions_N: Tensor, stage: Stage
     refuse_probabilities(logits.flatten(0, -2), stage.spec)
     keys = task_of(stage.dataset.spec).site_keys(batch.keys_B, batch.shown_B.shape[1:])
     device = logits.device
-    picked_NV = logits.flatten(0, -2)[positions_N.to(device)]
+    picked_NV = logits.flatten(0, -2)[sites_N.to(device)]
     if not picked_NV[:, : stage.spec.num_classes].isfinite().all():
         bad = int((~picked_NV[:, : stage.spec.num_classes].isfinite()).any(dim=1).sum())
         raise BadTeacher(
@@ -132,6 +132,6 @@ def _picked(logits: Tensor, batch: SpreadRows, positions_N: Tensor, stage: Stage
     return PilotAnswers(
         picked_NV,
         stage.spec.num_classes,
-        batch.labels.flatten()[positions_N].to(device),
-        keys.flatten()[positions_N].to(device),
+        batch.labels.flatten()[sites_N].to(device),
+        keys.flatten()[sites_N].to(device),
     )

@@ -2,34 +2,29 @@
 
 Nothing is written, and no cache is needed: rows come straight from the sources. What is measured on them holds for the
 dataset as far as they are like it; they are spread over it, not drawn, so that a pilot repeats.
-
-Shapes: S rows of the pilot, B rows of a batch, L positions of tokens, N = B·L of them or B, C classes.
 """
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
 from storage.cache.watcher import Watcher
 from storage.encodings import AnyEncoding
 from storage.errors import BadRequest
-from storage.format.arrays import METADATA, pack, unpack
 from storage.tasks import task_of
 from storage.views import PLAIN
 from teacher_cache.building.survey import BuildRequest, Stage, prepare_afresh
-from teacher_cache.pilot.answers import ask, num_sites
+from teacher_cache.pilot.answers import TimedAnswers, ask, num_sites
+from teacher_cache.pilot.cost import cost_of
 from teacher_cache.pilot.ladder import FidelityOptions, ladder
 from teacher_cache.pilot.worth import Pace, Worth, weigh
 from teacher_cache.teachers.loading import load_teacher
 from teacher_cache.teachers.options import TeacherOptions
 
 if TYPE_CHECKING:
-    from teacher_cache.pilot.fidelity import Fidelity, PilotAnswers
-
-TIMED_RUNS = 3
+    from teacher_cache.pilot.fidelity import Fidelity
 
 
 @dataclass(frozen=True)
@@ -39,7 +34,7 @@ class PilotRequest:
     Attributes:
         build: of the job, as `cache build` would ask it.
         fidelity: the job's budget.
-        rows: to measure on, of each teacher; of tokens, positions.
+        rows: to measure on, of each teacher; of rows with several sites, sites.
         workers: of the big run.
         epochs: of each student.
     """
@@ -69,12 +64,12 @@ class Trial(NamedTuple):
 
 @dataclass(frozen=True)
 class Pilot:
-    """What was found of one teacher. A row of tokens is one position.
+    """What was found of one teacher. Its rows are sites (storage.tasks): of tokens, positions.
 
     Attributes:
         teacher, datasets: names.
         num_classes: of the targets.
-        unit: "row" or "token".
+        unit: what a site is called: "row", "token".
         rows_measured: on how many all this rests.
         rows: of the datasets.
         stored_rows: in all their views.
@@ -153,44 +148,23 @@ def _measure_teacher(
     device = pick_device(request.build.device)
     teacher = load_teacher(options, torch.device(device))
     asked = ask(teacher, options, stages, request.rows, watcher)
-    feature_bytes = asked.feature_bytes / asked.positions
-    positions = {stage.dataset.spec.name: num_sites(stage.dataset) for stage in stages}
-    stored_rows = sum(positions[stage.dataset.spec.name] for stage in stages)
-    trials, skipped = [], []
-    tried = ladder(asked.answers.num_classes, options.encoding)
-    watcher.begin(f"{options.name}: encodings", len(tried))
-    per_shard = min(num_sites(stage.dataset) / len(stage.shards) for stage in stages)
-    for encoding in tried:
-        cost = _cost(asked.answers, encoding, per_shard)
-        watcher.advance(1)
-        if isinstance(cost, str):
-            skipped.append((encoding, cost))
-            continue
-        pace = Pace(asked.seconds / asked.positions, cost.encode_s, cost.read_s)
-        worth = weigh(
-            pace,
-            rows=sum(positions.values()),
-            stored_rows=stored_rows,
-            bytes_per_row=cost.bytes_per_row + feature_bytes,
-            workers=request.workers,
-            epochs=request.epochs,
-        )
-        trials.append(Trial(encoding, cost.bytes_per_row, cost.fidelity, pace, worth))
+    trials, skipped = _try_encodings(request, options, stages, asked, watcher)
+    first, sites = stages[0], _sites(stages)
     return Pilot(
         teacher=options.name,
-        datasets=tuple(positions),
+        datasets=tuple(sites),
         num_classes=asked.answers.num_classes,
-        unit=task_of(stages[0].dataset.spec).site_name,
+        unit=task_of(first.dataset.spec).site_name,
         rows_measured=len(asked.answers.labels_N),
-        rows=sum(positions.values()),
-        stored_rows=stored_rows,
-        view=stages[0].view,
-        mixes=stages[0].view != PLAIN and stages[0].dataset.views is not None and stages[0].dataset.views.mixes,
-        rows_per_s=asked.positions / asked.seconds,
+        rows=sum(sites.values()),
+        stored_rows=_stored_rows(stages),
+        view=first.view,
+        mixes=first.view != PLAIN and first.dataset.views is not None and first.dataset.views.mixes,
+        rows_per_s=asked.sites / asked.seconds,
         device=torch.cuda.get_device_name()
         if device == "cuda"
         else f"cpu, {request.build.threads} thread{'s' * (request.build.threads != 1)}",
-        feature_bytes_per_row=feature_bytes,
+        feature_bytes_per_row=asked.feature_bytes / asked.sites,
         calibration=calibration_of_dense(asked.answers),
         max_kl=request.fidelity.max_kl,
         own=options.encoding,
@@ -199,49 +173,39 @@ def _measure_teacher(
     )
 
 
-class _Cost(NamedTuple):
-    """What one encoding takes, and how near it comes."""
-
-    bytes_per_row: float
-    encode_s: float
-    read_s: float
-    fidelity: Fidelity
-
-
-def _cost(answers: PilotAnswers, encoding: AnyEncoding, rows_per_shard: float) -> _Cost | str:
-    """Return what one encoding takes of a row, or why it cannot be used."""
-    import torch
-
-    from teacher_cache.pilot.fidelity import measure
-
-    rows = len(answers.labels_N)
-    encoded = {name: values.cpu().numpy() for name, values in answers.encoded(encoding).items()}
-    if (fault := encoding.fault(encoded, answers.num_classes)) is not None:
-        return fault
-    first = pack({name: values[:1] for name, values in encoded.items()})
-    objects = pack(encoded)
-
-    def read(objects: dict[str, bytes]) -> None:
-        arrays = {name: torch.from_numpy(array) for name, array in unpack(objects, encoded).items()}
-        encoding.decode(arrays, answers.num_classes)
-
-    encode_s = _quickest(lambda: answers.encoded(encoding))
-    of_one_s, of_all_s = _quickest(lambda: read(first)), _quickest(lambda: read(objects))
-    read_s = max(0.0, of_all_s - of_one_s) / rows + of_one_s / rows_per_shard  # opening arrays costs a shard, not a row
-    return _Cost(bytes_per_row(objects, rows, rows_per_shard), encode_s / rows, read_s, measure(answers, encoding))
+def _try_encodings(
+    request: PilotRequest, options: TeacherOptions, stages: Sequence[Stage], asked: TimedAnswers, watcher: Watcher
+) -> tuple[list[Trial], list[tuple[AnyEncoding, str]]]:
+    """Return what every encoding takes, and which cannot be used and why."""
+    trials, skipped = [], []
+    tried = ladder(asked.answers.num_classes, options.encoding)
+    watcher.begin(f"{options.name}: encodings", len(tried))
+    # Of the smallest shards: there what a shard costs, and a row does not, weighs most.
+    per_shard = min(num_sites(stage.dataset) / len(stage.shards) for stage in stages)
+    for encoding in tried:
+        cost = cost_of(asked.answers, encoding, per_shard)
+        watcher.advance(1)
+        if isinstance(cost, str):
+            skipped.append((encoding, cost))
+            continue
+        pace = Pace(asked.seconds / asked.sites, cost.encode_s, cost.read_s)
+        worth = weigh(
+            pace,
+            rows=sum(_sites(stages).values()),
+            stored_rows=_stored_rows(stages),
+            bytes_per_row=cost.bytes_per_row + asked.feature_bytes / asked.sites,
+            workers=request.workers,
+            epochs=request.epochs,
+        )
+        trials.append(Trial(encoding, cost.bytes_per_row, cost.fidelity, pace, worth))
+    return trials, skipped
 
 
-def _quickest(work: Callable[[], object]) -> float:
-    """Return seconds of the quickest of a few runs: what others do on the machine only adds."""
-    seconds = []
-    for _ in range(TIMED_RUNS):
-        began = time.monotonic()
-        work()
-        seconds.append(time.monotonic() - began)
-    return min(seconds)
+def _sites(stages: Sequence[Stage]) -> dict[str, int]:
+    """Return how many targets each dataset has in one view."""
+    return {stage.dataset.spec.name: num_sites(stage.dataset) for stage in stages}
 
 
-def bytes_per_row(objects: dict[str, bytes], rows: int, rows_per_shard: float) -> float:
-    """Return the bytes of a row in a full shard: a pilot's rows carry the same metadata, but are fewer."""
-    metadata = sum(len(data) for path, data in objects.items() if path.split("/")[-1] == METADATA)
-    return (sum(map(len, objects.values())) - metadata) / rows + metadata / rows_per_shard
+def _stored_rows(stages: Sequence[Stage]) -> int:
+    """Return how many targets there are in all views: a stage is of one of them."""
+    return sum(num_sites(stage.dataset) for stage in stages)
