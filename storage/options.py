@@ -11,6 +11,8 @@ import importlib.util
 import re
 import sys
 from collections.abc import Callable
+from importlib.abc import InspectLoader
+from importlib.util import decode_source
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -87,7 +89,7 @@ def load_factory(reference: Factory) -> Callable[..., Any]:
     """
     module_name, _, function = reference.rpartition(":")
     try:
-        module = _load_file(module_name) if module_name.endswith(".py") else importlib.import_module(module_name)
+        module = _load_file(module_name) if module_name.endswith(".py") else _import(module_name)
     except BadRequest:
         raise
     except (Exception, SystemExit) as error:  # whatever a user's module raises while it is imported
@@ -138,20 +140,54 @@ def code_fingerprint(reference: Factory) -> str:
         raise BadRequest(f"cannot parse the file of {reference}", found=str(error)) from None
 
 
+def _import(module_name: str) -> Any:
+    """Import a module that is installed. Raises BadRequest: its file has changed since this process first did."""
+    module = importlib.import_module(module_name)
+    path = getattr(module, "__file__", None)
+    if path is not None and path.endswith(".py"):
+        now = digest(Path(path).read_bytes())
+        if _imported.setdefault(module_name, now) != now:  # as in a worker that outlives a job
+            raise BadRequest(
+                f"{module_name} has changed since this process imported it",
+                found=f"digest {now}  ({path})",
+                expected=f"digest {_imported[module_name]}, which is what runs here",
+                do="start the workers again; or name the file itself, path/to/file.py:function, which is loaded anew",
+            )
+    return module
+
+
+_imported: dict[str, str] = {}  # module → digest of its file when it was first asked for
+
+
+class _AsRead(InspectLoader):
+    """Loads a module from source that was read before: neither a later edit nor a cached `.pyc` can take its place."""
+
+    def __init__(self, source: bytes):
+        self._source = source
+
+    def get_source(self, fullname: str) -> str:
+        return decode_source(self._source)
+
+
 def _load_file(path: str) -> Any:
-    """Import a file by its path, under a name of its own, so that its classes and pickles agree within a process."""
-    name = f"stillroom_user_{digest(path.encode())}"
-    if name in sys.modules:
-        return sys.modules[name]
+    """Import a file by its path and content, under a name of its own, so that its classes and pickles agree.
+
+    A process that outlives an edit of the file, such as a Dask worker, loads what is there now, beside what was.
+    """
     if not Path(path).is_file():
         raise BadRequest(f"there is no file {path}", do="paths in a job file are relative to its own folder")
-    spec = importlib.util.spec_from_file_location(name, path)
+    source = Path(path).read_bytes()
+    name = f"stillroom_user_{digest(path.encode() + source)}"
+    if name in sys.modules:
+        return sys.modules[name]
+    loader = _AsRead(source)
+    spec = importlib.util.spec_from_loader(name, loader, origin=path)
     assert spec is not None
-    assert spec.loader is not None
+    spec.has_location = True  # for tracebacks, and for code that asks where it is
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module
     try:
-        spec.loader.exec_module(module)
+        loader.exec_module(module)
     except BaseException:
         del sys.modules[name]
         raise

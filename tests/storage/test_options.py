@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -220,3 +221,30 @@ def test_code_that_cannot_be_parsed_is_a_bad_request(tmp_path: Path, text: str) 
 def test_code_that_cannot_be_found_is_a_bad_request(reference: str) -> None:
     with pytest.raises(BadRequest):
         code_fingerprint(reference)
+
+
+# --- a process that outlives an edit
+
+
+def test_a_file_that_was_edited_is_loaded_anew(tmp_path: Path) -> None:
+    (tmp_path / "net.py").write_text("def build(): return 1")
+    before = load_factory(f"{tmp_path}/net.py:build")
+    times = (tmp_path / "net.py").stat()
+    (tmp_path / "net.py").write_text("def build(): return 2")  # of the same size, and at the same time
+    os.utime(tmp_path / "net.py", ns=(times.st_atime_ns, times.st_mtime_ns))
+    assert (before(), load_factory(f"{tmp_path}/net.py:build")()) == (1, 2)
+
+
+def test_a_file_knows_where_it_is(tmp_path: Path) -> None:
+    (tmp_path / "net.py").write_text("def where(): return __file__")
+    assert load_factory(f"{tmp_path}/net.py:where")() == f"{tmp_path}/net.py"
+
+
+def test_a_module_that_was_edited_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "edited_module.py").write_text("def build(): return 1")
+    monkeypatch.syspath_prepend(tmp_path)
+    assert load_factory("edited_module:build")() == 1
+    (tmp_path / "edited_module.py").write_text("def build(): return 2")
+    with pytest.raises(BadRequest) as caught:
+        load_factory("edited_module:build")
+    assert caught.value.what == "edited_module has changed since this process imported it"
