@@ -44,7 +44,7 @@ class StillroomError(Exception):
         self.what, self.found, self.expected, self.do = what, found, expected, do
 
     def __str__(self) -> str:
-        """Return the layout of STYLE.md: the class and what is wrong, then one aligned line for each other part."""
+        """Return the class and what is wrong, then one aligned line for each other part."""
         parts = [("found", self.found), ("expected", self.expected), ("do", self.do)]
         lines = [f"{type(self).__name__}: {self.what}"]
         for label, text in parts:

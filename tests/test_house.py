@@ -23,6 +23,7 @@ from storage.views.options import AnyTransform, ViewOptions
 from student_train.options.sections import StudentOptions
 from student_train.options.terms import FeatureTerm, SoftTerm, Term
 from teacher_cache.teachers.options import TeacherOptions
+from tests import house
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 ROOMS = {"storage", "teacher_cache", "student_train", "jobs"}
@@ -88,6 +89,27 @@ def test_every_link_of_a_document_leads_somewhere(document: str) -> None:
     assert [link for link in links if not (path.parent / link).exists()] == []
 
 
+def test_what_holds_an_invariant_is_there() -> None:
+    table = (REPOSITORY / "docs/invariants.md").read_text()
+    assert re.findall(r"^\| (\d+) \|", table, flags=re.MULTILINE) == [str(number) for number in range(1, 14)]
+    named = re.findall(r"`(tests/\S+\.py)::(\w+)`", table)
+    assert [f"{path}::{test}" for path, test in named if f"def {test}(" not in (REPOSITORY / path).read_text()] == []
+
+
+def test_what_a_comment_cites_is_there() -> None:
+    sources = [path for room in (*house.ROOMS, "tests") for path in (REPOSITORY / room).rglob("*.py")]
+    texts = {
+        path: path.read_text() for path in [*sources, *REPOSITORY.glob("docs/**/*.md")] if path.name != "test_house.py"
+    }
+    decisions = {path.name[:4] for path in REPOSITORY.glob("docs/adr/*.md")}
+    documents = {path.name for path in [*REPOSITORY.glob("*.md"), *REPOSITORY.glob("docs/**/*.md")]} | {"FORMAT.md"}
+    for path, text in texts.items():
+        assert set(re.findall(r"docs/adr/(\d{4})", text)) <= decisions, path
+        assert set(re.findall(r"\b[A-Z]+\.md\b", text)) <= documents, path
+        assert all((REPOSITORY / cited).exists() for cited in re.findall(r"\bdocs/[\w/-]+\.md", text)), path
+        assert {int(number) for number in re.findall(r"[Ii]nvariant (\d+)", text)} <= set(range(1, 14)), path
+
+
 @pytest.mark.slow
 def test_the_wheel_holds_the_rooms_and_no_tests(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(tmp_path), str(REPOSITORY)]
@@ -95,5 +117,6 @@ def test_the_wheel_holds_the_rooms_and_no_tests(tmp_path: Path) -> None:
     (wheel,) = tmp_path.glob("*.whl")
     names = zipfile.ZipFile(wheel).namelist()
     assert {name.split("/")[0] for name in names if ".dist-info/" not in name} == ROOMS | {"stillroom_start.py"}
+    assert any(name.endswith(".dist-info/licenses/LICENSE") for name in names)
     page = {f"student_train/report/page.{kind}" for kind in ("css", "html.j2", "js")}
     assert {"storage/FORMAT.md", *page} <= set(names)

@@ -74,7 +74,7 @@ def test_skew_bounds_what_a_class_that_a_side_never_gives_can_cost() -> None:
 
 
 def test_what_a_bucket_recovers_of_a_reverse_divergence_is_little() -> None:
-    # SCIENCE.md: 17 % for the 20 largest of 1,000 random classes
+    # 17 % for the 20 largest of 1,000 random classes
     teacher_BC, student_BC = normal(64, 1000), normal(64, 1000, seed=1)
     kept = reverse_kl(student_BC, keep(teacher_BC, 20), temperature=1.0)
     assert 0.1 < (kept / reverse_kl(student_BC, DenseTargets(teacher_BC), temperature=1.0)).item() < 0.25
