@@ -1,1 +1,9 @@
-"""Job files, clusters and the two command-line programs: the only room that knows both stages."""
+"""Job files, clusters, the two programs: the only room that knows both halves.
+
+cli/       the two programs: each command parses, calls a room, prints
+cluster/   Dask: which workers there are, what they are sent, what becomes of it
+files/     job files: strict TOML in, one checked job out
+show/      what people see: terminal, tables, progress, pictures
+
+Beside these lie jobs to run, `*.toml`. Both programs begin in `stillroom_start.py`, outside of the rooms.
+"""

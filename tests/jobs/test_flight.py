@@ -1,4 +1,4 @@
-"""Where work may go, and what is tried again: tables. Real clusters are in the tests of both stages."""
+"""Where work may go, and what is tried again: tables. Real clusters are in the tests of both halves."""
 
 from __future__ import annotations
 
