@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from jobs.cli.arguments import DeviceOption, JobArgument, JsonOption, VersionOption, run_program
-from student_train.running.heaps import limit_heaps
+from student_train.feed.heaps import limit_heaps
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -11,11 +11,12 @@ import torch
 from jobs.files.cluster_options import ClusterOptions
 from storage.errors import BadRequest
 from student_train.devices import find_device, free_bytes, gib
+from student_train.feed.heaps import HEAPS, VARIABLE
 from student_train.preparing.flops import epoch_flops
-from student_train.preparing.projection import MemoryProjection, choose_for, fit, stack_kind
+from student_train.preparing.projection import MemoryProjection, choose_for, fit
 from student_train.preparing.request import PreparedRun, Request
 from student_train.run_files.checkpoint import position_of
-from student_train.running.heaps import HEAPS, VARIABLE
+from student_train.stepping.stack.stack import stack_key
 
 WORKER_BYTES = 96 * 2**20  # of a worker that has begun, above this process with the same libraries: 85 MB on Linux
 
@@ -63,7 +64,7 @@ def plan_groups(request: Request, students: Sequence[PreparedRun], workers: int,
         for student in grouped
     ]
     groups: list[Group] = []
-    for places in split([stack_kind(student) for student in grouped], works, workers):
+    for places in split([stack_key(student.options, student.blueprint) for student in grouped], works, workers):
         share = sum(works[place] for place in places) / sum(works)
         groups.append(Group(len(groups) + 1, tuple(grouped[place] for place in places), share))
     return [group for group in groups if group.left]

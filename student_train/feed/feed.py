@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 from storage.views import PLAIN
-from student_train.feed.assembly import ROWS, Assembly
+from student_train.feed.assembly import ROWS, Assembly, Shown
 from student_train.feed.batches import Batch, Needs
 from student_train.feed.order import (
     Cut,
@@ -32,10 +32,9 @@ from student_train.feed.order import (
     window_order,
 )
 from student_train.feed.sending import send_ahead
-from student_train.feed.shard_source import LABELS, Name, ShardSource
-from student_train.feed.shown import Shown
+from student_train.feed.shard_source import LABELS, Arrays, Name, ShardSource
 from student_train.feed.spans import Span, cut_spans
-from student_train.feed.windows import Arrays, read_windows
+from student_train.feed.windows import read_windows
 
 
 class Fed(NamedTuple):
@@ -82,10 +81,6 @@ class Feed:
     def num_rows(self) -> int:
         """Return N."""
         return self.selection.num_rows
-
-    def num_steps(self, batch_size: int) -> int:
-        """Return the number of batches of an epoch; the last may be smaller than the others."""
-        return -(-self.num_rows // batch_size)
 
     def view_of(self, epoch: int) -> str:
         """Return the name of the view that an epoch (from 0) shows."""

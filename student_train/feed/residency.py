@@ -19,14 +19,14 @@ from student_train.devices import free_bytes, gib
 from student_train.feed.batches import ArrayKey, Needs
 from student_train.feed.feed import Feed
 from student_train.feed.selection import Selection
-from student_train.feed.shard_source import FEATURE, Name, ShardSource
-from student_train.feed.windows import Arrays, Tick, load
+from student_train.feed.shard_source import FEATURE, Arrays, Name, ShardSource
+from student_train.feed.windows import Tick, load
+from student_train.options.sections import ResidencyChoice
 
 LABEL_BYTES = 4  # of each position of tokens
 KEPT_SHARE = 0.5  # of the free memory of a place that rows may take unasked; the rest is the students'
 
 Place = Literal["device", "host", "stream"]
-Asked = Literal["auto", "device", "host", "stream"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,14 +83,14 @@ def feature_shape(cache: Cache, dataset: str, key: ArrayKey) -> tuple[int, ...]:
     return cache.read_targets(dataset, key.teacher, first, view, names=[key.array])[key.array].shape[1:]
 
 
-def choose_residency(asked: Asked, projected_bytes: int, device: torch.device) -> Residency:
+def choose_residency(asked: ResidencyChoice, projected_bytes: int, device: torch.device) -> Residency:
     """Return where rows are to be kept, with the reason, by the memory that is free now. Raises as `choose_place`."""
     host = torch.device("cpu")
     free = {"device": free_bytes(device)} | ({} if device.type == host.type else {"host": free_bytes(host)})
     return choose_place(asked, projected_bytes, free)
 
 
-def choose_place(asked: Asked, projected_bytes: int, free: dict[str, int]) -> Residency:
+def choose_place(asked: ResidencyChoice, projected_bytes: int, free: dict[str, int]) -> Residency:
     """Return where rows are to be kept, with the reason.
 
     Args:

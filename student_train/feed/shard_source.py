@@ -24,6 +24,7 @@ INPUTS = "inputs"
 LABELS = "labels"  # of tokens: an array; of all else, a column of the sample table
 FEATURE = "feature/"
 Name = ArrayKey | str  # INPUTS, LABELS, or an array of a teacher
+Arrays = dict[Name, Tensor]  # of some rows
 
 
 class ShardSource:

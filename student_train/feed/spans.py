@@ -12,8 +12,7 @@ import torch
 from torch import Tensor
 
 from student_train.feed.order import Cut, Piece, interleave
-from student_train.feed.shard_source import Name
-from student_train.feed.windows import Arrays
+from student_train.feed.shard_source import Arrays, Name
 
 # Bytes of a row below which an array is put in order once for a span, and a batch of it is a slice: to gather a row
 # costs a cache miss however narrow it is, and a batch's gather a kernel launch (docs/log.md).
@@ -71,7 +70,17 @@ def cut_spans(
 ) -> Generator[tuple[Piece, Arrays], None, None]:
     """Yield the batches of all cuts in the order of `interleave`, each with its rows.
 
-    Of a batch that goes on in the next span, the rows are picked before this one is let go.
+    Of a batch that goes on in the next span, the rows are picked before this one is let go. Two spans of 3 rows, whose
+    arrays hold them in another order, and batches of 2 rows, of which the second is of both:
+
+        >>> first = Span(0, 3, torch.tensor([2, 0, 1]), {"inputs": torch.tensor([11, 12, 10])}, {})
+        >>> second = Span(3, 6, torch.tensor([1, 2, 0]), {"inputs": torch.tensor([15, 13, 14])}, {})
+        >>> pick = lambda span, start, stop: span.pick(start, stop, ["inputs"])
+        >>> for piece, arrays in cut_spans([first, second], [Cut(2)], 6, [pick]):
+        ...     print(piece.step, arrays["inputs"].tolist())
+        0 [10, 11]
+        1 [12, 13]
+        2 [14, 15]
 
     Args:
         spans: one after another, from the first wanted row on; each is used until the next is asked for.

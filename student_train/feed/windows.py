@@ -21,11 +21,11 @@ from torch import Tensor
 
 from storage.errors import CorruptObject
 from student_train.feed.order import Window
-from student_train.feed.shard_source import Name, ShardSource
+from student_train.feed.shard_source import Arrays, Name, ShardSource
 
-READERS = 4  # shards read at a time; each is in memory besides where its rows are to lie (`residency.py` counts it)
+# Shards read at a time; each is in memory besides where its rows are to lie (`preparing/feed_memory.py` counts it).
+READERS = 4
 
-Arrays = dict[Name, Tensor]
 Tick = Callable[[int, int], None]  # told how many shards of how many are read; may raise to stop
 
 

@@ -16,6 +16,9 @@ BUILT_IN = ("cnn", "gpt", "mlp", "resnet")  # `students.ARCHITECTURES` holds wha
 
 _FACTORY: TypeAdapter[str] = TypeAdapter(Factory)
 
+Choice = Literal["auto", "always", "never"]  # of what is done where it helps, in any case, or not
+ResidencyChoice = Literal["auto", "device", "host", "stream"]
+
 PEAK_LEARNING_RATE = {"sgd": 0.1, "adamw": 1e-3}  # where the job names none
 
 
@@ -47,7 +50,7 @@ class DataOptions(Options):
     train: Rows
     validation: Rows
     allow_partial: bool = False  # train on the rows that are committed when some are missing
-    residency: Literal["auto", "device", "host", "stream"] = "auto"  # never changes what is computed
+    residency: ResidencyChoice = "auto"  # never changes what is computed
     views: Annotated[int, Field(ge=0)] | None = None  # 0: plain inputs; None: as many as every needed teacher has
     # Rows are shuffled within windows of this many shards; as many as the dataset has, or more, is a full shuffle.
     window_shards: Annotated[int, Field(ge=1)] = 16
@@ -105,8 +108,8 @@ class FleetOptions(Options):
         track: who else is told of metrics.
     """
 
-    stacking: Literal["auto", "always", "never"] = "auto"
-    cuda_graphs: Literal["auto", "always", "never"] = "auto"
+    stacking: Choice = "auto"
+    cuda_graphs: Choice = "auto"
     at_once: Annotated[int, Field(ge=1)] | None = None
     halving: HalvingOptions | None = None
     track: TrackOptions = TrackOptions()

@@ -43,6 +43,11 @@ class Term(Options):
         """What logs call it: "labels", "kd:cnn", "hint:cnn/stage2"."""
         return self.loss
 
+    @property
+    def layout(self) -> tuple[str | int, ...]:
+        """What the shapes of all that it learns depend on, student and teacher apart."""
+        return (self.loss, self.name)
+
 
 class LabelsTerm(Term):
     """Cross-entropy to the labels."""
@@ -233,6 +238,10 @@ class FeatureTerm(Term):
     def name(self) -> str:
         return f"{self.loss}:{self.teacher}/{self.feature}"
 
+    @property
+    def layout(self) -> tuple[str | int, ...]:
+        return (*super().layout, self.student_layer)
+
 
 class HintTerm(FeatureTerm):
     """Mean squared distance to a feature, through a learned projection."""
@@ -290,6 +299,10 @@ class CrdTerm(FeatureTerm):
     temperature: Temperature = 0.1
     width: Annotated[int, Field(ge=1)] = 128  # of the space in which they are compared
     same_class_negatives: bool = False  # whether another row of the same class is one to tell from; false needs labels
+
+    @property
+    def layout(self) -> tuple[str | int, ...]:
+        return (*super().layout, self.width)
 
 
 ObjectiveTerm = Annotated[

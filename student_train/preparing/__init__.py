@@ -6,6 +6,7 @@ checks.py        rows, losses and students that do not go together
 served.py        whether the cache serves what losses need
 blank.py         batches of nothing, to measure with
 step_memory.py   what one student's step takes, measured on the meta device
+feed_memory.py   what the feeds hold
 projection.py    the peak memory of a job
 flops.py         how much work a student is
 installed.py     packages that only some jobs ask for

@@ -58,13 +58,13 @@ def prepare(request: Request) -> list[PreparedRun]:
 
 
 def passes(students: Sequence[PreparedRun], at_once: int | None) -> list[list[PreparedRun]]:
-    """Return the students in groups that learn from, and are measured on, the same rows: each shares one pass."""
-    groups: dict[tuple[str, ...], list[PreparedRun]] = {}
+    """Return the students of each pass: those that learn from, and are measured on, the same rows."""
+    alike: dict[tuple[str, ...], list[PreparedRun]] = {}
     for student in students:
         train, held = student.train, student.held
-        groups.setdefault((train.dataset, train.fingerprint, held.dataset, held.fingerprint), []).append(student)
+        alike.setdefault((train.dataset, train.fingerprint, held.dataset, held.fingerprint), []).append(student)
     size = at_once or len(students)
-    return [group[start : start + size] for group in groups.values() for start in range(0, len(group), size)]
+    return [those[start : start + size] for those in alike.values() for start in range(0, len(those), size)]
 
 
 def _prepare(

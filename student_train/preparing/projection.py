@@ -9,13 +9,12 @@ does not depend on the size of the cache, but for 32 bytes a row of labels and o
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from functools import reduce
 from itertools import compress
 from operator import add, or_
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -24,14 +23,14 @@ from storage.errors import BadRequest
 from storage.views.shown import BLOCK_BYTES
 from student_train.devices import free_bytes, gib
 from student_train.feed.batches import Needs
-from student_train.feed.memory import FedRows, feed_bytes
 from student_train.feed.residency import Residency, choose_residency, projected_bytes
-from student_train.losses.objective import student_layers
 from student_train.options.sections import FleetOptions
+from student_train.preparing.feed_memory import FedRows, feed_bytes
 from student_train.preparing.prepare import passes
 from student_train.preparing.request import PreparedRun, Request
 from student_train.preparing.step_memory import StepBytes, measure_step
 from student_train.stepping.recorder import is_recorded
+from student_train.stepping.stack.stack import stack_key
 
 INDEX_BYTES_PER_ROW = 32  # a row's label, top class, place in its shard, and key
 VIEW_COPIES = 6  # of a batch's pixels: own and partners', stored, transformed and mixed
@@ -64,7 +63,7 @@ class MemoryProjection:
 
 
 @dataclass(frozen=True, slots=True)
-class FleetBytes:
+class CohortBytes:
     """What the students of a pass take, sums over those that hold something at the same time."""
 
     weights: int
@@ -83,23 +82,23 @@ class FleetBytes:
     @classmethod
     def of(
         cls, students: Sequence[PreparedRun], steps: Sequence[StepBytes], *, stacked: bool, recorded: Sequence[bool]
-    ) -> FleetBytes:
+    ) -> CohortBytes:
         """Return the bytes of students, stacked wherever they might be, or one by one.
 
         One by one, a student's gradients and activations are gone before the next one's step. A stack has those of
         all its students, and its trial has a copy of all weights. Steps that are recorded have gradients and
         activations once more, in memory of their own that they share, and a batch each.
         """
-        groups: dict[Any, list[int]] = {}
+        together: dict[Hashable, list[int]] = {}
         for place, student in enumerate(students):
-            groups.setdefault(stack_kind(student) if stacked else place, []).append(place)
-        each = [[steps[place] for place in group] for group in groups.values()]
-        extra = [sum(step.weights for step in group) if len(group) > 1 else 0 for group in each]
+            together.setdefault(stack_key(student.options, student.blueprint) if stacked else place, []).append(place)
+        each = [[steps[place] for place in places] for places in together.values()]
+        extra = [sum(step.weights for step in stack) if len(stack) > 1 else 0 for stack in each]
         gradients = [
-            sum(step.gradients for step in group) + STACK_WORK * more for group, more in zip(each, extra, strict=True)
+            sum(step.gradients for step in stack) + STACK_WORK * more for stack, more in zip(each, extra, strict=True)
         ]
-        activations = [sum(step.activations for step in group) for group in each]
-        replayed = [recorded[group[0]] for group in groups.values()]
+        activations = [sum(step.activations for step in stack) for stack in each]
+        replayed = [recorded[places[0]] for places in together.values()]
         return cls(
             weights=sum(step.weights for step in steps) + max(extra),
             gradients=max(gradients),
@@ -136,18 +135,18 @@ def project_memory(
         device: where they are to be trained.
         fleet: how they are trained together; "auto" counts as stacked.
     """
-    steps = dict(zip((student.options.name for student in students), _measured(students), strict=True))
+    steps = dict(zip((student.name for student in students), _measured(students), strict=True))
     heaviest = max(
         (
-            FleetBytes.of(
-                group,
-                [steps[s.options.name] for s in group],
+            CohortBytes.of(
+                cohort,
+                [steps[s.name] for s in cohort],
                 stacked=fleet.stacking != "never",
-                recorded=[is_recorded(fleet.cuda_graphs, s.blueprint, device) for s in group],
+                recorded=[is_recorded(fleet.cuda_graphs, s.blueprint, device) for s in cohort],
             )
-            for group in passes(students, fleet.at_once)
+            for cohort in passes(students, fleet.at_once)
         ),
-        key=lambda group: group.total,
+        key=lambda cohort: cohort.total,
     )
     feeds = feed_bytes(cache, _fed(students, window_shards), residency, device)
     widest = {id(selection): selection.num_rows for s in students for selection in (s.train, s.held)}
@@ -240,13 +239,6 @@ def _kind(student: PreparedRun) -> str:
     options = student.options
     extras = (options.batch_size, options.optimizer, options.momentum > 0, options.ema_decay is None)
     return repr((student.blueprint, options.losses, *extras, options.patience_epochs is None, options.autocast))
-
-
-def stack_kind(student: PreparedRun) -> str:
-    """Return what students that might be stacked have in common."""
-    options, layers = student.options, student_layers(student.options.objective)
-    terms = [term.name for term in options.objective]
-    return repr((student.blueprint, options.batch_size, options.optimizer, terms, layers))
 
 
 def _view_bytes(student: PreparedRun, device: torch.device) -> int:

@@ -11,5 +11,4 @@ halving.py       who is set aside early
 latency.py       how fast a student answers
 events.py        what is told while it runs
 tracking.py      the same, told to TensorBoard and MLflow (trackers.py)
-heaps.py         how many heaps the C library keeps
 """

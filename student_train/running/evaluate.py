@@ -15,13 +15,10 @@ from student_train.feed.batches import Batch
 from student_train.feed.feed import Feed
 from student_train.feed.selection import NO_CLASS
 from student_train.run_files.records import Held
-from student_train.stepping.alone import Alone
 from student_train.stepping.parallel import ALONE, Parallel
 from student_train.stepping.positions import logits_in_parts
-from student_train.stepping.stack.stack import Stack
+from student_train.stepping.stepper import Stepper
 from student_train.students import Student
-
-Stepper = Alone | Stack
 
 
 def evaluate(

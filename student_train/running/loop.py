@@ -14,13 +14,15 @@ from collections.abc import Callable, Iterator, Sequence
 from student_train.feed.batches import Batch
 from student_train.feed.feed import Feed
 from student_train.feed.order import Cut
+from student_train.options.sections import Choice
 from student_train.run_files.records import Held
 from student_train.running.cohort import Cohort, Outcome
 from student_train.running.evaluate import evaluate
 from student_train.running.events import EpochDone, PassDone, Report, StudentStarted
 from student_train.running.halving import Halving
 from student_train.running.run import Run
-from student_train.running.team import Stacking, Team, arrange
+from student_train.running.stacking import arrange
+from student_train.running.team import Team
 
 
 def train_together(
@@ -29,7 +31,7 @@ def train_together(
     held: Feed,
     *,
     seed: int,
-    stacking: Stacking,
+    stacking: Choice,
     halving: Halving | None,
     report: Report,
     stop: Callable[[], bool],
@@ -53,18 +55,18 @@ def train_together(
     for run in runs:
         parameters = run.state.num_parameters
         report(StudentStarted(run.name, parameters, run.total_steps, run.done_steps))
-    fleet = Cohort(arrange(runs, stacking, report), held, report, stop)
-    fleet.begin()
-    with fleet.failing_together():
-        fleet.finish_those_that_ended()
-        while fleet.teams:
-            _one_epoch(fleet, train, held, seed=seed, halving=halving, report=report, stop=stop)
+    cohort = Cohort(arrange(runs, stacking, report), held, report, stop)
+    cohort.begin()
+    with cohort.failing_together():
+        cohort.finish_those_that_ended()
+        while cohort.teams:
+            _one_epoch(cohort, train, held, seed=seed, halving=halving, report=report, stop=stop)
     report(PassDone())
-    return fleet.outcome
+    return cohort.outcome
 
 
 def _one_epoch(
-    fleet: Cohort,
+    cohort: Cohort,
     train: Feed,
     held: Feed,
     *,
@@ -75,44 +77,44 @@ def _one_epoch(
 ) -> None:
     """Let the students who are furthest behind have an epoch: its steps, its figures, and who goes on."""
     # The epoch of whoever is behind. A team that is ahead, since a kill left its students so, waits for the pass.
-    epoch = min(team.epoch for team in fleet.teams)
+    epoch = min(team.epoch for team in cohort.teams)
 
     clock = time.monotonic()
-    present = [team for team in fleet.teams if team.epoch == epoch]
+    present = [team for team in cohort.teams if team.epoch == epoch]
     for batch_size, step, batches in _batches(train, present, seed=seed, epoch=epoch):
-        for team in fleet.at(epoch, step, batch_size):
-            fleet.take(team, [batches[train.view_of(epoch + view)] for view in team.views])
-        fleet.progress(epoch)
+        for team in cohort.at(epoch, step, batch_size):
+            cohort.take(team, [batches[train.view_of(epoch + view)] for view in team.views])
+        cohort.progress(epoch)
         stopping = stop()
-        if stopping or fleet.due_for_checkpoint(epoch):
-            clock = fleet.lap(epoch, clock)
+        if stopping or cohort.due_for_checkpoint(epoch):
+            clock = cohort.lap(epoch, clock)
             if stopping:
-                raise fleet.interrupt()
-            fleet.checkpoint(epoch, every_student=False)
-        if not fleet.teams:
+                raise cohort.interrupt()
+            cohort.checkpoint(epoch, every_student=False)
+        if not cohort.teams:
             break
-    fleet.check(epoch)  # waits for the device, so that the clock is right
-    clock = fleet.lap(epoch, clock)
+    cohort.check(epoch)  # waits for the device, so that the clock is right
+    clock = cohort.lap(epoch, clock)
 
-    measured = fleet.without_recordings_if_need_be(
-        lambda: _measure([team for team in fleet.teams if team.epoch == epoch], held, stop)
+    measured = cohort.without_recordings_if_need_be(
+        lambda: _measure([team for team in cohort.teams if team.epoch == epoch], held, stop)
     )
-    fleet.lap(epoch, clock, training=False)
+    cohort.lap(epoch, clock, training=False)
     if measured is None:
-        raise fleet.interrupt()
+        raise cohort.interrupt()
     for team, figures in measured:
         losses = zip(team.tally.means(), team.tally.shares(), team.tally.steps(), strict=True)
         team.begin_epoch()
         for run, own, (means, shares, steps_SK) in zip(list(team.runs), figures, losses, strict=True):
             view = train.view_of(epoch + run.options.first_view)
-            with fleet.failing(run):
+            with cohort.failing(run):
                 run.end_epoch(own, view=view, means=means, shares=shares, steps_SK=steps_SK)
                 report(EpochDone(run.name, run.history[-1]))
 
     if halving is not None:
-        fleet.set_aside(halving, epoch + 1)
-    fleet.checkpoint(epoch + 1, every_student=True)
-    fleet.finish_those_that_ended()
+        cohort.set_aside(halving, epoch + 1)
+    cohort.checkpoint(epoch + 1, every_student=True)
+    cohort.finish_those_that_ended()
 
 
 def _measure(teams: Sequence[Team], held: Feed, stop: Callable[[], bool]) -> list[tuple[Team, list[Held]]] | None:
@@ -122,10 +124,9 @@ def _measure(teams: Sequence[Team], held: Feed, stop: Callable[[], bool]) -> lis
         alike = [team for team in teams if team.batch_size == size]
         tops = [[run.context.tops_N for run in team.runs] for team in alike]
         parallel = alike[0].runs[0].context.parallel
-        if parallel.size > 1:
-            for team in alike:
-                team.synchronise()
         steppers = [team.stepper for team in alike]
+        for stepper in steppers:
+            stepper.synchronise()
         figures = evaluate(steppers, held, tops, batch_size=size, stop=stop, parallel=parallel)
         if figures is None:
             return None

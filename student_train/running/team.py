@@ -1,34 +1,16 @@
-"""Units: runs that take their steps together, by themselves or stacked, and how a fleet is put into teams.
-
-Stacked or one by one is decided by timing a few steps of both on blank rows, on copies of the students.
-"""
+"""A team: runs that take their steps together, by themselves or stacked."""
 
 from __future__ import annotations
 
-import statistics
-import time
-from collections import defaultdict
 from collections.abc import Sequence
-from typing import Any, Literal
-
-import torch
 
 from student_train.devices import is_out_of_memory
 from student_train.feed.batches import Batch
-from student_train.preparing.blank import blank_batch
-from student_train.running.events import Report, StackingChosen
 from student_train.running.run import Run
 from student_train.stepping.alone import Alone
-from student_train.stepping.recorder import WARM_STEPS
-from student_train.stepping.stack.stack import Stack, stack_key
+from student_train.stepping.stack.stack import Stack
+from student_train.stepping.stepper import Stepper
 from student_train.stepping.tally import Tally
-
-Stacking = Literal["auto", "always", "never"]
-
-TRIED_SINGLES = 4  # students whose steps are timed one by one; the others of a group are alike
-TRIED_STEPS = 3
-TRIAL_S = 5.0  # after which no further step is tried: what takes so long is not decided by a few percent
-CLEARLY_FASTER = 0.95  # of the time of one by one; a stack that gains less is not worth its memory
 
 
 class Team:
@@ -51,7 +33,7 @@ class Team:
         self.views = sorted(set(own))
         states = [run.state for run in self.runs]
         seen = [self.views.index(view) for view in own]
-        self.stepper: Alone | Stack = (
+        self.stepper: Stepper = (
             Alone(states[0], first.context.parallel, recorded=first.context.recorded)
             if len(states) == 1
             else Stack(states, seen, recorded=first.context.recorded)
@@ -106,11 +88,6 @@ class Team:
             for run in self.runs:
                 run.commit_checkpoint()
 
-    def synchronise(self) -> None:
-        """Agree with the other processes on what they measure."""
-        assert isinstance(self.stepper, Alone)  # stacks are of one process
-        self.stepper.synchronise()
-
     def begin_epoch(self) -> None:
         """Forget the losses of the epoch before."""
         self.tally = self._empty_tally()
@@ -138,69 +115,3 @@ class Team:
     def _empty_tally(self) -> Tally:
         state = self.runs[0].state
         return Tally(len(self.runs), state.objective.names, state.student.device)
-
-
-def arrange(runs: Sequence[Run], stacking: Stacking, report: Report) -> list[Team]:
-    """Return the runs in teams: those that can be one program are stacked where that is faster, or asked for."""
-    groups: dict[tuple[Any, ...], list[Run]] = defaultdict(list)
-    for run in runs:
-        where = (run.epoch, run.step, run.stacked)
-        groups[(run.name,) if stacking == "never" else (*stack_key(run.state), where)].append(run)
-    teams = []
-    for group in groups.values():
-        stacked = len(group) > 1 and _decide(group, stacking, report)
-        teams += [Team(group)] if stacked else [Team([run]) for run in group]
-    return teams
-
-
-def _decide(group: Sequence[Run], stacking: Stacking, report: Report) -> bool:
-    """Return whether a group is to be stacked, and tell why."""
-    names = tuple(run.name for run in group)
-    if group[0].stacked is not None:
-        report(StackingChosen(names, group[0].stacked, "as they were when they stopped"))
-        return group[0].stacked
-    try:
-        one_by_one_s, stacked_s = _time_both(group)
-    except Exception as error:  # dropout, a user's own model, memory: by itself each student still has its chance
-        first_line = (str(error).splitlines() or ["no reason given"])[0]
-        report(StackingChosen(names, False, f"they cannot be one program: {first_line} ({type(error).__name__})"))
-        return False
-    figures = f"a step of all takes {1e3 * stacked_s:.3g} ms stacked, {1e3 * one_by_one_s:.3g} ms one by one"
-    stacked = stacking == "always" or stacked_s < CLEARLY_FASTER * one_by_one_s
-    report(StackingChosen(names, stacked, figures if stacking == "auto" else f"the job says so; {figures}"))
-    return stacked
-
-
-def _time_both(group: Sequence[Run]) -> tuple[float, float]:
-    """Return the seconds of a step of all, one by one and stacked, medians of a few; on copies and blank rows."""
-    first, states = group[0], [run.state for run in group]
-    batch = blank_batch(states[0].student, first.prepared)
-    views = sorted({run.options.first_view for run in group})
-    seen = [views.index(run.options.first_view) for run in group]
-    stacked_s = _time_steps(
-        [Stack([state.copy() for state in states], seen, recorded=first.context.recorded)], [batch] * len(views)
-    )
-    singles = [Alone(state.copy(), recorded=first.context.recorded) for state in states[:TRIED_SINGLES]]
-    return _time_steps(singles, [batch]) * len(group) / len(singles), stacked_s
-
-
-def _time_steps(steppers: Sequence[Alone | Stack], batches: Sequence[Batch]) -> float:
-    """Return the seconds of a step of all of them, the median of a few; they are of no use then."""
-    device = batches[0].inputs.device
-
-    def timed() -> float:
-        began = time.perf_counter()
-        for stepper in steppers:
-            stepper.step(batches, [0.0] * len(stepper.states), 0, measure_shares=False)
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-        return time.perf_counter() - began
-
-    for _ in range(WARM_STEPS + 1 if device.type == "cuda" else 1):  # compiles kernels, fills caches, and records
-        timed()
-    found = [timed()]
-    while len(found) < TRIED_STEPS and sum(found) < TRIAL_S:
-        found.append(timed())
-    for stepper in steppers:
-        stepper.release()
-    return statistics.median(found)

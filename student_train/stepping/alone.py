@@ -15,12 +15,12 @@ from student_train.stepping.forward import Tapped, compiled
 from student_train.stepping.gradients import Model, Step, accumulate_gradients
 from student_train.stepping.parallel import ALONE, Parallel
 from student_train.stepping.positions import accumulate_over_positions
-from student_train.stepping.recorder import Recorder, is_capturing
+from student_train.stepping.recorder import Recorder, Unrecorded, is_capturing
 from student_train.stepping.state import TrainState
 
 
 class Alone:
-    """One state that takes its own steps, in any company.
+    """The stepper of one state, in any company.
 
     Args:
         state: what they change.
@@ -44,48 +44,33 @@ class Alone:
             Model(state.student, forward, state.objective, self._trained, state.blueprint.num_classes),
             autocast=torch.autocast(device.type, torch.bfloat16, enabled=state.options.autocast == "bf16"),
         )
-        self._recorder = Recorder(state.optimizer) if recorded else None
+        self._recorder = Recorder(state.optimizer) if recorded else Unrecorded()
         self._rate = torch.zeros((), device=device)  # where a recorded step finds its learning rate
 
     def step(self, batches: Sequence[Batch], rates: Sequence[float], number: int, *, measure_shares: bool) -> Step:
-        """Take a step.
-
-        Args:
-            batches: one.
-            rates: one learning rate.
-            number: of the step in the whole run, from 0.
-            measure_shares: measure each term's share of the gradient, at the cost of a backward pass for each.
-        """
         state = self._state
-        rate = rates[0] if self._recorder is None else self._rate.fill_(rates[0])
+        rate = self._rate.fill_(rates[0]) if self._recorder.records else rates[0]
         for group in state.optimizer.param_groups:
             group["lr"] = rate
         with state.randomness:
-            if self._recorder is None:
-                taken = self._take(batches, measure_shares=measure_shares)
-            else:
-                taken = self._recorder.step(self._take, batches, measure_shares=measure_shares)
+            taken = self._recorder.step(self._take, batches, measure_shares=measure_shares)
         if state.average is not None:
             state.average.update(number)
         return taken
 
     @property
     def refusal(self) -> str | None:
-        """Return why its steps are not recorded although they were to be; None: they are, or were not to be."""
-        return None if self._recorder is None else self._recorder.refusal
+        return self._recorder.refusal
 
     def evaluating(self, on: bool) -> None:
-        """Put what is exported into evaluation mode, or the student back into training mode."""
         self._state.exported.eval()
         self._state.student.train(not on)
 
     def logits(self, inputs: Tensor) -> Tensor:
-        """Return what the exported student makes of a batch of inputs, (1, B, C) float32."""
         logits_BC: Tensor = self._state.exported(inputs)
         return logits_BC.float()[None]
 
     def release(self) -> None:
-        """Let others take the state."""
         self._tapped.release()
 
     def _take(self, batches: Sequence[Batch], *, measure_shares: bool) -> Step:
@@ -107,7 +92,7 @@ class Alone:
         """
         state, kept = self._state, []
         first = not state.optimizer.state
-        if self._recorder is not None and not is_capturing():
+        if self._recorder.records and not is_capturing():
             kept = [(buffer, buffer.clone()) for buffer in state.student.buffers()]
         try:
             yield
@@ -145,7 +130,6 @@ class Alone:
         return Step(figures[0], figures[1:], shares, rows)
 
     def synchronise(self) -> None:
-        """Make batch norm's statistics the mean of all processes'."""
         for student in {id(s): s for s in (self._state.student, self._state.exported)}.values():
             floats = [buffer for buffer in student.buffers() if buffer.is_floating_point()]
             self._parallel.average(floats, 1 / self._parallel.size)

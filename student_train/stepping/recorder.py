@@ -14,7 +14,7 @@ import contextlib
 import traceback
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Literal, Protocol
+from typing import Protocol
 from weakref import WeakSet, WeakValueDictionary
 
 import torch
@@ -23,10 +23,10 @@ from torch.optim import Optimizer
 
 from storage.errors import BadRequest
 from student_train.feed.batches import Batch
+from student_train.options.sections import Choice
 from student_train.stepping.gradients import Step
 from student_train.students import Blueprint
 
-CudaGraphs = Literal["auto", "always", "never"]
 WARM_STEPS = 2  # on batches of one kind, taken before one is recorded: they make what is made once
 
 Kind = tuple[frozenset[tuple[str, torch.Size, torch.dtype]], ...]  # of a step: its batches' tensors
@@ -38,7 +38,7 @@ class Take(Protocol):
     def __call__(self, batches: Sequence[Batch], *, measure_shares: bool) -> Step: ...
 
 
-def check_recordable(cuda_graphs: CudaGraphs, *, device: torch.device, of_tokens: bool, processes: int) -> None:
+def check_recordable(cuda_graphs: Choice, *, device: torch.device, of_tokens: bool, processes: int) -> None:
     """Raise BadRequest if a job wants CUDA graphs where there can be none."""
     hindrances = {
         f"device {device}, which has no graphs": device.type != "cuda",
@@ -54,28 +54,25 @@ def check_recordable(cuda_graphs: CudaGraphs, *, device: torch.device, of_tokens
         )
 
 
-def is_recorded(cuda_graphs: CudaGraphs, blueprint: Blueprint, device: torch.device) -> bool:
+def is_recorded(cuda_graphs: Choice, blueprint: Blueprint, device: torch.device) -> bool:
     """Return whether a student's steps are to be recorded; "auto" leaves out a user's own architectures."""
     wanted = cuda_graphs == "always" or (cuda_graphs == "auto" and ":" not in blueprint.architecture)
     return wanted and device.type == "cuda" and not blueprint.of_tokens
 
 
-class Recorder:
-    """Has steps taken, from a recording as soon as there is one.
-
-    Args:
-        optimizer: one of torch's that the steps use.
+class Unrecorded:
+    """Has steps taken one kernel at a time.
 
     Attributes:
-        refusal: why there is no recording and will be none; None: there may be.
+        records: whether a step may be replayed: its tensors must then stay where they are.
+        refusal: why there is no recording although there was to be one, and will be none; None: there may be, or was
+            not to be.
     """
 
-    def __init__(self, optimizer: Optimizer | None = None):
+    records = False
+
+    def __init__(self) -> None:
         self.refusal: str | None = None
-        self._optimizer = optimizer
-        self._taken: Counter[Kind] = Counter()
-        self._recording: Recording | None = None
-        _RECORDERS.add(self)
 
     def step(self, take: Take, batches: Sequence[Batch], *, measure_shares: bool) -> Step:
         """Have a step taken.
@@ -85,6 +82,26 @@ class Recorder:
             batches: of it.
             measure_shares: of each term in the gradient; such a step is not recorded.
         """
+        return take(batches, measure_shares=measure_shares)
+
+
+class Recorder(Unrecorded):
+    """Has steps taken, from a recording as soon as there is one.
+
+    Args:
+        optimizer: one of torch's that the steps use.
+    """
+
+    records = True
+
+    def __init__(self, optimizer: Optimizer | None = None):
+        super().__init__()
+        self._optimizer = optimizer
+        self._taken: Counter[Kind] = Counter()
+        self._recording: Recording | None = None
+        _RECORDERS.add(self)
+
+    def step(self, take: Take, batches: Sequence[Batch], *, measure_shares: bool) -> Step:
         if measure_shares or self.refusal is not None:
             return take(batches, measure_shares=measure_shares)
         kind = _kind(batches)

@@ -6,7 +6,6 @@ M students that step together, K terms of an objective, S steps.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from math import isfinite
 
 import numpy as np
 import torch
@@ -85,8 +84,3 @@ class Tally:
         self._sums_MK[:, 1:] += torch.einsum("s,smk->mk", rows_S, losses_SMK.double())
         self._steps.append(losses_SMK.transpose(0, 1))
         self._recent.clear()
-
-
-def all_finite(means: Sequence[float]) -> bool:
-    """Return whether no loss is NaN or infinite."""
-    return all(map(isfinite, means))

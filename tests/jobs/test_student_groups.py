@@ -15,10 +15,10 @@ from jobs.cluster.groups import Group, local_workers, plan_groups, project_group
 from jobs.files.cluster_options import StudentClusterOptions
 from storage.cache import Cache
 from storage.errors import BadRequest, Interrupted
+from student_train.feed.heaps import HEAPS, VARIABLE
 from student_train.options.sections import FleetOptions, StudentOptions
 from student_train.preparing.prepare import prepare
 from student_train.preparing.request import Request
-from student_train.running.heaps import HEAPS, VARIABLE
 from student_train.running.train import train_students
 from tests.student_train.test_loop import stop_after
 from tests.student_train.toys import Recipe, request_of, student, write_cache

@@ -13,7 +13,6 @@ from storage.cache import Cache
 from storage.errors import DivergedLoss, Interrupted
 from storage.views import to_float
 from student_train.feed.batches import ArrayKey, Needs
-from student_train.feed.order import epoch_order
 from student_train.feed.selection import select_rows
 from student_train.options.sections import StudentOptions
 from student_train.run_files.records import RunRecord, read_record
@@ -23,7 +22,7 @@ from student_train.stepping.average import WeightAverage
 from student_train.stepping.gradients import Step
 from student_train.stepping.tally import Tally
 from student_train.students import Blueprint, build_student, load_student
-from tests.student_train.toys import HINT, KD, LABELS, request_of, student
+from tests.student_train.toys import HINT, KD, LABELS, epoch_order, request_of, student
 
 EVERYTHING: dict[str, Any] = {
     "objective": [LABELS | {"weight": 0.5, "smoothing": 0.1}, KD, HINT],

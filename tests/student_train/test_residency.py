@@ -8,7 +8,6 @@ import torch
 from storage.cache import Cache
 from storage.errors import BadRequest
 from student_train.feed.batches import Needs
-from student_train.feed.memory import READ_COPIES, FedRows, feed_bytes
 from student_train.feed.order import epoch_windows
 from student_train.feed.residency import (
     FeedPool,
@@ -23,6 +22,7 @@ from student_train.feed.selection import select_rows
 from student_train.feed.sending import AHEAD
 from student_train.feed.shard_source import ShardSource
 from student_train.feed.windows import READERS, load, read_windows
+from student_train.preparing.feed_memory import READ_COPIES, FedRows, feed_bytes
 from tests.student_train.test_feed import ALL, CPU, SOFT
 from tests.student_train.toys import Recipe, write_cache
 

@@ -210,9 +210,9 @@ def test_a_trial_of_slow_steps_is_short(
         return step(self, *args, **keywords)
 
     monkeypatch.setattr(Stack, "step", counted)
-    monkeypatch.setattr("student_train.running.team.TRIAL_S", seconds)
+    monkeypatch.setattr("student_train.running.stacking.TRIAL_S", seconds)
     monkeypatch.setattr(
-        "student_train.running.team.CLEARLY_FASTER", 0.0
+        "student_train.running.stacking.CLEARLY_FASTER", 0.0
     )  # so that the trial's are all the steps of a stack
     train(toy_cache, tmp_path, [student(f"s{i}", seed=i) for i in range(2)], stacking="auto")
     assert taken == [2] * steps

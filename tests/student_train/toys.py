@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from storage.format.rows import EXTENT_SCHEMA, Segment, create_segment
 from storage.format.shards import ShardKey, write_shard
 from storage.format.specs import DatasetSpec, TeacherSpec, write_spec
 from storage.views import PLAIN, to_float, view_fingerprint
+from student_train.feed.order import Positions, epoch_windows, join_windows, window_order
 from student_train.options.sections import DataOptions, StudentOptions
 from student_train.preparing.request import Request
 
@@ -155,3 +157,9 @@ def request_of(cache: Cache, runs: Path, *students: StudentOptions, **data: Any)
     """Return a request to train students on the toy rows, on the CPU."""
     rows = DataOptions.model_validate({"train": "toy/train", "validation": "toy/validation"} | data)
     return Request(cache, runs, rows, students or (student(),), "cpu")
+
+
+def epoch_order(shard_sizes_S: Positions, *, seed: int, epoch: int, window_shards: int) -> Positions:
+    """Return the positions of all rows in the order in which an epoch takes them."""
+    windows = epoch_windows(shard_sizes_S, seed=seed, epoch=epoch, window_shards=window_shards)
+    return join_windows(shard_sizes_S, windows, partial(window_order, seed=seed, epoch=epoch))

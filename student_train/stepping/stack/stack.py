@@ -13,45 +13,42 @@ Source: stacked parameters under `vmap`, as in the functorch tutorial on model e
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Hashable, Sequence
 
 import torch
 from torch import Tensor
 from torch.func import functional_call, vmap
 
 from student_train.feed.batches import Batch
+from student_train.options.sections import StudentOptions
 from student_train.stepping.gradients import Step
-from student_train.stepping.recorder import Recorder
+from student_train.stepping.recorder import Recorder, Unrecorded
 from student_train.stepping.stack.model import STUDENT, TERMS, StackedModel, joint
 from student_train.stepping.stack.step import stacked_gradients
 from student_train.stepping.stack.weights import StackedBuffers, StackedOptimizer, StackedWeights
 from student_train.stepping.state import TrainState
+from student_train.students import Blueprint
 
 
-def stack_key(state: TrainState) -> tuple[Any, ...]:
-    """Return what must be equal for two states to be one program."""
-    options = state.options
-    layout = tuple((name, tuple(p.shape), p.dtype) for name, p in joint(state).named_parameters())
+def stack_key(options: StudentOptions, blueprint: Blueprint) -> Hashable:
+    """Return what must be equal for students to be one program: all that decides shapes, and which code is run.
+
+    Whether they then can be one is found out by trying (`running/stacking.py`): what draws random numbers cannot.
+    """
     return (
-        options.architecture,
-        repr(sorted(options.options.items())),
+        repr(blueprint),
         options.batch_size,
         options.optimizer,
         options.autocast,
         options.compile,
-        options.mean,
-        options.std,
         options.clip_norm is None,
         options.ema_decay is None,
-        tuple((term.loss, term.name) for term in options.objective),
-        state.layers,
-        layout,
+        tuple(term.layout for term in options.objective),
     )
 
 
 class Stack:
-    """M states that step together.
+    """The stepper of M states.
 
     Args:
         states: of one `stack_key`; their modules become views of this stack's memory.
@@ -71,33 +68,20 @@ class Stack:
         self._num_student_weights = first.num_parameters  # of each row, the first; then come those of its losses
         self._optimizer = StackedOptimizer(self.states, self._weights)
         self._model = StackedModel(self.states, views or [0] * len(self.states), self._weights, self._buffers)
-        self._recorder = Recorder() if recorded else None
+        self._recorder = Recorder() if recorded else Unrecorded()
 
     def step(self, batches: Sequence[Batch], rates: Sequence[float], number: int, *, measure_shares: bool) -> Step:
-        """Let every student take a step.
-
-        Args:
-            batches: of the same rows, one for each view that is seen.
-            rates: learning rates, M.
-            number: of the step in the whole run, from 0.
-            measure_shares: measure each term's share of the gradients, at the cost of a backward pass for each.
-        """
         self._optimizer.set_rates(rates)
-        if self._recorder is None:
-            taken = self._take(batches, measure_shares=measure_shares)
-        else:
-            taken = self._recorder.step(self._take, batches, measure_shares=measure_shares)
+        taken = self._recorder.step(self._take, batches, measure_shares=measure_shares)
         if self._average is not None:
             self._follow(number)
         return taken
 
     def evaluating(self, on: bool) -> None:
-        """Put all students into evaluation mode, or back into training mode."""
         for state in self.states:
             state.student.train(not on)
 
     def logits(self, inputs: Tensor) -> Tensor:
-        """Return what the exported students make of one batch of inputs, (M, B, C) float32."""
         weights, buffers = self._average or (self._weights, self._buffers)
         own = {name: values for name, values in weights.blocks.items() if not name.startswith(TERMS)}
 
@@ -109,14 +93,15 @@ class Stack:
         return vmap(run)(own, buffers.blocks).float()
 
     def release(self) -> None:
-        """Let others take the states."""
         self._model.release()
         self._optimizer.release()
 
     @property
     def refusal(self) -> str | None:
-        """Return why its steps are not recorded although they were to be; None: they are, or were not to be."""
-        return None if self._recorder is None else self._recorder.refusal
+        return self._recorder.refusal
+
+    def synchronise(self) -> None:
+        pass  # students of several processes are not stacked
 
     def _take(self, batches: Sequence[Batch], *, measure_shares: bool) -> Step:
         kept = self._buffers.snapshot()
