@@ -16,7 +16,7 @@ from jobs.cli.cache_recode import recode
 
 if TYPE_CHECKING:
     from storage.cache import Cache
-    from teacher_cache.building.survey import PreparedBuild
+    from teacher_cache.building.prepared import PreparedBuild
 
 app = typer.Typer(
     help="Run teachers over datasets once; keep their soft targets and features.",

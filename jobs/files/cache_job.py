@@ -17,7 +17,7 @@ from teacher_cache.pilot.ladder import FidelityOptions
 from teacher_cache.teachers.options import TeacherOptions
 
 if TYPE_CHECKING:
-    from teacher_cache.building.survey import BuildRequest
+    from teacher_cache.building.prepared import BuildRequest
 
 
 class CacheJob(Options):
@@ -75,7 +75,7 @@ class CacheJob(Options):
         Raises:
             BadRequest: `beside` is a path.
         """
-        from teacher_cache.building.survey import BuildRequest
+        from teacher_cache.building.prepared import BuildRequest
 
         return BuildRequest(
             cache=self.cache if beside is None else _beside(self.cache, beside),

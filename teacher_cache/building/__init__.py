@@ -1,9 +1,12 @@
 """The story of a build.
 
-survey.py    what a build will do: a job against what its cache holds
-growth.py    integers only: which rows are new, where shards end, what is missing
-memory.py    the peak memory of a worker, bounded before anything runs
-build.py     write the promises, run the shards that are missing, say what happened
-stages.py    the loop over the shards of a stage, which recoding shares, and the report
-runners.py   run much work; here without a cluster
+prepared.py     what a build is asked for, and what it will do
+survey.py       a job against what its cache holds: what is missing
+sources.py      a source against what the cache holds of it: new, changed and mended rows
+augmenting.py   whether a dataset has views, and which
+growth.py       integers only: which rows are new, where shards end, what is missing
+memory.py       the peak memory of a worker, bounded before anything runs
+build.py        write the promises, run the shards that are missing, say what happened
+stages.py       the loop over the shards of a stage, which recoding shares, and the report
+runners.py      run much work; here without a cluster
 """

@@ -17,9 +17,9 @@ from storage.format.specs import write_spec
 from storage.format.stages import VIEWS_JSON, list_stages
 from storage.tokenizer import parse_tokenizer
 from storage.views import PLAIN
+from teacher_cache.building.prepared import BuildRequest, PreparedBuild, PreparedDataset, Stage
 from teacher_cache.building.runners import Runner
 from teacher_cache.building.stages import BuildReport, Stages
-from teacher_cache.building.survey import BuildRequest, PreparedBuild, PreparedDataset, Stage
 from teacher_cache.work.pieces import AskWork, Done, IngestWork
 
 

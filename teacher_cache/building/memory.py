@@ -19,7 +19,7 @@ from storage.errors import BadTeacher
 from storage.format.specs import DatasetSpec
 from storage.tasks import task_of
 from storage.views import PLAIN
-from teacher_cache.building.survey import PreparedBuild, Stage
+from teacher_cache.building.prepared import PreparedBuild, Stage
 from teacher_cache.teachers.options import TeacherOptions
 
 SHARDS_IN_FLIGHT = 2

@@ -13,7 +13,7 @@ from storage.cache.watcher import Watcher
 from storage.errors import BadTeacher
 from storage.format.arrays import pack
 from storage.tasks import task_of
-from teacher_cache.building.survey import PreparedDataset, Stage
+from teacher_cache.building.prepared import PreparedDataset, Stage
 from teacher_cache.pilot.rows import SpreadRows, choose_sites, read_spread, sites_per_row
 from teacher_cache.teachers.model import Teacher
 from teacher_cache.teachers.options import TeacherOptions

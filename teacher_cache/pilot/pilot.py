@@ -15,7 +15,8 @@ from storage.encodings import AnyEncoding
 from storage.errors import BadRequest
 from storage.tasks import task_of
 from storage.views import PLAIN
-from teacher_cache.building.survey import BuildRequest, Stage, prepare_afresh
+from teacher_cache.building.prepared import BuildRequest, Stage
+from teacher_cache.building.survey import prepare_afresh
 from teacher_cache.pilot.answers import TimedAnswers, ask, num_sites
 from teacher_cache.pilot.cost import cost_of
 from teacher_cache.pilot.ladder import FidelityOptions, ladder

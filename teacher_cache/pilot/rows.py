@@ -14,7 +14,7 @@ from storage.errors import MissingSource
 from storage.tasks import NO_LABEL, Task, task_of
 from storage.views import PLAIN
 from storage.views.check import readable_rows
-from teacher_cache.building.survey import PreparedDataset, Stage
+from teacher_cache.building.prepared import PreparedDataset, Stage
 from teacher_cache.work.ingest import decode_rows
 
 if TYPE_CHECKING:

@@ -26,9 +26,10 @@ from storage.format.shards import ShardKey
 from storage.format.specs import DatasetSpec, TeacherSpec, ViewsSpec, write_spec
 from storage.format.stages import VIEWS_JSON
 from storage.views import PLAIN
+from teacher_cache.building.augmenting import views_of
+from teacher_cache.building.prepared import BuildRequest
 from teacher_cache.building.runners import Runner
 from teacher_cache.building.stages import BuildReport, Stages
-from teacher_cache.building.survey import BuildRequest, views_of
 from teacher_cache.teachers.options import TeacherOptions
 from teacher_cache.work.conversions import refusal
 from teacher_cache.work.pieces import RecodeWork

@@ -10,8 +10,9 @@ from pydantic import TypeAdapter
 
 from storage.datasets import AnySource
 from teacher_cache.building.build import run_build
+from teacher_cache.building.prepared import BuildRequest
 from teacher_cache.building.runners import Runner
-from teacher_cache.building.survey import BuildRequest, prepare_build
+from teacher_cache.building.survey import prepare_build
 from teacher_cache.teachers.options import TeacherOptions
 
 

@@ -81,7 +81,8 @@ def _milliseconds(transforms: tuple[Transform, ...]) -> list[float]:
 
 def _build(cache: Path, path: Path, transforms: tuple[Transform, ...]) -> None:
     from teacher_cache.building.build import run_build
-    from teacher_cache.building.survey import BuildRequest, prepare_build
+    from teacher_cache.building.prepared import BuildRequest
+    from teacher_cache.building.survey import prepare_build
 
     options = ViewOptions(count=1, transforms=list(transforms))  # type: ignore[arg-type]
     request = BuildRequest(str(cache), "benchmark", (source(path),), (), views=options)

@@ -16,8 +16,9 @@ from PIL import Image
 from storage.cache import Cache
 from storage.cache.verify import verify
 from storage.errors import BadRequest, BadTeacher, MissingSource, RowsMissing, StaleCache, StillroomError
+from teacher_cache.building.prepared import BuildRequest
 from teacher_cache.building.stages import BuildReport
-from teacher_cache.building.survey import BuildRequest, prepare_build
+from teacher_cache.building.survey import prepare_build
 from tests.teacher_cache.conftest import Built
 from tests.teacher_cache.toys import build, contents, digits, teacher_section, write_digits, write_job, write_teacher
 

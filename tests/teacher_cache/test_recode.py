@@ -28,9 +28,9 @@ from storage.errors import (
     StillroomError,
 )
 from storage.format.shards import ShardKey
+from teacher_cache.building.prepared import BuildRequest
 from teacher_cache.building.runners import run_inline
 from teacher_cache.building.stages import BuildReport
-from teacher_cache.building.survey import BuildRequest
 from teacher_cache.recoding.recode import prepare_recoding, run_recode
 from teacher_cache.work.conversions import convert, refusal
 from tests.teacher_cache.test_faults import started, wait_for

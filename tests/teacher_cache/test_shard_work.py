@@ -205,8 +205,9 @@ def test_a_teacher_whose_files_change_during_a_build_is_noticed(tmp_path: Path) 
     from jobs.files.cache_job import CacheJob
     from jobs.files.reading import read_job
     from teacher_cache.building.build import run_build
+    from teacher_cache.building.prepared import BuildRequest
     from teacher_cache.building.runners import run_inline
-    from teacher_cache.building.survey import BuildRequest, prepare_build
+    from teacher_cache.building.survey import prepare_build
     from tests.teacher_cache.toys import Silent
 
     write_teacher(tmp_path)

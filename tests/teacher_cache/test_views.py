@@ -26,8 +26,9 @@ from storage.views import PLAIN, to_float
 from storage.views.check import readable_rows
 from teacher_cache.building.build import run_build
 from teacher_cache.building.memory import project_worker
+from teacher_cache.building.prepared import BuildRequest, PreparedBuild
 from teacher_cache.building.runners import run_inline
-from teacher_cache.building.survey import BuildRequest, PreparedBuild, prepare_build
+from teacher_cache.building.survey import prepare_build
 from tests.teacher_cache.toys import (
     DIGITS,
     Silent,

@@ -20,9 +20,10 @@ from storage.cache import Cache
 from storage.format.shards import read_commits, stage_folder
 from storage.views import PLAIN
 from teacher_cache.building.build import run_build
+from teacher_cache.building.prepared import BuildRequest
 from teacher_cache.building.runners import Runner, run_inline
 from teacher_cache.building.stages import BuildReport
-from teacher_cache.building.survey import BuildRequest, prepare_build
+from teacher_cache.building.survey import prepare_build
 
 TEACHER = '''
 """A tiny convolutional teacher of 8 by 8 inputs; `fault` is what it does wrong to rows whose first pixel is white."""

@@ -1,0 +1,64 @@
+"""Views of a dataset, as a job wants them: whether, which ones, and what is promised of them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from storage.cache import Cache
+from storage.errors import BadRequest
+from storage.format.specs import DatasetSpec, ViewsSpec, check_spec
+from storage.format.stages import VIEWS_JSON
+from storage.inputs import inputs_of
+from storage.views import PLAIN, view_name
+from storage.views.options import ViewOptions, unfit
+from teacher_cache.building.prepared import Stage
+
+
+def is_augmented(options: ViewOptions, dataset: DatasetSpec) -> bool:
+    """Return whether a job wants views of a dataset: it names it, or names none and this one holds images."""
+    if options.datasets is not None:
+        return dataset.name in options.datasets
+    return inputs_of(dataset).has_views(dataset.input_shape)
+
+
+def views_of(options: ViewOptions | None, dataset: DatasetSpec) -> list[str]:
+    """Return the views about which teachers are asked."""
+    if options is None or not is_augmented(options, dataset):
+        return [PLAIN]
+    return [*([PLAIN] if options.plain else []), *map(view_name, range(options.count))]
+
+
+def promise_views(cache: Cache | None, options: ViewOptions, dataset: DatasetSpec, job: str) -> ViewsSpec:
+    """Return the promise of a dataset's views.
+
+    Raises:
+        BadRequest: its inputs cannot be augmented so.
+        StaleCache: the cache has views of other transforms or another seed.
+    """
+    if (reason := unfit(options.transforms, dataset.input_shape, dataset.input_dtype)) is not None:
+        raise BadRequest(
+            f"dataset {dataset.name} cannot be augmented: {reason}",
+            found=_inputs(dataset),
+            expected="images, uint8 (channels, height, width), which every transform fits",
+            do="name in `datasets` of [views] those that are to be augmented, or change its transforms",
+        )
+    spec = ViewsSpec(name=dataset.name, seed=options.seed, transforms=tuple(options.transforms))
+    known = cache is not None and dataset.name in cache.dataset_names()
+    if known and cache is not None and cache.views(dataset.name) is not None:
+        check_spec(cache.objects, f"{dataset.name}/{VIEWS_JSON}", spec, job)
+    return spec
+
+
+def check_augmented(stages: Sequence[Stage], job: str) -> None:
+    """Raise BadRequest unless a dataset can be augmented at all."""
+    if all(stage.dataset.views is None for stage in stages):
+        raise BadRequest(
+            f"{job} asks for views, and no dataset can be augmented",
+            found="\n".join(f"{s.dataset.spec.name}: {_inputs(s.dataset.spec)}" for s in stages if s.teacher is None),
+            expected="images, uint8 (channels, height, width)",
+            do="drop [views]",
+        )
+
+
+def _inputs(dataset: DatasetSpec) -> str:
+    return f"{dataset.input_dtype} {dataset.input_shape}"

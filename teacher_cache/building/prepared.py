@@ -1,0 +1,91 @@
+"""What a build is asked for, and what it will do, stage by stage: facts only, nothing is done yet."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from storage.datasets import Source
+from storage.format.rows import RowPlan, Segment, ShardRows
+from storage.format.shards import INGEST
+from storage.format.specs import DatasetSpec, TeacherSpec, ViewsSpec
+from storage.views import PLAIN
+from storage.views.options import ViewOptions
+from teacher_cache.teachers.options import TeacherOptions
+
+
+@dataclass(frozen=True)
+class BuildRequest:
+    """What a build is asked for.
+
+    Attributes:
+        cache: address of the cache.
+        job: the job's file, for messages.
+        sources, teachers, views: sections of the job.
+        part: (i, n), this process does number i of n.
+        device: of teachers: auto, cpu, cuda.
+        threads: of torch, per worker.
+    """
+
+    cache: str
+    job: str
+    sources: tuple[Source, ...]
+    teachers: tuple[TeacherOptions, ...]
+    part: tuple[int, int] = (0, 1)
+    device: str = "auto"
+    threads: int = 1
+    views: ViewOptions | None = None
+
+
+@dataclass(frozen=True)
+class PreparedDataset:
+    """A dataset as this build will leave it.
+
+    Attributes:
+        rows: the plan, with `segment` at its end if the dataset is new or has grown.
+        mended: shard → attempt of the commits whose quarantined samples can be read now; they are built again.
+        tokenizer: of text, its `tokenizer.json`.
+        views: which function of a sample its views are; None: it is not augmented.
+    """
+
+    source: Source
+    spec: DatasetSpec
+    rows: RowPlan
+    segment: Segment | None
+    mended: dict[int, str]
+    tokenizer: bytes | None = None
+    views: ViewsSpec | None = None
+
+
+@dataclass(frozen=True)
+class Stage:
+    """The ingest of a dataset (no teacher), or one teacher over one view of it.
+
+    Attributes:
+        shards: those that fall to this part of the build.
+        todo: those of them that are missing.
+    """
+
+    dataset: PreparedDataset
+    teacher: TeacherOptions | None
+    spec: TeacherSpec | None
+    shards: tuple[ShardRows, ...]
+    todo: tuple[ShardRows, ...]
+    view: str = PLAIN
+
+    @property
+    def name(self) -> str:
+        name = f"{self.dataset.spec.name}/{INGEST if self.teacher is None else self.teacher.name}"
+        return name if self.view == PLAIN else f"{name}/{self.view}"
+
+
+@dataclass(frozen=True)
+class PreparedBuild:
+    """Everything that a build will do; nothing is done yet."""
+
+    request: BuildRequest
+    stages: tuple[Stage, ...]
+
+    @property
+    def num_missing(self) -> int:
+        """Shards to compute."""
+        return sum(len(stage.todo) for stage in self.stages)

@@ -1,0 +1,154 @@
+"""A source compared with what a cache holds of it: the promise, new rows, rows that changed, rows that are mended."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import partial
+from itertools import islice
+from math import prod
+
+import polars as pl
+
+from storage.cache import Cache
+from storage.datasets import RecordedFile, Source, Unreadable
+from storage.errors import MissingSource, StaleCache
+from storage.format.rows import RowPlan
+from storage.format.specs import DatasetSpec, check_spec
+from storage.tasks import task_of
+from teacher_cache.building.growth import default_rows_per_shard, grow
+from teacher_cache.building.prepared import PreparedDataset
+
+PROBED_SAMPLES = 100  # read to learn the shape of an input; one readable sample among them is enough
+
+
+def prepare_dataset(
+    cache: Cache | None, options: Source, job: str, tokenizers: Mapping[str, bytes | None]
+) -> PreparedDataset:
+    """Return a dataset as a build will leave it, not augmented.
+
+    Args:
+        cache: to build; None: there is none yet.
+        options: of the dataset.
+        job: the job's file, for messages.
+        tokenizers: `tokenizer.json` of the datasets above this one in the job, by name.
+
+    Raises:
+        StaleCache: the cache holds another dataset, or samples that have changed or are gone.
+        MissingSource: it is not there, or none of its samples can be read.
+    """
+    known = cache is not None and options.name in cache.dataset_names()
+    recorded = cache.plan(options.name) if known and cache else RowPlan(())
+    tokenizer = options.find_tokenizer(partial(_known_tokenizer, cache, tokenizers))
+    if known and cache is not None:
+        options = options.as_promised(cache.dataset(options.name).source)
+    source = options.prepared(tokenizer, _counted(recorded))
+    files = source.files()
+    if not files["rows"].sum():
+        raise MissingSource(f"dataset {source.name} is empty", found=f"{len(files)} files, no samples")
+    if known:
+        assert cache is not None
+        was = cache.dataset(source.name)
+        spec = _dataset_spec(source, was.input_shape, was.input_dtype)
+        check_spec(cache.objects, f"{source.name}/dataset.json", spec, job)
+    else:
+        spec = _dataset_spec(source, *_probe(source, files))
+    rows_per_shard = source.rows_per_shard or default_rows_per_shard(
+        spec.input_shape,
+        spec.input_dtype,
+        num_sites=prod(task_of(spec).sites(spec.input_shape)),
+        num_classes=spec.num_classes,
+    )
+    growth = grow(recorded, files, rows_per_shard)
+    if growth.gone:
+        raise StaleCache(
+            f"dataset {source.name} has lost samples that {job}'s cache holds",
+            found=f"{len(growth.gone)} files gone or shorter: {', '.join(growth.gone[:5])}",
+            expected="every recorded sample, and perhaps new ones",
+            do=f"put them back, or cache build {job} --as NAME; or delete the cache, if you want nothing that it holds",
+        )
+    mended = _compare(cache, source, recorded, growth.touched, job) if known and growth.touched and cache else {}
+    segments = (*recorded.segments, growth.segment) if growth.segment else recorded.segments
+    return PreparedDataset(source, spec, RowPlan(segments), growth.segment, mended, tokenizer)
+
+
+def _known_tokenizer(cache: Cache | None, tokenizers: Mapping[str, bytes | None], dataset: str) -> bytes | None:
+    """Return the `tokenizer.json` of a dataset of the cache, or above in the job."""
+    if cache is not None and dataset in cache.dataset_names():
+        tokenizer = cache.tokenizer(dataset)
+        return None if tokenizer is None else tokenizer.data
+    return tokenizers.get(dataset)
+
+
+def _counted(recorded: RowPlan) -> dict[str, RecordedFile]:
+    """Return what a plan says of each file: its size and version when it was last looked at, and its rows."""
+    files = recorded.extents.group_by("file").agg(pl.col("size").last(), pl.col("version").last(), pl.col("rows").sum())
+    return {file: RecordedFile(*facts) for file, *facts in files.iter_rows()}
+
+
+def _dataset_spec(source: Source, input_shape: tuple[int, ...], input_dtype: str) -> DatasetSpec:
+    tokens = source.tokens()
+    return DatasetSpec(
+        name=source.name,
+        source=source.content(),
+        classes=source.class_names(),
+        input_shape=input_shape,
+        input_dtype=input_dtype,
+        vocabulary=None if tokens is None else tokens.vocabulary,
+        tokenizer=None if tokens is None else tokens.tokenizer,
+        task=source.task_name(),
+    )
+
+
+def _probe(source: Source, files: pl.DataFrame) -> tuple[tuple[int, ...], str]:
+    """Return shape and dtype of the first readable sample."""
+    reasons = []
+    samples = (
+        sample
+        for file, rows in files.select("file", "rows").iter_rows()
+        for sample in source.read(file, 0, min(rows, PROBED_SAMPLES))
+    )
+    for sample in islice(samples, PROBED_SAMPLES):
+        try:
+            if isinstance(sample.payload, Unreadable):
+                raise sample.payload
+            first = source.decode(sample.payload)
+        except Unreadable as reason:
+            reasons.append(f"{sample.sample_id}: {reason}")
+        else:
+            return first.shape, str(first.dtype)
+    raise MissingSource(f"dataset {source.name} has no readable sample", found="\n".join(reasons[:5]))
+
+
+def _compare(cache: Cache, source: Source, recorded: RowPlan, touched: Sequence[str], job: str) -> dict[int, str]:
+    """Compare the samples of touched files with what was ingested; return the shards whose unreadable ones are mended.
+
+    Raises:
+        StaleCache: a sample's content or label changed.
+    """
+    commits = cache.commits(source.name)
+    was = {
+        row: (digest, error is None)
+        for commit in commits
+        for row, digest, error in zip(
+            *commit.table.select(["row", "digest", "error"]).to_pydict().values(), strict=True
+        )
+    }
+    changed, mended_rows, row = [], [], 0
+    for extent in recorded.slice(0, recorded.num_rows):
+        if extent.file in touched:
+            for i, sample in enumerate(source.read(*extent), start=row):
+                digest, readable = was.get(i, (sample.digest, True))  # not ingested yet, nothing to compare
+                if digest != sample.digest:
+                    if readable:
+                        changed.append(sample.sample_id)
+                    else:
+                        mended_rows.append(i)
+        row += extent.rows
+    if changed:
+        raise StaleCache(
+            f"dataset {source.name} has changed under the cache {cache.url}",
+            found=f"{len(changed)} samples with other content or another label: {', '.join(changed[:5])}",
+            expected="recorded samples as they were, and perhaps new ones",
+            do=f"cache build {job} --as NAME    # a new cache beside it; this one stays as it is",
+        )
+    return {c.key.shard: c.attempt for c in commits if any(c.start <= row < c.stop for row in mended_rows)}
