@@ -171,7 +171,11 @@ def verify(
             terminal.out.print(
                 f"{found.shards} shards, {terminal.si(found.bytes, 'B')}: "
                 + (f"{len(found.bad)} bad ({done})" if found.bad else "all whole")
-                + (f"; {len(found.garbage)} abandoned groups{' removed' if repair else ''}" if found.garbage else ""),
+                + (
+                    f"; {len(found.garbage)} abandoned Zarr groups{' removed' if repair else ''}"
+                    if found.garbage
+                    else ""
+                ),
                 markup=False,
             )
         return 0 if not found.bad else RowsMissing.exit_code if repair else CorruptObject.exit_code

@@ -16,7 +16,7 @@ from student_train.feed.heaps import limit_heaps
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from jobs.cluster.students import ClusterPlan
+    from jobs.cluster.students import ClusterDryRun
     from jobs.files.student_job import StudentJob
     from jobs.show.terminal import Watch
     from student_train.devices import Device
@@ -38,7 +38,9 @@ def _program(version: VersionOption = False) -> None:
     pass
 
 
-DryRunOption = Annotated[bool, typer.Option("--dry-run", help="Print the plan and the memory bound; do nothing.")]
+DryRunOption = Annotated[
+    bool, typer.Option("--dry-run", help="Say what would be done, with a bound on memory; do nothing.")
+]
 RunsArgument = Annotated[Path, typer.Argument(metavar="RUNS", help="A folder of runs.")]
 
 
@@ -118,7 +120,7 @@ def _train(job: Path, dry_run: bool, device: Device, as_json: bool, parallel: Pa
     read = read_job(job, StudentJob)
     request = read.request(device, parallel)
     if dry_run:
-        _print_dry_run(read, request, as_json)
+        _dry_run(read, request, as_json)
         return 0
     with terminal.watching("steps") as watch, terminal.deferred_signals() as stop:
         if request.data.measures_trained_rows and parallel.writes:
@@ -157,18 +159,18 @@ def _train_students(job: StudentJob, request: Request, watch: Watch, stop: Calla
     return train_on_cluster(job, request, watch, stop)
 
 
-def _print_dry_run(job: StudentJob, request: Request, as_json: bool) -> None:
+def _dry_run(job: StudentJob, request: Request, as_json: bool) -> None:
     if job.cluster.kind == "inline":
         from student_train.preparing.dry_run import dry_run
 
-        _print_plan(dry_run(request), as_json)
+        _print_students(dry_run(request), as_json)
     else:
-        from jobs.cluster.students import plan_on_cluster
+        from jobs.cluster.students import dry_run_on_cluster
 
-        _print_groups(plan_on_cluster(job.cluster, request), as_json)
+        _print_groups(dry_run_on_cluster(job.cluster, request), as_json)
 
 
-def _print_plan(plan: DryRun, as_json: bool) -> None:
+def _print_students(found: DryRun, as_json: bool) -> None:
     from dataclasses import asdict
 
     import polars as pl
@@ -176,47 +178,47 @@ def _print_plan(plan: DryRun, as_json: bool) -> None:
     from jobs.show import terminal
     from jobs.show.tables import print_memory, print_table
 
-    students = [asdict(student) for student in plan.students]
+    students = [asdict(student) for student in found.students]
     if as_json:
-        terminal.print_json({"students": students, "memory": None if plan.memory is None else asdict(plan.memory)})
+        terminal.print_json({"students": students, "memory": None if found.memory is None else asdict(found.memory)})
         return
     print_table(pl.DataFrame(students))
-    if plan.memory is not None:
-        memory = plan.memory
+    if found.memory is not None:
+        memory = found.memory
         device = "" if memory.device_bytes is None else f" ({terminal.si(memory.device_bytes, 'B')} on the device)"
         print_memory(f"memory{device}", memory.host_bytes, memory.parts)
         terminal.out.print(f"rows: {memory.residency.place} ({memory.residency.why})")
     terminal.out.print("a dry run: nothing was written")
 
 
-def _print_groups(plan: ClusterPlan, as_json: bool) -> None:
+def _print_groups(found: ClusterDryRun, as_json: bool) -> None:
     from dataclasses import asdict
 
     import polars as pl
 
     from jobs.show import terminal
     from jobs.show.tables import print_table
-    from student_train.preparing.dry_run import plan_student
+    from student_train.preparing.dry_run import foresee
 
-    group_of = {student.options.name: group.number for group in plan.groups for student in group.left}
+    group_of = {student.options.name: group.number for group in found.groups for student in group.left}
     students = [
-        {"student": student.options.name, "group": group_of.get(student.options.name)} | asdict(plan_student(student))
-        for student in plan.students
+        {"student": student.options.name, "group": group_of.get(student.options.name)} | asdict(foresee(student))
+        for student in found.students
     ]
     groups = [
         {"group": group.number, "students": len(group.left), "work": group.share}
-        | ({} if plan.memory is None else {"bytes": plan.memory[place].host_bytes})
-        for place, group in enumerate(plan.groups)
+        | ({} if found.memory is None else {"bytes": found.memory[place].host_bytes})
+        for place, group in enumerate(found.groups)
     ]
     if as_json:
-        memory = None if plan.memory is None else [asdict(memory) for memory in plan.memory]
+        memory = None if found.memory is None else [asdict(memory) for memory in found.memory]
         terminal.print_json({"students": students, "groups": groups, "memory": memory})
         return
     print_table(pl.DataFrame(students))
     if groups:
         shown = pl.DataFrame(groups).with_columns(work=(100 * pl.col("work")).round().cast(pl.Int64).cast(str) + " %")
         print_table(
-            shown, title="one group a worker; bytes: its memory, at most" if plan.memory else "one group a worker"
+            shown, title="one group a worker; bytes: its memory, at most" if found.memory else "one group a worker"
         )
     terminal.out.print("a dry run: nothing was written")
 

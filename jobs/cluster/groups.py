@@ -41,14 +41,14 @@ class Group:
 
     @property
     def left(self) -> list[PreparedRun]:
-        """Return the students that are not finished."""
+        """Return the students that are not settled."""
         return [student for student in self.students if student.settled is None]
 
 
-def plan_groups(request: Request, students: Sequence[PreparedRun], workers: int, device: str) -> list[Group]:
+def make_groups(request: Request, students: Sequence[PreparedRun], workers: int, device: str) -> list[Group]:
     """Return what is left of a job in groups of about the same work, one a worker at most.
 
-    With [halving] the groups are those of all students, finished ones among them: whoever is compared with each other
+    With [halving] the groups are those of all students, settled ones among them: whoever is compared with each other
     is then the same, however often the job is interrupted.
 
     Args:

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from jobs.cluster.flight import one_each, run_work, wait_for_workers
-from jobs.cluster.groups import Group, local_workers, plan_groups, project_groups
+from jobs.cluster.groups import Group, local_workers, make_groups, project_groups
 from jobs.cluster.opening import open_client
 from jobs.cluster.sending import sent
 from jobs.cluster.student_work import GroupDone, GroupWork, as_json, beacon, stop_groups, train_group
@@ -45,7 +45,7 @@ RECORD_S = 90.0  # until a network file system shows what another machine has wr
 
 
 @dataclass(frozen=True)
-class ClusterPlan:
+class ClusterDryRun:
     """What `train_on_cluster` would do.
 
     Attributes:
@@ -59,7 +59,7 @@ class ClusterPlan:
     memory: Sequence[MemoryProjection] | None
 
 
-def plan_on_cluster(options: StudentClusterOptions, request: Request) -> ClusterPlan:
+def dry_run_on_cluster(options: StudentClusterOptions, request: Request) -> ClusterDryRun:
     """Return what `train_on_cluster` would do, after the same checks.
 
     Raises:
@@ -68,16 +68,16 @@ def plan_on_cluster(options: StudentClusterOptions, request: Request) -> Cluster
     """
     students = prepare(request)
     if all(student.settled is not None for student in students):
-        return ClusterPlan(students, (), None)
+        return ClusterDryRun(students, (), None)
     if options.kind == "local":
         _, groups = _local(options, request, students)
-        return ClusterPlan(students, groups, project_groups(request, groups))
+        return ClusterDryRun(students, groups, project_groups(request, groups))
     with _opened(options, request, students, lambda: False) as (_, groups):
-        return ClusterPlan(students, groups, None)
+        return ClusterDryRun(students, groups, None)
 
 
 def train_on_cluster(job: StudentJob, request: Request, watch: Watch, stop: Callable[[], bool]) -> Summary:
-    """Train every student of a job that is not finished yet, in groups on the workers of its cluster.
+    """Train every student of a job that is not settled yet, in groups on the workers of its cluster.
 
     Args:
         job: its `[cluster]` is not `inline`.
@@ -104,7 +104,7 @@ def _local(
     """Return the environments of workers on this machine, and what each of them is to train."""
     check_installed(request.fleet.track)
     environments = local_workers(options, request)
-    groups = plan_groups(request, students, len(environments), find_device(request.device).type)
+    groups = make_groups(request, students, len(environments), find_device(request.device).type)
     return environments[: len(groups)], groups
 
 
@@ -123,7 +123,7 @@ def _opened(
     else:
         with open_client(options) as client:
             workers = wait_for_workers(client, stop)
-            yield client, plan_groups(request, students, workers, "cpu" if request.device == "cpu" else "cuda")
+            yield client, make_groups(request, students, workers, "cpu" if request.device == "cpu" else "cuda")
 
 
 def _train(

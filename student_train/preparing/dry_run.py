@@ -14,7 +14,7 @@ from student_train.run_files.checkpoint import position_of
 
 
 @dataclass(frozen=True, slots=True)
-class PlannedStudent:
+class StudentDryRun:
     """What would become of one student.
 
     Attributes:
@@ -35,9 +35,9 @@ class PlannedStudent:
 
 @dataclass(frozen=True, slots=True)
 class DryRun:
-    """A plan, and the memory that it needs; None if nothing is left to do."""
+    """What would become of all students, and the memory that it needs; None if nothing is left to do."""
 
-    students: tuple[PlannedStudent, ...]
+    students: tuple[StudentDryRun, ...]
     memory: MemoryProjection | None
 
 
@@ -45,21 +45,21 @@ def dry_run(request: Request) -> DryRun:
     """Return what `train_students` would do, after the same checks. Raises BadRequest, of some kind."""
     device = find_device(request.device)
     students = prepare(request)
-    planned = tuple(map(plan_student, students))
+    foreseen = tuple(map(foresee, students))
     left = [student for student in students if student.settled is None]
     if not left:
-        return DryRun(planned, None)
+        return DryRun(foreseen, None)
     check_installed(request.fleet.track)
     residency = choose_for(request, left, device)
     _, memory = fit(request.cache, left, residency, request.data.window_shards, device, request.fleet)
-    return DryRun(planned, memory)
+    return DryRun(foreseen, memory)
 
 
-def plan_student(student: PreparedRun) -> PlannedStudent:
+def foresee(student: PreparedRun) -> StudentDryRun:
     """Return what would become of a checked student."""
     position, done = position_of(student.folder, student.identity), student.settled
     action: Literal["resume", "train"] = "train" if position is None else "resume"
-    return PlannedStudent(
+    return StudentDryRun(
         student=student.options.name,
         action="skip" if done is not None else action,
         train_rows=student.train.num_rows,

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from jobs.cluster import groups as student_groups
-from jobs.cluster.groups import Group, local_workers, plan_groups, project_groups, split
+from jobs.cluster.groups import Group, local_workers, make_groups, project_groups, split
 from jobs.files.cluster_options import StudentClusterOptions
 from storage.cache import Cache
 from storage.errors import BadRequest, Interrupted
@@ -77,7 +77,7 @@ def fleet(cache: Cache, runs: Path, *students: StudentOptions, **options: object
 def test_finished_students_are_in_no_group(cache: Cache, tmp_path: Path) -> None:
     train_students(request_of(cache, tmp_path, student("a")))
     request = request_of(cache, tmp_path, student("a"), student("b", seed=1), student("c", seed=2))
-    assert names(plan_groups(request, prepare(request), 2, "cpu")) == [["b"], ["c"]]
+    assert names(make_groups(request, prepare(request), 2, "cpu")) == [["b"], ["c"]]
 
 
 def test_students_of_one_architecture_and_batch_size_stay_together(cache: Cache, tmp_path: Path) -> None:
@@ -85,13 +85,13 @@ def test_students_of_one_architecture_and_batch_size_stay_together(cache: Cache,
         student(f"{size}-{seed}", seed=seed, batch_size=size, epochs=2) for seed in range(2) for size in (16, 32)
     ]
     request = request_of(cache, tmp_path, *students)
-    assert names(plan_groups(request, prepare(request), 2, "cuda")) == [["16-0", "16-1"], ["32-0", "32-1"]]
+    assert names(make_groups(request, prepare(request), 2, "cuda")) == [["16-0", "16-1"], ["32-0", "32-1"]]
 
 
 def test_work_counts_epochs_that_are_left_and_what_an_architecture_takes(cache: Cache, tmp_path: Path) -> None:
     def share(first: StudentOptions, second: StudentOptions) -> float:
         request = request_of(cache, tmp_path, first, second)
-        return plan_groups(request, prepare(request), 2, "cpu")[0].share
+        return make_groups(request, prepare(request), 2, "cpu")[0].share
 
     assert share(student("long", epochs=6), student("short", epochs=1)) == pytest.approx(6 / 7)
     assert share(student("wide", options={"hidden": [2000, 2000]}), student("narrow")) > 0.9
@@ -104,9 +104,9 @@ def test_with_halving_groups_stay_the_same_when_some_have_finished(cache: Cache,
     students = [student(f"s{i}", seed=i, epochs=2) for i in range(5)]
     halving = {"halving": {"first_epochs": 9}}
     request = fleet(cache, tmp_path, *students, **halving)
-    before = plan_groups(request, prepare(request), 2, "cpu")
+    before = make_groups(request, prepare(request), 2, "cpu")
     train_students(fleet(cache, tmp_path, students[0], **halving))
-    after = plan_groups(request, prepare(request), 2, "cpu")
+    after = make_groups(request, prepare(request), 2, "cpu")
     assert names(before) == [["s0", "s2", "s4"], ["s1", "s3"]]
     assert names(after) == [["s2", "s4"], ["s1", "s3"]]
     assert [len(group.students) for group in after] == [3, 2]
@@ -116,7 +116,7 @@ def test_workers_that_do_not_fit_together_are_refused_with_fewer(
     cache: Cache, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     request = request_of(cache, tmp_path, *(student(f"s{i}", seed=i) for i in range(4)))
-    groups = plan_groups(request, prepare(request), 4, "cpu")
+    groups = make_groups(request, prepare(request), 4, "cpu")
     one = project_groups(request, groups)[0].host_bytes
     monkeypatch.setattr(student_groups, "free_bytes", lambda device: 2 * one + one // 2)
     with pytest.raises(BadRequest, match="4 workers do not fit into this machine's memory") as refusal:
