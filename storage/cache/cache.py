@@ -204,6 +204,10 @@ class Cache:
         """Return the inputs of a shard whose rows are of their own length; quarantined ones have no items."""
         return read_ragged(self.objects, self.commit(ShardKey(dataset, None, PLAIN, shard)), ["inputs"])["inputs"]
 
+    def read_rows(self, dataset: str, shard: int) -> np.ndarray | Ragged:
+        """Return the inputs of a shard as they are stored, of one length or each of its own."""
+        return (self.read_ragged if self.dataset(dataset).own_length else self.read_inputs)(dataset, shard)
+
     def read_labels(self, dataset: str, shard: int) -> np.ndarray:
         """Return the labels of a shard of tokens, (S, L) int32: the next token at each position, −1 for none."""
         return read_arrays(self.objects, self.commit(ShardKey(dataset, None, PLAIN, shard)), ["labels"])["labels"]

@@ -137,6 +137,10 @@ class Source(Options):
         """Return what is asked of a row: the name of one of `storage.tasks.TASKS`."""
         return ImageClassification.name
 
+    def longest_row(self) -> int | None:
+        """Return the length that a row may have where each has its own; None: all are alike."""
+        return None
+
     def tokens(self) -> TokenFacts | None:
         """Return what a prepared source of tokens is made of; None for anything else."""
         return None

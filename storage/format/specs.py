@@ -34,7 +34,8 @@ if TYPE_CHECKING:  # `cache status` reads specs, and should not pay two seconds 
 
 FORMAT_VERSION = 2
 NEW_KEYS = ("uses", "task")  # of format 3
-USES = ("own_length",)  # of the names in FORMAT.md, those that are known here
+OWN_LENGTH = "own_length"
+USES = (OWN_LENGTH,)  # of the names in FORMAT.md, those that are known here
 
 
 class Spec(BaseModel):
@@ -90,7 +91,7 @@ class DatasetSpec(Spec):
     @property
     def own_length(self) -> bool:
         """Whether each row of the inputs has a length of its own, up to that in `input_shape`."""
-        return "own_length" in self.uses
+        return OWN_LENGTH in self.uses
 
     @property
     def num_classes(self) -> int:

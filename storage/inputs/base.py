@@ -1,17 +1,24 @@
 """What every kind of inputs answers to those who build caches and train students.
 
-Shapes: B rows; the shape of one row is the dataset's `input_shape`.
+Shapes: B rows of a batch, S of a shard; the shape of one row is the dataset's `input_shape`.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, ClassVar
+from collections.abc import Callable, MutableSequence, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+
+from storage.format.ragged import Ragged
 
 if TYPE_CHECKING:  # `cache status` asks which kind, and should not pay two seconds for torch
     import torch
     from torch import Tensor
+
+
+Stored = np.ndarray | Ragged  # the inputs of a shard
 
 
 class Inputs(ABC):
@@ -21,17 +28,48 @@ class Inputs(ABC):
         name: of the kind.
         normalised: whether a model's `mean` and `std` apply to them.
         tokenised: whether a tokenizer made them, which teacher and student must share to mean the same by an id.
+        own_length: whether each row has a length of its own, up to that of the dataset's `input_shape`.
         misfit_help: ends a message about samples of several shapes: what a user can do.
     """
 
     name: ClassVar[str]
     normalised: ClassVar[bool]
     tokenised: ClassVar[bool]
+    own_length: ClassVar[bool] = False
     misfit_help: ClassVar[str] = ""
 
     def has_views(self, shape: Sequence[int]) -> bool:
         """Return whether rows of this shape can be augmented."""
         return False
+
+    def fits(self, row_shape: Sequence[int], shape: Sequence[int]) -> bool:
+        """Return whether a row may be one of a dataset of this shape."""
+        return tuple(row_shape) == tuple(shape)
+
+    def blank_rows(self, num_rows: int, shape: Sequence[int], dtype: str) -> MutableSequence[np.ndarray] | np.ndarray:
+        """Return rows of nothing, each to be assigned by its number, or left for one that cannot be read."""
+        return np.zeros((num_rows, *shape), dtype)
+
+    def stored(self, rows: Any, dtype: str) -> Stored:
+        """Return as they are stored the rows that `blank_rows` gave."""
+        return np.asarray(rows, dtype)
+
+    def shown(self, stored_S: Stored, chosen_S: np.ndarray) -> Tensor:
+        """Return some rows of a shard, by a mask (S,) or their numbers, as they are shown without a view, (B, …)."""
+        import torch
+
+        assert isinstance(stored_S, np.ndarray)
+        return torch.from_numpy(stored_S[chosen_S])
+
+    def batches(self, shown_B: Tensor, batch_size: int) -> list[Tensor]:
+        """Return the rows, by number, that a teacher is asked about together: a function of these rows alone."""
+        import torch
+
+        return list(torch.arange(len(shown_B)).split(batch_size))
+
+    def call(self, model: Callable[..., Any], arguments_B: Tensor) -> Any:
+        """Return what a model makes of `arguments`."""
+        return model(arguments_B)
 
     @abstractmethod
     def arguments(self, shown_B: Tensor) -> Tensor:

@@ -49,7 +49,7 @@ class Task(ABC):
         """Return the axes of the sites of a row of this shape; logits are (B, *sites, C)."""
 
     @abstractmethod
-    def blank_labels(self, inputs_S: np.ndarray) -> dict[str, np.ndarray]:
+    def blank_labels(self, num_rows: int, input_shape: Sequence[int]) -> dict[str, np.ndarray]:
         """Return the ingest's array of labels, (S, *sites) without any label yet; of none, nothing."""
 
     @abstractmethod

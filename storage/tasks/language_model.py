@@ -33,8 +33,8 @@ class LanguageModel(Task):
     def sites(self, input_shape: Sequence[int]) -> tuple[int, ...]:
         return tuple(input_shape)
 
-    def blank_labels(self, inputs_S: np.ndarray) -> dict[str, np.ndarray]:
-        return {self.label_array: np.full(inputs_S.shape, NO_LABEL, np.int32)}
+    def blank_labels(self, num_rows: int, input_shape: Sequence[int]) -> dict[str, np.ndarray]:
+        return {self.label_array: np.full((num_rows, *input_shape), NO_LABEL, np.int32)}
 
     def labels(self, table: pa.Table, read: Callable[[str], np.ndarray]) -> np.ndarray:
         return read(self.label_array).astype(np.int64)

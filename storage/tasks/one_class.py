@@ -30,7 +30,7 @@ class OneClass(Task):
     def sites(self, input_shape: Sequence[int]) -> tuple[int, ...]:
         return ()
 
-    def blank_labels(self, inputs_S: np.ndarray) -> dict[str, np.ndarray]:
+    def blank_labels(self, num_rows: int, input_shape: Sequence[int]) -> dict[str, np.ndarray]:
         return {}
 
     def labels(self, table: pa.Table, read: Callable[[str], np.ndarray]) -> np.ndarray:

@@ -11,4 +11,4 @@ class TextClassification(OneClass):
     """One class for a row of tokens."""
 
     name: ClassVar[Literal["text_classification"]] = "text_classification"
-    inputs = ("tokens",)
+    inputs = ("texts",)

@@ -30,8 +30,8 @@ def encoder(
         depth: number of blocks.
         width: D, a multiple of `heads`.
         heads: of attention.
-        dropout: share of the units of embeddings, after each attention and each perceptron, and of the mean that a training
-            step leaves out.
+        dropout: share of the units of embeddings, after each attention and each perceptron, and of the mean, that a
+            training step leaves out.
 
     Source: Devlin et al. 2019 (BERT), with blocks that normalise first; Joulin et al. 2017 for the bag.
     """

@@ -125,16 +125,20 @@ def _ingest(stages: Stages, stage: Stage, request: BuildRequest, before: Ledger)
         BadRequest: too many samples are unreadable, or two of them have one id.
     """
     cache, dataset = stages.cache, stage.dataset.spec.name
-    quarantined = int(before.of(dataset, None, PLAIN)["quarantined"].sum())
+    quarantined, cut = int(before.of(dataset, None, PLAIN)["quarantined"].sum()), 0
 
     def on_done(done: Done) -> None:
-        nonlocal quarantined
+        nonlocal quarantined, cut
         quarantined += done.quarantined
+        cut += done.cut
         _check_quarantined(cache, stage, quarantined)
 
     _check_quarantined(cache, stage, quarantined)
     pieces = _ingest_work(stage, stage.todo, request)
     stages.run(stage.name, stage.shards, stage.todo, pieces, on_done)
+    if cut:
+        limit = f"length = {stage.dataset.spec.input_shape[0]}"
+        stages.watcher.note(f"note: {cut} rows of {dataset} are longer than {limit}; what is behind it was cut off")
     if stage.todo and (twice := cache.duplicate_ids(dataset)):
         raise BadRequest(
             f"dataset {dataset} gives one id to several samples",

@@ -13,7 +13,7 @@ from storage.cache import Cache
 from storage.datasets import RecordedFile, Source, Unreadable
 from storage.errors import MissingSource, StaleCache
 from storage.format.rows import RowPlan
-from storage.format.specs import DatasetSpec, check_spec
+from storage.format.specs import OWN_LENGTH, DatasetSpec, check_spec
 from storage.tasks import task_of
 from teacher_cache.building.growth import default_rows_per_shard, grow
 from teacher_cache.building.prepared import PreparedDataset
@@ -86,15 +86,16 @@ def _counted(recorded: RowPlan) -> dict[str, RecordedFile]:
 
 
 def _dataset_spec(source: Source, input_shape: tuple[int, ...], input_dtype: str) -> DatasetSpec:
-    tokens = source.tokens()
+    tokens, longest = source.tokens(), source.longest_row()
     return DatasetSpec(
         name=source.name,
         source=source.content(),
         classes=source.class_names(),
-        input_shape=input_shape,
+        input_shape=input_shape if longest is None else (longest, *input_shape[1:]),
         input_dtype=input_dtype,
         vocabulary=None if tokens is None else tokens.vocabulary,
         tokenizer=None if tokens is None else tokens.tokenizer,
+        uses=() if longest is None else (OWN_LENGTH,),
         task=source.task_name(),
     )
 

@@ -8,9 +8,11 @@ from __future__ import annotations
 from math import prod
 from typing import TYPE_CHECKING, NamedTuple
 
+import numpy as np
 import pyarrow as pa
 
 from storage.errors import MissingSource
+from storage.inputs import inputs_of
 from storage.tasks import NO_LABEL, Task, task_of
 from storage.views import PLAIN
 from storage.views.check import readable_rows
@@ -71,9 +73,9 @@ def read_spread(stage: Stage, wanted: int) -> SpreadRows:
             f"none of {len(readable.mask_S)} rows of dataset {dataset.spec.name} can be read",
             found="\n".join(columns["error"].to_pylist()[:3]),
         )
-    labels_S = task_of(dataset.spec).labels(table, arrays.__getitem__)
+    labels_S = task_of(dataset.spec).labels(table, lambda name: np.asarray(arrays[name]))
     labels = torch.from_numpy(labels_S[readable.mask_S])
-    shown_B = torch.from_numpy(arrays["inputs"][readable.mask_S])
+    shown_B = inputs_of(dataset.spec).shown(arrays["inputs"], readable.mask_S)
     if stage.view != PLAIN:
         assert dataset.views is not None
         view = dataset.views.view(stage.view)

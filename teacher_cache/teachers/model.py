@@ -63,10 +63,11 @@ class Teacher:
         autocast = contextlib.nullcontext() if half is None else torch.autocast(self._device.type, half)
         self._captured = {}
         with torch.inference_mode(), autocast:
-            arguments_B = inputs_of(dataset).arguments(shown_B)
+            kind = inputs_of(dataset)
+            arguments_B = kind.arguments(shown_B)
             inputs_B = self._normalised(arguments_B.to(self._device, non_blocking=True))
             try:
-                output = self.model(inputs_B)
+                output = kind.call(self.model, inputs_B)
             except torch.OutOfMemoryError as error:
                 raise BadTeacher(
                     f"teacher {options.name} does not fit on {self._device}", found=str(error), do="lower batch_size"

@@ -17,6 +17,7 @@ from storage.cache import Cache
 from storage.errors import BadTeacher
 from storage.format.shards import ShardKey
 from storage.format.specs import DatasetSpec, TeacherSpec
+from storage.inputs import Stored, inputs_of
 from storage.tasks import NO_LABEL, Task, task_of
 from storage.views import FINGERPRINTED_ROWS, PLAIN, view_fingerprint
 from storage.views.check import Readable, libraries, readable_rows
@@ -48,7 +49,7 @@ def ask_shard(work: AskWork) -> Done:
     ingest = cache.commit(ShardKey(key.dataset, None, PLAIN, key.shard), with_table=True)
     readable = readable_rows(ingest.table)
     readable_S = readable.mask_S
-    inputs_S = cache.read_inputs(key.dataset, key.shard)
+    inputs_S = cache.read_rows(key.dataset, key.shard)
     labels_S = labels_of(cache, key, ingest)
 
     with LOCK:
@@ -77,12 +78,10 @@ def ask_shard(work: AskWork) -> Done:
 
 
 def _show(
-    cache: Cache, key: ShardKey, inputs_S: np.ndarray, readable: Readable, device: str
+    cache: Cache, key: ShardKey, inputs_S: Stored, readable: Readable, device: str
 ) -> tuple[Tensor, dict[str, Any]]:
     """Return what the teacher is shown of the readable rows, (B, …), and what a commit says of it."""
-    import torch
-
-    stored_B = torch.from_numpy(inputs_S[readable.mask_S])
+    stored_B = inputs_of(cache.dataset(key.dataset)).shown(inputs_S, readable.mask_S)
     if key.view == PLAIN:
         return stored_B, {"view_fingerprint": view_fingerprint(inputs_S)}
     views = cache.views(key.dataset)
@@ -130,19 +129,25 @@ def _ask(teacher: Teacher, question: Question, spec: TeacherSpec, dataset: Datas
             *({name: t[:0] for name, t in tensors.items()} for tensors in _ask(teacher, one, spec, dataset))
         )
     parts: list[ShardAnswers] = []
-    for batch in map(Question, *(values.split(teacher.batch_size) for values in question)):
+    batches = inputs_of(dataset).batches(question.shown, teacher.batch_size)
+    for rows_B in batches:
+        batch = Question(*(values[rows_B.to(values.device)] for values in question))
         logits, features = teacher(batch.shown, dataset)
         check_classes(logits, batch.labels, spec, dataset)
         if not parts:
             refuse_probabilities(logits.flatten(0, -2), spec)
         parts.append(_answers(task_of(dataset), logits, features, batch, spec))
 
+    asked_B = torch.cat(batches)
+    places_B = None if (asked_B.diff() == 1).all() else asked_B.argsort()  # back to the order of the shard
+
     def joined(dicts: Iterable[dict[str, Tensor]]) -> dict[str, Tensor]:
         dicts = list(dicts)
         for name in dicts[0]:
             if len(shapes := {tuple(tensors[name].shape[1:]) for tensors in dicts}) > 1:
                 raise BadTeacher(f"teacher {spec.name} changes the shape of {name} between batches", found=f"{shapes}")
-        return {name: torch.cat([tensors[name] for tensors in dicts]) for name in dicts[0]}
+        whole = {name: torch.cat([tensors[name] for tensors in dicts]) for name in dicts[0]}
+        return whole if places_B is None else {name: v[places_B.to(v.device)] for name, v in whole.items()}
 
     return ShardAnswers(*(joined(part[number] for part in parts) for number in range(len(ShardAnswers._fields))))
 

@@ -14,13 +14,16 @@ from pydantic import TypeAdapter
 
 from storage.cache import Cache
 from storage.datasets import AnySource, RawSample, Source, Unreadable, check_label
-from storage.digests import digest
 from storage.errors import BadRequest, MissingSource
+from storage.format.ragged import Ragged, digest_rows
 from storage.format.rows import Extent
 from storage.format.specs import DatasetSpec
-from storage.inputs import inputs_of
+from storage.inputs import Stored, inputs_of
 from storage.tasks import task_of
 from teacher_cache.work.pieces import LOCK, Done, IngestWork, commit_shard, provenance
+
+# Columns of rows of their own length: the items that are stored of a row, and those that were cut off.
+LENGTH, CUT = "length", "cut"
 
 
 def ingest_shard(work: IngestWork) -> Done:
@@ -40,23 +43,26 @@ def ingest_shard(work: IngestWork) -> Done:
         seconds = time.monotonic() - began
     table = pa.table({"row": pa.array(range(start, stop), pa.int64()), **columns})
     quarantined = stop - start - table["error"].null_count
-    about = provenance(seconds) | {"quarantined": quarantined, "inputs_digest": digest(arrays["inputs"].data.cast("B"))}
-    return commit_shard(cache, work.key, work.rows, arrays=arrays, table=table, about=about, quarantined=quarantined)
+    about = provenance(seconds) | {"quarantined": quarantined, "inputs_digest": digest_rows(arrays["inputs"])}
+    done = commit_shard(cache, work.key, work.rows, arrays=arrays, table=table, about=about, quarantined=quarantined)
+    return done._replace(cut=0 if CUT not in columns else int(np.count_nonzero(columns[CUT])))
 
 
 def decode_rows(
     source: Source, spec: DatasetSpec, extents: Sequence[Extent]
-) -> tuple[dict[str, np.ndarray], dict[str, pa.Array]]:
+) -> tuple[dict[str, Stored], dict[str, pa.Array]]:
     """Return arrays, (S, …) each, and the columns of a commit, for all rows of some extents of a source.
 
-    An unreadable sample leaves its reason, zeros as inputs, and no label at any site.
+    An unreadable sample leaves its reason, zeros as inputs or none at all, and no label at any site.
 
     Raises:
         BadRequest: two of the samples have one id.
         LabelOutOfRange, MissingSource: as of `ingest_shard`.
     """
-    inputs_S = np.zeros((sum(extent.rows for extent in extents), *spec.input_shape), dtype=spec.input_dtype)
-    label_arrays = task_of(spec).blank_labels(inputs_S)
+    num_rows, kind = sum(extent.rows for extent in extents), inputs_of(spec)
+    inputs_S = kind.blank_rows(num_rows, spec.input_shape, spec.input_dtype)
+    label_arrays = task_of(spec).blank_labels(num_rows, spec.input_shape)
+    cut = np.zeros(num_rows, np.int32)
     ids: list[str] = []
     classes: list[int | None] = []
     digests: list[str] = []
@@ -66,6 +72,7 @@ def decode_rows(
         error = None
         try:
             inputs_S[i] = _decode_one(source, spec, sample)
+            cut[i] = len(_payload(sample)) - len(inputs_S[i]) if kind.own_length else 0
             for labels in label_arrays.values():
                 labels[i] = source.decode_labels(_payload(sample))
         except Unreadable as reason:
@@ -81,12 +88,15 @@ def decode_rows(
             found=twice,
             expected="a permanent id for each sample",
         )
-    return {"inputs": inputs_S, **label_arrays}, {
+    stored = kind.stored(inputs_S, spec.input_dtype)
+    of_length = {LENGTH: pa.array(stored.lengths, pa.int32()), CUT: pa.array(cut)} if isinstance(stored, Ragged) else {}
+    return {"inputs": stored, **label_arrays}, {
         "sample_id": pa.array(ids, pa.string()),
         "label": pa.array(classes, pa.int64()),
         "split": pa.array([source.split(name) for name in ids], pa.string()),
         "digest": pa.array(digests, pa.string()),
         "error": pa.array(errors, pa.string()),
+        **of_length,
     }
 
 
@@ -112,10 +122,10 @@ def _payload(sample: RawSample) -> bytes | np.ndarray:
 
 def _decode_one(source: Source, spec: DatasetSpec, sample: RawSample) -> np.ndarray:
     array = source.decode(_payload(sample))
-    if array.shape != spec.input_shape or array.dtype != spec.input_dtype:
+    kind = inputs_of(spec)
+    if not kind.fits(array.shape, spec.input_shape) or array.dtype != spec.input_dtype:
         raise Unreadable(
-            f"is {array.dtype} {array.shape}, the dataset is {spec.input_dtype} {spec.input_shape}"
-            + inputs_of(spec).misfit_help
+            f"is {array.dtype} {array.shape}, the dataset is {spec.input_dtype} {spec.input_shape}" + kind.misfit_help
         )
     if array.dtype.kind == "f" and not np.isfinite(array).all():
         raise Unreadable("holds NaN or infinity")

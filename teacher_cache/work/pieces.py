@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import socket
 import threading
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from importlib.metadata import version
 from typing import Any, NamedTuple
@@ -16,6 +17,7 @@ import numpy as np
 import pyarrow as pa
 
 from storage.cache import Cache
+from storage.format.ragged import Ragged
 from storage.format.rows import Extent
 from storage.format.shards import ShardKey, write_shard
 
@@ -83,7 +85,12 @@ Work = IngestWork | AskWork | RecodeWork
 
 
 class Done(NamedTuple):
-    """What is left of a piece of work: `won` is False if another builder had committed the shard already."""
+    """What is left of a piece of work.
+
+    Attributes:
+        won: False if another builder had committed the shard already.
+        cut: rows of an ingest that were longer than the dataset takes.
+    """
 
     key: ShardKey
     rows: int
@@ -91,6 +98,7 @@ class Done(NamedTuple):
     bytes: int
     seconds: float
     won: bool
+    cut: int = 0
 
 
 def provenance(seconds: float) -> dict[str, Any]:
@@ -108,7 +116,7 @@ def commit_shard(
     key: ShardKey,
     rows: tuple[int, int],
     *,
-    arrays: dict[str, np.ndarray],
+    arrays: Mapping[str, np.ndarray | Ragged],
     table: pa.Table,
     about: dict[str, Any],
     quarantined: int = 0,

@@ -94,7 +94,7 @@ def test_a_model_is_called_with_floats_of_pixels_and_long_ids_of_tokens() -> Non
 
 @pytest.mark.parametrize("name", INPUTS)
 def test_a_blank_is_like_what_a_model_is_called_with(name: str) -> None:
-    stored = {"pixels": torch.uint8, "tokens": torch.int32, "values": torch.float32}[name]
+    stored = {"pixels": torch.uint8, "tokens": torch.int32, "texts": torch.int32, "values": torch.float32}[name]
     blank = INPUTS[name].blank(2, (3,), torch.device("cpu"))
     like = INPUTS[name].arguments(torch.zeros(2, 3, dtype=stored))
     assert (blank.dtype, blank.tolist()) == (like.dtype, like.tolist())
@@ -115,7 +115,7 @@ def test_a_label_of_a_row_is_a_column_and_of_positions_an_array() -> None:
 
 @pytest.mark.parametrize("task", TASKS.values(), ids=TASKS)
 def test_labels_begin_as_none_at_each_site(task: Task) -> None:
-    blank = task.blank_labels(np.zeros((2, 5), np.int32))
+    blank = task.blank_labels(2, (5,))
     assert set(blank) == ({task.label_array} - {None})
     assert all(labels.shape == (2, *task.sites((5,))) and (labels == NO_LABEL).all() for labels in blank.values())
 

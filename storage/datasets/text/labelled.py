@@ -77,6 +77,9 @@ class LabelledTextSource(TextFiles):
     def task_name(self) -> str:
         return self.task
 
+    def longest_row(self) -> int:
+        return self.length
+
     def files(self) -> pl.DataFrame:
         rows = []
         for path in self.paths():

@@ -1,0 +1,75 @@
+"""Texts: rows of token ids, each at its own length. B rows of a batch, S of a shard, L positions of the longest."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, MutableSequence, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from storage.format.ragged import Ragged
+from storage.inputs.base import Stored
+from storage.inputs.tokens import Tokens
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+PADDING = -1  # no id, so that a batch says itself where its rows end
+
+
+class Texts(Tokens):
+    """Stored flat as int32; a batch is padded with PADDING to its own longest row, and a model is given ids and mask.
+
+    What padding is given as an id, 0, is of no meaning: a model must leave out what the mask does not name.
+    """
+
+    name = "texts"
+    own_length = True
+
+    def fits(self, row_shape: Sequence[int], shape: Sequence[int]) -> bool:
+        return len(row_shape) == 1 and 0 < row_shape[0] <= shape[0]
+
+    def blank_rows(self, num_rows: int, shape: Sequence[int], dtype: str) -> MutableSequence[np.ndarray]:
+        return [np.empty(0, dtype) for _ in range(num_rows)]
+
+    def stored(self, rows: Any, dtype: str) -> Stored:
+        return Ragged.of(rows, dtype)
+
+    def shown(self, stored_S: Stored, chosen_S: np.ndarray) -> Tensor:
+        assert isinstance(stored_S, Ragged)
+        return pad(stored_S.take(chosen_S))
+
+    def batches(self, shown_B: Tensor, batch_size: int) -> list[Tensor]:
+        # The longest first, so that what does not fit into memory fails at once; rows alike in order of the dataset.
+        by_length_B = (shown_B != PADDING).sum(1).argsort(descending=True, stable=True)
+        return list(by_length_B.split(batch_size))
+
+    def call(self, model: Callable[..., Any], arguments_B: Tensor) -> Any:
+        if arguments_B.device.type != "meta":  # where there are no values, all rows are the longest
+            longest = int((arguments_B != PADDING).sum(1).max())
+            arguments_B = arguments_B[:, : max(1, longest)]
+        return model(*ids_and_mask(arguments_B))
+
+
+def pad(rows: Ragged) -> Tensor:
+    """Return rows side by side, int32 (B, L), PADDING behind each that is not the longest."""
+    import torch
+
+    lengths_B = rows.lengths
+    places_L = np.arange(max(1, int(lengths_B.max(initial=0))))
+    inside_BL = places_L < lengths_B[:, None]
+    padded_BL = np.full(inside_BL.shape, PADDING, np.int32)
+    padded_BL[inside_BL] = rows.flat_T
+    return torch.from_numpy(padded_BL)
+
+
+def ids_and_mask(padded_BL: Tensor) -> tuple[Tensor, Tensor]:
+    """Return what a model of texts is called with: ids, int64 (B, L), 0 where there is none, and where there is one.
+
+    >>> import torch
+    >>> ids_and_mask(torch.tensor([[7, 8, 9], [4, -1, -1]]))
+    (tensor([[7, 8, 9],
+            [4, 0, 0]]), tensor([[ True,  True,  True],
+            [ True, False, False]]))
+    """
+    return padded_BL.clamp(min=0), padded_BL != PADDING
