@@ -14,10 +14,10 @@ class Counting:
         requests: (verb, path), in order; a `walk` is one, whatever lies below.
     """
 
-    def __init__(self, objects: Objects):
+    def __init__(self, objects: Objects, requests: list[tuple[str, str]] | None = None):
         self._objects = objects
         self.url = objects.url
-        self.requests: list[tuple[str, str]] = []
+        self.requests = [] if requests is None else requests
 
     def get(self, path: str) -> bytes:
         self.requests.append(("get", path))

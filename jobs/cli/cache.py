@@ -94,7 +94,7 @@ def status(cache: CacheArgument, as_json: JsonOption = False) -> None:
         from storage.errors import RowsMissing
 
         opened = _open(cache)
-        stages = read_status(opened)
+        stages = read_status(opened.catalogue())
         if as_json:
             terminal.print_json({"cache": opened.url, "stages": stages.to_dicts()})
         else:
@@ -124,7 +124,7 @@ def info(cache: CacheArgument, as_json: JsonOption = False) -> None:
         from jobs.show.tables import print_tree
         from storage.cache.status import read_info
 
-        found = read_info(_open(cache))
+        found = read_info(_open(cache).catalogue())
         if as_json:
             terminal.print_json(found)
         else:

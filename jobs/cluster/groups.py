@@ -139,7 +139,7 @@ def project_groups(request: Request, groups: Sequence[Group]) -> list[MemoryProj
     for group in groups:
         residency = choose_for(request, group.left, device)
         window_shards = request.data.window_shards
-        memory = fit(request.cache, group.left, residency, window_shards, device, request.fleet)[1]
+        memory = fit(group.left, residency, window_shards, device, request.fleet)[1]
         parts = memory.parts | {"a Dask worker": WORKER_BYTES}
         projected.append(replace(memory, host_bytes=memory.host_bytes + WORKER_BYTES, parts=parts))
     needed, free = sum(memory.host_bytes for memory in projected), free_bytes(torch.device("cpu"))

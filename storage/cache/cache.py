@@ -116,9 +116,15 @@ class Cache:
         open_objects(url).create(CACHE_JSON, spec.to_json())  # another builder may have been first; then it is theirs
         return cls.open(url)
 
-    def catalogue(self, datasets: Iterable[str] | None = None, teachers: Collection[str] | None = None) -> Catalogue:
-        """Return what the cache holds now, of some datasets and teachers or of all; raises as `Catalogue.read`."""
-        return Catalogue.read(self.objects, self.spec, datasets, teachers)
+    def catalogue(
+        self,
+        datasets: Iterable[str] | None = None,
+        teachers: Collection[str] | None = None,
+        *,
+        with_plans: bool = False,
+    ) -> Catalogue:
+        """Return what the cache holds now, of some datasets and teachers or of all; see `Catalogue.read`."""
+        return Catalogue.read(self.objects, self.spec, datasets, teachers, with_plans=with_plans)
 
     def dataset_names(self) -> list[str]:
         """Return the datasets, sorted. Raises MissingObject if one has lost its spec."""
@@ -165,7 +171,7 @@ class Cache:
 
     def plan(self, dataset: str) -> RowPlan:
         """Return the frozen row plan of a dataset. Raises MissingObject if a committed shard is not in it."""
-        return self.catalogue([dataset]).plans[dataset]
+        return self.catalogue([dataset], with_plans=True).plans[dataset]
 
     def shards(self, dataset: str) -> list[ShardRows]:
         """Return every planned shard of a dataset, ascending and contiguous."""

@@ -7,14 +7,14 @@ read last, for they are written before whatever they speak of.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 
-from storage.errors import CorruptObject, MissingSource, NotInCache
+from storage.errors import CorruptObject, IncompleteCache, MissingSource, NotInCache
 from storage.format.ledger import Ledger
 from storage.format.objects import Objects
 from storage.format.rows import RowPlan, ShardRows, check_plan, read_plan
-from storage.format.shards import Commit, ShardKey, read_commits
+from storage.format.shards import Commit, ShardKey, read_arrays, read_commits
 from storage.format.specs import CacheSpec, DatasetSpec, TeacherSpec, ViewsSpec, read_spec
 from storage.format.stages import VIEWS_JSON, Stage, list_datasets, list_teachers, look_at_stages
 from storage.tokenizer import TokenizerFile, parse_tokenizer
@@ -30,7 +30,9 @@ class Catalogue:
     Attributes:
         objects: the cache's.
         about: its `cache.json`.
-        datasets, views, plans: by dataset; `views` of augmented ones alone.
+        datasets, views: by dataset; `views` of augmented ones alone.
+        planned: every planned shard of a dataset, ascending and contiguous.
+        plans: with their extents, where they were asked for: of a dataset of files there are as many as files.
         teachers: by dataset and name.
         commits: stage → number of each committed shard → version of its commit; a dataset's ingest first.
     """
@@ -39,9 +41,12 @@ class Catalogue:
     about: CacheSpec
     datasets: Mapping[str, DatasetSpec]
     views: Mapping[str, ViewsSpec]
+    planned: Mapping[str, Sequence[ShardRows]]
     plans: Mapping[str, RowPlan]
     teachers: Mapping[tuple[str, str], TeacherSpec]
     commits: Mapping[Stage, Mapping[int, str]]
+    _first_commits: dict[ShardKey, Commit] = field(default_factory=dict, init=False, repr=False)
+    _row_shapes: dict[tuple[str, str, str], tuple[int, ...]] = field(default_factory=dict, init=False, repr=False)
 
     @classmethod
     def read(
@@ -50,6 +55,8 @@ class Catalogue:
         about: CacheSpec,
         datasets: Iterable[str] | None = None,
         teachers: Collection[str] | None = None,
+        *,
+        with_plans: bool = False,
     ) -> Catalogue:
         """Return what a cache holds now.
 
@@ -57,6 +64,7 @@ class Catalogue:
             objects: the cache's.
             about: its `cache.json`.
             datasets, teachers: names, also of what is not there; None for all.
+            with_plans: whether the plans' extents are wanted too.
 
         Raises:
             MissingObject: a promise is lost, or a segment of a plan.
@@ -76,7 +84,8 @@ class Catalogue:
                 for each in found
                 if each.has_views
             },
-            plans=plans,
+            planned={name: tuple(plan.shards()) for name, plan in plans.items()},
+            plans=plans if with_plans else {},
             teachers={
                 (each.dataset, teacher): read_spec(objects, f"{each.dataset}/{teacher}/teacher.json", TeacherSpec)
                 for each in found
@@ -115,10 +124,14 @@ class Catalogue:
         """
         return read_tokenizer(self.objects, self.dataset(dataset))
 
-    def shards(self, dataset: str) -> list[ShardRows]:
+    def shards(self, dataset: str) -> Sequence[ShardRows]:
         """Return every planned shard of a dataset, ascending and contiguous. Raises NotInCache."""
         self.dataset(dataset)
-        return self.plans[dataset].shards()
+        return self.planned[dataset]
+
+    def num_rows(self, dataset: str) -> int:
+        """Return the number of planned rows of a dataset. Raises NotInCache."""
+        return max((shard.stop for shard in self.shards(dataset)), default=0)
 
     def committed(self, dataset: str, teacher: str | None = None, view: str = PLAIN) -> set[int]:
         """Return the numbers of the shards that are whole, for the ingest (no teacher) or for a teacher's targets."""
@@ -129,14 +142,42 @@ class Catalogue:
         views = [stage[2] for stage, shards in self.commits.items() if shards and stage[:2] == (dataset, teacher)]
         return sorted(views, key=lambda view: (view != PLAIN, len(view), view))
 
+    def row_shape(self, dataset: str, teacher: str, array: str) -> tuple[int, ...]:
+        """Return the shape of one row of a teacher's array, which its first committed shard tells; it is read once.
+
+        Raises:
+            IncompleteCache: the teacher has none.
+        """
+        key = (dataset, teacher, array)
+        if key not in self._row_shapes:
+            commit = self.first_commit(dataset, teacher)
+            if commit is None:
+                raise IncompleteCache(f"{self.url}: nothing of {dataset}/{teacher} is built", do="cache build JOB.toml")
+            self._row_shapes[key] = read_arrays(self.objects, commit, [array])[array].shape[1:]
+        return self._row_shapes[key]
+
+    def first_commit(self, dataset: str, teacher: str | None) -> Commit | None:
+        """Return the commit of the first shard of an ingest, or of a teacher's first view; it is read once."""
+        views = [PLAIN] if teacher is None else self.view_names(dataset, teacher)
+        shards = self.committed(dataset, teacher, views[0]) if views else set()
+        if not shards:
+            return None
+        key = ShardKey(dataset, teacher, views[0], min(shards))
+        if key not in self._first_commits:
+            self._first_commits.update((commit.key, commit) for commit in read_commits(self.objects, [key.commit_path]))
+        return self._first_commits.get(key)
+
     def ledger(self) -> Ledger:
         """Return a summary of every commit; those that no ledger file holds are read now."""
         return Ledger.load(self.objects, self.commits)
 
     def read_commits(self, dataset: str, teacher: str | None = None, view: str = PLAIN) -> list[Commit]:
         """Return the commits of a stage, in shard order, with their tables, but for those that are gone by now."""
-        shards = sorted(self.committed(dataset, teacher, view))
-        return read_commits(self.objects, [ShardKey(dataset, teacher, view, shard).commit_path for shard in shards])
+        keys = [ShardKey(dataset, teacher, view, shard) for shard in sorted(self.committed(dataset, teacher, view))]
+        known = [self._first_commits[key] for key in keys[:1] if key in self._first_commits]
+        commits = known + read_commits(self.objects, [key.commit_path for key in keys[len(known) :]])
+        self._first_commits.update((commit.key, commit) for commit in commits[:1])
+        return commits
 
 
 def read_tokenizer(objects: Objects, dataset: DatasetSpec) -> TokenizerFile | None:

@@ -7,10 +7,9 @@ from typing import Any
 
 import polars as pl
 
-from storage.cache.cache import Cache
 from storage.cache.catalogue import Catalogue
 from storage.encodings.base import LSE, STATISTICS
-from storage.format.shards import INGEST, Commit, ShardKey, read_commits
+from storage.format.shards import INGEST, Commit
 from storage.format.specs import DatasetSpec, Spec, TeacherSpec
 from storage.format.stages import Stage
 from storage.tasks import task_of
@@ -31,28 +30,27 @@ STATUS_SCHEMA = {
 }
 
 
-def read_status(cache: Cache) -> pl.DataFrame:
+def read_status(catalogue: Catalogue) -> pl.DataFrame:
     """Return one row per dataset, teacher and view.
 
     Returns:
         `dataset`, `teacher` ("ingest" for the dataset's own inputs), `view`, `rows` planned, `rows_done`,
         `rows_missing`, `quarantined`, `shards`, `shards_done`, `bytes`, and `rows_per_s` of one worker.
     """
-    catalogue, rows = cache.catalogue(), []
-    ledger = catalogue.ledger()
+    ledger, rows = catalogue.ledger(), []
     for dataset, teacher, view in _stages(catalogue):
-        plan, commits = catalogue.plans[dataset], ledger.of(dataset, teacher, view)
+        planned, commits = catalogue.num_rows(dataset), ledger.of(dataset, teacher, view)
         done, seconds = int(commits["rows"].sum()), float(commits["seconds"].sum())
         rows.append(
             {
                 "dataset": dataset,
                 "teacher": teacher or INGEST,
                 "view": view,
-                "rows": plan.num_rows,
+                "rows": planned,
                 "rows_done": done,
-                "rows_missing": plan.num_rows - done,
+                "rows_missing": planned - done,
                 "quarantined": int(commits["quarantined"].sum()) if teacher is None else 0,
-                "shards": len(plan.shards()),
+                "shards": len(catalogue.shards(dataset)),
                 "shards_done": len(commits),
                 "bytes": int(commits["bytes"].sum()),
                 "rows_per_s": round(done / seconds, 1) if seconds else None,
@@ -61,9 +59,8 @@ def read_status(cache: Cache) -> pl.DataFrame:
     return pl.DataFrame(rows, schema=STATUS_SCHEMA)
 
 
-def read_info(cache: Cache) -> dict[str, Any]:
+def read_info(catalogue: Catalogue) -> dict[str, Any]:
     """Return everything that a cache promises, with fingerprints, and where its first shards came from, as JSON."""
-    catalogue = cache.catalogue()
     return catalogue.about.model_dump(mode="json") | {
         "datasets": {name: _describe_dataset(catalogue, name) for name in catalogue.datasets}
     }
@@ -81,16 +78,16 @@ def _stages(catalogue: Catalogue) -> list[Stage]:
 
 
 def _describe_dataset(catalogue: Catalogue, name: str) -> dict[str, Any]:
-    first = _first_commit(catalogue, name, None)
+    first = catalogue.first_commit(name, None)
     about: dict[str, Any] = _described(catalogue.datasets[name])
-    about |= {"rows": catalogue.plans[name].num_rows, "provenance": None if first is None else first.about}
+    about |= {"rows": catalogue.num_rows(name), "provenance": None if first is None else first.about}
     if name in catalogue.views:
         about["views"] = _described(catalogue.views[name])
     return about | {"teachers": {t: _describe_teacher(catalogue, name, t) for t in catalogue.teacher_names(name)}}
 
 
 def _describe_teacher(catalogue: Catalogue, dataset: str, name: str) -> dict[str, Any]:
-    spec, first = catalogue.teachers[dataset, name], _first_commit(catalogue, dataset, name)
+    spec, first = catalogue.teachers[dataset, name], catalogue.first_commit(dataset, name)
     return _described(spec) | {
         "serves": list(spec.encoding.serves),
         "bytes_per_target": _bytes_per_target(catalogue.datasets[dataset], spec, first),
@@ -101,14 +98,6 @@ def _describe_teacher(catalogue: Catalogue, dataset: str, name: str) -> dict[str
 
 def _described(spec: Spec) -> dict[str, Any]:
     return spec.model_dump(mode="json") | {"fingerprint": spec.fingerprint}
-
-
-def _first_commit(catalogue: Catalogue, dataset: str, teacher: str | None) -> Commit | None:
-    """Return the commit of the first shard of an ingest, or of a teacher's first view; None if there is none."""
-    views = [PLAIN] if teacher is None else catalogue.view_names(dataset, teacher)
-    shards = catalogue.committed(dataset, teacher, views[0]) if views else set()
-    paths = [ShardKey(dataset, teacher, views[0], min(shards)).commit_path] if shards else []
-    return next(iter(read_commits(catalogue.objects, paths, with_table=False)), None)
 
 
 def _bytes_per_target(dataset: DatasetSpec, teacher: TeacherSpec, first: Commit | None) -> dict[str, float]:

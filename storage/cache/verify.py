@@ -126,7 +126,7 @@ class _Promised:
     @classmethod
     def by(cls, catalogue: Catalogue) -> _Promised:
         """Return what is promised of the shards that a catalogue lists."""
-        plans = {name: {shard.shard: shard for shard in plan.shards()} for name, plan in catalogue.plans.items()}
+        plans = {name: {shard.shard: shard for shard in shards} for name, shards in catalogue.planned.items()}
         teachers = {
             # As it was written: today's spec has more keys than one of format 1.
             key: (spec, json.loads(catalogue.objects.get(f"{'/'.join(key)}/teacher.json"))["digest"])

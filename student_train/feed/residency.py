@@ -4,19 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from functools import lru_cache
 from math import prod
 from typing import Literal
 
 import numpy as np
 import torch
 
-from storage.cache import Cache
+from storage.cache import Cache, Catalogue
 from storage.encodings import Capability, Encoded, Encoding
 from storage.encodings.dense import BYTES
 from storage.errors import BadRequest
 from student_train.devices import free_bytes, gib
-from student_train.feed.batches import ArrayKey, Needs
+from student_train.feed.batches import Needs
 from student_train.feed.feed import Feed
 from student_train.feed.selection import Selection
 from student_train.feed.shard_source import FEATURE, Arrays, Name, ShardSource
@@ -45,25 +44,25 @@ class Residency:
     why: str
 
 
-def row_bytes(cache: Cache, dataset: str, needs: Needs, *, views: int = 1) -> int:
+def row_bytes(catalogue: Catalogue, dataset: str, needs: Needs, *, views: int = 1) -> int:
     """Return the bytes of one row as it is kept: its input, and soft targets and features of so many views."""
-    inputs, *targets = array_bytes(cache, dataset, needs)
+    inputs, *targets = array_bytes(catalogue, dataset, needs)
     return inputs + views * sum(targets)
 
 
-def array_bytes(cache: Cache, dataset: str, needs: Needs) -> list[int]:
+def array_bytes(catalogue: Catalogue, dataset: str, needs: Needs) -> list[int]:
     """Return the bytes of a row of each array, the inputs first; of each position's labels, where there are some."""
-    spec = cache.dataset(dataset)
+    spec = catalogue.dataset(dataset)
     sizes = [prod(spec.input_shape) * np.dtype(spec.input_dtype).itemsize]
     positions = 1 if spec.vocabulary is None else prod(spec.input_shape)
     if spec.vocabulary is not None:
         sizes.append(positions * LABEL_BYTES)
     for name in needs.teachers:
-        teacher = cache.teacher(dataset, name)
+        teacher = catalogue.teacher(dataset, name)
         sizes += [positions * size for size in _soft_bytes(teacher.encoding, teacher.num_classes, needs.of(name))]
     for key in needs.features:
-        encoding = cache.teacher(dataset, key.teacher).features[key.array.removeprefix(FEATURE)]
-        sizes.append(prod(feature_shape(cache, dataset, key)) * BYTES[encoding.dtype])
+        encoding = catalogue.teacher(dataset, key.teacher).features[key.array.removeprefix(FEATURE)]
+        sizes.append(prod(catalogue.row_shape(dataset, key.teacher, key.array)) * BYTES[encoding.dtype])
     return sizes
 
 
@@ -73,14 +72,6 @@ def _soft_bytes(encoding: Encoding, num_classes: int, wanted: frozenset[Capabili
         return []
     one_row = Encoded.blank(encoding, num_classes, 1, torch.device("cpu")).arrays
     return [one_row[name].nbytes for name in encoding.array_names(wanted)]
-
-
-@lru_cache(maxsize=256)
-def feature_shape(cache: Cache, dataset: str, key: ArrayKey) -> tuple[int, ...]:
-    """Return the shape of one row of a feature, read from its first committed shard."""
-    view = cache.view_names(dataset, key.teacher)[0]
-    first = min(cache.committed(dataset, key.teacher, view))
-    return cache.read_targets(dataset, key.teacher, first, view, names=[key.array])[key.array].shape[1:]
 
 
 def choose_residency(asked: ResidencyChoice, projected_bytes: int, device: torch.device) -> Residency:
@@ -149,13 +140,14 @@ class FeedPool:
         return Feed(source, needs, self._device, arrays, self._window_shards)
 
 
-def projected_bytes(cache: Cache, wanted: Iterable[tuple[Selection, Needs]]) -> int:
+def projected_bytes(wanted: Iterable[tuple[Selection, Needs]]) -> int:
     """Return the bytes of all rows of a job, each array counted once."""
-    union: dict[tuple[str, str], tuple[int, int, Needs]] = {}
+    union: dict[tuple[str, str], tuple[Selection, int, Needs]] = {}
     for selection, needs in wanted:
         key = (selection.dataset, selection.fingerprint)
-        _, views, before = union.get(key, (0, 1, Needs()))
-        union[key] = (selection.num_rows, max(views, len(selection.view_names)), before | needs)
+        _, views, before = union.get(key, (selection, 1, Needs()))
+        union[key] = (selection, max(views, len(selection.view_names)), before | needs)
     return sum(
-        rows * row_bytes(cache, dataset, needs, views=views) for (dataset, _), (rows, views, needs) in union.items()
+        selection.num_rows * row_bytes(selection.catalogue, selection.dataset, needs, views=views)
+        for selection, views, needs in union.values()
     )

@@ -5,7 +5,7 @@ N fed rows, numbered by position from 0 in dataset order; S shards that hold one
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import groupby
 
@@ -13,7 +13,7 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from storage.cache import Cache
+from storage.cache import Catalogue, Samples
 from storage.digests import digest, sample_keys
 from storage.errors import BadRequest, IncompleteCache, NotInCache
 from storage.views import PLAIN
@@ -30,6 +30,7 @@ class Selection:
     """Rows of one dataset.
 
     Attributes:
+        catalogue: what the cache holds, as it was when they were selected.
         dataset: its name in the cache.
         shards_S: numbers of the shards that hold fed rows, ascending.
         rows: for each of them, the fed rows, counted from the shard's first; ascending.
@@ -41,6 +42,7 @@ class Selection:
         views: which view each epoch shows; None: plain inputs.
     """
 
+    catalogue: Catalogue
     dataset: str
     shards_S: tuple[int, ...]
     rows: tuple[Integers, ...]
@@ -64,7 +66,7 @@ class Selection:
 
 
 def select_rows(
-    cache: Cache,
+    samples: Samples,
     rows: str,
     needs: Needs,
     *,
@@ -75,7 +77,7 @@ def select_rows(
     """Return the readable rows of `rows` for which the cache holds all that `needs` names.
 
     Args:
-        cache: where they are.
+        samples: of the catalogue that lists them.
         rows: "<dataset>" or "<dataset>/<split>".
         needs: labels, and which teachers.
         allow_partial: leave out rows whose shards are missing, instead of refusing.
@@ -86,46 +88,48 @@ def select_rows(
         NotInCache: no such dataset, or no row of this split.
         IncompleteCache: shards are missing, named, and not `allow_partial`; or all of them are.
         BadRequest: labels are needed and some rows have none.
+        TryAgain: shards were dropped since the catalogue was read.
     """
-    dataset, _, split = rows.partition("/")
-    cache.dataset(dataset)
-    starts = {shard.shard: shard.start for shard in cache.shards(dataset)}
-    ingested = cache.committed(dataset)
-    absent = {"ingest": starts.keys() - ingested}
-    if not ingested or (absent["ingest"] and not allow_partial):
-        raise _incomplete(cache, dataset, absent, len(starts), views)
-
-    samples = cache.samples(dataset, [agree_with] if agree_with else [])
-    if split:
-        splits = samples["split"].value_counts().iter_rows()
-        samples = samples.filter(pl.col("split") == split)
-        if samples.is_empty():
-            found = ", ".join(f"{count} of {name!r}" for name, count in splits)
-            raise NotInCache(f"{cache.url}: {dataset} has no rows of split {split!r}", found=found or "no rows at all")
-    wanted = set(samples["shard"].unique().to_list())
-    names = (PLAIN,) if views is None else views.names
-    stages = {(teacher, view) for teacher in needs.teachers for view in names}
+    catalogue, dataset = samples.catalogue, rows.partition("/")[0]
+    absent = _Absent(catalogue, dataset, views)
+    absent.look("ingest", (shard.shard for shard in catalogue.shards(dataset)), catalogue.committed(dataset))
+    if not catalogue.committed(dataset) or (absent.any and not allow_partial):
+        raise absent.half_built()
+    wanted = _of_split(catalogue, rows, samples.of(dataset, [agree_with] if agree_with else []))
+    stages = {(teacher, view) for teacher in needs.teachers for view in ((PLAIN,) if views is None else views.names)}
     for teacher, view in sorted(stages | ({(agree_with, PLAIN)} if agree_with else set())):
-        absent[_stage(teacher, view)] = wanted - cache.committed(dataset, teacher, view)
-    if any(absent.values()):
-        if not allow_partial:
-            raise _incomplete(cache, dataset, absent, len(starts), views)
-        for stage in stages:
-            samples = samples.filter(~pl.col("shard").is_in(absent[_stage(*stage)]))
-    if samples.is_empty():
-        raise IncompleteCache(
-            f"{cache.url}: no row of {rows} has all that the objective needs yet",
-            found="\n".join(f"{stage}: no shard {ranges(shards)}" for stage, shards in absent.items() if shards),
-            do=_finish(cache, dataset, absent, views),
-        )
-    of_tokens = cache.dataset(dataset).vocabulary is not None  # each position has its label, in an array
-    if needs.labels and not of_tokens and (unlabelled := samples["label"].null_count()):
+        absent.look(_stage(teacher, view), wanted["shard"].unique(), catalogue.committed(dataset, teacher, view))
+    if absent.any and not allow_partial:
+        raise absent.half_built()
+    gone = {shard for stage in stages for shard in absent.shards[_stage(*stage)]}
+    found = wanted.filter(~pl.col("shard").is_in(gone))
+    if found.is_empty():
+        raise absent.nothing_left(rows)
+    if needs.labels and catalogue.dataset(dataset).vocabulary is None:  # of tokens, each position has one, in an array
+        _check_labelled(rows, found)
+    return _selection(catalogue, dataset, found, agree_with, views)
+
+
+def _of_split(catalogue: Catalogue, rows: str, samples: pl.DataFrame) -> pl.DataFrame:
+    """Return those of a dataset's samples that `rows` names. Raises NotInCache: there are none."""
+    dataset, _, split = rows.partition("/")
+    if not split:
+        return samples
+    of_split = samples.filter(pl.col("split") == split)
+    if of_split.is_empty():
+        found = ", ".join(f"{count} of {name!r}" for name, count in samples["split"].value_counts().iter_rows())
+        raise NotInCache(f"{catalogue.url}: {dataset} has no rows of split {split!r}", found=found or "no rows at all")
+    return of_split
+
+
+def _check_labelled(rows: str, samples: pl.DataFrame) -> None:
+    """Raise BadRequest if a sample has no label."""
+    if unlabelled := samples["label"].null_count():
         raise BadRequest(
             f"an objective needs labels, and {unlabelled} of {len(samples)} rows of {rows} have none",
             found=", ".join(samples.filter(pl.col("label").is_null())["sample_id"].head(4).to_list()),
             do='drop the "labels" term, or label the dataset',
         )
-    return _selection(dataset, samples, starts, f"{agree_with}_top" if agree_with else None, views)
 
 
 def _stage(teacher: str, view: str) -> str:
@@ -133,20 +137,22 @@ def _stage(teacher: str, view: str) -> str:
 
 
 def _selection(
-    dataset: str, samples: pl.DataFrame, starts: Mapping[int, int], top: str | None, views: EpochViews | None
+    catalogue: Catalogue, dataset: str, samples: pl.DataFrame, agree_with: str | None, views: EpochViews | None
 ) -> Selection:
+    starts = {shard.shard: shard.start for shard in catalogue.shards(dataset)}
     shard_N = samples["shard"].to_numpy()
     row_N = samples["row"].to_numpy()
     shards_S, sizes_S = np.unique(shard_N, return_counts=True)
     parts = np.split(row_N, np.cumsum(sizes_S)[:-1])
     content = row_N.astype("<i8").tobytes() + "".join(samples["digest"].to_list()).encode()
     return Selection(
+        catalogue=catalogue,
         dataset=dataset,
         shards_S=tuple(shards_S.tolist()),
         rows=tuple(part - starts[shard] for shard, part in zip(shards_S.tolist(), parts, strict=True)),
         shard_sizes_S=sizes_S.astype(np.int64),
         labels_N=_classes(samples["label"]),
-        tops_N=None if top is None else _classes(samples[top]),
+        tops_N=None if agree_with is None else _classes(samples[f"{agree_with}_top"]),
         fingerprint=digest(content),
         keys_N=sample_keys(samples["sample_id"]),
         splits_N=samples["split"].to_numpy().astype(str),
@@ -158,26 +164,52 @@ def _classes(column: pl.Series) -> Integers:
     return column.cast(pl.Int64).fill_null(NO_CLASS).to_numpy().astype(np.int64)
 
 
-def _incomplete(
-    cache: Cache, dataset: str, absent: Mapping[str, Iterable[int]], num_shards: int, views: EpochViews | None
-) -> IncompleteCache:
-    missing = {stage: shards for stage, shards in absent.items() if shards}
-    return IncompleteCache(
-        f"{cache.url}: {dataset} is only half built",
-        found="\n".join(f"{stage}: no shard {ranges(shards)}" for stage, shards in missing.items()) or "no shards",
-        expected=f"all {num_shards} shards",
-        do=f"{_finish(cache, dataset, absent, views)}; or allow_partial = true, to train on the rows that are there",
-    )
+class _Absent:
+    """Which shards of a dataset a selection would need and does not find, by what they are of, and how to say so."""
 
+    def __init__(self, catalogue: Catalogue, dataset: str, views: EpochViews | None):
+        self._catalogue, self._dataset, self._views = catalogue, dataset, views
+        self.shards: dict[str, set[int]] = {}
 
-def _finish(cache: Cache, dataset: str, absent: Mapping[str, Iterable[int]], views: EpochViews | None) -> str:
-    """Return the command that builds what is absent, with what its job must ask for."""
-    option = ""
-    if views is not None:
-        option = f" with [views] count = {views.count} or more,"
-    elif any(absent[stage] for stage in absent if stage != "ingest") and cache.views(dataset) is not None:
-        option = " with [views] plain = true,"
-    return f"cache build JOB.toml    #{option} finishes it"
+    def look(self, what: str, wanted: Iterable[int], committed: set[int]) -> None:
+        """Take down which of the wanted shards are not committed."""
+        self.shards[what] = set(wanted) - committed
+
+    @property
+    def any(self) -> bool:
+        """Whether anything is missing."""
+        return any(self.shards.values())
+
+    def half_built(self) -> IncompleteCache:
+        """Return the error of rows that are not all there."""
+        return IncompleteCache(
+            f"{self._catalogue.url}: {self._dataset} is only half built",
+            found=self._told() or "no shards",
+            expected=f"all {len(self._catalogue.shards(self._dataset))} shards",
+            do=f"{self._finish()}; or allow_partial = true, to train on the rows that are there",
+        )
+
+    def nothing_left(self, rows: str) -> IncompleteCache:
+        """Return the error of rows none of which has all that it needs."""
+        return IncompleteCache(
+            f"{self._catalogue.url}: no row of {rows} has all that the objective needs yet",
+            found=self._told(),
+            do=self._finish(),
+        )
+
+    def _told(self) -> str:
+        return "\n".join(f"{what}: no shard {ranges(shards)}" for what, shards in self.shards.items() if shards)
+
+    def _finish(self) -> str:
+        """Return the command that builds what is absent, with what its job must ask for."""
+        option = ""
+        if self._views is not None:
+            option = f" with [views] count = {self._views.count} or more,"
+        elif self._dataset in self._catalogue.views and any(
+            self.shards[what] for what in self.shards if what != "ingest"
+        ):
+            option = " with [views] plain = true,"
+        return f"cache build JOB.toml    #{option} finishes it"
 
 
 def ranges(numbers: Iterable[int]) -> str:

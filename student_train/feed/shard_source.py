@@ -33,8 +33,7 @@ class ShardSource:
     def __init__(self, cache: Cache, selection: Selection):
         self.cache = cache
         self.selection = selection
-        self.of_tokens = cache.dataset(selection.dataset).vocabulary is not None
-        self._specs: dict[str, TeacherSpec] = {}
+        self.of_tokens = selection.catalogue.dataset(selection.dataset).vocabulary is not None
 
     def names(self, needs: Needs, view: str = PLAIN) -> frozenset[Name]:
         """Return what must be read to meet some needs in an epoch that shows a view."""
@@ -48,10 +47,8 @@ class ShardSource:
         return frozenset({INPUTS, *([LABELS] if self.of_tokens else []), *keys})
 
     def teacher(self, name: str) -> TeacherSpec:
-        """Return what the cache promises of a teacher, read once."""
-        if name not in self._specs:
-            self._specs[name] = self.cache.teacher(self.selection.dataset, name)
-        return self._specs[name]
+        """Return what the cache promises of a teacher."""
+        return self.selection.catalogue.teacher(self.selection.dataset, name)
 
     def feature(self, key: ArrayKey) -> FeatureEncoding:
         """Return how a feature is stored."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from storage.cache import Cache
+from storage.cache import Catalogue
 from storage.errors import BadRequest
 from storage.format.specs import ViewsSpec
 from storage.views import PLAIN, view_name
@@ -35,12 +35,12 @@ class EpochViews:
 
 
 def choose_views(
-    cache: Cache, dataset: str, needs: Sequence[Needs], asked: int | None, *, allow_partial: bool
+    catalogue: Catalogue, dataset: str, needs: Sequence[Needs], asked: int | None, *, allow_partial: bool
 ) -> EpochViews | None:
     """Return the views that all students of a job train on, or None for plain inputs.
 
     Args:
-        cache: where they are.
+        catalogue: of the cache, with every teacher that is needed.
         dataset: of the trained rows.
         needs: of every student.
         asked: how many; 0 for plain inputs; None for as many as every needed teacher has, plain if that is none.
@@ -49,10 +49,11 @@ def choose_views(
     Raises:
         BadRequest: the dataset has no views, and some are asked for.
     """
-    spec = None if asked == 0 else cache.views(dataset)
+    catalogue.dataset(dataset)
+    spec = None if asked == 0 else catalogue.views.get(dataset)
     if asked is not None and asked > 0 and spec is None:
         raise BadRequest(
-            f"{cache.url}: {dataset} has no views",
+            f"{catalogue.url}: {dataset} has no views",
             found=f"views = {asked} in the job",
             expected="a cache job with [views] that augments this dataset",
             do="add [views] to the cache job, then cache build; or drop `views` here",
@@ -62,10 +63,10 @@ def choose_views(
     if asked is not None:
         return EpochViews(spec, asked)
     teachers = sorted({teacher for need in needs for teacher in need.teachers})
-    planned = {shard.shard for shard in cache.shards(dataset)} if teachers else set()
+    planned = {shard.shard for shard in catalogue.shards(dataset)} if teachers else set()
 
     def is_there(view: str) -> bool:
-        committed = [cache.committed(dataset, teacher, view) for teacher in teachers]
+        committed = [catalogue.committed(dataset, teacher, view) for teacher in teachers]
         return all(shards if allow_partial else shards >= planned for shards in committed)
 
     count = 0

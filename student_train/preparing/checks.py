@@ -78,7 +78,7 @@ def check_halving(request: Request, students: Sequence[PreparedRun]) -> None:
         return
     metric = request.fleet.halving.metric
     for student in students:
-        of_tokens = request.cache.dataset(student.held.dataset).vocabulary is not None
+        of_tokens = student.held.catalogue.dataset(student.held.dataset).vocabulary is not None
         if metric == "agreement":
             lacking = None if student.held.tops_N is not None else "a teacher to agree with"
         else:

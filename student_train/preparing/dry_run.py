@@ -51,7 +51,7 @@ def dry_run(request: Request) -> DryRun:
         return DryRun(foreseen, None)
     check_installed(request.fleet.track)
     residency = choose_for(request, left, device)
-    _, memory = fit(request.cache, left, residency, request.data.window_shards, device, request.fleet)
+    _, memory = fit(left, residency, request.data.window_shards, device, request.fleet)
     return DryRun(foreseen, memory)
 
 

@@ -9,7 +9,6 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from storage.cache import Cache
 from student_train.feed.batches import Needs
 from student_train.feed.residency import Residency, array_bytes, row_bytes
 from student_train.feed.selection import Selection
@@ -47,32 +46,32 @@ class FeedBytes(NamedTuple):
     device: dict[str, int]
 
 
-def feed_bytes(cache: Cache, fed: Sequence[FedRows], residency: Residency, device: torch.device) -> FeedBytes:
+def feed_bytes(fed: Sequence[FedRows], residency: Residency, device: torch.device) -> FeedBytes:
     """Return what the feeds of a job hold at their peak, one pass at a time.
 
     Args:
-        cache: where rows are.
         fed: of every pass.
         residency: as chosen for them.
         device: where batches are used.
     """
-    host = {"shards being read": max(_reading_bytes(cache, rows) for rows in fed)}
+    host = {"shards being read": max(_reading_bytes(rows) for rows in fed)}
     on_device: dict[str, int] = {}
     at = on_device if residency.place == "device" else host
     if residency.place == "stream":
-        host["two windows of rows"] = max(2 * _window_rows(rows) * _row_bytes(cache, rows) for rows in fed)
+        host["two windows of rows"] = max(2 * _window_rows(rows) * _row_bytes(rows) for rows in fed)
     else:
         at["resident rows"] = residency.projected_bytes
-    at["rows in order"] = max(_ordered_bytes(cache, rows, residency) for rows in fed)
+    at["rows in order"] = max(_ordered_bytes(rows, residency) for rows in fed)
     if device.type == "cuda" and residency.place != "device":
-        on_their_way = (AHEAD + 1) * max(rows.batch_size * _row_bytes(cache, rows, views=1) for rows in fed)
+        on_their_way = (AHEAD + 1) * max(rows.batch_size * _row_bytes(rows, views=1) for rows in fed)
         host["batches on their way"] = PINNED_COPIES * on_their_way
         on_device["batches on their way"] = on_their_way
     return FeedBytes(host, on_device)
 
 
-def _row_bytes(cache: Cache, rows: FedRows, *, views: int | None = None) -> int:
-    return row_bytes(cache, rows.selection.dataset, rows.needs, views=rows.views if views is None else views)
+def _row_bytes(rows: FedRows, *, views: int | None = None) -> int:
+    selection, views = rows.selection, rows.views if views is None else views
+    return row_bytes(selection.catalogue, selection.dataset, rows.needs, views=views)
 
 
 def _window_rows(rows: FedRows) -> int:
@@ -80,15 +79,16 @@ def _window_rows(rows: FedRows) -> int:
     return int(np.sort(rows.selection.shard_sizes_S)[-rows.window_shards :].sum())
 
 
-def _reading_bytes(cache: Cache, rows: FedRows) -> int:
+def _reading_bytes(rows: FedRows) -> int:
     """Return what is in memory of shards that are being read, besides where their rows are to lie."""
-    dataset, shards = rows.selection.dataset, set(rows.selection.shards_S)
-    largest = max(shard.stop - shard.start for shard in cache.shards(dataset) if shard.shard in shards)
-    return min(READERS, len(shards)) * READ_COPIES * largest * _row_bytes(cache, rows, views=1)
+    planned, shards = rows.selection.catalogue.shards(rows.selection.dataset), set(rows.selection.shards_S)
+    largest = max(shard.stop - shard.start for shard in planned if shard.shard in shards)
+    return min(READERS, len(shards)) * READ_COPIES * largest * _row_bytes(rows, views=1)
 
 
-def _ordered_bytes(cache: Cache, rows: FedRows, residency: Residency) -> int:
+def _ordered_bytes(rows: FedRows, residency: Residency) -> int:
     """Return what a span's order takes, and the narrow arrays that are put in it."""
     num_rows = _window_rows(rows) if residency.place == "stream" else rows.selection.num_rows
-    narrow = sum(size for size in array_bytes(cache, rows.selection.dataset, rows.needs) if size <= NARROW_BYTES)
+    sizes = array_bytes(rows.selection.catalogue, rows.selection.dataset, rows.needs)
+    narrow = sum(size for size in sizes if size <= NARROW_BYTES)
     return num_rows * (ORDER_BYTES + rows.views * narrow)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from storage.cache import Cache
+from storage.cache import Catalogue, Samples
 from storage.encodings import Encoding
 from storage.options import code_fingerprint
 from storage.views import PLAIN
@@ -15,7 +15,7 @@ from student_train.feed.batches import Needs
 from student_train.feed.selection import Selection, select_rows
 from student_train.feed.views import EpochViews, check_first_view, check_one_class, choose_views
 from student_train.losses.objective import objective_needs
-from student_train.options.sections import DataOptions, FleetOptions, StudentOptions
+from student_train.options.sections import FleetOptions, StudentOptions
 from student_train.preparing.checks import (
     check_halving,
     check_held,
@@ -44,17 +44,25 @@ def prepare(request: Request) -> list[PreparedRun]:
     """
     check_names(request)
     device = find_device(request.device)
-    selections = _Selections(request.cache, request.data)
     data = request.data
+    catalogue = look_at_cache(request)
+    selections = _Selections(Samples(catalogue), data.allow_partial)
     needs = [objective_needs(options.objective) for options in request.students]
     dataset = data.train.partition("/")[0]
-    views = choose_views(request.cache, dataset, needs, data.views, allow_partial=data.allow_partial)
-    of_tokens = request.cache.dataset(dataset).vocabulary is not None
+    views = choose_views(catalogue, dataset, needs, data.views, allow_partial=data.allow_partial)
+    of_tokens = catalogue.dataset(dataset).vocabulary is not None
     check_recordable(request.fleet.cuda_graphs, device=device, of_tokens=of_tokens, processes=request.parallel.size)
     students = [_prepare(request, options, selections, views) for options in request.students]
     check_models([student for student in students if student.settled is None])
     check_halving(request, students)
     return students
+
+
+def look_at_cache(request: Request) -> Catalogue:
+    """Return what the cache holds of the datasets and teachers that a request names."""
+    datasets = {rows.partition("/")[0] for rows in (request.data.train, request.data.validation)}
+    terms = [term for options in request.students for term in options.objective]
+    return request.cache.catalogue(datasets, {name for term in terms for name in term.teacher_names})
 
 
 def passes(students: Sequence[PreparedRun], at_once: int | None) -> list[list[PreparedRun]]:
@@ -70,23 +78,23 @@ def passes(students: Sequence[PreparedRun], at_once: int | None) -> list[list[Pr
 def _prepare(
     request: Request, options: StudentOptions, selections: _Selections, views: EpochViews | None
 ) -> PreparedRun:
-    cache, data = request.cache, request.data
+    catalogue, data = selections.catalogue, request.data
     needs = objective_needs(options.objective)
-    dataset = cache.dataset(data.train.partition("/")[0])
-    held_dataset = cache.dataset(data.validation.partition("/")[0])
+    dataset = catalogue.dataset(data.train.partition("/")[0])
+    held_dataset = catalogue.dataset(data.validation.partition("/")[0])
     check_held(dataset, held_dataset, data)
     if dataset.vocabulary is not None:
         check_of_tokens(options, dataset)
     if request.parallel.size > 1:
         check_parallel(options, request.parallel.size)
-    num_classes = count_classes(cache, dataset.name, needs)
-    check_served(cache, dataset.name, options.objective)
-    shapes = feature_shapes(cache, dataset.name, needs)
+    num_classes = count_classes(catalogue, dataset.name, needs)
+    check_served(catalogue, dataset.name, options.objective)
+    shapes = feature_shapes(catalogue, dataset.name, needs)
     check_one_class(options.name, needs, views)
     check_first_view(options.name, options.first_view, views)
     train = selections.find(data.train, needs, None, views)
     agree_with = next((name for term in options.objective for name in term.teacher_names), None)
-    if agree_with is not None and PLAIN not in _views_of(cache, held_dataset.name, agree_with):
+    if agree_with is not None and PLAIN not in catalogue.view_names(held_dataset.name, agree_with):
         agree_with = None  # held rows are plain, and this teacher never saw them so: nothing to agree with
     held = selections.find(data.validation, Needs(), agree_with)
     blueprint = Blueprint(
@@ -98,12 +106,12 @@ def _prepare(
         std=None if dataset.vocabulary is not None else options.std,
         tokenizer=dataset.tokenizer,
     )
-    teachers = {teacher: cache.teacher(dataset.name, teacher).fingerprint for teacher in needs.teachers}
+    teachers = {teacher: catalogue.teacher(dataset.name, teacher).fingerprint for teacher in needs.teachers}
     identity = {
         "student": options.model_dump(mode="json", exclude=NOT_IDENTITY),
         "architecture_code": code_fingerprint(options.architecture) if ":" in options.architecture else None,
         "data": data.model_dump(mode="json", include={"train", "validation", "window_shards", "order_seed"}),
-        "cache": cache.id,
+        "cache": catalogue.about.id,
         "datasets": {spec.name: spec.fingerprint for spec in (dataset, held_dataset)},
         "teachers": teachers,
         "train_rows": f"{train.num_rows}, {train.fingerprint}",
@@ -112,15 +120,11 @@ def _prepare(
     if views is not None:
         identity["views"] = {"count": views.count, "fingerprint": views.spec.fingerprint}
     encodings: dict[str, Encoding] = {
-        name: cache.teacher(dataset.name, name).encoding for name in needs.teachers if needs.of(name)
+        name: catalogue.teacher(dataset.name, name).encoding for name in needs.teachers if needs.of(name)
     }
     files = (RunFolder if request.parallel.writes else UnwrittenFolder)(request.runs / options.name, identity)
     settled = settled_record(files.path, identity, request.fleet)
     return PreparedRun(options, blueprint, needs, encodings, shapes, train, held, agree_with, files, settled)
-
-
-def _views_of(cache: Cache, dataset: str, teacher: str) -> list[str]:
-    return cache.view_names(dataset, teacher) if teacher in cache.teacher_names(dataset) else []
 
 
 def settled_record(folder: Path, identity: dict[str, Any], fleet: FleetOptions) -> RunRecord | None:
@@ -142,16 +146,21 @@ def settled_record(folder: Path, identity: dict[str, Any], fleet: FleetOptions) 
 class _Selections:
     """Selections of rows, each computed once for all students that want it."""
 
-    def __init__(self, cache: Cache, data: DataOptions):
-        self._cache = cache
-        self._allow_partial = data.allow_partial
+    def __init__(self, samples: Samples, allow_partial: bool):
+        self._samples = samples
+        self._allow_partial = allow_partial
         self._found: dict[tuple[str, tuple[str, ...], bool, str | None, bool], Selection] = {}
+
+    @property
+    def catalogue(self) -> Catalogue:
+        """Return what the cache holds."""
+        return self._samples.catalogue
 
     def find(self, rows: str, needs: Needs, agree_with: str | None, views: EpochViews | None = None) -> Selection:
         """Return the rows for which the cache holds what is needed."""
         key = (rows, needs.teachers, needs.labels, agree_with, views is None)
         if key not in self._found:
             self._found[key] = select_rows(
-                self._cache, rows, needs, allow_partial=self._allow_partial, agree_with=agree_with, views=views
+                self._samples, rows, needs, allow_partial=self._allow_partial, agree_with=agree_with, views=views
             )
         return self._found[key]

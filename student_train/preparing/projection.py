@@ -18,7 +18,6 @@ from pathlib import Path
 
 import torch
 
-from storage.cache import Cache
 from storage.errors import BadRequest
 from storage.views.shown import BLOCK_BYTES
 from student_train.devices import free_bytes, gib
@@ -114,11 +113,10 @@ class CohortBytes:
 def choose_for(request: Request, students: Sequence[PreparedRun], device: torch.device) -> Residency:
     """Return where the rows of all students are to be kept."""
     wanted = [pair for s in students for pair in ((s.train, s.needs), (s.held, Needs()))]
-    return choose_residency(request.data.residency, projected_bytes(request.cache, wanted), device)
+    return choose_residency(request.data.residency, projected_bytes(wanted), device)
 
 
 def project_memory(
-    cache: Cache,
     students: Sequence[PreparedRun],
     residency: Residency,
     window_shards: int,
@@ -128,7 +126,6 @@ def project_memory(
     """Return the projected peak of training these students.
 
     Args:
-        cache: where rows are.
         students: checked ones.
         residency: as chosen for them.
         window_shards: of the shuffle.
@@ -148,7 +145,7 @@ def project_memory(
         ),
         key=lambda cohort: cohort.total,
     )
-    feeds = feed_bytes(cache, _fed(students, window_shards), residency, device)
+    feeds = feed_bytes(_fed(students, window_shards), residency, device)
     widest = {id(selection): selection.num_rows for s in students for selection in (s.train, s.held)}
     on_device = feeds.device | {
         "weights": heaviest.weights,
@@ -171,7 +168,6 @@ def project_memory(
 
 
 def fit(
-    cache: Cache,
     students: Sequence[PreparedRun],
     residency: Residency,
     window_shards: int,
@@ -188,7 +184,7 @@ def fit(
     free = free_bytes(device)
 
     def projected(options: FleetOptions) -> MemoryProjection:
-        return project_memory(cache, students, residency, window_shards, device, options)
+        return project_memory(students, residency, window_shards, device, options)
 
     found = projected(fleet)
     for optional in ("cuda_graphs", "stacking"):

@@ -5,16 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from difflib import get_close_matches
 
-from storage.cache import Cache
+from storage.cache import Catalogue
 from storage.encodings import Encoding
 from storage.errors import BadRequest, MissingCapability, NotInCache
 from student_train.feed.batches import ArrayKey, Needs
-from student_train.feed.residency import feature_shape
 from student_train.losses import LOSSES
 from student_train.options.terms import ObjectiveTerm
 
 
-def count_classes(cache: Cache, dataset: str, needs: Needs) -> int:
+def count_classes(catalogue: Catalogue, dataset: str, needs: Needs) -> int:
     """Return the number of logits that a student must give: the dataset's classes, or its teachers' if it has none.
 
     Raises:
@@ -22,10 +21,10 @@ def count_classes(cache: Cache, dataset: str, needs: Needs) -> int:
         MissingCapability: two teachers' logits, or a teacher's and the dataset's classes, are of different numbers.
         NotInCache: no such teacher.
     """
-    classes = cache.dataset(dataset).num_classes
+    classes = catalogue.dataset(dataset).num_classes
     counts = {f"dataset {dataset}": classes} if classes else {}
     for name in needs.teachers:
-        teacher = cache.teacher(dataset, name)
+        teacher = catalogue.teacher(dataset, name)
         if needs.of(name):
             counts[f"teacher {name}"] = teacher.num_classes
     if len(set(counts.values())) > 1:
@@ -44,7 +43,7 @@ def count_classes(cache: Cache, dataset: str, needs: Needs) -> int:
     return next(iter(counts.values()))
 
 
-def check_served(cache: Cache, dataset: str, terms: Sequence[ObjectiveTerm]) -> None:
+def check_served(catalogue: Catalogue, dataset: str, terms: Sequence[ObjectiveTerm]) -> None:
     """Check that what losses want of soft targets is there; nothing is approximated in silence (invariant 9).
 
     Raises:
@@ -55,7 +54,7 @@ def check_served(cache: Cache, dataset: str, terms: Sequence[ObjectiveTerm]) -> 
     for term in terms:
         soft = sorted(LOSSES[term.loss].needs(term).soft)
         for teacher in dict.fromkeys(need.teacher for need in soft):
-            encoding = cache.teacher(dataset, teacher).encoding
+            encoding = catalogue.teacher(dataset, teacher).encoding
             remedies = {need.capability: encoding.lacks(need.capability) for need in soft if need.teacher == teacher}
             lacking = {capability: remedy for capability, remedy in remedies.items() if remedy is not None}
             if lacking:
@@ -80,7 +79,7 @@ def _switches(term: ObjectiveTerm, encoding: Encoding, teacher: str) -> list[str
     return [switch for switch in switches if enough(switch)]
 
 
-def feature_shapes(cache: Cache, dataset: str, needs: Needs) -> dict[ArrayKey, tuple[int, ...]]:
+def feature_shapes(catalogue: Catalogue, dataset: str, needs: Needs) -> dict[ArrayKey, tuple[int, ...]]:
     """Return the shape of one row of each feature, after checking that the cache holds it.
 
     Raises:
@@ -88,7 +87,7 @@ def feature_shapes(cache: Cache, dataset: str, needs: Needs) -> dict[ArrayKey, t
     """
     shapes: dict[ArrayKey, tuple[int, ...]] = {}
     for key in sorted(needs.features):
-        teacher = cache.teacher(dataset, key.teacher)
+        teacher = catalogue.teacher(dataset, key.teacher)
         feature = key.array.removeprefix("feature/")
         if feature not in teacher.features:
             near = get_close_matches(feature, teacher.features, 1)
@@ -97,6 +96,6 @@ def feature_shapes(cache: Cache, dataset: str, needs: Needs) -> dict[ArrayKey, t
                 found=", ".join(sorted(teacher.features)) or "no features",
                 do=f'feature = "{near[0]}"' if near else "add it to the teacher in the cache job, then build --as NAME",
             )
-        if cache.view_names(dataset, key.teacher):  # else no row has it, which selecting rows will tell
-            shapes[key] = feature_shape(cache, dataset, key)
+        if catalogue.view_names(dataset, key.teacher):  # else no row has it, which selecting rows will tell
+            shapes[key] = catalogue.row_shape(dataset, key.teacher, key.array)
     return shapes

@@ -13,7 +13,7 @@ import polars as pl
 import torch
 from torch import Tensor
 
-from storage.cache import TEACHER_COLUMNS, Cache
+from storage.cache import TEACHER_COLUMNS, Cache, Samples
 from storage.cache.status import read_info
 from storage.encodings import Capability, DenseEncoding, Encoded
 from storage.errors import StaleCache
@@ -118,7 +118,8 @@ def cache_facts(cache: Cache, rows: list[str]) -> CacheFacts:
         cache: an open one.
         rows: "<dataset>" or "<dataset>/<split>" that students were trained or measured on.
     """
-    info = read_info(cache)
+    samples = Samples(cache.catalogue())
+    info = read_info(samples.catalogue)
     used = list(dict.fromkeys(each.partition("/")[0] for each in rows))
     described = {name: info["datasets"][name] for name in used if name in info["datasets"]}
     promised: dict[str, dict[str, dict[str, Any]]] = {}
@@ -127,7 +128,9 @@ def cache_facts(cache: Cache, rows: list[str]) -> CacheFacts:
             if promise["views"]:  # else nothing of it is built
                 promised.setdefault(teacher, {})[dataset] = promise
     teachers = [
-        TeacherFacts(name, of, tuple(_answers(cache, each, name) for each in rows if each.partition("/")[0] in of))
+        TeacherFacts(
+            name, of, tuple(_answers(cache, samples, each, name) for each in rows if each.partition("/")[0] in of)
+        )
         for name, of in promised.items()
     ]
     datasets = {name: {k: v for k, v in spec.items() if k != "teachers"} for name, spec in described.items()}
@@ -140,14 +143,16 @@ def dense_bytes(num_classes: int) -> int:
     return DenseEncoding(statistics=False).bytes_per_row(num_classes)
 
 
-def _answers(cache: Cache, rows: str, teacher: str) -> Answers:
+def _answers(cache: Cache, samples: Samples, rows: str, teacher: str) -> Answers:
     dataset, _, split = rows.partition("/")
     columns = {f"teacher_{name}": f"{teacher}_{name}" for name in TEACHER_COLUMNS}
-    samples = cache.samples(dataset, [teacher])
-    table = samples.filter(pl.col("split") == split if split else pl.lit(value=True)).select("label", **columns)
-    confidence, decoded = table["teacher_top_probability"], _decoded(cache, rows, teacher)
+    of_split = pl.col("split") == split if split else pl.lit(value=True)
+    table = samples.of(dataset, [teacher]).filter(of_split).select("label", **columns)
+    confidence, decoded = table["teacher_top_probability"], _decoded(cache, samples, rows, teacher)
     accuracy = accuracy_of(table, "teacher_")
-    if cache.dataset(dataset).vocabulary is not None:  # a block has a mean log-probability of its labels, and no class
+    if (
+        samples.catalogue.dataset(dataset).vocabulary is not None
+    ):  # a block has a mean log-probability of its labels, and no class
         table, accuracy = table.with_columns(teacher_top=None, label=0), None if decoded is None else decoded.accuracy
     calibration = calibration_of(table, "teacher_")
     return Answers(
@@ -162,17 +167,17 @@ def _answers(cache: Cache, rows: str, teacher: str) -> Answers:
     )
 
 
-def _decoded(cache: Cache, rows: str, teacher: str) -> Decoded | None:
+def _decoded(cache: Cache, samples: Samples, rows: str, teacher: str) -> Decoded | None:
     """Return what is left of the targets of the first shard of some rows."""
-    dataset = rows.partition("/")[0]
-    encoding = cache.teacher(dataset, teacher).encoding
+    dataset, catalogue = rows.partition("/")[0], samples.catalogue
+    encoding = catalogue.teacher(dataset, teacher).encoding
     bucket = Capability("bucket", 1.0)
-    if PLAIN not in cache.view_names(dataset, teacher):
+    if PLAIN not in catalogue.view_names(dataset, teacher):
         return None
     if encoding.lacks(bucket) is not None:  # draws alone are no distribution
         return None
     needs = Needs(soft=frozenset({SoftNeed(teacher, bucket)}))
-    selection = select_rows(cache, rows, needs, allow_partial=True, agree_with=teacher)
+    selection = select_rows(samples, rows, needs, allow_partial=True, agree_with=teacher)
     source = ShardSource(cache, selection)
     arrays = load_shard(source, 0, source.names(needs))
     encoded = source.encoded(arrays)[teacher]

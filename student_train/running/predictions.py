@@ -17,7 +17,7 @@ import polars as pl
 import torch
 from torch import Tensor
 
-from storage.cache import Cache
+from storage.cache import Cache, Samples
 from storage.encodings import Capability, Encoded
 from student_train.feed.batches import Needs, SoftNeed
 from student_train.feed.feed import Feed
@@ -51,12 +51,12 @@ def held_table(cache: Cache, selection: Selection, teacher: str | None) -> HeldT
         CorruptObject: what is stored of tokens is missing or altered.
         StaleCache: the teacher was asked about other tokens than these.
     """
-    of_tokens = cache.dataset(selection.dataset).vocabulary is not None
-    starts = {shard.shard: shard.start for shard in cache.shards(selection.dataset)}
+    of_tokens = selection.catalogue.dataset(selection.dataset).vocabulary is not None
+    starts = {shard.shard: shard.start for shard in selection.catalogue.shards(selection.dataset)}
     rows = [starts[shard] + rows for shard, rows in zip(selection.shards_S, selection.rows, strict=True)]
     held = pl.DataFrame({"position": np.arange(selection.num_rows), "row": np.concatenate(rows)})
     names = [teacher] if teacher is not None and not of_tokens else []
-    samples = cache.samples(selection.dataset, names)
+    samples = Samples(selection.catalogue).of(selection.dataset, names)
     columns = {column: f"{name}{column.removeprefix('teacher')}" for name in names for column in TEACHER_SCHEMA}
     table = held.join(samples.select("row", "shard", "sample_id", "label", **columns), on="row", maintain_order="left")
     if of_tokens:
@@ -194,13 +194,13 @@ def _say_of_tokens(student: Student, tokens_BL: Tensor, labels_B: Tensor, answer
 def _positions(cache: Cache, selection: Selection, teacher: str | None, blocks: pl.DataFrame) -> pl.DataFrame:
     """Return the positions of the first held blocks, with their tokens, labels and what the teacher said of them."""
     source = ShardSource(cache, selection)
-    spec = cache.dataset(selection.dataset)
+    spec = selection.catalogue.dataset(selection.dataset)
     length = spec.input_shape[0]
     left = max(1, min(MOST_POSITIONS, MOST_LOGITS // spec.num_classes) // length)
-    taught = cache.committed(selection.dataset, teacher) if teacher is not None else set()
+    taught = selection.catalogue.committed(selection.dataset, teacher) if teacher is not None else set()
     parts = []
     for index, shard in enumerate(selection.shards_S):
-        needs = _teacher_needs(cache, selection.dataset, teacher if shard in taught else None)
+        needs = _teacher_needs(selection, teacher if shard in taught else None)
         arrays = load_shard(source, index, source.names(needs))
         arrays = {name: values[:left] for name, values in arrays.items()}
         labels_N = arrays[LABELS].flatten().long()
@@ -220,12 +220,12 @@ def _positions(cache: Cache, selection: Selection, teacher: str | None, blocks: 
     return pl.concat([repeated, at.to_frame(), positions], how="horizontal")
 
 
-def _teacher_needs(cache: Cache, dataset: str, teacher: str | None) -> Needs:
+def _teacher_needs(selection: Selection, teacher: str | None) -> Needs:
     """Return what there is to know of a teacher's top class and of the label: not every encoding serves both."""
     if teacher is None:
         return Needs()
     wanted = (Capability("bucket", 1.0), Capability("label_probability", 1.0))
-    encoding = cache.teacher(dataset, teacher).encoding
+    encoding = selection.catalogue.teacher(selection.dataset, teacher).encoding
     return Needs(soft=frozenset(SoftNeed(teacher, need) for need in wanted if encoding.lacks(need) is None))
 
 

@@ -88,7 +88,7 @@ def train_students(
         residency = choose_for(request, left, device)
         if parallel.size > 1:
             request = replace(request, fleet=_of_many_processes(request.fleet, parallel))
-        fleet, memory = fit(request.cache, left, residency, request.data.window_shards, device, request.fleet)
+        fleet, memory = fit(left, residency, request.data.window_shards, device, request.fleet)
         report(MemoryProjected(memory.host_bytes, memory.device_bytes))
         if fleet.cuda_graphs != request.fleet.cuda_graphs:
             report(StepsNotRecorded("all students", "there might be no memory for it"))

@@ -55,7 +55,7 @@ def test_a_catalogue_answers_without_asking_the_store(cache: Cache) -> None:
         found.committed("digits"),
         found.committed("digits", "cnn", "view-000"),
     )
-    expected = ("digits", "cnn", ["cnn"], ["plain"], [(0, 0, 4), (1, 4, 8), (2, 8, 10)], {0, 1, 2}, set())
+    expected = ("digits", "cnn", ["cnn"], ["plain"], ((0, 0, 4), (1, 4, 8), (2, 8, 10)), {0, 1, 2}, set())
     assert (answers, objects.requests) == (expected, [])
 
 

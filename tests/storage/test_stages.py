@@ -19,8 +19,8 @@ from storage.format.specs import DatasetSpec, TeacherSpec, write_spec
 from storage.format.stages import list_stages
 
 LOOKS: dict[str, Callable[[Cache], Any]] = {
-    "status": read_status,
-    "info": read_info,
+    "status": lambda cache: read_status(cache.catalogue()),
+    "info": lambda cache: read_info(cache.catalogue()),
     "verify": verify,
     "query": lambda cache: query_samples(cache, "SELECT * FROM samples"),
     "teacher": lambda cache: cache.teacher("digits", "cnn"),
@@ -125,4 +125,8 @@ def test_looking_for_a_lost_segment_reads_no_commit(cache: Cache, monkeypatch: p
 def test_a_teacher_that_has_begun_nothing_is_promised(cache: Cache, teacher_spec: TeacherSpec) -> None:
     later = teacher_spec.model_copy(update={"name": "vit"})
     write_spec(cache.objects, "digits/vit/teacher.json", later, "job.toml")
-    assert read_status(cache).select("teacher", "rows_missing").rows() == [("ingest", 0), ("cnn", 0), ("vit", 10)]
+    assert read_status(cache.catalogue()).select("teacher", "rows_missing").rows() == [
+        ("ingest", 0),
+        ("cnn", 0),
+        ("vit", 10),
+    ]

@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from storage.cache import Cache
+from storage.cache import Cache, Samples
 from storage.encodings import Capability, SparseEncoding, packing
 from storage.errors import CorruptObject, StaleCache
 from storage.targets.soft import DenseTargets
@@ -29,7 +29,7 @@ PLACES: tuple[Place, ...] = ("device", "stream")
 
 
 def feed_of(cache: Cache, needs: Needs = ALL, *, place: Place, window_shards: int = 2, rows: str = "toy/train") -> Feed:
-    selection = select_rows(cache, rows, needs)
+    selection = select_rows(Samples(cache.catalogue()), rows, needs)
     return FeedPool(cache, CPU, place=place, window_shards=window_shards).feed(selection, needs)
 
 

@@ -14,7 +14,7 @@ import polars as pl
 import pytest
 import torch
 
-from storage.cache import Cache
+from storage.cache import Cache, Samples
 from storage.errors import BadRequest, CorruptObject, Interrupted
 from student_train.feed.batches import Needs
 from student_train.feed.feed import ShardSource
@@ -68,7 +68,7 @@ def test_rows_are_read_once_for_all_students(toy_cache: Cache, tmp_path: Path, m
     monkeypatch.setattr(ShardSource, "read", counted)
     students = [student(f"s{i}", objective=[KD], batch_size=16 * (1 + i % 2), epochs=2) for i in range(4)]
     train(toy_cache, tmp_path, *students, data={"residency": "stream", "window_shards": 2})
-    trained = select_rows(toy_cache, "toy/train", Needs(labels=True)).fingerprint
+    trained = select_rows(Samples(toy_cache.catalogue()), "toy/train", Needs(labels=True)).fingerprint
     assert {count for (rows, _), count in reads.items() if rows == trained} == {2}  # epochs
     # Held rows: each epoch, and once more for what is said of each, by all students of a batch size.
     assert {count for (rows, _), count in reads.items() if rows != trained} == {2 * (2 + 1)}
@@ -189,19 +189,19 @@ def test_what_is_optional_is_given_up_for_memory_recordings_before_stacks(
 
     def bound(**fleet: str) -> int:
         options = FleetOptions.model_validate(fleet)
-        return projection.project_memory(toy_cache, prepared, rows, 4, gpu, options).to_come_bytes
+        return projection.project_memory(prepared, rows, 4, gpu, options).to_come_bytes
 
     bounds = [bound(), bound(cuda_graphs="never"), bound(cuda_graphs="never", stacking="never")]
     assert bounds == sorted(bounds, reverse=True)
     assert len(set(bounds)) == 3
     for free, expected in zip(bounds, [("auto", "auto"), ("never", "auto"), ("never", "never")], strict=True):
         monkeypatch.setattr(projection, "free_bytes", lambda device, free=free: free)
-        fleet, memory = projection.fit(toy_cache, prepared, rows, 4, gpu, FleetOptions())
+        fleet, memory = projection.fit(prepared, rows, 4, gpu, FleetOptions())
         assert (fleet.cuda_graphs, fleet.stacking) == expected
         assert memory.to_come_bytes == free
     monkeypatch.setattr(projection, "free_bytes", lambda device: bounds[1])
     with pytest.raises(BadRequest, match="4 students do not fit on cuda"):
-        projection.fit(toy_cache, prepared, rows, 4, gpu, FleetOptions(cuda_graphs="always", stacking="always"))
+        projection.fit(prepared, rows, 4, gpu, FleetOptions(cuda_graphs="always", stacking="always"))
 
 
 OWN = """

@@ -58,9 +58,9 @@ def test_labels_alone_need_no_teacher() -> None:
 @pytest.mark.parametrize(
     "check",
     [
-        lambda cache: check_served(cache, "toy", terms(KD | {"teacher": "sag"})),
-        lambda cache: check_served(cache, "toy", terms({"loss": "kd", "teachers": ["sage", "sag"]})),
-        lambda cache: feature_shapes(cache, "toy", objective_needs(terms(HINT | {"teacher": "sag"}))),
+        lambda cache: check_served(cache.catalogue(), "toy", terms(KD | {"teacher": "sag"})),
+        lambda cache: check_served(cache.catalogue(), "toy", terms({"loss": "kd", "teachers": ["sage", "sag"]})),
+        lambda cache: feature_shapes(cache.catalogue(), "toy", objective_needs(terms(HINT | {"teacher": "sag"}))),
     ],
 )
 def test_a_teacher_that_is_not_there_is_refused_with_those_there_are(toy_cache: Cache, check: Any) -> None:
@@ -71,12 +71,12 @@ def test_a_teacher_that_is_not_there_is_refused_with_those_there_are(toy_cache: 
 
 def test_a_feature_that_is_not_there_is_refused_with_the_nearest(toy_cache: Cache) -> None:
     with pytest.raises(NotInCache) as refusal:
-        feature_shapes(toy_cache, "toy", objective_needs(terms(HINT | {"feature": "poled"})))
+        feature_shapes(toy_cache.catalogue(), "toy", objective_needs(terms(HINT | {"feature": "poled"})))
     assert (refusal.value.found, refusal.value.do) == ("map, pooled", 'feature = "pooled"')
 
 
 def test_shapes_are_those_of_one_row(toy_cache: Cache) -> None:
-    found = feature_shapes(toy_cache, "toy", objective_needs(terms(KD, HINT, HINT | {"feature": "map"})))
+    found = feature_shapes(toy_cache.catalogue(), "toy", objective_needs(terms(KD, HINT, HINT | {"feature": "map"})))
     assert {str(key): shape for key, shape in found.items()} == {
         "sage/feature/map": (5, 3, 3),
         "sage/feature/pooled": (5,),
@@ -86,13 +86,13 @@ def test_shapes_are_those_of_one_row(toy_cache: Cache) -> None:
 def test_a_teacher_of_other_classes_cannot_teach_logits(tmp_path: Path) -> None:
     cache = write_cache(tmp_path, Recipe(teacher_classes=7))
     with pytest.raises(MissingCapability, match="do not agree") as refusal:
-        count_classes(cache, "toy", objective_needs(terms(KD)))
+        count_classes(cache.catalogue(), "toy", objective_needs(terms(KD)))
     assert refusal.value.found == "dataset toy: 4, teacher sage: 7"
 
 
 def test_a_teacher_of_other_classes_can_give_a_hint(tmp_path: Path) -> None:
     cache = write_cache(tmp_path, Recipe(teacher_classes=7))
-    assert count_classes(cache, "toy", objective_needs(terms(LABELS, HINT))) == 4
+    assert count_classes(cache.catalogue(), "toy", objective_needs(terms(LABELS, HINT))) == 4
 
 
 def test_a_layer_that_is_not_there_is_refused_with_the_nearest() -> None:
@@ -128,7 +128,7 @@ def test_a_tapped_student_returns_its_layers_and_keeps_nothing() -> None:
 
 def test_a_term_that_an_encoding_cannot_serve_is_refused_with_the_change_that_would_help(toy_cache: Cache) -> None:
     with pytest.raises(MissingCapability) as refusal:
-        check_served(toy_cache, "toy", terms(LABELS, KD, {"loss": "stratified", "teacher": "sage"}))
+        check_served(toy_cache.catalogue(), "toy", terms(LABELS, KD, {"loss": "stratified", "teacher": "sage"}))
     error = refusal.value
     assert error.what == "stratified:sage needs what the soft targets of teacher sage for toy do not serve"
     assert (error.found, error.expected) == ("every logit, at every temperature", "stratified")
@@ -140,7 +140,7 @@ def test_a_term_that_an_encoding_cannot_serve_is_refused_with_the_change_that_wo
 def test_all_that_a_term_lacks_is_told_at_once(tmp_path: Path) -> None:
     cache = write_cache(tmp_path, Recipe(rows=10, encoding=SparseEncoding(k=2)))
     with pytest.raises(MissingCapability) as refusal:
-        check_served(cache, "toy", terms({"loss": "dkd", "teacher": "sage", "temperature": 3.0}))
+        check_served(cache.catalogue(), "toy", terms({"loss": "dkd", "teacher": "sage", "temperature": 3.0}))
     assert refusal.value.expected == "bucket at temperature 3; label_probability at temperature 3"
     assert refusal.value.do is not None
     assert refusal.value.do.count("encoding.temperatures = [1.0, 3.0]") == 1

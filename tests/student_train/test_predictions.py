@@ -7,7 +7,7 @@ import polars as pl
 import pytest
 import torch
 
-from storage.cache import Cache
+from storage.cache import Cache, Samples
 from storage.encodings import SparseEncoding
 from storage.errors import CorruptObject
 from student_train.feed.batches import Needs
@@ -28,7 +28,7 @@ CPU = torch.device("cpu")
 
 
 def feed_of(cache: Cache, rows: str, teacher: str | None, *, resident: bool = True, **options: Any) -> Feed:
-    selection = select_rows(cache, rows, Needs(), agree_with=teacher, **options)
+    selection = select_rows(Samples(cache.catalogue()), rows, Needs(), agree_with=teacher, **options)
     pool = FeedPool(cache, CPU, place="device" if resident else "stream", window_shards=2)
     return pool.feed(selection, Needs(labels=bool((selection.labels_N >= 0).all())))
 
@@ -195,8 +195,8 @@ def test_of_tokens_a_teacher_of_draws_alone_has_no_top_class(tmp_path: Path) -> 
 
 def test_of_tokens_a_shard_that_the_teacher_lacks_is_left_empty(tmp_path: Path) -> None:
     cache = counting_cache(tmp_path, rows=40)
-    feed = feed_of(cache, "counting/validation", None)
-    first = feed.selection.shards_S[0]
+    first = feed_of(cache, "counting/validation", None).selection.shards_S[0]
     cache.objects.delete(f"counting/right/plain/{first:05d}.parquet")
+    feed = feed_of(cache, "counting/validation", None)
     table = held_table(cache, feed.selection, "right").table.drop_nulls("label")
     assert table.filter(pl.col("teacher_top").is_null())["shard"].unique().to_list() == [first]

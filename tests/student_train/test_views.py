@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from storage.cache import Cache
+from storage.cache import Cache, Samples
 from storage.encodings import Capability
 from storage.errors import BadRequest, IncompleteCache, StaleCache
 from storage.format.shards import ShardKey
@@ -59,8 +59,8 @@ def cache(mixed: tuple[Path, nn.Module]) -> Cache:
 
 
 def feed_of(cache: Cache, needs: Needs = TAUGHT, *, place: Place, window_shards: int = 2) -> Feed:
-    shown = choose_views(cache, "digits", [TAUGHT], None, allow_partial=False)
-    selection = select_rows(cache, "digits/train", needs, views=shown)
+    shown = choose_views(cache.catalogue(), "digits", [TAUGHT], None, allow_partial=False)
+    selection = select_rows(Samples(cache.catalogue()), "digits/train", needs, views=shown)
     return FeedPool(cache, CPU, place=place, window_shards=window_shards).feed(selection, needs)
 
 
@@ -138,7 +138,7 @@ def test_a_loss_on_features_learns_from_views_of_which_there_are_no_plain_ones(t
 
 
 def test_held_rows_are_plain(cache: Cache) -> None:
-    held = select_rows(cache, "digits/validation", Needs())
+    held = select_rows(Samples(cache.catalogue()), "digits/validation", Needs())
     feed = FeedPool(cache, CPU, place="device", window_shards=2).feed(held, Needs(labels=True))
     stored = torch.cat(
         [torch.from_numpy(cache.read_inputs("digits", s)[r]) for s, r in zip(held.shards_S, held.rows, strict=True)]
@@ -173,7 +173,7 @@ def test_as_many_views_as_every_teacher_has(tmp_path: Path) -> None:
     cache = Cache.open(str(tmp_path / "cache"))
 
     def count(asked: int | None = None, *, allow_partial: bool = False) -> int:
-        found = choose_views(cache, "digits", [TAUGHT], asked, allow_partial=allow_partial)
+        found = choose_views(cache.catalogue(), "digits", [TAUGHT], asked, allow_partial=allow_partial)
         return 0 if found is None else found.count
 
     assert (count(), count(0), count(2)) == (3, 0, 2)
@@ -225,7 +225,7 @@ def test_views_of_a_dataset_without_any_are_refused(tmp_path: Path) -> None:
 
 
 def test_a_loss_that_wants_one_true_class_is_refused_by_name(cache: Cache) -> None:
-    mixing = choose_views(cache, "digits", [TAUGHT], None, allow_partial=False)
+    mixing = choose_views(cache.catalogue(), "digits", [TAUGHT], None, allow_partial=False)
     with pytest.raises(BadRequest, match="student a: dkd, nkd wants one true class") as refused:
         check_one_class("a", Needs(one_class=frozenset({"nkd", "dkd"})), mixing)
     assert refused.value.found == "transforms pad_crop, flip, mixup, cutmix (digits/views.json)"
@@ -277,7 +277,7 @@ def test_other_transforms_than_promised_are_refused(tmp_path: Path) -> None:
 def test_targets_of_every_view_are_projected(cache: Cache) -> None:
     selection = feed_of(cache, place="device").selection
     logits = 10 * 4  # float32; the statistics beside them are not read
-    assert projected_bytes(cache, [(selection, TAUGHT)]) == selection.num_rows * (64 + 2 * logits)
+    assert projected_bytes([(selection, TAUGHT)]) == selection.num_rows * (64 + 2 * logits)
 
 
 def test_teachers_that_saw_no_plain_inputs_have_nothing_to_agree_with(tmp_path: Path) -> None:

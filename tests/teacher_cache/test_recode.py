@@ -131,7 +131,7 @@ def test_neither_the_teacher_s_files_nor_the_source_s_need_exist(folder: Path) -
     for name in ("toy.py", "toy.safetensors", "digits.npz"):
         (folder / name).unlink()
     assert recode(folder / "cache", job).built == 6
-    assert read_status(Cache.open(str(folder / "small")))["rows_missing"].to_list() == [0, 0]
+    assert read_status(Cache.open(str(folder / "small")).catalogue())["rows_missing"].to_list() == [0, 0]
 
 
 def test_a_build_with_the_same_job_finds_nothing_missing(folder: Path) -> None:

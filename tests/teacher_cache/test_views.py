@@ -66,7 +66,10 @@ def plan(job: Path) -> PreparedBuild:
 
 def stages(cache: Path) -> dict[str, int]:
     """Return rows done of each stage."""
-    return {f"{s['teacher']}/{s['view']}": s["rows_done"] for s in read_status(Cache.open(str(cache))).to_dicts()}
+    return {
+        f"{s['teacher']}/{s['view']}": s["rows_done"]
+        for s in read_status(Cache.open(str(cache)).catalogue()).to_dicts()
+    }
 
 
 def test_a_teacher_is_asked_about_every_view_and_plain_only_if_wanted(cache: Path, tmp_path: Path) -> None:
@@ -146,7 +149,9 @@ def test_datasets_that_are_not_named_stay_plain(cache: Path, tmp_path: Path) -> 
     job = job_of(tmp_path, DIGITS.replace('name = "digits"', 'name = "other"'), views(1, extra='datasets = ["other"]'))
     build(job)
     assert {
-        (s["dataset"], s["view"]) for s in read_status(Cache.open(str(cache))).to_dicts() if s["teacher"] == "toy"
+        (s["dataset"], s["view"])
+        for s in read_status(Cache.open(str(cache)).catalogue()).to_dicts()
+        if s["teacher"] == "toy"
     } == {
         ("digits", "plain"),
         ("other", "view-000"),
@@ -240,7 +245,7 @@ def test_columns_of_samples_are_of_the_first_view_or_of_plain(cache: Path, tmp_p
 
 def test_info_tells_what_views_are_promised(cache: Path, tmp_path: Path) -> None:
     build(job_of(tmp_path, views(2)))
-    info = read_info(Cache.open(str(cache)))["datasets"]["digits"]
+    info = read_info(Cache.open(str(cache)).catalogue())["datasets"]["digits"]
     assert [step["kind"] for step in info["views"]["transforms"]] == ["pad_crop", "cutmix"]
     assert info["teachers"]["toy"]["views"] == ["view-000", "view-001"]
 
