@@ -37,11 +37,12 @@ class ArraysSource(Source):
     classes: list[str] | None = None
 
     def files(self) -> pl.DataFrame:
-        files = [LocalFile.of(path) for path in (self.path, self.labels) if path is not None]
         inputs, _ = self._load()
-        version = "+".join(file.version for file in files)
-        row = (self.path.name, sum(file.size for file in files), version, len(inputs))
+        row = (self.path.name, *self.look_at(self.path.name), len(inputs))
         return pl.DataFrame([row], schema=FILE_SCHEMA, orient="row")
+
+    def look_at(self, file: str) -> LocalFile:
+        return LocalFile.of_all(path for path in (self.path, self.labels) if path is not None)
 
     def class_names(self) -> list[str]:
         if self.classes:

@@ -6,7 +6,7 @@ files and positions within them.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple, Self
 
@@ -104,6 +104,24 @@ class Source(Options):
         """Return the classes; empty for an unlabelled source."""
         raise NotImplementedError
 
+    def look_at(self, file: str) -> LocalFile:
+        """Return size and version of one file now, as `files` gives them. Raises MissingSource: it is gone."""
+        raise NotImplementedError
+
+    def check_unchanged(self, file: str, size: int, version: str) -> None:
+        """Check that a file is as it was when its rows were planned, before and after it is read.
+
+        Raises:
+            MissingSource: it has changed, so that a shard would mix what was with what is.
+        """
+        if (now := self.look_at(file)) != (size, version):
+            raise MissingSource(
+                f"{file} of dataset {self.name} changed during the build",
+                found=f"{now.size} bytes, version {now.version}",
+                expected=f"{size} bytes, version {version}, as it was when the build began",
+                do="leave the data alone while it is read, then run the same command again",
+            )
+
     def notes(self) -> list[str]:
         """Return what a user should know of the samples, a sentence each: what was passed over, what looks wrong."""
         return []
@@ -169,6 +187,12 @@ class LocalFile(NamedTuple):
                 f"there is no {path}", found=error.strerror, do="paths in a job file are relative to its own folder"
             ) from None
         return cls(status.st_size, f"{status.st_mtime_ns:x}")
+
+    @classmethod
+    def of_all(cls, paths: Iterable[Path]) -> LocalFile:
+        """Return several files as one, such as inputs and their labels."""
+        files = [cls.of(path) for path in paths]
+        return cls(sum(file.size for file in files), "+".join(file.version for file in files))
 
 
 def check_label(label: int | None, classes: list[str], sample_id: str) -> None:

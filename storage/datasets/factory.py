@@ -12,7 +12,7 @@ import numpy as np
 import polars as pl
 from pydantic import Field
 
-from storage.datasets.base import FILE_SCHEMA, RawSample, Source, Unreadable
+from storage.datasets.base import FILE_SCHEMA, LocalFile, RawSample, Source, Unreadable
 from storage.errors import BadRequest, MissingSource
 from storage.options import Factory, code_fingerprint, load_factory
 
@@ -44,14 +44,25 @@ class FactorySource(Source):
         }
 
     def files(self) -> pl.DataFrame:
+        dataset = self._dataset()
+        with self._users_code("cannot be asked for its length and version"):
+            rows = len(dataset)
+        return pl.DataFrame([("factory", *self.look_at("factory"), rows)], schema=FILE_SCHEMA, orient="row")
+
+    def look_at(self, file: str) -> LocalFile:
         dataset, version = self._dataset(), code_fingerprint(self.factory)
         with self._users_code("cannot be asked for its length and version"):
-            rows, own_version = len(dataset), getattr(dataset, "version", None)
-        if own_version is not None:
-            if not isinstance(own_version, str):
-                raise self._no_dataset(f"version = {own_version!r}", "a `version` that is a string, or none")
-            version = f"{version}+{own_version}"
-        return pl.DataFrame([("factory", 0, version, rows)], schema=FILE_SCHEMA, orient="row")
+            own_version = getattr(dataset, "version", None)
+        if own_version is None:
+            return LocalFile(0, version)
+        if not isinstance(own_version, str):
+            raise self._no_dataset(f"version = {own_version!r}", "a `version` that is a string, or none")
+        return LocalFile(0, f"{version}+{own_version}")
+
+    def check_unchanged(self, file: str, size: int, version: str) -> None:
+        if self.look_at(file) != (size, version):  # what a worker has made for a job before may be of an older version
+            vars(_of_this_thread).pop(self._key, None)
+        super().check_unchanged(file, size, version)
 
     def class_names(self) -> list[str]:
         dataset = self._dataset()
@@ -83,10 +94,14 @@ class FactorySource(Source):
                 sample = RawSample(_listed_id(dataset, i), Unreadable(f"{type(error).__name__}: {error}"), None)
             yield sample
 
+    @property
+    def _key(self) -> str:
+        arguments = json.dumps(self.arguments, sort_keys=True, default=str)
+        return f"{self.factory} {code_fingerprint(self.factory)} {arguments}"
+
     def _dataset(self) -> Any:
         """Return what the factory made for this thread, or makes now."""
-        made = vars(_of_this_thread)
-        key = f"{self.factory} {json.dumps(self.arguments, sort_keys=True, default=str)}"
+        made, key = vars(_of_this_thread), self._key
         if key in made:
             return made[key]
         factory = load_factory(self.factory)

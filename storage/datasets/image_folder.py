@@ -55,6 +55,13 @@ class ImageFolderSource(ImageSource):
             *([note] if self.classes is None and (note := numbered(folders)) else []),
         ]
 
+    def look_at(self, file: str) -> LocalFile:
+        return LocalFile.of(self.path / file)
+
+    def check_unchanged(self, file: str, size: int, version: str) -> None:
+        if (self.path / file).exists():  # one that is gone is unreadable, and no other picture suffers
+            super().check_unchanged(file, size, version)
+
     def class_names(self) -> list[str]:
         return self.classes or list(self._folders())
 

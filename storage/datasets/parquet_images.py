@@ -49,6 +49,9 @@ class ParquetImagesSource(ImageSource):
         self._check_names()
         return pl.DataFrame(rows, schema=FILE_SCHEMA, orient="row")
 
+    def look_at(self, file: str) -> LocalFile:
+        return LocalFile.of(self.path / file if self.path.is_dir() else self.path)
+
     def class_names(self) -> list[str]:
         if self.classes is not None:
             return self.classes  # also of an unlabelled dataset, for its teachers

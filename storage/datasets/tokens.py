@@ -77,12 +77,14 @@ class TokensSource(Source):
     def files(self) -> pl.DataFrame:
         rows = []
         for path in self._paths():
-            files = [LocalFile.of(p) for p in (path, self._mask_path(path)) if p is not None]
             stream, length = self._load(path)
             num_blocks = -(-stream.size // length) if stream.ndim == 1 else len(stream)
-            version = "+".join(file.version for file in files)
-            rows.append((path.name, sum(file.size for file in files), version, num_blocks))
+            rows.append((path.name, *self.look_at(path.name), num_blocks))
         return pl.DataFrame(rows, schema=FILE_SCHEMA, orient="row")
+
+    def look_at(self, file: str) -> LocalFile:
+        path = self.path / file if self.path.is_dir() else self.path
+        return LocalFile.of_all(each for each in (path, self._mask_path(path)) if each is not None)
 
     def notes(self) -> list[str]:
         return passed_over(self.path, (".npy",))

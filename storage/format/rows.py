@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -30,11 +31,17 @@ class ShardRows(NamedTuple):
 
 
 class Extent(NamedTuple):
-    """Samples [position, position + rows) of one source file."""
+    """Samples [position, position + rows) of one source file.
+
+    Attributes:
+        size, version: of the file when it was last looked at, as the plan has recorded them.
+    """
 
     file: str
     position: int
     rows: int
+    size: int
+    version: str
 
 
 @dataclass(frozen=True)
@@ -79,6 +86,13 @@ class RowPlan:
             else pl.DataFrame(schema=EXTENT_SCHEMA)
         )
 
+    @cached_property
+    def _looked_at(self) -> dict[str, tuple[int, str]]:
+        """Return size and version of each file, of the last extent that names it."""
+        return {
+            file: (size, version) for file, size, version in self.extents.select("file", "size", "version").iter_rows()
+        }
+
     def shards(self) -> list[ShardRows]:
         """Return every shard, ascending and contiguous from row 0."""
         shards: list[ShardRows] = []
@@ -93,13 +107,14 @@ class RowPlan:
     def slice(self, start: int, stop: int) -> list[Extent]:
         """Return the extents of rows [start, stop), in row order; parts of extents at the ends."""
         ends = pl.col("rows").cum_sum()
+        looked_at = self._looked_at
         overlapping = (
             self.extents.filter(pl.col("rows") > 0)
             .with_columns(first=ends - pl.col("rows"), end=ends)
             .filter((pl.col("end") > start) & (pl.col("first") < stop))
         )
         return [
-            Extent(file, position + max(start - first, 0), min(stop, end) - max(start, first))
+            Extent(file, position + max(start - first, 0), min(stop, end) - max(start, first), *looked_at[file])
             for file, position, first, end in overlapping.select("file", "position", "first", "end").iter_rows()
         ]
 

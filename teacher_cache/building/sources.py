@@ -137,7 +137,7 @@ def _compare(cache: Cache, source: Source, recorded: RowPlan, touched: Sequence[
     changed, mended_rows, row = [], [], 0
     for extent in recorded.slice(0, recorded.num_rows):
         if extent.file in touched:
-            for i, sample in enumerate(source.read(*extent), start=row):
+            for i, sample in enumerate(source.read(extent.file, extent.position, extent.rows), start=row):
                 digest, readable = was.get(i, (sample.digest, True))  # not ingested yet, nothing to compare
                 if digest != sample.digest:
                     if readable:

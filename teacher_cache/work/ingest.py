@@ -103,9 +103,11 @@ def decode_rows(
 def _samples(source: Source, extents: Sequence[Extent]) -> Iterator[RawSample]:
     for extent in extents:
         count = 0
-        for sample in source.read(*extent):
+        source.check_unchanged(extent.file, extent.size, extent.version)
+        for sample in source.read(extent.file, extent.position, extent.rows):
             count += 1
             yield sample
+        source.check_unchanged(extent.file, extent.size, extent.version)
         if count != extent.rows:
             raise MissingSource(
                 f"{extent.file} of dataset {source.name} changed during the build",

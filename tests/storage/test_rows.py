@@ -87,7 +87,7 @@ def test_growth_moves_no_boundary(plan: RowPlan, more: Segment) -> None:
 @given(PLANS, st.integers(0, 100), st.integers(0, 100))
 def test_a_slice_is_what_expanding_every_row_gives(plan: RowPlan, start: int, length: int) -> None:
     extents = plan.slice(start, start + length)
-    assert [(file, position + i) for file, position, rows in extents for i in range(rows)] == expanded(plan)[
+    assert [(file, position + i) for file, position, rows, *_ in extents for i in range(rows)] == expanded(plan)[
         start : start + length
     ]
 
@@ -99,7 +99,13 @@ def test_a_slice_holds_no_empty_extent(plan: RowPlan, start: int, length: int) -
 
 def test_a_slice_takes_parts_of_extents_at_its_ends(segment: Make) -> None:
     plan = RowPlan((segment(("a", 100, 5), ("b", 0, 5)),))
-    assert plan.slice(3, 7) == [Extent("a", 103, 2), Extent("b", 0, 2)]
+    assert plan.slice(3, 7) == [Extent("a", 103, 2, 1, "v"), Extent("b", 0, 2, 1, "v")]
+
+
+def test_an_extent_carries_the_version_of_its_file_that_was_looked_at_last() -> None:
+    rows = [("a", 1, "old", 0, 5), ("b", 2, "b", 0, 1), ("a", 3, "new", 0, 0)]
+    plan = RowPlan((Segment(pl.DataFrame(rows, schema=EXTENT_SCHEMA, orient="row"), 4),))
+    assert plan.slice(0, 6) == [Extent("a", 0, 5, 3, "new"), Extent("b", 0, 1, 2, "b")]
 
 
 @settings(max_examples=25)

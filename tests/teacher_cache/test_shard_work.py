@@ -285,11 +285,14 @@ def test_a_source_that_shrinks_during_the_build_is_noticed() -> None:
     class Shrunk:
         name = "digits"
 
+        def check_unchanged(self, *_: object) -> None:
+            pass
+
         def read(self, *_: object) -> list[str]:
             return ["one sample"]
 
     with pytest.raises(MissingSource):
-        list(_samples(Shrunk(), [Extent("a", 0, 2)]))  # type: ignore[arg-type]
+        list(_samples(Shrunk(), [Extent("a", 0, 2, 1, "v")]))  # type: ignore[arg-type]
 
 
 def test_a_cuda_device_that_is_not_there_is_refused(tmp_path: Path) -> None:

@@ -59,6 +59,9 @@ class TextFiles(Source):
             raise ValueError("`part` goes from a smaller share to a larger")
         return self
 
+    def look_at(self, file: str) -> LocalFile:
+        return LocalFile.of(self.at(file))
+
     def readable_texts(self, path: Path) -> Iterator[str]:
         """Yield the texts of a file, those that can be read, to learn a tokenizer from."""
         raise NotImplementedError
