@@ -24,7 +24,7 @@ from storage.digests import differences, fingerprint
 from storage.encodings import AnyEncoding, FeatureEncoding
 from storage.errors import CorruptObject, StaleCache, UnsupportedFormat
 from storage.format.objects import Objects
-from storage.inputs import inputs_of
+from storage.inputs import find_inputs, inputs_of
 from storage.tasks import implied_task, task_of
 from storage.views import view_number
 from storage.views.options import MIXING, AnyTransform
@@ -102,7 +102,10 @@ class DatasetSpec(Spec):
     @classmethod
     def _unsaid(cls, task: str | None, info: ValidationInfo) -> str | None:
         """Return None for the task that is implied anyway: two promises of the same are the same."""
-        return None if task == implied_task(info.data.get("vocabulary")) else task
+        said = info.data
+        own_length = OWN_LENGTH in said.get("uses", ())
+        kind = find_inputs(said.get("vocabulary"), said.get("input_dtype", ""), own_length=own_length)
+        return None if task == implied_task(kind) else task
 
     @model_validator(mode="after")
     def _fits(self) -> Self:

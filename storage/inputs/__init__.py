@@ -25,11 +25,16 @@ if TYPE_CHECKING:
 INPUTS: dict[str, Inputs] = {"pixels": Pixels(), "tokens": Tokens(), "texts": Texts(), "values": Values()}
 
 
+def find_inputs(vocabulary: int | None, input_dtype: str, *, own_length: bool) -> Inputs:
+    """Return what rows are made of, of which a dataset promises this."""
+    if vocabulary is not None:  # where kinds are told apart: everybody else asks the kind
+        return INPUTS["texts" if own_length else "tokens"]
+    return INPUTS["pixels" if input_dtype == "uint8" else "values"]
+
+
 def inputs_of(dataset: DatasetSpec) -> Inputs:
-    """Return what the rows of a dataset are made of, by what it promises: a vocabulary, or the dtype of its inputs."""
-    if dataset.vocabulary is not None:  # where kinds are told apart: everybody else asks the kind
-        return INPUTS["texts" if dataset.own_length else "tokens"]
-    return INPUTS["pixels" if dataset.input_dtype == "uint8" else "values"]
+    """Return what the rows of a dataset are made of."""
+    return find_inputs(dataset.vocabulary, dataset.input_dtype, own_length=dataset.own_length)
 
 
-__all__ = ["INPUTS", "Inputs", "Stored", "inputs_of"]
+__all__ = ["INPUTS", "Inputs", "Stored", "find_inputs", "inputs_of"]

@@ -15,6 +15,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from storage.errors import UnsupportedFormat
+from storage.inputs import Inputs, inputs_of
 from storage.tasks.base import NO_LABEL, Task
 from storage.tasks.image_classification import ImageClassification
 from storage.tasks.language_model import LanguageModel
@@ -26,9 +27,12 @@ if TYPE_CHECKING:
 TASKS: dict[str, Task] = {task.name: task for task in (ImageClassification(), TextClassification(), LanguageModel())}
 
 
-def implied_task(vocabulary: int | None) -> str:
-    """Return the task of a dataset that names none, as none did before there were several of one kind of inputs."""
-    return "image_classification" if vocabulary is None else "language_model"  # the one place that guesses
+def implied_task(inputs: Inputs) -> str:
+    """Return the task of a dataset that names none, by what its rows are made of.
+
+    None did before there were several tasks of one kind of inputs.
+    """
+    return "language_model" if inputs.tokenised else "image_classification"  # the one place that guesses
 
 
 def task_of(dataset: DatasetSpec) -> Task:
@@ -37,7 +41,7 @@ def task_of(dataset: DatasetSpec) -> Task:
     Raises:
         UnsupportedFormat: it is none of ours.
     """
-    name = dataset.task or implied_task(dataset.vocabulary)
+    name = dataset.task or implied_task(inputs_of(dataset))
     if name not in TASKS:
         raise UnsupportedFormat(
             f"dataset {dataset.name} is for a task that is not known here",

@@ -45,6 +45,10 @@ class Task(ABC):
         """Return the number of scores that a model gives for each site; 0: nobody knows."""
 
     @abstractmethod
+    def described(self, dataset: DatasetSpec) -> str:
+        """Return what a model chooses among, in words: "10 classes"."""
+
+    @abstractmethod
     def sites(self, input_shape: Sequence[int]) -> tuple[int, ...]:
         """Return the axes of the sites of a row of this shape; logits are (B, *sites, C)."""
 

@@ -30,6 +30,9 @@ class LanguageModel(Task):
         assert dataset.vocabulary is not None
         return dataset.vocabulary
 
+    def described(self, dataset: DatasetSpec) -> str:
+        return f"a vocabulary of {dataset.vocabulary}"
+
     def sites(self, input_shape: Sequence[int]) -> tuple[int, ...]:
         return tuple(input_shape)
 

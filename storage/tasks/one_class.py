@@ -27,6 +27,9 @@ class OneClass(Task):
     def num_classes(self, dataset: DatasetSpec) -> int:
         return len(dataset.classes)
 
+    def described(self, dataset: DatasetSpec) -> str:
+        return f"{len(dataset.classes)} classes"
+
     def sites(self, input_shape: Sequence[int]) -> tuple[int, ...]:
         return ()
 

@@ -14,6 +14,7 @@ from storage.cache import Cache, Catalogue
 from storage.encodings import Capability, Encoded, Encoding
 from storage.encodings.dense import BYTES
 from storage.errors import BadRequest
+from storage.tasks import task_of
 from student_train.devices import free_bytes, gib
 from student_train.feed.batches import Needs
 from student_train.feed.feed import Feed
@@ -22,7 +23,7 @@ from student_train.feed.shard_source import FEATURE, Arrays, Name, ShardSource
 from student_train.feed.windows import Tick, load
 from student_train.options.sections import ResidencyChoice
 
-LABEL_BYTES = 4  # of each position of tokens
+LABEL_BYTES = 4  # of each site, in an array
 KEPT_SHARE = 0.5  # of the free memory of a place that rows may take unasked; the rest is the students'
 
 Place = Literal["device", "host", "stream"]
@@ -51,15 +52,16 @@ def row_bytes(catalogue: Catalogue, dataset: str, needs: Needs, *, views: int = 
 
 
 def array_bytes(catalogue: Catalogue, dataset: str, needs: Needs) -> list[int]:
-    """Return the bytes of a row of each array, the inputs first; of each position's labels, where there are some."""
+    """Return the bytes of a row of each array, the inputs first; labels among them, where they are an array."""
     spec = catalogue.dataset(dataset)
     sizes = [prod(spec.input_shape) * np.dtype(spec.input_dtype).itemsize]
-    positions = 1 if spec.vocabulary is None else prod(spec.input_shape)
-    if spec.vocabulary is not None:
-        sizes.append(positions * LABEL_BYTES)
+    task = task_of(spec)
+    sites = prod(task.sites(spec.input_shape))
+    if task.label_array is not None:
+        sizes.append(sites * LABEL_BYTES)
     for name in needs.teachers:
         teacher = catalogue.teacher(dataset, name)
-        sizes += [positions * size for size in _soft_bytes(teacher.encoding, teacher.num_classes, needs.of(name))]
+        sizes += [sites * size for size in _soft_bytes(teacher.encoding, teacher.num_classes, needs.of(name))]
     for key in needs.features:
         encoding = catalogue.teacher(dataset, key.teacher).features[key.array.removeprefix(FEATURE)]
         sizes.append(prod(catalogue.row_shape(dataset, key.teacher, key.array)) * BYTES[encoding.dtype])
@@ -67,7 +69,7 @@ def array_bytes(catalogue: Catalogue, dataset: str, needs: Needs) -> list[int]:
 
 
 def _soft_bytes(encoding: Encoding, num_classes: int, wanted: frozenset[Capability]) -> list[int]:
-    """Return the bytes of a row, or position, of each array of soft targets that must be read to serve some needs."""
+    """Return the bytes of a site of each array of soft targets that must be read to serve some needs."""
     if not wanted:
         return []
     one_row = Encoded.blank(encoding, num_classes, 1, torch.device("cpu")).arrays

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from storage.cache import Catalogue, Samples
 from storage.digests import digest, sample_keys
 from storage.errors import BadRequest, IncompleteCache, NotInCache
+from storage.tasks import task_of
 from storage.views import PLAIN
 from student_train.feed.batches import Needs
 from student_train.feed.views import EpochViews
@@ -105,7 +106,9 @@ def select_rows(
     found = wanted.filter(~pl.col("shard").is_in(gone))
     if found.is_empty():
         raise absent.nothing_left(rows)
-    if needs.labels and catalogue.dataset(dataset).vocabulary is None:  # of tokens, each position has one, in an array
+    if (
+        needs.labels and task_of(catalogue.dataset(dataset)).label_array is None
+    ):  # else some sites of a row may have none
         _check_labelled(rows, found)
     return _selection(catalogue, dataset, found, agree_with, views)
 

@@ -16,12 +16,13 @@ from storage.encodings import Encoded, FeatureEncoding
 from storage.errors import CorruptObject
 from storage.format.shards import Commit, ShardKey, read_arrays
 from storage.format.specs import TeacherSpec
+from storage.tasks import task_of
 from storage.views import PLAIN
 from student_train.feed.batches import ArrayKey, Needs
 from student_train.feed.selection import Selection
 
 INPUTS = "inputs"
-LABELS = "labels"  # of tokens: an array; of all else, a column of the sample table
+LABELS = "labels"  # an array, or a column of the sample table, as the task says
 FEATURE = "feature/"
 Name = ArrayKey | str  # INPUTS, LABELS, or an array of a teacher
 Arrays = dict[Name, Tensor]  # of some rows
@@ -33,7 +34,8 @@ class ShardSource:
     def __init__(self, cache: Cache, selection: Selection):
         self.cache = cache
         self.selection = selection
-        self.of_tokens = selection.catalogue.dataset(selection.dataset).vocabulary is not None
+        array = task_of(selection.catalogue.dataset(selection.dataset)).label_array
+        self.label_arrays: tuple[Name, ...] = () if array is None else (array,)
 
     def names(self, needs: Needs, view: str = PLAIN) -> frozenset[Name]:
         """Return what must be read to meet some needs in an epoch that shows a view."""
@@ -44,7 +46,7 @@ class ShardSource:
             for array in self.teacher(teacher).encoding.array_names(needs.of(teacher))
         ]
         keys = (key._replace(view=view) for key in (*soft, *needs.features))
-        return frozenset({INPUTS, *([LABELS] if self.of_tokens else []), *keys})
+        return frozenset({INPUTS, *self.label_arrays, *keys})
 
     def teacher(self, name: str) -> TeacherSpec:
         """Return what the cache promises of a teacher."""

@@ -23,7 +23,7 @@ def blank_batch(student: Student, prepared: PreparedRun) -> Batch:
     device, classes = student.device, prepared.blueprint.num_classes
     features = {key: torch.zeros(rows, *shape, device=device) for key, shape in prepared.feature_shapes.items()}
     inputs = student.blank(rows, prepared.blueprint.input_shape)
-    shape = inputs.shape if student.of_tokens else inputs.shape[:1]  # of what has targets: positions, or rows
+    shape = (rows, *prepared.blueprint.asked.sites(prepared.blueprint.input_shape))
     targets = {}
     for name, encoding in prepared.encodings.items():
         arrays = Encoded.blank(encoding, classes, math.prod(shape), device).arrays

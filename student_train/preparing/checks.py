@@ -8,6 +8,8 @@ import torch
 
 from storage.errors import BadRequest
 from storage.format.specs import DatasetSpec
+from storage.inputs import inputs_of
+from storage.tasks import task_of
 from student_train.devices import free_bytes, gib
 from student_train.losses import LOSSES
 from student_train.losses.objective import Objective, student_layers
@@ -16,6 +18,7 @@ from student_train.options.sections import DataOptions, StudentOptions
 from student_train.preparing.request import PreparedRun, Request
 from student_train.stepping.forward import check_student
 from student_train.students import build_student
+from student_train.tasks import TASKS
 
 
 def check_names(request: Request) -> None:
@@ -37,7 +40,7 @@ def check_held(dataset: DatasetSpec, held: DatasetSpec, data: DataOptions) -> No
     """Raise BadRequest unless rows of one dataset can measure a student of another's."""
 
     def described(spec: DatasetSpec) -> str:
-        classes = f"{len(spec.classes)} classes" if spec.vocabulary is None else f"a vocabulary of {spec.vocabulary}"
+        classes = task_of(spec).described(spec)
         tokenizer = f", tokenizer {spec.tokenizer}" if spec.tokenizer is not None else ""
         return f"{classes}, inputs {spec.input_shape} {spec.input_dtype}{tokenizer}"
 
@@ -47,29 +50,25 @@ def check_held(dataset: DatasetSpec, held: DatasetSpec, data: DataOptions) -> No
             found=described(held),
             expected=f"the same classes: {described(dataset)}",
             do=f'tokenizer_of = "{dataset.name}" in the cache job\'s [[dataset]] {held.name}'
-            if dataset.vocabulary is not None
+            if inputs_of(dataset).tokenised
             else None,
         )
 
 
-def check_of_tokens(options: StudentOptions, dataset: DatasetSpec) -> None:
-    """Raise BadRequest if a student has options that mean nothing for tokens."""
-    if any(getattr(options, name) != StudentOptions.model_fields[name].default for name in ("mean", "std")):
+def check_suited(options: StudentOptions, dataset: DatasetSpec) -> None:
+    """Raise BadRequest if a student has options that mean nothing for such inputs, or losses that its task has not."""
+    inputs = inputs_of(dataset)
+    if not inputs.normalised and any(
+        getattr(options, name) != StudentOptions.model_fields[name].default for name in ("mean", "std")
+    ):
         raise BadRequest(
-            f"student {options.name} normalises its inputs, and those of {dataset.name} are tokens",
+            f"student {options.name} normalises its inputs, and those of {dataset.name} are {inputs.name}",
             found="mean, std",
             do="leave them out",
         )
     compared = [term.loss for term in options.objective if LOSSES[term.loss].couples_rows(term)]
     if compared:
-        raise BadRequest(
-            f"student {options.name} has losses that compare rows, and those of {dataset.name} are tokens",
-            found=", ".join(compared),
-            expected="losses that are means over positions, which are computed a part of them at a time",
-            do="gamma = 0 in dist, which leaves what is within a row; or choose other losses"
-            if "dist" in compared
-            else "choose other losses",
-        )
+        TASKS[task_of(dataset).name].refuse_coupling(options.name, dataset.name, compared)
 
 
 def check_halving(request: Request, students: Sequence[PreparedRun]) -> None:
@@ -78,11 +77,13 @@ def check_halving(request: Request, students: Sequence[PreparedRun]) -> None:
         return
     metric = request.fleet.halving.metric
     for student in students:
-        of_tokens = student.held.catalogue.dataset(student.held.dataset).vocabulary is not None
+        in_array = (
+            task_of(student.held.catalogue.dataset(student.held.dataset)).label_array is not None
+        )  # not looked at
         if metric == "agreement":
             lacking = None if student.held.tops_N is not None else "a teacher to agree with"
         else:
-            lacking = None if of_tokens or (student.held.labels_N >= 0).any() else "labels"
+            lacking = None if in_array or (student.held.labels_N >= 0).any() else "labels"
         if lacking is not None:
             raise BadRequest(
                 f"[halving] compares students by {metric}, which {student.options.name} would not have",

@@ -40,8 +40,5 @@ def _row_flops(blueprint: Blueprint, device: torch.device) -> tuple[int, int]:
         student = build_student(blueprint).eval()
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         inputs = student.blank(1, blueprint.input_shape)
-        if blueprint.of_tokens:
-            student.scores(student.hidden(inputs).flatten(0, 1))
-        else:
-            student(inputs)
+        student.scores(student.hidden(inputs))
     return counter.get_total_flops(), sum(parameter.numel() for parameter in student.parameters())

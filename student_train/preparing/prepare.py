@@ -8,7 +8,9 @@ from typing import Any
 
 from storage.cache import Catalogue, Samples
 from storage.encodings import Encoding
+from storage.inputs import inputs_of
 from storage.options import code_fingerprint
+from storage.tasks import task_of as storage_task
 from storage.views import PLAIN
 from student_train.devices import find_device
 from student_train.feed.batches import Needs
@@ -21,8 +23,8 @@ from student_train.preparing.checks import (
     check_held,
     check_models,
     check_names,
-    check_of_tokens,
     check_parallel,
+    check_suited,
 )
 from student_train.preparing.request import PreparedRun, Request
 from student_train.preparing.served import check_served, count_classes, feature_shapes
@@ -31,6 +33,7 @@ from student_train.run_files.folder import RunFolder, UnwrittenFolder
 from student_train.run_files.records import RunRecord, read_record
 from student_train.stepping.recorder import check_recordable
 from student_train.students import Blueprint
+from student_train.tasks import TASKS
 
 # Fields of a student that do not change what is computed.
 NOT_IDENTITY = {"name", "checkpoint_every_steps"}
@@ -50,8 +53,8 @@ def prepare(request: Request) -> list[PreparedRun]:
     needs = [objective_needs(options.objective) for options in request.students]
     dataset = data.train.partition("/")[0]
     views = choose_views(catalogue, dataset, needs, data.views, allow_partial=data.allow_partial)
-    of_tokens = catalogue.dataset(dataset).vocabulary is not None
-    check_recordable(request.fleet.cuda_graphs, device=device, of_tokens=of_tokens, processes=request.parallel.size)
+    task = TASKS[storage_task(catalogue.dataset(dataset)).name]
+    check_recordable(request.fleet.cuda_graphs, device=device, task=task, processes=request.parallel.size)
     students = [_prepare(request, options, selections, views) for options in request.students]
     check_models([student for student in students if student.settled is None])
     check_halving(request, students)
@@ -83,8 +86,7 @@ def _prepare(
     dataset = catalogue.dataset(data.train.partition("/")[0])
     held_dataset = catalogue.dataset(data.validation.partition("/")[0])
     check_held(dataset, held_dataset, data)
-    if dataset.vocabulary is not None:
-        check_of_tokens(options, dataset)
+    check_suited(options, dataset)
     if request.parallel.size > 1:
         check_parallel(options, request.parallel.size)
     num_classes = count_classes(catalogue, dataset.name, needs)
@@ -97,14 +99,17 @@ def _prepare(
     if agree_with is not None and PLAIN not in catalogue.view_names(held_dataset.name, agree_with):
         agree_with = None  # held rows are plain, and this teacher never saw them so: nothing to agree with
     held = selections.find(data.validation, Needs(), agree_with)
+    inputs = inputs_of(dataset)
     blueprint = Blueprint(
         architecture=options.architecture,
         options=options.options,
         num_classes=num_classes,
         input_shape=dataset.input_shape,
-        mean=None if dataset.vocabulary is not None else options.mean,
-        std=None if dataset.vocabulary is not None else options.std,
+        mean=options.mean if inputs.normalised else None,
+        std=options.std if inputs.normalised else None,
         tokenizer=dataset.tokenizer,
+        inputs=inputs.name,
+        task=storage_task(dataset).name,
     )
     teachers = {teacher: catalogue.teacher(dataset.name, teacher).fingerprint for teacher in needs.teachers}
     identity = {

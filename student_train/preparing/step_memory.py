@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +19,7 @@ from student_train.stepping.forward import Tapped, check_student
 from student_train.stepping.positions import part_size
 from student_train.stepping.state import make_optimizer
 from student_train.students import Student, build_student
+from student_train.tasks import Way, task_of
 
 PICKED_COPIES = 3  # of a student of tokens' hidden states: those that count, and their gradient there and in all
 WORKING_ACTIVATIONS = 2  # of the largest activation: its gradient, and the next one's
@@ -91,10 +92,7 @@ def _measure(prepared: PreparedRun, device: torch.device) -> StepBytes:
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         outputs = Tapped(student, layers)(batch.inputs)
-        if blueprint.of_tokens:
-            loss, beside = _one_part(student, objective, outputs, batch, blueprint.num_classes)
-        else:
-            loss, beside = objective(outputs, batch.supervision()).total, 0
+        loss, beside = LOSS[task_of(blueprint).way](student, objective, outputs, batch)
     stored = [batch.inputs, *batch.features.values()]
     stored += [values for encoded in batch.targets.values() for values in encoded.arrays.values()]
     own = {_address(tensor) for tensor in (*trained, *student.buffers(), *stored)}
@@ -119,17 +117,26 @@ def _working_bytes(activations: Sequence[int]) -> int:
     return int(held) + WORKING_ACTIVATIONS * max(activations, default=0)
 
 
-def _one_part(
-    student: Student, objective: Objective, outputs: Outputs, batch: Batch, num_classes: int
-) -> tuple[Tensor, int]:
+def _all_rows(student: Student, objective: Objective, outputs: Outputs, batch: Batch) -> tuple[Tensor, int]:
+    return objective(outputs, batch.supervision()).total, 0
+
+
+def _one_part(student: Student, objective: Objective, outputs: Outputs, batch: Batch) -> tuple[Tensor, int]:
     """Return the loss of a part of the positions, and the bytes of what the others keep beside (`positions.py`)."""
     whole = [outputs.logits_BC, *outputs.layers.values()]
-    size = min(part_size(num_classes, student.device), batch.inputs.numel())
+    size = min(part_size(student.blueprint.num_classes, student.device), batch.inputs.numel())
     positions_N = torch.arange(size, device=student.device)
     hidden, *layers = (values.flatten(0, 1).index_select(0, positions_N) for values in whole)
     seen = Outputs(student.scores(hidden), dict(zip(outputs.layers, layers, strict=True)))
     loss = objective(seen, batch.supervision_at(positions_N)).total
     return loss, PICKED_COPIES * _bytes_of(whole)
+
+
+# The loss of what a step computes at a time, and the bytes that it keeps beside.
+LOSS: dict[Way, Callable[[Student, Objective, Outputs, Batch], tuple[Tensor, int]]] = {
+    "rows": _all_rows,
+    "sites": _one_part,
+}
 
 
 def _address(tensor: Tensor) -> int:

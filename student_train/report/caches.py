@@ -181,7 +181,7 @@ def _decoded(cache: Cache, samples: Samples, rows: str, teacher: str) -> Decoded
     source = ShardSource(cache, selection)
     arrays = load_shard(source, 0, source.names(needs))
     encoded = source.encoded(arrays)[teacher]
-    if source.of_tokens:
+    if source.label_arrays:
         labels_N = arrays[LABELS].flatten().long()
         positions_N = (labels_N >= 0).nonzero()[:MOST_DECODED, 0]
         parts = [encoded.pick(part_N) for part_N in positions_N.split(part_size(encoded.num_classes, labels_N.device))]

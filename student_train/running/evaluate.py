@@ -19,6 +19,7 @@ from student_train.stepping.parallel import ALONE, Parallel
 from student_train.stepping.positions import logits_in_parts
 from student_train.stepping.stepper import Stepper
 from student_train.students import Student
+from student_train.tasks import Way, task_of
 
 
 def evaluate(
@@ -57,8 +58,9 @@ def evaluate(
                 stop_row = start + len(batch.inputs)
                 mine, rows = parallel.part(batch), slice(start + parallel.rank, stop_row, parallel.size)
                 for stepper, own, tops_M in zip(steppers, sums, tops, strict=True):
+                    add = ADD[task_of(stepper.states[0].blueprint).way]
                     if len(mine.inputs):
-                        _measure(stepper, mine, own, [None if t is None else t[rows] for t in tops_M])
+                        add(stepper, mine, own, [None if t is None else t[rows] for t in tops_M])
                 start = stop_row
     finally:
         for stepper in steppers:
@@ -66,16 +68,17 @@ def evaluate(
     return [own.figures(parallel) for own in sums]
 
 
-def _measure(stepper: Stepper, batch: Batch, sums: Sums, tops: Sequence[Tensor | None]) -> None:
-    if stepper.states[0].blueprint.of_tokens:
-        for place, state in enumerate(stepper.states):  # by itself each: a part's logits are of one student
-            for logits_BC, labels_B in _positions(state.exported, batch):
-                none_B = torch.full_like(labels_B, NO_CLASS)
-                sums.add(logits_BC[None], labels_B, none_B[None], slice(place, place + 1))
-    else:
-        labels_B = _labels(batch)
-        none_B = torch.full_like(labels_B, NO_CLASS)
-        sums.add(stepper.logits(batch.inputs), labels_B, torch.stack([none_B if t is None else t for t in tops]))
+def _add_rows(stepper: Stepper, batch: Batch, sums: Sums, tops: Sequence[Tensor | None]) -> None:
+    labels_B = _labels(batch)
+    none_B = torch.full_like(labels_B, NO_CLASS)
+    sums.add(stepper.logits(batch.inputs), labels_B, torch.stack([none_B if t is None else t for t in tops]))
+
+
+def _add_sites(stepper: Stepper, batch: Batch, sums: Sums, tops: Sequence[Tensor | None]) -> None:
+    for place, state in enumerate(stepper.states):  # by itself each: a part's logits are of one student
+        for logits_BC, labels_B in _positions(state.exported, batch):
+            none_B = torch.full_like(labels_B, NO_CLASS)
+            sums.add(logits_BC[None], labels_B, none_B[None], slice(place, place + 1))
 
 
 def _positions(student: Student, batch: Batch) -> Iterator[tuple[Tensor, Tensor]]:
@@ -85,6 +88,12 @@ def _positions(student: Student, batch: Batch) -> Iterator[tuple[Tensor, Tensor]
     labels_N = _labels(batch).flatten().index_select(0, positions_N)
     for at, logits_BC in logits_in_parts(student, hidden_ND):
         yield logits_BC.float(), labels_N[at]
+
+
+ADD: dict[Way, Callable[[Stepper, Batch, Sums, Sequence[Tensor | None]], None]] = {
+    "rows": _add_rows,
+    "sites": _add_sites,
+}
 
 
 class Sums:

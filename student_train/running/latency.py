@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from student_train.students import Student
+from student_train.tasks import task_of
 
 BUDGET_S = 0.15  # of each of the two figures; a slower student is asked twice
 MOST_REPEATS = 100
@@ -52,13 +53,10 @@ def measure_latency(student: Student, input_shape: tuple[int, ...], *, batch_siz
 
 def _pass(student: Student, input_shape: tuple[int, ...], rows: int) -> Callable[[], object]:
     """Return a forward pass that has ended when it returns."""
-    inputs = student.blank(rows, input_shape)
+    inputs, task = student.blank(rows, input_shape), task_of(student.blueprint)
 
     def forward() -> Tensor:
-        if student.of_tokens:  # the scores of all positions might not fit, and nobody asks for them
-            return student.scores(student.hidden(inputs)[:, -1])
-        logits_BC: Tensor = student(inputs)
-        return logits_BC
+        return task.answer(student, inputs)
 
     def ended() -> None:
         forward()

@@ -12,11 +12,12 @@ from torch import Tensor, nn
 
 from student_train.feed.batches import Batch
 from student_train.stepping.forward import Tapped, compiled
-from student_train.stepping.gradients import Model, Step, accumulate_gradients
+from student_train.stepping.gradients import Model, Step
 from student_train.stepping.parallel import ALONE, Parallel
-from student_train.stepping.positions import accumulate_over_positions
 from student_train.stepping.recorder import Recorder, Unrecorded, is_capturing
 from student_train.stepping.state import TrainState
+from student_train.stepping.ways import WAYS
+from student_train.tasks import task_of
 
 
 class Alone:
@@ -38,9 +39,9 @@ class Alone:
         device = state.student.device
         self._tapped = Tapped(state.student, state.layers)
         forward: Callable[..., Any] = compiled(self._tapped, state.options.compile)
-        accumulate = accumulate_over_positions if state.blueprint.of_tokens else accumulate_gradients
+        self._way = WAYS[task_of(state.blueprint).way]
         self._accumulate = partial(
-            accumulate,
+            self._way.accumulate,
             Model(state.student, forward, state.objective, self._trained, state.blueprint.num_classes),
             autocast=torch.autocast(device.type, torch.bfloat16, enabled=state.options.autocast == "bf16"),
         )
@@ -106,7 +107,7 @@ class Alone:
 
     def _accumulate_in_parallel(self, batch: Batch, *, measure_shares: bool) -> Step:
         """Have the gradient of the mean over the whole batch, of which each process has computed its own rows."""
-        rows = len(batch.positions()) if self._state.blueprint.of_tokens else len(batch.inputs)
+        rows = self._way.num_sites(batch)
         mine, device = self._parallel.part(batch), batch.inputs.device
         nothing = [torch.zeros((), device=device) for _ in self._state.objective.names]
         taken = Step(torch.zeros((), device=device), nothing, None, 0)

@@ -14,8 +14,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from storage.errors import BadRequest
 from student_train.losses.outputs import Outputs
 from student_train.students import Student
-
-TRIED_POSITIONS = 8  # of a student of tokens, which takes rows of any length up to its own
+from student_train.tasks import task_of
 
 
 class LayerNotRun(Exception):
@@ -27,7 +26,7 @@ class LayerNotRun(Exception):
 
 
 class Tapped(nn.Module):
-    """A student that also returns what some of its layers gave; of tokens, hidden states in place of logits."""
+    """A student that also returns what some of its layers gave; one in two parts, hidden states in place of logits."""
 
     def __init__(self, student: Student, layers: Sequence[str]):
         super().__init__()
@@ -37,12 +36,12 @@ class Tapped(nn.Module):
         self._hooks = [student.get_submodule(layer).register_forward_hook(self._tap(layer)) for layer in layers]
 
     def forward(self, inputs: Tensor) -> Outputs:
-        """Return logits (B, C), or of tokens hidden states (B, L, D), and the layers' outputs.
+        """Return what `student.scores` makes logits of, (B, *sites, D or C), and the layers' outputs.
 
         Raises:
             LayerNotRun: a layer is none that is called.
         """
-        logits_BC = self.student.hidden(inputs) if self.student.of_tokens else self.student(inputs)
+        logits_BC = self.student.hidden(inputs)
         for layer in self.layers:
             if layer not in self._seen:
                 raise LayerNotRun(layer)
@@ -80,7 +79,7 @@ def check_student(
     """Return the shape of each of a student's layers for one row, after a forward pass that checks its output.
 
     Raises:
-        BadRequest: no such layer, or the output is not (B, C), of tokens (B, L, C).
+        BadRequest: no such layer, or the output is not (B, *sites, C).
     """
     modules = dict(student.named_modules())
     for layer in layers:
@@ -94,13 +93,12 @@ def check_student(
     _check_head(student)
     training = student.training
     tapped = Tapped(student, layers)
-    short = tuple(min(length, TRIED_POSITIONS) for length in input_shape)  # of tokens: all their logits might not fit
+    short = task_of(student.blueprint).tried_shape(input_shape)
     try:
         with torch.no_grad():
             outputs = tapped.eval()(student.blank(2, input_shape))
             tried = student.blank(2, short)
-            logits = student(tried) if student.of_tokens else outputs.logits_BC
-            scores = student.scores(student.hidden(tried)) if student.of_tokens else logits
+            logits, scores = student(tried), student.scores(student.hidden(tried))
     except LayerNotRun as error:
         raise BadRequest(
             f"the student's forward pass does not run its layer {error.layer!r} as a module of its own",
@@ -114,7 +112,7 @@ def check_student(
     finally:
         tapped.release()
         student.train(training)
-    expected = (2, *short, num_classes) if student.of_tokens else (2, num_classes)
+    expected = (2, *student.blueprint.asked.sites(short), num_classes)
     if not isinstance(logits, Tensor) or logits.shape != expected:
         found = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits)
         raise BadRequest(
@@ -122,7 +120,7 @@ def check_student(
             found=f"{found} for a batch of 2",
             expected=f"a tensor of shape {expected}",
         )
-    if student.of_tokens:
+    if student.in_two_parts:
         _check_parts(scores, logits)
     return {layer: tuple(output.shape[1:]) for layer, output in outputs.layers.items()}
 
@@ -131,7 +129,7 @@ def _check_head(student: Student) -> None:
     """Check that a head treats each position by itself, since it is given a part of them at a time."""
     coupling = [name for name, module in student.network.named_modules() if isinstance(module, _BatchNorm)]
     in_head = [name for name in coupling if name.partition(".")[0] == "head"]
-    if student.of_tokens and student.in_two_parts and in_head:
+    if student.in_two_parts and in_head:
         raise BadRequest(
             "the student's head compares positions with each other",
             found=f"batch norm: {', '.join(in_head)}",

@@ -26,6 +26,7 @@ from student_train.feed.batches import Batch
 from student_train.options.sections import Choice
 from student_train.stepping.gradients import Step
 from student_train.students import Blueprint
+from student_train.tasks import StudentTask, task_of
 
 WARM_STEPS = 2  # on batches of one kind, taken before one is recorded: they make what is made once
 
@@ -38,11 +39,11 @@ class Take(Protocol):
     def __call__(self, batches: Sequence[Batch], *, measure_shares: bool) -> Step: ...
 
 
-def check_recordable(cuda_graphs: Choice, *, device: torch.device, of_tokens: bool, processes: int) -> None:
+def check_recordable(cuda_graphs: Choice, *, device: torch.device, task: StudentTask, processes: int) -> None:
     """Raise BadRequest if a job wants CUDA graphs where there can be none."""
     hindrances = {
         f"device {device}, which has no graphs": device.type != "cuda",
-        "rows of tokens: how many of their positions count is another number in each batch": of_tokens,
+        f"{task.unsteady}": task.unsteady is not None,
         f"{processes} processes, which wait for each other in each step": processes > 1,
     }
     found = [hindrance for hindrance, there in hindrances.items() if there]
@@ -57,7 +58,7 @@ def check_recordable(cuda_graphs: Choice, *, device: torch.device, of_tokens: bo
 def is_recorded(cuda_graphs: Choice, blueprint: Blueprint, device: torch.device) -> bool:
     """Return whether a student's steps are to be recorded; "auto" leaves out a user's own architectures."""
     wanted = cuda_graphs == "always" or (cuda_graphs == "auto" and ":" not in blueprint.architecture)
-    return wanted and device.type == "cuda" and not blueprint.of_tokens
+    return wanted and device.type == "cuda" and task_of(blueprint).unsteady is None
 
 
 class Unrecorded:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from pydantic import Field
+from pydantic import Field, SerializerFunctionWrapHandler, ValidationInfo, field_validator, model_serializer
 
+from storage.inputs import INPUTS, Inputs
 from storage.options import Options
+from storage.tasks import TASKS, Task, implied_task
 
 Size = Annotated[int, Field(ge=1)]
 Numbers = Annotated[tuple[float, ...], Field(strict=False, min_length=1)]
@@ -18,10 +20,12 @@ class Blueprint(Options):
     Attributes:
         architecture: a built-in one, or `module:factory`.
         options: of the architecture.
-        num_classes: of a row, or ids of the vocabulary.
+        num_classes: scores that it gives for each site.
         input_shape: of one row, (L,) for tokens.
-        mean, std: normalisation of inputs in [0, 1]; None for tokens, which have none.
+        mean, std: normalisation of its inputs; None for tokens, which have none.
         tokenizer: fingerprint of the tokenizer whose ids it knows, if that was known.
+        inputs: what its rows are made of, of `storage.inputs`; None: tokens if it does not normalise, else pixels.
+        task: what is asked of them, of `storage.tasks`; None: what is implied of such inputs.
     """
 
     architecture: str
@@ -32,7 +36,40 @@ class Blueprint(Options):
     std: Numbers | None
     tokenizer: str | None = None
 
+    inputs: str | None = None
+    task: str | None = None
+
+    @field_validator("inputs")
+    @classmethod
+    def _unsaid_inputs(cls, inputs: str | None, info: ValidationInfo) -> str | None:
+        """Return None for the kind that is implied anyway: two blueprints of the same student are the same."""
+        if inputs is not None and inputs not in INPUTS:
+            raise ValueError(f"inputs are one of {', '.join(INPUTS)}, not {inputs!r}")
+        return None if inputs == _implied_inputs(info.data.get("mean")) else inputs
+
+    @field_validator("task")
+    @classmethod
+    def _unsaid_task(cls, task: str | None, info: ValidationInfo) -> str | None:
+        if task is not None and task not in TASKS:
+            raise ValueError(f"a task is one of {', '.join(TASKS)}, not {task!r}")
+        inputs = info.data.get("inputs") or _implied_inputs(info.data.get("mean"))
+        return None if task == implied_task(INPUTS[inputs]) else task
+
+    @model_serializer(mode="wrap")
+    def _without_unsaid(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leave out what a student.json had no key for, where it says nothing: older versions read it as before."""
+        return {key: value for key, value in handler(self).items() if key not in ("inputs", "task") or value}
+
     @property
-    def of_tokens(self) -> bool:
-        """Whether its inputs are tokens, (B, L) int64, and its logits (B, L, C)."""
-        return self.mean is None
+    def made_of(self) -> Inputs:
+        """What its rows are made of."""
+        return INPUTS[self.inputs or _implied_inputs(self.mean)]
+
+    @property
+    def asked(self) -> Task:
+        """What is asked of its rows."""
+        return TASKS[self.task or implied_task(self.made_of)]
+
+
+def _implied_inputs(mean: Numbers | None) -> str:
+    return "tokens" if mean is None else "pixels"

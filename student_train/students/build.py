@@ -48,21 +48,24 @@ class Student(nn.Module):
     """A network behind its normalisation; the network's layers are named `network.<layer>`.
 
     Args:
-        normalise: of float inputs; of tokens None.
-        network: one of tokens may be in two parts, `body` and `head`. Its logits then never exist for a whole batch.
+        blueprint: what it is.
+        network: one that answers at several sites of a row may be in two parts, `body` and `head`. Its logits then
+            never exist for a whole batch.
 
     Attributes:
-        of_tokens: whether it takes tokens.
-        in_two_parts: whether its network is in those two.
+        blueprint: what it is.
+        in_two_parts: whether it is used in those two.
     """
 
-    def __init__(self, normalise: Normalise | None, network: nn.Module):
+    def __init__(self, blueprint: Blueprint, network: nn.Module):
         super().__init__()
-        self.of_tokens = normalise is None
-        self.normalise = nn.Identity() if normalise is None else normalise
+        self.blueprint = blueprint
+        self.normalise: nn.Module = nn.Identity()
+        if blueprint.mean is not None and blueprint.std is not None:
+            self.normalise = Normalise(blueprint.mean, blueprint.std, blueprint.input_shape)
         self.network = network
         parts = dict(network.named_children())
-        self.in_two_parts = {"body", "head"} == parts.keys()
+        self.in_two_parts = {"body", "head"} == parts.keys() and blueprint.asked.sites(blueprint.input_shape) != ()
 
     @property
     def device(self) -> torch.device:
@@ -70,23 +73,22 @@ class Student(nn.Module):
         return next(iter((*self.parameters(), *self.buffers(), torch.empty(0)))).device
 
     def forward(self, inputs: Tensor) -> Tensor:
-        """Return logits (B, C) of float inputs (B, …) in [0, 1], or (B, L, C) of tokens (B, L) int64."""
+        """Return logits (B, *sites, C) of inputs (B, …), as `storage.inputs` gives them."""
         logits_BC: Tensor = self.network(self.normalise(inputs))
         return logits_BC
 
     def blank(self, rows: int, input_shape: tuple[int, ...]) -> Tensor:
         """Return inputs of nothing, to try it on."""
-        return torch.zeros(
-            rows, *input_shape, dtype=torch.int64 if self.of_tokens else torch.float32, device=self.device
-        )
+        return self.blueprint.made_of.blank(rows, input_shape, self.device)
 
-    def hidden(self, tokens_BL: Tensor) -> Tensor:
-        """Return what `scores` makes logits of: hidden states (B, L, D), or of a network in one part the logits."""
-        hidden: Tensor = self.network.body(tokens_BL) if self.in_two_parts else self.network(tokens_BL)  # type: ignore[operator]
+    def hidden(self, inputs: Tensor) -> Tensor:
+        """Return what `scores` makes logits of: hidden states (B, *sites, D); of a network in one part the logits."""
+        network = self.network.body if self.in_two_parts else self.network
+        hidden: Tensor = network(self.normalise(inputs))  # type: ignore[operator]
         return hidden
 
     def scores(self, hidden_ND: Tensor) -> Tensor:
-        """Return the logits (N, C) of some positions' hidden states (N, D)."""
+        """Return the logits (N, C) of some sites' hidden states (N, D)."""
         logits_NC: Tensor = self.network.head(hidden_ND) if self.in_two_parts else hidden_ND  # type: ignore[operator]
         return logits_NC
 
@@ -124,9 +126,7 @@ def build_student(blueprint: Blueprint) -> Student:
             found=f"the factory returned {type(network).__name__}",
             expected="torch.nn.Module",
         )
-    if blueprint.mean is None or blueprint.std is None:
-        return Student(None, network)
-    return Student(Normalise(blueprint.mean, blueprint.std, blueprint.input_shape), network)
+    return Student(blueprint, network)
 
 
 def _check_options(factory: Callable[..., Any], blueprint: Blueprint) -> None:

@@ -93,7 +93,8 @@ def test_the_student_carries_its_tokens_and_not_a_normalisation(cache: Cache, tm
     trained(cache, tmp_path)
     spec = json.loads((tmp_path / "gpt/student.json").read_text())
     assert (spec["mean"], spec["std"], spec["tokenizer"], spec["num_classes"]) == (None, None, None, 10)
-    assert load_student(tmp_path / "gpt").of_tokens
+    blueprint = load_student(tmp_path / "gpt").blueprint
+    assert (blueprint.made_of.name, blueprint.asked.name) == ("tokens", "language_model")
 
 
 def test_a_trained_student_is_a_teacher(cache: Cache, tmp_path: Path) -> None:

@@ -27,6 +27,7 @@ from student_train.stepping.recorder import Recorder, check_recordable, copy_ten
 from student_train.stepping.stack.stack import Stack
 from student_train.stepping.state import TrainState
 from student_train.students import Blueprint
+from student_train.tasks import TASKS
 from tests.student_train.toys import request_of, student
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
@@ -56,12 +57,12 @@ def test_built_in_students_are_recorded_where_they_can_be(
     ("where", "found"),
     [
         ({"device": CPU}, "device cpu, which has no graphs"),
-        ({"of_tokens": True}, "rows of tokens"),
+        ({"task": TASKS["language_model"]}, "rows of tokens"),
         ({"processes": 2}, "2 processes"),
     ],
 )
 def test_cuda_graphs_are_refused_where_there_can_be_none(where: dict[str, Any], found: str) -> None:
-    place: dict[str, Any] = {"device": CUDA, "of_tokens": False, "processes": 1} | where
+    place: dict[str, Any] = {"device": CUDA, "task": TASKS["image_classification"], "processes": 1} | where
     check_recordable("auto", **place)
     check_recordable("never", **place)
     with pytest.raises(BadRequest, match=found):

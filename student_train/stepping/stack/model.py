@@ -21,6 +21,7 @@ from student_train.losses.outputs import Outputs
 from student_train.stepping.forward import Tapped, compiled
 from student_train.stepping.stack.weights import StackedBuffers, StackedWeights
 from student_train.stepping.state import TrainState
+from student_train.tasks import task_of
 
 Named = dict[str, Tensor]
 STUDENT, TERMS = "student.", "terms."
@@ -54,7 +55,7 @@ class StackedModel:
     Attributes:
         term_weights_MK: of the objectives.
         num_classes: logits of a row or position.
-        of_tokens: whether forward passes give hidden states, of which `scores` makes logits.
+        way: how its students are stepped. If by sites, forward passes give what `scores` makes logits of.
     """
 
     def __init__(
@@ -63,7 +64,7 @@ class StackedModel:
         first = states[0]
         device = first.student.device
         self.num_classes = first.blueprint.num_classes
-        self.of_tokens = first.blueprint.of_tokens
+        self.way = task_of(first.blueprint).way
         self.term_weights_MK = torch.tensor(
             [[term.weight for term in state.options.objective] for state in states], device=device
         )

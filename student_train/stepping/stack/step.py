@@ -19,6 +19,7 @@ from student_train.losses.outputs import Outputs
 from student_train.stepping.positions import part_size
 from student_train.stepping.stack.model import StackedModel
 from student_train.stepping.stack.weights import StackedWeights
+from student_train.tasks import Way
 
 
 class StackedStep(NamedTuple):
@@ -54,10 +55,7 @@ def stacked_gradients(
         of_student: how many of a row's weights, the first, are the student's. Norms are over these.
         measure_shares: measure each term's share of the gradients, at the cost of a backward pass for each.
     """
-    if model.of_tokens:
-        gradient, rows = _over_positions(model, weights, batches)
-    else:
-        gradient, rows = _over_rows(model, weights, batches, apart=measure_shares)
+    gradient, rows = OVER[model.way](model, weights, batches, measure_shares)
     if not measure_shares:
         return StackedStep(*gradient(None, False), None, rows)
     terms = model.term_weights_MK.shape[1]
@@ -73,7 +71,7 @@ def stacked_gradients(
 
 
 def _over_rows(
-    model: StackedModel, weights: StackedWeights, batches: Sequence[Batch], *, apart: bool
+    model: StackedModel, weights: StackedWeights, batches: Sequence[Batch], apart: bool
 ) -> tuple[Gradient, int]:
     with model.autocast:
         given = [batch.supervision() for batch in batches]
@@ -87,7 +85,9 @@ def _over_rows(
     return gradient, len(batches[0].inputs)
 
 
-def _over_positions(model: StackedModel, weights: StackedWeights, batches: Sequence[Batch]) -> tuple[Gradient, int]:
+def _over_positions(
+    model: StackedModel, weights: StackedWeights, batches: Sequence[Batch], apart: bool
+) -> tuple[Gradient, int]:
     """Run the bodies; heads and losses are run on a part of the positions at a time, as `positions.py` explains."""
     positions_N = batches[0].positions()
     with model.autocast:
@@ -118,6 +118,13 @@ def _over_positions(model: StackedModel, weights: StackedWeights, batches: Seque
         return grads_MP, values_MK
 
     return gradient, len(positions_N)
+
+
+# What `stepping.ways` has for one student.
+OVER: dict[Way, Callable[[StackedModel, StackedWeights, Sequence[Batch], bool], tuple[Gradient, int]]] = {
+    "rows": _over_rows,
+    "sites": _over_positions,
+}
 
 
 def _loss(model: StackedModel, values: Sequence[Tensor], term: int | None) -> Tensor:

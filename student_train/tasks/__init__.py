@@ -1,0 +1,29 @@
+"""The students' half of a task: a new one is a file like image_classification.py, and a line of the table.
+
+    base.py                   what every task answers to those who train, measure and show students
+    one_class.py              what tasks have in common that ask for the class of a row
+    image_classification.py   that, of pixels or of any values
+    language_model.py         the next token at each position of a row
+
+The other half, what lies on disk, is `storage.tasks`.
+"""
+
+from __future__ import annotations
+
+from student_train.students import Blueprint
+from student_train.tasks.base import StudentTask, Way
+from student_train.tasks.image_classification import ImageClassification
+from student_train.tasks.language_model import LanguageModel
+from student_train.tasks.text_classification import TextClassification
+
+TASKS: dict[str, StudentTask] = {
+    task.asked.name: task for task in (ImageClassification(), TextClassification(), LanguageModel())
+}
+
+
+def task_of(blueprint: Blueprint) -> StudentTask:
+    """Return what a student is trained for."""
+    return TASKS[blueprint.asked.name]
+
+
+__all__ = ["TASKS", "StudentTask", "Way", "task_of"]

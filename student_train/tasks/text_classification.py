@@ -1,0 +1,12 @@
+"""Students that say the class of a text."""
+
+from __future__ import annotations
+
+from storage.tasks import TASKS
+from student_train.tasks.one_class import OneClassStudent
+
+
+class TextClassification(OneClassStudent):
+    """One class for a row of tokens."""
+
+    asked = TASKS["text_classification"]
