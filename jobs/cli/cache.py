@@ -243,11 +243,18 @@ def _print_dry_run(prepared: PreparedBuild, as_json: bool) -> None:
     ]
     if as_json:
         terminal.print_json(
-            {"cache": prepared.request.cache, "stages": stages, "worker_memory_bytes": memory.total_bytes}
+            {
+                "cache": prepared.request.cache,
+                "stages": stages,
+                "worker_memory_bytes": memory.total_bytes,
+                "notes": prepared.notes,
+            }
         )
         return
     print_table(pl.DataFrame(stages), title=prepared.request.cache)
     print_memory("memory of a worker", memory.total_bytes, memory._asdict())
+    for note in prepared.notes:
+        terminal.out.print(note, markup=False)
     terminal.out.print("a dry run: nothing was written")
 
 

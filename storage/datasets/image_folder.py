@@ -32,6 +32,7 @@ class ImageFolderSource(ImageSource):
     path: JobPath
 
     _recorded: Recorded = PrivateAttr(default={})
+    _listed: Listing | None = PrivateAttr(default=None)  # when its files were asked for: there may be a million
 
     def prepared(self, tokenizer: bytes | None, recorded: Recorded) -> Self:
         copy = self.model_copy()
@@ -39,14 +40,15 @@ class ImageFolderSource(ImageSource):
         return copy
 
     def files(self) -> pl.DataFrame:
-        files = set(self._listing().files)
+        self._listed = self._listing()
+        files = set(self._listed.files)
         # A row stays a row: what a cache holds, such as a picture in a hidden folder, is not lost by a better rule.
         files |= {file for name in self._recorded if (file := self.path / name).is_file()}
         rows = [(_name(file, self.path), *LocalFile.of(file), 1) for file in sorted(files)]
         return pl.DataFrame(rows, schema=FILE_SCHEMA, orient="row")
 
     def notes(self) -> list[str]:
-        listing, folders = self._listing(), self._folders()
+        listing, folders = self._listed or self._listing(), self._folders()
         filled = {file.relative_to(self.path).parts[0] for file in listing.files}
         empty = [name for name in self.class_names() if name not in filled] if folders else []
         return [

@@ -29,6 +29,8 @@ def run_build(build: PreparedBuild, runner: Runner, watcher: Watcher) -> BuildRe
     Raises:
         BadRequest: the request cannot be served; shards committed so far stay.
     """
+    for note in build.notes:
+        watcher.note(note)
     cache = Cache.create(build.request.cache)
     _write_promises(cache, build)
     for name in _lost_views(cache, build):

@@ -45,6 +45,7 @@ class PreparedDataset:
         mended: shard → attempt of the commits whose quarantined samples can be read now; they are built again.
         tokenizer: of text, its `tokenizer.json`.
         views: which function of a sample its views are; None: it is not augmented.
+        notes: on its samples, such as what is passed over.
     """
 
     source: Source
@@ -54,6 +55,7 @@ class PreparedDataset:
     mended: dict[int, str]
     tokenizer: bytes | None = None
     views: ViewsSpec | None = None
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -84,6 +86,12 @@ class PreparedBuild:
 
     request: BuildRequest
     stages: tuple[Stage, ...]
+
+    @property
+    def notes(self) -> list[str]:
+        """What a user should know of the datasets before anything is done, a line each."""
+        ingests = [stage.dataset for stage in self.stages if stage.teacher is None]
+        return [f"note: {dataset.spec.name}: {note}" for dataset in ingests for note in dataset.notes]
 
     @property
     def num_missing(self) -> int:

@@ -68,7 +68,8 @@ def prepare_dataset(
         )
     mended = _compare(cache, source, recorded, growth.touched, job) if known and growth.touched and cache else {}
     segments = (*recorded.segments, growth.segment) if growth.segment else recorded.segments
-    return PreparedDataset(source, spec, RowPlan(segments), growth.segment, mended, tokenizer)
+    notes = tuple(source.notes())
+    return PreparedDataset(source, spec, RowPlan(segments), growth.segment, mended, tokenizer, notes=notes)
 
 
 def _known_tokenizer(cache: Cache | None, tokenizers: Mapping[str, bytes | None], dataset: str) -> bytes | None:

@@ -20,7 +20,16 @@ from teacher_cache.building.prepared import BuildRequest
 from teacher_cache.building.stages import BuildReport
 from teacher_cache.building.survey import prepare_build
 from tests.teacher_cache.conftest import Built
-from tests.teacher_cache.toys import build, contents, digits, teacher_section, write_digits, write_job, write_teacher
+from tests.teacher_cache.toys import (
+    Silent,
+    build,
+    contents,
+    digits,
+    teacher_section,
+    write_digits,
+    write_job,
+    write_teacher,
+)
 
 
 def rebuilt(folder: Path, *sections: str) -> BuildReport:
@@ -508,3 +517,15 @@ def test_a_piece_of_work_travels_as_two_kilobytes_and_comes_back_as_one(built: B
         for work in work_of(stage, stage.shards, request):
             assert len(pickle.dumps(work)) < 2048
             assert len(pickle.dumps(perform(work))) < 1024
+
+
+def test_what_is_passed_over_is_told(tmp_path: Path) -> None:
+    for name in ("cat/a.png", "dog/b.png"):
+        (tmp_path / "photos" / name).parent.mkdir(parents=True)
+        Image.new("RGB", (2, 2)).save(tmp_path / "photos" / name)
+    (tmp_path / "photos/dog/c.heic").write_bytes(b"")
+    job = write_job(tmp_path, '[[dataset]]\nname = "p"\nkind = "image_folder"\npath = "photos"\n')
+    watchers = [Silent(), Silent()]
+    for watcher in watchers:  # the second time nothing is missing
+        build(job, watcher=watcher)
+    assert [watcher.notes for watcher in watchers] == [["note: p: passed over: 1 × *.heic"]] * 2
