@@ -1,8 +1,7 @@
 """Where both programs start, and what a Dask worker asks first: the four rooms are those beside this file.
 
 `jobs` and `storage` are what people call folders of their own. Where such a folder comes first on `sys.path`, by
-`PYTHONPATH=.` or since a worker was started in it with `python -m`, Python would import it in our place; an editable
-install comes after everything on that path, even after a folder that holds no Python at all.
+`PYTHONPATH=.` or since a worker was started in it by `python -m`, Python would import it in our place (docs/adr/0013).
 """
 
 from __future__ import annotations

@@ -17,7 +17,7 @@
     ├── RowsMissing            3    finished, but some rows could not be had
     ├── CorruptObject         65    bytes that do not match their digest
     │   └── MissingObject           an object that is named but not there
-    ├── WorkerDied             1    a task's worker process died, as often as it was tried
+    ├── WorkerDied             1    the worker of a piece of work died, as often as it was tried
     ├── TryAgain              75    the cluster was lost; the same command resumes
     └── Interrupted      130/143    stopped by a signal; the same command resumes
 
@@ -139,7 +139,7 @@ class MissingObject(CorruptObject):
 
 
 class WorkerDied(StillroomError):
-    """A task's worker process died; most often out of memory, or of a crash in a model's own code."""
+    """A worker process died with its work; most often out of memory, or of a crash in a model's own code."""
 
 
 class TryAgain(StillroomError):

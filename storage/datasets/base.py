@@ -75,7 +75,7 @@ class Source(Options):
         validation: share of samples in the split "validation"; the others are "train".
         seed: of the split, which is a pure function of (seed, sample_id) and so survives growth.
         max_quarantined: share of unreadable samples above which the build stops.
-        rows_per_shard: rows of one task; by default 2,048, or fewer where inputs are large.
+        rows_per_shard: rows of one shard; by default 2,048, or fewer where inputs are large.
     """
 
     name: Name

@@ -32,7 +32,7 @@ def run_in(folder: Path, *command: object, path: str | None = None) -> subproces
     program, *arguments = command
     line = [str(Path(sys.executable).with_name(str(program))), *map(str, arguments)]
     return subprocess.run(
-        line, cwd=folder, env=environment, capture_output=True, text=True, timeout=PATIENCE_S, check=False
+        line, cwd=folder, env=environment, capture_output=True, text=True, timeout=2 * PATIENCE_S, check=False
     )
 
 
@@ -67,7 +67,7 @@ def test_they_are_passed_over_even_where_they_come_first(folder: Path, program: 
 
 
 def test_a_folder_of_job_files_is_passed_over(folder: Path) -> None:
-    (folder / "jobs/__init__.py").unlink()  # no Python at all: for an editable install it still came first
+    (folder / "jobs/__init__.py").unlink()  # no Python at all: before the finder of an editable install all the same
     (folder / "jobs/mine.toml").write_text("")
     assert run_in(folder, "cache", "info", "cache", path=".").returncode == 0
 
