@@ -31,11 +31,11 @@ from storage.cache.catalogue import Catalogue, no_dataset, no_teacher, read_toke
 from storage.cache.samples import Samples
 from storage.errors import BadRequest, IncompleteCache, MissingObject, NotInCache, StaleCache
 from storage.format.objects import Objects, open_objects
-from storage.format.ragged import Ragged
 from storage.format.rows import RowPlan, ShardRows
 from storage.format.shards import Commit, ShardKey, list_commits, read_arrays, read_commits, read_ragged, stage_folder
 from storage.format.specs import FORMAT_VERSION, CacheSpec, DatasetSpec, TeacherSpec, ViewsSpec, read_spec
 from storage.format.stages import VIEWS_JSON, list_datasets, list_teachers
+from storage.inputs.ragged import Ragged
 from storage.options import is_name
 from storage.tokenizer import TokenizerFile
 from storage.views import PLAIN, view_fingerprint

@@ -4,7 +4,6 @@ objects.py   named byte strings, written whole, in a folder or an object store
 sealed.py    Parquet files that carry a digest of all their own bytes
 specs.py     promises: cache.json, dataset.json, teacher.json, views.json
 rows.py      the frozen plan: which sample is which row, and where shards end
-ragged.py    rows of their own length: flat, beside their offsets
 arrays.py    the arrays of a shard as bytes, and back
 shards.py    one shard: its arrays first, its commit last
 stages.py    which datasets, teachers and stages there are, from listings

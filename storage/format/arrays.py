@@ -19,7 +19,7 @@ from numcodecs import blosc, zstd
 from zarr.codecs import BloscCodec, BloscShuffle, TransposeCodec, ZstdCodec
 from zarr.storage import MemoryStore
 
-from storage.format.ragged import OFFSETS
+from storage.inputs.ragged import OFFSETS
 
 METADATA = "zarr.json"
 INPUTS = "inputs"  # of uint8 are pixels: 12 % smaller under zstd, eight times slower to read (docs/log.md)

@@ -22,8 +22,8 @@ from storage.digests import digest
 from storage.errors import CorruptObject, MissingObject, NotInCache, StillroomError
 from storage.format.arrays import DTYPES, METADATA, array_names, pack, unpack
 from storage.format.objects import Objects
-from storage.format.ragged import OFFSETS, Ragged, join_offsets, split_offsets
 from storage.format.sealed import seal, unseal
+from storage.inputs.ragged import OFFSETS, Ragged, join_offsets, split_offsets
 from storage.views import PLAIN
 
 INGEST = "ingest"

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
-from storage.format.ragged import Ragged
+from storage.inputs.ragged import Ragged
 
 if TYPE_CHECKING:  # `cache status` asks which kind, and should not pay two seconds for torch
     import torch

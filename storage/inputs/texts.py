@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from storage.format.ragged import Ragged
 from storage.inputs.base import Stored
+from storage.inputs.ragged import Ragged
 from storage.inputs.tokens import Tokens
 
 if TYPE_CHECKING:

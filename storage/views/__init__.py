@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from storage.digests import digest
-from storage.format.ragged import Ragged
+from storage.inputs.ragged import Ragged
 
 if TYPE_CHECKING:
     from torch import Tensor

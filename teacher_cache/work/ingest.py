@@ -15,10 +15,10 @@ from pydantic import TypeAdapter
 from storage.cache import Cache
 from storage.datasets import AnySource, RawSample, Source, Unreadable, check_label
 from storage.errors import BadRequest, MissingSource
-from storage.format.ragged import Ragged, digest_rows
 from storage.format.rows import Extent
 from storage.format.specs import DatasetSpec
 from storage.inputs import Stored, inputs_of
+from storage.inputs.ragged import Ragged, digest_rows
 from storage.tasks import task_of
 from teacher_cache.work.pieces import LOCK, Done, IngestWork, commit_shard, provenance
 

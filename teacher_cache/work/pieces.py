@@ -17,9 +17,9 @@ import numpy as np
 import pyarrow as pa
 
 from storage.cache import Cache
-from storage.format.ragged import Ragged
 from storage.format.rows import Extent
 from storage.format.shards import ShardKey, write_shard
+from storage.inputs.ragged import Ragged
 
 LOCK = threading.Lock()
 

@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 from storage.errors import CorruptObject, UnsupportedFormat
 from storage.format import shards
 from storage.format.objects import LocalObjects
-from storage.format.ragged import Ragged, digest_rows
 from storage.format.shards import Commit, ShardKey, read_arrays, read_ragged, write_shard
 from storage.format.specs import DatasetSpec, read_spec, write_spec
+from storage.inputs.ragged import Ragged, digest_rows
 from storage.views import view_fingerprint
 
 KEY = ShardKey("texts", None, "plain", 0)
