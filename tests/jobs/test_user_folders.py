@@ -58,10 +58,9 @@ def on_cluster(folder: Path, cluster: str) -> None:
     students.write_text(students.read_text().replace("[[student]]", f"[cluster]\n{cluster}\nthreads = 1\n[[student]]"))
 
 
-@pytest.mark.parametrize("cluster", ['kind = "inline"', 'kind = "local"\nworkers = 1'], ids=["inline", "local"])
 @pytest.mark.parametrize("program", PROGRAMS)
-def test_they_are_passed_over_even_where_they_come_first(folder: Path, program: str, cluster: str) -> None:
-    on_cluster(folder, cluster)
+def test_they_are_passed_over_even_where_they_come_first(folder: Path, program: str) -> None:
+    on_cluster(folder, 'kind = "local"\nworkers = 1')  # in the command's own process, and in its workers
     done = run_in(folder, program, *PROGRAMS[program], path=".")  # by which `mymodule:build` is found
     assert done.returncode == 0, done.stderr
 
