@@ -32,19 +32,20 @@ def run_build(build: PreparedBuild, runner: Runner, watcher: Watcher) -> BuildRe
     for note in build.notes:
         watcher.note(note)
     cache = Cache.create(build.request.cache)
-    _write_promises(cache, build)
+    _write_promises(cache, build)  # first: a worker compares what it is about to write with them
     for name in _lost_views(cache, build):
         watcher.note(
             f"note: this job does not augment {name}, of which the cache has views ({name}/{VIEWS_JSON}): "
             "teachers are asked about its plain inputs, beside them"
         )
     ledger, stages = cache.catalogue().ledger(), Stages(cache, runner, watcher)
+    # All ingests come first, so that a teacher's shards find their inputs.
     for stage in build.stages:
         if stage.teacher is None:
             _ingest(stages, stage, build.request, ledger)
         else:
             _ask(stages, stage, build.request)
-    if build.num_missing:
+    if build.num_missing:  # else nothing has changed, and nothing is read or written
         ledger = cache.catalogue().ledger()
     return stages.end(ledger, [stage.dataset.spec.name for stage in build.stages if stage.teacher is None])
 
@@ -62,7 +63,7 @@ def _write_promises(cache: Cache, build: PreparedBuild) -> None:
         if stage.spec is not None:
             write_spec(cache.objects, f"{name}/{stage.spec.name}/teacher.json", stage.spec, build.request.job)
             continue
-        if dataset.tokenizer is not None:
+        if dataset.tokenizer is not None:  # before the promise, which names it by its fingerprint
             _write_tokenizer(cache, dataset, build.request.job)
         write_spec(cache.objects, f"{name}/dataset.json", dataset.spec, build.request.job)
         if dataset.views is not None:
@@ -110,6 +111,7 @@ def _append_segment(cache: Cache, dataset: PreparedDataset, job: str) -> None:
     name, segment = dataset.spec.name, dataset.segment
     assert segment is not None
     number = len(dataset.rows.segments) - 1
+    # Create-only, so of two builders that see the source grow one wins; the same growth, seen twice, is no conflict.
     if not create_segment(cache.objects, name, number, segment):
         theirs = cache.plan(name).segments[number]
         if (theirs.rows_per_shard, theirs.extents.rows()) != (segment.rows_per_shard, segment.extents.rows()):
@@ -135,7 +137,7 @@ def _ingest(stages: Stages, stage: Stage, request: BuildRequest, before: Ledger)
         cut += done.cut
         _check_quarantined(cache, stage, quarantined)
 
-    _check_quarantined(cache, stage, quarantined)
+    _check_quarantined(cache, stage, quarantined)  # the job may allow fewer than the last time
     pieces = _ingest_work(stage, stage.todo, request)
     stages.run(stage.name, stage.shards, stage.todo, pieces, on_done)
     if cut:

@@ -41,14 +41,14 @@ def prepare_dataset(
     tokenizer = options.find_tokenizer(partial(_known_tokenizer, cache, tokenizers))
     if known and cache is not None:
         options = options.as_promised(cache.dataset(options.name).source)
-    source = options.prepared(tokenizer, _counted(recorded))
+    source = options.prepared(tokenizer, _counted(recorded))  # files that have not changed need not be counted again
     files = source.files()
     if not files["rows"].sum():
         raise MissingSource(f"dataset {source.name} is empty", found=f"{len(files)} files, no samples")
     if known:
         assert cache is not None
         was = cache.dataset(source.name)
-        spec = _dataset_spec(source, was.input_shape, was.input_dtype)
+        spec = _dataset_spec(source, was.input_shape, was.input_dtype)  # what was learned once is not probed again
         check_spec(cache.objects, f"{source.name}/dataset.json", spec, job)
     else:
         spec = _dataset_spec(source, *_probe(source, files))
@@ -139,6 +139,7 @@ def _compare(cache: Cache, source: Source, recorded: RowPlan, touched: Sequence[
     for extent in recorded.slice(0, recorded.num_rows):
         if extent.file in touched:
             for i, sample in enumerate(source.read(extent.file, extent.position, extent.rows), start=row):
+                # A sample that could not be read may change: that is how it is mended.
                 digest, readable = was.get(i, (sample.digest, True))  # not ingested yet, nothing to compare
                 if digest != sample.digest:
                     if readable:

@@ -90,6 +90,7 @@ class Stages:
             StillroomError: of one shard, where all others would fail like it; shards committed so far stay.
         """
         rows, missing = (sum(shard.stop - shard.start for shard in each) for each in (shards, todo))
+        # Others may commit some of `todo` meanwhile: those are told as lost, not as present.
         self.report.present += len(shards) - len(todo)
         self.watcher.begin(name, rows, rows - missing)
         with contextlib.closing(self.runner(pieces)) as results:  # an error cancels what is in flight
@@ -121,12 +122,12 @@ class Stages:
     def _set_aside(self, work: Work, error: Exception) -> None:
         """Keep a failed shard for the report; raise if every other shard would fail like it."""
         report = self.report
-        if isinstance(error, RowsMissing):
+        if isinstance(error, RowsMissing):  # a fact about these rows alone
             report.refused.append(str(error))
             self.watcher.note(str(error))
             return
         if isinstance(error, StillroomError) and not isinstance(error, CorruptObject | WorkerDied):
-            raise error
+            raise error  # a fact about the request
         reason = error.what if isinstance(error, WorkerDied) else str(error)
         report.failed.append(f"{work.key}: {reason if isinstance(error, StillroomError) else repr(error)}")
         self.watcher.note(report.failed[-1])

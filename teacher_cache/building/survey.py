@@ -62,6 +62,7 @@ def _promise_teacher(
 ) -> TeacherSpec:
     """Return the promise of a teacher's targets of a dataset, which the cache's own must not contradict."""
     known = cache is not None and dataset.name in cache.dataset_names()
+    # Where the first build will put a tokenizer that is learned, for messages.
     unbuilt = None if known else f"{request.cache}/{dataset.name}/{TOKENIZER_JSON}"
     check_tokens(teacher, dataset, unbuilt)
     if not dataset.num_classes:
@@ -84,6 +85,7 @@ def _stage(
     view: str = PLAIN,
 ) -> Stage:
     name = None if teacher is None else teacher.name
+    # Shards whose unreadable samples are mended are made anew, in every stage.
     committed = set() if cache is None else cache.committed(dataset.spec.name, name, view) - dataset.mended.keys()
     shards = dataset.rows.shards()
     return Stage(

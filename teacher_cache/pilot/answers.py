@@ -61,6 +61,7 @@ def ask(
 
     from teacher_cache.pilot.fidelity import PilotAnswers
 
+    # Reversed, so that of several views of a dataset the first stays.
     firsts = {stage.dataset.spec.name: stage for stage in reversed(stages)}
     total = sum(num_sites(stage.dataset) for stage in firsts.values())
     parts: list[TimedAnswers] = []
@@ -95,13 +96,14 @@ def _ask_rows(
         if logits.device.type == "cuda":
             import torch
 
-            torch.cuda.synchronize()
+            torch.cuda.synchronize()  # a call returns before the device is done
         seconds = time.monotonic() - began
         stop = start + len(batch.shown_B) * per_row
         inside_N = chosen_N[(chosen_N >= start) & (chosen_N < stop)] - start
         stored = {
             f"feature/{name}": options.features[name].encode(values).cpu().numpy() for name, values in features.items()
         }
+        # Packed by batches, not by shards: a little more metadata than a build would store.
         feature_bytes = sum(map(len, pack(stored).values())) if stored else 0
         answers = _picked(logits, batch, inside_N, stage)
         parts.append(TimedAnswers(answers, seconds, stop - start, feature_bytes))

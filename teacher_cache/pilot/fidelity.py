@@ -23,7 +23,7 @@ from storage.targets.calibration import NUM_BINS, bin_of, expected_error
 from storage.targets.soft import NEVER, DenseTargets, SoftTargets, SparseTargets
 from teacher_cache.pilot.ladder import DRAW_SETS
 
-BLOCK_ELEMENTS = 2**24
+BLOCK_ELEMENTS = 2**24  # of logits; 128 MiB in float64, and several such at a time
 STUDENT_SHRINK, STUDENT_NOISE, STUDENT_SEED = 0.5, 0.5, 0
 
 

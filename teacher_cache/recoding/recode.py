@@ -3,8 +3,6 @@
 Everything but the teachers' arrays is copied as it is: promises of datasets and views, tokenizers, plans, ingest
 shards, per-sample tables, fingerprints of what the teacher saw. Soft targets are decoded and encoded again
 (`teacher_cache.work.conversions` says what may become what); features may be fewer, and are otherwise the same.
-Neither the sources nor the teachers' files need exist; where they do, a job that is not the richer cache's is
-noticed.
 
 What comes out is a cache like any other: `cache build` with the same job goes on where the richer one ends.
 """
@@ -17,21 +15,16 @@ from typing import NamedTuple
 
 from storage.cache import TOKENIZER_JSON, Cache
 from storage.cache.watcher import Watcher
-from storage.datasets import Source
-from storage.digests import differences
-from storage.encodings.naming import as_toml
-from storage.errors import BadRequest, IncompleteCache, MissingCapability, NotInCache, StaleCache
+from storage.errors import BadRequest, IncompleteCache, StaleCache
 from storage.format.rows import ShardRows, segment_path
 from storage.format.shards import ShardKey
-from storage.format.specs import DatasetSpec, TeacherSpec, ViewsSpec, write_spec
+from storage.format.specs import TeacherSpec, write_spec
 from storage.format.stages import VIEWS_JSON
 from storage.views import PLAIN
-from teacher_cache.building.augmenting import views_of
 from teacher_cache.building.prepared import BuildRequest
 from teacher_cache.building.runners import Runner
 from teacher_cache.building.stages import BuildReport, Stages
-from teacher_cache.teachers.options import TeacherOptions
-from teacher_cache.work.conversions import refusal
+from teacher_cache.recoding.promises import check_dataset, recoded_spec, wanted_views
 from teacher_cache.work.pieces import RecodeWork
 
 
@@ -87,18 +80,18 @@ def prepare_recoding(source: Cache, request: BuildRequest) -> PreparedRecoding:
     stages: list[RecodeStage] = []
     for options in request.sources:
         dataset = source.dataset(options.name)
-        _check_dataset(source, dataset, options, request.job)
+        check_dataset(source, dataset, options, request.job)
         stages.append(_stage(source, dataset.name, None, PLAIN, None))
         for teacher in request.teachers:
             if teacher.datasets is None or dataset.name in teacher.datasets:
-                spec = _recoded_spec(source, dataset, teacher, request.job)
+                spec = recoded_spec(source, dataset, teacher, request.job)
                 stages += [
                     _stage(source, dataset.name, teacher.name, view, spec)
-                    for view in _views(source, dataset, teacher, request)
+                    for view in wanted_views(source, dataset, teacher, request)
                 ]
     if not any(stage.shards for stage in stages):
         raise IncompleteCache(f"{source.url} holds nothing of this job yet", do="cache build JOB.toml")
-    stages.sort(key=lambda stage: stage.teacher is not None)  # ingests first; the sort is stable
+    stages.sort(key=lambda stage: stage.teacher is not None)  # inputs before targets; the sort is stable
     return PreparedRecoding(source, request, tuple(stages))
 
 
@@ -152,80 +145,6 @@ def _check_apart(source: Cache, request: BuildRequest) -> None:
         return
     raise BadRequest(
         what, found=found, expected="another folder", do=f"cache recode {source.url} {request.job} --as NAME"
-    )
-
-
-def _check_dataset(source: Cache, dataset: DatasetSpec, options: Source, job: str) -> None:
-    """Raise StaleCache if a job's dataset is another than the richer cache's, as far as options tell."""
-    try:
-        content = options.as_promised(dataset.source).content()
-    except BadRequest:  # a factory's code, which need not be there
-        content = Source.content(options)
-    known = {name: dataset.source.get(name) for name in content}
-    if fields := differences(known, content):
-        raise _stale(source, f"{dataset.name}/dataset.json", fields, job)
-
-
-def _recoded_spec(source: Cache, dataset: DatasetSpec, options: TeacherOptions, job: str) -> TeacherSpec:
-    """Return what the smaller cache promises of a teacher: the richer one's promise, stored otherwise."""
-    found = source.teacher(dataset.name, options.name)
-    options.encoding.check(found.num_classes)
-    try:
-        known, told = found.model, options.promise(found.num_classes).model
-    except BadRequest:  # its files need not be there
-        told = options.told()
-        known = {name: found.model.get(name) for name in told}
-    if fields := differences(known, told):
-        fields = [(f"model.{name}", was, now) for name, was, now in fields]
-        raise _stale(source, f"{dataset.name}/{options.name}/teacher.json", fields, job)
-    _check_features(source, dataset.name, found, options, job)
-    if (lacking := refusal(found.encoding, options.encoding)) is not None:
-        raise MissingCapability(
-            f"{source.url} holds too little of {dataset.name}/{options.name} for this job",
-            found=as_toml(found.encoding),
-            expected=f"{lacking}, for {as_toml(options.encoding)}",
-            do=f"cache build {job}    # asks the teacher; or a smaller encoding in the job",
-        )
-    return found.model_copy(update={"encoding": options.encoding, "features": options.features})
-
-
-def _check_features(source: Cache, dataset: str, found: TeacherSpec, options: TeacherOptions, job: str) -> None:
-    for name, feature in options.features.items():
-        if found.features.get(name) != feature:
-            there = [f"{key} = {value.model_dump_json()}" for key, value in found.features.items()]
-            raise NotInCache(
-                f"{source.url} has no such feature {name} of {dataset}/{options.name}",
-                found="\n".join(there) or "no features",
-                expected=feature.model_dump_json(),
-                do=f"drop it from the job, or cache build {job}",
-            )
-
-
-def _views(source: Cache, dataset: DatasetSpec, teacher: TeacherOptions, request: BuildRequest) -> list[str]:
-    """Return the views that a job asks for, all of which the richer cache has. Raises NotInCache, StaleCache."""
-    wanted, there = views_of(request.views, dataset), source.view_names(dataset.name, teacher.name)
-    if request.views is not None and wanted != [PLAIN]:
-        asked = ViewsSpec(name=dataset.name, seed=request.views.seed, transforms=tuple(request.views.transforms))
-        promised = source.views(dataset.name)
-        was = {} if promised is None else promised.model_dump(mode="json")
-        if fields := differences(was, asked.model_dump(mode="json")):
-            raise _stale(source, f"{dataset.name}/{VIEWS_JSON}", fields, request.job)
-    if absent := [view for view in wanted if view not in there]:
-        raise NotInCache(
-            f"{source.url} lacks views of {dataset.name}/{teacher.name}",
-            found=", ".join(there) or "no shard of it",
-            expected=", ".join([*absent[:5], *["…"] * (len(absent) > 5)]),
-            do=f"ask for fewer in [views], or cache build {request.job}",
-        )
-    return wanted
-
-
-def _stale(source: Cache, path: str, fields: Sequence[tuple[str, object, object]], job: str) -> StaleCache:
-    return StaleCache(
-        f"{source.url} was built by another job: {path} differs in {', '.join(name for name, _, _ in fields)}",
-        found="\n".join(f"{name} = {was!r}" for name, was, _ in fields),
-        expected="\n".join(f"{name} = {now!r}" for name, _, now in fields) + f"  ({job})",
-        do="recode by a job that differs in encodings, features and `cache` only",
     )
 
 

@@ -21,7 +21,7 @@ def told(options: TeacherOptions) -> dict[str, Any]:
     """Return what the job itself tells of the model: the function, without the file that it is in."""
     assert options.factory is not None
     return {
-        "function": options.factory.rpartition(":")[2],
+        "function": options.factory.rpartition(":")[2],  # without its file, which may move
         "arguments": options.arguments,
         "mean": options.mean,
         "std": options.std,

@@ -26,7 +26,7 @@ class Teacher:
 
     def __init__(self, options: TeacherOptions, model: nn.Module, device: torch.device):
         self.batch_size = options.batch_size
-        self.model = model.eval().requires_grad_(False)
+        self.model = model.eval().requires_grad_(False)  # no dropout, no batch statistics: one answer for each row
         self._options = options
         self._captured: dict[str, Tensor] = {}
         modules = dict(model.named_modules())
@@ -35,7 +35,7 @@ class Teacher:
                 near = difflib.get_close_matches(feature.layer, modules, n=5, cutoff=0.3)
                 raise BadTeacher(
                     f"teacher {options.name} has no layer {feature.layer}",
-                    found=", ".join([*modules][1:13]),
+                    found=", ".join([*modules][1:13]),  # the first has no name: the model itself
                     expected=f"one of its layers; near: {', '.join(near)}" if near else None,
                 )
             modules[feature.layer].register_forward_hook(self._capture(name))
@@ -60,8 +60,9 @@ class Teacher:
 
         options = self._options
         half = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}[options.autocast]
+        # Autocast, not `half()`: what needs float32, such as a softmax, stays in it.
         autocast = contextlib.nullcontext() if half is None else torch.autocast(self._device.type, half)
-        self._captured = {}
+        self._captured = {}  # a layer that is not called this time must not answer with the last batch
         with torch.inference_mode(), autocast:
             kind = inputs_of(dataset)
             arguments_B = kind.arguments(shown_B)
@@ -77,7 +78,7 @@ class Teacher:
                     f"teacher {options.name} failed on inputs of shape {tuple(inputs_B.shape)}",
                     found=f"{type(error).__name__}: {error}",
                 ) from error
-        logits_BC = getattr(output, "logits", output)
+        logits_BC = getattr(output, "logits", output)  # many models of transformers return an object that has them
         leading = (len(inputs_B), *task_of(dataset).sites(inputs_B.shape[1:]))
         if _shape(logits_BC[..., :0] if isinstance(logits_BC, torch.Tensor) else logits_BC) != str((*leading, 0)):
             raise BadTeacher(
@@ -113,7 +114,7 @@ class Teacher:
                 expected=f"{inputs_B.shape[1]}, as in inputs of shape {tuple(inputs_B.shape)}",
                 do="give `mean` and `std` one number for each channel",
             )
-        shape = (-1, *[1] * (inputs_B.ndim - 2))
+        shape = (-1, *[1] * (inputs_B.ndim - 2))  # channels are the second axis, whatever follows
         return (inputs_B - inputs_B.new_tensor(mean).view(shape)) / inputs_B.new_tensor(std).view(shape)
 
 

@@ -63,7 +63,7 @@ class TeacherOptions(Options):
                 if getattr(self, key):
                     raise ValueError(f"`{key}` belongs to a `{other}`; a `{given[0]}` has its own, or needs none")
         try:
-            fingerprint(self.arguments)
+            fingerprint(self.arguments)  # they are part of the promise
         except (TypeError, ValueError) as error:
             raise ValueError(f"`arguments` may hold what JSON can: no dates, no nan, no inf ({error})") from None
         if (self.mean is None) != (self.std is None) or len(self.mean or []) != len(self.std or []):
@@ -87,6 +87,7 @@ class TeacherOptions(Options):
             BadRequest: the encoding wants more classes than there are.
         """
         self.encoding.check(num_classes)
+        # Batch size and datasets are left out: they decide how a teacher is run, not what it says.
         return TeacherSpec(
             name=self.name,
             model=self.told() | KINDS[self.kind].digests(self),

@@ -44,6 +44,7 @@ def spoken(options: TeacherOptions) -> tuple[str | None, str]:
         ) from None
     except (ValueError, AttributeError, RecursionError) as error:
         raise BadWeights(f"{path} describes no student", found=str(error)) from None
+    # Anything else than a name is as good as none here; what else is wrong with the file, loading tells.
     return fingerprint if isinstance(fingerprint, str) else None, str(path)
 
 

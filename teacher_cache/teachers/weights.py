@@ -12,7 +12,7 @@ from storage.errors import BadWeights, MissingSource
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-READ_BYTES = 2**24
+READ_BYTES = 2**24  # of a file at a time, to digest it
 
 
 def load_weights(model: nn.Module, path: Path) -> None:
@@ -32,7 +32,7 @@ def load_weights(model: nn.Module, path: Path) -> None:
     )
     if faults:
         raise BadWeights(f"{path} does not fit the model", found="\n".join(faults), expected=f"{len(expected)} tensors")
-    model.load_state_dict(weights)
+    model.load_state_dict(weights)  # into the model's own precision, so that half-precision files fill any model
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
@@ -51,7 +51,7 @@ def read_weights(path: Path) -> dict[str, Tensor]:
         except SafetensorError as error:
             raise BadWeights(f"{path} is not a safetensors file", found=str(error)) from None
     try:
-        loaded = torch.load(path, map_location="cpu", weights_only=True)
+        loaded = torch.load(path, map_location="cpu", weights_only=True)  # a pickle of anything else could execute code
     except Exception as error:  # torch raises UnpicklingError, RuntimeError, EOFError and more
         raise BadWeights(
             f"{path} cannot be read as weights",
@@ -71,7 +71,7 @@ def file_digest(path: Path) -> str:
     hasher = xxhash.xxh3_128()
     try:
         with open(path, "rb") as file:
-            while block := file.read(READ_BYTES):
+            while block := file.read(READ_BYTES):  # weights may be larger than memory
                 hasher.update(block)
     except OSError as error:
         raise MissingSource(

@@ -49,6 +49,7 @@ def ask_shard(work: AskWork) -> Done:
     ingest = cache.commit(ShardKey(key.dataset, None, PLAIN, key.shard), with_table=True)
     readable = readable_rows(ingest.table)
     readable_S = readable.mask_S
+    # Read before the lock is taken: meanwhile the other piece of work of this process computes.
     inputs_S = cache.read_rows(key.dataset, key.shard)
     labels_S = labels_of(cache, key, ingest)
 
@@ -61,6 +62,7 @@ def ask_shard(work: AskWork) -> Done:
         keys = draw_keys(dataset, readable, key.view)
         answers = _ask(teacher, Question(shown_B, torch.from_numpy(labels_S[readable_S]), keys), spec, dataset)
         seconds = time.monotonic() - began
+    # Before anything is written: a shard is whole or it is not there.
     refuse_shard(answers.finite, answers.in_range, work, np.flatnonzero(readable_S))
 
     arrays = {name: spread_rows(encoded.cpu().numpy(), readable_S) for name, encoded in answers.encoded.items()}
@@ -68,7 +70,7 @@ def ask_shard(work: AskWork) -> Done:
     table = pa.table({"row": ingest.table["row"], **columns})
     about = provenance(seconds) | {
         "quarantined": int((~readable_S).sum()),
-        "inputs_digest": ingest.about["inputs_digest"],
+        "inputs_digest": ingest.about["inputs_digest"],  # what ties targets to the very inputs beside them
         "device": torch.cuda.get_device_name() if device == "cuda" else f"cpu, {work.threads} threads",
         "torch": torch.__version__,
         "promise": work.promise,
@@ -89,6 +91,7 @@ def _show(
     shown_B = views.view(key.view).show_shard(stored_B.to(device), readable.keys_B, readable.splits_B)
     return shown_B, {
         "inputs_fingerprint": view_fingerprint(inputs_S),
+        # Of the first rows only: enough to notice another transform or library, and cheap to make again in training.
         "view_fingerprint": view_fingerprint(shown_B[:FINGERPRINTED_ROWS].cpu().numpy()),
         "views": views.fingerprint,
         "libraries": libraries(),
@@ -134,7 +137,7 @@ def _ask(teacher: Teacher, question: Question, spec: TeacherSpec, dataset: Datas
         batch = Question(*(values[rows_B.to(values.device)] for values in question))
         logits, features = teacher(batch.shown, dataset)
         check_classes(logits, batch.labels, spec, dataset)
-        if not parts:
+        if not parts:  # a model that ends in a softmax does so in every batch
             refuse_probabilities(logits.flatten(0, -2), spec)
         parts.append(_answers(task_of(dataset), logits, features, batch, spec))
 
@@ -159,6 +162,7 @@ def _answers(
     labels = batch.labels.to(logits.device)
     encoded = encode_rows(spec.encoding, logits, labels, batch.keys, spec.num_classes)
     in_range = {name: finite_rows(v, bf16=name in spec.encoding.bf16_arrays) for name, v in encoded.items()}
+    # What pads a vocabulary may be −inf; were it NaN or +inf, it would be the top class.
     finite = {"logits": finite_rows(logits[..., : spec.num_classes]) & finite_rows(logits.amax(-1, keepdim=True))}
     for name, values in features.items():
         stored = encoded[f"feature/{name}"] = spec.features[name].encode(values)

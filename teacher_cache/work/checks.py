@@ -43,6 +43,7 @@ def refuse_probabilities(logits_BC: Tensor, spec: TeacherSpec) -> None:
     """Raise BadTeacher if what should be logits are probabilities already."""
     import torch
 
+    # Of several classes, no whole batch of logits is non-negative and sums to 1 by chance; of one, 1.0 is a fair logit.
     sums_B = logits_BC.sum(dim=1)
     if spec.num_classes > 1 and (logits_BC >= 0).all() and torch.allclose(sums_B, torch.ones_like(sums_B), atol=1e-3):
         raise BadTeacher(

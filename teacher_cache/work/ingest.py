@@ -36,8 +36,9 @@ def ingest_shard(work: IngestWork) -> Done:
     cache, (start, stop) = Cache.open(work.cache), work.rows
     spec, tokenizer = cache.dataset(work.key.dataset), cache.tokenizer(work.key.dataset)
     options: Source = TypeAdapter(AnySource).validate_json(work.source)
+    # The tokenizer of the cache, not of the job: one that was learned is learned once.
     source = options.prepared(None if tokenizer is None else tokenizer.data, {})
-    with LOCK:
+    with LOCK:  # decoding computes too: two shards at once would only wait for each other's processor
         began = time.monotonic()
         arrays, columns = decode_rows(source, spec, work.extents)
         seconds = time.monotonic() - began
@@ -68,7 +69,7 @@ def decode_rows(
     digests: list[str] = []
     errors: list[str | None] = []
     for i, sample in enumerate(_samples(source, extents)):
-        check_label(sample.label, spec.classes, sample.sample_id)
+        check_label(sample.label, spec.classes, sample.sample_id)  # a wrong label is no bad sample: the job is wrong
         error = None
         try:
             inputs_S[i] = _decode_one(source, spec, sample)
@@ -81,6 +82,7 @@ def decode_rows(
         classes.append(sample.label)
         digests.append(sample.digest)
         errors.append(error)
+    # Within a shard here; across shards the build looks, once all are there: a worker sees no other.
     if len(set(ids)) != len(ids):
         twice = next(name for name in ids if ids.count(name) > 1)
         raise BadRequest(
@@ -108,7 +110,7 @@ def _samples(source: Source, extents: Sequence[Extent]) -> Iterator[RawSample]:
             count += 1
             yield sample
         source.check_unchanged(extent.file, extent.size, extent.version)
-        if count != extent.rows:
+        if count != extent.rows:  # rows behind it would get the samples of others
             raise MissingSource(
                 f"{extent.file} of dataset {source.name} changed during the build",
                 found=f"{count} samples from position {extent.position}",
@@ -129,6 +131,7 @@ def _decode_one(source: Source, spec: DatasetSpec, sample: RawSample) -> np.ndar
         raise Unreadable(
             f"is {array.dtype} {array.shape}, the dataset is {spec.input_dtype} {spec.input_shape}" + kind.misfit_help
         )
+    # One NaN is a NaN for its whole batch, in a student with batch norm.
     if array.dtype.kind == "f" and not np.isfinite(array).all():
         raise Unreadable("holds NaN or infinity")
     return array

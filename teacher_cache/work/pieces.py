@@ -21,7 +21,7 @@ from storage.format.rows import Extent
 from storage.format.shards import ShardKey, write_shard
 from storage.inputs.ragged import Ragged
 
-LOCK = threading.Lock()
+LOCK = threading.Lock()  # of this process; a worker runs two pieces of work on two threads
 
 
 class IngestWork(NamedTuple):

@@ -42,6 +42,7 @@ def recode_shard(work: RecodeWork) -> Done:
 
 def _copy(source: Cache, cache: Cache, commit: Commit) -> Done:
     """Copy the ingest of a shard as it is."""
+    # Bytes, not arrays: both caches vouch for the same digests, and nothing is decoded.
     about = commit.about | {"recoded_from": {"cache": source.id}}
     copy = copy_shard(source.objects, commit, cache.objects, about)
     num_bytes = 0 if copy is None else sum(stored.size_bytes for stored in copy.objects)
@@ -61,14 +62,14 @@ def _recode(source: Cache, cache: Cache, commit: Commit, work: RecodeWork) -> Do
     ingest = cache.commit(ShardKey(key.dataset, None, PLAIN, key.shard), with_table=True)
     _check_inputs(source, cache, commit, ingest)
     readable = readable_rows(ingest.table)
-    features = [FEATURE + name for name in spec.features]
+    features = [FEATURE + name for name in spec.features]  # as they are: only targets have another encoding
     targets = [name for name in commit.array_names if not name.startswith(FEATURE)]
     arrays = read_arrays(source.objects, commit, [*targets, *features])
     labels_S = labels_of(cache, key, ingest)
 
     with LOCK:
         began = time.monotonic()
-        torch.set_num_threads(work.threads)
+        torch.set_num_threads(work.threads)  # for each shard: a Dask nanny has set it to 1
         converted = _converted(
             {name: torch.from_numpy(arrays[name][readable.mask_S]) for name in targets},
             torch.from_numpy(labels_S[readable.mask_S]),
@@ -87,6 +88,7 @@ def _recode(source: Cache, cache: Cache, commit: Commit, work: RecodeWork) -> Do
         )
     recoded = {name: spread_rows(values_B, readable.mask_S) for name, values_B in converted.items()}
     recoded |= {name: arrays[name] for name in features}
+    # What the teacher's own commit says stays below it: of which weights, on what device, of which view.
     origin = {"promise": spec.fingerprint, "recoded_from": _origin(source, commit, richer)}
     about = commit.about | provenance(seconds) | origin
     return commit_shard(cache, key, (commit.start, commit.stop), arrays=recoded, table=commit.table, about=about)

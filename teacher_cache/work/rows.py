@@ -33,6 +33,7 @@ def draw_keys(dataset: DatasetSpec, readable: Readable, view: str) -> Tensor:
     """Return what draws are a function of, sample, view and site, (B, *sites) int64."""
     import torch
 
+    # Of another view a sample has other draws: over all views of an epoch they average out.
     keys_B = readable.keys_B if view == PLAIN else readable.keys_B ^ sample_keys([view])
     return task_of(dataset).site_keys(torch.from_numpy(keys_B), dataset.input_shape)
 
@@ -49,7 +50,7 @@ def encode_rows(
         keys: of draws, likewise (`draw_keys`).
         num_classes: C ≤ V.
     """
-    keys_N = keys.to(logits.device).flatten()
+    keys_N = keys.to(logits.device).flatten()  # an encoding knows no rows: each site is stored by itself
     encoded = encoding.encode(logits.flatten(0, -2), num_classes=num_classes, labels_B=labels.flatten(), keys_B=keys_N)
     return {name: values.unflatten(0, logits.shape[:-1]) for name, values in encoded.items()}
 
