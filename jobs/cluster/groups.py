@@ -64,13 +64,13 @@ def make_groups(request: Request, students: Sequence[PreparedRun], workers: int,
         for student in grouped
     ]
     groups: list[Group] = []
-    for places in split([stack_key(student.options, student.blueprint) for student in grouped], works, workers):
+    for places in share_out([stack_key(student.options, student.blueprint) for student in grouped], works, workers):
         share = sum(works[place] for place in places) / sum(works)
         groups.append(Group(len(groups) + 1, tuple(grouped[place] for place in places), share))
     return [group for group in groups if group.left]
 
 
-def split(kinds: Sequence[Hashable], works: Sequence[int], workers: int) -> list[list[int]]:
+def share_out(kinds: Sequence[Hashable], works: Sequence[int], workers: int) -> list[list[int]]:
     """Return the places of students in groups of about the same work, one group a worker at most.
 
     Students of one kind could be stacked as one program, so they are kept together; only a kind that is more than a
@@ -80,6 +80,15 @@ def split(kinds: Sequence[Hashable], works: Sequence[int], workers: int) -> list
         kinds: of each student.
         works: of each student, in any unit, above 0.
         workers: how many there are.
+
+    Two kinds of as much work, each of which is as much as one of two workers is to have; then one kind that is more:
+
+        >>> share_out(["mlp", "cnn", "mlp"], [3, 6, 3], workers=2)
+        [[0, 2], [1]]
+        >>> share_out(["mlp", "mlp", "mlp", "cnn"], [4, 4, 4, 2], workers=2)
+        [[0, 2], [1, 3]]
+        >>> share_out(["mlp", "cnn"], [5, 1], workers=3)  # no student is cut, so the third worker has none
+        [[0], [1]]
     """
     total = sum(works)
     parts: list[list[int]] = []

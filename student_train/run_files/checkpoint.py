@@ -14,6 +14,7 @@ staged beside one that is committed, which says that all are whole: `settle_chec
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -95,12 +96,32 @@ def settle_checkpoint(folder: Path) -> None:
     staged = _read_file(folder, NEXT_FILE)
     if staged is None:
         return
-    others = [_read_file(folder.parent / name, CHECKPOINT_FILE) for name in staged.stack]
-    where = (staged.stack, staged.epoch, staged.step)
-    if any(other is not None and (other.stack, other.epoch, other.step) == where for other in others):
+    if commit_has_begun(staged, [_read_file(folder.parent / name, CHECKPOINT_FILE) for name in staged.stack]):
         commit_checkpoint(folder)
     else:
         LocalObjects(folder).delete(NEXT_FILE)
+
+
+def commit_has_begun(staged: Position, committed: Sequence[Position | None]) -> bool:
+    """Return whether a staged checkpoint is of a stack of which one student's was committed: then all are whole.
+
+    Args:
+        staged: where the stack was.
+        committed: the checkpoint that counts of each of its students, itself among them; None: it has none yet.
+
+    Students a and b, killed after step 20 while checkpoints of step 10 counted:
+
+        >>> def at(step):
+        ...     return Position(step=step, stack=("a", "b"))
+        >>> commit_has_begun(at(20), [at(20), at(10)])  # a's was committed and b's was not: now it is
+        True
+        >>> commit_has_begun(at(20), [at(10), at(10)])  # b's may never have been written: both go on from step 10
+        False
+        >>> commit_has_begun(at(20), [None, None])  # and before the first commit, both from the start
+        False
+    """
+    where = (staged.stack, staged.epoch, staged.step)
+    return any(other is not None and (other.stack, other.epoch, other.step) == where for other in committed)
 
 
 def _put_weights(folder: Path, position: Position, tensors: Tensors, identity: dict[str, Any]) -> CheckpointFile:

@@ -1,14 +1,16 @@
 """The story: a job, its passes, the loop, and each run's way to its record.
 
 train.py         a whole job, in passes that many students share
-loop.py          the training loop of one pass
+one_pass.py      the students of one pass: folders, first steps, feeds
+loop.py          the training loop of a pass
 cohort.py        the runs of a pass: who joins a step, who leaves
-team.py          runs that take their steps together, and whether they are stacked
+team.py          runs that take their steps together
+stacking.py      who is stacked
 run.py           one student's way from its first step, or last checkpoint, to its record
 evaluate.py      figures on the held rows, all students in one pass
 predictions.py   what a student says of each held row
 halving.py       who is set aside early
 latency.py       how fast a student answers
-events.py        what is told while it runs
-tracking.py      the same, told to TensorBoard and MLflow (trackers.py)
+events.py        what is told while it runs, and in which order
+tracking/        the same, told to TensorBoard and MLflow
 """

@@ -1,4 +1,22 @@
-"""What a run of students reports to whoever watches it. Nothing in this room prints."""
+"""What a run of students reports to whoever watches it, and in which order. Nothing in this room prints.
+
+    StudentSkipped                              each student that is settled already
+    MemoryProjected, StepsNotRecorded?, FeedChosen, BatchIsAllRows?
+    each pass:
+        RunsNotLocked?
+        Loading                                 each shard, unless rows are streamed or were loaded before
+        StudentStarted                          each student
+        StackingChosen                          each set of students that might be one program
+        PassStarted
+        each epoch:
+            Progress, StepsNotRecorded?, StackTakenApart?
+            EpochDone                           each student
+            StudentStopped                      those that others have outrun
+            StudentFinished                     those that have had all their epochs
+        PassDone
+
+StudentFailed and TrackerFailed may come at any place.
+"""
 
 from __future__ import annotations
 
@@ -97,7 +115,7 @@ class PassStarted:
 
 @dataclass(frozen=True, slots=True)
 class PassDone:
-    """All students of a pass are done, or have failed."""
+    """All students of a pass are settled."""
 
 
 @dataclass(frozen=True, slots=True)

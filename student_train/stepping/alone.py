@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from student_train.feed.batches import Batch
 from student_train.stepping.forward import Tapped, compiled
 from student_train.stepping.gradients import Model, Step
-from student_train.stepping.parallel import ALONE, Parallel
+from student_train.stepping.parallel import ALONE, Parallel, fill_missing, forget_unreached
 from student_train.stepping.recorder import Recorder, Unrecorded, is_capturing
 from student_train.stepping.state import TrainState
 from student_train.stepping.ways import WAYS
@@ -113,21 +113,17 @@ class Alone:
         taken = Step(torch.zeros((), device=device), nothing, None, 0)
         if len(mine.inputs):
             taken = self._accumulate(mine, measure_shares=measure_shares)
-        missing = [parameter for parameter in self._trained if parameter.grad is None]
-        reached = torch.tensor([float(parameter.grad is not None) for parameter in self._trained], device=device)
-        for parameter in missing:
-            parameter.grad = torch.zeros_like(parameter)
+        all_reached = all(parameter.grad is not None for parameter in self._trained)
+        reached_P = fill_missing(self._trained)
         shares = taken.shares
         if measure_shares and shares is None:
             shares = torch.zeros(len(nothing), device=device)
         figures = [value.clone() for value in (taken.loss, *taken.values)]
         gradients = [parameter.grad for parameter in self._trained if parameter.grad is not None]
-        share = taken.rows / max(rows, 1)
-        self._parallel.average([*gradients, *figures, reached, *([] if shares is None else [shares])], share)
-        if missing:
-            for parameter, weight in zip(self._trained, reached.tolist(), strict=True):
-                if weight == 0:  # no loss reaches it in any process: it is not to decay
-                    parameter.grad = None
+        averaged = [*gradients, *figures, reached_P, *([] if shares is None else [shares])]
+        self._parallel.average(averaged, taken.rows / max(rows, 1))
+        if not all_reached:  # else none is unreached, and nobody need wait for the device
+            forget_unreached(self._trained, reached_P)
         return Step(figures[0], figures[1:], shares, rows)
 
     def synchronise(self) -> None:

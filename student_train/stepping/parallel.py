@@ -21,7 +21,7 @@ from operator import itemgetter
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 
 from storage.errors import BadRequest
 from student_train.feed.batches import Batch
@@ -47,14 +47,27 @@ class Parallel:
         return self.rank == 0
 
     def part(self, batch: Batch) -> Batch:
-        """Return this process's rows of a batch; there may be none of a small one."""
+        """Return this process's rows of a batch; there may be none of a small one.
+
+        Five rows on two processes:
+
+            >>> batch = Batch(torch.tensor([10, 11, 12, 13, 14]))
+            >>> [Parallel(rank, size=2).part(batch).shown.tolist() for rank in (0, 1)]
+            [[10, 12, 14], [11, 13]]
+        """
         if self.size == 1:
             return batch
         mine = slice(self.rank, None, self.size)
         return batch.each(itemgetter(mine))
 
     def average(self, tensors: Sequence[Tensor], share: float) -> None:
-        """Make tensors the sum over all processes of each one's times its share, in place; in one message for all."""
+        """Make tensors the sum over all processes of each one's times its share, in place; in one message for all.
+
+        Args:
+            tensors: means over this process's rows.
+            share: of these rows in the batch. Of 5 rows on two processes 3/5 and 2/5: where the means are 10 and 20,
+                the sum is 3/5 · 10 + 2/5 · 20 = 14, the mean over all 5.
+        """
         if self.size > 1 and tensors:
             flat = torch.cat([tensor.detach().flatten().float() for tensor in tensors]) * share
             dist.all_reduce(flat)
@@ -90,6 +103,49 @@ class Parallel:
 
 
 ALONE = Parallel()
+
+
+def fill_missing(trained: Sequence[nn.Parameter]) -> Tensor:
+    """Give parameters that no loss of this process's rows reaches a gradient of 0, so that all processes have as many.
+
+    Returns:
+        Of each of the P parameters 1 where a loss reaches it and 0 where none does, float32.
+
+    Of three parameters, the second is missing:
+
+        >>> trained = [nn.Parameter(torch.tensor([value])) for value in (1.0, 2.0, 3.0)]
+        >>> (trained[0] + 5 * trained[2]).sum().backward()
+        >>> fill_missing(trained).tolist()
+        [1.0, 0.0, 1.0]
+        >>> [parameter.grad.item() for parameter in trained]
+        [1.0, 0.0, 5.0]
+    """
+    reached_P = torch.tensor([float(parameter.grad is not None) for parameter in trained], device=trained[0].device)
+    for parameter in trained:
+        if parameter.grad is None:
+            parameter.grad = torch.zeros_like(parameter)
+    return reached_P
+
+
+def forget_unreached(trained: Sequence[nn.Parameter], reached_P: Tensor) -> None:
+    """Take their gradients from parameters that no loss reaches in any process: they are not to decay.
+
+    Args:
+        trained: P parameters, each with a gradient.
+        reached_P: what `fill_missing` has returned, averaged over all processes.
+
+    The first is reached in both of two processes, the second in the one that has 2 of 5 rows, the third in none:
+
+        >>> trained = [nn.Parameter(torch.zeros(1)) for _ in range(3)]
+        >>> for parameter in trained:
+        ...     parameter.grad = torch.ones(1)
+        >>> forget_unreached(trained, torch.tensor([1.0, 0.4, 0.0]))
+        >>> [parameter.grad is None for parameter in trained]
+        [False, False, True]
+    """
+    for parameter, weight in zip(trained, reached_P.tolist(), strict=True):
+        if weight == 0:
+            parameter.grad = None
 
 
 @contextlib.contextmanager

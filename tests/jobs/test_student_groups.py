@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from jobs.cluster import groups as student_groups
-from jobs.cluster.groups import Group, local_workers, make_groups, project_groups, split
+from jobs.cluster.groups import Group, local_workers, make_groups, project_groups, share_out
 from jobs.files.cluster_options import StudentClusterOptions
 from storage.cache import Cache
 from storage.errors import BadRequest, Interrupted
@@ -47,7 +47,7 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Cache:
 def test_students_are_split_by_kind_and_by_work(
     kinds: str, works: list[int], workers: int, groups: list[list[int]]
 ) -> None:
-    assert split(kinds, works, workers) == groups
+    assert share_out(kinds, works, workers) == groups
 
 
 @given(
@@ -58,7 +58,7 @@ def test_every_student_is_in_one_group_and_no_group_has_more_than_twice_its_shar
     students: list[tuple[int, int]], workers: int
 ) -> None:
     kinds, works = [kind for kind, _ in students], [work for _, work in students]
-    groups = split(kinds, works, workers)
+    groups = share_out(kinds, works, workers)
     assert sorted(place for group in groups for place in group) == list(range(len(students)))
     assert 1 <= len(groups) <= min(workers, len(students))
     assert all(groups)

@@ -16,6 +16,7 @@ from student_train.running.events import (
     FeedChosen,
     Loading,
     MemoryProjected,
+    Progress,
     RunsNotLocked,
     StudentFailed,
     StudentFinished,
@@ -246,3 +247,18 @@ def test_a_disk_without_locks_is_told_and_trained_on(
     done = train_students(request_of(toy_cache, tmp_path, student("a")), report=told.append)
     assert done.exit_code == 0
     assert [event.folder for event in told if isinstance(event, RunsNotLocked)] == [str(tmp_path)]
+
+
+def test_events_come_in_the_order_that_is_written_down(toy_cache: Cache, tmp_path: Path) -> None:
+    train_students(request_of(toy_cache, tmp_path, student("done", epochs=1)))
+    events: list[Event] = []
+    students = [student("done", epochs=1), student("short", epochs=1), student("long", epochs=2)]
+    train_students(request_of(toy_cache, tmp_path, *students), report=events.append)
+    told = [type(event).__name__ for event in events if not isinstance(event, Progress)]
+    assert told[:3] == ["StudentSkipped", "MemoryProjected", "FeedChosen"]
+    shards = told.count("Loading")
+    assert told[3:] == [
+        *["Loading"] * shards,
+        *["StudentStarted", "StudentStarted", "StackingChosen", "PassStarted"],
+        *["EpochDone", "EpochDone", "StudentFinished", "EpochDone", "StudentFinished", "PassDone"],
+    ]

@@ -28,7 +28,7 @@ from student_train.running.events import (
     StudentStopped,
     TrackerFailed,
 )
-from student_train.running.trackers import MLflow, Point, Status, TensorBoard, Tracker
+from student_train.running.tracking.trackers import MLflow, Point, Status, TensorBoard, Tracker
 
 
 @contextlib.contextmanager

@@ -1,0 +1,1 @@
+"""What a run reports, told to TensorBoard and MLflow once more: listening.py hears it, trackers.py passes it on."""
