@@ -14,6 +14,7 @@ from collections.abc import Callable
 from importlib.abc import InspectLoader
 from importlib.util import decode_source
 from pathlib import Path
+from types import CodeType
 from typing import Annotated, Any
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo
@@ -162,11 +163,15 @@ _imported: dict[str, str] = {}  # module → digest of its file when it was firs
 class _AsRead(InspectLoader):
     """Loads a module from source that was read before: neither a later edit nor a cached `.pyc` can take its place."""
 
-    def __init__(self, source: bytes):
+    def __init__(self, source: bytes, path: str):
         self._source = source
+        self._path = path
 
     def get_source(self, fullname: str) -> str:
         return decode_source(self._source)
+
+    def get_code(self, fullname: str) -> CodeType:
+        return self.source_to_code(self.get_source(fullname), self._path)  # tracebacks name the file
 
 
 def _load_file(path: str) -> Any:
@@ -180,7 +185,7 @@ def _load_file(path: str) -> Any:
     name = f"stillroom_user_{digest(path.encode() + source)}"
     if name in sys.modules:
         return sys.modules[name]
-    loader = _AsRead(source)
+    loader = _AsRead(source, path)
     spec = importlib.util.spec_from_loader(name, loader, origin=path)
     assert spec is not None
     spec.has_location = True  # for tracebacks, and for code that asks where it is
