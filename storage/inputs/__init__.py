@@ -5,6 +5,7 @@
     tokens.py   ids of a vocabulary, int32
     texts.py    that, each row at its own length: a model is given ids and a mask
     values.py   float32, as they are
+    arguments.py   what a model is called with
     ragged.py   rows of their own length in memory: flat, beside where each ends
 
 A new kind is one file and one line of the table.

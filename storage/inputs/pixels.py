@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from storage.inputs.arguments import to_float
 from storage.inputs.base import Inputs
 
 if TYPE_CHECKING:
@@ -26,8 +27,6 @@ class Pixels(Inputs):
         return len(shape) == IMAGE_AXES
 
     def arguments(self, shown_B: Tensor) -> Tensor:
-        from storage.views import to_float
-
         return to_float(shown_B)  # a view that mixes two images gives floats already
 
     def blank(self, rows: int, shape: Sequence[int], device: torch.device) -> Tensor:

@@ -14,15 +14,11 @@ and deviation, is the model's own affair.
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from storage.digests import digest
 from storage.inputs.ragged import Ragged
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 PLAIN = "plain"
 VIEW_NAME = re.compile(r"view-(\d{3,})")
@@ -42,20 +38,6 @@ def view_number(name: str) -> int | None:
     if match is None or view_name(int(match[1])) != name:
         raise ValueError(f"{name} is no view")
     return int(match[1])
-
-
-def to_float(inputs_B: Tensor) -> Tensor:
-    """Return the plain view of stored inputs: float32, uint8 divided by 255, other dtypes by nothing."""
-    import torch
-
-    return inputs_B.float().div_(255) if inputs_B.dtype == torch.uint8 else inputs_B.float()
-
-
-def plain(inputs_B: Tensor) -> Tensor:
-    """Return what a model is given of stored or augmented inputs: token ids as int64, all else as `to_float` has it."""
-    import torch
-
-    return inputs_B.long() if inputs_B.dtype in (torch.int32, torch.int64) else to_float(inputs_B)
 
 
 def view_fingerprint(inputs_S: np.ndarray | Ragged) -> str:

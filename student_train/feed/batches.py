@@ -10,8 +10,9 @@ from typing import NamedTuple
 from torch import Tensor
 
 from storage.encodings import Capability, Encoded
+from storage.inputs.arguments import plain
 from storage.targets.soft import SoftTargets
-from storage.views import PLAIN, plain
+from storage.views import PLAIN
 
 
 class ArrayKey(NamedTuple):

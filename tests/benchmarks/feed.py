@@ -100,14 +100,14 @@ def _gather(tensors: list[Tensor], clock: Clock, *, as_float: bool) -> Callable[
     """Return what measures the seconds of an epoch written by hand."""
     import torch
 
-    from storage.views import plain
+    from storage.inputs.arguments import to_float
 
     def epoch() -> float:
         began = clock()
         for rows_B in torch.randperm(len(tensors[0])).split(BATCH):
             batch = [values.index_select(0, rows_B) for values in tensors]
             if as_float:
-                batch[0] = plain(batch[0])
+                batch[0] = to_float(batch[0])
         return clock() - began
 
     return epoch

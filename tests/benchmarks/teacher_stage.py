@@ -23,7 +23,7 @@ def measure(folder: Path) -> Iterator[Figure]:
     import torch
 
     from storage.cache import Cache
-    from storage.views import to_float
+    from storage.inputs.arguments import to_float
     from teacher_cache.teachers.loading import load_teacher
     from teacher_cache.teachers.options import TeacherOptions
 

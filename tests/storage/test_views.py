@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from storage.views import FINGERPRINTED_ROWS, to_float, view_fingerprint
+from storage.inputs.arguments import to_float
+from storage.views import FINGERPRINTED_ROWS, view_fingerprint
 
 
 def test_pixels_become_floats_from_zero_to_one() -> None:

@@ -11,7 +11,7 @@ from torch.nn import functional
 
 from storage.cache import Cache, Samples
 from storage.errors import DivergedLoss, Interrupted
-from storage.views import to_float
+from storage.inputs.arguments import to_float
 from student_train.feed.batches import ArrayKey, Needs
 from student_train.feed.selection import select_rows
 from student_train.options.sections import StudentOptions

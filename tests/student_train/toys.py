@@ -18,7 +18,8 @@ from storage.encodings import DenseEncoding, FeatureEncoding, SparseEncoding
 from storage.format.rows import EXTENT_SCHEMA, Segment, create_segment
 from storage.format.shards import ShardKey, write_shard
 from storage.format.specs import DatasetSpec, TeacherSpec, write_spec
-from storage.views import PLAIN, to_float, view_fingerprint
+from storage.inputs.arguments import to_float
+from storage.views import PLAIN, view_fingerprint
 from student_train.feed.order import Positions, epoch_windows, join_windows, window_order
 from student_train.options.sections import DataOptions, StudentOptions
 from student_train.preparing.request import Request

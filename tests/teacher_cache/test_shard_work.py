@@ -12,7 +12,7 @@ from torch import Tensor
 from storage.cache import Cache
 from storage.errors import BadTeacher, LabelOutOfRange, MissingSource, StaleCache
 from storage.format.shards import ShardKey
-from storage.views import to_float
+from storage.inputs.arguments import to_float
 from tests.teacher_cache.conftest import Built
 from tests.teacher_cache.toys import build, contents, digits, teacher_section, write_digits, write_job, write_teacher
 

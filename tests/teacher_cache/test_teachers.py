@@ -10,8 +10,8 @@ from safetensors.torch import save_file
 
 from storage.cache import Cache
 from storage.errors import BadRequest, BadTeacher, BadWeights, CorruptObject, MissingSource, StillroomError
+from storage.inputs.arguments import to_float
 from storage.options import Options
-from storage.views import to_float
 from teacher_cache.teachers.loading import load_teacher
 from teacher_cache.teachers.options import TeacherOptions
 from teacher_cache.teachers.weights import read_weights

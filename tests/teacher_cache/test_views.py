@@ -22,7 +22,8 @@ from storage.cache.verify import verify
 from storage.errors import BadRequest, MissingObject, StaleCache
 from storage.format.shards import Commit, ShardKey
 from storage.format.specs import ViewsSpec
-from storage.views import PLAIN, to_float
+from storage.inputs.arguments import to_float
+from storage.views import PLAIN
 from storage.views.check import readable_rows
 from teacher_cache.building.build import run_build
 from teacher_cache.building.memory import project_worker
