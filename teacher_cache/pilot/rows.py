@@ -46,7 +46,14 @@ def sites_per_row(dataset: PreparedDataset) -> int:
 
 
 def spread_runs(num_rows: int, wanted: int) -> list[tuple[int, int]]:
-    """Return up to RUNS runs [start, stop) of rows, ascending and apart, evenly over all; at most `wanted` rows."""
+    """Return up to RUNS runs [start, stop) of rows, ascending and apart, evenly over all; at most `wanted` rows.
+
+    >>> spread_runs(100, 3)  # one row at each third
+    [(0, 1), (33, 34), (66, 67)]
+    >>> runs = spread_runs(60_000, 160)  # 64 runs of two or three rows each
+    >>> runs[:3], runs[-1]
+    ([(0, 2), (937, 940), (1875, 1877)], (59062, 59065))
+    """
     wanted = min(wanted, num_rows)
     runs = min(RUNS, wanted)
     starts = [i * num_rows // runs for i in range(runs + 1)]

@@ -54,6 +54,14 @@ def weigh(pace: Pace, *, rows: int, stored_rows: int, bytes_per_row: float, work
         bytes_per_row: of soft targets and features together, as stored.
         workers: W.
         epochs: E.
+
+    A teacher takes 1 ms of a row, encoding and reading a tenth of that. Two workers build 1000 rows in 0.55 s; a
+    student of ten epochs waits 10 s for the teacher live, and 1 s for the cache. With 64 views it takes 4 students:
+
+    >>> weigh(Pace(1e-3, 1e-4, 1e-4), rows=1000, stored_rows=1000, bytes_per_row=12.5, workers=2, epochs=10)
+    Worth(bytes=12500, build_s=0.55, live_s=10.0, read_s=1.0, students=1)
+    >>> weigh(Pace(1e-3, 1e-4, 1e-4), rows=1000, stored_rows=64_000, bytes_per_row=12.5, workers=2, epochs=10).students
+    4
     """
     build_s = stored_rows * (pace.teach_s + pace.encode_s) / workers
     live_s, read_s = epochs * rows * pace.teach_s, epochs * rows * pace.read_s
