@@ -89,3 +89,13 @@ def test_status_asks_for_a_look_and_the_ledger(kitchen: Path, requests: list[Any
 def test_info_asks_for_a_look_and_a_commit_of_each_stage(kitchen: Path, requests: list[Any]) -> None:
     read_info(Cache.open(str(kitchen / "cache")).catalogue())
     assert len(requests) == len(set(requests)) == LOOKED_AT + 2
+
+
+def test_a_build_of_nothing_asks_for_a_look_and_the_ledger_and_writes_nothing(
+    kitchen: Path, requests: list[Any]
+) -> None:
+    report = build(kitchen / "job.toml")
+    asked = [request for request in requests if request != ("get", "cache.json")]  # before it plans, and before it runs
+    assert (report.built, report.present) == (0, 16)
+    assert len(asked) == len(set(asked)) == LOOKED_AT - 2 + 2  # without the root: a job names its datasets
+    assert {verb for verb, _ in requests} == {"get", "list"}

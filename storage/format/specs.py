@@ -217,11 +217,15 @@ def check_spec(objects: Objects, path: str, spec: AnySpec, job: str) -> None:
     Raises:
         StaleCache: what is there differs; every differing field is named.
     """
-    found = read_spec(objects, path, type(spec))
+    check_promise(objects.url, path, read_spec(objects, path, type(spec)), spec, job)
+
+
+def check_promise(url: str, path: str, found: AnySpec, spec: AnySpec, job: str) -> None:
+    """Check that a spec that was found at `path` of a cache is the one that a job asks for. Raises StaleCache."""
     fields = differences(found.model_dump(mode="json"), spec.model_dump(mode="json"))
     if fields:
         raise StaleCache(
-            f"{objects.url} was built by another job: {path} differs in {', '.join(name for name, _, _ in fields)}",
+            f"{url} was built by another job: {path} differs in {', '.join(name for name, _, _ in fields)}",
             found="\n".join(f"{name} = {was!r}" for name, was, _ in fields),
             expected="\n".join(f"{name} = {now!r}" for name, _, now in fields) + f"  ({job})",
             do=f"cache build {job} --as NAME    # a new cache beside it; this one stays as it is",

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from storage.cache import Cache
+from storage.cache import Catalogue
 from storage.errors import BadRequest
-from storage.format.specs import DatasetSpec, ViewsSpec, check_spec
+from storage.format.specs import DatasetSpec, ViewsSpec, check_promise
 from storage.format.stages import VIEWS_JSON
 from storage.inputs import inputs_of
 from storage.views import PLAIN, view_name
@@ -28,7 +28,7 @@ def views_of(options: ViewOptions | None, dataset: DatasetSpec) -> list[str]:
     return [*([PLAIN] if options.plain else []), *map(view_name, range(options.count))]
 
 
-def promise_views(cache: Cache | None, options: ViewOptions, dataset: DatasetSpec, job: str) -> ViewsSpec:
+def promise_views(catalogue: Catalogue | None, options: ViewOptions, dataset: DatasetSpec, job: str) -> ViewsSpec:
     """Return the promise of a dataset's views.
 
     Raises:
@@ -43,9 +43,8 @@ def promise_views(cache: Cache | None, options: ViewOptions, dataset: DatasetSpe
             do="name in `datasets` of [views] those that are to be augmented, or change its transforms",
         )
     spec = ViewsSpec(name=dataset.name, seed=options.seed, transforms=tuple(options.transforms))
-    known = cache is not None and dataset.name in cache.dataset_names()
-    if known and cache is not None and cache.views(dataset.name) is not None:
-        check_spec(cache.objects, f"{dataset.name}/{VIEWS_JSON}", spec, job)
+    if catalogue is not None and (found := catalogue.views.get(dataset.name)) is not None:
+        check_promise(catalogue.url, f"{dataset.name}/{VIEWS_JSON}", found, spec, job)
     return spec
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from storage.cache import TOKENIZER_JSON, Cache
+from storage.cache import TOKENIZER_JSON, Cache, Catalogue
 from storage.cache.watcher import Watcher
 from storage.errors import BadRequest, IncompleteCache, StaleCache, TryAgain
 from storage.format.ledger import Ledger
@@ -31,14 +31,17 @@ def run_build(build: PreparedBuild, runner: Runner, watcher: Watcher) -> BuildRe
     """
     for note in build.notes:
         watcher.note(note)
-    cache = Cache.create(build.request.cache)
-    _write_promises(cache, build)  # first: a worker compares what it is about to write with them
+    cache, names = Cache.create(build.request.cache), [source.name for source in build.request.sources]
+    known = build.catalogue
+    if known is not None and known.about.id != cache.id:  # another cache lies there now
+        known = None
+    _write_promises(cache, build, known)  # first: a worker compares what it is about to write with them
     for name in _lost_views(cache, build):
         watcher.note(
             f"note: this job does not augment {name}, of which the cache has views ({name}/{VIEWS_JSON}): "
             "teachers are asked about its plain inputs, beside them"
         )
-    ledger, stages = cache.catalogue().ledger(), Stages(cache, runner, watcher)
+    ledger, stages = (known or cache.catalogue(names)).ledger(), Stages(cache, runner, watcher)
     # All ingests come first, so that a teacher's shards find their inputs.
     for stage in build.stages:
         if stage.teacher is None:
@@ -46,8 +49,8 @@ def run_build(build: PreparedBuild, runner: Runner, watcher: Watcher) -> BuildRe
         else:
             _ask(stages, stage, build.request)
     if build.num_missing:  # else nothing has changed, and nothing is read or written
-        ledger = cache.catalogue().ledger()
-    return stages.end(ledger, [stage.dataset.spec.name for stage in build.stages if stage.teacher is None])
+        ledger = cache.catalogue(names).ledger()
+    return stages.end(ledger, names)
 
 
 def _lost_views(cache: Cache, build: PreparedBuild) -> list[str]:
@@ -56,23 +59,26 @@ def _lost_views(cache: Cache, build: PreparedBuild) -> list[str]:
     return [name for name in sorted(plain) if cache.views(name) is not None]
 
 
-def _write_promises(cache: Cache, build: PreparedBuild) -> None:
-    """Write every spec and every new segment, before any data."""
+def _write_promises(cache: Cache, build: PreparedBuild, known: Catalogue | None) -> None:
+    """Write every spec that is not known already, which was compared with the job's, and every new segment."""
+    job = build.request.job
     for stage in build.stages:
         dataset, name = stage.dataset, stage.dataset.spec.name
         if stage.spec is not None:
-            write_spec(cache.objects, f"{name}/{stage.spec.name}/teacher.json", stage.spec, build.request.job)
+            if known is None or (name, stage.spec.name) not in known.teachers:
+                write_spec(cache.objects, f"{name}/{stage.spec.name}/teacher.json", stage.spec, job)
             continue
         if dataset.tokenizer is not None:  # before the promise, which names it by its fingerprint
-            _write_tokenizer(cache, dataset, build.request.job)
-        write_spec(cache.objects, f"{name}/dataset.json", dataset.spec, build.request.job)
-        if dataset.views is not None:
-            write_spec(cache.objects, f"{name}/{VIEWS_JSON}", dataset.views, build.request.job)
+            _write_tokenizer(cache, dataset, job)
+        if known is None or name not in known.datasets:
+            write_spec(cache.objects, f"{name}/dataset.json", dataset.spec, job)
+        if dataset.views is not None and (known is None or name not in known.views):
+            write_spec(cache.objects, f"{name}/{VIEWS_JSON}", dataset.views, job)
         for shard in stage.todo:
             if shard.shard in dataset.mended:
                 _forget(cache, name, shard.shard, dataset.mended[shard.shard])
         if dataset.segment is not None:
-            _append_segment(cache, dataset, build.request.job)
+            _append_segment(cache, dataset, job)
 
 
 def _write_tokenizer(cache: Cache, dataset: PreparedDataset, job: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from storage.cache import Catalogue
 from storage.datasets import Source
 from storage.format.rows import RowPlan, Segment, ShardRows
 from storage.format.shards import INGEST
@@ -82,10 +83,15 @@ class Stage:
 
 @dataclass(frozen=True)
 class PreparedBuild:
-    """Everything that a build will do; nothing is done yet."""
+    """Everything that a build will do; nothing is done yet.
+
+    Attributes:
+        catalogue: what its cache held when it was prepared; None: there was no cache.
+    """
 
     request: BuildRequest
     stages: tuple[Stage, ...]
+    catalogue: Catalogue | None
 
     @property
     def notes(self) -> list[str]:

@@ -9,11 +9,11 @@ from math import prod
 
 import polars as pl
 
-from storage.cache import Cache
+from storage.cache import Catalogue
 from storage.datasets import RecordedFile, Source, Unreadable
 from storage.errors import MissingSource, StaleCache
 from storage.format.rows import RowPlan
-from storage.format.specs import OWN_LENGTH, DatasetSpec, check_spec
+from storage.format.specs import OWN_LENGTH, DatasetSpec, check_promise
 from storage.tasks import task_of
 from teacher_cache.building.growth import default_rows_per_shard, grow
 from teacher_cache.building.prepared import PreparedDataset
@@ -22,12 +22,12 @@ PROBED_SAMPLES = 100  # read to learn the shape of an input; one readable sample
 
 
 def prepare_dataset(
-    cache: Cache | None, options: Source, job: str, tokenizers: Mapping[str, bytes | None]
+    catalogue: Catalogue | None, options: Source, job: str, tokenizers: Mapping[str, bytes | None]
 ) -> PreparedDataset:
     """Return a dataset as a build will leave it, not augmented.
 
     Args:
-        cache: to build; None: there is none yet.
+        catalogue: of the cache to build, with its plans; None: there is none yet.
         options: of the dataset.
         job: the job's file, for messages.
         tokenizers: `tokenizer.json` of the datasets above this one in the job, by name.
@@ -36,20 +36,18 @@ def prepare_dataset(
         StaleCache: the cache holds another dataset, or samples that have changed or are gone.
         MissingSource: it is not there, or none of its samples can be read.
     """
-    known = cache is not None and options.name in cache.dataset_names()
-    recorded = cache.plan(options.name) if known and cache else RowPlan(())
-    tokenizer = options.find_tokenizer(partial(_known_tokenizer, cache, tokenizers))
-    if known and cache is not None:
-        options = options.as_promised(cache.dataset(options.name).source)
+    was = None if catalogue is None else catalogue.datasets.get(options.name)
+    recorded = RowPlan(()) if catalogue is None or was is None else catalogue.plans[options.name]
+    tokenizer = options.find_tokenizer(partial(_known_tokenizer, catalogue, tokenizers))
+    if was is not None:
+        options = options.as_promised(was.source)
     source = options.prepared(tokenizer, _counted(recorded))  # files that have not changed need not be counted again
     files = source.files()
     if not files["rows"].sum():
         raise MissingSource(f"dataset {source.name} is empty", found=f"{len(files)} files, no samples")
-    if known:
-        assert cache is not None
-        was = cache.dataset(source.name)
+    if catalogue is not None and was is not None:
         spec = _dataset_spec(source, was.input_shape, was.input_dtype)  # what was learned once is not probed again
-        check_spec(cache.objects, f"{source.name}/dataset.json", spec, job)
+        check_promise(catalogue.url, f"{source.name}/dataset.json", was, spec, job)
     else:
         spec = _dataset_spec(source, *_probe(source, files))
     rows_per_shard = source.rows_per_shard or default_rows_per_shard(
@@ -66,16 +64,18 @@ def prepare_dataset(
             expected="every recorded sample, and perhaps new ones",
             do=f"put them back, or cache build {job} --as NAME; or delete the cache, if you want nothing that it holds",
         )
-    mended = _compare(cache, source, recorded, growth.touched, job) if known and growth.touched and cache else {}
+    mended = _compare(catalogue, source, recorded, growth.touched, job) if catalogue and growth.touched else {}
     segments = (*recorded.segments, growth.segment) if growth.segment else recorded.segments
     notes = tuple(source.notes())
     return PreparedDataset(source, spec, RowPlan(segments), growth.segment, mended, tokenizer, notes=notes)
 
 
-def _known_tokenizer(cache: Cache | None, tokenizers: Mapping[str, bytes | None], dataset: str) -> bytes | None:
+def _known_tokenizer(catalogue: Catalogue | None, tokenizers: Mapping[str, bytes | None], dataset: str) -> bytes | None:
     """Return the `tokenizer.json` of a dataset of the cache, or above in the job."""
-    if cache is not None and dataset in cache.dataset_names():
-        tokenizer = cache.tokenizer(dataset)
+    if catalogue is not None and dataset not in catalogue.datasets:  # one that the job does not build
+        catalogue = Catalogue.read(catalogue.objects, catalogue.about, [dataset], teachers=())
+    if catalogue is not None and dataset in catalogue.datasets:
+        tokenizer = catalogue.tokenizer(dataset)
         return None if tokenizer is None else tokenizer.data
     return tokenizers.get(dataset)
 
@@ -121,13 +121,15 @@ def _probe(source: Source, files: pl.DataFrame) -> tuple[tuple[int, ...], str]:
     raise MissingSource(f"dataset {source.name} has no readable sample", found="\n".join(reasons[:5]))
 
 
-def _compare(cache: Cache, source: Source, recorded: RowPlan, touched: Sequence[str], job: str) -> dict[int, str]:
+def _compare(
+    catalogue: Catalogue, source: Source, recorded: RowPlan, touched: Sequence[str], job: str
+) -> dict[int, str]:
     """Compare the samples of touched files with what was ingested; return the shards whose unreadable ones are mended.
 
     Raises:
         StaleCache: a sample's content or label changed.
     """
-    commits = cache.commits(source.name)
+    commits = catalogue.read_commits(source.name)
     was = {
         row: (digest, error is None)
         for commit in commits
@@ -149,7 +151,7 @@ def _compare(cache: Cache, source: Source, recorded: RowPlan, touched: Sequence[
         row += extent.rows
     if changed:
         raise StaleCache(
-            f"dataset {source.name} has changed under the cache {cache.url}",
+            f"dataset {source.name} has changed under the cache {catalogue.url}",
             found=f"{len(changed)} samples with other content or another label: {', '.join(changed[:5])}",
             expected="recorded samples as they were, and perhaps new ones",
             do=f"cache build {job} --as NAME    # a new cache beside it; this one stays as it is",

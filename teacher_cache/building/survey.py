@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from storage.cache import TOKENIZER_JSON, Cache
+from storage.cache import TOKENIZER_JSON, Cache, Catalogue
 from storage.errors import BadRequest
-from storage.format.specs import DatasetSpec, TeacherSpec, check_spec
+from storage.format.specs import DatasetSpec, TeacherSpec, check_promise
 from storage.views import PLAIN
 from teacher_cache.building.augmenting import check_augmented, is_augmented, promise_views, views_of
 from teacher_cache.building.growth import missing
@@ -23,7 +23,10 @@ def prepare_build(request: BuildRequest) -> PreparedBuild:
         MissingSource: a dataset or its weights are not there.
         BadRequest: the cache's folder holds something else.
     """
-    return _survey(request, Cache.find(request.cache))
+    cache = Cache.find(request.cache)
+    if cache is None:
+        return _survey(request, None)
+    return _survey(request, cache.catalogue([source.name for source in request.sources], with_plans=True))
 
 
 def prepare_afresh(request: BuildRequest) -> PreparedBuild:
@@ -35,33 +38,33 @@ def prepare_afresh(request: BuildRequest) -> PreparedBuild:
     return _survey(request, None)
 
 
-def _survey(request: BuildRequest, cache: Cache | None) -> PreparedBuild:
+def _survey(request: BuildRequest, catalogue: Catalogue | None) -> PreparedBuild:
     stages: list[Stage] = []
     tokenizers: dict[str, bytes | None] = {}
     for source in request.sources:
-        dataset = prepare_dataset(cache, source, request.job, tokenizers)
+        dataset = prepare_dataset(catalogue, source, request.job, tokenizers)
         if request.views is not None and is_augmented(request.views, dataset.spec):
-            dataset = replace(dataset, views=promise_views(cache, request.views, dataset.spec, request.job))
+            dataset = replace(dataset, views=promise_views(catalogue, request.views, dataset.spec, request.job))
         tokenizers[source.name] = dataset.tokenizer
-        stages.append(_stage(cache, dataset, None, None, request.part))
+        stages.append(_stage(catalogue, dataset, None, None, request.part))
         for teacher in request.teachers:
             if teacher.datasets is None or source.name in teacher.datasets:
-                spec = _promise_teacher(cache, teacher, dataset.spec, request)
+                spec = _promise_teacher(catalogue, teacher, dataset.spec, request)
                 stages += [
-                    _stage(cache, dataset, teacher, spec, request.part, view)
+                    _stage(catalogue, dataset, teacher, spec, request.part, view)
                     for view in views_of(request.views, dataset.spec)
                 ]
     if request.views is not None:
         check_augmented(stages, request.job)
     stages.sort(key=lambda stage: stage.teacher is not None)  # every dataset first, then teachers; the sort is stable
-    return PreparedBuild(request, tuple(stages))
+    return PreparedBuild(request, tuple(stages), catalogue)
 
 
 def _promise_teacher(
-    cache: Cache | None, teacher: TeacherOptions, dataset: DatasetSpec, request: BuildRequest
+    catalogue: Catalogue | None, teacher: TeacherOptions, dataset: DatasetSpec, request: BuildRequest
 ) -> TeacherSpec:
     """Return the promise of a teacher's targets of a dataset, which the cache's own must not contradict."""
-    known = cache is not None and dataset.name in cache.dataset_names()
+    known = catalogue is not None and dataset.name in catalogue.datasets
     # Where the first build will put a tokenizer that is learned, for messages.
     unbuilt = None if known else f"{request.cache}/{dataset.name}/{TOKENIZER_JSON}"
     check_tokens(teacher, dataset, unbuilt)
@@ -71,13 +74,13 @@ def _promise_teacher(
             do="give the dataset's `classes`, or keep the teacher off it with `datasets = [...]`",
         )
     spec = teacher.promise(dataset.num_classes)
-    if cache is not None and teacher.name in cache.teacher_names(dataset.name):
-        check_spec(cache.objects, f"{dataset.name}/{teacher.name}/teacher.json", spec, request.job)
+    if catalogue is not None and (found := catalogue.teachers.get((dataset.name, teacher.name))) is not None:
+        check_promise(catalogue.url, f"{dataset.name}/{teacher.name}/teacher.json", found, spec, request.job)
     return spec
 
 
 def _stage(
-    cache: Cache | None,
+    catalogue: Catalogue | None,
     dataset: PreparedDataset,
     teacher: TeacherOptions | None,
     spec: TeacherSpec | None,
@@ -85,9 +88,14 @@ def _stage(
     view: str = PLAIN,
 ) -> Stage:
     name = None if teacher is None else teacher.name
-    # Shards whose unreadable samples are mended are made anew, in every stage.
-    committed = set() if cache is None else cache.committed(dataset.spec.name, name, view) - dataset.mended.keys()
+    committed = set() if catalogue is None else catalogue.committed(dataset.spec.name, name, view)
+    committed -= dataset.mended.keys()  # shards whose unreadable samples are mended are made anew, in every stage
     shards = dataset.rows.shards()
     return Stage(
-        dataset, teacher, spec, tuple(missing(shards, set(), part)), tuple(missing(shards, committed, part)), view
+        dataset,
+        teacher,
+        spec,
+        tuple(missing(shards, set(), part)),
+        tuple(missing(shards, committed, part)),
+        view,
     )
