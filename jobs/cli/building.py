@@ -15,7 +15,7 @@ from teacher_cache.building.stages import BuildReport
 from teacher_cache.work.perform import perform
 from teacher_cache.work.pieces import Work
 
-SHOWN_QUARANTINED = 20
+SHOWN_QUARANTINED = 20  # a screen; --json lists all
 THREADS_PER_WORKER = 2  # one piece of work computes while the other reads or writes (teacher_cache.work.pieces.LOCK)
 
 
@@ -23,7 +23,7 @@ def choose_cluster(options: ClusterOptions, workers: int | None, part: tuple[int
     """Return the job's cluster as the flags want it; a part of a job array is one process. Raises BadRequest."""
     if workers is not None and options.kind != "local":
         raise BadRequest(f"--workers is for a local cluster, and this job's is {options.kind}")
-    if part != (0, 1):
+    if part != (0, 1):  # the job array's own scheduler has given it a node already
         return options.model_copy(update={"kind": "inline", "workers": None, "address": None})
     return options if workers is None else options.model_copy(update={"workers": workers})
 

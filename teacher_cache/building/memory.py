@@ -43,20 +43,21 @@ class WorkerMemory(NamedTuple):
         return sum(self)
 
 
-def project_worker(plan: PreparedBuild) -> WorkerMemory:
+def project_worker(build: PreparedBuild) -> WorkerMemory:
     """Return a bound on the memory of one worker of a build: the largest of its stages, part by part."""
     import distributed  # noqa: F401 - a worker holds it, so the baseline must
 
-    if any(stage.teacher is not None for stage in plan.stages):
+    if any(stage.teacher is not None for stage in build.stages):
         import torch  # noqa: F401
-    libraries = psutil.Process().memory_info().rss
-    stages = [_project_stage(stage) for stage in plan.stages]
+    libraries = psutil.Process().memory_info().rss  # of this process, which has by now imported what a worker has
+    stages = [_project_stage(stage) for stage in build.stages]
     return WorkerMemory(libraries, *(max(sizes) for sizes in zip(*stages, strict=True)))
 
 
 def _project_stage(stage: Stage) -> tuple[int, int, int, int]:
     """Return bytes of weights, activations, shards and the source's own buffers."""
     dataset = stage.dataset
+    # The largest shard: segments of a dataset that grew may be cut otherwise.
     rows = max(shard.stop - shard.start for shard in dataset.rows.shards())
     input_bytes = math.prod(dataset.spec.input_shape) * np.dtype(dataset.spec.input_dtype).itemsize
     row_bytes = input_bytes
@@ -73,7 +74,7 @@ def _project_stage(stage: Stage) -> tuple[int, int, int, int]:
         activations += LOGITS_COPIES * len(blank) * sites * dataset.spec.num_classes * 4
     source = dataset.source.buffer_bytes() if stage.teacher is None else 0
     shards = SHARDS_IN_FLIGHT * COPIES_OF_A_SHARD * rows * row_bytes
-    if stage.view != PLAIN:
+    if stage.view != PLAIN:  # beside the rows as they are stored
         shards += COPIES_OF_A_VIEW * rows * input_bytes
     return weights, int(WORKSPACE * activations), shards, source
 

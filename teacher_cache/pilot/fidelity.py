@@ -24,7 +24,7 @@ from storage.targets.soft import NEVER, DenseTargets, SoftTargets, SparseTargets
 from teacher_cache.pilot.ladder import DRAW_SETS
 
 BLOCK_ELEMENTS = 2**24  # of logits; 128 MiB in float64, and several such at a time
-STUDENT_SHRINK, STUDENT_NOISE, STUDENT_SEED = 0.5, 0.5, 0
+STUDENT_SHRINK, STUDENT_NOISE, STUDENT_SEED = 0.5, 0.5, 0  # half of what the teacher says; noise in its deviations
 
 
 class PilotAnswers(NamedTuple):
@@ -106,13 +106,13 @@ def measure(answers: PilotAnswers, encoding: AnyEncoding) -> Fidelity:
             elif temperature == 1:
                 dense_BC = pair_gradient(block.dense, student_BC, temperature)
                 gradients = drawn_gradients(block, sampled, student_BC)
-                mean_BC = next(gradients)
+                mean_BC = next(gradients)  # by the job's own seed: what a student would be trained on
                 single.add(mean_BC, dense_BC)
                 for gradient_BC in gradients:
                     mean_BC += gradient_BC
                 angle.add(mean_BC / DRAW_SETS, dense_BC)
     return Fidelity(
-        kl=float(torch.cat(kls).mean().clamp(min=0)) if kls else None,
+        kl=float(torch.cat(kls).mean().clamp(min=0)) if kls else None,  # rounding may leave it a little below 0
         calibration=expected.error,
         gradients={t: angle.gradient for t, angle in of_temperature.items() if t == 1 or sampled is None},
         single=None if sampled is None else single.gradient,
@@ -139,7 +139,7 @@ def density(targets: SoftTargets) -> Tensor | None:
         return None
     log_p_BK, num_classes = targets.log_p_BK.double(), targets.num_classes
     real_BK = log_p_BK > NEVER
-    others_B = (num_classes - real_BK.sum(dim=1)).clamp(min=1)
+    others_B = (num_classes - real_BK.sum(dim=1)).clamp(min=1)  # where all are kept there is no tail to share out
     tail_B = targets.log_rest(1.0).double() - others_B.log()
     spread_BC = tail_B[:, None].repeat(1, num_classes + 1)
     spread_BC.scatter_(1, targets.ids_BK.where(real_BK, num_classes), log_p_BK)  # padding to a column of its own
@@ -162,6 +162,7 @@ class Calibration:
         """Count rows; those without a label say nothing."""
         top = log_q_BC[labels_B >= 0].max(dim=1)
         confidence_B = top.values.exp().double().cpu()
+        # Sums on the CPU: an index_add on a GPU adds in any order.
         correct_B = (top.indices == labels_B[labels_B >= 0]).double().cpu()
         bin_B = bin_of(confidence_B).long()
         for sums, values_B in zip(self._sums, (torch.ones_like(confidence_B), confidence_B, correct_B), strict=True):
@@ -176,7 +177,7 @@ class Calibration:
 def stand_in(logits_BC: Tensor) -> Tensor:
     """Return the logits of a student that has learned half of what its teacher says, float32 (B, C)."""
     generator = torch.Generator().manual_seed(STUDENT_SEED)
-    noise_BC = torch.randn(logits_BC.shape, generator=generator).to(logits_BC.device)
+    noise_BC = torch.randn(logits_BC.shape, generator=generator).to(logits_BC.device)  # the same on every device
     deviation_B1 = logits_BC.std(dim=1, keepdim=True) if logits_BC.shape[1] > 1 else torch.ones_like(logits_BC)
     return STUDENT_SHRINK * logits_BC + STUDENT_NOISE * deviation_B1 * noise_BC
 
@@ -202,7 +203,7 @@ def drawn_gradients(block: PilotAnswers, encoding: SparseEncoding, student_BC: T
         assert targets.draws_BN is not None
         assert targets.counts_BN is not None
         gradient_BC = q_BC.clone()
-        rest_B1 = torch.ones_like(q_BC[:, :1])
+        rest_B1 = torch.ones_like(q_BC[:, :1])  # nothing kept: all mass is in the draws
         if targets.ids_BK.shape[1]:
             rest_B1 = targets.log_rest(1.0).double().exp()[:, None]
             gradient_BC.scatter_add_(1, targets.ids_BK, -targets.log_p_BK.double().exp())  # padding adds 0
@@ -225,6 +226,7 @@ class _Angle:
     @property
     def gradient(self) -> Gradient:
         own, dense = math.sqrt(self._own), math.sqrt(self._dense)
-        if not own or not dense:
+        if not own or not dense:  # of no length: the same as another such, at right angles to any that has one
             return Gradient(0.0 if own == dense else 90.0, 1.0 if own == dense else own / max(dense, 1e-300))
+        # Rounding may take a cosine past 1.
         return Gradient(math.degrees(math.acos(max(-1.0, min(1.0, self._dot / (own * dense))))), own / dense)

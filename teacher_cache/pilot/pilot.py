@@ -107,6 +107,7 @@ class Pilot:
     @property
     def recommended(self) -> Trial | None:
         """The smallest encoding within the budget; None if there is none."""
+        # Draws alone have no KL: by it they are never recommended.
         within = [trial for trial in self.trials if trial.fidelity.kl is not None and trial.fidelity.kl <= self.max_kl]
         return within[0] if within else None
 
@@ -130,6 +131,7 @@ def run_pilot(request: PilotRequest, watcher: Watcher) -> list[Pilot]:
         stages = [
             stage for stage in prepared.stages if stage.teacher is not None and stage.teacher.name == options.name
         ]
+        # Apart by number of classes: one fidelity over both would be that of neither.
         for num_classes in sorted({stage.dataset.spec.num_classes for stage in stages}):
             of_size = [stage for stage in stages if stage.dataset.spec.num_classes == num_classes]
             pilots.append(_measure_teacher(request, options, of_size, watcher))

@@ -87,7 +87,7 @@ def read_spread(stage: Stage, wanted: int) -> SpreadRows:
         assert dataset.views is not None
         view = dataset.views.view(stage.view)
         shown_B = view.show_shard(shown_B, readable.keys_B, readable.splits_B)
-        labels = torch.full_like(labels, NO_LABEL) if view.mixing else labels
+        labels = torch.full_like(labels, NO_LABEL) if view.mixing else labels  # two images, and no one true class
     return SpreadRows(shown_B, labels, torch.from_numpy(readable.keys_B))
 
 

@@ -65,5 +65,6 @@ def weigh(pace: Pace, *, rows: int, stored_rows: int, bytes_per_row: float, work
     """
     build_s = stored_rows * (pace.teach_s + pace.encode_s) / workers
     live_s, read_s = epochs * rows * pace.teach_s, epochs * rows * pace.read_s
+    # At least one: a build that costs nothing still has to be read by somebody.
     students = max(1, math.ceil(build_s / (live_s - read_s))) if live_s > read_s else None
     return Worth(round(stored_rows * bytes_per_row), build_s, live_s, read_s, students)

@@ -126,6 +126,7 @@ def check_tokens(teacher: TeacherOptions, dataset: DatasetSpec, unbuilt: str | N
             do=do,
         )
 
+    # What is of images alone: channels to normalise, places to pool over.
     pooled = [name for name, feature in teacher.features.items() if feature.pool != "none"]
     if task_of(dataset).pooled_features:
         pooled = []

@@ -29,9 +29,10 @@ from storage.encodings.sparse import COUNTS, DRAWS, IDS, REST, STEP, VALUES
 if TYPE_CHECKING:
     from torch import Tensor
 
+# Ranks: whatever has less can be made of whatever has more.
 DENSE_PRECISION = {"fp32": 3, "fp16": 2, "bf16": 1, "int8": 0}
 SPARSE_PRECISION = {"fp16": 2, "8bit": 0}  # the least that dense targets must have to give such values
-DRAWS_PRECISION = 2
+DRAWS_PRECISION = 2  # likewise, to draw from: of rounder logits other classes would be drawn
 
 
 def refusal(found: AnyEncoding, wanted: AnyEncoding) -> str | None:
@@ -96,7 +97,7 @@ def convert(
     from teacher_cache.work.rows import encode_rows
 
     if found == wanted:
-        return arrays
+        return arrays  # byte for byte, even where decoding and encoding would round again
     flat = {name: values.flatten(0, labels.ndim - 1) for name, values in arrays.items()}
     if isinstance(found, SparseEncoding):
         assert isinstance(wanted, SparseEncoding)
@@ -148,7 +149,7 @@ def _fewer(
 ) -> dict[str, Tensor]:
     """Return sparse arrays with fewer classes, temperatures, bits, or without draws or statistics."""
     encoded = _statistics(arrays, found, wanted)
-    if wanted.n:
+    if wanted.n:  # as they are: what was not kept cannot be drawn from again
         encoded |= {name: arrays[name] for name in (DRAWS, COUNTS)}
     if not wanted.k:
         return encoded
@@ -167,6 +168,7 @@ def _eight_bits(kept: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
 
     from storage.encodings.packing import to_codes, unsigned
 
+    # Ids are differences, and a repeated id is padding; the first is no difference, and always real.
     real_BJ = torch.ones_like(kept[VALUES], dtype=torch.bool)
     real_BJ[:, 1:] = unsigned(kept[IDS][:, 1:]) != 0
     return to_codes(kept[VALUES].float(), real_BJ)
@@ -199,6 +201,6 @@ def _fewest(arrays: dict[str, Tensor], found: SparseEncoding, k: int, num_classe
     fewer = {
         IDS: to_differences(ids_BJ, num_classes),
         VALUES: arrays[VALUES].gather(1, chosen_BJ),
-        REST: torch.stack(columns, dim=1).clamp(max=-(2.0**-24)).half(),
+        REST: torch.stack(columns, dim=1).clamp(max=-(2.0**-24)).half(),  # in float16, 0 would leave the kept nothing
     }
     return fewer | {name: arrays[name] for name in (STEP,) if name in arrays}
