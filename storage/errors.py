@@ -160,3 +160,25 @@ class Interrupted(StillroomError):
         super().__init__(what, None, None, "run the same command again; it resumes")
         self.args = (what, signal_number)
         self.exit_code = 128 + signal_number
+
+
+def si(number: float, unit: str = "") -> str:
+    """Return a number as messages write it, with three digits and a prefix.
+
+    >>> si(1234567), si(999.6, "B"), si(0.25)
+    ('1.23 M', '1 kB', '0.25')
+    """
+    for prefix in ("", "k", "M", "G", "T"):
+        if abs(number) < 999.5:
+            return f"{number:.3g} {prefix}{unit}".rstrip()
+        number /= 1000
+    return f"{number:.3g} P{unit}"
+
+
+def gib(num_bytes: float) -> str:
+    """Return bytes of memory as messages write them.
+
+    >>> gib(3 * 2**29), gib(12 * 2**20)
+    ('1.5 GiB', '12.0 MiB')
+    """
+    return f"{num_bytes / 2**30:.1f} GiB" if num_bytes >= 2**30 else f"{num_bytes / 2**20:.1f} MiB"

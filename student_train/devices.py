@@ -29,11 +29,6 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)
 
 
-def gib(num_bytes: float) -> str:
-    """Return bytes as text: "1.5 GiB", "12 MiB"."""
-    return f"{num_bytes / 2**30:.1f} GiB" if num_bytes >= 2**30 else f"{num_bytes / 2**20:.1f} MiB"
-
-
 def free_bytes(device: torch.device) -> int:
     """Return the memory that a new allocation may take on a device, within the limit of a container if there is one."""
     if device.type == "cuda":

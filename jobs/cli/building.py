@@ -9,7 +9,7 @@ from jobs.cluster.flight import alone, run_work, window
 from jobs.cluster.opening import open_client
 from jobs.files.cluster_options import ClusterOptions
 from jobs.show import terminal
-from storage.errors import BadRequest, WorkerDied
+from storage.errors import BadRequest, WorkerDied, si
 from teacher_cache.building.runners import Result, Runner, run_inline
 from teacher_cache.building.stages import BuildReport
 from teacher_cache.work.perform import perform
@@ -75,7 +75,7 @@ def print_report(cache: str, report: BuildReport, as_json: bool) -> None:
         return
     lost = f", {report.lost} were another builder's" if report.lost else ""
     terminal.out.print(
-        f"{cache}: {report.built} shards built ({terminal.si(report.bytes, 'B')}), {report.present} were there{lost}",
+        f"{cache}: {report.built} shards built ({si(report.bytes, 'B')}), {report.present} were there{lost}",
         markup=False,
     )
     for name, rows in report.quarantined.items():

@@ -147,7 +147,7 @@ def verify(
 
     def action() -> int:
         from storage.cache import verify as room
-        from storage.errors import CorruptObject, RowsMissing
+        from storage.errors import CorruptObject, RowsMissing, si
 
         opened = _open(cache)
         with terminal.watching("shards") as watch:
@@ -169,7 +169,7 @@ def verify(
                 terminal.out.print(f"bad  {shard.key}\n{shard.reason}", markup=False)
             done = "dropped; cache build makes them again" if repair else f"cache verify {cache} --repair drops them"
             terminal.out.print(
-                f"{found.shards} shards, {terminal.si(found.bytes, 'B')}: "
+                f"{found.shards} shards, {si(found.bytes, 'B')}: "
                 + (f"{len(found.bad)} bad ({done})" if found.bad else "all whole")
                 + (
                     f"; {len(found.garbage)} abandoned Zarr groups{' removed' if repair else ''}"

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from jobs.cli.arguments import DeviceOption, JobArgument, JsonOption, VersionOption, run_program
+from storage.errors import si
 from student_train.feed.heaps import limit_heaps
 
 if TYPE_CHECKING:
@@ -104,7 +105,7 @@ def report(
             return written.exit_code
         for notice in written.notices:
             terminal.errors.print(f"left out: {notice}", markup=False)
-        size = terminal.si(written.size_bytes, "B")
+        size = si(written.size_bytes, "B")
         students = f"{written.students} student{'s' if written.students > 1 else ''}"
         terminal.out.print(f"{written.path}: {students}, {size}", markup=False, soft_wrap=True)
         return written.exit_code
@@ -185,7 +186,7 @@ def _print_students(found: DryRun, as_json: bool) -> None:
     print_table(pl.DataFrame(students))
     if found.memory is not None:
         memory = found.memory
-        device = "" if memory.device_bytes is None else f" ({terminal.si(memory.device_bytes, 'B')} on the device)"
+        device = "" if memory.device_bytes is None else f" ({si(memory.device_bytes, 'B')} on the device)"
         print_memory(f"memory{device}", memory.host_bytes, memory.parts)
         terminal.out.print(f"rows: {memory.residency.place} ({memory.residency.why})")
     terminal.out.print("a dry run: nothing was written")

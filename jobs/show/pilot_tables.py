@@ -8,8 +8,9 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
-from jobs.show.terminal import out, si
+from jobs.show.terminal import out
 from storage.encodings.naming import as_toml, short_name
+from storage.errors import si
 from teacher_cache.pilot.ladder import DRAW_SETS, is_unbiased
 from teacher_cache.pilot.pilot import Pilot, PilotRequest, Trial
 

@@ -12,7 +12,8 @@ from rich.table import Table
 from rich.text import Text
 from rich.tree import Tree
 
-from jobs.show.terminal import out, si
+from jobs.show.terminal import out
+from storage.errors import si
 
 SHOWN_ROWS = 200
 # Of a column of text, such as long names: the first with which a table is narrow enough.

@@ -22,7 +22,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColum
 from rich.table import Column
 from rich.text import Text
 
-from storage.errors import Interrupted, StillroomError
+from storage.errors import Interrupted, StillroomError, si
 
 LOG_EVERY_S = 30.0
 
@@ -123,15 +123,6 @@ def _finite(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: _finite(below) for key, below in value.items()}
     return [_finite(below) for below in value] if isinstance(value, list | tuple) else value
-
-
-def si(number: float, unit: str = "") -> str:
-    """Return a number with three digits and a prefix: 1234567 → 1.23 M."""
-    for prefix in ("", "k", "M", "G", "T"):
-        if abs(number) < 999.5:
-            return f"{number:.3g} {prefix}{unit}".rstrip()
-        number /= 1000
-    return f"{number:.3g} P{unit}"
 
 
 class _Rate(ProgressColumn):

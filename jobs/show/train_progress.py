@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from jobs.show.terminal import si
 from storage.cache.watcher import Watcher
+from storage.errors import si
 from storage.views import PLAIN
 from student_train.running import events
 

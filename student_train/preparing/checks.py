@@ -6,11 +6,11 @@ from collections.abc import Sequence
 
 import torch
 
-from storage.errors import BadRequest
+from storage.errors import BadRequest, gib
 from storage.format.specs import DatasetSpec
 from storage.inputs import inputs_of
 from storage.tasks import task_of
-from student_train.devices import free_bytes, gib
+from student_train.devices import free_bytes
 from student_train.losses import LOSSES
 from student_train.losses.objective import Objective, student_layers
 from student_train.losses.outputs import Shapes

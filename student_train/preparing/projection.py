@@ -18,9 +18,9 @@ from pathlib import Path
 
 import torch
 
-from storage.errors import BadRequest
+from storage.errors import BadRequest, gib
 from storage.views.shown import BLOCK_BYTES
-from student_train.devices import free_bytes, gib
+from student_train.devices import free_bytes
 from student_train.feed.batches import Needs
 from student_train.feed.residency import Residency, choose_residency, projected_bytes
 from student_train.options.sections import FleetOptions

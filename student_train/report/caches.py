@@ -45,8 +45,8 @@ class Decoded(NamedTuple):
     outside: dict[float, float]
 
 
-class Answers(NamedTuple):
-    """A teacher's answers about some rows, from the per-sample table; of tokens means over blocks.
+class TeacherFigures(NamedTuple):
+    """How good a teacher's answers about some rows are, from the per-sample table; of tokens means over blocks.
 
     Attributes:
         rows: of the job, such as "digits/train".
@@ -75,17 +75,17 @@ class TeacherFacts:
     Attributes:
         name: in the cache.
         datasets: what is promised of it and of its encoding, for each dataset.
-        answers: about the rows that students were trained and measured on.
+        figures: on the rows that students were trained and measured on.
     """
 
     name: str
     datasets: dict[str, dict[str, Any]]
-    answers: tuple[Answers, ...]
+    figures: tuple[TeacherFigures, ...]
 
     @property
     def temperatures(self) -> list[float]:
         """Return those at which mass outside of kept classes is known."""
-        return sorted({t for each in self.answers if each.decoded is not None for t in each.decoded.outside})
+        return sorted({t for each in self.figures if each.decoded is not None for t in each.decoded.outside})
 
 
 @dataclass(frozen=True)
@@ -129,7 +129,7 @@ def cache_facts(cache: Cache, rows: list[str]) -> CacheFacts:
                 promised.setdefault(teacher, {})[dataset] = promise
     teachers = [
         TeacherFacts(
-            name, of, tuple(_answers(cache, samples, each, name) for each in rows if each.partition("/")[0] in of)
+            name, of, tuple(_figures(cache, samples, each, name) for each in rows if each.partition("/")[0] in of)
         )
         for name, of in promised.items()
     ]
@@ -143,7 +143,7 @@ def dense_bytes(num_classes: int) -> int:
     return DenseEncoding(statistics=False).bytes_per_row(num_classes)
 
 
-def _answers(cache: Cache, samples: Samples, rows: str, teacher: str) -> Answers:
+def _figures(cache: Cache, samples: Samples, rows: str, teacher: str) -> TeacherFigures:
     dataset, _, split = rows.partition("/")
     columns = {f"teacher_{name}": f"{teacher}_{name}" for name in TEACHER_COLUMNS}
     of_split = pl.col("split") == split if split else pl.lit(value=True)
@@ -155,7 +155,7 @@ def _answers(cache: Cache, samples: Samples, rows: str, teacher: str) -> Answers
     ):  # a block has a mean log-probability of its labels, and no class
         table, accuracy = table.with_columns(teacher_top=None, label=0), None if decoded is None else decoded.accuracy
     calibration = calibration_of(table, "teacher_")
-    return Answers(
+    return TeacherFigures(
         rows,
         len(table),
         accuracy,

@@ -19,7 +19,7 @@ from student_train.report.caches import CacheFacts, cache_facts, open_cache
 from student_train.report.canvas import COLOURS
 from student_train.report.gallery import Card, Shower
 from student_train.report.rows import Comparison, TeacherRow, compare_rows, teacher_row
-from student_train.report.runs import Run, gather_runs, varied_options
+from student_train.report.runs import ShownRun, gather_runs, varied_options
 
 MOST_CACHES = 3  # that are described
 MOST_CLASSES = 24
@@ -73,8 +73,8 @@ class Contents:
     """
 
     folder: Path
-    runs: list[Run]
-    main: list[Run]
+    runs: list[ShownRun]
+    main: list[ShownRun]
     gain: str
     colours: dict[str, str]
     varied: list[str]
@@ -89,12 +89,12 @@ class Contents:
     notices: list[str] = field(default_factory=list)
 
     @property
-    def best(self) -> Run | None:
+    def best(self) -> ShownRun | None:
         """Return the best of those that are compared."""
         return next((run for run in self.main if run.name in self.colours), None)
 
     @property
-    def shown(self) -> Run | None:
+    def shown(self) -> ShownRun | None:
         """Return the best of those whose predictions are known: whose classes, tokens and mistakes are shown."""
         name = None if self.comparison is None else self.comparison.first
         return next((run for run in self.main if run.name == name), None)
@@ -117,7 +117,7 @@ def gather(folder: Path, cache_url: str | None = None) -> Contents:
         StillroomError: `cache_url` is given, and is not their cache.
     """
     runs = gather_runs(folder)
-    main = _main_group(runs)
+    main = _main_runs(runs)
     gain = "accuracy" if any(run.figures["accuracy"] is not None for run in main) else "agreement"
     able = [run for run in main if run.status in WITH_WEIGHTS and run.figures[gain] is not None]
     colours = dict(zip((run.name for run in able), COLOURS, strict=False))
@@ -138,14 +138,14 @@ def _named(names: list[str], most: int = 8) -> str:
     return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
-def _main_group(runs: list[Run]) -> list[Run]:
-    """Return the runs that were measured on the rows that most were; of two such groups the one with the best."""
-    groups = Counter(run.held for run in runs if run.identity)
-    return [run for run in runs if run.identity and run.held == groups.most_common(1)[0][0]]
+def _main_runs(runs: list[ShownRun]) -> list[ShownRun]:
+    """Return the runs that were measured on the rows that most were; of two such sets the one with the best."""
+    measured = Counter(run.held for run in runs if run.identity)
+    return [run for run in runs if run.identity and run.held == measured.most_common(1)[0][0]]
 
 
 def _open_caches(contents: Contents, cache_url: str | None) -> dict[str, Cache]:
-    """Return the caches of the runs by id, that of the main group first."""
+    """Return the caches of the runs by id, that of the main ones first."""
     urls: dict[str, str | None] = {}
     for run in (*contents.main, *contents.runs):
         if (identity := run.cache_id) is not None:
@@ -171,7 +171,7 @@ def _open_caches(contents: Contents, cache_url: str | None) -> dict[str, Cache]:
     return opened
 
 
-def _compare(contents: Contents, runs: list[Run], caches: dict[str, Cache]) -> None:
+def _compare(contents: Contents, runs: list[ShownRun], caches: dict[str, Cache]) -> None:
     """Add all that is known of single rows."""
     found = contents.comparison = compare_rows(runs, contents.colours)
     if found is None:

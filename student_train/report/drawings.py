@@ -11,7 +11,7 @@ from student_train.report.canvas import TEACHER_COLOUR
 from student_train.report.figures import Curve, Panel, Point
 from student_train.report.measures import Calibration, agreement_by_confidence, calibration_of, interval, loss_by_place
 from student_train.report.rows import Comparison, TeacherRow, teacher_row
-from student_train.report.runs import Run
+from student_train.report.runs import ShownRun
 
 COSTS = {"parameters": "parameters", "latency_ms": "ms for one row"}
 MOST_BARS = 12  # students in the picture of who is right
@@ -19,7 +19,7 @@ MOST_CALIBRATIONS = 3  # and the teacher
 
 
 def draw_all(
-    runs: Sequence[Run], colours: Mapping[str, str], gain: str, comparison: Comparison | None
+    runs: Sequence[ShownRun], colours: Mapping[str, str], gain: str, comparison: Comparison | None
 ) -> dict[str, str]:
     """Return the pictures that there is something to draw in, as data URIs by name.
 
@@ -40,7 +40,7 @@ def draw_all(
 
 
 def trade_offs(
-    runs: Sequence[Run], colours: Mapping[str, str], gain: str, *, of_tokens: bool
+    runs: Sequence[ShownRun], colours: Mapping[str, str], gain: str, *, of_tokens: bool
 ) -> dict[str, list[Point]]:
     """Return what students cost and gain, by the name of the cost; only costs that are known."""
     found: dict[str, list[Point]] = {}
@@ -66,7 +66,7 @@ def reliabilities(comparison: Comparison, colours: Mapping[str, str]) -> list[tu
     return shown
 
 
-def _curves(runs: Sequence[Run], colours: Mapping[str, str], gain: str, teacher: TeacherRow | None) -> str | None:
+def _curves(runs: Sequence[ShownRun], colours: Mapping[str, str], gain: str, teacher: TeacherRow | None) -> str | None:
     curves = [Curve(run.history, colours.get(run.name)) for run in runs if len(run.history)]
     panels = [
         Panel(gain, f"{gain}, held rows", True, teacher.accuracy if teacher and gain == "accuracy" else None),

@@ -17,13 +17,14 @@ from typing import Any, NamedTuple
 from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
+from storage.errors import si
 from student_train.report.caches import dense_bytes
 from student_train.report.canvas import TEACHER_COLOUR
 from student_train.report.contents import FEW_STUDENTS, Contents
 from student_train.report.drawings import MOST_BARS, draw_all, reliabilities, trade_offs
 from student_train.report.figures import OUTCOME_COLOURS, front_of
 from student_train.report.measures import interval
-from student_train.report.runs import Run
+from student_train.report.runs import ShownRun
 
 NONE = "–"
 MOST_JOBS = 10  # that are seen at once
@@ -41,7 +42,7 @@ class Column(NamedTuple):
 
     title: str
     tip: str
-    cell: Callable[[Run], Cell]
+    cell: Callable[[ShownRun], Cell]
     numeric: bool = True
 
 
@@ -55,22 +56,16 @@ def number(value: float | None, digits: int = 3) -> str:
     return NONE if value is None else f"{value:,}" if isinstance(value, int) else f"{value:.{digits}g}"
 
 
-def si(value: float | None) -> str:
-    """Return a number with three digits and a prefix: 1.23 M."""
-    if value is None:
-        return NONE
-    for prefix in ("", "k", "M", "G"):
-        if abs(value) < 999.5:
-            return f"{value:.3g} {prefix}".rstrip()
-        value /= 1000
-    return f"{value:.3g} T"
+def short(value: float | None) -> str:
+    """Return a number with three digits and a prefix."""
+    return NONE if value is None else si(value)
 
 
 def render(contents: Contents) -> str:
     """Return the page."""
     script, style = (files(__package__).joinpath(name).read_text(encoding="utf-8") for name in ("page.js", "page.css"))
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.filters |= {"percent": percent, "number": number, "si": si, "facts": facts}
+    environment.filters |= {"percent": percent, "number": number, "si": short, "facts": facts}
     template = environment.from_string(files(__package__).joinpath("page.html.j2").read_text(encoding="utf-8"))
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     costs = trade_offs(contents.main, contents.colours, contents.gain, of_tokens=contents.of_tokens)
@@ -111,9 +106,9 @@ def leaderboard(contents: Contents) -> list[Column]:
         Column("agreement", "share of held rows whose top class is the teacher's", _agreement(agreements)),
         Column("loss", "cross-entropy to the labels of the held rows, nats", _figure("cross_entropy", number)),
         Column("ECE", "expected calibration error, 15 bins", _figure("calibration_error", percent)),
-        Column("parameters", "that are trained and kept", _figure("parameters", si)),
+        Column("parameters", "that are trained and kept", _figure("parameters", short)),
         Column("ms/row", "latency of one row, where it was trained", _figure("latency_ms", number)),
-        Column("rows/s", "inference in batches, where it was trained", _figure("inference_rows_per_s", si)),
+        Column("rows/s", "inference in batches, where it was trained", _figure("inference_rows_per_s", short)),
         *[Column("epochs", "that were trained", _figure("epochs", number))] * (len(epochs) > 1),
         Column("seconds", "of training and evaluation", _figure("seconds", number)),
     ]
@@ -124,7 +119,7 @@ def leaderboard(contents: Contents) -> list[Column]:
     return [column for column in columns if any(column.cell(run).value is not None for run in contents.runs)]
 
 
-def smallest_equal(contents: Contents) -> Run | None:
+def smallest_equal(contents: Contents) -> ShownRun | None:
     """Return the student of fewest parameters that cannot be told from the best, if that is another."""
     best, found = contents.best, contents.comparison
     if best is None or found is None:
@@ -145,7 +140,7 @@ def facts(value: Any, prefix: str = "") -> list[tuple[str, str]]:
     return lines
 
 
-def common_identity(runs: Sequence[Run]) -> dict[str, Any]:
+def common_identity(runs: Sequence[ShownRun]) -> dict[str, Any]:
     """Return what all runs were made from alike, their options apart."""
     identities = [run.identity for run in runs if run.identity]
     first = identities[0] if identities else {}
@@ -165,12 +160,12 @@ def _listed(value: Any) -> str:
     return shown if len(value) <= 40 else f"{shown}, … ({len(value)} in all)"
 
 
-def _figure(name: str, written: Callable[[Any], str]) -> Callable[[Run], Cell]:
+def _figure(name: str, written: Callable[[Any], str]) -> Callable[[ShownRun], Cell]:
     return lambda run: Cell(written(run.figures[name]), run.figures[name])
 
 
-def _agreement(agreements: dict[str, float]) -> Callable[[Run], Cell]:
-    def cell(run: Run) -> Cell:
+def _agreement(agreements: dict[str, float]) -> Callable[[ShownRun], Cell]:
+    def cell(run: ShownRun) -> Cell:
         value = run.figures["agreement"]
         value = agreements.get(run.name) if value is None else value
         return Cell(percent(value), value)
@@ -182,10 +177,10 @@ def _is_equal(behind: tuple[float, float] | None) -> bool:
     return behind is not None and behind[0] <= behind[1]
 
 
-def _behind(contents: Contents) -> Callable[[Run], Cell]:
+def _behind(contents: Contents) -> Callable[[ShownRun], Cell]:
     found = {} if contents.comparison is None else contents.comparison.behind
 
-    def cell(run: Run) -> Cell:
+    def cell(run: ShownRun) -> Cell:
         if run.name not in found or run.name == next(iter(found)):
             return Cell("", None)
         difference, half = found[run.name]
@@ -194,8 +189,8 @@ def _behind(contents: Contents) -> Callable[[Run], Cell]:
     return cell
 
 
-def _option(name: str) -> Callable[[Run], Cell]:
-    def cell(run: Run) -> Cell:
+def _option(name: str) -> Callable[[ShownRun], Cell]:
+    def cell(run: ShownRun) -> Cell:
         text = run.options.get(name)
         try:
             return Cell(NONE if text is None else text, None if text is None else float(text))
@@ -205,6 +200,6 @@ def _option(name: str) -> Callable[[Run], Cell]:
     return cell
 
 
-def _held_rows(run: Run) -> Cell:
+def _held_rows(run: ShownRun) -> Cell:
     rows = run.rows_of("validation")
     return Cell(rows or NONE, rows)

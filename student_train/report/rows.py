@@ -23,7 +23,7 @@ from student_train.report.measures import (
     failures,
     outcomes_of,
 )
-from student_train.report.runs import Run
+from student_train.report.runs import ShownRun
 from student_train.run_files.predictions import STUDENT_SCHEMA, HeldTable, read_predictions
 
 
@@ -89,7 +89,7 @@ class TeacherRow(NamedTuple):
     calibration: Calibration | None
 
 
-def compare_rows(runs: Sequence[Run], keep: Collection[str]) -> Comparison | None:
+def compare_rows(runs: Sequence[ShownRun], keep: Collection[str]) -> Comparison | None:
     """Return a comparison of students that were measured on the same rows; None if none of them was asked.
 
     Args:
@@ -124,7 +124,7 @@ def teacher_row(held: HeldTable) -> TeacherRow | None:
     return TeacherRow(held.teacher, *figures)  # type: ignore[arg-type]
 
 
-def _held(runs: Sequence[Run]) -> HeldTable | None:
+def _held(runs: Sequence[ShownRun]) -> HeldTable | None:
     """Return the held rows as the first student that had a teacher has them, or else the first of all."""
     first = None
     for run in runs:

@@ -23,7 +23,7 @@ MOST_VARIED = 6  # options that differ, as columns of the leaderboard
 
 
 @dataclass(frozen=True)
-class Run:
+class ShownRun:
     """One student's run.
 
     Attributes:
@@ -102,14 +102,14 @@ class Run:
         return section if isinstance(section, dict) else {}
 
 
-def gather_runs(runs: Path) -> list[Run]:
+def gather_runs(runs: Path) -> list[ShownRun]:
     """Return every run below a folder, the most accurate first. Raises MissingSource: there is none."""
     found = {run.name: run for run in map(read_run, list_runs(runs))}
     order = rank([run.figures for run in found.values()])["student"]
     return [found[name] for name in order]
 
 
-def read_run(folder: Path) -> Run:
+def read_run(folder: Path) -> ShownRun:
     """Return what can be read of a run."""
     faults: list[StillroomError | str] = []
     figures = dict.fromkeys(COMPARISON) | {"student": folder.name}
@@ -132,10 +132,10 @@ def read_run(folder: Path) -> Run:
         job = (folder / JOB_FILE).read_text() if (folder / JOB_FILE).exists() else None
     except (OSError, UnicodeDecodeError) as error:
         faults.append(f"{folder / JOB_FILE} cannot be read: {error}")
-    return Run(folder, figures, record, identity, history, job, tuple(faults))
+    return ShownRun(folder, figures, record, identity, history, job, tuple(faults))
 
 
-def varied_options(runs: Sequence[Run]) -> list[str]:
+def varied_options(runs: Sequence[ShownRun]) -> list[str]:
     """Return the options in which runs differ, at most MOST_VARIED, those with the most values first."""
     options = [run.options for run in runs if run.options]
     names = list(dict.fromkeys(name for each in options for name in each))

@@ -326,7 +326,7 @@ def test_text_is_decoded_and_the_token_in_question_marked(tmp_path: Path) -> Non
 
 def fidelity(written: Contents) -> dict[str, float]:
     (facts,) = written.caches
-    answers = facts.teachers[0].answers
+    answers = facts.teachers[0].figures
     return {each.rows: each.accuracy for each in answers}
 
 
@@ -339,7 +339,7 @@ def test_the_teachers_figures_are_those_of_the_table(finished: Path, cache: Cach
 
 def test_a_dense_cache_keeps_every_top_class(finished: Path) -> None:
     (facts,) = gather(finished).caches
-    decoded = facts.teachers[0].answers[-1].decoded
+    decoded = facts.teachers[0].figures[-1].decoded
     assert decoded is not None
     assert (decoded.top_kept, decoded.outside) == (1.0, {})
 
@@ -347,7 +347,7 @@ def test_a_dense_cache_keeps_every_top_class(finished: Path) -> None:
 def test_the_mass_outside_of_kept_classes_is_measured_at_every_temperature(tmp_path: Path) -> None:
     cache = write_cache(tmp_path, Recipe(encoding=SparseEncoding(k=2, temperatures=[1.0, 4.0])))
     whole = write_cache(tmp_path / "whole", Recipe(logits_dtype="fp32"))
-    decoded = cache_facts(cache, ["toy/validation"]).teachers[0].answers[0].decoded
+    decoded = cache_facts(cache, ["toy/validation"]).teachers[0].figures[0].decoded
     held = whole.samples("toy").filter(pl.col("split") == "validation", pl.col("shard") == 0)["row"].to_numpy()
     logits = whole.read_targets("toy", "sage", 0)["logits"][held]
     for temperature in (1.0, 4.0):
@@ -358,7 +358,7 @@ def test_the_mass_outside_of_kept_classes_is_measured_at_every_temperature(tmp_p
 
 def test_draws_alone_are_not_decoded(tmp_path: Path) -> None:
     cache = write_cache(tmp_path, Recipe(encoding=SparseEncoding(n=2)))
-    answers = cache_facts(cache, ["toy/train", "toy/validation"]).teachers[0].answers
+    answers = cache_facts(cache, ["toy/train", "toy/validation"]).teachers[0].figures
     assert [each.decoded for each in answers] == [None, None]
     assert answers[0].accuracy is not None
 
