@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from storage.cache import Cache
+from storage.cache import Catalogue
 from storage.datasets import Source
 from storage.digests import differences
 from storage.encodings.naming import as_toml
@@ -21,7 +21,7 @@ from teacher_cache.teachers.options import TeacherOptions
 from teacher_cache.work.conversions import refusal
 
 
-def check_dataset(source: Cache, dataset: DatasetSpec, options: Source, job: str) -> None:
+def check_dataset(source: Catalogue, dataset: DatasetSpec, options: Source, job: str) -> None:
     """Raise StaleCache if a job's dataset is another than the richer cache's, as far as options tell."""
     try:
         content = options.as_promised(dataset.source).content()
@@ -32,7 +32,7 @@ def check_dataset(source: Cache, dataset: DatasetSpec, options: Source, job: str
         raise _stale(source, f"{dataset.name}/dataset.json", fields, job)
 
 
-def recoded_spec(source: Cache, dataset: DatasetSpec, options: TeacherOptions, job: str) -> TeacherSpec:
+def recoded_spec(source: Catalogue, dataset: DatasetSpec, options: TeacherOptions, job: str) -> TeacherSpec:
     """Return what the smaller cache promises of a teacher: the richer one's promise, stored otherwise.
 
     Raises:
@@ -61,7 +61,7 @@ def recoded_spec(source: Cache, dataset: DatasetSpec, options: TeacherOptions, j
     return found.model_copy(update={"encoding": options.encoding, "features": options.features})
 
 
-def _check_features(source: Cache, dataset: str, found: TeacherSpec, options: TeacherOptions, job: str) -> None:
+def _check_features(source: Catalogue, dataset: str, found: TeacherSpec, options: TeacherOptions, job: str) -> None:
     for name, feature in options.features.items():
         if found.features.get(name) != feature:
             there = [f"{key} = {value.model_dump_json()}" for key, value in found.features.items()]
@@ -73,12 +73,12 @@ def _check_features(source: Cache, dataset: str, found: TeacherSpec, options: Te
             )
 
 
-def wanted_views(source: Cache, dataset: DatasetSpec, teacher: TeacherOptions, request: BuildRequest) -> list[str]:
+def wanted_views(source: Catalogue, dataset: DatasetSpec, teacher: TeacherOptions, request: BuildRequest) -> list[str]:
     """Return the views that a job asks for, all of which the richer cache has. Raises NotInCache, StaleCache."""
     wanted, there = views_of(request.views, dataset), source.view_names(dataset.name, teacher.name)
     if request.views is not None and wanted != [PLAIN]:
         asked = ViewsSpec(name=dataset.name, seed=request.views.seed, transforms=tuple(request.views.transforms))
-        promised = source.views(dataset.name)
+        promised = source.views.get(dataset.name)
         was = {} if promised is None else promised.model_dump(mode="json")
         if fields := differences(was, asked.model_dump(mode="json")):
             raise _stale(source, f"{dataset.name}/{VIEWS_JSON}", fields, request.job)
@@ -92,7 +92,7 @@ def wanted_views(source: Cache, dataset: DatasetSpec, teacher: TeacherOptions, r
     return wanted
 
 
-def _stale(source: Cache, path: str, fields: Sequence[tuple[str, object, object]], job: str) -> StaleCache:
+def _stale(source: Catalogue, path: str, fields: Sequence[tuple[str, object, object]], job: str) -> StaleCache:
     return StaleCache(
         f"{source.url} was built by another job: {path} differs in {', '.join(name for name, _, _ in fields)}",
         found="\n".join(f"{name} = {was!r}" for name, was, _ in fields),

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from storage.cache import TOKENIZER_JSON, Cache
+from storage.cache import TOKENIZER_JSON, Cache, Catalogue
 from storage.cache.watcher import Watcher
 from storage.errors import BadRequest, IncompleteCache, StaleCache
 from storage.format.rows import ShardRows, segment_path
@@ -51,9 +51,15 @@ class RecodeStage(NamedTuple):
 
 @dataclass(frozen=True)
 class PreparedRecoding:
-    """Everything that a recoding will do; nothing is done yet."""
+    """Everything that a recoding will do; nothing is done yet.
 
-    source: Cache
+    Attributes:
+        source: what the richer cache holds.
+        request: for the smaller one.
+        stages: ingests first.
+    """
+
+    source: Catalogue
     request: BuildRequest
     stages: tuple[RecodeStage, ...]
 
@@ -63,11 +69,11 @@ class PreparedRecoding:
         return {stage.name: stage.missing for stage in self.stages if stage.missing}
 
 
-def prepare_recoding(source: Cache, request: BuildRequest) -> PreparedRecoding:
+def prepare_recoding(richer: Cache, request: BuildRequest) -> PreparedRecoding:
     """Return what a recoding would do. Reads only, and loads no teacher.
 
     Args:
-        source: the richer cache.
+        richer: the cache to recode from.
         request: the job of the smaller one, as `cache build` would ask it.
 
     Raises:
@@ -76,7 +82,8 @@ def prepare_recoding(source: Cache, request: BuildRequest) -> PreparedRecoding:
         MissingCapability: what it holds is not enough.
         StaleCache: it was made from another dataset, teacher or views than the job says.
     """
-    _check_apart(source, request)
+    _check_apart(richer, request)
+    source = richer.catalogue(_datasets(request), with_plans=True)
     stages: list[RecodeStage] = []
     for options in request.sources:
         dataset = source.dataset(options.name)
@@ -108,9 +115,9 @@ def run_recode(recoding: PreparedRecoding, runner: Runner, watcher: Watcher) -> 
     except StaleCache as error:
         do = f"cache recode {source.url} {request.job} --as NAME    # a new cache beside it"
         raise StaleCache(error.what, error.found, error.expected, do) from None
-    stages = Stages(cache, runner, watcher)
+    before, stages = cache.catalogue(_datasets(request)), Stages(cache, runner, watcher)
     for stage in recoding.stages:
-        committed = cache.committed(stage.dataset, stage.teacher, stage.view)
+        committed = before.committed(stage.dataset, stage.teacher, stage.view)
         todo = [shard for shard in stage.shards if shard.shard not in committed]
         if stage.teacher is not None and todo:  # a shard whose inputs could not be copied cannot be recoded either
             ready = cache.committed(stage.dataset)
@@ -118,21 +125,23 @@ def run_recode(recoding: PreparedRecoding, runner: Runner, watcher: Watcher) -> 
         else:
             pieces = _work(recoding, stage, todo)
         stages.run(stage.name, stage.shards, todo, pieces)
-    return stages.end(cache.catalogue().ledger(), [s.dataset for s in recoding.stages if s.teacher is None])
+    return stages.end(cache.catalogue(_datasets(request)).ledger(), _datasets(request))
 
 
 def needs_runner(recoding: PreparedRecoding) -> bool:
     """Return whether there is anything to run: a cluster for nothing would cost seconds."""
     cache = Cache.find(recoding.request.cache)
-    return cache is None or any(
-        {shard.shard for shard in stage.shards} - _committed(cache, stage) for stage in recoding.stages
+    if cache is None:
+        return True
+    there = cache.catalogue(_datasets(recoding.request))
+    return any(
+        {shard.shard for shard in stage.shards} - there.committed(stage.dataset, stage.teacher, stage.view)
+        for stage in recoding.stages
     )
 
 
-def _committed(cache: Cache, stage: RecodeStage) -> set[int]:
-    if stage.dataset not in cache.dataset_names():
-        return set()
-    return cache.committed(stage.dataset, stage.teacher, stage.view)
+def _datasets(request: BuildRequest) -> list[str]:
+    return [source.name for source in request.sources]
 
 
 def _check_apart(source: Cache, request: BuildRequest) -> None:
@@ -148,7 +157,7 @@ def _check_apart(source: Cache, request: BuildRequest) -> None:
     )
 
 
-def _stage(source: Cache, dataset: str, teacher: str | None, view: str, spec: TeacherSpec | None) -> RecodeStage:
+def _stage(source: Catalogue, dataset: str, teacher: str | None, view: str, spec: TeacherSpec | None) -> RecodeStage:
     committed = source.committed(dataset, teacher, view)
     if teacher is not None:
         committed &= source.committed(dataset)
@@ -157,7 +166,7 @@ def _stage(source: Cache, dataset: str, teacher: str | None, view: str, spec: Te
     return RecodeStage(dataset, teacher, view, spec, there, len(shards) - len(there))
 
 
-def _write_promises(source: Cache, cache: Cache, recoding: PreparedRecoding) -> None:
+def _write_promises(source: Catalogue, cache: Cache, recoding: PreparedRecoding) -> None:
     """Write every promise and every segment, before any data."""
     job = recoding.request.job
     for stage in recoding.stages:
@@ -165,18 +174,17 @@ def _write_promises(source: Cache, cache: Cache, recoding: PreparedRecoding) -> 
         if stage.spec is not None:
             write_spec(cache.objects, f"{name}/{stage.spec.name}/teacher.json", stage.spec, job)
             continue
-        if source.tokenizer(name) is not None:
+        if source.tokenizer(name) is not None:  # and is the one that was promised
             _copy_object(source, cache, f"{name}/{TOKENIZER_JSON}")
         write_spec(cache.objects, f"{name}/dataset.json", source.dataset(name), job)
-        views = source.views(name)
-        if views is not None and any(other.dataset == name and other.view != PLAIN for other in recoding.stages):
-            write_spec(cache.objects, f"{name}/{VIEWS_JSON}", views, job)
+        if name in source.views and any(other.dataset == name and other.view != PLAIN for other in recoding.stages):
+            write_spec(cache.objects, f"{name}/{VIEWS_JSON}", source.views[name], job)
     for name in dict.fromkeys(stage.dataset for stage in recoding.stages):
-        for number in range(len(source.plan(name).segments)):
+        for number in range(len(source.plans[name].segments)):
             _copy_object(source, cache, segment_path(name, number))
 
 
-def _copy_object(source: Cache, cache: Cache, path: str) -> None:
+def _copy_object(source: Catalogue, cache: Cache, path: str) -> None:
     """Create an object as it is; if one is there already, check that it is the same. Raises StaleCache."""
     data = source.objects.get(path)
     if not cache.objects.create(path, data) and cache.objects.get(path) != data:
