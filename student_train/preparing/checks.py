@@ -42,7 +42,8 @@ def check_held(dataset: DatasetSpec, held: DatasetSpec, data: DataOptions) -> No
     def described(spec: DatasetSpec) -> str:
         classes = task_of(spec).described(spec)
         tokenizer = f", tokenizer {spec.tokenizer}" if spec.tokenizer is not None else ""
-        return f"{classes}, inputs {spec.input_shape} {spec.input_dtype}{tokenizer}"
+        names = f": {', '.join(spec.classes)}" if dataset.classes != held.classes else ""
+        return f"{classes}{names}, inputs {spec.input_shape} {spec.input_dtype}{tokenizer}"
 
     if (dataset.classes, described(dataset)) != (held.classes, described(held)):
         raise BadRequest(
@@ -51,6 +52,8 @@ def check_held(dataset: DatasetSpec, held: DatasetSpec, data: DataOptions) -> No
             expected=f"the same classes: {described(dataset)}",
             do=f'tokenizer_of = "{dataset.name}" in the cache job\'s [[dataset]] {held.name}'
             if inputs_of(dataset).tokenised
+            else "give both datasets the same `classes`, in one order, in the cache job"
+            if dataset.classes != held.classes
             else None,
         )
 

@@ -108,6 +108,7 @@ def _prepare(
         mean=options.mean if inputs.normalised else None,
         std=options.std if inputs.normalised else None,
         tokenizer=dataset.tokenizer,
+        classes=tuple(dataset.classes),
         inputs=inputs.name,
         task=storage_task(dataset).name,
     )

@@ -24,6 +24,7 @@ class Blueprint(Options):
         input_shape: of one row, (L,) for tokens.
         mean, std: normalisation of its inputs; None for tokens, which have none.
         tokenizer: fingerprint of the tokenizer whose ids it knows, if that was known.
+        classes: names in the order of its scores; empty: they have none, or it was trained before they were kept.
         inputs: what its rows are made of, of `storage.inputs`; None: tokens if it does not normalise, else pixels.
         task: what is asked of them, of `storage.tasks`; None: what is implied of such inputs.
     """
@@ -35,7 +36,7 @@ class Blueprint(Options):
     mean: Numbers | None
     std: Numbers | None
     tokenizer: str | None = None
-
+    classes: Annotated[tuple[str, ...], Field(strict=False)] = ()
     inputs: str | None = None
     task: str | None = None
 
@@ -58,7 +59,7 @@ class Blueprint(Options):
     @model_serializer(mode="wrap")
     def _without_unsaid(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
         """Leave out what a student.json had no key for, where it says nothing: older versions read it as before."""
-        return {key: value for key, value in handler(self).items() if key not in ("inputs", "task") or value}
+        return {key: value for key, value in handler(self).items() if key not in ("classes", "inputs", "task") or value}
 
     @property
     def made_of(self) -> Inputs:

@@ -12,6 +12,7 @@ from teacher_cache.building.augmenting import check_augmented, is_augmented, pro
 from teacher_cache.building.growth import missing
 from teacher_cache.building.prepared import BuildRequest, PreparedBuild, PreparedDataset, Stage
 from teacher_cache.building.sources import prepare_dataset
+from teacher_cache.teachers.classes import check_classes
 from teacher_cache.teachers.options import TeacherOptions, check_tokens
 
 
@@ -68,6 +69,7 @@ def _promise_teacher(
     # Where the first build will put a tokenizer that is learned, for messages.
     unbuilt = None if known else f"{request.cache}/{dataset.name}/{TOKENIZER_JSON}"
     check_tokens(teacher, dataset, unbuilt)
+    check_classes(teacher, dataset)
     if not dataset.num_classes:
         raise BadRequest(
             f"dataset {dataset.name} has no classes, so teacher {teacher.name} cannot be checked against them",

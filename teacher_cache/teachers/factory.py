@@ -14,18 +14,19 @@ if TYPE_CHECKING:
 
     from teacher_cache.teachers.options import TeacherOptions
 
-KEYS: tuple[str, ...] = ("arguments", "weights", "mean", "std", "tokenizer")
+KEYS: tuple[str, ...] = ("arguments", "weights", "mean", "std", "tokenizer", "classes")
 
 
 def told(options: TeacherOptions) -> dict[str, Any]:
     """Return what the job itself tells of the model: the function, without the file that it is in."""
     assert options.factory is not None
-    return {
+    said = {
         "function": options.factory.rpartition(":")[2],  # without its file, which may move
         "arguments": options.arguments,
         "mean": options.mean,
         "std": options.std,
     }
+    return said if options.classes is None else said | {"classes": options.classes}
 
 
 def digests(options: TeacherOptions) -> dict[str, Any]:
@@ -44,6 +45,11 @@ def spoken(options: TeacherOptions) -> tuple[str | None, str]:
     if options.tokenizer is None:
         return None, "the job names none"
     return read_tokenizer(options.tokenizer).fingerprint, str(options.tokenizer)
+
+
+def classes(options: TeacherOptions) -> list[str] | None:
+    """Return the names that the job gives its scores."""
+    return options.classes
 
 
 def load(options: TeacherOptions) -> nn.Module:

@@ -31,6 +31,9 @@ class Kind(Protocol):
     def spoken(self, options: TeacherOptions) -> tuple[str | None, str]:
         """Return the fingerprint of the tokenizer that it speaks, None for none, and who says so."""
 
+    def classes(self, options: TeacherOptions) -> list[str] | None:
+        """Return the names of its classes in the order of its scores, without loading it; None: it does not say."""
+
     def load(self, options: TeacherOptions) -> nn.Module:
         """Return the model with its weights, on the CPU."""
 

@@ -14,6 +14,8 @@ from storage.errors import BadTeacher
 from storage.format.specs import DatasetSpec
 from storage.inputs import inputs_of
 from storage.tasks import task_of
+from teacher_cache.teachers.classes import order_of
+from teacher_cache.teachers.kinds import KINDS
 from teacher_cache.teachers.options import TeacherOptions
 
 if TYPE_CHECKING:
@@ -28,6 +30,7 @@ class Teacher:
         self.batch_size = options.batch_size
         self.model = model.eval().requires_grad_(False)  # no dropout, no batch statistics: one answer for each row
         self._options = options
+        self._class_names = KINDS[options.kind].classes(options)
         self._captured: dict[str, Tensor] = {}
         modules = dict(model.named_modules())
         for name, feature in options.features.items():
@@ -94,6 +97,9 @@ class Teacher:
                     expected=f"a tensor ({len(inputs_B)}, …) from layer {feature.layer}",
                     do="name another layer",
                 )
+        order = order_of(self._class_names, dataset.classes)
+        if order is not None and logits_BC.shape[-1] == len(order):  # if not, `check_logits` says so
+            logits_BC = logits_BC[..., order]
         return logits_BC.float(), self._captured
 
     def _capture(self, name: str) -> Callable[..., None]:

@@ -35,6 +35,7 @@ class TeacherOptions(Options):
         features: name → layer, pooling and precision of an intermediate tensor to store beside.
         batch_size: rows of one forward pass.
         tokenizer: the `tokenizer.json` that a factory's model speaks, over text. A student carries its own.
+        classes: names of a factory's scores, in their order; without them, that of the dataset. A student has its own.
         datasets: which of the job's datasets it is run over; by default all.
     """
 
@@ -51,6 +52,7 @@ class TeacherOptions(Options):
     features: dict[Name, FeatureEncoding] = Field(default_factory=dict)
     batch_size: Annotated[int, Field(ge=1)] = 256
     tokenizer: JobPath | None = None
+    classes: Annotated[list[str], Field(min_length=1)] | None = None
     datasets: list[Name] | None = None
 
     @model_validator(mode="after")

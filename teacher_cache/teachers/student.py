@@ -34,18 +34,15 @@ def digests(options: TeacherOptions) -> dict[str, Any]:
 
 def spoken(options: TeacherOptions) -> tuple[str | None, str]:
     """Return the fingerprint of the tokenizer that it carries, without loading it, and which file says so."""
-    assert options.student is not None
-    path = options.student / "student.json"
-    try:
-        fingerprint = json.loads(path.read_bytes()).get("tokenizer")
-    except OSError as error:
-        raise MissingSource(
-            f"there is no trained student in {options.student}", found=error.strerror, expected=path.name
-        ) from None
-    except (ValueError, AttributeError, RecursionError) as error:
-        raise BadWeights(f"{path} describes no student", found=str(error)) from None
+    fingerprint = _blueprint(options).get("tokenizer")
     # Anything else than a name is as good as none here; what else is wrong with the file, loading tells.
-    return fingerprint if isinstance(fingerprint, str) else None, str(path)
+    return fingerprint if isinstance(fingerprint, str) else None, f"{options.student}/student.json"
+
+
+def classes(options: TeacherOptions) -> list[str] | None:
+    """Return the names of its classes; None of a student that was trained before they were kept, or of tokens."""
+    names = _blueprint(options).get("classes")
+    return [str(name) for name in names] if isinstance(names, list) else None
 
 
 def load(options: TeacherOptions) -> nn.Module:
@@ -54,3 +51,19 @@ def load(options: TeacherOptions) -> nn.Module:
 
     assert options.student is not None
     return load_student(options.student, architecture=options.architecture)
+
+
+def _blueprint(options: TeacherOptions) -> dict[str, Any]:
+    assert options.student is not None
+    path = options.student / "student.json"
+    try:
+        value = json.loads(path.read_bytes())
+    except OSError as error:
+        raise MissingSource(
+            f"there is no trained student in {options.student}", found=error.strerror, expected=path.name
+        ) from None
+    except (ValueError, RecursionError) as error:
+        raise BadWeights(f"{path} describes no student", found=str(error)) from None
+    if not isinstance(value, dict):
+        raise BadWeights(f"{path} describes no student", found=type(value).__name__)
+    return value

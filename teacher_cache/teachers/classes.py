@@ -1,0 +1,54 @@
+"""A class has a name wherever it goes: a teacher's scores against a dataset's classes, by name, never by place."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from storage.errors import BadRequest
+from storage.format.specs import DatasetSpec
+from teacher_cache.teachers.kinds import KINDS
+from teacher_cache.teachers.options import TeacherOptions
+
+SHOWN = 12  # names, in a message
+
+
+def check_classes(teacher: TeacherOptions, dataset: DatasetSpec) -> None:
+    """Check that a teacher which names its classes has those of a dataset, in any order (invariant 13).
+
+    Raises:
+        BadRequest: it has others; both lists are shown.
+    """
+    names = KINDS[teacher.kind].classes(teacher)
+    if names is None or not dataset.classes or sorted(names) == sorted(dataset.classes):
+        return
+    unknown, missing = _less(names, dataset.classes), _less(dataset.classes, names)
+    raise BadRequest(
+        f"teacher {teacher.name} scores other classes than dataset {dataset.name} has",
+        found=_listed(names) + (f"  (unknown: {_listed(unknown)})" if unknown else ""),
+        expected=_listed(dataset.classes) + (f"  (missing: {_listed(missing)})" if missing else ""),
+        do="give the dataset's `classes` by the teacher's names; or keep the teacher off it with `datasets = [...]`",
+    )
+
+
+def order_of(names: Sequence[str] | None, classes: Sequence[str]) -> list[int] | None:
+    """Return which of a teacher's scores is of each of a dataset's classes; None where they are in that order already.
+
+    >>> order_of(["ship", "cat", "dog"], ["cat", "dog", "ship"])
+    [1, 2, 0]
+    >>> order_of(["cat", "dog"], ["cat", "dog"]) is None, order_of(None, ["cat", "dog"]) is None
+    (True, True)
+    """
+    if names is None or not classes or list(names) == list(classes):
+        return None
+    places = {name: place for place, name in enumerate(names)}
+    return [places[name] for name in classes]
+
+
+def _less(names: Sequence[str], others: Sequence[str]) -> list[str]:
+    there = set(others)
+    return [name for name in names if name not in there]
+
+
+def _listed(names: Sequence[str]) -> str:
+    more = f", and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+    return ", ".join(names[:SHOWN]) + more

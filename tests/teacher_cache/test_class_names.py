@@ -1,0 +1,82 @@
+"""A class has a name wherever it goes (invariant 13): teachers and datasets that order their classes differently."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from storage.cache import Cache
+from storage.errors import BadRequest
+from student_train.students import Blueprint, load_student, save_student
+from student_train.students.build import build_student
+from tests.teacher_cache.toys import build, write_job
+
+ARRAYS = '[[dataset]]\nname = "d"\nkind = "arrays"\npath = "x.npz"\nclasses = {classes}\n'
+STUDENT = '[[teacher]]\nname = "t"\nstudent = "run"\n'
+FACTORY = '[[teacher]]\nname = "t"\nfactory = "t.py:build"\nweights = "t.safetensors"\n{more}'
+
+
+@pytest.fixture
+def kitchen(tmp_path: Path) -> Path:
+    """Images of three classes, and a student that calls its scores cat, dog, ship."""
+    images = np.random.default_rng(0).integers(0, 256, (6, 1, 2, 2), np.uint8)
+    np.savez(tmp_path / "x.npz", inputs=images, labels=np.arange(6) % 3)
+    blueprint = Blueprint(
+        architecture="mlp",
+        options={"hidden": [3]},
+        num_classes=3,
+        input_shape=(1, 2, 2),
+        mean=(0.0,),
+        std=(1.0,),
+        classes=("cat", "dog", "ship"),
+    )
+    torch.manual_seed(0)
+    save_student(tmp_path / "run", blueprint, build_student(blueprint).state_dict())
+    layer = torch.nn.Linear(4, 3)
+    save_file({f"1.{name}": value for name, value in layer.state_dict().items()}, tmp_path / "t.safetensors")
+    (tmp_path / "t.py").write_text(
+        "import torch\ndef build(): return torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(4, 3))\n"
+    )
+    return tmp_path
+
+
+def logits(folder: Path, classes: list[str], teacher: str, cache: str) -> np.ndarray:
+    listed = str(classes).replace("'", '"')
+    build(write_job(folder, ARRAYS.format(classes=listed), teacher, cache=cache))
+    return Cache.open(str(folder / cache)).read_targets("d", "t", 0)["logits"]
+
+
+def test_a_students_scores_follow_the_datasets_classes_by_name(kitchen: Path) -> None:
+    images = torch.from_numpy(np.load(kitchen / "x.npz")["inputs"]).float() / 255
+    own = load_student(kitchen / "run")(images).detach().numpy()
+    assert np.allclose(logits(kitchen, ["cat", "dog", "ship"], STUDENT, "a"), own, atol=1e-6)
+    assert np.allclose(logits(kitchen, ["ship", "cat", "dog"], STUDENT, "b"), own[:, [2, 0, 1]], atol=1e-6)
+
+
+def test_other_classes_are_refused_with_both_lists(kitchen: Path) -> None:
+    with pytest.raises(BadRequest) as caught:
+        logits(kitchen, ["boat", "dog", "kitten"], STUDENT, "c")
+    assert (caught.value.found, caught.value.expected) == (
+        "cat, dog, ship  (unknown: cat, ship)",
+        "boat, dog, kitten  (missing: boat, kitten)",
+    )
+
+
+def test_a_factorys_scores_may_be_named_in_the_job(kitchen: Path) -> None:
+    unnamed = logits(kitchen, ["cat", "dog", "ship"], FACTORY.format(more=""), "d")
+    named = FACTORY.format(more='classes = ["cat", "dog", "ship"]\n')
+    assert np.array_equal(logits(kitchen, ["cat", "dog", "ship"], named, "e"), unnamed)
+    assert np.array_equal(logits(kitchen, ["dog", "ship", "cat"], named, "f"), unnamed[:, [1, 2, 0]])
+
+
+def test_a_student_without_names_is_taken_as_it_was(kitchen: Path) -> None:
+    path = kitchen / "run/student.json"
+    with_names = logits(kitchen, ["cat", "dog", "ship"], STUDENT, "g")
+    said = {key: value for key, value in json.loads(path.read_text()).items() if key != "classes"}
+    path.write_text(json.dumps(said))
+    assert np.array_equal(logits(kitchen, ["x", "y", "z"], STUDENT, "h"), with_names)
