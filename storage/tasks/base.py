@@ -28,6 +28,7 @@ class Task(ABC):
         name: in `dataset.json`, and in a job.
         inputs: kinds of rows of which it can be asked.
         site_name: what its sites are called where they are counted: "row", "token".
+        unlabelled_sites: whether a site without a label is one to answer.
         label_array: the ingest's array that holds labels; None where a label is a column of the sample table.
         padded_classes: whether a teacher may give more logits than there are classes; the rest pads a vocabulary.
         pooled_features: whether a teacher's features may be pooled over the axes behind the first two.
@@ -36,6 +37,7 @@ class Task(ABC):
     name: ClassVar[str]
     inputs: ClassVar[tuple[str, ...]]
     site_name: ClassVar[str]
+    unlabelled_sites: ClassVar[bool]
     label_array: ClassVar[str | None]
     padded_classes: ClassVar[bool]
     pooled_features: ClassVar[bool]
@@ -69,13 +71,16 @@ class Task(ABC):
     def site_keys(self, keys_B: Tensor, input_shape: Sequence[int]) -> Tensor:
         """Return what draws are a function of at each site, (B, *sites) int64, from the keys of rows."""
 
-    @abstractmethod
     def asked_sites(self, labels: Tensor) -> Tensor:
         """Return which of the flattened sites are looked at where some are enough, ascending, int64.
 
         Args:
-            labels: (B, *sites).
+            labels: (B, *sites). If none of them is one, every site is looked at.
         """
+        import torch
+
+        labelled = (labels.flatten() >= 0).nonzero()[:, 0]
+        return labelled if len(labelled) and not self.unlabelled_sites else torch.arange(labels.numel())
 
     @abstractmethod
     def row_columns(self, sites: dict[str, Tensor], labels: Tensor) -> dict[str, Tensor]:

@@ -22,6 +22,7 @@ class LanguageModel(Task):
     name: ClassVar[Literal["language_model"]] = "language_model"
     inputs = ("tokens",)
     site_name = "token"
+    unlabelled_sites = False
     label_array: ClassVar[str] = "labels"
     padded_classes = True  # models round their vocabulary up, for the sake of the hardware
     pooled_features = False  # a feature is a vector of each position
@@ -46,12 +47,6 @@ class LanguageModel(Task):
         from storage.encodings.draws import position_keys
 
         return position_keys(keys_B, input_shape[0])
-
-    def asked_sites(self, labels: Tensor) -> Tensor:
-        import torch
-
-        labelled = (labels.flatten() >= 0).nonzero()[:, 0]
-        return labelled if len(labelled) else torch.arange(labels.numel())
 
     def row_columns(self, sites: dict[str, Tensor], labels: Tensor) -> dict[str, Tensor]:
         known = labels >= 0

@@ -20,6 +20,7 @@ class OneClass(Task):
     """What tasks have in common that ask for the class of a row, whatever the row is made of."""
 
     site_name = "row"
+    unlabelled_sites = True
     label_array = None
     padded_classes = False
     pooled_features = True
@@ -41,11 +42,6 @@ class OneClass(Task):
 
     def site_keys(self, keys_B: Tensor, input_shape: Sequence[int]) -> Tensor:
         return keys_B
-
-    def asked_sites(self, labels: Tensor) -> Tensor:
-        import torch
-
-        return torch.arange(len(labels))  # a teacher's answer can be stored whether or not there is a label
 
     def row_columns(self, sites: dict[str, Tensor], labels: Tensor) -> dict[str, Tensor]:
         of_label_B = sites["label_log_probability"].masked_fill(labels < 0, float("nan"))

@@ -106,9 +106,7 @@ def select_rows(
     found = wanted.filter(~pl.col("shard").is_in(gone))
     if found.is_empty():
         raise absent.nothing_left(rows)
-    if (
-        needs.labels and task_of(catalogue.dataset(dataset)).label_array is None
-    ):  # else some sites of a row may have none
+    if needs.labels and task_of(catalogue.dataset(dataset)).label_array is None:  # else a site may have none
         _check_labelled(rows, found)
     return _selection(catalogue, dataset, found, agree_with, views)
 

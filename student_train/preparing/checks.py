@@ -80,13 +80,12 @@ def check_halving(request: Request, students: Sequence[PreparedRun]) -> None:
         return
     metric = request.fleet.halving.metric
     for student in students:
-        in_array = (
-            task_of(student.held.catalogue.dataset(student.held.dataset)).label_array is not None
-        )  # not looked at
+        task = task_of(student.held.catalogue.dataset(student.held.dataset))
+        unread = task.label_array is not None  # of labels in an array nothing has been read yet
         if metric == "agreement":
             lacking = None if student.held.tops_N is not None else "a teacher to agree with"
         else:
-            lacking = None if in_array or (student.held.labels_N >= 0).any() else "labels"
+            lacking = None if unread or (student.held.labels_N >= 0).any() else "labels"
         if lacking is not None:
             raise BadRequest(
                 f"[halving] compares students by {metric}, which {student.options.name} would not have",

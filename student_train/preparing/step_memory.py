@@ -16,9 +16,9 @@ from student_train.losses.outputs import Outputs, Shapes
 from student_train.preparing.blank import blank_batch
 from student_train.preparing.request import PreparedRun
 from student_train.stepping.forward import Tapped, check_student
-from student_train.stepping.positions import part_size
 from student_train.stepping.state import make_optimizer
 from student_train.students import Student, build_student
+from student_train.students.parts import part_size
 from student_train.tasks import Way, task_of
 
 PICKED_COPIES = 3  # of a student of tokens' hidden states: those that count, and their gradient there and in all

@@ -6,7 +6,8 @@ per-sample table; and what an encoding did to them, from the first held targets,
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import polars as pl
@@ -18,13 +19,15 @@ from storage.cache.status import read_info
 from storage.encodings import Capability, DenseEncoding, Encoded
 from storage.errors import StaleCache
 from storage.targets.soft import SparseTargets
+from storage.tasks import task_of
 from storage.views import PLAIN
 from student_train.feed.batches import Needs, SoftNeed
-from student_train.feed.selection import select_rows
-from student_train.feed.shard_source import LABELS, ShardSource
+from student_train.feed.selection import Selection, select_rows
+from student_train.feed.shard_source import LABELS, Arrays, ShardSource
 from student_train.feed.windows import load_shard
 from student_train.report.measures import accuracy_of, calibration_of, cross_entropy_of
-from student_train.stepping.positions import part_size
+from student_train.students.parts import part_size
+from student_train.tasks import TASKS, StudentTask, Way
 
 MOST_DECODED = 1024  # rows or positions
 
@@ -149,11 +152,10 @@ def _figures(cache: Cache, samples: Samples, rows: str, teacher: str) -> Teacher
     of_split = pl.col("split") == split if split else pl.lit(value=True)
     table = samples.of(dataset, [teacher]).filter(of_split).select("label", **columns)
     confidence, decoded = table["teacher_top_probability"], _decoded(cache, samples, rows, teacher)
+    table = _task_of(samples, dataset).told_of_rows(table)
     accuracy = accuracy_of(table, "teacher_")
-    if (
-        samples.catalogue.dataset(dataset).vocabulary is not None
-    ):  # a block has a mean log-probability of its labels, and no class
-        table, accuracy = table.with_columns(teacher_top=None, label=0), None if decoded is None else decoded.accuracy
+    if accuracy is None and decoded is not None:
+        accuracy = decoded.accuracy
     calibration = calibration_of(table, "teacher_")
     return TeacherFigures(
         rows,
@@ -181,18 +183,30 @@ def _decoded(cache: Cache, samples: Samples, rows: str, teacher: str) -> Decoded
     source = ShardSource(cache, selection)
     arrays = load_shard(source, 0, source.names(needs))
     encoded = source.encoded(arrays)[teacher]
-    if source.label_arrays:
-        labels_N = arrays[LABELS].flatten().long()
-        positions_N = (labels_N >= 0).nonzero()[:MOST_DECODED, 0]
-        parts = [encoded.pick(part_N) for part_N in positions_N.split(part_size(encoded.num_classes, labels_N.device))]
-        labels_N, tops_N = labels_N[positions_N], None
-    else:
-        first = {name: values[:MOST_DECODED] for name, values in encoded.arrays.items()}
-        parts = [Encoded(encoding, encoded.num_classes, first)]
-        size = min(MOST_DECODED, int(selection.shard_sizes_S[0]))
-        labels_N = torch.from_numpy(selection.labels_N[:size])
-        tops_N = None if selection.tops_N is None else torch.from_numpy(selection.tops_N[:size])
-    return _compared(parts, labels_N, tops_N)
+    return FIRST[_task_of(samples, dataset).way](selection, arrays, encoded)
+
+
+def _task_of(samples: Samples, dataset: str) -> StudentTask:
+    return TASKS[task_of(samples.catalogue.dataset(dataset)).name]
+
+
+def _first_rows(selection: Selection, arrays: Arrays, encoded: Encoded) -> Decoded:
+    first = {name: values[:MOST_DECODED] for name, values in encoded.arrays.items()}
+    size = min(MOST_DECODED, int(selection.shard_sizes_S[0]))
+    labels_N = torch.from_numpy(selection.labels_N[:size])
+    tops_N = None if selection.tops_N is None else torch.from_numpy(selection.tops_N[:size])
+    return _compared([replace(encoded, arrays=first)], labels_N, tops_N)
+
+
+def _first_sites(selection: Selection, arrays: Arrays, encoded: Encoded) -> Decoded:
+    labels_N = arrays[LABELS].flatten().long()
+    sites_N = (labels_N >= 0).nonzero()[:MOST_DECODED, 0]
+    parts = [encoded.pick(part_N) for part_N in sites_N.split(part_size(encoded.num_classes, labels_N.device))]
+    return _compared(parts, labels_N[sites_N], None)
+
+
+# What is left of the first targets of a shard.
+FIRST: dict[Way, Callable[[Selection, Arrays, Encoded], Decoded]] = {"rows": _first_rows, "sites": _first_sites}
 
 
 def _compared(parts: list[Encoded], labels_N: Tensor, tops_N: Tensor | None) -> Decoded:

@@ -6,6 +6,7 @@ Students are compared row by row only where they were measured on the same rows:
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,6 +21,7 @@ from student_train.report.canvas import COLOURS
 from student_train.report.gallery import Card, Shower
 from student_train.report.rows import Comparison, TeacherRow, compare_rows, teacher_row
 from student_train.report.runs import ShownRun, gather_runs, varied_options
+from student_train.tasks import TASKS, Shown
 
 MOST_CACHES = 3  # that are described
 MOST_CLASSES = 24
@@ -100,9 +102,9 @@ class Contents:
         return next((run for run in self.main if run.name == name), None)
 
     @property
-    def of_tokens(self) -> bool:
-        """Whether rows are positions of tokens."""
-        return self.comparison is not None and self.comparison.held.of_tokens
+    def task(self) -> Shown:
+        """What there is to show of the task of the rows; of rows of which no prediction is left, what is of any."""
+        return TASKS["image_classification" if self.comparison is None else self.comparison.held.task].shown
 
 
 def gather(folder: Path, cache_url: str | None = None) -> Contents:
@@ -185,15 +187,10 @@ def _compare(contents: Contents, runs: list[ShownRun], caches: dict[str, Cache])
         )
     held = found.held
     contents.teacher = teacher_row(held)
-    shower = Shower(caches.get(held.cache), held.dataset)
+    shower = Shower(caches.get(held.cache), held.dataset, contents.task)
     if found.kept:
         best = next(iter(found.kept.values()))
-        if held.of_tokens:
-            contents.tokens = [
-                row | {"token": shower.class_name(row["label"])} for row in measures.costliest_tokens(best).to_dicts()
-            ]
-        else:
-            contents.num_classes, contents.classes = _classes(found, best, shower)
+        BREAKDOWNS[contents.task.breakdown](contents, found, best, shower)
         contents.confusions = [
             row | {"said": shower.class_name(row["top"]), "is": shower.class_name(row["label"])}
             for row in measures.confusions(best).to_dicts()
@@ -202,22 +199,35 @@ def _compare(contents: Contents, runs: list[ShownRun], caches: dict[str, Cache])
     contents.notices += shower.left_out
 
 
-def _classes(found: Comparison, best: pl.DataFrame, shower: Shower) -> tuple[int, list[ClassRow]]:
-    """Return how many classes have rows, and those where the best student is furthest behind its teacher."""
+def _by_tokens(contents: Contents, found: Comparison, best: pl.DataFrame, shower: Shower) -> None:
+    """Add the tokens on which the best student loses most beside its teacher."""
+    rows = measures.costliest_tokens(best).to_dicts()
+    contents.tokens = [row | {"token": shower.class_name(row["label"])} for row in rows]
+
+
+def _by_classes(contents: Contents, found: Comparison, best: pl.DataFrame, shower: Shower) -> None:
+    """Add how many classes have rows, and those where the best student is furthest behind its teacher."""
     accuracy = pl.col("accuracy")
     low, high = (0.0, 1.0) if found.num_students <= FEW_STUDENTS else (0.25, 0.75)
     ranges = pl.concat(found.by_class).group_by("label").agg(low=accuracy.quantile(low), high=accuracy.quantile(high))
     rows = measures.accuracy_by_class(best).join(ranges, on="label")
     behind = pl.col("teacher_accuracy").fill_null(1.0) - pl.col("accuracy")
     shown = rows.sort(behind, "label", descending=[True, False]).head(MOST_CLASSES)
-    return len(rows), [
+    contents.num_classes = len(rows)
+    contents.classes = [
         ClassRow(shower.class_name(r["label"]), r["rows"], r["accuracy"], r["teacher_accuracy"], r["low"], r["high"])
         for r in shown.to_dicts()
     ]
 
 
+BREAKDOWNS: dict[str, Callable[[Contents, Comparison, pl.DataFrame, Shower], None]] = {
+    "classes": _by_classes,
+    "tokens": _by_tokens,
+}
+
+
 def _galleries(contents: Contents, found: Comparison, shower: Shower) -> list[Gallery]:
-    galleries, unit = [], "positions" if found.held.of_tokens else "rows"
+    galleries, unit = [], contents.task.sites
     if found.num_students > 1 and found.kept:
         best = next(iter(found.kept.values()))
         most = pl.Series(2 * found.failed > found.num_students)

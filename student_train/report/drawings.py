@@ -12,6 +12,7 @@ from student_train.report.figures import Curve, Panel, Point
 from student_train.report.measures import Calibration, agreement_by_confidence, calibration_of, interval, loss_by_place
 from student_train.report.rows import Comparison, TeacherRow, teacher_row
 from student_train.report.runs import ShownRun
+from student_train.tasks import TASKS, Shown
 
 COSTS = {"parameters": "parameters", "latency_ms": "ms for one row"}
 MOST_BARS = 12  # students in the picture of who is right
@@ -31,7 +32,7 @@ def draw_all(
     """
     teacher = None if comparison is None else teacher_row(comparison.held)
     found = {"curves": _curves(runs, colours, gain, teacher)}
-    if costs := trade_offs(runs, colours, gain, of_tokens=comparison is not None and comparison.held.of_tokens):
+    if costs := trade_offs(runs, colours, gain, independent=comparison is None or shown_of(comparison).independent):
         goal = teacher.accuracy if teacher is not None and gain == "accuracy" else None
         found["trade_offs"] = figures.trade_offs(costs, gain, goal)
     if comparison is not None:
@@ -40,20 +41,27 @@ def draw_all(
 
 
 def trade_offs(
-    runs: Sequence[ShownRun], colours: Mapping[str, str], gain: str, *, of_tokens: bool
+    runs: Sequence[ShownRun], colours: Mapping[str, str], gain: str, *, independent: bool
 ) -> dict[str, list[Point]]:
-    """Return what students cost and gain, by the name of the cost; only costs that are known."""
+    """Return what students cost and gain, by the name of the cost; only costs that are known.
+
+    What is gained has an interval where it is a mean over `independent` samples.
+    """
     found: dict[str, list[Point]] = {}
     for cost, name in COSTS.items():
         for run in runs:
             costs, gained = run.figures[cost], run.figures[gain]
             if costs and gained is not None and run.record is not None:
-                # How far the positions of a block are samples of their own, nobody knows.
-                known = not of_tokens and run.held_rows is not None
+                known = independent and run.held_rows is not None
                 low, high = interval(gained, run.held_rows or 0) if known else (gained, gained)
                 point = Point(run.name, costs, gained, low, high, colours.get(run.name))
                 found.setdefault(name, []).append(point)
     return found
+
+
+def shown_of(comparison: Comparison) -> Shown:
+    """Return what there is to show of the task of compared rows."""
+    return TASKS[comparison.held.task].shown
 
 
 def reliabilities(comparison: Comparison, colours: Mapping[str, str]) -> list[tuple[str, str, Calibration]]:
@@ -87,7 +95,7 @@ def _of_rows(comparison: Comparison, colours: Mapping[str, str], teacher: Teache
         "calibration": figures.calibration([(each, colour) for _, colour, each in shown]) if shown else None,
         "agreement": figures.agreement(bars, lines) if bars or lines else None,
     }
-    if comparison.held.of_tokens and kept:
+    if shown_of(comparison).in_order and kept:
         places: list[tuple[pl.DataFrame, str]] = [(loss_by_place(table), colour) for table, colour in kept]
         known = teacher is not None and teacher.cross_entropy is not None
         found["loss"] = figures.loss_along_block(places, places[0][0] if known else None)

@@ -19,6 +19,7 @@ from storage.cache import Cache
 from storage.errors import StillroomError
 from storage.tokenizer import decoder
 from student_train.run_files.predictions import HeldTable
+from student_train.tasks import Shown
 
 MOST_SHARDS = 16
 THUMBNAIL_PIXELS = 112  # larger images are made smaller; smaller ones are scaled up by the browser
@@ -61,11 +62,13 @@ class Shower:
     Attributes:
         cache: None: it cannot be opened, and rows are named only.
         dataset: of the rows.
+        task: what there is to show of what is asked of them.
         left_out: why something is not shown, each reason once.
     """
 
     cache: Cache | None
     dataset: str
+    task: Shown
     left_out: dict[str, None] = field(default_factory=dict)
     _pictures: dict[int, str | None] = field(default_factory=dict)
     _shards: set[int] = field(default_factory=set)
@@ -76,6 +79,8 @@ class Shower:
         if self.cache is None:
             return
         self._classes = self.cache.dataset(self.dataset).classes
+        if not self.task.token_classes:
+            return
         try:
             tokenizer = self.cache.tokenizer(self.dataset)
             self._decode = None if tokenizer is None else decoder(tokenizer.data)
@@ -91,14 +96,17 @@ class Shower:
         return self._classes[number] if 0 <= number < len(self._classes) else f"{number}"
 
     def cards(self, failed: pl.DataFrame, held: HeldTable, most: int) -> list[Card]:
-        """Return cards of the first rows of `failed`, as far as shards may be read.
+        """Return cards of the first of `failed`."""
+        return CARDS[self.task.mistakes](self, failed, held, most)
 
-        Of tokens one of each block and of each label is shown, or it would be one mistake a dozen times.
-        """
-        if held.of_tokens:
-            failed = failed.unique("label", keep="first", maintain_order=True)
-            failed = failed.unique("row", keep="first", maintain_order=True)
-            return [self._card(row, context=self._context(held.table, row)) for row in failed.head(most).to_dicts()]
+    def contexts(self, failed: pl.DataFrame, held: HeldTable, most: int) -> list[Card]:
+        """Return cards with the text before each; one of each block and of each label, or it would be one mistake."""
+        failed = failed.unique("label", keep="first", maintain_order=True)
+        failed = failed.unique("row", keep="first", maintain_order=True)
+        return [self._card(row, context=self._context(held.table, row)) for row in failed.head(most).to_dicts()]
+
+    def pictures(self, failed: pl.DataFrame, held: HeldTable, most: int) -> list[Card]:
+        """Return cards with pictures, as far as shards may be read."""
         chosen: list[dict[str, Any]] = []
         for row in failed.to_dicts():
             if len(chosen) == most:
@@ -143,6 +151,13 @@ class Shower:
         ids = block["token"].tail(CONTEXT_TOKENS).to_list()
         text = " ".join(map(str, ids)) if self._decode is None else self._decode(ids)
         return text if len(ids) == len(block) else f"…{text}"
+
+
+# How mistakes are shown, by what their task says.
+CARDS: dict[str, Callable[[Shower, pl.DataFrame, HeldTable, int], list[Card]]] = {
+    "contexts": Shower.contexts,
+    "pictures": Shower.pictures,
+}
 
 
 def picture_of(values: np.ndarray) -> str | None:

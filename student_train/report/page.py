@@ -68,7 +68,7 @@ def render(contents: Contents) -> str:
     environment.filters |= {"percent": percent, "number": number, "si": short, "facts": facts}
     template = environment.from_string(files(__package__).joinpath("page.html.j2").read_text(encoding="utf-8"))
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    costs = trade_offs(contents.main, contents.colours, contents.gain, of_tokens=contents.of_tokens)
+    costs = trade_offs(contents.main, contents.colours, contents.gain, independent=contents.task.independent)
     return template.render(
         c=contents,
         pictures=draw_all(contents.main, contents.colours, contents.gain, contents.comparison),

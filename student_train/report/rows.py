@@ -24,7 +24,8 @@ from student_train.report.measures import (
     outcomes_of,
 )
 from student_train.report.runs import ShownRun
-from student_train.run_files.predictions import STUDENT_SCHEMA, HeldTable, read_predictions
+from student_train.run_files.predictions import HeldTable, read_predictions
+from student_train.tasks.held import STUDENT_SCHEMA
 
 
 @dataclass

@@ -1,7 +1,7 @@
 """What a student says of the held rows, row by row, beside what its teacher said: `predictions.parquet`.
 
-Of images and the like every held row is a row of the table. Of tokens every position of the first held blocks is one,
-some thousands at most (`running/predictions.py`): there may be millions.
+Each of its rows is a held site. Of a language model they are the positions of the first held blocks, some thousands at
+most: there may be millions.
 
     position                  of the row, or block, in the held selection
     row, shard, sample_id     in the cache
@@ -23,44 +23,37 @@ import polars as pl
 from storage.errors import CorruptObject
 from storage.format.objects import LocalObjects
 from storage.format.sealed import seal, unseal
+from student_train.tasks import TASKS
+from student_train.tasks.held import HELD_SCHEMA, STUDENT_SCHEMA, TEACHER_SCHEMA
 
 PREDICTIONS_FILE = "predictions.parquet"
-FORMAT_VERSION = 1
-
-HELD_SCHEMA = {"position": pl.Int64, "row": pl.Int64, "shard": pl.Int64, "sample_id": pl.String, "label": pl.Int64}
-TOKEN_SCHEMA = {"at": pl.Int64, "token": pl.Int64}
-TEACHER_SCHEMA = {
-    "teacher_top": pl.Int64,
-    "teacher_top_probability": pl.Float32,
-    "teacher_label_log_probability": pl.Float32,
-}
-STUDENT_SCHEMA = {"top": pl.Int64, "top_probability": pl.Float32, "label_log_probability": pl.Float32}
+FORMAT_VERSION = 2  # 1 said whether rows were tokens, in place of their task
 
 
 @dataclass(frozen=True)
 class HeldTable:
-    """Held rows, or positions, and what is known of each.
+    """Held sites, and what is known of each.
 
     Attributes:
         cache: its id.
         dataset: of the rows.
         teacher: whose columns there are; None: nobody's.
-        of_tokens: whether they are positions of tokens.
+        task: what is asked of them.
         num_rows: rows, or blocks, that are held in all.
-        table: HELD_SCHEMA, of tokens TOKEN_SCHEMA, TEACHER_SCHEMA; of a student's predictions STUDENT_SCHEMA too.
+        table: HELD_SCHEMA, the task's `site_schema`, TEACHER_SCHEMA; of a student's predictions STUDENT_SCHEMA too.
     """
 
     cache: str
     dataset: str
     teacher: str | None
-    of_tokens: bool
+    task: str
     num_rows: int
     table: pl.DataFrame
 
     @property
     def about(self) -> dict[str, Any]:
         """Return all but the table, as JSON."""
-        names = ("cache", "dataset", "teacher", "of_tokens", "num_rows")
+        names = ("cache", "dataset", "teacher", "task", "num_rows")
         return {"format_version": FORMAT_VERSION} | {name: getattr(self, name) for name in names}
 
 
@@ -80,9 +73,11 @@ def read_predictions(folder: Path) -> HeldTable | None:
         return None
     try:
         about, table = unseal(path.read_bytes())
-        if about.pop("format_version") != FORMAT_VERSION:
+        if (version := about.pop("format_version")) == 1:
+            about["task"] = "language_model" if about.pop("of_tokens") else "image_classification"
+        elif version != FORMAT_VERSION:
             raise ValueError("it is of another format")
-        schema = HELD_SCHEMA | (TOKEN_SCHEMA if about["of_tokens"] else {}) | TEACHER_SCHEMA | STUDENT_SCHEMA
+        schema = HELD_SCHEMA | TASKS[about["task"]].site_schema | TEACHER_SCHEMA | STUDENT_SCHEMA
         frame = pl.DataFrame(pl.from_arrow(table)).select(*schema).cast(schema)  # type: ignore[arg-type]
         return HeldTable(**about, table=frame)
     except Exception as error:  # whatever a file that only looks like one leads to

@@ -16,9 +16,9 @@ from student_train.feed.feed import Feed
 from student_train.feed.selection import NO_CLASS
 from student_train.run_files.records import Held
 from student_train.stepping.parallel import ALONE, Parallel
-from student_train.stepping.positions import logits_in_parts
 from student_train.stepping.stepper import Stepper
 from student_train.students import Student
+from student_train.students.parts import logits_in_parts
 from student_train.tasks import Way, task_of
 
 

@@ -17,7 +17,7 @@ B rows, L positions, N positions that count, D width, C ids, K terms.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -25,25 +25,7 @@ from torch import Tensor
 from student_train.feed.batches import Batch
 from student_train.losses.outputs import Outputs
 from student_train.stepping.gradients import Model, Step, gradient_norm, shares_of
-from student_train.students import Student
-
-# Of one float32 copy of a part's logits: large enough that a GPU is busy, small beside what the body keeps.
-PART_BYTES = {"cpu": 2**24, "cuda": 2**28}
-
-
-def part_size(num_classes: int, device: torch.device) -> int:
-    """Return how many positions' logits are computed at a time."""
-    return max(1, PART_BYTES.get(device.type, 2**24) // (4 * num_classes))
-
-
-def logits_in_parts(student: Student, hidden_ND: Tensor) -> Iterator[tuple[slice, Tensor]]:
-    """Yield the logits of positions' hidden states, a part of them at a time, each with where it is among the N."""
-    if not len(hidden_ND):
-        return
-    size = part_size(student.scores(hidden_ND[:1]).shape[-1], hidden_ND.device)
-    for start in range(0, len(hidden_ND), size):
-        at = slice(start, start + size)
-        yield at, student.scores(hidden_ND[at])
+from student_train.students.parts import part_size
 
 
 def accumulate_over_positions(

@@ -1,6 +1,7 @@
 """The students' half of a task: a new one is a file like image_classification.py, and a line of the table.
 
     base.py                   what every task answers to those who train, measure and show students
+    held.py                   the table of held sites
     one_class.py              what tasks have in common that ask for the class of a row
     image_classification.py   that, of pixels or of any values
     language_model.py         the next token at each position of a row
@@ -11,7 +12,7 @@ The other half, what lies on disk, is `storage.tasks`.
 from __future__ import annotations
 
 from student_train.students import Blueprint
-from student_train.tasks.base import StudentTask, Way
+from student_train.tasks.base import Shown, StudentTask, Way
 from student_train.tasks.image_classification import ImageClassification
 from student_train.tasks.language_model import LanguageModel
 from student_train.tasks.text_classification import TextClassification
@@ -26,4 +27,4 @@ def task_of(blueprint: Blueprint) -> StudentTask:
     return TASKS[blueprint.asked.name]
 
 
-__all__ = ["TASKS", "StudentTask", "Way", "task_of"]
+__all__ = ["TASKS", "Shown", "StudentTask", "Way", "task_of"]

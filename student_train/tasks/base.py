@@ -7,16 +7,48 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import ClassVar, Literal
 
+import polars as pl
 from torch import Tensor
 
+from storage.cache import Cache
 from storage.tasks import Task
+from student_train.feed.selection import Selection
 from student_train.students import Student
 
 # How a student is stepped and measured: all logits of whole rows at once, or a part of the sites at a time, because
 # the logits of all sites of a batch might not fit. `stepping.ways` has both.
 Way = Literal["rows", "sites"]
+
+
+@dataclass(frozen=True)
+class Shown:
+    """What the report shows of a task, and in which words.
+
+    Attributes:
+        rows, sites: what they are called.
+        independent: whether sites are samples of their own, so that a mean over them has an interval.
+        mistakes: how one is shown, of `report.gallery.CARDS`.
+        breakdown: of what the best student's figures are broken down, of `report.contents.BREAKDOWNS`.
+        token_classes: whether a class is a token, and has that one's text for a name.
+        in_order: whether sites follow each other, so that the loss along a row is of interest.
+        accuracy, teacher, answers, chosen: what is to be said beside figures, the teacher's, those of a cache, and
+            mistakes.
+    """
+
+    rows: str
+    sites: str
+    independent: bool
+    mistakes: Literal["pictures", "contexts"]
+    breakdown: Literal["classes", "tokens"]
+    token_classes: bool = False
+    in_order: bool = False
+    accuracy: str = ""
+    teacher: str = ""
+    answers: str = ""
+    chosen: str = ""
 
 
 class StudentTask(ABC):
@@ -25,11 +57,15 @@ class StudentTask(ABC):
     Attributes:
         asked: the other half.
         way: how its students are stepped and measured.
+        shown: what the report shows of it.
+        site_schema: columns of a held site beside those of its row.
         unsteady: why steps on it cannot be recorded; None: batches of one kind are all of one shape.
     """
 
     asked: ClassVar[Task]
     way: ClassVar[Way]
+    shown: ClassVar[Shown]
+    site_schema: ClassVar[dict[str, type[pl.DataType]]] = {}
     unsteady: ClassVar[str | None] = None
 
     @abstractmethod
@@ -48,4 +84,30 @@ class StudentTask(ABC):
             student: its name.
             dataset: likewise.
             losses: those of its losses that do, one at least.
+        """
+
+    @abstractmethod
+    def held_sites(self, cache: Cache, selection: Selection, teacher: str | None, rows: pl.DataFrame) -> pl.DataFrame:
+        """Return the held sites, or the first of them, with what is known of each before any student has seen it.
+
+        Args:
+            cache: where they are.
+            selection: the held rows.
+            teacher: whose TEACHER_SCHEMA is wanted; None: nobody's.
+            rows: those of the selection in order, with `position` and `row`.
+
+        Returns:
+            HELD_SCHEMA, `site_schema`, and as much of TEACHER_SCHEMA as is known (`held.py`).
+
+        Raises:
+            CorruptObject: what is stored of them is missing or altered.
+            StaleCache: the teacher was asked about other rows than these.
+        """
+
+    @abstractmethod
+    def told_of_rows(self, columns: pl.DataFrame) -> pl.DataFrame:
+        """Return a teacher's per-sample columns such that figures over their rows are of its sites.
+
+        Args:
+            columns: `label`, and `teacher_` with each of TEACHER_COLUMNS.
         """

@@ -1,17 +1,34 @@
-"""Students that say the next token at each position. B rows of a batch, L positions of a row."""
+"""Students that say the next token at each position.
+
+B rows of a batch, L positions of a row, N positions of all rows that are looked at.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import ClassVar
 
+import numpy as np
+import polars as pl
+import torch
 from torch import Tensor
 
+from storage.cache import Cache, Samples
+from storage.encodings import Capability, Encoded
 from storage.errors import BadRequest
 from storage.tasks import TASKS
+from student_train.feed.batches import Needs, SoftNeed
+from student_train.feed.selection import NO_CLASS, Selection
+from student_train.feed.shard_source import INPUTS, LABELS, ShardSource
+from student_train.feed.windows import load_shard
 from student_train.students import Student
-from student_train.tasks.base import StudentTask
+from student_train.students.parts import part_size
+from student_train.tasks.base import Shown, StudentTask
+from student_train.tasks.held import Columns
 
 TRIED_POSITIONS = 8  # a student takes rows of any length up to its own
+MOST_POSITIONS = 2**14  # of the first held blocks that are looked at one by one: there may be millions
+MOST_LOGITS = 2**29  # of the teacher's that are decoded; fewer positions of a vocabulary above 32,768
 
 
 class LanguageModel(StudentTask):
@@ -19,6 +36,20 @@ class LanguageModel(StudentTask):
 
     asked = TASKS["language_model"]
     way = "sites"
+    shown = Shown(
+        rows="blocks of tokens",
+        sites="positions",
+        independent=False,  # how far the positions of a block are samples of their own, nobody knows
+        mistakes="contexts",
+        breakdown="tokens",
+        token_classes=True,
+        in_order=True,
+        accuracy=" Over tokens accuracy is that of the next token, and a row is a block.",
+        teacher=" on the positions below",
+        answers=", means over blocks; accuracy is that of the decoded positions",
+        chosen=", one of each block and of each token",
+    )
+    site_schema: ClassVar[dict[str, type[pl.DataType]]] = {"at": pl.Int64, "token": pl.Int64}
     unsteady = "rows of tokens: how many of their positions count is another number in each batch"
 
     def tried_shape(self, input_shape: tuple[int, ...]) -> tuple[int, ...]:
@@ -37,3 +68,67 @@ class LanguageModel(StudentTask):
             if "dist" in losses
             else "choose other losses",
         )
+
+    def held_sites(self, cache: Cache, selection: Selection, teacher: str | None, rows: pl.DataFrame) -> pl.DataFrame:
+        samples = Samples(selection.catalogue).of(selection.dataset)
+        blocks = rows.join(samples.select("row", "shard", "sample_id"), on="row", maintain_order="left")
+        return _positions(cache, selection, teacher, blocks)
+
+    def told_of_rows(self, columns: pl.DataFrame) -> pl.DataFrame:
+        # A block has a mean log-probability of its labels, and no class of its own.
+        return columns.with_columns(teacher_top=None, label=0)
+
+
+def _positions(cache: Cache, selection: Selection, teacher: str | None, blocks: pl.DataFrame) -> pl.DataFrame:
+    """Return the positions of the first held blocks, with their tokens, labels and what the teacher said of them."""
+    source = ShardSource(cache, selection)
+    spec = selection.catalogue.dataset(selection.dataset)
+    length = spec.input_shape[0]
+    left = max(1, min(MOST_POSITIONS, MOST_LOGITS // spec.num_classes) // length)
+    taught = selection.catalogue.committed(selection.dataset, teacher) if teacher is not None else set()
+    parts = []
+    for index, shard in enumerate(selection.shards_S):
+        needs = _teacher_needs(selection, teacher if shard in taught else None)
+        arrays = load_shard(source, index, source.names(needs))
+        arrays = {name: values[:left] for name, values in arrays.items()}
+        labels_N = arrays[LABELS].flatten().long()
+        columns = {"label": labels_N}
+        for encoded in source.encoded(arrays).values():
+            columns |= _teacher_said(encoded, labels_N, needs)
+        labelled = pl.Series((labels_N != NO_CLASS).numpy())
+        known = [pl.when(labelled).then(pl.Series(name, values.numpy())) for name, values in columns.items()]
+        parts.append(pl.DataFrame({"token": arrays[INPUTS].flatten().numpy()}).with_columns(known))
+        left -= len(arrays[INPUTS])
+        if left <= 0:
+            break
+    positions = pl.concat(parts, how="diagonal_relaxed")
+    taken = blocks.head(len(positions) // length)
+    at = pl.Series("at", np.tile(np.arange(length), len(taken)))
+    repeated = taken.select(pl.all().repeat_by(length).explode())
+    return pl.concat([repeated, at.to_frame(), positions], how="horizontal")
+
+
+def _teacher_needs(selection: Selection, teacher: str | None) -> Needs:
+    """Return what there is to know of a teacher's top class and of the label: not every encoding serves both."""
+    if teacher is None:
+        return Needs()
+    wanted = (Capability("bucket", 1.0), Capability("label_probability", 1.0))
+    encoding = selection.catalogue.teacher(selection.dataset, teacher).encoding
+    return Needs(soft=frozenset(SoftNeed(teacher, need) for need in wanted if encoding.lacks(need) is None))
+
+
+def _teacher_said(encoded: Encoded, labels_N: Tensor, needs: Needs) -> dict[str, Tensor]:
+    """Return the teacher's columns of all positions, decoded a part of them at a time."""
+    served = {need.capability.name for need in needs.soft}
+    columns = Columns(len(labels_N))
+    for positions in torch.arange(len(labels_N)).split(part_size(encoded.num_classes, labels_N.device)):
+        targets = encoded.pick(positions).decode()
+        part: dict[str, Tensor] = {}
+        if "bucket" in served:
+            log_p_B, part["teacher_top"] = targets.top()  # type: ignore[attr-defined]
+            part["teacher_top_probability"] = log_p_B.exp()
+        if "label_probability" in served:
+            labels_B = labels_N[positions].clamp(min=0)
+            part["teacher_label_log_probability"] = targets.label_log_p(labels_B, 1.0)
+        columns.add(part)
+    return columns.filled()

@@ -4,16 +4,28 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import polars as pl
 from torch import Tensor
 
+from storage.cache import Cache, Samples
+from student_train.feed.selection import Selection
 from student_train.students import Student
-from student_train.tasks.base import StudentTask
+from student_train.tasks.base import Shown, StudentTask
+from student_train.tasks.held import TEACHER_SCHEMA
 
 
 class OneClassStudent(StudentTask):
     """All logits of a batch are made at once."""
 
     way = "rows"
+    shown = Shown(
+        rows="rows",
+        sites="rows",
+        independent=True,
+        mistakes="pictures",
+        breakdown="classes",
+        teacher=" on the same rows",
+    )
 
     def tried_shape(self, input_shape: tuple[int, ...]) -> tuple[int, ...]:
         return input_shape
@@ -24,3 +36,13 @@ class OneClassStudent(StudentTask):
 
     def refuse_coupling(self, student: str, dataset: str, losses: Sequence[str]) -> None:
         return  # all rows of a batch are there at once
+
+    def held_sites(self, cache: Cache, selection: Selection, teacher: str | None, rows: pl.DataFrame) -> pl.DataFrame:
+        names = [] if teacher is None else [teacher]
+        samples = Samples(selection.catalogue).of(selection.dataset, names)
+        columns = {column: f"{name}{column.removeprefix('teacher')}" for name in names for column in TEACHER_SCHEMA}
+        known = samples.select("row", "shard", "sample_id", "label", **columns)
+        return rows.join(known, on="row", maintain_order="left")
+
+    def told_of_rows(self, columns: pl.DataFrame) -> pl.DataFrame:
+        return columns

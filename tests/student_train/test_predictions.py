@@ -17,10 +17,10 @@ from student_train.feed.selection import select_rows
 from student_train.run_files.folder import RunFolder
 from student_train.run_files.predictions import PREDICTIONS_FILE, HeldTable, read_predictions
 from student_train.running import predictions
-from student_train.running import predictions as room
 from student_train.running.predictions import Respondent, ask_students, held_table
 from student_train.running.train import train_students
 from student_train.students import Blueprint, Student, build_student, load_student
+from student_train.tasks import language_model
 from tests.language.toys import counting_cache, counting_teacher, request, small_gpt
 from tests.student_train.toys import KD, Recipe, request_of, student, write_cache
 
@@ -172,7 +172,7 @@ def test_of_tokens_a_students_columns_add_up_to_its_figures(counting: Cache, tmp
 
 
 def test_of_tokens_no_more_than_the_first_blocks_are_kept(counting: Cache, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(room, "MOST_POSITIONS", 40)  # three blocks of 12, of ten
+    monkeypatch.setattr(language_model, "MOST_POSITIONS", 40)  # three blocks of 12, of ten
     fresh_one = fresh(counting, "counting", "gpt", depth=1, width=8, heads=2)
     feed = feed_of(counting, "counting/validation", None)
     held = held_table(counting, feed.selection, "right")

@@ -25,6 +25,7 @@ from student_train.run_files.history import METRICS_FILE
 from student_train.run_files.predictions import PREDICTIONS_FILE, read_predictions
 from student_train.run_files.records import RUN_FILE, read_record, write_record
 from student_train.running.train import train_students
+from student_train.tasks import TASKS
 from tests.language.test_build import HELD, TEXT, VERSE
 from tests.language.toys import counting_cache, counting_teacher, request, small_gpt
 from tests.student_train.report_toys import HOSTILE, REASON, all_kinds, hostile_cache
@@ -296,7 +297,7 @@ def test_tokens_without_a_tokenizer_are_shown_as_ids(tmp_path: Path) -> None:
     cache = counting_cache(tmp_path, counting_teacher(), rows=40)
     train_students(request(cache, tmp_path / "runs", small_gpt("a"), small_gpt("b", seed=1)))
     contents = gather(tmp_path / "runs")
-    assert contents.of_tokens
+    assert contents.task.sites == "positions"
     assert len(contents.tokens) == 9
     card = contents.galleries[0].cards[0]
     assert card.context.split()[-1] == str(int(card.label) - 1)
@@ -318,7 +319,7 @@ def test_text_is_decoded_and_the_token_in_question_marked(tmp_path: Path) -> Non
     from student_train.report.gallery import Shower
     from student_train.report.measures import failures
 
-    cards = Shower(cache, "held").cards(failures(known), predictions, 5)
+    cards = Shower(cache, "held", TASKS["language_model"].shown).cards(failures(known), predictions, 5)
     for card in cards:
         token = card.label.replace("␣", " ").replace("⏎", "\n")
         assert card.context.removeprefix("…") + token in VERSE

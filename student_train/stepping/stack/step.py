@@ -16,9 +16,9 @@ from torch import Tensor
 
 from student_train.feed.batches import Batch
 from student_train.losses.outputs import Outputs
-from student_train.stepping.positions import part_size
 from student_train.stepping.stack.model import StackedModel
 from student_train.stepping.stack.weights import StackedWeights
+from student_train.students.parts import part_size
 from student_train.tasks import Way
 
 
