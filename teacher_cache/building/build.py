@@ -28,13 +28,19 @@ def run_build(build: PreparedBuild, runner: Runner, watcher: Watcher) -> BuildRe
 
     Raises:
         BadRequest: the request cannot be served; shards committed so far stay.
+        TryAgain: another builder has changed what the build was prepared from.
     """
     for note in build.notes:
         watcher.note(note)
     cache, names = Cache.create(build.request.cache), [source.name for source in build.request.sources]
     known = build.catalogue
-    if known is not None and known.about.id != cache.id:  # another cache lies there now
-        known = None
+    if known is not None and known.about.id != cache.id:
+        raise TryAgain(
+            f"{cache.url} is another cache than a moment ago",
+            found=f"cache {cache.id}",
+            expected=f"cache {known.about.id}",
+            do=f"cache build {build.request.job}    # again: it looks at what is there now",
+        )
     _write_promises(cache, build, known)  # first: a worker compares what it is about to write with them
     for name in _lost_views(cache, build):
         watcher.note(

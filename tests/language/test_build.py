@@ -63,6 +63,11 @@ def test_a_tokenizer_is_learned_once_and_shared(folder: Path) -> None:
     assert (folder / "cache/train/tokenizer.json").read_bytes() == (folder / "cache/held/tokenizer.json").read_bytes()
 
 
+def test_a_tokenizer_is_taken_from_a_dataset_that_only_the_cache_has(folder: Path) -> None:
+    learned = built(folder, TEXT).dataset("train").tokenizer
+    assert built(folder, HELD).dataset("held").tokenizer == learned
+
+
 def test_a_second_build_neither_learns_nor_tokenises(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     built(folder, TEXT, HELD)
     forget_tokens()

@@ -13,10 +13,14 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from jobs.files.cache_job import CacheJob
+from jobs.files.reading import read_job
 from storage.cache import Cache
 from storage.cache.verify import verify
-from storage.errors import BadRequest, BadTeacher, MissingSource, RowsMissing, StaleCache, StillroomError
-from teacher_cache.building.prepared import BuildRequest
+from storage.errors import BadRequest, BadTeacher, MissingSource, RowsMissing, StaleCache, StillroomError, TryAgain
+from teacher_cache.building.build import run_build
+from teacher_cache.building.prepared import BuildRequest, PreparedBuild
+from teacher_cache.building.runners import run_inline
 from teacher_cache.building.stages import BuildReport
 from teacher_cache.building.survey import prepare_build
 from tests.teacher_cache.conftest import Built
@@ -491,6 +495,36 @@ def test_two_builders_that_plan_other_rows_do_not_both_write(tmp_path: Path) -> 
     run_build(second, run_inline, Silent())
     with pytest.raises(TryAgain, match="grew in two ways at once"):
         run_build(first, run_inline, Silent())
+
+
+def prepared(job: Path) -> PreparedBuild:
+    return prepare_build(read_job(job, CacheJob).request(job, device="cpu", threads=1))
+
+
+@pytest.mark.parametrize("before", [(), ("cache",)], ids=["no cache", "a cache without the teacher"])
+def test_a_promise_that_another_builder_makes_meanwhile_is_compared(tmp_path: Path, before: tuple[str, ...]) -> None:
+    write_teacher(tmp_path)
+    dataset = write_digits(tmp_path, 20)
+    for _ in before:
+        assert rebuilt(tmp_path, dataset).exit_code == 0
+    ours = prepared(write_job(tmp_path, dataset, teacher_section()))
+    theirs = teacher_section(extra='encoding = { dtype = "bf16" }')
+    assert rebuilt(tmp_path, dataset, theirs).exit_code == 0
+    with pytest.raises(StaleCache, match=r"encoding\.dtype"):
+        run_build(ours, run_inline, Silent())
+
+
+def test_a_cache_that_was_made_anew_meanwhile_is_told(built: Built, tmp_path: Path) -> None:
+    shutil.copytree(built.folder, tmp_path / "kitchen")
+    ours = prepared(tmp_path / "kitchen/job.toml")
+    shutil.rmtree(tmp_path / "kitchen/cache")
+    new = Cache.create(str(tmp_path / "kitchen/cache"))
+    with pytest.raises(TryAgain) as caught:
+        run_build(ours, run_inline, Silent())
+    assert (caught.value.what, caught.value.found) == (
+        f"{new.url} is another cache than a moment ago",
+        f"cache {new.id}",
+    )
 
 
 def test_the_ledger_knows_every_commit_after_a_build(built: Built) -> None:
