@@ -3,7 +3,7 @@
 cache.py          `cache build | status | info | verify | query`
 cache_plan.py     `cache plan`
 cache_recode.py   `cache recode`
-building.py       what `cache build` and `cache recode` share: progress, a cluster, the report at the end
+building.py       what `cache build` and `cache recode` share: a cluster, and the report at the end
 student.py        `student train | compare | report`
 arguments.py      what both programs share: their arguments, and how they start
 """

@@ -59,6 +59,16 @@ class PreparedDataset:
     notes: tuple[str, ...] = ()
 
 
+def stage_name(dataset: str, teacher: str | None, view: str) -> str:
+    """Return how a stage is called where people read it: its folder, but for the view that most stages have.
+
+    >>> stage_name("digits", None, PLAIN), stage_name("digits", "cnn", PLAIN), stage_name("digits", "cnn", "view-003")
+    ('digits/ingest', 'digits/cnn', 'digits/cnn/view-003')
+    """
+    name = f"{dataset}/{INGEST if teacher is None else teacher}"
+    return name if view == PLAIN else f"{name}/{view}"
+
+
 @dataclass(frozen=True)
 class Stage:
     """The ingest of a dataset (no teacher), or one teacher over one view of it.
@@ -77,8 +87,7 @@ class Stage:
 
     @property
     def name(self) -> str:
-        name = f"{self.dataset.spec.name}/{INGEST if self.teacher is None else self.teacher.name}"
-        return name if self.view == PLAIN else f"{name}/{self.view}"
+        return stage_name(self.dataset.spec.name, None if self.teacher is None else self.teacher.name, self.view)
 
 
 @dataclass(frozen=True)

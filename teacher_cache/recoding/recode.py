@@ -21,7 +21,7 @@ from storage.format.shards import ShardKey
 from storage.format.specs import TeacherSpec, write_spec
 from storage.format.stages import VIEWS_JSON
 from storage.views import PLAIN
-from teacher_cache.building.prepared import BuildRequest
+from teacher_cache.building.prepared import BuildRequest, stage_name
 from teacher_cache.building.runners import Runner
 from teacher_cache.building.stages import BuildReport, Stages
 from teacher_cache.recoding.promises import check_dataset, recoded_spec, wanted_views
@@ -46,7 +46,7 @@ class RecodeStage(NamedTuple):
 
     @property
     def name(self) -> str:
-        return f"{self.dataset}/{self.teacher or 'ingest'}" + (f"/{self.view}" if self.view != PLAIN else "")
+        return stage_name(self.dataset, self.teacher, self.view)
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,6 @@
-"""The kinds of teacher, by the key of a `[[teacher]]` that says where it comes from. A new one is a file and a line.
+"""The kinds of teacher, by the key of a `[[teacher]]` that says where it comes from.
+
+A new kind is a file like factory.py, a line in the table, and its keys among those of `TeacherOptions`.
 
 Reading options and promises costs no torch, so that a build with nothing to do ends in under a second: kinds import
 theirs where they load.

@@ -59,7 +59,7 @@ class TeacherOptions(Options):
     def _one_origin(self) -> Self:
         given = [kind for kind in KINDS if getattr(self, kind) is not None]
         if len(given) != 1:
-            raise ValueError("give either `factory` (with `weights`) or `student`")
+            raise ValueError(f"give either {' or '.join(f'`{kind}`' for kind in KINDS)}")
         for other in KINDS.keys() - given:
             for key in KINDS[other].KEYS:
                 if getattr(self, key):
