@@ -24,7 +24,17 @@ from storage.errors import BadRequest
 
 NAME = r"[A-Za-z0-9][A-Za-z0-9_.\-]{0,63}"
 RESERVED = frozenset(
-    {"ingest", "plan", "ledger", "cache.json", "dataset.json", "teacher.json", "tokenizer.json", "views.json"}
+    {
+        "ingest",
+        "plan",
+        "ledger",
+        "cache.json",
+        "dataset.json",
+        "teacher.json",
+        "tokenizer.json",
+        "views.json",
+        "weights.json",
+    }
 )
 
 

@@ -209,9 +209,14 @@ def query(
 
 
 def _open(url: str) -> Cache:
+    """Return a cache, and tell what it cannot prove."""
+    from jobs.show import terminal
     from storage.cache import Cache
 
-    return Cache.open(url)
+    opened = Cache.open(url)
+    if opened.unproven is not None:
+        terminal.errors.print(opened.unproven, markup=False)
+    return opened
 
 
 def _parse_partition(text: str) -> tuple[int, int]:

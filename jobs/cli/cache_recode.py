@@ -34,8 +34,11 @@ def recode(
         read = read_job(job, CacheJob)
         cluster = choose_cluster(read.cluster, workers)
         request = read.request(job, device=device, threads=cluster.num_threads, beside=beside)
-        recoding = prepare_recoding(Cache.open(absolute(cache)), request)
+        source = Cache.open(absolute(cache))
+        recoding = prepare_recoding(source, request)
         with terminal.watching("rows") as watch:
+            if source.unproven is not None:
+                watch.note(source.unproven)
             if needs_runner(recoding):
                 with open_runner(cluster) as runner:
                     report = run_recode(recoding, runner, watch)

@@ -124,6 +124,8 @@ def _train(job: Path, dry_run: bool, device: Device, as_json: bool, parallel: Pa
         _dry_run(read, request, as_json)
         return 0
     with terminal.watching("steps") as watch, terminal.deferred_signals() as stop:
+        if request.cache.unproven is not None and parallel.writes:
+            watch.note(request.cache.unproven)
         if request.data.measures_trained_rows and parallel.writes:
             shared = f"{read.validation} and {read.train} share rows"
             watch.note(f"note: {shared}; the students are measured on what they were trained on")

@@ -6,33 +6,37 @@
       <dataset>/tokenizer.json                   of text: what makes tokens of it
       <dataset>/views.json                       which function of a sample its views are, if it has any
       <dataset>/plan/00000.parquet               which sample is which row; where shards end
-      <dataset>/ingest/00042.parquet             commit: sample_id, label, split, digest, error of each row
-      <dataset>/ingest/00042-7f3a0c12.zarr/      `inputs`, and `labels` of each position of tokens
+      <dataset>/ingest/00042.parquet             commit: sample_id, label, split, digests, error of each row
+      <dataset>/ingest/00042-7f3a0c12.zarr.zip   `inputs`, and `labels` of each position of tokens
       <dataset>/<teacher>/teacher.json           which function made the targets
       <dataset>/<teacher>/<view>/00042.parquet   commit: the teacher's top class, entropy, … of each row
-      <dataset>/<teacher>/<view>/00042-….zarr/   `logits`, `feature/<name>`
+      <dataset>/<teacher>/<view>/00042-….zarr.zip   `logits`, `feature/<name>`
       ledger/00000007.parquet                    summaries of commits
 
-FORMAT.md is the whole contract.
+FORMAT.md is the whole contract. In a cache of format 2 a Zarr group is a folder, `00042-7f3a0c12.zarr/`.
 """
 
 from __future__ import annotations
 
 import contextlib
 import secrets
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from importlib.metadata import version
+from typing import Any
 
 import numpy as np
 import polars as pl
+import pyarrow as pa
 
 from storage.cache.catalogue import Catalogue, no_dataset, no_teacher, read_tokenizer
 from storage.cache.samples import Samples
 from storage.errors import BadRequest, IncompleteCache, MissingObject, NotInCache, StaleCache
+from storage.format.belonging import Promises
+from storage.format.groups import copy_shard, read_arrays, read_ragged, write_shard
 from storage.format.objects import Objects, open_objects
 from storage.format.rows import RowPlan, ShardRows
-from storage.format.shards import Commit, ShardKey, list_commits, read_arrays, read_commits, read_ragged, stage_folder
+from storage.format.shards import Belonging, Commit, ShardKey, list_commits, read_commits, stage_folder
 from storage.format.specs import FORMAT_VERSION, CacheSpec, DatasetSpec, TeacherSpec, ViewsSpec, read_spec
 from storage.format.stages import VIEWS_JSON, list_datasets, list_teachers
 from storage.inputs.ragged import Ragged
@@ -50,6 +54,7 @@ class Cache:
     def __init__(self, objects: Objects, spec: CacheSpec):
         self.objects = objects
         self.spec = spec
+        self.promises = Promises(objects, spec)
 
     @property
     def url(self) -> str:
@@ -59,6 +64,16 @@ class Cache:
     def id(self) -> str:
         """The cache's identity, made once when it was created."""
         return self.spec.id
+
+    @property
+    def unproven(self) -> str | None:
+        """What this cache cannot prove of its shards, being of an earlier format; to be told once by every command."""
+        if self.spec.format >= 3:
+            return None
+        return (
+            f"note: {self.url} is of format {self.spec.format}: its shards do not say which cache and which dataset "
+            "they are of, so one copied in from elsewhere may go unnoticed; those of a new cache (--as NAME) say it"
+        )
 
     @classmethod
     def open(cls, url: str) -> Cache:
@@ -184,7 +199,8 @@ class Cache:
     def commits(self, dataset: str, teacher: str | None = None, view: str = PLAIN) -> list[Commit]:
         """Return all commits of a stage, in shard order, with their tables."""
         shards = sorted(self.committed(dataset, teacher, view))
-        return read_commits(self.objects, [ShardKey(dataset, teacher, view, s).commit_path for s in shards])
+        paths = [ShardKey(dataset, teacher, view, shard).commit_path for shard in shards]
+        return [self.promises.checked(commit) for commit in read_commits(self.objects, paths)]
 
     def samples(self, dataset: str, teachers: Collection[str] = ()) -> pl.DataFrame:
         """Return one row per readable sample of the committed shards, in row order; see `Samples.of`."""
@@ -252,9 +268,48 @@ class Cache:
             check_augmented(self.url, key, views, ingest.table, about, inputs_S)
 
     def commit(self, key: ShardKey, *, with_table: bool = False) -> Commit:
-        """Return the commit of one shard. Raises IncompleteCache if it has none."""
+        """Return the commit of one shard.
+
+        Raises:
+            IncompleteCache: it has none.
+            CorruptObject: it is damaged, or of another cache, dataset or teacher.
+        """
+        return self.promises.checked(self.unchecked_commit(key, with_table=with_table))
+
+    def unchecked_commit(self, key: ShardKey, *, with_table: bool = False) -> Commit:
+        """Return the commit of one shard, whatever it belongs to. Raises IncompleteCache, CorruptObject."""
         try:
             data = self.objects.get(key.commit_path)
         except MissingObject:
             raise IncompleteCache(f"{self.url}: {key} is not built", do="cache build JOB.toml") from None
         return Commit.from_parquet(data, key.commit_path, with_table=with_table)
+
+    def write_shard(
+        self,
+        key: ShardKey,
+        *,
+        rows: tuple[int, int],
+        arrays: Mapping[str, np.ndarray | Ragged],
+        table: pa.Table,
+        about: dict[str, Any],
+    ) -> Commit | None:
+        """Write a shard (`storage.format.groups.write_shard`), in the format and under the promises of this cache.
+
+        Raises:
+            MissingObject: its dataset or its teacher is not promised yet.
+        """
+        belonging, about = self._for_writing(key, about)
+        return write_shard(self.objects, key, rows=rows, arrays=arrays, table=table, about=about, belonging=belonging)
+
+    def copy_shard(self, source: Cache, commit: Commit, about: dict[str, Any]) -> Commit | None:
+        """Copy a shard of another cache into this one, as `storage.format.groups.copy_shard` does."""
+        belonging, about = self._for_writing(commit.key, about)
+        return copy_shard(source.objects, commit, self.objects, about, belonging)
+
+    def _for_writing(self, key: ShardKey, about: dict[str, Any]) -> tuple[Belonging | None, dict[str, Any]]:
+        """Return what a commit is to say: in format 2 its teacher's promise alone, among its provenance."""
+        belonging = self.promises.of(key.dataset, key.teacher)
+        rest = {name: value for name, value in about.items() if name != "promise"}  # of a richer cache's format 2
+        if self.spec.format >= 3:
+            return belonging, rest
+        return None, rest if key.teacher is None else rest | {"promise": belonging.promise}

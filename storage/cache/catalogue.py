@@ -11,11 +11,13 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from storage.errors import CorruptObject, IncompleteCache, MissingSource, NotInCache
+from storage.format.belonging import Promises
+from storage.format.groups import read_arrays
 from storage.format.ledger import Ledger
 from storage.format.objects import Objects
 from storage.format.rows import RowPlan, ShardRows, check_plan, read_plan
-from storage.format.shards import Commit, ShardKey, read_arrays, read_commits
-from storage.format.specs import CacheSpec, DatasetSpec, TeacherSpec, ViewsSpec, read_spec
+from storage.format.shards import Commit, ShardKey, read_commits
+from storage.format.specs import CacheSpec, DatasetSpec, TeacherSpec, ViewsSpec, read_promise, read_spec
 from storage.format.stages import VIEWS_JSON, Stage, list_datasets, list_teachers, look_at_stages
 from storage.tokenizer import TokenizerFile, parse_tokenizer
 from storage.views import PLAIN
@@ -34,6 +36,7 @@ class Catalogue:
         planned: every planned shard of a dataset, ascending and contiguous.
         plans: with their extents, where they were asked for: of a dataset of files there are as many as files.
         teachers: by dataset and name.
+        promises: what each commit must say that it belongs to.
         commits: stage → number of each committed shard → version of its commit; a dataset's ingest first.
     """
 
@@ -44,6 +47,7 @@ class Catalogue:
     planned: Mapping[str, Sequence[ShardRows]]
     plans: Mapping[str, RowPlan]
     teachers: Mapping[tuple[str, str], TeacherSpec]
+    promises: Promises
     commits: Mapping[Stage, Mapping[int, str]]
     _first_commits: dict[ShardKey, Commit] = field(default_factory=dict, init=False, repr=False)
     _row_shapes: dict[tuple[str, str, str], tuple[int, ...]] = field(default_factory=dict, init=False, repr=False)
@@ -75,10 +79,18 @@ class Catalogue:
         for each in found:
             committed = (shard for shards in each.commits.values() for shard in shards)
             check_plan(objects, each.dataset, plans[each.dataset], committed)
+        datasets = {name: read_promise(objects, f"{name}/dataset.json", DatasetSpec) for name in plans}
+        spoken = {
+            (each.dataset, teacher): read_promise(objects, f"{each.dataset}/{teacher}/teacher.json", TeacherSpec)
+            for each in found
+            for teacher in each.teachers
+        }
+        told: dict[tuple[str, str | None], str] = {key: written for key, (_, written) in spoken.items()}
+        told |= {(name, None): written for name, (_, written) in datasets.items()}
         return cls(
             objects=objects,
             about=about,
-            datasets={each.dataset: read_spec(objects, f"{each.dataset}/dataset.json", DatasetSpec) for each in found},
+            datasets={name: spec for name, (spec, _) in datasets.items()},
             views={
                 each.dataset: read_spec(objects, f"{each.dataset}/{VIEWS_JSON}", ViewsSpec)
                 for each in found
@@ -86,11 +98,8 @@ class Catalogue:
             },
             planned={name: tuple(plan.shards()) for name, plan in plans.items()},
             plans=plans if with_plans else {},
-            teachers={
-                (each.dataset, teacher): read_spec(objects, f"{each.dataset}/{teacher}/teacher.json", TeacherSpec)
-                for each in found
-                for teacher in each.teachers
-            },
+            teachers={key: spec for key, (spec, _) in spoken.items()},
+            promises=Promises(objects, about, told),
             commits={stage: shards for each in found for stage, shards in each.commits.items()},
         )
 
@@ -164,20 +173,25 @@ class Catalogue:
             return None
         key = ShardKey(dataset, teacher, views[0], min(shards))
         if key not in self._first_commits:
-            self._first_commits.update((commit.key, commit) for commit in read_commits(self.objects, [key.commit_path]))
+            self._first_commits.update((commit.key, commit) for commit in self._read([key]))
         return self._first_commits.get(key)
 
     def ledger(self) -> Ledger:
         """Return a summary of every commit; those that no ledger file holds are read now."""
-        return Ledger.load(self.objects, self.commits)
+        return Ledger.load(self.objects, self.commits, self.promises.checked)
 
     def read_commits(self, dataset: str, teacher: str | None = None, view: str = PLAIN) -> list[Commit]:
         """Return the commits of a stage, in shard order, with their tables, but for those that are gone by now."""
         keys = [ShardKey(dataset, teacher, view, shard) for shard in sorted(self.committed(dataset, teacher, view))]
         known = [self._first_commits[key] for key in keys[:1] if key in self._first_commits]
-        commits = known + read_commits(self.objects, [key.commit_path for key in keys[len(known) :]])
+        commits = known + self._read(keys[len(known) :])
         self._first_commits.update((commit.key, commit) for commit in commits[:1])
         return commits
+
+    def _read(self, keys: list[ShardKey]) -> list[Commit]:
+        """Return commits, each of which belongs here, but for those that are gone by now. Raises CorruptObject."""
+        commits = read_commits(self.objects, [key.commit_path for key in keys])
+        return [self.promises.checked(commit) for commit in commits]
 
 
 def read_tokenizer(objects: Objects, dataset: DatasetSpec) -> TokenizerFile | None:

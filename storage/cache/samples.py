@@ -32,8 +32,9 @@ class Samples:
                 They are of the plain inputs if the teacher was asked about them, else of view-000.
 
         Returns:
-            `row` int64, `shard` int64, `sample_id` string, `label` int64 (null: unlabelled), `split` string, `digest`
-            string, columns of the source, then those of the teachers.
+            `row` int64, `shard` int64, `sample_id` string, `label` int64 (null: unlabelled), `split` string,
+            `payload_digest` and `label_digest` string (of format 2, `digest` of both), columns of the source, then
+            those of the teachers.
 
         Raises:
             IncompleteCache: nothing of the dataset, or of a teacher, is committed.

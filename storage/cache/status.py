@@ -112,7 +112,7 @@ def _bytes_per_target(dataset: DatasetSpec, teacher: TeacherSpec, first: Commit 
     if first is None:
         return figures
     targets = (first.stop - first.start) * math.prod(task_of(dataset).sites(dataset.input_shape))
-    sizes = {stored.path: stored.size_bytes for stored in first.objects if not stored.path.startswith("feature/")}
+    sizes = {member.path: member.size_bytes for member in first.members if not member.path.startswith("feature/")}
     statistics = sum(size for path, size in sizes.items() if path.startswith((f"{LSE}/", f"{STATISTICS}/")))
     return figures | {
         "stored": round(sum(sizes.values()) / targets, 1),

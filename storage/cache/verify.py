@@ -6,10 +6,9 @@ again. Nothing else is deleted before a day has passed, for it may belong to a r
 
 from __future__ import annotations
 
-import json
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -21,19 +20,12 @@ from storage.cache.catalogue import Catalogue
 from storage.cache.samples import Samples
 from storage.encodings.base import all_finite
 from storage.errors import BadRequest, CorruptObject, IncompleteCache
+from storage.format.groups import delete_attempt, delete_group, of_kind, read_members, unpack_checked
 from storage.format.rows import ShardRows
-from storage.format.shards import (
-    GROUP_NAME,
-    Commit,
-    ShardKey,
-    delete_folder,
-    get_checked,
-    of_kind,
-    stage_folder,
-    unpack_checked,
-)
-from storage.format.specs import TeacherSpec
+from storage.format.shards import GROUP_NAME, Commit, ShardKey, stage_folder
+from storage.format.specs import DatasetSpec, TeacherSpec
 from storage.format.stages import list_stages
+from storage.inputs.ragged import Ragged
 from storage.views import PLAIN
 
 FEATURE = "feature/"
@@ -80,14 +72,12 @@ def verify(cache: Cache, on_shard: Callable[[int, int], None] | None = None) -> 
     promised = _Promised.by(catalogue)
     bad: list[BadShard] = []
     misplaced: list[Commit] = []
-    groups: set[str] = set()
-    num_bytes = 0
+    found: list[Commit] = []
     with ThreadPoolExecutor(max_workers=4) as pool:
         checks = pool.map(lambda key: _check(cache, key, promised), keys)
         for done, (key, (commit, reason)) in enumerate(zip(keys, checks, strict=True), start=1):
             if commit is not None:
-                groups.add(commit.group)
-                num_bytes += sum(stored.size_bytes for stored in commit.objects)
+                found.append(commit)
                 if not promised.places(commit):
                     misplaced.append(commit)
             if reason is not None:
@@ -95,9 +85,12 @@ def verify(cache: Cache, on_shard: Callable[[int, int], None] | None = None) -> 
             if on_shard is not None:
                 on_shard(done, len(keys))
     _check_plans(cache, misplaced)
+    _check_promises(cache, found)
     if not bad:
         _check_ids(Samples(catalogue))
-    return Verification(len(keys), num_bytes, tuple(bad), tuple(_garbage(cache, groups)))
+    num_bytes = sum(commit.size_bytes for commit in found)
+    garbage = _garbage(cache, {commit.group for commit in found})
+    return Verification(len(keys), num_bytes, tuple(bad), tuple(garbage))
 
 
 def repair(cache: Cache, found: Verification) -> None:
@@ -109,9 +102,9 @@ def repair(cache: Cache, found: Verification) -> None:
             continue
         cache.objects.delete(key.commit_path)  # first, so that no reader meets a commit without its objects
         if commit is not None:
-            delete_folder(cache.objects, commit.group)  # and no other attempt: one may be a builder's at this moment
+            delete_group(cache.objects, commit)  # and no other attempt: one may be a builder's at this moment
     for group in found.garbage:
-        delete_folder(cache.objects, group)
+        delete_attempt(cache.objects, group)
     cache.objects.sweep(GRACE_S)
 
 
@@ -120,20 +113,16 @@ class _Promised:
     """What the shards of a cache must agree with: planned rows and fingerprint of views by dataset; of teachers."""
 
     shards: dict[str, dict[int, ShardRows]]
-    teachers: dict[tuple[str, str], tuple[TeacherSpec, str]]  # with the fingerprint of its JSON
+    datasets: Mapping[str, DatasetSpec]
+    teachers: Mapping[tuple[str, str], TeacherSpec]
     views: dict[str, str]
 
     @classmethod
     def by(cls, catalogue: Catalogue) -> _Promised:
         """Return what is promised of the shards that a catalogue lists."""
         plans = {name: {shard.shard: shard for shard in shards} for name, shards in catalogue.planned.items()}
-        teachers = {
-            # As it was written: today's spec has more keys than one of format 1.
-            key: (spec, json.loads(catalogue.objects.get(f"{'/'.join(key)}/teacher.json"))["digest"])
-            for key, spec in catalogue.teachers.items()
-        }
         views = {name: spec.fingerprint for name, spec in catalogue.views.items()}
-        return cls(plans, teachers, views)
+        return cls(plans, catalogue.datasets, catalogue.teachers, views)
 
     def places(self, commit: Commit) -> bool:
         """Return whether a commit has the rows that were planned for it."""
@@ -151,6 +140,29 @@ def _check_plans(cache: Cache, misplaced: list[Commit]) -> None:
                 found=f"{count} shards of other rows than planned, such as\n"
                 + "\n".join(f"{commit.key}: rows {commit.start} to {commit.stop}" for commit in witnesses),
                 do="restore the plan from a copy of the cache",
+            )
+
+
+def _check_promises(cache: Cache, commits: list[Commit]) -> None:
+    """Check that not all shards of a promise, and more than one, say they are of another: then it is the suspect.
+
+    Else a promise that was put in the place of another would have all that was built under it dropped.
+    """
+    said: dict[str, list[tuple[str | None, str | None]]] = {}
+    for commit in commits:
+        if commit.belonging is not None:
+            dataset, teacher = commit.key.dataset, commit.key.teacher
+            paths = ("cache.json", f"{dataset}/dataset.json", f"{dataset}/{teacher}/teacher.json")
+            for path, found, now in zip(paths, commit.belonging, cache.promises.of(dataset, teacher), strict=True):
+                if found is not None:
+                    said.setdefault(path, []).append((found, now))
+    for path, pairs in said.items():
+        if len(pairs) > 1 and len(set(pairs)) == 1 and pairs[0][0] != pairs[0][1]:
+            raise CorruptObject(
+                f"{cache.url}/{path} is not that of its shards",
+                found=f"{pairs[0][1]}  ({path})",
+                expected=f"{pairs[0][0]}, as all {len(pairs)} shards say",
+                do="restore it from a copy of the cache",
             )
 
 
@@ -172,7 +184,7 @@ def _check(cache: Cache, key: ShardKey, promised: _Promised) -> tuple[Commit | N
     A disk or network that fails is no fault of the shard: StorageFailure goes through.
     """
     try:
-        commit = cache.commit(key, with_table=True)
+        commit = cache.unchecked_commit(key, with_table=True)
     except CorruptObject as error:
         return None, str(error)
     except IncompleteCache:
@@ -185,11 +197,14 @@ def _check(cache: Cache, key: ShardKey, promised: _Promised) -> tuple[Commit | N
                 found=f"rows {commit.start} to {commit.stop}",
                 expected=f"rows {planned.start} to {planned.stop}",
             )
-        objects = {stored.path: get_checked(cache.objects, commit, stored) for stored in commit.objects}
+        cache.promises.checked(commit)
+        members = read_members(cache.objects, commit)
         _check_rows(commit)
-        arrays = unpack_checked(commit, objects, commit.array_names)
+        arrays = unpack_checked(commit, members, commit.array_names)
         if key.teacher is not None:
             _check_targets(cache, commit, of_kind(np.ndarray, commit, arrays), promised)
+        else:
+            _check_inputs(commit, arrays, promised.datasets[key.dataset])
     except CorruptObject as error:
         return commit, str(error)
     return commit, None
@@ -201,17 +216,30 @@ def _check_rows(commit: Commit) -> None:
         raise CorruptObject(f"{commit.key}: its table does not list rows {commit.start} to {commit.stop}")
 
 
+def _check_inputs(commit: Commit, arrays: dict[str, np.ndarray | Ragged], spec: DatasetSpec) -> None:
+    """Check that inputs are of the shape and type that their dataset promises."""
+    inputs_S = arrays.get("inputs", np.empty(0, bool))
+    own_length = isinstance(inputs_S, Ragged)
+    flat = inputs_S.flat_T if isinstance(inputs_S, Ragged) else inputs_S
+    found = (own_length, flat.dtype.name, flat.shape[1:])
+    expected = (spec.own_length, spec.input_dtype, spec.input_shape[spec.own_length :])
+    if found != expected:
+        raise CorruptObject(
+            f"{commit.key} holds other inputs than dataset.json promises",
+            found=_told(*found) if "inputs" in arrays else "no inputs",
+            expected=_told(*expected),
+        )
+
+
+def _told(own_length: bool, dtype: str, shape: tuple[int, ...]) -> str:
+    return f"{dtype} {shape}" + " for each item of rows of their own length" * own_length
+
+
 def _check_targets(cache: Cache, commit: Commit, arrays: dict[str, np.ndarray], promised: _Promised) -> None:
     """Check what digests cannot: that every value can be, is of the promised teacher, and of today's inputs."""
     assert commit.key.teacher is not None
-    spec, promise = promised.teachers[commit.key.dataset, commit.key.teacher]
+    spec = promised.teachers[commit.key.dataset, commit.key.teacher]
     views = promised.views.get(commit.key.dataset)
-    if commit.about.get("promise", promise) != promise:
-        raise CorruptObject(
-            f"{commit.key} was made by another teacher than teacher.json promises",
-            found=f"teacher fingerprint {commit.about['promise']}",
-            expected=f"teacher fingerprint {promise}",
-        )
     if (fault := _fault(arrays, spec)) is not None:
         raise CorruptObject(f"{commit.key}: {fault}")
     if commit.about.get("views", views) != views:
@@ -240,12 +268,14 @@ def _fault(arrays: dict[str, np.ndarray], spec: TeacherSpec) -> str | None:
 
 
 def _garbage(cache: Cache, groups: set[str]) -> Iterator[str]:
-    """Yield attempts that no readable commit names and that no running build can still be writing."""
+    """Yield Zarr groups (of format 2, folders) that no readable commit names and no running build can be writing."""
     now = time.time()
     for stage in list_stages(cache.objects):
-        for folder in cache.objects.list(stage_folder(*stage)).folders:
-            if folder in groups or not GROUP_NAME.fullmatch(folder.rsplit("/", 1)[-1]):
+        listing = cache.objects.list(stage_folder(*stage))
+        attempts = {info.path: [info] for info in listing.objects} | dict.fromkeys(listing.folders)
+        for group, members in attempts.items():
+            if group in groups or not GROUP_NAME.fullmatch(group.rsplit("/", 1)[-1]):
                 continue
-            ages_s = [now - info.modified_s for info in cache.objects.walk(folder)]
+            ages_s = [now - info.modified_s for info in members or cache.objects.walk(group)]
             if ages_s and min(ages_s) > GRACE_S:  # without any object it is only being begun
-                yield folder
+                yield group

@@ -14,7 +14,7 @@ import numpy as np
 import polars as pl
 from pydantic import Field
 
-from storage.digests import digest, unit_interval
+from storage.digests import digest, fingerprint, unit_interval
 from storage.errors import LabelOutOfRange, MissingSource
 from storage.options import Name, Options
 from storage.tasks.image_classification import ImageClassification
@@ -41,12 +41,22 @@ class RawSample(NamedTuple):
     label: int | None
 
     @property
-    def digest(self) -> str:
-        """The digest of payload and label together; a changed label is a changed sample."""
+    def payload_bytes(self) -> bytes:
+        """The bytes of the payload as the source holds it. Raises Unreadable."""
         if isinstance(self.payload, Unreadable):
-            return ""
-        payload = self.payload if isinstance(self.payload, bytes) else np.ascontiguousarray(self.payload).tobytes()
-        return digest(payload + f"|{self.label}".encode())
+            raise self.payload
+        return self.payload if isinstance(self.payload, bytes) else np.ascontiguousarray(self.payload).tobytes()
+
+    def digests(self, version: int) -> dict[str, str]:
+        """Return what a commit of a cache of this format says of payload and label; a payload that cannot be had is "".
+
+        Format 2 digested both together, so that it knew that a sample had changed, but not what of it.
+        """
+        unreadable = isinstance(self.payload, Unreadable)
+        if version < 3:
+            return {"digest": "" if unreadable else digest(self.payload_bytes + f"|{self.label}".encode())}
+        payload = "" if unreadable else digest(self.payload_bytes)
+        return {"payload_digest": payload, "label_digest": fingerprint(self.label)}
 
 
 class TokenFacts(NamedTuple):

@@ -7,7 +7,7 @@ is always asked of the store, and a remembered summary counts only while the com
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import polars as pl
@@ -49,12 +49,15 @@ class Ledger:
         self.new = new
 
     @classmethod
-    def load(cls, objects: Objects, listed: Mapping[Stage, Mapping[int, str]]) -> Ledger:
+    def load(
+        cls, objects: Objects, listed: Mapping[Stage, Mapping[int, str]], check: Callable[[Commit], Commit]
+    ) -> Ledger:
         """Return the ledger of some stages: one ledger file, and those of their commits that it does not hold.
 
         Args:
             objects: the cache.
             listed: stage → number of each shard → version of its commit; all stages of a dataset, or none.
+            check: returns a commit that belongs to this cache, and refuses any other.
         """
         versions = {
             ShardKey(*stage, shard).commit_path: version
@@ -65,7 +68,7 @@ class Ledger:
         latest = _read_latest(objects)
         remembered = there.join(latest, on=["path", "version"], how="inner")
         unread = there.join(remembered, on="path", how="anti")
-        commits = read_commits(objects, unread["path"].to_list(), with_table=False)
+        commits = [check(commit) for commit in read_commits(objects, unread["path"].to_list(), with_table=False)]
         fresh = pl.DataFrame(
             [_summary(c, versions[c.key.commit_path]) for c in commits], schema=SUMMARY_SCHEMA, orient="row"
         )
@@ -116,7 +119,7 @@ def _summary(commit: Commit, version: str) -> tuple[Any, ...]:
         commit.key.shard,
         commit.stop - commit.start,
         commit.about.get("quarantined", 0),
-        sum(stored.size_bytes for stored in commit.objects),
+        commit.size_bytes,
         commit.about.get("seconds", 0.0),
         commit.about.get("finished"),
     )

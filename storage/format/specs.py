@@ -32,8 +32,8 @@ from storage.views.options import MIXING, AnyTransform
 if TYPE_CHECKING:  # `cache status` reads specs, and should not pay two seconds for torch
     from storage.views.shown import View
 
-FORMAT_VERSION = 2
-NEW_KEYS = ("uses", "task")  # of format 3
+FORMAT_VERSION = 3
+NEW_KEYS = ("uses", "task")  # since format 3, and left out where they say nothing
 OWN_LENGTH = "own_length"
 USES = (OWN_LENGTH,)  # of the names in FORMAT.md, those that are known here
 
@@ -123,6 +123,7 @@ class TeacherSpec(Spec):
     num_classes: int
     encoding: AnyEncoding
     features: dict[str, FeatureEncoding]
+    uses: tuple[str, ...] = ()
 
     @field_validator("encoding", mode="before")
     @classmethod
@@ -156,10 +157,15 @@ AnySpec = TypeVar("AnySpec", bound=Spec)
 
 
 def read_spec(objects: Objects, path: str, kind: type[AnySpec]) -> AnySpec:
-    """Return a spec from its JSON.
+    """Return a spec from its JSON. Raises as `read_promise`."""
+    return read_promise(objects, path, kind)[0]
+
+
+def read_promise(objects: Objects, path: str, kind: type[AnySpec]) -> tuple[AnySpec, str]:
+    """Return a spec from its JSON, and its digest as it was written: another version's spec may have other keys.
 
     Raises:
-        UnsupportedFormat: it was written by a later format.
+        UnsupportedFormat: it was written by a later format, or uses what this version cannot read.
         CorruptObject: it is not the JSON of such a spec.
     """
     data = objects.get(path)
@@ -173,7 +179,7 @@ def read_spec(objects: Objects, path: str, kind: type[AnySpec]) -> AnySpec:
                 expected=f"format {FORMAT_VERSION} or earlier",
                 do="upgrade stillroom",
             )
-        if value.pop("digest") != fingerprint(value):
+        if (written := value.pop("digest")) != fingerprint(value):
             raise ValueError("it does not match its digest")
         check_uses(f"{objects.url}/{path}", value.get("uses", ()))
         spec = kind.model_validate(value)
@@ -185,7 +191,7 @@ def read_spec(objects: Objects, path: str, kind: type[AnySpec]) -> AnySpec:
         ) from None
     if getattr(spec, "name", None) not in (None, *path.split("/")[-2:-1]):
         raise CorruptObject(f"{objects.url}/{path} is not its own", found=f"the {kind.__name__} of {spec.name}")  # type: ignore[attr-defined]
-    return spec
+    return spec, written
 
 
 def check_uses(what: str, uses: Iterable[str]) -> None:

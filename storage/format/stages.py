@@ -139,6 +139,8 @@ def _holds_data(objects: Objects, folder: str) -> bool:
     listing = objects.list(folder)
     if list_commits(objects, folder) or _holds(listing, f"{folder}/teacher.json"):
         return True
+    if any(GROUP_NAME.fullmatch(_name(info.path)) for info in listing.objects):
+        return True
     groups = [below for below in listing.folders if GROUP_NAME.fullmatch(_name(below))]
     return any(True for group in groups for _ in objects.walk(group))
 

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from storage.cache import Catalogue, Samples
 from storage.digests import digest, sample_keys
 from storage.errors import BadRequest, IncompleteCache, NotInCache
+from storage.format.shards import DIGEST_COLUMNS
 from storage.tasks import task_of
 from storage.views import PLAIN
 from student_train.feed.batches import Needs
@@ -145,7 +146,9 @@ def _selection(
     row_N = samples["row"].to_numpy()
     shards_S, sizes_S = np.unique(shard_N, return_counts=True)
     parts = np.split(row_N, np.cumsum(sizes_S)[:-1])
-    content = row_N.astype("<i8").tobytes() + "".join(samples["digest"].to_list()).encode()
+    digests = samples.select(name for name in DIGEST_COLUMNS if name in samples.columns)
+    digest_N = digests.select(pl.concat_str(pl.all(), ignore_nulls=True)).to_series()
+    content = row_N.astype("<i8").tobytes() + "".join(digest_N.to_list()).encode()
     return Selection(
         catalogue=catalogue,
         dataset=dataset,

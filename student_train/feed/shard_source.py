@@ -14,7 +14,8 @@ from torch import Tensor
 from storage.cache import Cache
 from storage.encodings import Encoded, FeatureEncoding
 from storage.errors import CorruptObject
-from storage.format.shards import Commit, ShardKey, read_arrays
+from storage.format.groups import read_arrays
+from storage.format.shards import Commit, ShardKey
 from storage.format.specs import TeacherSpec
 from storage.tasks import task_of
 from storage.views import PLAIN

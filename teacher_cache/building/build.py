@@ -42,6 +42,8 @@ def run_build(build: PreparedBuild, runner: Runner, watcher: Watcher) -> BuildRe
             do=f"cache build {build.request.job}    # again: it looks at what is there now",
         )
     _write_promises(cache, build, known)  # first: a worker compares what it is about to write with them
+    if cache.unproven is not None:
+        watcher.note(cache.unproven)
     for name in _lost_views(cache, build):
         watcher.note(
             f"note: this job does not augment {name}, of which the cache has views ({name}/{VIEWS_JSON}): "

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from itertools import islice
 from math import prod
@@ -11,13 +11,19 @@ import polars as pl
 
 from storage.cache import Catalogue
 from storage.datasets import RecordedFile, Source, Unreadable
-from storage.errors import MissingSource, StaleCache
+from storage.errors import BadRequest, MissingSource, StaleCache
 from storage.format.rows import RowPlan
+from storage.format.shards import Commit
 from storage.format.specs import OWN_LENGTH, DatasetSpec, check_promise
 from storage.tasks import task_of
 from teacher_cache.building.growth import default_rows_per_shard, grow
 from teacher_cache.building.prepared import PreparedDataset
 
+CHANGES = {  # by the column of an ingest's table that tells it
+    "payload_digest": "other content",
+    "label_digest": "another label",
+    "digest": "other content or another label",  # of format 2
+}
 PROBED_SAMPLES = 100  # read to learn the shape of an input; one readable sample among them is enough
 
 
@@ -33,6 +39,7 @@ def prepare_dataset(
         tokenizers: `tokenizer.json` of the datasets above this one in the job, by name.
 
     Raises:
+        BadRequest: the cache is of a format that has no place for it.
         StaleCache: the cache holds another dataset, or samples that have changed or are gone.
         MissingSource: it is not there, or none of its samples can be read.
     """
@@ -56,6 +63,13 @@ def prepare_dataset(
         num_sites=prod(task_of(spec).sites(spec.input_shape)),
         num_classes=spec.num_classes,
     )
+    if catalogue is not None and catalogue.about.format < 3 and (spec.uses or spec.task):
+        raise BadRequest(
+            f"{catalogue.url} is of format {catalogue.about.format}, which has no place for {source.name}",
+            found=", ".join([*spec.uses, *[f"task {spec.task}"] * bool(spec.task)]),
+            expected="a cache of format 3",
+            do=f"cache build {job} --as NAME    # a new cache beside it; this one stays as it is",
+        )
     growth = grow(recorded, files, rows_per_shard)
     if growth.gone:
         raise StaleCache(
@@ -130,30 +144,34 @@ def _compare(
         StaleCache: a sample's content or label changed.
     """
     commits = catalogue.read_commits(source.name)
-    was = {
-        row: (digest, error is None)
-        for commit in commits
-        for row, digest, error in zip(
-            *commit.table.select(["row", "digest", "error"]).to_pydict().values(), strict=True
-        )
-    }
-    changed, mended_rows, row = [], [], 0
+    was = {row: recorded for commit in commits for row, recorded in _recorded(commit)}
+    changed: dict[str, list[str]] = {}
+    mended_rows, row = [], 0
     for extent in recorded.slice(0, recorded.num_rows):
         if extent.file in touched:
             for i, sample in enumerate(source.read(extent.file, extent.position, extent.rows), start=row):
-                # A sample that could not be read may change: that is how it is mended.
-                digest, readable = was.get(i, (sample.digest, True))  # not ingested yet, nothing to compare
-                if digest != sample.digest:
+                if i not in was:
+                    continue  # not ingested yet, nothing to compare
+                digests, readable = was[i]
+                now = sample.digests(3 if "payload_digest" in digests else 2)
+                for what in (name for name in digests if digests[name] != now[name]):
                     if readable:
-                        changed.append(sample.sample_id)
-                    else:
-                        mended_rows.append(i)
+                        changed.setdefault(CHANGES[what], []).append(sample.sample_id)
+                    elif what != "label_digest":  # another label does not make a payload readable
+                        mended_rows.append(i)  # a sample that could not be read may change: that is how it is mended
         row += extent.rows
     if changed:
         raise StaleCache(
             f"dataset {source.name} has changed under the cache {catalogue.url}",
-            found=f"{len(changed)} samples with other content or another label: {', '.join(changed[:5])}",
+            found="\n".join(f"{len(ids)} samples with {what}: {', '.join(ids[:5])}" for what, ids in changed.items()),
             expected="recorded samples as they were, and perhaps new ones",
             do=f"cache build {job} --as NAME    # a new cache beside it; this one stays as it is",
         )
     return {c.key.shard: c.attempt for c in commits if any(c.start <= row < c.stop for row in mended_rows)}
+
+
+def _recorded(commit: Commit) -> Iterator[tuple[int, tuple[dict[str, str], bool]]]:
+    """Yield each row of an ingest, with its digests by name of column and whether it could be read."""
+    names = [name for name in CHANGES if name in commit.table.column_names]
+    for row, error, *digests in zip(*commit.table.select(["row", "error", *names]).to_pydict().values(), strict=True):
+        yield row, (dict(zip(names, digests, strict=True)), error is None)

@@ -146,7 +146,12 @@ def _datasets(request: BuildRequest) -> list[str]:
 
 def _check_apart(source: Cache, request: BuildRequest) -> None:
     target = Cache.find(request.cache)
-    if target is not None and target.id == source.id:
+    if target is not None and target.spec.format < min(source.spec.format, 3):
+        what, found = (
+            "an older cache cannot take what a newer one holds",
+            f"format {target.spec.format} at {target.url}",
+        )
+    elif target is not None and target.id == source.id:
         what, found = "the job's cache is the very one to recode from", f"cache {source.id} at {request.cache}"
     elif f"{request.cache}/".startswith(f"{source.url}/") or f"{source.url}/".startswith(f"{request.cache}/"):
         what, found = "one cache would lie inside the other", f"{source.url} and {request.cache}"

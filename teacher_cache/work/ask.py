@@ -73,7 +73,6 @@ def ask_shard(work: AskWork) -> Done:
         "inputs_digest": ingest.about["inputs_digest"],  # what ties targets to the very inputs beside them
         "device": torch.cuda.get_device_name() if device == "cuda" else f"cpu, {work.threads} threads",
         "torch": torch.__version__,
-        "promise": work.promise,
         **seen,
     }
     return commit_shard(cache, key, work.rows, arrays=arrays, table=table, about=about)

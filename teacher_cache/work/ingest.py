@@ -16,7 +16,7 @@ from storage.cache import Cache
 from storage.datasets import AnySource, RawSample, Source, Unreadable, check_label
 from storage.errors import BadRequest, MissingSource
 from storage.format.rows import Extent
-from storage.format.specs import DatasetSpec
+from storage.format.specs import FORMAT_VERSION, DatasetSpec
 from storage.inputs import Stored, inputs_of
 from storage.inputs.ragged import Ragged, digest_rows
 from storage.tasks import task_of
@@ -40,7 +40,7 @@ def ingest_shard(work: IngestWork) -> Done:
     source = options.prepared(None if tokenizer is None else tokenizer.data, {})
     with LOCK:  # decoding computes too: two shards at once would only wait for each other's processor
         began = time.monotonic()
-        arrays, columns = decode_rows(source, spec, work.extents)
+        arrays, columns = decode_rows(source, spec, work.extents, cache.spec.format)
         seconds = time.monotonic() - began
     table = pa.table({"row": pa.array(range(start, stop), pa.int64()), **columns})
     quarantined = stop - start - table["error"].null_count
@@ -50,9 +50,9 @@ def ingest_shard(work: IngestWork) -> Done:
 
 
 def decode_rows(
-    source: Source, spec: DatasetSpec, extents: Sequence[Extent]
+    source: Source, spec: DatasetSpec, extents: Sequence[Extent], version: int = FORMAT_VERSION
 ) -> tuple[dict[str, Stored], dict[str, pa.Array]]:
-    """Return arrays, (S, …) each, and the columns of a commit, for all rows of some extents of a source.
+    """Return arrays, (S, …) each, and the columns of a commit in a cache of some format, for all rows of some extents.
 
     An unreadable sample leaves its reason, zeros as inputs or none at all, and no label at any site.
 
@@ -66,7 +66,7 @@ def decode_rows(
     cut = np.zeros(num_rows, np.int32)
     ids: list[str] = []
     classes: list[int | None] = []
-    digests: list[str] = []
+    digests: list[dict[str, str]] = []
     errors: list[str | None] = []
     for i, sample in enumerate(_samples(source, extents)):
         check_label(sample.label, spec.classes, sample.sample_id)  # a wrong label is no bad sample: the job is wrong
@@ -80,7 +80,7 @@ def decode_rows(
             error = str(reason)
         ids.append(sample.sample_id)
         classes.append(sample.label)
-        digests.append(sample.digest)
+        digests.append(sample.digests(version))
         errors.append(error)
     # Within a shard here; across shards the build looks, once all are there: a worker sees no other.
     if len(set(ids)) != len(ids):
@@ -96,7 +96,7 @@ def decode_rows(
         "sample_id": pa.array(ids, pa.string()),
         "label": pa.array(classes, pa.int64()),
         "split": pa.array([source.split(name) for name in ids], pa.string()),
-        "digest": pa.array(digests, pa.string()),
+        **{name: pa.array([said[name] for said in digests], pa.string()) for name in digests[0]},
         "error": pa.array(errors, pa.string()),
         **of_length,
     }

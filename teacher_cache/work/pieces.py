@@ -18,7 +18,7 @@ import pyarrow as pa
 
 from storage.cache import Cache
 from storage.format.rows import Extent
-from storage.format.shards import ShardKey, write_shard
+from storage.format.shards import ShardKey
 from storage.inputs.ragged import Ragged
 
 LOCK = threading.Lock()  # of this process; a worker runs two pieces of work on two threads
@@ -122,6 +122,6 @@ def commit_shard(
     quarantined: int = 0,
 ) -> Done:
     """Write a shard's arrays and its commit, and return what became of the work; `about` has a `provenance`."""
-    commit = write_shard(cache.objects, key, rows=rows, arrays=arrays, table=table, about=about)
-    num_bytes = 0 if commit is None else sum(stored.size_bytes for stored in commit.objects)
+    commit = cache.write_shard(key, rows=rows, arrays=arrays, table=table, about=about)
+    num_bytes = 0 if commit is None else commit.size_bytes
     return Done(key, rows[1] - rows[0], quarantined, num_bytes, about["seconds"], commit is not None)

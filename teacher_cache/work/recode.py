@@ -13,7 +13,8 @@ import numpy as np
 
 from storage.cache import Cache
 from storage.errors import CorruptObject, RowsMissing
-from storage.format.shards import Commit, ShardKey, copy_shard, read_arrays
+from storage.format.groups import read_arrays
+from storage.format.shards import Commit, ShardKey
 from storage.format.specs import TeacherSpec
 from storage.views import PLAIN
 from storage.views.check import readable_rows
@@ -44,8 +45,8 @@ def _copy(source: Cache, cache: Cache, commit: Commit) -> Done:
     """Copy the ingest of a shard as it is."""
     # Bytes, not arrays: both caches vouch for the same digests, and nothing is decoded.
     about = commit.about | {"recoded_from": {"cache": source.id}}
-    copy = copy_shard(source.objects, commit, cache.objects, about)
-    num_bytes = 0 if copy is None else sum(stored.size_bytes for stored in copy.objects)
+    copy = cache.copy_shard(source, commit, about)
+    num_bytes = 0 if copy is None else copy.size_bytes
     quarantined = int(about.get("quarantined", 0))
     return Done(commit.key, commit.stop - commit.start, quarantined, num_bytes, 0.0, copy is not None)
 
@@ -89,8 +90,7 @@ def _recode(source: Cache, cache: Cache, commit: Commit, work: RecodeWork) -> Do
     recoded = {name: spread_rows(values_B, readable.mask_S) for name, values_B in converted.items()}
     recoded |= {name: arrays[name] for name in features}
     # What the teacher's own commit says stays below it: of which weights, on what device, of which view.
-    origin = {"promise": spec.fingerprint, "recoded_from": _origin(source, commit, richer)}
-    about = commit.about | provenance(seconds) | origin
+    about = commit.about | provenance(seconds) | {"recoded_from": _origin(source, commit, richer)}
     return commit_shard(cache, key, (commit.start, commit.stop), arrays=recoded, table=commit.table, about=about)
 
 

@@ -145,7 +145,7 @@ def _bytes_per_row(cache: Path, teacher: str) -> float:
     for dataset, name, view in list_stages(opened.objects):
         if name == teacher:
             for commit in opened.commits(dataset, name, view):
-                size += sum(stored.size_bytes for stored in commit.objects if "/c/" in f"/{stored.path}")
+                size += sum(stored.size_bytes for stored in commit.members if "/c/" in f"/{stored.path}")
                 rows += commit.stop - commit.start
             positions = 1 if opened.dataset(dataset).vocabulary is None else opened.dataset(dataset).input_shape[0]
     return size / (rows * positions)

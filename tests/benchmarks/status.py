@@ -22,7 +22,7 @@ def measure(folder: Path) -> Iterator[Figure]:
 
     from storage.cache import Cache
     from storage.format.rows import Segment, create_segment
-    from storage.format.shards import Commit, ShardKey, StoredObject
+    from storage.format.shards import Commit, Member, ShardKey, Whole
     from storage.format.specs import DatasetSpec
 
     cache = Cache.create(str(folder / "cache"))
@@ -31,13 +31,15 @@ def measure(folder: Path) -> Iterator[Figure]:
     num_rows = COMMITS * ROWS_PER_SHARD
     extents = pl.DataFrame({"file": ["f"], "size": [1], "version": ["v"], "position": [0], "rows": [num_rows]})
     create_segment(cache.objects, "d", 0, Segment(extents, ROWS_PER_SHARD))
-    stored = tuple(StoredObject(f"inputs/c/{i}", 100, "0" * 32) for i in range(3))
+    members = tuple(Member(f"inputs/c/{i}", 100 * i, 100, "0" * 32) for i in range(3))
+    whole, belonging = Whole(300, "0" * 32), cache.promises.of("d")
     os.makedirs(folder / "cache/d/ingest")
     for shard in range(COMMITS):
         start = shard * ROWS_PER_SHARD
         table = pa.table({"row": pa.array(range(start, start + ROWS_PER_SHARD), pa.int64())})
         key, about = ShardKey("d", None, "plain", shard), {"seconds": 1.0, "quarantined": 0}
-        commit = Commit(key, start, start + ROWS_PER_SHARD, f"{shard:08x}", stored, table, about)
+        rows, attempt = (start, start + ROWS_PER_SHARD), f"{shard:08x}"
+        commit = Commit(key, *rows, attempt, members, table, about, whole=whole, belonging=belonging)
         (folder / "cache" / key.commit_path).write_bytes(commit.to_parquet())
 
     command = [str(Path(sys.executable).with_name("cache")), "status", str(folder / "cache")]

@@ -13,6 +13,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from storage.cache import Cache
+from storage.format.shards import ShardKey
+from tests.damage import flip
 from tests.jobs.conftest import Program
 from tests.teacher_cache.toys import (
     build,
@@ -100,7 +103,7 @@ def test_status_counts_rows_shards_and_bytes(kitchen: Path, program: Program) ->
         {"teacher": "ingest", "rows": 40, "rows_done": 40, "rows_missing": 0, "shards_done": 3},
         {"teacher": "toy", "rows": 40, "rows_done": 40, "rows_missing": 0, "shards_done": 3},
     ]
-    on_disk = sum(p.stat().st_size for p in (kitchen / "cache/digits/toy/plain").rglob("*.zarr/**/*") if p.is_file())
+    on_disk = sum(p.stat().st_size for p in (kitchen / "cache/digits/toy/plain").rglob("*.zarr.zip"))
     assert stages[1]["bytes"] == on_disk
     assert ended.code == 0
 
@@ -143,10 +146,7 @@ def test_verify_finds_a_flipped_bit_and_repair_lets_build_make_it_good(
     shutil.copytree(kitchen, tmp_path / "kitchen")
     cache, job = tmp_path / "kitchen/cache", tmp_path / "kitchen/job.toml"
     assert program("cache", "verify", cache).code == 0
-    victim = next((cache / "digits/toy/plain").glob("00001-*.zarr/logits/c/0/0"))
-    data = bytearray(victim.read_bytes())
-    data[20] ^= 4
-    victim.write_bytes(data)
+    flip(Cache.open(str(cache)), ShardKey("digits", "toy", "plain", 1), "logits/c/0/0", 20)
     ended = program("cache", "verify", cache, "--json")
     assert (ended.code, [bad["shard"] for bad in json.loads(ended.out)["bad"]]) == (65, ["digits/toy/plain/00001"])
     assert program("cache", "verify", cache, "--repair").code == 3

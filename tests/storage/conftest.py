@@ -13,11 +13,11 @@ import pytest
 from hypothesis import settings
 
 from storage.cache import Cache
-from storage.digests import digest
+from storage.digests import digest, fingerprint
 from storage.encodings import DenseEncoding, FeatureEncoding
-from storage.format.objects import LocalObjects, Objects
+from storage.format.objects import LocalObjects
 from storage.format.rows import EXTENT_SCHEMA, Segment, create_segment
-from storage.format.shards import Commit, ShardKey, write_shard
+from storage.format.shards import Commit, ShardKey
 from storage.format.specs import DatasetSpec, TeacherSpec, write_spec
 from storage.views import PLAIN, view_fingerprint
 
@@ -69,7 +69,7 @@ def segment() -> Callable[..., Segment]:
 def write_ingest() -> Callable[..., Commit | None]:
     """Write the ingest of one shard of the dataset `digits`: input and label of a row follow from its number."""
 
-    def write(objects: Objects, shard: int, start: int, stop: int, *, seed: int = 0) -> Commit | None:
+    def write(cache: Cache, shard: int, start: int, stop: int, *, seed: int = 0) -> Commit | None:
         rows = np.arange(start, stop)
         inputs_S = np.random.default_rng([seed, shard]).integers(0, 256, (len(rows), 1, 2, 2), dtype=np.uint8)
         bad_S = rows == UNREADABLE_ROW
@@ -80,13 +80,14 @@ def write_ingest() -> Callable[..., Commit | None]:
                 "sample_id": pa.array([f"digits:{row}" for row in rows], pa.string()),
                 "label": pa.array(rows % 3, pa.int64()),
                 "split": pa.array(["validation" if row % 5 == 0 else "train" for row in rows], pa.string()),
-                "digest": pa.array([digest(f"{row}".encode()) for row in rows], pa.string()),
+                "payload_digest": pa.array([digest(f"{row}".encode()) for row in rows], pa.string()),
+                "label_digest": pa.array([fingerprint(int(row % 3)) for row in rows], pa.string()),
                 "error": pa.array(["OSError: truncated" if bad else None for bad in bad_S], pa.string()),
             }
         )
         about = {"quarantined": int(bad_S.sum()), "inputs_digest": digest(inputs_S.tobytes()), "seconds": 0.5}
         key = ShardKey("digits", None, PLAIN, shard)
-        return write_shard(objects, key, rows=(start, stop), arrays={"inputs": inputs_S}, table=table, about=about)
+        return cache.write_shard(key, rows=(start, stop), arrays={"inputs": inputs_S}, table=table, about=about)
 
     return write
 
@@ -113,9 +114,7 @@ def write_targets() -> Callable[..., Commit | None]:
         about = {"inputs_digest": ingest.about["inputs_digest"], "view_fingerprint": view_fingerprint(inputs_S)}
         arrays = {"logits": logits_SC, "feature/last": np.ones((len(rows), 5), np.float16)}
         key = ShardKey("digits", "cnn", PLAIN, shard)
-        return write_shard(
-            cache.objects, key, rows=(ingest.start, ingest.stop), arrays=arrays, table=table, about=about
-        )
+        return cache.write_shard(key, rows=(ingest.start, ingest.stop), arrays=arrays, table=table, about=about)
 
     return write
 
@@ -134,7 +133,7 @@ def built(
     create_segment(cache.objects, "digits", 0, segment(("a", 0, 10)))
     write_spec(cache.objects, "digits/cnn/teacher.json", teacher_spec, "test")
     for shard, start, stop in cache.shards("digits"):
-        write_ingest(cache.objects, shard, start, stop)
+        write_ingest(cache, shard, start, stop)
         write_targets(cache, shard)
     return Path(cache.url)
 

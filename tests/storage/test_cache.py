@@ -37,7 +37,7 @@ def test_two_caches_have_two_identities(tmp_path: Path) -> None:
 
 
 def test_the_format_comes_first_in_cache_json(tmp_path: Path) -> None:
-    assert Cache.create(str(tmp_path)).objects.get("cache.json").startswith(b'{\n  "format": 2,')
+    assert Cache.create(str(tmp_path)).objects.get("cache.json").startswith(b'{\n  "format": 3,')
 
 
 def test_a_cache_lives_on_an_object_store(bucket: str, dataset_spec: DatasetSpec) -> None:
@@ -145,7 +145,8 @@ def test_the_columns_of_samples_have_fixed_types(cache: Cache) -> None:
         "sample_id": "String",
         "label": "Int64",
         "split": "String",
-        "digest": "String",
+        "payload_digest": "String",
+        "label_digest": "String",
     }
 
 
@@ -205,7 +206,7 @@ def test_a_shard_that_is_not_built_is_named(cache: Cache) -> None:
 
 def test_a_missing_object_of_a_committed_shard_is_an_error(cache: Cache) -> None:
     commit = cache.commit(ShardKey("digits", None, "plain", 0))
-    cache.objects.delete(f"{commit.group}/inputs/c/0/0/0/0")
+    cache.objects.delete(commit.group)
     with pytest.raises(MissingObject):
         cache.read_inputs("digits", 0)
 
@@ -252,7 +253,7 @@ def test_inputs_that_were_ingested_again_and_differ_are_refused(
 ) -> None:
     shown = cache.read_inputs("digits", 1)
     cache.objects.delete("digits/ingest/00001.parquet")
-    write_ingest(cache.objects, 1, 4, 8, seed=1)
+    write_ingest(cache, 1, 4, 8, seed=1)
     with pytest.raises(StaleCache):
         cache.check_view(*commits(cache, 1), shown)
 

@@ -102,7 +102,7 @@ def test_a_cache_that_grows_while_it_is_looked_at_is_never_misread(
 ) -> None:
     def grow() -> None:
         create_segment(cache.objects, "digits", 1, segment(("b", 0, 2)))
-        write_ingest(cache.objects, 3, 10, 12)
+        write_ingest(cache, 3, 10, 12)
         write_targets(cache, 3)
 
     found = Catalogue.read(Meanwhile(cache.url, folder, grow), cache.spec)

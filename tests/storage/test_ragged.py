@@ -12,9 +12,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from storage.errors import CorruptObject, UnsupportedFormat
-from storage.format import shards
+from storage.format import groups
+from storage.format.groups import read_arrays, read_ragged, write_shard
 from storage.format.objects import LocalObjects
-from storage.format.shards import Commit, ShardKey, read_arrays, read_ragged, write_shard
+from storage.format.shards import Belonging, Commit, ShardKey
 from storage.format.specs import DatasetSpec, read_spec, write_spec
 from storage.inputs.ragged import Ragged, digest_rows
 from storage.views import view_fingerprint
@@ -27,7 +28,8 @@ LENGTHS = st.lists(st.integers(0, 5), max_size=6)
 def write(objects: LocalObjects, **arrays: Any) -> Commit:
     count = len(next(iter(arrays.values())))
     table = pa.table({"row": pa.array(range(count), pa.int64())})
-    commit = write_shard(objects, KEY, rows=(0, count), arrays=arrays, table=table, about={})
+    belonging = Belonging("c", "d", None)
+    commit = write_shard(objects, KEY, rows=(0, count), arrays=arrays, table=table, about={}, belonging=belonging)
     assert commit is not None
     return commit
 
@@ -51,9 +53,23 @@ def test_items_may_have_axes_of_their_own(objects: LocalObjects) -> None:
 
 
 def test_nothing_is_stored_to_fill_rows_up(objects: LocalObjects) -> None:
-    write(objects, inputs=Ragged.of(ROWS, np.uint8))
-    zarr_chunk = next(info for info in objects.walk() if info.path.endswith("/inputs/c/0"))
-    assert zarr_chunk.size_bytes == 7
+    commit = write(objects, inputs=Ragged.of(ROWS, np.uint8))
+    assert [member.size_bytes for member in commit.members if member.path == "inputs/c/0"] == [7]
+
+
+def test_a_commit_says_that_rows_have_their_own_length(objects: LocalObjects) -> None:
+    ragged, alike = (
+        write(objects, inputs=Ragged.of(ROWS, np.uint8)),
+        write(LocalObjects(objects.root / "b"), x=np.ones(2)),
+    )
+    assert (ragged.uses, alike.uses) == (("own_length",), ())
+
+
+def test_a_cache_of_format_2_cannot_hold_them(objects: LocalObjects) -> None:
+    table = pa.table({"row": pa.array(range(4), pa.int64())})
+    rows = {"inputs": Ragged.of(ROWS, np.uint8)}
+    with pytest.raises(ValueError, match="a cache of format 2 cannot hold rows of their own length"):
+        write_shard(objects, KEY, rows=(0, 4), arrays=rows, table=table, about={}, belonging=None)
 
 
 def test_the_offsets_of_an_array_are_no_array_of_their_own(objects: LocalObjects) -> None:
@@ -99,7 +115,7 @@ def test_offsets_that_cannot_be_are_refused(
     flat_T = np.arange(7, dtype=np.int32)
     forged = {"inputs": flat_T, "offsets/inputs": np.array(offsets, np.int64)}
     with monkeypatch.context() as patch:
-        patch.setattr(shards, "split_offsets", lambda arrays: forged)
+        patch.setattr(groups, "split_offsets", lambda arrays: forged)
         commit = write(objects, inputs=Ragged.of(ROWS, np.int32))
     with pytest.raises(CorruptObject):
         read_ragged(objects, commit, ["inputs"])

@@ -9,22 +9,29 @@ import signal
 import subprocess
 import sys
 import threading
+import zipfile
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pytest
+import zarr
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
+from zarr.storage import ZipStore
 
-from storage.errors import CorruptObject, MissingObject, NotInCache, StorageFailure
+from storage.errors import CorruptObject, MissingObject, NotInCache, StorageFailure, UnsupportedFormat
 from storage.format.arrays import DTYPES
-from storage.format.objects import LocalObjects, Objects, open_objects
+from storage.format.groups import copy_shard, read_arrays, read_members, read_ragged, write_shard
+from storage.format.objects import LocalObjects, Objects, Span, open_objects
 from storage.format.sealed import seal
-from storage.format.shards import Commit, ShardKey, StoredObject, list_commits, read_arrays, read_commits, write_shard
+from storage.format.shards import Belonging, Commit, ShardKey, list_commits, read_commits
+from storage.inputs.ragged import Ragged
 
 KEY = ShardKey("digits", "cnn", "plain", 7)
 ROWS = (14, 17)
@@ -33,10 +40,13 @@ TABLE = pa.table(
     {"row": pa.array(range(*ROWS), pa.int64()), "sample_id": ["a", None, "c"], "entropy": [0.5, None, 0.25]}
 )
 ABOUT = {"seconds": 1.5, "host": "h"}
+BELONGING = Belonging("c" * 32, "d" * 32, "e" * 32)
+FORMAT_2 = {"belonging": None}
 
 
 def write(objects: Objects, key: ShardKey = KEY, **changes: Any) -> Commit | None:
-    return write_shard(objects, key, **{"rows": ROWS, "arrays": ARRAYS, "table": TABLE, "about": ABOUT} | changes)
+    facts = {"rows": ROWS, "arrays": ARRAYS, "table": TABLE, "about": ABOUT, "belonging": BELONGING}
+    return write_shard(objects, key, **facts | changes)
 
 
 def stored_commit(objects: Objects, key: ShardKey = KEY, *, with_table: bool = True) -> Commit:
@@ -50,6 +60,14 @@ def commit(objects: LocalObjects) -> Commit:
     return commit
 
 
+@pytest.fixture
+def commit_2(objects: LocalObjects) -> Commit:
+    """Return the commit of a shard as format 2 has it: a folder of objects."""
+    commit = write(objects, **FORMAT_2)
+    assert commit is not None
+    return commit
+
+
 # --- write, then read
 
 
@@ -59,13 +77,27 @@ def test_a_commit_reads_back(objects: LocalObjects, commit: Commit) -> None:
 
 def test_a_proof_can_be_read_without_its_table(objects: LocalObjects, commit: Commit) -> None:
     back = stored_commit(objects, with_table=False)
-    assert (len(back.table), back.objects, back.about) == (0, commit.objects, ABOUT)
+    assert (len(back.table), back.members, back.about, back.belonging) == (0, commit.members, ABOUT, BELONGING)
+
+
+def test_a_shard_is_two_objects_its_arrays_and_its_commit(objects: LocalObjects, commit: Commit) -> None:
+    assert [info.path for info in objects.walk()] == [commit.group, commit.key.commit_path]
+
+
+def test_a_commit_of_format_2_reads_back(objects: LocalObjects, commit_2: Commit) -> None:
+    assert (stored_commit(objects), commit_2.whole, commit_2.belonging) == (commit_2, None, None)
+
+
+def test_a_shard_of_format_2_is_an_object_for_each_member(objects: LocalObjects, commit_2: Commit) -> None:
+    paths = {f"{commit_2.group}/{member.path}" for member in commit_2.members} | {KEY.commit_path}
+    assert {info.path for info in objects.walk()} == paths
+    assert f"{KEY.folder}/00007-{commit_2.attempt}.zarr/logits/c/0/0" in paths
 
 
 def test_a_commit_lies_where_its_key_says(objects: LocalObjects, commit: Commit) -> None:
     assert (commit.key.commit_path, commit.group) == (
         "digits/cnn/plain/00007.parquet",
-        f"digits/cnn/plain/00007-{commit.attempt}.zarr",
+        f"digits/cnn/plain/00007-{commit.attempt}.zarr.zip",
     )
 
 
@@ -142,14 +174,138 @@ def test_a_shard_on_an_object_store_reads_back(bucket: str) -> None:
     commit = stored_commit(objects)
     assert (second, read_arrays(objects, commit, ["logits"])["logits"].tolist()) == (None, ARRAYS["logits"].tolist())
     assert list_commits(objects, KEY.folder).keys() == {7}
-    assert objects.list(KEY.folder).folders == [commit.group]
+    assert [info.path for info in objects.list(KEY.folder).objects] == [commit.group, KEY.commit_path]
 
 
-def test_the_same_work_gives_the_same_bytes(tmp_path: Path) -> None:
-    first, second = (write(LocalObjects(tmp_path / name)) for name in "ab")
-    assert first is not None
-    assert second is not None
-    assert first.objects == second.objects
+@pytest.mark.parametrize("layout", [{}, FORMAT_2], ids=["3", "2"])
+def test_the_same_work_gives_the_same_bytes(tmp_path: Path, layout: dict[str, Any]) -> None:
+    first, second = (LocalObjects(tmp_path / name) for name in "ab")
+    commits = [write(first, **layout), write(second, arrays=dict(reversed(ARRAYS.items())), **layout)]
+    assert None not in commits
+    one, two = (
+        {info.path.replace(commit.attempt, ""): objects.get(info.path) for info in objects.walk(KEY.folder)}
+        for objects, commit in zip((first, second), commits, strict=True)
+        if commit is not None
+    )
+    del one[KEY.commit_path], two[KEY.commit_path]  # they name their attempts
+    assert one == two
+
+
+def test_the_same_bytes_are_written_at_any_time_of_day(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    now = write(LocalObjects(tmp_path / "now"))
+    monkeypatch.setattr("time.time", lambda: 2e9)
+    later = write(LocalObjects(tmp_path / "later"))
+    assert (now and now.whole) == (later and later.whole)
+
+
+# --- the one object, opened by others
+
+
+def test_zarr_opens_the_one_object(objects: LocalObjects, commit: Commit) -> None:
+    with ZipStore(objects.root / commit.group, mode="r") as store:
+        group = zarr.open_group(store, mode="r")
+        found = {name: np.asarray(group[name][...]) for name in commit.array_names}  # type: ignore[index]
+    assert {name: (a.dtype, a.tolist()) for name, a in found.items()} == {
+        name: (a.dtype, a.tolist()) for name, a in ARRAYS.items()
+    }
+
+
+def test_zip_tools_and_numpy_open_the_one_object(objects: LocalObjects, commit: Commit) -> None:
+    with zipfile.ZipFile(objects.root / commit.group) as archive:
+        assert archive.testzip() is None
+        assert sorted(archive.namelist()) == sorted(member.path for member in commit.members)
+        assert {info.compress_type for info in archive.infolist()} == {zipfile.ZIP_STORED}
+    members = np.load(objects.root / commit.group)
+    assert json.loads(members["logits/zarr.json"])["shape"] == [3, 2]
+
+
+def test_a_commit_says_where_in_the_one_object_each_member_lies(objects: LocalObjects, commit: Commit) -> None:
+    data = objects.get(commit.group)
+    with zipfile.ZipFile(objects.root / commit.group) as archive:
+        for path, begin, size_bytes, _ in commit.members:
+            assert data[begin : begin + size_bytes] == archive.read(path)
+
+
+class Asked(LocalObjects):
+    """A disk that notes what is read of it."""
+
+    def __init__(self, root: Path):
+        super().__init__(root)
+        self.read: list[int] = []
+
+    def get(self, path: str) -> bytes:
+        data = super().get(path)
+        self.read.append(len(data))
+        return data
+
+    def get_ranges(self, path: str, spans: Sequence[Span]) -> list[bytes]:
+        parts = super().get_ranges(path, spans)
+        self.read += map(len, parts)
+        return parts
+
+
+def test_only_the_arrays_that_are_needed_are_read(tmp_path: Path) -> None:
+    objects = Asked(tmp_path)
+    large = np.random.default_rng(0).integers(0, 256, (3, 100_000), np.uint8)
+    commit = write(objects, arrays={"a": large, "logits": ARRAYS["logits"], "z": large})
+    assert commit is not None
+    read_arrays(objects, commit, ["logits"])
+    (bytes_read,) = objects.read
+    assert bytes_read < 2000
+
+
+def test_neighbouring_arrays_are_read_at_once_and_what_lies_far_apart_is_not(tmp_path: Path) -> None:
+    objects = Asked(tmp_path)
+    large = np.random.default_rng(0).integers(0, 256, (3, 100_000), np.uint8)
+    small = np.zeros((3, 2))
+    commit = write(objects, arrays={"a": small, "b": small, "between": large, "c": small, "d": small})
+    assert commit is not None
+    read_arrays(objects, commit, ["d", "b", "a", "c"])
+    assert len(objects.read) == 2
+
+
+def test_an_array_and_its_offsets_lie_together(tmp_path: Path) -> None:
+    objects = Asked(tmp_path)
+    rows = Ragged.of([np.arange(9), np.arange(100_000) % 251, np.arange(3)], np.uint8)
+    large = np.random.default_rng(0).integers(0, 256, (3, 100_000), np.uint8)
+    commit = write(objects, arrays={"a": large, "inputs": rows, "offset": large, "z": large})
+    assert commit is not None
+    read_ragged(objects, commit, ["inputs"])
+    assert len(objects.read) == 1
+
+
+# --- copies
+
+
+@pytest.mark.parametrize("was", [{}, FORMAT_2], ids=["from 3", "from 2"])
+@pytest.mark.parametrize("becomes", [Belonging("f" * 32, "d" * 32, "e" * 32), None], ids=["to 3", "to 2"])
+def test_a_copy_holds_the_same_arrays_and_says_whose_it_is(
+    tmp_path: Path, was: dict[str, Any], becomes: Belonging | None
+) -> None:
+    source, target = LocalObjects(tmp_path / "a"), LocalObjects(tmp_path / "b")
+    commit = write(source, **was)
+    assert commit is not None
+    assert copy_shard(source, commit, target, {"copied": True}, becomes) is not None
+    copy = stored_commit(target)
+    assert (copy.belonging, copy.about, copy.table) == (becomes, {"copied": True}, commit.table)
+    assert {m.path: m.digest for m in copy.members} == {m.path: m.digest for m in commit.members}
+    assert read_arrays(target, copy, ["logits"])["logits"].tolist() == ARRAYS["logits"].tolist()
+
+
+def test_a_copy_from_format_3_is_the_same_object(tmp_path: Path) -> None:
+    source, target = LocalObjects(tmp_path / "a"), LocalObjects(tmp_path / "b")
+    commit = write(source)
+    assert commit is not None
+    copy = copy_shard(source, commit, target, {}, BELONGING)
+    assert copy is not None
+    assert copy.whole == commit.whole
+
+
+def test_damage_is_not_copied(objects: LocalObjects, commit: Commit, tmp_path: Path) -> None:
+    flip(objects, commit.group, 5)
+    with pytest.raises(CorruptObject):
+        copy_shard(objects, commit, LocalObjects(tmp_path / "b"), {}, BELONGING)
+    assert not (tmp_path / "b").exists()
 
 
 # --- attempts
@@ -175,10 +331,10 @@ def test_of_many_attempts_at_once_one_wins_and_its_arrays_stay(objects: LocalObj
     with ThreadPoolExecutor(6) as pool:
         won = list(pool.map(attempt, range(6)))
     found = read_arrays(objects, stored_commit(objects), ["logits"])["logits"]
-    assert (won.count(True), found.tolist(), len(objects.list(KEY.folder).folders)) == (
+    assert (won.count(True), found.tolist(), len(objects.list(KEY.folder).objects)) == (
         1,
         np.full((3, 2), won.index(True)).tolist(),
-        1,
+        2,
     )
 
 
@@ -203,9 +359,10 @@ class Failing(LocalObjects):
         return won
 
 
-def test_a_disk_that_fills_up_is_left_as_it_was(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("layout", "puts"), [({}, 0), (FORMAT_2, 3)], ids=["3", "2"])
+def test_a_disk_that_fills_up_is_left_as_it_was(tmp_path: Path, layout: dict[str, Any], puts: int) -> None:
     with pytest.raises(StorageFailure):
-        write(Failing(tmp_path, put=3))
+        write(Failing(tmp_path, put=puts), **layout)
     assert os.listdir(tmp_path) == []
 
 
@@ -232,7 +389,7 @@ def test_the_commit_comes_after_every_object(tmp_path: Path) -> None:
 
     class Watched(LocalObjects):
         def put(self, path: str, data: bytes) -> None:
-            order.append(path.rsplit(".", 1)[-1])
+            order.append("object")
             assert list_commits(self, KEY.folder) == {}
             super().put(path, data)
 
@@ -241,14 +398,16 @@ def test_the_commit_comes_after_every_object(tmp_path: Path) -> None:
             return super().create(path, data)
 
     write(Watched(tmp_path))
-    assert (order.count("commit"), order[-1]) == (1, "commit")
+    write(Watched(tmp_path / "2"), **FORMAT_2)
+    assert order == ["object", "commit", *["object"] * 6, "commit"]
 
 
 KILLED = """
 import sys
 import numpy as np, pyarrow as pa
 from storage.format.objects import LocalObjects
-from storage.format.shards import ShardKey, write_shard
+from storage.format.groups import write_shard
+from storage.format.shards import Belonging, ShardKey
 objects = LocalObjects(sys.argv[1])
 table = pa.table({"row": pa.array(range(64), pa.int64())})
 arrays = {name: np.random.default_rng(0).random((64, 2048)) for name in ("logits", "feature/a", "feature/b")}
@@ -256,7 +415,8 @@ print("ready", flush=True)
 sys.stdin.readline()
 for shard in range(int(sys.argv[2])):
     key = ShardKey("d", "t", "plain", shard)
-    write_shard(objects, key, rows=(0, 64), arrays=arrays, table=table, about={})
+    belonging = Belonging("c", "d", "e")
+    write_shard(objects, key, rows=(0, 64), arrays=arrays, table=table, about={}, belonging=belonging)
 print("done", flush=True)
 """
 
@@ -275,7 +435,7 @@ def test_a_process_killed_at_any_moment_leaves_whole_shards_only_and_a_second_ru
             process.stdout.readline()
             process.stdin.write("\n")
             process.stdin.flush()
-            moment = chance.randrange(100)  # by objects written, of 108 in all: the same on a slow disk and a fast one
+            moment = chance.randrange(1, 24)  # by objects written, of 24 in all: the same on a slow disk and a fast one
             while process.poll() is None and len(list(objects.walk())) < moment:
                 pass
             process.send_signal(signal.SIGKILL)
@@ -326,16 +486,32 @@ def test_a_commit_in_the_place_of_another_is_noticed(commit: Commit, path: str) 
     assert caught.value.found == "it is the commit of digits/cnn/plain/00007"
 
 
+LAYOUTS = {"objects": (1, "d"), "members": (0, 1, "d")}  # what follows a path, in format 2 and in format 3
+OUTSIDE = ["../../secret", "/etc/passwd", "logits/../../x", "logits//c", ""]
 HOSTILE = [
     {"attempt": "../../../x"},
     {"attempt": "/etc"},
     {"attempt": 7},
-    {"objects": [["../../secret", 1, "d"]]},
-    {"objects": [["/etc/passwd", 1, "d"]]},
-    {"objects": [["logits/../../x", 1, "d"]]},
-    {"objects": [["logits//c", 1, "d"]]},
-    {"objects": [["", 1, "d"]]},
+    *({layout: [[path, *facts]]} for layout, facts in LAYOUTS.items() for path in OUTSIDE),
     {"objects": [["logits/c"]]},
+    {"members": [["logits/c"]]},
+    {"members": None},
+    {"members": [["logits/c", -1, 1, "d"]]},
+    {"members": [["logits/c", 0, 101, "d"]]},
+    {"members": [["logits/c", 100, 1, "d"]]},
+    {"members": [["logits/c", 50, -1, "d"]]},
+    {"members": [["logits/c", 2.0, 1, "d"]]},
+    {"members": [["logits/c", "0", 1, "d"]]},
+    {"members": [["logits/c", 0, 1, None]]},
+    {"object": [100]},
+    {"object": [-1, "d"]},
+    {"object": ["100", "d"]},
+    {"object": [100, 7]},
+    {"object": None},
+    {"cache": None},
+    {"dataset": 7},
+    {"promise": None},
+    {"uses": 7},
     {"objects": None},
     {"rows": [0]},
     {"rows": [14, 99]},
@@ -353,9 +529,13 @@ def test_a_forged_commit_is_refused(commit: Commit, change: dict[str, Any]) -> N
         "key": KEY,
         "rows": ROWS,
         "attempt": commit.attempt,
-        "objects": [StoredObject("logits/zarr.json", 1, "d")],
+        **BELONGING._asdict(),
+        "object": [100, "d"],
+        "members": [["logits/zarr.json", 0, 1, "d"]],
+        "uses": [],
         "about": {},
     }
+    Commit.from_parquet(seal(TABLE, proof), KEY.commit_path)  # as it is, it is one
     with pytest.raises(CorruptObject):
         Commit.from_parquet(seal(TABLE, proof | change), KEY.commit_path)
 
@@ -366,55 +546,146 @@ def test_bytes_that_are_no_commit_are_refused(data: bytes) -> None:
         Commit.from_parquet(data, KEY.commit_path)
 
 
-# --- damage to an object
+def test_an_ingest_has_no_teacher_to_promise_it(objects: LocalObjects) -> None:
+    commit = write(objects, ShardKey("digits", None, "plain", 7), belonging=BELONGING)
+    assert commit is not None
+    with pytest.raises(CorruptObject):
+        stored_commit(objects, commit.key)
 
 
-def object_paths(commit: Commit) -> list[str]:
-    return [f"{commit.group}/{stored.path}" for stored in commit.objects if "/" in stored.path]
+def test_what_a_commit_uses_and_this_version_does_not_know_is_refused_by_name(commit: Commit) -> None:
+    later = replace(commit, uses=("labelled_positions",)).to_parquet()
+    with pytest.raises(UnsupportedFormat) as caught:
+        Commit.from_parquet(later, KEY.commit_path)
+    assert (caught.value.what, caught.value.found) == (
+        "digits/cnn/plain/00007.parquet uses what this version cannot read",
+        "labelled_positions",
+    )
 
 
-def test_every_flipped_byte_of_every_object_is_noticed(objects: LocalObjects, commit: Commit) -> None:
-    for path in object_paths(commit):
+# --- damage to the one object
+
+
+def flip(objects: LocalObjects, path: str, at: int) -> None:
+    data = objects.get(path)
+    (objects.root / path).write_bytes(data[:at] + bytes([data[at] ^ 1]) + data[at + 1 :])
+
+
+def test_every_flipped_byte_of_the_one_object_is_noticed_by_whoever_reads_all_of_it(
+    objects: LocalObjects, commit: Commit
+) -> None:
+    """The zip's headers and its directory too, which no reader of ours trusts."""
+    data = objects.get(commit.group)
+    for i in range(len(data)):
+        (objects.root / commit.group).write_bytes(data[:i] + bytes([data[i] ^ 1]) + data[i + 1 :])
+        with pytest.raises(CorruptObject) as caught:
+            read_members(objects, commit)
+        assert caught.value.what == f"{objects.url}/{commit.group} is not what was committed"
+
+
+def test_every_flipped_byte_of_an_array_is_noticed_by_whoever_reads_that_array(
+    objects: LocalObjects, commit: Commit
+) -> None:
+    for member in commit.members:
+        if not member.path.startswith(("logits/", "feature/x/")):
+            continue  # of no array
+        for i in range(member.begin, member.begin + member.size_bytes):
+            flip(objects, commit.group, i)
+            with pytest.raises(CorruptObject) as caught:
+                read_arrays(objects, commit, ["logits", "feature/x"])
+            assert caught.value.what == f"{objects.url}/{commit.group}/{member.path} is not what was committed"
+            flip(objects, commit.group, i)
+
+
+@pytest.mark.parametrize("length", [0, 1, 10, 300, -1])
+def test_a_truncated_object_is_named(objects: LocalObjects, commit: Commit, length: int) -> None:
+    objects.put(commit.group, objects.get(commit.group)[:length])
+    with pytest.raises(CorruptObject) as caught:
+        read_members(objects, commit)
+    assert caught.value.what == f"{objects.url}/{commit.group} is not what was committed"
+
+
+@pytest.mark.parametrize("length", [0, 10, 300])
+def test_an_array_that_is_cut_off_is_named(objects: LocalObjects, commit: Commit, length: int) -> None:
+    objects.put(commit.group, objects.get(commit.group)[:length])
+    with pytest.raises(CorruptObject) as caught:
+        read_arrays(objects, commit, ["logits"])
+    assert caught.value.what.startswith(f"{objects.url}/{commit.group}/logits/")
+
+
+def test_a_missing_object_is_named_and_never_zeros(objects: LocalObjects, commit: Commit) -> None:
+    objects.delete(commit.group)
+    for read in (lambda: read_arrays(objects, commit, ["logits"]), lambda: read_members(objects, commit)):
+        with pytest.raises(MissingObject) as caught:
+            read()
+        assert caught.value.what == f"{objects.url}/{commit.group} is not there"
+
+
+def test_an_object_swapped_with_that_of_another_shard_is_named(objects: LocalObjects, commit: Commit) -> None:
+    other = write(objects, KEY._replace(shard=8), arrays=ARRAYS | {"logits": ARRAYS["logits"] + 1})
+    assert other is not None
+    objects.put(commit.group, objects.get(other.group))
+    with pytest.raises(CorruptObject) as caught:
+        read_arrays(objects, commit, ["logits"])
+    assert caught.value.what == f"{objects.url}/{commit.group}/logits/c/0/0 is not what was committed"
+
+
+def test_damage_to_one_array_does_not_hide_another(objects: LocalObjects, commit: Commit) -> None:
+    (chunk,) = (member for member in commit.members if member.path == "feature/x/c/0/0")
+    flip(objects, commit.group, chunk.begin)
+    assert read_arrays(objects, commit, ["logits"])["logits"].tolist() == ARRAYS["logits"].tolist()
+
+
+def test_what_a_forged_commit_says_is_where_is_not_taken_from_elsewhere(objects: LocalObjects, commit: Commit) -> None:
+    """Offsets are the commit's, digests too: a member that lies elsewhere has other bytes."""
+    moved = tuple(member._replace(begin=max(0, member.begin - 1)) for member in commit.members)
+    with pytest.raises(CorruptObject):
+        read_arrays(objects, replace(commit, members=moved), ["logits"])
+
+
+def test_a_store_that_is_asked_beyond_the_end_of_an_object_tells_damage(bucket: str) -> None:
+    objects = open_objects(bucket)
+    commit = write(objects)
+    assert commit is not None
+    for length in (10, 300):
+        objects.put(commit.group, objects.get(commit.group)[:length])
+        with pytest.raises(CorruptObject, match="is not what was committed"):
+            read_arrays(objects, commit, ["logits"])
+    objects.delete(commit.group)
+    with pytest.raises(MissingObject):
+        read_arrays(objects, commit, ["logits"])
+
+
+# --- damage to an object of format 2
+
+
+def test_every_flipped_byte_of_every_object_is_noticed(objects: LocalObjects, commit_2: Commit) -> None:
+    for path in (f"{commit_2.group}/{member.path}" for member in commit_2.members if "/" in member.path):
         if "feature/zarr.json" in path:
             continue  # no array; `cache verify` reads it
         data = objects.get(path)
         for i in range(0, len(data), 7):
             (objects.root / path).write_bytes(data[:i] + bytes([data[i] ^ 1]) + data[i + 1 :])
             with pytest.raises(CorruptObject) as caught:
-                read_arrays(objects, commit, ["logits", "feature/x"])
+                read_arrays(objects, commit_2, ["logits", "feature/x"])
             assert caught.value.what == f"{objects.url}/{path} is not what was committed"
         (objects.root / path).write_bytes(data)
 
 
 @pytest.mark.parametrize("length", [0, 1, 10])
-def test_a_truncated_object_is_named(objects: LocalObjects, commit: Commit, length: int) -> None:
-    path = f"{commit.group}/logits/c/0/0"
+def test_a_truncated_object_of_format_2_is_named(objects: LocalObjects, commit_2: Commit, length: int) -> None:
+    path = f"{commit_2.group}/logits/c/0/0"
     objects.put(path, objects.get(path)[:length])
     with pytest.raises(CorruptObject) as caught:
-        read_arrays(objects, commit, ["logits"])
+        read_arrays(objects, commit_2, ["logits"])
     assert caught.value.what == f"{objects.url}/{path} is not what was committed"
 
 
-def test_a_missing_object_is_named_and_never_zeros(objects: LocalObjects, commit: Commit) -> None:
-    objects.delete(f"{commit.group}/logits/c/0/0")
+def test_a_missing_object_of_format_2_is_named_and_never_zeros(objects: LocalObjects, commit_2: Commit) -> None:
+    objects.delete(f"{commit_2.group}/logits/c/0/0")
     with pytest.raises(MissingObject) as caught:
-        read_arrays(objects, commit, ["logits"])
-    assert caught.value.what == f"{objects.url}/{commit.group}/logits/c/0/0 is not there"
-
-
-def test_an_object_swapped_with_that_of_another_shard_is_named(objects: LocalObjects, commit: Commit) -> None:
-    other = write(objects, KEY._replace(shard=8), arrays={"logits": np.arange(6, 12, dtype=np.float32).reshape(3, 2)})
-    assert other is not None
-    path = f"{commit.group}/logits/c/0/0"
-    objects.put(path, objects.get(f"{other.group}/logits/c/0/0"))
-    with pytest.raises(CorruptObject) as caught:
-        read_arrays(objects, commit, ["logits"])
-    assert caught.value.what == f"{objects.url}/{path} is not what was committed"
-
-
-def test_damage_to_one_array_does_not_hide_another(objects: LocalObjects, commit: Commit) -> None:
-    objects.delete(f"{commit.group}/feature/x/c/0/0")
-    assert read_arrays(objects, commit, ["logits"])["logits"].tolist() == ARRAYS["logits"].tolist()
+        read_arrays(objects, commit_2, ["logits"])
+    assert caught.value.what == f"{objects.url}/{commit_2.group}/logits/c/0/0 is not there"
 
 
 # --- listings

@@ -84,8 +84,8 @@ def test_a_later_format_is_not_supported(objects: LocalObjects) -> None:
     with pytest.raises(UnsupportedFormat) as caught:
         read_spec(objects, "cache.json", CacheSpec)
     assert (caught.value.found, caught.value.expected) == (
-        "format 3 (cache.json, written by stillroom 9.0)",
-        "format 2 or earlier",
+        "format 4 (cache.json, written by stillroom 9.0)",
+        "format 3 or earlier",
     )
 
 

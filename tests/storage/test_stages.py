@@ -41,7 +41,13 @@ def test_a_lost_promise_is_told(cache: Cache, look: str, folder: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "path", ["digits/plan/00000.parquet", "digits/ingest/00000-0123abcd.zarr/zarr.json", "digits/cnn/teacher.json"]
+    "path",
+    [
+        "digits/plan/00000.parquet",
+        "digits/ingest/00000-0123abcd.zarr.zip",
+        "digits/ingest/00000-0123abcd.zarr/zarr.json",
+        "digits/cnn/teacher.json",
+    ],
 )
 def test_any_data_of_a_dataset_misses_its_promise(objects: LocalObjects, path: str) -> None:
     objects.put(path, b"")
@@ -49,9 +55,10 @@ def test_any_data_of_a_dataset_misses_its_promise(objects: LocalObjects, path: s
         list_stages(objects)
 
 
-def test_an_attempt_of_a_teacher_misses_its_promise(objects: LocalObjects) -> None:
+@pytest.mark.parametrize("path", ["00000-0123abcd.zarr.zip", "00000-0123abcd.zarr/zarr.json"])
+def test_an_attempt_of_a_teacher_misses_its_promise(objects: LocalObjects, path: str) -> None:
     objects.put("digits/dataset.json", b"")
-    objects.put("digits/cnn/plain/00000-0123abcd.zarr/zarr.json", b"")
+    objects.put(f"digits/cnn/plain/{path}", b"")
     with pytest.raises(MissingObject):
         list_stages(objects)
 
@@ -97,7 +104,7 @@ def test_a_lost_last_segment_is_told(
     cache: Cache, segment: Callable[..., Segment], write_ingest: Any, look: Callable[[Cache], Any]
 ) -> None:
     create_segment(cache.objects, "digits", 1, segment(("b", 0, 2)))
-    write_ingest(cache.objects, 3, 10, 12)
+    write_ingest(cache, 3, 10, 12)
     look(cache)
     cache.objects.delete("digits/plan/00001.parquet")
     with pytest.raises(MissingObject) as caught:

@@ -16,30 +16,32 @@ from storage.cache import Cache
 from storage.cache.verify import GRACE_S, BadShard, Verification, repair, verify
 from storage.encodings import DenseEncoding, Encoding
 from storage.errors import BadRequest, CorruptObject, MissingObject, StorageFailure
+from storage.format.groups import write_shard
 from storage.format.objects import TEMPORARY_PREFIX, Listing, LocalObjects
 from storage.format.rows import Segment, create_segment
 from storage.format.sealed import unseal
-from storage.format.shards import Commit, ShardKey, write_shard
+from storage.format.shards import Commit, ShardKey
 from storage.format.specs import DatasetSpec, write_spec
+from tests.damage import flip
 
 INGEST = ShardKey("digits", None, "plain", 1)
 TARGETS = ShardKey("digits", "cnn", "plain", 1)
 
 
-def chunk_of(cache: Cache, key: ShardKey) -> Path:
-    """Return the file of a shard's largest object."""
-    commit = cache.commit(key)
-    stored = max(commit.objects, key=lambda stored: (stored.path.count("/c/"), stored.size_bytes))
-    return Path(cache.url) / commit.group / stored.path
+def file_of(cache: Cache, key: ShardKey) -> Path:
+    """Return the file of a shard's arrays."""
+    return Path(cache.url) / cache.commit(key).group
 
 
 def bad(cache: Cache) -> list[ShardKey]:
     return [bad.key for bad in verify(cache).bad]
 
 
-def promise_encoding(cache: Cache, encoding: Encoding) -> None:
+def promise_encoding(cache: Cache, encoding: Encoding) -> Cache:
+    """Return the cache as it is opened after its promise was exchanged."""
     spec = cache.teacher("digits", "cnn").model_copy(update={"encoding": encoding})
     cache.objects.put("digits/cnn/teacher.json", spec.to_json())
+    return Cache.open(cache.url)
 
 
 def make_older(folder: Path, seconds: float) -> None:
@@ -53,7 +55,7 @@ def test_a_whole_cache_verifies(cache: Cache) -> None:
     committed = [
         cache.commit(ShardKey("digits", teacher, "plain", shard)) for teacher in (None, "cnn") for shard in range(3)
     ]
-    num_bytes = sum(stored.size_bytes for commit in committed for stored in commit.objects)
+    num_bytes = sum((Path(cache.url) / commit.group).stat().st_size for commit in committed)
     assert (found.shards, found.bytes, found.bad, found.garbage) == (6, num_bytes, (), ())
 
 
@@ -65,28 +67,26 @@ def test_verification_tells_its_progress(cache: Cache) -> None:
 
 @pytest.mark.parametrize("key", [INGEST, TARGETS], ids=str)
 def test_a_flipped_bit_is_found_and_named(cache: Cache, key: ShardKey) -> None:
-    path = chunk_of(cache, key)
-    data = path.read_bytes()
-    path.write_bytes(bytes([data[0] ^ 1]) + data[1:])
+    path = flip(cache, key)
     ((found, reason),) = verify(cache).bad
     assert (found, reason.splitlines()[0]) == (key, f"CorruptObject: {path} is not what was committed")
 
 
 def test_a_truncated_object_is_found(cache: Cache) -> None:
-    path = chunk_of(cache, TARGETS)
+    path = file_of(cache, TARGETS)
     path.write_bytes(path.read_bytes()[:-1])
     assert bad(cache) == [TARGETS]
 
 
 def test_a_missing_object_is_found_and_named(cache: Cache) -> None:
-    path = chunk_of(cache, TARGETS)
+    path = file_of(cache, TARGETS)
     path.unlink()
     ((found, reason),) = verify(cache).bad
     assert (found, reason.splitlines()[0]) == (TARGETS, f"MissingObject: {path} is not there")
 
 
 def test_objects_swapped_between_shards_are_both_found(cache: Cache) -> None:
-    one, two = chunk_of(cache, TARGETS), chunk_of(cache, TARGETS._replace(shard=0))
+    one, two = file_of(cache, TARGETS), file_of(cache, TARGETS._replace(shard=0))
     first, second = one.read_bytes(), two.read_bytes()
     one.write_bytes(second)
     two.write_bytes(first)
@@ -94,7 +94,7 @@ def test_objects_swapped_between_shards_are_both_found(cache: Cache) -> None:
 
 
 def test_an_object_that_only_metadata_tools_read_is_checked_too(cache: Cache) -> None:
-    (Path(cache.url) / cache.commit(TARGETS).group / "zarr.json").write_bytes(b"{}")
+    flip(cache, TARGETS, "zarr.json")
     assert bad(cache) == [TARGETS]
 
 
@@ -142,7 +142,7 @@ def test_a_build_that_begins_while_commits_are_listed_is_no_damage(
     def grow_first(self: LocalObjects, folder: str = "") -> Listing:
         if folder == "digits/ingest" and not cache.objects.list("digits/plan").objects[1:]:
             create_segment(cache.objects, "digits", 1, segment(("b", 0, 2)))
-            write_ingest(cache.objects, 3, 10, 12)
+            write_ingest(cache, 3, 10, 12)
             write_spec(cache.objects, "late/dataset.json", dataset_spec.model_copy(update={"name": "late"}), "job.toml")
             create_segment(cache.objects, "late", 0, segment(("b", 0, 2)))
         return inner(self, folder)
@@ -158,7 +158,7 @@ def test_a_sample_id_of_two_rows_is_told_with_both(cache: Cache, write_ingest: C
     table = commit.table.set_column(commit.table.column_names.index("sample_id"), "sample_id", ids)
     arrays = {"inputs": cache.read_inputs("digits", 1)}
     cache.objects.delete(INGEST.commit_path)
-    write_shard(cache.objects, INGEST, rows=(4, 8), arrays=arrays, table=table, about=commit.about)
+    cache.write_shard(INGEST, rows=(4, 8), arrays=arrays, table=table, about=commit.about)
     with pytest.raises(BadRequest) as caught:
         verify(cache)
     assert (caught.value.found, cache.duplicate_ids("digits")) == ("digits:1: rows [1, 5]", ["digits:1"])
@@ -166,7 +166,7 @@ def test_a_sample_id_of_two_rows_is_told_with_both(cache: Cache, write_ingest: C
 
 def test_a_shard_of_other_rows_than_planned_is_found(cache: Cache, write_ingest: Callable[..., Commit]) -> None:
     cache.objects.delete("digits/ingest/00002.parquet")
-    write_ingest(cache.objects, 2, 9, 11)
+    write_ingest(cache, 2, 9, 11)
     assert bad(cache)[0] == INGEST._replace(shard=2)
 
 
@@ -184,7 +184,7 @@ def test_values_that_are_not_finite_are_found(cache: Cache, write_targets: Calla
 def test_bf16_is_looked_at_through_its_bits(
     cache: Cache, write_targets: Callable[..., Commit], bits: int, expected: list[ShardKey]
 ) -> None:
-    promise_encoding(cache, DenseEncoding(dtype="bf16"))
+    cache = promise_encoding(cache, DenseEncoding(dtype="bf16"))
     for shard, rows, value in ((0, 4, 0), (1, 4, bits), (2, 2, 0)):
         cache.objects.delete(TARGETS._replace(shard=shard).commit_path)
         write_targets(cache, shard, logits_SC=np.full((rows, 3), value, np.uint16))
@@ -195,13 +195,13 @@ def test_a_table_that_lists_other_rows_is_found(cache: Cache) -> None:
     cache.objects.delete(INGEST.commit_path)
     table = pa.table({"row": pa.array([4, 5, 7, 6], pa.int64())})
     arrays = {"inputs": np.zeros((4, 1, 2, 2), np.uint8)}
-    write_shard(cache.objects, INGEST, rows=(4, 8), arrays=arrays, table=table, about={"inputs_digest": ""})
+    cache.write_shard(INGEST, rows=(4, 8), arrays=arrays, table=table, about={"inputs_digest": ""})
     assert INGEST in bad(cache)
 
 
 def test_targets_of_inputs_that_have_changed_since_are_found(cache: Cache, write_ingest: Callable[..., Commit]) -> None:
     cache.objects.delete(INGEST.commit_path)
-    write_ingest(cache.objects, 1, 4, 8, seed=1)
+    write_ingest(cache, 1, 4, 8, seed=1)
     assert bad(cache) == [TARGETS]
 
 
@@ -214,8 +214,9 @@ def test_targets_of_another_teacher_than_promised_are_found(cache: Cache) -> Non
     commit = cache.commit(TARGETS, with_table=True)
     arrays = cache.read_targets("digits", "cnn", 1)
     cache.objects.delete(TARGETS.commit_path)
-    about = commit.about | {"promise": "another"}
-    write_shard(cache.objects, TARGETS, rows=(4, 8), arrays=arrays, table=commit.table, about=about)
+    belonging = cache.promises.of("digits", "cnn")._replace(promise="another")
+    facts = {"rows": (4, 8), "arrays": arrays, "table": commit.table, "about": commit.about}
+    write_shard(cache.objects, TARGETS, belonging=belonging, **facts)
     ((found, reason),) = verify(cache).bad
     assert (found, reason.splitlines()[1]) == (TARGETS, "  found     teacher fingerprint another")
 
@@ -230,7 +231,7 @@ def test_a_damaged_promise_is_named_and_no_shard_is_blamed_for_it(cache: Cache, 
 
 def test_a_disk_that_fails_is_not_taken_for_damage(cache: Cache, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(self: LocalObjects, path: str) -> bytes:
-        if "/c/" in path:
+        if path.endswith(".zip"):
             raise StorageFailure(f"cannot read {path}", found="Connection reset by peer")
         return (self.root / path).read_bytes()
 
@@ -241,7 +242,7 @@ def test_a_disk_that_fails_is_not_taken_for_damage(cache: Cache, monkeypatch: py
 
 def test_every_damage_is_found_not_only_the_first(cache: Cache) -> None:
     for shard in range(3):
-        chunk_of(cache, TARGETS._replace(shard=shard)).unlink()
+        file_of(cache, TARGETS._replace(shard=shard)).unlink()
     assert bad(cache) == [TARGETS._replace(shard=shard) for shard in range(3)]
 
 
@@ -250,7 +251,7 @@ def test_every_damage_is_found_not_only_the_first(cache: Cache) -> None:
 
 @pytest.mark.parametrize("key", [INGEST, TARGETS], ids=str)
 def test_repair_drops_a_bad_shard_and_nothing_else(cache: Cache, key: ShardKey) -> None:
-    chunk_of(cache, key).unlink()
+    file_of(cache, key).unlink()
     before = {info.path for info in cache.objects.walk()}
     group = cache.commit(key).group
     repair(cache, verify(cache))
@@ -259,7 +260,7 @@ def test_repair_drops_a_bad_shard_and_nothing_else(cache: Cache, key: ShardKey) 
 
 
 def test_a_repaired_and_rebuilt_cache_verifies(cache: Cache, write_targets: Callable[..., Commit]) -> None:
-    chunk_of(cache, TARGETS).unlink()
+    file_of(cache, TARGETS).unlink()
     repair(cache, verify(cache))
     write_targets(cache, 1)
     assert (verify(cache).shards, verify(cache).bad) == (6, ())
@@ -272,15 +273,15 @@ def test_repair_drops_a_commit_that_cannot_be_read(cache: Cache) -> None:
 
 
 def test_repair_leaves_the_attempt_of_a_running_build(cache: Cache) -> None:
-    chunk_of(cache, TARGETS).unlink()
-    running = f"{TARGETS.folder}/00001-0123abcd.zarr/logits/c/0/0"
+    file_of(cache, TARGETS).unlink()
+    running = f"{TARGETS.folder}/00001-0123abcd.zarr.zip"
     cache.objects.put(running, b"half of a shard")
     repair(cache, verify(cache))
     assert cache.objects.get(running) == b"half of a shard"
 
 
 def test_repair_leaves_a_shard_that_was_rebuilt_meanwhile(cache: Cache, write_targets: Callable[..., Commit]) -> None:
-    chunk_of(cache, TARGETS).unlink()
+    file_of(cache, TARGETS).unlink()
     found = verify(cache)
     cache.objects.delete(TARGETS.commit_path)
     write_targets(cache, 1)
@@ -297,30 +298,40 @@ def test_repairing_a_whole_cache_changes_nothing(cache: Cache) -> None:
 # --- garbage
 
 
-def abandoned(cache: Cache, age_s: float) -> str:
-    """Leave a group without a commit behind, as a killed task does; return it."""
-    group = f"{TARGETS.folder}/00001-0123abcd.zarr"
-    for path in ("zarr.json", "logits/c/0/0"):
-        cache.objects.put(f"{group}/{path}", b"x")
-    make_older(Path(cache.url) / group, age_s)
-    return group
+@pytest.fixture(params=["00001-0123abcd.zarr.zip", "00001-0123abcd.zarr"], ids=["format 3", "format 2"])
+def abandon(request: pytest.FixtureRequest) -> Callable[[Cache, float], str]:
+    """Leave a Zarr group without a commit behind, as a killed task does; return it."""
+
+    def leave(cache: Cache, age_s: float) -> str:
+        group = f"{TARGETS.folder}/{request.param}"
+        for path in [group] if group.endswith(".zip") else [f"{group}/zarr.json", f"{group}/logits/c/0/0"]:
+            cache.objects.put(path, b"x")
+            os.utime(Path(cache.url) / path, (time.time() - age_s,) * 2)
+        return group
+
+    return leave
 
 
-def test_garbage_older_than_a_day_is_found_and_collected(cache: Cache) -> None:
-    group = abandoned(cache, GRACE_S + 60)
+def test_garbage_older_than_a_day_is_found_and_collected(cache: Cache, abandon: Callable[[Cache, float], str]) -> None:
+    before = [info.path for info in cache.objects.walk()]
+    group = abandon(cache, GRACE_S + 60)
     found = verify(cache)
     repair(cache, found)
-    assert (found.garbage, list(cache.objects.walk(group)), verify(cache).bad) == ((group,), [], ())
+    after = [info.path for info in cache.objects.walk()]
+    assert (found.garbage, after, verify(cache).bad) == ((group,), before, ())
 
 
-def test_garbage_younger_than_a_day_is_kept(cache: Cache) -> None:
-    group = abandoned(cache, GRACE_S - 60)
+def test_garbage_younger_than_a_day_is_kept(cache: Cache, abandon: Callable[[Cache, float], str]) -> None:
+    abandon(cache, GRACE_S - 60)
+    before = [info.path for info in cache.objects.walk()]
     repair(cache, verify(cache))
-    assert len(list(cache.objects.walk(group))) == 2
+    assert [info.path for info in cache.objects.walk()] == before
 
 
-def test_one_young_object_keeps_its_whole_group(cache: Cache) -> None:
-    group = abandoned(cache, GRACE_S + 60)
+def test_one_young_object_keeps_its_whole_group_of_format_2(cache: Cache) -> None:
+    group = f"{TARGETS.folder}/00001-0123abcd.zarr"
+    cache.objects.put(f"{group}/zarr.json", b"x")
+    make_older(Path(cache.url) / group, GRACE_S + 60)
     cache.objects.put(f"{group}/feature/x/c/0/0", b"just now")
     assert verify(cache).garbage == ()
 
@@ -333,6 +344,8 @@ def test_committed_groups_are_never_garbage(cache: Cache) -> None:
 def test_folders_of_other_names_are_never_garbage(cache: Cache) -> None:
     for name in ("notes", "00001-backup.zarr", "00001-0123abcd.zarr.old"):
         cache.objects.put(f"{TARGETS.folder}/{name}/x", b"")
+    for name in ("00001-backup.zarr.zip", "00001-0123abcd.zarr.zip.old", "00001-0123abcd.zip"):
+        cache.objects.put(f"{TARGETS.folder}/{name}", b"")
     make_older(Path(cache.url), 10 * GRACE_S)
     assert verify(cache).garbage == ()
 
@@ -349,4 +362,5 @@ def test_what_killed_writes_left_is_swept_after_a_day(cache: Cache) -> None:
 
 def test_a_commit_names_what_the_format_says(cache: Cache) -> None:
     about: dict[str, Any] = unseal(cache.objects.get(TARGETS.commit_path)).about
-    assert sorted(about) == ["about", "attempt", "key", "objects", "rows"]
+    keys = ["about", "attempt", "cache", "dataset", "key", "members", "object", "promise", "rows", "uses"]
+    assert sorted(about) == keys

@@ -16,6 +16,7 @@ import torch
 
 from storage.cache import Cache, Samples
 from storage.errors import BadRequest, CorruptObject, Interrupted
+from storage.format.shards import ShardKey
 from student_train.feed.batches import Needs
 from student_train.feed.feed import ShardSource
 from student_train.feed.residency import Residency
@@ -28,6 +29,7 @@ from student_train.run_files.records import read_record
 from student_train.running.events import Event, FeedChosen, PassStarted, StackTakenApart, StudentStopped
 from student_train.running.train import Summary, train_students
 from student_train.stepping.stack.weights import StackedOptimizer, StackedWeights
+from tests.damage import flip
 from tests.student_train.test_loop import stop_after, weights
 from tests.student_train.toys import HINT, KD, LABELS, Recipe, request_of, student, write_cache
 
@@ -91,8 +93,7 @@ def test_no_more_students_share_a_pass_than_the_job_says(toy_cache: Cache, tmp_p
 
 def test_damaged_rows_fail_all_students_of_their_pass(tmp_path: Path) -> None:
     cache = write_cache(tmp_path / "cache", Recipe())
-    damaged = next((tmp_path / "cache/toy/ingest").glob("00001-*.zarr/inputs/c/*/*/*/*"))
-    damaged.write_bytes(b"\0" + damaged.read_bytes()[1:])
+    flip(cache, ShardKey("toy", None, "plain", 1))
     for residency in ("auto", "stream"):
         summary = train(cache, tmp_path / residency, student("a"), student("b"), data={"residency": residency})
         assert {name: type(error) for name, error in summary.errors.items()} == {"a": CorruptObject, "b": CorruptObject}

@@ -13,10 +13,10 @@ import pyarrow as pa
 import torch
 
 from storage.cache import Cache
-from storage.digests import digest
+from storage.digests import digest, fingerprint
 from storage.encodings import DenseEncoding, FeatureEncoding, SparseEncoding
 from storage.format.rows import EXTENT_SCHEMA, Segment, create_segment
-from storage.format.shards import ShardKey, write_shard
+from storage.format.shards import ShardKey
 from storage.format.specs import DatasetSpec, TeacherSpec, write_spec
 from storage.inputs.arguments import to_float
 from storage.views import PLAIN, view_fingerprint
@@ -85,13 +85,14 @@ def _ingest(cache: Cache, recipe: Recipe, shard: int, start: int, inputs_S: Any,
         "sample_id": pa.array([f"toy-{row}" for row in rows]),
         "label": pa.array(labels, pa.int64()),
         "split": pa.array(["validation" if row % 5 == 4 else "train" for row in rows]),
-        "digest": pa.array([digest(values.tobytes()) for values in inputs_S]),
+        "payload_digest": pa.array([digest(values.tobytes()) for values in inputs_S]),
+        "label_digest": pa.array([fingerprint(label) for label in labels]),
         "error": pa.array(["broken" if row in recipe.unreadable else None for row in rows], pa.string()),
     }
     key = ShardKey(recipe.dataset, None, PLAIN, shard)
     about = {"inputs_digest": digest(inputs_S.tobytes())}
     table = pa.table(columns)
-    write_shard(cache.objects, key, rows=(start, rows.stop), arrays={"inputs": inputs_S}, table=table, about=about)
+    cache.write_shard(key, rows=(start, rows.stop), arrays={"inputs": inputs_S}, table=table, about=about)
 
 
 def _teach(
@@ -125,8 +126,7 @@ def _teach(
         "label_log_probability": pa.array(log_probabilities_SC[:, 0].numpy()),
     }
     shown = inputs_S[::-1] if shard in recipe.other_inputs else inputs_S
-    write_shard(
-        cache.objects,
+    cache.write_shard(
         ShardKey(recipe.dataset, spec.name, PLAIN, shard),
         rows=(start, start + len(inputs_S)),
         arrays={name: np.asarray(values) for name, values in encoded.items()},

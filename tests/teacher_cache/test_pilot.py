@@ -272,7 +272,7 @@ def test_bytes_per_row_are_those_of_a_built_shard(folder: Path, extra: str) -> N
     (found,) = pilot_of(job, rows=60)
     build(job)
     commit = Cache.open(str(folder / "cache")).commit(ShardKey("digits", "toy", "plain", 0))
-    stored = sum(stored.size_bytes for stored in commit.objects)
+    stored = sum(member.size_bytes for member in commit.members)
     own = next(trial for trial in found.trials if trial.encoding == found.own)
     assert own.bytes_per_row * 60 == pytest.approx(stored)
     assert own.worth.bytes == pytest.approx(stored, abs=1)

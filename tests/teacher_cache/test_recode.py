@@ -33,6 +33,7 @@ from teacher_cache.building.runners import run_inline
 from teacher_cache.building.stages import BuildReport
 from teacher_cache.recoding.recode import prepare_recoding, run_recode
 from teacher_cache.work.conversions import convert, refusal
+from tests.damage import flip
 from tests.teacher_cache.test_faults import started, wait_for
 from tests.teacher_cache.test_pilot import write_tokens
 from tests.teacher_cache.toys import (
@@ -144,13 +145,15 @@ def test_a_recoding_says_where_it_is_from(folder: Path) -> None:
     recode(folder / "cache", job_of(folder, DenseEncoding(dtype="fp16")))
     recode(folder / "small", job_of(folder, SparseEncoding(k=2), cache="smaller"))
     caches = [Cache.open(str(folder / name)) for name in ("cache", "small", "smaller")]
-    about = [cache.commit(ShardKey("digits", "toy", "plain", 0)).about for cache in caches]
+    commits = [cache.commit(ShardKey("digits", "toy", "plain", 0)) for cache in caches]
+    about = [commit.about for commit in commits]
     assert "recoded_from" not in about[0]
     first = {"cache": caches[0].id, "encoding": DenseEncoding().model_dump(mode="json")}
     assert about[1]["recoded_from"] == first
     second = {"cache": caches[1].id, "encoding": DenseEncoding(dtype="fp16").model_dump(mode="json")}
     assert about[2]["recoded_from"] == second | {"before": first}
-    assert about[2]["promise"] == caches[2].teacher("digits", "toy").fingerprint
+    assert [commit.promise for commit in commits] == [c.teacher("digits", "toy").fingerprint for c in caches]
+    assert [commit.belonging and commit.belonging.cache for commit in commits] == [cache.id for cache in caches]
     assert about[2]["view_fingerprint"] == about[0]["view_fingerprint"]
 
 
@@ -160,7 +163,7 @@ def test_features_may_be_fewer_and_stay_as_they_are(folder: Path) -> None:
         Cache.open(str(folder / name)).commit(ShardKey("digits", "toy", "plain", 1)) for name in ("cache", "small")
     )
     assert [name for name in now.array_names if name.startswith("feature/")] == ["feature/c"]
-    digests = [{o.digest for o in commit.objects if o.path.startswith("feature/c/")} for commit in (was, now)]
+    digests = [{o.digest for o in commit.members if o.path.startswith("feature/c/")} for commit in (was, now)]
     assert digests[0] == digests[1]
 
 
@@ -361,8 +364,7 @@ def larger(folder: Path) -> Path:
 
 
 def damaged(folder: Path) -> Path:
-    victim = next((folder / "cache/digits/toy/plain").glob("00001-*.zarr/logits/c/0/0"))
-    victim.write_bytes(victim.read_bytes()[:-1])
+    flip(Cache.open(str(folder / "cache")), ShardKey("digits", "toy", "plain", 1), "logits/c/0/0")
     return job_of(folder, SparseEncoding(k=3))
 
 
@@ -443,7 +445,7 @@ def test_a_request_that_cannot_be_served_is_told_and_nothing_is_written(
     assert caught.value.do
     assert caught.value.found
     new = set(folder.rglob("*")) - set(before)
-    assert [path for path in new if path.name.endswith((".zarr", ".parquet"))] == []
+    assert [path for path in new if path.name.endswith((".zarr", ".zip", ".parquet"))] == []
 
 
 def test_a_cache_that_holds_nothing_of_a_job_without_teachers_is_told(folder: Path) -> None:
@@ -560,5 +562,5 @@ def test_two_recodings_at_once_end_in_one_correct_cache(many: Path, tmp_path: Pa
         errors = [process.communicate(timeout=300)[1] for process in (one, other)]
     assert [one.returncode, other.returncode] == [0, 0], errors
     assert contents(tmp_path / "small") == contents(many / "whole")
-    groups = [path for path in (tmp_path / "small").rglob("*.zarr") if path.is_dir()]
+    groups = list((tmp_path / "small").rglob("*.zarr.zip"))
     assert len(groups) == 2 * SHARDS  # the loser of each shard has deleted its own

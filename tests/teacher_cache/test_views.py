@@ -30,6 +30,7 @@ from teacher_cache.building.memory import project_worker
 from teacher_cache.building.prepared import BuildRequest, PreparedBuild
 from teacher_cache.building.runners import run_inline
 from teacher_cache.building.survey import prepare_build
+from tests.damage import flip
 from tests.teacher_cache.toys import (
     DIGITS,
     Silent,
@@ -197,9 +198,7 @@ def test_verify_knows_views(cache: Path, tmp_path: Path) -> None:
     build(job_of(tmp_path, views(2)))
     opened = Cache.open(str(cache))
     assert verify(opened).shards == 9
-    group = opened.commit(ShardKey("digits", "toy", "view-001", 2)).group
-    path = next((cache / group / "logits").rglob("c/*/*"))
-    path.write_bytes(path.read_bytes()[:-1] + b"?")
+    flip(opened, ShardKey("digits", "toy", "view-001", 2), "logits/c/0/0")
     assert [str(shard.key) for shard in verify(opened).bad] == ["digits/toy/view-001/00002"]
 
 

@@ -183,7 +183,7 @@ def contents(cache: Path) -> dict[str, dict[str, str]]:
                 paths = [f"{folder}/{shard:05d}.parquet" for shard in sorted(opened.committed(dataset, teacher, view))]
                 for commit in read_commits(opened.objects, paths):
                     table = json.dumps(commit.table.to_pydict(), default=str)
-                    found[str(commit.key)] = {o.path: o.digest for o in commit.objects} | {"table": table}
+                    found[str(commit.key)] = {o.path: o.digest for o in commit.members} | {"table": table}
     return found
 
 

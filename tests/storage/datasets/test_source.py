@@ -13,6 +13,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from storage.datasets import AnySource, RawSample, Unreadable, check_label
 from storage.datasets.digits import DigitsSource
+from storage.digests import digest
 from storage.errors import LabelOutOfRange
 
 IDS = st.lists(st.text(max_size=8), unique=True, max_size=30)
@@ -85,21 +86,37 @@ def test_a_label_where_there_are_no_classes_says_so() -> None:
 @pytest.mark.parametrize(
     "other", [RawSample("a", b"pixelz", 1), RawSample("a", b"pixels", 2), RawSample("a", b"pixels", None)]
 )
-def test_a_digest_changes_with_content_and_label(other: RawSample) -> None:
-    assert other.digest != RawSample("a", b"pixels", 1).digest
+@pytest.mark.parametrize("version", [2, 3])
+def test_a_digest_changes_with_content_and_label(other: RawSample, version: int) -> None:
+    assert other.digests(version) != RawSample("a", b"pixels", 1).digests(version)
 
 
-def test_a_digest_does_not_change_with_the_id() -> None:
-    assert RawSample("b", b"pixels", 1).digest == RawSample("a", b"pixels", 1).digest
+@pytest.mark.parametrize("version", [2, 3])
+def test_a_digest_does_not_change_with_the_id(version: int) -> None:
+    assert RawSample("b", b"pixels", 1).digests(version) == RawSample("a", b"pixels", 1).digests(version)
+
+
+def test_content_and_label_are_digested_apart() -> None:
+    was, relabelled, repainted = (
+        sample.digests(3)
+        for sample in (RawSample("a", b"pixels", 1), RawSample("a", b"pixels", 2), RawSample("a", b"pixelz", 1))
+    )
+    assert [name for name in was if was[name] != relabelled[name]] == ["label_digest"]
+    assert [name for name in was if was[name] != repainted[name]] == ["payload_digest"]
+
+
+def test_format_2_digests_both_together() -> None:
+    assert RawSample("a", b"pixels", 1).digests(2) == {"digest": digest(b"pixels|1")}
 
 
 def test_the_digest_of_an_array_is_that_of_its_values() -> None:
     array = np.arange(6, dtype=np.float32).reshape(2, 3)
-    assert RawSample("a", np.asfortranarray(array), 0).digest == RawSample("a", array, 0).digest
+    assert RawSample("a", np.asfortranarray(array), 0).digests(3) == RawSample("a", array, 0).digests(3)
 
 
 def test_an_unreadable_sample_has_no_digest() -> None:
-    assert RawSample("a", Unreadable("gone"), 0).digest == ""
+    sample = RawSample("a", Unreadable("gone"), 0)
+    assert (sample.digests(2), sample.digests(3)["payload_digest"]) == ({"digest": ""}, "")
 
 
 # --- digits
