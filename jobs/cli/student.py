@@ -49,7 +49,7 @@ RunsArgument = Annotated[Path, typer.Argument(metavar="RUNS", help="A folder of 
 def train(
     job: JobArgument, dry_run: DryRunOption = False, device: DeviceOption = "auto", as_json: JsonOption = False
 ) -> None:
-    """Train every student of the job; finished ones are skipped, interrupted ones resume."""
+    """Train every student of the job; settled ones are skipped, interrupted ones resume."""
     from jobs.show import terminal
 
     def action() -> int:

@@ -201,13 +201,13 @@ def _errors(group: Group, result: GroupDone | Exception, fleet: FleetOptions) ->
     """Return the errors of a group's students, by name: their own, or what the whole group failed by."""
     if isinstance(result, GroupDone):
         return result.errors
-    unfinished = [student.options.name for student in group.left if _record(student, fleet) is None]
+    unsettled = [student.options.name for student in group.left if _record(student, fleet) is None]
     if isinstance(result, WorkerDied):
         do = "look at its log, and at its memory; the same command goes on from the last checkpoint"
-        return {name: WorkerDied(f"student {name} was lost with its worker, twice", do=do) for name in unfinished}
+        return {name: WorkerDied(f"student {name} was lost with its worker, twice", do=do) for name in unsettled}
     if isinstance(result, StillroomError):
-        return dict.fromkeys(unfinished, result)
-    return {name: StillroomError(f"student {name} failed", found=repr(result)) for name in unfinished}
+        return dict.fromkeys(unsettled, result)
+    return {name: StillroomError(f"student {name} failed", found=repr(result)) for name in unsettled}
 
 
 def _summary(students: Sequence[PreparedRun], errors: dict[str, StillroomError], fleet: FleetOptions) -> Summary:

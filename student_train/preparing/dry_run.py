@@ -19,7 +19,7 @@ class StudentDryRun:
 
     Attributes:
         student: its name.
-        action: "skip" a finished one, "resume" from a checkpoint, or "train".
+        action: "skip" a settled one, "resume" from a checkpoint, or "train".
         train_rows, validation_rows: how many.
         done_epochs: of an interrupted one.
         epochs: of the job.

@@ -38,7 +38,7 @@ class Curve(NamedTuple):
 
 
 class Point(NamedTuple):
-    """A finished student: what it costs and what it gains, `low` to `high` being noise."""
+    """A student with weights: what it costs and what it gains, `low` to `high` being noise."""
 
     name: str
     cost: float

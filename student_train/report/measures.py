@@ -103,13 +103,13 @@ def outcomes_of(table: pl.DataFrame) -> dict[str, float] | None:
     return dict(zip(OUTCOMES, (*shares, max(0.0, 1 - sum(shares))), strict=True))
 
 
-def agreement_by_confidence(table: pl.DataFrame, groups: int = 10) -> pl.DataFrame:
-    """Return `confidence` of the teacher and `agreement` with it, means of so many equal groups of rows, in order."""
+def agreement_by_confidence(table: pl.DataFrame, parts: int = 10) -> pl.DataFrame:
+    """Return `confidence` of the teacher and `agreement` with it, means of so many equal parts of rows, in order."""
     known = table.drop_nulls(["teacher_top", "teacher_top_probability", "top"]).sort("teacher_top_probability")
-    group = (pl.int_range(pl.len()) * groups // pl.len()).alias("group")
+    part = (pl.int_range(pl.len()) * parts // pl.len()).alias("part")
     alike = (pl.col("top") == pl.col("teacher_top")).cast(pl.Float64)
     means = {"confidence": pl.col("teacher_top_probability").cast(pl.Float64).mean(), "agreement": alike.mean()}
-    return known.group_by(group).agg(**means).sort("group").drop("group")
+    return known.group_by(part).agg(**means).sort("part").drop("part")
 
 
 def confusions(table: pl.DataFrame, most: int = 10) -> pl.DataFrame:
@@ -126,16 +126,16 @@ def failures(table: pl.DataFrame) -> pl.DataFrame:
     return failed.sort("top_probability", "position", descending=[True, False], nulls_last=True)
 
 
-def loss_by_place(table: pl.DataFrame, groups: int = 32) -> pl.DataFrame:
+def loss_by_place(table: pl.DataFrame, parts: int = 32) -> pl.DataFrame:
     """Return, of tokens, `at` and the mean losses `student` and `teacher` (nats; null: unknown) along a block."""
     length = int(table["at"].max()) + 1  # type: ignore[arg-type]
-    width = -(-length // groups)
+    width = -(-length // parts)
     means = {
         "at": pl.col("at").cast(pl.Float64).mean(),
         "student": -pl.col("label_log_probability").cast(pl.Float64).mean(),
         "teacher": -pl.col("teacher_label_log_probability").cast(pl.Float64).mean(),
     }
-    return table.drop_nulls("label").group_by(group=pl.col("at") // width).agg(**means).sort("group").drop("group")
+    return table.drop_nulls("label").group_by(part=pl.col("at") // width).agg(**means).sort("part").drop("part")
 
 
 def costliest_tokens(table: pl.DataFrame, most: int = 10) -> pl.DataFrame:

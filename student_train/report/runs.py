@@ -29,7 +29,7 @@ class ShownRun:
     Attributes:
         folder: of its files.
         figures: columns of COMPARISON.
-        record: None of one that is not finished, or whose record is damaged.
+        record: None of one that is not settled, or whose record is damaged.
         identity: what it is made from, of its record or checkpoint; empty if neither can be read.
         history: one row per epoch (`results.EpochMetrics`); may have none.
         job: its job file.
@@ -54,7 +54,7 @@ class ShownRun:
 
     @property
     def reason(self) -> str | None:
-        """Return why it is not finished."""
+        """Return why it was stopped, or has failed."""
         error: str | None = self.figures["error"] if self.record is None else self.record.error
         return error
 

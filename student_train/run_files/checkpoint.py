@@ -1,4 +1,4 @@
-"""The state of an unfinished run: safetensors and readable JSON, so that it goes on as if never stopped.
+"""The state of a run that is not settled: safetensors and readable JSON, so that it goes on as if never stopped.
 
     checkpoint.json                                 position, history, identity; names the weights and their digest
     checkpoint-00003-00000120-9f3c1a2b.safetensors  model, optimiser, average, projections, generator

@@ -1,4 +1,4 @@
-"""A fleet: the students of one pass, in teams; who joins a step, who leaves, and what is told and written of them."""
+"""A cohort: the runs of one pass, in teams; who joins a step, who leaves, and what is told and written of them."""
 
 from __future__ import annotations
 
@@ -271,10 +271,10 @@ def own_failure(name: str, error: Exception) -> StillroomError:
 
 
 def _parts(team: Team, no_memory: bool) -> list[Team]:
-    """Return what a stack that failed is taken apart into: halves where memory ran out the first time, else singles."""
+    """Return what becomes of a stack that failed: halves where memory ran out the first time, else each alone."""
     middle = (len(team.runs) + 1) // 2
-    groups = [team.runs[:middle], team.runs[middle:]]
+    halves = [team.runs[:middle], team.runs[middle:]]
     if no_memory and not team.halved:
         torch.cuda.empty_cache()  # does nothing where there is no GPU in use
-        return team.split(groups, halved=True)
+        return team.split(halves, halved=True)
     return team.split([[run] for run in team.runs])

@@ -24,7 +24,7 @@ from student_train.stepping.recorder import WARM_STEPS
 from student_train.stepping.stack.stack import Stack, stack_key
 from student_train.stepping.stepper import Stepper
 
-TRIED_SINGLES = 4  # students whose steps are timed one by one; the others of a group are alike
+TRIED_ALONE = 4  # students whose steps are timed one by one; the others are like them
 TRIED_STEPS = 3
 TRIAL_S = 5.0  # after which no further step is tried: what takes so long is not decided by a few percent
 CLEARLY_FASTER = 0.95  # of the time of one by one; a stack that gains less is not worth its memory
@@ -32,25 +32,25 @@ CLEARLY_FASTER = 0.95  # of the time of one by one; a stack that gains less is n
 
 def arrange(runs: Sequence[Run], stacking: Choice, report: Report) -> list[Team]:
     """Return the runs in teams: those that can be one program are stacked where that is faster, or asked for."""
-    groups: dict[Hashable, list[Run]] = defaultdict(list)
+    kinds: dict[Hashable, list[Run]] = defaultdict(list)
     for run in runs:
         where = (run.epoch, run.step, run.stacked)
-        groups[run.name if stacking == "never" else (stack_key(run.options, run.prepared.blueprint), where)].append(run)
+        kinds[run.name if stacking == "never" else (stack_key(run.options, run.prepared.blueprint), where)].append(run)
     teams = []
-    for group in groups.values():
-        stacked = len(group) > 1 and _decide(group, stacking, report)
-        teams += [Team(group)] if stacked else [Team([run]) for run in group]
+    for alike in kinds.values():
+        stacked = len(alike) > 1 and _decide(alike, stacking, report)
+        teams += [Team(alike)] if stacked else [Team([run]) for run in alike]
     return teams
 
 
-def _decide(group: Sequence[Run], stacking: Choice, report: Report) -> bool:
-    """Return whether a group is to be stacked, and tell why."""
-    names = tuple(run.name for run in group)
-    if group[0].stacked is not None:
-        report(StackingChosen(names, group[0].stacked, "as they were when they stopped"))
-        return group[0].stacked
+def _decide(alike: Sequence[Run], stacking: Choice, report: Report) -> bool:
+    """Return whether runs that are alike are to be stacked, and tell why."""
+    names = tuple(run.name for run in alike)
+    if alike[0].stacked is not None:
+        report(StackingChosen(names, alike[0].stacked, "as they were when they stopped"))
+        return alike[0].stacked
     try:
-        one_by_one_s, stacked_s = _time_both(group)
+        one_by_one_s, stacked_s = _time_both(alike)
     except Exception as error:  # dropout, a user's own model, memory: by itself each student still has its chance
         first_line = (str(error).splitlines() or ["no reason given"])[0]
         report(StackingChosen(names, False, f"they cannot be one program: {first_line} ({type(error).__name__})"))
@@ -61,17 +61,17 @@ def _decide(group: Sequence[Run], stacking: Choice, report: Report) -> bool:
     return stacked
 
 
-def _time_both(group: Sequence[Run]) -> tuple[float, float]:
+def _time_both(alike: Sequence[Run]) -> tuple[float, float]:
     """Return the seconds of a step of all, one by one and stacked, medians of a few; on copies and blank rows."""
-    first, states = group[0], [run.state for run in group]
+    first, states = alike[0], [run.state for run in alike]
     batch = blank_batch(states[0].student, first.prepared)
-    views = sorted({run.options.first_view for run in group})
-    seen = [views.index(run.options.first_view) for run in group]
+    views = sorted({run.options.first_view for run in alike})
+    seen = [views.index(run.options.first_view) for run in alike]
     stacked_s = _time_steps(
         [Stack([state.copy() for state in states], seen, recorded=first.context.recorded)], [batch] * len(views)
     )
-    singles = [Alone(state.copy(), recorded=first.context.recorded) for state in states[:TRIED_SINGLES]]
-    return _time_steps(singles, [batch]) * len(group) / len(singles), stacked_s
+    alone = [Alone(state.copy(), recorded=first.context.recorded) for state in states[:TRIED_ALONE]]
+    return _time_steps(alone, [batch]) * len(alike) / len(alone), stacked_s
 
 
 def _time_steps(steppers: Sequence[Stepper], batches: Sequence[Batch]) -> float:

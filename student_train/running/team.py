@@ -92,7 +92,7 @@ class Team:
         """Forget the losses of the epoch before."""
         self.tally = self._empty_tally()
 
-    def split(self, groups: Sequence[Sequence[Run]], *, halved: bool = False) -> list[Team]:
+    def split(self, parts: Sequence[Sequence[Run]], *, halved: bool = False) -> list[Team]:
         """Return teams of some of these runs, each with its losses so far; this one is of no use then.
 
         A smaller stack is a copy; without memory for it each run is a team by itself, in the memory that it has.
@@ -102,15 +102,15 @@ class Team:
         self.stepper.release()
         made: list[Team] = []
         try:
-            for group in groups:
-                made += [Team(group, halved=halved)] if group else []
+            for part in parts:
+                made += [Team(part, halved=halved)] if part else []
             return made
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
         for team in made:
             team.stepper.release()
-        return [Team([run]) for group in groups for run in group]
+        return [Team([run]) for part in parts for run in part]
 
     def _empty_tally(self) -> Tally:
         state = self.runs[0].state

@@ -18,8 +18,7 @@ from storage.cache import Cache
 from storage.encodings import DenseEncoding, Encoded
 from storage.errors import BadRequest
 from student_train.feed.batches import ArrayKey, Batch, MixedLabels
-from student_train.running import cohort as fleet
-from student_train.running import loop
+from student_train.running import cohort, loop
 from student_train.running.train import train_students
 from student_train.stepping import recorder
 from student_train.stepping.alone import Alone
@@ -151,7 +150,7 @@ def test_recordings_are_given_up_where_memory_runs_out(
     owner, name = {
         "a step": (AdamW, "step"),
         "an evaluation": (loop, "evaluate"),
-        "predictions": (fleet, "ask_students"),
+        "predictions": (cohort, "ask_students"),
     }[where]
     asking = getattr(owner, name)
 

@@ -95,14 +95,14 @@ def test_failures_are_where_the_teacher_is_right_the_surest_first() -> None:
     assert failures(rows)["position"].to_list() == [0, 2, 1]
 
 
-def test_agreement_is_told_by_equal_groups_of_the_teachers_confidence() -> None:
-    found = agreement_by_confidence(table(), groups=3)
+def test_agreement_is_told_by_equal_parts_of_the_teachers_confidence() -> None:
+    found = agreement_by_confidence(table(), parts=3)
     assert found["agreement"].to_list() == [1.0, 0.5, 0.5]
     assert found["confidence"].to_list() == pytest.approx([0.45, 0.65, 0.85])
 
 
 def test_loss_along_a_block_is_the_mean_of_each_place() -> None:
-    found = loss_by_place(table(at=[0, 1, 2, 0, 1, 2]), groups=3)
+    found = loss_by_place(table(at=[0, 1, 2, 0, 1, 2]), parts=3)
     assert found["at"].to_list() == [0.0, 1.0, 2.0]
     assert found["student"].to_list() == pytest.approx([log(2), log(4), log(2)])
 

@@ -1,6 +1,6 @@
 """Stacked students as functions of their weights: what forward pass and losses make of a batch, for all at once.
 
-M students, B rows, N positions of tokens that count, D width, C classes, K terms, G students of a group.
+M students, B rows, N positions of tokens that count, D width, C classes, K terms, G students of the same terms.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ LOOP_WARNING = "There is a performance drop because we have not yet implemented 
 
 
 @dataclass(frozen=True)
-class Group:
+class SameTerms:
     """Students of a stack whose losses are computed in one go: their terms differ in weights alone.
 
     Attributes:
@@ -77,7 +77,7 @@ class StackedModel:
         self._head = ScoresOnly(first.student)
         body = partial(_run_body, self._tapped)
         self._forward = compiled(vmap(body, in_dims=(0, 0, 0 if self._differ else None)), first.options.compile)
-        self._groups = _groups(states, views)
+        self._alike = _same_terms(states, views)
         # Attention is a loop over the students on a CPU; whether that is too slow is measured (`running/team.py`).
         warnings.filterwarnings("ignore", LOOP_WARNING)
 
@@ -102,10 +102,10 @@ class StackedModel:
             given: what the losses see of the step's batches.
             apart: whether a gradient of each term is wanted, not of their sum alone.
         """
-        found = [self._group_terms(group, outputs, given[group.view], apart) for group in self._groups]
+        found = [self._terms_of(alike, outputs, given[alike.view], apart) for alike in self._alike]
         if len(found) == 1:
             return list(found[0])
-        order_M = torch.cat([group.members for group in self._groups]).argsort()
+        order_M = torch.cat([alike.members for alike in self._alike]).argsort()
         return [torch.cat(values).index_select(0, order_M) for values in zip(*found, strict=True)]
 
     def release(self) -> None:
@@ -119,20 +119,20 @@ class StackedModel:
         logits_NC: Tensor = functional_call(self._head, (parameters, _of_student(buffers)), (hidden_ND,))
         return logits_NC
 
-    def _group_terms(self, group: Group, outputs: Outputs, given: Supervision, apart: bool) -> tuple[Tensor, ...]:
-        """Return the terms of a group's students, K of (G,)."""
+    def _terms_of(self, alike: SameTerms, outputs: Outputs, given: Supervision, apart: bool) -> tuple[Tensor, ...]:
+        """Return the terms of students whose terms are the same, K of (G,)."""
 
         def run(parameters: Named, logits_BC: Tensor, layers: Named) -> tuple[Tensor, ...]:
             seen = (Outputs(logits_BC, layers), given)
-            values: list[Tensor] = functional_call(group.terms, parameters, seen, {"apart": apart})
+            values: list[Tensor] = functional_call(alike.terms, parameters, seen, {"apart": apart})
             return tuple(values)
 
         own = {name.removeprefix(TERMS): v for name, v in self._weights.blocks.items() if name.startswith(TERMS)}
         logits_MBC, layers = outputs.logits_BC, outputs.layers
-        if len(self._groups) > 1:
-            own = {name: values.index_select(0, group.members) for name, values in own.items()}
-            layers = {name: values.index_select(0, group.members) for name, values in layers.items()}
-            logits_MBC = logits_MBC.index_select(0, group.members)
+        if len(self._alike) > 1:
+            own = {name: values.index_select(0, alike.members) for name, values in own.items()}
+            layers = {name: values.index_select(0, alike.members) for name, values in layers.items()}
+            logits_MBC = logits_MBC.index_select(0, alike.members)
         values: tuple[Tensor, ...] = vmap(run)(own, logits_MBC, layers)
         return values
 
@@ -164,13 +164,13 @@ def joint(state: TrainState) -> nn.ModuleDict:
     return nn.ModuleDict({STUDENT[:-1]: state.student, TERMS[:-1]: state.objective.terms})
 
 
-def _groups(states: Sequence[TrainState], views: Sequence[int]) -> list[Group]:
+def _same_terms(states: Sequence[TrainState], views: Sequence[int]) -> list[SameTerms]:
     """Return the students of a stack by what their losses are, weights apart, and by what they see."""
     alike: dict[tuple[Any, ...], list[int]] = defaultdict(list)
     for place, (state, view) in enumerate(zip(states, views, strict=True)):
         alike[(view, *map(repr, state.options.losses))].append(place)
     return [
-        Group(
+        SameTerms(
             torch.tensor(places, device=states[0].student.device),
             states[places[0]].objective.terms,
             views[places[0]],
