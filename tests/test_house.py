@@ -96,6 +96,12 @@ def test_what_holds_an_invariant_is_there() -> None:
     assert [f"{path}::{test}" for path, test in named if f"def {test}(" not in (REPOSITORY / path).read_text()] == []
 
 
+def test_what_a_row_is_and_what_is_asked_of_it_is_known_to_the_tables_alone() -> None:
+    asking = house.branches_on_kinds()
+    assert len(asking) <= 12, asking
+    assert [place for place, reason in asking.items() if not reason] == []
+
+
 def test_what_a_comment_cites_is_there() -> None:
     sources = [path for room in (*house.ROOMS, "tests") for path in (REPOSITORY / room).rglob("*.py")]
     texts = {

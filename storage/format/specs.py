@@ -105,7 +105,7 @@ class DatasetSpec(Spec):
         said = info.data
         own_length = OWN_LENGTH in said.get("uses", ())
         kind = find_inputs(said.get("vocabulary"), said.get("input_dtype", ""), own_length=own_length)
-        return None if task == implied_task(kind) else task
+        return None if task == implied_task(kind) else task  # of one name and another, not of what either means
 
     @model_validator(mode="after")
     def _fits(self) -> Self:

@@ -31,7 +31,7 @@ def find_inputs(vocabulary: int | None, input_dtype: str, *, own_length: bool) -
     """Return what rows are made of, of which a dataset promises this."""
     if vocabulary is not None:  # where kinds are told apart: everybody else asks the kind
         return INPUTS["texts" if own_length else "tokens"]
-    return INPUTS["pixels" if input_dtype == "uint8" else "values"]
+    return INPUTS["pixels" if input_dtype == "uint8" else "values"]  # likewise
 
 
 def inputs_of(dataset: DatasetSpec) -> Inputs:

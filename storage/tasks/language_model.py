@@ -28,7 +28,7 @@ class LanguageModel(Task):
     pooled_features = False  # a feature is a vector of each position
 
     def num_classes(self, dataset: DatasetSpec) -> int:
-        assert dataset.vocabulary is not None
+        assert dataset.vocabulary is not None  # of tokens, which its spec has checked
         return dataset.vocabulary
 
     def described(self, dataset: DatasetSpec) -> str:

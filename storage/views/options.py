@@ -7,6 +7,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
+from storage.inputs import find_inputs
 from storage.options import Name, Options
 
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -143,6 +144,6 @@ class ViewOptions(Options):
 
 def unfit(transforms: Sequence[Transform], shape: Sequence[int], dtype: str) -> str | None:
     """Return why inputs cannot be augmented, or None."""
-    if dtype != "uint8" or len(shape) != 3:
+    if not find_inputs(None, dtype, own_length=False).has_views(shape):
         return f"its inputs are {dtype} of shape {tuple(shape)}"
     return next((reason for step in transforms if (reason := step.unfit(shape)) is not None), None)

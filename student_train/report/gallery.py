@@ -168,6 +168,7 @@ def picture_of(values: np.ndarray) -> str | None:
     """
     if values.ndim == 2:
         values = values[None]
+    # Values of any shape may be an image, which a kind of inputs does not say.
     if values.ndim != 3 or values.shape[0] not in (1, 3) or 0 in values.shape:
         return None
     if values.dtype != np.uint8:

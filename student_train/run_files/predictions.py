@@ -74,6 +74,7 @@ def read_predictions(folder: Path) -> HeldTable | None:
     try:
         about, table = unseal(path.read_bytes())
         if (version := about.pop("format_version")) == 1:
+            # What format 1 said; there were two tasks.
             about["task"] = "language_model" if about.pop("of_tokens") else "image_classification"
         elif version != FORMAT_VERSION:
             raise ValueError("it is of another format")

@@ -46,6 +46,7 @@ class Blueprint(Options):
         """Return None for the kind that is implied anyway: two blueprints of the same student are the same."""
         if inputs is not None and inputs not in INPUTS:
             raise ValueError(f"inputs are one of {', '.join(INPUTS)}, not {inputs!r}")
+        # Of one name and another, not of what either means.
         return None if inputs == _implied_inputs(info.data.get("mean")) else inputs
 
     @field_validator("task")
@@ -54,7 +55,7 @@ class Blueprint(Options):
         if task is not None and task not in TASKS:
             raise ValueError(f"a task is one of {', '.join(TASKS)}, not {task!r}")
         inputs = info.data.get("inputs") or _implied_inputs(info.data.get("mean"))
-        return None if task == implied_task(INPUTS[inputs]) else task
+        return None if task == implied_task(INPUTS[inputs]) else task  # likewise
 
     @model_serializer(mode="wrap")
     def _without_unsaid(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
@@ -73,4 +74,4 @@ class Blueprint(Options):
 
 
 def _implied_inputs(mean: Numbers | None) -> str:
-    return "tokens" if mean is None else "pixels"
+    return "tokens" if mean is None else "pixels"  # what student.json said before it had a key for it

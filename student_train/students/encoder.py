@@ -35,7 +35,7 @@ def encoder(
 
     Source: Devlin et al. 2019 (BERT), with blocks that normalise first; Joulin et al. 2017 for the bag.
     """
-    if len(input_shape) != 1 or vocabulary is None:
+    if len(input_shape) != 1 or vocabulary is None:  # an option of its own
         raise BadRequest(
             "architecture 'encoder' cannot take these inputs",
             found=f"inputs of shape {input_shape}"

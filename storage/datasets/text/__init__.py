@@ -26,6 +26,7 @@ def _asked(options: Any) -> str:
         else (getattr(options, "task", None), getattr(options, "label", None))
     )
     of_row = TextClassification.name
+    # Of one `kind` in a job: here a section becomes one source or the other.
     return of_row if task == of_row or (task is None and label is not None) else LanguageModel.name
 
 

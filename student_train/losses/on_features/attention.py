@@ -26,6 +26,7 @@ def attention_map(values: Tensor) -> Tensor:
 
     Source: as `attention`, eq. 1 with p = 2: their sum differs by a factor, which the norm takes out.
     """
+    # Of maps, not of rows: features that were stored as attention maps have no channels any more.
     return values if values.ndim == 3 else values.float().square().mean(dim=1)
 
 
