@@ -59,48 +59,60 @@ class Teacher:
         Raises:
             BadTeacher: the model failed on it, its output has another shape, or a feature is not one tensor (B, …).
         """
+        self._captured = {}  # a layer that is not called this time must not answer with the last batch
+        inputs_B, output = self._forward(shown_B, dataset)
+        logits_BC = self._logits(output, inputs_B, dataset)
+        self._check_features(len(inputs_B))
+        return logits_BC.float(), self._captured
+
+    def _forward(self, shown_B: Tensor, dataset: DatasetSpec) -> tuple[Tensor, Any]:
+        """Return what the model is called with, and what it returns."""
         import torch
 
-        options = self._options
-        half = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}[options.autocast]
+        name, kind = self._options.name, inputs_of(dataset)
+        half = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}[self._options.autocast]
         # Autocast, not `half()`: what needs float32, such as a softmax, stays in it.
         autocast = contextlib.nullcontext() if half is None else torch.autocast(self._device.type, half)
-        self._captured = {}  # a layer that is not called this time must not answer with the last batch
         with torch.inference_mode(), autocast:
-            kind = inputs_of(dataset)
-            arguments_B = kind.arguments(shown_B)
-            inputs_B = self._normalised(arguments_B.to(self._device, non_blocking=True))
+            inputs_B = self._normalised(kind.arguments(shown_B).to(self._device, non_blocking=True))
             try:
-                output = kind.call(self.model, inputs_B)
+                return inputs_B, kind.call(self.model, inputs_B)
             except torch.OutOfMemoryError as error:
                 raise BadTeacher(
-                    f"teacher {options.name} does not fit on {self._device}", found=str(error), do="lower batch_size"
+                    f"teacher {name} does not fit on {self._device}", found=str(error), do="lower batch_size"
                 ) from None
             except (Exception, SystemExit) as error:  # the user's own model
                 raise BadTeacher(
-                    f"teacher {options.name} failed on inputs of shape {tuple(inputs_B.shape)}",
+                    f"teacher {name} failed on inputs of shape {tuple(inputs_B.shape)}",
                     found=f"{type(error).__name__}: {error}",
                 ) from error
+
+    def _logits(self, output: Any, inputs_B: Tensor, dataset: DatasetSpec) -> Tensor:
+        """Return the logits in a model's output, in the order of the dataset's classes."""
+        import torch
+
         logits_BC = getattr(output, "logits", output)  # many models of transformers return an object that has them
         leading = (len(inputs_B), *task_of(dataset).sites(inputs_B.shape[1:]))
-        if _shape(logits_BC[..., :0] if isinstance(logits_BC, torch.Tensor) else logits_BC) != str((*leading, 0)):
+        if not isinstance(logits_BC, torch.Tensor) or tuple(logits_BC.shape[:-1]) != leading:
             raise BadTeacher(
-                f"teacher {options.name} did not return logits",
+                f"teacher {self._options.name} did not return logits",
                 found=_shape(logits_BC),
                 expected=f"a tensor ({', '.join(map(str, leading))}, C)",
             )
-        for name, feature in options.features.items():
-            if not _has_rows(values := self._captured.get(name), len(inputs_B)):
+        order = order_of(self._class_names, dataset.classes)
+        if order is None or logits_BC.shape[-1] != len(order):  # another number of them: `check_classes` says so
+            return logits_BC
+        return logits_BC[..., order]
+
+    def _check_features(self, num_rows: int) -> None:
+        for name, feature in self._options.features.items():
+            if not _has_rows(values := self._captured.get(name), num_rows):
                 raise BadTeacher(
-                    f"feature {name} of teacher {options.name} is not one tensor with a row for each sample",
+                    f"feature {name} of teacher {self._options.name} is not one tensor with a row for each sample",
                     found="the model never called this layer" if values is None else _shape(values),
-                    expected=f"a tensor ({len(inputs_B)}, …) from layer {feature.layer}",
+                    expected=f"a tensor ({num_rows}, …) from layer {feature.layer}",
                     do="name another layer",
                 )
-        order = order_of(self._class_names, dataset.classes)
-        if order is not None and logits_BC.shape[-1] == len(order):  # if not, `check_logits` says so
-            logits_BC = logits_BC[..., order]
-        return logits_BC.float(), self._captured
 
     def _capture(self, name: str) -> Callable[..., None]:
         def hook(_module: nn.Module, _inputs: Any, output: Any) -> None:

@@ -170,6 +170,7 @@ def test_a_bf16_value_that_rounds_to_infinity_is_not_finite() -> None:
         ({"classes": 7}, "", "teacher toy does not fit dataset digits"),
         ({"fault": "tuple"}, "", "teacher toy did not return logits"),
         ({"fault": "flat"}, "", "teacher toy did not return logits"),
+        ({"fault": "one number"}, "", "teacher toy did not return logits"),
         ({"channels": 3}, "", "teacher toy failed on inputs of shape (16, 1, 8, 8)"),
         (
             {},
@@ -182,7 +183,16 @@ def test_a_bf16_value_that_rounds_to_infinity_is_not_finite() -> None:
             "feature f of teacher toy is not one tensor with a row for each sample",
         ),
     ],
-    ids=["probabilities", "classes", "tuple", "flat", "channels", "a layer never called", "a layer that gives a tuple"],
+    ids=[
+        "probabilities",
+        "classes",
+        "tuple",
+        "flat",
+        "a loss",
+        "channels",
+        "a layer never called",
+        "a layer that gives a tuple",
+    ],
 )
 def test_a_teacher_that_breaks_its_promise_is_refused(
     tmp_path: Path, arguments: dict[str, Any], extra: str, what: str
