@@ -4,7 +4,7 @@
   run.json                   records.py                  running/run.py, last     preparing, report, comparison.py
   metrics.parquet            history.py                  running/run.py           report
   steps/00001.parquet        history.py                  running/run.py           running/tracking.py
-  predictions.parquet        predictions.py              running/predictions.py   report
+  predictions.parquet        predictions.py              running/measuring/predictions.py   report
   checkpoint.json, .safetensors
                              checkpoint.py               running/run.py           running/run.py, preparing
   job.toml                   (options/job_text.py)       running/run.py           whoever repeats the run

@@ -7,10 +7,8 @@ cohort.py        the runs of a pass: who joins a step, who leaves
 team.py          runs that take their steps together
 stacking.py      who is stacked
 run.py           one student's way from its first step, or last checkpoint, to its record
-evaluate.py      figures on the held rows, all students in one pass
-predictions.py   what a student says of each held row
+measuring/       what students are asked: figures and predictions of the held rows, latency
 halving.py       who is set aside early
-latency.py       how fast a student answers
 events.py        what is told while it runs, and in which order
 tracking/        the same, told to TensorBoard and MLflow
 """

@@ -30,8 +30,8 @@ from student_train.running.events import (
     StudentStopped,
 )
 from student_train.running.halving import Halving
-from student_train.running.latency import Latency, measure_latency
-from student_train.running.predictions import Respondent, ask_students
+from student_train.running.measuring.latency import Latency, measure_latency
+from student_train.running.measuring.predictions import Respondent, ask_students
 from student_train.running.run import Run
 from student_train.running.team import Team
 from student_train.stepping.recorder import forget_recordings

@@ -17,9 +17,9 @@ from student_train.feed.order import Cut
 from student_train.options.sections import Choice
 from student_train.run_files.records import Held
 from student_train.running.cohort import Cohort, Outcome
-from student_train.running.evaluate import evaluate
 from student_train.running.events import EpochDone, PassDone, Report, StudentStarted
 from student_train.running.halving import Halving
+from student_train.running.measuring.evaluate import evaluate
 from student_train.running.run import Run
 from student_train.running.stacking import arrange
 from student_train.running.team import Team

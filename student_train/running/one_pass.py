@@ -23,7 +23,7 @@ from student_train.running.cohort import Outcome, own_failure
 from student_train.running.events import Loading, Report, RunsNotLocked, StudentFailed
 from student_train.running.halving import Halving
 from student_train.running.loop import train_together
-from student_train.running.predictions import held_table
+from student_train.running.measuring.predictions import held_table
 from student_train.running.run import Run, RunContext, failure_record
 from student_train.stepping.recorder import is_recorded
 

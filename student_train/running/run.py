@@ -17,7 +17,7 @@ from student_train.preparing.request import PreparedRun
 from student_train.run_files.checkpoint import Position, Tensors, read_checkpoint
 from student_train.run_files.predictions import HeldTable
 from student_train.run_files.records import EpochMetrics, Held, RunRecord
-from student_train.running.latency import Latency
+from student_train.running.measuring.latency import Latency
 from student_train.stepping.parallel import ALONE, Parallel
 from student_train.stepping.schedule import learning_rate_at
 from student_train.stepping.state import Randomness, TrainState, below

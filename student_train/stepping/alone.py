@@ -12,11 +12,11 @@ from torch import Tensor, nn
 
 from student_train.feed.batches import Batch
 from student_train.stepping.forward import Tapped, compiled
-from student_train.stepping.gradients import Model, Step
+from student_train.stepping.gradients.rows import Model, Step
+from student_train.stepping.gradients.ways import WAYS
 from student_train.stepping.parallel import ALONE, Parallel, fill_missing, forget_unreached
 from student_train.stepping.recorder import Recorder, Unrecorded, is_capturing
 from student_train.stepping.state import TrainState
-from student_train.stepping.ways import WAYS
 from student_train.tasks import task_of
 
 

@@ -24,7 +24,7 @@ from torch.optim import Optimizer
 from storage.errors import BadRequest
 from student_train.feed.batches import Batch
 from student_train.options.sections import Choice
-from student_train.stepping.gradients import Step
+from student_train.stepping.gradients.rows import Step
 from student_train.students import Blueprint
 from student_train.tasks import StudentTask, task_of
 

@@ -8,7 +8,7 @@ from typing import Protocol
 from torch import Tensor
 
 from student_train.feed.batches import Batch
-from student_train.stepping.gradients import Step
+from student_train.stepping.gradients.rows import Step
 from student_train.stepping.state import TrainState
 
 

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from student_train.stepping.gradients import Step
+from student_train.stepping.gradients.rows import Step
 
 TALLY_STEPS = 64  # losses are summed on the device this many steps at a time
 

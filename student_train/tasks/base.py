@@ -19,7 +19,7 @@ from student_train.feed.selection import Selection
 from student_train.students import Student
 
 # How a student is stepped and measured: all logits of whole rows at once, or a part of the sites at a time, because
-# the logits of all sites of a batch might not fit. `stepping.ways` has both.
+# the logits of all sites of a batch might not fit. `stepping.gradients.ways` has both.
 Way = Literal["rows", "sites"]
 
 

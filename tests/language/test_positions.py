@@ -18,8 +18,8 @@ from student_train.losses.objective import Objective
 from student_train.losses.outputs import Shapes
 from student_train.options.terms import KdTerm, LabelsTerm
 from student_train.stepping.forward import Tapped
-from student_train.stepping.gradients import Model, Step
-from student_train.stepping.positions import accumulate_over_positions
+from student_train.stepping.gradients.positions import accumulate_over_positions
+from student_train.stepping.gradients.rows import Model, Step
 from student_train.students import Blueprint, build_student
 
 B, L, C = 3, 16, 40

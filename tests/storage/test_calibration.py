@@ -8,7 +8,7 @@ import torch
 
 from storage.targets.calibration import NUM_BINS, bin_of
 from student_train.report.measures import calibration_of
-from student_train.running.evaluate import Sums
+from student_train.running.measuring.evaluate import Sums
 from student_train.stepping.parallel import ALONE
 from teacher_cache.pilot.fidelity import Calibration
 

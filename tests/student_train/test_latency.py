@@ -5,7 +5,7 @@ import time
 import pytest
 import torch
 
-from student_train.running.latency import measure_latency
+from student_train.running.measuring.latency import measure_latency
 from student_train.students import Blueprint, Student, build_student
 
 MLP = Blueprint(architecture="mlp", num_classes=10, input_shape=(1, 8, 8), mean=(0.5,), std=(0.5,))

@@ -19,7 +19,7 @@ from student_train.run_files.records import RunRecord, read_record
 from student_train.running.events import EpochDone, Event, Progress
 from student_train.running.train import train_students
 from student_train.stepping.average import WeightAverage
-from student_train.stepping.gradients import Step
+from student_train.stepping.gradients.rows import Step
 from student_train.stepping.tally import Tally
 from student_train.students import Blueprint, build_student, load_student
 from tests.student_train.toys import HINT, KD, LABELS, epoch_order, request_of, student

@@ -17,7 +17,7 @@ from student_train.preparing.request import Request
 from student_train.run_files.checkpoint import read_checkpoint
 from student_train.running.events import Event, StackingChosen, StackTakenApart
 from student_train.running.train import Summary, train_students
-from student_train.stepping.gradients import Step
+from student_train.stepping.gradients.rows import Step
 from student_train.stepping.stack.stack import Stack
 from tests.student_train.test_loop import stop_after, weights
 from tests.student_train.toys import HINT, KD, LABELS, Recipe, request_of, student, write_cache

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from student_train.stepping.gradients import accumulate_by_term
+from student_train.stepping.gradients.rows import accumulate_by_term
 
 
 def weights() -> list[nn.Parameter]:

@@ -20,9 +20,9 @@ from student_train.report.caches import FIRST
 from student_train.report.contents import BREAKDOWNS
 from student_train.report.gallery import CARDS
 from student_train.run_files.predictions import PREDICTIONS_FILE, read_predictions
-from student_train.running.evaluate import ADD
+from student_train.running.measuring.evaluate import ADD
+from student_train.stepping.gradients.ways import WAYS
 from student_train.stepping.stack.step import OVER
-from student_train.stepping.ways import WAYS
 from student_train.students import Blueprint, build_student, load_student, save_student
 from student_train.tasks import TASKS, StudentTask, task_of
 from student_train.tasks.held import HELD_SCHEMA, STUDENT_SCHEMA, TEACHER_SCHEMA

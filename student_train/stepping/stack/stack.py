@@ -21,7 +21,7 @@ from torch.func import functional_call, vmap
 
 from student_train.feed.batches import Batch
 from student_train.options.sections import StudentOptions
-from student_train.stepping.gradients import Step
+from student_train.stepping.gradients.rows import Step
 from student_train.stepping.recorder import Recorder, Unrecorded
 from student_train.stepping.stack.model import STUDENT, TERMS, StackedModel, joint
 from student_train.stepping.stack.step import stacked_gradients

@@ -1,6 +1,6 @@
 """The gradients of one step of stacked students: of whole rows at once, of tokens a part of the positions at a time.
 
-What `student_train/stepping/gradients.py` and `positions.py` do for one student; the same in the end, up to the order
+What `student_train/stepping/gradients/` do for one student; the same in the end, up to the order
 of additions.
 
 M students, P parameters of each, N positions that count, K terms.
@@ -120,7 +120,7 @@ def _over_positions(
     return gradient, len(positions_N)
 
 
-# What `stepping.ways` has for one student.
+# What `stepping.gradients.ways` has for one student.
 OVER: dict[Way, Callable[[StackedModel, StackedWeights, Sequence[Batch], bool], tuple[Gradient, int]]] = {
     "rows": _over_rows,
     "sites": _over_positions,

@@ -6,8 +6,8 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from student_train.feed.batches import Batch
-from student_train.stepping.gradients import Step, accumulate_gradients
-from student_train.stepping.positions import accumulate_over_positions
+from student_train.stepping.gradients.positions import accumulate_over_positions
+from student_train.stepping.gradients.rows import Step, accumulate_gradients
 from student_train.tasks import Way
 
 

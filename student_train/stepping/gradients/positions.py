@@ -24,7 +24,7 @@ from torch import Tensor
 
 from student_train.feed.batches import Batch
 from student_train.losses.outputs import Outputs
-from student_train.stepping.gradients import Model, Step, gradient_norm, shares_of
+from student_train.stepping.gradients.rows import Model, Step, gradient_norm, shares_of
 from student_train.students.parts import part_size
 
 

@@ -1,0 +1,6 @@
+"""What students are asked: the same of all students of a pass, whose held rows are read once.
+
+evaluate.py      figures on the held rows, after every epoch
+predictions.py   what each says of each held row, once it is settled
+latency.py       how fast it answers
+"""
