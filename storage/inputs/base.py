@@ -6,7 +6,7 @@ Shapes: B rows of a batch, S of a shard; the shape of one row is the dataset's `
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, MutableSequence, Sequence
+from collections.abc import MutableSequence, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
@@ -67,13 +67,17 @@ class Inputs(ABC):
 
         return list(torch.arange(len(shown_B)).split(batch_size))
 
-    def call(self, model: Callable[..., Any], arguments_B: Tensor) -> Any:
-        """Return what a model makes of `arguments`."""
-        return model(arguments_B)
+    def trimmed(self, shown_B: Tensor) -> Tensor:
+        """Return rows without what is padding in all of them."""
+        return shown_B
+
+    def spread(self, arguments_B: Tensor) -> tuple[Tensor, ...]:
+        """Return what `arguments` gave as the arguments that a model's `forward` has."""
+        return (arguments_B,)
 
     @abstractmethod
     def arguments(self, shown_B: Tensor) -> Tensor:
-        """Return what a model is called with, (B, …), of rows as they are stored or as a view shows them."""
+        """Return in one tensor what a model is called with, (B, …), of rows as they are stored or a view shows them."""
 
     @abstractmethod
     def blank(self, rows: int, shape: Sequence[int], device: torch.device) -> Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, MutableSequence, Sequence
+from collections.abc import MutableSequence, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -44,11 +44,13 @@ class Texts(Tokens):
         by_length_B = (shown_B != PADDING).sum(1).argsort(descending=True, stable=True)
         return list(by_length_B.split(batch_size))
 
-    def call(self, model: Callable[..., Any], arguments_B: Tensor) -> Any:
-        if arguments_B.device.type != "meta":  # where there are no values, all rows are the longest
-            longest = int((arguments_B != PADDING).sum(1).max())
-            arguments_B = arguments_B[:, : max(1, longest)]
-        return model(*ids_and_mask(arguments_B))
+    def trimmed(self, shown_B: Tensor) -> Tensor:
+        if shown_B.device.type == "meta":  # where there are no values, all rows are the longest
+            return shown_B
+        return shown_B[:, : max(1, int((shown_B != PADDING).sum(1).max()))]
+
+    def spread(self, arguments_B: Tensor) -> tuple[Tensor, ...]:
+        return ids_and_mask(arguments_B)
 
 
 def pad(rows: Ragged) -> Tensor:

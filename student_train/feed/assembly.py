@@ -52,7 +52,9 @@ class Assembly:
             partners_B = self._shown.partners(picked[ROWS])
             # Each is in the row's own shard, of which every row is in the span.
             places_B = span.places_P[start - span.start : stop - span.start] + (partners_B - picked[ROWS])
-            picked[PARTNERS] = span.arrays[INPUTS].index_select(0, places_B)
+            images = span.arrays[INPUTS]
+            assert isinstance(images, Tensor)
+            picked[PARTNERS] = images.index_select(0, places_B)
             if self._labels_N is not None:
                 picked[PARTNER_LABELS] = self._labels_N.index_select(0, partners_B)
         return picked

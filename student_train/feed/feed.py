@@ -9,7 +9,7 @@ N fed rows, B rows of a batch.
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import closing
 from functools import partial
 from typing import NamedTuple
@@ -20,6 +20,7 @@ import torch
 from storage.views import PLAIN
 from student_train.feed.assembly import ROWS, Assembly, Shown
 from student_train.feed.batches import Batch, Needs
+from student_train.feed.flat import Kept
 from student_train.feed.order import (
     Cut,
     Order,
@@ -63,7 +64,12 @@ class Feed:
     """
 
     def __init__(
-        self, source: ShardSource, needs: Needs, device: torch.device, kept: Arrays | None, window_shards: int
+        self,
+        source: ShardSource,
+        needs: Needs,
+        device: torch.device,
+        kept: Mapping[Name, Kept] | None,
+        window_shards: int,
     ):
         self.selection = source.selection
         self._source = source
@@ -135,7 +141,9 @@ class Feed:
         shown = None if view == PLAIN else Shown(self.selection, view, self._device)
         return Assembly(self._source, self._needs, self._labels_N, shown)
 
-    def _whole(self, kept: Arrays, windows: Sequence[Window], order: Order, names: frozenset[Name]) -> Iterator[Span]:
+    def _whole(
+        self, kept: Mapping[Name, Kept], windows: Sequence[Window], order: Order, names: frozenset[Name]
+    ) -> Iterator[Span]:
         """Yield all rows as one span."""
         rows_N = join_windows(self.selection.shard_sizes_S, windows, order)
         yield self._span(0, kept, names, rows_N, rows_N)
@@ -147,7 +155,9 @@ class Feed:
             places_P = order(window)
             yield self._span(window.start, arrays, names, places_P, positions_of(sizes_S, window)[places_P])
 
-    def _span(self, start: int, arrays: Arrays, names: frozenset[Name], places_P: Positions, rows_P: Positions) -> Span:
+    def _span(
+        self, start: int, arrays: Mapping[Name, Kept], names: frozenset[Name], places_P: Positions, rows_P: Positions
+    ) -> Span:
         places, rows = (torch.from_numpy(each).to(self._at) for each in (places_P, rows_P))
         beside: Arrays = {ROWS: rows}
         if self._labels_N is not None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from math import prod
 from typing import Literal
@@ -18,12 +18,14 @@ from storage.tasks import task_of
 from student_train.devices import free_bytes
 from student_train.feed.batches import Needs
 from student_train.feed.feed import Feed
+from student_train.feed.flat import Kept
 from student_train.feed.selection import Selection
-from student_train.feed.shard_source import FEATURE, Arrays, Name, ShardSource
+from student_train.feed.shard_source import FEATURE, Name, ShardSource
 from student_train.feed.windows import Tick, load
 from student_train.options.sections import ResidencyChoice
 
 LABEL_BYTES = 4  # of each site, in an array
+PLACE_BYTES = 48  # of a row of its own length: where it begins and ends, how long it is, on the host and where it lies
 KEPT_SHARE = 0.5  # of the free memory of a place that rows may take unasked; the rest is the students'
 
 Place = Literal["device", "host", "stream"]
@@ -45,14 +47,31 @@ class Residency:
     why: str
 
 
-def row_bytes(catalogue: Catalogue, dataset: str, needs: Needs, *, views: int = 1) -> int:
-    """Return the bytes of one row as it is kept: its input, and soft targets and features of so many views."""
-    inputs, *targets = array_bytes(catalogue, dataset, needs)
-    return inputs + views * sum(targets)
+def input_bytes(selection: Selection, shards: Sequence[int] | None = None) -> int:
+    """Return the bytes of the inputs of the fed rows of some of the S shards, by default of all, as they are kept."""
+    shards = range(len(selection.shards_S)) if shards is None else shards
+    spec = selection.catalogue.dataset(selection.dataset)
+    item_bytes, num_rows = np.dtype(spec.input_dtype).itemsize, int(selection.shard_sizes_S[list(shards)].sum())
+    if (lengths := selection.lengths_of(shards)) is not None:
+        return item_bytes * int(lengths.sum()) + PLACE_BYTES * num_rows
+    return item_bytes * prod(spec.input_shape) * num_rows
+
+
+def row_bytes(catalogue: Catalogue, dataset: str, needs: Needs) -> int:
+    """Return the bytes of one row in a batch: its input, and soft targets and features of one view."""
+    return sum(array_bytes(catalogue, dataset, needs))
+
+
+def target_bytes(selection: Selection, needs: Needs, *, views: int = 1) -> int:
+    """Return the bytes of one row as it is kept, its input apart."""
+    return views * sum(array_bytes(selection.catalogue, selection.dataset, needs)[1:])
 
 
 def array_bytes(catalogue: Catalogue, dataset: str, needs: Needs) -> list[int]:
-    """Return the bytes of a row of each array, the inputs first; labels among them, where they are an array."""
+    """Return the bytes of a row of each array, the inputs first; labels among them, where they are an array.
+
+    Of inputs of their own length, the bytes of the longest.
+    """
     spec = catalogue.dataset(dataset)
     sizes = [prod(spec.input_shape) * np.dtype(spec.input_dtype).itemsize]
     task = task_of(spec)
@@ -127,12 +146,12 @@ class FeedPool:
         self._device = device
         self._place = place
         self._window_shards = window_shards
-        self._kept: dict[tuple[str, str], Arrays] = {}  # by dataset and fingerprint of the rows
+        self._kept: dict[tuple[str, str], dict[Name, Kept]] = {}  # by dataset and fingerprint of the rows
 
     def feed(self, selection: Selection, needs: Needs, tick: Tick = lambda done, shards: None) -> Feed:
         """Return a feed of these rows; what no feed before it needed is loaded now, with a `tick` after each shard."""
         source = ShardSource(self._cache, selection)
-        arrays: Arrays | None = None
+        arrays: dict[Name, Kept] | None = None
         if self._place != "stream":
             arrays = self._kept.setdefault((selection.dataset, selection.fingerprint), {})
             names = [source.names(needs, view) for view in selection.view_names]
@@ -150,6 +169,6 @@ def projected_bytes(wanted: Iterable[tuple[Selection, Needs]]) -> int:
         _, views, before = union.get(key, (selection, 1, Needs()))
         union[key] = (selection, max(views, len(selection.view_names)), before | needs)
     return sum(
-        selection.num_rows * row_bytes(selection.catalogue, selection.dataset, needs, views=views)
+        input_bytes(selection) + selection.num_rows * target_bytes(selection, needs, views=views)
         for selection, views, needs in union.values()
     )

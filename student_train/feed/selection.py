@@ -42,6 +42,7 @@ class Selection:
         fingerprint: of which samples these are, and of their content.
         keys_N, splits_N: of the samples; what is random in a view is a function of them.
         views: which view each epoch shows; None: plain inputs.
+        lengths_N: items of each row, where each has a length of its own; None: all are alike.
     """
 
     catalogue: Catalogue
@@ -55,6 +56,7 @@ class Selection:
     keys_N: Integers
     splits_N: NDArray[np.str_]
     views: EpochViews | None = None
+    lengths_N: Integers | None = None
 
     @property
     def view_names(self) -> tuple[str, ...]:
@@ -65,6 +67,14 @@ class Selection:
     def num_rows(self) -> int:
         """Return N."""
         return len(self.labels_N)
+
+    def lengths_of(self, shards: Iterable[int]) -> Integers | None:
+        """Return the lengths of the fed rows of some of the S shards, one shard after another."""
+        if self.lengths_N is None:
+            return None
+        stops_S = np.cumsum(self.shard_sizes_S)
+        parts = [self.lengths_N[stops_S[shard] - self.shard_sizes_S[shard] : stops_S[shard]] for shard in shards]
+        return np.concatenate(parts)
 
 
 def select_rows(
@@ -161,6 +171,7 @@ def _selection(
         keys_N=sample_keys(samples["sample_id"]),
         splits_N=samples["split"].to_numpy().astype(str),
         views=views,
+        lengths_N=samples["length"].to_numpy().astype(np.int64) if catalogue.dataset(dataset).own_length else None,
     )
 
 

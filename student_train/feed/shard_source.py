@@ -14,9 +14,10 @@ from torch import Tensor
 from storage.cache import Cache
 from storage.encodings import Encoded, FeatureEncoding
 from storage.errors import CorruptObject
-from storage.format.groups import read_arrays
+from storage.format.groups import read_arrays, read_ragged
 from storage.format.shards import Commit, ShardKey
 from storage.format.specs import TeacherSpec
+from storage.inputs import Stored
 from storage.tasks import task_of
 from storage.views import PLAIN
 from student_train.feed.batches import ArrayKey, Needs
@@ -66,7 +67,7 @@ class ShardSource:
         specs = {teacher: self.teacher(teacher) for teacher in stored}
         return {name: Encoded(spec.encoding, spec.num_classes, stored[name]) for name, spec in specs.items()}
 
-    def read(self, index: int, names: frozenset[Name]) -> Iterator[tuple[Name, NDArray[Any]]]:
+    def read(self, index: int, names: frozenset[Name]) -> Iterator[tuple[Name, Stored]]:
         """Yield the named arrays of shard `shards_S[index]`, all S rows, to be copied from: inputs, then targets.
 
         Raises:
@@ -77,18 +78,25 @@ class ShardSource:
         keys = [name for name in names if isinstance(name, ArrayKey)]
         augmented = any(key.view != PLAIN for key in keys)
         ingest = self.cache.commit(ShardKey(dataset, None, PLAIN, shard), with_table=augmented)
-        given = self._read(ingest, [INPUTS, *[LABELS] * (LABELS in names)])
-        yield from ((name, values) for name, values in given.items() if name in names)
+        given = self._read_inputs(ingest)
+        yield from [(INPUTS, given)] if INPUTS in names else []
+        yield from self._read(ingest, [LABELS] if LABELS in names else []).items()
         for teacher, view in sorted({(key.teacher, key.view) for key in keys}):
             commit = self.cache.commit(ShardKey(dataset, teacher, view, shard))
             views = None if self.selection.views is None else self.selection.views.spec
-            self.cache.check_view(ingest, commit, given[INPUTS], views)
+            self.cache.check_view(ingest, commit, given, views)
             targets = self._read(commit, [key.array for key in keys if (key.teacher, key.view) == (teacher, view)])
             soft = {array: values for array, values in targets.items() if not array.startswith(FEATURE)}
             spec = self.teacher(teacher)
             if (fault := spec.encoding.fault(soft, spec.num_classes)) is not None:
                 raise CorruptObject(f"{commit.key}: {fault}", do="see what `cache verify` says of it")
             yield from ((ArrayKey(teacher, array, view), values) for array, values in targets.items())
+
+    def _read_inputs(self, ingest: Commit) -> Stored:
+        own_length = self.selection.lengths_N is not None
+        return (read_ragged if own_length else read_arrays)(self.cache.objects, ingest, [INPUTS], writeable=False)[
+            INPUTS
+        ]
 
     def _read(self, commit: Commit, names: list[str]) -> dict[str, NDArray[Any]]:
         return read_arrays(self.cache.objects, commit, names, writeable=False)

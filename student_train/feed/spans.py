@@ -5,12 +5,14 @@ P rows of a span.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterable, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
-import torch
+import numpy as np
+from numpy.typing import NDArray
 from torch import Tensor
 
+from student_train.feed.flat import Flat, Kept, join_rows
 from student_train.feed.order import Cut, Piece, interleave
 from student_train.feed.shard_source import Arrays, Name
 
@@ -27,16 +29,20 @@ class Span(NamedTuple):
         places_P: where in the arrays each row lies.
         arrays: that hold these rows, and perhaps others.
         ordered: the narrow ones of them, each row in its place in the epoch.
+        lengths: of arrays of rows of their own length, that of each row in its place in the epoch, on the host.
     """
 
     start: int
     stop: int
     places_P: Tensor
-    arrays: Arrays
+    arrays: Mapping[Name, Kept]
     ordered: Arrays
+    lengths: dict[Name, NDArray[np.int64]]
 
     @classmethod
-    def of(cls, start: int, places_P: Tensor, arrays: Arrays, names: Iterable[Name], beside: Arrays) -> Span:
+    def of(
+        cls, start: int, places_P: Tensor, arrays: Mapping[Name, Kept], names: Iterable[Name], beside: Arrays
+    ) -> Span:
         """Return a span of some arrays, its narrow ones put in order.
 
         Args:
@@ -46,20 +52,28 @@ class Span(NamedTuple):
             names: of what is wanted.
             beside: arrays that are in order already.
         """
-        narrow = [name for name in names if arrays[name][:1].nbytes <= NARROW_BYTES]
-        ordered = {name: arrays[name].index_select(0, places_P) for name in narrow}
-        return cls(start, start + len(places_P), places_P, arrays, ordered | beside)
+        ordered, lengths = dict(beside), {}
+        for name in names:
+            values = arrays[name]
+            if isinstance(values, Flat):
+                lengths[name] = values.lengths_P[places_P.cpu().numpy()]
+            elif values[:1].nbytes <= NARROW_BYTES:
+                ordered[name] = values.index_select(0, places_P)
+        return cls(start, start + len(places_P), places_P, arrays, ordered, lengths)
 
     def pick(self, start: int, stop: int, names: Iterable[Name]) -> Arrays:
         """Return the named arrays of rows [start, stop) of the epoch, all of which are in this span."""
         first, last = start - self.start, stop - self.start
         places_B = self.places_P[first:last]
-        return {
-            name: self.ordered[name][first:last]
-            if name in self.ordered
-            else self.arrays[name].index_select(0, places_B)
-            for name in names
-        }
+        picked: Arrays = {}
+        for name in names:
+            if name in self.ordered:
+                picked[name] = self.ordered[name][first:last]
+            elif isinstance(values := self.arrays[name], Flat):
+                picked[name] = values.pick(places_B, int(self.lengths[name][first:last].max()))
+            else:
+                picked[name] = values.index_select(0, places_B)
+        return picked
 
 
 Pick = Callable[[Span, int, int], Arrays]  # rows [start, stop) of the epoch, all of them in the span
@@ -73,8 +87,9 @@ def cut_spans(
     Of a batch that goes on in the next span, the rows are picked before this one is let go. Two spans of 3 rows, whose
     arrays hold them in another order, and batches of 2 rows, of which the second is of both:
 
-        >>> first = Span(0, 3, torch.tensor([2, 0, 1]), {"inputs": torch.tensor([11, 12, 10])}, {})
-        >>> second = Span(3, 6, torch.tensor([1, 2, 0]), {"inputs": torch.tensor([15, 13, 14])}, {})
+        >>> import torch
+        >>> first = Span(0, 3, torch.tensor([2, 0, 1]), {"inputs": torch.tensor([11, 12, 10])}, {}, {})
+        >>> second = Span(3, 6, torch.tensor([1, 2, 0]), {"inputs": torch.tensor([15, 13, 14])}, {}, {})
         >>> pick = lambda span, start, stop: span.pick(start, stop, ["inputs"])
         >>> for piece, arrays in cut_spans([first, second], [Cut(2)], 6, [pick]):
         ...     print(piece.step, arrays["inputs"].tolist())
@@ -109,4 +124,4 @@ def cut_spans(
 
 
 def _join(parts: Sequence[Arrays]) -> Arrays:
-    return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+    return {name: join_rows([part[name] for part in parts]) for name in parts[0]}

@@ -20,8 +20,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from storage.errors import CorruptObject
+from storage.inputs.ragged import Ragged
+from student_train.feed.flat import Flat, Kept
 from student_train.feed.order import Window
-from student_train.feed.shard_source import Arrays, Name, ShardSource
+from student_train.feed.shard_source import INPUTS, Arrays, Name, ShardSource
 
 # Shards read at a time; each is in memory besides where its rows are to lie (`preparing/feed_memory.py` counts it).
 READERS = 4
@@ -35,14 +37,21 @@ class Block:
     Args:
         num_rows: that it can hold.
         device: where it is.
+        num_items: of rows of their own length, how many items of all rows together.
     """
 
-    def __init__(self, num_rows: int, device: torch.device):
-        self.arrays: Arrays = {}
+    def __init__(self, num_rows: int, device: torch.device, num_items: int = 0):
+        self.arrays: dict[Name, Kept] = {}
         self._num_rows = num_rows
         self._device = device
+        self._items_T = _empty((num_items,), np.dtype(np.int32), device)  # of texts, the one kind with such rows
         self._kinds: dict[Name, tuple[tuple[int, ...], np.dtype[Any]]] = {}  # shape of a row, and its type
         self._lock = Lock()
+
+    def begin(self, lengths_P: NDArray[np.int64] | None) -> None:
+        """Say how long the rows are that are to come, where each has a length of its own; what was there is let go."""
+        if lengths_P is not None:
+            self.arrays[INPUTS] = Flat(self._items_T, lengths_P)
 
     def fill(self, source: ShardSource, index: int, names: frozenset[Name], start: int) -> None:
         """Read shard `shards_S[index]`, its first fed row to row `start`.
@@ -52,6 +61,9 @@ class Block:
         """
         rows_F = source.selection.rows[index]
         for name, stored_S in source.read(index, names):
+            if isinstance(stored_S, Ragged):
+                self._fill_flat(source, index, stored_S, start)
+                continue
             # Few of torch's operations take uint16.
             values_S = stored_S.view(np.int16) if stored_S.dtype == np.uint16 else stored_S
             if not self._has_room(name, values_S) or rows_F[-1] >= len(values_S):
@@ -62,7 +74,9 @@ class Block:
                     expected=f"{rows_F[-1] + 1} rows or more of {shape} {dtype}",
                     do="see what `cache verify` says of it",
                 )
-            rows = self.arrays[name][start : start + len(rows_F)]
+            held = self.arrays[name]
+            assert isinstance(held, Tensor)
+            rows = held[start : start + len(rows_F)]
             host = rows if rows.device.type == "cpu" else torch.empty_like(rows, device="cpu")
             if len(rows_F) == len(values_S):
                 host.numpy()[...] = values_S
@@ -70,6 +84,21 @@ class Block:
                 np.take(values_S, rows_F, axis=0, out=host.numpy(), mode="clip")  # other modes buffer what they write
             if host is not rows:
                 rows.copy_(host)
+
+    def _fill_flat(self, source: ShardSource, index: int, stored_S: Ragged, start: int) -> None:
+        held, rows_F = self.arrays[INPUTS], source.selection.rows[index]
+        assert isinstance(held, Flat)
+        expected = held.lengths_P[start : start + len(rows_F)]
+        found = stored_S.lengths[rows_F] if rows_F[-1] < len(stored_S) else stored_S.lengths
+        if not np.array_equal(found, expected):
+            raise CorruptObject(
+                f"{source.selection.dataset}: shard {source.selection.shards_S[index]} has texts of other lengths than "
+                "its commit says",
+                found=f"{found.sum()} tokens in {len(found)} rows",
+                expected=f"{expected.sum()} tokens in {len(expected)} rows  (column `length`)",
+                do="see what `cache verify` says of it",
+            )
+        held.put(stored_S.take(rows_F), start)
 
     def _has_room(self, name: Name, values_S: NDArray[Any]) -> bool:
         """Take the memory of an array if these are its first rows; return whether it is for rows like these."""
@@ -86,14 +115,14 @@ def load(
     names: frozenset[Name],
     device: torch.device,
     tick: Tick = lambda done, shards: None,
-) -> Arrays:
+) -> dict[Name, Kept]:
     """Return the named arrays of all fed rows, in dataset order.
 
     Raises:
         StaleCache, CorruptObject: as `ShardSource.read`.
     """
     sizes_S = source.selection.shard_sizes_S
-    block = Block(int(sizes_S.sum()), device)
+    block = _block(source, [range(len(sizes_S))], device)
     with _readers(len(sizes_S)) as readers:
         reading = _fill(readers, block, source, tuple(range(len(sizes_S))), names)
         for done, shard in enumerate(as_completed(reading), start=1):
@@ -103,20 +132,23 @@ def load(
 
 
 def load_shard(source: ShardSource, index: int, names: frozenset[Name]) -> Arrays:
-    """Return the named arrays of the fed rows of shard `shards_S[index]`, on the host. Raises as `load`."""
-    host = Block(int(source.selection.shard_sizes_S[index]), torch.device("cpu"))
-    host.fill(source, index, names, 0)
-    return host.arrays
+    """Return the named arrays of the fed rows of shard `shards_S[index]`, on the host. Raises as `load`.
+
+    Inputs of their own length are left out: whoever asks for one shard is after labels and targets.
+    """
+    host = _block(source, [[index]], torch.device("cpu"))
+    host.fill(source, index, names - ({INPUTS} if source.selection.lengths_N is not None else set()), 0)
+    return {name: values for name, values in host.arrays.items() if isinstance(values, Tensor)}
 
 
-def read_windows(source: ShardSource, windows: Sequence[Window], names: frozenset[Name]) -> Iterator[Arrays]:
+def read_windows(source: ShardSource, windows: Sequence[Window], names: frozenset[Name]) -> Iterator[dict[Name, Kept]]:
     """Yield the named arrays of each window, its shards one after another; valid until the next one is asked for.
 
     Raises:
         StaleCache, CorruptObject: as `ShardSource.read`, when the window is asked for.
     """
     host = torch.device("cpu")
-    blocks = [Block(max(window.stop - window.start for window in windows), host) for _ in windows[:2]]
+    blocks = [_block(source, [window.shards for window in windows], host) for _ in windows[:2]]
     with _readers(max(len(window.shards) for window in windows)) as readers:
         reading = _fill(readers, blocks[0], source, windows[0].shards, names)
         for number in range(len(windows)):
@@ -125,6 +157,14 @@ def read_windows(source: ShardSource, windows: Sequence[Window], names: frozense
                 reading = _fill(readers, blocks[(number + 1) % 2], source, windows[number + 1].shards, names)
             _finish(coming)
             yield blocks[number % 2].arrays
+
+
+def _block(source: ShardSource, sets: Sequence[Sequence[int]], device: torch.device) -> Block:
+    """Return memory for the fed rows of each of some sets of shards, one set at a time."""
+    sizes_S = source.selection.shard_sizes_S
+    lengths = [source.selection.lengths_of(shards) for shards in sets]
+    num_items = max((int(lengths_P.sum()) for lengths_P in lengths if lengths_P is not None), default=0)
+    return Block(max(int(sizes_S[list(shards)].sum()) for shards in sets), device, num_items)
 
 
 @contextmanager
@@ -141,6 +181,7 @@ def _fill(
     readers: ThreadPoolExecutor, block: Block, source: ShardSource, shards: Sequence[int], names: frozenset[Name]
 ) -> list[Future[None]]:
     """Begin to read shards into a block, one after another."""
+    block.begin(source.selection.lengths_of(shards) if INPUTS in names else None)
     starts = np.cumsum([0, *source.selection.shard_sizes_S[list(shards)]]).tolist()
     return [
         readers.submit(block.fill, source, index, names, start) for index, start in zip(shards, starts, strict=False)

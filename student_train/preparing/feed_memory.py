@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from student_train.feed.batches import Needs
-from student_train.feed.residency import Residency, array_bytes, row_bytes
+from student_train.feed.residency import Residency, array_bytes, input_bytes, row_bytes, target_bytes
 from student_train.feed.selection import Selection
 from student_train.feed.sending import AHEAD
 from student_train.feed.spans import NARROW_BYTES
@@ -58,20 +58,19 @@ def feed_bytes(fed: Sequence[FedRows], residency: Residency, device: torch.devic
     on_device: dict[str, int] = {}
     at = on_device if residency.place == "device" else host
     if residency.place == "stream":
-        host["two windows of rows"] = max(2 * _window_rows(rows) * _row_bytes(rows) for rows in fed)
+        host["two windows of rows"] = max(2 * _window_bytes(rows) for rows in fed)
     else:
         at["resident rows"] = residency.projected_bytes
     at["rows in order"] = max(_ordered_bytes(rows, residency) for rows in fed)
     if device.type == "cuda" and residency.place != "device":
-        on_their_way = (AHEAD + 1) * max(rows.batch_size * _row_bytes(rows, views=1) for rows in fed)
+        on_their_way = (AHEAD + 1) * max(rows.batch_size * _row_bytes(rows) for rows in fed)
         host["batches on their way"] = PINNED_COPIES * on_their_way
         on_device["batches on their way"] = on_their_way
     return FeedBytes(host, on_device)
 
 
-def _row_bytes(rows: FedRows, *, views: int | None = None) -> int:
-    selection, views = rows.selection, rows.views if views is None else views
-    return row_bytes(selection.catalogue, selection.dataset, rows.needs, views=views)
+def _row_bytes(rows: FedRows) -> int:
+    return row_bytes(rows.selection.catalogue, rows.selection.dataset, rows.needs)
 
 
 def _window_rows(rows: FedRows) -> int:
@@ -79,11 +78,18 @@ def _window_rows(rows: FedRows) -> int:
     return int(np.sort(rows.selection.shard_sizes_S)[-rows.window_shards :].sum())
 
 
+def _window_bytes(rows: FedRows) -> int:
+    """Return the bytes of the largest window, whatever the shuffle."""
+    inputs = sorted(input_bytes(rows.selection, [shard]) for shard in range(len(rows.selection.shards_S)))
+    targets = target_bytes(rows.selection, rows.needs, views=rows.views)
+    return sum(inputs[-rows.window_shards :]) + _window_rows(rows) * targets
+
+
 def _reading_bytes(rows: FedRows) -> int:
     """Return what is in memory of shards that are being read, besides where their rows are to lie."""
     planned, shards = rows.selection.catalogue.shards(rows.selection.dataset), set(rows.selection.shards_S)
     largest = max(shard.stop - shard.start for shard in planned if shard.shard in shards)
-    return min(READERS, len(shards)) * READ_COPIES * largest * _row_bytes(rows, views=1)
+    return min(READERS, len(shards)) * READ_COPIES * largest * _row_bytes(rows)
 
 
 def _ordered_bytes(rows: FedRows, residency: Residency) -> int:

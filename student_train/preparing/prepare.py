@@ -109,6 +109,7 @@ def _prepare(
         std=options.std if inputs.normalised else None,
         tokenizer=dataset.tokenizer,
         classes=tuple(dataset.classes),
+        vocabulary=None if dataset.vocabulary == num_classes else dataset.vocabulary,
         inputs=inputs.name,
         task=storage_task(dataset).name,
     )

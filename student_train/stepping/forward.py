@@ -99,6 +99,9 @@ def check_student(
             outputs = tapped.eval()(student.blank(2, input_shape))
             tried = student.blank(2, short)
             logits, scores = student(tried), student.scores(student.hidden(tried))
+            if student.blueprint.made_of.own_length:
+                one_item = tapped(student.blank(2, (1, *input_shape[1:])))
+                _check_lengths(outputs.layers, one_item.layers)
     except LayerNotRun as error:
         raise BadRequest(
             f"the student's forward pass does not run its layer {error.layer!r} as a module of its own",
@@ -123,6 +126,18 @@ def check_student(
     if student.in_two_parts:
         _check_parts(scores, logits)
     return {layer: tuple(output.shape[1:]) for layer, output in outputs.layers.items()}
+
+
+def _check_lengths(longest: dict[str, Tensor], shortest: dict[str, Tensor]) -> None:
+    """Check that layers give rows of any length the same shape: losses compare them across batches."""
+    for layer, values in longest.items():
+        if values.shape != shortest[layer].shape:
+            raise BadRequest(
+                f"the student's layer {layer} gives something for each position of a text",
+                found=f"{tuple(values.shape)} of the longest texts, {tuple(shortest[layer].shape)} of the shortest",
+                expected="a vector for each row",
+                do='a student_layer behind the mean over positions; of an encoder "network.pool" or "network.norm"',
+            )
 
 
 def _check_head(student: Student) -> None:

@@ -12,6 +12,7 @@ from storage.tasks import TASKS, Task, implied_task
 
 Size = Annotated[int, Field(ge=1)]
 Numbers = Annotated[tuple[float, ...], Field(strict=False, min_length=1)]
+NEW_KEYS = ("classes", "inputs", "task", "vocabulary")  # that the first student.json had not
 
 
 class Blueprint(Options):
@@ -26,6 +27,7 @@ class Blueprint(Options):
         tokenizer: fingerprint of the tokenizer whose ids it knows, if that was known.
         classes: names in the order of its scores; empty: they have none, or it was trained before they were kept.
         inputs: what its rows are made of, of `storage.inputs`; None: tokens if it does not normalise, else pixels.
+        vocabulary: number of ids, of a student whose classes are other than those.
         task: what is asked of them, of `storage.tasks`; None: what is implied of such inputs.
     """
 
@@ -37,6 +39,7 @@ class Blueprint(Options):
     std: Numbers | None
     tokenizer: str | None = None
     classes: Annotated[tuple[str, ...], Field(strict=False)] = ()
+    vocabulary: Size | None = None
     inputs: str | None = None
     task: str | None = None
 
@@ -60,7 +63,12 @@ class Blueprint(Options):
     @model_serializer(mode="wrap")
     def _without_unsaid(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
         """Leave out what a student.json had no key for, where it says nothing: older versions read it as before."""
-        return {key: value for key, value in handler(self).items() if key not in ("classes", "inputs", "task") or value}
+        return {key: value for key, value in handler(self).items() if key not in NEW_KEYS or value}
+
+    @property
+    def of_inputs(self) -> dict[str, Any]:
+        """What a factory is told besides classes and shape: `vocabulary`, where those do not say it."""
+        return {} if self.vocabulary is None else {"vocabulary": self.vocabulary}
 
     @property
     def made_of(self) -> Inputs:

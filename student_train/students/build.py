@@ -15,11 +15,18 @@ from storage.options import load_factory
 from student_train.devices import is_out_of_memory
 from student_train.students.blueprint import Blueprint
 from student_train.students.cnn import cnn
+from student_train.students.encoder import encoder
 from student_train.students.gpt import gpt
 from student_train.students.mlp import mlp
 from student_train.students.resnet import resnet
 
-ARCHITECTURES: dict[str, Callable[..., nn.Module]] = {"cnn": cnn, "gpt": gpt, "mlp": mlp, "resnet": resnet}
+ARCHITECTURES: dict[str, Callable[..., nn.Module]] = {
+    "cnn": cnn,
+    "encoder": encoder,
+    "gpt": gpt,
+    "mlp": mlp,
+    "resnet": resnet,
+}
 
 
 class Normalise(nn.Module):
@@ -72,9 +79,11 @@ class Student(nn.Module):
         """Where it is."""
         return next(iter((*self.parameters(), *self.buffers(), torch.empty(0)))).device
 
-    def forward(self, inputs: Tensor) -> Tensor:
-        """Return logits (B, *sites, C) of inputs (B, …), as `storage.inputs` gives them."""
-        logits_BC: Tensor = self.network(self.normalise(inputs))
+    def forward(self, inputs: Tensor, *others: Tensor) -> Tensor:
+        """Return logits (B, *sites, C) of inputs (B, …), as `storage.inputs` gives them, in one tensor or spread."""
+        normalised = self.normalise(inputs)
+        given = (normalised, *others) if others else self.blueprint.made_of.spread(normalised)
+        logits_BC: Tensor = self.network(*given)
         return logits_BC
 
     def blank(self, rows: int, input_shape: tuple[int, ...]) -> Tensor:
@@ -84,7 +93,7 @@ class Student(nn.Module):
     def hidden(self, inputs: Tensor) -> Tensor:
         """Return what `scores` makes logits of: hidden states (B, *sites, D); of a network in one part the logits."""
         network = self.network.body if self.in_two_parts else self.network
-        hidden: Tensor = network(self.normalise(inputs))  # type: ignore[operator]
+        hidden: Tensor = network(*self.blueprint.made_of.spread(self.normalise(inputs)))  # type: ignore[operator]
         return hidden
 
     def scores(self, hidden_ND: Tensor) -> Tensor:
@@ -110,7 +119,7 @@ def build_student(blueprint: Blueprint) -> Student:
         )
     _check_options(factory, blueprint)
     try:
-        network = factory(blueprint.num_classes, blueprint.input_shape, **blueprint.options)
+        network = factory(blueprint.num_classes, blueprint.input_shape, **blueprint.of_inputs, **blueprint.options)
     except StillroomError:
         raise
     except (Exception, SystemExit) as error:  # whatever a user's factory raises
@@ -132,7 +141,7 @@ def build_student(blueprint: Blueprint) -> Student:
 def _check_options(factory: Callable[..., Any], blueprint: Blueprint) -> None:
     try:
         signature = inspect.signature(factory)
-        signature.bind(blueprint.num_classes, blueprint.input_shape, **blueprint.options)
+        signature.bind(blueprint.num_classes, blueprint.input_shape, **blueprint.of_inputs, **blueprint.options)
     except TypeError as error:
         known = list(signature.parameters)[2:]
         near = [

@@ -10,3 +10,4 @@ class TextClassification(OneClassStudent):
     """One class for a row of tokens."""
 
     asked = TASKS["text_classification"]
+    unsteady = "texts: a batch is as long as its longest row, which is another length in each batch"

@@ -74,9 +74,10 @@ class Teacher:
         # Autocast, not `half()`: what needs float32, such as a softmax, stays in it.
         autocast = contextlib.nullcontext() if half is None else torch.autocast(self._device.type, half)
         with torch.inference_mode(), autocast:
-            inputs_B = self._normalised(kind.arguments(shown_B).to(self._device, non_blocking=True))
+            arguments_B = kind.arguments(kind.trimmed(shown_B))
+            inputs_B = self._normalised(arguments_B.to(self._device, non_blocking=True))
             try:
-                return inputs_B, kind.call(self.model, inputs_B)
+                return inputs_B, self.model(*kind.spread(inputs_B))
             except torch.OutOfMemoryError as error:
                 raise BadTeacher(
                     f"teacher {name} does not fit on {self._device}", found=str(error), do="lower batch_size"
