@@ -9,6 +9,8 @@ from typing import Any
 
 from storage.cache import Cache
 from storage.tokenizer import train_tokenizer
+from student_train.options.sections import DataOptions, StudentOptions
+from student_train.preparing.request import Request
 from tests.teacher_cache.toys import build, write_job
 
 CLASSES = ["fish", "fowl", "plant"]
@@ -97,3 +99,23 @@ def text_cache(folder: Path, *teachers: str, count: int = 60, **options: Any) ->
     report = build(write_job(folder, write_texts(folder, count, **options), *(teachers or [looking_teacher()])))
     assert report.exit_code == 0, report
     return Cache.open(str(folder / "cache"))
+
+
+def small_encoder(name: str = "encoder", **options: Any) -> StudentOptions:
+    """Return a student of texts that trains in a moment; options replace its own."""
+    defaults = {
+        "name": name,
+        "architecture": "encoder",
+        "options": {"depth": 1, "width": 8, "heads": 2},
+        "objective": [{"loss": "labels", "weight": 0.5}, {"loss": "kd", "teacher": "looking", "temperature": 2.0}],
+        "epochs": 2,
+        "batch_size": 8,
+        "learning_rate": 0.01,
+    }
+    return StudentOptions.model_validate(defaults | options)
+
+
+def request(cache: Cache, runs: Path, *students: StudentOptions, **data: Any) -> Request:
+    """Return a request to train on the toy texts, on the CPU."""
+    rows = {"train": "texts/train", "validation": "texts/validation"} | data
+    return Request(cache, runs, DataOptions.model_validate(rows), students or (small_encoder(),), "cpu")
