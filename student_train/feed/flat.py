@@ -53,7 +53,11 @@ class Flat:
     def put(self, rows: Ragged, start: int) -> None:
         """Lay rows down, the first of them as row `start`; each has the length that was said of it."""
         begin = int(self._starts[start]) if len(rows) else 0
-        self._items_T[begin : begin + len(rows.flat_T)] = torch.from_numpy(np.require(rows.flat_T, requirements="W"))
+        place = self._items_T[begin : begin + len(rows.flat_T)]
+        if place.device.type == "cpu":
+            place.numpy()[...] = rows.flat_T  # not by torch, to which memory taken in inference mode is closed here
+        else:
+            place.copy_(torch.from_numpy(np.require(rows.flat_T, requirements="W")))
 
 
 Kept = Tensor | Flat  # an array of rows in memory

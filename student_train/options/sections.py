@@ -12,7 +12,7 @@ from pydantic import AfterValidator, Field, TypeAdapter, ValidationInfo, model_v
 from storage.options import Factory, Name, Options, Url
 from student_train.options.terms import Fraction, ObjectiveTerm
 
-BUILT_IN = ("cnn", "gpt", "mlp", "resnet")  # `students.ARCHITECTURES` holds what builds them
+BUILT_IN = ("cnn", "encoder", "gpt", "mlp", "resnet")  # `students.ARCHITECTURES` holds what builds them
 
 _FACTORY: TypeAdapter[str] = TypeAdapter(Factory)
 
