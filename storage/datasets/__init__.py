@@ -1,4 +1,17 @@
-"""Sources of samples: one file per kind, chosen by `kind` in a job's `[[dataset]]`."""
+"""Sources of samples: one file per kind, chosen by `kind` in a job's `[[dataset]]`.
+
+base.py            what every kind offers: files with row counts, raw samples with permanent ids, decoding
+listing.py         which files of a folder are samples, and what is passed over
+image_folder.py    images, one sub-folder a class
+parquet_images.py  images in a column, as Hugging Face keeps them
+images.py          what both share: how a picture is shown, by a named policy
+arrays.py          NumPy arrays
+digits.py          scikit-learn's digits
+factory.py         a user's own dataset
+text/              text, in blocks or each with its class
+tokens.py          token ids in NumPy files
+packing.py         documents into blocks of one length
+"""
 
 from typing import Annotated
 

@@ -1,4 +1,16 @@
-"""How soft targets are stored: one file per encoding, each with encode, decode, what it serves, and bytes per row."""
+"""How soft targets are stored: one file per encoding, each with encode, decode, what it serves, and bytes per row.
+
+    base.py        what every encoding offers
+    dense.py       the logits, whole; and features
+    sparse.py      the largest classes exactly, draws from the rest, and how much the rest is
+    statistics.py  what is kept of each row besides: masses at temperatures, moments, entropy
+    largest.py     the largest classes of a row, without sorting a vocabulary
+    draws.py       classes drawn, a pure function of seed, sample and number
+    packing.py     ids and log-probabilities in few bits
+    naming.py      how an encoding is written in a job, and called in a table
+
+`targets/` is what they are once decoded.
+"""
 
 from typing import Annotated, Any
 

@@ -8,6 +8,7 @@ and deviation, is the model's own affair.
     numbers.py     what is random: a hash of (seed, sample, view, purpose)
     transforms.py  one function per transform of an image
     mixing.py      mixup and CutMix: partners within the shard, and what is left of each label
+    check.py       whether a student would be shown what a teacher was shown
     shown.py       all of it together: what a model is shown of a batch, or of a shard
 """
 

@@ -5,6 +5,7 @@ selection.py     which rows of a dataset, with labels; views.py which of their v
 residency.py     where rows are kept, on the device, on the host or in the cache
 shard_source.py  arrays of a shard, read and checked
 order.py         in which order: a shuffle within windows of shards, the same wherever rows are kept
+flat.py          rows of their own length, one after another until a batch is cut
 windows.py       shards read ahead on threads; spans.py the rows of a window, side by side
 assembly.py      one batch of them, as a view shows it; sending.py sent ahead to a device
 feed.py          all of it together

@@ -2,11 +2,12 @@
 
 blueprint.py                   what a student is, as data
 build.py                       a student from its blueprint; ARCHITECTURES has the built-in ones by name
-cnn.py, gpt.py, mlp.py,
-resnet.py                      the built-in architectures, one file each; checks.py what several of them refuse
+cnn.py, encoder.py, gpt.py,
+mlp.py, resnet.py              the built-in architectures, one file each; checks.py what several of them refuse
+parts.py                       logits of a part of the sites at a time
 files.py                       the two files of a trained student, written and read
 
-A student takes what `storage.views.plain` gives, tokens, or pixels with its normalisation as its first module,
+A student takes what `storage.inputs` gives a model, pixels with its normalisation as its first module,
 so that a trained student is a valid teacher: `teacher_cache` imports this module and nothing else of this room.
 """
 

@@ -4,6 +4,7 @@
     held.py                   the table of held sites
     one_class.py              what tasks have in common that ask for the class of a row
     image_classification.py   that, of pixels or of any values
+    text_classification.py    that, of texts
     language_model.py         the next token at each position of a row
 
 The other half, what lies on disk, is `storage.tasks`.
