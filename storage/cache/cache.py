@@ -1,17 +1,17 @@
 """A cache: rows in, arrays out. The only way in for both sides.
 
     <cache>/
-      cache.json                                 format and identity; written first
-      <dataset>/dataset.json                     what makes the content of its rows
-      <dataset>/tokenizer.json                   of text: what makes tokens of it
-      <dataset>/views.json                       which function of a sample its views are, if it has any
-      <dataset>/plan/00000.parquet               which sample is which row; where shards end
-      <dataset>/ingest/00042.parquet             commit: sample_id, label, split, digests, error of each row
-      <dataset>/ingest/00042-7f3a0c12.zarr.zip   `inputs`, and `labels` of each position of tokens
-      <dataset>/<teacher>/teacher.json           which function made the targets
-      <dataset>/<teacher>/<view>/00042.parquet   commit: the teacher's top class, entropy, … of each row
+      cache.json                                    format and identity; written first
+      <dataset>/dataset.json                        what makes the content of its rows
+      <dataset>/tokenizer.json                      of text: what makes tokens of it
+      <dataset>/views.json                          which function of a sample its views are, if it has any
+      <dataset>/plan/00000.parquet                  which sample is which row; where shards end
+      <dataset>/ingest/00042.parquet                commit: sample_id, label, split, digests, error of each row
+      <dataset>/ingest/00042-7f3a0c12.zarr.zip      `inputs`, and `labels` of each position of tokens
+      <dataset>/<teacher>/teacher.json              which function made the targets
+      <dataset>/<teacher>/<view>/00042.parquet      commit: the teacher's top class, entropy, … of each row
       <dataset>/<teacher>/<view>/00042-….zarr.zip   `logits`, `feature/<name>`
-      ledger/00000007.parquet                    summaries of commits
+      ledger/00000007.parquet                       summaries of commits
 
 FORMAT.md is the whole contract. In a cache of format 2 a Zarr group is a folder, `00042-7f3a0c12.zarr/`.
 """

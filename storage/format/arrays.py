@@ -3,7 +3,7 @@
 Zarr writes to a memory store only; the strings travel through `storage.format.objects`. So every object is digested
 on its way, a missing one can never read as fill values, and a disk and an object store hold the same bytes.
 
-Each array is one Zarr chunk, hence one object: a shard is read whole, and this is twice as fast as inner chunks
+Each array is one Zarr chunk, hence one member of the zip: it is read whole, and this is twice as fast as inner chunks
 behind the sharding codec (docs/adr/0002).
 """
 

@@ -33,6 +33,7 @@ class Recipe:
     rows_per_shard: int = 50
     shape: tuple[int, ...] = (1, 6, 6)
     classes: int = 4
+    class_names: tuple[str, ...] = ()  # else "class 0", "class 1", …
     dataset: str = "toy"
     logits_dtype: str = "fp16"
     encoding: SparseEncoding | None = None  # in place of dense logits
@@ -50,7 +51,7 @@ def write_cache(folder: Path, recipe: Recipe) -> Cache:
     cache = Cache.create(str(folder))
     name = recipe.dataset
     prototypes = np.random.default_rng(7).integers(0, 256, (recipe.classes, *recipe.shape))
-    classes = [f"class {i}" for i in range(recipe.classes)]
+    classes = list(recipe.class_names) or [f"class {i}" for i in range(recipe.classes)]
     dataset = DatasetSpec(
         name=name, source={"kind": "toy"}, classes=classes, input_shape=recipe.shape, input_dtype="uint8"
     )
