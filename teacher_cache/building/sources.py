@@ -52,25 +52,8 @@ def prepare_dataset(
     files = source.files()
     if not files["rows"].sum():
         raise MissingSource(f"dataset {source.name} is empty", found=f"{len(files)} files, no samples")
-    if catalogue is not None and was is not None:
-        spec = _dataset_spec(source, was.input_shape, was.input_dtype)  # what was learned once is not probed again
-        check_promise(catalogue.url, f"{source.name}/dataset.json", was, spec, job)
-    else:
-        spec = _dataset_spec(source, *_probe(source, files))
-    rows_per_shard = source.rows_per_shard or default_rows_per_shard(
-        spec.input_shape,
-        spec.input_dtype,
-        num_sites=prod(task_of(spec).sites(spec.input_shape)),
-        num_classes=spec.num_classes,
-    )
-    if catalogue is not None and catalogue.about.format < 3 and (spec.uses or spec.task):
-        raise BadRequest(
-            f"{catalogue.url} is of format {catalogue.about.format}, which has no place for {source.name}",
-            found=", ".join([*spec.uses, *[f"task {spec.task}"] * bool(spec.task)]),
-            expected="a cache of format 3",
-            do=f"cache build {job} --as NAME    # a new cache beside it; this one stays as it is",
-        )
-    growth = grow(recorded, files, rows_per_shard)
+    spec = _promise(catalogue, source, files, job)
+    growth = grow(recorded, files, source.rows_per_shard or _default_rows_per_shard(spec))
     if growth.gone:
         raise StaleCache(
             f"dataset {source.name} has lost samples that {job}'s cache holds",
@@ -82,6 +65,29 @@ def prepare_dataset(
     segments = (*recorded.segments, growth.segment) if growth.segment else recorded.segments
     notes = tuple(source.notes())
     return PreparedDataset(source, spec, RowPlan(segments), growth.segment, mended, tokenizer, notes=notes)
+
+
+def _promise(catalogue: Catalogue | None, source: Source, files: pl.DataFrame, job: str) -> DatasetSpec:
+    """Return the promise of a dataset, which the cache's own must not contradict."""
+    was = None if catalogue is None else catalogue.datasets.get(source.name)
+    if catalogue is not None and was is not None:
+        spec = _dataset_spec(source, was.input_shape, was.input_dtype)  # what was learned once is not probed again
+        check_promise(catalogue.url, f"{source.name}/dataset.json", was, spec, job)
+    else:
+        spec = _dataset_spec(source, *_probe(source, files))
+    if catalogue is not None and catalogue.about.format < 3 and (spec.uses or spec.task):
+        raise BadRequest(
+            f"{catalogue.url} is of format {catalogue.about.format}, which has no place for {source.name}",
+            found=", ".join([*spec.uses, *[f"task {spec.task}"] * bool(spec.task)]),
+            expected="a cache of format 3",
+            do=f"cache build {job} --as NAME    # a new cache beside it; this one stays as it is",
+        )
+    return spec
+
+
+def _default_rows_per_shard(spec: DatasetSpec) -> int:
+    sites = prod(task_of(spec).sites(spec.input_shape))
+    return default_rows_per_shard(spec.input_shape, spec.input_dtype, num_sites=sites, num_classes=spec.num_classes)
 
 
 def _known_tokenizer(catalogue: Catalogue | None, tokenizers: Mapping[str, bytes | None], dataset: str) -> bytes | None:
