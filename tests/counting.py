@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
-from storage.format.objects import Listing, ObjectInfo, Objects
+from storage.format.objects import Listing, ObjectInfo, Objects, Span
 
 
 class Counting:
@@ -22,6 +22,10 @@ class Counting:
     def get(self, path: str) -> bytes:
         self.requests.append(("get", path))
         return self._objects.get(path)
+
+    def get_ranges(self, path: str, spans: Sequence[Span]) -> list[bytes]:
+        self.requests += [("get", path)] * len(spans)
+        return self._objects.get_ranges(path, spans)
 
     def put(self, path: str, data: bytes) -> None:
         self.requests.append(("put", path))
