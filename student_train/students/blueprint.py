@@ -68,6 +68,7 @@ class Blueprint(Options):
     @property
     def of_inputs(self) -> dict[str, Any]:
         """What a factory is told besides classes and shape: `vocabulary`, where those do not say it."""
+        # A row's ids are no number of its shape, and its classes are others: only then is there a vocabulary.
         return {} if self.vocabulary is None else {"vocabulary": self.vocabulary}
 
     @property
