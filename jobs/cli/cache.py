@@ -153,7 +153,7 @@ def verify(
         with terminal.watching("shards") as watch:
 
             def on_shard(done: int, total: int) -> None:
-                if done == 1:
+                if done == 1:  # how many there are is known only when the first is done
                     watch.begin(f"verify {cache}", total)
                 watch.advance(1)
 
@@ -178,6 +178,7 @@ def verify(
                 ),
                 markup=False,
             )
+        # What was repaired is no longer corrupt: it is missing, until the next build.
         return 0 if not found.bad else RowsMissing.exit_code if repair else CorruptObject.exit_code
 
     terminal.run(action, as_json=as_json)

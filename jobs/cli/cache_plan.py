@@ -37,7 +37,7 @@ def plan(
         from teacher_cache.pilot.pilot import PilotRequest, run_pilot
 
         if plot is not None:
-            _check_plot(plot)
+            _check_plot(plot)  # now, not after minutes of measuring
         read = read_job(job, CacheJob)
         request = PilotRequest(
             build=read.request(job, device=device),

@@ -39,7 +39,7 @@ def recode(
         with terminal.watching("rows") as watch:
             if source.unproven is not None:
                 watch.note(source.unproven)
-            if needs_runner(recoding):
+            if needs_runner(recoding):  # a cluster takes seconds to start
                 with open_runner(cluster) as runner:
                     report = run_recode(recoding, runner, watch)
             else:

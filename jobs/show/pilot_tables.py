@@ -122,9 +122,11 @@ def _table(pilot: Pilot) -> Table:
 def _cells(trial: Trial) -> tuple[str, ...]:
     fidelity = trial.fidelity
     at_one = fidelity.gradients[1.0]
+    # Of draws a student sees one set at a time; their mean over seeds is what is unbiased.
     worst = fidelity.single or max(fidelity.gradients.values(), key=lambda gradient: gradient.degrees)
     return (
         f"{trial.bytes_per_row:.3g}" if trial.bytes_per_row < 1000 else si(trial.bytes_per_row),
+        # Below 1e-12 it is rounding: float64 sums over classes.
         "–" if fidelity.kl is None else "0" if fidelity.kl < 1e-12 else f"{fidelity.kl:.1e}",
         "–" if fidelity.calibration is None else f"{fidelity.calibration:.3f}",
         _angle(at_one.degrees),
