@@ -81,7 +81,9 @@ class MixedLabels(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Supervision:
-    """What the losses see of a batch, apart from the student's outputs.
+    """What the losses see of the sites of a batch, apart from the student's outputs; they know no task.
+
+    B sites: the rows, where each is its only one, or a part of the labelled sites of all rows.
 
     Attributes:
         labels_B: int64, or None where no loss needs them.
@@ -102,7 +104,7 @@ class Batch:
 
     Attributes:
         shown: (B, *input_shape): inputs as a view shows them, pixels in uint8.
-        labels_B: int64, or None where no loss needs them; of tokens always, (B, L), −1 where nothing is predicted.
+        labels_B: int64, or None where no loss needs them; where they are an array, always, (B, *sites), −1 for none.
         targets: encoded soft targets by teacher.
         features: float32, (B, …) each.
         mixed: as in Supervision.
@@ -152,16 +154,16 @@ class Batch:
         decoded = {teacher: encoded.decode() for teacher, encoded in self.targets.items()}
         return Supervision(self.labels_B, decoded, self.features, self.mixed)
 
-    def positions(self) -> Tensor:
-        """Return the positions of tokens (B, L) that count, (N,) int64, numbered through B and L."""
+    def sites(self) -> Tensor:
+        """Return the sites of rows that count, for they have labels, (N,) int64, numbered through all of (B, L)."""
         assert self.labels_B is not None
         return (self.labels_B.flatten() >= 0).nonzero()[:, 0]
 
-    def supervision_at(self, positions_N: Tensor) -> Supervision:
-        """Return what the losses see of some positions of tokens: each is a row to them."""
+    def supervision_at(self, sites_N: Tensor) -> Supervision:
+        """Return what the losses see of some sites: each is a row to them."""
         assert self.labels_B is not None
         return Supervision(
-            self.labels_B.flatten().index_select(0, positions_N),
-            {teacher: encoded.pick(positions_N).decode() for teacher, encoded in self.targets.items()},
-            {key: values.flatten(0, 1).index_select(0, positions_N) for key, values in self.features.items()},
+            self.labels_B.flatten().index_select(0, sites_N),
+            {teacher: encoded.pick(sites_N).decode() for teacher, encoded in self.targets.items()},
+            {key: values.flatten(0, 1).index_select(0, sites_N) for key, values in self.features.items()},
         )

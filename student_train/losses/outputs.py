@@ -11,7 +11,7 @@ from student_train.feed.batches import ArrayKey
 
 @dataclass(frozen=True, slots=True)
 class Outputs:
-    """A student's logits (B, C) and the layers that its objective asked for."""
+    """A student's logits (B, C) at the sites that losses see, and the layers that its objective asked for."""
 
     logits_BC: Tensor
     layers: dict[str, Tensor] = field(default_factory=dict)

@@ -122,13 +122,13 @@ def _all_rows(student: Student, objective: Objective, outputs: Outputs, batch: B
 
 
 def _one_part(student: Student, objective: Objective, outputs: Outputs, batch: Batch) -> tuple[Tensor, int]:
-    """Return the loss of a part of the positions, and the bytes of what the others keep beside (`positions.py`)."""
+    """Return the loss of a part of the sites, and the bytes of what the others keep beside (`gradients/sites.py`)."""
     whole = [outputs.logits_BC, *outputs.layers.values()]
     size = min(part_size(student.blueprint.num_classes, student.device), batch.inputs.numel())
-    positions_N = torch.arange(size, device=student.device)
-    hidden, *layers = (values.flatten(0, 1).index_select(0, positions_N) for values in whole)
+    sites_N = torch.arange(size, device=student.device)
+    hidden, *layers = (values.flatten(0, 1).index_select(0, sites_N) for values in whole)
     seen = Outputs(student.scores(hidden), dict(zip(outputs.layers, layers, strict=True)))
-    loss = objective(seen, batch.supervision_at(positions_N)).total
+    loss = objective(seen, batch.supervision_at(sites_N)).total
     return loss, PICKED_COPIES * _bytes_of(whole)
 
 

@@ -1,6 +1,6 @@
 """Students' figures on the held rows, all in one pass.
 
-M students that step together, B rows or positions of tokens, C classes, N held rows, K bins.
+M students that step together, B sites of a batch, C classes, N held rows, K bins.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def evaluate(
 ) -> list[list[Held]] | None:
     """Return the figures of all students, in float32, with no step of synchronisation before the last.
 
-    Of tokens they are over the positions that count, and nobody's top class is known to agree with.
+    Where a row has many sites they are over those that count, and nobody's top class is known to agree with.
 
     Args:
         steppers: what the students are in.
@@ -76,16 +76,16 @@ def _add_rows(stepper: Stepper, batch: Batch, sums: Sums, tops: Sequence[Tensor 
 
 def _add_sites(stepper: Stepper, batch: Batch, sums: Sums, tops: Sequence[Tensor | None]) -> None:
     for place, state in enumerate(stepper.states):  # by itself each: a part's logits are of one student
-        for logits_BC, labels_B in _positions(state.exported, batch):
+        for logits_BC, labels_B in _sites(state.exported, batch):
             none_B = torch.full_like(labels_B, NO_CLASS)
             sums.add(logits_BC[None], labels_B, none_B[None], slice(place, place + 1))
 
 
-def _positions(student: Student, batch: Batch) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield logits and labels of a part of the positions at a time."""
-    positions_N = batch.positions()
-    hidden_ND = student.hidden(batch.inputs).flatten(0, 1).index_select(0, positions_N)
-    labels_N = _labels(batch).flatten().index_select(0, positions_N)
+def _sites(student: Student, batch: Batch) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield logits and labels of a part of the sites at a time."""
+    sites_N = batch.sites()
+    hidden_ND = student.hidden(batch.inputs).flatten(0, 1).index_select(0, sites_N)
+    labels_N = _labels(batch).flatten().index_select(0, sites_N)
     for at, logits_BC in logits_in_parts(student, hidden_ND):
         yield logits_BC.float(), labels_N[at]
 

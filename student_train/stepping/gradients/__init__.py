@@ -1,6 +1,6 @@
 """The gradients of one student's step, and each term's share of them.
 
 rows.py        of whole rows at once: forward, losses, backward
-positions.py   of rows of many sites: head and losses a part of the sites at a time
+sites.py   of rows of many sites: head and losses a part of the sites at a time
 ways.py        which of the two, by what a task says
 """

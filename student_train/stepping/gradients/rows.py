@@ -22,7 +22,7 @@ class Step(NamedTuple):
         values: each of the K terms before its weight.
         shares: norm of each term's own gradient over the student's weights, divided by the sum of these norms, (K,) or
             (M, K); None where it was not asked for.
-        rows: how many rows, or positions of tokens, these are means over.
+        rows: how many sites these are means over.
     """
 
     loss: Tensor

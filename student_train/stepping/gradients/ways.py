@@ -6,8 +6,8 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from student_train.feed.batches import Batch
-from student_train.stepping.gradients.positions import accumulate_over_positions
 from student_train.stepping.gradients.rows import Step, accumulate_gradients
+from student_train.stepping.gradients.sites import accumulate_over_sites
 from student_train.tasks import Way
 
 
@@ -25,5 +25,5 @@ class Stepping(NamedTuple):
 
 WAYS: dict[Way, Stepping] = {
     "rows": Stepping(accumulate_gradients, lambda batch: len(batch.inputs)),
-    "sites": Stepping(accumulate_over_positions, lambda batch: len(batch.positions())),
+    "sites": Stepping(accumulate_over_sites, lambda batch: len(batch.sites())),
 }

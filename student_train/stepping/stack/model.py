@@ -1,6 +1,6 @@
 """Stacked students as functions of their weights: what forward pass and losses make of a batch, for all at once.
 
-M students, B rows, N positions of tokens that count, D width, C classes, K terms, G students of the same terms.
+M students, B rows, N sites that count, D width, C classes, K terms, G students of the same terms.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ class StackedModel:
 
     Attributes:
         term_weights_MK: of the objectives.
-        num_classes: logits of a row or position.
+        num_classes: logits of a site.
         way: how its students are stepped. If by sites, forward passes give what `scores` makes logits of.
     """
 
@@ -90,7 +90,7 @@ class StackedModel:
         return Outputs(logits_MBC, layers)
 
     def scores(self, hidden_MND: Tensor) -> Tensor:
-        """Return the logits (M, N, C) of hidden states of some positions."""
+        """Return the logits (M, N, C) of hidden states of some sites."""
         logits_MNC: Tensor = vmap(self._run_head)(self._of_students(), self._buffers.blocks, hidden_MND)
         return logits_MNC
 
@@ -145,7 +145,7 @@ class ScoresOnly(nn.Module):
         self.student = student
 
     def forward(self, hidden_ND: Tensor) -> Tensor:
-        """Return the logits (N, C) of some positions' hidden states."""
+        """Return the logits (N, C) of some sites' hidden states."""
         logits_NC: Tensor = self.student.scores(hidden_ND)  # type: ignore[operator]
         return logits_NC
 

@@ -1,9 +1,9 @@
-"""The gradients of one step of stacked students: of whole rows at once, of tokens a part of the positions at a time.
+"""The gradients of one step of stacked students: of whole rows at once, or a part of the sites at a time.
 
 What `student_train/stepping/gradients/` do for one student; the same in the end, up to the order
 of additions.
 
-M students, P parameters of each, N positions that count, K terms.
+M students, P parameters of each, N sites that count, K terms.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class StackedStep(NamedTuple):
         values_MK: each of its terms before its weight.
         shares_MK: norm of each term's own gradient over the student's weights, divided by the sum of these norms; None
             where it was not asked for.
-        rows: how many rows, or positions of tokens, these are means over.
+        rows: how many sites these are means over.
     """
 
     grads_MP: Tensor
@@ -85,27 +85,27 @@ def _over_rows(
     return gradient, len(batches[0].inputs)
 
 
-def _over_positions(
+def _over_sites(
     model: StackedModel, weights: StackedWeights, batches: Sequence[Batch], apart: bool
 ) -> tuple[Gradient, int]:
-    """Run the bodies; heads and losses are run on a part of the positions at a time, as `positions.py` explains."""
-    positions_N = batches[0].positions()
+    """Run the bodies; heads and losses are run on a part of the sites at a time, as `gradients/sites.py` explains."""
+    sites_N = batches[0].sites()
     with model.autocast:
         outputs = model.outputs(batches)
     whole = [outputs.logits_BC, *outputs.layers.values()]
-    picked = [values.flatten(1, 2).index_select(1, positions_N) for values in whole]
-    size = part_size(model.num_classes, positions_N.device)  # not less than of one student: weights are read for each
+    picked = [values.flatten(1, 2).index_select(1, sites_N) for values in whole]
+    size = part_size(model.num_classes, sites_N.device)  # not less than of one student: weights are read for each
 
     def gradient(term: int | None, keep: bool) -> tuple[Tensor, Tensor]:
         grads_MP, values_MK = torch.zeros_like(weights.values_MP), torch.zeros_like(model.term_weights_MK)
         down: dict[int, Tensor] = {}  # by place in `picked`; nothing of what no loss reaches
-        for start in range(0, len(positions_N), size):
+        for start in range(0, len(sites_N), size):
             at = slice(start, start + size)
             parts = [values[:, at].detach().requires_grad_(values.requires_grad) for values in picked]
-            share = parts[0].shape[1] / len(positions_N)
+            share = parts[0].shape[1] / len(sites_N)
             with model.autocast:
                 seen = Outputs(model.scores(parts[0]), dict(zip(outputs.layers, parts[1:], strict=True)))
-                given = [batch.supervision_at(positions_N[at]) for batch in batches]
+                given = [batch.supervision_at(sites_N[at]) for batch in batches]
                 part = [share * values_M for values_M in model.terms(seen, given, apart=term is not None)]
             found = weights.add_gradients(grads_MP, [_loss(model, part, term)], beside=parts)
             for place, grad in enumerate(found):
@@ -117,13 +117,13 @@ def _over_positions(
         weights.add_gradients(grads_MP, [picked[place] for place in down], list(down.values()), keep_graph=keep)
         return grads_MP, values_MK
 
-    return gradient, len(positions_N)
+    return gradient, len(sites_N)
 
 
 # What `stepping.gradients.ways` has for one student.
 OVER: dict[Way, Callable[[StackedModel, StackedWeights, Sequence[Batch], bool], tuple[Gradient, int]]] = {
     "rows": _over_rows,
-    "sites": _over_positions,
+    "sites": _over_sites,
 }
 
 

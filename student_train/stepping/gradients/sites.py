@@ -4,15 +4,15 @@ A batch of 32 rows of 1,024 tokens over 128k ids has 17 GB of logits in float32,
 a loss makes of them. So:
 
     1. the body runs once, tokens (B, L) → hidden states (B, L, D);
-    2. of these, those of the N positions that count are picked, and cut off from the body;
+    2. of these, those of the N sites that count are picked, and cut off from the body;
     3. for a part of them at a time: head → logits → objective → backward, down to the hidden states. Only the part's
-       logits exist. Its losses are means over its own n positions, so they weigh n / N;
+       logits exist. Its losses are means over its own n sites, so they weigh n / N;
     4. what came down is sent on, once, through the body.
 
-The sum is the gradient of the mean over all N positions, whatever the size of a part, up to the order of additions.
+The sum is the gradient of the mean over all N sites, whatever the size of a part, up to the order of additions.
 Losses that compare rows with each other are no such means, and are refused before anything starts.
 
-B rows, L positions, N positions that count, D width, C ids, K terms.
+B rows, L positions, N sites that count, D width, C ids, K terms.
 """
 
 from __future__ import annotations
@@ -28,38 +28,38 @@ from student_train.stepping.gradients.rows import Model, Step, gradient_norm, sh
 from student_train.students.parts import part_size
 
 
-def accumulate_over_positions(
+def accumulate_over_sites(
     model: Model, batch: Batch, *, autocast: torch.autocast, measure_shares: bool, size: int | None = None
 ) -> Step:
     """Add the gradients of a batch's objective to those of all that is trained, and return its losses.
 
     Args:
         model: of tokens; its forward gives hidden states in place of logits.
-        batch: of tokens, with the labels of each position.
+        batch: with the labels of each site.
         autocast: precision of forward passes.
         measure_shares: measure each term's share of the gradient, at the cost of a backward pass for each.
-        size: of a part, in positions; by default from PART_BYTES.
+        size: of a part, in sites; by default from PART_BYTES.
     """
-    positions_N = batch.positions()
+    sites_N = batch.sites()
     with autocast:
         outputs = model.forward(batch.inputs)
     whole = [outputs.logits_BC, *outputs.layers.values()]
-    picked = [values.flatten(0, 1).index_select(0, positions_N) for values in whole]
-    if not len(positions_N):  # a batch of prompts and padding teaches nothing
+    picked = [values.flatten(0, 1).index_select(0, sites_N) for values in whole]
+    if not len(sites_N):  # a batch of prompts and padding teaches nothing
         zero = picked[0].sum().detach().float()
         return Step(zero, [zero] * len(model.objective.names), None, 0)
-    size = size or part_size(model.num_classes, positions_N.device)
+    size = size or part_size(model.num_classes, sites_N.device)
 
     def backward(term: int | None, *, keep: bool) -> tuple[Tensor, list[Tensor]]:
         """Accumulate the gradient of the objective, or of one of its terms; return all their values."""
         cut_off = [values.detach().requires_grad_(values.requires_grad) for values in picked]
         values_K = None
-        for start in range(0, len(positions_N), size):
+        for start in range(0, len(sites_N), size):
             parts = [values[start : start + size] for values in cut_off]
-            share = len(parts[0]) / len(positions_N)
+            share = len(parts[0]) / len(sites_N)
             with autocast:
                 seen = Outputs(model.student.scores(parts[0]), dict(zip(outputs.layers, parts[1:], strict=True)))
-                given = batch.supervision_at(positions_N[start : start + size])
+                given = batch.supervision_at(sites_N[start : start + size])
                 losses = model.objective(seen, given, apart=term is not None)
             loss = losses.total if term is None else losses.parts[term]
             if loss.requires_grad:
@@ -74,11 +74,11 @@ def accumulate_over_positions(
         return total, values
 
     if not measure_shares:
-        return Step(*backward(None, keep=False), None, len(positions_N))
-    return _by_term(model, backward, len(positions_N))
+        return Step(*backward(None, keep=False), None, len(sites_N))
+    return _by_term(model, backward, len(sites_N))
 
 
-def _by_term(model: Model, backward: Callable[..., tuple[Tensor, list[Tensor]]], num_positions: int) -> Step:
+def _by_term(model: Model, backward: Callable[..., tuple[Tensor, list[Tensor]]], num_sites: int) -> Step:
     """Add up the gradients of the terms one by one, and measure each."""
     before: Sequence[Tensor | None] = [parameter.grad for parameter in model.trained]
     norms, num_terms = [], len(model.objective.names)
@@ -94,4 +94,4 @@ def _by_term(model: Model, backward: Callable[..., tuple[Tensor, list[Tensor]]],
         before = summed
     for parameter, gradient in zip(model.trained, before, strict=True):
         parameter.grad = gradient
-    return Step(total, values, shares_of(norms), num_positions)
+    return Step(total, values, shares_of(norms), num_sites)

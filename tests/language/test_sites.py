@@ -1,4 +1,4 @@
-"""The step of a student of tokens: a part of the positions at a time, and the same gradient."""
+"""The step of a student of tokens: a part of the sites at a time, and the same gradient."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from student_train.losses.objective import Objective
 from student_train.losses.outputs import Shapes
 from student_train.options.terms import KdTerm, LabelsTerm
 from student_train.stepping.forward import Tapped
-from student_train.stepping.gradients.positions import accumulate_over_positions
 from student_train.stepping.gradients.rows import Model, Step
+from student_train.stepping.gradients.sites import accumulate_over_sites
 from student_train.students import Blueprint, build_student
 
 B, L, C = 3, 16, 40
@@ -54,7 +54,7 @@ def batch_of(*, sparse: bool = False, masked: float = 0.3) -> tuple[Batch, Tenso
 def taken(model: Model, batch: Batch, **options: Any) -> tuple[Step, list[Tensor]]:
     for parameter in model.trained:
         parameter.grad = None
-    step = accumulate_over_positions(model, batch, autocast=AUTOCAST, **({"measure_shares": False} | options))
+    step = accumulate_over_sites(model, batch, autocast=AUTOCAST, **({"measure_shares": False} | options))
     return step, [parameter.grad.clone() for parameter in model.trained if parameter.grad is not None]
 
 
@@ -83,7 +83,7 @@ def test_the_gradient_is_that_of_the_mean_over_all_positions_that_count(size: in
     assert [float(value) for value in (step.loss, *step.values)] == pytest.approx(
         [values.item() for values in (total.detach(), labels.detach() / 0.3, kd.detach())], rel=1e-5
     )
-    assert step.rows == len(batch.positions())
+    assert step.rows == len(batch.sites())
 
 
 @pytest.mark.parametrize("sparse", [False, True])
