@@ -80,7 +80,7 @@ def _stages(catalogue: Catalogue) -> list[Stage]:
 def _describe_dataset(catalogue: Catalogue, name: str) -> dict[str, Any]:
     first = catalogue.first_commit(name, None)
     about: dict[str, Any] = _described(catalogue.datasets[name])
-    about |= {"rows": catalogue.num_rows(name), "provenance": None if first is None else first.about}
+    about |= {"rows": catalogue.num_rows(name), "provenance": None if first is None else _provenance(first)}
     if name in catalogue.views:
         about["views"] = _described(catalogue.views[name])
     return about | {"teachers": {t: _describe_teacher(catalogue, name, t) for t in catalogue.teacher_names(name)}}
@@ -92,12 +92,18 @@ def _describe_teacher(catalogue: Catalogue, dataset: str, name: str) -> dict[str
         "serves": list(spec.encoding.serves),
         "bytes_per_target": _bytes_per_target(catalogue.datasets[dataset], spec, first),
         "views": catalogue.view_names(dataset, name),
-        "provenance": None if first is None else first.about,
+        "provenance": None if first is None else _provenance(first),
     }
 
 
 def _described(spec: Spec) -> dict[str, Any]:
     return spec.model_dump(mode="json") | {"fingerprint": spec.fingerprint}
+
+
+def _provenance(commit: Commit) -> dict[str, Any]:
+    """Return what a commit says of the making of its shard, and of what it belongs to."""
+    belonging = {} if commit.belonging is None else commit.belonging._asdict()
+    return commit.about | {name: value for name, value in belonging.items() if value is not None}
 
 
 def _bytes_per_target(dataset: DatasetSpec, teacher: TeacherSpec, first: Commit | None) -> dict[str, float]:

@@ -124,7 +124,7 @@ def test_status_is_a_table_that_fits_a_terminal(kitchen: Path, program: Program)
 def test_info_tells_what_a_cache_promises(kitchen: Path, program: Program) -> None:
     found = json.loads(program("cache", "info", kitchen / "cache", "--json").out)
     digits = found["datasets"]["digits"]
-    assert (found["format"], digits["rows"], digits["input_shape"]) == (2, 40, [1, 8, 8])
+    assert (found["format"], digits["rows"], digits["input_shape"]) == (3, 40, [1, 8, 8])
     toy = digits["teachers"]["toy"]
     assert toy["model"]["function"] == "build"
     assert (toy["encoding"]["kind"], toy["encoding"]["dtype"]) == ("dense", "fp32")
@@ -132,7 +132,12 @@ def test_info_tells_what_a_cache_promises(kitchen: Path, program: Program) -> No
     assert (toy["bytes_per_target"]["memory"], toy["bytes_per_target"]["memory_statistics"]) == (40 + 14, 14)
     assert toy["bytes_per_target"]["stored"] > toy["bytes_per_target"]["stored_statistics"] > 0
     assert re.fullmatch("[0-9a-f]{32}", toy["fingerprint"])
-    assert toy["provenance"]["promise"] == toy["fingerprint"]
+    said = toy["provenance"]
+    assert (said["cache"], said["dataset"], said["promise"]) == (
+        found["id"],
+        digits["fingerprint"],
+        toy["fingerprint"],
+    )
 
 
 def test_info_is_readable(kitchen: Path, program: Program) -> None:
