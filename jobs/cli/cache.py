@@ -90,13 +90,17 @@ def status(cache: CacheArgument, as_json: JsonOption = False) -> None:
         import polars as pl
 
         from jobs.show.tables import print_table
+        from storage.cache.standing import standings
         from storage.cache.status import read_status
         from storage.errors import RowsMissing
 
         opened = _open(cache)
-        stages = read_status(opened.catalogue())
+        catalogue = opened.catalogue()
+        ledger = catalogue.ledger()
+        stages, stands = read_status(catalogue, ledger), standings(catalogue, ledger)
         if as_json:
-            terminal.print_json({"cache": opened.url, "stages": stages.to_dicts()})
+            said = [standing.as_values() for standing in stands]
+            terminal.print_json({"cache": opened.url, "stages": stages.to_dicts(), "teachers": said})
         else:
             shown = stages.select(
                 "dataset",
@@ -110,6 +114,8 @@ def status(cache: CacheArgument, as_json: JsonOption = False) -> None:
                 **{"rows/s": "rows_per_s"},
             )
             print_table(shown, title=opened.url)
+            for standing in stands:
+                terminal.out.print(standing.note, markup=False)
         return RowsMissing.exit_code if stages.select(pl.sum("rows_missing", "quarantined")).row(0) > (0, 0) else 0
 
     terminal.run(action, as_json=as_json)

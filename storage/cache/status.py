@@ -9,6 +9,7 @@ import polars as pl
 
 from storage.cache.catalogue import Catalogue
 from storage.encodings.base import LSE, STATISTICS
+from storage.format.ledger import Ledger
 from storage.format.shards import INGEST, Commit
 from storage.format.specs import DatasetSpec, Spec, TeacherSpec
 from storage.format.stages import Stage
@@ -30,14 +31,14 @@ STATUS_SCHEMA = {
 }
 
 
-def read_status(catalogue: Catalogue) -> pl.DataFrame:
+def read_status(catalogue: Catalogue, ledger: Ledger | None = None) -> pl.DataFrame:
     """Return one row per dataset, teacher and view.
 
     Returns:
         `dataset`, `teacher` ("ingest" for the dataset's own inputs), `view`, `rows` planned, `rows_done`,
         `rows_missing`, `quarantined`, `shards`, `shards_done`, `bytes`, and `rows_per_s` of one worker.
     """
-    ledger, rows = catalogue.ledger(), []
+    ledger, rows = ledger or catalogue.ledger(), []
     for dataset, teacher, view in _stages(catalogue):
         planned, commits = catalogue.num_rows(dataset), ledger.of(dataset, teacher, view)
         done, seconds = int(commits["rows"].sum()), float(commits["seconds"].sum())

@@ -19,7 +19,7 @@ from storage.format.shards import Commit, ShardKey, read_commits
 from storage.format.stages import LEDGER, Stage
 
 LEDGER_PATH = re.compile(rf"{LEDGER}/(\d{{8}})\.parquet")
-SUMMARY_SCHEMA = {
+SUMMARY_SCHEMA: dict[str, Any] = {
     "path": pl.String,
     "version": pl.String,
     "dataset": pl.String,
@@ -31,6 +31,10 @@ SUMMARY_SCHEMA = {
     "bytes": pl.Int64,
     "seconds": pl.Float64,
     "finished": pl.String,
+    "labelled": pl.Int64,
+    "correct": pl.Int64,
+    "nats": pl.Float64,
+    "labels": pl.List(pl.Int64),
 }
 
 
@@ -122,4 +126,6 @@ def _summary(commit: Commit, version: str) -> tuple[Any, ...]:
         commit.size_bytes,
         commit.about.get("seconds", 0.0),
         commit.about.get("finished"),
+        *(commit.about.get("answered", {}).get(name) for name in ("labelled", "correct", "nats")),
+        commit.about.get("labels"),
     )

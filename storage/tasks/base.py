@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, ClassVar, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -19,6 +19,17 @@ if TYPE_CHECKING:  # `cache status` asks how many sites a row has, and should no
     from storage.format.specs import DatasetSpec
 
 NO_LABEL = -1  # of a site without one
+
+
+MOST_COUNTED = 1000  # classes, whose labels a commit counts one by one
+
+
+class Answered(NamedTuple):
+    """What a teacher's answers at labelled sites amount to: how many, how many right, and nats of cross-entropy."""
+
+    labelled: int
+    correct: int
+    nats: float
 
 
 class Task(ABC):
@@ -90,4 +101,14 @@ class Task(ABC):
             sites: `top`, `top_probability`, `entropy`, `label_log_probability`, (B, *sites) each; the last is of no
                 meaning where there is no label.
             labels: (B, *sites).
+        """
+
+    @abstractmethod
+    def standing(self, answered: Answered, num_classes: int, labels: Sequence[int]) -> tuple[str, bool]:
+        """Return how a teacher stands beside chance, in words, and whether it is hardly better.
+
+        Args:
+            answered: over all labelled sites.
+            num_classes: C.
+            labels: how many there are of each class; empty where they are not counted.
         """

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 import numpy as np
 import pyarrow as pa
 
-from storage.tasks.base import NO_LABEL, Task
+from storage.tasks.base import NO_LABEL, Answered, Task
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from storage.format.specs import DatasetSpec
+
+
+CLEARLY_BELOW = 0.9  # of the nats of a uniform guess, above which a teacher hardly knows the language
 
 
 class LanguageModel(Task):
@@ -53,3 +57,8 @@ class LanguageModel(Task):
         # Means over the positions that have a label, where 0 / 0 is NaN; a block has no class of its own.
         means = {name: (value * known).sum(1) / known.sum(1) for name, value in sites.items() if name != "top"}
         return {"top": labels.new_full((len(labels),), NO_LABEL), **means}
+
+    def standing(self, answered: Answered, num_classes: int, labels: Sequence[int]) -> tuple[str, bool]:
+        nats = answered.nats / answered.labelled
+        text = f"perplexity {math.exp(nats):,.4g} of {answered.labelled:,} tokens; chance {num_classes:,}"
+        return text, nats > CLEARLY_BELOW * math.log(num_classes)

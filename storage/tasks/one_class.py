@@ -8,12 +8,15 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pyarrow as pa
 
-from storage.tasks.base import NO_LABEL, Task
+from storage.tasks.base import NO_LABEL, Answered, Task
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from storage.format.specs import DatasetSpec
+
+
+CLEARLY = 0.2  # of the way from chance to always right, below which a teacher is hardly better than chance
 
 
 class OneClass(Task):
@@ -46,3 +49,10 @@ class OneClass(Task):
     def row_columns(self, sites: dict[str, Tensor], labels: Tensor) -> dict[str, Tensor]:
         of_label_B = sites["label_log_probability"].masked_fill(labels < 0, float("nan"))
         return {**sites, "label_log_probability": of_label_B}
+
+    def standing(self, answered: Answered, num_classes: int, labels: Sequence[int]) -> tuple[str, bool]:
+        accuracy, chance = answered.correct / answered.labelled, 1 / num_classes
+        commonest = max(labels, default=0) / max(sum(labels), 1)
+        beside = f"chance {chance:.1%}" + (f", the commonest class {commonest:.1%}" if labels else "")
+        text = f"accuracy {accuracy:.1%} of {answered.labelled:,} labelled rows; {beside}"
+        return text, num_classes > 1 and accuracy < max(chance + CLEARLY * (1 - chance), commonest)

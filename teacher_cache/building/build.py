@@ -49,7 +49,8 @@ def run_build(build: PreparedBuild, runner: Runner, watcher: Watcher) -> BuildRe
             f"note: this job does not augment {name}, of which the cache has views ({name}/{VIEWS_JSON}): "
             "teachers are asked about its plain inputs, beside them"
         )
-    ledger, stages = (known or cache.catalogue(names)).ledger(), Stages(cache, runner, watcher)
+    known = known or cache.catalogue(names)
+    ledger, stages = known.ledger(), Stages(cache, runner, watcher)
     # All ingests come first, so that a teacher's shards find their inputs.
     for stage in build.stages:
         if stage.teacher is None:
@@ -57,8 +58,9 @@ def run_build(build: PreparedBuild, runner: Runner, watcher: Watcher) -> BuildRe
         else:
             _ask(stages, stage, build.request)
     if build.num_missing:  # else nothing has changed, and nothing is read or written
-        ledger = cache.catalogue(names).ledger()
-    return stages.end(ledger, names)
+        known = cache.catalogue(names)
+        ledger = known.ledger()
+    return stages.end(known, ledger)
 
 
 def _lost_views(cache: Cache, build: PreparedBuild) -> list[str]:

@@ -12,6 +12,8 @@ from dataclasses import dataclass, field
 import polars as pl
 
 from storage.cache import Cache
+from storage.cache.catalogue import Catalogue
+from storage.cache.standing import Standing, standings
 from storage.cache.watcher import Watcher
 from storage.errors import CorruptObject, RowsMissing, StillroomError, WorkerDied
 from storage.format.ledger import Ledger
@@ -34,6 +36,7 @@ class BuildReport:
         lost: shards that another builder committed first.
         refused, failed: message per shard that could not be built.
         quarantined: dataset → `row`, `sample_id`, `error`.
+        standings: how each teacher stands beside chance.
     """
 
     built: int = 0
@@ -44,6 +47,7 @@ class BuildReport:
     refused: list[str] = field(default_factory=list)
     failed: list[str] = field(default_factory=list)
     quarantined: dict[str, pl.DataFrame] = field(default_factory=dict)
+    standings: list[Standing] = field(default_factory=list)
 
     @property
     def exit_code(self) -> int:
@@ -101,10 +105,16 @@ class Stages:
                 else:
                     self._set_aside(work, result)
 
-    def end(self, ledger: Ledger, datasets: Iterable[str]) -> BuildReport:
-        """Return the report, with the unreadable samples of some datasets, after the ledger is written."""
+    def end(self, catalogue: Catalogue, ledger: Ledger) -> BuildReport:
+        """Return the report, with unreadable samples and how teachers stand, after the ledger is written.
+
+        Args:
+            catalogue: of the datasets of this command, as they are now.
+            ledger: likewise.
+        """
         ledger.compact()
-        for name in datasets:
+        self.report.standings += standings(catalogue, ledger)
+        for name in catalogue.datasets:
             if ledger.of(name, None, PLAIN)["quarantined"].sum():
                 self.report.quarantined[name] = self.cache.quarantined(name)
         return self.report

@@ -125,7 +125,8 @@ def run_recode(recoding: PreparedRecoding, runner: Runner, watcher: Watcher) -> 
         else:
             pieces = _work(recoding, stage, todo)
         stages.run(stage.name, stage.shards, todo, pieces)
-    return stages.end(cache.catalogue(_datasets(request)).ledger(), _datasets(request))
+    catalogue = cache.catalogue(_datasets(request))
+    return stages.end(catalogue, catalogue.ledger())
 
 
 def needs_runner(recoding: PreparedRecoding) -> bool:

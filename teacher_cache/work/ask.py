@@ -73,6 +73,7 @@ def ask_shard(work: AskWork) -> Done:
         "inputs_digest": ingest.about["inputs_digest"],  # what ties targets to the very inputs beside them
         "device": torch.cuda.get_device_name() if device == "cuda" else f"cpu, {work.threads} threads",
         "torch": torch.__version__,
+        "answered": {name: values.sum().item() for name, values in answers.answered.items()},
         **seen,
     }
     return commit_shard(cache, key, work.rows, arrays=arrays, table=table, about=about)
@@ -113,12 +114,14 @@ class ShardAnswers(NamedTuple):
         encoded: name of an array in the cache → stored form, (B, *sites, …).
         finite: name → (B,) bool, of the teacher's own values.
         in_range: name → (B,) bool, of the stored form.
+        answered: fields of `storage.tasks.base.Answered`, (B,) each: sums over a row's labelled sites.
     """
 
     columns: dict[str, Tensor]
     encoded: dict[str, Tensor]
     finite: dict[str, Tensor]
     in_range: dict[str, Tensor]
+    answered: dict[str, Tensor]
 
 
 def _ask(teacher: Teacher, question: Question, spec: TeacherSpec, dataset: DatasetSpec) -> ShardAnswers:
@@ -167,24 +170,29 @@ def _answers(
         stored = encoded[f"feature/{name}"] = spec.features[name].encode(values)
         finite[f"feature/{name}"] = finite_rows(values)
         in_range[f"feature/{name}"] = finite_rows(stored, bf16=spec.features[name].dtype == "bf16")
-    return ShardAnswers(_columns(task, logits, labels), encoded, finite, in_range)
+    sites = _sites(logits, labels)
+    return ShardAnswers(task.row_columns(sites, labels), encoded, finite, in_range, _answered(sites, labels))
 
 
-def _columns(task: Task, logits: Tensor, labels: Tensor) -> dict[str, Tensor]:
-    """Return columns of the table, (B,) each: top class, its probability, entropy (nats), log-probability of the label.
+def _answered(sites: dict[str, Tensor], labels: Tensor) -> dict[str, Tensor]:
+    """Return sums over the labelled sites of each row, (B,): how many, how many right, nats of cross-entropy."""
+    known = labels >= 0
+    nats = -sites["label_log_probability"].double().masked_fill(~known, 0.0)
+    counts = {"labelled": known, "correct": known & (sites["top"] == labels), "nats": nats}
+    return {name: values.reshape(len(labels), -1).sum(1) for name, values in counts.items()}
 
-    Of rows with several sites they are what the task makes of those. NaN: no value.
-    """
+
+def _sites(logits: Tensor, labels: Tensor) -> dict[str, Tensor]:
+    """Return top class, its probability, entropy (nats) and log-probability of the label, (B, *sites) each."""
     log_total = logits.logsumexp(-1)
     top = logits.max(dim=-1)
     log_p = logits - log_total[..., None]
-    values = {
+    return {
         "top": top.indices,
         "top_probability": (top.values - log_total).exp(),
         "entropy": -(log_p.exp() * log_p.clamp(min=-1e4)).sum(-1),  # padding of a vocabulary may be −inf
         "label_log_probability": log_p.gather(-1, labels.clamp(min=0)[..., None])[..., 0],
     }
-    return task.row_columns(values, labels)
 
 
 def _column(values_B: np.ndarray, readable_S: np.ndarray) -> pa.Array:

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from pydantic import TypeAdapter
 
 from storage.cache import Cache
@@ -20,6 +21,7 @@ from storage.format.specs import FORMAT_VERSION, DatasetSpec
 from storage.inputs import Stored, inputs_of
 from storage.inputs.ragged import Ragged, digest_rows
 from storage.tasks import task_of
+from storage.tasks.base import MOST_COUNTED
 from teacher_cache.work.pieces import LOCK, Done, IngestWork, commit_shard, provenance
 
 # Columns of rows of their own length: the items that are stored of a row, and those that were cut off.
@@ -45,8 +47,17 @@ def ingest_shard(work: IngestWork) -> Done:
     table = pa.table({"row": pa.array(range(start, stop), pa.int64()), **columns})
     quarantined = stop - start - table["error"].null_count
     about = provenance(seconds) | {"quarantined": quarantined, "inputs_digest": digest_rows(arrays["inputs"])}
+    about |= _count_labels(table, len(spec.classes))
     done = commit_shard(cache, work.key, work.rows, arrays=arrays, table=table, about=about, quarantined=quarantined)
     return done._replace(cut=0 if CUT not in columns else int(np.count_nonzero(columns[CUT])))
+
+
+def _count_labels(table: pa.Table, num_classes: int) -> dict[str, list[int]]:
+    """Return how many readable rows there are of each class, if there are classes and not too many to count."""
+    if not 0 < num_classes <= MOST_COUNTED:
+        return {}
+    readable = table.filter(pc.is_null(table["error"]))["label"].drop_null().to_numpy()
+    return {"labels": np.bincount(readable, minlength=num_classes).tolist()}
 
 
 def decode_rows(

@@ -53,6 +53,7 @@ def test_a_summary_says_what_a_commit_holds(cache: Cache) -> None:
         "bytes": (Path(cache.url) / commit.group).stat().st_size,
         "seconds": 0.5,
         "finished": None,
+        **dict.fromkeys(("labelled", "correct", "nats", "labels")),
     }
 
 

@@ -1,0 +1,73 @@
+"""How a teacher stands beside chance, by the labels of the dataset: a wrong mean, size or order of classes shows here.
+
+Each commit of a teacher's shard has sums over its labelled sites, each ingest how many labels of each class it holds;
+the ledger has them all, so that nothing is read for it.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import polars as pl
+
+from storage.cache.catalogue import Catalogue
+from storage.format.ledger import Ledger
+from storage.tasks import task_of
+from storage.tasks.base import Answered
+
+
+class Standing(NamedTuple):
+    """How one teacher stands over one dataset.
+
+    Attributes:
+        dataset, teacher, view: which; the first view that it was asked about.
+        answered: what its labelled sites amount to; None of a cache whose commits do not say.
+        text: in words, beside chance.
+        is_near_chance: whether it is hardly better, so that something is probably wrong.
+    """
+
+    dataset: str
+    teacher: str
+    view: str
+    answered: Answered | None
+    text: str
+    is_near_chance: bool
+
+    def as_values(self) -> dict[str, Any]:
+        """Return it as JSON."""
+        return self._asdict() | {"answered": None if self.answered is None else self.answered._asdict()}
+
+    @property
+    def note(self) -> str:
+        """Return a line for whoever built the cache, or is about to train from it."""
+        if not self.is_near_chance:
+            return f"{self.dataset}/{self.teacher}: {self.text}"
+        return (
+            f"warning: {self.dataset}/{self.teacher} is near chance: {self.text}; "
+            "look at the teacher's mean and std, at the dataset's size and at the order of classes"
+        )
+
+
+def standings(catalogue: Catalogue, ledger: Ledger) -> list[Standing]:
+    """Return how each teacher stands that has answered a labelled site, by dataset and name."""
+    found = []
+    for dataset, teacher in sorted(catalogue.teachers):
+        spec, task = catalogue.datasets[dataset], task_of(catalogue.datasets[dataset])
+        view = next(iter(catalogue.view_names(dataset, teacher)), None)
+        if view is None:
+            continue
+        commits, labels = ledger.of(dataset, teacher, view), _labels(ledger.of(dataset, None, "plain"))
+        if commits["labelled"].null_count():
+            text = "unknown beside chance: its shards were built before that was kept"
+            found.append(Standing(dataset, teacher, view, None, text, False))
+        elif labelled := int(commits["labelled"].sum()):
+            answered = Answered(labelled, int(commits["correct"].sum()), float(commits["nats"].sum()))
+            text, is_near_chance = task.standing(answered, task.num_classes(spec), labels)
+            found.append(Standing(dataset, teacher, view, answered, text, is_near_chance))
+    return found
+
+
+def _labels(ingests: pl.DataFrame) -> list[int]:
+    """Return how many labels there are of each class, by number; nothing where they are not counted."""
+    counts = ingests["labels"].drop_nulls().to_list()
+    return [sum(of_class) for of_class in zip(*counts, strict=True)]

@@ -1,0 +1,78 @@
+"""A teacher at chance is told wherever a user looks; one that knows its dataset is told with its figure."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from storage.cache import Cache
+from storage.cache.standing import Standing, standings
+from storage.tasks.base import Answered
+from storage.tasks.image_classification import ImageClassification
+from storage.tasks.language_model import LanguageModel
+from tests.teacher_cache.toys import build, write_job
+
+TEACHER = """
+import torch
+class Shifted(torch.nn.Module):  # the class of an image is its one pixel, less what is asked for
+    def __init__(self, less):
+        super().__init__()
+        self.less = less
+    def forward(self, x):
+        return 9.0 * torch.nn.functional.one_hot((x.flatten(1)[:, 0] * 255).round().long() % 4 - self.less, 4).float()
+def build(less=0): return Shifted(less)
+"""
+
+
+def write(folder: Path, labels: list[int], arguments: str = "") -> Path:
+    np.savez(folder / "x.npz", inputs=np.array(labels, np.uint8).reshape(-1, 1, 1, 1), labels=np.array(labels))
+    (folder / "t.py").write_text(TEACHER)
+    dataset = (
+        '[[dataset]]\nname = "d"\nkind = "arrays"\npath = "x.npz"\nclasses = ["a", "b", "c", "d"]\nrows_per_shard = 5\n'
+    )
+    return write_job(folder, dataset, f'[[teacher]]\nname = "t"\nfactory = "t.py:build"\n{arguments}')
+
+
+def test_a_build_ends_with_each_teachers_accuracy_beside_chance(tmp_path: Path) -> None:
+    for _ in range(2):  # also where nothing is missing: the ledger knows
+        (standing,) = build(write(tmp_path, [0, 1, 2, 3, 3, 3])).standings
+        assert standing.note == ("d/t: accuracy 100.0% of 6 labelled rows; chance 25.0%, the commonest class 50.0%")
+        assert standing.answered is not None
+        assert standing.answered[:2] == (6, 6)
+
+
+def test_a_teacher_at_chance_is_a_warning(tmp_path: Path) -> None:
+    (standing,) = build(write(tmp_path, [1, 2, 3, 3], "arguments = { less = 1 }\n")).standings
+    assert standing.is_near_chance
+    assert standing.note.startswith("warning: d/t is near chance: accuracy 0.0% of 4 labelled rows; chance 25.0%")
+
+
+@pytest.mark.parametrize(
+    ("correct", "labels", "near"),
+    [(40, [25] * 4, False), (39, [25] * 4, True), (69, [70, 10, 10, 10], True), (70, [70, 10, 10, 10], False)],
+    ids=["0.2 of the way", "less", "less than the commonest class", "as much"],
+)
+def test_near_chance_is_below_a_fifth_of_the_way_or_the_commonest_class(
+    correct: int, labels: list[int], near: bool
+) -> None:
+    assert ImageClassification().standing(Answered(100, correct, 0.0), 4, labels)[1] == near
+
+
+def test_a_language_model_is_told_by_its_perplexity() -> None:
+    text, near = LanguageModel().standing(Answered(100, 10, 100 * float(np.log(8))), 1000, [])
+    assert (text, near) == ("perplexity 8 of 100 tokens; chance 1,000", False)
+    assert LanguageModel().standing(Answered(100, 0, 100 * float(np.log(900))), 1000, [])[1]
+
+
+def test_shards_of_an_older_version_are_told_as_unknown(tmp_path: Path) -> None:
+    build(write(tmp_path, [0, 1, 2, 3]))
+    cache = Cache.open(str(tmp_path / "cache"))
+    catalogue, ledger = cache.catalogue(), cache.catalogue().ledger()
+    ledger.commits = ledger.commits.with_columns(labelled=None)
+    (found,) = standings(catalogue, ledger)
+    assert isinstance(found, Standing)
+    assert (found.answered, found.is_near_chance) == (None, False)
+    json.dumps(found.as_values())
