@@ -183,14 +183,16 @@ def _print_students(found: DryRun, as_json: bool) -> None:
 
     students = [asdict(student) for student in found.students]
     if as_json:
-        terminal.print_json({"students": students, "memory": None if found.memory is None else asdict(found.memory)})
+        memory = None if found.memory is None else asdict(found.memory)
+        terminal.print_json({"students": students, "memory": memory, "warnings": found.warnings})
         return
     print_table(pl.DataFrame(students))
-    if found.memory is not None:
-        memory = found.memory
-        device = "" if memory.device_bytes is None else f" ({si(memory.device_bytes, 'B')} on the device)"
-        print_memory(f"memory{device}", memory.host_bytes, memory.parts)
-        terminal.out.print(f"rows: {memory.residency.place} ({memory.residency.why})")
+    if (bound := found.memory) is not None:
+        device = "" if bound.device_bytes is None else f" ({si(bound.device_bytes, 'B')} on the device)"
+        print_memory(f"memory{device}", bound.host_bytes, bound.parts)
+        terminal.out.print(f"rows: {bound.residency.place} ({bound.residency.why})")
+    for warning in found.warnings:
+        terminal.out.print(warning, markup=False)
     terminal.out.print("a dry run: nothing was written")
 
 

@@ -62,6 +62,8 @@ class TrainProgress:
                 self._watch.note(f"{event.stack}: taken apart into {event.parts}, same rows again ({event.why})")
             case events.StepsNotRecorded():
                 self._watch.note(f"{event.students}: steps are not recorded as CUDA graphs ({event.why})")
+            case events.TeacherNearChance():
+                self._watch.note(event.warning)
             case events.RunsNotLocked():
                 self._watch.note(f"{event.folder}: its disk has no locks; let no other command train these students")
 

@@ -35,10 +35,14 @@ class StudentDryRun:
 
 @dataclass(frozen=True, slots=True)
 class DryRun:
-    """What would become of all students, and the memory that it needs; None if nothing is left to do."""
+    """What would become of all students, and the memory that it needs; None if nothing is left to do.
+
+    `warnings` are of teachers near chance.
+    """
 
     students: tuple[StudentDryRun, ...]
     memory: MemoryProjection | None
+    warnings: tuple[str, ...] = ()
 
 
 def dry_run(request: Request) -> DryRun:
@@ -52,7 +56,7 @@ def dry_run(request: Request) -> DryRun:
     check_installed(request.fleet.track)
     residency = choose_for(request, left, device)
     _, memory = fit(left, residency, request.data.window_shards, device, request.fleet)
-    return DryRun(foreseen, memory)
+    return DryRun(foreseen, memory, tuple(dict.fromkeys(text for student in left for text in student.warnings)))
 
 
 def foresee(student: PreparedRun) -> StudentDryRun:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from storage.cache import Catalogue, Samples
+from storage.cache.standing import standings
 from storage.encodings import Encoding
 from storage.inputs import inputs_of
 from storage.options import code_fingerprint
@@ -58,7 +60,12 @@ def prepare(request: Request) -> list[PreparedRun]:
     students = [_prepare(request, options, selections, views) for options in request.students]
     check_models([student for student in students if student.settled is None])
     check_halving(request, students)
-    return students
+    weak = {
+        each.teacher: each.note
+        for each in standings(catalogue, catalogue.ledger())
+        if each.is_near_chance and each.dataset == dataset
+    }
+    return [replace(s, warnings=tuple(weak[name] for name in s.needs.teachers if name in weak)) for s in students]
 
 
 def look_at_cache(request: Request) -> Catalogue:

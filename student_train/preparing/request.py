@@ -55,6 +55,7 @@ class PreparedRun:
         agree_with: the teacher whose top classes of the held rows are known, or None.
         files: of its run, as this process writes them.
         settled: its record, if it needs no more training.
+        warnings: of teachers that it learns from and that are near chance.
     """
 
     options: StudentOptions
@@ -67,6 +68,7 @@ class PreparedRun:
     agree_with: str | None
     files: RunFolder
     settled: RunRecord | None
+    warnings: tuple[str, ...] = ()
 
     @property
     def name(self) -> str:

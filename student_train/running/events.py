@@ -79,6 +79,13 @@ class StepsNotRecorded:
 
 
 @dataclass(frozen=True, slots=True)
+class TeacherNearChance:
+    """Students are about to learn from a teacher that hardly knows the dataset."""
+
+    warning: str
+
+
+@dataclass(frozen=True, slots=True)
 class RunsNotLocked:
     """The disk of the runs has no locks: nothing keeps a second command from training the same students."""
 
@@ -193,6 +200,7 @@ Event = (
     | StackTakenApart
     | StepsNotRecorded
     | RunsNotLocked
+    | TeacherNearChance
     | StudentStarted
     | PassStarted
     | PassDone

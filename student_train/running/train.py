@@ -20,6 +20,7 @@ from student_train.running.events import (
     Report,
     StepsNotRecorded,
     StudentSkipped,
+    TeacherNearChance,
 )
 from student_train.running.one_pass import OnePass
 from student_train.running.tracking.listening import tracking
@@ -70,6 +71,8 @@ def train_students(
     skip_settled(students, report)
     left = [student for student in students if student.settled is None]
     errors: dict[str, StillroomError] = {}
+    for warning in dict.fromkeys(warning for student in left for warning in student.warnings):
+        report(TeacherNearChance(warning))
     if left:
         residency = choose_for(request, left, device)
         if parallel.size > 1:

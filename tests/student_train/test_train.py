@@ -8,7 +8,9 @@ from typing import Any
 import pytest
 
 from storage.cache import Cache
+from storage.cache.standing import Standing
 from storage.errors import BadRequest, IncompleteCache, Interrupted, NotInCache, StaleCache, StillroomError, TryAgain
+from storage.views import PLAIN
 from student_train.run_files.folder import RunFolder
 from student_train.run_files.records import read_record
 from student_train.running.events import (
@@ -22,6 +24,7 @@ from student_train.running.events import (
     StudentFinished,
     StudentSkipped,
     StudentStarted,
+    TeacherNearChance,
 )
 from student_train.running.train import train_students
 from student_train.students import load_student
@@ -262,3 +265,16 @@ def test_events_come_in_the_order_that_is_written_down(toy_cache: Cache, tmp_pat
         *["StudentStarted", "StudentStarted", "StackingChosen", "PassStarted"],
         *["EpochDone", "EpochDone", "StudentFinished", "EpochDone", "StudentFinished", "PassDone"],
     ]
+
+
+def test_a_teacher_near_chance_is_told_before_the_first_step(
+    toy_cache: Cache, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    weak = [Standing(*where, PLAIN, None, "accuracy 9%", True) for where in toy_cache.catalogue().teachers]
+    monkeypatch.setattr("student_train.preparing.prepare.standings", lambda *_: weak)
+    told: list[Event] = []
+    students = [student("a", objective=[LABELS]), student("b", objective=[KD]), student("c", objective=[KD])]
+    train_students(request_of(toy_cache, tmp_path, *students), report=told.append)
+    warnings = [event.warning for event in told if isinstance(event, TeacherNearChance)]
+    assert [warning.partition(":")[0] for warning in warnings] == ["warning"]
+    assert isinstance(told[0], TeacherNearChance)
