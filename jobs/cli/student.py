@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from student_train.devices import Device
     from student_train.preparing.dry_run import DryRun
     from student_train.preparing.request import Request
+    from student_train.running.events import Report
     from student_train.running.train import Summary
     from student_train.stepping.parallel import Parallel
 
@@ -123,38 +124,44 @@ def _train(job: Path, dry_run: bool, device: Device, as_json: bool, parallel: Pa
     if dry_run:
         _dry_run(read, request, as_json)
         return 0
+    if not parallel.writes:  # the first process shows and prints what happens in all of them
+        with terminal.deferred_signals() as stop:
+            return _train_here(read, request, lambda event: None, stop).exit_code
     with terminal.watching("steps") as watch, terminal.deferred_signals() as stop:
-        if request.cache.unproven is not None and parallel.writes:
+        if request.cache.unproven is not None:
             watch.note(request.cache.unproven)
-        if request.data.measures_trained_rows and parallel.writes:
+        if request.data.measures_trained_rows:
             shared = f"{read.validation} and {read.train} share rows"
             watch.note(f"note: {shared}; the students are measured on what they were trained on")
         summary = _train_students(read, request, watch, stop)
-    if as_json and parallel.writes:
+    if as_json:
         failed = {name: str(error) for name, error in summary.errors.items()}
         records = [record.model_dump(mode="json", exclude={"identity"}) for record in summary.records]
         terminal.print_json(
             {"runs": str(read.runs), "students": records, "failed": failed, "exit_code": summary.exit_code}
         )
-    elif parallel.writes:
+    else:
         _print_comparison(read.runs)
     return summary.exit_code
+
+
+def _train_here(job: StudentJob, request: Request, report: Report, stop: Callable[[], bool]) -> Summary:
+    """Train in this process."""
+    import torch
+
+    from student_train.running.train import train_students
+
+    if job.cluster.threads is not None:
+        torch.set_num_threads(job.cluster.threads)
+    return train_students(request, report=report, stop=stop)
 
 
 def _train_students(job: StudentJob, request: Request, watch: Watch, stop: Callable[[], bool]) -> Summary:
     """Train in this process, or on the workers of a cluster."""
     if job.cluster.kind == "inline":
-        import torch
-
         from jobs.show.train_progress import TrainProgress
-        from student_train.running.train import train_students
 
-        if job.cluster.threads is not None:
-            torch.set_num_threads(job.cluster.threads)
-        progress = TrainProgress(watch)
-        return train_students(
-            request, report=progress.report if request.parallel.writes else progress.ignore, stop=stop
-        )
+        return _train_here(job, request, TrainProgress(watch).report, stop)
     from jobs.cluster.students import train_on_cluster
 
     if request.fleet.halving is not None:

@@ -19,9 +19,6 @@ class TrainProgress:
         self._students = 0  # of the pass that runs
         self._best = (0, 0.0)  # an epoch of it, and the best accuracy in it so far
 
-    def ignore(self, event: events.Event) -> None:
-        """Show nothing: the first process tells."""
-
     def report(self, event: events.Event) -> None:
         match event:
             case events.FeedChosen():

@@ -10,6 +10,7 @@ from typing import Any
 from storage.cache import Catalogue, Samples
 from storage.cache.standing import standings
 from storage.encodings import Encoding
+from storage.format.specs import DatasetSpec
 from storage.inputs import inputs_of
 from storage.options import code_fingerprint
 from storage.tasks import task_of as storage_task
@@ -106,8 +107,19 @@ def _prepare(
     if agree_with is not None and PLAIN not in catalogue.view_names(held_dataset.name, agree_with):
         agree_with = None  # held rows are plain, and this teacher never saw them so: nothing to agree with
     held = selections.find(data.validation, Needs(), agree_with)
+    blueprint = _blueprint(options, dataset, num_classes)
+    identity = _identity(request, options, catalogue, train, held)
+    encodings: dict[str, Encoding] = {
+        name: catalogue.teacher(dataset.name, name).encoding for name in needs.teachers if needs.of(name)
+    }
+    files = (RunFolder if request.parallel.writes else UnwrittenFolder)(request.runs / options.name, identity)
+    settled = settled_record(files.path, identity, request.fleet)
+    return PreparedRun(options, blueprint, needs, encodings, shapes, train, held, agree_with, files, settled)
+
+
+def _blueprint(options: StudentOptions, dataset: DatasetSpec, num_classes: int) -> Blueprint:
     inputs = inputs_of(dataset)
-    blueprint = Blueprint(
+    return Blueprint(
         architecture=options.architecture,
         options=options.options,
         num_classes=num_classes,
@@ -120,25 +132,27 @@ def _prepare(
         inputs=inputs.name,
         task=storage_task(dataset).name,
     )
-    teachers = {teacher: catalogue.teacher(dataset.name, teacher).fingerprint for teacher in needs.teachers}
+
+
+def _identity(
+    request: Request, options: StudentOptions, catalogue: Catalogue, train: Selection, held: Selection
+) -> dict[str, Any]:
+    """Return all that decides what is computed: a checkpoint or record of anything else is not gone on from."""
+    data, views = request.data, train.views
+    teachers = objective_needs(options.objective).teachers
     identity = {
         "student": options.model_dump(mode="json", exclude=NOT_IDENTITY),
         "architecture_code": code_fingerprint(options.architecture) if ":" in options.architecture else None,
         "data": data.model_dump(mode="json", include={"train", "validation", "window_shards", "order_seed"}),
         "cache": catalogue.about.id,
-        "datasets": {spec.name: spec.fingerprint for spec in (dataset, held_dataset)},
-        "teachers": teachers,
+        "datasets": {name: catalogue.dataset(name).fingerprint for name in (train.dataset, held.dataset)},
+        "teachers": {name: catalogue.teacher(train.dataset, name).fingerprint for name in teachers},
         "train_rows": f"{train.num_rows}, {train.fingerprint}",
         "validation_rows": f"{held.num_rows}, {held.fingerprint}",
     }
     if views is not None:
         identity["views"] = {"count": views.count, "fingerprint": views.spec.fingerprint}
-    encodings: dict[str, Encoding] = {
-        name: catalogue.teacher(dataset.name, name).encoding for name in needs.teachers if needs.of(name)
-    }
-    files = (RunFolder if request.parallel.writes else UnwrittenFolder)(request.runs / options.name, identity)
-    settled = settled_record(files.path, identity, request.fleet)
-    return PreparedRun(options, blueprint, needs, encodings, shapes, train, held, agree_with, files, settled)
+    return identity
 
 
 def settled_record(folder: Path, identity: dict[str, Any], fleet: FleetOptions) -> RunRecord | None:
