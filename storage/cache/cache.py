@@ -26,7 +26,6 @@ from importlib.metadata import version
 from typing import Any
 
 import numpy as np
-import polars as pl
 import pyarrow as pa
 
 from storage.cache.catalogue import Catalogue, no_dataset, no_teacher, read_tokenizer
@@ -35,10 +34,9 @@ from storage.errors import BadRequest, IncompleteCache, MissingObject, NotInCach
 from storage.format.belonging import Promises
 from storage.format.groups import copy_shard, read_arrays, read_ragged, write_shard
 from storage.format.objects import Objects, open_objects
-from storage.format.rows import RowPlan, ShardRows
-from storage.format.shards import Belonging, Commit, ShardKey, list_commits, read_commits, stage_folder
+from storage.format.shards import Belonging, Commit, ShardKey, list_commits, stage_folder
 from storage.format.specs import FORMAT_VERSION, CacheSpec, DatasetSpec, TeacherSpec, ViewsSpec, read_spec
-from storage.format.stages import VIEWS_JSON, list_datasets, list_teachers
+from storage.format.stages import VIEWS_JSON
 from storage.inputs.ragged import Ragged
 from storage.options import is_name
 from storage.tokenizer import TokenizerFile
@@ -141,9 +139,9 @@ class Cache:
         """Return what the cache holds now, of some datasets and teachers or of all; see `Catalogue.read`."""
         return Catalogue.read(self.objects, self.spec, datasets, teachers, with_plans=with_plans)
 
-    def dataset_names(self) -> list[str]:
-        """Return the datasets, sorted. Raises MissingObject if one has lost its spec."""
-        return list_datasets(self.objects)
+    def samples(self, datasets: Iterable[str] | None = None, teachers: Collection[str] | None = None) -> Samples:
+        """Return the per-sample tables of what the cache holds now, of some datasets and teachers or of all."""
+        return Samples(self.catalogue(datasets, teachers))
 
     def dataset(self, name: str) -> DatasetSpec:
         """Return what is promised of a dataset. Raises NotInCache."""
@@ -159,10 +157,6 @@ class Cache:
             CorruptObject: the file is not the one that was promised.
         """
         return read_tokenizer(self.objects, self.dataset(dataset))
-
-    def teacher_names(self, dataset: str) -> list[str]:
-        """Return the teachers of a dataset, sorted. Raises MissingObject if one has lost its spec."""
-        return list_teachers(self.objects, dataset)
 
     def teacher(self, dataset: str, name: str) -> TeacherSpec:
         """Return what is promised of a teacher's targets. Raises NotInCache."""
@@ -180,46 +174,12 @@ class Cache:
         except MissingObject:
             return None
 
-    def view_names(self, dataset: str, teacher: str) -> list[str]:
-        """Return the views of which a teacher has committed shards: `plain` first, then by number."""
-        return self.catalogue([dataset], [teacher]).view_names(dataset, teacher)
-
-    def plan(self, dataset: str) -> RowPlan:
-        """Return the frozen row plan of a dataset. Raises MissingObject if a committed shard is not in it."""
-        return self.catalogue([dataset], with_plans=True).plans[dataset]
-
-    def shards(self, dataset: str) -> list[ShardRows]:
-        """Return every planned shard of a dataset, ascending and contiguous."""
-        return self.plan(dataset).shards()
-
     def committed(self, dataset: str, teacher: str | None = None, view: str = PLAIN) -> set[int]:
         """Return the numbers of the shards that are whole, for the ingest (no teacher) or for a teacher's targets."""
         return set(list_commits(self.objects, stage_folder(dataset, teacher, view)))
 
-    def commits(self, dataset: str, teacher: str | None = None, view: str = PLAIN) -> list[Commit]:
-        """Return all commits of a stage, in shard order, with their tables."""
-        shards = sorted(self.committed(dataset, teacher, view))
-        paths = [ShardKey(dataset, teacher, view, shard).commit_path for shard in shards]
-        return [self.promises.checked(commit) for commit in read_commits(self.objects, paths)]
-
-    def samples(self, dataset: str, teachers: Collection[str] = ()) -> pl.DataFrame:
-        """Return one row per readable sample of the committed shards, in row order; see `Samples.of`."""
-        return Samples(self.catalogue([dataset], teachers)).of(dataset, teachers)
-
-    def quarantined(self, dataset: str) -> pl.DataFrame:
-        """Return `row`, `sample_id` and `error` of the samples that could not be read, in row order."""
-        return Samples(self.catalogue([dataset], ())).quarantined(dataset)
-
-    def duplicates(self, dataset: str) -> pl.DataFrame:
-        """Return `sample_id` and its `rows` (list of int64) for every id that two readable rows share."""
-        return Samples(self.catalogue([dataset], ())).duplicates(dataset)
-
-    def duplicate_ids(self, dataset: str) -> list[str]:
-        """Return the first few sample ids that two readable rows of a dataset share; there should be none."""
-        return self.duplicates(dataset)["sample_id"].head(5).to_list()
-
     def read_inputs(self, dataset: str, shard: int) -> np.ndarray:
-        """Return the model-ready inputs of a shard, (S, *input_shape); rows that `samples` does not list are zeros."""
+        """Return the model-ready inputs of a shard, (S, *input_shape); rows that `Samples` does not list are zeros."""
         return read_arrays(self.objects, self.commit(ShardKey(dataset, None, PLAIN, shard)), ["inputs"])["inputs"]
 
     def read_ragged(self, dataset: str, shard: int) -> Ragged:

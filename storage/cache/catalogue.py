@@ -96,7 +96,7 @@ class Catalogue:
                 for each in found
                 if each.has_views
             },
-            planned={name: tuple(plan.shards()) for name, plan in plans.items()},
+            planned={name: plan.shards() for name, plan in plans.items()},
             plans=plans if with_plans else {},
             teachers={key: spec for key, (spec, _) in spoken.items()},
             promises=Promises(objects, about, told),

@@ -35,7 +35,7 @@ def query_samples(cache: Cache, sql: str) -> pl.DataFrame:
     Args:
         cache: an open cache.
         sql: over `samples`, all datasets together with a column `dataset`, or over one dataset by its name. Beside the
-            columns of `Cache.samples` there are `label_name` and `<teacher>_top_name`, where classes have names.
+            columns of `Samples.of` there are `label_name` and `<teacher>_top_name`, where classes have names.
 
     Raises:
         BadRequest: the SQL does not parse, names what is not there, or would read a file.

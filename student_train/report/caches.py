@@ -121,7 +121,7 @@ def cache_facts(cache: Cache, rows: list[str]) -> CacheFacts:
         cache: an open one.
         rows: "<dataset>" or "<dataset>/<split>" that students were trained or measured on.
     """
-    samples = Samples(cache.catalogue())
+    samples = cache.samples()
     info = read_info(samples.catalogue)
     used = list(dict.fromkeys(each.partition("/")[0] for each in rows))
     described = {name: info["datasets"][name] for name in used if name in info["datasets"]}

@@ -134,7 +134,7 @@ class Shower:
         """Make pictures of rows, a shard at a time."""
         if self.cache is None:
             return
-        starts = {shard.shard: shard.start for shard in self.cache.shards(self.dataset)}
+        starts = {shard.shard: shard.start for shard in self.cache.catalogue([self.dataset], ()).shards(self.dataset)}
         for shard in sorted({row["shard"] for row in rows if row["row"] not in self._pictures}):
             try:
                 inputs_S = self.cache.read_inputs(self.dataset, shard)

@@ -11,7 +11,7 @@ from storage.cache import TOKENIZER_JSON, Cache, Catalogue
 from storage.cache.watcher import Watcher
 from storage.errors import BadRequest, IncompleteCache, StaleCache, TryAgain
 from storage.format.ledger import Ledger
-from storage.format.rows import ShardRows, create_segment
+from storage.format.rows import ShardRows, create_segment, read_plan
 from storage.format.shards import ShardKey
 from storage.format.specs import write_spec
 from storage.format.stages import VIEWS_JSON, list_stages
@@ -129,7 +129,7 @@ def _append_segment(cache: Cache, dataset: PreparedDataset, job: str) -> None:
     number = len(dataset.rows.segments) - 1
     # Create-only, so of two builders that see the source grow one wins; the same growth, seen twice, is no conflict.
     if not create_segment(cache.objects, name, number, segment):
-        theirs = cache.plan(name).segments[number]
+        theirs = read_plan(cache.objects, name).segments[number]
         if (theirs.rows_per_shard, theirs.extents.rows()) != (segment.rows_per_shard, segment.extents.rows()):
             raise TryAgain(
                 f"dataset {name} grew in two ways at once",
@@ -159,10 +159,10 @@ def _ingest(stages: Stages, stage: Stage, request: BuildRequest, before: Ledger)
     if cut:
         limit = f"length = {stage.dataset.spec.input_shape[0]}"
         stages.watcher.note(f"note: {cut} rows of {dataset} are longer than {limit}; what is behind it was cut off")
-    if stage.todo and (twice := cache.duplicate_ids(dataset)):
+    if stage.todo and len(twice := cache.samples([dataset], ()).duplicates(dataset)):
         raise BadRequest(
             f"dataset {dataset} gives one id to several samples",
-            found=", ".join(twice),
+            found=", ".join(twice["sample_id"].head(5)),
             expected="a permanent id for each sample",
             do=f"mend the ids, then cache build {request.job} --as NAME",
         )
@@ -199,7 +199,7 @@ def _check_quarantined(cache: Cache, stage: Stage, quarantined: int) -> None:
     source, rows = stage.dataset.source, stage.dataset.rows.num_rows
     if quarantined <= source.max_quarantined * rows:
         return
-    reasons = cache.quarantined(source.name).head(5)
+    reasons = cache.samples([source.name], ()).quarantined(source.name).head(5)
     raise BadRequest(
         f"too many samples of {source.name} cannot be read",
         found="\n".join(

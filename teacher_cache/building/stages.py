@@ -116,7 +116,7 @@ class Stages:
         self.report.standings += standings(catalogue, ledger)
         for name in catalogue.datasets:
             if ledger.of(name, None, PLAIN)["quarantined"].sum():
-                self.report.quarantined[name] = self.cache.quarantined(name)
+                self.report.quarantined[name] = self.cache.samples([name], ()).quarantined(name)
         return self.report
 
     def _count(self, done: Done) -> None:

@@ -144,7 +144,7 @@ def _bytes_per_row(cache: Path, teacher: str) -> float:
     positions = 1
     for dataset, name, view in list_stages(opened.objects):
         if name == teacher:
-            for commit in opened.commits(dataset, name, view):
+            for commit in opened.catalogue().read_commits(dataset, name, view):
                 size += sum(stored.size_bytes for stored in commit.members if "/c/" in f"/{stored.path}")
                 rows += commit.stop - commit.start
             positions = 1 if opened.dataset(dataset).vocabulary is None else opened.dataset(dataset).input_shape[0]
@@ -167,7 +167,11 @@ def _decoded(cache: Cache, stage: tuple[str, str | None, str]) -> SoftTargets:
 
     dataset, teacher, view = stage
     spec = cache.teacher(dataset, str(teacher))
-    names = [name for name in cache.commits(dataset, teacher, view)[0].array_names if not name.startswith("feature/")]
+    names = [
+        name
+        for name in cache.catalogue().read_commits(dataset, teacher, view)[0].array_names
+        if not name.startswith("feature/")
+    ]
     stored = cache.read_targets(dataset, str(teacher), 0, view, names)
     tokens = cache.dataset(dataset).vocabulary is not None
     arrays = {}

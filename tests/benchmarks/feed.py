@@ -38,7 +38,7 @@ def measure(folder: Path) -> Iterator[Figure]:
     """Yield ratios of rates: of rows as they are stored, and with their pixels made float32 as a student wants them."""
     import torch
 
-    from storage.cache import Cache, Samples
+    from storage.cache import Cache
     from storage.encodings import Capability
     from student_train.feed.batches import Needs, SoftNeed
     from student_train.feed.residency import FeedPool
@@ -49,7 +49,7 @@ def measure(folder: Path) -> Iterator[Figure]:
     _build(folder)
     cache, cpu = Cache.open(str(folder / "cache")), torch.device("cpu")
     needs = Needs(labels=True, soft=frozenset({SoftNeed("linear", Capability("bucket", 1.0))}))
-    selection = select_rows(Samples(cache.catalogue()), "cifar", needs)
+    selection = select_rows(cache.samples(), "cifar", needs)
     kept, streamed = (
         FeedPool(cache, cpu, place=place, window_shards=WINDOW_SHARDS).feed(selection, needs)
         for place in ("device", "stream")

@@ -84,7 +84,7 @@ def _epoch_s(
 def _trained_rows(folder: Path) -> int:
     from storage.cache import Cache
 
-    return int((Cache.open(str(folder / "cache")).samples("cifar")["split"] == "train").sum())
+    return int((Cache.open(str(folder / "cache")).samples().of("cifar")["split"] == "train").sum())
 
 
 def _steps_s(step: Callable[[], None], steps: int) -> float:

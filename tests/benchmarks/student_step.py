@@ -80,10 +80,10 @@ def _by_hand(folder: Path, architecture: str, options: dict[str, object]) -> flo
     from student_train.students import Blueprint, build_student
 
     cache = Cache.open(str(folder / "cache"))
-    shards = [shard.shard for shard in cache.shards("cifar")]
+    shards = [shard.shard for shard in cache.catalogue().shards("cifar")]
     inputs_N = torch.cat([torch.from_numpy(cache.read_inputs("cifar", s)) for s in shards])
     logits_NC = torch.cat([torch.from_numpy(cache.read_targets("cifar", "linear", s)["logits"]) for s in shards])
-    labels_N = torch.from_numpy(cache.samples("cifar")["label"].to_numpy().copy())
+    labels_N = torch.from_numpy(cache.samples().of("cifar")["label"].to_numpy().copy())
     torch.manual_seed(0)
     spec = Blueprint(
         architecture=architecture, options=options, num_classes=10, input_shape=(3, 32, 32), mean=(0.5,), std=(0.5,)

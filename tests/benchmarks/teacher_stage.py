@@ -33,7 +33,7 @@ def measure(folder: Path) -> Iterator[Figure]:
     with open_runner(ClusterOptions(kind="local", workers=1, threads=threads)) as runner:
         build(cache, path, runner)
         opened = Cache.open(str(cache))
-        inputs = [opened.read_inputs("cifar", shard.shard) for shard in opened.shards("cifar")]
+        inputs = [opened.read_inputs("cifar", shard.shard) for shard in opened.catalogue().shards("cifar")]
         inputs_N = to_float(torch.cat([torch.from_numpy(array) for array in inputs]))
         teacher = load_teacher(base, torch.device("cpu"))
         torch.set_num_threads(threads)

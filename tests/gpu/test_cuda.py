@@ -73,7 +73,7 @@ def test_a_cuda_cache_agrees_with_a_cpu_cache_and_trains_a_student(tmp_path: Pat
         job.write_text(CACHE_JOB.format(cache=device))
         run("cache", "build", job, "--device", device)
     cpu, cuda = (Cache.open(str(tmp_path / device)) for device in ("cpu", "cuda"))
-    for shard in cpu.shards("digits"):
+    for shard in cpu.catalogue().shards("digits"):
         names = ["logits", "feature/first"]
         ours, theirs = (cache.read_targets("digits", "conv", shard.shard, names=names) for cache in (cuda, cpu))
         for name in names:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from storage.cache import Cache, Samples
+from storage.cache import Cache
 from student_train.feed.batches import Batch
 from student_train.feed.feed import Feed
 from student_train.feed.order import Cut
@@ -30,7 +30,7 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Cache:
 
 
 def feed_of(cache: Cache, place: Place, device: torch.device = CUDA) -> Feed:
-    selection = select_rows(Samples(cache.catalogue()), "toy/train", ALL)
+    selection = select_rows(cache.samples(), "toy/train", ALL)
     return FeedPool(cache, device, place=place, window_shards=4).feed(selection, ALL)
 
 

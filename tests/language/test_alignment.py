@@ -54,7 +54,7 @@ def test_a_teacher_that_is_a_token_early_or_late_is_told_from_the_labels(tmp_pat
 
 def test_the_labels_of_the_cache_are_the_next_inputs(tmp_path: Path) -> None:
     cache = counting_cache(tmp_path)
-    shards = range(len(cache.shards("counting")))
+    shards = range(len(cache.catalogue().shards("counting")))
     inputs = np.concatenate([cache.read_inputs("counting", shard) for shard in shards]).ravel()
     labels = np.concatenate([cache.read_labels("counting", shard) for shard in shards]).ravel()
     known = labels >= 0

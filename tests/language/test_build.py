@@ -85,7 +85,7 @@ def test_a_new_file_is_new_rows_in_the_old_tokenizer(folder: Path) -> None:
     assert {key: after[key] for key in before} == before
     assert len(after) > len(before)
     assert cache.dataset("train").tokenizer == tokenizer
-    assert cache.samples("train")["sample_id"].to_list()[-1].startswith("0.txt:")
+    assert cache.samples().of("train")["sample_id"].to_list()[-1].startswith("0.txt:")
 
 
 def test_changed_text_is_refused_and_a_touch_is_not(folder: Path) -> None:

@@ -18,9 +18,9 @@ ENCODING = 'encoding = { kind = "sparse", k = 2, n = 3 }'
 
 def test_each_position_is_encoded_as_a_row_of_its_own_and_padding_is_no_class(tmp_path: Path) -> None:
     cache = counting_cache(tmp_path, counting_teacher(extra=ENCODING, scale=SCALE, padding=PADDING))
-    samples = cache.samples("counting")
-    for shard, start, stop in cache.shards("counting"):
-        names = cache.commits("counting", "right")[shard].array_names
+    samples = cache.samples().of("counting")
+    for shard, start, stop in cache.catalogue().shards("counting"):
+        names = cache.catalogue().read_commits("counting", "right")[shard].array_names
         found = cache.read_targets("counting", "right", shard, names=names)
         inputs, labels = (
             torch.from_numpy(read("counting", shard)).long() for read in (cache.read_inputs, cache.read_labels)

@@ -132,7 +132,7 @@ def built(
     write_spec(cache.objects, "digits/dataset.json", dataset_spec, "test")
     create_segment(cache.objects, "digits", 0, segment(("a", 0, 10)))
     write_spec(cache.objects, "digits/cnn/teacher.json", teacher_spec, "test")
-    for shard, start, stop in cache.shards("digits"):
+    for shard, start, stop in cache.catalogue().shards("digits"):
         write_ingest(cache, shard, start, stop)
         write_targets(cache, shard)
     return Path(cache.url)

@@ -25,15 +25,15 @@ TARGETS = ShardKey("digits", "cnn", "plain", 1)
 
 WAYS_IN: dict[str, tuple[ShardKey, Callable[[Cache], Any]]] = {
     "commit": (INGEST, lambda cache: cache.commit(INGEST)),
-    "commits": (INGEST, lambda cache: cache.commits("digits")),
+    "commits": (INGEST, lambda cache: cache.catalogue().read_commits("digits")),
     "inputs": (INGEST, lambda cache: cache.read_inputs("digits", 1)),
-    "samples": (INGEST, lambda cache: cache.samples("digits")),
-    "quarantined": (INGEST, lambda cache: cache.quarantined("digits")),
-    "duplicates": (INGEST, lambda cache: cache.duplicates("digits")),
+    "samples": (INGEST, lambda cache: cache.samples().of("digits")),
+    "quarantined": (INGEST, lambda cache: cache.samples().quarantined("digits")),
+    "duplicates": (INGEST, lambda cache: cache.samples().duplicates("digits")),
     "status": (INGEST, lambda cache: read_status(cache.catalogue())),
     "query": (INGEST, lambda cache: query_samples(cache, "SELECT row FROM samples")),
     "targets": (TARGETS, lambda cache: cache.read_targets("digits", "cnn", 1)),
-    "samples of a teacher": (TARGETS, lambda cache: cache.samples("digits", ["cnn"])),
+    "samples of a teacher": (TARGETS, lambda cache: cache.samples().of("digits", ["cnn"])),
     "status of targets": (TARGETS, lambda cache: read_status(cache.catalogue())),
     "info": (TARGETS._replace(shard=0), lambda cache: read_info(cache.catalogue())),
 }
@@ -55,7 +55,7 @@ def other(
         write_spec(cache.objects, "digits/dataset.json", dataset_spec.model_copy(update=dataset or {}), "test")
         create_segment(cache.objects, "digits", 0, segment(("a", 0, 10)))
         write_spec(cache.objects, "digits/cnn/teacher.json", teacher_spec.model_copy(update=teacher or {}), "test")
-        for shard, start, stop in cache.shards("digits"):
+        for shard, start, stop in cache.catalogue().shards("digits"):
             write_ingest(cache, shard, start, stop)
             write_targets(cache, shard)
         return cache

@@ -75,8 +75,8 @@ def test_a_file_is_not_made_a_cache(tmp_path: Path) -> None:
 
 def test_a_cache_says_what_it_holds(cache: Cache, dataset_spec: DatasetSpec, teacher_spec: TeacherSpec) -> None:
     assert (
-        cache.dataset_names(),
-        cache.teacher_names("digits"),
+        [*cache.catalogue().datasets],
+        cache.catalogue().teacher_names("digits"),
         cache.dataset("digits"),
         cache.teacher("digits", "cnn"),
     ) == (
@@ -106,7 +106,7 @@ def test_a_name_that_is_a_path_is_no_dataset(cache: Cache, name: str) -> None:
 
 
 def test_the_planned_shards_are_known(cache: Cache) -> None:
-    assert cache.shards("digits") == [(0, 0, 4), (1, 4, 8), (2, 8, 10)]
+    assert cache.catalogue().shards("digits") == [(0, 0, 4), (1, 4, 8), (2, 8, 10)]
 
 
 def test_what_is_committed_is_known_for_each_stage(cache: Cache) -> None:
@@ -122,7 +122,7 @@ def test_what_is_committed_is_known_for_each_stage(cache: Cache) -> None:
 
 
 def test_samples_lists_every_readable_row_in_order(cache: Cache) -> None:
-    samples = cache.samples("digits")
+    samples = cache.samples().of("digits")
     assert (samples["row"].to_list(), samples["label"].to_list()) == (
         [0, 1, 2, 4, 5, 6, 7, 8, 9],
         [0, 1, 2, 1, 2, 0, 1, 2, 0],
@@ -130,7 +130,7 @@ def test_samples_lists_every_readable_row_in_order(cache: Cache) -> None:
 
 
 def test_samples_says_where_each_row_lies(cache: Cache) -> None:
-    assert cache.samples("digits").select("row", "shard", "sample_id", "split").row(4) == (
+    assert cache.samples().of("digits").select("row", "shard", "sample_id", "split").row(4) == (
         5,
         1,
         "digits:5",
@@ -139,7 +139,7 @@ def test_samples_says_where_each_row_lies(cache: Cache) -> None:
 
 
 def test_the_columns_of_samples_have_fixed_types(cache: Cache) -> None:
-    assert {name: str(kind) for name, kind in cache.samples("digits").schema.items()} == {
+    assert {name: str(kind) for name, kind in cache.samples().of("digits").schema.items()} == {
         "row": "Int64",
         "shard": "Int64",
         "sample_id": "String",
@@ -152,30 +152,30 @@ def test_the_columns_of_samples_have_fixed_types(cache: Cache) -> None:
 
 def test_a_row_is_visible_if_and_only_if_its_commit_is(cache: Cache) -> None:
     cache.objects.delete("digits/ingest/00001.parquet")  # its arrays are still there
-    assert cache.samples("digits")["row"].to_list() == [0, 1, 2, 8, 9]
+    assert cache.samples().of("digits")["row"].to_list() == [0, 1, 2, 8, 9]
 
 
 def test_samples_adds_what_a_teacher_says(cache: Cache) -> None:
-    samples = cache.samples("digits", ["cnn"])
+    samples = cache.samples().of("digits", ["cnn"])
     tops = [cache.read_targets("digits", "cnn", shard)["logits"].argmax(axis=1) for shard in range(3)]
     assert samples["cnn_top"].to_list() == np.delete(np.concatenate(tops), 3).tolist()
 
 
 def test_a_teacher_is_null_where_its_shard_is_missing(cache: Cache) -> None:
     cache.objects.delete("digits/cnn/plain/00001.parquet")
-    samples = cache.samples("digits", ["cnn"])
+    samples = cache.samples().of("digits", ["cnn"])
     assert [value is None for value in samples["cnn_entropy"]] == [False] * 3 + [True] * 4 + [False] * 2
 
 
 def test_quarantined_rows_are_listed_with_their_reason(cache: Cache) -> None:
-    assert cache.quarantined("digits").rows() == [(3, "digits:3", "OSError: truncated")]
+    assert cache.samples().quarantined("digits").rows() == [(3, "digits:3", "OSError: truncated")]
 
 
 def test_samples_of_nothing_say_how_to_go_on(cache: Cache) -> None:
     for shard in range(3):
         cache.objects.delete(f"digits/ingest/{shard:05d}.parquet")
     with pytest.raises(IncompleteCache) as caught:
-        cache.samples("digits")
+        cache.samples().of("digits")
     assert (caught.value.what, caught.value.do) == (
         f"{cache.url}: nothing of digits/ingest is built",
         "cache build JOB.toml",
@@ -214,7 +214,7 @@ def test_a_missing_object_of_a_committed_shard_is_an_error(cache: Cache) -> None
 def test_swapped_commits_are_noticed(cache: Cache) -> None:
     cache.objects.put("digits/ingest/00000.parquet", cache.objects.get("digits/ingest/00001.parquet"))
     with pytest.raises(CorruptObject) as caught:
-        cache.samples("digits")
+        cache.samples().of("digits")
     assert caught.value.found == "it is the commit of digits/ingest/00001"
 
 

@@ -55,7 +55,7 @@ def test_a_catalogue_answers_without_asking_the_store(cache: Cache) -> None:
         found.committed("digits"),
         found.committed("digits", "cnn", "view-000"),
     )
-    expected = ("digits", "cnn", ["cnn"], ["plain"], ((0, 0, 4), (1, 4, 8), (2, 8, 10)), {0, 1, 2}, set())
+    expected = ("digits", "cnn", ["cnn"], ["plain"], [(0, 0, 4), (1, 4, 8), (2, 8, 10)], {0, 1, 2}, set())
     assert (answers, objects.requests) == (expected, [])
 
 
@@ -142,7 +142,7 @@ def test_each_commit_is_read_once_for_any_number_of_questions(cache: Cache) -> N
 
 
 def test_a_shard_that_is_dropped_meanwhile_is_told(cache: Cache) -> None:
-    samples = Samples(cache.catalogue())
+    samples = cache.samples()
     cache.objects.delete(LAST)
     with pytest.raises(TryAgain) as caught:
         samples.of("digits", ["cnn"])
@@ -156,7 +156,7 @@ def test_a_shard_that_is_dropped_meanwhile_is_told(cache: Cache) -> None:
 
 def test_what_is_committed_after_the_catalogue_is_not_among_its_samples(cache: Cache, write_targets: Any) -> None:
     cache.objects.delete(LAST)
-    samples = Samples(cache.catalogue())
+    samples = cache.samples()
     write_targets(cache, 2)
     assert samples.of("digits", ["cnn"])["cnn_top"].null_count() == 2
 
@@ -165,7 +165,7 @@ def test_samples_of_a_teacher_without_a_shard_are_refused(cache: Cache) -> None:
     for shard in range(3):
         cache.objects.delete(f"digits/cnn/plain/{shard:05d}.parquet")
     with pytest.raises(IncompleteCache, match="nothing of digits/cnn/plain is built"):
-        Samples(cache.catalogue()).of("digits", ["cnn"])
+        cache.samples().of("digits", ["cnn"])
 
 
 # --- the ledger

@@ -16,7 +16,7 @@ from storage.errors import MissingObject
 from storage.format.objects import Listing, LocalObjects
 from storage.format.rows import Segment, create_segment
 from storage.format.specs import DatasetSpec, TeacherSpec, write_spec
-from storage.format.stages import list_stages
+from storage.format.stages import list_datasets, list_stages
 
 LOOKS: dict[str, Callable[[Cache], Any]] = {
     "status": lambda cache: read_status(cache.catalogue()),
@@ -89,7 +89,7 @@ def test_a_dataset_that_begins_while_it_is_looked_for_is_there(
         return listing
 
     monkeypatch.setattr(LocalObjects, "list", begin_after)
-    assert Cache(objects, None).dataset_names() == ["digits"]  # type: ignore[arg-type]
+    assert list_datasets(objects) == ["digits"]
 
 
 # --- plans
@@ -97,7 +97,7 @@ def test_a_dataset_that_begins_while_it_is_looked_for_is_there(
 
 @pytest.mark.parametrize(
     "look",
-    [LOOKS["status"], LOOKS["info"], LOOKS["query"], lambda cache: cache.plan("digits")],
+    [LOOKS["status"], LOOKS["info"], LOOKS["query"], lambda cache: cache.catalogue(["digits"])],
     ids=["status", "info", "query", "plan"],
 )
 def test_a_lost_last_segment_is_told(
@@ -118,14 +118,14 @@ def test_a_lost_last_segment_is_told(
 def test_a_shard_of_targets_alone_tells_a_lost_segment_too(cache: Cache) -> None:
     cache.objects.put("digits/cnn/plain/00003.parquet", cache.objects.get("digits/cnn/plain/00002.parquet"))
     with pytest.raises(MissingObject):
-        cache.plan("digits")
+        cache.catalogue()
 
 
 def test_looking_for_a_lost_segment_reads_no_commit(cache: Cache, monkeypatch: pytest.MonkeyPatch) -> None:
     read: list[str] = []
     inner = LocalObjects.get
     monkeypatch.setattr(LocalObjects, "get", lambda self, path: (read.append(path), inner(self, path))[1])
-    cache.plan("digits")
+    cache.catalogue()
     assert read == ["digits/plan/00000.parquet", "digits/dataset.json", "digits/cnn/teacher.json"]
 
 

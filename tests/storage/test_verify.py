@@ -161,7 +161,10 @@ def test_a_sample_id_of_two_rows_is_told_with_both(cache: Cache, write_ingest: C
     cache.write_shard(INGEST, rows=(4, 8), arrays=arrays, table=table, about=commit.about)
     with pytest.raises(BadRequest) as caught:
         verify(cache)
-    assert (caught.value.found, cache.duplicate_ids("digits")) == ("digits:1: rows [1, 5]", ["digits:1"])
+    assert (caught.value.found, cache.samples().duplicates("digits")["sample_id"].to_list()) == (
+        "digits:1: rows [1, 5]",
+        ["digits:1"],
+    )
 
 
 def test_a_shard_of_other_rows_than_planned_is_found(cache: Cache, write_ingest: Callable[..., Commit]) -> None:

@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from storage.cache import Cache, Samples
+from storage.cache import Cache
 from storage.encodings import Capability, SparseEncoding, packing
 from storage.errors import CorruptObject, StaleCache
 from storage.targets.soft import DenseTargets
@@ -29,7 +29,7 @@ PLACES: tuple[Place, ...] = ("device", "stream")
 
 
 def feed_of(cache: Cache, needs: Needs = ALL, *, place: Place, window_shards: int = 2, rows: str = "toy/train") -> Feed:
-    selection = select_rows(Samples(cache.catalogue()), rows, needs)
+    selection = select_rows(cache.samples(), rows, needs)
     return FeedPool(cache, CPU, place=place, window_shards=window_shards).feed(selection, needs)
 
 
@@ -123,7 +123,7 @@ def test_rows_in_order_are_those_of_the_dataset(toy_cache: Cache, place: Place) 
 @pytest.mark.parametrize("place", PLACES)
 def test_each_row_comes_with_its_own_label_and_targets(tmp_path: Path, logits_dtype: str, place: Place) -> None:
     cache = write_cache(tmp_path, Recipe(logits_dtype=logits_dtype, unreadable=frozenset({5, 60})))
-    table = cache.samples("toy", ["sage"])
+    table = cache.samples().of("toy", ["sage"])
     stored = np.concatenate([cache.read_inputs("toy", shard) for shard in range(5)])
     row_of = {stored[row].tobytes(): row for row in table["row"].to_list()}
     labels = dict(table.select("row", "label").iter_rows())

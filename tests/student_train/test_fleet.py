@@ -14,7 +14,7 @@ import polars as pl
 import pytest
 import torch
 
-from storage.cache import Cache, Samples
+from storage.cache import Cache
 from storage.errors import BadRequest, CorruptObject, Interrupted
 from storage.format.shards import ShardKey
 from student_train.feed.batches import Needs
@@ -70,7 +70,7 @@ def test_rows_are_read_once_for_all_students(toy_cache: Cache, tmp_path: Path, m
     monkeypatch.setattr(ShardSource, "read", counted)
     students = [student(f"s{i}", objective=[KD], batch_size=16 * (1 + i % 2), epochs=2) for i in range(4)]
     train(toy_cache, tmp_path, *students, data={"residency": "stream", "window_shards": 2})
-    trained = select_rows(Samples(toy_cache.catalogue()), "toy/train", Needs(labels=True)).fingerprint
+    trained = select_rows(toy_cache.samples(), "toy/train", Needs(labels=True)).fingerprint
     assert {count for (rows, _), count in reads.items() if rows == trained} == {2}  # epochs
     # Held rows: each epoch, and once more for what is said of each, by all students of a batch size.
     assert {count for (rows, _), count in reads.items() if rows != trained} == {2 * (2 + 1)}

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch.nn import functional
 
-from storage.cache import Cache, Samples
+from storage.cache import Cache
 from storage.errors import DivergedLoss, Interrupted
 from storage.inputs.arguments import to_float
 from student_train.feed.batches import ArrayKey, Needs
@@ -60,7 +60,7 @@ def test_the_loop_is_the_one_that_a_reader_would_write(toy_cache: Cache, tmp_pat
     options = student(objective=[LABELS, KD], weight_decay=0.0, schedule="constant")
     train(toy_cache, tmp_path, options)
 
-    selection = select_rows(Samples(toy_cache.catalogue()), "toy/train", Needs(labels=True))
+    selection = select_rows(toy_cache.samples(), "toy/train", Needs(labels=True))
     rows = [start * 50 + row for start, part in enumerate(selection.rows) for row in part.tolist()]
     inputs = torch.cat([torch.from_numpy(toy_cache.read_inputs("toy", s).copy()) for s in range(5)])[rows]
     logits = torch.cat([torch.from_numpy(toy_cache.read_targets("toy", "sage", s)["logits"].copy()) for s in range(5)])[
@@ -166,7 +166,7 @@ def test_metrics_have_a_row_per_epoch_and_a_column_per_term(toy_cache: Cache, tm
 
 def test_the_record_is_of_the_exported_weights(toy_cache: Cache, tmp_path: Path) -> None:
     record = train(toy_cache, tmp_path, student(**EVERYTHING, epochs=6))
-    selection = select_rows(Samples(toy_cache.catalogue()), "toy/validation", Needs(labels=True))
+    selection = select_rows(toy_cache.samples(), "toy/validation", Needs(labels=True))
     inputs = torch.cat([torch.from_numpy(toy_cache.read_inputs("toy", s).copy()) for s in range(5)])[4::5]
     logits_BC = load_student(tmp_path / "a")(to_float(inputs))
     labels_B = torch.from_numpy(selection.labels_N)
@@ -186,7 +186,7 @@ def test_a_student_without_a_teacher_has_no_agreement(toy_cache: Cache, tmp_path
 
 def test_agreement_is_with_the_teacher_of_the_objective(toy_cache: Cache, tmp_path: Path) -> None:
     record = train(toy_cache, tmp_path, student(objective=[KD], epochs=8))
-    samples = toy_cache.samples("toy", ["sage"]).filter(pl.col("split") == "validation")
+    samples = toy_cache.samples().of("toy", ["sage"]).filter(pl.col("split") == "validation")
     inputs = torch.cat([torch.from_numpy(toy_cache.read_inputs("toy", s).copy()) for s in range(5)])[4::5]
     chosen = load_student(tmp_path / "a")(to_float(inputs)).argmax(1)
     assert record.agreement == (chosen == torch.tensor(samples["sage_top"].to_list())).double().mean().item()

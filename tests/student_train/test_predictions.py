@@ -7,7 +7,7 @@ import polars as pl
 import pytest
 import torch
 
-from storage.cache import Cache, Samples
+from storage.cache import Cache
 from storage.encodings import SparseEncoding
 from storage.errors import CorruptObject
 from student_train.feed.batches import Needs
@@ -28,7 +28,7 @@ CPU = torch.device("cpu")
 
 
 def feed_of(cache: Cache, rows: str, teacher: str | None, *, resident: bool = True, **options: Any) -> Feed:
-    selection = select_rows(Samples(cache.catalogue()), rows, Needs(), agree_with=teacher, **options)
+    selection = select_rows(cache.samples(), rows, Needs(), agree_with=teacher, **options)
     pool = FeedPool(cache, CPU, place="device" if resident else "stream", window_shards=2)
     return pool.feed(selection, Needs(labels=bool((selection.labels_N >= 0).all())))
 
@@ -54,7 +54,7 @@ def counting(tmp_path_factory: pytest.TempPathFactory) -> Cache:
 def test_every_held_row_is_there_once_in_order(toy_cache: Cache) -> None:
     feed = feed_of(toy_cache, "toy/validation", "sage")
     table = held_table(toy_cache, feed.selection, "sage").table
-    samples = toy_cache.samples("toy").filter(pl.col("split") == "validation")
+    samples = toy_cache.samples().of("toy").filter(pl.col("split") == "validation")
     assert table["position"].to_list() == list(range(48))
     for column in ("row", "shard", "sample_id", "label"):
         assert table[column].to_list() == samples[column].to_list()
@@ -63,7 +63,7 @@ def test_every_held_row_is_there_once_in_order(toy_cache: Cache) -> None:
 def test_the_teachers_columns_are_those_of_the_caches_table(toy_cache: Cache) -> None:
     feed = feed_of(toy_cache, "toy/validation", "sage")
     table = held_table(toy_cache, feed.selection, "sage").table
-    samples = toy_cache.samples("toy", ["sage"]).filter(pl.col("split") == "validation")
+    samples = toy_cache.samples().of("toy", ["sage"]).filter(pl.col("split") == "validation")
     for column in ("top", "top_probability", "label_log_probability"):
         assert table[f"teacher_{column}"].to_list() == samples[f"sage_{column}"].cast(pl.Float32).to_list()
 

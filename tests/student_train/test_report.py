@@ -328,7 +328,7 @@ def fidelity(written: Contents) -> dict[str, float]:
 
 
 def test_the_teachers_figures_are_those_of_the_table(finished: Path, cache: Cache) -> None:
-    samples = cache.samples("toy", ["sage"])
+    samples = cache.samples().of("toy", ["sage"])
     for rows, accuracy in fidelity(gather(finished)).items():
         part = samples.filter(pl.col("split") == rows.partition("/")[2])
         assert accuracy == (part["sage_top"] == part["label"]).mean()
@@ -345,7 +345,8 @@ def test_the_mass_outside_of_kept_classes_is_measured_at_every_temperature(tmp_p
     cache = write_cache(tmp_path, Recipe(encoding=SparseEncoding(k=2, temperatures=[1.0, 4.0])))
     whole = write_cache(tmp_path / "whole", Recipe(logits_dtype="fp32"))
     decoded = cache_facts(cache, ["toy/validation"]).teachers[0].figures[0].decoded
-    held = whole.samples("toy").filter(pl.col("split") == "validation", pl.col("shard") == 0)["row"].to_numpy()
+    of_first = pl.col("split") == "validation", pl.col("shard") == 0
+    held = whole.samples().of("toy").filter(*of_first)["row"].to_numpy()
     logits = whole.read_targets("toy", "sage", 0)["logits"][held]
     for temperature in (1.0, 4.0):
         p = np.exp(logits / temperature) / np.exp(logits / temperature).sum(1, keepdims=True)

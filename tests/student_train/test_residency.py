@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from storage.cache import Cache, Samples
+from storage.cache import Cache
 from storage.errors import BadRequest
 from student_train.feed.batches import Needs
 from student_train.feed.order import epoch_windows
@@ -29,7 +29,7 @@ from tests.student_train.toys import Recipe, write_cache
 
 def test_students_with_the_same_needs_share_their_rows(toy_cache: Cache) -> None:
     pool = FeedPool(toy_cache, CPU, place="device", window_shards=2)
-    selection = select_rows(Samples(toy_cache.catalogue()), "toy/train", ALL)
+    selection = select_rows(toy_cache.samples(), "toy/train", ALL)
     ticks: list[tuple[int, int]] = []
     for needs in (Needs(labels=True), SOFT, SOFT):
         pool.feed(selection, needs, lambda done, shards: ticks.append((done, shards)))
@@ -37,14 +37,14 @@ def test_students_with_the_same_needs_share_their_rows(toy_cache: Cache) -> None
 
 
 def test_an_array_that_two_students_need_counts_once(toy_cache: Cache) -> None:
-    selection = select_rows(Samples(toy_cache.catalogue()), "toy/train", ALL)
+    selection = select_rows(toy_cache.samples(), "toy/train", ALL)
     labels, taught = Needs(labels=True), SOFT
     both = projected_bytes([(selection, labels), (selection, taught)])
     assert both == 192 * (36 + 4 * 2) == 192 * row_bytes(toy_cache.catalogue(), "toy", taught)
 
 
 def test_the_projected_bytes_are_those_that_are_loaded(toy_cache: Cache) -> None:
-    selection = select_rows(Samples(toy_cache.catalogue()), "toy/train", ALL)
+    selection = select_rows(toy_cache.samples(), "toy/train", ALL)
     source = ShardSource(toy_cache, selection)
     arrays = load(source, source.names(ALL), CPU)
     assert sum(values.nbytes for values in arrays.values()) == projected_bytes([(selection, ALL)])
@@ -89,7 +89,7 @@ def test_rows_that_cannot_fit_are_refused(asked: Place) -> None:
 
 def held(cache: Cache, place: Place, needs: Needs = ALL, window_shards: int = 2, **options: int) -> dict[str, int]:
     """Return what a feed is projected to hold on a CPU, by name."""
-    selection = select_rows(Samples(cache.catalogue()), "toy/train", needs)
+    selection = select_rows(cache.samples(), "toy/train", needs)
     rows = FedRows(selection, needs, window_shards, **{"batch_size": 32} | options)
     residency = Residency(place, projected_bytes([(selection, needs)]), "")
     found = feed_bytes([rows], residency, CPU)
@@ -97,7 +97,7 @@ def held(cache: Cache, place: Place, needs: Needs = ALL, window_shards: int = 2,
 
 
 def test_what_a_stream_holds_is_what_its_blocks_are(toy_cache: Cache) -> None:
-    selection = select_rows(Samples(toy_cache.catalogue()), "toy/train", ALL)
+    selection = select_rows(toy_cache.samples(), "toy/train", ALL)
     source = ShardSource(toy_cache, selection)
     windows = epoch_windows(selection.shard_sizes_S, seed=0, epoch=0, window_shards=2)
     blocks = {id(a): a for a in read_windows(source, windows, source.names(ALL))}.values()
@@ -131,7 +131,7 @@ def test_a_pass_that_shows_two_views_holds_the_targets_of_both(toy_cache: Cache)
 
 
 def test_batches_on_their_way_to_a_gpu_are_counted_on_both_sides(toy_cache: Cache) -> None:
-    selection = select_rows(Samples(toy_cache.catalogue()), "toy/train", ALL)
+    selection = select_rows(toy_cache.samples(), "toy/train", ALL)
     rows = [FedRows(selection, ALL, 2, batch_size=32)]
     places: tuple[Place, ...] = ("device", "host", "stream")
     found = [feed_bytes(rows, Residency(place, 1000, ""), torch.device("cuda")) for place in places]

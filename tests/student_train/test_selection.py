@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from storage.cache import Cache, Samples
+from storage.cache import Cache
 from storage.encodings import Capability
 from storage.errors import BadRequest, IncompleteCache, NotInCache
 from student_train.feed.batches import Needs, SoftNeed
@@ -17,7 +17,7 @@ TAUGHT = Needs(soft=frozenset([SoftNeed("sage", Capability("bucket", 1.0))]))
 
 def selected(cache: Cache, rows: str, needs: Needs, **options: Any) -> Selection:
     """Return the rows that are selected of a cache as it is now."""
-    return select_rows(Samples(cache.catalogue()), rows, needs, **options)
+    return select_rows(cache.samples(), rows, needs, **options)
 
 
 def test_only_rows_of_the_split_are_fed(tmp_path: Path) -> None:

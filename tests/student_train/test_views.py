@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from storage.cache import Cache, Samples
+from storage.cache import Cache
 from storage.encodings import Capability
 from storage.errors import BadRequest, IncompleteCache, StaleCache
 from storage.format.shards import ShardKey
@@ -60,7 +60,7 @@ def cache(mixed: tuple[Path, nn.Module]) -> Cache:
 
 def feed_of(cache: Cache, needs: Needs = TAUGHT, *, place: Place, window_shards: int = 2) -> Feed:
     shown = choose_views(cache.catalogue(), "digits", [TAUGHT], None, allow_partial=False)
-    selection = select_rows(Samples(cache.catalogue()), "digits/train", needs, views=shown)
+    selection = select_rows(cache.samples(), "digits/train", needs, views=shown)
     return FeedPool(cache, CPU, place=place, window_shards=window_shards).feed(selection, needs)
 
 
@@ -138,7 +138,7 @@ def test_a_loss_on_features_learns_from_views_of_which_there_are_no_plain_ones(t
 
 
 def test_held_rows_are_plain(cache: Cache) -> None:
-    held = select_rows(Samples(cache.catalogue()), "digits/validation", Needs())
+    held = select_rows(cache.samples(), "digits/validation", Needs())
     feed = FeedPool(cache, CPU, place="device", window_shards=2).feed(held, Needs(labels=True))
     stored = torch.cat(
         [torch.from_numpy(cache.read_inputs("digits", s)[r]) for s, r in zip(held.shards_S, held.rows, strict=True)]

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from storage.cache import Cache, Samples
+from storage.cache import Cache
 from storage.errors import CorruptObject, StaleCache
 from storage.format.objects import open_objects
 from student_train.feed.batches import ArrayKey
@@ -23,7 +23,7 @@ from tests.student_train.toys import Recipe, write_cache
 
 
 def source_of(cache: Cache) -> ShardSource:
-    return ShardSource(cache, select_rows(Samples(cache.catalogue()), "toy/train", ALL))
+    return ShardSource(cache, select_rows(cache.samples(), "toy/train", ALL))
 
 
 def windows_of(source: ShardSource, window_shards: int) -> list[Window]:

@@ -66,7 +66,7 @@ def write_cache(folder: Path, recipe: Recipe) -> Cache:
         features={n: FeatureEncoding.model_validate({"layer": "x", "pool": p}) for n, p in recipe.features.items()},
     )
     write_spec(cache.objects, f"{name}/sage/teacher.json", teacher, "test")
-    for shard, start, stop in cache.shards(name):
+    for shard, start, stop in cache.catalogue().shards(name):
         random = np.random.default_rng([7, shard])
         labels_S = random.integers(0, recipe.classes, stop - start)
         noise_S = 60 * random.standard_normal((stop - start, *recipe.shape), dtype=np.float32)

@@ -58,7 +58,7 @@ def test_two_datasets_and_two_teachers_are_each_built(tmp_path: Path) -> None:
     sections = [teacher_section("a"), teacher_section("b", extra='datasets = ["other"]')]
     assert rebuilt(tmp_path, first, second, *sections).built == 2 * (2 + 3)
     cache = Cache.open(str(tmp_path / "cache"))
-    assert (cache.teacher_names("digits"), cache.teacher_names("other")) == (["a"], ["a", "b"])
+    assert (cache.catalogue().teacher_names("digits"), cache.catalogue().teacher_names("other")) == (["a"], ["a", "b"])
 
 
 def test_a_teacher_added_later_costs_only_itself(tmp_path: Path) -> None:
@@ -230,14 +230,14 @@ def test_a_dataset_that_grew_costs_only_its_new_rows(tmp_path: Path, kind: str) 
     after = contents(tmp_path / "cache")
     assert (report.built, report.rows, report.present) == (2, 8, 6)
     assert {key: after[key] for key in before} == before
-    assert Cache.open(str(tmp_path / "cache")).samples("digits")["row"].to_list() == list(range(14))
+    assert Cache.open(str(tmp_path / "cache")).samples().of("digits")["row"].to_list() == list(range(14))
 
 
 def test_rows_of_a_grown_dataset_keep_their_samples(tmp_path: Path) -> None:
     rebuilt(tmp_path, image_folder(tmp_path, range(10)))
-    before = Cache.open(str(tmp_path / "cache")).samples("digits")
+    before = Cache.open(str(tmp_path / "cache")).samples().of("digits")
     rebuilt(tmp_path, image_folder(tmp_path, range(10, 20)))
-    after = Cache.open(str(tmp_path / "cache")).samples("digits")
+    after = Cache.open(str(tmp_path / "cache")).samples().of("digits")
     assert after.head(10).equals(before)
     assert after["sample_id"].n_unique() == 20
 
@@ -258,7 +258,7 @@ def test_touched_files_that_did_not_change_cost_nothing(tmp_path: Path) -> None:
         os.utime(path, (1, 1))
     assert rebuilt(tmp_path, dataset).built == 0
     assert contents(tmp_path / "cache") == before
-    assert Cache.open(str(tmp_path / "cache")).plan("digits").num_rows == 8
+    assert Cache.open(str(tmp_path / "cache")).catalogue(with_plans=True).plans["digits"].num_rows == 8
 
 
 def test_a_touched_file_is_read_only_once(tmp_path: Path) -> None:
@@ -266,9 +266,10 @@ def test_a_touched_file_is_read_only_once(tmp_path: Path) -> None:
     rebuilt(tmp_path, dataset)
     os.utime(tmp_path / "images/odd/001.png", (1, 1))
     rebuilt(tmp_path, dataset)
-    num_segments = len(Cache.open(str(tmp_path / "cache")).plan("digits").segments)
+    cache = Cache.open(str(tmp_path / "cache"))
+    num_segments = len(cache.catalogue(with_plans=True).plans["digits"].segments)
     rebuilt(tmp_path, dataset)
-    assert len(Cache.open(str(tmp_path / "cache")).plan("digits").segments) == num_segments == 2
+    assert len(cache.catalogue(with_plans=True).plans["digits"].segments) == num_segments == 2
 
 
 def test_a_mended_image_is_built_again_with_its_teachers(tmp_path: Path) -> None:
@@ -283,7 +284,7 @@ def test_a_mended_image_is_built_again_with_its_teachers(tmp_path: Path) -> None
     report = rebuilt(tmp_path, dataset, teacher_section(classes=2))
     assert (report.exit_code, report.built, report.quarantined) == (0, 2, {})
     cache = Cache.open(str(tmp_path / "cache"))
-    table = cache.samples("digits", ["toy"])
+    table = cache.samples().of("digits", ["toy"])
     assert (table.height, table.null_count().sum_horizontal().sum()) == (12, 0)
     assert verify(cache).bad == ()
 
@@ -313,8 +314,8 @@ def test_a_kill_while_mending_is_made_good(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.undo()
     rebuilt(tmp_path, dataset, teacher_section(classes=2))
     cache = Cache.open(str(tmp_path / "cache"))
-    assert cache.samples("digits", ["toy"]).null_count().sum_horizontal().sum() == 0
-    assert cache.samples("digits").height == 12
+    assert cache.samples().of("digits", ["toy"]).null_count().sum_horizontal().sum() == 0
+    assert cache.samples().of("digits").height == 12
     assert verify(cache).bad == ()
 
 

@@ -193,7 +193,7 @@ def test_views_are_recoded_one_by_one_and_may_be_fewer(tmp_path: Path) -> None:
     recode(tmp_path / "cache", job)
     build(job_of(tmp_path, encoding, views=views.format(2), cache="direct"))
     assert contents(tmp_path / "small") == contents(tmp_path / "direct")
-    assert Cache.open(str(tmp_path / "small")).view_names("digits", "toy") == ["view-000", "view-001"]
+    assert Cache.open(str(tmp_path / "small")).catalogue().view_names("digits", "toy") == ["view-000", "view-001"]
     assert build(job).built == 0
     with pytest.raises(NotInCache, match="lacks views") as caught:
         recode(tmp_path / "cache", job_of(tmp_path, encoding, views=views.format(5), cache="other"))

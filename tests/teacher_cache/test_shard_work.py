@@ -73,7 +73,7 @@ def test_a_teacher_runs_in_evaluation_mode(built: Built) -> None:
 
 
 def test_the_statistics_of_a_row_follow_from_its_logits(built: Built) -> None:
-    table = built.cache.samples("digits", ["toy"])
+    table = built.cache.samples().of("digits", ["toy"])
     logits = np.concatenate([stored(built, shard, "logits") for shard in range(3)]).astype(np.float64)
     probabilities = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
     labels = table["label"].to_numpy()
@@ -97,7 +97,7 @@ def test_an_unlabelled_row_has_no_label_log_probability(tmp_path: Path) -> None:
     )
     dataset = '[[dataset]]\nname = "digits"\nkind = "factory"\nfactory = "half.py:make"\n'
     build(write_job(tmp_path, dataset, teacher_section()))
-    table = Cache.open(str(tmp_path / "cache")).samples("digits", ["toy"])
+    table = Cache.open(str(tmp_path / "cache")).samples().of("digits", ["toy"])
     assert table["toy_label_log_probability"].is_null().to_list() == [True, False, True, False]
 
 
@@ -260,7 +260,7 @@ def test_an_unreadable_image_is_quarantined_with_its_reason_and_left_out(tmp_pat
     assert report.exit_code == 3
     assert quarantined.select("row", "sample_id").rows() == [(7, "odd/003.png")]
     assert "cannot identify image file" in quarantined["error"][0]
-    table = Cache.open(str(tmp_path / "cache")).samples("digits", ["toy"])
+    table = Cache.open(str(tmp_path / "cache")).samples().of("digits", ["toy"])
     assert table["row"].to_list() == [row for row in range(12) if row != 7]
     assert table.filter(pl.any_horizontal(pl.col("^toy_.*$").is_null())).is_empty()
 

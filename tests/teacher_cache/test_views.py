@@ -235,12 +235,12 @@ def test_mended_samples_drop_the_shards_of_every_view(cache: Path, tmp_path: Pat
 def test_columns_of_samples_are_of_the_first_view_or_of_plain(cache: Path, tmp_path: Path) -> None:
     build(job_of(tmp_path, views(2)))
     opened = Cache.open(str(cache))
-    first = opened.commits("digits", "toy", "view-000")[0].table["entropy"].to_pylist()
-    assert opened.samples("digits", ["toy"])["toy_entropy"].to_list()[:16] == first
+    first = opened.catalogue().read_commits("digits", "toy", "view-000")[0].table["entropy"].to_pylist()
+    assert opened.samples().of("digits", ["toy"])["toy_entropy"].to_list()[:16] == first
     assert len(query_samples(opened, "SELECT toy_top FROM digits")) == 40
     build(job_of(tmp_path, views(2, extra="plain = true")))
-    plain = opened.commits("digits", "toy")[0].table["entropy"].to_pylist()
-    assert opened.samples("digits", ["toy"])["toy_entropy"].to_list()[:16] == plain
+    plain = opened.catalogue().read_commits("digits", "toy")[0].table["entropy"].to_pylist()
+    assert opened.samples().of("digits", ["toy"])["toy_entropy"].to_list()[:16] == plain
 
 
 def test_info_tells_what_views_are_promised(cache: Path, tmp_path: Path) -> None:

@@ -178,9 +178,10 @@ def contents(cache: Path) -> dict[str, dict[str, str]]:
     """Return what a cache holds: shard → object → digest, and the rows of every commit's table."""
     opened = Cache.open(str(cache))
     found: dict[str, dict[str, str]] = {}
-    for dataset in opened.dataset_names():
-        for teacher in [None, *opened.teacher_names(dataset)]:
-            for view in [PLAIN] if teacher is None else opened.view_names(dataset, teacher):
+    catalogue = opened.catalogue()
+    for dataset in catalogue.datasets:
+        for teacher in [None, *catalogue.teacher_names(dataset)]:
+            for view in [PLAIN] if teacher is None else catalogue.view_names(dataset, teacher):
                 folder = stage_folder(dataset, teacher, view)
                 paths = [f"{folder}/{shard:05d}.parquet" for shard in sorted(opened.committed(dataset, teacher, view))]
                 for commit in read_commits(opened.objects, paths):

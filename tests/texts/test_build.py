@@ -53,7 +53,7 @@ def test_a_row_is_stored_at_its_own_length_without_padding(tmp_path: Path) -> No
 
 
 def test_the_sample_table_says_how_long_a_row_is_and_what_was_cut(tmp_path: Path) -> None:
-    samples = text_cache(tmp_path, length=4).samples("texts")
+    samples = text_cache(tmp_path, length=4).samples().of("texts")
     sizes = [len(ids) for ids in encoder(word_tokenizer())([text for _, text in texts(60)])]
     assert samples["length"].to_list() == [min(size, 4) for size in sizes]
     assert samples["cut"].to_list() == [max(0, size - 4) for size in sizes]
@@ -83,7 +83,7 @@ def test_a_teacher_says_of_a_batch_what_it_says_of_each_row_alone(tmp_path: Path
     )
     assert np.allclose(logits, expected_logits(texts(60)), atol=1e-6)
     assert np.array_equal(logits, features)
-    samples = cache.samples("texts", ["looking"])
+    samples = cache.samples().of("texts", ["looking"])
     assert samples["looking_top"].to_list() == samples["label"].to_list()
 
 
@@ -170,7 +170,7 @@ def test_a_shard_without_a_readable_text_is_committed_too(tmp_path: Path) -> Non
     assert build(write_job(tmp_path, section, looking_teacher())).exit_code == 3
     cache = Cache.open(str(tmp_path / "cache"))
     assert cache.committed("texts", "looking", "plain") == {0, 1}
-    assert len(cache.samples("texts", ["looking"])) == 3
+    assert len(cache.samples().of("texts", ["looking"])) == 3
 
 
 def test_an_answer_for_each_position_is_no_answer_for_a_text(tmp_path: Path) -> None:
