@@ -1,15 +1,47 @@
-"""What tests of several rooms share: a real S3 server, and one thread for torch."""
+"""What tests of several rooms share: the two programs, a real S3 server, and one thread for torch."""
 
 from __future__ import annotations
 
+import signal
 import urllib.request
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
 
 import pytest
 import torch
 
 from storage.digests import digest
+
+
+class Ended(NamedTuple):
+    """How a program ended."""
+
+    code: int
+    out: str
+    err: str
+
+
+Program = Callable[..., Ended]
+
+
+@pytest.fixture
+def program(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Iterator[Program]:
+    """Return a function that runs `cache` or `student` in this process; any exception but its exit is a traceback."""
+    from jobs.cli import cache as cache_cli
+    from jobs.cli import student as student_cli
+
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def run(name: str, *arguments: object) -> Ended:
+        monkeypatch.setattr("sys.argv", [name, *map(str, arguments)])
+        with pytest.raises(SystemExit) as caught:
+            {"cache": cache_cli, "student": student_cli}[name].main()
+        out, err = capsys.readouterr()
+        return Ended(int(caught.value.code or 0), out, err)
+
+    yield run
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
 @pytest.fixture(autouse=True)

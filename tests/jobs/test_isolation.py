@@ -31,12 +31,17 @@ finally:
 """
 
 
-def rooms_of(module: str, *argv: object) -> set[str]:
-    """Return the top-level modules of a process that has run a command to its end."""
+def run_and_list_rooms(module: str, *argv: object) -> tuple[subprocess.CompletedProcess[str], set[str]]:
+    """Run a command to its end in a process of its own; return that and the top-level modules it has loaded."""
     code = WITH_MODULES.format(module=module, argv=[module, *map(str, argv)])
     ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert ended.returncode == 0, ended.stderr
-    return set(json.loads(ended.stderr.splitlines()[-1])[0])
+    return ended, set(json.loads(ended.stderr.splitlines()[-1])[0])
+
+
+def rooms_of(module: str, *argv: object) -> set[str]:
+    """Return the top-level modules of a process that has run a command to its end."""
+    return run_and_list_rooms(module, *argv)[1]
 
 
 def only_the_cache(kitchen: Path, folder: Path) -> Path:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from jobs.show.pilot_tables import duration
-from tests.jobs.conftest import Program
+from tests.conftest import Program
 from tests.jobs.test_programs import SLOW_TO_IMPORT, imported_by
 from tests.teacher_cache.toys import teacher_section, write_digits, write_job, write_teacher
 

@@ -15,8 +15,8 @@ import pytest
 
 from storage.cache import Cache
 from storage.format.shards import ShardKey
+from tests.conftest import Program
 from tests.damage import flip
-from tests.jobs.conftest import Program
 from tests.teacher_cache.toys import (
     build,
     run_program,

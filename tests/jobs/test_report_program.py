@@ -11,7 +11,7 @@ import pytest
 from student_train.report import REPORT_FILE
 from student_train.run_files.predictions import PREDICTIONS_FILE
 from student_train.running.train import train_students
-from tests.jobs.conftest import Program
+from tests.conftest import Program
 from tests.jobs.test_isolation import rooms_of
 from tests.student_train.toys import KD, Recipe, request_of, student, write_cache
 

@@ -27,8 +27,8 @@ from storage.cache import Cache
 from student_train.run_files.records import read_record
 from student_train.running.train import train_students
 from student_train.stepping.parallel import ALONE
-from tests.jobs.conftest import Program
-from tests.jobs.test_isolation import rooms_of
+from tests.conftest import Program
+from tests.jobs.test_isolation import run_and_list_rooms
 from tests.jobs.test_programs import imported_by
 from tests.student_train.test_loop import weights
 from tests.student_train.toys import Recipe, write_cache
@@ -46,10 +46,10 @@ import torch
 
 
 class Own(torch.nn.Module):
-    def __init__(self, num_classes, input_shape, seconds, crash):
+    def __init__(self, num_classes, input_shape, crash):
         super().__init__()
         self.layer = torch.nn.Linear(input_shape[0] * input_shape[1] * input_shape[2], num_classes)
-        self.seconds, self.crash, self.steps = seconds, crash, 0
+        self.seconds, self.crash, self.steps = float(os.environ.get("STEP_SECONDS", 0)), crash, 0
 
     def forward(self, x):
         if self.training and x.device.type == "cpu":
@@ -60,8 +60,8 @@ class Own(torch.nn.Module):
         return self.layer(x.flatten(1))
 
 
-def own(num_classes, input_shape, seconds=0.0, crash=False):
-    return Own(num_classes, input_shape, seconds, crash)
+def own(num_classes, input_shape, crash=False):
+    return Own(num_classes, input_shape, crash)
 """
 VARIED = """
 [[student]]
@@ -96,8 +96,7 @@ SLOW = """
 [[student]]
 name = "slow"
 architecture = "own.py:own"
-options = { seconds = 0.05 }
-epochs = 12
+epochs = 8
 objective = [{ loss = "labels" }]
 [student.sweep]
 seed = [0, 1, 2, 3]
@@ -106,16 +105,49 @@ VARIED_NAMES = ["labels", "hint", "cnn", "dropout", "patient"]
 SLOW_NAMES = [f"slow-seed_{seed}" for seed in range(4)]
 
 
-class Dask(NamedTuple):
-    """A scheduler and two workers of several threads each."""
+class Dask:
+    """A scheduler and two workers of several threads each; what a test has ended of them is started again."""
 
-    address: str
-    scheduler: subprocess.Popen[str]
-    workers: list[subprocess.Popen[str]]
+    def __init__(self, folder: Path):
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            self.port = free.getsockname()[1]
+        self.address = f"tcp://127.0.0.1:{self.port}"
+        self.folder = folder
+        self.processes = contextlib.ExitStack()
+        self.scheduler: subprocess.Popen[str] | None = None
+        self.workers: list[subprocess.Popen[str]] = []
 
     @property
     def section(self) -> str:
         return f'kind = "address"\naddress = "{self.address}"\nthreads = 1'
+
+    def make_whole(self) -> None:
+        if self.scheduler is None or self.scheduler.poll() is not None:
+            self.processes.close()
+            self.workers = []
+            options = ("--host", "127.0.0.1", "--port", self.port, "--dashboard-address", ":0")
+            self.scheduler = self.processes.enter_context(started("dask", "scheduler", *options))
+            wait_for(self.answers, self.scheduler)
+        self.workers = [worker for worker in self.workers if worker.poll() is None]
+        options = (self.address, "--nthreads", "3", "--local-directory", self.folder, "--no-dashboard")
+        while len(self.workers) < 2:
+            self.workers.append(self.processes.enter_context(started("dask", "worker", *options)))
+        with Client(self.address) as client:
+            client.wait_for_workers(2, timeout=PATIENCE_S)
+
+    def answers(self) -> bool:
+        with socket.socket() as probe:
+            return probe.connect_ex(("127.0.0.1", self.port)) == 0
+
+
+class Clustered(NamedTuple):
+    """What a command with a cluster of its own has left."""
+
+    folder: Path
+    out: str
+    err: str
+    rooms: set[str]
 
 
 @pytest.fixture(scope="module")
@@ -164,57 +196,59 @@ def workers_of(process: subprocess.Popen[str]) -> list[psutil.Process]:
     return [p for p in psutil.Process(process.pid).children(recursive=True) if "spawn_main" in str(p.cmdline())]
 
 
+@pytest.fixture(autouse=True)
+def own_steps_take_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Make programs that a test starts slow enough to be disturbed."""
+    monkeypatch.setenv("STEP_SECONDS", "0.05")
+
+
+@pytest.fixture(scope="module")
+def once_started(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Dask]:
+    dask = Dask(tmp_path_factory.mktemp("dask"))
+    with dask.processes:
+        yield dask
+
+
 @pytest.fixture
-def dask(tmp_path: Path) -> Iterator[Dask]:
-    """Yield a scheduler whose workers are there."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    address = f"tcp://127.0.0.1:{port}"
-
-    def answers() -> bool:
-        with socket.socket() as probe:
-            return probe.connect_ex(("127.0.0.1", port)) == 0
-
-    with contextlib.ExitStack() as stack:
-        command = ("dask", "scheduler", "--host", "127.0.0.1", "--port", port, "--dashboard-address", ":0")
-        scheduler = stack.enter_context(started(*command))
-        wait_for(answers, scheduler)
-        common = ("--nthreads", "3", "--local-directory", tmp_path / "dask", "--no-dashboard")
-        workers = [stack.enter_context(started("dask", "worker", address, *common)) for _ in range(2)]
-        wait_for_workers(address, 2)
-        yield Dask(address, scheduler, workers)
+def dask(once_started: Dask, own_steps_take_time: None) -> Dask:
+    """Return a scheduler whose workers are there."""
+    once_started.make_whole()
+    return once_started
 
 
-def wait_for_workers(address: str, count: int) -> None:
-    with Client(address) as client:
-        client.wait_for_workers(count, timeout=PATIENCE_S)
+@pytest.fixture(scope="module")
+def clustered(cache: Cache, tmp_path_factory: pytest.TempPathFactory) -> Clustered:
+    """Return what a command with a cluster of its own has left of students of all kinds."""
+    folder = tmp_path_factory.mktemp("clustered")
+    job = write_students(folder, cache, VARIED, cluster=LOCAL)
+    ended, rooms = run_and_list_rooms("student", "train", job, "--json")
+    *told, _ = ended.stderr.splitlines(keepends=True)
+    return Clustered(folder, ended.stdout, "".join(told), rooms)
 
 
 def test_a_checkpoint_that_a_kill_left_beside_a_finished_student_is_deleted(
-    cache: Cache, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    cache: Cache, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, program: Program
 ) -> None:
     labels = VARIED.partition('[[student]]\nname = "hint"')[0]
     path = write_students(tmp_path, cache, labels, cluster='kind = "inline"')
-    monkeypatch.setattr("student_train.run_files.folder.delete_checkpoint", lambda folder: None)
-    assert train_students(read_job(path, StudentJob).request("cpu", ALONE)).exit_code == 0
+    with monkeypatch.context() as patch:
+        patch.setattr("student_train.run_files.folder.delete_checkpoint", lambda folder: None)
+        assert train_students(read_job(path, StudentJob).request("cpu", ALONE)).exit_code == 0
     assert (tmp_path / "runs/labels/checkpoint.json").exists()
-    again = run_program("student", "train", write_students(tmp_path, cache, labels, cluster=LOCAL), "--json")
-    assert again.returncode == 0, again.stderr
+    again = program("student", "train", write_students(tmp_path, cache, labels, cluster=LOCAL), "--json")
+    assert again.code == 0, again.err
     assert not list((tmp_path / "runs").glob("*/checkpoint*"))
 
 
-def test_students_end_at_the_very_weights_of_one_process(cache: Cache, alone: Path, tmp_path: Path) -> None:
-    done = run_program("student", "train", write_students(tmp_path, cache, VARIED, cluster=LOCAL), "--json")
-    assert done.returncode == 0, done.stderr
-    told = json.loads(done.stdout)
+def test_students_end_at_the_very_weights_of_one_process(clustered: Clustered, alone: Path) -> None:
+    told = json.loads(clustered.out)
     assert [record["student"] for record in told["students"]] == VARIED_NAMES
     assert (told["failed"], told["exit_code"]) == ({}, 0)
-    assert_same(tmp_path / "runs", alone, VARIED_NAMES)
-    assert "5 students in 2 groups, one a worker" in done.stderr
-    last = [line for line in done.stderr.splitlines() if line.startswith("5 students: ")][-1]
+    assert_same(clustered.folder / "runs", alone, VARIED_NAMES)
+    assert "5 students in 2 groups, one a worker" in clustered.err
+    last = [line for line in clustered.err.splitlines() if line.startswith("5 students: ")][-1]
     assert re.match(r"5 students: (\d+) of \1 steps", last)
-    assert [path.name for path in (tmp_path / "runs").iterdir() if path.name.startswith(".")] == []
+    assert [path.name for path in (clustered.folder / "runs").iterdir() if path.name.startswith(".")] == []
 
 
 def test_with_nothing_left_no_cluster_is_opened(cache: Cache, alone: Path, tmp_path: Path) -> None:
@@ -225,11 +259,9 @@ def test_with_nothing_left_no_cluster_is_opened(cache: Cache, alone: Path, tmp_p
     assert modules.isdisjoint({"dask", "distributed"})
 
 
-def test_a_command_with_a_cluster_loads_no_teacher_code(cache: Cache, tmp_path: Path) -> None:
-    one = VARIED[: VARIED.index('[[student]]\nname = "hint"')]
-    rooms = rooms_of("student", "train", write_students(tmp_path, cache, one, cluster=LOCAL))
-    assert rooms >= {"student_train", "distributed"}
-    assert "teacher_cache" not in rooms
+def test_a_command_with_a_cluster_loads_no_teacher_code(clustered: Clustered) -> None:
+    assert clustered.rooms >= {"student_train", "distributed"}
+    assert "teacher_cache" not in clustered.rooms
 
 
 def test_a_killed_worker_is_replaced_and_its_students_go_on(cache: Cache, alone: Path, tmp_path: Path) -> None:
@@ -243,7 +275,7 @@ def test_a_killed_worker_is_replaced_and_its_students_go_on(cache: Cache, alone:
 
 @pytest.mark.parametrize(("sent", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_a_signal_to_all_processes_leaves_checkpoints_to_go_on_from(
-    cache: Cache, alone: Path, tmp_path: Path, sent: signal.Signals, code: int
+    cache: Cache, alone: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sent: signal.Signals, code: int
 ) -> None:
     job = write_students(tmp_path, cache, SLOW, cluster=LOCAL)
     command = [str(Path(sys.executable).with_name("student")), "train", str(job)]
@@ -255,6 +287,7 @@ def test_a_signal_to_all_processes_leaves_checkpoints_to_go_on_from(
     assert (process.returncode, "Traceback" in errors) == (code, False), errors
     assert "students stopped" in errors
     assert any(steps_within_an_epoch(tmp_path))
+    monkeypatch.delenv("STEP_SECONDS")
     done = run_program("student", "train", job)
     assert done.returncode == 0, done.stderr
     assert_same(tmp_path / "runs", alone, SLOW_NAMES)
@@ -270,9 +303,11 @@ def test_a_student_that_kills_its_worker_fails_with_its_group_alone(cache: Cache
     assert [record["student"] for record in told["students"]] == ["labels"]
 
 
-def test_a_running_scheduler_trains_one_group_a_worker(cache: Cache, alone: Path, tmp_path: Path, dask: Dask) -> None:
+def test_a_running_scheduler_trains_one_group_a_worker(
+    cache: Cache, alone: Path, tmp_path: Path, dask: Dask, program: Program
+) -> None:
     job = write_students(tmp_path, cache, VARIED, cluster=dask.section)
-    plan = json.loads(run_program("student", "train", job, "--dry-run", "--json").stdout)
+    plan = json.loads(program("student", "train", job, "--dry-run", "--json").out)
     assert [group["group"] for group in plan["groups"]] == [1, 2]
     assert plan["memory"] is None
     done = run_program("student", "train", job)
@@ -290,6 +325,7 @@ def test_a_lost_scheduler_is_to_be_tried_again_and_students_have_checkpoints(
     with started("student", "train", job) as process:
         wait_for(lambda: all_have_begun(tmp_path), process)
         time.sleep(0.3)  # into the next epoch
+        assert dask.scheduler is not None
         dask.scheduler.kill()
         _, errors = process.communicate(timeout=PATIENCE_S)
     assert (process.returncode, "Traceback" in errors) == (75, False), errors

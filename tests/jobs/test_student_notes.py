@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.jobs.conftest import Program
+from tests.conftest import Program
 from tests.student_train.toys import Recipe, write_cache
 
 JOB = """

@@ -14,7 +14,7 @@ from jobs.files.student_job import StudentJob
 from jobs.files.sweep import expand
 from storage.errors import BadJob
 from student_train.options.sections import StudentOptions
-from tests.jobs.conftest import Program
+from tests.conftest import Program
 
 REPOSITORY = Path(__file__).parents[2]
 DATA = 'cache = "c"\nruns = "r"\ntrain = "d/train"\nvalidation = "d/validation"\n'

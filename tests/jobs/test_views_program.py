@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import polars as pl
 import pytest
 
-from tests.teacher_cache.toys import DIGITS, run_program, teacher_section, write_job, write_teacher
+from tests.conftest import Program
+from tests.teacher_cache.toys import DIGITS, teacher_section, write_job, write_teacher
 
 pytestmark = pytest.mark.slow
 
@@ -40,13 +42,19 @@ objective = [{{ loss = "labels", weight = 0.5 }}, {{ loss = "kd", teacher = "toy
 """
 
 
-def run(*arguments: object, code: int = 0) -> str:
-    ended = run_program(*arguments)
-    assert ended.returncode == code, ended.stdout + ended.stderr
-    return ended.stdout if "--json" in arguments else ended.stdout + ended.stderr
+@pytest.fixture
+def run(program: Program) -> Callable[..., str]:
+    """Return a function that runs a command and returns what it printed: with `--json`, its one JSON value."""
+
+    def run(*arguments: object, code: int = 0) -> str:
+        ended = program(*arguments)
+        assert ended.code == code, ended.out + ended.err
+        return ended.out if "--json" in arguments else ended.out + ended.err
+
+    return run
 
 
-def test_teachers_and_students_share_views(tmp_path: Path) -> None:
+def test_teachers_and_students_share_views(tmp_path: Path, run: Callable[..., str]) -> None:
     write_teacher(tmp_path)
     job = write_job(tmp_path, DIGITS, teacher_section(), VIEWS.format(count=2))
     dry = json.loads(run("cache", "build", job, "--dry-run", "--json"))
@@ -80,7 +88,7 @@ def test_teachers_and_students_share_views(tmp_path: Path) -> None:
     assert "views.json differs in transforms" in run("cache", "build", other, code=2)
 
 
-def test_students_are_refused_views_that_are_not_there(tmp_path: Path) -> None:
+def test_students_are_refused_views_that_are_not_there(tmp_path: Path, run: Callable[..., str]) -> None:
     write_teacher(tmp_path)
     run("cache", "build", write_job(tmp_path, DIGITS, teacher_section(), VIEWS.format(count=1)))
     students = tmp_path / "students.toml"

@@ -6,7 +6,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -32,9 +31,9 @@ from tests.student_train.toys import Recipe, request_of, student, write_cache
 IDENTITY = {"student": {"epochs": 3}, "cache": "c"}
 
 
-def kill(cache: Cache, runs: Path, options: StudentOptions, every: int, folders: str) -> int:
+def kill(cache: Cache, runs: Path, options: StudentOptions, when: int | list[float], *folders: str) -> int:
     """Return how many trainings were killed before one came to its end (`killer.py`)."""
-    arguments = [cache.url, str(runs), options.model_dump_json(), str(every), folders]
+    arguments = [cache.url, str(runs), options.model_dump_json(), json.dumps(when), *folders]
     command = [sys.executable, "-m", "tests.student_train.killer", *arguments]
     return int(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout)
 
@@ -63,17 +62,7 @@ def test_a_process_killed_at_any_time_resumes_to_the_same_weights(tmp_path: Path
     cache = write_cache(tmp_path / "cache", Recipe(rows=2000, rows_per_shard=300))
     options = student(**(EVERYTHING | {"patience_epochs": None, "options": {"hidden": [256, 256]}}), epochs=12)
     train(cache, tmp_path / "whole", options)
-    job = json.dumps([options.model_dump(mode="json", exclude_none=True)])
-    command = [sys.executable, "-m", "tests.student_train.trainer", cache.url, str(tmp_path / "killed"), job]
-    for delay_s in (0.02, 0.3, 0.5):
-        process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-        assert process.stdout is not None
-        while "StudentStarted" not in process.stdout.readline():
-            pass
-        time.sleep(delay_s)
-        process.send_signal(signal.SIGKILL)
-        process.communicate()
-    subprocess.run(command, check=True, capture_output=True)
+    assert kill(cache, tmp_path / "killed", options, [0.02, 0.3, 0.5]) > 0
     assert weights(tmp_path / "killed") == weights(tmp_path / "whole")
 
 

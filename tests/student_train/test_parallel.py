@@ -8,7 +8,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import polars as pl
 import pytest
@@ -20,6 +20,7 @@ from storage.errors import BadRequest
 from student_train.feed.batches import Batch
 from student_train.preparing.prepare import prepare
 from student_train.preparing.request import Request
+from student_train.run_files.records import RunRecord
 from student_train.running.train import train_students
 from student_train.stepping.parallel import Parallel
 from tests.language.toys import counting_cache, small_gpt
@@ -74,19 +75,36 @@ def test_every_row_of_a_batch_is_one_processs(rows: int, size: int) -> None:
     assert all(torch.equal(part.inputs, part.labels_B) for part in parts if part.labels_B is not None)
 
 
-@pytest.mark.slow
-def test_two_processes_train_the_student_of_one(toy_cache: Cache, tmp_path: Path) -> None:
+class Trained(NamedTuple):
+    """Students that one process has trained, in the folder `one`, and two processes, in `runs`; what both told."""
+
+    folder: Path
+    by_one: dict[str, RunRecord]
+    by_two: dict[str, dict[str, Any]]
+
+
+@pytest.fixture(scope="module")
+def trained(toy_cache: Cache, tmp_path_factory: pytest.TempPathFactory) -> Trained:
+    folder = tmp_path_factory.mktemp("trained")
     # 192 rows in batches of 25: the last has 17, so that the two processes have different numbers of rows.
     objective = [LABELS | {"weight": 0.5}, KD, HINT]
-    options = student(optimizer="sgd", learning_rate=0.05, batch_size=25, objective=objective, ema_decay=0.9)
-    record = train_students(request_of(toy_cache, tmp_path / "one", options)).records[0]
-    done = torchrun(write(tmp_path, toy_cache, "toy", options.model_dump(mode="json", exclude_none=True)))
+    whole = student("whole", optimizer="sgd", learning_rate=0.05, batch_size=25, objective=objective, ema_decay=0.9)
+    hint = student("hint", objective=[HINT], weight_decay=0.5, learning_rate=0.05)
+    summary = train_students(request_of(toy_cache, folder / "one", whole, hint))
+    options = (each.model_dump(mode="json", exclude_none=True) for each in (whole, hint))
+    done = torchrun(write(folder, toy_cache, "toy", *options))
     assert done.returncode == 0, done.stderr
-    (found,) = json.loads(done.stdout)["students"]
-    assert same(tmp_path / "runs/a", tmp_path / "one/a")
+    by_two = {record["student"]: record for record in json.loads(done.stdout)["students"]}
+    return Trained(folder, {record.student: record for record in summary.records}, by_two)
+
+
+@pytest.mark.slow
+def test_two_processes_train_the_student_of_one(trained: Trained) -> None:
+    record, found = trained.by_one["whole"], trained.by_two["whole"]
+    assert same(trained.folder / "runs/whole", trained.folder / "one/whole")
     assert found["accuracy"] == pytest.approx(record.accuracy, abs=0.05)
     assert found["cross_entropy"] == pytest.approx(record.cross_entropy, rel=1e-3)
-    ours, theirs = (pl.read_parquet(tmp_path / how / "a/metrics.parquet") for how in ("runs", "one"))
+    ours, theirs = (pl.read_parquet(trained.folder / how / "whole/metrics.parquet") for how in ("runs", "one"))
     assert ours["train_loss"].to_list() == pytest.approx(theirs["train_loss"].to_list(), rel=1e-4)
 
 
@@ -134,11 +152,5 @@ def test_a_student_that_another_command_holds_is_left_out_by_all_processes(toy_c
 
 
 @pytest.mark.slow
-def test_a_layer_that_no_loss_reaches_stays_as_it_was_on_any_number_of_processes(
-    toy_cache: Cache, tmp_path: Path
-) -> None:
-    options = student(objective=[HINT], weight_decay=0.5, learning_rate=0.05)
-    train_students(request_of(toy_cache, tmp_path / "one", options))
-    done = torchrun(write(tmp_path, toy_cache, "toy", options.model_dump(mode="json", exclude_none=True)))
-    assert done.returncode == 0, done.stderr
-    assert same(tmp_path / "runs/a", tmp_path / "one/a")
+def test_a_layer_that_no_loss_reaches_stays_as_it_was_on_any_number_of_processes(trained: Trained) -> None:
+    assert same(trained.folder / "runs/hint", trained.folder / "one/hint")

@@ -33,6 +33,7 @@ from teacher_cache.building.runners import run_inline
 from teacher_cache.building.stages import BuildReport
 from teacher_cache.recoding.recode import prepare_recoding, run_recode
 from teacher_cache.work.conversions import convert, refusal
+from tests.conftest import Program
 from tests.damage import flip
 from tests.teacher_cache.test_faults import started, wait_for
 from tests.teacher_cache.test_pilot import write_tokens
@@ -40,7 +41,6 @@ from tests.teacher_cache.toys import (
     Silent,
     build,
     contents,
-    run_program,
     teacher_section,
     write_digits,
     write_job,
@@ -503,16 +503,16 @@ def test_a_second_recoding_does_nothing_and_a_lost_shard_is_made_again(folder: P
     assert contents(folder / "small") == before
 
 
-def test_a_half_built_cache_is_recoded_as_far_as_it_goes_and_the_rest_later(folder: Path) -> None:
+def test_a_half_built_cache_is_recoded_as_far_as_it_goes_and_the_rest_later(folder: Path, program: Program) -> None:
     job = job_of(folder, SparseEncoding(k=3))
     hidden = folder / "cache/digits/toy/plain/00001.parquet"
     data = hidden.read_bytes()
     hidden.unlink()
-    done = run_program("cache", "recode", folder / "cache", job)
-    assert (done.returncode, "digits/toy: 1 shard" in done.stderr) == (3, True), done.stderr
+    done = program("cache", "recode", folder / "cache", job)
+    assert (done.code, "digits/toy: 1 shard" in done.err) == (3, True), done.err
     hidden.write_bytes(data)
-    done = run_program("cache", "recode", folder / "cache", job)
-    assert (done.returncode, "1 shard" in " ".join(done.stdout.split())) == (0, True), done.stdout
+    done = program("cache", "recode", folder / "cache", job)
+    assert (done.code, "1 shard" in " ".join(done.out.split())) == (0, True), done.out
     assert verify(Cache.open(str(folder / "small"))).bad == ()
 
 
@@ -541,7 +541,7 @@ def many_job(folder: Path, cache: Path, cluster: str = 'kind = "inline"') -> Pat
     ("stage", "cluster"), [("ingest", 'kind = "inline"'), ("toy/plain", 'kind = "inline"'), ("toy/plain", LOCAL)]
 )
 def test_a_killed_recoding_is_made_good_by_the_same_command(
-    many: Path, tmp_path: Path, stage: str, cluster: str
+    many: Path, tmp_path: Path, program: Program, stage: str, cluster: str
 ) -> None:
     job, small = many_job(many, tmp_path / "small", cluster), tmp_path / "small"
     with started("cache", "recode", many / "cache", job) as process:
@@ -549,8 +549,8 @@ def test_a_killed_recoding_is_made_good_by_the_same_command(
         process.kill()
         process.wait()
     assert len(list((small / "digits/toy/plain").glob("0*.parquet"))) < SHARDS
-    done = run_program("cache", "recode", many / "cache", job)
-    assert (done.returncode, "Traceback" in done.stderr) == (0, False), done.stderr
+    done = program("cache", "recode", many / "cache", job)
+    assert (done.code, "Traceback" in done.err) == (0, False), done.err
     assert contents(small) == contents(many / "whole")
     assert verify(Cache.open(str(small))).bad == ()
 

@@ -296,12 +296,16 @@ def test_a_library_that_shows_other_images_is_named(
 
 
 @pytest.mark.slow
-def test_a_killed_build_of_views_is_made_good_by_the_same_command(cache: Path, tmp_path: Path) -> None:
+def test_a_killed_build_of_views_is_made_good_by_the_same_command(
+    cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     whole = tmp_path / "whole"
     whole.mkdir()
     write_teacher(whole)
     sections = (teacher_section(seconds=0.2), views(2))
+    monkeypatch.setenv("HURRY", "1")
     build(write_job(whole, write_digits(whole, 64, rows_per_shard=8), *sections))
+    monkeypatch.delenv("HURRY")
     job = write_job(tmp_path, write_digits(tmp_path, 64, rows_per_shard=8), *sections)
     command = [str(Path(sys.executable).with_name("cache")), "build", str(job)]
     second_view = cache / "digits" / "toy" / "view-001"
@@ -313,6 +317,7 @@ def test_a_killed_build_of_views_is_made_good_by_the_same_command(cache: Path, t
             time.sleep(0.01)
         running.send_signal(signal.SIGKILL)
     assert 0 < stages(cache)["toy/view-001"] < 64
+    monkeypatch.setenv("HURRY", "1")
     report = build(job)
     assert 0 < report.built < 8
     assert contents(cache) == contents(whole / "cache")

@@ -26,7 +26,10 @@ from teacher_cache.building.stages import BuildReport
 from teacher_cache.building.survey import prepare_build
 
 TEACHER = '''
-"""A tiny convolutional teacher of 8 by 8 inputs; `fault` is what it does wrong to rows whose first pixel is white."""
+"""A tiny convolutional teacher of 8 by 8 inputs; `fault` is what it does wrong to rows whose first pixel is white.
+
+A batch takes it `seconds`, so that tests can disturb it; where the environment has HURRY, none.
+"""
 
 import os
 import time
@@ -45,7 +48,7 @@ class Toy(nn.Module):
         self.unused = nn.Linear(2, 2)
         self.halves = Halves()
         self.head = nn.Linear(256, classes)
-        self.fault, self.seconds = fault, seconds
+        self.fault, self.seconds = fault, 0 if "HURRY" in os.environ else seconds
 
     def forward(self, x):
         time.sleep(self.seconds)
@@ -190,7 +193,7 @@ def contents(cache: Path) -> dict[str, dict[str, str]]:
     return found
 
 
-def run_program(*arguments: object, timeout: float = 120, **options: Any) -> subprocess.CompletedProcess[str]:
+def run_program(*arguments: object, timeout: float = 300, **options: Any) -> subprocess.CompletedProcess[str]:
     """Run `cache` (or `student`) as a user would: `run_program("cache", "build", job)`."""
     program = Path(sys.executable).with_name(str(arguments[0]))
     command = [str(program), *map(str, arguments[1:])]
