@@ -13,6 +13,7 @@ from storage.cache import Cache
 from storage.cache.verify import verify
 from storage.format.sealed import unseal
 from storage.format.shards import ShardKey
+from tests.conftest import Program
 from tests.teacher_cache.toys import contents, run_program
 
 MISSING = ShardKey("pictures", "dense", "view-001", 2)
@@ -64,29 +65,29 @@ def test_what_is_added_is_of_format_2_too(built: Path) -> None:
     assert verify(cache).bad == ()
 
 
-def test_a_job_with_nothing_to_do_writes_nothing(built: Path) -> None:
+def test_a_job_with_nothing_to_do_writes_nothing(built: Path, program: Program) -> None:
     before = {path: path.stat().st_mtime_ns for path in (built / "cache").rglob("*") if path.is_file()}
-    done = run_program("cache", "build", built / "images.cache.toml", "--json")
-    assert (done.returncode, json.loads(done.stdout)["built"]) == (0, 0), done.stderr
+    done = program("cache", "build", built / "images.cache.toml", "--json")
+    assert (done.code, json.loads(done.out)["built"]) == (0, 0), done.err
     assert {path: path.stat().st_mtime_ns for path in (built / "cache").rglob("*") if path.is_file()} == before
 
 
-def test_text_whose_file_was_touched_is_compared_and_not_built_again(old: Path) -> None:
+def test_text_whose_file_was_touched_is_compared_and_not_built_again(old: Path, program: Program) -> None:
     before = contents(old / "cache")
-    done = run_program("cache", "build", old / "text.cache.toml", "--json")
-    assert (done.returncode, json.loads(done.stdout)["built"]) == (0, 0), done.stderr
+    done = program("cache", "build", old / "text.cache.toml", "--json")
+    assert (done.code, json.loads(done.out)["built"]) == (0, 0), done.err
     assert contents(old / "cache") == before
 
 
-def test_its_finished_run_is_skipped_and_a_new_student_trains_from_it(built: Path) -> None:
+def test_its_finished_run_is_skipped_and_a_new_student_trains_from_it(built: Path, program: Program) -> None:
     job = built / "students.toml"
-    done = run_program("student", "train", job, "--json")
-    assert done.returncode == 0, done.stderr
-    assert "before, skipped" in done.stderr
+    done = program("student", "train", job, "--json")
+    assert done.code == 0, done.err
+    assert "before, skipped" in done.err
     text = job.read_text()
     job.write_text(text + text[text.index("[[student]]") :].replace('name = "small"', 'name = "second"'))
-    done = run_program("student", "train", job, "--json")
-    assert done.returncode == 0, done.stderr
+    done = program("student", "train", job, "--json")
+    assert done.code == 0, done.err
     assert json.loads((built / "runs/second/run.json").read_text())["status"] == "finished"
 
 
@@ -100,21 +101,21 @@ def test_its_finished_run_is_skipped_and_a_new_student_trains_from_it(built: Pat
     ],
     ids=lambda command: " ".join(command[:2]),
 )
-def test_what_it_cannot_prove_is_told_once(built: Path, command: tuple[str, str, str]) -> None:
-    done = run_program(*command[:2], built / command[2])
-    assert " ".join(done.stderr.split()).count(NOTE) == 1, done.stderr
+def test_what_it_cannot_prove_is_told_once(built: Path, program: Program, command: tuple[str, str, str]) -> None:
+    done = program(*command[:2], built / command[2])
+    assert " ".join(done.err.split()).count(NOTE) == 1, done.err
 
 
-def test_a_recoding_of_it_is_of_format_3(built: Path, tmp_path: Path) -> None:
+def test_a_recoding_of_it_is_of_format_3(built: Path, tmp_path: Path, program: Program) -> None:
     job = built / "images.cache.toml"
     small = job.with_name("small.toml")
     small.write_text(job.read_text().replace('cache = "cache"', f'cache = "{tmp_path / "small"}"'))
-    done = run_program("cache", "recode", built / "cache", small, "--json")
-    assert done.returncode == 0, done.stderr
+    done = program("cache", "recode", built / "cache", small, "--json")
+    assert done.code == 0, done.err
     cache = Cache.open(str(tmp_path / "small"))
     assert (cache.spec.format, verify(cache).bad) == (3, ())
     commit = cache.commit(ShardKey("pictures", None, "plain", 0), with_table=True)
     assert commit.belonging == cache.promises.of("pictures")
     assert "digest" in commit.table.column_names  # payload and label cannot be told apart any more
-    done = run_program("cache", "build", small, "--json")
-    assert (done.returncode, json.loads(done.stdout)["built"]) == (0, 0), done.stderr
+    done = program("cache", "build", small, "--json")
+    assert (done.code, json.loads(done.out)["built"]) == (0, 0), done.err
