@@ -21,7 +21,7 @@ from student_train.report.canvas import COLOURS
 from student_train.report.gallery import Card, Shower
 from student_train.report.rows import Comparison, TeacherRow, compare_rows, teacher_row
 from student_train.report.runs import ShownRun, gather_runs, varied_options
-from student_train.tasks import TASKS, Shown
+from student_train.tasks import TASKS, ReportFacts
 
 MOST_CACHES = 3  # that are described
 MOST_CLASSES = 24
@@ -102,9 +102,9 @@ class Contents:
         return next((run for run in self.main if run.name == name), None)
 
     @property
-    def task(self) -> Shown:
+    def task(self) -> ReportFacts:
         """What there is to show of the task of the rows; of rows of which no prediction is left, what is of any."""
-        return TASKS["image_classification" if self.comparison is None else self.comparison.held.task].shown
+        return TASKS["image_classification" if self.comparison is None else self.comparison.held.task].report
 
 
 def gather(folder: Path, cache_url: str | None = None) -> Contents:

@@ -12,7 +12,7 @@ from student_train.report.figures import Curve, Panel, Point
 from student_train.report.measures import Calibration, agreement_by_confidence, calibration_of, interval, loss_by_place
 from student_train.report.rows import Comparison, TeacherRow, teacher_row
 from student_train.report.runs import ShownRun
-from student_train.tasks import TASKS, Shown
+from student_train.tasks import TASKS, ReportFacts
 
 COSTS = {"parameters": "parameters", "latency_ms": "ms for one row"}
 MOST_BARS = 12  # students in the picture of who is right
@@ -32,7 +32,7 @@ def draw_all(
     """
     teacher = None if comparison is None else teacher_row(comparison.held)
     found = {"curves": _curves(runs, colours, gain, teacher)}
-    if costs := trade_offs(runs, colours, gain, independent=comparison is None or shown_of(comparison).independent):
+    if costs := trade_offs(runs, colours, gain, independent=comparison is None or facts_of(comparison).independent):
         goal = teacher.accuracy if teacher is not None and gain == "accuracy" else None
         found["trade_offs"] = figures.trade_offs(costs, gain, goal)
     if comparison is not None:
@@ -59,9 +59,9 @@ def trade_offs(
     return found
 
 
-def shown_of(comparison: Comparison) -> Shown:
+def facts_of(comparison: Comparison) -> ReportFacts:
     """Return what there is to show of the task of compared rows."""
-    return TASKS[comparison.held.task].shown
+    return TASKS[comparison.held.task].report
 
 
 def reliabilities(comparison: Comparison, colours: Mapping[str, str]) -> list[tuple[str, str, Calibration]]:
@@ -95,7 +95,7 @@ def _of_rows(comparison: Comparison, colours: Mapping[str, str], teacher: Teache
         "calibration": figures.calibration([(each, colour) for _, colour, each in shown]) if shown else None,
         "agreement": figures.agreement(bars, lines) if bars or lines else None,
     }
-    if shown_of(comparison).in_order and kept:
+    if facts_of(comparison).in_order and kept:
         places: list[tuple[pl.DataFrame, str]] = [(loss_by_place(table), colour) for table, colour in kept]
         known = teacher is not None and teacher.cross_entropy is not None
         found["loss"] = figures.loss_along_block(places, places[0][0] if known else None)

@@ -19,7 +19,7 @@ from storage.cache import Cache
 from storage.errors import StillroomError
 from storage.tokenizer import decoder
 from student_train.run_files.predictions import HeldTable
-from student_train.tasks import Shown
+from student_train.tasks import ReportFacts
 
 MOST_SHARDS = 16
 THUMBNAIL_PIXELS = 112  # larger images are made smaller; smaller ones are scaled up by the browser
@@ -68,7 +68,7 @@ class Shower:
 
     cache: Cache | None
     dataset: str
-    task: Shown
+    task: ReportFacts
     left_out: dict[str, None] = field(default_factory=dict)
     _pictures: dict[int, str | None] = field(default_factory=dict)
     _shards: set[int] = field(default_factory=set)

@@ -13,7 +13,7 @@ The other half, what lies on disk, is `storage.tasks`.
 from __future__ import annotations
 
 from student_train.students import Blueprint
-from student_train.tasks.base import Shown, StudentTask, Way
+from student_train.tasks.base import ReportFacts, StudentTask, Way
 from student_train.tasks.image_classification import ImageClassification
 from student_train.tasks.language_model import LanguageModel
 from student_train.tasks.text_classification import TextClassification
@@ -28,4 +28,4 @@ def task_of(blueprint: Blueprint) -> StudentTask:
     return TASKS[blueprint.asked.name]
 
 
-__all__ = ["TASKS", "Shown", "StudentTask", "Way", "task_of"]
+__all__ = ["TASKS", "ReportFacts", "StudentTask", "Way", "task_of"]

@@ -24,7 +24,7 @@ Way = Literal["rows", "sites"]
 
 
 @dataclass(frozen=True)
-class Shown:
+class ReportFacts:
     """What the report shows of a task, and in which words.
 
     Attributes:
@@ -57,14 +57,14 @@ class StudentTask(ABC):
     Attributes:
         asked: the other half.
         way: how its students are stepped and measured.
-        shown: what the report shows of it.
+        report: what the report shows of it.
         site_schema: columns of a held site beside those of its row.
         unsteady: why steps on it cannot be recorded; None: batches of one kind are all of one shape.
     """
 
     asked: ClassVar[Task]
     way: ClassVar[Way]
-    shown: ClassVar[Shown]
+    report: ClassVar[ReportFacts]
     site_schema: ClassVar[dict[str, type[pl.DataType]]] = {}
     unsteady: ClassVar[str | None] = None
 

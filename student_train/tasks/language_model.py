@@ -23,7 +23,7 @@ from student_train.feed.shard_source import INPUTS, LABELS, ShardSource
 from student_train.feed.windows import load_shard
 from student_train.students import Student
 from student_train.students.parts import part_size
-from student_train.tasks.base import Shown, StudentTask
+from student_train.tasks.base import ReportFacts, StudentTask
 from student_train.tasks.held import Columns
 
 TRIED_POSITIONS = 8  # a student takes rows of any length up to its own
@@ -36,7 +36,7 @@ class LanguageModel(StudentTask):
 
     asked = TASKS["language_model"]
     way = "sites"
-    shown = Shown(
+    report = ReportFacts(
         rows="blocks of tokens",
         sites="positions",
         independent=False,  # how far the positions of a block are samples of their own, nobody knows

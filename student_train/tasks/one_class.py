@@ -10,7 +10,7 @@ from torch import Tensor
 from storage.cache import Cache, Samples
 from student_train.feed.selection import Selection
 from student_train.students import Student
-from student_train.tasks.base import Shown, StudentTask
+from student_train.tasks.base import ReportFacts, StudentTask
 from student_train.tasks.held import TEACHER_SCHEMA
 
 
@@ -18,7 +18,7 @@ class OneClassStudent(StudentTask):
     """All logits of a batch are made at once."""
 
     way = "rows"
-    shown = Shown(
+    report = ReportFacts(
         rows="rows",
         sites="rows",
         independent=True,

@@ -48,8 +48,8 @@ def test_whatever_steps_or_measures_knows_every_way(table: dict[str, Any]) -> No
 
 
 def test_the_report_knows_what_every_task_shows() -> None:
-    assert {task.shown.mistakes for task in TASKS.values()} <= CARDS.keys()
-    assert {task.shown.breakdown for task in TASKS.values()} <= BREAKDOWNS.keys()
+    assert {task.report.mistakes for task in TASKS.values()} <= CARDS.keys()
+    assert {task.report.breakdown for task in TASKS.values()} <= BREAKDOWNS.keys()
 
 
 @pytest.mark.parametrize(
