@@ -11,10 +11,12 @@ import pytest
 
 from storage.cache import Cache
 from storage.cache.verify import verify
+from storage.errors import BadRequest
 from storage.format.sealed import unseal
 from storage.format.shards import ShardKey
 from tests.conftest import Program
-from tests.teacher_cache.toys import contents, run_program
+from tests.teacher_cache.toys import build, contents, run_program, write_job
+from tests.texts.toys import write_texts
 
 MISSING = ShardKey("pictures", "dense", "view-001", 2)
 NOTE = "is of format 2: its shards do not say which cache and which dataset they are of"
@@ -119,3 +121,16 @@ def test_a_recoding_of_it_is_of_format_3(built: Path, tmp_path: Path, program: P
     assert "digest" in commit.table.column_names  # payload and label cannot be told apart any more
     done = program("cache", "build", small, "--json")
     assert (done.code, json.loads(done.out)["built"]) == (0, 0), done.err
+
+
+def test_what_format_2_has_no_place_for_is_refused_before_anything_is_written(old: Path) -> None:
+    before = sorted((old / "cache").rglob("*"))
+    job = write_job(old, write_texts(old))
+    with pytest.raises(BadRequest) as caught:
+        build(job)
+    assert (caught.value.what, caught.value.found, caught.value.do) == (
+        f"{old / 'cache'} is of format 2, which has no place for texts",
+        "own_length, task text_classification",
+        f"cache build {job} --as NAME    # a new cache beside it; this one stays as it is",
+    )
+    assert sorted((old / "cache").rglob("*")) == before

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -91,10 +92,11 @@ def test_a_changed_teacher_is_refused_for_a_finished_student(tmp_path: Path) -> 
     cache = write_cache(tmp_path / "cache", Recipe())
     request = request_of(cache, tmp_path / "runs", student("a", objective=[KD]))
     train_students(request)
-    another = cache.teacher("toy", "sage").model_copy(update={"model": {"kind": "another"}})
-    cache.objects.put("toy/sage/teacher.json", another.to_json())
+    (tmp_path / "again").mkdir()
+    shutil.copy(tmp_path / "cache/cache.json", tmp_path / "again")  # the same cache, built by another teacher
+    again = write_cache(tmp_path / "again", Recipe(teacher="another"))
     with pytest.raises(StaleCache, match=r"teachers\.sage changed"):
-        train_students(request)
+        train_students(request_of(again, tmp_path / "runs", student("a", objective=[KD])))
 
 
 def test_a_diverging_student_does_not_stop_the_next(toy_cache: Cache, tmp_path: Path) -> None:

@@ -37,6 +37,7 @@ class Recipe:
     dataset: str = "toy"
     logits_dtype: str = "fp16"
     encoding: SparseEncoding | None = None  # in place of dense logits
+    teacher: str = "toy"  # which model it is
     teacher_classes: int | None = None  # of a teacher that fits another dataset
     no_ingest: frozenset[int] = frozenset()  # shards that are missing
     no_teacher: frozenset[int] = frozenset()
@@ -60,7 +61,7 @@ def write_cache(folder: Path, recipe: Recipe) -> Cache:
     create_segment(cache.objects, name, 0, Segment(extents, recipe.rows_per_shard))
     teacher = TeacherSpec(
         name="sage",
-        model={"kind": "toy"},
+        model={"kind": recipe.teacher},
         num_classes=recipe.teacher_classes or recipe.classes,
         encoding=recipe.encoding or DenseEncoding.model_validate({"dtype": recipe.logits_dtype}),
         features={n: FeatureEncoding.model_validate({"layer": "x", "pool": p}) for n, p in recipe.features.items()},
