@@ -27,6 +27,7 @@ class LiveFeed:
         self._feed = feed
         self._name = name
         self._teacher = teacher
+        self._dataset = feed.selection.catalogue.dataset(feed.selection.dataset)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._feed, name)
@@ -35,7 +36,7 @@ class LiveFeed:
         """Yield the batches of an epoch, with the teacher's words of this moment."""
         for cut, step, batch in self._feed.shared(*args, **kwargs):
             with torch.inference_mode(False), torch.no_grad():
-                logits, _ = self._teacher(batch.inputs)
+                logits, _ = self._teacher(batch.shown, self._dataset)
             logits = logits.clone()  # made under inference_mode, which autograd refuses
             targets = {self._name: Encoded(DenseEncoding(statistics=False), logits.shape[-1], {"logits": logits})}
             yield cut, step, replace(batch, targets=targets)
