@@ -246,6 +246,7 @@ def _print_comparison(runs: Path) -> None:
         "student",
         "parameters",
         "accuracy",
+        *[name for name in ["macro_f1"] if table[name].is_not_null().any()],
         "agreement",
         epochs=pl.col("epochs"),
         seconds=pl.col("seconds").round(1),

@@ -24,6 +24,7 @@ from student_train.tasks import ReportFacts
 MOST_SHARDS = 16
 THUMBNAIL_PIXELS = 112  # larger images are made smaller; smaller ones are scaled up by the browser
 CONTEXT_TOKENS = 40
+MOST_TOKENS = 80  # of a text that is shown
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,7 @@ class Card:
         label, teacher, student: what it is, and what they say; names of classes, or tokens as text.
         teacher_probability, student_probability: of what they say; None: unknown.
         picture: a PNG as a data URI; None of what is no image, or without the cache.
-        context: the text before the token in question; None of what is no text.
+        context: the text before the token in question, or that of the row; None of what is no text.
         note: a line more.
     """
 
@@ -76,10 +77,11 @@ class Shower:
     def __post_init__(self) -> None:
         self._classes: list[str] = []
         self._decode: Callable[[Sequence[int]], str] | None = None
+        self._texts: dict[int, str | None] = {}
         if self.cache is None:
             return
         self._classes = self.cache.dataset(self.dataset).classes
-        if not self.task.token_classes:
+        if self.task.mistakes == "pictures":
             return
         try:
             tokenizer = self.cache.tokenizer(self.dataset)
@@ -91,7 +93,7 @@ class Shower:
         """Return the name of a class; of tokens, the token as text with its spaces to be seen."""
         if number is None:
             return "–"
-        if self._decode is not None:
+        if self._decode is not None and self.task.token_classes:
             return visible(self._decode([number]))
         return self._classes[number] if 0 <= number < len(self._classes) else f"{number}"
 
@@ -107,6 +109,18 @@ class Shower:
 
     def pictures(self, failed: pl.DataFrame, held: HeldTable, most: int) -> list[Card]:
         """Return cards with pictures, as far as shards may be read."""
+        chosen = self._chosen(failed, most)
+        self._read(chosen, "images", self._pictures, picture_of)
+        return [self._card(row, picture=self._pictures.get(row["row"])) for row in chosen]
+
+    def texts(self, failed: pl.DataFrame, held: HeldTable, most: int) -> list[Card]:
+        """Return cards with the text of each row, as far as shards may be read."""
+        chosen = self._chosen(failed, most)
+        self._read(chosen, "texts", self._texts, self._spelled)
+        return [self._card(row, context=self._texts.get(row["row"])) for row in chosen]
+
+    def _chosen(self, failed: pl.DataFrame, most: int) -> list[dict[str, Any]]:
+        """Return the first rows whose shards may be read."""
         chosen: list[dict[str, Any]] = []
         for row in failed.to_dicts():
             if len(chosen) == most:
@@ -114,8 +128,7 @@ class Shower:
             if row["shard"] in self._shards or len(self._shards) < MOST_SHARDS:
                 self._shards.add(row["shard"])
                 chosen.append(row)
-        self._read(chosen)
-        return [self._card(row, picture=self._pictures.get(row["row"])) for row in chosen]
+        return chosen
 
     def _card(self, row: dict[str, Any], *, picture: str | None = None, context: str | None = None) -> Card:
         return Card(
@@ -130,26 +143,38 @@ class Shower:
             note=row.get("note"),
         )
 
-    def _read(self, rows: list[dict[str, Any]]) -> None:
-        """Make pictures of rows, a shard at a time."""
+    def _read(
+        self,
+        rows: list[dict[str, Any]],
+        what: str,
+        shown: dict[int, str | None],
+        show: Callable[[np.ndarray], str | None],
+    ) -> None:
+        """Show rows that are not shown yet, a shard at a time."""
         if self.cache is None:
             return
         starts = {shard.shard: shard.start for shard in self.cache.catalogue([self.dataset], ()).shards(self.dataset)}
-        for shard in sorted({row["shard"] for row in rows if row["row"] not in self._pictures}):
+        for shard in sorted({row["shard"] for row in rows if row["row"] not in shown}):
             try:
-                inputs_S = self.cache.read_inputs(self.dataset, shard)
+                inputs_S = self.cache.read_rows(self.dataset, shard)
             except StillroomError as error:
-                self.left_out[f"some images are not shown: {error.what}"] = None
+                self.left_out[f"some {what} are not shown: {error.what}"] = None
                 continue
             for row in rows:
                 if row["shard"] == shard:
-                    self._pictures[row["row"]] = picture_of(inputs_S[row["row"] - starts[shard]])
+                    shown[row["row"]] = show(inputs_S[row["row"] - starts[shard]])
+
+    def _spelled(self, ids: np.ndarray) -> str:
+        return self._text(ids[:MOST_TOKENS].tolist()) + ("…" if len(ids) > MOST_TOKENS else "")
+
+    def _text(self, ids: list[int]) -> str:
+        return " ".join(map(str, ids)) if self._decode is None else self._decode(ids)
 
     def _context(self, table: pl.DataFrame, row: dict[str, Any]) -> str:
         """Return the text up to a position, itself included."""
         block = table.filter(pl.col("row") == row["row"], pl.col("at") <= row["at"]).sort("at")
         ids = block["token"].tail(CONTEXT_TOKENS).to_list()
-        text = " ".join(map(str, ids)) if self._decode is None else self._decode(ids)
+        text = self._text(ids)
         return text if len(ids) == len(block) else f"…{text}"
 
 
@@ -157,6 +182,7 @@ class Shower:
 CARDS: dict[str, Callable[[Shower, pl.DataFrame, HeldTable, int], list[Card]]] = {
     "contexts": Shower.contexts,
     "pictures": Shower.pictures,
+    "texts": Shower.texts,
 }
 
 

@@ -102,6 +102,7 @@ def leaderboard(contents: Contents) -> list[Column]:
     epochs = {run.figures["epochs"] for run in contents.runs}
     figured = [
         Column("accuracy", "share of held rows whose top class is the label", _figure("accuracy", percent)),
+        Column("macro-F1", "mean over the classes of F1, each class alike", _figure("macro_f1", percent)),
         Column("behind", "the best, in points, on the same rows; with its 95 % interval", _behind(contents)),
         Column("agreement", "share of held rows whose top class is the teacher's", _agreement(agreements)),
         Column("loss", "cross-entropy to the labels of the held rows, nats", _figure("cross_entropy", number)),

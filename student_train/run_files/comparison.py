@@ -18,6 +18,7 @@ COMPARISON = {
     "architecture": pl.String,
     "parameters": pl.Int64,
     "accuracy": pl.Float64,
+    "macro_f1": pl.Float64,
     "agreement": pl.Float64,
     "cross_entropy": pl.Float64,
     "calibration_error": pl.Float64,

@@ -25,6 +25,7 @@ class Held(Options):
         cross_entropy: to the labels, nats.
         calibration_error: expected calibration error over 15 bins of confidence.
         agreement: share of rows whose top class is the teacher's.
+        macro_f1: mean over the classes that have a label of F1, 2 · right / (said + there); of texts alone.
     """
 
     model_config = ConfigDict(ser_json_inf_nan="constants")
@@ -33,6 +34,7 @@ class Held(Options):
     cross_entropy: float | None = None
     calibration_error: float | None = None
     agreement: float | None = None
+    macro_f1: float | None = None
 
 
 class EpochMetrics(Held):

@@ -41,7 +41,7 @@ class ReportFacts:
     rows: str
     sites: str
     independent: bool
-    mistakes: Literal["pictures", "contexts"]
+    mistakes: Literal["pictures", "contexts", "texts"]
     breakdown: Literal["classes", "tokens"]
     token_classes: bool = False
     in_order: bool = False
@@ -59,6 +59,7 @@ class StudentTask(ABC):
         way: how its students are stepped and measured.
         report: what the report shows of it.
         site_schema: columns of a held site beside those of its row.
+        macro_f1: whether it is a figure of the task: where classes are few and may be of unequal size.
         unsteady: why steps on it cannot be recorded; None: batches of one kind are all of one shape.
     """
 
@@ -66,6 +67,7 @@ class StudentTask(ABC):
     way: ClassVar[Way]
     report: ClassVar[ReportFacts]
     site_schema: ClassVar[dict[str, type[pl.DataType]]] = {}
+    macro_f1: ClassVar[bool] = False
     unsteady: ClassVar[str | None] = None
 
     @abstractmethod

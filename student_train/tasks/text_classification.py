@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from storage.tasks import TASKS
 from student_train.tasks.one_class import OneClassStudent
 
@@ -10,4 +12,6 @@ class TextClassification(OneClassStudent):
     """One class for a row of tokens."""
 
     asked = TASKS["text_classification"]
+    shown = replace(OneClassStudent.shown, mistakes="texts")
+    macro_f1 = True
     unsteady = "texts: a batch is as long as its longest row, which is another length in each batch"

@@ -200,3 +200,19 @@ def test_an_encoder_that_cannot_be_built_is_refused(options: dict[str, Any]) -> 
 def test_a_checked_student_tells_the_shape_of_a_rows_vector() -> None:
     student = build_student(blueprint(depth=1, width=8, heads=2))
     assert check_student(student, ["network.pool"], (LENGTH,), 3) == {"network.pool": (8,)}
+
+
+def test_macro_f1_counts_each_class_alike(cache: Cache, tmp_path: Path) -> None:
+    from sklearn.metrics import f1_score
+
+    record = trained(cache, tmp_path, epochs=4)
+    held = cache.samples().of("texts").filter(split="validation")
+    student, shards = load_student(tmp_path / "encoder"), {s.shard: s.start for s in cache.catalogue().shards("texts")}
+    said = []
+    with torch.no_grad():
+        for shard, row in held.select("shard", "row").iter_rows():
+            ids = cache.read_ragged("texts", shard)[row - shards[shard]]
+            said.append(int(student(torch.from_numpy(ids.copy()).long()[None]).argmax()))
+    expected = f1_score(held["label"].to_list(), said, average="macro", labels=held["label"].unique().to_list())
+    assert record.macro_f1 == pytest.approx(expected, abs=1e-9)
+    assert record.accuracy == pytest.approx(sum(a == b for a, b in zip(said, held["label"], strict=True)) / len(said))

@@ -46,7 +46,7 @@ def evaluate(
     Returns:
         The figures of each student of each stepper, or None if `stop` said so.
     """
-    sums = [Sums(len(stepper.states), stepper.states[0].student.device) for stepper in steppers]
+    sums = [Sums(len(stepper.states), stepper.states[0].student) for stepper in steppers]
     start = 0
     try:
         for stepper in steppers:
@@ -97,12 +97,17 @@ ADD: dict[Way, Callable[[Stepper, Batch, Sums, Sequence[Tensor | None]], None]] 
 
 
 class Sums:
-    """What the figures of M students are made of, on the device."""
+    """What the figures of M students are made of, on their device; `student` is one of them."""
 
-    def __init__(self, members: int, device: torch.device):
+    def __init__(self, members: int, student: Student):
+        device = student.device
         # Labelled rows, correct ones, nats, rows with a teacher, rows that agree with it.
         self._sums_M5 = torch.zeros(members, 5, dtype=torch.float64, device=device)
         self._bins_M3K = torch.zeros(members, 3, NUM_BINS, dtype=torch.float64, device=device)  # rows, sure, right
+
+        # Of each class: rows that are right, rows that are said to be of it, rows that are; none where nobody asks.
+        classes = student.blueprint.num_classes if task_of(student.blueprint).macro_f1 else 0
+        self._classes_M3C = torch.zeros(members, 3, classes, dtype=torch.float64, device=device)
 
     def add(self, logits_MBC: Tensor, labels_B: Tensor, tops_MB: Tensor, members: slice = slice(None)) -> None:
         """Add a batch of all students, or of some; rows with NO_CLASS count for nothing."""
@@ -120,14 +125,20 @@ class Sums:
         member_MBK = torch.nn.functional.one_hot(bin_MB, NUM_BINS).double() * labelled_B[:, None]
         rows_M3B = torch.stack([torch.ones_like(confidence_MB), confidence_MB, correct_MB.float()], dim=1).double()
         self._bins_M3K[members] += rows_M3B @ member_MBK
+        if classes := self._classes_M3C.shape[2]:
+            of_class_BC = torch.nn.functional.one_hot(labels_B.clamp(min=0), classes).double() * labelled_B[:, None]
+            said_MBC = torch.nn.functional.one_hot(chosen_MB, classes).double() * labelled_B[:, None]
+            there_MBC = of_class_BC.expand_as(said_MBC)
+            self._classes_M3C[members] += torch.stack([said_MBC * there_MBC, said_MBC, there_MBC], 1).sum(2)
 
     def figures(self, parallel: Parallel) -> list[Held]:
         """Return each student's figures, over the rows of all processes; waits for the device."""
         parallel.sum(self._sums_M5)
         parallel.sum(self._bins_M3K)
+        parallel.sum(self._classes_M3C)
         found = []
-        for (labelled, correct, nats, taught, agreeing), bins_3K in zip(
-            self._sums_M5.tolist(), self._bins_M3K.cpu(), strict=True
+        for (labelled, correct, nats, taught, agreeing), bins_3K, classes_3C in zip(
+            self._sums_M5.tolist(), self._bins_M3K.cpu(), self._classes_M3C.cpu(), strict=True
         ):
             gap = expected_error(*bins_3K) if labelled else None
             found.append(
@@ -136,9 +147,27 @@ class Sums:
                     cross_entropy=nats / labelled if labelled else None,
                     calibration_error=gap,
                     agreement=agreeing / taught if taught else None,
+                    macro_f1=macro_f1(*classes_3C),
                 )
             )
         return found
+
+
+def macro_f1(right_C: Tensor, said_C: Tensor, there_C: Tensor) -> float | None:
+    """Return the mean F1 of the classes that any row has; None: there is none.
+
+    Two classes of 4 and 1 rows, all said to be of the first: F1 is 2·4 / (5 + 4) and 0.
+
+    >>> macro_f1(torch.tensor([4.0, 0.0]), torch.tensor([5.0, 0.0]), torch.tensor([4.0, 1.0]))
+    0.4444...
+
+    Args:
+        right_C: rows of each class that are said to be of it.
+        said_C: rows that are said to be of it.
+        there_C: rows that are.
+    """
+    known = there_C > 0
+    return float((2 * right_C / (said_C + there_C))[known].mean()) if known.any() else None
 
 
 def _labels(batch: Batch) -> Tensor:
