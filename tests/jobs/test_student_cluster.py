@@ -11,7 +11,6 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -41,8 +40,11 @@ LOCAL = 'kind = "local"\nworkers = 2\nthreads = 1'
 OWN = """
 import os
 import time
+from pathlib import Path
 
 import torch
+
+HOLD = Path(__file__).with_name("hold")
 
 
 class Own(torch.nn.Module):
@@ -55,6 +57,8 @@ class Own(torch.nn.Module):
         if self.training and x.device.type == "cpu":
             time.sleep(self.seconds)
             self.steps += 1
+            while self.steps > 8 and HOLD.exists():  # an epoch has 6
+                time.sleep(0.01)
             if self.crash and self.steps > 4:
                 os._exit(7)
         return self.layer(x.flatten(1))
@@ -96,7 +100,7 @@ SLOW = """
 [[student]]
 name = "slow"
 architecture = "own.py:own"
-epochs = 8
+epochs = 6
 objective = [{ loss = "labels" }]
 [student.sweep]
 seed = [0, 1, 2, 3]
@@ -133,7 +137,7 @@ class Dask:
         options = (self.address, "--nthreads", "3", "--local-directory", self.folder, "--no-dashboard")
         while len(self.workers) < 2:
             self.workers.append(self.processes.enter_context(started("dask", "worker", *options)))
-        with Client(self.address) as client:
+        with Client(self.address, timeout=PATIENCE_S) as client:
             client.wait_for_workers(2, timeout=PATIENCE_S)
 
     def answers(self) -> bool:
@@ -158,6 +162,8 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Cache:
 def write_students(folder: Path, cache: Cache, students: str, *, cluster: str, top: str = "") -> Path:
     """Write a student job, whose students step one by one, and a user's own architecture beside it."""
     (folder / "own.py").write_text(OWN)
+    if students == SLOW:
+        (folder / "hold").touch()
     path = folder / "job.toml"
     path.write_text(
         f'cache = "{cache.url}"\nruns = "runs"\ntrain = "toy/train"\nvalidation = "toy/validation"\n'
@@ -182,9 +188,10 @@ def assert_same(runs: Path, expected: Path, names: list[str]) -> None:
     assert {name for name in names if weights(runs, name) != weights(expected, name)} == set()
 
 
-def all_have_begun(folder: Path) -> bool:
-    """Whether every slow student has had an epoch, after which there is a checkpoint."""
-    return all((folder / "runs" / name / "checkpoint.json").exists() for name in SLOW_NAMES)
+def wait_until_all_have_begun(folder: Path, process: subprocess.Popen[str]) -> None:
+    """Hold slow students within their second epoch until each has had its first, after which it has a checkpoint."""
+    wait_for(lambda: all((folder / "runs" / name / "checkpoint.json").exists() for name in SLOW_NAMES), process)
+    (folder / "hold").unlink()
 
 
 def steps_within_an_epoch(folder: Path) -> list[int]:
@@ -266,7 +273,7 @@ def test_a_command_with_a_cluster_loads_no_teacher_code(clustered: Clustered) ->
 
 def test_a_killed_worker_is_replaced_and_its_students_go_on(cache: Cache, alone: Path, tmp_path: Path) -> None:
     with started("student", "train", write_students(tmp_path, cache, SLOW, cluster=LOCAL)) as process:
-        wait_for(lambda: all_have_begun(tmp_path), process)
+        wait_until_all_have_begun(tmp_path, process)
         workers_of(process)[0].kill()
         _, errors = process.communicate(timeout=PATIENCE_S)
     assert (process.returncode, "Traceback" in errors) == (0, False), errors
@@ -280,8 +287,7 @@ def test_a_signal_to_all_processes_leaves_checkpoints_to_go_on_from(
     job = write_students(tmp_path, cache, SLOW, cluster=LOCAL)
     command = [str(Path(sys.executable).with_name("student")), "train", str(job)]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
-    wait_for(lambda: all_have_begun(tmp_path), process)
-    time.sleep(0.3)  # into the next epoch
+    wait_until_all_have_begun(tmp_path, process)
     os.killpg(process.pid, sent)
     _, errors = process.communicate(timeout=PATIENCE_S)
     assert (process.returncode, "Traceback" in errors) == (code, False), errors
@@ -323,8 +329,7 @@ def test_a_lost_scheduler_is_to_be_tried_again_and_students_have_checkpoints(
 ) -> None:
     job = write_students(tmp_path, cache, SLOW, cluster=dask.section)
     with started("student", "train", job) as process:
-        wait_for(lambda: all_have_begun(tmp_path), process)
-        time.sleep(0.3)  # into the next epoch
+        wait_until_all_have_begun(tmp_path, process)
         assert dask.scheduler is not None
         dask.scheduler.kill()
         _, errors = process.communicate(timeout=PATIENCE_S)
@@ -338,7 +343,7 @@ def test_a_worker_that_is_told_to_leave_hands_its_students_to_another(
 ) -> None:
     job = write_students(tmp_path, cache, SLOW, cluster=dask.section)
     with started("student", "train", job) as process:
-        wait_for(lambda: all_have_begun(tmp_path), process)
+        wait_until_all_have_begun(tmp_path, process)
         dask.workers[0].terminate()
         _, errors = process.communicate(timeout=PATIENCE_S)
     assert (process.returncode, "Traceback" in errors) == (0, False), errors
