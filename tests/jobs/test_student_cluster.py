@@ -324,6 +324,18 @@ def test_a_running_scheduler_trains_one_group_a_worker(
     assert list(loaded.values()) == [[True, False]] * 2
 
 
+def test_a_worker_that_is_told_to_leave_hands_its_students_to_another(
+    cache: Cache, alone: Path, tmp_path: Path, dask: Dask
+) -> None:
+    job = write_students(tmp_path, cache, SLOW, cluster=dask.section)
+    with started("student", "train", job) as process:
+        wait_until_all_have_begun(tmp_path, process)
+        dask.workers[0].terminate()
+        _, errors = process.communicate(timeout=PATIENCE_S)
+    assert (process.returncode, "Traceback" in errors) == (0, False), errors
+    assert_same(tmp_path / "runs", alone, SLOW_NAMES)
+
+
 def test_a_lost_scheduler_is_to_be_tried_again_and_students_have_checkpoints(
     cache: Cache, tmp_path: Path, dask: Dask
 ) -> None:
@@ -336,18 +348,6 @@ def test_a_lost_scheduler_is_to_be_tried_again_and_students_have_checkpoints(
     assert (process.returncode, "Traceback" in errors) == (75, False), errors
     assert "TryAgain: the Dask scheduler is gone" in errors
     wait_for(lambda: any(steps_within_an_epoch(tmp_path)))
-
-
-def test_a_worker_that_is_told_to_leave_hands_its_students_to_another(
-    cache: Cache, alone: Path, tmp_path: Path, dask: Dask
-) -> None:
-    job = write_students(tmp_path, cache, SLOW, cluster=dask.section)
-    with started("student", "train", job) as process:
-        wait_until_all_have_begun(tmp_path, process)
-        dask.workers[0].terminate()
-        _, errors = process.communicate(timeout=PATIENCE_S)
-    assert (process.returncode, "Traceback" in errors) == (0, False), errors
-    assert_same(tmp_path / "runs", alone, SLOW_NAMES)
 
 
 def test_halving_decides_within_a_group_and_says_so(cache: Cache, tmp_path: Path) -> None:
