@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from storage.errors import CorruptObject
 from storage.format.objects import Objects
 from storage.format.shards import Belonging, Commit
-from storage.format.specs import CacheSpec, DatasetSpec, TeacherSpec, read_promise
+from storage.format.specs import WEIGHTS_JSON, CacheSpec, DatasetSpec, TeacherSpec, WeightsSpec, read_promise, read_spec
 
 
 class Promises:
@@ -23,6 +23,7 @@ class Promises:
         self._objects = objects
         self._about = about
         self._told = dict(told or {})
+        self._loaded: dict[str, str] = {}
 
     def of(self, dataset: str, teacher: str | None = None) -> Belonging:
         """Return what a shard of a dataset's ingest, or of a teacher's targets, belongs to.
@@ -52,12 +53,22 @@ class Promises:
         if commit.promise is not None:  # also of most commits of format 2
             fingerprints = (f"teacher fingerprint {commit.promise}", f"teacher fingerprint {expected.promise}")
             checks.append(("was made by another teacher than teacher.json promises", *fingerprints))
+        if (weights := commit.about.get("weights")) is not None:
+            promised = self._weights(commit.key.dataset, str(commit.key.teacher))
+            other = "was made by a teacher with other weights than weights.json promises"
+            checks.append((other, f"weights {weights}", f"weights {promised}"))
         for what, found, wanted in checks:
             if found != wanted:
                 url = self._objects.url
                 do = f"cache verify {url} --repair, then cache build JOB.toml"
                 raise CorruptObject(f"{url}: {commit.key} {what}", found=found, expected=wanted, do=do)
         return commit
+
+    def _weights(self, dataset: str, teacher: str) -> str:
+        path = f"{dataset}/{teacher}/{WEIGHTS_JSON}"
+        if path not in self._loaded:
+            self._loaded[path] = read_spec(self._objects, path, WeightsSpec).weights
+        return self._loaded[path]
 
     def _digest(self, dataset: str, teacher: str | None) -> str:
         if (dataset, teacher) not in self._told:

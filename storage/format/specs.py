@@ -33,6 +33,7 @@ if TYPE_CHECKING:  # `cache status` reads specs, and should not pay two seconds 
     from storage.views.shown import View
 
 FORMAT_VERSION = 3
+WEIGHTS_JSON = "weights.json"
 NEW_KEYS = ("uses", "task")  # since format 3, and left out where they say nothing
 OWN_LENGTH = "own_length"
 USES = (OWN_LENGTH,)  # of the names in FORMAT.md, those that are known here
@@ -130,6 +131,12 @@ class TeacherSpec(Spec):
     def _of_format_1(cls, encoding: Any) -> Any:
         """Return the encoding of a cache of format 1 as what it was: dense, without statistics."""
         return {"statistics": False} | encoding if isinstance(encoding, dict) else encoding
+
+
+class WeightsSpec(Spec):
+    """`<dataset>/<teacher>/weights.json`: the digest of the teacher's weights as the first worker loaded them."""
+
+    weights: str
 
 
 class ViewsSpec(Spec):

@@ -9,16 +9,17 @@ What comes out is a cache like any other: `cache build` with the same job goes o
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
 from storage.cache import TOKENIZER_JSON, Cache, Catalogue
 from storage.cache.watcher import Watcher
-from storage.errors import BadRequest, IncompleteCache, StaleCache
+from storage.errors import BadRequest, IncompleteCache, MissingObject, StaleCache
 from storage.format.rows import ShardRows, segment_path
 from storage.format.shards import ShardKey
-from storage.format.specs import TeacherSpec, write_spec
+from storage.format.specs import WEIGHTS_JSON, TeacherSpec, write_spec
 from storage.format.stages import VIEWS_JSON
 from storage.views import PLAIN
 from teacher_cache.building.prepared import BuildRequest, stage_name
@@ -179,6 +180,8 @@ def _write_promises(source: Catalogue, cache: Cache, recoding: PreparedRecoding)
         name = stage.dataset
         if stage.spec is not None:
             write_spec(cache.objects, f"{name}/{stage.spec.name}/teacher.json", stage.spec, job)
+            with contextlib.suppress(MissingObject):  # of a cache from before weights were promised
+                _copy_object(source, cache, f"{name}/{stage.spec.name}/{WEIGHTS_JSON}")
             continue
         if source.tokenizer(name) is not None:  # and is the one that was promised
             _copy_object(source, cache, f"{name}/{TOKENIZER_JSON}")

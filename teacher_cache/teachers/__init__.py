@@ -7,5 +7,6 @@ student.py    the folder of a trained student
 classes.py    its scores against a dataset's classes, by name
 weights.py    files of weights: digests and tensors
 model.py      a loaded teacher: what it is fed, which layers are tapped
+loaded.py     which weights it has once it is loaded
 loading.py    load one; on a worker, once for all its shards
 """

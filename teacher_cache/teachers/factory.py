@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from storage.errors import BadRequest, BadTeacher
 from storage.options import code_fingerprint, load_factory
 from storage.tokenizer import read_tokenizer
+from teacher_cache.teachers.loaded import build_twice
 from teacher_cache.teachers.weights import file_digest, load_weights
 
 if TYPE_CHECKING:
@@ -56,9 +58,18 @@ def load(options: TeacherOptions) -> nn.Module:
     """Return the model that the function makes, with its weights.
 
     Raises:
-        BadTeacher: the function failed, or returned no model.
+        BadTeacher: the function failed, returned no model, or another one each time.
         BadWeights: the weights cannot be read, or do not fit.
     """
+    assert options.factory is not None
+    if options.weights is None:
+        return build_twice(partial(_build, options), options.factory)
+    model = _build(options)
+    load_weights(model, options.weights)
+    return model
+
+
+def _build(options: TeacherOptions) -> nn.Module:
     from torch import nn
 
     assert options.factory is not None
@@ -70,6 +81,4 @@ def load(options: TeacherOptions) -> nn.Module:
         raise BadTeacher(f"{options.factory} failed", found=f"{type(error).__name__}: {error}") from error
     if not isinstance(model, nn.Module):
         raise BadTeacher(f"{options.factory} did not return a model", found=type(model).__name__, expected="nn.Module")
-    if options.weights is not None:
-        load_weights(model, options.weights)
     return model

@@ -16,6 +16,7 @@ from storage.inputs import inputs_of
 from storage.tasks import task_of
 from teacher_cache.teachers.classes import order_of
 from teacher_cache.teachers.kinds import KINDS
+from teacher_cache.teachers.loaded import weights_digest
 from teacher_cache.teachers.options import TeacherOptions
 
 if TYPE_CHECKING:
@@ -30,6 +31,7 @@ class Teacher:
         self.batch_size = options.batch_size
         self.model = model.eval().requires_grad_(False)  # no dropout, no batch statistics: one answer for each row
         self._options = options
+        self.weights = weights_digest(model)
         self._class_names = KINDS[options.kind].classes(options)
         self._captured: dict[str, Tensor] = {}
         modules = dict(model.named_modules())

@@ -24,6 +24,7 @@ from storage.views.check import Readable, libraries, readable_rows
 from teacher_cache.work.checks import check_classes, finite_rows, refuse_probabilities, refuse_shard
 from teacher_cache.work.pieces import LOCK, AskWork, Done, commit_shard, provenance
 from teacher_cache.work.rows import draw_keys, encode_rows, labels_of, spread_rows
+from teacher_cache.work.weights import promise_weights
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -58,6 +59,7 @@ def ask_shard(work: AskWork) -> Done:
         torch.set_num_threads(work.threads)  # for each shard: a Dask nanny has set it to 1
         device = pick_device(work.device)
         teacher = cached_teacher(work.teacher, work.promise, spec.num_classes, device)
+        promise_weights(cache, key, teacher.weights)
         shown_B, seen = _show(cache, key, inputs_S, readable, device)
         keys = draw_keys(dataset, readable, key.view)
         answers = _ask(teacher, Question(shown_B, torch.from_numpy(labels_S[readable_S]), keys), spec, dataset)
@@ -73,6 +75,7 @@ def ask_shard(work: AskWork) -> Done:
         "inputs_digest": ingest.about["inputs_digest"],  # what ties targets to the very inputs beside them
         "device": torch.cuda.get_device_name() if device == "cuda" else f"cpu, {work.threads} threads",
         "torch": torch.__version__,
+        "weights": teacher.weights,
         "answered": {name: values.sum().item() for name, values in answers.answered.items()},
         **seen,
     }

@@ -1,0 +1,75 @@
+"""Which weights a teacher has once it is loaded, wherever they came from: what all its shards must share (invariant 4).
+
+Files' digests say what was to be loaded. A function that draws its weights, or opens a file of its own, loads something
+else on another worker or another day, and no file that is known here changes.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+import numpy as np
+import xxhash
+
+from storage.errors import BadTeacher
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+SEEDS = (0, 1)  # of the two times that a function without `weights` is called
+
+
+def weights_digest(model: nn.Module) -> str:
+    """Return the digest over names, types, shapes and bytes of a model's parameters and buffers, by name."""
+    import torch
+
+    hasher = xxhash.xxh3_128()
+    tensors: dict[str, Tensor] = dict(model.named_parameters(remove_duplicate=False))
+    tensors |= dict(model.named_buffers(remove_duplicate=False))
+    for name in sorted(tensors):
+        tensor = tensors[name].detach().cpu().contiguous()
+        hasher.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        hasher.update(tensor.reshape(-1).view(torch.uint8).numpy().data)  # its bytes, whatever the type
+    return hasher.hexdigest()
+
+
+def build_twice(build: Callable[[], nn.Module], name: str) -> nn.Module:
+    """Return what a function without `weights` makes, called under two seeds of all generators.
+
+    Raises:
+        BadTeacher: it makes other weights each time, so that every worker would ask another teacher.
+    """
+    digests = []
+    for seed in SEEDS:
+        with _seeded(seed):
+            model = build()
+        digests.append(weights_digest(model))
+    if len(set(digests)) > 1:
+        raise BadTeacher(
+            f"{name} draws its weights anew each time that it is called",
+            found=f"weights {' and '.join(digests)} under two seeds",
+            expected="the same teacher on every worker, today and tomorrow",
+            do='save them once, safetensors.torch.save_file(model.state_dict(), "big.safetensors"), and name the file: '
+            'weights = "big.safetensors"',
+        )
+    return model
+
+
+@contextmanager
+def _seeded(seed: int) -> Iterator[None]:
+    """Seed the generators of Python, NumPy and torch, and leave them as they were."""
+    import torch
+
+    numpy_state, python_state = np.random.get_state(), random.getstate()  # noqa: NPY002 - what users' code draws from
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        np.random.seed(seed)  # noqa: NPY002
+        random.seed(seed)
+        try:
+            yield
+        finally:
+            np.random.set_state(numpy_state)  # noqa: NPY002
+            random.setstate(python_state)

@@ -1,0 +1,100 @@
+"""All shards of a teacher are of the same weights, as they were loaded, wherever they came from (invariant 4)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from storage.cache import Cache
+from storage.errors import BadTeacher, CorruptObject, StaleCache
+from storage.format.shards import ShardKey
+from teacher_cache.teachers.loaded import weights_digest
+from teacher_cache.teachers.loading import cached_teacher
+from tests.teacher_cache.toys import build, write_job
+
+DATASET = '[[dataset]]\nname = "d"\nkind = "arrays"\npath = "x.npy"\nclasses = ["a", "b"]\nrows_per_shard = 2\n'
+TEACHER = '[[teacher]]\nname = "t"\nfactory = "t.py:{function}"\n'
+FACTORIES = """
+import pathlib, random, numpy, torch
+HERE = pathlib.Path(__file__).parent
+def linear(values):
+    model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(4, 2))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.fill_(values)
+    return model
+def by_torch(): return torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(4, 2))
+def by_numpy(): return linear(float(numpy.random.rand()))
+def by_python(): return linear(random.random())
+def seeded():
+    torch.manual_seed(7)
+    return by_torch()
+def from_a_file(): return linear(float((HERE / "inner").read_text()))
+"""
+
+
+def write(folder: Path, function: str, cache: str = "cache") -> Path:
+    np.save(folder / "x.npy", np.arange(16, dtype=np.uint8).reshape(4, 1, 2, 2))
+    (folder / "t.py").write_text(FACTORIES)
+    return write_job(folder, DATASET, TEACHER.format(function=function), cache=cache)
+
+
+@pytest.mark.parametrize("function", ["by_torch", "by_numpy", "by_python"])
+def test_a_function_that_draws_its_weights_is_refused(tmp_path: Path, function: str) -> None:
+    with pytest.raises(BadTeacher) as caught:
+        build(write(tmp_path, function))
+    assert caught.value.what == f"{tmp_path}/t.py:{function} draws its weights anew each time that it is called"
+    assert caught.value.do is not None
+    assert 'weights = "big.safetensors"' in caught.value.do
+    assert not list((tmp_path / "cache").rglob("weights.json"))
+
+
+def test_a_function_that_seeds_itself_is_a_teacher(tmp_path: Path) -> None:
+    before = torch.get_rng_state()
+    assert build(write(tmp_path, "seeded")).exit_code == 0
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_a_file_that_changes_behind_the_function_is_noticed(tmp_path: Path) -> None:
+    (tmp_path / "inner").write_text("1")
+    job = write(tmp_path, "from_a_file")
+    build(job)
+    cache = Cache.open(str(tmp_path / "cache"))
+    cache.objects.delete(ShardKey("d", "t", "plain", 1).commit_path)
+    (tmp_path / "inner").write_text("2")  # and no file that the cache knows
+    cached_teacher.cache_clear()  # as on another worker, or another day
+    with pytest.raises(StaleCache) as caught:
+        build(job)
+    assert caught.value.what.startswith(
+        "teacher t has other weights here than those that its shards of d were made with"
+    )
+    assert cache.committed("d", "t") == {0}
+
+
+def test_a_shard_of_other_weights_is_not_read(tmp_path: Path) -> None:
+    for value in ("1", "2"):
+        (tmp_path / "inner").write_text(value)
+        cached_teacher.cache_clear()
+        build(write(tmp_path, "from_a_file", cache=value))
+    one, two = (Cache.open(str(tmp_path / value)) for value in ("1", "2"))
+    one.objects.delete("d/t/weights.json")
+    one.objects.put("d/t/weights.json", two.objects.get("d/t/weights.json"))
+    with pytest.raises(CorruptObject, match=r"was made by a teacher with other weights than weights.json promises"):
+        one.catalogue().read_commits("d", "t")
+
+
+def test_every_tensor_counts_whatever_its_type() -> None:
+    def model(dtype: torch.dtype = torch.float32, buffer: float = 0.0) -> torch.nn.Module:
+        made = torch.nn.Linear(2, 1)
+        torch.nn.init.zeros_(made.weight)
+        torch.nn.init.zeros_(made.bias)
+        made.register_buffer("mask", torch.tensor([True, False]), persistent=False)
+        made.register_buffer("scale", torch.tensor(buffer, dtype=torch.bfloat16))
+        return made.to(dtype)
+
+    digests = [weights_digest(made) for made in (model(), model(), model(buffer=1.0), model(torch.float64))]
+    assert digests[0] == digests[1]
+    assert len(set(digests)) == 3
