@@ -1,5 +1,6 @@
 """Every error that a user may meet, with what was found, what was expected and what to do.
 
+    none                       0    complete, or nothing to do
     StillroomError             1    a failure of ours
     ├── BadRequest             2    the request cannot be served as it stands
     │   ├── BadJob                  a job file with mistakes, all of them at once

@@ -32,7 +32,7 @@ from storage.cache.catalogue import Catalogue, no_dataset, no_teacher, read_toke
 from storage.cache.samples import Samples
 from storage.errors import BadRequest, IncompleteCache, MissingObject, NotInCache, StaleCache
 from storage.format.belonging import Promises
-from storage.format.groups import copy_shard, read_arrays, read_ragged, write_shard
+from storage.format.committing import copy_shard, read_arrays, read_ragged, write_shard
 from storage.format.objects import Objects, open_objects
 from storage.format.shards import Belonging, Commit, ShardKey, list_commits, stage_folder
 from storage.format.specs import FORMAT_VERSION, CacheSpec, DatasetSpec, TeacherSpec, ViewsSpec, read_spec
@@ -253,7 +253,7 @@ class Cache:
         table: pa.Table,
         about: dict[str, Any],
     ) -> Commit | None:
-        """Write a shard (`storage.format.groups.write_shard`), in the format and under the promises of this cache.
+        """Write a shard (`storage.format.committing.write_shard`), in the format and under the promises of this cache.
 
         Raises:
             MissingObject: its dataset or its teacher is not promised yet.
@@ -262,7 +262,7 @@ class Cache:
         return write_shard(self.objects, key, rows=rows, arrays=arrays, table=table, about=about, belonging=belonging)
 
     def copy_shard(self, source: Cache, commit: Commit, about: dict[str, Any]) -> Commit | None:
-        """Copy a shard of another cache into this one, as `storage.format.groups.copy_shard` does."""
+        """Copy a shard of another cache into this one, as `storage.format.committing.copy_shard` does."""
         belonging, about = self._for_writing(commit.key, about)
         return copy_shard(source.objects, commit, self.objects, about, belonging)
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 from storage.errors import CorruptObject, IncompleteCache, MissingSource, NotInCache
 from storage.format.belonging import Promises
-from storage.format.groups import read_arrays
+from storage.format.committing import read_arrays
 from storage.format.ledger import Ledger
 from storage.format.objects import Objects
 from storage.format.rows import RowPlan, ShardRows, check_plan, read_plan

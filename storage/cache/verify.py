@@ -20,7 +20,7 @@ from storage.cache.catalogue import Catalogue
 from storage.cache.samples import Samples
 from storage.encodings.base import all_finite
 from storage.errors import BadRequest, CorruptObject, IncompleteCache
-from storage.format.groups import delete_attempt, delete_group, of_kind, read_members, unpack_checked
+from storage.format.committing import delete_attempt, delete_group, of_kind, read_members, unpack_checked
 from storage.format.rows import ShardRows
 from storage.format.shards import GROUP_NAME, Commit, ShardKey, stage_folder
 from storage.format.specs import DatasetSpec, TeacherSpec

@@ -8,7 +8,7 @@ rows.py      the frozen plan: which sample is which row, and where shards end
 arrays.py    the arrays of a shard as bytes, and back
 shards.py    shards and their commits
 stages.py    which datasets, teachers and stages there are, from listings
-groups.py    the arrays of one shard: written before its commit, read as it says
+committing.py  a shard: its arrays first, its commit last, so that a kill leaves nothing visible; read as that says
 zips.py      one object for a whole Zarr group
 belonging.py whether a shard is of this cache and its promises
 ledger.py    all commits at a glance

@@ -2,7 +2,8 @@
 
 A commit is a sealed Parquet file with one row per row of the shard, and with the proof in its metadata: which cache and
 promises it belongs to, which attempt wrote the arrays, the digest of every byte of them, and where they came from. A
-reader sees a shard if and only if its commit is there, and reads only what the commit names.
+reader sees a shard if and only if its commit is there, and reads only what the commit names; `committing.py` writes
+it last.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Soft targets, decoded: the student's side of what `encodings/` stores as bytes.
 
-soft.py          dense and sparse targets, as losses ask them
+soft.py          dense and sparse targets, as losses ask them: here temperature is applied
 support.py       some classes by name and all others as one bucket
 mixture.py       several teachers as one
 calibration.py   how far confidences can be believed: one figure, one rule, whoever measures it

@@ -3,11 +3,12 @@
     base.py                   what every task answers
     one_class.py              a row has one site, itself, and one class
     image_classification.py   that, of pixels or of any values
-    text_classification.py    that, of tokens
+    text_classification.py    that, of texts
     language_model.py         every position of a row of tokens is a site; its class is the next token
 
-A *site* is where a row has an answer. A new task is one file here, one in `student_train/tasks`, and a line of each
-table.
+A *site* is where a row has an answer. To add a task: copy `image_classification.py` where a row has one class,
+`language_model.py` where it has more, here and in `student_train/tasks`; a line of each table; and a kind of dataset
+whose `task_name` says it, unless a job does.
 """
 
 from __future__ import annotations

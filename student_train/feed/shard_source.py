@@ -14,7 +14,7 @@ from torch import Tensor
 from storage.cache import Cache
 from storage.encodings import Encoded, FeatureEncoding
 from storage.errors import CorruptObject
-from storage.format.groups import read_arrays, read_ragged
+from storage.format.committing import read_arrays, read_ragged
 from storage.format.shards import Commit, ShardKey
 from storage.format.specs import TeacherSpec
 from storage.inputs import Stored

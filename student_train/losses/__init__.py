@@ -7,7 +7,8 @@ outputs.py     what losses look at of a student
 objective.py   a weighted sum of losses
 together.py    two losses that are computed in one go
 
-To add a loss: one file beside its like, its options in `options/terms.py`, and a line in LOSSES.
+To add a loss: copy `on_targets/kd.py` or `on_features/hint.py`; its options in `options/terms.py`, there in
+`ObjectiveTerm` too; and a line in LOSSES.
 """
 
 from __future__ import annotations

@@ -2,8 +2,9 @@
 
 <runs>/<student>/            its module                  written by               read by
   run.json                   records.py                  running/run.py, last     preparing, report, comparison.py
+                                                       (one_pass.py: failed)
   metrics.parquet            history.py                  running/run.py           report
-  steps/00001.parquet        history.py                  running/run.py           running/tracking.py
+  steps/00001.parquet        history.py                  running/run.py           running/tracking/
   predictions.parquet        predictions.py              running/measuring/predictions.py   report
   checkpoint.json, .safetensors
                              checkpoint.py               running/run.py           running/run.py, preparing

@@ -13,7 +13,7 @@ import numpy as np
 
 from storage.cache import Cache
 from storage.errors import CorruptObject, RowsMissing
-from storage.format.groups import read_arrays
+from storage.format.committing import read_arrays
 from storage.format.shards import Commit, ShardKey
 from storage.format.specs import TeacherSpec
 from storage.views import PLAIN

@@ -13,7 +13,7 @@ import numpy as np
 from storage.cache import Cache
 from storage.digests import sample_keys
 from storage.encodings import AnyEncoding
-from storage.format.groups import read_arrays
+from storage.format.committing import read_arrays
 from storage.format.shards import Commit, ShardKey
 from storage.format.specs import DatasetSpec
 from storage.tasks import task_of

@@ -46,7 +46,7 @@ def _seconds(folder: Path, run: int, arrays: dict[str, np.ndarray], belonging: B
     """Return seconds to write one shard, and to read all its arrays."""
     import pyarrow as pa
 
-    from storage.format.groups import read_arrays, write_shard
+    from storage.format.committing import read_arrays, write_shard
     from storage.format.objects import LocalObjects
     from storage.format.shards import ShardKey
 

@@ -15,7 +15,7 @@ from storage.cache.query import query_samples
 from storage.cache.status import read_info, read_status
 from storage.cache.verify import repair, verify
 from storage.errors import CorruptObject
-from storage.format.groups import write_shard
+from storage.format.committing import write_shard
 from storage.format.rows import Segment, create_segment
 from storage.format.shards import Commit, ShardKey
 from storage.format.specs import DatasetSpec, TeacherSpec, write_spec

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from storage.errors import CorruptObject, UnsupportedFormat
 from storage.format import groups
-from storage.format.groups import read_arrays, read_ragged, write_shard
+from storage.format.committing import read_arrays, read_ragged, write_shard
 from storage.format.objects import LocalObjects
 from storage.format.shards import Belonging, Commit, ShardKey
 from storage.format.specs import DatasetSpec, read_spec, write_spec

@@ -27,7 +27,7 @@ from zarr.storage import ZipStore
 
 from storage.errors import CorruptObject, MissingObject, NotInCache, StorageFailure, UnsupportedFormat
 from storage.format.arrays import DTYPES
-from storage.format.groups import copy_shard, read_arrays, read_members, read_ragged, write_shard
+from storage.format.committing import copy_shard, read_arrays, read_members, read_ragged, write_shard
 from storage.format.objects import LocalObjects, Objects, Span, open_objects
 from storage.format.sealed import seal
 from storage.format.shards import Belonging, Commit, ShardKey, list_commits, read_commits
@@ -406,7 +406,7 @@ KILLED = """
 import sys
 import numpy as np, pyarrow as pa
 from storage.format.objects import LocalObjects
-from storage.format.groups import write_shard
+from storage.format.committing import write_shard
 from storage.format.shards import Belonging, ShardKey
 objects = LocalObjects(sys.argv[1])
 table = pa.table({"row": pa.array(range(64), pa.int64())})

@@ -16,7 +16,7 @@ from storage.cache import Cache
 from storage.cache.verify import GRACE_S, BadShard, Verification, repair, verify
 from storage.encodings import DenseEncoding, Encoding
 from storage.errors import BadRequest, CorruptObject, MissingObject, StorageFailure
-from storage.format.groups import write_shard
+from storage.format.committing import write_shard
 from storage.format.objects import TEMPORARY_PREFIX, Listing, LocalObjects
 from storage.format.rows import Segment, create_segment
 from storage.format.sealed import unseal

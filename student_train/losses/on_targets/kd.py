@@ -1,4 +1,8 @@
-"""Knowledge distillation: the divergence of a student from its teacher. B rows, C classes."""
+"""Knowledge distillation: the divergence of a student from its teacher. B rows, C classes.
+
+Both sides at a temperature are `SoftTargets.pair` (storage/targets/soft.py, support.py); T² is here, as it is in each
+loss of its own kind.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The arrays of a shard on disk: written before its commit, and read only as the commit says.
+"""One shard on disk: its arrays first, its commit last, so that a kill leaves nothing visible; read as the commit says.
 
 A Zarr group is one object, a stored zip: a shard is read by one request for each run of neighbouring arrays, whatever
 their number. In a cache of format 2 a group is a folder, and each of its members an object.

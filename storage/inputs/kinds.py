@@ -1,0 +1,28 @@
+"""The kinds of rows, and of which a dataset's are: here kinds are told apart, and everybody else asks the kind."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from storage.inputs.base import Inputs
+from storage.inputs.pixels import Pixels
+from storage.inputs.texts import Texts
+from storage.inputs.tokens import Tokens
+from storage.inputs.values import Values
+
+if TYPE_CHECKING:
+    from storage.format.specs import DatasetSpec
+
+INPUTS: dict[str, Inputs] = {"pixels": Pixels(), "tokens": Tokens(), "texts": Texts(), "values": Values()}
+
+
+def find_inputs(vocabulary: int | None, input_dtype: str, *, own_length: bool) -> Inputs:
+    """Return what rows are made of, of which a dataset promises this."""
+    if vocabulary is not None:  # ids of tokens
+        return INPUTS["texts" if own_length else "tokens"]
+    return INPUTS["pixels" if input_dtype == "uint8" else "values"]  # pixels are bytes, values are floats
+
+
+def inputs_of(dataset: DatasetSpec) -> Inputs:
+    """Return what the rows of a dataset are made of."""
+    return find_inputs(dataset.vocabulary, dataset.input_dtype, own_length=dataset.own_length)
