@@ -1,4 +1,4 @@
-"""The class of a text: a row of tokens, at its own length."""
+"""The class of a text, which is a row of tokens at its own length."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from storage.tasks.one_class import OneClass
 
 
 class TextClassification(OneClass):
-    """One class for a row of tokens."""
+    """One class for a text."""
 
     name: ClassVar[Literal["text_classification"]] = "text_classification"
     inputs = ("texts",)
