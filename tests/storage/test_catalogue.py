@@ -42,6 +42,17 @@ def test_what_is_not_named_is_not_looked_at(cache: Cache, dataset_spec: DatasetS
     assert ([*found.datasets], [*found.teachers], len(objects.requests)) == (["digits"], [("digits", "cnn")], 8)
 
 
+def test_a_view_more_is_one_listing_more(cache: Cache) -> None:
+    write_spec(cache.objects, "digits/views.json", ViewsSpec(name="digits", seed=0, transforms=()), "job")
+    asked = []
+    for view in ("view-000", "view-001"):
+        cache.objects.put(f"digits/cnn/{view}/00000.parquet", b"")
+        objects = Counting(cache.objects)
+        Catalogue.read(objects, cache.spec)
+        asked.append(set(objects.requests))
+    assert (asked[1] - asked[0], asked[0] - asked[1]) == ({("list", "digits/cnn/view-001")}, set())
+
+
 def test_a_catalogue_answers_without_asking_the_store(cache: Cache) -> None:
     objects = Counting(cache.objects)
     found = Catalogue.read(objects, cache.spec)
