@@ -23,7 +23,7 @@ from storage.errors import BadRequest, CorruptObject, IncompleteCache
 from storage.format.committing import delete_attempt, delete_group, of_kind, read_members, unpack_checked
 from storage.format.rows import ShardRows
 from storage.format.shards import GROUP_NAME, Commit, ShardKey, stage_folder
-from storage.format.specs import DatasetSpec, TeacherSpec
+from storage.format.specs import WEIGHTS_JSON, DatasetSpec, TeacherSpec
 from storage.format.stages import list_stages
 from storage.inputs.ragged import Ragged
 from storage.views import PLAIN
@@ -156,6 +156,12 @@ def _check_promises(cache: Cache, commits: list[Commit]) -> None:
             for path, found, now in zip(paths, commit.belonging, cache.promises.of(dataset, teacher), strict=True):
                 if found is not None:
                     said.setdefault(path, []).append((found, now))
+            if teacher is not None and (weights := commit.about.get("weights")) is not None:
+                pair = (
+                    weights,
+                    cache.promises.weights(dataset, teacher),
+                )  # a lost file is told here, not shard by shard
+                said.setdefault(f"{dataset}/{teacher}/{WEIGHTS_JSON}", []).append(pair)
     for path, pairs in said.items():
         if len(pairs) > 1 and len(set(pairs)) == 1 and pairs[0][0] != pairs[0][1]:
             raise CorruptObject(

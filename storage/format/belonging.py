@@ -54,7 +54,7 @@ class Promises:
             fingerprints = (f"teacher fingerprint {commit.promise}", f"teacher fingerprint {expected.promise}")
             checks.append(("was made by another teacher than teacher.json promises", *fingerprints))
         if (weights := commit.about.get("weights")) is not None:
-            promised = self._weights(commit.key.dataset, str(commit.key.teacher))
+            promised = self.weights(commit.key.dataset, str(commit.key.teacher))
             other = "was made by a teacher with other weights than weights.json promises"
             checks.append((other, f"weights {weights}", f"weights {promised}"))
         for what, found, wanted in checks:
@@ -64,7 +64,8 @@ class Promises:
                 raise CorruptObject(f"{url}: {commit.key} {what}", found=found, expected=wanted, do=do)
         return commit
 
-    def _weights(self, dataset: str, teacher: str) -> str:
+    def weights(self, dataset: str, teacher: str) -> str:
+        """Return the digest of a teacher's weights as loaded. Raises MissingObject, CorruptObject."""
         path = f"{dataset}/{teacher}/{WEIGHTS_JSON}"
         if path not in self._loaded:
             self._loaded[path] = read_spec(self._objects, path, WeightsSpec).weights

@@ -9,8 +9,10 @@ import pytest
 import torch
 
 from storage.cache import Cache
+from storage.cache.verify import verify
 from storage.errors import BadTeacher, CorruptObject, StaleCache
 from storage.format.shards import ShardKey
+from storage.format.specs import WeightsSpec
 from teacher_cache.teachers.loaded import weights_digest
 from teacher_cache.teachers.loading import cached_teacher
 from tests.teacher_cache.toys import build, write_job
@@ -84,6 +86,21 @@ def test_a_shard_of_other_weights_is_not_read(tmp_path: Path) -> None:
     one.objects.put("d/t/weights.json", two.objects.get("d/t/weights.json"))
     with pytest.raises(CorruptObject, match=r"was made by a teacher with other weights than weights.json promises"):
         one.catalogue().read_commits("d", "t")
+
+
+@pytest.mark.parametrize("exchanged", [True, False], ids=["exchanged", "lost"])
+def test_a_promise_of_weights_that_is_exchanged_or_lost_is_told_and_no_shard_is_blamed(
+    tmp_path: Path, exchanged: bool
+) -> None:
+    build(write(tmp_path, "seeded"))
+    cache = Cache.open(str(tmp_path / "cache"))
+    cache.objects.delete("d/t/weights.json")
+    if exchanged:
+        cache.objects.put("d/t/weights.json", WeightsSpec(weights="0" * 32).to_json())
+    with pytest.raises(CorruptObject) as caught:
+        verify(Cache.open(cache.url))
+    told = "is not that of its shards" if exchanged else "is not there"
+    assert caught.value.what == f"{cache.url}/d/t/weights.json {told}"
 
 
 def test_every_tensor_counts_whatever_its_type() -> None:
