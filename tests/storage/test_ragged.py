@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from storage.errors import CorruptObject, UnsupportedFormat
-from storage.format import groups
+from storage.format import committing
 from storage.format.committing import read_arrays, read_ragged, write_shard
 from storage.format.objects import LocalObjects
 from storage.format.shards import Belonging, Commit, ShardKey
@@ -115,7 +115,7 @@ def test_offsets_that_cannot_be_are_refused(
     flat_T = np.arange(7, dtype=np.int32)
     forged = {"inputs": flat_T, "offsets/inputs": np.array(offsets, np.int64)}
     with monkeypatch.context() as patch:
-        patch.setattr(groups, "split_offsets", lambda arrays: forged)
+        patch.setattr(committing, "split_offsets", lambda arrays: forged)
         commit = write(objects, inputs=Ragged.of(ROWS, np.int32))
     with pytest.raises(CorruptObject):
         read_ragged(objects, commit, ["inputs"])
