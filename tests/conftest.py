@@ -9,8 +9,12 @@ from typing import Any, NamedTuple
 
 import pytest
 import torch
+from hypothesis import settings
 
 from storage.digests import digest
+
+settings.register_profile("stillroom", deadline=None)  # a busy machine is no failure
+settings.load_profile("stillroom")
 
 
 class Ended(NamedTuple):

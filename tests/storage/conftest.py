@@ -10,7 +10,6 @@ import numpy as np
 import polars as pl
 import pyarrow as pa
 import pytest
-from hypothesis import settings
 
 from storage.cache import Cache
 from storage.digests import digest, fingerprint
@@ -20,9 +19,6 @@ from storage.format.rows import EXTENT_SCHEMA, Segment, create_segment
 from storage.format.shards import Commit, ShardKey
 from storage.format.specs import DatasetSpec, TeacherSpec, write_spec
 from storage.views import PLAIN, view_fingerprint
-
-settings.register_profile("stillroom", deadline=None)  # a busy machine is no failure
-settings.load_profile("stillroom")
 
 UNREADABLE_ROW = 3  # of the little cache
 
