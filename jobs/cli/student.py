@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from jobs.cli.arguments import DeviceOption, JobArgument, JsonOption, VersionOption, run_program
+from jobs.cluster.heaps import limit_heaps
 from storage.errors import si
-from student_train.feed.heaps import limit_heaps
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -6,4 +6,5 @@ flight.py         runs work on a client's workers, a bounded number at a time, a
 students.py       `student train` on several devices
 groups.py         which students go to which worker, and whether that fits
 student_work.py   one group of students on one worker
+heaps.py          how many heaps the C library keeps, of a worker and of the program itself
 """

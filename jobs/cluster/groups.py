@@ -8,10 +8,10 @@ from dataclasses import dataclass, replace
 
 import torch
 
+from jobs.cluster.heaps import HEAPS, VARIABLE
 from jobs.files.cluster_options import ClusterOptions
 from storage.errors import BadRequest, gib
 from student_train.devices import find_device, free_bytes
-from student_train.feed.heaps import HEAPS, VARIABLE
 from student_train.preparing.flops import epoch_flops
 from student_train.preparing.projection import MemoryProjection, choose_for, fit
 from student_train.preparing.request import PreparedRun, Request

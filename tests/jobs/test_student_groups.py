@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 
 from jobs.cluster import groups as student_groups
 from jobs.cluster.groups import Group, local_workers, make_groups, project_groups, share_out
+from jobs.cluster.heaps import HEAPS, VARIABLE
 from jobs.files.cluster_options import StudentClusterOptions
 from storage.cache import Cache
 from storage.errors import BadRequest, Interrupted
-from student_train.feed.heaps import HEAPS, VARIABLE
 from student_train.options.sections import FleetOptions, StudentOptions
 from student_train.preparing.prepare import prepare
 from student_train.preparing.request import Request

@@ -9,7 +9,7 @@ import json
 import sys
 from pathlib import Path
 
-from student_train.feed.heaps import limit_heaps
+from jobs.cluster.heaps import limit_heaps
 
 OPENED: list[str] = []
 
