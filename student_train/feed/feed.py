@@ -29,7 +29,6 @@ from student_train.feed.order import (
     dataset_windows,
     epoch_windows,
     join_windows,
-    like_lengths,
     positions_of,
     window_order,
 )
@@ -114,14 +113,7 @@ class Feed:
             StaleCache, CorruptObject: as `ShardSource.read`.
         """
         windows = epoch_windows(self.selection.shard_sizes_S, seed=seed, epoch=epoch, window_shards=self._window_shards)
-        return self._cut(cuts, windows, partial(self._order, seed=seed, epoch=epoch))
-
-    def _order(self, window: Window, *, seed: int, epoch: int) -> Positions:
-        """Return the order within a window, rows of like length together where each has its own."""
-        order_P = window_order(window, seed=seed, epoch=epoch)
-        if (lengths_P := self.selection.lengths_of(window.shards)) is None:
-            return order_P
-        return like_lengths(order_P, lengths_P, seed=seed, epoch=epoch, window=window.number)
+        return self._cut(cuts, windows, partial(window_order, seed=seed, epoch=epoch))
 
     def in_order(self, batch_size: int) -> Iterator[Batch]:
         """Yield all rows in dataset order, plain."""

@@ -24,9 +24,6 @@ from storage.views import PLAIN
 Positions = NDArray[np.int64]
 Order = Callable[["Window"], Positions]  # of the rows of a window, counted from the first row of its first shard
 
-# Of 64 rows of AG News, shuffled, 98 % more positions than tokens are computed; so, 3 % (docs/log.md).
-POOL_ROWS, CLUMP_ROWS = 2048, 64
-_FIRST_OF_CLUMPS = 2**40  # streams of the generator, far behind those of windows
 _ORDER_OF_SHARDS = 0  # the generator's stream number; windows have theirs from 1 on
 
 
@@ -112,29 +109,6 @@ def epoch_windows(shard_sizes_S: Positions, *, seed: int, epoch: int, window_sha
 def window_order(window: Window, *, seed: int, epoch: int) -> Positions:
     """Return the order within a window, counted from the first row of its first shard: a permutation."""
     return _generator(seed, epoch, 1 + window.number).permutation(window.stop - window.start)
-
-
-def like_lengths(order_P: Positions, lengths_P: Positions, *, seed: int, epoch: int, window: int) -> Positions:
-    """Return a window's order in which rows of like length are together, so that batches of them need little padding.
-
-    The shuffled rows are taken POOL_ROWS at a time; those of a pool are sorted by length and cut into clumps of
-    CLUMP_ROWS, which are shuffled; what fills no clump comes last, as it was. It knows no batch size: students of
-    several cut one order.
-
-    Args:
-        order_P: of `window_order`.
-        lengths_P: of the rows, counted as in that order.
-        seed, epoch: of the order.
-        window: its number.
-    """
-    generator = _generator(seed, epoch, _FIRST_OF_CLUMPS + window)
-    parts: list[Positions] = []
-    for start in range(0, len(order_P), POOL_ROWS):
-        pool = order_P[start : start + POOL_ROWS]
-        clumped, rest = np.split(pool, [len(pool) // CLUMP_ROWS * CLUMP_ROWS])
-        clumps = clumped[np.argsort(lengths_P[clumped], kind="stable")].reshape(-1, CLUMP_ROWS)
-        parts += [clumps[generator.permutation(len(clumps))].ravel(), rest]
-    return np.concatenate(parts)
 
 
 def join_windows(shard_sizes_S: Positions, windows: Sequence[Window], order: Order) -> Positions:
