@@ -86,7 +86,7 @@ def test_status_asks_for_a_look_and_the_ledger(kitchen: Path, requests: list[Any
     assert len(requests) == len(set(requests)) == LOOKED_AT + 2
 
 
-def test_info_asks_for_a_look_and_a_commit_of_each_stage(kitchen: Path, requests: list[Any]) -> None:
+def test_info_asks_for_a_look_a_commit_of_each_stage_and_weights(kitchen: Path, requests: list[Any]) -> None:
     read_info(Cache.open(str(kitchen / "cache")).catalogue())
     assert len(requests) == len(set(requests)) == LOOKED_AT + 2 + 1  # and the weights that its teacher has promised
 
