@@ -11,8 +11,8 @@ from student_train.feed.feed import Feed
 from student_train.feed.order import Cut
 from student_train.feed.residency import FeedPool, Place, choose_residency
 from student_train.feed.selection import select_rows
-from tests.student_train.test_feed import ALL, assert_same
-from tests.student_train.test_sending import feed_threads
+from tests.student_train.feed.test_feed import ALL, assert_same
+from tests.student_train.feed.test_sending import feed_threads
 from tests.student_train.toys import Recipe, write_cache
 
 pytestmark = [

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from storage.views.shown import View
-from tests.storage.test_view_transforms import EVERY, samples
+from tests.storage.views.test_view_transforms import EVERY, samples
 
 pytestmark = [
     pytest.mark.gpu,

@@ -14,7 +14,7 @@ from student_train.options.sections import StudentOptions
 from tests.benchmarks.memory import peak_bytes, run_json
 from tests.benchmarks.programs import program, write_students
 from tests.language.toys import small_gpt
-from tests.student_train.test_memory import PROJECT
+from tests.student_train.preparing.test_memory import PROJECT
 from tests.teacher_cache.toys import build, write_job
 
 ROWS, LENGTH, IDS, BATCH = 32, 256, 50_000, 16

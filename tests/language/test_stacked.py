@@ -26,7 +26,7 @@ from student_train.stepping.state import TrainState
 from student_train.students import Blueprint
 from tests.language.toys import END, IDS, TEACHERS, counting_teacher, small_gpt, write_counting
 from tests.language.toys import request as request_of
-from tests.student_train.test_loop import stop_after
+from tests.student_train.running.test_loop import stop_after
 from tests.teacher_cache.toys import build, write_job
 
 LABELS: dict[str, Any] = {"loss": "labels"}

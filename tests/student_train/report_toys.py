@@ -10,7 +10,7 @@ from storage.cache import Cache
 from storage.errors import Interrupted
 from student_train.run_files.records import read_record, write_record
 from student_train.running.train import train_students
-from tests.student_train.test_loop import stop_after
+from tests.student_train.running.test_loop import stop_after
 from tests.student_train.toys import KD, LABELS, Recipe, request_of, student, write_cache
 
 HOSTILE = [

@@ -1,0 +1,236 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from jobs.files.cache_job import CacheJob
+from jobs.files.reading import read_job
+from jobs.files.student_job import StudentJob
+from storage.errors import BadJob, BadRequest
+from student_train.stepping.parallel import Parallel
+
+REPOSITORY = Path(__file__).parents[3]
+CACHE = 'cache = "c"\n[[dataset]]\nname = "d"\nkind = "digits"\n'
+STUDENT = (
+    'cache = "c"\nruns = "r"\ntrain = "d/train"\nvalidation = "d/validation"\n'
+    '[[student]]\nname = "s"\narchitecture = "mlp"\nobjective = [{ loss = "labels" }]\nepochs = 1\nbatch_size = 8\n'
+)
+
+
+def mistakes(folder: Path, text: str, kind: type[CacheJob | StudentJob] = CacheJob) -> list[str]:
+    path = folder / "job.toml"
+    path.write_text(text)
+    with pytest.raises(BadJob) as caught:
+        read_job(path, kind)
+    assert caught.value.found is not None
+    return caught.value.found.split("\n")
+
+
+@pytest.mark.parametrize("path", sorted((REPOSITORY / "jobs").glob("*.toml")), ids=lambda path: path.name)
+def test_a_job_of_the_repository_is_valid(path: Path) -> None:
+    kind = StudentJob if path.name.endswith((".students.toml", ".teacher.toml")) else CacheJob
+    assert read_job(path, kind)
+
+
+def test_there_are_jobs_to_check() -> None:
+    assert len(list((REPOSITORY / "jobs").glob("*.toml"))) >= 6
+
+
+def test_all_mistakes_are_told_at_once(tmp_path: Path) -> None:
+    text = (
+        'cahce = "c"\n[[dataset]]\nname = "a/b"\nkind = "digitz"\n[[dataset]]\nname = "d"\nkind = "digits"\n'
+        'validation = 1.5\nseeed = 1\n[[teacher]]\nname = "t"\nbatch_size = "many"\nfactory = "m:f"\n'
+        '[cluster]\nkind = "local"\nworkers = 0\n'
+    )
+    assert mistakes(tmp_path, text) == [
+        "cache: field required",
+        "dataset[0]: unknown kind 'digitz'; did you mean 'digits'?",
+        "dataset[1].digits.validation: input should be less than 1 (found 1.5)",
+        "dataset[1].digits.seeed: unknown key; did you mean `seed`?",
+        "teacher[0].batch_size: input should be a valid integer (found 'many')",
+        "cluster.workers: input should be greater than or equal to 1 (found 0)",
+        "cahce: unknown key; did you mean `cache`?",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("section", "mistake"),
+    [
+        ("[clutser]\n", "clutser: unknown key; did you mean `cluster`?"),
+        ('[cluster]\nkind = "slurmy"\n', "'local', 'address' or 'inline' (found 'slurmy')"),
+        ('[cluster]\nkind = "address"\n', '`address` goes with kind = "address"'),
+        ('[[teacher]]\nname = "t"\nfactory = "m:f"\nbatchsize = 3\n', "did you mean `batch_size`?"),
+        ('[[teacher]]\nname = "t"\nfactory = "m:f"\nencoding = { dtyp = "fp16" }\n', "did you mean `dtype`?"),
+        (
+            '[[teacher]]\nname = "t"\nfactory = "m:f"\nfeatures.x = { layer = "a", pol = "mean" }\n',
+            "did you mean `pool`?",
+        ),
+        ('[[teacher]]\nname = "t"\nfactory = "no colon"\n', 'write "package.module:function"'),
+        (
+            '[[teacher]]\nname = "t"\nfactory = "m:f"\ndatasets = ["x"]\n',
+            "teacher t names unknown datasets x; there are d",
+        ),
+        ('[[teacher]]\nname = "ingest"\nfactory = "m:f"\n', "a cache keeps the names"),
+        ('[[teacher]]\nname = "../t"\nfactory = "m:f"\n', "teacher[0].name: string should match pattern"),
+        ('[[teacher]]\nname = "t"\nfactory = "m:f"\nweights = 3\n', "teacher[0].weights: "),
+        ('[[dataset]]\nname = "d"\nkind = "digits"\n', "two [[dataset]] are named d"),
+        ('[[teacher]]\nname = "t"\nfactory = "m:f"\n' * 2, "two [[teacher]] are named t"),
+        ('[[dataset]]\nname = "e"\n', "dataset[1]: "),
+    ],
+)
+def test_a_mistake_is_named_with_its_place_and_what_would_be_valid(tmp_path: Path, section: str, mistake: str) -> None:
+    found = mistakes(tmp_path, CACHE + section)
+    assert len(found) == 1
+    assert mistake in found[0]
+
+
+@pytest.mark.parametrize(
+    ("section", "mistake"),
+    [
+        ("[clutser]\n", "clutser: unknown key; did you mean `cluster`?"),
+        ('[[cluster]]\nkind = "local"\n', "cluster: write a table"),
+        ('[cluster]\nkind = "slurmy"\n', "'local', 'address' or 'inline' (found 'slurmy')"),
+        ("[cluster]\nkind = 3\n", "'local', 'address' or 'inline' (found 3)"),
+        ('[cluster]\nkind = "local"\nworker = 2\n', "cluster.worker: unknown key; did you mean `workers`?"),
+        ('[cluster]\nkind = "local"\nworkers = 0\n', "greater than or equal to 1 (found 0)"),
+        ('[cluster]\nkind = "local"\nworkers = -1\n', "greater than or equal to 1 (found -1)"),
+        (
+            '[cluster]\nkind = "local"\nworkers = "all"\n',
+            "cluster.workers: input should be a valid integer (found 'all')",
+        ),
+        ('[cluster]\nkind = "local"\nthreads = 1.5\n', "cluster.threads: input should be a valid integer"),
+        ('[cluster]\nkind = "local"\naddress = "tcp://h:1"\n', '`address` goes with kind = "address"'),
+        ('[cluster]\nkind = "address"\n', '`address` goes with kind = "address"'),
+        ('[cluster]\nkind = "address"\naddress = "tcp://h:1"\nworkers = 2\n', '`workers` goes with kind = "local"'),
+        ("[cluster]\nworkers = 2\n", '`workers` goes with kind = "local"'),
+        (
+            '[cluster]\nkind = "address"\naddress = 8786\n',
+            "cluster.address: input should be a valid string (found 8786)",
+        ),
+        ('[cluster]\nkind = "local"\ndevices = [0, 1]\n', "cluster.devices: unknown key"),
+    ],
+)
+def test_a_mistake_in_the_cluster_of_a_student_job_is_named(tmp_path: Path, section: str, mistake: str) -> None:
+    found = mistakes(tmp_path, STUDENT + section, StudentJob)
+    assert len(found) == 1
+    assert mistake in found[0]
+
+
+def test_students_are_trained_in_this_process_unless_the_job_says_otherwise(tmp_path: Path) -> None:
+    (tmp_path / "job.toml").write_text(STUDENT)
+    assert read_job(tmp_path / "job.toml", StudentJob).cluster.kind == "inline"
+
+
+def test_a_cluster_is_refused_under_torchrun(tmp_path: Path) -> None:
+    (tmp_path / "job.toml").write_text(STUDENT + '[cluster]\nkind = "local"\n')
+    job = read_job(tmp_path / "job.toml", StudentJob)
+    with pytest.raises(BadRequest, match="exclude each other"):
+        job.request("cpu", Parallel(rank=1, size=2))
+
+
+def test_a_whole_number_is_no_text_and_a_text_no_number(tmp_path: Path) -> None:
+    text = CACHE.replace('"c"', "3") + 'seed = "0"\nrows_per_shard = 2.5\n'
+    found = mistakes(tmp_path, text)
+    assert [line.split(":")[0] for line in found] == [
+        "cache",
+        "dataset[0].digits.seed",
+        "dataset[0].digits.rows_per_shard",
+    ]
+
+
+def test_paths_are_relative_to_the_job_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "jobs").mkdir()
+    path = tmp_path / "jobs" / "job.toml"
+    path.write_text(
+        'cache = "../caches/c"\n[[dataset]]\nname = "d"\nkind = "image_folder"\npath = "../data"\n'
+        '[[teacher]]\nname = "t"\nfactory = "../code/teacher.py:build"\nweights = "w.safetensors"\n'
+        '[[teacher]]\nname = "u"\nstudent = "../runs/u"\n'
+    )
+    monkeypatch.chdir("/")
+    job = read_job(path, CacheJob)
+    assert (job.cache, job.dataset[0].path) == (f"{tmp_path}/caches/c", tmp_path / "data")  # type: ignore[union-attr]
+    assert (job.teacher[0].factory, job.teacher[0].weights) == (
+        f"{tmp_path}/code/teacher.py:build",
+        tmp_path / "jobs/w.safetensors",
+    )
+    assert job.teacher[1].student == tmp_path / "runs/u"
+
+
+def test_an_object_store_is_no_path(tmp_path: Path) -> None:
+    (tmp_path / "job.toml").write_text(CACHE.replace('"c"', '"s3://bucket/prefix/"'))
+    assert read_job(tmp_path / "job.toml", CacheJob).cache == "s3://bucket/prefix"
+
+
+def test_defaults_lie_beneath_every_student(tmp_path: Path) -> None:
+    second = STUDENT[STUDENT.index("[[student]]") :].replace('"s"', '"t"').replace("epochs = 1", "epochs = 7")
+    path = tmp_path / "job.toml"
+    path.write_text(STUDENT.replace("epochs = 1\n", "") + second + "[defaults]\nepochs = 5\nseed = 3\n")
+    students = read_job(path, StudentJob).student
+    assert [(student.name, student.epochs, student.seed) for student in students] == [("s", 5, 3), ("t", 7, 3)]
+
+
+@pytest.mark.parametrize(
+    ("change", "mistake"),
+    [
+        ("[defaults]\nepohcs = 5\n", "defaults.epohcs: unknown key; did you mean `epochs`?"),
+        ("defaults = 3\n", "defaults: "),
+        (STUDENT[STUDENT.index("[[student]]") :], "two [[student]] are named s"),
+    ],
+)
+def test_a_student_job_is_as_strict(tmp_path: Path, change: str, mistake: str) -> None:
+    text = change + STUDENT if change.startswith("defaults") else STUDENT + change
+    found = mistakes(tmp_path, text, StudentJob)
+    assert len(found) == 1
+    assert mistake in found[0]
+
+
+def test_a_typo_in_an_objective_is_answered_with_the_nearest_key(tmp_path: Path) -> None:
+    text = STUDENT.replace('{ loss = "labels" }', '{ loss = "kd", teacher = "t", temprature = 2.0 }')
+    assert mistakes(tmp_path, text, StudentJob) == [
+        "student[0].objective[0].kd.temprature: unknown key; did you mean `temperature`?"
+    ]
+
+
+@pytest.mark.parametrize("content", [b"\xff\xfe\x00", b"cache = ", b"= 3", b'cache = "a"\ncache = "b"', b"{}"])
+def test_a_file_that_is_no_toml_is_refused(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "job.toml"
+    path.write_bytes(content)
+    with pytest.raises(BadJob, match=r"is not TOML|cannot read"):
+        read_job(path, CacheJob)
+
+
+@pytest.mark.parametrize("kind", [CacheJob, StudentJob])
+def test_an_empty_file_lacks_every_required_key(tmp_path: Path, kind: type[CacheJob | StudentJob]) -> None:
+    assert all(line.endswith("field required") for line in mistakes(tmp_path, "", kind))
+
+
+def test_a_student_job_given_to_the_cache_program_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "job.toml"
+    path.write_text(STUDENT)
+    with pytest.raises(BadJob) as refusal:
+        read_job(path, CacheJob)
+    assert (refusal.value.found, refusal.value.do) == ("[[student]]", f"student train {path}")
+
+
+def test_a_byte_order_mark_is_no_mistake(tmp_path: Path) -> None:
+    path = tmp_path / "job.toml"
+    path.write_bytes(b"\xef\xbb\xbf" + b'cache = "c"\n[[dataset]]\nname = "d"\nkind = "digits"\n')
+    assert [source.name for source in read_job(path, CacheJob).dataset] == ["d"]
+
+
+@pytest.mark.parametrize(
+    ("data", "what"),
+    [('cache = "c"'.encode("utf-16"), "cannot read"), (b"a = " + b"[" * 100_000, "is not TOML")],
+    ids=["UTF-16", "brackets"],
+)
+def test_what_is_no_toml_is_told_without_a_traceback(tmp_path: Path, data: bytes, what: str) -> None:
+    (tmp_path / "job.toml").write_bytes(data)
+    with pytest.raises(BadJob, match=what):
+        read_job(tmp_path / "job.toml", CacheJob)
+
+
+def test_names_that_differ_in_case_alone_are_refused(tmp_path: Path) -> None:
+    sections = "".join(f'[[dataset]]\nname = "{name}"\nkind = "digits"\n' for name in ("Photos", "photos"))
+    (mistake,) = mistakes(tmp_path, f'cache = "c"\n{sections}')
+    assert mistake.endswith("two [[dataset]] are named Photos and photos; a name is a folder, in any case of letters")

@@ -1,0 +1,149 @@
+from __future__ import annotations
+
+import gc
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from storage.cache import Cache
+from storage.errors import CorruptObject, StaleCache
+from storage.format.objects import open_objects
+from student_train.feed.batches import ArrayKey
+from student_train.feed.order import Window, epoch_windows
+from student_train.feed.selection import select_rows
+from student_train.feed.shard_source import INPUTS, ShardSource
+from student_train.feed.windows import Block, load, read_windows
+from tests.student_train.feed.test_feed import ALL, CPU, assert_same, feed_of
+from tests.student_train.feed.test_sending import feed_threads
+from tests.student_train.toys import Recipe, write_cache
+
+
+def source_of(cache: Cache) -> ShardSource:
+    return ShardSource(cache, select_rows(cache.samples(), "toy/train", ALL))
+
+
+def windows_of(source: ShardSource, window_shards: int) -> list[Window]:
+    return epoch_windows(source.selection.shard_sizes_S, seed=0, epoch=0, window_shards=window_shards)
+
+
+def test_rows_stay_in_their_stored_type(toy_cache: Cache) -> None:
+    arrays = load(source_of(toy_cache), frozenset({INPUTS, ArrayKey("sage", "logits")}), CPU)
+    assert {str(name): values.dtype for name, values in arrays.items()} == {
+        "inputs": torch.uint8,
+        "sage/logits": torch.float16,
+    }
+
+
+def test_rows_lie_in_dataset_order_whichever_shard_comes_first(
+    toy_cache: Cache, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stored = np.concatenate([toy_cache.read_inputs("toy", shard) for shard in range(5)])
+    train = np.arange(240) % 5 != 4
+    read = ShardSource.read
+
+    def last_first(self: ShardSource, index: int, names: object) -> object:
+        time.sleep(0.05 * (5 - index))
+        return read(self, index, names)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(ShardSource, "read", last_first)
+    arrays = load(source_of(toy_cache), frozenset({INPUTS}), CPU)
+    assert torch.equal(arrays[INPUTS], torch.from_numpy(stored[train]))
+
+
+def test_a_stream_holds_two_windows_and_no_more(toy_cache: Cache) -> None:
+    source = source_of(toy_cache)
+    gc.collect()  # what the errors of other tests have left
+    most = 0
+    for _ in read_windows(source, windows_of(source, 1), source.names(ALL)):
+        time.sleep(0.05)  # long enough for the next window to be read
+        blocks = [each for each in gc.get_objects() if type(each) is Block]
+        most = max(most, sum(len(block.arrays[INPUTS]) for block in blocks if block.arrays))
+    assert most == 2 * 40
+
+
+def test_a_window_stays_as_it_is_while_the_next_is_read(toy_cache: Cache) -> None:
+    kept = list(feed_of(toy_cache, place="device", window_shards=1).shuffled(16, seed=0, epoch=0))
+    slow = []
+    for batch in feed_of(toy_cache, place="stream", window_shards=1).shuffled(16, seed=0, epoch=0):
+        time.sleep(0.02)
+        slow.append(batch)
+    assert_same(kept, slow)
+
+
+@pytest.mark.parametrize("steps", [0, 1, 3])
+def test_whoever_stops_early_leaves_no_thread(toy_cache: Cache, steps: int) -> None:
+    batches = feed_of(toy_cache, place="stream", window_shards=1).shuffled(16, seed=0, epoch=0)
+    for _ in range(steps):
+        next(batches)
+    batches.close()  # type: ignore[attr-defined]
+    assert feed_threads() == []
+
+
+def test_a_pass_to_its_end_leaves_no_thread(toy_cache: Cache) -> None:
+    list(feed_of(toy_cache, place="stream").shuffled(16, seed=0, epoch=0))
+    assert feed_threads() == []
+
+
+def test_an_error_of_a_reader_leaves_no_thread(tmp_path: Path) -> None:
+    cache = write_cache(tmp_path, Recipe(other_inputs=frozenset({3})))
+    source = source_of(cache)
+    for read in (
+        lambda: list(read_windows(source, windows_of(source, 2), source.names(ALL))),
+        lambda: load(source, source.names(ALL), CPU),
+    ):
+        with pytest.raises(StaleCache, match="toy/sage/plain/00003"):
+            read()
+        assert feed_threads() == []
+
+
+def test_whoever_stops_while_rows_are_loaded_waits_only_for_those_that_are_being_read(toy_cache: Cache) -> None:
+    class Stop(Exception):
+        pass
+
+    def tick(done: int, shards: int) -> None:
+        raise Stop
+
+    with pytest.raises(Stop):
+        load(source_of(toy_cache), frozenset({INPUTS}), CPU, tick)
+    assert feed_threads() == []
+
+
+def test_a_shard_of_another_type_is_an_error_that_names_it(tmp_path: Path) -> None:
+    """Another program wrote it, with digests that are right."""
+    cache = write_cache(tmp_path, Recipe(features={}))
+    other = write_cache(tmp_path / "other", Recipe(features={}, logits_dtype="fp32"))
+    for info in list(cache.objects.walk("toy/sage/plain")):
+        if "/00004" in info.path:
+            cache.objects.delete(info.path)
+    for info in other.objects.walk("toy/sage/plain"):
+        if "/00004" in info.path:
+            cache.objects.put(info.path, other.objects.get(info.path))
+    source = source_of(cache)
+    block = Block(192, CPU)
+    names = frozenset({ArrayKey("sage", "logits")})
+    block.fill(source, 0, names, 0)
+    with pytest.raises(CorruptObject) as caught:
+        block.fill(source, 4, names, 40)
+    assert caught.value.what == "toy: sage/logits of shard 4 is not as others"
+    assert (caught.value.found, caught.value.expected) == ("40 rows of (4,) float32", "39 rows or more of (4,) float16")
+
+
+def test_a_shard_of_too_few_rows_is_an_error_that_names_it(toy_cache: Cache) -> None:
+    source = source_of(toy_cache)
+    rows = (*source.selection.rows[:4], source.selection.rows[4] + 10)
+    beyond = ShardSource(toy_cache, replace(source.selection, rows=rows))
+    with pytest.raises(CorruptObject, match="toy: inputs of shard 4 is not as others"):
+        load(beyond, frozenset({INPUTS}), CPU)
+
+
+@pytest.mark.slow
+def test_rows_are_streamed_from_an_object_store(toy_cache: Cache, bucket: str) -> None:
+    remote = open_objects(bucket)
+    for info in toy_cache.objects.walk():
+        remote.put(info.path, toy_cache.objects.get(info.path))
+    streamed = feed_of(Cache.open(bucket), place="stream").shuffled(32, seed=0, epoch=0)
+    assert_same(list(streamed), list(feed_of(toy_cache, place="device").shuffled(32, seed=0, epoch=0)))

@@ -1,0 +1,82 @@
+from __future__ import annotations
+
+import contextlib
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pyarrow.parquet as pq
+import pytest
+import torch
+from torch import nn
+
+from teacher_cache.building.memory import _live_bytes
+from tests.teacher_cache.toys import run_program, write_job
+
+SHARED = Path(__file__).parents[3].parent / "shared"
+MARGIN = 1.3
+
+CIFAR = """
+[[dataset]]
+name = "test"
+kind = "parquet_images"
+path = "some.parquet"
+rows_per_shard = 256
+"""
+RESNET9 = f"""
+[[teacher]]
+name = "resnet9"
+factory = "{SHARED}/teachers/resnet9.py:build"
+weights = "{SHARED}/teachers/cifar10-resnet9.safetensors"
+mean = [0.4914, 0.4822, 0.4465]
+std = [0.2470, 0.2435, 0.2616]
+features = {{ layer3 = {{ layer = "layer3", pool = "none" }} }}
+"""
+
+
+def test_tensors_alive_at_once_are_counted_and_views_are_not() -> None:
+    with _live_bytes() as live:
+        first = torch.zeros(100)
+        second = first + 1
+        del first
+        second.view(10, 10)[0].t()
+        third = second * 2
+    assert live.peak == 2 * 400
+    assert third.shape == (100,)
+
+
+def test_nothing_is_allocated_to_count_a_model() -> None:
+    with torch.device("meta"):
+        model = nn.Linear(10**6, 10**6)  # 4 TB
+        with _live_bytes() as live:
+            model(torch.zeros(1, 10**6))
+    assert live.peak >= 4 * 10**6
+
+
+@pytest.mark.slow
+@pytest.mark.alone
+@pytest.mark.skipif(not (SHARED / "teachers").is_dir(), reason="CIFAR-10 and its teacher do not lie beside this clone")
+def test_the_peak_of_a_worker_is_within_the_bound_of_a_dry_run(tmp_path: Path) -> None:
+    pq.write_table(pq.read_table(SHARED / "data/cifar10-test.parquet").slice(0, 1280), tmp_path / "some.parquet")
+    job = write_job(tmp_path, CIFAR, RESNET9, cluster='kind = "local"\nworkers = 1')
+    bound = json.loads(run_program("cache", "build", job, "--dry-run", "--json").stdout)["worker_memory_bytes"]
+    peak = 0
+    command = [str(Path(sys.executable).with_name("cache")), "build", str(job)]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+        while process.poll() is None:
+            with contextlib.suppress(psutil.Error, OSError, StopIteration):
+                children = psutil.Process(process.pid).children(recursive=True)
+                worker = next(child for child in children if "spawn_main" in str(child.cmdline()))
+                peak = max(peak, _peak_bytes(worker.pid))
+            time.sleep(0.05)
+    assert process.returncode == 0
+    assert 0 < peak < MARGIN * bound, f"{peak / 2**20:.0f} MiB, bound {bound / 2**20:.0f} MiB"
+
+
+def _peak_bytes(pid: int) -> int:
+    """Return the largest resident size that Linux has seen of a process."""
+    status = Path(f"/proc/{pid}/status").read_text()
+    return 1024 * int(status.partition("VmHWM:")[2].split()[0])
