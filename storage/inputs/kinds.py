@@ -1,4 +1,7 @@
-"""The kinds of rows, and of which a dataset's are: here kinds are told apart, and everybody else asks the kind."""
+"""The kinds of rows, and of which a dataset's are: here kinds are told apart.
+
+Everybody else asks the kind what it is like (`base.py`: `tokenised`, which tokens and texts are, `own_length`).
+"""
 
 from __future__ import annotations
 

@@ -7,7 +7,7 @@ served.py        whether the cache serves what losses need
 blank.py         batches of nothing, to measure with
 step_memory.py   what one student's step takes, measured on the meta device
 feed_memory.py   what the feeds hold
-projection.py    the peak memory of a job
+projection.py    the peak memory of a job, bounded before anything runs; what does not fit is refused
 flops.py         how much work a student is
 installed.py     packages that only some jobs ask for
 dry_run.py       what `--dry-run` says

@@ -2,7 +2,7 @@
 
 <runs>/<student>/            its module                  written by               read by
   run.json                   records.py                  running/run.py, last     preparing, report, comparison.py
-                                                       (one_pass.py: failed)
+                                                       (one_pass.py: could not begin)
   metrics.parquet            history.py                  running/run.py           report
   steps/00001.parquet        history.py                  running/run.py           running/tracking/
   predictions.parquet        predictions.py              running/measuring/predictions.py   report

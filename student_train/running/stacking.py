@@ -1,7 +1,8 @@
 """Who is stacked: runs that can be one program are, where that is faster or the job asks for it.
 
 Those that are alike (`stack_key`) could be one program. Whether they can, and whether it is faster, is decided by
-timing a few steps of both on blank rows, on copies of the students.
+timing a few steps of both on blank rows, on copies of the students. The job's `stacking` may arrive here as "never"
+already: of several processes (`train.py`), or for want of memory (`preparing/projection.py`).
 """
 
 from __future__ import annotations

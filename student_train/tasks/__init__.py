@@ -1,13 +1,11 @@
-"""The students' half of a task: a new one is a file like image_classification.py, and a line of the table.
+"""The students' half of a task. To add one: see `storage.tasks`, the half that knows what lies on disk.
 
-    base.py                   what every task answers to those who train, measure and show students
-    held.py                   the table of held sites
-    one_class.py              what tasks have in common that ask for the class of a row
-    image_classification.py   that, of pixels or of any values
-    text_classification.py    that, of texts
-    language_model.py         the next token at each position of a row
-
-The other half, what lies on disk, is `storage.tasks`.
+base.py                   what every task answers to those who train, measure and show students
+held.py                   the table of held sites
+one_class.py              what tasks have in common that ask for the class of a row
+image_classification.py   that, of pixels or of any values
+text_classification.py    that, of texts
+language_model.py         the next token at each position of a row
 """
 
 from __future__ import annotations

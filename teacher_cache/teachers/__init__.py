@@ -1,4 +1,4 @@
-"""Teachers: a new kind is a file like factory.py, and a line in kinds.py.
+"""Teachers: what a job says of one, what a cache is promised, and how one is loaded.
 
 options.py    what a job says of a teacher, and what the cache is promised
 kinds.py      the table of kinds, and what each must say of itself
@@ -9,4 +9,7 @@ weights.py    files of weights: digests and tensors
 model.py      a loaded teacher: what it is fed, which layers are tapped
 loaded.py     which weights it has once it is loaded
 loading.py    load one; on a worker, once for all its shards
+
+To add a kind of teacher: copy `factory.py`; a line in `kinds.py`; and its keys among those of `TeacherOptions`
+(`options.py`).
 """

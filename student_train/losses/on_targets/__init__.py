@@ -1,6 +1,6 @@
 """Losses on soft targets: each a function of logits and targets, and its term.
 
-kd.py            knowledge distillation; each loss has its own T², divergences and DIST have none
+kd.py            knowledge distillation; T² is the last factor of each loss that has it
 divergences.py   reverse and skewed KL, JSD, total variation
 decoupled.py     DKD and NKD: the label and the other classes apart
 standardised.py  KD of standardised logits

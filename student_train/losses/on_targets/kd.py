@@ -1,7 +1,7 @@
 """Knowledge distillation: the divergence of a student from its teacher. B rows, C classes.
 
-Both sides at a temperature are `SoftTargets.pair` (storage/targets/soft.py, support.py); T² is here, as it is in each
-loss of its own kind.
+Both sides at a temperature are `SoftTargets.pair` (storage/targets/soft.py, support.py); each loss that has it
+multiplies by T² itself, as this one does.
 """
 
 from __future__ import annotations
