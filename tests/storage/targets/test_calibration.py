@@ -10,6 +10,7 @@ from storage.targets.calibration import NUM_BINS, bin_of
 from student_train.report.measures import calibration_of
 from student_train.running.measuring.evaluate import Sums
 from student_train.stepping.parallel import ALONE
+from student_train.students import Blueprint, build_student
 from teacher_cache.pilot.fidelity import Calibration
 
 EDGES = torch.arange(8, NUM_BINS + 1).double() / NUM_BINS  # of two classes the surer one has at least a half
@@ -39,7 +40,8 @@ def test_an_edge_belongs_to_the_bin_above_it_and_one_to_the_last() -> None:
 def test_a_pilot_an_evaluation_and_a_report_give_one_error_of_the_same_rows() -> None:
     pilot = Calibration()
     pilot.add(logits_of(ROWS), LABELS)
-    sums = Sums(1, torch.device("cpu"))
+    of_two = Blueprint(architecture="mlp", num_classes=2, input_shape=(1, 2, 2), mean=(0.5,), std=(0.5,))
+    sums = Sums(1, build_student(of_two))
     sums.add(logits_of(ROWS)[None], LABELS, torch.full((1, len(ROWS)), -1))
     table = pl.DataFrame({"top": [0] * len(ROWS), "top_probability": ROWS.tolist(), "label": LABELS.tolist()})
     report = calibration_of(table)
