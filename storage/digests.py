@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 GOLDEN = 0x9E3779B97F4A7C15  # 2**64 divided by the golden ratio, odd
-MULTIPLIERS = (0xBF58476D1CE4E5B9, 0x94D049BB133111EB)
-MASK = 2**64 - 1
+MULTIPLIERS = (0xBF58476D1CE4E5B9, 0x94D049BB133111EB)  # Stafford's variant 13
+MASK = 2**64 - 1  # Python's integers do not wrap by themselves
 
 
 def digest(data: bytes | memoryview) -> str:
@@ -30,6 +30,7 @@ def digest(data: bytes | memoryview) -> str:
 
 def fingerprint(meaning: Any) -> str:
     """Return the fingerprint of a JSON value: equal whenever the values are, whatever the order of their keys."""
+    # NaN is no JSON, and not equal to itself
     return digest(json.dumps(meaning, sort_keys=True, separators=(",", ":"), allow_nan=False).encode())
 
 
@@ -49,6 +50,7 @@ def differences(found: Any, expected: Any, prefix: str = "") -> list[tuple[str, 
 
 def unit_interval(*parts: object) -> float:
     """Return a number in [0, 1) that is a pure function of `parts`, the same on every machine and in every run."""
+    # parted by NUL: ("ab", "c") is not ("a", "bc")
     return xxhash.xxh3_64_intdigest("\0".join(map(str, parts)).encode()) / 2**64
 
 
@@ -64,7 +66,7 @@ def signed(value: int) -> int:
 
 def mixed(values: Tensor) -> Tensor:
     """Return the finaliser of SplitMix64 of int64s."""
-    values = (values ^ shifted(values, 30)) * signed(MULTIPLIERS[0])
+    values = (values ^ shifted(values, 30)) * signed(MULTIPLIERS[0])  # int64 wraps bit for bit as uint64 does
     values = (values ^ shifted(values, 27)) * signed(MULTIPLIERS[1])
     return values ^ shifted(values, 31)
 

@@ -41,7 +41,7 @@ class StillroomError(Exception):
     exit_code = 1
 
     def __init__(self, what: str, found: str | None = None, expected: str | None = None, do: str | None = None):
-        super().__init__(what, found, expected, do)
+        super().__init__(what, found, expected, do)  # all four: an exception pickles by its arguments
         self.what, self.found, self.expected, self.do = what, found, expected, do
 
     def __str__(self) -> str:
@@ -50,6 +50,7 @@ class StillroomError(Exception):
         lines = [f"{type(self).__name__}: {self.what}"]
         for label, text in parts:
             if text is not None:
+                # as far in as the text of the first line
                 lines.append(f"  {label:<10}" + text.replace("\n", "\n" + " " * 12))
         return "\n".join(lines)
 
@@ -159,7 +160,7 @@ class Interrupted(StillroomError):
 
     def __init__(self, what: str, signal_number: int = 2):
         super().__init__(what, None, None, "run the same command again; it resumes")
-        self.args = (what, signal_number)
+        self.args = (what, signal_number)  # what this class takes, for pickle
         self.exit_code = 128 + signal_number
 
 
@@ -170,7 +171,7 @@ def si(number: float, unit: str = "") -> str:
     ('1.23 M', '1 kB', '0.25')
     """
     for prefix in ("", "k", "M", "G", "T"):
-        if abs(number) < 999.5:
+        if abs(number) < 999.5:  # what three digits write as 1000 has the next prefix
             return f"{number:.3g} {prefix}{unit}".rstrip()
         number /= 1000
     return f"{number:.3g} P{unit}"

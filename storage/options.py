@@ -23,7 +23,7 @@ from storage.digests import digest, fingerprint
 from storage.errors import BadRequest
 
 NAME = r"[A-Za-z0-9][A-Za-z0-9_.\-]{0,63}"
-RESERVED = frozenset(
+RESERVED = frozenset(  # a cache's own folders and files
     {
         "ingest",
         "plan",
@@ -41,7 +41,7 @@ RESERVED = frozenset(
 class Options(BaseModel):
     """A section of a job file: frozen, strict, and closed to unknown keys."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)  # strict: a number in quotes is a mistake
 
 
 def _against_job(path: str, info: ValidationInfo) -> str:
@@ -70,6 +70,7 @@ def _factory(value: str, info: ValidationInfo) -> str:
 
 def is_name(text: str) -> bool:
     """Return whether a text may name a dataset, teacher or view of a cache."""
+    # lower: some disks do not tell A from a
     return re.fullmatch(NAME, text) is not None and text.lower() not in RESERVED
 
 
@@ -79,7 +80,7 @@ def _name(value: str) -> str:
     return value
 
 
-JobPath = Annotated[Path, Field(strict=False), BeforeValidator(_path)]
+JobPath = Annotated[Path, Field(strict=False), BeforeValidator(_path)]  # not strict: a string is to become a Path
 """A path, relative to the folder of the job file that names it."""
 
 Url = Annotated[str, Field(min_length=1), AfterValidator(_url)]
@@ -200,10 +201,10 @@ def _load_file(path: str) -> Any:
     assert spec is not None
     spec.has_location = True  # for tracebacks, and for code that asks where it is
     module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module
+    sys.modules[name] = module  # before it runs: its classes look their module up by name
     try:
         loader.exec_module(module)
     except BaseException:
-        del sys.modules[name]
+        del sys.modules[name]  # half a module must not be found again
         raise
     return module

@@ -20,7 +20,7 @@ from storage.errors import BadRequest, MissingSource, missing_extra
 # What decides which ids a text becomes. The rest (decoder, template of special tokens, truncation, padding) is not used
 # here, and differs between files that are otherwise one tokenizer.
 MEANING = ("added_tokens", "normalizer", "pre_tokenizer", "model")
-TEXTS_AT_ONCE = 1024
+TEXTS_AT_ONCE = 1024  # the library's encodings hold far more than ids, and go batch by batch
 MAX_VOCABULARY = 2**24  # a damaged id must not ask for a student of 4 billion classes
 
 
@@ -74,6 +74,7 @@ def parse_tokenizer(data: bytes, name: str) -> TokenizerFile:
         meaning = {key: value.get(key) for key in MEANING}
         model = value["model"]
         vocabulary = model["vocab"]
+        # of Unigram, rows of (token, score) in the order of ids
         tokens = vocabulary if isinstance(vocabulary, dict) else {row[0]: i for i, row in enumerate(vocabulary)}
         ids = tokens | {token["content"]: token["id"] for token in value.get("added_tokens") or []}
         if not ids or not all(isinstance(i, int) and 0 <= i < MAX_VOCABULARY for i in ids.values()):
@@ -103,7 +104,7 @@ def train_tokenizer(texts: Iterable[str], vocabulary: int, end_of_text: str) -> 
     trainer = trainers.BpeTrainer(
         vocab_size=vocabulary,
         special_tokens=[end_of_text],
-        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),  # sorted, for the same bytes every time
         show_progress=False,
     )
     tokenizer.train_from_iterator(texts, trainer=trainer)

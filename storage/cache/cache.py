@@ -122,12 +122,12 @@ class Cache:
             return found
         spec = CacheSpec(
             format=FORMAT_VERSION,
-            id=secrets.token_hex(16),
+            id=secrets.token_hex(16),  # random, not a digest: two caches of one job are two caches
             created=datetime.now(UTC).isoformat(timespec="seconds"),
             created_by=f"stillroom {version('stillroom')}",
         )
         open_objects(url).create(CACHE_JSON, spec.to_json())  # another builder may have been first; then it is theirs
-        return cls.open(url)
+        return cls.open(url)  # what is there now, ours or theirs
 
     def catalogue(
         self,
@@ -146,7 +146,7 @@ class Cache:
     def dataset(self, name: str) -> DatasetSpec:
         """Return what is promised of a dataset. Raises NotInCache."""
         with contextlib.suppress(MissingObject):  # never there, or lost
-            if is_name(name):
+            if is_name(name):  # any other might lead out of the cache
                 return read_spec(self.objects, f"{name}/dataset.json", DatasetSpec)
         raise no_dataset(self.objects, name)
 
@@ -215,6 +215,7 @@ class Cache:
             StaleCache: it would not; the message says whether inputs, transforms or libraries differ.
         """
         key, about = targets.key, targets.about
+        # of a view, the digest of what it was made from; plain inputs are their own
         found, expected = view_fingerprint(inputs_S), about.get("inputs_fingerprint", about["view_fingerprint"])
         if found != expected or ingest.about["inputs_digest"] != about["inputs_digest"]:
             raise StaleCache(

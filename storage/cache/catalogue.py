@@ -49,6 +49,7 @@ class Catalogue:
     teachers: Mapping[tuple[str, str], TeacherSpec]
     promises: Promises
     commits: Mapping[Stage, Mapping[int, str]]
+    # filled as they are asked for; what a catalogue says does not depend on them
     _first_commits: dict[ShardKey, Commit] = field(default_factory=dict, init=False, repr=False)
     _row_shapes: dict[tuple[str, str, str], tuple[int, ...]] = field(default_factory=dict, init=False, repr=False)
 
@@ -79,12 +80,14 @@ class Catalogue:
         for each in found:
             committed = (shard for shards in each.commits.values() for shard in shards)
             check_plan(objects, each.dataset, plans[each.dataset], committed)
+        # last: a promise is written before whatever it speaks of
         datasets = {name: read_promise(objects, f"{name}/dataset.json", DatasetSpec) for name in plans}
         spoken = {
             (each.dataset, teacher): read_promise(objects, f"{each.dataset}/{teacher}/teacher.json", TeacherSpec)
             for each in found
             for teacher in each.teachers
         }
+        # as they were written, so that no promise is read twice
         told: dict[tuple[str, str | None], str] = {key: written for key, (_, written) in spoken.items()}
         told |= {(name, None): written for name, (_, written) in datasets.items()}
         return cls(
@@ -149,6 +152,7 @@ class Catalogue:
     def view_names(self, dataset: str, teacher: str) -> list[str]:
         """Return the views of which a teacher has committed shards: `plain` first, then by number."""
         views = [stage[2] for stage, shards in self.commits.items() if shards and stage[:2] == (dataset, teacher)]
+        # by length first: view-1000 comes after view-999
         return sorted(views, key=lambda view: (view != PLAIN, len(view), view))
 
     def row_shape(self, dataset: str, teacher: str, array: str) -> tuple[int, ...]:
@@ -162,7 +166,7 @@ class Catalogue:
             commit = self.first_commit(dataset, teacher)
             if commit is None:
                 raise IncompleteCache(f"{self.url}: nothing of {dataset}/{teacher} is built", do="cache build JOB.toml")
-            self._row_shapes[key] = read_arrays(self.objects, commit, [array])[array].shape[1:]
+            self._row_shapes[key] = read_arrays(self.objects, commit, [array])[array].shape[1:]  # (S, …) less its rows
         return self._row_shapes[key]
 
     def first_commit(self, dataset: str, teacher: str | None) -> Commit | None:
@@ -183,6 +187,7 @@ class Catalogue:
     def read_commits(self, dataset: str, teacher: str | None = None, view: str = PLAIN) -> list[Commit]:
         """Return the commits of a stage, in shard order, with their tables, but for those that are gone by now."""
         keys = [ShardKey(dataset, teacher, view, shard) for shard in sorted(self.committed(dataset, teacher, view))]
+        # the first may have been read before
         known = [self._first_commits[key] for key in keys[:1] if key in self._first_commits]
         commits = known + self._read(keys[len(known) :])
         self._first_commits.update((commit.key, commit) for commit in commits[:1])
@@ -202,7 +207,7 @@ def read_tokenizer(objects: Objects, dataset: DatasetSpec) -> TokenizerFile | No
     try:
         tokenizer = parse_tokenizer(objects.get(path), f"{objects.url}/{path}")
         found = tokenizer.fingerprint
-    except MissingSource as error:
+    except MissingSource as error:  # a user's own file would be refused so; within a cache it is damage
         found = str(error.found)
     if found != promised:
         raise CorruptObject(

@@ -49,6 +49,7 @@ def query_samples(cache: Cache, sql: str) -> pl.DataFrame:
             tables[name] = named.insert_column(0, pl.lit(name).alias("dataset"))
     if not tables:
         raise IncompleteCache(f"{cache.url} holds no samples yet", do="cache build JOB.toml")
+    # datasets have columns of their own: what one lacks is null
     everything = pl.concat(tables.values(), how="diagonal")
     names = ["samples", *tables]
     _check(sql, names)
@@ -63,10 +64,11 @@ def query_samples(cache: Cache, sql: str) -> pl.DataFrame:
             do=_remedy(reason, sql, names, everything.columns),
         ) from None
     typed = headers(sql)
+    # a star in a function stands for several columns: then Polars' own names stay
     if typed is None or len(typed) != len(found.columns):
         return found
     wanted = [header or column for header, column in zip(typed, found.columns, strict=True)]
-    if len(set(wanted)) == len(wanted):
+    if len(set(wanted)) == len(wanted):  # Polars refuses two columns of one name
         found.columns = wanted
     return found
 
@@ -80,6 +82,7 @@ def headers(sql: str) -> list[str | None] | None:
     True
     """
     tokens = [token for token in _tokens(sql) if token.text.strip()]
+    # the outermost: those of a WITH are in parentheses
     begin = next((i for i, t in enumerate(tokens) if t.depth == 0 and t.text.lower() == "select"), None)
     if begin is None:
         return None
@@ -89,7 +92,7 @@ def headers(sql: str) -> list[str | None] | None:
             break
         if token.depth == 0 and token.text == ",":
             items.append([])
-        elif not (token.text.lower() == "distinct" and items == [[]]):
+        elif not (token.text.lower() == "distinct" and items == [[]]):  # no part of the first thing selected
             items[-1].append(token)
     if any(not item or item[-1].text == "*" for item in items):
         return None
@@ -103,6 +106,7 @@ def _header(item: list[_Token], sql: str) -> str | None:
     if any(token.depth == 0 and token.text.lower() == "as" for token in item):
         return None
     before, last = item[-2].text if len(item) > 1 else "", item[-1].text
+    # the END of a CASE is no name
     if NAME.fullmatch(last) and last.lower() != "end" and (NAME.fullmatch(before) or before == ")"):
         return None  # a name without AS
     return " ".join(sql[item[0].start : item[-1].stop].split())
@@ -111,7 +115,7 @@ def _header(item: list[_Token], sql: str) -> str | None:
 def _tokens(sql: str) -> Iterator[_Token]:
     depth = 0
     for match in TOKEN.finditer(sql):
-        depth -= match[0] == ")"
+        depth -= match[0] == ")"  # a closing parenthesis is as deep as its opening one
         if not match[0].startswith(("--", "/*")):
             yield _Token(match[0], depth, *match.span())
         depth += match[0] == "("
@@ -119,7 +123,9 @@ def _tokens(sql: str) -> Iterator[_Token]:
 
 def _check(sql: str, tables: list[str]) -> None:
     """Raise BadRequest for what is no SELECT, and for the functions by which Polars' SQL would read a file."""
+    # without quotes, which must not hide the name of a function
     words = [piece.text.strip('"`').lower() for piece in _tokens(sql) if piece.text.strip()]
+    # a whole SELECT may be in parentheses
     if next((word for word in words if word != "("), None) not in ("select", "with"):
         raise BadRequest("cannot answer the query", found=sql[:200], expected=f"a SELECT over {', '.join(tables)}")
     for word, after in pairwise([*words, ""]):
@@ -137,6 +143,7 @@ def _named(samples: pl.DataFrame, classes: list[str], teachers: list[str]) -> pl
     for column in ("label", *(f"{teacher}_top" for teacher in teachers)):
         if classes and column in samples.columns:
             names = pl.Series(classes, dtype=pl.String)
+            # null for a row without a label
             found = samples.select(pl.col(column).replace_strict(range(len(classes)), names, default=None))
             samples.insert_column(samples.columns.index(column) + 1, found.to_series().alias(f"{column}_name"))
     return samples
@@ -144,8 +151,10 @@ def _named(samples: pl.DataFrame, classes: list[str], teachers: list[str]) -> pl
 
 def _remedy(reason: str, sql: str, tables: list[str], columns: list[str]) -> str | None:
     """Return what helps with an error of a query, if anything is known to."""
+    # the two messages in which Polars names what it has not found
     missing = re.search(r"unable to find column \"([^\"]+)\"|relation '([^']+)' was not found", reason)
     known = columns if missing and missing[1] else tables if missing else [*tables, *columns]
+    # SQL takes a dash for a minus and a dot for a table's column
     unquoted = [name for name in known if re.search(r"\W", name) and re.search(rf"(?<!\"){re.escape(name)}(?!\")", sql)]
     if unquoted:
         return f'put names that hold dashes or dots in double quotes: "{unquoted[0]}"'

@@ -70,4 +70,4 @@ def standings(catalogue: Catalogue, ledger: Ledger) -> list[Standing]:
 def _labels(ingests: pl.DataFrame) -> list[int]:
     """Return how many labels there are of each class, by number; nothing where they are not counted."""
     counts = ingests["labels"].drop_nulls().to_list()
-    return [sum(of_class) for of_class in zip(*counts, strict=True)]
+    return [sum(of_class) for of_class in zip(*counts, strict=True)]  # (shards, C) to (C,)

@@ -54,7 +54,7 @@ def read_status(catalogue: Catalogue, ledger: Ledger | None = None) -> pl.DataFr
                 "shards": len(catalogue.shards(dataset)),
                 "shards_done": len(commits),
                 "bytes": int(commits["bytes"].sum()),
-                "rows_per_s": round(done / seconds, 1) if seconds else None,
+                "rows_per_s": round(done / seconds, 1) if seconds else None,  # unknown before its first shard
             }
         )
     return pl.DataFrame(rows, schema=STATUS_SCHEMA)
@@ -71,7 +71,7 @@ def _stages(catalogue: Catalogue) -> list[Stage]:
     """Return every stage, also one that is promised and has no shard yet."""
     begun = {stage[:2] for stage in catalogue.commits}
     absent = [
-        (*pair, view_name(0) if pair[0] in catalogue.views else PLAIN)
+        (*pair, view_name(0) if pair[0] in catalogue.views else PLAIN)  # where a build of it begins
         for pair in catalogue.teachers
         if pair not in begun
     ]
@@ -119,6 +119,7 @@ def _bytes_per_target(dataset: DatasetSpec, teacher: TeacherSpec, first: Commit 
     if first is None:
         return figures
     targets = (first.stop - first.start) * math.prod(task_of(dataset).sites(dataset.input_shape))
+    # a feature is no part of a target
     sizes = {member.path: member.size_bytes for member in first.members if not member.path.startswith("feature/")}
     statistics = sum(size for path, size in sizes.items() if path.startswith((f"{LSE}/", f"{STATISTICS}/")))
     return figures | {

@@ -84,9 +84,10 @@ def verify(cache: Cache, on_shard: Callable[[int, int], None] | None = None) -> 
                 bad.append(BadShard(key, reason))
             if on_shard is not None:
                 on_shard(done, len(keys))
+    # first what is wrong with the cache itself: by a wrong plan or promise a repair would drop good shards
     _check_plans(cache, misplaced)
     _check_promises(cache, found)
-    if not bad:
+    if not bad:  # the table of a bad one may not be readable
         _check_ids(Samples(catalogue))
     num_bytes = sum(commit.size_bytes for commit in found)
     garbage = _garbage(cache, {commit.group for commit in found})
@@ -133,7 +134,7 @@ class _Promised:
 def _check_plans(cache: Cache, misplaced: list[Commit]) -> None:
     """Check that at most one sealed commit of a dataset contradicts its plan; else the plan is the suspect."""
     for dataset, count in Counter(commit.key.dataset for commit in misplaced).items():
-        if count > 1:
+        if count > 1:  # one alone may itself be damaged
             witnesses = [commit for commit in misplaced if commit.key.dataset == dataset][:5]
             raise CorruptObject(
                 f"{cache.url}/{dataset}/plan is not the plan that its shards were built by",
@@ -152,6 +153,7 @@ def _check_promises(cache: Cache, commits: list[Commit]) -> None:
     for commit in commits:
         if commit.belonging is not None:
             dataset, teacher = commit.key.dataset, commit.key.teacher
+            # as the fields of Belonging
             paths = ("cache.json", f"{dataset}/dataset.json", f"{dataset}/{teacher}/teacher.json")
             for path, found, now in zip(paths, commit.belonging, cache.promises.of(dataset, teacher), strict=True):
                 if found is not None:
@@ -163,6 +165,7 @@ def _check_promises(cache: Cache, commits: list[Commit]) -> None:
                 )  # a lost file is told here, not shard by shard
                 said.setdefault(f"{dataset}/{teacher}/{WEIGHTS_JSON}", []).append(pair)
     for path, pairs in said.items():
+        # several witnesses, of one voice, and against the file
         if len(pairs) > 1 and len(set(pairs)) == 1 and pairs[0][0] != pairs[0][1]:
             raise CorruptObject(
                 f"{cache.url}/{path} is not that of its shards",
@@ -224,10 +227,11 @@ def _check_rows(commit: Commit) -> None:
 
 def _check_inputs(commit: Commit, arrays: dict[str, np.ndarray | Ragged], spec: DatasetSpec) -> None:
     """Check that inputs are of the shape and type that their dataset promises."""
-    inputs_S = arrays.get("inputs", np.empty(0, bool))
+    inputs_S = arrays.get("inputs", np.empty(0, bool))  # absent: of a type that none promises
     own_length = isinstance(inputs_S, Ragged)
     flat = inputs_S.flat_T if isinstance(inputs_S, Ragged) else inputs_S
     found = (own_length, flat.dtype.name, flat.shape[1:])
+    # of rows of their own length the first axis is that length, and True counts as 1
     expected = (spec.own_length, spec.input_dtype, spec.input_shape[spec.own_length :])
     if found != expected:
         raise CorruptObject(
@@ -248,7 +252,7 @@ def _check_targets(cache: Cache, commit: Commit, arrays: dict[str, np.ndarray], 
     views = promised.views.get(commit.key.dataset)
     if (fault := _fault(arrays, spec)) is not None:
         raise CorruptObject(f"{commit.key}: {fault}")
-    if commit.about.get("views", views) != views:
+    if commit.about.get("views", views) != views:  # targets of plain inputs name none
         raise CorruptObject(
             f"{commit.key} was made by other transforms than views.json promises",
             found=f"views fingerprint {commit.about['views']}",
@@ -280,6 +284,7 @@ def _garbage(cache: Cache, groups: set[str]) -> Iterator[str]:
         listing = cache.objects.list(stage_folder(*stage))
         attempts = {info.path: [info] for info in listing.objects} | dict.fromkeys(listing.folders)
         for group, members in attempts.items():
+            # what is not named as attempts are is not ours to delete
             if group in groups or not GROUP_NAME.fullmatch(group.rsplit("/", 1)[-1]):
                 continue
             ages_s = [now - info.modified_s for info in members or cache.objects.walk(group)]

@@ -48,6 +48,7 @@ class ArraysSource(Source):
         if self.classes:
             return self.classes
         _, labels = self._load()
+        # initial: there may be no row
         return [] if labels is None else [str(number) for number in range(int(labels.max(initial=0)) + 1)]
 
     def read(self, file: str, position: int, rows: int) -> Iterator[RawSample]:
@@ -64,7 +65,7 @@ class ArraysSource(Source):
         return super().content() | {"inputs_key": self.inputs_key, "labels_key": self.labels_key}
 
     def _load(self) -> tuple[np.ndarray, np.ndarray | None]:
-        version = LocalFile.of(self.path).version
+        version = LocalFile.of(self.path).version  # so that a file that has changed is loaded again
         inputs = _load_numpy(self.path, version, self.inputs_key)
         labels = None
         if self.labels is not None:
@@ -115,7 +116,7 @@ def _opened(path: Path) -> Iterator[Any]:
     """Yield the array of a .npy, or an open .npz."""
     try:
         with open(path, "rb") as file:  # by ourselves: NumPy leaves a broken .npz open
-            if file.read(2) != b"PK":
+            if file.read(2) != b"PK":  # a .npz is a zip, whatever it is called
                 yield np.load(path, mmap_mode="r", allow_pickle=False)  # a pickle could execute code
             else:
                 file.seek(0)

@@ -96,6 +96,7 @@ class Source(Options):
 
     def content(self) -> dict[str, Any]:
         """Return every option that decides the content of a row, as JSON. Paths do not: data may move."""
+        # each kind declares its own, by which Pydantic chooses
         return {"kind": getattr(self, "kind"), "validation": self.validation, "seed": self.seed}  # noqa: B009
 
     def as_promised(self, content: Mapping[str, Any]) -> Self:

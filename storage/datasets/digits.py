@@ -13,8 +13,8 @@ import polars as pl
 from storage.datasets.base import FILE_SCHEMA, LocalFile, RawSample, Source
 from storage.errors import missing_extra
 
-NUM_ROWS = 1797
-MAX_VALUE = 16
+NUM_ROWS = 1797  # told without importing scikit-learn
+MAX_VALUE = 16  # of a pixel, as scikit-learn has them
 
 
 class DigitsSource(Source):
@@ -37,6 +37,6 @@ class DigitsSource(Source):
         from sklearn.datasets import load_digits
 
         bunch = load_digits()
-        pixels = np.round(bunch.images * (255 / MAX_VALUE)).astype(np.uint8)[:, None]
+        pixels = np.round(bunch.images * (255 / MAX_VALUE)).astype(np.uint8)[:, None]  # (rows, 1, 8, 8)
         for i in range(position, position + rows):
             yield RawSample(f"digits:{i}", pixels[i], int(bunch.target[i]))

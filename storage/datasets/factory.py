@@ -68,6 +68,7 @@ class FactorySource(Source):
         dataset = self._dataset()
         with self._users_code("cannot be asked for its classes"):
             classes: Any = getattr(dataset, "classes", None)
+            # a string is left whole, to be refused: its letters are no classes
             names = classes if isinstance(classes, str) or not hasattr(classes, "__iter__") else list(classes)
         if names is None:
             return []
@@ -96,7 +97,7 @@ class FactorySource(Source):
 
     @property
     def _key(self) -> str:
-        arguments = json.dumps(self.arguments, sort_keys=True, default=str)
+        arguments = json.dumps(self.arguments, sort_keys=True, default=str)  # default: TOML has dates, JSON has none
         return f"{self.factory} {code_fingerprint(self.factory)} {arguments}"
 
     def _dataset(self) -> Any:

@@ -69,6 +69,7 @@ class ImageFolderSource(ImageSource):
 
     def read(self, file: str, position: int, rows: int) -> Iterator[RawSample]:
         labels = {name: number for number, name in enumerate(self.class_names())}
+        # a picture beside the folders has no class
         label = labels.get(Path(file).parts[0]) if len(Path(file).parts) > 1 else None
         for _ in range(rows):  # one file is one sample
             try:
@@ -81,7 +82,7 @@ class ImageFolderSource(ImageSource):
 
     def _listing(self) -> Listing:
         """Return the images of all classes. Raises MissingSource: folders and `classes` do not agree."""
-        Image.init()
+        Image.init()  # only from here on does Pillow know its suffixes
         folders = self._folders()
         if self.classes is None and folders and SPLITS.issuperset(name.lower() for name in folders):
             raise MissingSource(
@@ -100,6 +101,7 @@ class ImageFolderSource(ImageSource):
             )
         if not folders:
             return list_files(self.path, Image.EXTENSION)
+        # no suffix is asked for, so that all that lies beside the folders is passed over
         beside, own = list_files(self.path, (), deep=False).passed_over, {f"{name}/" for name in folders}
         images = Listing(
             (), Counter({f"{kind} beside the classes": n for kind, n in beside.items() if kind not in own})

@@ -16,9 +16,9 @@ from pydantic import Field, model_validator
 
 from storage.datasets.base import Source, Unreadable
 
-MODES: dict[int, str] = {1: "L", 3: "RGB"}
-DEEP_MODES = frozenset({"I;16", "I;16B", "I;16L", "I;16N", "I", "F"})
-TRANSPARENT_MODES = frozenset({"LA", "La", "PA", "RGBA", "RGBa"})
+MODES: dict[int, str] = {1: "L", 3: "RGB"}  # Pillow's name by number of channels
+DEEP_MODES = frozenset({"I;16", "I;16B", "I;16L", "I;16N", "I", "F"})  # more than 8 bits a value
+TRANSPARENT_MODES = frozenset({"LA", "La", "PA", "RGBA", "RGBa"})  # La, RGBa: with the alpha multiplied in
 FILTERS = {
     "nearest": Image.Resampling.NEAREST,
     "box": Image.Resampling.BOX,
@@ -69,7 +69,9 @@ class ImageSource(Source):
     def content(self) -> dict[str, Any]:
         # One size has one fingerprint, however it is written.
         size = self.size[0] if isinstance(self.size, list) and self.size[0] == self.size[1] else self.size
+        # the colour that is used, not that none was named
         policy = {key: getattr(self, key) for key in UNSAID} | {"background": self._under()}
+        # what is as it always was goes unsaid: earlier caches keep their fingerprint
         said = {key: value for key, value in policy.items() if value != UNSAID[key]}
         return super().content() | {"channels": self.channels, "size": size} | said
 
@@ -96,7 +98,9 @@ class ImageSource(Source):
         if self.orientation == "exif":
             ImageOps.exif_transpose(image, in_place=True)
         mode, under = MODES[self.channels], self._under()
+        # a palette may have one colour that is transparent
         if isinstance(under, list) and (image.mode in TRANSPARENT_MODES or "transparency" in image.info):
+            # alpha_composite takes RGBA alone
             image = Image.alpha_composite(_plain(mode, image.size, under).convert("RGBA"), image.convert("RGBA"))
         pixels = image if image.mode == mode else image.convert(mode)  # converting to the same mode copies
         if self.size is None:

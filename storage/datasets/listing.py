@@ -13,6 +13,7 @@ from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+# lower-case; of Synology, macOS and Windows
 LEFT_BEHIND = frozenset({"@eadir", "__macosx", "thumbs.db", "desktop.ini"})
 SHOWN = 6  # kinds of what was passed over, in a note
 
@@ -70,7 +71,7 @@ def told(counts: Counter[str]) -> str | None:
     >>> told(Counter({"*.heic": 20, "*.txt": 1}))
     '20 × *.heic, 1 × *.txt'
     """
-    kinds = (+counts).most_common()
+    kinds = (+counts).most_common()  # the plus drops kinds that were counted to 0
     more = sum(count for _, count in kinds[SHOWN:])
     shown = [f"{count} × {kind}" for kind, count in kinds[:SHOWN]]
     return ", ".join([*shown, *([f"{more} of other kinds"] if more else [])]) or None
@@ -88,9 +89,11 @@ def _walk(folder: Path, passed_over: Counter[str], *, deep: bool) -> Iterator[Pa
         seen.add(place)
         for name in sorted(name for name in folders if not deep or is_left_behind(name)):
             passed_over[f"{name}/"] += sum(len(inner) for _, _, inner in os.walk(Path(at) / name))
+        # in place: os.walk goes down what is left here
         folders[:] = sorted(name for name in folders if deep and not is_left_behind(name))
         for name in names:
             if is_left_behind(name):
+                # a kind, not each name: macOS leaves one beside every file
                 passed_over["._*" if name.startswith("._") else ".*" if name.startswith(".") else name] += 1
             else:
                 yield Path(at) / name

@@ -56,14 +56,14 @@ def pack(
     placed: list[tuple[int, Document]] = []
     cursor = 0
     for document in documents:
-        next_block = -(-cursor // length) * length
+        next_block = -(-cursor // length) * length  # rounded up: where a block begins
         if isinstance(document, Unreadable):
             unreadable[next_block // length] = document
             cursor = next_block + length
             continue
         if not len(document.tokens):
             continue
-        size = len(document.tokens) + 1
+        size = len(document.tokens) + 1  # and the end-of-text token
         assert split or size <= length
         if not together or (not split and cursor % length + size > length):
             cursor = next_block
@@ -75,5 +75,5 @@ def pack(
         stop = start + len(tokens)
         inputs[start:stop] = tokens
         first = start + max(0, num_prompt - 1)  # the last token of the prompt predicts the first after it
-        labels[first:stop] = inputs[first + 1 : stop + 1]
+        labels[first:stop] = inputs[first + 1 : stop + 1]  # the last of them predicts end-of-text
     return Blocks(inputs.reshape(-1, length), labels.reshape(-1, length), unreadable)

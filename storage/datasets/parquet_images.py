@@ -20,7 +20,7 @@ from storage.datasets.listing import list_files, passed_over
 from storage.errors import MissingSource
 from storage.options import JobPath
 
-KEPT_ROW_GROUPS = 2
+KEPT_ROW_GROUPS = 2  # decompressed, in each process
 
 
 class ParquetImagesSource(ImageSource):
@@ -61,6 +61,7 @@ class ParquetImagesSource(ImageSource):
         if named := self._names(paths[0]):
             return named
         columns = [_column(path, self.label) for path in paths]
+        # None if all are null, or there is no row
         return [str(number) for number in range(max(pc.max(column).as_py() or 0 for column in columns) + 1)]
 
     def notes(self) -> list[str]:
@@ -92,7 +93,7 @@ class ParquetImagesSource(ImageSource):
         ids: list[Any] = table[self.id].to_pylist() if self.id else [None] * len(payloads)
         ids = [f"{file}:{position + i}" if sample_id is None else str(sample_id) for i, sample_id in enumerate(ids)]
         for sample_id, payload, label in zip(ids, payloads, labels, strict=True):
-            number = None if label is None else renumbered.get(label, label)
+            number = None if label is None else renumbered.get(label, label)  # what has no name is judged as a number
             yield RawSample(sample_id, payload if payload else Unreadable("no image bytes"), number)
 
     @property
@@ -101,7 +102,7 @@ class ParquetImagesSource(ImageSource):
 
     def _paths(self) -> list[Path]:
         if not self.path.is_dir():
-            LocalFile.of(self.path)
+            LocalFile.of(self.path)  # raises if there is none
             return [self.path]
         paths = list_files(self.path, (".parquet",), deep=False).files
         if not paths:

@@ -78,6 +78,7 @@ class TokensSource(Source):
         rows = []
         for path in self._paths():
             stream, length = self._load(path)
+            # rounded up: the last may be short
             num_blocks = -(-stream.size // length) if stream.ndim == 1 else len(stream)
             rows.append((path.name, *self.look_at(path.name), num_blocks))
         return pl.DataFrame(rows, schema=FILE_SCHEMA, orient="row")
@@ -123,7 +124,7 @@ class TokensSource(Source):
         pair_2L = np.full((2, length), NO_LABEL, np.int32)
         pair_2L[0] = self.end_of_text or 0  # of what the last block of a stream has too little
         pair_2L[0, : len(tokens[:length])] = tokens[:length]
-        following = tokens[1 : length + 1].astype(np.int32)
+        following = tokens[1 : length + 1].astype(np.int32)  # a copy, and signed: some become −1
         if counts is not None:
             following[~counts[1 : length + 1]] = NO_LABEL
         if self.end_of_text is not None:
@@ -133,7 +134,7 @@ class TokensSource(Source):
 
     def _paths(self) -> list[Path]:
         if not self.path.is_dir():
-            LocalFile.of(self.path)
+            LocalFile.of(self.path)  # raises if there is none
             return [self.path]
         paths = list_files(self.path, (".npy",), deep=False).files
         if not paths:

@@ -85,6 +85,7 @@ class Encoding(Options):
     def statistics_bytes_per_row(self) -> int:
         """What LSE and STATISTICS take of a row in memory."""
         temperatures, standardised = len(self.temperatures), len(self.standardised_temperatures)
+        # float32 of LSE, float16 of STATISTICS
         return (4 * (temperatures + standardised) + 2 * (3 + 2 * temperatures)) * self.statistics
 
     def check(self, num_classes: int) -> None:
@@ -159,6 +160,7 @@ class Encoded:
         """Return the targets of a teacher that knows nothing, for shapes and bytes; free on the meta device."""
         import torch
 
+        # one row, on the CPU: the meta device has no values to encode
         one_row = torch.zeros(1, dtype=torch.int64)
         arrays = encoding.encode(torch.zeros(1, num_classes), num_classes=num_classes, labels_B=one_row, keys_B=one_row)
         repeated = {name: values.to(device).repeat(rows, *[1] * (values.ndim - 1)) for name, values in arrays.items()}

@@ -47,6 +47,7 @@ class DenseEncoding(Encoding):
         return (LOGITS, SCALE) if self.dtype == "int8" else (LOGITS,)
 
     def bytes_per_row(self, num_classes: int) -> int:
+        # int8: beside the logits two float32, the scale
         logits = num_classes + 8 if self.dtype == "int8" else num_classes * BYTES[self.dtype]
         return logits + self.statistics_bytes_per_row
 
@@ -63,7 +64,7 @@ class DenseEncoding(Encoding):
         from storage.encodings.statistics import Rows, describe, in_blocks
 
         def block(logits_BC: Tensor, labels_B: Tensor) -> dict[str, Tensor]:
-            none_BK = labels_B[:, None][:, :0]
+            none_BK = labels_B[:, None][:, :0]  # (B, 0): none is kept apart
             rows = Rows.of(logits_BC, self)
             return describe(rows, Kept(none_BK, none_BK.bool()), labels_B, self).arrays
 
@@ -101,7 +102,7 @@ class FeatureEncoding(Options):
             BadTeacher: an attention map is wanted of what is no map.
         """
         if self.pool == "mean" and feature_BD.ndim > 2:
-            feature_BD = feature_BD.float().flatten(2).mean(dim=2)
+            feature_BD = feature_BD.float().flatten(2).mean(dim=2)  # float32: a sum in 16 bits may overflow
         if self.pool == "attention":
             if feature_BD.ndim != 4:
                 raise BadTeacher(
@@ -125,6 +126,7 @@ def _to_int8(logits_BC: Tensor) -> dict[str, Tensor]:
     import torch
 
     lowest_B1, highest_B1 = logits_BC.float().aminmax(dim=1, keepdim=True)
+    # at least something, to be divided by: a row of one value has no step
     step_B1 = ((highest_B1 - lowest_B1) / 255).clamp(min=torch.finfo(torch.float32).tiny)
     codes_BC = ((logits_BC - lowest_B1) / step_B1).round() - 128
     return {LOGITS: codes_BC.clamp(-128, 127).to(torch.int8), SCALE: torch.cat([step_B1, lowest_B1], 1)}

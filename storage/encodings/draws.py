@@ -21,9 +21,10 @@ BELOW_ONE = 1 - 2.0**-50
 def uniforms(seed: int, keys_B: Tensor, num_draws: int) -> Tensor:
     """Return numbers in [0, 1), (B, N) float64 of 53 random bits, by integer arithmetic: the same on every device."""
     numbers_N = torch.arange(1, num_draws + 1, device=keys_B.device)
+    # the seed is mixed first: near seeds share nothing
     row_B = mixed(keys_B ^ mixed(torch.tensor(seed, device=keys_B.device) + STRIDE))
     bits_BN = mixed(row_B[:, None] + numbers_N * STRIDE)
-    fractions_BN: Tensor = shifted(bits_BN, 11).double() * 2.0**-53
+    fractions_BN: Tensor = shifted(bits_BN, 11).double() * 2.0**-53  # 64 − 11 bits: all that float64 holds
     return fractions_BN
 
 
@@ -35,6 +36,7 @@ def position_keys(keys_B: Tensor, positions: int) -> Tensor:
 
 def groups(num_classes: int, wanted: int) -> tuple[int, int]:
     """Return (G, W) such that one look at all groups, and another at `wanted` of them, cost about the same."""
+    # C / W sums, then W classes of each group wanted: alike where W² = C / wanted
     width = max(1, math.isqrt(num_classes // max(1, wanted)))
     return num_classes // width, width
 
@@ -64,7 +66,9 @@ def draw(sums_BE: Tensor, weigh: Callable[[Tensor], Tensor], uniforms_BN: Tensor
     whole = num_groups * width
     edges_BE = sums_BE.double().cumsum(1)
     targets_BN = uniforms_BN * (edges_BE[:, -1:] * BELOW_ONE)  # never the last edge itself, by rounding
+    # clamp: a row without any weight
     hit_BN = torch.searchsorted(edges_BE, targets_BN, right=True).clamp(max=edges_BE.shape[1] - 1)
+    # what all before it weigh together
     below_BN = torch.where(hit_BN > 0, edges_BE.gather(1, (hit_BN - 1).clamp(min=0)), 0.0)
 
     in_group_BN = hit_BN < num_groups
@@ -75,7 +79,7 @@ def draw(sums_BE: Tensor, weigh: Callable[[Tensor], Tensor], uniforms_BN: Tensor
     within_BNW = edges_BNW <= torch.minimum(targets_BN - below_BN, edges_BNW[:, :, -1] * BELOW_ONE)[:, :, None]
     place_BN = within_BNW.sum(2).clamp(max=width - 1)
     ids_BN = ids_BNW.gather(2, place_BN[:, :, None])[:, :, 0]
-    return torch.where(in_group_BN, ids_BN, hit_BN - num_groups + whole)
+    return torch.where(in_group_BN, ids_BN, hit_BN - num_groups + whole)  # single classes follow the groups
 
 
 def counted(ids_BN: Tensor) -> tuple[Tensor, Tensor]:
@@ -89,4 +93,4 @@ def counted(ids_BN: Tensor) -> tuple[Tensor, Tensor]:
     place_BN = new_BN.long().cumsum(1) - 1
     distinct_BN = torch.zeros_like(ids_BN).scatter_(1, place_BN, ids_BN)
     counts_BN = torch.zeros_like(ids_BN).scatter_add_(1, place_BN, torch.ones_like(ids_BN))
-    return distinct_BN.cummax(1).values, counts_BN
+    return distinct_BN.cummax(1).values, counts_BN  # ids ascend, so that the zeros behind them become the last

@@ -29,6 +29,7 @@ class Kept(NamedTuple):
         """Return kept classes from ids in any order, at least one of them real in each row (or K = 0)."""
         if not ids_BK.shape[1]:
             return cls(ids_BK, real_BK)
+        # (B, 1): what padding repeats
         last_B1 = ids_BK.masked_fill(~real_BK, -1).amax(1, keepdim=True)
         ids_BK = torch.where(real_BK, ids_BK, last_B1).sort(1).values
         real_BK = torch.ones_like(real_BK)
@@ -39,6 +40,7 @@ class Kept(NamedTuple):
         """Return which classes are among the kept, bool (B, J)."""
         if not self.ids_BK.shape[1]:
             return torch.zeros_like(ids_BJ, dtype=torch.bool)
+        # behind the last there is nothing to be equal to
         at_BJ = torch.searchsorted(self.ids_BK, ids_BJ).clamp_(max=self.ids_BK.shape[1] - 1)
         return self.ids_BK.gather(1, at_BJ) == ids_BJ
 
@@ -59,11 +61,13 @@ def largest(values_BC: Tensor, k: int, maxima_BE: Tensor) -> Tensor:
     """
     num_classes = values_BC.shape[1]
     num_groups, width = groups(num_classes, k)
-    if width == 1 or k == 0:
+    if width == 1 or k == 0:  # a group is a class: nothing to gain
         return values_BC.topk(k, dim=1).indices
+    # not among the classes that fill no group: all of those are looked at
     best_BK = maxima_BE[:, :num_groups].topk(min(k, num_groups), dim=1).indices
     steps_W = torch.arange(width, device=values_BC.device) * num_groups
     left_L = torch.arange(num_groups * width, num_classes, device=values_BC.device).expand(len(values_BC), -1)
+    # (B, J): all classes of the K groups, and those of none
     ids_BJ = torch.cat([(best_BK[:, :, None] + steps_W).flatten(1), left_L], 1)
     chosen_BK = values_BC.gather(1, ids_BJ).topk(k, dim=1).indices
     return ids_BJ.gather(1, chosen_BK)

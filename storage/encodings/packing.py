@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-LEVELS = 255
+LEVELS = 255  # steps in 8 bits
 
 
 def id_dtype(num_classes: int) -> torch.dtype:

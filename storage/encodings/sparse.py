@@ -50,10 +50,10 @@ class SparseEncoding(Encoding):
 
     kind: Literal["sparse"] = "sparse"
     k: Annotated[int, Field(ge=0)] = 0
-    n: Annotated[int, Field(ge=0, le=2**16 - 1)] = 0
+    n: Annotated[int, Field(ge=0, le=2**16 - 1)] = 0  # counts are uint16 at most
     values: Literal["fp16", "8bit"] = "fp16"
     p: Annotated[FiniteFloat, Field(gt=0, lt=1)] | None = None
-    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0  # an int64 of torch
 
     @model_validator(mode="after")
     def _something(self) -> Self:
@@ -121,7 +121,9 @@ class SparseEncoding(Encoding):
         )
 
     def bytes_per_row(self, num_classes: int) -> int:
+        # as `packing.id_dtype` has it, but without torch
         id_bytes = 1 if num_classes <= 2**8 else 2 if num_classes <= 2**16 else 4
+        # 8bit: and the step, float16
         kept = self.k * (id_bytes + 1) + 2 if self.values == "8bit" else self.k * (id_bytes + 2)
         rest = 2 * (len(self.temperatures) + len(self.standardised_temperatures))
         drawn = self.n * (id_bytes + (1 if self.n < 2**8 else 2))
@@ -145,6 +147,7 @@ class SparseEncoding(Encoding):
         described = describe(rows, kept, labels_B, self, self.n)
         arrays = dict(described.arrays)
         if self.k:
+            # in float64 until the difference is taken
             log_p_BK = (rows.above(kept.ids_BK).double() - described.log_total_B[:, None]).float()
             arrays |= self._values(log_p_BK, kept.real_BK)
             arrays[IDS] = to_differences(kept.ids_BK, rows.logits_BC.shape[1])
@@ -152,12 +155,12 @@ class SparseEncoding(Encoding):
         if self.n:
 
             def weigh(ids_BJ: Tensor) -> Tensor:
-                return rows.above(ids_BJ).exp().masked_fill_(kept.holds(ids_BJ), 0.0)
+                return rows.above(ids_BJ).exp().masked_fill_(kept.holds(ids_BJ), 0.0)  # never one that is kept
 
             drawn_BN = draw(described.edges_BE, weigh, uniforms(self.seed, keys_B, self.n), rows.logits_BC.shape[1])
             distinct_BN, counts_BN = counted(drawn_BN)
             arrays[DRAWS] = to_differences(distinct_BN, rows.logits_BC.shape[1])
-            arrays[COUNTS] = counts_BN.to(id_dtype(self.n + 1))
+            arrays[COUNTS] = counts_BN.to(id_dtype(self.n + 1))  # from 0 to n
         return arrays
 
     def _largest(self, rows: Rows) -> Kept:
@@ -170,10 +173,10 @@ class SparseEncoding(Encoding):
         ids_BK = largest(rows.logits_BC, self.k, rows.maxima_BE)
         real_BK = torch.ones_like(ids_BK, dtype=torch.bool)
         if self.p is not None:
-            none = SparseEncoding(k=self.k, statistics=False)
+            none = SparseEncoding(k=self.k, statistics=False)  # temperature 1 alone: only its total is wanted
             whole = describe(rows, Kept(ids_BK[:, :0], real_BK[:, :0]), ids_BK[:, 0], none)
             p_BK = (rows.above(ids_BK).double() - whole.log_total_B[:, None]).exp()
-            real_BK = p_BK.cumsum(1) - p_BK < self.p
+            real_BK = p_BK.cumsum(1) - p_BK < self.p  # less its own: the class that reaches p is kept
         return Kept.of(ids_BK, real_BK)
 
     def _values(self, log_p_BK: Tensor, real_BK: Tensor) -> dict[str, Tensor]:
@@ -200,7 +203,7 @@ class SparseEncoding(Encoding):
             return SparseTargets(num_classes, none_BK.long(), none_BK, draws_BN, counts_BN, described)
         ids_BK, values_BK = from_differences(arrays[IDS]), arrays[VALUES]
         real_BK = torch.ones_like(ids_BK, dtype=torch.bool)
-        real_BK[:, 1:] = unsigned(arrays[IDS][:, 1:]) != 0
+        real_BK[:, 1:] = unsigned(arrays[IDS][:, 1:]) != 0  # a difference of 0 repeats the class before
         scores_BK = from_codes(values_BK, arrays[STEP]) if self.values == "8bit" else values_BK.float()
         log_rest_BT = arrays[REST].float()
         return SparseTargets(

@@ -30,7 +30,7 @@ from storage.encodings.largest import Kept, group_maxima
 from storage.targets.soft import NEVER, Statistics
 
 FIXED_COLUMNS = 3  # entropy, mean, deviation
-LONG_ROW = 2**12
+LONG_ROW = 2**12  # classes; from here on BLAS is quicker
 # Elements that are encoded at a time, and of these, that are summed at a time: what the latter's passes share stays in
 # a core's own cache, where each takes a fifth of the time that it takes in memory.
 BLOCK_ELEMENTS = {"cpu": 2**23, "cuda": 2**27}
@@ -46,6 +46,7 @@ def in_blocks(encode: Callable[..., dict[str, Tensor]], *rows_B: Tensor) -> dict
 
 def _split(rows_B: Sequence[Tensor], elements: dict[str, int]) -> list[tuple[Tensor, ...]]:
     """Return tensors in blocks of rows, by how many elements the first one may have."""
+    # 2**19 elements on a device for which none was measured
     rows = max(1, elements.get(rows_B[0].device.type, 2**19) // max(1, rows_B[0].shape[1]))
     return [values_B.split(rows) for values_B in rows_B]
 
@@ -79,6 +80,7 @@ class Rows:
         looks = [(block_BC.mean(1), group_maxima(block_BC, k)) for (block_BC,) in blocks]
         mean_B, maxima_BE = (torch.cat(each) for each in zip(*looks, strict=True))
         peak_B = maxima_BE.amax(1)
+        # the exponent is divided by the temperature, so a low one raises it
         level_B = torch.maximum(mean_B, peak_B - HIGHEST * min(1.0, *options.temperatures))
         return cls(logits_BC, maxima_BE, peak_B, mean_B, level_B)
 
@@ -115,7 +117,7 @@ class Scratch(NamedTuple):
 def sweep(rows: Rows, kept: Kept, options: Encoding, num_draws: int) -> Sums:
     """Return sums over all classes, a few rows at a time."""
     blocks = _split([rows.logits_BC, rows.level_B, rows.mean_B, rows.peak_B, kept.ids_BK], SWEEP_ELEMENTS)
-    scratch = Scratch(*(torch.empty_like(blocks[0][0]) for _ in range(2)))
+    scratch = Scratch(*(torch.empty_like(blocks[0][0]) for _ in range(2)))  # of the first block: none is larger
     parts = [_sums(block, scratch, options, num_draws) for block in zip(*blocks, strict=True)]
     return Sums(*(torch.cat(each) for each in zip(*parts, strict=True)))
 
@@ -127,8 +129,11 @@ def _sums(block: tuple[Tensor, ...], scratch: Scratch, options: Encoding, num_dr
     rest, squares = [], []
     for temperature in options.temperatures:
         if temperature == 1:
+            # 0 where a class is kept: those are summed apart, in float64
             torch.exp(above_BC, out=e_BC).scatter_(1, ids_BK, 0.0)
+            # (B, E); one edge where nothing is drawn
             edges_BE = group_sums(e_BC, num_draws) if num_draws else e_BC.sum(1, keepdim=True)
+            # else a stand-in, so that blocks join
             weighted_B = dot(e_BC, above_BC) if options.statistics else level_B.double()
             rest.append(edges_BE.double().sum(1))
         else:
@@ -136,13 +141,14 @@ def _sums(block: tuple[Tensor, ...], scratch: Scratch, options: Encoding, num_dr
             rest.append(e_BC.sum(1).double())
         if options.statistics:
             squares.append(dot(e_BC, e_BC))
-    deviation_B = level_B.double()
+    deviation_B = level_B.double()  # a stand-in where it is not asked for
     if options.statistics or options.standardised_temperatures:
-        if (level_B != mean_B).any():
+        if (level_B != mean_B).any():  # else above_BC is above the mean already
             torch.sub(logits_BC, mean_B[:, None], out=above_BC)
         deviation_B = (dot(above_BC, above_BC) / above_BC.shape[1]).sqrt()
         for temperature in options.standardised_temperatures:
             factor_B = standardising(deviation_B, temperature)[:, None]
+            # below the peak, so that no exponent is above 0
             torch.mul(above_BC, factor_B, out=e_BC).sub_((peak_B - mean_B)[:, None] * factor_B)
             rest.append(e_BC.exp_().scatter_(1, ids_BK, 0.0).sum(1).double())
     squares_BT = torch.stack(squares, 1) if squares else level_B[:, None][:, :0]
@@ -151,7 +157,7 @@ def _sums(block: tuple[Tensor, ...], scratch: Scratch, options: Encoding, num_dr
 
 def standardising(deviation_B: Tensor, temperature: float) -> Tensor:
     """Return what centred logits are multiplied by, float32 (B,)."""
-    return (1 / (deviation_B * temperature).clamp(min=1e-6)).float()
+    return (1 / (deviation_B * temperature).clamp(min=1e-6)).float()  # a row of one value
 
 
 def dot(a_BC: Tensor, b_BC: Tensor) -> Tensor:
@@ -190,11 +196,12 @@ def describe(rows: Rows, kept: Kept, labels_B: Tensor, options: Encoding, num_dr
     """
     sums = sweep(rows, kept, options, num_draws)
     kept_BK = rows.above(kept.ids_BK).double()
+    # of class 0 where there is no label: left out below
     label_B = rows.above(labels_B.clamp(min=0)[:, None])[:, 0].double()
     level_B, mean_B = rows.level_B.double(), rows.mean_B.double()
     lse, rest, norm, label = [], [], [], []
     for number, temperature in enumerate(options.temperatures):
-        kept_e_BK = (kept_BK / temperature).exp() * kept.real_BK
+        kept_e_BK = (kept_BK / temperature).exp() * kept.real_BK  # padding repeats a class that counts already
         rest_B = sums.rest_BT[:, number]
         total_B = rest_B + kept_e_BK.sum(1)
         rest.append(rest_B / total_B)
@@ -205,6 +212,7 @@ def describe(rows: Rows, kept: Kept, labels_B: Tensor, options: Encoding, num_dr
             norm.append(squares_B.sqrt() / total_B)
         if temperature == 1 and options.statistics:
             weighted_B = sums.weighted_B + (kept_e_BK * kept_BK).sum(1)
+            # rounding may leave it a little below 0
             entropy_B = (log_total_B - weighted_B / total_B).clamp(min=0)
         lse.append(total_B.log() + level_B / temperature)
         label.append(torch.where(labels_B < 0, 0.0, label_B / temperature - total_B.log()))
@@ -220,6 +228,7 @@ def describe(rows: Rows, kept: Kept, labels_B: Tensor, options: Encoding, num_dr
     log_rest_BT = torch.stack(rest, 1).log().clamp(min=NEVER, max=-(2.0**-24)).float()
     if not options.statistics:
         return Described(log_total_B, sums.edges_BE, log_rest_BT, {})
+    # the mean of log-probabilities: of the logits, less their log-sum-exp
     columns = [entropy_B, mean_B - level_B - log_total_B, sums.deviation_B, *norm, *label]
     arrays = {LSE: torch.stack(lse, 1).float(), STATISTICS: torch.stack(columns, 1).to(torch.float16)}
     return Described(log_total_B, sums.edges_BE, log_rest_BT, arrays)
@@ -237,7 +246,7 @@ def decode(arrays: Mapping[str, Tensor], options: Encoding) -> Statistics | None
         label_log_p_BT=columns_BJ[:, FIXED_COLUMNS + num :],
         sum_squares_BT=columns_BJ[:, FIXED_COLUMNS : FIXED_COLUMNS + num].square(),
         entropy_B=columns_BJ[:, 0],
-        mean_B=columns_BJ[:, 1] + lse_BT[:, options.temperatures.index(1.0)],
+        mean_B=columns_BJ[:, 1] + lse_BT[:, options.temperatures.index(1.0)],  # back to logits
         std_B=columns_BJ[:, 2],
         standardised_temperatures=tuple(options.standardised_temperatures),
         standardised_lse_BU=lse_BT[:, num:],

@@ -23,7 +23,7 @@ from storage.inputs.ragged import OFFSETS
 
 METADATA = "zarr.json"
 INPUTS = "inputs"  # of uint8 are pixels: 12 % smaller under zstd, eight times slower to read (docs/log.md)
-CODECS = frozenset({"bytes", "zstd", "blosc", "transpose"})
+CODECS = frozenset({"bytes", "zstd", "blosc", "transpose"})  # nothing else is decoded (invariant 8)
 DTYPES = frozenset(
     {
         "bool",
@@ -75,10 +75,10 @@ def pack(arrays: Mapping[str, np.ndarray]) -> dict[str, bytes]:
             name,
             shape=array_S.shape,
             dtype=array_S.dtype,
-            chunks=tuple(max(1, length) for length in array_S.shape),
+            chunks=tuple(max(1, length) for length in array_S.shape),  # Zarr has none of length 0
             filters=[TransposeCodec(order=columns)] if layout.columns else None,
             compressors=None if name == INPUTS and array_S.dtype == np.uint8 else _compressor(layout, array_S.dtype),
-            config={"write_empty_chunks": True},
+            config={"write_empty_chunks": True},  # zeros too: one that is not there is an error (invariant 6)
         )
         stored[...] = array_S
     return {path: buffer.to_bytes() for path, buffer in store.items()}
@@ -116,12 +116,12 @@ def unpack(
     for name in names:
         shape, meta = _checked_metadata(name, objects)
         data = objects.get(f"{name}/c/{'/'.join('0' * len(shape))}")
-        if data is None and 0 not in shape:
+        if data is None and 0 not in shape:  # without values there is none
             raise ValueError(f"{name} has no Zarr chunk")
         try:
             array = np.empty(shape, meta["data_type"]) if 0 in shape else _decode(data, shape, meta)
             arrays[name] = np.require(array, meta["data_type"], ["C", "A", "W"] if writeable else ["C", "A"])
-        except Exception as error:
+        except Exception as error:  # whatever a codec makes of damaged bytes
             raise ValueError(f"{name} is not a Zarr array: {type(error).__name__}: {error}") from None
     return arrays
 
@@ -129,6 +129,7 @@ def unpack(
 def _decode(data: Any, shape: tuple[int, ...], meta: dict[str, Any]) -> np.ndarray:
     """Return the array in a Zarr chunk, over its bytes: its codecs undone from the last to the first."""
     stored_shape, axes = shape, tuple(range(len(shape)))
+    # as it lies in the Zarr chunk, after every transpose
     for codec in meta["codecs"]:
         if codec["name"] == "transpose":
             order = codec["configuration"]["order"]

@@ -43,6 +43,7 @@ class Promises:
             MissingObject: nothing is promised of it.
         """
         expected, said = self.of(commit.key.dataset, commit.key.teacher), commit.belonging
+        # a cache of format 1 has the layout of 2
         version, layout = max(2, self._about.format), 2 if said is None else 3
         another_cache, checks = "is a shard of another cache", []
         checks.append((another_cache, f"layout of format {layout}", f"layout of format {version}"))
@@ -57,6 +58,7 @@ class Promises:
             promised = self.weights(commit.key.dataset, str(commit.key.teacher))
             other = "was made by a teacher with other weights than weights.json promises"
             checks.append((other, f"weights {weights}", f"weights {promised}"))
+        # the first that differs says most: a shard of another cache is of another dataset too
         for what, found, wanted in checks:
             if found != wanted:
                 url = self._objects.url

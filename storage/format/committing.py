@@ -64,6 +64,7 @@ def write_shard(
     uses = ("own_length",) if stored.keys() != arrays.keys() else ()
     if belonging is None and uses:
         raise ValueError(f"{key}: a cache of format 2 cannot hold rows of their own length")
+    # attempt and members are those of each writing
     empty = Commit(key, start, stop, "", (), table, about, belonging=belonging, uses=uses)
     return _write(objects, empty, pack(stored))
 
@@ -93,11 +94,13 @@ def _write(objects: Objects, commit: Commit, members: Mapping[str, bytes]) -> Co
     # What is read together lies together: an array, and before it its offsets.
     members = {path: members[path] for path in sorted(members, key=lambda path: (path.removeprefix(OFFSETS), path))}
     whole, begins = None, dict.fromkeys(members, 0)
+    # in format 2 each member is an object of its own
     objects_of_group: dict[str, bytes] = {f"/{path}": data for path, data in members.items()}
     if commit.belonging is not None:
         data, begins = pack_zip(members)
         whole, objects_of_group = Whole(len(data), digest(data)), {"": data}
     named = tuple(Member(path, begins[path], len(data), digest(data)) for path, data in members.items())
+    # random: no two attempts share an object
     commit = replace(commit, attempt=uuid.uuid4().hex[:8], members=named, whole=whole)
     del members  # a shard may be large: only one copy of it from here on
     try:
@@ -164,6 +167,7 @@ def _read(objects: Objects, commit: Commit, names: Iterable[str], *, writeable: 
     for name in names:
         if name not in commit.array_names:
             raise NotInCache(f"{commit.key} has no array {name}", found=", ".join(commit.array_names))
+        # its own, and those of its offsets
         wanted += [m for m in commit.members if m.path.removeprefix(OFFSETS).startswith(f"{name}/")]
     return unpack_checked(commit, _fetch(objects, commit, wanted), names, writeable=writeable)
 
@@ -175,6 +179,7 @@ def _fetch(objects: Objects, commit: Commit, wanted: list[Member]) -> dict[str, 
     else:
         spans = join_spans(Span(m.begin, m.begin + m.size_bytes) for m in wanted)
         parts = [memoryview(data) for data in objects.get_ranges(commit.group, spans)]
+        # each in the one span that holds it
         found = {
             m.path: part[m.begin - span.start : m.begin - span.start + m.size_bytes]
             for m in wanted
@@ -197,6 +202,7 @@ def read_members(objects: Objects, commit: Commit) -> dict[str, Bytes]:
     data = memoryview(objects.get(commit.group))
     _check(objects, commit, "", data, *commit.whole)
     found: dict[str, Bytes] = {m.path: data[m.begin : m.begin + m.size_bytes] for m in commit.members}
+    # each by itself too: who reads an array checks only these
     for member in commit.members:
         _check(objects, commit, f"/{member.path}", found[member.path], member.size_bytes, member.digest)
     return found

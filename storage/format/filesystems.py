@@ -18,9 +18,10 @@ import os
 from pathlib import Path
 from typing import IO, Any
 
+# file systems disagree on how to say it
 LACKING = frozenset({errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EPERM, errno.EINVAL})
 NO_LOCKS = frozenset({errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP})
-_AT_FDCWD, _RENAME_NOREPLACE = -100, 1
+_AT_FDCWD, _RENAME_NOREPLACE = -100, 1  # of Linux's fcntl.h and fs.h
 
 
 def name_once(temporary: Path, path: Path) -> bool:
@@ -61,7 +62,7 @@ def lock(file: IO[Any]) -> bool:
     """
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
+    except BlockingIOError:  # before OSError, of which it is a kind
         raise
     except OSError as error:
         if error.errno not in NO_LOCKS:
@@ -81,7 +82,7 @@ def lock(file: IO[Any]) -> bool:
 
 def _rename_once(temporary: Path, path: Path) -> bool:
     """Rename a file unless the new name is taken, by Linux's renameat2; Python has no call for it."""
-    rename = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
+    rename = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)  # not every C library has it
     if rename is None:
         raise OSError(errno.ENOTSUP, os.strerror(errno.ENOTSUP))
     names = os.fsencode(temporary), os.fsencode(path)

@@ -89,11 +89,13 @@ class Ledger:
         number = max((int(path.split("/")[1].split(".")[0]) for path in old), default=-1) + 1
         everything = pl.concat([self._elsewhere, self.commits]).sort("path")
         if self._objects.create(f"{LEDGER}/{number:08d}.parquet", seal(everything.to_arrow(), {})):
+            # only now: at every moment there is one to be read
             for path in old:
                 self._objects.delete(path)
 
     def of(self, dataset: str, teacher: str | None, view: str) -> pl.DataFrame:
         """Return the summaries of one stage."""
+        # missing: the teacher of an ingest is null, which equals nothing
         return self.commits.filter(
             pl.col("dataset") == dataset, pl.col("teacher").eq_missing(pl.lit(teacher)), pl.col("view") == view
         )
@@ -107,6 +109,7 @@ def _read_latest(objects: Objects) -> pl.DataFrame:
     for path in reversed(_ledger_paths(objects)):
         try:
             table = pl.DataFrame(pl.from_arrow(unseal(objects.get(path)).table))
+            # one without a column of today is passed over: its commits are read again
             return table.select(*SUMMARY_SCHEMA).cast(SUMMARY_SCHEMA)  # type: ignore[arg-type]
         except (MissingObject, ValueError, pl.exceptions.PolarsError):
             continue  # compacted away since it was listed, or damaged: the commits themselves know better

@@ -94,7 +94,7 @@ class LocalObjects:
     def _readable(self, path: str) -> Iterator[None]:
         try:
             yield
-        except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
+        except (FileNotFoundError, IsADirectoryError, NotADirectoryError):  # or a file where a folder should be
             raise MissingObject(f"{self.url}/{path} is not there", do=_ask_verify(self.url)) from None
         except OSError as error:
             raise _storage_failure("read", f"{self.url}/{path}", error) from error
@@ -111,7 +111,7 @@ class LocalObjects:
     def _written(self, path: str, data: bytes) -> Iterator[Path]:
         """Yield a synced temporary file beside `path`; sync the folder after the caller has named it."""
         folder = (self.root / path).parent
-        temporary = folder / f"{TEMPORARY_PREFIX}{uuid.uuid4().hex}"
+        temporary = folder / f"{TEMPORARY_PREFIX}{uuid.uuid4().hex}"  # beside it: no rename crosses file systems
         try:
             with _open_new(temporary) as file:
                 view = memoryview(data)
@@ -124,6 +124,7 @@ class LocalObjects:
         except OSError as error:
             raise _storage_failure("write", f"{self.url}/{path}", error) from error
         finally:
+            # linked, renamed or failed: this name has served
             with contextlib.suppress(OSError):
                 temporary.unlink(missing_ok=True)
 
@@ -306,6 +307,7 @@ def _local_info(path: str, status: os.stat_result) -> ObjectInfo:
 
 def _remote_info(meta: Any) -> ObjectInfo:
     modified = meta["last_modified"]
+    # not every store gives ETags
     return ObjectInfo(meta["path"], meta["size"], meta["e_tag"] or modified.isoformat(), modified.timestamp())
 
 
@@ -315,6 +317,7 @@ def _open_new(path: Path) -> FileIO:
         with contextlib.suppress(FileNotFoundError, FileExistsError):
             _make_folder(path.parent)
             return open(path, "xb", buffering=0)
+    # what it says now is the error
     _make_folder(path.parent)
     return open(path, "xb", buffering=0)
 

@@ -99,7 +99,7 @@ class RowPlan:
         start = 0
         for segment in self.segments:
             stop = start + segment.num_rows
-            cuts = [*range(start, stop, segment.rows_per_shard), stop]
+            cuts = [*range(start, stop, segment.rows_per_shard), stop]  # the last shard of a segment may be short
             shards += [ShardRows(len(shards) + i, a, b) for i, (a, b) in enumerate(pairwise(cuts))]
             start = stop
         return shards
@@ -109,7 +109,7 @@ class RowPlan:
         ends = pl.col("rows").cum_sum()
         looked_at = self._looked_at
         overlapping = (
-            self.extents.filter(pl.col("rows") > 0)
+            self.extents.filter(pl.col("rows") > 0)  # the others only record a look
             .with_columns(first=ends - pl.col("rows"), end=ends)
             .filter((pl.col("end") > start) & (pl.col("first") < stop))
         )
@@ -137,6 +137,7 @@ def read_plan(objects: Objects, dataset: str) -> RowPlan:
         CorruptObject: a segment is damaged, or one before the last is missing: later rows would move down.
     """
     there = [info.path for info in objects.list(f"{dataset}/plan").objects if info.path.endswith(".parquet")]
+    # as many as there are, from 0 on: what is not among them is lost
     paths = [segment_path(dataset, number) for number in range(len(there))]
     for path in paths:
         if path not in there:

@@ -17,7 +17,7 @@ import xxhash
 
 METADATA_KEY = "stillroom"
 SEAL = re.compile(rb"stillroom-xxh3-128:([0-9a-f]{32})")
-UNSEALED = b"0" * 32
+UNSEALED = b"0" * 32  # in the place of the digest while it is taken
 
 
 class Sealed(NamedTuple):

@@ -25,7 +25,7 @@ from storage.views import PLAIN
 
 INGEST = "ingest"
 PLAN = "plan"
-COMMIT_NAME = re.compile(r"(\d{5,})\.parquet")
+COMMIT_NAME = re.compile(r"(\d{5,})\.parquet")  # five digits; more from shard 100,000 on
 GROUP_NAME = re.compile(r"(\d{5,})-([0-9a-f]{8})\.zarr(\.zip)?")  # a folder in format 2
 ATTEMPT = re.compile(r"[0-9a-f]{8}")
 DIGEST_COLUMNS = ("digest", "payload_digest", "label_digest")  # of an ingest's table; the first in format 2 alone
@@ -167,7 +167,7 @@ class Commit:
                 raise ValueError(f"{len(table)} rows in a commit of rows {start} to {stop}")
             read = _stored_in_folder if "objects" in proof else _stored_in_one
             return cls(key, start, stop, proof["attempt"], table=table, about={**proof["about"]}, **read(proof))
-        except UnsupportedFormat:
+        except UnsupportedFormat:  # no fault of the file
             raise
         except Exception as error:  # whatever a file that only looks like a commit leads to
             raise CorruptObject(
@@ -196,9 +196,10 @@ def _stored_in_one(proof: dict[str, Any]) -> dict[str, Any]:
     belonging = Belonging(proof["cache"], proof["dataset"], proof["promise"])
     texts = (whole.digest, *(member.digest for member in members), *belonging[:2])
     counts = (whole.size_bytes, *(number for member in members for number in member[1:3]))
+    # `type`, not `isinstance`: JSON's true would pass for an int
     if not inside or not all(type(n) is int for n in counts) or not all(type(text) is str for text in texts):
         raise ValueError(f"it names what cannot be in its own group: {whole} {members[:3]}")
-    if (belonging.promise is None) != (proof["key"][1] is None):
+    if (belonging.promise is None) != (proof["key"][1] is None):  # targets have one, an ingest has none
         raise ValueError(f"it says {belonging.promise} of a teacher")
     return {"members": members, "whole": whole, "belonging": belonging, "uses": tuple(proof["uses"])}
 

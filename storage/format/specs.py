@@ -42,7 +42,7 @@ USES = (OWN_LENGTH,)  # of the names in FORMAT.md, those that are known here
 class Spec(BaseModel):
     """One promise, kept as JSON."""
 
-    model_config = ConfigDict(frozen=True, extra="ignore")
+    model_config = ConfigDict(frozen=True, extra="ignore")  # another version's may have other keys
 
     @model_serializer(mode="wrap")
     def _without_new_keys_unless_said(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
@@ -178,7 +178,7 @@ def read_promise(objects: Objects, path: str, kind: type[AnySpec]) -> tuple[AnyS
     data = objects.get(path)
     try:
         value = json.loads(data)
-        version = value.get("format", FORMAT_VERSION)
+        version = value.get("format", FORMAT_VERSION)  # only cache.json says one
         if isinstance(version, int) and version > FORMAT_VERSION:
             raise UnsupportedFormat(
                 f"{objects.url} is a cache of a later format",
@@ -186,16 +186,18 @@ def read_promise(objects: Objects, path: str, kind: type[AnySpec]) -> tuple[AnyS
                 expected=f"format {FORMAT_VERSION} or earlier",
                 do="upgrade stillroom",
             )
-        if (written := value.pop("digest")) != fingerprint(value):
+        if (written := value.pop("digest")) != fingerprint(value):  # of all but itself
             raise ValueError("it does not match its digest")
         check_uses(f"{objects.url}/{path}", value.get("uses", ()))
         spec = kind.model_validate(value)
+    # whatever JSON of another shape leads to
     except (ValueError, AttributeError, KeyError, TypeError, RecursionError) as error:
         raise CorruptObject(
             f"{objects.url}/{path} is not a whole {kind.__name__}",
             found=str(error),
             do="restore it from a copy of the cache",
         ) from None
+    # a name is that of its folder: else it was put here from elsewhere
     if getattr(spec, "name", None) not in (None, *path.split("/")[-2:-1]):
         raise CorruptObject(f"{objects.url}/{path} is not its own", found=f"the {kind.__name__} of {spec.name}")  # type: ignore[attr-defined]
     return spec, written

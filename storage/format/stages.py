@@ -15,7 +15,7 @@ from storage.format.shards import GROUP_NAME, INGEST, PLAN, list_commits, stage_
 from storage.options import is_name
 from storage.views import PLAIN
 
-Stage = tuple[str, str | None, str]
+Stage = tuple[str, str | None, str]  # dataset, teacher (None: the ingest), view
 VIEWS_JSON = "views.json"
 LEDGER = "ledger"
 
@@ -49,6 +49,7 @@ def look_at_stages(
     Raises:
         MissingObject: a dataset or teacher that is looked at has lost its spec, or a dataset that of its views.
     """
+    # what is no name is not there, and might lead out of the cache
     names = objects.list().folders if datasets is None else sorted({name for name in datasets if is_name(name)})
     found = [_look_at(objects, name, teachers) for name in names if name != LEDGER]
     return [each for each in found if each is not None]

@@ -24,7 +24,7 @@ def pack_zip(members: Mapping[str, bytes]) -> tuple[bytes, dict[str, int]]:
             info = ZipInfo(path)  # without the time of day, which would make other bytes of the same work
             info.create_system, info.external_attr = 3, 0o644 << 16  # Unix, wherever it is written
             archive.writestr(info, data)
-            begins[path] = sink.tell() - len(data)
+            begins[path] = sink.tell() - len(data)  # stored as they are, they end where the sink does
     return sink.getvalue(), begins
 
 

@@ -12,6 +12,7 @@ def to_float(inputs_B: Tensor) -> Tensor:
     """Return stored inputs as float32, uint8 divided by 255, other dtypes by nothing."""
     import torch
 
+    # in place: of uint8 it is a copy
     return inputs_B.float().div_(255) if inputs_B.dtype == torch.uint8 else inputs_B.float()
 
 

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-IMAGE_AXES = 3
+IMAGE_AXES = 3  # channels, height, width
 
 
 class Pixels(Inputs):

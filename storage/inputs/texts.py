@@ -58,10 +58,10 @@ def pad(rows: Ragged) -> Tensor:
     import torch
 
     lengths_B = rows.lengths
-    places_L = np.arange(max(1, int(lengths_B.max(initial=0))))
+    places_L = np.arange(max(1, int(lengths_B.max(initial=0))))  # one at least: all may be empty
     inside_BL = places_L < lengths_B[:, None]
     padded_BL = np.full(inside_BL.shape, PADDING, np.int32)
-    padded_BL[inside_BL] = rows.flat_T
+    padded_BL[inside_BL] = rows.flat_T  # row after row, as they lie flat
     return torch.from_numpy(padded_BL)
 
 

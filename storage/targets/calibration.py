@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     import polars as pl
     from torch import Tensor
 
-NUM_BINS = 15
+NUM_BINS = 15  # as in the paper
 
 Values = TypeVar("Values", "Tensor", "pl.Series", "pl.Expr")
 Sums = TypeVar("Sums", "Tensor", "pl.Series")

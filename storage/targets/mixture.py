@@ -56,7 +56,7 @@ class MixedTargets(SoftTargets):
 
     @property
     def _log_weights(self) -> Tensor:
-        return self.weights_BM.log().clamp(min=2 * NEVER)
+        return self.weights_BM.log().clamp(min=2 * NEVER)  # of weight 0: below NEVER, and finite
 
     def _supports(self, temperature: float, labels_B: Tensor | None = None) -> list[Support] | None:
         """Return what each teacher says of some classes, the label among them if one is given; None if all are dense.

@@ -175,6 +175,7 @@ class SparseTargets(OneTeacher):
         assert self.statistics is not None  # checked before the first step, as is the temperature: `Encoding.lacks`
         assert self.standardised_log_rest_BU is not None
         log_rest_B = self.standardised_log_rest_BU[:, self.standardised_temperatures.index(temperature)]
+        # a row of one value deviates by nothing
         scores_BK = self.log_p_BK / (self.statistics.std_B[:, None] * temperature).clamp(min=1e-6)
         return spread(scores_BK, self.log_p_BK > NEVER, log_rest_B), log_rest_B
 
@@ -233,6 +234,7 @@ class SparseTargets(OneTeacher):
         """Return Σ p log q at temperature 1, (B,): exact for the kept classes, from draws for the rest, unbiased."""
         assert self.draws_BN is not None  # checked before the first step: `Encoding.lacks`
         assert self.counts_BN is not None
+        # not by 0: a blank row has no draws
         p_BN = self.counts_BN / self.counts_BN.sum(dim=1, keepdim=True).clamp(min=1)
         if self.ids_BK.shape[1]:
             p_BN = self.support(1.0).log_tail.exp()[:, None] * p_BN

@@ -14,7 +14,7 @@ from torch import Tensor
 
 # The log-probability of a class that cannot be: finite, so that 0 · (log p − log q) is 0 and not NaN.
 NEVER = -1e4
-EMPTY = -1e9
+EMPTY = -1e9  # a score that has no power at any temperature
 # Scores that are worked on at a time: on a CPU they stay in its cache.
 BLOCK_ELEMENTS = {"cpu": 2**18, "cuda": 2**28}
 
@@ -63,11 +63,14 @@ class Support:
 
     def pair_and_label(self, student_BC: Tensor, labels_B: Tensor, temperature: float) -> tuple[Pair, Tensor]:
         """Return `pair`, and the student's log-probability of the label, (B,), from one pass over the scores."""
+        # stable: of a label that is named already, its own column is the repetition
         ids_BK, order_BK = _with(self.ids_BK, labels_B).sort(dim=1, stable=True)
         sorted_BK, log_rest_B = kept_and_rest(student_BC, ids_BK, temperature)
+        # back in the order from before
         log_q_BK, label_log_q_B1 = sorted_BK.gather(1, order_BK.argsort(dim=1)).split([self.ids_BK.shape[1], 1], dim=1)
         label_log_q_B = label_log_q_B1[:, 0]
         named_B = (self.ids_BK == labels_B[:, None]).any(dim=1)
+        # a label that is not named is one of the others
         log_q_rest_B = torch.where(named_B, log_rest_B, torch.logaddexp(log_rest_B, label_log_q_B))
         return self._pair(log_q_BK, log_q_rest_B), label_log_q_B
 
@@ -87,7 +90,7 @@ class Support:
             label_log_p_B: what the teacher gave it; counts where it is not named yet.
         """
         named_B = (self.ids_BK == labels_B[:, None]).any(dim=1)
-        rest_B = self.log_rest_B + log1m_exp(label_log_p_B - self.log_rest_B)
+        rest_B = self.log_rest_B + log1m_exp(label_log_p_B - self.log_rest_B)  # less the label
         ids_BK, order_BK = _with(self.ids_BK, labels_B).sort(dim=1, stable=True)
         log_p_BK = _with(self.log_p_BK, torch.where(named_B, NEVER, label_log_p_B)).gather(1, order_BK)
         return Support(self.num_classes, ids_BK, log_p_BK, torch.where(named_B, self.log_rest_B, rest_B))
@@ -178,9 +181,9 @@ class _KeptAndRest(torch.autograd.Function):
             block_BC.copy_(scores)
             if temperature != 1:
                 block_BC.div_(temperature)
-            block_BC.scatter_(1, ids, EMPTY)
+            block_BC.scatter_(1, ids, EMPTY)  # no part of the rest
             tops.append(block_BC.amax(dim=1))
-            sums.append(block_BC.sub_(tops[-1][:, None]).exp_().sum(dim=1))
+            sums.append(block_BC.sub_(tops[-1][:, None]).exp_().sum(dim=1))  # below the largest, none overflows
         sums_B = torch.cat(sums)
         rest_B = torch.cat(tops) + sums_B.log()
         all_kept_B = kept_BK.masked_fill(~first_of_its_kind(ids_BK), -torch.inf).logsumexp(dim=1)
@@ -204,7 +207,7 @@ class _KeptAndRest(torch.autograd.Function):
         """Take M batches of B rows, such as those of stacked students, as one of M·B."""
         scores_MBC, ids_MBK = (
             values.expand(info.batch_size, *values.shape) if at is None else values.movedim(at, 0)
-            for values, at in zip((scores, ids), in_dims, strict=False)
+            for values, at in zip((scores, ids), in_dims, strict=False)  # the last is that of temperature
         )
         flat = (scores_MBC.flatten(0, 1), ids_MBK.flatten(0, 1), temperature)
         found = _KeptAndRest.apply(*flat)  # type: ignore[no-untyped-call]
@@ -220,6 +223,7 @@ class _KeptAndRest(torch.autograd.Function):
         total_B = kept_grad_BK.sum(dim=1) + rest_grad_B
         factor_B = (rest_grad_B - total_B * log_rest_B.clamp(min=NEVER).exp()) / ctx.temperature
         gradient_BC = powers_BC.mul_((factor_B / sums_B)[:, None])
+        # set, then added: a class that is named twice has one power, but the gradients of both
         gradient_BC.scatter_(1, ids_BK, log_q_BK.exp() * (-total_B / ctx.temperature)[:, None])
         gradient_BC.scatter_add_(1, ids_BK, kept_grad_BK / ctx.temperature)
         return gradient_BC.to(ctx.dtype), None, None
@@ -234,6 +238,7 @@ def _blocks(*rows: Tensor) -> Iterator[tuple[Tensor, ...]]:
 def log1m_exp(log_p_B: Tensor) -> Tensor:
     """Return log(1 − exp(x)) for x ≤ 0, NEVER where nothing is left; rounding above 0 counts as 0."""
     x = log_p_B.clamp(max=0.0)
+    # −log 2: each form is exact on its own side (Mächler 2012)
     left = torch.where(x > -0.6931, torch.log(-torch.expm1(x)), torch.log1p(-torch.exp(x)))
     return left.clamp(min=NEVER)
 

@@ -55,4 +55,5 @@ class OneClass(Task):
         commonest = max(labels, default=0) / max(sum(labels), 1)
         beside = f"chance {chance:.1%}" + (f", the commonest class {commonest:.1%}" if labels else "")
         text = f"accuracy {accuracy:.1%} of {answered.labelled:,} labelled rows; {beside}"
+        # of one class, chance is always right
         return text, num_classes > 1 and accuracy < max(chance + CLEARLY * (1 - chance), commonest)

@@ -20,6 +20,7 @@ from storage.tasks.text_classification import TextClassification
 
 def _asked(options: Any) -> str:
     """Return which of the two a section of a job is: what its `task` says, else whether it has a `label`."""
+    # a dict of a job, or a source that is validated once more
     task, label = (
         (options.get("task"), options.get("label"))
         if isinstance(options, dict)

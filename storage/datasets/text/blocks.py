@@ -87,6 +87,7 @@ class TextSource(TextFiles):
     def read(self, file: str, position: int, rows: int) -> Iterator[RawSample]:
         blocks = self._blocks(self.at(file))
         for i in range(position, min(position + rows, len(blocks.inputs_SL))):
+            # (2, L): tokens, and what each is to predict
             payload = blocks.unreadable.get(i) or np.stack([blocks.inputs_SL[i], blocks.labels_SL[i]])
             yield RawSample(f"{file}:{i}", payload, None)
 
@@ -99,6 +100,7 @@ class TextSource(TextFiles):
         return np.asarray(payload[1])
 
     def _blocks(self, path: Path) -> Blocks:
+        # options as text: a key of the calls that are kept must be hashable
         return _tokenised(self.model_dump_json(), self.bound.data, path, LocalFile.of(path))
 
     def _texts(self, path: Path) -> Iterator[_Text]:

@@ -70,6 +70,7 @@ class TextFiles(Source):
         if self.tokenizer is not None:
             return read_tokenizer(self.tokenizer).data
         taken = self.tokenizer_of or self.name
+        # first: one that was learned is learned once
         if (data := of(taken)) is not None:
             return data
         if self.train_tokenizer is not None:
@@ -115,7 +116,7 @@ class TextFiles(Source):
     def paths(self) -> list[Path]:
         """Return the files by name. Raises MissingSource: there are none."""
         if not self.path.is_dir():
-            LocalFile.of(self.path)
+            LocalFile.of(self.path)  # raises if there is none
             return [self.path]
         known = {path for name in self._recorded if (path := self.path / name).is_file()}  # a row stays a row
         paths = sorted({*list_files(self.path, self.suffixes, deep=False).files, *known})

@@ -71,6 +71,7 @@ class LabelledTextSource(TextFiles):
         return (
             super().content()
             | {key: value[key] for key in keys}
+            # as they take effect: one column and a list of one mean the same
             | {"column": list(self._texts), "header": self._columns.header, "labels": list(self._by_label) or None}
         )
 
@@ -174,6 +175,7 @@ class LabelledTextSource(TextFiles):
             label = row.label if isinstance(row, Row) else None
             if isinstance(text, Unreadable):
                 tokens: np.ndarray | Unreadable = Unreadable(f"{where}: {text}")
+            # `spelled` has only the texts that have something in them, in order
             elif not text.strip():
                 tokens = Unreadable(f"{where}: has no text")
             elif not len(tokens := next(spelled)):
@@ -200,4 +202,5 @@ def _labels_found(options: str, files: tuple[tuple[Path, LocalFile], ...]) -> tu
     rows = (row for path, _ in files for _, row in source._rows(path))  # noqa: SLF001 - of this module
     found = {row.label for row in rows if isinstance(row, Row) and row.label is not None}
     numbers = all(label.removeprefix("-").isdecimal() for label in found)
+    # by its text too: 1 and 01 are two classes
     return tuple(sorted(found, key=(lambda label: (int(label), label)) if numbers else None))

@@ -104,7 +104,7 @@ def json_rows(path: Path, columns: Columns, part: Sequence[float]) -> Found:
             row = _row(value, columns)
         except Unreadable as reason:
             row = reason
-        except (ValueError, RecursionError) as error:
+        except (ValueError, RecursionError) as error:  # RecursionError: brackets within brackets
             row = Unreadable(f"is not JSON: {error}")
         yield f"{path.name} line {number}", row
 
@@ -117,6 +117,7 @@ def parquet_rows(path: Path, columns: Columns, part: Sequence[float]) -> Found:
         with pq.ParquetFile(path) as file:
             _check_parquet(path, file.schema_arrow, columns)
             start, stop = cut(file.metadata.num_rows, part)
+            # a column asked for twice is read once
             table = file.read(list(dict.fromkeys(names))).slice(start, stop - start)
         # As bytes, decoded below: Arrow does not check that a string is UTF-8.
         stored = {name: _as_bytes(table[name]) for name in table.column_names}
@@ -137,6 +138,7 @@ def delimited_rows(path: Path, columns: Columns, part: Sequence[float], *, delim
     quoted = quoted if columns.quotes is None else columns.quotes
     text = utf8(path)
     quoting: Literal[0, 3] = csv.QUOTE_MINIMAL if quoted else csv.QUOTE_NONE
+    # newline: line ends in a field stay as they are; strict: a stray quotation mark is an error, not a guess
     reader = csv.reader(StringIO(text, newline=""), delimiter=delimiter, quoting=quoting, strict=True)
     lines: list[tuple[int, list[str]]] = []
     before = 0
@@ -144,7 +146,7 @@ def delimited_rows(path: Path, columns: Columns, part: Sequence[float], *, delim
         for fields in reader:
             if fields:
                 lines.append((before + 1, fields))
-            before = reader.line_num
+            before = reader.line_num  # a field in quotes may span several lines
     except csv.Error as error:
         raise MissingSource(
             f"{path} cannot be read as a table",
@@ -155,7 +157,7 @@ def delimited_rows(path: Path, columns: Columns, part: Sequence[float], *, delim
         ) from None
     if not lines:
         return
-    names = lines[0][1]
+    names = lines[0][1]  # even if it names nothing: it tells how many columns there are
     places = [_place(path, column, names, columns) for column in (*columns.texts, columns.label) if column is not None]
     lines = lines[1:] if columns.header else lines
     start, stop = cut(len(lines), part)
@@ -206,7 +208,7 @@ def _check_parquet(path: Path, schema: pa.Schema, columns: Columns) -> None:
         pa.types.is_binary,
         pa.types.is_large_binary,
     )
-    labels = (*texts, pa.types.is_integer, pa.types.is_boolean, pa.types.is_dictionary)
+    labels = (*texts, pa.types.is_integer, pa.types.is_boolean, pa.types.is_dictionary)  # dictionary: categories
     asked: list[tuple[Column, tuple[Callable[[pa.DataType], bool], ...], str, str]] = [
         (column, texts, "text", "string or binary") for column in columns.texts
     ]
@@ -229,7 +231,7 @@ def _as_bytes(column: pa.ChunkedArray) -> pa.ChunkedArray:
     if pa.types.is_dictionary(column.type):
         column = column.cast(column.type.value_type)
     numbers = pa.types.is_integer(column.type) or pa.types.is_boolean(column.type)
-    return column if numbers else column.cast(pa.large_binary())
+    return column if numbers else column.cast(pa.large_binary())  # large: 32-bit offsets end at 2 GiB
 
 
 def _row(value: dict[str, Any], columns: Columns) -> Row:
@@ -250,8 +252,8 @@ def _text(text: Any, column: str) -> str:
 def _label(label: Any, column: str) -> str | None:
     if label is None:
         return None
-    if isinstance(label, bool):
-        return str(label).lower()
+    if isinstance(label, bool):  # first: a bool is an int
+        return str(label).lower()  # as JSON writes it
     return str(label) if isinstance(label, int) else _text(label, column).strip() or None
 
 
