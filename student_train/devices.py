@@ -26,6 +26,7 @@ def find_device(device: Device) -> torch.device:
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Return whether an error says that memory ran out, on a GPU or on the host."""
+    # what torch's allocator of the host says, in a RuntimeError
     return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)
 
 
@@ -37,7 +38,7 @@ def free_bytes(device: torch.device) -> int:
     try:
         for line in Path("/proc/meminfo").read_text().splitlines():
             if line.startswith("MemAvailable:"):
-                available = int(line.split()[1]) * 1024
+                available = int(line.split()[1]) * 1024  # kB
     except OSError:
         available //= 2  # no such file: not Linux; half of all there is
     return min(available, _container_free_bytes(available))
@@ -45,7 +46,7 @@ def free_bytes(device: torch.device) -> int:
 
 def _container_free_bytes(otherwise: int) -> int:
     """Return what a control group of this process still allows; page cache counts as free."""
-    folder = Path("/sys/fs/cgroup")
+    folder = Path("/sys/fs/cgroup")  # of control groups, version 2
     try:
         limit = (folder / "memory.max").read_text().strip()
         used = int((folder / "memory.current").read_text())
@@ -54,4 +55,4 @@ def _container_free_bytes(otherwise: int) -> int:
                 used -= int(line.split()[1])
         return max(0, int(limit) - used) if limit != "max" else otherwise
     except (OSError, ValueError):
-        return otherwise
+        return otherwise  # there is no such group

@@ -36,7 +36,7 @@ def view_number(name: str) -> int | None:
     if name == PLAIN:
         return None
     match = VIEW_NAME.fullmatch(name)
-    if match is None or view_name(int(match[1])) != name:
+    if match is None or view_name(int(match[1])) != name:  # view-0001 is no second name of view-001
         raise ValueError(f"{name} is no view")
     return int(match[1])
 

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from storage.format.shards import ShardKey
     from storage.format.specs import ViewsSpec
 
-LIBRARIES = ("numpy", "stillroom", "torch")
+LIBRARIES = ("numpy", "stillroom", "torch")  # whose code makes a view
 
 
 class Readable(NamedTuple):

@@ -50,7 +50,7 @@ def choose_partners(keys_S: NDArray[np.int64], splits_S: NDArray[Any], *, seed: 
     for split in np.unique(splits_S):
         rows_M = np.flatnonzero(splits_S == split)
         if (others := len(rows_M) - 1) > 0:
-            step_M = 1 + rolls.below(others, 0).numpy()[rows_M]
+            step_M = 1 + rolls.below(others, 0).numpy()[rows_M]  # at least 1: none is its own partner
             partners_S[rows_M] = rows_M[(np.arange(len(rows_M)) + step_M) % len(rows_M)]
     return partners_S
 
@@ -66,10 +66,11 @@ def mix(
         steps: place in the list of transforms → mixing transform.
         seed, view: of the promise, and the view's number.
     """
-    roll_B = Rolls(keys_B, seed=seed, view=view, place=CHOICE_PLACE).bits(0) >> 8
+    roll_B = Rolls(keys_B, seed=seed, view=view, place=CHOICE_PLACE).bits(0) >> 8  # 24 bits, as ONE has
     mixed, own_weight_B = images, torch.ones(len(images), device=images.device)
     start = 0
     for place, options in steps.items():
+        # each step has a part of the roll's range, so that one at most applies
         stop = min(ONE, start + fixed_point(options.probability))  # type: ignore[attr-defined]
         chosen_B = (roll_B >= start) & (roll_B < stop)
         start = stop
@@ -89,8 +90,9 @@ def mixup(images: Tensor, partners: Tensor, options: Mixup, rolls: Rolls) -> Mix
 def cutmix(images: Tensor, partners: Tensor, options: Cutmix, rolls: Rolls) -> Mixed:
     """Return images with a box of their partners; labels weigh by area. Source: Yun et al. 2019."""
     _, _, height, width = images.shape
-    sides = torch.tensor(_sides(height, width), device=images.device)
+    sides = torch.tensor(_sides(height, width), device=images.device)  # (UNIT + 1, 2)
     height_B, width_B = sides[_weight(options.alpha, rolls)].unbind(1)
+    # purposes 1 and 2: λ is rolled by 0
     cut = box(images, rolls.below(height, 1), rolls.below(width, 2), height_B, width_B)
     kept_B = (~cut).sum(dim=(1, 2, 3))
     # A GPU divides by multiplying, which in float32 is another number now and then; from float64 both round to one.
@@ -102,7 +104,7 @@ MIXERS: dict[type, Callable[[Tensor, Tensor, Any, Rolls], Mixed]] = {Mixup: mixu
 
 def _weight(alpha: float, rolls: Rolls) -> Tensor:
     """Return λ ~ Beta(alpha, alpha) for each row, (B,) int64 of UNIT."""
-    roll_B = rolls.bits(0) >> 8
+    roll_B = rolls.bits(0) >> 8  # 24 bits, as ONE has
     steps = torch.tensor(beta_steps(alpha), device=roll_B.device)
     return torch.searchsorted(steps, roll_B, right=True)
 

@@ -37,11 +37,12 @@ class Rolls:
 
     def below(self, stop: int | Tensor, purpose: int) -> Tensor:
         """Return an integer in [0, stop) a row, (B,) int64; `stop` is at most 2**31."""
+        # the high half of a product in place of a remainder; 32 and 31 bits fit an int64
         return self.bits(purpose) * stop >> 32
 
     def happens(self, probability: float, purpose: int) -> Tensor:
         """Return (B,) bool."""
-        return self.bits(purpose) >> 8 < fixed_point(probability)
+        return self.bits(purpose) >> 8 < fixed_point(probability)  # 24 bits, as ONE has
 
 
 def fixed_point(probability: float) -> int:
@@ -67,11 +68,12 @@ def beta_steps(alpha: float) -> tuple[int, ...]:
             for n in range(100 + 2 * int(alpha)):  # each term is half of the one before, or less
                 total += term / (a + n)
                 term *= x * (n + 1 - a) / (n + 1)
-            return (a * x.ln()).exp() * total
+            return (a * x.ln()).exp() * total  # x to the power of a
 
         half = below(Decimal("0.5"))
+        # a λ below i + ½ is rounded to i or less
         lower = [below((Decimal(i) + Decimal("0.5")) / UNIT) / (2 * half) for i in range(UNIT // 2)]
-        shares = [*lower, *(1 - share for share in reversed(lower))]
+        shares = [*lower, *(1 - share for share in reversed(lower))]  # its own mirror image
         return tuple(int((share * ONE).to_integral_value()) for share in shares)
 
 

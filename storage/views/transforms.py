@@ -26,6 +26,7 @@ def pad_crop(images: Tensor, options: PadCrop, rolls: Rolls) -> Tensor:
     padded = nn.functional.pad(images, (pad, pad, pad, pad))
     top_B, left_B = rolls.below(2 * pad + 1, 0), rolls.below(2 * pad + 1, 1)
     _, channels, padded_height, padded_width = padded.shape
+    # (B, C, 1): the first line of each plane; with H lines of each, (B, C, H)
     planes = torch.arange(rows * channels, device=images.device).reshape(rows, channels, 1) * padded_height
     lines = planes + (top_B[:, None] + torch.arange(height, device=images.device))[:, None]
     starts = lines * padded_width + left_B[:, None, None]
@@ -68,6 +69,7 @@ def color_jitter(images: Tensor, options: ColorJitter, rolls: Rolls) -> Tensor:
 def cutout(images: Tensor, options: Cutout, rolls: Rolls) -> Tensor:
     """Return images with a black square, around a random pixel."""
     _, _, height, width = images.shape
+    # where it does not happen, a square of nothing
     size_B = rolls.happens(options.probability, 0).long() * options.size
     hole = box(images, rolls.below(height, 1), rolls.below(width, 2), size_B, size_B)
     return images & _all_bits(~hole)
@@ -90,7 +92,7 @@ def pick(choice: Tensor, images: Tensor, others: Tensor) -> Tensor:
 def blend(images: Tensor, others: Tensor, weight: Tensor) -> Tensor:
     """Return the mean of two uint8 images, rounded; `weight` of `images`, int16 of UNIT, the rest of `others`."""
     others_16 = others.short()
-    return (others_16 + (((images.short() - others_16) * weight + UNIT // 2) >> 7)).byte()
+    return (others_16 + (((images.short() - others_16) * weight + UNIT // 2) >> 7)).byte()  # 7 bits: over UNIT, rounded
 
 
 def box(images: Tensor, middle_y_B: Tensor, middle_x_B: Tensor, height_B: Tensor, width_B: Tensor) -> Tensor:
@@ -113,11 +115,11 @@ def _box_sizes(height: int, width: int, scale: tuple[float, float], ratio: tuple
     for i in range(BOX_AREAS):
         area = height * width * (least + (most - least) * i // (BOX_AREAS - 1))  # of 2**16
         for width_over_height in spread(*ratio, BOX_RATIOS):
-            by_width = isqrt(int(area * width_over_height)) + 128 >> 8
+            by_width = isqrt(int(area * width_over_height)) + 128 >> 8  # of 2**8, rounded
             by_height = isqrt(int(area / width_over_height)) + 128 >> 8
             if 1 <= by_height <= height and 1 <= by_width <= width:
                 sizes.append([by_height, by_width])
-    return sizes or [[height, width]]
+    return sizes or [[height, width]]  # where none fits, the whole image
 
 
 def _between(size: int, start_B: Tensor, length_B: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -126,8 +128,9 @@ def _between(size: int, start_B: Tensor, length_B: Tensor) -> tuple[Tensor, Tens
     Returns:
         Their places, and the weight of the second, int16 of UNIT.
     """
-    middles = 2 * torch.arange(size, device=start_B.device) + 1
+    middles = 2 * torch.arange(size, device=start_B.device) + 1  # of pixels, in halves of one
     last_B1 = (length_B - 1)[:, None]
+    # of UNIT; outside the middles of the first and last pixel there is nothing to blend
     place = (middles * length_B[:, None] * (UNIT // 2) // size - UNIT // 2).clamp(min=0).minimum(last_B1 * UNIT)
     first = place // UNIT
     second = (first + 1).minimum(last_B1)
@@ -152,7 +155,7 @@ def _grey(images: Tensor) -> Tensor:
     if images.shape[1] == 1:
         return images
     red, green, blue = (images[:, i : i + 1] for i in range(3))
-    return (GREY[0] * red + GREY[1] * green + GREY[2] * blue + UNIT // 2) >> 7
+    return (GREY[0] * red + GREY[1] * green + GREY[2] * blue + UNIT // 2) >> 7  # over UNIT
 
 
 def _change(strength: float, rolls: Rolls, purpose: int) -> Tensor:
@@ -168,4 +171,4 @@ def _scaled(images: Tensor, origin: Tensor | int, change: Tensor) -> Tensor:
 
 def _all_bits(mask: Tensor) -> Tensor:
     """Return uint8 255 where a mask is true, else 0."""
-    return mask.byte().neg()
+    return mask.byte().neg()  # 1 becomes −1, in a byte 255

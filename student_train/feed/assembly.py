@@ -68,6 +68,7 @@ class Assembly:
                 mixed = MixedLabels(picked[PARTNER_LABELS], own_weight_B)
         return Batch(
             shown,
+            # as a cross-entropy takes them; an array of labels is int32
             picked[LABELS].long() if LABELS in picked else None,
             {
                 teacher: Encoded(spec.encoding, spec.num_classes, {array: picked[key] for array, key in keys.items()})

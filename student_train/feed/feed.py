@@ -96,6 +96,7 @@ class Feed:
     def shuffled(self, batch_size: int, *, seed: int, epoch: int, first_step: int = 0) -> Iterator[Batch]:
         """Yield the batches of an epoch from `first_step` on; every row is in one of them."""
         cut = Cut(batch_size, self.view_of(epoch), first_step)
+        # closing: whoever stops early ends the reading too
         with closing(self.shared([cut], seed=seed, epoch=epoch)) as fed:
             yield from (each.batch for each in fed)
 
@@ -130,9 +131,11 @@ class Feed:
         if self._kept is not None:
             spans = self._whole(self._kept, windows, order, names)
         else:
+            # a run that goes on reads nothing that it has passed
             first_row = min((cut.first_step * cut.batch_size for cut in cuts), default=self.num_rows)
             spans = self._stream([window for window in windows if window.stop > first_row], order, names)
         picked = cut_spans(spans, cuts, self.num_rows, [assembly.pick for assembly in assemblies])
+        # what is there already is not sent
         on_device = picked if self._at.type == self._device.type else send_ahead(picked, self._device)
         for piece, arrays in on_device:
             yield Fed(piece.cut, piece.step, assemblies[piece.cut].batch(arrays))

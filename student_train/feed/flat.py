@@ -48,7 +48,7 @@ class Flat:
         """Return some rows, (B, L), with PADDING behind each that is shorter than `longest`, which is L."""
         places_BL = self._starts_P[places_B, None] + torch.arange(longest, device=self.device)
         inside_BL = places_BL < self._ends_P[places_B, None]
-        return self._items_T[places_BL.where(inside_BL, 0)].where(inside_BL, PADDING)
+        return self._items_T[places_BL.where(inside_BL, 0)].where(inside_BL, PADDING)  # outside, any place will do
 
     def put(self, rows: Ragged, start: int) -> None:
         """Lay rows down, the first of them as row `start`; each has the length that was said of it."""
@@ -57,6 +57,7 @@ class Flat:
         if place.device.type == "cpu":
             place.numpy()[...] = rows.flat_T  # not by torch, to which memory taken in inference mode is closed here
         else:
+            # W: torch warns of memory that is read-only
             place.copy_(torch.from_numpy(np.require(rows.flat_T, requirements="W")))
 
 

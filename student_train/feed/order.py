@@ -113,6 +113,7 @@ def window_order(window: Window, *, seed: int, epoch: int) -> Positions:
 
 def join_windows(shard_sizes_S: Positions, windows: Sequence[Window], order: Order) -> Positions:
     """Return the positions of all rows of some windows, each window's in its order."""
+    # at least no rows: there may be no window
     return np.concatenate(
         [np.empty(0, np.int64), *(positions_of(shard_sizes_S, window)[order(window)] for window in windows)]
     )

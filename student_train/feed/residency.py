@@ -114,12 +114,12 @@ def choose_place(asked: ResidencyChoice, projected_bytes: int, free: dict[str, i
         BadRequest: the job says where, and they are larger than the free memory there.
     """
     figures = f"{gib(projected_bytes)} of rows, free: " + ", ".join(f"{at} {gib(free[at])}" for at in free)
-    if asked == "host" and "host" not in free:
+    if asked == "host" and "host" not in free:  # on a CPU they are one
         asked = "device"
     if asked == "stream":
         return Residency("stream", projected_bytes, f"the job says so ({figures})")
     if asked != "auto":
-        if projected_bytes > free[asked]:
+        if projected_bytes > free[asked]:  # all of it, not KEPT_SHARE: the job takes it upon itself
             raise BadRequest(
                 f"the rows do not fit on the {asked}", found=figures, do='residency = "auto" or "stream" in the job'
             )

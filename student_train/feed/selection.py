@@ -113,6 +113,7 @@ def select_rows(
         absent.look(_stage(teacher, view), wanted["shard"].unique(), catalogue.committed(dataset, teacher, view))
     if absent.any and not allow_partial:
         raise absent.half_built()
+    # not those of the teacher to agree with: without it a row is trained on all the same
     gone = {shard for stage in stages for shard in absent.shards[_stage(*stage)]}
     found = wanted.filter(~pl.col("shard").is_in(gone))
     if found.is_empty():
@@ -155,9 +156,10 @@ def _selection(
     shard_N = samples["shard"].to_numpy()
     row_N = samples["row"].to_numpy()
     shards_S, sizes_S = np.unique(shard_N, return_counts=True)
-    parts = np.split(row_N, np.cumsum(sizes_S)[:-1])
+    parts = np.split(row_N, np.cumsum(sizes_S)[:-1])  # in dataset order, so that a shard's are together
     digests = samples.select(name for name in DIGEST_COLUMNS if name in samples.columns)
     digest_N = digests.select(pl.concat_str(pl.all(), ignore_nulls=True)).to_series()
+    # little-endian: a fingerprint is of no machine
     content = row_N.astype("<i8").tobytes() + "".join(digest_N.to_list()).encode()
     return Selection(
         catalogue=catalogue,
@@ -230,6 +232,7 @@ class _Absent:
 def ranges(numbers: Iterable[int]) -> str:
     """Return whole numbers as text, runs joined: "0, 3 to 7"."""
     runs = []
+    # along a run, number less place is always the same
     for _, group in groupby(enumerate(sorted(numbers)), key=lambda pair: pair[1] - pair[0]):
         run = [number for _, number in group]
         runs.append(f"{run[0]}" if len(run) == 1 else f"{run[0]} to {run[-1]}")

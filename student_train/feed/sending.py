@@ -64,5 +64,5 @@ def draw_ahead(items: Generator[Item, None, None], count: int) -> Iterator[Item]
             drawn.append(thread.submit(next, items, None))
             yield item
     finally:
-        thread.shutdown(cancel_futures=True)
+        thread.shutdown(cancel_futures=True)  # first: the thread may be in the generator
         items.close()

@@ -77,6 +77,7 @@ class ShardSource:
         dataset, shard = self.selection.dataset, self.selection.shards_S[index]
         keys = [name for name in names if isinstance(name, ArrayKey)]
         augmented = any(key.view != PLAIN for key in keys)
+        # what a view is a function of is in the table
         ingest = self.cache.commit(ShardKey(dataset, None, PLAIN, shard), with_table=augmented)
         given = self._read_inputs(ingest)
         yield from [(INPUTS, given)] if INPUTS in names else []
@@ -84,7 +85,7 @@ class ShardSource:
         for teacher, view in sorted({(key.teacher, key.view) for key in keys}):
             commit = self.cache.commit(ShardKey(dataset, teacher, view, shard))
             views = None if self.selection.views is None else self.selection.views.spec
-            self.cache.check_view(ingest, commit, given, views)
+            self.cache.check_view(ingest, commit, given, views)  # before any of them is handed on (invariant 5)
             targets = self._read(commit, [key.array for key in keys if (key.teacher, key.view) == (teacher, view)])
             soft = {array: values for array, values in targets.items() if not array.startswith(FEATURE)}
             spec = self.teacher(teacher)

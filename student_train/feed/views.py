@@ -67,6 +67,7 @@ def choose_views(
 
     def is_there(view: str) -> bool:
         committed = [catalogue.committed(dataset, teacher, view) for teacher in teachers]
+        # as sets: every planned shard is there
         return all(shards if allow_partial else shards >= planned for shards in committed)
 
     count = 0

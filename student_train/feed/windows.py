@@ -77,6 +77,7 @@ class Block:
             held = self.arrays[name]
             assert isinstance(held, Tensor)
             rows = held[start : start + len(rows_F)]
+            # for a GPU the rows are put together on the host first
             host = rows if rows.device.type == "cpu" else torch.empty_like(rows, device="cpu")
             if len(rows_F) == len(values_S):
                 host.numpy()[...] = values_S
@@ -89,6 +90,7 @@ class Block:
         held, rows_F = self.arrays[INPUTS], source.selection.rows[index]
         assert isinstance(held, Flat)
         expected = held.lengths_P[start : start + len(rows_F)]
+        # of too few rows none are as expected
         found = stored_S.lengths[rows_F] if rows_F[-1] < len(stored_S) else stored_S.lengths
         if not np.array_equal(found, expected):
             raise CorruptObject(
@@ -103,7 +105,7 @@ class Block:
     def _has_room(self, name: Name, values_S: NDArray[Any]) -> bool:
         """Take the memory of an array if these are its first rows; return whether it is for rows like these."""
         kind = (values_S.shape[1:], values_S.dtype)
-        with self._lock:
+        with self._lock:  # several readers come with first rows
             if name not in self.arrays:
                 self._kinds[name] = kind
                 self.arrays[name] = _empty((self._num_rows, *values_S.shape[1:]), values_S.dtype, self._device)
@@ -125,6 +127,7 @@ def load(
     block = _block(source, [range(len(sizes_S))], device)
     with _readers(len(sizes_S)) as readers:
         reading = _fill(readers, block, source, tuple(range(len(sizes_S))), names)
+        # as they are done, so that the first failure is told at once
         for done, shard in enumerate(as_completed(reading), start=1):
             shard.result()
             tick(done, len(sizes_S))
@@ -148,6 +151,7 @@ def read_windows(source: ShardSource, windows: Sequence[Window], names: frozense
         StaleCache, CorruptObject: as `ShardSource.read`, when the window is asked for.
     """
     host = torch.device("cpu")
+    # one window needs but one
     blocks = [_block(source, [window.shards for window in windows], host) for _ in windows[:2]]
     with _readers(max(len(window.shards) for window in windows)) as readers:
         reading = _fill(readers, blocks[0], source, windows[0].shards, names)
@@ -183,6 +187,7 @@ def _fill(
     """Begin to read shards into a block, one after another."""
     block.begin(source.selection.lengths_of(shards) if INPUTS in names else None)
     starts = np.cumsum([0, *source.selection.shard_sizes_S[list(shards)]]).tolist()
+    # not strict: the last start is where the rows end
     return [
         readers.submit(block.fill, source, index, names, start) for index, start in zip(shards, starts, strict=False)
     ]
@@ -198,4 +203,5 @@ def _empty(shape: tuple[int, ...], dtype: np.dtype[Any], device: torch.device) -
     """Return memory; on a host by NumPy, which asks for huge pages: they take a fifth of the time to map."""
     if device.type == "cpu":
         return torch.from_numpy(np.empty(shape, dtype))
+    # NumPy's type as torch's
     return torch.empty(shape, dtype=torch.from_numpy(np.empty(0, dtype)).dtype, device=device)

@@ -67,7 +67,7 @@ class Objective(nn.Module):
         values = self.terms(outputs, given, apart=apart)
         # A weight of 1 is no operation: of small students' steps it would be some percent, there and back.
         parts = [v if weight == 1 else weight * v for weight, v in zip(self.weights, values, strict=True)]
-        total = parts[0]
+        total = parts[0]  # not sum(), whose 0 + is an operation too
         for part in parts[1:]:
             total = total + part
         return Losses(total, [value.detach() for value in values], parts)

@@ -19,7 +19,7 @@ def blank_batch(student: Student, prepared: PreparedRun) -> Batch:
         student: that it is for.
         prepared: what it is, and what it needs of each row.
     """
-    rows = min(prepared.options.batch_size, prepared.train.num_rows)
+    rows = min(prepared.options.batch_size, prepared.train.num_rows)  # never more than there are
     device, classes = student.device, prepared.blueprint.num_classes
     features = {key: torch.zeros(rows, *shape, device=device) for key, shape in prepared.feature_shapes.items()}
     inputs = student.blank(rows, prepared.blueprint.input_shape)

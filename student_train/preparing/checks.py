@@ -108,6 +108,7 @@ def check_parallel(options: StudentOptions, size: int) -> None:
 
 def check_models(students: Sequence[PreparedRun]) -> None:
     """Build each kind of student once and throw it away: a mistake is better found before the others are trained."""
+    # repr: options may be lists, which no key can be
     kinds = {repr((student.blueprint, student.options.losses)): student for student in students}
     for student in kinds.values():
         _check_model(student)
@@ -125,7 +126,7 @@ def _check_model(student: PreparedRun) -> None:
 def _check_size(student: PreparedRun) -> None:
     """Raise BadRequest for a student whose weights alone are more than this machine's memory, before it is built."""
     try:
-        with torch.device("meta"):
+        with torch.device("meta"):  # shapes without memory
             blank = build_student(student.blueprint)
     except (NotImplementedError, RuntimeError, BadRequest):  # a user's own may not be built so; a mistake is found next
         return

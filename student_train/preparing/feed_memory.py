@@ -63,7 +63,7 @@ def feed_bytes(fed: Sequence[FedRows], residency: Residency, device: torch.devic
         at["resident rows"] = residency.projected_bytes
     at["rows in order"] = max(_ordered_bytes(rows, residency) for rows in fed)
     if device.type == "cuda" and residency.place != "device":
-        on_their_way = (AHEAD + 1) * max(rows.batch_size * _row_bytes(rows) for rows in fed)
+        on_their_way = (AHEAD + 1) * max(rows.batch_size * _row_bytes(rows) for rows in fed)  # and the one in use
         host["batches on their way"] = PINNED_COPIES * on_their_way
         on_device["batches on their way"] = on_their_way
     return FeedBytes(host, on_device)

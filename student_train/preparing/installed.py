@@ -26,7 +26,7 @@ def tensorboard() -> Any:
 def mlflow() -> Any:
     """Return MLflow. Raises BadRequest."""
     os.environ.setdefault("MLFLOW_ALLOW_FILE_STORE", "true")  # MLflow wants to be told that a folder is meant
-    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # only whom the job names is told
     return _library("mlflow", "mlflow")
 
 

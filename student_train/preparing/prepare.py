@@ -163,7 +163,7 @@ def settled_record(folder: Path, identity: dict[str, Any], fleet: FleetOptions) 
     record = read_record(folder)
     if record is None or record.identity == identity:
         check_checkpoint(folder, identity)
-    elif record.status != "failed":
+    elif record.status != "failed":  # a failed one may be begun again, by another job
         check_identity(folder, record.identity, identity)
     if record is None or record.status == "failed":
         return None
@@ -186,6 +186,7 @@ class _Selections:
 
     def find(self, rows: str, needs: Needs, agree_with: str | None, views: EpochViews | None = None) -> Selection:
         """Return the rows for which the cache holds what is needed."""
+        # `is None` will do: all students of a job train on the same views
         key = (rows, needs.teachers, needs.labels, agree_with, views is None)
         if key not in self._found:
             self._found[key] = select_rows(

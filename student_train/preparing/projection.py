@@ -146,6 +146,7 @@ def project_memory(
         key=lambda cohort: cohort.total,
     )
     feeds = feed_bytes(_fed(students, window_shards), residency, device)
+    # by id: students share selections
     widest = {id(selection): selection.num_rows for s in students for selection in (s.train, s.held)}
     on_device = feeds.device | {
         "weights": heaviest.weights,
@@ -233,6 +234,7 @@ def _measured(students: Sequence[PreparedRun]) -> list[StepBytes]:
 def _kind(student: PreparedRun) -> str:
     """Return what a step's memory depends on."""
     options = student.options
+    # SGD without momentum keeps no state
     extras = (options.batch_size, options.optimizer, options.momentum > 0, options.ema_decay is None)
     return repr((student.blueprint, options.losses, *extras, options.patience_epochs is None, options.autocast))
 
@@ -240,6 +242,7 @@ def _kind(student: PreparedRun) -> str:
 def _view_bytes(student: PreparedRun, device: torch.device) -> int:
     """Return what it takes to show a batch of uint8 pixels in a view."""
     pixels = min(student.options.batch_size, student.train.num_rows) * math.prod(student.blueprint.input_shape)
+    # own and partners', a block at a time
     return VIEW_COPIES * pixels + VIEW_WORK * min(2 * pixels, BLOCK_BYTES[device.type])
 
 

@@ -95,9 +95,10 @@ def _measure(prepared: PreparedRun, device: torch.device) -> StepBytes:
         loss, beside = LOSS[task_of(blueprint).way](student, objective, outputs, batch)
     stored = [batch.inputs, *batch.features.values()]
     stored += [values for encoded in batch.targets.values() for values in encoded.arrays.values()]
+    # what is counted by itself is no activation
     own = {_address(tensor) for tensor in (*trained, *student.buffers(), *stored)}
     activations = [tensor.untyped_storage().nbytes() for address, tensor in saved.items() if address not in own]
-    loss.backward()
+    loss.backward()  # on to the end: only then has the optimiser its state
     optimizer.step()
     weights = _bytes_of([*student.state_dict().values(), *objective.state_dict().values()])
     copies = int(options.ema_decay is not None) + int(options.patience_epochs is not None)

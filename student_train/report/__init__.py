@@ -67,6 +67,7 @@ def write_report(runs: Path, out: Path | None = None, cache_url: str | None = No
         raise BadRequest(f"{out} is a folder", expected="the file to write", do=f"--out {out / REPORT_FILE}")
     if find_spec("matplotlib") is None:
         raise missing_extra("student report, which draws,", "no matplotlib", "plots")
+    # not above: it imports matplotlib
     from student_train.report.contents import gather
     from student_train.report.page import render
 

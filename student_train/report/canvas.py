@@ -42,7 +42,7 @@ STYLE: dict[str, Any] = {
     "xtick.labelcolor": "#444444",
     "ytick.labelcolor": "#444444",
     "lines.linewidth": 1.6,
-    "svg.fonttype": "path",
+    "svg.fonttype": "path",  # outlines, whatever fonts a reader has
     "svg.hashsalt": "stillroom",  # the same runs draw the same file
 }
 
@@ -57,6 +57,7 @@ def canvas(
     """
     width_inches = WIDTH_INCHES - left_inches - RIGHT_INCHES - (panels - 1) * GAP_INCHES
     with mpl.rc_context(STYLE):  # type: ignore[arg-type]  # its stub wants a literal of each name
+        # not by pyplot, which keeps figures of its own
         figure = Figure((WIDTH_INCHES, height_inches))
         FigureCanvasSVG(figure)
         figure.subplots_adjust(
@@ -64,7 +65,7 @@ def canvas(
             right=1 - RIGHT_INCHES / WIDTH_INCHES,
             bottom=BOTTOM_INCHES / height_inches,
             top=1 - TOP_INCHES / height_inches,
-            wspace=GAP_INCHES * panels / width_inches,
+            wspace=GAP_INCHES * panels / width_inches,  # of a panel's mean width
         )
         yield figure, figure.subplots(1, panels, squeeze=False, width_ratios=width_ratios)[0]
 
@@ -72,6 +73,7 @@ def canvas(
 def data_uri(figure: Figure) -> str:
     """Return a figure as an SVG in a data URI."""
     sink = BytesIO()
+    # no time of day: the same runs draw the same file
     figure.savefig(sink, format="svg", metadata={"Date": None, "Creator": None})
     return f"data:image/svg+xml;base64,{base64.b64encode(sink.getvalue()).decode()}"
 

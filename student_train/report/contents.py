@@ -122,7 +122,7 @@ def gather(folder: Path, cache_url: str | None = None) -> Contents:
     main = _main_runs(runs)
     gain = "accuracy" if any(run.figures["accuracy"] is not None for run in main) else "agreement"
     able = [run for run in main if run.status in WITH_WEIGHTS and run.figures[gain] is not None]
-    colours = dict(zip((run.name for run in able), COLOURS, strict=False))
+    colours = dict(zip((run.name for run in able), COLOURS, strict=False))  # the few best
     contents = Contents(folder, runs, main, gain, colours, varied_options(runs))
     contents.notices += [f"{run.name}: {getattr(fault, 'what', fault)}" for run in runs for fault in run.faults]
     if len(main) < len(runs) and (others := [run.name for run in runs if run.identity and run not in main]):
@@ -151,6 +151,7 @@ def _open_caches(contents: Contents, cache_url: str | None) -> dict[str, Cache]:
     urls: dict[str, str | None] = {}
     for run in (*contents.main, *contents.runs):
         if (identity := run.cache_id) is not None:
+            # of the first run that has recorded it
             urls[identity] = urls.get(identity) or (None if run.record is None else run.record.cache)
     opened = {}
     for number, (identity, url) in enumerate(list(urls.items())[:MOST_CACHES]):
@@ -211,6 +212,7 @@ def _by_classes(contents: Contents, found: Comparison, best: pl.DataFrame, showe
     low, high = (0.0, 1.0) if found.num_students <= FEW_STUDENTS else (0.25, 0.75)
     ranges = pl.concat(found.by_class).group_by("label").agg(low=accuracy.quantile(low), high=accuracy.quantile(high))
     rows = measures.accuracy_by_class(best).join(ranges, on="label")
+    # beside a teacher that is unknown, where it is least accurate
     behind = pl.col("teacher_accuracy").fill_null(1.0) - pl.col("accuracy")
     shown = rows.sort(behind, "label", descending=[True, False]).head(MOST_CLASSES)
     contents.num_classes = len(rows)
@@ -230,7 +232,7 @@ def _galleries(contents: Contents, found: Comparison, shower: Shower) -> list[Ga
     galleries, unit = [], contents.task.sites
     if found.num_students > 1 and found.kept:
         best = next(iter(found.kept.values()))
-        most = pl.Series(2 * found.failed > found.num_students)
+        most = pl.Series(2 * found.failed > found.num_students)  # more than half of them
         counted = best.with_columns(students=pl.Series(found.failed)).filter(most)
         hardest = counted.sort("students", "teacher_top_probability", descending=True, nulls_last=True)
         noted = hardest.with_columns(note=pl.format(f"{{}} of {found.num_students} students fail", "students"))

@@ -69,6 +69,7 @@ def learning_curves(curves: Sequence[Curve], panels: Sequence[Panel]) -> str:
     """Return panels of curves over epochs; the teacher is a dashed line."""
     with canvas(3.1, len(panels)) as (figure, axes):
         for axis, panel in zip(axes, panels, strict=True):
+            # faint ones first, beneath the others
             for curve in sorted(curves, key=lambda curve: curve.colour is not None):
                 _curve(axis, curve, panel.column)
             if not panel.percent:  # a student that diverges would leave the others one line
@@ -86,6 +87,7 @@ def trade_offs(panels: Mapping[str, Sequence[Point]], gain: str, teacher: float 
     """Return a panel of gain over each cost, on a logarithmic axis, with the points that no other beats in both."""
     with canvas(3.7, len(panels)) as (figure, axes):
         for axis, (cost, points) in zip(axes, panels.items(), strict=True):
+            # faint ones first, beneath the others
             for point in sorted(points, key=lambda point: point.colour is not None):
                 colour, bold = point.colour or FAINT, point.colour is not None
                 if bold:
@@ -128,8 +130,8 @@ def calibration(of: Sequence[tuple[Calibration, str]]) -> str:
 def agreement(shares: Sequence[tuple[str, Mapping[str, float]]], lines: Sequence[tuple[pl.DataFrame, str]]) -> str:
     """Return who is right where not both are, a bar for each student, and agreement by the teacher's confidence."""
     names = [plain(name) for name, _ in shares]
-    left_inches = 0.25 + 0.08 * max(map(len, names), default=0)
-    height = max(3.2, 1.1 + 0.3 * len(shares))
+    left_inches = 0.25 + 0.08 * max(map(len, names), default=0)  # about as wide as the longest name
+    height = max(3.2, 1.1 + 0.3 * len(shares))  # 0.3 inches a bar
     with canvas(height, 2, left_inches=left_inches, width_ratios=(1.1, 1)) as (figure, (left, right)):
         widest = max((1 - outcome[BOTH_RIGHT] for _, outcome in shares), default=1.0) or 1.0
         for row, (_, outcome) in enumerate(shares):
@@ -137,13 +139,13 @@ def agreement(shares: Sequence[tuple[str, Mapping[str, float]]], lines: Sequence
             for name, colour in OUTCOME_COLOURS.items():
                 share = outcome[name]
                 left.barh(row, share, left=start, height=0.66, color=colour, linewidth=0)
-                if share >= 0.09 * widest:
+                if share >= 0.09 * widest:  # else there is no room for a number
                     where = (start + share / 2, row)
                     ink = INK_ON.get(name, "#222222")
                     left.annotate(f"{100 * share:.1f}", where, ha="center", va="center", fontsize=7.5, color=ink)
                 start += share
         left.set_yticks(range(len(shares)), names)
-        left.invert_yaxis()
+        left.invert_yaxis()  # the best on top
         left.grid(visible=False, axis="y")
         left.xaxis.set_major_formatter(percents())
         left.set_title("rows that not both get right, by who does")
@@ -179,7 +181,7 @@ def _fit(axis: Any, shown: Sequence[pl.Series]) -> None:
     values = [value for series in shown for value in series.drop_nulls() if isfinite(value)]
     if values:
         low, high = min(values), max(values)
-        pad = 0.15 * (high - low) or 0.1 * abs(high) or 1.0
+        pad = 0.15 * (high - low) or 0.1 * abs(high) or 1.0  # of a flat curve, and of one at 0
         axis.set_ylim(low - pad, high + pad)
 
 
@@ -198,6 +200,7 @@ def _teacher_line(axis: Any, value: float | None, *, percent: bool) -> None:
 
 def _curve(axis: Any, curve: Curve, column: str) -> None:
     points = curve.history.select("epoch", column).drop_nulls()
+    # NaN and infinity have no place on an axis
     points = points.filter(pl.col(column).is_finite()) if len(points) else points
     points = points.gather_every(-(-len(points) // MOST_CURVE_POINTS) or 1)
     faint = curve.colour is None
@@ -208,9 +211,10 @@ def _curve(axis: Any, curve: Curve, column: str) -> None:
 def _cost_axis(axis: Any, costs: Sequence[float]) -> None:
     """Make a logarithmic axis with a few plain numbers, also where all costs are alike."""
     low, high = min(costs), max(costs)
-    pad = max(1.6, (high / low) ** 0.12)
+    pad = max(1.6, (high / low) ** 0.12)  # all costs may be alike
     axis.set_xscale("log")
     axis.set_xlim(low / pad, high * pad)
+    # first digits of ticks that have a number: the wider the axis, the fewer
     digits = "125" if high > 3 * low else "123457" if high > 1.5 * low else "123456789"
     for which in (axis.xaxis.set_major_formatter, axis.xaxis.set_minor_formatter):
         which(FuncFormatter(lambda value, _: _short(value) if f"{value:e}"[0] in digits else ""))
@@ -231,6 +235,7 @@ def _front(axis: Any, points: Sequence[Point]) -> None:
     front = front_of(points)
     right = axis.get_xlim()[1]
     xs, ys = [point.cost for point in front], [point.gain for point in front]
+    # on to the edge: what costs more gains no more
     axis.step([*xs, right], [*ys, ys[-1]], where="post", color="#5f6368", linewidth=1, zorder=1.5)
     labels: list[tuple[Point, int, int]] = []  # numbers of points that lie too close together share one
     for number, point in enumerate(front, start=1):

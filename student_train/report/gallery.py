@@ -153,6 +153,7 @@ class Shower:
         """Show rows that are not shown yet, a shard at a time."""
         if self.cache is None:
             return
+        # of no teacher: only the plan is wanted
         starts = {shard.shard: shard.start for shard in self.cache.catalogue([self.dataset], ()).shards(self.dataset)}
         for shard in sorted({row["shard"] for row in rows if row["row"] not in shown}):
             try:
@@ -199,6 +200,7 @@ def picture_of(values: np.ndarray) -> str | None:
         return None
     if values.dtype != np.uint8:
         low, high = float(values.min()), float(values.max())
+        # `or`: all may be one value
         values = ((values - low) * (255 / ((high - low) or 1.0))).astype(np.uint8)
     image = Image.fromarray(values[0] if values.shape[0] == 1 else np.ascontiguousarray(values.transpose(1, 2, 0)))
     image.thumbnail((THUMBNAIL_PIXELS, THUMBNAIL_PIXELS), Image.Resampling.LANCZOS)

@@ -13,7 +13,7 @@ import polars as pl
 
 from storage.targets.calibration import bin_of, expected_error
 
-CONFIDENCE_95 = 1.96
+CONFIDENCE_95 = 1.96  # deviations of a normal distribution
 
 OUTCOMES = ("both right", "only the teacher", "only the student", "both wrong, alike", "both wrong, each its own")
 
@@ -54,6 +54,7 @@ def behind(right: pl.Series, best: pl.Series) -> tuple[float, float]:
     known = pl.DataFrame({"right": right, "best": best}).drop_nulls()
     rows = len(known)
     lost, won = (known.select((pl.col(a) & ~pl.col(b)).sum()).item() for a, b in (("best", "right"), ("right", "best")))
+    # as if of two rows more one were lost and one won: none lost is not yet certainty
     shares = (lost + 1) / (rows + 2), (won + 1) / (rows + 2)
     variance = (sum(shares) - (shares[0] - shares[1]) ** 2) / (rows + 2)
     return (lost - won) / max(rows, 1), CONFIDENCE_95 * sqrt(variance)
@@ -99,6 +100,7 @@ def outcomes_of(table: pl.DataFrame) -> dict[str, float] | None:
     student, teacher = pl.col("top") == pl.col("label"), pl.col("teacher_top") == pl.col("label")
     alike = pl.col("top") == pl.col("teacher_top")
     each = (student & teacher, ~student & teacher, student & ~teacher, ~student & ~teacher & alike)
+    # not strict: the last outcome is what remains
     shares = known.select(**{name: share.mean() for name, share in zip(OUTCOMES, each, strict=False)}).row(0)
     return dict(zip(OUTCOMES, (*shares, max(0.0, 1 - sum(shares))), strict=True))
 

@@ -67,7 +67,7 @@ def render(contents: Contents) -> str:
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     environment.filters |= {"percent": percent, "number": number, "si": short, "facts": facts}
     template = environment.from_string(files(__package__).joinpath("page.html.j2").read_text(encoding="utf-8"))
-    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()  # as the page's policy names it
     costs = trade_offs(contents.main, contents.colours, contents.gain, independent=contents.task.independent)
     return template.render(
         c=contents,
@@ -175,14 +175,14 @@ def _agreement(agreements: dict[str, float]) -> Callable[[ShownRun], Cell]:
 
 
 def _is_equal(behind: tuple[float, float] | None) -> bool:
-    return behind is not None and behind[0] <= behind[1]
+    return behind is not None and behind[0] <= behind[1]  # within its noise
 
 
 def _behind(contents: Contents) -> Callable[[ShownRun], Cell]:
     found = {} if contents.comparison is None else contents.comparison.behind
 
     def cell(run: ShownRun) -> Cell:
-        if run.name not in found or run.name == next(iter(found)):
+        if run.name not in found or run.name == next(iter(found)):  # the best is not behind itself
             return Cell("", None)
         difference, half = found[run.name]
         return Cell(f"{100 * difference:.2f} ± {100 * half:.2f}", difference)

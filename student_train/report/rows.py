@@ -73,7 +73,7 @@ class Comparison:
         if (outcomes := outcomes_of(table)) is not None:
             self.outcomes[name] = outcomes
         if (right := table["top"] == table["label"]).any():
-            self._best = right if self._best is None else self._best
+            self._best = right if self._best is None else self._best  # runs come the best first
             self.behind[name] = behind(right, self._best)
         self.by_class.append(accuracy_by_class(table))
         self.failed[failures(table.with_row_index("index"))["index"].to_numpy()] += 1

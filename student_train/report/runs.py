@@ -18,6 +18,7 @@ from student_train.run_files.history import METRICS_FILE
 from student_train.run_files.records import CHECKPOINT_FILE, JOB_FILE, RunRecord, read_record
 
 TERM: TypeAdapter[ObjectiveTerm] = TypeAdapter(ObjectiveTerm)
+# what its name says, or a place of its own in the text
 UNTOLD = {"loss", "weight", "teacher", "teachers", "mixing", "feature", "student_layer", "temperature"}
 MOST_VARIED = 6  # options that differ, as columns of the leaderboard
 
@@ -182,4 +183,5 @@ def _history(path: Path) -> pl.DataFrame:
         "epoch": pl.Int64,
         **dict.fromkeys(("accuracy", "agreement", "cross_entropy", "train_loss", "learning_rate"), pl.Float64),
     }
+    # no pattern: a path may hold brackets
     return pl.read_parquet(path, glob=False).select(*wanted).cast(wanted)  # type: ignore[arg-type]

@@ -50,7 +50,7 @@ class Position(Options):
         epoch_seconds: of this epoch's training so far.
     """
 
-    model_config = ConfigDict(ser_json_inf_nan="constants")
+    model_config = ConfigDict(ser_json_inf_nan="constants")  # a loss may be NaN, which JSON has no word for
 
     epoch: int = 0
     step: int = 0
@@ -130,6 +130,7 @@ def _put_weights(folder: Path, position: Position, tensors: Tensors, identity: d
     steps = f"{position.epoch:05d}-{position.step:08d}"
     file = CheckpointFile(
         **position.model_dump(),
+        # by its digest: no other state of this step has the name
         weights_file=f"checkpoint-{steps}-{weights_digest[:8]}.safetensors",
         weights_digest=weights_digest,
         torch_version=torch.__version__,
@@ -243,6 +244,7 @@ def _on_host(tensors: Tensors) -> Tensors:
     for name, tensor in tensors.items():
         host = tensor.detach().cpu().contiguous()
         storage = host.untyped_storage()
+        # or a view of something larger
         shared = storage.data_ptr() in seen or storage.nbytes() != host.nbytes
         found[name] = host.clone() if shared else host
         seen.add(storage.data_ptr())

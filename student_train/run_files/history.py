@@ -24,6 +24,7 @@ def write_metrics(folder: Path, history: Sequence[EpochMetrics]) -> None:
         row |= {f"term {name}": value for name, value in row.pop("terms").items()}
         row |= {f"share {name}": value for name, value in row.pop("shares").items()}
         rows.append(row)
+    # a column of nulls alone would have no type
     floats = dict.fromkeys([*Held.model_fields, "train_loss", "learning_rate", "seconds", "rows_per_s"], pl.Float64)
     table = pl.DataFrame(rows, schema_overrides={"epoch": pl.Int64, **floats})
     first = ["epoch", "view", "train_loss"]

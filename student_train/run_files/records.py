@@ -32,7 +32,7 @@ class Held(Options):
         macro_f1: mean over the classes that have a label of F1, 2 · right / (said + there); of texts alone.
     """
 
-    model_config = ConfigDict(ser_json_inf_nan="constants")
+    model_config = ConfigDict(ser_json_inf_nan="constants")  # a loss may be NaN, which JSON has no word for
 
     accuracy: float | None = None
     cross_entropy: float | None = None

@@ -119,7 +119,7 @@ class Cohort:
         except Exception as error:
             if not is_out_of_memory(error):
                 raise
-            failure = error.with_traceback(None)
+            failure = error.with_traceback(None)  # whose frames would keep the step's tensors
         if not forget_recordings():
             raise failure
         torch.cuda.empty_cache()
@@ -142,6 +142,7 @@ class Cohort:
 
     def check(self, epoch: int) -> None:
         """Mark students whose losses are not finite as diverged; they leave. Waits for the device."""
+        # copies: who fails leaves, and the teams are others then
         for team in [team for team in self.teams if team.epoch == epoch]:
             for run, means in zip(list(team.runs), team.tally.means(), strict=True):
                 if not all(map(isfinite, means)):
@@ -170,7 +171,7 @@ class Cohort:
 
     def interrupt(self) -> Interrupted:
         """Write all checkpoints, and return what is to be raised."""
-        for epoch in {team.epoch for team in self.teams}:
+        for epoch in {team.epoch for team in self.teams}:  # a kill may have left teams an epoch apart
             self.checkpoint(epoch, every_student=True)
         first = self.teams[0].runs[0] if self.teams else None
         where = f" in epoch {first.epoch + 1} after {first.step} of {first.steps} steps" if first else ""
@@ -209,7 +210,7 @@ class Cohort:
         """Stop the students that others have outrun after so many epochs."""
         present = [run for team in self.teams for run in team.runs if run.epoch == epochs]
         outrun = halving.outrun(present, epochs)
-        self._predict([run for run, _ in outrun])
+        self._predict([run for run, _ in outrun])  # before the record, which says that all is there
         for run, reason in outrun:
             run.checkpoint({})  # it goes on from here should the job ever let it
             record = run.set_aside(reason, halving.section, self._latency(run))
@@ -220,7 +221,7 @@ class Cohort:
     def finish_those_that_ended(self) -> None:
         """Write the results of students that have had their epochs; they leave."""
         ended = [run for team in self.teams for run in team.runs if run.ended]
-        self._predict(ended)
+        self._predict(ended)  # likewise
         for run in ended:
             with self.failing(run):
                 record = run.finish(self._latency(run))
@@ -240,7 +241,7 @@ class Cohort:
         return ask_students(asked, self._held, batch_size=batch_size, stop=self._stop)
 
     def _latency(self, run: Run) -> Latency:
-        kind = repr(run.prepared.blueprint)
+        kind = repr(run.prepared.blueprint)  # repr: options may be lists, which no key can be
         if kind not in self._latencies:
             blueprint, batch_size = run.prepared.blueprint, run.options.batch_size
             self._latencies[kind] = measure_latency(run.result(), blueprint.input_shape, batch_size=batch_size)
@@ -262,7 +263,7 @@ def own_failure(name: str, error: Exception) -> StillroomError:
     """Return an error of whatever a user's own model raised, or of memory that ran out, without its traceback."""
     if isinstance(error, StillroomError):
         return error
-    frame = traceback.extract_tb(error.__traceback__)[-1]
+    frame = traceback.extract_tb(error.__traceback__)[-1]  # where it was raised
     return StillroomError(
         f"student {name} failed",
         found=f"{type(error).__name__}: {error}  ({frame.filename}:{frame.lineno})",

@@ -48,11 +48,12 @@ class Halving:
 
         A decision that a kill cut short is made again alike: those that it had set aside already count among the worst.
         """
-        running = [run for run in present if not run.ended]
+        running = [run for run in present if not run.ended]  # who has had all epochs is not set aside
         before = sum(record.epochs == epochs for record in self.stopped)
         if not self.is_rung(epochs) or len(running) + before < 2:
             return []
         going_on = max(1, ceil((len(running) + before) / self.options.factor))
+        # by name among equals, to be decided alike again
         ranked = sorted(running, key=lambda run: (self._badness(run.history[-1]), run.name))
         metric, after = self.options.metric, f"{epochs} epochs" if epochs > 1 else "1 epoch"
         return [
@@ -68,4 +69,4 @@ class Halving:
     def _badness(self, metrics: EpochMetrics) -> float:
         value: float | None = getattr(metrics, self.options.metric)
         assert value is not None  # checked before the first step
-        return value if self.options.metric == "cross_entropy" else -value
+        return value if self.options.metric == "cross_entropy" else -value  # of the others, more is better

@@ -58,6 +58,7 @@ def train_together(
     cohort = Cohort(arrange(runs, stacking, report), held, report, stop)
     cohort.begin()
     with cohort.failing_together():
+        # a kill may have come between the last epoch and the record
         cohort.finish_those_that_ended()
         while cohort.teams:
             _one_epoch(cohort, train, held, seed=seed, halving=halving, report=report, stop=stop)
@@ -85,13 +86,13 @@ def _one_epoch(
         for team in cohort.at(epoch, step, batch_size):
             cohort.take(team, [batches[train.view_of(epoch + view)] for view in team.views])
         cohort.progress(epoch)
-        stopping = stop()
+        stopping = stop()  # once a step: several processes agree by a message
         if stopping or cohort.due_for_checkpoint(epoch):
-            clock = cohort.lap(epoch, clock)
+            clock = cohort.lap(epoch, clock)  # a checkpoint tells the seconds up to now
             if stopping:
                 raise cohort.interrupt()
             cohort.checkpoint(epoch, every_student=False)
-        if not cohort.teams:
+        if not cohort.teams:  # all have failed
             break
     cohort.check(epoch)  # waits for the device, so that the clock is right
     clock = cohort.lap(epoch, clock)
@@ -113,7 +114,7 @@ def _one_epoch(
 
     if halving is not None:
         cohort.set_aside(halving, epoch + 1)
-    cohort.checkpoint(epoch + 1, every_student=True)
+    cohort.checkpoint(epoch + 1, every_student=True)  # before any result: a kill meanwhile comes back to here
     cohort.finish_those_that_ended()
 
 

@@ -92,6 +92,7 @@ class OnePass:
 
     def _begun(self, ready: Sequence[PreparedRun]) -> list[Run]:
         """Return runs that are at their first step, or last checkpoint, in this process and in all others."""
+        # all of them first: whether what is staged counts, the others of its stack say
         for student in ready:
             student.files.settle_checkpoint()
         for student in ready:

@@ -83,7 +83,7 @@ class Run:
             self._best = below("best.", tensors) or None
             self.tally = {name: tensor for name, tensor in tensors.items() if name.startswith("tally.")}
         self._written_at: int | None = None
-        self.steps = -(-self.num_rows // options.batch_size)
+        self.steps = -(-self.num_rows // options.batch_size)  # the last batch may have fewer rows
         self.epoch, self.step = position.epoch, position.step
         self._randomise()
         self.history = list(position.history)
@@ -102,6 +102,7 @@ class Run:
         """Give each process but the first its own random numbers: their rows differ, and so must their dropout."""
         rank, size = self.context.parallel.rank, self.context.parallel.size
         if rank:
+            # of whole numbers, so that hash() is the same in every process
             torch.manual_seed(hash((self.options.seed, self.epoch, self.step, rank, size)) % 2**63)
             self.state.randomness = Randomness(self.context.device)
 
@@ -136,6 +137,7 @@ class Run:
     def due_for_checkpoint(self) -> bool:
         """Whether the job wants a checkpoint after the steps so far."""
         every = self.options.checkpoint_every_steps
+        # not twice at one step
         return every is not None and self.done_steps % every == 0 and self.done_steps != self._written_at
 
     def checkpoint(self, tally: Tensors, stack: Sequence[str] = ()) -> None:
@@ -187,7 +189,7 @@ class Run:
             shares=dict(zip(names, shares, strict=True)),
             learning_rate=self._rate_at((self.epoch + 1) * self.steps - 1),
             seconds=self.epoch_seconds,
-            rows_per_s=self.num_rows / max(self.epoch_seconds, 1e-9),
+            rows_per_s=self.num_rows / max(self.epoch_seconds, 1e-9),  # a clock may not have moved
         )
         if metrics.cross_entropy is not None and not isfinite(metrics.cross_entropy):
             raise self.diverged(f"cross-entropy on the held rows = {metrics.cross_entropy}")
@@ -196,6 +198,7 @@ class Run:
             score = self._score(metrics)
             if self._best_score is None or score > self._best_score:
                 self._best_epoch, self._best_score = self.epoch + 1, score
+                # a copy: training goes on
                 self._best = {n: t.detach().clone() for n, t in self.state.exported.state_dict().items()}
         rates = [self._rate_at(self.epoch * self.steps + step) for step in range(len(steps_SK))]
         self.prepared.files.write_epoch(self.history, names, rates, steps_SK)
@@ -204,14 +207,14 @@ class Run:
     def finish(self, latency: Latency) -> RunRecord:
         """Write the result, and last the record, which says that all the rest is there."""
         record = self._write_result("finished", latency)
-        self.prepared.files.delete_checkpoint()
+        self.prepared.files.delete_checkpoint()  # last: until there is a record a kill goes on from it
         return record
 
     def result(self) -> Student:
         """Return the student that is written, in evaluation mode: of the best epoch where the job has patience."""
         student = self.state.exported
         if self._best is not None:
-            student = copy.deepcopy(student)
+            student = copy.deepcopy(student)  # what is trained stays as it is
             student.load_state_dict(self._best)
         return student.eval()
 

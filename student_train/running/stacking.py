@@ -35,7 +35,7 @@ def arrange(runs: Sequence[Run], stacking: Choice, report: Report) -> list[Team]
     """Return the runs in teams: those that can be one program are stacked where that is faster, or asked for."""
     kinds: dict[Hashable, list[Run]] = defaultdict(list)
     for run in runs:
-        where = (run.epoch, run.step, run.stacked)
+        where = (run.epoch, run.step, run.stacked)  # who is not at the same step cannot take the next together
         kinds[run.name if stacking == "never" else (stack_key(run.options, run.prepared.blueprint), where)].append(run)
     teams = []
     for alike in kinds.values():
@@ -72,7 +72,7 @@ def _time_both(alike: Sequence[Run]) -> tuple[float, float]:
         [Stack([state.copy() for state in states], seen, recorded=first.context.recorded)], [batch] * len(views)
     )
     alone = [Alone(state.copy(), recorded=first.context.recorded) for state in states[:TRIED_ALONE]]
-    return _time_steps(alone, [batch]) * len(alike) / len(alone), stacked_s
+    return _time_steps(alone, [batch]) * len(alike) / len(alone), stacked_s  # as if it were all of them
 
 
 def _time_steps(steppers: Sequence[Stepper], batches: Sequence[Batch]) -> float:
@@ -84,7 +84,7 @@ def _time_steps(steppers: Sequence[Stepper], batches: Sequence[Batch]) -> float:
         for stepper in steppers:
             stepper.step(batches, [0.0] * len(stepper.states), 0, measure_shares=False)
         if device.type == "cuda":
-            torch.cuda.synchronize(device)
+            torch.cuda.synchronize(device)  # a call returns before the device is done
         return time.perf_counter() - began
 
     for _ in range(WARM_STEPS + 1 if device.type == "cuda" else 1):  # compiles kernels, fills caches, and records

@@ -84,6 +84,7 @@ class Team:
         stack = [run.name for run in self.runs] if len(self.runs) > 1 else []
         for place, run in enumerate(self.runs):
             run.checkpoint(self.tally.state(place), stack)
+        # only once all are staged
         if stack:
             for run in self.runs:
                 run.commit_checkpoint()
@@ -98,7 +99,7 @@ class Team:
         A smaller stack is a copy; without memory for it each run is a team by itself, in the memory that it has.
         """
         for place, run in enumerate(self.runs):
-            run.tally = self.tally.state(place) if self.step else {}
+            run.tally = self.tally.state(place) if self.step else {}  # between epochs there is nothing to take along
         self.stepper.release()
         made: list[Team] = []
         try:

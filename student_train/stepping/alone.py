@@ -53,7 +53,7 @@ class Alone:
         rate = self._rate.fill_(rates[0]) if self._recorder.records else rates[0]
         for group in state.optimizer.param_groups:
             group["lr"] = rate
-        with state.randomness:
+        with state.randomness:  # dropout draws numbers of the student's own
             taken = self._recorder.step(self._take, batches, measure_shares=measure_shares)
         if state.average is not None:
             state.average.update(number)
@@ -65,11 +65,11 @@ class Alone:
 
     def evaluating(self, on: bool) -> None:
         self._state.exported.eval()
-        self._state.student.train(not on)
+        self._state.student.train(not on)  # last: without an average the two are one
 
     def logits(self, inputs: Tensor) -> Tensor:
         logits_BC: Tensor = self._state.exported(inputs)
-        return logits_BC.float()[None]
+        return logits_BC.float()[None]  # (1, B, C)
 
     def release(self) -> None:
         self._tapped.release()
@@ -92,7 +92,7 @@ class Alone:
         Batch norm's statistics too, where steps are recorded: then few steps are taken here, and it costs little.
         """
         state, kept = self._state, []
-        first = not state.optimizer.state
+        first = not state.optimizer.state  # a first step makes the optimiser's state
         if self._recorder.records and not is_capturing():
             kept = [(buffer, buffer.clone()) for buffer in state.student.buffers()]
         try:
@@ -109,6 +109,7 @@ class Alone:
         """Have the gradient of the mean over the whole batch, of which each process has computed its own rows."""
         rows = self._way.num_sites(batch)
         mine, device = self._parallel.part(batch), batch.inputs.device
+        # of a process that has no rows of this batch
         nothing = [torch.zeros((), device=device) for _ in self._state.objective.names]
         taken = Step(torch.zeros((), device=device), nothing, None, 0)
         if len(mine.inputs):
@@ -118,7 +119,7 @@ class Alone:
         shares = taken.shares
         if measure_shares and shares is None:
             shares = torch.zeros(len(nothing), device=device)
-        figures = [value.clone() for value in (taken.loss, *taken.values)]
+        figures = [value.clone() for value in (taken.loss, *taken.values)]  # copies: they are averaged in place
         gradients = [parameter.grad for parameter in self._trained if parameter.grad is not None]
         averaged = [*gradients, *figures, reached_P, *([] if shares is None else [shares])]
         self._parallel.average(averaged, taken.rows / max(rows, 1))
@@ -127,6 +128,8 @@ class Alone:
         return Step(figures[0], figures[1:], shares, rows)
 
     def synchronise(self) -> None:
+        # one student or two: by id, so that none is averaged twice
         for student in {id(s): s for s in (self._state.student, self._state.exported)}.values():
+            # a count of batches is no mean
             floats = [buffer for buffer in student.buffers() if buffer.is_floating_point()]
             self._parallel.average(floats, 1 / self._parallel.size)

@@ -162,6 +162,7 @@ def _check_parts(scores_BLC: Tensor, logits_BLC: Tensor) -> None:
     """
     same = scores_BLC.shape == logits_BLC.shape
     if same and scores_BLC.device.type != "meta":
+        # as far as rounding goes
         same = torch.allclose(scores_BLC.float(), logits_BLC.float(), rtol=1e-3, atol=1e-4)
     if not same:
         raise BadRequest(

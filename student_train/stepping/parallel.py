@@ -84,7 +84,7 @@ class Parallel:
         """Return whether any process is to stop."""
         if self.size == 1:
             return stop
-        flag = torch.tensor(int(stop))
+        flag = torch.tensor(int(stop))  # on the host: no GPU is waited for
         dist.all_reduce(flag, op=dist.ReduceOp.MAX)
         return bool(flag)
 
@@ -99,7 +99,7 @@ class Parallel:
     def wait(self) -> None:
         """Wait until all processes are here."""
         if self.size > 1:
-            dist.all_reduce(torch.zeros(1))
+            dist.all_reduce(torch.zeros(1))  # it ends when all are in it
 
 
 ALONE = Parallel()
@@ -168,6 +168,7 @@ def joined() -> Iterator[Parallel]:
                 do=f"torchrun --nproc-per-node {gpus}",
             )
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    # gloo for messages on the host, NCCL for gradients
     dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo", timeout=TIMEOUT)
     try:
         yield Parallel(dist.get_rank(), size)

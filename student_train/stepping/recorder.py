@@ -144,13 +144,14 @@ class Recording:
     """
 
     def __init__(self, kind: Kind, take: Take, optimizer: Optimizer | None, batches: Sequence[Batch]):
-        copies = [batch.each(torch.clone) for batch in batches]
+        copies = [batch.each(torch.clone) for batch in batches]  # the memory that replays read
         self.kind = kind
         self._inputs = [copy.tensors() for copy in copies]
         self._graph = torch.cuda.CUDAGraph()
         device = copies[0].shown.device
         self._pool = Pool.of(device)
         graph = torch.cuda.graph(self._graph, pool=self._pool.handle, capture_error_mode=OTHERS_GO_ON)
+        # the graph innermost: it has ended, well or not, before the others clean up
         with _closed_if_it_fails(device, self._pool), _capturable(optimizer), graph:
             step = take(copies, measure_shares=False)
             self._figures = torch.stack([step.loss, *step.values])
@@ -227,7 +228,7 @@ def _closed_if_it_fails(device: torch.device, pool: Pool) -> Iterator[None]:
 
 def _end_allocations(device: torch.device, pool: Pool) -> bool:
     """End what a recording has begun; return False if it came to its end by itself, as where memory ran out."""
-    of_pool = (device.index or 0, pool.handle)
+    of_pool = (device.index or 0, pool.handle)  # None: the first
     try:
         torch._C._cuda_endAllocateToPool(*of_pool)  # noqa: SLF001 - nothing public does it
         torch._C._cuda_releasePool(*of_pool)  # noqa: SLF001

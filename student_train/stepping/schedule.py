@@ -17,7 +17,8 @@ def learning_rate_at(
     Source: Loshchilov & Hutter 2016, eq. 5 without restarts, arXiv 1608.03983.
     """
     if step < warmup_steps:
-        return peak * (step + 1) / (warmup_steps + 1)
+        return peak * (step + 1) / (warmup_steps + 1)  # above 0 from the first step on
     if schedule == "constant":
         return peak
+    # max: the warm-up may be all there is
     return peak * 0.5 * (1 + cos(pi * (step - warmup_steps) / max(1, total_steps - warmup_steps)))

@@ -95,6 +95,7 @@ class TrainState:
             BadRequest: the student cannot be built, or does not fit the inputs, the classes or the objective.
         """
         torch.manual_seed(options.seed)
+        # on the CPU, so that a seed gives the same weights whatever the device
         student = build_student(blueprint)
         layers = student_layers(options.objective)
         shapes = Shapes(check_student(student, layers, blueprint.input_shape, blueprint.num_classes), feature_shapes)
@@ -180,5 +181,5 @@ def make_optimizer(options: StudentOptions, parameters: list[nn.Parameter]) -> O
     )
 
 
-ADAMW_BETA2 = 0.999
+ADAMW_BETA2 = 0.999  # torch's defaults, and so of a student alone and in a stack
 ADAMW_EPS = 1e-8

@@ -42,6 +42,7 @@ class Tally:
     def means(self) -> list[list[float]]:
         """Return each student's means over rows so far, the objective's first; waits for the device."""
         self._collect()
+        # max: a batch of padding has no rows
         return [[total / max(rows, 1) for total in sums] for rows, *sums in self._sums_MK.tolist()]
 
     def shares(self) -> list[list[float]]:
@@ -79,6 +80,7 @@ class Tally:
         device = self._sums_MK.device
         rows_S = torch.tensor([rows for rows, _, _ in self._recent], dtype=torch.float64, device=device)
         losses = [torch.stack([loss, *values], dim=-1) for _, loss, values in self._recent]
+        # of one student they are scalars: M is 1
         losses_SMK = torch.stack(losses).reshape(len(losses), *self._sums_MK[:, 1:].shape).float()
         self._sums_MK[:, 0] += rows_S.sum()
         self._sums_MK[:, 1:] += torch.einsum("s,smk->mk", rows_S, losses_SMK.double())

@@ -44,6 +44,7 @@ class Normalise(nn.Module):
                     found=f"{len(values)} values",
                     expected=f"1, or {input_shape[0]} for inputs of shape {tuple(input_shape)}",
                 )
+            # (C or 1, 1, 1): one value for each channel, or for all
             self.register_buffer(name, torch.tensor(values).reshape(-1, *[1] * (len(input_shape) - 1)))
 
     def forward(self, inputs: Tensor) -> Tensor:
@@ -77,6 +78,7 @@ class Student(nn.Module):
     @property
     def device(self) -> torch.device:
         """Where it is."""
+        # one without any tensor is on the CPU
         return next(iter((*self.parameters(), *self.buffers(), torch.empty(0)))).device
 
     def forward(self, inputs: Tensor, *others: Tensor) -> Tensor:
@@ -140,10 +142,11 @@ def build_student(blueprint: Blueprint) -> Student:
 
 def _check_options(factory: Callable[..., Any], blueprint: Blueprint) -> None:
     try:
+        # before it is called: a TypeError of its own is no wrong option
         signature = inspect.signature(factory)
         signature.bind(blueprint.num_classes, blueprint.input_shape, **blueprint.of_inputs, **blueprint.options)
     except TypeError as error:
-        known = list(signature.parameters)[2:]
+        known = list(signature.parameters)[2:]  # behind num_classes and input_shape
         near = [
             f"{name} → {match[0]}" for name in blueprint.options if (match := difflib.get_close_matches(name, known, 1))
         ]

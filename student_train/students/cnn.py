@@ -33,7 +33,7 @@ def cnn(
     for number, width in enumerate(widths, start=1):
         layers[f"stage{number}"] = nn.Sequential(
             *([nn.MaxPool2d(2)] if number > 1 else []),
-            nn.Conv2d(channels, width, 3, padding=1, bias=False),
+            nn.Conv2d(channels, width, 3, padding=1, bias=False),  # batch norm has a bias
             nn.BatchNorm2d(width),
             nn.ReLU(),
         )

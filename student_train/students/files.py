@@ -40,6 +40,7 @@ def save_student(folder: Path, blueprint: Blueprint, weights: Mapping[str, Tenso
     """Write a trained student's two files, weights first."""
     objects = LocalObjects(folder)
     data = safetensors.torch.save(
+        # cloned: tied weights share memory, which safetensors refuses
         {name: weight.detach().cpu().clone().contiguous() for name, weight in weights.items()}
     )
     objects.put(WEIGHTS_FILE, data)
@@ -83,7 +84,7 @@ def load_student(folder: str | Path, architecture: str | None = None) -> Student
     else:
         student = build_student(blueprint.model_copy(update={"architecture": architecture}))
     _check_weights(folder, student, weights)
-    student.load_state_dict(weights, assign=True)
+    student.load_state_dict(weights, assign=True)  # what is on the meta device has no memory to copy into
     return student.eval()
 
 

@@ -11,7 +11,7 @@ from torch.nn import functional
 from storage.errors import BadRequest
 
 MAX_DEPTH = 256  # keeps a damaged student.json from asking for any number of layers
-INITIAL_DEVIATION = 0.02
+INITIAL_DEVIATION = 0.02  # of GPT-2
 
 
 def gpt(
@@ -142,6 +142,7 @@ class Attention(nn.Module):
 
     def forward(self, hidden_BLD: Tensor, visible: Tensor | None) -> Tensor:
         """Return (B, L, D); `visible` (B, 1, L, L) says which positions each one sees, None: all up to itself."""
+        # queries, keys and values first: 3 of (B, H, L, D / H)
         parts = self.queries_keys_values(hidden_BLD).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
         queries_BHLD, keys_BHLD, values_BHLD = parts.unbind(0)
         mixed_BHLD = functional.scaled_dot_product_attention(
@@ -161,6 +162,7 @@ class Perceptron(nn.Module):
 
     def forward(self, hidden_BLD: Tensor) -> Tensor:
         """Return (B, L, D)."""
+        # tanh: as GPT-2 has it
         out_BLD: Tensor = self.out(functional.gelu(self.into(hidden_BLD), approximate="tanh"))
         return out_BLD
 

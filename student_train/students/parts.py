@@ -22,6 +22,7 @@ def logits_in_parts(student: Student, hidden_ND: Tensor) -> Iterator[tuple[slice
     """Yield the logits of sites' hidden states, a part of them at a time, each with where it is among the N."""
     if not len(hidden_ND):
         return
+    # the logits of one site tell C
     size = part_size(student.scores(hidden_ND[:1]).shape[-1], hidden_ND.device)
     for start in range(0, len(hidden_ND), size):
         at = slice(start, start + size)

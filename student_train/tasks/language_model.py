@@ -84,11 +84,12 @@ def _positions(cache: Cache, selection: Selection, teacher: str | None, blocks: 
     source = ShardSource(cache, selection)
     spec = selection.catalogue.dataset(selection.dataset)
     length = spec.input_shape[0]
+    # blocks that may still be looked at
     left = max(1, min(MOST_POSITIONS, MOST_LOGITS // spec.num_classes) // length)
     taught = selection.catalogue.committed(selection.dataset, teacher) if teacher is not None else set()
     parts = []
     for index, shard in enumerate(selection.shards_S):
-        needs = _teacher_needs(selection, teacher if shard in taught else None)
+        needs = _teacher_needs(selection, teacher if shard in taught else None)  # else nothing is known of it
         arrays = load_shard(source, index, source.names(needs))
         arrays = {name: values[:left] for name, values in arrays.items()}
         labels_N = arrays[LABELS].flatten().long()
@@ -101,7 +102,7 @@ def _positions(cache: Cache, selection: Selection, teacher: str | None, blocks: 
         left -= len(arrays[INPUTS])
         if left <= 0:
             break
-    positions = pl.concat(parts, how="diagonal_relaxed")
+    positions = pl.concat(parts, how="diagonal_relaxed")  # shards that the teacher has not answered lack its columns
     taken = blocks.head(len(positions) // length)
     at = pl.Series("at", np.tile(np.arange(length), len(taken)))
     repeated = taken.select(pl.all().repeat_by(length).explode())
@@ -128,7 +129,7 @@ def _teacher_said(encoded: Encoded, labels_N: Tensor, needs: Needs) -> dict[str,
             log_p_B, part["teacher_top"] = targets.top()  # type: ignore[attr-defined]
             part["teacher_top_probability"] = log_p_B.exp()
         if "label_probability" in served:
-            labels_B = labels_N[positions].clamp(min=0)
+            labels_B = labels_N[positions].clamp(min=0)  # left out where there is none
             part["teacher_label_log_probability"] = targets.label_log_p(labels_B, 1.0)
         columns.add(part)
     return columns.filled()

@@ -19,7 +19,7 @@ def cosine(projected: Tensor, feature: Tensor) -> Tensor:
 
     Source: the textbook's; normalised MSE in Grill et al. 2020 (BYOL), eq. 2, arXiv 2006.07733.
     """
-    dim = 1 if feature.ndim == 4 else -1
+    dim = 1 if feature.ndim == 4 else -1  # channels are second in a map, last elsewhere
     return (1 - functional.cosine_similarity(projected.float(), feature.float(), dim=dim)).mean()
 
 

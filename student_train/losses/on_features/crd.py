@@ -34,6 +34,7 @@ def crd(student_BW: Tensor, teacher_BW: Tensor, *, temperature: float, negatives
     with full_precision(student_BW):
         s_BW, t_BW = (functional.normalize(each.float(), dim=1) for each in (student_BW, teacher_BW))
         scores_BB = s_BW @ t_BW.T / temperature
+    # (B, 1): N over M, and at least something to take the logarithm of
     log_ratio_B1 = (negatives_BB.sum(dim=1, keepdim=True).clamp(min=1) / len(negatives_BB)).log()
     known_BB = scores_BB - log_ratio_B1  # h is its sigmoid
     own_B = functional.logsigmoid(known_BB.diagonal())
@@ -62,5 +63,5 @@ class CrdLoss(FeatureLoss):
         negatives_BB = ~torch.eye(len(layer), dtype=torch.bool, device=layer.device)
         if not self.same_class:
             assert given.labels_B is not None
-            negatives_BB = given.labels_B[:, None] != given.labels_B[None]
+            negatives_BB = given.labels_B[:, None] != given.labels_B[None]  # and so not itself
         return crd(student_BW, teacher_BW, temperature=self.temperature, negatives_BB=negatives_BB)

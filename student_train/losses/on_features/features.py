@@ -72,6 +72,7 @@ class ProjectedLoss(FeatureLoss):
 
     def __init__(self, term: FeatureTerm, shapes: Shapes):
         super().__init__(term, shapes)
+        # 3: a map, 2: a sequence, 1: a vector
         ranks = (len(self.student_shape), len(self.teacher_shape))
         if ranks == (3, 3):
             self.projection: nn.Module = nn.Conv2d(self.student_shape[0], self.teacher_shape[0], 1)
@@ -109,6 +110,6 @@ def pooled(values: Tensor) -> Tensor:
 def full_precision(values: Tensor) -> AbstractContextManager[object]:
     """Return a context in which no product of `values` is autocast: inner products of rows want all of float32."""
     kind = values.device.type
-    if kind == "meta" or not torch.is_autocast_enabled(kind):
+    if kind == "meta" or not torch.is_autocast_enabled(kind):  # the meta device knows no autocast
         return nullcontext()
     return torch.autocast(kind, enabled=False)

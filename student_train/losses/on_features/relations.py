@@ -83,9 +83,10 @@ def _similarities(rows_BD: Tensor) -> Tensor:
 def _log_neighbours(rows_BD: Tensor) -> Tensor:
     """Return the log of each row's similarities to the others over their sum, (B, B); its own counts for nothing."""
     unit_BD = functional.normalize(rows_BD, dim=1)
+    # rounding may leave a similarity below 0
     log_BB = ((unit_BD @ unit_BD.T + 1) / 2).clamp(min=1e-7).log()
     itself_BB = torch.eye(len(rows_BD), dtype=torch.bool, device=rows_BD.device)
-    return log_BB.masked_fill(itself_BB, -1e4).log_softmax(dim=1)
+    return log_BB.masked_fill(itself_BB, -1e4).log_softmax(dim=1)  # finite: 0 times it is 0
 
 
 def _mean_of_pairs(values_BB: Tensor) -> Tensor:

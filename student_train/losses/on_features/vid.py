@@ -13,7 +13,7 @@ from student_train.losses.on_features.features import ProjectedLoss, channels
 from student_train.losses.outputs import Shapes
 from student_train.options.terms import VidTerm
 
-LEAST_VARIANCE = 1e-5
+LEAST_VARIANCE = 1e-5  # to be divided by
 FIRST_VARIANCE = 5.0
 
 
@@ -30,7 +30,7 @@ def vid(projected: Tensor, feature: Tensor, variance_D: Tensor) -> Tensor:
     Source: Ahn et al. 2019, eq. 5 and 6, arXiv 1904.05835, with the mean over elements in place of the sum, and one
     linear map as μ where they have a small network.
     """
-    shape = (-1, 1, 1) if feature.ndim == 4 else (-1,)
+    shape = (-1, 1, 1) if feature.ndim == 4 else (-1,)  # channels are second in a map, last elsewhere
     variance = variance_D.float().reshape(shape)
     return (0.5 * ((projected.float() - feature.float()).square() / variance + variance.log())).mean()
 

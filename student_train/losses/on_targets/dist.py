@@ -42,6 +42,7 @@ def dist(student_BC: Tensor, targets: SoftTargets, *, temperature: float, beta: 
     if beta:
         q_variance_B = (q_BC - 1 / q_BC.shape[1]).square().sum(dim=1)
         variance_B = targets.variance(temperature) * q_variance_B
+        # squared, as of a product of two variances
         rows_B = targets.covariance(q_BC, temperature) * (variance_B + TINY**2).rsqrt()
         total = total + beta * (1 - rows_B).mean()
     if gamma:

@@ -36,6 +36,7 @@ class SoftLoss(nn.Module):
         self.mixing = term.mixing
         self.function = function
         self.with_labels = with_labels
+        # a buffer, to be where the module is; not persistent: the job says it
         self.register_buffer("shares_M", torch.tensor(list(term.shares.values())), persistent=False)
 
     def forward(self, outputs: Outputs, given: Supervision) -> Tensor:
@@ -55,6 +56,7 @@ class SoftLoss(nn.Module):
 
 def soft_needs(term: SoftTerm, *wanted: Capability, with_labels: bool = False) -> Needs:
     """Return what a term needs: capabilities of every teacher, those of choosing among them, and labels."""
+    # to choose by how sure each is, that has to be known at temperature 1
     capabilities = {*wanted, *[Capability("bucket", 1.0)] * (term.mixing != "weights")}
     one_class = [term.loss] if with_labels else [f'{term.loss} with mixing = "correct"'] * (term.mixing == "correct")
     return Needs(
@@ -82,6 +84,7 @@ def choose(teachers: Sequence[OneTeacher], shares_BM: Tensor, mixing: Mixing, la
     assert labels_B is not None
     correct_BM = shares_BM * (torch.stack(classes, dim=1) == labels_B[:, None])
     some_B1 = correct_BM.sum(dim=1, keepdim=True)
+    # clamped: where no teacher is right it is not taken, but must not be NaN
     return torch.where(some_B1 > 0, correct_BM / some_B1.clamp(min=1e-30), shares_BM)
 
 

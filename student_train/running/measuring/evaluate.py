@@ -56,6 +56,7 @@ def evaluate(
                 if stop():
                     return None
                 stop_row = start + len(batch.inputs)
+                # as `part` takes them: every size-th row, from rank on
                 mine, rows = parallel.part(batch), slice(start + parallel.rank, stop_row, parallel.size)
                 for stepper, own, tops_M in zip(steppers, sums, tops, strict=True):
                     add = ADD[task_of(stepper.states[0].blueprint).way]
@@ -102,7 +103,7 @@ class Sums:
     def __init__(self, members: int, student: Student):
         device = student.device
         # Labelled rows, correct ones, nats, rows with a teacher, rows that agree with it.
-        self._sums_M5 = torch.zeros(members, 5, dtype=torch.float64, device=device)
+        self._sums_M5 = torch.zeros(members, 5, dtype=torch.float64, device=device)  # float64: exact beyond 2**24 rows
         self._bins_M3K = torch.zeros(members, 3, NUM_BINS, dtype=torch.float64, device=device)  # rows, sure, right
 
         # Of each class: rows that are right, rows that are said to be of it, rows that are; none where nobody asks.
@@ -113,6 +114,7 @@ class Sums:
         """Add a batch of all students, or of some; rows with NO_CLASS count for nothing."""
         labelled_B, taught_MB = labels_B != NO_CLASS, tops_MB != NO_CLASS
         log_q_MBC = logits_MBC.log_softmax(dim=2)
+        # of class 0 where there is no label: left out below
         targets_MB1 = labels_B.clamp(min=0)[None, :, None].expand(len(logits_MBC), -1, 1)
         nats_MB = -log_q_MBC.gather(2, targets_MB1)[..., 0].masked_fill(~labelled_B, 0.0)
         confidence_MB, chosen_MB = log_q_MBC.exp().max(dim=2)

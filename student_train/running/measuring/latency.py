@@ -42,6 +42,7 @@ def measure_latency(student: Student, input_shape: tuple[int, ...], *, batch_siz
         with torch.inference_mode():
             row_s = _median_s(_pass(student, input_shape, 1))
             rows, seconds = 1, row_s
+            # of twice as many some passes still fit into the budget
             while 2 * rows <= min(batch_size, LARGEST_BATCH) and seconds < BUDGET_S / 8:
                 rows *= 2
                 seconds = _timed(_pass(student, input_shape, rows))

@@ -105,7 +105,7 @@ def predict(
         for batch in feed.in_order(batch_size):
             if stop():
                 return None
-            inputs = batch.inputs[: num_rows - done]
+            inputs = batch.inputs[: num_rows - done]  # the table may have the first blocks alone
             size = len(inputs) * prod(task.sites(inputs.shape[1:]))
             labels_B, labels_left = labels_left[:size], labels_left[size:]
             for (student, _), answers in zip(asked, said, strict=True):
@@ -132,8 +132,8 @@ def _with(held: HeldTable, answers: Mapping[str, Tensor], labels_N: Tensor) -> H
 def _said(task: Task, logits_BC: Tensor, labels_B: Tensor) -> dict[str, Tensor]:
     """Return a student's columns of some sites, (B,) each; NO_CLASS at those that are none to answer."""
     log_p_BC = logits_BC.float().log_softmax(dim=1)
-    top_B, log_sure_B = log_p_BC.max(dim=1)[::-1]
+    top_B, log_sure_B = log_p_BC.max(dim=1)[::-1]  # of (values, indices)
     if not task.unlabelled_sites:
         top_B = top_B.masked_fill(labels_B == NO_CLASS, NO_CLASS)
-    label_log_p_B = log_p_BC.gather(1, labels_B.clamp(min=0)[:, None])[:, 0]
+    label_log_p_B = log_p_BC.gather(1, labels_B.clamp(min=0)[:, None])[:, 0]  # left out where there is none
     return {"top": top_B, "top_probability": log_sure_B.exp(), "label_log_probability": label_log_p_B}

@@ -64,7 +64,7 @@ class _Tracking:
         self._trackers, self._students, self._report = trackers, students, report
 
     def report(self, event: Event) -> None:
-        self._report(event)
+        self._report(event)  # first: a tracker may take its time
         match event:
             case EpochDone():
                 student = self._students[event.student]
@@ -85,7 +85,7 @@ class _Tracking:
         self._each(lambda tracker: tracker.end(self._students[name], status))
 
     def _each(self, tell: Callable[[Tracker], None]) -> None:
-        for name, tracker in list(self._trackers.items()):
+        for name, tracker in list(self._trackers.items()):  # a copy: one that fails is taken out
             try:
                 tell(tracker)
             except Exception as error:  # whatever a library raises of a disk or a server
@@ -100,6 +100,7 @@ def epoch_points(folder: Path, metrics: EpochMetrics) -> list[Point]:
         folder: of the run, where the epoch's steps are.
         metrics: of the epoch.
     """
+    # no pattern: a path may hold brackets
     steps = pl.read_parquet(folder / STEPS_FOLDER / f"{metrics.epoch:05d}.parquet", glob=False)
     before = (metrics.epoch - 1) * len(steps)
     points = [

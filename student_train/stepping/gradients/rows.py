@@ -79,6 +79,7 @@ def accumulate_by_term(parts: Sequence[Tensor], trained: Sequence[nn.Parameter],
     for number, part in enumerate(parts, start=1):
         norm = torch.zeros((), device=trained[0].device)
         if part.requires_grad:  # a distance between two constants has no gradient
+            # the graph is kept for the next term
             gradients = torch.autograd.grad(part, trained, retain_graph=number < len(parts), allow_unused=True)
             for parameter, gradient in zip(trained, gradients, strict=True):
                 if gradient is not None:
@@ -97,4 +98,4 @@ def gradient_norm(gradients: Sequence[Tensor | None], zero: Tensor) -> Tensor:
 def shares_of(norms: Sequence[Tensor]) -> Tensor:
     """Return each norm divided by the sum of all, (terms,) float32."""
     norms_K = torch.stack(list(norms))
-    return norms_K / norms_K.sum().clamp(min=torch.finfo(torch.float32).tiny)
+    return norms_K / norms_K.sum().clamp(min=torch.finfo(torch.float32).tiny)  # all may be 0

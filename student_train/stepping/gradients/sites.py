@@ -52,6 +52,7 @@ def accumulate_over_sites(
 
     def backward(term: int | None, *, keep: bool) -> tuple[Tensor, list[Tensor]]:
         """Accumulate the gradient of the objective, or of one of its terms; return all their values."""
+        # leaves, in which the gradients of all parts add up
         cut_off = [values.detach().requires_grad_(values.requires_grad) for values in picked]
         values_K = None
         for start in range(0, len(sites_N), size):
@@ -80,6 +81,7 @@ def accumulate_over_sites(
 
 def _by_term(model: Model, backward: Callable[..., tuple[Tensor, list[Tensor]]], num_sites: int) -> Step:
     """Add up the gradients of the terms one by one, and measure each."""
+    # what was there before: here each term is looked at by itself
     before: Sequence[Tensor | None] = [parameter.grad for parameter in model.trained]
     norms, num_terms = [], len(model.objective.names)
     for term in range(num_terms):

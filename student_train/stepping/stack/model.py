@@ -76,6 +76,7 @@ class StackedModel:
         self._tapped = Tapped(first.student, first.layers)
         self._head = ScoresOnly(first.student)
         body = partial(_run_body, self._tapped)
+        # parameters and buffers of each, inputs too only where views differ
         self._forward = compiled(vmap(body, in_dims=(0, 0, 0 if self._differ else None)), first.options.compile)
         self._alike = _same_terms(states, views)
         # Attention is a loop over the students on a CPU; whether that is too slow is measured (`running/team.py`).
@@ -105,7 +106,7 @@ class StackedModel:
         found = [self._terms_of(alike, outputs, given[alike.view], apart) for alike in self._alike]
         if len(found) == 1:
             return list(found[0])
-        order_M = torch.cat([alike.members for alike in self._alike]).argsort()
+        order_M = torch.cat([alike.members for alike in self._alike]).argsort()  # back in the order of the stack
         return [torch.cat(values).index_select(0, order_M) for values in zip(*found, strict=True)]
 
     def release(self) -> None:
@@ -161,6 +162,7 @@ def _of_student(buffers: Named) -> Named:
 
 def joint(state: TrainState) -> nn.ModuleDict:
     """Return a student and its losses as one module."""
+    # without the dot, which naming adds
     return nn.ModuleDict({STUDENT[:-1]: state.student, TERMS[:-1]: state.objective.terms})
 
 

@@ -41,6 +41,7 @@ def stack_key(options: StudentOptions, blueprint: Blueprint) -> Hashable:
         options.optimizer,
         options.autocast,
         options.compile,
+        # whether, not how much: the values are each student's own
         options.clip_norm is None,
         options.ema_decay is None,
         tuple(term.layout for term in options.objective),

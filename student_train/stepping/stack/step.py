@@ -93,7 +93,7 @@ def _over_sites(
     with model.autocast:
         outputs = model.outputs(batches)
     whole = [outputs.logits_BC, *outputs.layers.values()]
-    picked = [values.flatten(1, 2).index_select(1, sites_N) for values in whole]
+    picked = [values.flatten(1, 2).index_select(1, sites_N) for values in whole]  # (M, N, …)
     size = part_size(model.num_classes, sites_N.device)  # not less than of one student: weights are read for each
 
     def gradient(term: int | None, keep: bool) -> tuple[Tensor, Tensor]:

@@ -46,7 +46,8 @@ class StackedWeights:
         self.reached: set[str] = set()
         for place, own in enumerate(parameters):
             for name, parameter in own.items():
-                parameter.grad = None
+                parameter.grad = None  # gradients are of the blocks from now on
+                # the same Parameter in other memory: optimisers still know it
                 parameter.data = self.blocks[name][place]
         for block in self.blocks.values():
             block.requires_grad_(trained)
@@ -158,14 +159,14 @@ class StackedOptimizer:
         self._device = weights.values_MP.device
         self._momentum_M1 = self._column([o.momentum for o in options])
         self._decay_M1 = self._column([o.weight_decay for o in options])
-        limits = [o.clip_norm for o in options if o.clip_norm is not None]
+        limits = [o.clip_norm for o in options if o.clip_norm is not None]  # all of a stack have one, or none has
         self._limit_M1 = self._column(limits) if limits else None
         self._rates_M1 = self._column([0.0] * len(states))
         self._steps_M = torch.zeros(len(states), device=self._device)
         self._states = states
         self._of_sgd = options[0].optimizer == "sgd"
         if self._of_sgd:
-            self._first_MP = self._gathered(states, "momentum_buffer")
+            self._first_MP = self._gathered(states, "momentum_buffer")  # named as torch's own does, for checkpoints
         else:
             self._first_MP = self._gathered(states, "exp_avg")
             self._second_MP = self._gathered(states, "exp_avg_sq")
@@ -173,6 +174,7 @@ class StackedOptimizer:
 
     def set_rates(self, rates: Sequence[float]) -> None:
         """Set the learning rates of the next step, which does not wait for it."""
+        # from pinned memory the copy is not waited for
         host_M1 = torch.tensor(rates, dtype=torch.float32)[:, None]
         self._rates_M1.copy_(host_M1.pin_memory() if self._rates_M1.is_cuda else host_M1, non_blocking=True)
 
@@ -207,9 +209,10 @@ class StackedOptimizer:
         root_MP = torch.empty_like(grads_MP)
         self._steps_M += 1
         steps_M1, rates_M1 = self._steps_M[:, None], self._rates_M1
-        self._weights.values_MP.mul_(1 - rates_M1 * self._decay_M1)
+        self._weights.values_MP.mul_(1 - rates_M1 * self._decay_M1)  # decoupled: not through the gradient
         self._first_MP.lerp_(grads_MP, 1 - self._momentum_M1)
         self._second_MP.mul_(ADAMW_BETA2).addcmul_(grads_MP, grads_MP, value=1 - ADAMW_BETA2)
+        # each divided by what its start at 0 has left out
         torch.sqrt(self._second_MP, out=root_MP).div_((1 - ADAMW_BETA2**steps_M1).sqrt()).add_(ADAMW_EPS)
         update_MP = torch.div(self._first_MP, root_MP, out=root_MP)
         self._weights.values_MP.addcmul_(update_MP, rates_M1 / (1 - self._momentum_M1**steps_M1), value=-1)
@@ -221,7 +224,7 @@ class StackedOptimizer:
         for place, state in enumerate(states):
             for parameter, block in zip(state.trained, blocks, strict=True):
                 moments = state.optimizer.state[parameter]
-                if key in moments:
+                if key in moments:  # else it has taken no step yet
                     block[place].copy_(moments[key])
                 moments[key] = block[place]
         return values_MP
