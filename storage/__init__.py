@@ -2,7 +2,7 @@
 
 cache/      a whole cache: what it holds, its samples, SQL over them, verification
 datasets/   sources of samples, one file a kind
-inputs/     what a row is made of, one file each: pixels, tokens, values
+inputs/     what a row is made of, one file each: pixels, tokens, texts, values
 tasks/      what is asked of a row, one file each: its labels, its sites, the columns of its commit
 views/      augmentations: the very tensor that teacher and student both see
 encodings/  soft targets and features as bytes

@@ -182,9 +182,8 @@ def _reading(path: Path) -> Iterator[None]:
         raise MissingSource(f"cannot read {path} as Parquet", found=str(error)) from None
 
 
-@lru_cache(
-    maxsize=KEPT_ROW_GROUPS
-)  # neighbouring shards share a row group, and each task would decompress it again; by version
+# Neighbouring shards share a row group, and each piece of work would decompress it again; by version.
+@lru_cache(maxsize=KEPT_ROW_GROUPS)
 def _read_group(path: Path, version: str, number: int, columns: tuple[str, ...]) -> pa.Table:
     with _reading(path):
         return pq.ParquetFile(path).read_row_group(number, columns=list(columns))

@@ -1,7 +1,7 @@
 """Classes drawn from a distribution, a pure function of (seed, key of the row, number of the draw).
 
-Shapes: B rows, C classes, N draws, G groups of W classes each: group g holds the classes g, g + G, g + 2 G, …;
-E groups and single classes, J classes of a row in any order.
+Shapes: B rows, C classes, N draws, G bundles of W classes each: bundle g holds the classes g, g + G, g + 2 G, …;
+E bundles and single classes, J classes of a row in any order.
 """
 
 from __future__ import annotations
@@ -34,36 +34,40 @@ def position_keys(keys_B: Tensor, positions: int) -> Tensor:
     return mixed(keys_B[:, None] + numbers_L * STRIDE)
 
 
-def groups(num_classes: int, wanted: int) -> tuple[int, int]:
-    """Return (G, W) such that one look at all groups, and another at `wanted` of them, cost about the same."""
-    # C / W sums, then W classes of each group wanted: alike where W² = C / wanted
+def bundles(num_classes: int, wanted: int) -> tuple[int, int]:
+    """Return (G, W) such that one look at all bundles, and another at `wanted` of them, cost about the same.
+
+    >>> bundles(128_256, 64), bundles(1000, 10), bundles(10, 3)
+    ((2914, 44), (100, 10), (10, 1))
+    """
+    # C / W sums, then W classes of each bundle wanted: alike where W² = C / wanted
     width = max(1, math.isqrt(num_classes // max(1, wanted)))
     return num_classes // width, width
 
 
-def group_sums(weights_BC: Tensor, wanted: int) -> Tensor:
-    """Return the weight of each group, and of each class that fills none, (B, E) with E = G + (C − G W)."""
-    num_groups, width = groups(weights_BC.shape[1], wanted)
-    whole = num_groups * width
-    sums_BG = weights_BC[:, :whole].unflatten(1, (width, num_groups)).sum(1)
+def bundle_sums(weights_BC: Tensor, wanted: int) -> Tensor:
+    """Return the weight of each bundle, and of each class that fills none, (B, E) with E = G + (C − G W)."""
+    num_bundles, width = bundles(weights_BC.shape[1], wanted)
+    whole = num_bundles * width
+    sums_BG = weights_BC[:, :whole].unflatten(1, (width, num_bundles)).sum(1)
     return torch.cat([sums_BG, weights_BC[:, whole:]], 1)
 
 
 def draw(sums_BE: Tensor, weigh: Callable[[Tensor], Tensor], uniforms_BN: Tensor, num_classes: int) -> Tensor:
     """Return classes drawn in proportion to weights, (B, N) int64; in a row without any weight, the last class.
 
-    The inverse of the cumulative sum in float64, first over groups, then within the group that was hit: a full
+    The inverse of the cumulative sum in float64, first over bundles, then within the bundle that was hit: a full
     cumulative sum over a vocabulary would cost more than the teacher's last layer.
 
     Args:
-        sums_BE: `group_sums` of the weights, with N wanted.
+        sums_BE: `bundle_sums` of the weights, with N wanted.
         weigh: returns the weights of any classes, (B, J) int64 → (B, J).
         uniforms_BN: float64.
         num_classes: C.
     """
     num_rows, num_draws = uniforms_BN.shape
-    num_groups, width = groups(num_classes, num_draws)
-    whole = num_groups * width
+    num_bundles, width = bundles(num_classes, num_draws)
+    whole = num_bundles * width
     edges_BE = sums_BE.double().cumsum(1)
     targets_BN = uniforms_BN * (edges_BE[:, -1:] * BELOW_ONE)  # never the last edge itself, by rounding
     # clamp: a row without any weight
@@ -71,15 +75,15 @@ def draw(sums_BE: Tensor, weigh: Callable[[Tensor], Tensor], uniforms_BN: Tensor
     # what all before it weigh together
     below_BN = torch.where(hit_BN > 0, edges_BE.gather(1, (hit_BN - 1).clamp(min=0)), 0.0)
 
-    in_group_BN = hit_BN < num_groups
-    steps_W = torch.arange(width, device=sums_BE.device) * num_groups
-    ids_BNW = torch.where(in_group_BN, hit_BN, 0)[:, :, None] + steps_W
+    in_bundle_BN = hit_BN < num_bundles
+    steps_W = torch.arange(width, device=sums_BE.device) * num_bundles
+    ids_BNW = torch.where(in_bundle_BN, hit_BN, 0)[:, :, None] + steps_W
     edges_BNW = weigh(ids_BNW.flatten(1)).view(num_rows, num_draws, width).double().cumsum(2)
-    # The group's own last edge may end a rounding below its sum: then its last class with any weight is the one.
+    # The bundle's own last edge may end a rounding below its sum: then its last class with any weight is the one.
     within_BNW = edges_BNW <= torch.minimum(targets_BN - below_BN, edges_BNW[:, :, -1] * BELOW_ONE)[:, :, None]
     place_BN = within_BNW.sum(2).clamp(max=width - 1)
     ids_BN = ids_BNW.gather(2, place_BN[:, :, None])[:, :, 0]
-    return torch.where(in_group_BN, ids_BN, hit_BN - num_groups + whole)  # single classes follow the groups
+    return torch.where(in_bundle_BN, ids_BN, hit_BN - num_bundles + whole)  # single classes follow the bundles
 
 
 def counted(ids_BN: Tensor) -> tuple[Tensor, Tensor]:

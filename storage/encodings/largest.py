@@ -1,6 +1,6 @@
 """The largest classes of a row, without sorting a vocabulary.
 
-Shapes: B rows, C classes, K kept classes, G groups of W classes each: group g holds the classes g, g + G, g + 2 G, …
+Shapes: B rows, C classes, K kept classes, G bundles of W classes each: bundle g holds the classes g, g + G, g + 2 G, …
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from storage.encodings.draws import groups
+from storage.encodings.draws import bundles
 
 
 class Kept(NamedTuple):
@@ -45,29 +45,29 @@ class Kept(NamedTuple):
         return self.ids_BK.gather(1, at_BJ) == ids_BJ
 
 
-def group_maxima(values_BC: Tensor, k: int) -> Tensor:
-    """Return the largest value of each group, and each that fills none, (B, E) with E = G + (C − G W)."""
-    num_groups, width = groups(values_BC.shape[1], k)
-    whole = num_groups * width
-    maxima_BG = values_BC[:, :whole].unflatten(1, (width, num_groups)).amax(1)
+def bundle_maxima(values_BC: Tensor, k: int) -> Tensor:
+    """Return the largest value of each bundle, and each that fills none, (B, E) with E = G + (C − G W)."""
+    num_bundles, width = bundles(values_BC.shape[1], k)
+    whole = num_bundles * width
+    maxima_BG = values_BC[:, :whole].unflatten(1, (width, num_bundles)).amax(1)
     return torch.cat([maxima_BG, values_BC[:, whole:]], 1)
 
 
 def largest(values_BC: Tensor, k: int, maxima_BE: Tensor) -> Tensor:
     """Return the ids of the k largest values, (B, K) int64, the largest first.
 
-    They lie in the k groups with the largest maxima (`group_maxima`). Two small selections and one pass over the row
+    They lie in the k bundles with the largest maxima (`bundle_maxima`). Two small selections and one pass over the row
     take a tenth of `topk`'s time on a CPU, which copies each value with its index before it selects.
     """
     num_classes = values_BC.shape[1]
-    num_groups, width = groups(num_classes, k)
-    if width == 1 or k == 0:  # a group is a class: nothing to gain
+    num_bundles, width = bundles(num_classes, k)
+    if width == 1 or k == 0:  # a bundle is a class: nothing to gain
         return values_BC.topk(k, dim=1).indices
-    # not among the classes that fill no group: all of those are looked at
-    best_BK = maxima_BE[:, :num_groups].topk(min(k, num_groups), dim=1).indices
-    steps_W = torch.arange(width, device=values_BC.device) * num_groups
-    left_L = torch.arange(num_groups * width, num_classes, device=values_BC.device).expand(len(values_BC), -1)
-    # (B, J): all classes of the K groups, and those of none
+    # not among the classes that fill no bundle: all of those are looked at
+    best_BK = maxima_BE[:, :num_bundles].topk(min(k, num_bundles), dim=1).indices
+    steps_W = torch.arange(width, device=values_BC.device) * num_bundles
+    left_L = torch.arange(num_bundles * width, num_classes, device=values_BC.device).expand(len(values_BC), -1)
+    # (B, J): all classes of the K bundles, and those of none
     ids_BJ = torch.cat([(best_BK[:, :, None] + steps_W).flatten(1), left_L], 1)
     chosen_BK = values_BC.gather(1, ids_BJ).topk(k, dim=1).indices
     return ids_BJ.gather(1, chosen_BK)

@@ -25,8 +25,8 @@ import torch
 from torch import Tensor
 
 from storage.encodings.base import LSE, STATISTICS, Encoding
-from storage.encodings.draws import group_sums
-from storage.encodings.largest import Kept, group_maxima
+from storage.encodings.draws import bundle_sums
+from storage.encodings.largest import Kept, bundle_maxima
 from storage.targets.soft import NEVER, Statistics
 
 FIXED_COLUMNS = 3  # entropy, mean, deviation
@@ -60,7 +60,7 @@ class Rows:
 
     Attributes:
         logits_BC: float32.
-        maxima_BE: the largest of groups of classes (`largest.group_maxima`).
+        maxima_BE: the largest of bundles of classes (`largest.bundle_maxima`).
         peak_B: the largest of each row's logits.
         mean_B: of the C logits, float32.
         level_B: the row's level, float32.
@@ -77,7 +77,7 @@ class Rows:
         """Return rows of logits, of which the `k` largest are to be found."""
         logits_BC = logits_BC.float()
         blocks = zip(*_split([logits_BC], SWEEP_ELEMENTS), strict=True)
-        looks = [(block_BC.mean(1), group_maxima(block_BC, k)) for (block_BC,) in blocks]
+        looks = [(block_BC.mean(1), bundle_maxima(block_BC, k)) for (block_BC,) in blocks]
         mean_B, maxima_BE = (torch.cat(each) for each in zip(*looks, strict=True))
         peak_B = maxima_BE.amax(1)
         # the exponent is divided by the temperature, so a low one raises it
@@ -97,7 +97,7 @@ class Sums(NamedTuple):
         squares_BT: Σ e² at each temperature.
         weighted_B: Σ e (z − level) at temperature 1, if it is wanted.
         deviation_B: of the logits, float64, if it is wanted.
-        edges_BE: `draws.group_sums` of e at temperature 1.
+        edges_BE: `draws.bundle_sums` of e at temperature 1.
     """
 
     rest_BT: Tensor
@@ -132,7 +132,7 @@ def _sums(block: tuple[Tensor, ...], scratch: Scratch, options: Encoding, num_dr
             # 0 where a class is kept: those are summed apart, in float64
             torch.exp(above_BC, out=e_BC).scatter_(1, ids_BK, 0.0)
             # (B, E); one edge where nothing is drawn
-            edges_BE = group_sums(e_BC, num_draws) if num_draws else e_BC.sum(1, keepdim=True)
+            edges_BE = bundle_sums(e_BC, num_draws) if num_draws else e_BC.sum(1, keepdim=True)
             # else a stand-in, so that blocks join
             weighted_B = dot(e_BC, above_BC) if options.statistics else level_B.double()
             rest.append(edges_BE.double().sum(1))

@@ -229,7 +229,7 @@ BREAKDOWNS: dict[str, Callable[[Contents, Comparison, pl.DataFrame, Shower], Non
 
 
 def _galleries(contents: Contents, found: Comparison, shower: Shower) -> list[Gallery]:
-    galleries, unit = [], contents.task.sites
+    galleries, sites = [], contents.task.sites
     if found.num_students > 1 and found.kept:
         best = next(iter(found.kept.values()))
         most = pl.Series(2 * found.failed > found.num_students)  # more than half of them
@@ -237,11 +237,11 @@ def _galleries(contents: Contents, found: Comparison, shower: Shower) -> list[Ga
         hardest = counted.sort("students", "teacher_top_probability", descending=True, nulls_last=True)
         noted = hardest.with_columns(note=pl.format(f"{{}} of {found.num_students} students fail", "students"))
         cards = shower.cards(noted, found.held, MOST_CARDS)
-        galleries.append(Gallery(f"What most students get wrong: {len(counted):,} {unit}", "best", None, cards))
+        galleries.append(Gallery(f"What most students get wrong: {len(counted):,} {sites}", "best", None, cards))
     for name, table in found.kept.items():
         failed = measures.failures(table)
         if len(failed) and len(galleries) <= MOST_GALLERIES:
-            title = f"{name}: {len(failed):,} of {len(table.drop_nulls('label')):,} {unit}"
+            title = f"{name}: {len(failed):,} of {len(table.drop_nulls('label')):,} {sites}"
             cards = shower.cards(failed, found.held, MOST_CARDS)
             galleries.append(Gallery(title, "student", contents.colours[name], cards))
     shown = [gallery for gallery in galleries if gallery.cards]

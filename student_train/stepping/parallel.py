@@ -165,7 +165,7 @@ def joined() -> Iterator[Parallel]:
             raise BadRequest(
                 "there are more processes than GPUs",
                 found=f"{here} processes, {gpus} GPUs",
-                do=f"torchrun --nproc-per-node {gpus}",
+                do=f"torchrun --no-python --nproc-per-node {gpus} student train JOB.toml",
             )
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
     # gloo for messages on the host, NCCL for gradients

@@ -23,12 +23,15 @@ SEEDS = (0, 1)  # of the two times that a function without `weights` is called
 
 
 def weights_digest(model: nn.Module) -> str:
-    """Return the digest over names, types, shapes and bytes of a model's parameters and buffers, by name."""
+    """Return the digest over names, types, shapes and bytes of a model's parameters and persistent buffers, by name.
+
+    Of no others: tables that a model computes as it loads, such as those of rotary positions, may differ in a last bit
+    between processors.
+    """
     import torch
 
     hasher = xxhash.xxh3_128()
-    tensors: dict[str, Tensor] = dict(model.named_parameters(remove_duplicate=False))
-    tensors |= dict(model.named_buffers(remove_duplicate=False))
+    tensors: dict[str, Tensor] = {n: t for n, t in model.state_dict().items() if isinstance(t, torch.Tensor)}
     for name in sorted(tensors):
         tensor = tensors[name].detach().cpu().contiguous()
         hasher.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
@@ -42,11 +45,11 @@ def build_twice(build: Callable[[], nn.Module], name: str) -> nn.Module:
     Raises:
         BadTeacher: it makes other weights each time, so that every worker would ask another teacher.
     """
-    digests = []
-    for seed in SEEDS:
-        with _seeded(seed):
-            model = build()
-        digests.append(weights_digest(model))
+    with _seeded(SEEDS[0]):
+        digests = [weights_digest(build())]  # and no more of it: two might not fit into memory
+    with _seeded(SEEDS[1]):
+        model = build()
+    digests.append(weights_digest(model))
     if len(set(digests)) > 1:
         raise BadTeacher(
             f"{name} draws its weights anew each time that it is called",
@@ -64,7 +67,8 @@ def _seeded(seed: int) -> Iterator[None]:
     import torch
 
     numpy_state, python_state = np.random.get_state(), random.getstate()  # noqa: NPY002 - what users' code draws from
-    with torch.random.fork_rng():
+    # GPUs only where some are in use: asking for their generators would start CUDA in a process that plans.
+    with torch.random.fork_rng(range(torch.cuda.device_count()) if torch.cuda.is_initialized() else []):
         torch.manual_seed(seed)
         np.random.seed(seed)  # noqa: NPY002
         random.seed(seed)

@@ -160,8 +160,8 @@ def macro_f1(right_C: Tensor, said_C: Tensor, there_C: Tensor) -> float | None:
 
     Two classes of 4 and 1 rows, all said to be of the first: F1 is 2·4 / (5 + 4) and 0.
 
-    >>> macro_f1(torch.tensor([4.0, 0.0]), torch.tensor([5.0, 0.0]), torch.tensor([4.0, 1.0]))
-    0.4444...
+    >>> round(macro_f1(torch.tensor([4.0, 0.0]), torch.tensor([5.0, 0.0]), torch.tensor([4.0, 1.0])), 4)
+    0.4444
 
     Args:
         right_C: rows of each class that are said to be of it.

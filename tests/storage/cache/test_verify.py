@@ -303,7 +303,7 @@ def test_repairing_a_whole_cache_changes_nothing(cache: Cache) -> None:
 
 @pytest.fixture(params=["00001-0123abcd.zarr.zip", "00001-0123abcd.zarr"], ids=["format 3", "format 2"])
 def abandon(request: pytest.FixtureRequest) -> Callable[[Cache, float], str]:
-    """Leave a Zarr group without a commit behind, as a killed task does; return it."""
+    """Leave a Zarr group without a commit behind, as a killed worker does; return it."""
 
     def leave(cache: Cache, age_s: float) -> str:
         group = f"{TARGETS.folder}/{request.param}"

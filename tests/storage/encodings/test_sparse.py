@@ -16,8 +16,8 @@ from torch import Tensor
 
 from storage.digests import sample_keys
 from storage.encodings import AnyEncoding, Capability, DenseEncoding, Encoding, SparseEncoding
-from storage.encodings.draws import counted, draw, group_sums, position_keys, uniforms
-from storage.encodings.largest import group_maxima, largest
+from storage.encodings.draws import bundle_sums, counted, draw, position_keys, uniforms
+from storage.encodings.largest import bundle_maxima, largest
 from storage.errors import BadRequest
 from storage.format.arrays import pack, unpack
 from storage.targets.soft import NEVER, SparseTargets
@@ -44,7 +44,7 @@ def decoded(encoding: SparseEncoding, logits_BV: Tensor, classes: int | None = N
 
 
 def drawn(weights_BC: Tensor, uniforms_BN: Tensor) -> Tensor:
-    sums_BE = group_sums(weights_BC, uniforms_BN.shape[1])
+    sums_BE = bundle_sums(weights_BC, uniforms_BN.shape[1])
     return draw(sums_BE, lambda ids_BJ: weights_BC.gather(1, ids_BJ), uniforms_BN, weights_BC.shape[1])
 
 
@@ -69,7 +69,7 @@ def test_the_kept_classes_are_the_largest(logits: np.ndarray, k: int) -> None:
 def test_the_largest_are_found_without_sorting_a_vocabulary(classes: int) -> None:
     values_BC, k = torch.randn(3, classes, generator=torch.Generator().manual_seed(0)), min(classes, 64)
     assert torch.equal(
-        largest(values_BC, k, group_maxima(values_BC, k)).sort(1).values, values_BC.topk(k).indices.sort(1).values
+        largest(values_BC, k, bundle_maxima(values_BC, k)).sort(1).values, values_BC.topk(k).indices.sort(1).values
     )
 
 
