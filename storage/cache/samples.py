@@ -43,8 +43,10 @@ class Samples:
         samples = self._whole(dataset, None).filter(pl.col("error").is_null()).drop("error")
         for teacher in teachers:
             columns = {name: f"{teacher}_{name}" for name in TEACHER_COLUMNS}
+            # of a teacher that has answered nothing `_whole` says so
             view = next(iter(self.catalogue.view_names(dataset, teacher)), PLAIN)
             table = self._whole(dataset, teacher, view).select("row", *columns).rename(columns)
+            # left: rows whose shard it has not answered stay
             samples = samples.join(table, on="row", how="left", maintain_order="left")
         return samples
 

@@ -203,6 +203,7 @@ class LocalFile(NamedTuple):
     def of_all(cls, paths: Iterable[Path]) -> LocalFile:
         """Return several files as one, such as inputs and their labels."""
         files = [cls.of(path) for path in paths]
+        # all of them: a change of any is a change
         return cls(sum(file.size for file in files), "+".join(file.version for file in files))
 
 

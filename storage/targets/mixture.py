@@ -69,7 +69,7 @@ class MixedTargets(SoftTargets):
         widest = max(ids_BK.shape[1] for ids_BK in named)
         named += [teacher.likeliest(widest) for teacher in self.teachers if isinstance(teacher, DenseTargets)]
         named += [] if labels_B is None else [labels_B[:, None]]
-        ids_BU = torch.cat(named, dim=1).sort(dim=1).values
+        ids_BU = torch.cat(named, dim=1).sort(dim=1).values  # ascending, as a support has them
         return [
             teacher.support(temperature, labels_B)
             if isinstance(teacher, SparseTargets)

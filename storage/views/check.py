@@ -38,7 +38,7 @@ class Readable(NamedTuple):
 
 def readable_rows(table: pa.Table) -> Readable:
     """Return the readable rows of an ingest's table."""
-    mask_S = table["error"].is_null().to_numpy(zero_copy_only=False)
+    mask_S = table["error"].is_null().to_numpy(zero_copy_only=False)  # Arrow keeps booleans as bits
     kept = table.filter(pa.array(mask_S))
     splits = np.array(kept["split"].to_pylist(), dtype=str)
     return Readable(mask_S, sample_keys(kept["sample_id"].to_pylist()), splits)
@@ -84,7 +84,7 @@ def check_augmented(
     found = spec.view(key.view).fingerprint(inputs_S[rows.mask_S], rows.keys_B, rows.splits_B)
     if found == about["view_fingerprint"]:
         return
-    was, now = about.get("libraries", {}), libraries()
+    was, now = about.get("libraries", {}), libraries()  # earlier commits do not say
     changed = [name for name in LIBRARIES if was.get(name) != now[name]]
     raise StaleCache(
         f"{url}: {key} shows other images than the teacher saw; inputs and transform options are the same, so "

@@ -132,6 +132,7 @@ class ViewOptions(Options):
     def _mixing_last(self) -> Self:
         kinds = [step.kind for step in self.transforms]
         mixing = [step for step in self.transforms if isinstance(step, MIXING)]
+        # where m mix, none before the last m may
         if any(isinstance(step, MIXING) for step in self.transforms[: len(kinds) - len(mixing)]):
             raise ValueError(f"mixup and cutmix come after all other transforms, not {', '.join(kinds)}")
         if (total := sum(step.probability for step in mixing)) > 1:

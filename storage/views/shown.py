@@ -53,6 +53,7 @@ class View:
             partners, partner_keys_B: likewise, of the partners; None where nothing is mixed.
         """
         if not self.mixing:
+            # nothing is mixed: each label counts whole
             return Mixed(self._transform(images, keys_B), torch.ones(len(images), device=images.device))
         assert partners is not None
         assert partner_keys_B is not None
@@ -83,6 +84,7 @@ class View:
             keys_S, splits_S: of their samples.
         """
         first = np.arange(min(FINGERPRINTED_ROWS, len(keys_S)))
+        # where nothing is mixed partners are not looked at
         partners = self.partners(keys_S, splits_S)[first] if self.mixing else first
         own, own_keys, others, other_keys = (
             torch.from_numpy(values)

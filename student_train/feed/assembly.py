@@ -36,7 +36,9 @@ class Assembly:
         self.stored = source.names(needs, view)
         self._labels_N = labels_N
         self._shown = shown
+        # which rows they are: a view is a function of the sample
         self._picked = [*self.stored, *[LABELS] * (labels_N is not None), *[ROWS] * (shown is not None)]
+        # needs name plain arrays; what is read is of this view
         self._features = {key: (key._replace(view=view), source.feature(key)) for key in needs.features}
         features = {stored for stored, _ in self._features.values()}
         soft = [name for name in self.stored if isinstance(name, ArrayKey) and name not in features]

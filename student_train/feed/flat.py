@@ -33,7 +33,7 @@ class Flat:
 
     def __init__(self, items_T: Tensor, lengths_P: NDArray[np.int64]):
         self.lengths_P = lengths_P
-        self._starts = np.cumsum(lengths_P) - lengths_P
+        self._starts = np.cumsum(lengths_P) - lengths_P  # on the host too: `put` waits for no device
         self._items_T = items_T
         self._starts_P, self._ends_P = (
             torch.from_numpy(each).to(items_T.device) for each in (self._starts, self._starts + lengths_P)

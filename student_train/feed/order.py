@@ -85,6 +85,7 @@ def interleave(cuts: Sequence[Cut], num_rows: int) -> Iterator[Piece]:
         cut 0, step 2: rows 8 to 9
         cut 1, step 1: rows 6 to 9
     """
+    # each cut's own ascend already
     return heapq.merge(*(_pieces(number, cut, num_rows) for number, cut in enumerate(cuts)))
 
 
@@ -121,7 +122,7 @@ def join_windows(shard_sizes_S: Positions, windows: Sequence[Window], order: Ord
 
 def positions_of(shard_sizes_S: Positions, window: Window) -> Positions:
     """Return the position of each row of a window, in dataset order."""
-    first_S = np.cumsum(shard_sizes_S) - shard_sizes_S
+    first_S = np.cumsum(shard_sizes_S) - shard_sizes_S  # where each shard's rows begin
     return np.concatenate([np.arange(first_S[s], first_S[s] + shard_sizes_S[s]) for s in window.shards])
 
 

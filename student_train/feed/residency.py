@@ -98,6 +98,7 @@ def _soft_bytes(encoding: Encoding, num_classes: int, wanted: frozenset[Capabili
 def choose_residency(asked: ResidencyChoice, projected_bytes: int, device: torch.device) -> Residency:
     """Return where rows are to be kept, with the reason, by the memory that is free now. Raises as `choose_place`."""
     host = torch.device("cpu")
+    # on a CPU there is no other place
     free = {"device": free_bytes(device)} | ({} if device.type == host.type else {"host": free_bytes(host)})
     return choose_place(asked, projected_bytes, free)
 

@@ -105,6 +105,7 @@ def select_rows(
     catalogue, dataset = samples.catalogue, rows.partition("/")[0]
     absent = _Absent(catalogue, dataset, views)
     absent.look("ingest", (shard.shard for shard in catalogue.shards(dataset)), catalogue.committed(dataset))
+    # of no rows at all none can be left out
     if not catalogue.committed(dataset) or (absent.any and not allow_partial):
         raise absent.half_built()
     wanted = _of_split(catalogue, rows, samples.of(dataset, [agree_with] if agree_with else []))

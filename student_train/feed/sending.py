@@ -32,7 +32,7 @@ def send_ahead(
     copies = torch.cuda.Stream(device)  # made here: the thread may have another current device
     for item, arrays, copied in draw_ahead(_send(picked, copies), AHEAD):
         steps = torch.cuda.current_stream(device)
-        steps.wait_event(copied)
+        steps.wait_event(copied)  # the device waits, not this thread
         for values in arrays.values():
             values.record_stream(steps)  # allocated for one stream and used by another: not to be reused before that
         yield item, arrays

@@ -89,6 +89,7 @@ class ShardSource:
             targets = self._read(commit, [key.array for key in keys if (key.teacher, key.view) == (teacher, view)])
             soft = {array: values for array, values in targets.items() if not array.startswith(FEATURE)}
             spec = self.teacher(teacher)
+            # a digest cannot tell: it may have been taken of a NaN
             if (fault := spec.encoding.fault(soft, spec.num_classes)) is not None:
                 raise CorruptObject(f"{commit.key}: {fault}", do="see what `cache verify` says of it")
             yield from ((ArrayKey(teacher, array, view), values) for array, values in targets.items())

@@ -57,7 +57,7 @@ class Span(NamedTuple):
             values = arrays[name]
             if isinstance(values, Flat):
                 lengths[name] = values.lengths_P[places_P.cpu().numpy()]
-            elif values[:1].nbytes <= NARROW_BYTES:
+            elif values[:1].nbytes <= NARROW_BYTES:  # of one row
                 ordered[name] = values.index_select(0, places_P)
         return cls(start, start + len(places_P), places_P, arrays, ordered, lengths)
 

@@ -49,7 +49,7 @@ def choose_views(
     Raises:
         BadRequest: the dataset has no views, and some are asked for.
     """
-    catalogue.dataset(dataset)
+    catalogue.dataset(dataset)  # raises if there is none
     spec = None if asked == 0 else catalogue.views.get(dataset)
     if asked is not None and asked > 0 and spec is None:
         raise BadRequest(

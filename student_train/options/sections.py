@@ -60,6 +60,7 @@ class DataOptions(Options):
     def measures_trained_rows(self) -> bool:
         """Whether validation rows are among those that are trained on."""
         (ours, train), (theirs, held) = (rows.partition("/")[::2] for rows in (self.train, self.validation))
+        # without a split all rows are meant, those of any split too
         return ours == theirs and (train == held or not train or not held)
 
 

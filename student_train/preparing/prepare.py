@@ -103,6 +103,7 @@ def _prepare(
     check_one_class(options.name, needs, views)
     check_first_view(options.name, options.first_view, views)
     train = selections.find(data.train, needs, None, views)
+    # the first that any term names
     agree_with = next((name for term in options.objective for name in term.teacher_names), None)
     if agree_with is not None and PLAIN not in catalogue.view_names(held_dataset.name, agree_with):
         agree_with = None  # held rows are plain, and this teacher never saw them so: nothing to agree with
@@ -128,6 +129,7 @@ def _blueprint(options: StudentOptions, dataset: DatasetSpec, num_classes: int) 
         std=options.std if inputs.normalised else None,
         tokenizer=dataset.tokenizer,
         classes=tuple(dataset.classes),
+        # said only where classes are not the ids themselves
         vocabulary=None if dataset.vocabulary == num_classes else dataset.vocabulary,
         inputs=inputs.name,
         task=storage_task(dataset).name,
@@ -143,6 +145,7 @@ def _identity(
     identity = {
         "student": options.model_dump(mode="json", exclude=NOT_IDENTITY),
         "architecture_code": code_fingerprint(options.architecture) if ":" in options.architecture else None,
+        # of the other options residency changes nothing; rows and views tell of the rest
         "data": data.model_dump(mode="json", include={"train", "validation", "window_shards", "order_seed"}),
         "cache": catalogue.about.id,
         "datasets": {name: catalogue.dataset(name).fingerprint for name in (train.dataset, held.dataset)},

@@ -192,7 +192,7 @@ def fit(
         if found.to_come_bytes > free and getattr(fleet, optional) == "auto":
             without = fleet.model_copy(update={optional: "never"})
             less = projected(without)
-            if less.to_come_bytes < found.to_come_bytes:
+            if less.to_come_bytes < found.to_come_bytes:  # else nothing is gained by giving it up
                 fleet, found = without, less
     if found.to_come_bytes <= free:
         return fleet, found
@@ -218,7 +218,7 @@ def resident_set_bytes() -> int:
         pages = int(Path("/proc/self/statm").read_text().split()[1])
     except OSError:  # not Linux
         return 400 * 2**20
-    return pages * 4096
+    return pages * 4096  # of 4 KiB
 
 
 def _measured(students: Sequence[PreparedRun]) -> list[StepBytes]:

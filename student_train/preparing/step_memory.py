@@ -101,6 +101,7 @@ def _measure(prepared: PreparedRun, device: torch.device) -> StepBytes:
     loss.backward()  # on to the end: only then has the optimiser its state
     optimizer.step()
     weights = _bytes_of([*student.state_dict().values(), *objective.state_dict().values()])
+    # the average, and the best so far
     copies = int(options.ema_decay is not None) + int(options.patience_epochs is not None)
     return StepBytes(
         weights=weights,

@@ -142,6 +142,7 @@ def _named(names: list[str], most: int = 8) -> str:
 
 def _main_runs(runs: list[ShownRun]) -> list[ShownRun]:
     """Return the runs that were measured on the rows that most were; of two such sets the one with the best."""
+    # of one without identity nobody knows what it was measured on
     measured = Counter(run.held for run in runs if run.identity)
     return [run for run in runs if run.identity and run.held == measured.most_common(1)[0][0]]
 
@@ -155,6 +156,7 @@ def _open_caches(contents: Contents, cache_url: str | None) -> dict[str, Cache]:
             urls[identity] = urls.get(identity) or (None if run.record is None else run.record.cache)
     opened = {}
     for number, (identity, url) in enumerate(list(urls.items())[:MOST_CACHES]):
+        # the address that is given is of the main runs' cache
         if number == 0 and cache_url is not None:
             opened[identity] = open_cache(cache_url, identity)
         elif url is None:

@@ -51,6 +51,7 @@ def trade_offs(
     for cost, name in COSTS.items():
         for run in runs:
             costs, gained = run.figures[cost], run.figures[gain]
+            # a cost of 0 has no place on a logarithmic axis
             if costs and gained is not None and run.record is not None:
                 known = independent and run.held_rows is not None
                 low, high = interval(gained, run.held_rows or 0) if known else (gained, gained)

@@ -19,8 +19,9 @@ from student_train.report.canvas import FAINT, TEACHER_COLOUR, canvas, data_uri,
 from student_train.report.measures import OUTCOMES, Calibration, pareto_front
 
 BOTH_RIGHT = OUTCOMES[0]
+# Tol's; where both are right there is no bar
 OUTCOME_COLOURS = dict(zip(OUTCOMES[1:], ("#882255", "#88CCEE", "#8d939b", "#d5d9de"), strict=True))
-INK_ON = dict.fromkeys((OUTCOMES[1], OUTCOMES[3]), "#ffffff")
+INK_ON = dict.fromkeys((OUTCOMES[1], OUTCOMES[3]), "#ffffff")  # white on dark bars
 MOST_CURVE_POINTS = 200  # of one curve; a wider screen shows no more
 CLOSE_DOTS = 18.0  # of the canvas: less, and two numbers would lie on each other
 FIRM_ROWS = 10  # of a bin of confidences that a line goes through
@@ -119,11 +120,11 @@ def calibration(of: Sequence[tuple[Calibration, str]]) -> str:
         right.set_xlabel("confidence")
         right.set_yscale("log")
         right.yaxis.set_major_formatter(FuncFormatter(lambda share, _: f"{100 * share:g} %"))
-        right.yaxis.set_minor_formatter("")
+        right.yaxis.set_minor_formatter("")  # no numbers between powers of ten
         left.yaxis.set_major_formatter(percents())
         for axis in (left, right):
             axis.xaxis.set_major_formatter(percents())
-            axis.set_xlim(0, 1.02)
+            axis.set_xlim(0, 1.02)  # so that a point at 100 % is whole
         return data_uri(figure)
 
 
@@ -133,6 +134,7 @@ def agreement(shares: Sequence[tuple[str, Mapping[str, float]]], lines: Sequence
     left_inches = 0.25 + 0.08 * max(map(len, names), default=0)  # about as wide as the longest name
     height = max(3.2, 1.1 + 0.3 * len(shares))  # 0.3 inches a bar
     with canvas(height, 2, left_inches=left_inches, width_ratios=(1.1, 1)) as (figure, (left, right)):
+        # `or`: both may be right everywhere
         widest = max((1 - outcome[BOTH_RIGHT] for _, outcome in shares), default=1.0) or 1.0
         for row, (_, outcome) in enumerate(shares):
             start = 0.0

@@ -169,7 +169,7 @@ class Shower:
         return self._text(ids[:MOST_TOKENS].tolist()) + ("…" if len(ids) > MOST_TOKENS else "")
 
     def _text(self, ids: list[int]) -> str:
-        return " ".join(map(str, ids)) if self._decode is None else self._decode(ids)
+        return " ".join(map(str, ids)) if self._decode is None else self._decode(ids)  # without the library, ids
 
     def _context(self, table: pl.DataFrame, row: dict[str, Any]) -> str:
         """Return the text up to a position, itself included."""
@@ -202,6 +202,7 @@ def picture_of(values: np.ndarray) -> str | None:
         low, high = float(values.min()), float(values.max())
         # `or`: all may be one value
         values = ((values - low) * (255 / ((high - low) or 1.0))).astype(np.uint8)
+    # Pillow takes (H, W) or (H, W, C)
     image = Image.fromarray(values[0] if values.shape[0] == 1 else np.ascontiguousarray(values.transpose(1, 2, 0)))
     image.thumbnail((THUMBNAIL_PIXELS, THUMBNAIL_PIXELS), Image.Resampling.LANCZOS)
     sink = BytesIO()

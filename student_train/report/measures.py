@@ -108,7 +108,7 @@ def outcomes_of(table: pl.DataFrame) -> dict[str, float] | None:
 def agreement_by_confidence(table: pl.DataFrame, parts: int = 10) -> pl.DataFrame:
     """Return `confidence` of the teacher and `agreement` with it, means of so many equal parts of rows, in order."""
     known = table.drop_nulls(["teacher_top", "teacher_top_probability", "top"]).sort("teacher_top_probability")
-    part = (pl.int_range(pl.len()) * parts // pl.len()).alias("part")
+    part = (pl.int_range(pl.len()) * parts // pl.len()).alias("part")  # by rank, so that parts are equal in rows
     alike = (pl.col("top") == pl.col("teacher_top")).cast(pl.Float64)
     means = {"confidence": pl.col("teacher_top_probability").cast(pl.Float64).mean(), "agreement": alike.mean()}
     return known.group_by(part).agg(**means).sort("part").drop("part")
@@ -159,6 +159,7 @@ def costliest_tokens(table: pl.DataFrame, most: int = 10) -> pl.DataFrame:
 def pareto_front(points: Sequence[tuple[float, float]]) -> list[int]:
     """Return which points (cost, gain) no other one beats in both, by rising cost; of equal ones the first."""
     front: list[int] = []
+    # of one cost the best first: the others gain no more
     for index in sorted(range(len(points)), key=lambda i: (points[i][0], -points[i][1], i)):
         if not front or points[index][1] > points[front[-1]][1]:
             front.append(index)

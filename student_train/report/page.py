@@ -64,6 +64,7 @@ def short(value: float | None) -> str:
 def render(contents: Contents) -> str:
     """Return the page."""
     script, style = (files(__package__).joinpath(name).read_text(encoding="utf-8") for name in ("page.js", "page.css"))
+    # strict: a name that is missing is an error, not a blank
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     environment.filters |= {"percent": percent, "number": number, "si": short, "facts": facts}
     template = environment.from_string(files(__package__).joinpath("page.html.j2").read_text(encoding="utf-8"))
@@ -110,6 +111,7 @@ def leaderboard(contents: Contents) -> list[Column]:
         Column("parameters", "that are trained and kept", _figure("parameters", short)),
         Column("ms/row", "latency of one row, where it was trained", _figure("latency_ms", number)),
         Column("rows/s", "inference in batches, where it was trained", _figure("inference_rows_per_s", short)),
+        # where all have had as many it says nothing
         *[Column("epochs", "that were trained", _figure("epochs", number))] * (len(epochs) > 1),
         Column("seconds", "of training and evaluation", _figure("seconds", number)),
     ]
@@ -194,6 +196,7 @@ def _option(name: str) -> Callable[[ShownRun], Cell]:
     def cell(run: ShownRun) -> Cell:
         text = run.options.get(name)
         try:
+            # sorted as a number where it is one
             return Cell(NONE if text is None else text, None if text is None else float(text))
         except ValueError:
             return Cell(str(text), text)

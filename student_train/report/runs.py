@@ -78,7 +78,7 @@ class ShownRun:
     @property
     def held_rows(self) -> int | None:
         """Return how many rows that is."""
-        digits = self._rows.partition(",")[0]
+        digits = self._rows.partition(",")[0]  # of "360, 9f3c…"
         return int(digits) if digits.isdecimal() else None
 
     @property
@@ -117,7 +117,7 @@ def read_run(folder: Path) -> ShownRun:
     record, identity = None, {}
     try:
         record = read_record(folder)
-        figures |= compare_run(folder) | {"student": folder.name}
+        figures |= compare_run(folder) | {"student": folder.name}  # by its folder, whatever its record says
         identity = _identity(folder, record)
     except StillroomError as error:
         faults.append(error)

@@ -66,6 +66,7 @@ def compare_runs(runs: Path) -> pl.DataFrame:
 def rank(rows: Sequence[dict[str, Any]]) -> pl.DataFrame:
     """Return rows of COMPARISON as a table, the most accurate first."""
     table = pl.DataFrame(rows, schema=COMPARISON)
+    # nulls last: of some runs there is no figure yet
     return table.sort("accuracy", "agreement", "student", descending=[True, True, False], nulls_last=True)
 
 
@@ -74,7 +75,7 @@ def compare_run(folder: Path) -> dict[str, Any]:
     record = read_record(folder)
     if record is None:
         return _unfinished(folder)
-    error = record.error and record.error.splitlines()[0]
+    error = record.error and record.error.splitlines()[0]  # a table has one line for it
     return record.model_dump(include=set(COMPARISON)) | {"error": error}
 
 

@@ -86,6 +86,7 @@ class Cohort:
         """Let a team take a step. What fails tries the same rows again, without recordings, or as parts of a stack."""
         try:
             team.take(batches)
+            # a row counts for each student that steps on it
             self._rows += len(batches[0].inputs) * len(team.runs)
             if (why := team.new_refusal()) is not None:
                 self._report(StepsNotRecorded(team.name, why))
@@ -98,7 +99,7 @@ class Cohort:
             failure, no_memory = own_failure(team.name, error), is_out_of_memory(error)
         # Outside of the block, whose traceback keeps the step's tensors alive.
         if no_memory and forget_recordings():  # theirs may be what is missing
-            torch.cuda.empty_cache()
+            torch.cuda.empty_cache()  # torch would keep it
             self.take(team, batches)
             return
         if len(team.runs) == 1:
@@ -107,7 +108,7 @@ class Cohort:
         parts = _parts(team, no_memory)
         self._report(StackTakenApart(team.name, len(parts), failure.found or failure.what))
         place = self.teams.index(team)
-        self.teams[place : place + 1] = parts
+        self.teams[place : place + 1] = parts  # in its place: the order of steps stays
         shown = dict(zip(team.views, batches, strict=True))
         for part in parts:
             self.take(part, [shown[view] for view in part.views])
@@ -122,7 +123,7 @@ class Cohort:
             failure = error.with_traceback(None)  # whose frames would keep the step's tensors
         if not forget_recordings():
             raise failure
-        torch.cuda.empty_cache()
+        torch.cuda.empty_cache()  # torch would keep what is free
         return ask()
 
     def progress(self, epoch: int) -> None:

@@ -83,6 +83,7 @@ def _one_epoch(
     clock = time.monotonic()
     present = [team for team in cohort.teams if team.epoch == epoch]
     for batch_size, step, batches in _batches(train, present, seed=seed, epoch=epoch):
+        # asked for each batch anew: teams part, and leave
         for team in cohort.at(epoch, step, batch_size):
             cohort.take(team, [batches[train.view_of(epoch + view)] for view in team.views])
         cohort.progress(epoch)
@@ -104,6 +105,7 @@ def _one_epoch(
     if measured is None:
         raise cohort.interrupt()
     for team, figures in measured:
+        # before `begin_epoch`, which forgets them
         losses = zip(team.tally.means(), team.tally.shares(), team.tally.steps(), strict=True)
         team.begin_epoch()
         for run, own, (means, shares, steps_SK) in zip(list(team.runs), figures, losses, strict=True):

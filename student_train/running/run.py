@@ -246,6 +246,7 @@ class Run:
 
     def _write_result(self, status: Any, latency: Latency, **about: Any) -> RunRecord:
         weights = dict(self.state.exported.state_dict()) if self._best is None else self._best
+        # epochs count from 1
         chosen = self.history[-1] if self._best_epoch is None else self.history[self._best_epoch - 1]
         record = RunRecord(
             **chosen.model_dump(include=set(Held.model_fields)),
@@ -268,6 +269,7 @@ class Run:
         return record
 
     def _score(self, metrics: EpochMetrics) -> float:
+        # agreement is what there is without labels
         score = metrics.agreement if metrics.accuracy is None else metrics.accuracy
         if score is None:
             raise BadRequest(

@@ -66,6 +66,7 @@ class Team:
         """Take a step on some rows, one batch for each of `views`."""
         rates = [run.rate for run in self.runs]
         number = self.runs[0].done_steps
+        # shares once an epoch: they take a backward pass for each term
         self.tally.add(self.stepper.step(batches, rates, number, measure_shares=self.step == 0))
         for run in self.runs:
             run.step += 1

@@ -82,7 +82,7 @@ class Alone:
             if state.options.clip_norm is not None:
                 nn.utils.clip_grad_norm_(self._trained, state.options.clip_norm)
             state.optimizer.step()
-        state.optimizer.zero_grad()
+        state.optimizer.zero_grad()  # gone before the next student's step
         return taken
 
     @contextlib.contextmanager
@@ -93,6 +93,7 @@ class Alone:
         """
         state, kept = self._state, []
         first = not state.optimizer.state  # a first step makes the optimiser's state
+        # not while it is recorded: the copies would be recorded too
         if self._recorder.records and not is_capturing():
             kept = [(buffer, buffer.clone()) for buffer in state.student.buffers()]
         try:

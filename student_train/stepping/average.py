@@ -40,6 +40,7 @@ class WeightAverage:
     @torch.no_grad()
     def update(self, step: int) -> None:
         """Follow the student after `step`, counted from 0."""
+        # a few kernels, whatever the number of tensors
         torch._foreach_lerp_(self._averages, self._weights, self.weight_of(step))
         for average, weight in self._others:
             average.copy_(weight)

@@ -100,7 +100,7 @@ class Recorder(Unrecorded):
         self._optimizer = optimizer
         self._taken: Counter[Kind] = Counter()
         self._recording: Recording | None = None
-        _RECORDERS.add(self)
+        _RECORDERS.add(self)  # to be asked for its memory
 
     def step(self, take: Take, batches: Sequence[Batch], *, measure_shares: bool) -> Step:
         if measure_shares or self.refusal is not None:
@@ -124,7 +124,7 @@ class Recorder(Unrecorded):
         return True
 
 
-_RECORDERS: WeakSet[Recorder] = WeakSet()
+_RECORDERS: WeakSet[Recorder] = WeakSet()  # weak: a recorder goes with its stepper
 
 
 def forget_recordings() -> bool:
@@ -205,7 +205,7 @@ class Pool:
         return _POOLS.get(device) or _POOLS.setdefault(device, Pool(device))
 
 
-_POOLS: WeakValueDictionary[torch.device, Pool] = WeakValueDictionary()
+_POOLS: WeakValueDictionary[torch.device, Pool] = WeakValueDictionary()  # weak: a pool goes with its last recording
 
 
 @contextlib.contextmanager

@@ -150,6 +150,7 @@ class TrainState:
         for name, tensor in below("optimizer.", tensors).items():
             number, _, key = name.partition(".")
             moments.setdefault(int(number), {})[key] = tensor
+        # the groups stay as made: the job decides them, not a checkpoint
         self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": moments})
         self.randomness.restore(tensors)
 

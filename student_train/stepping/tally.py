@@ -34,7 +34,7 @@ class Tally:
     def add(self, step: Step) -> None:
         """Count a step: its losses are scalars where there is one student, else (M,)."""
         if step.shares is not None:
-            self._shares_MK.copy_(step.shares)
+            self._shares_MK.copy_(step.shares)  # measured once an epoch
         self._recent.append((step.rows, step.loss, step.values))
         if len(self._recent) >= TALLY_STEPS:
             self._collect()
@@ -65,7 +65,7 @@ class Tally:
     def restore(self, states: Sequence[dict[str, Tensor]]) -> None:
         """Go on from the `state` of each student, all of which took the same steps."""
         rows = self._sums_MK.shape[1]
-        figures_MK = torch.stack([state["tally.sums"] for state in states]).to(self._sums_MK)
+        figures_MK = torch.stack([state["tally.sums"] for state in states]).to(self._sums_MK)  # in type and device
         self._sums_MK.copy_(figures_MK[:, :rows])
         self._shares_MK.copy_(figures_MK[:, rows:])
         self._steps = [torch.stack([state["tally.steps"] for state in states]).to(self._steps[0])]

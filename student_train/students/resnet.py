@@ -35,7 +35,7 @@ def resnet(num_classes: int, input_shape: tuple[int, ...], *, depth: int = 20, w
     channels = width
     for stage in range(3):
         stage_width = width * 2**stage
-        strides = [1 if stage == 0 else 2] + [1] * (blocks - 1)
+        strides = [1 if stage == 0 else 2] + [1] * (blocks - 1)  # a later stage begins by halving the size
         parts = []
         for stride in strides:
             parts.append(Block(channels, stage_width, stride))
@@ -63,6 +63,7 @@ class Block(nn.Module):
         shortcut = inputs[:, :, :: self.stride, :: self.stride] if self.stride > 1 else inputs
         if self.new_channels:
             before = self.new_channels // 2
+            # nothing around height and width; new channels on both sides
             shortcut = functional.pad(shortcut, (0, 0, 0, 0, before, self.new_channels - before))
         hidden = functional.relu(self.norm1(self.convolution1(inputs)))
         return functional.relu(self.norm2(self.convolution2(hidden)) + shortcut)

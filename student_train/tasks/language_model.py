@@ -105,6 +105,7 @@ def _positions(cache: Cache, selection: Selection, teacher: str | None, blocks: 
     positions = pl.concat(parts, how="diagonal_relaxed")  # shards that the teacher has not answered lack its columns
     taken = blocks.head(len(positions) // length)
     at = pl.Series("at", np.tile(np.arange(length), len(taken)))
+    # each block once for each of its positions
     repeated = taken.select(pl.all().repeat_by(length).explode())
     return pl.concat([repeated, at.to_frame(), positions], how="horizontal")
 

@@ -71,6 +71,7 @@ def _distances(rows_BD: Tensor) -> Tensor:
 
 def _angles(rows_BD: Tensor) -> Tensor:
     """Return the cosines of the angles at row i between rows j and k, (B, B, B); 0 where i is one of them."""
+    # (B, B, D): from each row to every row
     directions_BBD = functional.normalize(rows_BD[None] - rows_BD[:, None], dim=2)
     return torch.bmm(directions_BBD, directions_BBD.transpose(1, 2))
 

@@ -50,7 +50,7 @@ class SoftLoss(nn.Module):
         teachers = [cast("OneTeacher", given.targets[name]) for name in self.teachers]
         if len(teachers) == 1:
             return teachers[0]
-        shares_BM = self.shares_M.expand(rows, -1)
+        shares_BM = self.shares_M.expand(rows, -1)  # (M,) to (B, M)
         return MixedTargets(tuple(teachers), choose(teachers, shares_BM, self.mixing, given.labels_B))
 
 

@@ -109,11 +109,12 @@ def predict(
             size = len(inputs) * prod(task.sites(inputs.shape[1:]))
             labels_B, labels_left = labels_left[:size], labels_left[size:]
             for (student, _), answers in zip(asked, said, strict=True):
+                # (B, D): a row is one site, or each of its positions
                 hidden_BD = student.hidden(inputs).reshape(size, -1)
                 for at, logits_BC in logits_in_parts(student, hidden_BD):
                     answers.add(_said(task, logits_BC, labels_B[at]))
             done += len(inputs)
-            if done == num_rows:
+            if done == num_rows:  # the table has no more
                 break
     return [_with(own, answers.filled(), labels_N) for (_, own), answers in zip(asked, said, strict=True)]
 

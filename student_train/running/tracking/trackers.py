@@ -114,6 +114,7 @@ class MLflow:
         ]
         self._client.log_batch(run_id, params=params)
         about = {"run_id": run_id, "of": self._meaning(student)}
+        # last: a run that was begun by halves is not gone on with
         LocalObjects(student.folder).put(MLFLOW_FILE, json.dumps(about).encode())
         return run_id, 0
 

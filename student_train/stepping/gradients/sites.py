@@ -46,7 +46,7 @@ def accumulate_over_sites(
     whole = [outputs.logits_BC, *outputs.layers.values()]
     picked = [values.flatten(0, 1).index_select(0, sites_N) for values in whole]
     if not len(sites_N):  # a batch of prompts and padding teaches nothing
-        zero = picked[0].sum().detach().float()
+        zero = picked[0].sum().detach().float()  # of no site, on the device
         return Step(zero, [zero] * len(model.objective.names), None, 0)
     size = size or part_size(model.num_classes, sites_N.device)
 

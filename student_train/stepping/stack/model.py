@@ -86,7 +86,7 @@ class StackedModel:
         """Return what the students make of a step's rows: logits (M, B, C), or hidden states (M, B, L, D); layers."""
         inputs = batches[0].inputs
         if self._differ:
-            inputs = torch.stack([batches[view].inputs for view in self._views])
+            inputs = torch.stack([batches[view].inputs for view in self._views])  # (M, B, …)
         logits_MBC, layers = self._forward(self._of_students(), self._buffers.blocks, inputs)
         return Outputs(logits_MBC, layers)
 
@@ -130,6 +130,7 @@ class StackedModel:
 
         own = {name.removeprefix(TERMS): v for name, v in self._weights.blocks.items() if name.startswith(TERMS)}
         logits_MBC, layers = outputs.logits_BC, outputs.layers
+        # else all are of one kind, and nothing is copied
         if len(self._alike) > 1:
             own = {name: values.index_select(0, alike.members) for name, values in own.items()}
             layers = {name: values.index_select(0, alike.members) for name, values in layers.items()}
@@ -170,6 +171,7 @@ def _same_terms(states: Sequence[TrainState], views: Sequence[int]) -> list[Same
     """Return the students of a stack by what their losses are, weights apart, and by what they see."""
     alike: dict[tuple[Any, ...], list[int]] = defaultdict(list)
     for place, (state, view) in enumerate(zip(states, views, strict=True)):
+        # repr: terms may hold dicts, which no key can be
         alike[(view, *map(repr, state.options.losses))].append(place)
     return [
         SameTerms(

@@ -130,5 +130,6 @@ class Stack:
         weights, buffers = self._average
         ramps = [state.average.weight_of(number) for state in self.states if state.average is not None]
         follow_M = torch.tensor(ramps, device=weights.values_MP.device)
+        # an average has no part of what the losses learn
         weights.values_MP.lerp_(self._weights.values_MP[:, : self._num_student_weights], follow_M[:, None])
         buffers.follow(self._buffers, follow_M)

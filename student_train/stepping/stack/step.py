@@ -59,6 +59,7 @@ def stacked_gradients(
     if not measure_shares:
         return StackedStep(*gradient(None, False), None, rows)
     terms = model.term_weights_MK.shape[1]
+    # the graph is kept while a term is to come
     grads_MP, values_MK = gradient(0, terms > 1)
     norms = [grads_MP[:, :of_student].norm(dim=1)]
     for term in range(1, terms):
@@ -114,6 +115,7 @@ def _over_sites(
                         down[place] = torch.zeros_like(picked[place])
                     down[place][:, at] = grad
             values_MK += torch.stack(part, dim=1).detach()
+        # on through the bodies, once
         weights.add_gradients(grads_MP, [picked[place] for place in down], list(down.values()), keep_graph=keep)
         return grads_MP, values_MK
 

@@ -34,6 +34,7 @@ class StackedWeights:
     def __init__(self, modules: Sequence[nn.Module], *, trained: bool = True):
         parameters = [dict(module.named_parameters()) for module in modules]
         self._shapes = {name: parameter.shape for name, parameter in parameters[0].items()}
+        # where each parameter's columns begin and end
         edges = accumulate((shape.numel() for shape in self._shapes.values()), initial=0)
         self._columns = {name: slice(*pair) for name, pair in zip(self._shapes, pairwise(edges), strict=True)}
         first = list(parameters[0].values())
