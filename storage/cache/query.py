@@ -16,8 +16,9 @@ from storage.errors import BadRequest, IncompleteCache
 
 # Strings, comments, quoted names, names and numbers, or one character of anything else.
 TOKEN = re.compile(r"'(?:[^']|'')*'|--[^\n]*|/\*.*?\*/|\"(?:[^\"]|\"\")*\"|`[^`]*`|[\w.]+|\s+|.", re.DOTALL)
+# words that end what is selected
 SELECTED_UNTIL = frozenset({"from", "where", "group", "having", "order", "limit", "union", "intersect", "except"})
-NAME = re.compile(r'[\w.]+|"(?:[^"]|"")*"')
+NAME = re.compile(r'[\w.]+|"(?:[^"]|"")*"')  # plain, or quoted
 
 
 class _Token(NamedTuple):

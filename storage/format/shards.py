@@ -23,6 +23,7 @@ from storage.format.specs import check_uses
 from storage.inputs.ragged import OFFSETS
 from storage.views import PLAIN
 
+# folders of a dataset that are no teacher's
 INGEST = "ingest"
 PLAN = "plan"
 COMMIT_NAME = re.compile(r"(\d{5,})\.parquet")  # five digits; more from shard 100,000 on

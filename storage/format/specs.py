@@ -32,7 +32,7 @@ from storage.views.options import MIXING, AnyTransform
 if TYPE_CHECKING:  # `cache status` reads specs, and should not pay two seconds for torch
     from storage.views.shown import View
 
-FORMAT_VERSION = 3
+FORMAT_VERSION = 3  # of caches that are made now; earlier ones are read
 WEIGHTS_JSON = "weights.json"
 NEW_KEYS = ("uses", "task")  # since format 3, and left out where they say nothing
 OWN_LENGTH = "own_length"

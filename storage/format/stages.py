@@ -17,7 +17,7 @@ from storage.views import PLAIN
 
 Stage = tuple[str, str | None, str]  # dataset, teacher (None: the ingest), view
 VIEWS_JSON = "views.json"
-LEDGER = "ledger"
+LEDGER = "ledger"  # a folder beside those of datasets
 
 
 class DatasetStages(NamedTuple):

@@ -81,6 +81,6 @@ def beta_steps(alpha: float) -> tuple[int, ...]:
 def spread(least: float, most: float, count: int) -> tuple[Decimal, ...]:
     """Return `count` numbers from `least` to `most`, evenly spaced in their logarithm."""
     with localcontext() as context:
-        context.prec = 40
+        context.prec = 40  # digits, far more than a table keeps
         first, last = Decimal(least).ln(), Decimal(most).ln()
         return tuple((first + (last - first) * i / (count - 1)).exp() for i in range(count))

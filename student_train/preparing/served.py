@@ -52,7 +52,7 @@ def check_served(catalogue: Catalogue, dataset: str, terms: Sequence[ObjectiveTe
             the changes to the cache job that would help.
     """
     for term in terms:
-        soft = sorted(LOSSES[term.loss].needs(term).soft)
+        soft = sorted(LOSSES[term.loss].needs(term).soft)  # a set has no order, and a message should
         for teacher in dict.fromkeys(need.teacher for need in soft):
             encoding = catalogue.teacher(dataset, teacher).encoding
             remedies = {need.capability: encoding.lacks(need.capability) for need in soft if need.teacher == teacher}

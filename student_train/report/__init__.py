@@ -74,7 +74,7 @@ def write_report(runs: Path, out: Path | None = None, cache_url: str | None = No
     contents = gather(runs, cache_url)
     page = render(contents).encode()
     path = runs / REPORT_FILE if out is None else out
-    LocalObjects(path.parent).put(path.name, page)
+    LocalObjects(path.parent).put(path.name, page)  # whole or not at all
     damaged = {run.name for run in contents.runs if run.faults}
     damaged |= set() if contents.comparison is None else contents.comparison.faults.keys()
     return Written(path, len(page), len(contents.runs), tuple(contents.notices), len(damaged))

@@ -16,8 +16,8 @@ from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
-WIDTH_INCHES, GAP_INCHES = 11.2, 0.72
-RIGHT_INCHES, BOTTOM_INCHES, TOP_INCHES = 0.12, 0.48, 0.3
+WIDTH_INCHES, GAP_INCHES = 11.2, 0.72  # of a page's pictures; between two panels
+RIGHT_INCHES, BOTTOM_INCHES, TOP_INCHES = 0.12, 0.48, 0.3  # margins
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00")  # of highlighted students, the best first
 TEACHER_COLOUR = "#222222"
 FAINT = "#b4bac2"

@@ -24,10 +24,10 @@ from student_train.report.runs import ShownRun, gather_runs, varied_options
 from student_train.tasks import TASKS, ReportFacts
 
 MOST_CACHES = 3  # that are described
-MOST_CLASSES = 24
+MOST_CLASSES = 24  # that are shown
 FEW_STUDENTS = 8
 MOST_GALLERIES = 3  # of single students
-MOST_CARDS = 12
+MOST_CARDS = 12  # of one gallery
 WITH_WEIGHTS = ("finished", "stopped")  # statuses of students that can be compared
 
 

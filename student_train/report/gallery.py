@@ -21,9 +21,9 @@ from storage.tokenizer import decoder
 from student_train.run_files.predictions import HeldTable
 from student_train.tasks import ReportFacts
 
-MOST_SHARDS = 16
+MOST_SHARDS = 16  # for all galleries together
 THUMBNAIL_PIXELS = 112  # larger images are made smaller; smaller ones are scaled up by the browser
-CONTEXT_TOKENS = 40
+CONTEXT_TOKENS = 40  # up to a mistake, itself included
 MOST_TOKENS = 80  # of a text that is shown
 
 

@@ -26,7 +26,7 @@ from student_train.report.figures import OUTCOME_COLOURS, front_of
 from student_train.report.measures import interval
 from student_train.report.runs import ShownRun
 
-NONE = "–"
+NONE = "–"  # of a figure that nobody knows
 MOST_JOBS = 10  # that are seen at once
 
 

@@ -133,7 +133,7 @@ class UnwrittenFolder(RunFolder):
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[bool]:
-        yield True
+        yield True  # nothing to hold: the first process does
 
     def settle_checkpoint(self) -> None:
         pass

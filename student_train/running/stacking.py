@@ -26,7 +26,7 @@ from student_train.stepping.stack.stack import Stack, stack_key
 from student_train.stepping.stepper import Stepper
 
 TRIED_ALONE = 4  # students whose steps are timed one by one; the others are like them
-TRIED_STEPS = 3
+TRIED_STEPS = 3  # timed, after those that warm up
 TRIAL_S = 5.0  # after which no further step is tried: what takes so long is not decided by a few percent
 CLEARLY_FASTER = 0.95  # of the time of one by one; a stack that gains less is not worth its memory
 

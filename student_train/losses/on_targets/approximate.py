@@ -32,7 +32,7 @@ def marginal_smoothing(student_BC: Tensor, targets: SoftTargets, *, temperature:
     Source: Shen and Xing 2022 (FKD), section 3.3, "marginal smoothing", arXiv 2112.01528; Wu et al. 2022 (TinyViT),
     arXiv 2207.10666. Reasonable for about 1,000 classes, poor for vocabularies.
     """
-    log_q_BC = torch.log_softmax(student_BC.float() / temperature, dim=1)
+    log_q_BC = torch.log_softmax(student_BC.float() / temperature, dim=1)  # once for all teachers
     return mean_over_rows(lambda teacher: kl_rows(teacher.log_p(temperature), log_q_BC), targets) * temperature**2
 
 

@@ -37,6 +37,7 @@ def dkd(
     where this leaves it out.
     """
     label_p_B = targets.label_log_p(labels_B, temperature)
+    # the label as the one kept class, all others as the rest
     log_q_B1, log_rest_q_B = kept_and_rest(student_BC, labels_B[:, None], temperature)
     label_BK = torch.stack([label_p_B, log1m_exp(label_p_B)], dim=1)  # (B, 2): it, and all others
     label_rows_B = kl_rows(label_BK, torch.cat([log_q_B1, log_rest_q_B[:, None]], dim=1))
