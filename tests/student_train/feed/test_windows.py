@@ -12,6 +12,8 @@ import torch
 from storage.cache import Cache
 from storage.errors import CorruptObject, StaleCache
 from storage.format.objects import open_objects
+from storage.format.shards import ShardKey
+from storage.views import PLAIN
 from student_train.feed.batches import ArrayKey
 from student_train.feed.order import Window, epoch_windows
 from student_train.feed.selection import select_rows
@@ -119,9 +121,8 @@ def test_a_shard_of_another_type_is_an_error_that_names_it(tmp_path: Path) -> No
     for info in list(cache.objects.walk("toy/sage/plain")):
         if "/00004" in info.path:
             cache.objects.delete(info.path)
-    for info in other.objects.walk("toy/sage/plain"):
-        if "/00004" in info.path:
-            cache.objects.put(info.path, other.objects.get(info.path))
+    commit = other.commit(ShardKey("toy", "sage", PLAIN, 4), with_table=True)
+    cache.copy_shard(other, commit, commit.about)  # which says that it belongs here
     source = source_of(cache)
     block = Block(192, CPU)
     names = frozenset({ArrayKey("sage", "logits")})
