@@ -148,7 +148,7 @@ def code_fingerprint(reference: Factory) -> str:
     source = _factory_source(reference)
     try:
         return fingerprint(ast.unparse(ast.parse(source)))
-    except (SyntaxError, ValueError) as error:
+    except (SyntaxError, ValueError, RecursionError) as error:
         raise BadRequest(f"cannot parse the file of {reference}", found=str(error)) from None
 
 

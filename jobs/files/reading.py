@@ -127,7 +127,7 @@ def _tagged(model: Any, part: str | int) -> list[Any]:
     """A discriminated union puts its tag into the location: keep the member that bears it."""
     tags = {
         tag
-        for name in ("kind", "loss")
+        for name in ("kind", "loss", "task")
         if name in model.model_fields
         for tag in typing.get_args(model.model_fields[name].annotation)
     }

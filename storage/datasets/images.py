@@ -114,7 +114,7 @@ class ImageSource(Source):
             return pixels.resize((width, height), method)
         if self.resize == "crop":
             return ImageOps.fit(pixels, (width, height), method)
-        inside, under = ImageOps.contain(pixels, (width, height), method), self._under()
+        inside, under = pixels.resize(_contained(pixels.size, width, height), method), self._under()
         frame = _plain(pixels.mode, (width, height), under if isinstance(under, list) else [0] * self.channels)
         frame.paste(inside, ((width - inside.width) // 2, (height - inside.height) // 2))
         return frame
@@ -125,3 +125,15 @@ class ImageSource(Source):
 
 def _plain(mode: str, size: tuple[int, int], colour: list[int]) -> Image.Image:
     return Image.new(mode, size, colour[0] if len(colour) == 1 else tuple(colour))
+
+
+def _contained(size: tuple[int, int], width: int, height: int) -> tuple[int, int]:
+    """Return (width, height) of an image whose longer side fits, and of whose shorter side at least a pixel is left.
+
+    >>> _contained((200, 100), 32, 32), _contained((30, 60), 32, 32), _contained((2000, 20), 32, 32)
+    ((32, 16), (16, 32), (32, 1))
+    """
+    across, down = size
+    if across * height > down * width:
+        return width, max(1, round(down * width / across))
+    return max(1, round(across * height / down)), height

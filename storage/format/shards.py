@@ -163,7 +163,8 @@ class Commit:
                 raise ValueError(f"it is the commit of {key}")
             if not ATTEMPT.fullmatch(proof["attempt"]):
                 raise ValueError(f"it names objects outside its own group: {proof['attempt']}")
-            start, stop = proof["rows"]
+            start, stop = _rows(proof["rows"])
+            _check_about(proof["about"], proof.get("promise"))
             if with_table and len(table) != stop - start:
                 raise ValueError(f"{len(table)} rows in a commit of rows {start} to {stop}")
             read = _stored_in_folder if "objects" in proof else _stored_in_one
@@ -176,6 +177,24 @@ class Commit:
                 found=str(error) or type(error).__name__,
                 do="cache verify CACHE --repair, then cache build JOB.toml",
             ) from None
+
+
+def _rows(rows: Any) -> tuple[int, int]:
+    """Return [start, stop) as a commit says it. Raises ValueError, TypeError: it is none."""
+    start, stop = rows
+    if type(start) is not int or type(stop) is not int or not 0 <= start <= stop:
+        raise ValueError(f"rows {start!r} to {stop!r}")
+    return start, stop
+
+
+def _check_about(about: dict[str, Any], promise: Any) -> None:
+    """Raise ValueError or TypeError if what readers compare or add up is of another type than was ever written."""
+    kinds = {"weights": str, "promise": str, "inputs_digest": str, "view_fingerprint": str, "quarantined": int}
+    said = {**about} if promise is None else {**about, "promise": promise}
+    for name, kind in kinds.items():
+        if name in said and not isinstance(said[name], kind):
+            raise ValueError(f"{name} = {said[name]!r}")
+    said["seconds"] = float(said.get("seconds", 0.0))
 
 
 def _stored_in_folder(proof: dict[str, Any]) -> dict[str, Any]:

@@ -179,7 +179,9 @@ def read_promise(objects: Objects, path: str, kind: type[AnySpec]) -> tuple[AnyS
     try:
         value = json.loads(data)
         version = value.get("format", FORMAT_VERSION)  # only cache.json says one
-        if isinstance(version, int) and version > FORMAT_VERSION:
+        if not isinstance(version, int) or isinstance(version, bool) or version < 1:
+            raise ValueError(f"format {version!r} is no number of a format")
+        if version > FORMAT_VERSION:
             raise UnsupportedFormat(
                 f"{objects.url} is a cache of a later format",
                 found=f"format {version} ({path}, written by {value.get('created_by', 'unknown')})",

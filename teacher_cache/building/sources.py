@@ -18,6 +18,7 @@ from storage.format.specs import OWN_LENGTH, DatasetSpec, check_promise
 from storage.tasks import task_of
 from teacher_cache.building.growth import default_rows_per_shard, grow
 from teacher_cache.building.prepared import PreparedDataset
+from teacher_cache.teachers.classes import check_distinct
 
 CHANGES = {  # by the column of an ingest's table that tells it
     "payload_digest": "other content",
@@ -106,12 +107,18 @@ def _counted(recorded: RowPlan) -> dict[str, RecordedFile]:
     return {file: RecordedFile(*facts) for file, *facts in files.iter_rows()}
 
 
+def _class_names(source: Source) -> list[str]:
+    names = source.class_names()
+    check_distinct(f"dataset {source.name}", names)
+    return names
+
+
 def _dataset_spec(source: Source, input_shape: tuple[int, ...], input_dtype: str) -> DatasetSpec:
     tokens, longest = source.tokens(), source.longest_row()
     return DatasetSpec(
         name=source.name,
         source=source.content(),
-        classes=source.class_names(),
+        classes=_class_names(source),
         input_shape=input_shape if longest is None else (longest, *input_shape[1:]),
         input_dtype=input_dtype,
         vocabulary=None if tokens is None else tokens.vocabulary,

@@ -19,6 +19,8 @@ def check_classes(teacher: TeacherOptions, dataset: DatasetSpec) -> None:
         BadRequest: it has others; both lists are shown.
     """
     names = KINDS[teacher.kind].classes(teacher)
+    for whose, listed in (("teacher " + teacher.name, names or []), ("dataset " + dataset.name, dataset.classes)):
+        check_distinct(whose, listed)
     if names is None or not dataset.classes or sorted(names) == sorted(dataset.classes):
         return
     unknown, missing = _less(names, dataset.classes), _less(dataset.classes, names)
@@ -28,6 +30,17 @@ def check_classes(teacher: TeacherOptions, dataset: DatasetSpec) -> None:
         expected=_listed(dataset.classes) + (f"  (missing: {_listed(missing)})" if missing else ""),
         do="give the dataset's `classes` by the teacher's names; or keep the teacher off it with `datasets = [...]`",
     )
+
+
+def check_distinct(whose: str, names: Sequence[str]) -> None:
+    """Raise BadRequest if two classes have one name: nothing could tell them apart."""
+    if twice := sorted({name for name in names if list(names).count(name) > 1}):
+        raise BadRequest(
+            f"two classes of {whose} have one name",
+            found=_listed(twice),
+            expected="a name of its own for each class",
+            do="name them apart, such as crane (bird) and crane (machine)",
+        )
 
 
 def order_of(names: Sequence[str] | None, classes: Sequence[str]) -> list[int] | None:

@@ -33,7 +33,14 @@ def weights_digest(model: nn.Module) -> str:
     hasher = xxhash.xxh3_128()
     tensors: dict[str, Tensor] = {n: t for n, t in model.state_dict().items() if isinstance(t, torch.Tensor)}
     for name in sorted(tensors):
-        tensor = tensors[name].detach().cpu().contiguous()
+        try:
+            tensor = tensors[name].detach()
+            tensor = tensor if tensor.layout == torch.strided else tensor.to_dense()
+            tensor = tensor.resolve_conj().resolve_neg().cpu().contiguous()
+        except (RuntimeError, NotImplementedError, ValueError) as error:  # of a meta or a lazy tensor
+            raise BadTeacher(
+                f"the teacher's {name} holds no values", found=str(error).split("\n", 1)[0], expected="a loaded model"
+            ) from None
         hasher.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
         hasher.update(tensor.reshape(-1).view(torch.uint8).numpy().data)  # its bytes, whatever the type
     return hasher.hexdigest()

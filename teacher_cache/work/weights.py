@@ -5,8 +5,8 @@ from __future__ import annotations
 import socket
 
 from storage.cache import Cache
-from storage.errors import StaleCache
-from storage.format.shards import ShardKey
+from storage.errors import MissingObject, StaleCache
+from storage.format.shards import ShardKey, list_commits
 from storage.format.specs import WEIGHTS_JSON, WeightsSpec, read_spec
 
 
@@ -15,14 +15,16 @@ def promise_weights(cache: Cache, key: ShardKey, weights: str) -> None:
 
     Raises:
         StaleCache: shards of this teacher were made with others.
+        MissingObject: the promise is lost.
     """
     path = f"{key.dataset}/{key.teacher}/{WEIGHTS_JSON}"
-    if (cache.id, path, weights) in _promised:
-        return
-    if cache.objects.create(path, WeightsSpec(weights=weights).to_json()):
-        _promised.add((cache.id, path, weights))
-        return
-    promised = read_spec(cache.objects, path, WeightsSpec).weights
+    try:
+        promised = read_spec(cache.objects, path, WeightsSpec).weights
+    except MissingObject:
+        # It is written before any commit that speaks of it: where there is such a one, it is lost, or there by now.
+        if not _speaks_of_weights(cache, key) and cache.objects.create(path, WeightsSpec(weights=weights).to_json()):
+            return
+        promised = read_spec(cache.objects, path, WeightsSpec).weights
     if promised != weights:
         raise StaleCache(
             f"teacher {key.teacher} has other weights here than those that its shards of {key.dataset} were made with",
@@ -31,7 +33,13 @@ def promise_weights(cache: Cache, key: ShardKey, weights: str) -> None:
             do="let every worker load the same file: name it as `weights` in [[teacher]]; or cache build JOB.toml "
             "--as NAME, if the teacher is meant to be another",
         )
-    _promised.add((cache.id, path, weights))
 
 
-_promised: set[tuple[str, str, str]] = set()  # by cache, what this process has seen: promises never change
+def _speaks_of_weights(cache: Cache, key: ShardKey) -> bool:
+    """Return whether a shard of this teacher says its weights; those of before they were promised do not."""
+    for folder in cache.objects.list(f"{key.dataset}/{key.teacher}").folders:
+        for shard in sorted(list_commits(cache.objects, folder))[:1]:
+            commit = cache.commit(ShardKey(key.dataset, key.teacher, folder.rsplit("/", 1)[-1], shard))
+            if "weights" in commit.about:
+                return True
+    return False

@@ -234,3 +234,16 @@ def test_names_that_differ_in_case_alone_are_refused(tmp_path: Path) -> None:
     sections = "".join(f'[[dataset]]\nname = "{name}"\nkind = "digits"\n' for name in ("Photos", "photos"))
     (mistake,) = mistakes(tmp_path, f'cache = "c"\n{sections}')
     assert mistake.endswith("two [[dataset]] are named Photos and photos; a name is a folder, in any case of letters")
+
+
+@pytest.mark.parametrize(
+    ("line", "hint"),
+    [("lenght = 9", "did you mean `length`?"), ("zzzzzz = 9", "there are ")],
+)
+def test_a_misspelt_key_of_a_text_with_labels_is_told_with_those_there_are(
+    tmp_path: Path, line: str, hint: str
+) -> None:
+    text = f'cache = "c"\n[[dataset]]\nname = "d"\nkind = "text"\npath = "x.csv"\nlabel = "topic"\n{line}\n'
+    (unknown,) = [mistake for mistake in mistakes(tmp_path, text) if "unknown key" in mistake]
+    assert hint in unknown
+    assert not unknown.endswith("there are ")

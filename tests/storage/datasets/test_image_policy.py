@@ -108,3 +108,8 @@ def test_an_option_that_the_job_gives_is_not_taken_back(source: Make) -> None:
 def test_a_policy_that_makes_no_sense_is_refused(source: Make, options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValidationError, match=message):
         source(kind="image_folder", path=".", **options)
+
+
+def test_of_an_image_that_is_too_long_a_pixel_is_left(source: Make) -> None:
+    line = encoded(Image.new("L", (2000, 20), 7))
+    assert sorted({v for row in grey(source, line, size=32, resize="fit") for v in row}) == [7, 255]

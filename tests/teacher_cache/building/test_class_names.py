@@ -80,3 +80,12 @@ def test_a_student_without_names_is_taken_as_it_was(kitchen: Path) -> None:
     said = {key: value for key, value in json.loads(path.read_text()).items() if key != "classes"}
     path.write_text(json.dumps(said))
     assert np.array_equal(logits(kitchen, ["x", "y", "z"], STUDENT, "h"), with_names)
+
+
+def test_two_classes_of_one_name_are_refused(kitchen: Path) -> None:
+    with pytest.raises(BadRequest) as caught:
+        logits(kitchen, ["cat", "dog", "cat"], FACTORY.format(more=""), "i")
+    assert (caught.value.what, caught.value.found) == ("two classes of dataset d have one name", "cat")
+    with pytest.raises(BadRequest) as caught:
+        logits(kitchen, ["cat", "dog", "ship"], FACTORY.format(more='classes = ["cat", "dog", "cat"]\n'), "j")
+    assert caught.value.what == "two classes of teacher t have one name"

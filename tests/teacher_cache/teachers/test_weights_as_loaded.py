@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -115,3 +116,38 @@ def test_every_tensor_counts_whatever_its_type() -> None:
     digests = [weights_digest(made) for made in (model(), model(), model(buffer=1.0), model(torch.float64))]
     assert digests[0] == digests[1]
     assert len(set(digests)) == 3
+
+
+def test_a_lost_promise_is_not_made_anew_from_other_weights(tmp_path: Path) -> None:
+    (tmp_path / "inner").write_text("1")
+    job = write(tmp_path, "from_a_file")
+    build(job)
+    cache = Cache.open(str(tmp_path / "cache"))
+    cache.objects.delete(ShardKey("d", "t", "plain", 1).commit_path)
+    cache.objects.delete("d/t/weights.json")
+    report = build(job)
+    assert (report.built, report.exit_code) == (0, 1)
+    assert "d/t/weights.json is not there" in report.failed[0]
+    assert cache.catalogue().committed("d", "t") == {0}
+
+
+def test_a_dataset_that_is_deleted_and_built_again_has_its_promise_again(tmp_path: Path) -> None:
+    (tmp_path / "inner").write_text("1")
+    job = write(tmp_path, "from_a_file")
+    for _ in range(2):  # in one process, as a worker that lives on
+        build(job)
+        assert (tmp_path / "cache/d/t/weights.json").exists()
+        shutil.rmtree(tmp_path / "cache/d")
+
+
+def test_tensors_of_other_layouts_are_digested_and_those_without_values_refused() -> None:
+    def model(buffer: torch.Tensor) -> torch.nn.Module:
+        made = torch.nn.Module()
+        made.register_buffer("b", buffer)
+        return made
+
+    values = torch.tensor([[0.0, 1.0], [2.0, 0.0]])
+    assert weights_digest(model(values.to_sparse())) == weights_digest(model(values))
+    weights_digest(model(torch.tensor([1 + 2j]).conj()))
+    with pytest.raises(BadTeacher, match="the teacher's b holds no values"):
+        weights_digest(model(torch.empty(2, device="meta")))
