@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from storage.cache import TOKENIZER_JSON, Cache, Catalogue
-from storage.errors import BadRequest
+from storage.errors import BadRequest, StaleCache
 from storage.format.specs import DatasetSpec, TeacherSpec, check_promise
 from storage.views import PLAIN
 from teacher_cache.building.augmenting import check_augmented, is_augmented, promise_views, views_of
@@ -77,8 +77,20 @@ def _promise_teacher(
         )
     spec = teacher.promise(dataset.num_classes)
     if catalogue is not None and (found := catalogue.teachers.get((dataset.name, teacher.name))) is not None:
-        check_promise(catalogue.url, f"{dataset.name}/{teacher.name}/teacher.json", found, spec, request.job)
+        try:
+            check_promise(catalogue.url, f"{dataset.name}/{teacher.name}/teacher.json", found, spec, request.job)
+        except StaleCache as error:
+            do = _what_to_do(catalogue, dataset.name, teacher.name, error.do)
+            raise StaleCache(error.what, error.found, error.expected, do) from None
     return spec
+
+
+def _what_to_do(catalogue: Catalogue, dataset: str, teacher: str, do: str | None) -> str:
+    """Return how to go on with another teacher than the cache was promised under this name."""
+    if any(shards for stage, shards in catalogue.commits.items() if stage[:2] == (dataset, teacher)):
+        return f"{do}\nor another `name` in [[teacher]]: only it is asked, and the rows are not read again"
+    # Its promise is written before it is first asked, so a mistake in the job leaves one behind.
+    return f"delete {catalogue.url}/{dataset}/{teacher}, of which no shard was built, and run the same command again"
 
 
 def _stage(

@@ -566,3 +566,16 @@ def test_what_is_passed_over_is_told(tmp_path: Path) -> None:
     for watcher in watchers:  # the second time nothing is missing
         build(job, watcher=watcher)
     assert [watcher.notes for watcher in watchers] == [["note: p: passed over: 1 × *.heic"]] * 2
+
+
+def test_a_promise_of_which_nothing_was_built_says_what_to_delete(tmp_path: Path) -> None:
+    write_teacher(tmp_path)
+    source = write_digits(tmp_path, 20)
+    with pytest.raises(BadTeacher):
+        rebuilt(tmp_path, source, teacher_section(extra='features = { f = { layer = "nope" } }\n'))
+    with pytest.raises(StaleCache) as caught:
+        rebuilt(tmp_path, source, teacher_section())
+    folder = f"{tmp_path}/cache/digits/toy"
+    assert caught.value.do == f"delete {folder}, of which no shard was built, and run the same command again"
+    shutil.rmtree(folder)
+    assert rebuilt(tmp_path, source, teacher_section()).exit_code == 0
