@@ -68,6 +68,7 @@ def print_report(cache: str, report: BuildReport, as_json: bool) -> None:
                 "bytes": report.bytes,
                 "refused": report.refused,
                 "failed": report.failed,
+                "classes": report.classes,
                 "teachers": [standing.as_values() for standing in report.standings],
                 "quarantined": {name: rows.to_dicts() for name, rows in report.quarantined.items()},
                 "exit_code": report.exit_code,
@@ -79,6 +80,8 @@ def print_report(cache: str, report: BuildReport, as_json: bool) -> None:
         f"{cache}: {report.built} shards built ({si(report.bytes, 'B')}), {report.present} were there{lost}",
         markup=False,
     )
+    for line in report.classes if report.built else ():  # when something is new; a look at it is worth its place then
+        terminal.out.print(line, markup=False)
     for standing in report.standings:
         terminal.out.print(standing.note, markup=False)
     for name, rows in report.quarantined.items():

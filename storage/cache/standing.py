@@ -14,6 +14,9 @@ from storage.cache.catalogue import Catalogue
 from storage.format.ledger import Ledger
 from storage.tasks import task_of
 from storage.tasks.base import Answered
+from storage.views import PLAIN
+
+SHOWN_CLASSES = 12  # in a line
 
 
 class Standing(NamedTuple):
@@ -56,7 +59,7 @@ def standings(catalogue: Catalogue, ledger: Ledger) -> list[Standing]:
         view = next(iter(catalogue.view_names(dataset, teacher)), None)
         if view is None:
             continue
-        commits, labels = ledger.of(dataset, teacher, view), _labels(ledger.of(dataset, None, "plain"))
+        commits, labels = ledger.of(dataset, teacher, view), _labels(ledger.of(dataset, None, PLAIN))
         if commits["labelled"].null_count():
             text = "unknown beside chance: its shards were built before that was kept"
             found.append(Standing(dataset, teacher, view, None, text, False))
@@ -65,6 +68,25 @@ def standings(catalogue: Catalogue, ledger: Ledger) -> list[Standing]:
             text, is_near_chance = task.standing(answered, task.num_classes(spec), labels)
             found.append(Standing(dataset, teacher, view, answered, text, is_near_chance))
     return found
+
+
+def classes_told(catalogue: Catalogue, ledger: Ledger) -> list[str]:
+    """Return a line for each dataset whose labels are counted: its classes in their order, each with its rows.
+
+    A label that was misspelt is a class of its own, and a folder without an image one without rows: here both are seen.
+    """
+    lines = []
+    for dataset, spec in sorted(catalogue.datasets.items()):
+        counts = _labels(ledger.of(dataset, None, PLAIN))
+        if not sum(counts):
+            continue
+        shown = [f"{name} {count:,}" for name, count in zip(spec.classes, counts, strict=True)]
+        line = f"{dataset}: {len(shown)} classes of {sum(counts):,} labelled rows: {', '.join(shown[:SHOWN_CLASSES])}"
+        if len(shown) > SHOWN_CLASSES:
+            fewest = min(range(len(counts)), key=lambda number: counts[number])
+            line += f", … (the fewest: {shown[fewest]})"
+        lines.append(line)
+    return lines
 
 
 def _labels(ingests: pl.DataFrame) -> list[int]:

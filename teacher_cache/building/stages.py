@@ -13,7 +13,7 @@ import polars as pl
 
 from storage.cache import Cache
 from storage.cache.catalogue import Catalogue
-from storage.cache.standing import Standing, standings
+from storage.cache.standing import Standing, classes_told, standings
 from storage.cache.watcher import Watcher
 from storage.errors import CorruptObject, RowsMissing, StillroomError, WorkerDied
 from storage.format.ledger import Ledger
@@ -37,6 +37,7 @@ class BuildReport:
         refused, failed: message per shard that could not be built.
         quarantined: dataset → `row`, `sample_id`, `error`.
         standings: how each teacher stands beside chance.
+        classes: a line for each dataset, of its classes and their rows.
     """
 
     built: int = 0
@@ -48,6 +49,7 @@ class BuildReport:
     failed: list[str] = field(default_factory=list)
     quarantined: dict[str, pl.DataFrame] = field(default_factory=dict)
     standings: list[Standing] = field(default_factory=list)
+    classes: list[str] = field(default_factory=list)
 
     @property
     def exit_code(self) -> int:
@@ -114,6 +116,7 @@ class Stages:
         """
         ledger.compact()
         self.report.standings += standings(catalogue, ledger)
+        self.report.classes += classes_told(catalogue, ledger)
         for name in catalogue.datasets:
             if ledger.of(name, None, PLAIN)["quarantined"].sum():
                 self.report.quarantined[name] = self.cache.samples([name], ()).quarantined(name)

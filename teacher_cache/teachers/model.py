@@ -64,7 +64,7 @@ class Teacher:
         self._captured = {}  # a layer that is not called this time must not answer with the last batch
         inputs_B, output = self._forward(shown_B, dataset)
         logits_BC = self._logits(output, inputs_B, dataset)
-        self._check_features(len(inputs_B))
+        self._check_features(len(inputs_B), dataset)
         return logits_BC.float(), self._captured
 
     def _forward(self, shown_B: Tensor, dataset: DatasetSpec) -> tuple[Tensor, Any]:
@@ -107,7 +107,8 @@ class Teacher:
             return logits_BC
         return logits_BC[..., order]
 
-    def _check_features(self, num_rows: int) -> None:
+    def _check_features(self, num_rows: int, dataset: DatasetSpec) -> None:
+        own_length = inputs_of(dataset).own_length
         for name, feature in self._options.features.items():
             if not _has_rows(values := self._captured.get(name), num_rows):
                 raise BadTeacher(
@@ -115,6 +116,13 @@ class Teacher:
                     found="the model never called this layer" if values is None else _shape(values),
                     expected=f"a tensor ({num_rows}, …) from layer {feature.layer}",
                     do="name another layer",
+                )
+            if own_length and values is not None and values.ndim != 2:  # those of a shard could not lie side by side
+                raise BadTeacher(
+                    f"feature {name} of teacher {self._options.name} is no vector of a row, whose length is its own",
+                    found=_shape(values),
+                    expected=f"a tensor ({num_rows}, D) from layer {feature.layer}",
+                    do="name a layer behind the pooling",
                 )
 
     def _capture(self, name: str) -> Callable[..., None]:

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
+from typing import ClassVar
 
 import numpy as np
+import polars as pl
 import pytest
 
 from storage.cache import Cache
-from storage.cache.standing import Standing, standings
+from storage.cache.standing import Standing, classes_told, standings
 from storage.tasks.base import Answered
 from storage.tasks.image_classification import ImageClassification
 from storage.tasks.language_model import LanguageModel
@@ -76,3 +79,16 @@ def test_shards_of_an_older_version_are_told_as_unknown(tmp_path: Path) -> None:
     assert isinstance(found, Standing)
     assert (found.answered, found.is_near_chance) == (None, False)
     json.dumps(found.as_values())
+
+
+def test_a_build_tells_its_classes_with_their_rows(tmp_path: Path) -> None:
+    assert build(write(tmp_path, [0, 1, 3, 3, 3, 3])).classes == ["d: 4 classes of 6 labelled rows: a 1, b 1, c 0, d 4"]
+
+
+def test_of_many_classes_the_first_and_the_fewest_are_told() -> None:
+    class Looked:
+        datasets: ClassVar = {"d": SimpleNamespace(classes=[f"c{i}" for i in range(20)])}
+
+    ingests = pl.DataFrame({"labels": [[9] * 15 + [2] + [9] * 4]})
+    (line,) = classes_told(Looked(), SimpleNamespace(of=lambda *_: ingests))  # type: ignore[arg-type]
+    assert line.endswith("c11 9, … (the fewest: c15 2)")

@@ -181,7 +181,7 @@ def test_an_answer_for_each_position_is_no_answer_for_a_text(tmp_path: Path) -> 
 
 def test_a_feature_of_each_position_is_refused_by_name(tmp_path: Path) -> None:
     features = '[teacher.features]\nevery = { layer = "every", dtype = "fp32" }'
-    with pytest.raises(BadTeacher, match="changes the shape of feature/every between batches"):
+    with pytest.raises(BadTeacher, match="feature every of teacher looking is no vector of a row"):
         text_cache(tmp_path, looking_teacher(extra=features))
 
 
@@ -218,3 +218,9 @@ def test_the_targets_lie_beside_the_inputs_that_they_are_of(tmp_path: Path) -> N
     cache.check_view(ingest, targets, cache.read_ragged("texts", 1))
     with pytest.raises(StaleCache):
         cache.check_view(ingest, targets, cache.read_ragged("texts", 2))
+
+
+def test_a_layer_at_each_position_is_refused_even_where_all_texts_are_as_long(tmp_path: Path) -> None:
+    features = '[teacher.features]\nevery = { layer = "every", dtype = "fp32" }'
+    with pytest.raises(BadTeacher, match="is no vector of a row, whose length is its own"):
+        text_cache(tmp_path, looking_teacher(extra=features), length=1)
