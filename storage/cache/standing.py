@@ -90,6 +90,8 @@ def classes_told(catalogue: Catalogue, ledger: Ledger) -> list[str]:
 
 
 def _labels(ingests: pl.DataFrame) -> list[int]:
-    """Return how many labels there are of each class, by number; nothing where they are not counted."""
-    counts = ingests["labels"].drop_nulls().to_list()
+    """Return how many labels there are of each class, by number; nothing where a shard does not count them."""
+    if ingests["labels"].null_count():  # as in a cache that an older version began: a part would pass for all
+        return []
+    counts = ingests["labels"].to_list()
     return [sum(of_class) for of_class in zip(*counts, strict=True)]  # (shards, C) to (C,)

@@ -32,6 +32,7 @@ class ImageFolderSource(ImageSource):
     path: JobPath
 
     _recorded: Recorded = PrivateAttr(default={})
+    _numbers: dict[str, int] = PrivateAttr(default={})  # of classes, by name
     _listed: Listing | None = PrivateAttr(default=None)  # when its files were asked for: there may be a million
 
     def prepared(self, tokenizer: bytes | None, recorded: Recorded) -> Self:
@@ -68,14 +69,25 @@ class ImageFolderSource(ImageSource):
         return self.classes or list(self._folders())
 
     def read(self, file: str, position: int, rows: int) -> Iterator[RawSample]:
-        labels = {name: number for number, name in enumerate(self.class_names())}
-        # a picture beside the folders has no class
-        label = labels.get(Path(file).parts[0]) if len(Path(file).parts) > 1 else None
+        label = self._label(file)
         for _ in range(rows):  # one file is one sample
             try:
                 yield RawSample(file, (self.path / file).read_bytes(), label)
             except OSError as error:
                 yield RawSample(file, Unreadable(f"{type(error).__name__}: {error.strerror}"), label)
+
+    def _label(self, file: str) -> int | None:
+        """Return the class of a file by its folder; one beside the folders has none. Raises MissingSource."""
+        folder, *inside = Path(file).parts
+        if not inside:
+            return None
+        if not self._numbers:  # once, not for each of a million files
+            self._numbers = {name: number for number, name in enumerate(self.class_names())}
+        if folder not in self._numbers:
+            raise MissingSource(
+                f"{file} of dataset {self.name} lies in no folder of a class", expected=", ".join(self._numbers)
+            )
+        return self._numbers[folder]
 
     def _folders(self) -> tuple[str, ...]:
         return _class_folders(self.path, LocalFile.of(self.path).version, self.classes is not None)

@@ -71,6 +71,7 @@ class ParquetImagesSource(ImageSource):
         path = self.path / file if self.path.is_dir() else self.path
         first = 0
         groups = self._open(path).metadata
+        renumbered = self._renumbered(path)
         for number in range(groups.num_row_groups):
             stop = first + groups.row_group(number).num_rows
             begin, end = max(position, first), min(position + rows, stop)
@@ -78,7 +79,7 @@ class ParquetImagesSource(ImageSource):
                 table = _read_group(path, LocalFile.of(path).version, number, self._columns).slice(
                     begin - first, end - begin
                 )
-                yield from self._samples(table, file, begin, self._renumbered(path))
+                yield from self._samples(table, file, begin, renumbered)
             first = stop
 
     def buffer_bytes(self) -> int:
@@ -116,7 +117,10 @@ class ParquetImagesSource(ImageSource):
 
     def _renumbered(self, path: Path) -> dict[int, int]:
         """Return a file's labels → the dataset's, by name."""
-        return {number: self.class_names().index(name) for number, name in enumerate(self._names(path))}
+        if not (names := self._names(path)):
+            return {}
+        places = {name: place for place, name in enumerate(self.class_names())}  # once: it opens a file
+        return {number: places[name] for number, name in enumerate(names)}
 
     def _check_names(self) -> None:
         """Check that all files mean the same by a label (invariant 13). Raises MissingSource, with both lists."""

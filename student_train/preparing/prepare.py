@@ -63,7 +63,7 @@ def prepare(request: Request) -> list[PreparedRun]:
     check_halving(request, students)
     weak = {
         each.teacher: each.note
-        for each in standings(catalogue, catalogue.ledger())
+        for each in (standings(catalogue, catalogue.ledger()) if catalogue.teachers else ())  # labels alone need none
         if each.is_near_chance and each.dataset == dataset
     }
     return [replace(s, warnings=tuple(weak[name] for name in s.needs.teachers if name in weak)) for s in students]

@@ -59,11 +59,11 @@ def ask_shard(work: AskWork) -> Done:
         torch.set_num_threads(work.threads)  # for each shard: a Dask nanny has set it to 1
         device = pick_device(work.device)
         teacher = cached_teacher(work.teacher, work.promise, spec.num_classes, device)
-        promise_weights(cache, key, teacher.weights)
         shown_B, seen = _show(cache, key, inputs_S, readable, device)
         keys = draw_keys(dataset, readable, key.view)
         answers = _ask(teacher, Question(shown_B, torch.from_numpy(labels_S[readable_S]), keys), spec, dataset)
         seconds = time.monotonic() - began
+    promise_weights(cache, key, teacher.weights)  # not under the lock: on an object store it is a round trip
     # Before anything is written: a shard is whole or it is not there.
     refuse_shard(answers.finite, answers.in_range, work, np.flatnonzero(readable_S))
 

@@ -85,6 +85,17 @@ def test_a_build_tells_its_classes_with_their_rows(tmp_path: Path) -> None:
     assert build(write(tmp_path, [0, 1, 3, 3, 3, 3])).classes == ["d: 4 classes of 6 labelled rows: a 1, b 1, c 0, d 4"]
 
 
+def test_labels_that_a_part_of_the_shards_counts_are_not_told_as_all(tmp_path: Path) -> None:
+    build(write(tmp_path, [0, 1, 2, 3, 3, 3]))
+    catalogue = Cache.open(str(tmp_path / "cache")).catalogue()
+    ledger = catalogue.ledger()
+    first = pl.col("teacher").is_null() & (pl.col("shard") == 0)
+    ledger.commits = ledger.commits.with_columns(labels=pl.when(~first).then("labels"))
+    assert classes_told(catalogue, ledger) == []
+    (standing,) = standings(catalogue, ledger)
+    assert "commonest" not in standing.text
+
+
 def test_of_many_classes_the_first_and_the_fewest_are_told() -> None:
     class Looked:
         datasets: ClassVar = {"d": SimpleNamespace(classes=[f"c{i}" for i in range(20)])}
