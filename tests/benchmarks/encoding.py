@@ -16,8 +16,8 @@ import numpy as np
 
 from storage.encodings import DenseEncoding, Encoding, SparseEncoding
 from storage.format.arrays import pack
-from tests.benchmarks.data import TEACHER, require
 from tests.benchmarks.pairs import Figure, pairs
+from tests.benchmarks.teachers import resnet9
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -94,7 +94,7 @@ def measure(folder: Path) -> Iterator[Figure]:
         yield Figure(f"bytes of a token, {name}", [without], bare, "at most", " B")
         yield Figure(f"bytes of a token, {name}, statistics", [sum(sizes.values())], whole, "at most", " B")
     yield Figure("mean KL of 8 bits, nat", [kl_of_8_bits(next(tokens(BATCH)))], 1e-3, "at most")
-    yield from _costs()
+    yield from _costs(folder)
 
 
 def kl_of_8_bits(logits_BC: Tensor) -> float:
@@ -107,7 +107,7 @@ def kl_of_8_bits(logits_BC: Tensor) -> float:
     return float(kl_B.mean())
 
 
-def _costs() -> Iterator[Figure]:
+def _costs(folder: Path) -> Iterator[Figure]:
     """Yield time to encode a batch over time of the forward pass that gave it, on this machine's CPU."""
     import torch
 
@@ -115,9 +115,7 @@ def _costs() -> Iterator[Figure]:
     from teacher_cache.teachers.loading import load_teacher
     from teacher_cache.teachers.options import TeacherOptions
 
-    resnet = load_teacher(
-        TeacherOptions(name="t", factory=f"{require(TEACHER)}:ResNet9", batch_size=BATCH), torch.device("cpu")
-    ).model
+    resnet = load_teacher(TeacherOptions(name="t", **resnet9(folder), batch_size=BATCH), torch.device("cpu")).model
     images, ids = torch.rand(BATCH, 3, 32, 32), torch.randint(0, VOCABULARY, (1, 128))
     transformer = gpt(VOCABULARY, (128,), depth=12, width=768, heads=12).eval()
     for title, model, inputs, encodings in (

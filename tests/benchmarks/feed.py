@@ -16,6 +16,7 @@ from jobs.files.cluster_options import ClusterOptions
 from tests.benchmarks.building import build
 from tests.benchmarks.data import TRAIN, require
 from tests.benchmarks.pairs import Figure, pairs
+from tests.benchmarks.teachers import linear
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -26,12 +27,6 @@ Clock = Callable[[], float]
 BATCH = 256
 WINDOW_SHARDS = 4  # of 25
 RUNS = 25
-TEACHER = """
-from torch import nn
-
-def build():
-    return nn.Sequential(nn.Flatten(), nn.Linear(3072, 10))
-"""
 
 
 def measure(folder: Path) -> Iterator[Figure]:
@@ -76,8 +71,7 @@ def _build(folder: Path) -> None:
     from storage.encodings import SparseEncoding
     from teacher_cache.teachers.options import TeacherOptions
 
-    (folder / "linear.py").write_text(TEACHER)
-    teacher = TeacherOptions(name="linear", factory=f"{folder / 'linear.py'}:build", encoding=SparseEncoding(k=10))
+    teacher = TeacherOptions(name="linear", **linear(folder), encoding=SparseEncoding(k=10))
     with open_runner(ClusterOptions(kind="inline")) as runner:
         build(folder / "cache", require(TRAIN), runner, (teacher,))
 

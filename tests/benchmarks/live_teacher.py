@@ -14,10 +14,13 @@ from typing import Any
 
 import torch
 
+from teacher_cache.teachers.loading import load_teacher
+from teacher_cache.teachers.model import Teacher
+from teacher_cache.teachers.options import TeacherOptions
 from tests.benchmarks.by_hand import step_by_hand
-from tests.benchmarks.data import TEACHER, require
 from tests.benchmarks.pairs import Figure, pairs
 from tests.benchmarks.programs import OBJECTIVE, build_cache, cifar
+from tests.benchmarks.teachers import resnet9
 
 RUNS = 3
 ROWS = 2_560
@@ -29,28 +32,24 @@ BATCHES = 10
 
 def measure(folder: Path) -> Iterator[Figure]:
     """Yield the ratio of the times of training, evaluation apart, over the ideal one."""
-    build_cache(folder, cifar(folder, ROWS), _teacher_section())
+    section = {"name": "linear"} | resnet9(folder, TEACHER_WIDTH)  # the objective of all benchmarks asks for this name
+    build_cache(folder, cifar(folder, ROWS), section)
+    teacher = load_teacher(TeacherOptions.model_validate(section), torch.device("cpu"))
 
     def once() -> float:
-        return _train_s(folder, live=True) / _train_s(folder, live=False)
+        return _train_s(folder, live=teacher) / _train_s(folder)
 
-    taken = pairs(once, lambda: _ideal(folder), RUNS)
+    taken = pairs(once, lambda: _ideal(folder, teacher), RUNS)
     yield Figure(
         "live / from the cache, share of the ideal", [found / ideal for found, ideal in taken], 0.95, "at least"
     )
 
 
-def _teacher_section() -> dict[str, Any]:
-    """Return the `[[teacher]]` that the objective of all benchmarks asks for, here no linear one."""
-    arguments = {"width": TEACHER_WIDTH}
-    return {"name": "linear", "factory": f"{require(TEACHER)}:ResNet9", "arguments": arguments}
-
-
-def _ideal(folder: Path) -> float:
+def _ideal(folder: Path, teacher: Teacher) -> float:
     """Return (teacher + student) / student, of the seconds of one batch."""
     from storage.cache import Cache
 
-    teacher, dataset = _teacher(), Cache.open(str(folder / "cache")).dataset("cifar")
+    dataset = Cache.open(str(folder / "cache")).dataset("cifar")
     shown_B = torch.randint(0, 256, (STUDENT["batch_size"], *dataset.input_shape), dtype=torch.uint8)
     student_s = _each_s(step_by_hand(STUDENT, torch.device("cpu")))
     return (_each_s(lambda: teacher(shown_B, dataset)) + student_s) / student_s
@@ -64,15 +63,8 @@ def _each_s(once: Callable[[], object]) -> float:
     return (time.perf_counter() - began) / BATCHES
 
 
-def _teacher() -> Any:
-    from teacher_cache.teachers.loading import load_teacher
-    from teacher_cache.teachers.options import TeacherOptions
-
-    return load_teacher(TeacherOptions.model_validate(_teacher_section()), torch.device("cpu"))
-
-
-def _train_s(folder: Path, *, live: bool) -> float:
-    """Return the seconds of all epochs, evaluation apart."""
+def _train_s(folder: Path, *, live: Teacher | None = None) -> float:
+    """Return the seconds of all epochs, evaluation apart, with a live teacher or from the cache."""
     from storage.cache import Cache
     from student_train.options.sections import DataOptions, StudentOptions
     from student_train.preparing.request import Request
@@ -84,6 +76,6 @@ def _train_s(folder: Path, *, live: bool) -> float:
     options = StudentOptions.model_validate({"name": "s", "objective": OBJECTIVE, "epochs": EPOCHS, **STUDENT})
     data = DataOptions(train="cifar/train", validation="cifar/validation")
     request = Request(Cache.open(str(folder / "cache")), runs, data, (options,), "cpu")
-    (record,) = train_live(request, "linear", _teacher()) if live else train_students(request).records
+    (record,) = train_live(request, "linear", live) if live else train_students(request).records
     assert record.rows_per_s is not None
     return 1 / record.rows_per_s

@@ -13,8 +13,9 @@ from typing import Any
 
 import psutil
 
-from tests.benchmarks.data import TEACHER, TRAIN, require
+from tests.benchmarks.data import TRAIN, require
 from tests.benchmarks.pairs import Figure
+from tests.benchmarks.teachers import resnet9
 
 ALLOWED = 1.3
 CACHE_JOB = """
@@ -26,8 +27,9 @@ path = "{path}"
 validation = 0.1
 [[teacher]]
 name = "t"
-factory = "{teacher}:ResNet9"
+factory = "{factory}"
 arguments = {{ width = 16 }}
+weights = "{weights}"
 """
 STUDENT_JOB = """
 cache = "cache"
@@ -48,7 +50,7 @@ objective = [{ loss = "kd", teacher = "t" }]
 def measure(folder: Path) -> Iterator[Figure]:
     """Yield measured peak over promised bound, in the worker and in the student."""
     cache_job, student_job = folder / "cache.toml", folder / "students.toml"
-    cache_job.write_text(CACHE_JOB.format(path=require(TRAIN), teacher=require(TEACHER)))
+    cache_job.write_text(CACHE_JOB.format(path=require(TRAIN), **resnet9(folder, 16)))
     student_job.write_text(STUDENT_JOB)
     bin_folder = Path(sys.executable).parent
     build = [str(bin_folder / "cache"), "build", str(cache_job), "--workers", "1"]

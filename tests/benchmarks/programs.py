@@ -11,14 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from tests.benchmarks.data import cifar_slice
+from tests.benchmarks.teachers import linear
 
-# What a teacher says costs the same to store and to learn from whether or not it is right.
-LINEAR = """
-from torch import nn
-
-def build(inputs):
-    return nn.Sequential(nn.Flatten(), nn.Linear(inputs, 10))
-"""
 OBJECTIVE = [{"loss": "labels", "weight": 0.1}, {"loss": "kd", "teacher": "linear", "weight": 0.9}]
 DIGITS = {"name": "digits", "kind": "digits", "validation": 0.2}
 
@@ -31,10 +25,8 @@ def cifar(folder: Path, rows: int, **options: Any) -> dict[str, Any]:
 
 def build_cache(folder: Path, dataset: Mapping[str, Any], teacher: Mapping[str, Any] | None = None) -> None:
     """Build `folder/cache`, with a linear teacher unless another is given."""
-    (folder / "linear.py").write_text(LINEAR)
-    inputs = 64 if dataset["kind"] == "digits" else 3072
-    linear = {"name": "linear", "factory": "linear.py:build", "arguments": {"inputs": inputs}}
-    sections = {"cache": "cache", "dataset": [dataset], "teacher": [teacher or linear], "cluster": {"kind": "inline"}}
+    teacher = teacher or {"name": "linear"} | linear(folder, 64 if dataset["kind"] == "digits" else 3072)
+    sections = {"cache": "cache", "dataset": [dataset], "teacher": [teacher], "cluster": {"kind": "inline"}}
     run_s("cache", "build", write_job(folder / "cache.toml", sections))
 
 

@@ -10,13 +10,8 @@ from pathlib import Path
 
 from tests.benchmarks.data import TRAIN, require
 from tests.benchmarks.pairs import Figure, pairs
+from tests.benchmarks.teachers import linear
 
-TEACHER = """
-from torch import nn
-
-def build():
-    return nn.Sequential(nn.Flatten(), nn.Linear(3072, 10))
-"""
 JOB = """
 cache = "cache"
 [[dataset]]
@@ -25,16 +20,17 @@ kind = "parquet_images"
 path = "{path}"
 [[teacher]]
 name = "linear"
-factory = "linear.py:build"
+factory = "{factory}"
+arguments = {{ inputs = 3072 }}
+weights = "{weights}"
 """
 LIBRARIES = "import typer, rich.progress, pydantic, numpy, polars, pyarrow.parquet, zarr, xxhash, PIL.Image"
 
 
 def measure(folder: Path) -> Iterator[Figure]:
     """Yield seconds beyond the imports, for 50,000 rows with a teacher."""
-    (folder / "linear.py").write_text(TEACHER)
     job = folder / "job.toml"
-    job.write_text(JOB.format(path=require(TRAIN)))
+    job.write_text(JOB.format(path=require(TRAIN), **linear(folder)))
     program = [str(Path(sys.executable).with_name("cache")), "build", str(job)]
     _seconds(program)
 

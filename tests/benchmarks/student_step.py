@@ -12,23 +12,17 @@ from jobs.files.cluster_options import ClusterOptions
 from tests.benchmarks.building import build
 from tests.benchmarks.data import cifar_slice
 from tests.benchmarks.pairs import Figure, pairs
+from tests.benchmarks.teachers import linear
 
 ROWS = 10_240
 BATCH = 128
-TEACHER = """
-from torch import nn
-
-def build():
-    return nn.Sequential(nn.Flatten(), nn.Linear(3072, 10))
-"""
 
 
 def measure(folder: Path) -> Iterator[Figure]:
     """Yield the ratio of rates, for a network of 6 MFLOP an image and for a small one that shows the overhead."""
     from teacher_cache.teachers.options import TeacherOptions
 
-    (folder / "linear.py").write_text(TEACHER)
-    teacher = TeacherOptions(name="linear", factory=f"{folder / 'linear.py'}:build")
+    teacher = TeacherOptions(name="linear", **linear(folder))
     with open_runner(ClusterOptions(kind="inline")) as runner:
         build(folder / "cache", cifar_slice(folder, ROWS), runner, (teacher,))
     for name, architecture, options in (

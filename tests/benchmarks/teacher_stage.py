@@ -10,8 +10,9 @@ from pathlib import Path
 from jobs.cli.building import open_runner
 from jobs.files.cluster_options import ClusterOptions
 from tests.benchmarks.building import build
-from tests.benchmarks.data import TEACHER, cifar_slice, require
+from tests.benchmarks.data import cifar_slice
 from tests.benchmarks.pairs import Figure, pairs
+from tests.benchmarks.teachers import resnet9
 
 ROWS = 10_240
 BATCH = 256
@@ -28,7 +29,7 @@ def measure(folder: Path) -> Iterator[Figure]:
     from teacher_cache.teachers.options import TeacherOptions
 
     path, cache, threads = cifar_slice(folder, ROWS), folder / "cache", os.cpu_count() or 1
-    base = TeacherOptions(name="t", factory=f"{require(TEACHER)}:ResNet9", arguments={"width": WIDTH}, batch_size=BATCH)
+    base = TeacherOptions(name="t", **resnet9(folder, WIDTH), batch_size=BATCH)
     numbers = iter(range(1000))
     with open_runner(ClusterOptions(kind="local", workers=1, threads=threads)) as runner:
         build(cache, path, runner)
