@@ -28,6 +28,7 @@ from jobs.show.train_progress import TrainProgress
 from storage.errors import Interrupted, StillroomError, WorkerDied
 from storage.format.objects import LocalObjects
 from student_train.devices import find_device
+from student_train.feed.order import count_steps
 from student_train.options.sections import FleetOptions
 from student_train.preparing.installed import check_installed
 from student_train.preparing.prepare import prepare, settled_record
@@ -181,7 +182,7 @@ def _work_of(job: StudentJob, group: Group, request: Request, threads: int | Non
 
 def _steps(student: PreparedRun) -> tuple[int, int]:
     """Return the steps that a student has taken, and those of its whole run."""
-    each = -(-student.train.num_rows // student.options.batch_size)
+    each = count_steps(student.train.num_rows, student.options.batch_size)
     position = position_of(student.folder, student.identity)
     return 0 if position is None else position.epoch * each + position.step, student.options.epochs * each
 

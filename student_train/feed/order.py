@@ -46,7 +46,7 @@ class Cut(NamedTuple):
     """How an epoch is cut into batches for some students.
 
     Attributes:
-        batch_size: rows of a batch; the last one of an epoch may have fewer.
+        batch_size: rows of a batch; the last one of an epoch may have fewer, or one more.
         view: that the batches show.
         first_step: the first batch that is wanted, from 0.
     """
@@ -54,6 +54,29 @@ class Cut(NamedTuple):
     batch_size: int
     view: str = PLAIN
     first_step: int = 0
+
+
+def count_steps(num_rows: int, batch_size: int) -> int:
+    """Return the number of batches of N rows; a last row that would be one by itself joins the batch before.
+
+    Over one row batch norm has no variance. Batches of 4 rows:
+
+        >>> [count_steps(num_rows, 4) for num_rows in (8, 9, 10)]
+        [2, 2, 3]
+        >>> count_steps(1, 4), count_steps(3, 1)  # nothing to join; and one row is what the job asks for
+        (1, 3)
+    """
+    whole, over = divmod(num_rows, batch_size)
+    return whole + (over > 1 or (over == 1 and not whole))
+
+
+def largest_batch(num_rows: int, batch_size: int) -> int:
+    """Return the rows of the largest of these batches.
+
+    >>> [largest_batch(num_rows, 4) for num_rows in (3, 8, 9)]
+    [3, 4, 5]
+    """
+    return max(min(num_rows, batch_size), num_rows - batch_size * (count_steps(num_rows, batch_size) - 1))
 
 
 class Piece(NamedTuple):
@@ -90,9 +113,10 @@ def interleave(cuts: Sequence[Cut], num_rows: int) -> Iterator[Piece]:
 
 
 def _pieces(number: int, cut: Cut, num_rows: int) -> Iterator[Piece]:
-    first_row = cut.first_step * cut.batch_size
-    for step, start in enumerate(range(first_row, num_rows, cut.batch_size), start=cut.first_step):
-        yield Piece(min(start + cut.batch_size, num_rows), number, step, start)
+    steps = count_steps(num_rows, cut.batch_size)
+    for step in range(cut.first_step, steps):
+        start = step * cut.batch_size
+        yield Piece(num_rows if step == steps - 1 else start + cut.batch_size, number, step, start)
 
 
 def epoch_windows(shard_sizes_S: Positions, *, seed: int, epoch: int, window_shards: int) -> list[Window]:

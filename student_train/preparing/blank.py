@@ -8,18 +8,19 @@ import torch
 
 from storage.encodings import Encoded
 from student_train.feed.batches import Batch
+from student_train.feed.order import largest_batch
 from student_train.preparing.request import PreparedRun
 from student_train.students import Student
 
 
 def blank_batch(student: Student, prepared: PreparedRun) -> Batch:
-    """Return a whole batch on the student's device, the meta device too: every input 0, every label class 0.
+    """Return the largest batch on the student's device, the meta device too: every input 0, every label class 0.
 
     Args:
         student: that it is for.
         prepared: what it is, and what it needs of each row.
     """
-    rows = min(prepared.options.batch_size, prepared.train.num_rows)  # never more than there are
+    rows = largest_batch(prepared.train.num_rows, prepared.options.batch_size)
     device, classes = student.device, prepared.blueprint.num_classes
     features = {key: torch.zeros(rows, *shape, device=device) for key, shape in prepared.feature_shapes.items()}
     inputs = student.blank(rows, prepared.blueprint.input_shape)

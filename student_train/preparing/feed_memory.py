@@ -28,7 +28,7 @@ class FedRows:
     Attributes:
         selection, needs: which ones.
         window_shards: of the shuffle; 1 where rows are read in dataset order.
-        batch_size: the largest.
+        batch_size: rows of the largest batch.
         views: that one pass shows.
     """
 

@@ -6,6 +6,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from storage.errors import BadRequest
+from student_train.feed.order import count_steps
 from student_train.preparing.request import PreparedRun
 from student_train.students import Blueprint, build_student
 
@@ -20,8 +21,8 @@ def epoch_flops(student: PreparedRun, device: str) -> int:
     """Return the operations of an epoch on a kind of device, "cpu" or "cuda": its steps, and its evaluation."""
     forward, parameters = row_flops(student.blueprint)
     rows, held, batch_size = student.train.num_rows, student.held.num_rows, student.options.batch_size
-    steps = -(-rows // batch_size)
-    return forward * ((1 + BACKWARD) * rows + held) + (STEP_FLOPS[device] + UPDATE_FLOPS * parameters) * steps
+    of_step = STEP_FLOPS[device] + UPDATE_FLOPS * parameters
+    return forward * ((1 + BACKWARD) * rows + held) + of_step * count_steps(rows, batch_size)
 
 
 def row_flops(blueprint: Blueprint) -> tuple[int, int]:

@@ -22,7 +22,9 @@ from storage.errors import BadRequest, gib
 from storage.views.shown import BLOCK_BYTES
 from student_train.devices import free_bytes
 from student_train.feed.batches import Needs
+from student_train.feed.order import largest_batch
 from student_train.feed.residency import Residency, choose_residency, projected_bytes
+from student_train.feed.selection import Selection
 from student_train.options.sections import FleetOptions
 from student_train.preparing.feed_memory import FedRows, feed_bytes
 from student_train.preparing.prepare import passes
@@ -241,7 +243,8 @@ def _kind(student: PreparedRun) -> str:
 
 def _view_bytes(student: PreparedRun, device: torch.device) -> int:
     """Return what it takes to show a batch of uint8 pixels in a view."""
-    pixels = min(student.options.batch_size, student.train.num_rows) * math.prod(student.blueprint.input_shape)
+    rows = largest_batch(student.train.num_rows, student.options.batch_size)
+    pixels = rows * math.prod(student.blueprint.input_shape)
     # own and partners', a block at a time
     return VIEW_COPIES * pixels + VIEW_WORK * min(2 * pixels, BLOCK_BYTES[device.type])
 
@@ -250,5 +253,9 @@ def _fed(students: Sequence[PreparedRun], window_shards: int) -> list[FedRows]:
     """Return what one pass feeds all students, which each of them trains and is measured on."""
     needs = reduce(or_, (student.needs for student in students))
     views = len({student.options.first_view for student in students})
-    train = [FedRows(s.train, needs, window_shards, s.options.batch_size, views) for s in students]
-    return train + [FedRows(s.held, Needs(), 1, s.options.batch_size) for s in students]
+
+    def rows_of(selection: Selection, student: PreparedRun) -> int:
+        return largest_batch(selection.num_rows, student.options.batch_size)
+
+    train = [FedRows(s.train, needs, window_shards, rows_of(s.train, s), views) for s in students]
+    return train + [FedRows(s.held, Needs(), 1, rows_of(s.held, s)) for s in students]

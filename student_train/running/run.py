@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from storage.errors import BadRequest, DivergedLoss, StillroomError
+from student_train.feed.order import count_steps
 from student_train.preparing.request import PreparedRun
 from student_train.run_files.checkpoint import Position, Tensors, read_checkpoint
 from student_train.run_files.predictions import HeldTable
@@ -83,7 +84,7 @@ class Run:
             self._best = below("best.", tensors) or None
             self.tally = {name: tensor for name, tensor in tensors.items() if name.startswith("tally.")}
         self._written_at: int | None = None
-        self.steps = -(-self.num_rows // options.batch_size)  # the last batch may have fewer rows
+        self.steps = count_steps(self.num_rows, options.batch_size)
         self.epoch, self.step = position.epoch, position.step
         self._randomise()
         self.history = list(position.history)

@@ -109,7 +109,8 @@ class Alone:
     def _accumulate_in_parallel(self, batch: Batch, *, measure_shares: bool) -> Step:
         """Have the gradient of the mean over the whole batch, of which each process has computed its own rows."""
         rows = self._way.num_sites(batch)
-        mine, device = self._parallel.part(batch), batch.inputs.device
+        # no single row, over which batch norm has no variance
+        mine, device = self._parallel.part(batch, least=2), batch.inputs.device
         # of a process that has no rows of this batch
         nothing = [torch.zeros((), device=device) for _ in self._state.objective.names]
         taken = Step(torch.zeros((), device=device), nothing, None, 0)

@@ -46,18 +46,26 @@ class Parallel:
         """Whether this process writes files and tells of progress."""
         return self.rank == 0
 
-    def part(self, batch: Batch) -> Batch:
+    def part(self, batch: Batch, *, least: int = 1) -> Batch:
         """Return this process's rows of a batch; there may be none of a small one.
 
-        Five rows on two processes:
+        Args:
+            batch: of all processes.
+            least: rows that a process has where it has any; those of a batch of so few or fewer are one's.
+
+        Five rows on two processes; and three, of which one process would have a single one:
 
             >>> batch = Batch(torch.tensor([10, 11, 12, 13, 14]))
-            >>> [Parallel(rank, size=2).part(batch).shown.tolist() for rank in (0, 1)]
+            >>> [Parallel(rank, size=2).part(batch, least=2).shown.tolist() for rank in (0, 1)]
             [[10, 12, 14], [11, 13]]
+            >>> batch = Batch(torch.tensor([10, 11, 12]))
+            >>> [Parallel(rank, size=2).part(batch, least=2).shown.tolist() for rank in (0, 1)]
+            [[10, 11, 12], []]
         """
         if self.size == 1:
             return batch
-        mine = slice(self.rank, None, self.size)
+        shared_by = min(self.size, max(1, len(batch.shown) // least))
+        mine = slice(self.rank, None, shared_by) if self.rank < shared_by else slice(0)
         return batch.each(itemgetter(mine))
 
     def average(self, tensors: Sequence[Tensor], share: float) -> None:

@@ -141,6 +141,13 @@ LABELS = {"loss": "labels"}
 KD = {"loss": "kd", "teacher": "sage", "temperature": 2.0}
 HINT = {"loss": "hint", "teacher": "sage", "feature": "pooled", "student_layer": "network.hidden1"}
 
+BATCH_NORM = """
+from torch import nn
+
+def net(num_classes, input_shape):
+    return nn.Sequential(nn.Flatten(), nn.Linear(36, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, num_classes))
+"""
+
 
 def student(name: str = "a", **options: Any) -> StudentOptions:
     """Return a small student; options replace its own."""

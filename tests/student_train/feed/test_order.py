@@ -5,7 +5,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from storage.views import PLAIN
-from student_train.feed.order import Cut, Piece, dataset_windows, epoch_windows, interleave, window_order
+from student_train.feed.order import (
+    Cut,
+    Piece,
+    count_steps,
+    dataset_windows,
+    epoch_windows,
+    interleave,
+    largest_batch,
+    window_order,
+)
 from tests.student_train.toys import epoch_order
 
 SIZES = st.lists(st.integers(0, 9), min_size=0, max_size=12)
@@ -79,7 +88,8 @@ def test_every_cut_has_each_row_from_its_first_step_on_once(cuts: list[Cut], num
     pieces = list(interleave(cuts, num_rows))
     for number, cut in enumerate(cuts):
         rows = [row for piece in pieces if piece.cut == number for row in range(piece.start, piece.stop)]
-        assert rows == list(range(cut.first_step * cut.batch_size, num_rows))
+        left = cut.first_step < count_steps(num_rows, cut.batch_size)
+        assert rows == (list(range(cut.first_step * cut.batch_size, num_rows)) if left else [])
 
 
 @given(CUTS, st.integers(0, 30))
@@ -95,3 +105,15 @@ def test_no_cut_runs_ahead_of_another() -> None:
 
 def test_the_last_batch_of_an_epoch_may_be_smaller() -> None:
     assert list(interleave([Cut(4)], 6)) == [Piece(4, 0, 0, 0), Piece(6, 0, 1, 4)]
+
+
+def test_a_last_row_joins_the_batch_before() -> None:
+    assert list(interleave([Cut(4)], 9)) == [Piece(4, 0, 0, 0), Piece(9, 0, 1, 4)]
+
+
+@given(st.integers(1, 9), st.integers(1, 40))
+def test_no_batch_has_one_row_of_many_and_none_is_larger_than_said(batch_size: int, num_rows: int) -> None:
+    sizes = [piece.stop - piece.start for piece in interleave([Cut(batch_size)], num_rows)]
+    assert (len(sizes), max(sizes)) == (count_steps(num_rows, batch_size), largest_batch(num_rows, batch_size))
+    assert 1 not in sizes or 1 in (batch_size, num_rows)
+    assert max(sizes) <= batch_size + 1

@@ -31,7 +31,7 @@ from student_train.running.train import Summary, train_students
 from student_train.stepping.stack.weights import StackedOptimizer, StackedWeights
 from tests.damage import flip
 from tests.student_train.running.test_loop import stop_after, weights
-from tests.student_train.toys import HINT, KD, LABELS, Recipe, request_of, student, write_cache
+from tests.student_train.toys import BATCH_NORM, HINT, KD, LABELS, Recipe, request_of, student, write_cache
 
 
 def train(cache: Cache, runs: Path, *students: StudentOptions, **keywords: Any) -> Summary:
@@ -57,6 +57,19 @@ def test_every_student_ends_as_if_it_were_alone(toy_cache: Cache, tmp_path: Path
     for each in VARIED:
         train(toy_cache, tmp_path / "alone", each, data=data)
         assert weights(tmp_path / "fleet", each.name) == weights(tmp_path / "alone", each.name), each.name
+
+
+@pytest.mark.parametrize("residency", ["auto", "stream"])
+@pytest.mark.parametrize("stacking", ["never", "always"])
+def test_batch_norm_is_trained_where_a_row_is_left_over(
+    toy_cache: Cache, tmp_path: Path, residency: str, stacking: str
+) -> None:
+    (tmp_path / "m.py").write_text(BATCH_NORM)
+    own = {"architecture": f"{tmp_path}/m.py:net", "options": {}, "batch_size": 191}  # of 192 rows
+    pair = [student("a", **own), student("b", **own, seed=1)]
+    data, fleet = {"residency": residency, "window_shards": 2}, {"stacking": stacking}
+    assert train(toy_cache, tmp_path / "runs", *pair, data=data, fleet=fleet).errors == {}
+    assert len(pl.read_parquet(tmp_path / "runs/a/steps/00001.parquet")) == 1
 
 
 def test_rows_are_read_once_for_all_students(toy_cache: Cache, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -24,7 +24,7 @@ from student_train.run_files.records import RunRecord
 from student_train.running.train import train_students
 from student_train.stepping.parallel import Parallel
 from tests.language.toys import counting_cache, small_gpt
-from tests.student_train.toys import HINT, KD, LABELS, request_of, student
+from tests.student_train.toys import BATCH_NORM, HINT, KD, LABELS, request_of, student
 
 JOB = """
 cache = {cache!r}
@@ -75,6 +75,14 @@ def test_every_row_of_a_batch_is_one_processs(rows: int, size: int) -> None:
     assert all(torch.equal(part.inputs, part.labels_B) for part in parts if part.labels_B is not None)
 
 
+@pytest.mark.parametrize("rows", range(2, 12))
+@pytest.mark.parametrize("size", [1, 2, 4])
+def test_no_process_trains_on_a_single_row(rows: int, size: int) -> None:
+    parts = [Parallel(rank, size).part(Batch(torch.arange(rows)), least=2).shown for rank in range(size)]
+    assert sorted(torch.cat(parts).tolist()) == list(range(rows))
+    assert 1 not in map(len, parts)
+
+
 class Trained(NamedTuple):
     """Students that one process has trained, in the folder `one`, and two processes, in `runs`; what both told."""
 
@@ -106,6 +114,14 @@ def test_two_processes_train_the_student_of_one(trained: Trained) -> None:
     assert found["cross_entropy"] == pytest.approx(record.cross_entropy, rel=1e-3)
     ours, theirs = (pl.read_parquet(trained.folder / how / "whole/metrics.parquet") for how in ("runs", "one"))
     assert ours["train_loss"].to_list() == pytest.approx(theirs["train_loss"].to_list(), rel=1e-4)
+
+
+@pytest.mark.slow
+def test_batch_norm_trains_on_two_processes_to_the_last_rows(toy_cache: Cache, tmp_path: Path) -> None:
+    (tmp_path / "m.py").write_text(BATCH_NORM)
+    own = student(architecture=f"{tmp_path}/m.py:net", options={}, batch_size=95)  # 192 rows: the last batch has 2
+    done = torchrun(write(tmp_path, toy_cache, "toy", own.model_dump(mode="json", exclude_none=True)))
+    assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.slow
