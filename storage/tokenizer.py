@@ -6,11 +6,11 @@ Identity and size are read from the JSON itself, so that a build with nothing to
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -32,11 +32,13 @@ class TokenizerFile:
         data: its bytes.
         fingerprint: of what it does; spelling and unused parts of the file do not count.
         ids: token → id, added tokens too.
+        specials: tokens that text is not to be taken for, unless it is asked for.
     """
 
     data: bytes
     fingerprint: str
     ids: dict[str, int]
+    specials: tuple[str, ...] = ()
 
     @property
     def vocabulary(self) -> int:
@@ -76,14 +78,16 @@ def parse_tokenizer(data: bytes, name: str) -> TokenizerFile:
         vocabulary = model["vocab"]
         # of Unigram, rows of (token, score) in the order of ids
         tokens = vocabulary if isinstance(vocabulary, dict) else {row[0]: i for i, row in enumerate(vocabulary)}
-        ids = tokens | {token["content"]: token["id"] for token in value.get("added_tokens") or []}
+        added = value.get("added_tokens") or []
+        ids = tokens | {token["content"]: token["id"] for token in added}
         if not ids or not all(isinstance(i, int) and 0 <= i < MAX_VOCABULARY for i in ids.values()):
             raise ValueError("no ids, or ids that are no numbers from 0 up")
         # Older files write a merge as "a b", later ones as ["a", "b"].
         if isinstance(merges := model.get("merges"), list):
             pairs = [merge.split(" ") if isinstance(merge, str) else merge for merge in merges]
             meaning["model"] = model | {"merges": pairs}
-        return TokenizerFile(data, fingerprint(meaning), ids)
+        specials = tuple(token["content"] for token in added if token.get("special") and token["content"])
+        return TokenizerFile(data, fingerprint(meaning), ids, specials)
     except (ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError) as error:
         raise MissingSource(
             f"{name} is not a tokenizer.json",
@@ -112,28 +116,63 @@ def train_tokenizer(texts: Iterable[str], vocabulary: int, end_of_text: str) -> 
     return (text + "\n").encode()
 
 
+class Spelled(NamedTuple):
+    """A text in tokens.
+
+    Attributes:
+        ids: int32 (n,).
+        offsets: int32 (n, 2), from which character of the text to which each token is.
+    """
+
+    ids: np.ndarray
+    offsets: np.ndarray
+
+
 @lru_cache(maxsize=4)
-def encoder(data: bytes) -> Callable[[Sequence[str]], list[np.ndarray]]:
+def encoder(data: bytes, *, parse_special: bool = False) -> Callable[[Sequence[str]], list[np.ndarray]]:
     """Return the function from texts to token ids, int32 (n,) each, of the tokenizer in `data`.
 
-    Text is text: "<|endoftext|>" in a document is spelled out, and no special token is added.
+    Text is text: "<|endoftext|>" in a document is spelled out, unless `parse_special`, and no special token is added.
 
     Raises (encoder): MissingSource: the library does not take the file.
     """
+    tokenizer = _encoding(data, parse_special=parse_special)
+
+    def encode(texts: Sequence[str]) -> list[np.ndarray]:
+        batches = _encoded(tokenizer.encode_batch_fast, texts)
+        return [np.array(encoding.ids, np.int32) for encoding in batches]
+
+    return encode
+
+
+@lru_cache(maxsize=4)
+def spelling(data: bytes, *, parse_special: bool = False) -> Callable[[Sequence[str]], list[Spelled]]:
+    """Return the function from texts to tokens and where in it they are; otherwise as `encoder`."""
+    tokenizer = _encoding(data, parse_special=parse_special)
+
+    def spell(texts: Sequence[str]) -> list[Spelled]:
+        batches = _encoded(tokenizer.encode_batch, texts)  # the fast one knows no offsets
+        return [
+            Spelled(np.array(encoding.ids, np.int32), np.array(encoding.offsets, np.int32).reshape(-1, 2))
+            for encoding in batches
+        ]
+
+    return spell
+
+
+def _encoded(encode: Callable[..., Any], texts: Sequence[str]) -> Iterator[Any]:
+    for start in range(0, len(texts), TEXTS_AT_ONCE):
+        yield from encode(list(texts[start : start + TEXTS_AT_ONCE]), add_special_tokens=False)
+
+
+def _encoding(data: bytes, *, parse_special: bool) -> Any:
+    """Return the library's tokenizer, set so that it makes tokens of all of a text and of nothing else."""
     tokenizer = _load(data)
     tokenizer.no_truncation()  # a file may ask for either, and text would be lost without a word
     tokenizer.no_padding()
-    tokenizer.encode_special_tokens = True
-
-    def encode(texts: Sequence[str]) -> list[np.ndarray]:
-        ids = []
-        for start in range(0, len(texts), TEXTS_AT_ONCE):
-            part = list(texts[start : start + TEXTS_AT_ONCE])
-            encodings = tokenizer.encode_batch_fast(part, add_special_tokens=False)
-            ids += [np.array(encoding.ids, np.int32) for encoding in encodings]
-        return ids
-
-    return encode
+    tokenizer.post_processor = None  # it adds special tokens, and may take spaces off the offsets
+    tokenizer.encode_special_tokens = not parse_special
+    return tokenizer
 
 
 @lru_cache(maxsize=4)

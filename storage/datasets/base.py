@@ -34,11 +34,13 @@ class RawSample(NamedTuple):
         sample_id: permanent, whatever row it becomes.
         payload: encoded bytes, an array, or why there is neither.
         label: class number, or None.
+        remarks: what is to be told of it, each in words that a count goes before: "texts that …".
     """
 
     sample_id: str
     payload: bytes | np.ndarray | Unreadable
     label: int | None
+    remarks: tuple[str, ...] = ()
 
     @property
     def payload_bytes(self) -> bytes:

@@ -15,10 +15,17 @@ from storage.tasks import NO_LABEL
 
 
 class Document(NamedTuple):
-    """A tokenised document; the first `num_prompt` of its tokens are given, not predicted."""
+    """A tokenised document.
+
+    Attributes:
+        tokens: without the end-of-text token.
+        num_prompt: the first of them that are given, not predicted.
+        remarks: what is to be told of it.
+    """
 
     tokens: np.ndarray
     num_prompt: int = 0
+    remarks: tuple[str, ...] = ()
 
 
 class Blocks(NamedTuple):
@@ -28,11 +35,13 @@ class Blocks(NamedTuple):
         inputs_SL: int32 token ids.
         labels_SL: int32, the next token at each position, or NO_LABEL.
         unreadable: number of a block → why there is nothing in it.
+        remarks: number of a block → what is to be told of the documents that begin in it.
     """
 
     inputs_SL: np.ndarray
     labels_SL: np.ndarray
     unreadable: dict[int, Unreadable]
+    remarks: dict[int, tuple[str, ...]]
 
 
 def pack(
@@ -53,6 +62,7 @@ def pack(
         together: several documents in a block; else each begins one.
     """
     unreadable: dict[int, Unreadable] = {}
+    remarks: dict[int, tuple[str, ...]] = {}
     placed: list[tuple[int, Document]] = []
     cursor = 0
     for document in documents:
@@ -68,12 +78,14 @@ def pack(
         if not together or (not split and cursor % length + size > length):
             cursor = next_block
         placed.append((cursor, document))
+        if document.remarks:
+            remarks[cursor // length] = remarks.get(cursor // length, ()) + document.remarks
         cursor += size
     total = -(-cursor // length) * length
     inputs, labels = np.full(total, end_of_text, np.int32), np.full(total, NO_LABEL, np.int32)
-    for start, (tokens, num_prompt) in placed:
+    for start, (tokens, num_prompt, _) in placed:
         stop = start + len(tokens)
         inputs[start:stop] = tokens
         first = start + max(0, num_prompt - 1)  # the last token of the prompt predicts the first after it
         labels[first:stop] = inputs[first + 1 : stop + 1]  # the last of them predicts end-of-text
-    return Blocks(inputs.reshape(-1, length), labels.reshape(-1, length), unreadable)
+    return Blocks(inputs.reshape(-1, length), labels.reshape(-1, length), unreadable, remarks)

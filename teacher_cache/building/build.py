@@ -5,6 +5,7 @@ The store is the truth, not the scheduler: resuming is to survey it again and do
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 
 from storage.cache import TOKENIZER_JSON, Cache, Catalogue
@@ -146,11 +147,13 @@ def _ingest(stages: Stages, stage: Stage, request: BuildRequest, before: Ledger)
     """
     cache, dataset = stages.cache, stage.dataset.spec.name
     quarantined, cut = int(before.of(dataset, None, PLAIN)["quarantined"].sum()), 0
+    remarks: Counter[str] = Counter()
 
     def on_done(done: Done) -> None:
         nonlocal quarantined, cut
         quarantined += done.quarantined
         cut += done.cut
+        remarks.update(dict(done.remarks))
         _check_quarantined(cache, stage, quarantined)
 
     _check_quarantined(cache, stage, quarantined)  # the job may allow fewer than the last time
@@ -159,6 +162,8 @@ def _ingest(stages: Stages, stage: Stage, request: BuildRequest, before: Ledger)
     if cut:
         limit = f"length = {stage.dataset.spec.input_shape[0]}"
         stages.watcher.note(f"note: {cut} rows of {dataset} are longer than {limit}; what is behind it was cut off")
+    for remark, count in remarks.items():
+        stages.watcher.note(f"warning: {dataset}: {count} {remark}")
     if stage.todo and len(twice := cache.samples([dataset], ()).duplicates(dataset)):
         raise BadRequest(
             f"dataset {dataset} gives one id to several samples",

@@ -72,7 +72,7 @@ def read_spread(stage: Stage, wanted: int) -> SpreadRows:
     dataset = stage.dataset
     runs = spread_runs(dataset.rows.num_rows, max(MIN_ROWS, -(-wanted // sites_per_row(dataset))))
     extents = [extent for run in runs for extent in dataset.rows.slice(*run)]
-    arrays, columns = decode_rows(dataset.source, dataset.spec, extents)
+    arrays, columns, _ = decode_rows(dataset.source, dataset.spec, extents)
     table = pa.table(columns)
     readable = readable_rows(table)
     if not readable.mask_S.any():

@@ -6,6 +6,7 @@ Shapes: S rows of a shard.
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -42,14 +43,15 @@ def ingest_shard(work: IngestWork) -> Done:
     source = options.prepared(None if tokenizer is None else tokenizer.data, {})
     with LOCK:  # decoding computes too: two shards at once would only wait for each other's processor
         began = time.monotonic()
-        arrays, columns = decode_rows(source, spec, work.extents, cache.spec.format)
+        arrays, columns, remarks = decode_rows(source, spec, work.extents, cache.spec.format)
         seconds = time.monotonic() - began
     table = pa.table({"row": pa.array(range(start, stop), pa.int64()), **columns})
     quarantined = stop - start - table["error"].null_count
     about = provenance(seconds) | {"quarantined": quarantined, "inputs_digest": digest_rows(arrays["inputs"])}
-    about |= _count_labels(table, len(spec.classes))
+    about |= _count_labels(table, len(spec.classes)) | ({"remarks": dict(remarks)} if remarks else {})
     done = commit_shard(cache, work.key, work.rows, arrays=arrays, table=table, about=about, quarantined=quarantined)
-    return done._replace(cut=0 if CUT not in columns else int(np.count_nonzero(columns[CUT])))
+    cut = 0 if CUT not in columns else int(np.count_nonzero(columns[CUT]))
+    return done._replace(cut=cut, remarks=tuple(remarks.items()))
 
 
 def _count_labels(table: pa.Table, num_classes: int) -> dict[str, list[int]]:
@@ -62,8 +64,10 @@ def _count_labels(table: pa.Table, num_classes: int) -> dict[str, list[int]]:
 
 def decode_rows(
     source: Source, spec: DatasetSpec, extents: Sequence[Extent], version: int = FORMAT_VERSION
-) -> tuple[dict[str, Stored], dict[str, pa.Array]]:
+) -> tuple[dict[str, Stored], dict[str, pa.Array], Counter[str]]:
     """Return arrays, (S, …) each, and the columns of a commit in a cache of some format, for all rows of some extents.
+
+    The third is what is to be told of the samples, and how often.
 
     An unreadable sample leaves its reason, zeros as inputs or none at all, and no label at any site.
 
@@ -79,6 +83,7 @@ def decode_rows(
     classes: list[int | None] = []
     digests: list[dict[str, str]] = []
     errors: list[str | None] = []
+    remarks: Counter[str] = Counter()
     for i, sample in enumerate(_samples(source, extents)):
         check_label(sample.label, spec.classes, sample.sample_id)  # a wrong label is no bad sample: the job is wrong
         error = None
@@ -93,6 +98,7 @@ def decode_rows(
         classes.append(sample.label)
         digests.append(sample.digests(version))
         errors.append(error)
+        remarks.update(sample.remarks)
     # Within a shard here; across shards the build looks, once all are there: a worker sees no other.
     if len(set(ids)) != len(ids):
         twice = next(name for name in ids if ids.count(name) > 1)
@@ -103,14 +109,18 @@ def decode_rows(
         )
     stored = kind.stored(inputs_S, spec.input_dtype)
     of_length = {LENGTH: pa.array(stored.lengths, pa.int32()), CUT: pa.array(cut)} if isinstance(stored, Ragged) else {}
-    return {"inputs": stored, **label_arrays}, {
-        "sample_id": pa.array(ids, pa.string()),
-        "label": pa.array(classes, pa.int64()),
-        "split": pa.array([source.split(name) for name in ids], pa.string()),
-        **{name: pa.array([said[name] for said in digests], pa.string()) for name in digests[0]},
-        "error": pa.array(errors, pa.string()),
-        **of_length,
-    }
+    return (
+        {"inputs": stored, **label_arrays},
+        {
+            "sample_id": pa.array(ids, pa.string()),
+            "label": pa.array(classes, pa.int64()),
+            "split": pa.array([source.split(name) for name in ids], pa.string()),
+            **{name: pa.array([said[name] for said in digests], pa.string()) for name in digests[0]},
+            "error": pa.array(errors, pa.string()),
+            **of_length,
+        },
+        remarks,
+    )
 
 
 def _samples(source: Source, extents: Sequence[Extent]) -> Iterator[RawSample]:

@@ -90,6 +90,7 @@ class Done(NamedTuple):
     Attributes:
         won: False if another builder had committed the shard already.
         cut: rows of an ingest that were longer than the dataset takes.
+        remarks: what is to be told of its samples, and of how many.
     """
 
     key: ShardKey
@@ -99,6 +100,7 @@ class Done(NamedTuple):
     seconds: float
     won: bool
     cut: int = 0
+    remarks: tuple[tuple[str, int], ...] = ()
 
 
 def provenance(seconds: float) -> dict[str, Any]:

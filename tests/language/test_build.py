@@ -15,7 +15,7 @@ from storage.datasets.text import files as files_module
 from storage.errors import BadRequest, BadTeacher, CorruptObject, MissingSource, StaleCache
 from storage.tokenizer import train_tokenizer
 from tests.language.toys import TEACHERS, counting_cache, counting_teacher
-from tests.teacher_cache.toys import build, contents, write_job
+from tests.teacher_cache.toys import Silent, build, contents, write_job
 
 VERSE = "Full fathom five thy father lies; of his bones are coral made.\n" * 12
 
@@ -72,7 +72,7 @@ def test_a_second_build_neither_learns_nor_tokenises(folder: Path, monkeypatch: 
     built(folder, TEXT, HELD)
     forget_tokens()
     for module, name in ((files_module, "train_tokenizer"), (text_module, "encoder")):
-        monkeypatch.setattr(module, name, lambda *given, name=name: pytest.fail(f"{name} again"))
+        monkeypatch.setattr(module, name, lambda *given, name=name, **options: pytest.fail(f"{name} again"))
     assert build(write_job(folder, TEXT, HELD)).built == 0
 
 
@@ -226,3 +226,13 @@ def test_too_many_lines_that_cannot_be_read_stop_the_build(folder: Path) -> None
 def test_a_cache_of_text_verifies(folder: Path) -> None:
     cache = built(folder, TEXT, HELD)
     assert not verify(cache).bad
+
+
+def test_a_build_counts_texts_that_spell_out_a_special_token(folder: Path) -> None:
+    lines = [{"t": text} for text in ("a<|endoftext|>b", "<|endoftext|>", "<|endoftext|><|endoftext|>", "c")]
+    (folder / "d.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    section = TEXT.replace('"texts"', '"d.jsonl"\ncolumn = "t"')
+    watcher = Silent()
+    build(write_job(folder, section), watcher=watcher)
+    told = [note for note in watcher.notes if note.startswith("warning: train: 3 texts spell out <|endoftext|>")]
+    assert len(told) == 1

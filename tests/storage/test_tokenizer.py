@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from storage.errors import BadRequest, MissingSource
-from storage.tokenizer import encoder, parse_tokenizer, train_tokenizer
+from storage.tokenizer import encoder, parse_tokenizer, spelling, train_tokenizer
 
 TEXTS = ["the cat sat on the mat", "the dog sat on the log: naïve, 猫"] * 20
 LEARNED = train_tokenizer(TEXTS, 280, "<|endoftext|>")
@@ -40,6 +40,20 @@ def test_a_learned_tokenizer_spells_any_text_and_ends_it_with_token_0() -> None:
 def test_a_special_token_spelled_in_a_document_is_text() -> None:
     (ids,) = encoder(LEARNED)(["a<|endoftext|>b"])
     assert 0 not in ids.tolist()
+
+
+def test_a_special_token_in_a_document_is_parsed_where_it_is_asked_for() -> None:
+    encode = encoder(LEARNED, parse_special=True)
+    a, b = encode(["a", "b"])
+    assert encode(["a<|endoftext|>b"])[0].tolist() == [*a, 0, *b]
+
+
+def test_a_template_of_special_tokens_and_trimmed_offsets_are_not_followed() -> None:
+    trims = {"type": "ByteLevel", "add_prefix_space": True, "trim_offsets": True, "use_regex": True}
+    ids, offsets = spelling(changed(post_processor=trims))(["the cat"])[0]
+    assert ids.tolist() == encoder(LEARNED)(["the cat"])[0].tolist()
+    # a space is a part of the token that it begins
+    assert ["the cat"[start:stop] for start, stop in offsets] == ["the", " cat"]
 
 
 def test_truncation_and_padding_of_a_file_are_not_followed() -> None:

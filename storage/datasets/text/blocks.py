@@ -17,9 +17,10 @@ from storage.datasets.text.files import KEPT_FILES, TextFiles
 from storage.datasets.text.rows import Columns, cut, rows_of, utf8
 from storage.errors import BadRequest
 from storage.tasks.language_model import LanguageModel
-from storage.tokenizer import encoder
+from storage.tokenizer import encoder, spelling
 
 TABLES = (".parquet", ".jsonl")
+SHARED = "answers begin in the middle of a token that their prompt shares, which is predicted as theirs"
 
 
 class TextSource(TextFiles):
@@ -57,7 +58,9 @@ class TextSource(TextFiles):
 
     def content(self) -> dict[str, Any]:
         keys = ("column", "prompt", "part", "block", "end_of_text", "long_documents", "pack", "train_tokenizer")
-        return super().content() | {key: value for key, value in self.model_dump(mode="json").items() if key in keys}
+        content = super().content() | {key: value for key, value in self.model_dump(mode="json").items() if key in keys}
+        # They were two texts to the tokenizer once: rows of that time are not to be mixed with these.
+        return content if self.prompt is None else content | {"prompt_tokens": "of one text with the answer"}
 
     def readable_texts(self, path: Path) -> Iterator[str]:
         for _, prompt, text in self._texts(path):
@@ -89,7 +92,7 @@ class TextSource(TextFiles):
         for i in range(position, min(position + rows, len(blocks.inputs_SL))):
             # (2, L): tokens, and what each is to predict
             payload = blocks.unreadable.get(i) or np.stack([blocks.inputs_SL[i], blocks.labels_SL[i]])
-            yield RawSample(f"{file}:{i}", payload, None)
+            yield RawSample(f"{file}:{i}", payload, None, blocks.remarks.get(i, ()))
 
     def decode(self, payload: bytes | np.ndarray) -> np.ndarray:
         assert isinstance(payload, np.ndarray)
@@ -119,16 +122,14 @@ class TextSource(TextFiles):
     def _tokenise(self, path: Path) -> Blocks:
         """Return the blocks of a file. Raises BadRequest: a document is longer than a block."""
         texts = list(self._texts(path))
-        encode = encoder(self.bound.data)
-        spelled = iter(encode([part for t in texts if isinstance(t.text, str) for part in (t.prompt, t.text)]))
+        spelled = iter(self._spelled([text for text in texts if isinstance(text.text, str)]))
         documents: list[Document | Unreadable] = []
         for name, _, text in texts:
             if isinstance(text, Unreadable):
                 documents.append(Unreadable(f"{name}: {text}"))
                 continue
-            prompt, answer = next(spelled), next(spelled)
-            documents.append(Document(np.concatenate([prompt, answer]), len(prompt)))
-            size = len(prompt) + len(answer) + 1
+            documents.append(document := next(spelled))
+            size = len(document.tokens) + 1
             if size > self.block and self.long_documents == "refuse":
                 raise BadRequest(
                     f"a document of {self.name} is longer than a block",
@@ -139,6 +140,23 @@ class TextSource(TextFiles):
         end_of_text = self.bound.special(self.end_of_text)
         split = self.long_documents == "split"
         return pack(documents, self.block, end_of_text=end_of_text, split=split, together=self.pack)
+
+    def _spelled(self, texts: list[_Text]) -> list[Document]:
+        """Return documents in tokens, a prompt and its answer as one text, cut where the tokens of the prompt end."""
+        whole = [f"{prompt}{text}" for _, prompt, text in texts]
+        remarks = [self.remarks_of(text) for text in whole]
+        if self.prompt is None:
+            tokens = encoder(self.bound.data, parse_special=self.parses_special)(whole)
+            return [Document(*each) for each in zip(tokens, [0] * len(whole), remarks, strict=True)]
+        documents = []
+        spelled = spelling(self.bound.data, parse_special=self.parses_special)(whole)
+        for (_, prompt, _), (ids, offsets), told in zip(texts, spelled, remarks, strict=True):
+            # those that reach beyond the prompt, from the first on
+            answer = np.flatnonzero(offsets[:, 1] > len(prompt))
+            num_prompt = 0 if not prompt else int(answer[0]) if len(answer) else len(ids)
+            shared = 0 < num_prompt < len(ids) and offsets[num_prompt, 0] < len(prompt)
+            documents.append(Document(ids, num_prompt, (*told, SHARED) if shared else told))
+        return documents
 
 
 class _Text(NamedTuple):

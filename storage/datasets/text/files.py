@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator
+from functools import lru_cache
 from pathlib import Path
-from typing import Annotated, ClassVar, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field, PrivateAttr, model_validator
 
@@ -35,6 +37,7 @@ class TextFiles(Source):
         train_tokenizer: or one to learn from this text,
         tokenizer_of: or that of another dataset of the cache.
         end_of_text: the token between documents.
+        special_tokens: what the name of a special token in a text is: spelled out, or parsed as that token.
     """
 
     path: JobPath
@@ -45,6 +48,7 @@ class TextFiles(Source):
     train_tokenizer: TrainTokenizer | None = None
     tokenizer_of: Name | None = None
     end_of_text: Annotated[str, Field(min_length=1)] = "<|endoftext|>"
+    special_tokens: Literal["spelled", "parsed"] = "spelled"
 
     _tokenizer: TokenizerFile | None = PrivateAttr(default=None)
     _recorded: Recorded = PrivateAttr(default={})
@@ -58,6 +62,22 @@ class TextFiles(Source):
         if self.part[0] >= self.part[1]:
             raise ValueError("`part` goes from a smaller share to a larger")
         return self
+
+    def content(self) -> dict[str, Any]:
+        # said where it is not as it always was
+        return super().content() | ({"special_tokens": self.special_tokens} if self.parses_special else {})
+
+    @property
+    def parses_special(self) -> bool:
+        """Whether the name of a special token in a text is that token."""
+        return self.special_tokens == "parsed"
+
+    def remarks_of(self, text: str) -> tuple[str, ...]:
+        """Return what is to be told of a text: the special tokens whose names are spelled out in it."""
+        if self.parses_special or (pattern := _any_of(self.bound.specials)) is None:
+            return ()
+        named = sorted(set(pattern.findall(text)))
+        return tuple(f'texts spell out {name}, which special_tokens = "parsed" makes a special token' for name in named)
 
     def look_at(self, file: str) -> LocalFile:
         return LocalFile.of(self.at(file))
@@ -128,3 +148,9 @@ class TextFiles(Source):
                     f"a file name in {self.path} is not printable UTF-8", found=repr(path.name), do="rename the file"
                 )
         return paths
+
+
+@lru_cache(maxsize=4)
+def _any_of(names: tuple[str, ...]) -> re.Pattern[str] | None:
+    """Return a pattern of any of some names, longer ones first; None if there are none."""
+    return re.compile("|".join(map(re.escape, sorted(names, key=len, reverse=True)))) if names else None

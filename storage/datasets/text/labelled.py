@@ -98,7 +98,7 @@ class LabelledTextSource(TextFiles):
         tokenised = _tokenised(self.model_dump_json(), self.bound.data, path, LocalFile.of(path))
         numbers = {label: number for number, label in enumerate(self._by_label or self._written)}
         for i in range(position, min(position + rows, len(tokenised))):
-            where, tokens, label = tokenised[i]
+            where, tokens, label, remarks = tokenised[i]
             if label is not None and label not in numbers:
                 raise LabelOutOfRange(
                     f"{where} of dataset {self.name} has a label that is no class",
@@ -106,7 +106,7 @@ class LabelledTextSource(TextFiles):
                     expected=", ".join(map(repr, numbers)),
                     do="mend it; or name it in `classes`, as list of what is written there, or as { written = name }",
                 )
-            yield RawSample(f"{file}:{i}", tokens, None if label is None else numbers[label])
+            yield RawSample(f"{file}:{i}", tokens, None if label is None else numbers[label], remarks)
 
     def decode(self, payload: bytes | np.ndarray) -> np.ndarray:
         """Return the first `length` tokens; the payload has them all."""
@@ -169,7 +169,8 @@ class LabelledTextSource(TextFiles):
         """Return the rows of a file, uncut."""
         rows = list(self._rows(path))
         joined = [row if isinstance(row, Unreadable) else self.joined_by.join(row.texts) for _, row in rows]
-        spelled = iter(encoder(self.bound.data)([text for text in joined if isinstance(text, str) and text.strip()]))
+        encode = encoder(self.bound.data, parse_special=self.parses_special)
+        spelled = iter(encode([text for text in joined if isinstance(text, str) and text.strip()]))
         found = []
         for (where, row), text in zip(rows, joined, strict=True):
             label = row.label if isinstance(row, Row) else None
@@ -180,7 +181,8 @@ class LabelledTextSource(TextFiles):
                 tokens = Unreadable(f"{where}: has no text")
             elif not len(tokens := next(spelled)):
                 tokens = Unreadable(f"{where}: has text of which the tokenizer makes nothing")
-            found.append(_Tokenised(where, tokens, label))
+            remarks = self.remarks_of(text) if isinstance(text, str) else ()
+            found.append(_Tokenised(where, tokens, label, remarks))
         return found
 
 
@@ -188,6 +190,7 @@ class _Tokenised(NamedTuple):
     where: str
     tokens: np.ndarray | Unreadable
     label: str | None
+    remarks: tuple[str, ...]
 
 
 @lru_cache(maxsize=KEPT_FILES)

@@ -54,6 +54,12 @@ def test_no_documents_are_no_blocks() -> None:
     assert packed() == ([], [], {})
 
 
+def test_what_is_to_be_told_of_a_document_is_told_of_the_block_it_begins_in() -> None:
+    documents = [Document(np.array(ids, np.int32), remarks=told) for ids, told in (([5], ("a",)), ([6] * 4, ("b",)))]
+    assert pack(documents, 4, end_of_text=0, split=True, together=True).remarks == {0: ("a", "b")}
+    assert pack(documents, 4, end_of_text=0, split=True, together=False).remarks == {0: ("a",), 1: ("b",)}
+
+
 @given(st.lists(st.lists(st.integers(1, 9), max_size=5), max_size=12), st.booleans(), st.booleans(), st.integers(6, 9))
 def test_every_token_is_there_once_in_order_and_predicted_by_the_one_before(
     documents: list[list[int]], split: bool, together: bool, length: int

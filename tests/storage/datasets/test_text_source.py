@@ -36,6 +36,17 @@ def text(tmp_path: Path, source: Make) -> Make:
     return make
 
 
+def metaspace(words: list[str]) -> bytes:
+    """Return a tokenizer of whole words after "▁", token 0 is "</s>"."""
+    spaces = {"type": "Metaspace", "replacement": "▁", "prepend_scheme": "always", "split": True}
+    end = {"id": 0, "content": "</s>", "special": True}
+    flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
+    scored = [["</s>", 0.0], *([word, -1.0] for word in words)]
+    model = {"type": "Unigram", "unk_id": 0, "vocab": scored, "byte_fallback": False}
+    parts = {"version": "1.0", "added_tokens": [end | flags], "pre_tokenizer": spaces, "model": model}
+    return json.dumps(parts | dict.fromkeys(("normalizer", "post_processor", "decoder"))).encode()
+
+
 def ids(text: str) -> list[int]:
     return encoder(LEARNED)([text])[0].tolist()
 
@@ -99,6 +110,60 @@ def test_a_column_is_documents_after_their_prompts(kind: str, tmp_path: Path, te
     c, d, e, f = (ids(letter)[0] for letter in "cdef")
     assert labels([sample]) == [[-1, c, d, 0, -1, f, 0, -1]]
     assert sample.payload[0].tolist() == [*ids("ab"), c, d, 0, e, f, 0]  # type: ignore[index]
+
+
+def test_a_prompt_and_its_answer_are_one_text_to_the_tokenizer(tmp_path: Path, source: Make, read_all: ReadAll) -> None:
+    # "▁" goes before a text; of an answer by itself it would be a space that is not there
+    (tmp_path / "t.json").write_bytes(metaspace(["▁question", "Answer", ":", "▁yes", "▁Answer"]))
+    jsonl(tmp_path / "d.jsonl", {"q": "question", "a": "Answer: yes"})
+    made = source(kind="text", path="d.jsonl", column="a", prompt="q", block=8, tokenizer="t.json", end_of_text="</s>")
+    (sample,) = read_all(made.prepared(made.find_tokenizer(lambda name: None), {}))
+    inputs, labels = sample.payload.tolist()  # type: ignore[union-attr]
+    assert inputs == [1, 2, 3, 4, 0, 0, 0, 0]
+    assert labels == [2, 3, 4, 0, -1, -1, -1, -1]
+
+
+def test_a_token_that_prompt_and_answer_share_is_the_answers_and_is_told(
+    tmp_path: Path, source: Make, read_all: ReadAll
+) -> None:
+    (tmp_path / "t.json").write_bytes(metaspace(["▁a", "▁bc"]))
+    jsonl(tmp_path / "d.jsonl", {"q": "a b", "a": "c"}, {"q": "a", "a": " bc"}, {"q": "a bc", "a": ""})
+    options = {
+        "path": "d.jsonl",
+        "column": "a",
+        "prompt": "q",
+        "block": 3,
+        "tokenizer": "t.json",
+        "end_of_text": "</s>",
+    }
+    made = source(kind="text", pack=False, **options)
+    samples = read_all(made.prepared(made.find_tokenizer(lambda name: None), {}))
+    assert [sample.payload[0].tolist() for sample in samples] == [[1, 2, 0]] * 3  # type: ignore[index]
+    assert labels(samples) == [[2, 0, -1], [2, 0, -1], [-1, 0, -1]]
+    assert [sample.remarks for sample in samples] == [(text_module.SHARED,), (), ()]
+
+
+@pytest.mark.parametrize("kind", ["blocks", "rows"])
+def test_the_name_of_a_special_token_is_spelled_out_and_told_or_parsed(
+    kind: str, tmp_path: Path, source: Make, read_all: ReadAll
+) -> None:
+    (tmp_path / "t.json").write_bytes(LEARNED)
+    jsonl(tmp_path / "d.jsonl", {"t": "a<|endoftext|>b"}, {"t": "c"})
+    size = {"block": 32, "pack": False} if kind == "blocks" else {"task": "text_classification", "length": 32}
+
+    def read(**options: Any) -> list[RawSample]:
+        made = source(kind="text", path="d.jsonl", column="t", tokenizer="t.json", **size, **options)
+        return read_all(made.prepared(made.find_tokenizer(lambda name: None), {}))
+
+    def tokens(sample: RawSample) -> list[int]:
+        assert isinstance(sample.payload, np.ndarray)
+        return (sample.payload[0] if kind == "blocks" else sample.payload).tolist()
+
+    (spelled, other), (parsed, _) = read(), read(special_tokens="parsed")
+    told = 'texts spell out <|endoftext|>, which special_tokens = "parsed" makes a special token'
+    assert [sample.remarks for sample in (spelled, other, parsed)] == [(told,), (), ()]
+    assert tokens(spelled)[:15] == ids("a<|endoftext|>b")
+    assert tokens(parsed)[:3] == [*ids("a"), 0, *ids("b")]
 
 
 @pytest.mark.parametrize(
@@ -172,7 +237,7 @@ def test_files_that_a_cache_has_counted_are_not_tokenised_again(
 ) -> None:
     (tmp_path / "a.txt").write_text("abc")
     ((file, size, version, _),) = text().files().rows()
-    monkeypatch.setattr(text_module, "encoder", lambda data: pytest.fail("tokenised again"))
+    monkeypatch.setattr(text_module, "encoder", lambda *given, **options: pytest.fail("tokenised again"))
     text_module._tokenised.cache_clear()
     again = text(recorded={file: RecordedFile(size, version, 7)})
     assert again.files()["rows"].to_list() == [7]
@@ -209,6 +274,16 @@ def test_a_tokenizer_of_a_dataset_that_is_not_there_is_refused(tmp_path: Path, s
     with pytest.raises(MissingSource) as error:
         made.find_tokenizer(lambda name: None)
     assert error.value.do == "put [[dataset]] train before d"
+
+
+def test_a_promise_says_what_it_is_of_only_where_it_is_not_as_it_always_was(text: Make) -> None:
+    plain, asked = text(column="t"), text(column="t", prompt="q", special_tokens="parsed")
+    # of a prompt and its answer the tokens are others than before
+    assert asked.content().keys() - plain.content().keys() == {"prompt_tokens", "special_tokens"}
+    assert plain.content().keys() == {
+        *("kind", "validation", "seed", "column", "prompt", "part", "block", "end_of_text"),
+        *("long_documents", "pack", "train_tokenizer"),
+    }
 
 
 def test_where_text_lies_and_its_tokenizer_are_no_content(text: Make, source: Make) -> None:
