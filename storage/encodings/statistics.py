@@ -32,9 +32,9 @@ from storage.targets.soft import NEVER, Statistics
 FIXED_COLUMNS = 3  # entropy, mean, deviation
 LONG_ROW = 2**12  # classes; from here on BLAS is quicker
 # Elements that are encoded at a time, and of these, that are summed at a time: what the latter's passes share stays in
-# a core's own cache, where each takes a fifth of the time that it takes in memory.
+# the caches, where each takes a fraction of its time in memory, and the calls are few.
 BLOCK_ELEMENTS = {"cpu": 2**23, "cuda": 2**27}
-SWEEP_ELEMENTS = {"cpu": 2**17, "cuda": 2**27}
+SWEEP_ELEMENTS = {"cpu": 2**19, "cuda": 2**27}
 HIGHEST = 30.0  # exponent, so that e² of a whole vocabulary is within float32
 
 
