@@ -128,13 +128,17 @@ def info(cache: CacheArgument, as_json: JsonOption = False) -> None:
 
     def action() -> int:
         from jobs.show.tables import print_tree
+        from storage.cache.standing import standings
         from storage.cache.status import read_info
 
-        found = read_info(_open(cache).catalogue())
+        catalogue = _open(cache).catalogue()
+        found, stands = read_info(catalogue), standings(catalogue, catalogue.ledger())
         if as_json:
-            terminal.print_json(found)
+            terminal.print_json(found | {"teachers": [standing.as_values() for standing in stands]})
         else:
             print_tree(cache, found)
+            for standing in stands:
+                terminal.out.print(standing.note, markup=False)
         return 0
 
     terminal.run(action, as_json=as_json)

@@ -9,6 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from jobs.show.terminal import out
+from storage.cache.standing import near_chance
 from storage.encodings.naming import as_toml, short_name
 from storage.errors import si
 from teacher_cache.pilot.ladder import DRAW_SETS, is_unbiased
@@ -24,6 +25,8 @@ def print_pilot(pilot: Pilot, request: PilotRequest) -> None:
     views = "" if pilot.stored_rows == pilot.rows else f", {pilot.stored_rows} with their views ({pilot.view} measured)"
     _say(f"teacher {pilot.teacher} over {', '.join(pilot.datasets)}: {pilot.num_classes} classes")
     _say(f"{pilot.rows_measured} of {pilot.rows} {one}s{views}, {rate} {one}s/s ({pilot.device})")
+    if pilot.standing is not None:
+        _say(near_chance(pilot.standing) if pilot.is_near_chance else pilot.standing)
     out.print(_table(pilot))
     for line in _legend(pilot):
         _say(line)
@@ -78,6 +81,8 @@ def as_values(pilot: Pilot, request: PilotRequest) -> dict[str, Any]:
         "epochs": request.epochs,
         "max_kl": pilot.max_kl,
         "calibration_error": pilot.calibration,
+        "standing": pilot.standing,
+        "is_near_chance": pilot.is_near_chance,
         "feature_bytes_per_row": pilot.feature_bytes_per_row,
         "recommended": None if best is None else short_name(best.encoding),
         "write": None if best is None else as_toml(best.encoding),

@@ -45,10 +45,15 @@ class Standing(NamedTuple):
         """Return a line for whoever built the cache, or is about to train from it."""
         if not self.is_near_chance:
             return f"{self.dataset}/{self.teacher}: {self.text}"
-        return (
-            f"warning: {self.dataset}/{self.teacher} is near chance: {self.text}; "
-            "look at the teacher's mean and std, at the dataset's size and at the order of classes"
-        )
+        return near_chance(self.text, f"{self.dataset}/{self.teacher} is ")
+
+
+def near_chance(text: str, who: str = "") -> str:
+    """Return a warning of a teacher that is hardly better than chance, with what is to be looked at."""
+    return (
+        f"warning: {who}near chance: {text}; "
+        "look at the teacher's mean and std, at the dataset's size and at the order of classes"
+    )
 
 
 def standings(catalogue: Catalogue, ledger: Ledger) -> list[Standing]:

@@ -21,6 +21,7 @@ from torch import Tensor
 from storage.encodings import AnyEncoding, SparseEncoding
 from storage.targets.calibration import NUM_BINS, bin_of, expected_error
 from storage.targets.soft import NEVER, DenseTargets, SoftTargets, SparseTargets
+from storage.tasks.base import MOST_COUNTED, Answered, Task
 from teacher_cache.pilot.ladder import DRAW_SETS
 
 BLOCK_ELEMENTS = 2**24  # of logits; 128 MiB in float64, and several such at a time
@@ -125,6 +126,22 @@ def calibration_of_dense(answers: PilotAnswers) -> float | None:
     for block in answers.blocks():
         expected.add(block.dense.logits_BC.double().log_softmax(dim=1), block.labels_N)
     return expected.error
+
+
+def standing_of_dense(answers: PilotAnswers, task: Task) -> tuple[str | None, bool]:
+    """Return how the teacher stands beside chance, in words, and whether it is hardly better; None without labels."""
+    correct, nats = 0, 0.0
+    for block in answers.blocks():
+        known_B = block.labels_N >= 0
+        log_p_BC, labels_B = block.dense.logits_BC[known_B].double().log_softmax(dim=1), block.labels_N[known_B]
+        correct += int((log_p_BC.argmax(dim=1) == labels_B).sum())
+        nats -= float(log_p_BC.gather(1, labels_B[:, None]).sum())
+    labelled_N = answers.labels_N[answers.labels_N >= 0]
+    if not len(labelled_N):
+        return None, False
+    few = answers.num_classes <= MOST_COUNTED
+    counts = torch.bincount(labelled_N, minlength=answers.num_classes).tolist() if few else []
+    return task.standing(Answered(len(labelled_N), correct, nats), answers.num_classes, counts)
 
 
 def density(targets: SoftTargets) -> Tensor | None:

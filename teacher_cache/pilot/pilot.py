@@ -80,6 +80,8 @@ class Pilot:
         device: where it ran.
         feature_bytes_per_row: stored beside, whatever the encoding.
         calibration: expected calibration error of the teacher itself.
+        standing: how the teacher stands beside chance on the measured rows, in words; None: none of them has a label.
+        is_near_chance: whether it is hardly better.
         max_kl: the budget, nats.
         own: the job's encoding.
         trials: smallest first.
@@ -99,6 +101,8 @@ class Pilot:
     device: str
     feature_bytes_per_row: float
     calibration: float | None
+    standing: str | None
+    is_near_chance: bool
     max_kl: float
     own: AnyEncoding
     trials: tuple[Trial, ...]
@@ -144,7 +148,7 @@ def _measure_teacher(
     """Return what is found of one teacher over datasets with the same number of classes."""
     import torch
 
-    from teacher_cache.pilot.fidelity import calibration_of_dense
+    from teacher_cache.pilot.fidelity import calibration_of_dense, standing_of_dense
     from teacher_cache.teachers.loading import pick_device
 
     torch.set_num_threads(request.build.threads)
@@ -153,6 +157,7 @@ def _measure_teacher(
     asked = ask(teacher, options, stages, request.rows, watcher)
     trials, skipped = _try_encodings(request, options, stages, asked, watcher)
     first, sites = stages[0], _sites(stages)
+    standing, is_near_chance = standing_of_dense(asked.answers, task_of(first.dataset.spec))
     return Pilot(
         teacher=options.name,
         datasets=tuple(sites),
@@ -169,6 +174,8 @@ def _measure_teacher(
         else f"cpu, {request.build.threads} thread{'s' * (request.build.threads != 1)}",
         feature_bytes_per_row=asked.feature_bytes / asked.sites,
         calibration=calibration_of_dense(asked.answers),
+        standing=standing,
+        is_near_chance=is_near_chance,
         max_kl=request.fidelity.max_kl,
         own=options.encoding,
         trials=tuple(sorted(trials, key=lambda trial: trial.bytes_per_row)),

@@ -16,6 +16,7 @@ from storage.cache.standing import Standing, classes_told, standings
 from storage.tasks.base import Answered
 from storage.tasks.image_classification import ImageClassification
 from storage.tasks.language_model import LanguageModel
+from tests.conftest import Program
 from tests.teacher_cache.toys import build, write_job
 
 TEACHER = """
@@ -51,6 +52,15 @@ def test_a_teacher_at_chance_is_a_warning(tmp_path: Path) -> None:
     (standing,) = build(write(tmp_path, [1, 2, 3, 3], "arguments = { less = 1 }\n")).standings
     assert standing.is_near_chance
     assert standing.note.startswith("warning: d/t is near chance: accuracy 0.0% of 4 labelled rows; chance 25.0%")
+
+
+@pytest.mark.parametrize("command", ["status", "info"])
+def test_a_look_at_a_cache_warns_of_a_teacher_at_chance(tmp_path: Path, program: Program, command: str) -> None:
+    build(write(tmp_path, [1, 2, 3, 3], "arguments = { less = 1 }\n"))
+    told = "warning: d/t is near chance: accuracy 0.0% of 4 labelled rows"
+    assert told in " ".join(program("cache", command, tmp_path / "cache").out.split())
+    (said,) = json.loads(program("cache", command, tmp_path / "cache", "--json").out)["teachers"]
+    assert (said["teacher"], said["is_near_chance"]) == ("t", True)
 
 
 @pytest.mark.parametrize(

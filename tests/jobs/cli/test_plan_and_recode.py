@@ -12,6 +12,7 @@ import pytest
 from jobs.show.pilot_tables import duration
 from tests.conftest import Program
 from tests.jobs.cli.test_programs import SLOW_TO_IMPORT, imported_by
+from tests.teacher_cache.test_standing import write as shifted
 from tests.teacher_cache.toys import teacher_section, write_digits, write_job, write_teacher
 
 SPARSE = 'encoding = { kind = "sparse", k = 4, n = 5, values = "8bit", temperatures = [1, 4] }\n'
@@ -69,6 +70,19 @@ def test_a_plan_as_json_is_one_value_with_every_figure(folder: Path, program: Pr
     assert own["unbiased"]
     assert set(own) >= {"bytes_per_row", "kl", "calibration_error", "gradients", "students_from_which_it_pays"}
     assert found["write"].startswith("encoding = {")
+
+
+def test_a_plan_tells_how_the_teacher_stands_beside_chance(tmp_path: Path, program: Program) -> None:
+    labels = [1, 2, 3, 3] * 8
+    told = "of 32 labelled rows; chance 25.0%, the commonest class 50.0%"
+    out = " ".join(program("cache", "plan", shifted(tmp_path, labels)).out.split())
+    assert f"accuracy 100.0% {told}" in out
+    assert "warning" not in out
+    job = shifted(tmp_path, labels, "arguments = { less = 1 }\n")
+    out = " ".join(program("cache", "plan", job).out.split())
+    assert f"warning: near chance: accuracy 0.0% {told}; look at the teacher's mean and std" in out
+    values = json.loads(program("cache", "plan", job, "--json").out)["teachers"][0]
+    assert (values["standing"], values["is_near_chance"]) == (f"accuracy 0.0% {told}", True)
 
 
 @pytest.mark.parametrize(("name", "begins"), [("p.png", b"\x89PNG"), ("p.svg", b"<?xml"), ("p.PDF", b"%PDF")])

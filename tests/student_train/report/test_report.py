@@ -248,6 +248,14 @@ def test_a_record_of_another_make_is_shown_as_far_as_it_goes(runs: Path, identit
     assert write_report(runs).students == 6
 
 
+def test_a_folder_whose_name_could_be_a_pattern_is_itself(runs: Path, tmp_path: Path, page: str) -> None:
+    bracketed = shutil.copytree(runs, tmp_path / "set[1]/x*")
+    (shutil.copytree(runs, tmp_path / "set1/xy") / "good" / METRICS_FILE).write_bytes(b"of others")
+    written = write_report(bracketed)
+    assert (written.path, written.students, written.exit_code) == (bracketed / REPORT_FILE, 6, 0)
+    assert sections_of(written.path.read_text()) == sections_of(page)
+
+
 def test_a_folder_with_a_hostile_name_is_text(runs: Path) -> None:
     name = "<img src=x onerror=alert(1)> $x_{$"
     (runs / "wild").rename(runs / name)

@@ -42,6 +42,15 @@ def events_of(folder: Path) -> dict[str, list[tuple[int, float]]]:
     return {tag: [(event.step, event.value) for event in read.Scalars(tag)] for tag in read.Tags()["scalars"]}
 
 
+def test_below_a_folder_whose_name_could_be_a_pattern_all_is_tracked(toy_cache: Cache, tmp_path: Path) -> None:
+    runs = tmp_path / "set[1]/x*"
+    train_students(tracked(toy_cache, runs, student("a"), tensorboard=True, mlflow=str(runs / "mlflow")))
+    steps = [step for step, _ in events_of(runs / "a")["step/train_loss"]]
+    assert steps == list(range(1, 3 * STEPS + 1))
+    run = mlflow_runs(runs / "mlflow")["a"]
+    assert [step for step, _ in history(runs / "mlflow", run, "step/train_loss")] == steps
+
+
 def mlflow_runs(folder: Path, experiment: str = "stillroom") -> dict[str, Any]:
     from mlflow import MlflowClient
 
