@@ -1,6 +1,7 @@
 """The two programs: each command parses, calls a room, and prints; nothing else does.
 
 cache.py          `cache build | status | info | verify | query`
+cache_audit.py    `cache verify --teacher`
 cache_plan.py     `cache plan`
 cache_recode.py   `cache recode`
 building.py       what `cache build` and `cache recode` share: a cluster, and the report at the end

@@ -6,6 +6,7 @@ Thin on purpose: every command parses, calls a room, prints. The rooms are impor
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -150,14 +151,28 @@ def verify(
     repair: Annotated[
         bool, typer.Option("--repair", help="Drop bad shards, so that build makes them again, and garbage.")
     ] = False,
+    teacher: Annotated[
+        Path | None,
+        typer.Option(metavar="JOB.toml", help="Audit instead: ask this job's teachers again about some rows."),
+    ] = None,
+    rows: Annotated[int, typer.Option(min=1, metavar="N", help="Rows of an audit.")] = 200,
+    seed: Annotated[int, typer.Option(min=0, help="Which rows these are.")] = 0,
+    device: DeviceOption = "auto",
     as_json: JsonOption = False,
 ) -> None:
-    """Check every object against its digest."""
+    """Check every object against its digest; or some rows against their teachers."""
     from jobs.show import terminal
 
     def action() -> int:
         from storage.cache import verify as room
-        from storage.errors import CorruptObject, RowsMissing, si
+        from storage.errors import BadRequest, CorruptObject, RowsMissing, si
+
+        if teacher is not None and repair:
+            raise BadRequest("an audit repairs nothing", found="--teacher and --repair", do="leave one of them out")
+        if teacher is not None:
+            from jobs.cli.cache_audit import audit
+
+            return audit(cache, teacher, rows, seed, device, as_json=as_json)
 
         opened = _open(cache)
         with terminal.watching("shards") as watch:

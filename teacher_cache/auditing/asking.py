@@ -1,0 +1,201 @@
+"""One shard's chosen rows: the teacher is asked twice, in two ways to batch them, and each answer is compared.
+
+Shapes: S rows of a shard, B chosen rows or those of a batch, `sites` the axes of a row's sites (storage.tasks).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+from pydantic import TypeAdapter
+
+from storage.cache import Cache
+from storage.encodings import AnyEncoding
+from storage.format.committing import read_arrays
+from storage.format.shards import Commit, ShardKey
+from storage.format.specs import TeacherSpec
+from storage.inputs import inputs_of
+from storage.views import PLAIN
+from storage.views.check import readable_rows
+from teacher_cache.auditing.comparing import Gap, feature_gap, gaps
+from teacher_cache.work.checks import check_classes
+from teacher_cache.work.conversions import convert
+from teacher_cache.work.rows import draw_keys, encode_rows, labels_of
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from teacher_cache.teachers.model import Teacher
+
+BATCH_ROWS = 32  # few, so that a vocabulary's logits are no burden
+FEATURE = "feature/"
+
+
+class Compared(NamedTuple):
+    """One aspect of one row.
+
+    Attributes:
+        off: how far the stored value is from the teacher's.
+        own: how far the teacher's other answer would be, stored likewise: what to tolerate.
+        size: of the values that it is computed from.
+        found, expected, class_number: as of `Gap`, at the row's worst site.
+    """
+
+    key: ShardKey
+    row: int
+    sample_id: str
+    aspect: str
+    off: float
+    own: float
+    size: float
+    found: float
+    expected: float
+    class_number: int | None
+
+
+class Asked(NamedTuple):
+    """What came of one shard: every aspect of every chosen row, and where and of which rows it was made."""
+
+    commit: Commit
+    rows: int
+    compared: list[Compared]
+
+
+def ask_again(cache: Cache, key: ShardKey, wanted: int, teacher: Teacher, draw: np.random.Generator) -> Asked:
+    """Return how the stored answers of some rows of a shard differ from a teacher's.
+
+    Raises:
+        StaleCache: the teacher would be shown other inputs than it was.
+        CorruptObject: the shard is damaged.
+    """
+    import torch
+
+    assert key.teacher is not None
+    dataset, spec = cache.dataset(key.dataset), cache.teacher(key.dataset, key.teacher)
+    commit, ingest = cache.commit(key), cache.commit(ShardKey(key.dataset, None, PLAIN, key.shard), with_table=True)
+    readable, inputs_S = readable_rows(ingest.table), cache.read_rows(key.dataset, key.shard)
+    views = None if key.view == PLAIN else cache.views(key.dataset)
+    cache.check_view(ingest, commit, inputs_S, views)
+    shown_B = inputs_of(dataset).shown(inputs_S, readable.mask_S)
+    if views is not None:  # the whole shard: a partner may be any of its rows
+        shown_B = views.view(key.view).show_shard(shown_B, readable.keys_B, readable.splits_B)
+    places_B = np.sort(draw.permutation(len(shown_B))[:wanted])  # among those that can be read
+    rows_B = np.flatnonzero(readable.mask_S)[places_B]
+    stored = read_arrays(cache.objects, commit, commit.array_names)
+    answered = _Answered(
+        teacher,
+        spec,
+        chain(commit.about.get("recoded_from"), spec.encoding),
+        shown_B[torch.from_numpy(places_B)],
+        torch.from_numpy(labels_of(cache, key, ingest)[rows_B]),
+        draw_keys(dataset, readable, key.view)[torch.from_numpy(places_B)],
+        {name: torch.from_numpy(values[rows_B]) for name, values in stored.items()},
+    )
+    compared = []
+    for batch_B, difference in answered.differences(cache, key.dataset):
+        rows = rows_B[batch_B.numpy()].tolist()
+        ids = ingest.table["sample_id"].take(rows).to_pylist()
+        compared += _by_row(key, [(commit.start + row, name) for row, name in zip(rows, ids, strict=True)], difference)
+    return Asked(commit, len(rows_B), compared)
+
+
+class Difference(NamedTuple):
+    """One aspect of a batch: the gap to what is stored, that to the other answer, and the size of the values."""
+
+    aspect: str
+    stored: Gap
+    own: Gap
+    size: float
+
+
+def _by_row(key: ShardKey, rows: list[tuple[int, str]], difference: Difference) -> list[Compared]:
+    """Return a difference of each row at its worst site; rows are (row, sample_id)."""
+    aspect, stored, own, size = difference
+    per_row = len(stored.off_N) // len(rows)
+    worst_B = stored.off_N.view(-1, per_row).argmax(dim=1)
+    own_B = own.off_N.view(-1, per_row).amax(dim=1)
+    compared = []
+    for i, (row, sample_id) in enumerate(rows):
+        at = i * per_row + int(worst_B[i])
+        off, found, expected = (values[at].item() for values in (stored.off_N, stored.found_N, stored.expected_N))
+        of_class = None if stored.class_N is None else int(stored.class_N[at])
+        compared.append(Compared(key, row, sample_id, aspect, off, own_B[i].item(), size, found, expected, of_class))
+    return compared
+
+
+def chain(recoded_from: dict[str, Any] | None, encoding: AnyEncoding) -> list[AnyEncoding]:
+    """Return the encodings through which a shard came to be as it is, its teacher's own build first.
+
+    >>> from storage.encodings import DenseEncoding
+    >>> recoded_from = {"encoding": {"dtype": "fp16"}, "before": {"encoding": {}}}
+    >>> [encoding.dtype for encoding in chain(recoded_from, DenseEncoding(dtype="int8"))]
+    ['fp32', 'fp16', 'int8']
+    """
+    before: list[AnyEncoding] = []
+    while recoded_from is not None:
+        before.insert(0, TypeAdapter(AnyEncoding).validate_python(recoded_from["encoding"]))
+        recoded_from = recoded_from.get("before")
+    return [*before, encoding]
+
+
+class _Answered(NamedTuple):
+    """Chosen rows of a shard, (B, …) each, and whom to ask about them."""
+
+    teacher: Teacher
+    spec: TeacherSpec
+    encodings: list[AnyEncoding]
+    shown_B: Tensor
+    labels: Tensor
+    keys: Tensor
+    stored: dict[str, Tensor]
+
+    def differences(self, cache: Cache, name: str) -> Iterator[tuple[Tensor, Difference]]:
+        """Yield each aspect of each batch, with which of the B rows it is of."""
+        dataset, spec = cache.dataset(name), self.spec
+        for batch_B in inputs_of(dataset).batches(self.shown_B, min(BATCH_ROWS, self.teacher.batch_size)):
+            logits, features = self.teacher(self.shown_B[batch_B], dataset)
+            check_classes(logits, self.labels[batch_B], spec, dataset)
+            logits, features = logits.cpu(), {name: values.cpu() for name, values in features.items()}
+            again, features_again = self._otherwise(batch_B, cache, name)
+            live_NC = logits[..., : spec.num_classes].flatten(0, -2)
+            own, others = (self._as_stored(each, batch_B) for each in (logits, again))
+            stored = {
+                name: values[batch_B].flatten(0, self.labels.ndim - 1)
+                for name, values in self.stored.items()
+                if not name.startswith(FEATURE)
+            }
+            found = gaps(spec.encoding, stored, live_NC, own)
+            tolerated = gaps(spec.encoding, others, live_NC, own)
+            size = live_NC[live_NC.isfinite()].abs().amax().item()
+            for aspect, gap in found.items():
+                yield batch_B, Difference(aspect, gap, tolerated[aspect], size)
+            for feature, values in features.items():
+                encoding, path = spec.features[feature], FEATURE + feature
+                gap = feature_gap(encoding, self.stored[path][batch_B], values)
+                own_gap = feature_gap(encoding, encoding.encode(features_again[feature]), values)
+                yield batch_B, Difference(path, gap, own_gap, values.float().abs().amax().item())
+
+    def _otherwise(self, batch_B: Tensor, cache: Cache, name: str) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return what the teacher says of a batch in two halves, turned round; of a single row, beside itself."""
+        import torch
+
+        turned_B = batch_B.flip(0)
+        halves = [turned_B.repeat(2)] if len(batch_B) == 1 else turned_B.tensor_split(2)
+        said = [self.teacher(self.shown_B[half_B], cache.dataset(name)) for half_B in halves]
+
+        def joined(parts: list[Tensor]) -> Tensor:
+            return torch.cat(parts).cpu()[: len(batch_B)].flip(0)
+
+        features = {each: joined([part[each] for _, part in said]) for each in said[0][1]}
+        return joined([logits for logits, _ in said]), features
+
+    def _as_stored(self, logits: Tensor, batch_B: Tensor) -> dict[str, Tensor]:
+        """Return logits as the cache would have stored them, (N, …) each, through all that was recoded."""
+        labels, keys, classes = self.labels[batch_B], self.keys[batch_B], self.spec.num_classes
+        arrays = encode_rows(self.encodings[0], logits, labels, keys, classes)
+        for found, wanted in pairwise(self.encodings):
+            arrays = convert(arrays, found, wanted, labels=labels, keys=keys, num_classes=classes)
+        return {name: values.flatten(0, labels.ndim - 1) for name, values in arrays.items()}
