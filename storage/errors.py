@@ -15,6 +15,7 @@
     │   ├── DivergedLoss            a student whose loss is no finite number
     │   └── UnsupportedFormat       a cache of a later format, or none at all
     ├── StorageFailure         1    the disk or object store refused: full, read-only, gone
+    │   └── StoreUnavailable  75    an object store that did not answer, for minutes
     ├── RowsMissing            3    finished, but some rows could not be had
     ├── CorruptObject         65    bytes that do not match their digest
     │   └── MissingObject           an object that is named but not there
@@ -122,6 +123,12 @@ def missing_extra(what: str, found: str, extra: str) -> BadRequest:
 
 class StorageFailure(StillroomError):
     """The disk or object store refused: full, read-only, gone."""
+
+
+class StoreUnavailable(StorageFailure):
+    """An object store that did not answer, or only with failures of its own, for minutes."""
+
+    exit_code = 75
 
 
 class RowsMissing(StillroomError):

@@ -1,6 +1,7 @@
 """The cache on disk, as FORMAT.md has it: whole objects, sealed files, and commits that make shards visible.
 
 objects.py   named byte strings, written whole, in a folder or an object store
+asking.py    ask an object store until it answers
 filesystems.py  what a disk may lack, and what is done then
 sealed.py    Parquet files that carry a digest of all their own bytes
 specs.py     promises: cache.json, dataset.json, teacher.json, views.json

@@ -16,7 +16,7 @@ import numpy as np
 import pyarrow as pa
 
 from storage.digests import digest
-from storage.errors import CorruptObject, NotInCache, StillroomError
+from storage.errors import CorruptObject, NotInCache, StillroomError, StoreUnavailable
 from storage.format.arrays import DTYPES, METADATA, pack, unpack
 from storage.format.objects import Objects, Span
 from storage.format.shards import OBJECT_PATH, Belonging, Commit, Member, ShardKey, Whole
@@ -106,6 +106,8 @@ def _write(objects: Objects, commit: Commit, members: Mapping[str, bytes]) -> Co
     try:
         for path, data in objects_of_group.items():
             objects.put(commit.group + path, data)
+    except StoreUnavailable:
+        raise  # it would not answer this either; `cache verify --repair` collects what lies there
     except BaseException:
         with contextlib.suppress(StillroomError):  # the first failure is the one to tell
             delete_group(objects, commit)  # of no use to anybody, and a full disk needs the room

@@ -11,15 +11,18 @@ import errno
 import os
 import time
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from io import FileIO
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 from storage.errors import BadRequest, MissingObject, StorageFailure
+from storage.format.asking import CLIENT_RETRIES, asked
 from storage.format.filesystems import name_once, sync_folder
 
 TEMPORARY_PREFIX = ".tmp-"  # of files that are being written; never listed, left behind only by a kill
+
+T = TypeVar("T")
 
 
 class ObjectInfo(NamedTuple):
@@ -187,14 +190,18 @@ class LocalObjects:
 
 
 class RemoteObjects:
-    """A prefix of an object store (`s3://`, `gs://`, `az://`), configured by the usual environment variables."""
+    """A prefix of an object store (`s3://`, `gs://`, `az://`), configured by the usual environment variables.
+
+    Each request may be made again, so all are until they are answered: the store's own client gives up where an answer
+    ends half-way, and where it cannot know that a second request does no harm.
+    """
 
     def __init__(self, url: str):
         import obstore.store
 
         self.url = url.rstrip("/")
         try:
-            self._store = obstore.store.from_url(self.url)
+            self._store = obstore.store.from_url(self.url, retry_config={"max_retries": CLIENT_RETRIES})
         except Exception as error:
             raise BadRequest(
                 f"cannot open {url}", found=str(error), expected="a folder, or s3://bucket/prefix"
@@ -203,81 +210,91 @@ class RemoteObjects:
     def get(self, path: str) -> bytes:
         import obstore
 
-        with self._failures("read", path):
-            return bytes(obstore.get(self._store, path).bytes())
+        return self._asked("read", path, lambda: bytes(obstore.get(self._store, path).bytes()))
 
     def get_ranges(self, path: str, spans: Sequence[Span]) -> list[bytes]:
         import obstore
         from obstore.exceptions import BaseError
 
         starts, stops = [span.start for span in spans], [span.stop for span in spans]
-        with self._failures("read", path):
+
+        def ask() -> list[bytes]:
             try:
-                parts = obstore.get_ranges(self._store, path, starts=starts, ends=stops)
-                return [bytes(part) for part in parts]
+                return [bytes(part) for part in obstore.get_ranges(self._store, path, starts=starts, ends=stops)]
             except BaseError:
                 # To a store, a span beyond the end is an error of its own kind; to whoever checks bytes, too few bytes.
-                size = obstore.head(self._store, path)["size"]
-                if size >= max(stops):
+                if obstore.head(self._store, path)["size"] >= max(stops):
                     raise
-                return [self.get(path)[start:stop] for start, stop in spans]
+                whole = bytes(obstore.get(self._store, path).bytes())
+                return [whole[start:stop] for start, stop in spans]
+
+        return self._asked("read", path, ask)
 
     def put(self, path: str, data: bytes) -> None:
         import obstore
 
-        with self._failures("write", path):
-            obstore.put(self._store, path, data)
+        self._asked("write", path, lambda: obstore.put(self._store, path, data))
 
     def create(self, path: str, data: bytes) -> bool:
         import obstore
         from obstore.exceptions import AlreadyExistsError
 
-        with self._failures("create", path):
-            for _ in range(8):
+        def ask() -> bool | None:
+            try:
+                obstore.put(self._store, path, data, mode="create")
+            except AlreadyExistsError:
+                # Ambiguous: also the answer to a repeated PUT of ours whose first answer was lost, and to a
+                # conflict (409) after which nothing is stored. What is there now decides.
                 try:
-                    obstore.put(self._store, path, data, mode="create")
-                except AlreadyExistsError:
-                    # Ambiguous: also the answer to a retry of a PUT of ours whose first answer was lost, and to a
-                    # conflict (409) after which nothing is stored. What is there now decides.
-                    with contextlib.suppress(MissingObject):
-                        return self.get(path) == data
-                else:
-                    return True
+                    return bytes(obstore.get(self._store, path).bytes()) == data
+                except FileNotFoundError:
+                    return None
+            return True
+
+        for _ in range(8):
+            if (ours := self._asked("create", path, ask)) is not None:
+                return ours
         raise StorageFailure(f"cannot create {self.url}/{path}", found="the store refuses it, yet holds no such object")
 
     def list(self, folder: str = "") -> Listing:
         import obstore
 
-        with self._failures("list", folder):
-            found = obstore.list_with_delimiter(self._store, folder or None)
+        found = self._asked("list", folder, lambda: obstore.list_with_delimiter(self._store, folder or None))
         return Listing(sorted(map(_remote_info, found["objects"])), sorted(found["common_prefixes"]))
 
     def walk(self, folder: str = "") -> Iterator[ObjectInfo]:
         import obstore
 
-        with self._failures("list", folder):
-            for page in obstore.list(self._store, folder or None):
-                yield from map(_remote_info, page)
+        pages, last = iter(obstore.list(self._store, folder or None)), None
+
+        def ask() -> Sequence[Any]:
+            nonlocal pages
+            try:
+                return next(pages, ())
+            except BaseException:
+                # it has ended with the error; a new one goes on behind what was listed
+                pages = iter(obstore.list(self._store, folder or None, offset=last))
+                raise
+
+        while page := self._asked("list", folder, ask):
+            last = page[-1]["path"]
+            yield from map(_remote_info, page)
 
     def delete(self, path: str) -> None:
         import obstore
 
-        with self._failures("delete", path), contextlib.suppress(FileNotFoundError):
-            obstore.delete(self._store, path)
+        with contextlib.suppress(MissingObject):
+            self._asked("delete", path, lambda: obstore.delete(self._store, path))
 
     def sweep(self, older_than_s: float) -> int:
         return 0  # a PUT is whole or nothing; unfinished uploads are the bucket's own affair
 
-    @contextlib.contextmanager
-    def _failures(self, verb: str, path: str) -> Iterator[None]:
-        from obstore.exceptions import BaseError
-
+    def _asked(self, verb: str, path: str, ask: Callable[[], T]) -> T:
+        """Return what the store answers in the end. Raises MissingObject, StorageFailure, StoreUnavailable."""
         try:
-            yield
+            return asked(verb, f"{self.url}/{path}".rstrip("/"), ask)
         except FileNotFoundError:
             raise MissingObject(f"{self.url}/{path} is not there", do=_ask_verify(self.url)) from None
-        except BaseError as error:
-            raise _storage_failure(verb, f"{self.url}/{path}", error) from error
 
 
 def open_objects(url: str) -> Objects:
@@ -342,11 +359,7 @@ REMEDIES: dict[Any, str] = {
     errno.EFBIG: "raise the limit on file sizes (ulimit -f), then run the same command again; what is committed stays",
     errno.EXDEV: "look at the link and at what is behind it, and delete it by hand",
 }
-ASK_THE_STORE = "check the address and the credentials in the environment, then run the same command again"
 
 
-def _storage_failure(verb: str, path: str, error: Exception) -> StorageFailure:
-    code = error.errno if isinstance(error, OSError) else None
-    do = REMEDIES.get(code) if isinstance(error, OSError) else ASK_THE_STORE
-    found = getattr(error, "strerror", None) or str(error).split("\n", 1)[0]  # a store's client adds pages of its own
-    return StorageFailure(f"cannot {verb} {path}", found=found, do=do)
+def _storage_failure(verb: str, path: str, error: OSError) -> StorageFailure:
+    return StorageFailure(f"cannot {verb} {path}", found=error.strerror or str(error), do=REMEDIES.get(error.errno))

@@ -24,6 +24,7 @@ EXIT_CODES = {
     "DivergedLoss": 2,
     "UnsupportedFormat": 2,
     "StorageFailure": 1,
+    "StoreUnavailable": 75,
     "RowsMissing": 3,
     "CorruptObject": 65,
     "MissingObject": 65,

@@ -1,0 +1,103 @@
+"""A real S3 server behind a proxy that loses its answers: every request is made until it is answered, or exit 75."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from storage.errors import MissingObject, StorageFailure, StoreUnavailable
+from storage.format import asking
+from storage.format.objects import RemoteObjects, Span
+from tests.faulty_store import FaultyStore, faulty_store
+
+FAULTS = ["drop", "lose", "reset", "cut", "500", "503", "429", "409"]
+
+
+@pytest.fixture
+def faulty(bucket: str, s3_server: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultyStore]:
+    monkeypatch.setattr("storage.format.objects.CLIENT_RETRIES", 0)  # ours alone must do
+    monkeypatch.setattr(asking, "FIRST_WAIT_S", 0.001)
+    with faulty_store(s3_server) as store:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", store.url)
+        yield store
+
+
+@pytest.fixture
+def store(faulty: FaultyStore, bucket: str) -> RemoteObjects:
+    found = RemoteObjects(bucket)
+    for name in "abc":
+        found.put(f"d/{name}", name.encode() * 50)
+    return found
+
+
+Request = Callable[[RemoteObjects], object]
+REQUESTS: dict[str, tuple[Request, object]] = {
+    "get": (lambda s: s.get("d/a"), b"a" * 50),
+    "get_ranges": (lambda s: s.get_ranges("d/a", [Span(1, 4), Span(40, 60)]), [b"aaa", b"a" * 10]),
+    "put": (lambda s: (s.put("new", b"1"), s.get("new"))[1], b"1"),
+    "create": (lambda s: (s.create("new", b"1"), s.get("new")), (True, b"1")),
+    "create what another has": (lambda s: (s.create("d/a", b"1"), s.get("d/a")), (False, b"a" * 50)),
+    "list": (lambda s: [info.path for info in s.list("d").objects], ["d/a", "d/b", "d/c"]),
+    "walk": (lambda s: [info.path for info in s.walk("d")], ["d/a", "d/b", "d/c"]),
+    "delete": (lambda s: (s.delete("d/a"), len(s.list("d").objects))[1], 2),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+@pytest.mark.parametrize("name", REQUESTS)
+def test_a_request_is_made_until_it_is_answered(
+    store: RemoteObjects, faulty: FaultyStore, name: str, fault: str
+) -> None:
+    request, expected = REQUESTS[name]
+    faulty.will(fault, times=3)
+    assert (request(store), faulty.times) == (expected, 0)
+
+
+@pytest.mark.slow
+def test_a_walk_goes_on_behind_the_pages_that_it_has_seen(store: RemoteObjects, faulty: FaultyStore) -> None:
+    names = sorted(f"many/{i:04d}" for i in range(1050))  # more than a store tells in one answer
+    for name in names:
+        store.put(name, b"")
+    faulty.will("cut", times=1, strikes=lambda method, path: "continuation-token" in path)
+    assert ([info.path for info in store.walk("many")], faulty.times) == (names, 0)
+    assert any("start-after" in path for _, path in faulty.asked)
+
+
+@pytest.mark.slow
+def test_a_store_that_never_answers_is_to_be_tried_again_and_names_what_was_asked(
+    store: RemoteObjects, faulty: FaultyStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(asking, "PATIENCE_S", 0.5)
+    for verb, request in {
+        "read": lambda: store.get("d/a"),
+        "write": lambda: store.put("d/a", b""),
+        "create": lambda: store.create("d/a", b""),
+        "list": lambda: store.list("d/a"),
+        "delete": lambda: store.delete("d/a"),
+    }.items():
+        faulty.will("503", times=10**6)
+        began_s = time.monotonic()
+        with pytest.raises(StoreUnavailable) as caught:
+            request()
+        assert time.monotonic() - began_s < 10
+        assert caught.value.exit_code == 75
+        assert caught.value.what == f"cannot {verb} {store.url}/d/a: the store has not answered for 0.5 s"
+        assert "503" in (caught.value.found or "")
+        assert "run the same command again" in (caught.value.do or "")
+
+
+@pytest.mark.parametrize("status", ["400", "403", "301"])
+def test_a_refusal_is_told_at_once(store: RemoteObjects, faulty: FaultyStore, status: str) -> None:
+    faulty.will(status, times=10**6)
+    with pytest.raises(StorageFailure) as caught:
+        store.put("d/a", b"")
+    assert (caught.value.exit_code, len(faulty.asked)) == (1, 1)
+
+
+def test_what_is_not_there_is_told_at_once(store: RemoteObjects, faulty: FaultyStore) -> None:
+    faulty.will("503", times=0)
+    with pytest.raises(MissingObject):
+        store.get("d/none")
+    assert len(faulty.asked) == 1

@@ -1,0 +1,75 @@
+"""A build into an object store that loses answers, and one into a store that stops to answer."""
+
+from __future__ import annotations
+
+import itertools
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from storage.cache import Cache
+from storage.cache.verify import verify
+from storage.format import asking
+from tests.conftest import Program
+from tests.faulty_store import FaultyStore, faulty_store
+from tests.teacher_cache.toys import contents, teacher_section, write_digits, write_job, write_teacher
+
+pytestmark = pytest.mark.slow
+
+SHARDS, ROWS_PER_SHARD = 6, 8
+
+
+@pytest.fixture
+def faulty(bucket: str, s3_server: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultyStore]:
+    monkeypatch.setattr(asking, "FIRST_WAIT_S", 0.001)
+    with faulty_store(s3_server) as store:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", store.url)
+        yield store
+
+
+@pytest.fixture
+def jobs(tmp_path: Path, bucket: str, faulty: FaultyStore) -> tuple[Path, Path]:
+    """Return a job whose cache is in the store, and the same one with a folder."""
+    write_teacher(tmp_path)
+    sections = (write_digits(tmp_path, SHARDS * ROWS_PER_SHARD, rows_per_shard=ROWS_PER_SHARD), teacher_section())
+    in_folder = shutil.copy(write_job(tmp_path, *sections), tmp_path / "folder.toml")
+    return write_job(tmp_path, *sections, cache=bucket), Path(in_folder)
+
+
+@pytest.mark.parametrize("fault", ["lose", "cut", "drop"])
+def test_a_build_whose_every_third_answer_is_lost_ends_in_the_same_cache(
+    jobs: tuple[Path, Path], bucket: str, faulty: FaultyStore, program: Program, fault: str
+) -> None:
+    count = itertools.count()
+    faulty.will(fault, times=10**6, strikes=lambda method, path: next(count) % 3 == 2)
+    for job in jobs:
+        ended = program("cache", "build", job)
+        assert (ended.code, "Traceback" in ended.err) == (0, False), ended.err
+    assert next(count) > 3 * 4 * SHARDS
+    assert contents(bucket) == contents(jobs[1].parent / "cache")
+    found = verify(Cache.open(bucket))
+    assert (found.bad, found.garbage) == ((), ())
+
+
+@pytest.mark.parametrize("verb", ["PUT", "GET"])
+def test_a_store_that_stops_to_answer_is_exit_75_and_the_same_command_resumes(
+    jobs: tuple[Path, Path],
+    bucket: str,
+    faulty: FaultyStore,
+    program: Program,
+    monkeypatch: pytest.MonkeyPatch,
+    verb: str,
+) -> None:
+    monkeypatch.setattr(asking, "PATIENCE_S", 0.5)
+    count = itertools.count()
+    faulty.will("503", times=10**6, strikes=lambda method, path: method == verb and next(count) > 12)
+    ended = program("cache", "build", jobs[0])
+    assert (ended.code, "Traceback" in ended.err) == (75, False), ended.err
+    assert f"{bucket}/" in ended.err
+    assert "run the same command again" in ended.err
+    faulty.times = 0
+    assert program("cache", "build", jobs[0]).code == 0
+    assert program("cache", "build", jobs[1]).code == 0
+    assert contents(bucket) == contents(jobs[1].parent / "cache")
