@@ -75,6 +75,12 @@ def is_name(text: str) -> bool:
 
 
 def _name(value: str) -> str:
+    if re.fullmatch(NAME, value) is None:
+        written = re.sub(r"[^A-Za-z0-9_.\-]+", "-", value).lstrip("._-")[:64]
+        raise ValueError(
+            f"{value!r} is no name; it is a folder too: letters, digits, dots, dashes and underscores, 64 at most, a "
+            "letter or a digit first" + (f"; write {written!r}" if written else "")
+        )
     if value.lower() in RESERVED:
         raise ValueError(f"a cache keeps the names {', '.join(sorted(RESERVED))} for itself")
     return value
@@ -89,7 +95,7 @@ Url = Annotated[str, Field(min_length=1), AfterValidator(_url)]
 Factory = Annotated[str, AfterValidator(_factory)]
 """`package.module:function`, or `path/to/file.py:function` with the path relative to the job file's folder."""
 
-Name = Annotated[str, Field(pattern=rf"^{NAME}$"), AfterValidator(_name)]
+Name = Annotated[str, AfterValidator(_name)]
 """A name that is also a folder: letters, digits, dots, dashes and underscores, 64 at most, and none of RESERVED."""
 
 

@@ -1,6 +1,7 @@
 """Job files: strict TOML in, one frozen and checked job out.
 
 reading.py          read a file, all mistakes told at once
+mistakes.py         each mistake once, in the words of whoever wrote the file
 cache_job.py        what a cache job may say
 student_job.py      what a student job may say
 cluster_options.py  what `[cluster]` may say in either

@@ -80,15 +80,14 @@ class Origin:
         """Return where what is at a path of the student was written.
 
         Args:
-            path: as pydantic gives it, with the loss's name after the position of a term.
+            path: within the student.
             unknown_key: whether the path's last key is the mistake, rather than its value.
         """
-        inside = path[:2] + path[3:] if path[:1] == ("objective",) else path
         for target, written in self.swept.items():
-            if inside[: len(target)] == target:
-                below = inside[len(target) :]
+            if path[: len(target)] == target:
+                below = path[len(target) :]
                 return _key_of(written) if unknown_key and not below else (*written, *below)
-            if inside == target[: len(inside)] and not _is_there(self.entry.base, inside):
+            if path == target[: len(path)] and not _is_there(self.entry.base, path):
                 return _key_of(written)  # of a table that only the sweep makes
         match path:
             case (str(key), *rest):

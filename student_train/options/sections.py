@@ -25,7 +25,10 @@ PEAK_LEARNING_RATE = {"sgd": 0.1, "adamw": 1e-3}  # where the job names none
 def _dataset_and_split(value: str) -> str:
     dataset, slash, split = value.partition("/")
     if not dataset or (slash and split not in ("train", "validation")):
-        raise ValueError('write "<dataset>", "<dataset>/train" or "<dataset>/validation"')
+        raise ValueError(
+            'write "<dataset>", "<dataset>/train" or "<dataset>/validation", the halves that `validation` of its '
+            f"section in the cache job makes; samples to test on are a [[dataset]] of their own (found {value!r})"
+        )
     return value
 
 

@@ -20,6 +20,7 @@ from storage.tasks.language_model import LanguageModel
 from storage.tokenizer import encoder, spelling
 
 TABLES = (".parquet", ".jsonl")
+IF_NOT = "tokens of a row, of a language model; for classes, name the column of them: `label`"
 SHARED = "answers begin in the middle of a token that their prompt shares, which is predicted as theirs"
 
 
@@ -41,7 +42,7 @@ class TextSource(TextFiles):
     task: Literal["language_model"] = LanguageModel.name
     column: str | None = None
     prompt: str | None = None
-    block: Annotated[int, Field(ge=2, le=2**20)]
+    block: Annotated[int, Field(ge=2, le=2**20, description=IF_NOT)]
     long_documents: Literal["refuse", "split"] = "refuse"
     pack: bool = True
 

@@ -44,12 +44,13 @@ def test_all_mistakes_are_told_at_once(tmp_path: Path) -> None:
         '[cluster]\nkind = "local"\nworkers = 0\n'
     )
     assert mistakes(tmp_path, text) == [
-        "cache: field required",
-        "dataset[0]: unknown kind 'digitz'; did you mean 'digits'?",
-        "dataset[1].digits.validation: input should be less than 1 (found 1.5)",
-        "dataset[1].digits.seeed: unknown key; did you mean `seed`?",
-        "teacher[0].batch_size: input should be a valid integer (found 'many')",
-        "cluster.workers: input should be greater than or equal to 1 (found 0)",
+        "cache: missing",
+        "dataset[0]: unknown kind 'digitz'; did you mean 'digits'? "
+        "there are digits, image_folder, parquet_images, arrays, factory, text, tokens",
+        "dataset[1].validation: expected less than 1 (found 1.5)",
+        "dataset[1].seeed: unknown key; did you mean `seed`?",
+        "teacher[0].batch_size: expected a whole number (found 'many')",
+        "cluster.workers: expected at least 1 (found 0)",
         "cahce: unknown key; did you mean `cache`?",
     ]
 
@@ -72,7 +73,7 @@ def test_all_mistakes_are_told_at_once(tmp_path: Path) -> None:
             "teacher t names unknown datasets x; there are d",
         ),
         ('[[teacher]]\nname = "ingest"\nfactory = "m:f"\n', "a cache keeps the names"),
-        ('[[teacher]]\nname = "../t"\nfactory = "m:f"\n', "teacher[0].name: string should match pattern"),
+        ('[[teacher]]\nname = "../t"\nfactory = "m:f"\n', "teacher[0].name: '../t' is no name"),
         ('[[teacher]]\nname = "t"\nfactory = "m:f"\nweights = 3\n', "teacher[0].weights: "),
         ('[[dataset]]\nname = "d"\nkind = "digits"\n', "two [[dataset]] are named d"),
         ('[[teacher]]\nname = "t"\nfactory = "m:f"\n' * 2, "two [[teacher]] are named t"),
@@ -89,24 +90,24 @@ def test_a_mistake_is_named_with_its_place_and_what_would_be_valid(tmp_path: Pat
     ("section", "mistake"),
     [
         ("[clutser]\n", "clutser: unknown key; did you mean `cluster`?"),
-        ('[[cluster]]\nkind = "local"\n', "cluster: write a table"),
+        ('[[cluster]]\nkind = "local"\n', "cluster: expected a table"),
         ('[cluster]\nkind = "slurmy"\n', "'local', 'address' or 'inline' (found 'slurmy')"),
         ("[cluster]\nkind = 3\n", "'local', 'address' or 'inline' (found 3)"),
         ('[cluster]\nkind = "local"\nworker = 2\n', "cluster.worker: unknown key; did you mean `workers`?"),
-        ('[cluster]\nkind = "local"\nworkers = 0\n', "greater than or equal to 1 (found 0)"),
-        ('[cluster]\nkind = "local"\nworkers = -1\n', "greater than or equal to 1 (found -1)"),
+        ('[cluster]\nkind = "local"\nworkers = 0\n', "at least 1 (found 0)"),
+        ('[cluster]\nkind = "local"\nworkers = -1\n', "at least 1 (found -1)"),
         (
             '[cluster]\nkind = "local"\nworkers = "all"\n',
-            "cluster.workers: input should be a valid integer (found 'all')",
+            "cluster.workers: expected a whole number (found 'all')",
         ),
-        ('[cluster]\nkind = "local"\nthreads = 1.5\n', "cluster.threads: input should be a valid integer"),
+        ('[cluster]\nkind = "local"\nthreads = 1.5\n', "cluster.threads: expected a whole number"),
         ('[cluster]\nkind = "local"\naddress = "tcp://h:1"\n', '`address` goes with kind = "address"'),
         ('[cluster]\nkind = "address"\n', '`address` goes with kind = "address"'),
         ('[cluster]\nkind = "address"\naddress = "tcp://h:1"\nworkers = 2\n', '`workers` goes with kind = "local"'),
         ("[cluster]\nworkers = 2\n", '`workers` goes with kind = "local"'),
         (
             '[cluster]\nkind = "address"\naddress = 8786\n',
-            "cluster.address: input should be a valid string (found 8786)",
+            'cluster.address: expected text, "…" (found 8786)',
         ),
         ('[cluster]\nkind = "local"\ndevices = [0, 1]\n', "cluster.devices: unknown key"),
     ],
@@ -134,8 +135,8 @@ def test_a_whole_number_is_no_text_and_a_text_no_number(tmp_path: Path) -> None:
     found = mistakes(tmp_path, text)
     assert [line.split(":")[0] for line in found] == [
         "cache",
-        "dataset[0].digits.seed",
-        "dataset[0].digits.rows_per_shard",
+        "dataset[0].seed",
+        "dataset[0].rows_per_shard",
     ]
 
 
@@ -188,7 +189,7 @@ def test_a_student_job_is_as_strict(tmp_path: Path, change: str, mistake: str) -
 def test_a_typo_in_an_objective_is_answered_with_the_nearest_key(tmp_path: Path) -> None:
     text = STUDENT.replace('{ loss = "labels" }', '{ loss = "kd", teacher = "t", temprature = 2.0 }')
     assert mistakes(tmp_path, text, StudentJob) == [
-        "student[0].objective[0].kd.temprature: unknown key; did you mean `temperature`?"
+        "student[0].objective[0].temprature: unknown key; did you mean `temperature`?"
     ]
 
 
@@ -202,7 +203,7 @@ def test_a_file_that_is_no_toml_is_refused(tmp_path: Path, content: bytes) -> No
 
 @pytest.mark.parametrize("kind", [CacheJob, StudentJob])
 def test_an_empty_file_lacks_every_required_key(tmp_path: Path, kind: type[CacheJob | StudentJob]) -> None:
-    assert all(line.endswith("field required") for line in mistakes(tmp_path, "", kind))
+    assert all(line.endswith("missing") for line in mistakes(tmp_path, "", kind))
 
 
 def test_a_student_job_given_to_the_cache_program_is_refused(tmp_path: Path) -> None:
@@ -247,3 +248,55 @@ def test_a_misspelt_key_of_a_text_with_labels_is_told_with_those_there_are(
     (unknown,) = [mistake for mistake in mistakes(tmp_path, text) if "unknown key" in mistake]
     assert hint in unknown
     assert not unknown.endswith("there are ")
+
+
+@pytest.mark.parametrize(
+    ("line", "mistake"),
+    [
+        ("size = 0", "dataset[0].size: expected at least 1 (found 0)"),
+        ('size = "big"', "dataset[0].size: expected a whole number, or a list, [ … ] (found 'big')"),
+        ("size = [32]", "dataset[0].size: expected at least 2 of them (found [32])"),
+        ("size = [32, 0]", "dataset[0].size[1]: expected at least 1 (found 0)"),
+        ("size = true", "dataset[0].size: expected a whole number, or a list, [ … ] (found true)"),
+    ],
+)
+def test_a_value_of_several_types_has_one_mistake_of_the_type_that_was_meant(
+    tmp_path: Path, line: str, mistake: str
+) -> None:
+    text = 'cache = "c"\n[[dataset]]\nname = "d"\nkind = "image_folder"\npath = "photos"\n'
+    assert mistakes(tmp_path, text + line) == [mistake]
+
+
+def test_a_name_that_is_none_is_answered_with_one(tmp_path: Path) -> None:
+    (mistake,) = mistakes(tmp_path, CACHE.replace('"d"', '"my data"'))
+    assert mistake.startswith("dataset[0].name: 'my data' is no name; ")
+    assert mistake.endswith("write 'my-data'")
+
+
+def test_an_abbreviation_is_answered_with_the_key(tmp_path: Path) -> None:
+    assert mistakes(tmp_path, STUDENT + "lr = 0.1\nwd = 0.1\n", StudentJob) == [
+        "student[0].lr: unknown key; did you mean `learning_rate`?",
+        "student[0].wd: unknown key; did you mean `weight_decay`?",
+    ]
+
+
+def test_a_kind_that_is_missing_or_unknown_is_answered_with_all_there_are(tmp_path: Path) -> None:
+    there = "digits, image_folder, parquet_images, arrays, factory, text, tokens"
+    assert mistakes(tmp_path, CACHE.replace('kind = "digits"\n', "")) == [
+        f"dataset[0]: `kind` is missing; there are {there}"
+    ]
+    assert mistakes(tmp_path, CACHE.replace('"digits"', '"folder"')) == [
+        f"dataset[0]: unknown kind 'folder'; did you mean 'image_folder'? there are {there}"
+    ]
+
+
+def test_text_without_a_label_is_told_how_it_gets_classes(tmp_path: Path) -> None:
+    text = 'cache = "c"\n[[dataset]]\nname = "d"\nkind = "text"\npath = "x.csv"\n'
+    (mistake,) = mistakes(tmp_path, text)
+    assert mistake.endswith("for classes, name the column of them: `label`")
+
+
+def test_a_split_that_is_none_is_told_what_makes_one(tmp_path: Path) -> None:
+    (mistake,) = mistakes(tmp_path, STUDENT.replace('"d/train"', '"photos/test"'), StudentJob)
+    assert mistake.startswith("train: write ")
+    assert mistake.endswith("samples to test on are a [[dataset]] of their own (found 'photos/test')")

@@ -175,12 +175,12 @@ def test_texts_that_imitate_a_key_are_refused_when_two_names_become_one(path: Pa
         ("seed = 3", "student[0].sweep.seed: write a list of values (found 3)"),
         ("seed = []", "student[0].sweep.seed: an empty list; give it values, or leave it out"),
         ("learning_rate = [1, 2, 1.0]", "student[0].sweep.learning_rate: 1.0 repeats 1"),
-        ('seed = [0, "one"]', "student[0].sweep.seed[1]: input should be a valid integer (found 'one')"),
+        ('seed = [0, "one"]', "student[0].sweep.seed[1]: expected a whole number (found 'one')"),
         (
             "objective.kd.temperature = [4, -1]",
-            "student[0].sweep.objective.kd.temperature[1]: input should be greater than 0 (found -1)",
+            "student[0].sweep.objective.kd.temperature[1]: expected more than 0 (found -1)",
         ),
-        ("mean = [[0.5], []]", "student[0].sweep.mean[1]: tuple should have at least 1 item"),
+        ("mean = [[0.5], []]", "student[0].sweep.mean[1]: expected at least 1 of them"),
         ('name = ["a", "b"]', "student[0].sweep.name: names are made from what varies; leave it out"),
         (
             "objective.kdd.weight = [1]",
@@ -191,7 +191,7 @@ def test_texts_that_imitate_a_key_are_refused_when_two_names_become_one(path: Pa
             "student[0].sweep.objective.2.weight: student[0].objective has no item 2; it has 2",
         ),
         ("seed.x = [1]", "student[0].sweep.seed.x: `seed` is 4 in student[0], and has no keys"),
-        ("epochs.x = [1]", "student[0].sweep.epochs.x: input should be a valid integer"),
+        ("epochs.x = [1]", "student[0].sweep.epochs.x: expected a whole number"),
         (
             '"objective.kd.weight" = [1]\n"objective.1.weight" = [1]',
             "student[0].sweep.objective.1.weight: `objective.kd.weight` varies it already",
@@ -203,7 +203,7 @@ def test_texts_that_imitate_a_key_are_refused_when_two_names_become_one(path: Pa
         ),
         (
             '"seed, epochs" = [[1, 2], [3, 0]]',
-            'student[0].sweep."seed, epochs"[1][1]: input should be greater than or equal to 1 (found 0)',
+            'student[0].sweep."seed, epochs"[1][1]: expected at least 1 (found 0)',
         ),
         (
             '"seed, epohcs" = [[1, 2], [3, 4]]',
@@ -224,9 +224,9 @@ def test_all_mistakes_of_sweeps_and_students_are_told_at_once(path: Path) -> Non
     )
     assert mistakes(path, text) == [
         "student[0].sweep.seed: an empty list; give it values, or leave it out",
-        "student[0].epochs: input should be greater than or equal to 1 (found 0)",
+        "student[0].epochs: expected at least 1 (found 0)",
         "student[0].sweep.lerning_rate: unknown key; did you mean `learning_rate`?",
-        "student[0].sweep.batch_size[1]: input should be greater than or equal to 1 (found 0)",
+        "student[0].sweep.batch_size[1]: expected at least 1 (found 0)",
         "student[1].sweep.nam: unknown key; did you mean `name`?",
     ]
 
@@ -242,8 +242,9 @@ def test_a_mistake_outside_the_sweep_is_told_once(path: Path, seeds: str) -> Non
     text = STUDENT.replace('"s"', '"no name"').replace('teacher = "t"', 'taecher = "t"')
     text = f"[defaults]\nmomentm = 1\n{text}[student.sweep]\nseed = {seeds}\n"
     assert mistakes(path, text) == [
-        "student[0].name: string should match pattern '^[A-Za-z0-9][A-Za-z0-9_.\\-]{0,63}$' (found 'no name')",
-        "student[0].objective[1].kd.taecher: unknown key; did you mean `teacher`?",
+        "student[0].name: 'no name' is no name; it is a folder too: letters, digits, dots, dashes and underscores, "
+        "64 at most, a letter or a digit first; write 'no-name'",
+        "student[0].objective[1].taecher: unknown key; did you mean `teacher`?",
         "defaults.momentm: unknown key; did you mean `momentum`?",
     ]
 
@@ -251,14 +252,14 @@ def test_a_mistake_outside_the_sweep_is_told_once(path: Path, seeds: str) -> Non
 def test_a_term_without_a_loss_is_told_once_whatever_varies_in_it(path: Path) -> None:
     text = STUDENT.replace('loss = "kd", ', "") + '[student.sweep]\n"objective.1.weight" = [1, 2, 3]\n'
     (mistake,) = mistakes(path, text)
-    assert mistake.startswith("student[0].objective[1]: unable to extract tag using discriminator 'loss'")
+    assert mistake.startswith("student[0].objective[1]: `loss` is missing; there are labels, kd")
 
 
 def test_a_mistake_in_the_sweep_of_the_defaults_is_told_there_and_once(path: Path) -> None:
     text = f"[defaults.sweep]\nsede = [1, 2]\nepochs = 3\nbatch_size = [0]\n{STUDENT}{OTHER}"
     assert mistakes(path, text) == [
         "defaults.sweep.epochs: write a list of values (found 3)",
-        "defaults.sweep.batch_size[0]: input should be greater than or equal to 1 (found 0)",
+        "defaults.sweep.batch_size[0]: expected at least 1 (found 0)",
         "defaults.sweep.sede: unknown key; did you mean `seed`?",
     ]
 
@@ -284,7 +285,7 @@ def test_terms_of_an_objective_that_is_not_there_cannot_vary(path: Path) -> None
     text = '[[student]]\nname = "s"\narchitecture = "mlp"\n[student.sweep]\nobjective.kd.weight = [1]\n'
     assert mistakes(path, text) == [
         "student[0].sweep.objective.kd.weight: student[0] has no objective whose terms could vary",
-        "student[0].objective: field required",
+        "student[0].objective: missing",
     ]
 
 
