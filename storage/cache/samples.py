@@ -10,6 +10,7 @@ from storage.cache.catalogue import Catalogue
 from storage.errors import IncompleteCache, TryAgain
 from storage.format.shards import stage_folder
 from storage.format.stages import Stage
+from storage.tasks.base import LABELLED
 from storage.views import PLAIN
 
 TEACHER_COLUMNS = ("top", "top_probability", "entropy", "label_log_probability")
@@ -29,6 +30,7 @@ class Samples:
             dataset: its name.
             teachers: whose per-sample columns to add, `<teacher>_top`, `_top_probability`, `_entropy` (nats) and
                 `_label_log_probability` (of the row's own label); null where the teacher's shard is not committed.
+                Of tokens they are means over the labelled positions, of which there are `_labelled`, if that was kept.
                 They are of the plain inputs if the teacher was asked about them, else of view-000.
 
         Returns:
@@ -42,10 +44,11 @@ class Samples:
         """
         samples = self._whole(dataset, None).filter(pl.col("error").is_null()).drop("error")
         for teacher in teachers:
-            columns = {name: f"{teacher}_{name}" for name in TEACHER_COLUMNS}
             # of a teacher that has answered nothing `_whole` says so
             view = next(iter(self.catalogue.view_names(dataset, teacher)), PLAIN)
-            table = self._whole(dataset, teacher, view).select("row", *columns).rename(columns)
+            table = self._whole(dataset, teacher, view)
+            columns = {name: f"{teacher}_{name}" for name in (*TEACHER_COLUMNS, LABELLED) if name in table.columns}
+            table = table.select("row", *columns).rename(columns)
             # left: rows whose shard it has not answered stay
             samples = samples.join(table, on="row", how="left", maintain_order="left")
         return samples

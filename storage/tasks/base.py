@@ -19,7 +19,7 @@ if TYPE_CHECKING:  # `cache status` asks how many sites a row has, and should no
     from storage.format.specs import DatasetSpec
 
 NO_LABEL = -1  # of a site without one
-
+LABELLED = "labelled"  # column of a teacher's commit: sites of a row that have a label, where a row has many sites
 
 MOST_COUNTED = 1000  # classes, whose labels a commit counts one by one
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 import numpy as np
 import pyarrow as pa
 
-from storage.tasks.base import NO_LABEL, Answered, Task
+from storage.tasks.base import LABELLED, NO_LABEL, Answered, Task
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from storage.format.specs import DatasetSpec
 
 
+MOST_NATS = 700.0  # whose power is still a float
 CLEARLY_BELOW = 0.9  # of the nats of a uniform guess, above which a teacher hardly knows the language
 
 
@@ -55,10 +56,16 @@ class LanguageModel(Task):
     def row_columns(self, sites: dict[str, Tensor], labels: Tensor) -> dict[str, Tensor]:
         known = labels >= 0
         # Means over the positions that have a label, where 0 / 0 is NaN; a block has no class of its own.
-        means = {name: (value * known).sum(1) / known.sum(1) for name, value in sites.items() if name != "top"}
-        return {"top": labels.new_full((len(labels),), NO_LABEL), **means}
+        means = {
+            name: value.masked_fill(~known, 0.0).sum(1) / known.sum(1) for name, value in sites.items() if name != "top"
+        }
+        # so that means over many blocks are of their positions, however many each has
+        return {"top": labels.new_full((len(labels),), NO_LABEL), **means, LABELLED: known.sum(1)}
 
     def standing(self, answered: Answered, num_classes: int, labels: Sequence[int]) -> tuple[str, bool]:
         nats = answered.nats / answered.labelled
-        text = f"perplexity {math.exp(nats):,.4g} of {answered.labelled:,} tokens; chance {num_classes:,}"
+        # a label that can never be is worth more nats than a float has room for
+        text = (
+            f"perplexity {math.exp(min(nats, MOST_NATS)):,.4g} of {answered.labelled:,} tokens; chance {num_classes:,}"
+        )
         return text, nats > CLEARLY_BELOW * math.log(num_classes)

@@ -20,12 +20,13 @@ from storage.encodings import Capability, DenseEncoding, Encoded
 from storage.errors import StaleCache
 from storage.targets.soft import SparseTargets
 from storage.tasks import task_of
+from storage.tasks.base import LABELLED
 from storage.views import PLAIN
 from student_train.feed.batches import Needs, SoftNeed
 from student_train.feed.selection import Selection, select_rows
 from student_train.feed.shard_source import LABELS, Arrays, ShardSource
 from student_train.feed.windows import load_shard
-from student_train.report.measures import accuracy_of, calibration_of, cross_entropy_of
+from student_train.report.measures import accuracy_of, calibration_of
 from student_train.students.parts import part_size
 from student_train.tasks import TASKS, StudentTask, Way
 
@@ -150,23 +151,38 @@ def _figures(cache: Cache, samples: Samples, rows: str, teacher: str) -> Teacher
     dataset, _, split = rows.partition("/")
     columns = {f"teacher_{name}": f"{teacher}_{name}" for name in TEACHER_COLUMNS}
     of_split = pl.col("split") == split if split else pl.lit(value=True)
-    table = samples.of(dataset, [teacher]).filter(of_split).select("label", **columns)
-    confidence, decoded = table["teacher_top_probability"], _decoded(cache, samples, rows, teacher)
+    found = samples.of(dataset, [teacher]).filter(of_split)
+    counted = f"{teacher}_{LABELLED}"  # not there where a row is its only site
+    sites_N = found[counted] if counted in found.columns else pl.repeat(1, len(found), eager=True)
+    table, decoded = found.select("label", **columns), _decoded(cache, samples, rows, teacher)
     table = _task_of(samples, dataset).told_of_rows(table)
     accuracy = accuracy_of(table, "teacher_")
     if accuracy is None and decoded is not None:
         accuracy = decoded.accuracy
-    calibration = calibration_of(table, "teacher_")
+    calibration, label_log_p = calibration_of(table, "teacher_"), _mean(table["teacher_label_log_probability"], sites_N)
     return TeacherFigures(
         rows,
         len(table),
         accuracy,
         None if calibration is None else calibration.error,
-        cross_entropy_of(table, "teacher_"),
-        table["teacher_entropy"].mean(),  # type: ignore[arg-type]
-        confidence.mean(),  # type: ignore[arg-type]
+        None if label_log_p is None else -label_log_p,
+        _mean(table["teacher_entropy"], sites_N),
+        _mean(table["teacher_top_probability"], sites_N),
         decoded,
     )
+
+
+def _mean(values_N: pl.Series, sites_N: pl.Series) -> float | None:
+    """Return the mean over all sites of what are means over each row's; None where there are none.
+
+    Args:
+        values_N: of each row; null: none.
+        sites_N: of how many sites; null, as an older version leaves it: of as many as other rows.
+    """
+    known = pl.DataFrame({"value": values_N.cast(pl.Float64), "sites": sites_N.cast(pl.Float64)})
+    known = known.with_columns(pl.col("sites").fill_null(pl.col("sites").mean()).fill_null(1.0)).drop_nulls()
+    total = float(known["sites"].sum())
+    return float((known["value"] * known["sites"]).sum()) / total if total else None
 
 
 def _decoded(cache: Cache, samples: Samples, rows: str, teacher: str) -> Decoded | None:

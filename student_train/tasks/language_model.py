@@ -46,7 +46,10 @@ class LanguageModel(StudentTask):
         in_order=True,
         accuracy=" Over tokens accuracy is that of the next token, and a row is a block.",
         teacher=" on the positions below",
-        answers=", means over blocks; accuracy is that of the decoded positions",
+        answers=(
+            ", means over positions (over blocks, where old shards do not count them);"
+            " accuracy is that of the decoded positions"
+        ),
         chosen=", one of each block and of each token",
     )
     site_schema: ClassVar[dict[str, type[pl.DataType]]] = {"at": pl.Int64, "token": pl.Int64}

@@ -173,7 +173,7 @@ def _answers(
         stored = encoded[f"feature/{name}"] = spec.features[name].encode(values)
         finite[f"feature/{name}"] = finite_rows(values)
         in_range[f"feature/{name}"] = finite_rows(stored, bf16=spec.features[name].dtype == "bf16")
-    sites = _sites(logits, labels)
+    sites = _sites(logits[..., : spec.num_classes], labels)  # what pads a vocabulary is no class
     return ShardAnswers(task.row_columns(sites, labels), encoded, finite, in_range, _answered(sites, labels))
 
 
@@ -186,15 +186,24 @@ def _answered(sites: dict[str, Tensor], labels: Tensor) -> dict[str, Tensor]:
 
 
 def _sites(logits: Tensor, labels: Tensor) -> dict[str, Tensor]:
-    """Return top class, its probability, entropy (nats) and log-probability of the label, (B, *sites) each."""
+    """Return top class, its probability, entropy (nats) and log-probability of the label, (B, *sites) each.
+
+    Args:
+        logits: (B, *sites, C); −inf where a class can never be.
+        labels: (B, *sites).
+    """
+    import torch
+
+    from storage.targets.soft import NEVER
+
     log_total = logits.logsumexp(-1)
     top = logits.max(dim=-1)
     log_p = logits - log_total[..., None]
     return {
         "top": top.indices,
         "top_probability": (top.values - log_total).exp(),
-        "entropy": -(log_p.exp() * log_p.clamp(min=-1e4)).sum(-1),  # padding of a vocabulary may be −inf
-        "label_log_probability": log_p.gather(-1, labels.clamp(min=0)[..., None])[..., 0],
+        "entropy": -(log_p.exp() * log_p.masked_fill(log_p == -torch.inf, 0.0)).sum(-1),  # 0 · log 0 is 0
+        "label_log_probability": log_p.gather(-1, labels.clamp(min=0)[..., None])[..., 0].clamp(min=NEVER),
     }
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -190,6 +191,17 @@ def test_a_student_of_another_tokenizer_is_refused_as_a_teacher(folder: Path) ->
 def test_a_padded_vocabulary_and_an_object_with_logits_are_taken(tmp_path: Path, padding: int, fault: str) -> None:
     cache = counting_cache(tmp_path, counting_teacher(padding=padding, fault=fault))
     assert cache.read_targets("counting", "right", 0)["logits"].shape == (6, 12, 10)
+
+
+@pytest.mark.parametrize("fault", ["", "padding at -inf"])
+def test_per_sample_statistics_of_a_padded_vocabulary_are_over_its_classes(tmp_path: Path, fault: str) -> None:
+    cache = counting_cache(tmp_path, counting_teacher(padding=6, scale=2.0, fault=fault))
+    (table,) = cache.samples().of("counting", ["right"]).select("^right_.*$").unique().head(1).rows(named=True)
+    total = math.log(math.exp(2.0) + 9)  # over the ten classes; the next one is at 2, the others and the padding at 0
+    sure = math.exp(2.0 - total)
+    assert table["right_label_log_probability"] == pytest.approx(2.0 - total)
+    assert table["right_top_probability"] == pytest.approx(sure)
+    assert table["right_entropy"] == pytest.approx(total - 2.0 * sure)
 
 
 @pytest.mark.parametrize(

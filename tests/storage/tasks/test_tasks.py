@@ -133,6 +133,13 @@ def test_columns_of_a_block_are_means_over_its_labelled_positions() -> None:
     columns = TASKS["language_model"].row_columns(sites, labels)
     assert columns["top"].tolist() == [NO_LABEL, NO_LABEL]
     assert columns["entropy"].tolist() == pytest.approx([2.0, float("nan")], nan_ok=True)
+    assert columns["labelled"].tolist() == [2, 0]
+
+
+def test_a_position_without_a_label_counts_nothing_even_where_the_class_in_its_place_can_never_be() -> None:
+    sites = {"top": torch.tensor([[1, 1]]), "label_log_probability": torch.tensor([[-1.0, -torch.inf]])}
+    columns = TASKS["language_model"].row_columns(sites, torch.tensor([[0, NO_LABEL]]))
+    assert columns["label_log_probability"].tolist() == [-1.0]
 
 
 def test_a_row_without_a_label_has_no_probability_of_it() -> None:
