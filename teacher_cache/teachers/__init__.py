@@ -8,6 +8,7 @@ classes.py    its scores against a dataset's classes, by name
 weights.py    files of weights: digests and tensors
 model.py      a loaded teacher: what it is fed, which layers are tapped
 loaded.py     which weights it has once it is loaded
+steady.py     whether it has one answer for each row
 loading.py    load one; on a worker, once for all its shards
 
 To add a kind of teacher: copy `factory.py`; a line in `kinds.py`; and its keys among those of `TeacherOptions`

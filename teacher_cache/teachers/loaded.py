@@ -7,7 +7,7 @@ else on another worker or another day, and no file that is known here changes.
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -30,8 +30,16 @@ def weights_digest(model: nn.Module) -> str:
     """
     import torch
 
+    return tensors_digest(
+        {name: value for name, value in model.state_dict().items() if isinstance(value, torch.Tensor)}
+    )
+
+
+def tensors_digest(tensors: Mapping[str, Tensor]) -> str:
+    """Return the digest over names, types, shapes and bytes of tensors. Raises BadTeacher: one holds no values."""
+    import torch
+
     hasher = xxhash.xxh3_128()
-    tensors: dict[str, Tensor] = {n: t for n, t in model.state_dict().items() if isinstance(t, torch.Tensor)}
     for name in sorted(tensors):
         try:
             tensor = tensors[name].detach()

@@ -18,6 +18,7 @@ from teacher_cache.teachers.classes import order_of
 from teacher_cache.teachers.kinds import KINDS
 from teacher_cache.teachers.loaded import weights_digest
 from teacher_cache.teachers.options import TeacherOptions
+from teacher_cache.teachers.steady import check_steady
 
 if TYPE_CHECKING:
     import torch
@@ -34,6 +35,7 @@ class Teacher:
         self.weights = weights_digest(model)
         self._class_names = KINDS[options.kind].classes(options)
         self._captured: dict[str, Tensor] = {}
+        self._steady: set[str] = set()  # datasets at whose first batch it had one answer for each row
         modules = dict(model.named_modules())
         for name, feature in options.features.items():
             if feature.layer not in modules:
@@ -59,8 +61,17 @@ class Teacher:
             dataset: of the rows: what they are made of, and what is asked of them.
 
         Raises:
-            BadTeacher: the model failed on it, its output has another shape, or a feature is not one tensor (B, …).
+            BadTeacher: the model failed on it, its output has another shape, or a feature is not one tensor (B, …);
+                or, seen at the first batch of a dataset, it has no one answer for each row.
         """
+        answer = self._answer(shown_B, dataset)
+        if dataset.name not in self._steady:
+            check_steady(self.model, lambda rows_B: self._answer(rows_B, dataset)[0], shown_B, self._options.name)
+            self._steady.add(dataset.name)
+        return answer
+
+    def _answer(self, shown_B: Tensor, dataset: DatasetSpec) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return logits and features of a batch."""
         self._captured = {}  # a layer that is not called this time must not answer with the last batch
         inputs_B, output = self._forward(shown_B, dataset)
         logits_BC = self._logits(output, inputs_B, dataset)
