@@ -1,10 +1,12 @@
-"""Damage to what is stored, as a disk may do it: one byte of one member of a shard's Zarr group."""
+"""Damage to what is stored: as a disk may do it, bits; and as somebody may who writes a whole file."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from storage.cache import Cache
+from storage.format.sealed import read_json, seal_json
 from storage.format.shards import ShardKey
 
 
@@ -19,3 +21,15 @@ def flip(cache: Cache, key: ShardKey, member: str = "", at: int = 0) -> Path:
     data[chosen.begin + at] ^= 4
     path.write_bytes(data)
     return path
+
+
+def edit_json(path: Path, **changes: Any) -> None:
+    """Write a sealed JSON file anew with some values changed, as whole as before."""
+    path.write_bytes(seal_json(read_json(path) | changes))
+
+
+def flipped(data: bytes, bit: int) -> bytes:
+    """Return bytes with one bit flipped."""
+    changed = bytearray(data)
+    changed[bit // 8] ^= 1 << bit % 8
+    return bytes(changed)

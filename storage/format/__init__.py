@@ -3,7 +3,7 @@
 objects.py   named byte strings, written whole, in a folder or an object store
 asking.py    ask an object store until it answers
 filesystems.py  what a disk may lack, and what is done then
-sealed.py    Parquet files that carry a digest of all their own bytes
+sealed.py    files that carry a digest of all their own bytes, Parquet and JSON
 specs.py     promises: cache.json, dataset.json, teacher.json, views.json
 rows.py      the frozen plan: which sample is which row, and where shards end
 arrays.py    the arrays of a shard as bytes, and back

@@ -14,8 +14,9 @@ from pydantic import TypeAdapter, ValidationError
 from storage.errors import StillroomError
 from student_train.options.terms import ObjectiveTerm
 from student_train.run_files.comparison import COMPARISON, compare_run, list_runs, rank
-from student_train.run_files.history import METRICS_FILE
-from student_train.run_files.records import CHECKPOINT_FILE, JOB_FILE, RunRecord, read_record
+from student_train.run_files.history import METRICS_FILE, read_metrics
+from student_train.run_files.position import read_position
+from student_train.run_files.records import RunRecord, read_job, read_record
 
 TERM: TypeAdapter[ObjectiveTerm] = TypeAdapter(ObjectiveTerm)
 # what its name says, or a place of its own in the text
@@ -124,15 +125,16 @@ def read_run(folder: Path) -> ShownRun:
         figures |= {"status": "unreadable", "error": str(error)}
     history = pl.DataFrame()
     try:
-        if (folder / METRICS_FILE).exists():
-            history = _history(folder / METRICS_FILE)
-    except Exception as error:  # whatever a file that only looks like Parquet leads to
+        history = _history(folder)
+    except StillroomError as error:
+        faults.append(error)
+    except Exception as error:  # a table of other columns
         faults.append(f"{folder / METRICS_FILE} cannot be read: {str(error)[:200]}")
     job = None
     try:
-        job = (folder / JOB_FILE).read_text() if (folder / JOB_FILE).exists() else None
-    except (OSError, UnicodeDecodeError) as error:
-        faults.append(f"{folder / JOB_FILE} cannot be read: {error}")
+        job = read_job(folder, record)
+    except StillroomError as error:
+        faults.append(error)
     return ShownRun(folder, figures, record, identity, history, job, tuple(faults))
 
 
@@ -170,18 +172,17 @@ def _text(value: Any) -> str:
 def _identity(folder: Path, record: RunRecord | None) -> dict[str, Any]:
     if record is not None:
         return record.identity
-    try:
-        identity = json.loads((folder / CHECKPOINT_FILE).read_bytes())["identity"]
-    except (OSError, ValueError, KeyError, TypeError):
-        return {}  # `compare_run` has said so
-    return identity if isinstance(identity, dict) else {}
+    where = read_position(folder)
+    return {} if where is None else where.identity
 
 
-def _history(path: Path) -> pl.DataFrame:
+def _history(folder: Path) -> pl.DataFrame:
     """Return one row per epoch, with every column that the page draws."""
+    metrics = read_metrics(folder)
+    if metrics is None:
+        return pl.DataFrame()
     wanted = {
         "epoch": pl.Int64,
         **dict.fromkeys(("accuracy", "agreement", "cross_entropy", "train_loss", "learning_rate"), pl.Float64),
     }
-    # no pattern: a path may hold brackets
-    return pl.read_parquet(path, glob=False).select(*wanted).cast(wanted)  # type: ignore[arg-type]
+    return metrics.select(*wanted).cast(wanted)  # type: ignore[arg-type]

@@ -7,10 +7,14 @@
   steps/00001.parquet        history.py                  running/run.py           running/tracking/
   predictions.parquet        predictions.py              running/measuring/predictions.py   report
   checkpoint.json, .safetensors
-                             checkpoint.py               running/run.py           running/run.py, preparing
+                             position.py, checkpoint.py  running/run.py           running/run.py, preparing,
+                                                                                  comparison.py, report
   job.toml                   (options/job_text.py)       running/run.py           whoever repeats the run
   student.json, .safetensors
                              (students/files.py)         running/run.py           teacher_cache, its users
+
+Each carries a digest of itself, or another file has it; it is checked on every read. Format 1 had none, and is still
+read.
 
 A folder with a `run.json` is of a settled run: finished, stopped or failed. One with a checkpoint alone is of a run
 that goes on. comparison.py has many runs side by side.

@@ -16,61 +16,23 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import safetensors.torch
 import torch
-from pydantic import ConfigDict, ValidationError
 from torch import Tensor
 
 from storage.digests import differences, digest
-from storage.errors import CorruptObject, StaleCache, UnsupportedFormat
+from storage.errors import CorruptObject, StaleCache
 from storage.format.objects import LocalObjects
-from storage.options import Options
-from student_train.run_files.records import CHECKPOINT_FILE, EpochMetrics
+from storage.format.sealed import seal_json
+from student_train.run_files.position import CheckpointFile, Position, read_position
+from student_train.run_files.records import CHECKPOINT_FILE
 
 Tensors = dict[str, Tensor]  # by name
 
-FORMAT_VERSION = 1
 NEXT_FILE = "checkpoint.next.json"
 WEIGHTS_PATTERN = "checkpoint-*.safetensors"
-
-
-class Position(Options):
-    """Where a run is: the next step, and what the epochs so far gave.
-
-    Attributes:
-        epoch, step: the next step to take is number `step` of epoch `epoch`, both from 0; `step` may be the number of
-            an epoch's steps, when its evaluation is still to come.
-        history: one entry per whole epoch.
-        best_epoch, best_score: of the best epoch so far, where the job has patience.
-        stacked: whether it steps in a stack: it goes on as it was, for rounding differs.
-        stack: names of the students whose checkpoints are committed together with this one, itself among them.
-        seconds: of the run so far.
-        epoch_seconds: of this epoch's training so far.
-    """
-
-    model_config = ConfigDict(ser_json_inf_nan="constants")  # a loss may be NaN, which JSON has no word for
-
-    epoch: int = 0
-    step: int = 0
-    history: tuple[EpochMetrics, ...] = ()
-    best_epoch: int | None = None
-    best_score: float | None = None
-    stacked: bool = False
-    stack: tuple[str, ...] = ()
-    seconds: float = 0.0
-    epoch_seconds: float = 0.0
-
-
-class CheckpointFile(Position):
-    """The content of `checkpoint.json`."""
-
-    format_version: Literal[1] = 1
-    weights_file: str
-    weights_digest: str
-    torch_version: str
-    identity: dict[str, Any]
 
 
 def write_checkpoint(folder: Path, position: Position, tensors: Tensors, identity: dict[str, Any]) -> None:
@@ -85,7 +47,7 @@ def stage_checkpoint(folder: Path, position: Position, tensors: Tensors, identit
 
 def commit_checkpoint(folder: Path) -> None:
     """Let the staged checkpoint count, in one step; the one before it is good until then. Without one do nothing."""
-    file = _read_file(folder, NEXT_FILE)
+    file = read_position(folder, NEXT_FILE)
     if file is not None:
         _commit(folder, file)
         LocalObjects(folder).delete(NEXT_FILE)
@@ -93,10 +55,10 @@ def commit_checkpoint(folder: Path) -> None:
 
 def settle_checkpoint(folder: Path) -> None:
     """Commit what a kill has left staged if a student of its stack was committed already, else drop it."""
-    staged = _read_file(folder, NEXT_FILE)
+    staged = read_position(folder, NEXT_FILE)
     if staged is None:
         return
-    if commit_has_begun(staged, [_read_file(folder.parent / name, CHECKPOINT_FILE) for name in staged.stack]):
+    if commit_has_begun(staged, [read_position(folder.parent / name) for name in staged.stack]):
         commit_checkpoint(folder)
     else:
         LocalObjects(folder).delete(NEXT_FILE)
@@ -141,7 +103,7 @@ def _put_weights(folder: Path, position: Position, tensors: Tensors, identity: d
 
 
 def _put_json(folder: Path, name: str, file: CheckpointFile) -> None:
-    LocalObjects(folder).put(name, (file.model_dump_json(indent=2) + "\n").encode())
+    LocalObjects(folder).put(name, seal_json(file.model_dump(mode="json")))
 
 
 def _commit(folder: Path, file: CheckpointFile) -> None:
@@ -160,7 +122,7 @@ def read_checkpoint(folder: Path, identity: dict[str, Any]) -> tuple[Position, T
         CorruptObject: its bytes are not those that were written.
         UnsupportedFormat: it was written by a later format.
     """
-    file = _read_file(folder)
+    file = read_position(folder)
     if file is None:
         return None
     check_identity(folder, file.identity, identity)
@@ -177,14 +139,14 @@ def read_checkpoint(folder: Path, identity: dict[str, Any]) -> tuple[Position, T
 
 def check_checkpoint(folder: Path, identity: dict[str, Any]) -> None:
     """Refuse a folder whose checkpoint was made from something else; reads the JSON only. Raises StaleCache."""
-    file = _read_file(folder)
+    file = read_position(folder)
     if file is not None:
         check_identity(folder, file.identity, identity)
 
 
 def position_of(folder: Path, identity: dict[str, Any]) -> Position | None:
     """Return where an interrupted run of this identity is, or None where there is none; reads the JSON only."""
-    file = _read_file(folder)
+    file = read_position(folder)
     return file if file is not None and file.identity == identity else None
 
 
@@ -215,26 +177,6 @@ def delete_checkpoint(folder: Path) -> None:
     objects.delete(CHECKPOINT_FILE)
     for path in folder.glob(WEIGHTS_PATTERN):
         objects.delete(path.name)
-
-
-def _read_file(folder: Path, name: str = CHECKPOINT_FILE) -> CheckpointFile | None:
-    path = folder / name
-    if not path.exists():
-        return None
-    try:
-        text = path.read_bytes()
-        version = json.loads(text).get("format_version")
-        if isinstance(version, int) and version > FORMAT_VERSION:
-            raise UnsupportedFormat(
-                f"{path} was written by a later Stillroom",
-                found=f"format {version}",
-                expected=f"format {FORMAT_VERSION}",
-            )
-        return CheckpointFile.model_validate_json(text)
-    except (OSError, ValueError, AttributeError, ValidationError) as error:
-        raise CorruptObject(
-            f"{path} is not a checkpoint", found=str(error), do=f"rm -r {folder}    # this student then starts again"
-        ) from None
 
 
 def _on_host(tensors: Tensors) -> Tensors:

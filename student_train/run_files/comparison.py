@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 import polars as pl
 
 from storage.errors import MissingSource
+from student_train.run_files.position import read_position
 from student_train.run_files.records import CHECKPOINT_FILE, RUN_FILE, Held, read_record
 
 COMPARISON = {
@@ -58,7 +58,7 @@ def compare_runs(runs: Path) -> pl.DataFrame:
 
     Raises:
         MissingSource: there is no run.
-        CorruptObject: a record is not one.
+        CorruptObject: a record or a checkpoint is not one.
     """
     return rank([compare_run(folder) for folder in list_runs(runs)])
 
@@ -85,12 +85,10 @@ def _is_run(folder: Path) -> bool:
 
 def _unfinished(folder: Path) -> dict[str, Any]:
     row: dict[str, Any] = {"student": folder.name, "status": "unfinished"}
-    try:
-        checkpoint = json.loads((folder / CHECKPOINT_FILE).read_bytes())
-        row["architecture"] = checkpoint["identity"]["student"]["architecture"]
-        history = checkpoint["history"]
-        row |= {"epochs": len(history), "seconds": checkpoint["seconds"]}
-        row |= {name: value for name, value in (history[-1] if history else {}).items() if name in Held.model_fields}
-    except (ValueError, KeyError, TypeError) as error:
-        row["error"] = f"{CHECKPOINT_FILE} cannot be read: {error}"
-    return row
+    where = read_position(folder)
+    if where is None:  # it is settled at this very moment
+        return row
+    last = where.history[-1].model_dump(include=set(Held.model_fields)) if where.history else {}
+    student = where.identity.get("student")
+    architecture = student.get("architecture") if isinstance(student, dict) else None
+    return row | {"architecture": architecture, "epochs": len(where.history), "seconds": where.seconds} | last

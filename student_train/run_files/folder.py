@@ -13,7 +13,6 @@ from storage.errors import StorageFailure, TryAgain
 from storage.format.filesystems import lock
 from storage.format.objects import LocalObjects
 from student_train.run_files.checkpoint import (
-    Position,
     Tensors,
     commit_checkpoint,
     delete_checkpoint,
@@ -22,6 +21,7 @@ from student_train.run_files.checkpoint import (
     write_checkpoint,
 )
 from student_train.run_files.history import STEPS_FOLDER, write_metrics, write_steps
+from student_train.run_files.position import Position
 from student_train.run_files.predictions import HeldTable, write_predictions
 from student_train.run_files.records import JOB_FILE, RUN_FILE, EpochMetrics, RunRecord, read_record, write_record
 from student_train.students import Blueprint, save_student

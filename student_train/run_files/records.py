@@ -6,13 +6,16 @@ read by `preparing/prepare.py`, `comparison.py` and `report/runs.py`.
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import ConfigDict, ValidationError
+from pydantic import ConfigDict
 
+from storage.digests import digest
 from storage.errors import CorruptObject
 from storage.format.objects import LocalObjects
+from storage.format.sealed import read_json, seal_json
 from storage.options import Options
 from storage.views import PLAIN
 
@@ -79,9 +82,10 @@ class RunRecord(Held):
         identity: what the run was made from: the student's options, fingerprints, rows.
         error: of a failed run; of a stopped one, why others outran it.
         halving: the section of the job that stopped it.
+        job_digest: of its job file.
     """
 
-    format_version: Literal[1] = 1
+    format_version: Literal[1, 2] = 2
     student: str
     status: Literal["finished", "failed", "stopped"]
     architecture: str
@@ -97,26 +101,50 @@ class RunRecord(Held):
     cache: str | None = None
     error: str | None = None
     halving: dict[str, Any] | None = None
+    job_digest: str | None = None
     identity: dict[str, Any]
 
 
 def write_record(folder: Path, record: RunRecord) -> None:
     """Write a run's record: from now on it is settled."""
-    LocalObjects(folder).put(RUN_FILE, (record.model_dump_json(indent=2) + "\n").encode())
+    LocalObjects(folder).put(RUN_FILE, seal_json(record.model_dump(mode="json")))
 
 
 def read_record(folder: Path) -> RunRecord | None:
     """Return the record of a run, or None where there is none.
 
     Raises:
-        CorruptObject: the file is not one.
+        CorruptObject: the file is not one, or not as it was written.
+        UnsupportedFormat: it was written by a later format.
     """
     path = folder / RUN_FILE
     if not path.exists():
         return None
     try:
-        return RunRecord.model_validate_json(path.read_bytes())
-    except (ValidationError, OSError) as error:
+        return RunRecord.model_validate_json(json.dumps(read_json(path)))
+    except (OSError, ValueError) as error:
         raise CorruptObject(
             f"{path} is not the record of a run", found=str(error), do=f"delete {folder} and train this student again"
+        ) from None
+
+
+def read_job(folder: Path, record: RunRecord | None) -> str | None:
+    """Return the job that repeats a run, or None where there is none.
+
+    Raises:
+        CorruptObject: it is not the one of its record.
+    """
+    path = folder / JOB_FILE
+    if not path.exists():
+        return None
+    try:
+        data = path.read_bytes()
+        if record is not None and record.job_digest not in (None, digest(data)):
+            raise ValueError("its bytes do not match the digest in the record")
+        return data.decode()
+    except (OSError, ValueError) as error:
+        raise CorruptObject(
+            f"{path} is not what was written",
+            found=str(error),
+            do=f"delete it; what the run was made from, {RUN_FILE} says too",
         ) from None

@@ -12,10 +12,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from storage.digests import digest
 from storage.errors import BadRequest, DivergedLoss, StillroomError
 from student_train.feed.order import count_steps
 from student_train.preparing.request import PreparedRun
-from student_train.run_files.checkpoint import Position, Tensors, read_checkpoint
+from student_train.run_files.checkpoint import Tensors, read_checkpoint
+from student_train.run_files.position import Position
 from student_train.run_files.predictions import HeldTable
 from student_train.run_files.records import EpochMetrics, Held, RunRecord
 from student_train.running.measuring.latency import Latency
@@ -263,6 +265,7 @@ class Run:
             torch_version=torch.__version__,
             cache=self.context.cache,
             identity=self.prepared.identity,
+            job_digest=digest(self.context.job.encode()),
             **latency._asdict(),
             **about,
         )

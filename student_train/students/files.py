@@ -1,6 +1,6 @@
 """The two files of a trained student, written and read.
 
-`student.safetensors` has its weights; `student.json`, written last, its blueprint and the digest of its weights.
+`student.safetensors` has its weights; `student.json`, written last, its blueprint and the digests of both files.
 Reading them runs no code that they name: a built-in architecture is looked up in ARCHITECTURES, and any other only runs
 when the caller names it too.
 """
@@ -14,25 +14,24 @@ from typing import Literal
 
 import safetensors.torch
 import torch
-from pydantic import ValidationError
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from storage.digests import digest
-from storage.errors import BadRequest, BadWeights, CorruptObject, MissingSource, UnsupportedFormat
+from storage.errors import BadRequest, BadWeights, CorruptObject, MissingSource
 from storage.format.objects import LocalObjects
+from storage.format.sealed import read_json, seal_json
 from student_train.students.blueprint import Blueprint
 from student_train.students.build import ARCHITECTURES, Student, build_student
 
 WEIGHTS_FILE = "student.safetensors"
 BLUEPRINT_FILE = "student.json"
-FORMAT_VERSION = 1
 
 
 class BlueprintFile(Blueprint):
     """The content of `student.json`."""
 
-    format_version: Literal[1] = 1
+    format_version: Literal[1, 2] = 2
     weights_digest: str
 
 
@@ -45,7 +44,7 @@ def save_student(folder: Path, blueprint: Blueprint, weights: Mapping[str, Tenso
     )
     objects.put(WEIGHTS_FILE, data)
     file = BlueprintFile(**blueprint.model_dump(), weights_digest=digest(data))
-    objects.put(BLUEPRINT_FILE, (file.model_dump_json(indent=2) + "\n").encode())
+    objects.put(BLUEPRINT_FILE, seal_json(file.model_dump(mode="json")))
 
 
 def load_student(folder: str | Path, architecture: str | None = None) -> Student:
@@ -60,7 +59,7 @@ def load_student(folder: str | Path, architecture: str | None = None) -> Student
         MissingSource: no trained student there.
         BadRequest: the student's architecture is a user's own and the caller did not name the same one.
         BadWeights: weights that do not fit the architecture.
-        CorruptObject: weights other than those that were written.
+        CorruptObject: a file is not as it was written.
     """
     folder = Path(folder)
     blueprint, data = _read_files(folder)
@@ -90,7 +89,7 @@ def load_student(folder: str | Path, architecture: str | None = None) -> Student
 
 def _read_files(folder: Path) -> tuple[Blueprint, bytes]:
     try:
-        text = (folder / BLUEPRINT_FILE).read_bytes()
+        value = read_json(folder / BLUEPRINT_FILE)
         data = (folder / WEIGHTS_FILE).read_bytes()
     except OSError as error:
         raise MissingSource(
@@ -99,16 +98,15 @@ def _read_files(folder: Path) -> tuple[Blueprint, bytes]:
             expected=f"{BLUEPRINT_FILE} and {WEIGHTS_FILE}",
             do="student train JOB.toml",
         ) from None
+    except ValueError as error:
+        raise CorruptObject(
+            f"{folder / BLUEPRINT_FILE} is not what was written",
+            found=str(error),
+            do=f"delete {folder} and train this student again",
+        ) from None
     try:
-        version = json.loads(text).get("format_version")
-        if isinstance(version, int) and version > FORMAT_VERSION:
-            raise UnsupportedFormat(
-                f"{folder / BLUEPRINT_FILE} was written by a later Stillroom",
-                found=f"format {version}",
-                expected=f"format {FORMAT_VERSION}",
-            )
-        file = BlueprintFile.model_validate_json(text)
-    except (ValueError, AttributeError, ValidationError) as error:
+        file = BlueprintFile.model_validate_json(json.dumps(value))
+    except ValueError as error:
         raise BadWeights(f"{folder / BLUEPRINT_FILE} describes no student", found=str(error)) from None
     if digest(data) != file.weights_digest:
         raise CorruptObject(

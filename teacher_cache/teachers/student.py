@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from typing import TYPE_CHECKING, Any
 
-from storage.errors import BadWeights, MissingSource
+from storage.errors import CorruptObject, MissingSource
+from storage.format.sealed import read_json
 from storage.options import code_fingerprint
 from teacher_cache.teachers.weights import file_digest
 
@@ -57,13 +57,11 @@ def _blueprint(options: TeacherOptions) -> dict[str, Any]:
     assert options.student is not None
     path = options.student / "student.json"
     try:
-        value = json.loads(path.read_bytes())
+        return read_json(path)
     except OSError as error:
         raise MissingSource(
             f"there is no trained student in {options.student}", found=error.strerror, expected=path.name
         ) from None
-    except (ValueError, RecursionError) as error:
-        raise BadWeights(f"{path} describes no student", found=str(error)) from None
-    if not isinstance(value, dict):
-        raise BadWeights(f"{path} describes no student", found=type(value).__name__)
-    return value
+    except ValueError as error:
+        do = f"delete {options.student} and train this student again"
+        raise CorruptObject(f"{path} is not what was written", found=str(error), do=do) from None

@@ -180,7 +180,7 @@ def test_a_factory_that_is_to_speak_a_tokenizer_not_yet_learned_is_told_how_to_n
 def test_a_student_of_another_tokenizer_is_refused_as_a_teacher(folder: Path) -> None:
     built(folder, TEXT)
     (folder / "student").mkdir()
-    (folder / "student/student.json").write_text(json.dumps({"tokenizer": "0" * 32}))
+    (folder / "student/student.json").write_text(json.dumps({"format_version": 1, "tokenizer": "0" * 32}))
     (folder / "student/student.safetensors").write_bytes(b"")
     with pytest.raises(BadRequest) as error:
         build(write_job(folder, TEXT, f'[[teacher]]\nname = "s"\nstudent = "{folder}/student"\n'))

@@ -13,11 +13,9 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-import polars as pl
-
 from student_train.options.sections import TrackOptions
 from student_train.preparing.request import PreparedRun
-from student_train.run_files.history import STEPS_FOLDER
+from student_train.run_files.history import read_steps
 from student_train.run_files.records import EpochMetrics
 from student_train.running.events import (
     EpochDone,
@@ -100,8 +98,7 @@ def epoch_points(folder: Path, metrics: EpochMetrics) -> list[Point]:
         folder: of the run, where the epoch's steps are.
         metrics: of the epoch.
     """
-    # no pattern: a path may hold brackets
-    steps = pl.read_parquet(folder / STEPS_FOLDER / f"{metrics.epoch:05d}.parquet", glob=False)
+    steps = read_steps(folder, metrics.epoch)
     before = (metrics.epoch - 1) * len(steps)
     points = [
         Point(_tag("step", column), value, before + row["step"] + 1)

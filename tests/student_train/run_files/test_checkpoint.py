@@ -17,14 +17,15 @@ from storage.cache import Cache
 from storage.errors import CorruptObject, Interrupted, StaleCache, StorageFailure, UnsupportedFormat
 from student_train.options.sections import StudentOptions
 from student_train.run_files.checkpoint import (
-    Position,
     commit_checkpoint,
     read_checkpoint,
     settle_checkpoint,
     stage_checkpoint,
     write_checkpoint,
 )
+from student_train.run_files.position import Position
 from student_train.running.train import train_students
+from tests.damage import edit_json
 from tests.student_train.running.test_loop import EVERYTHING, stop_after, train, weights
 from tests.student_train.toys import Recipe, request_of, student, write_cache
 
@@ -153,16 +154,15 @@ def test_a_damaged_description_is_noticed(tmp_path: Path) -> None:
 
 
 def test_a_later_format_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "checkpoint.json").write_text('{"format_version": 2}')
+    (tmp_path / "checkpoint.json").write_text('{"format_version": 3}')
     with pytest.raises(UnsupportedFormat):
         read_checkpoint(tmp_path, IDENTITY)
 
 
 def test_a_checkpoint_never_names_a_file_of_another_folder(tmp_path: Path) -> None:
     write_checkpoint(tmp_path / "run", Position(), {}, IDENTITY)
-    described = json.loads((tmp_path / "run/checkpoint.json").read_text())
     (tmp_path / "secret").write_bytes(b"")
-    (tmp_path / "run/checkpoint.json").write_text(json.dumps(described | {"weights_file": "../secret"}))
+    edit_json(tmp_path / "run/checkpoint.json", weights_file="../secret")
     with pytest.raises(CorruptObject, match="run/secret is not there"):
         read_checkpoint(tmp_path / "run", IDENTITY)
 

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +9,7 @@ import torch
 
 from storage.errors import BadRequest, BadWeights, CorruptObject, MissingSource, UnsupportedFormat
 from student_train.students import Blueprint, Student, build_student, load_student, save_student
+from tests.damage import edit_json
 
 TINY = """
 import torch
@@ -117,8 +117,7 @@ def test_loading_runs_no_code_that_only_the_file_names(tmp_path: Path) -> None:
     (tmp_path / "evil.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\n" + TINY)
     folder = tmp_path / "run"
     save_student(folder, spec(), built().state_dict())
-    described = json.loads((folder / "student.json").read_text()) | {"architecture": f"{tmp_path}/evil.py:tiny"}
-    (folder / "student.json").write_text(json.dumps(described))
+    edit_json(folder / "student.json", architecture=f"{tmp_path}/evil.py:tiny")
     with pytest.raises(BadRequest, match="an architecture of its own"):
         load_student(folder)
     assert not (tmp_path / "ran").exists()
@@ -159,8 +158,7 @@ def test_damaged_weights_are_noticed(tmp_path: Path, damage: Any) -> None:
 
 def test_weights_of_another_size_are_refused_before_anything_is_allocated(tmp_path: Path) -> None:
     save_student(tmp_path, spec(), built().state_dict())
-    path = tmp_path / "student.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"options": {"hidden": [10**9]}}))  # 768 GB if built
+    edit_json(tmp_path / "student.json", options={"hidden": [10**9]})  # 768 GB if built
     with pytest.raises(BadWeights, match=r"network\.hidden1\.0\.weight: \(\(256, 192\)"):
         load_student(tmp_path)
 
@@ -174,8 +172,8 @@ def test_a_description_that_is_not_one_is_refused(tmp_path: Path) -> None:
 
 def test_a_later_format_is_refused(tmp_path: Path) -> None:
     save_student(tmp_path, spec(), built().state_dict())
-    (tmp_path / "student.json").write_text('{"format_version": 2}')
-    with pytest.raises(UnsupportedFormat, match="format 2"):
+    (tmp_path / "student.json").write_text('{"format_version": 3}')
+    with pytest.raises(UnsupportedFormat, match="format 3"):
         load_student(tmp_path)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +25,7 @@ from student_train.stepping.stack.step import OVER
 from student_train.students import Blueprint, build_student, load_student, save_student
 from student_train.tasks import TASKS, StudentTask, task_of
 from student_train.tasks.held import HELD_SCHEMA, STUDENT_SCHEMA, TEACHER_SCHEMA
+from tests.damage import edit_json
 
 IMAGES: dict[str, Any] = {"architecture": "mlp", "num_classes": 4, "input_shape": (6,), "mean": (0.5,), "std": (0.5,)}
 GPT: dict[str, Any] = {
@@ -96,8 +96,7 @@ def test_a_student_of_values_is_loaded_as_one(tmp_path: Path) -> None:
 def test_a_file_of_a_student_of_a_later_task_is_refused(tmp_path: Path) -> None:
     blueprint = Blueprint(**IMAGES)
     save_student(tmp_path, blueprint, build_student(blueprint).state_dict())
-    file = json.loads((tmp_path / "student.json").read_text())
-    (tmp_path / "student.json").write_text(json.dumps(file | {"task": "segmentation"}))
+    edit_json(tmp_path / "student.json", task="segmentation")
     with pytest.raises(BadWeights, match="describes no student") as caught:
         load_student(tmp_path)
     assert "segmentation" in str(caught.value.found)

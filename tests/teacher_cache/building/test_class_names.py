@@ -12,6 +12,7 @@ from safetensors.torch import save_file
 
 from storage.cache import Cache
 from storage.errors import BadRequest
+from storage.format.sealed import read_json
 from student_train.students import Blueprint, load_student, save_student
 from student_train.students.build import build_student
 from tests.teacher_cache.toys import build, write_job
@@ -77,8 +78,8 @@ def test_a_factorys_scores_may_be_named_in_the_job(kitchen: Path) -> None:
 def test_a_student_without_names_is_taken_as_it_was(kitchen: Path) -> None:
     path = kitchen / "run/student.json"
     with_names = logits(kitchen, ["cat", "dog", "ship"], STUDENT, "g")
-    said = {key: value for key, value in json.loads(path.read_text()).items() if key != "classes"}
-    path.write_text(json.dumps(said))
+    said = {key: value for key, value in read_json(path).items() if key != "classes"}
+    path.write_text(json.dumps(said | {"format_version": 1}))
     assert np.array_equal(logits(kitchen, ["x", "y", "z"], STUDENT, "h"), with_names)
 
 
