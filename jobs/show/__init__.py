@@ -1,5 +1,6 @@
 """What people see: terminal, tables, progress, pictures.
 
+pace.py             how fast things are counted, and how long the rest takes
 terminal.py         progress, errors, exit codes, signals, JSON: the edge that both programs share
 tables.py           tables and trees, narrow enough for 80 columns
 train_progress.py   events of training into counts, notes and details

@@ -18,10 +18,11 @@ from collections.abc import Callable, Iterator
 from typing import Any, NoReturn, TextIO
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn
 from rich.table import Column
 from rich.text import Text
 
+from jobs.show.pace import Pace, told
 from storage.errors import Interrupted, StillroomError, si
 
 LOG_EVERY_S = 30.0
@@ -126,9 +127,14 @@ def _finite(value: Any) -> Any:
 
 
 class _Rate(ProgressColumn):
+    """The rate, and about how long the rest takes; nothing before there is one."""
+
+    def __init__(self, told: Callable[[], str]):
+        super().__init__(table_column=Column(no_wrap=True))
+        self._told = told
+
     def render(self, task: Task) -> Text:
-        speed = task.finished_speed or task.speed
-        return Text(f"{si(speed)}/s" if speed else "", style="progress.data.speed")
+        return Text(self._told(), style="progress.data.speed")
 
 
 class Watch:
@@ -139,6 +145,7 @@ class Watch:
         self._bar: Progress | None = None
         self._task: Any = None
         self._name, self._detail, self._total, self._count, self._first, self._began = "", "", 0, 0, 0, 0.0
+        self._pace = Pace(0.0)
         self._ended = threading.Event()
 
     def begin(self, name: str, total: int, done: int = 0, unit: str | None = None) -> None:
@@ -147,14 +154,14 @@ class Watch:
         self._unit = unit or self._first_unit
         self._name, self._detail, self._total, self._count, self._first = name, "", total, done, done
         self._began = time.monotonic()
+        self._pace = Pace(self._began)
         if errors.is_terminal:
             self._bar = Progress(
                 TextColumn("{task.description}"),
                 BarColumn(bar_width=None),  # the only one that gives way
                 MofNCompleteColumn(table_column=Column(no_wrap=True)),
                 TextColumn(self._unit),
-                _Rate(table_column=Column(no_wrap=True)),
-                TimeRemainingColumn(compact=True, table_column=Column(no_wrap=True)),
+                _Rate(self._rate),
                 console=errors,
                 expand=True,
             )
@@ -174,6 +181,8 @@ class Watch:
         if _signals:
             raise Interrupted("stopped by a signal", _signals[0])
         self._count += count
+        if count:
+            self._pace.mark(time.monotonic(), count)
         self._detail = detail or self._detail
         if self._bar is not None:
             self._bar.update(self._task, completed=self._count, description=f"{self._name} {self._detail}".rstrip())
@@ -209,14 +218,18 @@ class Watch:
         while not ended.wait(LOG_EVERY_S):
             self._line()
 
+    def _rate(self) -> str:
+        """Return the rate, and about how long the rest takes; once there is none, the rate of all."""
+        left, now = self._total - self._count, time.monotonic()
+        if left <= 0:
+            new = self._count - self._first
+            return f"{si(new / max(now - self._began, 1e-3))}/s" if new else ""
+        per_s = self._pace.per_s(now)
+        return "" if per_s is None else f"{si(per_s)}/s, {told(left / per_s)} left"
+
     def _line(self) -> None:
-        seconds = time.monotonic() - self._began
-        new, left = self._count - self._first, self._total - self._count
-        pace = ""
-        if new:
-            pace = f", {si(new / seconds)}/s" + (f", {left * seconds / new:.0f} s left" if left else "")
-        elif not left:
-            pace = ", all there already"
+        rate = self._rate() or ("" if self._total > self._count else "all there already")
+        pace = f", {rate}" if rate else ""
         errors.print(Text(f"{self._name}: {self._count} of {self._total} {self._unit}{pace} {self._detail}".rstrip()))
 
 
