@@ -71,13 +71,14 @@ def _lost_views(cache: Cache, build: PreparedBuild) -> list[str]:
 
 
 def _write_promises(cache: Cache, build: PreparedBuild, known: Catalogue | None) -> None:
-    """Write every spec that is not known already, which was compared with the job's, and every new segment."""
+    """Write every dataset's spec that is not known already, which was compared with the job's, and every new segment.
+
+    That of a teacher is written when it has answered (`teacher_cache.work.promising`).
+    """
     job = build.request.job
     for stage in build.stages:
         dataset, name = stage.dataset, stage.dataset.spec.name
-        if stage.spec is not None:
-            if known is None or (name, stage.spec.name) not in known.teachers:
-                write_spec(cache.objects, f"{name}/{stage.spec.name}/teacher.json", stage.spec, job)
+        if stage.teacher is not None:
             continue
         if dataset.tokenizer is not None:  # before the promise, which names it by its fingerprint
             _write_tokenizer(cache, dataset, job)
@@ -193,10 +194,10 @@ def _ingest_work(stage: Stage, todo: Sequence[ShardRows], request: BuildRequest)
 def _ask_work(stage: Stage, todo: Sequence[ShardRows], request: BuildRequest) -> Iterator[AskWork]:
     assert stage.teacher is not None
     assert stage.spec is not None
-    teacher, promise = stage.teacher.model_dump_json(), stage.spec.fingerprint
+    teacher, promise = stage.teacher.model_dump_json(), stage.spec.model_dump_json()
     for shard, start, stop in todo:
         key = ShardKey(stage.dataset.spec.name, stage.teacher.name, stage.view, shard)
-        yield AskWork(request.cache, key, (start, stop), teacher, promise, request.device, request.threads)
+        yield AskWork(request.cache, key, (start, stop), teacher, promise, request.job, request.device, request.threads)
 
 
 def _check_quarantined(cache: Cache, stage: Stage, quarantined: int) -> None:

@@ -89,7 +89,7 @@ def _what_to_do(catalogue: Catalogue, dataset: str, teacher: str, do: str | None
     """Return how to go on with another teacher than the cache was promised under this name."""
     if any(shards for stage, shards in catalogue.commits.items() if stage[:2] == (dataset, teacher)):
         return f"{do}\nor another `name` in [[teacher]]: only it is asked, and the rows are not read again"
-    # Its promise is written before it is first asked, so a mistake in the job leaves one behind.
+    # All its shards were dropped, or an earlier version wrote the promise before the teacher had answered.
     return f"delete {catalogue.url}/{dataset}/{teacher}, of which no shard was built, and run the same command again"
 
 

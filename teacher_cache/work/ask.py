@@ -23,8 +23,8 @@ from storage.views import FINGERPRINTED_ROWS, PLAIN, view_fingerprint
 from storage.views.check import Readable, libraries, readable_rows
 from teacher_cache.work.checks import check_classes, finite_rows, refuse_probabilities, refuse_shard
 from teacher_cache.work.pieces import LOCK, AskWork, Done, commit_shard, provenance
+from teacher_cache.work.promising import promise_teacher, promise_weights
 from teacher_cache.work.rows import draw_keys, encode_rows, labels_of, spread_rows
-from teacher_cache.work.weights import promise_weights
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -46,7 +46,7 @@ def ask_shard(work: AskWork) -> Done:
 
     cache, key = Cache.open(work.cache), work.key
     assert key.teacher is not None
-    dataset, spec = cache.dataset(key.dataset), cache.teacher(key.dataset, key.teacher)
+    dataset, spec = cache.dataset(key.dataset), TeacherSpec.model_validate_json(work.promise)
     ingest = cache.commit(ShardKey(key.dataset, None, PLAIN, key.shard), with_table=True)
     readable = readable_rows(ingest.table)
     readable_S = readable.mask_S
@@ -58,14 +58,15 @@ def ask_shard(work: AskWork) -> Done:
         began = time.monotonic()
         torch.set_num_threads(work.threads)  # for each shard: a Dask nanny has set it to 1
         device = pick_device(work.device)
-        teacher = cached_teacher(work.teacher, work.promise, spec.num_classes, device)
+        teacher = cached_teacher(work.teacher, spec.fingerprint, spec.num_classes, device)
         shown_B, seen = _show(cache, key, inputs_S, readable, device)
         keys = draw_keys(dataset, readable, key.view)
         answers = _ask(teacher, Question(shown_B, torch.from_numpy(labels_S[readable_S]), keys), spec, dataset)
         seconds = time.monotonic() - began
-    promise_weights(cache, key, teacher.weights)  # not under the lock: on an object store it is a round trip
     # Before anything is written: a shard is whole or it is not there.
     refuse_shard(answers.finite, answers.in_range, work, np.flatnonzero(readable_S))
+    promise_teacher(cache, key, spec, work.job)  # not under the lock: on an object store it is a round trip
+    promise_weights(cache, key, teacher.weights)
 
     arrays = {name: spread_rows(encoded.cpu().numpy(), readable_S) for name, encoded in answers.encoded.items()}
     columns = {name: _column(values.cpu().numpy(), readable_S) for name, values in answers.columns.items()}

@@ -50,7 +50,8 @@ class AskWork(NamedTuple):
         key: which shard.
         rows: [start, stop).
         teacher: the job's `[[teacher]]`, as JSON.
-        promise: fingerprint of its spec.
+        promise: its spec, as JSON.
+        job: the job's file, for messages.
         device: auto, cpu or cuda.
         threads: of torch, in this process.
     """
@@ -60,6 +61,7 @@ class AskWork(NamedTuple):
     rows: tuple[int, int]
     teacher: str
     promise: str
+    job: str
     device: str
     threads: int
 

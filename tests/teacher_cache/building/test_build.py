@@ -3,6 +3,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,16 @@ from jobs.files.cache_job import CacheJob
 from jobs.files.reading import read_job
 from storage.cache import Cache
 from storage.cache.verify import verify
-from storage.errors import BadRequest, BadTeacher, MissingSource, RowsMissing, StaleCache, StillroomError, TryAgain
+from storage.errors import (
+    BadRequest,
+    BadTeacher,
+    BadWeights,
+    MissingSource,
+    RowsMissing,
+    StaleCache,
+    StillroomError,
+    TryAgain,
+)
 from teacher_cache.building.build import run_build
 from teacher_cache.building.prepared import BuildRequest, PreparedBuild
 from teacher_cache.building.runners import run_inline
@@ -568,14 +578,58 @@ def test_what_is_passed_over_is_told(tmp_path: Path) -> None:
     assert [watcher.notes for watcher in watchers] == [["note: p: passed over: 1 × *.heic"]] * 2
 
 
-def test_a_promise_of_which_nothing_was_built_says_what_to_delete(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("mistake", "kind"),
+    [
+        (teacher_section(extra='features = { f = { layer = "nope" } }\n'), BadTeacher),
+        (teacher_section(classes=7), BadWeights),
+        (teacher_section().replace('weights = "toy.safetensors"', "").replace("{  }", "{ classes = 7 }"), BadTeacher),
+    ],
+    ids=["a layer", "weights", "drawn"],
+)
+def test_a_first_mistake_leaves_no_promise_behind(tmp_path: Path, mistake: str, kind: type[Exception]) -> None:
     write_teacher(tmp_path)
     source = write_digits(tmp_path, 20)
-    with pytest.raises(BadTeacher):
-        rebuilt(tmp_path, source, teacher_section(extra='features = { f = { layer = "nope" } }\n'))
+    with pytest.raises(kind):
+        rebuilt(tmp_path, source, mistake)
+    assert not (tmp_path / "cache/digits/toy").exists()
+    assert rebuilt(tmp_path, source, teacher_section()).exit_code == 0
+
+
+def test_a_teacher_of_other_classes_leaves_no_promise_behind(tmp_path: Path) -> None:
+    write_teacher(tmp_path, classes=7)
+    source = write_digits(tmp_path, 20)
+    with pytest.raises(BadTeacher, match=r"does not fit dataset digits"):
+        rebuilt(tmp_path, source, teacher_section(classes=7))
+    assert not (tmp_path / "cache/digits/toy").exists()
+    write_teacher(tmp_path)
+    assert rebuilt(tmp_path, source, teacher_section()).exit_code == 0
+
+
+def test_of_two_builders_with_other_teachers_of_one_name_the_second_is_refused_by_field(tmp_path: Path) -> None:
+    source = write_digits(tmp_path, 20)
+    both = []
+    for number in (0, 1):  # both look at what is there before either has asked
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        write_teacher(folder, seed=number)
+        section = teacher_section().replace('"toy.', f'"{number}/toy.')
+        job = write_job(tmp_path, source, section)
+        both.append(prepare_build(read_job(job, CacheJob).request(job, device="cpu")))
+    assert run_build(both[0], run_inline, Silent()).exit_code == 0
+    with pytest.raises(StaleCache, match=r"digits/toy/teacher.json differs in model.weights"):
+        run_build(replace(both[1], catalogue=None), run_inline, Silent())
+    assert verify(Cache.open(str(tmp_path / "cache"))).bad == ()
+
+
+def test_a_promise_of_which_no_shard_is_left_says_what_to_delete(tmp_path: Path) -> None:
+    write_teacher(tmp_path)
+    source = write_digits(tmp_path, 20)
+    rebuilt(tmp_path, source, teacher_section())
+    folder = tmp_path / "cache/digits/toy"
+    shutil.rmtree(folder / "plain")
     with pytest.raises(StaleCache) as caught:
-        rebuilt(tmp_path, source, teacher_section())
-    folder = f"{tmp_path}/cache/digits/toy"
+        rebuilt(tmp_path, source, teacher_section(extra='features = { f = { layer = "conv" } }\n'))
     assert caught.value.do == f"delete {folder}, of which no shard was built, and run the same command again"
     shutil.rmtree(folder)
     assert rebuilt(tmp_path, source, teacher_section()).exit_code == 0

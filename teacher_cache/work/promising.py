@@ -1,4 +1,7 @@
-"""The weights of a teacher as loaded, promised by the first worker that loads it and compared by all others."""
+"""What a teacher is, promised by the first worker that it has answered and compared by all others.
+
+Not before: a mistake in a job, such as a layer that is not there, must leave no promise that the mended job breaks.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +10,23 @@ import socket
 from storage.cache import Cache
 from storage.errors import MissingObject, StaleCache
 from storage.format.shards import ShardKey, list_commits
-from storage.format.specs import WEIGHTS_JSON, WeightsSpec, read_spec
+from storage.format.specs import WEIGHTS_JSON, TeacherSpec, WeightsSpec, check_promise, read_spec
+
+
+def promise_teacher(cache: Cache, key: ShardKey, spec: TeacherSpec, job: str) -> None:
+    """Promise what a shard was asked with, before anything of it is written, or compare it with what is promised.
+
+    Raises:
+        StaleCache: another builder has promised another teacher under this name; every field that differs is named.
+    """
+    path = f"{key.dataset}/{key.teacher}/teacher.json"
+    try:
+        promised = read_spec(cache.objects, path, TeacherSpec)
+    except MissingObject:
+        if cache.objects.create(path, spec.to_json()):
+            return
+        promised = read_spec(cache.objects, path, TeacherSpec)
+    check_promise(cache.url, path, promised, spec, job)
 
 
 def promise_weights(cache: Cache, key: ShardKey, weights: str) -> None:
