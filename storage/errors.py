@@ -17,6 +17,7 @@
     ├── StorageFailure         1    the disk or object store refused: full, read-only, gone
     │   └── StoreUnavailable  75    an object store that did not answer, for minutes
     ├── RowsMissing            3    finished, but some rows could not be had
+    │   └── Overdue                 work that took longer than the job allows, as often as it was tried
     ├── CorruptObject         65    bytes that do not match their digest
     │   └── MissingObject           an object that is named but not there
     ├── WorkerDied             1    the worker of a piece of work died, as often as it was tried
@@ -135,6 +136,10 @@ class RowsMissing(StillroomError):
     """The command finished, but some rows could not be had."""
 
     exit_code = 3
+
+
+class Overdue(RowsMissing):
+    """Work that took longer than the job allows, as often as it was tried."""
 
 
 class CorruptObject(StillroomError):

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Generator, Iterable, Iterator
+from functools import partial
 
 from jobs.cluster.flight import alone, run_work, window
+from jobs.cluster.limits import within
 from jobs.cluster.opening import open_client
-from jobs.files.cluster_options import ClusterOptions
+from jobs.files.cluster_options import BuildClusterOptions
 from jobs.show import terminal
 from storage.errors import BadRequest, WorkerDied, si
 from teacher_cache.building.runners import Result, Runner, run_inline
@@ -16,41 +18,50 @@ from teacher_cache.work.perform import perform
 from teacher_cache.work.pieces import Work
 
 SHOWN_QUARANTINED = 20  # a screen; --json lists all
-THREADS_PER_WORKER = 2  # one piece of work computes while the other reads or writes (teacher_cache.work.pieces.LOCK)
+AT_ONCE = 2  # shards of a worker: one computes while the other reads or writes (teacher_cache.work.pieces.LOCK)
 
 
-def choose_cluster(options: ClusterOptions, workers: int | None, part: tuple[int, int] = (0, 1)) -> ClusterOptions:
+def choose_cluster(
+    options: BuildClusterOptions, workers: int | None, part: tuple[int, int] = (0, 1)
+) -> BuildClusterOptions:
     """Return the job's cluster as the flags want it; a part of a job array is one process. Raises BadRequest."""
     if workers is not None and options.kind != "local":
         raise BadRequest(f"--workers is for a local cluster, and this job's is {options.kind}")
     if part != (0, 1):  # the job array's own scheduler has given it a node already
-        return options.model_copy(update={"kind": "inline", "workers": None, "address": None})
+        # a thread that takes too long can only be ended with its process, which then is one beside this one
+        limited = options.shard_limit_s is not None
+        own = {"kind": "local", "workers": 1} if limited else {"kind": "inline", "workers": None}
+        return options.model_copy(update={**own, "address": None})
     return options if workers is None else options.model_copy(update={"workers": workers})
 
 
 @contextlib.contextmanager
-def open_runner(options: ClusterOptions) -> Iterator[Runner]:
+def open_runner(options: BuildClusterOptions) -> Iterator[Runner]:
     """Yield what runs work; a cluster of our own ends with the block.
 
     Raises:
-        TryAgain: the scheduler cannot be reached.
+        BadRequest: the address is none, or workers of our own cannot write files of theirs.
+        TryAgain: the scheduler cannot be reached, or workers of our own died as they started, each time.
     """
     if options.kind == "inline":
         yield run_inline
         return
     workers: list[dict[str, str]] = [{}] * options.num_workers
-    with open_client(options, environments=workers, pieces_each=THREADS_PER_WORKER) as client:
+    limit_s, act = options.shard_limit_s, perform
+    if limit_s is not None:
+        act = partial(within, limit_s, perform, "shard_limit_s")
+    with open_client(options, environments=workers, at_once=AT_ONCE) as client:
 
-        def run(pieces: Iterable[Work]) -> Generator[Result]:
+        def run(todo: Iterable[Work]) -> Generator[Result]:
             crashed: list[Work] = []
-            with contextlib.closing(run_work(client, perform, pieces, places=window)) as results:
+            with contextlib.closing(run_work(client, act, todo, places=window)) as results:
                 for work, result in results:
                     if isinstance(result, WorkerDied):
                         crashed.append(work)
                     else:
                         yield work, result
-            # Perhaps innocent: a neighbour's crash kills the whole process. Alone, a piece is proven.
-            yield from run_work(client, perform, crashed, places=alone)
+            # Perhaps innocent: a neighbour's crash kills the whole process. Alone, a shard is proven.
+            yield from run_work(client, act, crashed, places=alone)
 
         yield run
 

@@ -1,8 +1,9 @@
 """Dask: the only folder that knows it. One runner for both halves of the system (docs/adr/0010).
 
 opening.py        opens a client: workers of our own, or a scheduler that runs already
+limits.py         how long work may take on a worker
 sending.py        how a call travels to a worker, whatever lies in the folder where that was started
-flight.py         runs work on a client's workers, a bounded number at a time, and survives what dies
+flight.py         runs work on a client's workers, a bounded amount at a time, and survives what dies
 students.py       `student train` on several devices
 groups.py         which students go to which worker, and whether that fits
 student_work.py   one group of students on one worker

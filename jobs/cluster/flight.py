@@ -1,4 +1,4 @@
-"""Run work on the workers of a Dask client, a bounded number of pieces at a time. What it is, only the two rooms know.
+"""Run work on the workers of a Dask client, a bounded amount at a time. What it is, only the two rooms know.
 
 A generator that yields (work, what became of it) in any order. An exception in it is a result; the caller decides
 whether it ends the command. The traps that shaped this are in docs/adr/0003.
@@ -15,19 +15,19 @@ from concurrent.futures import CancelledError
 from typing import TYPE_CHECKING, Any, Generic, NamedTuple, Protocol, TypeVar
 
 from jobs.cluster.sending import refused_by, sent
-from storage.errors import Interrupted, StillroomError, TryAgain, WorkerDied
+from storage.errors import Interrupted, Overdue, StillroomError, TryAgain, WorkerDied
 
 if TYPE_CHECKING:
     from distributed import Client, Future
 
-TRIES = 3  # of work that raises what is no error of ours
+TRIES = 3  # of work that takes too long, or raises what is no error of ours
 TICK_S = 1.0
 RESULT_S = 60.0  # a few numbers that a worker holds
 NO_WORKERS_S = 120.0
 
 
 class Named(Protocol):
-    """A piece of work: anything small with a name for its Dask key."""
+    """Work: anything small with a name for its Dask key."""
 
     @property
     def key(self) -> object: ...
@@ -39,29 +39,29 @@ R = TypeVar("R")
 Places = Callable[[Mapping[str, int], Sequence[str | None]], Sequence[str | None]]
 """(address → threads of every worker, places of what is in flight) → places that are free: an address, or None for any.
 
-A list rather than a count, so that a piece can have a worker to itself.
+A list rather than a count, so that work can have a worker to itself.
 """
 
 
 def window(workers: Mapping[str, int], taken: Sequence[str | None]) -> list[None]:
-    """Let twice the threads be in flight, so that no worker waits for the scheduler between two pieces."""
+    """Let twice the threads be in flight, so that no worker waits for the scheduler."""
     return [None] * (max(4, 2 * sum(workers.values())) - len(taken))
 
 
 def alone(workers: Mapping[str, int], taken: Sequence[str | None]) -> list[None]:
-    """Let one piece be in flight at a time."""
+    """Let one be in flight at a time."""
     return [None] * (1 - len(taken))
 
 
 def one_each(workers: Mapping[str, int], taken: Sequence[str | None]) -> list[str]:
-    """Let each worker have one piece, however many threads it has."""
+    """Let each worker have one, however many threads it has."""
     return [address for address in workers if address not in taken]
 
 
 def run_work(
     client: Client,
     perform: Callable[[W], R],
-    pieces: Iterable[W],
+    todo: Iterable[W],
     *,
     places: Places,
     deaths: int = 0,
@@ -69,14 +69,15 @@ def run_work(
 ) -> Generator[tuple[W, R | Exception]]:
     """Run work on Dask, some of it at a time.
 
-    An error of ours is a fact about the request and is a result at once; anything else that is raised is tried again.
+    An error of ours is a fact about the request and is a result at once; anything else that is raised is tried again,
+    as is what took too long (`jobs.cluster.limits`).
 
     Args:
         client: whose workers run them.
-        perform: does a piece, on a worker; both sides import it by its name.
-        pieces: taken up as places become free.
+        perform: does it, on a worker; both sides import it by its name.
+        todo: taken up as places become free.
         places: says which are.
-        deaths: how many deaths of its worker a piece survives by being submitted again, beyond what the scheduler
+        deaths: how many deaths of its worker each survives by being submitted again, beyond what the scheduler
             does of itself.
         going_on: called about once a second; when it returns False nothing more is submitted, and what is in flight
             is waited for.
@@ -85,7 +86,7 @@ def run_work(
         BadRequest: a worker cannot import what this command is made of.
         TryAgain: the scheduler is gone, or there have been no workers for two minutes.
     """
-    fresh, again = map(_Attempt, pieces), deque[_Attempt[W]]()
+    fresh, again = map(_Attempt, todo), deque[_Attempt[W]]()
     flight, all_begun = _Flight[W, R](client, perform), False
     try:
         while True:
@@ -127,7 +128,7 @@ def wait_for_workers(client: Client, stop: Callable[[], bool]) -> int:
 
 
 class _Attempt(NamedTuple, Generic[W]):
-    """A piece of work, and how often it has failed so far."""
+    """Work, and how often it has failed so far."""
 
     work: W
     errors: int = 0
@@ -137,7 +138,9 @@ class _Attempt(NamedTuple, Generic[W]):
         """Return the next attempt after this result, or None if the result stands."""
         if isinstance(result, WorkerDied):
             return self._replace(deaths=self.deaths + 1) if self.deaths < deaths else None
-        if not isinstance(result, Exception) or isinstance(result, StillroomError):
+        if not isinstance(result, Exception) or (
+            isinstance(result, StillroomError) and not isinstance(result, Overdue)
+        ):
             return None
         return self._replace(errors=self.errors + 1) if self.errors + 1 < TRIES else None
 
@@ -227,7 +230,7 @@ def _result(future: Future[Any]) -> Any:
     from distributed import KilledWorker
 
     if future.status == "cancelled":
-        raise CancelledError("it dropped a piece of work")
+        raise CancelledError("it dropped some work")
     if future.status == "error":
         error = future.exception(timeout=RESULT_S)
         if (refusal := refused_by(error)) is not None:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 import signal
+import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +17,8 @@ if TYPE_CHECKING:
     from distributed import Client, WorkerPlugin
 
 CONNECT_TIMEOUT_S = 30
+STARTS = 3  # of a local cluster whose workers die before they have told of themselves
+WORKER_TTL = "60s"  # without a sign of life, for which a worker needs no more than a moment; looked at as often
 
 
 @contextlib.contextmanager
@@ -22,7 +26,7 @@ def open_client(
     options: ClusterOptions,
     *,
     environments: Sequence[Mapping[str, str]] = (),
-    pieces_each: int = 1,
+    at_once: int = 1,
     ignored: Sequence[signal.Signals] = (signal.SIGINT,),
 ) -> Iterator[Client]:
     """Yield a client of the cluster; one of our own ends with the block.
@@ -30,12 +34,12 @@ def open_client(
     Args:
         options: which cluster; not `inline`.
         environments: of a local one: variables of each worker process.
-        pieces_each: of a local one: how many pieces of work a worker runs at a time.
+        at_once: of a local one: how much work a worker does at a time.
         ignored: signals that workers of our own outlive: a terminal sends Ctrl-C to all, and the command ends them.
 
     Raises:
-        BadRequest: the address is none.
-        TryAgain: the scheduler cannot be reached.
+        BadRequest: the address is none, or workers of our own cannot write files of theirs.
+        TryAgain: the scheduler cannot be reached, or workers of our own died as they started, each time.
     """
     import dask
     from distributed import Client
@@ -44,12 +48,14 @@ def open_client(
         if name.partition(".")[0] == "distributed":
             logging.getLogger(name).setLevel(logging.CRITICAL)  # its worker losses are ours to report
     memory = {f"distributed.worker.memory.{limit}": False for limit in ("target", "spill", "pause")}
+    ours = {**memory, "distributed.scheduler.allowed-failures": 1, "distributed.scheduler.worker-ttl": WORKER_TTL}
     with contextlib.ExitStack() as stack:
-        stack.enter_context(dask.config.set({**memory, "distributed.scheduler.allowed-failures": 1}))
+        stack.enter_context(dask.config.set(ours))
         if options.kind == "local":
-            cluster = stack.enter_context(_local_cluster(environments, pieces_each))
+            cluster = stack.enter_context(_local_cluster(environments, at_once))
             client = stack.enter_context(Client(cluster))
-            client.register_plugin(_ignore(ignored))
+            with contextlib.suppress(OSError):  # of a worker that dies just now; the one in its place is told
+                client.register_plugin(_ignore(ignored))
         else:
             try:
                 client = stack.enter_context(Client(options.address, timeout=CONNECT_TIMEOUT_S))
@@ -66,20 +72,54 @@ def open_client(
         yield client
 
 
-def _local_cluster(environments: Sequence[Mapping[str, str]], pieces_each: int) -> Any:
-    """Return a scheduler in this process, and worker processes each with an environment of its own."""
+def _local_cluster(environments: Sequence[Mapping[str, str]], at_once: int) -> Any:
+    """Return a scheduler in this process, and worker processes each with an environment of its own.
+
+    Raises:
+        BadRequest: the workers cannot write files of their own.
+        TryAgain: one of them died as it started, each time.
+    """
     from distributed import Nanny, Scheduler, SpecCluster  # LocalCluster gives all workers the same environment
 
     here = {"host": "127.0.0.1", "protocol": "tcp://"}
     # Any free port for the dashboard: 8787 may be another command's.
     dashboard = {"dashboard": True, "dashboard_address": "127.0.0.1:0"}  # of this machine alone
     scheduler = {"cls": Scheduler, "options": {**here, **dashboard, "port": 0}}
-    common = {**here, "nthreads": pieces_each, "memory_limit": 0, "dashboard": False, "silence_logs": logging.CRITICAL}
+    common = {**here, "nthreads": at_once, "memory_limit": 0, "dashboard": False, "silence_logs": logging.CRITICAL}
     workers = {
         number: {"cls": Nanny, "options": {**common, "env": dict(environment)}}
         for number, environment in enumerate(environments)
     }
-    return SpecCluster(workers=workers, scheduler=scheduler, silence_logs=logging.CRITICAL)
+    _check_scratch()
+    for _ in range(STARTS):
+        try:
+            return SpecCluster(workers=workers, scheduler=scheduler, silence_logs=logging.CRITICAL)
+        except (RuntimeError, OSError) as error:  # Dask's own; once they run, a nanny replaces those that die
+            found = str(error.__cause__ or error)
+    raise TryAgain(
+        f"workers on this machine died as they started, {STARTS} times",
+        found=found,
+        do="look at this machine's free memory, and at who ends processes here; then run the same command again",
+    )
+
+
+def _check_scratch() -> None:
+    """Raise BadRequest if the workers' own folder cannot be written; Dask would end with a traceback."""
+    import dask
+
+    folder = dask.config.get("temporary-directory", None)
+    try:
+        folder = folder or tempfile.gettempdir()
+        os.makedirs(folder, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder):
+            pass
+    except OSError as error:
+        raise BadRequest(
+            f"Dask's workers cannot write files of their own into {folder or 'any temporary folder'}",
+            found=error.strerror or str(error),
+            expected="a folder that can be written, for files of a few kilobytes",
+            do="name another: DASK_TEMPORARY_DIRECTORY=/path/of/a/folder, in the environment",
+        ) from None
 
 
 def _ignore(signals: Sequence[signal.Signals]) -> WorkerPlugin:

@@ -119,7 +119,7 @@ def _opened(
         if find_device(request.device).type == "cpu":  # a GPU's memory is looked at by its own worker
             project_groups(request, groups)
         ignored = (signal.SIGINT, signal.SIGTERM)  # a whole process group may get them; the command says when to stop
-        with open_client(options, environments=environments, pieces_each=1, ignored=ignored) as client:
+        with open_client(options, environments=environments, ignored=ignored) as client:
             yield client, groups
     else:
         with open_client(options) as client:
@@ -135,9 +135,9 @@ def _train(
     threads = job.cluster.threads
     if threads is None and job.cluster.kind == "local":
         threads = max(1, num_processors() // len(groups))
-    pieces = [_work_of(job, group, request, threads, command) for group in groups]
+    works = [_work_of(job, group, request, threads, command) for group in groups]
     running, errors = {group.name: group for group in groups}, dict[str, StillroomError]()
-    bar = _Bar(client, command, watch, pieces)
+    bar = _Bar(client, command, watch, works)
 
     def going_on() -> bool:
         bar.show()
@@ -151,7 +151,7 @@ def _train(
     with (
         _beacon(request, command),
         contextlib.closing(
-            run_work(client, train_group, pieces, places=one_each, deaths=DEATHS, going_on=going_on)
+            run_work(client, train_group, works, places=one_each, deaths=DEATHS, going_on=going_on)
         ) as results,
     ):
         for work, result in results:
@@ -243,16 +243,16 @@ class _Bar:
         client: through which they do.
         command: the topic.
         watch: shows it.
-        pieces: of all groups.
+        works: of all groups.
     """
 
-    def __init__(self, client: Client, command: str, watch: Watch, pieces: Sequence[GroupWork]):
+    def __init__(self, client: Client, command: str, watch: Watch, works: Sequence[GroupWork]):
         self._watch = watch
         self._told = queue.SimpleQueue[dict[str, Any]]()
         client.subscribe_topic(command, lambda event: self._told.put(event[1]))
-        steps = [steps for work in pieces for steps in work.steps.values()]
-        self._done = {work.key: sum(done for done, _ in work.steps.values()) for work in pieces}
-        watch.note(f"{len(steps)} students in {len(pieces)} groups, one a worker")
+        steps = [steps for work in works for steps in work.steps.values()]
+        self._done = {work.key: sum(done for done, _ in work.steps.values()) for work in works}
+        watch.note(f"{len(steps)} students in {len(works)} groups, one a worker")
         watch.begin(f"{len(steps)} students", sum(total for _, total in steps), sum(done for done, _ in steps))
 
     def show(self) -> None:

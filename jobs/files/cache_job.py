@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Self
 
 from pydantic import Field, model_validator
 
-from jobs.files.cluster_options import ClusterOptions
+from jobs.files.cluster_options import BuildClusterOptions
 from jobs.files.reading import refuse_twice
 from storage.datasets import AnySource
 from storage.errors import BadRequest
@@ -37,7 +37,7 @@ class CacheJob(Options):
     teacher: list[TeacherOptions] = Field(default=[])
     views: ViewOptions | None = None
     fidelity: FidelityOptions = FidelityOptions()
-    cluster: ClusterOptions = ClusterOptions()
+    cluster: BuildClusterOptions = BuildClusterOptions()
 
     @model_validator(mode="after")
     def _names(self) -> Self:

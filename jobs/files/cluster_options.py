@@ -5,13 +5,13 @@ from __future__ import annotations
 import os
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, FiniteFloat, model_validator
 
 from storage.options import Options
 
 
 class ClusterOptions(Options):
-    """The `[cluster]` of a job. It decides how a job runs, never what it computes.
+    """What every `[cluster]` may say. It decides how a job runs, never what it computes.
 
     Attributes:
         kind: `local` starts workers on this machine for the length of the command; `address` uses a running scheduler;
@@ -43,6 +43,23 @@ class ClusterOptions(Options):
     def num_threads(self) -> int:
         """Threads of torch in each worker."""
         return self.threads or max(1, num_processors() // self.num_workers)
+
+
+class BuildClusterOptions(ClusterOptions):
+    """The `[cluster]` of a cache job, whose shards are work for Dask.
+
+    Attributes:
+        shard_limit_s: seconds that a shard may take on a worker, from when it is taken up; a worker that takes longer
+            is replaced, and the shard tried again. None: as long as it takes.
+    """
+
+    shard_limit_s: Annotated[FiniteFloat, Field(gt=0)] | None = None
+
+    @model_validator(mode="after")
+    def _can_be_limited(self) -> Self:
+        if self.shard_limit_s is not None and self.kind == "inline":
+            raise ValueError('`shard_limit_s` goes with kind = "local" or "address": a worker can be replaced')
+        return self
 
 
 class StudentClusterOptions(ClusterOptions):

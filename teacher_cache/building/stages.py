@@ -15,7 +15,7 @@ from storage.cache import Cache
 from storage.cache.catalogue import Catalogue
 from storage.cache.standing import Standing, classes_told, standings
 from storage.cache.watcher import Watcher
-from storage.errors import CorruptObject, RowsMissing, StillroomError, WorkerDied
+from storage.errors import CorruptObject, Overdue, RowsMissing, StillroomError, WorkerDied
 from storage.format.ledger import Ledger
 from storage.format.rows import ShardRows
 from storage.views import PLAIN
@@ -23,7 +23,7 @@ from teacher_cache.building.runners import Runner
 from teacher_cache.work.pieces import Done, Work
 
 COMPACT_EVERY_SHARDS = 1000  # so that `cache status` stays quick beside a long build
-SET_ASIDE_LIMIT = 5  # shards that fail for no known reason before the command stops
+SET_ASIDE_LIMIT = 5  # shards that fail for no known reason, or take too long, before the command stops
 
 
 @dataclass
@@ -35,6 +35,7 @@ class BuildReport:
         present: shards of this part that were there before.
         lost: shards that another builder committed first.
         refused, failed: message per shard that could not be built.
+        overdue: how many of the refused took too long.
         quarantined: dataset → `row`, `sample_id`, `error`.
         standings: how each teacher stands beside chance.
         classes: a line for each dataset, of its classes and their rows.
@@ -47,6 +48,7 @@ class BuildReport:
     bytes: int = 0
     refused: list[str] = field(default_factory=list)
     failed: list[str] = field(default_factory=list)
+    overdue: int = 0
     quarantined: dict[str, pl.DataFrame] = field(default_factory=dict)
     standings: list[Standing] = field(default_factory=list)
     classes: list[str] = field(default_factory=list)
@@ -138,6 +140,9 @@ class Stages:
         if isinstance(error, RowsMissing):  # a fact about these rows alone
             report.refused.append(str(error))
             self.watcher.note(str(error))
+            report.overdue += isinstance(error, Overdue)
+            if report.overdue >= SET_ASIDE_LIMIT:  # of all rows, it seems, and each takes its time
+                raise error
             return
         if isinstance(error, StillroomError) and not isinstance(error, CorruptObject | WorkerDied):
             raise error  # a fact about the request

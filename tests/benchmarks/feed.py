@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from jobs.cli.building import open_runner
-from jobs.files.cluster_options import ClusterOptions
+from jobs.files.cluster_options import BuildClusterOptions
 from tests.benchmarks.building import build
 from tests.benchmarks.data import TRAIN, require
 from tests.benchmarks.pairs import Figure, pairs
@@ -72,7 +72,7 @@ def _build(folder: Path) -> None:
     from teacher_cache.teachers.options import TeacherOptions
 
     teacher = TeacherOptions(name="linear", **linear(folder), encoding=SparseEncoding(k=10))
-    with open_runner(ClusterOptions(kind="inline")) as runner:
+    with open_runner(BuildClusterOptions(kind="inline")) as runner:
         build(folder / "cache", require(TRAIN), runner, (teacher,))
 
 

@@ -15,7 +15,7 @@ import numpy as np
 from PIL import Image
 
 from jobs.cli.building import open_runner
-from jobs.files.cluster_options import ClusterOptions
+from jobs.files.cluster_options import BuildClusterOptions
 from tests.benchmarks.building import build
 from tests.benchmarks.data import TRAIN, require
 from tests.benchmarks.pairs import Figure, pairs
@@ -45,7 +45,7 @@ def measure(folder: Path) -> Iterator[Figure]:
     processes = [context.Process(target=decode_half, args=(i, barrier, seconds), daemon=True) for i in range(WORKERS)]
     for process in processes:
         process.start()
-    with open_runner(ClusterOptions(kind="local", workers=WORKERS)) as runner:
+    with open_runner(BuildClusterOptions(kind="local", workers=WORKERS)) as runner:
 
         def cached() -> float:
             shutil.rmtree(cache, ignore_errors=True)

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from jobs.cli.building import open_runner
-from jobs.files.cluster_options import ClusterOptions
+from jobs.files.cluster_options import BuildClusterOptions
 from tests.benchmarks.building import build
 from tests.benchmarks.data import cifar_slice
 from tests.benchmarks.pairs import Figure, pairs
@@ -23,7 +23,7 @@ def measure(folder: Path) -> Iterator[Figure]:
     from teacher_cache.teachers.options import TeacherOptions
 
     teacher = TeacherOptions(name="linear", **linear(folder))
-    with open_runner(ClusterOptions(kind="inline")) as runner:
+    with open_runner(BuildClusterOptions(kind="inline")) as runner:
         build(folder / "cache", cifar_slice(folder, ROWS), runner, (teacher,))
     for name, architecture, options in (
         ("cnn", "cnn", {"widths": [16, 32, 64]}),

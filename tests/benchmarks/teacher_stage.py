@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from jobs.cli.building import open_runner
-from jobs.files.cluster_options import ClusterOptions
+from jobs.files.cluster_options import BuildClusterOptions
 from tests.benchmarks.building import build
 from tests.benchmarks.data import cifar_slice
 from tests.benchmarks.pairs import Figure, pairs
@@ -31,7 +31,7 @@ def measure(folder: Path) -> Iterator[Figure]:
     path, cache, threads = cifar_slice(folder, ROWS), folder / "cache", os.cpu_count() or 1
     base = TeacherOptions(name="t", **resnet9(folder, WIDTH), batch_size=BATCH)
     numbers = iter(range(1000))
-    with open_runner(ClusterOptions(kind="local", workers=1, threads=threads)) as runner:
+    with open_runner(BuildClusterOptions(kind="local", workers=1, threads=threads)) as runner:
         build(cache, path, runner)
         opened = Cache.open(str(cache))
         inputs = [opened.read_inputs("cifar", shard.shard) for shard in opened.catalogue().shards("cifar")]

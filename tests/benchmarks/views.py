@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 from jobs.cli.building import open_runner
-from jobs.files.cluster_options import ClusterOptions
+from jobs.files.cluster_options import BuildClusterOptions
 from storage.views.options import (
     ColorJitter,
     Cutmix,
@@ -86,7 +86,7 @@ def _build(cache: Path, path: Path, transforms: tuple[Transform, ...]) -> None:
 
     options = ViewOptions(count=1, transforms=list(transforms))  # type: ignore[arg-type]
     request = BuildRequest(str(cache), "benchmark", (source(path),), (), views=options)
-    with open_runner(ClusterOptions(kind="inline")) as runner:
+    with open_runner(BuildClusterOptions(kind="inline")) as runner:
         assert run_build(prepare_build(request), runner, StageClock()).exit_code == 0
 
 

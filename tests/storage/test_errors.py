@@ -26,6 +26,7 @@ EXIT_CODES = {
     "StorageFailure": 1,
     "StoreUnavailable": 75,
     "RowsMissing": 3,
+    "Overdue": 3,
     "CorruptObject": 65,
     "MissingObject": 65,
     "WorkerDied": 1,

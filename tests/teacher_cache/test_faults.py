@@ -256,12 +256,12 @@ def test_a_scheduler_that_does_not_answer_is_told_at_once_and_to_be_tried_again(
 ) -> None:
     monkeypatch.setattr("jobs.cluster.opening.CONNECT_TIMEOUT_S", 1)
     from jobs.cli.building import open_runner
-    from jobs.files.cluster_options import ClusterOptions
+    from jobs.files.cluster_options import BuildClusterOptions
     from storage.errors import TryAgain
 
     with (
         pytest.raises(TryAgain, match="no Dask scheduler answers"),
-        open_runner(ClusterOptions(kind="address", address="tcp://127.0.0.1:9")),
+        open_runner(BuildClusterOptions(kind="address", address="tcp://127.0.0.1:9")),
     ):
         pass
 

@@ -56,6 +56,8 @@ class Toy(nn.Module):
         if marked.any():
             if self.fault == "crash":
                 os._exit(7)
+            if self.fault == "sleep":
+                time.sleep(3600)
             if self.fault == "raise":
                 raise RuntimeError("a fault in the teacher's own code")
         y = self.act(self.norm(self.conv(x))).flatten(1)

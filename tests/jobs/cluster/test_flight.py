@@ -7,7 +7,7 @@ from typing import NamedTuple
 import pytest
 
 from jobs.cluster.flight import Places, _Attempt, alone, one_each, window
-from storage.errors import BadRequest, WorkerDied
+from storage.errors import BadRequest, Overdue, WorkerDied
 
 WORKERS = {"tcp://a": 2, "tcp://b": 3}
 
@@ -52,6 +52,7 @@ def tries(result: object, *, deaths: int) -> int:
         ("done", 1, 1),
         (BadRequest("no such cache"), 1, 1),
         (OSError("a hiccup"), 1, 3),
+        (Overdue("an hour"), 1, 3),
         (WorkerDied("killed"), 0, 1),
         (WorkerDied("killed"), 1, 2),
     ],

@@ -59,6 +59,10 @@ def test_all_mistakes_are_told_at_once(tmp_path: Path) -> None:
     ("section", "mistake"),
     [
         ("[clutser]\n", "clutser: unknown key; did you mean `cluster`?"),
+        (
+            '[cluster]\nkind = "inline"\nshard_limit_s = 9\n',
+            '`shard_limit_s` goes with kind = "local" or "address": a worker can be replaced',
+        ),
         ('[cluster]\nkind = "slurmy"\n', "'local', 'address' or 'inline' (found 'slurmy')"),
         ('[cluster]\nkind = "address"\n', '`address` goes with kind = "address"'),
         ('[[teacher]]\nname = "t"\nfactory = "m:f"\nbatchsize = 3\n', "did you mean `batch_size`?"),

@@ -5,11 +5,11 @@ from pathlib import Path
 
 import pytest
 
-from jobs.cli.building import open_runner
-from jobs.files.cluster_options import ClusterOptions
+from jobs.cli.building import choose_cluster, open_runner
+from jobs.files.cluster_options import BuildClusterOptions
 from storage.cache import Cache
 from storage.cache.verify import verify
-from storage.errors import BadTeacher
+from storage.errors import BadTeacher, Overdue
 from teacher_cache.building.runners import Runner
 from tests.teacher_cache.conftest import Built
 from tests.teacher_cache.toys import build, contents, teacher_section, write_digits, write_job, write_teacher
@@ -19,7 +19,7 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture(scope="module")
 def two_workers() -> Iterator[Runner]:
-    with open_runner(ClusterOptions(kind="local", workers=2, threads=1)) as runner:
+    with open_runner(BuildClusterOptions(kind="local", workers=2, threads=1)) as runner:
         yield runner
 
 
@@ -56,3 +56,33 @@ def test_logits_that_are_not_finite_on_a_worker_refuse_only_their_shard(two_work
     report = build(job, runner=two_workers)
     assert (report.exit_code, len(report.refused)) == (3, 1)
     assert Cache.open(str(tmp_path / "cache")).committed("digits", "toy") == {0, 2, 3}
+
+
+def test_a_teacher_that_sleeps_for_ever_is_named_with_its_shard_and_the_others_are_built(tmp_path: Path) -> None:
+    write_teacher(tmp_path, fault="sleep")
+    job = write_job(tmp_path, write_digits(tmp_path, 96, marked=(40,)), teacher_section(fault="sleep"))
+    with open_runner(BuildClusterOptions(kind="local", workers=2, threads=1, shard_limit_s=8)) as runner:
+        report = build(job, runner=runner)
+    assert Cache.open(str(tmp_path / "cache")).committed("digits", "toy") == {0, 1, 3, 4, 5}
+    assert (report.exit_code, len(report.refused), report.failed) == (3, 1, [])
+    assert "digits/toy/plain/00002 took longer than shard_limit_s = 8" in report.refused[0]
+
+
+def test_a_build_stops_when_shard_after_shard_takes_too_long(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("teacher_cache.building.stages.SET_ASIDE_LIMIT", 1)
+    write_teacher(tmp_path, fault="sleep")
+    job = write_job(tmp_path, write_digits(tmp_path, 96, marked=range(96)), teacher_section(fault="sleep"))
+    with (
+        open_runner(BuildClusterOptions(kind="local", workers=2, threads=1, shard_limit_s=4)) as runner,
+        pytest.raises(Overdue),
+    ):
+        build(job, runner=runner)
+
+
+def test_a_part_of_a_job_array_is_this_process_or_one_that_can_be_replaced() -> None:
+    free, limited = (BuildClusterOptions(shard_limit_s=limit_s) for limit_s in (None, 60))
+    parts = [choose_cluster(options, None, (1, 8)) for options in (free, limited)]
+    assert [(part.kind, part.num_workers, part.shard_limit_s) for part in parts] == [
+        ("inline", 1, None),
+        ("local", 1, 60),
+    ]
