@@ -11,7 +11,7 @@ import importlib.util
 import re
 import sys
 from collections.abc import Callable
-from importlib.abc import InspectLoader
+from importlib.abc import ExecutionLoader, ResourceLoader
 from importlib.util import decode_source
 from pathlib import Path
 from types import CodeType
@@ -115,12 +115,27 @@ def load_factory(reference: Factory) -> Callable[..., Any]:
             f"cannot import {module_name}",
             found=f"{type(error).__name__}: {error}",
             expected=f"a module that defines `{function}`",
-            do="name an installed module, or a file as path/to/file.py:function",
+            do=beside(reference, error) or "name an installed module, or a file as path/to/file.py:function",
         ) from error
     if not callable(getattr(module, function, None)):
         there = [name for name, value in vars(module).items() if callable(value) and not name.startswith("_")]
         raise BadRequest(f"{module_name} has no function `{function}`", found=", ".join(there[:12]) or "no functions")
     return getattr(module, function)  # type: ignore[no-any-return]
+
+
+def beside(reference: Factory, error: BaseException) -> str | None:
+    """Return what to do if a user's file fails because it imports another one beside it; None: that is not why."""
+    path = Path(reference.rpartition(":")[0])
+    if path.suffix != ".py" or not isinstance(error, ImportError):
+        return None
+    root = (error.name or "").partition(".")[0]
+    relative = "relative import" in str(error)
+    if not relative and not (root and ((path.parent / f"{root}.py").is_file() or (path.parent / root).is_dir())):
+        return None
+    return (
+        f"{path.name} is loaded alone, and only its own code is compared with the cache's: put what it imports from "
+        "beside it into it;\nor install its folder as a package (pip install -e): factory = package.module:function"
+    )
 
 
 def _factory_source(reference: Factory) -> str:
@@ -139,8 +154,8 @@ def _factory_source(reference: Factory) -> str:
             )
         path = Path(spec.origin)
     try:
-        return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
+        return decode_source(path.read_bytes())  # as Python reads it: by its own coding, less a byte-order mark
+    except (OSError, UnicodeDecodeError, SyntaxError) as error:
         raise BadRequest(
             f"cannot read {path}",
             found=str(error),
@@ -177,7 +192,7 @@ def _import(module_name: str) -> Any:
 _imported: dict[str, str] = {}  # module → digest of its file when it was first asked for
 
 
-class _AsRead(InspectLoader):
+class _AsRead(ExecutionLoader, ResourceLoader):
     """Loads a module from source that was read before: neither a later edit nor a cached `.pyc` can take its place."""
 
     def __init__(self, source: bytes, path: str):
@@ -186,6 +201,12 @@ class _AsRead(InspectLoader):
 
     def get_source(self, fullname: str) -> str:
         return decode_source(self._source)
+
+    def get_filename(self, fullname: str) -> str:
+        return self._path
+
+    def get_data(self, path: str) -> bytes:  # for `pkgutil.get_data`
+        return Path(path).read_bytes()
 
     def get_code(self, fullname: str) -> CodeType:
         return self.source_to_code(self.get_source(fullname), self._path)  # tracebacks name the file

@@ -19,15 +19,15 @@ def check_classes(teacher: TeacherOptions, dataset: DatasetSpec) -> None:
         BadRequest: it has others; both lists are shown.
     """
     names = KINDS[teacher.kind].classes(teacher)
-    for whose, listed in (("teacher " + teacher.name, names or []), ("dataset " + dataset.name, dataset.classes)):
-        check_distinct(whose, listed)
+    for whose, given in (("teacher " + teacher.name, names or []), ("dataset " + dataset.name, dataset.classes)):
+        check_distinct(whose, given)
     if names is None or not dataset.classes or sorted(names) == sorted(dataset.classes):
         return
     unknown, missing = _less(names, dataset.classes), _less(dataset.classes, names)
     raise BadRequest(
         f"teacher {teacher.name} scores other classes than dataset {dataset.name} has",
-        found=_listed(names) + (f"  (unknown: {_listed(unknown)})" if unknown else ""),
-        expected=_listed(dataset.classes) + (f"  (missing: {_listed(missing)})" if missing else ""),
+        found=listed(names) + (f"  (unknown: {listed(unknown)})" if unknown else ""),
+        expected=listed(dataset.classes) + (f"  (missing: {listed(missing)})" if missing else ""),
         do="give the dataset's `classes` by the teacher's names; or keep the teacher off it with `datasets = [...]`",
     )
 
@@ -37,7 +37,7 @@ def check_distinct(whose: str, names: Sequence[str]) -> None:
     if twice := sorted({name for name in names if list(names).count(name) > 1}):
         raise BadRequest(
             f"two classes of {whose} have one name",
-            found=_listed(twice),
+            found=listed(twice),
             expected="a name of its own for each class",
             do="name them apart, such as crane (bird) and crane (machine)",
         )
@@ -57,11 +57,12 @@ def order_of(names: Sequence[str] | None, classes: Sequence[str]) -> list[int] |
     return [places[name] for name in classes]
 
 
+def listed(names: Sequence[str]) -> str:
+    """Return names as a message shows them: the first, and how many more."""
+    more = f", and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+    return ", ".join(names[:SHOWN]) + more
+
+
 def _less(names: Sequence[str], others: Sequence[str]) -> list[str]:
     there = set(others)
     return [name for name in names if name not in there]
-
-
-def _listed(names: Sequence[str]) -> str:
-    more = f", and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
-    return ", ".join(names[:SHOWN]) + more

@@ -6,7 +6,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from storage.errors import BadRequest, BadTeacher
-from storage.options import code_fingerprint, load_factory
+from storage.options import beside, code_fingerprint, load_factory
 from storage.tokenizer import read_tokenizer
 from teacher_cache.teachers.loaded import build_twice
 from teacher_cache.teachers.weights import file_digest, load_weights
@@ -78,7 +78,8 @@ def _build(options: TeacherOptions) -> nn.Module:
     except BadRequest:
         raise
     except (Exception, SystemExit) as error:  # the user's own code
-        raise BadTeacher(f"{options.factory} failed", found=f"{type(error).__name__}: {error}") from error
+        found = f"{type(error).__name__}: {error}"
+        raise BadTeacher(f"{options.factory} failed", found, do=beside(options.factory, error)) from error
     if not isinstance(model, nn.Module):
         raise BadTeacher(f"{options.factory} did not return a model", found=type(model).__name__, expected="nn.Module")
     return model

@@ -12,6 +12,7 @@ import numpy as np
 from storage.errors import BadTeacher, RowsMissing
 from storage.format.specs import DatasetSpec, TeacherSpec
 from storage.tasks import task_of
+from teacher_cache.teachers.classes import listed
 from teacher_cache.work.pieces import AskWork
 
 if TYPE_CHECKING:
@@ -25,10 +26,15 @@ def check_classes(logits: Tensor, labels: Tensor, spec: TeacherSpec, dataset: Da
     task = task_of(dataset)
     found, padded = logits.shape[-1], task.padded_classes
     if found < spec.num_classes or (found > spec.num_classes and not padded):
+        names = f": {listed(dataset.classes)}" if dataset.classes else ""
         raise BadTeacher(
             f"teacher {spec.name} does not fit dataset {dataset.name}",
             found=f"{found} logits per {task.site_name}",
-            expected=f"{'at least ' * padded}{spec.num_classes} classes",
+            expected=f"{'at least ' * padded}{spec.num_classes} classes{names}",
+            do="give the dataset's `classes` as the teacher was trained on them, or keep the teacher off it with "
+            "`datasets = [...]`"
+            if dataset.classes
+            else None,
         )
     if labels.shape != logits.shape[:-1] or (labels.numel() and int(labels.max()) >= spec.num_classes):
         raise BadTeacher(

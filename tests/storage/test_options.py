@@ -185,6 +185,46 @@ def test_a_missing_function_is_told_with_those_there_are(tmp_path: Path) -> None
     assert (caught.value.what, caught.value.found) == (f"{tmp_path}/net.py has no function `biuld`", "build, other")
 
 
+BESIDE = (
+    "net.py is loaded alone, and only its own code is compared with the cache's: put what it imports from beside it "
+    "into it;\nor install its folder as a package (pip install -e): factory = package.module:function"
+)
+
+
+@pytest.mark.parametrize(
+    "line", ["import helpers", "from helpers import f", "from .helpers import f", "import helpers.x"]
+)
+def test_a_file_that_imports_one_beside_it_says_what_to_do(tmp_path: Path, line: str) -> None:
+    (tmp_path / "helpers.py").write_text("def f(): pass\n")
+    (tmp_path / "net.py").write_text(f"{line}\ndef build(): pass\n")
+    with pytest.raises(BadRequest) as caught:
+        load_factory(f"{tmp_path}/net.py:build")
+    assert caught.value.do == BESIDE
+    (tmp_path / "net.py").write_text("import no_such_module\n")
+    with pytest.raises(BadRequest) as caught:
+        load_factory(f"{tmp_path}/net.py:build")
+    assert caught.value.do == "name an installed module, or a file as path/to/file.py:function"
+
+
+def test_a_file_finds_its_data_and_its_source(tmp_path: Path) -> None:
+    (tmp_path / "data.txt").write_bytes(b"beside")
+    (tmp_path / "net.py").write_text(
+        "import inspect, pkgutil\nclass Net: pass\ndef data(): return pkgutil.get_data(__name__, 'data.txt')\n"
+        "def source(): return inspect.getsource(Net)\n"
+    )
+    assert load_factory(f"{tmp_path}/net.py:data")() == b"beside"
+    assert load_factory(f"{tmp_path}/net.py:source")() == "class Net: pass\n"
+
+
+def test_a_class_of_a_file_can_be_pickled_and_is_a_dataclass(tmp_path: Path) -> None:
+    (tmp_path / "net.py").write_text(
+        "from __future__ import annotations\nimport dataclasses, pickle\n"
+        "@dataclasses.dataclass\nclass C:\n    a: int = 3\n"
+        "def again(): return pickle.loads(pickle.dumps(C(4))).a\n"
+    )
+    assert load_factory(f"{tmp_path}/net.py:again")() == 4
+
+
 # --- code fingerprints
 
 
@@ -204,6 +244,21 @@ def test_code_changes_a_code_fingerprint(tmp_path: Path) -> None:
 
 def test_a_code_fingerprint_imports_nothing(tmp_path: Path) -> None:
     assert len(fingerprint_of(tmp_path, "raise SystemExit(9)\ndef f(): pass")) == 32
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        b"\xef\xbb\xbfdef f(): return 1\n",
+        b"# -*- coding: latin-1 -*-\ndef f(): return 1  # \xe9\n",
+        b"def f(): return 1\r\n",
+    ],
+    ids=["a byte-order mark", "a coding", "line ends"],
+)
+def test_whatever_python_reads_has_a_code_fingerprint(tmp_path: Path, source: bytes) -> None:
+    (tmp_path / "net.py").write_bytes(source)
+    assert load_factory(f"{tmp_path}/net.py:f")() == 1
+    assert code_fingerprint(f"{tmp_path}/net.py:f") == fingerprint_of(tmp_path, "def f(): return 1\n")
 
 
 def test_a_module_has_a_code_fingerprint() -> None:

@@ -11,11 +11,11 @@ import torch
 from safetensors.torch import save_file
 
 from storage.cache import Cache
-from storage.errors import BadRequest
+from storage.errors import BadRequest, BadTeacher
 from storage.format.sealed import read_json
 from student_train.students import Blueprint, load_student, save_student
 from student_train.students.build import build_student
-from tests.teacher_cache.toys import build, write_job
+from tests.teacher_cache.toys import build, teacher_section, write_digits, write_job, write_teacher
 
 ARRAYS = '[[dataset]]\nname = "d"\nkind = "arrays"\npath = "x.npz"\nclasses = {classes}\n'
 STUDENT = '[[teacher]]\nname = "t"\nstudent = "run"\n'
@@ -90,3 +90,13 @@ def test_two_classes_of_one_name_are_refused(kitchen: Path) -> None:
     with pytest.raises(BadRequest) as caught:
         logits(kitchen, ["cat", "dog", "ship"], FACTORY.format(more='classes = ["cat", "dog", "cat"]\n'), "j")
     assert caught.value.what == "two classes of teacher t have one name"
+
+
+def test_another_number_of_classes_is_refused_with_their_names(tmp_path: Path) -> None:
+    write_teacher(tmp_path, classes=7)
+    with pytest.raises(BadTeacher) as caught:
+        build(write_job(tmp_path, write_digits(tmp_path, 20), teacher_section(classes=7)))
+    error = caught.value
+    assert (error.found, error.expected) == ("7 logits per row", "10 classes: 0, 1, 2, 3, 4, 5, 6, 7, 8, 9")
+    assert error.do is not None
+    assert error.do.startswith("give the dataset's `classes` as the teacher was trained on them")
