@@ -238,6 +238,7 @@ def _print_groups(found: ClusterDryRun, as_json: bool) -> None:
 def _print_comparison(runs: Path) -> None:
     import polars as pl
 
+    from jobs.show import terminal
     from jobs.show.tables import print_table
     from student_train.run_files.comparison import compare_runs
 
@@ -253,6 +254,8 @@ def _print_comparison(runs: Path) -> None:
         status=pl.col("status"),
     )
     print_table(shown, title=str(runs))
+    for row in table.filter(pl.col("status").is_in(["finished", "lost"]) & pl.col("error").is_not_null()).to_dicts():
+        terminal.errors.print(f"{row['student']}: {row['error']}", markup=False)
 
 
 def main() -> None:

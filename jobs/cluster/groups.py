@@ -15,7 +15,6 @@ from student_train.devices import find_device, free_bytes
 from student_train.preparing.flops import epoch_flops
 from student_train.preparing.projection import MemoryProjection, choose_for, fit
 from student_train.preparing.request import PreparedRun, Request
-from student_train.run_files.checkpoint import position_of
 from student_train.stepping.stack.stack import stack_key
 
 WORKER_BYTES = 96 * 2**20  # of a worker that has begun, above this process with the same libraries: 85 MB on Linux
@@ -112,7 +111,7 @@ def _pack(works: Sequence[int], bins: int) -> list[list[int]]:
 
 
 def _epochs_left(student: PreparedRun) -> int:
-    position = position_of(student.folder, student.identity)
+    position = student.position
     return max(1, student.options.epochs - (0 if position is None else position.epoch))
 
 

@@ -34,7 +34,6 @@ from student_train.preparing.installed import check_installed
 from student_train.preparing.prepare import prepare, settled_record
 from student_train.preparing.projection import MemoryProjection
 from student_train.preparing.request import PreparedRun, Request
-from student_train.run_files.checkpoint import position_of
 from student_train.run_files.records import RunRecord
 from student_train.running.train import Summary, skip_settled
 
@@ -183,7 +182,7 @@ def _work_of(job: StudentJob, group: Group, request: Request, threads: int | Non
 def _steps(student: PreparedRun) -> tuple[int, int]:
     """Return the steps that a student has taken, and those of its whole run."""
     each = count_steps(student.train.num_rows, student.options.batch_size)
-    position = position_of(student.folder, student.identity)
+    position = student.position
     return 0 if position is None else position.epoch * each + position.step, student.options.epochs * each
 
 

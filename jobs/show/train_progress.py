@@ -73,6 +73,8 @@ class TrainProgress:
             case events.StudentSkipped():
                 done = "finished" if event.record.status == "finished" else "set aside"
                 self._watch.note(f"{event.record.student}: {done} before, skipped")
+            case events.ResultLost():
+                self._watch.note(f"{event.student}: {event.why}")
             case events.StudentStopped():
                 self._watch.note(f"{event.record.student}: {event.record.error}")
             case events.StudentFailed():

@@ -10,7 +10,6 @@ from student_train.preparing.installed import check_installed
 from student_train.preparing.prepare import prepare
 from student_train.preparing.projection import MemoryProjection, choose_for, fit
 from student_train.preparing.request import PreparedRun, Request
-from student_train.run_files.checkpoint import position_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +36,7 @@ class StudentDryRun:
 class DryRun:
     """What would become of all students, and the memory that it needs; None if nothing is left to do.
 
-    `warnings` are of teachers near chance.
+    `warnings` are of teachers near chance, and of results that are lost.
     """
 
     students: tuple[StudentDryRun, ...]
@@ -56,12 +55,14 @@ def dry_run(request: Request) -> DryRun:
     check_installed(request.fleet.track)
     residency = choose_for(request, left, device)
     _, memory = fit(left, residency, request.data.window_shards, device, request.fleet)
-    return DryRun(foreseen, memory, tuple(dict.fromkeys(text for student in left for text in student.warnings)))
+    warnings = [text for student in left for text in student.warnings]
+    lost = [f"{student.name}: {student.why_anew}" for student in left if student.lost]
+    return DryRun(foreseen, memory, tuple(dict.fromkeys([*warnings, *lost])))
 
 
 def foresee(student: PreparedRun) -> StudentDryRun:
     """Return what would become of a checked student."""
-    position, done = position_of(student.folder, student.identity), student.settled
+    position, done = student.position, student.settled
     action: Literal["resume", "train"] = "train" if position is None else "resume"
     return StudentDryRun(
         student=student.options.name,

@@ -31,9 +31,9 @@ from student_train.preparing.checks import (
 )
 from student_train.preparing.request import PreparedRun, Request
 from student_train.preparing.served import check_served, count_classes, feature_shapes
-from student_train.run_files.checkpoint import check_checkpoint, check_identity
+from student_train.run_files.checkpoint import check_checkpoint, check_identity, check_name
 from student_train.run_files.folder import RunFolder, UnwrittenFolder
-from student_train.run_files.records import RunRecord, read_record
+from student_train.run_files.records import RunRecord, lost_files, read_record
 from student_train.stepping.recorder import check_recordable
 from student_train.students import Blueprint
 from student_train.tasks import TASKS
@@ -115,7 +115,10 @@ def _prepare(
     }
     files = (RunFolder if request.parallel.writes else UnwrittenFolder)(request.runs / options.name, identity)
     settled = settled_record(files.path, identity, request.fleet)
-    return PreparedRun(options, blueprint, needs, encodings, shapes, train, held, agree_with, files, settled)
+    # one that was set aside stays so: others have outrun it
+    lost = lost_files(files.path, settled) if settled is not None and settled.status == "finished" else ()
+    settled = None if lost else settled
+    return PreparedRun(options, blueprint, needs, encodings, shapes, train, held, agree_with, files, settled, lost)
 
 
 def _blueprint(options: StudentOptions, dataset: DatasetSpec, num_classes: int) -> Blueprint:
@@ -164,6 +167,8 @@ def settled_record(folder: Path, identity: dict[str, Any], fleet: FleetOptions) 
     One that was set aside needs none as long as the same section of the job decides so.
     """
     record = read_record(folder)
+    if record is not None:
+        check_name(folder, record.student)
     if record is None or record.identity == identity:
         check_checkpoint(folder, identity)
     elif record.status != "failed":  # a failed one may be begun again, by another job

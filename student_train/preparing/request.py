@@ -12,7 +12,9 @@ from student_train.devices import Device
 from student_train.feed.batches import ArrayKey, Needs
 from student_train.feed.selection import Selection
 from student_train.options.sections import DataOptions, FleetOptions, StudentOptions
+from student_train.run_files.checkpoint import position_of
 from student_train.run_files.folder import RunFolder
+from student_train.run_files.position import Position
 from student_train.run_files.records import RunRecord
 from student_train.stepping.parallel import ALONE, Parallel
 from student_train.students import Blueprint
@@ -55,6 +57,7 @@ class PreparedRun:
         agree_with: the teacher whose top classes of the held rows are known, or None.
         files: of its run, as this process writes them.
         settled: its record, if it needs no more training.
+        lost: files of its result that are gone though its record has them: it is trained from its first step.
         warnings: of teachers that it learns from and that are near chance.
     """
 
@@ -68,6 +71,7 @@ class PreparedRun:
     agree_with: str | None
     files: RunFolder
     settled: RunRecord | None
+    lost: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
 
     @property
@@ -79,6 +83,17 @@ class PreparedRun:
     def folder(self) -> Path:
         """Return the folder of its run."""
         return self.files.path
+
+    @property
+    def why_anew(self) -> str:
+        """Return what is told of one whose result is lost."""
+        are = "are" if self.lost[1:] else "is"
+        return f"trained before, but {' and '.join(self.lost)} {are} gone; it is trained from its first step"
+
+    @property
+    def position(self) -> Position | None:
+        """Return where its interrupted run is, from where it goes on; None where it begins."""
+        return None if self.lost else position_of(self.folder, self.identity)
 
     @property
     def identity(self) -> dict[str, Any]:

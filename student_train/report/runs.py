@@ -118,7 +118,7 @@ def read_run(folder: Path) -> ShownRun:
     record, identity = None, {}
     try:
         record = read_record(folder)
-        figures |= compare_run(folder) | {"student": folder.name}  # by its folder, whatever its record says
+        figures |= compare_run(folder)
         identity = _identity(folder, record)
     except StillroomError as error:
         faults.append(error)

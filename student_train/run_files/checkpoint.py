@@ -92,6 +92,7 @@ def _put_weights(folder: Path, position: Position, tensors: Tensors, identity: d
     steps = f"{position.epoch:05d}-{position.step:08d}"
     file = CheckpointFile(
         **position.model_dump(),
+        student=folder.name,
         # by its digest: no other state of this step has the name
         weights_file=f"checkpoint-{steps}-{weights_digest[:8]}.safetensors",
         weights_digest=weights_digest,
@@ -118,13 +119,14 @@ def read_checkpoint(folder: Path, identity: dict[str, Any]) -> tuple[Position, T
     """Return a run's last whole checkpoint, or None if it never wrote one.
 
     Raises:
-        StaleCache: it was made from something else than `identity`; every field that differs is named.
+        StaleCache: it is another student's, or was made from something else than `identity`: each field is named.
         CorruptObject: its bytes are not those that were written.
         UnsupportedFormat: it was written by a later format.
     """
     file = read_position(folder)
     if file is None:
         return None
+    check_name(folder, file.student)
     check_identity(folder, file.identity, identity)
     data = LocalObjects(folder).get(Path(file.weights_file).name)  # a name, never a path to somewhere else
     if digest(data) != file.weights_digest:
@@ -141,6 +143,7 @@ def check_checkpoint(folder: Path, identity: dict[str, Any]) -> None:
     """Refuse a folder whose checkpoint was made from something else; reads the JSON only. Raises StaleCache."""
     file = read_position(folder)
     if file is not None:
+        check_name(folder, file.student)
         check_identity(folder, file.identity, identity)
 
 
@@ -148,6 +151,22 @@ def position_of(folder: Path, identity: dict[str, Any]) -> Position | None:
     """Return where an interrupted run of this identity is, or None where there is none; reads the JSON only."""
     file = read_position(folder)
     return file if file is not None and file.identity == identity else None
+
+
+def check_name(folder: Path, student: str | None) -> None:
+    """Refuse a folder that is not named after the student whose run it holds; None: nobody wrote whose.
+
+    Raises:
+        StaleCache: it was renamed, or is a copy.
+    """
+    if student not in (None, folder.name):
+        raise StaleCache(
+            f"{folder} holds the run of another student: it was renamed, or is a copy",
+            found=f"student {student}",
+            expected=f"student {folder.name}",
+            do=f"mv {folder} {folder.parent / str(student)}; or, to train {folder.name} from its first step: "
+            f"rm -r {folder}",
+        )
 
 
 def check_identity(folder: Path, found: dict[str, Any], expected: dict[str, Any]) -> None:

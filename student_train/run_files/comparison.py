@@ -10,7 +10,7 @@ import polars as pl
 
 from storage.errors import MissingSource
 from student_train.run_files.position import read_position
-from student_train.run_files.records import CHECKPOINT_FILE, RUN_FILE, Held, read_record
+from student_train.run_files.records import CHECKPOINT_FILE, RUN_FILE, Held, lost_files, read_record
 
 COMPARISON = {
     "student": pl.String,
@@ -54,7 +54,8 @@ def list_runs(runs: Path) -> list[Path]:
 def compare_runs(runs: Path) -> pl.DataFrame:
     """Return one row per run below a folder, the most accurate first; columns of COMPARISON.
 
-    A run that is not settled has the status "unfinished" and the figures of its last whole epoch.
+    A run that is not settled has the status "unfinished" and the figures of its last whole epoch; one whose weights
+    are gone is "lost". Each has the name of its folder.
 
     Raises:
         MissingSource: there is no run.
@@ -75,8 +76,12 @@ def compare_run(folder: Path) -> dict[str, Any]:
     record = read_record(folder)
     if record is None:
         return _unfinished(folder)
-    error = record.error and record.error.splitlines()[0]  # a table has one line for it
-    return record.model_dump(include=set(COMPARISON)) | {"error": error}
+    row = record.model_dump(include=set(COMPARISON)) | {"student": folder.name}  # wherever it was trained
+    if lost := lost_files(folder, record):
+        return row | {"status": "lost", "error": f"gone: {', '.join(lost)}"}
+    if record.student != folder.name:
+        return row | {"error": f"renamed, or a copy: the run of {record.student}"}
+    return row | {"error": record.error and record.error.splitlines()[0]}  # a table has one line for it
 
 
 def _is_run(folder: Path) -> bool:

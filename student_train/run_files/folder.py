@@ -23,7 +23,15 @@ from student_train.run_files.checkpoint import (
 from student_train.run_files.history import STEPS_FOLDER, write_metrics, write_steps
 from student_train.run_files.position import Position
 from student_train.run_files.predictions import HeldTable, write_predictions
-from student_train.run_files.records import JOB_FILE, RUN_FILE, EpochMetrics, RunRecord, read_record, write_record
+from student_train.run_files.records import (
+    JOB_FILE,
+    RUN_FILE,
+    EpochMetrics,
+    RunRecord,
+    lost_files,
+    read_record,
+    write_record,
+)
 from student_train.students import Blueprint, save_student
 
 
@@ -75,10 +83,14 @@ class RunFolder:
         """Commit or drop what a kill has left staged, of a stack whose folders lie beside this one."""
         settle_checkpoint(self.path)
 
-    def forget_failure(self) -> None:
-        """Delete what says that the run failed; and its checkpoint and steps, if its job was changed since."""
+    def forget_record(self) -> None:
+        """Delete the record of a run that is to go on; and its checkpoint and steps, where it is to begin anew.
+
+        It is where its job was changed since, or what it had finished with is lost.
+        """
         record = read_record(self.path)
-        if record is not None and record.identity != self.identity:
+        lost = record is not None and record.status == "finished" and lost_files(self.path, record)
+        if record is not None and (record.identity != self.identity or lost):
             delete_checkpoint(self.path)
             for path in (self.path / STEPS_FOLDER).glob("*.parquet"):
                 LocalObjects(path.parent).delete(path.name)
@@ -138,7 +150,7 @@ class UnwrittenFolder(RunFolder):
     def settle_checkpoint(self) -> None:
         pass
 
-    def forget_failure(self) -> None:
+    def forget_record(self) -> None:
         pass
 
     def write_checkpoint(self, position: Position, tensors: Tensors) -> None:

@@ -42,9 +42,10 @@ class Position(Options):
 
 
 class CheckpointFile(Position):
-    """The content of `checkpoint.json`."""
+    """The content of `checkpoint.json`; `student`, since format 2, is the name of whom it is of."""
 
     format_version: Literal[1, 2] = 2
+    student: str | None = None
     weights_file: str
     weights_digest: str
     torch_version: str

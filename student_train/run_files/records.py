@@ -22,6 +22,7 @@ from storage.views import PLAIN
 RUN_FILE = "run.json"
 JOB_FILE = "job.toml"  # as `options/job_text.py` writes it
 CHECKPOINT_FILE = "checkpoint.json"  # of a run that is not settled
+RESULT_FILES = ("student.json", "student.safetensors")  # as `students/files.py` writes them, which imports torch
 
 
 class Held(Options):
@@ -126,6 +127,11 @@ def read_record(folder: Path) -> RunRecord | None:
         raise CorruptObject(
             f"{path} is not the record of a run", found=str(error), do=f"delete {folder} and train this student again"
         ) from None
+
+
+def lost_files(folder: Path, record: RunRecord) -> tuple[str, ...]:
+    """Return which files of a trained student are gone although its record says that they are there."""
+    return tuple(name for name in RESULT_FILES if record.status != "failed" and not (folder / name).exists())
 
 
 def read_job(folder: Path, record: RunRecord | None) -> str | None:

@@ -1,6 +1,7 @@
 """What a run of students reports to whoever watches it, and in which order. Nothing in this room prints.
 
     StudentSkipped                              each student that is settled already
+    ResultLost                                  each student that was settled, and whose weights are gone
     MemoryProjected, StepsNotRecorded?, FeedChosen, BatchIsAllRows?
     each pass:
         RunsNotLocked?
@@ -83,6 +84,14 @@ class TeacherNearChance:
     """Students are about to learn from a teacher that hardly knows the dataset."""
 
     warning: str
+
+
+@dataclass(frozen=True, slots=True)
+class ResultLost:
+    """A student was trained before, but files of its result are gone: it is trained from its first step."""
+
+    student: str
+    why: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -201,6 +210,7 @@ Event = (
     | StepsNotRecorded
     | RunsNotLocked
     | TeacherNearChance
+    | ResultLost
     | StudentStarted
     | PassStarted
     | PassDone

@@ -96,7 +96,7 @@ class OnePass:
         for student in ready:
             student.files.settle_checkpoint()
         for student in ready:
-            student.files.forget_failure()
+            student.files.forget_record()
         self.request.parallel.wait()  # until it is clear what they go on from
         begun, tables = dict[str, Run](), dict[str | None, HeldTable]()
         for student in ready:

@@ -18,6 +18,7 @@ from student_train.running.events import (
     FeedChosen,
     MemoryProjected,
     Report,
+    ResultLost,
     StepsNotRecorded,
     StudentSkipped,
     TeacherNearChance,
@@ -73,6 +74,9 @@ def train_students(
     errors: dict[str, StillroomError] = {}
     for warning in dict.fromkeys(warning for student in left for warning in student.warnings):
         report(TeacherNearChance(warning))
+    for student in left:
+        if student.lost:
+            report(ResultLost(student.name, student.why_anew))
     if left:
         residency = choose_for(request, left, device)
         if parallel.size > 1:
