@@ -33,7 +33,7 @@ class TrainProgress:
                 self._watch.note(f"note: {who}: batch_size is more than the {event.rows} rows; an epoch is one step")
             case events.Loading():
                 if event.done_shards == 1:
-                    self._watch.begin(f"{event.students}, rows", event.shards, unit="shards")
+                    self._watch.begin(f"{event.students}, {event.rows}", event.shards, unit="shards")
                 self._watch.advance(event.done_shards - self._loaded_shards)
                 self._loaded_shards = event.done_shards % event.shards
             case events.PassStarted():

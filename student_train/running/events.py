@@ -23,6 +23,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Literal
 
 from storage.errors import StillroomError
 from student_train.run_files.records import EpochMetrics, RunRecord
@@ -58,6 +59,7 @@ class Loading:
     """So many shards of so many are on the device, or on the host; not when rows are streamed."""
 
     students: str
+    rows: Literal["rows", "held rows"]
     done_shards: int
     shards: int
 

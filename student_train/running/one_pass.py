@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from functools import reduce
+from functools import partial, reduce
 from operator import or_
+from typing import Literal
 
 import torch
 
@@ -133,14 +134,15 @@ class OnePass:
         """Return rows to learn from and rows to be measured on; None if they cannot be read, which all fail by."""
         name = self.students[0].name if len(self.students) == 1 else f"{len(self.students)} students"
 
-        def tick(done: int, shards: int) -> None:
-            self.report(Loading(name, done, shards))
+        def tick(rows: Literal["rows", "held rows"], done: int, shards: int) -> None:
+            self.report(Loading(name, rows, done, shards))
             if self.stop():
                 raise Interrupted(f"{name} stopped before the first step of a student")
 
         try:
-            train = self.pool.feed(self.students[0].train, reduce(or_, (student.needs for student in ready)), tick)
-            return train, self.pool.feed(self.students[0].held, Needs(labels=True), tick)
+            needs = reduce(or_, (student.needs for student in ready))
+            train = self.pool.feed(self.students[0].train, needs, partial(tick, "rows"))
+            return train, self.pool.feed(self.students[0].held, Needs(labels=True), partial(tick, "held rows"))
         except (Interrupted, StorageFailure):
             raise
         except StillroomError as error:
