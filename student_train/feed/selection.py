@@ -132,7 +132,12 @@ def _of_split(catalogue: Catalogue, rows: str, samples: pl.DataFrame) -> pl.Data
     of_split = samples.filter(pl.col("split") == split)
     if of_split.is_empty():
         found = ", ".join(f"{count} of {name!r}" for name, count in samples["split"].value_counts().iter_rows())
-        raise NotInCache(f"{catalogue.url}: {dataset} has no rows of split {split!r}", found=found or "no rows at all")
+        raise NotInCache(
+            f"{catalogue.url}: {dataset} has no rows of split {split!r}",
+            found=found or "no rows at all",
+            do=f"train and evaluate on other rows; or choose another `validation` of {dataset}, of held rows, "
+            "in the cache job, and build with --as NAME",
+        )
     return of_split
 
 

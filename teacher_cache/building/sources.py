@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from functools import partial
 from itertools import islice
 from math import prod
 
+import numpy as np
 import polars as pl
 
 from storage.cache import Catalogue
-from storage.datasets import RecordedFile, Source, Unreadable
+from storage.datasets import RawSample, RecordedFile, Source, Unreadable
 from storage.errors import BadRequest, MissingSource, StaleCache
 from storage.format.rows import RowPlan
 from storage.format.shards import Commit
@@ -129,7 +131,12 @@ def _dataset_spec(source: Source, input_shape: tuple[int, ...], input_dtype: str
 
 
 def _probe(source: Source, files: pl.DataFrame) -> tuple[tuple[int, ...], str]:
-    """Return shape and dtype of the first readable sample."""
+    """Return shape and dtype of the first readable sample.
+
+    Raises:
+        MissingSource: none of the first is readable.
+        BadRequest: of some that lie all over the files, not all are of one shape.
+    """
     reasons = []
     samples = (
         sample
@@ -138,14 +145,40 @@ def _probe(source: Source, files: pl.DataFrame) -> tuple[tuple[int, ...], str]:
     )
     for sample in islice(samples, PROBED_SAMPLES):
         try:
-            if isinstance(sample.payload, Unreadable):
-                raise sample.payload
-            first = source.decode(sample.payload)
+            first = _decoded(source, sample)
         except Unreadable as reason:
             reasons.append(f"{sample.sample_id}: {reason}")
         else:
+            if source.longest_row() is None:
+                _check_one_shape(source, files)
             return first.shape, str(first.dtype)
     raise MissingSource(f"dataset {source.name} has no readable sample", found="\n".join(reasons[:5]))
+
+
+def _check_one_shape(source: Source, files: pl.DataFrame) -> None:
+    """Raise BadRequest if more samples differ in shape than may be set aside, rather than to set aside one by one."""
+    shapes: dict[tuple[int, ...], list[str]] = {}
+    for file, rows in files.gather_every(max(1, len(files) // PROBED_SAMPLES)).select("file", "rows").iter_rows():
+        for sample in source.read(file, 0, min(rows, max(1, PROBED_SAMPLES // len(files)))):
+            with suppress(Unreadable):  # which is told when it is its turn
+                shapes.setdefault(_decoded(source, sample).shape, []).append(sample.sample_id)
+    often = sorted(shapes.items(), key=lambda shape: -len(shape[1]))
+    odd, looked_at = sum(len(ids) for _, ids in often[1:]), sum(map(len, shapes.values()))
+    if odd > source.max_quarantined * looked_at:
+        raise BadRequest(
+            f"samples of dataset {source.name} have different shapes",
+            found="\n".join(
+                f"{list(shape)}: {len(ids)} of those looked at, such as {ids[0]}" for shape, ids in often[:5]
+            ),
+            expected="one shape, that of the teacher's inputs",
+            do=f"size = {often[0][0][-1]}    # of images, in [[dataset]]: what the teacher was trained on",
+        )
+
+
+def _decoded(source: Source, sample: RawSample) -> np.ndarray:
+    if isinstance(sample.payload, Unreadable):
+        raise sample.payload
+    return source.decode(sample.payload)
 
 
 def _compare(

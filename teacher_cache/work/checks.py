@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from storage.encodings.base import STATISTICS
 from storage.errors import BadTeacher, RowsMissing
 from storage.format.specs import DatasetSpec, TeacherSpec
 from storage.tasks import task_of
@@ -83,6 +84,7 @@ def refuse_shard(
     Raises:
         RowsMissing: it is; the message names the rows.
     """
+    deviates = "encoding.statistics = false; or divide the logits: no float16 holds how much they deviate"
     for fault, masks, do in (
         (
             "gave NaN or infinite",
@@ -99,5 +101,5 @@ def refuse_shard(
                     f"{work.key} is refused: teacher {work.key.teacher} {fault} {name}",
                     found=f"{len(rows)} of {len(readable_rows)} rows: {shown}",
                     expected="finite values",
-                    do=do,
+                    do=deviates if name == STATISTICS else do,
                 )

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +12,7 @@ import torch
 from torch import Tensor
 
 from storage.cache import Cache
-from storage.errors import BadTeacher, LabelOutOfRange, MissingSource, StaleCache
+from storage.errors import BadRequest, BadTeacher, LabelOutOfRange, MissingSource, StaleCache
 from storage.format.shards import ShardKey
 from storage.inputs.arguments import to_float
 from tests.teacher_cache.conftest import Built
@@ -286,6 +288,32 @@ def test_an_image_of_another_size_is_quarantined_and_told_of_resizing(tmp_path: 
     Image.new("L", (9, 8)).save(tmp_path / "images/odd/001.png")
     error = build(write_job(tmp_path, dataset)).quarantined["digits"]["error"][0]
     assert error == "is uint8 (1, 8, 9), the dataset is uint8 (1, 8, 8); set `size` to resize"
+
+
+def test_images_of_mixed_sizes_are_refused_before_the_first_shard(tmp_path: Path) -> None:
+    from PIL import Image
+
+    dataset = write_images(tmp_path).replace("0.5", "0.1")
+    for name in ("001", "003", "005"):
+        Image.new("L", (9, 8)).save(tmp_path / f"images/odd/{name}.png")
+    with pytest.raises(BadRequest, match="different shapes") as caught:
+        build(write_job(tmp_path, dataset))
+    assert "[1, 8, 9]: 3 of those looked at, such as odd/001.png" in str(caught.value.found)
+    assert str(caught.value.do).startswith("size = 8 ")
+    assert not (tmp_path / "cache").exists()
+
+
+def test_a_large_image_warns_nobody(tmp_path: Path) -> None:
+    from PIL import Image
+
+    Image.new("L", (10_000, 9_000)).save(tmp_path / "large.png")
+    code = (
+        "from pathlib import Path; from storage.datasets.image_folder import ImageFolderSource as Source\n"
+        "source = Source(name='d', kind='image_folder', path=Path('.'), channels=1, size=8)\n"
+        "print(source.decode(Path('large.png').read_bytes()).shape)"
+    )
+    ended = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert (ended.stdout, ended.stderr) == ("(1, 8, 8)\n", "")
 
 
 def test_a_source_that_shrinks_during_the_build_is_noticed() -> None:
