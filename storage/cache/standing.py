@@ -6,6 +6,8 @@ the ledger has them all, so that nothing is read for it.
 
 from __future__ import annotations
 
+import unicodedata
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import polars as pl
@@ -91,7 +93,31 @@ def classes_told(catalogue: Catalogue, ledger: Ledger) -> list[str]:
             fewest = min(range(len(counts)), key=lambda number: counts[number])
             line += f", … (the fewest: {shown[fewest]})"
         lines.append(line)
+        if empty := [name for name, count in zip(spec.classes, counts, strict=True) if not count]:
+            lines.append(f"note: {dataset}: no row is of {_listed('class', 'classes', empty)}")
+        lines += [
+            f"note: {dataset}: {' and '.join(map(repr, names))} are {len(names)} classes, and look like one"
+            for names in alike(spec.classes)
+        ]
     return lines
+
+
+def alike(names: Sequence[str]) -> list[tuple[str, ...]]:
+    """Return names that are probably one, written in several ways: one number, or one word in other letters.
+
+    >>> alike(["1", "01", "2", "Cat", "cat", "dog", "-1"])
+    [('1', '01'), ('Cat', 'cat')]
+    """
+    meant: dict[str, list[str]] = {}
+    for name in names:
+        word = " ".join(unicodedata.normalize("NFKC", name).casefold().split())
+        meant.setdefault(str(int(word)) if word.isdecimal() else word, []).append(name)
+    return [tuple(same) for same in meant.values() if len(same) > 1]
+
+
+def _listed(one: str, many: str, names: Sequence[str]) -> str:
+    more = f", and {len(names) - SHOWN_CLASSES} more" if len(names) > SHOWN_CLASSES else ""
+    return f"{one if len(names) == 1 else many} {', '.join(names[:SHOWN_CLASSES])}{more}"
 
 
 def _labels(ingests: pl.DataFrame) -> list[int]:

@@ -23,6 +23,7 @@ warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 MODES: dict[int, str] = {1: "L", 3: "RGB"}  # Pillow's name by number of channels
 DEEP_MODES = frozenset({"I;16", "I;16B", "I;16L", "I;16N", "I", "F"})  # more than 8 bits a value
 TRANSPARENT_MODES = frozenset({"LA", "La", "PA", "RGBA", "RGBa"})  # La, RGBa: with the alpha multiplied in
+ORIENTATION = 0x0112  # EXIF's tag
 FILTERS = {
     "nearest": Image.Resampling.NEAREST,
     "box": Image.Resampling.BOX,
@@ -101,6 +102,8 @@ class ImageSource(Source):
             raise ValueError(f"mode {image.mode} has more than 8 bits, which Pillow would clip")
         if self.orientation == "exif":
             ImageOps.exif_transpose(image, in_place=True)
+        elif image.format == "TIFF" and image.getexif().get(ORIENTATION, 1) != 1:
+            raise ValueError('a TIFF with an orientation, which Pillow turns; orientation = "exif", or save it turned')
         mode, under = MODES[self.channels], self._under()
         # a palette may have one colour that is transparent
         if isinstance(under, list) and (image.mode in TRANSPARENT_MODES or "transparency" in image.info):

@@ -54,7 +54,15 @@ def prepare_dataset(
     source = options.prepared(tokenizer, _counted(recorded))  # files that have not changed need not be counted again
     files = source.files()
     if not files["rows"].sum():
-        raise MissingSource(f"dataset {source.name} is empty", found=f"{len(files)} files, no samples")
+        where = getattr(source, "path", None)  # of what is no file there is none
+        raise MissingSource(
+            f"dataset {source.name} is empty" + (f": {where}" if where is not None else ""),
+            found="\n".join([f"{len(files)} files, no samples", *source.notes()]),
+            expected="one sample at least",
+            do="mend `path`, or put the samples there; docs/jobs/datasets.md says which files are taken"
+            if where is not None
+            else "mend the function, so that it gives samples",
+        )
     spec = _promise(catalogue, source, files, job)
     growth = grow(recorded, files, source.rows_per_shard or _default_rows_per_shard(spec))
     if growth.gone:

@@ -18,6 +18,7 @@ from storage.tasks.image_classification import ImageClassification
 from storage.tasks.language_model import LanguageModel
 from tests.conftest import Program
 from tests.teacher_cache.toys import build, write_job
+from tests.texts.toys import word_tokenizer, write_texts
 
 TEACHER = """
 import torch
@@ -92,7 +93,10 @@ def test_shards_of_an_older_version_are_told_as_unknown(tmp_path: Path) -> None:
 
 
 def test_a_build_tells_its_classes_with_their_rows(tmp_path: Path) -> None:
-    assert build(write(tmp_path, [0, 1, 3, 3, 3, 3])).classes == ["d: 4 classes of 6 labelled rows: a 1, b 1, c 0, d 4"]
+    assert build(write(tmp_path, [0, 1, 3, 3, 3, 3])).classes == [
+        "d: 4 classes of 6 labelled rows: a 1, b 1, c 0, d 4",
+        "note: d: no row is of class c",
+    ]
 
 
 def test_labels_that_a_part_of_the_shards_counts_are_not_told_as_all(tmp_path: Path) -> None:
@@ -113,3 +117,22 @@ def test_of_many_classes_the_first_and_the_fewest_are_told() -> None:
     ingests = pl.DataFrame({"labels": [[9] * 15 + [2] + [9] * 4]})
     (line,) = classes_told(Looked(), SimpleNamespace(of=lambda *_: ingests))  # type: ignore[arg-type]
     assert line.endswith("c11 9, … (the fewest: c15 2)")
+
+
+def test_classes_that_look_alike_are_told(tmp_path: Path) -> None:
+    (tmp_path / "tokenizer.json").write_bytes(word_tokenizer())
+    lines = ["label,text", *[f"{label},fish and fowl" for label in ["01", "1", "2", "fish"]]]
+    (tmp_path / "texts.csv").write_text("\n".join(lines))
+    dataset = (
+        '[[dataset]]\nname = "d"\nkind = "text"\npath = "texts.csv"\ncolumn = "text"\nlabel = "label"\nlength = 9\n'
+    )
+    job = write_job(tmp_path, dataset + 'tokenizer = "tokenizer.json"\n')
+    assert build(job).classes == [
+        "d: 4 classes of 4 labelled rows: 01 1, 1 1, 2 1, fish 1",
+        "note: d: '01' and '1' are 2 classes, and look like one",
+    ]
+
+
+def test_a_named_class_of_texts_without_a_row_is_told(tmp_path: Path) -> None:
+    job = write_job(tmp_path, write_texts(tmp_path, extra='classes = ["plant", "fish", "stone", "fowl", "star"]'))
+    assert build(job).classes[1:] == ["note: texts: no row is of classes stone, star"]

@@ -63,6 +63,9 @@ class LabelledTextSource(TextFiles):
         names = list((self.classes or {}).values()) if isinstance(self.classes, dict) else self.classes or []
         if len(set(names)) < len(names):
             raise ValueError("`classes` names one class twice")
+        if wide := [label for label in self.classes or () if label != label.strip()]:
+            told = ", ".join(f"{label!r} is found as {label.strip()!r}" for label in wide)
+            raise ValueError(f"labels are read without spaces around them, so `classes` never match: {told}")
         return self
 
     def content(self) -> dict[str, Any]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import struct
+import zlib
 from collections.abc import Callable
 from io import BytesIO
 from typing import Any
@@ -10,6 +12,8 @@ import numpy as np
 import pytest
 from PIL import Image
 from pydantic import ValidationError
+
+from storage.datasets import Unreadable
 
 Make = Callable[..., Any]
 ORIENTATION = 0x0112  # EXIF's tag
@@ -43,6 +47,36 @@ def test_a_picture_is_turned_as_its_camera_noted(source: Make, turned: bytes) ->
 
 def test_or_left_as_it_is_stored(source: Make, turned: bytes) -> None:
     assert grey(source, turned, orientation="stored") == HALVES.tolist()
+
+
+def test_a_tiff_that_pillow_turns_by_itself_is_turned_once_or_refused_by_name(source: Make) -> None:
+    sink = BytesIO()
+    Image.fromarray(HALVES).save(sink, "TIFF", tiffinfo={ORIENTATION: 6})
+    assert grey(source, sink.getvalue()) == [[0, 0], [0, 0], [255, 255], [255, 255]]
+    with pytest.raises(Unreadable, match=r"a TIFF with an orientation, which Pillow turns"):
+        grey(source, sink.getvalue(), orientation="stored")
+    sink = BytesIO()
+    Image.fromarray(HALVES).save(sink, "TIFF")
+    assert grey(source, sink.getvalue(), orientation="stored") == HALVES.tolist()
+
+
+def png_of_16_bits(colour: int, pixel: bytes) -> bytes:
+    """Return a PNG of one pixel, of a type of colour and its 16-bit values, which Pillow does not write."""
+
+    def chunk(name: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+
+    header = struct.pack(">IIBBBBB", 1, 1, 16, colour, 0, 0, 0)
+    data = zlib.compress(b"\x00" + pixel)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", data) + chunk(b"IEND", b"")
+
+
+def test_colours_of_16_bits_are_taken_by_their_upper_8_and_greys_refused(source: Make) -> None:
+    make = source(kind="image_folder", path=".")
+    rgb = png_of_16_bits(2, bytes([10, 200, 20, 100, 30, 0]))
+    assert make.decode(rgb)[:, 0, 0].tolist() == [10, 20, 30]
+    with pytest.raises(Unreadable, match=r"more than 8 bits, which Pillow would clip"):
+        make.decode(png_of_16_bits(0, bytes([10, 200])))
 
 
 TRANSPARENT = encoded(Image.fromarray(np.array([[[10, 10, 10, 255], [10, 10, 10, 0]]], np.uint8)))

@@ -297,6 +297,8 @@ def test_files_that_a_cache_has_counted_are_not_read_again(
         {"classes": ["a", "a"]},
         {"classes": {"1": "a", "2": "a"}},
         {"classes": []},
+        {"classes": ["a ", "b"]},
+        {"classes": {" 1": "a"}},
         {"length": 0},
         {"block": 8},
         {"task": "language_model"},

@@ -420,9 +420,9 @@ def test_as_many_unreadable_images_as_the_job_allows_do_not_stop_it(tmp_path: Pa
         ('kind = "parquet_images"\npath = "nowhere"', "there is no .*nowhere"),
         ('kind = "arrays"\npath = "nowhere.npy"', "there is no .*nowhere.npy"),
         ('kind = "image_folder"\npath = "empty"', "has no sub-folders"),
-        ('kind = "image_folder"\npath = "hollow"', "dataset d is empty"),
+        ('kind = "image_folder"\npath = "hollow"', "dataset d is empty: .*/hollow"),
         ('kind = "image_folder"\npath = "broken"', "dataset d has no readable sample"),
-        ('kind = "arrays"\npath = "none.npy"', "dataset d is empty"),
+        ('kind = "arrays"\npath = "none.npy"', "dataset d is empty: .*/none.npy"),
     ],
 )
 def test_a_dataset_that_is_not_there_or_empty_is_refused_and_nothing_is_written(
