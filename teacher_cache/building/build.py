@@ -203,7 +203,7 @@ def _ask_work(stage: Stage, todo: Sequence[ShardRows], request: BuildRequest) ->
 def _check_quarantined(cache: Cache, stage: Stage, quarantined: int) -> None:
     """Raise BadRequest if more samples are unreadable than the job allows."""
     source, rows = stage.dataset.source, stage.dataset.rows.num_rows
-    if quarantined <= source.max_quarantined * rows:
+    if quarantined - stage.dataset.withdrawn <= source.max_quarantined * rows:
         return
     reasons = cache.samples([source.name], ()).quarantined(source.name).head(5)
     raise BadRequest(
@@ -213,5 +213,5 @@ def _check_quarantined(cache: Cache, stage: Stage, quarantined: int) -> None:
             + [f"{sample_id}: {error}" for sample_id, error in reasons.select("sample_id", "error").iter_rows()]
         ),
         expected=f"at most {source.max_quarantined:.2%} (max_quarantined)",
-        do="mend them where they lie (without them it would be another dataset), or raise max_quarantined",
+        do="mend them where they lie, or delete them; or raise max_quarantined; then run the same command again",
     )

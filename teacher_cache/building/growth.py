@@ -6,7 +6,7 @@ A dataset only ever grows: recorded rows keep their numbers and shards their bou
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -33,13 +33,14 @@ class Growth(NamedTuple):
     gone: tuple[str, ...]
 
 
-def grow(recorded: RowPlan, files: pl.DataFrame, rows_per_shard: int) -> Growth:
+def grow(recorded: RowPlan, files: pl.DataFrame, rows_per_shard: int, may_go: Collection[str] = ()) -> Growth:
     """Return what a listing of a source's files adds to its recorded plan.
 
     Args:
         recorded: the plan in the cache; without segments for a new dataset.
         files: `file`, `size`, `version`, `rows`, in row order.
         rows_per_shard: the cut of the new segment, if there is one.
+        may_go: files of which no sample could ever be read; their rows stay in the plan.
 
     A file whose five rows are recorded has grown to eight, and another is new:
 
@@ -59,7 +60,7 @@ def grow(recorded: RowPlan, files: pl.DataFrame, rows_per_shard: int) -> Growth:
         pl.col("known_rows").fill_null(0)
     )
     gone = [
-        *known.join(files, on="file", how="anti")["file"],
+        *(file for file in known.join(files, on="file", how="anti")["file"] if file not in may_go),
         *both.filter(pl.col("rows") < pl.col("known_rows"))["file"],
     ]
     differs = (pl.col("size") != pl.col("known_size")) | (pl.col("version") != pl.col("known_version"))

@@ -47,6 +47,7 @@ class PreparedDataset:
         tokenizer: of text, its `tokenizer.json`.
         views: which function of a sample its views are; None: it is not augmented.
         notes: on its samples, such as what is passed over.
+        withdrawn: rows that could never be read and whose files are gone by now.
     """
 
     source: Source
@@ -57,6 +58,7 @@ class PreparedDataset:
     tokenizer: bytes | None = None
     views: ViewsSpec | None = None
     notes: tuple[str, ...] = ()
+    withdrawn: int = 0
 
 
 def stage_name(dataset: str, teacher: str | None, view: str) -> str:

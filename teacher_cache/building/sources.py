@@ -64,18 +64,22 @@ def prepare_dataset(
             else "mend the function, so that it gives samples",
         )
     spec = _promise(catalogue, source, files, job)
-    growth = grow(recorded, files, source.rows_per_shard or _default_rows_per_shard(spec))
-    if growth.gone:
-        raise StaleCache(
-            f"dataset {source.name} has lost samples that {job}'s cache holds",
-            found=f"{len(growth.gone)} files gone or shorter: {', '.join(growth.gone[:5])}",
-            expected="every recorded sample, and perhaps new ones",
-            do=f"put them back, or cache build {job} --as NAME; or delete the cache, if you want nothing that it holds",
-        )
+    rows_per_shard = source.rows_per_shard or _default_rows_per_shard(spec)
+    growth, withdrawn = grow(recorded, files, rows_per_shard), {}
+    if growth.gone and catalogue is not None:
+        withdrawn = _never_read(catalogue, source.name, recorded, set(growth.gone))
+        growth = grow(recorded, files, rows_per_shard, withdrawn)
+        if growth.gone:
+            raise _lost(catalogue, source.name, growth.gone, job)
     mended = _compare(catalogue, source, recorded, growth.touched, job) if catalogue and growth.touched else {}
+    _check_mended(source.name, RowPlan(recorded.segments), mended, withdrawn)
     segments = (*recorded.segments, growth.segment) if growth.segment else recorded.segments
     notes = tuple(source.notes())
-    return PreparedDataset(source, spec, RowPlan(segments), growth.segment, mended, tokenizer, notes=notes)
+    if num_withdrawn := sum(len(rows) for rows in withdrawn.values()):
+        notes += (f"the files of {num_withdrawn} rows that could never be read are gone; the rows stay unread",)
+    return PreparedDataset(
+        source, spec, RowPlan(segments), growth.segment, mended, tokenizer, notes=notes, withdrawn=num_withdrawn
+    )
 
 
 def _promise(catalogue: Catalogue | None, source: Source, files: pl.DataFrame, job: str) -> DatasetSpec:
@@ -99,6 +103,48 @@ def _promise(catalogue: Catalogue | None, source: Source, files: pl.DataFrame, j
 def _default_rows_per_shard(spec: DatasetSpec) -> int:
     sites = prod(task_of(spec).sites(spec.input_shape))
     return default_rows_per_shard(spec.input_shape, spec.input_dtype, num_sites=sites, num_classes=spec.num_classes)
+
+
+def _never_read(catalogue: Catalogue, dataset: str, recorded: RowPlan, files: set[str]) -> dict[str, list[int]]:
+    """Return those of some files of which no sample could be read when it was ingested, with their rows."""
+    unread = {
+        row for commit in catalogue.read_commits(dataset) for row, (_, readable) in _recorded(commit) if not readable
+    }
+    rows_of: dict[str, list[int]] = {}
+    row = 0
+    for extent in recorded.slice(0, recorded.num_rows):
+        if extent.file in files:
+            rows_of.setdefault(extent.file, []).extend(range(row, row + extent.rows))
+        row += extent.rows
+    return {file: rows for file, rows in rows_of.items() if rows and unread.issuperset(rows)}
+
+
+def _lost(catalogue: Catalogue, dataset: str, gone: Sequence[str], job: str) -> StaleCache:
+    """Return the refusal of a source that has lost samples that a cache holds, or has planned to."""
+    asked = any(shards for (name, teacher, _), shards in catalogue.commits.items() if name == dataset and teacher)
+    whole = "the cache" if asked else f"{catalogue.url}/{dataset}, of which no teacher was asked,"
+    return StaleCache(
+        f"dataset {dataset} has lost samples that {job}'s cache holds",
+        found=f"{len(gone)} files gone or shorter: {', '.join(gone[:5])}",
+        expected="every recorded sample, and perhaps new ones",
+        do=f"put them back, or cache build {job} --as NAME; or delete {whole} "
+        + ("if you want nothing that it holds" if asked else "and run the same command again"),
+    )
+
+
+def _check_mended(
+    dataset: str, recorded: RowPlan, mended: Mapping[int, str], withdrawn: Mapping[str, Sequence[int]]
+) -> None:
+    """Check that no shard that is to be built again holds a row whose file is gone: it could not even be named."""
+    gone = {row: file for file, rows in withdrawn.items() for row in rows}
+    for shard, start, stop in recorded.shards() if mended and gone else ():
+        if shard in mended and (files := sorted({gone[row] for row in range(start, stop) if row in gone})):
+            raise StaleCache(
+                f"dataset {dataset} has mended samples in a shard of others whose files are gone",
+                found=f"gone: {', '.join(files[:5])}",
+                expected="every file of a shard that is built again, readable or not",
+                do="put them back as they were, build, and delete them then",
+            )
 
 
 def _known_tokenizer(catalogue: Catalogue | None, tokenizers: Mapping[str, bytes | None], dataset: str) -> bytes | None:

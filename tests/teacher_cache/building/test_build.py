@@ -633,3 +633,63 @@ def test_a_promise_of_which_no_shard_is_left_says_what_to_delete(tmp_path: Path)
     assert caught.value.do == f"delete {folder}, of which no shard was built, and run the same command again"
     shutil.rmtree(folder)
     assert rebuilt(tmp_path, source, teacher_section()).exit_code == 0
+
+
+def broken_folder(folder: Path, *names: str, limit: float = 0.1) -> str:
+    """Write 12 images of two classes, some of them broken."""
+    dataset = image_folder(folder, range(12)).replace("max_quarantined = 0.5", f"max_quarantined = {limit}")
+    for name in names:
+        (folder / f"images/odd/{name}.png").write_bytes(b"broken")
+    return dataset
+
+
+def test_files_that_could_never_be_read_may_go(tmp_path: Path) -> None:
+    write_teacher(tmp_path, classes=2)
+    dataset, toy = broken_folder(tmp_path, "009", "011"), teacher_section(classes=2)
+    with pytest.raises(BadRequest, match="too many samples of digits cannot be read") as caught:
+        rebuilt(tmp_path, dataset, toy)
+    assert caught.value.do is not None
+    assert "delete them" in caught.value.do
+    for name in ("009", "011"):
+        (tmp_path / f"images/odd/{name}.png").unlink()
+    for _ in range(2):  # the second time there is nothing to do
+        watcher = Silent()
+        report = build(write_job(tmp_path, dataset, toy), watcher=watcher)
+        assert (report.exit_code, len(report.quarantined["digits"])) == (3, 2)
+        told = "note: digits: the files of 2 rows that could never be read are gone; the rows stay unread"
+        assert told in watcher.notes
+    assert verify(Cache.open(str(tmp_path / "cache"))).bad == ()
+
+
+def test_a_file_that_was_read_may_not_go_and_a_dataset_that_nobody_asked_about_can_be_deleted(tmp_path: Path) -> None:
+    write_teacher(tmp_path, classes=2)
+    dataset, toy = broken_folder(tmp_path, "011", limit=0.5), teacher_section(classes=2)
+    rebuilt(tmp_path, dataset)
+    for name in ("009", "011"):
+        (tmp_path / f"images/odd/{name}.png").unlink()
+    with pytest.raises(StaleCache) as caught:
+        rebuilt(tmp_path, dataset, toy)
+    assert caught.value.found == "1 files gone or shorter: odd/009.png"
+    folder = tmp_path / "cache/digits"
+    assert caught.value.do is not None
+    assert f"delete {folder}, of which no teacher was asked, and run the same command again" in caught.value.do
+    shutil.rmtree(folder)
+    assert rebuilt(tmp_path, dataset, toy).exit_code == 0
+
+
+def test_a_mended_shard_with_a_file_that_is_gone_says_what_to_do(tmp_path: Path) -> None:
+    dataset = broken_folder(tmp_path, "009", "011", limit=0.5)
+    whole = (tmp_path / "images/odd/007.png").read_bytes()
+    assert rebuilt(tmp_path, dataset).exit_code == 3
+    (tmp_path / "images/odd/009.png").unlink()
+    (tmp_path / "images/odd/011.png").write_bytes(whole)
+    with pytest.raises(StaleCache) as caught:
+        rebuilt(tmp_path, dataset)
+    assert (caught.value.found, caught.value.do) == (
+        "gone: odd/009.png",
+        "put them back as they were, build, and delete them then",
+    )
+    (tmp_path / "images/odd/009.png").write_bytes(b"broken")
+    assert len(rebuilt(tmp_path, dataset).quarantined["digits"]) == 1
+    (tmp_path / "images/odd/009.png").unlink()
+    assert len(rebuilt(tmp_path, dataset).quarantined["digits"]) == 1
