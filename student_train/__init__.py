@@ -4,6 +4,7 @@ report/      one page about a folder of runs
 running/     the story of a job: its passes, the loop, a run's way to its record
 preparing/   everything before the first step: checks, memory, the dry run
 stepping/    a student's changing state, and how steps are taken: alone, stacked, recorded, on several processes
+comparing/   runs side by side: settings, intervals, what each swept key does
 run_files/   what lies in a run's folder, who writes each file and who reads it
 losses/      one function a paper; the objective, which is their sum
 tasks/       figures on held rows, one file a task

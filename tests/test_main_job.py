@@ -39,7 +39,7 @@ def run_main_job(jobs: Path, cache: str) -> pl.DataFrame:
     run("cache", "build", jobs / "digits.cache.toml", "--workers", 1)
     run("student", "train", jobs / "digits.students.toml")
     assert run("cache", "verify", cache)["bad"] == []
-    return pl.DataFrame(run("student", "compare", jobs.parent / "runs/digits"))
+    return pl.DataFrame(run("student", "compare", jobs.parent / "runs/digits")["students"])
 
 
 @pytest.fixture(scope="module")

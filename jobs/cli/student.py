@@ -64,17 +64,11 @@ def train(
 
 @app.command()
 def compare(runs: RunsArgument, as_json: JsonOption = False) -> None:
-    """Show a table of students: parameters, accuracy, agreement with the teacher, time."""
+    """Show which setting is best and by how much, beside the teacher, labels alone and chance; what each key does."""
     from jobs.show import terminal
 
     def action() -> int:
-        from student_train.run_files.comparison import compare_runs
-
-        if as_json:
-            terminal.print_json(compare_runs(runs).to_dicts())
-        else:
-            _print_comparison(runs)
-        return 0
+        return _print_comparison(runs, as_json)
 
     terminal.run(action, as_json=as_json)
 
@@ -235,27 +229,33 @@ def _print_groups(found: ClusterDryRun, as_json: bool) -> None:
     terminal.out.print("a dry run: nothing was written")
 
 
-def _print_comparison(runs: Path) -> None:
-    import polars as pl
-
+def _print_comparison(runs: Path, as_json: bool = False) -> int:
     from jobs.show import terminal
-    from jobs.show.tables import print_table
-    from student_train.run_files.comparison import compare_runs
+    from jobs.show.comparison import as_values, print_comparison
+    from storage.errors import CorruptObject
+    from student_train.comparing.compared import compare_settings
+    from student_train.comparing.runs import gather_runs
 
-    table = compare_runs(runs)
-    shown = table.select(
-        "student",
-        "parameters",
-        "accuracy",
-        *[name for name in ["macro_f1"] if table[name].is_not_null().any()],
-        "agreement",
-        epochs=pl.col("epochs"),
-        seconds=pl.col("seconds").round(1),
-        status=pl.col("status"),
-    )
-    print_table(shown, title=str(runs))
-    for row in table.filter(pl.col("status").is_in(["finished", "lost"]) & pl.col("error").is_not_null()).to_dicts():
-        terminal.errors.print(f"{row['student']}: {row['error']}", markup=False)
+    gathered = gather_runs(runs)
+    found = compare_settings(gathered)
+    damaged = any(run.faults for run in gathered) or any(each.faults for each in found)
+    code = CorruptObject.exit_code if damaged else 0
+    if as_json:
+        faults = {run.name: [getattr(fault, "what", fault) for fault in run.faults] for run in gathered if run.faults}
+        for each in found:
+            faults |= {name: [*faults.get(name, []), fault] for name, fault in each.faults.items()}
+        terminal.print_json(
+            {
+                "runs": str(runs),
+                "students": [run.figures for run in gathered],
+                "compared": [as_values(each) for each in found],
+                "damaged": faults,
+                "exit_code": code,
+            }
+        )
+    else:
+        print_comparison(found, gathered, str(runs))
+    return code
 
 
 def main() -> None:

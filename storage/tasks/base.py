@@ -42,6 +42,7 @@ class Task(ABC):
         unlabelled_sites: whether a site without a label is one to answer.
         label_array: the ingest's array that holds labels; None where a label is a column of the sample table.
         padded_classes: whether a teacher may give more logits than there are classes; the rest pads a vocabulary.
+        figure: by which models are compared: "accuracy", or "cross_entropy" in nats, of which less is better.
         pooled_features: whether a teacher's features may be pooled over the axes behind the first two.
     """
 
@@ -52,6 +53,7 @@ class Task(ABC):
     label_array: ClassVar[str | None]
     padded_classes: ClassVar[bool]
     pooled_features: ClassVar[bool]
+    figure: ClassVar[str] = "accuracy"
 
     @abstractmethod
     def num_classes(self, dataset: DatasetSpec) -> int:
@@ -109,6 +111,15 @@ class Task(ABC):
 
         Args:
             answered: over all labelled sites.
+            num_classes: C.
+            labels: how many there are of each class; empty where they are not counted.
+        """
+
+    @abstractmethod
+    def chance(self, num_classes: int, labels: Sequence[int]) -> float:
+        """Return the task's figure of one who knows nothing but how common each class is, if that is counted.
+
+        Args:
             num_classes: C.
             labels: how many there are of each class; empty where they are not counted.
         """

@@ -30,6 +30,7 @@ class LanguageModel(Task):
     unlabelled_sites = False
     label_array: ClassVar[str] = "labels"
     padded_classes = True  # models round their vocabulary up, for the sake of the hardware
+    figure = "cross_entropy"
     pooled_features = False  # a feature is a vector of each position
 
     def num_classes(self, dataset: DatasetSpec) -> int:
@@ -69,3 +70,6 @@ class LanguageModel(Task):
             f"perplexity {math.exp(min(nats, MOST_NATS)):,.4g} of {answered.labelled:,} tokens; chance {num_classes:,}"
         )
         return text, nats > CLEARLY_BELOW * math.log(num_classes)
+
+    def chance(self, num_classes: int, labels: Sequence[int]) -> float:
+        return math.log(max(num_classes, 1))

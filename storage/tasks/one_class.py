@@ -57,3 +57,6 @@ class OneClass(Task):
         text = f"accuracy {accuracy:.1%} of {answered.labelled:,} labelled rows; {beside}"
         # of one class, chance is always right
         return text, num_classes > 1 and accuracy < max(chance + CLEARLY * (1 - chance), commonest)
+
+    def chance(self, num_classes: int, labels: Sequence[int]) -> float:
+        return max(1 / max(num_classes, 1), max(labels, default=0) / max(sum(labels), 1))

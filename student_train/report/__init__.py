@@ -1,6 +1,5 @@
 """`student report`: one HTML page about a folder of runs, that opens anywhere, offline.
 
-    runs.py       what lies in the folder
     rows.py       students compared row by row, from their predictions
     measures.py   what predictions amount to: pure functions
     caches.py     what the cache says of itself, and how far it can be believed

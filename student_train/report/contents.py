@@ -6,7 +6,7 @@ Students are compared row by row only where they were measured on the same rows:
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,17 +15,18 @@ import polars as pl
 
 from storage.cache import Cache
 from storage.errors import StillroomError
+from student_train.comparing.runs import ShownRun, gather_runs
 from student_train.report import measures
 from student_train.report.caches import CacheFacts, cache_facts, open_cache
 from student_train.report.canvas import COLOURS
 from student_train.report.gallery import Card, Shower
 from student_train.report.rows import Comparison, TeacherRow, compare_rows, teacher_row
-from student_train.report.runs import ShownRun, gather_runs, varied_options
 from student_train.tasks import TASKS, ReportFacts
 
 MOST_CACHES = 3  # that are described
 MOST_CLASSES = 24  # that are shown
 FEW_STUDENTS = 8
+MOST_VARIED = 6  # options that differ, as columns of the leaderboard
 MOST_GALLERIES = 3  # of single students
 MOST_CARDS = 12  # of one gallery
 WITH_WEIGHTS = ("finished", "stopped")  # statuses of students that can be compared
@@ -134,6 +135,15 @@ def gather(folder: Path, cache_url: str | None = None) -> Contents:
     _compare(contents, [run for run in main if run.status in WITH_WEIGHTS], caches)
     _describe(contents, caches)
     return contents
+
+
+def varied_options(runs: Sequence[ShownRun]) -> list[str]:
+    """Return the options in which runs differ, at most MOST_VARIED, those with the most values first."""
+    options = [run.options for run in runs if run.options]
+    names = list(dict.fromkeys(name for each in options for name in each))
+    values = {name: len({each.get(name) for each in options}) for name in names}
+    varied = [name for name in names if values[name] > 1]
+    return sorted(varied, key=lambda name: -values[name])[:MOST_VARIED]
 
 
 def _named(names: list[str], most: int = 8) -> str:

@@ -6,12 +6,12 @@ from collections.abc import Mapping, Sequence
 
 import polars as pl
 
+from student_train.comparing.runs import ShownRun
 from student_train.report import figures
 from student_train.report.canvas import TEACHER_COLOUR
 from student_train.report.figures import Curve, Panel, Point
 from student_train.report.measures import Calibration, agreement_by_confidence, calibration_of, interval, loss_by_place
 from student_train.report.rows import Comparison, TeacherRow, teacher_row
-from student_train.report.runs import ShownRun
 from student_train.tasks import TASKS, ReportFacts
 
 COSTS = {"parameters": "parameters", "latency_ms": "ms for one row"}

@@ -18,13 +18,13 @@ from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
 from storage.errors import si
+from student_train.comparing.runs import ShownRun
 from student_train.report.caches import dense_bytes
 from student_train.report.canvas import TEACHER_COLOUR
 from student_train.report.contents import FEW_STUDENTS, Contents
 from student_train.report.drawings import MOST_BARS, draw_all, reliabilities, trade_offs
 from student_train.report.figures import OUTCOME_COLOURS, front_of
 from student_train.report.measures import interval
-from student_train.report.runs import ShownRun
 
 NONE = "–"  # of a figure that nobody knows
 MOST_JOBS = 10  # that are seen at once

@@ -13,6 +13,7 @@ import numpy as np
 import polars as pl
 
 from storage.errors import StillroomError
+from student_train.comparing.runs import ShownRun
 from student_train.report.measures import (
     Calibration,
     accuracy_by_class,
@@ -23,7 +24,6 @@ from student_train.report.measures import (
     failures,
     outcomes_of,
 )
-from student_train.report.runs import ShownRun
 from student_train.run_files.predictions import HeldTable, read_predictions
 from student_train.tasks.held import STUDENT_SCHEMA
 

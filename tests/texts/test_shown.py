@@ -24,7 +24,8 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_students_are_compared_by_accuracy_and_macro_f1(runs: Path) -> None:
     done = run_program("student", "compare", runs)
     assert done.returncode == 0, done.stderr
-    assert "macro_f1" in done.stdout
+    assert "macro-F1" in done.stdout
+    assert max(map(len, done.stdout.replace(str(runs), "").splitlines())) <= 80
 
 
 def test_the_report_shows_texts_that_the_student_gets_wrong_and_macro_f1(runs: Path, tmp_path: Path) -> None:

@@ -17,11 +17,11 @@ from storage.cache import Cache
 from storage.encodings import SparseEncoding
 from storage.errors import BadRequest, CorruptObject, MissingSource, NotInCache, StaleCache, StorageFailure
 from storage.format.sealed import read_json
+from student_train.comparing.runs import objective_text
 from student_train.report import REPORT_FILE, Written, write_report
 from student_train.report.caches import cache_facts
 from student_train.report.contents import Contents, gather
 from student_train.report.gallery import picture_of, visible
-from student_train.report.runs import objective_text
 from student_train.run_files.history import METRICS_FILE
 from student_train.run_files.predictions import PREDICTIONS_FILE, read_predictions
 from student_train.run_files.records import RUN_FILE, read_record, write_record

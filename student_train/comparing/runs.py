@@ -1,9 +1,8 @@
-"""The runs of a folder as a report sees them: whatever is damaged is told, and never the end of the page."""
+"""The runs of a folder; whatever is damaged of one is told with it."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,7 +20,6 @@ from student_train.run_files.records import RunRecord, read_job, read_record
 TERM: TypeAdapter[ObjectiveTerm] = TypeAdapter(ObjectiveTerm)
 # what its name says, or a place of its own in the text
 UNTOLD = {"loss", "weight", "teacher", "teachers", "mixing", "feature", "student_layer", "temperature"}
-MOST_VARIED = 6  # options that differ, as columns of the leaderboard
 
 
 @dataclass(frozen=True)
@@ -56,9 +54,8 @@ class ShownRun:
 
     @property
     def reason(self) -> str | None:
-        """Return why it was stopped, or has failed."""
-        error: str | None = self.figures["error"] if self.record is None else self.record.error
-        return error
+        """Return why it was stopped, has failed, or is not quite what it seems."""
+        return (None if self.record is None else self.record.error) or self.figures["error"]
 
     @property
     def cache_id(self) -> str | None:
@@ -68,8 +65,13 @@ class ShownRun:
 
     @property
     def held(self) -> tuple[str, ...]:
-        """Return which rows it was measured on; figures of different ones are not to be compared."""
-        return tuple(str(part) for part in (self.cache_id, self.rows_of("validation"), self._rows))
+        """Return which rows it was measured on; figures of different ones are not to be compared.
+
+        Whichever cache they lie in: one of another encoding holds the same rows.
+        """
+        rows = self.rows_of("validation")
+        fingerprints = self._section("datasets")
+        return tuple(map(str, (rows, fingerprints.get((rows or "").partition("/")[0]), self._rows)))
 
     def rows_of(self, role: str) -> str | None:
         """Return which rows of the cache were "train" or "validation"."""
@@ -85,6 +87,37 @@ class ShownRun:
     @property
     def _rows(self) -> str:
         return str(self.identity.get("validation_rows", ""))
+
+    @property
+    def seed(self) -> int | None:
+        """Return the seed that it was made with."""
+        return self._section("student").get("seed")
+
+    @property
+    def keys(self) -> dict[str, Any]:
+        """Return what its section of the job says, seed apart: a value for each key, such as "kd.temperature".
+
+        What lies in a term of the objective is called by its loss, as a sweep calls it; of two terms of one loss by
+        position. "losses" are the names of them all.
+        """
+        flat: dict[str, Any] = {}
+        for name, value in self._section("student").items():
+            if name == "objective" and isinstance(value, list) and all(isinstance(term, dict) for term in value):
+                losses = [str(term.get("loss")) for term in value]
+                flat["losses"] = " + ".join(losses)
+                for place, (loss, term) in enumerate(zip(losses, value, strict=True)):
+                    prefix = loss if losses.count(loss) == 1 else f"objective.{place}"
+                    flat |= {f"{prefix}.{key}": below for key, below in term.items() if key != "loss"}
+            elif isinstance(value, dict):
+                flat |= {f"{name}.{key}": below for key, below in value.items()}
+            elif name != "seed":
+                flat[name] = value
+        return {name: value for name, value in flat.items() if value is not None}
+
+    @property
+    def has_teacher(self) -> bool:
+        """Whether a teacher had a part in it, as far as is known."""
+        return bool(self._section("teachers"))
 
     @property
     def options(self) -> dict[str, str]:
@@ -136,15 +169,6 @@ def read_run(folder: Path) -> ShownRun:
     except StillroomError as error:
         faults.append(error)
     return ShownRun(folder, figures, record, identity, history, job, tuple(faults))
-
-
-def varied_options(runs: Sequence[ShownRun]) -> list[str]:
-    """Return the options in which runs differ, at most MOST_VARIED, those with the most values first."""
-    options = [run.options for run in runs if run.options]
-    names = list(dict.fromkeys(name for each in options for name in each))
-    values = {name: len({each.get(name) for each in options}) for name in names}
-    varied = [name for name in names if values[name] > 1]
-    return sorted(varied, key=lambda name: -values[name])[:MOST_VARIED]
 
 
 def objective_text(terms: Any) -> str:

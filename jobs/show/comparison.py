@@ -1,0 +1,293 @@
+"""Runs side by side in a terminal: which setting is best and by how much, a table, what each swept key does."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+from rich import box
+from rich.measure import Measurement
+from rich.table import Table
+from rich.text import Text
+
+from jobs.show.terminal import errors, out
+from student_train.comparing.compared import Compared
+from student_train.comparing.figures import NONE, short
+from student_train.comparing.headline import headline, named
+from student_train.comparing.runs import ShownRun
+from student_train.comparing.settings import Setting, Varied
+
+MOST_SETTINGS = 200  # of a table; --json has all
+MOST_REASONS = 20
+
+
+class Column(NamedTuple):
+    """A column: its head, a cell of each setting, and whether it tells of a cost."""
+
+    head: str
+    cell: Callable[[Setting], str]
+    left: bool = False
+    cost: bool = False
+
+
+def print_comparison(found: Sequence[Compared], runs: Sequence[ShownRun], title: str) -> None:
+    """Print settings that were measured on the same rows, and apart from them those of other rows."""
+    for number, each in enumerate(found):
+        if number:
+            _say(f"\nmeasured on other rows, and not to be compared with those above ({number + 1} of {len(found)}):")
+        _print_one(each, title)
+    without = [run for run in runs if run.status != "finished"]
+    for run in without[:MOST_REASONS]:
+        reason = run.reason or f"after {run.figures['epochs'] or 0} epochs; the same job goes on from there"
+        _say(f"{run.name} {run.status}: {reason.splitlines()[0]}")
+    if len(without) > MOST_REASONS:
+        _say(f"… {len(without) - MOST_REASONS} more are not finished; --json lists all")
+    for run in runs:
+        if run.status == "finished" and run.reason is not None:
+            errors.print(Text(f"{run.name}: {run.reason}"))
+        for fault in run.faults:
+            errors.print(Text(f"{run.name}: {getattr(fault, 'what', fault)}"))
+    for each in found:
+        for name, fault in each.faults.items():
+            errors.print(Text(f"{name}: {fault}"))
+
+
+def as_values(found: Compared) -> dict[str, Any]:
+    """Return settings that were measured on the same rows, as JSON."""
+    gain = found.gain.column
+    return {
+        "rows": found.rows,
+        "held_rows": found.num_rows,
+        "task": found.task,
+        "compared_by": gain,
+        "chance": found.chance,
+        "best": None if found.best is None else found.best.name,
+        "labels_alone": None if found.labels_alone is None else found.labels_alone.name,
+        "settings": [_setting_values(setting, found) for setting in found.settings],
+        "teachers": [
+            {"teacher": t.name, **t.figures, "behind": None if t.behind is None else t.behind._asdict()}
+            for t in found.teachers
+        ],
+        "effects": [
+            {"keys": list(e.varied.keys), "values": list(e.values), "means": list(e.means), "lines": list(e.lines)}
+            for e in found.effects
+        ],
+    }
+
+
+def _setting_values(setting: Setting, found: Compared) -> dict[str, Any]:
+    gain, less = found.gain.column, found.behind.get(setting.name)
+    values = setting.values(gain)
+    columns = dict.fromkeys((gain, "accuracy", "macro_f1", "agreement", "cross_entropy", "calibration_error"))
+    return {
+        "setting": setting.name,
+        "students": [run.name for run in setting.runs],
+        "seeds": len({run.seed for run in setting.counted}),
+        "counted": len(values),
+        "not_finished": setting.statuses,
+        "labels_alone": setting.labels_alone,
+        "near_chance": setting.name in found.near_chance,
+        "varied": {key: setting.keys.get(key) for varied in found.varied for key in varied.keys},
+        "means": {column: setting.mean(column) for column in columns},
+        "deviations": {column: setting.deviation(column) for column in columns},
+        "best": None if not values else max(values) if found.gain.sign > 0 else min(values),
+        "behind": None if less is None else less._asdict(),
+        "parameters": setting.first.figures["parameters"],
+        "pass_seconds": setting.mean("seconds"),
+    }
+
+
+def _print_one(found: Compared, title: str) -> None:
+    students, settings = sum(len(setting.runs) for setting in found.settings), len(found.settings)
+    held = "rows that are unknown" if found.num_rows is None else f"{found.num_rows:,} held rows of {found.rows}"
+    of = f" of {_many(settings, 'setting')}" if students > settings else ""
+    _say(f"{title}: {_many(students, 'student')}{of}, measured on {held}")
+    for line in headline(found):
+        _say(line)
+    out.print()
+    _print_tables(found)
+    for line in _legend(found):
+        _say(line)
+    for name, text in found.near_chance.items():
+        _say(f"warning: {name} is near chance: {text}")
+    for effect in found.effects:
+        best = effect.best(found.gain)
+        values = "   ".join(
+            f"{value}: {found.gain.number(mean)}" for value, mean in zip(effect.values, effect.means, strict=True)
+        )
+        won = (
+            ""
+            if best is None or not effect.whole
+            else (f"   {effect.values[best]} is best in {effect.won(found.gain)} of {len(effect.whole)}")
+        )
+        if effect is found.effects[0]:
+            _say(f"mean {found.gain.name}, {found.gain.unit}, of settings that are alike but for")
+        _say(f"  {effect.varied.title}   {values}{won}")
+
+
+def _print_tables(found: Compared) -> None:
+    """Print one table, or where it is too wide what students cost as another, each setting known by its number."""
+    columns = _columns(found)
+    costs = [column for column in columns if column.cost]
+    results = [column for column in columns if not column.cost]
+    whole = _table(found, columns)
+    if _width(whole) <= out.width:
+        out.print(whole)
+        return
+    table = _table(found, results)
+    if _width(table) <= out.width:
+        out.print(table)
+    else:
+        _print_blocks(found, results)
+    if costs:
+        out.print()
+        out.print(_table(found, [results[0], *costs], reference=False))
+
+
+def _columns(found: Compared) -> list[Column]:
+    gain, numbers = found.gain, {setting.name: str(n) for n, setting in enumerate(found.settings, 1)}
+    seeds = any(len(setting.runs) > 1 for setting in found.settings)
+    columns = [
+        Column("#", lambda setting: numbers[setting.name]),
+        Column("setting", lambda setting: _marked(setting, found), left=True),
+        *map(_varied, found.varied),
+        *([Column("n", lambda setting: str(len(setting.values(gain.column))))] if seeds else []),
+        Column(
+            f"{gain.column.replace('_', '-')}\n{gain.unit}",
+            lambda setting: gain.with_deviation(setting.mean(gain.column), setting.deviation(gain.column)),
+        ),
+        *([Column("best", lambda setting: _best(setting, found))] if seeds else []),
+        Column("behind", lambda setting: _behind(setting, found)),
+        Column("macro-F1\n%", lambda setting: _share(setting.mean("macro_f1"))),
+        *([] if gain.column == "accuracy" else [Column("accuracy\n%", lambda s: _share(s.mean("accuracy")))]),
+        Column("agree-\nment %", lambda setting: _share(setting.mean("agreement"))),
+        Column("para-\nmeters", lambda setting: short(setting.first.figures["parameters"]), cost=True),
+        Column("ms/row", lambda setting: _number(setting.mean("latency_ms")), cost=True),
+        Column("epochs", lambda setting: _number(setting.mean("epochs")), cost=True),
+        Column("pass\ns", lambda setting: _number(setting.mean("seconds")), cost=True),
+        Column("not\nfinished", lambda s: ", ".join(f"{n} {status}" for status, n in s.statuses.items()), cost=True),
+    ]
+    told = set(_alike(found))
+    return [
+        column
+        for column in columns
+        if column.head not in told and any(column.cell(each) not in (NONE, "") for each in found.settings)
+    ]
+
+
+def _varied(varied: Varied) -> Column:
+    return Column("\n".join(varied.title.split(", ")), lambda setting: varied.text(setting) or NONE)
+
+
+def _alike(found: Compared) -> dict[str, str]:
+    """Return what all settings cost alike, by the head of its column, in words."""
+    costs = {
+        "para-\nmeters": ("parameters", "{} parameters", short),
+        "epochs": ("epochs", "{} epochs", _number),
+        "pass\ns": ("seconds", "a pass of {} s, which all its students share", _number),
+    }
+    alike = {}
+    for head, (column, words, text) in costs.items():
+        cells = {text(setting.mean(column)) for setting in found.settings}
+        if len(found.settings) > 1 and len(cells) == 1 and cells != {NONE}:
+            alike[head] = words.format(*cells)
+    return alike
+
+
+def _table(found: Compared, columns: Sequence[Column], *, reference: bool = True) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
+    for column in columns:
+        table.add_column(Text(column.head), justify="left" if column.left else "right", no_wrap=True, vertical="bottom")
+    shown = found.settings[:MOST_SETTINGS]
+    for setting in shown:
+        table.add_row(*(Text(column.cell(setting)) for column in columns))
+    if reference:
+        for cells in _references(found):
+            table.add_row(*(Text(cells.get(column.head.partition("\n")[0], "")) for column in columns))
+    return table
+
+
+def _references(found: Compared) -> list[dict[str, str]]:
+    """Return the lines of the teachers and of chance, by the head of a column."""
+    gain, lines = found.gain, []
+    column = gain.column.replace("_", "-")
+    for teacher in found.teachers:
+        less = teacher.behind
+        lines.append(
+            {
+                "setting": f"teacher {teacher.name}",
+                column: gain.number(teacher.figures.get(gain.column)),
+                "behind": "" if less is None else _interval(less.mean, less.half, found),
+            }
+        )
+        if gain.column != "accuracy":
+            lines[-1]["accuracy"] = _share(teacher.figures["accuracy"])
+    if found.chance is not None:
+        lines.append({"setting": "chance", column: gain.number(found.chance)})
+    return lines
+
+
+def _legend(found: Compared) -> list[str]:
+    lines, several = [], any(len(setting.values(found.gain.column)) > 1 for setting in found.settings)
+    if several:
+        lines.append("± behind a mean: deviation over seeds; n: seeds")
+    if found.behind:
+        seeds = " and the noise of seeds" if found.noise else "; one seed each: the noise of seeds is not in it"
+        lines.append(
+            f"behind: the best, in {found.gain.points}, with the 95 % interval over the same {found.sites[0]:,} "
+            f"{found.sites[1]}{seeds}"
+        )
+    if any(setting.labels_alone for setting in found.settings) and any(not s.labels_alone for s in found.settings):
+        lines.append("*: labels alone, no teacher")
+    if alike := _alike(found):
+        lines.append(f"all alike: {'; '.join(alike.values())}")
+    if "pass\ns" not in alike:
+        lines.append("pass: seconds of the pass that trained it, which all its students share")
+    return lines
+
+
+def _print_blocks(found: Compared, columns: Sequence[Column]) -> None:
+    """Print a block for each setting: what varies is too much for a line."""
+    for setting in found.settings[:MOST_SETTINGS]:
+        cells = [(column.head.replace("-\n", "").replace("\n", " "), column.cell(setting)) for column in columns[2:]]
+        _say(f"{columns[0].cell(setting)}  {named(setting, found)}")
+        _say("   " + "   ".join(f"{head} {cell}" for head, cell in cells if cell not in (NONE, "")))
+
+
+def _marked(setting: Setting, found: Compared) -> str:
+    mixed = setting.labels_alone and any(not other.labels_alone for other in found.settings)
+    return setting.label + (" *" if mixed else "")
+
+
+def _best(setting: Setting, found: Compared) -> str:
+    values = setting.values(found.gain.column)
+    return NONE if not values else found.gain.number(max(values) if found.gain.sign > 0 else min(values))
+
+
+def _behind(setting: Setting, found: Compared) -> str:
+    less = found.behind.get(setting.name)
+    return "" if less is None else _interval(less.mean, less.half, found)
+
+
+def _interval(mean: float, half: float | None, found: Compared) -> str:
+    return found.gain.number(mean) + ("" if half is None else f" ± {found.gain.number(half)}")
+
+
+def _share(value: float | None) -> str:
+    return NONE if value is None else f"{100 * value:.2f}"
+
+
+def _number(value: float | None) -> str:
+    return NONE if value is None else f"{value:.3g}"
+
+
+def _many(count: int, what: str) -> str:
+    return f"{count:,} {what}{'s' * (count != 1)}"
+
+
+def _width(table: Table) -> int:
+    return Measurement.get(out, out.options.update(width=10_000), table).maximum
+
+
+def _say(text: str) -> None:
+    out.print(Text(text))

@@ -1,0 +1,71 @@
+"""The figure by which students are compared, and how figures are written."""
+
+from __future__ import annotations
+
+from math import inf, isfinite
+from typing import Any, NamedTuple
+
+from storage.errors import si
+
+NONE = "–"  # of a figure that nobody knows
+
+
+class Gain(NamedTuple):
+    """A figure by which students are compared.
+
+    Attributes:
+        column: of a run's figures.
+        name: in words.
+        share: whether it is one, and told in per cent; else in nats.
+        sign: 1 where more is better, −1 where less is.
+    """
+
+    column: str
+    name: str
+    share: bool
+    sign: int
+
+    def order(self, figures: dict[str, Any]) -> float:
+        """Return what the best has least of; infinite where there is no figure."""
+        value = figures[self.column]
+        return inf if value is None or not isfinite(value) else -self.sign * value
+
+    def text(self, value: float | None) -> str:
+        """Return a value with its unit."""
+        return NONE if value is None else f"{self.number(value)}\N{NO-BREAK SPACE}{self.unit}"
+
+    def number(self, value: float | None, digits: int | None = None) -> str:
+        """Return a value, or a difference of two, without its unit."""
+        if value is None:
+            return NONE
+        return f"{100 * value:.{2 if digits is None else digits}f}" if self.share else f"{value:.{digits or 3}f}"
+
+    def with_deviation(self, value: float | None, deviation: float | None) -> str:
+        """Return a mean and its deviation over seeds, without a unit: 96.37 ± 0.41."""
+        return self.number(value) + ("" if value is None else self.deviation_text(deviation))
+
+    def deviation_text(self, deviation: float | None) -> str:
+        """Return a deviation as it stands behind a mean."""
+        return "" if deviation is None else f" ± {self.number(deviation)}"
+
+    @property
+    def unit(self) -> str:
+        """Return the unit of a column."""
+        return "%" if self.share else "nats"
+
+    @property
+    def points(self) -> str:
+        """Return the unit of a difference."""
+        return "points" if self.share else "nats"
+
+
+GAINS = {
+    "accuracy": Gain("accuracy", "accuracy", share=True, sign=1),
+    "cross_entropy": Gain("cross_entropy", "cross-entropy", share=False, sign=-1),
+    "agreement": Gain("agreement", "agreement with the teacher", share=True, sign=1),
+}
+
+
+def short(value: float | None) -> str:
+    """Return a number with three digits and a prefix."""
+    return NONE if value is None else si(value)

@@ -1,0 +1,59 @@
+"""What a sweep has shown, in a few sentences."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from student_train.comparing.compared import Compared
+from student_train.comparing.noise import Difference
+from student_train.comparing.settings import Setting
+
+
+def headline(found: Compared) -> list[str]:
+    """Return which setting is best and by how much, against the next, the teacher, and labels alone."""
+    best = found.best
+    if best is None:
+        return []
+    gain, count = found.gain, len(best.values(found.gain.column))
+    of = f" (mean of {count} seeds{gain.deviation_text(best.deviation(gain.column))})" if count > 1 else ""
+    among = f"best of {len(found.settings)} settings: " if len(found.settings) > 1 else ""
+    figure = f"{gain.name} {gain.text(best.mean(gain.column))}{of}"
+    return [f"{among}{named(best, found)}: {figure}", *_beside(found, best)]
+
+
+def named(setting: Setting, found: Compared) -> str:
+    """Return a setting's name and what varies of it: "mlp, lr 0.01, T 4"."""
+    values = [(each.title, each.text(setting)) for each in found.varied] if setting.label != setting.name else []
+    return ", ".join([setting.label, *(f"{title} {text}" for title, text in values if text is not None)])
+
+
+def _beside(found: Compared, best: Setting) -> Iterator[str]:
+    rest = [setting for setting in found.settings if setting.name in found.behind]
+    if rest:
+        alike = [setting for setting in rest if not found.behind[setting.name].is_told]
+        more = f"; {len(alike)} of {len(rest)} others are not told from the best" if len(rest) > 1 else ""
+        yield f"next: {named(rest[0], found)}, {behind(found.behind[rest[0].name], found)}{more}"
+    for teacher in found.teachers:
+        figure = teacher.figures.get(found.gain.column)
+        if figure is not None:
+            beside = "" if teacher.behind is None else f", {behind(teacher.behind, found)}"
+            yield f"teacher {teacher.name}: {found.gain.text(figure)}{beside}"
+    alone, taught = found.labels_alone, found.taught
+    if alone is None:
+        yield "labels alone: no such student was trained, so that what the teacher adds is unknown"
+    elif alone is not best and alone.name in found.behind:
+        yield f"labels alone: {named(alone, found)}, {behind(found.behind[alone.name], found)}"
+    elif alone is best and taught is not None and taught.name in found.behind:
+        yield f"the best was trained on labels alone; with a teacher: {named(taught, found)}, " + behind(
+            found.behind[taught.name], found
+        )
+
+
+def behind(less: Difference, found: Compared) -> str:
+    """Return by how much one is behind the best, and whether that is told: "1.30 ± 0.41 points behind"."""
+    gain = found.gain
+    known = f"{gain.number(abs(less.mean))} ± {gain.number(less.half)}" if less.half is not None else None
+    if known is None:
+        return f"{gain.number(abs(less.mean))} {gain.points} {'ahead' if less.mean < 0 else 'behind'}"
+    where = f"{gain.points} {'ahead' if less.mean < 0 else 'behind'}"
+    return f"{known} {where}" + ("" if less.is_told else ", not told apart")
