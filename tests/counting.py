@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 
 from storage.format.objects import Listing, ObjectInfo, Objects, Span
@@ -23,6 +24,10 @@ class Counting:
         self.requests.append(("get", path))
         return self._objects.get(path)
 
+    def get_version(self, path: str) -> tuple[bytes, str]:
+        self.requests.append(("get", path))
+        return self._objects.get_version(path)
+
     def get_ranges(self, path: str, spans: Sequence[Span]) -> list[bytes]:
         self.requests += [("get", path)] * len(spans)
         return self._objects.get_ranges(path, spans)
@@ -38,6 +43,10 @@ class Counting:
     def list(self, folder: str = "") -> Listing:
         self.requests.append(("list", folder))
         return self._objects.list(folder)
+
+    def versions(self, folder: str, names: re.Pattern[str]) -> Iterator[tuple[str, str]]:
+        self.requests.append(("list", folder))
+        return self._objects.versions(folder, names)
 
     def walk(self, folder: str = "") -> Iterator[ObjectInfo]:
         self.requests.append(("walk", folder))

@@ -7,7 +7,7 @@ read last, for they are written before whatever they speak of.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 
 from storage.errors import CorruptObject, IncompleteCache, MissingSource, NotInCache
@@ -15,8 +15,8 @@ from storage.format.belonging import Promises
 from storage.format.committing import read_arrays
 from storage.format.ledger import Ledger
 from storage.format.objects import Objects
-from storage.format.rows import RowPlan, ShardRows, check_plan, read_plan
-from storage.format.shards import Commit, ShardKey, read_commits
+from storage.format.rows import PlannedShards, RowPlan, check_plan, read_plan
+from storage.format.shards import Commit, Committed, ShardKey, read_commits
 from storage.format.specs import CacheSpec, DatasetSpec, TeacherSpec, ViewsSpec, read_promise, read_spec
 from storage.format.stages import VIEWS_JSON, Stage, list_datasets, list_teachers, look_at_stages
 from storage.tokenizer import TokenizerFile, parse_tokenizer
@@ -37,18 +37,18 @@ class Catalogue:
         plans: with their extents, where they were asked for: of a dataset of files there are as many as files.
         teachers: by dataset and name.
         promises: what each commit must say that it belongs to.
-        commits: stage → number of each committed shard → version of its commit; a dataset's ingest first.
+        commits: stage → its committed shards, each with the version of its commit; a dataset's ingest first.
     """
 
     objects: Objects
     about: CacheSpec
     datasets: Mapping[str, DatasetSpec]
     views: Mapping[str, ViewsSpec]
-    planned: Mapping[str, Sequence[ShardRows]]
+    planned: Mapping[str, PlannedShards]
     plans: Mapping[str, RowPlan]
     teachers: Mapping[tuple[str, str], TeacherSpec]
     promises: Promises
-    commits: Mapping[Stage, Mapping[int, str]]
+    commits: Mapping[Stage, Committed]
     # filled as they are asked for; what a catalogue says does not depend on them
     _first_commits: dict[ShardKey, Commit] = field(default_factory=dict, init=False, repr=False)
     _row_shapes: dict[tuple[str, str, str], tuple[int, ...]] = field(default_factory=dict, init=False, repr=False)
@@ -78,7 +78,7 @@ class Catalogue:
         found = look_at_stages(objects, datasets, teachers)
         plans = {each.dataset: read_plan(objects, each.dataset) for each in found}  # after the commits were listed
         for each in found:
-            committed = (shard for shards in each.commits.values() for shard in shards)
+            committed = [shards.last for shards in each.commits.values() if shards]
             check_plan(objects, each.dataset, plans[each.dataset], committed)
         # last: a promise is written before whatever it speaks of
         datasets = {name: read_promise(objects, f"{name}/dataset.json", DatasetSpec) for name in plans}
@@ -136,14 +136,15 @@ class Catalogue:
         """
         return read_tokenizer(self.objects, self.dataset(dataset))
 
-    def shards(self, dataset: str) -> Sequence[ShardRows]:
+    def shards(self, dataset: str) -> PlannedShards:
         """Return every planned shard of a dataset, ascending and contiguous. Raises NotInCache."""
         self.dataset(dataset)
         return self.planned[dataset]
 
     def num_rows(self, dataset: str) -> int:
         """Return the number of planned rows of a dataset. Raises NotInCache."""
-        return max((shard.stop for shard in self.shards(dataset)), default=0)
+        shards = self.shards(dataset)
+        return shards[-1].stop if shards else 0
 
     def committed(self, dataset: str, teacher: str | None = None, view: str = PLAIN) -> set[int]:
         """Return the numbers of the shards that are whole, for the ingest (no teacher) or for a teacher's targets."""
@@ -172,10 +173,10 @@ class Catalogue:
     def first_commit(self, dataset: str, teacher: str | None) -> Commit | None:
         """Return the commit of the first shard of an ingest, or of a teacher's first view; it is read once."""
         views = [PLAIN] if teacher is None else self.view_names(dataset, teacher)
-        shards = self.committed(dataset, teacher, views[0]) if views else set()
+        shards = self.commits.get((dataset, teacher, views[0])) if views else None
         if not shards:
             return None
-        key = ShardKey(dataset, teacher, views[0], min(shards))
+        key = ShardKey(dataset, teacher, views[0], shards.first)
         if key not in self._first_commits:
             self._first_commits.update((commit.key, commit) for commit in self._read([key]))
         return self._first_commits.get(key)

@@ -10,13 +10,10 @@ import unicodedata
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-import polars as pl
-
 from storage.cache.catalogue import Catalogue
 from storage.format.ledger import Ledger
 from storage.tasks import task_of
 from storage.tasks.base import Answered
-from storage.views import PLAIN
 
 SHOWN_CLASSES = 12  # in a line
 
@@ -66,7 +63,7 @@ def standings(catalogue: Catalogue, ledger: Ledger) -> list[Standing]:
         view = next(iter(catalogue.view_names(dataset, teacher)), None)
         if view is None:
             continue
-        commits, labels = ledger.of(dataset, teacher, view), _labels(ledger.of(dataset, None, PLAIN))
+        commits, labels = ledger.of(dataset, teacher, view), ledger.labels(dataset)
         if commits["labelled"].null_count():
             text = "unknown beside chance: its shards were built before that was kept"
             found.append(Standing(dataset, teacher, view, None, text, False))
@@ -84,7 +81,7 @@ def classes_told(catalogue: Catalogue, ledger: Ledger) -> list[str]:
     """
     lines = []
     for dataset, spec in sorted(catalogue.datasets.items()):
-        counts = _labels(ledger.of(dataset, None, PLAIN))
+        counts = ledger.labels(dataset)
         if not sum(counts):
             continue
         shown = [f"{name} {count:,}" for name, count in zip(spec.classes, counts, strict=True)]
@@ -118,11 +115,3 @@ def alike(names: Sequence[str]) -> list[tuple[str, ...]]:
 def _listed(one: str, many: str, names: Sequence[str]) -> str:
     more = f", and {len(names) - SHOWN_CLASSES} more" if len(names) > SHOWN_CLASSES else ""
     return f"{one if len(names) == 1 else many} {', '.join(names[:SHOWN_CLASSES])}{more}"
-
-
-def _labels(ingests: pl.DataFrame) -> list[int]:
-    """Return how many labels there are of each class, by number; nothing where a shard does not count them."""
-    if ingests["labels"].null_count():  # as in a cache that an older version began: a part would pass for all
-        return []
-    counts = ingests["labels"].to_list()
-    return [sum(of_class) for of_class in zip(*counts, strict=True)]  # (shards, C) to (C,)

@@ -12,5 +12,5 @@ stages.py    which datasets, teachers and stages there are, from listings
 committing.py  a shard: its arrays first, its commit last, so that a kill leaves nothing visible; read as that says
 zips.py      one object for a whole Zarr group
 belonging.py whether a shard is of this cache and its promises
-ledger.py    all commits at a glance
+ledger/      all commits at a glance
 """

@@ -18,10 +18,26 @@ import os
 from pathlib import Path
 from typing import IO, Any
 
+from storage.errors import StorageFailure
+
 # file systems disagree on how to say it
 LACKING = frozenset({errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EPERM, errno.EINVAL})
 NO_LOCKS = frozenset({errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP})
 _AT_FDCWD, _RENAME_NOREPLACE = -100, 1  # of Linux's fcntl.h and fs.h
+
+
+REMEDIES: dict[int | None, str] = {
+    errno.ENOSPC: "free space on that disk, then run the same command again; what is committed stays",
+    errno.EDQUOT: "free space in your quota, then run the same command again; what is committed stays",
+    errno.EEXIST: "name a folder: a file lies there",
+    errno.ENOTDIR: "name a folder: a file lies there",
+    errno.EACCES: "make the folder writable for this user, or name another",
+    errno.EPERM: "make the folder writable for this user, or name one on a disk that has hard links",
+    errno.ENOTSUP: "name a folder on a disk that has hard links; of a bucket mounted as a folder, its own s3:// or gs://",
+    errno.EROFS: "name a folder that is not on a read-only disk",
+    errno.EFBIG: "raise the limit on file sizes (ulimit -f), then run the same command again; what is committed stays",
+    errno.EXDEV: "look at the link and at what is behind it, and delete it by hand",
+}
 
 
 def name_once(temporary: Path, path: Path) -> bool:
@@ -40,6 +56,11 @@ def name_once(temporary: Path, path: Path) -> bool:
             raise
         return _rename_once(temporary, path)
     return True
+
+
+def storage_failure(verb: str, path: str, error: OSError) -> StorageFailure:
+    """Return the error of a disk that refused, with what helps."""
+    return StorageFailure(f"cannot {verb} {path}", found=error.strerror or str(error), do=REMEDIES.get(error.errno))
 
 
 def sync_folder(folder: Path) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import re
 import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
@@ -18,7 +19,7 @@ from typing import Any, NamedTuple, Protocol, TypeVar
 
 from storage.errors import BadRequest, MissingObject, StorageFailure
 from storage.format.asking import CLIENT_RETRIES, asked
-from storage.format.filesystems import name_once, sync_folder
+from storage.format.filesystems import name_once, storage_failure, sync_folder
 
 TEMPORARY_PREFIX = ".tmp-"  # of files that are being written; never listed, left behind only by a kill
 
@@ -56,6 +57,9 @@ class Objects(Protocol):
     def get(self, path: str) -> bytes:
         """Return an object's bytes. Raises MissingObject."""
 
+    def get_version(self, path: str) -> tuple[bytes, str]:
+        """Return an object's bytes and their version. Raises MissingObject."""
+
     def get_ranges(self, path: str, spans: Sequence[Span]) -> list[bytes]:
         """Return the bytes of some spans of an object, shorter where it ends before. Raises MissingObject."""
 
@@ -67,6 +71,12 @@ class Objects(Protocol):
 
     def list(self, folder: str = "") -> Listing:
         """Return what lies directly in a folder; a folder that is not there is empty."""
+
+    def versions(self, folder: str, names: re.Pattern[str]) -> Iterator[tuple[str, str]]:
+        """Yield name and version of the objects directly in a folder whose whole names match, in any order.
+
+        As `list`, for folders of a million objects: what does not match costs next to nothing.
+        """
 
     def walk(self, folder: str = "") -> Iterator[ObjectInfo]:
         """Yield every object below a folder, at any depth."""
@@ -89,6 +99,11 @@ class LocalObjects:
         with self._readable(path):
             return (self.root / path).read_bytes()
 
+    def get_version(self, path: str) -> tuple[bytes, str]:
+        with self._readable(path), open(self.root / path, "rb", buffering=0) as file:
+            version = _local_version(os.fstat(file.fileno()))  # first: one of later bytes would vouch for these
+            return file.readall(), version
+
     def get_ranges(self, path: str, spans: Sequence[Span]) -> list[bytes]:
         with self._readable(path), open(self.root / path, "rb", buffering=0) as file:
             return [_pread(file.fileno(), span) for span in spans]
@@ -100,7 +115,7 @@ class LocalObjects:
         except (FileNotFoundError, IsADirectoryError, NotADirectoryError):  # or a file where a folder should be
             raise MissingObject(f"{self.url}/{path} is not there", do=_ask_verify(self.url)) from None
         except OSError as error:
-            raise _storage_failure("read", f"{self.url}/{path}", error) from error
+            raise storage_failure("read", f"{self.url}/{path}", error) from error
 
     def put(self, path: str, data: bytes) -> None:
         with self._written(path, data) as temporary:
@@ -125,7 +140,7 @@ class LocalObjects:
             with contextlib.suppress(FileNotFoundError):  # deleted again by another process, and the folder with it
                 sync_folder(folder)
         except OSError as error:
-            raise _storage_failure("write", f"{self.url}/{path}", error) from error
+            raise storage_failure("write", f"{self.url}/{path}", error) from error
         finally:
             # linked, renamed or failed: this name has served
             with contextlib.suppress(OSError):
@@ -133,20 +148,36 @@ class LocalObjects:
 
     def list(self, folder: str = "") -> Listing:
         objects, folders = [], []
-        try:
-            with os.scandir(self.root / folder) as entries:
-                for entry in entries:
-                    path = f"{folder}/{entry.name}".lstrip("/")
-                    if entry.is_dir():
-                        folders.append(path)
-                    elif not entry.name.startswith(TEMPORARY_PREFIX):
-                        with contextlib.suppress(FileNotFoundError):  # deleted since the folder was read
-                            objects.append(_local_info(path, entry.stat()))
-        except (FileNotFoundError, NotADirectoryError):
-            pass  # an empty prefix, or a folder that another process has just deleted
-        except OSError as error:
-            raise _storage_failure("list", f"{self.url}/{folder}", error) from error
+        with self._listed(folder) as entries:
+            for entry in entries:
+                path = f"{folder}/{entry.name}".lstrip("/")
+                if entry.is_dir():
+                    folders.append(path)
+                elif not entry.name.startswith(TEMPORARY_PREFIX):
+                    with contextlib.suppress(FileNotFoundError):  # deleted since the folder was read
+                        objects.append(_local_info(path, entry.stat()))
         return Listing(sorted(objects), sorted(folders))
+
+    def versions(self, folder: str, names: re.Pattern[str]) -> Iterator[tuple[str, str]]:
+        with self._listed(folder) as entries:
+            for entry in entries:
+                if names.fullmatch(entry.name) and not entry.is_dir():
+                    with contextlib.suppress(FileNotFoundError):  # deleted since the folder was read
+                        yield entry.name, _local_version(entry.stat())
+
+    @contextlib.contextmanager
+    def _listed(self, folder: str) -> Iterator[Iterator[os.DirEntry[str]]]:
+        """Yield what lies in a folder: nothing in one that is not there."""
+        try:
+            try:
+                found = os.scandir(self.root / folder)
+            except (FileNotFoundError, NotADirectoryError):
+                yield iter(())  # an empty prefix, or a folder that another process has just deleted
+            else:
+                with found as entries:
+                    yield entries
+        except OSError as error:
+            raise storage_failure("list", f"{self.url}/{folder}", error) from error
 
     def walk(self, folder: str = "") -> Iterator[ObjectInfo]:
         listing = self.list(folder)
@@ -163,7 +194,7 @@ class LocalObjects:
             with contextlib.suppress(FileNotFoundError, NotADirectoryError):
                 target.unlink()
         except OSError as error:
-            raise _storage_failure("delete", f"{self.url}/{path}", error) from error
+            raise storage_failure("delete", f"{self.url}/{path}", error) from error
         self._remove_empty(target.parent)
 
     def sweep(self, older_than_s: float) -> int:
@@ -211,6 +242,15 @@ class RemoteObjects:
         import obstore
 
         return self._asked("read", path, lambda: bytes(obstore.get(self._store, path).bytes()))
+
+    def get_version(self, path: str) -> tuple[bytes, str]:
+        import obstore
+
+        def ask() -> tuple[bytes, str]:
+            found = obstore.get(self._store, path)
+            return bytes(found.bytes()), _remote_version(found.meta)
+
+        return self._asked("read", path, ask)
 
     def get_ranges(self, path: str, spans: Sequence[Span]) -> list[bytes]:
         import obstore
@@ -261,6 +301,12 @@ class RemoteObjects:
 
         found = self._asked("list", folder, lambda: obstore.list_with_delimiter(self._store, folder or None))
         return Listing(sorted(map(_remote_info, found["objects"])), sorted(found["common_prefixes"]))
+
+    def versions(self, folder: str, names: re.Pattern[str]) -> Iterator[tuple[str, str]]:
+        # by pages, unlike `list`; nothing lies deeper, but for the groups of format 2
+        for info in self.walk(folder):
+            if names.fullmatch(info.path.removeprefix(f"{folder}/")):
+                yield info.path.rsplit("/", 1)[-1], info.version
 
     def walk(self, folder: str = "") -> Iterator[ObjectInfo]:
         import obstore
@@ -319,13 +365,20 @@ def _ask_verify(url: str) -> str:
 
 
 def _local_info(path: str, status: os.stat_result) -> ObjectInfo:
-    return ObjectInfo(path, status.st_size, f"{status.st_mtime_ns:x}-{status.st_size:x}", status.st_mtime)
+    return ObjectInfo(path, status.st_size, _local_version(status), status.st_mtime)
+
+
+def _local_version(status: os.stat_result) -> str:
+    return f"{status.st_mtime_ns:x}-{status.st_size:x}"
 
 
 def _remote_info(meta: Any) -> ObjectInfo:
-    modified = meta["last_modified"]
+    return ObjectInfo(meta["path"], meta["size"], _remote_version(meta), meta["last_modified"].timestamp())
+
+
+def _remote_version(meta: Any) -> str:
     # not every store gives ETags
-    return ObjectInfo(meta["path"], meta["size"], meta["e_tag"] or modified.isoformat(), modified.timestamp())
+    return str(meta["e_tag"] or meta["last_modified"].isoformat())
 
 
 def _open_new(path: Path) -> FileIO:
@@ -345,21 +398,3 @@ def _make_folder(folder: Path) -> None:
         _make_folder(folder.parent)
         folder.mkdir(exist_ok=True)
         sync_folder(folder.parent)
-
-
-REMEDIES: dict[Any, str] = {
-    errno.ENOSPC: "free space on that disk, then run the same command again; what is committed stays",
-    errno.EDQUOT: "free space in your quota, then run the same command again; what is committed stays",
-    errno.EEXIST: "name a folder: a file lies there",
-    errno.ENOTDIR: "name a folder: a file lies there",
-    errno.EACCES: "make the folder writable for this user, or name another",
-    errno.EPERM: "make the folder writable for this user, or name one on a disk that has hard links",
-    errno.ENOTSUP: "name a folder on a disk that has hard links; of a bucket mounted as a folder, its own s3:// or gs://",
-    errno.EROFS: "name a folder that is not on a read-only disk",
-    errno.EFBIG: "raise the limit on file sizes (ulimit -f), then run the same command again; what is committed stays",
-    errno.EXDEV: "look at the link and at what is behind it, and delete it by hand",
-}
-
-
-def _storage_failure(verb: str, path: str, error: OSError) -> StorageFailure:
-    return StorageFailure(f"cannot {verb} {path}", found=error.strerror or str(error), do=REMEDIES.get(error.errno))

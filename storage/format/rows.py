@@ -7,13 +7,14 @@ consecutive samples of one source file. Rows are numbered in the order of extent
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import pairwise
-from typing import NamedTuple
+from typing import NamedTuple, overload
 
+import numpy as np
 import polars as pl
+from numpy.typing import NDArray
 
 from storage.errors import CorruptObject, MissingObject
 from storage.format.objects import Objects
@@ -28,6 +29,47 @@ class ShardRows(NamedTuple):
     shard: int
     start: int
     stop: int
+
+
+class PlannedShards(Sequence[ShardRows]):
+    """All shards of a plan, of which there may be a million: made of where they are cut, when they are asked for.
+
+    Args:
+        cuts: row 0, then the row behind each shard, ascending.
+    """
+
+    def __init__(self, cuts: NDArray[np.int64]):
+        self._cuts = cuts
+
+    @property
+    def starts(self) -> NDArray[np.int64]:
+        """Return the first row of each shard, (S,)."""
+        return self._cuts[:-1]
+
+    def __len__(self) -> int:
+        return len(self._cuts) - 1
+
+    @overload
+    def __getitem__(self, at: int) -> ShardRows: ...
+
+    @overload
+    def __getitem__(self, at: slice) -> list[ShardRows]: ...
+
+    def __getitem__(self, at: int | slice) -> ShardRows | list[ShardRows]:
+        if isinstance(at, slice):
+            return [self[shard] for shard in range(len(self))[at]]
+        shard = range(len(self))[at]
+        return ShardRows(shard, int(self._cuts[shard]), int(self._cuts[shard + 1]))
+
+    def __iter__(self) -> Iterator[ShardRows]:
+        for first in range(0, len(self), 4096):  # a part at a time, as Python's own integers
+            cuts = self._cuts[first : first + 4097].tolist()
+            yield from map(ShardRows, range(first, len(self)), cuts, cuts[1:])
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Sequence) and list(self) == list(other)
+
+    __hash__ = None  # type: ignore[assignment]
 
 
 class Extent(NamedTuple):
@@ -93,16 +135,16 @@ class RowPlan:
             file: (size, version) for file, size, version in self.extents.select("file", "size", "version").iter_rows()
         }
 
-    def shards(self) -> list[ShardRows]:
+    def shards(self) -> PlannedShards:
         """Return every shard, ascending and contiguous from row 0."""
-        shards: list[ShardRows] = []
-        start = 0
+        cuts, start = [np.zeros(1, np.int64)], 0
         for segment in self.segments:
             stop = start + segment.num_rows
-            cuts = [*range(start, stop, segment.rows_per_shard), stop]  # the last shard of a segment may be short
-            shards += [ShardRows(len(shards) + i, a, b) for i, (a, b) in enumerate(pairwise(cuts))]
+            cuts.append(np.arange(start + segment.rows_per_shard, stop, segment.rows_per_shard, dtype=np.int64))
+            # the last shard of a segment may be short; one without rows has none
+            cuts.append(np.array([stop] if stop > start else [], np.int64))
             start = stop
-        return shards
+        return PlannedShards(np.concatenate(cuts))
 
     def slice(self, start: int, stop: int) -> list[Extent]:
         """Return the extents of rows [start, stop), in row order; parts of extents at the ends."""
@@ -147,14 +189,14 @@ def read_plan(objects: Objects, dataset: str) -> RowPlan:
     return RowPlan(tuple(_read_segment(objects, path) for path in paths))
 
 
-def check_plan(objects: Objects, dataset: str, plan: RowPlan, committed: Iterable[int]) -> None:
+def check_plan(objects: Objects, dataset: str, plan: RowPlan, committed: Collection[int]) -> None:
     """Check that a plan has every shard that is committed; a build would plan other rows under their numbers.
 
     Args:
         objects: the cache.
         dataset: whose plan.
         plan: read after the commits were listed, for it may have grown.
-        committed: numbers of shards, of any stage.
+        committed: numbers of shards: the highest of each stage will do.
 
     Raises:
         MissingObject: its last segment is gone.

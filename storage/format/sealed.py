@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -47,8 +48,13 @@ def seal(table: pa.Table, about: dict[str, Any]) -> bytes:
     return _sealed(sink.getvalue().to_pybytes())
 
 
-def unseal(data: bytes, *, with_table: bool = True) -> Sealed:
+def unseal(data: bytes, *, with_table: bool = True, columns: Sequence[str] | None = None) -> Sealed:
     """Return what `seal` was given.
+
+    Args:
+        data: the file.
+        with_table: False reads the JSON only.
+        columns: those of the table that are read, as far as it has them; None for all.
 
     Raises:
         ValueError: a bit of it is not as it was written.
@@ -58,7 +64,7 @@ def unseal(data: bytes, *, with_table: bool = True) -> Sealed:
     about = json.loads(file.metadata.metadata[METADATA_KEY.encode()])
     del about["seal"]
     # On this thread: one of Arrow's that lets go of `data` while Python exits would abort the process.
-    return Sealed(about, file.read(use_threads=False) if with_table else file.schema_arrow.empty_table())
+    return Sealed(about, file.read(columns, use_threads=False) if with_table else file.schema_arrow.empty_table())
 
 
 def seal_json(value: dict[str, Any]) -> bytes:

@@ -9,10 +9,14 @@ it last.
 from __future__ import annotations
 
 import re
+from array import array
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
+import numpy as np
+import polars as pl
 import pyarrow as pa
 
 from storage.errors import CorruptObject, MissingObject, UnsupportedFormat
@@ -26,7 +30,7 @@ from storage.views import PLAIN
 # folders of a dataset that are no teacher's
 INGEST = "ingest"
 PLAN = "plan"
-COMMIT_NAME = re.compile(r"(\d{5,})\.parquet")  # five digits; more from shard 100,000 on
+COMMIT_NAME = re.compile(r"([0-9]{5}|[1-9][0-9]{5,})\.parquet")  # five digits; more from shard 100,000 on
 GROUP_NAME = re.compile(r"(\d{5,})-([0-9a-f]{8})\.zarr(\.zip)?")  # a folder in format 2
 ATTEMPT = re.compile(r"[0-9a-f]{8}")
 DIGEST_COLUMNS = ("digest", "payload_digest", "label_digest")  # of an ingest's table; the first in format 2 alone
@@ -229,14 +233,47 @@ def stage_folder(dataset: str, teacher: str | None, view: str = PLAIN) -> str:
     return f"{dataset}/{INGEST}" if teacher is None else f"{dataset}/{teacher}/{view}"
 
 
-def list_commits(objects: Objects, folder: str) -> dict[int, str]:
-    """Return shard number → version of every commit in a stage's folder, without reading one."""
-    commits = {}
-    for info in objects.list(folder).objects:
-        match = COMMIT_NAME.fullmatch(info.path.rsplit("/", 1)[-1])
-        if match:
-            commits[int(match[1])] = info.version
-    return commits
+class Committed(Mapping[int, str]):
+    """Shard number → version of every commit of a stage, ascending; in columns, for there may be a million.
+
+    Attributes:
+        table: `shard` int64 and `version` string.
+    """
+
+    def __init__(self, table: pl.DataFrame):
+        self.table = table
+
+    @property
+    def first(self) -> int:
+        """Return the lowest number; there is one."""
+        return int(self.table["shard"][0])
+
+    @property
+    def last(self) -> int:
+        """Return the highest number; there is one."""
+        return int(self.table["shard"][-1])
+
+    def __getitem__(self, shard: int) -> str:
+        at = self.table["shard"].search_sorted(shard)
+        if at == len(self) or self.table["shard"][at] != shard:
+            raise KeyError(shard)
+        return str(self.table["version"][at])
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self.table["shard"].to_list())
+
+    def __len__(self) -> int:
+        return len(self.table)
+
+
+def list_commits(objects: Objects, folder: str) -> Committed:
+    """Return every commit in a stage's folder, from one listing, without reading one."""
+    shards, versions = array("q"), list[str]()
+    for name, version in objects.versions(folder, COMMIT_NAME):
+        shards.append(int(name.removesuffix(".parquet")))
+        versions.append(version)
+    table = {"shard": pl.Series(np.frombuffer(shards, np.int64)), "version": pl.Series(versions, dtype=pl.String)}
+    return Committed(pl.DataFrame(table).sort("shard"))
 
 
 def read_commits(objects: Objects, paths: list[str], *, with_table: bool = True) -> list[Commit]:

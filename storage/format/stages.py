@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from storage.errors import MissingObject
 from storage.format.objects import Listing, Objects
-from storage.format.shards import GROUP_NAME, INGEST, PLAN, list_commits, stage_folder
+from storage.format.shards import GROUP_NAME, INGEST, PLAN, Committed, list_commits, stage_folder
 from storage.options import is_name
 from storage.views import PLAIN
 
@@ -26,13 +26,13 @@ class DatasetStages(NamedTuple):
     Attributes:
         dataset: its name.
         teachers: those that are promised, sorted; some may have no stage yet.
-        commits: stage → number of each committed shard → version of its commit; the ingest first.
+        commits: stage → its committed shards, each with the version of its commit; the ingest first.
         has_views: whether its views are promised.
     """
 
     dataset: str
     teachers: tuple[str, ...]
-    commits: dict[Stage, dict[int, str]]
+    commits: dict[Stage, Committed]
     has_views: bool
 
 
@@ -78,7 +78,7 @@ def _look_at(objects: Objects, dataset: str, teachers: Collection[str] | None) -
     if not _is_promised(objects, dataset, listing, "dataset.json"):
         return None
     promised: list[str] = []
-    commits: dict[Stage, dict[int, str]] = {(dataset, None, PLAIN): list_commits(objects, stage_folder(dataset, None))}
+    commits: dict[Stage, Committed] = {(dataset, None, PLAIN): list_commits(objects, stage_folder(dataset, None))}
     for folder in _teacher_folders(listing):
         teacher = _name(folder)
         if teachers is not None and teacher not in teachers:
@@ -93,7 +93,7 @@ def _look_at(objects: Objects, dataset: str, teachers: Collection[str] | None) -
     return DatasetStages(dataset, tuple(promised), commits, has_views)
 
 
-def _are_views_promised(objects: Objects, dataset: str, commits: dict[Stage, dict[int, str]]) -> bool:
+def _are_views_promised(objects: Objects, dataset: str, commits: dict[Stage, Committed]) -> bool:
     """Return whether views are promised that were not when the dataset was listed: whoever has targets of them knows.
 
     Raises:

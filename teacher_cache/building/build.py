@@ -179,7 +179,7 @@ def _ask(stages: Stages, stage: Stage, request: BuildRequest) -> None:
     todo = stage.todo
     if todo:  # a shard that another part has yet to ingest is that part's to ask about
         ingested = stages.cache.committed(stage.dataset.spec.name)
-        todo = tuple(shard for shard in todo if shard.shard in ingested)
+        todo = [shard for shard in todo if shard.shard in ingested]
     stages.run(stage.name, stage.shards, stage.todo, _ask_work(stage, todo, request))
 
 

@@ -6,7 +6,7 @@ A dataset only ever grows: recorded rows keep their numbers and shards their bou
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -93,7 +93,7 @@ def default_rows_per_shard(
     return max(1, min(TARGET_SHARD_ROWS, TARGET_SHARD_BYTES // max(1, row_bytes), sites // num_sites))
 
 
-def missing(shards: Iterable[ShardRows], committed: set[int], part: tuple[int, int] = (0, 1)) -> list[ShardRows]:
+def missing(shards: Sequence[ShardRows], committed: set[int], part: tuple[int, int] = (0, 1)) -> Sequence[ShardRows]:
     """Return the shards without a commit that fall to one part of a build.
 
     Args:
@@ -106,4 +106,6 @@ def missing(shards: Iterable[ShardRows], committed: set[int], part: tuple[int, i
     ([0, 1, 3], [0])
     """
     i, n = part
+    if n == 1 and not committed:
+        return shards
     return [shard for shard in shards if shard.shard not in committed and shard.shard % n == i]

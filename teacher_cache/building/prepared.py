@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from storage.cache import Catalogue
@@ -83,8 +84,8 @@ class Stage:
     dataset: PreparedDataset
     teacher: TeacherOptions | None
     spec: TeacherSpec | None
-    shards: tuple[ShardRows, ...]
-    todo: tuple[ShardRows, ...]
+    shards: Sequence[ShardRows]
+    todo: Sequence[ShardRows]
     view: str = PLAIN
 
     @property

@@ -15,14 +15,15 @@ from storage.cache import Cache
 from storage.cache.catalogue import Catalogue
 from storage.cache.standing import Standing, classes_told, standings
 from storage.cache.watcher import Watcher
-from storage.errors import CorruptObject, Overdue, RowsMissing, StillroomError, WorkerDied
-from storage.format.ledger import Ledger
+from storage.errors import CorruptObject, Overdue, RowsMissing, StillroomError, StorageFailure, WorkerDied
+from storage.format.ledger import Ledger, remember
 from storage.format.rows import ShardRows
+from storage.format.shards import ShardKey
 from storage.views import PLAIN
 from teacher_cache.building.runners import Runner
 from teacher_cache.work.pieces import Done, Work
 
-COMPACT_EVERY_SHARDS = 1000  # so that `cache status` stays quick beside a long build
+REMEMBER_EVERY_SHARDS = 1000  # so that `cache status` stays quick beside a long build
 SET_ASIDE_LIMIT = 5  # shards that fail for no known reason, or take too long, before the command stops
 
 
@@ -76,6 +77,7 @@ class Stages:
     runner: Runner
     watcher: Watcher
     report: BuildReport = field(default_factory=BuildReport)
+    _unsummarised: list[ShardKey] = field(default_factory=list, init=False)
 
     def run(
         self,
@@ -116,7 +118,7 @@ class Stages:
             catalogue: of the datasets of this command, as they are now.
             ledger: likewise.
         """
-        ledger.compact()
+        self._summarise(ledger.compact)
         self.report.standings += standings(catalogue, ledger)
         self.report.classes += classes_told(catalogue, ledger)
         for name in catalogue.datasets:
@@ -131,8 +133,21 @@ class Stages:
         report.rows += done.rows
         report.bytes += done.bytes
         self.watcher.advance(done.rows)
-        if done.won and report.built % COMPACT_EVERY_SHARDS == 0:
-            self.cache.catalogue().ledger().compact()
+        if done.won:
+            self._unsummarised.append(done.key)
+        if len(self._unsummarised) == REMEMBER_EVERY_SHARDS:
+            self._summarise(lambda: remember(self.cache.objects, self._unsummarised, self.cache.promises.checked))
+            self._unsummarised.clear()
+
+    def _summarise(self, write: Callable[[], None]) -> None:
+        """Write to the ledger, which is a memory: shards that are whole do not fail for want of it."""
+        try:
+            write()
+        except StorageFailure as error:
+            self.watcher.note(
+                f"note: {self.cache.url}: the ledger was not written ({error.found}); nothing is lost, "
+                "`cache status` reads each commit that it lacks"
+            )
 
     def _set_aside(self, work: Work, error: Exception) -> None:
         """Keep a failed shard for the report; raise if every other shard would fail like it."""

@@ -109,7 +109,7 @@ def _stage(
         dataset,
         teacher,
         spec,
-        tuple(missing(shards, set(), part)),
-        tuple(missing(shards, committed, part)),
+        missing(shards, set(), part),
+        missing(shards, committed, part),
         view,
     )

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import ClassVar
 
 import numpy as np
-import polars as pl
 import pytest
 
 from storage.cache import Cache
 from storage.cache.standing import Standing, classes_told, standings
+from storage.format.shards import ShardKey
 from storage.tasks.base import Answered
 from storage.tasks.image_classification import ImageClassification
 from storage.tasks.language_model import LanguageModel
@@ -85,7 +86,7 @@ def test_shards_of_an_older_version_are_told_as_unknown(tmp_path: Path) -> None:
     build(write(tmp_path, [0, 1, 2, 3]))
     cache = Cache.open(str(tmp_path / "cache"))
     catalogue, ledger = cache.catalogue(), cache.catalogue().ledger()
-    ledger.commits = ledger.commits.with_columns(labelled=None)
+    ledger.stages["d", "t", "plain"] = ledger.of("d", "t", "plain").with_columns(labelled=None)
     (found,) = standings(catalogue, ledger)
     assert isinstance(found, Standing)
     assert (found.answered, found.is_near_chance) == (None, False)
@@ -101,10 +102,12 @@ def test_a_build_tells_its_classes_with_their_rows(tmp_path: Path) -> None:
 
 def test_labels_that_a_part_of_the_shards_counts_are_not_told_as_all(tmp_path: Path) -> None:
     build(write(tmp_path, [0, 1, 2, 3, 3, 3]))
-    catalogue = Cache.open(str(tmp_path / "cache")).catalogue()
+    cache = Cache.open(str(tmp_path / "cache"))
+    cut = cache.unchecked_commit(ShardKey("d", None, "plain", 0), with_table=True)
+    about = {name: value for name, value in cut.about.items() if name != "labels"}
+    cache.objects.put(cut.key.commit_path, replace(cut, about=about).to_parquet())
+    catalogue = cache.catalogue()
     ledger = catalogue.ledger()
-    first = pl.col("teacher").is_null() & (pl.col("shard") == 0)
-    ledger.commits = ledger.commits.with_columns(labels=pl.when(~first).then("labels"))
     assert classes_told(catalogue, ledger) == []
     (standing,) = standings(catalogue, ledger)
     assert "commonest" not in standing.text
@@ -114,8 +117,8 @@ def test_of_many_classes_the_first_and_the_fewest_are_told() -> None:
     class Looked:
         datasets: ClassVar = {"d": SimpleNamespace(classes=[f"c{i}" for i in range(20)])}
 
-    ingests = pl.DataFrame({"labels": [[9] * 15 + [2] + [9] * 4]})
-    (line,) = classes_told(Looked(), SimpleNamespace(of=lambda *_: ingests))  # type: ignore[arg-type]
+    counts = [9] * 15 + [2] + [9] * 4
+    (line,) = classes_told(Looked(), SimpleNamespace(labels=lambda dataset: counts))  # type: ignore[arg-type]
     assert line.endswith("c11 9, … (the fewest: c15 2)")
 
 

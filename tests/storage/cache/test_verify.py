@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
+import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from storage.cache.verify import GRACE_S, BadShard, Verification, repair, verify
 from storage.encodings import DenseEncoding, Encoding
 from storage.errors import BadRequest, CorruptObject, MissingObject, StorageFailure
 from storage.format.committing import write_shard
-from storage.format.objects import TEMPORARY_PREFIX, Listing, LocalObjects
+from storage.format.objects import TEMPORARY_PREFIX, LocalObjects
 from storage.format.rows import Segment, create_segment
 from storage.format.sealed import unseal
 from storage.format.shards import Commit, ShardKey
@@ -137,17 +138,17 @@ def test_a_build_that_begins_while_commits_are_listed_is_no_damage(
     write_ingest: Callable[..., Commit],
     dataset_spec: DatasetSpec,
 ) -> None:
-    inner = LocalObjects.list
+    inner = LocalObjects.versions
 
-    def grow_first(self: LocalObjects, folder: str = "") -> Listing:
+    def grow_first(self: LocalObjects, folder: str, names: re.Pattern[str]) -> Iterator[tuple[str, str]]:
         if folder == "digits/ingest" and not cache.objects.list("digits/plan").objects[1:]:
             create_segment(cache.objects, "digits", 1, segment(("b", 0, 2)))
             write_ingest(cache, 3, 10, 12)
             write_spec(cache.objects, "late/dataset.json", dataset_spec.model_copy(update={"name": "late"}), "job.toml")
             create_segment(cache.objects, "late", 0, segment(("b", 0, 2)))
-        return inner(self, folder)
+        return inner(self, folder, names)
 
-    monkeypatch.setattr(LocalObjects, "list", grow_first)
+    monkeypatch.setattr(LocalObjects, "versions", grow_first)
     found = verify(cache)
     assert (found.shards, found.bad) == (7, ())
 

@@ -1,0 +1,183 @@
+"""Summaries of commits: those that segments hold are remembered, the others are read.
+
+They are a memory, never an authority: which shards exist is always asked of the store, and a remembered summary counts
+only while the commit's version is still the same.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
+from typing import Any
+
+import numpy as np
+import polars as pl
+
+from storage.errors import MissingObject
+from storage.format.ledger.segments import FIGURES, STAGE, SUMMARY_SCHEMA, Segment, append, read_segments
+from storage.format.objects import Objects
+from storage.format.shards import Commit, Committed, ShardKey
+from storage.format.stages import Stage
+
+READ_AT_ONCE = 4096  # commits, as Python objects; their summaries are columns
+Check = Callable[[Commit], Commit]
+
+
+class Ledger:
+    """A summary of every commit that was listed.
+
+    Attributes:
+        stages: the summaries of each, by shard: columns of FIGURES.
+        new: how many of them no segment held.
+    """
+
+    def __init__(self, objects: Objects, listed: Mapping[Stage, Committed], check: Check):
+        self._objects, self._listed = objects, listed
+        self.stages: dict[Stage, pl.DataFrame] = {}
+        self._labels: dict[str, list[int]] = {}
+        segments = read_segments(objects)
+        known, self._useless = _union(segments)
+        fresh = []
+        for stage, shards in listed.items():
+            remembered = _alike(_of(known, stage).join(shards.table, on=["shard", "version"], how="inner"))
+            unread = shards.table.join(remembered, on="shard", how="anti")
+            read = _summaries(objects, _paths(stage, unread), check)
+            table = pl.concat([remembered.select(*FIGURES), read.select(*FIGURES)])
+            self.stages[stage] = table.sort("shard")
+            fresh.append(read)
+            if stage[1] is None:
+                self._labels[stage[0]] = _sum_labels([*_remembered_labels(segments, remembered), read["labels"]])
+        self._fresh = pl.concat([pl.DataFrame(schema=SUMMARY_SCHEMA), *fresh])
+        self.new = len(self._fresh)
+
+    @classmethod
+    def load(cls, objects: Objects, listed: Mapping[Stage, Committed], check: Check) -> Ledger:
+        """Return the ledger of some stages: what segments hold of their commits, and the others, which are read.
+
+        Args:
+            objects: the cache.
+            listed: stage → its commits; all stages of a dataset, or none.
+            check: returns a commit that belongs to this cache, and refuses any other.
+        """
+        return cls(objects, listed, check)
+
+    def compact(self) -> None:
+        """Append what no segment held, without what is of no commit any more in those that it takes in."""
+        if self.new:
+            append(self._objects, self._fresh, self._alive)
+        for path in self._useless:
+            self._objects.delete(path)
+
+    def of(self, dataset: str, teacher: str | None, view: str) -> pl.DataFrame:
+        """Return the summaries of one stage, by shard: columns of FIGURES."""
+        return self.stages.get((dataset, teacher, view), pl.DataFrame(schema=FIGURES))
+
+    def labels(self, dataset: str) -> list[int]:
+        """Return how many labels there are of each class, by number; nothing where a shard does not count them."""
+        return self._labels.get(dataset, [])
+
+    def _alive(self, table: pl.DataFrame) -> pl.DataFrame:
+        """Return the summaries of a segment that are of a listed commit, or of another dataset."""
+        elsewhere = table.filter(~pl.col("dataset").is_in({dataset for dataset, _, _ in self._listed}))
+        on = ["shard", "version"]
+        here = [_of(table, stage).join(shards.table, on=on, how="semi") for stage, shards in self._listed.items()]
+        return pl.concat([elsewhere, *here])
+
+
+def remember(objects: Objects, keys: Iterable[ShardKey], check: Check) -> None:
+    """Append the summaries of commits that were just written, without a look at any other."""
+    append(objects, _summaries(objects, ((key.commit_path, None) for key in keys), check))
+
+
+def _union(segments: list[Segment]) -> tuple[pl.DataFrame, list[str]]:
+    """Return what all segments say, each summary with its place; and the segments that are of no use to anybody."""
+    schema = {**dict.fromkeys(STAGE, pl.String), **FIGURES, "segment": pl.Int64, "place": pl.Int64}
+    tables, useless = [pl.DataFrame(schema=schema)], []
+    for number, segment in enumerate(segments):
+        table = segment.summaries((*STAGE, *FIGURES))
+        if table is None:
+            useless.append(segment.path)
+        else:
+            places = pl.int_range(len(table), dtype=pl.Int64)
+            tables.append(table.with_columns(segment=pl.lit(number, pl.Int64), place=places))
+    return pl.concat(tables), useless
+
+
+def _of(table: pl.DataFrame, stage: Stage) -> pl.DataFrame:
+    # missing: the teacher of an ingest is null, which equals nothing
+    is_of = (pl.col(name).eq_missing(pl.lit(value, pl.String)) for name, value in zip(STAGE, stage, strict=True))
+    return table.filter(pl.all_horizontal(is_of))
+
+
+def _alike(remembered: pl.DataFrame) -> pl.DataFrame:
+    """Return each summary once; of a commit that two segments tell differently of, none: it is read again."""
+    once = remembered.unique([*STAGE, *FIGURES], keep="first")
+    return once.filter(~pl.col("shard").is_duplicated())
+
+
+def _paths(stage: Stage, unread: pl.DataFrame) -> Iterator[tuple[str, str]]:
+    for shard, version in unread.select("shard", "version").iter_rows():
+        yield ShardKey(*stage, shard).commit_path, version
+
+
+def _summaries(objects: Objects, commits: Iterable[tuple[str, str | None]], check: Check) -> pl.DataFrame:
+    """Return summaries of the commits at some paths, as SUMMARY_SCHEMA, but for those that are gone.
+
+    Args:
+        objects: the cache.
+        commits: path, and the version that was listed; None for that of the bytes themselves.
+        check: as of `Ledger.load`.
+    """
+
+    def read(commit: tuple[str, str | None]) -> tuple[Any, ...] | None:
+        path, listed = commit
+        try:
+            data, version = objects.get_version(path) if listed is None else (objects.get(path), listed)
+        except MissingObject:
+            return None
+        return _summary(check(Commit.from_parquet(data, path, with_table=False)), version)
+
+    tables = [pl.DataFrame(schema=SUMMARY_SCHEMA)]
+    with ThreadPoolExecutor(max_workers=8) as pool:
+        left = iter(commits)
+        while some := list(islice(left, READ_AT_ONCE)):
+            found = [summary for summary in pool.map(read, some) if summary is not None]
+            tables.append(pl.DataFrame(found, schema=SUMMARY_SCHEMA, orient="row"))
+    return pl.concat(tables)
+
+
+def _remembered_labels(segments: list[Segment], remembered: pl.DataFrame) -> Iterator[pl.Series]:
+    """Yield the counts of labels of some summaries: a segment at a time, for they may be a thousand numbers each."""
+    for (number,), table in remembered.group_by(["segment"]):
+        yield segments[int(str(number))].labels(table["place"])
+
+
+def _sum_labels(parts: Iterable[pl.Series]) -> list[int]:
+    """Return how many labels there are of each class; nothing if one has no counts: a part would pass for all."""
+    sums: list[np.ndarray] = []
+    for counts in parts:
+        lengths = counts.list.len().unique()
+        if counts.null_count() or len(lengths) > 1:
+            return []
+        if len(lengths):
+            sums.append(counts.explode().to_numpy().reshape(len(counts), lengths[0]).sum(axis=0))  # (shards, C) to (C,)
+    if len({len(each) for each in sums}) > 1:
+        return []
+    return [int(count) for count in sum(sums[1:], sums[0])] if sums else []
+
+
+def _summary(commit: Commit, version: str) -> tuple[Any, ...]:
+    said = {
+        "path": commit.key.commit_path,
+        **commit.key._asdict(),
+        "version": version,
+        "rows": commit.stop - commit.start,
+        "quarantined": commit.about.get("quarantined", 0),
+        "bytes": commit.size_bytes,
+        "seconds": commit.about.get("seconds", 0.0),
+        "finished": commit.about.get("finished"),
+        **{name: commit.about.get("answered", {}).get(name) for name in ("labelled", "correct", "nats")},
+        "labels": commit.about.get("labels"),
+    }
+    return tuple(said[name] for name in SUMMARY_SCHEMA)
