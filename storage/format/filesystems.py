@@ -31,6 +31,7 @@ REMEDIES: dict[int | None, str] = {
     errno.EDQUOT: "free space in your quota, then run the same command again; what is committed stays",
     errno.EEXIST: "name a folder: a file lies there",
     errno.ENOTDIR: "name a folder: a file lies there",
+    errno.EISDIR: "look at what is in the folder of that name and delete it; then run the same command again",
     errno.EACCES: "make the folder writable for this user, or name another",
     errno.EPERM: "make the folder writable for this user, or name one on a disk that has hard links",
     errno.ENOTSUP: "name a folder on a disk that has hard links; of a bucket mounted as a folder, its own s3:// or gs://",
@@ -44,18 +45,24 @@ def name_once(temporary: Path, path: Path) -> bool:
     """Give a file its final name unless that is taken; return whether it is ours. Of concurrent calls one succeeds.
 
     Raises:
-        OSError: the disk refused; ENOTSUP, if it can neither link nor rename without replacing.
+        OSError: the disk refused; ENOTSUP, if it can neither link nor rename without replacing; the name is taken by
+            what is no file, and never will be one.
     """
     try:
         os.link(temporary, path)  # atomic, and fails if the name is taken
+        ours = True
     except FileExistsError:
         # NFS may repeat a link whose first answer was lost; a second name on our own file means it is ours.
-        return os.stat(temporary).st_nlink > 1
+        ours = os.stat(temporary).st_nlink > 1
     except OSError as error:
         if error.errno not in LACKING:
             raise
-        return _rename_once(temporary, path)
-    return True
+        ours = _rename_once(temporary, path)
+    if not ours and path.is_dir():
+        raise OSError(errno.EISDIR, "a folder has this name")
+    if not ours and path.is_symlink() and not path.exists():
+        raise OSError(errno.EXDEV, "a link to nothing has this name")
+    return ours
 
 
 def storage_failure(verb: str, path: str, error: OSError) -> StorageFailure:

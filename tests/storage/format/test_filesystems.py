@@ -47,6 +47,21 @@ def test_of_many_at_once_exactly_one_wins_without_hard_links(
             assert objects.get(name) == bytes([won.index(True)])
 
 
+@pytest.mark.parametrize("code", [None, errno.ENOSYS])
+def test_what_is_no_file_where_one_belongs_is_named(
+    objects: LocalObjects, monkeypatch: pytest.MonkeyPatch, code: int | None
+) -> None:
+    if code is not None:
+        monkeypatch.setattr(os, "link", refusing(code))
+    (Path(objects.url) / "folder").mkdir(parents=True)
+    (Path(objects.url) / "link").symlink_to("nowhere")
+    for name, found in (("folder", "a folder has this name"), ("link", "a link to nothing has this name")):
+        with pytest.raises(StorageFailure) as caught:
+            objects.create(name, b"1")
+        assert (caught.value.what, caught.value.found) == (f"cannot write {objects.url}/{name}", found)
+        assert "delete it" in str(caught.value.do)
+
+
 def test_without_links_and_without_such_a_rename_it_is_refused(
     objects: LocalObjects, no_links: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
