@@ -176,6 +176,14 @@ class Interrupted(StillroomError):
         self.exit_code = 128 + signal_number
 
 
+def is_out_of_memory(error: BaseException) -> bool:
+    """Return whether an error says that memory ran out, on a GPU or on the host."""
+    import torch
+
+    # what torch's allocator of the host says, in a RuntimeError
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)
+
+
 def si(number: float, unit: str = "") -> str:
     """Return a number as messages write it, with three digits and a prefix.
 

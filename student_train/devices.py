@@ -24,12 +24,6 @@ def find_device(device: Device) -> torch.device:
     return torch.device("cuda" if device != "cpu" and torch.cuda.is_available() else "cpu")
 
 
-def is_out_of_memory(error: BaseException) -> bool:
-    """Return whether an error says that memory ran out, on a GPU or on the host."""
-    # what torch's allocator of the host says, in a RuntimeError
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)
-
-
 def free_bytes(device: torch.device) -> int:
     """Return the memory that a new allocation may take on a device, within the limit of a container if there is one."""
     if device.type == "cuda":

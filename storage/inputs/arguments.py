@@ -12,8 +12,13 @@ def to_float(inputs_B: Tensor) -> Tensor:
     """Return stored inputs as float32, uint8 divided by 255, other dtypes by nothing."""
     import torch
 
-    # in place: of uint8 it is a copy
-    return inputs_B.float().div_(255) if inputs_B.dtype == torch.uint8 else inputs_B.float()
+    if inputs_B.dtype != torch.uint8:
+        return inputs_B.float()
+    floats_B = inputs_B.float()  # a copy, so in place from here on
+    if floats_B.device.type in ("cpu", "meta"):
+        return floats_B.div_(255)
+    # Given a number, a GPU multiplies by its reciprocal, a last bit off the CPU's quotient; given a tensor, it divides.
+    return floats_B.div_(torch.full((), 255.0, device=floats_B.device))
 
 
 def plain(inputs_B: Tensor) -> Tensor:

@@ -29,6 +29,8 @@ class Inputs(ABC):
         normalised: whether a model's `mean` and `std` apply to them.
         tokenised: whether a tokenizer made them, which teacher and student must share to mean the same by an id.
         own_length: whether each row has a length of its own, up to that of the dataset's `input_shape`.
+        sent_whole: whether all rows of a shard may go to a GPU before they are batched; rows of their own length may
+            not, for the host must see how long the longest of a batch is.
         misfit_help: ends a message about samples of several shapes: what a user can do.
     """
 
@@ -36,6 +38,7 @@ class Inputs(ABC):
     normalised: ClassVar[bool]
     tokenised: ClassVar[bool]
     own_length: ClassVar[bool] = False
+    sent_whole: ClassVar[bool] = True
     misfit_help: ClassVar[str] = ""
 
     def has_views(self, shape: Sequence[int]) -> bool:

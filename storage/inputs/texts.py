@@ -25,6 +25,7 @@ class Texts(Tokens):
 
     name = "texts"
     own_length = True
+    sent_whole = False
 
     def fits(self, row_shape: Sequence[int], shape: Sequence[int]) -> bool:
         return len(row_shape) == 1 and 0 < row_shape[0] <= shape[0]

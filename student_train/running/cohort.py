@@ -14,8 +14,7 @@ from typing import TypeVar
 
 import torch
 
-from storage.errors import Interrupted, StillroomError, StorageFailure
-from student_train.devices import is_out_of_memory
+from storage.errors import Interrupted, StillroomError, StorageFailure, is_out_of_memory
 from student_train.feed.batches import Batch
 from student_train.feed.feed import Feed
 from student_train.run_files.records import RunRecord

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from student_train.devices import is_out_of_memory
+from storage.errors import is_out_of_memory
 from student_train.feed.batches import Batch
 from student_train.running.run import Run
 from student_train.stepping.alone import Alone

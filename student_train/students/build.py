@@ -10,9 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from storage.errors import BadRequest, StillroomError
+from storage.errors import BadRequest, StillroomError, is_out_of_memory
 from storage.options import load_factory
-from student_train.devices import is_out_of_memory
 from student_train.students.blueprint import Blueprint
 from student_train.students.cnn import cnn
 from student_train.students.encoder import encoder

@@ -180,7 +180,18 @@ def _ask(stages: Stages, stage: Stage, request: BuildRequest) -> None:
     if todo:  # a shard that another part has yet to ingest is that part's to ask about
         ingested = stages.cache.committed(stage.dataset.spec.name)
         todo = [shard for shard in todo if shard.shard in ingested]
-    stages.run(stage.name, stage.shards, stage.todo, _ask_work(stage, todo, request))
+    told: set[int] = set()
+
+    def on_done(done: Done) -> None:
+        teacher, fitting = stage.teacher, done.batch_size
+        if teacher is not None and fitting is not None and fitting not in told:
+            told.add(fitting)
+            stages.watcher.note(
+                f"note: teacher {teacher.name}: {teacher.batch_size} rows at a time do not fit into memory; asked "
+                f"about {fitting} at a time (batch_size = {fitting} in [[teacher]] saves the tries)"
+            )
+
+    stages.run(stage.name, stage.shards, stage.todo, _ask_work(stage, todo, request), on_done)
 
 
 def _ingest_work(stage: Stage, todo: Sequence[ShardRows], request: BuildRequest) -> Iterator[IngestWork]:

@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import contextlib
 import difflib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from storage.errors import BadTeacher
+from storage.errors import BadTeacher, is_out_of_memory
 from storage.format.specs import DatasetSpec
 from storage.inputs import inputs_of
 from storage.tasks import task_of
@@ -25,11 +25,16 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
 
+class TooLarge(BadTeacher):
+    """A batch whose answer does not fit into memory."""
+
+
 class Teacher:
     """A loaded model in evaluation mode on its device; call it with rows as a view shows them."""
 
     def __init__(self, options: TeacherOptions, model: nn.Module, device: torch.device):
-        self.batch_size = options.batch_size
+        self.name, self.asked_batch_size = options.name, options.batch_size
+        self.batch_size = options.batch_size  # lower from the first batch on that does not fit
         self.model = model.eval().requires_grad_(False)  # no dropout, no batch statistics: one answer for each row
         self._options = options
         self.weights = weights_digest(model)
@@ -50,8 +55,9 @@ class Teacher:
 
     def to(self, device: torch.device) -> None:
         """Move the teacher to a device."""
-        self._device = device
+        self.device = device
         self.model.to(device)
+        self._constants: dict[object, Tensor] = {}
 
     def __call__(self, shown_B: Tensor, dataset: DatasetSpec) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the logits of a batch, (B, *sites, C) float32, and its features by name.
@@ -61,13 +67,23 @@ class Teacher:
             dataset: of the rows: what they are made of, and what is asked of them.
 
         Raises:
+            TooLarge: there is no memory for it; what was made is given back when the error is.
             BadTeacher: the model failed on it, its output has another shape, or a feature is not one tensor (B, …);
                 or, seen at the first batch of a dataset, it has no one answer for each row.
         """
-        answer = self._answer(shown_B, dataset)
-        if dataset.name not in self._steady:
-            check_steady(self.model, lambda rows_B: self._answer(rows_B, dataset)[0], shown_B, self._options.name)
-            self._steady.add(dataset.name)
+        try:
+            answer = self._answer(shown_B, dataset)
+            if dataset.name not in self._steady:
+                check_steady(self.model, lambda rows_B: self._answer(rows_B, dataset)[0], shown_B, self.name)
+                self._steady.add(dataset.name)
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+            raise TooLarge(
+                f"teacher {self.name} does not fit on {self.device}",
+                found=str(error).split("\n", 1)[0],
+                do="lower batch_size",
+            ) from None
         return answer
 
     def _answer(self, shown_B: Tensor, dataset: DatasetSpec) -> tuple[Tensor, dict[str, Tensor]]:
@@ -82,22 +98,23 @@ class Teacher:
         """Return what the model is called with, and what it returns."""
         import torch
 
-        name, kind = self._options.name, inputs_of(dataset)
+        kind = inputs_of(dataset)
         half = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}[self._options.autocast]
         # Autocast, not `half()`: what needs float32, such as a softmax, stays in it.
-        autocast = contextlib.nullcontext() if half is None else torch.autocast(self._device.type, half)
+        autocast = contextlib.nullcontext() if half is None else torch.autocast(self.device.type, half)
         with torch.inference_mode(), autocast:
-            arguments_B = kind.arguments(kind.trimmed(shown_B))
-            inputs_B = self._normalised(arguments_B.to(self._device, non_blocking=True))
+            shown_B = kind.trimmed(shown_B)
+            if self.device.type == "cuda" and shown_B.device.type == "cpu":
+                shown_B = shown_B.pin_memory()  # else the host would wait until the device has done all before it
+            # as bytes, and floats only there: a fourth of what is sent, and no work for this thread
+            inputs_B = self._normalised(kind.arguments(shown_B.to(self.device, non_blocking=True)))
             try:
                 return inputs_B, self.model(*kind.spread(inputs_B))
-            except torch.OutOfMemoryError as error:
-                raise BadTeacher(
-                    f"teacher {name} does not fit on {self._device}", found=str(error), do="lower batch_size"
-                ) from None
             except (Exception, SystemExit) as error:  # the user's own model
+                if is_out_of_memory(error):
+                    raise
                 raise BadTeacher(
-                    f"teacher {name} failed on inputs of shape {tuple(inputs_B.shape)}",
+                    f"teacher {self.name} failed on inputs of shape {tuple(inputs_B.shape)}",
                     found=f"{type(error).__name__}: {error}",
                 ) from error
 
@@ -116,7 +133,7 @@ class Teacher:
         order = order_of(self._class_names, dataset.classes)
         if order is None or logits_BC.shape[-1] != len(order):  # another number of them: `check_classes` says so
             return logits_BC
-        return logits_BC[..., order]
+        return logits_BC[..., self._constant(dataset.name, order)]
 
     def _check_features(self, num_rows: int, dataset: DatasetSpec) -> None:
         own_length = inputs_of(dataset).own_length
@@ -155,7 +172,16 @@ class Teacher:
                 do="give `mean` and `std` one number for each channel",
             )
         shape = (-1, *[1] * (inputs_B.ndim - 2))  # channels are the second axis, whatever follows
-        return (inputs_B - inputs_B.new_tensor(mean).view(shape)) / inputs_B.new_tensor(std).view(shape)
+        return (inputs_B - self._constant("mean", mean).view(shape)) / self._constant("std", std).view(shape)
+
+    def _constant(self, name: object, values: Sequence[float]) -> Tensor:
+        """Return numbers as a tensor on the device, sent once: each sending would wait until the device is done."""
+        import torch
+
+        if (name, *values) not in self._constants:
+            dtype = torch.float32 if isinstance(values[0], float) else torch.int64
+            self._constants[name, *values] = torch.tensor(values, dtype=dtype, device=self.device)
+        return self._constants[name, *values]
 
 
 def _has_rows(value: Any, num_rows: int) -> bool:

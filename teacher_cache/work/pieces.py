@@ -93,6 +93,7 @@ class Done(NamedTuple):
         won: False if another builder had committed the shard already.
         cut: rows of an ingest that were longer than the dataset takes.
         remarks: what is to be told of its samples, and of how many.
+        batch_size: rows that a teacher was asked about at a time, where as many as the job says did not fit.
     """
 
     key: ShardKey
@@ -103,6 +104,7 @@ class Done(NamedTuple):
     won: bool
     cut: int = 0
     remarks: tuple[tuple[str, int], ...] = ()
+    batch_size: int | None = None
 
 
 def provenance(seconds: float) -> dict[str, Any]:

@@ -28,7 +28,8 @@ from teacher_cache.building.survey import prepare_build
 TEACHER = '''
 """A tiny convolutional teacher of 8 by 8 inputs; `fault` is what it does wrong to rows whose first pixel is white.
 
-A batch takes it `seconds`, so that tests can disturb it; where the environment has HURRY, none.
+Of the fault "memory", more rows at a time than `limit` do not fit. A batch takes it `seconds`, so that tests can
+disturb it; where the environment has HURRY, none.
 """
 
 import os
@@ -39,7 +40,7 @@ from torch import nn
 
 
 class Toy(nn.Module):
-    def __init__(self, classes, channels, fault, seconds):
+    def __init__(self, classes, channels, fault, seconds, limit):
         super().__init__()
         self.conv = nn.Conv2d(channels, 4, 3, padding=1)
         self.norm = nn.BatchNorm2d(4)
@@ -48,10 +49,13 @@ class Toy(nn.Module):
         self.unused = nn.Linear(2, 2)
         self.halves = Halves()
         self.head = nn.Linear(256, classes)
+        self.limit = limit
         self.fault, self.seconds = fault, 0 if "HURRY" in os.environ else seconds
 
     def forward(self, x):
         time.sleep(self.seconds)
+        if self.fault == "memory" and len(x) > self.limit:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
         marked = x[:, 0, 0, 0] == 1
         if marked.any():
             if self.fault == "crash":
@@ -82,8 +86,8 @@ class Halves(nn.Module):
         return x.chunk(2)
 
 
-def build(classes=10, channels=1, fault="", seconds=0.0):
-    return Toy(classes, channels, fault, seconds)
+def build(classes=10, channels=1, fault="", seconds=0.0, limit=8):
+    return Toy(classes, channels, fault, seconds, limit)
 
 
 def broken():
