@@ -3,22 +3,27 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 from collections.abc import Generator, Iterable, Iterator
 from functools import partial
+from typing import TYPE_CHECKING
 
 from jobs.cluster.flight import alone, run_work, window
 from jobs.cluster.limits import within
 from jobs.cluster.opening import open_client
-from jobs.files.cluster_options import BuildClusterOptions
+from jobs.cluster.pools import Pool, Pools, lay_out, visible_gpus
+from jobs.files.cluster_options import BuildClusterOptions, num_processors
 from jobs.show import terminal
 from storage.errors import BadRequest, WorkerDied, si
 from teacher_cache.building.runners import Result, Runner, run_inline
 from teacher_cache.building.stages import BuildReport
 from teacher_cache.work.perform import perform
-from teacher_cache.work.pieces import Work
+from teacher_cache.work.pieces import IngestWork, Work
+
+if TYPE_CHECKING:
+    from distributed import Client
 
 SHOWN_QUARANTINED = 20  # a screen; --json lists all
-AT_ONCE = 2  # shards of a worker: one computes while the other reads or writes (teacher_cache.work.pieces.LOCK)
 
 
 def choose_cluster(
@@ -35,9 +40,18 @@ def choose_cluster(
     return options if workers is None else options.model_copy(update={"workers": workers})
 
 
+def find_pools(options: BuildClusterOptions, device: str) -> Pools:
+    """Return the workers of a build on this machine, as its processors and GPUs are."""
+    return lay_out(options, visible_gpus(device) if options.kind == "local" else [], num_processors())
+
+
 @contextlib.contextmanager
-def open_runner(options: BuildClusterOptions) -> Iterator[Runner]:
+def open_runner(options: BuildClusterOptions, pools: Pools | None = None) -> Iterator[Runner]:
     """Yield what runs work; a cluster of our own ends with the block.
+
+    Args:
+        options: of the job.
+        pools: workers of a cluster of our own; by default those that need no GPU.
 
     Raises:
         BadRequest: the address is none, or workers of our own cannot write files of theirs.
@@ -46,24 +60,52 @@ def open_runner(options: BuildClusterOptions) -> Iterator[Runner]:
     if options.kind == "inline":
         yield run_inline
         return
-    workers: list[dict[str, str]] = [{}] * options.num_workers
-    limit_s, act = options.shard_limit_s, perform
-    if limit_s is not None:
-        act = partial(within, limit_s, perform, "shard_limit_s")
-    with open_client(options, environments=workers, at_once=AT_ONCE) as client:
+    pools = pools or lay_out(options, [], num_processors())
+    with contextlib.ExitStack() as stack:
+        opened = _Opened(options, stack)
+        if pools.ingest == pools.teacher:  # one for all stages: whether it can be had is told at once
+            opened.client(pools.ingest)
 
         def run(todo: Iterable[Work]) -> Generator[Result]:
-            crashed: list[Work] = []
-            with contextlib.closing(run_work(client, act, todo, places=window)) as results:
-                for work, result in results:
-                    if isinstance(result, WorkerDied):
-                        crashed.append(work)
-                    else:
-                        yield work, result
-            # Perhaps innocent: a neighbour's crash kills the whole process. Alone, a shard is proven.
-            yield from run_work(client, act, crashed, places=alone)
+            waiting = iter(todo)
+            for first in itertools.islice(waiting, 1):  # all of a stage are alike
+                pool = pools.ingest if isinstance(first, IngestWork) else pools.teacher
+                yield from _run(opened.client(pool), options.shard_limit_s, itertools.chain([first], waiting))
 
         yield run
+
+
+class _Opened:
+    """The pool that is open: those of one stage end before those of the next start, for a GPU's worker needs memory."""
+
+    def __init__(self, options: BuildClusterOptions, stack: contextlib.ExitStack):
+        self._options, self._stack = options, stack
+        self._pool: Pool | None = None
+        self._client: Client | None = None
+
+    def client(self, pool: Pool) -> Client:
+        """Return a client of a pool, opened unless it is the one that is."""
+        if self._client is None or pool != self._pool:
+            self._stack.close()
+            self._client = self._stack.enter_context(
+                open_client(self._options, environments=pool.environments, at_once=pool.at_once)
+            )
+            self._pool = pool
+        return self._client
+
+
+def _run(client: Client, limit_s: float | None, todo: Iterable[Work]) -> Generator[Result]:
+    """Yield what becomes of work on a cluster, each within a limit of time if there is one."""
+    act = perform if limit_s is None else partial(within, limit_s, perform, "shard_limit_s")
+    crashed: list[Work] = []
+    with contextlib.closing(run_work(client, act, todo, places=window)) as results:
+        for work, result in results:
+            if isinstance(result, WorkerDied):
+                crashed.append(work)
+            else:
+                yield work, result
+    # Perhaps innocent: a neighbour's crash kills the whole process. Alone, a shard is proven.
+    yield from run_work(client, act, crashed, places=alone)
 
 
 def print_report(cache: str, report: BuildReport, as_json: bool) -> None:

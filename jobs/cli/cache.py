@@ -16,6 +16,7 @@ from jobs.cli.cache_plan import plan
 from jobs.cli.cache_recode import recode
 
 if TYPE_CHECKING:
+    from jobs.cluster.pools import Pools
     from storage.cache import Cache
     from teacher_cache.building.prepared import PreparedBuild
 
@@ -56,7 +57,9 @@ def build(
     from jobs.show import terminal
 
     def action() -> int:
-        from jobs.cli.building import choose_cluster, open_runner, print_report
+        from dataclasses import replace
+
+        from jobs.cli.building import choose_cluster, find_pools, open_runner, print_report
         from jobs.files.cache_job import CacheJob
         from jobs.files.reading import read_job
         from teacher_cache.building.build import run_build
@@ -67,12 +70,15 @@ def build(
         cluster = choose_cluster(read.cluster, workers, part)
         request = read.request(job, device=device, threads=cluster.num_threads, beside=beside, part=part)
         prepared = prepare_build(request)
+        pools = find_pools(cluster, device if prepared.asks else "cpu") if dry_run or prepared.num_missing else None
+        if pools is not None and cluster.kind == "local":
+            prepared = replace(prepared, request=replace(request, threads=pools.teacher.threads))
         if dry_run:
-            _print_dry_run(prepared, as_json)
+            _print_dry_run(prepared, pools, as_json)
             return 0
         with terminal.watching("rows") as watch:
             if prepared.num_missing:
-                with open_runner(cluster) as runner:
+                with open_runner(cluster, pools) as runner:
                     report = run_build(prepared, runner, watch)
             else:
                 report = run_build(prepared, run_inline, watch)  # no work, no cluster
@@ -254,14 +260,13 @@ def _parse_partition(text: str) -> tuple[int, int]:
     return int(i), int(n)
 
 
-def _print_dry_run(prepared: PreparedBuild, as_json: bool) -> None:
+def _print_dry_run(prepared: PreparedBuild, pools: Pools | None, as_json: bool) -> None:
     import polars as pl
 
     from jobs.show import terminal
     from jobs.show.tables import print_memory, print_table
-    from teacher_cache.building.memory import project_worker
+    from teacher_cache.building.memory import project_with_gpus, project_worker
 
-    memory = project_worker(prepared)
     stages = [
         {
             "stage": stage.name,
@@ -272,18 +277,27 @@ def _print_dry_run(prepared: PreparedBuild, as_json: bool) -> None:
         }
         for stage in prepared.stages
     ]
+    if pools is not None and pools.teacher.has_gpus:
+        ingest, teacher, gpu = project_with_gpus(prepared, pools.teacher.at_once)
+        counts = [len(pool.devices) for pool in pools]
+        memory = {
+            f"each of {counts[0]} workers of the ingest": ingest,
+            f"each of {counts[1]} workers with a GPU": teacher,
+            "its GPU": gpu,
+        }
+        said = {
+            "worker_memory_bytes": max(ingest.total_bytes, teacher.total_bytes),
+            "gpu_memory_bytes": gpu.total_bytes,
+        }
+    else:
+        worker = project_worker(prepared)
+        memory, said = {"a worker": worker}, {"worker_memory_bytes": worker.total_bytes}
     if as_json:
-        terminal.print_json(
-            {
-                "cache": prepared.request.cache,
-                "stages": stages,
-                "worker_memory_bytes": memory.total_bytes,
-                "notes": prepared.notes,
-            }
-        )
+        terminal.print_json({"cache": prepared.request.cache, "stages": stages, **said, "notes": prepared.notes})
         return
     print_table(pl.DataFrame(stages), title=prepared.request.cache)
-    print_memory("memory of a worker", memory.total_bytes, memory._asdict())
+    for name, parts in memory.items():
+        print_memory(f"memory of {name}", parts.total_bytes, parts._asdict())
     for note in prepared.notes:
         terminal.out.print(note, markup=False)
     terminal.out.print("a dry run: nothing was written")

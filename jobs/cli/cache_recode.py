@@ -23,7 +23,7 @@ def recode(
     from jobs.show import terminal
 
     def action() -> int:
-        from jobs.cli.building import choose_cluster, open_runner, print_report
+        from jobs.cli.building import choose_cluster, find_pools, open_runner, print_report
         from jobs.files.cache_job import CacheJob
         from jobs.files.reading import read_job
         from storage.cache import Cache
@@ -33,14 +33,16 @@ def recode(
 
         read = read_job(job, CacheJob)
         cluster = choose_cluster(read.cluster, workers)
-        request = read.request(job, device=device, threads=cluster.num_threads, beside=beside)
+        pools = find_pools(cluster, device)
+        threads = pools.teacher.threads if cluster.kind == "local" else cluster.num_threads
+        request = read.request(job, device=device, threads=threads, beside=beside)
         source = Cache.open(absolute(cache))
         recoding = prepare_recoding(source, request)
         with terminal.watching("rows") as watch:
             if source.unproven is not None:
                 watch.note(source.unproven)
             if needs_runner(recoding):  # a cluster takes seconds to start
-                with open_runner(cluster) as runner:
+                with open_runner(cluster, pools) as runner:
                     report = run_recode(recoding, runner, watch)
             else:
                 report = run_recode(recoding, run_inline, watch)

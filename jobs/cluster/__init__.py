@@ -1,5 +1,6 @@
 """Dask: the only folder that knows it. One runner for both halves of the system (docs/adr/0010).
 
+pools.py          which workers a build has, and with which devices
 opening.py        opens a client: workers of our own, or a scheduler that runs already
 limits.py         how long work may take on a worker
 sending.py        how a call travels to a worker, whatever lies in the folder where that was started

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
 
 from jobs.cluster.heaps import HEAPS, VARIABLE
+from jobs.cluster.pools import visible_gpus
 from jobs.files.cluster_options import ClusterOptions
 from storage.errors import BadRequest, gib
 from student_train.devices import find_device, free_bytes
@@ -123,16 +123,15 @@ def local_workers(options: ClusterOptions, request: Request) -> list[dict[str, s
     """
     if find_device(request.device).type == "cpu":
         return [{VARIABLE: str(HEAPS)}] * options.num_workers
-    count, visible = torch.cuda.device_count(), os.environ.get("CUDA_VISIBLE_DEVICES")
-    names = [name.strip() for name in visible.split(",")] if visible else [str(number) for number in range(count)]
-    if (options.workers or 1) > count:
+    gpus = visible_gpus(request.device)
+    if (options.workers or 1) > len(gpus):
         raise BadRequest(
             "there are more workers than CUDA devices, and each has one of its own",
             found=f"workers = {options.workers}",
-            expected=f"at most {count}",
+            expected=f"at most {len(gpus)}",
             do="lower `workers`, or drop it",
         )
-    return [{VARIABLE: str(HEAPS), "CUDA_VISIBLE_DEVICES": name} for name in names[: options.workers or count]]
+    return [{VARIABLE: str(HEAPS), "CUDA_VISIBLE_DEVICES": name} for name in gpus[: options.workers]]
 
 
 def project_groups(request: Request, groups: Sequence[Group]) -> list[MemoryProjection]:

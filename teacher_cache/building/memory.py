@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 import weakref
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -21,6 +22,8 @@ from storage.tasks import task_of
 from storage.views import PLAIN
 from teacher_cache.building.prepared import PreparedBuild, Stage
 from teacher_cache.teachers.options import TeacherOptions
+from teacher_cache.work.answering import AHEAD
+from teacher_cache.work.pieces import TURNS_AHEAD
 
 SHARDS_IN_FLIGHT = 2
 COPIES_OF_A_VIEW = 3  # of one shard, while it computes: its readable rows, transformed, mixed
@@ -43,25 +46,97 @@ class WorkerMemory(NamedTuple):
         return sum(self)
 
 
+class GpuBuildMemory(NamedTuple):
+    """Bounds on a build whose teachers have GPUs: a worker that ingests, one that asks a teacher, and its GPU."""
+
+    ingest: WorkerMemory
+    teacher: WorkerMemory
+    gpu: WorkerMemory
+
+
 def project_worker(build: PreparedBuild) -> WorkerMemory:
     """Return a bound on the memory of one worker of a build: the largest of its stages, part by part."""
     import distributed  # noqa: F401 - a worker holds it, so the baseline must
 
     if any(stage.teacher is not None for stage in build.stages):
         import torch  # noqa: F401
-    libraries = psutil.Process().memory_info().rss  # of this process, which has by now imported what a worker has
-    stages = [_project_stage(stage) for stage in build.stages]
+    libraries = _resident_bytes()
+    return _largest(libraries, [_sizes(stage).on_cpu(SHARDS_IN_FLIGHT) for stage in build.stages])
+
+
+def project_with_gpus(build: PreparedBuild, at_once: int) -> GpuBuildMemory:
+    """Return bounds on a build that asks teachers on GPUs, of which this process has one.
+
+    Args:
+        build: it has teachers.
+        at_once: shards that the worker of a GPU has at a time.
+    """
+    import distributed  # noqa: F401 - a worker holds it, so the baseline must
+
+    libraries = _resident_bytes()
+    ingests = [_sizes(stage).on_cpu(SHARDS_IN_FLIGHT) for stage in build.stages if stage.teacher is None]
+    asked = [_sizes(stage) for stage in build.stages if stage.teacher is not None]
+    import torch
+
+    torch.zeros(1, device="cuda")  # CUDA itself holds some of the host's memory
+    return GpuBuildMemory(
+        _largest(libraries, ingests),
+        _largest(_resident_bytes(), [sizes.beside_gpu(at_once) for sizes in asked]),
+        _largest(0, [sizes.on_gpu() for sizes in asked]),
+    )
+
+
+def _resident_bytes() -> int:
+    """Return what this process holds, which has by now imported what a worker has."""
+    return int(psutil.Process().memory_info().rss)
+
+
+def _largest(libraries: int, stages: Sequence[tuple[int, int, int, int]]) -> WorkerMemory:
     return WorkerMemory(libraries, *(max(sizes) for sizes in zip(*stages, strict=True)))
 
 
-def _project_stage(stage: Stage) -> tuple[int, int, int, int]:
-    """Return bytes of weights, activations, shards and the source's own buffers."""
+class _Sizes(NamedTuple):
+    """Bytes that a stage takes.
+
+    Attributes:
+        weights, activations: of its teacher, if it has one; activations with what is made of a batch's logits.
+        logits: of one batch.
+        inputs, shard: of its largest shard, the inputs alone and all of it.
+        seen: of the inputs as a view shows them, while it is made; 0 without one.
+        source: the source's own buffers.
+    """
+
+    weights: int
+    activations: int
+    logits: int
+    inputs: int
+    shard: int
+    seen: int
+    source: int
+
+    def on_cpu(self, at_once: int) -> tuple[int, int, int, int]:
+        """Return weights, activations, shards and source of a worker that does all on the host."""
+        shards = at_once * COPIES_OF_A_SHARD * self.shard + self.seen
+        return self.weights, int(WORKSPACE * self.activations), shards, self.source
+
+    def beside_gpu(self, at_once: int) -> tuple[int, int, int, int]:
+        """Return those on the host of a worker with a GPU: weights as they are read, and shards before and after."""
+        return self.weights, 0, at_once * COPIES_OF_A_SHARD * self.shard, 0
+
+    def on_gpu(self) -> tuple[int, int, int, int]:
+        """Return those of its GPU: shards that wait for their turn, and logits that wait to be encoded."""
+        activations = int(WORKSPACE * self.activations) + AHEAD * self.logits
+        return self.weights, activations, TURNS_AHEAD * self.inputs + self.seen, 0
+
+
+def _sizes(stage: Stage) -> _Sizes:
+    """Return what a stage takes."""
     dataset = stage.dataset
     # The largest shard: segments of a dataset that grew may be cut otherwise.
     rows = max(shard.stop - shard.start for shard in dataset.rows.shards())
     input_bytes = math.prod(dataset.spec.input_shape) * np.dtype(dataset.spec.input_dtype).itemsize
     row_bytes = input_bytes
-    weights = activations = 0
+    weights = activations = logits = 0
     if stage.teacher is not None:
         blank = np.zeros((min(rows, stage.teacher.batch_size), *dataset.spec.input_shape), dataset.spec.input_dtype)
         try:
@@ -71,12 +146,11 @@ def _project_stage(stage: Stage) -> tuple[int, int, int, int]:
         sites = math.prod(task_of(dataset.spec).sites(dataset.spec.input_shape))
         row_bytes += sites * stage.teacher.encoding.bytes_per_row(dataset.spec.num_classes) + feature_bytes
         # Of the logits of a batch: their log-probabilities, those as probabilities, and what an encoding works with.
-        activations += LOGITS_COPIES * len(blank) * sites * dataset.spec.num_classes * 4
+        logits = len(blank) * sites * dataset.spec.num_classes * 4
+        activations += LOGITS_COPIES * logits
     source = dataset.source.buffer_bytes() if stage.teacher is None else 0
-    shards = SHARDS_IN_FLIGHT * COPIES_OF_A_SHARD * rows * row_bytes
-    if stage.view != PLAIN:  # beside the rows as they are stored
-        shards += COPIES_OF_A_VIEW * rows * input_bytes
-    return weights, int(WORKSPACE * activations), shards, source
+    seen = COPIES_OF_A_VIEW * rows * input_bytes if stage.view != PLAIN else 0  # beside the rows as they are stored
+    return _Sizes(weights, activations, logits, rows * input_bytes, rows * row_bytes, seen, source)
 
 
 def _run_once(options: TeacherOptions, dataset: DatasetSpec, blank: np.ndarray, device: str) -> tuple[int, int, int]:

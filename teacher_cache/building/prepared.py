@@ -115,3 +115,8 @@ class PreparedBuild:
     def num_missing(self) -> int:
         """Shards to compute."""
         return sum(len(stage.todo) for stage in self.stages)
+
+    @property
+    def asks(self) -> bool:
+        """Whether a teacher is to be asked."""
+        return any(stage.teacher is not None and stage.todo for stage in self.stages)

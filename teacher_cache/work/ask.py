@@ -21,7 +21,7 @@ from storage.views import FINGERPRINTED_ROWS, PLAIN, view_fingerprint
 from storage.views.check import Readable, libraries, readable_rows
 from teacher_cache.work.answering import Question, answer_rows, send_ahead
 from teacher_cache.work.checks import refuse_shard
-from teacher_cache.work.pieces import LOCK, AskWork, Done, commit_shard, provenance
+from teacher_cache.work.pieces import LOCK, TURNS, AskWork, Done, commit_shard, provenance
 from teacher_cache.work.promising import promise_teacher, promise_weights
 from teacher_cache.work.rows import draw_keys, labels_of, spread_rows
 
@@ -47,20 +47,23 @@ def ask_shard(work: AskWork) -> Done:
     ingest = cache.commit(ShardKey(key.dataset, None, PLAIN, key.shard), with_table=True)
     readable = readable_rows(ingest.table)
     readable_S = readable.mask_S
-    # Read, and sent to the device, before the lock is taken: meanwhile another shard of this process is asked about.
-    inputs_S, device = cache.read_rows(key.dataset, key.shard), pick_device(work.device)
-    labels_B = torch.from_numpy(labels_of(cache, key, ingest)[readable_S])
-    stored_B, keys = inputs_of(dataset).shown(inputs_S, readable_S), draw_keys(dataset, readable, key.view)
-    question, fingerprint = send_ahead(Question(stored_B, labels_B, keys), dataset, device), view_fingerprint(inputs_S)
+    with TURNS:
+        # Read, and sent to the device, before the lock is taken: meanwhile another shard is asked about.
+        inputs_S, device = cache.read_rows(key.dataset, key.shard), pick_device(work.device)
+        labels_B = torch.from_numpy(labels_of(cache, key, ingest)[readable_S])
+        stored_B, keys = inputs_of(dataset).shown(inputs_S, readable_S), draw_keys(dataset, readable, key.view)
+        question = send_ahead(Question(stored_B, labels_B, keys), dataset, device)
+        fingerprint = view_fingerprint(inputs_S)
 
-    with LOCK:
-        began = time.monotonic()
-        torch.set_num_threads(work.threads)  # for each shard: a Dask nanny has set it to 1
-        teacher = cached_teacher(work.teacher, spec.fingerprint, spec.num_classes, device)
-        shown_B, seen = _show(cache, key, question.shown, readable, device, fingerprint)
-        # a CPU's own processors would do both
-        answers = answer_rows(teacher, question._replace(shown=shown_B), spec, dataset, beside=device != "cpu")
-        seconds, batch_size = time.monotonic() - began, teacher.batch_size
+        with LOCK:
+            began = time.monotonic()
+            torch.set_num_threads(work.threads)  # for each shard: a Dask nanny has set it to 1
+            teacher = cached_teacher(work.teacher, spec.fingerprint, spec.num_classes, device)
+            shown_B, seen = _show(cache, key, question.shown, readable, device, fingerprint)
+            # a CPU's own processors would do both
+            answers = answer_rows(teacher, question._replace(shown=shown_B), spec, dataset, beside=device != "cpu")
+            seconds, batch_size = time.monotonic() - began, teacher.batch_size
+        del question, shown_B, stored_B  # a GPU has room for no more than those whose turn it is
     # Before anything is written: a shard is whole or it is not there.
     refuse_shard(answers.finite, answers.in_range, work, np.flatnonzero(readable_S))
     promise_teacher(cache, key, spec, work.job)  # not under the lock: on an object store it is a round trip

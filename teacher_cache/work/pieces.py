@@ -1,7 +1,7 @@
 """A piece of work as it travels, what is left of it, and how each one ends: with a commit.
 
-Work is small and frozen, its result a few numbers; data never pass through a scheduler. Two pieces share a process:
-while one holds LOCK to compute, the other reads its inputs or writes its arrays.
+Work is small and frozen, its result a few numbers; data never pass through a scheduler. Several share a process:
+while one holds LOCK to compute, the others read their inputs or write their arrays.
 """
 
 from __future__ import annotations
@@ -21,7 +21,9 @@ from storage.format.rows import Extent
 from storage.format.shards import ShardKey
 from storage.inputs.ragged import Ragged
 
-LOCK = threading.Lock()  # of this process; a worker runs two pieces of work on two threads
+LOCK = threading.Lock()  # of this process, whose work is on threads of its own
+TURNS_AHEAD = 3  # shards that may lie on a GPU: one is asked about, one is there, one is on its way
+TURNS = threading.BoundedSemaphore(TURNS_AHEAD)  # more threads than that may write
 
 
 class IngestWork(NamedTuple):

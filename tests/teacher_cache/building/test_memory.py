@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import nn
 
-from teacher_cache.building.memory import _live_bytes
+from teacher_cache.building.memory import _live_bytes, _Sizes
 from tests.teacher_cache.toys import run_program, write_job
 
 SHARED = Path(__file__).parents[3].parent / "shared"
@@ -80,3 +80,10 @@ def _peak_bytes(pid: int) -> int:
     """Return the largest resident size that Linux has seen of a process."""
     status = Path(f"/proc/{pid}/status").read_text()
     return 1024 * int(status.partition("VmHWM:")[2].split()[0])
+
+
+def test_beside_a_gpu_activations_are_no_memory_of_the_host_and_on_it_shards_are_those_whose_turn_it_is() -> None:
+    sizes = _Sizes(weights=1000, activations=200, logits=30, inputs=7, shard=10, seen=5, source=99)
+    assert sizes.on_cpu(2) == (1000, 400, 2 * 3 * 10 + 5, 99)
+    assert sizes.beside_gpu(8) == (1000, 0, 8 * 3 * 10, 0)
+    assert sizes.on_gpu() == (1000, 400 + 2 * 30, 3 * 7 + 5, 0)

@@ -1,0 +1,93 @@
+"""Which workers a build has: tables, and a real cluster of two pools whose GPUs are no more than names."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+import torch
+
+from jobs.cli.building import open_runner
+from jobs.cluster.pools import Pool, Pools, lay_out, visible_gpus
+from jobs.files.cluster_options import BuildClusterOptions
+from tests.teacher_cache.toys import build, contents, write_digits, write_job
+
+Row = tuple[int, int, int]  # workers, shards at once, threads of torch
+
+
+@pytest.mark.parametrize(
+    ("options", "gpus", "processors", "ingest", "teacher"),
+    [
+        ({}, [], 16, (16, 2, 1), (16, 2, 1)),
+        ({"workers": 4}, [], 16, (4, 2, 4), (4, 2, 4)),
+        ({"workers": 4, "threads": 3}, [], 16, (4, 2, 3), (4, 2, 3)),
+        ({}, ["0"], 16, (16, 2, 1), (1, 8, 16)),
+        ({}, ["0", "1", "2", "3", "4", "5", "6", "7"], 16, (16, 2, 1), (8, 4, 2)),
+        ({}, ["0", "1"], 24, (24, 2, 1), (2, 6, 12)),
+        ({"workers": 1}, ["0", "1"], 16, (1, 2, 16), (1, 8, 16)),
+        ({"workers": 6, "threads": 1}, ["0", "1"], 16, (6, 2, 1), (2, 4, 1)),
+        ({}, ["0", "1"], 1, (1, 2, 1), (1, 4, 1)),
+        ({"kind": "address", "address": "tcp://h:1"}, ["0"], 16, (1, 2, 16), (1, 2, 16)),
+    ],
+)
+def test_a_teachers_stage_has_a_worker_a_gpu_and_the_ingest_one_a_processor(
+    options: dict[str, object], gpus: Sequence[str], processors: int, ingest: Row, teacher: Row
+) -> None:
+    pools = lay_out(BuildClusterOptions.model_validate(options), gpus, processors)
+    assert [(len(pool.devices), pool.at_once, pool.threads) for pool in pools] == [ingest, teacher]
+    assert pools.teacher.has_gpus == (bool(gpus) and "address" not in options)
+
+
+def test_each_worker_of_a_teacher_sees_a_gpu_of_its_own() -> None:
+    pools = lay_out(BuildClusterOptions(), ["3", "5"], 8)
+    assert pools.teacher.environments == [{"CUDA_VISIBLE_DEVICES": "3"}, {"CUDA_VISIBLE_DEVICES": "5"}]
+    assert pools.ingest.environments == [{}] * 8
+
+
+@pytest.mark.parametrize(
+    ("device", "visible", "count", "gpus"),
+    [("auto", None, 2, ["0", "1"]), ("cuda", "4, 6", 2, ["4", "6"]), ("auto", None, 0, []), ("cpu", None, 2, [])],
+)
+def test_gpus_are_those_that_this_process_may_use(
+    monkeypatch: pytest.MonkeyPatch, device: str, visible: str | None, count: int, gpus: list[str]
+) -> None:
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if visible is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: count > 0)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: count)
+    assert visible_gpus(device) == gpus
+
+
+TELLING = """
+import json, os
+from pathlib import Path
+
+from torch import nn
+
+HERE = Path(__file__).parent
+
+def build():
+    told = {"pid": os.getpid(), "device": os.environ.get("CUDA_VISIBLE_DEVICES")}
+    (HERE / f"loaded-{os.getpid()}.json").write_text(json.dumps(told))
+    return nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
+"""
+
+
+@pytest.mark.slow
+def test_a_teacher_is_loaded_once_for_each_gpu_by_a_worker_that_sees_that_one(tmp_path: Path) -> None:
+    (tmp_path / "telling.py").write_text(TELLING)
+    torch.manual_seed(0)
+    torch.save(torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 10)).state_dict(), tmp_path / "linear.pt")
+    teacher = '[[teacher]]\nname = "linear"\nfactory = "telling.py:build"\nweights = "linear.pt"\n'
+    rows = write_digits(tmp_path, 96, rows_per_shard=4)
+    pools = Pools(Pool((None, None, None), 2, 1), Pool(("6", "7"), 4, 1))
+    with open_runner(BuildClusterOptions(), pools) as runner:
+        report = build(write_job(tmp_path, rows, teacher), runner=runner, device="cpu")
+    assert (report.built, report.exit_code) == (48, 0)
+    told = [json.loads(path.read_text()) for path in tmp_path.glob("loaded-*.json")]
+    assert sorted(each["device"] for each in told) == ["6", "7"]
+    build(write_job(tmp_path, rows, teacher, cache="inline"))
+    assert contents(tmp_path / "cache") == contents(tmp_path / "inline")
