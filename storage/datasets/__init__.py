@@ -11,6 +11,7 @@ factory.py         a user's own dataset
 text/              text, in blocks or each with its class
 tokens.py          token ids in NumPy files
 packing.py         documents into blocks of one length
+samples.py         samples of one's own as rows of a dataset, for whoever predicts with a student
 """
 
 from typing import Annotated

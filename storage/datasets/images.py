@@ -16,6 +16,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from pydantic import Field, model_validator
 
 from storage.datasets.base import Source, Unreadable
+from storage.options import Options
 
 # Of images of 90 million pixels; those of twice as many Pillow refuses, and so do we, with their sample's name.
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
@@ -38,12 +39,11 @@ Side = Annotated[int, Field(ge=1)]
 Byte = Annotated[int, Field(ge=0, le=255)]
 
 
-class ImageSource(Source):
-    """A source of encoded images.
+class ImagePolicy(Options):
+    """How an image becomes a row: what a dataset promises, and a student keeps for whoever predicts with it.
 
     Attributes:
         channels: 3 for RGB, 1 for grayscale; images are converted.
-        classes: their names, in the teacher's order; by default as the files have them.
         size: height and width to resize to, a number for a square; by default images are taken as they are and must all
             be of one size.
         resize: how an image of another shape becomes `size`: `stretch` both sides; `crop` what is over in the middle,
@@ -55,7 +55,6 @@ class ImageSource(Source):
     """
 
     channels: Literal[1, 3] = 3
-    classes: Annotated[list[str], Field(min_length=1)] | None = None
     size: Side | Annotated[list[Side], Field(min_length=2, max_length=2)] | None = None
     resize: Literal["stretch", "crop", "fit"] = "stretch"
     filter: Literal["nearest", "box", "bilinear", "bicubic", "lanczos"] = "bilinear"
@@ -71,23 +70,31 @@ class ImageSource(Source):
             raise ValueError(f"`background` has one number for each of the {self.channels} channels")
         return self
 
-    def content(self) -> dict[str, Any]:
+    @classmethod
+    def promised(cls, content: Mapping[str, Any]) -> Self:
+        """Return the policy of a dataset's `content`."""
+        return cls.model_validate({key: content.get(key, UNSAID.get(key)) for key in ImagePolicy.model_fields})
+
+    def policy(self) -> dict[str, Any]:
+        """Return what decides the pixels, as a dataset promises it."""
         # One size has one fingerprint, however it is written.
         size = self.size[0] if isinstance(self.size, list) and self.size[0] == self.size[1] else self.size
         # the colour that is used, not that none was named
         policy = {key: getattr(self, key) for key in UNSAID} | {"background": self._under()}
         # what is as it always was goes unsaid: earlier caches keep their fingerprint
         said = {key: value for key, value in policy.items() if value != UNSAID[key]}
-        return super().content() | {"channels": self.channels, "size": size} | said
+        return {"channels": self.channels, "size": size} | said
 
-    def as_promised(self, content: Mapping[str, Any]) -> Self:
-        left_out = UNSAID.keys() - self.model_fields_set
-        return self.model_copy(update={key: content.get(key, UNSAID[key]) for key in left_out})
+    def pixels(self, payload: bytes | Image.Image) -> np.ndarray:
+        """Return the pixels of an image, uint8 (C, H, W): of a file's bytes, or as Pillow opened it.
 
-    def decode(self, payload: bytes | np.ndarray) -> np.ndarray:
-        assert isinstance(payload, bytes)
+        Raises:
+            Unreadable: Pillow cannot decode it.
+        """
         try:
-            array_HWC = np.asarray(self._shown(Image.open(BytesIO(payload))))  # decodes, if nothing before has
+            ours = isinstance(payload, bytes)
+            image = Image.open(BytesIO(payload)) if isinstance(payload, bytes) else payload
+            array_HWC = np.asarray(self._shown(image, ours=ours))  # decodes, if nothing before has
         except UnidentifiedImageError:  # its own text holds a memory address, and a second ingest must write the same
             raise Unreadable(
                 "UnidentifiedImageError: cannot identify image file, it is not an image that Pillow knows"
@@ -96,12 +103,17 @@ class ImageSource(Source):
             raise Unreadable(f"{type(error).__name__}: {error}") from None
         return array_HWC[None] if array_HWC.ndim == 2 else array_HWC.transpose(2, 0, 1)
 
-    def _shown(self, image: Image.Image) -> Image.Image:
-        """Return an image as the policy shows it; nothing is to be closed: it reads from memory."""
+    def _shown(self, image: Image.Image, *, ours: bool) -> Image.Image:
+        """Return an image as the policy shows it; nothing of ours is to be closed: it reads from memory."""
+        if not ours and image.format == "TIFF" and image.getexif().get(ORIENTATION, 1) != 1:
+            raise ValueError("a TIFF with an orientation, which Pillow turns by itself; give its bytes")
         if image.mode in DEEP_MODES:
             raise ValueError(f"mode {image.mode} has more than 8 bits, which Pillow would clip")
         if self.orientation == "exif":
-            ImageOps.exif_transpose(image, in_place=True)
+            if ours:
+                ImageOps.exif_transpose(image, in_place=True)  # no copy
+            else:
+                image = ImageOps.exif_transpose(image)
         elif image.format == "TIFF" and image.getexif().get(ORIENTATION, 1) != 1:
             raise ValueError('a TIFF with an orientation, which Pillow turns; orientation = "exif", or save it turned')
         mode, under = MODES[self.channels], self._under()
@@ -128,6 +140,27 @@ class ImageSource(Source):
 
     def _under(self) -> list[int] | str:
         return [255] * self.channels if self.background is None else self.background
+
+
+class ImageSource(ImagePolicy, Source):
+    """A source of encoded images.
+
+    Attributes:
+        classes: their names, in the teacher's order; by default as the files have them.
+    """
+
+    classes: Annotated[list[str], Field(min_length=1)] | None = None
+
+    def content(self) -> dict[str, Any]:
+        return super().content() | self.policy()
+
+    def as_promised(self, content: Mapping[str, Any]) -> Self:
+        left_out = UNSAID.keys() - self.model_fields_set
+        return self.model_copy(update={key: content.get(key, UNSAID[key]) for key in left_out})
+
+    def decode(self, payload: bytes | np.ndarray) -> np.ndarray:
+        assert isinstance(payload, bytes)
+        return self.pixels(payload)
 
 
 def _plain(mode: str, size: tuple[int, int], colour: list[int]) -> Image.Image:

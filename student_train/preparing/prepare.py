@@ -118,7 +118,20 @@ def _prepare(
     # one that was set aside stays so: others have outrun it
     lost = lost_files(files.path, settled) if settled is not None and settled.status == "finished" else ()
     settled = None if lost else settled
-    return PreparedRun(options, blueprint, needs, encodings, shapes, train, held, agree_with, files, settled, lost)
+    return PreparedRun(
+        options,
+        blueprint,
+        needs,
+        encodings,
+        shapes,
+        train,
+        held,
+        agree_with,
+        files,
+        settled,
+        lost=lost,
+        tokenizer=selections.tokenizer(dataset.name),
+    )
 
 
 def _blueprint(options: StudentOptions, dataset: DatasetSpec, num_classes: int) -> Blueprint:
@@ -136,6 +149,7 @@ def _blueprint(options: StudentOptions, dataset: DatasetSpec, num_classes: int) 
         vocabulary=None if dataset.vocabulary == num_classes else dataset.vocabulary,
         inputs=inputs.name,
         task=storage_task(dataset).name,
+        source=dataset.source,
     )
 
 
@@ -185,7 +199,15 @@ class _Selections:
     def __init__(self, samples: Samples, allow_partial: bool):
         self._samples = samples
         self._allow_partial = allow_partial
+        self._tokenizers: dict[str, bytes | None] = {}
         self._found: dict[tuple[str, tuple[str, ...], bool, str | None, bool], Selection] = {}
+
+    def tokenizer(self, dataset: str) -> bytes | None:
+        """Return the `tokenizer.json` of a dataset's rows, read once for all students."""
+        if dataset not in self._tokenizers:
+            found = self.catalogue.tokenizer(dataset)
+            self._tokenizers[dataset] = None if found is None else found.data
+        return self._tokenizers[dataset]
 
     @property
     def catalogue(self) -> Catalogue:

@@ -58,6 +58,7 @@ class PreparedRun:
         files: of its run, as this process writes them.
         settled: its record, if it needs no more training.
         lost: files of its result that are gone though its record has them: it is trained from its first step.
+        tokenizer: the `tokenizer.json` that made its rows, which it keeps; None: there is none.
         warnings: of teachers that it learns from and that are near chance.
     """
 
@@ -72,6 +73,7 @@ class PreparedRun:
     files: RunFolder
     settled: RunRecord | None
     lost: tuple[str, ...] = ()
+    tokenizer: bytes | None = None
     warnings: tuple[str, ...] = ()
 
     @property

@@ -123,9 +123,16 @@ class RunFolder:
         """Write what the student says of the held rows."""
         write_predictions(self.path, predictions)
 
-    def write_result(self, record: RunRecord, blueprint: Blueprint, weights: Mapping[str, Tensor], job: str) -> None:
+    def write_result(
+        self,
+        record: RunRecord,
+        blueprint: Blueprint,
+        weights: Mapping[str, Tensor],
+        job: str,
+        tokenizer: bytes | None = None,
+    ) -> None:
         """Write a student and its job, and last the record, which says that all the rest is there."""
-        save_student(self.path, blueprint, weights)
+        save_student(self.path, blueprint, weights, tokenizer)
         LocalObjects(self.path).put(JOB_FILE, job.encode())
         write_record(self.path, record)
 
@@ -167,7 +174,14 @@ class UnwrittenFolder(RunFolder):
     def write_predictions(self, predictions: HeldTable) -> None:
         pass
 
-    def write_result(self, record: RunRecord, blueprint: Blueprint, weights: Mapping[str, Tensor], job: str) -> None:
+    def write_result(
+        self,
+        record: RunRecord,
+        blueprint: Blueprint,
+        weights: Mapping[str, Tensor],
+        job: str,
+        tokenizer: bytes | None = None,
+    ) -> None:
         pass
 
     def write_failure(self, record: RunRecord) -> None:

@@ -269,7 +269,8 @@ class Run:
             **latency._asdict(),
             **about,
         )
-        self.prepared.files.write_result(record, self.prepared.blueprint, weights, self.context.job)
+        prepared = self.prepared
+        prepared.files.write_result(record, prepared.blueprint, weights, self.context.job, prepared.tokenizer)
         return record
 
     def _score(self, metrics: EpochMetrics) -> float:

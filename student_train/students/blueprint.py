@@ -12,7 +12,7 @@ from storage.tasks import TASKS, Task, implied_task
 
 Size = Annotated[int, Field(ge=1)]
 Numbers = Annotated[tuple[float, ...], Field(strict=False, min_length=1)]
-NEW_KEYS = ("classes", "inputs", "task", "vocabulary")  # that the first student.json had not
+NEW_KEYS = ("classes", "inputs", "source", "task", "vocabulary")  # that the first student.json had not
 
 
 class Blueprint(Options):
@@ -29,6 +29,8 @@ class Blueprint(Options):
         inputs: what its rows are made of, of `storage.inputs`; None: tokens if it does not normalise, else pixels.
         vocabulary: number of ids, of a student whose classes are other than those.
         task: what is asked of them, of `storage.tasks`; None: what is implied of such inputs.
+        source: how a sample became a row, as the dataset promises it (`source` of its dataset.json); None: it was
+            trained before that was kept.
     """
 
     architecture: str
@@ -42,6 +44,7 @@ class Blueprint(Options):
     vocabulary: Size | None = None
     inputs: str | None = None
     task: str | None = None
+    source: dict[str, Any] | None = None
 
     @field_validator("inputs")
     @classmethod

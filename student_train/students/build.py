@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -62,6 +62,7 @@ class Student(nn.Module):
     Attributes:
         blueprint: what it is.
         in_two_parts: whether it is used in those two.
+        tokenizer: the `tokenizer.json` that makes its rows of text, of one that was loaded; else None.
     """
 
     def __init__(self, blueprint: Blueprint, network: nn.Module):
@@ -71,6 +72,7 @@ class Student(nn.Module):
         if blueprint.mean is not None and blueprint.std is not None:
             self.normalise = Normalise(blueprint.mean, blueprint.std, blueprint.input_shape)
         self.network = network
+        self.tokenizer: bytes | None = None
         parts = dict(network.named_children())
         self.in_two_parts = {"body", "head"} == parts.keys() and blueprint.asked.sites(blueprint.input_shape) != ()
 
@@ -79,6 +81,28 @@ class Student(nn.Module):
         """Where it is."""
         # one without any tensor is on the CPU
         return next(iter((*self.parameters(), *self.buffers(), torch.empty(0)))).device
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Return the names of its classes, in the order of its scores."""
+        return self.blueprint.classes
+
+    def prepare(self, samples: Sequence[Any]) -> Tensor:
+        """Return samples of one's own as it is given rows when it is measured: inputs for a call of it, (B, …).
+
+        Args:
+            samples: of a student of images, as Pillow opened them, or the bytes of their files; of text, texts; of
+                anything else, arrays as the dataset had them. Each becomes a row by the dataset's own policy.
+
+        Raises:
+            BadRequest: they are no samples of such a dataset, or it is not known what it did with them.
+        """
+        from storage.datasets.samples import rows_of  # Pillow, NumPy: nobody else here asks for them
+
+        spec = self.blueprint
+        return spec.made_of.arguments(rows_of(samples, spec.source, spec.made_of, spec.input_shape, self.tokenizer)).to(
+            self.device
+        )
 
     def forward(self, inputs: Tensor, *others: Tensor) -> Tensor:
         """Return logits (B, *sites, C) of inputs (B, …), as `storage.inputs` gives them, in one tensor or spread."""

@@ -1,6 +1,7 @@
-"""The two files of a trained student, written and read.
+"""The files of a trained student, written and read.
 
-`student.safetensors` has its weights; `student.json`, written last, its blueprint and the digests of both files.
+`student.safetensors` has its weights; `student.json`, written last, its blueprint and the digests of all.
+One of text has the `tokenizer.json` that made its rows, beside.
 Reading them runs no code that they name: a built-in architecture is looked up in ARCHITECTURES, and any other only runs
 when the caller names it too.
 """
@@ -26,6 +27,7 @@ from student_train.students.build import ARCHITECTURES, Student, build_student
 
 WEIGHTS_FILE = "student.safetensors"
 BLUEPRINT_FILE = "student.json"
+TOKENIZER_FILE = "tokenizer.json"
 
 
 class BlueprintFile(Blueprint):
@@ -33,17 +35,33 @@ class BlueprintFile(Blueprint):
 
     format_version: Literal[1, 2] = 2
     weights_digest: str
+    tokenizer_digest: str | None = None
 
 
-def save_student(folder: Path, blueprint: Blueprint, weights: Mapping[str, Tensor]) -> None:
-    """Write a trained student's two files, weights first."""
+def save_student(
+    folder: Path, blueprint: Blueprint, weights: Mapping[str, Tensor], tokenizer: bytes | None = None
+) -> None:
+    """Write a trained student's files, the blueprint last.
+
+    Args:
+        folder: of its run.
+        blueprint: what it is.
+        weights: by name.
+        tokenizer: the `tokenizer.json` of its rows, if they are of text.
+    """
     objects = LocalObjects(folder)
     data = safetensors.torch.save(
         # cloned: tied weights share memory, which safetensors refuses
         {name: weight.detach().cpu().clone().contiguous() for name, weight in weights.items()}
     )
     objects.put(WEIGHTS_FILE, data)
-    file = BlueprintFile(**blueprint.model_dump(), weights_digest=digest(data))
+    if tokenizer is not None:
+        objects.put(TOKENIZER_FILE, tokenizer)
+    file = BlueprintFile(
+        **blueprint.model_dump(),
+        weights_digest=digest(data),
+        tokenizer_digest=None if tokenizer is None else digest(tokenizer),
+    )
     objects.put(BLUEPRINT_FILE, seal_json(file.model_dump(mode="json")))
 
 
@@ -84,10 +102,11 @@ def load_student(folder: str | Path, architecture: str | None = None) -> Student
         student = build_student(blueprint.model_copy(update={"architecture": architecture}))
     _check_weights(folder, student, weights)
     student.load_state_dict(weights, assign=True)  # what is on the meta device has no memory to copy into
+    student.tokenizer = _read_tokenizer(folder, blueprint)
     return student.eval()
 
 
-def _read_files(folder: Path) -> tuple[Blueprint, bytes]:
+def _read_files(folder: Path) -> tuple[BlueprintFile, bytes]:
     try:
         value = read_json(folder / BLUEPRINT_FILE)
         data = (folder / WEIGHTS_FILE).read_bytes()
@@ -116,6 +135,22 @@ def _read_files(folder: Path) -> tuple[Blueprint, bytes]:
             do=f"delete {folder} and train this student again",
         )
     return file, data
+
+
+def _read_tokenizer(folder: Path, file: BlueprintFile) -> bytes | None:
+    """Return the `tokenizer.json` of a student of text; None where there is none: it has been trained without."""
+    path = folder / TOKENIZER_FILE
+    if file.tokenizer_digest is None:
+        return None
+    data = path.read_bytes() if path.exists() else b""
+    if digest(data) != file.tokenizer_digest:
+        raise CorruptObject(
+            f"{path} is not what was written",
+            found=f"digest {digest(data)}" if path.exists() else "no such file",
+            expected=f"digest {file.tokenizer_digest}  ({BLUEPRINT_FILE})",
+            do=f"copy it from the dataset in the cache; or delete {folder} and train this student again",
+        )
+    return data
 
 
 def _check_weights(folder: Path, student: nn.Module, weights: Mapping[str, Tensor]) -> None:

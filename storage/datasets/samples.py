@@ -1,0 +1,98 @@
+"""Samples of one's own become rows as those of a dataset did, by what it promises of its source and nothing else."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from PIL import Image
+
+from storage.datasets.base import Unreadable
+from storage.datasets.images import ImagePolicy
+from storage.errors import BadRequest
+from storage.inputs import Inputs
+from storage.tokenizer import encoder
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+def rows_of(
+    samples: Sequence[Any],
+    source: Mapping[str, Any] | None,
+    made_of: Inputs,
+    input_shape: tuple[int, ...],
+    tokenizer: bytes | None,
+) -> Tensor:
+    """Return samples as rows of a dataset, (B, …), as they are shown without a view.
+
+    Args:
+        samples: images as Pillow opened them or the bytes of their files, texts, or arrays: what the dataset is of.
+        source: its promise; None: nobody knows it.
+        made_of: what its rows are.
+        input_shape: of a row, of texts that of the longest.
+        tokenizer: its `tokenizer.json`, if it has one.
+
+    Raises:
+        BadRequest: there is no sample; they are of another kind; or they do not become rows of this shape.
+    """
+    kind = (source or {}).get("kind", "")
+    if source is None:
+        raise BadRequest(
+            "it is not known how a sample becomes an input of this student",
+            found="a student.json without `source`, of before that was kept",
+            do="train it again; or call it with inputs of your own making",
+        )
+    rows = OF_KIND.get(kind, _arrays)(samples, source, tokenizer)
+    wrong = next((row for row in rows if not _fits(row, made_of, input_shape)), None)
+    if not rows or wrong is not None:
+        raise BadRequest(
+            "these are no inputs of this student",
+            found="no sample" if wrong is None else f"a row of shape {wrong.shape}",
+            expected=f"{input_shape}{', or shorter' if made_of.tokenised else ''}",
+        )
+    stored = made_of.stored(rows, str(rows[0].dtype))
+    return made_of.shown(stored, np.arange(len(rows)))
+
+
+def _fits(row: np.ndarray, made_of: Inputs, input_shape: tuple[int, ...]) -> bool:
+    if made_of.tokenised:  # a model takes rows shorter than the longest
+        return row.ndim == 1 and 0 < len(row) <= input_shape[0]
+    return made_of.fits(row.shape, input_shape)
+
+
+def _images(samples: Sequence[Any], source: Mapping[str, Any], tokenizer: bytes | None) -> list[np.ndarray]:
+    policy = ImagePolicy.promised(source)
+    _require(samples, (bytes, Image.Image), "images as Pillow opened them, or the bytes of their files")
+    try:
+        return [policy.pixels(sample) for sample in samples]
+    except Unreadable as error:
+        raise BadRequest("an image cannot be read", found=str(error)) from None
+
+
+def _texts(samples: Sequence[Any], source: Mapping[str, Any], tokenizer: bytes | None) -> list[np.ndarray]:
+    _require(samples, (str,), "texts")
+    if tokenizer is None:
+        raise BadRequest("this student has no tokenizer", do="train it again: one that is trained now keeps its own")
+    rows = encoder(tokenizer, parse_special=source.get("special_tokens") == "parsed")(list(samples))
+    # A row for classification is what is left of a text, of a block all must be there.
+    return [row[: source["length"]] for row in rows] if "task" in source else rows
+
+
+def _arrays(samples: Sequence[Any], source: Mapping[str, Any], tokenizer: bytes | None) -> list[np.ndarray]:
+    _require(samples, (np.ndarray,), f'arrays, as a dataset of kind "{source.get("kind")}" has them')
+    return list(samples)
+
+
+def _require(samples: Sequence[Any], kinds: tuple[type, ...], expected: str) -> None:
+    if (strange := next((sample for sample in samples if not isinstance(sample, kinds)), None)) is not None:
+        raise BadRequest("these are no samples for this student", found=type(strange).__name__, expected=expected)
+
+
+# By `kind` of the dataset.
+OF_KIND: dict[str, Callable[[Sequence[Any], Mapping[str, Any], bytes | None], list[np.ndarray]]] = {
+    "image_folder": _images,
+    "parquet_images": _images,
+    "text": _texts,
+}
