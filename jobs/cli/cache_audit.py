@@ -39,7 +39,7 @@ def audit(cache: str, job: Path, rows: int, seed: int, device: str, *, as_json: 
     def summary(each: Audited) -> str:
         tolerated = ", ".join(f"{aspect} {value:.2g}" for aspect, value in each.tolerated.items())
         of = f"{each.rows} rows of {each.shards} shards" + f", {len(each.views)} views" * (len(each.views) > 1)
-        verdict = f"{len(each.off)} off" if each.off else "all as the teacher says"
+        verdict = f"{len(each.off)} off" if each.off else "all as the teacher says" if each.rows else "none can be read"
         return f"{each.dataset}/{each.teacher}: {of}: {verdict}  (tolerated: {tolerated})"
 
     for each in found.audited:

@@ -48,6 +48,8 @@ def _run(action: Callable[[], int | None], *, as_json: bool) -> int:
     try:
         return action() or 0
     except StillroomError as error:
+        if _signals and not isinstance(error, Interrupted):  # it fell into a user's own code, whose failure it became
+            error = Interrupted("stopped by a signal", _signals[0])
         if as_json:
             print_error(type(error).__name__, error.exit_code, error.what, error.found, error.expected, error.do)
         errors.print(Text(str(error)))

@@ -84,6 +84,8 @@ def ask_again(cache: Cache, key: ShardKey, wanted: int, teacher: Teacher, draw: 
         shown_B = views.view(key.view).show_shard(shown_B, readable.keys_B, readable.splits_B)
     places_B = np.sort(draw.permutation(len(shown_B))[:wanted])  # among those that can be read
     rows_B = np.flatnonzero(readable.mask_S)[places_B]
+    if not len(rows_B):
+        return Asked(commit, 0, [])
     stored = read_arrays(cache.objects, commit, commit.array_names)
     answered = _Answered(
         teacher,
@@ -169,14 +171,17 @@ class _Answered(NamedTuple):
             }
             found = gaps(spec.encoding, stored, live_NC, own)
             tolerated = gaps(spec.encoding, others, live_NC, own)
-            size = live_NC[live_NC.isfinite()].abs().amax().item()
+            size = live_NC.nan_to_num(0.0, 0.0, 0.0).abs().amax().item()
             for aspect, gap in found.items():
                 yield batch_B, Difference(aspect, gap, tolerated[aspect], size)
             for feature, values in features.items():
                 encoding, path = spec.features[feature], FEATURE + feature
                 gap = feature_gap(encoding, self.stored[path][batch_B], values)
                 own_gap = feature_gap(encoding, encoding.encode(features_again[feature]), values)
-                yield batch_B, Difference(path, gap, own_gap, values.float().abs().amax().item())
+                yield (
+                    batch_B,
+                    Difference(path, gap, own_gap, values.float().nan_to_num(0.0, 0.0, 0.0).abs().amax().item()),
+                )
 
     def _otherwise(self, batch_B: Tensor, cache: Cache, name: str) -> tuple[Tensor, dict[str, Tensor]]:
         """Return what the teacher says of a batch in two halves, turned round; of a single row, beside itself."""

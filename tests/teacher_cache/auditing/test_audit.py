@@ -38,6 +38,11 @@ class Swayed(torch.nn.Module):
         return logits
 def build(): return Swayed()
 """
+SIGNAL = """
+def signal(os):
+    if "STOP" in os.environ:
+        os.kill(os.getpid(), 15)
+"""
 ENCODINGS = {
     "fp32": '{ kind = "dense" }',
     "fp16": '{ kind = "dense", dtype = "fp16" }',
@@ -217,3 +222,21 @@ def test_the_command_names_the_rows_and_exits_65(
     (teacher,) = said["teachers"]
     assert (said["seed"], len(teacher["off"]), teacher["off"][0]["unit"]) == (0, 16, "nat")
     assert program("cache", "verify", cache, "--teacher", job, "--repair").code == 2
+
+
+def test_a_signal_in_the_teachers_own_code_stops_an_audit(
+    tmp_path: Path, program: Program, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "swayed.py").write_text(SWAYED.replace("logits[:, 3]", "signal(os)\n        logits[:, 3]") + SIGNAL)
+    section = '[[teacher]]\nname = "swayed"\nfactory = "swayed.py:build"\n'
+    job = write_job(tmp_path, write_digits(tmp_path, 20), section)
+    assert build(job).exit_code == 0
+    monkeypatch.setenv("STOP", "1")
+    assert program("cache", "verify", tmp_path / "cache", "--teacher", job).code == 143
+
+
+def test_a_teacher_that_says_no_number_now_is_off(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    job = swayed(tmp_path)
+    monkeypatch.setenv("SWAY", "nan")
+    (found,) = audit(job, rows=8).audited
+    assert len(found.off) == 8
