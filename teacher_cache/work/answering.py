@@ -14,6 +14,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import TYPE_CHECKING, NamedTuple
 
 from storage.errors import BadTeacher, is_out_of_memory
@@ -76,17 +77,30 @@ def send_ahead(question: Question, dataset: DatasetSpec, device: str) -> Questio
 
     if device == "cpu":
         return question
-    copies = torch.cuda.Stream(device)
+    copies = _stream("copies", device)
     try:
         with torch.cuda.stream(copies):
-            shown, labels, keys = (values.pin_memory() for values in question)
-            # what is cut to its longest row batch by batch stays, for the host to see how long that is
-            sent = shown.to(device, non_blocking=True) if inputs_of(dataset).sent_whole else shown
-            question = Question(sent, *(values.to(device, non_blocking=True) for values in (labels, keys)))
-        copies.synchronize()  # here, not where the GPU is fed; and from here on any stream may read them
+            sent = question._replace(labels=_sent(question.labels, device), keys=_sent(question.keys, device))
+            if inputs_of(dataset).sent_whole:
+                sent = sent._replace(shown=_sent(question.shown, device))
+            copied = copies.record_event()
+        copied.synchronize()  # here, not where the GPU is fed; and from here on any stream may read them
+        return sent
     except torch.OutOfMemoryError:
-        torch.cuda.empty_cache()
-    return question
+        return question
+
+
+def _sent(values: Tensor, device: str) -> Tensor:
+    """Return a tensor of the host on a GPU, once the current stream is there."""
+    return values.pin_memory().to(device, non_blocking=True)
+
+
+@lru_cache
+def _stream(purpose: str, device: str) -> torch.cuda.Stream:
+    """Return this process's stream of a purpose; one for all shards, for none is lent the memory that another had."""
+    import torch
+
+    return torch.cuda.Stream(device)
 
 
 def answer_rows(
@@ -203,7 +217,7 @@ def _encoding(device: torch.device, *, beside: bool) -> Iterator[Encode]:
 
         yield at_once
         return
-    stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+    stream = _stream("encoding", str(device)) if device.type == "cuda" else None
 
     def after(make: Callable[[], ShardAnswers], answered: torch.cuda.Event | None) -> ShardAnswers:
         if stream is None or answered is None:
@@ -245,7 +259,7 @@ def _picked(values: Tensor, rows_B: Tensor) -> Tensor:
         return values[rows_B]
     if (rows_B.diff() == 1).all():
         return values[int(rows_B[0]) : int(rows_B[-1]) + 1].clone()
-    return values[rows_B.pin_memory().to(values.device, non_blocking=True)]
+    return values[_sent(rows_B, str(values.device))]
 
 
 def _joined(asked: list[Tensor], parts: list[ShardAnswers], spec: TeacherSpec) -> ShardAnswers:

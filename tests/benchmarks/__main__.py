@@ -22,12 +22,15 @@ from tests.benchmarks import (
     status,
     student_step,
     teacher_stage,
+    teacher_stage_gpu,
     views,
 )
 from tests.benchmarks.pairs import Figure
 
 BENCHMARKS = {
     "teacher-stage": teacher_stage.measure,
+    "teacher-stage-gpu": teacher_stage_gpu.measure,
+    "teacher-stage-profile": teacher_stage_gpu.profile,
     "student-step": student_step.measure,
     "ingest": ingest.measure,
     "rebuild": rebuild.measure,
