@@ -73,7 +73,7 @@ class Teacher:
         """
         try:
             answer = self._answer(shown_B, dataset)
-            if dataset.name not in self._steady:
+            if dataset.name not in self._steady and shown_B.device.type != "meta":  # there it says nothing at all
                 check_steady(self.model, lambda rows_B: self._answer(rows_B, dataset)[0], shown_B, self.name)
                 self._steady.add(dataset.name)
         except Exception as error:

@@ -6,9 +6,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
+from jobs.files.cache_job import CacheJob
+from jobs.files.reading import read_job
+from storage.cache import Cache
 from storage.errors import BadTeacher
-from teacher_cache.teachers.loading import cached_teacher
+from teacher_cache.teachers.loading import cached_teacher, load_teacher
 from tests.teacher_cache.toys import build, write_job
 
 DATASET = '[[dataset]]\nname = "d"\nkind = "arrays"\npath = "x.npy"\nclasses = ["a", "b"]\nrows_per_shard = 16\n'
@@ -103,3 +107,12 @@ def test_names_of_buffers_that_change_are_told(tmp_path: Path) -> None:
     with pytest.raises(BadTeacher) as caught:
         built(tmp_path, "counter")
     assert caught.value.found == "calls"
+
+
+def test_a_dry_run_tries_a_teacher_without_values(tmp_path: Path) -> None:
+    built(tmp_path, "honest")
+    (options,) = read_job(tmp_path / "job.toml", CacheJob).teacher
+    teacher = load_teacher(options, torch.device("meta"))
+    blank = torch.zeros(4, 1, 2, 2, dtype=torch.uint8, device="meta")
+    logits, _ = teacher(blank, Cache.open(str(tmp_path / "cache")).dataset("d"))
+    assert tuple(logits.shape) == (4, 2)
