@@ -12,6 +12,7 @@ import torch
 from hypothesis import settings
 
 from storage.digests import digest
+from tests.faulty_store import FaultyStore, faulty_store
 
 settings.register_profile("stillroom", deadline=None)  # a busy machine is no failure
 settings.load_profile("stillroom")
@@ -84,3 +85,12 @@ def bucket(s3_server: str, monkeypatch: pytest.MonkeyPatch, request: pytest.Fixt
     with urllib.request.urlopen(urllib.request.Request(f"{s3_server}/stillroom", method="PUT")):
         pass
     return f"s3://stillroom/{digest(request.node.nodeid.encode())}"
+
+
+@pytest.fixture
+def faulty(bucket: str, s3_server: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultyStore]:
+    """Yield what loses answers on the way between `bucket` and whoever opens it from here on."""
+    monkeypatch.setattr("storage.format.asking.FIRST_WAIT_S", 0.001)
+    with faulty_store(s3_server) as store:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", store.url)
+        yield store

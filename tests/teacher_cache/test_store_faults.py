@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -13,20 +12,12 @@ from storage.cache import Cache
 from storage.cache.verify import verify
 from storage.format import asking
 from tests.conftest import Program
-from tests.faulty_store import FaultyStore, faulty_store
+from tests.faulty_store import FaultyStore
 from tests.teacher_cache.toys import contents, teacher_section, write_digits, write_job, write_teacher
 
 pytestmark = pytest.mark.slow
 
 SHARDS, ROWS_PER_SHARD = 6, 8
-
-
-@pytest.fixture
-def faulty(bucket: str, s3_server: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultyStore]:
-    monkeypatch.setattr(asking, "FIRST_WAIT_S", 0.001)
-    with faulty_store(s3_server) as store:
-        monkeypatch.setenv("AWS_ENDPOINT_URL", store.url)
-        yield store
 
 
 @pytest.fixture

@@ -3,29 +3,21 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import pytest
 
 from storage.errors import MissingObject, StorageFailure, StoreUnavailable
 from storage.format import asking
 from storage.format.objects import RemoteObjects, Span
-from tests.faulty_store import FaultyStore, faulty_store
+from tests.faulty_store import FaultyStore
 
 FAULTS = ["drop", "lose", "reset", "cut", "500", "503", "429", "409"]
 
 
 @pytest.fixture
-def faulty(bucket: str, s3_server: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultyStore]:
+def store(faulty: FaultyStore, bucket: str, monkeypatch: pytest.MonkeyPatch) -> RemoteObjects:
     monkeypatch.setattr("storage.format.objects.CLIENT_RETRIES", 0)  # ours alone must do
-    monkeypatch.setattr(asking, "FIRST_WAIT_S", 0.001)
-    with faulty_store(s3_server) as store:
-        monkeypatch.setenv("AWS_ENDPOINT_URL", store.url)
-        yield store
-
-
-@pytest.fixture
-def store(faulty: FaultyStore, bucket: str) -> RemoteObjects:
     found = RemoteObjects(bucket)
     for name in "abc":
         found.put(f"d/{name}", name.encode() * 50)
