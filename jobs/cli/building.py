@@ -42,7 +42,7 @@ def choose_cluster(
 
 def find_pools(options: BuildClusterOptions, device: str) -> Pools:
     """Return the workers of a build on this machine, as its processors and GPUs are."""
-    return lay_out(options, visible_gpus(device) if options.kind == "local" else [], num_processors())
+    return lay_out(options, [] if options.kind == "address" else visible_gpus(device), num_processors())
 
 
 @contextlib.contextmanager
@@ -51,26 +51,27 @@ def open_runner(options: BuildClusterOptions, pools: Pools | None = None) -> Ite
 
     Args:
         options: of the job.
-        pools: workers of a cluster of our own; by default those that need no GPU.
+        pools: workers of a cluster of our own, or what this process does at a time; by default without a GPU.
 
     Raises:
         BadRequest: the address is none, or workers of our own cannot write files of theirs.
         TryAgain: the scheduler cannot be reached, or workers of our own died as they started, each time.
     """
-    if options.kind == "inline":
-        yield run_inline
-        return
-    pools = pools or lay_out(options, [], num_processors())
+    pools, inline = pools or lay_out(options, [], num_processors()), options.kind == "inline"
     with contextlib.ExitStack() as stack:
         opened = _Opened(options, stack)
-        if pools.ingest == pools.teacher:  # one for all stages: whether it can be had is told at once
+        if pools.ingest == pools.teacher and not inline:  # one for all stages: whether it can be had is told at once
             opened.client(pools.ingest)
 
         def run(todo: Iterable[Work]) -> Generator[Result]:
             waiting = iter(todo)
             for first in itertools.islice(waiting, 1):  # all of a stage are alike
                 pool = pools.ingest if isinstance(first, IngestWork) else pools.teacher
-                yield from _run(opened.client(pool), options.shard_limit_s, itertools.chain([first], waiting))
+                works = itertools.chain([first], waiting)
+                if inline:
+                    yield from run_inline(works, pool.at_once)
+                else:
+                    yield from _run(opened.client(pool), options.shard_limit_s, works)
 
         yield run
 

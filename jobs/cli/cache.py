@@ -71,7 +71,7 @@ def build(
         request = read.request(job, device=device, threads=cluster.num_threads, beside=beside, part=part)
         prepared = prepare_build(request)
         pools = find_pools(cluster, device if prepared.asks else "cpu") if dry_run or prepared.num_missing else None
-        if pools is not None and cluster.kind == "local":
+        if pools is not None:
             prepared = replace(prepared, request=replace(request, threads=pools.teacher.threads))
         if dry_run:
             _print_dry_run(prepared, pools, as_json)

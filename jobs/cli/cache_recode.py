@@ -34,8 +34,7 @@ def recode(
         read = read_job(job, CacheJob)
         cluster = choose_cluster(read.cluster, workers)
         pools = find_pools(cluster, device)
-        threads = pools.teacher.threads if cluster.kind == "local" else cluster.num_threads
-        request = read.request(job, device=device, threads=threads, beside=beside)
+        request = read.request(job, device=device, threads=pools.teacher.threads, beside=beside)
         source = Cache.open(absolute(cache))
         recoding = prepare_recoding(source, request)
         with terminal.watching("rows") as watch:

@@ -6,6 +6,7 @@ import os
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from jobs.cluster.heaps import HEAPS, VARIABLE
 from jobs.files.cluster_options import BuildClusterOptions
 
 AT_ONCE = 2  # shards of a worker: one computes while the other reads or writes (teacher_cache.work.pieces.LOCK)
@@ -29,7 +30,8 @@ class Pool(NamedTuple):
     @property
     def environments(self) -> list[dict[str, str]]:
         """The variables of each worker."""
-        return [{} if device is None else {"CUDA_VISIBLE_DEVICES": device} for device in self.devices]
+        own = {VARIABLE: str(HEAPS)} if self.has_gpus else {}  # of many threads, each would keep what it has freed
+        return [{} if device is None else {"CUDA_VISIBLE_DEVICES": device} | own for device in self.devices]
 
     @property
     def has_gpus(self) -> bool:
@@ -45,10 +47,10 @@ class Pools(NamedTuple):
 
 
 def lay_out(options: BuildClusterOptions, gpus: Sequence[str], processors: int) -> Pools:
-    """Return the workers of a build.
+    """Return the workers of a build; of one in this process, what that does at a time.
 
     Args:
-        options: of the job.
+        options: of the job; of `address`, the workers are not ours to say.
         gpus: that may be used, as `CUDA_VISIBLE_DEVICES` names them.
         processors: likewise.
 
@@ -63,9 +65,9 @@ def lay_out(options: BuildClusterOptions, gpus: Sequence[str], processors: int) 
     """
     workers = options.workers or (processors if options.kind == "local" else 1)
     ingest = Pool((None,) * workers, AT_ONCE, options.threads or max(1, processors // workers))
-    if not gpus or options.kind != "local":
+    if not gpus or options.kind == "address":
         return Pools(ingest, ingest)
-    devices = tuple(gpus[:workers])
+    devices = tuple(gpus[:workers])  # of this process, where that does the work: the first
     each = max(1, processors // len(devices))
     least, most = AT_ONCE_GPU
     return Pools(ingest, Pool(devices, min(most, max(least, each // 2)), options.threads or each))

@@ -20,11 +20,11 @@ INLINE_THREADS = 2  # one computes, the other reads or writes
 TICK_S = 1.0
 
 
-def run_inline(pieces: Iterable[Work]) -> Generator[Result]:
-    """Run work in this process."""
+def run_inline(pieces: Iterable[Work], threads: int = INLINE_THREADS) -> Generator[Result]:
+    """Run work in this process, so much of it at a time."""
     waiting = iter(pieces)
-    with ThreadPoolExecutor(INLINE_THREADS, thread_name_prefix="shard") as pool:
-        running = {pool.submit(_caught, work) for work in islice(waiting, INLINE_THREADS)}
+    with ThreadPoolExecutor(threads, thread_name_prefix="shard") as pool:
+        running = {pool.submit(_caught, work) for work in islice(waiting, threads)}
         while running:
             # A timeout, so that a signal is not held up by a long shard.
             done, running = wait(running, timeout=TICK_S, return_when=FIRST_COMPLETED)

@@ -29,6 +29,8 @@ Row = tuple[int, int, int]  # workers, shards at once, threads of torch
         ({"workers": 1}, ["0", "1"], 16, (1, 2, 16), (1, 8, 16)),
         ({"workers": 6, "threads": 1}, ["0", "1"], 16, (6, 2, 1), (2, 4, 1)),
         ({}, ["0", "1"], 1, (1, 2, 1), (1, 4, 1)),
+        ({"kind": "inline"}, ["0", "1"], 16, (1, 2, 16), (1, 8, 16)),
+        ({"kind": "inline"}, [], 16, (1, 2, 16), (1, 2, 16)),
         ({"kind": "address", "address": "tcp://h:1"}, ["0"], 16, (1, 2, 16), (1, 2, 16)),
     ],
 )
@@ -42,7 +44,7 @@ def test_a_teachers_stage_has_a_worker_a_gpu_and_the_ingest_one_a_processor(
 
 def test_each_worker_of_a_teacher_sees_a_gpu_of_its_own() -> None:
     pools = lay_out(BuildClusterOptions(), ["3", "5"], 8)
-    assert pools.teacher.environments == [{"CUDA_VISIBLE_DEVICES": "3"}, {"CUDA_VISIBLE_DEVICES": "5"}]
+    assert [environment["CUDA_VISIBLE_DEVICES"] for environment in pools.teacher.environments] == ["3", "5"]
     assert pools.ingest.environments == [{}] * 8
 
 
