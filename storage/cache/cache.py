@@ -253,14 +253,24 @@ class Cache:
         arrays: Mapping[str, np.ndarray | Ragged],
         table: pa.Table,
         about: dict[str, Any],
+        uses: tuple[str, ...] = (),
     ) -> Commit | None:
         """Write a shard (`storage.format.committing.write_shard`), in the format and under the promises of this cache.
 
         Raises:
             MissingObject: its dataset or its teacher is not promised yet.
+            BadRequest: the cache is of a format that cannot hold what it `uses`.
         """
         belonging, about = self._for_writing(key, about)
-        return write_shard(self.objects, key, rows=rows, arrays=arrays, table=table, about=about, belonging=belonging)
+        if belonging is None and uses:
+            raise BadRequest(
+                f"{self.url} is of format {self.spec.format}, which cannot say that a class can never be",
+                found=f"logits of −inf, or a thousand below the row's largest, in {key}",
+                do="cache build JOB.toml --as NAME builds beside, in today's format",
+            )
+        return write_shard(
+            self.objects, key, rows=rows, arrays=arrays, table=table, about=about, belonging=belonging, uses=uses
+        )
 
     def copy_shard(self, source: Cache, commit: Commit, about: dict[str, Any]) -> Commit | None:
         """Copy a shard of another cache into this one, as `storage.format.committing.copy_shard` does."""

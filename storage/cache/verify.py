@@ -250,7 +250,7 @@ def _check_targets(cache: Cache, commit: Commit, arrays: dict[str, np.ndarray], 
     assert commit.key.teacher is not None
     spec = promised.teachers[commit.key.dataset, commit.key.teacher]
     views = promised.views.get(commit.key.dataset)
-    if (fault := _fault(arrays, spec)) is not None:
+    if (fault := _fault(arrays, spec, commit.uses)) is not None:
         raise CorruptObject(f"{commit.key}: {fault}")
     if commit.about.get("views", views) != views:  # targets of plain inputs name none
         raise CorruptObject(
@@ -267,14 +267,14 @@ def _check_targets(cache: Cache, commit: Commit, arrays: dict[str, np.ndarray], 
         raise CorruptObject(f"{commit.key} was computed from other inputs than those now in {ingest}")
 
 
-def _fault(arrays: dict[str, np.ndarray], spec: TeacherSpec) -> str | None:
+def _fault(arrays: dict[str, np.ndarray], spec: TeacherSpec, uses: tuple[str, ...]) -> str | None:
     """Return what is wrong with the values of a teacher's arrays, or None."""
     soft = {name: array_S for name, array_S in arrays.items() if not name.startswith(FEATURE)}
     for name in arrays.keys() - soft.keys():
         feature = spec.features.get(name.removeprefix(FEATURE))
         if not all_finite(arrays[name], bf16=feature is not None and feature.dtype == "bf16"):
             return f"{name} holds NaN or infinity"
-    return spec.encoding.fault(soft, spec.num_classes)
+    return spec.encoding.fault(soft, spec.num_classes, uses)
 
 
 def _garbage(cache: Cache, groups: set[str]) -> Iterator[str]:

@@ -6,6 +6,7 @@
     statistics.py  what is kept of each row besides: masses at temperatures, moments, entropy
     largest.py     the largest classes of a row, without sorting a vocabulary
     draws.py       classes drawn, a pure function of seed, sample and number
+    never.py       classes that can never be
     packing.py     ids and log-probabilities in few bits
     naming.py      how an encoding is written in a job, and called in a table
 

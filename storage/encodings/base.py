@@ -9,7 +9,7 @@ Shapes: B rows (for language models, positions), C classes.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
 
@@ -57,6 +57,7 @@ class Capability(NamedTuple):
         return self.name if self.temperature is None else f"{self.name} at temperature {self.temperature:g}"
 
 
+USES_NEVER = "never"  # in `uses`: −∞ in logits is a class that can never be
 LSE, STATISTICS = "lse", "statistics"  # the arrays of `storage.encodings.statistics`
 
 Temperature = Annotated[FiniteFloat, Field(gt=0)]
@@ -113,10 +114,14 @@ class Encoding(Options):
         """Names of the arrays that are the bits of bfloat16 in uint16."""
         return frozenset()
 
-    def fault(self, arrays: Mapping[str, np.ndarray], num_classes: int) -> str | None:
+    def uses(self, arrays: Mapping[str, np.ndarray]) -> tuple[str, ...]:
+        """Return what a reader must know to decode stored arrays, (S, …) each, by name (FORMAT.md, section 9)."""
+        return ()
+
+    def fault(self, arrays: Mapping[str, np.ndarray], num_classes: int, uses: Collection[str] = ()) -> str | None:
         """Return what no digest can see of stored arrays, (S, …) each, or None: values that cannot have been encoded.
 
-        Only some of the arrays may be given.
+        Only some of the arrays may be given; `uses` is what their commit says.
         """
         for name, array_S in arrays.items():
             if not all_finite(array_S, bf16=name in self.bf16_arrays):
@@ -127,8 +132,9 @@ class Encoding(Options):
         """Return the stored arrays by name, (B, …) each, on the device of the logits.
 
         Args:
-            logits_BC: float32 scores at temperature 1; columns from `num_classes` on are padding of a vocabulary, and
-                are cut off before anything is summed: a student has no such classes.
+            logits_BC: float32 scores at temperature 1, −∞ of a class that can never be (`encodings.never`); columns
+                from `num_classes` on are padding of a vocabulary, and are cut off before anything is summed: a student
+                has no such classes.
             num_classes: classes that a student has.
             labels_B: int64, −1 where there is none.
             keys_B: int64, one of each row's own (`storage.digests.sample_keys`): draws are a pure function of it.
@@ -140,11 +146,18 @@ class Encoding(Options):
         raise NotImplementedError
 
 
-def all_finite(stored: np.ndarray, *, bf16: bool) -> bool:
-    """Return whether an array holds neither NaN nor infinity; the bits of bfloat16 are the high half of a float32."""
+def floats(stored: np.ndarray, *, bf16: bool) -> np.ndarray:
+    """Return an array's values; the bits of bfloat16 are the high half of a float32."""
     import numpy as np
 
-    return bool(np.isfinite((stored.astype(np.uint32) << 16).view(np.float32) if bf16 else stored).all())
+    return (stored.astype(np.uint32) << 16).view(np.float32) if bf16 else stored
+
+
+def all_finite(stored: np.ndarray, *, bf16: bool) -> bool:
+    """Return whether an array holds neither NaN nor infinity."""
+    import numpy as np
+
+    return bool(np.isfinite(floats(stored, bf16=bf16)).all())
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,16 +5,17 @@ Shapes: B rows, C classes, D features.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Mapping
 from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field
 
-from storage.encodings.base import Capability, Encoding
+from storage.encodings.base import USES_NEVER, Capability, Encoding, floats
 from storage.errors import BadTeacher
 from storage.options import Options
 
 if TYPE_CHECKING:  # `cache status` reads specs, and should not pay two seconds for torch
+    import numpy as np
     from torch import Tensor
 
     from storage.targets.soft import DenseTargets
@@ -29,6 +30,9 @@ class DenseEncoding(Encoding):
 
     `int8` keeps 256 steps between each row's smallest and largest logit, which are kept in float32. Statistics are of
     the teacher's float32 logits, over the stored classes.
+
+    A class that can never be (`encodings.never`) is −∞ where the teacher says so, where `dtype` has no room for its
+    score, and in int8, where it is no part of a row's steps.
     """
 
     kind: Literal["dense"] = "dense"
@@ -54,10 +58,11 @@ class DenseEncoding(Encoding):
     def encode(self, logits_BC: Tensor, *, num_classes: int, labels_B: Tensor, keys_B: Tensor) -> dict[str, Tensor]:
         """Return LOGITS (B, C) as `dtype`, bf16 as its bits in uint16 (Zarr has no bf16); for int8 SCALE (B, 2) too.
 
-        A finite logit beyond the range of fp16 becomes infinite; whoever stores it must look.
+        A logit for which there is no room becomes +∞, unless it is of a class that can never be; whoever stores it must
+        look.
         """
         logits_BC = logits_BC[:, :num_classes]
-        arrays = _to_int8(logits_BC) if self.dtype == "int8" else {LOGITS: _stored(logits_BC, self.dtype)}
+        arrays = _to_int8(logits_BC) if self.dtype == "int8" else {LOGITS: _rounded(logits_BC, self.dtype)}
         if not self.statistics:
             return arrays
         from storage.encodings.largest import Kept
@@ -71,16 +76,36 @@ class DenseEncoding(Encoding):
         return arrays | in_blocks(block, logits_BC, labels_B)
 
     def decode(self, arrays: dict[str, Tensor], num_classes: int) -> DenseTargets:
+        import torch
+
         from storage.targets.soft import DenseTargets
 
         if self.dtype != "int8":
             return DenseTargets(_to_float32(arrays[LOGITS], self.dtype))
         step_B1, lowest_B1 = arrays[SCALE].split(1, dim=1)
-        return DenseTargets((arrays[LOGITS].float() + 128) * step_B1 + lowest_B1)
+        codes_BC, some_never_B1 = arrays[LOGITS].float(), step_B1 < 0
+        logits_BC = (codes_BC + torch.where(some_never_B1, 127.0, 128.0)) * step_B1.abs() + lowest_B1
+        return DenseTargets(logits_BC.masked_fill_(some_never_B1 & (codes_BC == -128), -torch.inf))
 
     @property
     def bf16_arrays(self) -> frozenset[str]:
         return frozenset({LOGITS} if self.dtype == "bf16" else ())
+
+    def uses(self, arrays: Mapping[str, np.ndarray]) -> tuple[str, ...]:
+        if self.dtype == "int8":
+            return (USES_NEVER,) if (arrays[SCALE][..., 0] < 0).any() else ()
+        return (USES_NEVER,) if (floats(arrays[LOGITS], bf16=self.dtype == "bf16") == -float("inf")).any() else ()
+
+    def fault(self, arrays: Mapping[str, np.ndarray], num_classes: int, uses: Collection[str] = ()) -> str | None:
+        if USES_NEVER not in uses or LOGITS not in arrays or self.dtype == "int8":
+            return super().fault(arrays, num_classes, uses)
+        import numpy as np
+
+        # of each site one class can be; NaN is no less than anything
+        highest = floats(arrays[LOGITS], bf16=self.dtype == "bf16").max(axis=-1, initial=-np.inf)
+        if not np.isfinite(highest).all():
+            return f"{LOGITS} holds NaN, infinity or a row without any class that can be"
+        return super().fault({name: array for name, array in arrays.items() if name != LOGITS}, num_classes, uses)
 
 
 class FeatureEncoding(Options):
@@ -122,14 +147,41 @@ class FeatureEncoding(Options):
 
 
 def _to_int8(logits_BC: Tensor) -> dict[str, Tensor]:
-    """Return LOGITS, −128 for the row's smallest and 127 for its largest, and SCALE: (step, smallest) in float32."""
+    """Return LOGITS, −128 for the row's smallest and 127 for its largest, and SCALE: (step, smallest) in float32.
+
+    In a row with classes that can never be, −128 is for them, −127 for the smallest of the others, and the step is
+    negative, which tells such rows.
+    """
     import torch
 
-    lowest_B1, highest_B1 = logits_BC.float().aminmax(dim=1, keepdim=True)
+    from storage.encodings.never import never
+
+    logits_BC, never_BC = logits_BC.float(), never(logits_BC.float())
+    highest_B1 = logits_BC.amax(dim=1, keepdim=True)
+    possible_BC = logits_BC if never_BC is None else torch.where(never_BC, highest_B1, logits_BC)
+    lowest_B1 = possible_BC.amin(dim=1, keepdim=True)
+    some_never_B1 = torch.zeros_like(lowest_B1) if never_BC is None else never_BC.any(dim=1, keepdim=True).float()
     # at least something, to be divided by: a row of one value has no step
-    step_B1 = ((highest_B1 - lowest_B1) / 255).clamp(min=torch.finfo(torch.float32).tiny)
-    codes_BC = ((logits_BC - lowest_B1) / step_B1).round() - 128
+    step_B1 = ((highest_B1 - lowest_B1) / (255 - some_never_B1)).clamp(min=torch.finfo(torch.float32).tiny)
+    codes_BC = ((possible_BC - lowest_B1) / step_B1).round() - (128 - some_never_B1)
+    if never_BC is not None:
+        codes_BC.masked_fill_(never_BC, -128)
+        step_B1 = torch.where(some_never_B1 > 0, -step_B1, step_B1)
     return {LOGITS: codes_BC.clamp(-128, 127).to(torch.int8), SCALE: torch.cat([step_B1, lowest_B1], 1)}
+
+
+def _rounded(logits_BC: Tensor, dtype: Precision) -> Tensor:
+    """Return logits as they are stored; what has no room is −∞ where it is a class that can never be, else +∞."""
+    import torch
+
+    from storage.encodings.never import never
+
+    limit = torch.finfo({"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}[dtype]).max
+    low_BC = (logits_BC < -limit) & (logits_BC > -torch.inf)
+    if low_BC.any() and (never_BC := never(logits_BC)) is not None:
+        logits_BC = logits_BC.masked_fill(low_BC & never_BC, -torch.inf)
+        low_BC &= ~never_BC
+    return _stored(logits_BC.masked_fill(low_BC, torch.inf), dtype)
 
 
 def _stored(values: Tensor, dtype: Precision) -> Tensor:

@@ -12,12 +12,15 @@ What is stored of each row, at most (k and n as the job says):
 Decoding scales the kept values so that they have all mass that `rest` leaves, at each temperature by itself. So what is
 decoded is a distribution, however few bits its values have, and no rounding is taken for tail.
 
+A class that can never be (`never`) is not kept, nor drawn: where fewer than k can be, no more are kept, and the rest is
+nothing.
+
 Shapes: B rows, C classes, V ≥ C columns of logits, K kept classes, N draws, T and U temperatures.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import TYPE_CHECKING, Annotated, Literal, Self
 
 from pydantic import Field, FiniteFloat, model_validator
@@ -165,18 +168,17 @@ class SparseEncoding(Encoding):
 
     def _largest(self, rows: Rows) -> Kept:
         """Return the k largest classes, or the fewest of them that have mass p together."""
-        import torch
-
         from storage.encodings.largest import Kept, largest
+        from storage.encodings.never import NO_SCORE
         from storage.encodings.statistics import describe
 
         ids_BK = largest(rows.logits_BC, self.k, rows.maxima_BE)
-        real_BK = torch.ones_like(ids_BK, dtype=torch.bool)
+        real_BK = rows.logits_BC.gather(1, ids_BK) > NO_SCORE  # what can never be is no class to keep
         if self.p is not None:
             none = SparseEncoding(k=self.k, statistics=False)  # temperature 1 alone: only its total is wanted
             whole = describe(rows, Kept(ids_BK[:, :0], real_BK[:, :0]), ids_BK[:, 0], none)
             p_BK = (rows.above(ids_BK).double() - whole.log_total_B[:, None]).exp()
-            real_BK = p_BK.cumsum(1) - p_BK < self.p  # less its own: the class that reaches p is kept
+            real_BK &= p_BK.cumsum(1) - p_BK < self.p  # less its own: the class that reaches p is kept
         return Kept.of(ids_BK, real_BK)
 
     def _values(self, log_p_BK: Tensor, real_BK: Tensor) -> dict[str, Tensor]:
@@ -219,10 +221,10 @@ class SparseEncoding(Encoding):
             standardised_log_rest_BU=log_rest_BT[:, len(self.temperatures) :],
         )
 
-    def fault(self, arrays: Mapping[str, np.ndarray], num_classes: int) -> str | None:
+    def fault(self, arrays: Mapping[str, np.ndarray], num_classes: int, uses: Collection[str] = ()) -> str | None:
         from storage.encodings.packing import differences_fault
 
-        if found := super().fault(arrays, num_classes):
+        if found := super().fault(arrays, num_classes, uses):
             return found
         for name in (IDS, DRAWS):
             if name in arrays and (found := differences_fault(name, arrays[name], num_classes)):

@@ -10,7 +10,7 @@ The mean is kept of log-probabilities and Σ p² as its root, for neither depend
 float16's relative precision of 2⁻¹¹: Σ p² itself would be subnormal at high temperature over 128,000 classes.
 
 Columns of logits beyond the classes are padding of a vocabulary; an encoding cuts them off before anything is summed
-(docs/adr/0007).
+(docs/adr/0007). Classes that can never be (`never`) have no probability; mean and deviation are of the others.
 
 Shapes: B rows, C classes, V columns of logits, K kept classes, T temperatures, U standardised temperatures.
 """
@@ -27,6 +27,7 @@ from torch import Tensor
 from storage.encodings.base import LSE, STATISTICS, Encoding
 from storage.encodings.draws import bundle_sums
 from storage.encodings.largest import Kept, bundle_maxima
+from storage.encodings.never import NO_SCORE, far_below, never
 from storage.targets.soft import NEVER, Statistics
 
 FIXED_COLUMNS = 3  # entropy, mean, deviation
@@ -59,11 +60,12 @@ class Rows:
     numbers, but no further below its largest than float32 can bear.
 
     Attributes:
-        logits_BC: float32.
+        logits_BC: float32, NO_SCORE of a class that can never be.
         maxima_BE: the largest of bundles of classes (`largest.bundle_maxima`).
         peak_B: the largest of each row's logits.
-        mean_B: of the C logits, float32.
+        mean_B: of the logits of the classes that can be, float32.
         level_B: the row's level, float32.
+        possible_B: how many classes can be; None: all, in every row.
     """
 
     logits_BC: Tensor
@@ -71,18 +73,23 @@ class Rows:
     peak_B: Tensor
     mean_B: Tensor
     level_B: Tensor
+    possible_B: Tensor | None = None
 
     @classmethod
     def of(cls, logits_BC: Tensor, options: Encoding, k: int = 0) -> Rows:
         """Return rows of logits, of which the `k` largest are to be found."""
         logits_BC = logits_BC.float()
         blocks = zip(*_split([logits_BC], SWEEP_ELEMENTS), strict=True)
-        looks = [(block_BC.mean(1), bundle_maxima(block_BC, k)) for (block_BC,) in blocks]
-        mean_B, maxima_BE = (torch.cat(each) for each in zip(*looks, strict=True))
-        peak_B = maxima_BE.amax(1)
+        looks = [(block_BC.mean(1), block_BC.amin(1), bundle_maxima(block_BC, k)) for (block_BC,) in blocks]
+        mean_B, lowest_B, maxima_BE = (torch.cat(each) for each in zip(*looks, strict=True))
+        peak_B, possible_B = maxima_BE.amax(1), None
+        if far_below(lowest_B, peak_B).any() and (never_BC := never(logits_BC)) is not None:
+            possible_B = logits_BC.shape[1] - never_BC.sum(1)
+            mean_B = logits_BC.masked_fill(never_BC, 0.0).sum(1) / possible_B
+            logits_BC = logits_BC.masked_fill(never_BC, NO_SCORE)
         # the exponent is divided by the temperature, so a low one raises it
         level_B = torch.maximum(mean_B, peak_B - HIGHEST * min(1.0, *options.temperatures))
-        return cls(logits_BC, maxima_BE, peak_B, mean_B, level_B)
+        return cls(logits_BC, maxima_BE, peak_B, mean_B, level_B, possible_B)
 
     def above(self, ids_BJ: Tensor) -> Tensor:
         """Return the logits of some classes above the level, (B, J)."""
@@ -116,14 +123,18 @@ class Scratch(NamedTuple):
 
 def sweep(rows: Rows, kept: Kept, options: Encoding, num_draws: int) -> Sums:
     """Return sums over all classes, a few rows at a time."""
-    blocks = _split([rows.logits_BC, rows.level_B, rows.mean_B, rows.peak_B, kept.ids_BK], SWEEP_ELEMENTS)
+    possible_B = rows.possible_B
+    if possible_B is None:
+        possible_B = torch.full_like(rows.level_B, rows.logits_BC.shape[1])
+    each_B = [rows.level_B, rows.mean_B, rows.peak_B, possible_B, kept.ids_BK]
+    blocks = _split([rows.logits_BC, *each_B], SWEEP_ELEMENTS)
     scratch = Scratch(*(torch.empty_like(blocks[0][0]) for _ in range(2)))  # of the first block: none is larger
     parts = [_sums(block, scratch, options, num_draws) for block in zip(*blocks, strict=True)]
     return Sums(*(torch.cat(each) for each in zip(*parts, strict=True)))
 
 
 def _sums(block: tuple[Tensor, ...], scratch: Scratch, options: Encoding, num_draws: int) -> Sums:
-    logits_BC, level_B, mean_B, peak_B, ids_BK = block
+    logits_BC, level_B, mean_B, peak_B, possible_B, ids_BK = block
     above_BC, e_BC = (each[: len(logits_BC)] for each in scratch)
     torch.sub(logits_BC, level_B[:, None], out=above_BC)
     rest, squares = [], []
@@ -145,11 +156,16 @@ def _sums(block: tuple[Tensor, ...], scratch: Scratch, options: Encoding, num_dr
     if options.statistics or options.standardised_temperatures:
         if (level_B != mean_B).any():  # else above_BC is above the mean already
             torch.sub(logits_BC, mean_B[:, None], out=above_BC)
-        deviation_B = (dot(above_BC, above_BC) / above_BC.shape[1]).sqrt()
+        never_BC = logits_BC == NO_SCORE if (possible_B < logits_BC.shape[1]).any() else None
+        if never_BC is not None:
+            above_BC.masked_fill_(never_BC, 0.0)
+        deviation_B = (dot(above_BC, above_BC) / possible_B).sqrt()
         for temperature in options.standardised_temperatures:
             factor_B = standardising(deviation_B, temperature)[:, None]
             # below the peak, so that no exponent is above 0
             torch.mul(above_BC, factor_B, out=e_BC).sub_((peak_B - mean_B)[:, None] * factor_B)
+            if never_BC is not None:
+                e_BC.masked_fill_(never_BC, NO_SCORE)
             rest.append(e_BC.exp_().scatter_(1, ids_BK, 0.0).sum(1).double())
     squares_BT = torch.stack(squares, 1) if squares else level_B[:, None][:, :0]
     return Sums(torch.stack(rest, 1), squares_BT, weighted_B, deviation_B, edges_BE)
@@ -215,7 +231,8 @@ def describe(rows: Rows, kept: Kept, labels_B: Tensor, options: Encoding, num_dr
             # rounding may leave it a little below 0
             entropy_B = (log_total_B - weighted_B / total_B).clamp(min=0)
         lse.append(total_B.log() + level_B / temperature)
-        label.append(torch.where(labels_B < 0, 0.0, label_B / temperature - total_B.log()))
+        label_log_p_B = (label_B / temperature - total_B.log()).clamp(min=NEVER)
+        label.append(torch.where(labels_B < 0, 0.0, label_log_p_B))
     for number, temperature in enumerate(options.standardised_temperatures, len(options.temperatures)):
         factor_B = standardising(sums.deviation_B, temperature).double()
         from_peak_B = level_B - rows.peak_B

@@ -36,6 +36,7 @@ def write_shard(
     table: pa.Table,
     about: dict[str, Any],
     belonging: Belonging | None,
+    uses: tuple[str, ...] = (),
 ) -> Commit | None:
     """Write a shard's arrays, then its commit; return the commit, or None if another attempt was first.
 
@@ -47,6 +48,7 @@ def write_shard(
         table: S rows, first column `row`.
         about: provenance, JSON.
         belonging: what the shard belongs to; None writes it as format 2 has it.
+        uses: what a reader must know to read the values of the arrays, by name.
 
     Raises:
         ValueError: an array or the table has another number of rows, or a type or name that no reader would take.
@@ -61,9 +63,9 @@ def write_shard(
     for name, array in stored.items():
         if array.dtype.name not in DTYPES or not OBJECT_PATH.fullmatch(name):
             raise ValueError(f"{key}: cannot store an array {name!r} of {array.dtype}")
-    uses = ("own_length",) if stored.keys() != arrays.keys() else ()
+    uses = (*("own_length",) * (stored.keys() != arrays.keys()), *uses)
     if belonging is None and uses:
-        raise ValueError(f"{key}: a cache of format 2 cannot hold rows of their own length")
+        raise ValueError(f"{key}: a cache of format 2 cannot hold {', '.join(uses)}")
     # attempt and members are those of each writing
     empty = Commit(key, start, stop, "", (), table, about, belonging=belonging, uses=uses)
     return _write(objects, empty, pack(stored))

@@ -22,6 +22,7 @@ from pydantic import (
 
 from storage.digests import differences, fingerprint
 from storage.encodings import AnyEncoding, FeatureEncoding
+from storage.encodings.base import USES_NEVER
 from storage.errors import CorruptObject, StaleCache, UnsupportedFormat
 from storage.format.objects import Objects
 from storage.inputs import find_inputs, inputs_of
@@ -36,7 +37,7 @@ FORMAT_VERSION = 3  # of caches that are made now; earlier ones are read
 WEIGHTS_JSON = "weights.json"
 NEW_KEYS = ("uses", "task")  # since format 3, and left out where they say nothing
 OWN_LENGTH = "own_length"
-USES = (OWN_LENGTH,)  # of the names in FORMAT.md, those that are known here
+USES = (OWN_LENGTH, USES_NEVER)  # of the names in FORMAT.md, those that are known here
 
 
 class Spec(BaseModel):

@@ -31,6 +31,10 @@ class MixedTargets(SoftTargets):
     teachers: tuple[OneTeacher, ...]
     weights_BM: Tensor
 
+    @property
+    def has_bucket(self) -> bool:
+        return any(teacher.has_bucket for teacher in self.teachers)
+
     def pair(self, student_BC: Tensor, temperature: float) -> Pair:
         supports = self._supports(temperature)
         if supports is not None:

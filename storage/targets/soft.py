@@ -48,6 +48,11 @@ class Statistics:
 class SoftTargets(ABC):
     """What one teacher, or a mixture of several, said of B rows. What is said of no student has no gradient."""
 
+    @property
+    def has_bucket(self) -> bool:
+        """Whether the last column of a pair is a bucket."""
+        return True
+
     @abstractmethod
     def pair(self, student_BC: Tensor, temperature: float) -> Pair:
         """Return teacher and student at one temperature; the student's half has its gradient."""
@@ -89,9 +94,13 @@ class OneTeacher(SoftTargets):
 
 @dataclass(frozen=True, slots=True)
 class DenseTargets(OneTeacher):
-    """Every logit, (B, C) float32."""
+    """Every logit, (B, C) float32; −∞ of a class that can never be, whose log-probability is NEVER."""
 
     logits_BC: Tensor
+
+    @property
+    def has_bucket(self) -> bool:
+        return False
 
     def pair(self, student_BC: Tensor, temperature: float) -> Pair:
         """Return both over all C classes."""
@@ -104,7 +113,8 @@ class DenseTargets(OneTeacher):
         return self.log_p(temperature).gather(1, labels_B[:, None])[:, 0]
 
     def log_p(self, temperature: float) -> Tensor:
-        return torch.log_softmax(self.logits_BC / temperature, dim=1)
+        # not in place: of whom compiles or maps it, it may be shared
+        return torch.log_softmax(self.logits_BC / temperature, dim=1).clamp(min=NEVER)
 
     def top(self) -> tuple[Tensor, Tensor]:
         top = self.log_p(1.0).max(dim=1)
@@ -117,7 +127,7 @@ class DenseTargets(OneTeacher):
     def support(self, temperature: float, ids_BK: Tensor) -> Support:
         """Return some classes, ascending, of which one may repeat the one before it, and the rest."""
         log_p_BK, log_rest_B = kept_and_rest(self.logits_BC, ids_BK, temperature)
-        log_p_BK = log_p_BK.masked_fill(~first_of_its_kind(ids_BK), NEVER)
+        log_p_BK = log_p_BK.clamp(min=NEVER).masked_fill(~first_of_its_kind(ids_BK), NEVER)
         return Support(self.logits_BC.shape[1], ids_BK, log_p_BK, log_rest_B)
 
     def standardised_pair(self, student_BC: Tensor, temperature: float) -> Pair:
@@ -254,7 +264,9 @@ def dense_others_pair(log_p_BC: Tensor, student_BC: Tensor, labels_B: Tensor, te
         temperature: of the student's half.
     """
     both = (leave_out(log_p_BC, labels_B), leave_out(student_BC, labels_B) / temperature)
-    return Pair(*(torch.log_softmax(scores_BC, dim=1).clamp(min=NEVER) for scores_BC in both))
+    # The label is set after all, not left at what EMPTY gives: where no other class can be, it would have all mass.
+    log_p_BC, log_q_BC = (torch.log_softmax(each, dim=1).scatter(1, labels_B[:, None], NEVER) for each in both)
+    return Pair(log_p_BC.clamp(min=NEVER), log_q_BC)
 
 
 def standardise(logits_BC: Tensor) -> Tensor:

@@ -79,7 +79,8 @@ class Support:
         log_p_BK = self.log_p_BK.masked_fill(self.ids_BK == labels_B[:, None], NEVER)
         log_all_B = torch.logaddexp(log_p_BK.logsumexp(dim=1), self.log_tail)
         log_p_BK = torch.where(log_p_BK <= NEVER, NEVER, log_p_BK - log_all_B[:, None])
-        given = Support(self.num_classes, self.ids_BK, log_p_BK, self.log_tail - log_all_B)
+        log_tail_B = torch.where(self.log_tail <= NEVER, NEVER, self.log_tail - log_all_B)
+        given = Support(self.num_classes, self.ids_BK, log_p_BK, log_tail_B)
         return given.pair(leave_out(student_BC, labels_B), temperature)
 
     def naming(self, labels_B: Tensor, label_log_p_B: Tensor) -> Support:
@@ -111,7 +112,7 @@ class Support:
         return everywhere_BC.scatter_reduce_(1, self.ids_BK, self.log_p_BK, "amax", include_self=False)
 
     def _pair(self, log_q_BK: Tensor, log_q_rest_B: Tensor) -> Pair:
-        log_q_BK = log_q_BK.masked_fill(self.log_p_BK <= NEVER, NEVER)
+        log_q_BK = log_q_BK.masked_fill(~first_of_its_kind(self.ids_BK), NEVER)
         return Pair(_with(self.log_p_BK, self.log_tail), _with(log_q_BK, log_q_rest_B))
 
 

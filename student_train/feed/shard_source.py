@@ -90,7 +90,7 @@ class ShardSource:
             soft = {array: values for array, values in targets.items() if not array.startswith(FEATURE)}
             spec = self.teacher(teacher)
             # a digest cannot tell: it may have been taken of a NaN
-            if (fault := spec.encoding.fault(soft, spec.num_classes)) is not None:
+            if (fault := spec.encoding.fault(soft, spec.num_classes, commit.uses)) is not None:
                 raise CorruptObject(f"{commit.key}: {fault}", do="see what `cache verify` says of it")
             yield from ((ArrayKey(teacher, array, view), values) for array, values in targets.items())
 

@@ -52,12 +52,13 @@ class Loss:
     """A loss: what its term in the job needs, and the term itself, from (Outputs, Supervision) to a scalar.
 
     `couples_rows`: whether it compares rows with each other. Where not, it is a mean over rows, so that parts of a
-    batch add up to the whole.
+    batch add up to the whole. `takes_never`: whether it has a value where the teacher says that a class can never be.
     """
 
     needs: Callable[[Any], Needs]
     term: Callable[[Any, Shapes], nn.Module]
     couples_rows: Callable[[Any], bool] = never
+    takes_never: bool = True
 
 
 LOSSES: dict[str, Loss] = {
@@ -71,13 +72,13 @@ LOSSES: dict[str, Loss] = {
     "dkd": Loss(decoupled.dkd_needs, decoupled.dkd_module),
     "nkd": Loss(decoupled.nkd_needs, decoupled.nkd_module),
     "dist": Loss(dist.needs, dist.module, couples_rows=dist.couples_rows),
-    "standardised": Loss(standardised.needs, standardised.module),
-    "reverse_kl": Loss(divergences.reverse_kl_needs, module_of(divergences.reverse_kl)),
+    "standardised": Loss(standardised.needs, standardised.module, takes_never=False),
+    "reverse_kl": Loss(divergences.reverse_kl_needs, module_of(divergences.reverse_kl), takes_never=False),
     "jsd": Loss(divergences.needs, module_of(divergences.jsd, "beta")),
     "skewed_kl": Loss(divergences.needs, module_of(divergences.skewed_kl, "skew")),
     "skewed_reverse_kl": Loss(divergences.needs, module_of(divergences.skewed_reverse_kl, "skew")),
     "total_variation": Loss(divergences.needs, module_of(divergences.total_variation)),
-    "logit_mse": Loss(logit_mse.needs, logit_mse.module),
+    "logit_mse": Loss(logit_mse.needs, logit_mse.module, takes_never=False),
     # on features
     "hint": Loss(feature_needs, hint.HintLoss),
     "cosine": Loss(feature_needs, cosine.CosineLoss),

@@ -30,7 +30,7 @@ from student_train.preparing.checks import (
     check_suited,
 )
 from student_train.preparing.request import PreparedRun, Request
-from student_train.preparing.served import check_served, count_classes, feature_shapes
+from student_train.preparing.served import check_never, check_served, count_classes, feature_shapes
 from student_train.run_files.checkpoint import check_checkpoint, check_identity, check_name
 from student_train.run_files.folder import RunFolder, UnwrittenFolder
 from student_train.run_files.records import RunRecord, lost_files, read_record
@@ -58,12 +58,16 @@ def prepare(request: Request) -> list[PreparedRun]:
     views = choose_views(catalogue, dataset, needs, data.views, allow_partial=data.allow_partial)
     task = TASKS[storage_task(catalogue.dataset(dataset)).name]
     check_recordable(request.fleet.cuda_graphs, device=device, task=task, processes=request.parallel.size)
+    ledger = catalogue.ledger() if catalogue.teachers else None  # labels alone need none
     students = [_prepare(request, options, selections, views) for options in request.students]
+    if ledger is not None:
+        for options in request.students:
+            check_never(catalogue, ledger, dataset, options.objective)
     check_models([student for student in students if student.settled is None])
     check_halving(request, students)
     weak = {
         each.teacher: each.note
-        for each in (standings(catalogue, catalogue.ledger()) if catalogue.teachers else ())  # labels alone need none
+        for each in (() if ledger is None else standings(catalogue, ledger))
         if each.is_near_chance and each.dataset == dataset
     }
     return [replace(s, warnings=tuple(weak[name] for name in s.needs.teachers if name in weak)) for s in students]

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from difflib import get_close_matches
 
 from storage.cache import Catalogue
 from storage.encodings import Encoding
 from storage.errors import BadRequest, MissingCapability, NotInCache
+from storage.format.ledger import Ledger
+from storage.tasks import task_of
 from student_train.feed.batches import ArrayKey, Needs
 from student_train.losses import LOSSES
 from student_train.options.terms import ObjectiveTerm
@@ -65,6 +68,28 @@ def check_served(catalogue: Catalogue, dataset: str, terms: Sequence[ObjectiveTe
                     found="; ".join(encoding.serves),
                     expected="; ".join(map(str, lacking)),
                     do=f"in the cache job: {changes}; then cache build JOB.toml --as NAME{allowed}",
+                )
+
+
+def check_never(catalogue: Catalogue, ledger: Ledger, dataset: str, terms: Sequence[ObjectiveTerm]) -> None:
+    """Check that no term learns from a teacher whose classes it could not bear (invariant 9).
+
+    Raises:
+        MissingCapability: a teacher says that a class can never be, and a term has no value there.
+    """
+    never: Counter[str] = Counter()
+    for (of, teacher, _), commits in ledger.stages.items():
+        if of == dataset and teacher is not None:
+            never[teacher] += int(commits["never"].sum())
+    for term in terms:
+        for teacher in dict.fromkeys(need.teacher for need in LOSSES[term.loss].needs(term).soft):
+            if never[teacher] and not LOSSES[term.loss].takes_never:
+                site = task_of(catalogue.dataset(dataset)).site_name
+                raise MissingCapability(
+                    f"{term.name} has no value where a class can never be, which teacher {teacher} says",
+                    found=f"{never[teacher]:,} {site}s of {dataset} with a logit of -inf, or 1,000 below the largest",
+                    expected="classes that all can be",
+                    do="a loss that takes them: kd, jsd, skewed_kl, skewed_reverse_kl or total_variation",
                 )
 
 

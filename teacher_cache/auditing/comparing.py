@@ -40,11 +40,17 @@ def gaps(encoding: AnyEncoding, stored: dict[str, Tensor], live_NC: Tensor, own:
         live_NC: the teacher's logits now, float32, of the classes alone.
         own: arrays of the same encoding, of these logits.
     """
+    import torch
+
     from storage.encodings import statistics
+    from storage.encodings.never import never
 
     found: dict[str, Gap] = {}
     if isinstance(encoding, DenseEncoding):
-        found["logits"] = _widest(encoding.decode(stored, live_NC.shape[1]).logits_BC, live_NC)
+        stored_NC = encoding.decode(stored, live_NC.shape[1]).logits_BC
+        if (never_NC := never(live_NC)) is not None:  # which may be stored as -inf, whatever the teacher says for it
+            live_NC = live_NC.masked_fill(never_NC & (stored_NC == -torch.inf), -torch.inf)
+        found["logits"] = _widest(stored_NC, live_NC)
     else:
         if encoding.k:
             found |= _kept_gaps(encoding, stored, live_NC)

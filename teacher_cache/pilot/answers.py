@@ -115,7 +115,7 @@ def _ask_rows(
 def _picked(logits: Tensor, batch: SpreadRows, sites_N: Tensor, stage: Stage) -> PilotAnswers:
     """Return the answers at some sites of a batch, after checking that they are answers."""
     from teacher_cache.pilot.fidelity import PilotAnswers
-    from teacher_cache.work.checks import check_classes, refuse_probabilities
+    from teacher_cache.work.checks import check_classes, logits_right, refuse_probabilities
 
     assert stage.spec is not None
     check_classes(logits, batch.labels, stage.spec, stage.dataset.spec)
@@ -123,12 +123,12 @@ def _picked(logits: Tensor, batch: SpreadRows, sites_N: Tensor, stage: Stage) ->
     keys = task_of(stage.dataset.spec).site_keys(batch.keys_B, batch.shown_B.shape[1:])
     device = logits.device
     picked_NV = logits.flatten(0, -2)[sites_N.to(device)]
-    if not picked_NV[:, : stage.spec.num_classes].isfinite().all():
-        bad = int((~picked_NV[:, : stage.spec.num_classes].isfinite()).any(dim=1).sum())
+    right_N = logits_right(picked_NV, stage.spec.num_classes)
+    if not right_N.all():
         raise BadTeacher(
-            f"teacher {stage.spec.name} gave NaN or infinite logits",
-            found=f"in {bad} of {len(picked_NV)} rows of {stage.dataset.spec.name}",
-            expected="finite values; a build refuses such shards",
+            f"teacher {stage.spec.name} gave NaN, +inf or nothing but -inf as logits",
+            found=f"in {int((~right_N).sum())} of {len(right_N)} rows of {stage.dataset.spec.name}",
+            expected="finite values, or -inf for a class that can never be; a build refuses such shards",
             do="run it in fp32 or bf16 if it overflows in fp16, or look at those rows",
         )
     return PilotAnswers(

@@ -43,7 +43,7 @@ def cost_of(answers: PilotAnswers, encoding: AnyEncoding, rows_per_shard: float)
 
     rows = len(answers.labels_N)
     encoded = {name: values.cpu().numpy() for name, values in answers.encoded(encoding).items()}
-    if (fault := encoding.fault(encoded, answers.num_classes)) is not None:
+    if (fault := encoding.fault(encoded, answers.num_classes, encoding.uses(encoded))) is not None:
         return fault
     # A single row takes what opening the arrays takes, and hardly more.
     first = pack({name: values[:1] for name, values in encoded.items()})

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from storage.encodings import AnyEncoding, SparseEncoding
+from storage.encodings.never import never
 from storage.targets.calibration import NUM_BINS, bin_of, expected_error
 from storage.targets.soft import NEVER, DenseTargets, SoftTargets, SparseTargets
 from storage.tasks.base import MOST_COUNTED, Answered, Task
@@ -150,7 +151,7 @@ def density(targets: SoftTargets) -> Tensor | None:
     Of sparse ones the tail's mass is spread evenly over all classes that are not kept.
     """
     if isinstance(targets, DenseTargets):
-        return targets.logits_BC.double().log_softmax(dim=1)
+        return targets.logits_BC.double().log_softmax(dim=1).clamp(min=NEVER)
     assert isinstance(targets, SparseTargets)
     if not targets.ids_BK.shape[1]:
         return None
@@ -165,7 +166,7 @@ def density(targets: SoftTargets) -> Tensor | None:
 
 def divergence(dense: DenseTargets, log_q_BC: Tensor) -> Tensor:
     """Return KL(dense‖q) of each row at temperature 1, nats, float64 (B,)."""
-    log_p_BC = dense.logits_BC.double().log_softmax(dim=1)
+    log_p_BC = dense.logits_BC.double().log_softmax(dim=1).clamp(min=NEVER)
     return (log_p_BC.exp() * (log_p_BC - log_q_BC)).sum(dim=1)
 
 
@@ -192,7 +193,14 @@ class Calibration:
 
 
 def stand_in(logits_BC: Tensor) -> Tensor:
-    """Return the logits of a student that has learned half of what its teacher says, float32 (B, C)."""
+    """Return the logits of a student that has learned half of what its teacher says, float32 (B, C).
+
+    That a class can never be it has not learned: to it, such a class is like the average one.
+    """
+    if (never_BC := never(logits_BC)) is not None:
+        sum_B1 = logits_BC.masked_fill(never_BC, 0.0).sum(dim=1, keepdim=True)
+        mean_B1 = sum_B1 / (~never_BC).sum(dim=1, keepdim=True)
+        logits_BC = torch.where(never_BC, mean_B1, logits_BC)
     generator = torch.Generator().manual_seed(STUDENT_SEED)
     noise_BC = torch.randn(logits_BC.shape, generator=generator).to(logits_BC.device)  # the same on every device
     deviation_B1 = logits_BC.std(dim=1, keepdim=True) if logits_BC.shape[1] > 1 else torch.ones_like(logits_BC)

@@ -17,12 +17,13 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import TYPE_CHECKING, NamedTuple
 
+from storage.encodings.dense import LOGITS
 from storage.errors import BadTeacher, is_out_of_memory
 from storage.format.specs import DatasetSpec, TeacherSpec
 from storage.inputs import inputs_of
-from storage.tasks import task_of
+from storage.tasks import Task, task_of
 from teacher_cache.teachers.model import TooLarge
-from teacher_cache.work.checks import check_classes, finite_rows, refuse_probabilities
+from teacher_cache.work.checks import check_classes, finite_rows, logits_right, refuse_probabilities
 from teacher_cache.work.rows import encode_rows
 
 if TYPE_CHECKING:
@@ -54,7 +55,8 @@ class ShardAnswers(NamedTuple):
         encoded: name of an array in the cache → stored form, (B, *sites, …).
         finite: name → (B,) bool, of the teacher's own values.
         in_range: name → (B,) bool, of the stored form.
-        answered: fields of `storage.tasks.base.Answered`, (B,) each: sums over a row's labelled sites.
+        answered: fields of `storage.tasks.base.Answered`, (B,) each: sums over a row's labelled sites; and `never`, how
+            many of its sites have a class that can never be.
     """
 
     columns: dict[str, Tensor]
@@ -298,15 +300,19 @@ class _Batch(NamedTuple):
             refuse_probabilities(logits.flatten(0, -2), spec)
         labels = self.question.labels.to(logits.device)
         encoded = encode_rows(spec.encoding, logits, labels, self.question.keys, spec.num_classes)
-        in_range = {name: finite_rows(v, bf16=name in spec.encoding.bf16_arrays) for name, v in encoded.items()}
-        # What pads a vocabulary may be −inf; were it NaN or +inf, it would be the top class.
-        finite = {"logits": finite_rows(logits[..., : spec.num_classes]) & finite_rows(logits.amax(-1, keepdim=True))}
+        in_range = {
+            name: finite_rows(v, bf16=name in spec.encoding.bf16_arrays, but_never=name == LOGITS)
+            for name, v in encoded.items()
+        }
+        classes = logits[..., : spec.num_classes]  # what pads a vocabulary is no class
+        finite = {"logits": logits_right(logits, spec.num_classes)}
         for name, values in self.features.items():
             stored = encoded[f"feature/{name}"] = spec.features[name].encode(values)
             finite[f"feature/{name}"] = finite_rows(values)
             in_range[f"feature/{name}"] = finite_rows(stored, bf16=spec.features[name].dtype == "bf16")
-        sites = _sites(logits[..., : spec.num_classes], labels)  # what pads a vocabulary is no class
-        return ShardAnswers(task.row_columns(sites, labels), encoded, finite, in_range, _answered(sites, labels))
+        sites = _sites(classes, labels)
+        answered = _answered(sites, labels) | {"never": _never(task, classes, labels)}
+        return ShardAnswers(task.row_columns(sites, labels), encoded, finite, in_range, answered)
 
 
 def _answered(sites: dict[str, Tensor], labels: Tensor) -> dict[str, Tensor]:
@@ -315,6 +321,14 @@ def _answered(sites: dict[str, Tensor], labels: Tensor) -> dict[str, Tensor]:
     nats = -sites["label_log_probability"].double().masked_fill(~known, 0.0)
     counts = {"labelled": known, "correct": known & (sites["top"] == labels), "nats": nats}
     return {name: values.reshape(len(labels), -1).sum(1) for name, values in counts.items()}
+
+
+def _never(task: Task, logits: Tensor, labels: Tensor) -> Tensor:
+    """Return how many sites of each row that a student is asked about have a class that can never be, (B,)."""
+    from storage.encodings.never import far_below
+
+    asked = (labels >= 0) | task.unlabelled_sites
+    return (far_below(*logits.aminmax(dim=-1)) & asked).reshape(len(labels), -1).sum(1)
 
 
 def _sites(logits: Tensor, labels: Tensor) -> dict[str, Tensor]:

@@ -82,7 +82,8 @@ def ask_shard(work: AskWork) -> Done:
         "answered": {name: values.sum().item() for name, values in answers.answered.items()},
         **seen,
     }
-    done = commit_shard(cache, key, work.rows, arrays=arrays, table=table, about=about)
+    uses = spec.encoding.uses(arrays)
+    done = commit_shard(cache, key, work.rows, arrays=arrays, table=table, about=about, uses=uses)
     return done._replace(batch_size=batch_size if batch_size < teacher.asked_batch_size else None)
 
 

@@ -61,13 +61,30 @@ def refuse_probabilities(logits_BC: Tensor, spec: TeacherSpec) -> None:
         )
 
 
-def finite_rows(values_B: Tensor, *, bf16: bool = False) -> Tensor:
-    """Return which rows hold neither NaN nor infinity, (B,) bool; bfloat16 is stored as its bits, for Zarr has none."""
+def logits_right(logits_BV: Tensor, num_classes: int) -> Tensor:
+    """Return which rows of logits (B, …, V) are answers, (B,) bool: neither NaN nor +∞, and some class that can be.
+
+    What pads a vocabulary may be −∞, but nothing that would be the top class.
+    """
+    return finite_rows(logits_BV[..., :num_classes].amax(-1, keepdim=True)) & finite_rows(
+        logits_BV.amax(-1, keepdim=True)
+    )
+
+
+def finite_rows(values_B: Tensor, *, bf16: bool = False, but_never: bool = False) -> Tensor:
+    """Return which rows hold neither NaN nor infinity, (B,) bool.
+
+    Args:
+        values_B: (B, …).
+        bf16: whether they are bfloat16, stored as its bits, for Zarr has none.
+        but_never: whether −∞ is a class that can never be, and no fault.
+    """
     import torch
 
     if bf16:
         values_B = values_B.view(torch.bfloat16)
-    return values_B.isfinite().flatten(1).all(dim=1)
+    right_B = values_B.isfinite()
+    return (right_B | (values_B == -torch.inf) if but_never else right_B).flatten(1).all(dim=1)
 
 
 def refuse_shard(
@@ -87,9 +104,10 @@ def refuse_shard(
     deviates = "encoding.statistics = false; or divide the logits: no float16 holds how much they deviate"
     for fault, masks, do in (
         (
-            "gave NaN or infinite",
+            "gave NaN, +inf or nothing but -inf as",
             finite,
-            "run it in fp32 or bf16 if it overflows in fp16, or look at those rows",
+            "run it in fp32 or bf16 if it overflows in fp16, or look at those rows; "
+            "-inf is for a class that can never be, where another can",
         ),
         ("overflows the stored precision of", in_range, 'store dtype = "bf16" or "fp32"'),
     ):
@@ -100,6 +118,6 @@ def refuse_shard(
                 raise RowsMissing(
                     f"{work.key} is refused: teacher {work.key.teacher} {fault} {name}",
                     found=f"{len(rows)} of {len(readable_rows)} rows: {shown}",
-                    expected="finite values",
+                    expected="finite values, or -inf for a class that can never be",
                     do=deviates if name == STATISTICS else do,
                 )

@@ -128,8 +128,9 @@ def commit_shard(
     table: pa.Table,
     about: dict[str, Any],
     quarantined: int = 0,
+    uses: tuple[str, ...] = (),
 ) -> Done:
     """Write a shard's arrays and its commit, and return what became of the work; `about` has a `provenance`."""
-    commit = cache.write_shard(key, rows=rows, arrays=arrays, table=table, about=about)
+    commit = cache.write_shard(key, rows=rows, arrays=arrays, table=table, about=about, uses=uses)
     num_bytes = 0 if commit is None else commit.size_bytes
     return Done(key, rows[1] - rows[0], quarantined, num_bytes, about["seconds"], commit is not None)

@@ -80,7 +80,8 @@ def _recode(source: Cache, cache: Cache, commit: Commit, work: RecodeWork) -> Do
             pick_device(work.device),
         )
         seconds = time.monotonic() - began
-    if (fault := spec.encoding.fault(converted, spec.num_classes)) is not None:
+    uses = spec.encoding.uses(converted)
+    if (fault := spec.encoding.fault(converted, spec.num_classes, uses)) is not None:
         raise RowsMissing(
             f"{key} is refused: the teacher's logits do not fit this cache's encoding",
             found=fault,
@@ -91,7 +92,8 @@ def _recode(source: Cache, cache: Cache, commit: Commit, work: RecodeWork) -> Do
     recoded |= {name: arrays[name] for name in features}
     # What the teacher's own commit says stays below it: of which weights, on what device, of which view.
     about = commit.about | provenance(seconds) | {"recoded_from": _origin(source, commit, richer)}
-    return commit_shard(cache, key, (commit.start, commit.stop), arrays=recoded, table=commit.table, about=about)
+    rows = (commit.start, commit.stop)
+    return commit_shard(cache, key, rows, arrays=recoded, table=commit.table, about=about, uses=uses)
 
 
 def _check_inputs(source: Cache, cache: Cache, commit: Commit, ingest: Commit) -> None:

@@ -177,7 +177,7 @@ def _summary(commit: Commit, version: str) -> tuple[Any, ...]:
         "bytes": commit.size_bytes,
         "seconds": commit.about.get("seconds", 0.0),
         "finished": commit.about.get("finished"),
-        **{name: commit.about.get("answered", {}).get(name) for name in ("labelled", "correct", "nats")},
+        **{name: commit.about.get("answered", {}).get(name) for name in ("labelled", "correct", "nats", "never")},
         "labels": commit.about.get("labels"),
     }
     return tuple(said[name] for name in SUMMARY_SCHEMA)

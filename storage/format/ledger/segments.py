@@ -31,6 +31,7 @@ FIGURES: dict[str, Any] = {
     "labelled": pl.Int64,
     "correct": pl.Int64,
     "nats": pl.Float64,
+    "never": pl.Int64,
 }
 SUMMARY_SCHEMA: dict[str, Any] = {
     "path": pl.String,

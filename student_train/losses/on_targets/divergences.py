@@ -20,8 +20,8 @@ from student_train.losses.on_targets.soft import SoftLoss, kl_rows, soft_needs
 from student_train.losses.outputs import Shapes
 from student_train.options.terms import JsdTerm, ReverseKlTerm, SkewedKlTerm, SkewedReverseKlTerm, TotalVariationTerm
 
-# The least log-probability that a divergence from the student compares with: of less, float32 has no sum that feels it,
-# and a student's mass there would be worth thousands of nats.
+# The least log-probability of a bucket that a divergence from the student compares with: what is kept of its mass comes
+# of a sum of float32 powers, which has nothing below.
 LEAST = -100.0
 
 
@@ -30,14 +30,17 @@ def reverse_kl(student_BC: Tensor, targets: SoftTargets, *, temperature: float) 
 
     Args:
         student_BC: logits, any float dtype; computed in float32, in log space.
-        targets: the teacher's.
+        targets: the teacher's, of classes that can all be: where one cannot, q log(q/p) is infinite. The mass of a
+            bucket counts as e⁻¹⁰⁰ at least.
         temperature: T.
 
     Source: Gu et al. 2023 (MiniLLM), eq. 1, arXiv 2306.08543. They estimate it on sequences that the student writes;
     this is exact, at each position of the given ones.
     """
     log_p_BK, log_q_BK = targets.pair(student_BC, temperature)
-    return kl_rows(log_q_BK, log_p_BK.clamp(min=LEAST)).mean()
+    if targets.has_bucket:
+        log_p_BK = torch.cat([log_p_BK[:, :-1], log_p_BK[:, -1:].clamp(min=LEAST)], dim=1)
+    return kl_rows(log_q_BK, log_p_BK).mean()
 
 
 def jsd(student_BC: Tensor, targets: SoftTargets, *, temperature: float, beta: float) -> Tensor:

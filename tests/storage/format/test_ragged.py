@@ -68,7 +68,7 @@ def test_a_commit_says_that_rows_have_their_own_length(objects: LocalObjects) ->
 def test_a_cache_of_format_2_cannot_hold_them(objects: LocalObjects) -> None:
     table = pa.table({"row": pa.array(range(4), pa.int64())})
     rows = {"inputs": Ragged.of(ROWS, np.uint8)}
-    with pytest.raises(ValueError, match="a cache of format 2 cannot hold rows of their own length"):
+    with pytest.raises(ValueError, match="a cache of format 2 cannot hold own_length"):
         write_shard(objects, KEY, rows=(0, 4), arrays=rows, table=table, about={}, belonging=None)
 
 

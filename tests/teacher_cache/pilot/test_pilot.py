@@ -358,7 +358,8 @@ def test_a_job_without_a_teacher_is_told_so(folder: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("fault", "message"), [("nan", "gave NaN or infinite logits"), ("probabilities", "returns probabilities")]
+    ("fault", "message"),
+    [("nan", "gave NaN, \\+inf or nothing but -inf as logits"), ("probabilities", "returns probabilities")],
 )
 def test_a_teacher_that_gives_no_logits_is_refused(folder: Path, fault: str, message: str) -> None:
     job = write_job(folder, write_digits(folder, 40, marked=(3,)), teacher_section(fault=fault))
