@@ -123,6 +123,7 @@ def print_report(cache: str, report: BuildReport, as_json: bool) -> None:
                 "refused": report.refused,
                 "failed": report.failed,
                 "classes": report.classes,
+                "repeats": report.repeats,
                 "teachers": [standing.as_values() for standing in report.standings],
                 "quarantined": {name: rows.to_dicts() for name, rows in report.quarantined.items()},
                 "exit_code": report.exit_code,
@@ -135,6 +136,8 @@ def print_report(cache: str, report: BuildReport, as_json: bool) -> None:
         markup=False,
     )
     for line in report.classes if report.built else ():  # when something is new; a look at it is worth its place then
+        terminal.out.print(line, markup=False)
+    for line in report.repeats:
         terminal.out.print(line, markup=False)
     for standing in report.standings:
         terminal.out.print(standing.note, markup=False)

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 import polars as pl
 
 from storage.cache.catalogue import Catalogue
+from storage.cache.repeats import Repeats, find_repeats
 from storage.errors import IncompleteCache, TryAgain
 from storage.format.shards import stage_folder
 from storage.format.stages import Stage
@@ -64,6 +65,12 @@ class Samples:
         readable = self._table(dataset, None).filter(pl.col("error").is_null(), pl.col("sample_id").is_duplicated())
         ids = readable.group_by("sample_id", maintain_order=True).agg(rows=pl.col("row"))
         return ids.filter(pl.col("rows").list.len() > 1)
+
+    def repeats(self, dataset: str) -> Repeats:
+        """Return which readable rows have the content of another."""
+        if not self.catalogue.committed(dataset):
+            return Repeats(0, 0, 0)
+        return find_repeats(self._table(dataset, None).filter(pl.col("error").is_null()))
 
     def _whole(self, dataset: str, teacher: str | None, view: str = PLAIN) -> pl.DataFrame:
         """Return the table of a stage, of every shard that is listed. Raises IncompleteCache, TryAgain."""

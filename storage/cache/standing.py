@@ -10,11 +10,15 @@ import unicodedata
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+import polars as pl
+
 from storage.cache.catalogue import Catalogue
-from storage.format.ledger import Ledger
+from storage.format.ledger import Ledger, two_classes
 from storage.tasks import task_of
 from storage.tasks.base import Answered
+from storage.views import PLAIN
 
+HARDLY_MIXED = 0.8  # of the share that is due
 SHOWN_CLASSES = 12  # in a line
 
 
@@ -115,3 +119,24 @@ def alike(names: Sequence[str]) -> list[tuple[str, ...]]:
 def _listed(one: str, many: str, names: Sequence[str]) -> str:
     more = f", and {len(names) - SHOWN_CLASSES} more" if len(names) > SHOWN_CLASSES else ""
     return f"{one if len(names) == 1 else many} {', '.join(names[:SHOWN_CLASSES])}{more}"
+
+
+def mixing_told(catalogue: Catalogue, ledger: Ledger) -> list[str]:
+    """Return a warning for each dataset whose views mix rows that are mostly of one class: partners are of the shard.
+
+    Beside the share of pairs of a shard that are of two classes stands that of all pairs of the dataset.
+    """
+    lines = []
+    for dataset, views in sorted(catalogue.views.items()):
+        shards = ledger.of(dataset, None, PLAIN).drop_nulls("two_classes").filter(pl.col("rows") > 0)
+        due = two_classes(ledger.labels(dataset))
+        if not views.mixes or not len(shards) or due is None:
+            continue
+        found = float((shards["two_classes"] * shards["rows"]).sum()) / int(shards["rows"].sum())
+        if found < HARDLY_MIXED * due:
+            lines.append(
+                f"warning: {dataset}: {found:.0%} of the rows that mixup and cutmix mix are of two classes, "
+                f"where rows drawn from the whole dataset would be {due:.0%}: its rows lie by class; a new cache, "
+                "built with --as NAME, lays them in no order (row groups of Parquet stay whole: write smaller ones)"
+            )
+    return lines

@@ -165,13 +165,17 @@ def _ingest(stages: Stages, stage: Stage, request: BuildRequest, before: Ledger)
         stages.watcher.note(f"note: {cut} rows of {dataset} are longer than {limit}; what is behind it was cut off")
     for remark, count in remarks.items():
         stages.watcher.note(f"warning: {dataset}: {count} {remark}")
-    if stage.todo and len(twice := cache.samples([dataset], ()).duplicates(dataset)):
+    if not stage.todo:
+        return
+    samples = cache.samples([dataset], ())
+    if len(twice := samples.duplicates(dataset)):
         raise BadRequest(
             f"dataset {dataset} gives one id to several samples",
             found=", ".join(twice["sample_id"].head(5)),
             expected="a permanent id for each sample",
             do=f"mend the ids, then cache build {request.job} --as NAME",
         )
+    stages.report.repeats += samples.repeats(dataset).lines(dataset)
 
 
 def _ask(stages: Stages, stage: Stage, request: BuildRequest) -> None:

@@ -13,7 +13,7 @@ import polars as pl
 
 from storage.cache import Cache
 from storage.cache.catalogue import Catalogue
-from storage.cache.standing import Standing, classes_told, standings
+from storage.cache.standing import Standing, classes_told, mixing_told, standings
 from storage.cache.watcher import Watcher
 from storage.errors import CorruptObject, Overdue, RowsMissing, StillroomError, StorageFailure, WorkerDied
 from storage.format.ledger import Ledger, remember
@@ -39,7 +39,8 @@ class BuildReport:
         overdue: how many of the refused took too long.
         quarantined: dataset → `row`, `sample_id`, `error`.
         standings: how each teacher stands beside chance.
-        classes: a line for each dataset, of its classes and their rows.
+        classes: a line for each dataset, of its classes and their rows, and one where views hardly mix them.
+        repeats: lines on rows whose content occurs twice, of datasets of which rows were ingested.
     """
 
     built: int = 0
@@ -53,6 +54,7 @@ class BuildReport:
     quarantined: dict[str, pl.DataFrame] = field(default_factory=dict)
     standings: list[Standing] = field(default_factory=list)
     classes: list[str] = field(default_factory=list)
+    repeats: list[str] = field(default_factory=list)
 
     @property
     def exit_code(self) -> int:
@@ -120,7 +122,7 @@ class Stages:
         """
         self._summarise(ledger.compact)
         self.report.standings += standings(catalogue, ledger)
-        self.report.classes += classes_told(catalogue, ledger)
+        self.report.classes += classes_told(catalogue, ledger) + mixing_told(catalogue, ledger)
         for name in catalogue.datasets:
             if ledger.of(name, None, PLAIN)["quarantined"].sum():
                 self.report.quarantined[name] = self.cache.samples([name], ()).quarantined(name)

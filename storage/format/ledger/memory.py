@@ -6,7 +6,7 @@ only while the commit's version is still the same.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 from typing import Any
@@ -178,6 +178,18 @@ def _summary(commit: Commit, version: str) -> tuple[Any, ...]:
         "seconds": commit.about.get("seconds", 0.0),
         "finished": commit.about.get("finished"),
         **{name: commit.about.get("answered", {}).get(name) for name in ("labelled", "correct", "nats", "never")},
+        "two_classes": two_classes(commit.about.get("labels") or []),
         "labels": commit.about.get("labels"),
     }
     return tuple(said[name] for name in SUMMARY_SCHEMA)
+
+
+def two_classes(labels: Sequence[int]) -> float | None:
+    """Return the share of pairs of rows that are of two classes, from how many rows there are of each; None: no pair.
+
+    >>> two_classes([2, 2])  # of six pairs, two are of one class
+    0.6666666666666667
+    """
+    rows = sum(labels)
+    pairs = rows * (rows - 1)
+    return 1 - sum(count * (count - 1) for count in labels) / pairs if pairs else None

@@ -32,6 +32,7 @@ FIGURES: dict[str, Any] = {
     "correct": pl.Int64,
     "nats": pl.Float64,
     "never": pl.Int64,
+    "two_classes": pl.Float64,
 }
 SUMMARY_SCHEMA: dict[str, Any] = {
     "path": pl.String,

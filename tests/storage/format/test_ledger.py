@@ -49,7 +49,7 @@ def test_a_summary_says_what_a_commit_holds(cache: Cache) -> None:
         "quarantined": 1,
         "bytes": (Path(cache.url) / commit.group).stat().st_size,
         "seconds": 0.5,
-        **dict.fromkeys(("labelled", "correct", "nats", "never")),
+        **dict.fromkeys(("labelled", "correct", "nats", "never", "two_classes")),
     }
 
 
