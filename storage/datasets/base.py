@@ -143,6 +143,13 @@ class Source(Options):
         """Yield the raw samples [position, position + rows) of one file, in order."""
         raise NotImplementedError
 
+    def runs(self, file: str, position: int, rows: int) -> list[int]:
+        """Return how many rows each of the runs has that [position, position + rows) of a file are read in.
+
+        A run costs little more than its first row, so that in another order than the file's it stays together.
+        """
+        return [1] * rows
+
     def decode(self, payload: bytes | np.ndarray) -> np.ndarray:
         """Return the model-ready input of one payload. Raises Unreadable."""
         assert isinstance(payload, np.ndarray)

@@ -6,6 +6,7 @@ import contextlib
 import json
 from collections.abc import Iterator, Mapping
 from functools import lru_cache
+from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import Any, Literal
 
@@ -81,6 +82,13 @@ class ParquetImagesSource(ImageSource):
                 )
                 yield from self._samples(table, file, begin, renumbered)
             first = stop
+
+    def runs(self, file: str, position: int, rows: int) -> list[int]:
+        """Return the row groups: each is decompressed whole."""
+        groups = self._open(self.path / file if self.path.is_dir() else self.path).metadata
+        ends = accumulate(groups.row_group(number).num_rows for number in range(groups.num_row_groups))
+        cuts = [position, *(end for end in ends if position < end < position + rows), position + rows]
+        return [stop - start for start, stop in pairwise(cuts)]
 
     def buffer_bytes(self) -> int:
         footers = [self._open(path).metadata for path in self._paths()]

@@ -1,7 +1,8 @@
 """Mixup and CutMix: two rows become one, and both labels count.
 
 A partner is another readable row of the same shard and split, so that a shard can be shown without any other, and a
-training row never meets one that is held back. It is a pure function of (seed, sample, view) and of the shard's rows.
+training row never meets one that is held back. It is a pure function of (seed, sample, view) and of the shard's rows,
+which are like the dataset's though folders lie by class: a job that mixes lays rows in no order (docs/adr/0018).
 
 Shapes: B rows, C channels, H height, W width.
 """

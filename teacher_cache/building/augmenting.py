@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from storage.cache import Catalogue
 from storage.errors import BadRequest
+from storage.format.rows import RowPlan
 from storage.format.specs import DatasetSpec, ViewsSpec, check_promise
 from storage.format.stages import VIEWS_JSON
 from storage.inputs import inputs_of
 from storage.views import PLAIN, view_name
 from storage.views.options import ViewOptions, unfit
-from teacher_cache.building.prepared import Stage
+from teacher_cache.building.growth import in_no_order
+from teacher_cache.building.prepared import PreparedDataset, Stage
 
 
 def is_augmented(options: ViewOptions, dataset: DatasetSpec) -> bool:
@@ -46,6 +49,14 @@ def promise_views(catalogue: Catalogue | None, options: ViewOptions, dataset: Da
     if catalogue is not None and (found := catalogue.views.get(dataset.name)) is not None:
         check_promise(catalogue.url, f"{dataset.name}/{VIEWS_JSON}", found, spec, job)
     return spec
+
+
+def planned_for_mixing(dataset: PreparedDataset) -> PreparedDataset:
+    """Return a dataset whose new rows lie in no order, if its views mix rows: partners come of the shard (ADR 0018)."""
+    if dataset.segment is None or dataset.views is None or not dataset.views.mixes:
+        return dataset
+    segment = in_no_order(dataset.segment, dataset.source.runs)
+    return replace(dataset, segment=segment, rows=RowPlan((*dataset.rows.segments[:-1], segment)))
 
 
 def check_augmented(stages: Sequence[Stage], job: str) -> None:

@@ -6,12 +6,13 @@ A dataset only ever grows: recorded rows keep their numbers and shards their bou
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
 import polars as pl
 
+from storage.digests import sample_keys
 from storage.format.rows import EXTENT_SCHEMA, RowPlan, Segment, ShardRows
 
 TARGET_SHARD_BYTES = 256 * 2**20
@@ -71,6 +72,37 @@ def grow(recorded: RowPlan, files: pl.DataFrame, rows_per_shard: int, may_go: Co
     )
     segment = Segment(added.cast(EXTENT_SCHEMA), rows_per_shard) if len(added) and not gone else None  # type: ignore[arg-type]
     return Growth(segment, tuple(touched), tuple(gone))
+
+
+def in_no_order(segment: Segment, runs: Callable[[str, int, int], list[int]]) -> Segment:
+    """Return a segment whose rows lie in an order that has nothing to do with that of their files.
+
+    It is that of hashes of where the rows are in the source, so that two builders plan the same.
+
+    Args:
+        segment: in the order of its files.
+        runs: of a file, a position and a number of rows, returns how many of them are to stay together each time.
+
+    >>> files = pl.DataFrame([("a", 90, "v1", 0, 3), ("b", 30, "v1", 0, 2)], EXTENT_SCHEMA, orient="row")
+    >>> mixed = in_no_order(Segment(files, 4), lambda file, position, rows: [1] * rows)
+    >>> mixed.extents.select("file", "position", "rows").rows()
+    [('b', 0, 1), ('a', 0, 1), ('b', 1, 1), ('a', 2, 1), ('a', 1, 1)]
+    """
+    extents = [
+        (file, size, version, start, count)
+        for file, size, version, position, rows in segment.extents.select(*EXTENT_SCHEMA).iter_rows()
+        for start, count in _placed(position, runs(file, position, rows) if rows else [0])
+    ]
+    keys = sample_keys([f"{file}:{start}" for file, _, _, start, _ in extents])
+    shuffled = [extents[place] for place in np.argsort(keys, kind="stable")]
+    return Segment(pl.DataFrame(shuffled, EXTENT_SCHEMA, orient="row"), segment.rows_per_shard)
+
+
+def _placed(position: int, counts: list[int]) -> Iterator[tuple[int, int]]:
+    """Yield where each of some runs begins, and how many rows it has."""
+    for count in counts:
+        yield position, count
+        position += count
 
 
 def default_rows_per_shard(

@@ -8,7 +8,7 @@ from storage.cache import TOKENIZER_JSON, Cache, Catalogue
 from storage.errors import BadRequest, StaleCache
 from storage.format.specs import DatasetSpec, TeacherSpec, check_promise
 from storage.views import PLAIN
-from teacher_cache.building.augmenting import check_augmented, is_augmented, promise_views, views_of
+from teacher_cache.building.augmenting import check_augmented, is_augmented, planned_for_mixing, promise_views, views_of
 from teacher_cache.building.growth import missing
 from teacher_cache.building.prepared import BuildRequest, PreparedBuild, PreparedDataset, Stage
 from teacher_cache.building.sources import prepare_dataset
@@ -45,7 +45,8 @@ def _survey(request: BuildRequest, catalogue: Catalogue | None) -> PreparedBuild
     for source in request.sources:
         dataset = prepare_dataset(catalogue, source, request.job, tokenizers)
         if request.views is not None and is_augmented(request.views, dataset.spec):
-            dataset = replace(dataset, views=promise_views(catalogue, request.views, dataset.spec, request.job))
+            views = promise_views(catalogue, request.views, dataset.spec, request.job)
+            dataset = planned_for_mixing(replace(dataset, views=views))
         tokenizers[source.name] = dataset.tokenizer
         stages.append(_stage(catalogue, dataset, None, None, request.part))
         for teacher in request.teachers:

@@ -34,7 +34,11 @@ def summaries(first: int, stop: int, **columns: Any) -> pl.DataFrame:
     shards = pl.int_range(first, stop, eager=True)
     table = pl.DataFrame({"shard": shards, "version": shards.cast(pl.String)})
     said = {"path": "", "dataset": "d", "teacher": None, "view": "plain", "rows": 2, "quarantined": 0, "bytes": 9}
-    said |= dict.fromkeys(("labelled", "correct", "nats", "never", "two_classes", "labels")) | {"seconds": 1.5, "finished": ""} | columns
+    said |= (
+        dict.fromkeys(("labelled", "correct", "nats", "never", "two_classes", "labels"))
+        | {"seconds": 1.5, "finished": ""}
+        | columns
+    )
     table = table.with_columns(pl.lit(value, SUMMARY_SCHEMA[name]).alias(name) for name, value in said.items())
     return table.select(*SUMMARY_SCHEMA)
 
