@@ -24,6 +24,13 @@ def find_device(device: Device) -> torch.device:
     return torch.device("cuda" if device != "cpu" and torch.cuda.is_available() else "cpu")
 
 
+def device_name(device: torch.device) -> str:
+    """Return what a device is called, of a processor the instructions that torch uses: rounding depends on it."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"cpu ({torch.backends.cpu.get_cpu_capability()})"
+
+
 def free_bytes(device: torch.device) -> int:
     """Return the memory that a new allocation may take on a device, within the limit of a container if there is one."""
     if device.type == "cuda":

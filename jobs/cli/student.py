@@ -116,7 +116,8 @@ def _train(job: Path, dry_run: bool, device: Device, as_json: bool, parallel: Pa
     read = read_job(job, StudentJob)
     request = read.request(device, parallel)
     if dry_run:
-        _dry_run(read, request, as_json)
+        if parallel.writes:  # the others would say the same
+            _dry_run(read, request, as_json)
         return 0
     if not parallel.writes:  # the first process shows and prints what happens in all of them
         with terminal.deferred_signals() as stop:

@@ -3,4 +3,5 @@
 sections.py   its data, its fleet, and each student
 terms.py      the terms of an objective; `losses/` has what each computes
 job_text.py   a job written out again, every option spelled
+steps_taken.py   how the steps of a run were taken, for the job that repeats it
 """

@@ -54,7 +54,7 @@ def dry_run(request: Request) -> DryRun:
         return DryRun(foreseen, None)
     check_installed(request.fleet.track)
     residency = choose_for(request, left, device)
-    _, memory = fit(left, residency, request.data.window_shards, device, request.fleet)
+    _, memory = fit(left, residency, request.data.window_shards, device, request.together)
     warnings = [text for student in left for text in student.warnings]
     lost = [f"{student.name}: {student.why_anew}" for student in left if student.lost]
     return DryRun(foreseen, memory, tuple(dict.fromkeys([*warnings, *lost])))

@@ -11,7 +11,7 @@ from storage.encodings import Encoding
 from student_train.devices import Device
 from student_train.feed.batches import ArrayKey, Needs
 from student_train.feed.selection import Selection
-from student_train.options.sections import DataOptions, FleetOptions, StudentOptions
+from student_train.options.sections import DataOptions, FleetOptions, StudentOptions, TrackOptions
 from student_train.run_files.checkpoint import position_of
 from student_train.run_files.folder import RunFolder
 from student_train.run_files.position import Position
@@ -41,6 +41,14 @@ class Request:
     device: Device = "auto"
     fleet: FleetOptions = field(default_factory=FleetOptions)
     parallel: Parallel = ALONE
+
+    @property
+    def together(self) -> FleetOptions:
+        """Return how its students are trained together; on several processes each by itself, tracked by the first."""
+        if self.parallel.size == 1:
+            return self.fleet
+        alone = {"stacking": "never", "cuda_graphs": "never"}
+        return self.fleet.model_copy(update=alone if self.parallel.writes else alone | {"track": TrackOptions()})
 
 
 @dataclass(frozen=True)

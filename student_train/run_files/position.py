@@ -11,6 +11,7 @@ from pydantic import ConfigDict
 from storage.errors import CorruptObject
 from storage.format.sealed import read_json
 from storage.options import Options
+from student_train.options.steps_taken import Stretch
 from student_train.run_files.records import CHECKPOINT_FILE, EpochMetrics
 
 
@@ -24,6 +25,7 @@ class Position(Options):
         best_epoch, best_score: of the best epoch so far, where the job has patience.
         stacked: whether it steps in a stack: it goes on as it was, for rounding differs.
         stack: names of the students whose checkpoints are committed together with this one, itself among them.
+        stretches: in whose company its steps were taken so far; empty before format 2.
         seconds: of the run so far.
         epoch_seconds: of this epoch's training so far.
     """
@@ -37,6 +39,7 @@ class Position(Options):
     best_score: float | None = None
     stacked: bool = False
     stack: tuple[str, ...] = ()
+    stretches: tuple[Stretch, ...] = ()
     seconds: float = 0.0
     epoch_seconds: float = 0.0
 

@@ -18,6 +18,7 @@ from storage.format.objects import LocalObjects
 from storage.format.sealed import read_json, seal_json
 from storage.options import Options
 from storage.views import PLAIN
+from student_train.options.steps_taken import StepsTaken
 
 RUN_FILE = "run.json"
 JOB_FILE = "job.toml"  # as `options/job_text.py` writes it
@@ -83,6 +84,7 @@ class RunRecord(Held):
         identity: what the run was made from: the student's options, fingerprints, rows.
         error: of a failed run; of a stopped one, why others outran it.
         halving: the section of the job that stopped it.
+        taken: how its steps were taken; None of a failed run, and before format 2.
         job_digest: of its job file.
     """
 
@@ -102,6 +104,7 @@ class RunRecord(Held):
     cache: str | None = None
     error: str | None = None
     halving: dict[str, Any] | None = None
+    taken: StepsTaken | None = None
     job_digest: str | None = None
     identity: dict[str, Any]
 

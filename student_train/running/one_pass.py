@@ -17,6 +17,7 @@ from student_train.feed.feed import Feed
 from student_train.feed.residency import FeedPool
 from student_train.options.job_text import job_text
 from student_train.options.sections import FleetOptions
+from student_train.options.steps_taken import StepsTaken
 from student_train.preparing.request import PreparedRun, Request
 from student_train.run_files.predictions import HeldTable
 from student_train.run_files.records import RunRecord
@@ -27,6 +28,14 @@ from student_train.running.loop import train_together
 from student_train.running.measuring.predictions import held_table
 from student_train.running.run import Run, RunContext, failure_record
 from student_train.stepping.recorder import is_recorded
+
+
+def _repeating(request: Request, taken: StepsTaken) -> str:
+    """Return the job of a student and of those it began with, each of whom the others' rounding depends on."""
+    options = {student.name: student for student in request.students}
+    # one that the job has no more is left out: nobody knows its options
+    students = [options[name] for name in taken.stacks[0].students if name in options]
+    return job_text(request.cache.url, request.runs, request.data, students, taken)
 
 
 @dataclass(frozen=True)
@@ -124,7 +133,7 @@ class OnePass:
             device=self.device,
             held=held,
             cache=request.cache.url,
-            job=job_text(request.cache.url, request.runs, request.data, [student.options]),
+            job=partial(_repeating, request),
             tops_N=None if tops_N is None else torch.from_numpy(tops_N).to(self.device),
             parallel=request.parallel,
             recorded=is_recorded(self.fleet.cuda_graphs, student.blueprint, self.device),

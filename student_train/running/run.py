@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from math import isfinite
@@ -14,7 +14,9 @@ from torch import Tensor
 
 from storage.digests import digest
 from storage.errors import BadRequest, DivergedLoss, StillroomError
+from student_train.devices import device_name
 from student_train.feed.order import count_steps
+from student_train.options.steps_taken import StepsTaken, Stretch
 from student_train.preparing.request import PreparedRun
 from student_train.run_files.checkpoint import Tensors, read_checkpoint
 from student_train.run_files.position import Position
@@ -35,7 +37,7 @@ class RunContext:
         device: where.
         held: the held rows, and what is known of each without the student.
         cache: where rows are read.
-        job: the TOML that trains this student alone.
+        job: of how its steps were taken, the TOML that repeats it.
         tops_N: the class that its teacher gives each held row, to agree with; None without such a teacher.
         parallel: this process among those that train it.
         recorded: whether its steps are to be recorded as CUDA graphs.
@@ -44,7 +46,7 @@ class RunContext:
     device: torch.device
     held: HeldTable
     cache: str
-    job: str
+    job: Callable[[StepsTaken], str]
     tops_N: Tensor | None = None
     parallel: Parallel = ALONE
     recorded: bool = False
@@ -64,6 +66,8 @@ class Run:
         history: one entry per whole epoch.
         tally: of the epoch that was interrupted: what `Tally.state` gave, or empty.
         stacked: whether it steps in a stack; None before it is known.
+        stretches: in whose company its steps were taken, one after another.
+        recorded: whether its steps are replayed as CUDA graphs, as far as is known.
 
     Raises:
         StaleCache: the folder holds a run of another job.
@@ -92,6 +96,8 @@ class Run:
         self.history = list(position.history)
         self._best_epoch, self._best_score = position.best_epoch, position.best_score
         self.stacked = position.stacked if found is not None else None
+        self.stretches = list(position.stretches)
+        self.recorded = context.recorded
         self.seconds, self.epoch_seconds = position.seconds, position.epoch_seconds
         self._rate_at = partial(
             learning_rate_at,
@@ -137,6 +143,14 @@ class Run:
             patience is not None and best is not None and self.epoch - best >= patience
         )
 
+    def step_with(self, students: Sequence[str]) -> None:
+        """Note that from the next step on it steps with others, itself among them; alone, where they are none."""
+        self.stacked = len(students) > 1
+        if self.stretches and self.stretches[-1].from_step == self.done_steps:
+            self.stretches.pop()  # no step was taken so
+        if not self.stretches or self.stretches[-1].students != tuple(students):
+            self.stretches.append(Stretch(from_step=self.done_steps, students=tuple(students)))
+
     def due_for_checkpoint(self) -> bool:
         """Whether the job wants a checkpoint after the steps so far."""
         every = self.options.checkpoint_every_steps
@@ -158,6 +172,7 @@ class Run:
             best_score=self._best_score,
             stacked=bool(self.stacked),
             stack=tuple(stack),
+            stretches=tuple(self.stretches),
             seconds=self.seconds,
             epoch_seconds=self.epoch_seconds,
         )
@@ -251,6 +266,8 @@ class Run:
         weights = dict(self.state.exported.state_dict()) if self._best is None else self._best
         # epochs count from 1
         chosen = self.history[-1] if self._best_epoch is None else self.history[self._best_epoch - 1]
+        taken = self._steps_taken()
+        job = self.context.job(taken)
         record = RunRecord(
             **chosen.model_dump(include=set(Held.model_fields)),
             student=self.name,
@@ -265,13 +282,26 @@ class Run:
             torch_version=torch.__version__,
             cache=self.context.cache,
             identity=self.prepared.identity,
-            job_digest=digest(self.context.job.encode()),
+            taken=taken,
+            job_digest=digest(job.encode()),
             **latency._asdict(),
             **about,
         )
         prepared = self.prepared
-        prepared.files.write_result(record, prepared.blueprint, weights, self.context.job, prepared.tokenizer)
+        prepared.files.write_result(record, prepared.blueprint, weights, job, prepared.tokenizer)
         return record
+
+    def _steps_taken(self) -> StepsTaken:
+        device = self.context.device
+        return StepsTaken(
+            # students of a stack end one after another: no step was taken in what was left of it
+            stacks=tuple(s for s in self.stretches if s.from_step < self.done_steps) or tuple(self.stretches),
+            recorded=self.recorded,
+            threads=torch.get_num_threads() if device.type == "cpu" else None,
+            processes=self.context.parallel.size,
+            device=device_name(device),
+            torch_version=torch.__version__,
+        )
 
     def _score(self, metrics: EpochMetrics) -> float:
         # agreement is what there is without labels

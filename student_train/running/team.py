@@ -44,7 +44,7 @@ class Team:
             self.tally.restore([run.tally for run in self.runs])
         self.batch_size = first.options.batch_size
         for run in self.runs:
-            run.stacked = len(self.runs) > 1
+            run.step_with([each.name for each in self.runs])
 
     @property
     def epoch(self) -> int:
@@ -76,6 +76,8 @@ class Team:
         if self._refusal_told or self.stepper.refusal is None:
             return None
         self._refusal_told = True
+        for run in self.runs:
+            run.recorded = False
         return self.stepper.refusal
 
     def checkpoint(self, *, every_student: bool) -> None:

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from storage.errors import StillroomError
 from student_train.devices import find_device
 from student_train.feed.residency import FeedPool
-from student_train.options.sections import FleetOptions, TrackOptions
 from student_train.preparing.prepare import passes, prepare
 from student_train.preparing.projection import choose_for, fit
 from student_train.preparing.request import PreparedRun, Request
@@ -25,7 +24,6 @@ from student_train.running.events import (
 )
 from student_train.running.one_pass import OnePass
 from student_train.running.tracking.listening import tracking
-from student_train.stepping.parallel import Parallel
 
 
 @dataclass(frozen=True)
@@ -79,11 +77,9 @@ def train_students(
             report(ResultLost(student.name, student.why_anew))
     if left:
         residency = choose_for(request, left, device)
-        if parallel.size > 1:
-            request = replace(request, fleet=_of_many_processes(request.fleet, parallel))
-        fleet, memory = fit(left, residency, request.data.window_shards, device, request.fleet)
+        fleet, memory = fit(left, residency, request.data.window_shards, device, request.together)
         report(MemoryProjected(memory.host_bytes, memory.device_bytes))
-        if fleet.cuda_graphs != request.fleet.cuda_graphs:
+        if fleet.cuda_graphs != request.together.cuda_graphs:
             report(StepsNotRecorded("all students", "there might be no memory for it"))
         shown = left[0].train.views
         report(FeedChosen(residency.place, residency.why, 0 if shown is None else shown.count))
@@ -111,9 +107,3 @@ def skip_settled(students: Sequence[PreparedRun], report: Report) -> None:
             if student.settled.status == "finished":
                 student.files.delete_checkpoint()
             report(StudentSkipped(student.settled))
-
-
-def _of_many_processes(fleet: FleetOptions, parallel: Parallel) -> FleetOptions:
-    """Return how several processes train: each student by itself, told to trackers by one of them."""
-    alone = {"stacking": "never", "cuda_graphs": "never"}
-    return fleet.model_copy(update=alone if parallel.writes else alone | {"track": TrackOptions()})

@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -35,10 +36,12 @@ student = {students}
 """
 
 
-def torchrun(job: Path, processes: int = 2, **environment: str) -> subprocess.CompletedProcess[str]:
+def torchrun(
+    job: Path, processes: int = 2, *, more: Sequence[str] = (), **environment: str
+) -> subprocess.CompletedProcess[str]:
     program = str(Path(sys.executable).with_name("student"))
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
-    command += ["--no-python", program, "train", str(job), "--device", "cpu", "--json"]
+    command += ["--no-python", program, "train", str(job), "--device", "cpu", "--json", *more]
     return subprocess.run(
         command,
         capture_output=True,
@@ -114,6 +117,14 @@ def test_two_processes_train_the_student_of_one(trained: Trained) -> None:
     assert found["cross_entropy"] == pytest.approx(record.cross_entropy, rel=1e-3)
     ours, theirs = (pl.read_parquet(trained.folder / how / "whole/metrics.parquet") for how in ("runs", "one"))
     assert ours["train_loss"].to_list() == pytest.approx(theirs["train_loss"].to_list(), rel=1e-4)
+
+
+@pytest.mark.slow
+def test_a_dry_run_is_told_once_by_all_processes_together(toy_cache: Cache, tmp_path: Path) -> None:
+    job = write(tmp_path, toy_cache, "toy", student().model_dump(mode="json", exclude_none=True))
+    done = torchrun(job, more=["--dry-run"])
+    assert done.returncode == 0, done.stderr
+    assert [each["action"] for each in json.loads(done.stdout)["students"]] == ["train"]  # one JSON value, not two
 
 
 @pytest.mark.slow
