@@ -13,7 +13,7 @@ from rich.text import Text
 from jobs.show.terminal import errors, out
 from student_train.comparing.compared import Compared
 from student_train.comparing.figures import NONE, short
-from student_train.comparing.headline import headline, named
+from student_train.comparing.headline import alike, headline, named
 from student_train.comparing.runs import ShownRun
 from student_train.comparing.settings import Setting, Varied
 
@@ -22,12 +22,12 @@ MOST_REASONS = 20
 
 
 class Column(NamedTuple):
-    """A column: its head, a cell of each setting, and whether it tells of a cost."""
+    """A column: its head, a cell of each setting, and what it costs, if that is told."""
 
     head: str
     cell: Callable[[Setting], str]
     left: bool = False
-    cost: bool = False
+    cost: str | None = None
 
 
 def print_comparison(found: Sequence[Compared], runs: Sequence[ShownRun], title: str) -> None:
@@ -134,11 +134,12 @@ def _print_tables(found: Compared) -> None:
     if _width(whole) <= out.width:
         out.print(whole)
         return
-    table = _table(found, results)
-    if _width(table) <= out.width:
-        out.print(table)
-    else:
+    tables = (_table(found, results, gap=gap) for gap in (1, 0))
+    fitting = next((table for table in tables if _width(table) <= out.width), None)
+    if fitting is None:
         _print_blocks(found, results)
+    else:
+        out.print(fitting)
     if costs:
         out.print()
         out.print(_table(found, [results[0], *costs], reference=False))
@@ -153,7 +154,7 @@ def _columns(found: Compared) -> list[Column]:
         *map(_varied, found.varied),
         *([Column("n", lambda setting: str(len(setting.values(gain.column))))] if seeds else []),
         Column(
-            f"{gain.column.replace('_', '-')}\n{gain.unit}",
+            f"{_head(found)}\n{gain.unit}",
             lambda setting: gain.with_deviation(setting.mean(gain.column), setting.deviation(gain.column)),
         ),
         *([Column("best", lambda setting: _best(setting, found))] if seeds else []),
@@ -161,41 +162,26 @@ def _columns(found: Compared) -> list[Column]:
         Column("macro-F1\n%", lambda setting: _share(setting.mean("macro_f1"))),
         *([] if gain.column == "accuracy" else [Column("accuracy\n%", lambda s: _share(s.mean("accuracy")))]),
         Column("agree-\nment %", lambda setting: _share(setting.mean("agreement"))),
-        Column("para-\nmeters", lambda setting: short(setting.first.figures["parameters"]), cost=True),
-        Column("ms/row", lambda setting: _number(setting.mean("latency_ms")), cost=True),
-        Column("epochs", lambda setting: _number(setting.mean("epochs")), cost=True),
-        Column("pass\ns", lambda setting: _number(setting.mean("seconds")), cost=True),
-        Column("not\nfinished", lambda s: ", ".join(f"{n} {status}" for status, n in s.statuses.items()), cost=True),
+        Column("para-\nmeters", lambda setting: short(setting.first.figures["parameters"]), cost="parameters"),
+        Column("ms/row", lambda setting: _number(setting.mean("latency_ms")), cost="latency_ms"),
+        Column("epochs", lambda setting: _number(setting.mean("epochs")), cost="epochs"),
+        Column("pass\ns", lambda setting: _number(setting.mean("seconds")), cost="seconds"),
+        Column("not\nfinished", lambda s: ", ".join(f"{n} {why}" for why, n in s.statuses.items()), cost="status"),
     ]
-    told = set(_alike(found))
+    told = alike(found)
     return [
         column
         for column in columns
-        if column.head not in told and any(column.cell(each) not in (NONE, "") for each in found.settings)
+        if column.cost not in told and any(column.cell(each) not in (NONE, "") for each in found.settings)
     ]
 
 
 def _varied(varied: Varied) -> Column:
-    return Column("\n".join(varied.title.split(", ")), lambda setting: varied.text(setting) or NONE)
+    return Column(varied.title.replace(" ", "\n"), lambda setting: varied.text(setting) or NONE)
 
 
-def _alike(found: Compared) -> dict[str, str]:
-    """Return what all settings cost alike, by the head of its column, in words."""
-    costs = {
-        "para-\nmeters": ("parameters", "{} parameters", short),
-        "epochs": ("epochs", "{} epochs", _number),
-        "pass\ns": ("seconds", "a pass of {} s, which all its students share", _number),
-    }
-    alike = {}
-    for head, (column, words, text) in costs.items():
-        cells = {text(setting.mean(column)) for setting in found.settings}
-        if len(found.settings) > 1 and len(cells) == 1 and cells != {NONE}:
-            alike[head] = words.format(*cells)
-    return alike
-
-
-def _table(found: Compared, columns: Sequence[Column], *, reference: bool = True) -> Table:
-    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
+def _table(found: Compared, columns: Sequence[Column], *, reference: bool = True, gap: int = 1) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, gap, 0, 0))
     for column in columns:
         table.add_column(Text(column.head), justify="left" if column.left else "right", no_wrap=True, vertical="bottom")
     shown = found.settings[:MOST_SETTINGS]
@@ -207,10 +193,13 @@ def _table(found: Compared, columns: Sequence[Column], *, reference: bool = True
     return table
 
 
+def _head(found: Compared) -> str:
+    return found.gain.column.replace("_", "-")
+
+
 def _references(found: Compared) -> list[dict[str, str]]:
     """Return the lines of the teachers and of chance, by the head of a column."""
-    gain, lines = found.gain, []
-    column = gain.column.replace("_", "-")
+    gain, lines, column = found.gain, [], _head(found)
     for teacher in found.teachers:
         less = teacher.behind
         lines.append(
@@ -239,9 +228,9 @@ def _legend(found: Compared) -> list[str]:
         )
     if any(setting.labels_alone for setting in found.settings) and any(not s.labels_alone for s in found.settings):
         lines.append("*: labels alone, no teacher")
-    if alike := _alike(found):
-        lines.append(f"all alike: {'; '.join(alike.values())}")
-    if "pass\ns" not in alike:
+    if told := alike(found):
+        lines.append(f"all alike: {'; '.join(told.values())}")
+    if "seconds" not in told:
         lines.append("pass: seconds of the pass that trained it, which all its students share")
     return lines
 

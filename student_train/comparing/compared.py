@@ -57,7 +57,8 @@ class Compared:
         teachers: those of whom answers on these rows are known.
         chance: the figure of one who knows nothing but how common each class is; None: unknown.
         num_classes: of the task; 0: unknown.
-        near_chance: settings that are hardly better than it, by name, with their standing in words.
+        num_labels, label_counts: held sites with a label, and of each class; of too many classes they are not counted.
+        near_chance: who is hardly better than it, "teacher <name>" or a setting, with that in words.
         faults: of files that cannot be read, by name of the student.
     """
 
@@ -72,6 +73,8 @@ class Compared:
     teachers: list[Teacher] = field(default_factory=list)
     chance: float | None = None
     num_classes: int = 0
+    num_labels: int = 0
+    label_counts: list[int] = field(default_factory=list)
     near_chance: dict[str, str] = field(default_factory=dict)
     faults: dict[str, str] = field(default_factory=dict)
 
@@ -127,6 +130,8 @@ def _compared(runs: list[ShownRun]) -> Compared:
         found.sites = (len(sample.table), f"{TASKS[task].site_name}s")
         _beside_chance(found, sample.table)
     _beside_best(found)
+    # a teacher first: what is wrong with it is wrong with its students
+    found.near_chance = dict(sorted(found.near_chance.items(), key=lambda each: not each[0].startswith("teacher ")))
     return found
 
 
@@ -139,15 +144,21 @@ def _beside_chance(found: Compared, table: pl.DataFrame) -> None:
     counted = found.num_classes <= MOST_COUNTED
     counts = np.bincount(labels.to_numpy(), minlength=found.num_classes).tolist() if counted else []
     found.chance = task.chance(found.num_classes, counts)
+    found.label_counts, found.num_labels = counts, len(labels)
     for setting in found.settings:
-        accuracy, nats = setting.mean("accuracy"), setting.mean("cross_entropy")
-        if accuracy is None or nats is None or not setting.is_measured:
-            continue
-        rows = found.num_rows or len(labels)
-        answered = Counted(rows, round(accuracy * rows), nats * rows)
-        text, is_near = task.standing(answered, found.num_classes, counts)
-        if is_near:
-            found.near_chance[setting.name] = text
+        if setting.is_measured:
+            _check_chance(found, setting.name, setting.mean("accuracy"), setting.mean("cross_entropy"))
+
+
+def _check_chance(found: Compared, who: str, accuracy: float | None, nats: float | None) -> None:
+    """Take down who is hardly better than chance."""
+    if found.chance is None or accuracy is None or nats is None:
+        return
+    count = found.num_labels
+    answered = Counted(count, round(accuracy * count), nats * count)
+    text, is_near = TASKS[found.task].standing(answered, found.num_classes, found.label_counts)
+    if is_near:
+        found.near_chance[who] = text
 
 
 def _beside_best(found: Compared) -> None:
@@ -164,9 +175,12 @@ def _beside_best(found: Compared) -> None:
             other = _answered(setting, found, rows_R)
             if other is not None:
                 less = difference(own.answered, other.answered, found.noise, shares=shares)
-                found.behind[setting.name] = less._replace(mean=found.gain.sign * less.mean)
+                # of tokens a part of the positions shows the noise; the figures are of all
+                whole = (best.mean(found.gain.column) or 0.0) - (setting.mean(found.gain.column) or 0.0)
+                found.behind[setting.name] = less._replace(mean=found.gain.sign * whole)
     for name, table in teachers.items():
-        behind = None
+        behind, figures = None, _figures_of(table)
+        _check_chance(found, f"teacher {name}", figures["accuracy"], figures["cross_entropy"])
         scores_R = _scores(table, found.gain, "teacher_")
         if own is not None and scores_R is not None and own.rows is not None and table["row"].equals(own.rows):
             known_R = scores_R if scores_R.shape == own.shape else None
@@ -174,7 +188,7 @@ def _beside_best(found: Compared) -> None:
                 known = Answered(known_R, known_R.mean(keepdims=True), ())
                 less = difference(own.answered, known, found.noise, shares=shares)
                 behind = less._replace(mean=found.gain.sign * less.mean)
-        found.teachers.append(Teacher(name, _figures_of(table), behind))
+        found.teachers.append(Teacher(name, figures, behind))
 
 
 class _Own(NamedTuple):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from student_train.comparing.compared import Compared
+from student_train.comparing.figures import NONE, short
 from student_train.comparing.noise import Difference
 from student_train.comparing.settings import Setting
 
@@ -32,7 +33,8 @@ def _beside(found: Compared, best: Setting) -> Iterator[str]:
     if rest:
         alike = [setting for setting in rest if not found.behind[setting.name].is_told]
         more = f"; {len(alike)} of {len(rest)} others are not told from the best" if len(rest) > 1 else ""
-        yield f"next: {named(rest[0], found)}, {behind(found.behind[rest[0].name], found)}{more}"
+        who = "next, on labels alone" if rest[0] is found.labels_alone else "next"
+        yield f"{who}: {named(rest[0], found)}, {behind(found.behind[rest[0].name], found)}{more}"
     for teacher in found.teachers:
         figure = teacher.figures.get(found.gain.column)
         if figure is not None:
@@ -41,7 +43,7 @@ def _beside(found: Compared, best: Setting) -> Iterator[str]:
     alone, taught = found.labels_alone, found.taught
     if alone is None:
         yield "labels alone: no such student was trained, so that what the teacher adds is unknown"
-    elif alone is not best and alone.name in found.behind:
+    elif alone is not best and alone.name in found.behind and alone is not rest[0]:
         yield f"labels alone: {named(alone, found)}, {behind(found.behind[alone.name], found)}"
     elif alone is best and taught is not None and taught.name in found.behind:
         yield f"the best was trained on labels alone; with a teacher: {named(taught, found)}, " + behind(
@@ -57,3 +59,18 @@ def behind(less: Difference, found: Compared) -> str:
         return f"{gain.number(abs(less.mean))} {gain.points} {'ahead' if less.mean < 0 else 'behind'}"
     where = f"{gain.points} {'ahead' if less.mean < 0 else 'behind'}"
     return f"{known} {where}" + ("" if less.is_told else ", not told apart")
+
+
+def alike(found: Compared) -> dict[str, str]:
+    """Return what all settings cost alike, in words, by the name of the figure; of one setting nothing."""
+    words = {
+        "parameters": "{} parameters",
+        "epochs": "epochs: {}",
+        "seconds": "a pass of {} s, which all its students share",
+    }
+    told = {}
+    for name, text in words.items():
+        values = {short(setting.mean(name)) for setting in found.settings}
+        if len(found.settings) > 1 and len(values) == 1 and values != {NONE}:
+            told[name] = text.format(*values)
+    return told

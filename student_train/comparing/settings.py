@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from statistics import fmean
 from typing import Any, NamedTuple
 
+from student_train.comparing.figures import NONE
 from student_train.comparing.noise import deviation
 from student_train.comparing.runs import ShownRun
 
@@ -41,10 +42,11 @@ class Setting:
 
     @property
     def counted(self) -> tuple[ShownRun, ...]:
-        """Return those whose figures count: the finished ones; where none is, whoever has figures."""
-        finished = tuple(run for run in self.runs if run.status in FINISHED)
-        stopped = tuple(run for run in self.runs if run.status in MEASURED)
-        return finished or stopped or self.runs
+        """Return those whose figures count, one of each seed: the finished ones; where none is, whoever has figures."""
+        finished = [run for run in self.runs if run.status in FINISHED]
+        able = finished or [run for run in self.runs if run.status in MEASURED] or self.runs
+        by_seed = {run.seed: run for run in sorted(able, key=lambda run: run.name, reverse=True)}
+        return tuple(run for run in able if by_seed[run.seed] is run)
 
     @property
     def keys(self) -> dict[str, Any]:
@@ -53,8 +55,11 @@ class Setting:
 
     @property
     def statuses(self) -> dict[str, int]:
-        """Return how many have not finished, by status."""
-        return dict(Counter(run.status for run in self.runs if run.status != "finished"))
+        """Return how many have not finished, by status; and how many are copies of one that counts."""
+        finished = [run for run in self.runs if run.status == "finished"]
+        copies = len(finished) - len({run.seed for run in finished})
+        others = Counter(run.status for run in self.runs if run.status != "finished")
+        return dict(others) | ({"copies": copies} if copies else {})
 
     @property
     def is_measured(self) -> bool:
@@ -94,8 +99,8 @@ class Varied(NamedTuple):
     def text(self, setting: Setting) -> str | None:
         """Return a setting's value as text; None: it has none."""
         keys = setting.keys
-        values = [keys[key] for key in self.keys if key in keys]
-        return ", ".join(map(written, values)) if values else None
+        values = [written(keys[key]) if key in keys else NONE for key in self.keys]
+        return None if set(values) == {NONE} else "/".join(values)
 
     def order(self, setting: Setting) -> tuple[Any, ...]:
         """Return what its values are sorted by: numbers, and lists of them, in their order; before them nothing."""
@@ -110,7 +115,7 @@ def _order(value: Any) -> tuple[int, Any]:
         case int() | float():
             return 1, float(value)
         case [*below] if all(isinstance(each, int | float) for each in below):
-            return 2, below
+            return 2, tuple(below)
     return 3, written(value)
 
 
@@ -124,7 +129,7 @@ def settings_of(runs: Sequence[ShownRun], order: Callable[[ShownRun], float]) ->
     alike: dict[str, list[ShownRun]] = {}
     for run in runs:
         alike.setdefault(_meaning(run), []).append(run)
-    names = {key: common_name([run.name for run in of]) for key, of in alike.items()}
+    names = {key: common_name(sorted(run.name for run in of)) for key, of in alike.items()}
     twice = Counter(names.values())
     names = {key: name if twice[name] == 1 else alike[key][0].name for key, name in names.items()}
     labels = _labels({key: (name, alike[key][0].keys) for key, name in names.items()})
@@ -149,19 +154,20 @@ def varied_of(settings: Sequence[Setting]) -> list[Varied]:
         first = {value: values.index(value) for value in values}
         together.setdefault(tuple(first[value] for value in values), []).append(name)
     titles = _titles(swept)
-    return [Varied(tuple(keys), ", ".join(titles[key] for key in keys)) for keys in together.values()]
+    return [Varied(tuple(keys), _title([titles[key] for key in keys])) for keys in together.values()]
 
 
 def common_name(names: Sequence[str]) -> str:
-    """Return the parts that all names have in one place.
+    """Return the parts that all names have in one place; of names without any the first, and how many more there are.
 
     >>> common_name(["mlp-lr_0.01-s_0", "mlp-lr_0.01-s_1"])
     'mlp-lr_0.01'
     """
+    first = names[0] if len(names) == 1 else f"{names[0]} and {len(names) - 1} more"
     parts = [PARTS.split(name) for name in names]
     if len({len(each) for each in parts}) > 1:
-        return names[0]
-    return "-".join(each[0] for each in zip(*parts, strict=True) if len(set(each)) == 1) or names[0]
+        return first
+    return "-".join(each[0] for each in zip(*parts, strict=True) if len(set(each)) == 1) or first
 
 
 def written(value: Any) -> str:
@@ -196,6 +202,18 @@ def _titles(keys: Sequence[str]) -> dict[str, str]:
     ends = {key: key.rpartition(".")[2] for key in keys}
     twice = Counter(ends.values())
     return {key: SHORT.get(end, end) if twice[end] == 1 else key for key, end in ends.items()}
+
+
+def _title(titles: Sequence[str]) -> str:
+    """Return one title of keys that vary together.
+
+    >>> _title(["labels.weight", "kd.weight"]), _title(["lr", "batch"])
+    ('labels/kd weight', 'lr/batch')
+    """
+    parts = [title.rpartition(".") for title in titles]
+    if len(titles) > 1 and all(first for first, _, _ in parts) and len({last for _, _, last in parts}) == 1:
+        return f"{'/'.join(first for first, _, _ in parts)} {parts[0][2]}"
+    return "/".join(titles)
 
 
 def _meaning(run: ShownRun) -> str:

@@ -49,9 +49,14 @@ STYLE: dict[str, Any] = {
 
 @contextmanager
 def canvas(
-    height_inches: float, panels: int, *, left_inches: float = GAP_INCHES, width_ratios: Sequence[float] | None = None
+    height_inches: float,
+    panels: int,
+    *,
+    rows: int = 1,
+    left_inches: float = GAP_INCHES,
+    width_ratios: Sequence[float] | None = None,
 ) -> Iterator[tuple[Figure, Any]]:
-    """Yield a figure as wide as the page, and its panels side by side; draw and `data_uri` it within.
+    """Yield a figure as wide as the page, and its panels, `rows` of so many each; draw and `data_uri` it within.
 
     Margins are given, for finding them out takes as long as all the rest.
     """
@@ -65,9 +70,10 @@ def canvas(
             right=1 - RIGHT_INCHES / WIDTH_INCHES,
             bottom=BOTTOM_INCHES / height_inches,
             top=1 - TOP_INCHES / height_inches,
+            hspace=(BOTTOM_INCHES + TOP_INCHES) * rows / height_inches,
             wspace=GAP_INCHES * panels / width_inches,  # of a panel's mean width
         )
-        yield figure, figure.subplots(1, panels, squeeze=False, width_ratios=width_ratios)[0]
+        yield figure, figure.subplots(rows, panels, squeeze=False, width_ratios=width_ratios).flatten()
 
 
 def data_uri(figure: Figure) -> str:

@@ -5,8 +5,7 @@ Students are compared row by row only where they were measured on the same rows:
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,8 +13,12 @@ from typing import Any, NamedTuple
 import polars as pl
 
 from storage.cache import Cache
+from storage.cache.standing import standings
 from storage.errors import StillroomError
+from student_train.comparing.compared import Compared, compare_settings
+from student_train.comparing.figures import Gain
 from student_train.comparing.runs import ShownRun, gather_runs
+from student_train.comparing.settings import MEASURED, Setting
 from student_train.report import measures
 from student_train.report.caches import CacheFacts, cache_facts, open_cache
 from student_train.report.canvas import COLOURS
@@ -26,10 +29,8 @@ from student_train.tasks import TASKS, ReportFacts
 MOST_CACHES = 3  # that are described
 MOST_CLASSES = 24  # that are shown
 FEW_STUDENTS = 8
-MOST_VARIED = 6  # options that differ, as columns of the leaderboard
 MOST_GALLERIES = 3  # of single students
 MOST_CARDS = 12  # of one gallery
-WITH_WEIGHTS = ("finished", "stopped")  # statuses of students that can be compared
 
 
 class ClassRow(NamedTuple):
@@ -62,25 +63,22 @@ class Contents:
     Attributes:
         folder: of the runs.
         runs: every run, the best first.
-        main: those that were measured on the same rows.
-        gain: by which they are compared: "accuracy", or where there are no labels "agreement".
-        colours: of the highlighted students, by name.
-        varied: options in which runs differ.
+        compared: their settings; apart, where they were measured on other rows.
+        colours: of the students of highlighted settings, by name.
         comparison: row by row.
         teacher: whom they are compared with.
         classes, num_classes: those that are shown, and how many there are.
         confusions, tokens: rows of tables, of the best student.
         galleries: where students fail.
         caches: what they say of themselves.
+        warnings: teachers that are hardly better than chance, by the caches.
         notices: what is left out of the page, and why.
     """
 
     folder: Path
     runs: list[ShownRun]
-    main: list[ShownRun]
-    gain: str
-    colours: dict[str, str]
-    varied: list[str]
+    compared: list[Compared]
+    colours: dict[str, str] = field(default_factory=dict)
     comparison: Comparison | None = None
     teacher: TeacherRow | None = None
     classes: list[ClassRow] = field(default_factory=list)
@@ -89,12 +87,33 @@ class Contents:
     tokens: list[dict[str, Any]] = field(default_factory=list)
     galleries: list[Gallery] = field(default_factory=list)
     caches: list[CacheFacts] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
     notices: list[str] = field(default_factory=list)
 
     @property
-    def best(self) -> ShownRun | None:
-        """Return the best of those that are compared."""
-        return next((run for run in self.main if run.name in self.colours), None)
+    def first(self) -> Compared:
+        """Return the settings that the page is about: those of the rows on which most runs were measured."""
+        return self.compared[0]
+
+    @property
+    def main(self) -> list[ShownRun]:
+        """Return the students of those, those of the best setting first."""
+        return [run for setting in self.first.settings for run in setting.runs]
+
+    @property
+    def gain(self) -> Gain:
+        """Return by which they are compared."""
+        return self.first.gain
+
+    @property
+    def best(self) -> Setting | None:
+        """Return the best setting."""
+        return self.first.best
+
+    @property
+    def tops(self) -> dict[str, str]:
+        """Return the colours of highlighted settings, by name."""
+        return {s.name: self.colours[s.first.name] for s in self.first.settings if s.first.name in self.colours}
 
     @property
     def shown(self) -> ShownRun | None:
@@ -120,41 +139,26 @@ def gather(folder: Path, cache_url: str | None = None) -> Contents:
         StillroomError: `cache_url` is given, and is not their cache.
     """
     runs = gather_runs(folder)
-    main = _main_runs(runs)
-    gain = "accuracy" if any(run.figures["accuracy"] is not None for run in main) else "agreement"
-    able = [run for run in main if run.status in WITH_WEIGHTS and run.figures[gain] is not None]
-    colours = dict(zip((run.name for run in able), COLOURS, strict=False))  # the few best
-    contents = Contents(folder, runs, main, gain, colours, varied_options(runs))
+    contents = Contents(folder, runs, compare_settings(runs))
+    able = [s for s in contents.first.settings if s.is_measured and s.mean(contents.gain.column) is not None]
+    for setting, colour in zip(able, COLOURS, strict=False):  # the few best
+        contents.colours |= {run.name: colour for run in setting.runs}
     contents.notices += [f"{run.name}: {getattr(fault, 'what', fault)}" for run in runs for fault in run.faults]
-    if len(main) < len(runs) and (others := [run.name for run in runs if run.identity and run not in main]):
-        contents.notices.append(
-            f"measured on other rows than the {len(main)} that are compared below, and not to be compared with them: "
-            + _named(others)
-        )
+    if len(contents.main) < len(runs):
+        others = [run.name for run in runs if run.identity and run not in contents.main]
+        if others:
+            contents.notices.append(
+                f"measured on other rows than the {len(contents.main)} of this page, with a table of their own: "
+                + _named(others)
+            )
     caches = _open_caches(contents, cache_url)
-    _compare(contents, [run for run in main if run.status in WITH_WEIGHTS], caches)
+    _compare(contents, [run for run in contents.main if run.status in MEASURED], caches)
     _describe(contents, caches)
     return contents
 
 
-def varied_options(runs: Sequence[ShownRun]) -> list[str]:
-    """Return the options in which runs differ, at most MOST_VARIED, those with the most values first."""
-    options = [run.options for run in runs if run.options]
-    names = list(dict.fromkeys(name for each in options for name in each))
-    values = {name: len({each.get(name) for each in options}) for name in names}
-    varied = [name for name in names if values[name] > 1]
-    return sorted(varied, key=lambda name: -values[name])[:MOST_VARIED]
-
-
 def _named(names: list[str], most: int = 8) -> str:
     return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
-
-
-def _main_runs(runs: list[ShownRun]) -> list[ShownRun]:
-    """Return the runs that were measured on the rows that most were; of two such sets the one with the best."""
-    # of one without identity nobody knows what it was measured on
-    measured = Counter(run.held for run in runs if run.identity)
-    return [run for run in runs if run.identity and run.held == measured.most_common(1)[0][0]]
 
 
 def _open_caches(contents: Contents, cache_url: str | None) -> dict[str, Cache]:
@@ -188,7 +192,8 @@ def _open_caches(contents: Contents, cache_url: str | None) -> dict[str, Cache]:
 
 def _compare(contents: Contents, runs: list[ShownRun], caches: dict[str, Cache]) -> None:
     """Add all that is known of single rows."""
-    found = contents.comparison = compare_rows(runs, contents.colours)
+    firsts = [setting.first.name for setting in contents.first.settings if setting.name in contents.tops]
+    found = contents.comparison = compare_rows(runs, firsts)
     if found is None:
         if runs:
             contents.notices.append("no student left predictions: classes, calibration and failures are left out")
@@ -271,5 +276,9 @@ def _describe(contents: Contents, caches: dict[str, Cache]) -> None:
         rows = [run.rows_of(role) for role in ("train", "validation") for run in runs]
         try:
             contents.caches.append(cache_facts(cache, list(dict.fromkeys(row for row in rows if row is not None))))
+            catalogue, used = cache.catalogue(), {row.partition("/")[0] for row in rows if row is not None}
+            for each in standings(catalogue, catalogue.ledger()):
+                if each.is_near_chance and each.dataset in used:
+                    contents.warnings.append(each.note.removeprefix("warning: "))
         except StillroomError as error:
             contents.notices.append(f"what {cache.url} says of itself is left out: {error.what}")

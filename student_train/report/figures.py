@@ -9,14 +9,16 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import isfinite
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import polars as pl
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-from student_train.report.canvas import FAINT, TEACHER_COLOUR, canvas, data_uri, percents, plain
-from student_train.report.measures import OUTCOMES, Calibration, pareto_front
+from student_train.comparing.effects import Effect
+from student_train.comparing.figures import Gain
+from student_train.report.canvas import COLOURS, FAINT, TEACHER_COLOUR, canvas, data_uri, percents, plain
+from student_train.report.measures import OUTCOMES, Calibration, interval, pareto_front
 
 BOTH_RIGHT = OUTCOMES[0]
 # Tol's; where both are right there is no bar
@@ -24,6 +26,8 @@ OUTCOME_COLOURS = dict(zip(OUTCOMES[1:], ("#882255", "#88CCEE", "#8d939b", "#d5d
 INK_ON = dict.fromkeys((OUTCOMES[1], OUTCOMES[3]), "#ffffff")  # white on dark bars
 MOST_CURVE_POINTS = 200  # of one curve; a wider screen shows no more
 CLOSE_DOTS = 18.0  # of the canvas: less, and two numbers would lie on each other
+EFFECTS_A_ROW = 4
+MOST_TICKS = 6  # of such a narrow panel
 FIRM_ROWS = 10  # of a bin of confidences that a line goes through
 
 
@@ -49,6 +53,9 @@ class Point(NamedTuple):
     colour: str | None
 
 
+Drawn = TypeVar("Drawn", Curve, Point)
+
+
 @dataclass(frozen=True)
 class Panel:
     """One curve over epochs for each student.
@@ -70,8 +77,7 @@ def learning_curves(curves: Sequence[Curve], panels: Sequence[Panel]) -> str:
     """Return panels of curves over epochs; the teacher is a dashed line."""
     with canvas(3.1, len(panels)) as (figure, axes):
         for axis, panel in zip(axes, panels, strict=True):
-            # faint ones first, beneath the others
-            for curve in sorted(curves, key=lambda curve: curve.colour is not None):
+            for curve in _best_last(curves):
                 _curve(axis, curve, panel.column)
             if not panel.percent:  # a student that diverges would leave the others one line
                 _fit(axis, [curve.history[panel.column] for curve in curves if curve.colour is not None])
@@ -84,23 +90,49 @@ def learning_curves(curves: Sequence[Curve], panels: Sequence[Panel]) -> str:
         return data_uri(figure)
 
 
-def trade_offs(panels: Mapping[str, Sequence[Point]], gain: str, teacher: float | None) -> str:
+def effects(of: Sequence[Effect], gain: Gain, teacher: float | None) -> str:
+    """Return a panel for each swept key: the figure at its values, faint lines for settings alike but for it."""
+    rows = -(-len(of) // EFFECTS_A_ROW)
+    with canvas(0.4 + 2.4 * rows, EFFECTS_A_ROW, rows=rows) as (figure, axes):
+        known = [value for effect in of for line in effect.lines for value in line if value is not None]
+        for axis, effect in zip(axes, of, strict=False):
+            for line in effect.lines:
+                places = [place for place, value in enumerate(line) if value is not None]
+                axis.plot(places, [line[place] for place in places], "o-", color=FAINT, markersize=2.5, linewidth=0.9)
+            places = [place for place, value in enumerate(effect.means) if value is not None]
+            means = [effect.means[place] for place in places]
+            axis.plot(places, means, "o-", color=COLOURS[0], markersize=5, linewidth=2)
+            told = range(0, len(effect.values), -(-len(effect.values) // MOST_TICKS))
+            axis.set_xticks(told, [plain(effect.values[place], 14) for place in told], fontsize=8)
+            axis.set_xlim(-0.35, len(effect.values) - 0.65)
+            axis.set_title(plain(effect.varied.title, 40))
+            pad = 0.08 * (max(known) - min(known)) or 0.01
+            axis.set_ylim(min(known) - pad, max(known) + pad)  # one scale, so that keys can be compared
+            _teacher_line(axis, teacher, percent=gain.share)
+            if gain.share:
+                axis.yaxis.set_major_formatter(percents())
+        for axis in axes[len(of) :]:
+            axis.set_axis_off()
+        return data_uri(figure)
+
+
+def trade_offs(panels: Mapping[str, Sequence[Point]], gain: Gain, teacher: float | None) -> str:
     """Return a panel of gain over each cost, on a logarithmic axis, with the points that no other beats in both."""
     with canvas(3.7, len(panels)) as (figure, axes):
         for axis, (cost, points) in zip(axes, panels.items(), strict=True):
-            # faint ones first, beneath the others
-            for point in sorted(points, key=lambda point: point.colour is not None):
+            for point in _best_last(points):
                 colour, bold = point.colour or FAINT, point.colour is not None
                 if bold:
                     axis.plot([point.cost] * 2, [point.low, point.high], color=colour, linewidth=1, alpha=0.7)
                 axis.plot(point.cost, point.gain, "o", color=colour, markersize=6 if bold else 4)
             axis.margins(y=0.12)
-            _teacher_line(axis, teacher, percent=True)
+            _teacher_line(axis, teacher, percent=gain.share)
             _cost_axis(axis, [point.cost for point in points])
-            axis.yaxis.set_major_formatter(percents())
-            axis.set_title(f"{gain} against {cost}")
+            if gain.share:
+                axis.yaxis.set_major_formatter(percents())
+            axis.set_title(f"{gain.name} against {cost}")
             axis.set_xlabel(cost)
-            _front(axis, points)
+            _front(axis, points, gain.sign)
         return data_uri(figure)
 
 
@@ -130,7 +162,7 @@ def calibration(of: Sequence[tuple[Calibration, str]]) -> str:
 
 def agreement(shares: Sequence[tuple[str, Mapping[str, float]]], lines: Sequence[tuple[pl.DataFrame, str]]) -> str:
     """Return who is right where not both are, a bar for each student, and agreement by the teacher's confidence."""
-    names = [plain(name) for name, _ in shares]
+    names = [plain(name, 44) for name, _ in shares]
     left_inches = 0.25 + 0.08 * max(map(len, names), default=0)  # about as wide as the longest name
     height = max(3.2, 1.1 + 0.3 * len(shares))  # 0.3 inches a bar
     with canvas(height, 2, left_inches=left_inches, width_ratios=(1.1, 1)) as (figure, (left, right)):
@@ -157,7 +189,10 @@ def agreement(shares: Sequence[tuple[str, Mapping[str, float]]], lines: Sequence
 
 def _by_confidence(axis: Any, lines: Sequence[tuple[pl.DataFrame, str]]) -> None:
     for table, colour in lines:
-        axis.plot(range(1, len(table) + 1), table["agreement"], "o-", color=colour, markersize=3.5, linewidth=1.3)
+        places = range(1, len(table) + 1)
+        axis.plot(places, table["agreement"], "o-", color=colour, markersize=3.5, linewidth=1.3)
+        bounds = [interval(share, rows) for share, rows in zip(table["agreement"], table["rows"], strict=True)]
+        axis.vlines(places, *zip(*bounds, strict=True), color=colour, linewidth=0.9, alpha=0.6)
     if lines:
         confidences = lines[0][0]["confidence"]
         axis.set_xticks(range(1, len(confidences) + 1), [f"{100 * each:.3g}" for each in confidences], fontsize=8)
@@ -176,6 +211,12 @@ def loss_along_block(lines: Sequence[tuple[pl.DataFrame, str]], teacher: pl.Data
         axis.set_title("mean loss, nats")
         axis.set_xlabel("tokens before")
         return data_uri(figure)
+
+
+def _best_last(of: Sequence[Drawn]) -> list[Drawn]:
+    """Return them in the order in which they are drawn: faint ones first, beneath the others, and the best on top."""
+    bold = [each for each in of if each.colour is not None]
+    return [each for each in of if each.colour is None] + bold[::-1]
 
 
 def _fit(axis: Any, shown: Sequence[pl.Series]) -> None:
@@ -232,9 +273,9 @@ def _short(value: float) -> str:
     return f"{value:g}"
 
 
-def _front(axis: Any, points: Sequence[Point]) -> None:
+def _front(axis: Any, points: Sequence[Point], sign: int) -> None:
     """Draw the Pareto front as steps, with the numbers of its points."""
-    front = front_of(points)
+    front = front_of(points, sign)
     right = axis.get_xlim()[1]
     xs, ys = [point.cost for point in front], [point.gain for point in front]
     # on to the edge: what costs more gains no more
@@ -263,6 +304,6 @@ def _are_close(axis: Any, one: Point, other: Point) -> bool:
     return bool(abs(x - u) < CLOSE_DOTS and abs(y - v) < CLOSE_DOTS)
 
 
-def front_of(points: Sequence[Point]) -> list[Point]:
-    """Return the points that no other beats in both cost and gain, the cheapest first."""
-    return [points[index] for index in pareto_front([(point.cost, point.gain) for point in points])]
+def front_of(points: Sequence[Point], sign: int) -> list[Point]:
+    """Return the points that no other beats in both cost and gain, the cheapest first; `sign` −1: less is more."""
+    return [points[index] for index in pareto_front([(point.cost, sign * point.gain) for point in points])]

@@ -41,25 +41,6 @@ def interval(accuracy: float, rows: int) -> tuple[float, float]:
     return max(0.0, middle - half), min(1.0, middle + half)
 
 
-def behind(right: pl.Series, best: pl.Series) -> tuple[float, float]:
-    """Return by how much a student is less accurate than the best, and half the width of the 95 % interval of that.
-
-    Both were asked about the same rows, so that only rows on which they differ are noise: far less than that of either.
-
-    Args:
-        right, best: whether each of them is right, bool; null: nobody knows.
-
-    Source: Bonett & Price 2012, for the difference of paired proportions.
-    """
-    known = pl.DataFrame({"right": right, "best": best}).drop_nulls()
-    rows = len(known)
-    lost, won = (known.select((pl.col(a) & ~pl.col(b)).sum()).item() for a, b in (("best", "right"), ("right", "best")))
-    # as if of two rows more one were lost and one won: none lost is not yet certainty
-    shares = (lost + 1) / (rows + 2), (won + 1) / (rows + 2)
-    variance = (sum(shares) - (shares[0] - shares[1]) ** 2) / (rows + 2)
-    return (lost - won) / max(rows, 1), CONFIDENCE_95 * sqrt(variance)
-
-
 def accuracy_of(table: pl.DataFrame, who: str = "") -> float | None:
     """Return the accuracy of the student, or of the "teacher_"."""
     known = table.filter(pl.col("label").is_not_null(), pl.col(f"{who}top").is_not_null())
@@ -106,11 +87,15 @@ def outcomes_of(table: pl.DataFrame) -> dict[str, float] | None:
 
 
 def agreement_by_confidence(table: pl.DataFrame, parts: int = 10) -> pl.DataFrame:
-    """Return `confidence` of the teacher and `agreement` with it, means of so many equal parts of rows, in order."""
+    """Return `confidence` of the teacher, `agreement` with it, and `rows`, of so many equal parts of rows, in order."""
     known = table.drop_nulls(["teacher_top", "teacher_top_probability", "top"]).sort("teacher_top_probability")
     part = (pl.int_range(pl.len()) * parts // pl.len()).alias("part")  # by rank, so that parts are equal in rows
     alike = (pl.col("top") == pl.col("teacher_top")).cast(pl.Float64)
-    means = {"confidence": pl.col("teacher_top_probability").cast(pl.Float64).mean(), "agreement": alike.mean()}
+    means = {
+        "confidence": pl.col("teacher_top_probability").cast(pl.Float64).mean(),
+        "agreement": alike.mean(),
+        "rows": pl.len(),
+    }
     return known.group_by(part).agg(**means).sort("part").drop("part")
 
 

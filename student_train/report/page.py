@@ -9,24 +9,37 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import version
 from importlib.resources import files
-from typing import Any, NamedTuple
+from statistics import fmean
+from typing import Any, Generic, NamedTuple, TypeVar
 
 from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
-from storage.errors import si
+from student_train.comparing.compared import Compared
+from student_train.comparing.figures import NONE, Gain, short
+from student_train.comparing.headline import alike, behind, headline, named
+from student_train.comparing.noise import Difference
 from student_train.comparing.runs import ShownRun
+from student_train.comparing.settings import Setting, Varied
 from student_train.report.caches import dense_bytes
-from student_train.report.canvas import TEACHER_COLOUR
+from student_train.report.canvas import COLOURS, TEACHER_COLOUR
 from student_train.report.contents import FEW_STUDENTS, Contents
-from student_train.report.drawings import MOST_BARS, draw_all, reliabilities, trade_offs
+from student_train.report.drawings import MOST_BARS, MOST_EFFECTS, draw_all, reliabilities, tenths, trade_offs
 from student_train.report.figures import OUTCOME_COLOURS, front_of
-from student_train.report.measures import interval
 
-NONE = "–"  # of a figure that nobody knows
+TIPS = {
+    "accuracy": "share of held rows whose top class is the label",
+    "cross_entropy": "cross-entropy to the labels of the held rows, nats",
+    "agreement": "share of held rows whose top class is the teacher's",
+}
+SECONDS = "seconds of training and evaluation of the pass that trained it, which all its students share"
+# What the figure by which they are compared is called where it is one of many, and what is the same of all.
+OWN_TITLES = {"accuracy": "accuracy", "cross_entropy": "loss", "agreement": "agreement"}
+TITLES = {"parameters": "parameters", "epochs": "epochs", "seconds": "pass, s"}
+Row = TypeVar("Row")
 MOST_JOBS = 10  # that are seen at once
 
 
@@ -37,13 +50,14 @@ class Cell(NamedTuple):
     value: float | str | None
 
 
-class Column(NamedTuple):
-    """A column of the leaderboard."""
+class Column(NamedTuple, Generic[Row]):
+    """A column of a table of settings or of students; `reference` is the figure of a teacher or of chance in it."""
 
     title: str
     tip: str
-    cell: Callable[[ShownRun], Cell]
+    cell: Callable[[Row], Cell]
     numeric: bool = True
+    reference: str | None = None
 
 
 def percent(value: float | None, digits: int = 2) -> str:
@@ -56,11 +70,6 @@ def number(value: float | None, digits: int = 3) -> str:
     return NONE if value is None else f"{value:,}" if isinstance(value, int) else f"{value:.{digits}g}"
 
 
-def short(value: float | None) -> str:
-    """Return a number with three digits and a prefix."""
-    return NONE if value is None else si(value)
-
-
 def render(contents: Contents) -> str:
     """Return the page."""
     script, style = (files(__package__).joinpath(name).read_text(encoding="utf-8") for name in ("page.js", "page.css"))
@@ -69,13 +78,20 @@ def render(contents: Contents) -> str:
     environment.filters |= {"percent": percent, "number": number, "si": short, "facts": facts}
     template = environment.from_string(files(__package__).joinpath("page.html.j2").read_text(encoding="utf-8"))
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()  # as the page's policy names it
-    costs = trade_offs(contents.main, contents.colours, contents.gain, independent=contents.task.independent)
+    costs = trade_offs(contents.first, contents.tops, independent=contents.task.independent)
+    agreements = {} if contents.comparison is None else contents.comparison.agreements
     return template.render(
         c=contents,
-        pictures=draw_all(contents.main, contents.colours, contents.gain, contents.comparison),
-        best=contents.best,
+        pictures=draw_all(contents.first, contents.colours, contents.tops, contents.comparison),
+        headline=headline(contents.first),
+        boards=[
+            (each, board(each, agreements), references(each))
+            for number, each in enumerate(contents.compared)
+            if number == 0 or each.rows is not None
+        ],
+        alike=alike(contents.first),
+        students=students(contents, agreements),
         shown=contents.shown,
-        columns=leaderboard(contents),
         outcome_colours=OUTCOME_COLOURS,
         teacher_colour=TEACHER_COLOUR,
         most_bars=MOST_BARS,
@@ -83,10 +99,14 @@ def render(contents: Contents) -> str:
         few_students=FEW_STUDENTS,
         identity=identity_text,
         reliabilities=reliabilities(contents.comparison, contents.colours) if contents.comparison else [],
-        fronts={cost: front_of(points) for cost, points in costs.items()},
-        smallest=smallest_equal(contents),
+        fronts={cost: front_of(points, contents.gain.sign) for cost, points in costs.items()},
+        smallest=smallest_equal(contents.first),
         common=common_identity(contents.runs),
-        interval=interval,
+        named=named,
+        first_colour=COLOURS[0],
+        most_effects=MOST_EFFECTS,
+        tenths=contents.comparison is not None and bool(tenths(contents.comparison, contents.colours)),
+        behind=behind,
         dense_bytes=dense_bytes,
         devices=sorted({run.record.device for run in contents.main if run.record is not None}),
         version=version("stillroom"),
@@ -97,39 +117,96 @@ def render(contents: Contents) -> str:
     )
 
 
-def leaderboard(contents: Contents) -> list[Column]:
-    """Return the columns that say something of at least one run."""
-    agreements = {} if contents.comparison is None else contents.comparison.agreements
-    epochs = {run.figures["epochs"] for run in contents.runs}
-    figured = [
-        Column("accuracy", "share of held rows whose top class is the label", _figure("accuracy", percent)),
+def board(found: Compared, agreements: Mapping[str, float]) -> list[Column[Setting]]:
+    """Return the columns of settings that say something of at least one, and are not the same of all.
+
+    Args:
+        found: the settings.
+        agreements: with the teacher, of students that had none too.
+    """
+    gain, told = found.gain, alike(found)
+    several = any(len(setting.runs) > 1 for setting in found.settings)
+    left_out = {OWN_TITLES[gain.column], *(TITLES[name] for name in told)}
+    if not several:
+        left_out |= {"n", "best"}
+    columns: list[Column[Setting]] = [
+        *(_varied(each, found) for each in found.varied),
+        Column("n", "seeds that count", lambda s: _count(len(s.values(gain.column)))),
+        Column(
+            f"{gain.name}, {gain.unit}",
+            TIPS[gain.column] + ("; ± is the deviation over seeds" if several else ""),
+            lambda s: Cell(gain.with_deviation(s.mean(gain.column), s.deviation(gain.column)), s.mean(gain.column)),
+            reference=gain.column,
+        ),
+        Column("best", "the best student of it", lambda s: _best(s, gain)),
+        Column("behind", f"the best, in {gain.points}, with its 95 % interval", _behind(found), reference="behind"),
+        Column("macro-F1", "mean over the classes of F1, each class alike", _mean("macro_f1", percent)),
+        Column(
+            "agreement", "share of held rows whose top class is the teacher's", lambda s: _agreement_of(s, agreements)
+        ),
+        Column("accuracy", TIPS["accuracy"], _mean("accuracy", percent), reference="accuracy"),
+        Column("loss", TIPS["cross_entropy"], _mean("cross_entropy", number), reference="cross_entropy"),
+        Column("ECE", "expected calibration error, 15 bins", _mean("calibration_error", percent)),
+        Column("parameters", "trained and kept", _mean("parameters", short)),
+        Column("ms/row", "latency of one row, where it was trained", _mean("latency_ms", number)),
+        Column("epochs", "that were trained", _mean("epochs", number)),
+        Column("pass, s", SECONDS, _mean("seconds", number)),
+    ]
+    return [
+        column
+        for column in columns
+        if column.title not in left_out and any(column.cell(each).value is not None for each in found.settings)
+    ]
+
+
+def students(contents: Contents, agreements: Mapping[str, float]) -> list[Column[ShownRun]]:
+    """Return the columns of single students that say something of at least one."""
+    columns: list[Column[ShownRun]] = [
+        Column("seed", "of weights and order", lambda run: _count(run.seed)),
+        Column("accuracy", TIPS["accuracy"], _figure("accuracy", percent)),
         Column("macro-F1", "mean over the classes of F1, each class alike", _figure("macro_f1", percent)),
-        Column("behind", "the best, in points, on the same rows; with its 95 % interval", _behind(contents)),
-        Column("agreement", "share of held rows whose top class is the teacher's", _agreement(agreements)),
-        Column("loss", "cross-entropy to the labels of the held rows, nats", _figure("cross_entropy", number)),
+        Column("agreement", TIPS["agreement"], _agreement(agreements)),
+        Column("loss", TIPS["cross_entropy"], _figure("cross_entropy", number)),
         Column("ECE", "expected calibration error, 15 bins", _figure("calibration_error", percent)),
-        Column("parameters", "that are trained and kept", _figure("parameters", short)),
         Column("ms/row", "latency of one row, where it was trained", _figure("latency_ms", number)),
         Column("rows/s", "inference in batches, where it was trained", _figure("inference_rows_per_s", short)),
-        # where all have had as many it says nothing
-        *[Column("epochs", "that were trained", _figure("epochs", number))] * (len(epochs) > 1),
-        Column("seconds", "of training and evaluation", _figure("seconds", number)),
+        Column("epochs", "that were trained", _figure("epochs", number)),
+        Column("pass, s", SECONDS, _figure("seconds", number)),
+        Column("measured on", "held rows", _held_rows, numeric=False),
     ]
-    varied = [Column(name.removeprefix("options."), name, _option(name), numeric=False) for name in contents.varied]
-    rows = [run.rows_of("validation") for run in contents.runs]
-    measured = [Column("measured on", "held rows", _held_rows, numeric=False)] if len(set(rows)) > 1 else []
-    columns = [*figured, *measured, *varied]
     return [column for column in columns if any(column.cell(run).value is not None for run in contents.runs)]
 
 
-def smallest_equal(contents: Contents) -> ShownRun | None:
-    """Return the student of fewest parameters that cannot be told from the best, if that is another."""
-    best, found = contents.best, contents.comparison
-    if best is None or found is None:
+def references(found: Compared) -> list[tuple[str, dict[str, str]]]:
+    """Return the lines of teachers and of chance: a name, and cells by `Column.reference`."""
+    gain, lines = found.gain, []
+    for teacher in found.teachers:
+        cells = {gain.column: gain.number(teacher.figures.get(gain.column)), "behind": _interval(teacher.behind, gain)}
+        others = {
+            "accuracy": percent(teacher.figures["accuracy"]),
+            "cross_entropy": number(teacher.figures["cross_entropy"]),
+        }
+        lines.append((f"teacher {teacher.name}", others | cells))
+    if found.chance is not None:
+        lines.append(("chance", {gain.column: gain.number(found.chance)}))
+    return lines
+
+
+def smallest_equal(found: Compared) -> Setting | None:
+    """Return the setting of fewest parameters that cannot be told from the best, if that is another."""
+    best = found.best
+    if best is None or best.mean("parameters") is None:
         return None
-    able = [run for run in contents.main if run.figures["parameters"] and _is_equal(found.behind.get(run.name))]
-    smallest = min(able, key=lambda run: run.figures["parameters"], default=best)
-    return smallest if smallest.figures["parameters"] != best.figures["parameters"] else None
+    able = [
+        setting
+        for setting in found.settings
+        if (less := found.behind.get(setting.name)) is not None
+        and less.half is not None
+        and not less.is_told
+        and setting.mean("parameters")
+    ]
+    smallest = min(able, key=lambda setting: setting.mean("parameters") or 0, default=best)
+    return smallest if (smallest.mean("parameters") or 0) < (best.mean("parameters") or 0) else None
 
 
 def facts(value: Any, prefix: str = "") -> list[tuple[str, str]]:
@@ -167,7 +244,7 @@ def _figure(name: str, written: Callable[[Any], str]) -> Callable[[ShownRun], Ce
     return lambda run: Cell(written(run.figures[name]), run.figures[name])
 
 
-def _agreement(agreements: dict[str, float]) -> Callable[[ShownRun], Cell]:
+def _agreement(agreements: Mapping[str, float]) -> Callable[[ShownRun], Cell]:
     def cell(run: ShownRun) -> Cell:
         value = run.figures["agreement"]
         value = agreements.get(run.name) if value is None else value
@@ -176,32 +253,49 @@ def _agreement(agreements: dict[str, float]) -> Callable[[ShownRun], Cell]:
     return cell
 
 
-def _is_equal(behind: tuple[float, float] | None) -> bool:
-    return behind is not None and behind[0] <= behind[1]  # within its noise
+def _mean(name: str, written: Callable[[Any], str]) -> Callable[[Setting], Cell]:
+    return lambda setting: Cell(written(setting.mean(name)), setting.mean(name))
 
 
-def _behind(contents: Contents) -> Callable[[ShownRun], Cell]:
-    found = {} if contents.comparison is None else contents.comparison.behind
+def _agreement_of(setting: Setting, agreements: Mapping[str, float]) -> Cell:
+    found = [_agreement(agreements)(run).value for run in setting.counted]
+    known = [value for value in found if isinstance(value, float)]
+    mean = fmean(known) if known else None
+    return Cell(percent(mean), mean)
 
-    def cell(run: ShownRun) -> Cell:
-        if run.name not in found or run.name == next(iter(found)):  # the best is not behind itself
-            return Cell("", None)
-        difference, half = found[run.name]
-        return Cell(f"{100 * difference:.2f} ± {100 * half:.2f}", difference)
+
+def _count(value: int | None) -> Cell:
+    return Cell(NONE if value is None else f"{value}", value)
+
+
+def _best(setting: Setting, gain: Gain) -> Cell:
+    values = setting.values(gain.column)
+    best = None if not values else max(values) if gain.sign > 0 else min(values)
+    return Cell(gain.number(best), best)
+
+
+def _behind(found: Compared) -> Callable[[Setting], Cell]:
+    def cell(setting: Setting) -> Cell:
+        less = found.behind.get(setting.name)
+        return Cell(_interval(less, found.gain), None if less is None else less.mean)
 
     return cell
 
 
-def _option(name: str) -> Callable[[ShownRun], Cell]:
-    def cell(run: ShownRun) -> Cell:
-        text = run.options.get(name)
-        try:
-            # sorted as a number where it is one
-            return Cell(NONE if text is None else text, None if text is None else float(text))
-        except ValueError:
-            return Cell(str(text), text)
+def _interval(less: Difference | None, gain: Gain) -> str:
+    if less is None:
+        return ""
+    return gain.number(less.mean) + ("" if less.half is None else f" ± {gain.number(less.half)}")
 
-    return cell
+
+def _varied(varied: Varied, found: Compared) -> Column[Setting]:
+    ranks = {order: rank for rank, order in enumerate(sorted({varied.order(each) for each in found.settings}))}
+
+    def cell(setting: Setting) -> Cell:
+        text = varied.text(setting)
+        return Cell(NONE, None) if text is None else Cell(text, ranks[varied.order(setting)])
+
+    return Column(varied.title, ", ".join(varied.keys), cell)
 
 
 def _held_rows(run: ShownRun) -> Cell:

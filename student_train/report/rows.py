@@ -18,7 +18,6 @@ from student_train.report.measures import (
     Calibration,
     accuracy_by_class,
     accuracy_of,
-    behind,
     calibration_of,
     cross_entropy_of,
     failures,
@@ -36,7 +35,6 @@ class Comparison:
         held: the rows, with the columns of one teacher; those of the first student's.
         kept: of a few students, by name, the same with their own columns.
         agreements: share of rows with the teacher's top class, by name; of students that had no teacher too.
-        behind: how much less accurate than the first each is, and the noise of that (`measures.behind`), by name.
         outcomes: who is right (`measures.OUTCOMES`), by name; only where there are labels and a teacher.
         by_class: `measures.accuracy_by_class` of every student.
         failed: of each row, how many students fail where the teacher does not.
@@ -47,13 +45,11 @@ class Comparison:
     held: HeldTable
     kept: dict[str, pl.DataFrame] = field(default_factory=dict)
     agreements: dict[str, float] = field(default_factory=dict)
-    behind: dict[str, tuple[float, float]] = field(default_factory=dict)
     outcomes: dict[str, dict[str, float]] = field(default_factory=dict)
     by_class: list[pl.DataFrame] = field(default_factory=list)
     failed: np.ndarray[Any, Any] = field(default_factory=lambda: np.zeros(0, np.int64))
     absent: list[str] = field(default_factory=list)
     faults: dict[str, str] = field(default_factory=dict)
-    _best: pl.Series | None = None  # whether the first student is right
 
     @property
     def first(self) -> str | None:
@@ -72,9 +68,6 @@ class Comparison:
             self.agreements[name] = float((alike["teacher_top"] == alike["top"]).mean())  # type: ignore[arg-type]
         if (outcomes := outcomes_of(table)) is not None:
             self.outcomes[name] = outcomes
-        if (right := table["top"] == table["label"]).any():
-            self._best = right if self._best is None else self._best  # runs come the best first
-            self.behind[name] = behind(right, self._best)
         self.by_class.append(accuracy_by_class(table))
         self.failed[failures(table.with_row_index("index"))["index"].to_numpy()] += 1
         if keep:

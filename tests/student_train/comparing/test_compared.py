@@ -185,8 +185,8 @@ def test_language_models_are_compared_by_cross_entropy(tmp_path: Path) -> None:
         (["m-lr_0.01-s_0", "m-lr_0.01-s_1"], "m-lr_0.01"),
         (["m-seed_0-lr_1e-05", "m-seed_1-lr_1e-05"], "m-lr_1e-05"),
         (["one"], "one"),
-        (["one", "another-s_1"], "one"),
-        (["kd", "labels"], "kd"),
+        (["one", "another-s_1"], "one and 1 more"),
+        (["kd", "labels", "x"], "kd and 2 more"),
     ],
 )
 def test_a_setting_is_called_by_what_its_students_names_share(names: list[str], common: str) -> None:
@@ -203,6 +203,12 @@ def settings(runs: Sequence[ShownRun]) -> list[Any]:
     return settings_of(runs, lambda run: -(run.figures["accuracy"] or 0.0))
 
 
+def test_a_copy_counts_once_and_is_told() -> None:
+    (setting,) = settings([made("a-s_0", 0, 0.5), made("b-s_0", 0, 0.7), made("a-s_1", 1, 0.6)])
+    assert [run.name for run in setting.counted] == ["a-s_1", "a-s_0"]
+    assert (setting.mean("accuracy"), setting.statuses) == (pytest.approx(0.55), {"copies": 1})
+
+
 def test_the_best_mean_comes_first() -> None:
     found = settings([made("a-s_0", 0, 0.99, x=1), made("a-s_1", 1, 0.5, x=1), made("b-s_0", 0, 0.8, x=2)])
     assert [setting.name for setting in found] == ["a", "b-s_0"][::-1]
@@ -212,7 +218,8 @@ def test_keys_that_vary_together_are_one_column() -> None:
     runs = [made(f"m-a_{a}-b_{b}-c_{c}", a=a, b=b, c=c) for a, b in ((1, 2), (3, 4)) for c in (5, 6)]
     varied = varied_of(settings(runs))
     assert [each.keys for each in varied] == [("a", "b"), ("c",)]
-    assert {each.text(setting) for each in varied[:1] for setting in settings(runs)} == {"1, 2", "3, 4"}
+    assert {each.text(setting) for each in varied[:1] for setting in settings(runs)} == {"1/2", "3/4"}
+    assert varied[0].title == "a/b"
 
 
 def test_settings_that_no_column_tells_apart_keep_their_names() -> None:

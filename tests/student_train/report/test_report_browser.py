@@ -8,15 +8,17 @@ from pathlib import Path
 import pytest
 
 from student_train.report import write_report
+from student_train.running.train import train_students
 from tests.student_train.browser import Page, browser, chromium
 from tests.student_train.report_toys import HOSTILE, all_kinds, hostile_cache
+from tests.student_train.toys import KD, LABELS, Recipe, request_of, student, write_cache
 
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(chromium is None, reason="there is no chromium here: apt-get install chromium"),
 ]
 
-NAMES = "[...document.querySelectorAll('table.sortable tbody:first-of-type td:first-child')].map(e => e.dataset.value)"
+NAMES = "[...document.querySelectorAll('table.students tbody:first-of-type td:first-child')].map(e => e.dataset.value)"
 
 
 @pytest.fixture(scope="module")
@@ -36,13 +38,14 @@ def page(window: Page, report: Path) -> Page:
     window.errors.clear()
     window.requests.clear()
     window.open(report)
+    window.run("document.querySelector('details:has(table.students)').open = true")
     return window
 
 
 def head(page: Page, title: str) -> str:
     """Return the selector of a column's head."""
-    titles = page.run("[...document.querySelectorAll('table.sortable th')].map(e => e.textContent.trim())")
-    return f"table.sortable th:nth-child({titles.index(title) + 1})"
+    titles = page.run("[...document.querySelectorAll('table.students th')].map(e => e.textContent.trim())")
+    return f"table.students th:nth-child({titles.index(title) + 1})"
 
 
 def values(page: Page, column: str) -> list[float | None]:
@@ -72,6 +75,35 @@ def test_every_image_is_seen(page: Page) -> None:
 def test_nothing_hangs_out_of_a_laptops_screen(page: Page) -> None:
     assert page.run("innerWidth") == 1280
     assert page.run("document.documentElement.scrollWidth") <= 1280
+
+
+def test_a_sweep_of_eight_settings_and_two_seeds_is_seen_whole(window: Page, tmp_path: Path) -> None:
+    cache = write_cache(tmp_path / "cache", Recipe())
+    taught = [
+        student(
+            f"mlp-learning_rate_{rate}-t_{warm:g}-h_{size}-s_{seed}",
+            learning_rate=rate,
+            seed=seed,
+            options={"hidden": [size]},
+            objective=[KD | {"temperature": warm}, LABELS],
+            epochs=1,
+        )
+        for rate in (0.001, 0.01)
+        for warm in (1.0, 4.0)
+        for size in (4, 16)
+        for seed in (0, 1)
+    ]
+    alone = [student(f"alone-s_{seed}", seed=seed, epochs=2) for seed in (0, 1)]
+    train_students(request_of(cache, tmp_path / "runs", *taught, *alone))
+    window.open(write_report(tmp_path / "runs").path)
+    rows = "[...document.querySelectorAll('table.settings tbody tr')].map(e => e.cells[0].childNodes)"
+    names = window.run(f"{rows}.map(e => [...e].filter(n => n.nodeType === 3).map(n => n.textContent).join('').trim())")
+    assert sorted(names) == ["alone", "chance", *["mlp"] * 8, "teacher sage"]
+    wide = "[...document.querySelectorAll('.scroll, td, th')].filter(e => e.scrollWidth > e.clientWidth + 1).length"
+    assert window.run("document.querySelector('details:has(table.students)').open = true")
+    assert window.run(wide) == 0
+    assert window.run("document.querySelectorAll('#effects').length") == 1
+    assert window.run("document.querySelector('.headline').textContent").startswith("Best of 9 settings: ")
 
 
 def test_a_click_sorts_the_leaderboard_and_another_turns_it_round(page: Page) -> None:

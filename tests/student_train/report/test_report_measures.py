@@ -13,7 +13,6 @@ from student_train.report.measures import (
     accuracy_by_class,
     accuracy_of,
     agreement_by_confidence,
-    behind,
     calibration_of,
     confusions,
     costliest_tokens,
@@ -99,6 +98,7 @@ def test_agreement_is_told_by_equal_parts_of_the_teachers_confidence() -> None:
     found = agreement_by_confidence(table(), parts=3)
     assert found["agreement"].to_list() == [1.0, 0.5, 0.5]
     assert found["confidence"].to_list() == pytest.approx([0.45, 0.65, 0.85])
+    assert found["rows"].to_list() == [2, 2, 2]
 
 
 def test_loss_along_a_block_is_the_mean_of_each_place() -> None:
@@ -144,13 +144,3 @@ def test_an_interval_has_a_width_where_every_row_is_right() -> None:
 def test_an_interval_of_many_rows_is_the_normal_one() -> None:
     low, high = interval(0.5, 10_000)
     assert (high - low) / 2 == pytest.approx(1.96 * 0.5 / 100, rel=1e-3)
-
-
-def test_only_rows_on_which_two_students_differ_are_noise() -> None:
-    best = pl.Series([True] * 600 + [False] * 400)
-    alike = behind(best, best)
-    other = behind(pl.Series([True] * 550 + [False] * 450), best)
-    assert alike[0] == 0
-    assert alike[1] < 0.004 < interval(0.6, 1000)[1] - 0.6
-    assert other[0] == pytest.approx(0.05)
-    assert other[1] == pytest.approx(1.96 * (0.05 * 0.95 / 1000) ** 0.5, rel=0.06)
