@@ -74,6 +74,8 @@ def standings(catalogue: Catalogue, ledger: Ledger) -> list[Standing]:
         elif labelled := int(commits["labelled"].sum()):
             answered = Answered(labelled, int(commits["correct"].sum()), float(commits["nats"].sum()))
             text, is_near_chance = task.standing(answered, task.num_classes(spec), labels)
+            if spec.source.get("validation"):  # commits hold sums over all rows
+                text += "; over train and validation, and a teacher trained on the former is better there"
             found.append(Standing(dataset, teacher, view, answered, text, is_near_chance))
     return found
 

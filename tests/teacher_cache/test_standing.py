@@ -56,6 +56,16 @@ def test_a_teacher_at_chance_is_a_warning(tmp_path: Path) -> None:
     assert standing.note.startswith("warning: d/t is near chance: accuracy 0.0% of 4 labelled rows; chance 25.0%")
 
 
+def test_a_figure_over_the_rows_to_train_on_too_is_told_as_such(tmp_path: Path) -> None:
+    job = write(tmp_path, [0, 1, 2, 3] * 10)
+    job.write_text(job.read_text().replace("rows_per_shard = 5\n", "rows_per_shard = 5\nvalidation = 0.5\n"))
+    (standing,) = build(job).standings
+    assert standing.note == (
+        "d/t: accuracy 100.0% of 40 labelled rows; chance 25.0%, the commonest class 25.0%; "
+        "over train and validation, and a teacher trained on the former is better there"
+    )
+
+
 @pytest.mark.parametrize("command", ["status", "info"])
 def test_a_look_at_a_cache_warns_of_a_teacher_at_chance(tmp_path: Path, program: Program, command: str) -> None:
     build(write(tmp_path, [1, 2, 3, 3], "arguments = { less = 1 }\n"))
