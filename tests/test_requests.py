@@ -57,7 +57,7 @@ def plan(folder: Path, *students: str, sweep: str = "") -> DryRun:
 def test_a_dry_run_asks_little(kitchen: Path, requests: list[Any]) -> None:
     plan(kitchen, LABELS, f"{LABELS}, {KD}", f"{LABELS}, {KD}, {HINT}")
     assert len(requests) <= 70
-    assert len(requests) == len(set(requests)), "nothing is asked twice"
+    assert [each for each in set(requests) if requests.count(each) > 1] == [], "nothing is asked twice"
 
 
 def test_a_dry_run_of_sixteen_students_asks_what_one_of_three_does(kitchen: Path, requests: list[Any]) -> None:

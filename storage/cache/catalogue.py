@@ -7,8 +7,8 @@ read last, for they are written before whatever they speak of.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 from storage.errors import CorruptObject, IncompleteCache, MissingSource, NotInCache
 from storage.format.belonging import Promises
@@ -23,6 +23,8 @@ from storage.tokenizer import TokenizerFile, parse_tokenizer
 from storage.views import PLAIN
 
 TOKENIZER_JSON = "tokenizer.json"
+Columns = Sequence[str] | None  # None: all
+READ_AT_ONCE = 1024  # commits, as Python objects of 10 kB and more
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,7 +52,7 @@ class Catalogue:
     promises: Promises
     commits: Mapping[Stage, Committed]
     # filled as they are asked for; what a catalogue says does not depend on them
-    _first_commits: dict[ShardKey, Commit] = field(default_factory=dict, init=False, repr=False)
+    _first_commits: dict[ShardKey, tuple[Commit, Columns]] = field(default_factory=dict, init=False, repr=False)
     _row_shapes: dict[tuple[str, str, str], tuple[int, ...]] = field(default_factory=dict, init=False, repr=False)
 
     @classmethod
@@ -171,32 +173,64 @@ class Catalogue:
         return self._row_shapes[key]
 
     def first_commit(self, dataset: str, teacher: str | None) -> Commit | None:
-        """Return the commit of the first shard of an ingest, or of a teacher's first view; it is read once."""
+        """Return the commit of the first shard of an ingest, or of a teacher's first view; it is read once.
+
+        It may have a part of its table only.
+        """
         views = [PLAIN] if teacher is None else self.view_names(dataset, teacher)
         shards = self.commits.get((dataset, teacher, views[0])) if views else None
         if not shards:
             return None
         key = ShardKey(dataset, teacher, views[0], shards.first)
         if key not in self._first_commits:
-            self._first_commits.update((commit.key, commit) for commit in self._read([key]))
-        return self._first_commits.get(key)
+            self._first_commits.update((commit.key, (commit, None)) for commit in self._read([key], None))
+        return self._first_commits[key][0] if key in self._first_commits else None
 
-    def ledger(self) -> Ledger:
-        """Return a summary of every commit; those that no ledger file holds are read now."""
-        return Ledger.load(self.objects, self.commits, self.promises.checked)
+    def ledger(self, stages: Iterable[Stage] | None = None) -> Ledger:
+        """Return a summary of every commit; those that no segment of it holds are read now.
+
+        Args:
+            stages: those that are looked at; such a ledger is not to be written. None for all.
+        """
+        listed = self.commits if stages is None else {stage: self.commits[stage] for stage in stages}
+        return Ledger.load(self.objects, listed, self.promises.checked)
 
     def read_commits(self, dataset: str, teacher: str | None = None, view: str = PLAIN) -> list[Commit]:
         """Return the commits of a stage, in shard order, with their tables, but for those that are gone by now."""
-        keys = [ShardKey(dataset, teacher, view, shard) for shard in sorted(self.committed(dataset, teacher, view))]
-        # the first may have been read before
-        known = [self._first_commits[key] for key in keys[:1] if key in self._first_commits]
-        commits = known + self._read(keys[len(known) :])
-        self._first_commits.update((commit.key, commit) for commit in commits[:1])
-        return commits
+        return [commit for commits in self.iter_commits((dataset, teacher, view)) for commit in commits]
 
-    def _read(self, keys: list[ShardKey]) -> list[Commit]:
+    def iter_commits(
+        self, stage: Stage, columns: Columns = None, shards: Sequence[int] | None = None
+    ) -> Iterator[list[Commit]]:
+        """Yield the commits of a stage, in shard order and some at a time, but for those that are gone by now.
+
+        Args:
+            stage: which.
+            columns: of their tables, those that are read beside `row`; None for all.
+            shards: numbers of those that are wanted, ascending; None for all.
+        """
+        numbers = list(self.commits.get(stage, ())) if shards is None else shards
+        for first in range(0, len(numbers), READ_AT_ONCE):
+            keys = [ShardKey(*stage, shard) for shard in numbers[first : first + READ_AT_ONCE]]
+            known = self._known(keys[0], columns)
+            commits = known + self._read(keys[len(known) :], columns)
+            if commits and not first and not known:
+                self._first_commits[commits[0].key] = (commits[0], columns)
+            yield commits
+
+    def _known(self, key: ShardKey, columns: Columns) -> list[Commit]:
+        """Return a commit that has been read before, if all that is wanted of its table was read."""
+        if key not in self._first_commits:
+            return []
+        commit, read = self._first_commits[key]
+        if columns is None:
+            return [commit] if read is None else []
+        names = [name for name in commit.table.column_names if name in {"row", *columns}]
+        return [replace(commit, table=commit.table.select(names))] if read is None or {*columns} <= {*read} else []
+
+    def _read(self, keys: list[ShardKey], columns: Columns) -> list[Commit]:
         """Return commits, each of which belongs here, but for those that are gone by now. Raises CorruptObject."""
-        commits = read_commits(self.objects, [key.commit_path for key in keys])
+        commits = read_commits(self.objects, [key.commit_path for key in keys], columns)
         return [self.promises.checked(commit) for commit in commits]
 
 

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from typing import NamedTuple
 
 import polars as pl
 
 from storage.cache.cache import Cache
-from storage.cache.samples import Samples
+from storage.cache.catalogue import Catalogue
+from storage.cache.samples import TEACHER_COLUMNS, Samples
 from storage.errors import BadRequest, IncompleteCache
+from storage.tasks.base import LABELLED
 
 # Strings, comments, quoted names, names and numbers, or one character of anything else.
 TOKEN = re.compile(r"'(?:[^']|'')*'|--[^\n]*|/\*.*?\*/|\"(?:[^\"]|\"\")*\"|`[^`]*`|[\w.]+|\s+|.", re.DOTALL)
@@ -41,29 +43,27 @@ def query_samples(cache: Cache, sql: str) -> pl.DataFrame:
     Raises:
         BadRequest: the SQL does not parse, names what is not there, or would read a file.
     """
-    catalogue, tables = cache.catalogue(), {}
-    for name in catalogue.datasets:
-        teachers = [teacher for teacher in catalogue.teacher_names(name) if catalogue.view_names(name, teacher)]
-        if catalogue.committed(name):
-            samples = Samples(catalogue).of(name, teachers)
-            named = _named(samples, catalogue.datasets[name].classes, teachers)
-            tables[name] = named.insert_column(0, pl.lit(name).alias("dataset"))
-    if not tables:
+    catalogue = cache.catalogue()
+    names = ["samples", *(name for name in catalogue.datasets if catalogue.committed(name))]
+    if len(names) == 1:
         raise IncompleteCache(f"{cache.url} holds no samples yet", do="cache build JOB.toml")
-    # datasets have columns of their own: what one lacks is null
-    everything = pl.concat(tables.values(), how="diagonal")
-    names = ["samples", *tables]
     _check(sql, names)
-    try:
-        found = pl.SQLContext({**tables, "samples": everything}, eager=True).execute(sql)
-    except pl.exceptions.PolarsError as error:
-        reason = str(error).split("\n\n", 1)[0]  # below it, the query as Polars has planned it
+    # first with what it names alone; if that fails, with all there is, which the error is to tell
+    for columns in dict.fromkeys((columns_named(sql), None)):
+        tables = _tables(catalogue, names[1:], columns)
+        try:
+            found = pl.SQLContext(tables, eager=True).execute(sql)
+            break
+        except pl.exceptions.PolarsError as error:
+            reason = str(error).split("\n\n", 1)[0]  # below it, the query as Polars has planned it
+    else:
+        there = tables["samples"].columns
         raise BadRequest(
             "cannot answer the query",
             found=reason,
-            expected=f"tables {', '.join(names)}; columns {', '.join(everything.columns)}",
-            do=_remedy(reason, sql, names, everything.columns),
-        ) from None
+            expected=f"tables {', '.join(names)}; columns {', '.join(there)}",
+            do=_remedy(reason, sql, names, there),
+        )
     typed = headers(sql)
     # a star in a function stands for several columns: then Polars' own names stay
     if typed is None or len(typed) != len(found.columns):
@@ -72,6 +72,50 @@ def query_samples(cache: Cache, sql: str) -> pl.DataFrame:
     if len(set(wanted)) == len(wanted):  # Polars refuses two columns of one name
         found.columns = wanted
     return found
+
+
+def _tables(catalogue: Catalogue, datasets: Sequence[str], wanted: frozenset[str] | None) -> dict[str, pl.DataFrame]:
+    """Return the tables of a query by name, with the columns of those names alone; None for all."""
+    tables, samples = {}, Samples(catalogue)
+    for name in datasets:
+        teachers = [teacher for teacher in catalogue.teacher_names(name) if catalogue.view_names(name, teacher)]
+        if wanted is not None and not wanted & _columns_of_rows(catalogue, name, teachers):
+            table = samples.counted(name)
+        else:
+            # beside the names of classes, their numbers
+            columns = None if wanted is None else wanted | {column.removesuffix("_name") for column in wanted}
+            table = _named(samples.of(name, teachers, columns), catalogue.datasets[name].classes, teachers)
+        tables[name] = table.insert_column(0, pl.lit(name).alias("dataset"))
+    # datasets have columns of their own: what one lacks is null
+    return {**tables, "samples": pl.concat(tables.values(), how="diagonal")}
+
+
+def _columns_of_rows(catalogue: Catalogue, dataset: str, teachers: Sequence[str]) -> set[str]:
+    """Return the columns of a dataset's table for which its commits are read, as far as the first one tells."""
+    first = catalogue.first_commit(dataset, None)
+    columns = set() if first is None else {*first.table.column_names}
+    columns |= {f"{teacher}_{name}" for teacher in teachers for name in (*TEACHER_COLUMNS, LABELLED)}
+    return columns | {f"{column}_name" for column in columns}
+
+
+def columns_named(sql: str) -> frozenset[str] | None:
+    """Return all names in a query, if no column is meant that is not among them; None where one may be.
+
+    >>> sorted(columns_named('SELECT count(*), d.label FROM d WHERE "a-b_top" = 3'))
+    ['3', 'FROM', 'SELECT', 'WHERE', 'a-b_top', 'count', 'd', 'd.label', 'label']
+    >>> columns_named("SELECT * FROM d"), columns_named("SELECT count(*) FROM a NATURAL JOIN b")
+    (None, None)
+    """
+    words = [token.text for token in _tokens(sql) if token.text.strip()]
+    names: set[str] = set()
+    for i, word in enumerate(words):
+        if word == "*" and [each.lower() for each in words[max(0, i - 2) : i + 2]] != ["count", "(", "*", ")"]:
+            return None
+        if word.lower() in {"columns", "natural"} or (word[0] in '"`' and "^" in word):  # patterns, and what is alike
+            return None
+        if NAME.fullmatch(word) or word.startswith("`"):
+            names |= {word.strip('"`'), *word.strip('"`').split(".")}
+    return frozenset(names)
 
 
 def headers(sql: str) -> list[str | None] | None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 from array import array
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -147,20 +147,24 @@ class Commit:
         return seal(self.table, proof | {"about": self.about})
 
     @classmethod
-    def from_parquet(cls, data: bytes, path: str, *, with_table: bool = True) -> Commit:
+    def from_parquet(
+        cls, data: bytes, path: str, *, with_table: bool = True, columns: Sequence[str] | None = None
+    ) -> Commit:
         """Return the commit in `data`.
 
         Args:
             data: what `to_parquet` returned.
             path: where it lies in the cache, for messages and to notice a swapped file.
             with_table: False leaves the table empty and reads the proof only, which is several times faster.
+            columns: those of the table that are read beside `row`, as far as it has them; None for all.
 
         Raises:
             CorruptObject: anything in it is not as it was written.
             UnsupportedFormat: its arrays are stored in a way that this version does not know.
         """
         try:
-            proof, table = unseal(data, with_table=with_table)
+            read_columns = None if columns is None else ["row", *columns]
+            proof, table = unseal(data, with_table=with_table, columns=read_columns)
             check_uses(path, proof.get("uses", ()))
             key = ShardKey(*proof["key"])
             if path != key.commit_path:
@@ -276,12 +280,18 @@ def list_commits(objects: Objects, folder: str) -> Committed:
     return Committed(pl.DataFrame(table).sort("shard"))
 
 
-def read_commits(objects: Objects, paths: list[str], *, with_table: bool = True) -> list[Commit]:
-    """Return the commits at `paths`, read by a few threads at once, without those deleted since they were listed."""
+def read_commits(objects: Objects, paths: list[str], columns: Sequence[str] | None = None) -> list[Commit]:
+    """Return the commits at `paths`, read by a few threads at once, without those deleted since they were listed.
+
+    Args:
+        objects: the cache.
+        paths: of commits.
+        columns: those of their tables that are read beside `row`; None for all.
+    """
 
     def read(path: str) -> Commit | None:
         try:
-            return Commit.from_parquet(objects.get(path), path, with_table=with_table)
+            return Commit.from_parquet(objects.get(path), path, columns=columns)
         except MissingObject:
             return None
 

@@ -108,7 +108,7 @@ def select_rows(
     # of no rows at all none can be left out
     if not catalogue.committed(dataset) or (absent.any and not allow_partial):
         raise absent.half_built()
-    wanted = _of_split(catalogue, rows, samples.of(dataset, [agree_with] if agree_with else []))
+    wanted = _of_split(catalogue, rows, samples.of(dataset, [agree_with] if agree_with else [], _columns(agree_with)))
     stages = {(teacher, view) for teacher in needs.teachers for view in ((PLAIN,) if views is None else views.names)}
     for teacher, view in sorted(stages | ({(agree_with, PLAIN)} if agree_with else set())):
         absent.look(_stage(teacher, view), wanted["shard"].unique(), catalogue.committed(dataset, teacher, view))
@@ -122,6 +122,11 @@ def select_rows(
     if needs.labels and task_of(catalogue.dataset(dataset)).label_array is None:  # else a site may have none
         _check_labelled(rows, found)
     return _selection(catalogue, dataset, found, agree_with, views)
+
+
+def _columns(agree_with: str | None) -> list[str]:
+    """Return the columns of samples that decide which rows are fed, and how."""
+    return ["sample_id", "label", "split", "length", *DIGEST_COLUMNS, *([f"{agree_with}_top"] if agree_with else [])]
 
 
 def _of_split(catalogue: Catalogue, rows: str, samples: pl.DataFrame) -> pl.DataFrame:
@@ -158,7 +163,7 @@ def _stage(teacher: str, view: str) -> str:
 def _selection(
     catalogue: Catalogue, dataset: str, samples: pl.DataFrame, agree_with: str | None, views: EpochViews | None
 ) -> Selection:
-    starts = {shard.shard: shard.start for shard in catalogue.shards(dataset)}
+    starts_S = catalogue.shards(dataset).starts
     shard_N = samples["shard"].to_numpy()
     row_N = samples["row"].to_numpy()
     shards_S, sizes_S = np.unique(shard_N, return_counts=True)
@@ -171,7 +176,7 @@ def _selection(
         catalogue=catalogue,
         dataset=dataset,
         shards_S=tuple(shards_S.tolist()),
-        rows=tuple(part - starts[shard] for shard, part in zip(shards_S.tolist(), parts, strict=True)),
+        rows=tuple(part - start for start, part in zip(starts_S[shards_S], parts, strict=True)),
         shard_sizes_S=sizes_S.astype(np.int64),
         labels_N=_classes(samples["label"]),
         tops_N=None if agree_with is None else _classes(samples[f"{agree_with}_top"]),

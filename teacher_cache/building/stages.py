@@ -124,8 +124,9 @@ class Stages:
         self.report.standings += standings(catalogue, ledger)
         self.report.classes += classes_told(catalogue, ledger) + mixing_told(catalogue, ledger)
         for name in catalogue.datasets:
-            if ledger.of(name, None, PLAIN)["quarantined"].sum():
-                self.report.quarantined[name] = self.cache.samples([name], ()).quarantined(name)
+            shards = ledger.of(name, None, PLAIN).filter(pl.col("quarantined") > 0)["shard"].to_list()
+            if shards:
+                self.report.quarantined[name] = self.cache.samples([name], ()).quarantined(name, shards)
         return self.report
 
     def _count(self, done: Done) -> None:

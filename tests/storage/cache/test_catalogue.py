@@ -151,6 +151,20 @@ def test_targets_of_views_are_never_seen_without_their_promise(cache: Cache, fol
 # --- samples
 
 
+def test_of_many_commits_a_few_are_held_at_once_and_their_tables_as_one_piece(
+    cache: Cache, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = cache.samples().of("digits", ["cnn"])
+    monkeypatch.setattr("storage.cache.catalogue.READ_AT_ONCE", 2)
+    catalogue = cache.catalogue()
+    assert [len(commits) for commits in catalogue.iter_commits(("digits", None, "plain"))] == [2, 1]
+    table = Samples(catalogue).of("digits", ["cnn"])
+    assert (table.equals(whole), table["row"].n_chunks()) == (True, 1)
+    wanted = Samples(cache.catalogue()).of("digits", ["cnn"], ["label", "cnn_top"])
+    assert wanted.equals(whole.select(wanted.columns))
+    assert wanted.columns == ["row", "shard", "label", "cnn_top"]
+
+
 def test_each_commit_is_read_once_for_any_number_of_questions(cache: Cache) -> None:
     objects = Counting(cache.objects)
     samples = Samples(Catalogue.read(objects, cache.spec))

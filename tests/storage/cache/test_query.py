@@ -7,9 +7,10 @@ from pathlib import Path
 import polars as pl
 import pytest
 
-from storage.cache import Cache
+from storage.cache import Cache, Samples, query
 from storage.cache.query import headers, query_samples
-from storage.errors import BadRequest
+from storage.errors import BadRequest, TryAgain
+from tests.counting import Counting
 
 
 @pytest.mark.parametrize(
@@ -88,3 +89,63 @@ def test_the_remedy_fits_the_error(cache: Cache, sql: str, do: str | None) -> No
     with pytest.raises(BadRequest) as caught:
         query_samples(cache, sql)
     assert caught.value.do == do
+
+
+# --- what is read for it
+
+LEDGER = "ledger/00000000.parquet"
+
+
+@pytest.mark.parametrize(
+    "sql",
+    [
+        "SELECT count(*) FROM samples",
+        "SELECT count( * ) AS n, dataset FROM samples GROUP BY dataset",
+        "SELECT shard, COUNT(*) FROM digits GROUP BY shard ORDER BY shard",
+        "SELECT count(label) FROM samples",
+        "SELECT label_name FROM digits WHERE cnn_top IS NOT NULL ORDER BY row",
+        "SELECT d.sample_id FROM digits AS d ORDER BY d.label, d.row",
+        'SELECT "label", "cnn_entropy" FROM samples ORDER BY "row"',
+        "SELECT sum(label * 2) FROM samples",
+        "SELECT count(*) FROM samples AS a NATURAL JOIN digits",
+        "SELECT count(*) FROM samples AS a JOIN digits AS b USING (row)",
+        "SELECT COLUMNS('^cnn_.*$') FROM samples ORDER BY row",
+        "SELECT 'label', 1 FROM samples",
+        "SELECT * FROM samples ORDER BY row",
+        "WITH a AS (SELECT label FROM samples) SELECT count(*) FROM a",
+    ],
+)
+def test_whatever_of_the_commits_is_read_the_answer_is_that_of_all(
+    cache: Cache, monkeypatch: pytest.MonkeyPatch, sql: str
+) -> None:
+    answers = []
+    for read in (query.columns_named, lambda sql: None):
+        monkeypatch.setattr(query, "columns_named", read)
+        try:
+            answers.append(query_samples(cache, sql).to_dict(as_series=False))
+        except BadRequest as error:
+            answers.append({"error": [error.found, error.expected]})
+    assert answers[0] == answers[1]
+
+
+def test_a_count_reads_no_rows(cache: Cache) -> None:
+    cache.catalogue().ledger().compact()
+    objects = Counting(cache.objects)
+    found = query_samples(Cache(objects, cache.spec), "SELECT count(*) FROM samples")
+    read = [path for verb, path in objects.requests if verb == "get" and path[-13:-8].isdigit()]
+    # of commits the first one, for its columns
+    assert (found.item(), read) == (9, ["digits/plan/00000.parquet", "digits/ingest/00000.parquet", LEDGER])
+
+
+def test_a_count_of_shards_that_are_dropped_meanwhile_is_refused(cache: Cache) -> None:
+    samples = Samples(cache.catalogue())
+    cache.objects.delete("digits/ingest/00001.parquet")
+    with pytest.raises(TryAgain, match="gone"):
+        samples.counted("digits")
+
+
+def test_an_error_of_a_query_that_names_little_tells_all_columns(cache: Cache) -> None:
+    with pytest.raises(BadRequest) as caught:
+        query_samples(cache, "SELECT count(lable) FROM samples")
+    assert "sample_id" in str(caught.value.expected)
+    assert caught.value.do == "perhaps label"
