@@ -19,15 +19,17 @@ from student_train.comparing.settings import Setting, Varied
 
 MOST_SETTINGS = 200  # of a table; --json has all
 MOST_REASONS = 20
+MOST_WARNINGS = 4
 
 
 class Column(NamedTuple):
-    """A column: its head, a cell of each setting, and what it costs, if that is told."""
+    """A column: its head, a cell of each setting, what it costs, if that is told, and whether it is what varies."""
 
     head: str
     cell: Callable[[Setting], str]
     left: bool = False
     cost: str | None = None
+    varied: bool = False
 
 
 def print_comparison(found: Sequence[Compared], runs: Sequence[ShownRun], title: str) -> None:
@@ -108,8 +110,10 @@ def _print_one(found: Compared, title: str) -> None:
     _print_tables(found)
     for line in _legend(found):
         _say(line)
-    for name, text in found.near_chance.items():
+    for name, text in list(found.near_chance.items())[:MOST_WARNINGS]:
         _say(f"warning: {name} is near chance: {text}")
+    if len(found.near_chance) > MOST_WARNINGS:
+        _say(f"warning: {len(found.near_chance) - MOST_WARNINGS} settings more are near chance; --json has all")
     for effect in found.effects:
         best = effect.best(found.gain)
         values = "   ".join(
@@ -126,23 +130,35 @@ def _print_one(found: Compared, title: str) -> None:
 
 
 def _print_tables(found: Compared) -> None:
-    """Print one table, or where it is too wide what students cost as another, each setting known by its number."""
-    columns = _columns(found)
-    costs = [column for column in columns if column.cost]
-    results = [column for column in columns if not column.cost]
-    whole = _table(found, columns)
-    if _width(whole) <= out.width:
-        out.print(whole)
-        return
-    tables = (_table(found, results, gap=gap) for gap in (1, 0))
-    fitting = next((table for table in tables if _width(table) <= out.width), None)
-    if fitting is None:
-        _print_blocks(found, results)
-    else:
-        out.print(fitting)
-    if costs:
-        out.print()
-        out.print(_table(found, [results[0], *costs], reference=False))
+    """Print one table, or as many as it takes for none to be too wide, in which each setting is known by its number."""
+    number, name, *rest = _columns(found)
+    costs = [column for column in rest if column.cost]
+    varied = [column for column in rest if column.varied]
+    results = [column for column in rest if not column.cost and not column.varied]
+    for parts in (
+        [[name, *varied, *results, *costs]],
+        [[name, *varied, *results], costs],
+        [[name, *results], varied, costs],
+    ):
+        tables = [_fitting(found, [number, *part], reference=part is parts[0]) for part in parts if part]
+        if None not in tables:
+            break
+    else:  # names as long as a line
+        for setting in found.settings[:MOST_SETTINGS]:
+            _say(f"{number.cell(setting)}  {named(setting, found)}")
+        tables = [_table(found, [number, *part], reference=False) for part in (results, costs) if part]
+    for place, table in enumerate(tables):
+        if place:
+            out.print()
+        out.print(table)
+    if len(found.settings) > MOST_SETTINGS:
+        _say(f"… {len(found.settings) - MOST_SETTINGS} settings more; --json has all")
+
+
+def _fitting(found: Compared, columns: Sequence[Column], *, reference: bool) -> Table | None:
+    """Return a table that is narrow enough, with smaller gaps if need be; None: there is none."""
+    tables = (_table(found, columns, reference=reference, gap=gap) for gap in (1, 0))
+    return next((table for table in tables if _width(table) <= out.width), None)
 
 
 def _columns(found: Compared) -> list[Column]:
@@ -177,7 +193,7 @@ def _columns(found: Compared) -> list[Column]:
 
 
 def _varied(varied: Varied) -> Column:
-    return Column(varied.title.replace(" ", "\n"), lambda setting: varied.text(setting) or NONE)
+    return Column(varied.title.replace(" ", "\n"), lambda setting: varied.text(setting) or NONE, varied=True)
 
 
 def _table(found: Compared, columns: Sequence[Column], *, reference: bool = True, gap: int = 1) -> Table:
@@ -233,14 +249,6 @@ def _legend(found: Compared) -> list[str]:
     if "seconds" not in told:
         lines.append("pass: seconds of the pass that trained it, which all its students share")
     return lines
-
-
-def _print_blocks(found: Compared, columns: Sequence[Column]) -> None:
-    """Print a block for each setting: what varies is too much for a line."""
-    for setting in found.settings[:MOST_SETTINGS]:
-        cells = [(column.head.replace("-\n", "").replace("\n", " "), column.cell(setting)) for column in columns[2:]]
-        _say(f"{columns[0].cell(setting)}  {named(setting, found)}")
-        _say("   " + "   ".join(f"{head} {cell}" for head, cell in cells if cell not in (NONE, "")))
 
 
 def _marked(setting: Setting, found: Compared) -> str:

@@ -38,9 +38,12 @@ class Effect(NamedTuple):
         return max(known, key=lambda place: gain.sign * (self.means[place] or 0.0), default=None)
 
     def won(self, gain: Gain) -> int:
-        """Return in how many of the whole lines the best value is the best."""
+        """Return in how many of the whole lines the best value is better than every other."""
         best = self.best(gain)
-        return sum(max(range(len(line)), key=lambda place: gain.sign * line[place]) == best for line in self.whole)
+        if best is None:
+            return 0
+        others = [(line[best], line[:best] + line[best + 1 :]) for line in self.whole]
+        return sum(all(gain.sign * (own - other) > 0 for other in rest) for own, rest in others)
 
 
 def effects_of(settings: Sequence[Setting], varied: Sequence[Varied], gain: Gain) -> list[Effect]:

@@ -40,6 +40,7 @@ SECONDS = "seconds of training and evaluation of the pass that trained it, which
 OWN_TITLES = {"accuracy": "accuracy", "cross_entropy": "loss", "agreement": "agreement"}
 TITLES = {"parameters": "parameters", "epochs": "epochs", "seconds": "pass, s"}
 Row = TypeVar("Row")
+MOST_WARNINGS = 6  # of what is near chance
 MOST_JOBS = 10  # that are seen at once
 
 
@@ -105,6 +106,7 @@ def render(contents: Contents) -> str:
         named=named,
         first_colour=COLOURS[0],
         most_effects=MOST_EFFECTS,
+        most_warnings=MOST_WARNINGS,
         tenths=contents.comparison is not None and bool(tenths(contents.comparison, contents.colours)),
         behind=behind,
         dense_bytes=dense_bytes,

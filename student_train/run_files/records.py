@@ -1,7 +1,7 @@
 """The record of a settled run, `run.json`: it says that all the other files of its folder are there. No torch here.
 
 Written by `running/run.py` through `folder.py`, last of all, or by `running/one_pass.py` where a run could not begin;
-read by `preparing/prepare.py`, `comparison.py` and `report/runs.py`.
+read by `preparing/prepare.py`, `comparison.py` and `comparing/runs.py`.
 """
 
 from __future__ import annotations

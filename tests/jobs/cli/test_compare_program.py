@@ -62,6 +62,31 @@ def test_a_sweep_is_a_table_of_settings_in_80_columns(program: Program, swept: P
         assert told in text, told
 
 
+def test_what_is_too_wide_for_a_line_is_several_tables(program: Program, swept: Path, tmp_path: Path) -> None:
+    cache = write_cache(tmp_path / "cache", Recipe())
+    grid = [(a, b, c, d) for a in (1.0, 2.0) for b in (0.0, 0.25) for c in ("cosine", "constant") for d in (0.5, 0.75)]
+    wide = [
+        student(
+            f"m-a_{a}-b_{b}-s_{c}-m_{d}",
+            objective=[KD | {"temperature": a}, LABELS | {"smoothing": b}],
+            schedule=c,
+            momentum=d,
+            options={"hidden": [int(100 * a)], "dropout": b / 2},
+            epochs=1,
+        )
+        for a, b, c, d in grid
+    ]
+    train_students(request_of(cache, tmp_path / "runs", *wide))
+    ended = program("student", "compare", tmp_path / "runs")
+    lines = ended.out.replace(str(tmp_path), "").splitlines()
+    heads = [line.split()[0] for line in lines if line.startswith(("#", " #"))]
+    assert len(heads) > 1
+    assert max(map(len, lines)) <= 80
+    rows = [line.split() for line in lines if line.split() and line.split()[0].isdecimal()]
+    assert len(rows) == 16 * len(heads)
+    assert all(len([row for row in rows if row[0] == str(number)]) == len(heads) for number in range(1, 17))
+
+
 def test_as_json_there_are_students_and_settings(program: Program, swept: Path) -> None:
     found = json.loads(program("student", "compare", swept, "--json").out)
     assert len(found["students"]) == 11
