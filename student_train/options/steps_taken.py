@@ -44,6 +44,6 @@ class StepsTaken(Options):
     @property
     def told(self) -> str:
         """Return under which conditions a job that takes steps alike ends at the same bits."""
-        threads = "" if self.threads is None else f", {self.threads} threads"
+        threads = "" if self.threads is None else f", {self.threads} thread{'s' if self.threads > 1 else ''}"
         processes = f", {self.processes} processes of torchrun" if self.processes > 1 else ""
         return f"the same weights bit for bit on {self.device}{threads}{processes}, by torch {self.torch_version}"

@@ -160,12 +160,13 @@ def check_name(folder: Path, student: str | None) -> None:
         StaleCache: it was renamed, or is a copy.
     """
     if student not in (None, folder.name):
+        own = folder.parent / str(student)
+        back = "" if own.exists() else f"mv {folder} {own}; or, "
         raise StaleCache(
             f"{folder} holds the run of another student: it was renamed, or is a copy",
             found=f"student {student}",
             expected=f"student {folder.name}",
-            do=f"mv {folder} {folder.parent / str(student)}; or, to train {folder.name} from its first step: "
-            f"rm -r {folder}",
+            do=f"{back}to train {folder.name} from its first step: rm -r {folder}",
         )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ import pytest
 from storage.cache import Cache
 from storage.errors import Interrupted, StaleCache
 from storage.format.sealed import read_json
+from student_train.options.sections import FleetOptions
 from student_train.preparing.dry_run import dry_run
 from student_train.run_files.comparison import compare_runs
 from student_train.running.events import Event, ResultLost, StudentSkipped
@@ -36,8 +38,10 @@ def test_a_renamed_run_that_is_not_settled_is_refused_too(toy_cache: Cache, tmp_
     with pytest.raises(Interrupted):
         train_students(request_of(toy_cache, tmp_path, student("a")), stop=stop_after(15))
     shutil.copytree(tmp_path / "a", tmp_path / "b")
-    with pytest.raises(StaleCache, match="another student"):
+    with pytest.raises(StaleCache, match="another student") as refusal:
         train_students(request_of(toy_cache, tmp_path, student("b")))
+    # beside its original it is a copy, and not to be moved there
+    assert refusal.value.do == f"to train b from its first step: rm -r {tmp_path}/b"
 
 
 def test_a_checkpoint_of_before_says_no_name_and_is_gone_on_from(toy_cache: Cache, tmp_path: Path) -> None:
@@ -53,6 +57,7 @@ def test_a_run_whose_weights_are_gone_is_trained_again_and_told(
     toy_cache: Cache, tmp_path: Path, files: tuple[str, ...]
 ) -> None:
     request = request_of(toy_cache, tmp_path, student("a"), student("whole", epochs=1))
+    request = replace(request, fleet=FleetOptions(stacking="never"))  # alone, as it is the second time
     train_students(request)
     before = weights(tmp_path, "a")
     for name in files:
