@@ -108,7 +108,8 @@ def effects(of: Sequence[Effect], gain: Gain, teacher: float | None) -> str:
             axis.set_title(plain(effect.varied.title, 40))
             pad = 0.08 * (max(known) - min(known)) or 0.01
             axis.set_ylim(min(known) - pad, max(known) + pad)  # one scale, so that keys can be compared
-            _teacher_line(axis, teacher, percent=gain.share)
+            if teacher is not None and _is_near(axis, teacher):  # else there is no room to say where it is
+                axis.axhline(teacher, **TEACHER_LINE)
             if gain.share:
                 axis.yaxis.set_major_formatter(percents())
         for axis in axes[len(of) :]:
@@ -232,13 +233,17 @@ def _teacher_line(axis: Any, value: float | None, *, percent: bool) -> None:
     """Draw the teacher's value, or say where it is."""
     if value is None:
         return
-    low, high = axis.get_ylim()
-    if low - FAR * (high - low) <= value <= high + FAR * (high - low):
+    if _is_near(axis, value):
         axis.axhline(value, **TEACHER_LINE)
         return
-    above = value > high
+    above = value > axis.get_ylim()[1]
     text = f"{'↑' if above else '↓'} teacher {f'{100 * value:.1f} %' if percent else f'{value:.3g}'}"
     axis.annotate(text, (1, 1.02), xycoords="axes fraction", ha="right", va="bottom")
+
+
+def _is_near(axis: Any, value: float) -> bool:
+    low, high = axis.get_ylim()
+    return bool(low - FAR * (high - low) <= value <= high + FAR * (high - low))
 
 
 def _curve(axis: Any, curve: Curve, column: str) -> None:
