@@ -18,7 +18,7 @@ from storage.errors import BadRequest, WorkerDied, si
 from teacher_cache.building.runners import Result, Runner, run_inline
 from teacher_cache.building.stages import BuildReport
 from teacher_cache.work.perform import perform
-from teacher_cache.work.pieces import IngestWork, Work
+from teacher_cache.work.pieces import IngestWork, Work, waited_s
 
 if TYPE_CHECKING:
     from distributed import Client
@@ -97,7 +97,7 @@ class _Opened:
 
 def _run(client: Client, limit_s: float | None, todo: Iterable[Work]) -> Generator[Result]:
     """Yield what becomes of work on a cluster, each within a limit of time if there is one."""
-    act = perform if limit_s is None else partial(within, limit_s, perform, "shard_limit_s")
+    act = perform if limit_s is None else partial(within, limit_s, perform, "shard_limit_s", waited_s)
     crashed: list[Work] = []
     with contextlib.closing(run_work(client, act, todo, places=window)) as results:
         for work, result in results:

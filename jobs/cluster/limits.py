@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import queue
 import threading
+import time
 from collections.abc import Callable
 from typing import TypeVar
 
 from storage.errors import Overdue
 
 GRACE_S = 1.0  # until what is told has left the worker
+TICK_S = 0.1
 
 W = TypeVar("W")
 R = TypeVar("R")
 
 
-def within(limit_s: float, perform: Callable[[W], R], name: str, work: W) -> R:
+def within(
+    limit_s: float, perform: Callable[[W], R], name: str, waited_s: Callable[[threading.Thread], float], work: W
+) -> R:
     """Return what `perform` makes of some work, on a worker; end this whole process if that takes too long.
 
     A thread that sleeps for ever cannot be ended in any other way, and it may hold what others wait for.
@@ -25,6 +30,7 @@ def within(limit_s: float, perform: Callable[[W], R], name: str, work: W) -> R:
         limit_s: how long it may take.
         perform: does it.
         name: of the option that says so.
+        waited_s: says how long a thread has waited for others, which is not its own time.
         work: has a `key`.
 
     Raises:
@@ -38,16 +44,19 @@ def within(limit_s: float, perform: Callable[[W], R], name: str, work: W) -> R:
         except BaseException as error:  # whatever it is, it is the other thread's
             ended.put((None, error))
 
-    threading.Thread(target=run, name="within a limit", daemon=True).start()
-    try:
-        result, error = ended.get(timeout=limit_s)
-    except queue.Empty:
+    thread, began_s = threading.Thread(target=run, name="within a limit", daemon=True), time.monotonic()
+    thread.start()
+    while (left_s := began_s + limit_s + waited_s(thread) - time.monotonic()) > 0:
+        with contextlib.suppress(queue.Empty):
+            result, error = ended.get(timeout=max(left_s, TICK_S))
+            break
+    else:
         threading.Timer(GRACE_S, os._exit, [1]).start()
         raise Overdue(
             f"{work.key} took longer than {name} = {limit_s:g}, each time that it was tried",  # type: ignore[attr-defined]
             found=f"not done after {limit_s:g} s; its worker was replaced",
             do=f"look for what waits there, in the teacher's own code or the files that it reads; or raise {name}",
-        ) from None
+        )
     if error is not None:
         raise error
     return result  # type: ignore[return-value]

@@ -49,8 +49,8 @@ class BuildClusterOptions(ClusterOptions):
     """The `[cluster]` of a cache job, whose shards are work for Dask.
 
     Attributes:
-        shard_limit_s: seconds that a shard may take on a worker, from when it is taken up; a worker that takes longer
-            is replaced, and the shard tried again. None: as long as it takes.
+        shard_limit_s: seconds that a shard may take on a worker, apart from those in which it waits for others of that
+            worker; one that takes longer is replaced, and the shard tried again. None: as long as it takes.
     """
 
     shard_limit_s: Annotated[FiniteFloat, Field(gt=0)] | None = None

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import socket
 import threading
+import time
+import weakref
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -21,9 +23,36 @@ from storage.format.rows import Extent
 from storage.format.shards import ShardKey
 from storage.inputs.ragged import Ragged
 
-LOCK = threading.Lock()  # of this process, whose work is on threads of its own
+_waited_s: weakref.WeakKeyDictionary[threading.Thread, float] = weakref.WeakKeyDictionary()
+_waiting_since_s: weakref.WeakKeyDictionary[threading.Thread, float] = weakref.WeakKeyDictionary()
+
+
+class Turns:
+    """Lets so many threads of this process in at a time, and knows how long each has waited."""
+
+    def __init__(self, count: int):
+        self._free = threading.BoundedSemaphore(count)
+
+    def __enter__(self) -> None:
+        me = threading.current_thread()
+        began_s = _waiting_since_s[me] = time.monotonic()
+        self._free.acquire()
+        _waited_s[me] = _waited_s.get(me, 0.0) + time.monotonic() - began_s
+        del _waiting_since_s[me]
+
+    def __exit__(self, *error: object) -> None:
+        self._free.release()
+
+
+def waited_s(thread: threading.Thread) -> float:
+    """Return how long a thread has waited for its turns so far, the one that it waits for now among them."""
+    since_s = _waiting_since_s.get(thread)
+    return _waited_s.get(thread, 0.0) + (0.0 if since_s is None else time.monotonic() - since_s)
+
+
+LOCK = Turns(1)  # of this process, whose work is on threads of its own
 TURNS_AHEAD = 3  # shards that may lie on a GPU: one is asked about, one is there, one is on its way
-TURNS = threading.BoundedSemaphore(TURNS_AHEAD)  # more threads than that may write
+TURNS = Turns(TURNS_AHEAD)  # more threads than that may write
 
 
 class IngestWork(NamedTuple):
