@@ -42,8 +42,19 @@ def take_rooms() -> None:
         sys.meta_path.insert(0, _Rooms)
 
 
+def _speak_utf8() -> None:
+    """Begin again in UTF-8 where names of files could only be ASCII, as under LC_ALL=C with PYTHONUTF8=0.
+
+    Jobs are UTF-8, and name files; so are what workers are sent, which inherit it.
+    """
+    if sys.getfilesystemencoding() == "ascii" and os.environ.get("PYTHONUTF8") != "1":
+        os.environ["PYTHONUTF8"] = "1"
+        os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])  # noqa: S606 - this very program
+
+
 def cache() -> None:
     """Run `cache`."""
+    _speak_utf8()
     take_rooms()
     from jobs.cli.cache import main
 
@@ -52,6 +63,7 @@ def cache() -> None:
 
 def student() -> None:
     """Run `student`."""
+    _speak_utf8()
     take_rooms()
     from jobs.cli.student import main
 

@@ -29,6 +29,8 @@ Exit codes are for schedulers. All of these pickle, since they cross from Dask w
 
 from __future__ import annotations
 
+import re
+
 
 class StillroomError(Exception):
     """An error in four parts; only the first is always there.
@@ -204,3 +206,24 @@ def gib(num_bytes: float) -> str:
     ('1.5 GiB', '12.0 MiB')
     """
     return f"{num_bytes / 2**30:.1f} GiB" if num_bytes >= 2**30 else f"{num_bytes / 2**20:.1f} MiB"
+
+
+# Controls but for tab and newline, what turns the direction of a line or is not seen, halves of characters: bytes that
+# are no UTF-8, in names of files. Joiners stay, which some scripts are written with.
+_STEERING = re.compile(
+    "[\x00-\x08\x0b-\x1f\x7f-\x9f\xad\u061c\u180e\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb"
+    "\ud800-\udfff\U000e0000-\U000e007f]"
+)
+
+
+def printable(text: str, *, one_line: bool = False) -> str:
+    r"""Return a text as terminals and pages show it: what would steer them, or hide or turn other text, is spelled out.
+
+    Names of samples, classes and files are whatever somebody called them, and errors of a user's code say anything.
+
+    >>> print(printable("cat\x1b[31m\u202egod"), printable("a\nb", one_line=True))
+    cat\x1b[31m\u202egod a\nb
+    """
+    if one_line:
+        text = text.replace("\n", "\\n").replace("\t", "\\t")
+    return _STEERING.sub(lambda found: found[0].encode("unicode_escape").decode(), text)

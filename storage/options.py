@@ -61,6 +61,26 @@ def _url(value: str, info: ValidationInfo) -> str:
     return value.rstrip("/") if "://" in value else _against_job(value, info)
 
 
+def redacted(url: str) -> str:
+    """Return an address without what opens it: a password, a signature.
+
+    >>> redacted("s3://key:secret@bucket/prefix?X-Amz-Signature=abc"), redacted("abfss://container@account/path")
+    ('s3://…@bucket/prefix?…', 'abfss://container@account/path')
+    """
+    scheme, found, rest = url.partition("://")
+    if not found:
+        return url  # a path may hold any of these characters
+    place, query, _ = rest.partition("?")
+    user, at, behind = place.partition("@")
+    return f"{scheme}://{f'…@{behind}' if at and ':' in user else place}{'?…' if query else ''}"
+
+
+def _without_secrets(value: str) -> str:
+    if redacted(value) != value:
+        raise ValueError(f"{redacted(value)} holds credentials, which belong into the environment")
+    return value
+
+
 def _factory(value: str, info: ValidationInfo) -> str:
     module, _, function = value.rpartition(":")
     if not module or not function.isidentifier():
@@ -90,7 +110,10 @@ JobPath = Annotated[Path, Field(strict=False), BeforeValidator(_path)]  # not st
 """A path, relative to the folder of the job file that names it."""
 
 Url = Annotated[str, Field(min_length=1), AfterValidator(_url)]
-"""A folder, relative to the job file's, or an object store's `scheme://bucket/prefix`."""
+"""A folder, relative to the job file's, or a URI."""
+
+CacheUrl = Annotated[Url, AfterValidator(_without_secrets)]
+"""A folder, relative to the job file's, or an object store's `scheme://bucket/prefix`, without credentials."""
 
 Factory = Annotated[str, AfterValidator(_factory)]
 """`package.module:function`, or `path/to/file.py:function` with the path relative to the job file's folder."""

@@ -74,6 +74,8 @@ def build(
         if pools is not None:
             prepared = replace(prepared, request=replace(request, threads=pools.teacher.threads))
         if dry_run:
+            if prepared.catalogue is not None:
+                prepared.catalogue.ledger()  # refuses what the build would refuse: a shard of another cache
             _print_dry_run(prepared, pools, as_json)
             return 0
         with terminal.watching("rows") as watch:
@@ -125,7 +127,7 @@ def status(cache: CacheArgument, as_json: JsonOption = False) -> None:
                 terminal.out.print(standing.note, markup=False)
         return RowsMissing.exit_code if stages.select(pl.sum("rows_missing", "quarantined")).row(0) > (0, 0) else 0
 
-    terminal.run(action, as_json=as_json)
+    terminal.run(action, as_json=as_json, answers=True)
 
 
 @app.command()
@@ -148,7 +150,7 @@ def info(cache: CacheArgument, as_json: JsonOption = False) -> None:
                 terminal.out.print(standing.note, markup=False)
         return 0
 
-    terminal.run(action, as_json=as_json)
+    terminal.run(action, as_json=as_json, answers=True)
 
 
 @app.command()
@@ -212,7 +214,7 @@ def verify(
         # What was repaired is no longer corrupt: it is missing, until the next build.
         return 0 if not found.bad else RowsMissing.exit_code if repair else CorruptObject.exit_code
 
-    terminal.run(action, as_json=as_json)
+    terminal.run(action, as_json=as_json, answers=True)
 
 
 @app.command()
@@ -237,7 +239,7 @@ def query(
             print_table(rows)
         return 0
 
-    terminal.run(action, as_json=as_json)
+    terminal.run(action, as_json=as_json, answers=True)
 
 
 def _open(url: str) -> Cache:

@@ -62,7 +62,7 @@ def plan(
             terminal.out.print(f"plot: {plot}", markup=False, soft_wrap=True)
         return 0
 
-    terminal.run(action, as_json=as_json)
+    terminal.run(action, as_json=as_json, answers=True)
 
 
 def _check_plot(path: Path) -> None:

@@ -70,7 +70,7 @@ def compare(runs: RunsArgument, as_json: JsonOption = False) -> None:
     def action() -> int:
         return _print_comparison(runs, as_json)
 
-    terminal.run(action, as_json=as_json)
+    terminal.run(action, as_json=as_json, answers=True)
 
 
 @app.command()

@@ -11,7 +11,7 @@ from jobs.files.cluster_options import BuildClusterOptions
 from jobs.files.reading import refuse_twice
 from storage.datasets import AnySource
 from storage.errors import BadRequest
-from storage.options import Options, Url
+from storage.options import CacheUrl, Options
 from storage.views.options import ViewOptions
 from teacher_cache.pilot.ladder import FidelityOptions
 from teacher_cache.teachers.options import TeacherOptions
@@ -32,7 +32,7 @@ class CacheJob(Options):
         cluster: where work runs; decides nothing about what is computed.
     """
 
-    cache: Url
+    cache: CacheUrl
     dataset: Annotated[list[AnySource], Field(min_length=1)]
     teacher: list[TeacherOptions] = Field(default=[])
     views: ViewOptions | None = None

@@ -7,17 +7,21 @@ from __future__ import annotations
 
 import tomllib
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
 from jobs.files.mistakes import mistakes, spelled
 from jobs.files.sweep import expand
 from storage.errors import BadJob
+from storage.format.filesystems import read_file
 from storage.options import Options
 
 Job = TypeVar("Job", bound=Options)
 
+MOST_BYTES = 2**24  # of a job file
+MOST_DOTS = 1000  # of a line: a dotted key takes time by the square of its parts
+MOST_LEVELS = 32  # of tables and lists in it
 MOST_NAMES = 5  # that one message lists
 
 
@@ -27,16 +31,21 @@ def read_job(path: Path, kind: type[Job]) -> Job:
     Raises:
         BadJob: it cannot be read, or it has mistakes; all of them are listed.
     """
+    _check_name(path)
     try:
-        text = path.read_text(encoding="utf-8-sig")  # less a byte-order mark, which some editors write
-    except OSError as error:
-        raise BadJob(f"cannot read the job file {path}", found=str(error), do="give the path of a TOML file") from None
-    except UnicodeDecodeError as error:
+        text = read_file(path, MOST_BYTES).decode("utf-8-sig")  # less a byte-order mark, which some editors write
+    except UnicodeDecodeError as error:  # before ValueError, of which it is a kind
         raise BadJob(f"cannot read the job file {path}", found=str(error), do="save it as UTF-8") from None
+    except (OSError, ValueError) as error:
+        raise BadJob(f"cannot read the job file {path}", found=str(error), do="give the path of a TOML file") from None
+    if any(line.count(".") > MOST_DOTS for line in text.splitlines()):
+        raise BadJob(f"{path} is not a job", found=f"a line with more than {MOST_DOTS:,} dots")
     try:
         values = tomllib.loads(text)
     except (tomllib.TOMLDecodeError, RecursionError) as error:
         raise BadJob(f"{path} is not TOML", found=str(error)) from None
+    if _is_deep(values):
+        raise BadJob(f"{path} is not a job", found=f"tables and lists within one another, more than {MOST_LEVELS} deep")
     other = {"CacheJob": "student", "StudentJob": "dataset"}.get(kind.__name__)
     if other in values:
         command = "student train" if other == "student" else "cache build"
@@ -50,6 +59,27 @@ def read_job(path: Path, kind: type[Job]) -> Job:
     if told:
         raise BadJob(f"{path} has {len(told)} mistake{'s' if len(told) > 1 else ''}", found="\n".join(told))
     return job
+
+
+def _check_name(path: Path) -> None:
+    """Raise BadJob if a job lies where no text can say: what a run keeps of it is UTF-8, as what workers are sent."""
+    try:
+        str(path.absolute()).encode()
+    except UnicodeEncodeError:
+        raise BadJob(f"{path.absolute()} cannot be used", found="a name that is no UTF-8", do="rename it") from None
+
+
+def _is_deep(values: Any) -> bool:
+    """Return whether there is more in one another than any job has; dotted keys nest without end."""
+    level = [values]
+    for _ in range(MOST_LEVELS):
+        level = [
+            below
+            for each in level
+            for below in (each.values() if isinstance(each, dict) else each)
+            if isinstance(below, dict | list)
+        ]
+    return bool(level)
 
 
 def refuse_twice(kind: str, names: list[str]) -> None:

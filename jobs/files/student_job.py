@@ -10,7 +10,7 @@ from jobs.files.cluster_options import StudentClusterOptions
 from jobs.files.reading import refuse_twice
 from storage.cache import Cache
 from storage.errors import BadRequest
-from storage.options import JobPath, Url
+from storage.options import CacheUrl, JobPath
 from student_train.options.sections import DataOptions, FleetOptions, StudentOptions
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ class StudentJob(DataOptions, FleetOptions):
         student: all of them, defaults and sweeps multiplied out; `read_job` does that (`jobs.files.sweep`).
     """
 
-    cache: Url
+    cache: CacheUrl
     runs: JobPath
     cluster: StudentClusterOptions = StudentClusterOptions()
     defaults: dict[str, Any] = Field(default={})

@@ -13,7 +13,7 @@ from rich.text import Text
 from rich.tree import Tree
 
 from jobs.show.terminal import out
-from storage.errors import si
+from storage.errors import printable, si
 
 SHOWN_ROWS = 200
 # Of a column of text, such as long names: the first with which a table is narrow enough.
@@ -94,7 +94,7 @@ def _grow(tree: Tree, value: dict[str, Any]) -> None:
             _grow(tree.add(Text(key)), below)
         else:
             text = ", ".join(map(str, below)) if isinstance(below, list) else below
-            tree.add(Text(f"{key}  {'–' if text in (None, {}, '') else text}"))
+            tree.add(Text(printable(f"{key}  {'–' if text in (None, {}, '') else text}", one_line=True)))
 
 
 def _cell(name: str, value: Any) -> str:
@@ -106,4 +106,4 @@ def _cell(name: str, value: Any) -> str:
         return si(value)
     if name in ("accuracy", "agreement", "macro_f1"):
         return f"{value:.2%}"
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
+    return f"{value:.4g}" if isinstance(value, float) else printable(str(value), one_line=True)

@@ -13,35 +13,48 @@ import signal
 import sys
 import threading
 import time
+import traceback
 import types
 from collections.abc import Callable, Iterator
-from typing import Any, NoReturn, TextIO
+from typing import Any, NoReturn
 
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn
 from rich.table import Column
 from rich.text import Text
 
 from jobs.show.pace import Pace, told
-from storage.errors import Interrupted, StillroomError, si
+from jobs.show.streams import SafeConsole, Stream, lost, streams
+from storage.errors import Interrupted, StillroomError, printable, si
 
 LOG_EVERY_S = 30.0
 
-errors = Console(stderr=True, highlight=False, soft_wrap=True)
-out = Console(highlight=False)
+errors = SafeConsole(stderr=True, highlight=False, soft_wrap=True)
+out = SafeConsole(highlight=False)
 
 
-_answers: TextIO | None = None  # where JSON goes; None where nobody asked for it
+_answers: Stream | None = None  # where JSON goes; None where nobody asked for it
 _signals: list[int] = []  # that have come, so that one is heard even if its exception was swallowed
 
 
-def run(action: Callable[[], int | None], *, as_json: bool) -> NoReturn:
-    """Run a command's action and exit with its code; no traceback for a user's mistake."""
+def run(action: Callable[[], int | None], *, as_json: bool, answers: bool = False) -> NoReturn:
+    """Run a command's action and exit with its code; no traceback for a user's mistake.
+
+    Args:
+        action: returns the exit code.
+        as_json: whether stdout is for one JSON value.
+        answers: whether what is printed is all that the command is for, so that it has failed where that is lost.
+    """
     _signals.clear()
     signal.signal(signal.SIGTERM, _interrupt)
     signal.signal(signal.SIGINT, _interrupt)
-    with _kept_stdout() if as_json else contextlib.nullcontext():
-        sys.exit(_run(action, as_json=as_json))
+    with streams() as stdout:
+        with _kept_stdout(stdout) if as_json else contextlib.nullcontext(stdout) as answer:
+            code = _run(action, as_json=as_json)
+            answer.flush()
+        if (reason := lost(answer)) is not None:
+            errors.print(f"note: what was printed is lost: cannot write to stdout: {reason}")
+            code = code or int(answers)
+    sys.exit(code)
 
 
 def _run(action: Callable[[], int | None], *, as_json: bool) -> int:
@@ -54,28 +67,31 @@ def _run(action: Callable[[], int | None], *, as_json: bool) -> int:
             print_error(type(error).__name__, error.exit_code, error.what, error.found, error.expected, error.do)
         errors.print(Text(str(error)))
         return error.exit_code
-    except BrokenPipeError:
-        sys.stderr.close()
-        return 0
     except Exception as error:
         if as_json:
             print_error(type(error).__name__, 1, f"a failure of ours: {error}")
+        sys.excepthook = _tell_failure
         raise
 
 
+def _tell_failure(kind: type[BaseException], error: BaseException, trace: types.TracebackType | None) -> None:
+    """Print a traceback of what nobody foresaw; what it quotes of a user's data steers no terminal."""
+    sys.stderr.write(printable("".join(traceback.format_exception(kind, error, trace))))
+
+
 @contextlib.contextmanager
-def _kept_stdout() -> Iterator[None]:
+def _kept_stdout(stdout: Stream) -> Iterator[Stream]:
     """Keep stdout for the one JSON value; whatever else is printed, by a user's model or a library, goes to stderr."""
-    global _answers  # noqa: PLW0603 - there is one stdout
-    stdout = _answers = sys.stdout
+    global _answers
+    answers = stdout
     with contextlib.suppress(OSError):  # a captured stdout has no descriptor
         descriptor = stdout.fileno()
         stdout.flush()
-        _answers = os.fdopen(os.dup(descriptor), "w", encoding="utf-8")
+        answers = Stream(os.fdopen(os.dup(descriptor), "w", encoding="utf-8"))
         os.dup2(sys.stderr.fileno(), descriptor)
-    sys.stdout = sys.stderr
+    _answers, sys.stdout = answers, sys.stderr
     try:
-        yield
+        yield answers
     finally:
         sys.stdout, _answers = stdout, None
 
@@ -159,7 +175,7 @@ class Watch:
         self._pace = Pace(self._began)
         if errors.is_terminal:
             self._bar = Progress(
-                TextColumn("{task.description}"),
+                TextColumn("{task.description}", markup=False),
                 BarColumn(bar_width=None),  # the only one that gives way
                 MofNCompleteColumn(table_column=Column(no_wrap=True)),
                 TextColumn(self._unit),

@@ -11,7 +11,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from storage.errors import CorruptObject, IncompleteCache, MissingSource, NotInCache
-from storage.format.belonging import Promises
+from storage.format.belonging import Promises, Told
 from storage.format.committing import read_arrays
 from storage.format.ledger import Ledger
 from storage.format.objects import Objects
@@ -90,8 +90,9 @@ class Catalogue:
             for teacher in each.teachers
         }
         # as they were written, so that no promise is read twice
-        told: dict[tuple[str, str | None], str] = {key: written for key, (_, written) in spoken.items()}
-        told |= {(name, None): written for name, (_, written) in datasets.items()}
+        told: dict[tuple[str, str | None], Told] = dict(spoken.items())
+        told |= {(name, None): promise for name, promise in datasets.items()}
+        planned = {name: plan.shards() for name, plan in plans.items()}
         return cls(
             objects=objects,
             about=about,
@@ -101,10 +102,10 @@ class Catalogue:
                 for each in found
                 if each.has_views
             },
-            planned={name: plan.shards() for name, plan in plans.items()},
+            planned=planned,
             plans=plans if with_plans else {},
             teachers={key: spec for key, (spec, _) in spoken.items()},
-            promises=Promises(objects, about, told),
+            promises=Promises(objects, about, told, planned),
             commits={stage: shards for each in found for stage, shards in each.commits.items()},
         )
 

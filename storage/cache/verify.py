@@ -8,27 +8,25 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import groupby
 from typing import NamedTuple
-
-import numpy as np
 
 from storage.cache.cache import Cache
 from storage.cache.catalogue import Catalogue
 from storage.cache.samples import Samples
-from storage.encodings.base import all_finite
-from storage.errors import BadRequest, CorruptObject, IncompleteCache
-from storage.format.committing import delete_attempt, delete_group, of_kind, read_members, unpack_checked
-from storage.format.rows import ShardRows
+from storage.errors import BadRequest, CorruptObject, IncompleteCache, Interrupted, StaleCache, StorageFailure
+from storage.format.committing import delete_attempt, delete_group, read_members, unpack_checked
 from storage.format.shards import GROUP_NAME, Commit, ShardKey, stage_folder
-from storage.format.specs import WEIGHTS_JSON, DatasetSpec, TeacherSpec
+from storage.format.specs import WEIGHTS_JSON
 from storage.format.stages import list_stages
+from storage.inputs import Stored
 from storage.inputs.ragged import Ragged
 from storage.views import PLAIN
+from storage.views.check import libraries
 
-FEATURE = "feature/"
 GRACE_S = 24 * 3600.0  # an uncommitted group younger than this may belong to a running build
 
 
@@ -37,6 +35,22 @@ class BadShard(NamedTuple):
 
     key: ShardKey
     reason: str
+
+
+class _Checked(NamedTuple):
+    """What was found of one committed shard.
+
+    Attributes:
+        key: which.
+        commit: as it says, without its table; None: it cannot be read.
+        reason: what is wrong with the shard, if anything is.
+        row_shapes: of its arrays, where nothing is wrong.
+    """
+
+    key: ShardKey
+    commit: Commit | None
+    reason: str | None
+    row_shapes: dict[str, tuple[int, ...]]
 
 
 @dataclass(frozen=True)
@@ -48,12 +62,14 @@ class Verification:
         bytes: bytes digested.
         bad: shards that failed, with the reason.
         garbage: groups that no commit names, older than the grace.
+        odd: of the bad shards that are whole by themselves, and only not as the others are, the groups.
     """
 
     shards: int
     bytes: int
     bad: tuple[BadShard, ...]
     garbage: tuple[str, ...]
+    odd: frozenset[str] = frozenset()
 
 
 def verify(cache: Cache, on_shard: Callable[[int, int], None] | None = None) -> Verification:
@@ -69,77 +85,69 @@ def verify(cache: Cache, on_shard: Callable[[int, int], None] | None = None) -> 
     """
     catalogue = cache.catalogue()
     keys = [ShardKey(*stage, shard) for stage, shards in catalogue.commits.items() for shard in sorted(shards)]
-    promised = _Promised.by(catalogue)
-    bad: list[BadShard] = []
-    misplaced: list[Commit] = []
-    found: list[Commit] = []
+    found: list[_Checked] = []
     with ThreadPoolExecutor(max_workers=4) as pool:
-        checks = pool.map(lambda key: _check(cache, key, promised), keys)
-        for done, (key, (commit, reason)) in enumerate(zip(keys, checks, strict=True), start=1):
-            if commit is not None:
-                found.append(commit)
-                if not promised.places(commit):
-                    misplaced.append(commit)
-            if reason is not None:
-                bad.append(BadShard(key, reason))
-            if on_shard is not None:
-                on_shard(done, len(keys))
+        for checked in pool.map(lambda group: _check(cache, catalogue, group), _by_shard(keys)):
+            for each in checked:
+                found.append(each)
+                if on_shard is not None:
+                    on_shard(len(found), len(keys))
+    commits = [each.commit for each in found if each.commit is not None]
     # first what is wrong with the cache itself: by a wrong plan or promise a repair would drop good shards
-    _check_plans(cache, misplaced)
-    _check_promises(cache, found)
-    if not bad:  # the table of a bad one may not be readable
+    _check_plans(catalogue, commits)
+    _check_promises(cache, commits)
+    odd = _odd_ones(found)
+    named = [*odd.values(), *(BadShard(each.key, each.reason) for each in found if each.reason is not None)]
+    if not named:  # the table of a bad one may not be readable
         _check_ids(Samples(catalogue))
-    num_bytes = sum(commit.size_bytes for commit in found)
-    garbage = _garbage(cache, {commit.group for commit in found})
-    return Verification(len(keys), num_bytes, tuple(bad), tuple(garbage))
+    num_bytes = sum(commit.size_bytes for commit in commits)
+    places = {key: place for place, key in enumerate(keys)}
+    bad = tuple(sorted(named, key=lambda shard: places[shard.key]))
+    garbage = tuple(_garbage(cache, {commit.group for commit in commits}))
+    return Verification(len(keys), num_bytes, bad, garbage, frozenset(odd))
 
 
 def repair(cache: Cache, found: Verification) -> None:
     """Drop every shard that is still bad, so that the next build computes it again, and all garbage."""
-    promised = _Promised.by(cache.catalogue({shard.key.dataset for shard in found.bad}))
-    for key, _ in found.bad:
-        commit, reason = _check(cache, key, promised)  # again: a builder may have mended it since
-        if reason is None:
-            continue
-        cache.objects.delete(key.commit_path)  # first, so that no reader meets a commit without its objects
-        if commit is not None:
-            delete_group(cache.objects, commit)  # and no other attempt: one may be a builder's at this moment
-    for group in found.garbage:
-        delete_attempt(cache.objects, group)
+    catalogue = cache.catalogue({shard.key.dataset for shard in found.bad})
+    bad = {shard.key for shard in found.bad}
+    for group in _by_shard(sorted(bad, key=_in_order)):
+        # again, and with all of their shard: a builder may have mended some since
+        ingest = ShardKey(group[0].dataset, None, PLAIN, group[0].shard)
+        for key, commit, reason, _ in _check(cache, catalogue, list(dict.fromkeys([ingest, *group]))):
+            if key not in bad or (reason is None and (commit is None or commit.group not in found.odd)):
+                continue
+            cache.objects.delete(key.commit_path)  # first, so that no reader meets a commit without its objects
+            if commit is not None:
+                delete_group(cache.objects, commit)  # and no other attempt: one may be a builder's at this moment
+    for path in found.garbage:
+        delete_attempt(cache.objects, path)
     cache.objects.sweep(GRACE_S)
 
 
-@dataclass(frozen=True)
-class _Promised:
-    """What the shards of a cache must agree with: planned rows and fingerprint of views by dataset; of teachers."""
-
-    shards: dict[str, dict[int, ShardRows]]
-    datasets: Mapping[str, DatasetSpec]
-    teachers: Mapping[tuple[str, str], TeacherSpec]
-    views: dict[str, str]
-
-    @classmethod
-    def by(cls, catalogue: Catalogue) -> _Promised:
-        """Return what is promised of the shards that a catalogue lists."""
-        plans = {name: {shard.shard: shard for shard in shards} for name, shards in catalogue.planned.items()}
-        views = {name: spec.fingerprint for name, spec in catalogue.views.items()}
-        return cls(plans, catalogue.datasets, catalogue.teachers, views)
-
-    def places(self, commit: Commit) -> bool:
-        """Return whether a commit has the rows that were planned for it."""
-        planned = self.shards[commit.key.dataset][commit.key.shard]
-        return (commit.start, commit.stop) == (planned.start, planned.stop)
+def _in_order(key: ShardKey) -> tuple[str, int, str, str]:
+    return key.dataset, key.shard, key.teacher or "", key.view
 
 
-def _check_plans(cache: Cache, misplaced: list[Commit]) -> None:
+def _by_shard(keys: list[ShardKey]) -> Iterator[list[ShardKey]]:
+    """Yield the keys of each shard of a dataset together, its ingest first: inputs are read once for all targets."""
+    for _, group in groupby(sorted(keys, key=_in_order), key=lambda key: (key.dataset, key.shard)):
+        yield list(group)
+
+
+def _check_plans(catalogue: Catalogue, commits: list[Commit]) -> None:
     """Check that at most one sealed commit of a dataset contradicts its plan; else the plan is the suspect."""
-    for dataset, count in Counter(commit.key.dataset for commit in misplaced).items():
-        if count > 1:  # one alone may itself be damaged
-            witnesses = [commit for commit in misplaced if commit.key.dataset == dataset][:5]
+    misplaced: dict[str, list[Commit]] = {}
+    for commit in commits:
+        planned = catalogue.planned[commit.key.dataset][commit.key.shard]
+        if (commit.start, commit.stop) != (planned.start, planned.stop):
+            misplaced.setdefault(commit.key.dataset, []).append(commit)
+    for dataset, witnesses in misplaced.items():
+        if len(witnesses) > 1:  # one alone may itself be damaged
             raise CorruptObject(
-                f"{cache.url}/{dataset}/plan is not the plan that its shards were built by",
-                found=f"{count} shards of other rows than planned, such as\n"
-                + "\n".join(f"{commit.key}: rows {commit.start} to {commit.stop}" for commit in witnesses),
+                f"{catalogue.url}/{dataset}/plan is not the plan that its shards were built by",
+                found=f"{len(witnesses)} shards of other rows than planned, such as\n"
+                + "\n".join(f"{commit.key}: rows {commit.start} to {commit.stop}" for commit in witnesses[:5]),
                 do="restore the plan from a copy of the cache",
             )
 
@@ -187,94 +195,89 @@ def _check_ids(samples: Samples) -> None:
             )
 
 
-def _check(cache: Cache, key: ShardKey, promised: _Promised) -> tuple[Commit | None, str | None]:
-    """Return the commit of a shard, if it can be read, and what is wrong with the shard, if anything is.
+def _check(cache: Cache, catalogue: Catalogue, keys: list[ShardKey]) -> list[_Checked]:
+    """Return what there is to be said of a shard of a dataset, in all its stages, the ingest first if it is asked for.
 
-    A disk or network that fails is no fault of the shard: StorageFailure goes through.
+    Whatever a hostile shard leads to is its own fault, and the others go on. A disk or network that fails is no fault
+    of the shard: StorageFailure goes through.
     """
-    try:
-        commit = cache.unchecked_commit(key, with_table=True)
-    except CorruptObject as error:
-        return None, str(error)
-    except IncompleteCache:
-        return None, None  # dropped by a repair beside this one
-    try:
-        if not promised.places(commit):
-            planned = promised.shards[key.dataset][key.shard]
-            raise CorruptObject(
-                f"{key} is not the shard that was planned",
-                found=f"rows {commit.start} to {commit.stop}",
-                expected=f"rows {planned.start} to {planned.stop}",
-            )
-        cache.promises.checked(commit)
-        members = read_members(cache.objects, commit)
-        _check_rows(commit)
-        arrays = unpack_checked(commit, members, commit.array_names)
-        if key.teacher is not None:
-            _check_targets(cache, commit, of_kind(np.ndarray, commit, arrays), promised)
-        else:
-            _check_inputs(commit, arrays, promised.datasets[key.dataset])
-    except CorruptObject as error:
-        return commit, str(error)
-    return commit, None
+    checked: list[_Checked] = []
+    ingest: _Ingest | None = None
+    for key in keys:
+        commit, shapes, reason = None, {}, None
+        try:
+            commit = cache.unchecked_commit(key, with_table=True)
+            arrays = _read(cache, catalogue, commit)
+            shapes = {name: array_S.shape[1:] for name, array_S in arrays.items() if not isinstance(array_S, Ragged)}
+            if key.teacher is None:
+                ingest = _Ingest(commit, arrays["inputs"])
+            elif ingest is not None:  # else the fault of the ingest, to be built again: these belong to it, or do not
+                _check_targets(cache, catalogue, commit, ingest)
+        except IncompleteCache:
+            continue  # dropped by a repair beside this one
+        except (StorageFailure, Interrupted):
+            raise
+        except CorruptObject as error:
+            reason = str(error)
+        except Exception as error:
+            reason = f"{key} cannot be read\n  found     {type(error).__name__}: {error}"
+        slim = None if commit is None else replace(commit, table=commit.table.schema.empty_table())
+        checked.append(_Checked(key, slim, reason, shapes if reason is None else {}))
+    return checked
 
 
-def _check_rows(commit: Commit) -> None:
-    rows = commit.table["row"].to_numpy()
-    if not np.array_equal(rows, np.arange(commit.start, commit.stop)):
-        raise CorruptObject(f"{commit.key}: its table does not list rows {commit.start} to {commit.stop}")
+class _Ingest(NamedTuple):
+    """The ingest of a shard: its commit, with its table, and its inputs."""
+
+    commit: Commit
+    inputs_S: Stored
 
 
-def _check_inputs(commit: Commit, arrays: dict[str, np.ndarray | Ragged], spec: DatasetSpec) -> None:
-    """Check that inputs are of the shape and type that their dataset promises."""
-    inputs_S = arrays.get("inputs", np.empty(0, bool))  # absent: of a type that none promises
-    own_length = isinstance(inputs_S, Ragged)
-    flat = inputs_S.flat_T if isinstance(inputs_S, Ragged) else inputs_S
-    found = (own_length, flat.dtype.name, flat.shape[1:])
-    # of rows of their own length the first axis is that length, and True counts as 1
-    expected = (spec.own_length, spec.input_dtype, spec.input_shape[spec.own_length :])
-    if found != expected:
+def _read(cache: Cache, catalogue: Catalogue, commit: Commit) -> dict[str, Stored]:
+    """Return all arrays of a shard, after every check that a reader makes of one. Raises CorruptObject."""
+    promised = catalogue.promises.checked(commit)
+    return unpack_checked(promised, read_members(cache.objects, promised), promised.array_names, writeable=False)
+
+
+def _check_targets(cache: Cache, catalogue: Catalogue, commit: Commit, ingest: _Ingest) -> None:
+    """Check that targets are of today's views and of the inputs beside them. Raises CorruptObject."""
+    views, key = catalogue.views.get(commit.key.dataset), commit.key
+    said, expected = commit.about.get("views"), None if key.view == PLAIN or views is None else views.fingerprint
+    if said != expected:  # targets of plain inputs name none
         raise CorruptObject(
-            f"{commit.key} holds other inputs than dataset.json promises",
-            found=_told(*found) if "inputs" in arrays else "no inputs",
-            expected=_told(*expected),
+            f"{key} was made by other transforms than views.json promises",
+            found=f"views fingerprint {said}",
+            expected=f"views fingerprint {expected}",
         )
-
-
-def _told(own_length: bool, dtype: str, shape: tuple[int, ...]) -> str:
-    return f"{dtype} {shape}" + " for each item of rows of their own length" * own_length
-
-
-def _check_targets(cache: Cache, commit: Commit, arrays: dict[str, np.ndarray], promised: _Promised) -> None:
-    """Check what digests cannot: that every value can be, is of the promised teacher, and of today's inputs."""
-    assert commit.key.teacher is not None
-    spec = promised.teachers[commit.key.dataset, commit.key.teacher]
-    views = promised.views.get(commit.key.dataset)
-    if (fault := _fault(arrays, spec, commit.uses)) is not None:
-        raise CorruptObject(f"{commit.key}: {fault}")
-    if commit.about.get("views", views) != views:  # targets of plain inputs name none
-        raise CorruptObject(
-            f"{commit.key} was made by other transforms than views.json promises",
-            found=f"views fingerprint {commit.about['views']}",
-            expected=f"views fingerprint {views}",
-        )
-    ingest = ShardKey(commit.key.dataset, None, PLAIN, commit.key.shard)
+    if ingest.commit.about["inputs_digest"] != commit.about["inputs_digest"]:
+        raise CorruptObject(f"{key} was computed from other inputs than those now in {ingest.commit.key}")
+    if key.view != PLAIN and commit.about.get("libraries") != libraries():
+        return  # other libraries show other images: that is this machine's affair, and no fault of the shard
     try:
-        inputs_digest = cache.commit(ingest).about.get("inputs_digest")
-    except (CorruptObject, IncompleteCache):
-        return  # the fault of the ingest, to be built again; whether these targets belong to it is known only then
-    if inputs_digest != commit.about.get("inputs_digest"):
-        raise CorruptObject(f"{commit.key} was computed from other inputs than those now in {ingest}")
+        cache.check_view(ingest.commit, commit, ingest.inputs_S, views)
+    except StaleCache as error:
+        raise CorruptObject(error.what, error.found, error.expected, error.do) from None
 
 
-def _fault(arrays: dict[str, np.ndarray], spec: TeacherSpec, uses: tuple[str, ...]) -> str | None:
-    """Return what is wrong with the values of a teacher's arrays, or None."""
-    soft = {name: array_S for name, array_S in arrays.items() if not name.startswith(FEATURE)}
-    for name in arrays.keys() - soft.keys():
-        feature = spec.features.get(name.removeprefix(FEATURE))
-        if not all_finite(arrays[name], bf16=feature is not None and feature.dtype == "bf16"):
-            return f"{name} holds NaN or infinity"
-    return spec.encoding.fault(soft, spec.num_classes, uses)
+def _odd_ones(found: list[_Checked]) -> dict[str, BadShard]:
+    """Return, by their groups, shards of which an array has rows of another shape than in most.
+
+    Of a feature nothing promises what shape that is.
+    """
+    shapes: dict[tuple[str, str | None, str], Counter[tuple[int, ...]]] = {}
+    for key, _, _, row_shapes in found:
+        for name, shape in row_shapes.items():
+            shapes.setdefault((key.dataset, key.teacher, name), Counter())[shape] += 1
+    odd = {}
+    for key, commit, _, row_shapes in found:
+        for name, shape in row_shapes.items():
+            usual = shapes[key.dataset, key.teacher, name].most_common(1)[0][0]
+            if shape != usual and commit is not None:
+                error = CorruptObject(
+                    f"{key}: {name} is not as in the other shards", f"rows of {shape}", f"rows of {usual}"
+                )
+                odd[commit.group] = BadShard(key, str(error))
+    return odd
 
 
 def _garbage(cache: Cache, groups: set[str]) -> Iterator[str]:

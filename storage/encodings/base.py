@@ -58,6 +58,7 @@ class Capability(NamedTuple):
 
 
 USES_NEVER = "never"  # in `uses`: −∞ in logits is a class that can never be
+BF16_EXPONENT = 0x7F80
 LSE, STATISTICS = "lse", "statistics"  # the arrays of `storage.encodings.statistics`
 
 Temperature = Annotated[FiniteFloat, Field(gt=0)]
@@ -100,6 +101,13 @@ class Encoding(Options):
     def lacks(self, need: Capability) -> str | None:
         """Return None if these targets meet a need, else the change to the cache job that would help."""
         raise NotImplementedError
+
+    def stored(self, num_classes: int) -> dict[str, tuple[str, tuple[int, ...]]]:
+        """Return the type of every stored array, and its axes behind the rows (for language models, the positions)."""
+        temperatures, standardised = len(self.temperatures), len(self.standardised_temperatures)
+        if not self.statistics:
+            return {}
+        return {LSE: ("float32", (temperatures + standardised,)), STATISTICS: ("float16", (3 + 2 * temperatures,))}
 
     def array_names(self, needs: Iterable[Capability]) -> tuple[str, ...]:
         """Return the arrays that must be read to meet some needs, all of which are served."""
@@ -157,7 +165,9 @@ def all_finite(stored: np.ndarray, *, bf16: bool) -> bool:
     """Return whether an array holds neither NaN nor infinity."""
     import numpy as np
 
-    return bool(np.isfinite(floats(stored, bf16=bf16)).all())
+    if bf16:
+        return not bool(((stored & BF16_EXPONENT) == BF16_EXPONENT).any())  # what is not finite has all of its bits
+    return bool(np.isfinite(stored).all())
 
 
 @dataclass(frozen=True, slots=True)

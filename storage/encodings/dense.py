@@ -47,6 +47,11 @@ class DenseEncoding(Encoding):
             return f'encoding = {{ kind = "sparse", {"k = 16, " * (need.name == "stratified")}n = 50 }}'
         return None
 
+    def stored(self, num_classes: int) -> dict[str, tuple[str, tuple[int, ...]]]:
+        dtype = {"fp32": "float32", "fp16": "float16", "bf16": "uint16", "int8": "int8"}[self.dtype]
+        scale: dict[str, tuple[str, tuple[int, ...]]] = {SCALE: ("float32", (2,))} if self.dtype == "int8" else {}
+        return {LOGITS: (dtype, (num_classes,)), **scale, **super().stored(num_classes)}
+
     def array_names(self, needs: Iterable[Capability]) -> tuple[str, ...]:
         return (LOGITS, SCALE) if self.dtype == "int8" else (LOGITS,)
 

@@ -112,6 +112,21 @@ class SparseEncoding(Encoding):
                 remedy = statistics
         return remedy
 
+    def stored(self, num_classes: int) -> dict[str, tuple[str, tuple[int, ...]]]:
+        # as `packing.id_dtype` has it, but without torch
+        ids = "uint8" if num_classes <= 2**8 else "uint16" if num_classes <= 2**16 else "int32"
+        arrays = super().stored(num_classes)
+        if self.k:
+            arrays[IDS] = (ids, (self.k,))
+            arrays[VALUES] = ("uint8" if self.values == "8bit" else "float16", (self.k,))
+            arrays[REST] = ("float16", (len(self.temperatures) + len(self.standardised_temperatures),))
+            if self.values == "8bit":
+                arrays[STEP] = ("float16", (1,))
+        if self.n:
+            arrays[DRAWS] = (ids, (self.n,))
+            arrays[COUNTS] = ("uint8" if self.n < 2**8 else "uint16", (self.n,))  # from 0 to n
+        return arrays
+
     def array_names(self, needs: Iterable[Capability]) -> tuple[str, ...]:
         names = {need.name for need in needs}
         kept = names & {"bucket", "stratified", "standardised"}

@@ -2,7 +2,7 @@
 
 objects.py   named byte strings, written whole, in a folder or an object store
 asking.py    ask an object store until it answers
-filesystems.py  what a disk may lack, and what is done then
+filesystems.py  what a disk may lack, and what is done then; regular files alone are read
 sealed.py    files that carry a digest of all their own bytes, Parquet and JSON
 specs.py     promises: cache.json, dataset.json, teacher.json, views.json
 rows.py      the frozen plan: which sample is which row, and where shards end
@@ -11,6 +11,7 @@ shards.py    shards and their commits
 stages.py    which datasets, teachers and stages there are, from listings
 committing.py  a shard: its arrays first, its commit last, so that a kill leaves nothing visible; read as that says
 zips.py      one object for a whole Zarr group
+promised.py  the one check of a shard: its commit, its arrays and their values against what is promised of them
 belonging.py whether a shard is of this cache and its promises
 ledger/      all commits at a glance
 """

@@ -10,7 +10,9 @@ behind the sharding codec (docs/adr/0002).
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from itertools import zip_longest
+from math import prod
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -23,6 +25,9 @@ from storage.inputs.ragged import OFFSETS
 
 METADATA = "zarr.json"
 INPUTS = "inputs"  # of uint8 are pixels: 12 % smaller under zstd, eight times slower to read (docs/log.md)
+MOST_METADATA_BYTES = 2**16  # of one array; ours are of 700
+MOST_AXES = 32  # NumPy has no array of more, in every version that is in use
+MOST_TOLD = 300  # characters of what a damaged array says
 CODECS = frozenset({"bytes", "zstd", "blosc", "transpose"})  # nothing else is decoded (invariant 8)
 DTYPES = frozenset(
     {
@@ -92,12 +97,18 @@ def _compressor(layout: Layout, dtype: np.dtype[Any]) -> ZstdCodec | BloscCodec:
 
 def array_names(paths: Iterable[str]) -> list[str]:
     """Return the names of the arrays among the objects of a group, sorted: its metadata without any other below."""
-    nodes = [path.removesuffix(f"/{METADATA}") for path in paths if path.endswith(f"/{METADATA}")]
-    return sorted(node for node in nodes if not any(other.startswith(f"{node}/") for other in nodes))
+    nodes = sorted({path.removesuffix(METADATA) for path in paths if path.endswith(f"/{METADATA}")})  # "a/", "a/b/"
+    # sorted, what is below a node follows it at once
+    pairs = zip_longest(nodes, nodes[1:], fillvalue="")
+    return sorted(node.rstrip("/") for node, after in pairs if not after.startswith(node))
 
 
 def unpack(
-    objects: Mapping[str, bytes | memoryview], names: Iterable[str], *, writeable: bool = True
+    objects: Mapping[str, bytes | memoryview],
+    names: Iterable[str],
+    *,
+    writeable: bool = True,
+    check: Callable[[str, tuple[int, ...], str, int], None] = lambda name, shape, dtype, stored_bytes: None,
 ) -> dict[str, np.ndarray]:
     """Return the named arrays of a group written by `pack`.
 
@@ -108,6 +119,7 @@ def unpack(
         objects: by path below the group; only those of the named arrays are needed.
         names: of the arrays.
         writeable: whether each is to have memory of its own; else it lies over the bytes of its Zarr chunk.
+        check: is told name, shape, type and stored bytes of each before memory is taken for it, and may raise.
 
     Raises:
         ValueError: they are not such arrays, or a Zarr chunk is missing, which Zarr would read as zeros.
@@ -118,6 +130,7 @@ def unpack(
         data = objects.get(f"{name}/c/{'/'.join('0' * len(shape))}")
         if data is None and 0 not in shape:  # without values there is none
             raise ValueError(f"{name} has no Zarr chunk")
+        check(name, shape, meta["data_type"], 0 if data is None else len(data))
         try:
             array = np.empty(shape, meta["data_type"]) if 0 in shape else _decode(data, shape, meta)
             arrays[name] = np.require(array, meta["data_type"], ["C", "A", "W"] if writeable else ["C", "A"])
@@ -133,13 +146,14 @@ def _decode(data: Any, shape: tuple[int, ...], meta: dict[str, Any]) -> np.ndarr
     for codec in meta["codecs"]:
         if codec["name"] == "transpose":
             order = codec["configuration"]["order"]
+            if sorted(order) != list(range(len(shape))):
+                raise ValueError(f"transposed by {order}")
             stored_shape, axes = tuple(stored_shape[i] for i in order), tuple(axes[i] for i in order)
+    num_bytes = prod(shape) * np.dtype(meta["data_type"]).itemsize
     for codec in reversed(meta["codecs"]):
         match codec["name"]:
-            case "zstd":
-                data = zstd.decompress(data)
-            case "blosc":
-                data = blosc.decompress(data)
+            case "zstd" | "blosc" as name:
+                data = _decompress(name, data, num_bytes)
             case "bytes":
                 endian = codec.get("configuration", {}).get("endian", "little")
                 dtype = np.dtype(meta["data_type"]).newbyteorder({"little": "<", "big": ">"}[endian])
@@ -147,18 +161,50 @@ def _decode(data: Any, shape: tuple[int, ...], meta: dict[str, Any]) -> np.ndarr
     return np.asarray(data)
 
 
+def _decompress(name: str, data: Any, num_bytes: int) -> Any:
+    """Return the bytes of an array, of which there are so many. Raises ValueError before memory is taken for more."""
+    said = _zstd_content_bytes(data) if name == "zstd" else int.from_bytes(bytes(data[4:8]), "little")
+    if said is not None and said != num_bytes:
+        raise ValueError(f"{name} of {said} bytes where the shape has {num_bytes}")
+    # into memory of that size: no frame can be of more, whatever it says
+    return (zstd if name == "zstd" else blosc).decompress(data, np.empty(num_bytes, np.uint8))
+
+
+def _zstd_content_bytes(data: Any) -> int | None:
+    """Return the size that a zstd frame says its content has; None if it does not say (RFC 8878, 3.1.1.1)."""
+    head = bytes(data[:18])
+    if head[:4] != b"\x28\xb5\x2f\xfd":
+        raise ValueError("no zstd frame")
+    descriptor = head[4]
+    size_bytes, single_segment = (0, 2, 4, 8)[descriptor >> 6], bool(descriptor & 32)
+    size_bytes = size_bytes or int(single_segment)
+    if not size_bytes:
+        return None
+    start = 5 + (not single_segment) + (0, 1, 2, 4)[descriptor & 3]  # behind the window and the dictionary's number
+    return int.from_bytes(head[start : start + size_bytes], "little") + (256 if size_bytes == 2 else 0)
+
+
 def _checked_metadata(name: str, objects: Mapping[str, bytes | memoryview]) -> tuple[tuple[int, ...], dict[str, Any]]:
     """Return an array's shape and Zarr metadata, after checking that it is one Zarr chunk, as `pack` writes them."""
     try:
-        meta = json.loads(bytes(objects[f"{name}/{METADATA}"]))
+        text = objects[f"{name}/{METADATA}"]
+        if len(text) > MOST_METADATA_BYTES:
+            raise ValueError(f"{len(text)} bytes of it")
+        meta = json.loads(bytes(text))
         shape, chunk_shape = meta["shape"], meta["chunk_grid"]["configuration"]["chunk_shape"]
         dtype, codecs = meta["data_type"], [codec["name"] for codec in meta["codecs"]]
         known = dtype in DTYPES and set(codecs) <= CODECS and codecs.count("bytes") == 1
+        # of compressors one: of what lies between two, nothing says the size
+        known = known and codecs.count("zstd") + codecs.count("blosc") <= 1
         known = known and (meta["zarr_format"], meta["node_type"]) == (3, "array") and not meta["storage_transformers"]
         known = known and meta["chunk_key_encoding"] == {"name": "default", "configuration": {"separator": "/"}}
-        one_chunk = chunk_shape == [max(1, length) for length in shape]
-    except (KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"{name} has no Zarr metadata: {error!r}") from None
+        # `type`, not `isinstance`: JSON's true would pass for an int
+        counted = len(shape) <= MOST_AXES and all(type(length) is int and length >= 0 for length in shape)
+        one_chunk = counted and chunk_shape == [max(1, length) for length in shape]
+    except (KeyError, TypeError, ValueError, RecursionError) as error:
+        raise ValueError(f"{name} has no Zarr metadata: {type(error).__name__}: {error}") from None
     if not (known and one_chunk):
-        raise ValueError(f"{name} is {dtype} {shape} in Zarr chunks {chunk_shape}, by codecs {sorted(codecs)}")
+        raise ValueError(
+            f"{name} is {dtype} {shape} in Zarr chunks {chunk_shape}, by codecs {sorted(codecs)}"[:MOST_TOLD]
+        )
     return tuple(shape), meta

@@ -1,29 +1,46 @@
-"""Whether a shard is of this cache and of today's promises: what its commit says, against what lies beside it."""
+"""Whether a shard is of this cache and of today's promises: what its commit says, against what lies beside it.
+
+Every commit that is read to be used goes through `Promises.checked`; from then on it knows what its arrays must be.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 from storage.errors import CorruptObject
 from storage.format.objects import Objects
+from storage.format.promised import ShardPromise
+from storage.format.rows import ShardRows
 from storage.format.shards import Belonging, Commit
 from storage.format.specs import WEIGHTS_JSON, CacheSpec, DatasetSpec, TeacherSpec, WeightsSpec, read_promise, read_spec
 
+Told = tuple[DatasetSpec | TeacherSpec, str]  # a promise, and its digest
+
 
 class Promises:
-    """Digests of what a cache promises, as they were written; each is read once, for promises never change.
+    """What a cache promises, with digests as they were written; each is read once, for promises never change.
 
     Args:
         objects: the cache's.
         about: its `cache.json`.
-        told: digests that are known already, by dataset and teacher (None: of the dataset).
+        told: what is known already, by dataset and teacher (None: of the dataset), as `read_promise` gives it.
+        planned: every planned shard of a dataset, where that is known.
     """
 
-    def __init__(self, objects: Objects, about: CacheSpec, told: Mapping[tuple[str, str | None], str] | None = None):
+    def __init__(
+        self,
+        objects: Objects,
+        about: CacheSpec,
+        told: Mapping[tuple[str, str | None], Told] | None = None,
+        planned: Mapping[str, Sequence[ShardRows]] | None = None,
+    ):
         self._objects = objects
         self._about = about
         self._told = dict(told or {})
+        self._planned = planned or {}
         self._loaded: dict[str, str] = {}
+        self._of_shards: dict[tuple[str, str | None], ShardPromise] = {}
 
     def of(self, dataset: str, teacher: str | None = None) -> Belonging:
         """Return what a shard of a dataset's ingest, or of a teacher's targets, belongs to.
@@ -36,10 +53,11 @@ class Promises:
         return Belonging(self._about.id, self._digest(dataset, None), promise)
 
     def checked(self, commit: Commit) -> Commit:
-        """Return a commit that belongs here, as far as it says.
+        """Return a commit that belongs here, as far as it says, and that knows what is promised of its arrays.
 
         Raises:
-            CorruptObject: it does not; what it says and what it should say are both named.
+            CorruptObject: it does not, or is not of the rows that were planned, or not as promised; what it says and
+                what it should say are both named.
             MissingObject: nothing is promised of it.
         """
         expected, said = self.of(commit.key.dataset, commit.key.teacher), commit.belonging
@@ -64,7 +82,32 @@ class Promises:
                 url = self._objects.url
                 do = f"cache verify {url} --repair, then cache build JOB.toml"
                 raise CorruptObject(f"{url}: {commit.key} {what}", found=found, expected=wanted, do=do)
-        return commit
+        self._check_rows(commit)
+        promise = self.of_shard(commit.key.dataset, commit.key.teacher)
+        promise.check_commit(commit)
+        return replace(commit, promised=promise)
+
+    def of_shard(self, dataset: str, teacher: str | None) -> ShardPromise:
+        """Return what is promised of the arrays of an ingest, or of a teacher's targets. Raises as `of`."""
+        key = (dataset, teacher)
+        if key not in self._of_shards:
+            spec = self._read(dataset, None)[0]
+            of_teacher = None if teacher is None else self._read(dataset, teacher)[0]
+            assert isinstance(spec, DatasetSpec)
+            assert of_teacher is None or isinstance(of_teacher, TeacherSpec)
+            self._of_shards[key] = ShardPromise(spec, of_teacher)
+        return self._of_shards[key]
+
+    def _check_rows(self, commit: Commit) -> None:
+        """Raise CorruptObject if a commit is not of the rows that were planned for it, where the plan is known."""
+        shards, number = self._planned.get(commit.key.dataset), commit.key.shard
+        if shards is not None and number < len(shards) and (commit.start, commit.stop) != shards[number][1:]:
+            raise CorruptObject(
+                f"{commit.key} is not the shard that was planned",
+                found=f"rows {commit.start} to {commit.stop}",
+                expected=f"rows {shards[number].start} to {shards[number].stop}",
+                do=f"cache verify {self._objects.url} --repair, then cache build JOB.toml",
+            )
 
     def weights(self, dataset: str, teacher: str) -> str:
         """Return the digest of a teacher's weights as loaded. Raises MissingObject, CorruptObject."""
@@ -74,11 +117,14 @@ class Promises:
         return self._loaded[path]
 
     def _digest(self, dataset: str, teacher: str | None) -> str:
+        return self._read(dataset, teacher)[1]
+
+    def _read(self, dataset: str, teacher: str | None) -> Told:
+        """Return a promise and its digest as it was written. Raises MissingObject, CorruptObject."""
         if (dataset, teacher) not in self._told:
-            path, kind = (
-                (f"{dataset}/dataset.json", DatasetSpec)
+            self._told[dataset, teacher] = (
+                read_promise(self._objects, f"{dataset}/dataset.json", DatasetSpec)
                 if teacher is None
-                else (f"{dataset}/{teacher}/teacher.json", TeacherSpec)
+                else read_promise(self._objects, f"{dataset}/{teacher}/teacher.json", TeacherSpec)
             )
-            self._told[dataset, teacher] = read_promise(self._objects, path, kind)[1]
         return self._told[dataset, teacher]

@@ -203,7 +203,7 @@ def read_members(objects: Objects, commit: Commit) -> dict[str, Bytes]:
     """
     if commit.whole is None:
         return _fetch(objects, commit, list(commit.members))
-    data = memoryview(objects.get(commit.group))
+    data = memoryview(objects.get(commit.group, commit.whole.size_bytes))
     _check(objects, commit, "", data, *commit.whole)
     found: dict[str, Bytes] = {m.path: data[m.begin : m.begin + m.size_bytes] for m in commit.members}
     # each by itself too: who reads an array checks only these
@@ -226,11 +226,20 @@ def _check(objects: Objects, commit: Commit, path: str, data: Bytes, size_bytes:
 def unpack_checked(
     commit: Commit, found: Mapping[str, Bytes], names: Iterable[str], *, writeable: bool = True
 ) -> dict[str, np.ndarray | Ragged]:
-    """Return the named arrays of a shard from its members. Raises CorruptObject if they are not what they say."""
-    names = list(names)
+    """Return the named arrays of a shard from its members, after checking that they are what is promised of them.
+
+    Raises:
+        CorruptObject: they are not, or not what they say.
+    """
+    names, promised = list(names), commit.promised
+
+    def check(name: str, shape: tuple[int, ...], dtype: str, stored_bytes: int) -> None:
+        if promised is not None:  # what a program has written itself, it may read without a promise
+            promised.check_layout(commit, name, shape, dtype, stored_bytes)
+
     offsets = [OFFSETS + name for name in names if f"{OFFSETS}{name}/{METADATA}" in found]
     try:
-        arrays = join_offsets(unpack(found, [*names, *offsets], writeable=writeable))
+        arrays = join_offsets(unpack(found, [*names, *offsets], writeable=writeable, check=check))
     except ValueError as error:
         raise CorruptObject(f"{commit.group} does not hold the arrays it names", found=str(error)) from None
     for name, array_S in arrays.items():
@@ -240,6 +249,8 @@ def unpack_checked(
                 found=f"shape {_shape(array_S)}",
                 expected=f"{commit.stop - commit.start} rows",
             )
+    if promised is not None:
+        promised.check_values(commit, arrays)
     return arrays
 
 

@@ -7,19 +7,26 @@
 | fsync of a folder | CIFS, shared folders of virtual machines | left out: the file itself is synced |
 | flock, so that one command trains a student | NFS without its lock daemon, some clusters' disks | a POSIX lock |
 | that too | the same, without any | left out, and told |
+
+And what may lie there that is no file to be read: a device, a pipe, more bytes than anything of ours has.
 """
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import errno
 import fcntl
 import os
+import stat
+from io import FileIO
 from pathlib import Path
 from typing import IO, Any
 
 from storage.errors import StorageFailure
 
+# Of what is read whole, by the end of its name: promises; commits, plans and the ledger; arrays of format 2.
+MOST_BYTES = {".json": 2**28, ".parquet": 2**31, "": 2**34}
 # file systems disagree on how to say it
 LACKING = frozenset({errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EPERM, errno.EINVAL})
 NO_LOCKS = frozenset({errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP})
@@ -39,6 +46,92 @@ REMEDIES: dict[int | None, str] = {
     errno.EFBIG: "raise the limit on file sizes (ulimit -f), then run the same command again; what is committed stays",
     errno.EXDEV: "look at the link and at what is behind it, and delete it by hand",
 }
+
+
+def check_size(path: str, size_bytes: int, most_bytes: int | None = None) -> None:
+    """Check what is to be read whole, before memory is taken for it.
+
+    Args:
+        path: of the file or object.
+        size_bytes: what its disk or store says.
+        most_bytes: that there may be; None: as of everything of such a name.
+
+    Raises:
+        ValueError: it is larger.
+    """
+    most = next(size for suffix, size in MOST_BYTES.items() if path.endswith(suffix))
+    most = most if most_bytes is None else most_bytes
+    if size_bytes > most:
+        raise ValueError(f"{size_bytes:,} bytes, and there may be {most:,}")
+
+
+def read_file(path: Path, most_bytes: int | None = None) -> bytes:
+    """Return the bytes of a file that may be anything: a link to a device, a pipe, a file of nothing but holes.
+
+    Raises:
+        ValueError: it is no regular file, or it is larger than `check_size` allows.
+        OSError: it cannot be read.
+    """
+    with open_regular(path) as file:
+        size_bytes = os.fstat(file.fileno()).st_size
+        check_size(path.name, size_bytes, most_bytes)
+        return read_span(file.fileno(), 0, size_bytes)
+
+
+def open_regular(path: Path) -> FileIO:
+    """Return an open file. Raises ValueError, OSError: as `read_file`."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)  # of a pipe nobody waits for a writer
+    except OSError as error:
+        if error.errno in (errno.ENXIO, errno.ELOOP):  # a socket; links in a circle
+            raise ValueError("it is no regular file") from None
+        raise
+    file = open(descriptor, "rb", buffering=0)  # noqa: SIM115 - the caller's
+    mode = os.fstat(descriptor).st_mode
+    if not stat.S_ISREG(mode):
+        file.close()
+        raise IsADirectoryError(errno.EISDIR, str(path)) if stat.S_ISDIR(mode) else ValueError("it is no regular file")
+    return file
+
+
+def look_at(entry: os.DirEntry[str]) -> os.stat_result:
+    """Return what lies behind an entry of a folder; of links in a circle, the link. Raises OSError."""
+    try:
+        return entry.stat()
+    except OSError as error:
+        if error.errno != errno.ELOOP:
+            raise
+        return entry.stat(follow_symlinks=False)
+
+
+def read_span(descriptor: int, start: int, stop: int) -> bytes:
+    """Return bytes [start, stop) of an open file, as far as it goes."""
+    at, stop = start, min(stop, os.fstat(descriptor).st_size)  # a forged span may be of any size
+    parts = []
+    while at < stop and (part := os.pread(descriptor, stop - at, at)):  # one call reads at most 2 GB
+        parts.append(part)
+        at += len(part)
+    return parts[0] if len(parts) == 1 else b"".join(parts)
+
+
+def open_new(path: Path) -> FileIO:
+    """Return a file that was not there, open to be written, in folders that may be made for it. Raises OSError."""
+    for _ in range(32):
+        # Another process may delete a folder as empty, and even between two looks of mkdir's own.
+        with contextlib.suppress(FileNotFoundError, FileExistsError):
+            make_folder(path.parent)
+            return open(path, "xb", buffering=0)
+    # what it says now is the error
+    make_folder(path.parent)
+    return open(path, "xb", buffering=0)
+
+
+def make_folder(folder: Path) -> None:
+    """Create a folder and its parents, each synced into its own parent."""
+    if not folder.is_dir():
+        make_folder(folder.parent)
+        folder.mkdir(exist_ok=True)
+        sync_folder(folder.parent)
 
 
 def name_once(temporary: Path, path: Path) -> bool:

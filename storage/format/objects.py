@@ -10,16 +10,27 @@ import contextlib
 import errno
 import os
 import re
+import stat
 import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
-from io import FileIO
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, TypeVar
 
-from storage.errors import BadRequest, MissingObject, StorageFailure
+from storage.errors import BadRequest, CorruptObject, MissingObject, StorageFailure
 from storage.format.asking import CLIENT_RETRIES, asked
-from storage.format.filesystems import name_once, storage_failure, sync_folder
+from storage.format.filesystems import (
+    check_size,
+    look_at,
+    name_once,
+    open_new,
+    open_regular,
+    read_file,
+    read_span,
+    storage_failure,
+    sync_folder,
+)
+from storage.options import redacted
 
 TEMPORARY_PREFIX = ".tmp-"  # of files that are being written; never listed, left behind only by a kill
 
@@ -54,8 +65,8 @@ class Objects(Protocol):
 
     url: str
 
-    def get(self, path: str) -> bytes:
-        """Return an object's bytes. Raises MissingObject."""
+    def get(self, path: str, most_bytes: int | None = None) -> bytes:
+        """Return an object's bytes, of which there may be so many. Raises MissingObject, CorruptObject."""
 
     def get_version(self, path: str) -> tuple[bytes, str]:
         """Return an object's bytes and their version. Raises MissingObject."""
@@ -95,18 +106,19 @@ class LocalObjects:
         self.root = Path(root)
         self.url = str(self.root)
 
-    def get(self, path: str) -> bytes:
+    def get(self, path: str, most_bytes: int | None = None) -> bytes:
         with self._readable(path):
-            return (self.root / path).read_bytes()
+            return read_file(self.root / path, most_bytes)
 
     def get_version(self, path: str) -> tuple[bytes, str]:
-        with self._readable(path), open(self.root / path, "rb", buffering=0) as file:
-            version = _local_version(os.fstat(file.fileno()))  # first: one of later bytes would vouch for these
-            return file.readall(), version
+        with self._readable(path), open_regular(self.root / path) as file:
+            status = os.fstat(file.fileno())  # first: a version of later bytes would vouch for these
+            check_size(path, status.st_size)
+            return read_span(file.fileno(), 0, status.st_size), _local_version(status)
 
     def get_ranges(self, path: str, spans: Sequence[Span]) -> list[bytes]:
-        with self._readable(path), open(self.root / path, "rb", buffering=0) as file:
-            return [_pread(file.fileno(), span) for span in spans]
+        with self._readable(path), open_regular(self.root / path) as file:
+            return [read_span(file.fileno(), *span) for span in spans]
 
     @contextlib.contextmanager
     def _readable(self, path: str) -> Iterator[None]:
@@ -114,6 +126,8 @@ class LocalObjects:
             yield
         except (FileNotFoundError, IsADirectoryError, NotADirectoryError):  # or a file where a folder should be
             raise MissingObject(f"{self.url}/{path} is not there", do=_ask_verify(self.url)) from None
+        except ValueError as error:
+            raise CorruptObject(f"{self.url}/{path} cannot be read", str(error), do=_ask_verify(self.url)) from None
         except OSError as error:
             raise storage_failure("read", f"{self.url}/{path}", error) from error
 
@@ -131,7 +145,7 @@ class LocalObjects:
         folder = (self.root / path).parent
         temporary = folder / f"{TEMPORARY_PREFIX}{uuid.uuid4().hex}"  # beside it: no rename crosses file systems
         try:
-            with _open_new(temporary) as file:
+            with open_new(temporary) as file:
                 view = memoryview(data)
                 while view:  # an unbuffered write may be short
                     view = view[file.write(view) :]
@@ -151,19 +165,22 @@ class LocalObjects:
         with self._listed(folder) as entries:
             for entry in entries:
                 path = f"{folder}/{entry.name}".lstrip("/")
-                if entry.is_dir():
-                    folders.append(path)
-                elif not entry.name.startswith(TEMPORARY_PREFIX):
-                    with contextlib.suppress(FileNotFoundError):  # deleted since the folder was read
-                        objects.append(_local_info(path, entry.stat()))
+                with contextlib.suppress(FileNotFoundError):  # deleted since the folder was read
+                    status = look_at(entry)
+                    if stat.S_ISDIR(status.st_mode):
+                        folders.append(path)
+                    elif not entry.name.startswith(TEMPORARY_PREFIX):
+                        objects.append(_local_info(path, status))
         return Listing(sorted(objects), sorted(folders))
 
     def versions(self, folder: str, names: re.Pattern[str]) -> Iterator[tuple[str, str]]:
         with self._listed(folder) as entries:
             for entry in entries:
-                if names.fullmatch(entry.name) and not entry.is_dir():
+                if names.fullmatch(entry.name):
                     with contextlib.suppress(FileNotFoundError):  # deleted since the folder was read
-                        yield entry.name, _local_version(entry.stat())
+                        status = look_at(entry)
+                        if not stat.S_ISDIR(status.st_mode):
+                            yield entry.name, _local_version(status)
 
     @contextlib.contextmanager
     def _listed(self, folder: str) -> Iterator[Iterator[os.DirEntry[str]]]:
@@ -238,19 +255,11 @@ class RemoteObjects:
                 f"cannot open {url}", found=str(error), expected="a folder, or s3://bucket/prefix"
             ) from None
 
-    def get(self, path: str) -> bytes:
-        import obstore
-
-        return self._asked("read", path, lambda: bytes(obstore.get(self._store, path).bytes()))
+    def get(self, path: str, most_bytes: int | None = None) -> bytes:
+        return self._asked("read", path, lambda: self._whole(path, most_bytes)[0])
 
     def get_version(self, path: str) -> tuple[bytes, str]:
-        import obstore
-
-        def ask() -> tuple[bytes, str]:
-            found = obstore.get(self._store, path)
-            return bytes(found.bytes()), _remote_version(found.meta)
-
-        return self._asked("read", path, ask)
+        return self._asked("read", path, lambda: self._whole(path, None))
 
     def get_ranges(self, path: str, spans: Sequence[Span]) -> list[bytes]:
         import obstore
@@ -335,6 +344,17 @@ class RemoteObjects:
     def sweep(self, older_than_s: float) -> int:
         return 0  # a PUT is whole or nothing; unfinished uploads are the bucket's own affair
 
+    def _whole(self, path: str, most_bytes: int | None) -> tuple[bytes, str]:
+        """Return an object's bytes and their version. Raises CorruptObject: it is too large."""
+        import obstore
+
+        found = obstore.get(self._store, path)
+        try:
+            check_size(path, found.meta["size"], most_bytes)
+        except ValueError as error:
+            raise CorruptObject(f"{self.url}/{path} cannot be read", str(error), do=_ask_verify(self.url)) from None
+        return bytes(found.bytes()), _remote_version(found.meta)
+
     def _asked(self, verb: str, path: str, ask: Callable[[], T]) -> T:
         """Return what the store answers in the end. Raises MissingObject, StorageFailure, StoreUnavailable."""
         try:
@@ -344,20 +364,19 @@ class RemoteObjects:
 
 
 def open_objects(url: str) -> Objects:
-    """Return the objects below a local folder or an object store's prefix."""
+    """Return the objects below a local folder or an object store's prefix.
+
+    Raises:
+        BadRequest: the address holds credentials, which would be in every message, and in what is kept of a run.
+    """
+    if (shown := redacted(url)) != url:
+        raise BadRequest(
+            f"{shown} holds credentials",
+            do="put them into the environment, as AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY",
+        )
     if "://" not in url or url.startswith("file:///"):
         return LocalObjects(url.removeprefix("file://"))
     return RemoteObjects(url)
-
-
-def _pread(descriptor: int, span: Span) -> bytes:
-    """Return the bytes of a span of an open file, as far as it goes."""
-    at, stop = span.start, min(span.stop, os.fstat(descriptor).st_size)  # a forged span may be of any size
-    parts = []
-    while at < stop and (part := os.pread(descriptor, stop - at, at)):  # one call reads at most 2 GB
-        parts.append(part)
-        at += len(part)
-    return parts[0] if len(parts) == 1 else b"".join(parts)
 
 
 def _ask_verify(url: str) -> str:
@@ -379,22 +398,3 @@ def _remote_info(meta: Any) -> ObjectInfo:
 def _remote_version(meta: Any) -> str:
     # not every store gives ETags
     return str(meta["e_tag"] or meta["last_modified"].isoformat())
-
-
-def _open_new(path: Path) -> FileIO:
-    for _ in range(32):
-        # Another process may delete a folder as empty, and even between two looks of mkdir's own.
-        with contextlib.suppress(FileNotFoundError, FileExistsError):
-            _make_folder(path.parent)
-            return open(path, "xb", buffering=0)
-    # what it says now is the error
-    _make_folder(path.parent)
-    return open(path, "xb", buffering=0)
-
-
-def _make_folder(folder: Path) -> None:
-    """Create a folder and its parents, each synced into its own parent."""
-    if not folder.is_dir():
-        _make_folder(folder.parent)
-        folder.mkdir(exist_ok=True)
-        sync_folder(folder.parent)

@@ -20,6 +20,7 @@ from storage.errors import CorruptObject, MissingObject
 from storage.format.objects import Objects
 from storage.format.sealed import seal, unseal
 
+MOST_SHARDS = 2**25  # of a segment; each takes memory as soon as the plan is read
 EXTENT_SCHEMA = {"file": pl.String, "size": pl.Int64, "version": pl.String, "position": pl.Int64, "rows": pl.Int64}
 
 
@@ -211,6 +212,21 @@ def check_plan(objects: Objects, dataset: str, plan: RowPlan, committed: Collect
         )
 
 
+def _checked(segment: Segment) -> Segment:
+    """Return a segment that can be. Raises ValueError: it has rows of no number, or more shards than any."""
+    extents, cut = segment.extents, segment.rows_per_shard
+    if type(cut) is not int or cut < 1:
+        raise ValueError(f"rows_per_shard = {cut!r}")
+    if any(column.null_count() for column in extents) or any(
+        (extents[name] < 0).any() for name in ("size", "position", "rows")
+    ):
+        raise ValueError("an extent without a number of rows, or below 0")
+    rows = sum(extents["rows"].to_list())  # of Python: a sum of int64 may wrap
+    if rows >= 2**63 or rows / cut > MOST_SHARDS:
+        raise ValueError(f"{rows} rows, {cut} of them a shard")
+    return segment
+
+
 def _read_segment(objects: Objects, path: str) -> Segment:
     data = objects.get(path)
     try:
@@ -218,7 +234,7 @@ def _read_segment(objects: Objects, path: str) -> Segment:
         if about["path"] != path:
             raise ValueError(f"it is {about['path']}")
         extents = pl.DataFrame(pl.from_arrow(table)).select(*EXTENT_SCHEMA).cast(EXTENT_SCHEMA)  # type: ignore[arg-type]
-        return Segment(extents, int(about["rows_per_shard"]))
+        return _checked(Segment(extents, about["rows_per_shard"]))
     except Exception as error:  # whatever a file that only looks like a segment leads to
         raise CorruptObject(
             f"{objects.url}/{path} is not a whole plan segment",

@@ -9,19 +9,22 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import xxhash
 
 from storage.errors import UnsupportedFormat
+from storage.format.filesystems import read_file
 
 METADATA_KEY = "stillroom"
 SEAL = re.compile(rb"stillroom-xxh3-128:([0-9a-f]{32})")
 JSON_VERSION = 2  # of sealed JSON; 1 had no seal
+MOST_TABLE_BYTES = 2**30  # in memory; of a shard's commit ours have some hundred bytes a row
 UNSEALED = b"0" * 32  # in the place of the digest while it is taken
 
 
@@ -48,23 +51,62 @@ def seal(table: pa.Table, about: dict[str, Any]) -> bytes:
     return _sealed(sink.getvalue().to_pybytes())
 
 
-def unseal(data: bytes, *, with_table: bool = True, columns: Sequence[str] | None = None) -> Sealed:
+def unseal(
+    data: bytes,
+    *,
+    with_table: bool = True,
+    columns: Sequence[str] | None = None,
+    check: Callable[[dict[str, Any], int], None] = lambda about, num_rows: None,
+) -> Sealed:
     """Return what `seal` was given.
 
     Args:
         data: the file.
         with_table: False reads the JSON only.
         columns: those of the table that are read, as far as it has them; None for all.
+        check: is told the JSON and the number of rows before any row is read, and may raise.
 
     Raises:
-        ValueError: a bit of it is not as it was written.
+        ValueError: a bit of it is not as it was written, or its table would be larger than any.
     """
     _check(data)
     file = pq.ParquetFile(pa.BufferReader(data))
     about = json.loads(file.metadata.metadata[METADATA_KEY.encode()])
     del about["seal"]
+    check(about, file.metadata.num_rows)
+    return Sealed(about, _read(file, data, columns) if with_table else file.schema_arrow.empty_table())
+
+
+def _read(file: pq.ParquetFile, data: bytes, columns: Sequence[str] | None) -> pa.Table:
+    """Return a table, after its size is known: a run of equal values is a few bytes, however long it is."""
+    texts = [field.name for field in file.schema_arrow if pa.types.is_string(field.type)]
+    plain_bytes, most_bytes = _table_bytes(file.metadata)
+    if plain_bytes > MOST_TABLE_BYTES:
+        raise ValueError(f"a table of {file.metadata.num_rows:,} rows and {plain_bytes:,} bytes")
     # On this thread: one of Arrow's that lets go of `data` while Python exits would abort the process.
-    return Sealed(about, file.read(columns, use_threads=False) if with_table else file.schema_arrow.empty_table())
+    if most_bytes <= MOST_TABLE_BYTES:
+        return file.read(columns, use_threads=False)
+    # Texts may repeat: each once, and then counted.
+    table = pq.ParquetFile(pa.BufferReader(data), read_dictionary=texts).read(columns, use_threads=False)
+    sizes = (
+        pc.sum(pc.take(pc.binary_length(chunk.dictionary), chunk.indices)).as_py() or 0
+        for name in set(texts) & set(table.column_names)
+        for chunk in table[name].chunks
+    )
+    if (text_bytes := sum(sizes)) > MOST_TABLE_BYTES:
+        raise ValueError(f"a table of {len(table):,} rows and {text_bytes:,} bytes of text")
+    return table.cast(pa.schema([file.schema_arrow.field(name) for name in table.column_names]))
+
+
+def _table_bytes(metadata: pq.FileMetaData) -> tuple[int, int]:
+    """Return the bytes of a table in memory: at least, and if every text in it were all that its column holds."""
+    at_least = at_most = 0
+    for group in map(metadata.row_group, range(metadata.num_row_groups)):
+        for column in map(group.column, range(group.num_columns)):
+            is_text = column.physical_type == "BYTE_ARRAY"
+            at_least += column.num_values * 4 if is_text else column.num_values * 8
+            at_most += column.num_values * (column.total_uncompressed_size if is_text else 8)
+    return at_least, at_most
 
 
 def seal_json(value: dict[str, Any]) -> bytes:
@@ -81,7 +123,7 @@ def read_json(path: Path) -> dict[str, Any]:
         ValueError: a bit of it is not as it was written, or it is no JSON of either kind.
         UnsupportedFormat: it was written by a later format.
     """
-    data = path.read_bytes()
+    data = read_file(path)
     if is_sealed(data):
         _check(data)
     try:

@@ -13,7 +13,7 @@ from array import array
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import polars as pl
@@ -26,6 +26,9 @@ from storage.format.sealed import seal, unseal
 from storage.format.specs import check_uses
 from storage.inputs.ragged import OFFSETS
 from storage.views import PLAIN
+
+if TYPE_CHECKING:
+    from storage.format.promised import ShardPromise
 
 # folders of a dataset that are no teacher's
 INGEST = "ingest"
@@ -103,6 +106,8 @@ class Commit:
         whole: the one object that holds the group; None in format 2.
         belonging: what the shard belongs to; None in format 2, where no commit says it.
         uses: what a reader must know to read the arrays, by name.
+        partial: whether only some columns of the table were read.
+        promised: what its arrays are held against when they are read (`storage.format.belonging` says it).
     """
 
     key: ShardKey
@@ -115,6 +120,8 @@ class Commit:
     whole: Whole | None = None
     belonging: Belonging | None = None
     uses: tuple[str, ...] = ()
+    partial: bool = field(default=False, compare=False)
+    promised: ShardPromise | None = field(default=None, compare=False, repr=False)
 
     @property
     def group(self) -> str:
@@ -135,7 +142,16 @@ class Commit:
     @property
     def array_names(self) -> list[str]:
         """The names of its arrays, sorted; the offsets of an array are no array of their own."""
-        return [name for name in array_names(member.path for member in self.members) if not name.startswith(OFFSETS)]
+        return [name for name in self._names if not name.startswith(OFFSETS)]
+
+    @property
+    def offsets_names(self) -> list[str]:
+        """The names of the arrays that part others into rows, sorted."""
+        return [name for name in self._names if name.startswith(OFFSETS)]
+
+    @property
+    def _names(self) -> list[str]:
+        return array_names(member.path for member in self.members)
 
     def to_parquet(self) -> bytes:
         """Return the commit's bytes."""
@@ -164,7 +180,7 @@ class Commit:
         """
         try:
             read_columns = None if columns is None else ["row", *columns]
-            proof, table = unseal(data, with_table=with_table, columns=read_columns)
+            proof, table = unseal(data, with_table=with_table, columns=read_columns, check=_check_num_rows)
             check_uses(path, proof.get("uses", ()))
             key = ShardKey(*proof["key"])
             if path != key.commit_path:
@@ -173,10 +189,9 @@ class Commit:
                 raise ValueError(f"it names objects outside its own group: {proof['attempt']}")
             start, stop = _rows(proof["rows"])
             _check_about(proof["about"], proof.get("promise"))
-            if with_table and len(table) != stop - start:
-                raise ValueError(f"{len(table)} rows in a commit of rows {start} to {stop}")
             read = _stored_in_folder if "objects" in proof else _stored_in_one
-            return cls(key, start, stop, proof["attempt"], table=table, about={**proof["about"]}, **read(proof))
+            about, partial = {**proof["about"]}, columns is not None
+            return cls(key, start, stop, proof["attempt"], table=table, about=about, partial=partial, **read(proof))
         except UnsupportedFormat:  # no fault of the file
             raise
         except Exception as error:  # whatever a file that only looks like a commit leads to
@@ -193,6 +208,13 @@ def _rows(rows: Any) -> tuple[int, int]:
     if type(start) is not int or type(stop) is not int or not 0 <= start <= stop:
         raise ValueError(f"rows {start!r} to {stop!r}")
     return start, stop
+
+
+def _check_num_rows(proof: dict[str, Any], num_rows: int) -> None:
+    """Raise ValueError if a commit's table has other rows than it says, before any of them is read."""
+    start, stop = _rows(proof["rows"])
+    if num_rows != stop - start:
+        raise ValueError(f"{num_rows} rows in a commit of rows {start} to {stop}")
 
 
 def _check_about(about: dict[str, Any], promise: Any) -> None:

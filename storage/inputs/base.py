@@ -17,6 +17,8 @@ if TYPE_CHECKING:  # `cache status` asks which kind, and should not pay two seco
     import torch
     from torch import Tensor
 
+    from storage.format.specs import DatasetSpec
+
 
 Stored = np.ndarray | Ragged  # the inputs of a shard
 
@@ -56,6 +58,10 @@ class Inputs(ABC):
     def stored(self, rows: Any, dtype: str) -> Stored:
         """Return as they are stored the rows that `blank_rows` gave."""
         return np.asarray(rows, dtype)
+
+    def fault(self, stored_S: Stored, dataset: DatasetSpec) -> str | None:
+        """Return what no digest can see of the inputs of a shard, or None: values that cannot have been ingested."""
+        return None
 
     def shown(self, stored_S: Stored, chosen_S: np.ndarray) -> Tensor:
         """Return some rows of a shard, by a mask (S,) or their numbers, as they are shown without a view, (B, …)."""

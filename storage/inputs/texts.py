@@ -14,6 +14,8 @@ from storage.inputs.tokens import Tokens
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from storage.format.specs import DatasetSpec
+
 PADDING = -1  # no id, so that a batch says itself where its rows end
 
 
@@ -35,6 +37,12 @@ class Texts(Tokens):
 
     def stored(self, rows: Any, dtype: str) -> Stored:
         return Ragged.of(rows, dtype)
+
+    def fault(self, stored_S: Stored, dataset: DatasetSpec) -> str | None:
+        assert isinstance(stored_S, Ragged)
+        if (longest := int(stored_S.lengths.max(initial=0))) > dataset.input_shape[0]:
+            return f"a row of {longest} tokens, of {dataset.input_shape[0]} at most"
+        return super().fault(stored_S.flat_T, dataset)
 
     def shown(self, stored_S: Stored, chosen_S: np.ndarray) -> Tensor:
         assert isinstance(stored_S, Ragged)

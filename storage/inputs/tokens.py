@@ -5,11 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from storage.inputs.base import Inputs
+import numpy as np
+
+from storage.inputs.base import Inputs, Stored
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
+
+    from storage.format.specs import DatasetSpec
 
 
 class Tokens(Inputs):
@@ -18,6 +22,12 @@ class Tokens(Inputs):
     name = "tokens"
     normalised = False
     tokenised = True
+
+    def fault(self, stored_S: Stored, dataset: DatasetSpec) -> str | None:
+        ids, vocabulary = np.asarray(stored_S), int(dataset.vocabulary or 0)
+        if ids.size and not 0 <= ids.min() <= ids.max() < vocabulary:
+            return f"ids {ids.min()} to {ids.max()}, of a vocabulary of {vocabulary}"
+        return None
 
     def arguments(self, shown_B: Tensor) -> Tensor:
         return shown_B.long()

@@ -5,11 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from storage.inputs.base import Inputs
+import numpy as np
+
+from storage.inputs.base import Inputs, Stored
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
+
+    from storage.format.specs import DatasetSpec
 
 
 class Values(Inputs):
@@ -18,6 +22,9 @@ class Values(Inputs):
     name = "values"
     normalised = True
     tokenised = False
+
+    def fault(self, stored_S: Stored, dataset: DatasetSpec) -> str | None:
+        return None if np.isfinite(np.asarray(stored_S)).all() else "inputs that are NaN or infinite"
 
     def arguments(self, shown_B: Tensor) -> Tensor:
         return shown_B.float()

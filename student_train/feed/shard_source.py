@@ -13,9 +13,9 @@ from torch import Tensor
 
 from storage.cache import Cache
 from storage.encodings import Encoded, FeatureEncoding
-from storage.errors import CorruptObject
+from storage.errors import CorruptObject, IncompleteCache, StaleCache, TryAgain
 from storage.format.committing import read_arrays, read_ragged
-from storage.format.shards import Commit, ShardKey
+from storage.format.shards import Commit, ShardKey, list_commits
 from storage.format.specs import TeacherSpec
 from storage.inputs import Stored
 from storage.tasks import task_of
@@ -73,26 +73,60 @@ class ShardSource:
         Raises:
             StaleCache: a student would not be shown what a teacher saw.
             CorruptObject: bytes are missing or altered, or are of values that cannot have been encoded.
+            TryAgain: one of these, of a shard that was built again since the rows were selected.
         """
+        try:
+            yield from self._read_shard(index, names)
+        except (CorruptObject, IncompleteCache, StaleCache) as error:
+            if (key := self._changed(self.selection.shards_S[index], names)) is None:
+                raise
+            raise TryAgain(
+                f"{self.cache.url}: {key} has changed since its rows were selected",
+                found=f"{type(error).__name__}: {error.what}",
+                expected="a cache from which no build and no repair takes shards meanwhile",
+                do="the same command again; it resumes",
+            ) from error
+
+    def _changed(self, shard: int, names: frozenset[Name]) -> ShardKey | None:
+        """Return the first stage of a shard whose commit is not the one that the catalogue lists, or None."""
+        asked = sorted({(name.teacher, name.view) for name in names if isinstance(name, ArrayKey)})
+        for teacher, view in [(None, PLAIN), *asked]:
+            key = ShardKey(self.selection.dataset, teacher, view, shard)
+            listed = self.selection.catalogue.commits.get((key.dataset, teacher, view))
+            version = None if listed is None else listed.get(shard)
+            if list_commits(self.cache.objects, key.folder).get(shard) != version:
+                return key
+        return None
+
+    def _read_shard(self, index: int, names: frozenset[Name]) -> Iterator[tuple[Name, Stored]]:
         dataset, shard = self.selection.dataset, self.selection.shards_S[index]
         keys = [name for name in names if isinstance(name, ArrayKey)]
         augmented = any(key.view != PLAIN for key in keys)
         # what a view is a function of is in the table
-        ingest = self.cache.commit(ShardKey(dataset, None, PLAIN, shard), with_table=augmented)
+        ingest = self._commit(ShardKey(dataset, None, PLAIN, shard), with_table=augmented)
         given = self._read_inputs(ingest)
         yield from [(INPUTS, given)] if INPUTS in names else []
         yield from self._read(ingest, [LABELS] if LABELS in names else []).items()
         for teacher, view in sorted({(key.teacher, key.view) for key in keys}):
-            commit = self.cache.commit(ShardKey(dataset, teacher, view, shard))
+            commit = self._commit(ShardKey(dataset, teacher, view, shard))
             views = None if self.selection.views is None else self.selection.views.spec
             self.cache.check_view(ingest, commit, given, views)  # before any of them is handed on (invariant 5)
             targets = self._read(commit, [key.array for key in keys if (key.teacher, key.view) == (teacher, view)])
-            soft = {array: values for array, values in targets.items() if not array.startswith(FEATURE)}
-            spec = self.teacher(teacher)
-            # a digest cannot tell: it may have been taken of a NaN
-            if (fault := spec.encoding.fault(soft, spec.num_classes, commit.uses)) is not None:
-                raise CorruptObject(f"{commit.key}: {fault}", do="see what `cache verify` says of it")
+            self._check_features(commit, targets)
             yield from ((ArrayKey(teacher, array, view), values) for array, values in targets.items())
+
+    def _check_features(self, commit: Commit, targets: Mapping[str, NDArray[Any]]) -> None:
+        """Raise CorruptObject if a feature, whose shape nothing promises, is of another than in the first shard."""
+        key = commit.key
+        for array in (array for array in targets if array.startswith(FEATURE)):
+            expected = self.selection.catalogue.row_shape(key.dataset, str(key.teacher), array)
+            if (found := targets[array].shape[1:]) != expected:
+                what, do = f"{key}: {array} is not as in the first shard", "see what `cache verify` says of it"
+                raise CorruptObject(what, f"rows of {found}", f"rows of {expected}", do)
+
+    def _commit(self, key: ShardKey, *, with_table: bool = False) -> Commit:
+        """Return a commit, after every check that can be made of it, those by the plan among them."""
+        return self.selection.catalogue.promises.checked(self.cache.unchecked_commit(key, with_table=with_table))
 
     def _read_inputs(self, ingest: Commit) -> Stored:
         own_length = self.selection.lengths_N is not None

@@ -18,6 +18,7 @@ from typing import Any, Generic, NamedTuple, TypeVar
 from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
+from storage.errors import printable
 from student_train.comparing.compared import Compared
 from student_train.comparing.figures import NONE, Gain, short
 from student_train.comparing.headline import alike, behind, headline, named
@@ -75,7 +76,9 @@ def render(contents: Contents) -> str:
     """Return the page."""
     script, style = (files(__package__).joinpath(name).read_text(encoding="utf-8") for name in ("page.js", "page.css"))
     # strict: a name that is missing is an error, not a blank
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment = Environment(
+        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, finalize=_shown
+    )
     environment.filters |= {"percent": percent, "number": number, "si": short, "facts": facts}
     template = environment.from_string(files(__package__).joinpath("page.html.j2").read_text(encoding="utf-8"))
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()  # as the page's policy names it
@@ -117,6 +120,11 @@ def render(contents: Contents) -> str:
         style=Markup(style),  # noqa: S704
         script_digest=digest,
     )
+
+
+def _shown(value: Any) -> Any:
+    """Return a value as the page shows it: no name of a sample or class turns the text around it."""
+    return printable(value) if isinstance(value, str) and not isinstance(value, Markup) else value
 
 
 def board(found: Compared, agreements: Mapping[str, float]) -> list[Column[Setting]]:

@@ -31,13 +31,14 @@ def measure(folder: Path) -> Iterator[Figure]:
     num_rows = COMMITS * ROWS_PER_SHARD
     extents = pl.DataFrame({"file": ["f"], "size": [1], "version": ["v"], "position": [0], "rows": [num_rows]})
     create_segment(cache.objects, "d", 0, Segment(extents, ROWS_PER_SHARD))
-    members = tuple(Member(f"inputs/c/{i}", 100 * i, 100, "0" * 32) for i in range(3))
+    paths = ("inputs/c/0/0", "inputs/zarr.json", "zarr.json")
+    members = tuple(Member(path, 100 * i, 100, "0" * 32) for i, path in enumerate(paths))
     whole, belonging = Whole(300, "0" * 32), cache.promises.of("d")
     os.makedirs(folder / "cache/d/ingest")
     for shard in range(COMMITS):
         start = shard * ROWS_PER_SHARD
         table = pa.table({"row": pa.array(range(start, start + ROWS_PER_SHARD), pa.int64())})
-        key, about = ShardKey("d", None, "plain", shard), {"seconds": 1.0, "quarantined": 0}
+        key, about = ShardKey("d", None, "plain", shard), {"seconds": 1.0, "quarantined": 0, "inputs_digest": ""}
         rows, attempt = (start, start + ROWS_PER_SHARD), f"{shard:08x}"
         commit = Commit(key, *rows, attempt, members, table, about, whole=whole, belonging=belonging)
         (folder / "cache" / key.commit_path).write_bytes(commit.to_parquet())

@@ -45,7 +45,7 @@ def teacher_spec() -> TeacherSpec:
         name="cnn",
         model={"factory": "cnn:build", "weights": "ab12"},
         num_classes=3,
-        encoding=DenseEncoding(dtype="fp32"),
+        encoding=DenseEncoding(dtype="fp32", statistics=False),
         features={"last": FeatureEncoding(layer="body.3")},
     )
 

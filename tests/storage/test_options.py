@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
+from storage.cache import Cache
 from storage.errors import BadRequest
-from storage.options import Factory, JobPath, Name, Options, Url, code_fingerprint, load_factory
+from storage.options import Factory, JobPath, Name, Options, Url, code_fingerprint, load_factory, redacted
 
 
 class Section(Options):
@@ -303,3 +304,17 @@ def test_a_module_that_was_edited_is_refused(tmp_path: Path, monkeypatch: pytest
     with pytest.raises(BadRequest) as caught:
         load_factory("edited_module:build")
     assert caught.value.what == "edited_module has changed since this process imported it"
+
+
+SECRET = "s3://key:hidden@bucket/prefix?X-Amz-Signature=hidden"
+
+
+def test_an_address_with_credentials_is_refused_and_they_are_not_told() -> None:
+    with pytest.raises(BadRequest) as caught:
+        Cache.open(SECRET)
+    assert (caught.value.what, "hidden" in str(caught.value)) == ("s3://…@bucket/prefix?… holds credentials", False)
+
+
+@pytest.mark.parametrize("url", ["abfss://container@account.dfs.core.windows.net/path", "gs://bucket/a@b:c", "a:b@c?d"])
+def test_what_is_no_secret_of_an_address_stays(url: str) -> None:
+    assert redacted(url) == url

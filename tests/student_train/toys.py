@@ -92,7 +92,8 @@ def _ingest(cache: Cache, recipe: Recipe, shard: int, start: int, inputs_S: Any,
         "error": pa.array(["broken" if row in recipe.unreadable else None for row in rows], pa.string()),
     }
     key = ShardKey(recipe.dataset, None, PLAIN, shard)
-    about = {"inputs_digest": digest(inputs_S.tobytes())}
+    quarantined = sum(row in recipe.unreadable for row in rows)
+    about = {"inputs_digest": digest(inputs_S.tobytes()), "quarantined": quarantined}
     table = pa.table(columns)
     cache.write_shard(key, rows=(start, rows.stop), arrays={"inputs": inputs_S}, table=table, about=about)
 

@@ -10,6 +10,7 @@ from typing import Any, Literal, NamedTuple, Protocol
 from storage.digests import fingerprint
 from storage.errors import BadRequest
 from storage.format.objects import LocalObjects
+from storage.options import redacted
 from student_train.preparing.installed import mlflow, tensorboard
 from student_train.preparing.request import PreparedRun
 
@@ -73,8 +74,8 @@ class MLflow:
             self._experiment = self._client.create_experiment(experiment) if found is None else found.experiment_id
         except Exception as error:  # whatever the store raises
             raise BadRequest(
-                f"MLflow cannot open {uri}",
-                found=f"{type(error).__name__}: {error}",
+                f"MLflow cannot open {redacted(uri)}",  # of a database it has a password
+                found=f"{type(error).__name__}: {error}".replace(uri, redacted(uri)),
                 expected="a folder, or the URI of a server or database that answers",
                 do="correct [track] mlflow, or drop it",
             ) from None

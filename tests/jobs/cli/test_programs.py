@@ -17,6 +17,7 @@ from storage.cache import Cache
 from storage.format.shards import ShardKey
 from tests.conftest import Program
 from tests.damage import flip
+from tests.forging import seal_again
 from tests.teacher_cache.toys import (
     build,
     run_program,
@@ -175,6 +176,17 @@ def test_a_dry_run_writes_nothing_and_prints_the_memory_bound(kitchen: Path, tmp
     assert not (tmp_path / "cache").exists()
     of_no_shard = ("--partition", "7/9")
     assert "memory of a worker" in program("cache", "build", tmp_path / "job.toml", "--dry-run", *of_no_shard).out
+
+
+def test_a_dry_run_refuses_a_shard_that_the_build_would_refuse(kitchen: Path, tmp_path: Path, program: Program) -> None:
+    shutil.copytree(kitchen, tmp_path / "kitchen")
+    cache, job = Cache.open(str(tmp_path / "kitchen/cache")), tmp_path / "kitchen/job.toml"
+    shutil.rmtree(tmp_path / "kitchen/cache/ledger")
+    assert program("cache", "build", job, "--dry-run").code == 0
+    seal_again(cache, ShardKey("digits", "toy", "plain", 1), lambda proof, table: proof.update(cache="0" * 32))
+    for command in (["cache", "build", job, "--dry-run"], ["cache", "build", job]):
+        ended = program(*command)
+        assert (ended.code, "digits/toy/plain/00001 is a shard of another cache" in ended.err) == (65, True)
 
 
 def test_as_builds_a_cache_of_that_name_beside(kitchen: Path, tmp_path: Path, program: Program) -> None:

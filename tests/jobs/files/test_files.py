@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,7 @@ from jobs.files.cache_job import CacheJob
 from jobs.files.reading import read_job
 from jobs.files.student_job import StudentJob
 from storage.errors import BadJob, BadRequest
+from storage.options import Options
 from student_train.stepping.parallel import Parallel
 
 REPOSITORY = Path(__file__).parents[3]
@@ -304,3 +306,45 @@ def test_a_split_that_is_none_is_told_what_makes_one(tmp_path: Path) -> None:
     (mistake,) = mistakes(tmp_path, STUDENT.replace('"d/train"', '"photos/test"'), StudentJob)
     assert mistake.startswith("train: write ")
     assert mistake.endswith("samples to test on are a [[dataset]] of their own (found 'photos/test')")
+
+
+@pytest.mark.parametrize("kind", [CacheJob, StudentJob])
+def test_an_address_with_credentials_is_refused_and_they_are_not_told(tmp_path: Path, kind: type[Options]) -> None:
+    secret = 'cache = "s3://key:hidden@bucket/prefix?X-Amz-Signature=hidden"'
+    text = CACHE if kind is CacheJob else STUDENT
+    found = mistakes(
+        tmp_path, "\n".join(secret if line.startswith("cache") else line for line in text.splitlines()), kind
+    )
+    assert found == ["cache: s3://…@bucket/prefix?… holds credentials, which belong into the environment"]
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("x = " + "[" * 100_000, "is not TOML"),
+        ("x = " + "{a=" * 100_000, "is not TOML"),
+        (".".join(["a"] * 100_000) + " = 1", "is not a job"),
+        ("[" + ".".join(["a"] * 100_000) + "]", "is not a job"),
+        ("x = " + "[" * 200 + "]" * 200, "is not a job"),
+        (".".join(["a"] * 900) + " = 1", "is not a job"),
+    ],
+)
+def test_toml_that_nests_without_end_is_refused(tmp_path: Path, text: str, expected: str) -> None:
+    (tmp_path / "job.toml").write_text(text)
+    with pytest.raises(BadJob) as caught:
+        read_job(tmp_path / "job.toml", CacheJob)
+    assert caught.value.what == f"{tmp_path}/job.toml {expected}"
+
+
+@pytest.mark.parametrize("what", ["/dev/zero", "pipe", "holes"])
+def test_a_job_that_is_no_file_is_refused(tmp_path: Path, what: str) -> None:
+    path = tmp_path / "job.toml"
+    if what == "pipe":
+        os.mkfifo(path)
+    elif what == "holes":
+        path.touch()
+        os.truncate(path, 2**42)
+    else:
+        path.symlink_to(what)
+    with pytest.raises(BadJob, match="cannot read the job file"):
+        read_job(path, CacheJob)

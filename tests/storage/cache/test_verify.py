@@ -181,14 +181,20 @@ def test_values_that_are_not_finite_are_found(cache: Cache, write_targets: Calla
     logits_SC[2, 1] = value
     write_targets(cache, 1, logits_SC=logits_SC)
     ((found, reason),) = verify(cache).bad
-    assert (found, reason) == (TARGETS, "CorruptObject: digits/cnn/plain/00001: logits holds NaN or infinity")
+    assert (found, reason.splitlines()[:2]) == (
+        TARGETS,
+        [
+            "CorruptObject: digits/cnn/plain/00001: its values cannot be",
+            "  found     logits holds NaN or infinity",
+        ],
+    )
 
 
 @pytest.mark.parametrize(("bits", "expected"), [(0x3F80, []), (0x7F80, [TARGETS]), (0x7FC0, [TARGETS])])
 def test_bf16_is_looked_at_through_its_bits(
     cache: Cache, write_targets: Callable[..., Commit], bits: int, expected: list[ShardKey]
 ) -> None:
-    cache = promise_encoding(cache, DenseEncoding(dtype="bf16"))
+    cache = promise_encoding(cache, DenseEncoding(dtype="bf16", statistics=False))
     for shard, rows, value in ((0, 4, 0), (1, 4, bits), (2, 2, 0)):
         cache.objects.delete(TARGETS._replace(shard=shard).commit_path)
         write_targets(cache, shard, logits_SC=np.full((rows, 3), value, np.uint16))
@@ -234,7 +240,7 @@ def test_a_damaged_promise_is_named_and_no_shard_is_blamed_for_it(cache: Cache, 
 
 
 def test_a_disk_that_fails_is_not_taken_for_damage(cache: Cache, monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(self: LocalObjects, path: str) -> bytes:
+    def fail(self: LocalObjects, path: str, most_bytes: int | None = None) -> bytes:
         if path.endswith(".zip"):
             raise StorageFailure(f"cannot read {path}", found="Connection reset by peer")
         return (self.root / path).read_bytes()

@@ -212,4 +212,4 @@ def test_inputs_of_another_type_or_shape_than_promised_are_found(cache: Cache) -
     for inputs_S in (np.zeros((4, 1, 2, 3), np.uint8), np.zeros((4, 1, 2, 2), np.float32)):
         cache.objects.delete(INGEST.commit_path)
         cache.write_shard(INGEST, rows=(4, 8), arrays={"inputs": inputs_S}, table=was.table, about=was.about)
-        assert "holds other inputs than dataset.json promises" in verify(cache).bad[0].reason
+        assert "digits/ingest/00001: inputs is not what is promised" in verify(cache).bad[0].reason

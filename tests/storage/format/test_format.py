@@ -51,7 +51,7 @@ DENSE = {
     "dtype": "fp32",
     "temperatures": [1.0],
     "standardised_temperatures": [],
-    "statistics": True,
+    "statistics": False,
 }
 
 

@@ -129,8 +129,11 @@ def test_a_shard_of_another_type_is_an_error_that_names_it(tmp_path: Path) -> No
     block.fill(source, 0, names, 0)
     with pytest.raises(CorruptObject) as caught:
         block.fill(source, 4, names, 40)
-    assert caught.value.what == "toy: sage/logits of shard 4 is not as others"
-    assert (caught.value.found, caught.value.expected) == ("40 rows of (4,) float32", "39 rows or more of (4,) float16")
+    assert (caught.value.what, caught.value.found, caught.value.expected) == (
+        "toy/sage/plain/00004: logits is not what is promised",
+        "float32 (40, 4)",
+        "40 rows of float16 (4,)  (toy/sage/teacher.json)",
+    )
 
 
 def test_a_shard_of_too_few_rows_is_an_error_that_names_it(toy_cache: Cache) -> None:
