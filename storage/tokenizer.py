@@ -58,7 +58,9 @@ class TokenizerFile:
 
 
 def read_tokenizer(path: Path) -> TokenizerFile:
-    """Return a tokenizer file. Raises MissingSource: it is not there, or is none."""
+    """Return a tokenizer file, or that of a model's folder. Raises MissingSource: it is not there, or is none."""
+    if path.is_dir():
+        path /= "tokenizer.json"
     try:
         data = path.read_bytes()
     except OSError as error:
@@ -73,27 +75,43 @@ def parse_tokenizer(data: bytes, name: str) -> TokenizerFile:
     """Return the tokenizer in some bytes; `name` is for messages. Raises MissingSource."""
     try:
         value = json.loads(data)
-        meaning = {key: value.get(key) for key in MEANING}
-        model = value["model"]
-        vocabulary = model["vocab"]
+        vocabulary = value["model"]["vocab"]
         # of Unigram, rows of (token, score) in the order of ids
         tokens = vocabulary if isinstance(vocabulary, dict) else {row[0]: i for i, row in enumerate(vocabulary)}
         added = value.get("added_tokens") or []
         ids = tokens | {token["content"]: token["id"] for token in added}
         if not ids or not all(isinstance(i, int) and 0 <= i < MAX_VOCABULARY for i in ids.values()):
             raise ValueError("no ids, or ids that are no numbers from 0 up")
-        # Older files write a merge as "a b", later ones as ["a", "b"].
-        if isinstance(merges := model.get("merges"), list):
-            pairs = [merge.split(" ") if isinstance(merge, str) else merge for merge in merges]
-            meaning["model"] = model | {"merges": pairs}
         specials = tuple(token["content"] for token in added if token.get("special") and token["content"])
-        return TokenizerFile(data, fingerprint(meaning), ids, specials)
+        return TokenizerFile(data, fingerprint(_meaning(value)), ids, specials)
     except (ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError) as error:
         raise MissingSource(
             f"{name} is not a tokenizer.json",
             found=f"{type(error).__name__}: {error}"[:200],
             expected="what `tokenizers` and Transformers' fast tokenizers save",
         ) from None
+
+
+def _meaning(value: dict[str, Any]) -> dict[str, Any]:
+    """Return the parts of a `tokenizer.json` that decide ids, spelled one way."""
+    meaning = {key: value.get(key) for key in MEANING}
+    # Older files write a merge as "a b", later ones as ["a", "b"].
+    if isinstance(merges := value["model"].get("merges"), list):
+        pairs = [merge.split(" ") if isinstance(merge, str) else merge for merge in merges]
+        meaning["model"] = value["model"] | {"merges": pairs}
+    return meaning
+
+
+def difference(one: TokenizerFile, other: TokenizerFile) -> str:
+    """Return where two tokenizers that are not the same part: the first id of another token, else by which rules."""
+    tokens, others = ({i: token for token, i in tokenizer.ids.items()} for tokenizer in (one, other))
+    for i in range(max(one.vocabulary, other.vocabulary)):
+        if tokens.get(i) != others.get(i):
+            said, said_there = (f"{each[i]!r}" if i in each else "no token" for each in (tokens, others))
+            return f"difference at id {i}: {said} instead of {said_there}"
+    rules, rules_there = (_meaning(json.loads(tokenizer.data)) for tokenizer in (one, other))
+    parts = [key for key in MEANING if rules[key] != rules_there[key]]
+    return f"difference: the same tokens, by another {' and '.join(parts)}"
 
 
 def train_tokenizer(texts: Iterable[str], vocabulary: int, end_of_text: str) -> bytes:

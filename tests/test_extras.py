@@ -15,12 +15,17 @@ from storage import tokenizer
 from storage.datasets.digits import DigitsSource
 from storage.errors import BadRequest
 from student_train.report import write_report
+from teacher_cache.teachers.kinds import KINDS
+from teacher_cache.teachers.options import TeacherOptions
 
 PROJECT = tomllib.loads((Path(__file__).resolve().parents[1] / "pyproject.toml").read_text())["project"]
+LLAMA = TeacherOptions(name="t", kind="transformers", path=Path("llama"))
 NEEDS = {
     "digits": ("sklearn", lambda: DigitsSource(kind="digits", name="d").files()),
     "plots": ("matplotlib", lambda: write_report(Path("runs"))),
     "plots of cache plan": ("matplotlib", lambda: _check_plot(Path("p.png"))),
+    "transformers": ("transformers", lambda: KINDS["transformers"].digests(LLAMA)),
+    "transformers to load": ("transformers", lambda: KINDS["transformers"].load(LLAMA)),
     "text": ("tokenizers", lambda: tokenizer.train_tokenizer(["a"], 300, "<|endoftext|>")),
 }
 

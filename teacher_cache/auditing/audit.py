@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
 
@@ -156,7 +157,7 @@ def _belonging(catalogue: Catalogue, build: BuildRequest) -> list[tuple[str, Tea
         for teacher in build.teachers:
             if teacher.datasets is None or source.name in teacher.datasets:
                 promised = catalogue.teacher(source.name, teacher.name)
-                check_tokens(teacher, dataset)
+                check_tokens(teacher, dataset, partial(catalogue.tokenizer, source.name))
                 check_classes(teacher, dataset)
                 path = f"{source.name}/{teacher.name}/teacher.json"
                 check_promise(url, path, promised, teacher.promise(promised.num_classes), build.job)

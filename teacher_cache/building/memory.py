@@ -21,6 +21,7 @@ from storage.format.specs import DatasetSpec
 from storage.tasks import task_of
 from storage.views import PLAIN
 from teacher_cache.building.prepared import PreparedBuild, Stage
+from teacher_cache.teachers.kinds import KINDS
 from teacher_cache.teachers.options import TeacherOptions
 from teacher_cache.work.answering import AHEAD
 from teacher_cache.work.pieces import TURNS_AHEAD
@@ -58,8 +59,7 @@ def project_worker(build: PreparedBuild) -> WorkerMemory:
     """Return a bound on the memory of one worker of a build: the largest of its stages, part by part."""
     import distributed  # noqa: F401 - a worker holds it, so the baseline must
 
-    if any(stage.teacher is not None for stage in build.stages):
-        import torch  # noqa: F401
+    _import_libraries(build)
     libraries = _resident_bytes()
     return _largest(libraries, [_sizes(stage).on_cpu(SHARDS_IN_FLIGHT) for stage in build.stages])
 
@@ -76,6 +76,7 @@ def project_with_gpus(build: PreparedBuild, at_once: int) -> GpuBuildMemory:
     libraries = _resident_bytes()
     ingests = [_sizes(stage).on_cpu(SHARDS_IN_FLIGHT) for stage in build.stages if stage.teacher is None]
     asked = [_sizes(stage) for stage in build.stages if stage.teacher is not None]
+    _import_libraries(build)
     import torch
 
     torch.zeros(1, device="cuda")  # CUDA itself holds some of the host's memory
@@ -84,6 +85,12 @@ def project_with_gpus(build: PreparedBuild, at_once: int) -> GpuBuildMemory:
         _largest(_resident_bytes(), [sizes.beside_gpu(at_once) for sizes in asked]),
         _largest(0, [sizes.on_gpu() for sizes in asked]),
     )
+
+
+def _import_libraries(build: PreparedBuild) -> None:
+    """Import what a worker of a build imports to load its teachers."""
+    for origin in {stage.teacher.origin for stage in build.stages if stage.teacher is not None}:
+        KINDS[origin].import_libraries()
 
 
 def _resident_bytes() -> int:

@@ -10,6 +10,7 @@ from storage.datasets import Source
 from storage.format.rows import RowPlan, Segment, ShardRows
 from storage.format.shards import INGEST
 from storage.format.specs import DatasetSpec, TeacherSpec, ViewsSpec
+from storage.tokenizer import TokenizerFile, parse_tokenizer
 from storage.views import PLAIN
 from storage.views.options import ViewOptions
 from teacher_cache.teachers.options import TeacherOptions
@@ -60,6 +61,10 @@ class PreparedDataset:
     views: ViewsSpec | None = None
     notes: tuple[str, ...] = ()
     withdrawn: int = 0
+
+    def tokenizer_file(self) -> TokenizerFile | None:
+        """Return what `tokenizer` says; None: there is none."""
+        return None if self.tokenizer is None else parse_tokenizer(self.tokenizer, f"the tokenizer of {self.spec.name}")
 
 
 def stage_name(dataset: str, teacher: str | None, view: str) -> str:

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from storage.cache import TOKENIZER_JSON, Cache, Catalogue
 from storage.errors import BadRequest, StaleCache
-from storage.format.specs import DatasetSpec, TeacherSpec, check_promise
+from storage.format.specs import TeacherSpec, check_promise
 from storage.views import PLAIN
 from teacher_cache.building.augmenting import check_augmented, is_augmented, planned_for_mixing, promise_views, views_of
 from teacher_cache.building.growth import missing
@@ -51,7 +51,7 @@ def _survey(request: BuildRequest, catalogue: Catalogue | None) -> PreparedBuild
         stages.append(_stage(catalogue, dataset, None, None, request.part))
         for teacher in request.teachers:
             if teacher.datasets is None or source.name in teacher.datasets:
-                spec = _promise_teacher(catalogue, teacher, dataset.spec, request)
+                spec = _promise_teacher(catalogue, teacher, dataset, request)
                 stages += [
                     _stage(catalogue, dataset, teacher, spec, request.part, view)
                     for view in views_of(request.views, dataset.spec)
@@ -63,13 +63,14 @@ def _survey(request: BuildRequest, catalogue: Catalogue | None) -> PreparedBuild
 
 
 def _promise_teacher(
-    catalogue: Catalogue | None, teacher: TeacherOptions, dataset: DatasetSpec, request: BuildRequest
+    catalogue: Catalogue | None, teacher: TeacherOptions, prepared: PreparedDataset, request: BuildRequest
 ) -> TeacherSpec:
     """Return the promise of a teacher's targets of a dataset, which the cache's own must not contradict."""
+    dataset = prepared.spec
     known = catalogue is not None and dataset.name in catalogue.datasets
     # Where the first build will put a tokenizer that is learned, for messages.
     unbuilt = None if known else f"{request.cache}/{dataset.name}/{TOKENIZER_JSON}"
-    check_tokens(teacher, dataset, unbuilt)
+    check_tokens(teacher, dataset, prepared.tokenizer_file, unbuilt)
     check_classes(teacher, dataset)
     if not dataset.num_classes:
         raise BadRequest(

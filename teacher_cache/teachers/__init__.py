@@ -4,6 +4,8 @@ options.py    what a job says of a teacher, and what the cache is promised
 kinds.py      the table of kinds, and what each must say of itself
 factory.py    a function of the user's, with weights from a file
 student.py    the folder of a trained student
+transformers.py  a causal language model in a folder of transformers
+spoken.py     which tokenizer a teacher speaks
 classes.py    its scores against a dataset's classes, by name
 weights.py    files of weights: digests and tensors
 model.py      a loaded teacher: what it is fed, which layers are tapped

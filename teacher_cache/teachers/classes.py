@@ -18,7 +18,7 @@ def check_classes(teacher: TeacherOptions, dataset: DatasetSpec) -> None:
     Raises:
         BadRequest: it has others; both lists are shown.
     """
-    names = KINDS[teacher.kind].classes(teacher)
+    names = KINDS[teacher.origin].classes(teacher)
     for whose, given in (("teacher " + teacher.name, names or []), ("dataset " + dataset.name, dataset.classes)):
         check_distinct(whose, given)
     if names is None or not dataset.classes or sorted(names) == sorted(dataset.classes):

@@ -9,6 +9,7 @@ from storage.errors import BadRequest, BadTeacher
 from storage.options import beside, code_fingerprint, load_factory
 from storage.tokenizer import read_tokenizer
 from teacher_cache.teachers.loaded import build_twice
+from teacher_cache.teachers.spoken import Spoken, spoken_by
 from teacher_cache.teachers.weights import file_digest, load_weights
 
 if TYPE_CHECKING:
@@ -42,16 +43,21 @@ def digests(options: TeacherOptions) -> dict[str, Any]:
     return found if options.tokenizer is None else found | {"tokenizer": read_tokenizer(options.tokenizer).fingerprint}
 
 
-def spoken(options: TeacherOptions) -> tuple[str | None, str]:
-    """Return the fingerprint of the tokenizer that the job names for it, and who says so."""
+def spoken(options: TeacherOptions) -> Spoken:
+    """Return the tokenizer that the job names for it."""
     if options.tokenizer is None:
-        return None, "the job names none"
-    return read_tokenizer(options.tokenizer).fingerprint, str(options.tokenizer)
+        return Spoken(None, "the job names none")
+    return spoken_by(options.tokenizer)
 
 
 def classes(options: TeacherOptions) -> list[str] | None:
     """Return the names that the job gives its scores."""
     return options.classes
+
+
+def import_libraries() -> None:
+    """Import torch; what a function imports, its code alone knows."""
+    import torch  # noqa: F401
 
 
 def load(options: TeacherOptions) -> nn.Module:

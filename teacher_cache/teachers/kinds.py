@@ -1,4 +1,4 @@
-"""The kinds of teacher, by the key of a `[[teacher]]` that says where it comes from.
+"""The kinds of teacher, by what a `[[teacher]]` says of where it comes from: a key of that name, or its `kind`.
 
 A new kind is a file like factory.py, a line in the table, and its keys among those of `TeacherOptions`.
 
@@ -10,12 +10,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Protocol
 
-from teacher_cache.teachers import factory, student
+from teacher_cache.teachers import factory, student, transformers
 
 if TYPE_CHECKING:
     from torch import nn
 
     from teacher_cache.teachers.options import TeacherOptions
+    from teacher_cache.teachers.spoken import Spoken
 
 
 class Kind(Protocol):
@@ -30,14 +31,17 @@ class Kind(Protocol):
     def digests(self, options: TeacherOptions) -> dict[str, Any]:
         """Return the digests of all files that decide what it says. Raises MissingSource, BadRequest."""
 
-    def spoken(self, options: TeacherOptions) -> tuple[str | None, str]:
-        """Return the fingerprint of the tokenizer that it speaks, None for none, and who says so."""
+    def spoken(self, options: TeacherOptions) -> Spoken:
+        """Return which tokenizer it speaks, without loading it. Raises MissingSource."""
 
     def classes(self, options: TeacherOptions) -> list[str] | None:
         """Return the names of its classes in the order of its scores, without loading it; None: it does not say."""
+
+    def import_libraries(self) -> None:
+        """Import what a worker has that loads it: its memory is bounded. Raises BadRequest: an extra is missing."""
 
     def load(self, options: TeacherOptions) -> nn.Module:
         """Return the model with its weights, on the CPU."""
 
 
-KINDS: dict[str, Kind] = {"factory": factory, "student": student}
+KINDS: dict[str, Kind] = {"factory": factory, "student": student, "transformers": transformers}

@@ -23,7 +23,7 @@ def load_teacher(options: TeacherOptions, device: torch.device) -> Teacher:
         BadWeights: the weights cannot be read, or do not fit the model.
         BadTeacher: the factory failed, or a named layer does not exist.
     """
-    return Teacher(options, KINDS[options.kind].load(options), device)
+    return Teacher(options, KINDS[options.origin].load(options), device)
 
 
 def pick_device(asked: str) -> str:

@@ -38,7 +38,7 @@ class Teacher:
         self.model = model.eval().requires_grad_(False)  # no dropout, no batch statistics: one answer for each row
         self._options = options
         self.weights = weights_digest(model)
-        self._class_names = KINDS[options.kind].classes(options)
+        self._class_names = KINDS[options.origin].classes(options)
         self._captured: dict[str, Tensor] = {}
         self._steady: set[str] = set()  # datasets at whose first batch it had one answer for each row
         modules = dict(model.named_modules())

@@ -5,6 +5,7 @@ Reading both costs no torch, so that a build with nothing to do ends in under a 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, FiniteFloat, model_validator
@@ -16,6 +17,7 @@ from storage.format.specs import DatasetSpec, TeacherSpec
 from storage.inputs import inputs_of
 from storage.options import Factory, JobPath, Name, Options
 from storage.tasks import task_of
+from storage.tokenizer import TokenizerFile, difference
 from teacher_cache.teachers.kinds import KINDS
 
 
@@ -28,6 +30,10 @@ class TeacherOptions(Options):
         arguments: keyword arguments of the factory.
         weights: safetensors, or a checkpoint that torch reads with `weights_only`.
         student: instead of a factory, the folder of a trained student.
+        kind: instead of either, what lies in `path`: a causal language model as transformers saves it.
+        path: its folder.
+        dtype: precision of its weights, and of what it computes; by default as they are stored.
+        attention: how it computes attention, by transformers' own names.
         architecture: the student's own `module:function`, needed if it was not a built-in.
         mean, std: per channel, of inputs in [0, 1]; applied before the model. A student carries its own.
         autocast: precision of the forward pass.
@@ -44,6 +50,10 @@ class TeacherOptions(Options):
     arguments: dict[str, Any] = Field(default_factory=dict)
     weights: JobPath | None = None
     student: JobPath | None = None
+    kind: Literal["transformers"] | None = None
+    path: JobPath | None = None
+    dtype: Literal["fp32", "bf16", "fp16"] | None = None
+    attention: Literal["eager", "sdpa", "flash_attention_2", "flex_attention"] | None = None
     architecture: Factory | None = None
     mean: Annotated[list[FiniteFloat], Field(min_length=1)] | None = None
     std: list[Annotated[FiniteFloat, Field(gt=0)]] | None = None
@@ -57,9 +67,11 @@ class TeacherOptions(Options):
 
     @model_validator(mode="after")
     def _one_origin(self) -> Self:
-        given = [kind for kind in KINDS if getattr(self, kind) is not None]
+        given = self._origins
         if len(given) != 1:
-            raise ValueError(f"give either {' or '.join(f'`{kind}`' for kind in KINDS)}")
+            raise ValueError("give either `factory` or `student`, or `kind` and `path`")
+        if (self.kind is None) != (self.path is None):
+            raise ValueError("give `kind` and `path` together")
         for other in KINDS.keys() - given:
             for key in KINDS[other].KEYS:
                 if getattr(self, key):
@@ -73,13 +85,18 @@ class TeacherOptions(Options):
         return self
 
     @property
-    def kind(self) -> str:
-        """The key of `KINDS` that it gives."""
-        return next(kind for kind in KINDS if getattr(self, kind) is not None)
+    def origin(self) -> str:
+        """The key of `KINDS` that it is of."""
+        (origin,) = self._origins
+        return origin
+
+    @property
+    def _origins(self) -> list[str]:
+        return [origin for origin in KINDS if origin == self.kind or getattr(self, origin, None) is not None]
 
     def told(self) -> dict[str, Any]:
         """Return what the job itself tells of the model, without any of its files."""
-        return {"autocast": self.autocast} | KINDS[self.kind].told(self)
+        return {"autocast": self.autocast} | KINDS[self.origin].told(self)
 
     def promise(self, num_classes: int) -> TeacherSpec:
         """Return what the cache is promised of this teacher, from its files' digests, without loading it.
@@ -92,14 +109,19 @@ class TeacherOptions(Options):
         # Batch size and datasets are left out: they decide how a teacher is run, not what it says.
         return TeacherSpec(
             name=self.name,
-            model=self.told() | KINDS[self.kind].digests(self),
+            model=self.told() | KINDS[self.origin].digests(self),
             num_classes=num_classes,
             encoding=self.encoding,
             features=self.features,
         )
 
 
-def check_tokens(teacher: TeacherOptions, dataset: DatasetSpec, unbuilt: str | None = None) -> None:
+def check_tokens(
+    teacher: TeacherOptions,
+    dataset: DatasetSpec,
+    tokenizer: Callable[[], TokenizerFile | None],
+    unbuilt: str | None = None,
+) -> None:
     """Check that a teacher and a dataset of tokens mean the same by an id; reads files, and loads no teacher.
 
     Of datasets that no tokenizer made there is nothing to check.
@@ -107,6 +129,7 @@ def check_tokens(teacher: TeacherOptions, dataset: DatasetSpec, unbuilt: str | N
     Args:
         teacher: of a job.
         dataset: likewise.
+        tokenizer: returns the dataset's; called for a message only.
         unbuilt: where the first build will put the dataset's tokenizer, learned or not; None once it has.
 
     Raises:
@@ -115,14 +138,14 @@ def check_tokens(teacher: TeacherOptions, dataset: DatasetSpec, unbuilt: str | N
     """
     if not inputs_of(dataset).tokenised:
         return
-    spoken, said_by = KINDS[teacher.kind].spoken(teacher)
+    spoken, said_by, file = KINDS[teacher.origin].spoken(teacher)
     if spoken != dataset.tokenizer:
         do = "tokenizer = …, the teacher's own tokenizer.json, in [[dataset]] and, for a factory, in [[teacher]]"
         if unbuilt is not None and teacher.factory is not None and dataset.tokenizer is not None:
             do += f'; of one that is learned here, cache build without the teacher first, then tokenizer = "{unbuilt}"'
         raise BadRequest(
             f"teacher {teacher.name} has another tokenizer than dataset {dataset.name}",
-            found=f"{spoken and f'fingerprint {spoken}'}  ({said_by})",
+            found=f"{spoken and f'fingerprint {spoken}'}  ({said_by})" + _first_difference(file, tokenizer()),
             expected=f"{dataset.tokenizer and f'fingerprint {dataset.tokenizer}'}  "
             + ("(this job)" if unbuilt is not None else f"({dataset.name}/dataset.json)"),
             do=do,
@@ -138,3 +161,8 @@ def check_tokens(teacher: TeacherOptions, dataset: DatasetSpec, unbuilt: str | N
             found=f"a pool of {', '.join(pooled)}" if pooled else "mean and std",
             expected='features with pool = "none", a vector for each position; and no normalisation',
         )
+
+
+def _first_difference(teachers: TokenizerFile | None, datasets: TokenizerFile | None) -> str:
+    """Return a line that says where two tokenizers part, if both are at hand."""
+    return "" if teachers is None or datasets is None else f"\nfirst {difference(teachers, datasets)}"

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from storage.errors import CorruptObject, MissingSource
 from storage.format.sealed import read_json
 from storage.options import code_fingerprint
+from teacher_cache.teachers.spoken import Spoken
 from teacher_cache.teachers.weights import file_digest
 
 if TYPE_CHECKING:
@@ -32,17 +33,22 @@ def digests(options: TeacherOptions) -> dict[str, Any]:
     return found if options.architecture is None else found | {"code": code_fingerprint(options.architecture)}
 
 
-def spoken(options: TeacherOptions) -> tuple[str | None, str]:
-    """Return the fingerprint of the tokenizer that it carries, without loading it, and which file says so."""
+def spoken(options: TeacherOptions) -> Spoken:
+    """Return the fingerprint of the tokenizer that it carries, without loading it."""
     fingerprint = _blueprint(options).get("tokenizer")
     # Anything else than a name is as good as none here; what else is wrong with the file, loading tells.
-    return fingerprint if isinstance(fingerprint, str) else None, f"{options.student}/student.json"
+    return Spoken(fingerprint if isinstance(fingerprint, str) else None, f"{options.student}/student.json")
 
 
 def classes(options: TeacherOptions) -> list[str] | None:
     """Return the names of its classes; None of a student that was trained before they were kept, or of tokens."""
     names = _blueprint(options).get("classes")
     return [str(name) for name in names] if isinstance(names, list) else None
+
+
+def import_libraries() -> None:
+    """Import torch; what a student of another architecture imports, its code alone knows."""
+    import torch  # noqa: F401
 
 
 def load(options: TeacherOptions) -> nn.Module:

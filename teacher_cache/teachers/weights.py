@@ -40,6 +40,7 @@ def read_weights(path: Path) -> dict[str, Tensor]:
 
     Raises:
         BadWeights: it is neither.
+        MissingSource: there is no such file.
     """
     import torch
     from safetensors import SafetensorError
@@ -50,6 +51,8 @@ def read_weights(path: Path) -> dict[str, Tensor]:
             return load_file(path)
         except SafetensorError as error:
             raise BadWeights(f"{path} is not a safetensors file", found=str(error)) from None
+        except FileNotFoundError as error:
+            raise MissingSource(f"there is no {path}", found=str(error.args[0])) from None
     try:
         loaded = torch.load(path, map_location="cpu", weights_only=True)  # a pickle of anything else could execute code
     except Exception as error:  # torch raises UnpicklingError, RuntimeError, EOFError and more

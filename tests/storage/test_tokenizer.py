@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from storage.errors import BadRequest, MissingSource
-from storage.tokenizer import encoder, parse_tokenizer, spelling, train_tokenizer
+from storage.tokenizer import difference, encoder, parse_tokenizer, read_tokenizer, spelling, train_tokenizer
 
 TEXTS = ["the cat sat on the mat", "the dog sat on the log: naïve, 猫"] * 20
 LEARNED = train_tokenizer(TEXTS, 280, "<|endoftext|>")
@@ -131,3 +132,24 @@ def test_an_unknown_end_of_text_names_those_that_look_like_one() -> None:
     with pytest.raises(BadRequest) as error:
         parse_tokenizer(LEARNED, "x").special("</s>")
     assert "<|endoftext|>" in str(error.value.found)
+
+
+def test_two_tokenizers_part_at_the_first_id_of_another_token() -> None:
+    learned, other = parse_tokenizer(LEARNED, "x"), parse_tokenizer(train_tokenizer(["zz zzz"], 280, "<end>"), "y")
+    assert difference(learned, other) == "difference at id 0: '<|endoftext|>' instead of '<end>'"
+    longer = parse_tokenizer(train_tokenizer(TEXTS, 281, "<|endoftext|>"), "longer")
+    assert difference(learned, longer).startswith("difference at id 280: no token instead of ")
+
+
+def test_two_tokenizers_of_the_same_tokens_part_by_a_rule() -> None:
+    merges = [" ".join(pair) for pair in json.loads(LEARNED)["model"]["merges"]]
+    respelled = json.loads(LEARNED)["model"] | {"merges": merges}
+    other = parse_tokenizer(changed(normalizer={"type": "NFC"}, model=respelled), "y")
+    assert difference(parse_tokenizer(LEARNED, "x"), other) == "difference: the same tokens, by another normalizer"
+
+
+def test_the_tokenizer_of_a_models_folder_is_read(tmp_path: Path) -> None:
+    with pytest.raises(MissingSource, match=r"there is no .*tokenizer\.json"):
+        read_tokenizer(tmp_path)
+    (tmp_path / "tokenizer.json").write_bytes(LEARNED)
+    assert read_tokenizer(tmp_path).data == LEARNED

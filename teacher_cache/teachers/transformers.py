@@ -1,0 +1,292 @@
+"""A causal language model in a folder as transformers' `save_pretrained` writes it: config, tokenizer, safetensors.
+
+Only `config.json`, the named files of weights and `tokenizer.json` are read, by this process and from this disk: no
+pickle, no code that comes with a model, no hub.
+"""
+
+from __future__ import annotations
+
+import json
+import warnings
+from importlib.metadata import version
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from storage.errors import BadTeacher, BadWeights, MissingSource, StillroomError, is_out_of_memory, missing_extra
+from teacher_cache.teachers.spoken import Spoken, spoken_by
+from teacher_cache.teachers.weights import file_digest, read_weights
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from teacher_cache.teachers.options import TeacherOptions
+
+KEYS: tuple[str, ...] = ("path", "dtype", "attention")
+
+CONFIG, TOKENIZER = "config.json", "tokenizer.json"
+WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
+PICKLES = (".bin", ".pt", ".pth", ".ckpt")
+SHOWN = 5  # tensors, in a message
+TRIED_TOKENS = 8  # that a model is asked about when it is loaded, to see that it looks at none that comes later
+LOOKED_AHEAD = 1e-2  # of the largest logit: far more than rounding
+
+
+def told(options: TeacherOptions) -> dict[str, Any]:
+    """Return what the job itself tells of the model: precision and attention, None for the model's own."""
+    return {"dtype": options.dtype, "attention": options.attention}
+
+
+def digests(options: TeacherOptions) -> dict[str, Any]:
+    """Return the digests of the config and of every file of weights."""
+    if find_spec("transformers") is None:  # told before anything is read; importing it takes a second
+        raise missing_extra('kind = "transformers"', "no transformers", "transformers")
+    folder = _folder(options)
+    _config(folder)
+    return {
+        "config": file_digest(folder / CONFIG),
+        "weights": {name: file_digest(folder / name) for name in _files(folder)},
+    }
+
+
+def spoken(options: TeacherOptions) -> Spoken:
+    """Return the tokenizer of the folder."""
+    path = _folder(options) / TOKENIZER
+    if not path.exists():
+        return Spoken(None, f"there is no {path}; AutoTokenizer.from_pretrained(…).save_pretrained(…) writes one")
+    return spoken_by(path)
+
+
+def classes(options: TeacherOptions) -> None:
+    """Return None: its scores are of tokens, which the tokenizer names."""
+
+
+def import_libraries() -> None:
+    """Import transformers, and keep its bars and remarks off the terminal. Raises BadRequest: it is not installed."""
+    try:
+        import transformers
+        from transformers import modeling_utils  # noqa: F401 - the most of it, which is imported when it is asked for
+    except ImportError as error:
+        raise missing_extra('kind = "transformers"', str(error), "transformers") from None
+    # For as long as this process lives: a forward pass has remarks of its own too.
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+
+
+def load(options: TeacherOptions) -> nn.Module:
+    """Return the model on the CPU, in the precision that was stored or is asked for.
+
+    Raises:
+        BadRequest: transformers is not installed.
+        MissingSource: the folder, its config or its weights are not there.
+        BadTeacher: transformers does not take the config, or the model is no causal one.
+        BadWeights: a file cannot be read, or the tensors do not fit.
+    """
+    import_libraries()
+    folder = _folder(options)
+    _config(folder)
+    weights = _weights(folder)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            model, found = _build(options, folder, weights)
+        except StillroomError:
+            raise
+        except Exception as error:  # of any class, for a config that its model does not take
+            if is_out_of_memory(error):
+                raise
+            raise BadTeacher(
+                f"transformers {version('transformers')} makes no causal language model of {folder}",
+                found=f"{type(error).__name__}: {error}"[:600],
+                expected=f"a folder that AutoModelForCausalLM loads, written by save_pretrained: {CONFIG}, {WEIGHTS}",
+            ) from error
+    _check_fit(folder, model, found)
+    _check_causal(folder, model)
+    return model
+
+
+def _build(options: TeacherOptions, folder: Path, weights: dict[str, Tensor]) -> tuple[nn.Module, dict[str, Any]]:
+    """Return the model with its weights, and what transformers says of how they fit."""
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    for part in (config, config.get_text_config()):
+        part.use_cache = False  # keys and values of a text that nobody goes on with
+        part.output_hidden_states = part.output_attentions = False
+        part.return_dict = True
+    asked = {} if options.attention is None else {"attn_implementation": options.attention}
+    with torch.device("meta"):  # to know its class; nothing is allocated
+        kind = type(AutoModelForCausalLM.from_config(config, trust_remote_code=False, **asked))
+    dtypes = {None: "auto", "fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+    model, found = kind.from_pretrained(
+        None,  # no folder: what lies there beside is none of its business
+        config=config,
+        state_dict=weights,
+        dtype=dtypes[options.dtype],
+        ignore_mismatched_sizes=True,  # they are refused here, by name
+        output_loading_info=True,
+        local_files_only=True,
+        **asked,
+    )
+    return model, found
+
+
+def _check_fit(folder: Path, model: nn.Module, found: dict[str, Any]) -> None:
+    """Raise BadWeights if the tensors are not those of the model; tied ones that are stored once are not missing."""
+    missing, unknown = sorted(found["missing_keys"]), sorted(found["unexpected_keys"])
+    shapes = [
+        f"{name}: {tuple(stored)} in the file, {tuple(wanted)} in the model"
+        for name, stored, wanted in sorted(found["mismatched_keys"])
+    ]
+    faults = (
+        [f"missing {_listed(missing)}"] * bool(missing)
+        + [f"unknown {_listed(unknown)}"] * bool(unknown)
+        + shapes[:SHOWN]
+        + [str(error) for error in found.get("error_msgs") or []][:SHOWN]
+    )
+    if faults:
+        raise BadWeights(
+            f"the weights in {folder} do not fit the model of its {CONFIG}",
+            found="\n".join(faults),
+            expected=f"the tensors of a {type(model).__name__}, {len(model.state_dict())} with tied ones",
+            do="save it again, AutoModelForCausalLM.from_pretrained(…).save_pretrained(…)",
+        )
+
+
+def _check_causal(folder: Path, model: nn.Module) -> None:
+    """Raise BadTeacher if what a model says of a token depends on a later one: it would tell what it was told."""
+    import torch
+
+    embedding: Any = model.get_input_embeddings()  # type: ignore[operator]
+    ids = min(embedding.num_embeddings, TRIED_TOKENS)
+    tokens_L = torch.arange(ids)
+    other_L = torch.cat([tokens_L[:-1], tokens_L[:1]])
+    model.eval()
+    with torch.inference_mode():
+        said, otherwise = (model(each[None]).logits[0, :-1].float() for each in (tokens_L, other_L))
+    if (said - otherwise).abs().max() > LOOKED_AHEAD * said.abs().max():
+        raise BadTeacher(
+            f"the model in {folder} looks ahead",
+            found=f"{type(model).__name__}: its logits at {ids - 1} tokens change with the token that follows them",
+            expected="a causal language model, which predicts each token from those before",
+            do='name one of a decoder alone; of an encoder that was trained to be one, "is_decoder": true in '
+            f"{CONFIG} says so",
+        )
+
+
+def _folder(options: TeacherOptions) -> Path:
+    assert options.path is not None
+    return options.path
+
+
+def _weights(folder: Path) -> dict[str, Tensor]:
+    """Return the tensors of all files. Raises BadWeights, MissingSource."""
+    tensors: dict[str, Tensor] = {}
+    for name in _files(folder):
+        tensors |= read_weights(folder / name)
+    return tensors
+
+
+def _files(folder: Path) -> list[str]:
+    """Return the names of a folder's files of weights: one, or those of its index.
+
+    Raises:
+        BadWeights: they are pickles, an adapter, or the index cannot be read.
+        MissingSource: there are none.
+    """
+    if (folder / WEIGHTS).exists():
+        return [WEIGHTS]
+    if (folder / INDEX).exists():
+        named = _json(folder / INDEX, BadWeights).get("weight_map")
+        files = sorted({*named.values()}) if isinstance(named, dict) and all(map(_is_plain, named.values())) else []
+        if not files:
+            raise BadWeights(
+                f"{folder / INDEX} names no weights",
+                expected="a `weight_map` from tensors to safetensors files of the same folder",
+            )
+        return files
+    there = sorted(path.name for path in folder.iterdir())
+    again = "AutoModelForCausalLM.from_pretrained(…).save_pretrained(…) writes safetensors"
+    if pickles := [name for name in there if name.endswith(PICKLES)]:
+        raise BadWeights(
+            f"the weights in {folder} are pickles, which could execute code",
+            found=_listed(pickles),
+            expected=f"{WEIGHTS}, or {INDEX} and the files that it names",
+            do=f"where you trust them: {again}",
+        )
+    raise MissingSource(
+        f"there are no weights in {folder}",
+        found=_listed(there) or "an empty folder",
+        expected=f"{WEIGHTS}, or {INDEX} and the files that it names",
+        do=again,
+    )
+
+
+def _is_plain(name: Any) -> bool:
+    return isinstance(name, str) and name == Path(name).name and name.endswith(".safetensors")
+
+
+def _config(folder: Path) -> dict[str, Any]:
+    """Return a folder's config.
+
+    Raises:
+        MissingSource: there is none.
+        BadTeacher: it is damaged, or wants what is not done here: code from elsewhere, quantised weights.
+    """
+    if not (folder / CONFIG).exists():
+        adapter = (folder / "adapter_config.json").exists()
+        raise MissingSource(
+            f"there is no model in {folder}",
+            found="an adapter without its base" if adapter else f"no {CONFIG}" if folder.is_dir() else "no folder",
+            expected="a folder as save_pretrained writes it",
+            do="merge_and_unload() and save_pretrained(…) make a model of an adapter"
+            if adapter
+            else "paths in a job file are relative to its own folder",
+        )
+    config = _json(folder / CONFIG, BadTeacher)
+    if code := _foreign(config):
+        raise BadTeacher(
+            f"the model in {folder} wants code from elsewhere",
+            found=code,
+            expected="a model that transformers itself has",
+            do=f"take the key out of {CONFIG} if transformers has this model; else write a `factory`",
+        )
+    if "quantization_config" in config:
+        raise BadTeacher(
+            f"the model in {folder} is quantised",
+            found=str(config["quantization_config"])[:200],
+            expected="weights in fp32, bf16 or fp16",
+            do="save it dequantised",
+        )
+    return config
+
+
+def _foreign(value: Any) -> str | None:
+    """Return the key of a config by which code of others would run: of the model's folder, or of kernels on a hub."""
+    if isinstance(value, list):
+        return next(filter(None, map(_foreign, value)), None)
+    if not isinstance(value, dict):
+        return None
+    for key, inner in value.items():
+        if key == "auto_map" or (key.endswith("_implementation") and "/" in str(inner)):
+            return f"{key} = {json.dumps(inner)}"[:200]
+        if (code := _foreign(inner)) is not None:
+            return code
+    return None
+
+
+def _json(path: Path, wrong: type[StillroomError]) -> dict[str, Any]:
+    try:
+        value = json.loads(path.read_bytes())
+    except OSError as error:
+        raise MissingSource(f"{path} cannot be read", found=error.strerror) from None
+    except (ValueError, RecursionError) as error:
+        raise wrong(f"{path} is not JSON", found=str(error)[:200]) from None
+    if not isinstance(value, dict):
+        raise wrong(f"{path} is no JSON object", found=type(value).__name__)
+    return value
+
+
+def _listed(names: list[str]) -> str:
+    return ", ".join(names[:SHOWN]) + (f", and {len(names) - SHOWN} more" if len(names) > SHOWN else "")
