@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 
 from storage.errors import CorruptObject, IncompleteCache, MissingSource, NotInCache
 from storage.format.belonging import Promises, Told
-from storage.format.committing import read_arrays
+from storage.format.committing import read_row_shape
 from storage.format.ledger import Ledger
 from storage.format.objects import Objects
 from storage.format.rows import PlannedShards, RowPlan, check_plan, read_plan
@@ -170,7 +170,7 @@ class Catalogue:
             commit = self.first_commit(dataset, teacher)
             if commit is None:
                 raise IncompleteCache(f"{self.url}: nothing of {dataset}/{teacher} is built", do="cache build JOB.toml")
-            self._row_shapes[key] = read_arrays(self.objects, commit, [array])[array].shape[1:]  # (S, …) less its rows
+            self._row_shapes[key] = read_row_shape(self.objects, commit, array)
         return self._row_shapes[key]
 
     def first_commit(self, dataset: str, teacher: str | None) -> Commit | None:

@@ -103,6 +103,11 @@ def array_names(paths: Iterable[str]) -> list[str]:
     return sorted(node.rstrip("/") for node, after in pairs if not after.startswith(node))
 
 
+def read_shape(name: str, objects: Mapping[str, bytes | memoryview]) -> tuple[int, ...]:
+    """Return the shape of an array of a group, of which its metadata are enough. Raises ValueError as `unpack`."""
+    return _checked_metadata(name, objects)[0]
+
+
 def unpack(
     objects: Mapping[str, bytes | memoryview],
     names: Iterable[str],

@@ -17,7 +17,7 @@ import pyarrow as pa
 
 from storage.digests import digest
 from storage.errors import CorruptObject, NotInCache, StillroomError, StoreUnavailable
-from storage.format.arrays import DTYPES, METADATA, pack, unpack
+from storage.format.arrays import DTYPES, METADATA, pack, read_shape, unpack
 from storage.format.objects import Objects, Span
 from storage.format.shards import OBJECT_PATH, Belonging, Commit, Member, ShardKey, Whole
 from storage.format.zips import join_spans, pack_zip
@@ -140,6 +140,23 @@ def read_arrays(
     return of_kind(np.ndarray, commit, _read(objects, commit, names, writeable=writeable))
 
 
+def read_row_shape(objects: Objects, commit: Commit, name: str) -> tuple[int, ...]:
+    """Return the shape of one row of a shard's array, from the array's metadata alone.
+
+    Raises:
+        NotInCache: the shard has no such array.
+        CorruptObject: the metadata are not what was committed, or not of an array of this shard's rows.
+    """
+    _check_named(commit, name)
+    metadata = [member for member in commit.members if member.path == f"{name}/{METADATA}"]
+    try:
+        shape = read_shape(name, _fetch(objects, commit, metadata))
+    except ValueError as error:
+        raise CorruptObject(f"{commit.group} does not hold the arrays it names", found=str(error)) from None
+    _check_rows(commit, name, shape)
+    return shape[1:]  # (S, …) less its rows
+
+
 def read_ragged(objects: Objects, commit: Commit, names: Iterable[str], *, writeable: bool = True) -> dict[str, Ragged]:
     """Return the named arrays of a shard whose rows are of their own length, S rows each; otherwise as `read_arrays`.
 
@@ -169,8 +186,7 @@ def _read(objects: Objects, commit: Commit, names: Iterable[str], *, writeable: 
     names = list(names)
     wanted = []
     for name in names:
-        if name not in commit.array_names:
-            raise NotInCache(f"{commit.key} has no array {name}", found=", ".join(commit.array_names))
+        _check_named(commit, name)
         # its own, and those of its offsets
         wanted += [m for m in commit.members if m.path.removeprefix(OFFSETS).startswith(f"{name}/")]
     return unpack_checked(commit, _fetch(objects, commit, wanted), names, writeable=writeable)
@@ -243,15 +259,24 @@ def unpack_checked(
     except ValueError as error:
         raise CorruptObject(f"{commit.group} does not hold the arrays it names", found=str(error)) from None
     for name, array_S in arrays.items():
-        if _shape(array_S)[:1] != (commit.stop - commit.start,):
-            raise CorruptObject(
-                f"{commit.group}/{name} is not of this shard",
-                found=f"shape {_shape(array_S)}",
-                expected=f"{commit.stop - commit.start} rows",
-            )
+        _check_rows(commit, name, _shape(array_S))
     if promised is not None:
         promised.check_values(commit, arrays)
     return arrays
+
+
+def _check_named(commit: Commit, name: str) -> None:
+    if name not in commit.array_names:
+        raise NotInCache(f"{commit.key} has no array {name}", found=", ".join(commit.array_names))
+
+
+def _check_rows(commit: Commit, name: str, shape: tuple[int, ...]) -> None:
+    if shape[:1] != (commit.stop - commit.start,):
+        raise CorruptObject(
+            f"{commit.group}/{name} is not of this shard",
+            found=f"shape {shape}",
+            expected=f"{commit.stop - commit.start} rows",
+        )
 
 
 def _shape(array_S: np.ndarray | Ragged) -> tuple[int, ...]:

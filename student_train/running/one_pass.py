@@ -51,6 +51,7 @@ class OnePass:
         device: where.
         report: told of everything that happens.
         stop: asked after every step, and shard that is loaded.
+        tables: held rows as they are before a student is asked, by dataset, fingerprint and teacher; of all passes.
         outcome: what has become of them.
     """
 
@@ -62,6 +63,7 @@ class OnePass:
     device: torch.device
     report: Report
     stop: Callable[[], bool]
+    tables: dict[tuple[str, str, str | None], HeldTable]
     outcome: Outcome = field(default_factory=Outcome)
 
     def train(self) -> Outcome:
@@ -108,12 +110,13 @@ class OnePass:
         for student in ready:
             student.files.forget_record()
         self.request.parallel.wait()  # until it is clear what they go on from
-        begun, tables = dict[str, Run](), dict[str | None, HeldTable]()
+        begun = dict[str, Run]()
         for student in ready:
-            if student.agree_with not in tables:
-                tables[student.agree_with] = held_table(self.request.cache, student.held, student.agree_with)
+            key = (student.held.dataset, student.held.fingerprint, student.agree_with)
+            if key not in self.tables:
+                self.tables[key] = held_table(self.request.cache, student.held, student.agree_with)
             try:
-                begun[student.name] = Run(student, self._context(student, tables[student.agree_with]))
+                begun[student.name] = Run(student, self._context(student, self.tables[key]))
             except StorageFailure:
                 raise
             except Exception as error:  # a user's own model, or a device out of memory

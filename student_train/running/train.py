@@ -11,6 +11,7 @@ from student_train.feed.residency import FeedPool
 from student_train.preparing.prepare import passes, prepare
 from student_train.preparing.projection import choose_for, fit
 from student_train.preparing.request import PreparedRun, Request
+from student_train.run_files.predictions import HeldTable
 from student_train.run_files.records import RunRecord
 from student_train.running.events import (
     BatchIsAllRows,
@@ -88,13 +89,15 @@ def train_students(
         pool = FeedPool(request.cache, device, place=residency.place, window_shards=request.data.window_shards)
         # With [halving] the passes of all students, so that whoever is compared is the same after an interruption.
         together = passes(left if fleet.halving is None else students, fleet.at_once)
+        tables: dict[tuple[str, str, str | None], HeldTable] = {}
         with tracking(fleet.track, left, report) as tracked:
             for all_of_pass in together:
                 done = [student.settled for student in all_of_pass if student.settled is not None]
                 stopped = tuple(record for record in done if record.status == "stopped")
                 students_of_pass = [student for student in all_of_pass if student.settled is None]
                 if students_of_pass:
-                    found = OnePass(students_of_pass, stopped, request, fleet, pool, device, tracked, stop).train()
+                    one = OnePass(students_of_pass, stopped, request, fleet, pool, device, tracked, stop, tables)
+                    found = one.train()
                     records |= found.records
                     errors |= found.errors
     return Summary(tuple(records[s.name] for s in students if s.name in records), errors)

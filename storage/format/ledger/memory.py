@@ -112,6 +112,8 @@ def _of(table: pl.DataFrame, stage: Stage) -> pl.DataFrame:
 
 def _alike(remembered: pl.DataFrame) -> pl.DataFrame:
     """Return each summary once; of a commit that two segments tell differently of, none: it is read again."""
+    if not remembered["shard"].is_duplicated().any():
+        return remembered
     once = remembered.unique([*STAGE, *FIGURES], keep="first")
     return once.filter(~pl.col("shard").is_duplicated())
 

@@ -27,7 +27,7 @@ from zarr.storage import ZipStore
 
 from storage.errors import CorruptObject, MissingObject, NotInCache, StorageFailure, UnsupportedFormat
 from storage.format.arrays import DTYPES
-from storage.format.committing import copy_shard, read_arrays, read_members, read_ragged, write_shard
+from storage.format.committing import copy_shard, read_arrays, read_members, read_ragged, read_row_shape, write_shard
 from storage.format.objects import LocalObjects, Objects, Span, open_objects
 from storage.format.sealed import seal
 from storage.format.shards import Belonging, Commit, ShardKey, list_commits, read_commits
@@ -175,6 +175,32 @@ def test_a_shard_on_an_object_store_reads_back(bucket: str) -> None:
     assert (second, read_arrays(objects, commit, ["logits"])["logits"].tolist()) == (None, ARRAYS["logits"].tolist())
     assert list_commits(objects, KEY.folder).keys() == {7}
     assert [info.path for info in objects.list(KEY.folder).objects] == [commit.group, KEY.commit_path]
+
+
+@pytest.mark.parametrize("layout", [{}, FORMAT_2], ids=["3", "2"])
+def test_the_shape_of_a_row_is_read_without_its_array(tmp_path: Path, layout: dict[str, Any]) -> None:
+    arrays = {"logits": np.random.default_rng(0).random((3, 500, 7))}
+    commit = write(LocalObjects(tmp_path), arrays=arrays, **layout)
+    assert commit is not None
+    read = []
+
+    class Measuring(LocalObjects):
+        def get(self, path: str, most_bytes: int | None = None) -> bytes:
+            data = super().get(path, most_bytes)
+            read.append(len(data))
+            return data
+
+        def get_ranges(self, path: str, spans: Sequence[Span]) -> list[bytes]:
+            found = super().get_ranges(path, spans)
+            read.extend(map(len, found))
+            return found
+
+    assert read_row_shape(Measuring(tmp_path), commit, "logits") == (500, 7)
+    assert (len(read), sum(read) < 2000 < arrays["logits"].nbytes) == (1, True)
+    with pytest.raises(NotInCache):
+        read_row_shape(LocalObjects(tmp_path), commit, "other")
+    with pytest.raises(CorruptObject, match="is not of this shard"):
+        read_row_shape(LocalObjects(tmp_path), replace(commit, stop=commit.stop + 1), "logits")
 
 
 @pytest.mark.parametrize("layout", [{}, FORMAT_2], ids=["3", "2"])

@@ -20,12 +20,14 @@ from storage.format.shards import ShardKey
 from student_train.feed.batches import Needs
 from student_train.feed.feed import ShardSource
 from student_train.feed.residency import Residency
-from student_train.feed.selection import select_rows
+from student_train.feed.selection import Selection, select_rows
 from student_train.options.sections import FleetOptions, StudentOptions
 from student_train.preparing import projection
 from student_train.preparing.prepare import prepare
 from student_train.preparing.request import Request
+from student_train.run_files.predictions import HeldTable
 from student_train.run_files.records import read_record
+from student_train.running import one_pass
 from student_train.running.events import Event, FeedChosen, PassStarted, StackTakenApart, StudentStopped
 from student_train.running.train import Summary, train_students
 from student_train.stepping.stack.weights import StackedOptimizer, StackedWeights
@@ -102,6 +104,21 @@ def test_no_more_students_share_a_pass_than_the_job_says(toy_cache: Cache, tmp_p
     students = [student(f"s{i}", seed=i) for i in range(5)]
     train(toy_cache, tmp_path, *students, fleet={"at_once": 2}, report=events.append)
     assert [event.students for event in events if isinstance(event, PassStarted)] == ["2 students", "2 students", "s4"]
+
+
+def test_what_is_known_of_held_rows_is_read_once_for_all_passes(
+    toy_cache: Cache, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read, inner = [], one_pass.held_table
+
+    def counted(cache: Cache, selection: Selection, teacher: str | None) -> HeldTable:
+        read.append(teacher)
+        return inner(cache, selection, teacher)
+
+    monkeypatch.setattr(one_pass, "held_table", counted)
+    students = [student(f"s{i}", seed=i, objective=[KD] if i % 2 else [LABELS]) for i in range(4)]
+    train(toy_cache, tmp_path, *students, fleet={"at_once": 1})
+    assert sorted(read, key=str) == [None, "sage"]
 
 
 def test_damaged_rows_fail_all_students_of_their_pass(tmp_path: Path) -> None:
