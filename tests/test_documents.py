@@ -7,6 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from jobs.files.cache_job import CacheJob
 from jobs.files.reading import read_job
 
@@ -61,3 +63,12 @@ def test_a_dataset_of_ones_own_is_built_as_the_page_of_data_has_it(tmp_path: Pat
     (tmp_path / "job.toml").write_text(job)
     _run([str(Path(sys.executable).parent / "cache"), "build", "job.toml"], tmp_path)
     assert len(Cache.open(str(tmp_path / "caches/waves")).samples().of("waves")) == 200
+
+
+@pytest.mark.slow
+def test_the_tutorial_runs_as_it_stands(tmp_path: Path) -> None:
+    printed = run_page("tutorial.md", tmp_path)
+    assert "photos/big: accuracy 9" in printed
+    assert "digit-3" in printed.splitlines()[-2]
+    assert "digit-7" in printed.splitlines()[-1]
+    assert (tmp_path / "runs/photos/report.html").exists()
