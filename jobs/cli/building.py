@@ -9,6 +9,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from jobs.cluster.flight import alone, run_work, window
+from jobs.cluster.hearing import Hearing
 from jobs.cluster.limits import within
 from jobs.cluster.opening import open_client
 from jobs.cluster.pools import Pool, Pools, lay_out, visible_gpus
@@ -99,7 +100,8 @@ def _run(client: Client, limit_s: float | None, todo: Iterable[Work]) -> Generat
     """Yield what becomes of work on a cluster, each within a limit of time if there is one."""
     act = perform if limit_s is None else partial(within, limit_s, perform, "shard_limit_s", waited_s)
     crashed: list[Work] = []
-    with contextlib.closing(run_work(client, act, todo, places=window)) as results:
+    hearing = Hearing(client)
+    with contextlib.closing(run_work(client, hearing.of(act), todo, places=window, heard=hearing.heard)) as results:
         for work, result in results:
             if isinstance(result, WorkerDied):
                 crashed.append(work)

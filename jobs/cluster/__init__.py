@@ -3,6 +3,7 @@
 pools.py          which workers a build has, and with which devices
 opening.py        opens a client: workers of our own, or a scheduler that runs already
 limits.py         how long work may take on a worker
+hearing.py        what workers say of their work before its end
 sending.py        how a call travels to a worker, whatever lies in the folder where that was started
 flight.py         runs work on a client's workers, a bounded amount at a time, and survives what dies
 students.py       `student train` on several devices

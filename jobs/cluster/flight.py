@@ -66,6 +66,7 @@ def run_work(
     places: Places,
     deaths: int = 0,
     going_on: Callable[[], bool] = lambda: True,
+    heard: Callable[[], Iterable[tuple[str, R]]] = tuple,
 ) -> Generator[tuple[W, R | Exception]]:
     """Run work on Dask, some of it at a time.
 
@@ -81,6 +82,7 @@ def run_work(
             does of itself.
         going_on: called about once a second; when it returns False nothing more is submitted, and what is in flight
             is waited for.
+        heard: called as often; what workers have said meanwhile of the work with a key, which is yielded with it.
 
     Raises:
         BadRequest: a worker cannot import what this command is made of.
@@ -99,6 +101,8 @@ def run_work(
                 flight.submit(attempt, place)
             if not flight.running and (not beginning or (all_begun and not again)):
                 return
+            for key, said in heard():
+                yield from ((work, said) for work in flight.of(key))
             for attempt, result in flight.landed():
                 another = attempt.after(result, deaths)
                 if another is None:
@@ -169,6 +173,10 @@ class _Flight(Generic[W, R]):
     def places(self) -> list[str | None]:
         """Return the places that are taken."""
         return [flying.place for flying in self.running.values()]
+
+    def of(self, key: str) -> list[W]:
+        """Return the work of a key, unless it has ended."""
+        return [flying.attempt.work for flying in self.running.values() if str(flying.attempt.work.key) == key]
 
     def submit(self, attempt: _Attempt[W], place: str | None) -> None:
         # A new key for each attempt: Dask would answer an old key with the old error.

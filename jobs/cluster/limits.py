@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import contextvars
 import os
 import queue
 import threading
@@ -38,9 +39,11 @@ def within(
     """
     ended = queue.SimpleQueue[tuple[R, None] | tuple[None, BaseException]]()
 
+    context = contextvars.copy_context()  # with who is told how far it is
+
     def run() -> None:
         try:
-            ended.put((perform(work), None))
+            ended.put((context.run(perform, work), None))
         except BaseException as error:  # whatever it is, it is the other thread's
             ended.put((None, error))
 

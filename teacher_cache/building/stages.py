@@ -22,6 +22,7 @@ from storage.format.shards import ShardKey
 from storage.views import PLAIN
 from teacher_cache.building.runners import Runner
 from teacher_cache.work.pieces import Done, Work
+from teacher_cache.work.telling import Underway
 
 REMEMBER_EVERY_SHARDS = 1000  # so that `cache status` stays quick beside a long build
 SET_ASIDE_LIMIT = 5  # shards that fail for no known reason, or take too long, before the command stops
@@ -73,12 +74,14 @@ class Stages:
         runner: runs their work.
         watcher: is told, in rows.
         report: what came of them so far.
+        underway: rows that were counted already of shards that are not done.
     """
 
     cache: Cache
     runner: Runner
     watcher: Watcher
     report: BuildReport = field(default_factory=BuildReport)
+    underway: dict[ShardKey, int] = field(default_factory=dict)
     _unsummarised: list[ShardKey] = field(default_factory=list, init=False)
 
     def run(
@@ -105,9 +108,15 @@ class Stages:
         # Others may commit some of `todo` meanwhile: those are told as lost, not as present.
         self.report.present += len(shards) - len(todo)
         self.watcher.begin(name, rows, rows - missing)
+        self.underway.clear()
         with contextlib.closing(self.runner(pieces)) as results:  # an error cancels what is in flight
             for work, result in results:
-                if isinstance(result, Done):
+                # further than it was before; where it is tried again, or failed, less far
+                rows = 0 if isinstance(result, Exception) else result.rows
+                self.watcher.advance(rows - self.underway.pop(work.key, 0))
+                if isinstance(result, Underway):
+                    self.underway[work.key] = rows
+                elif isinstance(result, Done):
                     self._count(result)
                     on_done(result)
                 else:
@@ -135,7 +144,6 @@ class Stages:
         report.lost += not done.won
         report.rows += done.rows
         report.bytes += done.bytes
-        self.watcher.advance(done.rows)
         if done.won:
             self._unsummarised.append(done.key)
         if len(self._unsummarised) == REMEMBER_EVERY_SHARDS:

@@ -25,6 +25,7 @@ from storage.tasks import Task, task_of
 from teacher_cache.teachers.model import TooLarge
 from teacher_cache.work.checks import check_classes, finite_rows, logits_right, refuse_probabilities
 from teacher_cache.work.rows import encode_rows
+from teacher_cache.work.telling import rows_done
 
 if TYPE_CHECKING:
     import torch
@@ -132,6 +133,7 @@ def answer_rows(
                 shard.ask(shard.todo.popleft())
             else:
                 shard.collect()
+                rows_done(sum(map(len, shard.asked)))
     return _joined(shard.asked, shard.parts, spec)
 
 

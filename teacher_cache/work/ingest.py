@@ -24,6 +24,7 @@ from storage.inputs.ragged import Ragged, digest_rows
 from storage.tasks import task_of
 from storage.tasks.base import MOST_COUNTED
 from teacher_cache.work.pieces import LOCK, Done, IngestWork, commit_shard, provenance
+from teacher_cache.work.telling import rows_done
 
 # Columns of rows of their own length: the items that are stored of a row, and those that were cut off.
 LENGTH, CUT = "length", "cut"
@@ -85,6 +86,7 @@ def decode_rows(
     errors: list[str | None] = []
     remarks: Counter[str] = Counter()
     for i, sample in enumerate(_samples(source, extents)):
+        rows_done(i)
         check_label(sample.label, spec.classes, sample.sample_id)  # a wrong label is no bad sample: the job is wrong
         error = None
         try:

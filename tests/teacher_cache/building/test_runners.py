@@ -10,9 +10,9 @@ from jobs.files.cluster_options import BuildClusterOptions
 from storage.cache import Cache
 from storage.cache.verify import verify
 from storage.errors import BadTeacher, Overdue
-from teacher_cache.building.runners import Runner
+from teacher_cache.building.runners import Runner, run_inline
 from tests.teacher_cache.conftest import Built
-from tests.teacher_cache.toys import build, contents, teacher_section, write_digits, write_job, write_teacher
+from tests.teacher_cache.toys import Silent, build, contents, teacher_section, write_digits, write_job, write_teacher
 
 pytestmark = pytest.mark.slow
 
@@ -90,3 +90,27 @@ def test_a_part_of_a_job_array_is_this_process_or_one_that_can_be_replaced() -> 
         ("inline", 1, None),
         ("local", 1, 60),
     ]
+
+
+class Counting(Silent):
+    """Watches, and keeps each count that it shows."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.shown: list[int] = []
+
+    def advance(self, count: int, detail: str = "") -> None:
+        super().advance(count, detail)
+        self.shown.append(self.counts["digits/toy"][0] if "digits/toy" in self.counts else 0)
+
+
+@pytest.mark.parametrize("kind", ["inline", "local"])
+def test_rows_count_as_they_are_answered_and_not_by_the_shard(kind: str, two_workers: Runner, tmp_path: Path) -> None:
+    write_teacher(tmp_path)
+    section = teacher_section(extra="batch_size = 4", seconds=0.6)
+    job, watch = write_job(tmp_path, write_digits(tmp_path, 48), section), Counting()
+    report = build(job, runner=two_workers if kind == "local" else run_inline, watcher=watch)
+    assert (report.exit_code, watch.counts["digits/toy"]) == (0, [48, 48])
+    within = [count for count in watch.shown if count % 16]
+    assert len(within) >= 2
+    assert watch.shown == sorted(watch.shown)
