@@ -30,7 +30,7 @@ def read_only(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: Any, **__: Any) -> None:
         raise OSError(errno.EROFS, os.strerror(errno.EROFS))
 
-    monkeypatch.setattr(objects, "_open_new", refuse)
+    monkeypatch.setattr(objects, "open_new", refuse)
     monkeypatch.setattr(Path, "unlink", refuse)
 
 
