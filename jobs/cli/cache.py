@@ -125,7 +125,9 @@ def status(cache: CacheArgument, as_json: JsonOption = False) -> None:
             print_table(shown, title=opened.url)
             for standing in stands:
                 terminal.out.print(standing.note, markup=False)
-        return RowsMissing.exit_code if stages.select(pl.sum("rows_missing", "quarantined")).row(0) > (0, 0) else 0
+        # of a text, rows that are missing are not counted, but their shards are
+        lacking = stages.select(pl.sum("rows_missing"), pl.sum("shards") - pl.sum("shards_done"), pl.sum("quarantined"))
+        return RowsMissing.exit_code if any(lacking.row(0)) else 0
 
     terminal.run(action, as_json=as_json, answers=True)
 
@@ -272,10 +274,10 @@ def _print_dry_run(prepared: PreparedBuild, pools: Pools | None, as_json: bool) 
     stages = [
         {
             "stage": stage.name,
-            "rows": stage.dataset.rows.num_rows,
+            "rows": stage.dataset.guess_rows(stage.dataset.rows.num_rows),
             "shards": len(stage.shards),
             "shards_missing": len(stage.todo),
-            "rows_missing": sum(shard.stop - shard.start for shard in stage.todo),
+            "rows_missing": stage.dataset.guess_rows(sum(shard.stop - shard.start for shard in stage.todo)),
         }
         for stage in prepared.stages
     ]

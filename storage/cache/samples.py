@@ -31,6 +31,7 @@ class Samples:
     def __init__(self, catalogue: Catalogue):
         self.catalogue = catalogue
         self._tables: dict[tuple[Stage, Columns], pl.DataFrame] = {}
+        self._shards: dict[Stage, pl.Series] = {}  # that were read: one without a row is not in a table
 
     def of(self, dataset: str, teachers: Iterable[str] = (), columns: Collection[str] | None = None) -> pl.DataFrame:
         """Return one row per readable sample of the committed shards, in row order.
@@ -112,7 +113,7 @@ class Samples:
     def _whole(self, stage: Stage, columns: Columns) -> pl.DataFrame:
         """Return the table of a stage, of every shard that is listed. Raises IncompleteCache, TryAgain."""
         table = self._table(stage, columns)
-        self._check_whole(stage, table["shard"])
+        self._check_whole(stage, self._shards[stage])
         return table
 
     def _check_whole(self, stage: Stage, shards: pl.Series) -> None:
@@ -134,7 +135,12 @@ class Samples:
 
     def _read(self, stage: Stage, columns: Columns, shards: Sequence[int] | None = None) -> pl.DataFrame:
         """Return what the commits of a stage say of their rows: `row`, `shard`, and some columns of theirs."""
-        tables = [_joined(commits) for commits in self.catalogue.iter_commits(stage, columns, shards) if commits]
+        tables, numbers = [], []
+        for commits in self.catalogue.iter_commits(stage, columns, shards):
+            numbers += [commit.key.shard for commit in commits]
+            tables += [_joined(commits)] if commits else []
+        if shards is None:
+            self._shards[stage] = pl.Series(numbers, dtype=pl.Int64)
         if not tables:
             raise IncompleteCache(
                 f"{self.catalogue.url}: nothing of {stage_folder(*stage)} is built", do="cache build JOB.toml"

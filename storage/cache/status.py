@@ -36,11 +36,12 @@ def read_status(catalogue: Catalogue, ledger: Ledger | None = None) -> pl.DataFr
 
     Returns:
         `dataset`, `teacher` ("ingest" for the dataset's own inputs), `view`, `rows` planned, `rows_done`,
-        `rows_missing`, `quarantined`, `shards`, `shards_done`, `bytes`, and `rows_per_s` of one worker.
+        `rows_missing`, `quarantined`, `shards`, `shards_done`, `bytes`, and `rows_per_s` of one worker. Of a text
+        that is not all ingested, `rows` and `rows_missing` are null: nobody has counted them.
     """
     ledger, rows = ledger or catalogue.ledger(), []
     for dataset, teacher, view in _stages(catalogue):
-        planned, commits = catalogue.num_rows(dataset), ledger.of(dataset, teacher, view)
+        planned, commits = num_rows(catalogue, ledger, dataset), ledger.of(dataset, teacher, view)
         done, seconds = int(commits["rows"].sum()), float(commits["seconds"].sum())
         rows.append(
             {
@@ -49,7 +50,7 @@ def read_status(catalogue: Catalogue, ledger: Ledger | None = None) -> pl.DataFr
                 "view": view,
                 "rows": planned,
                 "rows_done": done,
-                "rows_missing": planned - done,
+                "rows_missing": None if planned is None else planned - done,
                 "quarantined": int(commits["quarantined"].sum()) if teacher is None else 0,
                 "shards": len(catalogue.shards(dataset)),
                 "shards_done": len(commits),
@@ -58,6 +59,14 @@ def read_status(catalogue: Catalogue, ledger: Ledger | None = None) -> pl.DataFr
             }
         )
     return pl.DataFrame(rows, schema=STATUS_SCHEMA)
+
+
+def num_rows(catalogue: Catalogue, ledger: Ledger, dataset: str) -> int | None:
+    """Return the number of rows of a dataset; None of one in ranges of bytes of which a shard is not ingested yet."""
+    if not catalogue.dataset(dataset).byte_ranges:
+        return catalogue.num_rows(dataset)
+    ingested = ledger.of(dataset, None, PLAIN)
+    return int(ingested["rows"].sum()) if len(ingested) == len(catalogue.shards(dataset)) else None
 
 
 def read_info(catalogue: Catalogue) -> dict[str, Any]:
@@ -81,7 +90,10 @@ def _stages(catalogue: Catalogue) -> list[Stage]:
 def _describe_dataset(catalogue: Catalogue, name: str) -> dict[str, Any]:
     first = catalogue.first_commit(name, None)
     about: dict[str, Any] = _described(catalogue.datasets[name])
-    about |= {"rows": catalogue.num_rows(name), "provenance": None if first is None else _provenance(first)}
+    # else the plan alone tells it, and no ledger is to be read
+    counted = catalogue.ledger() if catalogue.datasets[name].byte_ranges else None
+    rows = catalogue.num_rows(name) if counted is None else num_rows(catalogue, counted, name)
+    about |= {"rows": rows, "provenance": None if first is None else _provenance(first)}
     if name in catalogue.views:
         about["views"] = _described(catalogue.views[name])
     return about | {"teachers": {t: _describe_teacher(catalogue, name, t) for t in catalogue.teacher_names(name)}}

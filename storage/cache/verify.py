@@ -140,7 +140,8 @@ def _check_plans(catalogue: Catalogue, commits: list[Commit]) -> None:
     misplaced: dict[str, list[Commit]] = {}
     for commit in commits:
         planned = catalogue.planned[commit.key.dataset][commit.key.shard]
-        if (commit.start, commit.stop) != (planned.start, planned.stop):
+        spec = catalogue.datasets[commit.key.dataset]
+        if not spec.places((planned.start, planned.stop), (commit.start, commit.stop)):
             misplaced.setdefault(commit.key.dataset, []).append(commit)
     for dataset, witnesses in misplaced.items():
         if len(witnesses) > 1:  # one alone may itself be damaged

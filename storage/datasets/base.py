@@ -135,6 +135,36 @@ class Source(Options):
                 do="leave the data alone while it is read, then run the same command again",
             )
 
+    @property
+    def by_ranges(self) -> bool:
+        """Whether rows of `files` are a measure of its ranges, and how many samples one has is known once it is read.
+
+        Such a source has `read_range` in place of `read`.
+        """
+        return False
+
+    def known_input(self) -> tuple[tuple[int, ...], str] | None:
+        """Return shape and dtype of an input where the options tell them; None: a sample is to be read."""
+        return None
+
+    def measure_per_row(self) -> int:
+        """Return about how much of the measure of a range becomes one row."""
+        return 1
+
+    def read_range(self, file: str, start: int, stop: int, *, last: bool) -> Iterator[RawSample]:
+        """Yield the raw samples of the range [start, stop) of one file, in order.
+
+        Args:
+            file: its name.
+            start, stop: in the measure of ranges.
+            last: whether the file ended there when it was planned.
+        """
+        raise NotImplementedError
+
+    def range_digest(self, file: str, start: int, stop: int) -> str:
+        """Return the digest of what a range holds, without making samples of it."""
+        raise NotImplementedError
+
     def notes(self) -> list[str]:
         """Return what a user should know of the samples, a sentence each: what was passed over, what looks wrong."""
         return []

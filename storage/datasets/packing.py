@@ -11,6 +11,7 @@ from typing import NamedTuple
 import numpy as np
 
 from storage.datasets.base import Unreadable
+from storage.errors import BadRequest
 from storage.tasks import NO_LABEL
 
 
@@ -21,11 +22,13 @@ class Document(NamedTuple):
         tokens: without the end-of-text token.
         num_prompt: the first of them that are given, not predicted.
         remarks: what is to be told of it.
+        ends: whether this is its end; of one that goes on elsewhere nobody is asked for what comes next.
     """
 
     tokens: np.ndarray
     num_prompt: int = 0
     remarks: tuple[str, ...] = ()
+    ends: bool = True
 
 
 class Blocks(NamedTuple):
@@ -73,7 +76,7 @@ def pack(
             continue
         if not len(document.tokens):
             continue
-        size = len(document.tokens) + 1  # and the end-of-text token
+        size = len(document.tokens) + document.ends  # and the end-of-text token
         assert split or size <= length
         if not together or (not split and cursor % length + size > length):
             cursor = next_block
@@ -83,9 +86,29 @@ def pack(
         cursor += size
     total = -(-cursor // length) * length
     inputs, labels = np.full(total, end_of_text, np.int32), np.full(total, NO_LABEL, np.int32)
-    for start, (tokens, num_prompt, _) in placed:
+    for start, (tokens, num_prompt, _, ends) in placed:
         stop = start + len(tokens)
         inputs[start:stop] = tokens
+        stop -= not ends
         first = start + max(0, num_prompt - 1)  # the last token of the prompt predicts the first after it
         labels[first:stop] = inputs[first + 1 : stop + 1]  # the last of them predicts end-of-text
     return Blocks(inputs.reshape(-1, length), labels.reshape(-1, length), unreadable, remarks)
+
+
+def check_length(dataset: str, where: str, size: int, length: int, *, exactly: bool = True) -> None:
+    """Raise BadRequest if a document of a size, with its end-of-text token, is longer than a block.
+
+    Args:
+        dataset: its name.
+        where: the document is.
+        size: in tokens.
+        length: of a block.
+        exactly: whether it is not longer still.
+    """
+    if size > length:
+        raise BadRequest(
+            f"a document of {dataset} is longer than a block",
+            found=f"{where}: {'' if exactly else 'at least '}{size} tokens, end-of-text among them",
+            expected=f"at most block = {length}",
+            do='long_documents = "split" cuts it' + (f"; or block = {size}" if exactly else ""),
+        )

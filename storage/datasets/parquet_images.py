@@ -22,6 +22,10 @@ from storage.errors import MissingSource
 from storage.options import JobPath
 
 KEPT_ROW_GROUPS = 2  # decompressed, in each process
+KEPT_BYTES = 256 * 2**20  # of a row group; one that is larger is read again for each shard
+MOST_AT_ONCE = 1024  # rows, and bytes, that are decompressed at once of others
+BATCH_BYTES = 32 * 2**20
+BUFFER_BYTES = 2**16  # of a file: else the columns of a whole row group are read at once
 
 
 class ParquetImagesSource(ImageSource):
@@ -77,10 +81,9 @@ class ParquetImagesSource(ImageSource):
             stop = first + groups.row_group(number).num_rows
             begin, end = max(position, first), min(position + rows, stop)
             if begin < end:
-                table = _read_group(path, LocalFile.of(path).version, number, self._columns).slice(
-                    begin - first, end - begin
-                )
-                yield from self._samples(table, file, begin, renumbered)
+                for table in self._tables(path, number, groups.row_group(number), (begin - first, end - first)):
+                    yield from self._samples(table, file, begin, renumbered)
+                    begin += len(table)
             first = stop
 
     def runs(self, file: str, position: int, rows: int) -> list[int]:
@@ -93,7 +96,25 @@ class ParquetImagesSource(ImageSource):
     def buffer_bytes(self) -> int:
         footers = [self._open(path).metadata for path in self._paths()]
         largest = max(f.row_group(i).total_byte_size for f in footers for i in range(f.num_row_groups))
-        return KEPT_ROW_GROUPS * int(largest)
+        return KEPT_ROW_GROUPS * min(int(largest), KEPT_BYTES)
+
+    def _tables(self, path: Path, number: int, group: pq.RowGroupMetaData, rows: tuple[int, int]) -> Iterator[pa.Table]:
+        """Yield the rows [start, stop) of a row group, together or a few at a time."""
+        start, stop = rows
+        if group.total_byte_size <= KEPT_BYTES:
+            yield _read_group(path, LocalFile.of(path).version, number, self._columns).slice(start, stop - start)
+            return
+        # Arrow's 32-bit offsets end at 2 GiB, and a struct of more is not read at once at all.
+        size = max(1, min(MOST_AT_ONCE, BATCH_BYTES * group.num_rows // group.total_byte_size))
+        place = 0
+        with _reading(path), pq.ParquetFile(path, buffer_size=BUFFER_BYTES, pre_buffer=False) as file:
+            for batch in file.iter_batches(size, row_groups=[number], columns=list(self._columns)):
+                begin, end = max(0, start - place), min(batch.num_rows, stop - place)
+                if begin < end:
+                    yield pa.Table.from_batches([batch.slice(begin, end - begin)])
+                place += batch.num_rows
+                if place >= stop:
+                    return
 
     def _samples(self, table: pa.Table, file: str, position: int, renumbered: Mapping[int, int]) -> Iterator[RawSample]:
         images = table[self.image]

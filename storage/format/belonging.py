@@ -101,11 +101,15 @@ class Promises:
     def _check_rows(self, commit: Commit) -> None:
         """Raise CorruptObject if a commit is not of the rows that were planned for it, where the plan is known."""
         shards, number = self._planned.get(commit.key.dataset), commit.key.shard
-        if shards is not None and number < len(shards) and (commit.start, commit.stop) != shards[number][1:]:
+        if shards is None or number >= len(shards):
+            return
+        spec, planned = self._read(commit.key.dataset, None)[0], shards[number]
+        assert isinstance(spec, DatasetSpec)
+        if not spec.places((planned.start, planned.stop), (commit.start, commit.stop)):
             raise CorruptObject(
                 f"{commit.key} is not the shard that was planned",
                 found=f"rows {commit.start} to {commit.stop}",
-                expected=f"rows {shards[number].start} to {shards[number].stop}",
+                expected=f"rows {planned.start} to {planned.stop}",
                 do=f"cache verify {self._objects.url} --repair, then cache build JOB.toml",
             )
 

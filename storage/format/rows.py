@@ -3,6 +3,9 @@
 A dataset grows by segments, `<dataset>/plan/00000.parquet` and up, each created once. A segment lists extents: runs of
 consecutive samples of one source file. Rows are numbered in the order of extents; shards cut a segment every
 `rows_per_shard` rows and never span two, so no boundary ever moves.
+
+Of a dataset in ranges of bytes (`DatasetSpec.byte_ranges`) all of this counts bytes. A shard's rows are numbered from
+its first byte on, apart from those of all others: there are never more rows than bytes.
 """
 
 from __future__ import annotations
@@ -78,6 +81,7 @@ class Extent(NamedTuple):
 
     Attributes:
         size, version: of the file when it was last looked at, as the plan has recorded them.
+        last: whether the file ended there when it was planned.
     """
 
     file: str
@@ -85,6 +89,7 @@ class Extent(NamedTuple):
     rows: int
     size: int
     version: str
+    last: bool = True
 
 
 @dataclass(frozen=True)
@@ -157,7 +162,13 @@ class RowPlan:
             .filter((pl.col("end") > start) & (pl.col("first") < stop))
         )
         return [
-            Extent(file, position + max(start - first, 0), min(stop, end) - max(start, first), *looked_at[file])
+            Extent(
+                file,
+                position + max(start - first, 0),
+                min(stop, end) - max(start, first),
+                *looked_at[file],
+                end <= stop,
+            )
             for file, position, first, end in overlapping.select("file", "position", "first", "end").iter_rows()
         ]
 

@@ -36,8 +36,8 @@ if TYPE_CHECKING:  # `cache status` reads specs, and should not pay two seconds 
 FORMAT_VERSION = 3  # of caches that are made now; earlier ones are read
 WEIGHTS_JSON = "weights.json"
 NEW_KEYS = ("uses", "task")  # since format 3, and left out where they say nothing
-OWN_LENGTH = "own_length"
-USES = (OWN_LENGTH, USES_NEVER)  # of the names in FORMAT.md, those that are known here
+OWN_LENGTH, BYTE_RANGES = "own_length", "byte_ranges"
+USES = (OWN_LENGTH, USES_NEVER, BYTE_RANGES)  # of the names in FORMAT.md, those that are known here
 
 
 class Spec(BaseModel):
@@ -75,9 +75,10 @@ class DatasetSpec(Spec):
 
     `source` holds the options that decide content (never the path, so that data may move), `input_shape` the shape of
     one input without the row axis. `uses` names what a reader must know to read the rows: with `own_length`, they may
-    differ in their first axis, and `input_shape` has the longest that one may be. A dataset of tokens has a
-    `vocabulary`, the number of ids, and the fingerprint of its `tokenizer`, if one is known; what that is, lies beside
-    in `tokenizer.json`. `task` says what is asked of a row; None: what is implied (`storage.tasks`).
+    differ in their first axis, and `input_shape` has the longest that one may be; with `byte_ranges`, shards are
+    planned in bytes, and how many rows one has is in its commit. A dataset of tokens has a `vocabulary`, the number of
+    ids, and the fingerprint of its `tokenizer`, if one is known; what that is, lies beside in `tokenizer.json`. `task`
+    says what is asked of a row; None: what is implied (`storage.tasks`).
     """
 
     name: str
@@ -94,6 +95,22 @@ class DatasetSpec(Spec):
     def own_length(self) -> bool:
         """Whether each row of the inputs has a length of its own, up to that in `input_shape`."""
         return OWN_LENGTH in self.uses
+
+    @property
+    def byte_ranges(self) -> bool:
+        """Whether shards are planned in bytes, and a shard's rows are as many as its commit says."""
+        return BYTE_RANGES in self.uses
+
+    def places(self, planned: tuple[int, int], rows: tuple[int, int]) -> bool:
+        """Return whether a shard of some rows, [start, stop), may be the one that was planned so."""
+        if self.byte_ranges:  # of which a row takes one or more
+            return rows[0] == planned[0] and rows[0] <= rows[1] <= planned[1]
+        return rows == planned
+
+    @property
+    def planned_in(self) -> str | None:
+        """What its shards are planned in, if not in rows."""
+        return "bytes" if self.byte_ranges else None
 
     @property
     def num_classes(self) -> int:

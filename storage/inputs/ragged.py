@@ -88,7 +88,7 @@ def digest_rows(rows_S: np.ndarray | Ragged) -> str:
     """Return the digest of all bytes of some rows; of rows of their own length, of their offsets before them."""
     if isinstance(rows_S, Ragged):
         return digest(rows_S.offsets.tobytes() + rows_S.flat_T.tobytes())
-    return digest(np.ascontiguousarray(rows_S).data.cast("B"))  # as they lie, without a copy
+    return digest(np.ascontiguousarray(rows_S).reshape(-1).view(np.uint8).data)  # as they lie, without a copy
 
 
 def split_offsets(arrays: Mapping[str, np.ndarray | Ragged]) -> dict[str, np.ndarray]:

@@ -82,6 +82,8 @@ def ask_again(cache: Cache, key: ShardKey, wanted: int, teacher: Teacher, draw: 
     shown_B = inputs_of(dataset).shown(inputs_S, readable.mask_S)
     if views is not None:  # the whole shard: a partner may be any of its rows
         shown_B = views.view(key.view).show_shard(shown_B, readable.keys_B, readable.splits_B)
+    if not len(shown_B):  # nothing of the shard could be read, or there is nothing in it
+        return Asked(commit, 0, [])
     places_B = np.sort(draw.permutation(len(shown_B))[:wanted])  # among those that can be read
     rows_B = np.flatnonzero(readable.mask_S)[places_B]
     if not len(rows_B):

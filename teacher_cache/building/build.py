@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 
 from storage.cache import TOKENIZER_JSON, Cache, Catalogue
 from storage.cache.watcher import Watcher
-from storage.errors import BadRequest, IncompleteCache, StaleCache, TryAgain
+from storage.errors import BadRequest, IncompleteCache, MissingSource, StaleCache, TryAgain
 from storage.format.ledger import Ledger
 from storage.format.rows import ShardRows, create_segment, read_plan
 from storage.format.shards import ShardKey
@@ -147,19 +147,28 @@ def _ingest(stages: Stages, stage: Stage, request: BuildRequest, before: Ledger)
         BadRequest: too many samples are unreadable, or two of them have one id.
     """
     cache, dataset = stages.cache, stage.dataset.spec.name
-    quarantined, cut = int(before.of(dataset, None, PLAIN)["quarantined"].sum()), 0
+    told = before.of(dataset, None, PLAIN)
+    quarantined, rows, cut = int(told["quarantined"].sum()), int(told["rows"].sum()), 0
     remarks: Counter[str] = Counter()
 
     def on_done(done: Done) -> None:
-        nonlocal quarantined, cut
+        nonlocal quarantined, rows, cut
         quarantined += done.quarantined
+        rows += done.rows
         cut += done.cut
         remarks.update(dict(done.remarks))
-        _check_quarantined(cache, stage, quarantined)
+        _check_quarantined(cache, stage, quarantined, max(rows, expected))
 
-    _check_quarantined(cache, stage, quarantined)  # the job may allow fewer than the last time
+    expected = stage.dataset.guess_rows(stage.dataset.rows.num_rows)
+    # the job may allow fewer than the last time
+    _check_quarantined(cache, stage, quarantined, max(rows, expected) if stage.todo else rows)
     pieces = _ingest_work(stage, stage.todo, request)
-    stages.run(stage.name, stage.shards, stage.todo, pieces, on_done)
+    unit, measure = stage.dataset.spec.planned_in, stage.dataset.measure_per_row
+    stages.run(stage.name, stage.shards, stage.todo, pieces, on_done, unit=unit, measure=measure)
+    if request.part == (0, 1) and not stages.report.failed:  # now it is known how many rows there are
+        _check_quarantined(cache, stage, quarantined, rows)
+        if not rows:
+            raise MissingSource(f"dataset {dataset} is empty", found="nothing to make a row of in any of its files")
     if cut:
         limit = f"length = {stage.dataset.spec.input_shape[0]}"
         stages.watcher.note(f"note: {cut} rows of {dataset} are longer than {limit}; what is behind it was cut off")
@@ -195,7 +204,9 @@ def _ask(stages: Stages, stage: Stage, request: BuildRequest) -> None:
                 f"about {fitting} at a time (batch_size = {fitting} in [[teacher]] saves the tries)"
             )
 
-    stages.run(stage.name, stage.shards, stage.todo, _ask_work(stage, todo, request), on_done)
+    pieces, unit = _ask_work(stage, todo, request), stage.dataset.spec.planned_in
+    measure = stage.dataset.measure_per_row
+    stages.run(stage.name, stage.shards, stage.todo, pieces, on_done, unit=unit, measure=measure)
 
 
 def _ingest_work(stage: Stage, todo: Sequence[ShardRows], request: BuildRequest) -> Iterator[IngestWork]:
@@ -215,9 +226,9 @@ def _ask_work(stage: Stage, todo: Sequence[ShardRows], request: BuildRequest) ->
         yield AskWork(request.cache, key, (start, stop), teacher, promise, request.job, request.device, request.threads)
 
 
-def _check_quarantined(cache: Cache, stage: Stage, quarantined: int) -> None:
-    """Raise BadRequest if more samples are unreadable than the job allows."""
-    source, rows = stage.dataset.source, stage.dataset.rows.num_rows
+def _check_quarantined(cache: Cache, stage: Stage, quarantined: int, rows: int) -> None:
+    """Raise BadRequest if more of some rows are unreadable than the job allows."""
+    source = stage.dataset.source
     if quarantined - stage.dataset.withdrawn <= source.max_quarantined * rows:
         return
     reasons = cache.samples([source.name], ()).quarantined(source.name).head(5)

@@ -30,6 +30,7 @@ SHARDS_IN_FLIGHT = 2
 COPIES_OF_A_VIEW = 3  # of one shard, while it computes: its readable rows, transformed, mixed
 COPIES_OF_A_SHARD = 3  # as arrays, as packed objects, and as the tensor or file on their way
 LOGITS_COPIES = 3
+MORE_ROWS = 4  # of a range of bytes than are guessed: at most a token of each byte
 WORKSPACE = 2.0  # convolutions reorder inputs and outputs into blocked layouts of their own
 
 
@@ -140,7 +141,9 @@ def _sizes(stage: Stage) -> _Sizes:
     """Return what a stage takes."""
     dataset = stage.dataset
     # The largest shard: segments of a dataset that grew may be cut otherwise.
-    rows = max(shard.stop - shard.start for shard in dataset.rows.shards())
+    rows = dataset.guess_rows(max(shard.stop - shard.start for shard in dataset.rows.shards()))
+    if dataset.spec.byte_ranges:
+        rows *= MORE_ROWS
     input_bytes = math.prod(dataset.spec.input_shape) * np.dtype(dataset.spec.input_dtype).itemsize
     row_bytes = input_bytes
     weights = activations = logits = 0

@@ -50,6 +50,7 @@ class PreparedDataset:
         views: which function of a sample its views are; None: it is not augmented.
         notes: on its samples, such as what is passed over.
         withdrawn: rows that could never be read and whose files are gone by now.
+        measure_per_row: of a dataset in ranges, about how many bytes make a row; else 1.
     """
 
     source: Source
@@ -61,6 +62,11 @@ class PreparedDataset:
     views: ViewsSpec | None = None
     notes: tuple[str, ...] = ()
     withdrawn: int = 0
+    measure_per_row: int = 1
+
+    def guess_rows(self, measure: int) -> int:
+        """Return the rows of a stretch of the plan: of a dataset in ranges a guess, until it is read."""
+        return -(-measure // self.measure_per_row)
 
     def tokenizer_file(self) -> TokenizerFile | None:
         """Return what `tokenizer` says; None: there is none."""

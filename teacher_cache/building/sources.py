@@ -16,10 +16,11 @@ from storage.datasets import RawSample, RecordedFile, Source, Unreadable
 from storage.errors import BadRequest, MissingSource, StaleCache
 from storage.format.rows import RowPlan
 from storage.format.shards import Commit
-from storage.format.specs import OWN_LENGTH, DatasetSpec, check_promise
+from storage.format.specs import BYTE_RANGES, OWN_LENGTH, DatasetSpec, check_promise
 from storage.tasks import task_of
 from teacher_cache.building.growth import default_rows_per_shard, grow
 from teacher_cache.building.prepared import PreparedDataset
+from teacher_cache.building.ranges import changed_under, compare_ranges
 from teacher_cache.teachers.classes import check_distinct
 
 CHANGES = {  # by the column of an ingest's table that tells it
@@ -64,21 +65,29 @@ def prepare_dataset(
             else "mend the function, so that it gives samples",
         )
     spec = _promise(catalogue, source, files, job)
-    rows_per_shard = source.rows_per_shard or _default_rows_per_shard(spec)
+    measure = source.measure_per_row()
+    rows_per_shard = measure * (source.rows_per_shard or _default_rows_per_shard(spec))
     growth, withdrawn = grow(recorded, files, rows_per_shard), {}
     if growth.gone and catalogue is not None:
-        withdrawn = _never_read(catalogue, source.name, recorded, set(growth.gone))
+        # in ranges a file is no row by itself, and rows are not what is planned
+        withdrawn = {} if source.by_ranges else _never_read(catalogue, source.name, recorded, set(growth.gone))
         growth = grow(recorded, files, rows_per_shard, withdrawn)
         if growth.gone:
             raise _lost(catalogue, source.name, growth.gone, job)
-    mended = _compare(catalogue, source, recorded, growth.touched, job) if catalogue and growth.touched else {}
+    mended: dict[int, str] = {}
+    if catalogue is not None and growth.touched:
+        compare = compare_ranges if source.by_ranges else _compare
+        mended = compare(catalogue, source, recorded, growth.touched, job)
     _check_mended(source.name, RowPlan(recorded.segments), mended, withdrawn)
     segments = (*recorded.segments, growth.segment) if growth.segment else recorded.segments
     notes = tuple(source.notes())
     if num_withdrawn := sum(len(rows) for rows in withdrawn.values()):
         notes += (f"the files of {num_withdrawn} rows that could never be read are gone; the rows stay unread",)
+    if source.by_ranges and growth.segment is not None:
+        guessed = -(-growth.segment.num_rows // measure)
+        notes += (f"about {guessed:,} new rows; a text is counted when it is read",)
     return PreparedDataset(
-        source, spec, RowPlan(segments), growth.segment, mended, tokenizer, notes=notes, withdrawn=num_withdrawn
+        source, spec, RowPlan(segments), growth.segment, mended, tokenizer, None, notes, num_withdrawn, measure
     )
 
 
@@ -89,7 +98,7 @@ def _promise(catalogue: Catalogue | None, source: Source, files: pl.DataFrame, j
         spec = _dataset_spec(source, was.input_shape, was.input_dtype)  # what was learned once is not probed again
         check_promise(catalogue.url, f"{source.name}/dataset.json", was, spec, job)
     else:
-        spec = _dataset_spec(source, *_probe(source, files))
+        spec = _dataset_spec(source, *(source.known_input() or _probe(source, files)))
     if catalogue is not None and catalogue.about.format < 3 and (spec.uses or spec.task):
         raise BadRequest(
             f"{catalogue.url} is of format {catalogue.about.format}, which has no place for {source.name}",
@@ -179,7 +188,7 @@ def _dataset_spec(source: Source, input_shape: tuple[int, ...], input_dtype: str
         input_dtype=input_dtype,
         vocabulary=None if tokens is None else tokens.vocabulary,
         tokenizer=None if tokens is None else tokens.tokenizer,
-        uses=() if longest is None else (OWN_LENGTH,),
+        uses=(*[OWN_LENGTH] * (longest is not None), *[BYTE_RANGES] * source.by_ranges),
         task=source.task_name(),
     )
 
@@ -261,12 +270,8 @@ def _compare(
                         mended_rows.append(i)  # a sample that could not be read may change: that is how it is mended
         row += extent.rows
     if changed:
-        raise StaleCache(
-            f"dataset {source.name} has changed under the cache {catalogue.url}",
-            found="\n".join(f"{len(ids)} samples with {what}: {', '.join(ids[:5])}" for what, ids in changed.items()),
-            expected="recorded samples as they were, and perhaps new ones",
-            do=f"cache build {job} --as NAME    # a new cache beside it; this one stays as it is",
-        )
+        told = "\n".join(f"{len(ids)} samples with {what}: {', '.join(ids[:5])}" for what, ids in changed.items())
+        raise changed_under(catalogue, source, told, job)
     return {c.key.shard: c.attempt for c in commits if any(c.start <= row < c.stop for row in mended_rows)}
 
 

@@ -72,7 +72,7 @@ class Stages:
     Attributes:
         cache: which they fill.
         runner: runs their work.
-        watcher: is told, in rows.
+        watcher: is told, in rows, or in what shards are planned in.
         report: what came of them so far.
         underway: rows that were counted already of shards that are not done.
     """
@@ -91,6 +91,9 @@ class Stages:
         todo: Sequence[ShardRows],
         pieces: Iterable[Work],
         on_done: Callable[[Done], None] = lambda done: None,
+        *,
+        unit: str | None = None,
+        measure: int = 1,
     ) -> None:
         """Run what is missing of a stage.
 
@@ -100,19 +103,25 @@ class Stages:
             todo: those of them that are not there.
             pieces: work for those of `todo` whose turn it is; the inputs of others may not be there yet.
             on_done: called with each shard that is whole; what it raises ends the command.
+            unit: of what shards are planned in, if not rows.
+            measure: about how much of it a row is.
 
         Raises:
             StillroomError: of one shard, where all others would fail like it; shards committed so far stay.
         """
         rows, missing = (sum(shard.stop - shard.start for shard in each) for each in (shards, todo))
+        sizes = {} if unit is None else {shard.shard: shard.stop - shard.start for shard in todo}
         # Others may commit some of `todo` meanwhile: those are told as lost, not as present.
         self.report.present += len(shards) - len(todo)
-        self.watcher.begin(name, rows, rows - missing)
+        self.watcher.begin(name, rows, rows - missing, unit)
         self.underway.clear()
         with contextlib.closing(self.runner(pieces)) as results:  # an error cancels what is in flight
             for work, result in results:
                 # further than it was before; where it is tried again, or failed, less far
                 rows = 0 if isinstance(result, Exception) else result.rows
+                if unit is not None:  # all of what was planned, when it is done
+                    planned = sizes[work.key.shard]
+                    rows = planned if isinstance(result, Done) else min(rows * measure, planned)
                 self.watcher.advance(rows - self.underway.pop(work.key, 0))
                 if isinstance(result, Underway):
                     self.underway[work.key] = rows

@@ -45,7 +45,7 @@ class TimedAnswers(NamedTuple):
 
 def num_sites(dataset: PreparedDataset) -> int:
     """Return how many targets a dataset has."""
-    return dataset.rows.num_rows * sites_per_row(dataset)
+    return dataset.guess_rows(dataset.rows.num_rows) * sites_per_row(dataset)
 
 
 def ask(

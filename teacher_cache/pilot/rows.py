@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 RUNS = 64  # of neighbouring rows: a source reads a run about as fast as a single row of it
+RANGES = 8  # of bytes of a text: each begins at a line end, and has whole lines
+MIN_RANGE_BYTES = 2**16
 MIN_ROWS = 16  # however many sites each has, so that these are not all of one document
 
 
@@ -45,8 +47,8 @@ def sites_per_row(dataset: PreparedDataset) -> int:
     return prod(task_of(dataset.spec).sites(dataset.spec.input_shape))
 
 
-def spread_runs(num_rows: int, wanted: int) -> list[tuple[int, int]]:
-    """Return up to RUNS runs [start, stop) of rows, ascending and apart, evenly over all; at most `wanted` rows.
+def spread_runs(num_rows: int, wanted: int, most: int = RUNS) -> list[tuple[int, int]]:
+    """Return up to `most` runs [start, stop) of rows, ascending and apart, evenly over all; at most `wanted` rows.
 
     >>> spread_runs(100, 3)  # one row at each third
     [(0, 1), (33, 34), (66, 67)]
@@ -55,10 +57,17 @@ def spread_runs(num_rows: int, wanted: int) -> list[tuple[int, int]]:
     ([(0, 2), (937, 940), (1875, 1877)], (59062, 59065))
     """
     wanted = min(wanted, num_rows)
-    runs = min(RUNS, wanted)
+    runs = min(most, wanted)
     starts = [i * num_rows // runs for i in range(runs + 1)]
     sizes = [(i + 1) * wanted // runs - i * wanted // runs for i in range(runs)]
     return [(start, min(start + size, stop)) for start, stop, size in zip(starts, starts[1:], sizes, strict=False)]
+
+
+def spread_ranges(dataset: PreparedDataset, wanted: int) -> list[tuple[int, int]]:
+    """Return up to RANGES ranges of bytes, evenly over all, in which there are about `wanted` rows or more."""
+    size = max(MIN_RANGE_BYTES, dataset.measure_per_row * -(-wanted // RANGES))
+    total = dataset.rows.num_rows
+    return spread_runs(total, size * RANGES, most=RANGES)
 
 
 def read_spread(stage: Stage, wanted: int) -> SpreadRows:
@@ -70,7 +79,8 @@ def read_spread(stage: Stage, wanted: int) -> SpreadRows:
     import torch
 
     dataset = stage.dataset
-    runs = spread_runs(dataset.rows.num_rows, max(MIN_ROWS, -(-wanted // sites_per_row(dataset))))
+    rows = max(MIN_ROWS, -(-wanted // sites_per_row(dataset)))
+    runs = spread_ranges(dataset, rows) if dataset.spec.byte_ranges else spread_runs(dataset.rows.num_rows, rows)
     extents = [extent for run in runs for extent in dataset.rows.slice(*run)]
     arrays, columns, _ = decode_rows(dataset.source, dataset.spec, extents)
     table = pa.table(columns)
@@ -88,7 +98,9 @@ def read_spread(stage: Stage, wanted: int) -> SpreadRows:
         view = dataset.views.view(stage.view)
         shown_B = view.show_shard(shown_B, readable.keys_B, readable.splits_B)
         labels = torch.full_like(labels, NO_LABEL) if view.mixing else labels  # two images, and no one true class
-    return SpreadRows(shown_B, labels, torch.from_numpy(readable.keys_B))
+    # of ranges there may be more than were wanted
+    even_B = torch.arange(min(rows, len(labels))) * len(labels) // min(rows, len(labels))
+    return SpreadRows(shown_B[even_B], labels[even_B], torch.from_numpy(readable.keys_B)[even_B])
 
 
 def choose_sites(task: Task, labels: Tensor, wanted: int) -> Tensor:

@@ -125,7 +125,7 @@ def run_recode(recoding: PreparedRecoding, runner: Runner, watcher: Watcher) -> 
             pieces = _work(recoding, stage, [shard for shard in todo if shard.shard in ready])
         else:
             pieces = _work(recoding, stage, todo)
-        stages.run(stage.name, stage.shards, todo, pieces)
+        stages.run(stage.name, stage.shards, todo, pieces, unit=source.dataset(stage.dataset).planned_in)
     catalogue = cache.catalogue(_datasets(request))
     return stages.end(catalogue, catalogue.ledger())
 

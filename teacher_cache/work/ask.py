@@ -83,7 +83,8 @@ def ask_shard(work: AskWork) -> Done:
         **seen,
     }
     uses = spec.encoding.uses(arrays)
-    done = commit_shard(cache, key, work.rows, arrays=arrays, table=table, about=about, uses=uses)
+    rows = (ingest.start, ingest.stop)
+    done = commit_shard(cache, key, rows, arrays=arrays, table=table, about=about, uses=uses)
     return done._replace(batch_size=batch_size if batch_size < teacher.asked_batch_size else None)
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 import pyarrow as pa
@@ -16,6 +16,7 @@ from pydantic import TypeAdapter
 
 from storage.cache import Cache
 from storage.datasets import AnySource, RawSample, Source, Unreadable, check_label
+from storage.digests import fingerprint
 from storage.errors import BadRequest, MissingSource
 from storage.format.rows import Extent
 from storage.format.specs import FORMAT_VERSION, DatasetSpec
@@ -28,6 +29,7 @@ from teacher_cache.work.telling import rows_done
 
 # Columns of rows of their own length: the items that are stored of a row, and those that were cut off.
 LENGTH, CUT = "length", "cut"
+NOTHING = RawSample("", Unreadable("nothing"), None)
 
 
 def ingest_shard(work: IngestWork) -> Done:
@@ -41,16 +43,26 @@ def ingest_shard(work: IngestWork) -> Done:
     spec, tokenizer = cache.dataset(work.key.dataset), cache.tokenizer(work.key.dataset)
     options: Source = TypeAdapter(AnySource).validate_json(work.source)
     # The tokenizer of the cache, not of the job: one that was learned is learned once.
-    source = options.prepared(None if tokenizer is None else tokenizer.data, {})
+    source = options.as_promised(spec.source).prepared(None if tokenizer is None else tokenizer.data, {})
     with LOCK:  # decoding computes too: two shards at once would only wait for each other's processor
         began = time.monotonic()
         arrays, columns, remarks = decode_rows(source, spec, work.extents, cache.spec.format)
         seconds = time.monotonic() - began
-    table = pa.table({"row": pa.array(range(start, stop), pa.int64()), **columns})
-    quarantined = stop - start - table["error"].null_count
+    num_rows = len(columns["error"])
+    table = pa.table({"row": pa.array(range(start, start + num_rows), pa.int64()), **columns})
+    quarantined = num_rows - table["error"].null_count
     about = provenance(seconds) | {"quarantined": quarantined, "inputs_digest": digest_rows(arrays["inputs"])}
+    if source.by_ranges:
+        about["range_digest"] = digest_extents(source, work.extents)
+        if num_rows > stop - start:  # they would have the numbers of other shards' rows
+            raise BadRequest(
+                f"dataset {source.name} makes more rows than there are bytes of text",
+                found=f"{num_rows} rows of {stop - start} bytes in {work.key}",
+                do="a larger block",
+            )
     about |= _count_labels(table, len(spec.classes)) | ({"remarks": dict(remarks)} if remarks else {})
-    done = commit_shard(cache, work.key, work.rows, arrays=arrays, table=table, about=about, quarantined=quarantined)
+    rows = (start, start + num_rows)
+    done = commit_shard(cache, work.key, rows, arrays=arrays, table=table, about=about, quarantined=quarantined)
     cut = 0 if CUT not in columns else int(np.count_nonzero(columns[CUT]))
     return done._replace(cut=cut, remarks=tuple(remarks.items()))
 
@@ -76,7 +88,13 @@ def decode_rows(
         BadRequest: two of the samples have one id.
         LabelOutOfRange, MissingSource: as of `ingest_shard`.
     """
-    num_rows, kind = sum(extent.rows for extent in extents), inputs_of(spec)
+    kind = inputs_of(spec)
+    samples: Iterable[RawSample] = _samples(source, extents)
+    if source.by_ranges:
+        samples = list(samples)  # which tells how many there are
+        num_rows = len(samples)
+    else:
+        num_rows = sum(extent.rows for extent in extents)
     inputs_S = kind.blank_rows(num_rows, spec.input_shape, spec.input_dtype)
     label_arrays = task_of(spec).blank_labels(num_rows, spec.input_shape)
     cut = np.zeros(num_rows, np.int32)
@@ -85,7 +103,7 @@ def decode_rows(
     digests: list[dict[str, str]] = []
     errors: list[str | None] = []
     remarks: Counter[str] = Counter()
-    for i, sample in enumerate(_samples(source, extents)):
+    for i, sample in enumerate(samples):
         rows_done(i)
         check_label(sample.label, spec.classes, sample.sample_id)  # a wrong label is no bad sample: the job is wrong
         error = None
@@ -117,7 +135,7 @@ def decode_rows(
             "sample_id": pa.array(ids, pa.string()),
             "label": pa.array(classes, pa.int64()),
             "split": pa.array([source.split(name) for name in ids], pa.string()),
-            **{name: pa.array([said[name] for said in digests], pa.string()) for name in digests[0]},
+            **{name: pa.array([said[name] for said in digests], pa.string()) for name in NOTHING.digests(version)},
             "error": pa.array(errors, pa.string()),
             **of_length,
         },
@@ -129,16 +147,29 @@ def _samples(source: Source, extents: Sequence[Extent]) -> Iterator[RawSample]:
     for extent in extents:
         count = 0
         source.check_unchanged(extent.file, extent.size, extent.version)
-        for sample in source.read(extent.file, extent.position, extent.rows):
+        for sample in read_extent(source, extent):
             count += 1
             yield sample
         source.check_unchanged(extent.file, extent.size, extent.version)
-        if count != extent.rows:  # rows behind it would get the samples of others
+        if count != extent.rows and not source.by_ranges:  # rows behind it would get the samples of others
             raise MissingSource(
                 f"{extent.file} of dataset {source.name} changed during the build",
                 found=f"{count} samples from position {extent.position}",
                 expected=f"{extent.rows}",
             )
+
+
+def read_extent(source: Source, extent: Extent) -> Iterator[RawSample]:
+    """Yield the samples of an extent, in order."""
+    if source.by_ranges:
+        stop = extent.position + extent.rows
+        return source.read_range(extent.file, extent.position, stop, last=extent.last)
+    return source.read(extent.file, extent.position, extent.rows)
+
+
+def digest_extents(source: Source, extents: Sequence[Extent]) -> str:
+    """Return the digest of what some ranges hold, without making samples of it."""
+    return fingerprint([source.range_digest(e.file, e.position, e.position + e.rows) for e in extents])
 
 
 def _payload(sample: RawSample) -> bytes | np.ndarray:

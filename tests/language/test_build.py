@@ -52,10 +52,6 @@ def built(folder: Path, *sections: str) -> Cache:
     return Cache.open(str(folder / "cache"))
 
 
-def forget_tokens() -> None:
-    text_module._tokenised.cache_clear()
-
-
 def test_a_tokenizer_is_learned_once_and_shared(folder: Path) -> None:
     cache = built(folder, TEXT, HELD)
     train, held = cache.dataset("train"), cache.dataset("held")
@@ -71,7 +67,6 @@ def test_a_tokenizer_is_taken_from_a_dataset_that_only_the_cache_has(folder: Pat
 
 def test_a_second_build_neither_learns_nor_tokenises(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     built(folder, TEXT, HELD)
-    forget_tokens()
     for module, name in ((files_module, "train_tokenizer"), (text_module, "encoder")):
         monkeypatch.setattr(module, name, lambda *given, name=name, **options: pytest.fail(f"{name} again"))
     assert build(write_job(folder, TEXT, HELD)).built == 0
@@ -101,7 +96,6 @@ def test_changed_text_is_refused_and_a_touch_is_not(folder: Path) -> None:
 def test_two_builds_of_one_text_are_the_same_bytes(folder: Path) -> None:
     built(folder, TEXT, HELD)
     one = contents(folder / "cache")
-    forget_tokens()
     build(write_job(folder, TEXT, HELD, cache="other"))
     assert contents(folder / "other") == one
 

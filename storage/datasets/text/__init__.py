@@ -1,9 +1,13 @@
 """Text, tokenised: of one kind in a job, of two by what is asked of it.
 
-files.py     where it lies, and whose tokenizer it has
-rows.py      rows out of Parquet, JSON lines, CSV and TSV
-blocks.py    documents packed into blocks, each position to be predicted
-labelled.py  a text a row, at its own length, with one class
+files.py       where it lies, and whose tokenizer it has
+cutting.py     where a file may be cut, and text between two cuts
+rows.py        rows out of Parquet, JSON lines, CSV and TSV, as a stream
+ranges.py      what lies in a range of a file, whatever its kind
+tokenising.py  a bounded amount of text with the tokenizer at once
+blocks.py      documents packed into blocks, each position to be predicted
+whole.py       the same as caches from before ranges have it
+labelled.py    a text a row, at its own length, with one class
 """
 
 from __future__ import annotations

@@ -2,25 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from functools import lru_cache
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple, Self
+from typing import Annotated, Any, Literal, Self
 
 import numpy as np
 import polars as pl
-from pydantic import Field, model_validator
+from pydantic import Field, PrivateAttr, model_validator
 
 from storage.datasets.base import FILE_SCHEMA, LocalFile, RawSample, Recorded, Unreadable
-from storage.datasets.packing import Blocks, Document, pack
-from storage.datasets.text.files import KEPT_FILES, TextFiles
-from storage.datasets.text.rows import Columns, cut, rows_of, utf8
-from storage.errors import BadRequest
+from storage.datasets.packing import Blocks, Document, check_length, pack
+from storage.datasets.text.files import TextFiles
+from storage.datasets.text.ranges import Ranges, ranges_of, sample_texts
+from storage.datasets.text.rows import Columns, Row, cut
+from storage.datasets.text.tokenising import batches_of, in_pieces, spelled_in_pieces
+from storage.datasets.text.whole import BYTES_PER_BYTE, Layout, whole_blocks
 from storage.tasks.language_model import LanguageModel
 from storage.tokenizer import encoder, spelling
 
 TABLES = (".parquet", ".jsonl")
 IF_NOT = "tokens of a row, of a language model; for classes, name the column of them: `label`"
+BYTES_PER_TOKEN = 4  # of English, of a large vocabulary; a shard has more rows than it is asked for where it is less
+RANGES = {"ranges": "bytes"}  # in a promise; without it a file was tokenised whole
 SHARED = "answers begin in the middle of a token that their prompt shares, which is predicted as theirs"
 
 
@@ -46,6 +49,8 @@ class TextSource(TextFiles):
     long_documents: Literal["refuse", "split"] = "refuse"
     pack: bool = True
 
+    _of_old: bool = PrivateAttr(default=False)  # of a cache from before texts were cut into ranges
+
     @model_validator(mode="after")
     def _agree(self) -> Self:
         if self.column is None and (self.prompt is not None or self.path.suffix in TABLES):
@@ -58,16 +63,20 @@ class TextSource(TextFiles):
         return (".txt",) if self.column is None else TABLES
 
     def content(self) -> dict[str, Any]:
-        keys = ("column", "prompt", "part", "block", "end_of_text", "long_documents", "pack", "train_tokenizer")
+        keys = ("column", "prompt", "part", "block", "end_of_text", "long_documents", "pack")
         content = super().content() | {key: value for key, value in self.model_dump(mode="json").items() if key in keys}
+        if self._of_old:
+            return content
         # They were two texts to the tokenizer once: rows of that time are not to be mixed with these.
-        return content if self.prompt is None else content | {"prompt_tokens": "of one text with the answer"}
+        together = {} if self.prompt is None else {"prompt_tokens": "of one text with the answer"}
+        return content | RANGES | together
 
-    def readable_texts(self, path: Path) -> Iterator[str]:
-        for _, prompt, text in self._texts(path):
-            if isinstance(text, str):
-                yield prompt
-                yield text
+    def as_promised(self, content: Mapping[str, Any]) -> Self:
+        if RANGES.items() <= content.items():
+            return self
+        copy = self.model_copy()
+        copy._of_old = True  # noqa: SLF001 - its own
+        return copy
 
     def prepared(self, tokenizer: bytes | None, recorded: Recorded) -> Self:
         copy = super().prepared(tokenizer, recorded)
@@ -77,23 +86,57 @@ class TextSource(TextFiles):
     def task_name(self) -> str:
         return self.task
 
+    @property
+    def by_ranges(self) -> bool:
+        return not self._of_old
+
+    def known_input(self) -> tuple[tuple[int, ...], str]:
+        return (self.block,), "int32"
+
+    def measure_per_row(self) -> int:
+        if self._of_old:
+            return 1
+        if self.pack:
+            return BYTES_PER_TOKEN * self.block
+        # each document begins a row: as many as there are, or more where they are split
+        largest = max(self.paths(), key=lambda path: path.stat().st_size)
+        return max(1, min(self._ranges(largest).mean_document(), BYTES_PER_TOKEN * self.block))
+
     def files(self) -> pl.DataFrame:
         rows = []
         for path in self.paths():
             known = self.recorded_rows(path)
-            num_blocks = len(self._blocks(path).inputs_SL) if known is None else known
-            rows.append((path.name, *LocalFile.of(path), num_blocks))
+            if known is None:
+                start, stop = self._part(path)
+                known = len(self._whole(path).inputs_SL) if self._of_old else stop - start
+            rows.append((path.name, *LocalFile.of(path), known))
         return pl.DataFrame(rows, schema=FILE_SCHEMA, orient="row")
 
     def class_names(self) -> list[str]:
         return []
 
+    def read_range(self, file: str, start: int, stop: int, *, last: bool) -> Iterator[RawSample]:
+        first, beyond = self._places(file, start, stop)
+        documents = list(self._documents(self._ranges(self.at(file)), first, beyond, last=last))
+        end_of_text = self.bound.special(self.end_of_text)
+        split = self.long_documents == "split"
+        blocks = pack(documents, self.block, end_of_text=end_of_text, split=split, together=self.pack)
+        for i in range(len(blocks.inputs_SL)):
+            yield RawSample(f"{file}:{start}:{i}", *_row(blocks, i))
+
     def read(self, file: str, position: int, rows: int) -> Iterator[RawSample]:
-        blocks = self._blocks(self.at(file))
+        """Yield the samples of a cache from before ranges."""
+        blocks = self._whole(self.at(file))
         for i in range(position, min(position + rows, len(blocks.inputs_SL))):
-            # (2, L): tokens, and what each is to predict
-            payload = blocks.unreadable.get(i) or np.stack([blocks.inputs_SL[i], blocks.labels_SL[i]])
-            yield RawSample(f"{file}:{i}", payload, None, blocks.remarks.get(i, ()))
+            yield RawSample(f"{file}:{i}", *_row(blocks, i))
+
+    def buffer_bytes(self) -> int:
+        if not self._of_old:
+            return super().buffer_bytes()
+        return BYTES_PER_BYTE * max(path.stat().st_size for path in self.paths())
+
+    def range_digest(self, file: str, start: int, stop: int) -> str:
+        return self._ranges(self.at(file)).digest(*self._places(file, start, stop))
 
     def decode(self, payload: bytes | np.ndarray) -> np.ndarray:
         assert isinstance(payload, np.ndarray)
@@ -103,55 +146,87 @@ class TextSource(TextFiles):
         assert isinstance(payload, np.ndarray)
         return np.asarray(payload[1])
 
-    def _blocks(self, path: Path) -> Blocks:
-        # options as text: a key of the calls that are kept must be hashable
-        return _tokenised(self.model_dump_json(), self.bound.data, path, LocalFile.of(path))
+    def sample_texts(self, most: int) -> Iterator[str]:
+        return sample_texts([(self._ranges(path), *self._part(path)) for path in self.paths()], most, self.seed)
 
-    def _texts(self, path: Path) -> Iterator[_Text]:
-        if self.column is not None:
-            texts = (self.column,) if self.prompt is None else (self.column, self.prompt)
-            for name, row in rows_of(path, Columns(texts), self.part):
+    @property
+    def _columns(self) -> Columns | None:
+        if self.column is None:
+            return None
+        return Columns((self.column,) if self.prompt is None else (self.column, self.prompt))
+
+    def _ranges(self, path: Path) -> Ranges:
+        return ranges_of(path, self._columns)
+
+    def _whole(self, path: Path) -> Blocks:
+        """Return the blocks of a file as a cache from before ranges has them."""
+        begin, end = self.part
+        split, end_of_text = self.long_documents == "split", self.bound.special(self.end_of_text)
+        layout = Layout(self.name, self._columns, (begin, end), self.block, end_of_text, split, self.pack)
+        return whole_blocks(layout, self.bound.data, path, LocalFile.of(path))
+
+    def _part(self, path: Path) -> tuple[int, int]:
+        """Return where the part of a file begins and ends, in the measure of its ranges."""
+        return cut(self._ranges(path).size, self.part)
+
+    def _places(self, file: str, start: int, stop: int) -> tuple[int, int]:
+        """Return the places between which a range of the part of a file lies."""
+        path = self.at(file)
+        ranges, (begin, end) = self._ranges(path), self._part(path)
+        if self._is_uncut:  # all of it in the range that it begins in
+            start, stop = (0, end - begin) if start == 0 else (end - begin, end - begin)
+        return ranges.cut(begin + start), ranges.cut(begin + stop)
+
+    @property
+    def _is_uncut(self) -> bool:
+        """Whether a file is one document that is not to be cut."""
+        return self.column is None and self.long_documents == "refuse"
+
+    def _documents(self, ranges: Ranges, start: int, stop: int, *, last: bool) -> Iterator[Document | Unreadable]:
+        """Yield what lies between two places, in tokens. Raises BadRequest: a document is longer than a block."""
+        if self.column is None:
+            yield self._running(ranges, start, stop, last=last)
+            return
+        for batch in batches_of(ranges.documents(start, stop)):
+            spelled = iter(self._spelled([row for _, row in batch if isinstance(row, Row)]))
+            for place, row in batch:
                 if isinstance(row, Unreadable):
-                    yield _Text(name, "", row)
-                else:
-                    yield _Text(name, "" if self.prompt is None else row.texts[1], row.texts[0])
-        else:
-            text = utf8(path)
-            start, stop = cut(len(text), self.part)
-            yield _Text(path.name, "", text[start:stop])
+                    yield Unreadable(f"{ranges.where(place)}: {row}")
+                    continue
+                document = next(spelled)
+                self._check_length(len(document.tokens) + 1, ranges, place)
+                yield document
 
-    def _tokenise(self, path: Path) -> Blocks:
-        """Return the blocks of a file. Raises BadRequest: a document is longer than a block."""
-        texts = list(self._texts(path))
-        spelled = iter(self._spelled([text for text in texts if isinstance(text.text, str)]))
-        documents: list[Document | Unreadable] = []
-        for name, _, text in texts:
-            if isinstance(text, Unreadable):
-                documents.append(Unreadable(f"{name}: {text}"))
-                continue
-            documents.append(document := next(spelled))
-            size = len(document.tokens) + 1
-            if size > self.block and self.long_documents == "refuse":
-                raise BadRequest(
-                    f"a document of {self.name} is longer than a block",
-                    found=f"{name}: {size} tokens, end-of-text among them",
-                    expected=f"at most block = {self.block}",
-                    do=f'long_documents = "split" cuts it; or block = {size}',
-                )
-        end_of_text = self.bound.special(self.end_of_text)
-        split = self.long_documents == "split"
-        return pack(documents, self.block, end_of_text=end_of_text, split=split, together=self.pack)
+    def _running(self, ranges: Ranges, start: int, stop: int, *, last: bool) -> Document:
+        """Return running text as one document, which is the end of its file or goes on in the next range."""
+        encode = encoder(self.bound.data, parse_special=self.parses_special)
+        tokens: list[np.ndarray] = []
+        remarks: dict[str, None] = {}
+        for _, row in ranges.documents(start, stop):
+            assert isinstance(row, Row)
+            remarks |= dict.fromkeys(self.remarks_of(row.texts[0]))
+            tokens += encode(row.texts)
+            if sum(map(len, tokens)) > 2 * self.block:  # of a long file, its first piece says enough
+                self._check_length(sum(map(len, tokens)), ranges, start, exactly=False)
+        whole = np.concatenate(tokens) if tokens else np.empty(0, np.int32)
+        self._check_length(len(whole) + 1, ranges, start)
+        return Document(whole, 0, tuple(remarks), ends=last or self._is_uncut)
 
-    def _spelled(self, texts: list[_Text]) -> list[Document]:
+    def _check_length(self, size: int, ranges: Ranges, place: int, *, exactly: bool = True) -> None:
+        if size > self.block and self.long_documents == "refuse":
+            check_length(self.name, ranges.where(place), size, self.block, exactly=exactly)
+
+    def _spelled(self, rows: list[Row]) -> list[Document]:
         """Return documents in tokens, a prompt and its answer as one text, cut where the tokens of the prompt end."""
-        whole = [f"{prompt}{text}" for _, prompt, text in texts]
+        prompts = ["" if self.prompt is None else row.texts[1] for row in rows]
+        whole = [f"{prompt}{row.texts[0]}" for prompt, row in zip(prompts, rows, strict=True)]
         remarks = [self.remarks_of(text) for text in whole]
         if self.prompt is None:
-            tokens = encoder(self.bound.data, parse_special=self.parses_special)(whole)
+            tokens = in_pieces(whole, encoder(self.bound.data, parse_special=self.parses_special))
             return [Document(*each) for each in zip(tokens, [0] * len(whole), remarks, strict=True)]
         documents = []
-        spelled = spelling(self.bound.data, parse_special=self.parses_special)(whole)
-        for (_, prompt, _), (ids, offsets), told in zip(texts, spelled, remarks, strict=True):
+        spelled = spelled_in_pieces(whole, spelling(self.bound.data, parse_special=self.parses_special))
+        for prompt, (ids, offsets), told in zip(prompts, spelled, remarks, strict=True):
             # those that reach beyond the prompt, from the first on
             answer = np.flatnonzero(offsets[:, 1] > len(prompt))
             num_prompt = 0 if not prompt else int(answer[0]) if len(answer) else len(ids)
@@ -160,15 +235,7 @@ class TextSource(TextFiles):
         return documents
 
 
-class _Text(NamedTuple):
-    """A document before it is tokenised; `name` says where it is."""
-
-    name: str
-    prompt: str
-    text: str | Unreadable
-
-
-@lru_cache(maxsize=KEPT_FILES)
-def _tokenised(options: str, tokenizer: bytes, path: Path, file: LocalFile) -> Blocks:
-    source = TextSource.model_validate_json(options).prepared(tokenizer, {})
-    return source._tokenise(path)  # noqa: SLF001 - of this module
+def _row(blocks: Blocks, number: int) -> tuple[np.ndarray | Unreadable, None, tuple[str, ...]]:
+    """Return payload, label and remarks of a block: (2, L), tokens and what each is to predict."""
+    pair_2L = np.stack([blocks.inputs_SL[number], blocks.labels_SL[number]])
+    return blocks.unreadable.get(number) or pair_2L, None, blocks.remarks.get(number, ())

@@ -16,15 +16,21 @@ from storage.errors import MissingSource
 from storage.options import JobPath, Name, Options
 from storage.tokenizer import TokenizerFile, parse_tokenizer, read_tokenizer, train_tokenizer
 
-KEPT_FILES = 2  # tokenised, in each process: neighbouring shards share one
-# Measured on 11 MB of English in 1,024 tokens: 148 at the peak for each byte of text, most of it the library's own.
-BUFFER_BYTES_PER_BYTE = 180
+SAMPLE_MB = 64
+# At the peak of tokenising, a piece of text and what a line has more; measured on English in 1,024 tokens: 148 for each
+# byte, most of it the library's own.
+BUFFER_BYTES = 256 * 2**20
 
 
 class TrainTokenizer(Options):
     """A byte-level BPE learned from the dataset's own text, once."""
 
     vocabulary: Annotated[int, Field(ge=257, le=2**20)]  # 256 bytes and the end-of-text token at least
+    sample_mb: Annotated[int, Field(ge=1, le=4096)] = SAMPLE_MB  # of a text that is larger, drawn by the dataset's seed
+
+    def content(self) -> dict[str, int]:
+        """Return what decides the tokenizer, as JSON; the sample where it is not as it always is."""
+        return {name: value for name, value in self if (name, value) != ("sample_mb", SAMPLE_MB)}
 
 
 class TextFiles(Source):
@@ -64,8 +70,10 @@ class TextFiles(Source):
         return self
 
     def content(self) -> dict[str, Any]:
+        learned = None if self.train_tokenizer is None else self.train_tokenizer.content()
         # said where it is not as it always was
-        return super().content() | ({"special_tokens": self.special_tokens} if self.parses_special else {})
+        special = {"special_tokens": self.special_tokens} if self.parses_special else {}
+        return super().content() | {"train_tokenizer": learned} | special
 
     @property
     def parses_special(self) -> bool:
@@ -82,8 +90,8 @@ class TextFiles(Source):
     def look_at(self, file: str) -> LocalFile:
         return LocalFile.of(self.at(file))
 
-    def readable_texts(self, path: Path) -> Iterator[str]:
-        """Yield the texts of a file, those that can be read, to learn a tokenizer from."""
+    def sample_texts(self, most: int) -> Iterator[str]:
+        """Yield texts to learn a tokenizer from, those that can be read: all, or about `most` bytes by the seed."""
         raise NotImplementedError
 
     def find_tokenizer(self, of: Callable[[str], bytes | None]) -> bytes:
@@ -94,7 +102,7 @@ class TextFiles(Source):
         if (data := of(taken)) is not None:
             return data
         if self.train_tokenizer is not None:
-            texts = (text for path in self.paths() for text in self.readable_texts(path))
+            texts = self.sample_texts(self.train_tokenizer.sample_mb * 2**20)
             return train_tokenizer(texts, self.train_tokenizer.vocabulary, self.end_of_text)
         raise MissingSource(
             f"dataset {self.name} wants the tokenizer of {taken}",
@@ -116,7 +124,7 @@ class TextFiles(Source):
         return TokenFacts(self.bound.vocabulary, self.bound.fingerprint)
 
     def buffer_bytes(self) -> int:
-        return BUFFER_BYTES_PER_BYTE * max(path.stat().st_size for path in self.paths())
+        return BUFFER_BYTES
 
     @property
     def bound(self) -> TokenizerFile:

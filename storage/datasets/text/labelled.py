@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections import Counter, deque
+from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache
+from itertools import islice
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple, Self
 
@@ -12,14 +14,19 @@ import polars as pl
 from pydantic import Field, model_validator
 
 from storage.datasets.base import FILE_SCHEMA, LocalFile, RawSample, Unreadable
-from storage.datasets.text.files import KEPT_FILES, TextFiles
+from storage.datasets.text.files import TextFiles
 from storage.datasets.text.rows import Column, Columns, Row, rows_of
+from storage.datasets.text.tokenising import batches_of, in_pieces
+from storage.digests import unit_interval
 from storage.errors import LabelOutOfRange, MissingSource
 from storage.tasks.text_classification import TextClassification
 from storage.tokenizer import encoder
 
+KEPT_FILES = 2  # that are being read, in each process
+KEPT_SHARDS = 3  # of rows that were read
 FEW_ROWS = 10  # of a file; from here on, a label that its first line alone has is taken for the name of a column
 
+_Found = tuple[str, Row | Unreadable]  # where a row is, and the row
 Names = Annotated[list[str], Field(min_length=1)] | Annotated[dict[str, str], Field(min_length=1)]
 
 
@@ -69,7 +76,7 @@ class LabelledTextSource(TextFiles):
         return self
 
     def content(self) -> dict[str, Any]:
-        keys = ("task", "joined_by", "label", "length", "part", "train_tokenizer", "quotes")
+        keys = ("task", "joined_by", "label", "length", "part", "quotes")
         value = self.model_dump(mode="json")
         return (
             super().content()
@@ -88,7 +95,7 @@ class LabelledTextSource(TextFiles):
         rows = []
         for path in self.paths():
             known = self.recorded_rows(path)
-            rows.append((path.name, *LocalFile.of(path), len(self._rows(path)) if known is None else known))
+            rows.append((path.name, *LocalFile.of(path), self._told(path).rows if known is None else known))
         return pl.DataFrame(rows, schema=FILE_SCHEMA, orient="row")
 
     def class_names(self) -> list[str]:
@@ -98,10 +105,9 @@ class LabelledTextSource(TextFiles):
 
     def read(self, file: str, position: int, rows: int) -> Iterator[RawSample]:
         path = self.at(file)
-        tokenised = _tokenised(self.model_dump_json(), self.bound.data, path, LocalFile.of(path))
+        window = _window(self.model_dump_json(), path, LocalFile.of(path)).rows(position, rows)
         numbers = {label: number for number, label in enumerate(self._by_label or self._written)}
-        for i in range(position, min(position + rows, len(tokenised))):
-            where, tokens, label, remarks = tokenised[i]
+        for i, (where, tokens, label, remarks) in enumerate(self._tokenise(window), start=position):
             if label is not None and label not in numbers:
                 raise LabelOutOfRange(
                     f"{where} of dataset {self.name} has a label that is no class",
@@ -116,10 +122,13 @@ class LabelledTextSource(TextFiles):
         assert isinstance(payload, np.ndarray)
         return payload[: self.length]
 
-    def readable_texts(self, path: Path) -> Iterator[str]:
-        for _, row in self._rows(path):
-            if isinstance(row, Row):
-                yield self.joined_by.join(row.texts)
+    def sample_texts(self, most: int) -> Iterator[str]:
+        paths = self.paths()
+        share = most / max(1, sum(path.stat().st_size for path in paths))
+        for path in paths:
+            for where, row in self._rows(path):
+                if isinstance(row, Row) and (share >= 1 or unit_interval("sample", self.seed, where) < share):
+                    yield self.joined_by.join(row.texts)
 
     @property
     def _texts(self) -> Sequence[Column]:
@@ -140,73 +149,105 @@ class LabelledTextSource(TextFiles):
         """What is written in the column of classes of all files, in order."""
         if self.label is None:
             return ()
-        options = self.model_dump_json()
-        return _labels_found(options, tuple((path, LocalFile.of(path)) for path in self.paths()))
+        found = {label for path in self.paths() for label in self._told(path).labels}
+        numbers = all(label.removeprefix("-").isdecimal() for label in found)
+        # by its text too: 1 and 01 are two classes
+        return sorted(found, key=(lambda label: (int(label), label)) if numbers else None)
 
-    def _rows(self, path: Path) -> Sequence[tuple[str, Row | Unreadable]]:
-        """Return the rows of a file. Raises MissingSource: none has what it must."""
-        rows = list(rows_of(path, self._columns, self.part))
-        labels = [row.label for _, row in rows if isinstance(row, Row)]
-        if self.label is not None and labels and not any(labels):
+    def _told(self, path: Path) -> _Told:
+        return _told(self.model_dump_json(), path, LocalFile.of(path))
+
+    def _rows(self, path: Path) -> Iterator[_Found]:
+        return rows_of(path, self._columns, self.part)
+
+    def _look_through(self, path: Path) -> _Told:
+        """Return what all rows of a file tell together. Raises MissingSource: none has what it must."""
+        num_rows = 0
+        labels: Counter[str | None] = Counter()
+        first: str | None = None
+        for _, row in self._rows(path):
+            num_rows += 1
+            if isinstance(row, Row):
+                first = first if labels else row.label
+                labels[row.label] += 1
+        if self.label is not None and labels.total() == labels[None] > 0:
             raise MissingSource(
                 f"{path} has no label in column {self.label}",
-                found=f"{len(labels)} rows without one",
+                found=f"{labels[None]} rows without one",
                 do="name the column of classes: label = …; or leave it out and give `classes`, if there are none",
             )
-        self._check_header(path, labels)
-        return rows
-
-    def _check_header(self, path: Path, labels: Sequence[str | None]) -> None:
-        """Refuse a first line that names columns where none was told of: it would be a class of one row."""
+        # a first line that names columns where none was told of would be a class of one row
         delimited = path.suffix.lower() in (".csv", ".tsv") and not self._columns.header
-        from_the_top = delimited and self.part[0] == 0 and self.classes is None and len(labels) >= FEW_ROWS
-        if from_the_top and labels[0] is not None and labels.count(labels[0]) == 1:
+        from_the_top = delimited and self.part[0] == 0 and self.classes is None
+        if from_the_top and first is not None and labels.total() >= FEW_ROWS and labels[first] == 1:
             raise MissingSource(
                 f"the first line of {path} looks like the names of its columns",
-                found=f"label {labels[0]!r}, which no other row has",
+                found=f"label {first!r}, which no other row has",
                 expected="a class with several rows",
                 do="header = true, if it is; else name the `classes`",
             )
+        return _Told(num_rows, frozenset(label for label in labels if label is not None))
 
-    def _tokenise(self, path: Path) -> list[_Tokenised]:
-        """Return the rows of a file, uncut."""
-        rows = list(self._rows(path))
-        joined = [row if isinstance(row, Unreadable) else self.joined_by.join(row.texts) for _, row in rows]
+    def _tokenise(self, rows: Sequence[_Found]) -> Iterator[_Tokenised]:
+        """Yield rows in tokens, uncut."""
         encode = encoder(self.bound.data, parse_special=self.parses_special)
-        spelled = iter(encode([text for text in joined if isinstance(text, str) and text.strip()]))
-        found = []
-        for (where, row), text in zip(rows, joined, strict=True):
-            label = row.label if isinstance(row, Row) else None
-            if isinstance(text, Unreadable):
-                tokens: np.ndarray | Unreadable = Unreadable(f"{where}: {text}")
-            # `spelled` has only the texts that have something in them, in order
-            elif not text.strip():
-                tokens = Unreadable(f"{where}: has no text")
-            elif not len(tokens := next(spelled)):
-                tokens = Unreadable(f"{where}: has text of which the tokenizer makes nothing")
-            remarks = self.remarks_of(text) if isinstance(text, str) else ()
-            found.append(_Tokenised(where, tokens, label, remarks))
-        return found
+        joined = [
+            row if isinstance(row, Unreadable) else Row((self.joined_by.join(row.texts),), row.label) for _, row in rows
+        ]
+        for batch in batches_of(enumerate(joined)):
+            texts = [row.texts[0] for _, row in batch if isinstance(row, Row)]
+            spelled = iter(in_pieces([text for text in texts if text.strip()], encode))
+            for i, row in batch:
+                where = rows[i][0]
+                # `spelled` has only the texts that have something in them, in order
+                if isinstance(row, Unreadable):
+                    yield _Tokenised(where, Unreadable(f"{where}: {row}"))
+                elif not (text := row.texts[0]).strip():
+                    yield _Tokenised(where, Unreadable(f"{where}: has no text"), row.label)
+                else:
+                    tokens = next(spelled)
+                    nothing = Unreadable(f"{where}: has text of which the tokenizer makes nothing")
+                    yield _Tokenised(where, tokens if len(tokens) else nothing, row.label, self.remarks_of(text))
 
 
 class _Tokenised(NamedTuple):
     where: str
     tokens: np.ndarray | Unreadable
-    label: str | None
-    remarks: tuple[str, ...]
+    label: str | None = None
+    remarks: tuple[str, ...] = ()
+
+
+class _Window:
+    """The rows of one file, read from its beginning once, as long as neighbouring rows are asked for."""
+
+    def __init__(self, begin: Callable[[], Iterator[_Found]]):
+        self._begin = begin
+        self._rows, self._kept, self._read = begin(), deque[_Found](), 0
+
+    def rows(self, position: int, rows: int) -> list[_Found]:
+        """Return the rows [position, position + rows), or as many as there are."""
+        if position < self._read - len(self._kept):
+            self._rows, self._kept, self._read = self._begin(), deque[_Found](), 0
+        # two pieces of work share a process, and the later may come first
+        self._kept = deque(self._kept, maxlen=max(self._kept.maxlen or 0, KEPT_SHARDS * rows))
+        for row in islice(self._rows, max(0, position + rows - self._read)):
+            self._kept.append(row)
+            self._read += 1
+        first = self._read - len(self._kept)
+        return list(islice(self._kept, position - first, position + rows - first))
 
 
 @lru_cache(maxsize=KEPT_FILES)
-def _tokenised(options: str, tokenizer: bytes, path: Path, file: LocalFile) -> list[_Tokenised]:
-    source = LabelledTextSource.model_validate_json(options).prepared(tokenizer, {})
-    return source._tokenise(path)  # noqa: SLF001 - of this module
-
-
-@lru_cache(maxsize=KEPT_FILES)
-def _labels_found(options: str, files: tuple[tuple[Path, LocalFile], ...]) -> tuple[str, ...]:
+def _window(options: str, path: Path, file: LocalFile) -> _Window:
     source = LabelledTextSource.model_validate_json(options)
-    rows = (row for path, _ in files for _, row in source._rows(path))  # noqa: SLF001 - of this module
-    found = {row.label for row in rows if isinstance(row, Row) and row.label is not None}
-    numbers = all(label.removeprefix("-").isdecimal() for label in found)
-    # by its text too: 1 and 01 are two classes
-    return tuple(sorted(found, key=(lambda label: (int(label), label)) if numbers else None))
+    return _Window(lambda: source._rows(path))  # noqa: SLF001 - of this module
+
+
+class _Told(NamedTuple):
+    rows: int
+    labels: frozenset[str]
+
+
+@lru_cache(maxsize=1024)  # small, and asked for the number of rows, then for the classes
+def _told(options: str, path: Path, file: LocalFile) -> _Told:
+    return LabelledTextSource.model_validate_json(options)._look_through(path)  # noqa: SLF001 - of this module

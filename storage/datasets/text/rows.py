@@ -5,7 +5,7 @@ A row is some texts, and perhaps a class as it is written there.
 
 from __future__ import annotations
 
-import codecs
+import contextlib
 import csv
 import json
 from collections.abc import Callable, Iterator, Sequence
@@ -18,11 +18,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from storage.datasets.base import Unreadable
+from storage.datasets.text.cutting import LONGEST_LINE, READ_BYTES, lines_between, text_between
 from storage.errors import MissingSource
 
 Column = str | int  # a name, or of a table without names a number from 0
-BOM = "\ufeff"  # which spreadsheets put before a CSV, and which would be a part of the first name
-MAX_FIELD = 2**31 - 1  # characters; the csv module refuses more than 131,072 unless it is told
+WHOLE = [0.0, 1.0]  # all of a table, as a part of it
+MOST_AT_ONCE = 1024  # rows of a Parquet file
+BATCH_BYTES = 2**23  # of them, before they are compressed
+TOO_LONG = f"is longer than {LONGEST_LINE >> 20} MiB"
+MAX_FIELD = LONGEST_LINE  # characters; the csv module refuses more than 131,072 unless it is told
 
 
 class Row(NamedTuple):
@@ -61,20 +65,6 @@ def cut(size: int, part: Sequence[float]) -> tuple[int, int]:
     return int(size * part[0]), int(size * part[1])
 
 
-def utf8(path: Path) -> str:
-    """Return the text of a file as it is, less a byte-order mark. Raises MissingSource: it is not UTF-8."""
-    data = path.read_bytes()
-    if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
-        found, do = "the byte-order mark of UTF-16", f"convert it: iconv -f utf-16 -t utf-8 {path.name}"
-    else:
-        try:
-            return data.decode().removeprefix(BOM)
-        except UnicodeDecodeError as error:
-            found = f"byte 0x{data[error.start]:02x} at position {error.start}"
-            do = f"convert it, if it is Latin-1 by: iconv -f latin1 -t utf-8 {path.name}"
-    raise MissingSource(f"{path} is not UTF-8", found=found, expected="text in UTF-8", do=do)
-
-
 def rows_of(path: Path, columns: Columns, part: Sequence[float]) -> Found:
     """Yield (where, row) of a part of a table.
 
@@ -88,80 +78,109 @@ def rows_of(path: Path, columns: Columns, part: Sequence[float]) -> Found:
 
 def json_rows(path: Path, columns: Columns, part: Sequence[float]) -> Found:
     """Yield rows of a file with one JSON object in each line; empty lines are none."""
-    _check_names(path, columns)
-    data = path.read_bytes()
-    if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
-        utf8(path)  # which says so
-    data = data.removeprefix(codecs.BOM_UTF8)
-    lines = [(number, line) for number, line in enumerate(data.split(b"\n"), start=1) if line.strip()]
-    start, stop = cut(len(lines), part)
-    for number, line in lines[start:stop]:
-        row: Row | Unreadable
-        try:
-            value = json.loads(_decoded(line))
-            if not isinstance(value, dict):
-                raise Unreadable(f"is {type(value).__name__}, not an object with {', '.join(map(str, columns.texts))}")
-            row = _row(value, columns)
-        except Unreadable as reason:
-            row = reason
-        except (ValueError, RecursionError) as error:  # RecursionError: brackets within brackets
-            row = Unreadable(f"is not JSON: {error}")
-        yield f"{path.name} line {number}", row
+    check_names(path, columns)
+    start, stop = cut(sum(1 for _ in lines_of(path)) if list(part) != WHOLE else 0, part)
+    for place, (number, line) in enumerate(lines_of(path)):
+        if list(part) == WHOLE or start <= place < stop:
+            row = json_row(line, columns) if line is not None else Unreadable(TOO_LONG)
+            yield f"{path.name} line {number}", row
+
+
+def lines_of(path: Path) -> Iterator[tuple[int, bytes | None]]:
+    """Yield (number from 1, line) of a file, blank ones left out; None for one that is too long to be read."""
+    number, counted = 1, 0
+    with path.open("rb") as file:
+        for position, line in lines_between(path, 0, path.stat().st_size):
+            while counted < position:  # line ends before it, of blank lines and of one that is too long too
+                data = file.read(min(READ_BYTES, position - counted))
+                number, counted = number + data.count(b"\n"), counted + len(data)
+            yield number, line
+
+
+def json_row(line: bytes, columns: Columns) -> Row | Unreadable:
+    """Return the row in a line of JSON, or why there is none."""
+    try:
+        value = json.loads(_decoded(line))
+        if not isinstance(value, dict):
+            raise Unreadable(f"is {type(value).__name__}, not an object with {', '.join(map(str, columns.texts))}")
+        return _row(value, columns)
+    except Unreadable as reason:
+        return reason
+    except (ValueError, RecursionError) as error:  # RecursionError: brackets within brackets
+        return Unreadable(f"is not JSON: {error}")
 
 
 def parquet_rows(path: Path, columns: Columns, part: Sequence[float]) -> Found:
     """Yield rows of a Parquet file."""
-    _check_names(path, columns)
-    names = [*map(str, columns.texts), *([] if columns.label is None else [str(columns.label)])]
+    check_names(path, columns)
+    with open_parquet(path, columns) as file:
+        start, stop = cut(file.metadata.num_rows, part)
+    for number, row in parquet_batches(path, columns, start, stop):
+        yield f"{path.name} row {number}", row
+
+
+@contextlib.contextmanager
+def open_parquet(path: Path, columns: Columns) -> Iterator[pq.ParquetFile]:
+    """Yield a file that has such columns. Raises MissingSource, also for what Arrow says of it within the block."""
     try:
-        with pq.ParquetFile(path) as file:
+        # else the column of a whole row group is read at once
+        with pq.ParquetFile(path, buffer_size=READ_BYTES, pre_buffer=False) as file:
             _check_parquet(path, file.schema_arrow, columns)
-            start, stop = cut(file.metadata.num_rows, part)
-            # a column asked for twice is read once
-            table = file.read(list(dict.fromkeys(names))).slice(start, stop - start)
-        # As bytes, decoded below: Arrow does not check that a string is UTF-8.
-        stored = {name: _as_bytes(table[name]) for name in table.column_names}
+            yield file
     except (pa.ArrowException, OSError) as error:
         raise MissingSource(f"cannot read {path} as Parquet", found=str(error)) from None
-    for number in range(stop - start):
+
+
+def parquet_batches(path: Path, columns: Columns, start: int, stop: int) -> Iterator[tuple[int, Row | Unreadable]]:
+    """Yield (number, row) of the rows [start, stop) of a file, of which a few at a time are held."""
+    # a column asked for twice is read once
+    names = list(dict.fromkeys(map(str, [*columns.texts, *([] if columns.label is None else [columns.label])])))
+    with open_parquet(path, columns) as file:
+        first = 0
+        for group in range(file.metadata.num_row_groups):
+            about = file.metadata.row_group(group)
+            if first < stop and first + about.num_rows > start:
+                # By batches: a row group may be of any size, and 32-bit offsets end at 2 GiB.
+                size = max(1, min(MOST_AT_ONCE, BATCH_BYTES * about.num_rows // max(1, about.total_byte_size)))
+                number = first
+                for batch in file.iter_batches(size, row_groups=[group], columns=names):
+                    begin, end = max(0, start - number), min(batch.num_rows, stop - number)
+                    if begin < end:
+                        yield from _batch_rows(batch.slice(begin, end - begin), number + begin, columns)
+                    number += batch.num_rows
+                    if number >= stop:
+                        break
+            first += about.num_rows
+
+
+def _batch_rows(batch: pa.RecordBatch, first: int, columns: Columns) -> Iterator[tuple[int, Row | Unreadable]]:
+    # As bytes, decoded below: Arrow does not check that a string is UTF-8.
+    stored = {name: _as_bytes(batch.column(name)) for name in batch.schema.names}
+    for number in range(batch.num_rows):
         row: Row | Unreadable
         try:
             row = _row({name: values[number].as_py() for name, values in stored.items()}, columns)
         except Unreadable as reason:
             row = reason
-        yield f"{path.name} row {start + number}", row
+        yield first + number, row
 
 
 def delimited_rows(path: Path, columns: Columns, part: Sequence[float], *, delimiter: str, quoted: bool) -> Found:
     """Yield rows of a table of lines, where quotation marks may hold delimiters and line ends; empty lines are none."""
     csv.field_size_limit(MAX_FIELD)
     quoted = quoted if columns.quotes is None else columns.quotes
-    text = utf8(path)
     quoting: Literal[0, 3] = csv.QUOTE_MINIMAL if quoted else csv.QUOTE_NONE
-    # newline: line ends in a field stay as they are; strict: a stray quotation mark is an error, not a guess
-    reader = csv.reader(StringIO(text, newline=""), delimiter=delimiter, quoting=quoting, strict=True)
-    lines: list[tuple[int, list[str]]] = []
-    before = 0
-    try:
-        for fields in reader:
-            if fields:
-                lines.append((before + 1, fields))
-            before = reader.line_num  # a field in quotes may span several lines
-    except csv.Error as error:
-        raise MissingSource(
-            f"{path} cannot be read as a table",
-            found=f"from line {before + 1} on: {error}",
-            expected=f"fields between {delimiter!r}"
-            + (', those with quotation marks as "a ""b"" c"' if quoted else ""),
-            do="mend that line; or quotes = false, if a quotation mark is a character as any other",
-        ) from None
-    if not lines:
+    records = partial(_records, path, delimiter=delimiter, quoting=quoting)
+    first = next(records(), None)
+    if first is None:
         return
-    names = lines[0][1]  # even if it names nothing: it tells how many columns there are
+    names = first[1]  # even if it names nothing: it tells how many columns there are
     places = [_place(path, column, names, columns) for column in (*columns.texts, columns.label) if column is not None]
-    lines = lines[1:] if columns.header else lines
-    start, stop = cut(len(lines), part)
-    for number, fields in lines[start:stop]:
+    skipped = int(columns.header)
+    start, stop = cut(sum(1 for _ in records()) - skipped if list(part) != WHOLE else 0, part)
+    for place, (number, fields) in enumerate(records(), start=-skipped):
+        if place < 0 or (list(part) != WHOLE and not start <= place < stop):
+            continue
         row: Row | Unreadable
         if len(fields) != len(names):
             row = Unreadable(f"has {len(fields)} fields, the first line has {len(names)}")
@@ -169,6 +188,41 @@ def delimited_rows(path: Path, columns: Columns, part: Sequence[float], *, delim
             label = fields[places[-1]].strip() or None if columns.label is not None else None
             row = Row(tuple(fields[place] for place in places[: len(columns.texts)]), label)
         yield f"{path.name} line {number}", row
+
+
+def _records(path: Path, *, delimiter: str, quoting: Literal[0, 3]) -> Iterator[tuple[int, list[str]]]:
+    """Yield (number of its first line, fields) of each record of a table; empty lines are none."""
+    # newline: line ends in a field stay as they are; strict: a stray quotation mark is an error, not a guess
+    lines = (line for piece in text_between(path, 0, path.stat().st_size) for line in StringIO(piece, newline=""))
+    reader = csv.reader(_joined(lines), delimiter=delimiter, quoting=quoting, strict=True)
+    before = 0
+    try:
+        for fields in reader:
+            if fields:
+                yield before + 1, fields
+            before = reader.line_num  # a field in quotes may span several lines
+    except csv.Error as error:
+        raise MissingSource(
+            f"{path} cannot be read as a table",
+            found=f"from line {before + 1} on: {error}",
+            expected=f"fields between {delimiter!r}"
+            + (', those with quotation marks as "a ""b"" c"' if quoting == csv.QUOTE_MINIMAL else ""),
+            do="mend that line; or quotes = false, if a quotation mark is a character as any other",
+        ) from None
+
+
+def _joined(lines: Iterator[str]) -> Iterator[str]:
+    """Yield lines that are whole: a text that comes in pieces may be cut within one."""
+    begun = ""
+    for line in lines:
+        begun += line
+        if len(begun) > LONGEST_LINE:
+            raise csv.Error(f"a line {TOO_LONG}")
+        if begun.endswith(("\n", "\r")):
+            yield begun
+            begun = ""
+    if begun:
+        yield begun
 
 
 READERS: dict[str, Callable[[Path, Columns, Sequence[float]], Found]] = {
@@ -193,7 +247,8 @@ def _place(path: Path, column: Column, first: list[str], columns: Columns) -> in
     )
 
 
-def _check_names(path: Path, columns: Columns) -> None:
+def check_names(path: Path, columns: Columns) -> None:
+    """Raise MissingSource if a column is asked for by number, in a table that names its columns."""
     numbers = [column for column in (*columns.texts, columns.label) if isinstance(column, int)]
     if numbers:
         raise MissingSource(
@@ -227,7 +282,7 @@ def _check_parquet(path: Path, schema: pa.Schema, columns: Columns) -> None:
             raise MissingSource(f"column {column} of {path} holds no {what}", found=str(found), expected=expected)
 
 
-def _as_bytes(column: pa.ChunkedArray) -> pa.ChunkedArray:
+def _as_bytes(column: pa.Array) -> pa.Array:
     if pa.types.is_dictionary(column.type):
         column = column.cast(column.type.value_type)
     numbers = pa.types.is_integer(column.type) or pa.types.is_boolean(column.type)

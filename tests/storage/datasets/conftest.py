@@ -31,6 +31,8 @@ def read_all() -> Callable[[Source], list[RawSample]]:
 
     def read(source: Source) -> list[RawSample]:
         files = source.files().select("file", "rows").iter_rows()
+        if source.by_ranges:
+            return [sample for file, size in files for sample in source.read_range(file, 0, size, last=True)]
         return [sample for file, rows in files for sample in source.read(file, 0, rows)]
 
     return read

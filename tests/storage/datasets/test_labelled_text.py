@@ -280,6 +280,7 @@ def test_files_that_a_cache_has_counted_are_not_read_again(
     write(tmp_path / "d.csv")
     ((file, size, version, rows),) = text("d.csv").files().rows()
     assert rows == 4
+    labelled._told.cache_clear()
     monkeypatch.setattr(labelled, "rows_of", lambda *_: pytest.fail("read again"))
     assert text("d.csv", recorded={file: RecordedFile(size, version, 7)}).files()["rows"].to_list() == [7]
     with pytest.raises(pytest.fail.Exception):

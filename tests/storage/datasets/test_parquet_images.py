@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from storage.datasets import RawSample, Unreadable
+from storage.datasets import RawSample, Unreadable, parquet_images
 from storage.errors import MissingSource
 
 Make = Callable[..., Any]
@@ -213,3 +213,23 @@ def test_real_cifar_10_decodes(source: Make) -> None:
         ["airplane", "automobile", "bird"],
         {(3, 32, 32)},
     )
+
+
+@pytest.mark.parametrize(("position", "rows"), [(0, 7), (1, 3), (2, 2), (5, 2), (3, 0)])
+def test_a_row_group_that_is_too_large_to_be_kept_is_read_a_few_rows_at_a_time(
+    tmp_path: Path, images: Any, position: int, rows: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    large = [{"bytes": bytes([i]) * 2**20, "path": None} for i in range(7)]
+    table = pa.table({"image": large, "label": list(range(7))})
+    # in pages of a row: a page is the least that can be read
+    pages = {"use_dictionary": False, "write_batch_size": 1, "data_page_size": 2**20}
+    pq.write_table(table, tmp_path / "a.parquet", compression="none", **pages)
+    monkeypatch.setattr(parquet_images, "KEPT_BYTES", 2**20)
+    monkeypatch.setattr(parquet_images, "BATCH_BYTES", 2**20)
+    before, most = pa.total_allocated_bytes(), 0
+    read = []
+    for sample in images.read("a.parquet", position, rows):
+        most = max(most, pa.total_allocated_bytes() - before)
+        read.append((sample.sample_id, sample.label, sample.payload[0]))
+    assert read == [(f"a.parquet:{i}", i, i) for i in range(position, position + rows)]
+    assert most < 4 * 2**20  # of 7 MiB

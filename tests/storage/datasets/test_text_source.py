@@ -13,9 +13,8 @@ import pyarrow.parquet as pq
 import pytest
 from pydantic import ValidationError
 
-from storage.datasets import RawSample, RecordedFile, Unreadable
+from storage.datasets import RawSample, Unreadable
 from storage.datasets.text import blocks as text_module
-from storage.datasets.text.rows import utf8
 from storage.errors import BadRequest, MissingSource
 from storage.tokenizer import encoder, train_tokenizer
 
@@ -60,7 +59,7 @@ def test_a_file_is_a_document_in_blocks_with_permanent_ids(tmp_path: Path, text:
     source = text(long_documents="split")
     (first, second) = samples = read_all(source)
     stream = [*ids("wherefore"), 0]
-    assert [sample.sample_id for sample in samples] == ["a.txt:0", "a.txt:1"]
+    assert [sample.sample_id for sample in samples] == ["a.txt:0:0", "a.txt:0:1"]
     assert source.decode(first.payload).tolist() == stream[:8]
     assert source.decode_labels(first.payload).tolist() == stream[1:9]
     assert source.decode(second.payload).tolist() == [*stream[8:], *[0] * (16 - len(stream))]
@@ -76,18 +75,18 @@ def test_the_words_of_a_text_are_all_there(tmp_path: Path, text: Make, read_all:
 
 
 def test_parts_of_a_file_meet_without_gap_or_overlap(tmp_path: Path, text: Make, read_all: ReadAll) -> None:
-    (tmp_path / "a.txt").write_text("abcdefghijk")
-    parts = [read_all(text(block=16, part=part)) for part in ([0.0, 0.9], [0.9, 1.0])]
+    (tmp_path / "a.txt").write_text("abc\ndef\nghijk")
+    parts = [read_all(text(block=16, part=part)) for part in ([0.0, 0.5], [0.5, 1.0])]
     assert [p[0].payload[0].tolist() for p in parts] == [  # type: ignore[index]
-        [*ids("abcdefghi"), *[0] * 7],
-        [*ids("jk"), *[0] * 14],
+        [*ids("abc\ndef\n"), *[0] * (16 - len(ids("abc\ndef\n")))],
+        [*ids("ghijk"), *[0] * (16 - len(ids("ghijk")))],
     ]
 
 
 def test_a_folder_is_its_text_files_by_name(tmp_path: Path, text: Make, read_all: ReadAll) -> None:
     for name in ("b.txt", "a.txt", "c.md"):
         (tmp_path / name).write_text("x")
-    assert [sample.sample_id for sample in read_all(text(path="."))] == ["a.txt:0", "b.txt:0"]
+    assert [sample.sample_id for sample in read_all(text(path="."))] == ["a.txt:0:0", "b.txt:0:0"]
 
 
 def jsonl(path: Path, *lines: Any) -> None:
@@ -197,17 +196,19 @@ def test_bytes_of_a_parquet_string_that_are_not_utf8_are_quarantined(
     assert str(sample.payload) == "d.parquet row 0: is not UTF-8: byte 0xe9 at position 1"
 
 
-def test_a_file_that_is_not_utf8_is_refused_with_the_byte(tmp_path: Path, text: Make) -> None:
+def test_a_file_that_is_not_utf8_is_refused_with_the_byte(tmp_path: Path, text: Make, read_all: ReadAll) -> None:
     (tmp_path / "a.txt").write_bytes(b"caf\xe9 au lait")
     with pytest.raises(MissingSource) as error:
-        text().files()
+        read_all(text(long_documents="split"))
     assert (error.value.what, error.value.found) == (f"{tmp_path}/a.txt is not UTF-8", "byte 0xe9 at position 3")
 
 
-def test_a_document_longer_than_a_block_is_refused_by_name_and_length(tmp_path: Path, text: Make) -> None:
+def test_a_document_longer_than_a_block_is_refused_by_name_and_length(
+    tmp_path: Path, text: Make, read_all: ReadAll
+) -> None:
     jsonl(tmp_path / "d.jsonl", {"t": "a"}, {"t": "abcdefgh"})
     with pytest.raises(BadRequest) as error:
-        text(path="d.jsonl", column="t").files()
+        read_all(text(path="d.jsonl", column="t"))
     assert (error.value.found, error.value.do) == (
         "d.jsonl line 2: 9 tokens, end-of-text among them",
         'long_documents = "split" cuts it; or block = 9',
@@ -230,19 +231,6 @@ def test_a_file_that_is_no_parquet_is_refused(tmp_path: Path, text: Make) -> Non
     (tmp_path / "d.parquet").write_bytes(b"PAR1 but not really PAR1")
     with pytest.raises(MissingSource, match="as Parquet"):
         text(path="d.parquet", column="t").files()
-
-
-def test_files_that_a_cache_has_counted_are_not_tokenised_again(
-    tmp_path: Path, text: Make, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    (tmp_path / "a.txt").write_text("abc")
-    ((file, size, version, _),) = text().files().rows()
-    monkeypatch.setattr(text_module, "encoder", lambda *given, **options: pytest.fail("tokenised again"))
-    text_module._tokenised.cache_clear()
-    again = text(recorded={file: RecordedFile(size, version, 7)})
-    assert again.files()["rows"].to_list() == [7]
-    with pytest.raises(pytest.fail.Exception):
-        text(recorded={file: RecordedFile(size, version + "0", 7)}).files()
 
 
 @pytest.mark.parametrize(
@@ -282,7 +270,7 @@ def test_a_promise_says_what_it_is_of_only_where_it_is_not_as_it_always_was(text
     assert asked.content().keys() - plain.content().keys() == {"prompt_tokens", "special_tokens"}
     assert plain.content().keys() == {
         *("kind", "validation", "seed", "column", "prompt", "part", "block", "end_of_text"),
-        *("long_documents", "pack", "train_tokenizer"),
+        *("long_documents", "pack", "train_tokenizer", "ranges"),
     }
 
 
@@ -295,17 +283,19 @@ def test_what_decides_blocks_is_content(option: dict[str, Any], text: Make) -> N
     assert text().content() != text(**option).content()
 
 
-def test_a_byte_order_mark_is_no_text(tmp_path: Path) -> None:
+def test_a_byte_order_mark_is_no_text(tmp_path: Path, text: Make, read_all: ReadAll) -> None:
     (tmp_path / "a.txt").write_bytes(b"\xef\xbb\xbfabc")
-    assert utf8(tmp_path / "a.txt") == "abc"
+    (sample,) = read_all(text())
+    assert sample.payload[0].tolist() == [*ids("abc"), *[0] * 5]  # type: ignore[index]
 
 
 @pytest.mark.parametrize("encoding", ["utf-16-le", "utf-16-be"])
-def test_utf_16_is_named(tmp_path: Path, encoding: str) -> None:
-    (tmp_path / "a.txt").write_bytes("\ufeffabc".encode(encoding))
+@pytest.mark.parametrize("name", ["a.txt", "d.jsonl"])
+def test_utf_16_is_named(tmp_path: Path, encoding: str, name: str, text: Make, read_all: ReadAll) -> None:
+    (tmp_path / name).write_bytes("\ufeff{}".encode(encoding))
     with pytest.raises(MissingSource) as caught:
-        utf8(tmp_path / "a.txt")
+        read_all(text(path=name, column="t" if name == "d.jsonl" else None))
     assert (caught.value.found, caught.value.do) == (
         "the byte-order mark of UTF-16",
-        "convert it: iconv -f utf-16 -t utf-8 a.txt",
+        f"convert it: iconv -f utf-16 -t utf-8 {name}",
     )

@@ -99,7 +99,7 @@ def test_a_slice_holds_no_empty_extent(plan: RowPlan, start: int, length: int) -
 
 def test_a_slice_takes_parts_of_extents_at_its_ends(segment: Make) -> None:
     plan = RowPlan((segment(("a", 100, 5), ("b", 0, 5)),))
-    assert plan.slice(3, 7) == [Extent("a", 103, 2, 1, "v"), Extent("b", 0, 2, 1, "v")]
+    assert plan.slice(3, 7) == [Extent("a", 103, 2, 1, "v"), Extent("b", 0, 2, 1, "v", last=False)]
 
 
 def test_an_extent_carries_the_version_of_its_file_that_was_looked_at_last() -> None:

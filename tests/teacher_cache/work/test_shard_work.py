@@ -322,6 +322,7 @@ def test_a_source_that_shrinks_during_the_build_is_noticed() -> None:
 
     class Shrunk:
         name = "digits"
+        by_ranges = False
 
         def check_unchanged(self, *_: object) -> None:
             pass

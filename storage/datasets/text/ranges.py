@@ -1,0 +1,206 @@
+"""Files of documents in ranges: how long a file is, where it may be cut, and what lies between two cuts.
+
+A range is of a measure of the file that is known without reading it: its bytes, of Parquet those that the columns have
+before they are compressed. A *place* is where a cut may be: a byte, of Parquet a row.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Protocol
+
+import pyarrow.parquet as pq
+import xxhash
+
+from storage.datasets.base import Unreadable
+from storage.datasets.text.cutting import READ_BYTES, lines_between, next_cut, text_between
+from storage.datasets.text.rows import TOO_LONG, Columns, Row, json_row, open_parquet, parquet_batches
+
+NUMBERED_BYTES = 16 * 2**20  # of a file whose lines are told by number; further down, by the byte they begin at
+SAMPLED = 2**20  # of the measure, for each piece that a tokenizer is learned from
+HEAD_BYTES = 2**20  # from which the length of a document is guessed
+
+
+class Ranges(Protocol):
+    """One file. Places are ascending, and `cut` is a function of the file alone."""
+
+    @property
+    def size(self) -> int:
+        """Return how long the file is."""
+
+    def cut(self, at: int) -> int:
+        """Return the first place at or after a point of the measure."""
+
+    def documents(self, start: int, stop: int) -> Iterator[tuple[int, Row | Unreadable]]:
+        """Yield (place, document) between two places."""
+
+    def where(self, place: int) -> str:
+        """Return how a place is told."""
+
+    def digest(self, start: int, stop: int) -> str:
+        """Return the digest of what lies between two places."""
+
+    def mean_document(self) -> int:
+        """Return about how long a document is, from the first of them."""
+
+
+@dataclass(frozen=True)
+class Text:
+    """Running text, one document."""
+
+    path: Path
+
+    @property
+    def size(self) -> int:
+        return self.path.stat().st_size
+
+    def cut(self, at: int) -> int:
+        with self.path.open("rb") as file:
+            return next_cut(file, at, self.size, in_lines=True)
+
+    def documents(self, start: int, stop: int) -> Iterator[tuple[int, Row | Unreadable]]:
+        """Yield the pieces of the text, each with the byte before which it begins."""
+        for piece in text_between(self.path, start, stop):
+            yield start, Row((piece,))
+
+    def where(self, place: int) -> str:
+        return self.path.name
+
+    def digest(self, start: int, stop: int) -> str:
+        return _digest_bytes(self.path, start, stop)
+
+    def mean_document(self) -> int:
+        return self.size
+
+
+@dataclass(frozen=True)
+class JsonLines:
+    """A JSON object in each line."""
+
+    path: Path
+    columns: Columns
+
+    @property
+    def size(self) -> int:
+        return self.path.stat().st_size
+
+    def cut(self, at: int) -> int:
+        with self.path.open("rb") as file:
+            return next_cut(file, at, self.size, in_lines=False)
+
+    def documents(self, start: int, stop: int) -> Iterator[tuple[int, Row | Unreadable]]:
+        for place, line in lines_between(self.path, start, stop):
+            if line is None:
+                yield place, Unreadable(TOO_LONG)
+            else:
+                yield place, json_row(line, self.columns)
+
+    def where(self, place: int) -> str:
+        if place > NUMBERED_BYTES:
+            return f"{self.path.name} line at byte {place}"
+        with self.path.open("rb") as file:
+            return f"{self.path.name} line {file.read(place).count(10) + 1}"
+
+    def digest(self, start: int, stop: int) -> str:
+        return _digest_bytes(self.path, start, stop)
+
+    def mean_document(self) -> int:
+        with self.path.open("rb") as file:
+            head = file.read(HEAD_BYTES)
+        return max(1, len(head) // max(1, head.count(10)))
+
+
+@dataclass(frozen=True)
+class ParquetRows:
+    """A document in each row; the measure of a row group is spread evenly over its rows."""
+
+    path: Path
+    columns: Columns
+
+    @property
+    def size(self) -> int:
+        return sum(size for _, size in self._groups)
+
+    def cut(self, at: int) -> int:
+        place = 0
+        for rows, size in self._groups:
+            if at < size:
+                return place + -(-max(0, at) * rows // size)  # rounded up: the first row that begins there or later
+            place, at = place + rows, at - size
+        return place
+
+    def documents(self, start: int, stop: int) -> Iterator[tuple[int, Row | Unreadable]]:
+        yield from parquet_batches(self.path, self.columns, start, stop)
+
+    def where(self, place: int) -> str:
+        return f"{self.path.name} row {place}"
+
+    def digest(self, start: int, stop: int) -> str:
+        found = xxhash.xxh3_128()
+        for _, row in self.documents(start, stop):
+            # with their lengths: "ab", "c" are not "a", "bc"
+            for text in [str(row)] if isinstance(row, Unreadable) else row.texts:
+                data = text.encode()
+                found.update(f"{len(data)}:".encode() + data)
+        return found.hexdigest()
+
+    def mean_document(self) -> int:
+        return max(1, self.size // max(1, sum(rows for rows, _ in self._groups)))
+
+    @cached_property
+    def _groups(self) -> list[tuple[int, int]]:
+        """Return rows and measure of each row group that has any."""
+        with open_parquet(self.path, self.columns) as file:
+            return [found for found in map(self._measured, self._row_groups(file)) if found[0]]
+
+    def _row_groups(self, file: pq.ParquetFile) -> list[pq.RowGroupMetaData]:
+        return [file.metadata.row_group(number) for number in range(file.metadata.num_row_groups)]
+
+    def _measured(self, group: pq.RowGroupMetaData) -> tuple[int, int]:
+        names = set(map(str, self.columns.texts))
+        chunks = [group.column(number) for number in range(group.num_columns)]
+        size = sum(chunk.total_uncompressed_size for chunk in chunks if chunk.path_in_schema in names)
+        return group.num_rows, max(size, group.num_rows)
+
+
+def ranges_of(path: Path, columns: Columns | None) -> Ranges:
+    """Return the ranges of a file: of its running text, or with `columns` of a table. Raises MissingSource."""
+    if columns is None:
+        return Text(path)
+    return ParquetRows(path, columns) if path.suffix.lower() == ".parquet" else JsonLines(path, columns)
+
+
+def sample_texts(parts: Sequence[tuple[Ranges, int, int]], most: int, seed: int) -> Iterator[str]:
+    """Yield texts to learn a tokenizer from: all, or of more than `most` of the measure pieces that are drawn.
+
+    Args:
+        parts: each a file, and where its part begins and ends.
+        most: of the measure.
+        seed: of what is drawn.
+    """
+    pieces = [
+        (ranges, start, min(start + SAMPLED, stop))
+        for ranges, begin, stop in parts
+        for start in range(begin, stop, SAMPLED)
+    ]
+    if sum(stop - begin for _, begin, stop in parts) > most:
+        drawn = random.Random(seed).sample(range(len(pieces)), max(1, most // SAMPLED))  # noqa: S311 - no secret
+        pieces = [pieces[number] for number in sorted(drawn)]
+    for ranges, start, stop in pieces:
+        for _, row in ranges.documents(ranges.cut(start), ranges.cut(stop)):
+            if isinstance(row, Row):
+                yield from reversed(row.texts)  # a prompt comes before its document
+
+
+def _digest_bytes(path: Path, start: int, stop: int) -> str:
+    found = xxhash.xxh3_128()
+    with path.open("rb") as file:
+        file.seek(start)
+        while start < stop and (data := file.read(min(READ_BYTES, stop - start))):
+            found.update(data)
+            start += len(data)
+    return found.hexdigest()
