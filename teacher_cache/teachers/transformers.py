@@ -18,6 +18,7 @@ from teacher_cache.teachers.spoken import Spoken, spoken_by
 from teacher_cache.teachers.weights import file_digest, read_weights
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor, nn
 
     from teacher_cache.teachers.options import TeacherOptions
@@ -29,6 +30,7 @@ WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 PICKLES = (".bin", ".pt", ".pth", ".ckpt")
 SHOWN = 5  # tensors, in a message
 TRIED_TOKENS = 8  # that a model is asked about when it is loaded, to see that it looks at none that comes later
+OF_A_GPU = ("flash_attention_2", "flex_attention")  # of no use on the CPU where a model is loaded
 LOOKED_AHEAD = 1e-2  # of the largest logit: far more than rounding
 
 
@@ -85,11 +87,10 @@ def load(options: TeacherOptions) -> nn.Module:
     import_libraries()
     folder = _folder(options)
     _config(folder)
-    weights = _weights(folder)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
-            model, found = _build(options, folder, weights)
+            model, found = _build(options, folder)
         except StillroomError:
             raise
         except Exception as error:  # of any class, for a config that its model does not take
@@ -101,11 +102,11 @@ def load(options: TeacherOptions) -> nn.Module:
                 expected=f"a folder that AutoModelForCausalLM loads, written by save_pretrained: {CONFIG}, {WEIGHTS}",
             ) from error
     _check_fit(folder, model, found)
-    _check_causal(folder, model)
+    _check_causal(folder, model, options.attention)
     return model
 
 
-def _build(options: TeacherOptions, folder: Path, weights: dict[str, Tensor]) -> tuple[nn.Module, dict[str, Any]]:
+def _build(options: TeacherOptions, folder: Path) -> tuple[nn.Module, dict[str, Any]]:
     """Return the model with its weights, and what transformers says of how they fit."""
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
@@ -118,12 +119,14 @@ def _build(options: TeacherOptions, folder: Path, weights: dict[str, Tensor]) ->
     asked = {} if options.attention is None else {"attn_implementation": options.attention}
     with torch.device("meta"):  # to know its class; nothing is allocated
         kind = type(AutoModelForCausalLM.from_config(config, trust_remote_code=False, **asked))
-    dtypes = {None: "auto", "fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+    dtypes = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+    dtype = None if options.dtype is None else dtypes[options.dtype]
+    mixed = kind._keep_in_fp32_modules or kind._keep_in_fp32_modules_strict  # noqa: SLF001 - no other name for it
     model, found = kind.from_pretrained(
         None,  # no folder: what lies there beside is none of its business
         config=config,
-        state_dict=weights,
-        dtype=dtypes[options.dtype],
+        state_dict=_weights(folder, None if mixed else dtype),  # converted here, both are never held
+        dtype="auto" if dtype is None else dtype,
         ignore_mismatched_sizes=True,  # they are refused here, by name
         output_loading_info=True,
         local_files_only=True,
@@ -154,17 +157,20 @@ def _check_fit(folder: Path, model: nn.Module, found: dict[str, Any]) -> None:
         )
 
 
-def _check_causal(folder: Path, model: nn.Module) -> None:
+def _check_causal(folder: Path, model: Any, attention: str | None) -> None:
     """Raise BadTeacher if what a model says of a token depends on a later one: it would tell what it was told."""
     import torch
 
-    embedding: Any = model.get_input_embeddings()  # type: ignore[operator]
-    ids = min(embedding.num_embeddings, TRIED_TOKENS)
+    ids = min(model.config.get_text_config().vocab_size, TRIED_TOKENS)
     tokens_L = torch.arange(ids)
     other_L = torch.cat([tokens_L[:-1], tokens_L[:1]])
     model.eval()
+    if attention in OF_A_GPU:
+        model.set_attn_implementation("eager")
     with torch.inference_mode():
         said, otherwise = (model(each[None]).logits[0, :-1].float() for each in (tokens_L, other_L))
+    if attention in OF_A_GPU:
+        model.set_attn_implementation(attention)
     if (said - otherwise).abs().max() > LOOKED_AHEAD * said.abs().max():
         raise BadTeacher(
             f"the model in {folder} looks ahead",
@@ -180,11 +186,13 @@ def _folder(options: TeacherOptions) -> Path:
     return options.path
 
 
-def _weights(folder: Path) -> dict[str, Tensor]:
-    """Return the tensors of all files. Raises BadWeights, MissingSource."""
+def _weights(folder: Path, dtype: torch.dtype | None) -> dict[str, Tensor]:
+    """Return the tensors of all files, floats in a precision that is asked for. Raises BadWeights, MissingSource."""
     tensors: dict[str, Tensor] = {}
-    for name in _files(folder):
-        tensors |= read_weights(folder / name)
+    for file in _files(folder):
+        for name, stored in read_weights(folder / file).items():
+            # A copy: what was read is the file itself, mapped, and would change with it under a model that runs.
+            tensors[name] = stored.to(dtype if stored.is_floating_point() else None, copy=True)
     return tensors
 
 

@@ -122,9 +122,20 @@ def test_weights_are_as_stored_or_as_asked(folder: Path, asked: str | None) -> N
     assert found == {{None: torch.bfloat16, "bf16": torch.bfloat16, "fp32": torch.float32}.get(asked, torch.float16)}
 
 
-def test_attention_is_computed_as_asked(folder: Path) -> None:
-    model: Any = load_teacher(options(folder, attention="eager"), CPU).model
-    assert model.config._attn_implementation == "eager"
+@pytest.mark.parametrize("asked", ["eager", "sdpa", "flex_attention"])
+def test_attention_is_computed_as_asked(folder: Path, asked: str) -> None:
+    model: Any = load_teacher(options(folder, attention=asked), CPU).model
+    assert model.config._attn_implementation == asked
+
+
+def test_a_loaded_model_does_not_change_with_its_files(folder: Path) -> None:
+    model = load_teacher(options(folder), CPU).model
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    for path in folder.glob("*.safetensors"):
+        with open(path, "r+b") as file:  # in place, as a program that saves over it may
+            file.seek(-64, 2)
+            file.write(b"\1" * 64)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
 
 def test_loading_writes_nothing_to_the_terminal(folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
