@@ -20,7 +20,7 @@ from storage.format.specs import TeacherSpec
 from storage.inputs import inputs_of
 from storage.views import PLAIN
 from storage.views.check import readable_rows
-from teacher_cache.auditing.comparing import Gap, feature_gap, gaps
+from teacher_cache.auditing.comparing import Gap, feature_gap, gaps, size_of
 from teacher_cache.work.checks import check_classes
 from teacher_cache.work.conversions import convert
 from teacher_cache.work.rows import draw_keys, encode_rows, labels_of
@@ -173,7 +173,7 @@ class _Answered(NamedTuple):
             }
             found = gaps(spec.encoding, stored, live_NC, own)
             tolerated = gaps(spec.encoding, others, live_NC, own)
-            size = live_NC.nan_to_num(0.0, 0.0, 0.0).abs().amax().item()
+            size = size_of(live_NC)
             for aspect, gap in found.items():
                 yield batch_B, Difference(aspect, gap, tolerated[aspect], size)
             for feature, values in features.items():

@@ -48,8 +48,11 @@ def gaps(encoding: AnyEncoding, stored: dict[str, Tensor], live_NC: Tensor, own:
     found: dict[str, Gap] = {}
     if isinstance(encoding, DenseEncoding):
         stored_NC = encoding.decode(stored, live_NC.shape[1]).logits_BC
-        if (never_NC := never(live_NC)) is not None:  # which may be stored as -inf, whatever the teacher says for it
-            live_NC = live_NC.masked_fill(never_NC & (stored_NC == -torch.inf), -torch.inf)
+        if (never_NC := never(live_NC)) is not None and (stored_never_NC := never(stored_NC)) is not None:
+            # By which number one says "never" is nobody's matter, and rounding it would hide all else.
+            stored_NC, live_NC = (
+                each.masked_fill(never_NC & stored_never_NC, -torch.inf) for each in (stored_NC, live_NC)
+            )
         found["logits"] = _widest(stored_NC, live_NC)
     else:
         if encoding.k:
@@ -61,6 +64,15 @@ def gaps(encoding: AnyEncoding, stored: dict[str, Tensor], live_NC: Tensor, own:
         found["log-sum-exp"] = _widest(told.lse_BT, tells.lse_BT)._replace(class_N=None)
         found["entropy"] = _widest(told.entropy_B[:, None], tells.entropy_B[:, None])._replace(class_N=None)
     return found
+
+
+def size_of(live_NC: Tensor) -> float:
+    """Return the largest absolute value of logits, of classes that can be."""
+    from storage.encodings.never import never
+
+    never_NC = never(live_NC)
+    possible_NC = live_NC if never_NC is None else live_NC.masked_fill(never_NC, 0.0)
+    return float(possible_NC.nan_to_num(0.0, 0.0, 0.0).abs().amax())
 
 
 def feature_gap(encoding: FeatureEncoding, stored_BD: Tensor, live_BD: Tensor) -> Gap:
