@@ -118,10 +118,10 @@ class Samples:
 
     def _check_whole(self, stage: Stage, shards: pl.Series) -> None:
         listed = self.catalogue.commits[stage].table["shard"]
-        if gone := listed.filter(~listed.is_in(shards.unique())).to_list():
+        if gone := np.setdiff1d(listed.to_numpy(), shards.to_numpy()).tolist():
             raise TryAgain(
                 f"{self.catalogue.url}: shards of {stage_folder(*stage)} are gone",
-                found=f"no shard {', '.join(map(str, sorted(gone)[:5]))}, which a moment ago was committed",
+                found=f"no shard {', '.join(map(str, gone[:5]))}, which a moment ago was committed",
                 expected="a cache from which no build and no repair takes shards meanwhile",
                 do="the same command again",
             )

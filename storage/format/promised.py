@@ -170,7 +170,7 @@ class ShardPromise:
         if of_ingest and self.dataset.own_length:
             columns["length"] = INTEGER
         there = [name for name in columns if name in table.column_names]
-        absent = [] if commit.partial else [name for name in columns if name not in there]
+        absent = [name for name in columns if name not in there and (commit.asked is None or name in commit.asked)]
         if wrong := absent + [name for name in there if not columns[name](table[name].type)]:
             return f"no column {wrong[0]!r} of its type"
         if not np.array_equal(table["row"].to_numpy(), np.arange(commit.start, commit.stop)):

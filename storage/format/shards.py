@@ -106,7 +106,7 @@ class Commit:
         whole: the one object that holds the group; None in format 2.
         belonging: what the shard belongs to; None in format 2, where no commit says it.
         uses: what a reader must know to read the arrays, by name.
-        partial: whether only some columns of the table were read.
+        asked: the columns of the table that were to be read, as far as it has them; None: all.
         promised: what its arrays are held against when they are read (`storage.format.belonging` says it).
     """
 
@@ -120,7 +120,7 @@ class Commit:
     whole: Whole | None = None
     belonging: Belonging | None = None
     uses: tuple[str, ...] = ()
-    partial: bool = field(default=False, compare=False)
+    asked: tuple[str, ...] | None = field(default=None, compare=False)
     promised: ShardPromise | None = field(default=None, compare=False, repr=False)
 
     @property
@@ -190,8 +190,8 @@ class Commit:
             start, stop = _rows(proof["rows"])
             _check_about(proof["about"], proof.get("promise"))
             read = _stored_in_folder if "objects" in proof else _stored_in_one
-            about, partial = {**proof["about"]}, columns is not None
-            return cls(key, start, stop, proof["attempt"], table=table, about=about, partial=partial, **read(proof))
+            about, asked = {**proof["about"]}, None if columns is None else tuple(columns)
+            return cls(key, start, stop, proof["attempt"], table=table, about=about, asked=asked, **read(proof))
         except UnsupportedFormat:  # no fault of the file
             raise
         except Exception as error:  # whatever a file that only looks like a commit leads to

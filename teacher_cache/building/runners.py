@@ -22,8 +22,9 @@ INLINE_THREADS = 2  # one computes, the other reads or writes
 TICK_S = 1.0
 
 
-def run_inline(pieces: Iterable[Work], threads: int = INLINE_THREADS) -> Generator[Result]:
+def run_inline(pieces: Iterable[Work], threads: int | None = None) -> Generator[Result]:
     """Run work in this process, so much of it at a time."""
+    threads = threads or INLINE_THREADS
     waiting, said = iter(pieces), queue.SimpleQueue[tuple[Work, Underway]]()
     with ThreadPoolExecutor(threads, thread_name_prefix="shard") as pool:
         running = {pool.submit(_caught, work, said) for work in islice(waiting, threads)}

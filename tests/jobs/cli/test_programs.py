@@ -258,7 +258,8 @@ BAD: dict[str, tuple[Callable[[Path], list[object]], int, str]] = {
     "a job with a typo": (bad_job('cahce = "c"\n' + DATASET), 2, "did you mean `cache`"),
     "a job that is a folder": (lambda folder: ["cache", "build", folder], 2, "cannot read the job file"),
     "a job that is binary": (lambda folder: ["cache", "build", sys.executable], 2, "BadJob"),
-    "a job that is empty": (lambda folder: ["cache", "build", "/dev/null"], 2, "missing"),
+    "a job that is empty": (bad_job(""), 2, "missing"),
+    "a job that is a device": (lambda folder: ["cache", "build", "/dev/null"], 2, "no regular file"),
     "a job that is not there": (lambda folder: ["cache", "build", folder / "absent.toml"], 2, "No such file"),
     "a dataset that is not there": (
         bad_job('cache = "c"\n[[dataset]]\nname = "d"\nkind = "image_folder"\npath = "nowhere"\n'),

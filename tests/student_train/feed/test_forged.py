@@ -185,9 +185,17 @@ TABLES: dict[str, tuple[bool, str, Callable[[pa.Table], pa.Table]]] = {
     "labels in text": (True, "images", lambda t: t.set_column(2, "label", pa.array(["1"] * len(t)))),
     "fewer rows": (True, "images", lambda table: table.slice(1)),
     "a top class out of range": (False, "images", column("top", lambda v: [4, *v[1:]])),
-    "NaN": (False, "texts", column("entropy", lambda v: [float("nan"), *v[1:]])),
     "no top": (False, "images", lambda table: table.drop_columns(["top"])),
 }
+
+
+def test_what_no_column_is_read_by_is_named_by_verify_alone(caches: dict[str, Path], tmp_path: Path) -> None:
+    """Training reads the columns that it needs, and no entropy."""
+    cache, case = copy_of(caches, "texts", tmp_path), CASES["texts"]
+    key, forge = key_of(case, ingest=False), column("entropy", lambda v: [float("nan"), *v[1:]])
+    seal_again(cache, key, lambda proof, table: forge(table))
+    assert [shard.key for shard in verify(cache).bad] == [key]
+    train(cache, case)
 
 
 @pytest.mark.parametrize("forged", TABLES)
