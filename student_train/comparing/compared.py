@@ -15,6 +15,7 @@ import numpy as np
 import polars as pl
 
 from storage.errors import StillroomError
+from storage.format.sealed import read_json
 from storage.tasks import TASKS
 from storage.tasks.base import MOST_COUNTED
 from storage.tasks.base import Answered as Counted
@@ -138,7 +139,8 @@ def _compared(runs: list[ShownRun]) -> Compared:
 def _beside_chance(found: Compared, table: pl.DataFrame) -> None:
     """Add what is known of chance, and who is hardly better."""
     labels, task = table["label"].drop_nulls(), TASKS[found.task]
-    found.num_classes = next(filter(None, (_num_classes(run) for each in found.settings for run in each.runs)), 0)
+    runs = [run for each in found.settings for run in each.runs]
+    found.num_classes = next(filter(None, (_num_classes(run, found.faults) for run in runs)), 0)
     if not found.num_classes or labels.is_empty() or found.gain.column == "agreement":
         return
     counted = found.num_classes <= MOST_COUNTED
@@ -273,8 +275,12 @@ def _answers(run: ShownRun, faults: dict[str, str]) -> Answers | None:
         return None
 
 
-def _num_classes(run: ShownRun) -> int:
+def _num_classes(run: ShownRun, faults: dict[str, str]) -> int:
+    path = run.folder / BLUEPRINT_FILE
     try:
-        return int(json.loads((run.folder / BLUEPRINT_FILE).read_bytes())["num_classes"])
-    except (OSError, ValueError, KeyError, TypeError):
+        return int(read_json(path)["num_classes"])
+    except (OSError, KeyError, TypeError):
         return 0  # a run that is not done has none
+    except (StillroomError, ValueError) as error:
+        faults[run.name] = f"{path} is not what was written: {error}"
+        return 0

@@ -10,6 +10,7 @@ from typing import Any, Literal, NamedTuple, Protocol
 from storage.digests import fingerprint
 from storage.errors import BadRequest
 from storage.format.objects import LocalObjects
+from storage.format.sealed import is_sealed, read_json, seal_json
 from storage.options import redacted
 from student_train.preparing.installed import mlflow, tensorboard
 from student_train.preparing.request import PreparedRun
@@ -99,7 +100,8 @@ class MLflow:
 
     def _resumed(self, student: PreparedRun) -> tuple[str, int] | None:
         path = student.folder / MLFLOW_FILE
-        found = json.loads(path.read_bytes()) if path.exists() else {}
+        data = path.read_bytes() if path.exists() else b"{}"
+        found = read_json(path) if is_sealed(data) else json.loads(data)  # of before there were seals
         if found.get("of") != self._meaning(student):
             return None  # of another job, or kept elsewhere
         run_id: str = found["run_id"]
@@ -116,7 +118,7 @@ class MLflow:
         self._client.log_batch(run_id, params=params)
         about = {"run_id": run_id, "of": self._meaning(student)}
         # last: a run that was begun by halves is not gone on with
-        LocalObjects(student.folder).put(MLFLOW_FILE, json.dumps(about).encode())
+        LocalObjects(student.folder).put(MLFLOW_FILE, seal_json(about))
         return run_id, 0
 
     def _meaning(self, student: PreparedRun) -> str:

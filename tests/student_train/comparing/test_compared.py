@@ -12,13 +12,14 @@ import pytest
 from storage.cache import Cache
 from storage.tasks import TASKS
 from student_train.comparing.answers import read_answers
-from student_train.comparing.compared import Compared, compare_settings
+from student_train.comparing.compared import BLUEPRINT_FILE, Compared, compare_settings
 from student_train.comparing.headline import headline
 from student_train.comparing.runs import ShownRun, gather_runs
 from student_train.comparing.settings import common_name, settings_of, varied_of
 from student_train.run_files.predictions import PREDICTIONS_FILE, read_predictions
 from student_train.run_files.records import read_record, write_record
 from student_train.running.train import train_students
+from tests.damage import flipped
 from tests.language.toys import counting_cache, counting_teacher, small_gpt
 from tests.language.toys import request as token_request
 from tests.student_train.toys import KD, LABELS, Recipe, request_of, student, write_cache
@@ -151,6 +152,17 @@ def test_damaged_predictions_are_told_and_the_figures_stay(swept: Path, tmp_path
     found = compared(runs)
     assert list(found.faults) == ["lost-s_0"]
     assert "lost" in found.behind
+
+
+def test_a_damaged_number_of_classes_is_told_and_not_believed(swept: Path, tmp_path: Path) -> None:
+    runs = shutil.copytree(swept, tmp_path / "runs")
+    for path in runs.glob(f"*/{BLUEPRINT_FILE}"):
+        whole = path.read_bytes()
+        path.write_bytes(flipped(whole, 8 * (whole.index(b'"num_classes": ') + len('"num_classes": '))))
+    found = compared(runs)
+    assert found.num_classes == 0
+    assert all(BLUEPRINT_FILE in fault for fault in found.faults.values())
+    assert set(found.faults) == {path.name for path in runs.iterdir() if (path / BLUEPRINT_FILE).exists()}
 
 
 def test_answers_are_those_of_the_predictions(swept: Path) -> None:

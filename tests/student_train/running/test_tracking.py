@@ -21,6 +21,7 @@ from student_train.preparing.request import Request
 from student_train.running.events import Event, TrackerFailed
 from student_train.running.train import train_students
 from student_train.stepping.parallel import Parallel
+from tests.damage import flipped
 from tests.student_train.running.test_loop import stop_after, weights
 from tests.student_train.toys import KD, LABELS, request_of, student
 
@@ -131,6 +132,19 @@ def test_an_interrupted_student_goes_on_in_its_mlflow_run(toy_cache: Cache, tmp_
     after = mlflow_runs(store)["a"]
     assert (before.status, after.info.status, after.info.run_id) == ("KILLED", "FINISHED", before.run_id)
     assert history(store, after, "step/train_loss") == of_parquet(tmp_path / "a", "train_loss")
+
+
+def test_a_damaged_note_of_which_mlflow_run_it_was_is_told_and_not_followed(toy_cache: Cache, tmp_path: Path) -> None:
+    request = tracked(toy_cache, tmp_path, mlflow=str(tmp_path / "mlflow"))
+    with pytest.raises(Interrupted):
+        train_students(request, stop=stop_after(MID_SECOND_EPOCH))
+    note = tmp_path / "a/mlflow.json"
+    whole = note.read_bytes()
+    note.write_bytes(flipped(whole, 8 * (whole.index(b'"run_id": "') + len('"run_id": "'))))
+    events: list[Event] = []
+    assert not train_students(request, report=events.append).errors
+    (failed,) = [event for event in events if isinstance(event, TrackerFailed)]
+    assert (failed.tracker, "digest" in failed.why) == ("MLflow", True)
 
 
 def test_an_epoch_that_is_trained_twice_is_in_mlflow_once(toy_cache: Cache, tmp_path: Path) -> None:
