@@ -185,7 +185,9 @@ def _tags_at(kind: Any, keys: Sequence[str | int], name: str) -> list[str]:
 def _models_at(kind: Any, keys: Sequence[str | int]) -> list[Any]:
     options = [kind]
     for part in keys:
-        options = [below for option in options for below in _below(option, part)]
+        # a tag first: `factory` is a kind of datasets, and a key of that kind
+        tagged = [each for option in options if _is_model(option) for each in _tagged(option, part)]
+        options = tagged if len(options) > 1 and tagged else [each for o in options for each in _below(o, part)]
     return [option for option in options if _is_model(option)]
 
 

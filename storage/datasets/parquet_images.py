@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from storage.datasets.base import FILE_SCHEMA, LocalFile, RawSample, Unreadable
+from storage.datasets.base import FILE_SCHEMA, LocalFile, RawSample, Unreadable, numbered
 from storage.datasets.images import ImageSource
 from storage.datasets.listing import list_files, passed_over
 from storage.errors import MissingSource
@@ -70,7 +70,9 @@ class ParquetImagesSource(ImageSource):
         return [str(number) for number in range(max(pc.max(column).as_py() or 0 for column in columns) + 1)]
 
     def notes(self) -> list[str]:
-        return passed_over(self.path, (".parquet",))
+        # the names of a schema were folders once
+        names = self._names(self._paths()[0]) if self.classes is None else []
+        return [*passed_over(self.path, (".parquet",)), *([note] if names and (note := numbered(names)) else [])]
 
     def read(self, file: str, position: int, rows: int) -> Iterator[RawSample]:
         path = self.path / file if self.path.is_dir() else self.path

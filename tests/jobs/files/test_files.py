@@ -256,6 +256,13 @@ def test_a_misspelt_key_of_a_text_with_labels_is_told_with_those_there_are(
     assert not unknown.endswith("there are ")
 
 
+@pytest.mark.parametrize("kind", ["image_folder", "parquet_images", "arrays", "digits", "factory", "text", "tokens"])
+def test_an_unknown_key_of_every_kind_is_told_with_those_there_are(tmp_path: Path, kind: str) -> None:
+    text = f'cache = "c"\n[[dataset]]\nname = "d"\nkind = "{kind}"\nzzzzzz = 9\n'
+    (unknown,) = [mistake for mistake in mistakes(tmp_path, text) if "unknown key" in mistake]
+    assert {"kind", "name", "validation"} < set(unknown.partition("there are ")[2].split(", "))
+
+
 @pytest.mark.parametrize(
     ("line", "mistake"),
     [

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -84,6 +85,19 @@ def test_folders_that_count_sort_by_name_and_this_is_told(tmp_path: Path, source
     counted = [str(number) for number in range(12)]
     ordered = source(kind="image_folder", path="p", classes=counted)
     assert (ordered.class_names(), ordered.notes()) == (counted, [])
+
+
+def test_names_in_a_schema_that_count_sort_by_name_and_this_is_told(tmp_path: Path, source: Make) -> None:
+    names = sorted(str(number) for number in range(12))  # as `datasets` writes a folder of such folders
+    features = {"label": {"names": names, "_type": "ClassLabel"}}
+    table = pa.table({"image": [b""], "label": [0]})
+    pq.write_table(
+        table.replace_schema_metadata({"huggingface": json.dumps({"info": {"features": features}})}),
+        tmp_path / "x.parquet",
+    )
+    (note,) = source(kind="parquet_images", path="x.parquet").notes()
+    assert note.startswith("classes sort by name: 0, 1, 10, 11, 2, 3")
+    assert source(kind="parquet_images", path="x.parquet", classes=sorted(names, key=int)).notes() == []
 
 
 def test_labels_follow_the_jobs_classes(photos: Path, source: Make, read_all: ReadAll) -> None:
