@@ -17,6 +17,8 @@ from storage.errors import si
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    import polars as pl
+
     from jobs.cluster.students import ClusterDryRun
     from jobs.files.student_job import StudentJob
     from jobs.show.terminal import Watch
@@ -181,14 +183,14 @@ def _print_students(found: DryRun, as_json: bool) -> None:
     import polars as pl
 
     from jobs.show import terminal
-    from jobs.show.tables import print_memory, print_table
+    from jobs.show.tables import print_memory
 
     students = [asdict(student) for student in found.students]
     if as_json:
         memory = None if found.memory is None else asdict(found.memory)
         terminal.print_json({"students": students, "memory": memory, "warnings": found.warnings})
         return
-    print_table(pl.DataFrame(students))
+    _print_foreseen(pl.DataFrame(students))
     if (bound := found.memory) is not None:
         device = "" if bound.device_bytes is None else f" ({si(bound.device_bytes, 'B')} on the device)"
         print_memory(f"memory{device}", bound.host_bytes, bound.parts)
@@ -196,6 +198,19 @@ def _print_students(found: DryRun, as_json: bool) -> None:
     for warning in found.warnings:
         terminal.out.print(warning, markup=False)
     terminal.out.print("a dry run: nothing was written")
+
+
+def _print_foreseen(students: pl.DataFrame) -> None:
+    """Print what would become of students; rows that all have stand above them, which leaves room for names."""
+    from jobs.show import terminal
+    from jobs.show.tables import print_table
+
+    counts = ["train_rows", "validation_rows"]
+    if students.select(counts).n_unique() == 1:
+        trained, held = students.select(counts).row(0)
+        terminal.out.print(f"{trained:,} rows to train on, {held:,} held")
+        students = students.drop(counts)
+    print_table(students)
 
 
 def _print_groups(found: ClusterDryRun, as_json: bool) -> None:
@@ -221,7 +236,7 @@ def _print_groups(found: ClusterDryRun, as_json: bool) -> None:
         memory = None if found.memory is None else [asdict(memory) for memory in found.memory]
         terminal.print_json({"students": students, "groups": groups, "memory": memory})
         return
-    print_table(pl.DataFrame(students))
+    _print_foreseen(pl.DataFrame(students))
     if groups:
         shown = pl.DataFrame(groups).with_columns(work=(100 * pl.col("work")).round().cast(pl.Int64).cast(str) + " %")
         print_table(

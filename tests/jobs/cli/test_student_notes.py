@@ -83,3 +83,24 @@ def test_a_batch_of_more_than_all_rows_is_told_once(
     assert ended.code == 0, ended.err
     told = "s-seed_0 and 1 more: batch_size is more than the 192 rows; an epoch is one step"
     assert " ".join(ended.err.split()).count(told) == notes, ended.err
+
+
+SWEPT = """
+[student.sweep]
+learning_rate = [0.001, 0.01]
+options.hidden = [[32], [32, 32]]
+seed = [0, 1]
+"""
+
+
+def test_a_dry_run_has_a_line_for_each_student_of_a_sweep(tmp_path: Path, program: Program) -> None:
+    write_cache(tmp_path / "cache", Recipe())
+    (tmp_path / "job.toml").write_text(JOB % "1.0" + SWEPT)
+    ended = program("student", "train", tmp_path / "job.toml", "--dry-run")
+    assert ended.code == 0, ended.err
+    lines = ended.out.splitlines()
+    assert max(map(len, lines)) <= 80
+    names = [line.split()[0] for line in lines if line.split()[1:] == ["train", "0", "2"]]
+    assert len(set(names)) == 8
+    assert "s-learning_rate_0.001-hidden_32_32-seed_0" in names
+    assert sum("rows to train on" in line for line in lines) == 1
