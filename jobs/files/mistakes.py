@@ -106,6 +106,8 @@ def _line(kind: type[BaseModel], found: _Found) -> str:
         case "union_tag_invalid":
             tags = [tag.strip(" '") for tag in detail["ctx"]["expected_tags"].split(",")]
             message = f"unknown kind {detail['ctx']['tag']!r}; {_hint(str(detail['ctx']['tag']), tags, chr(39))}"
+        case "union_tag_not_found" if not isinstance(detail["input"], dict):
+            message = f"expected {EXPECTED['dict_type']({})}{_input(detail)}"
         case "union_tag_not_found":
             name = detail["ctx"]["discriminator"].strip("'")
             message = f"`{name}` is missing; there are {', '.join(_tags_at(kind, found.loc, name))}"

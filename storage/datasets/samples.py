@@ -37,6 +37,13 @@ def rows_of(
     Raises:
         BadRequest: there is no sample; they are of another kind; or they do not become rows of this shape.
     """
+    if isinstance(samples, str | bytes | Image.Image):  # a text is a sequence too: of its letters
+        raise BadRequest(
+            "these are no samples for this student",
+            found=f"one {type(samples).__name__}",
+            expected="a list of samples",
+            do="prepare([sample])",
+        )
     kind = (source or {}).get("kind", "")
     if source is None:
         raise BadRequest(

@@ -62,7 +62,7 @@ def check_served(catalogue: Catalogue, dataset: str, terms: Sequence[ObjectiveTe
             lacking = {capability: remedy for capability, remedy in remedies.items() if remedy is not None}
             if lacking:
                 changes = "; ".join(dict.fromkeys(lacking.values()))
-                allowed = "".join(f"; or {field} = true in the term" for field in _switches(term, encoding, teacher))
+                allowed = "".join(f"; or {change} in the term" for change in _changes(term, encoding, teacher))
                 raise MissingCapability(
                     f"{term.name} needs what the soft targets of teacher {teacher} for {dataset} do not serve",
                     found="; ".join(encoding.serves),
@@ -93,15 +93,20 @@ def check_never(catalogue: Catalogue, ledger: Ledger, dataset: str, terms: Seque
                 )
 
 
-def _switches(term: ObjectiveTerm, encoding: Encoding, teacher: str) -> list[str]:
-    """Return the options of a term that allow an approximation by name, and that would be enough with an encoding."""
-    switches = [field for field in type(term).model_fields if field.startswith("allow_") and not getattr(term, field)]
+def _changes(term: ObjectiveTerm, encoding: Encoding, teacher: str) -> list[str]:
+    """Return changes to a term, each enough with an encoding: an approximation allowed, or a temperature it serves."""
+    fields = type(term).model_fields
+    changes: dict[str, dict[str, object]] = {
+        f"{name} = true": {name: True} for name in fields if name.startswith("allow_") and not getattr(term, name)
+    }
+    if "temperature" in fields:
+        changes |= {f"temperature = {each:g}": {"temperature": each} for each in encoding.temperatures}
 
-    def enough(switch: str) -> bool:
-        needs = LOSSES[term.loss].needs(term.model_copy(update={switch: True}))
+    def enough(change: dict[str, object]) -> bool:
+        needs = LOSSES[term.loss].needs(term.model_copy(update=change))
         return not any(encoding.lacks(capability) for capability in needs.of(teacher))
 
-    return [switch for switch in switches if enough(switch)]
+    return [text for text, change in changes.items() if enough(change)]
 
 
 def feature_shapes(catalogue: Catalogue, dataset: str, needs: Needs) -> dict[ArrayKey, tuple[int, ...]]:

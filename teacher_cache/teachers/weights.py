@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import xxhash
 
@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
 READ_BYTES = 2**24  # of a file at a time, to digest it
+MOST_KEYS = 8  # of a checkpoint, told where they are not weights
 
 
 def load_weights(model: nn.Module, path: Path) -> None:
@@ -65,8 +66,24 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     if isinstance(loaded, dict) and isinstance(loaded.get("state_dict"), dict):
         loaded = loaded["state_dict"]
     if not isinstance(loaded, dict) or not all(isinstance(value, torch.Tensor) for value in loaded.values()):
-        raise BadWeights(f"{path} holds something other than weights", expected="a dict of tensors")
+        raise BadWeights(f"{path} holds something other than weights", **_instead_of_weights(loaded))
     return loaded
+
+
+def _instead_of_weights(loaded: Any) -> dict[str, str]:
+    """Return what a checkpoint holds that is no dict of tensors, and how to keep the part of it that is one."""
+    told = {"found": type(loaded).__name__, "expected": 'a dict of tensors, or one under "state_dict"'}
+    if isinstance(loaded, dict):
+        told["found"] = f"a dict of {', '.join(map(str, list(loaded)[:MOST_KEYS]))}"
+        parts = [key for key, value in loaded.items() if _is_weights(value)]
+        told["do"] = f"keep the weights alone: torch.save(torch.load(…)[{parts[0]!r}], …)" if len(parts) == 1 else ""
+    return {name: text for name, text in told.items() if text}
+
+
+def _is_weights(value: Any) -> bool:
+    from torch import Tensor
+
+    return isinstance(value, dict) and bool(value) and all(isinstance(each, Tensor) for each in value.values())
 
 
 def file_digest(path: Path) -> str:

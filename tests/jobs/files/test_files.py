@@ -84,6 +84,10 @@ def test_all_mistakes_are_told_at_once(tmp_path: Path) -> None:
         ('[[dataset]]\nname = "d"\nkind = "digits"\n', "two [[dataset]] are named d"),
         ('[[teacher]]\nname = "t"\nfactory = "m:f"\n' * 2, "two [[teacher]] are named t"),
         ('[[dataset]]\nname = "e"\n', "dataset[1]: "),
+        (
+            '[[teacher]]\nname = "t"\nfactory = "m:f"\nencoding = "fp16"\n',
+            "teacher[0].encoding: expected a table, { key = value, … } (found 'fp16')",
+        ),
     ],
 )
 def test_a_mistake_is_named_with_its_place_and_what_would_be_valid(tmp_path: Path, section: str, mistake: str) -> None:

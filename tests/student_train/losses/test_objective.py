@@ -144,6 +144,15 @@ def test_all_that_a_term_lacks_is_told_at_once(tmp_path: Path) -> None:
     assert refusal.value.expected == "bucket at temperature 3; label_probability at temperature 3"
     assert refusal.value.do is not None
     assert refusal.value.do.count("encoding.temperatures = [1.0, 3.0]") == 1
+    assert refusal.value.do.endswith("; or temperature = 1 in the term")  # which costs no build
+
+
+def test_no_temperature_is_offered_that_would_not_help(tmp_path: Path) -> None:
+    cache = write_cache(tmp_path, Recipe(rows=10, encoding=SparseEncoding(n=2)))
+    with pytest.raises(MissingCapability) as refusal:
+        check_served(cache.catalogue(), "toy", terms({"loss": "kd", "teacher": "sage", "temperature": 3.0}))
+    assert refusal.value.do is not None
+    assert "temperature =" not in refusal.value.do
 
 
 def test_layers_are_those_of_every_loss_on_features() -> None:

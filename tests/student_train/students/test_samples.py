@@ -154,10 +154,13 @@ def test_arrays_are_taken_as_the_dataset_had_them(small: Student) -> None:
         ([np.zeros((1, 5, 5), np.uint8)], "a row of shape (1, 5, 5)"),
         (["a text"], "str"),
         ([Image.new("L", (6, 6))], "Image"),
+        ("a text", "one str"),
+        (b"of a file", "one bytes"),
+        (Image.new("L", (6, 6)), "one Image"),
     ],
-    ids=["none", "of another shape", "a text", "an image"],
+    ids=["none", "of another shape", "a text", "an image", "one text alone", "one file alone", "one image alone"],
 )
-def test_what_is_no_sample_of_the_dataset_is_refused(small: Student, samples: list[Any], found: str) -> None:
+def test_what_is_no_sample_of_the_dataset_is_refused(small: Student, samples: Any, found: str) -> None:
     with pytest.raises(BadRequest) as refusal:
         small.prepare(samples)
     assert refusal.value.found == found

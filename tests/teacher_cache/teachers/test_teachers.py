@@ -91,6 +91,19 @@ def test_a_checkpoint_of_something_else_is_refused(tmp_path: Path) -> None:
         read_weights(tmp_path / "list.pt")
 
 
+def test_of_a_whole_training_checkpoint_its_keys_are_told_and_which_of_them_has_the_weights(tmp_path: Path) -> None:
+    state = write_teacher(tmp_path).state_dict()
+    torch.save({"epoch": 3, "model": state, "optimizer": {"state": {}, "lr": 0.1}}, tmp_path / "last.pt")
+    with pytest.raises(BadWeights) as caught:
+        read_weights(tmp_path / "last.pt")
+    assert caught.value.found == "a dict of epoch, model, optimizer"
+    assert caught.value.do == "keep the weights alone: torch.save(torch.load(…)['model'], …)"
+    torch.save({"model": state, "ema": state}, tmp_path / "two.pt")
+    with pytest.raises(BadWeights) as caught:
+        read_weights(tmp_path / "two.pt")
+    assert (caught.value.found, caught.value.do) == ("a dict of model, ema", None)  # nobody knows which is meant
+
+
 def test_weights_that_do_not_fit_are_told_tensor_by_tensor(tmp_path: Path) -> None:
     state = write_teacher(tmp_path).state_dict()
     state["stem.weight"] = state.pop("conv.weight")
