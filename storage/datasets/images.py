@@ -85,6 +85,13 @@ class ImagePolicy(Options):
         said = {key: value for key, value in policy.items() if value != UNSAID[key]}
         return {"channels": self.channels, "size": size} | said
 
+    def shape(self, otherwise: tuple[int, ...]) -> tuple[int, ...]:
+        """Return the shape of every image's pixels, (C, H, W); of no `size` the sides are those of another shape."""
+        if self.size is None:
+            return (self.channels, *otherwise[1:])
+        sides = [self.size, self.size] if isinstance(self.size, int) else self.size
+        return (self.channels, *sides)
+
     def pixels(self, payload: bytes | Image.Image) -> np.ndarray:
         """Return the pixels of an image, uint8 (C, H, W): of a file's bytes, or as Pillow opened it.
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from PIL import Image
+from pydantic import ValidationError
 
 from storage.datasets.base import Unreadable
 from storage.datasets.images import ImagePolicy
@@ -44,33 +45,43 @@ def rows_of(
             expected="a list of samples",
             do="prepare([sample])",
         )
-    kind = (source or {}).get("kind", "")
     if source is None:
         raise BadRequest(
             "it is not known how a sample becomes an input of this student",
             found="a student.json without `source`, of before that was kept",
             do="train it again; or call it with inputs of your own making",
         )
-    rows = OF_KIND.get(kind, _arrays)(samples, source, tokenizer)
+    rows = OF_KIND.get(str(source.get("kind")), _arrays)(samples, source, tokenizer, input_shape)
     wrong = next((row for row in rows if not _fits(row, made_of, input_shape)), None)
     if not rows or wrong is not None:
         raise BadRequest(
             "these are no inputs of this student",
-            found="no sample" if wrong is None else f"a row of shape {wrong.shape}",
-            expected=f"{input_shape}{', or shorter' if made_of.tokenised else ''}",
+            found="no sample" if wrong is None else f"a row of shape {wrong.shape}, {wrong.dtype}",
+            expected=f"{input_shape}{', or shorter' if made_of.tokenised else ''}, {made_of.dtypes}",
         )
-    stored = made_of.stored(rows, str(rows[0].dtype))
+    stored = made_of.stored(rows, str(np.result_type(*rows)))
     return made_of.shown(stored, np.arange(len(rows)))
 
 
 def _fits(row: np.ndarray, made_of: Inputs, input_shape: tuple[int, ...]) -> bool:
+    if not made_of.takes(row.dtype):
+        return False
     if made_of.tokenised:  # a model takes rows shorter than the longest
         return row.ndim == 1 and 0 < len(row) <= input_shape[0]
     return made_of.fits(row.shape, input_shape)
 
 
-def _images(samples: Sequence[Any], source: Mapping[str, Any], tokenizer: bytes | None) -> list[np.ndarray]:
-    policy = ImagePolicy.promised(source)
+def _images(
+    samples: Sequence[Any], source: Mapping[str, Any], tokenizer: bytes | None, input_shape: tuple[int, ...]
+) -> list[np.ndarray]:
+    try:
+        policy = ImagePolicy.promised(source)
+    except ValidationError as error:
+        raise BadRequest("this student does not say how an image is read", found=str(error)) from None
+    if (promised := policy.shape(input_shape)) != input_shape:  # before memory is taken for one of that size
+        raise BadRequest(
+            "this student's images are no inputs of it", found=f"images of {promised}", expected=str(input_shape)
+        )
     _require(samples, (bytes, Image.Image), "images as Pillow opened them, or the bytes of their files")
     try:
         return [policy.pixels(sample) for sample in samples]
@@ -78,16 +89,20 @@ def _images(samples: Sequence[Any], source: Mapping[str, Any], tokenizer: bytes 
         raise BadRequest("an image cannot be read", found=str(error)) from None
 
 
-def _texts(samples: Sequence[Any], source: Mapping[str, Any], tokenizer: bytes | None) -> list[np.ndarray]:
+def _texts(
+    samples: Sequence[Any], source: Mapping[str, Any], tokenizer: bytes | None, input_shape: tuple[int, ...]
+) -> list[np.ndarray]:
     _require(samples, (str,), "texts")
     if tokenizer is None:
         raise BadRequest("this student has no tokenizer", do="train it again: one that is trained now keeps its own")
     rows = encoder(tokenizer, parse_special=source.get("special_tokens") == "parsed")(list(samples))
     # A row for classification is what is left of a text, of a block all must be there.
-    return [row[: source["length"]] for row in rows] if "task" in source else rows
+    return [row[: input_shape[0]] for row in rows] if "task" in source else rows
 
 
-def _arrays(samples: Sequence[Any], source: Mapping[str, Any], tokenizer: bytes | None) -> list[np.ndarray]:
+def _arrays(
+    samples: Sequence[Any], source: Mapping[str, Any], tokenizer: bytes | None, input_shape: tuple[int, ...]
+) -> list[np.ndarray]:
     _require(samples, (np.ndarray,), f'arrays, as a dataset of kind "{source.get("kind")}" has them')
     return list(samples)
 
@@ -98,7 +113,7 @@ def _require(samples: Sequence[Any], kinds: tuple[type, ...], expected: str) -> 
 
 
 # By `kind` of the dataset.
-OF_KIND: dict[str, Callable[[Sequence[Any], Mapping[str, Any], bytes | None], list[np.ndarray]]] = {
+OF_KIND: dict[str, Callable[[Sequence[Any], Mapping[str, Any], bytes | None, tuple[int, ...]], list[np.ndarray]]] = {
     "image_folder": _images,
     "parquet_images": _images,
     "text": _texts,

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from math import isfinite, prod
+from math import prod
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -31,6 +31,7 @@ from storage.views import PLAIN
 INPUTS = "inputs"
 FEATURE = "feature/"
 PRECISIONS = {"fp32": "float32", "fp16": "float16", "bf16": "uint16"}
+MOST_AMOUNT = 2.0**64  # seconds, or nats of a shard's sites
 MOST_ARRAY_BYTES = 2**34  # of one array of a shard; nobody could hold a larger one, and a forged shape may say anything
 # Of an array whose shape nothing promises: this much, or what zstd makes of a layer that is dead in every row.
 UNPROMISED_BYTES, MOST_SHRUNK = 2**28, 1000
@@ -264,9 +265,9 @@ def _fault_of_about(commit: Commit, promise: ShardPromise) -> str | None:
             return f"{name} = {about.get(name)!r}"
     if not 0 <= about.get("quarantined", 0) <= rows:
         return f"quarantined = {about['quarantined']} of {rows} rows"
-    seconds = about.get("seconds", 0.0)
-    if not (isfinite(seconds) and seconds >= 0):
-        return f"seconds = {seconds}"
+    for name, can_be in (("seconds", _is_amount), ("finished", _is_text)):
+        if name in about and not can_be(about[name]):
+            return f"{name} = {about[name]!r}"[:200]
     if (labels := about.get("labels")) is not None:
         counts = isinstance(labels, list) and all(type(count) is int and count >= 0 for count in labels)
         if not counts or len(labels) != len(promise.dataset.classes) or sum(labels) > rows:
@@ -282,10 +283,20 @@ def _can_be_answered(answered: Any, sites: int) -> bool:
     """Return whether a teacher can have answered so."""
     try:
         labelled, correct, nats = (answered[name] for name in ("labelled", "correct", "nats"))
-        whole = type(labelled) is int and type(correct) is int
-        return whole and 0 <= correct <= labelled <= sites and isfinite(nats) and nats >= 0
-    except (KeyError, TypeError):
+        never = answered.get("never") or 0
+        whole = all(type(count) is int for count in (labelled, correct, never))
+        return whole and 0 <= correct <= labelled <= sites and 0 <= never <= sites and _is_amount(nats)
+    except (AttributeError, KeyError, TypeError):
         return False
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str)
+
+
+def _is_amount(value: Any) -> bool:
+    """Return whether a value is a number of seconds or nats: no other type, not negative, infinite or NaN."""
+    return type(value) in (int, float) and 0 <= value <= MOST_AMOUNT
 
 
 def _fault_of_classes(column: pa.ChunkedArray, dataset: DatasetSpec) -> str | None:

@@ -33,6 +33,7 @@ class Inputs(ABC):
         own_length: whether each row has a length of its own, up to that of the dataset's `input_shape`.
         sent_whole: whether all rows of a shard may go to a GPU before they are batched; rows of their own length may
             not, for the host must see how long the longest of a batch is.
+        dtypes: which samples may be of, in words; one of another would be shown as something else.
         misfit_help: ends a message about samples of several shapes: what a user can do.
     """
 
@@ -42,6 +43,7 @@ class Inputs(ABC):
     own_length: ClassVar[bool] = False
     sent_whole: ClassVar[bool] = True
     misfit_help: ClassVar[str] = ""
+    dtypes: ClassVar[str]
 
     def has_views(self, shape: Sequence[int]) -> bool:
         """Return whether rows of this shape can be augmented."""
@@ -50,6 +52,10 @@ class Inputs(ABC):
     def fits(self, row_shape: Sequence[int], shape: Sequence[int]) -> bool:
         """Return whether a row may be one of a dataset of this shape."""
         return tuple(row_shape) == tuple(shape)
+
+    @abstractmethod
+    def takes(self, dtype: np.dtype) -> bool:
+        """Return whether a sample may be of a type."""
 
     def blank_rows(self, num_rows: int, shape: Sequence[int], dtype: str) -> MutableSequence[np.ndarray] | np.ndarray:
         """Return rows of nothing, each to be assigned by its number, or left for one that cannot be read."""

@@ -9,6 +9,7 @@ from storage.inputs.arguments import to_float
 from storage.inputs.base import Inputs
 
 if TYPE_CHECKING:
+    import numpy as np
     import torch
     from torch import Tensor
 
@@ -21,7 +22,11 @@ class Pixels(Inputs):
     name = "pixels"
     normalised = True
     tokenised = False
+    dtypes = "uint8"
     misfit_help = "; set `size` to resize"
+
+    def takes(self, dtype: np.dtype) -> bool:
+        return dtype.name == self.dtypes
 
     def has_views(self, shape: Sequence[int]) -> bool:
         return len(shape) == IMAGE_AXES

@@ -22,6 +22,10 @@ class Tokens(Inputs):
     name = "tokens"
     normalised = False
     tokenised = True
+    dtypes = "integers"
+
+    def takes(self, dtype: np.dtype) -> bool:
+        return dtype.kind in "iu"
 
     def fault(self, stored_S: Stored, dataset: DatasetSpec) -> str | None:
         ids, vocabulary = np.asarray(stored_S), int(dataset.vocabulary or 0)

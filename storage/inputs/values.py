@@ -22,6 +22,10 @@ class Values(Inputs):
     name = "values"
     normalised = True
     tokenised = False
+    dtypes = "floats"
+
+    def takes(self, dtype: np.dtype) -> bool:
+        return dtype.kind == "f"
 
     def fault(self, stored_S: Stored, dataset: DatasetSpec) -> str | None:
         return None if np.isfinite(np.asarray(stored_S)).all() else "inputs that are NaN or infinite"

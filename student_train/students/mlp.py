@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import reprlib
 from collections import OrderedDict
 from collections.abc import Sequence
 
 from torch import nn
 
 from storage.errors import BadRequest
+
+MAX_DEPTH = 1024  # keeps a hostile student.json from asking for any number of layers
 
 
 def mlp(
@@ -19,11 +22,11 @@ def mlp(
         hidden: width of each hidden layer; none at all gives a linear classifier.
         dropout: share of each hidden layer's units that a training step leaves out.
     """
-    if any(width < 1 for width in hidden) or not 0 <= dropout < 1:
+    if len(hidden) > MAX_DEPTH or any(width < 1 for width in hidden) or not 0 <= dropout < 1:
         raise BadRequest(
             "an mlp of this size cannot be built",
-            found=f"hidden = {list(hidden)}, dropout = {dropout:g}",
-            expected="widths of 1 or more, and a dropout in [0, 1)",
+            found=f"hidden = {reprlib.repr(list(hidden))}, dropout = {dropout:g}",
+            expected=f"at most {MAX_DEPTH} widths of 1 or more, and a dropout in [0, 1)",
         )
     width = 1
     for size in input_shape:

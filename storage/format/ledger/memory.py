@@ -15,7 +15,7 @@ import numpy as np
 import polars as pl
 
 from storage.errors import MissingObject
-from storage.format.ledger.segments import FIGURES, STAGE, SUMMARY_SCHEMA, Segment, append, read_segments
+from storage.format.ledger.segments import FIGURES, MOST, STAGE, SUMMARY_SCHEMA, Segment, append, read_segments
 from storage.format.objects import Objects
 from storage.format.shards import Commit, Committed, ShardKey
 from storage.format.stages import Stage
@@ -160,10 +160,11 @@ def _sum_labels(parts: Iterable[pl.Series]) -> list[int]:
     sums: list[np.ndarray] = []
     for counts in parts:
         lengths = counts.list.len().unique()
-        if counts.null_count() or len(lengths) > 1:
+        each = counts.explode()
+        if counts.null_count() or len(lengths) > 1 or not each.is_between(0, MOST).all(ignore_nulls=False):
             return []
         if len(lengths):
-            sums.append(counts.explode().to_numpy().reshape(len(counts), lengths[0]).sum(axis=0))  # (shards, C) to (C,)
+            sums.append(each.to_numpy().reshape(len(counts), lengths[0]).sum(axis=0))  # (shards, C) to (C,)
     if len({len(each) for each in sums}) > 1:
         return []
     return [int(count) for count in sum(sums[1:], sums[0])] if sums else []

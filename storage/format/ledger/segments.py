@@ -44,11 +44,19 @@ SUMMARY_SCHEMA: dict[str, Any] = {
 COMMIT = (*STAGE, "shard", "version")  # what a summary is of
 SMALL_BYTES = 2**18  # what is smaller is always taken in, so that a small cache has one segment
 MOST_VALUES = 4_000_000  # of a segment: about 100 MB in memory while two are merged
+MOST = 2**44  # rows, sites or bytes of a shard: sums over all shards are numbers still
 CONSISTENT = (
     pl.all_horizontal(pl.col("dataset", "view", "shard", "version", "rows", "quarantined", "bytes").is_not_null())
     & pl.all_horizontal(pl.col("shard", "quarantined", "bytes") >= 0)
     & (pl.col("quarantined") <= pl.col("rows"))
+    & pl.all_horizontal(pl.col("rows", "bytes") < MOST)
     & pl.col("seconds").is_between(0, float("inf"), closed="left")
+    # of what is null a commit says nothing
+    & pl.col("labelled").is_between(0, MOST).fill_null(True)
+    & pl.col("correct").is_between(0, pl.col("labelled")).fill_null(True)
+    & pl.col("nats").is_between(0, float("inf"), closed="left").fill_null(True)
+    & pl.col("never").is_between(0, MOST).fill_null(True)
+    & pl.col("two_classes").is_between(0, 1).fill_null(True)
 )
 
 

@@ -172,8 +172,29 @@ def forge(cache: Cache, path: str, change: Callable[[pl.DataFrame], pl.DataFrame
         lambda table: table.with_columns(rows=pl.lit(None, pl.Int64)),
         lambda table: table.drop("labelled", "correct", "nats", "labels"),  # of an older version
         lambda table: table.with_columns(rows=pl.lit("four")),
+        lambda table: table.with_columns(rows=pl.lit(2**62)),
+        lambda table: table.with_columns(labelled=pl.lit(3), correct=pl.lit(4)),
+        lambda table: table.with_columns(nats=pl.lit(float("nan"))),
+        lambda table: table.with_columns(never=pl.lit(-1)),
+        lambda table: table.with_columns(two_classes=pl.lit(1.5)),
     ],
-    ids=["twice", "otherwise", "negative", "unread", "too-many", "bytes", "nan", "null", "older", "text"],
+    ids=[
+        "twice",
+        "otherwise",
+        "negative",
+        "unread",
+        "too-many",
+        "bytes",
+        "nan",
+        "null",
+        "older",
+        "text",
+        "huge",
+        "more-right",
+        "no-nats",
+        "never",
+        "share",
+    ],
 )
 def test_a_segment_that_contradicts_itself_is_as_if_it_were_not_there_until_it_is_replaced(
     cache: Cache, change: Callable[[pl.DataFrame], pl.DataFrame]
@@ -194,6 +215,13 @@ def test_commits_of_which_two_segments_tell_differently_are_read_again(cache: Ca
     )
     again = load(cache.objects)
     assert (again.new, everything(again).equals(everything(whole))) == (2, True)
+
+
+@pytest.mark.parametrize("labels", [[None, 1, 2], [-1, 4, 1], [2**62, 1, 1]], ids=["null", "negative", "huge"])
+def test_counts_of_labels_that_cannot_be_are_none(cache: Cache, labels: list[int | None]) -> None:
+    said = pl.lit(labels, pl.List(pl.Int64))
+    forge(cache, LEDGER, lambda table: table.with_columns(labels=said))
+    assert load(cache.objects).labels("digits") == []
 
 
 def test_of_commits_that_are_gone_nothing_stays(cache: Cache) -> None:

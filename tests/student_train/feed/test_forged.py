@@ -141,7 +141,13 @@ COMMITS: dict[str, tuple[bool, str, Callable[[dict[str, Any]], Any]]] = {
     "answered more than asked": (False, "texts", lambda p: p["about"]["answered"].update(labelled=10**6)),
     "answered better than possible": (False, "tokens", lambda p: p["about"]["answered"].update(correct=10**6)),
     "answered in no number": (False, "texts", lambda p: p["about"]["answered"].update(nats=None)),
+    "answered in a number beyond all": (False, "texts", lambda p: p["about"]["answered"].update(nats=10**400)),
+    "never in no number": (False, "texts", lambda p: p["about"]["answered"].update(never="x")),
+    "never at more than asked": (False, "texts", lambda p: p["about"]["answered"].update(never=2**70)),
+    "never below none": (False, "texts", lambda p: p["about"]["answered"].update(never=-5)),
     "seconds": (True, "images", lambda p: p["about"].update(seconds=-1.0)),
+    "seconds in text": (True, "images", lambda p: p["about"].update(seconds="7")),
+    "finished at no time": (True, "images", lambda p: p["about"].update(finished=[1])),
 }  # fmt: skip
 
 

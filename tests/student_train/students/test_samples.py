@@ -15,6 +15,7 @@ from PIL import Image
 
 from storage.cache import Cache
 from storage.errors import BadRequest, CorruptObject
+from storage.inputs import INPUTS
 from storage.inputs.arguments import to_float
 from student_train.run_files.predictions import read_predictions
 from student_train.running.train import train_students
@@ -151,16 +152,58 @@ def test_arrays_are_taken_as_the_dataset_had_them(small: Student) -> None:
     ("samples", "found"),
     [
         ([], "no sample"),
-        ([np.zeros((1, 5, 5), np.uint8)], "a row of shape (1, 5, 5)"),
+        ([np.zeros((1, 5, 5), np.uint8)], "a row of shape (1, 5, 5), uint8"),
+        # of pixels: neither over 255 nor told from those that are
+        ([np.zeros((1, 6, 6), np.float32)], "a row of shape (1, 6, 6), float32"),
+        ([np.zeros((1, 6, 6), np.uint8), np.full((1, 6, 6), 0.9)], "a row of shape (1, 6, 6), float64"),
+        ([np.full((1, 6, 6), 300)], "a row of shape (1, 6, 6), int64"),
+        ([np.full((1, 6, 6), "a", object)], "a row of shape (1, 6, 6), object"),
         (["a text"], "str"),
         ([Image.new("L", (6, 6))], "Image"),
         ("a text", "one str"),
         (b"of a file", "one bytes"),
         (Image.new("L", (6, 6)), "one Image"),
     ],
-    ids=["none", "of another shape", "a text", "an image", "one text alone", "one file alone", "one image alone"],
+    ids=[
+        "none",
+        "of another shape",
+        "floats",
+        "one of floats",
+        "integers",
+        "objects",
+        "a text",
+        "an image",
+        "one text alone",
+        "one file alone",
+        "one image alone",
+    ],
 )
 def test_what_is_no_sample_of_the_dataset_is_refused(small: Student, samples: Any, found: str) -> None:
     with pytest.raises(BadRequest) as refusal:
         small.prepare(samples)
     assert refusal.value.found == found
+
+
+@pytest.mark.parametrize(
+    ("source", "found"),
+    [
+        ({"kind": ["image_folder"]}, "Image"),
+        ({"kind": "image_folder"}, "channels"),
+        ({"kind": "image_folder", "channels": 1, "size": "large"}, "size"),
+        ({"kind": "image_folder", "channels": 1, "size": 10**9}, "(1, 1000000000, 1000000000)"),
+        ({"kind": "image_folder", "channels": 3, "size": 6}, "(3, 6, 6)"),
+        ({"kind": "text"}, "Image"),
+    ],
+    ids=["a kind that is none", "no channels", "no number", "more than there is memory", "other channels", "texts"],
+)
+def test_a_source_that_cannot_be_of_this_student_is_told(small: Student, source: dict[str, Any], found: str) -> None:
+    made = Student(small.blueprint.model_copy(update={"source": source}), small.network)
+    with pytest.raises(BadRequest) as refusal:
+        made.prepare([Image.new("L", (8, 8))])
+    assert found in str(refusal.value)
+
+
+def test_tokens_are_no_floats() -> None:
+    assert not INPUTS["tokens"].takes(np.dtype("float32"))
+    assert INPUTS["texts"].takes(np.dtype("int64"))
+    assert not INPUTS["values"].takes(np.dtype("uint8"))  # a dataset of these would be of pixels

@@ -61,6 +61,7 @@ def test_resnet20_for_cifar_has_the_parameters_of_the_paper() -> None:
 @pytest.mark.parametrize(
     ("architecture", "options", "found"),
     [
+        ("mlp", {"hidden": [1] * 1025}, "at most 1024 widths"),
         ("mlp", {"hidden": [0]}, "hidden = \\[0\\]"),
         ("mlp", {"hiden": [4]}, "rename hiden → hidden"),
         ("mlp", {"hidden": "abc"}, "cannot be built"),
