@@ -5,6 +5,7 @@ What a job may say is in `cache_job` and `student_job`, apart, so that training 
 
 from __future__ import annotations
 
+import codecs
 import tomllib
 from pathlib import Path
 from typing import Any, TypeVar
@@ -35,7 +36,9 @@ def read_job(path: Path, kind: type[Job]) -> Job:
     try:
         text = read_file(path, MOST_BYTES).decode("utf-8-sig")  # less a byte-order mark, which some editors write
     except UnicodeDecodeError as error:  # before ValueError, of which it is a kind
-        raise BadJob(f"cannot read the job file {path}", found=str(error), do="save it as UTF-8") from None
+        is_utf16 = error.object.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+        found = "the byte-order mark of UTF-16" if is_utf16 else str(error)
+        raise BadJob(f"cannot read the job file {path}", found=found, do="save it as UTF-8") from None
     except (OSError, ValueError) as error:
         raise BadJob(f"cannot read the job file {path}", found=str(error), do="give the path of a TOML file") from None
     if any(line.count(".") > MOST_DOTS for line in text.splitlines()):
