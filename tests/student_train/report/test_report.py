@@ -300,6 +300,13 @@ def test_a_folder_with_a_hostile_name_is_text(runs: Path) -> None:
     assert name in text_of(page)
 
 
+def test_no_name_on_the_page_steers_a_terminal(runs: Path) -> None:
+    (runs / "wild").rename(runs / "w\x1b[31m\u202eild")
+    page = write_report(runs).path.read_text()
+    assert not {"\x1b", "\u202e"} & set(page)
+    assert "[31m" in page
+
+
 def test_unlabelled_rows_are_compared_by_agreement(tmp_path: Path) -> None:
     cache = write_cache(tmp_path / "cache", Recipe(unlabelled=frozenset(range(240))))
     train_students(request_of(cache, tmp_path / "runs", student("a", objective=[KD])))

@@ -199,6 +199,13 @@ def test_an_mlflow_store_that_cannot_be_opened_is_refused(toy_cache: Cache, tmp_
     assert not (tmp_path / "runs").exists()
 
 
+def test_the_password_of_an_mlflow_store_that_cannot_be_opened_is_not_told(toy_cache: Cache, tmp_path: Path) -> None:
+    with pytest.raises(BadRequest) as refused:
+        train_students(tracked(toy_cache, tmp_path / "runs", mlflow="postgresql://me:hidden@localhost:1/db"))
+    assert refused.value.what == "MLflow cannot open postgresql://…@localhost:1/db"
+    assert "hidden" not in str(refused.value)
+
+
 @pytest.mark.parametrize(("package", "track"), [("tensorboard", {"tensorboard": True}), ("mlflow", {"mlflow": "m"})])
 def test_a_missing_package_is_refused_before_the_first_step(
     toy_cache: Cache, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, package: str, track: dict[str, Any]
