@@ -19,13 +19,20 @@ def headline(found: Compared) -> list[str]:
     of = f" (mean of {count} seeds{gain.deviation_text(best.deviation(gain.column))})" if count > 1 else ""
     among = f"best of {len(found.settings)} settings: " if len(found.settings) > 1 else ""
     figure = f"{gain.name} {gain.text(best.mean(gain.column))}{of}"
-    return [f"{among}{named(best, found)}: {figure}", *_beside(found, best)]
+    return [f"{among}{named(best, found)}: {figure}", *_not_held(found), *_beside(found, best)]
 
 
 def named(setting: Setting, found: Compared) -> str:
     """Return a setting's name and what varies of it: "mlp, lr 0.01, T 4"."""
     values = [(each.title, each.text(setting)) for each in found.varied] if setting.label != setting.name else []
     return ", ".join([setting.label, *(f"{title} {text}" for title, text in values if text is not None)])
+
+
+def _not_held(found: Compared) -> list[str]:
+    runs = [run for setting in found.settings for run in setting.runs]
+    trained = [run.name for run in runs if run.measures_trained_rows]
+    of = "all" if len(trained) == len(runs) else ", ".join(trained[:3] + ["…"] * (len(trained) > 3))
+    return [f"warning: measured on rows that they were trained on, which are not held: {of}"] * bool(trained)
 
 
 def _beside(found: Compared, best: Setting) -> Iterator[str]:

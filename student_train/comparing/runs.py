@@ -11,6 +11,7 @@ import polars as pl
 from pydantic import TypeAdapter, ValidationError
 
 from storage.errors import StillroomError
+from student_train.options.sections import share_rows
 from student_train.options.terms import ObjectiveTerm
 from student_train.run_files.comparison import COMPARISON, compare_run, list_runs, rank
 from student_train.run_files.history import METRICS_FILE, read_metrics
@@ -77,6 +78,12 @@ class ShownRun:
         """Return which rows of the cache were "train" or "validation"."""
         rows = self._section("data").get(role)
         return None if rows is None else str(rows)
+
+    @property
+    def measures_trained_rows(self) -> bool:
+        """Return whether it was measured on rows that it was trained on."""
+        train, validation = self.rows_of("train"), self.rows_of("validation")
+        return train is not None and validation is not None and share_rows(train, validation)
 
     @property
     def held_rows(self) -> int | None:

@@ -47,6 +47,13 @@ Architecture = Annotated[str, AfterValidator(_architecture)]
 PerChannel = Annotated[tuple[float, ...], Field(strict=False, min_length=1)]
 
 
+def share_rows(train: str, validation: str) -> bool:
+    """Return whether rows of a cache, such as "digits/train" and "digits", have some in common."""
+    (ours, trained), (theirs, held) = (rows.partition("/")[::2] for rows in (train, validation))
+    # without a split all rows are meant, those of any split too
+    return ours == theirs and (trained == held or not trained or not held)
+
+
 class DataOptions(Options):
     """Which rows of the cache are trained and evaluated on, and how they reach the device."""
 
@@ -62,9 +69,7 @@ class DataOptions(Options):
     @property
     def measures_trained_rows(self) -> bool:
         """Whether validation rows are among those that are trained on."""
-        (ours, train), (theirs, held) = (rows.partition("/")[::2] for rows in (self.train, self.validation))
-        # without a split all rows are meant, those of any split too
-        return ours == theirs and (train == held or not train or not held)
+        return share_rows(self.train, self.validation)
 
 
 class HalvingOptions(Options):

@@ -116,6 +116,19 @@ def test_without_labels_alone_the_headline_says_that_it_is_unknown(swept: Path, 
     )
 
 
+@pytest.mark.parametrize("train", ["toy", "toy/validation"])
+def test_figures_on_rows_that_were_trained_on_are_not_taken_for_held_ones(
+    toy_cache: Cache, tmp_path: Path, train: str
+) -> None:
+    train_students(request_of(toy_cache, tmp_path, student("honest")))
+    assert not any(line.startswith("warning") for line in headline(compared(tmp_path)))
+    train_students(request_of(toy_cache, tmp_path, student("peeks", learning_rate=0.02), train=train))
+    warning = "warning: measured on rows that they were trained on, which are not held: peeks"
+    assert headline(compared(tmp_path))[1] == warning
+    shutil.rmtree(tmp_path / "honest")
+    assert headline(compared(tmp_path))[1] == warning.replace("peeks", "all")
+
+
 def test_runs_of_other_held_rows_are_apart(toy_cache: Cache, swept: Path, tmp_path: Path) -> None:
     runs = shutil.copytree(swept, tmp_path / "runs")
     other = write_cache(tmp_path / "other", Recipe(rows=120))
