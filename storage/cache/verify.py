@@ -156,7 +156,8 @@ def _check_plans(catalogue: Catalogue, commits: list[Commit]) -> None:
 def _check_promises(cache: Cache, commits: list[Commit]) -> None:
     """Check that not all shards of a promise, and more than one, say they are of another: then it is the suspect.
 
-    Else a promise that was put in the place of another would have all that was built under it dropped.
+    Else a promise that was put in the place of another would have all that was built under it dropped. For a shard of
+    its weights, `weights.json` speaks as well.
     """
     said: dict[str, list[tuple[str | None, str | None]]] = {}
     for commit in commits:
@@ -168,18 +169,19 @@ def _check_promises(cache: Cache, commits: list[Commit]) -> None:
                 if found is not None:
                     said.setdefault(path, []).append((found, now))
             if teacher is not None and (weights := commit.about.get("weights")) is not None:
-                pair = (
-                    weights,
-                    cache.promises.weights(dataset, teacher),
-                )  # a lost file is told here, not shard by shard
+                # a lost file is told here, not shard by shard
+                pair = (weights, cache.promises.weights(dataset, teacher))
                 said.setdefault(f"{dataset}/{teacher}/{WEIGHTS_JSON}", []).append(pair)
+                if pair[0] == pair[1] and commit.belonging.promise is not None:
+                    # a witness too, where a teacher has one shard alone
+                    said[paths[2]].append(said[paths[2]][-1])
     for path, pairs in said.items():
         # several witnesses, of one voice, and against the file
         if len(pairs) > 1 and len(set(pairs)) == 1 and pairs[0][0] != pairs[0][1]:
             raise CorruptObject(
                 f"{cache.url}/{path} is not that of its shards",
                 found=f"{pairs[0][1]}  ({path})",
-                expected=f"{pairs[0][0]}, as all {len(pairs)} shards say",
+                expected=f"{pairs[0][0]}, as all of its shards say",
                 do="restore it from a copy of the cache",
             )
 

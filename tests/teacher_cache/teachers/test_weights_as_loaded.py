@@ -104,6 +104,19 @@ def test_a_promise_of_weights_that_is_exchanged_or_lost_is_told_and_no_shard_is_
     assert caught.value.what == f"{cache.url}/d/t/weights.json {told}"
 
 
+def test_a_promise_that_is_exchanged_costs_a_teacher_of_one_shard_nothing(tmp_path: Path) -> None:
+    build(write(tmp_path, "seeded"))
+    cache = Cache.open(str(tmp_path / "cache"))
+    for shard in cache.committed("d", "t") - {0}:
+        cache.objects.delete(ShardKey("d", "t", "plain", shard).commit_path)
+    other = cache.teacher("d", "t").model_copy(update={"model": {"factory": "of another"}})
+    cache.objects.delete("d/t/teacher.json")
+    cache.objects.put("d/t/teacher.json", other.to_json())
+    with pytest.raises(CorruptObject) as caught:
+        verify(Cache.open(cache.url))
+    assert caught.value.what == f"{cache.url}/d/t/teacher.json is not that of its shards"
+
+
 def test_every_tensor_counts_whatever_its_type() -> None:
     def model(dtype: torch.dtype = torch.float32, buffer: float = 0.0) -> torch.nn.Module:
         made = torch.nn.Linear(2, 1)
