@@ -171,10 +171,17 @@ def common_name(names: Sequence[str]) -> str:
 
 
 def written(value: Any) -> str:
-    """Return a value of a job in a few letters."""
+    """Return a value of a job in as few letters as tell it from any other.
+
+    >>> written(0.5), written(1e-5), written(0.0100000001)
+    ('0.5', '1e-05', '0.0100000001')
+    """
     if isinstance(value, list | tuple):
         return "[" + ", ".join(map(written, value)) + "]"
-    return f"{value:g}" if isinstance(value, float) else value if isinstance(value, str) else _json(value)
+    if isinstance(value, float):
+        short = f"{value:g}"
+        return short if float(short) == value else repr(value)
+    return value if isinstance(value, str) else _json(value)
 
 
 def _labels(named: dict[str, tuple[str, dict[str, Any]]]) -> dict[str, str]:
