@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
+from storage.digests import digest
 from storage.errors import StorageFailure, TryAgain
 from storage.format.filesystems import lock
 from storage.format.objects import LocalObjects
@@ -25,6 +26,7 @@ from student_train.run_files.position import Position
 from student_train.run_files.predictions import HeldTable, write_predictions
 from student_train.run_files.records import (
     JOB_FILE,
+    RESULT_FILES,
     RUN_FILE,
     EpochMetrics,
     RunRecord,
@@ -130,11 +132,14 @@ class RunFolder:
         weights: Mapping[str, Tensor],
         job: str,
         tokenizer: bytes | None = None,
-    ) -> None:
-        """Write a student and its job, and last the record, which says that all the rest is there."""
+    ) -> RunRecord:
+        """Write a student and its job, and last the record, which says that all the rest is there; return it."""
         save_student(self.path, blueprint, weights, tokenizer)
         LocalObjects(self.path).put(JOB_FILE, job.encode())
+        student = digest((self.path / RESULT_FILES[0]).read_bytes())
+        record = record.model_copy(update={"student_digest": student})
         write_record(self.path, record)
+        return record
 
     def write_failure(self, record: RunRecord) -> None:
         """Write that the run failed; its last checkpoint stays."""
@@ -181,8 +186,8 @@ class UnwrittenFolder(RunFolder):
         weights: Mapping[str, Tensor],
         job: str,
         tokenizer: bytes | None = None,
-    ) -> None:
-        pass
+    ) -> RunRecord:
+        return record
 
     def write_failure(self, record: RunRecord) -> None:
         pass

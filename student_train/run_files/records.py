@@ -86,6 +86,7 @@ class RunRecord(Held):
         halving: the section of the job that stopped it.
         taken: how its steps were taken; None of a failed run, and before format 2.
         job_digest: of its job file.
+        student_digest: of its student.json, which has that of the weights; None before that was kept.
     """
 
     format_version: Literal[1, 2] = 2
@@ -106,6 +107,7 @@ class RunRecord(Held):
     halving: dict[str, Any] | None = None
     taken: StepsTaken | None = None
     job_digest: str | None = None
+    student_digest: str | None = None
     identity: dict[str, Any]
 
 
@@ -133,8 +135,14 @@ def read_record(folder: Path) -> RunRecord | None:
 
 
 def lost_files(folder: Path, record: RunRecord) -> tuple[str, ...]:
-    """Return which files of a trained student are gone although its record says that they are there."""
-    return tuple(name for name in RESULT_FILES if record.status != "failed" and not (folder / name).exists())
+    """Return which files of a trained student are gone, or another's, although its record says that they are there."""
+    if record.status == "failed":
+        return ()
+    gone = tuple(name for name in RESULT_FILES if not (folder / name).exists())
+    # Weights of another run beside this record would pass for its own: a digest of their own they have.
+    if not gone and record.student_digest not in (None, digest((folder / RESULT_FILES[0]).read_bytes())):
+        return (f"its own {RESULT_FILES[0]}",)
+    return gone
 
 
 def read_job(folder: Path, record: RunRecord | None) -> str | None:

@@ -288,8 +288,7 @@ class Run:
             **about,
         )
         prepared = self.prepared
-        prepared.files.write_result(record, prepared.blueprint, weights, job, prepared.tokenizer)
-        return record
+        return prepared.files.write_result(record, prepared.blueprint, weights, job, prepared.tokenizer)
 
     def _steps_taken(self) -> StepsTaken:
         device = self.context.device

@@ -74,6 +74,21 @@ def test_a_run_whose_weights_are_gone_is_trained_again_and_told(
     assert weights(tmp_path, "a") == before
 
 
+def test_weights_of_another_run_are_not_taken_for_ones_own(toy_cache: Cache, tmp_path: Path) -> None:
+    request = request_of(toy_cache, tmp_path, student("a"), student("b", seed=1))
+    request = replace(request, fleet=FleetOptions(stacking="never"))
+    train_students(request)
+    before = weights(tmp_path, "a")
+    for name in (BLUEPRINT_FILE, WEIGHTS_FILE):
+        (tmp_path / "a" / name).write_bytes((tmp_path / "b" / name).read_bytes())
+    (why,) = compare_runs(tmp_path).filter(status="lost").select("student", "error").iter_rows()
+    assert why == ("a", "gone: its own student.json")
+    told: list[Event] = []
+    train_students(request, report=told.append)
+    assert [event.student for event in told if isinstance(event, ResultLost)] == ["a"]
+    assert weights(tmp_path, "a") == before
+
+
 def test_a_student_that_was_set_aside_stays_so_and_its_weights_are_told_to_be_gone(
     toy_cache: Cache, tmp_path: Path
 ) -> None:
