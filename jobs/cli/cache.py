@@ -27,6 +27,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
+AUDITED_ROWS = 200
+
 
 @app.callback()
 def _program(version: VersionOption = False) -> None:
@@ -165,8 +167,8 @@ def verify(
         Path | None,
         typer.Option(metavar="JOB.toml", help="Audit instead: ask this job's teachers again about some rows."),
     ] = None,
-    rows: Annotated[int, typer.Option(min=1, metavar="N", help="Rows of an audit.")] = 200,
-    seed: Annotated[int, typer.Option(min=0, help="Which rows these are.")] = 0,
+    rows: Annotated[int | None, typer.Option(min=1, metavar="N", help="Rows of an audit, by default 200.")] = None,
+    seed: Annotated[int | None, typer.Option(min=0, help="Which rows these are, by default 0.")] = None,
     device: DeviceOption = "auto",
     as_json: JsonOption = False,
 ) -> None:
@@ -182,7 +184,9 @@ def verify(
         if teacher is not None:
             from jobs.cli.cache_audit import audit
 
-            return audit(cache, teacher, rows, seed, device, as_json=as_json)
+            return audit(cache, teacher, rows or AUDITED_ROWS, seed or 0, device, as_json=as_json)
+        if rows is not None or seed is not None:
+            raise BadRequest("--rows and --seed are of an audit", do="--teacher JOB.toml, or leave them out")
 
         opened = _open(cache)
         with terminal.watching("shards") as watch:

@@ -88,6 +88,8 @@ def classes_told(catalogue: Catalogue, ledger: Ledger) -> list[str]:
     lines = []
     for dataset, spec in sorted(catalogue.datasets.items()):
         counts = ledger.labels(dataset)
+        if counts and not sum(counts):  # meant so, or `path` is a folder too deep
+            lines.append(f"{dataset}: no row has a label; {_listed('class', 'classes', spec.classes)} by name alone")
         if not sum(counts):
             continue
         shown = [f"{name} {count:,}" for name, count in zip(spec.classes, counts, strict=True)]

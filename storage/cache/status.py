@@ -51,7 +51,7 @@ def read_status(catalogue: Catalogue, ledger: Ledger | None = None) -> pl.DataFr
                 "rows": planned,
                 "rows_done": done,
                 "rows_missing": None if planned is None else planned - done,
-                "quarantined": int(commits["quarantined"].sum()) if teacher is None else 0,
+                "quarantined": int(commits["quarantined"].sum()),  # of a teacher, rows that it was not shown
                 "shards": len(catalogue.shards(dataset)),
                 "shards_done": len(commits),
                 "bytes": int(commits["bytes"].sum()),

@@ -150,7 +150,9 @@ def _belonging(catalogue: Catalogue, build: BuildRequest) -> list[tuple[str, Tea
         raise BadRequest(f"{build.job} has no teacher to ask", found="no [[teacher]]", do="name the job of the cache")
     for source in build.sources:
         dataset = catalogue.dataset(source.name)
-        now = dataset.model_copy(update={"source": source.as_promised(dataset.source).content()})
+        named = getattr(source, "classes", None)  # by the job; what only the data name is not read
+        classes = dataset.classes if named is None else list(named.values() if isinstance(named, dict) else named)
+        now = dataset.model_copy(update={"source": source.as_promised(dataset.source).content(), "classes": classes})
         check_promise(url, f"{source.name}/dataset.json", dataset, now, build.job)
         if build.views is not None and source.name in catalogue.views:
             promise_views(catalogue, build.views, dataset, build.job)

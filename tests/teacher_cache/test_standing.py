@@ -110,6 +110,14 @@ def test_a_build_tells_its_classes_with_their_rows(tmp_path: Path) -> None:
     ]
 
 
+def test_a_dataset_with_classes_and_no_label_is_told(tmp_path: Path) -> None:
+    """As one has it whose `path` is a class's own folder."""
+    job = write(tmp_path, [0, 1, 2, 3])
+    np.save(tmp_path / "x.npy", np.zeros((4, 1, 1, 1), np.uint8))
+    job.write_text(job.read_text().replace("x.npz", "x.npy"))
+    assert build(job).classes == ["d: no row has a label; classes a, b, c, d by name alone"]
+
+
 def test_labels_that_a_part_of_the_shards_counts_are_not_told_as_all(tmp_path: Path) -> None:
     build(write(tmp_path, [0, 1, 2, 3, 3, 3]))
     cache = Cache.open(str(tmp_path / "cache"))

@@ -13,6 +13,7 @@ import torch
 
 from jobs.files.cache_job import CacheJob
 from jobs.files.reading import read_job
+from storage.cache import Cache
 from storage.errors import BadRequest, NotInCache, StaleCache
 from teacher_cache.auditing.audit import Audit, AuditRequest, run_audit
 from teacher_cache.teachers.loading import cached_teacher
@@ -201,6 +202,15 @@ def test_another_dataset_or_a_teacher_that_is_not_there_is_refused_by_name(tmp_p
         audit(job)
     job.write_text(text[: text.index("[[teacher]]")])
     with pytest.raises(BadRequest, match=r"has no teacher to ask"):
+        audit(job)
+
+
+def test_classes_in_another_order_are_refused(tmp_path: Path) -> None:
+    job = swayed(tmp_path)
+    names = Cache.open(str(tmp_path / "cache")).dataset("digits").classes
+    assert len(names) > 1
+    job.write_text(job.read_text().replace(json.dumps(names), json.dumps([*names[1:], names[0]])))
+    with pytest.raises(StaleCache, match=r"dataset.json differs in classes"):
         audit(job)
 
 
