@@ -35,7 +35,7 @@ FILTERS = {
 # What builds did before these could be said; a cache that promises nothing of them was made so.
 UNSAID: dict[str, Any] = {"orientation": "stored", "background": "none", "resize": "stretch", "filter": "bilinear"}
 
-Side = Annotated[int, Field(ge=1, le=2**14)]  # of what nobody shows a network, a mistake
+Side = Annotated[int, Field(ge=1)]
 Byte = Annotated[int, Field(ge=0, le=255)]
 
 

@@ -90,7 +90,8 @@ def test_int8_is_within_half_a_step_of_each_row(logits: np.ndarray) -> None:
     logits_BC = torch.from_numpy(logits) / 25  # so near each other that all can be
     step_B1 = (logits_BC.amax(1, keepdim=True) - logits_BC.amin(1, keepdim=True)) / 255
     error_BC = (through_the_disk(DenseEncoding(dtype="int8"), logits_BC) - logits_BC).abs()
-    assert (error_BC <= 0.501 * step_B1 + 1e-6 * logits_BC.abs().max()).all()
+    tiny = torch.finfo(torch.float32).tiny  # below it, floats have few bits
+    assert (error_BC <= 0.501 * step_B1 + 1e-6 * logits_BC.abs().max() + tiny).all()
 
 
 def test_int8_keeps_the_ends_of_a_row() -> None:
