@@ -48,7 +48,13 @@ def open_client(
         if name.partition(".")[0] == "distributed":
             logging.getLogger(name).setLevel(logging.CRITICAL)  # its worker losses are ours to report
     memory = {f"distributed.worker.memory.{limit}": False for limit in ("target", "spill", "pause")}
-    ours = {**memory, "distributed.scheduler.allowed-failures": 1, "distributed.scheduler.worker-ttl": WORKER_TTL}
+    ours = {
+        **memory,
+        "distributed.scheduler.allowed-failures": 1,
+        "distributed.scheduler.worker-ttl": WORKER_TTL,
+        # Nobody looks at it, and a worker keeps an hour of it: 60 kB more each second.
+        "distributed.worker.profile.enabled": False,
+    }
     with contextlib.ExitStack() as stack:
         stack.enter_context(dask.config.set(ours))
         if options.kind == "local":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import os
 import signal
@@ -9,7 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import psutil
 import pytest
@@ -17,6 +18,9 @@ import pytest
 from jobs.cluster.flight import run_work, window
 from jobs.cluster.opening import ClusterOptions, open_client
 from storage.errors import BadRequest, TryAgain
+
+if TYPE_CHECKING:
+    from distributed import Worker
 
 LOCAL = ClusterOptions(kind="local", workers=1)
 
@@ -105,6 +109,17 @@ class Work(NamedTuple):
 def sleeping(work: Work) -> int:
     time.sleep(work.seconds)
     return os.getpid()
+
+
+async def profiled(dask_worker: Worker) -> int:
+    await asyncio.sleep(2.5)  # Dask begins another profile each second
+    return len(dask_worker.profile_history)
+
+
+@pytest.mark.slow
+def test_a_worker_keeps_no_profile_of_itself() -> None:
+    with open_client(LOCAL, environments=[{}]) as client:
+        assert list(client.run(profiled).values()) == [0]
 
 
 @pytest.mark.slow
