@@ -185,6 +185,10 @@ def _ingest(stages: Stages, stage: Stage, request: BuildRequest, before: Ledger)
             do=f"mend the ids, then cache build {request.job} --as NAME",
         )
     stages.report.repeats += samples.repeats(dataset).lines(dataset)
+    share, splits = stage.dataset.source.validation, set(samples.of(dataset, columns=["split"])["split"])
+    if share and len(splits) == 1 and request.part == (0, 1):  # a part may not have the others yet
+        use = "to train on" if splits == {"validation"} else "to evaluate on"
+        stages.watcher.note(f"warning: validation = {share} leaves no row of {dataset} {use}")
 
 
 def _ask(stages: Stages, stage: Stage, request: BuildRequest) -> None:

@@ -695,3 +695,10 @@ def test_a_mended_shard_with_a_file_that_is_gone_says_what_to_do(tmp_path: Path)
     assert len(rebuilt(tmp_path, dataset).quarantined["digits"]) == 1
     (tmp_path / "images/odd/009.png").unlink()
     assert len(rebuilt(tmp_path, dataset).quarantined["digits"]) == 1
+
+
+@pytest.mark.parametrize(("share", "use"), [(0.999, "to train on"), (0.001, "to evaluate on")])
+def test_a_share_of_held_rows_that_leaves_none_of_the_others_is_told(tmp_path: Path, share: float, use: str) -> None:
+    watch = Silent()
+    build(write_job(tmp_path, write_digits(tmp_path, 8) + f"validation = {share}\n"), watcher=watch)
+    assert watch.notes == [f"warning: validation = {share} leaves no row of digits {use}"]
