@@ -29,6 +29,7 @@ from storage.format.zips import pack_zip
 from tests.forging import seal_again
 
 INGEST, TARGETS = ShardKey("digits", None, "plain", 1), ShardKey("digits", "cnn", "plain", 1)
+REPOSITORY = Path(__file__).parents[3]
 DEEP = b"[" * 3_000_000
 # A frame of 3 GB of zeros, as zstd writes it: a header of 8 bytes of size, then blocks of one byte each.
 FRAME_OF_3_GB = b"\x28\xb5\x2f\xfd\xe0" + (3 * 10**9).to_bytes(8, "little") + b"\x02\x00\x10\x00" * 23_000
@@ -213,9 +214,8 @@ def test_a_hostile_cache_takes_little_memory(cache: Cache) -> None:
     about, _ = unseal(cache.objects.get(keys[5].commit_path))
     rows = pa.chunked_array([pa.array(np.zeros(10**7, np.int64))] * 40)
     cache.objects.put(keys[5].commit_path, seal(pa.table({"row": rows}), about | {"rows": [0, len(rows)]}))
-    done = subprocess.run(
-        [sys.executable, __file__, cache.url], capture_output=True, text=True, check=True, timeout=300
-    )
+    command = [sys.executable, "-m", __name__, cache.url]  # from the repository, where Python finds the tests
+    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=True, timeout=300)
     bad, grown_bytes = json.loads(done.stdout)
     assert (bad, grown_bytes < 100 * 2**20) == ([str(key) for key in keys], True)
 
