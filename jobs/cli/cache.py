@@ -18,6 +18,7 @@ from jobs.cli.cache_recode import recode
 if TYPE_CHECKING:
     from jobs.cluster.pools import Pools
     from storage.cache import Cache
+    from storage.cache.verify import Verification
     from teacher_cache.building.prepared import PreparedBuild
 
 app = typer.Typer(
@@ -177,7 +178,7 @@ def verify(
 
     def action() -> int:
         from storage.cache import verify as room
-        from storage.errors import BadRequest, CorruptObject, RowsMissing, si
+        from storage.errors import BadRequest, CorruptObject, RowsMissing
 
         if teacher is not None and repair:
             raise BadRequest("an audit repairs nothing", found="--teacher and --repair", do="leave one of them out")
@@ -199,28 +200,28 @@ def verify(
             found = room.verify(opened, on_shard)
         if repair:
             room.repair(opened, found)
-        if as_json:
-            bad = [{"shard": str(shard.key), "reason": shard.reason} for shard in found.bad]
-            counts = {"shards": found.shards, "bytes": found.bytes, "garbage": list(found.garbage)}
-            terminal.print_json(counts | {"bad": bad, "repaired": repair})
-        else:
-            for shard in found.bad:
-                terminal.out.print(f"bad  {shard.key}\n{shard.reason}", markup=False)
-            done = "dropped; cache build makes them again" if repair else f"cache verify {cache} --repair drops them"
-            terminal.out.print(
-                f"{found.shards} shards, {si(found.bytes, 'B')}: "
-                + (f"{len(found.bad)} bad ({done})" if found.bad else "all whole")
-                + (
-                    f"; {len(found.garbage)} abandoned Zarr groups{' removed' if repair else ''}"
-                    if found.garbage
-                    else ""
-                ),
-                markup=False,
-            )
+        _print_verified(cache, found, repaired=repair, as_json=as_json)
         # What was repaired is no longer corrupt: it is missing, until the next build.
         return 0 if not found.bad else RowsMissing.exit_code if repair else CorruptObject.exit_code
 
     terminal.run(action, as_json=as_json, answers=True)
+
+
+def _print_verified(cache: str, found: Verification, *, repaired: bool, as_json: bool) -> None:
+    from jobs.show import terminal
+    from storage.errors import si
+
+    if as_json:
+        bad = [{"shard": str(shard.key), "reason": shard.reason} for shard in found.bad]
+        counts = {"shards": found.shards, "bytes": found.bytes, "garbage": list(found.garbage)}
+        terminal.print_json(counts | {"bad": bad, "repaired": repaired})
+        return
+    for shard in found.bad:
+        terminal.out.print(f"bad  {shard.key}\n{shard.reason}", markup=False)
+    done = "dropped; cache build makes them again" if repaired else f"cache verify {cache} --repair drops them"
+    whole = f"{len(found.bad)} bad ({done})" if found.bad else "all whole"
+    garbage = f"; {len(found.garbage)} abandoned Zarr groups{' removed' if repaired else ''}" if found.garbage else ""
+    terminal.out.print(f"{found.shards} shards, {si(found.bytes, 'B')}: {whole}{garbage}", markup=False)
 
 
 @app.command()
