@@ -11,6 +11,7 @@ from storage.errors import CorruptObject
 from storage.format.sealed import unseal
 
 PREDICTIONS_FILE = "predictions.parquet"
+FORMATS = (1, 2)  # of it, that are known
 TEACHER = {"teacher_top": pl.Int64, "teacher_label_log_probability": pl.Float64}
 COLUMNS = {"row": pl.Int64, "label": pl.Int64, "top": pl.Int64, "label_log_probability": pl.Float64, **TEACHER}
 
@@ -39,6 +40,8 @@ def read_answers(folder: Path) -> Answers | None:
         return None
     try:
         about, table = unseal(path.read_bytes())
+        if about["format_version"] not in FORMATS:
+            raise ValueError("it is of another format")
         task = about.get("task") or FIRST_TASKS["at" in table.column_names]
         frame = pl.DataFrame(pl.from_arrow(table.select(list(COLUMNS))))
         return Answers(task, about["teacher"], frame.cast(COLUMNS))  # type: ignore[arg-type]
