@@ -10,22 +10,40 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import xxhash
+
+from storage.errors import MissingSource
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 GOLDEN = 0x9E3779B97F4A7C15  # 2**64 divided by the golden ratio, odd
 MULTIPLIERS = (0xBF58476D1CE4E5B9, 0x94D049BB133111EB)  # Stafford's variant 13
+READ_BYTES = 2**24  # of a file at a time, to digest it
 MASK = 2**64 - 1  # Python's integers do not wrap by themselves
 
 
 def digest(data: bytes | memoryview) -> str:
     """Return the digest of `data`."""
     return xxhash.xxh3_128_hexdigest(data)
+
+
+def file_digest(path: Path) -> str:
+    """Return the digest of a file's bytes. Raises MissingSource."""
+    hasher = xxhash.xxh3_128()
+    try:
+        with open(path, "rb") as file:
+            while block := file.read(READ_BYTES):  # weights may be larger than memory
+                hasher.update(block)
+    except OSError as error:
+        raise MissingSource(
+            f"there is no {path}", found=error.strerror, do="paths in a job file are relative to its own folder"
+        ) from None
+    return hasher.hexdigest()
 
 
 def fingerprint(meaning: Any) -> str:

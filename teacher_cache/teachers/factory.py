@@ -5,12 +5,13 @@ from __future__ import annotations
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from storage.digests import file_digest
 from storage.errors import BadRequest, BadTeacher
 from storage.options import beside, code_fingerprint, load_factory
 from storage.tokenizer import read_tokenizer
 from teacher_cache.teachers.loaded import build_twice
 from teacher_cache.teachers.spoken import Spoken, spoken_by
-from teacher_cache.teachers.weights import file_digest, load_weights
+from teacher_cache.teachers.weights import load_weights
 
 if TYPE_CHECKING:
     from torch import nn

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from storage.digests import file_digest
 from storage.errors import CorruptObject, MissingSource
 from storage.format.sealed import read_json
 from storage.options import code_fingerprint
 from teacher_cache.teachers.spoken import Spoken
-from teacher_cache.teachers.weights import file_digest
 
 if TYPE_CHECKING:
     from torch import nn

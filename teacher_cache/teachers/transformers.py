@@ -6,16 +6,25 @@ pickle, no code that comes with a model, no hub.
 
 from __future__ import annotations
 
-import json
 import warnings
 from importlib.metadata import version
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from storage.errors import BadTeacher, BadWeights, MissingSource, StillroomError, is_out_of_memory, missing_extra
+from storage.digests import file_digest
+from storage.errors import BadTeacher, BadWeights, StillroomError, is_out_of_memory
+from storage.model_folder import (
+    CONFIG,
+    SHOWN,
+    WEIGHTS,
+    check_transformers,
+    import_transformers,
+    listed,
+    read_config,
+    weights_files,
+)
 from teacher_cache.teachers.spoken import Spoken, spoken_by
-from teacher_cache.teachers.weights import file_digest, read_weights
+from teacher_cache.teachers.weights import read_weights
 
 if TYPE_CHECKING:
     import torch
@@ -25,10 +34,9 @@ if TYPE_CHECKING:
 
 KEYS: tuple[str, ...] = ("path", "dtype", "attention")
 
-CONFIG, TOKENIZER = "config.json", "tokenizer.json"
-WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
-PICKLES = (".bin", ".pt", ".pth", ".ckpt")
-SHOWN = 5  # tensors, in a message
+WHAT = 'kind = "transformers"'
+
+TOKENIZER = "tokenizer.json"
 TRIED_TOKENS = 8  # that a model is asked about when it is loaded, to see that it looks at none that comes later
 OF_A_GPU = ("flash_attention_2", "flex_attention")  # of no use on the CPU where a model is loaded
 LOOKED_AHEAD = 1e-2  # of the largest logit: far more than rounding
@@ -41,13 +49,12 @@ def told(options: TeacherOptions) -> dict[str, Any]:
 
 def digests(options: TeacherOptions) -> dict[str, Any]:
     """Return the digests of the config and of every file of weights."""
-    if find_spec("transformers") is None:  # told before anything is read; importing it takes a second
-        raise missing_extra('kind = "transformers"', "no transformers", "transformers")
+    check_transformers(WHAT)  # before anything is read; importing it takes a second
     folder = _folder(options)
-    _config(folder)
+    read_config(folder, BadTeacher)
     return {
         "config": file_digest(folder / CONFIG),
-        "weights": {name: file_digest(folder / name) for name in _files(folder)},
+        "weights": {name: file_digest(folder / name) for name in weights_files(folder)},
     }
 
 
@@ -65,14 +72,7 @@ def classes(options: TeacherOptions) -> None:
 
 def import_libraries() -> None:
     """Import transformers, and keep its bars and remarks off the terminal. Raises BadRequest: it is not installed."""
-    try:
-        import transformers
-        from transformers import modeling_utils  # noqa: F401 - the most of it, which is imported when it is asked for
-    except ImportError as error:
-        raise missing_extra('kind = "transformers"', str(error), "transformers") from None
-    # For as long as this process lives: a forward pass has remarks of its own too.
-    transformers.utils.logging.set_verbosity_error()
-    transformers.utils.logging.disable_progress_bar()
+    import_transformers(WHAT)
 
 
 def load(options: TeacherOptions) -> nn.Module:
@@ -86,7 +86,7 @@ def load(options: TeacherOptions) -> nn.Module:
     """
     import_libraries()
     folder = _folder(options)
-    _config(folder)
+    read_config(folder, BadTeacher)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
@@ -143,8 +143,8 @@ def _check_fit(folder: Path, model: nn.Module, found: dict[str, Any]) -> None:
         for name, stored, wanted in sorted(found["mismatched_keys"])
     ]
     faults = (
-        [f"missing {_listed(missing)}"] * bool(missing)
-        + [f"unknown {_listed(unknown)}"] * bool(unknown)
+        [f"missing {listed(missing)}"] * bool(missing)
+        + [f"unknown {listed(unknown)}"] * bool(unknown)
         + shapes[:SHOWN]
         + [str(error) for error in found.get("error_msgs") or []][:SHOWN]
     )
@@ -189,112 +189,8 @@ def _folder(options: TeacherOptions) -> Path:
 def _weights(folder: Path, dtype: torch.dtype | None) -> dict[str, Tensor]:
     """Return the tensors of all files, floats in a precision that is asked for. Raises BadWeights, MissingSource."""
     tensors: dict[str, Tensor] = {}
-    for file in _files(folder):
+    for file in weights_files(folder):
         for name, stored in read_weights(folder / file).items():
             # A copy: what was read is the file itself, mapped, and would change with it under a model that runs.
             tensors[name] = stored.to(dtype if stored.is_floating_point() else None, copy=True)
     return tensors
-
-
-def _files(folder: Path) -> list[str]:
-    """Return the names of a folder's files of weights: one, or those of its index.
-
-    Raises:
-        BadWeights: they are pickles, an adapter, or the index cannot be read.
-        MissingSource: there are none.
-    """
-    if (folder / WEIGHTS).exists():
-        return [WEIGHTS]
-    if (folder / INDEX).exists():
-        named = _json(folder / INDEX, BadWeights).get("weight_map")
-        files = sorted({*named.values()}) if isinstance(named, dict) and all(map(_is_plain, named.values())) else []
-        if not files:
-            raise BadWeights(
-                f"{folder / INDEX} names no weights",
-                expected="a `weight_map` from tensors to safetensors files of the same folder",
-            )
-        return files
-    there = sorted(path.name for path in folder.iterdir())
-    again = "AutoModelForCausalLM.from_pretrained(…).save_pretrained(…) writes safetensors"
-    if pickles := [name for name in there if name.endswith(PICKLES)]:
-        raise BadWeights(
-            f"the weights in {folder} are pickles, which could execute code",
-            found=_listed(pickles),
-            expected=f"{WEIGHTS}, or {INDEX} and the files that it names",
-            do=f"where you trust them: {again}",
-        )
-    raise MissingSource(
-        f"there are no weights in {folder}",
-        found=_listed(there) or "an empty folder",
-        expected=f"{WEIGHTS}, or {INDEX} and the files that it names",
-        do=again,
-    )
-
-
-def _is_plain(name: Any) -> bool:
-    return isinstance(name, str) and name == Path(name).name and name.endswith(".safetensors")
-
-
-def _config(folder: Path) -> dict[str, Any]:
-    """Return a folder's config.
-
-    Raises:
-        MissingSource: there is none.
-        BadTeacher: it is damaged, or wants what is not done here: code from elsewhere, quantised weights.
-    """
-    if not (folder / CONFIG).exists():
-        adapter = (folder / "adapter_config.json").exists()
-        raise MissingSource(
-            f"there is no model in {folder}",
-            found="an adapter without its base" if adapter else f"no {CONFIG}" if folder.is_dir() else "no folder",
-            expected="a folder as save_pretrained writes it",
-            do="merge_and_unload() and save_pretrained(…) make a model of an adapter"
-            if adapter
-            else "paths in a job file are relative to its own folder",
-        )
-    config = _json(folder / CONFIG, BadTeacher)
-    if code := _foreign(config):
-        raise BadTeacher(
-            f"the model in {folder} wants code from elsewhere",
-            found=code,
-            expected="a model that transformers itself has",
-            do=f"take the key out of {CONFIG} if transformers has this model; else write a `factory`",
-        )
-    if "quantization_config" in config:
-        raise BadTeacher(
-            f"the model in {folder} is quantised",
-            found=str(config["quantization_config"])[:200],
-            expected="weights in fp32, bf16 or fp16",
-            do="save it dequantised",
-        )
-    return config
-
-
-def _foreign(value: Any) -> str | None:
-    """Return the key of a config by which code of others would run: of the model's folder, or of kernels on a hub."""
-    if isinstance(value, list):
-        return next(filter(None, map(_foreign, value)), None)
-    if not isinstance(value, dict):
-        return None
-    for key, inner in value.items():
-        if key == "auto_map" or (key.endswith("_implementation") and "/" in str(inner)):
-            return f"{key} = {json.dumps(inner)}"[:200]
-        if (code := _foreign(inner)) is not None:
-            return code
-    return None
-
-
-def _json(path: Path, wrong: type[StillroomError]) -> dict[str, Any]:
-    try:
-        value = json.loads(path.read_bytes())
-    except OSError as error:
-        raise MissingSource(f"{path} cannot be read", found=error.strerror) from None
-    except (ValueError, RecursionError) as error:
-        raise wrong(f"{path} is not JSON", found=str(error)[:200]) from None
-    if not isinstance(value, dict):
-        raise wrong(f"{path} is no JSON object", found=type(value).__name__)
-    return value
-
-
-def _listed(names: list[str]) -> str:
-    return ", ".join(names[:SHOWN]) + (f", and {len(names) - SHOWN} more" if len(names) > SHOWN else "")

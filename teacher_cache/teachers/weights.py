@@ -5,14 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import xxhash
-
 from storage.errors import BadWeights, MissingSource
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-READ_BYTES = 2**24  # of a file at a time, to digest it
 MOST_KEYS = 8  # of a checkpoint, told where they are not weights
 
 
@@ -84,17 +81,3 @@ def _is_weights(value: Any) -> bool:
     from torch import Tensor
 
     return isinstance(value, dict) and bool(value) and all(isinstance(each, Tensor) for each in value.values())
-
-
-def file_digest(path: Path) -> str:
-    """Return the digest of a file's bytes. Raises MissingSource."""
-    hasher = xxhash.xxh3_128()
-    try:
-        with open(path, "rb") as file:
-            while block := file.read(READ_BYTES):  # weights may be larger than memory
-                hasher.update(block)
-    except OSError as error:
-        raise MissingSource(
-            f"there is no {path}", found=error.strerror, do="paths in a job file are relative to its own folder"
-        ) from None
-    return hasher.hexdigest()

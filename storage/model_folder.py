@@ -1,0 +1,146 @@
+"""A model's folder as transformers' `save_pretrained` writes it: its config, and which files have its weights.
+
+What a teacher and a student of that kind both ask of a folder: no pickle, no code that comes with a model, no hub.
+"""
+
+from __future__ import annotations
+
+import json
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from storage.errors import BadRequest, BadWeights, MissingSource, StillroomError, missing_extra
+
+CONFIG = "config.json"
+WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
+PICKLES = (".bin", ".pt", ".pth", ".ckpt")
+SHOWN = 5  # names, in a message
+
+
+def check_transformers(what: str) -> None:
+    """Raise BadRequest if transformers is not installed, which `what` needs; it is not imported."""
+    if find_spec("transformers") is None:
+        raise missing_extra(what, "no transformers", "transformers")
+
+
+def import_transformers(what: str) -> Any:
+    """Return transformers, its bars and remarks kept off the terminal. Raises BadRequest: it is not installed."""
+    try:
+        import transformers
+        from transformers import modeling_utils  # noqa: F401 - the most of it, which is imported when it is asked for
+    except ImportError as error:
+        raise missing_extra(what, str(error), "transformers") from None
+    # For as long as this process lives: a forward pass has remarks of its own too.
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    return transformers
+
+
+def weights_files(folder: Path) -> list[str]:
+    """Return the names of a folder's files of weights: one, or those of its index.
+
+    Raises:
+        BadWeights: they are pickles, an adapter, or the index cannot be read.
+        MissingSource: there are none.
+    """
+    if (folder / WEIGHTS).exists():
+        return [WEIGHTS]
+    if (folder / INDEX).exists():
+        named = _json(folder / INDEX, BadWeights).get("weight_map")
+        files = sorted({*named.values()}) if isinstance(named, dict) and all(map(_is_plain, named.values())) else []
+        if not files:
+            raise BadWeights(
+                f"{folder / INDEX} names no weights",
+                expected="a `weight_map` from tensors to safetensors files of the same folder",
+            )
+        return files
+    there = sorted(path.name for path in folder.iterdir())
+    again = "AutoModelForCausalLM.from_pretrained(…).save_pretrained(…) writes safetensors"
+    if pickles := [name for name in there if name.endswith(PICKLES)]:
+        raise BadWeights(
+            f"the weights in {folder} are pickles, which could execute code",
+            found=listed(pickles),
+            expected=f"{WEIGHTS}, or {INDEX} and the files that it names",
+            do=f"where you trust them: {again}",
+        )
+    raise MissingSource(
+        f"there are no weights in {folder}",
+        found=listed(there) or "an empty folder",
+        expected=f"{WEIGHTS}, or {INDEX} and the files that it names",
+        do=again,
+    )
+
+
+def _is_plain(name: Any) -> bool:
+    return isinstance(name, str) and name == Path(name).name and name.endswith(".safetensors")
+
+
+def read_config(folder: Path, wrong: type[BadRequest]) -> dict[str, Any]:
+    """Return a folder's config.
+
+    Args:
+        folder: of the model.
+        wrong: error of whoever asks.
+
+    Raises:
+        MissingSource: there is none.
+        wrong: it is damaged, or wants what is not done here: code from elsewhere, quantised weights.
+    """
+    if not (folder / CONFIG).exists():
+        adapter = (folder / "adapter_config.json").exists()
+        raise MissingSource(
+            f"there is no model in {folder}",
+            found="an adapter without its base" if adapter else f"no {CONFIG}" if folder.is_dir() else "no folder",
+            expected="a folder as save_pretrained writes it",
+            do="merge_and_unload() and save_pretrained(…) make a model of an adapter"
+            if adapter
+            else "paths in a job file are relative to its own folder",
+        )
+    config = _json(folder / CONFIG, wrong)
+    if code := _foreign(config):
+        raise wrong(
+            f"the model in {folder} wants code from elsewhere",
+            found=code,
+            expected="a model that transformers itself has",
+            do=f"take the key out of {CONFIG} if transformers has this model; else write a `factory`",
+        )
+    if "quantization_config" in config:
+        raise wrong(
+            f"the model in {folder} is quantised",
+            found=str(config["quantization_config"])[:200],
+            expected="weights in fp32, bf16 or fp16",
+            do="save it dequantised",
+        )
+    return config
+
+
+def _foreign(value: Any) -> str | None:
+    """Return the key of a config by which code of others would run: of the model's folder, or of kernels on a hub."""
+    if isinstance(value, list):
+        return next(filter(None, map(_foreign, value)), None)
+    if not isinstance(value, dict):
+        return None
+    for key, inner in value.items():
+        if key == "auto_map" or (key.endswith("_implementation") and "/" in str(inner)):
+            return f"{key} = {json.dumps(inner)}"[:200]
+        if (code := _foreign(inner)) is not None:
+            return code
+    return None
+
+
+def _json(path: Path, wrong: type[StillroomError]) -> dict[str, Any]:
+    try:
+        value = json.loads(path.read_bytes())
+    except OSError as error:
+        raise MissingSource(f"{path} cannot be read", found=error.strerror) from None
+    except (ValueError, RecursionError) as error:
+        raise wrong(f"{path} is not JSON", found=str(error)[:200]) from None
+    if not isinstance(value, dict):
+        raise wrong(f"{path} is no JSON object", found=type(value).__name__)
+    return value
+
+
+def listed(names: list[str]) -> str:
+    """Return the first of some names, and how many more there are."""
+    return ", ".join(names[:SHOWN]) + (f", and {len(names) - SHOWN} more" if len(names) > SHOWN else "")
