@@ -1,6 +1,7 @@
 """What a job may say of students; pydantic alone, no torch.
 
 sections.py   its data, its fleet, and each student
+training.py   how one is trained: budget, rates, which weights are kept
 terms.py      the terms of an objective; `losses/` has what each computes
 job_text.py   a job written out again, every option spelled
 steps_taken.py   how the steps of a run were taken, for the job that repeats it

@@ -10,7 +10,8 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, Field, TypeAdapter, ValidationInfo, model_validator
 
 from storage.options import Factory, Name, Options, Url
-from student_train.options.terms import Fraction, ObjectiveTerm
+from student_train.options.terms import ObjectiveTerm
+from student_train.options.training import LATER_KEYS, TrainingOptions
 
 BUILT_IN = ("cnn", "encoder", "gpt", "mlp", "resnet")  # `students.ARCHITECTURES` holds what builds them
 
@@ -19,7 +20,7 @@ _FACTORY: TypeAdapter[str] = TypeAdapter(Factory)
 Choice = Literal["auto", "always", "never"]  # of what is done where it helps, in any case, or not
 ResidencyChoice = Literal["auto", "device", "host", "stream"]
 
-PEAK_LEARNING_RATE = {"sgd": 0.1, "adamw": 1e-3}  # where the job names none
+NOT_IDENTITY = {"name", "checkpoint_every_steps"}  # of a student's keys: they do not change what is computed
 
 
 def _dataset_and_split(value: str) -> str:
@@ -124,7 +125,7 @@ class FleetOptions(Options):
     track: TrackOptions = TrackOptions()
 
 
-class StudentOptions(Options):
+class StudentOptions(TrainingOptions):
     """One student: what it is, what it learns from, and how it is trained."""
 
     name: Name
@@ -137,24 +138,8 @@ class StudentOptions(Options):
 
     objective: Annotated[tuple[ObjectiveTerm, ...], Field(strict=False)]
 
-    epochs: Annotated[int, Field(ge=1)] = 20
-    batch_size: Annotated[int, Field(ge=1)] = 128
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0  # of the first weights and of dropout; rows have `order_seed`
     first_view: Annotated[int, Field(ge=0)] = 0  # epoch e shows view (first_view + e - 1) mod count
-
-    optimizer: Literal["sgd", "adamw"] = "adamw"
-    learning_rate: Annotated[float, Field(gt=0, le=1000)] | None = None  # at its peak; None: 0.1 (SGD), 0.001 (AdamW)
-    momentum: Fraction = 0.9  # SGD's (Nesterov's form), or AdamW's first beta
-    weight_decay: Annotated[float, Field(ge=0, le=10)] = 5e-4
-    warmup_epochs: Annotated[float, Field(ge=0)] = 0.0  # the learning rate rises from 0 in a straight line
-    schedule: Literal["cosine", "constant"] = "cosine"  # after the warm-up
-    clip_norm: Annotated[float, Field(gt=0)] | None = None  # of the gradient over all parameters
-    ema_decay: Annotated[float, Field(gt=0, lt=1)] | None = None  # averaged weights are evaluated and exported
-    patience_epochs: Annotated[int, Field(ge=1)] | None = None  # stop when no better for so long; keep the best
-
-    autocast: Literal["fp32", "bf16"] = "fp32"
-    compile: bool = False
-    checkpoint_every_steps: Annotated[int, Field(ge=1)] | None = None  # besides one after every epoch
 
     @model_validator(mode="after")
     def _agree(self) -> StudentOptions:
@@ -162,16 +147,18 @@ class StudentOptions(Options):
             raise ValueError("a student needs one [[student.objective]] or more")
         if min(self.std) <= 0:
             raise ValueError(f"std must be above 0, found {min(self.std)}")
-        if self.warmup_epochs > self.epochs:
-            raise ValueError(f"warmup_epochs ({self.warmup_epochs:g}) is longer than epochs ({self.epochs})")
         return self
+
+    def made_from(self) -> dict[str, Any]:
+        """Return the options that decide what is computed, of which a run keeps what it was made from."""
+        said = self.model_dump(mode="json", exclude=NOT_IDENTITY)
+        # a key that runs of before had not is left out where it says nothing, or theirs would be others
+        return {key: value for key, value in said.items() if key not in LATER_KEYS or value != _UNSAID[key]}
 
     @property
     def losses(self) -> tuple[ObjectiveTerm, ...]:
         """Return the terms of the objective, each with weight 1: what is computed before they are weighed."""
         return tuple(term.model_copy(update={"weight": 1.0}) for term in self.objective)
 
-    @property
-    def peak_learning_rate(self) -> float:
-        """Return the learning rate after the warm-up."""
-        return PEAK_LEARNING_RATE[self.optimizer] if self.learning_rate is None else self.learning_rate
+
+_UNSAID = {name: StudentOptions.model_fields[name].default for name in LATER_KEYS}

@@ -11,6 +11,7 @@ from storage.format.specs import DatasetSpec
 from storage.inputs import inputs_of
 from storage.tasks import task_of
 from student_train.devices import free_bytes
+from student_train.feed.order import count_steps
 from student_train.losses import LOSSES
 from student_train.losses.objective import Objective, student_layers
 from student_train.losses.outputs import Shapes
@@ -92,6 +93,21 @@ def check_halving(request: Request, students: Sequence[PreparedRun]) -> None:
                 found=f"held rows without {lacking}",
                 do='choose another `metric`: "accuracy", "cross_entropy" or "agreement"',
             )
+
+
+def check_budget(options: StudentOptions, num_rows: int) -> None:
+    """Raise BadRequest if a student has no steps at its full learning rate, once its rows are counted."""
+    steps_an_epoch = count_steps(num_rows, options.batch_size)
+    total, rise = options.epochs * steps_an_epoch, options.rise_steps(steps_an_epoch)
+    fall = options.decay_share * total if options.schedule == "wsd" else 0
+    if rise + fall > total:
+        falling = f" and a decay of {fall:g} steps" if fall else ""
+        raise BadRequest(
+            f"student {options.name} has more warm-up than steps",
+            found=f"a warm-up of {rise:g} steps{falling}, and {total} steps: {options.epochs} epochs of "
+            f"{steps_an_epoch} (batches of {options.batch_size} of {num_rows} rows)",
+            do=f"a shorter warm-up{', or a smaller decay_share' if fall else ''}",
+        )
 
 
 def check_parallel(options: StudentOptions, size: int) -> None:

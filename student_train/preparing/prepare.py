@@ -22,6 +22,7 @@ from student_train.feed.views import EpochViews, check_first_view, check_one_cla
 from student_train.losses.objective import objective_needs
 from student_train.options.sections import FleetOptions, StudentOptions
 from student_train.preparing.checks import (
+    check_budget,
     check_halving,
     check_held,
     check_models,
@@ -37,9 +38,6 @@ from student_train.run_files.records import RunRecord, lost_files, read_record
 from student_train.stepping.recorder import check_recordable
 from student_train.students import Blueprint
 from student_train.tasks import TASKS
-
-# Fields of a student that do not change what is computed.
-NOT_IDENTITY = {"name", "checkpoint_every_steps"}
 
 
 def prepare(request: Request) -> list[PreparedRun]:
@@ -107,6 +105,7 @@ def _prepare(
     check_one_class(options.name, needs, views)
     check_first_view(options.name, options.first_view, views)
     train = selections.find(data.train, needs, None, views)
+    check_budget(options, train.num_rows)
     # the first that any term names
     agree_with = next((name for term in options.objective for name in term.teacher_names), None)
     if agree_with is not None and PLAIN not in catalogue.view_names(held_dataset.name, agree_with):
@@ -164,7 +163,7 @@ def _identity(
     data, views = request.data, train.views
     teachers = objective_needs(options.objective).teachers
     identity = {
-        "student": options.model_dump(mode="json", exclude=NOT_IDENTITY),
+        "student": options.made_from(),
         "architecture_code": code_fingerprint(options.architecture) if ":" in options.architecture else None,
         # of the other options residency changes nothing; rows and views tell of the rest
         "data": data.model_dump(mode="json", include={"train", "validation", "window_shards", "order_seed"}),

@@ -83,7 +83,7 @@ def _measure(prepared: PreparedRun, device: torch.device) -> StepBytes:
         batch = blank_batch(student, prepared)
     student.train()
     trained = [*student.parameters(), *objective.parameters()]
-    optimizer = make_optimizer(options, trained)
+    optimizer = make_optimizer(options, trained, [student, objective])
     saved: dict[int, Tensor] = {}
 
     def keep(tensor: Tensor) -> Tensor:

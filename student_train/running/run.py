@@ -102,9 +102,11 @@ class Run:
         self._rate_at = partial(
             learning_rate_at,
             peak=options.peak_learning_rate,
-            warmup_steps=options.warmup_epochs * self.steps,
+            warmup_steps=options.rise_steps(self.steps),
             total_steps=self.total_steps,
             schedule=options.schedule,
+            floor=options.learning_rate_floor,
+            decay_share=options.decay_share,
         )
 
     def _randomise(self) -> None:
@@ -258,8 +260,7 @@ class Run:
             f"student {self.name} diverged in epoch {self.epoch + 1}",
             found=found,
             expected="a finite number",
-            do=f"lower learning_rate (now {self.options.peak_learning_rate:g}), lengthen warmup_epochs, "
-            "or set clip_norm",
+            do=f"lower learning_rate (now {self.options.peak_learning_rate:g}), lengthen the warm-up, or set clip_norm",
         )
 
     def _write_result(self, status: Any, latency: Latency, **about: Any) -> RunRecord:

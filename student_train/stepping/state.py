@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import TracebackType
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -102,7 +103,7 @@ class TrainState:
         objective = Objective(options.objective, shapes).to(device)
         student = student.to(device).train()
         average = WeightAverage(student, options.ema_decay) if options.ema_decay is not None else None
-        optimizer = make_optimizer(options, [*student.parameters(), *objective.parameters()])
+        optimizer = make_optimizer(options, [*student.parameters(), *objective.parameters()], [student, objective])
         return cls(options, blueprint, layers, student, objective, optimizer, average, Randomness(device))
 
     @property
@@ -124,7 +125,7 @@ class TrainState:
         """Return a state of the same weights without an optimiser's state, for a trial."""
         student, objective = copy.deepcopy(self.student), copy.deepcopy(self.objective)
         average = None if self.average is None else WeightAverage(student, self.average.decay)
-        optimizer = make_optimizer(self.options, [*student.parameters(), *objective.parameters()])
+        optimizer = make_optimizer(self.options, [*student.parameters(), *objective.parameters()], [student, objective])
         randomness = Randomness(self.student.device)
         return TrainState(self.options, self.blueprint, self.layers, student, objective, optimizer, average, randomness)
 
@@ -160,12 +161,23 @@ def below(prefix: str, tensors: Mapping[str, Tensor]) -> Tensors:
     return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
 
 
-def make_optimizer(options: StudentOptions, parameters: list[nn.Parameter]) -> Optimizer:
-    """Return the optimiser of a job, in torch's fused form where the device has one."""
+def make_optimizer(options: StudentOptions, parameters: list[nn.Parameter], modules: Sequence[nn.Module]) -> Optimizer:
+    """Return the optimiser of a job, in torch's fused form where the device has one.
+
+    Args:
+        options: of the student.
+        parameters: that are trained.
+        modules: that they are of, which tell what is a norm.
+    """
+    groups: list[dict[str, Any]] = [{"params": parameters}]
+    if not options.decay_norms_and_biases:
+        spared = {id(parameter) for parameter in norms_and_biases(modules)}
+        decayed = {"params": [p for p in parameters if id(p) not in spared]}
+        groups = [decayed, {"params": [p for p in parameters if id(p) in spared], "weight_decay": 0.0}]
     fused = parameters[0].device.type in ("cpu", "cuda")
     if options.optimizer == "sgd":
         return SGD(
-            parameters,
+            groups,
             lr=options.peak_learning_rate,
             momentum=options.momentum,
             nesterov=options.momentum > 0,
@@ -173,14 +185,21 @@ def make_optimizer(options: StudentOptions, parameters: list[nn.Parameter]) -> O
             fused=fused,
         )
     return AdamW(
-        parameters,
+        groups,
         lr=options.peak_learning_rate,
-        betas=(options.momentum, ADAMW_BETA2),
-        eps=ADAMW_EPS,
+        betas=options.adamw_betas,
+        eps=options.eps,
         weight_decay=options.weight_decay,
         fused=fused,
     )
 
 
-ADAMW_BETA2 = 0.999  # torch's defaults, and so of a student alone and in a stack
-ADAMW_EPS = 1e-8
+def norms_and_biases(modules: Sequence[nn.Module]) -> list[nn.Parameter]:
+    """Return the parameters of norms, and those of one number or one axis, as are biases and scales of channels."""
+    return [
+        parameter
+        for module in modules
+        for each in module.modules()
+        for parameter in each.parameters(recurse=False)
+        if parameter.ndim <= 1 or "norm" in type(each).__name__.lower()  # nn's, and LlamaRMSNorm
+    ]

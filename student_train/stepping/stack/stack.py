@@ -44,6 +44,8 @@ def stack_key(options: StudentOptions, blueprint: Blueprint) -> Hashable:
         # whether, not how much: the values are each student's own
         options.clip_norm is None,
         options.ema_decay is None,
+        options.decay_norms_and_biases,
+        options.optimizer == "adamw" and (options.adamw_betas[1], options.eps),
         tuple(term.layout for term in options.objective),
     )
 

@@ -12,7 +12,7 @@ from itertools import accumulate, pairwise
 import torch
 from torch import Tensor, nn
 
-from student_train.stepping.state import ADAMW_BETA2, ADAMW_EPS, TrainState
+from student_train.stepping.state import TrainState, norms_and_biases
 
 
 class StackedWeights:
@@ -158,8 +158,11 @@ class StackedOptimizer:
         options = [state.options for state in states]
         self._weights = weights
         self._device = weights.values_MP.device
-        self._momentum_M1 = self._column([o.momentum for o in options])
+        self._first_beta_M1 = self._column([o.momentum if o.optimizer == "sgd" else o.adamw_betas[0] for o in options])
         self._decay_M1 = self._column([o.weight_decay for o in options])
+        # of all of a stack the same
+        self._second_beta, self._eps = options[0].adamw_betas[1], options[0].eps
+        self._decayed = None if options[0].decay_norms_and_biases else self._decayed_names(states[0])
         limits = [o.clip_norm for o in options if o.clip_norm is not None]  # all of a stack have one, or none has
         self._limit_M1 = self._column(limits) if limits else None
         self._rates_M1 = self._column([0.0] * len(states))
@@ -201,22 +204,37 @@ class StackedOptimizer:
                     moments["step"] = moments["step"].clone()
 
     def _sgd(self, grads_MP: Tensor) -> None:
-        grads_MP.addcmul_(self._weights.values_MP, self._decay_M1)
-        self._first_MP.mul_(self._momentum_M1).add_(grads_MP)
-        grads_MP.addcmul_(self._first_MP, self._momentum_M1)  # Nesterov
+        if self._decayed is None:
+            grads_MP.addcmul_(self._weights.values_MP, self._decay_M1)
+        else:
+            pairs = (self._weights.split(grads_MP), self._weights.blocks)
+            grads, weights = ([blocks[name] for name in self._decayed] for blocks in pairs)
+            torch._foreach_addcmul_(grads, weights, [_beside(self._decay_M1, block) for block in weights])
+        self._first_MP.mul_(self._first_beta_M1).add_(grads_MP)
+        grads_MP.addcmul_(self._first_MP, self._first_beta_M1)  # Nesterov
         self._weights.values_MP.addcmul_(grads_MP, self._rates_M1, value=-1)
 
     def _adamw(self, grads_MP: Tensor) -> None:
         root_MP = torch.empty_like(grads_MP)
         self._steps_M += 1
         steps_M1, rates_M1 = self._steps_M[:, None], self._rates_M1
-        self._weights.values_MP.mul_(1 - rates_M1 * self._decay_M1)  # decoupled: not through the gradient
-        self._first_MP.lerp_(grads_MP, 1 - self._momentum_M1)
-        self._second_MP.mul_(ADAMW_BETA2).addcmul_(grads_MP, grads_MP, value=1 - ADAMW_BETA2)
+        kept_M1, beta2 = 1 - rates_M1 * self._decay_M1, self._second_beta  # decoupled: not through the gradient
+        if self._decayed is None:
+            self._weights.values_MP.mul_(kept_M1)
+        else:
+            decayed = [self._weights.blocks[name] for name in self._decayed]
+            torch._foreach_mul_(decayed, [_beside(kept_M1, block) for block in decayed])
+        self._first_MP.lerp_(grads_MP, 1 - self._first_beta_M1)
+        self._second_MP.mul_(beta2).addcmul_(grads_MP, grads_MP, value=1 - beta2)
         # each divided by what its start at 0 has left out
-        torch.sqrt(self._second_MP, out=root_MP).div_((1 - ADAMW_BETA2**steps_M1).sqrt()).add_(ADAMW_EPS)
+        torch.sqrt(self._second_MP, out=root_MP).div_((1 - beta2**steps_M1).sqrt()).add_(self._eps)
         update_MP = torch.div(self._first_MP, root_MP, out=root_MP)
-        self._weights.values_MP.addcmul_(update_MP, rates_M1 / (1 - self._momentum_M1**steps_M1), value=-1)
+        self._weights.values_MP.addcmul_(update_MP, rates_M1 / (1 - self._first_beta_M1**steps_M1), value=-1)
+
+    def _decayed_names(self, state: TrainState) -> list[str]:
+        """Return the names of the weights' blocks that are neither norms nor biases."""
+        spared = {id(parameter) for parameter in norms_and_biases([state.student, state.objective])}
+        return [name for name, p in zip(self._weights.blocks, state.trained, strict=True) if id(p) not in spared]
 
     def _gathered(self, states: Sequence[TrainState], key: str) -> Tensor:
         """Return one kind of state of all students, (M, P), of which their own optimisers' become views."""
@@ -241,3 +259,8 @@ class StackedOptimizer:
 
     def _column(self, values: Sequence[float]) -> Tensor:
         return torch.tensor(values, dtype=torch.float32, device=self._device)[:, None]
+
+
+def _beside(values_M1: Tensor, block: Tensor) -> Tensor:
+    """Return a number for each student such that it meets all of a block (M, *shape)."""
+    return values_M1.view(-1, *[1] * (block.ndim - 1))

@@ -7,7 +7,6 @@ import pytest
 from pydantic import ValidationError
 
 from student_train.options.sections import BUILT_IN, DataOptions, StudentOptions
-from student_train.stepping.schedule import learning_rate_at
 from student_train.students import ARCHITECTURES
 from tests.student_train.toys import HINT, KD, LABELS, student
 
@@ -36,6 +35,19 @@ def test_the_names_that_a_job_may_use_are_those_that_can_be_built() -> None:
         {"learning_rate": 0.0},
         {"momentum": 1.0},
         {"warmup_epochs": 4.0},
+        {"warmup_epochs": 1.0, "warmup_steps": 3},
+        {"warmup_steps": -1},
+        {"schedule": "wdd"},
+        {"learning_rate_floor": 1.0},
+        {"learning_rate_floor": 0.1, "schedule": "constant"},
+        {"decay_share": 0.2},  # of wsd alone
+        {"decay_share": 0.0, "schedule": "wsd"},
+        {"betas": [0.9, 1.0]},
+        {"betas": [0.9]},
+        {"betas": [0.9, 0.95], "momentum": 0.8},
+        {"betas": [0.9, 0.95], "optimizer": "sgd"},
+        {"eps": 1e-6, "optimizer": "sgd"},
+        {"eps": 0.0},
         {"ema_decay": 1.0},
         {"patience_epochs": 0},
         {"autocast": "fp16"},
@@ -70,11 +82,19 @@ def test_each_optimizer_has_a_learning_rate_of_its_own(optimizer: str, rate: flo
     assert student(optimizer=optimizer, learning_rate=None).peak_learning_rate == rate
 
 
-def test_the_learning_rate_rises_in_a_line_then_falls_along_a_cosine() -> None:
-    rates = [learning_rate_at(s, peak=1.0, warmup_steps=3, total_steps=7, schedule="cosine") for s in range(7)]
-    assert rates == pytest.approx([0.25, 0.5, 0.75, 1.0, 0.8535534, 0.5, 0.1464466])
+def test_adamw_has_two_betas_or_its_first_by_the_name_of_old() -> None:
+    assert student(optimizer="adamw", momentum=0.8).adamw_betas == (0.8, 0.999)
+    assert student(optimizer="adamw", betas=[0.8, 0.95]).adamw_betas == (0.8, 0.95)
 
 
-def test_a_constant_learning_rate_stays() -> None:
-    rates = [learning_rate_at(s, peak=1.0, warmup_steps=1, total_steps=4, schedule="constant") for s in range(4)]
-    assert rates == [0.5, 1.0, 1.0, 1.0]
+# What the identity of a run had in a version before there were later keys.
+FIRST_KEYS = {
+    *("architecture", "options", "mean", "std", "objective", "epochs", "batch_size", "seed", "first_view"),
+    *("optimizer", "learning_rate", "momentum", "weight_decay", "warmup_epochs", "schedule", "clip_norm"),
+    *("ema_decay", "patience_epochs", "autocast", "compile"),
+}
+
+
+def test_a_run_of_before_a_key_was_there_is_made_from_the_same() -> None:
+    assert student().made_from().keys() == FIRST_KEYS
+    assert student(optimizer="adamw", betas=[0.9, 0.95]).made_from().keys() == FIRST_KEYS | {"betas"}

@@ -171,6 +171,8 @@ def test_a_changed_model_of_ones_own_is_refused_for_a_finished_student(toy_cache
         ({"objective": [HINT | {"student_layer": "network.hiden1"}]}, BadRequest),
         ({"options": {"hiden": [4]}}, BadRequest),
         ({"mean": (0.1, 0.2)}, BadRequest),
+        ({"warmup_steps": 1000}, BadRequest),
+        ({"schedule": "wsd", "decay_share": 0.9, "warmup_epochs": 1.0}, BadRequest),
     ],
 )
 def test_a_mistake_in_the_last_student_is_found_before_the_first_is_trained(

@@ -58,6 +58,9 @@ def stacked(events: list[Event]) -> list[bool]:
         (SGD | CNN, [{"learning_rate": 0.02}, {"weight_decay": 0.1}, {"momentum": 0.5}]),
         (SGD | RESNET, [{"seed": 0}, {"seed": 1}]),
         ({"weight_decay": 0.1}, [{"learning_rate": 0.003}, {"momentum": 0.8}, {"weight_decay": 0.0}]),
+        ({"weight_decay": 5.0, "decay_norms_and_biases": False}, [{"weight_decay": 1.0}, {"seed": 1}]),
+        (SGD | CNN | {"weight_decay": 0.5, "decay_norms_and_biases": False}, [{"weight_decay": 0.1}, {"seed": 1}]),
+        ({"betas": (0.8, 0.95), "eps": 1e-4}, [{"betas": (0.7, 0.95)}, {"seed": 1}]),
         (SGD, [{"objective": [LABELS | {"weight": w}, KD | {"temperature": t}]} for w, t in ((1, 1), (2, 4), (3, 4))]),
         (SGD, [{"objective": [LABELS, HINT | {"weight": w}]} for w in (0.5, 2.0)]),
         (SGD | {"clip_norm": 0.5, "warmup_epochs": 1}, [{"clip_norm": 0.1}, {"schedule": "constant"}, {"epochs": 2}]),
@@ -99,6 +102,13 @@ def test_sparse_targets_teach_a_stack_too(
     for each in students:
         found, expected = (load_file(tmp_path / how / each.name / "student.safetensors") for how in ("found", "alone"))
         assert all(torch.allclose(found[name], expected[name], atol=1e-4) for name in expected)
+
+
+@pytest.mark.parametrize("other", [{"betas": (0.9, 0.95)}, {"eps": 1e-6}, {"decay_norms_and_biases": False}])
+def test_students_of_other_optimisers_are_not_stacked(toy_cache: Cache, tmp_path: Path, other: dict[str, Any]) -> None:
+    events: list[Event] = []
+    train(toy_cache, tmp_path, [student("a"), student("b", **other)], report=events.append)
+    assert stacked(events) == []
 
 
 def test_a_stacked_students_figures_are_those_of_its_own_weights(toy_cache: Cache, tmp_path: Path) -> None:

@@ -1,0 +1,99 @@
+"""How one student is trained: for how long, at which rates, and which of its weights are kept.
+
+No torch here, so that a job file is checked before anything slow is imported.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from storage.options import Options
+from student_train.options.terms import Fraction
+
+PEAK_LEARNING_RATE = {"sgd": 0.1, "adamw": 1e-3}  # where the job names none
+ADAMW_BETA2, ADAMW_EPS = 0.999, 1e-8  # torch's
+
+Schedule = Literal["cosine", "linear", "constant", "wsd"]
+
+# Keys that runs of before had not. Where they say nothing they are no part of what a run is made from.
+LATER_KEYS = frozenset(
+    {
+        "warmup_steps",
+        "learning_rate_floor",
+        "decay_share",
+        "betas",
+        "eps",
+        "decay_norms_and_biases",
+    }
+)
+
+
+class TrainingOptions(Options):
+    """How one student is trained."""
+
+    epochs: Annotated[int, Field(ge=1)] = 20
+    batch_size: Annotated[int, Field(ge=1)] = 128
+
+    optimizer: Literal["sgd", "adamw"] = "adamw"
+    learning_rate: Annotated[float, Field(gt=0, le=1000)] | None = None  # at its peak; None: 0.1 (SGD), 0.001 (AdamW)
+    momentum: Fraction = 0.9  # SGD's (Nesterov's form), or AdamW's first beta
+    betas: Annotated[tuple[Fraction, Fraction], Field(strict=False)] | None = None  # AdamW's; None: momentum, 0.999
+    eps: Annotated[float, Field(gt=0, le=1)] = ADAMW_EPS  # AdamW's
+    weight_decay: Annotated[float, Field(ge=0, le=10)] = 5e-4
+    decay_norms_and_biases: bool = True
+    warmup_epochs: Annotated[float, Field(ge=0)] = 0.0  # the learning rate rises from 0 in a straight line
+    warmup_steps: Annotated[int, Field(ge=0)] | None = None  # the same in steps
+    schedule: Schedule = "cosine"  # after the warm-up
+    learning_rate_floor: Fraction = 0.0  # where it ends, as a share of the peak
+    decay_share: Annotated[float, Field(gt=0, le=1)] = 0.1  # of all steps, in which "wsd" falls
+    clip_norm: Annotated[float, Field(gt=0)] | None = None  # of the gradient over all parameters
+    ema_decay: Annotated[float, Field(gt=0, lt=1)] | None = None  # averaged weights are evaluated and exported
+
+    patience_epochs: Annotated[int, Field(ge=1)] | None = None  # stop when no better for so long; keep the best
+
+    autocast: Literal["fp32", "bf16"] = "fp32"
+    compile: bool = False
+    checkpoint_every_steps: Annotated[int, Field(ge=1)] | None = None  # besides one after every epoch
+
+    @model_validator(mode="after")
+    def _one_budget(self) -> TrainingOptions:
+        if self.warmup_steps is not None and self.warmup_epochs:
+            raise ValueError(f"give warmup_steps ({self.warmup_steps}) or warmup_epochs ({self.warmup_epochs:g})")
+        if self.warmup_epochs > self.epochs:
+            raise ValueError(f"warmup_epochs ({self.warmup_epochs:g}) is longer than epochs ({self.epochs})")
+        return self
+
+    @model_validator(mode="after")
+    def _nothing_idle(self) -> TrainingOptions:
+        """Refuse what would do nothing."""
+        defaults = TrainingOptions.model_fields
+        idle = {
+            "decay_share": ('schedule = "wsd"', self.schedule != "wsd"),
+            "learning_rate_floor": ("a schedule that falls", self.schedule == "constant"),
+            "betas": ('optimizer = "adamw"', self.optimizer != "adamw"),
+            "eps": ('optimizer = "adamw"', self.optimizer != "adamw"),
+        }
+        for name, (of, nothing) in idle.items():
+            if nothing and getattr(self, name) != defaults[name].default:
+                raise ValueError(f"{name} is of {of}; here it would do nothing")
+        if self.betas is not None and self.momentum not in (self.betas[0], defaults["momentum"].default):
+            raise ValueError(
+                f"betas ({self.betas[0]:g}, …) and momentum ({self.momentum:g}) are of one thing: drop one"
+            )
+        return self
+
+    @property
+    def peak_learning_rate(self) -> float:
+        """Return the learning rate after the warm-up."""
+        return PEAK_LEARNING_RATE[self.optimizer] if self.learning_rate is None else self.learning_rate
+
+    @property
+    def adamw_betas(self) -> tuple[float, float]:
+        """Return AdamW's."""
+        return (self.momentum, ADAMW_BETA2) if self.betas is None else self.betas
+
+    def rise_steps(self, steps_an_epoch: int) -> float:
+        """Return the steps of the warm-up."""
+        return self.warmup_epochs * steps_an_epoch if self.warmup_steps is None else self.warmup_steps
