@@ -60,7 +60,14 @@ class TokenizerFile:
 def read_tokenizer(path: Path) -> TokenizerFile:
     """Return a tokenizer file, or that of a model's folder. Raises MissingSource: it is not there, or is none."""
     if path.is_dir():
-        path /= "tokenizer.json"
+        folder, path = path, path / "tokenizer.json"
+        if not path.exists():
+            raise MissingSource(
+                f"{folder} holds no tokenizer.json",
+                found=", ".join(sorted(each.name for each in folder.iterdir())[:8]) or "an empty folder",
+                expected="a tokenizer as `tokenizers` and Transformers' fast tokenizers save it",
+                do=f'AutoTokenizer.from_pretrained("{folder}").save_pretrained("{folder}") writes one, of transformers',
+            )
     try:
         data = path.read_bytes()
     except OSError as error:

@@ -44,13 +44,14 @@ def list_files(folder: Path, suffixes: Collection[str], *, deep: bool = True) ->
 
     Args:
         folder: where they lie.
-        suffixes: of samples, lower-case, with their dots.
+        suffixes: of samples, lower-case, with their dots; of compressed ones both, as in ".csv.gz".
         deep: whether folders below are looked into, to any depth.
     """
     found: list[Path] = []
     passed_over: Counter[str] = Counter()
+    ends = tuple(suffixes)
     for path in _walk(folder, passed_over, deep=deep):
-        if path.suffix.lower() not in suffixes:
+        if not path.name.lower().endswith(ends):
             passed_over[f"*{path.suffix}" if path.suffix else "files without a suffix"] += 1
         elif path.is_file():
             found.append(path)
@@ -59,9 +60,9 @@ def list_files(folder: Path, suffixes: Collection[str], *, deep: bool = True) ->
     return Listing(tuple(sorted(found)), passed_over)
 
 
-def passed_over(path: Path, suffixes: Collection[str]) -> list[str]:
+def passed_over(path: Path, suffixes: Collection[str], *, deep: bool = False) -> list[str]:
     """Return a note on what was passed over in a folder of files of these suffixes; none if nothing was."""
-    passed = told(list_files(path, suffixes, deep=False).passed_over) if path.is_dir() else None
+    passed = told(list_files(path, suffixes, deep=deep).passed_over) if path.is_dir() else None
     return [] if passed is None else [f"passed over: {passed}"]
 
 

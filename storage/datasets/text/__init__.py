@@ -1,6 +1,7 @@
 """Text, tokenised: of one kind in a job, of two by what is asked of it.
 
 files.py       where it lies, and whose tokenizer it has
+opening.py     files as bytes, compressed ones too
 cutting.py     where a file may be cut, and text between two cuts
 rows.py        rows out of Parquet, JSON lines, CSV and TSV, as a stream
 ranges.py      what lies in a range of a file, whatever its kind

@@ -13,6 +13,7 @@ from pydantic import Field, PrivateAttr, model_validator
 from storage.datasets.base import FILE_SCHEMA, LocalFile, RawSample, Recorded, Unreadable
 from storage.datasets.packing import Blocks, Document, check_length, pack
 from storage.datasets.text.files import TextFiles
+from storage.datasets.text.opening import kind_of
 from storage.datasets.text.ranges import Ranges, ranges_of, sample_texts
 from storage.datasets.text.rows import Columns, Row, cut
 from storage.datasets.text.tokenising import batches_of, in_pieces, spelled_in_pieces
@@ -31,7 +32,8 @@ class TextSource(TextFiles):
     """Blocks of `block` tokens.
 
     Attributes:
-        path: a file, or a folder of files taken by name: `*.txt`, or with `column` `*.parquet` and `*.jsonl`.
+        path: a file, or a folder, to any depth, of files taken by name: `*.txt`, or with `column` `*.parquet` and
+            `*.jsonl`, each but Parquet compressed too.
         task: what is asked of a row.
         column: of documents; without it each file is one document.
         prompt: column of text that comes before a document and is not to be predicted.
@@ -53,7 +55,7 @@ class TextSource(TextFiles):
 
     @model_validator(mode="after")
     def _agree(self) -> Self:
-        if self.column is None and (self.prompt is not None or self.path.suffix in TABLES):
+        if self.column is None and (self.prompt is not None or kind_of(self.path) in TABLES):
             raise ValueError("name the `column` of documents")
         return self
 
@@ -109,7 +111,7 @@ class TextSource(TextFiles):
             if known is None:
                 start, stop = self._part(path)
                 known = len(self._whole(path).inputs_SL) if self._of_old else stop - start
-            rows.append((path.name, *LocalFile.of(path), known))
+            rows.append((self.file_of(path), *LocalFile.of(path), known))
         return pl.DataFrame(rows, schema=FILE_SCHEMA, orient="row")
 
     def class_names(self) -> list[str]:
@@ -172,8 +174,10 @@ class TextSource(TextFiles):
     def _places(self, file: str, start: int, stop: int) -> tuple[int, int]:
         """Return the places between which a range of the part of a file lies."""
         path = self.at(file)
-        ranges, (begin, end) = self._ranges(path), self._part(path)
+        ranges = self._ranges(path)
+        begin = 0 if self.part[0] == 0 else self._part(path)[0]  # what is compressed is counted only if it must be
         if self._is_uncut:  # all of it in the range that it begins in
+            end = self._part(path)[1]
             start, stop = (0, end - begin) if start == 0 else (end - begin, end - begin)
         return ranges.cut(begin + start), ranges.cut(begin + stop)
 

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
+from storage.datasets.text.opening import open_bytes
 from storage.errors import MissingSource
 
 BOM = "\ufeff"  # which some editors put before a text
@@ -27,7 +28,7 @@ def next_cut(file: BinaryIO, at: int, size: int, *, in_lines: bool) -> int:
     Args:
         file: of bytes, that can be sought in.
         at: in bytes.
-        size: of the file.
+        size: of the file, or more than that.
         in_lines: also at the first character at or after each multiple of LINE_BYTES.
     """
     if at <= 0 or at >= size:
@@ -35,9 +36,12 @@ def next_cut(file: BinaryIO, at: int, size: int, *, in_lines: bool) -> int:
     if in_lines and (cut := _character(file, (at - 1) // LINE_BYTES * LINE_BYTES, size)) >= at:
         return cut  # `at` is within the first character after a multiple
     limit = min(size, -(-at // LINE_BYTES) * LINE_BYTES) if in_lines else size
-    position = at - 1  # a line end just before `at` makes it a cut
-    file.seek(position)
-    while position < limit and (data := file.read(min(READ_BYTES, limit - position))):
+    file.seek(at - 1)  # a line end just before `at` makes it a cut
+    position = file.tell()
+    while position < limit:
+        data = file.read(min(READ_BYTES, limit - position))
+        if not data:  # the end of a file whose size nobody has counted
+            return position
         if (found := data.find(b"\n")) >= 0:
             return position + found + 1
         position += len(data)
@@ -58,7 +62,7 @@ def text_between(path: Path, start: int, stop: int) -> Iterator[str]:
     Raises:
         MissingSource: it is not UTF-8.
     """
-    with path.open("rb") as file:
+    with open_bytes(path) as file:
         while start < stop:
             end = next_cut(file, min(start + PIECE, stop), stop, in_lines=True)
             file.seek(start)
@@ -87,7 +91,7 @@ def lines_between(path: Path, start: int, stop: int) -> Iterator[tuple[int, byte
     Raises:
         MissingSource: it begins as UTF-16 does.
     """
-    with path.open("rb") as file:
+    with open_bytes(path) as file:
         file.seek(start)
         position = start
         while position < stop and (line := file.readline(LONGEST_LINE)):

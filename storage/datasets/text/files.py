@@ -1,4 +1,4 @@
-"""What all text has: files, taken by name, and a tokenizer, given, learned or another dataset's."""
+"""What all text has: files, taken by name, to any depth, and a tokenizer, given, learned or another dataset's."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from pydantic import Field, PrivateAttr, model_validator
 
 from storage.datasets.base import LocalFile, Recorded, Source, TokenFacts
 from storage.datasets.listing import list_files, passed_over
+from storage.datasets.text.opening import compressed
 from storage.errors import MissingSource
 from storage.options import JobPath, Name, Options
 from storage.tokenizer import TokenizerFile, parse_tokenizer, read_tokenizer, train_tokenizer
@@ -33,28 +34,18 @@ class TrainTokenizer(Options):
         return {name: value for name, value in self if (name, value) != ("sample_mb", SAMPLE_MB)}
 
 
-class TextFiles(Source):
-    """Text in files, and the tokenizer that makes ids of it.
+class TokenisedFiles(Source):
+    """Files of text, and a tokenizer that makes ids of it.
 
     Attributes:
-        path: a file, or a folder of files taken by name.
+        path: a file, or a folder of files, to any depth, taken by name.
         part: from which share to which, of each file's characters, or of its rows.
-        tokenizer: a `tokenizer.json`,
-        train_tokenizer: or one to learn from this text,
-        tokenizer_of: or that of another dataset of the cache.
-        end_of_text: the token between documents.
-        special_tokens: what the name of a special token in a text is: spelled out, or parsed as that token.
     """
 
     path: JobPath
     part: Annotated[list[Annotated[float, Field(ge=0, le=1)]], Field(min_length=2, max_length=2)] = Field(
         default=[0.0, 1.0]
     )
-    tokenizer: JobPath | None = None
-    train_tokenizer: TrainTokenizer | None = None
-    tokenizer_of: Name | None = None
-    end_of_text: Annotated[str, Field(min_length=1)] = "<|endoftext|>"
-    special_tokens: Literal["spelled", "parsed"] = "spelled"
 
     _tokenizer: TokenizerFile | None = PrivateAttr(default=None)
     _recorded: Recorded = PrivateAttr(default={})
@@ -62,11 +53,87 @@ class TextFiles(Source):
     suffixes: ClassVar[tuple[str, ...]]  # of the files that are taken from a folder
 
     @model_validator(mode="after")
-    def _one_tokenizer_and_a_part(self) -> Self:
-        if sum(given is not None for given in (self.tokenizer, self.train_tokenizer, self.tokenizer_of)) != 1:
-            raise ValueError("give one of `tokenizer`, `train_tokenizer` and `tokenizer_of`")
+    def _a_part(self) -> Self:
         if self.part[0] >= self.part[1]:
             raise ValueError("`part` goes from a smaller share to a larger")
+        return self
+
+    def look_at(self, file: str) -> LocalFile:
+        return LocalFile.of(self.at(file))
+
+    def prepared(self, tokenizer: bytes | None, recorded: Recorded) -> Self:
+        assert tokenizer is not None
+        copy = self.model_copy()
+        copy._tokenizer = parse_tokenizer(tokenizer, f"the tokenizer of {self.name}")  # noqa: SLF001 - its own
+        copy._recorded = recorded  # noqa: SLF001
+        return copy
+
+    def notes(self) -> list[str]:
+        return passed_over(self.path, compressed(self.suffixes), deep=True)
+
+    def tokens(self) -> TokenFacts:
+        return TokenFacts(self.bound.vocabulary, self.bound.fingerprint)
+
+    def buffer_bytes(self) -> int:
+        return BUFFER_BYTES
+
+    @property
+    def bound(self) -> TokenizerFile:
+        """The tokenizer of a prepared source."""
+        assert self._tokenizer is not None, "a source of text is prepared first"
+        return self._tokenizer
+
+    def recorded_rows(self, path: Path) -> int | None:
+        """Return the rows of a file, if a cache has counted them and it is as it was then."""
+        known = self._recorded.get(self.file_of(path))
+        return known.rows if known is not None and (known.size, known.version) == LocalFile.of(path) else None
+
+    def at(self, file: str) -> Path:
+        """Return where a file lies."""
+        return self.path / file if self.path.is_dir() else self.path
+
+    def file_of(self, path: Path) -> str:
+        """Return what a file is called in a plan: its path below the folder."""
+        return path.relative_to(self.path).as_posix() if self.path.is_dir() else path.name
+
+    def paths(self) -> list[Path]:
+        """Return the files by name. Raises MissingSource: there are none."""
+        if not self.path.is_dir():
+            LocalFile.of(self.path)  # raises if there is none
+            return [self.path]
+        known = {path for name in self._recorded if (path := self.path / name).is_file()}  # a row stays a row
+        paths = sorted({*list_files(self.path, compressed(self.suffixes)).files, *known})
+        if not paths:
+            raise MissingSource(f"{self.path} holds no {' or '.join(f'*{suffix}' for suffix in self.suffixes)} file")
+        for path in paths:
+            if not (name := self.file_of(path)).isprintable():  # surrogates stand for what is no UTF-8, nor for a table
+                raise MissingSource(
+                    f"a file name in {self.path} is not printable UTF-8", found=repr(name), do="rename the file"
+                )
+        return paths
+
+
+class TextFiles(TokenisedFiles):
+    """Text in files, and the tokenizer that makes ids of it.
+
+    Attributes:
+        tokenizer: a `tokenizer.json`,
+        train_tokenizer: or one to learn from this text,
+        tokenizer_of: or that of another dataset of the cache.
+        end_of_text: the token between documents.
+        special_tokens: what the name of a special token in a text is: spelled out, or parsed as that token.
+    """
+
+    tokenizer: JobPath | None = None
+    train_tokenizer: TrainTokenizer | None = None
+    tokenizer_of: Name | None = None
+    end_of_text: Annotated[str, Field(min_length=1)] = "<|endoftext|>"
+    special_tokens: Literal["spelled", "parsed"] = "spelled"
+
+    @model_validator(mode="after")
+    def _one_tokenizer(self) -> Self:
+        if sum(given is not None for given in (self.tokenizer, self.train_tokenizer, self.tokenizer_of)) != 1:
+            raise ValueError("give one of `tokenizer`, `train_tokenizer` and `tokenizer_of`")
         return self
 
     def content(self) -> dict[str, Any]:
@@ -87,9 +154,6 @@ class TextFiles(Source):
         named = sorted(set(pattern.findall(text)))
         return tuple(f'texts spell out {name}, which special_tokens = "parsed" makes a special token' for name in named)
 
-    def look_at(self, file: str) -> LocalFile:
-        return LocalFile.of(self.at(file))
-
     def sample_texts(self, most: int) -> Iterator[str]:
         """Yield texts to learn a tokenizer from, those that can be read: all, or about `most` bytes by the seed."""
         raise NotImplementedError
@@ -109,53 +173,6 @@ class TextFiles(Source):
             found="no such dataset of text in the cache, nor above it in the job",
             do=f"put [[dataset]] {taken} before {self.name}",
         )
-
-    def prepared(self, tokenizer: bytes | None, recorded: Recorded) -> Self:
-        assert tokenizer is not None
-        copy = self.model_copy()
-        copy._tokenizer = parse_tokenizer(tokenizer, f"the tokenizer of {self.name}")  # noqa: SLF001 - its own
-        copy._recorded = recorded  # noqa: SLF001
-        return copy
-
-    def notes(self) -> list[str]:
-        return passed_over(self.path, self.suffixes)
-
-    def tokens(self) -> TokenFacts:
-        return TokenFacts(self.bound.vocabulary, self.bound.fingerprint)
-
-    def buffer_bytes(self) -> int:
-        return BUFFER_BYTES
-
-    @property
-    def bound(self) -> TokenizerFile:
-        """The tokenizer of a prepared source."""
-        assert self._tokenizer is not None, "a source of text is prepared first"
-        return self._tokenizer
-
-    def recorded_rows(self, path: Path) -> int | None:
-        """Return the rows of a file, if a cache has counted them and it is as it was then."""
-        known = self._recorded.get(path.name)
-        return known.rows if known is not None and (known.size, known.version) == LocalFile.of(path) else None
-
-    def at(self, file: str) -> Path:
-        """Return where a file lies."""
-        return self.path / file if self.path.is_dir() else self.path
-
-    def paths(self) -> list[Path]:
-        """Return the files by name. Raises MissingSource: there are none."""
-        if not self.path.is_dir():
-            LocalFile.of(self.path)  # raises if there is none
-            return [self.path]
-        known = {path for name in self._recorded if (path := self.path / name).is_file()}  # a row stays a row
-        paths = sorted({*list_files(self.path, self.suffixes, deep=False).files, *known})
-        if not paths:
-            raise MissingSource(f"{self.path} holds no {' or '.join(f'*{suffix}' for suffix in self.suffixes)} file")
-        for path in paths:
-            if not path.name.isprintable():  # surrogates stand for bytes that are not UTF-8, which no table can hold
-                raise MissingSource(
-                    f"a file name in {self.path} is not printable UTF-8", found=repr(path.name), do="rename the file"
-                )
-        return paths
 
 
 @lru_cache(maxsize=4)

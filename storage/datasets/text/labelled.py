@@ -15,6 +15,7 @@ from pydantic import Field, model_validator
 
 from storage.datasets.base import FILE_SCHEMA, LocalFile, RawSample, Unreadable
 from storage.datasets.text.files import TextFiles
+from storage.datasets.text.opening import kind_of, size_of
 from storage.datasets.text.rows import Column, Columns, Row, rows_of
 from storage.datasets.text.tokenising import batches_of, in_pieces
 from storage.digests import unit_interval
@@ -34,7 +35,8 @@ class LabelledTextSource(TextFiles):
     """Rows of a table, each a text of up to `length` tokens, with one class or none.
 
     Attributes:
-        path: a `.csv`, `.tsv`, `.jsonl` or `.parquet` file, or a folder of such files taken by name.
+        path: a `.csv`, `.tsv`, `.jsonl` or `.parquet` file, or a folder, to any depth, of such files taken by
+            name; all but Parquet compressed too.
         task: what is asked of a row; a `label` says so too.
         column: of text, by name, or in a table without names by number from 0; of several, the texts are joined.
         joined_by: what comes between them.
@@ -95,7 +97,7 @@ class LabelledTextSource(TextFiles):
         rows = []
         for path in self.paths():
             known = self.recorded_rows(path)
-            rows.append((path.name, *LocalFile.of(path), self._told(path).rows if known is None else known))
+            rows.append((self.file_of(path), *LocalFile.of(path), self._told(path).rows if known is None else known))
         return pl.DataFrame(rows, schema=FILE_SCHEMA, orient="row")
 
     def class_names(self) -> list[str]:
@@ -124,7 +126,7 @@ class LabelledTextSource(TextFiles):
 
     def sample_texts(self, most: int) -> Iterator[str]:
         paths = self.paths()
-        share = most / max(1, sum(path.stat().st_size for path in paths))
+        share = most / max(1, sum(map(size_of, paths)))
         for path in paths:
             for where, row in self._rows(path):
                 if isinstance(row, Row) and (share >= 1 or unit_interval("sample", self.seed, where) < share):
@@ -177,7 +179,7 @@ class LabelledTextSource(TextFiles):
                 do="name the column of classes: label = …; or leave it out and give `classes`, if there are none",
             )
         # a first line that names columns where none was told of would be a class of one row
-        delimited = path.suffix.lower() in (".csv", ".tsv") and not self._columns.header
+        delimited = kind_of(path) in (".csv", ".tsv") and not self._columns.header
         from_the_top = delimited and self.part[0] == 0 and self.classes is None
         if from_the_top and first is not None and labels.total() >= FEW_ROWS and labels[first] == 1:
             raise MissingSource(

@@ -18,6 +18,7 @@ import xxhash
 
 from storage.datasets.base import Unreadable
 from storage.datasets.text.cutting import READ_BYTES, lines_between, next_cut, text_between
+from storage.datasets.text.opening import end_of, kind_of, open_bytes, size_of
 from storage.datasets.text.rows import TOO_LONG, Columns, Row, json_row, open_parquet, parquet_batches
 
 NUMBERED_BYTES = 16 * 2**20  # of a file whose lines are told by number; further down, by the byte they begin at
@@ -56,11 +57,11 @@ class Text:
 
     @property
     def size(self) -> int:
-        return self.path.stat().st_size
+        return size_of(self.path)
 
     def cut(self, at: int) -> int:
-        with self.path.open("rb") as file:
-            return next_cut(file, at, self.size, in_lines=True)
+        with open_bytes(self.path) as file:
+            return next_cut(file, at, end_of(self.path), in_lines=True)
 
     def documents(self, start: int, stop: int) -> Iterator[tuple[int, Row | Unreadable]]:
         """Yield the pieces of the text, each with the byte before which it begins."""
@@ -86,11 +87,11 @@ class JsonLines:
 
     @property
     def size(self) -> int:
-        return self.path.stat().st_size
+        return size_of(self.path)
 
     def cut(self, at: int) -> int:
-        with self.path.open("rb") as file:
-            return next_cut(file, at, self.size, in_lines=False)
+        with open_bytes(self.path) as file:
+            return next_cut(file, at, end_of(self.path), in_lines=False)
 
     def documents(self, start: int, stop: int) -> Iterator[tuple[int, Row | Unreadable]]:
         for place, line in lines_between(self.path, start, stop):
@@ -102,14 +103,14 @@ class JsonLines:
     def where(self, place: int) -> str:
         if place > NUMBERED_BYTES:
             return f"{self.path.name} line at byte {place}"
-        with self.path.open("rb") as file:
+        with open_bytes(self.path) as file:
             return f"{self.path.name} line {file.read(place).count(10) + 1}"
 
     def digest(self, start: int, stop: int) -> str:
         return _digest_bytes(self.path, start, stop)
 
     def mean_document(self) -> int:
-        with self.path.open("rb") as file:
+        with open_bytes(self.path) as file:
             head = file.read(HEAD_BYTES)
         return max(1, len(head) // max(1, head.count(10)))
 
@@ -171,7 +172,7 @@ def ranges_of(path: Path, columns: Columns | None) -> Ranges:
     """Return the ranges of a file: of its running text, or with `columns` of a table. Raises MissingSource."""
     if columns is None:
         return Text(path)
-    return ParquetRows(path, columns) if path.suffix.lower() == ".parquet" else JsonLines(path, columns)
+    return ParquetRows(path, columns) if kind_of(path) == ".parquet" else JsonLines(path, columns)
 
 
 def sample_texts(parts: Sequence[tuple[Ranges, int, int]], most: int, seed: int) -> Iterator[str]:
@@ -198,7 +199,7 @@ def sample_texts(parts: Sequence[tuple[Ranges, int, int]], most: int, seed: int)
 
 def _digest_bytes(path: Path, start: int, stop: int) -> str:
     found = xxhash.xxh3_128()
-    with path.open("rb") as file:
+    with open_bytes(path) as file:
         file.seek(start)
         while start < stop and (data := file.read(min(READ_BYTES, stop - start))):
             found.update(data)

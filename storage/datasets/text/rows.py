@@ -19,6 +19,7 @@ import pyarrow.parquet as pq
 
 from storage.datasets.base import Unreadable
 from storage.datasets.text.cutting import LONGEST_LINE, READ_BYTES, lines_between, text_between
+from storage.datasets.text.opening import end_of, kind_of, open_bytes, size_of
 from storage.errors import MissingSource
 
 Column = str | int  # a name, or of a table without names a number from 0
@@ -71,7 +72,7 @@ def rows_of(path: Path, columns: Columns, part: Sequence[float]) -> Found:
     Raises:
         MissingSource: it has no such columns, or is no such table at all.
     """
-    if (suffix := path.suffix.lower()) not in READERS:
+    if (suffix := kind_of(path)) not in READERS:
         raise MissingSource(f"{path} is no table of text", found=path.suffix, expected=" or ".join(READERS))
     return READERS[suffix](path, columns, part)
 
@@ -89,8 +90,8 @@ def json_rows(path: Path, columns: Columns, part: Sequence[float]) -> Found:
 def lines_of(path: Path) -> Iterator[tuple[int, bytes | None]]:
     """Yield (number from 1, line) of a file, blank ones left out; None for one that is too long to be read."""
     number, counted = 1, 0
-    with path.open("rb") as file:
-        for position, line in lines_between(path, 0, path.stat().st_size):
+    with open_bytes(path) as file:
+        for position, line in lines_between(path, 0, end_of(path)):
             while counted < position:  # line ends before it, of blank lines and of one that is too long too
                 data = file.read(min(READ_BYTES, position - counted))
                 number, counted = number + data.count(b"\n"), counted + len(data)
@@ -193,7 +194,7 @@ def delimited_rows(path: Path, columns: Columns, part: Sequence[float], *, delim
 def _records(path: Path, *, delimiter: str, quoting: Literal[0, 3]) -> Iterator[tuple[int, list[str]]]:
     """Yield (number of its first line, fields) of each record of a table; empty lines are none."""
     # newline: line ends in a field stay as they are; strict: a stray quotation mark is an error, not a guess
-    lines = (line for piece in text_between(path, 0, path.stat().st_size) for line in StringIO(piece, newline=""))
+    lines = (line for piece in text_between(path, 0, size_of(path)) for line in StringIO(piece, newline=""))
     reader = csv.reader(_joined(lines), delimiter=delimiter, quoting=quoting, strict=True)
     before = 0
     try:

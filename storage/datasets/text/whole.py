@@ -15,6 +15,7 @@ import numpy as np
 from storage.datasets.base import LocalFile, Unreadable
 from storage.datasets.packing import Blocks, Document, check_length, pack
 from storage.datasets.text.cutting import decoded
+from storage.datasets.text.opening import open_bytes, size_of
 from storage.datasets.text.rows import Columns, Row, cut, rows_of
 from storage.tokenizer import encoder
 
@@ -65,6 +66,7 @@ def _documents(layout: Layout, path: Path) -> Iterator[tuple[str, Row | Unreadab
     if layout.columns is not None:
         yield from rows_of(path, layout.columns, layout.part)
         return
-    text = decoded(path, path.read_bytes(), 0)
+    with open_bytes(path) as file:
+        text = decoded(path, file.read(size_of(path)), 0)
     start, stop = cut(len(text), layout.part)
     yield path.name, Row((text[start:stop],))
