@@ -185,6 +185,11 @@ class Source(Options):
         assert isinstance(payload, np.ndarray)
         return payload
 
+    def num_items(self, payload: bytes | np.ndarray) -> int:
+        """Return how many items a row of its own length would have if nothing of it were cut off."""
+        assert isinstance(payload, np.ndarray)
+        return int(payload.shape[-1])  # before it, where there are two, ids and labels
+
     def decode_labels(self, payload: bytes | np.ndarray) -> np.ndarray:
         """Return the label of each position of a block of tokens, as `decode` returns the tokens."""
         raise NotImplementedError

@@ -59,13 +59,7 @@ class TokensSource(Source):
         if tokenizer is None:
             return self
         copy = self.model_copy()
-        copy._tokenizer = parse_tokenizer(tokenizer, f"the tokenizer of {self.name}")  # noqa: SLF001 - its own
-        if copy._tokenizer.vocabulary > self.vocabulary:  # noqa: SLF001
-            raise BadRequest(
-                f"dataset {self.name} has a smaller vocabulary than its tokenizer",
-                found=f"vocabulary = {self.vocabulary}",
-                expected=f"{copy._tokenizer.vocabulary} or more",  # noqa: SLF001
-            )
+        copy._tokenizer = tokenizer_of(self.name, tokenizer, self.vocabulary)  # noqa: SLF001 - its own
         return copy
 
     def task_name(self) -> str:
@@ -170,3 +164,15 @@ class TokensSource(Source):
             found = f"{mask.dtype} {mask.shape}"
             raise MissingSource(f"{mask_path} is no mask of {path}", found=found, expected=f"bool {shape}")
         return mask
+
+
+def tokenizer_of(dataset: str, data: bytes, vocabulary: int) -> TokenizerFile:
+    """Return the tokenizer of a dataset of so many ids. Raises BadRequest: it has more."""
+    tokenizer = parse_tokenizer(data, f"the tokenizer of {dataset}")
+    if tokenizer.vocabulary > vocabulary:
+        raise BadRequest(
+            f"dataset {dataset} has a smaller vocabulary than its tokenizer",
+            found=f"vocabulary = {vocabulary}",
+            expected=f"{tokenizer.vocabulary} or more",
+        )
+    return tokenizer

@@ -137,7 +137,7 @@ def read_arrays(
         NotInCache: the shard has no such array.
         CorruptObject: an object is missing, truncated or altered, or an array is of rows of their own length.
     """
-    return of_kind(np.ndarray, commit, _read(objects, commit, names, writeable=writeable))
+    return of_kind(np.ndarray, commit, read_stored(objects, commit, names, writeable=writeable))
 
 
 def read_row_shape(objects: Objects, commit: Commit, name: str) -> tuple[int, ...]:
@@ -164,7 +164,7 @@ def read_ragged(objects: Objects, commit: Commit, names: Iterable[str], *, write
         NotInCache: the shard has no such array.
         CorruptObject: an object is missing, truncated or altered, or an array is of rows that are all alike.
     """
-    return of_kind(Ragged, commit, _read(objects, commit, names, writeable=writeable))
+    return of_kind(Ragged, commit, read_stored(objects, commit, names, writeable=writeable))
 
 
 def of_kind(kind: type[AnyRows], commit: Commit, arrays: Mapping[str, np.ndarray | Ragged]) -> dict[str, AnyRows]:
@@ -182,7 +182,10 @@ def of_kind(kind: type[AnyRows], commit: Commit, arrays: Mapping[str, np.ndarray
     return found
 
 
-def _read(objects: Objects, commit: Commit, names: Iterable[str], *, writeable: bool) -> dict[str, np.ndarray | Ragged]:
+def read_stored(
+    objects: Objects, commit: Commit, names: Iterable[str], *, writeable: bool = True
+) -> dict[str, np.ndarray | Ragged]:
+    """Return the named arrays of a shard, each as the promise has it, alike or of its own length; as `read_arrays`."""
     names = list(names)
     wanted = []
     for name in names:

@@ -87,7 +87,9 @@ class ShardPromise:
         sites = task.sites(dataset.input_shape)
         if self.teacher is None:
             inputs = ArrayPromise(dataset.input_dtype, dataset.input_shape, dataset.own_length)
-            label = {} if task.label_array is None else {task.label_array: ArrayPromise("int32", sites)}
+            label = (
+                {} if task.label_array is None else {task.label_array: ArrayPromise("int32", sites, dataset.own_length)}
+            )
             return {INPUTS: inputs, **label}
         soft = self.teacher.encoding.stored(self.teacher.num_classes)
         features = {FEATURE + name: PRECISIONS[spec.dtype] for name, spec in self.teacher.features.items()}
@@ -211,18 +213,14 @@ class ShardPromise:
                 return f"inputs of digest {found}, and its commit says {commit.about['inputs_digest']}"
             if (fault := inputs_of(self.dataset).fault(inputs_S, self.dataset)) is not None:
                 return fault
-            lengths_S = (
-                inputs_S.lengths if isinstance(inputs_S, Ragged) and "length" in commit.table.column_names else None
-            )
-            if (
-                lengths_S is not None
-                and commit.table.num_rows
-                and not np.array_equal(lengths_S, commit.table["length"].to_numpy())
-            ):
-                return "rows of other lengths than its commit says (column `length`)"
+        for name, array_S in arrays.items():  # labels too: there is one of each item
+            if isinstance(array_S, Ragged) and not _has_lengths(commit, array_S):
+                return f"{name} with rows of other lengths than its commit says (column `length`)"
+        if inputs_S is not None and any(_parted_otherwise(inputs_S, array_S) for array_S in arrays.values()):
+            return "inputs with rows of other lengths than their labels"
         for name in arrays.keys() - {INPUTS}:
-            labels_S, classes = arrays[name], task_of(self.dataset).num_classes(self.dataset)
-            assert isinstance(labels_S, np.ndarray)
+            array_S, classes = arrays[name], task_of(self.dataset).num_classes(self.dataset)
+            labels_S = array_S.flat_T if isinstance(array_S, Ragged) else array_S
             if labels_S.size and not NO_LABEL <= labels_S.min() <= labels_S.max() < classes:
                 return f"{name} from {labels_S.min()} to {labels_S.max()}, of {classes} classes"
         return None
@@ -235,6 +233,21 @@ class ShardPromise:
             if not all_finite(stored.pop(name), bf16=self.arrays[name].dtype == PRECISIONS["bf16"]):
                 return f"{name} holds NaN or infinity"
         return self.teacher.encoding.fault(stored, self.teacher.num_classes, commit.uses)
+
+
+def _has_lengths(commit: Commit, rows_S: Ragged) -> bool:
+    """Return whether rows are as long as their commit says, if what it says was read."""
+    table = commit.table
+    if not table.num_rows or "length" not in table.column_names:
+        return True
+    return np.array_equal(rows_S.lengths, table["length"].to_numpy())
+
+
+def _parted_otherwise(inputs_S: np.ndarray | Ragged, others_S: np.ndarray | Ragged) -> bool:
+    """Return whether the rows of one array are of other lengths than those of another."""
+    if not isinstance(inputs_S, Ragged) or not isinstance(others_S, Ragged):
+        return False
+    return not np.array_equal(inputs_S.offsets, others_S.offsets)
 
 
 def _listed(value: Any) -> str:

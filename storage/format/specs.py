@@ -123,7 +123,7 @@ class DatasetSpec(Spec):
         """Return None for the task that is implied anyway: two promises of the same are the same."""
         said = info.data
         own_length = OWN_LENGTH in said.get("uses", ())
-        kind = find_inputs(said.get("vocabulary"), said.get("input_dtype", ""), own_length=own_length)
+        kind = find_inputs(said.get("vocabulary"), said.get("input_dtype", ""), own_length=own_length, task=task)
         return None if task == implied_task(kind) else task  # of one name and another, not of what either means
 
     @model_validator(mode="after")

@@ -82,6 +82,10 @@ class Inputs(ABC):
 
         return list(torch.arange(len(shown_B)).split(batch_size))
 
+    def inside(self, arguments_B: Tensor) -> Tensor | None:
+        """Return which positions of a batch, (B, L) bool, are of a row and no padding; None: all."""
+        return None
+
     def trimmed(self, shown_B: Tensor) -> Tensor:
         """Return rows without what is padding in all of them."""
         return shown_B

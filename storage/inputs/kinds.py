@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from storage.inputs.base import Inputs
 from storage.inputs.pixels import Pixels
+from storage.inputs.sequences import Sequences
 from storage.inputs.texts import Texts
 from storage.inputs.tokens import Tokens
 from storage.inputs.values import Values
@@ -16,16 +17,17 @@ from storage.inputs.values import Values
 if TYPE_CHECKING:
     from storage.format.specs import DatasetSpec
 
-INPUTS: dict[str, Inputs] = {"pixels": Pixels(), "tokens": Tokens(), "texts": Texts(), "values": Values()}
+INPUTS: dict[str, Inputs] = {kind.name: kind for kind in (Pixels(), Tokens(), Texts(), Sequences(), Values())}
+READ_WHOLE = ("text_classification",)  # tasks whose models look at all of a row at once; others see what came before
 
 
-def find_inputs(vocabulary: int | None, input_dtype: str, *, own_length: bool) -> Inputs:
-    """Return what rows are made of, of which a dataset promises this."""
+def find_inputs(vocabulary: int | None, input_dtype: str, *, own_length: bool, task: str | None = None) -> Inputs:
+    """Return what rows are made of, of which a dataset promises this; `task` None: what is implied of tokens."""
     if vocabulary is not None:  # ids of tokens
-        return INPUTS["texts" if own_length else "tokens"]
+        return INPUTS["tokens" if not own_length else "texts" if task in READ_WHOLE else "sequences"]
     return INPUTS["pixels" if input_dtype == "uint8" else "values"]  # pixels are bytes, values are floats
 
 
 def inputs_of(dataset: DatasetSpec) -> Inputs:
     """Return what the rows of a dataset are made of."""
-    return find_inputs(dataset.vocabulary, dataset.input_dtype, own_length=dataset.own_length)
+    return find_inputs(dataset.vocabulary, dataset.input_dtype, own_length=dataset.own_length, task=dataset.task)

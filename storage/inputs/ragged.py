@@ -83,6 +83,18 @@ class Ragged:
         places = np.repeat(self.offsets[chosen] - offsets[:-1], lengths) + np.arange(offsets[-1])
         return Ragged(self.flat_T[places], offsets)
 
+    def padded(self, fill: int) -> NDArray[np.generic]:
+        """Return rows side by side, (S, longest, …), behind each that is not the longest a number that fills it.
+
+        >>> Ragged.of([[7, 8], [], [9]], np.int32).padded(-1).tolist()
+        [[7, 8], [-1, -1], [9, -1]]
+        """
+        longest = max(1, int(self.lengths.max(initial=0)))  # one at least: all may be empty
+        inside = np.arange(longest) < self.lengths[:, None]
+        padded = np.full((*inside.shape, *self.flat_T.shape[1:]), fill, self.flat_T.dtype)
+        padded[inside] = self.flat_T  # row after row, as they lie flat
+        return padded
+
 
 def digest_rows(rows_S: np.ndarray | Ragged) -> str:
     """Return the digest of all bytes of some rows; of rows of their own length, of their offsets before them."""

@@ -58,6 +58,9 @@ class Texts(Tokens):
             return shown_B
         return shown_B[:, : max(1, int((shown_B != PADDING).sum(1).max()))]
 
+    def inside(self, arguments_B: Tensor) -> Tensor | None:
+        return arguments_B != PADDING
+
     def spread(self, arguments_B: Tensor) -> tuple[Tensor, ...]:
         return ids_and_mask(arguments_B)
 
@@ -66,12 +69,7 @@ def pad(rows: Ragged) -> Tensor:
     """Return rows side by side, int32 (B, L), PADDING behind each that is not the longest."""
     import torch
 
-    lengths_B = rows.lengths
-    places_L = np.arange(max(1, int(lengths_B.max(initial=0))))  # one at least: all may be empty
-    inside_BL = places_L < lengths_B[:, None]
-    padded_BL = np.full(inside_BL.shape, PADDING, np.int32)
-    padded_BL[inside_BL] = rows.flat_T  # row after row, as they lie flat
-    return torch.from_numpy(padded_BL)
+    return torch.from_numpy(rows.padded(PADDING).astype(np.int32, copy=False))
 
 
 def ids_and_mask(padded_BL: Tensor) -> tuple[Tensor, Tensor]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, ClassVar, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -17,6 +17,7 @@ if TYPE_CHECKING:  # `cache status` asks how many sites a row has, and should no
     from torch import Tensor
 
     from storage.format.specs import DatasetSpec
+    from storage.inputs import Inputs, Stored
 
 NO_LABEL = -1  # of a site without one
 LABELLED = "labelled"  # column of a teacher's commit: sites of a row that have a label, where a row has many sites
@@ -68,16 +69,22 @@ class Task(ABC):
         """Return the axes of the sites of a row of this shape; logits are (B, *sites, C)."""
 
     @abstractmethod
-    def blank_labels(self, num_rows: int, input_shape: Sequence[int]) -> dict[str, np.ndarray]:
-        """Return the ingest's array of labels, (S, *sites) without any label yet; of none, nothing."""
+    def blank_labels(self, num_rows: int, input_shape: Sequence[int], kind: Inputs) -> dict[str, Any]:
+        """Return the ingest's array of labels, (S, *sites) without any label yet; of none, nothing.
+
+        Each is to be assigned by its number, as the inputs are, and stored as they are: of a row of its own length, a
+        label of each item.
+        """
 
     @abstractmethod
-    def labels(self, table: pa.Table, read: Callable[[str], np.ndarray]) -> np.ndarray:
-        """Return the labels of a shard, (S, *sites) int64, NO_LABEL where there is none.
+    def labels(self, table: pa.Table, read: Callable[[str], Stored], chosen_S: np.ndarray) -> np.ndarray:
+        """Return the labels of some rows of a shard, (B, *sites) int64, NO_LABEL where there is none.
 
         Args:
             table: of the ingest's commit, or columns that are to become one.
-            read: returns an array of the ingest by name.
+            read: returns an array of the ingest by name, as it is stored.
+            chosen_S: which rows, by a mask (S,) or their numbers. Those of their own length are padded with NO_LABEL
+                to the longest of them, as `Inputs.shown` pads the inputs.
         """
 
     @abstractmethod

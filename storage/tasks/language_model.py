@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 import pyarrow as pa
 
+from storage.inputs.ragged import Ragged
 from storage.tasks.base import LABELLED, NO_LABEL, Answered, Task
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from storage.format.specs import DatasetSpec
+    from storage.inputs import Inputs, Stored
 
 
 MOST_NATS = 700.0  # whose power is still a float
@@ -25,7 +27,7 @@ class LanguageModel(Task):
     """A class, the token that follows, at each position; −1 where nothing is to be predicted: prompts, padding."""
 
     name: ClassVar[Literal["language_model"]] = "language_model"
-    inputs = ("tokens",)
+    inputs = ("tokens", "sequences")
     site_name = "token"
     unlabelled_sites = False
     label_array: ClassVar[str] = "labels"
@@ -43,11 +45,16 @@ class LanguageModel(Task):
     def sites(self, input_shape: Sequence[int]) -> tuple[int, ...]:
         return tuple(input_shape)
 
-    def blank_labels(self, num_rows: int, input_shape: Sequence[int]) -> dict[str, np.ndarray]:
-        return {self.label_array: np.full((num_rows, *input_shape), NO_LABEL, np.int32)}
+    def blank_labels(self, num_rows: int, input_shape: Sequence[int], kind: Inputs) -> dict[str, Any]:
+        labels_S = kind.blank_rows(num_rows, input_shape, "int32")
+        if isinstance(labels_S, np.ndarray):
+            labels_S.fill(NO_LABEL)
+        return {self.label_array: labels_S}
 
-    def labels(self, table: pa.Table, read: Callable[[str], np.ndarray]) -> np.ndarray:
-        return read(self.label_array).astype(np.int64)
+    def labels(self, table: pa.Table, read: Callable[[str], Stored], chosen_S: np.ndarray) -> np.ndarray:
+        labels_S = read(self.label_array)
+        chosen = labels_S.take(chosen_S).padded(NO_LABEL) if isinstance(labels_S, Ragged) else labels_S[chosen_S]
+        return chosen.astype(np.int64)
 
     def site_keys(self, keys_B: Tensor, input_shape: Sequence[int]) -> Tensor:
         from storage.encodings.draws import position_keys

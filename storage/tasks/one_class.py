@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from storage.format.specs import DatasetSpec
+    from storage.inputs import Inputs, Stored
 
 
 CLEARLY = 0.2  # of the way from chance to always right, below which a teacher is hardly better than chance
@@ -37,11 +38,11 @@ class OneClass(Task):
     def sites(self, input_shape: Sequence[int]) -> tuple[int, ...]:
         return ()
 
-    def blank_labels(self, num_rows: int, input_shape: Sequence[int]) -> dict[str, np.ndarray]:
+    def blank_labels(self, num_rows: int, input_shape: Sequence[int], kind: Inputs) -> dict[str, Any]:
         return {}
 
-    def labels(self, table: pa.Table, read: Callable[[str], np.ndarray]) -> np.ndarray:
-        return np.asarray(table["label"].fill_null(NO_LABEL).to_numpy().astype(np.int64))
+    def labels(self, table: pa.Table, read: Callable[[str], Stored], chosen_S: np.ndarray) -> np.ndarray:
+        return np.asarray(table["label"].fill_null(NO_LABEL).to_numpy().astype(np.int64)[chosen_S])
 
     def site_keys(self, keys_B: Tensor, input_shape: Sequence[int]) -> Tensor:
         return keys_B

@@ -28,13 +28,14 @@ class Flat:
         lengths_P: of each row.
 
     Attributes:
+        items_T: as given.
         lengths_P: on the host, so that a batch's longest row is known without waiting for a device.
     """
 
     def __init__(self, items_T: Tensor, lengths_P: NDArray[np.int64]):
+        self.items_T = items_T
         self.lengths_P = lengths_P
         self._starts = np.cumsum(lengths_P) - lengths_P  # on the host too: `put` waits for no device
-        self._items_T = items_T
         self._starts_P, self._ends_P = (
             torch.from_numpy(each).to(items_T.device) for each in (self._starts, self._starts + lengths_P)
         )
@@ -42,18 +43,18 @@ class Flat:
     @property
     def device(self) -> torch.device:
         """Where the rows are."""
-        return self._items_T.device
+        return self.items_T.device
 
     def pick(self, places_B: Tensor, longest: int) -> Tensor:
         """Return some rows, (B, L), with PADDING behind each that is shorter than `longest`, which is L."""
         places_BL = self._starts_P[places_B, None] + torch.arange(longest, device=self.device)
         inside_BL = places_BL < self._ends_P[places_B, None]
-        return self._items_T[places_BL.where(inside_BL, 0)].where(inside_BL, PADDING)  # outside, any place will do
+        return self.items_T[places_BL.where(inside_BL, 0)].where(inside_BL, PADDING)  # outside, any place will do
 
     def put(self, rows: Ragged, start: int) -> None:
         """Lay rows down, the first of them as row `start`; each has the length that was said of it."""
         begin = int(self._starts[start]) if len(rows) else 0
-        place = self._items_T[begin : begin + len(rows.flat_T)]
+        place = self.items_T[begin : begin + len(rows.flat_T)]
         if place.device.type == "cpu":
             place.numpy()[...] = rows.flat_T  # not by torch, to which memory taken in inference mode is closed here
         else:

@@ -48,23 +48,27 @@ class Residency:
 
 
 def input_bytes(selection: Selection, shards: Sequence[int] | None = None) -> int:
-    """Return the bytes of the inputs of the fed rows of some of the S shards, by default of all, as they are kept."""
+    """Return the bytes of the fed rows of some of the S shards, by default of all, as they are kept, targets apart.
+
+    They are of inputs, and of labels where those are an array.
+    """
     shards = range(len(selection.shards_S)) if shards is None else shards
-    spec = selection.catalogue.dataset(selection.dataset)
-    item_bytes, num_rows = np.dtype(spec.input_dtype).itemsize, int(selection.shard_sizes_S[list(shards)].sum())
+    spec, num_rows = selection.catalogue.dataset(selection.dataset), int(selection.shard_sizes_S[list(shards)].sum())
+    item_bytes = [np.dtype(spec.input_dtype).itemsize, *[LABEL_BYTES] * (task_of(spec).label_array is not None)]
     if (lengths := selection.lengths_of(shards)) is not None:
-        return item_bytes * int(lengths.sum()) + PLACE_BYTES * num_rows
-    return item_bytes * prod(spec.input_shape) * num_rows
+        return sum(item_bytes) * int(lengths.sum()) + len(item_bytes) * PLACE_BYTES * num_rows
+    return sum(item_bytes) * prod(spec.input_shape) * num_rows
 
 
 def row_bytes(catalogue: Catalogue, dataset: str, needs: Needs) -> int:
-    """Return the bytes of one row in a batch: its input, and soft targets and features of one view."""
+    """Return the bytes of one row in a batch, of the longest: its input, and soft targets and features of one view."""
     return sum(array_bytes(catalogue, dataset, needs))
 
 
 def target_bytes(selection: Selection, needs: Needs, *, views: int = 1) -> int:
-    """Return the bytes of one row as it is kept, its input apart."""
-    return views * sum(array_bytes(selection.catalogue, selection.dataset, needs)[1:])
+    """Return the bytes of one row as it is kept, what the ingest holds of it apart."""
+    given = 1 + (task_of(selection.catalogue.dataset(selection.dataset)).label_array is not None)
+    return views * sum(array_bytes(selection.catalogue, selection.dataset, needs)[given:])
 
 
 def array_bytes(catalogue: Catalogue, dataset: str, needs: Needs) -> list[int]:

@@ -5,16 +5,17 @@ S rows of a shard, of which some may not be fed.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
 from storage.cache import Cache
 from storage.encodings import Encoded, FeatureEncoding
 from storage.errors import CorruptObject, IncompleteCache, StaleCache, TryAgain
-from storage.format.committing import read_arrays, read_ragged
+from storage.format.committing import read_arrays, read_stored
 from storage.format.shards import Commit, ShardKey, list_commits
 from storage.format.specs import TeacherSpec
 from storage.inputs import Stored
@@ -49,6 +50,12 @@ class ShardSource:
         ]
         keys = (key._replace(view=view) for key in (*soft, *needs.features))
         return frozenset({INPUTS, *self.label_arrays, *keys})
+
+    def lengths(self, names: Iterable[Name], shards: Sequence[int]) -> dict[Name, NDArray[np.int64]]:
+        """Return of those arrays whose rows have a length of their own how long the fed rows of some shards are."""
+        lengths_P = self.selection.lengths_of(shards)
+        own_length = {INPUTS, *self.label_arrays}  # a label of each item
+        return {} if lengths_P is None else {name: lengths_P for name in names if name in own_length}
 
     def teacher(self, name: str) -> TeacherSpec:
         """Return what the cache promises of a teacher."""
@@ -104,9 +111,10 @@ class ShardSource:
         augmented = any(key.view != PLAIN for key in keys)
         # what a view is a function of is in the table
         ingest = self._commit(ShardKey(dataset, None, PLAIN, shard), with_table=augmented)
-        given = self._read_inputs(ingest)
-        yield from [(INPUTS, given)] if INPUTS in names else []
-        yield from self._read(ingest, [LABELS] if LABELS in names else []).items()
+        of_labels = [LABELS] if LABELS in names else []
+        stored = read_stored(self.cache.objects, ingest, [INPUTS, *of_labels], writeable=False)
+        given = stored[INPUTS]
+        yield from (item for item in stored.items() if item[0] in names)
         for teacher, view in sorted({(key.teacher, key.view) for key in keys}):
             commit = self._commit(ShardKey(dataset, teacher, view, shard))
             views = None if self.selection.views is None else self.selection.views.spec
@@ -127,12 +135,6 @@ class ShardSource:
     def _commit(self, key: ShardKey, *, with_table: bool = False) -> Commit:
         """Return a commit, after every check that can be made of it, those by the plan among them."""
         return self.selection.catalogue.promises.checked(self.cache.unchecked_commit(key, with_table=with_table))
-
-    def _read_inputs(self, ingest: Commit) -> Stored:
-        own_length = self.selection.lengths_N is not None
-        return (read_ragged if own_length else read_arrays)(self.cache.objects, ingest, [INPUTS], writeable=False)[
-            INPUTS
-        ]
 
     def _read(self, commit: Commit, names: list[str]) -> dict[str, NDArray[Any]]:
         return read_arrays(self.cache.objects, commit, names, writeable=False)

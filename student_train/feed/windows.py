@@ -8,7 +8,7 @@ S rows of a shard, F of them fed.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from contextlib import contextmanager
 from threading import Lock
@@ -23,7 +23,7 @@ from storage.errors import CorruptObject
 from storage.inputs.ragged import Ragged
 from student_train.feed.flat import Flat, Kept
 from student_train.feed.order import Window
-from student_train.feed.shard_source import INPUTS, Arrays, Name, ShardSource
+from student_train.feed.shard_source import Arrays, Name, ShardSource
 
 # Shards read at a time; each is in memory besides where its rows are to lie (`preparing/feed_memory.py` counts it).
 READERS = 4
@@ -37,21 +37,24 @@ class Block:
     Args:
         num_rows: that it can hold.
         device: where it is.
-        num_items: of rows of their own length, how many items of all rows together.
+        num_items: of arrays of rows of their own length, how many items of all rows together.
     """
 
-    def __init__(self, num_rows: int, device: torch.device, num_items: int = 0):
+    def __init__(self, num_rows: int, device: torch.device, num_items: Mapping[Name, int] | None = None):
         self.arrays: dict[Name, Kept] = {}
         self._num_rows = num_rows
         self._device = device
-        self._items_T = _empty((num_items,), np.dtype(np.int32), device)  # of texts, the one kind with such rows
-        self._kinds: dict[Name, tuple[tuple[int, ...], np.dtype[Any]]] = {}  # shape of a row, and its type
+        self._num_items = num_items or {}
+        self._items: dict[Name, Tensor] = {}  # of rows of their own length
+        self._lengths: Mapping[Name, NDArray[np.int64]] = {}
+        self._kinds: dict[Name, tuple[tuple[int, ...], np.dtype[Any]]] = {}  # shape of a row or an item, and its type
         self._lock = Lock()
 
-    def begin(self, lengths_P: NDArray[np.int64] | None) -> None:
+    def begin(self, lengths: Mapping[Name, NDArray[np.int64]]) -> None:
         """Say how long the rows are that are to come, where each has a length of its own; what was there is let go."""
-        if lengths_P is not None:
-            self.arrays[INPUTS] = Flat(self._items_T, lengths_P)
+        self._lengths = lengths
+        for name in self._items:
+            self.arrays[name] = Flat(self._items[name], lengths[name])
 
     def fill(self, source: ShardSource, index: int, names: frozenset[Name], start: int) -> None:
         """Read shard `shards_S[index]`, its first fed row to row `start`.
@@ -62,18 +65,11 @@ class Block:
         rows_F = source.selection.rows[index]
         for name, stored_S in source.read(index, names):
             if isinstance(stored_S, Ragged):
-                self._fill_flat(source, index, stored_S, start)
+                self._fill_flat(source, index, name, stored_S, start)
                 continue
-            # Few of torch's operations take uint16.
-            values_S = stored_S.view(np.int16) if stored_S.dtype == np.uint16 else stored_S
+            values_S = _signed(stored_S)
             if not self._has_room(name, values_S) or rows_F[-1] >= len(values_S):
-                shape, dtype = self._kinds[name]
-                raise CorruptObject(
-                    f"{source.selection.dataset}: {name} of shard {source.selection.shards_S[index]} is not as others",
-                    found=f"{len(values_S)} rows of {values_S.shape[1:]} {values_S.dtype}",
-                    expected=f"{rows_F[-1] + 1} rows or more of {shape} {dtype}",
-                    do="see what `cache verify` says of it",
-                )
+                raise self._unlike(source, index, name, values_S, f"{rows_F[-1] + 1} rows or more")
             held = self.arrays[name]
             assert isinstance(held, Tensor)
             rows = held[start : start + len(rows_F)]
@@ -86,30 +82,48 @@ class Block:
             if host is not rows:
                 rows.copy_(host)
 
-    def _fill_flat(self, source: ShardSource, index: int, stored_S: Ragged, start: int) -> None:
-        held, rows_F = self.arrays[INPUTS], source.selection.rows[index]
-        assert isinstance(held, Flat)
-        expected = held.lengths_P[start : start + len(rows_F)]
+    def _fill_flat(self, source: ShardSource, index: int, name: Name, stored_S: Ragged, start: int) -> None:
+        rows_F, items_T = source.selection.rows[index], _signed(stored_S.flat_T)
+        expected = self._lengths[name][start : start + len(rows_F)]
         # of too few rows none are as expected
         found = stored_S.lengths[rows_F] if rows_F[-1] < len(stored_S) else stored_S.lengths
         if not np.array_equal(found, expected):
             raise CorruptObject(
-                f"{source.selection.dataset}: shard {source.selection.shards_S[index]} has texts of other lengths than "
-                "its commit says",
+                f"{source.selection.dataset}: {name} of shard {source.selection.shards_S[index]} has rows of other "
+                "lengths than its commit says",
                 found=f"{found.sum()} tokens in {len(found)} rows",
                 expected=f"{expected.sum()} tokens in {len(expected)} rows  (column `length`)",
                 do="see what `cache verify` says of it",
             )
-        held.put(stored_S.take(rows_F), start)
+        if not self._has_room(name, items_T):
+            raise self._unlike(source, index, name, items_T, "items")
+        held = self.arrays[name]
+        assert isinstance(held, Flat)
+        held.put(Ragged(items_T, stored_S.offsets).take(rows_F), start)
 
     def _has_room(self, name: Name, values_S: NDArray[Any]) -> bool:
-        """Take the memory of an array if these are its first rows; return whether it is for rows like these."""
-        kind = (values_S.shape[1:], values_S.dtype)
+        """Take the memory of an array if these are its first rows, or items; return whether it is for such as these."""
+        shape, dtype = kind = (values_S.shape[1:], values_S.dtype)
         with self._lock:  # several readers come with first rows
             if name not in self.arrays:
                 self._kinds[name] = kind
-                self.arrays[name] = _empty((self._num_rows, *values_S.shape[1:]), values_S.dtype, self._device)
+                if name in self._lengths:
+                    self._items[name] = _empty((self._num_items[name], *shape), dtype, self._device)
+                    self.arrays[name] = Flat(self._items[name], self._lengths[name])
+                else:
+                    self.arrays[name] = _empty((self._num_rows, *shape), dtype, self._device)
         return kind == self._kinds[name]
+
+    def _unlike(
+        self, source: ShardSource, index: int, name: Name, values_S: NDArray[Any], expected: str
+    ) -> CorruptObject:
+        shape, dtype = self._kinds[name]
+        return CorruptObject(
+            f"{source.selection.dataset}: {name} of shard {source.selection.shards_S[index]} is not as others",
+            found=f"{len(values_S)} rows of {values_S.shape[1:]} {values_S.dtype}",
+            expected=f"{expected} of {shape} {dtype}",
+            do="see what `cache verify` says of it",
+        )
 
 
 def load(
@@ -124,7 +138,7 @@ def load(
         StaleCache, CorruptObject: as `ShardSource.read`.
     """
     sizes_S = source.selection.shard_sizes_S
-    block = _block(source, [range(len(sizes_S))], device)
+    block = _block(source, [range(len(sizes_S))], device, names)
     with _readers(len(sizes_S)) as readers:
         reading = _fill(readers, block, source, tuple(range(len(sizes_S))), names)
         # as they are done, so that the first failure is told at once
@@ -135,13 +149,14 @@ def load(
 
 
 def load_shard(source: ShardSource, index: int, names: frozenset[Name]) -> Arrays:
-    """Return the named arrays of the fed rows of shard `shards_S[index]`, on the host. Raises as `load`.
+    """Return the named arrays of the fed rows of shard `shards_S[index]`, on the host; raises as `load`.
 
-    Inputs of their own length are left out: whoever asks for one shard is after labels and targets.
+    Those of rows of their own length are flat: the items of the first row, then those of the second, …
     """
-    host = _block(source, [[index]], torch.device("cpu"))
-    host.fill(source, index, names - ({INPUTS} if source.selection.lengths_N is not None else set()), 0)
-    return {name: values for name, values in host.arrays.items() if isinstance(values, Tensor)}
+    host = _block(source, [[index]], torch.device("cpu"), names)
+    host.begin(source.lengths(names, [index]))
+    host.fill(source, index, names, 0)
+    return {name: values.items_T if isinstance(values, Flat) else values for name, values in host.arrays.items()}
 
 
 def read_windows(source: ShardSource, windows: Sequence[Window], names: frozenset[Name]) -> Iterator[dict[Name, Kept]]:
@@ -152,7 +167,7 @@ def read_windows(source: ShardSource, windows: Sequence[Window], names: frozense
     """
     host = torch.device("cpu")
     # one window needs but one
-    blocks = [_block(source, [window.shards for window in windows], host) for _ in windows[:2]]
+    blocks = [_block(source, [window.shards for window in windows], host, names) for _ in windows[:2]]
     with _readers(max(len(window.shards) for window in windows)) as readers:
         reading = _fill(readers, blocks[0], source, windows[0].shards, names)
         for number in range(len(windows)):
@@ -163,11 +178,13 @@ def read_windows(source: ShardSource, windows: Sequence[Window], names: frozense
             yield blocks[number % 2].arrays
 
 
-def _block(source: ShardSource, sets: Sequence[Sequence[int]], device: torch.device) -> Block:
+def _block(source: ShardSource, sets: Sequence[Sequence[int]], device: torch.device, names: frozenset[Name]) -> Block:
     """Return memory for the fed rows of each of some sets of shards, one set at a time."""
     sizes_S = source.selection.shard_sizes_S
-    lengths = [source.selection.lengths_of(shards) for shards in sets]
-    num_items = max((int(lengths_P.sum()) for lengths_P in lengths if lengths_P is not None), default=0)
+    num_items: dict[Name, int] = {}
+    for shards in sets:
+        for name, lengths_P in source.lengths(names, shards).items():
+            num_items[name] = max(num_items.get(name, 0), int(lengths_P.sum()))
     return Block(max(int(sizes_S[list(shards)].sum()) for shards in sets), device, num_items)
 
 
@@ -185,7 +202,7 @@ def _fill(
     readers: ThreadPoolExecutor, block: Block, source: ShardSource, shards: Sequence[int], names: frozenset[Name]
 ) -> list[Future[None]]:
     """Begin to read shards into a block, one after another."""
-    block.begin(source.selection.lengths_of(shards) if INPUTS in names else None)
+    block.begin(source.lengths(names, shards))
     starts = np.cumsum([0, *source.selection.shard_sizes_S[list(shards)]]).tolist()
     # not strict: the last start is where the rows end
     return [
@@ -197,6 +214,11 @@ def _finish(reading: Sequence[Future[None]]) -> None:
     """Wait until all are read; raise what the first of them that failed has raised."""
     for shard in reading:
         shard.result()
+
+
+def _signed(values: NDArray[Any]) -> NDArray[Any]:
+    """Return an array as torch takes it: few of its operations take uint16."""
+    return values.view(np.int16) if values.dtype == np.uint16 else values
 
 
 def _empty(shape: tuple[int, ...], dtype: np.dtype[Any], device: torch.device) -> Tensor:

@@ -24,7 +24,7 @@ from storage.tasks.base import LABELLED
 from storage.views import PLAIN
 from student_train.feed.batches import Needs, SoftNeed
 from student_train.feed.selection import Selection, select_rows
-from student_train.feed.shard_source import LABELS, Arrays, ShardSource
+from student_train.feed.shard_source import INPUTS, LABELS, Arrays, ShardSource
 from student_train.feed.windows import load_shard
 from student_train.report.measures import accuracy_of, calibration_of
 from student_train.students.parts import part_size
@@ -197,7 +197,7 @@ def _decoded(cache: Cache, samples: Samples, rows: str, teacher: str) -> Decoded
     needs = Needs(soft=frozenset({SoftNeed(teacher, bucket)}))
     selection = select_rows(samples, rows, needs, allow_partial=True, agree_with=teacher)
     source = ShardSource(cache, selection)
-    arrays = load_shard(source, 0, source.names(needs))
+    arrays = load_shard(source, 0, source.names(needs) - {INPUTS})
     encoded = source.encoded(arrays)[teacher]
     return FIRST[_task_of(samples, dataset).way](selection, arrays, encoded)
 

@@ -79,6 +79,10 @@ class StudentTask(ABC):
         """Return the logits (B, C) with which a student answers each row once, as those do who use it."""
 
     @abstractmethod
+    def hidden_of_sites(self, student: Student, inputs: Tensor) -> Tensor:
+        """Return what a student's `scores` makes logits of, of all sites of some rows one after another, (N, D)."""
+
+    @abstractmethod
     def refuse_coupling(self, student: str, dataset: str, losses: Sequence[str]) -> None:
         """Raise BadRequest if losses that compare rows with each other cannot be computed.
 

@@ -60,7 +60,15 @@ class LanguageModel(StudentTask):
 
     def answer(self, student: Student, inputs: Tensor) -> Tensor:
         # What follows a whole context; the scores of all positions might not fit, and nobody asks for them.
-        return student.scores(student.hidden(inputs)[:, -1])
+        hidden_BLD, inside_BL = student.hidden(inputs), student.blueprint.made_of.inside(inputs)
+        if inside_BL is None:
+            return student.scores(hidden_BLD[:, -1])
+        last_B = inside_BL.sum(1).clamp(min=1) - 1
+        return student.scores(hidden_BLD[torch.arange(len(last_B), device=last_B.device), last_B])
+
+    def hidden_of_sites(self, student: Student, inputs: Tensor) -> Tensor:
+        hidden_ND, inside_BL = student.hidden(inputs).flatten(0, 1), student.blueprint.made_of.inside(inputs)
+        return hidden_ND if inside_BL is None else hidden_ND[inside_BL.flatten()]
 
     def refuse_coupling(self, student: str, dataset: str, losses: Sequence[str]) -> None:
         raise BadRequest(
@@ -85,32 +93,37 @@ class LanguageModel(StudentTask):
 def _positions(cache: Cache, selection: Selection, teacher: str | None, blocks: pl.DataFrame) -> pl.DataFrame:
     """Return the positions of the first held blocks, with their tokens, labels and what the teacher said of them."""
     source = ShardSource(cache, selection)
-    spec = selection.catalogue.dataset(selection.dataset)
-    length = spec.input_shape[0]
-    # blocks that may still be looked at
-    left = max(1, min(MOST_POSITIONS, MOST_LOGITS // spec.num_classes) // length)
+    lengths = _first_lengths(selection)
+    left = int(lengths.sum())  # positions that are still to be looked at
     taught = selection.catalogue.committed(selection.dataset, teacher) if teacher is not None else set()
     parts = []
     for index, shard in enumerate(selection.shards_S):
         needs = _teacher_needs(selection, teacher if shard in taught else None)  # else nothing is known of it
         arrays = load_shard(source, index, source.names(needs))
-        arrays = {name: values[:left] for name, values in arrays.items()}
-        labels_N = arrays[LABELS].flatten().long()
+        labels_N = arrays[LABELS].flatten()[:left].long()
         columns = {"label": labels_N}
         for encoded in source.encoded(arrays).values():
             columns |= _teacher_said(encoded, labels_N, needs)
         labelled = pl.Series((labels_N != NO_CLASS).numpy())
         known = [pl.when(labelled).then(pl.Series(name, values.numpy())) for name, values in columns.items()]
-        parts.append(pl.DataFrame({"token": arrays[INPUTS].flatten().numpy()}).with_columns(known))
-        left -= len(arrays[INPUTS])
-        if left <= 0:
+        parts.append(pl.DataFrame({"token": arrays[INPUTS].flatten()[:left].numpy()}).with_columns(known))
+        left -= len(labels_N)
+        if not left:
             break
     positions = pl.concat(parts, how="diagonal_relaxed")  # shards that the teacher has not answered lack its columns
-    taken = blocks.head(len(positions) // length)
-    at = pl.Series("at", np.tile(np.arange(length), len(taken)))
+    at = pl.Series("at", np.concatenate([np.arange(length) for length in lengths]))
     # each block once for each of its positions
-    repeated = taken.select(pl.all().repeat_by(length).explode())
+    repeated = blocks.head(len(lengths)).select(pl.all().repeat_by(pl.Series(lengths)).explode())
     return pl.concat([repeated, at.to_frame(), positions], how="horizontal")
+
+
+def _first_lengths(selection: Selection) -> np.ndarray:
+    """Return the lengths of the first held blocks, as many as may be looked at one position after another."""
+    spec, lengths_N = selection.catalogue.dataset(selection.dataset), selection.lengths_N
+    if lengths_N is None:
+        lengths_N = np.full(selection.num_rows, spec.input_shape[0])
+    most = min(MOST_POSITIONS, MOST_LOGITS // spec.num_classes)
+    return lengths_N[: max(1, int((lengths_N.cumsum() <= most).sum()))]
 
 
 def _teacher_needs(selection: Selection, teacher: str | None) -> Needs:

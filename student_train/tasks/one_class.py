@@ -34,6 +34,9 @@ class OneClassStudent(StudentTask):
         logits_BC: Tensor = student(inputs)
         return logits_BC
 
+    def hidden_of_sites(self, student: Student, inputs: Tensor) -> Tensor:
+        return student.hidden(inputs)
+
     def refuse_coupling(self, student: str, dataset: str, losses: Sequence[str]) -> None:
         return  # all rows of a batch are there at once
 

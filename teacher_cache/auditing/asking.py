@@ -94,7 +94,7 @@ def ask_again(cache: Cache, key: ShardKey, wanted: int, teacher: Teacher, draw: 
         spec,
         chain(commit.about.get("recoded_from"), spec.encoding),
         shown_B[torch.from_numpy(places_B)],
-        torch.from_numpy(labels_of(cache, key, ingest)[rows_B]),
+        labels_of(cache, key, ingest, rows_B),
         draw_keys(dataset, readable, key.view)[torch.from_numpy(places_B)],
         {name: torch.from_numpy(values[rows_B]) for name, values in stored.items()},
     )

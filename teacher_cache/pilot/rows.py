@@ -8,7 +8,6 @@ from __future__ import annotations
 from math import prod
 from typing import TYPE_CHECKING, NamedTuple
 
-import numpy as np
 import pyarrow as pa
 
 from storage.errors import MissingSource
@@ -90,8 +89,7 @@ def read_spread(stage: Stage, wanted: int) -> SpreadRows:
             f"none of {len(readable.mask_S)} rows of dataset {dataset.spec.name} can be read",
             found="\n".join(columns["error"].to_pylist()[:3]),
         )
-    labels_S = task_of(dataset.spec).labels(table, lambda name: np.asarray(arrays[name]))
-    labels = torch.from_numpy(labels_S[readable.mask_S])
+    labels = torch.from_numpy(task_of(dataset.spec).labels(table, arrays.__getitem__, readable.mask_S))
     shown_B = inputs_of(dataset.spec).shown(arrays["inputs"], readable.mask_S)
     if stage.view != PLAIN:
         assert dataset.views is not None

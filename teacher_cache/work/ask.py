@@ -50,7 +50,7 @@ def ask_shard(work: AskWork) -> Done:
     with TURNS:
         # Read, and sent to the device, before the lock is taken: meanwhile another shard is asked about.
         inputs_S, device = cache.read_rows(key.dataset, key.shard), pick_device(work.device)
-        labels_B = torch.from_numpy(labels_of(cache, key, ingest)[readable_S])
+        labels_B = labels_of(cache, key, ingest, readable_S)
         stored_B, keys = inputs_of(dataset).shown(inputs_S, readable_S), draw_keys(dataset, readable, key.view)
         question = send_ahead(Question(stored_B, labels_B, keys), dataset, device)
         fingerprint = view_fingerprint(inputs_S)

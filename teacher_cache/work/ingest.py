@@ -96,7 +96,7 @@ def decode_rows(
     else:
         num_rows = sum(extent.rows for extent in extents)
     inputs_S = kind.blank_rows(num_rows, spec.input_shape, spec.input_dtype)
-    label_arrays = task_of(spec).blank_labels(num_rows, spec.input_shape)
+    label_arrays = task_of(spec).blank_labels(num_rows, spec.input_shape, kind)
     cut = np.zeros(num_rows, np.int32)
     ids: list[str] = []
     classes: list[int | None] = []
@@ -109,9 +109,10 @@ def decode_rows(
         error = None
         try:
             inputs_S[i] = _decode_one(source, spec, sample)
-            cut[i] = len(_payload(sample)) - len(inputs_S[i]) if kind.own_length else 0
+            cut[i] = source.num_items(_payload(sample)) - len(inputs_S[i]) if kind.own_length else 0
             for labels in label_arrays.values():
                 labels[i] = source.decode_labels(_payload(sample))
+                assert len(labels[i]) == len(inputs_S[i])  # a label of each item
         except Unreadable as reason:
             error = str(reason)
         ids.append(sample.sample_id)
@@ -130,7 +131,7 @@ def decode_rows(
     stored = kind.stored(inputs_S, spec.input_dtype)
     of_length = {LENGTH: pa.array(stored.lengths, pa.int32()), CUT: pa.array(cut)} if isinstance(stored, Ragged) else {}
     return (
-        {"inputs": stored, **label_arrays},
+        {"inputs": stored, **{name: kind.stored(labels, "int32") for name, labels in label_arrays.items()}},
         {
             "sample_id": pa.array(ids, pa.string()),
             "label": pa.array(classes, pa.int64()),

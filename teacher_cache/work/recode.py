@@ -66,14 +66,14 @@ def _recode(source: Cache, cache: Cache, commit: Commit, work: RecodeWork) -> Do
     features = [FEATURE + name for name in spec.features]  # as they are: only targets have another encoding
     targets = [name for name in commit.array_names if not name.startswith(FEATURE)]
     arrays = read_arrays(source.objects, commit, [*targets, *features])
-    labels_S = labels_of(cache, key, ingest)
+    labels = labels_of(cache, key, ingest, readable.mask_S)
 
     with LOCK:
         began = time.monotonic()
         torch.set_num_threads(work.threads)  # for each shard: a Dask nanny has set it to 1
         converted = _converted(
             {name: torch.from_numpy(arrays[name][readable.mask_S]) for name in targets},
-            torch.from_numpy(labels_S[readable.mask_S]),
+            labels,
             draw_keys(cache.dataset(key.dataset), readable, key.view),
             richer,
             spec,

@@ -6,6 +6,7 @@ classes, V ≥ C logits of a padded vocabulary.
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -13,7 +14,7 @@ import numpy as np
 from storage.cache import Cache
 from storage.digests import sample_keys
 from storage.encodings import AnyEncoding
-from storage.format.committing import read_arrays
+from storage.format.committing import read_stored
 from storage.format.shards import Commit, ShardKey
 from storage.format.specs import DatasetSpec
 from storage.tasks import task_of
@@ -24,10 +25,13 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
-def labels_of(cache: Cache, key: ShardKey, ingest: Commit) -> np.ndarray:
-    """Return labels, (S, *sites) int64, −1 where there is none."""
+def labels_of(cache: Cache, key: ShardKey, ingest: Commit, chosen_S: np.ndarray) -> Tensor:
+    """Return labels of some rows, by a mask or their numbers, (B, *sites) int64, −1 where there is none."""
+    import torch
+
     task = task_of(cache.dataset(key.dataset))
-    return task.labels(ingest.table, lambda name: read_arrays(cache.objects, ingest, [name])[name])
+    read = partial(read_stored, cache.objects, ingest)
+    return torch.from_numpy(task.labels(ingest.table, lambda name: read([name])[name], chosen_S))
 
 
 def draw_keys(dataset: DatasetSpec, readable: Readable, view: str) -> Tensor:

@@ -63,6 +63,56 @@ def write_counting(folder: Path, rows: int = 20, length: int = 12) -> str:
     )
 
 
+LINES = '''
+"""Lines of the counting language, each at its own length: the first third of a line is a prompt."""
+
+import numpy as np
+
+
+class Lines:
+    vocabulary = 10
+
+    def __init__(self, rows, longest, padded):
+        self.rows, self.most, self.padded = rows, longest, padded
+        if not padded:
+            self.longest = longest
+
+    def __len__(self):
+        return self.rows
+
+    def __getitem__(self, i):
+        length = 2 + 7 * i % (self.most - 1)
+        ids = (i + np.arange(length + 1)) % 10
+        labels = np.where(np.arange(length) < length // 3, -1, ids[1:])
+        ids = ids[:-1]
+        if self.padded:
+            ids, labels = (np.pad(x, (0, self.most - length), constant_values=v) for x, v in ((ids, 0), (labels, -1)))
+        return {"input": ids, "labels": labels, "id": f"line {i}"}
+
+
+def build(rows=40, longest=12, padded=False):
+    return Lines(rows, longest, padded)
+'''
+
+
+def write_lines(folder: Path, *, padded: bool = False, rows: int = 40) -> str:
+    """Write lines of the counting language at their own lengths, 2 to 12; return the `[[dataset]]` of a job."""
+    (folder / "counting.py").write_text(TEACHERS)
+    (folder / "lines.py").write_text(LINES)
+    return (
+        '[[dataset]]\nname = "counting"\nkind = "factory"\nfactory = "lines.py:build"\n'
+        f"arguments = {{ rows = {rows}, padded = {str(padded).lower()} }}\nvalidation = 0.25\nrows_per_shard = 7\n"
+    )
+
+
+def lines_cache(folder: Path, *teachers: str, **options: Any) -> Cache:
+    """Return a cache of lines of the counting language and some teachers, built in this process."""
+    folder.mkdir(exist_ok=True)
+    report = build(write_job(folder, write_lines(folder, **options), *teachers))
+    assert report.exit_code == 0, report
+    return Cache.open(str(folder / "cache"))
+
+
 def counting_teacher(name: str = "right", *, extra: str = "", **arguments: Any) -> str:
     """Return a `[[teacher]]` of the counting language."""
     given = ", ".join(f"{key} = {value!r}" for key, value in arguments.items()).replace("'", '"')

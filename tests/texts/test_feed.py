@@ -69,5 +69,5 @@ def test_a_shard_of_other_lengths_than_its_commit_says_is_refused(
 ) -> None:
     assert selection.lengths_N is not None
     wrong = replace(selection, lengths_N=np.roll(selection.lengths_N, 1))
-    with pytest.raises(CorruptObject, match="has texts of other lengths than its commit says"):
+    with pytest.raises(CorruptObject, match="has rows of other lengths than its commit says"):
         epoch(cache, wrong, place)

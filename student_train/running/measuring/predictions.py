@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from math import prod
 from typing import NamedTuple
 
 import numpy as np
@@ -106,13 +105,13 @@ def predict(
             if stop():
                 return None
             inputs = batch.inputs[: num_rows - done]  # the table may have the first blocks alone
-            size = len(inputs) * prod(task.sites(inputs.shape[1:]))
-            labels_B, labels_left = labels_left[:size], labels_left[size:]
             for (student, _), answers in zip(asked, said, strict=True):
                 # (B, D): a row is one site, or each of its positions
-                hidden_BD = student.hidden(inputs).reshape(size, -1)
+                hidden_BD = TASKS[held.task].hidden_of_sites(student, inputs)
+                size, labels_B = len(hidden_BD), labels_left[: len(hidden_BD)]
                 for at, logits_BC in logits_in_parts(student, hidden_BD):
                     answers.add(_said(task, logits_BC, labels_B[at]))
+            labels_left = labels_left[size:]
             done += len(inputs)
             if done == num_rows:  # the table has no more
                 break

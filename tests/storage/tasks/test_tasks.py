@@ -18,6 +18,7 @@ from storage.errors import CorruptObject, UnsupportedFormat
 from storage.format.objects import LocalObjects
 from storage.format.specs import DatasetSpec, read_spec
 from storage.inputs import INPUTS, Inputs, inputs_of
+from storage.inputs.ragged import Ragged
 from storage.tasks import NO_LABEL, TASKS, Task, task_of
 
 IMAGES: dict[str, Any] = {
@@ -54,9 +55,11 @@ def test_a_task_is_asked_of_kinds_that_there_are() -> None:
         (IMAGES, "pixels", "image_classification"),
         (IMAGES | {"input_dtype": "float32"}, "values", "image_classification"),
         (BLOCKS, "tokens", "language_model"),
+        (BLOCKS | {"uses": ("own_length",)}, "sequences", "language_model"),
+        (BLOCKS | {"uses": ("own_length",), "task": "text_classification"}, "texts", "text_classification"),
     ],
 )
-def test_a_dataset_that_names_no_task_has_the_implied_one(fields: dict[str, Any], kind: str, task: str) -> None:
+def test_a_dataset_is_of_a_kind_and_of_a_task_that_may_be_implied(fields: dict[str, Any], kind: str, task: str) -> None:
     spec = DatasetSpec.model_validate(fields)
     assert (inputs_of(spec).name, task_of(spec).name) == (kind, task)
 
@@ -83,7 +86,7 @@ def test_a_dataset_whose_task_is_of_other_inputs_is_refused(tmp_path: Path) -> N
     (tmp_path / "a/dataset.json").write_text(json.dumps(value | {"digest": fingerprint(value)}))
     with pytest.raises(CorruptObject) as caught:
         read_spec(LocalObjects(tmp_path), "a/dataset.json", DatasetSpec)
-    assert "task language_model is of tokens, and a is pixels" in str(caught.value.found)
+    assert "task language_model is of tokens or sequences, and a is pixels" in str(caught.value.found)
 
 
 def test_a_model_is_called_with_floats_of_pixels_and_long_ids_of_tokens() -> None:
@@ -94,7 +97,7 @@ def test_a_model_is_called_with_floats_of_pixels_and_long_ids_of_tokens() -> Non
 
 @pytest.mark.parametrize("name", INPUTS)
 def test_a_blank_is_like_what_a_model_is_called_with(name: str) -> None:
-    stored = {"pixels": torch.uint8, "tokens": torch.int32, "texts": torch.int32, "values": torch.float32}[name]
+    stored = {"pixels": torch.uint8, "values": torch.float32}.get(name, torch.int32)
     blank = INPUTS[name].blank(2, (3,), torch.device("cpu"))
     like = INPUTS[name].arguments(torch.zeros(2, 3, dtype=stored))
     assert (blank.dtype, blank.tolist()) == (like.dtype, like.tolist())
@@ -108,14 +111,18 @@ def test_only_pixels_of_images_have_views() -> None:
 def test_a_label_of_a_row_is_a_column_and_of_positions_an_array() -> None:
     table = pa.table({"label": pa.array([1, None], pa.int64())})
     stored = np.array([[3, NO_LABEL]], np.int32)
-    found = {name: task.labels(table, {"labels": stored}.__getitem__).tolist() for name, task in TASKS.items()}
-    assert found["image_classification"] == [1, NO_LABEL]
+    of = {"labels": stored}.__getitem__
+    found = {name: task.labels(table, of, np.array([0])).tolist() for name, task in TASKS.items()}
+    assert found["image_classification"] == [1]
     assert found["language_model"] == [[3, NO_LABEL]]
+    ragged = {"labels": Ragged.of([[3], [], [4, NO_LABEL]], np.int32)}.__getitem__
+    chosen = TASKS["language_model"].labels(table, ragged, np.array([2, 0]))
+    assert (chosen.tolist(), chosen.dtype) == ([[4, NO_LABEL], [3, NO_LABEL]], np.int64)
 
 
 @pytest.mark.parametrize("task", TASKS.values(), ids=TASKS)
 def test_labels_begin_as_none_at_each_site(task: Task) -> None:
-    blank = task.blank_labels(2, (5,))
+    blank = task.blank_labels(2, (5,), INPUTS["tokens"])
     assert set(blank) == ({task.label_array} - {None})
     assert all(labels.shape == (2, *task.sites((5,))) and (labels == NO_LABEL).all() for labels in blank.values())
 
