@@ -15,6 +15,7 @@ from storage import tokenizer
 from storage.datasets.digits import DigitsSource
 from storage.errors import BadRequest
 from student_train.report import write_report
+from student_train.students.transformers import embedded
 from teacher_cache.teachers.kinds import KINDS
 from teacher_cache.teachers.options import TeacherOptions
 
@@ -26,6 +27,7 @@ NEEDS = {
     "plots of cache plan": ("matplotlib", lambda: _check_plot(Path("p.png"))),
     "transformers": ("transformers", lambda: KINDS["transformers"].digests(LLAMA)),
     "transformers to load": ("transformers", lambda: KINDS["transformers"].load(LLAMA)),
+    "transformers as a student": ("transformers", lambda: embedded(Path("llama"), {})),
     "text": ("tokenizers", lambda: tokenizer.train_tokenizer(["a"], 300, "<|endoftext|>")),
 }
 

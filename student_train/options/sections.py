@@ -9,18 +9,19 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, TypeAdapter, ValidationInfo, model_validator
 
-from storage.options import Factory, Name, Options, Url
+from storage.options import Factory, JobPath, Name, Options, Url
 from student_train.options.terms import ObjectiveTerm
 from student_train.options.training import LATER_KEYS, TrainingOptions
 
-BUILT_IN = ("cnn", "encoder", "gpt", "mlp", "resnet")  # `students.ARCHITECTURES` holds what builds them
+BUILT_IN = ("cnn", "encoder", "gpt", "mlp", "resnet", "transformers")  # `students.ARCHITECTURES` holds what builds them
 
 _FACTORY: TypeAdapter[str] = TypeAdapter(Factory)
 
 Choice = Literal["auto", "always", "never"]  # of what is done where it helps, in any case, or not
 ResidencyChoice = Literal["auto", "device", "host", "stream"]
 
-NOT_IDENTITY = {"name", "checkpoint_every_steps"}  # of a student's keys: they do not change what is computed
+# Of a student's keys: they do not change what is computed. Of what lies in `path` the config decides.
+NOT_IDENTITY = {"name", "path", "checkpoint_every_steps"}
 
 
 def _dataset_and_split(value: str) -> str:
@@ -131,6 +132,7 @@ class StudentOptions(TrainingOptions):
     name: Name
     architecture: Architecture
     options: dict[str, Any] = Field(default={})  # keyword arguments of the architecture's function
+    path: JobPath | None = None  # of "transformers": a folder with the config, whose keys `options` replace
 
     # Normalisation of inputs in [0, 1], one value for all channels or one for each; part of the model.
     mean: PerChannel = (0.5,)
@@ -145,6 +147,8 @@ class StudentOptions(TrainingOptions):
     def _agree(self) -> StudentOptions:
         if not self.objective:
             raise ValueError("a student needs one [[student.objective]] or more")
+        if (self.architecture == "transformers") != (self.path is not None):
+            raise ValueError('give architecture = "transformers" and `path`, a folder with its config, together')
         if min(self.std) <= 0:
             raise ValueError(f"std must be above 0, found {min(self.std)}")
         return self

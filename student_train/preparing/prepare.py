@@ -37,6 +37,7 @@ from student_train.run_files.folder import RunFolder, UnwrittenFolder
 from student_train.run_files.records import RunRecord, lost_files, read_record
 from student_train.stepping.recorder import check_recordable
 from student_train.students import Blueprint
+from student_train.students.transformers import embedded
 from student_train.tasks import TASKS
 
 
@@ -112,7 +113,7 @@ def _prepare(
         agree_with = None  # held rows are plain, and this teacher never saw them so: nothing to agree with
     held = selections.find(data.validation, Needs(), agree_with)
     blueprint = _blueprint(options, dataset, num_classes)
-    identity = _identity(request, options, catalogue, train, held)
+    identity = _identity(request, options, blueprint, catalogue, train, held)
     encodings: dict[str, Encoding] = {
         name: catalogue.teacher(dataset.name, name).encoding for name in needs.teachers if needs.of(name)
     }
@@ -141,7 +142,7 @@ def _blueprint(options: StudentOptions, dataset: DatasetSpec, num_classes: int) 
     inputs = inputs_of(dataset)
     return Blueprint(
         architecture=options.architecture,
-        options=options.options,
+        options=options.options if options.path is None else embedded(options.path, options.options),
         num_classes=num_classes,
         input_shape=dataset.input_shape,
         mean=options.mean if inputs.normalised else None,
@@ -157,7 +158,12 @@ def _blueprint(options: StudentOptions, dataset: DatasetSpec, num_classes: int) 
 
 
 def _identity(
-    request: Request, options: StudentOptions, catalogue: Catalogue, train: Selection, held: Selection
+    request: Request,
+    options: StudentOptions,
+    blueprint: Blueprint,
+    catalogue: Catalogue,
+    train: Selection,
+    held: Selection,
 ) -> dict[str, Any]:
     """Return all that decides what is computed: a checkpoint or record of anything else is not gone on from."""
     data, views = request.data, train.views
@@ -173,6 +179,8 @@ def _identity(
         "train_rows": f"{train.num_rows}, {train.fingerprint}",
         "validation_rows": f"{held.num_rows}, {held.fingerprint}",
     }
+    if options.path is not None:
+        identity |= blueprint.options  # the config as it was read
     if views is not None:
         identity["views"] = {"count": views.count, "fingerprint": views.spec.fingerprint}
     return identity

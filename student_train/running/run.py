@@ -27,6 +27,7 @@ from student_train.stepping.parallel import ALONE, Parallel
 from student_train.stepping.schedule import learning_rate_at
 from student_train.stepping.state import Randomness, TrainState, below
 from student_train.students import Student
+from student_train.students.tensors import load_own, own_tensors
 
 
 @dataclass(frozen=True)
@@ -219,7 +220,7 @@ class Run:
             if self._best_score is None or score > self._best_score:
                 self._best_epoch, self._best_score = self.epoch + 1, score
                 # a copy: training goes on
-                self._best = {n: t.detach().clone() for n, t in self.state.exported.state_dict().items()}
+                self._best = {n: t.detach().clone() for n, t in own_tensors(self.state.exported).items()}
         rates = [self._rate_at(self.epoch * self.steps + step) for step in range(len(steps_SK))]
         self.prepared.files.write_epoch(self.history, names, rates, steps_SK)
         self.epoch, self.step, self.epoch_seconds = self.epoch + 1, 0, 0.0
@@ -235,7 +236,7 @@ class Run:
         student = self.state.exported
         if self._best is not None:
             student = copy.deepcopy(student)  # what is trained stays as it is
-            student.load_state_dict(self._best)
+            load_own(student, self._best)
         return student.eval()
 
     def set_aside(self, reason: str, halving: dict[str, Any], latency: Latency) -> RunRecord:
@@ -264,7 +265,7 @@ class Run:
         )
 
     def _write_result(self, status: Any, latency: Latency, **about: Any) -> RunRecord:
-        weights = dict(self.state.exported.state_dict()) if self._best is None else self._best
+        weights = own_tensors(self.state.exported) if self._best is None else self._best
         # epochs count from 1
         chosen = self.history[-1] if self._best_epoch is None else self.history[self._best_epoch - 1]
         taken = self._steps_taken()

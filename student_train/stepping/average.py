@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from student_train.students import Student
+from student_train.students.tensors import own_tensors
 
 
 class WeightAverage:
@@ -48,4 +49,4 @@ class WeightAverage:
 
 def _tensors(module: nn.Module) -> list[Tensor]:
     """Return all tensors of a module's state, which stay the same objects while it is trained."""
-    return list(module.state_dict(keep_vars=False).values())
+    return list(own_tensors(module).values())  # each once: what two layers share is to follow once

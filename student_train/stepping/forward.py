@@ -54,9 +54,10 @@ class Tapped(nn.Module):
         for hook in self._hooks:
             hook.remove()
 
-    def _tap(self, layer: str) -> Callable[[nn.Module, object, Tensor], None]:
-        def keep(module: nn.Module, inputs: object, output: Tensor) -> None:
-            self._seen[layer] = output
+    def _tap(self, layer: str) -> Callable[[nn.Module, object, Tensor | tuple[Tensor, ...]], None]:
+        def keep(module: nn.Module, inputs: object, output: Tensor | tuple[Tensor, ...]) -> None:
+            # layers of transformers may return what else they have beside their states
+            self._seen[layer] = output[0] if isinstance(output, tuple) else output
 
         return keep
 

@@ -20,6 +20,7 @@ from student_train.run_files.checkpoint import Tensors
 from student_train.stepping.average import WeightAverage
 from student_train.stepping.forward import check_student
 from student_train.students import Blueprint, Student, build_student
+from student_train.students.tensors import load_own, own_tensors
 
 
 class Randomness:
@@ -131,10 +132,10 @@ class TrainState:
 
     def tensors(self) -> Tensors:
         """Return every tensor that a step changes, by name; they share memory with the state."""
-        tensors = {f"student.{name}": tensor for name, tensor in self.student.state_dict().items()}
+        tensors = {f"student.{name}": tensor for name, tensor in own_tensors(self.student).items()}
         tensors |= {f"objective.{name}": tensor for name, tensor in self.objective.state_dict().items()}
         if self.average is not None:
-            tensors |= {f"average.{name}": tensor for name, tensor in self.average.student.state_dict().items()}
+            tensors |= {f"average.{name}": tensor for name, tensor in own_tensors(self.average.student).items()}
         for number, moments in self.optimizer.state_dict()["state"].items():
             tensors |= {
                 f"optimizer.{number}.{key}": value for key, value in moments.items() if isinstance(value, Tensor)
@@ -143,10 +144,10 @@ class TrainState:
 
     def restore(self, tensors: Mapping[str, Tensor]) -> None:
         """Put tensors from `tensors()` back in place."""
-        self.student.load_state_dict(below("student.", tensors))
+        load_own(self.student, below("student.", tensors))
         self.objective.load_state_dict(below("objective.", tensors))
         if self.average is not None:
-            self.average.student.load_state_dict(below("average.", tensors))
+            load_own(self.average.student, below("average.", tensors))
         moments: dict[int, Tensors] = {}
         for name, tensor in below("optimizer.", tensors).items():
             number, _, key = name.partition(".")

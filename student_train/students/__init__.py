@@ -4,6 +4,9 @@ blueprint.py                   what a student is, as data
 build.py                       a student from its blueprint; ARCHITECTURES has the built-in ones by name
 cnn.py, encoder.py, gpt.py,
 mlp.py, resnet.py              the built-in architectures, one file each; checks.py what several of them refuse
+transformers.py                a causal language model of the transformers library, from its config
+calling.py                     how a network is called: as one function, or in two parts
+tensors.py                     the tensors of a student by name, each once
 parts.py                       logits of a part of the sites at a time
 files.py                       the two files of a trained student, written and read
 

@@ -13,11 +13,14 @@ from torch import Tensor, nn
 from storage.errors import BadRequest, StillroomError, is_out_of_memory
 from storage.options import load_factory
 from student_train.students.blueprint import Blueprint
+from student_train.students.calling import AsOne, BodyAndHead, Calling
 from student_train.students.cnn import cnn
 from student_train.students.encoder import encoder
 from student_train.students.gpt import gpt
 from student_train.students.mlp import mlp
 from student_train.students.resnet import resnet
+from student_train.students.transformers import ARCHITECTURE as TRANSFORMERS
+from student_train.students.transformers import OfTransformers, transformers
 
 ARCHITECTURES: dict[str, Callable[..., nn.Module]] = {
     "cnn": cnn,
@@ -25,6 +28,7 @@ ARCHITECTURES: dict[str, Callable[..., nn.Module]] = {
     "gpt": gpt,
     "mlp": mlp,
     "resnet": resnet,
+    TRANSFORMERS: transformers,
 }
 
 
@@ -58,14 +62,14 @@ class Student(nn.Module):
         blueprint: what it is.
         network: one that answers at several sites of a row may be in two parts, `body` and `head`. Its logits then
             never exist for a whole batch.
+        calling: how the network is called; None: as it has those two parts, or has not.
 
     Attributes:
         blueprint: what it is.
-        in_two_parts: whether it is used in those two.
         tokenizer: the `tokenizer.json` that makes its rows of text, of one that was loaded; else None.
     """
 
-    def __init__(self, blueprint: Blueprint, network: nn.Module):
+    def __init__(self, blueprint: Blueprint, network: nn.Module, calling: Calling | None = None):
         super().__init__()
         self.blueprint = blueprint
         self.normalise: nn.Module = nn.Identity()
@@ -74,7 +78,13 @@ class Student(nn.Module):
         self.network = network
         self.tokenizer: bytes | None = None
         parts = dict(network.named_children())
-        self.in_two_parts = {"body", "head"} == parts.keys() and blueprint.asked.sites(blueprint.input_shape) != ()
+        in_two = {"body", "head"} == parts.keys() and blueprint.asked.sites(blueprint.input_shape) != ()
+        self._calling = calling or (BodyAndHead() if in_two else AsOne())
+
+    @property
+    def in_two_parts(self) -> bool:
+        """Whether it is used in two parts, so that its logits need not exist for a whole batch."""
+        return self._calling.in_two_parts
 
     @property
     def device(self) -> torch.device:
@@ -108,8 +118,7 @@ class Student(nn.Module):
         """Return logits (B, *sites, C) of inputs (B, …), as `storage.inputs` gives them, in one tensor or spread."""
         normalised = self.normalise(inputs)
         given = (normalised, *others) if others else self.blueprint.made_of.spread(normalised)
-        logits_BC: Tensor = self.network(*given)
-        return logits_BC
+        return self._calling.logits(self.network, *given)
 
     def blank(self, rows: int, input_shape: tuple[int, ...]) -> Tensor:
         """Return inputs of nothing, to try it on."""
@@ -117,14 +126,11 @@ class Student(nn.Module):
 
     def hidden(self, inputs: Tensor) -> Tensor:
         """Return what `scores` makes logits of: hidden states (B, *sites, D); of a network in one part the logits."""
-        network = self.network.body if self.in_two_parts else self.network
-        hidden: Tensor = network(*self.blueprint.made_of.spread(self.normalise(inputs)))  # type: ignore[operator]
-        return hidden
+        return self._calling.hidden(self.network, *self.blueprint.made_of.spread(self.normalise(inputs)))
 
     def scores(self, hidden_ND: Tensor) -> Tensor:
         """Return the logits (N, C) of some sites' hidden states (N, D)."""
-        logits_NC: Tensor = self.network.head(hidden_ND) if self.in_two_parts else hidden_ND  # type: ignore[operator]
-        return logits_NC
+        return self._calling.scores(self.network, hidden_ND)
 
 
 def build_student(blueprint: Blueprint) -> Student:
@@ -160,7 +166,10 @@ def build_student(blueprint: Blueprint) -> Student:
             found=f"the factory returned {type(network).__name__}",
             expected="torch.nn.Module",
         )
-    return Student(blueprint, network)
+    calling = None
+    if blueprint.architecture == TRANSFORMERS:
+        calling = OfTransformers(network, blueprint.num_classes, blueprint.options["config"])
+    return Student(blueprint, network, calling)
 
 
 def _check_options(factory: Callable[..., Any], blueprint: Blueprint) -> None:

@@ -24,6 +24,7 @@ from storage.format.objects import LocalObjects
 from storage.format.sealed import read_json, seal_json
 from student_train.students.blueprint import Blueprint
 from student_train.students.build import ARCHITECTURES, Student, build_student
+from student_train.students.tensors import complete
 
 WEIGHTS_FILE = "student.safetensors"
 BLUEPRINT_FILE = "student.json"
@@ -100,10 +101,20 @@ def load_student(folder: str | Path, architecture: str | None = None) -> Student
             student = build_student(blueprint)
     else:
         student = build_student(blueprint.model_copy(update={"architecture": architecture}))
+    weights = complete(student, weights)
     _check_weights(folder, student, weights)
-    student.load_state_dict(weights, assign=True)  # what is on the meta device has no memory to copy into
+    if student.device.type == "meta" and _computes_buffers(student):
+        student = build_student(blueprint)
+        student.load_state_dict(weights)
+    else:
+        student.load_state_dict(weights, assign=True)  # what is on the meta device has no memory to copy into
     student.tokenizer = _read_tokenizer(folder, blueprint)
     return student.eval()
+
+
+def _computes_buffers(student: nn.Module) -> bool:
+    """Return whether a model has buffers that no file holds, since it computes them when it is built."""
+    return bool(dict(student.named_buffers()).keys() - student.state_dict().keys())
 
 
 def _read_files(folder: Path) -> tuple[BlueprintFile, bytes]:

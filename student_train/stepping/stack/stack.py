@@ -28,6 +28,7 @@ from student_train.stepping.stack.step import stacked_gradients
 from student_train.stepping.stack.weights import StackedBuffers, StackedOptimizer, StackedWeights
 from student_train.stepping.state import TrainState
 from student_train.students import Blueprint
+from student_train.students.transformers import ARCHITECTURE as TRANSFORMERS
 
 
 def stack_key(options: StudentOptions, blueprint: Blueprint) -> Hashable:
@@ -37,6 +38,8 @@ def stack_key(options: StudentOptions, blueprint: Blueprint) -> Hashable:
     """
     return (
         repr(blueprint),
+        # one of transformers steps alone: much of its code is none that M students could share
+        options.name if blueprint.architecture == TRANSFORMERS else None,
         options.batch_size,
         options.optimizer,
         options.autocast,

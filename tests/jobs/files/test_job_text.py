@@ -78,5 +78,5 @@ def test_what_is_said_does_not_depend_on_defaults() -> None:
     text = job_text("/c", Path("/r"), DataOptions.model_validate({"train": "d", "validation": "d"}), [plain])
     told = {line.partition(" = ")[0].strip() for line in text.splitlines() if " = " in line}
     off = {"views", "learning_rate", "clip_norm", "ema_decay", "patience_epochs", "checkpoint_every_steps"}
-    off |= {"betas", "warmup_steps"}
+    off |= {"betas", "warmup_steps", "path"}
     assert (set(DataOptions.model_fields) | set(StudentOptions.model_fields)) - told - {"options", "objective"} == off

@@ -1,0 +1,37 @@
+"""The tensors of a student by name, each once: a weight that two layers share is stored under its first name."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from torch import Tensor, nn
+
+
+def shared_names(module: nn.Module) -> dict[str, str]:
+    """Return the further names of tensors that have several, each with the first one.
+
+    >>> network = nn.Sequential(nn.Linear(2, 2, bias=False), nn.Linear(2, 2, bias=False))
+    >>> network[1].weight = network[0].weight
+    >>> shared_names(network)
+    {'1.weight': '0.weight'}
+    """
+    first: dict[int, str] = {}
+    named = {name: first.setdefault(id(value), name) for name, value in module.state_dict(keep_vars=True).items()}
+    return {name: other for name, other in named.items() if name != other}
+
+
+def own_tensors(module: nn.Module) -> dict[str, Tensor]:
+    """Return a module's tensors by name, each once; they share its memory."""
+    shared = shared_names(module)
+    return {name: tensor for name, tensor in module.state_dict().items() if name not in shared}
+
+
+def load_own(module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+    """Copy what `own_tensors` gave into a module. Raises RuntimeError: they are those of another."""
+    module.load_state_dict(complete(module, tensors))
+
+
+def complete(module: nn.Module, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return tensors with those that are stored once under all of their names."""
+    shared = {name: tensors[first] for name, first in shared_names(module).items() if first in tensors}
+    return shared | dict(tensors)

@@ -1,0 +1,231 @@
+"""A causal language model of the transformers library as a student, built from its config alone.
+
+The config lies in the blueprint, so that a trained student needs no other folder. Nothing is fetched, no code comes
+with a model, and the library is imported only where such a student is built.
+
+B rows, L positions, N sites, D width, C ids of the dataset; V of the model, of which those from C on are padding.
+"""
+
+from __future__ import annotations
+
+import json
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from storage.errors import BadRequest, StillroomError, is_out_of_memory
+from storage.model_folder import check_transformers, import_transformers, read_config
+from student_train.students.calling import AsOne
+
+ARCHITECTURE = "transformers"
+WHAT = f'architecture = "{ARCHITECTURE}"'
+NOT_OF_THE_MODEL = ("_name_or_path", "dtype", "torch_dtype", "transformers_version", "use_cache")
+MAX_DEPTH = 1024  # keeps a hostile student.json from asking for any number of layers
+TRIED_TOKENS = 4
+TRIED_LOGITS = 100.0  # their deviation: what caps or scales logits is seen, though those of fresh weights are small
+
+_in_two_parts: dict[str, bool] = {}  # config → as tried, for models on the meta device, which have no values
+
+
+def embedded(folder: Path, options: dict[str, Any]) -> dict[str, Any]:
+    """Return the options of the blueprint of a student: the config of a folder, some of its keys replaced.
+
+    Raises:
+        BadRequest: transformers is not installed, or does not know the model; or an option is no key of its config.
+        MissingSource: there is no config.
+    """
+    check_transformers(WHAT)
+    config = {key: value for key, value in read_config(folder, BadRequest).items() if key not in NOT_OF_THE_MODEL}
+    known = _config(config)
+    if unknown := [key for key in options if not hasattr(known, key)]:
+        raise BadRequest(
+            f"a {type(known).__name__} has no such key",
+            found=", ".join(unknown),
+            expected=", ".join(key for key in known.to_dict() if not key.startswith("_"))[:600],
+            do="`options` of such a student replace keys of the config in its `path`",
+        )
+    # Under the name that the folder has: a model's own name for a key, and the library's for the same, would contradict
+    names = {getattr(known, "attribute_map", {}).get(key, key): value for key, value in options.items()}
+    return {"config": config | names}
+
+
+def transformers(
+    num_classes: int, input_shape: tuple[int, ...], *, vocabulary: int | None = None, config: dict[str, Any]
+) -> nn.Module:
+    """Return the model of a config with fresh weights, in float32, drawn from torch's global generator.
+
+    Layers to learn from are named as in the model: `network.model.layers.0`, ….
+
+    Args:
+        num_classes: of the vocabulary.
+        input_shape: (L,).
+        vocabulary: of rows whose classes are other than ids: refused.
+        config: as `embedded` gives it.
+    """
+    if (len(input_shape), vocabulary) != (1, None):
+        raise BadRequest(
+            f"{WHAT} cannot take these inputs",
+            found=f"inputs of shape {input_shape}" + ", each with one class" * (len(input_shape) == 1),
+            expected="tokens, each with the one that follows",
+            do='a dataset of tokens, or another architecture; of texts with a class each, "encoder"',
+        )
+    library = import_transformers(WHAT)
+    made = _config(config)
+    text = made.get_text_config()
+    if text.vocab_size < num_classes:
+        raise BadRequest(
+            "the student's vocabulary is smaller than the cache's",
+            found=f"vocab_size = {text.vocab_size}",
+            expected=f"{num_classes} ids, or more: what is beyond them is padding, and cut",
+            do=f"options = {{ vocab_size = {num_classes} }}; or a model of the tokenizer that made the tokens",
+        )
+    longest = getattr(text, "max_position_embeddings", None)
+    if longest is not None and longest < input_shape[0]:
+        raise BadRequest(
+            "the student's rows are longer than its config foresees",
+            found=f"max_position_embeddings = {longest}",
+            expected=f"{input_shape[0]} positions",
+            do=f"options = {{ max_position_embeddings = {input_shape[0]} }}, or shorter rows in the cache",
+        )
+    for part in (made, text):
+        part.use_cache = False  # keys and values of a text that nobody goes on with
+        part.output_hidden_states = part.output_attentions = False
+        part.return_dict = True
+    with _refusing(made):
+        model: nn.Module = library.AutoModelForCausalLM.from_config(made, dtype=torch.float32, trust_remote_code=False)
+    return model
+
+
+class OfTransformers(AsOne):
+    """Calls a model of transformers; in two parts, its body and its head, where it is no more than these.
+
+    Args:
+        model: that is called.
+        num_classes: C.
+        config: of the model.
+    """
+
+    def __init__(self, model: Any, num_classes: int, config: dict[str, Any]):
+        self._num_classes = num_classes
+        key = json.dumps(config, sort_keys=True)
+        if next(model.parameters()).device.type != "meta":
+            _in_two_parts[key] = is_in_two_parts(model)
+        self.in_two_parts = _in_two_parts.get(key, model.get_output_embeddings() is not None)
+
+    def logits(self, network: Any, *given: Tensor) -> Tensor:
+        return self._cut(_called(network, *given).logits)
+
+    def hidden(self, network: Any, *given: Tensor) -> Tensor:
+        if not self.in_two_parts:
+            return self.logits(network, *given)
+        hidden_BLD: Tensor = _called(network.base_model, *given).last_hidden_state
+        return hidden_BLD
+
+    def scores(self, network: Any, hidden_ND: Tensor) -> Tensor:
+        return self._cut(network.get_output_embeddings()(hidden_ND)) if self.in_two_parts else hidden_ND
+
+    def _cut(self, logits_NV: Tensor) -> Tensor:
+        return logits_NV if logits_NV.shape[-1] == self._num_classes else logits_NV[..., : self._num_classes]
+
+
+def is_in_two_parts(model: Any) -> bool:
+    """Return whether a model's logits are those that its head gives for what its body gives, however large they are.
+
+    Its own forward pass is watched: the head must be given the body's states. It is made to see others instead, of
+    which logits are large, and these must come out: not scaled, not capped.
+    """
+    head, training = model.get_output_embeddings(), model.training
+    if head is None:
+        return False
+    device = next(head.parameters()).device
+    tokens_BL = torch.arange(TRIED_TOKENS, device=device)[None]
+    given: list[Tensor] = []
+
+    def replace(_: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        given.append(inputs[0])
+        return (large_BLD.to(inputs[0].dtype),)
+
+    model.eval()  # dropout would make any two passes differ
+    try:
+        with torch.no_grad():
+            hidden_BLD = _called(model.base_model, tokens_BL).last_hidden_state
+            # of no generator: what a student draws from its seed must not depend on whether it was tried
+            steps = torch.arange(hidden_BLD.numel(), device=device, dtype=torch.float32)
+            large_BLD = (steps.sin() * TRIED_LOGITS).view(hidden_BLD.shape).to(hidden_BLD.dtype)
+            large_BLD = large_BLD * (TRIED_LOGITS / head(large_BLD).std().clamp(min=1e-6))
+            watch = head.register_forward_pre_hook(replace)
+            try:
+                logits_BLV = _called(model, tokens_BL).logits
+            finally:
+                watch.remove()
+            return (
+                len(given) == 1
+                and given[0].shape == hidden_BLD.shape
+                and torch.allclose(given[0], hidden_BLD, rtol=1e-3, atol=1e-4)
+                and torch.allclose(logits_BLV.float(), head(large_BLD).float(), rtol=1e-3, atol=1e-2)
+            )
+    except (RuntimeError, ValueError, TypeError, AttributeError, IndexError):  # a body that is no function of tokens
+        return False
+    finally:
+        model.train(training)
+
+
+def _called(module: Any, tokens_BL: Tensor) -> Any:
+    """Return what a model, or its body, gives for int64 tokens."""
+    if tokens_BL.device.type != "meta":
+        return module(input_ids=tokens_BL)
+    try:
+        return module(input_ids=tokens_BL)
+    except (RuntimeError, NotImplementedError):  # most look at values to know whether rows are packed; not with a mask
+        rows, length = tokens_BL.shape
+        mask = torch.ones((), dtype=torch.bool, device="meta").expand(rows, 1, length, length)
+        return module(input_ids=tokens_BL, attention_mask=mask)
+
+
+def _config(config: dict[str, Any]) -> Any:
+    """Return a config as an object of the library. Raises BadRequest: it does not know it, or takes no such values."""
+    import_transformers(WHAT)
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+    # before it is made: some list their layers
+    if deep := {key: n for key, n in config.items() if "layer" in key and isinstance(n, int) and n > MAX_DEPTH}:
+        raise BadRequest(
+            "a student of so many layers cannot be built",
+            found=", ".join(f"{key} = {number}" for key, number in deep.items()),
+            expected=f"{MAX_DEPTH} at most",
+        )
+    kind = config.get("model_type")
+    if kind not in CONFIG_MAPPING:
+        raise BadRequest(
+            "transformers knows no such model",
+            found=f"model_type = {json.dumps(kind)}",
+            expected="one of its own, such as llama, qwen3, gemma3_text, gpt2",
+            do="a newer transformers; or an `architecture` of your own, module:factory",
+        )
+    with _refusing(config):
+        return CONFIG_MAPPING[kind].from_dict(dict(config))
+
+
+@contextmanager
+def _refusing(config: Any) -> Iterator[None]:
+    """Have whatever a model raises that does not take its config as a refusal, and its warnings for itself."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            yield
+        except StillroomError:
+            raise
+        except Exception as error:  # of any class
+            if is_out_of_memory(error):
+                raise
+            kind = config["model_type"] if isinstance(config, dict) else config.model_type
+            raise BadRequest(
+                f"transformers makes no causal language model of this config of a {kind}",
+                found=f"{type(error).__name__}: {error}"[:600],
+                do="AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(FOLDER)) should take it",
+            ) from error
