@@ -11,6 +11,8 @@ import pytest
 
 from jobs.files.cache_job import CacheJob
 from jobs.files.reading import read_job
+from storage.cache import Cache
+from tests.chats.toys import CHATML, write_model
 
 REPOSITORY = Path(__file__).parents[1]
 BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
@@ -55,14 +57,24 @@ def _run(command: list[str], folder: Path) -> str:
 
 
 def test_a_dataset_of_ones_own_is_built_as_the_page_of_data_has_it(tmp_path: Path) -> None:
-    from storage.cache import Cache
-
     (code,) = (text for language, text in blocks("data.md") if language == "python")
     (tmp_path / "data.py").write_text(code)
     (job,) = (text for language, text in blocks("data.md") if "data.py:build" in text and language == "toml")
     (tmp_path / "job.toml").write_text(job)
     _run([str(Path(sys.executable).parent / "cache"), "build", "job.toml"], tmp_path)
     assert len(Cache.open(str(tmp_path / "caches/waves")).samples().of("waves")) == 200
+
+
+def test_chats_are_read_as_the_page_of_data_has_them(tmp_path: Path) -> None:
+    (lines,) = (text for language, text in blocks("data.md") if language == "json")
+    (job,) = (text for language, text in blocks("data.md") if 'kind = "chat"' in text and language == "toml")
+    (tmp_path / "chats/more").mkdir(parents=True)
+    (tmp_path / "chats/more/train.jsonl").write_text(lines)
+    write_model(tmp_path / "models/teacher", CHATML)
+    (tmp_path / "job.toml").write_text(job)
+    _run([str(Path(sys.executable).parent / "cache"), "build", "job.toml"], tmp_path)
+    samples = Cache.open(str(tmp_path / "caches/chats")).samples().of("chats")
+    assert samples["sample_id"].to_list() == [f"more/train.jsonl:{at}" for at in (0, 169, 283)]
 
 
 @pytest.mark.slow

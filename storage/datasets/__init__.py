@@ -9,6 +9,7 @@ arrays.py          NumPy arrays
 digits.py          scikit-learn's digits
 factory.py         a user's own dataset
 text/              text, in blocks or each with its class
+chat/              chats, of which the assistant's tokens are to be predicted
 tokens.py          token ids in NumPy files
 packing.py         documents into blocks of one length
 samples.py         samples of one's own as rows of a dataset, for whoever predicts with a student
@@ -20,6 +21,7 @@ from pydantic import Field
 
 from storage.datasets.arrays import ArraysSource
 from storage.datasets.base import RawSample, RecordedFile, Source, Unreadable, check_label
+from storage.datasets.chat import ChatSource
 from storage.datasets.digits import DigitsSource
 from storage.datasets.factory import FactorySource
 from storage.datasets.image_folder import ImageFolderSource
@@ -28,7 +30,14 @@ from storage.datasets.text import AnyText
 from storage.datasets.tokens import TokensSource
 
 AnySource = Annotated[
-    DigitsSource | ImageFolderSource | ParquetImagesSource | ArraysSource | FactorySource | AnyText | TokensSource,
+    DigitsSource
+    | ImageFolderSource
+    | ParquetImagesSource
+    | ArraysSource
+    | FactorySource
+    | AnyText
+    | ChatSource
+    | TokensSource,
     Field(discriminator="kind"),
 ]
 

@@ -157,7 +157,7 @@ class TextSource(TextFiles):
             return None
         return Columns((self.column,) if self.prompt is None else (self.column, self.prompt))
 
-    def _ranges(self, path: Path) -> Ranges:
+    def _ranges(self, path: Path) -> Ranges[Row]:
         return ranges_of(path, self._columns)
 
     def _whole(self, path: Path) -> Blocks:
@@ -186,7 +186,7 @@ class TextSource(TextFiles):
         """Whether a file is one document that is not to be cut."""
         return self.column is None and self.long_documents == "refuse"
 
-    def _documents(self, ranges: Ranges, start: int, stop: int, *, last: bool) -> Iterator[Document | Unreadable]:
+    def _documents(self, ranges: Ranges[Row], start: int, stop: int, *, last: bool) -> Iterator[Document | Unreadable]:
         """Yield what lies between two places, in tokens. Raises BadRequest: a document is longer than a block."""
         if self.column is None:
             yield self._running(ranges, start, stop, last=last)
@@ -201,7 +201,7 @@ class TextSource(TextFiles):
                 self._check_length(len(document.tokens) + 1, ranges, place)
                 yield document
 
-    def _running(self, ranges: Ranges, start: int, stop: int, *, last: bool) -> Document:
+    def _running(self, ranges: Ranges[Row], start: int, stop: int, *, last: bool) -> Document:
         """Return running text as one document, which is the end of its file or goes on in the next range."""
         encode = encoder(self.bound.data, parse_special=self.parses_special)
         tokens: list[np.ndarray] = []
@@ -216,7 +216,7 @@ class TextSource(TextFiles):
         self._check_length(len(whole) + 1, ranges, start)
         return Document(whole, 0, tuple(remarks), ends=last or self._is_uncut)
 
-    def _check_length(self, size: int, ranges: Ranges, place: int, *, exactly: bool = True) -> None:
+    def _check_length(self, size: int, ranges: Ranges[Row], place: int, *, exactly: bool = True) -> None:
         if size > self.block and self.long_documents == "refuse":
             check_length(self.name, ranges.where(place), size, self.block, exactly=exactly)
 

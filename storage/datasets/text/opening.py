@@ -78,6 +78,9 @@ def open_bytes(path: Path) -> Iterator[BinaryIO]:
 class _Unpacked:
     """A compressed file as it is unpacked: as much of a file of bytes as is asked of one here."""
 
+    _first: int  # places: of the first byte that is kept, and the one to be read next
+    _at: int
+
     def __init__(self, path: Path):
         self.path, self.version = path, LocalFile.of(path)
         self._asked: int | None = None  # a place to go to
@@ -120,8 +123,7 @@ class _Unpacked:
     def _begin(self) -> None:
         self._stream = pa.input_stream(str(self.path), compression=COMPRESSED[self.path.suffix.lower()])
         self._window = bytearray()
-        self._first: int = 0  # places: of the first byte that is kept, and the one to be read next
-        self._at: int = 0
+        self._first = self._at = 0
 
     @property
     def _end(self) -> int:

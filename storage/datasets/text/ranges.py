@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Protocol
+from typing import Generic, Protocol
 
 import pyarrow.parquet as pq
 import xxhash
@@ -19,14 +19,24 @@ import xxhash
 from storage.datasets.base import Unreadable
 from storage.datasets.text.cutting import READ_BYTES, lines_between, next_cut, text_between
 from storage.datasets.text.opening import end_of, kind_of, open_bytes, size_of
-from storage.datasets.text.rows import TOO_LONG, Columns, Row, json_row, open_parquet, parquet_batches
+from storage.datasets.text.rows import (
+    TOO_LONG,
+    Columns,
+    R,
+    R_co,
+    Reading,
+    Row,
+    json_row,
+    open_parquet,
+    parquet_batches,
+)
 
 NUMBERED_BYTES = 16 * 2**20  # of a file whose lines are told by number; further down, by the byte they begin at
 SAMPLED = 2**20  # of the measure, for each piece that a tokenizer is learned from
 HEAD_BYTES = 2**20  # from which the length of a document is guessed
 
 
-class Ranges(Protocol):
+class Ranges(Protocol[R_co]):
     """One file. Places are ascending, and `cut` is a function of the file alone."""
 
     @property
@@ -36,7 +46,7 @@ class Ranges(Protocol):
     def cut(self, at: int) -> int:
         """Return the first place at or after a point of the measure."""
 
-    def documents(self, start: int, stop: int) -> Iterator[tuple[int, Row | Unreadable]]:
+    def documents(self, start: int, stop: int) -> Iterator[tuple[int, R_co | Unreadable]]:
         """Yield (place, document) between two places."""
 
     def where(self, place: int) -> str:
@@ -79,11 +89,11 @@ class Text:
 
 
 @dataclass(frozen=True)
-class JsonLines:
+class JsonLines(Generic[R]):
     """A JSON object in each line."""
 
     path: Path
-    columns: Columns
+    reading: Reading[R]
 
     @property
     def size(self) -> int:
@@ -93,12 +103,12 @@ class JsonLines:
         with open_bytes(self.path) as file:
             return next_cut(file, at, end_of(self.path), in_lines=False)
 
-    def documents(self, start: int, stop: int) -> Iterator[tuple[int, Row | Unreadable]]:
+    def documents(self, start: int, stop: int) -> Iterator[tuple[int, R | Unreadable]]:
         for place, line in lines_between(self.path, start, stop):
             if line is None:
                 yield place, Unreadable(TOO_LONG)
             else:
-                yield place, json_row(line, self.columns)
+                yield place, json_row(line, self.reading)
 
     def where(self, place: int) -> str:
         if place > NUMBERED_BYTES:
@@ -116,11 +126,11 @@ class JsonLines:
 
 
 @dataclass(frozen=True)
-class ParquetRows:
+class ParquetRows(Generic[R]):
     """A document in each row; the measure of a row group is spread evenly over its rows."""
 
     path: Path
-    columns: Columns
+    reading: Reading[R]
 
     @property
     def size(self) -> int:
@@ -134,8 +144,8 @@ class ParquetRows:
             place, at = place + rows, at - size
         return place
 
-    def documents(self, start: int, stop: int) -> Iterator[tuple[int, Row | Unreadable]]:
-        yield from parquet_batches(self.path, self.columns, start, stop)
+    def documents(self, start: int, stop: int) -> Iterator[tuple[int, R | Unreadable]]:
+        yield from parquet_batches(self.path, self.reading, start, stop)
 
     def where(self, place: int) -> str:
         return f"{self.path.name} row {place}"
@@ -155,27 +165,22 @@ class ParquetRows:
     @cached_property
     def _groups(self) -> list[tuple[int, int]]:
         """Return rows and measure of each row group that has any."""
-        with open_parquet(self.path, self.columns) as file:
-            return [found for found in map(self._measured, self._row_groups(file)) if found[0]]
-
-    def _row_groups(self, file: pq.ParquetFile) -> list[pq.RowGroupMetaData]:
-        return [file.metadata.row_group(number) for number in range(file.metadata.num_row_groups)]
-
-    def _measured(self, group: pq.RowGroupMetaData) -> tuple[int, int]:
-        names = set(map(str, self.columns.texts))
-        chunks = [group.column(number) for number in range(group.num_columns)]
-        size = sum(chunk.total_uncompressed_size for chunk in chunks if chunk.path_in_schema in names)
-        return group.num_rows, max(size, group.num_rows)
+        with open_parquet(self.path, self.reading) as (file, names):
+            groups = [file.metadata.row_group(number) for number in range(file.metadata.num_row_groups)]
+            return [(group.num_rows, _measured(group, names)) for group in groups if group.num_rows]
 
 
-def ranges_of(path: Path, columns: Columns | None) -> Ranges:
+def ranges_of(path: Path, columns: Columns | None) -> Ranges[Row]:
     """Return the ranges of a file: of its running text, or with `columns` of a table. Raises MissingSource."""
-    if columns is None:
-        return Text(path)
-    return ParquetRows(path, columns) if kind_of(path) == ".parquet" else JsonLines(path, columns)
+    return Text(path) if columns is None else table_of(path, columns)
 
 
-def sample_texts(parts: Sequence[tuple[Ranges, int, int]], most: int, seed: int) -> Iterator[str]:
+def table_of(path: Path, reading: Reading[R]) -> Ranges[R]:
+    """Return the ranges of a table, in Parquet or JSON lines. Raises MissingSource."""
+    return ParquetRows(path, reading) if kind_of(path) == ".parquet" else JsonLines(path, reading)
+
+
+def sample_texts(parts: Sequence[tuple[Ranges[Row], int, int]], most: int, seed: int) -> Iterator[str]:
     """Yield texts to learn a tokenizer from: all, or of more than `most` of the measure pieces that are drawn.
 
     Args:
@@ -195,6 +200,14 @@ def sample_texts(parts: Sequence[tuple[Ranges, int, int]], most: int, seed: int)
         for _, row in ranges.documents(ranges.cut(start), ranges.cut(stop)):
             if isinstance(row, Row):
                 yield from reversed(row.texts)  # a prompt comes before its document
+
+
+def _measured(group: pq.RowGroupMetaData, names: Sequence[str]) -> int:
+    """Return the bytes that some columns have in a row group, one for each row at least; those in a list are of it."""
+    chunks = [group.column(number) for number in range(group.num_columns)]
+    within = tuple(f"{name}." for name in names)
+    found = [chunk for chunk in chunks if chunk.path_in_schema in names or chunk.path_in_schema.startswith(within)]
+    return max(sum(int(chunk.total_uncompressed_size) for chunk in found), int(group.num_rows))
 
 
 def _digest_bytes(path: Path, start: int, stop: int) -> str:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from io import StringIO
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, Protocol, TypeVar
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -31,7 +31,7 @@ MAX_FIELD = LONGEST_LINE  # characters; the csv module refuses more than 131,072
 
 
 class Row(NamedTuple):
-    """A row of a table.
+    """A row of a table of text.
 
     Attributes:
         texts: one for each of `Columns.texts`.
@@ -56,6 +56,45 @@ class Columns(NamedTuple):
     label: Column | None = None
     header: bool = True
     quotes: bool | None = None
+
+    @property
+    def expected(self) -> str:
+        return ", ".join(map(str, self.texts))
+
+    def names(self, path: Path, schema: pa.Schema) -> list[str]:
+        _check_parquet(path, schema, self)
+        # a column asked for twice is read once
+        return list(dict.fromkeys(map(str, [*self.texts, *([] if self.label is None else [self.label])])))
+
+    def row(self, value: dict[str, Any]) -> Row:
+        texts = tuple(_text(value.get(str(column)), str(column)) for column in self.texts)
+        return Row(texts, None if self.label is None else _label(value.get(str(self.label)), str(self.label)))
+
+
+class HasTexts(Protocol):
+    """What a row of any table has."""
+
+    @property
+    def texts(self) -> tuple[str, ...]:
+        """Return all that it says, of which it has a digest."""
+
+
+R = TypeVar("R", bound=HasTexts)
+R_co = TypeVar("R_co", bound=HasTexts, covariant=True)
+
+
+class Reading(Protocol[R_co]):
+    """What is made of the columns of Parquet, or of the objects of JSON lines."""
+
+    @property
+    def expected(self) -> str:
+        """Return what an object has, in words."""
+
+    def names(self, path: Path, schema: pa.Schema) -> list[str]:
+        """Return the columns to read of a Parquet file. Raises MissingSource: it has not got them."""
+
+    def row(self, value: dict[str, Any]) -> R_co:
+        """Return a row; texts may be bytes, of which nobody knows that they are UTF-8. Raises Unreadable."""
 
 
 Found = Iterator[tuple[str, Row | Unreadable]]  # where a row is, and the row
@@ -98,13 +137,13 @@ def lines_of(path: Path) -> Iterator[tuple[int, bytes | None]]:
             yield number, line
 
 
-def json_row(line: bytes, columns: Columns) -> Row | Unreadable:
+def json_row(line: bytes, reading: Reading[R]) -> R | Unreadable:
     """Return the row in a line of JSON, or why there is none."""
     try:
         value = json.loads(_decoded(line))
         if not isinstance(value, dict):
-            raise Unreadable(f"is {type(value).__name__}, not an object with {', '.join(map(str, columns.texts))}")
-        return _row(value, columns)
+            raise Unreadable(f"is {type(value).__name__}, not an object with {reading.expected}")
+        return reading.row(value)
     except Unreadable as reason:
         return reason
     except (ValueError, RecursionError) as error:  # RecursionError: brackets within brackets
@@ -114,29 +153,26 @@ def json_row(line: bytes, columns: Columns) -> Row | Unreadable:
 def parquet_rows(path: Path, columns: Columns, part: Sequence[float]) -> Found:
     """Yield rows of a Parquet file."""
     check_names(path, columns)
-    with open_parquet(path, columns) as file:
+    with open_parquet(path, columns) as (file, _):
         start, stop = cut(file.metadata.num_rows, part)
     for number, row in parquet_batches(path, columns, start, stop):
         yield f"{path.name} row {number}", row
 
 
 @contextlib.contextmanager
-def open_parquet(path: Path, columns: Columns) -> Iterator[pq.ParquetFile]:
-    """Yield a file that has such columns. Raises MissingSource, also for what Arrow says of it within the block."""
+def open_parquet(path: Path, reading: Reading[R]) -> Iterator[tuple[pq.ParquetFile, list[str]]]:
+    """Yield a file, and its columns to read. Raises MissingSource, also for what Arrow says of it within the block."""
     try:
         # else the column of a whole row group is read at once
         with pq.ParquetFile(path, buffer_size=READ_BYTES, pre_buffer=False) as file:
-            _check_parquet(path, file.schema_arrow, columns)
-            yield file
+            yield file, reading.names(path, file.schema_arrow)
     except (pa.ArrowException, OSError) as error:
         raise MissingSource(f"cannot read {path} as Parquet", found=str(error)) from None
 
 
-def parquet_batches(path: Path, columns: Columns, start: int, stop: int) -> Iterator[tuple[int, Row | Unreadable]]:
+def parquet_batches(path: Path, reading: Reading[R], start: int, stop: int) -> Iterator[tuple[int, R | Unreadable]]:
     """Yield (number, row) of the rows [start, stop) of a file, of which a few at a time are held."""
-    # a column asked for twice is read once
-    names = list(dict.fromkeys(map(str, [*columns.texts, *([] if columns.label is None else [columns.label])])))
-    with open_parquet(path, columns) as file:
+    with open_parquet(path, reading) as (file, names):
         first = 0
         for group in range(file.metadata.num_row_groups):
             about = file.metadata.row_group(group)
@@ -147,22 +183,24 @@ def parquet_batches(path: Path, columns: Columns, start: int, stop: int) -> Iter
                 for batch in file.iter_batches(size, row_groups=[group], columns=names):
                     begin, end = max(0, start - number), min(batch.num_rows, stop - number)
                     if begin < end:
-                        yield from _batch_rows(batch.slice(begin, end - begin), number + begin, columns)
+                        yield from _batch_rows(batch.slice(begin, end - begin), number + begin, reading)
                     number += batch.num_rows
                     if number >= stop:
                         break
             first += about.num_rows
 
 
-def _batch_rows(batch: pa.RecordBatch, first: int, columns: Columns) -> Iterator[tuple[int, Row | Unreadable]]:
+def _batch_rows(batch: pa.RecordBatch, first: int, reading: Reading[R]) -> Iterator[tuple[int, R | Unreadable]]:
     # As bytes, decoded below: Arrow does not check that a string is UTF-8.
     stored = {name: _as_bytes(batch.column(name)) for name in batch.schema.names}
     for number in range(batch.num_rows):
-        row: Row | Unreadable
+        row: R | Unreadable
         try:
-            row = _row({name: values[number].as_py() for name, values in stored.items()}, columns)
+            row = reading.row({name: values[number].as_py() for name, values in stored.items()})
         except Unreadable as reason:
             row = reason
+        except UnicodeDecodeError as error:  # of a string within a list
+            row = Unreadable(f"is not UTF-8: {error.reason}")
         yield first + number, row
 
 
@@ -286,14 +324,8 @@ def _check_parquet(path: Path, schema: pa.Schema, columns: Columns) -> None:
 def _as_bytes(column: pa.Array) -> pa.Array:
     if pa.types.is_dictionary(column.type):
         column = column.cast(column.type.value_type)
-    numbers = pa.types.is_integer(column.type) or pa.types.is_boolean(column.type)
-    return column if numbers else column.cast(pa.large_binary())  # large: 32-bit offsets end at 2 GiB
-
-
-def _row(value: dict[str, Any], columns: Columns) -> Row:
-    """Return a row of a table with names. Raises Unreadable."""
-    texts = tuple(_text(value.get(str(column)), str(column)) for column in columns.texts)
-    return Row(texts, None if columns.label is None else _label(value.get(str(columns.label)), str(columns.label)))
+    as_it_is = pa.types.is_integer(column.type) or pa.types.is_boolean(column.type) or pa.types.is_nested(column.type)
+    return column if as_it_is else column.cast(pa.large_binary())  # large: 32-bit offsets end at 2 GiB
 
 
 def _text(text: Any, column: str) -> str:

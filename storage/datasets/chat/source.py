@@ -1,0 +1,337 @@
+"""The kind `chat` of a job: chats in JSON lines or Parquet, a row each."""
+
+from __future__ import annotations
+
+import datetime
+import json
+from collections.abc import Callable, Iterator, Mapping
+from functools import lru_cache
+from pathlib import Path
+from typing import Annotated, Any, Literal, NamedTuple, Self
+
+import numpy as np
+import polars as pl
+from pydantic import Field, PrivateAttr, model_validator
+
+from storage.datasets.base import FILE_SCHEMA, LocalFile, RawSample, Unreadable
+from storage.datasets.chat.answers import Answers, find_answers
+from storage.datasets.chat.cutting import first_that_fits, shorter
+from storage.datasets.chat.reading import Chat, ChatColumns, Role
+from storage.datasets.chat.template import ChatTemplate, Renderer, read_template
+from storage.datasets.text.cutting import PIECE
+from storage.datasets.text.files import TokenisedFiles
+from storage.datasets.text.opening import compressed, kind_of
+from storage.datasets.text.ranges import Ranges, table_of
+from storage.datasets.text.rows import cut
+from storage.datasets.text.tokenising import spelled_in_pieces
+from storage.errors import BadRequest, MissingSource
+from storage.options import JobPath
+from storage.tasks import NO_LABEL
+from storage.tasks.language_model import LanguageModel
+from storage.tokenizer import Spelled, read_tokenizer, spelling
+
+PRINTS_DATE = "strftime_now"  # what a template calls
+PROBED_CHATS = 100  # read before a cache is begun; one readable chat among them is enough
+SHARED = "chats with an answer that begins or ends in the middle of a token, which is predicted as its own"
+SPOKEN = "chats that spell out {}, which is that special token to the tokenizer"
+CUT = "chats longer than `length`, cut at a turn from the {}"
+
+
+class ChatSource(TokenisedFiles):
+    """Chats of up to `length` tokens, at their own length; the tokens of the assistant's turns are to be predicted.
+
+    Attributes:
+        path: a `.jsonl` or `.parquet` file, or a folder, to any depth, of such files; JSON lines compressed too.
+        column: of messages; by default `messages`, `conversations`, or `prompt` and `completion`, if there is one.
+        prompt, completion: columns of these, under other names.
+        roles: what is written for a role = the role, where that is not known.
+        tokenizer: a folder with `tokenizer.json` and a chat template, as `save_pretrained` writes it.
+        template: a file in Jinja, in place of the folder's.
+        template_arguments: what else the template is told, such as { enable_thinking = false }.
+        date: that the template prints; by default the day on which the dataset was first built.
+        length: tokens of a row at most.
+        long_chats: what becomes of a longer one.
+    """
+
+    kind: Literal["chat"]
+    column: str | None = None
+    prompt: str | None = None
+    completion: str | None = None
+    roles: dict[str, Role] = Field(default={})
+    tokenizer: JobPath
+    template: JobPath | None = None
+    template_arguments: dict[str, bool | int | float | str] = Field(default={})
+    date: Annotated[datetime.date, Field(strict=False)] | None = None
+    length: Annotated[int, Field(ge=2, le=2**20)]
+    long_chats: Literal["refuse", "cut_front", "cut_back"] = "refuse"
+
+    _promised: Mapping[str, Any] = PrivateAttr(default={})
+
+    suffixes = (".jsonl", ".parquet")
+
+    @model_validator(mode="after")
+    def _agree(self) -> Self:
+        if (self.prompt is None) != (self.completion is None):
+            raise ValueError("`prompt` and `completion` name two columns that are one chat: give both, or neither")
+        if self.column is not None and self.prompt is not None:
+            raise ValueError("`column` is of whole chats: give it, or `prompt` and `completion`")
+        return self
+
+    def content(self) -> dict[str, Any]:
+        keys = ("part", "column", "prompt", "completion", "roles", "template_arguments", "length", "long_chats")
+        value = self.model_dump(mode="json")
+        prints_date = self._template.reads(PRINTS_DATE)
+        if self.date is not None and not prints_date:
+            raise BadRequest(
+                f"dataset {self.name} has a date that nothing prints",
+                found=f"date = {self.date}, and no {PRINTS_DATE} in {self._template.path}",
+                do="leave `date` out",
+            )
+        date = {"date": str(self._date)} if prints_date else {}
+        return super().content() | {key: value[key] for key in keys} | {"template": self._template.digest} | date
+
+    def as_promised(self, content: Mapping[str, Any]) -> Self:
+        copy = self.model_copy()
+        copy._promised = dict(content)  # noqa: SLF001 - its own
+        return copy
+
+    def find_tokenizer(self, of: Callable[[str], bytes | None]) -> bytes:
+        return read_tokenizer(self.tokenizer).data
+
+    def task_name(self) -> str:
+        return LanguageModel.name
+
+    def class_names(self) -> list[str]:
+        return []
+
+    def longest_row(self) -> int:
+        return self.length
+
+    @property
+    def by_ranges(self) -> bool:
+        return True
+
+    def known_input(self) -> tuple[tuple[int, ...], str]:
+        """Return shape and dtype of a row. Raises MissingSource: none of the first chats can be had."""
+        reasons = []
+        for path in self.paths():
+            ranges, (begin, end) = self._ranges(path), self._part(path)
+            for sample in self._samples(path.name, ranges, ranges.cut(begin), ranges.cut(end)):
+                if not isinstance(sample.payload, Unreadable):
+                    return (self.length,), "int32"
+                reasons.append(str(sample.payload))
+                if len(reasons) == PROBED_CHATS:
+                    raise self._unreadable(reasons)
+        if reasons:
+            raise self._unreadable(reasons)
+        return (self.length,), "int32"
+
+    def measure_per_row(self) -> int:
+        largest = max(self.paths(), key=lambda path: path.stat().st_size)
+        return self._ranges(largest).mean_document()
+
+    def files(self) -> pl.DataFrame:
+        rows = []
+        for path in self.paths():
+            known = self.recorded_rows(path)
+            if known is None:
+                start, stop = self._part(path)
+                known = stop - start
+            rows.append((self.file_of(path), *LocalFile.of(path), known))
+        return pl.DataFrame(rows, schema=FILE_SCHEMA, orient="row")
+
+    def paths(self) -> list[Path]:
+        if self.path.is_file() and kind_of(self.path) not in self.suffixes:
+            raise MissingSource(
+                f"{self.path} is no table of chats",
+                found=kind_of(self.path) or "a name without a suffix",
+                expected=", ".join(f"*{suffix}" for suffix in compressed(self.suffixes)),
+                do=f"jq -c '.[]' {self.path.name} > {self.path.stem}.jsonl    # of a list in JSON"
+                if kind_of(self.path) == ".json"
+                else None,
+            )
+        return super().paths()
+
+    def notes(self) -> list[str]:
+        printed = (
+            f"the chat template prints the date, in this dataset {self._date} for good; another is `date` in the job"
+        )
+        return [*super().notes(), *([printed] if self.date is None and self._template.reads(PRINTS_DATE) else [])]
+
+    def read_range(self, file: str, start: int, stop: int, *, last: bool) -> Iterator[RawSample]:
+        ranges, (first, beyond) = self._ranges(self.at(file)), self._places(file, start, stop)
+        yield from self._samples(file, ranges, first, beyond)
+
+    def range_digest(self, file: str, start: int, stop: int) -> str:
+        return self._ranges(self.at(file)).digest(*self._places(file, start, stop))
+
+    def decode(self, payload: bytes | np.ndarray) -> np.ndarray:
+        assert isinstance(payload, np.ndarray)
+        return np.asarray(payload[0])
+
+    def decode_labels(self, payload: bytes | np.ndarray) -> np.ndarray:
+        assert isinstance(payload, np.ndarray)
+        return np.asarray(payload[1])
+
+    @property
+    def _template(self) -> ChatTemplate:
+        return read_template(self.tokenizer, self.template)
+
+    @property
+    def _date(self) -> datetime.date:
+        promised = self._promised.get("date")
+        return self.date or (today() if promised is None else datetime.date.fromisoformat(promised))
+
+    @property
+    def _renderer(self) -> Renderer:
+        template = self._template
+        if (promised := self._promised.get("template")) not in (None, template.digest):
+            raise MissingSource(
+                f"the chat template of dataset {self.name} changed during the build",
+                found=f"digest {template.digest}  ({template.path})",
+                expected=f"digest {promised}, as when the build began",
+                do="leave it alone while it is read, then run the same command again",
+            )
+        return Renderer(template, self._date, json.dumps(self.template_arguments, sort_keys=True))
+
+    def _ranges(self, path: Path) -> Ranges[Chat]:
+        in_parquet = kind_of(path) == ".parquet"
+        roles = tuple(sorted(self.roles.items()))
+        return table_of(path, ChatColumns(self.column, self.prompt, self.completion, roles, nulls=not in_parquet))
+
+    def _part(self, path: Path) -> tuple[int, int]:
+        """Return where the part of a file begins and ends, in the measure of its ranges."""
+        return cut(self._ranges(path).size, self.part)
+
+    def _places(self, file: str, start: int, stop: int) -> tuple[int, int]:
+        """Return the places between which a range of the part of a file lies."""
+        path = self.at(file)
+        begin = 0 if self.part[0] == 0 else self._part(path)[0]  # what is compressed is counted only if it must be
+        return self._ranges(path).cut(begin + start), self._ranges(path).cut(begin + stop)
+
+    def _samples(self, file: str, ranges: Ranges[Chat], start: int, stop: int) -> Iterator[RawSample]:
+        """Yield the chats between two places, each with its place as its number."""
+        maker = _Maker(self._renderer, self.bound.data, self.bound.specials)
+        for batch in _batches(ranges.documents(start, stop), maker):
+            spelled = iter(maker.spell([answers for _, _, answers in batch if isinstance(answers, Answers)]))
+            for place, chat, answers in batch:
+                sample_id = f"{file}:{place}"
+                try:
+                    if isinstance(answers, Unreadable):
+                        raise answers
+                    assert isinstance(chat, Chat)
+                    made = self._fitted(maker, chat, next(spelled), ranges, place)
+                except Unreadable as reason:
+                    yield RawSample(sample_id, Unreadable(f"{ranges.where(place)}: {reason}"), None)
+                else:
+                    yield RawSample(sample_id, made.pair_2L, None, made.remarks)
+
+    def _fitted(self, maker: _Maker, chat: Chat, made: _Made, ranges: Ranges[Chat], place: int) -> _Made:
+        """Return a chat as it is, or cut. Raises Unreadable: nothing is left of it; BadRequest: it is not to be cut."""
+        if (size := made.pair_2L.shape[1]) <= self.length:
+            return made.checked()
+        if self.long_chats == "refuse":
+            raise BadRequest(
+                f"a chat of {self.name} is longer than a row may be",
+                found=f"{ranges.where(place)}: {size} tokens",
+                expected=f"at most length = {self.length}",
+                do=f'long_chats = "cut_front" or "cut_back" cuts it at a turn; or length = {size}',
+            )
+        left = first_that_fits(
+            shorter(chat, self.long_chats), maker.make, lambda each: each.pair_2L.shape[1], self.length
+        )
+        if left is None:
+            raise Unreadable(f"has {size} tokens, of length = {self.length} at most, and no answer when it is cut")
+        told = CUT.format("front" if self.long_chats == "cut_front" else "back")
+        return left.checked()._replace(remarks=(*left.remarks, told))
+
+    def _unreadable(self, reasons: list[str]) -> MissingSource:
+        return MissingSource(
+            f"dataset {self.name} has no readable chat among the first {len(reasons)}",
+            found="\n".join(reasons[:3]),
+            do="mend the data, or the template; docs/data.md says what a chat is",
+        )
+
+
+class _Made(NamedTuple):
+    """A row.
+
+    Attributes:
+        pair_2L: int32, tokens and what each is to predict.
+        remarks: what is to be told of it.
+    """
+
+    pair_2L: np.ndarray
+    remarks: tuple[str, ...]
+
+    def checked(self) -> _Made:
+        """Return it. Raises Unreadable: no token of it is to be predicted."""
+        if (self.pair_2L[1] == NO_LABEL).all():
+            raise Unreadable("has no token that is to be predicted")
+        return self
+
+
+class _Maker:
+    """Makes rows of chats by one template and one tokenizer."""
+
+    def __init__(self, renderer: Renderer, tokenizer: bytes, specials: tuple[str, ...]):
+        self._renderer, self._specials = renderer, specials
+        self._spell = spelling(tokenizer, parse_special=True)  # as transformers has it: a template's text has them
+
+    def answers(self, chat: Chat) -> Answers:
+        found = find_answers(chat, self._renderer, self._specials)
+        said = "".join(str(message.get("content") or "") for message in chat.messages)
+        spoken = [SPOKEN.format(name) for name in self._specials if name in said]
+        return found._replace(remarks=(*found.remarks, *spoken))
+
+    def spell(self, chats: list[Answers]) -> list[_Made]:
+        spelled = spelled_in_pieces([answers.text for answers in chats], self._spell)
+        return [_row(*both) for both in zip(chats, spelled, strict=True)]
+
+    def make(self, chat: Chat) -> _Made:
+        return self.spell([self.answers(chat)])[0]
+
+
+def _row(answers: Answers, spelled: Spelled) -> _Made:
+    """Return the tokens of a chat, and the next one where that is of an answer, of which a part is enough."""
+    ids, offsets = spelled
+    is_answer, shared = np.zeros(len(ids), np.bool_), False
+    for start, stop in answers.spans:
+        within = (offsets[:, 0] < stop) & (offsets[:, 1] > start)
+        shared |= bool((within & ((offsets[:, 0] < start) | (offsets[:, 1] > stop))).any())
+        is_answer |= within
+    labels = np.full(len(ids), NO_LABEL, np.int32)
+    labels[:-1] = np.where(is_answer[1:], ids[1:], NO_LABEL)
+    return _Made(np.stack([ids, labels]), (*answers.remarks, SHARED) if shared else answers.remarks)
+
+
+Found = tuple[int, "Chat | Unreadable", "Answers | Unreadable"]
+
+
+def _batches(chats: Iterator[tuple[int, Chat | Unreadable]], maker: _Maker) -> Iterator[list[Found]]:
+    """Yield chats as text, in batches of up to PIECE characters, and the last of each whole."""
+    batch: list[Found] = []
+    size = 0
+    for place, chat in chats:
+        answers: Answers | Unreadable
+        try:
+            answers = chat if isinstance(chat, Unreadable) else maker.answers(chat)
+        except Unreadable as reason:
+            answers = reason
+        batch.append((place, chat, answers))
+        size += len(answers.text) if isinstance(answers, Answers) else 0
+        if size >= PIECE:
+            yield batch
+            batch, size = [], 0
+    yield batch
+
+
+def today() -> datetime.date:
+    """Return the day on which a dataset is first built; what it prints in a chat is promised from then on."""
+    return _today()
+
+
+@lru_cache(maxsize=1)
+def _today() -> datetime.date:
+    # once in each process, or a build at midnight would promise one day and render another
+    return datetime.datetime.now().astimezone().date()
