@@ -59,7 +59,7 @@ def make_groups(request: Request, students: Sequence[PreparedRun], workers: int,
     halving = request.fleet.halving is not None
     grouped = [student for student in students if halving or student.settled is None]
     works = [
-        epoch_flops(student, device) * (student.options.epochs if halving else _epochs_left(student))
+        max(1, epoch_flops(student, device) * _steps_left(student, halving) // student.steps_an_epoch)
         for student in grouped
     ]
     groups: list[Group] = []
@@ -110,9 +110,10 @@ def _pack(works: Sequence[int], bins: int) -> list[list[int]]:
     return [group for group in packed if group]
 
 
-def _epochs_left(student: PreparedRun) -> int:
-    position = student.position
-    return max(1, student.options.epochs - (0 if position is None else position.epoch))
+def _steps_left(student: PreparedRun, from_the_first: bool) -> int:
+    position = None if from_the_first else student.position
+    done = 0 if position is None else position.epoch * student.steps_an_epoch + position.step
+    return max(1, student.total_steps - done)
 
 
 def local_workers(options: ClusterOptions, request: Request) -> list[dict[str, str]]:

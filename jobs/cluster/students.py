@@ -28,7 +28,6 @@ from jobs.show.train_progress import TrainProgress
 from storage.errors import Interrupted, StillroomError, WorkerDied
 from storage.format.objects import LocalObjects
 from student_train.devices import find_device
-from student_train.feed.order import count_steps
 from student_train.options.sections import FleetOptions
 from student_train.preparing.installed import check_installed
 from student_train.preparing.prepare import prepare, settled_record
@@ -36,6 +35,7 @@ from student_train.preparing.projection import MemoryProjection
 from student_train.preparing.request import PreparedRun, Request
 from student_train.run_files.records import RunRecord
 from student_train.running.train import Summary, skip_settled
+from student_train.tasks import TASKS
 
 if TYPE_CHECKING:
     from distributed import Client
@@ -181,9 +181,9 @@ def _work_of(job: StudentJob, group: Group, request: Request, threads: int | Non
 
 def _steps(student: PreparedRun) -> tuple[int, int]:
     """Return the steps that a student has taken, and those of its whole run."""
-    each = count_steps(student.train.num_rows, student.options.batch_size)
     position = student.position
-    return 0 if position is None else position.epoch * each + position.step, student.options.epochs * each
+    done = 0 if position is None else position.epoch * student.steps_an_epoch + position.step
+    return done, student.total_steps
 
 
 @contextlib.contextmanager
@@ -232,7 +232,7 @@ def _summary(students: Sequence[PreparedRun], errors: dict[str, StillroomError],
 
 def _record(student: PreparedRun, fleet: FleetOptions) -> RunRecord | None:
     """Return the record of a student that needs no more training, as it is now."""
-    return settled_record(student.folder, student.identity, fleet)
+    return settled_record(student.folder, student.identity, fleet, TASKS[student.blueprint.asked.name].best_by)
 
 
 class _Bar:

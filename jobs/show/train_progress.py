@@ -68,6 +68,10 @@ class TrainProgress:
         match event:
             case events.EpochDone():
                 self._tell_epoch(event)
+            case events.WithinEpoch():
+                figure = event.metrics.accuracy
+                told = f"loss {event.metrics.train_loss:.4g}" if figure is None else f"accuracy {figure:.2%}"
+                self._watch.detail(f"{event.student} after {event.metrics.step} steps: {told}")
             case events.StudentStarted():
                 self._students += 1
             case events.StudentSkipped():

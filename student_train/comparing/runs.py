@@ -32,7 +32,7 @@ class ShownRun:
         figures: columns of COMPARISON.
         record: None of one that is not settled, or whose record is damaged.
         identity: what it is made from, of its record or checkpoint; empty if neither can be read.
-        history: one row per epoch (`results.EpochMetrics`); may have none.
+        history: one row per evaluation, `epoch` in epochs so far; may have none.
         job: its job file.
         faults: what could not be read.
     """
@@ -208,12 +208,14 @@ def _identity(folder: Path, record: RunRecord | None) -> dict[str, Any]:
 
 
 def _history(folder: Path) -> pl.DataFrame:
-    """Return one row per epoch, with every column that the page draws."""
+    """Return one row per evaluation, with every column that the page draws."""
     metrics = read_metrics(folder)
     if metrics is None:
         return pl.DataFrame()
     wanted = {
-        "epoch": pl.Int64,
+        "epoch": pl.Float64,
         **dict.fromkeys(("accuracy", "agreement", "cross_entropy", "train_loss", "learning_rate"), pl.Float64),
     }
+    if "epochs_done" in metrics.columns:  # an evaluation may be in the middle of an epoch
+        metrics = metrics.with_columns(epoch="epochs_done")
     return metrics.select(*wanted).cast(wanted)  # type: ignore[arg-type]

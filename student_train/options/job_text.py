@@ -59,7 +59,7 @@ def _common(sections: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 def _student(options: StudentOptions) -> dict[str, Any]:
     """Return a `[[student]]`; what is off has no key, for TOML knows no null."""
-    section = {"name": options.name} | options.model_dump(mode="json", exclude_none=True)  # the name first
+    section = options.said(exclude_none=True)
     module, colon, function = options.architecture.rpartition(":")
     if module.endswith(".py"):  # else it would be looked for beside the job
         section["architecture"] = f"{Path(module).absolute()}{colon}{function}"

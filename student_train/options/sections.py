@@ -11,7 +11,7 @@ from pydantic import AfterValidator, Field, TypeAdapter, ValidationInfo, model_v
 
 from storage.options import Factory, JobPath, Name, Options, Url
 from student_train.options.terms import ObjectiveTerm
-from student_train.options.training import LATER_KEYS, TrainingOptions
+from student_train.options.training import LATER_KEYS, Figure, TrainingOptions
 
 BUILT_IN = ("cnn", "encoder", "gpt", "mlp", "resnet", "transformers")  # `students.ARCHITECTURES` holds what builds them
 
@@ -80,12 +80,16 @@ class HalvingOptions(Options):
     Attributes:
         first_epochs: of the first rung; each further one is `factor` times later.
         factor: one in so many goes on.
-        metric: on the held rows.
+        metric: on the held rows; None: what is best by default of the task.
     """
 
     first_epochs: Annotated[int, Field(ge=1)]
     factor: Annotated[int, Field(ge=2)] = 3
-    metric: Literal["accuracy", "cross_entropy", "agreement"] = "accuracy"
+    metric: Figure | None = None
+
+    def by(self, figure: Figure) -> HalvingOptions:
+        """Return the same with a metric: its own, or this one."""
+        return self if self.metric is not None else self.model_copy(update={"metric": figure})
 
 
 class TrackOptions(Options):
@@ -153,9 +157,14 @@ class StudentOptions(TrainingOptions):
             raise ValueError(f"std must be above 0, found {min(self.std)}")
         return self
 
+    def said(self, *, exclude_none: bool = False) -> dict[str, Any]:
+        """Return all options as JSON has them: what it is and learns from, then how it is trained."""
+        dumped = self.model_dump(mode="json", exclude_none=exclude_none)
+        return {key: dumped[key] for key in sorted(dumped, key=lambda key: key in TrainingOptions.model_fields)}
+
     def made_from(self) -> dict[str, Any]:
         """Return the options that decide what is computed, of which a run keeps what it was made from."""
-        said = self.model_dump(mode="json", exclude=NOT_IDENTITY)
+        said = {key: value for key, value in self.said().items() if key not in NOT_IDENTITY}
         # a key that runs of before had not is left out where it says nothing, or theirs would be others
         return {key: value for key, value in said.items() if key not in LATER_KEYS or value != _UNSAID[key]}
 

@@ -5,35 +5,57 @@ No torch here, so that a job file is checked before anything slow is imported.
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
 from storage.options import Options
 from student_train.options.terms import Fraction
 
+EPOCHS = 20  # where the job names neither these nor steps
 PEAK_LEARNING_RATE = {"sgd": 0.1, "adamw": 1e-3}  # where the job names none
 ADAMW_BETA2, ADAMW_EPS = 0.999, 1e-8  # torch's
 
 Schedule = Literal["cosine", "linear", "constant", "wsd"]
+Figure = Literal["accuracy", "cross_entropy", "agreement", "macro_f1", "calibration_error"]
+LESS_IS_BETTER = frozenset({"cross_entropy", "calibration_error"})  # of these figures; of the others more is
 
 # Keys that runs of before had not. Where they say nothing they are no part of what a run is made from.
 LATER_KEYS = frozenset(
     {
+        "max_steps",
         "warmup_steps",
         "learning_rate_floor",
         "decay_share",
         "betas",
         "eps",
         "decay_norms_and_biases",
+        "evaluate_every_steps",
+        "best_by",
+        "patience_evaluations",
     }
 )
+
+
+def goodness(figure: Figure, value: float) -> float:
+    """Return what is more of the better of two values of a figure.
+
+    >>> goodness("accuracy", 0.9), goodness("cross_entropy", 0.5)
+    (0.9, -0.5)
+    """
+    return -value if figure in LESS_IS_BETTER else value
+
+
+def _epochs(given: dict[str, Any]) -> int | None:
+    return EPOCHS if given.get("max_steps") is None else None
 
 
 class TrainingOptions(Options):
     """How one student is trained."""
 
-    epochs: Annotated[int, Field(ge=1)] = 20
+    # One of both; steps end in the middle of an epoch where they do, or go on into the next.
+    max_steps: Annotated[int, Field(ge=1)] | None = None
+    epochs: Annotated[int, Field(ge=1)] | None = Field(default_factory=_epochs)
     batch_size: Annotated[int, Field(ge=1)] = 128
 
     optimizer: Literal["sgd", "adamw"] = "adamw"
@@ -51,7 +73,10 @@ class TrainingOptions(Options):
     clip_norm: Annotated[float, Field(gt=0)] | None = None  # of the gradient over all parameters
     ema_decay: Annotated[float, Field(gt=0, lt=1)] | None = None  # averaged weights are evaluated and exported
 
+    evaluate_every_steps: Annotated[int, Field(ge=1)] | None = None  # besides after every epoch
+    best_by: Figure | None = None  # of the best evaluation the weights are exported; None, no patience: of the last
     patience_epochs: Annotated[int, Field(ge=1)] | None = None  # stop when no better for so long; keep the best
+    patience_evaluations: Annotated[int, Field(ge=1)] | None = None  # the same in evaluations
 
     autocast: Literal["fp32", "bf16"] = "fp32"
     compile: bool = False
@@ -59,10 +84,19 @@ class TrainingOptions(Options):
 
     @model_validator(mode="after")
     def _one_budget(self) -> TrainingOptions:
+        if self.max_steps is not None and self.epochs is not None:
+            raise ValueError(f"give max_steps ({self.max_steps}) or epochs ({self.epochs}), not both")
         if self.warmup_steps is not None and self.warmup_epochs:
             raise ValueError(f"give warmup_steps ({self.warmup_steps}) or warmup_epochs ({self.warmup_epochs:g})")
-        if self.warmup_epochs > self.epochs:
+        if self.patience_epochs is not None and self.patience_evaluations is not None:
+            raise ValueError("give patience_epochs or patience_evaluations, not both")
+        # What is in other units than the budget is compared once the rows are counted (`preparing/checks.py`).
+        if self.epochs is not None and self.warmup_epochs > self.epochs:
             raise ValueError(f"warmup_epochs ({self.warmup_epochs:g}) is longer than epochs ({self.epochs})")
+        for name in ("warmup_steps", "evaluate_every_steps"):
+            steps = getattr(self, name)
+            if self.max_steps is not None and steps is not None and steps > self.max_steps:
+                raise ValueError(f"{name} ({steps}) is more than max_steps ({self.max_steps})")
         return self
 
     @model_validator(mode="after")
@@ -93,6 +127,18 @@ class TrainingOptions(Options):
     def adamw_betas(self) -> tuple[float, float]:
         """Return AdamW's."""
         return (self.momentum, ADAMW_BETA2) if self.betas is None else self.betas
+
+    @property
+    def keeps_best(self) -> bool:
+        """Whether the weights of the best evaluation are exported, and not those of the last."""
+        return any(each is not None for each in (self.best_by, self.patience_epochs, self.patience_evaluations))
+
+    def total_steps(self, steps_an_epoch: int) -> int:
+        """Return the steps of the whole run."""
+        if self.epochs is not None:
+            return self.epochs * steps_an_epoch
+        assert self.max_steps is not None  # one of both is there
+        return self.max_steps
 
     def rise_steps(self, steps_an_epoch: int) -> float:
         """Return the steps of the warm-up."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import get_args
 
 import torch
 
@@ -11,11 +12,11 @@ from storage.format.specs import DatasetSpec
 from storage.inputs import inputs_of
 from storage.tasks import task_of
 from student_train.devices import free_bytes
-from student_train.feed.order import count_steps
 from student_train.losses import LOSSES
 from student_train.losses.objective import Objective, student_layers
 from student_train.losses.outputs import Shapes
 from student_train.options.sections import DataOptions, StudentOptions
+from student_train.options.training import Figure
 from student_train.preparing.request import PreparedRun, Request
 from student_train.stepping.forward import check_student
 from student_train.students import build_student
@@ -75,38 +76,57 @@ def check_suited(options: StudentOptions, dataset: DatasetSpec) -> None:
         TASKS[task_of(dataset).name].refuse_coupling(options.name, dataset.name, compared)
 
 
-def check_halving(request: Request, students: Sequence[PreparedRun]) -> None:
-    """Raise BadRequest if the held rows have no figure by which students could be set aside."""
-    if request.fleet.halving is None:
-        return
-    metric = request.fleet.halving.metric
+def check_figures(request: Request, students: Sequence[PreparedRun]) -> None:
+    """Raise BadRequest if the held rows have no figure by which students, or a student's weights, could be compared."""
     for student in students:
-        task = task_of(student.held.catalogue.dataset(student.held.dataset))
-        unread = task.label_array is not None  # of labels in an array nothing has been read yet
-        if metric == "agreement":
-            lacking = None if student.held.tops_N is not None else "a teacher to agree with"
-        else:
-            lacking = None if unread or (student.held.labels_N >= 0).any() else "labels"
-        if lacking is not None:
-            raise BadRequest(
-                f"[halving] compares students by {metric}, which {student.options.name} would not have",
-                found=f"held rows without {lacking}",
-                do='choose another `metric`: "accuracy", "cross_entropy" or "agreement"',
-            )
+        task, halving = TASKS[student.blueprint.asked.name], request.fleet.halving
+        asking: list[tuple[Figure, str]] = []
+        if halving is not None and (figure := halving.by(task.best_by).metric) is not None:
+            asking.append((figure, f"[halving] compares students by {figure}, which {student.name} would not have"))
+        if student.options.keeps_best:
+            asking.append((student.best_by, f"student {student.name} is to be best by {student.best_by}"))
+        for figure, why in asking:
+            if (lacking := _lacking(student, figure)) is not None:
+                raise BadRequest(
+                    why,
+                    found=f"held rows without {lacking}",
+                    do=f"another figure ({', '.join(get_args(Figure))}), or validation rows that have it",
+                )
 
 
-def check_budget(options: StudentOptions, num_rows: int) -> None:
-    """Raise BadRequest if a student has no steps at its full learning rate, once its rows are counted."""
-    steps_an_epoch = count_steps(num_rows, options.batch_size)
-    total, rise = options.epochs * steps_an_epoch, options.rise_steps(steps_an_epoch)
+def _lacking(student: PreparedRun, figure: Figure) -> str | None:
+    """Return what the held rows lack for a figure."""
+    if figure == "agreement":
+        return None if student.held.tops_N is not None else "a teacher to agree with"
+    if figure == "macro_f1" and not TASKS[student.blueprint.asked.name].macro_f1:
+        return "a class each out of few (texts have it)"
+    return None if student.held_are_labelled else "labels"
+
+
+def check_budget(request: Request, student: PreparedRun) -> None:
+    """Raise BadRequest if what a student does by the step is more than it has steps, once its rows are counted."""
+    options, each, total = student.options, student.steps_an_epoch, student.total_steps
+    rise = options.rise_steps(each)
     fall = options.decay_share * total if options.schedule == "wsd" else 0
+    told = f"{total} steps" if options.epochs is None else f"{total} steps, {options.epochs} epochs of {each}"
     if rise + fall > total:
-        falling = f" and a decay of {fall:g} steps" if fall else ""
         raise BadRequest(
-            f"student {options.name} has more warm-up than steps",
-            found=f"a warm-up of {rise:g} steps{falling}, and {total} steps: {options.epochs} epochs of "
-            f"{steps_an_epoch} (batches of {options.batch_size} of {num_rows} rows)",
+            f"student {student.name} has more warm-up than steps",
+            found=f"a warm-up of {rise:g} steps{f' and a decay of {fall:g}' if fall else ''}; {told}",
             do=f"a shorter warm-up{', or a smaller decay_share' if fall else ''}",
+        )
+    if (options.evaluate_every_steps or 0) > total:
+        raise BadRequest(
+            f"student {student.name} would never be evaluated by steps",
+            found=f"evaluate_every_steps = {options.evaluate_every_steps}; {told}",
+            do="fewer, or leave it out: a student is evaluated after every epoch and at its end",
+        )
+    halving = request.fleet.halving
+    if halving is not None and options.epochs is None and total <= halving.first_epochs * each:
+        raise BadRequest(
+            f"student {student.name} ends before [halving] first compares students",
+            found=f"max_steps = {total}; first_epochs = {halving.first_epochs}, {halving.first_epochs * each} steps",
+            do="more steps, fewer first_epochs, or no [halving]",
         )
 
 

@@ -70,5 +70,5 @@ def foresee(student: PreparedRun) -> StudentDryRun:
         train_rows=student.train.num_rows,
         validation_rows=student.held.num_rows,
         done_epochs=done.epochs if done is not None else 0 if position is None else position.epoch,
-        epochs=student.options.epochs,
+        epochs=student.total_epochs,
     )

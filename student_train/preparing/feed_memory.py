@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -46,24 +46,32 @@ class FeedBytes(NamedTuple):
     device: dict[str, int]
 
 
-def feed_bytes(fed: Sequence[FedRows], residency: Residency, device: torch.device) -> FeedBytes:
+def feed_bytes(
+    fed: Sequence[FedRows], residency: Residency, device: torch.device, *, held_within: int | None = None
+) -> FeedBytes:
     """Return what the feeds of a job hold at their peak, one pass at a time.
 
     Args:
         fed: of every pass.
         residency: as chosen for them.
         device: where batches are used.
+        held_within: from here on `fed` are held rows that are read while others are; None: none are.
     """
+    same_time = [fed[:held_within], [] if held_within is None else fed[held_within:]]
+
+    def most(of: Callable[[FedRows], int]) -> int:
+        return sum(max(map(of, part), default=0) for part in same_time)
+
     host = {"shards being read": max(_reading_bytes(rows) for rows in fed)}
     on_device: dict[str, int] = {}
     at = on_device if residency.place == "device" else host
     if residency.place == "stream":
-        host["two windows of rows"] = max(2 * _window_bytes(rows) for rows in fed)
+        host["two windows of rows"] = 2 * most(_window_bytes)
     else:
         at["resident rows"] = residency.projected_bytes
-    at["rows in order"] = max(_ordered_bytes(rows, residency) for rows in fed)
+    at["rows in order"] = most(lambda rows: _ordered_bytes(rows, residency))
     if device.type == "cuda" and residency.place != "device":
-        on_their_way = (AHEAD + 1) * max(rows.batch_size * _row_bytes(rows) for rows in fed)  # and the one in use
+        on_their_way = (AHEAD + 1) * most(lambda rows: rows.batch_size * _row_bytes(rows))  # and the one in use
         host["batches on their way"] = PINNED_COPIES * on_their_way
         on_device["batches on their way"] = on_their_way
     return FeedBytes(host, on_device)

@@ -21,9 +21,10 @@ from student_train.feed.selection import Selection, select_rows
 from student_train.feed.views import EpochViews, check_first_view, check_one_class, choose_views
 from student_train.losses.objective import objective_needs
 from student_train.options.sections import FleetOptions, StudentOptions
+from student_train.options.training import Figure
 from student_train.preparing.checks import (
     check_budget,
-    check_halving,
+    check_figures,
     check_held,
     check_models,
     check_names,
@@ -63,7 +64,9 @@ def prepare(request: Request) -> list[PreparedRun]:
         for options in request.students:
             check_never(catalogue, ledger, dataset, options.objective)
     check_models([student for student in students if student.settled is None])
-    check_halving(request, students)
+    check_figures(request, students)
+    for student in students:
+        check_budget(request, student)
     weak = {
         each.teacher: each.note
         for each in (() if ledger is None else standings(catalogue, ledger))
@@ -106,7 +109,6 @@ def _prepare(
     check_one_class(options.name, needs, views)
     check_first_view(options.name, options.first_view, views)
     train = selections.find(data.train, needs, None, views)
-    check_budget(options, train.num_rows)
     # the first that any term names
     agree_with = next((name for term in options.objective for name in term.teacher_names), None)
     if agree_with is not None and PLAIN not in catalogue.view_names(held_dataset.name, agree_with):
@@ -118,7 +120,7 @@ def _prepare(
         name: catalogue.teacher(dataset.name, name).encoding for name in needs.teachers if needs.of(name)
     }
     files = (RunFolder if request.parallel.writes else UnwrittenFolder)(request.runs / options.name, identity)
-    settled = settled_record(files.path, identity, request.fleet)
+    settled = settled_record(files.path, identity, request.fleet, TASKS[blueprint.asked.name].best_by)
     # one that was set aside stays so: others have outrun it
     lost = lost_files(files.path, settled) if settled is not None and settled.status == "finished" else ()
     settled = None if lost else settled
@@ -186,10 +188,10 @@ def _identity(
     return identity
 
 
-def settled_record(folder: Path, identity: dict[str, Any], fleet: FleetOptions) -> RunRecord | None:
+def settled_record(folder: Path, identity: dict[str, Any], fleet: FleetOptions, best_by: Figure) -> RunRecord | None:
     """Return the record of a run that needs no more training, after checking that it was made from the same job.
 
-    One that was set aside needs none as long as the same section of the job decides so.
+    One that was set aside needs none as long as the same section of the job decides so, by default by `best_by`.
     """
     record = read_record(folder)
     if record is not None:
@@ -200,7 +202,7 @@ def settled_record(folder: Path, identity: dict[str, Any], fleet: FleetOptions) 
         check_identity(folder, record.identity, identity)
     if record is None or record.status == "failed":
         return None
-    section = None if fleet.halving is None else fleet.halving.model_dump(mode="json")
+    section = None if fleet.halving is None else fleet.halving.by(best_by).model_dump(mode="json")
     return record if record.status == "finished" or record.halving == section else None
 
 

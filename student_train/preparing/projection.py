@@ -147,7 +147,9 @@ def project_memory(
         ),
         key=lambda cohort: cohort.total,
     )
-    feeds = feed_bytes(_fed(students, window_shards), residency, device)
+    fed = _fed(students, window_shards)
+    within = any(s.options.evaluate_every_steps or s.total_steps % s.steps_an_epoch for s in students)
+    feeds = feed_bytes(fed, residency, device, held_within=len(students) if within else None)
     # by id: students share selections
     widest = {id(selection): selection.num_rows for s in students for selection in (s.train, s.held)}
     on_device = feeds.device | {
@@ -238,7 +240,7 @@ def _kind(student: PreparedRun) -> str:
     options = student.options
     # SGD without momentum keeps no state
     extras = (options.batch_size, options.optimizer, options.momentum > 0, options.ema_decay is None)
-    return repr((student.blueprint, options.losses, *extras, options.patience_epochs is None, options.autocast))
+    return repr((student.blueprint, options.losses, *extras, options.keeps_best, options.autocast))
 
 
 def _view_bytes(student: PreparedRun, device: torch.device) -> int:

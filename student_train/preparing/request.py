@@ -10,14 +10,17 @@ from storage.cache import Cache
 from storage.encodings import Encoding
 from student_train.devices import Device
 from student_train.feed.batches import ArrayKey, Needs
+from student_train.feed.order import count_steps
 from student_train.feed.selection import Selection
 from student_train.options.sections import DataOptions, FleetOptions, StudentOptions, TrackOptions
+from student_train.options.training import Figure
 from student_train.run_files.checkpoint import position_of
 from student_train.run_files.folder import RunFolder
 from student_train.run_files.position import Position
 from student_train.run_files.records import RunRecord
 from student_train.stepping.parallel import ALONE, Parallel
 from student_train.students import Blueprint
+from student_train.tasks import TASKS
 
 
 @dataclass(frozen=True)
@@ -93,6 +96,33 @@ class PreparedRun:
     def folder(self) -> Path:
         """Return the folder of its run."""
         return self.files.path
+
+    @property
+    def steps_an_epoch(self) -> int:
+        """Return the steps of a whole epoch."""
+        return count_steps(self.train.num_rows, self.options.batch_size)
+
+    @property
+    def total_steps(self) -> int:
+        """Return the steps of the whole run."""
+        return self.options.total_steps(self.steps_an_epoch)
+
+    @property
+    def total_epochs(self) -> int:
+        """Return the epochs of the whole run, of which the last may be cut short."""
+        return -(-self.total_steps // self.steps_an_epoch)
+
+    @property
+    def best_by(self) -> Figure:
+        """Return the figure by which its weights are best: the job's, or the task's where held rows have labels."""
+        if self.options.best_by is not None:
+            return self.options.best_by
+        return TASKS[self.blueprint.asked.name].best_by if self.held_are_labelled else "agreement"
+
+    @property
+    def held_are_labelled(self) -> bool:
+        """Whether some held row has a label, as far as is known: of labels in an array nothing is read yet."""
+        return self.blueprint.asked.label_array is not None or bool((self.held.labels_N >= 0).any())
 
     @property
     def why_anew(self) -> str:

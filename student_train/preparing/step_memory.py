@@ -102,7 +102,7 @@ def _measure(prepared: PreparedRun, device: torch.device) -> StepBytes:
     optimizer.step()
     weights = _bytes_of([*student.state_dict().values(), *objective.state_dict().values()])
     # the average, and the best so far
-    copies = int(options.ema_decay is not None) + int(options.patience_epochs is not None)
+    copies = int(options.ema_decay is not None) + int(options.keeps_best)
     return StepBytes(
         weights=weights,
         gradients=_bytes_of(trained),

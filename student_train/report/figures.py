@@ -84,7 +84,8 @@ def learning_curves(curves: Sequence[Curve], panels: Sequence[Panel]) -> str:
             _teacher_line(axis, panel.teacher, percent=panel.percent)
             axis.set_title(panel.title)
             axis.set_xlabel("epoch")
-            axis.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=6))
+            several = axis.get_xlim()[1] > 2  # else a part of an epoch is all there is
+            axis.xaxis.set_major_locator(MaxNLocator(integer=bool(several), nbins=6))
             if panel.percent:
                 axis.yaxis.set_major_formatter(percents())
         return data_uri(figure)

@@ -96,4 +96,4 @@ def _unfinished(folder: Path) -> dict[str, Any]:
     last = where.history[-1].model_dump(include=set(Held.model_fields)) if where.history else {}
     student = where.identity.get("student")
     architecture = student.get("architecture") if isinstance(student, dict) else None
-    return row | {"architecture": architecture, "epochs": len(where.history), "seconds": where.seconds} | last
+    return row | {"architecture": architecture, "epochs": where.epoch, "seconds": where.seconds} | last

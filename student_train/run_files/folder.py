@@ -110,12 +110,12 @@ class RunFolder:
     def write_epoch(
         self, history: Sequence[EpochMetrics], names: Sequence[str], rates: Sequence[float], steps_SK: Any
     ) -> None:
-        """Write the figures of the last epoch's steps, and of all epochs.
+        """Write the figures of an epoch's steps so far, and of all evaluations.
 
         Args:
-            history: of all epochs so far.
+            history: of all evaluations so far.
             names: of the objective's terms.
-            rates: learning rate of each of the epoch's steps.
+            rates: learning rate of each of the epoch's steps so far.
             steps_SK: losses of each of them, (S, 1 + K).
         """
         write_steps(self.path, history[-1].epoch, names, rates, steps_SK)

@@ -1,4 +1,4 @@
-"""The figures of a run's epochs and of its steps, as Parquet files."""
+"""The figures of a run's evaluations and of its steps, as Parquet files."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ FORMAT_VERSION = 2  # 1 had no seal
 
 
 def write_metrics(folder: Path, history: Sequence[EpochMetrics]) -> None:
-    """Write one row per epoch; each term of the objective has columns `term <name>` and `share <name>`."""
+    """Write one row per evaluation; each term of the objective has columns `term <name>` and `share <name>`."""
     rows = []
     for metrics in history:
         row = metrics.model_dump()
@@ -28,14 +28,16 @@ def write_metrics(folder: Path, history: Sequence[EpochMetrics]) -> None:
         row |= {f"share {name}": value for name, value in row.pop("shares").items()}
         rows.append(row)
     # a column of nulls alone would have no type
-    floats = dict.fromkeys([*Held.model_fields, "train_loss", "learning_rate", "seconds", "rows_per_s"], pl.Float64)
-    table = pl.DataFrame(rows, schema_overrides={"epoch": pl.Int64, **floats})
-    first = ["epoch", "view", "train_loss"]
+    floats = dict.fromkeys(
+        [*Held.model_fields, "epochs_done", "train_loss", "learning_rate", "seconds", "rows_per_s"], pl.Float64
+    )
+    table = pl.DataFrame(rows, schema_overrides={"epoch": pl.Int64, "step": pl.Int64, **floats})
+    first = ["epoch", "step", "view", "train_loss"]
     _write(folder, METRICS_FILE, table.select(*first, pl.exclude(first)))
 
 
 def read_metrics(folder: Path) -> pl.DataFrame | None:
-    """Return one row per epoch of a run, as `write_metrics` wrote them; None if there is no such file.
+    """Return one row per evaluation of a run, as `write_metrics` wrote them; None if there is no such file.
 
     Raises:
         CorruptObject: it is not as it was written.
@@ -44,11 +46,11 @@ def read_metrics(folder: Path) -> pl.DataFrame | None:
 
 
 def write_steps(folder: Path, epoch: int, names: Sequence[str], rates: Sequence[float], losses_SK: Any) -> None:
-    """Write one row per step of an epoch (from 1): learning rate, objective, and each term before its weight.
+    """Write one row per step of an epoch (from 1) so far: learning rate, objective, and each term before its weight.
 
     Args:
         folder: of the run.
-        epoch: that has ended.
+        epoch: which.
         names: of the terms.
         rates: learning rate of each step.
         losses_SK: float32, (steps, 1 + terms), the objective first.

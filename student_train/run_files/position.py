@@ -21,13 +21,14 @@ class Position(Options):
     Attributes:
         epoch, step: the next step to take is number `step` of epoch `epoch`, both from 0; `step` may be the number of
             an epoch's steps, when its evaluation is still to come.
-        history: one entry per whole epoch.
-        best_epoch, best_score: of the best epoch so far, where the job has patience.
+        history: one entry per evaluation.
+        best_row: place in it of the best so far, where the job keeps that.
+        best_epoch, best_score: the same, before there was more than one an epoch.
         stacked: whether it steps in a stack: it goes on as it was, for rounding differs.
         stack: names of the students whose checkpoints are committed together with this one, itself among them.
         stretches: in whose company its steps were taken so far; empty before format 2.
         seconds: of the run so far.
-        epoch_seconds: of this epoch's training so far.
+        epoch_seconds: of training since the last evaluation, or since the epoch began.
     """
 
     model_config = ConfigDict(ser_json_inf_nan="constants")  # a loss may be NaN, which JSON has no word for
@@ -35,6 +36,7 @@ class Position(Options):
     epoch: int = 0
     step: int = 0
     history: tuple[EpochMetrics, ...] = ()
+    best_row: int | None = None
     best_epoch: int | None = None
     best_score: float | None = None
     stacked: bool = False

@@ -47,21 +47,25 @@ class Held(Options):
 
 
 class EpochMetrics(Held):
-    """One epoch.
+    """One evaluation, after an epoch or in the middle of one.
 
     Attributes:
-        epoch: from 1.
+        epoch: which, from 1.
+        step: of the run, how many are taken; None before that was kept.
+        epochs_done: the same in epochs.
         view: of the rows that were trained on.
-        train_loss: the objective, mean over the epoch's rows while it was trained.
+        train_loss: the objective, mean over the rows since the evaluation before, while they were trained on.
         terms: the same for each term, before its weight.
         shares: of each term's gradient among all terms' (norms over the weights), in the epoch's first step. A term
             with next to none teaches nothing.
         learning_rate: of the last step.
-        seconds: of training, evaluation apart.
+        seconds: of training since the evaluation before, evaluation apart.
         rows_per_s: trained rows a second.
     """
 
     epoch: int
+    step: int | None = None
+    epochs_done: float | None = None
     view: str = PLAIN
     train_loss: float
     terms: dict[str, float]
@@ -75,8 +79,9 @@ class RunRecord(Held):
     """One settled student: finished, stopped or failed.
 
     Attributes:
-        epoch: the one whose weights were exported: the last, or the best where the job has patience.
-        epochs: how many were trained.
+        epoch, step: whose weights were exported: the last, or the best where the job asks for it.
+        best_by: by which figure those are the best; None: they are the last.
+        epochs, steps: how many were trained, the last epoch perhaps in part.
         seconds: of training and evaluation, over all interruptions.
         latency_ms: of one row, after training and on the device of the training (`latency.py`).
         inference_rows_per_s: of batches, there and then.
@@ -95,7 +100,10 @@ class RunRecord(Held):
     architecture: str
     parameters: int | None = None
     epoch: int | None = None
+    step: int | None = None
+    best_by: str | None = None
     epochs: int = 0
+    steps: int | None = None
     seconds: float = 0.0
     rows_per_s: float | None = None
     latency_ms: float | None = None

@@ -68,7 +68,7 @@ class Cohort:
         self._stop = stop if self._parallel.size == 1 else lambda: False
         everyone = [run for team in self.teams for run in team.runs]
         self._name = everyone[0].name if len(everyone) == 1 else f"{len(everyone)} students"
-        self._epochs = max(run.options.epochs for run in everyone)
+        self._epochs = max(run.prepared.total_epochs for run in everyone)
         self._total_steps = sum(run.total_steps for run in everyone)
         self._gone_steps = 0  # of students that left: none of theirs is to come
         self._reported_at, self._rows = time.monotonic(), 0
@@ -158,6 +158,10 @@ class Cohort:
                     run.epoch_seconds += (now - since) if training else 0.0
         return now
 
+    def due_within(self, epoch: int) -> bool:
+        """Whether a student in an epoch is to be measured now, in the middle of it."""
+        return any(run.due_within_epoch() for team in self.teams if team.epoch == epoch for run in team.runs)
+
     def due_for_checkpoint(self, epoch: int) -> bool:
         """Whether a student's job wants a checkpoint after this step."""
         return any(run.due_for_checkpoint() for team in self.teams if team.epoch == epoch for run in team.runs)
@@ -219,7 +223,7 @@ class Cohort:
             self._leave([run])
 
     def finish_those_that_ended(self) -> None:
-        """Write the results of students that have had their epochs; they leave."""
+        """Write the results of students that have had their steps; they leave."""
         ended = [run for team in self.teams for run in team.runs if run.ended]
         self._predict(ended)  # likewise
         for run in ended:

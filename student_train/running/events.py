@@ -11,6 +11,7 @@
         PassStarted
         each epoch:
             Progress, StepsNotRecorded?, StackTakenApart?
+            WithinEpoch                         students that are measured by steps, or end here: StudentFinished
             EpochDone                           each student
             StudentStopped                      those that others have outrun
             StudentFinished                     those that have had all their epochs
@@ -166,6 +167,14 @@ class EpochDone:
 
 
 @dataclass(frozen=True, slots=True)
+class WithinEpoch:
+    """A student was evaluated in the middle of an epoch."""
+
+    student: str
+    metrics: EpochMetrics
+
+
+@dataclass(frozen=True, slots=True)
 class StudentFinished:
     """A student is trained and written."""
 
@@ -218,6 +227,7 @@ Event = (
     | PassDone
     | Progress
     | EpochDone
+    | WithinEpoch
     | StudentFinished
     | StudentStopped
     | StudentSkipped

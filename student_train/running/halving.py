@@ -15,6 +15,7 @@ from math import ceil
 from typing import Any
 
 from student_train.options.sections import HalvingOptions
+from student_train.options.training import goodness
 from student_train.run_files.records import EpochMetrics, RunRecord
 from student_train.running.run import Run
 
@@ -24,7 +25,7 @@ class Halving:
     """The decisions of one pass.
 
     Attributes:
-        options: the `[halving]` of a job.
+        options: the `[halving]` of a job, with a metric.
         stopped: students that were set aside before this command began, by the same section.
     """
 
@@ -55,7 +56,7 @@ class Halving:
         going_on = max(1, ceil((len(running) + before) / self.options.factor))
         # by name among equals, to be decided alike again
         ranked = sorted(running, key=lambda run: (self._badness(run.history[-1]), run.name))
-        metric, after = self.options.metric, f"{epochs} epochs" if epochs > 1 else "1 epoch"
+        metric, after = str(self.options.metric), f"{epochs} epochs" if epochs > 1 else "1 epoch"
         return [
             (
                 run,
@@ -67,6 +68,7 @@ class Halving:
         ]
 
     def _badness(self, metrics: EpochMetrics) -> float:
+        assert self.options.metric is not None
         value: float | None = getattr(metrics, self.options.metric)
         assert value is not None  # checked before the first step
-        return value if self.options.metric == "cross_entropy" else -value  # of the others, more is better
+        return -goodness(self.options.metric, value)

@@ -17,7 +17,7 @@ from student_train.feed.order import Cut
 from student_train.options.sections import Choice
 from student_train.run_files.records import Held
 from student_train.running.cohort import Cohort, Outcome
-from student_train.running.events import EpochDone, PassDone, Report, StudentStarted
+from student_train.running.events import EpochDone, PassDone, Report, StudentStarted, WithinEpoch
 from student_train.running.halving import Halving
 from student_train.running.measuring.evaluate import evaluate
 from student_train.running.run import Run
@@ -80,6 +80,8 @@ def _one_epoch(
     # The epoch of whoever is behind. A team that is ahead, since a kill left its students so, waits for the pass.
     epoch = min(team.epoch for team in cohort.teams)
 
+    if cohort.due_within(epoch):  # a kill may have come between a step and its evaluation
+        _measure_within(cohort, epoch, train, held, report, stop)
     clock = time.monotonic()
     present = [team for team in cohort.teams if team.epoch == epoch]
     for batch_size, step, batches in _batches(train, present, seed=seed, epoch=epoch):
@@ -93,34 +95,62 @@ def _one_epoch(
             if stopping:
                 raise cohort.interrupt()
             cohort.checkpoint(epoch, every_student=False)
-        if not cohort.teams:  # all have failed
+        if cohort.due_within(epoch):
+            cohort.check(epoch)  # waits for the device, so that the clock is right
+            cohort.lap(epoch, clock)
+            _measure_within(cohort, epoch, train, held, report, stop)
+            clock = time.monotonic()
+        if not any(team.epoch == epoch for team in cohort.teams):  # all have failed, or ended
             break
-    cohort.check(epoch)  # waits for the device, so that the clock is right
-    clock = cohort.lap(epoch, clock)
-
-    measured = cohort.without_recordings_if_need_be(
-        lambda: _measure([team for team in cohort.teams if team.epoch == epoch], held, stop)
-    )
-    cohort.lap(epoch, clock, training=False)
-    if measured is None:
-        raise cohort.interrupt()
-    for team, figures in measured:
-        # before `begin_epoch`, which forgets them
-        losses = zip(team.tally.means(), team.tally.shares(), team.tally.steps(), strict=True)
-        team.begin_epoch()
-        for run, own, (means, shares, steps_SK) in zip(list(team.runs), figures, losses, strict=True):
-            view = train.view_of(epoch + run.options.first_view)
-            with cohort.failing(run):
-                run.end_epoch(own, view=view, means=means, shares=shares, steps_SK=steps_SK)
-                report(EpochDone(run.name, run.history[-1]))
-
+    cohort.check(epoch)
+    cohort.lap(epoch, clock)
+    _measure(cohort, epoch, train, held, report, stop, within=False)
     if halving is not None:
         cohort.set_aside(halving, epoch + 1)
     cohort.checkpoint(epoch + 1, every_student=True)  # before any result: a kill meanwhile comes back to here
     cohort.finish_those_that_ended()
 
 
-def _measure(teams: Sequence[Team], held: Feed, stop: Callable[[], bool]) -> list[tuple[Team, list[Held]]] | None:
+def _measure_within(
+    cohort: Cohort, epoch: int, train: Feed, held: Feed, report: Report, stop: Callable[[], bool]
+) -> None:
+    """Measure the students that are due in the middle of an epoch; those whose steps end here are finished."""
+    _measure(cohort, epoch, train, held, report, stop, within=True)
+    if any(run.ended for team in cohort.teams if team.epoch == epoch for run in team.runs):
+        cohort.checkpoint(epoch, every_student=True)  # as after an epoch
+        cohort.finish_those_that_ended()
+
+
+def _measure(
+    cohort: Cohort, epoch: int, train: Feed, held: Feed, report: Report, stop: Callable[[], bool], *, within: bool
+) -> None:
+    """Measure students in an epoch: those due in the middle of it, or at its end all. Raises Interrupted."""
+    clock = time.monotonic()
+    teams = [
+        team
+        for team in cohort.teams
+        if team.epoch == epoch and (not within or any(run.due_within_epoch() for run in team.runs))
+    ]
+    measured = cohort.without_recordings_if_need_be(lambda: _figures(teams, held, stop))
+    cohort.lap(epoch, clock, training=False)
+    if measured is None:
+        raise cohort.interrupt()
+    for team, figures in measured:
+        # before they are forgotten
+        losses = zip(team.tally.means(), team.tally.shares(), team.tally.steps(), strict=True)
+        due = [not within or run.due_within_epoch() for run in team.runs]  # of a stack perhaps not all
+        of_team = list(zip(team.runs, due, figures, losses, strict=True))
+        team.begin_row(due, whole_epoch=not within)
+        for run, is_due, own, (means, shares, steps_SK) in of_team:
+            if not is_due:
+                continue
+            view = train.view_of(epoch + run.options.first_view)
+            with cohort.failing(run):
+                run.measured(own, view=view, means=means, shares=shares, steps_SK=steps_SK)
+                report((WithinEpoch if within else EpochDone)(run.name, run.history[-1]))
+
+
+def _figures(teams: Sequence[Team], held: Feed, stop: Callable[[], bool]) -> list[tuple[Team, list[Held]]] | None:
     """Return the figures of all students of some teams, or None if `stop` said so."""
     found: list[tuple[Team, list[Held]]] = []
     for size in sorted({team.batch_size for team in teams}):

@@ -28,6 +28,7 @@ from student_train.running.loop import train_together
 from student_train.running.measuring.predictions import held_table
 from student_train.running.run import Run, RunContext, failure_record
 from student_train.stepping.recorder import is_recorded
+from student_train.tasks import task_of
 
 
 def _repeating(request: Request, taken: StepsTaken) -> str:
@@ -74,12 +75,13 @@ class OnePass:
             feeds = self._feeds(ready, runs) if runs else None
             if feeds is None:
                 return self.outcome
+            section, default = self.fleet.halving, task_of(self.students[0].blueprint).best_by
             found = train_together(
                 runs,
                 *feeds,
                 seed=self.request.data.order_seed,
                 stacking=self.fleet.stacking,
-                halving=None if self.fleet.halving is None else Halving(self.fleet.halving, self.stopped),
+                halving=None if section is None else Halving(section.by(default), self.stopped),
                 report=self.report,
                 stop=lambda: self.request.parallel.agree(self.stop()),
             )

@@ -13,10 +13,10 @@ import torch
 from torch import Tensor
 
 from storage.digests import digest
-from storage.errors import BadRequest, DivergedLoss, StillroomError
+from storage.errors import DivergedLoss, StillroomError
 from student_train.devices import device_name
-from student_train.feed.order import count_steps
 from student_train.options.steps_taken import StepsTaken, Stretch
+from student_train.options.training import goodness
 from student_train.preparing.request import PreparedRun
 from student_train.run_files.checkpoint import Tensors, read_checkpoint
 from student_train.run_files.position import Position
@@ -64,7 +64,7 @@ class Run:
         num_rows: of an epoch.
         state: what its steps change.
         epoch, step: of the next step, both from 0; `step` may be the number of an epoch's steps.
-        history: one entry per whole epoch.
+        history: one entry per evaluation.
         tally: of the epoch that was interrupted: what `Tally.state` gave, or empty.
         stacked: whether it steps in a stack; None before it is known.
         stretches: in whose company its steps were taken, one after another.
@@ -91,11 +91,12 @@ class Run:
             self._best = below("best.", tensors) or None
             self.tally = {name: tensor for name, tensor in tensors.items() if name.startswith("tally.")}
         self._written_at: int | None = None
-        self.steps = count_steps(self.num_rows, options.batch_size)
+        self.steps = prepared.steps_an_epoch
         self.epoch, self.step = position.epoch, position.step
         self._randomise()
         self.history = list(position.history)
-        self._best_epoch, self._best_score = position.best_epoch, position.best_score
+        # before there was more than one evaluation an epoch its number was kept, from 1
+        self._best_row = position.best_row if position.best_epoch is None else position.best_epoch - 1
         self.stacked = position.stacked if found is not None else None
         self.stretches = list(position.stretches)
         self.recorded = context.recorded
@@ -126,7 +127,7 @@ class Run:
     @property
     def total_steps(self) -> int:
         """Return the number of steps of the whole run."""
-        return self.options.epochs * self.steps
+        return self.prepared.total_steps
 
     @property
     def done_steps(self) -> int:
@@ -139,12 +140,31 @@ class Run:
         return self._rate_at(self.done_steps)
 
     @property
+    def measured_at(self) -> int:
+        """Return how many steps were taken before its last evaluation."""
+        if not self.history:
+            return 0
+        last = self.history[-1].step
+        return len(self.history) * self.steps if last is None else last  # before that was kept: one after every epoch
+
+    @property
     def ended(self) -> bool:
-        """Whether it has had all its epochs, or has run out of patience."""
-        patience, best = self.options.patience_epochs, self._best_epoch
-        return self.epoch >= self.options.epochs or (
-            patience is not None and best is not None and self.epoch - best >= patience
+        """Whether it has had all its steps and their evaluation, or has run out of patience."""
+        if self.done_steps >= self.total_steps:
+            return self.measured_at == self.done_steps
+        if self._best_row is None:
+            return False
+        epochs, evaluations = self.options.patience_epochs, self.options.patience_evaluations
+        without_better = len(self.history) - 1 - self._best_row
+        return (epochs is not None and self.epoch - self.history[self._best_row].epoch >= epochs) or (
+            evaluations is not None and without_better >= evaluations
         )
+
+    def due_within_epoch(self) -> bool:
+        """Whether it is to be measured now, in the middle of an epoch: its job wants it, or its steps end here."""
+        done, every = self.done_steps, self.options.evaluate_every_steps
+        wanted = done == self.total_steps or (every is not None and done % every == 0)
+        return wanted and 0 < self.step < self.steps and done != self.measured_at  # a whole epoch's is due in any case
 
     def step_with(self, students: Sequence[str]) -> None:
         """Note that from the next step on it steps with others, itself among them; alone, where they are none."""
@@ -171,8 +191,7 @@ class Run:
             epoch=self.epoch,
             step=self.step,
             history=tuple(self.history),
-            best_epoch=self._best_epoch,
-            best_score=self._best_score,
+            best_row=self._best_row,
             stacked=bool(self.stacked),
             stack=tuple(stack),
             stretches=tuple(self.stretches),
@@ -187,43 +206,59 @@ class Run:
         """Let what was written with a stack count."""
         self.prepared.files.commit_checkpoint()
 
-    def end_epoch(self, held: Held, *, view: str, means: list[float], shares: list[float], steps_SK: Any) -> None:
-        """Add an epoch to the history and go on to the next.
+    def measured(self, held: Held, *, view: str, means: list[float], shares: list[float], steps_SK: Any) -> None:
+        """Add an evaluation to the history, and after a whole epoch go on to the next.
 
         Args:
             held: figures on the held rows.
-            view: that the epoch has shown.
-            means: losses over the epoch's rows, the objective's first.
+            view: that the epoch shows.
+            means: losses over the rows since the evaluation before, the objective's first.
             shares: of each term in the gradient.
-            steps_SK: losses of each step, (S, 1 + K).
+            steps_SK: losses of each step of the epoch so far, (S, 1 + K).
 
         Raises:
             DivergedLoss: the held rows have a loss that is not finite.
         """
         names = self.state.objective.names
+        rows = self._rows_of(self.done_steps) - self._rows_of(self.measured_at)
         metrics = EpochMetrics(
             **held.model_dump(),
             epoch=self.epoch + 1,
+            step=self.done_steps,
+            epochs_done=self.done_steps / self.steps,
             view=view,
             train_loss=means[0],
             terms=dict(zip(names, means[1:], strict=True)),
             shares=dict(zip(names, shares, strict=True)),
-            learning_rate=self._rate_at((self.epoch + 1) * self.steps - 1),
+            learning_rate=self._rate_at(self.done_steps - 1),
             seconds=self.epoch_seconds,
-            rows_per_s=self.num_rows / max(self.epoch_seconds, 1e-9),  # a clock may not have moved
+            rows_per_s=rows / max(self.epoch_seconds, 1e-9),  # a clock may not have moved
         )
         if metrics.cross_entropy is not None and not isfinite(metrics.cross_entropy):
             raise self.diverged(f"cross-entropy on the held rows = {metrics.cross_entropy}")
         self.history.append(metrics)
-        if self.options.patience_epochs is not None:
-            score = self._score(metrics)
-            if self._best_score is None or score > self._best_score:
-                self._best_epoch, self._best_score = self.epoch + 1, score
-                # a copy: training goes on
-                self._best = {n: t.detach().clone() for n, t in own_tensors(self.state.exported).items()}
+        if self.options.keeps_best and self._is_best():
+            self._best_row = len(self.history) - 1
+            # a copy: training goes on
+            self._best = {n: t.detach().clone() for n, t in own_tensors(self.state.exported).items()}
         rates = [self._rate_at(self.epoch * self.steps + step) for step in range(len(steps_SK))]
         self.prepared.files.write_epoch(self.history, names, rates, steps_SK)
-        self.epoch, self.step, self.epoch_seconds = self.epoch + 1, 0, 0.0
+        self.epoch_seconds = 0.0
+        if self.step == self.steps:
+            self.epoch, self.step = self.epoch + 1, 0
+
+    def _is_best(self) -> bool:
+        """Return whether the last evaluation is better than all before."""
+        if self._best_row is None:
+            return True
+        figure = self.prepared.best_by
+        before, now = (getattr(self.history[row], figure) for row in (self._best_row, -1))
+        return goodness(figure, now) > goodness(figure, before)
+
+    def _rows_of(self, steps: int) -> int:
+        """Return how many rows so many steps of the run have seen."""
+        epochs, more = divmod(steps, self.steps)
+        return epochs * self.num_rows + more * self.options.batch_size  # only an epoch's last batch is of another size
 
     def finish(self, latency: Latency) -> RunRecord:
         """Write the result, and last the record, which says that all the rest is there."""
@@ -232,7 +267,7 @@ class Run:
         return record
 
     def result(self) -> Student:
-        """Return the student that is written, in evaluation mode: of the best epoch where the job has patience."""
+        """Return the student that is written, in evaluation mode: of the best evaluation where the job asks for it."""
         student = self.state.exported
         if self._best is not None:
             student = copy.deepcopy(student)  # what is trained stays as it is
@@ -266,8 +301,7 @@ class Run:
 
     def _write_result(self, status: Any, latency: Latency, **about: Any) -> RunRecord:
         weights = own_tensors(self.state.exported) if self._best is None else self._best
-        # epochs count from 1
-        chosen = self.history[-1] if self._best_epoch is None else self.history[self._best_epoch - 1]
+        chosen = self.history[-1 if self._best_row is None else self._best_row]
         taken = self._steps_taken()
         job = self.context.job(taken)
         record = RunRecord(
@@ -277,9 +311,12 @@ class Run:
             architecture=self.options.architecture,
             parameters=self.state.num_parameters,
             epoch=chosen.epoch,
-            epochs=len(self.history),
+            step=chosen.step,
+            best_by=None if self._best_row is None else self.prepared.best_by,
+            epochs=self.epoch + (self.step > 0),
+            steps=self.done_steps,
             seconds=self.seconds,
-            rows_per_s=self.num_rows * len(self.history) / max(sum(m.seconds for m in self.history), 1e-9),
+            rows_per_s=self._rows_of(self.done_steps) / max(sum(m.seconds for m in self.history), 1e-9),
             device=str(self.context.device),
             torch_version=torch.__version__,
             cache=self.context.cache,
@@ -303,17 +340,6 @@ class Run:
             device=device_name(device),
             torch_version=torch.__version__,
         )
-
-    def _score(self, metrics: EpochMetrics) -> float:
-        # agreement is what there is without labels
-        score = metrics.agreement if metrics.accuracy is None else metrics.accuracy
-        if score is None:
-            raise BadRequest(
-                f"student {self.name} has patience_epochs, but no figure to be patient about",
-                found="held rows with neither labels nor a teacher",
-                do="drop patience_epochs, or name validation rows that have one",
-            )
-        return score
 
 
 def failure_record(prepared: PreparedRun, error: StillroomError, device: torch.device) -> RunRecord:

@@ -92,9 +92,13 @@ class Team:
             for run in self.runs:
                 run.commit_checkpoint()
 
-    def begin_epoch(self) -> None:
-        """Forget the losses of the epoch before."""
-        self.tally = self._empty_tally()
+    def begin_row(self, measured: Sequence[bool], *, whole_epoch: bool) -> None:
+        """Forget the losses of runs that were measured just now; of a whole epoch those of its steps too."""
+        if whole_epoch:
+            self.tally = self._empty_tally()
+            return
+        for place in [place for place, was in enumerate(measured) if was]:
+            self.tally.begin_row(place)
 
     def split(self, parts: Sequence[Sequence[Run]], *, halved: bool = False) -> list[Team]:
         """Return teams of some of these runs, each with its losses so far; this one is of no use then.

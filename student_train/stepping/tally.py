@@ -1,4 +1,4 @@
-"""Sums of an epoch's losses, kept on the device so that no step waits for it.
+"""Sums of losses since the last evaluation, and those of an epoch's steps, on the device so that no step waits for it.
 
 M students that step together, K terms of an objective, S steps.
 """
@@ -40,7 +40,7 @@ class Tally:
             self._collect()
 
     def means(self) -> list[list[float]]:
-        """Return each student's means over rows so far, the objective's first; waits for the device."""
+        """Return each student's means over rows since it was measured, the objective's first; waits for the device."""
         self._collect()
         # max: a batch of padding has no rows
         return [[total / max(rows, 1) for total in sums] for rows, *sums in self._sums_MK.tolist()]
@@ -53,6 +53,11 @@ class Tally:
         """Return the losses of each student in each step so far, (M, S, 1 + K) float32: the objective, each term."""
         self._collect()
         return self._whole().cpu().numpy()
+
+    def begin_row(self, member: int) -> None:
+        """Forget one student's sums so far: it was measured in the middle of the epoch."""
+        self._collect()
+        self._sums_MK[member] = 0
 
     def state(self, member: int) -> dict[str, Tensor]:
         """Return all figures of one student, for a checkpoint."""

@@ -16,6 +16,7 @@ from torch import Tensor
 from storage.cache import Cache
 from storage.tasks import Task
 from student_train.feed.selection import Selection
+from student_train.options.training import Figure
 from student_train.students import Student
 
 # How a student is stepped and measured: all logits of whole rows at once, or a part of the sites at a time, because
@@ -59,6 +60,7 @@ class StudentTask(ABC):
         way: how its students are stepped and measured.
         report: what the report shows of it.
         site_schema: columns of a held site beside those of its row.
+        best_by: the figure by which students and their weights are best, where the job names none.
         macro_f1: whether it is a figure of the task: where classes are few and may be of unequal size.
         unsteady: why steps on it cannot be recorded; None: batches of one kind are all of one shape.
     """
@@ -67,6 +69,7 @@ class StudentTask(ABC):
     way: ClassVar[Way]
     report: ClassVar[ReportFacts]
     site_schema: ClassVar[dict[str, type[pl.DataType]]] = {}
+    best_by: ClassVar[Figure] = "accuracy"
     macro_f1: ClassVar[bool] = False
     unsteady: ClassVar[str | None] = None
 

@@ -25,6 +25,7 @@ from student_train.running.events import (
     StudentFinished,
     StudentStopped,
     TrackerFailed,
+    WithinEpoch,
 )
 from student_train.running.tracking.trackers import MLflow, Point, Status, TensorBoard, Tracker
 
@@ -60,13 +61,16 @@ def _open(options: TrackOptions) -> dict[str, Tracker]:
 class _Tracking:
     def __init__(self, trackers: dict[str, Tracker], students: dict[str, PreparedRun], report: Report):
         self._trackers, self._students, self._report = trackers, students, report
+        self._told: dict[str, int] = {}  # steps of each student
 
     def report(self, event: Event) -> None:
         self._report(event)  # first: a tracker may take its time
         match event:
-            case EpochDone():
-                student = self._students[event.student]
-                self._each(lambda tracker: tracker.write(student, epoch_points(student.folder, event.metrics)))
+            case EpochDone() | WithinEpoch():
+                student, told = self._students[event.student], self._told.get(event.student, 0)
+                points = epoch_points(student.folder, event.metrics, told)
+                self._told[event.student] = event.metrics.step or told
+                self._each(lambda tracker: tracker.write(student, points))
             case StudentFinished():
                 self._end(event.record.student, "FINISHED")
             case StudentStopped():
@@ -91,25 +95,26 @@ class _Tracking:
                 self._report(TrackerFailed(name, f"{type(error).__name__}: {error}"))
 
 
-def epoch_points(folder: Path, metrics: EpochMetrics) -> list[Point]:
-    """Return all scalars of an epoch: `step/…` of each of its steps, `epoch/…` after its last one.
+def epoch_points(folder: Path, metrics: EpochMetrics, told: int = 0) -> list[Point]:
+    """Return all scalars of an evaluation: `step/…` of each step of its epoch, `epoch/…` after the last one.
 
     Args:
         folder: of the run, where the epoch's steps are.
-        metrics: of the epoch.
+        metrics: of the evaluation.
+        told: steps of the run that need not be told again.
     """
     steps = read_steps(folder, metrics.epoch)
-    before = (metrics.epoch - 1) * len(steps)
+    end = metrics.epoch * len(steps) if metrics.step is None else metrics.step
+    before = end - len(steps)
     points = [
         Point(_tag("step", column), value, before + row["step"] + 1)
         for row in steps.iter_rows(named=True)
         for column, value in row.items()
-        if column not in ("epoch", "step")
+        if column not in ("epoch", "step") and before + row["step"] >= told
     ]
     whole: dict[str, float | None] = {f"term {name}": value for name, value in metrics.terms.items()}
     whole |= {f"share {name}": value for name, value in metrics.shares.items()}
-    whole |= metrics.model_dump(exclude={"epoch", "view", "terms", "shares"})
-    end = before + len(steps)
+    whole |= metrics.model_dump(exclude={"epoch", "step", "epochs_done", "view", "terms", "shares"})
     return points + [Point(_tag("epoch", key), value, end) for key, value in whole.items() if value is not None]
 
 

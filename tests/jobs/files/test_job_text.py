@@ -49,6 +49,9 @@ def test_a_job_is_read_as_the_request_it_was_made_of(tmp_path: Path, cache: str)
     students = [
         StudentOptions.model_validate(EVERYTHING | {"std": (1e-5,)}),
         StudentOptions.model_validate({"name": "b", "architecture": "mlp", "objective": [{"loss": "labels"}]}),
+        StudentOptions.model_validate(
+            {"name": "c", "architecture": "mlp", "objective": [{"loss": "labels"}], "max_steps": 9, "warmup_steps": 2}
+        ),
     ]
     runs = tmp_path / 'a "quoted" \\ folder\t'
     assert read_back(tmp_path, job_text(cache, runs, data, students)) == (cache, runs, data, students)
@@ -78,5 +81,5 @@ def test_what_is_said_does_not_depend_on_defaults() -> None:
     text = job_text("/c", Path("/r"), DataOptions.model_validate({"train": "d", "validation": "d"}), [plain])
     told = {line.partition(" = ")[0].strip() for line in text.splitlines() if " = " in line}
     off = {"views", "learning_rate", "clip_norm", "ema_decay", "patience_epochs", "checkpoint_every_steps"}
-    off |= {"betas", "warmup_steps", "path"}
+    off |= {"betas", "path", "warmup_steps", "max_steps", "evaluate_every_steps", "best_by", "patience_evaluations"}
     assert (set(DataOptions.model_fields) | set(StudentOptions.model_fields)) - told - {"options", "objective"} == off

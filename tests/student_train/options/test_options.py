@@ -35,6 +35,13 @@ def test_the_names_that_a_job_may_use_are_those_that_can_be_built() -> None:
         {"learning_rate": 0.0},
         {"momentum": 1.0},
         {"warmup_epochs": 4.0},
+        {"max_steps": 7},  # beside epochs
+        {"epochs": None, "max_steps": 0},
+        {"epochs": None, "max_steps": 7, "warmup_steps": 8},
+        {"epochs": None, "max_steps": 7, "evaluate_every_steps": 8},
+        {"evaluate_every_steps": 0},
+        {"best_by": "loss"},
+        {"patience_epochs": 2, "patience_evaluations": 2},
         {"warmup_epochs": 1.0, "warmup_steps": 3},
         {"warmup_steps": -1},
         {"schedule": "wdd"},
@@ -80,6 +87,12 @@ def test_a_file_of_ones_own_is_found_from_the_job() -> None:
 @pytest.mark.parametrize(("optimizer", "rate"), [("sgd", 0.1), ("adamw", 1e-3)])
 def test_each_optimizer_has_a_learning_rate_of_its_own(optimizer: str, rate: float) -> None:
     assert student(optimizer=optimizer, learning_rate=None).peak_learning_rate == rate
+
+
+def test_a_budget_is_steps_or_epochs_and_twenty_of_these_by_default() -> None:
+    plain = {"name": "a", "architecture": "mlp", "objective": [LABELS]}
+    budgets = [StudentOptions.model_validate(plain | own) for own in ({}, {"epochs": 3}, {"max_steps": 7})]
+    assert [(each.epochs, each.total_steps(4)) for each in budgets] == [(20, 80), (3, 12), (None, 7)]
 
 
 def test_adamw_has_two_betas_or_its_first_by_the_name_of_old() -> None:

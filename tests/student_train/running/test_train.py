@@ -172,6 +172,10 @@ def test_a_changed_model_of_ones_own_is_refused_for_a_finished_student(toy_cache
         ({"options": {"hiden": [4]}}, BadRequest),
         ({"mean": (0.1, 0.2)}, BadRequest),
         ({"warmup_steps": 1000}, BadRequest),
+        ({"epochs": None, "max_steps": 6, "warmup_epochs": 1.5}, BadRequest),
+        ({"evaluate_every_steps": 19}, BadRequest),
+        ({"best_by": "agreement"}, BadRequest),  # with no teacher
+        ({"best_by": "macro_f1"}, BadRequest),
         ({"schedule": "wsd", "decay_share": 0.9, "warmup_epochs": 1.0}, BadRequest),
     ],
 )
