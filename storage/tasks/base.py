@@ -91,16 +91,24 @@ class Task(ABC):
     def site_keys(self, keys_B: Tensor, input_shape: Sequence[int]) -> Tensor:
         """Return what draws are a function of at each site, (B, *sites) int64, from the keys of rows."""
 
+    def answered_sites(self, labels: Tensor) -> Tensor:
+        """Return at which sites a teacher is asked for an answer, and a cache has one, bool (B, *sites).
+
+        Args:
+            labels: (B, *sites), NO_LABEL where there is none.
+        """
+        return (labels > NO_LABEL) | self.unlabelled_sites
+
     def asked_sites(self, labels: Tensor) -> Tensor:
         """Return which of the flattened sites are looked at where some are enough, ascending, int64.
 
         Args:
-            labels: (B, *sites). If none of them is one, every site is looked at.
+            labels: (B, *sites). If no site is answered, every one is looked at.
         """
         import torch
 
-        labelled = (labels.flatten() >= 0).nonzero()[:, 0]
-        return labelled if len(labelled) and not self.unlabelled_sites else torch.arange(labels.numel())
+        answered = self.answered_sites(labels).flatten().nonzero()[:, 0]
+        return answered if len(answered) else torch.arange(labels.numel())
 
     @abstractmethod
     def row_columns(self, sites: dict[str, Tensor], labels: Tensor) -> dict[str, Tensor]:

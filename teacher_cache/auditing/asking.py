@@ -1,6 +1,7 @@
 """One shard's chosen rows: the teacher is asked twice, in two ways to batch them, and each answer is compared.
 
-Shapes: S rows of a shard, B chosen rows or those of a batch, `sites` the axes of a row's sites (storage.tasks).
+Shapes: S rows of a shard, B chosen rows or those of a batch, `sites` the axes of a row's sites (storage.tasks), P of
+them that are answered, N of a batch.
 """
 
 from __future__ import annotations
@@ -16,8 +17,9 @@ from storage.cache import Cache
 from storage.encodings import AnyEncoding
 from storage.format.committing import read_arrays
 from storage.format.shards import Commit, ShardKey
-from storage.format.specs import TeacherSpec
+from storage.format.specs import DatasetSpec, TeacherSpec
 from storage.inputs import inputs_of
+from storage.tasks import task_of
 from storage.views import PLAIN
 from storage.views.check import readable_rows
 from teacher_cache.auditing.comparing import Gap, feature_gap, gaps, size_of
@@ -89,20 +91,24 @@ def ask_again(cache: Cache, key: ShardKey, wanted: int, teacher: Teacher, draw: 
     if not len(rows_B):
         return Asked(commit, 0, [])
     stored = read_arrays(cache.objects, commit, commit.array_names)
-    answered = _Answered(
+    labels = labels_of(cache, key, ingest, rows_B)
+    answered = task_of(dataset).answered_sites(labels)
+    answering = _Answered(
         teacher,
         spec,
         chain(commit.about.get("recoded_from"), spec.encoding),
         shown_B[torch.from_numpy(places_B)],
-        labels_of(cache, key, ingest, rows_B),
-        draw_keys(dataset, readable, key.view)[torch.from_numpy(places_B)],
-        {name: torch.from_numpy(values[rows_B]) for name, values in stored.items()},
+        labels,
+        draw_keys(dataset, readable, key.view, labels)[torch.from_numpy(places_B)],
+        answered,
+        {name: torch.from_numpy(values[rows_B])[answered] for name, values in stored.items()},
     )
-    compared = []
-    for batch_B, difference in answered.differences(cache, key.dataset):
+    compared: list[Compared] = []
+    for batch_B, difference in answering.differences(cache, key.dataset):
         rows = rows_B[batch_B.numpy()].tolist()
         ids = ingest.table["sample_id"].take(rows).to_pylist()
-        compared += _by_row(key, [(commit.start + row, name) for row, name in zip(rows, ids, strict=True)], difference)
+        places = [(commit.start + row, name) for row, name in zip(rows, ids, strict=True)]
+        compared += _by_row(key, places, answering.counts(batch_B), difference)
     return Asked(commit, len(rows_B), compared)
 
 
@@ -115,19 +121,21 @@ class Difference(NamedTuple):
     size: float
 
 
-def _by_row(key: ShardKey, rows: list[tuple[int, str]], difference: Difference) -> list[Compared]:
-    """Return a difference of each row at its worst site; rows are (row, sample_id)."""
+def _by_row(
+    key: ShardKey, rows: list[tuple[int, str]], counts: list[int], difference: Difference
+) -> Iterator[Compared]:
+    """Yield a difference of each row at its worst site; rows are (row, sample_id), each of so many sites."""
     aspect, stored, own, size = difference
-    per_row = len(stored.off_N) // len(rows)
-    worst_B = stored.off_N.view(-1, per_row).argmax(dim=1)
-    own_B = own.off_N.view(-1, per_row).amax(dim=1)
-    compared = []
-    for i, (row, sample_id) in enumerate(rows):
-        at = i * per_row + int(worst_B[i])
+    start = 0
+    for (row, sample_id), count in zip(rows, counts, strict=True):
+        if not count:
+            continue
+        at = start + int(stored.off_N[start : start + count].argmax())
+        own_off = own.off_N[start : start + count].amax().item()
         off, found, expected = (values[at].item() for values in (stored.off_N, stored.found_N, stored.expected_N))
         of_class = None if stored.class_N is None else int(stored.class_N[at])
-        compared.append(Compared(key, row, sample_id, aspect, off, own_B[i].item(), size, found, expected, of_class))
-    return compared
+        yield Compared(key, row, sample_id, aspect, off, own_off, size, found, expected, of_class)
+        start += count
 
 
 def chain(recoded_from: dict[str, Any] | None, encoding: AnyEncoding) -> list[AnyEncoding]:
@@ -146,7 +154,12 @@ def chain(recoded_from: dict[str, Any] | None, encoding: AnyEncoding) -> list[An
 
 
 class _Answered(NamedTuple):
-    """Chosen rows of a shard, (B, …) each, and whom to ask about them."""
+    """Chosen rows of a shard, (B, …) each, and whom to ask about them.
+
+    Attributes:
+        answered: which of their sites are, bool (B, *sites).
+        stored: the arrays of those, (P, …) each.
+    """
 
     teacher: Teacher
     spec: TeacherSpec
@@ -154,55 +167,84 @@ class _Answered(NamedTuple):
     shown_B: Tensor
     labels: Tensor
     keys: Tensor
+    answered: Tensor
     stored: dict[str, Tensor]
 
+    def counts(self, rows_B: Tensor) -> list[int]:
+        """Return how many answered sites some rows have."""
+        counts: list[int] = self.answered[rows_B].reshape(len(rows_B), -1).sum(1).tolist()
+        return counts
+
     def differences(self, cache: Cache, name: str) -> Iterator[tuple[Tensor, Difference]]:
-        """Yield each aspect of each batch, with which of the B rows it is of."""
+        """Yield each aspect of each batch that has an answered site, with which of the B rows it is of."""
         dataset, spec = cache.dataset(name), self.spec
         for batch_B in inputs_of(dataset).batches(self.shown_B, min(BATCH_ROWS, self.teacher.batch_size)):
-            logits, features = self.teacher(self.shown_B[batch_B], dataset)
-            check_classes(logits, self.labels[batch_B], spec, dataset)
-            logits, features = logits.cpu(), {name: values.cpu() for name, values in features.items()}
-            again, features_again = self._otherwise(batch_B, cache, name)
-            live_NC = logits[..., : spec.num_classes].flatten(0, -2)
-            own, others = (self._as_stored(each, batch_B) for each in (logits, again))
-            stored = {
-                name: values[batch_B].flatten(0, self.labels.ndim - 1)
-                for name, values in self.stored.items()
-                if not name.startswith(FEATURE)
-            }
-            found = gaps(spec.encoding, stored, live_NC, own)
+            if not self.answered[batch_B].any():
+                continue
+            live_NV, features = self._ask(batch_B, dataset)
+            check_classes(live_NV, self.labels[batch_B][self.answered[batch_B]], spec, dataset)
+            again_NV, features_again = self._otherwise(batch_B, dataset)
+            live_NC = live_NV[:, : spec.num_classes]
+            own, others = (self._as_stored(each, batch_B) for each in (live_NV, again_NV))
+            places_N = self._places(batch_B)
+            stored = {name: values[places_N] for name, values in self.stored.items()}
+            targets = {name: values for name, values in stored.items() if not name.startswith(FEATURE)}
+            found = gaps(spec.encoding, targets, live_NC, own)
             tolerated = gaps(spec.encoding, others, live_NC, own)
             size = size_of(live_NC)
             for aspect, gap in found.items():
                 yield batch_B, Difference(aspect, gap, tolerated[aspect], size)
             for feature, values in features.items():
                 encoding, path = spec.features[feature], FEATURE + feature
-                gap = feature_gap(encoding, self.stored[path][batch_B], values)
+                gap = feature_gap(encoding, stored[path], values)
                 own_gap = feature_gap(encoding, encoding.encode(features_again[feature]), values)
                 yield (
                     batch_B,
                     Difference(path, gap, own_gap, values.float().nan_to_num(0.0, 0.0, 0.0).abs().amax().item()),
                 )
 
-    def _otherwise(self, batch_B: Tensor, cache: Cache, name: str) -> tuple[Tensor, dict[str, Tensor]]:
+    def _ask(self, rows_B: Tensor, dataset: DatasetSpec) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return logits, (N, V), and features of the answered sites of some rows, on the host."""
+        import torch
+
+        heard = self.teacher.hear(self.shown_B[rows_B], self.answered[rows_B], dataset)
+        blocks = self.teacher.blocks(len(heard.hidden), self.spec.num_classes)
+        logits_NV = torch.cat([self.teacher.scores(heard.hidden[at], dataset).cpu() for at in blocks])
+        return logits_NV, {name: values.cpu() for name, values in heard.features.items()}
+
+    def _places(self, rows_B: Tensor) -> Tensor:
+        """Return which of all answered sites are those of some rows, in order of these."""
+        import torch
+
+        counts_B = self.answered.reshape(len(self.answered), -1).sum(1)
+        firsts_B = counts_B.cumsum(0) - counts_B
+        spans = [torch.arange(int(firsts_B[row]), int(firsts_B[row] + counts_B[row])) for row in rows_B]
+        return torch.cat(spans)
+
+    def _otherwise(self, batch_B: Tensor, dataset: DatasetSpec) -> tuple[Tensor, dict[str, Tensor]]:
         """Return what the teacher says of a batch in two halves, turned round; of a single row, beside itself."""
         import torch
 
         turned_B = batch_B.flip(0)
         halves = [turned_B.repeat(2)] if len(batch_B) == 1 else turned_B.tensor_split(2)
-        said = [self.teacher(self.shown_B[half_B], cache.dataset(name)) for half_B in halves]
+        said = [self._ask(half_B, dataset) for half_B in halves if self.answered[half_B].any()]
+        # back to the order of the batch: sites by their numbers, of which a single row has each twice
+        order_N = torch.cat([self._places(half_B) for half_B in halves])
+        places_N = self._places(batch_B)
+        back_N = order_N.argsort(stable=True)[:: len(order_N) // len(places_N)]
+        back_N = back_N[places_N.argsort().argsort()]
 
         def joined(parts: list[Tensor]) -> Tensor:
-            return torch.cat(parts).cpu()[: len(batch_B)].flip(0)
+            return torch.cat(parts)[back_N]
 
         features = {each: joined([part[each] for _, part in said]) for each in said[0][1]}
         return joined([logits for logits, _ in said]), features
 
-    def _as_stored(self, logits: Tensor, batch_B: Tensor) -> dict[str, Tensor]:
+    def _as_stored(self, logits_NV: Tensor, batch_B: Tensor) -> dict[str, Tensor]:
         """Return logits as the cache would have stored them, (N, …) each, through all that was recoded."""
-        labels, keys, classes = self.labels[batch_B], self.keys[batch_B], self.spec.num_classes
-        arrays = encode_rows(self.encodings[0], logits, labels, keys, classes)
+        answered, classes = self.answered[batch_B], self.spec.num_classes
+        labels_N, keys_N = self.labels[batch_B][answered], self.keys[batch_B][answered]
+        arrays = encode_rows(self.encodings[0], logits_NV, labels_N, keys_N, classes)
         for found, wanted in pairwise(self.encodings):
-            arrays = convert(arrays, found, wanted, labels=labels, keys=keys, num_classes=classes)
-        return {name: values.flatten(0, labels.ndim - 1) for name, values in arrays.items()}
+            arrays = convert(arrays, found, wanted, labels=labels_N, keys=keys_N, num_classes=classes)
+        return arrays

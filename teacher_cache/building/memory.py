@@ -22,6 +22,7 @@ from storage.tasks import task_of
 from storage.views import PLAIN
 from teacher_cache.building.prepared import PreparedBuild, Stage
 from teacher_cache.teachers.kinds import KINDS
+from teacher_cache.teachers.model import PART_BYTES
 from teacher_cache.teachers.options import TeacherOptions
 from teacher_cache.work.answering import AHEAD
 from teacher_cache.work.pieces import TURNS_AHEAD
@@ -107,8 +108,9 @@ class _Sizes(NamedTuple):
     """Bytes that a stage takes.
 
     Attributes:
-        weights, activations: of its teacher, if it has one; activations with what is made of a batch's logits.
-        logits: of one batch.
+        weights, activations: of its teacher, if it has one.
+        heard: of one batch, hidden states or logits that wait until they are encoded.
+        logits: of all sites of one batch, in float32; there are never more at a time than those of `PART_BYTES`.
         inputs, shard: of its largest shard, the inputs alone and all of it.
         seen: of the inputs as a view shows them, while it is made; 0 without one.
         source: the source's own buffers.
@@ -116,24 +118,29 @@ class _Sizes(NamedTuple):
 
     weights: int
     activations: int
+    heard: int
     logits: int
     inputs: int
     shard: int
     seen: int
     source: int
 
+    def _computed(self, device: str) -> int:
+        # Of the logits of some sites: their log-probabilities, those as probabilities, and what an encoding works with.
+        return int(WORKSPACE * (self.activations + LOGITS_COPIES * min(self.logits, PART_BYTES[device])))
+
     def on_cpu(self, at_once: int) -> tuple[int, int, int, int]:
         """Return weights, activations, shards and source of a worker that does all on the host."""
         shards = at_once * COPIES_OF_A_SHARD * self.shard + self.seen
-        return self.weights, int(WORKSPACE * self.activations), shards, self.source
+        return self.weights, self._computed("cpu"), shards, self.source
 
     def beside_gpu(self, at_once: int) -> tuple[int, int, int, int]:
         """Return those on the host of a worker with a GPU: weights as they are read, and shards before and after."""
         return self.weights, 0, at_once * COPIES_OF_A_SHARD * self.shard, 0
 
     def on_gpu(self) -> tuple[int, int, int, int]:
-        """Return those of its GPU: shards that wait for their turn, and logits that wait to be encoded."""
-        activations = int(WORKSPACE * self.activations) + AHEAD * self.logits
+        """Return those of its GPU: shards that wait for their turn, and what was heard and waits to be encoded."""
+        activations = self._computed("cuda") + AHEAD * self.heard
         return self.weights, activations, TURNS_AHEAD * self.inputs + self.seen, 0
 
 
@@ -146,25 +153,25 @@ def _sizes(stage: Stage) -> _Sizes:
         rows *= MORE_ROWS
     input_bytes = math.prod(dataset.spec.input_shape) * np.dtype(dataset.spec.input_dtype).itemsize
     row_bytes = input_bytes
-    weights = activations = logits = 0
+    weights = activations = heard = logits = 0
     if stage.teacher is not None:
         blank = np.zeros((min(rows, stage.teacher.batch_size), *dataset.spec.input_shape), dataset.spec.input_dtype)
         try:
-            weights, activations, feature_bytes = _run_once(stage.teacher, dataset.spec, blank, "meta")
+            weights, activations, heard, feature_bytes = _run_once(stage.teacher, dataset.spec, blank, "meta")
         except BadTeacher:  # its code looks at values, which a meta tensor has none of: run a batch for real
-            weights, activations, feature_bytes = _run_once(stage.teacher, dataset.spec, blank, "cpu")
+            weights, activations, heard, feature_bytes = _run_once(stage.teacher, dataset.spec, blank, "cpu")
         sites = math.prod(task_of(dataset.spec).sites(dataset.spec.input_shape))
         row_bytes += sites * stage.teacher.encoding.bytes_per_row(dataset.spec.num_classes) + feature_bytes
-        # Of the logits of a batch: their log-probabilities, those as probabilities, and what an encoding works with.
         logits = len(blank) * sites * dataset.spec.num_classes * 4
-        activations += LOGITS_COPIES * logits
     source = dataset.source.buffer_bytes() if stage.teacher is None else 0
     seen = COPIES_OF_A_VIEW * rows * input_bytes if stage.view != PLAIN else 0  # beside the rows as they are stored
-    return _Sizes(weights, activations, logits, rows * input_bytes, rows * row_bytes, seen, source)
+    return _Sizes(weights, activations, heard, logits, rows * input_bytes, rows * row_bytes, seen, source)
 
 
-def _run_once(options: TeacherOptions, dataset: DatasetSpec, blank: np.ndarray, device: str) -> tuple[int, int, int]:
-    """Return bytes of a teacher's weights, of a batch's activations alive at once, and of a row's stored features."""
+def _run_once(
+    options: TeacherOptions, dataset: DatasetSpec, blank: np.ndarray, device: str
+) -> tuple[int, int, int, int]:
+    """Return bytes of a teacher's weights, a batch's activations alive at once, what waits of it, a row's features."""
     import torch
 
     from teacher_cache.teachers.loading import load_teacher
@@ -172,11 +179,13 @@ def _run_once(options: TeacherOptions, dataset: DatasetSpec, blank: np.ndarray, 
     full_precision = options.model_copy(update={"autocast": "fp32"})  # an upper bound, and meta has no autocast
     teacher = load_teacher(full_precision, torch.device("cpu"))
     weights = sum(t.numel() * t.element_size() for t in teacher.model.state_dict().values())
+    teacher.find_parts(torch.from_numpy(blank), dataset)  # as long as there are values to see it by
     teacher.to(torch.device(device))
     with _live_bytes() as live:
-        _, features = teacher(torch.from_numpy(blank).to(device), dataset)
-    encoded = [options.features[name].encode(values) for name, values in features.items()]
-    return weights, live.peak, sum(values[0].numel() * values.element_size() for values in encoded)
+        heard = teacher.hear(torch.from_numpy(blank).to(device), None, dataset)
+    encoded = [options.features[name].encode(values) for name, values in heard.features.items()]
+    features = sum(values.numel() * values.element_size() for values in encoded) // len(blank)
+    return weights, live.peak, heard.hidden.numel() * 4, features
 
 
 def _live_bytes() -> Any:

@@ -15,7 +15,7 @@ from storage.format.arrays import pack
 from storage.tasks import task_of
 from teacher_cache.building.prepared import PreparedDataset, Stage
 from teacher_cache.pilot.rows import SpreadRows, choose_sites, read_spread, sites_per_row
-from teacher_cache.teachers.model import Teacher
+from teacher_cache.teachers.model import Heard, Teacher
 from teacher_cache.teachers.options import TeacherOptions
 
 if TYPE_CHECKING:
@@ -32,8 +32,8 @@ class TimedAnswers(NamedTuple):
 
     Attributes:
         answers: of the sites that are measured.
-        seconds: of its forward passes over all sites.
-        sites: how many those were.
+        seconds: of its forward passes; its head is asked where a build asks it.
+        sites: how many the rows had, answered or not.
         feature_bytes: of its features, as stored.
     """
 
@@ -87,42 +87,61 @@ def _ask_rows(
     teacher: Teacher, options: TeacherOptions, stage: Stage, rows: SpreadRows, chosen_N: Tensor, watcher: Watcher
 ) -> list[TimedAnswers]:
     """Return the answers to the rows of one dataset, batch by batch."""
-    per_row, dataset = sites_per_row(stage.dataset), stage.dataset.spec
-    teacher(rows.shown_B[:WARM_UP_ROWS], dataset)  # the first batch pays for what is set up once
-    parts, start = [], 0
-    for batch in map(SpreadRows, *(values.split(teacher.batch_size) for values in rows)):
-        began = time.monotonic()
-        logits, features = teacher(batch.shown_B, dataset)
-        if logits.device.type == "cuda":
-            import torch
+    import torch
 
-            torch.cuda.synchronize()  # a call returns before the device is done
-        seconds = time.monotonic() - began
+    per_row, dataset = rows.labels[0].numel(), stage.dataset.spec  # of rows of their own length, as the longest here
+    task = task_of(dataset)
+    # the first batch pays for what is set up once
+    teacher.hear(rows.shown_B[:WARM_UP_ROWS], task.answered_sites(rows.labels[:WARM_UP_ROWS]), dataset)
+    assert stage.spec is not None
+    parts, start, classes = [], 0, stage.spec.num_classes
+    for batch in map(SpreadRows, *(values.split(teacher.batch_size) for values in rows)):
         stop = start + len(batch.shown_B) * per_row
         inside_N = chosen_N[(chosen_N >= start) & (chosen_N < stop)] - start
+        answered = task.answered_sites(batch.labels)
+        answered.view(-1)[inside_N] = True  # where no site has a label, all may be chosen
+        if not answered.any():
+            answered.view(-1)[0] = True  # a teacher is asked about something
+        picked_P = torch.zeros(answered.numel(), dtype=torch.bool).index_fill_(0, inside_N, 1)[answered.flatten()]
+        began = time.monotonic()
+        heard = teacher.hear(batch.shown_B, answered, dataset)
+        parts_NV = [_scores(teacher, heard, at, picked_P[at], stage) for at in teacher.blocks(len(picked_P), classes)]
+        if heard.hidden.device.type == "cuda":
+            torch.cuda.synchronize()  # a call returns before the device is done
+        seconds = time.monotonic() - began
         stored = {
-            f"feature/{name}": options.features[name].encode(values).cpu().numpy() for name, values in features.items()
+            f"feature/{name}": options.features[name].encode(values).cpu().numpy()
+            for name, values in heard.features.items()
         }
         # Packed by batches, not by shards: a little more metadata than a build would store.
         feature_bytes = sum(map(len, pack(stored).values())) if stored else 0
-        answers = _picked(logits, batch, inside_N, stage)
-        parts.append(TimedAnswers(answers, seconds, stop - start, feature_bytes))
+        answers = _checked(torch.cat(parts_NV), batch, inside_N, stage)
+        sites = len(batch.shown_B) * sites_per_row(stage.dataset)
+        parts.append(TimedAnswers(answers, seconds, sites, feature_bytes))
         start = stop
         watcher.advance(len(batch.shown_B))
     return parts
 
 
-def _picked(logits: Tensor, batch: SpreadRows, sites_N: Tensor, stage: Stage) -> PilotAnswers:
-    """Return the answers at some sites of a batch, after checking that they are answers."""
-    from teacher_cache.pilot.fidelity import PilotAnswers
-    from teacher_cache.work.checks import check_classes, logits_right, refuse_probabilities
+def _scores(teacher: Teacher, heard: Heard, at: slice, picked_P: Tensor, stage: Stage) -> Tensor:
+    """Return the logits of those of a block's sites that are measured, after checking that the block is logits."""
+    from teacher_cache.work.checks import refuse_probabilities
 
     assert stage.spec is not None
-    check_classes(logits, batch.labels, stage.spec, stage.dataset.spec)
-    refuse_probabilities(logits.flatten(0, -2), stage.spec)
-    keys = task_of(stage.dataset.spec).site_keys(batch.keys_B, batch.shown_B.shape[1:])
-    device = logits.device
-    picked_NV = logits.flatten(0, -2)[sites_N.to(device)]
+    logits_PV = teacher.scores(heard.hidden[at], stage.dataset.spec)
+    refuse_probabilities(logits_PV, stage.spec)
+    return logits_PV[picked_P.to(logits_PV.device)]
+
+
+def _checked(picked_NV: Tensor, batch: SpreadRows, sites_N: Tensor, stage: Stage) -> PilotAnswers:
+    """Return the answers at some sites of a batch, after checking that they are answers."""
+    from teacher_cache.pilot.fidelity import PilotAnswers
+    from teacher_cache.work.checks import check_classes, logits_right
+
+    assert stage.spec is not None
+    device, labels_N = picked_NV.device, batch.labels.flatten()[sites_N]
+    check_classes(picked_NV, labels_N, stage.spec, stage.dataset.spec)
+    keys = task_of(stage.dataset.spec).site_keys(batch.keys_B, batch.labels.shape[1:])
     right_N = logits_right(picked_NV, stage.spec.num_classes)
     if not right_N.all():
         raise BadTeacher(
@@ -134,6 +153,6 @@ def _picked(logits: Tensor, batch: SpreadRows, sites_N: Tensor, stage: Stage) ->
     return PilotAnswers(
         picked_NV,
         stage.spec.num_classes,
-        batch.labels.flatten()[sites_N].to(device),
+        labels_N.to(device),
         keys.flatten()[sites_N].to(device),
     )

@@ -9,6 +9,7 @@ spoken.py     which tokenizer a teacher speaks
 classes.py    its scores against a dataset's classes, by name
 weights.py    files of weights: digests and tensors
 model.py      a loaded teacher: what it is fed, which layers are tapped
+parts.py      one in two parts: a body that runs once, a head for some sites at a time
 loaded.py     which weights it has once it is loaded
 steady.py     whether it has one answer for each row
 loading.py    load one; on a worker, once for all its shards

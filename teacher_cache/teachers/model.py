@@ -1,14 +1,17 @@
 """A loaded teacher: a model in evaluation mode, what it is fed, and the layers that are tapped.
 
-Shapes: B rows of a batch, `sites` the axes of a row's sites (storage.tasks), C classes.
+Its body runs once over a batch (`hear`), its head at some of the sites that are answered at a time (`scores`), so that
+the logits of all sites never exist; of a model that is in one part they do, a batch's at a time.
+
+Shapes: B rows of a batch, `sites` the axes of a row's sites (storage.tasks), P sites that are answered, C classes.
 """
 
 from __future__ import annotations
 
 import contextlib
 import difflib
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from storage.errors import BadTeacher, is_out_of_memory
 from storage.format.specs import DatasetSpec
@@ -18,15 +21,34 @@ from teacher_cache.teachers.classes import order_of
 from teacher_cache.teachers.kinds import KINDS
 from teacher_cache.teachers.loaded import weights_digest
 from teacher_cache.teachers.options import TeacherOptions
-from teacher_cache.teachers.steady import check_steady
+from teacher_cache.teachers.parts import Parts, find_parts, logits_of
+from teacher_cache.teachers.steady import ROWS, check_steady
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
 
 
+# Of one float32 copy of the logits that are made at a time: large enough that a device is busy.
+PART_BYTES = {"cpu": 2**24, "cuda": 2**28}
+TRIED_SITES = 8  # of a row, on which parts are compared with the whole, and answers with those before
+
+
 class TooLarge(BadTeacher):
     """A batch whose answer does not fit into memory."""
+
+
+class Heard(NamedTuple):
+    """What a teacher has made of a batch before its scores, on its device.
+
+    Attributes:
+        hidden: of the P sites that are answered, in order of rows and sites: hidden states (P, D), or, of a model in
+            one part, logits (P, V).
+        features: by name, of these sites, (P, …).
+    """
+
+    hidden: Tensor
+    features: dict[str, Tensor]
 
 
 class Teacher:
@@ -41,6 +63,7 @@ class Teacher:
         self._class_names = KINDS[options.origin].classes(options)
         self._captured: dict[str, Tensor] = {}
         self._steady: set[str] = set()  # datasets at whose first batch it had one answer for each row
+        self._parts: dict[str, Parts | None] = {}  # by dataset
         modules = dict(model.named_modules())
         for name, feature in options.features.items():
             if feature.layer not in modules:
@@ -60,22 +83,139 @@ class Teacher:
         self._constants: dict[object, Tensor] = {}
 
     def __call__(self, shown_B: Tensor, dataset: DatasetSpec) -> tuple[Tensor, dict[str, Tensor]]:
-        """Return the logits of a batch, (B, *sites, C) float32, and its features by name.
+        """Return the logits of a batch at all sites, (B, *sites, C) float32, and its features by name, (B, …).
+
+        For few rows: nothing bounds the bytes of the logits.
 
         Args:
             shown_B: rows, (B, …), as stored or as a view shows them.
             dataset: of the rows: what they are made of, and what is asked of them.
 
         Raises:
-            TooLarge: there is no memory for it; what was made is given back when the error is.
-            BadTeacher: the model failed on it, its output has another shape, or a feature is not one tensor (B, …);
-                or, seen at the first batch of a dataset, it has no one answer for each row.
+            TooLarge, BadTeacher: as `hear`.
         """
+        heard = self.hear(shown_B, None, dataset)
+        leading = self._leading(inputs_of(dataset).trimmed(shown_B), dataset)
+        logits = self.scores(heard.hidden, dataset)
+        features = {name: values.unflatten(0, leading) for name, values in heard.features.items()}
+        return logits.unflatten(0, leading), features
+
+    def hear(self, shown_B: Tensor, answered: Tensor | None, dataset: DatasetSpec) -> Heard:
+        """Return what a teacher makes of a batch before its scores.
+
+        Args:
+            shown_B: rows, (B, …), as stored or as a view shows them.
+            answered: which sites are, bool (B, *sites) on the host (`Task.answered_sites`); None: all.
+            dataset: of the rows: what they are made of, and what is asked of them.
+
+        Raises:
+            TooLarge: there is no memory for it; what was made is given back when the error is.
+            BadTeacher: the model failed on it, its output has another shape, or a feature is not one tensor (B, …), of
+                tokens (B, L, …); or, seen at the first batch of a dataset, it has no one answer for each row.
+        """
+        with self._too_large():
+            heard = self._hear(shown_B, answered, dataset)
+            few = None if answered is None else answered[:ROWS]
+            untold = dataset.name not in self._steady and (few is None or few.any())
+            if untold and shown_B.device.type != "meta":  # there it says nothing at all
+                self._check_steady(shown_B[:ROWS], few, dataset)
+        return heard
+
+    def scores(self, hidden_P: Tensor, dataset: DatasetSpec) -> Tensor:
+        """Return the logits of sites that were heard, or of some of them, (P, V) float32, by the dataset's classes.
+
+        Raises:
+            TooLarge: there is no memory for them.
+        """
+        import torch
+
+        parts = self._parts.get(dataset.name)
+        with self._too_large():
+            if parts is not None:
+                with torch.inference_mode(), self._autocast():
+                    hidden_P = parts.scores(hidden_P)
+            order = order_of(self._class_names, dataset.classes)
+            if order is not None and hidden_P.shape[-1] == len(order):  # of another number `check_classes` says so
+                hidden_P = hidden_P[..., self._constant(dataset.name, order)]
+            return hidden_P.float()
+
+    def blocks(self, num_sites: int, num_classes: int) -> Iterator[slice]:
+        """Yield which of so many sites to ask for scores at a time; how many, is no matter of what memory is free."""
+        size = max(1, PART_BYTES.get(self.device.type, 2**24) // (4 * num_classes))
+        for start in range(0, num_sites, size):
+            yield slice(start, min(start + size, num_sites))
+
+    def find_parts(self, shown_B: Tensor, dataset: DatasetSpec) -> None:
+        """Look, by a row of a dataset, whether the model is in two parts; once for each dataset, by its first rows.
+
+        Before a dry run on the meta device, where there are no values to see it by.
+        """
+        import torch
+
+        if dataset.name in self._parts:
+            return
+        if not task_of(dataset).sites(dataset.input_shape) or shown_B.device.type == "meta":
+            self._parts[dataset.name] = None
+            return
+        tapped = [feature.layer for feature in self._options.features.values()]
+        row_1L = inputs_of(dataset).trimmed(shown_B[:1])
+        parts = None
+        for tried in (TRIED_SITES, row_1L.shape[1]):  # the whole row, for a model that takes blocks of one length alone
+            if parts is None:
+                with torch.inference_mode(), self._autocast():
+                    arguments = inputs_of(dataset).spread(self._arguments(row_1L[:, :tried], dataset))
+                    parts = find_parts(self.model, arguments, tapped)
+        self._parts[dataset.name] = parts
+
+    def _hear(self, shown_B: Tensor, answered: Tensor | None, dataset: DatasetSpec) -> Heard:
+        self.find_parts(shown_B, dataset)
+        self._captured = {}  # a layer that is not called this time must not answer with the last batch
+        inputs_B, output = self._forward(shown_B, dataset)
+        leading = self._leading(inputs_B, dataset)
+        if self._parts[dataset.name] is None:
+            output = self._checked_logits(output, leading)
+        self._check_features(leading, dataset)
+        places_P = None if answered is None else self._places(answered, leading)
+
+        def picked(values: Tensor) -> Tensor:
+            flat = values.flatten(0, len(leading) - 1)
+            return flat if places_P is None else flat[places_P]
+
+        return Heard(picked(output), {name: picked(values) for name, values in self._captured.items()})
+
+    def _places(self, answered: Tensor, leading: tuple[int, ...]) -> Tensor | None:
+        """Return where answered sites are among all of a batch, (P,) on the device; None: all are."""
+        inside = answered[tuple(slice(size) for size in leading)]  # rows may be shown without what is padding in all
+        if inside.all():
+            return None
+        places_P = inside.reshape(-1).nonzero()[:, 0]
+        if self.device.type == "cuda":
+            places_P = places_P.pin_memory()  # else the host would wait until the device is done
+        return places_P.to(self.device, non_blocking=True)
+
+    def _check_steady(self, shown_B: Tensor, answered: Tensor | None, dataset: DatasetSpec) -> None:
+        """Check at a few sites of some rows that it has one answer for each of them. Raises BadTeacher."""
+        import torch
+
+        if task_of(dataset).sites(dataset.input_shape):
+            if answered is None:
+                answered = torch.ones(self._leading(inputs_of(dataset).trimmed(shown_B), dataset), dtype=torch.bool)
+            answered = answered & (answered.flatten(1).cumsum(1).view(answered.shape) <= TRIED_SITES)
+
+        def ask(rows: int) -> Tensor:
+            heard = self._hear(shown_B[:rows], None if answered is None else answered[:rows], dataset)
+            return self.scores(heard.hidden, dataset)
+
+        check_steady(self.model, ask, len(shown_B), self.name)
+        self._steady.add(dataset.name)
+
+    @contextlib.contextmanager
+    def _too_large(self) -> Iterator[None]:
+        """Raise TooLarge for what does not fit into memory."""
         try:
-            answer = self._answer(shown_B, dataset)
-            if dataset.name not in self._steady and shown_B.device.type != "meta":  # there it says nothing at all
-                check_steady(self.model, lambda rows_B: self._answer(rows_B, dataset)[0], shown_B, self.name)
-                self._steady.add(dataset.name)
+            yield
+        except TooLarge:
+            raise
         except Exception as error:
             if not is_out_of_memory(error):
                 raise
@@ -84,32 +224,36 @@ class Teacher:
                 found=str(error).split("\n", 1)[0],
                 do="lower batch_size",
             ) from None
-        return answer
 
-    def _answer(self, shown_B: Tensor, dataset: DatasetSpec) -> tuple[Tensor, dict[str, Tensor]]:
-        """Return logits and features of a batch."""
-        self._captured = {}  # a layer that is not called this time must not answer with the last batch
-        inputs_B, output = self._forward(shown_B, dataset)
-        logits_BC = self._logits(output, inputs_B, dataset)
-        self._check_features(len(inputs_B), dataset)
-        return logits_BC.float(), self._captured
+    def _leading(self, inputs_B: Tensor, dataset: DatasetSpec) -> tuple[int, ...]:
+        """Return the axes of the sites of a batch, (B, *sites)."""
+        return (len(inputs_B), *task_of(dataset).sites(inputs_B.shape[1:]))
 
-    def _forward(self, shown_B: Tensor, dataset: DatasetSpec) -> tuple[Tensor, Any]:
-        """Return what the model is called with, and what it returns."""
+    def _autocast(self) -> contextlib.AbstractContextManager[Any]:
+        """Return the precision of what is computed within."""
         import torch
 
-        kind = inputs_of(dataset)
         half = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}[self._options.autocast]
         # Autocast, not `half()`: what needs float32, such as a softmax, stays in it.
-        autocast = contextlib.nullcontext() if half is None else torch.autocast(self.device.type, half)
-        with torch.inference_mode(), autocast:
-            shown_B = kind.trimmed(shown_B)
-            if self.device.type == "cuda" and shown_B.device.type == "cpu":
-                shown_B = shown_B.pin_memory()  # else the host would wait until the device has done all before it
-            # as bytes, and floats only there: a fourth of what is sent, and no work for this thread
-            inputs_B = self._normalised(kind.arguments(shown_B.to(self.device, non_blocking=True)))
+        return contextlib.nullcontext() if half is None else torch.autocast(self.device.type, half)
+
+    def _arguments(self, shown_B: Tensor, dataset: DatasetSpec) -> Tensor:
+        """Return what the model is called with, on its device, in one tensor."""
+        if self.device.type == "cuda" and shown_B.device.type == "cpu":
+            shown_B = shown_B.pin_memory()  # else the host would wait until the device has done all before it
+        # as bytes, and floats only there: a fourth of what is sent, and no work for this thread
+        return self._normalised(inputs_of(dataset).arguments(shown_B.to(self.device, non_blocking=True)))
+
+    def _forward(self, shown_B: Tensor, dataset: DatasetSpec) -> tuple[Tensor, Any]:
+        """Return what the model is called with, and what it, or the body of it, returns."""
+        import torch
+
+        kind, parts = inputs_of(dataset), self._parts[dataset.name]
+        with torch.inference_mode(), self._autocast():
+            inputs_B = self._arguments(kind.trimmed(shown_B), dataset)
             try:
-                return inputs_B, self.model(*kind.spread(inputs_B))
+                arguments = kind.spread(inputs_B)
+                return inputs_B, self.model(*arguments) if parts is None else parts.hidden(arguments)
             except (Exception, SystemExit) as error:  # the user's own model
                 if is_out_of_memory(error):
                     raise
@@ -118,34 +262,32 @@ class Teacher:
                     found=f"{type(error).__name__}: {error}",
                 ) from error
 
-    def _logits(self, output: Any, inputs_B: Tensor, dataset: DatasetSpec) -> Tensor:
-        """Return the logits in a model's output, in the order of the dataset's classes."""
+    def _checked_logits(self, output: Any, leading: tuple[int, ...]) -> Tensor:
+        """Return the logits in a model's output, (B, *sites, V). Raises BadTeacher: there are none."""
         import torch
 
-        logits_BC = getattr(output, "logits", output)  # many models of transformers return an object that has them
-        leading = (len(inputs_B), *task_of(dataset).sites(inputs_B.shape[1:]))
+        logits_BC = logits_of(output)
         if not isinstance(logits_BC, torch.Tensor) or tuple(logits_BC.shape[:-1]) != leading:
             raise BadTeacher(
                 f"teacher {self._options.name} did not return logits",
                 found=_shape(logits_BC),
                 expected=f"a tensor ({', '.join(map(str, leading))}, C)",
             )
-        order = order_of(self._class_names, dataset.classes)
-        if order is None or logits_BC.shape[-1] != len(order):  # another number of them: `check_classes` says so
-            return logits_BC
-        return logits_BC[..., self._constant(dataset.name, order)]
+        return logits_BC
 
-    def _check_features(self, num_rows: int, dataset: DatasetSpec) -> None:
-        own_length = inputs_of(dataset).own_length
+    def _check_features(self, leading: tuple[int, ...], dataset: DatasetSpec) -> None:
+        one_site, num_rows = len(leading) == 1, leading[0]
+        row = "row for each sample" if one_site else f"vector for each {task_of(dataset).site_name}"
         for name, feature in self._options.features.items():
-            if not _has_rows(values := self._captured.get(name), num_rows):
+            if not _begins(values := self._captured.get(name), leading):
                 raise BadTeacher(
-                    f"feature {name} of teacher {self._options.name} is not one tensor with a row for each sample",
+                    f"feature {name} of teacher {self._options.name} is not one tensor with a {row}",
                     found="the model never called this layer" if values is None else _shape(values),
-                    expected=f"a tensor ({num_rows}, …) from layer {feature.layer}",
+                    expected=f"a tensor ({', '.join(map(str, leading))}, …) from layer {feature.layer}",
                     do="name another layer",
                 )
-            if own_length and values is not None and values.ndim != 2:  # those of a shard could not lie side by side
+            ragged = inputs_of(dataset).own_length and one_site
+            if ragged and values is not None and values.ndim != 2:  # those of a shard could not lie side by side
                 raise BadTeacher(
                     f"feature {name} of teacher {self._options.name} is no vector of a row, whose length is its own",
                     found=_shape(values),
@@ -184,10 +326,10 @@ class Teacher:
         return self._constants[name, *values]
 
 
-def _has_rows(value: Any, num_rows: int) -> bool:
+def _begins(value: Any, leading: tuple[int, ...]) -> bool:
     import torch
 
-    return isinstance(value, torch.Tensor) and value.shape[:1] == (num_rows,)
+    return isinstance(value, torch.Tensor) and tuple(value.shape[: len(leading)]) == leading
 
 
 def _shape(value: Any) -> str:

@@ -26,22 +26,22 @@ MORE_TIMES = 6  # if it draws: what it draws may seldom matter
 ALIKE = 0.1  # of the largest logit: more than kernels of another batch differ by, in bfloat16 too
 
 
-def check_steady(model: nn.Module, ask: Callable[[Tensor], Tensor], shown_B: Tensor, name: str) -> None:
+def check_steady(model: nn.Module, ask: Callable[[int], Tensor], rows: int, name: str) -> None:
     """Check on the first rows of a batch that a teacher has one answer for each row.
 
     Args:
         model: the teacher's.
-        ask: returns the logits of some rows, (B, …).
-        shown_B: a batch.
+        ask: returns the logits at some sites of so many of the first rows, row after row.
+        rows: how many there are, at most `ROWS`.
         name: of the teacher.
 
     Raises:
         BadTeacher: asked again it says something else, it changes its own buffers, or goes by the rows beside.
     """
-    few_B, state = shown_B[:ROWS], _generators()
-    said = [ask(few_B)]
+    state = _generators()
+    said = [ask(rows)]
     draws, buffers = _generators() != state, _buffers(model)
-    said.append(ask(few_B))
+    said.append(ask(rows))
     if changed := sorted(buffer for buffer, now in _buffers(model).items() if buffers.get(buffer) != now):
         raise BadTeacher(
             f"teacher {name} changes its own buffers while it answers",
@@ -50,22 +50,21 @@ def check_steady(model: nn.Module, ask: Callable[[Tensor], Tensor], shown_B: Ten
             do="batch normalisation in evaluation mode (training=self.training), and no counters in forward()",
         )
     if not _same(*said):  # what is compiled at the first batch may round otherwise from the second on
-        said = [said[1], ask(few_B)]
-    more = [ask(few_B) for _ in range(MORE_TIMES * draws)]
+        said = [said[1], ask(rows)]
+    more = [ask(rows) for _ in range(MORE_TIMES * draws)]
     if not all(_same(said[-1], each) for each in [said[0], *more]):
         raise BadTeacher(
             f"teacher {name} has another answer each time that it is asked about the same rows",
-            found=f"logits of {len(few_B)} rows that differ by up to {_difference(said[-1], [said[0], *more]):.3g}",
+            found=f"logits of {rows} rows that differ by up to {_difference(said[-1], [said[0], *more]):.3g}",
             expected="one answer for each row: a cache keeps it for good",
             do="leave out what is random in forward() when it does not train: dropout(x, training=self.training)",
         )
-    half_B = few_B[: len(few_B) // 2]
-    if len(half_B) and (off := _difference(beside := ask(half_B), [said[-1][: len(half_B)]])) > ALIKE * _largest(
-        beside
-    ):
+    if not (half := rows // 2) or not len(beside := ask(half)):
+        return
+    if (off := _difference(beside, [said[-1][: len(beside)]])) > ALIKE * _largest(beside):
         raise BadTeacher(
             f"teacher {name} answers about a row by the rows that are beside it in a batch",
-            found=f"logits of {len(half_B)} rows that differ by {off:.3g} from those in a batch of {len(few_B)}",
+            found=f"logits of {half} rows that differ by {off:.3g} from those in a batch of {rows}",
             expected="one answer for each row, whatever is asked with it",
             do="batch normalisation in evaluation mode (training=self.training); of texts, what padding says is masked",
         )

@@ -1,10 +1,14 @@
 """A teacher's answers to the rows of a shard, batch by batch, so that no whole logits or features are ever held.
 
+Its body runs once over a batch. Head, encoding, statistics and checks are of the sites that are answered alone
+(`Task.answered_sites`: of tokens those with a label), a block of them at a time: (B, L, V) exists of no batch, unless a
+model is in one part (`teachers.parts`).
+
 A GPU is never kept waiting: rows lie on it before it is their turn, and while it is at one batch a thread encodes the
 one before and fetches what came of that. A batch that does not fit into memory is asked about in halves.
 
-Shapes: B readable rows of a shard or of a batch, `sites` the axes of a row's sites (storage.tasks), C classes, V ≥ C
-logits of a padded vocabulary.
+Shapes: B readable rows of a shard or of a batch, `sites` the axes of a row's sites (storage.tasks), P sites of all
+these rows that are answered, C classes, V ≥ C logits of a padded vocabulary.
 """
 
 from __future__ import annotations
@@ -21,7 +25,7 @@ from storage.encodings.dense import LOGITS
 from storage.errors import BadTeacher, is_out_of_memory
 from storage.format.specs import DatasetSpec, TeacherSpec
 from storage.inputs import inputs_of
-from storage.tasks import Task, task_of
+from storage.tasks import task_of
 from teacher_cache.teachers.model import TooLarge
 from teacher_cache.work.checks import check_classes, finite_rows, logits_right, refuse_probabilities
 from teacher_cache.work.rows import encode_rows
@@ -31,7 +35,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-    from teacher_cache.teachers.model import Teacher
+    from teacher_cache.teachers.model import Heard, Teacher
 
 AHEAD = 2  # batches that are answered and not encoded yet, where a thread encodes: their logits are held meanwhile
 
@@ -49,22 +53,34 @@ class Question(NamedTuple):
 
 
 class ShardAnswers(NamedTuple):
-    """What a teacher said of a shard, all on the host; B readable rows.
+    """What a teacher said of a shard, all on the host: of its B readable rows, and of their P answered sites.
+
+    What is of sites is flat: first those of row 0, in order of its sites, then those of row 1, …; which they are, and
+    how many a row has, `Task.answered_sites` says of the shard's labels. A row may have none. How they are laid down
+    on disk, is the matter of who asked.
 
     Attributes:
         columns: of the commit's table, (B,) each.
-        encoded: name of an array in the cache → stored form, (B, *sites, …).
-        finite: name → (B,) bool, of the teacher's own values.
-        in_range: name → (B,) bool, of the stored form.
         answered: fields of `storage.tasks.base.Answered`, (B,) each: sums over a row's labelled sites; and `never`, how
-            many of its sites have a class that can never be.
+            many of its answered sites have a class that can never be.
+        encoded: name of an array in the cache → stored form, (P, …).
+        finite: name → (P,) bool, of the teacher's own values.
+        in_range: name → (P,) bool, of the stored form.
     """
 
     columns: dict[str, Tensor]
+    answered: dict[str, Tensor]
     encoded: dict[str, Tensor]
     finite: dict[str, Tensor]
     in_range: dict[str, Tensor]
-    answered: dict[str, Tensor]
+
+    @property
+    def of_sites(self) -> tuple[dict[str, Tensor], ...]:
+        return self.encoded, self.finite, self.in_range
+
+    @property
+    def of_rows(self) -> tuple[dict[str, Tensor], ...]:
+        return self.columns, self.answered
 
 
 Encode = Callable[[Callable[[], ShardAnswers]], Future[ShardAnswers]]
@@ -72,20 +88,19 @@ Encode = Callable[[Callable[[], ShardAnswers]], Future[ShardAnswers]]
 
 
 def send_ahead(question: Question, dataset: DatasetSpec, device: str) -> Question:
-    """Return a question whose rows lie on a GPU; for a CPU, or where they do not fit, as it is.
+    """Return a question whose rows lie on a GPU; for a CPU, or where they do not fit or may not, as it is.
 
-    To be called before the teacher is free: a stream of its own copies while the GPU is at another shard.
+    Labels and keys stay on the host, which must know which sites are answered. To be called before the teacher is free:
+    a stream of its own copies while the GPU is at another shard.
     """
     import torch
 
-    if device == "cpu":
+    if device == "cpu" or not inputs_of(dataset).sent_whole:
         return question
     copies = _stream("copies", device)
     try:
         with torch.cuda.stream(copies):
-            sent = question._replace(labels=_sent(question.labels, device), keys=_sent(question.keys, device))
-            if inputs_of(dataset).sent_whole:
-                sent = sent._replace(shown=_sent(question.shown, device))
+            sent = question._replace(shown=_sent(question.shown, device))
             copied = copies.record_event()
         copied.synchronize()  # here, not where the GPU is fed; and from here on any stream may read them
         return sent
@@ -113,7 +128,7 @@ def answer_rows(
 
     Args:
         teacher: its `batch_size` is lowered where a batch does not fit.
-        question: about the rows.
+        question: about the rows; labels and keys are on the host.
         spec: what the cache is promised of the teacher.
         dataset: of the rows.
         beside: encode in a thread beside the teacher. On a CPU both would only wait for each other's processor.
@@ -134,7 +149,7 @@ def answer_rows(
             else:
                 shard.collect()
                 rows_done(sum(map(len, shard.asked)))
-    return _joined(shard.asked, shard.parts, spec)
+    return _joined(shard, spec)
 
 
 @dataclass
@@ -180,10 +195,13 @@ class _Shard:
         first = not self.parts and not self.waiting  # a model that ends in a softmax does so in every batch
         try:
             batch = self.question.of(rows_B)
-            logits, features = self.teacher(batch.shown, self.dataset)
+            answered = task_of(self.dataset).answered_sites(batch.labels)
+            if not answered.any():
+                answered.view(-1)[0] = True  # of nothing, nobody could tell the shapes; it is left out in the end
+            heard = self.teacher.hear(batch.shown, answered, self.dataset)
         except (TooLarge, torch.OutOfMemoryError):
             return False
-        make = _Batch(logits, features, batch, self.spec, self.dataset, first).answers
+        make = _Batch(self.teacher, heard, answered, batch, self.spec, self.dataset, first).answers
         self.waiting.append((rows_B, self.encode(make)))
         return True
 
@@ -266,29 +284,39 @@ def _picked(values: Tensor, rows_B: Tensor) -> Tensor:
     return values[_sent(rows_B, str(values.device))]
 
 
-def _joined(asked: list[Tensor], parts: list[ShardAnswers], spec: TeacherSpec) -> ShardAnswers:
+def _joined(shard: _Shard, spec: TeacherSpec) -> ShardAnswers:
     """Return the answers of all batches in the order of the shard."""
     import torch
 
-    asked_B = torch.cat(asked)
-    places_B = None if (asked_B.diff() == 1).all() else asked_B.argsort()
+    asked_B = torch.cat(shard.asked)
+    in_order = bool((asked_B.diff() == 1).all())
+    counts_B = task_of(shard.dataset).answered_sites(shard.question.labels).reshape(len(asked_B), -1).sum(1)
+    rows_P = asked_B.repeat_interleave(counts_B[asked_B])  # of each site, in the order in which they were asked about
 
-    def joined(dicts: Iterable[dict[str, Tensor]]) -> dict[str, Tensor]:
+    def joined(dicts: Iterable[dict[str, Tensor]], order_B: Tensor) -> dict[str, Tensor]:
         dicts = list(dicts)
         for name in dicts[0]:
             if len(shapes := {tuple(tensors[name].shape[1:]) for tensors in dicts}) > 1:
                 raise BadTeacher(f"teacher {spec.name} changes the shape of {name} between batches", found=f"{shapes}")
         whole = {name: torch.cat([tensors[name].cpu() for tensors in dicts]) for name in dicts[0]}
-        return whole if places_B is None else {name: values[places_B] for name, values in whole.items()}
+        if in_order:
+            return whole
+        places = order_B.argsort(stable=True)
+        return {name: values[places] for name, values in whole.items()}
 
-    return ShardAnswers(*(joined(part[number] for part in parts) for number in range(len(ShardAnswers._fields))))
+    parts = shard.parts
+    return ShardAnswers(
+        *(joined(each, asked_B) for each in zip(*(part.of_rows for part in parts), strict=True)),
+        *(joined(each, rows_P) for each in zip(*(part.of_sites for part in parts), strict=True)),
+    )
 
 
 class _Batch(NamedTuple):
-    """What was asked about a batch, and answered: `logits` (B, *sites, V)."""
+    """What was asked about a batch, and heard. `answered`: bool (B, *sites), of which the teacher was heard."""
 
-    logits: Tensor
-    features: dict[str, Tensor]
+    teacher: Teacher
+    heard: Heard
+    answered: Tensor
     question: Question
     spec: TeacherSpec
     dataset: DatasetSpec
@@ -296,25 +324,62 @@ class _Batch(NamedTuple):
 
     def answers(self) -> ShardAnswers:
         """Return the answers as they are stored, on the device. Raises BadTeacher: they are no answers."""
-        logits, spec, task = self.logits, self.spec, task_of(self.dataset)
-        check_classes(logits, self.question.labels, spec, self.dataset)
-        if self.first:
-            refuse_probabilities(logits.flatten(0, -2), spec)
-        labels = self.question.labels.to(logits.device)
-        encoded = encode_rows(spec.encoding, logits, labels, self.question.keys, spec.num_classes)
+        import torch
+
+        spec, task = self.spec, task_of(self.dataset)
+        labels_P, keys_P = self.question.labels[self.answered], self.question.keys[self.answered]
+        device = self.heard.hidden.device
+        blocks = [
+            self._block(at, _on(labels_P[at], device), _on(keys_P[at], device))
+            for at in self.teacher.blocks(len(labels_P), spec.num_classes)
+        ]
+        encoded, said, finite, in_range = (
+            {name: torch.cat([block[number][name] for block in blocks]) for name in blocks[0][number]}
+            for number in range(4)
+        )
+        for name, values in self.heard.features.items():
+            path = f"feature/{name}"
+            encoded[path] = spec.features[name].encode(values)
+            finite[path] = finite_rows(values)
+            in_range[path] = finite_rows(encoded[path], bf16=spec.features[name].dtype == "bf16")
+        labels = _on(self.question.labels, device)
+        sites = {name: self._spread(values) for name, values in said.items()}
+        never = sites.pop("never").reshape(len(labels), -1).sum(1)
+        answered = _answered(sites, labels) | {"never": never}
+        if not task.answered_sites(self.question.labels).any():  # one was asked about, for its shapes
+            answered["never"] = torch.zeros_like(never)
+            encoded, finite, in_range = (
+                {name: values[:0] for name, values in each.items()} for each in (encoded, finite, in_range)
+            )
+        return ShardAnswers(task.row_columns(sites, labels), answered, encoded, finite, in_range)
+
+    def _block(self, at: slice, labels_P: Tensor, keys_P: Tensor) -> tuple[dict[str, Tensor], ...]:
+        """Return of some sites what is stored, what the table and the checks need of them, and both checks."""
+        spec = self.spec
+        logits_PV = self.teacher.scores(self.heard.hidden[at], self.dataset)
+        check_classes(logits_PV, labels_P, spec, self.dataset)
+        if self.first and at.start == 0:
+            refuse_probabilities(logits_PV, spec)
+        encoded = encode_rows(spec.encoding, logits_PV, labels_P, keys_P, spec.num_classes)
         in_range = {
             name: finite_rows(v, bf16=name in spec.encoding.bf16_arrays, but_never=name == LOGITS)
             for name, v in encoded.items()
         }
-        classes = logits[..., : spec.num_classes]  # what pads a vocabulary is no class
-        finite = {"logits": logits_right(logits, spec.num_classes)}
-        for name, values in self.features.items():
-            stored = encoded[f"feature/{name}"] = spec.features[name].encode(values)
-            finite[f"feature/{name}"] = finite_rows(values)
-            in_range[f"feature/{name}"] = finite_rows(stored, bf16=spec.features[name].dtype == "bf16")
-        sites = _sites(classes, labels)
-        answered = _answered(sites, labels) | {"never": _never(task, classes, labels)}
-        return ShardAnswers(task.row_columns(sites, labels), encoded, finite, in_range, answered)
+        classes_PC = logits_PV[:, : spec.num_classes]  # what pads a vocabulary is no class
+        said = _said(classes_PC, labels_P) | {"never": _never(classes_PC)}
+        return encoded, said, {"logits": logits_right(logits_PV, spec.num_classes)}, in_range
+
+    def _spread(self, values_P: Tensor) -> Tensor:
+        """Return what was said of answered sites at their places among all of the batch, (B, *sites), 0 elsewhere."""
+        if self.answered.all():
+            return values_P.view(self.answered.shape)
+        places_P = _on(self.answered.view(-1).nonzero()[:, 0], values_P.device)
+        return values_P.new_zeros(self.answered.numel()).index_copy_(0, places_P, values_P).view(self.answered.shape)
+
+
+def _on(values: Tensor, device: torch.device) -> Tensor:
+    """Return a tensor of the host on a device, without a wait for it."""
+    return values if device.type == "cpu" else _sent(values, str(device))
 
 
 def _answered(sites: dict[str, Tensor], labels: Tensor) -> dict[str, Tensor]:
@@ -325,31 +390,30 @@ def _answered(sites: dict[str, Tensor], labels: Tensor) -> dict[str, Tensor]:
     return {name: values.reshape(len(labels), -1).sum(1) for name, values in counts.items()}
 
 
-def _never(task: Task, logits: Tensor, labels: Tensor) -> Tensor:
-    """Return how many sites of each row that a student is asked about have a class that can never be, (B,)."""
+def _never(logits_PC: Tensor) -> Tensor:
+    """Return which sites have a class that can never be, bool (P,)."""
     from storage.encodings.never import far_below
 
-    asked = (labels >= 0) | task.unlabelled_sites
-    return (far_below(*logits.aminmax(dim=-1)) & asked).reshape(len(labels), -1).sum(1)
+    return far_below(*logits_PC.aminmax(dim=-1))
 
 
-def _sites(logits: Tensor, labels: Tensor) -> dict[str, Tensor]:
-    """Return top class, its probability, entropy (nats) and log-probability of the label, (B, *sites) each.
+def _said(logits_PC: Tensor, labels_P: Tensor) -> dict[str, Tensor]:
+    """Return top class, its probability, entropy (nats) and log-probability of the label, (P,) each.
 
     Args:
-        logits: (B, *sites, C); −inf where a class can never be.
-        labels: (B, *sites).
+        logits_PC: −inf where a class can never be.
+        labels_P: of no meaning where they are −1.
     """
     import torch
 
     from storage.targets.soft import NEVER
 
-    log_total = logits.logsumexp(-1)
-    top = logits.max(dim=-1)
-    log_p = logits - log_total[..., None]
+    log_total = logits_PC.logsumexp(-1)
+    top = logits_PC.max(dim=-1)
+    log_p = logits_PC - log_total[..., None]
     return {
         "top": top.indices,
         "top_probability": (top.values - log_total).exp(),
         "entropy": -(log_p.exp() * log_p.masked_fill(log_p == -torch.inf, 0.0)).sum(-1),  # 0 · log 0 is 0
-        "label_log_probability": log_p.gather(-1, labels.clamp(min=0)[..., None])[..., 0].clamp(min=NEVER),
+        "label_log_probability": log_p.gather(-1, labels_P.clamp(min=0)[..., None])[..., 0].clamp(min=NEVER),
     }

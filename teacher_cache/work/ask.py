@@ -1,7 +1,7 @@
 """Ask a teacher about one shard, and commit its soft targets, features and per-sample statistics.
 
-Shapes: S rows of a shard, B readable rows of it or of a batch, `sites` the axes of a row's sites (storage.tasks), C
-classes, V ≥ C logits of a padded vocabulary.
+Shapes: S rows of a shard, B readable rows of it or of a batch, `sites` the axes of a row's sites (storage.tasks), P of
+them that are answered.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from teacher_cache.work.answering import Question, answer_rows, send_ahead
 from teacher_cache.work.checks import refuse_shard
 from teacher_cache.work.pieces import LOCK, TURNS, AskWork, Done, commit_shard, provenance
 from teacher_cache.work.promising import promise_teacher, promise_weights
-from teacher_cache.work.rows import draw_keys, labels_of, spread_rows
+from teacher_cache.work.rows import answered_sites, draw_keys, labels_of, spread_rows
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -51,7 +51,10 @@ def ask_shard(work: AskWork) -> Done:
         # Read, and sent to the device, before the lock is taken: meanwhile another shard is asked about.
         inputs_S, device = cache.read_rows(key.dataset, key.shard), pick_device(work.device)
         labels_B = labels_of(cache, key, ingest, readable_S)
-        stored_B, keys = inputs_of(dataset).shown(inputs_S, readable_S), draw_keys(dataset, readable, key.view)
+        stored_B, keys = (
+            inputs_of(dataset).shown(inputs_S, readable_S),
+            draw_keys(dataset, readable, key.view, labels_B),
+        )
         question = send_ahead(Question(stored_B, labels_B, keys), dataset, device)
         fingerprint = view_fingerprint(inputs_S)
 
@@ -65,11 +68,13 @@ def ask_shard(work: AskWork) -> Done:
             seconds, batch_size = time.monotonic() - began, teacher.batch_size
         del question, shown_B, stored_B  # a GPU has room for no more than those whose turn it is
     # Before anything is written: a shard is whole or it is not there.
-    refuse_shard(answers.finite, answers.in_range, work, np.flatnonzero(readable_S))
+    answered_S = answered_sites(dataset, labels_B, readable_S)
+    refuse_shard(answers.finite, answers.in_range, work, answered_S)
     promise_teacher(cache, key, spec, work.job)  # not under the lock: on an object store it is a round trip
     promise_weights(cache, key, teacher.weights)
 
-    arrays = {name: spread_rows(encoded.numpy(), readable_S) for name, encoded in answers.encoded.items()}
+    # at every site of every row, zeros where there is no answer
+    arrays = {name: spread_rows(encoded.numpy(), answered_S) for name, encoded in answers.encoded.items()}
     columns = {name: _column(values.numpy(), readable_S) for name, values in answers.columns.items()}
     table = pa.table({"row": ingest.table["row"], **columns})
     about = provenance(seconds) | {

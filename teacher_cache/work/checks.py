@@ -1,6 +1,6 @@
 """What a teacher's answers must be: logits of the dataset's classes, no probabilities, finite, within what is stored.
 
-Shapes: B rows, C classes.
+Shapes: B rows, S of a shard, `sites` the axes of a row's sites (storage.tasks), P sites that are answered, C classes.
 """
 
 from __future__ import annotations
@@ -87,19 +87,17 @@ def finite_rows(values_B: Tensor, *, bf16: bool = False, but_never: bool = False
     return (right_B | (values_B == -torch.inf) if but_never else right_B).flatten(1).all(dim=1)
 
 
-def refuse_shard(
-    finite: dict[str, Tensor], in_range: dict[str, Tensor], work: AskWork, readable_rows: np.ndarray
-) -> None:
+def refuse_shard(finite: dict[str, Tensor], in_range: dict[str, Tensor], work: AskWork, answered_S: np.ndarray) -> None:
     """Refuse the whole shard if any value is NaN, infinite, or too large for its stored form.
 
     Args:
-        finite: name → (B,) bool, of the teacher's own values.
+        finite: name → (P,) bool, of the teacher's own values.
         in_range: likewise, of the stored form.
         work: which shard.
-        readable_rows: rows within the shard, (B,).
+        answered_S: which sites of the shard these are, bool (S, *sites).
 
     Raises:
-        RowsMissing: it is; the message names the rows.
+        RowsMissing: it is; the message names the rows, and of rows with many sites the positions.
     """
     deviates = "encoding.statistics = false; or divide the logits: no float16 holds how much they deviate"
     for fault, masks, do in (
@@ -111,13 +109,19 @@ def refuse_shard(
         ),
         ("overflows the stored precision of", in_range, 'store dtype = "bf16" or "fp32"'),
     ):
-        for name, mask_B in masks.items():
-            if not mask_B.all():
-                rows = (work.rows[0] + readable_rows[~mask_B.cpu().numpy()]).tolist()
-                shown = ", ".join(map(str, rows[:SHOWN_ROWS])) + (" …" if len(rows) > SHOWN_ROWS else "")
+        for name, mask_P in masks.items():
+            if not mask_P.all():
+                bad = np.argwhere(answered_S)[~mask_P.cpu().numpy()]
+                shown = ", ".join(_place(work.rows[0] + row, at) for row, *at in bad[:SHOWN_ROWS].tolist())
+                rows, answered = len(np.unique(bad[:, 0])), int(answered_S.reshape(len(answered_S), -1).any(1).sum())
                 raise RowsMissing(
                     f"{work.key} is refused: teacher {work.key.teacher} {fault} {name}",
-                    found=f"{len(rows)} of {len(readable_rows)} rows: {shown}",
+                    found=f"{rows} of {answered} rows: {shown}" + " …" * (len(bad) > SHOWN_ROWS),
                     expected="finite values, or -inf for a class that can never be",
                     do=deviates if name == STATISTICS else do,
                 )
+
+
+def _place(row: int, at: list[int]) -> str:
+    """Return where a site is: "17", or "17 at position 3"."""
+    return f"{row} at position {', '.join(map(str, at))}" if at else str(row)

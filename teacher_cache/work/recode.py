@@ -1,6 +1,6 @@
 """Recode one shard: what a richer cache holds, decoded and encoded again, without the teacher.
 
-Shapes: S rows of a shard, B readable rows of it or of a batch.
+Shapes: S rows of a shard, `sites` the axes of a row's sites (storage.tasks), P of all sites, those that are answered.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from storage.views import PLAIN
 from storage.views.check import readable_rows
 from teacher_cache.work.conversions import convert
 from teacher_cache.work.pieces import LOCK, Done, RecodeWork, commit_shard, provenance
-from teacher_cache.work.rows import draw_keys, labels_of, spread_rows
+from teacher_cache.work.rows import answered_sites, draw_keys, labels_of, spread_rows
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -66,15 +66,17 @@ def _recode(source: Cache, cache: Cache, commit: Commit, work: RecodeWork) -> Do
     features = [FEATURE + name for name in spec.features]  # as they are: only targets have another encoding
     targets = [name for name in commit.array_names if not name.startswith(FEATURE)]
     arrays = read_arrays(source.objects, commit, [*targets, *features])
-    labels = labels_of(cache, key, ingest, readable.mask_S)
+    dataset, labels = cache.dataset(key.dataset), labels_of(cache, key, ingest, readable.mask_S)
+    keys, answered_S = draw_keys(dataset, readable, key.view, labels), answered_sites(dataset, labels, readable.mask_S)
+    answered = torch.from_numpy(answered_S[readable.mask_S])
 
     with LOCK:
         began = time.monotonic()
         torch.set_num_threads(work.threads)  # for each shard: a Dask nanny has set it to 1
         converted = _converted(
-            {name: torch.from_numpy(arrays[name][readable.mask_S]) for name in targets},
-            labels,
-            draw_keys(cache.dataset(key.dataset), readable, key.view),
+            {name: torch.from_numpy(arrays[name][answered_S]) for name in targets},
+            labels[answered],
+            keys[answered],
             richer,
             spec,
             pick_device(work.device),
@@ -88,7 +90,7 @@ def _recode(source: Cache, cache: Cache, commit: Commit, work: RecodeWork) -> Do
             expected="finite values",
             do='dtype = "bf16", or leave it as it is in the richer cache',
         )
-    recoded = {name: spread_rows(values_B, readable.mask_S) for name, values_B in converted.items()}
+    recoded = {name: spread_rows(values_P, answered_S) for name, values_P in converted.items()}
     recoded |= {name: arrays[name] for name in features}
     # What the teacher's own commit says stays below it: of which weights, on what device, of which view.
     about = commit.about | provenance(seconds) | {"recoded_from": _origin(source, commit, richer)}
@@ -108,30 +110,30 @@ def _check_inputs(source: Cache, cache: Cache, commit: Commit, ingest: Commit) -
 
 
 def _converted(
-    stored: dict[str, Tensor], labels: Tensor, keys: Tensor, richer: TeacherSpec, spec: TeacherSpec, device: str
+    stored: dict[str, Tensor], labels_P: Tensor, keys_P: Tensor, richer: TeacherSpec, spec: TeacherSpec, device: str
 ) -> dict[str, np.ndarray]:
-    """Return the arrays of another encoding, (B, …) each, batch by batch so that few decoded logits are ever held."""
-    num_rows = len(labels)
-    if not num_rows:  # nothing was readable: a blank row tells the shapes
-        labels, keys = labels.new_full((1, *labels.shape[1:]), -1), keys.new_zeros(1, *keys.shape[1:])
+    """Return the arrays of another encoding, (P, …) each, some sites at a time so that few decoded logits are held."""
+    num_sites = len(labels_P)
+    if not num_sites:  # nothing was answered: a blank site tells the shapes
+        labels_P, keys_P = labels_P.new_full((1,), -1), keys_P.new_zeros(1)
         stored = {name: values.new_zeros(1, *values.shape[1:]) for name, values in stored.items()}
 
     def batches() -> Iterator[dict[str, np.ndarray]]:
-        rows = max(1, BATCH_ELEMENTS // (spec.num_classes * max(1, labels[0].numel())))
-        for start in range(0, len(labels), rows):
-            batch = slice(start, start + rows)
+        size = max(1, BATCH_ELEMENTS // spec.num_classes)
+        for start in range(0, len(labels_P), size):
+            batch = slice(start, start + size)
             encoded = convert(
                 {name: values[batch].to(device) for name, values in stored.items()},
                 richer.encoding,
                 spec.encoding,
-                labels=labels[batch].to(device),
-                keys=keys[batch].to(device),
+                labels=labels_P[batch].to(device),
+                keys=keys_P[batch].to(device),
                 num_classes=spec.num_classes,
             )
             yield {name: values.cpu().numpy() for name, values in encoded.items()}
 
     parts = list(batches())
-    return {name: np.concatenate([part[name] for part in parts])[:num_rows] for name in parts[0]}
+    return {name: np.concatenate([part[name] for part in parts])[:num_sites] for name in parts[0]}
 
 
 def _origin(source: Cache, commit: Commit, richer: TeacherSpec) -> dict[str, Any]:

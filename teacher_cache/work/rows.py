@@ -34,13 +34,13 @@ def labels_of(cache: Cache, key: ShardKey, ingest: Commit, chosen_S: np.ndarray)
     return torch.from_numpy(task.labels(ingest.table, lambda name: read([name])[name], chosen_S))
 
 
-def draw_keys(dataset: DatasetSpec, readable: Readable, view: str) -> Tensor:
-    """Return what draws are a function of, sample, view and site, (B, *sites) int64."""
+def draw_keys(dataset: DatasetSpec, readable: Readable, view: str, labels: Tensor) -> Tensor:
+    """Return what draws are a function of, sample, view and site, (B, *sites) int64, for the sites that labels have."""
     import torch
 
     # Of another view a sample has other draws: over all views of an epoch they average out.
     keys_B = readable.keys_B if view == PLAIN else readable.keys_B ^ sample_keys([view])
-    return task_of(dataset).site_keys(torch.from_numpy(keys_B), dataset.input_shape)
+    return task_of(dataset).site_keys(torch.from_numpy(keys_B), labels.shape[1:])
 
 
 def encode_rows(
@@ -60,10 +60,21 @@ def encode_rows(
     return {name: values.unflatten(0, logits.shape[:-1]) for name, values in encoded.items()}
 
 
-def spread_rows(values_B: np.ndarray, readable_S: np.ndarray) -> np.ndarray:
-    """Return (S, …) with zeros where a row is unreadable; no reader is ever given such a row."""
-    if readable_S.all():
-        return values_B
-    values_S = np.zeros((len(readable_S), *values_B.shape[1:]), values_B.dtype)
-    values_S[readable_S] = values_B
+def spread_rows(values_B: np.ndarray, there_S: np.ndarray) -> np.ndarray:
+    """Return (S, …) with zeros where a row is unreadable; no reader is ever given such a row.
+
+    Args:
+        values_B: of those that are there, in order.
+        there_S: bool, (S,); or (S, *sites), of which `values_B` are single sites, (P, …).
+    """
+    if there_S.all():
+        return values_B.reshape(*there_S.shape, *values_B.shape[1:])
+    values_S = np.zeros((*there_S.shape, *values_B.shape[1:]), values_B.dtype)
+    values_S[there_S] = values_B
     return values_S
+
+
+def answered_sites(dataset: DatasetSpec, labels_B: Tensor, readable_S: np.ndarray) -> np.ndarray:
+    """Return at which sites of a shard's rows a teacher is asked for an answer, bool (S, *sites)."""
+    answered = task_of(dataset).answered_sites(labels_B).numpy()
+    return spread_rows(answered, readable_S)

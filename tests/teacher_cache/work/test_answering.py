@@ -83,7 +83,7 @@ def test_a_thread_that_encodes_beside_the_teacher_gives_the_same_bytes(asking: A
 def test_the_teacher_is_at_the_next_batch_while_the_last_is_encoded(
     asking: Asking, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    begun, forward, encode = threading.Semaphore(0), Teacher.__call__, answering.encode_rows
+    begun, forward, encode = threading.Semaphore(0), Teacher.hear, answering.encode_rows
     patience: list[bool] = []
 
     def asked(self: Teacher, *arguments: Any) -> Any:
@@ -96,7 +96,7 @@ def test_the_teacher_is_at_the_next_batch_while_the_last_is_encoded(
             patience.extend(begun.acquire(timeout=30) for _ in range(2))
         return encode(*arguments)
 
-    monkeypatch.setattr(Teacher, "__call__", asked)
+    monkeypatch.setattr(Teacher, "hear", asked)
     monkeypatch.setattr(answering, "encode_rows", encoded)
     asking(beside=True)
     assert patience == [True, True]

@@ -1,0 +1,124 @@
+"""A model in two parts, a body that runs once over a batch and a head for some of its sites at a time.
+
+Logits of all sites of a batch might not fit, and are not wanted: a chat has a label at a few of its positions. The
+parts are found by the names that students use, `body` and `head`, or as transformers' models have them. Whether
+they say what the model itself says is tried, to the last bit: some models scale or cap their logits behind the head.
+
+Shapes: B rows of a batch, L positions, N sites, D width, C classes.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Collection, Iterator
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from storage.errors import is_out_of_memory
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+PART_OFF = 1e-2  # of the largest logit, by which those of some sites alone may differ: far more than rounding
+
+
+class Parts(NamedTuple):
+    """A body, from what the model is called with to hidden states (B, L, D), and what makes logits of (1, N, D)."""
+
+    body: nn.Module
+    head: Callable[[Tensor], Tensor]
+
+    def hidden(self, arguments: tuple[Tensor, ...]) -> Tensor:
+        """Return the hidden states of a batch, (B, L, D)."""
+        output = self.body(*arguments)
+        hidden_BLD: Tensor = getattr(output, "last_hidden_state", output)
+        return hidden_BLD
+
+    def scores(self, hidden_ND: Tensor) -> Tensor:
+        """Return the logits of some sites, (N, C)."""
+        logits_NC: Tensor = logits_of(self.head(hidden_ND[None]))[0]
+        return logits_NC
+
+
+def logits_of(output: Any) -> Any:
+    """Return the logits in a model's output: many models of transformers return an object that has them."""
+    return getattr(output, "logits", output)
+
+
+def find_parts(model: nn.Module, arguments: tuple[Tensor, ...], tapped: Collection[str]) -> Parts | None:
+    """Return the parts of a model, or None: it has none, or none that say what it says.
+
+    Args:
+        model: in evaluation mode.
+        arguments: some rows to try it on, (B, L) each.
+        tapped: names of the layers that features are taken of, all of which must be the body's.
+    """
+    import torch
+
+    modules = dict(model.named_modules())
+    for parts in _candidates(model):
+        inside = set(map(id, parts.body.modules()))
+        if not all(id(modules[name]) in inside for name in tapped):
+            continue
+        try:
+            whole_BLC, hidden_BLD = logits_of(model(*arguments)).float(), parts.hidden(arguments)
+            said_BLC = logits_of(parts.head(hidden_BLD)).float()
+            some_NC = parts.scores(hidden_BLD[0, 1:]).float()
+        except (Exception, SystemExit) as error:  # the user's own model
+            if is_out_of_memory(error):
+                raise
+            continue  # whatever it says to this, it is not two parts
+        alike = some_NC.shape == whole_BLC[0, 1:].shape and torch.equal(said_BLC, whole_BLC)
+        if alike and _about_same(some_NC, whole_BLC[0, 1:]):
+            return parts
+    return None
+
+
+def _about_same(one: Tensor, other: Tensor) -> bool:
+    import torch
+
+    largest = float(other.nan_to_num(0.0, 0.0, 0.0).abs().max()) if other.numel() else 0.0
+    return torch.allclose(one, other, rtol=0.0, atol=PART_OFF * largest, equal_nan=True)
+
+
+def _candidates(model: nn.Module) -> Iterator[Parts]:
+    """Yield what may be a model's parts, from the simplest on."""
+    from torch import nn
+
+    children = dict(model.named_children())
+    if children.keys() == {"body", "head"}:
+        yield Parts(children["body"], children["head"])
+    body = getattr(model, "base_model", None)
+    body = getattr(model, "model", None) if body is None or body is model else body
+    if not isinstance(body, nn.Module) or body is model:
+        return
+    if isinstance(head := _own_head(model), nn.Module):
+        yield Parts(body, head)
+    for name, child in children.items():
+        if child is body:
+            yield Parts(body, _behind(model, name))
+
+
+def _own_head(model: nn.Module) -> Any:
+    """Return what a model calls its head, or None."""
+    try:
+        return model.get_output_embeddings()  # type: ignore[operator]
+    except (AttributeError, NotImplementedError, TypeError):
+        return None
+
+
+def _behind(model: nn.Module, body: str) -> Callable[[Tensor], Any]:
+    """Return all that a model does behind its body: it itself, with a body that hands on what it is given.
+
+    Another object with the same layers, so that both may run at a time.
+    """
+    from torch import nn
+
+    class HandsOn(nn.Module):
+        def forward(self, *_: Any, inputs_embeds: Tensor, **__: Any) -> Any:
+            from transformers.modeling_outputs import BaseModelOutputWithPast
+
+            return BaseModelOutputWithPast(last_hidden_state=inputs_embeds)
+
+    rest = copy.copy(model)
+    rest.__dict__["_modules"] = model._modules | {body: HandsOn()}  # noqa: SLF001 - the model's own stay as they are
+    return lambda hidden: rest(inputs_embeds=hidden)

@@ -1,0 +1,79 @@
+"""Models of transformers in two parts: what body and head say together is what the model says, to rounding."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from storage.format.specs import DatasetSpec
+from teacher_cache.teachers.loading import load_teacher
+from teacher_cache.teachers.options import TeacherOptions
+
+IDS, LENGTH = 48, 11
+DATASET = DatasetSpec(name="d", source={}, classes=[], input_shape=(LENGTH,), input_dtype="int32", vocabulary=IDS)
+SIZES = {
+    "vocab_size": IDS,
+    "hidden_size": 16,
+    "intermediate_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+    "head_dim": 8,
+    "pad_token_id": 0,
+    "initializer_range": 0.5,
+}
+
+
+def saved(folder: Path, kind: str, **fields: Any) -> TeacherOptions:
+    """Save a model of a few kilobytes and return a teacher of it."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    torch.manual_seed(0)
+    AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **SIZES | fields)).save_pretrained(folder)
+    return TeacherOptions(name="t", kind="transformers", path=folder)
+
+
+@pytest.mark.parametrize(
+    ("kind", "fields"),
+    [
+        ("llama", {}),
+        ("llama", {"tie_word_embeddings": True, "dtype": "bfloat16"}),
+        ("qwen2", {}),
+        ("qwen3", {}),
+        ("gpt2", {"n_embd": 16, "n_layer": 2, "n_head": 2}),
+        ("gemma2", {"final_logit_softcapping": 5.0}),
+        ("granite", {"logits_scaling": 3.0}),
+        ("cohere", {"logit_scale": 0.3}),
+    ],
+)
+def test_a_model_of_transformers_is_in_two_parts_that_say_what_it_says(
+    tmp_path: Path, kind: str, fields: dict[str, Any]
+) -> None:
+    teacher = load_teacher(saved(tmp_path, kind, **fields), torch.device("cpu"))
+    tokens = torch.randint(0, IDS, (5, LENGTH), dtype=torch.int32)
+    answered = torch.rand(5, LENGTH) < 0.4
+    answered[2] = False
+    heard = teacher.hear(tokens, answered, DATASET)
+    assert tuple(heard.hidden.shape) == (int(answered.sum()), 16)  # no logits of any other position
+    said = torch.cat([teacher.scores(heard.hidden[at], DATASET) for at in (slice(0, 3), slice(3, None))])
+    with torch.inference_mode():
+        whole = teacher.model(tokens.long()).logits.float()
+    off = 1e-5 if "dtype" not in fields else 1e-2
+    torch.testing.assert_close(said, whole[answered], rtol=off, atol=off * float(whole.abs().max()))
+
+
+def test_a_feature_of_what_is_behind_the_body_keeps_a_model_in_one_part(tmp_path: Path) -> None:
+    options = saved(tmp_path, "llama")
+    options = TeacherOptions.model_validate(
+        options.model_dump(exclude_none=True) | {"features": {"f": {"layer": "lm_head", "pool": "none"}}}
+    )
+    teacher = load_teacher(options, torch.device("cpu"))
+    tokens = torch.randint(0, IDS, (3, LENGTH), dtype=torch.int32)
+    heard = teacher.hear(tokens, torch.ones(3, LENGTH, dtype=torch.bool), DATASET)
+    assert heard.hidden.shape[-1] == IDS
+    assert torch.equal(heard.features["f"], heard.hidden)
