@@ -17,6 +17,7 @@ from student_train.comparing.headline import alike, headline, named
 from student_train.comparing.runs import ShownRun
 from student_train.comparing.settings import Setting, Varied
 
+MEANS = ("accuracy", "macro_f1", "agreement", "cross_entropy", "perplexity", "kl", "calibration_error")
 MOST_SETTINGS = 200  # of a table; --json has all
 MOST_REASONS = 20
 MOST_WARNINGS = 4
@@ -63,6 +64,7 @@ def as_values(found: Compared) -> dict[str, Any]:
         "task": found.task,
         "compared_by": gain,
         "chance": found.chance,
+        "kl_over": found.kl_over,
         "best": None if found.best is None else found.best.name,
         "labels_alone": None if found.labels_alone is None else found.labels_alone.name,
         "settings": [_setting_values(setting, found) for setting in found.settings],
@@ -80,7 +82,7 @@ def as_values(found: Compared) -> dict[str, Any]:
 def _setting_values(setting: Setting, found: Compared) -> dict[str, Any]:
     gain, less = found.gain.column, found.behind.get(setting.name)
     values = setting.values(gain)
-    columns = dict.fromkeys((gain, "accuracy", "macro_f1", "agreement", "cross_entropy", "calibration_error"))
+    columns = dict.fromkeys((gain, *MEANS))
     return {
         "setting": setting.name,
         "students": [run.name for run in setting.runs],
@@ -176,7 +178,9 @@ def _columns(found: Compared) -> list[Column]:
         *([Column("best", lambda setting: _best(setting, found))] if seeds else []),
         Column("behind", lambda setting: _behind(setting, found)),
         Column("macro-F1\n%", lambda setting: _share(setting.mean("macro_f1"))),
-        *([] if gain.column == "accuracy" else [Column("accuracy\n%", lambda s: _share(s.mean("accuracy")))]),
+        Column("ppl", lambda setting: _number(setting.mean("perplexity"), 4)),
+        Column("KL\nnats", lambda setting: _number(setting.mean("kl"))),
+        *([] if gain.column == "accuracy" else [Column("accu-\nracy %", lambda s: _share(s.mean("accuracy")))]),
         Column("agree-\nment %", lambda setting: _share(setting.mean("agreement"))),
         Column("para-\nmeters", lambda setting: short(setting.first.figures["parameters"]), cost="parameters"),
         Column("ms/row", lambda setting: _number(setting.mean("latency_ms")), cost="latency_ms"),
@@ -226,7 +230,8 @@ def _references(found: Compared) -> list[dict[str, str]]:
             }
         )
         if gain.column != "accuracy":
-            lines[-1]["accuracy"] = _share(teacher.figures["accuracy"])
+            lines[-1]["accu-"] = _share(teacher.figures["accuracy"])
+            lines[-1]["ppl"] = _number(teacher.figures.get("perplexity"), 4)
     if found.chance is not None:
         lines.append({"setting": "chance", column: gain.number(found.chance)})
     return lines
@@ -242,6 +247,10 @@ def _legend(found: Compared) -> list[str]:
             f"behind: the best, in {found.gain.points}, with the 95 % interval over the same {found.sites[0]:,} "
             f"{found.sites[1]}{seeds}"
         )
+    if any(setting.mean("perplexity") is not None for setting in found.settings):
+        lines.append("ppl: perplexity, exp of the cross-entropy in nats")
+    if found.kl_over:
+        lines.append(f"KL: of a student from {'; '.join(found.kl_over)}; mean over held tokens")
     if any(setting.labels_alone for setting in found.settings) and any(not s.labels_alone for s in found.settings):
         lines.append("*: labels alone, no teacher")
     if told := alike(found):
@@ -274,8 +283,8 @@ def _share(value: float | None) -> str:
     return NONE if value is None else f"{100 * value:.2f}"
 
 
-def _number(value: float | None) -> str:
-    return NONE if value is None else f"{value:.3g}"
+def _number(value: float | None, digits: int = 3) -> str:
+    return NONE if value is None else f"{value:.{digits}g}"
 
 
 def _many(count: int, what: str) -> str:

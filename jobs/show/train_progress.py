@@ -5,6 +5,7 @@ from __future__ import annotations
 from storage.cache.watcher import Watcher
 from storage.errors import si
 from storage.views import PLAIN
+from student_train.run_files.records import EpochMetrics
 from student_train.running import events
 
 IDLE_SHARE = 0.01  # of the gradient; below it a term is worth a note
@@ -17,7 +18,7 @@ class TrainProgress:
         self._watch = watch
         self._done_steps = self._loaded_shards = 0
         self._students = 0  # of the pass that runs
-        self._best = (0, 0.0)  # an epoch of it, and the best accuracy in it so far
+        self._best: EpochMetrics | None = None  # of its students, in its furthest epoch
 
     def report(self, event: events.Event) -> None:
         match event:
@@ -45,7 +46,7 @@ class TrainProgress:
                 self._done_steps = event.done_steps
             case events.PassDone():
                 self._watch.complete()
-                self._students, self._best = 0, (0, 0.0)
+                self._students, self._best = 0, None
             case _:
                 self._tell_unit(event)
                 self._tell_student(event)
@@ -61,6 +62,9 @@ class TrainProgress:
                 self._watch.note(f"{event.students}: steps are not recorded as CUDA graphs ({event.why})")
             case events.TeacherNearChance():
                 self._watch.note(event.warning)
+            case events.NotBesideTeacher():
+                who = event.students[0] + (f" and {len(event.students) - 1} more" if event.students[1:] else "")
+                self._watch.note(f"note: {who}: no KL to a teacher on the held rows: {event.why}")
             case events.RunsNotLocked():
                 self._watch.note(f"{event.folder}: its disk has no locks; let no other command train these students")
 
@@ -89,10 +93,11 @@ class TrainProgress:
     def _tell_epoch(self, event: events.EpochDone) -> None:
         metrics = event.metrics
         if metrics.accuracy is not None:
+            if self._best is None or _rank(metrics) >= _rank(self._best):
+                self._best = metrics
             view = "" if metrics.view == PLAIN else f" ({metrics.view})"
-            self._best = max(self._best, (metrics.epoch, metrics.accuracy))
-            best = self._best[1] if self._best[0] == metrics.epoch else metrics.accuracy
-            self._watch.detail(f"epoch {metrics.epoch}{view} {self._of_many('best ')}accuracy {best:.2%}")
+            best = self._best if self._best.epoch == metrics.epoch else metrics
+            self._watch.detail(f"epoch {metrics.epoch}{view} {self._of_many('best ')}{_figures(best)}")
         if metrics.epoch == 1:
             self._note_idle_terms(event.student, metrics.shares)
 
@@ -108,3 +113,16 @@ class TrainProgress:
                     f"note: {student} learns next to nothing from {name}: {share:.2%} of the gradient in the first "
                     "step; raise its weight, or drop it"
                 )
+
+
+def _rank(metrics: EpochMetrics) -> tuple[int, float]:
+    """Return what is more of the better of two students' epochs: that which is later, and then by its figure."""
+    by = metrics.accuracy or 0.0 if metrics.perplexity is None else -metrics.perplexity
+    return metrics.epoch, by
+
+
+def _figures(metrics: EpochMetrics) -> str:
+    """Return the figures of an epoch that are shown beside the bar: "perplexity 5.12, KL 0.043", or the accuracy."""
+    if metrics.perplexity is None:
+        return f"accuracy {metrics.accuracy:.2%}"
+    return f"perplexity {metrics.perplexity:.4g}" + ("" if metrics.kl is None else f", KL {metrics.kl:.3g}")

@@ -6,6 +6,7 @@ where each of its L positions is one. C classes.
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
@@ -22,6 +23,7 @@ if TYPE_CHECKING:  # `cache status` asks how many sites a row has, and should no
 NO_LABEL = -1  # of a site without one
 LABELLED = "labelled"  # column of a teacher's commit: sites of a row that have a label, where a row has many sites
 
+MOST_NATS = 700.0  # whose power is still a float
 MOST_COUNTED = 1000  # classes, whose labels a commit counts one by one
 
 
@@ -31,6 +33,15 @@ class Answered(NamedTuple):
     labelled: int
     correct: int
     nats: float
+
+
+def perplexity_of(nats: float) -> float:
+    """Return exp of a cross-entropy in nats; of a label that can never be, a float has no room for it.
+
+    >>> round(perplexity_of(math.log(65)), 6), perplexity_of(1e4) == perplexity_of(700.0)
+    (65.0, True)
+    """
+    return math.exp(min(nats, MOST_NATS))
 
 
 class Task(ABC):

@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 
 from storage.inputs.ragged import Ragged
-from storage.tasks.base import LABELLED, NO_LABEL, Answered, Task
+from storage.tasks.base import LABELLED, NO_LABEL, Answered, Task, perplexity_of
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from storage.inputs import Inputs, Stored
 
 
-MOST_NATS = 700.0  # whose power is still a float
 CLEARLY_BELOW = 0.9  # of the nats of a uniform guess, above which a teacher hardly knows the language
 
 
@@ -72,10 +71,7 @@ class LanguageModel(Task):
 
     def standing(self, answered: Answered, num_classes: int, labels: Sequence[int]) -> tuple[str, bool]:
         nats = answered.nats / answered.labelled
-        # a label that can never be is worth more nats than a float has room for
-        text = (
-            f"perplexity {math.exp(min(nats, MOST_NATS)):,.4g} of {answered.labelled:,} tokens; chance {num_classes:,}"
-        )
+        text = f"perplexity {perplexity_of(nats):,.4g} of {answered.labelled:,} tokens; chance {num_classes:,}"
         return text, nats > CLEARLY_BELOW * math.log(num_classes)
 
     def chance(self, num_classes: int, labels: Sequence[int]) -> float:

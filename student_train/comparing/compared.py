@@ -17,7 +17,7 @@ import polars as pl
 from storage.errors import StillroomError
 from storage.format.sealed import read_json
 from storage.tasks import TASKS
-from storage.tasks.base import MOST_COUNTED
+from storage.tasks.base import MOST_COUNTED, perplexity_of
 from storage.tasks.base import Answered as Counted
 from student_train.comparing.answers import Answers, read_answers
 from student_train.comparing.effects import Effect, effects_of
@@ -33,7 +33,7 @@ class Teacher(NamedTuple):
     """A teacher on the held rows; None where nobody knows.
 
     Attributes:
-        figures: "accuracy" and "cross_entropy".
+        figures: "accuracy" and "cross_entropy", of language models "perplexity".
         behind: by how much it is worse than the best setting; most are better.
     """
 
@@ -99,6 +99,13 @@ class Compared:
     def taught(self) -> Setting | None:
         """Return the best setting that had a teacher."""
         return next((each for each in self.settings if not each.labels_alone and each.is_measured), None)
+
+    @property
+    def kl_over(self) -> list[str]:
+        """Return against which teachers, and over which classes, its students' KL divergences are."""
+        runs = (run for setting in self.settings for run in setting.runs)
+        told = (None if run.record is None or run.record.kl is None else run.record.kl_over for run in runs)
+        return list(dict.fromkeys(over for over in told if over is not None))
 
     @cached_property
     def varied(self) -> list[Varied]:
@@ -181,7 +188,7 @@ def _beside_best(found: Compared) -> None:
                 whole = (best.mean(found.gain.column) or 0.0) - (setting.mean(found.gain.column) or 0.0)
                 found.behind[setting.name] = less._replace(mean=found.gain.sign * whole)
     for name, table in teachers.items():
-        behind, figures = None, _figures_of(table)
+        behind, figures = None, _figures_of(table, found.gain)
         _check_chance(found, f"teacher {name}", figures["accuracy"], figures["cross_entropy"])
         scores_R = _scores(table, found.gain, "teacher_")
         if own is not None and scores_R is not None and own.rows is not None and table["row"].equals(own.rows):
@@ -259,12 +266,13 @@ def _teachers(settings: Iterable[Setting], found: Compared) -> dict[str, pl.Data
     return tables
 
 
-def _figures_of(table: pl.DataFrame) -> dict[str, float | None]:
+def _figures_of(table: pl.DataFrame, gain: Gain) -> dict[str, float | None]:
     known = table.filter(pl.col("label").is_not_null(), pl.col("teacher_label_log_probability").is_not_null())
     tops = table.filter(pl.col("label").is_not_null(), pl.col("teacher_top").is_not_null())
     nats: Any = None if known.is_empty() else known["teacher_label_log_probability"].mean()
     right: Any = None if tops.is_empty() else (tops["teacher_top"] == tops["label"]).mean()
-    return {"accuracy": right, "cross_entropy": None if nats is None else -nats}
+    in_nats = {} if gain.share else {"perplexity": None if nats is None else perplexity_of(-nats)}
+    return {"accuracy": right, "cross_entropy": None if nats is None else -nats} | in_nats
 
 
 def _answers(run: ShownRun, faults: dict[str, str]) -> Answers | None:

@@ -218,4 +218,6 @@ def _history(folder: Path) -> pl.DataFrame:
     }
     if "epochs_done" in metrics.columns:  # an evaluation may be in the middle of an epoch
         metrics = metrics.with_columns(epoch="epochs_done")
-    return metrics.select(*wanted).cast(wanted)  # type: ignore[arg-type]
+    wanted["kl"] = pl.Float64  # which runs had not from the first
+    absent = {"kl": pl.lit(None)} if "kl" not in metrics.columns else {}
+    return metrics.with_columns(**absent).select(*wanted).cast(wanted)  # type: ignore[arg-type]

@@ -11,6 +11,7 @@ from storage.cache import Catalogue, Samples
 from storage.cache.standing import standings
 from storage.encodings import Encoding
 from storage.format.specs import DatasetSpec
+from storage.format.stages import list_teachers
 from storage.inputs import inputs_of
 from storage.options import code_fingerprint
 from storage.tasks import task_of as storage_task
@@ -22,6 +23,7 @@ from student_train.feed.views import EpochViews, check_first_view, check_one_cla
 from student_train.losses.objective import objective_needs
 from student_train.options.sections import FleetOptions, StudentOptions
 from student_train.options.training import Figure
+from student_train.preparing.against import measured_against
 from student_train.preparing.checks import (
     check_budget,
     check_figures,
@@ -58,7 +60,8 @@ def prepare(request: Request) -> list[PreparedRun]:
     views = choose_views(catalogue, dataset, needs, data.views, allow_partial=data.allow_partial)
     task = TASKS[storage_task(catalogue.dataset(dataset)).name]
     check_recordable(request.fleet.cuda_graphs, device=device, task=task, processes=request.parallel.size)
-    ledger = catalogue.ledger() if catalogue.teachers else None  # labels alone need none
+    # labels alone need none
+    ledger = catalogue.ledger() if any(need.teachers for need in needs) else None
     students = [_prepare(request, options, selections, views) for options in request.students]
     if ledger is not None:
         for options in request.students:
@@ -76,10 +79,18 @@ def prepare(request: Request) -> list[PreparedRun]:
 
 
 def look_at_cache(request: Request) -> Catalogue:
-    """Return what the cache holds of the datasets and teachers that a request names."""
+    """Return what the cache holds of the datasets and teachers that a request names.
+
+    Where it names no teacher and the task measures students against one, the only one that there is counts as named.
+    """
     datasets = {rows.partition("/")[0] for rows in (request.data.train, request.data.validation)}
     terms = [term for options in request.students for term in options.objective]
-    return request.cache.catalogue(datasets, {name for term in terms for name in term.teacher_names})
+    named = {name for term in terms for name in term.teacher_names}
+    catalogue, held = request.cache.catalogue(datasets, named), request.data.validation.partition("/")[0]
+    if not named and TASKS[storage_task(catalogue.dataset(held)).name].beside_teacher:
+        only = list_teachers(catalogue.objects, held)
+        return request.cache.catalogue(datasets, only) if len(only) == 1 else catalogue
+    return catalogue
 
 
 def passes(students: Sequence[PreparedRun], at_once: int | None) -> list[list[PreparedRun]]:
@@ -109,11 +120,12 @@ def _prepare(
     check_one_class(options.name, needs, views)
     check_first_view(options.name, options.first_view, views)
     train = selections.find(data.train, needs, None, views)
-    # the first that any term names
-    agree_with = next((name for term in options.objective for name in term.teacher_names), None)
+    named = [name for term in options.objective for name in term.teacher_names]
+    agree_with = next(iter(named), None)  # the first that any term names
     if agree_with is not None and PLAIN not in catalogue.view_names(held_dataset.name, agree_with):
         agree_with = None  # held rows are plain, and this teacher never saw them so: nothing to agree with
     held = selections.find(data.validation, Needs(), agree_with)
+    against, why_not_against = measured_against(catalogue, held, named, num_classes)
     blueprint = _blueprint(options, dataset, num_classes)
     identity = _identity(request, options, blueprint, catalogue, train, held)
     encodings: dict[str, Encoding] = {
@@ -137,6 +149,8 @@ def _prepare(
         settled,
         lost=lost,
         tokenizer=selections.tokenizer(dataset.name),
+        against=against,
+        why_not_against=why_not_against,
     )
 
 

@@ -21,7 +21,6 @@ import torch
 from storage.errors import BadRequest, gib
 from storage.views.shown import BLOCK_BYTES
 from student_train.devices import free_bytes
-from student_train.feed.batches import Needs
 from student_train.feed.order import largest_batch
 from student_train.feed.residency import Residency, choose_residency, projected_bytes
 from student_train.feed.selection import Selection
@@ -114,7 +113,7 @@ class CohortBytes:
 
 def choose_for(request: Request, students: Sequence[PreparedRun], device: torch.device) -> Residency:
     """Return where the rows of all students are to be kept."""
-    wanted = [pair for s in students for pair in ((s.train, s.needs), (s.held, Needs()))]
+    wanted = [pair for s in students for pair in ((s.train, s.needs), (s.held, s.held_needs))]
     return choose_residency(request.data.residency, projected_bytes(wanted), device)
 
 
@@ -260,4 +259,5 @@ def _fed(students: Sequence[PreparedRun], window_shards: int) -> list[FedRows]:
         return largest_batch(selection.num_rows, student.options.batch_size)
 
     train = [FedRows(s.train, needs, window_shards, rows_of(s.train, s), views) for s in students]
-    return train + [FedRows(s.held, Needs(), 1, rows_of(s.held, s)) for s in students]
+    held_needs = reduce(or_, (student.held_needs for student in students))
+    return train + [FedRows(s.held, held_needs, 1, rows_of(s.held, s)) for s in students]

@@ -14,6 +14,7 @@ from student_train.feed.order import count_steps
 from student_train.feed.selection import Selection
 from student_train.options.sections import DataOptions, FleetOptions, StudentOptions, TrackOptions
 from student_train.options.training import Figure
+from student_train.preparing.against import Against
 from student_train.run_files.checkpoint import position_of
 from student_train.run_files.folder import RunFolder
 from student_train.run_files.position import Position
@@ -71,6 +72,8 @@ class PreparedRun:
         lost: files of its result that are gone though its record has them: it is trained from its first step.
         tokenizer: the `tokenizer.json` that made its rows, which it keeps; None: there is none.
         warnings: of teachers that it learns from and that are near chance.
+        against: the teacher that it is measured against site by site, where its task is.
+        why_not_against: why there is none, where one was due.
     """
 
     options: StudentOptions
@@ -86,6 +89,8 @@ class PreparedRun:
     lost: tuple[str, ...] = ()
     tokenizer: bytes | None = None
     warnings: tuple[str, ...] = ()
+    against: Against | None = None
+    why_not_against: str | None = None
 
     @property
     def name(self) -> str:
@@ -123,6 +128,11 @@ class PreparedRun:
     def held_are_labelled(self) -> bool:
         """Whether some held row has a label, as far as is known: of labels in an array nothing is read yet."""
         return self.blueprint.asked.label_array is not None or bool((self.held.labels_N >= 0).any())
+
+    @property
+    def held_needs(self) -> Needs:
+        """Return what must be read of the held rows: labels, and what it is measured against."""
+        return Needs(labels=True) | (Needs() if self.against is None else self.against.needs)
 
     @property
     def why_anew(self) -> str:

@@ -97,6 +97,7 @@ def _curves(runs: Sequence[ShownRun], colours: Mapping[str, str], gain: Gain, te
     panels = [
         Panel(share.column, f"{share.column}, held rows", True, goal),
         Panel("cross_entropy", "cross-entropy, held rows", False, teacher.cross_entropy if teacher else None),
+        Panel("kl", "KL to the teacher, held rows", False, None),
         Panel("train_loss", "objective, trained rows", False, None),
     ]
     panels = [panel for panel in panels if any(c.history[panel.column].is_not_null().any() for c in curves)]

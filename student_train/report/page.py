@@ -35,6 +35,8 @@ TIPS = {
     "accuracy": "share of held rows whose top class is the label",
     "cross_entropy": "cross-entropy to the labels of the held rows, nats",
     "agreement": "share of held rows whose top class is the teacher's",
+    "perplexity": "exp of the cross-entropy to the labels of the held rows",
+    "kl": "KL divergence of the student from its teacher on the held rows, nats",
 }
 SECONDS = "seconds of training and evaluation of the pass that trained it, which all its students share"
 # What the figure by which they are compared is called where it is one of many, and what is the same of all.
@@ -151,11 +153,11 @@ def board(found: Compared, agreements: Mapping[str, float]) -> list[Column[Setti
         Column("best", "the best student of it", lambda s: _best(s, gain)),
         Column("behind", f"the best, in {gain.points}, with its 95 % interval", _behind(found), reference="behind"),
         Column("macro-F1", "mean over the classes of F1, each class alike", _mean("macro_f1", percent)),
-        Column(
-            "agreement", "share of held rows whose top class is the teacher's", lambda s: _agreement_of(s, agreements)
-        ),
+        Column("agreement", TIPS["agreement"], lambda s: _agreement_of(s, agreements)),
         Column("accuracy", TIPS["accuracy"], _mean("accuracy", percent), reference="accuracy"),
         Column("loss", TIPS["cross_entropy"], _mean("cross_entropy", number), reference="cross_entropy"),
+        Column("perplexity", TIPS["perplexity"], _mean("perplexity", _perplexity), reference="perplexity"),
+        Column("KL, nats", _kl_tip(found.kl_over), _mean("kl", _nats)),
         Column("ECE", "expected calibration error, 15 bins", _mean("calibration_error", percent)),
         Column("parameters", "trained and kept", _mean("parameters", short)),
         Column("ms/row", "latency of one row, where it was trained", _mean("latency_ms", number)),
@@ -177,6 +179,8 @@ def students(contents: Contents, agreements: Mapping[str, float]) -> list[Column
         Column("macro-F1", "mean over the classes of F1, each class alike", _figure("macro_f1", percent)),
         Column("agreement", TIPS["agreement"], _agreement(agreements)),
         Column("loss", TIPS["cross_entropy"], _figure("cross_entropy", number)),
+        Column("perplexity", TIPS["perplexity"], _figure("perplexity", _perplexity)),
+        Column("KL, nats", _kl_tip(contents.first.kl_over), _figure("kl", _nats)),
         Column("ECE", "expected calibration error, 15 bins", _figure("calibration_error", percent)),
         Column("ms/row", "latency of one row, where it was trained", _figure("latency_ms", number)),
         Column("rows/s", "inference in batches, where it was trained", _figure("inference_rows_per_s", short)),
@@ -195,6 +199,7 @@ def references(found: Compared) -> list[tuple[str, dict[str, str]]]:
         others = {
             "accuracy": percent(teacher.figures["accuracy"]),
             "cross_entropy": number(teacher.figures["cross_entropy"]),
+            "perplexity": _perplexity(teacher.figures.get("perplexity")),
         }
         lines.append((f"teacher {teacher.name}", others | cells))
     if found.chance is not None:
@@ -272,6 +277,18 @@ def _agreement_of(setting: Setting, agreements: Mapping[str, float]) -> Cell:
     known = [value for value in found if isinstance(value, float)]
     mean = fmean(known) if known else None
     return Cell(percent(mean), mean)
+
+
+def _perplexity(value: float | None) -> str:
+    return number(value, 4)
+
+
+def _nats(value: float | None) -> str:
+    return NONE if value is None else f"{value:.4f}"
+
+
+def _kl_tip(over: Sequence[str]) -> str:
+    return f"{TIPS['kl']}: {'; '.join(over)}" if over else TIPS["kl"]
 
 
 def _count(value: int | None) -> Cell:

@@ -21,6 +21,8 @@ COMPARISON = {
     "macro_f1": pl.Float64,
     "agreement": pl.Float64,
     "cross_entropy": pl.Float64,
+    "perplexity": pl.Float64,
+    "kl": pl.Float64,
     "calibration_error": pl.Float64,
     "epoch": pl.Int64,
     "epochs": pl.Int64,

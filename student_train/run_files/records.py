@@ -34,6 +34,9 @@ class Held(Options):
         cross_entropy: to the labels, nats.
         calibration_error: expected calibration error over 15 bins of confidence.
         agreement: share of rows whose top class is the teacher's.
+        kl: Σ p log(p/q), p the teacher and q the student at temperature 1, nats; of language models alone. Where not
+            all of the teacher's classes are stored, those that are not count as one (`RunRecord.kl_over`).
+        perplexity: exp of the cross-entropy; of language models alone.
         macro_f1: mean over the classes that have a label of F1, 2 · right / (said + there); of texts alone.
     """
 
@@ -44,6 +47,8 @@ class Held(Options):
     calibration_error: float | None = None
     agreement: float | None = None
     macro_f1: float | None = None
+    perplexity: float | None = None
+    kl: float | None = None
 
 
 class EpochMetrics(Held):
@@ -86,6 +91,7 @@ class RunRecord(Held):
         latency_ms: of one row, after training and on the device of the training (`latency.py`).
         inference_rows_per_s: of batches, there and then.
         cache: where the rows were read.
+        kl_over: against which teacher `kl` is, and over which classes.
         identity: what the run was made from: the student's options, fingerprints, rows.
         error: of a failed run; of a stopped one, why others outran it.
         halving: the section of the job that stopped it.
@@ -111,6 +117,7 @@ class RunRecord(Held):
     device: str
     torch_version: str
     cache: str | None = None
+    kl_over: str | None = None
     error: str | None = None
     halving: dict[str, Any] | None = None
     taken: StepsTaken | None = None

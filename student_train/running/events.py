@@ -2,6 +2,7 @@
 
     StudentSkipped                              each student that is settled already
     ResultLost                                  each student that was settled, and whose weights are gone
+    TeacherNearChance?, NotBesideTeacher?
     MemoryProjected, StepsNotRecorded?, FeedChosen, BatchIsAllRows?
     each pass:
         RunsNotLocked?
@@ -87,6 +88,14 @@ class TeacherNearChance:
     """Students are about to learn from a teacher that hardly knows the dataset."""
 
     warning: str
+
+
+@dataclass(frozen=True, slots=True)
+class NotBesideTeacher:
+    """On the held rows students are not measured against the teacher that they would be measured against."""
+
+    students: tuple[str, ...]
+    why: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -221,6 +230,7 @@ Event = (
     | StepsNotRecorded
     | RunsNotLocked
     | TeacherNearChance
+    | NotBesideTeacher
     | ResultLost
     | StudentStarted
     | PassStarted

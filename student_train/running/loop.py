@@ -156,11 +156,12 @@ def _figures(teams: Sequence[Team], held: Feed, stop: Callable[[], bool]) -> lis
     for size in sorted({team.batch_size for team in teams}):
         alike = [team for team in teams if team.batch_size == size]
         tops = [[run.context.tops_N for run in team.runs] for team in alike]
+        against = [[run.prepared.against for run in team.runs] for team in alike]
         parallel = alike[0].runs[0].context.parallel
         steppers = [team.stepper for team in alike]
         for stepper in steppers:
             stepper.synchronise()
-        figures = evaluate(steppers, held, tops, batch_size=size, stop=stop, parallel=parallel)
+        figures = evaluate(steppers, held, tops, against, batch_size=size, stop=stop, parallel=parallel)
         if figures is None:
             return None
         found += zip(alike, figures, strict=True)

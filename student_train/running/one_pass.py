@@ -12,7 +12,6 @@ from typing import Literal
 import torch
 
 from storage.errors import Interrupted, StillroomError, StorageFailure, TryAgain
-from student_train.feed.batches import Needs
 from student_train.feed.feed import Feed
 from student_train.feed.residency import FeedPool
 from student_train.options.job_text import job_text
@@ -156,7 +155,8 @@ class OnePass:
         try:
             needs = reduce(or_, (student.needs for student in ready))
             train = self.pool.feed(self.students[0].train, needs, partial(tick, "rows"))
-            return train, self.pool.feed(self.students[0].held, Needs(labels=True), partial(tick, "held rows"))
+            held_needs = reduce(or_, (student.held_needs for student in ready))
+            return train, self.pool.feed(self.students[0].held, held_needs, partial(tick, "held rows"))
         except (Interrupted, StorageFailure):
             raise
         except StillroomError as error:

@@ -320,6 +320,7 @@ class Run:
             device=str(self.context.device),
             torch_version=torch.__version__,
             cache=self.context.cache,
+            kl_over=None if self.prepared.against is None else str(self.prepared.against),
             identity=self.prepared.identity,
             taken=taken,
             job_digest=digest(job.encode()),

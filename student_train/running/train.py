@@ -17,6 +17,7 @@ from student_train.running.events import (
     BatchIsAllRows,
     FeedChosen,
     MemoryProjected,
+    NotBesideTeacher,
     Report,
     ResultLost,
     StepsNotRecorded,
@@ -73,6 +74,9 @@ def train_students(
     errors: dict[str, StillroomError] = {}
     for warning in dict.fromkeys(warning for student in left for warning in student.warnings):
         report(TeacherNearChance(warning))
+    for why in dict.fromkeys(student.why_not_against for student in left):
+        if why is not None:
+            report(NotBesideTeacher(tuple(s.name for s in left if s.why_not_against == why), why))
     for student in left:
         if student.lost:
             report(ResultLost(student.name, student.why_anew))

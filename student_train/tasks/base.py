@@ -62,6 +62,8 @@ class StudentTask(ABC):
         site_schema: columns of a held site beside those of its row.
         best_by: the figure by which students and their weights are best, where the job names none.
         macro_f1: whether it is a figure of the task: where classes are few and may be of unequal size.
+        perplexity: whether it is a figure of the task: where the classes are tokens.
+        beside_teacher: whether students are measured against a teacher's soft targets of the held rows, site by site.
         unsteady: why steps on it cannot be recorded; None: batches of one kind are all of one shape.
     """
 
@@ -71,6 +73,8 @@ class StudentTask(ABC):
     site_schema: ClassVar[dict[str, type[pl.DataType]]] = {}
     best_by: ClassVar[Figure] = "accuracy"
     macro_f1: ClassVar[bool] = False
+    perplexity: ClassVar[bool] = False
+    beside_teacher: ClassVar[bool] = False
     unsteady: ClassVar[str | None] = None
 
     @abstractmethod

@@ -54,6 +54,8 @@ class LanguageModel(StudentTask):
         chosen=", one of each block and of each token",
     )
     site_schema: ClassVar[dict[str, type[pl.DataType]]] = {"at": pl.Int64, "token": pl.Int64}
+    perplexity = True
+    beside_teacher = True
     unsteady = "rows of tokens: how many of their positions count is another number in each batch"
 
     def tried_shape(self, input_shape: tuple[int, ...]) -> tuple[int, ...]:

@@ -1,19 +1,24 @@
 """Students' figures on the held rows, all in one pass.
 
-M students that step together, B sites of a batch, C classes, N held rows, K bins.
+M students that step together, B sites of a batch, C classes, N held rows, K bins, S sums.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor
 
 from storage.targets.calibration import NUM_BINS, bin_of, expected_error
+from storage.targets.soft import OneTeacher
+from storage.tasks.base import perplexity_of
 from student_train.feed.batches import Batch
 from student_train.feed.feed import Feed
 from student_train.feed.selection import NO_CLASS
+from student_train.losses.on_targets.soft import kl_rows
+from student_train.preparing.against import Against
 from student_train.run_files.records import Held
 from student_train.stepping.parallel import ALONE, Parallel
 from student_train.stepping.stepper import Stepper
@@ -26,6 +31,7 @@ def evaluate(
     steppers: Sequence[Stepper],
     feed: Feed,
     tops: Sequence[Sequence[Tensor | None]],
+    against: Sequence[Sequence[Against | None]],
     *,
     batch_size: int,
     stop: Callable[[], bool],
@@ -33,12 +39,13 @@ def evaluate(
 ) -> list[list[Held]] | None:
     """Return the figures of all students, in float32, with no step of synchronisation before the last.
 
-    Where a row has many sites they are over those that count, and nobody's top class is known to agree with.
+    Where a row has many sites they are over those that count, and the teacher is the one of `against`.
 
     Args:
         steppers: what the students are in.
         feed: held rows, with labels (NO_CLASS where there is none).
         tops: for each student of each of them, its teacher's top class of each held row (N,), or NO_CLASS.
+        against: likewise, the teacher whose soft targets of each held site the feed has; None: nobody's.
         batch_size: rows at a time.
         stop: asked after each batch.
         parallel: this process among others, each of which measures its own rows.
@@ -58,10 +65,10 @@ def evaluate(
                 stop_row = start + len(batch.inputs)
                 # as `part` takes them: every size-th row, from rank on
                 mine, rows = parallel.part(batch), slice(start + parallel.rank, stop_row, parallel.size)
-                for stepper, own, tops_M in zip(steppers, sums, tops, strict=True):
+                for stepper, own, tops_M, against_M in zip(steppers, sums, tops, against, strict=True):
                     add = ADD[task_of(stepper.states[0].blueprint).way]
                     if len(mine.inputs):
-                        add(stepper, mine, own, [None if t is None else t[rows] for t in tops_M])
+                        add(stepper, mine, own, _Beside([None if t is None else t[rows] for t in tops_M], against_M))
                 start = stop_row
     finally:
         for stepper in steppers:
@@ -69,29 +76,41 @@ def evaluate(
     return [own.figures(parallel) for own in sums]
 
 
-def _add_rows(stepper: Stepper, batch: Batch, sums: Sums, tops: Sequence[Tensor | None]) -> None:
+class _Beside(NamedTuple):
+    """What the students of a stepper are measured against: top classes of the batch's rows, or a teacher."""
+
+    tops_M: Sequence[Tensor | None]
+    against_M: Sequence[Against | None]
+
+
+def _add_rows(stepper: Stepper, batch: Batch, sums: Sums, beside: _Beside) -> None:
     labels_B = _labels(batch)
     none_B = torch.full_like(labels_B, NO_CLASS)
-    sums.add(stepper.logits(batch.inputs), labels_B, torch.stack([none_B if t is None else t for t in tops]))
+    tops_MB = torch.stack([none_B if t is None else t for t in beside.tops_M])
+    sums.add(stepper.logits(batch.inputs), labels_B, tops_MB)
 
 
-def _add_sites(stepper: Stepper, batch: Batch, sums: Sums, tops: Sequence[Tensor | None]) -> None:
-    for place, state in enumerate(stepper.states):  # by itself each: a part's logits are of one student
-        for logits_BC, labels_B in _sites(state.exported, batch):
-            none_B = torch.full_like(labels_B, NO_CLASS)
-            sums.add(logits_BC[None], labels_B, none_B[None], slice(place, place + 1))
+def _add_sites(stepper: Stepper, batch: Batch, sums: Sums, beside: _Beside) -> None:
+    for place, (state, against) in enumerate(zip(stepper.states, beside.against_M, strict=True)):
+        # by itself each: a part's logits are of one student
+        for logits_BC, labels_B, sites_B in _sites(state.exported, batch):
+            one, tops_B, kl_B = slice(place, place + 1), torch.full_like(labels_B, NO_CLASS), None
+            if against is not None:
+                targets = cast("OneTeacher", batch.targets[against.teacher].pick(sites_B).decode())
+                tops_B, kl_B = targets.top()[1], kl_rows(*targets.pair(logits_BC, 1.0))
+            sums.add(logits_BC[None], labels_B, tops_B[None], one, kl_B)
 
 
-def _sites(student: Student, batch: Batch) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield logits and labels of a part of the sites at a time."""
+def _sites(student: Student, batch: Batch) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    """Yield logits and labels of a part of the sites at a time, and which of the batch's those are."""
     sites_N = batch.sites()
     hidden_ND = student.hidden(batch.inputs).flatten(0, 1).index_select(0, sites_N)
     labels_N = _labels(batch).flatten().index_select(0, sites_N)
     for at, logits_BC in logits_in_parts(student, hidden_ND):
-        yield logits_BC.float(), labels_N[at]
+        yield logits_BC.float(), labels_N[at], sites_N[at]
 
 
-ADD: dict[Way, Callable[[Stepper, Batch, Sums, Sequence[Tensor | None]], None]] = {
+ADD: dict[Way, Callable[[Stepper, Batch, Sums, _Beside], None]] = {
     "rows": _add_rows,
     "sites": _add_sites,
 }
@@ -102,16 +121,31 @@ class Sums:
 
     def __init__(self, members: int, student: Student):
         device = student.device
-        # Labelled rows, correct ones, nats, rows with a teacher, rows that agree with it.
-        self._sums_M5 = torch.zeros(members, 5, dtype=torch.float64, device=device)  # float64: exact beyond 2**24 rows
+        # Labelled rows, correct ones, nats, rows with a teacher, rows that agree with it, rows with its KL, its nats.
+        self._sums_MS = torch.zeros(members, 7, dtype=torch.float64, device=device)  # float64: exact beyond 2**24 rows
         self._bins_M3K = torch.zeros(members, 3, NUM_BINS, dtype=torch.float64, device=device)  # rows, sure, right
 
+        self._perplexity = task_of(student.blueprint).perplexity
         # Of each class: rows that are right, rows that are said to be of it, rows that are; none where nobody asks.
         classes = student.blueprint.num_classes if task_of(student.blueprint).macro_f1 else 0
         self._classes_M3C = torch.zeros(members, 3, classes, dtype=torch.float64, device=device)
 
-    def add(self, logits_MBC: Tensor, labels_B: Tensor, tops_MB: Tensor, members: slice = slice(None)) -> None:
-        """Add a batch of all students, or of some; rows with NO_CLASS count for nothing."""
+    def add(
+        self,
+        logits_MBC: Tensor,
+        labels_B: Tensor,
+        tops_MB: Tensor,
+        members: slice = slice(None),
+        kl_B: Tensor | None = None,
+    ) -> None:
+        """Add a batch of all students, or of some; rows with NO_CLASS count for nothing.
+
+        Args:
+            logits_MBC: float32.
+            labels_B, tops_MB: int64, classes of the data and of the teachers.
+            members: which students; one where `kl_B` is given.
+            kl_B: of the student from its teacher, nats; None: nobody knows.
+        """
         labelled_B, taught_MB = labels_B != NO_CLASS, tops_MB != NO_CLASS
         log_q_MBC = logits_MBC.log_softmax(dim=2)
         # of class 0 where there is no label: left out below
@@ -121,7 +155,10 @@ class Sums:
         correct_MB = (chosen_MB == labels_B) & labelled_B
         agreeing_MB = (chosen_MB == tops_MB) & taught_MB
         counted = (labelled_B.expand_as(correct_MB), correct_MB, nats_MB, taught_MB, agreeing_MB)
-        self._sums_M5[members] += torch.stack([each.sum(dim=1).double() for each in counted], dim=1)
+        self._sums_MS[members, :5] += torch.stack([each.sum(dim=1).double() for each in counted], dim=1)
+        if kl_B is not None:
+            self._sums_MS[members, 5] += len(kl_B)
+            self._sums_MS[members, 6] += kl_B.double().sum()
         bin_MB = bin_of(confidence_MB).long()
         # One-hot and a product, not an index_add: the same bits every time, on a GPU too.
         member_MBK = torch.nn.functional.one_hot(bin_MB, NUM_BINS).double() * labelled_B[:, None]
@@ -135,12 +172,12 @@ class Sums:
 
     def figures(self, parallel: Parallel) -> list[Held]:
         """Return each student's figures, over the rows of all processes; waits for the device."""
-        parallel.sum(self._sums_M5)
+        parallel.sum(self._sums_MS)
         parallel.sum(self._bins_M3K)
         parallel.sum(self._classes_M3C)
         found = []
-        for (labelled, correct, nats, taught, agreeing), bins_3K, classes_3C in zip(
-            self._sums_M5.tolist(), self._bins_M3K.cpu(), self._classes_M3C.cpu(), strict=True
+        for (labelled, correct, nats, taught, agreeing, beside, divergence), bins_3K, classes_3C in zip(
+            self._sums_MS.tolist(), self._bins_M3K.cpu(), self._classes_M3C.cpu(), strict=True
         ):
             gap = expected_error(*bins_3K) if labelled else None
             found.append(
@@ -150,6 +187,8 @@ class Sums:
                     calibration_error=gap,
                     agreement=agreeing / taught if taught else None,
                     macro_f1=macro_f1(*classes_3C),
+                    perplexity=perplexity_of(nats / labelled) if self._perplexity and labelled else None,
+                    kl=divergence / beside if beside else None,
                 )
             )
         return found

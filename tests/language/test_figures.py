@@ -1,0 +1,223 @@
+"""Figures of language models on held rows: perplexity, and how far a student is from its teacher, token by token."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+import pytest
+import torch
+from torch import Tensor
+
+from jobs.show.comparison import as_values
+from storage.cache import Cache
+from storage.format.objects import LocalObjects
+from storage.format.sealed import seal, seal_json
+from student_train.comparing.compared import compare_settings
+from student_train.comparing.runs import gather_runs
+from student_train.preparing.dry_run import dry_run
+from student_train.report.contents import gather
+from student_train.report.page import render
+from student_train.run_files.history import read_metrics
+from student_train.run_files.records import RunRecord
+from student_train.running import events
+from student_train.running.train import train_students
+from student_train.students import load_student
+from tests.conftest import Program
+from tests.language.toys import counting_cache, counting_teacher, request, small_gpt
+
+SPARSE = 'encoding = { kind = "sparse", k = 1, temperatures = [1, 2] }'
+DRAWS = 'encoding = { kind = "sparse", n = 4 }'
+LABELS = {"loss": "labels"}
+NATS = 2e-3  # of targets in half precision
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Cache:
+    return counting_cache(tmp_path_factory.mktemp("counting"), counting_teacher(scale=3.0), rows=40)
+
+
+@pytest.fixture(scope="module")
+def sparse(tmp_path_factory: pytest.TempPathFactory) -> Cache:
+    return counting_cache(tmp_path_factory.mktemp("sparse"), counting_teacher(scale=3.0, extra=SPARSE), rows=40)
+
+
+def trained(cache: Cache, runs: Path, **options: Any) -> RunRecord:
+    data = options.pop("data", {})
+    summary = train_students(request(cache, runs, small_gpt(**options), **data))
+    for error in summary.errors.values():
+        raise error
+    return summary.records[0]
+
+
+def held_tokens(cache: Cache) -> tuple[Tensor, Tensor]:
+    """Return the inputs and labels of the held blocks, (B, L) each."""
+    rows = cache.samples().of("counting").filter(pl.col("split") == "validation").select("shard", "row").rows()
+    starts = {shard.shard: shard.start for shard in cache.catalogue().shards("counting")}
+    read = (cache.read_inputs, cache.read_labels)
+    parts = [
+        np.stack([of("counting", shard)[row - starts[shard]].astype(np.int64) for shard, row in rows]) for of in read
+    ]
+    return torch.from_numpy(parts[0]), torch.from_numpy(parts[1])
+
+
+def by_hand(cache: Cache, runs: Path) -> tuple[Tensor, Tensor, Tensor]:
+    """Return log-probabilities of teacher and student at each labelled held token, (N, C) each, and labels (N,)."""
+    tokens_BL, labels_BL = held_tokens(cache)
+    known_BL = labels_BL >= 0
+    following_BL = (tokens_BL + 1) % 10
+    log_p = (3.0 * torch.nn.functional.one_hot(following_BL, 10).float()).log_softmax(dim=-1)  # as `toys.Counting`
+    with torch.no_grad():
+        log_q = load_student(runs / "gpt")(tokens_BL).log_softmax(dim=-1)
+    return log_p[known_BL], log_q[known_BL], labels_BL[known_BL]
+
+
+def test_the_divergence_from_dense_targets_is_that_over_all_classes(cache: Cache, tmp_path: Path) -> None:
+    record = trained(cache, tmp_path)
+    log_p_NC, log_q_NC, _ = by_hand(cache, tmp_path)
+    expected = float((log_p_NC.exp() * (log_p_NC - log_q_NC)).sum(dim=1).mean())
+    assert record.kl == pytest.approx(expected, abs=NATS)
+    assert record.kl_over == "teacher right, over all classes"
+
+
+def test_the_divergence_from_sparse_targets_has_the_rest_as_one_bucket_and_is_called_so(
+    sparse: Cache, tmp_path: Path
+) -> None:
+    record = trained(sparse, tmp_path)
+    log_p_NC, log_q_NC, _ = by_hand(sparse, tmp_path)
+    top_N1 = log_p_NC.argmax(dim=1, keepdim=True)
+    p_N1, q_N1 = log_p_NC.exp().gather(1, top_N1), log_q_NC.exp().gather(1, top_N1)
+    p_N2, q_N2 = torch.cat([p_N1, 1 - p_N1], dim=1), torch.cat([q_N1, 1 - q_N1], dim=1)
+    assert record.kl == pytest.approx(float((p_N2 * (p_N2 / q_N2).log()).sum(dim=1).mean()), abs=NATS)
+    assert record.kl < float((log_p_NC.exp() * (log_p_NC - log_q_NC)).sum(dim=1).mean()) - NATS
+    assert record.kl_over == (
+        "teacher right, over its largest class and the rest as one bucket, which is never more than over all"
+    )
+
+
+def test_perplexity_is_the_power_of_the_cross_entropy_and_agreement_is_of_the_likeliest_token(
+    cache: Cache, tmp_path: Path
+) -> None:
+    record = trained(cache, tmp_path)
+    log_p_NC, log_q_NC, labels_N = by_hand(cache, tmp_path)
+    nats = float(-log_q_NC.gather(1, labels_N[:, None]).mean())
+    assert record.cross_entropy == pytest.approx(nats, rel=1e-5)
+    assert record.perplexity == pytest.approx(math.exp(nats), rel=1e-5)
+    alike = (log_p_NC.argmax(dim=1) == log_q_NC.argmax(dim=1)).double().mean()
+    assert record.agreement == pytest.approx(float(alike))
+    assert 0 < record.agreement < 1
+
+
+def test_every_epoch_has_the_figures(cache: Cache, tmp_path: Path) -> None:
+    record = trained(cache, tmp_path, epochs=3)
+    metrics = read_metrics(tmp_path / "gpt")
+    assert metrics is not None
+    assert metrics.select("perplexity", "kl", "agreement").null_count().row(0) == (0, 0, 0)
+    assert metrics.schema["kl"] == pl.Float64
+    assert metrics["kl"][-1] == record.kl
+    assert metrics["kl"][-1] < metrics["kl"][0]
+
+
+@pytest.mark.parametrize("which", ["cache", "sparse"])
+def test_streamed_held_rows_have_the_figures_of_resident_ones(
+    which: str, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    of: Cache = request.getfixturevalue(which)
+    device, stream = (trained(of, tmp_path / at, data={"residency": at}) for at in ("device", "stream"))
+    assert (device.kl, device.agreement, device.perplexity) == (stream.kl, stream.agreement, stream.perplexity)
+
+
+def test_a_student_of_labels_alone_is_measured_against_the_only_teacher_there_is(cache: Cache, tmp_path: Path) -> None:
+    record = trained(cache, tmp_path, objective=[LABELS])
+    assert record.kl is not None
+    assert record.kl_over == "teacher right, over all classes"
+    assert record.identity["teachers"] == {}
+
+
+def test_of_several_teachers_none_is_chosen_for_a_student_of_labels_alone(tmp_path: Path) -> None:
+    two = counting_cache(tmp_path, counting_teacher(), counting_teacher("left", step=2), rows=40)
+    record = trained(two, tmp_path / "runs", objective=[LABELS])
+    assert (record.kl, record.agreement, record.kl_over) == (None, None, None)
+
+
+def test_draws_alone_have_no_divergence_and_that_is_told(tmp_path: Path) -> None:
+    drawn = counting_cache(tmp_path, counting_teacher(scale=3.0, extra=DRAWS), rows=40)
+    asked = request(drawn, tmp_path / "runs", small_gpt(objective=[{"loss": "random_sampling", "teacher": "right"}]))
+    why = (
+        "of teacher right is stored: 4 draws from all classes, at temperature 1; "
+        "label's probability and sum of squares at temperature 1, entropy, moments"
+    )
+    assert dry_run(asked).warnings == (f"note: no KL to a teacher on the held rows: {why}",)
+    told: list[events.Event] = []
+    record = train_students(asked, report=told.append).records[0]
+    assert [event for event in told if isinstance(event, events.NotBesideTeacher)] == [
+        events.NotBesideTeacher(("gpt",), why)
+    ]
+    assert (record.kl, record.agreement, record.kl_over) == (None, None, None)
+    assert record.perplexity is not None
+
+
+def test_a_teacher_that_lacks_held_shards_costs_no_training(tmp_path: Path) -> None:
+    partial = counting_cache(tmp_path, counting_teacher(scale=3.0), rows=40)
+    held = partial.samples().of("counting").filter(pl.col("split") == "validation")["shard"].unique().sort().to_list()
+    (tmp_path / f"cache/counting/right/plain/{held[-1]:05d}.parquet").unlink()
+    asked = request(partial, tmp_path / "runs", small_gpt(objective=[LABELS]), allow_partial=True)
+    assert dry_run(asked).warnings == (
+        f"note: no KL to a teacher on the held rows: teacher right lacks 1 of {len(held)} held shards",
+    )
+    assert train_students(asked).records[0].kl is None
+
+
+def test_compare_and_the_page_tell_perplexity_and_divergence_and_over_what_they_are(
+    program: Program, sparse: Cache, tmp_path: Path
+) -> None:
+    kd = [{"loss": "kd", "teacher": "right", "temperature": 1.0}]
+    names = {"labels": [LABELS], "kd": kd}
+    students = [
+        small_gpt(f"{name}-seed_{seed}", seed=seed, objective=terms) for name, terms in names.items() for seed in (0, 1)
+    ]
+    train_students(request(sparse, tmp_path, *students))
+    ended = program("student", "compare", tmp_path)
+    assert ended.code == 0
+    assert max(map(len, ended.out.splitlines())) <= 80
+    text = " ".join(ended.out.split())
+    for told in (
+        "perplexity, exp of the cross-entropy in nats",
+        "KL: of a student from teacher right, over its largest class and the rest as one bucket, which is never more "
+        "than over all; mean over held tokens",
+    ):
+        assert told in text
+    (found,) = compare_settings(gather_runs(tmp_path))
+    values = as_values(found)
+    best = values["settings"][0]["means"]
+    assert values["kl_over"] == found.kl_over != []
+    assert best["perplexity"] == pytest.approx(math.exp(best["cross_entropy"]), rel=0.05)  # a mean of powers
+    line = next(line for line in ended.out.splitlines() if line.startswith("1 "))
+    assert f"{best['kl']:.3g}" in line.split()
+    assert f"{best['perplexity']:.4g}" in line.split()
+    page = render(gather(tmp_path))
+    assert ">perplexity</button>" in page
+    assert ">KL, nats</button>" in page
+    assert f"{best['kl']:.4f}" in page
+
+
+def test_a_run_from_before_there_were_these_figures_is_compared_and_drawn(cache: Cache, tmp_path: Path) -> None:
+    trained(cache, tmp_path)
+    folder = tmp_path / "gpt"
+    record = json.loads((folder / "run.json").read_text())
+    for name in ("kl", "perplexity", "kl_over"):
+        del record[name]
+    sealed = {name: value for name, value in record.items() if name != "digest"}
+    (folder / "run.json").write_bytes(seal_json(sealed))
+    metrics = read_metrics(folder)
+    assert metrics is not None
+    older = metrics.drop("kl", "perplexity").to_arrow()
+    LocalObjects(folder).put("metrics.parquet", seal(older, {"format_version": 2}))
+    (run,) = gather_runs(tmp_path)
+    assert run.faults == ()
+    assert run.history["kl"].null_count() == len(run.history)
+    assert render(gather(tmp_path))
