@@ -30,7 +30,7 @@ class TrainProgress:
                 on_device = "" if event.device_bytes is None else f", {si(event.device_bytes, 'B')} on the device"
                 self._watch.note(f"memory: at most {si(event.host_bytes, 'B')}{on_device}")
             case events.BatchIsAllRows():
-                who = event.students[0] + (f" and {len(event.students) - 1} more" if event.students[1:] else "")
+                who = _who(event.students)
                 self._watch.note(f"note: {who}: batch_size is more than the {event.rows} rows; an epoch is one step")
             case events.Loading():
                 if event.done_shards == 1:
@@ -62,9 +62,10 @@ class TrainProgress:
                 self._watch.note(f"{event.students}: steps are not recorded as CUDA graphs ({event.why})")
             case events.TeacherNearChance():
                 self._watch.note(event.warning)
+            case events.LeftOpen():
+                self._watch.note(f"note: {_who(event.students)}: {event.note}")
             case events.NotBesideTeacher():
-                who = event.students[0] + (f" and {len(event.students) - 1} more" if event.students[1:] else "")
-                self._watch.note(f"note: {who}: no KL to a teacher on the held rows: {event.why}")
+                self._watch.note(f"note: {_who(event.students)}: no KL to a teacher on the held rows: {event.why}")
             case events.RunsNotLocked():
                 self._watch.note(f"{event.folder}: its disk has no locks; let no other command train these students")
 
@@ -113,6 +114,10 @@ class TrainProgress:
                     f"note: {student} learns next to nothing from {name}: {share:.2%} of the gradient in the first "
                     "step; raise its weight, or drop it"
                 )
+
+
+def _who(students: tuple[str, ...]) -> str:
+    return students[0] + (f" and {len(students) - 1} more" if students[1:] else "")
 
 
 def _rank(metrics: EpochMetrics) -> tuple[int, float]:

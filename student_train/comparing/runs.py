@@ -188,7 +188,7 @@ def objective_text(terms: Any) -> str:
 
 def _term_text(term: Any) -> str:
     weight = "" if term.weight == 1 else f"{term.weight:g} "
-    temperature = f" T={term.temperature:g}" if hasattr(term, "temperature") else ""
+    temperature = f" T={term.temperature:g}" if getattr(term, "temperature", None) is not None else ""
     layer = f" → {term.student_layer}" if hasattr(term, "student_layer") else ""
     others = term.model_dump(mode="json", exclude_defaults=True, exclude=UNTOLD)
     return f"{weight}{term.name}{layer}{temperature}" + "".join(f" {key}={_text(v)}" for key, v in others.items())

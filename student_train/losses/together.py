@@ -36,7 +36,7 @@ class Together(NamedTuple):
         kd = [
             i
             for i, term in enumerate(terms)
-            if isinstance(term, KdTerm) and term.temperature == 1 and len(term.teacher_names) == 1
+            if isinstance(term, KdTerm) and term.at == 1 and len(term.teacher_names) == 1
         ]
         return cls(labels[0], kd[0], terms[kd[0]].teacher_names[0]) if labels and kd else None
 

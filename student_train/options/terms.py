@@ -17,6 +17,8 @@ Share = Annotated[float, Field(ge=0, le=1e6)]  # of a part within a loss; 0 swit
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 Temperature = Annotated[float, Field(gt=0, le=1000)]
 
+SOFTENED = 4.0  # the temperature of kd and dkd where nobody says another: Hinton et al. 2015 and Zhao et al. 2022
+
 
 def _equal_weights(value: Any) -> Any:
     """Return a list of names as names with weight 1."""
@@ -99,11 +101,24 @@ def _not_all_off(term: Any, *names: str) -> None:
         raise ValueError(f"{' and '.join(names)} are all 0: nothing is left of {term.loss}")
 
 
-class KdTerm(SoftTerm):
+class SoftenedTerm(SoftTerm):
+    """A term whose temperature is the task's where the job leaves it out: 4 of images, 1 of tokens.
+
+    Before the first step it is decided (`preparing/left_open.py`), and a run's record says which.
+    """
+
+    temperature: Temperature | None = None
+
+    @property
+    def at(self) -> float:
+        """Return its temperature; undecided, that of images."""
+        return SOFTENED if self.temperature is None else self.temperature
+
+
+class KdTerm(SoftenedTerm):
     """KL divergence to a teacher's soft targets, both at `temperature`; of sparse ones, with the rest as one bucket."""
 
     loss: Literal["kd"]
-    temperature: Temperature = 4.0
 
 
 class RandomSamplingTerm(SoftTerm):
@@ -134,11 +149,10 @@ class TopkBiasedTerm(SoftTerm):
     temperature: Temperature = 1.0
 
 
-class DkdTerm(SoftTerm):
+class DkdTerm(SoftenedTerm):
     """Decoupled KD: whether the label, and which of the others."""
 
     loss: Literal["dkd"]
-    temperature: Temperature = 4.0
     alpha: Share = 1.0  # of the label against all others
     beta: Share = 8.0  # of the others among themselves
 
@@ -243,20 +257,34 @@ class FeatureTerm(Term):
         return (*super().layout, self.student_layer)
 
 
-class HintTerm(FeatureTerm):
-    """Mean squared distance to a feature, through a learned projection."""
+class ProjectedTerm(FeatureTerm):
+    """A term that compares a layer with a feature itself, or through a learned projection, which export drops.
+
+    `projection`: whether there is one; None: where the two are not of one width. It is decided before the first step
+    (`preparing/left_open.py`), and a run's record says where there is none.
+    """
+
+    projection: bool | None = None
+
+    @property
+    def layout(self) -> tuple[str | int, ...]:
+        return (*super().layout, repr(self.projection))
+
+
+class HintTerm(ProjectedTerm):
+    """Mean squared distance to a feature."""
 
     loss: Literal["hint"]
 
 
-class CosineTerm(FeatureTerm):
-    """One less the cosine to a feature, through a learned projection."""
+class CosineTerm(ProjectedTerm):
+    """One less the cosine to a feature."""
 
     loss: Literal["cosine"]
 
 
-class VidTerm(FeatureTerm):
-    """Likelihood of a feature under a Gaussian around a learned projection, with a learned variance a channel."""
+class VidTerm(ProjectedTerm):
+    """Likelihood of a feature under a Gaussian around a layer, with a learned variance a channel."""
 
     loss: Literal["vid"]
 

@@ -36,7 +36,8 @@ class StudentDryRun:
 class DryRun:
     """What would become of all students, and the memory that it needs; None if nothing is left to do.
 
-    `warnings` are of teachers near chance, of figures that will not be there, and of results that are lost.
+    `warnings` are of teachers near chance, of what the job leaves open, of figures that will not be there, of results
+    that are lost.
     """
 
     students: tuple[StudentDryRun, ...]
@@ -56,9 +57,10 @@ def dry_run(request: Request) -> DryRun:
     residency = choose_for(request, left, device)
     _, memory = fit(left, residency, request.data.window_shards, device, request.together)
     warnings = [text for student in left for text in student.warnings]
+    decided = [f"note: {text}" for student in left for text in student.decided]
     unlike = [f"note: no KL to a teacher on the held rows: {s.why_not_against}" for s in left if s.why_not_against]
     lost = [f"{student.name}: {student.why_anew}" for student in left if student.lost]
-    return DryRun(foreseen, memory, tuple(dict.fromkeys([*warnings, *unlike, *lost])))
+    return DryRun(foreseen, memory, tuple(dict.fromkeys([*warnings, *decided, *unlike, *lost])))
 
 
 def foresee(student: PreparedRun) -> StudentDryRun:

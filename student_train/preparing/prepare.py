@@ -33,6 +33,7 @@ from student_train.preparing.checks import (
     check_parallel,
     check_suited,
 )
+from student_train.preparing.left_open import decide_projections, decide_temperatures, told_of_temperatures
 from student_train.preparing.request import PreparedRun, Request
 from student_train.preparing.served import check_never, check_served, count_classes, feature_shapes
 from student_train.run_files.checkpoint import check_checkpoint, check_identity, check_name
@@ -55,14 +56,19 @@ def prepare(request: Request) -> list[PreparedRun]:
     data = request.data
     catalogue = look_at_cache(request)
     selections = _Selections(Samples(catalogue), data.allow_partial)
-    needs = [objective_needs(options.objective) for options in request.students]
     dataset = data.train.partition("/")[0]
-    views = choose_views(catalogue, dataset, needs, data.views, allow_partial=data.allow_partial)
     task = TASKS[storage_task(catalogue.dataset(dataset)).name]
+    told = [told_of_temperatures(options, task) for options in request.students]
+    request = decide_temperatures(request, task)
+    needs = [objective_needs(options.objective) for options in request.students]
+    views = choose_views(catalogue, dataset, needs, data.views, allow_partial=data.allow_partial)
     check_recordable(request.fleet.cuda_graphs, device=device, task=task, processes=request.parallel.size)
     # labels alone need none
     ledger = catalogue.ledger() if any(need.teachers for need in needs) else None
-    students = [_prepare(request, options, selections, views) for options in request.students]
+    students = [
+        _prepare(request, options, selections, views, decided)
+        for options, decided in zip(request.students, told, strict=True)
+    ]
     if ledger is not None:
         for options in request.students:
             check_never(catalogue, ledger, dataset, options.objective)
@@ -104,7 +110,11 @@ def passes(students: Sequence[PreparedRun], at_once: int | None) -> list[list[Pr
 
 
 def _prepare(
-    request: Request, options: StudentOptions, selections: _Selections, views: EpochViews | None
+    request: Request,
+    options: StudentOptions,
+    selections: _Selections,
+    views: EpochViews | None,
+    told: Sequence[str],
 ) -> PreparedRun:
     catalogue, data = selections.catalogue, request.data
     needs = objective_needs(options.objective)
@@ -127,6 +137,7 @@ def _prepare(
     held = selections.find(data.validation, Needs(), agree_with)
     against, why_not_against = measured_against(catalogue, held, named, num_classes)
     blueprint = _blueprint(options, dataset, num_classes)
+    options, decided = decide_projections(options, blueprint, shapes)
     identity = _identity(request, options, blueprint, catalogue, train, held)
     encodings: dict[str, Encoding] = {
         name: catalogue.teacher(dataset.name, name).encoding for name in needs.teachers if needs.of(name)
@@ -151,6 +162,7 @@ def _prepare(
         tokenizer=selections.tokenizer(dataset.name),
         against=against,
         why_not_against=why_not_against,
+        decided=(*told, *decided),
     )
 
 

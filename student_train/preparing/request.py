@@ -60,7 +60,7 @@ class PreparedRun:
     """A student that was checked and can be trained; a Run once its rows are at hand.
 
     Attributes:
-        options: its section of the job.
+        options: its section of the job, in which nothing is left open.
         blueprint: what it is.
         needs: of its losses.
         encodings: of the teachers whose soft targets it needs.
@@ -74,6 +74,7 @@ class PreparedRun:
         warnings: of teachers that it learns from and that are near chance.
         against: the teacher that it is measured against site by site, where its task is.
         why_not_against: why there is none, where one was due.
+        decided: what the job leaves open and was decided here (`left_open.py`), in words.
     """
 
     options: StudentOptions
@@ -91,6 +92,7 @@ class PreparedRun:
     warnings: tuple[str, ...] = ()
     against: Against | None = None
     why_not_against: str | None = None
+    decided: tuple[str, ...] = ()
 
     @property
     def name(self) -> str:

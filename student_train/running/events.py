@@ -2,7 +2,7 @@
 
     StudentSkipped                              each student that is settled already
     ResultLost                                  each student that was settled, and whose weights are gone
-    TeacherNearChance?, NotBesideTeacher?
+    TeacherNearChance?, LeftOpen?, NotBesideTeacher?
     MemoryProjected, StepsNotRecorded?, FeedChosen, BatchIsAllRows?
     each pass:
         RunsNotLocked?
@@ -88,6 +88,14 @@ class TeacherNearChance:
     """Students are about to learn from a teacher that hardly knows the dataset."""
 
     warning: str
+
+
+@dataclass(frozen=True, slots=True)
+class LeftOpen:
+    """What the job leaves open was decided for students, as a note says."""
+
+    students: tuple[str, ...]
+    note: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -230,6 +238,7 @@ Event = (
     | StepsNotRecorded
     | RunsNotLocked
     | TeacherNearChance
+    | LeftOpen
     | NotBesideTeacher
     | ResultLost
     | StudentStarted

@@ -30,9 +30,10 @@ from student_train.stepping.recorder import is_recorded
 from student_train.tasks import task_of
 
 
-def _repeating(request: Request, taken: StepsTaken) -> str:
+def _repeating(request: Request, decided: Sequence[PreparedRun], taken: StepsTaken) -> str:
     """Return the job of a student and of those it began with, each of whom the others' rounding depends on."""
     options = {student.name: student for student in request.students}
+    options |= {student.name: student.options for student in decided}  # in which nothing is left open
     # one that the job has no more is left out: nobody knows its options
     students = [options[name] for name in taken.stacks[0].students if name in options]
     return job_text(request.cache.url, request.runs, request.data, students, taken)
@@ -137,7 +138,7 @@ class OnePass:
             device=self.device,
             held=held,
             cache=request.cache.url,
-            job=partial(_repeating, request),
+            job=partial(_repeating, request, self.students),
             tops_N=None if tops_N is None else torch.from_numpy(tops_N).to(self.device),
             parallel=request.parallel,
             recorded=is_recorded(self.fleet.cuda_graphs, student.blueprint, self.device),

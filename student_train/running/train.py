@@ -16,6 +16,7 @@ from student_train.run_files.records import RunRecord
 from student_train.running.events import (
     BatchIsAllRows,
     FeedChosen,
+    LeftOpen,
     MemoryProjected,
     NotBesideTeacher,
     Report,
@@ -74,6 +75,8 @@ def train_students(
     errors: dict[str, StillroomError] = {}
     for warning in dict.fromkeys(warning for student in left for warning in student.warnings):
         report(TeacherNearChance(warning))
+    for note in dict.fromkeys(note for student in left for note in student.decided):
+        report(LeftOpen(tuple(s.name for s in left if note in s.decided), note))
     for why in dict.fromkeys(student.why_not_against for student in left):
         if why is not None:
             report(NotBesideTeacher(tuple(s.name for s in left if s.why_not_against == why), why))

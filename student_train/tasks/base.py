@@ -16,6 +16,7 @@ from torch import Tensor
 from storage.cache import Cache
 from storage.tasks import Task
 from student_train.feed.selection import Selection
+from student_train.options.terms import SOFTENED
 from student_train.options.training import Figure
 from student_train.students import Student
 
@@ -61,6 +62,7 @@ class StudentTask(ABC):
         report: what the report shows of it.
         site_schema: columns of a held site beside those of its row.
         best_by: the figure by which students and their weights are best, where the job names none.
+        temperature: of `kd` and `dkd` where a job leaves it out.
         macro_f1: whether it is a figure of the task: where classes are few and may be of unequal size.
         perplexity: whether it is a figure of the task: where the classes are tokens.
         beside_teacher: whether students are measured against a teacher's soft targets of the held rows, site by site.
@@ -72,6 +74,7 @@ class StudentTask(ABC):
     report: ClassVar[ReportFacts]
     site_schema: ClassVar[dict[str, type[pl.DataType]]] = {}
     best_by: ClassVar[Figure] = "accuracy"
+    temperature: ClassVar[float] = SOFTENED
     macro_f1: ClassVar[bool] = False
     perplexity: ClassVar[bool] = False
     beside_teacher: ClassVar[bool] = False

@@ -54,6 +54,7 @@ class LanguageModel(StudentTask):
         chosen=", one of each block and of each token",
     )
     site_schema: ClassVar[dict[str, type[pl.DataType]]] = {"at": pl.Int64, "token": pl.Int64}
+    temperature = 1.0  # as language models are distilled, and as every cache has it
     perplexity = True
     beside_teacher = True
     unsteady = "rows of tokens: how many of their positions count is another number in each batch"

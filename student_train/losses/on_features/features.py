@@ -14,7 +14,7 @@ from torch.nn import functional
 from storage.errors import BadRequest
 from student_train.feed.batches import ArrayKey, Needs, Supervision
 from student_train.losses.outputs import Outputs, Shapes
-from student_train.options.terms import FeatureTerm
+from student_train.options.terms import FeatureTerm, ProjectedTerm
 
 Shape = tuple[int, ...]
 
@@ -63,25 +63,33 @@ class FeatureLoss(nn.Module):
 
 
 class ProjectedLoss(FeatureLoss):
-    """A term that compares with the feature what a learned projection makes of the layer; dropped at export.
+    """A term that compares with the feature the layer itself, or what a learned projection makes of it.
+
+    A projection is dropped at export: only without one does the student that is kept end near the feature.
 
     A map (D, H, W) reaches another map through a 1×1 convolution, after average pooling to the teacher's H×W
     where sizes differ. Vectors and sequences (D), (L, D) pass a linear layer. A map or a sequence reaches a pooled
     feature through its mean over positions.
     """
 
-    def __init__(self, term: FeatureTerm, shapes: Shapes):
+    def __init__(self, term: ProjectedTerm, shapes: Shapes):
         super().__init__(term, shapes)
         # 3: a map, 2: a sequence, 1: a vector
         ranks = (len(self.student_shape), len(self.teacher_shape))
-        if ranks == (3, 3):
-            self.projection: nn.Module = nn.Conv2d(self.student_shape[0], self.teacher_shape[0], 1)
-        elif ranks in ((1, 1), (2, 1), (3, 1)) or (ranks == (2, 2) and self.student_shape[0] == self.teacher_shape[0]):
-            self.projection = nn.Linear(channels(self.student_shape), self.teacher_shape[-1])
-        else:
+        sequences = ranks == (2, 2) and self.student_shape[0] == self.teacher_shape[0]
+        if ranks not in ((3, 3), (1, 1), (2, 1), (3, 1)) and not sequences:
             raise self.misfit(
                 expected="two maps, two sequences of one length, or a feature pooled to (D,)",
                 do='choose another layer, or cache the feature with pool = "mean"',
+            )
+        widths = channels(self.student_shape), channels(self.teacher_shape)
+        self.projection: nn.Module = nn.Identity()
+        if learns_projection(term, self.student_shape, self.teacher_shape):
+            self.projection = nn.Conv2d(*widths, 1) if ranks == (3, 3) else nn.Linear(*widths)
+        elif widths[0] != widths[1]:
+            raise self.misfit(
+                expected=f"one width, as projection = false wants: the layer has {widths[0]}, the feature {widths[1]}",
+                do=f"leave projection out, and a map between them is learned; or name a layer {widths[1]} wide",
             )
 
     def project(self, layer: Tensor) -> Tensor:
@@ -93,6 +101,13 @@ class ProjectedLoss(FeatureLoss):
             layer = functional.adaptive_avg_pool2d(layer, (height, width))
         projected: Tensor = self.projection(layer)
         return projected
+
+
+def learns_projection(term: ProjectedTerm, student_shape: Shape, teacher_shape: Shape) -> bool:
+    """Return whether a term learns a map from the layer to the feature: as it says, else where their widths differ."""
+    if term.projection is not None:
+        return term.projection
+    return channels(student_shape) != channels(teacher_shape)
 
 
 def channels(shape: Shape) -> int:

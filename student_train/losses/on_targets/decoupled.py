@@ -69,7 +69,7 @@ def nkd(student_BC: Tensor, targets: SoftTargets, *, labels_B: Tensor, temperatu
 
 def dkd_needs(term: DkdTerm) -> Needs:
     """Return what the term needs: probabilities and the label's, at its temperature; labels that are one class."""
-    at = term.temperature
+    at = term.at
     return soft_needs(term, Capability("bucket", at), Capability("label_probability", at), with_labels=True)
 
 
@@ -81,7 +81,7 @@ def nkd_needs(term: NkdTerm) -> Needs:
 
 def dkd_module(term: DkdTerm, shapes: Shapes) -> nn.Module:
     """Return the term of an objective."""
-    function = partial(dkd, temperature=term.temperature, alpha=term.alpha, beta=term.beta)
+    function = partial(dkd, temperature=term.at, alpha=term.alpha, beta=term.beta)
     return SoftLoss(term, function, with_labels=True)
 
 

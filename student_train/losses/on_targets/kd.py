@@ -38,9 +38,9 @@ def kd(student_BC: Tensor, targets: SoftTargets, *, temperature: float) -> Tenso
 
 def needs(term: KdTerm) -> Needs:
     """Return what the term needs: probabilities at its temperature."""
-    return soft_needs(term, Capability("bucket", term.temperature))
+    return soft_needs(term, Capability("bucket", term.at))
 
 
 def module(term: KdTerm, shapes: Shapes) -> nn.Module:
     """Return the term of an objective."""
-    return SoftLoss(term, partial(kd, temperature=term.temperature))
+    return SoftLoss(term, partial(kd, temperature=term.at))

@@ -41,7 +41,7 @@ def test_a_layer_that_no_projection_fits_is_refused(loss: str) -> None:
 
 
 def test_a_projection_can_learn_a_linear_map() -> None:
-    made = feature_loss("hint", (4,), (4,))
+    made = feature_loss("hint", (4,), (4,), projection=True)
     torch.nn.init.eye_(made.projection.weight)
     torch.nn.init.zeros_(made.projection.bias)
     same = torch.randn(3, 4)
