@@ -18,6 +18,7 @@ from storage.digests import digest, fingerprint, unit_interval
 from storage.errors import LabelOutOfRange, MissingSource
 from storage.options import Name, Options
 from storage.tasks.image_classification import ImageClassification
+from storage.tokenizer import TokenizerFile
 
 FILE_SCHEMA = {"file": pl.String, "size": pl.Int64, "version": pl.String, "rows": pl.Int64}
 Split = Literal["train", "validation"]
@@ -212,6 +213,10 @@ class Source(Options):
 
     def longest_row(self) -> int | None:
         """Return the length that a row may have where each has its own; None: all are alike."""
+        return None
+
+    def tokenizer_file(self) -> TokenizerFile | None:
+        """Return the tokenizer of a prepared source that has one."""
         return None
 
     def tokens(self) -> TokenFacts | None:

@@ -100,6 +100,9 @@ class FactorySource(Source):
             copy._tokenizer = tokenizer_of(self.name, tokenizer, self._number("vocabulary") or 0)  # noqa: SLF001 - its
         return copy
 
+    def tokenizer_file(self) -> TokenizerFile | None:
+        return self._tokenizer
+
     def tokens(self) -> TokenFacts | None:
         tokenizer = None if self._tokenizer is None else self._tokenizer.fingerprint
         return TokenFacts(self._number("vocabulary") or 0, tokenizer) if self._of_ids else None

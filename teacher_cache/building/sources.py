@@ -18,6 +18,7 @@ from storage.format.rows import RowPlan
 from storage.format.shards import Commit
 from storage.format.specs import BYTE_RANGES, OWN_LENGTH, DatasetSpec, check_promise
 from storage.tasks import task_of
+from storage.tokenizer import difference
 from teacher_cache.building.growth import default_rows_per_shard, grow
 from teacher_cache.building.prepared import PreparedDataset
 from teacher_cache.building.ranges import changed_under, compare_ranges
@@ -96,6 +97,7 @@ def _promise(catalogue: Catalogue | None, source: Source, files: pl.DataFrame, j
     was = None if catalogue is None else catalogue.datasets.get(source.name)
     if catalogue is not None and was is not None:
         spec = _dataset_spec(source, was.input_shape, was.input_dtype)  # what was learned once is not probed again
+        _check_tokenizer(catalogue, was, spec, source, job)
         check_promise(catalogue.url, f"{source.name}/dataset.json", was, spec, job)
     else:
         spec = _dataset_spec(source, *(source.known_input() or _probe(source, files)))
@@ -107,6 +109,21 @@ def _promise(catalogue: Catalogue | None, source: Source, files: pl.DataFrame, j
             do=f"cache build {job} --as NAME    # a new cache beside it; this one stays as it is",
         )
     return spec
+
+
+def _check_tokenizer(catalogue: Catalogue, was: DatasetSpec, now: DatasetSpec, source: Source, job: str) -> None:
+    """Raise StaleCache if a dataset has another tokenizer than the cache's, with the first token that differs."""
+    tokenizer = source.tokenizer_file()
+    if tokenizer is None or was.tokenizer in (None, now.tokenizer):
+        return
+    there = catalogue.tokenizer(source.name)
+    raise StaleCache(
+        f"dataset {source.name} has another tokenizer than the cache {catalogue.url}",
+        found=f"fingerprint {now.tokenizer}  ({job})"
+        + ("" if there is None else f"\nfirst {difference(tokenizer, there)}"),
+        expected=f"fingerprint {was.tokenizer}  ({source.name}/tokenizer.json)",
+        do=f"cache build {job} --as NAME    # a new cache beside it; this one stays as it is",
+    )
 
 
 def _default_rows_per_shard(spec: DatasetSpec) -> int:

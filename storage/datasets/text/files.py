@@ -71,6 +71,9 @@ class TokenisedFiles(Source):
     def notes(self) -> list[str]:
         return passed_over(self.path, compressed(self.suffixes), deep=True)
 
+    def tokenizer_file(self) -> TokenizerFile:
+        return self.bound
+
     def tokens(self) -> TokenFacts:
         return TokenFacts(self.bound.vocabulary, self.bound.fingerprint)
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from pydantic import ValidationError
 
 from storage.datasets import RawSample
 from storage.errors import BadRequest, LabelOutOfRange, MissingSource
@@ -105,3 +106,44 @@ def test_a_vocabulary_smaller_than_the_tokenizers_is_refused(tmp_path: Path, tok
     assert tokens([1], block=2, tokenizer="t.json", vocabulary=300).tokens().vocabulary == 300
     with pytest.raises(BadRequest, match="smaller vocabulary"):
         tokens([1], block=2, tokenizer="t.json", vocabulary=256)
+
+
+def test_no_label_crosses_into_the_next_document(tmp_path: Path, tokens: Make, read_all: ReadAll) -> None:
+    np.save(tmp_path / "d.npy", np.array([0, 2, 3], np.uint32))
+    source = tokens([1, 2, 3, 4, 5, 6], block=4, documents="d.npy")
+    assert pairs(read_all(source)) == [[[1, 2, 3, 4], [2, -1, -1, 5]], [[5, 6, 0, 0], [6, -1, -1, -1]]]
+    assert source.longest_row() is None
+    np.save(tmp_path / "d.npy", np.array([0, 4]))  # where a block ends too
+    assert pairs(read_all(tokens([1, 2, 3, 4, 5], block=4, documents="d.npy")))[0] == [[1, 2, 3, 4], [2, 3, 4, -1]]
+
+
+def test_a_document_may_be_a_row_at_its_own_length(tmp_path: Path, tokens: Make, read_all: ReadAll) -> None:
+    np.save(tmp_path / "d.npy", np.array([0, 2, 3]))
+    np.save(tmp_path / "m.npy", np.array([1, 1, 1, 0, 0, 1, 1, 1], np.bool_))
+    source = tokens([1, 2, 3, 4, 5, 6, 7, 8], length=4, documents="d.npy", mask="m.npy")
+    samples = read_all(source)
+    rows = [(source.decode(s.payload).tolist(), source.decode_labels(s.payload).tolist()) for s in samples]
+    assert rows == [([1, 2], [2, -1]), ([3], [-1]), ([4, 5, 6, 7], [-1, 6, 7, 8])]
+    assert [source.num_items(sample.payload) for sample in samples] == [2, 1, 5]
+    assert source.longest_row() == 4
+    assert source.content()["length"] == 4
+
+
+@pytest.mark.parametrize("starts", [[1, 2], [0, 3, 3], [0, 6], [[0, 1]], [0.0, 2.0], []])
+def test_starts_that_are_none_are_refused(starts: Any, tmp_path: Path, tokens: Make) -> None:
+    np.save(tmp_path / "d.npy", np.array(starts))
+    with pytest.raises(MissingSource, match=r"d\.npy does not say where the documents of .*t\.npy begin"):
+        tokens([1, 2, 3, 4, 5, 6], block=4, documents="d.npy").files()
+
+
+def test_a_change_of_where_documents_begin_is_a_change_of_the_file(tmp_path: Path, tokens: Make) -> None:
+    np.save(tmp_path / "d.npy", np.array([0, 2]))
+    source = tokens([1, 2, 3, 4], block=4, documents="d.npy")
+    before = source.look_at("t.npy")
+    np.save(tmp_path / "d.npy", np.array([0, 2, 3]))
+    assert source.look_at("t.npy") != before
+
+
+def test_a_length_goes_with_documents(tokens: Make) -> None:
+    with pytest.raises(ValidationError, match="it goes with `documents`"):
+        tokens([1, 2, 3, 4], length=4)
