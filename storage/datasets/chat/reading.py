@@ -178,8 +178,10 @@ class ChatColumns(NamedTuple):
         if isinstance(value, bytes):
             value = _decoded(value)
         if isinstance(value, str):
-            if any("\ud800" <= character <= "\udfff" for character in value):  # half of a pair, which JSON can write
-                raise Unreadable("has a lone surrogate, which no UTF-8 can hold")
+            try:
+                value.encode()
+            except UnicodeEncodeError:  # half of a pair, which JSON can write
+                raise Unreadable("has a lone surrogate, which no UTF-8 can hold") from None
             return value
         if value is None or isinstance(value, bool | int | float):
             return value
