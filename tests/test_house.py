@@ -20,6 +20,7 @@ from jobs.files.student_job import StudentJob
 from storage.datasets import AnySource
 from storage.encodings import DenseEncoding, FeatureEncoding, SparseEncoding
 from storage.views.options import AnyTransform, ViewOptions
+from student_train.options.model import StartOptions
 from student_train.options.sections import StudentOptions
 from student_train.options.terms import FeatureTerm, SoftTerm, Term
 from teacher_cache.teachers.options import TeacherOptions
@@ -38,6 +39,7 @@ SECTIONS = [
     CacheJob,
     StudentJob,
     StudentOptions,
+    StartOptions,
     TeacherOptions,
     DenseEncoding,
     SparseEncoding,

@@ -84,6 +84,8 @@ class TrainProgress:
                 self._watch.note(f"{event.record.student}: {done} before, skipped")
             case events.ResultLost():
                 self._watch.note(f"{event.student}: {event.why}")
+            case events.StartingWeights():
+                self._watch.note(f"{event.student} {event.told}")
             case events.StudentStopped():
                 self._watch.note(f"{event.record.student}: {event.record.error}")
             case events.StudentFailed():

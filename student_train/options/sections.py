@@ -5,11 +5,13 @@ No torch here, so that a job file is checked before anything slow is imported.
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, TypeAdapter, ValidationInfo, model_validator
 
 from storage.options import Factory, JobPath, Name, Options, Url
+from student_train.options.model import Start
 from student_train.options.terms import ObjectiveTerm
 from student_train.options.training import LATER_KEYS, Figure, TrainingOptions
 
@@ -20,8 +22,8 @@ _FACTORY: TypeAdapter[str] = TypeAdapter(Factory)
 Choice = Literal["auto", "always", "never"]  # of what is done where it helps, in any case, or not
 ResidencyChoice = Literal["auto", "device", "host", "stream"]
 
-# Of a student's keys: they do not change what is computed. Of what lies in `path` the config decides.
-NOT_IDENTITY = {"name", "path", "checkpoint_every_steps"}
+# Of a student's keys: they do not change what is computed. Of what `path` and `start` name the content decides.
+NOT_IDENTITY = {"name", "path", "start", "checkpoint_every_steps"}
 
 
 def _dataset_and_split(value: str) -> str:
@@ -137,6 +139,7 @@ class StudentOptions(TrainingOptions):
     architecture: Architecture
     options: dict[str, Any] = Field(default={})  # keyword arguments of the architecture's function
     path: JobPath | None = None  # of "transformers": a folder with the config, whose keys `options` replace
+    start: Start = None  # weights that it starts from
 
     # Normalisation of inputs in [0, 1], one value for all channels or one for each; part of the model.
     mean: PerChannel = (0.5,)
@@ -153,6 +156,8 @@ class StudentOptions(TrainingOptions):
             raise ValueError("a student needs one [[student.objective]] or more")
         if (self.architecture == "transformers") != (self.path is not None):
             raise ValueError('give architecture = "transformers" and `path`, a folder with its config, together')
+        if self.start is not None and self.starts_from is None:
+            raise ValueError("`start` = true takes the weights in `path`, and there is none: name a file or a folder")
         if min(self.std) <= 0:
             raise ValueError(f"std must be above 0, found {min(self.std)}")
         return self
@@ -170,6 +175,11 @@ class StudentOptions(TrainingOptions):
                 del term["projection"]
         # a key that runs of before had not is left out where it says nothing, or theirs would be others
         return {key: value for key, value in said.items() if key not in LATER_KEYS or value != _UNSAID[key]}
+
+    @property
+    def starts_from(self) -> Path | None:
+        """Return where the weights are that it starts from; None: its own are drawn."""
+        return None if self.start is None else self.start.path or self.path
 
     @property
     def losses(self) -> tuple[ObjectiveTerm, ...]:

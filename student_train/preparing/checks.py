@@ -20,6 +20,7 @@ from student_train.options.training import Figure
 from student_train.preparing.request import PreparedRun, Request
 from student_train.stepping.forward import check_student
 from student_train.students import build_student
+from student_train.students.starting.start import Started, check_speaks, start_student
 from student_train.tasks import TASKS
 
 
@@ -142,21 +143,35 @@ def check_parallel(options: StudentOptions, size: int) -> None:
         )
 
 
-def check_models(students: Sequence[PreparedRun]) -> None:
-    """Build each kind of student once and throw it away: a mistake is better found before the others are trained."""
+def check_models(students: Sequence[PreparedRun]) -> dict[str, Started]:
+    """Build each kind of student once and throw it away: a mistake is better found before the others are trained.
+
+    Returns:
+        What each of those takes that starts from weights, by name of the student.
+    """
+    found: dict[str, Started | None] = {}  # by kind
+    for student in students:
+        if _kind(student) not in found:
+            found[_kind(student)] = _check_model(student)
+    return {s.name: started for s in students if (started := found[_kind(s)]) is not None}
+
+
+def _kind(student: PreparedRun) -> str:
+    options = student.options
     # repr: options may be lists, which no key can be
-    kinds = {repr((student.blueprint, student.options.losses)): student for student in students}
-    for student in kinds.values():
-        _check_model(student)
+    return repr((student.blueprint, options.losses, options.start, options.starts_from))
 
 
-def _check_model(student: PreparedRun) -> None:
-    terms, blueprint = student.options.objective, student.blueprint
+def _check_model(student: PreparedRun) -> Started | None:
+    options, blueprint = student.options, student.blueprint
     _check_size(student)
-    layers = check_student(
-        build_student(blueprint), student_layers(terms), blueprint.input_shape, blueprint.num_classes
-    )
-    Objective(terms, Shapes(layers, student.feature_shapes))
+    model, started = build_student(blueprint), None
+    if options.start is not None and options.starts_from is not None:
+        check_speaks(options.starts_from, blueprint.tokenizer, student.tokenizer)
+        started = start_student(model, options.start, options.starts_from)
+    layers = check_student(model, student_layers(options.objective), blueprint.input_shape, blueprint.num_classes)
+    Objective(options.objective, Shapes(layers, student.feature_shapes))
+    return started
 
 
 def _check_size(student: PreparedRun) -> None:

@@ -37,7 +37,7 @@ class DryRun:
     """What would become of all students, and the memory that it needs; None if nothing is left to do.
 
     `warnings` are of teachers near chance, of what the job leaves open, of figures that will not be there, of results
-    that are lost.
+    that are lost, and of what weights lack that students start from.
     """
 
     students: tuple[StudentDryRun, ...]
@@ -60,7 +60,8 @@ def dry_run(request: Request) -> DryRun:
     decided = [f"note: {text}" for student in left for text in student.decided]
     unlike = [f"note: no KL to a teacher on the held rows: {s.why_not_against}" for s in left if s.why_not_against]
     lost = [f"{student.name}: {student.why_anew}" for student in left if student.lost]
-    return DryRun(foreseen, memory, tuple(dict.fromkeys([*warnings, *decided, *unlike, *lost])))
+    started = [f"{student.name} {student.started}" for student in left if student.started is not None]
+    return DryRun(foreseen, memory, tuple(dict.fromkeys([*warnings, *decided, *unlike, *lost, *started])))
 
 
 def foresee(student: PreparedRun) -> StudentDryRun:

@@ -41,6 +41,7 @@ from student_train.run_files.folder import RunFolder, UnwrittenFolder
 from student_train.run_files.records import RunRecord, lost_files, read_record
 from student_train.stepping.recorder import check_recordable
 from student_train.students import Blueprint
+from student_train.students.starting.start import start_digests
 from student_train.students.transformers import embedded
 from student_train.tasks import TASKS
 
@@ -72,7 +73,7 @@ def prepare(request: Request) -> list[PreparedRun]:
     if ledger is not None:
         for options in request.students:
             check_never(catalogue, ledger, dataset, options.objective)
-    check_models([student for student in students if student.settled is None])
+    started = check_models([student for student in students if student.settled is None])
     check_figures(request, students)
     for student in students:
         check_budget(request, student)
@@ -81,7 +82,14 @@ def prepare(request: Request) -> list[PreparedRun]:
         for each in (() if ledger is None else standings(catalogue, ledger))
         if each.is_near_chance and each.dataset == dataset
     }
-    return [replace(s, warnings=tuple(weak[name] for name in s.needs.teachers if name in weak)) for s in students]
+    return [
+        replace(
+            s,
+            warnings=tuple(weak[name] for name in s.needs.teachers if name in weak),
+            started=started[s.name].told if s.name in started else None,
+        )
+        for s in students
+    ]
 
 
 def look_at_cache(request: Request) -> Catalogue:
@@ -196,7 +204,7 @@ def _identity(
     """Return all that decides what is computed: a checkpoint or record of anything else is not gone on from."""
     data, views = request.data, train.views
     teachers = objective_needs(options.objective).teachers
-    identity = {
+    identity: dict[str, Any] = {
         "student": options.made_from(),
         "architecture_code": code_fingerprint(options.architecture) if ":" in options.architecture else None,
         # of the other options residency changes nothing; rows and views tell of the rest
@@ -209,6 +217,9 @@ def _identity(
     }
     if options.path is not None:
         identity |= blueprint.options  # the config as it was read
+    if options.start is not None and options.starts_from is not None:
+        identity["start"] = start_digests(options.starts_from)
+        identity["layers"] = None if options.start.layers is None else list(options.start.layers)
     if views is not None:
         identity["views"] = {"count": views.count, "fingerprint": views.spec.fingerprint}
     return identity

@@ -75,6 +75,7 @@ class PreparedRun:
         against: the teacher that it is measured against site by site, where its task is.
         why_not_against: why there is none, where one was due.
         decided: what the job leaves open and was decided here (`left_open.py`), in words.
+        started: what it takes of the weights that it starts from, in words; None: it is drawn, or was not looked at.
     """
 
     options: StudentOptions
@@ -93,6 +94,7 @@ class PreparedRun:
     against: Against | None = None
     why_not_against: str | None = None
     decided: tuple[str, ...] = ()
+    started: str | None = None
 
     @property
     def name(self) -> str:

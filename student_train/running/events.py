@@ -3,6 +3,7 @@
     StudentSkipped                              each student that is settled already
     ResultLost                                  each student that was settled, and whose weights are gone
     TeacherNearChance?, LeftOpen?, NotBesideTeacher?
+    StartingWeights                             each student that begins from weights
     MemoryProjected, StepsNotRecorded?, FeedChosen, BatchIsAllRows?
     each pass:
         RunsNotLocked?
@@ -112,6 +113,14 @@ class ResultLost:
 
     student: str
     why: str
+
+
+@dataclass(frozen=True, slots=True)
+class StartingWeights:
+    """A student starts from weights: what it takes of them, and what not."""
+
+    student: str
+    told: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -241,6 +250,7 @@ Event = (
     | LeftOpen
     | NotBesideTeacher
     | ResultLost
+    | StartingWeights
     | StudentStarted
     | PassStarted
     | PassDone

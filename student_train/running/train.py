@@ -21,6 +21,7 @@ from student_train.running.events import (
     NotBesideTeacher,
     Report,
     ResultLost,
+    StartingWeights,
     StepsNotRecorded,
     StudentSkipped,
     TeacherNearChance,
@@ -83,6 +84,8 @@ def train_students(
     for student in left:
         if student.lost:
             report(ResultLost(student.name, student.why_anew))
+        if student.started is not None and student.position is None:
+            report(StartingWeights(student.name, student.started))
     if left:
         residency = choose_for(request, left, device)
         fleet, memory = fit(left, residency, request.data.window_shards, device, request.together)

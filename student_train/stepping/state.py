@@ -20,6 +20,7 @@ from student_train.run_files.checkpoint import Tensors
 from student_train.stepping.average import WeightAverage
 from student_train.stepping.forward import check_student
 from student_train.students import Blueprint, Student, build_student
+from student_train.students.starting.start import start_student
 from student_train.students.tensors import load_own, own_tensors
 
 
@@ -94,11 +95,14 @@ class TrainState:
         """Return a state before its first step: a function of the job alone, drawn from its own seed.
 
         Raises:
-            BadRequest: the student cannot be built, or does not fit the inputs, the classes or the objective.
+            BadRequest: the student cannot be built, or does not fit the inputs, the classes or the objective; or the
+                weights that it starts from are not there, or not its own.
         """
         torch.manual_seed(options.seed)
         # on the CPU, so that a seed gives the same weights whatever the device
         student = build_student(blueprint)
+        if options.start is not None and options.starts_from is not None:
+            start_student(student, options.start, options.starts_from)
         layers = student_layers(options.objective)
         shapes = Shapes(check_student(student, layers, blueprint.input_shape, blueprint.num_classes), feature_shapes)
         objective = Objective(options.objective, shapes).to(device)

@@ -81,5 +81,14 @@ def test_what_is_said_does_not_depend_on_defaults() -> None:
     text = job_text("/c", Path("/r"), DataOptions.model_validate({"train": "d", "validation": "d"}), [plain])
     told = {line.partition(" = ")[0].strip() for line in text.splitlines() if " = " in line}
     off = {"views", "learning_rate", "clip_norm", "ema_decay", "patience_epochs", "checkpoint_every_steps"}
-    off |= {"betas", "path", "warmup_steps", "max_steps", "evaluate_every_steps", "best_by", "patience_evaluations"}
+    off |= {
+        "betas",
+        "path",
+        "start",
+        "warmup_steps",
+        "max_steps",
+        "evaluate_every_steps",
+        "best_by",
+        "patience_evaluations",
+    }
     assert (set(DataOptions.model_fields) | set(StudentOptions.model_fields)) - told - {"options", "objective"} == off
