@@ -27,7 +27,7 @@ class LiveFeed:
         self._feed = feed
         self._name = name
         self._teacher = teacher
-        self._dataset = feed.selection.catalogue.dataset(feed.selection.dataset)
+        self._dataset = feed.selection.spec
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._feed, name)

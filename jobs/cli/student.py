@@ -114,6 +114,7 @@ def _train(job: Path, dry_run: bool, device: Device, as_json: bool, parallel: Pa
     from jobs.files.reading import read_job
     from jobs.files.student_job import StudentJob
     from jobs.show import terminal
+    from student_train.options.sections import told
 
     read = read_job(job, StudentJob)
     request = read.request(device, parallel)
@@ -128,7 +129,7 @@ def _train(job: Path, dry_run: bool, device: Device, as_json: bool, parallel: Pa
         if request.cache.unproven is not None:
             watch.note(request.cache.unproven)
         if request.data.measures_trained_rows:
-            shared = f"{read.validation} and {read.train} share rows"
+            shared = f"{told(read.validation)} and {told(read.train)} share rows"
             watch.note(f"note: {shared}; the students are measured on what they were trained on")
         summary = _train_students(read, request, watch, stop)
     if as_json:

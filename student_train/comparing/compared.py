@@ -25,6 +25,7 @@ from student_train.comparing.figures import GAINS, Gain
 from student_train.comparing.noise import Answered, Difference, Scores, SeedNoise, difference, pooled
 from student_train.comparing.runs import ShownRun
 from student_train.comparing.settings import Setting, Varied, settings_of, varied_of
+from student_train.options.sections import told
 
 BLUEPRINT_FILE = "student.json"
 
@@ -133,7 +134,7 @@ def _compared(runs: list[ShownRun]) -> Compared:
     if all(run.figures[gain.column] is None for run in runs):
         gain = GAINS["agreement" if any(run.figures["agreement"] is not None for run in runs) else "accuracy"]
     settings = settings_of(runs, lambda run: gain.order(run.figures))
-    found = Compared(runs[0].rows_of("validation"), runs[0].held_rows, task, gain, settings)
+    found = Compared(told(runs[0].rows_of("validation")) or None, runs[0].held_rows, task, gain, settings)
     if sample is not None:
         found.sites = (len(sample.table), f"{TASKS[task].site_name}s")
         _beside_chance(found, sample.table)

@@ -11,7 +11,7 @@ import polars as pl
 from pydantic import TypeAdapter, ValidationError
 
 from storage.errors import StillroomError
-from student_train.options.sections import share_rows
+from student_train.options.sections import datasets_of, listed, share_rows
 from student_train.options.terms import ObjectiveTerm
 from student_train.run_files.comparison import COMPARISON, compare_run, list_runs, rank
 from student_train.run_files.history import METRICS_FILE, read_metrics
@@ -72,18 +72,17 @@ class ShownRun:
         """
         rows = self.rows_of("validation")
         fingerprints = self._section("datasets")
-        return tuple(map(str, (rows, fingerprints.get((rows or "").partition("/")[0]), self._rows)))
+        return tuple(map(str, (*rows, *map(fingerprints.get, datasets_of(rows)), self._rows)))
 
-    def rows_of(self, role: str) -> str | None:
-        """Return which rows of the cache were "train" or "validation"."""
+    def rows_of(self, role: str) -> tuple[str, ...]:
+        """Return which rows of the cache were "train" or "validation", those of each dataset; none: nobody knows."""
         rows = self._section("data").get(role)
-        return None if rows is None else str(rows)
+        return () if rows is None else listed(rows)
 
     @property
     def measures_trained_rows(self) -> bool:
         """Return whether it was measured on rows that it was trained on."""
-        train, validation = self.rows_of("train"), self.rows_of("validation")
-        return train is not None and validation is not None and share_rows(train, validation)
+        return share_rows(self.rows_of("train"), self.rows_of("validation"))
 
     @property
     def held_rows(self) -> int | None:

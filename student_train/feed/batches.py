@@ -13,10 +13,14 @@ from storage.encodings import Capability, Encoded
 from storage.inputs.arguments import plain
 from storage.targets.soft import SoftTargets
 from storage.views import PLAIN
+from student_train.options.by_dataset import teacher_of
 
 
 class ArrayKey(NamedTuple):
-    """One array of a teacher in the cache, such as `logits` or `feature/<name>`; needs name no view but `plain`."""
+    """One array of a teacher in the cache, such as `logits` or `feature/<name>`; needs name no view but `plain`.
+
+    The teacher is named as a term names it (`options/by_dataset.py`).
+    """
 
     teacher: str
     array: str
@@ -62,9 +66,28 @@ class Needs:
         """Return the names of the teachers, sorted."""
         return tuple(sorted({need.teacher for need in self.soft} | {key.teacher for key in self.features}))
 
+    def within(self, dataset: str) -> Needs:
+        """Return what must be had of one dataset's rows, each teacher by its own name there.
+
+        Raises:
+            KeyError: a teacher is named for other datasets only.
+        """
+        own = {name: _own_name(name, dataset) for name in self.teachers}
+        return replace(
+            self,
+            soft=frozenset(need._replace(teacher=own[need.teacher]) for need in self.soft),
+            features=frozenset(key._replace(teacher=own[key.teacher]) for key in self.features),
+        )
+
     def of(self, teacher: str) -> frozenset[Capability]:
         """Return what is wanted of one teacher's soft targets."""
         return frozenset(need.capability for need in self.soft if need.teacher == teacher)
+
+
+def _own_name(name: str, dataset: str) -> str:
+    if (own := teacher_of(name, dataset)) is None:
+        raise KeyError(f"{name} names no teacher of {dataset}")
+    return own
 
 
 class MixedLabels(NamedTuple):

@@ -53,7 +53,7 @@ def input_bytes(selection: Selection, shards: Sequence[int] | None = None) -> in
     They are of inputs, and of labels where those are an array.
     """
     shards = range(len(selection.shards_S)) if shards is None else shards
-    spec, num_rows = selection.catalogue.dataset(selection.dataset), int(selection.shard_sizes_S[list(shards)].sum())
+    spec, num_rows = selection.spec, int(selection.shard_sizes_S[list(shards)].sum())
     item_bytes = [np.dtype(spec.input_dtype).itemsize, *[LABEL_BYTES] * (task_of(spec).label_array is not None)]
     if (lengths := selection.lengths_of(shards)) is not None:
         return sum(item_bytes) * int(lengths.sum()) + len(item_bytes) * PLACE_BYTES * num_rows
@@ -67,8 +67,8 @@ def row_bytes(catalogue: Catalogue, dataset: str, needs: Needs) -> int:
 
 def target_bytes(selection: Selection, needs: Needs, *, views: int = 1) -> int:
     """Return the bytes of one row as it is kept, what the ingest holds of it apart."""
-    given = 1 + (task_of(selection.catalogue.dataset(selection.dataset)).label_array is not None)
-    return views * sum(array_bytes(selection.catalogue, selection.dataset, needs)[given:])
+    given = 1 + (task_of(selection.spec).label_array is not None)
+    return views * sum(array_bytes(selection.catalogue, selection.datasets[0], needs)[given:])
 
 
 def array_bytes(catalogue: Catalogue, dataset: str, needs: Needs) -> list[int]:
@@ -76,7 +76,7 @@ def array_bytes(catalogue: Catalogue, dataset: str, needs: Needs) -> list[int]:
 
     Of inputs of their own length, the bytes of the longest.
     """
-    spec = catalogue.dataset(dataset)
+    spec, needs = catalogue.dataset(dataset), needs.within(dataset)
     sizes = [prod(spec.input_shape) * np.dtype(spec.input_dtype).itemsize]
     task = task_of(spec)
     sites = prod(task.sites(spec.input_shape))
@@ -151,14 +151,15 @@ class FeedPool:
         self._device = device
         self._place = place
         self._window_shards = window_shards
-        self._kept: dict[tuple[str, str], dict[Name, Kept]] = {}  # by dataset and fingerprint of the rows
+        # by datasets and fingerprint of the rows
+        self._kept: dict[tuple[tuple[str, ...], str], dict[Name, Kept]] = {}
 
     def feed(self, selection: Selection, needs: Needs, tick: Tick = lambda done, shards: None) -> Feed:
         """Return a feed of these rows; what no feed before it needed is loaded now, with a `tick` after each shard."""
         source = ShardSource(self._cache, selection)
         arrays: dict[Name, Kept] | None = None
         if self._place != "stream":
-            arrays = self._kept.setdefault((selection.dataset, selection.fingerprint), {})
+            arrays = self._kept.setdefault((selection.datasets, selection.fingerprint), {})
             names = [source.names(needs, view) for view in selection.view_names]
             absent = frozenset[Name]().union(*names) - arrays.keys()
             if absent:
@@ -168,9 +169,9 @@ class FeedPool:
 
 def projected_bytes(wanted: Iterable[tuple[Selection, Needs]]) -> int:
     """Return the bytes of all rows of a job, each array counted once."""
-    union: dict[tuple[str, str], tuple[Selection, int, Needs]] = {}
+    union: dict[tuple[tuple[str, ...], str], tuple[Selection, int, Needs]] = {}
     for selection, needs in wanted:
-        key = (selection.dataset, selection.fingerprint)
+        key = (selection.datasets, selection.fingerprint)
         _, views, before = union.get(key, (selection, 1, Needs()))
         union[key] = (selection, max(views, len(selection.view_names)), before | needs)
     return sum(

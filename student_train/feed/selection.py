@@ -1,22 +1,25 @@
 """Which rows of a cache are fed, decided from its tables before an array is read.
 
-N fed rows, numbered by position from 0 in dataset order; S shards that hold one or more of them.
+N fed rows, numbered by position from 0 in dataset order, of several datasets one after another; S shards that hold one
+or more of them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 from itertools import groupby
+from typing import NamedTuple
 
 import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
 from storage.cache import Catalogue, Samples
-from storage.digests import digest, sample_keys
+from storage.digests import digest, fingerprint, sample_keys
 from storage.errors import BadRequest, IncompleteCache, NotInCache
-from storage.format.shards import DIGEST_COLUMNS
+from storage.format.shards import DIGEST_COLUMNS, ShardKey
+from storage.format.specs import DatasetSpec
 from storage.tasks import task_of
 from storage.views import PLAIN
 from student_train.feed.batches import Needs
@@ -27,14 +30,28 @@ NO_CLASS = -1  # of a row without a label, or whose teacher is not there
 Integers = NDArray[np.int64]
 
 
+class Part(NamedTuple):
+    """The rows of one dataset, which lie together.
+
+    Attributes:
+        dataset: its name in the cache.
+        shards: which of the S shards are its own.
+        rows: which of the N rows.
+    """
+
+    dataset: str
+    shards: range
+    rows: range
+
+
 @dataclass(frozen=True)
 class Selection:
-    """Rows of one dataset.
+    """Rows of one dataset, or of several that agree in what a row is and what is asked of it.
 
     Attributes:
         catalogue: what the cache holds, as it was when they were selected.
-        dataset: its name in the cache.
-        shards_S: numbers of the shards that hold fed rows, ascending.
+        parts: its datasets, in the order of their rows.
+        shards_S: numbers of the shards that hold fed rows, ascending in each dataset.
         rows: for each of them, the fed rows, counted from the shard's first; ascending.
         shard_sizes_S: how many each of them has.
         labels_N: class, or NO_CLASS.
@@ -46,7 +63,7 @@ class Selection:
     """
 
     catalogue: Catalogue
-    dataset: str
+    parts: tuple[Part, ...]
     shards_S: tuple[int, ...]
     rows: tuple[Integers, ...]
     shard_sizes_S: Integers
@@ -57,6 +74,45 @@ class Selection:
     splits_N: NDArray[np.str_]
     views: EpochViews | None = None
     lengths_N: Integers | None = None
+
+    @property
+    def datasets(self) -> tuple[str, ...]:
+        """Return the names of its datasets."""
+        return tuple(part.dataset for part in self.parts)
+
+    @property
+    def spec(self) -> DatasetSpec:
+        """Return what all of its datasets promise alike of a row: inputs, task, classes."""
+        return self.catalogue.dataset(self.parts[0].dataset)
+
+    def apart(self) -> list[Selection]:
+        """Return the rows of each of its datasets by themselves."""
+        if len(self.parts) == 1:
+            return [self]
+        each = []
+        for dataset, shards, rows in self.parts:
+            of_shards, of_rows = slice(shards.start, shards.stop), slice(rows.start, rows.stop)
+            each.append(
+                replace(
+                    self,
+                    parts=(Part(dataset, range(len(shards)), range(len(rows))),),
+                    shards_S=self.shards_S[of_shards],
+                    rows=self.rows[of_shards],
+                    shard_sizes_S=self.shard_sizes_S[of_shards],
+                    labels_N=self.labels_N[of_rows],
+                    tops_N=None if self.tops_N is None else self.tops_N[of_rows],
+                    fingerprint=fingerprint([dataset, self.fingerprint]),
+                    keys_N=self.keys_N[of_rows],
+                    splits_N=self.splits_N[of_rows],
+                    lengths_N=None if self.lengths_N is None else self.lengths_N[of_rows],
+                )
+            )
+        return each
+
+    def key(self, index: int) -> ShardKey:
+        """Return the key of the ingest of shard `shards_S[index]`."""
+        of = next(part.dataset for part in self.parts if index in part.shards)
+        return ShardKey(of, None, PLAIN, self.shards_S[index])
 
     @property
     def view_names(self) -> tuple[str, ...]:
@@ -91,7 +147,7 @@ def select_rows(
     Args:
         samples: of the catalogue that lists them.
         rows: "<dataset>" or "<dataset>/<split>".
-        needs: labels, and which teachers.
+        needs: labels, and which teachers, the dataset's own among those that are named together.
         allow_partial: leave out rows whose shards are missing, instead of refusing.
         agree_with: a teacher whose top class is wanted for each row, of its plain inputs.
         views: of which soft targets are wanted; None: of the plain inputs.
@@ -103,6 +159,7 @@ def select_rows(
         TryAgain: shards were dropped since the catalogue was read.
     """
     catalogue, dataset = samples.catalogue, rows.partition("/")[0]
+    needs = needs.within(dataset)
     absent = _Absent(catalogue, dataset, views)
     absent.look("ingest", (shard.shard for shard in catalogue.shards(dataset)), catalogue.committed(dataset))
     # of no rows at all none can be left out
@@ -122,6 +179,44 @@ def select_rows(
     if needs.labels and task_of(catalogue.dataset(dataset)).label_array is None:  # else a site may have none
         _check_labelled(rows, found)
     return _selection(catalogue, dataset, found, agree_with, views)
+
+
+def join_selections(selections: Sequence[Selection]) -> Selection:
+    """Return the rows of several datasets as one selection, one dataset's after another's.
+
+    Args:
+        selections: of plain inputs, one at least; of one catalogue, and of datasets that agree in what a row is.
+    """
+    first = selections[0]
+    if len(selections) == 1:
+        return first
+    assert all(selection.views is None for selection in selections)
+    parts, num_shards, num_rows = [], 0, 0
+    for selection in selections:
+        shards, rows = len(selection.shards_S), selection.num_rows
+        parts.append(
+            Part(selection.datasets[0], range(num_shards, num_shards + shards), range(num_rows, num_rows + rows))
+        )
+        num_shards, num_rows = num_shards + shards, num_rows + rows
+    tops = [selection.tops_N for selection in selections]
+    lengths = [selection.lengths_N for selection in selections]
+    unknown = [np.full(selection.num_rows, NO_CLASS, np.int64) for selection in selections]
+    return Selection(
+        catalogue=first.catalogue,
+        parts=tuple(parts),
+        shards_S=tuple(shard for selection in selections for shard in selection.shards_S),
+        rows=tuple(rows for selection in selections for rows in selection.rows),
+        shard_sizes_S=np.concatenate([selection.shard_sizes_S for selection in selections]),
+        labels_N=np.concatenate([selection.labels_N for selection in selections]),
+        # of a dataset whose teacher is not there nothing is known
+        tops_N=None
+        if all(each is None for each in tops)
+        else np.concatenate([none if each is None else each for each, none in zip(tops, unknown, strict=True)]),
+        fingerprint=fingerprint([[selection.datasets[0], selection.fingerprint] for selection in selections]),
+        keys_N=np.concatenate([selection.keys_N for selection in selections]),
+        splits_N=np.concatenate([selection.splits_N for selection in selections]),
+        lengths_N=None if lengths[0] is None else np.concatenate([each for each in lengths if each is not None]),
+    )
 
 
 def _columns(agree_with: str | None) -> list[str]:
@@ -174,7 +269,7 @@ def _selection(
     content = row_N.astype("<i8").tobytes() + "".join(digest_N.to_list()).encode()
     return Selection(
         catalogue=catalogue,
-        dataset=dataset,
+        parts=(Part(dataset, range(len(shards_S)), range(len(samples))),),
         shards_S=tuple(shards_S.tolist()),
         rows=tuple(part - start for start, part in zip(starts_S[shards_S], parts, strict=True)),
         shard_sizes_S=sizes_S.astype(np.int64),

@@ -23,6 +23,7 @@ from storage.tasks import task_of
 from storage.views import PLAIN
 from student_train.feed.batches import ArrayKey, Needs
 from student_train.feed.selection import Selection
+from student_train.options.by_dataset import teacher_of
 
 INPUTS = "inputs"
 LABELS = "labels"  # an array, or a column of the sample table, as the task says
@@ -37,7 +38,7 @@ class ShardSource:
     def __init__(self, cache: Cache, selection: Selection):
         self.cache = cache
         self.selection = selection
-        array = task_of(selection.catalogue.dataset(selection.dataset)).label_array
+        array = task_of(selection.spec).label_array
         self.label_arrays: tuple[Name, ...] = () if array is None else (array,)
 
     def names(self, needs: Needs, view: str = PLAIN) -> frozenset[Name]:
@@ -58,8 +59,9 @@ class ShardSource:
         return {} if lengths_P is None else {name: lengths_P for name in names if name in own_length}
 
     def teacher(self, name: str) -> TeacherSpec:
-        """Return what the cache promises of a teacher."""
-        return self.selection.catalogue.teacher(self.selection.dataset, name)
+        """Return what the cache promises of a teacher; of one of each dataset, what all of them have alike."""
+        dataset = self.selection.parts[0].dataset
+        return self.selection.catalogue.teacher(dataset, teacher_of(name, dataset) or name)
 
     def feature(self, key: ArrayKey) -> FeatureEncoding:
         """Return how a feature is stored."""
@@ -85,7 +87,7 @@ class ShardSource:
         try:
             yield from self._read_shard(index, names)
         except (CorruptObject, IncompleteCache, StaleCache) as error:
-            if (key := self._changed(self.selection.shards_S[index], names)) is None:
+            if (key := self._changed(self.selection.key(index), names)) is None:
                 raise
             raise TryAgain(
                 f"{self.cache.url}: {key} has changed since its rows were selected",
@@ -94,29 +96,31 @@ class ShardSource:
                 do="the same command again; it resumes",
             ) from error
 
-    def _changed(self, shard: int, names: frozenset[Name]) -> ShardKey | None:
+    def _changed(self, ingest: ShardKey, names: frozenset[Name]) -> ShardKey | None:
         """Return the first stage of a shard whose commit is not the one that the catalogue lists, or None."""
         asked = sorted({(name.teacher, name.view) for name in names if isinstance(name, ArrayKey)})
-        for teacher, view in [(None, PLAIN), *asked]:
-            key = ShardKey(self.selection.dataset, teacher, view, shard)
-            listed = self.selection.catalogue.commits.get((key.dataset, teacher, view))
-            version = None if listed is None else listed.get(shard)
-            if list_commits(self.cache.objects, key.folder).get(shard) != version:
+        keys = [ingest._replace(teacher=teacher_of(teacher, ingest.dataset), view=view) for teacher, view in asked]
+        for key in (ingest, *keys):
+            listed = self.selection.catalogue.commits.get((key.dataset, key.teacher, key.view))
+            version = None if listed is None else listed.get(key.shard)
+            if list_commits(self.cache.objects, key.folder).get(key.shard) != version:
                 return key
         return None
 
     def _read_shard(self, index: int, names: frozenset[Name]) -> Iterator[tuple[Name, Stored]]:
-        dataset, shard = self.selection.dataset, self.selection.shards_S[index]
+        ingest_key = self.selection.key(index)
         keys = [name for name in names if isinstance(name, ArrayKey)]
         augmented = any(key.view != PLAIN for key in keys)
         # what a view is a function of is in the table
-        ingest = self._commit(ShardKey(dataset, None, PLAIN, shard), with_table=augmented)
+        ingest = self._commit(ingest_key, with_table=augmented)
         of_labels = [LABELS] if LABELS in names else []
         stored = read_stored(self.cache.objects, ingest, [INPUTS, *of_labels], writeable=False)
         given = stored[INPUTS]
         yield from (item for item in stored.items() if item[0] in names)
         for teacher, view in sorted({(key.teacher, key.view) for key in keys}):
-            commit = self._commit(ShardKey(dataset, teacher, view, shard))
+            own = teacher_of(teacher, ingest_key.dataset)
+            assert own is not None, "rows are selected where every teacher is there"
+            commit = self._commit(ingest_key._replace(teacher=own, view=view))
             views = None if self.selection.views is None else self.selection.views.spec
             self.cache.check_view(ingest, commit, given, views)  # before any of them is handed on (invariant 5)
             targets = self._read(commit, [key.array for key in keys if (key.teacher, key.view) == (teacher, view)])

@@ -35,21 +35,27 @@ class EpochViews:
 
 
 def choose_views(
-    catalogue: Catalogue, dataset: str, needs: Sequence[Needs], asked: int | None, *, allow_partial: bool
+    catalogue: Catalogue, datasets: Sequence[str], needs: Sequence[Needs], asked: int | None, *, allow_partial: bool
 ) -> EpochViews | None:
     """Return the views that all students of a job train on, or None for plain inputs.
 
     Args:
         catalogue: of the cache, with every teacher that is needed.
-        dataset: of the trained rows.
+        datasets: of the trained rows.
         needs: of every student.
         asked: how many; 0 for plain inputs; None for as many as every needed teacher has, plain if that is none.
         allow_partial: whether a view with missing shards counts.
 
     Raises:
-        BadRequest: the dataset has no views, and some are asked for.
+        BadRequest: the dataset has no views, and some are asked for; or one of several datasets has some, whose rows
+            are trained on as they are.
     """
-    catalogue.dataset(dataset)  # raises if there is none
+    for name in datasets:
+        catalogue.dataset(name)  # raises if there is none
+    if len(datasets) > 1:
+        _check_plain(catalogue, datasets, asked)
+        return None
+    (dataset,) = datasets
     spec = None if asked == 0 else catalogue.views.get(dataset)
     if asked is not None and asked > 0 and spec is None:
         raise BadRequest(
@@ -62,7 +68,7 @@ def choose_views(
         return None
     if asked is not None:
         return EpochViews(spec, asked)
-    teachers = sorted({teacher for need in needs for teacher in need.teachers})
+    teachers = sorted({teacher for need in needs for teacher in need.within(dataset).teachers})
     planned = {shard.shard for shard in catalogue.shards(dataset)} if teachers else set()
 
     def is_there(view: str) -> bool:
@@ -76,6 +82,17 @@ def choose_views(
     if not count and teachers and not is_there(PLAIN):
         count = 1  # neither is whole, and what is being built are views: say what is missing of the first
     return EpochViews(spec, count) if count else None
+
+
+def _check_plain(catalogue: Catalogue, datasets: Sequence[str], asked: int | None) -> None:
+    augmented = [dataset for dataset in datasets if dataset in catalogue.views]
+    if asked or (asked is None and augmented):
+        raise BadRequest(
+            f"{catalogue.url}: rows of several datasets have no views",
+            found=f"views = {asked} in the job" if asked else f"views of {', '.join(augmented)}",
+            expected="plain inputs, or one dataset",
+            do="views = 0 in the student job, with plain = true in the cache job's [views]; or train on one of them",
+        )
 
 
 def check_one_class(student: str, needs: Needs, views: EpochViews | None) -> None:

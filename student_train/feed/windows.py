@@ -89,8 +89,7 @@ class Block:
         found = stored_S.lengths[rows_F] if rows_F[-1] < len(stored_S) else stored_S.lengths
         if not np.array_equal(found, expected):
             raise CorruptObject(
-                f"{source.selection.dataset}: {name} of shard {source.selection.shards_S[index]} has rows of other "
-                "lengths than its commit says",
+                f"{source.selection.key(index)}: {name} has rows of other lengths than its commit says",
                 found=f"{found.sum()} tokens in {len(found)} rows",
                 expected=f"{expected.sum()} tokens in {len(expected)} rows  (column `length`)",
                 do="see what `cache verify` says of it",
@@ -119,7 +118,7 @@ class Block:
     ) -> CorruptObject:
         shape, dtype = self._kinds[name]
         return CorruptObject(
-            f"{source.selection.dataset}: {name} of shard {source.selection.shards_S[index]} is not as others",
+            f"{source.selection.key(index)}: {name} is not as in others",
             found=f"{len(values_S)} rows of {values_S.shape[1:]} {values_S.dtype}",
             expected=f"{expected} of {shape} {dtype}",
             do="see what `cache verify` says of it",

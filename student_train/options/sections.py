@@ -5,6 +5,7 @@ No torch here, so that a job file is checked before anything slow is imported.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -44,25 +45,60 @@ def _architecture(value: str, info: ValidationInfo) -> str:
     return value
 
 
+def _of_one_or_several(value: str | tuple[str, ...]) -> str | tuple[str, ...]:
+    datasets = datasets_of(value)
+    if twice := sorted({name for name in datasets if datasets.count(name) > 1}):
+        raise ValueError(f'a dataset is named once, "<dataset>" for both of its halves (twice: {", ".join(twice)})')
+    return value if isinstance(value, str) or len(value) > 1 else value[0]  # one is one, however it is written
+
+
 Rows = Annotated[str, AfterValidator(_dataset_and_split)]
 """Rows of the cache: `<dataset>/<split>`, or `<dataset>` for all of them."""
+
+SomeRows = Annotated[
+    Rows | Annotated[tuple[Rows, ...], Field(strict=False, min_length=1)], AfterValidator(_of_one_or_several)
+]
+"""Those of one dataset, or of several in this order."""
 
 Architecture = Annotated[str, AfterValidator(_architecture)]
 PerChannel = Annotated[tuple[float, ...], Field(strict=False, min_length=1)]
 
 
-def share_rows(train: str, validation: str) -> bool:
+def listed(rows: str | Sequence[str]) -> tuple[str, ...]:
+    """Return rows of a cache as a list of those of each dataset.
+
+    >>> listed("digits/train"), listed(["law/train", "code/train"])
+    (('digits/train',), ('law/train', 'code/train'))
+    """
+    return (rows,) if isinstance(rows, str) else tuple(rows)
+
+
+def datasets_of(rows: str | Sequence[str]) -> tuple[str, ...]:
+    """Return the datasets of rows of a cache, in their order."""
+    return tuple(each.partition("/")[0] for each in listed(rows))
+
+
+def told(rows: str | Sequence[str]) -> str:
+    """Return rows of a cache as they are told."""
+    return " + ".join(listed(rows))
+
+
+def share_rows(train: str | Sequence[str], validation: str | Sequence[str]) -> bool:
     """Return whether rows of a cache, such as "digits/train" and "digits", have some in common."""
-    (ours, trained), (theirs, held) = (rows.partition("/")[::2] for rows in (train, validation))
-    # without a split all rows are meant, those of any split too
-    return ours == theirs and (trained == held or not trained or not held)
+
+    def shared(ours: str, theirs: str) -> bool:
+        (dataset, _, trained), (other, _, held) = ours.partition("/"), theirs.partition("/")
+        # without a split all rows are meant, those of any split too
+        return dataset == other and (trained == held or not trained or not held)
+
+    return any(shared(ours, theirs) for ours in listed(train) for theirs in listed(validation))
 
 
 class DataOptions(Options):
     """Which rows of the cache are trained and evaluated on, and how they reach the device."""
 
-    train: Rows
-    validation: Rows
+    train: SomeRows
+    validation: SomeRows
     allow_partial: bool = False  # train on the rows that are committed when some are missing
     residency: ResidencyChoice = "auto"  # never changes what is computed
     views: Annotated[int, Field(ge=0)] | None = None  # 0: plain inputs; None: as many as every needed teacher has

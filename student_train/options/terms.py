@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BeforeValidator, Field, StringConstraints, model_validator
 
 from storage.options import Name, Options
+from student_train.options.by_dataset import named_together
 
 LayerName = Annotated[str, StringConstraints(min_length=1)]
 Weight = Annotated[float, Field(gt=0, le=1e6)]
@@ -26,7 +27,12 @@ def _equal_weights(value: Any) -> Any:
 
 
 Teachers = Annotated[dict[Name, Weight], BeforeValidator(_equal_weights), Field(min_length=2)]
+Teacher = Name | Annotated[dict[Name, Name], Field(min_length=1)]  # of all datasets, or of each by its name
 Mixing = Literal["weights", "most_confident", "correct"]
+
+
+def _name_of(teacher: str | dict[str, str]) -> str:
+    return teacher if isinstance(teacher, str) else named_together(teacher)
 
 
 class Term(Options):
@@ -37,7 +43,7 @@ class Term(Options):
 
     @property
     def teacher_names(self) -> tuple[str, ...]:
-        """The teachers that it learns from."""
+        """The teachers that it learns from, each as `by_dataset.py` says it."""
         return ()
 
     @property
@@ -59,14 +65,14 @@ class LabelsTerm(Term):
 
 
 class SoftTerm(Term):
-    """A term on the soft targets of one teacher, or of several mixed.
+    """A term on the soft targets of one teacher, which may be another in each dataset, or of several mixed.
 
     `mixing` says how, for each row: "weights", all of them as `teachers` weighs them; "most_confident", the one whose
     likeliest class has most probability at temperature 1; "correct", those whose likeliest class is the label, as
     `teachers` weighs them, and all where none is.
     """
 
-    teacher: Name | None = None
+    teacher: Teacher | None = None
     teachers: Teachers | None = None
     mixing: Mixing = "weights"
 
@@ -83,8 +89,8 @@ class SoftTerm(Term):
     @property
     def shares(self) -> dict[str, float]:
         """What each teacher weighs; they sum to 1."""
-        weights = {self.teacher: 1.0} if self.teacher is not None else self.teachers or {}
-        return {name: weight / sum(weights.values()) for name, weight in weights.items() if name is not None}
+        weights = {_name_of(self.teacher): 1.0} if self.teacher is not None else self.teachers or {}
+        return {name: weight / sum(weights.values()) for name, weight in weights.items()}
 
     @property
     def teacher_names(self) -> tuple[str, ...]:
@@ -240,17 +246,17 @@ class LogitMseTerm(SoftTerm):
 class FeatureTerm(Term):
     """A term on a teacher's feature and a student's layer."""
 
-    teacher: Name
+    teacher: Teacher
     feature: Name
     student_layer: LayerName  # as in `named_modules()`: "network.stage2"
 
     @property
     def teacher_names(self) -> tuple[str, ...]:
-        return (self.teacher,)
+        return (_name_of(self.teacher),)
 
     @property
     def name(self) -> str:
-        return f"{self.loss}:{self.teacher}/{self.feature}"
+        return f"{self.loss}:{_name_of(self.teacher)}/{self.feature}"
 
     @property
     def layout(self) -> tuple[str | int, ...]:

@@ -11,6 +11,7 @@ from storage.tasks import task_of
 from storage.views import PLAIN
 from student_train.feed.batches import Needs, SoftNeed
 from student_train.feed.selection import Selection
+from student_train.options.by_dataset import named_together, teacher_of
 from student_train.tasks import TASKS
 
 KL_NEED = Capability("bucket", 1.0)  # serves the likeliest class too
@@ -49,27 +50,44 @@ def measured_against(
         named: teachers of the objective, in its order.
         num_classes: of the student.
     """
-    if not TASKS[task_of(catalogue.dataset(held.dataset)).name].beside_teacher:
+    if not TASKS[task_of(held.spec).name].beside_teacher:
         return None, None
-    names = list(named) or catalogue.teacher_names(held.dataset)
-    if not named and len(names) != 1:  # which of several, nobody says
+    name = named[0] if named else _only_teacher(catalogue, held.datasets)
+    if name is None:  # which of several, nobody says
         return None, None
-    why_not = _why_not(catalogue, held, names[0], num_classes)
-    if why_not is not None:
-        return None, why_not
-    return Against(names[0], over_which(catalogue.teacher(held.dataset, names[0]).encoding)), None
+    for rows in held.apart():
+        why_not = _why_not(catalogue, rows, name, num_classes)
+        if why_not is not None:
+            return None, why_not
+    encodings = [catalogue.teacher(of, teacher_of(name, of) or name).encoding for of in held.datasets]
+    if any(encoding != encodings[0] for encoding in encodings):
+        return None, f"of {name} is stored something else in each of {', '.join(held.datasets)}"
+    return Against(name, over_which(encodings[0])), None
 
 
-def _why_not(catalogue: Catalogue, held: Selection, teacher: str, num_classes: int) -> str | None:
-    """Return why nobody can be measured against a teacher on the held rows; None: one can."""
-    if (held.dataset, teacher) not in catalogue.teachers:
-        return f"teacher {teacher} was not asked about {held.dataset}"
-    spec = catalogue.teacher(held.dataset, teacher)
+def _only_teacher(catalogue: Catalogue, datasets: Sequence[str]) -> str | None:
+    """Return the name of the only teacher of some datasets, or of the only one of each; None: one has another number."""
+    teachers = {dataset: catalogue.teacher_names(dataset) for dataset in datasets}
+    if any(len(names) != 1 for names in teachers.values()):
+        return None
+    only = {dataset: names[0] for dataset, names in teachers.items()}
+    return named_together(only) if len(set(only.values())) > 1 else only[datasets[0]]
+
+
+def _why_not(catalogue: Catalogue, held: Selection, name: str, num_classes: int) -> str | None:
+    """Return why nobody can be measured against a teacher on the held rows of a dataset; None: one can."""
+    (dataset,) = held.datasets
+    teacher = teacher_of(name, dataset)
+    if teacher is None:
+        return f"{name} names no teacher of {dataset}"
+    if (dataset, teacher) not in catalogue.teachers:
+        return f"teacher {teacher} was not asked about {dataset}"
+    spec = catalogue.teacher(dataset, teacher)
     if spec.num_classes != num_classes:
         return f"teacher {teacher} has {spec.num_classes} classes, the student {num_classes}"
     if spec.encoding.lacks(KL_NEED) is not None:
         return f"of teacher {teacher} is stored: {'; '.join(spec.encoding.serves)}"
-    absent = set(held.shards_S) - catalogue.committed(held.dataset, teacher, PLAIN)
+    absent = set(held.shards_S) - catalogue.committed(dataset, teacher, PLAIN)
     return f"teacher {teacher} lacks {len(absent)} of {len(held.shards_S)} held shards" if absent else None
 
 

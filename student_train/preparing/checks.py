@@ -12,10 +12,12 @@ from storage.format.specs import DatasetSpec
 from storage.inputs import inputs_of
 from storage.tasks import task_of
 from student_train.devices import free_bytes
+from student_train.feed.batches import Needs
 from student_train.losses import LOSSES
 from student_train.losses.objective import Objective, student_layers
 from student_train.losses.outputs import Shapes
-from student_train.options.sections import DataOptions, StudentOptions
+from student_train.options.by_dataset import teachers_named
+from student_train.options.sections import DataOptions, StudentOptions, datasets_of, told
 from student_train.options.training import Figure
 from student_train.preparing.request import PreparedRun, Request
 from student_train.stepping.forward import check_student
@@ -39,8 +41,42 @@ def check_names(request: Request) -> None:
         raise BadRequest("two students have one name", found=", ".join(twice), do="rename one; a name is a folder")
 
 
+def check_taught(data: DataOptions, needs: Sequence[Needs]) -> None:
+    """Raise BadRequest unless terms that name a teacher for each dataset name one for each of the job, and no other.
+
+    Args:
+        data: of the job.
+        needs: of every student.
+    """
+    trained = datasets_of(data.train)
+    for name in sorted({name for need in needs for name in need.teachers}):
+        named = teachers_named(name)
+        absent = [dataset for dataset in trained if named and dataset not in named]
+        unknown = [dataset for dataset in named if dataset not in (*trained, *datasets_of(data.validation))]
+        if absent or unknown:
+            raise BadRequest(
+                f"a term names no teacher of {', '.join(absent)}"
+                if absent
+                else f"a term names a teacher of {', '.join(unknown)}, on which nobody is trained",
+                found="teacher = { " + ", ".join(f'"{of}" = "{who}"' for of, who in named.items()) + " }",
+                expected=f"a teacher for each dataset of `train`: {', '.join(trained)}",
+                do="name one for each, or one name alone, of a teacher that all of them have",
+            )
+
+
+def check_trained_together(dataset: DatasetSpec, other: DatasetSpec) -> None:
+    """Raise BadRequest unless a student can be trained on rows of both datasets."""
+    _check_agree(dataset, other, f"{other.name} cannot be trained on together with {dataset.name}")
+
+
 def check_held(dataset: DatasetSpec, held: DatasetSpec, data: DataOptions) -> None:
     """Raise BadRequest unless rows of one dataset can measure a student of another's."""
+    of = data.validation if isinstance(data.validation, str) else held.name
+    _check_agree(dataset, held, f"{of} cannot measure a student of {told(data.train)}")
+
+
+def _check_agree(dataset: DatasetSpec, held: DatasetSpec, what: str) -> None:
+    """Raise BadRequest unless two datasets agree in what a row is, what is asked of it, and the names of classes."""
 
     def described(spec: DatasetSpec) -> str:
         classes = task_of(spec).described(spec)
@@ -50,7 +86,7 @@ def check_held(dataset: DatasetSpec, held: DatasetSpec, data: DataOptions) -> No
 
     if (dataset.classes, described(dataset)) != (held.classes, described(held)):
         raise BadRequest(
-            f"{data.validation} cannot measure a student of {data.train}",
+            what,
             found=described(held),
             expected=f"the same classes: {described(dataset)}",
             do=f'tokenizer_of = "{dataset.name}" in the cache job\'s [[dataset]] {held.name}'

@@ -78,7 +78,7 @@ def feed_bytes(
 
 
 def _row_bytes(rows: FedRows) -> int:
-    return row_bytes(rows.selection.catalogue, rows.selection.dataset, rows.needs)
+    return row_bytes(rows.selection.catalogue, rows.selection.datasets[0], rows.needs)
 
 
 def _window_rows(rows: FedRows) -> int:
@@ -95,14 +95,18 @@ def _window_bytes(rows: FedRows) -> int:
 
 def _reading_bytes(rows: FedRows) -> int:
     """Return what is in memory of shards that are being read, besides where their rows are to lie."""
-    planned, shards = rows.selection.catalogue.shards(rows.selection.dataset), set(rows.selection.shards_S)
-    largest = max(shard.stop - shard.start for shard in planned if shard.shard in shards)
-    return min(READERS, len(shards)) * READ_COPIES * largest * _row_bytes(rows)
+    selection = rows.selection
+    largest = 0
+    for part in selection.parts:
+        fed = set(selection.shards_S[part.shards.start : part.shards.stop])
+        planned = selection.catalogue.shards(part.dataset)
+        largest = max(largest, *(shard.stop - shard.start for shard in planned if shard.shard in fed))
+    return min(READERS, len(selection.shards_S)) * READ_COPIES * largest * _row_bytes(rows)
 
 
 def _ordered_bytes(rows: FedRows, residency: Residency) -> int:
     """Return what a span's order takes, and the narrow arrays that are put in it."""
     num_rows = _window_rows(rows) if residency.place == "stream" else rows.selection.num_rows
-    sizes = array_bytes(rows.selection.catalogue, rows.selection.dataset, rows.needs)
+    sizes = array_bytes(rows.selection.catalogue, rows.selection.datasets[0], rows.needs)
     narrow = sum(size for size in sizes if size <= NARROW_BYTES)
     return num_rows * (ORDER_BYTES + rows.views * narrow)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +19,11 @@ from storage.tasks import task_of as storage_task
 from storage.views import PLAIN
 from student_train.devices import find_device
 from student_train.feed.batches import Needs
-from student_train.feed.selection import Selection, select_rows
+from student_train.feed.selection import Selection, join_selections, select_rows
 from student_train.feed.views import EpochViews, check_first_view, check_one_class, choose_views
 from student_train.losses.objective import objective_needs
-from student_train.options.sections import FleetOptions, StudentOptions
+from student_train.options.by_dataset import teacher_of
+from student_train.options.sections import FleetOptions, StudentOptions, datasets_of, listed
 from student_train.options.training import Figure
 from student_train.preparing.against import measured_against
 from student_train.preparing.checks import (
@@ -32,10 +34,12 @@ from student_train.preparing.checks import (
     check_names,
     check_parallel,
     check_suited,
+    check_taught,
+    check_trained_together,
 )
 from student_train.preparing.left_open import decide_projections, decide_temperatures, told_of_temperatures
 from student_train.preparing.request import PreparedRun, Request
-from student_train.preparing.served import check_never, check_served, count_classes, feature_shapes
+from student_train.preparing.served import check_alike, check_never, check_served, count_classes, feature_shapes
 from student_train.run_files.checkpoint import check_checkpoint, check_identity, check_name
 from student_train.run_files.folder import RunFolder, UnwrittenFolder
 from student_train.run_files.records import RunRecord, lost_files, read_record
@@ -57,12 +61,13 @@ def prepare(request: Request) -> list[PreparedRun]:
     data = request.data
     catalogue = look_at_cache(request)
     selections = _Selections(Samples(catalogue), data.allow_partial)
-    dataset = data.train.partition("/")[0]
-    task = TASKS[storage_task(catalogue.dataset(dataset)).name]
+    datasets = datasets_of(data.train)
+    task = TASKS[storage_task(catalogue.dataset(datasets[0])).name]
     told = [told_of_temperatures(options, task) for options in request.students]
     request = decide_temperatures(request, task)
     needs = [objective_needs(options.objective) for options in request.students]
-    views = choose_views(catalogue, dataset, needs, data.views, allow_partial=data.allow_partial)
+    check_taught(data, needs)
+    views = choose_views(catalogue, datasets, needs, data.views, allow_partial=data.allow_partial)
     check_recordable(request.fleet.cuda_graphs, device=device, task=task, processes=request.parallel.size)
     # labels alone need none
     ledger = catalogue.ledger() if any(need.teachers for need in needs) else None
@@ -71,25 +76,30 @@ def prepare(request: Request) -> list[PreparedRun]:
         for options, decided in zip(request.students, told, strict=True)
     ]
     if ledger is not None:
-        for options in request.students:
+        for dataset, options in product(datasets, request.students):
             check_never(catalogue, ledger, dataset, options.objective)
     started = check_models([student for student in students if student.settled is None])
     check_figures(request, students)
     for student in students:
         check_budget(request, student)
     weak = {
-        each.teacher: each.note
+        (each.dataset, each.teacher): each.note
         for each in (() if ledger is None else standings(catalogue, ledger))
-        if each.is_near_chance and each.dataset == dataset
+        if each.is_near_chance
     }
     return [
         replace(
             s,
-            warnings=tuple(weak[name] for name in s.needs.teachers if name in weak),
+            warnings=tuple(weak[of] for of in _teachers_of(s.needs, datasets) if of in weak),
             started=started[s.name].told if s.name in started else None,
         )
         for s in students
     ]
+
+
+def _teachers_of(needs: Needs, datasets: Sequence[str]) -> list[tuple[str, str]]:
+    """Return each dataset with each teacher that is needed of it."""
+    return [(dataset, teacher) for dataset in datasets for teacher in needs.within(dataset).teachers]
 
 
 def look_at_cache(request: Request) -> Catalogue:
@@ -97,22 +107,26 @@ def look_at_cache(request: Request) -> Catalogue:
 
     Where it names no teacher and the task measures students against one, the only one that there is counts as named.
     """
-    datasets = {rows.partition("/")[0] for rows in (request.data.train, request.data.validation)}
+    datasets = {*datasets_of(request.data.train), *datasets_of(request.data.validation)}
     terms = [term for options in request.students for term in options.objective]
-    named = {name for term in terms for name in term.teacher_names}
-    catalogue, held = request.cache.catalogue(datasets, named), request.data.validation.partition("/")[0]
-    if not named and TASKS[storage_task(catalogue.dataset(held)).name].beside_teacher:
-        only = list_teachers(catalogue.objects, held)
-        return request.cache.catalogue(datasets, only) if len(only) == 1 else catalogue
+    names = {name for term in terms for name in term.teacher_names}
+    teachers = {teacher_of(name, dataset) for name in names for dataset in datasets}
+    catalogue = request.cache.catalogue(datasets, {teacher for teacher in teachers if teacher is not None})
+    held = datasets_of(request.data.validation)
+    if not names and TASKS[storage_task(catalogue.dataset(held[0])).name].beside_teacher:
+        only = [list_teachers(catalogue.objects, dataset) for dataset in held]
+        if all(len(each) == 1 for each in only):
+            return request.cache.catalogue(datasets, {name for each in only for name in each})
     return catalogue
 
 
 def passes(students: Sequence[PreparedRun], at_once: int | None) -> list[list[PreparedRun]]:
     """Return the students of each pass: those that learn from, and are measured on, the same rows."""
-    alike: dict[tuple[str, ...], list[PreparedRun]] = {}
+    alike: dict[tuple[tuple[str, ...], ...], list[PreparedRun]] = {}
     for student in students:
         train, held = student.train, student.held
-        alike.setdefault((train.dataset, train.fingerprint, held.dataset, held.fingerprint), []).append(student)
+        key = (train.datasets, (train.fingerprint,), held.datasets, (held.fingerprint,))
+        alike.setdefault(key, []).append(student)
     size = at_once or len(students)
     return [those[start : start + size] for those in alike.values() for start in range(0, len(those), size)]
 
@@ -126,29 +140,38 @@ def _prepare(
 ) -> PreparedRun:
     catalogue, data = selections.catalogue, request.data
     needs = objective_needs(options.objective)
-    dataset = catalogue.dataset(data.train.partition("/")[0])
-    held_dataset = catalogue.dataset(data.validation.partition("/")[0])
-    check_held(dataset, held_dataset, data)
-    check_suited(options, dataset)
+    first, *others = (catalogue.dataset(name) for name in datasets_of(data.train))
+    for other in others:
+        check_trained_together(first, other)
+    held_datasets = datasets_of(data.validation)
+    for name in held_datasets:
+        check_held(first, catalogue.dataset(name), data)
+    check_suited(options, first)
     if request.parallel.size > 1:
         check_parallel(options, request.parallel.size)
-    num_classes = count_classes(catalogue, dataset.name, needs)
-    check_served(catalogue, dataset.name, options.objective)
-    shapes = feature_shapes(catalogue, dataset.name, needs)
+    found = []
+    for dataset in (first, *others):
+        count = count_classes(catalogue, dataset.name, needs)
+        check_served(catalogue, dataset.name, options.objective)
+        found.append((dataset.name, count, feature_shapes(catalogue, dataset.name, needs)))
+    check_alike(catalogue, found, needs)
+    _, num_classes, shapes = found[0]
     check_one_class(options.name, needs, views)
     check_first_view(options.name, options.first_view, views)
     train = selections.find(data.train, needs, None, views)
     named = [name for term in options.objective for name in term.teacher_names]
     agree_with = next(iter(named), None)  # the first that any term names
-    if agree_with is not None and PLAIN not in catalogue.view_names(held_dataset.name, agree_with):
+    if all(_seen_plain(catalogue, name, agree_with) is None for name in held_datasets):
         agree_with = None  # held rows are plain, and this teacher never saw them so: nothing to agree with
     held = selections.find(data.validation, Needs(), agree_with)
     against, why_not_against = measured_against(catalogue, held, named, num_classes)
-    blueprint = _blueprint(options, dataset, num_classes)
+    blueprint = _blueprint(options, first, num_classes)
     options, decided = decide_projections(options, blueprint, shapes)
     identity = _identity(request, options, blueprint, catalogue, train, held)
     encodings: dict[str, Encoding] = {
-        name: catalogue.teacher(dataset.name, name).encoding for name in needs.teachers if needs.of(name)
+        name: catalogue.teacher(first.name, teacher_of(name, first.name) or name).encoding
+        for name in needs.teachers
+        if needs.of(name)
     }
     files = (RunFolder if request.parallel.writes else UnwrittenFolder)(request.runs / options.name, identity)
     settled = settled_record(files.path, identity, request.fleet, TASKS[blueprint.asked.name].best_by)
@@ -167,11 +190,17 @@ def _prepare(
         files,
         settled,
         lost=lost,
-        tokenizer=selections.tokenizer(dataset.name),
+        tokenizer=selections.tokenizer(first.name),
         against=against,
         why_not_against=why_not_against,
         decided=(*told, *decided),
     )
+
+
+def _seen_plain(catalogue: Catalogue, dataset: str, name: str | None) -> str | None:
+    """Return the teacher of a dataset that a name means, if it was asked about the plain inputs."""
+    teacher = None if name is None else teacher_of(name, dataset)
+    return teacher if teacher is not None and PLAIN in catalogue.view_names(dataset, teacher) else None
 
 
 def _blueprint(options: StudentOptions, dataset: DatasetSpec, num_classes: int) -> Blueprint:
@@ -203,15 +232,19 @@ def _identity(
 ) -> dict[str, Any]:
     """Return all that decides what is computed: a checkpoint or record of anything else is not gone on from."""
     data, views = request.data, train.views
-    teachers = objective_needs(options.objective).teachers
+    taught = _teachers_of(objective_needs(options.objective), train.datasets)
+    several = len(train.datasets) > 1
     identity: dict[str, Any] = {
         "student": options.made_from(),
         "architecture_code": code_fingerprint(options.architecture) if ":" in options.architecture else None,
         # of the other options residency changes nothing; rows and views tell of the rest
         "data": data.model_dump(mode="json", include={"train", "validation", "window_shards", "order_seed"}),
         "cache": catalogue.about.id,
-        "datasets": {name: catalogue.dataset(name).fingerprint for name in (train.dataset, held.dataset)},
-        "teachers": {name: catalogue.teacher(train.dataset, name).fingerprint for name in teachers},
+        "datasets": {name: catalogue.dataset(name).fingerprint for name in (*train.datasets, *held.datasets)},
+        "teachers": {
+            f"{dataset}/{name}" if several else name: catalogue.teacher(dataset, name).fingerprint
+            for dataset, name in taught
+        },
         "train_rows": f"{train.num_rows}, {train.fingerprint}",
         "validation_rows": f"{held.num_rows}, {held.fingerprint}",
     }
@@ -250,7 +283,7 @@ class _Selections:
         self._samples = samples
         self._allow_partial = allow_partial
         self._tokenizers: dict[str, bytes | None] = {}
-        self._found: dict[tuple[str, tuple[str, ...], bool, str | None, bool], Selection] = {}
+        self._found: dict[tuple[tuple[str, ...], tuple[str, ...], bool, str | None, bool], Selection] = {}
 
     def tokenizer(self, dataset: str) -> bytes | None:
         """Return the `tokenizer.json` of a dataset's rows, read once for all students."""
@@ -264,12 +297,24 @@ class _Selections:
         """Return what the cache holds."""
         return self._samples.catalogue
 
-    def find(self, rows: str, needs: Needs, agree_with: str | None, views: EpochViews | None = None) -> Selection:
+    def find(
+        self, rows: str | Sequence[str], needs: Needs, agree_with: str | None, views: EpochViews | None = None
+    ) -> Selection:
         """Return the rows for which the cache holds what is needed."""
         # `is None` will do: all students of a job train on the same views
-        key = (rows, needs.teachers, needs.labels, agree_with, views is None)
+        key = (listed(rows), needs.teachers, needs.labels, agree_with, views is None)
         if key not in self._found:
-            self._found[key] = select_rows(
-                self._samples, rows, needs, allow_partial=self._allow_partial, agree_with=agree_with, views=views
+            self._found[key] = join_selections(
+                [
+                    select_rows(
+                        self._samples,
+                        each,
+                        needs,
+                        allow_partial=self._allow_partial,
+                        agree_with=_seen_plain(self.catalogue, dataset, agree_with),
+                        views=views,
+                    )
+                    for each, dataset in zip(listed(rows), datasets_of(rows), strict=True)
+                ]
             )
         return self._found[key]

@@ -10,9 +10,11 @@ from storage.cache import Catalogue
 from storage.encodings import Encoding
 from storage.errors import BadRequest, MissingCapability, NotInCache
 from storage.format.ledger import Ledger
+from storage.format.specs import TeacherSpec
 from storage.tasks import task_of
 from student_train.feed.batches import ArrayKey, Needs
 from student_train.losses import LOSSES
+from student_train.options.by_dataset import teacher_of
 from student_train.options.terms import ObjectiveTerm
 
 
@@ -26,6 +28,7 @@ def count_classes(catalogue: Catalogue, dataset: str, needs: Needs) -> int:
     """
     classes = catalogue.dataset(dataset).num_classes
     counts = {f"dataset {dataset}": classes} if classes else {}
+    needs = needs.within(dataset)
     for name in needs.teachers:
         teacher = catalogue.teacher(dataset, name)
         if needs.of(name):
@@ -55,14 +58,14 @@ def check_served(catalogue: Catalogue, dataset: str, terms: Sequence[ObjectiveTe
             the changes to the cache job that would help.
     """
     for term in terms:
-        soft = sorted(LOSSES[term.loss].needs(term).soft)  # a set has no order, and a message should
+        soft = sorted(LOSSES[term.loss].needs(term).within(dataset).soft)  # a set has no order, and a message should
         for teacher in dict.fromkeys(need.teacher for need in soft):
             encoding = catalogue.teacher(dataset, teacher).encoding
             remedies = {need.capability: encoding.lacks(need.capability) for need in soft if need.teacher == teacher}
             lacking = {capability: remedy for capability, remedy in remedies.items() if remedy is not None}
             if lacking:
                 changes = "; ".join(dict.fromkeys(lacking.values()))
-                allowed = "".join(f"; or {change} in the term" for change in _changes(term, encoding, teacher))
+                allowed = "".join(f"; or {change} in the term" for change in _changes(term, encoding, dataset, teacher))
                 raise MissingCapability(
                     f"{term.name} needs what the soft targets of teacher {teacher} for {dataset} do not serve",
                     found="; ".join(encoding.serves),
@@ -82,7 +85,7 @@ def check_never(catalogue: Catalogue, ledger: Ledger, dataset: str, terms: Seque
         if of == dataset and teacher is not None:
             never[teacher] += int(commits["never"].sum())
     for term in terms:
-        for teacher in dict.fromkeys(need.teacher for need in LOSSES[term.loss].needs(term).soft):
+        for teacher in dict.fromkeys(need.teacher for need in LOSSES[term.loss].needs(term).within(dataset).soft):
             if never[teacher] and not LOSSES[term.loss].takes_never:
                 site = task_of(catalogue.dataset(dataset)).site_name
                 raise MissingCapability(
@@ -93,8 +96,11 @@ def check_never(catalogue: Catalogue, ledger: Ledger, dataset: str, terms: Seque
                 )
 
 
-def _changes(term: ObjectiveTerm, encoding: Encoding, teacher: str) -> list[str]:
-    """Return changes to a term, each enough with an encoding: an approximation allowed, or a temperature it serves."""
+def _changes(term: ObjectiveTerm, encoding: Encoding, dataset: str, teacher: str) -> list[str]:
+    """Return changes to a term, each enough with the encoding of a dataset's teacher.
+
+    They are an approximation that is allowed, or a temperature that the encoding serves.
+    """
     fields = type(term).model_fields
     changes: dict[str, dict[str, object]] = {
         f"{name} = true": {name: True} for name in fields if name.startswith("allow_") and not getattr(term, name)
@@ -103,29 +109,75 @@ def _changes(term: ObjectiveTerm, encoding: Encoding, teacher: str) -> list[str]
         changes |= {f"temperature = {each:g}": {"temperature": each} for each in encoding.temperatures}
 
     def enough(change: dict[str, object]) -> bool:
-        needs = LOSSES[term.loss].needs(term.model_copy(update=change))
+        needs = LOSSES[term.loss].needs(term.model_copy(update=change)).within(dataset)
         return not any(encoding.lacks(capability) for capability in needs.of(teacher))
 
     return [text for text, change in changes.items() if enough(change)]
 
 
 def feature_shapes(catalogue: Catalogue, dataset: str, needs: Needs) -> dict[ArrayKey, tuple[int, ...]]:
-    """Return the shape of one row of each feature, after checking that the cache holds it.
+    """Return the shape of one row of each feature, after checking that the cache holds it for a dataset.
 
     Raises:
         NotInCache: no such teacher, or no such feature of it; what there is, is named.
     """
     shapes: dict[ArrayKey, tuple[int, ...]] = {}
     for key in sorted(needs.features):
-        teacher = catalogue.teacher(dataset, key.teacher)
+        own = teacher_of(key.teacher, dataset) or key.teacher
+        teacher = catalogue.teacher(dataset, own)
         feature = key.array.removeprefix("feature/")
         if feature not in teacher.features:
             near = get_close_matches(feature, teacher.features, 1)
             raise NotInCache(
-                f"teacher {key.teacher} has no feature {feature!r} for {dataset}",
+                f"teacher {own} has no feature {feature!r} for {dataset}",
                 found=", ".join(sorted(teacher.features)) or "no features",
                 do=f'feature = "{near[0]}"' if near else "add it to the teacher in the cache job, then build --as NAME",
             )
-        if catalogue.view_names(dataset, key.teacher):  # else no row has it, which selecting rows will tell
-            shapes[key] = catalogue.row_shape(dataset, key.teacher, key.array)
+        if catalogue.view_names(dataset, own):  # else no row has it, which selecting rows will tell
+            shapes[key] = catalogue.row_shape(dataset, own, key.array)
     return shapes
+
+
+def check_alike(
+    catalogue: Catalogue, found: Sequence[tuple[str, int, dict[ArrayKey, tuple[int, ...]]]], needs: Needs
+) -> None:
+    """Check that what is learned from in one dataset lies as in every other: a batch has rows of all of them.
+
+    Args:
+        catalogue: with the teachers.
+        found: of each dataset its name, the number of classes, and shapes of features.
+        needs: of one student.
+
+    Raises:
+        MissingCapability: two of the datasets differ, which are named with what they have.
+    """
+    (first, num_classes, shapes), *others = found
+    for dataset, count, of_features in others:
+        differing = {}
+        if count != num_classes:
+            differing["number of classes"] = f"{num_classes}", f"{count}"
+        for name in needs.teachers:
+            (one, here), (other, there) = _taught(catalogue, first, name), _taught(catalogue, dataset, name)
+            if needs.of(name) and here.encoding != there.encoding:
+                pair = (here.encoding.model_dump_json(), there.encoding.model_dump_json())
+                differing[f"encoding of {one} and {other}"] = pair
+        for key in sorted(shapes.keys() & of_features.keys()):
+            (one, here), (other, there) = (_taught(catalogue, each, key.teacher) for each in (first, dataset))
+            feature = key.array.removeprefix("feature/")
+            one_is = f"{shapes[key]} as {here.features[feature].model_dump_json()}"
+            other_is = f"{of_features[key]} as {there.features[feature].model_dump_json()}"
+            if one_is != other_is:
+                differing[f"feature {feature} of {one} and {other}"] = (one_is, other_is)
+        for what, (one_is, other_is) in differing.items():
+            raise MissingCapability(
+                f"rows of {first} and {dataset} cannot be learned from together: they differ in the {what}",
+                found=f"{dataset}: {other_is}",
+                expected=f"as of {first}: {one_is}",
+                do="give both teachers the same `encoding` and `features` in the cache job, then cache build --as NAME",
+            )
+
+
+def _taught(catalogue: Catalogue, dataset: str, name: str) -> tuple[str, TeacherSpec]:
+    """Return the teacher of a dataset that a name means, and its promise."""
+    teacher = teacher_of(name, dataset) or name
+    return teacher, catalogue.teacher(dataset, teacher)

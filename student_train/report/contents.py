@@ -205,7 +205,7 @@ def _compare(contents: Contents, runs: list[ShownRun], caches: dict[str, Cache])
         )
     held = found.held
     contents.teacher = teacher_row(held)
-    shower = Shower(caches.get(held.cache), held.dataset, contents.task)
+    shower = Shower(caches.get(held.cache), held.datasets, contents.task)
     if found.kept:
         best = next(iter(found.kept.values()))
         BREAKDOWNS[contents.task.breakdown](contents, found, best, shower)
@@ -273,10 +273,10 @@ def _describe(contents: Contents, caches: dict[str, Cache]) -> None:
     """Add what the caches say of themselves."""
     for identity, cache in caches.items():
         runs = [run for run in contents.runs if run.cache_id == identity]
-        rows = [run.rows_of(role) for role in ("train", "validation") for run in runs]
+        rows = [row for role in ("train", "validation") for run in runs for row in run.rows_of(role)]
         try:
-            contents.caches.append(cache_facts(cache, list(dict.fromkeys(row for row in rows if row is not None))))
-            catalogue, used = cache.catalogue(), {row.partition("/")[0] for row in rows if row is not None}
+            contents.caches.append(cache_facts(cache, list(dict.fromkeys(rows))))
+            catalogue, used = cache.catalogue(), {row.partition("/")[0] for row in rows}
             for each in standings(catalogue, catalogue.ledger()):
                 if each.is_near_chance and each.dataset in used:
                     contents.warnings.append(each.note.removeprefix("warning: "))

@@ -20,6 +20,7 @@ from storage.errors import StillroomError
 from storage.tokenizer import decoder
 from student_train.run_files.predictions import HeldTable
 from student_train.tasks import ReportFacts
+from student_train.tasks.held import DATASET
 
 MOST_SHARDS = 16  # for all galleries together
 THUMBNAIL_PIXELS = 112  # larger images are made smaller; smaller ones are scaled up by the browser
@@ -58,21 +59,21 @@ class Card:
 
 @dataclass
 class Shower:
-    """Shows rows of one dataset, from the cache if it is at hand.
+    """Shows held rows, from the cache if it is at hand.
 
     Attributes:
         cache: None: it cannot be opened, and rows are named only.
-        dataset: of the rows.
+        datasets: of the rows, whose classes and tokenizer are alike.
         task: what there is to show of what is asked of them.
         left_out: why something is not shown, each reason once.
     """
 
     cache: Cache | None
-    dataset: str
+    datasets: Sequence[str]
     task: ReportFacts
     left_out: dict[str, None] = field(default_factory=dict)
     _pictures: dict[int, str | None] = field(default_factory=dict)
-    _shards: set[int] = field(default_factory=set)
+    _shards: set[tuple[str, int]] = field(default_factory=set)
 
     def __post_init__(self) -> None:
         self._classes: list[str] = []
@@ -80,11 +81,11 @@ class Shower:
         self._texts: dict[int, str | None] = {}
         if self.cache is None:
             return
-        self._classes = self.cache.dataset(self.dataset).classes
+        self._classes = self.cache.dataset(self.datasets[0]).classes
         if self.task.mistakes == "pictures":
             return
         try:
-            tokenizer = self.cache.tokenizer(self.dataset)
+            tokenizer = self.cache.tokenizer(self.datasets[0])
             self._decode = None if tokenizer is None else decoder(tokenizer.data)
         except StillroomError as error:  # the library is an extra
             self.left_out[f"text is shown as token ids: {error.what}"] = None
@@ -104,20 +105,20 @@ class Shower:
     def contexts(self, failed: pl.DataFrame, held: HeldTable, most: int) -> list[Card]:
         """Return cards with the text before each; one of each block and of each label, or it would be one mistake."""
         failed = failed.unique("label", keep="first", maintain_order=True)
-        failed = failed.unique("row", keep="first", maintain_order=True)
+        failed = failed.unique("position", keep="first", maintain_order=True)
         return [self._card(row, context=self._context(held.table, row)) for row in failed.head(most).to_dicts()]
 
     def pictures(self, failed: pl.DataFrame, held: HeldTable, most: int) -> list[Card]:
         """Return cards with pictures, as far as shards may be read."""
         chosen = self._chosen(failed, most)
         self._read(chosen, "images", self._pictures, picture_of)
-        return [self._card(row, picture=self._pictures.get(row["row"])) for row in chosen]
+        return [self._card(row, picture=self._pictures.get(row["position"])) for row in chosen]
 
     def texts(self, failed: pl.DataFrame, held: HeldTable, most: int) -> list[Card]:
         """Return cards with the text of each row, as far as shards may be read."""
         chosen = self._chosen(failed, most)
         self._read(chosen, "texts", self._texts, self._spelled)
-        return [self._card(row, context=self._texts.get(row["row"])) for row in chosen]
+        return [self._card(row, context=self._texts.get(row["position"])) for row in chosen]
 
     def _chosen(self, failed: pl.DataFrame, most: int) -> list[dict[str, Any]]:
         """Return the first rows whose shards may be read."""
@@ -125,10 +126,14 @@ class Shower:
         for row in failed.to_dicts():
             if len(chosen) == most:
                 break
-            if row["shard"] in self._shards or len(self._shards) < MOST_SHARDS:
-                self._shards.add(row["shard"])
+            if (shard := self._shard(row)) in self._shards or len(self._shards) < MOST_SHARDS:
+                self._shards.add(shard)
                 chosen.append(row)
         return chosen
+
+    def _shard(self, row: dict[str, Any]) -> tuple[str, int]:
+        """Return the dataset of a row and its shard."""
+        return row.get(DATASET, self.datasets[0]), row["shard"]
 
     def _card(self, row: dict[str, Any], *, picture: str | None = None, context: str | None = None) -> Card:
         return Card(
@@ -154,16 +159,17 @@ class Shower:
         if self.cache is None:
             return
         # of no teacher: only the plan is wanted
-        starts = {shard.shard: shard.start for shard in self.cache.catalogue([self.dataset], ()).shards(self.dataset)}
-        for shard in sorted({row["shard"] for row in rows if row["row"] not in shown}):
+        catalogue = self.cache.catalogue(self.datasets, ())
+        starts = {(of, shard.shard): shard.start for of in self.datasets for shard in catalogue.shards(of)}
+        for shard in sorted({self._shard(row) for row in rows if row["position"] not in shown}):
             try:
-                inputs_S = self.cache.read_rows(self.dataset, shard)
+                inputs_S = self.cache.read_rows(*shard)
             except StillroomError as error:
                 self.left_out[f"some {what} are not shown: {error.what}"] = None
                 continue
             for row in rows:
-                if row["shard"] == shard:
-                    shown[row["row"]] = show(inputs_S[row["row"] - starts[shard]])
+                if self._shard(row) == shard:
+                    shown[row["position"]] = show(inputs_S[row["row"] - starts[shard]])
 
     def _spelled(self, ids: np.ndarray) -> str:
         return self._text(ids[:MOST_TOKENS].tolist()) + ("…" if len(ids) > MOST_TOKENS else "")
@@ -173,7 +179,7 @@ class Shower:
 
     def _context(self, table: pl.DataFrame, row: dict[str, Any]) -> str:
         """Return the text up to a position, itself included."""
-        block = table.filter(pl.col("row") == row["row"], pl.col("at") <= row["at"]).sort("at")
+        block = table.filter(pl.col("position") == row["position"], pl.col("at") <= row["at"]).sort("at")
         ids = block["token"].tail(CONTEXT_TOKENS).to_list()
         text = self._text(ids)
         return text if len(ids) == len(block) else f"…{text}"

@@ -25,6 +25,7 @@ from student_train.comparing.headline import alike, behind, headline, named
 from student_train.comparing.noise import Difference
 from student_train.comparing.runs import ShownRun
 from student_train.comparing.settings import Setting, Varied
+from student_train.options.sections import told
 from student_train.report.caches import dense_bytes
 from student_train.report.canvas import COLOURS, TEACHER_COLOUR
 from student_train.report.contents import FEW_STUDENTS, Contents
@@ -326,5 +327,5 @@ def _varied(varied: Varied, found: Compared) -> Column[Setting]:
 
 
 def _held_rows(run: ShownRun) -> Cell:
-    rows = run.rows_of("validation")
-    return Cell(rows or NONE, rows)
+    rows = told(run.rows_of("validation"))
+    return Cell(rows or NONE, rows or None)

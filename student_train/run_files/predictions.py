@@ -4,6 +4,7 @@ Each of its rows is a held site. Of a language model they are the positions of t
 most: there may be millions.
 
     position                  of the row, or block, in the held selection
+    dataset                   if there are several
     row, shard, sample_id     in the cache
     at, token                 of tokens: the position in the block, and the token that is there
     label                     null: none
@@ -24,7 +25,7 @@ from storage.errors import CorruptObject
 from storage.format.objects import LocalObjects
 from storage.format.sealed import seal, unseal
 from student_train.tasks import TASKS
-from student_train.tasks.held import HELD_SCHEMA, STUDENT_SCHEMA, TEACHER_SCHEMA
+from student_train.tasks.held import DATASET, HELD_SCHEMA, STUDENT_SCHEMA, TEACHER_SCHEMA
 
 PREDICTIONS_FILE = "predictions.parquet"
 FORMAT_VERSION = 2  # 1 said whether rows were tokens, in place of their task
@@ -36,7 +37,7 @@ class HeldTable:
 
     Attributes:
         cache: its id.
-        dataset: of the rows.
+        dataset: of the rows; of several, their names with commas between them.
         teacher: whose columns there are; None: nobody's.
         task: what is asked of them.
         num_rows: rows, or blocks, that are held in all.
@@ -51,10 +52,20 @@ class HeldTable:
     table: pl.DataFrame
 
     @property
+    def datasets(self) -> list[str]:
+        """Return the datasets of the rows."""
+        return self.dataset.split(",")
+
+    @property
     def about(self) -> dict[str, Any]:
         """Return all but the table, as JSON."""
         names = ("cache", "dataset", "teacher", "task", "num_rows")
         return {"format_version": FORMAT_VERSION} | {name: getattr(self, name) for name in names}
+
+
+def held_schema(site_schema: dict[str, type[pl.DataType]], *, several: bool) -> dict[str, type[pl.DataType]]:
+    """Return the columns of held sites before a student is asked; `several`: of more than one dataset."""
+    return HELD_SCHEMA | ({DATASET: pl.String} if several else {}) | site_schema | TEACHER_SCHEMA
 
 
 def write_predictions(folder: Path, predictions: HeldTable) -> None:
@@ -78,7 +89,8 @@ def read_predictions(folder: Path) -> HeldTable | None:
             about["task"] = "language_model" if about.pop("of_tokens") else "image_classification"
         elif version != FORMAT_VERSION:
             raise ValueError("it is of another format")
-        schema = HELD_SCHEMA | TASKS[about["task"]].site_schema | TEACHER_SCHEMA | STUDENT_SCHEMA
+        several = DATASET in table.column_names
+        schema = held_schema(TASKS[about["task"]].site_schema, several=several) | STUDENT_SCHEMA
         frame = pl.DataFrame(pl.from_arrow(table)).select(*schema).cast(schema)  # type: ignore[arg-type]
         return HeldTable(**about, table=frame)
     except Exception as error:  # whatever a file that only looks like one leads to

@@ -52,7 +52,7 @@ class OnePass:
         device: where.
         report: told of everything that happens.
         stop: asked after every step, and shard that is loaded.
-        tables: held rows as they are before a student is asked, by dataset, fingerprint and teacher; of all passes.
+        tables: held rows as they are before a student is asked, by datasets, fingerprint and teacher; of all passes.
         outcome: what has become of them.
     """
 
@@ -64,7 +64,7 @@ class OnePass:
     device: torch.device
     report: Report
     stop: Callable[[], bool]
-    tables: dict[tuple[str, str, str | None], HeldTable]
+    tables: dict[tuple[tuple[str, ...], str, str | None], HeldTable]
     outcome: Outcome = field(default_factory=Outcome)
 
     def train(self) -> Outcome:
@@ -114,7 +114,7 @@ class OnePass:
         self.request.parallel.wait()  # until it is clear what they go on from
         begun = dict[str, Run]()
         for student in ready:
-            key = (student.held.dataset, student.held.fingerprint, student.agree_with)
+            key = (student.held.datasets, student.held.fingerprint, student.agree_with)
             if key not in self.tables:
                 self.tables[key] = held_table(self.request.cache, student.held, student.agree_with)
             try:

@@ -99,7 +99,7 @@ def train_students(
         pool = FeedPool(request.cache, device, place=residency.place, window_shards=request.data.window_shards)
         # With [halving] the passes of all students, so that whoever is compared is the same after an interruption.
         together = passes(left if fleet.halving is None else students, fleet.at_once)
-        tables: dict[tuple[str, str, str | None], HeldTable] = {}
+        tables: dict[tuple[tuple[str, ...], str, str | None], HeldTable] = {}
         with tracking(fleet.track, left, report) as tracked:
             for all_of_pass in together:
                 done = [student.settled for student in all_of_pass if student.settled is not None]

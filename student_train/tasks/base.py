@@ -108,7 +108,7 @@ class StudentTask(ABC):
 
         Args:
             cache: where they are.
-            selection: the held rows.
+            selection: the held rows, of one dataset.
             teacher: whose TEACHER_SCHEMA is wanted; None: nobody's.
             rows: those of the selection in order, with `position` and `row`.
 

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 import polars as pl
 from torch import Tensor
 
+DATASET = "dataset"  # a column of its own where rows are of several
 HELD_SCHEMA = {"position": pl.Int64, "row": pl.Int64, "shard": pl.Int64, "sample_id": pl.String, "label": pl.Int64}
 TEACHER_SCHEMA = {
     "teacher_top": pl.Int64,

@@ -85,7 +85,7 @@ class LanguageModel(StudentTask):
         )
 
     def held_sites(self, cache: Cache, selection: Selection, teacher: str | None, rows: pl.DataFrame) -> pl.DataFrame:
-        samples = Samples(selection.catalogue).of(selection.dataset)
+        samples = Samples(selection.catalogue).of(selection.datasets[0])
         blocks = rows.join(samples.select("row", "shard", "sample_id"), on="row", maintain_order="left")
         return _positions(cache, selection, teacher, blocks)
 
@@ -99,7 +99,7 @@ def _positions(cache: Cache, selection: Selection, teacher: str | None, blocks: 
     source = ShardSource(cache, selection)
     lengths = _first_lengths(selection)
     left = int(lengths.sum())  # positions that are still to be looked at
-    taught = selection.catalogue.committed(selection.dataset, teacher) if teacher is not None else set()
+    taught = selection.catalogue.committed(selection.datasets[0], teacher) if teacher is not None else set()
     parts = []
     for index, shard in enumerate(selection.shards_S):
         needs = _teacher_needs(selection, teacher if shard in taught else None)  # else nothing is known of it
@@ -123,7 +123,7 @@ def _positions(cache: Cache, selection: Selection, teacher: str | None, blocks: 
 
 def _first_lengths(selection: Selection) -> np.ndarray:
     """Return the lengths of the first held blocks, as many as may be looked at one position after another."""
-    spec, lengths_N = selection.catalogue.dataset(selection.dataset), selection.lengths_N
+    spec, lengths_N = selection.spec, selection.lengths_N
     if lengths_N is None:
         lengths_N = np.full(selection.num_rows, spec.input_shape[0])
     most = min(MOST_POSITIONS, MOST_LOGITS // spec.num_classes)
@@ -135,7 +135,7 @@ def _teacher_needs(selection: Selection, teacher: str | None) -> Needs:
     if teacher is None:
         return Needs()
     wanted = (Capability("bucket", 1.0), Capability("label_probability", 1.0))
-    encoding = selection.catalogue.teacher(selection.dataset, teacher).encoding
+    encoding = selection.catalogue.teacher(selection.datasets[0], teacher).encoding
     return Needs(soft=frozenset(SoftNeed(teacher, need) for need in wanted if encoding.lacks(need) is None))
 
 

@@ -42,7 +42,7 @@ class OneClassStudent(StudentTask):
 
     def held_sites(self, cache: Cache, selection: Selection, teacher: str | None, rows: pl.DataFrame) -> pl.DataFrame:
         names = [] if teacher is None else [teacher]
-        samples = Samples(selection.catalogue).of(selection.dataset, names)
+        samples = Samples(selection.catalogue).of(selection.datasets[0], names)
         columns = {column: f"{name}{column.removeprefix('teacher')}" for name in names for column in TEACHER_SCHEMA}
         known = samples.select("row", "shard", "sample_id", "label", **columns)
         return rows.join(known, on="row", maintain_order="left")

@@ -38,6 +38,9 @@ class Recipe:
     logits_dtype: str = "fp16"
     encoding: SparseEncoding | None = None  # in place of dense logits
     teacher: str = "toy"  # which model it is
+    teacher_name: str = "sage"
+    sureness: float = 4.0  # of the teacher
+    seed: int = 7  # of the rows
     teacher_classes: int | None = None  # of a teacher that fits another dataset
     no_ingest: frozenset[int] = frozenset()  # shards that are missing
     no_teacher: frozenset[int] = frozenset()
@@ -60,15 +63,15 @@ def write_cache(folder: Path, recipe: Recipe) -> Cache:
     extents = pl.DataFrame([("toy", 0, "1", 0, recipe.rows)], schema=EXTENT_SCHEMA, orient="row")
     create_segment(cache.objects, name, 0, Segment(extents, recipe.rows_per_shard))
     teacher = TeacherSpec(
-        name="sage",
+        name=recipe.teacher_name,
         model={"kind": recipe.teacher},
         num_classes=recipe.teacher_classes or recipe.classes,
         encoding=recipe.encoding or DenseEncoding.model_validate({"dtype": recipe.logits_dtype}),
         features={n: FeatureEncoding.model_validate({"layer": "x", "pool": p}) for n, p in recipe.features.items()},
     )
-    write_spec(cache.objects, f"{name}/sage/teacher.json", teacher, "test")
+    write_spec(cache.objects, f"{name}/{recipe.teacher_name}/teacher.json", teacher, "test")
     for shard, start, stop in cache.catalogue().shards(name):
-        random = np.random.default_rng([7, shard])
+        random = np.random.default_rng([recipe.seed, shard])
         labels_S = random.integers(0, recipe.classes, stop - start)
         noise_S = 60 * random.standard_normal((stop - start, *recipe.shape), dtype=np.float32)
         inputs_S = (prototypes[labels_S] + noise_S).clip(0, 255).astype(np.uint8)
@@ -110,7 +113,7 @@ def _teach(
 ) -> None:
     flat = to_float(torch.from_numpy(inputs_S)).flatten(1)
     distances_SC = torch.cdist(flat, to_float(torch.from_numpy(prototypes.astype(np.uint8))).flatten(1))
-    logits_SC = -4 * distances_SC
+    logits_SC = -recipe.sureness * distances_SC
     if spec.num_classes != recipe.classes:
         logits_SC = torch.zeros(len(inputs_S), spec.num_classes)
     map_S = to_float(torch.from_numpy(inputs_S))[:, :, ::2, ::2].repeat(1, 5, 1, 1) if len(recipe.shape) == 3 else flat

@@ -21,7 +21,7 @@ Shape = tuple[int, ...]
 
 def feature_key(term: FeatureTerm) -> ArrayKey:
     """Return where the cache keeps a term's feature."""
-    return ArrayKey(term.teacher, f"feature/{term.feature}")
+    return ArrayKey(term.teacher_names[0], f"feature/{term.feature}")
 
 
 def feature_needs(term: FeatureTerm) -> Needs:

@@ -19,14 +19,16 @@ from torch import Tensor
 from storage.cache import Cache
 from storage.tasks import TASKS as STORED_TASKS
 from storage.tasks import Task, task_of
+from storage.views import PLAIN
 from student_train.feed.feed import Feed
 from student_train.feed.selection import NO_CLASS, Selection
+from student_train.options.by_dataset import teacher_of
 from student_train.run_files.folder import RunFolder
-from student_train.run_files.predictions import HeldTable
+from student_train.run_files.predictions import HeldTable, held_schema
 from student_train.students import Student
 from student_train.students.parts import logits_in_parts
 from student_train.tasks import TASKS
-from student_train.tasks.held import HELD_SCHEMA, STUDENT_SCHEMA, TEACHER_SCHEMA, Columns
+from student_train.tasks.held import DATASET, STUDENT_SCHEMA, Columns
 
 
 def held_table(cache: Cache, selection: Selection, teacher: str | None) -> HeldTable:
@@ -40,15 +42,23 @@ def held_table(cache: Cache, selection: Selection, teacher: str | None) -> HeldT
     Raises:
         CorruptObject, StaleCache: as the task's `held_sites`.
     """
-    task = TASKS[task_of(selection.catalogue.dataset(selection.dataset)).name]
-    starts = {shard.shard: shard.start for shard in selection.catalogue.shards(selection.dataset)}
-    rows = [starts[shard] + rows for shard, rows in zip(selection.shards_S, selection.rows, strict=True)]
-    held = pl.DataFrame({"position": np.arange(selection.num_rows), "row": np.concatenate(rows)})
-    table = task.held_sites(cache, selection, teacher, held)
-    schema = HELD_SCHEMA | task.site_schema | TEACHER_SCHEMA
-    absent = {name: pl.lit(None) for name in schema if name not in table.columns}
-    table = table.with_columns(**absent).select(*schema).cast(schema)  # type: ignore[arg-type]
-    return HeldTable(cache.id, selection.dataset, teacher, task.asked.name, selection.num_rows, table)
+    task = TASKS[task_of(selection.spec).name]
+    tables = []
+    for part, own in zip(selection.parts, selection.apart(), strict=True):
+        starts = {shard.shard: shard.start for shard in selection.catalogue.shards(part.dataset)}
+        rows = [starts[shard] + rows for shard, rows in zip(own.shards_S, own.rows, strict=True)]
+        held = pl.DataFrame({"position": np.array(part.rows), "row": np.concatenate(rows)})
+        taught = None if teacher is None else teacher_of(teacher, part.dataset)
+        if taught is not None and PLAIN not in selection.catalogue.view_names(part.dataset, taught):
+            taught = None
+        table = task.held_sites(cache, own, taught, held)
+        schema = held_schema(task.site_schema, several=len(selection.parts) > 1)
+        absent = {name: pl.lit(None) for name in schema if name not in table.columns}
+        table = table.with_columns(**absent | {DATASET: pl.lit(part.dataset)})
+        tables.append(table.select(*schema).cast(schema))  # type: ignore[arg-type]
+    return HeldTable(
+        cache.id, ",".join(selection.datasets), teacher, task.asked.name, selection.num_rows, pl.concat(tables)
+    )
 
 
 class Respondent(NamedTuple):
@@ -97,14 +107,20 @@ def predict(
     """Return held rows with each student's columns, computed in float32; None if `stop` said so."""
     first, held = asked[0]
     labels_N = torch.tensor(held.table["label"].fill_null(NO_CLASS).to_numpy()).to(first.device)
-    num_rows, task = int(held.table["position"].n_unique()), STORED_TASKS[held.task]
+    # ascending; of a dataset the table may have the first blocks alone
+    wanted_R, task = held.table["position"].unique(maintain_order=True).to_numpy(), STORED_TASKS[held.task]
     said = [Columns(len(labels_N)) for _ in asked]
-    done, labels_left = 0, labels_N
+    start, done, labels_left = 0, 0, labels_N
     with torch.inference_mode():
         for batch in feed.in_order(batch_size):
             if stop():
                 return None
-            inputs = batch.inputs[: num_rows - done]  # the table may have the first blocks alone
+            stop_row = start + len(batch.inputs)
+            within = wanted_R[done : np.searchsorted(wanted_R, stop_row)] - start
+            start = stop_row
+            if not len(within):
+                continue
+            inputs = batch.inputs.index_select(0, torch.from_numpy(within).to(batch.inputs.device))
             for (student, _), answers in zip(asked, said, strict=True):
                 # (B, D): a row is one site, or each of its positions
                 hidden_BD = TASKS[held.task].hidden_of_sites(student, inputs)
@@ -113,7 +129,7 @@ def predict(
                     answers.add(_said(task, logits_BC, labels_B[at]))
             labels_left = labels_left[size:]
             done += len(inputs)
-            if done == num_rows:  # the table has no more
+            if done == len(wanted_R):  # the table has no more
                 break
     return [_with(own, answers.filled(), labels_N) for (_, own), answers in zip(asked, said, strict=True)]
 

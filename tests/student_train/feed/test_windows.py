@@ -140,7 +140,7 @@ def test_a_shard_of_too_few_rows_is_an_error_that_names_it(toy_cache: Cache) -> 
     source = source_of(toy_cache)
     rows = (*source.selection.rows[:4], source.selection.rows[4] + 10)
     beyond = ShardSource(toy_cache, replace(source.selection, rows=rows))
-    with pytest.raises(CorruptObject, match="toy: inputs of shard 4 is not as others"):
+    with pytest.raises(CorruptObject, match="toy/ingest/00004: inputs is not as in others"):
         load(beyond, frozenset({INPUTS}), CPU)
 
 

@@ -367,7 +367,7 @@ def test_text_is_decoded_and_the_token_in_question_marked(tmp_path: Path) -> Non
     from student_train.report.gallery import Shower
     from student_train.report.measures import failures
 
-    cards = Shower(cache, "held", TASKS["language_model"].report).cards(failures(known), predictions, 5)
+    cards = Shower(cache, ["held"], TASKS["language_model"].report).cards(failures(known), predictions, 5)
     for card in cards:
         token = card.label.replace("␣", " ").replace("⏎", "\n")
         assert card.context.removeprefix("…") + token in VERSE
