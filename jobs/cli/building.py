@@ -13,7 +13,7 @@ from jobs.cluster.hearing import Hearing
 from jobs.cluster.limits import within
 from jobs.cluster.opening import open_client
 from jobs.cluster.pools import Pool, Pools, lay_out, visible_gpus
-from jobs.files.cluster_options import BuildClusterOptions, num_processors
+from jobs.files.cluster_options import BuildClusterOptions, num_processors, threads_of_environment
 from jobs.show import terminal
 from storage.errors import BadRequest, WorkerDied, si
 from teacher_cache.building.runners import Result, Runner, run_inline
@@ -43,7 +43,8 @@ def choose_cluster(
 
 def find_pools(options: BuildClusterOptions, device: str) -> Pools:
     """Return the workers of a build on this machine, as its processors and GPUs are."""
-    return lay_out(options, [] if options.kind == "address" else visible_gpus(device), num_processors())
+    gpus = [] if options.kind == "address" else visible_gpus(device)
+    return lay_out(options, gpus, num_processors(), threads_of_environment())
 
 
 @contextlib.contextmanager
@@ -58,7 +59,7 @@ def open_runner(options: BuildClusterOptions, pools: Pools | None = None) -> Ite
         BadRequest: the address is none, or workers of our own cannot write files of theirs.
         TryAgain: the scheduler cannot be reached, or workers of our own died as they started, each time.
     """
-    pools, inline = pools or lay_out(options, [], num_processors()), options.kind == "inline"
+    pools, inline = pools or lay_out(options, [], num_processors(), threads_of_environment()), options.kind == "inline"
     with contextlib.ExitStack() as stack:
         opened = _Opened(options, stack)
         if pools.ingest == pools.teacher and not inline:  # one for all stages: whether it can be had is told at once
@@ -70,7 +71,7 @@ def open_runner(options: BuildClusterOptions, pools: Pools | None = None) -> Ite
                 pool = pools.ingest if isinstance(first, IngestWork) else pools.teacher
                 works = itertools.chain([first], waiting)
                 if inline:
-                    yield from run_inline(works, pool.at_once)
+                    yield from run_inline(works, pool.at_once, terminal.signalled)
                 else:
                     yield from _run(opened.client(pool), options.shard_limit_s, works)
 

@@ -46,13 +46,16 @@ class Pools(NamedTuple):
     teacher: Pool
 
 
-def lay_out(options: BuildClusterOptions, gpus: Sequence[str], processors: int) -> Pools:
+def lay_out(
+    options: BuildClusterOptions, gpus: Sequence[str], processors: int, threads: int | None = None
+) -> Pools:
     """Return the workers of a build; of one in this process, what that does at a time.
 
     Args:
         options: of the job; of `address`, the workers are not ours to say.
         gpus: that may be used, as `CUDA_VISIBLE_DEVICES` names them.
         processors: likewise.
+        threads: of torch in each worker, where the job says none; None: the processors shared out.
 
     Sixteen processors with two GPUs, then without:
 
@@ -63,14 +66,15 @@ def lay_out(options: BuildClusterOptions, gpus: Sequence[str], processors: int) 
         >>> ingest == teacher, len(teacher.devices), teacher.at_once, teacher.threads
         (True, 4, 2, 4)
     """
+    threads = options.threads or threads
     workers = options.workers or (processors if options.kind == "local" else 1)
-    ingest = Pool((None,) * workers, AT_ONCE, options.threads or max(1, processors // workers))
+    ingest = Pool((None,) * workers, AT_ONCE, threads or max(1, processors // workers))
     if not gpus or options.kind == "address":
         return Pools(ingest, ingest)
     devices = tuple(gpus[:workers])  # of this process, where that does the work: the first
     each = max(1, processors // len(devices))
     least, most = AT_ONCE_GPU
-    return Pools(ingest, Pool(devices, min(most, max(least, each // 2)), options.threads or each))
+    return Pools(ingest, Pool(devices, min(most, max(least, each // 2)), threads or each))
 
 
 def visible_gpus(device: str) -> list[str]:

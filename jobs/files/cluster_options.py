@@ -17,7 +17,8 @@ class ClusterOptions(Options):
         kind: `local` starts workers on this machine for the length of the command; `address` uses a running scheduler;
             `inline` runs in this process, without Dask.
         workers: processes of a local cluster; by default one for each processor.
-        threads: of torch in each worker; by default the processors shared out among the workers.
+        threads: of torch in each worker; by default what OMP_NUM_THREADS says, else the processors shared out among
+            the workers.
         address: of the scheduler, `tcp://host:port`.
     """
 
@@ -42,7 +43,7 @@ class ClusterOptions(Options):
     @property
     def num_threads(self) -> int:
         """Threads of torch in each worker."""
-        return self.threads or max(1, num_processors() // self.num_workers)
+        return self.threads or threads_of_environment() or max(1, num_processors() // self.num_workers)
 
 
 class BuildClusterOptions(ClusterOptions):
@@ -72,6 +73,12 @@ class StudentClusterOptions(ClusterOptions):
     """
 
     kind: Literal["local", "address", "inline"] = "inline"
+
+
+def threads_of_environment() -> int | None:
+    """Return what OMP_NUM_THREADS says, of a list of nested levels the first; None: nothing that is a number."""
+    first = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0].strip()
+    return int(first) if first.isdecimal() and int(first) > 0 else None
 
 
 def num_processors() -> int:

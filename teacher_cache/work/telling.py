@@ -1,6 +1,7 @@
 """How far a piece of work is, told from within it to whoever watches; to nobody where nobody does.
 
-Who listens, is a matter of where it runs: of this process's own thread, or of a Dask worker.
+Who listens, is a matter of where it runs: of this process's own thread, or of a Dask worker. Whoever listens may say
+that it is no longer wanted, and then it ends where it would have told.
 """
 
 from __future__ import annotations
@@ -20,16 +21,22 @@ class Underway(NamedTuple):
     rows: int
 
 
+class NoLongerWanted(Exception):
+    """A piece of work ends before its end, without a commit: the command that wants it has been stopped."""
+
+
 _tell: ContextVar[Callable[[int], None] | None] = ContextVar("tell", default=None)
 
 
 @contextlib.contextmanager
-def telling(tell: Callable[[Underway], None]) -> Iterator[None]:
-    """Within the block, let work tell of its rows, about once a second."""
+def telling(tell: Callable[[Underway], None], wanted: Callable[[], bool] = lambda: True) -> Iterator[None]:
+    """Within the block, let work tell of its rows, about once a second, and end it with NoLongerWanted if it is not."""
     told_s = time.monotonic()
 
     def seldom(rows: int) -> None:
         nonlocal told_s
+        if not wanted():
+            raise NoLongerWanted
         if time.monotonic() - told_s >= SELDOM_S:
             tell(Underway(rows))
             told_s = time.monotonic()
@@ -42,6 +49,6 @@ def telling(tell: Callable[[Underway], None]) -> Iterator[None]:
 
 
 def rows_done(count: int) -> None:
-    """Tell how many rows of the work of this thread are done so far."""
+    """Tell how many rows of the work of this thread are done so far. Raises NoLongerWanted: it is to end here."""
     if (tell := _tell.get()) is not None:
         tell(count)

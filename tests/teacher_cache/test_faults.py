@@ -181,6 +181,31 @@ def test_a_signal_stops_a_build_that_then_resumes(
     assert_whole(folder, whole)
 
 
+@pytest.mark.parametrize(("sent", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_signal_ends_an_inline_build_within_seconds_and_not_after_its_shard(
+    tmp_path: Path, finish: Finish, sent: signal.Signals, code: int
+) -> None:
+    write_teacher(tmp_path)
+    dataset = write_digits(tmp_path, SHARDS * ROWS_PER_SHARD, rows_per_shard=ROWS_PER_SHARD)
+    write_job(tmp_path, dataset, teacher_section(seconds=600))  # of a single forward pass
+    job = on(tmp_path, 'kind = "inline"')
+    with started("cache", "build", job) as process:
+        wait_for(lambda: commits(tmp_path, "ingest") == SHARDS, process)
+        time.sleep(2)  # now it is at the first shard of the teacher, or asks it about its first rows
+        assert process.poll() is None
+        process.send_signal(sent)
+        sent_s = time.monotonic()
+        _, errors = process.communicate(timeout=PATIENCE_S)
+        seconds = time.monotonic() - sent_s
+    assert (process.returncode, "Traceback" in errors) == (code, False), errors
+    assert "run the same command again; it resumes" in errors
+    assert seconds < 30, f"it took {seconds:.0f} s"  # 3 on a quiet machine
+    assert (commits(tmp_path, "ingest"), commits(tmp_path, "toy/plain")) == (SHARDS, 0)
+    assert verify(Cache.open(str(tmp_path / "cache"))).bad == ()
+    finish(job)
+    assert commits(tmp_path, "toy/plain") == SHARDS
+
+
 def test_ctrl_c_on_a_terminal_which_reaches_the_workers_too_stops_quietly(
     folder: Path, whole: Path, finish: Finish
 ) -> None:

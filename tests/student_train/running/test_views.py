@@ -59,7 +59,7 @@ def cache(mixed: tuple[Path, nn.Module]) -> Cache:
 
 
 def feed_of(cache: Cache, needs: Needs = TAUGHT, *, place: Place, window_shards: int = 2) -> Feed:
-    shown = choose_views(cache.catalogue(), "digits", [TAUGHT], None, allow_partial=False)
+    shown = choose_views(cache.catalogue(), ["digits"], [TAUGHT], None, allow_partial=False)
     selection = select_rows(cache.samples(), "digits/train", needs, views=shown)
     return FeedPool(cache, CPU, place=place, window_shards=window_shards).feed(selection, needs)
 
@@ -173,7 +173,7 @@ def test_as_many_views_as_every_teacher_has(tmp_path: Path) -> None:
     cache = Cache.open(str(tmp_path / "cache"))
 
     def count(asked: int | None = None, *, allow_partial: bool = False) -> int:
-        found = choose_views(cache.catalogue(), "digits", [TAUGHT], asked, allow_partial=allow_partial)
+        found = choose_views(cache.catalogue(), ["digits"], [TAUGHT], asked, allow_partial=allow_partial)
         return 0 if found is None else found.count
 
     assert (count(), count(0), count(2)) == (3, 0, 2)
@@ -225,7 +225,7 @@ def test_views_of_a_dataset_without_any_are_refused(tmp_path: Path) -> None:
 
 
 def test_a_loss_that_wants_one_true_class_is_refused_by_name(cache: Cache) -> None:
-    mixing = choose_views(cache.catalogue(), "digits", [TAUGHT], None, allow_partial=False)
+    mixing = choose_views(cache.catalogue(), ["digits"], [TAUGHT], None, allow_partial=False)
     with pytest.raises(BadRequest, match="student a: dkd, nkd wants one true class") as refused:
         check_one_class("a", Needs(one_class=frozenset({"nkd", "dkd"})), mixing)
     assert refused.value.found == "transforms pad_crop, flip, mixup, cutmix (digits/views.json)"
