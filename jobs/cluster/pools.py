@@ -46,9 +46,7 @@ class Pools(NamedTuple):
     teacher: Pool
 
 
-def lay_out(
-    options: BuildClusterOptions, gpus: Sequence[str], processors: int, threads: int | None = None
-) -> Pools:
+def lay_out(options: BuildClusterOptions, gpus: Sequence[str], processors: int, threads: int | None = None) -> Pools:
     """Return the workers of a build; of one in this process, what that does at a time.
 
     Args:

@@ -56,7 +56,7 @@ def run(action: Callable[[], int | None], *, as_json: bool, answers: bool = Fals
             errors.print(f"note: what was printed is lost: cannot write to stdout: {reason}")
             code = code or int(answers)
     if signalled() and any(thread.name.startswith(ABANDONED) for thread in threading.enumerate()):
-        # Python would wait for them first, as long as a teacher takes. What they are at has no commit, and never gets one.
+        # Python would wait for them, as long as a teacher takes; what they are at has no commit
         os._exit(code)
     sys.exit(code)
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from jobs.cli.building import open_runner
+from jobs.cli.building import find_pools, open_runner
 from jobs.cluster.pools import Pool, Pools, lay_out, visible_gpus
 from jobs.files.cluster_options import BuildClusterOptions
 from tests.teacher_cache.toys import build, contents, write_digits, write_job
@@ -93,3 +93,19 @@ def test_a_teacher_is_loaded_once_for_each_gpu_by_a_worker_that_sees_that_one(tm
     assert sorted(each["device"] for each in told) == ["6", "7"]
     build(write_job(tmp_path, rows, teacher, cache="inline"))
     assert contents(tmp_path / "cache") == contents(tmp_path / "inline")
+
+
+@pytest.mark.parametrize(
+    ("variable", "job", "threads"),
+    [("3", {}, 3), ("3,2", {}, 3), ("3", {"threads": 1}, 1), ("many", {}, 8), ("0", {}, 8), (None, {}, 8)],
+)
+def test_a_build_has_the_threads_of_the_environment_where_its_job_names_none(
+    monkeypatch: pytest.MonkeyPatch, variable: str | None, job: dict[str, int], threads: int
+) -> None:
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    if variable is not None:
+        monkeypatch.setenv("OMP_NUM_THREADS", variable)
+    for module in ("jobs.cli.building", "jobs.files.cluster_options"):
+        monkeypatch.setattr(f"{module}.num_processors", lambda: 8)
+    options = BuildClusterOptions.model_validate({"kind": "inline"} | job)
+    assert find_pools(options, "cpu").teacher.threads == options.num_threads == threads
