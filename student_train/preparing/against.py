@@ -66,7 +66,7 @@ def measured_against(
 
 
 def _only_teacher(catalogue: Catalogue, datasets: Sequence[str]) -> str | None:
-    """Return the name of the only teacher of some datasets, or of the only one of each; None: one has another number."""
+    """Return the name of the only teacher of some datasets, or of the only one of each; None where it is not one."""
     teachers = {dataset: catalogue.teacher_names(dataset) for dataset in datasets}
     if any(len(names) != 1 for names in teachers.values()):
         return None
