@@ -18,6 +18,7 @@ class TrainProgress:
         self._watch = watch
         self._done_steps = self._loaded_shards = 0
         self._students = 0  # of the pass that runs
+        self._weighed: set[str] = set()  # students whose terms' shares were looked at
         self._best: EpochMetrics | None = None  # of its students, in its furthest epoch
 
     def report(self, event: events.Event) -> None:
@@ -74,9 +75,10 @@ class TrainProgress:
             case events.EpochDone():
                 self._tell_epoch(event)
             case events.WithinEpoch():
-                figure = event.metrics.accuracy
-                told = f"loss {event.metrics.train_loss:.4g}" if figure is None else f"accuracy {figure:.2%}"
-                self._watch.detail(f"{event.student} after {event.metrics.step} steps: {told}")
+                metrics = event.metrics
+                told = f"loss {metrics.train_loss:.4g}" if metrics.accuracy is None else _figures(metrics)
+                self._watch.detail(f"{event.student} after {metrics.step} steps: {told}")
+                self._note_idle_terms(event.student, metrics)
             case events.StudentStarted():
                 self._students += 1
             case events.StudentSkipped():
@@ -101,16 +103,18 @@ class TrainProgress:
             view = "" if metrics.view == PLAIN else f" ({metrics.view})"
             best = self._best if self._best.epoch == metrics.epoch else metrics
             self._watch.detail(f"epoch {metrics.epoch}{view} {self._of_many('best ')}{_figures(best)}")
-        if metrics.epoch == 1:
-            self._note_idle_terms(event.student, metrics.shares)
+        self._note_idle_terms(event.student, metrics)
 
     def _of_many(self, word: str) -> str:
         """Return a word that tells which figure it is where there are those of several students."""
         return word if self._students > 1 else ""
 
-    def _note_idle_terms(self, student: str, shares: dict[str, float]) -> None:
-        """Tell of terms that teach next to nothing; a weight that is off by a hundred is easily written."""
-        for name, share in shares.items():
+    def _note_idle_terms(self, student: str, metrics: EpochMetrics) -> None:
+        """Tell, once, of terms that teach next to nothing; a weight that is off by a hundred is easily written."""
+        if metrics.epoch > 1 or student in self._weighed:
+            return
+        self._weighed.add(student)
+        for name, share in metrics.shares.items():
             if share < IDLE_SHARE:
                 self._watch.note(
                     f"note: {student} learns next to nothing from {name}: {share:.2%} of the gradient in the first "

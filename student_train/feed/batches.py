@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from operator import itemgetter
 from typing import NamedTuple
 
 from torch import Tensor
@@ -152,6 +153,14 @@ class Batch:
             {key: function(values) for key, values in self.features.items()},
             None if self.mixed is None else MixedLabels(*map(function, self.mixed)),
         )
+
+    def rows(self, at: slice) -> Batch:
+        """Return some of its rows, as a batch in the same memory."""
+        return self.each(itemgetter(at))
+
+    def in_parts(self, rows: int) -> list[Batch]:
+        """Return all of its rows in batches of so many, the last perhaps of fewer."""
+        return [self.rows(slice(start, start + rows)) for start in range(0, len(self.shown), rows)]
 
     def tensors(self) -> dict[str, Tensor]:
         """Return all tensors by name, in no order: arrays of two views may come in two."""

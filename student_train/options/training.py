@@ -1,4 +1,4 @@
-"""How one student is trained: for how long, at which rates, and which of its weights are kept.
+"""How one student is trained: for how long, at which rates, in which parts, and which of its weights are kept.
 
 No torch here, so that a job file is checked before anything slow is imported.
 """
@@ -17,8 +17,8 @@ PEAK_LEARNING_RATE = {"sgd": 0.1, "adamw": 1e-3}  # where the job names none
 ADAMW_BETA2, ADAMW_EPS = 0.999, 1e-8  # torch's
 
 Schedule = Literal["cosine", "linear", "constant", "wsd"]
-Figure = Literal["accuracy", "cross_entropy", "agreement", "macro_f1", "calibration_error"]
-LESS_IS_BETTER = frozenset({"cross_entropy", "calibration_error"})  # of these figures; of the others more is
+Figure = Literal["accuracy", "cross_entropy", "agreement", "macro_f1", "calibration_error", "kl"]
+LESS_IS_BETTER = frozenset({"cross_entropy", "calibration_error", "kl"})  # of these figures; of the others more is
 
 # Keys that runs of before had not. Where they say nothing they are no part of what a run is made from.
 LATER_KEYS = frozenset(
@@ -30,6 +30,7 @@ LATER_KEYS = frozenset(
         "betas",
         "eps",
         "decay_norms_and_biases",
+        "micro_batch_size",
         "evaluate_every_steps",
         "best_by",
         "patience_evaluations",
@@ -57,6 +58,8 @@ class TrainingOptions(Options):
     max_steps: Annotated[int, Field(ge=1)] | None = None
     epochs: Annotated[int, Field(ge=1)] | None = Field(default_factory=_epochs)
     batch_size: Annotated[int, Field(ge=1)] = 128
+    # Rows that go through the network at a time; a step is of the whole batch all the same. None: all of them.
+    micro_batch_size: Annotated[int, Field(ge=1)] | None = None
 
     optimizer: Literal["sgd", "adamw"] = "adamw"
     learning_rate: Annotated[float, Field(gt=0, le=1000)] | None = None  # at its peak; None: 0.1 (SGD), 0.001 (AdamW)
@@ -90,6 +93,10 @@ class TrainingOptions(Options):
             raise ValueError(f"give warmup_steps ({self.warmup_steps}) or warmup_epochs ({self.warmup_epochs:g})")
         if self.patience_epochs is not None and self.patience_evaluations is not None:
             raise ValueError("give patience_epochs or patience_evaluations, not both")
+        if self.micro_batch_size is not None and self.micro_batch_size > self.batch_size:
+            raise ValueError(
+                f"micro_batch_size ({self.micro_batch_size}) is to be a part of batch_size ({self.batch_size}), or all"
+            )
         # What is in other units than the budget is compared once the rows are counted (`preparing/checks.py`).
         if self.epochs is not None and self.warmup_epochs > self.epochs:
             raise ValueError(f"warmup_epochs ({self.warmup_epochs:g}) is longer than epochs ({self.epochs})")
@@ -127,6 +134,11 @@ class TrainingOptions(Options):
     def adamw_betas(self) -> tuple[float, float]:
         """Return AdamW's."""
         return (self.momentum, ADAMW_BETA2) if self.betas is None else self.betas
+
+    @property
+    def rows_at_once(self) -> int:
+        """Return how many rows go through the network at a time."""
+        return self.batch_size if self.micro_batch_size is None else self.micro_batch_size
 
     @property
     def keeps_best(self) -> bool:

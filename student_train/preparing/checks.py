@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from typing import get_args
 
 import torch
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from storage.errors import BadRequest, gib
 from storage.format.specs import DatasetSpec
@@ -133,9 +135,15 @@ def check_figures(request: Request, students: Sequence[PreparedRun]) -> None:
 
 def _lacking(student: PreparedRun, figure: Figure) -> str | None:
     """Return what the held rows lack for a figure."""
-    if figure == "agreement":
+    task = TASKS[student.blueprint.asked.name]
+    if figure in ("agreement", "kl"):
+        if task.beside_teacher:
+            why = "" if student.why_not_against is None else f": {student.why_not_against}"
+            return None if student.against is not None else f"a teacher to compare with{why}"
+        if figure == "kl":
+            return "a class at each position, of which alone the KL to a teacher is measured"
         return None if student.held.tops_N is not None else "a teacher to agree with"
-    if figure == "macro_f1" and not TASKS[student.blueprint.asked.name].macro_f1:
+    if figure == "macro_f1" and not task.macro_f1:
         return "a class each out of few (texts have it)"
     return None if student.held_are_labelled else "labels"
 
@@ -167,15 +175,18 @@ def check_budget(request: Request, student: PreparedRun) -> None:
         )
 
 
-def check_parallel(options: StudentOptions, size: int) -> None:
-    """Raise BadRequest if a student has losses that would differ with the number of processes."""
+def check_parts(options: StudentOptions, processes: int) -> None:
+    """Raise BadRequest if a student has losses that would differ with the parts in which a batch is looked at."""
     compared = [term.loss for term in options.objective if LOSSES[term.loss].couples_rows(term)]
-    if compared:
+    if compared and (processes > 1 or options.micro_batch_size is not None):
+        of_processes = processes > 1
         raise BadRequest(
-            f"student {options.name} has losses that compare the rows of a batch, and each process has a part of them",
-            found=f"{', '.join(compared)} on {size} processes",
+            f"student {options.name} has losses that compare the rows of a batch, "
+            f"{'and each process has a part of them' if of_processes else 'which go through it a part at a time'}",
+            found=f"{', '.join(compared)} "
+            + (f"on {processes} processes" if of_processes else f"with micro_batch_size = {options.micro_batch_size}"),
             expected="losses that are means over rows",
-            do="train it on one process, or choose other losses",
+            do=f"{'train it on one process' if of_processes else 'no micro_batch_size'}, or choose other losses",
         )
 
 
@@ -195,7 +206,7 @@ def check_models(students: Sequence[PreparedRun]) -> dict[str, Started]:
 def _kind(student: PreparedRun) -> str:
     options = student.options
     # repr: options may be lists, which no key can be
-    return repr((student.blueprint, options.losses, options.start, options.starts_from))
+    return repr((student.blueprint, options.losses, options.start, options.starts_from, options.micro_batch_size))
 
 
 def _check_model(student: PreparedRun) -> Started | None:
@@ -206,8 +217,23 @@ def _check_model(student: PreparedRun) -> Started | None:
         check_speaks(options.starts_from, blueprint.tokenizer, student.tokenizer)
         started = start_student(model, options.start, options.starts_from)
     layers = check_student(model, student_layers(options.objective), blueprint.input_shape, blueprint.num_classes)
-    Objective(options.objective, Shapes(layers, student.feature_shapes))
+    objective = Objective(options.objective, Shapes(layers, student.feature_shapes))
+    if options.micro_batch_size is not None:
+        _check_norms(student, [model, objective])
     return started
+
+
+def _check_norms(student: PreparedRun, modules: Sequence[nn.Module]) -> None:
+    """Raise BadRequest if there is batch norm, which would compare the rows of each part alone."""
+    named = [pair for module in modules for pair in module.named_modules()]
+    norms = [name for name, module in named if isinstance(module, _BatchNorm)]
+    if norms:
+        raise BadRequest(
+            f"student {student.name} has batch norm, which compares the rows of a batch",
+            found=f"{', '.join(norms)[:300]}, and micro_batch_size = {student.options.micro_batch_size}",
+            expected="a network that treats each row by itself: its weights are then those of whole batches",
+            do="no micro_batch_size; or an architecture with GroupNorm or LayerNorm",
+        )
 
 
 def _check_size(student: PreparedRun) -> None:

@@ -32,7 +32,7 @@ from student_train.preparing.checks import (
     check_held,
     check_models,
     check_names,
-    check_parallel,
+    check_parts,
     check_suited,
     check_taught,
     check_trained_together,
@@ -147,8 +147,7 @@ def _prepare(
     for name in held_datasets:
         check_held(first, catalogue.dataset(name), data)
     check_suited(options, first)
-    if request.parallel.size > 1:
-        check_parallel(options, request.parallel.size)
+    check_parts(options, request.parallel.size)
     found = []
     for dataset in (first, *others):
         count = count_classes(catalogue, dataset.name, needs)

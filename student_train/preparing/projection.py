@@ -210,7 +210,7 @@ def fit(
         else f"the student does not fit on {device}",
         found=f"{gib(found.to_come_bytes)} projected, {gib(free)} free",
         expected=f"{few} students at once, or fewer" if few else None,
-        do=(f"at_once = {few}" if few else 'a smaller batch_size, a smaller student, or residency = "stream"')
+        do=(f"at_once = {few}" if few else 'a smaller micro_batch_size, a smaller student, or residency = "stream"')
         + ('; or cuda_graphs = "auto"' if fleet.cuda_graphs == "always" else ""),
     )
 
@@ -238,7 +238,13 @@ def _kind(student: PreparedRun) -> str:
     """Return what a step's memory depends on."""
     options = student.options
     # SGD without momentum keeps no state
-    extras = (options.batch_size, options.optimizer, options.momentum > 0, options.ema_decay is None)
+    extras = (
+        options.batch_size,
+        options.micro_batch_size,
+        options.optimizer,
+        options.momentum > 0,
+        options.ema_decay is None,
+    )
     return repr((student.blueprint, options.losses, *extras, options.keeps_best, options.autocast))
 
 
@@ -255,9 +261,9 @@ def _fed(students: Sequence[PreparedRun], window_shards: int) -> list[FedRows]:
     needs = reduce(or_, (student.needs for student in students))
     views = len({student.options.first_view for student in students})
 
-    def rows_of(selection: Selection, student: PreparedRun) -> int:
-        return largest_batch(selection.num_rows, student.options.batch_size)
+    def rows_of(selection: Selection, batch_size: int) -> int:
+        return largest_batch(selection.num_rows, batch_size)
 
-    train = [FedRows(s.train, needs, window_shards, rows_of(s.train, s), views) for s in students]
+    train = [FedRows(s.train, needs, window_shards, rows_of(s.train, s.options.batch_size), views) for s in students]
     held_needs = reduce(or_, (student.held_needs for student in students))
-    return train + [FedRows(s.held, held_needs, 1, rows_of(s.held, s)) for s in students]
+    return train + [FedRows(s.held, held_needs, 1, rows_of(s.held, s.options.rows_at_once)) for s in students]

@@ -38,7 +38,7 @@ class StepBytes:
         gradients: of all that is trained.
         optimizer: its state.
         copies: averaged and best weights.
-        activations: of one batch, kept for the backward pass, and what that works with.
+        activations: of the rows that go through it at a time, kept for the backward pass, and what that works with.
         batch: what is stored of it, which is among the activations.
     """
 
@@ -81,6 +81,7 @@ def _measure(prepared: PreparedRun, device: torch.device) -> StepBytes:
         )
         objective = Objective(options.objective, shapes)
         batch = blank_batch(student, prepared)
+        part = batch.rows(slice(options.micro_batch_size))  # what goes through the network at a time
     student.train()
     trained = [*student.parameters(), *objective.parameters()]
     optimizer = make_optimizer(options, trained, [student, objective])
@@ -91,8 +92,8 @@ def _measure(prepared: PreparedRun, device: torch.device) -> StepBytes:
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        outputs = Tapped(student, layers)(batch.inputs)
-        loss, beside = LOSS[task_of(blueprint).way](student, objective, outputs, batch)
+        outputs = Tapped(student, layers)(part.inputs)
+        loss, beside = LOSS[task_of(blueprint).way](student, objective, outputs, part)
     stored = [batch.inputs, *batch.features.values()]
     stored += [values for encoded in batch.targets.values() for values in encoded.arrays.values()]
     # what is counted by itself is no activation

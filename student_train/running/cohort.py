@@ -235,8 +235,8 @@ class Cohort:
 
     def _predict(self, runs: Sequence[Run]) -> None:
         """Write what students say of the held rows, which are read once for all of them. Raises Interrupted."""
-        for size in {run.options.batch_size for run in runs if run.prepared.files.writes}:
-            alike = [run for run in runs if run.options.batch_size == size]
+        for size in {run.options.rows_at_once for run in runs if run.prepared.files.writes}:
+            alike = [run for run in runs if run.options.rows_at_once == size]
             asked = [Respondent(run.prepared.files, run.result(), run.context.held) for run in alike]
             if not self.without_recordings_if_need_be(partial(self._ask, asked, size)):
                 raise self.interrupt()
@@ -247,7 +247,7 @@ class Cohort:
     def _latency(self, run: Run) -> Latency:
         kind = repr(run.prepared.blueprint)  # repr: options may be lists, which no key can be
         if kind not in self._latencies:
-            blueprint, batch_size = run.prepared.blueprint, run.options.batch_size
+            blueprint, batch_size = run.prepared.blueprint, run.options.rows_at_once
             self._latencies[kind] = measure_latency(run.result(), blueprint.input_shape, batch_size=batch_size)
         return self._latencies[kind]
 

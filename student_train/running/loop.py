@@ -153,8 +153,8 @@ def _measure(
 def _figures(teams: Sequence[Team], held: Feed, stop: Callable[[], bool]) -> list[tuple[Team, list[Held]]] | None:
     """Return the figures of all students of some teams, or None if `stop` said so."""
     found: list[tuple[Team, list[Held]]] = []
-    for size in sorted({team.batch_size for team in teams}):
-        alike = [team for team in teams if team.batch_size == size]
+    for size in sorted({team.rows_at_once for team in teams}):
+        alike = [team for team in teams if team.rows_at_once == size]
         tops = [[run.context.tops_N for run in team.runs] for team in alike]
         against = [[run.prepared.against for run in team.runs] for team in alike]
         parallel = alike[0].runs[0].context.parallel

@@ -43,6 +43,7 @@ class Team:
         if all(run.tally for run in self.runs):
             self.tally.restore([run.tally for run in self.runs])
         self.batch_size = first.options.batch_size
+        self.rows_at_once = first.options.rows_at_once
         for run in self.runs:
             run.step_with([each.name for each in self.runs])
 

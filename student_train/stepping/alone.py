@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from student_train.feed.batches import Batch
 from student_train.stepping.forward import Tapped, compiled
+from student_train.stepping.gradients.parts import accumulate_in_parts
 from student_train.stepping.gradients.rows import Model, Step
 from student_train.stepping.gradients.ways import WAYS
 from student_train.stepping.parallel import ALONE, Parallel, fill_missing, forget_unreached
@@ -41,7 +42,9 @@ class Alone:
         forward: Callable[..., Any] = compiled(self._tapped, state.options.compile)
         self._way = WAYS[task_of(state.blueprint).way]
         self._accumulate = partial(
-            self._way.accumulate,
+            accumulate_in_parts,
+            self._way,
+            state.options.micro_batch_size,
             Model(state.student, forward, state.objective, self._trained, state.blueprint.num_classes),
             autocast=torch.autocast(device.type, torch.bfloat16, enabled=state.options.autocast == "bf16"),
         )

@@ -17,7 +17,6 @@ import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
-from operator import itemgetter
 
 import torch
 import torch.distributed as dist
@@ -66,7 +65,7 @@ class Parallel:
             return batch
         shared_by = min(self.size, max(1, len(batch.shown) // least))
         mine = slice(self.rank, None, shared_by) if self.rank < shared_by else slice(0)
-        return batch.each(itemgetter(mine))
+        return batch.rows(mine)
 
     def average(self, tensors: Sequence[Tensor], share: float) -> None:
         """Make tensors the sum over all processes of each one's times its share, in place; in one message for all.

@@ -31,6 +31,21 @@ class Step(NamedTuple):
     rows: int
 
 
+class Part(NamedTuple):
+    """What part of a step's gradient is added.
+
+    Attributes:
+        share: of the batch's sites.
+        term: of the objective; None: all of it.
+    """
+
+    share: float = 1.0
+    term: int | None = None
+
+
+WHOLE = Part()
+
+
 class Model(NamedTuple):
     """What a step works with.
 
@@ -49,15 +64,28 @@ class Model(NamedTuple):
     num_classes: int
 
 
-def accumulate_gradients(model: Model, batch: Batch, *, autocast: torch.autocast, measure_shares: bool) -> Step:
-    """Add the gradients of a batch's objective to those of all that is trained, and return its losses."""
+def accumulate_gradients(
+    model: Model, batch: Batch, *, autocast: torch.autocast, measure_shares: bool, of: Part = WHOLE
+) -> Step:
+    """Add the gradients of a batch's objective to those of all that is trained, and return its losses.
+
+    Args:
+        model: what steps.
+        batch: all of a step's, or a part of it.
+        autocast: precision of the forward pass.
+        measure_shares: measure each term's share of the gradient; of a whole batch alone.
+        of: what part it is.
+    """
     with autocast:
-        losses = model.objective(model.forward(batch.inputs), batch.supervision(), apart=measure_shares)
+        apart = measure_shares or of.term is not None
+        losses = model.objective(model.forward(batch.inputs), batch.supervision(), apart=apart)
     shares = None
     if measure_shares:
         shares = accumulate_by_term(losses.parts, model.trained, of_student=len(list(model.student.parameters())))
     else:
-        losses.total.backward()
+        loss = losses.total if of.term is None else losses.parts[of.term]
+        if loss.requires_grad or of.term is None:
+            (loss if of.share == 1 else of.share * loss).backward()
     return Step(losses.total.detach(), losses.values, shares, len(batch.inputs))
 
 
@@ -99,3 +127,30 @@ def shares_of(norms: Sequence[Tensor]) -> Tensor:
     """Return each norm divided by the sum of all, (terms,) float32."""
     norms_K = torch.stack(list(norms))
     return norms_K / norms_K.sum().clamp(min=torch.finfo(torch.float32).tiny)  # all may be 0
+
+
+def add_by_term(model: Model, backward: Callable[..., tuple[Tensor, list[Tensor]]], num_sites: int) -> Step:
+    """Add up the gradients of the terms one by one, and measure each.
+
+    Args:
+        model: what steps.
+        backward: from a term, and whether another is to come, to the objective's value and all terms'; it adds the
+            term's gradient.
+        num_sites: that these are means over.
+    """
+    # what was there before: here each term is looked at by itself
+    before: Sequence[Tensor | None] = [parameter.grad for parameter in model.trained]
+    norms, num_terms = [], len(model.objective.names)
+    for term in range(num_terms):
+        for parameter in model.trained:
+            parameter.grad = None
+        total, values = backward(term, keep=term + 1 < num_terms)
+        norms.append(gradient_norm([parameter.grad for parameter in model.student.parameters()], total.new_zeros(())))
+        summed = [
+            old if parameter.grad is None else parameter.grad if old is None else old + parameter.grad
+            for old, parameter in zip(before, model.trained, strict=True)
+        ]
+        before = summed
+    for parameter, gradient in zip(model.trained, before, strict=True):
+        parameter.grad = gradient
+    return Step(total, values, shares_of(norms), num_sites)

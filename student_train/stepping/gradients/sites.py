@@ -17,19 +17,23 @@ B rows, L positions, N sites that count, D width, C ids, K terms.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-
 import torch
 from torch import Tensor
 
 from student_train.feed.batches import Batch
 from student_train.losses.outputs import Outputs
-from student_train.stepping.gradients.rows import Model, Step, gradient_norm, shares_of
+from student_train.stepping.gradients.rows import WHOLE, Model, Part, Step, add_by_term
 from student_train.students.parts import part_size
 
 
 def accumulate_over_sites(
-    model: Model, batch: Batch, *, autocast: torch.autocast, measure_shares: bool, size: int | None = None
+    model: Model,
+    batch: Batch,
+    *,
+    autocast: torch.autocast,
+    measure_shares: bool,
+    of: Part = WHOLE,
+    size: int | None = None,
 ) -> Step:
     """Add the gradients of a batch's objective to those of all that is trained, and return its losses.
 
@@ -38,6 +42,7 @@ def accumulate_over_sites(
         batch: with the labels of each site.
         autocast: precision of forward passes.
         measure_shares: measure each term's share of the gradient, at the cost of a backward pass for each.
+        of: what part of a step it is.
         size: of a part, in sites; by default from PART_BYTES.
     """
     sites_N = batch.sites()
@@ -64,7 +69,7 @@ def accumulate_over_sites(
                 losses = model.objective(seen, given, apart=term is not None)
             loss = losses.total if term is None else losses.parts[term]
             if loss.requires_grad:
-                (share * loss).backward()
+                (of.share * share * loss).backward()
             found_K = share * torch.stack([losses.total.detach(), *losses.values])
             values_K = found_K if values_K is None else values_K + found_K
         reached = [(v, c.grad) for v, c in zip(picked, cut_off, strict=True) if c.grad is not None]
@@ -75,25 +80,5 @@ def accumulate_over_sites(
         return total, values
 
     if not measure_shares:
-        return Step(*backward(None, keep=False), None, len(sites_N))
-    return _by_term(model, backward, len(sites_N))
-
-
-def _by_term(model: Model, backward: Callable[..., tuple[Tensor, list[Tensor]]], num_sites: int) -> Step:
-    """Add up the gradients of the terms one by one, and measure each."""
-    # what was there before: here each term is looked at by itself
-    before: Sequence[Tensor | None] = [parameter.grad for parameter in model.trained]
-    norms, num_terms = [], len(model.objective.names)
-    for term in range(num_terms):
-        for parameter in model.trained:
-            parameter.grad = None
-        total, values = backward(term, keep=term + 1 < num_terms)
-        norms.append(gradient_norm([parameter.grad for parameter in model.student.parameters()], total.new_zeros(())))
-        summed = [
-            old if parameter.grad is None else parameter.grad if old is None else old + parameter.grad
-            for old, parameter in zip(before, model.trained, strict=True)
-        ]
-        before = summed
-    for parameter, gradient in zip(model.trained, before, strict=True):
-        parameter.grad = gradient
-    return Step(total, values, shares_of(norms), num_sites)
+        return Step(*backward(of.term, keep=False), None, len(sites_N))
+    return add_by_term(model, backward, len(sites_N))

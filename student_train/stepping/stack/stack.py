@@ -41,6 +41,7 @@ def stack_key(options: StudentOptions, blueprint: Blueprint) -> Hashable:
         # one of transformers steps alone: much of its code is none that M students could share
         options.name if blueprint.architecture == TRANSFORMERS else None,
         options.batch_size,
+        options.micro_batch_size,
         options.optimizer,
         options.autocast,
         options.compile,
@@ -119,6 +120,7 @@ class Stack:
                 batches,
                 of_student=self._num_student_weights,
                 measure_shares=measure_shares,
+                rows_at_once=self.states[0].options.micro_batch_size,
             )
             if self._weights.reached:  # else there was nothing to learn, such as a batch of padding
                 with self._weights.unreached_kept():

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from student_train.feed.batches import Batch
 from student_train.losses.outputs import Outputs
+from student_train.stepping.gradients.ways import WAYS
 from student_train.stepping.stack.model import StackedModel
 from student_train.stepping.stack.weights import StackedWeights
 from student_train.students.parts import part_size
@@ -44,7 +45,13 @@ Gradient = Callable[[int | None, bool], tuple[Tensor, Tensor]]
 
 
 def stacked_gradients(
-    model: StackedModel, weights: StackedWeights, batches: Sequence[Batch], *, of_student: int, measure_shares: bool
+    model: StackedModel,
+    weights: StackedWeights,
+    batches: Sequence[Batch],
+    *,
+    of_student: int,
+    measure_shares: bool,
+    rows_at_once: int | None = None,
 ) -> StackedStep:
     """Return the gradients of all students' objectives on the same rows.
 
@@ -54,8 +61,12 @@ def stacked_gradients(
         batches: one for each view that is seen.
         of_student: how many of a row's weights, the first, are the student's. Norms are over these.
         measure_shares: measure each term's share of the gradients, at the cost of a backward pass for each.
+        rows_at_once: of a batch; None: all.
     """
-    gradient, rows = OVER[model.way](model, weights, batches, measure_shares)
+    if rows_at_once is None or len(batches[0].shown) <= rows_at_once:
+        gradient, rows = OVER[model.way](model, weights, batches, measure_shares)
+    else:
+        gradient, rows = _in_parts(model, weights, batches, rows_at_once)
     if not measure_shares:
         return StackedStep(*gradient(None, False), None, rows)
     terms = model.term_weights_MK.shape[1]
@@ -120,6 +131,27 @@ def _over_sites(
         return grads_MP, values_MK
 
     return gradient, len(sites_N)
+
+
+def _in_parts(
+    model: StackedModel, weights: StackedWeights, batches: Sequence[Batch], rows: int
+) -> tuple[Gradient, int]:
+    """Run a few rows of each batch at a time, as `gradients/parts.py` explains."""
+    in_parts = list(zip(*(batch.in_parts(rows) for batch in batches), strict=True))
+    parts = [(part, WAYS[model.way].num_sites(part[0])) for part in in_parts]
+    total = sum(sites for _, sites in parts)
+
+    def gradient(term: int | None, keep: bool) -> tuple[Tensor, Tensor]:
+        grads_MP, values_MK = torch.zeros_like(weights.values_MP), torch.zeros_like(model.term_weights_MK)
+        for part, sites in parts:
+            if sites:
+                of_part, _ = OVER[model.way](model, weights, part, term is not None)
+                own_MP, own_MK = of_part(term, False)
+                grads_MP.add_(own_MP, alpha=sites / total)
+                values_MK += sites / total * own_MK
+        return grads_MP, values_MK
+
+    return gradient, total
 
 
 # What `stepping.gradients.ways` has for one student.

@@ -40,6 +40,8 @@ def test_the_names_that_a_job_may_use_are_those_that_can_be_built() -> None:
         {"epochs": None, "max_steps": 7, "warmup_steps": 8},
         {"epochs": None, "max_steps": 7, "evaluate_every_steps": 8},
         {"evaluate_every_steps": 0},
+        {"micro_batch_size": 0},
+        {"micro_batch_size": 33},
         {"best_by": "loss"},
         {"patience_epochs": 2, "patience_evaluations": 2},
         {"warmup_epochs": 1.0, "warmup_steps": 3},

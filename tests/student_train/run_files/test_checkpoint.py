@@ -51,8 +51,23 @@ def test_a_kill_at_any_write_of_a_run_changes_nothing(toy_cache: Cache, tmp_path
         assert (weights(runs) == weights(tmp_path / "whole"), list(runs.rglob(".tmp-*"))) == (True, [])
 
 
-def test_kills_one_after_another_still_end_in_the_same_weights(toy_cache: Cache, tmp_path: Path) -> None:
-    options = student(**EVERYTHING, epochs=2, checkpoint_every_steps=2)
+BY_STEPS: dict[str, Any] = {
+    "epochs": None,
+    "patience_epochs": None,
+    "max_steps": 11,
+    "evaluate_every_steps": 4,
+    "micro_batch_size": 8,
+    "best_by": "cross_entropy",
+    "schedule": "wsd",
+    "decay_share": 0.5,
+}
+
+
+@pytest.mark.parametrize("budget", [{"epochs": 2}, BY_STEPS], ids=["epochs", "steps"])
+def test_kills_one_after_another_still_end_in_the_same_weights(
+    toy_cache: Cache, tmp_path: Path, budget: dict[str, Any]
+) -> None:
+    options = student(**EVERYTHING | budget, checkpoint_every_steps=2)
     train(toy_cache, tmp_path / "whole", options)
     assert kill(toy_cache, tmp_path / "killed", options, 21, "one") > 2
     assert weights(tmp_path / "killed") == weights(tmp_path / "whole")
