@@ -1,0 +1,212 @@
+"""A settled student's folder in the form of another library, whose logits are compared with its own before it counts.
+
+The folder is written beside its place and renamed when it is whole; `stillroom.json` in it says of which student it is,
+so that the same export again does nothing.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from storage.digests import digest, file_digest
+from storage.errors import BadRequest, CorruptObject, MissingSource, StorageFailure
+from storage.model_folder import check_transformers, import_transformers
+from student_train.run_files.records import RunRecord, read_record
+from student_train.students import Student, load_student
+from student_train.students.files import BLUEPRINT_FILE
+from student_train.students.transformers import ARCHITECTURE as TRANSFORMERS
+from student_train.using.beside import beside, folders_of
+from student_train.using.card import model_card
+from student_train.using.rows import ComparedRows, rows_to_compare
+from student_train.using.to_gpt2 import STOPS_AT, to_gpt2
+
+WHAT = "student export --format transformers"
+MARK = "stillroom.json"
+ROUNDING = 1e-4  # of the largest logit: kernels of another order of additions, in float32
+
+
+@dataclass(frozen=True)
+class Exported:
+    """An exported student.
+
+    Attributes:
+        folder: where it lies.
+        kind: class that loads it.
+        difference, largest: of the compared logits; None: nothing was done.
+        told: what was compared, and what lies beside the model.
+        done_before: whether it lay there already.
+    """
+
+    folder: Path
+    kind: str
+    difference: float | None
+    largest: float | None
+    told: tuple[str, ...]
+    done_before: bool = False
+
+
+def export_transformers(run: Path, out: Path, *, tokenizer: Path | None = None, cache: str | None = None) -> Exported:
+    """Write a settled student as a folder that transformers loads with `from_pretrained`.
+
+    Args:
+        run: its folder.
+        out: the folder to write.
+        tokenizer: a folder with what goes with its tokenizer; None: those that the run was made from are asked.
+        cache: where its held rows are; None: where they were.
+
+    Raises:
+        MissingSource: there is no settled student.
+        BadRequest: it cannot be said in transformers; the folder is something else; transformers is not installed; or
+            the exported model does not say the same.
+    """
+    check_transformers(WHAT)
+    record = _settled(run)
+    student = load_known(run, record)
+    about = {"student": record.student, "student_digest": digest((run / BLUEPRINT_FILE).read_bytes()), "form": "merged"}
+    if (before := _done_before(out, about)) is not None:
+        return before
+    model = FORMS[student.blueprint.architecture](student)
+    with _part(out) as part:
+        for config in (model.config, model.config.get_text_config()):
+            config.use_cache = True  # those who go on with a text want it
+        model.save_pretrained(part)
+        gone_with = beside(student, folders_of(run), tokenizer)
+        for name, data in gone_with.files.items():
+            (part / name).write_bytes(data)
+        rows = rows_to_compare(student, record, cache)
+        difference, largest = _compare(student, part, rows)
+        compared = f"logits of {rows.told}: at most {difference:.2g} apart, the largest {largest:.3g}"
+        _check_same(student, difference, largest, compared)
+        told = (compared, *gone_with.told)
+        (part / "README.md").write_text(
+            model_card(record, type(model).__name__, compared, gone_with.told, adapter=False)
+        )
+        _seal(part, about, type(model).__name__)
+    return Exported(out, type(model).__name__, difference, largest, told)
+
+
+def load_known(run: Path, record: RunRecord) -> Student:
+    """Return a student that can be said in transformers. Raises BadRequest: its architecture has no equal there."""
+    if record.architecture not in FORMS:
+        raise BadRequest(
+            f"{run.name} has no equal in transformers",
+            found=f'architecture = "{record.architecture}"',
+            expected=" or ".join(f'"{name}"' for name in FORMS),
+            do="its weights are plain safetensors: student_train.students.load_student loads it",
+        )
+    return load_student(run)
+
+
+def _as_it_is(student: Student) -> Any:
+    return student.network
+
+
+def _gpt2(student: Student) -> Any:
+    return to_gpt2(student, WHAT)
+
+
+FORMS: dict[str, Callable[[Student], Any]] = {TRANSFORMERS: _as_it_is, "gpt": _gpt2}
+
+
+def _settled(run: Path) -> RunRecord:
+    record = read_record(run)
+    if record is None or record.status == "failed":
+        raise MissingSource(
+            f"there is no trained student in {run}",
+            found="no run.json" if record is None else "a run that failed",
+            expected="the folder of a finished run, <runs>/<student>",
+            do="student train JOB.toml",
+        )
+    return record
+
+
+def _compare(student: Student, folder: Path, rows: ComparedRows) -> tuple[float, float]:
+    """Return the largest difference of logits, in float32, and the largest logit; one row at a time."""
+    loaded = import_transformers(WHAT).AutoModelForCausalLM.from_pretrained(
+        folder, dtype=torch.float32, local_files_only=True, trust_remote_code=False
+    )
+    loaded.eval()
+    difference = largest = 0.0
+    with torch.inference_mode():
+        for inputs in rows.inputs:
+            own_BLC = student(inputs)
+            (ids_BL, *_) = student.blueprint.made_of.spread(inputs)
+            there_BLC = loaded(input_ids=ids_BL).logits[..., : own_BLC.shape[-1]]
+            difference = max(difference, float((own_BLC - there_BLC).abs().max()))
+            largest = max(largest, float(own_BLC.abs().max()))
+    return difference, largest
+
+
+def _check_same(student: Student, difference: float, largest: float, compared: str) -> None:
+    if difference <= ROUNDING * largest:
+        return
+    stops = student.blueprint.options.get("end_of_text") is not None
+    raise BadRequest(
+        "the exported model does not say what the student says",
+        found=compared,
+        expected=f"at most {ROUNDING * largest:.2g}, which rounding would be",
+        do=STOPS_AT if stops else "this is a fault of ours or of the library's: nothing was written",
+    )
+
+
+def _done_before(out: Path, about: dict[str, Any]) -> Exported | None:
+    """Return what lies at a place if it is this very export. Raises BadRequest: it is something else."""
+    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
+        return None
+    try:
+        mark = json.loads((out / MARK).read_bytes())
+        same = {key: mark.get(key) for key in about} == about
+    except (OSError, ValueError, AttributeError):
+        same, mark = False, {}
+    if not same:
+        raise BadRequest(
+            f"{out} is there already",
+            found="another export" if mark else "something that is no export",
+            expected="no folder, an empty one, or the same export",
+            do="name another folder",
+        )
+    for name, expected in mark["files"].items():
+        if not (out / name).exists() or file_digest(out / name) != expected:
+            raise CorruptObject(
+                f"{out / name} is not what was exported",
+                found="another digest" if (out / name).exists() else "no such file",
+                expected=f"digest {expected}  ({MARK})",
+                do=f"rm -r {out}    # then export it again",
+            )
+    return Exported(out, mark["kind"], None, None, (), done_before=True)
+
+
+class _part:  # noqa: N801 - used as a function
+    """A folder beside its place, renamed to it when all went well and deleted when not."""
+
+    def __init__(self, out: Path):
+        self._out = out
+        self._part = out.with_name(f".{out.name}.part")
+
+    def __enter__(self) -> Path:
+        shutil.rmtree(self._part, ignore_errors=True)  # of a command that was killed
+        try:
+            self._part.mkdir(parents=True)
+        except OSError as error:
+            raise StorageFailure(f"cannot write {self._part}", found=error.strerror) from None
+        return self._part
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is not None:
+            shutil.rmtree(self._part, ignore_errors=True)
+            return
+        if self._out.exists():
+            self._out.rmdir()  # empty
+        self._part.rename(self._out)
+
+
+def _seal(folder: Path, about: dict[str, Any], kind: str) -> None:
+    files = {str(path.relative_to(folder)): file_digest(path) for path in sorted(folder.rglob("*")) if path.is_file()}
+    (folder / MARK).write_text(json.dumps({**about, "kind": kind, "files": files}, indent=2) + "\n")

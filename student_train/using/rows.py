@@ -1,0 +1,71 @@
+"""Rows on which an exported student is compared with what it was made from: held ones, or drawn ones."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from storage.cache import Cache, Samples
+from storage.errors import StillroomError
+from student_train.feed.batches import Needs
+from student_train.feed.residency import FeedPool
+from student_train.feed.selection import select_rows
+from student_train.run_files.records import RunRecord
+from student_train.students import Student
+
+ROWS = 100
+
+
+@dataclass(frozen=True)
+class ComparedRows:
+    """Some rows.
+
+    Attributes:
+        inputs: as a student is given them, one row at a time.
+        told: what they are, in words.
+    """
+
+    inputs: list[Tensor]
+    told: str
+
+
+def rows_to_compare(student: Student, record: RunRecord, cache: str | None) -> ComparedRows:
+    """Return held rows of a run, or drawn ones where its cache is not at hand.
+
+    Args:
+        student: that is compared.
+        record: of its run.
+        cache: where it lies; None: where it did.
+    """
+    url, rows = cache or record.cache, record.identity.get("data", {}).get("validation")
+    if url is not None and isinstance(rows, str):
+        try:
+            found = list(_held(url, rows))
+            return ComparedRows(found, f"{len(found)} held rows of {rows}")
+        except (StillroomError, OSError) as error:
+            if cache is not None:  # which was asked for
+                raise
+            why = getattr(error, "what", str(error))
+            return ComparedRows(_drawn(student), f"{ROWS} drawn rows, for the held ones cannot be had ({why})")
+    return ComparedRows(_drawn(student), f"{ROWS} drawn rows, for nobody knows where its cache is")
+
+
+def _held(url: str, rows: str) -> Iterator[Tensor]:
+    cache = Cache.open(url)
+    selection = select_rows(
+        Samples(cache.catalogue({rows.partition("/")[0]}, set())), rows, Needs(), allow_partial=True
+    )
+    feed = FeedPool(cache, torch.device("cpu"), place="stream", window_shards=1).feed(selection, Needs())
+    for number, batch in enumerate(feed.in_order(1)):
+        if number == ROWS:
+            return
+        yield batch.inputs
+
+
+def _drawn(student: Student) -> list[Tensor]:
+    blueprint = student.blueprint
+    draw = torch.Generator().manual_seed(0)
+    return [torch.randint(blueprint.num_classes, (1, *blueprint.input_shape), generator=draw) for _ in range(ROWS)]
