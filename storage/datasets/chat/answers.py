@@ -4,7 +4,8 @@ Never by prefixes of tokens: what is tokenised apart has other tokens at the sea
 with what the assistant said; a chat of which they differ by more than white space cannot be had.
 
 An answer goes from where the template asks for it (`add_generation_prompt`) to the token that ends the turn, that one
-included and white space behind it not, as marks have it in the templates that TRL trains with.
+included, as marks have it in the templates that TRL trains with. White space behind that token is left out: nobody
+generates it, though some of TRL's marks have it (Qwen's and Gemma's). Marks are taken as they are.
 """
 
 from __future__ import annotations
