@@ -100,6 +100,14 @@ def _texts(
     return [row[: input_shape[0]] for row in rows] if "task" in source else rows
 
 
+def _chats(
+    samples: Sequence[Any], source: Mapping[str, Any], tokenizer: bytes | None, input_shape: tuple[int, ...]
+) -> list[np.ndarray]:
+    """Return chats in tokens, as the dataset had them: what a template writes holds special tokens."""
+    _require(samples, (str,), "chats as text: tokenizer.apply_chat_template(messages, tokenize=False)")
+    return _texts(samples, {"special_tokens": "parsed"}, tokenizer, input_shape)
+
+
 def _arrays(
     samples: Sequence[Any], source: Mapping[str, Any], tokenizer: bytes | None, input_shape: tuple[int, ...]
 ) -> list[np.ndarray]:
@@ -117,4 +125,5 @@ OF_KIND: dict[str, Callable[[Sequence[Any], Mapping[str, Any], bytes | None, tup
     "image_folder": _images,
     "parquet_images": _images,
     "text": _texts,
+    "chat": _chats,
 }

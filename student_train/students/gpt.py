@@ -47,7 +47,7 @@ def gpt(
             "architecture 'gpt' cannot take these inputs",
             found=f"inputs of shape {input_shape}",
             expected="tokens (L,)",
-            do='a dataset of kind "text" or "tokens", or another architecture',
+            do='a dataset of kind "text", "chat" or "tokens", or another architecture',
         )
     end_is_known = end_of_text is None or 0 <= end_of_text < num_classes
     good = 1 <= depth <= MAX_DEPTH and heads >= 1 and width >= 1 and width % heads == 0

@@ -185,3 +185,30 @@ def write_model(folder: Path, template: str | None, **config: Any) -> Path:
 
 def write_lines(path: Path, *rows: Any) -> None:
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def write_llama(folder: Path, template: str) -> tuple[Any, Any]:
+    """Write a Llama of a few kilobytes with its tokenizer, as `save_pretrained` does; return both."""
+    import torch
+    from tokenizers import Tokenizer
+    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    loaded = Tokenizer.from_str(tokenizer_json().decode())
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=loaded, bos_token="<s>", eos_token="<|im_end|>")
+    tokenizer.chat_template = template
+    tokenizer.save_pretrained(folder)
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=16,
+        intermediate_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        initializer_range=0.5,  # so that what it says depends on what it reads
+    )
+    model = LlamaForCausalLM(config).eval()
+    model.save_pretrained(folder)
+    return model, tokenizer
