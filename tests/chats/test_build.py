@@ -160,7 +160,8 @@ def test_a_student_is_taught_what_the_teacher_says_of_the_assistants_tokens(fold
     commits = cache.catalogue().read_commits("chats", "big")
     columns = ["label_log_probability", "labelled"]
     table = pl.concat(pl.DataFrame(pl.from_arrow(commit.table)).select(columns) for commit in commits)
-    chats = [json.loads(line) for name in ("a", "more/b") for line in (folder / f"chats/{name}.jsonl").open()]
+    lines = [line for name in ("a", "more/b") for line in (folder / f"chats/{name}.jsonl").read_text().splitlines()]
+    chats = [json.loads(line) for line in lines]
     expected = [said_by(model, tokenizer, each["messages"]) for each in chats]
     assert table["labelled"].to_list() == [len(log_p) for log_p in expected]
     assert table["label_log_probability"].to_list() == pytest.approx(
