@@ -55,7 +55,8 @@ def near_chance(text: str, who: str = "") -> str:
     """Return a warning of a teacher that is hardly better than chance, with what is to be looked at."""
     return (
         f"warning: {who}near chance: {text}; "
-        "look at the teacher's mean and std, at the dataset's size and at the order of classes"
+        "look at what it is given: mean and std, the dataset's size, the order of classes; of text the tokenizer and "
+        "the chat template"
     )
 
 
