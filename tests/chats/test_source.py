@@ -126,6 +126,16 @@ def test_the_answers_in_a_prompt_are_not_to_be_predicted(tmp_path: Path, chats: 
         assert [predicted(source, sample) for sample in read(source)] == ["so<|im_end|>", ANSWER]
 
 
+def test_a_column_of_what_the_system_says_is_the_first_message_and_told(tmp_path: Path, chats: Make) -> None:
+    pair = {"prompt": TURN, "completion": [TURN[0], TURN[1]]}
+    write_lines(tmp_path / "a.jsonl", {"system": "be brief", "conversations": TURN}, {"system": "be brief", **pair})
+    source = chats()
+    first, second = read(source)
+    assert said(source, first).startswith("<|im_start|>system\nbe brief<|im_end|>\n<|im_start|>user\n")
+    assert [predicted(source, each) for each in (first, second)] == [ANSWER, ANSWER]
+    assert first.remarks == ("chats whose first message is what the column `system` says",)
+
+
 @pytest.mark.parametrize(
     ("row", "reason"),
     [
@@ -156,6 +166,10 @@ def test_the_answers_in_a_prompt_are_not_to_be_predicted(tmp_path: Path, chats: 
             "has a lone surrogate, which no UTF-8 can hold",
         ),
         ({"messages": TURN, "tools": {"a": 1}}, "has tools that are no list: dict"),
+        (
+            {"messages": [{"role": "system", "content": "a"}, *TURN], "system": "b"},
+            "has a column system that is no text, or beside a message of the system's",
+        ),
         ([1], "is list, not an object with messages, conversations, or prompt and completion"),
     ],
 )

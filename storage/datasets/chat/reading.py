@@ -18,7 +18,8 @@ from storage.errors import BadRequest, MissingSource
 Role = Literal["system", "developer", "user", "assistant", "tool"]
 ROLES = ("system", "developer", "user", "assistant", "tool")
 SAID_BY = {"human": "user", "gpt": "assistant", "function_response": "tool", "observation": "tool"}  # in `from`
-TOOLS = "tools"
+TOOLS, SYSTEM = "tools", "system"  # columns beside those of messages
+BY_COLUMN = "chats whose first message is what the column `system` says"
 LISTS, PAIR = ("messages", "conversations"), ("prompt", "completion")
 TRAINED = "weight"  # of an assistant's message: 0 if it is not to be predicted
 
@@ -30,11 +31,13 @@ class Chat(NamedTuple):
         messages: each with its role, and what else a template may look at; what is null is left out.
         asked: of each message, whether it is the assistant's and to be predicted.
         tools: schemas of what the assistant may call; None if there are none.
+        remarks: what is to be told of it.
     """
 
     messages: list[dict[str, Any]]
     asked: list[bool]
     tools: list[Any] | None = None
+    remarks: tuple[str, ...] = ()
 
     @property
     def texts(self) -> tuple[str]:
@@ -44,7 +47,7 @@ class Chat(NamedTuple):
     def take(self, numbers: Iterable[int]) -> Chat:
         """Return some of its messages, with its tools."""
         chosen = list(numbers)
-        return Chat([self.messages[i] for i in chosen], [self.asked[i] for i in chosen], self.tools)
+        return self._replace(messages=[self.messages[i] for i in chosen], asked=[self.asked[i] for i in chosen])
 
 
 class ChatColumns(NamedTuple):
@@ -80,7 +83,7 @@ class ChatColumns(NamedTuple):
                 expected=self.expected,
                 do="name it in the job: column = …; or prompt = …, completion = …",
             )
-        return [*found, *([TOOLS] if TOOLS in schema.names else [])]
+        return [*found, *(name for name in (TOOLS, SYSTEM) if name in schema.names)]
 
     def row(self, value: dict[str, Any]) -> Chat:
         found = self._form([name for name, said in value.items() if said is not None], "a row")
@@ -89,6 +92,12 @@ class ChatColumns(NamedTuple):
         said_by = ("user", "assistant") if len(found) == 2 else (None,)
         sides = [self._messages(value[name], role) for name, role in zip(found, said_by, strict=True)]
         before = len(sides[0]) if len(sides) == 2 else 0
+        remarks: tuple[str, ...] = ()
+        if SYSTEM not in found and (system := self._plain(value.get(SYSTEM))):
+            if not isinstance(system, str) or sides[0][0]["role"] == "system":
+                raise Unreadable(f"has a column {SYSTEM} that is no text, or beside a message of the system's")
+            sides[0].insert(0, {"role": "system", "content": system})
+            before, remarks = before + (len(sides) == 2), (BY_COLUMN,)
         messages = [message for side in sides for message in side]
         asked = [message["role"] == "assistant" for message in messages]
         for i, message in enumerate(messages):
@@ -101,7 +110,7 @@ class ChatColumns(NamedTuple):
         tools = _parsed(value.get(TOOLS), TOOLS)
         if tools is not None and not isinstance(tools, list):
             raise Unreadable(f"has {TOOLS} that are no list: {type(tools).__name__}")
-        return Chat(messages, asked, self._plain(tools) or None)
+        return Chat(messages, asked, self._plain(tools) or None, remarks)
 
     def _form(self, names: Sequence[str], where: str) -> list[str]:
         """Return the columns that a chat is in, one or two; none if they are not there.

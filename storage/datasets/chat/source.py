@@ -282,7 +282,7 @@ class _Maker:
         found = find_answers(chat, self._renderer, self._specials)
         said = "".join(str(message.get("content") or "") for message in chat.messages)
         spoken = [SPOKEN.format(name) for name in self._specials if name in said]
-        return found._replace(remarks=(*found.remarks, *spoken))
+        return found._replace(remarks=(*chat.remarks, *found.remarks, *spoken))
 
     def spell(self, chats: list[Answers]) -> list[_Made]:
         spelled = spelled_in_pieces([answers.text for answers in chats], self._spell)
