@@ -32,11 +32,12 @@ from storage.cache.catalogue import Catalogue, no_dataset, no_teacher, read_toke
 from storage.cache.samples import Samples
 from storage.errors import BadRequest, IncompleteCache, MissingObject, NotInCache, StaleCache
 from storage.format.belonging import Promises
-from storage.format.committing import copy_shard, read_arrays, read_ragged, write_shard
+from storage.format.committing import copy_shard, read_arrays, read_ragged, read_stored, write_shard
 from storage.format.objects import Objects, open_objects
 from storage.format.shards import Belonging, Commit, ShardKey, list_commits, stage_folder
 from storage.format.specs import FORMAT_VERSION, CacheSpec, DatasetSpec, TeacherSpec, ViewsSpec, read_spec
 from storage.format.stages import VIEWS_JSON
+from storage.inputs import Stored
 from storage.inputs.ragged import Ragged
 from storage.options import is_name
 from storage.tokenizer import TokenizerFile
@@ -190,15 +191,22 @@ class Cache:
         """Return the inputs of a shard as they are stored, of one length or each of its own."""
         return (self.read_ragged if self.dataset(dataset).own_length else self.read_inputs)(dataset, shard)
 
-    def read_labels(self, dataset: str, shard: int) -> np.ndarray:
-        """Return the labels of a shard of tokens, (S, L) int32: the next token at each position, −1 for none."""
-        return read_arrays(self.objects, self.commit(ShardKey(dataset, None, PLAIN, shard)), ["labels"])["labels"]
+    def read_labels(self, dataset: str, shard: int) -> Stored:
+        """Return the labels of a shard of tokens, (S, L) int32: the next token at each position, −1 for none.
+
+        Of rows of their own length there are as many as there are inputs.
+        """
+        return read_stored(self.objects, self.commit(ShardKey(dataset, None, PLAIN, shard)), ["labels"])["labels"]
 
     def read_targets(
         self, dataset: str, teacher: str, shard: int, view: str = PLAIN, names: Sequence[str] = ("logits",)
     ) -> dict[str, np.ndarray]:
-        """Return encoded targets of a shard by array name, (S, …) each; the teacher's encoding decodes them."""
-        return read_arrays(self.objects, self.commit(ShardKey(dataset, teacher, view, shard)), names)
+        """Return encoded targets of a shard by array name, (S, …) each; the teacher's encoding decodes them.
+
+        Of tokens they are flat, (P, …), where the teacher answered the P labelled positions of all rows alone.
+        """
+        found = read_stored(self.objects, self.commit(ShardKey(dataset, teacher, view, shard)), names)
+        return {name: values.flat_T if isinstance(values, Ragged) else values for name, values in found.items()}
 
     def check_view(
         self, ingest: Commit, targets: Commit, inputs_S: np.ndarray | Ragged, views: ViewsSpec | None = None

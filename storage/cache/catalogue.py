@@ -19,6 +19,7 @@ from storage.format.rows import PlannedShards, RowPlan, check_plan, read_plan
 from storage.format.shards import Commit, Committed, ShardKey, read_commits
 from storage.format.specs import CacheSpec, DatasetSpec, TeacherSpec, ViewsSpec, read_promise, read_spec
 from storage.format.stages import VIEWS_JSON, Stage, list_datasets, list_teachers, look_at_stages
+from storage.tasks import task_of
 from storage.tokenizer import TokenizerFile, parse_tokenizer
 from storage.views import PLAIN
 
@@ -162,6 +163,8 @@ class Catalogue:
     def row_shape(self, dataset: str, teacher: str, array: str) -> tuple[int, ...]:
         """Return the shape of one row of a teacher's array, which its first committed shard tells; it is read once.
 
+        Where only labelled positions are stored, that of a row of which each position is one.
+
         Raises:
             IncompleteCache: the teacher has none.
         """
@@ -170,7 +173,11 @@ class Catalogue:
             commit = self.first_commit(dataset, teacher)
             if commit is None:
                 raise IncompleteCache(f"{self.url}: nothing of {dataset}/{teacher} is built", do="cache build JOB.toml")
-            self._row_shapes[key] = read_row_shape(self.objects, commit, array)
+            of_row = read_row_shape(self.objects, commit, array)
+            if self.teachers[dataset, teacher].labelled_positions:
+                spec = self.dataset(dataset)
+                of_row = (*task_of(spec).sites(spec.input_shape), *of_row)
+            self._row_shapes[key] = of_row
         return self._row_shapes[key]
 
     def first_commit(self, dataset: str, teacher: str | None) -> Commit | None:

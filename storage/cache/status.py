@@ -14,6 +14,7 @@ from storage.format.shards import INGEST, Commit
 from storage.format.specs import DatasetSpec, Spec, TeacherSpec
 from storage.format.stages import Stage
 from storage.tasks import task_of
+from storage.tasks.base import LABELLED
 from storage.views import PLAIN, view_name
 
 STATUS_SCHEMA = {
@@ -131,6 +132,8 @@ def _bytes_per_target(dataset: DatasetSpec, teacher: TeacherSpec, first: Commit 
     if first is None:
         return figures
     targets = (first.stop - first.start) * math.prod(task_of(dataset).sites(dataset.input_shape))
+    if teacher.labelled_positions:
+        targets = first.about.get("answered", {}).get(LABELLED) or 1
     # a feature is no part of a target
     sizes = {member.path: member.size_bytes for member in first.members if not member.path.startswith("feature/")}
     statistics = sum(size for path, size in sizes.items() if path.startswith((f"{LSE}/", f"{STATISTICS}/")))

@@ -19,6 +19,7 @@ from storage.cache.catalogue import Catalogue
 from storage.cache.samples import Samples
 from storage.errors import BadRequest, CorruptObject, IncompleteCache, Interrupted, StaleCache, StorageFailure
 from storage.format.committing import delete_attempt, delete_group, read_members, unpack_checked
+from storage.format.promised import check_positions
 from storage.format.shards import GROUP_NAME, Commit, ShardKey, stage_folder
 from storage.format.specs import WEIGHTS_JSON
 from storage.format.stages import list_stages
@@ -211,11 +212,16 @@ def _check(cache: Cache, catalogue: Catalogue, keys: list[ShardKey]) -> list[_Ch
         try:
             commit = cache.unchecked_commit(key, with_table=True)
             arrays = _read(cache, catalogue, commit)
-            shapes = {name: array_S.shape[1:] for name, array_S in arrays.items() if not isinstance(array_S, Ragged)}
+            shapes = {
+                name: (array_S.flat_T if isinstance(array_S, Ragged) else array_S).shape[1:]
+                for name, array_S in arrays.items()
+            }
             if key.teacher is None:
-                ingest = _Ingest(commit, arrays["inputs"])
+                ingest = _Ingest(commit, arrays["inputs"], arrays.get("labels"))
             elif ingest is not None:  # else the fault of the ingest, to be built again: these belong to it, or do not
                 _check_targets(cache, catalogue, commit, ingest)
+                if ingest.labels_S is not None:
+                    check_positions(commit, arrays, ingest.labels_S)
         except IncompleteCache:
             continue  # dropped by a repair beside this one
         except (StorageFailure, Interrupted):
@@ -230,10 +236,11 @@ def _check(cache: Cache, catalogue: Catalogue, keys: list[ShardKey]) -> list[_Ch
 
 
 class _Ingest(NamedTuple):
-    """The ingest of a shard: its commit, with its table, and its inputs."""
+    """The ingest of a shard: its commit, with its table, its inputs, and its labels where they are an array."""
 
     commit: Commit
     inputs_S: Stored
+    labels_S: Stored | None
 
 
 def _read(cache: Cache, catalogue: Catalogue, commit: Commit) -> dict[str, Stored]:

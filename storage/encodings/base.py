@@ -193,7 +193,11 @@ class Encoded:
         """Return what a loss can use."""
         return self.encoding.decode(self.arrays, self.num_classes)
 
-    def pick(self, positions_N: Tensor) -> Encoded:
-        """Return the targets of some positions of arrays (B, L, …), numbered through B and L."""
-        flat = {name: values.flatten(0, 1).index_select(0, positions_N) for name, values in self.arrays.items()}
-        return Encoded(self.encoding, self.num_classes, flat)
+    def pick(self, rows: Tensor) -> Encoded:
+        """Return the targets of some rows, by their numbers."""
+        picked = {name: values.index_select(0, rows) for name, values in self.arrays.items()}
+        return Encoded(self.encoding, self.num_classes, picked)
+
+    def part(self, rows: slice) -> Encoded:
+        """Return the targets of some rows that follow each other, over the memory of all."""
+        return Encoded(self.encoding, self.num_classes, {name: values[rows] for name, values in self.arrays.items()})

@@ -22,10 +22,11 @@ from storage.encodings.base import all_finite
 from storage.errors import CorruptObject
 from storage.format.arrays import METADATA, MOST_METADATA_BYTES
 from storage.format.shards import Commit
-from storage.format.specs import OWN_LENGTH, DatasetSpec, TeacherSpec
+from storage.format.specs import LABELLED_POSITIONS, OWN_LENGTH, DatasetSpec, TeacherSpec
 from storage.inputs import inputs_of
 from storage.inputs.ragged import OFFSETS, Ragged, digest_rows
 from storage.tasks import NO_LABEL, task_of
+from storage.tasks.base import LABELLED, count_labelled
 from storage.views import PLAIN
 
 INPUTS = "inputs"
@@ -93,9 +94,11 @@ class ShardPromise:
             return {INPUTS: inputs, **label}
         soft = self.teacher.encoding.stored(self.teacher.num_classes)
         features = {FEATURE + name: PRECISIONS[spec.dtype] for name, spec in self.teacher.features.items()}
+        flat = self.teacher.labelled_positions
+        at = (prod(sites),) if flat else sites
         return {
-            **{name: ArrayPromise(dtype, (*sites, *shape)) for name, (dtype, shape) in soft.items()},
-            **{name: ArrayPromise(dtype, None) for name, dtype in features.items()},
+            **{name: ArrayPromise(dtype, (*at, *shape), flat) for name, (dtype, shape) in soft.items()},
+            **{name: ArrayPromise(dtype, None, flat) for name, dtype in features.items()},
         }
 
     def check_commit(self, commit: Commit) -> None:
@@ -110,10 +113,13 @@ class ShardPromise:
             self._refuse(commit, "other members than its arrays have", strange or "one of them twice", expected)
         if (fault := self._fault_of_sizes(commit)) is not None:
             self._refuse(commit, "more bytes than its arrays can have", fault, None)
-        ragged = [f"{OFFSETS}{name}" for name, promise in self.arrays.items() if promise.own_length]
+        ragged = sorted(f"{OFFSETS}{name}" for name, promise in self.arrays.items() if promise.own_length)
         if commit.offsets_names != ragged or (OWN_LENGTH in commit.uses) != bool(ragged):
             found, wanted = [*commit.uses, *commit.offsets_names], [*[OWN_LENGTH] * bool(ragged), *ragged]
             self._refuse(commit, "other rows of their own length than are promised", found, wanted)
+        at_labels = self.teacher is not None and self.teacher.labelled_positions
+        if (LABELLED_POSITIONS in commit.uses) != at_labels:
+            self._refuse(commit, "targets of other positions than are promised", commit.uses, [LABELLED_POSITIONS])
         if (fault := _fault_of_about(commit, self)) is not None:
             self._refuse(commit, "what it says of itself cannot be", fault, None)
         if commit.table.num_rows and (fault := self._fault_of_table(commit)) is not None:
@@ -172,6 +178,8 @@ class ShardPromise:
         columns = {"row": INTEGER, **COLUMNS["ingest" if of_ingest else "targets"]}
         if of_ingest and self.dataset.own_length:
             columns["length"] = INTEGER
+        if self.teacher is not None and self.teacher.labelled_positions:
+            columns[LABELLED] = INTEGER
         there = [name for name in columns if name in table.column_names]
         absent = [name for name in columns if name not in there and (commit.asked is None or name in commit.asked)]
         if wrong := absent + [name for name in there if not columns[name](table[name].type)]:
@@ -214,7 +222,7 @@ class ShardPromise:
             if (fault := inputs_of(self.dataset).fault(inputs_S, self.dataset)) is not None:
                 return fault
         for name, array_S in arrays.items():  # labels too: there is one of each item
-            if isinstance(array_S, Ragged) and not _has_lengths(commit, array_S):
+            if isinstance(array_S, Ragged) and not _has_lengths(commit, array_S, "length"):
                 return f"{name} with rows of other lengths than its commit says (column `length`)"
         if inputs_S is not None and any(_parted_otherwise(inputs_S, array_S) for array_S in arrays.values()):
             return "inputs with rows of other lengths than their labels"
@@ -228,19 +236,41 @@ class ShardPromise:
     def _fault_of_targets(self, commit: Commit, arrays: Mapping[str, np.ndarray | Ragged]) -> str | None:
         """Return what is wrong with the values of a teacher's arrays, or None."""
         assert self.teacher is not None
-        stored = {name: array_S for name, array_S in arrays.items() if isinstance(array_S, np.ndarray)}
+        for name, array_S in arrays.items():
+            if isinstance(array_S, Ragged) and not _has_lengths(commit, array_S, LABELLED):
+                return f"{name} of other numbers of positions than its commit says (column `{LABELLED}`)"
+        stored = {name: array_S.flat_T if isinstance(array_S, Ragged) else array_S for name, array_S in arrays.items()}
         for name in [name for name in stored if name.startswith(FEATURE)]:
             if not all_finite(stored.pop(name), bf16=self.arrays[name].dtype == PRECISIONS["bf16"]):
                 return f"{name} holds NaN or infinity"
         return self.teacher.encoding.fault(stored, self.teacher.num_classes, commit.uses)
 
 
-def _has_lengths(commit: Commit, rows_S: Ragged) -> bool:
-    """Return whether rows are as long as their commit says, if what it says was read."""
+def check_positions(commit: Commit, arrays: Mapping[str, np.ndarray | Ragged], labels_S: np.ndarray | Ragged) -> None:
+    """Check that targets at labelled positions alone are of as many as the ingest's labels say. Raises CorruptObject.
+
+    Args:
+        commit: of the targets.
+        arrays: some of them.
+        labels_S: of all rows of the shard.
+    """
+    expected_S = count_labelled(labels_S)
+    for name, array_S in arrays.items():
+        if isinstance(array_S, Ragged) and not np.array_equal(array_S.lengths, expected_S):
+            raise CorruptObject(
+                f"{commit.key}: {name} is not of the labelled positions of its rows",
+                found=f"{len(array_S.flat_T)} positions of {len(array_S)} rows",
+                expected=f"{expected_S.sum()} of {len(expected_S)}, and of each row as many as `labels` says",
+                do="cache verify CACHE --repair, then cache build JOB.toml",
+            )
+
+
+def _has_lengths(commit: Commit, rows_S: Ragged, column: str) -> bool:
+    """Return whether rows are as long as a column of their commit says, if that was read."""
     table = commit.table
-    if not table.num_rows or "length" not in table.column_names:
+    if not table.num_rows or column not in table.column_names:
         return True
-    return np.array_equal(rows_S.lengths, table["length"].to_numpy())
+    return np.array_equal(rows_S.lengths, table[column].fill_null(0).to_numpy())  # null: of a quarantined row
 
 
 def _parted_otherwise(inputs_S: np.ndarray | Ragged, others_S: np.ndarray | Ragged) -> bool:
@@ -260,7 +290,8 @@ def _fits(promise: ArrayPromise, rows: int, shape: tuple[int, ...], item_bytes: 
     if num_bytes > MOST_ARRAY_BYTES:
         return False
     if promise.row_shape is None:
-        return shape[:1] == (rows,) and num_bytes <= max(UNPROMISED_BYTES, MOST_SHRUNK * stored_bytes)
+        has_rows = promise.own_length or shape[:1] == (rows,)
+        return has_rows and num_bytes <= max(UNPROMISED_BYTES, MOST_SHRUNK * stored_bytes)
     if promise.own_length:
         longest, *rest = promise.row_shape
         return shape[1:] == tuple(rest) and 0 <= shape[0] <= rows * longest

@@ -36,8 +36,8 @@ if TYPE_CHECKING:  # `cache status` reads specs, and should not pay two seconds 
 FORMAT_VERSION = 3  # of caches that are made now; earlier ones are read
 WEIGHTS_JSON = "weights.json"
 NEW_KEYS = ("uses", "task")  # since format 3, and left out where they say nothing
-OWN_LENGTH, BYTE_RANGES = "own_length", "byte_ranges"
-USES = (OWN_LENGTH, USES_NEVER, BYTE_RANGES)  # of the names in FORMAT.md, those that are known here
+OWN_LENGTH, BYTE_RANGES, LABELLED_POSITIONS = "own_length", "byte_ranges", "labelled_positions"
+USES = (OWN_LENGTH, USES_NEVER, BYTE_RANGES, LABELLED_POSITIONS)  # of the names in FORMAT.md, those that are known here
 
 
 class Spec(BaseModel):
@@ -135,7 +135,10 @@ class DatasetSpec(Spec):
 
 
 class TeacherSpec(Spec):
-    """`<dataset>/<teacher>/teacher.json`: which function made the targets, and how they are stored."""
+    """`<dataset>/<teacher>/teacher.json`: which function made the targets, and how they are stored.
+
+    `uses` names what a reader must know to read them: with `labelled_positions` they are of those positions alone.
+    """
 
     name: str
     model: dict[str, Any]
@@ -143,6 +146,11 @@ class TeacherSpec(Spec):
     encoding: AnyEncoding
     features: dict[str, FeatureEncoding]
     uses: tuple[str, ...] = ()
+
+    @property
+    def labelled_positions(self) -> bool:
+        """Whether there are targets of labelled sites alone, one after another, in place of some at each site."""
+        return LABELLED_POSITIONS in self.uses
 
     @field_validator("encoding", mode="before")
     @classmethod

@@ -27,6 +27,21 @@ MOST_NATS = 700.0  # whose power is still a float
 MOST_COUNTED = 1000  # classes, whose labels a commit counts one by one
 
 
+def count_labelled(labels_S: Stored) -> np.ndarray:
+    """Return how many sites of each row have a label, int64 (S,).
+
+    >>> count_labelled(np.array([[3, NO_LABEL], [NO_LABEL, NO_LABEL]])).tolist()
+    [1, 0]
+    >>> from storage.inputs.ragged import Ragged
+    >>> count_labelled(Ragged.of([[NO_LABEL, 0], [], [4, 5]], np.int32)).tolist()
+    [1, 0, 2]
+    """
+    if isinstance(labels_S, np.ndarray):
+        return np.asarray((labels_S > NO_LABEL).sum(tuple(range(1, labels_S.ndim)), dtype=np.int64))
+    before = np.concatenate([np.zeros(1, np.int64), (np.asarray(labels_S.flat_T) > NO_LABEL).cumsum()])
+    return np.asarray(np.diff(before[labels_S.offsets]))
+
+
 class Answered(NamedTuple):
     """What a teacher's answers at labelled sites amount to: how many, how many right, and nats of cross-entropy."""
 

@@ -34,6 +34,7 @@ class Assembly:
     def __init__(self, source: ShardSource, needs: Needs, labels_N: Tensor | None, shown: Shown | None):
         view = PLAIN if shown is None else shown.name
         self.stored = source.names(needs, view)
+        self._source = source
         self._labels_N = labels_N
         self._shown = shown
         # which rows they are: a view is a function of the sample
@@ -63,6 +64,7 @@ class Assembly:
 
     def batch(self, picked: Arrays) -> Batch:
         """Return what was picked, now on the device of the batches, as a batch."""
+        picked = self._source.at_labels(picked)
         shown, mixed = picked[INPUTS], None
         if self._shown is not None:
             shown, own_weight_B = self._shown.show(shown, picked.get(PARTNERS), picked[ROWS])

@@ -126,11 +126,14 @@ class Supervision:
 class Batch:
     """Rows on the device, as they are stored; decoded when the first student asks, once for all of them.
 
+    N sites of all rows have a label, where rows have many sites.
+
     Attributes:
         shown: (B, *input_shape): inputs as a view shows them, pixels in uint8.
         labels_B: int64, or None where no loss needs them; where they are an array, always, (B, *sites), −1 for none.
-        targets: encoded soft targets by teacher.
-        features: float32, (B, …) each.
+        targets: encoded soft targets by teacher, (B, …) each; where rows have many sites, (N, …), of those with a label
+            in the order of the rows.
+        features: float32, likewise.
         mixed: as in Supervision.
     """
 
@@ -153,10 +156,6 @@ class Batch:
             {key: function(values) for key, values in self.features.items()},
             None if self.mixed is None else MixedLabels(*map(function, self.mixed)),
         )
-
-    def rows(self, at: slice) -> Batch:
-        """Return some of its rows, as a batch in the same memory."""
-        return self.each(itemgetter(at))
 
     def in_parts(self, rows: int) -> list[Batch]:
         """Return all of its rows in batches of so many, the last perhaps of fewer."""
@@ -188,14 +187,39 @@ class Batch:
 
     def sites(self) -> Tensor:
         """Return the sites of rows that count, for they have labels, (N,) int64, numbered through all of (B, L)."""
-        assert self.labels_B is not None
-        return (self.labels_B.flatten() >= 0).nonzero()[:, 0]
+        return self._sites
 
-    def supervision_at(self, sites_N: Tensor) -> Supervision:
-        """Return what the losses see of some sites: each is a row to them."""
+    @cached_property
+    def _sites(self) -> Tensor:
+        assert self.labels_B is not None
+        return labelled_sites(self.labels_B)
+
+    def supervision_at(self, part: slice) -> Supervision:
+        """Return what the losses see of a part of the N sites that count: each is a row to them."""
         assert self.labels_B is not None
         return Supervision(
-            self.labels_B.flatten().index_select(0, sites_N),
-            {teacher: encoded.pick(sites_N).decode() for teacher, encoded in self.targets.items()},
-            {key: values.flatten(0, 1).index_select(0, sites_N) for key, values in self.features.items()},
+            self.labels_B.flatten().index_select(0, self.sites()[part]),
+            {teacher: encoded.part(part).decode() for teacher, encoded in self.targets.items()},
+            {key: values[part] for key, values in self.features.items()},
         )
+
+    def rows(self, chosen: slice) -> Batch:
+        """Return some of its rows; where each is its only site, in the same memory."""
+        of_rows = itemgetter(chosen)
+        if self.labels_B is None or self.labels_B.ndim == 1:  # a row is its own site
+            return self.each(of_rows)
+        # the place of each site that counts among all N of them
+        counted_BL = self.labels_B >= 0
+        places_BL = counted_BL.flatten().cumsum(0).view_as(counted_BL) - 1
+        places = places_BL[chosen][counted_BL[chosen]]
+        whole = replace(self, targets={}, features={}).each(of_rows)
+        return replace(
+            whole,
+            targets={teacher: encoded.pick(places) for teacher, encoded in self.targets.items()},
+            features={key: values.index_select(0, places) for key, values in self.features.items()},
+        )
+
+
+def labelled_sites(labels_BL: Tensor) -> Tensor:
+    """Return which sites have a label, (N,) int64, numbered through all of (B, L), row after row."""
+    return (labels_BL.flatten() >= 0).nonzero()[:, 0]

@@ -51,6 +51,20 @@ class Flat:
         inside_BL = places_BL < self._ends_P[places_B, None]
         return self.items_T[places_BL.where(inside_BL, 0)].where(inside_BL, PADDING)  # outside, any place will do
 
+    def items(self, places_B: Tensor, count: int) -> Tensor:
+        """Return the items of some rows one after another, (N, …); `count` is N.
+
+        >>> rows = Flat(torch.tensor([7, 8, 9, 4, 5, 6]), np.array([2, 1, 3]))
+        >>> rows.items(torch.tensor([2, 1]), 4)
+        tensor([4, 5, 6, 9])
+        """
+        starts_B = self._starts_P[places_B]
+        lengths_B = self._ends_P[places_B] - starts_B
+        # where an item lies: where its row begins here, less where it begins there, and how far on it is
+        shifts_B = starts_B - (lengths_B.cumsum(0) - lengths_B)
+        places_N = shifts_B.repeat_interleave(lengths_B, output_size=count) + torch.arange(count, device=self.device)
+        return self.items_T.index_select(0, places_N)
+
     def put(self, rows: Ragged, start: int) -> None:
         """Lay rows down, the first of them as row `start`; each has the length that was said of it."""
         begin = int(self._starts[start]) if len(rows) else 0

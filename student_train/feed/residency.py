@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from math import prod
 from typing import Literal
@@ -65,10 +65,35 @@ def row_bytes(catalogue: Catalogue, dataset: str, needs: Needs) -> int:
     return sum(array_bytes(catalogue, dataset, needs))
 
 
-def target_bytes(selection: Selection, needs: Needs, *, views: int = 1) -> int:
-    """Return the bytes of one row as it is kept, what the ingest holds of it apart."""
-    given = 1 + (task_of(selection.spec).label_array is not None)
-    return views * sum(array_bytes(selection.catalogue, selection.datasets[0], needs)[given:])
+def target_bytes(selection: Selection, needs: Needs, shards: Sequence[int] | None = None, *, views: int = 1) -> int:
+    """Return the bytes of what teachers said of the fed rows of some of the S shards, by default of all, as kept."""
+    shards = range(len(selection.shards_S)) if shards is None else shards
+    num_rows, labelled = int(selection.shard_sizes_S[list(shards)].sum()), selection.labelled_of(shards)
+    catalogue, dataset = selection.catalogue, selection.datasets[0]  # of several they are stored alike
+    total = 0
+    for teacher, sizes in _target_sizes(catalogue, dataset, needs.within(dataset)):
+        if labelled is not None and selection.at_labels(teacher):
+            total += sum(sizes) * int(labelled.sum()) + len(sizes) * PLACE_BYTES * num_rows
+        else:
+            total += sum(sizes) * _sites(catalogue, dataset) * num_rows
+    return views * total
+
+
+def _sites(catalogue: Catalogue, dataset: str) -> int:
+    """Return how many sites the longest row has."""
+    spec = catalogue.dataset(dataset)
+    return prod(task_of(spec).sites(spec.input_shape))
+
+
+def _target_sizes(catalogue: Catalogue, dataset: str, needs: Needs) -> Iterator[tuple[str, list[int]]]:
+    """Yield teachers, and of each array of theirs the bytes of a site."""
+    sites = _sites(catalogue, dataset)
+    for name in needs.teachers:
+        teacher = catalogue.teacher(dataset, name)
+        yield name, _soft_bytes(teacher.encoding, teacher.num_classes, needs.of(name))
+    for key in needs.features:
+        encoding = catalogue.teacher(dataset, key.teacher).features[key.array.removeprefix(FEATURE)]
+        yield key.teacher, [prod(catalogue.row_shape(dataset, key.teacher, key.array)) * BYTES[encoding.dtype] // sites]
 
 
 def array_bytes(catalogue: Catalogue, dataset: str, needs: Needs) -> list[int]:
@@ -78,17 +103,10 @@ def array_bytes(catalogue: Catalogue, dataset: str, needs: Needs) -> list[int]:
     """
     spec, needs = catalogue.dataset(dataset), needs.within(dataset)
     sizes = [prod(spec.input_shape) * np.dtype(spec.input_dtype).itemsize]
-    task = task_of(spec)
-    sites = prod(task.sites(spec.input_shape))
-    if task.label_array is not None:
+    sites = _sites(catalogue, dataset)
+    if task_of(spec).label_array is not None:
         sizes.append(sites * LABEL_BYTES)
-    for name in needs.teachers:
-        teacher = catalogue.teacher(dataset, name)
-        sizes += [sites * size for size in _soft_bytes(teacher.encoding, teacher.num_classes, needs.of(name))]
-    for key in needs.features:
-        encoding = catalogue.teacher(dataset, key.teacher).features[key.array.removeprefix(FEATURE)]
-        sizes.append(prod(catalogue.row_shape(dataset, key.teacher, key.array)) * BYTES[encoding.dtype])
-    return sizes
+    return sizes + [sites * size for _, of_teacher in _target_sizes(catalogue, dataset, needs) for size in of_teacher]
 
 
 def _soft_bytes(encoding: Encoding, num_classes: int, wanted: frozenset[Capability]) -> list[int]:
@@ -175,6 +193,6 @@ def projected_bytes(wanted: Iterable[tuple[Selection, Needs]]) -> int:
         _, views, before = union.get(key, (selection, 1, Needs()))
         union[key] = (selection, max(views, len(selection.view_names)), before | needs)
     return sum(
-        input_bytes(selection) + selection.num_rows * target_bytes(selection, needs, views=views)
+        input_bytes(selection) + target_bytes(selection, needs, views=views)
         for selection, views, needs in union.values()
     )

@@ -21,9 +21,11 @@ from storage.errors import BadRequest, IncompleteCache, NotInCache
 from storage.format.shards import DIGEST_COLUMNS, ShardKey
 from storage.format.specs import DatasetSpec
 from storage.tasks import task_of
+from storage.tasks.base import LABELLED
 from storage.views import PLAIN
 from student_train.feed.batches import Needs
 from student_train.feed.views import EpochViews
+from student_train.options.by_dataset import teacher_of
 
 NO_CLASS = -1  # of a row without a label, or whose teacher is not there
 
@@ -60,6 +62,7 @@ class Selection:
         keys_N, splits_N: of the samples; what is random in a view is a function of them.
         views: which view each epoch shows; None: plain inputs.
         lengths_N: items of each row, where each has a length of its own; None: all are alike.
+        labelled_N: labelled sites of each row, where it has many and a teacher has counted them; None: nobody has.
     """
 
     catalogue: Catalogue
@@ -74,6 +77,7 @@ class Selection:
     splits_N: NDArray[np.str_]
     views: EpochViews | None = None
     lengths_N: Integers | None = None
+    labelled_N: Integers | None = None
 
     @property
     def datasets(self) -> tuple[str, ...]:
@@ -105,9 +109,16 @@ class Selection:
                     keys_N=self.keys_N[of_rows],
                     splits_N=self.splits_N[of_rows],
                     lengths_N=None if self.lengths_N is None else self.lengths_N[of_rows],
+                    labelled_N=None if self.labelled_N is None else self.labelled_N[of_rows],
                 )
             )
         return each
+
+    def at_labels(self, teacher: str) -> bool:
+        """Return whether what a teacher said, as a term names it, is of labelled sites alone, in any dataset."""
+        named = [(dataset, teacher_of(teacher, dataset) or teacher) for dataset in self.datasets]
+        specs = [self.catalogue.teachers.get(pair) for pair in named]
+        return any(spec is not None and spec.labelled_positions for spec in specs)
 
     def key(self, index: int) -> ShardKey:
         """Return the key of the ingest of shard `shards_S[index]`."""
@@ -126,10 +137,17 @@ class Selection:
 
     def lengths_of(self, shards: Iterable[int]) -> Integers | None:
         """Return the lengths of the fed rows of some of the S shards, one shard after another."""
-        if self.lengths_N is None:
+        return self._of_shards(self.lengths_N, shards)
+
+    def labelled_of(self, shards: Iterable[int]) -> Integers | None:
+        """Return how many labelled sites the fed rows of some of the S shards have, one shard after another."""
+        return self._of_shards(self.labelled_N, shards)
+
+    def _of_shards(self, counts_N: Integers | None, shards: Iterable[int]) -> Integers | None:
+        if counts_N is None:
             return None
         stops_S = np.cumsum(self.shard_sizes_S)
-        parts = [self.lengths_N[stops_S[shard] - self.shard_sizes_S[shard] : stops_S[shard]] for shard in shards]
+        parts = [counts_N[stops_S[shard] - self.shard_sizes_S[shard] : stops_S[shard]] for shard in shards]
         return np.concatenate(parts)
 
 
@@ -165,7 +183,11 @@ def select_rows(
     # of no rows at all none can be left out
     if not catalogue.committed(dataset) or (absent.any and not allow_partial):
         raise absent.half_built()
-    wanted = _of_split(catalogue, rows, samples.of(dataset, [agree_with] if agree_with else [], _columns(agree_with)))
+    # any teacher has counted the labelled sites of its rows, where a row has many
+    many = task_of(catalogue.dataset(dataset)).label_array is not None
+    counting = [name for name in catalogue.teacher_names(dataset) if many and catalogue.view_names(dataset, name)]
+    told = sorted({*counting, *([agree_with] if agree_with else [])})
+    wanted = _of_split(catalogue, rows, samples.of(dataset, told, _columns(agree_with, counting)))
     stages = {(teacher, view) for teacher in needs.teachers for view in ((PLAIN,) if views is None else views.names)}
     for teacher, view in sorted(stages | ({(agree_with, PLAIN)} if agree_with else set())):
         absent.look(_stage(teacher, view), wanted["shard"].unique(), catalogue.committed(dataset, teacher, view))
@@ -200,6 +222,7 @@ def join_selections(selections: Sequence[Selection]) -> Selection:
         num_shards, num_rows = num_shards + shards, num_rows + rows
     tops = [selection.tops_N for selection in selections]
     lengths = [selection.lengths_N for selection in selections]
+    labelled = [selection.labelled_N for selection in selections]
     unknown = [np.full(selection.num_rows, NO_CLASS, np.int64) for selection in selections]
     return Selection(
         catalogue=first.catalogue,
@@ -216,12 +239,21 @@ def join_selections(selections: Sequence[Selection]) -> Selection:
         keys_N=np.concatenate([selection.keys_N for selection in selections]),
         splits_N=np.concatenate([selection.splits_N for selection in selections]),
         lengths_N=None if lengths[0] is None else np.concatenate([each for each in lengths if each is not None]),
+        labelled_N=None
+        if any(each is None for each in labelled)
+        else np.concatenate([each for each in labelled if each is not None]),
     )
 
 
-def _columns(agree_with: str | None) -> list[str]:
-    """Return the columns of samples that decide which rows are fed, and how."""
-    return ["sample_id", "label", "split", "length", *DIGEST_COLUMNS, *([f"{agree_with}_top"] if agree_with else [])]
+def _columns(agree_with: str | None, counting: Sequence[str]) -> list[str]:
+    """Return the columns of samples that decide which rows are fed, and how.
+
+    Args:
+        agree_with: a teacher whose top class is wanted.
+        counting: teachers that have counted labelled sites.
+    """
+    of_teachers = [*([f"{agree_with}_top"] if agree_with else []), *(f"{name}_{LABELLED}" for name in counting)]
+    return ["sample_id", "label", "split", "length", *DIGEST_COLUMNS, *of_teachers]
 
 
 def _of_split(catalogue: Catalogue, rows: str, samples: pl.DataFrame) -> pl.DataFrame:
@@ -280,7 +312,20 @@ def _selection(
         splits_N=samples["split"].to_numpy().astype(str),
         views=views,
         lengths_N=samples["length"].to_numpy().astype(np.int64) if catalogue.dataset(dataset).own_length else None,
+        labelled_N=_labelled(catalogue, dataset, samples),
     )
+
+
+def _labelled(catalogue: Catalogue, dataset: str, samples: pl.DataFrame) -> Integers | None:
+    """Return how many labelled sites each row has, 0 of one that nobody has answered; None: nobody has counted."""
+    names = catalogue.teacher_names(dataset)
+    # those that have answered a row say the same of it
+    columns = [f"{name}_{LABELLED}" for name in names if f"{name}_{LABELLED}" in samples.columns]
+    if not columns:
+        return None
+    found = samples.select(pl.coalesce(columns).cast(pl.Int64)).to_series()
+    sure = any(catalogue.teacher(dataset, name).labelled_positions for name in names)
+    return found.fill_null(0).to_numpy() if sure or not found.null_count() else None
 
 
 def _classes(column: pl.Series) -> Integers:

@@ -6,7 +6,6 @@ S rows of a shard, of which some may not be fed.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,14 +13,17 @@ from torch import Tensor
 
 from storage.cache import Cache
 from storage.encodings import Encoded, FeatureEncoding
-from storage.errors import CorruptObject, IncompleteCache, StaleCache, TryAgain
-from storage.format.committing import read_arrays, read_stored
+from storage.errors import BadRequest, CorruptObject, IncompleteCache, StaleCache, TryAgain
+from storage.format.committing import read_stored
+from storage.format.promised import check_positions
 from storage.format.shards import Commit, ShardKey, list_commits
 from storage.format.specs import TeacherSpec
 from storage.inputs import Stored
+from storage.inputs.ragged import Ragged
 from storage.tasks import task_of
+from storage.tasks.base import count_labelled
 from storage.views import PLAIN
-from student_train.feed.batches import ArrayKey, Needs
+from student_train.feed.batches import ArrayKey, Needs, labelled_sites
 from student_train.feed.selection import Selection
 from student_train.options.by_dataset import teacher_of
 
@@ -38,7 +40,8 @@ class ShardSource:
     def __init__(self, cache: Cache, selection: Selection):
         self.cache = cache
         self.selection = selection
-        array = task_of(selection.spec).label_array
+        spec, task = selection.spec, task_of(selection.spec)
+        array, self._sites = task.label_array, task.sites(spec.input_shape)
         self.label_arrays: tuple[Name, ...] = () if array is None else (array,)
 
     def names(self, needs: Needs, view: str = PLAIN) -> frozenset[Name]:
@@ -54,9 +57,20 @@ class ShardSource:
 
     def lengths(self, names: Iterable[Name], shards: Sequence[int]) -> dict[Name, NDArray[np.int64]]:
         """Return of those arrays whose rows have a length of their own how long the fed rows of some shards are."""
-        lengths_P = self.selection.lengths_of(shards)
-        own_length = {INPUTS, *self.label_arrays}  # a label of each item
-        return {} if lengths_P is None else {name: lengths_P for name in names if name in own_length}
+        lengths_P, labelled_P = self.selection.lengths_of(shards), self.selection.labelled_of(shards)
+        found: dict[Name, NDArray[np.int64]] = {}
+        for name in names:
+            if isinstance(name, ArrayKey) and self.selection.at_labels(name.teacher):
+                if labelled_P is None:
+                    raise BadRequest(
+                        f"the targets of {name.teacher} are of labelled positions alone in some datasets only",
+                        found=f"{', '.join(self.selection.datasets)}, of which not all say how many a row has",
+                        do="cache build JOB.toml --as NAME, and train from one that is built anew",
+                    )
+                found[name] = labelled_P
+            elif lengths_P is not None and name in {INPUTS, *self.label_arrays}:  # a label of each item
+                found[name] = lengths_P
+        return found
 
     def teacher(self, name: str) -> TeacherSpec:
         """Return what the cache promises of a teacher; of one of each dataset, what all of them have alike."""
@@ -67,10 +81,26 @@ class ShardSource:
         """Return how a feature is stored."""
         return self.teacher(key.teacher).features[key.array.removeprefix(FEATURE)]
 
-    def encoded(self, arrays: Mapping[Name, Tensor]) -> dict[str, Encoded]:
-        """Return the soft targets among some arrays, by teacher."""
+    def at_labels(self, arrays: Arrays) -> Arrays:
+        """Return arrays of some rows, those of teachers at the sites that have a label, where rows have many sites.
+
+        They are (N, …), in the order of the rows: as they are stored, or picked here where each site has its own.
+        """
+        everywhere = [
+            name
+            for name in arrays
+            if self.label_arrays and isinstance(name, ArrayKey) and not self.selection.at_labels(name.teacher)
+        ]
+        if not everywhere:
+            return arrays
+        sites_N = labelled_sites(arrays[LABELS])
+        flat = {name: arrays[name].flatten(0, len(self._sites)) for name in everywhere}
+        return arrays | {name: values.index_select(0, sites_N) for name, values in flat.items()}
+
+    def encoded(self, arrays: Arrays) -> dict[str, Encoded]:
+        """Return the soft targets among some arrays by teacher; where rows have many sites, as `at_labels`."""
         stored: dict[str, dict[str, Tensor]] = {}
-        for name, values in arrays.items():
+        for name, values in self.at_labels(arrays).items():
             if isinstance(name, ArrayKey) and not name.array.startswith(FEATURE):
                 stored.setdefault(name.teacher, {})[name.array] = values
         specs = {teacher: self.teacher(teacher) for teacher in stored}
@@ -123,16 +153,24 @@ class ShardSource:
             commit = self._commit(ingest_key._replace(teacher=own, view=view))
             views = None if self.selection.views is None else self.selection.views.spec
             self.cache.check_view(ingest, commit, given, views)  # before any of them is handed on (invariant 5)
-            targets = self._read(commit, [key.array for key in keys if (key.teacher, key.view) == (teacher, view)])
+            arrays = [key.array for key in keys if (key.teacher, key.view) == (teacher, view)]
+            targets = read_stored(self.cache.objects, commit, arrays, writeable=False)
             self._check_features(commit, targets)
+            if LABELS in stored:
+                check_positions(commit, targets, stored[LABELS])
+            if self.selection.at_labels(teacher):
+                targets = {name: _at_labels(values, stored[LABELS]) for name, values in targets.items()}
             yield from ((ArrayKey(teacher, array, view), values) for array, values in targets.items())
 
-    def _check_features(self, commit: Commit, targets: Mapping[str, NDArray[Any]]) -> None:
+    def _check_features(self, commit: Commit, targets: Mapping[str, Stored]) -> None:
         """Raise CorruptObject if a feature, whose shape nothing promises, is of another than in the first shard."""
         key = commit.key
         for array in (array for array in targets if array.startswith(FEATURE)):
             expected = self.selection.catalogue.row_shape(key.dataset, str(key.teacher), array)
-            if (found := targets[array].shape[1:]) != expected:
+            stored = targets[array]
+            # of labelled positions, as of a row of which each is one
+            found = (*self._sites, *stored.flat_T.shape[1:]) if isinstance(stored, Ragged) else stored.shape[1:]
+            if found != expected:
                 what, do = f"{key}: {array} is not as in the first shard", "see what `cache verify` says of it"
                 raise CorruptObject(what, f"rows of {found}", f"rows of {expected}", do)
 
@@ -140,5 +178,11 @@ class ShardSource:
         """Return a commit, after every check that can be made of it, those by the plan among them."""
         return self.selection.catalogue.promises.checked(self.cache.unchecked_commit(key, with_table=with_table))
 
-    def _read(self, commit: Commit, names: list[str]) -> dict[str, NDArray[Any]]:
-        return read_arrays(self.cache.objects, commit, names, writeable=False)
+
+def _at_labels(values_S: Stored, labels_S: Stored) -> Ragged:
+    """Return an array of a teacher at labelled sites alone, from one of those or of all sites."""
+    if isinstance(values_S, Ragged):
+        return values_S
+    assert isinstance(labels_S, np.ndarray)  # rows of their own length are never stored otherwise
+    counts_S = count_labelled(labels_S)
+    return Ragged(values_S[labels_S >= 0], np.concatenate([np.zeros(1, np.int64), counts_S.cumsum()]))

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
+from student_train.feed.batches import ArrayKey
 from student_train.feed.flat import Flat, Kept, join_rows
 from student_train.feed.order import Cut, Piece, interleave
 from student_train.feed.shard_source import Arrays, Name
@@ -70,7 +71,11 @@ class Span(NamedTuple):
             if name in self.ordered:
                 picked[name] = self.ordered[name][first:last]
             elif isinstance(values := self.arrays[name], Flat):
-                picked[name] = values.pick(places_B, int(self.lengths[name][first:last].max()))
+                lengths_B = self.lengths[name][first:last]
+                if isinstance(name, ArrayKey):  # of labelled sites, which lie one after another in a batch too
+                    picked[name] = values.items(places_B, int(lengths_B.sum()))
+                else:
+                    picked[name] = values.pick(places_B, int(lengths_B.max()))
             else:
                 picked[name] = values.index_select(0, places_B)
         return picked

@@ -152,10 +152,11 @@ def load_shard(source: ShardSource, index: int, names: frozenset[Name]) -> Array
 
     Those of rows of their own length are flat: the items of the first row, then those of the second, …
     """
-    host = _block(source, [[index]], torch.device("cpu"), names)
-    host.begin(source.lengths(names, [index]))
-    host.fill(source, index, names, 0)
-    return {name: values.items_T if isinstance(values, Flat) else values for name, values in host.arrays.items()}
+    rows_F, arrays = source.selection.rows[index], {}
+    for name, stored_S in source.read(index, names):
+        chosen = stored_S.take(rows_F).flat_T if isinstance(stored_S, Ragged) else stored_S[rows_F]
+        arrays[name] = torch.from_numpy(_signed(chosen))
+    return arrays
 
 
 def read_windows(source: ShardSource, windows: Sequence[Window], names: frozenset[Name]) -> Iterator[dict[Name, Kept]]:

@@ -22,12 +22,14 @@ def blank_batch(student: Student, prepared: PreparedRun) -> Batch:
     """
     rows = largest_batch(prepared.train.num_rows, prepared.options.batch_size)
     device, classes = student.device, prepared.blueprint.num_classes
-    features = {key: torch.zeros(rows, *shape, device=device) for key, shape in prepared.feature_shapes.items()}
     inputs = student.blank(rows, prepared.blueprint.input_shape)
     shape = (rows, *prepared.blueprint.asked.sites(prepared.blueprint.input_shape))
-    targets = {}
-    for name, encoding in prepared.encodings.items():
-        arrays = Encoded.blank(encoding, classes, math.prod(shape), device).arrays
-        shaped = {key: values.unflatten(0, shape) for key, values in arrays.items()}
-        targets[name] = Encoded(encoding, classes, shaped)
+    num_sites = math.prod(shape)  # each has a label
+    features = {
+        key: torch.zeros(num_sites, *of_row[len(shape) - 1 :], device=device)
+        for key, of_row in prepared.feature_shapes.items()
+    }
+    targets = {
+        name: Encoded.blank(encoding, classes, num_sites, device) for name, encoding in prepared.encodings.items()
+    }
     return Batch(inputs, torch.zeros(shape, dtype=torch.int64, device=device), targets, features)

@@ -88,20 +88,24 @@ def _window_rows(rows: FedRows) -> int:
 
 def _window_bytes(rows: FedRows) -> int:
     """Return the bytes of the largest window, whatever the shuffle."""
-    inputs = sorted(input_bytes(rows.selection, [shard]) for shard in range(len(rows.selection.shards_S)))
-    targets = target_bytes(rows.selection, rows.needs, views=rows.views)
-    return sum(inputs[-rows.window_shards :]) + _window_rows(rows) * targets
+    sizes = sorted(_shard_bytes(rows, shard, rows.views) for shard in range(len(rows.selection.shards_S)))
+    return sum(sizes[-rows.window_shards :])
+
+
+def _shard_bytes(rows: FedRows, shard: int, views: int) -> int:
+    """Return the bytes of the fed rows of one of the S shards."""
+    return input_bytes(rows.selection, [shard]) + target_bytes(rows.selection, rows.needs, [shard], views=views)
 
 
 def _reading_bytes(rows: FedRows) -> int:
     """Return what is in memory of shards that are being read, besides where their rows are to lie."""
-    selection = rows.selection
-    largest = 0
+    selection, largest = rows.selection, 0
     for part in selection.parts:
-        fed = set(selection.shards_S[part.shards.start : part.shards.stop])
-        planned = selection.catalogue.shards(part.dataset)
-        largest = max(largest, *(shard.stop - shard.start for shard in planned if shard.shard in fed))
-    return min(READERS, len(selection.shards_S)) * READ_COPIES * largest * _row_bytes(rows)
+        sizes = {shard.shard: shard.stop - shard.start for shard in selection.catalogue.shards(part.dataset)}
+        for i in part.shards:  # all rows of a shard are read, those that are not fed too, which are about as long
+            num_rows, num_fed = sizes[selection.shards_S[i]], int(selection.shard_sizes_S[i])
+            largest = max(largest, _shard_bytes(rows, i, 1) * num_rows // num_fed)
+    return min(READERS, len(selection.shards_S)) * READ_COPIES * largest
 
 
 def _ordered_bytes(rows: FedRows, residency: Residency) -> int:

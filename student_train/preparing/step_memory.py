@@ -131,7 +131,7 @@ def _one_part(student: Student, objective: Objective, outputs: Outputs, batch: B
     sites_N = torch.arange(size, device=student.device)
     hidden, *layers = (values.flatten(0, 1).index_select(0, sites_N) for values in whole)
     seen = Outputs(student.scores(hidden), dict(zip(outputs.layers, layers, strict=True)))
-    loss = objective(seen, batch.supervision_at(sites_N)).total
+    loss = objective(seen, batch.supervision_at(slice(size))).total
     return loss, PICKED_COPIES * _bytes_of(whole)
 
 

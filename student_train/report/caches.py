@@ -216,9 +216,11 @@ def _first_rows(selection: Selection, arrays: Arrays, encoded: Encoded) -> Decod
 
 def _first_sites(selection: Selection, arrays: Arrays, encoded: Encoded) -> Decoded:
     labels_N = arrays[LABELS].flatten().long()
-    sites_N = (labels_N >= 0).nonzero()[:MOST_DECODED, 0]
-    parts = [encoded.pick(part_N) for part_N in sites_N.split(part_size(encoded.num_classes, labels_N.device))]
-    return _compared(parts, labels_N[sites_N], None)
+    labels_N = labels_N[labels_N >= 0][:MOST_DECODED]  # targets are of these
+    size = part_size(encoded.num_classes, labels_N.device)
+    starts = range(0, len(labels_N), size)
+    parts = [encoded.part(slice(start, min(start + size, len(labels_N)))) for start in starts]
+    return _compared(parts, labels_N, None)
 
 
 # What is left of the first targets of a shard.

@@ -105,10 +105,12 @@ def _positions(cache: Cache, selection: Selection, teacher: str | None, blocks: 
         needs = _teacher_needs(selection, teacher if shard in taught else None)  # else nothing is known of it
         arrays = load_shard(source, index, source.names(needs))
         labels_N = arrays[LABELS].flatten()[:left].long()
+        labelled_N = labels_N != NO_CLASS
         columns = {"label": labels_N}
         for encoded in source.encoded(arrays).values():
-            columns |= _teacher_said(encoded, labels_N, needs)
-        labelled = pl.Series((labels_N != NO_CLASS).numpy())
+            for name, values in _teacher_said(encoded, labels_N[labelled_N], needs).items():
+                columns[name] = values.new_zeros(len(labels_N)).masked_scatter_(labelled_N, values)
+        labelled = pl.Series(labelled_N.numpy())
         known = [pl.when(labelled).then(pl.Series(name, values.numpy())) for name, values in columns.items()]
         parts.append(pl.DataFrame({"token": arrays[INPUTS].flatten()[:left].numpy()}).with_columns(known))
         left -= len(labels_N)
@@ -140,17 +142,17 @@ def _teacher_needs(selection: Selection, teacher: str | None) -> Needs:
 
 
 def _teacher_said(encoded: Encoded, labels_N: Tensor, needs: Needs) -> dict[str, Tensor]:
-    """Return the teacher's columns of all positions, decoded a part of them at a time."""
+    """Return the teacher's columns of the first labelled positions, decoded a part of them at a time."""
     served = {need.capability.name for need in needs.soft}
-    columns = Columns(len(labels_N))
-    for positions in torch.arange(len(labels_N)).split(part_size(encoded.num_classes, labels_N.device)):
-        targets = encoded.pick(positions).decode()
+    columns, size = Columns(len(labels_N)), part_size(encoded.num_classes, labels_N.device)
+    for start in range(0, len(labels_N), size):
+        labels_B = labels_N[start : start + size]
+        targets = encoded.part(slice(start, start + len(labels_B))).decode()
         part: dict[str, Tensor] = {}
         if "bucket" in served:
             log_p_B, part["teacher_top"] = targets.top()  # type: ignore[attr-defined]
             part["teacher_top_probability"] = log_p_B.exp()
         if "label_probability" in served:
-            labels_B = labels_N[positions].clamp(min=0)  # left out where there is none
             part["teacher_label_log_probability"] = targets.label_log_p(labels_B, 1.0)
         columns.add(part)
     return columns.filled()

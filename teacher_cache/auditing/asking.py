@@ -15,7 +15,7 @@ from pydantic import TypeAdapter
 
 from storage.cache import Cache
 from storage.encodings import AnyEncoding
-from storage.format.committing import read_arrays
+from storage.format.committing import read_stored
 from storage.format.shards import Commit, ShardKey
 from storage.format.specs import DatasetSpec, TeacherSpec
 from storage.inputs import inputs_of
@@ -25,7 +25,7 @@ from storage.views.check import readable_rows
 from teacher_cache.auditing.comparing import Gap, feature_gap, gaps, size_of
 from teacher_cache.work.checks import check_classes
 from teacher_cache.work.conversions import convert
-from teacher_cache.work.rows import draw_keys, encode_rows, labels_of
+from teacher_cache.work.rows import draw_keys, encode_rows, labels_of, take_up
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -90,9 +90,11 @@ def ask_again(cache: Cache, key: ShardKey, wanted: int, teacher: Teacher, draw: 
     rows_B = np.flatnonzero(readable.mask_S)[places_B]
     if not len(rows_B):
         return Asked(commit, 0, [])
-    stored = read_arrays(cache.objects, commit, commit.array_names)
+    stored = read_stored(cache.objects, commit, commit.array_names)
     labels = labels_of(cache, key, ingest, rows_B)
     answered = task_of(dataset).answered_sites(labels)
+    chosen_S = np.zeros((len(readable.mask_S), *answered.shape[1:]), np.bool_)
+    chosen_S[rows_B] = answered.numpy()
     answering = _Answered(
         teacher,
         spec,
@@ -101,7 +103,7 @@ def ask_again(cache: Cache, key: ShardKey, wanted: int, teacher: Teacher, draw: 
         labels,
         draw_keys(dataset, readable, key.view, labels)[torch.from_numpy(places_B)],
         answered,
-        {name: torch.from_numpy(values[rows_B])[answered] for name, values in stored.items()},
+        {name: torch.from_numpy(take_up(values, chosen_S)) for name, values in stored.items()},
     )
     compared: list[Compared] = []
     for batch_B, difference in answering.differences(cache, key.dataset):

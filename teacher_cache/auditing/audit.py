@@ -162,7 +162,8 @@ def _belonging(catalogue: Catalogue, build: BuildRequest) -> list[tuple[str, Tea
                 check_tokens(teacher, dataset, partial(catalogue.tokenizer, source.name))
                 check_classes(teacher, dataset)
                 path = f"{source.name}/{teacher.name}/teacher.json"
-                check_promise(url, path, promised, teacher.promise(promised.num_classes), build.job)
+                teaching = teacher.promise(promised.num_classes, promised.uses)
+                check_promise(url, path, promised, teaching, build.job)
                 asked.append((source.name, teacher))
     return asked
 

@@ -16,7 +16,10 @@ from storage.digests import sample_keys
 from storage.format.rows import EXTENT_SCHEMA, RowPlan, Segment, ShardRows
 
 TARGET_SHARD_BYTES = 256 * 2**20
-MIN_SHARD_SITES = 2**14  # however many classes they have; 2.5 MB of 150 B each
+TARGET_TARGETS_BYTES = 128 * 2**20  # of a shard whose rows have many sites, if all have a label; a worker holds six
+TARGET_SHARD_SITES = 250_000  # where rows have many
+MIN_SHARD_SITES = 2**14
+MANY_SHARDS = 64  # enough for most workers to have some
 TARGET_SHARD_ROWS = 2048  # about 30 s of a 300 MFLOP teacher on one core; large enough to hide 3 ms of scheduling
 
 
@@ -105,24 +108,42 @@ def _placed(position: int, counts: list[int]) -> Iterator[tuple[int, int]]:
         position += count
 
 
-def default_rows_per_shard(
-    input_shape: Sequence[int], input_dtype: str, *, num_sites: int = 1, num_classes: int = 0
-) -> int:
-    """Return the rows of a shard: TARGET_SHARD_ROWS, or fewer where inputs would pass TARGET_SHARD_BYTES.
+def default_rows_per_shard(input_shape: Sequence[int], input_dtype: str, *, num_classes: int = 0) -> int:
+    """Return the rows of a shard whose rows are their only sites: TARGET_SHARD_ROWS, or fewer.
 
-    Of few classes, fewer where the logits of all sites in 16 bits would; of many nobody stores all logits, and a shard
-    has MIN_SHARD_SITES.
+    There are fewer where inputs would pass TARGET_SHARD_BYTES; and of few classes, where logits in 16 bits would. Of
+    many nobody stores all logits, and a shard has MIN_SHARD_SITES.
 
     >>> default_rows_per_shard((3, 32, 32), "uint8", num_classes=10)  # 3 kB a row: as many rows as a shard may have
     2048
     >>> default_rows_per_shard((3, 512, 512), "float32", num_classes=10)  # 3 MiB a row, and 256 MiB a shard
     85
-    >>> default_rows_per_shard((512,), "int32", num_sites=512, num_classes=50_257)  # 2**14 sites of 512 a row
-    32
     """
     row_bytes = math.prod(input_shape) * np.dtype(input_dtype).itemsize
     sites = max(MIN_SHARD_SITES, TARGET_SHARD_BYTES // (2 * max(1, num_classes)))
-    return max(1, min(TARGET_SHARD_ROWS, TARGET_SHARD_BYTES // max(1, row_bytes), sites // num_sites))
+    return max(1, min(TARGET_SHARD_ROWS, TARGET_SHARD_BYTES // max(1, row_bytes), sites))
+
+
+def default_sites_per_shard(num_sites: int, site_bytes: int) -> int:
+    """Return the sites of a shard where a row has many: TARGET_SHARD_SITES, or fewer.
+
+    A shard is four objects: of 10⁹ tokens there are 16,000 (docs/adr/0019). There are fewer sites where a dataset is so
+    small that there would be less than MANY_SHARDS to share among workers, and where targets are so large that a shard
+    would pass TARGET_TARGETS_BYTES.
+
+    Args:
+        num_sites: of the whole dataset, or about as many.
+        site_bytes: of the largest targets that a job asks for of a site, in memory; 0: of none.
+
+    >>> default_sites_per_shard(10**9, 400)  # 64 kept classes and their statistics
+    250000
+    >>> default_sites_per_shard(10**7, 400), default_sites_per_shard(10**5, 400)
+    (156250, 16384)
+    >>> default_sites_per_shard(10**9, 2 * 128_256)  # all logits in 16 bits
+    523
+    """
+    wanted = min(TARGET_SHARD_SITES, max(MIN_SHARD_SITES, num_sites // MANY_SHARDS))
+    return max(1, min(wanted, TARGET_TARGETS_BYTES // max(1, site_bytes)))
 
 
 def missing(shards: Sequence[ShardRows], committed: set[int], part: tuple[int, int] = (0, 1)) -> Sequence[ShardRows]:

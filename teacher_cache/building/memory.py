@@ -148,9 +148,12 @@ def _sizes(stage: Stage) -> _Sizes:
     """Return what a stage takes."""
     dataset = stage.dataset
     # The largest shard: segments of a dataset that grew may be cut otherwise.
-    rows = dataset.guess_rows(max(shard.stop - shard.start for shard in dataset.rows.shards()))
+    largest = max(shard.stop - shard.start for shard in dataset.rows.shards())
+    rows = dataset.guess_rows(largest)
     if dataset.spec.byte_ranges:
         rows *= MORE_ROWS
+        if dataset.spec.own_length:  # no more than all of its bytes are, if each is a token
+            rows = min(rows, -(-largest // dataset.spec.input_shape[0]))
     input_bytes = math.prod(dataset.spec.input_shape) * np.dtype(dataset.spec.input_dtype).itemsize
     row_bytes = input_bytes
     weights = activations = heard = logits = 0

@@ -13,13 +13,15 @@ import polars as pl
 
 from storage.cache import Catalogue
 from storage.datasets import RawSample, RecordedFile, Source, Unreadable
+from storage.datasets.text.blocks import BYTES_PER_TOKEN
+from storage.encodings import AnyEncoding
 from storage.errors import BadRequest, MissingSource, StaleCache
 from storage.format.rows import RowPlan
 from storage.format.shards import Commit
 from storage.format.specs import BYTE_RANGES, OWN_LENGTH, DatasetSpec, check_promise
 from storage.tasks import task_of
 from storage.tokenizer import difference
-from teacher_cache.building.growth import default_rows_per_shard, grow
+from teacher_cache.building.growth import default_rows_per_shard, default_sites_per_shard, grow
 from teacher_cache.building.prepared import PreparedDataset
 from teacher_cache.building.ranges import changed_under, compare_ranges
 from teacher_cache.teachers.classes import check_distinct
@@ -33,7 +35,11 @@ PROBED_SAMPLES = 100  # read to learn the shape of an input; one readable sample
 
 
 def prepare_dataset(
-    catalogue: Catalogue | None, options: Source, job: str, tokenizers: Mapping[str, bytes | None]
+    catalogue: Catalogue | None,
+    options: Source,
+    job: str,
+    tokenizers: Mapping[str, bytes | None],
+    encodings: Sequence[AnyEncoding] = (),
 ) -> PreparedDataset:
     """Return a dataset as a build will leave it, not augmented.
 
@@ -42,6 +48,7 @@ def prepare_dataset(
         options: of the dataset.
         job: the job's file, for messages.
         tokenizers: `tokenizer.json` of the datasets above this one in the job, by name.
+        encodings: of the teachers that the job asks about it.
 
     Raises:
         BadRequest: the cache is of a format that has no place for it.
@@ -67,7 +74,11 @@ def prepare_dataset(
         )
     spec = _promise(catalogue, source, files, job)
     measure = source.measure_per_row()
-    rows_per_shard = measure * (source.rows_per_shard or _default_rows_per_shard(spec))
+    rows_per_shard = (
+        measure * source.rows_per_shard
+        if source.rows_per_shard
+        else default_cut(spec, int(files["rows"].sum()), measure, encodings)
+    )
     growth, withdrawn = grow(recorded, files, rows_per_shard), {}
     if growth.gone and catalogue is not None:
         # in ranges a file is no row by itself, and rows are not what is planned
@@ -126,9 +137,24 @@ def _check_tokenizer(catalogue: Catalogue, was: DatasetSpec, now: DatasetSpec, s
     )
 
 
-def _default_rows_per_shard(spec: DatasetSpec) -> int:
-    sites = prod(task_of(spec).sites(spec.input_shape))
-    return default_rows_per_shard(spec.input_shape, spec.input_dtype, num_sites=sites, num_classes=spec.num_classes)
+def default_cut(spec: DatasetSpec, total: int, measure: int, encodings: Sequence[AnyEncoding]) -> int:
+    """Return how much of a plan is a shard, in its measure.
+
+    Args:
+        spec: of the dataset.
+        total: of the whole source, in the measure.
+        measure: about how much of it is a row.
+        encodings: of its teachers' targets.
+    """
+    sites = task_of(spec).sites(spec.input_shape)
+    if sites == ():
+        return measure * default_rows_per_shard(spec.input_shape, spec.input_dtype, num_classes=spec.num_classes)
+    of_row = prod(sites)
+    if spec.own_length and spec.byte_ranges:  # the longest tells little of the others, the bytes that one takes more
+        of_row = max(1, min(of_row, measure // BYTES_PER_TOKEN))
+    site_bytes = max((encoding.bytes_per_row(spec.num_classes) for encoding in encodings), default=0)
+    wanted = default_sites_per_shard(-(-total // measure) * of_row, site_bytes)
+    return measure * max(1, wanted // of_row)
 
 
 def _never_read(catalogue: Catalogue, dataset: str, recorded: RowPlan, files: set[str]) -> dict[str, list[int]]:

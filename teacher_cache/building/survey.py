@@ -6,7 +6,8 @@ from dataclasses import replace
 
 from storage.cache import TOKENIZER_JSON, Cache, Catalogue
 from storage.errors import BadRequest, StaleCache
-from storage.format.specs import TeacherSpec, check_promise
+from storage.format.specs import FORMAT_VERSION, LABELLED_POSITIONS, DatasetSpec, TeacherSpec, check_promise
+from storage.tasks import task_of
 from storage.views import PLAIN
 from teacher_cache.building.augmenting import check_augmented, is_augmented, planned_for_mixing, promise_views, views_of
 from teacher_cache.building.growth import missing
@@ -43,19 +44,20 @@ def _survey(request: BuildRequest, catalogue: Catalogue | None) -> PreparedBuild
     stages: list[Stage] = []
     tokenizers: dict[str, bytes | None] = {}
     for source in request.sources:
-        dataset = prepare_dataset(catalogue, source, request.job, tokenizers)
+        asked = [each for each in request.teachers if each.datasets is None or source.name in each.datasets]
+        encodings = [teacher.encoding for teacher in asked]
+        dataset = prepare_dataset(catalogue, source, request.job, tokenizers, encodings)
         if request.views is not None and is_augmented(request.views, dataset.spec):
             views = promise_views(catalogue, request.views, dataset.spec, request.job)
             dataset = planned_for_mixing(replace(dataset, views=views))
         tokenizers[source.name] = dataset.tokenizer
         stages.append(_stage(catalogue, dataset, None, None, request.part))
-        for teacher in request.teachers:
-            if teacher.datasets is None or source.name in teacher.datasets:
-                spec = _promise_teacher(catalogue, teacher, dataset, request)
-                stages += [
-                    _stage(catalogue, dataset, teacher, spec, request.part, view)
-                    for view in views_of(request.views, dataset.spec)
-                ]
+        for teacher in asked:
+            spec = _promise_teacher(catalogue, teacher, dataset, request)
+            stages += [
+                _stage(catalogue, dataset, teacher, spec, request.part, view)
+                for view in views_of(request.views, dataset.spec)
+            ]
     if request.views is not None:
         check_augmented(stages, request.job)
     stages.sort(key=lambda stage: stage.teacher is not None)  # every dataset first, then teachers; the sort is stable
@@ -77,14 +79,22 @@ def _promise_teacher(
             f"dataset {dataset.name} has no classes, so teacher {teacher.name} cannot be checked against them",
             do="give the dataset's `classes`, or keep the teacher off it with `datasets = [...]`",
         )
-    spec = teacher.promise(dataset.num_classes)
-    if catalogue is not None and (found := catalogue.teachers.get((dataset.name, teacher.name))) is not None:
+    found = None if catalogue is None else catalogue.teachers.get((dataset.name, teacher.name))
+    # targets go on as they were begun
+    spec = teacher.promise(dataset.num_classes, _uses(catalogue, dataset) if found is None else found.uses)
+    if catalogue is not None and found is not None:
         try:
             check_promise(catalogue.url, f"{dataset.name}/{teacher.name}/teacher.json", found, spec, request.job)
         except StaleCache as error:
             do = _what_to_do(catalogue, dataset.name, teacher.name, error.do)
             raise StaleCache(error.what, error.found, error.expected, do) from None
     return spec
+
+
+def _uses(catalogue: Catalogue | None, dataset: DatasetSpec) -> tuple[str, ...]:
+    """Return how the targets of a new teacher are laid down: of labelled sites alone, where a row has others."""
+    of_old = catalogue is not None and catalogue.about.format < FORMAT_VERSION  # which has no place for a name
+    return () if of_old or task_of(dataset).unlabelled_sites else (LABELLED_POSITIONS,)
 
 
 def _what_to_do(catalogue: Catalogue, dataset: str, teacher: str, do: str | None) -> str:

@@ -8,6 +8,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from storage.errors import BadRequest, StaleCache
+from storage.format.specs import TeacherSpec
 from teacher_cache.teachers.kinds import KINDS
 from teacher_cache.teachers.model import Teacher
 from teacher_cache.teachers.options import TeacherOptions
@@ -38,13 +39,12 @@ def pick_device(asked: str) -> str:
 
 
 @lru_cache(maxsize=1)  # one worker, one teacher: the next one takes its place
-def cached_teacher(options_json: str, promise: str, num_classes: int, device: str) -> Teacher:
+def cached_teacher(options_json: str, promise: str, device: str) -> Teacher:
     """Return the teacher of a piece of work, loaded for the first one of each process.
 
     Args:
         options_json: TeacherOptions as JSON.
-        promise: fingerprint of its TeacherSpec in the cache.
-        num_classes: of that spec.
+        promise: its TeacherSpec in the cache, as JSON.
         device: a torch device.
 
     Raises:
@@ -54,12 +54,14 @@ def cached_teacher(options_json: str, promise: str, num_classes: int, device: st
 
     options = TeacherOptions.model_validate(json.loads(options_json))
     teacher = load_teacher(options, torch.device(device))
-    found = options.promise(num_classes).fingerprint  # after loading: what was read is what is compared
-    if found != promise:
+    promised = TeacherSpec.model_validate_json(promise)
+    # after loading: what was read is what is compared
+    found = options.promise(promised.num_classes, promised.uses).fingerprint
+    if found != promised.fingerprint:
         raise StaleCache(
             f"teacher {options.name} is not the one that the cache was promised",
             found=f"fingerprint {found}, from its files as {socket.gethostname()} sees them",
-            expected=f"fingerprint {promise}",
+            expected=f"fingerprint {promised.fingerprint}",
             do="leave a teacher's files alone while it runs; keep them on a disk that every worker sees",
         )
     return teacher

@@ -98,8 +98,12 @@ class TeacherOptions(Options):
         """Return what the job itself tells of the model, without any of its files."""
         return {"autocast": self.autocast} | KINDS[self.origin].told(self)
 
-    def promise(self, num_classes: int) -> TeacherSpec:
+    def promise(self, num_classes: int, uses: tuple[str, ...] = ()) -> TeacherSpec:
         """Return what the cache is promised of this teacher, from its files' digests, without loading it.
+
+        Args:
+            num_classes: of a dataset.
+            uses: what a reader must know of how its targets are laid down, by name.
 
         Raises:
             MissingSource: the weights or the student's folder are not there.
@@ -113,6 +117,7 @@ class TeacherOptions(Options):
             num_classes=num_classes,
             encoding=self.encoding,
             features=self.features,
+            uses=uses,
         )
 
 

@@ -23,7 +23,7 @@ from teacher_cache.work.answering import Question, answer_rows, send_ahead
 from teacher_cache.work.checks import refuse_shard
 from teacher_cache.work.pieces import LOCK, TURNS, AskWork, Done, commit_shard, provenance
 from teacher_cache.work.promising import promise_teacher, promise_weights
-from teacher_cache.work.rows import answered_sites, draw_keys, labels_of, spread_rows
+from teacher_cache.work.rows import answered_sites, draw_keys, labels_of, lay_down, spread_rows
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -61,7 +61,7 @@ def ask_shard(work: AskWork) -> Done:
         with LOCK:
             began = time.monotonic()
             torch.set_num_threads(work.threads)  # for each shard: a Dask nanny has set it to 1
-            teacher = cached_teacher(work.teacher, spec.fingerprint, spec.num_classes, device)
+            teacher = cached_teacher(work.teacher, work.promise, device)
             shown_B, seen = _show(cache, key, question.shown, readable, device, fingerprint)
             # a CPU's own processors would do both
             answers = answer_rows(teacher, question._replace(shown=shown_B), spec, dataset, beside=device != "cpu")
@@ -73,8 +73,7 @@ def ask_shard(work: AskWork) -> Done:
     promise_teacher(cache, key, spec, work.job)  # not under the lock: on an object store it is a round trip
     promise_weights(cache, key, teacher.weights)
 
-    # at every site of every row, zeros where there is no answer
-    arrays = {name: spread_rows(encoded.numpy(), answered_S) for name, encoded in answers.encoded.items()}
+    arrays = {name: lay_down(encoded.numpy(), answered_S, spec) for name, encoded in answers.encoded.items()}
     columns = {name: _column(values.numpy(), readable_S) for name, values in answers.columns.items()}
     table = pa.table({"row": ingest.table["row"], **columns})
     about = provenance(seconds) | {
@@ -87,7 +86,7 @@ def ask_shard(work: AskWork) -> Done:
         "answered": {name: values.sum().item() for name, values in answers.answered.items()},
         **seen,
     }
-    uses = spec.encoding.uses(arrays)
+    uses = (*spec.uses, *spec.encoding.uses({name: values.numpy() for name, values in answers.encoded.items()}))
     rows = (ingest.start, ingest.stop)
     done = commit_shard(cache, key, rows, arrays=arrays, table=table, about=about, uses=uses)
     return done._replace(batch_size=batch_size if batch_size < teacher.asked_batch_size else None)

@@ -13,14 +13,14 @@ import numpy as np
 
 from storage.cache import Cache
 from storage.errors import CorruptObject, RowsMissing
-from storage.format.committing import read_arrays
+from storage.format.committing import read_stored
 from storage.format.shards import Commit, ShardKey
 from storage.format.specs import TeacherSpec
 from storage.views import PLAIN
 from storage.views.check import readable_rows
 from teacher_cache.work.conversions import convert
 from teacher_cache.work.pieces import LOCK, Done, RecodeWork, commit_shard, provenance
-from teacher_cache.work.rows import answered_sites, draw_keys, labels_of, spread_rows
+from teacher_cache.work.rows import answered_sites, draw_keys, labels_of, lay_down, take_up
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -65,7 +65,7 @@ def _recode(source: Cache, cache: Cache, commit: Commit, work: RecodeWork) -> Do
     readable = readable_rows(ingest.table)
     features = [FEATURE + name for name in spec.features]  # as they are: only targets have another encoding
     targets = [name for name in commit.array_names if not name.startswith(FEATURE)]
-    arrays = read_arrays(source.objects, commit, [*targets, *features])
+    arrays = read_stored(source.objects, commit, [*targets, *features])
     dataset, labels = cache.dataset(key.dataset), labels_of(cache, key, ingest, readable.mask_S)
     keys, answered_S = draw_keys(dataset, readable, key.view, labels), answered_sites(dataset, labels, readable.mask_S)
     answered = torch.from_numpy(answered_S[readable.mask_S])
@@ -74,7 +74,7 @@ def _recode(source: Cache, cache: Cache, commit: Commit, work: RecodeWork) -> Do
         began = time.monotonic()
         torch.set_num_threads(work.threads)  # for each shard: a Dask nanny has set it to 1
         converted = _converted(
-            {name: torch.from_numpy(arrays[name][answered_S]) for name in targets},
+            {name: torch.from_numpy(take_up(arrays[name], answered_S)) for name in targets},
             labels[answered],
             keys[answered],
             richer,
@@ -90,12 +90,12 @@ def _recode(source: Cache, cache: Cache, commit: Commit, work: RecodeWork) -> Do
             expected="finite values",
             do='dtype = "bf16", or leave it as it is in the richer cache',
         )
-    recoded = {name: spread_rows(values_P, answered_S) for name, values_P in converted.items()}
+    recoded = {name: lay_down(values_P, answered_S, spec) for name, values_P in converted.items()}
     recoded |= {name: arrays[name] for name in features}
     # What the teacher's own commit says stays below it: of which weights, on what device, of which view.
     about = commit.about | provenance(seconds) | {"recoded_from": _origin(source, commit, richer)}
     rows = (commit.start, commit.stop)
-    return commit_shard(cache, key, rows, arrays=recoded, table=commit.table, about=about, uses=uses)
+    return commit_shard(cache, key, rows, arrays=recoded, table=commit.table, about=about, uses=(*spec.uses, *uses))
 
 
 def _check_inputs(source: Cache, cache: Cache, commit: Commit, ingest: Commit) -> None:

@@ -16,7 +16,9 @@ from storage.digests import sample_keys
 from storage.encodings import AnyEncoding
 from storage.format.committing import read_stored
 from storage.format.shards import Commit, ShardKey
-from storage.format.specs import DatasetSpec
+from storage.format.specs import DatasetSpec, TeacherSpec
+from storage.inputs import Stored
+from storage.inputs.ragged import Ragged
 from storage.tasks import task_of
 from storage.views import PLAIN
 from storage.views.check import Readable
@@ -58,6 +60,32 @@ def encode_rows(
     keys_N = keys.to(logits.device).flatten()  # an encoding knows no rows: each site is stored by itself
     encoded = encoding.encode(logits.flatten(0, -2), num_classes=num_classes, labels_B=labels.flatten(), keys_B=keys_N)
     return {name: values.unflatten(0, logits.shape[:-1]) for name, values in encoded.items()}
+
+
+def lay_down(values_P: np.ndarray, answered_S: np.ndarray, spec: TeacherSpec) -> Stored:
+    """Return an array of a teacher as it is stored, of all rows of a shard.
+
+    Args:
+        values_P: of the sites that are answered, in order.
+        answered_S: which sites these are, bool (S, *sites).
+        spec: says whether there is something of these alone, or zeros at all others.
+    """
+    if not spec.labelled_positions:
+        return spread_rows(values_P, answered_S)
+    counts_S = answered_S.sum(tuple(range(1, answered_S.ndim)), dtype=np.int64)
+    return Ragged(values_P, np.concatenate([np.zeros(1, np.int64), counts_S.cumsum()]))
+
+
+def take_up(stored_S: Stored, answered_S: np.ndarray) -> np.ndarray:
+    """Return what is stored of some sites, (P, …): what `lay_down` was given.
+
+    Args:
+        stored_S: an array of a teacher.
+        answered_S: bool (S, *sites), which of the sites that are answered; of a row all or none.
+    """
+    if not isinstance(stored_S, Ragged):
+        return np.asarray(stored_S[answered_S])
+    return stored_S.take(np.flatnonzero(answered_S.any(tuple(range(1, answered_S.ndim))))).flat_T
 
 
 def spread_rows(values_B: np.ndarray, there_S: np.ndarray) -> np.ndarray:

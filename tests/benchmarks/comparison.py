@@ -173,11 +173,8 @@ def _decoded(cache: Cache, stage: tuple[str, str | None, str]) -> SoftTargets:
         if not name.startswith("feature/")
     ]
     stored = cache.read_targets(dataset, str(teacher), 0, view, names)
-    tokens = cache.dataset(dataset).vocabulary is not None
-    arrays = {}
-    for name, values in stored.items():
-        tensor = torch.from_numpy(values.copy())[:256]
-        arrays[name] = tensor.flatten(0, 1)[:4096] if tokens else tensor
+    most = 4096 if spec.labelled_positions else 256
+    arrays = {name: torch.from_numpy(values[:most].copy()) for name, values in stored.items()}
     return spec.encoding.decode(arrays, spec.num_classes)
 
 

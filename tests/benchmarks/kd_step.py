@@ -69,7 +69,7 @@ def _batch(encoding: SparseEncoding, device: torch.device) -> Batch:
     logits_NC = PEAK * torch.randn(count, VOCABULARY, device=device, generator=generator)
     keys_N = torch.arange(count, device=device)
     arrays = encoding.encode(logits_NC, num_classes=VOCABULARY, labels_B=labels_BL.flatten(), keys_B=keys_N)
-    stored = {name: values.unflatten(0, shape) for name, values in arrays.items()}
+    stored = {name: values[labels_BL.flatten() >= 0] for name, values in arrays.items()}
     return Batch(tokens_BL, labels_BL, {"t": Encoded(encoding, VOCABULARY, stored)})
 
 

@@ -178,5 +178,6 @@ def test_a_student_of_more_than_all_memory_is_refused_before_it_is_built(cache: 
 def test_padding_of_a_teachers_vocabulary_is_no_class_of_its_student(tmp_path: Path) -> None:
     padded = counting_cache(tmp_path, counting_teacher(padding=6, scale=3.0), rows=40)
     assert padded.teacher("counting", "right").num_classes == 10
-    assert padded.read_targets("counting", "right", 0)["logits"].shape == (6, 12, 10)
+    num_labels = int((padded.read_labels("counting", 0) >= 0).sum())
+    assert padded.read_targets("counting", "right", 0)["logits"].shape == (num_labels, 10)
     assert trained(padded, tmp_path / "runs").status == "finished"

@@ -93,21 +93,21 @@ def _add_rows(stepper: Stepper, batch: Batch, sums: Sums, beside: _Beside) -> No
 def _add_sites(stepper: Stepper, batch: Batch, sums: Sums, beside: _Beside) -> None:
     for place, (state, against) in enumerate(zip(stepper.states, beside.against_M, strict=True)):
         # by itself each: a part's logits are of one student
-        for logits_BC, labels_B, sites_B in _sites(state.exported, batch):
+        for logits_BC, labels_B, part in _sites(state.exported, batch):
             one, tops_B, kl_B = slice(place, place + 1), torch.full_like(labels_B, NO_CLASS), None
             if against is not None:
-                targets = cast("OneTeacher", batch.targets[against.teacher].pick(sites_B).decode())
+                targets = cast("OneTeacher", batch.targets[against.teacher].part(part).decode())
                 tops_B, kl_B = targets.top()[1], kl_rows(*targets.pair(logits_BC, 1.0))
             sums.add(logits_BC[None], labels_B, tops_B[None], one, kl_B)
 
 
-def _sites(student: Student, batch: Batch) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-    """Yield logits and labels of a part of the sites at a time, and which of the batch's those are."""
+def _sites(student: Student, batch: Batch) -> Iterator[tuple[Tensor, Tensor, slice]]:
+    """Yield logits and labels of a part of the sites at a time, and which of those with a label they are."""
     sites_N = batch.sites()
     hidden_ND = student.hidden(batch.inputs).flatten(0, 1).index_select(0, sites_N)
     labels_N = _labels(batch).flatten().index_select(0, sites_N)
     for at, logits_BC in logits_in_parts(student, hidden_ND):
-        yield logits_BC.float(), labels_N[at], sites_N[at]
+        yield logits_BC.float(), labels_N[at], at
 
 
 ADD: dict[Way, Callable[[Stepper, Batch, Sums, _Beside], None]] = {

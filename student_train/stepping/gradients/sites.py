@@ -65,7 +65,7 @@ def accumulate_over_sites(
             share = len(parts[0]) / len(sites_N)
             with autocast:
                 seen = Outputs(model.student.scores(parts[0]), dict(zip(outputs.layers, parts[1:], strict=True)))
-                given = batch.supervision_at(sites_N[start : start + size])
+                given = batch.supervision_at(slice(start, start + size))
                 losses = model.objective(seen, given, apart=term is not None)
             loss = losses.total if term is None else losses.parts[term]
             if loss.requires_grad:

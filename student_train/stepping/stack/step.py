@@ -117,7 +117,7 @@ def _over_sites(
             share = parts[0].shape[1] / len(sites_N)
             with model.autocast:
                 seen = Outputs(model.scores(parts[0]), dict(zip(outputs.layers, parts[1:], strict=True)))
-                given = [batch.supervision_at(sites_N[at]) for batch in batches]
+                given = [batch.supervision_at(at) for batch in batches]
                 part = [share * values_M for values_M in model.terms(seen, given, apart=term is not None)]
             found = weights.add_gradients(grads_MP, [_loss(model, part, term)], beside=parts)
             for place, grad in enumerate(found):

@@ -6,8 +6,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from storage.datasets.base import FILE_SCHEMA
+from storage.encodings import DenseEncoding, SparseEncoding
 from storage.format.rows import EXTENT_SCHEMA, RowPlan, Segment, ShardRows
-from teacher_cache.building.growth import TARGET_SHARD_BYTES, default_rows_per_shard, grow, missing
+from storage.format.specs import DatasetSpec
+from teacher_cache.building.growth import (
+    TARGET_SHARD_BYTES,
+    TARGET_TARGETS_BYTES,
+    default_rows_per_shard,
+    grow,
+    missing,
+)
+from teacher_cache.building.sources import default_cut
 
 Files = list[tuple[str, int, str, int]]
 
@@ -111,3 +120,40 @@ def test_a_part_does_not_move_when_another_has_finished() -> None:
 def test_a_shard_is_bounded_in_rows_and_bytes(shape: tuple[int, ...], dtype: str, rows: int) -> None:
     assert default_rows_per_shard(shape, dtype) == rows
     assert TARGET_SHARD_BYTES == 256 * 2**20
+
+
+OF_TOKENS = {"name": "a", "source": {}, "classes": [], "input_dtype": "int32", "vocabulary": 128_256}
+KEPT, ALL = SparseEncoding(k=64), DenseEncoding(dtype="fp16")
+OBJECTS = 4  # a commit and a group, of the ingest and of a teacher
+
+
+@pytest.mark.parametrize(
+    ("length", "uses", "total", "measure"),
+    [
+        (1024, (), 10**9 // 1024, 1),  # blocks
+        (16, (), 10**9 // 16, 1),
+        (1024, ("byte_ranges",), 4 * 10**9, 4 * 1024),  # text
+        (2048, ("own_length", "byte_ranges"), 4 * 10**9, 800),  # chats of 200 tokens
+        (2048, ("own_length",), 10**9 // 2048, 1),
+    ],
+)
+def test_a_billion_tokens_are_fewer_than_20_000_objects(
+    length: int, uses: tuple[str, ...], total: int, measure: int
+) -> None:
+    spec = DatasetSpec.model_validate(OF_TOKENS | {"input_shape": (length,), "uses": uses})
+    cut = default_cut(spec, total, measure, [KEPT])
+    plan = appended(RowPlan(()), listing(("a", 9, "v", total)), cut)
+    assert 12_000 < OBJECTS * len(plan.shards()) < 20_000
+
+
+def test_a_shard_of_dense_targets_of_a_large_vocabulary_is_of_a_bounded_size() -> None:
+    spec = DatasetSpec.model_validate(OF_TOKENS | {"input_shape": (256,)})
+    rows = default_cut(spec, 10**6, 1, [KEPT, ALL])
+    assert rows == 2
+    assert rows * 256 * ALL.bytes_per_row(spec.num_classes) < 2 * TARGET_TARGETS_BYTES
+
+
+def test_a_small_dataset_of_tokens_has_shards_for_many_workers() -> None:
+    spec = DatasetSpec.model_validate(OF_TOKENS | {"input_shape": (512,)})
+    shards = [-(-rows // default_cut(spec, rows, 1, [KEPT])) for rows in (32, 2_048, 20_000, 2_000_000)]
+    assert shards == [1, 64, 65, 4099]
