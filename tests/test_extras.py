@@ -14,13 +14,17 @@ from jobs.cli.cache_plan import _check_plot
 from storage import tokenizer
 from storage.datasets.digits import DigitsSource
 from storage.errors import BadRequest
+from student_train.options.model import LoraOptions
 from student_train.report import write_report
+from student_train.students import Blueprint, build_student
+from student_train.students.starting.adapter import adapt
 from student_train.students.transformers import embedded
 from teacher_cache.teachers.kinds import KINDS
 from teacher_cache.teachers.options import TeacherOptions
 
 PROJECT = tomllib.loads((Path(__file__).resolve().parents[1] / "pyproject.toml").read_text())["project"]
 LLAMA = TeacherOptions(name="t", kind="transformers", path=Path("llama"))
+PERCEPTRON = Blueprint(architecture="mlp", num_classes=2, input_shape=(3,), mean=(0.0,), std=(1.0,))
 NEEDS = {
     "digits": ("sklearn", lambda: DigitsSource(kind="digits", name="d").files()),
     "plots": ("matplotlib", lambda: write_report(Path("runs"))),
@@ -28,6 +32,7 @@ NEEDS = {
     "transformers": ("transformers", lambda: KINDS["transformers"].digests(LLAMA)),
     "transformers to load": ("transformers", lambda: KINDS["transformers"].load(LLAMA)),
     "transformers as a student": ("transformers", lambda: embedded(Path("llama"), {})),
+    "transformers for adapters": ("peft", lambda: adapt(build_student(PERCEPTRON), LoraOptions(kind="lora", rank=1))),
     "text": ("tokenizers", lambda: tokenizer.train_tokenizer(["a"], 300, "<|endoftext|>")),
 }
 

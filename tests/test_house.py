@@ -20,7 +20,7 @@ from jobs.files.student_job import StudentJob
 from storage.datasets import AnySource
 from storage.encodings import DenseEncoding, FeatureEncoding, SparseEncoding
 from storage.views.options import AnyTransform, ViewOptions
-from student_train.options.model import StartOptions
+from student_train.options.model import LoraOptions, StartOptions
 from student_train.options.sections import StudentOptions
 from student_train.options.terms import FeatureTerm, SoftTerm, Term
 from teacher_cache.teachers.options import TeacherOptions
@@ -40,6 +40,7 @@ SECTIONS = [
     StudentJob,
     StudentOptions,
     StartOptions,
+    LoraOptions,
     TeacherOptions,
     DenseEncoding,
     SparseEncoding,

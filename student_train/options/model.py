@@ -1,15 +1,16 @@
-"""What a student begins as: the weights that it starts from. No torch here."""
+"""What a student begins as: the weights that it starts from, and an adapter on top of them. No torch here."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field
 
 from storage.options import JobPath, Options
 
 Layers = Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(strict=False, min_length=1)]
+Targets = Annotated[tuple[Annotated[str, Field(min_length=1)], ...], Field(strict=False, min_length=1)]
 
 
 class StartOptions(Options):
@@ -23,6 +24,32 @@ class StartOptions(Options):
 
     path: JobPath | None = None
     layers: Layers | None = None
+
+
+class LoraOptions(Options):
+    """An adapter: the weights that a student starts from stay as they are, products of low rank are added and trained.
+
+    Attributes:
+        kind: the one that there is.
+        rank: of each product.
+        alpha: what is added is the product times alpha / rank; None: twice the rank.
+        targets: last parts of the names of linear layers that get one; None: those that peft has for this kind of
+            model, and of others every linear layer but the head.
+        dropout: share of a target's inputs that a training step leaves out of the product.
+
+    Source: Hu et al. 2021 (LoRA).
+    """
+
+    kind: Literal["lora"]
+    rank: Annotated[int, Field(ge=1)]
+    alpha: Annotated[float, Field(gt=0)] | None = None
+    targets: Targets | None = None
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+
+    @property
+    def scale(self) -> float:
+        """Return alpha."""
+        return 2.0 * self.rank if self.alpha is None else self.alpha
 
 
 def _start(value: Any) -> Any:

@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, Field, TypeAdapter, ValidationInfo, model_validator
 
 from storage.options import Factory, JobPath, Name, Options, Url
-from student_train.options.model import Start
+from student_train.options.model import LoraOptions, Start
 from student_train.options.terms import ObjectiveTerm
 from student_train.options.training import LATER_KEYS, Figure, TrainingOptions
 
@@ -176,6 +176,7 @@ class StudentOptions(TrainingOptions):
     options: dict[str, Any] = Field(default={})  # keyword arguments of the architecture's function
     path: JobPath | None = None  # of "transformers": a folder with the config, whose keys `options` replace
     start: Start = None  # weights that it starts from
+    adapter: LoraOptions | None = None  # those stay, and products of low rank are trained
 
     # Normalisation of inputs in [0, 1], one value for all channels or one for each; part of the model.
     mean: PerChannel = (0.5,)
@@ -194,6 +195,8 @@ class StudentOptions(TrainingOptions):
             raise ValueError('give architecture = "transformers" and `path`, a folder with its config, together')
         if self.start is not None and self.starts_from is None:
             raise ValueError("`start` = true takes the weights in `path`, and there is none: name a file or a folder")
+        if self.adapter is not None and self.start is None:
+            raise ValueError("an `adapter` is trained on top of weights that stay as they are: say which in `start`")
         if min(self.std) <= 0:
             raise ValueError(f"std must be above 0, found {min(self.std)}")
         return self

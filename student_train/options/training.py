@@ -23,6 +23,7 @@ LESS_IS_BETTER = frozenset({"cross_entropy", "calibration_error", "kl"})  # of t
 # Keys that runs of before had not. Where they say nothing they are no part of what a run is made from.
 LATER_KEYS = frozenset(
     {
+        "adapter",
         "max_steps",
         "warmup_steps",
         "learning_rate_floor",

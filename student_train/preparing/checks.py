@@ -24,6 +24,7 @@ from student_train.options.training import Figure
 from student_train.preparing.request import PreparedRun, Request
 from student_train.stepping.forward import check_student
 from student_train.students import build_student
+from student_train.students.starting.adapter import adapt
 from student_train.students.starting.start import Started, check_speaks, start_student
 from student_train.tasks import TASKS
 
@@ -216,6 +217,8 @@ def _check_model(student: PreparedRun) -> Started | None:
     if options.start is not None and options.starts_from is not None:
         check_speaks(options.starts_from, blueprint.tokenizer, student.tokenizer)
         started = start_student(model, options.start, options.starts_from)
+    if options.adapter is not None:
+        adapt(model, options.adapter)
     layers = check_student(model, student_layers(options.objective), blueprint.input_shape, blueprint.num_classes)
     objective = Objective(options.objective, Shapes(layers, student.feature_shapes))
     if options.micro_batch_size is not None:

@@ -241,6 +241,7 @@ def _kind(student: PreparedRun) -> str:
     extras = (
         options.batch_size,
         options.micro_batch_size,
+        options.adapter,
         options.optimizer,
         options.momentum > 0,
         options.ema_decay is None,

@@ -16,9 +16,11 @@ from student_train.losses.outputs import Outputs, Shapes
 from student_train.preparing.blank import blank_batch
 from student_train.preparing.request import PreparedRun
 from student_train.stepping.forward import Tapped, check_student
-from student_train.stepping.state import make_optimizer
+from student_train.stepping.state import make_optimizer, trained_of
 from student_train.students import Student, build_student
 from student_train.students.parts import part_size
+from student_train.students.starting.adapter import adapt
+from student_train.students.tensors import own_tensors
 from student_train.tasks import Way, task_of
 
 PICKED_COPIES = 3  # of a student of tokens' hidden states: those that count, and their gradient there and in all
@@ -75,6 +77,8 @@ def _measure(prepared: PreparedRun, device: torch.device) -> StepBytes:
     options, blueprint = prepared.options, prepared.blueprint
     with device:
         student = build_student(blueprint)
+        if options.adapter is not None:
+            adapt(student, options.adapter)
         layers = student_layers(options.objective)
         shapes = Shapes(
             check_student(student, layers, blueprint.input_shape, blueprint.num_classes), prepared.feature_shapes
@@ -83,7 +87,7 @@ def _measure(prepared: PreparedRun, device: torch.device) -> StepBytes:
         batch = blank_batch(student, prepared)
         part = batch.rows(slice(options.micro_batch_size))  # what goes through the network at a time
     student.train()
-    trained = [*student.parameters(), *objective.parameters()]
+    trained = trained_of(student, objective)
     optimizer = make_optimizer(options, trained, [student, objective])
     saved: dict[int, Tensor] = {}
 
@@ -97,18 +101,19 @@ def _measure(prepared: PreparedRun, device: torch.device) -> StepBytes:
     stored = [batch.inputs, *batch.features.values()]
     stored += [values for encoded in batch.targets.values() for values in encoded.arrays.values()]
     # what is counted by itself is no activation
-    own = {_address(tensor) for tensor in (*trained, *student.buffers(), *stored)}
+    own = {_address(tensor) for tensor in (*trained, *student.parameters(), *student.buffers(), *stored)}
     activations = [tensor.untyped_storage().nbytes() for address, tensor in saved.items() if address not in own]
     loss.backward()  # on to the end: only then has the optimiser its state
     optimizer.step()
-    weights = _bytes_of([*student.state_dict().values(), *objective.state_dict().values()])
+    frozen = [p for p in student.parameters() if not p.requires_grad]
+    weights = _bytes_of([*own_tensors(student).values(), *frozen, *objective.state_dict().values()])
     # the average, and the best so far
     copies = int(options.ema_decay is not None) + int(options.keeps_best)
     return StepBytes(
         weights=weights,
         gradients=_bytes_of(trained),
         optimizer=_bytes_of([value for state in optimizer.state.values() for value in state.values()]),
-        copies=copies * _bytes_of(list(student.state_dict().values())),
+        copies=copies * _bytes_of(list(own_tensors(student).values())),
         activations=_working_bytes(activations) + beside + _bytes_of(stored),
         batch=_bytes_of(stored),
     )

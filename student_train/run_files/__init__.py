@@ -10,7 +10,7 @@
                              position.py, checkpoint.py  running/run.py           running/run.py, preparing,
                                                                                   comparison.py, report
   job.toml                   (options/job_text.py)       running/run.py           whoever repeats the run
-  student.json, .safetensors, tokenizer.json
+  student.json, .safetensors, tokenizer.json, adapter.safetensors
                              (students/files.py)         running/run.py           teacher_cache, its users
 
 Each carries a digest of itself, or another file has it; it is checked on every read. Format 1 had none, and is still

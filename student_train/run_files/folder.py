@@ -132,9 +132,10 @@ class RunFolder:
         weights: Mapping[str, Tensor],
         job: str,
         tokenizer: bytes | None = None,
+        adapter: Mapping[str, Tensor] | None = None,
     ) -> RunRecord:
         """Write a student and its job, and last the record, which says that all the rest is there; return it."""
-        save_student(self.path, blueprint, weights, tokenizer)
+        save_student(self.path, blueprint, weights, tokenizer, adapter)
         LocalObjects(self.path).put(JOB_FILE, job.encode())
         student = digest((self.path / RESULT_FILES[0]).read_bytes())
         record = record.model_copy(update={"student_digest": student})
@@ -186,6 +187,7 @@ class UnwrittenFolder(RunFolder):
         weights: Mapping[str, Tensor],
         job: str,
         tokenizer: bytes | None = None,
+        adapter: Mapping[str, Tensor] | None = None,
     ) -> RunRecord:
         return record
 

@@ -27,6 +27,7 @@ from student_train.stepping.parallel import ALONE, Parallel
 from student_train.stepping.schedule import learning_rate_at
 from student_train.stepping.state import Randomness, TrainState, below
 from student_train.students import Student
+from student_train.students.starting.adapter import adapter_tensors, merged
 from student_train.students.tensors import load_own, own_tensors
 
 
@@ -267,12 +268,18 @@ class Run:
         return record
 
     def result(self) -> Student:
-        """Return the student that is written, in evaluation mode: of the best evaluation where the job asks for it."""
+        """Return the student that is written, in evaluation mode: of the best evaluation where the job asks for it.
+
+        One with an adapter is a plain one that says the same.
+        """
+        return merged(self._chosen()).eval()
+
+    def _chosen(self) -> Student:
         student = self.state.exported
         if self._best is not None:
             student = copy.deepcopy(student)  # what is trained stays as it is
             load_own(student, self._best)
-        return student.eval()
+        return student
 
     def set_aside(self, reason: str, halving: dict[str, Any], latency: Latency) -> RunRecord:
         """Write the result so far of a student that others have outrun; its checkpoint stays.
@@ -300,7 +307,8 @@ class Run:
         )
 
     def _write_result(self, status: Any, latency: Latency, **about: Any) -> RunRecord:
-        weights = own_tensors(self.state.exported) if self._best is None else self._best
+        student = self._chosen()
+        adapter, weights = adapter_tensors(student), own_tensors(merged(student))
         chosen = self.history[-1 if self._best_row is None else self._best_row]
         taken = self._steps_taken()
         job = self.context.job(taken)
@@ -328,7 +336,9 @@ class Run:
             **about,
         )
         prepared = self.prepared
-        return prepared.files.write_result(record, prepared.blueprint, weights, job, prepared.tokenizer)
+        return prepared.files.write_result(
+            record, prepared.blueprint, weights, job, prepared.tokenizer, adapter or None
+        )
 
     def _steps_taken(self) -> StepsTaken:
         device = self.context.device

@@ -24,7 +24,9 @@ class WeightAverage:
 
     def __init__(self, student: Student, decay: float):
         self.decay = decay
-        self.student = copy.deepcopy(student).eval().requires_grad_(False)
+        # what is frozen is shared, not copied
+        frozen = {id(parameter): parameter for parameter in student.parameters() if not parameter.requires_grad}
+        self.student = copy.deepcopy(student, frozen).eval().requires_grad_(False)
         self.bind(student)
 
     def bind(self, student: Student) -> None:

@@ -20,6 +20,7 @@ from student_train.run_files.checkpoint import Tensors
 from student_train.stepping.average import WeightAverage
 from student_train.stepping.forward import check_student
 from student_train.students import Blueprint, Student, build_student
+from student_train.students.starting.adapter import adapt
 from student_train.students.starting.start import start_student
 from student_train.students.tensors import load_own, own_tensors
 
@@ -103,18 +104,20 @@ class TrainState:
         student = build_student(blueprint)
         if options.start is not None and options.starts_from is not None:
             start_student(student, options.start, options.starts_from)
+        if options.adapter is not None:
+            adapt(student, options.adapter)
         layers = student_layers(options.objective)
         shapes = Shapes(check_student(student, layers, blueprint.input_shape, blueprint.num_classes), feature_shapes)
         objective = Objective(options.objective, shapes).to(device)
         student = student.to(device).train()
         average = WeightAverage(student, options.ema_decay) if options.ema_decay is not None else None
-        optimizer = make_optimizer(options, [*student.parameters(), *objective.parameters()], [student, objective])
+        optimizer = make_optimizer(options, trained_of(student, objective), [student, objective])
         return cls(options, blueprint, layers, student, objective, optimizer, average, Randomness(device))
 
     @property
     def trained(self) -> list[nn.Parameter]:
         """Return the parameters that are trained, the student's first."""
-        return [*self.student.parameters(), *self.objective.parameters()]
+        return trained_of(self.student, self.objective)
 
     @property
     def exported(self) -> Student:
@@ -130,7 +133,7 @@ class TrainState:
         """Return a state of the same weights without an optimiser's state, for a trial."""
         student, objective = copy.deepcopy(self.student), copy.deepcopy(self.objective)
         average = None if self.average is None else WeightAverage(student, self.average.decay)
-        optimizer = make_optimizer(self.options, [*student.parameters(), *objective.parameters()], [student, objective])
+        optimizer = make_optimizer(self.options, trained_of(student, objective), [student, objective])
         randomness = Randomness(self.student.device)
         return TrainState(self.options, self.blueprint, self.layers, student, objective, optimizer, average, randomness)
 
@@ -159,6 +162,13 @@ class TrainState:
         # the groups stay as made: the job decides them, not a checkpoint
         self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": moments})
         self.randomness.restore(tensors)
+
+
+def trained_of(student: Student, objective: Objective) -> list[nn.Parameter]:
+    """Return the parameters that are trained, the student's first; under an adapter its own alone."""
+    return [
+        parameter for module in (student, objective) for parameter in module.parameters() if parameter.requires_grad
+    ]
 
 
 def below(prefix: str, tensors: Mapping[str, Tensor]) -> Tensors:

@@ -8,7 +8,7 @@ transformers.py                a causal language model of the transformers libra
 calling.py                     how a network is called: as one function, or in two parts
 tensors.py                     the tensors of a student by name, each once
 parts.py                       logits of a part of the sites at a time
-starting/                      the weights that a student starts from
+starting/                      the weights that a student starts from, and an adapter on top of them
 files.py                       the two files of a trained student, written and read
 
 A student takes what `storage.inputs` gives a model, pixels with its normalisation as its first module,

@@ -12,7 +12,14 @@ from storage.tasks import TASKS, Task, implied_task
 
 Size = Annotated[int, Field(ge=1)]
 Numbers = Annotated[tuple[float, ...], Field(strict=False, min_length=1)]
-NEW_KEYS = ("classes", "inputs", "source", "task", "vocabulary")  # that the first student.json had not
+NEW_KEYS = (
+    "adapter_digest",
+    "classes",
+    "inputs",
+    "source",
+    "task",
+    "vocabulary",
+)  # that the first student.json had not
 
 
 class Blueprint(Options):

@@ -67,6 +67,7 @@ class Student(nn.Module):
     Attributes:
         blueprint: what it is.
         tokenizer: the `tokenizer.json` that makes its rows of text, of one that was loaded; else None.
+        frozen: names of the weights under an adapter, which stay as they began and are in no checkpoint.
     """
 
     def __init__(self, blueprint: Blueprint, network: nn.Module, calling: Calling | None = None):
@@ -77,6 +78,7 @@ class Student(nn.Module):
             self.normalise = Normalise(blueprint.mean, blueprint.std, blueprint.input_shape)
         self.network = network
         self.tokenizer: bytes | None = None
+        self.frozen: frozenset[str] = frozenset()
         parts = dict(network.named_children())
         in_two = {"body", "head"} == parts.keys() and blueprint.asked.sites(blueprint.input_shape) != ()
         self._calling = calling or (BodyAndHead() if in_two else AsOne())

@@ -1,7 +1,8 @@
 """The files of a trained student, written and read.
 
 `student.safetensors` has its weights; `student.json`, written last, its blueprint and the digests of all.
-One of text has the `tokenizer.json` that made its rows, beside.
+One of text has the `tokenizer.json` that made its rows, beside; one that was trained as an adapter, that too, which is
+part of its weights.
 Reading them runs no code that they name: a built-in architecture is looked up in ARCHITECTURES, and any other only runs
 when the caller names it too.
 """
@@ -29,6 +30,7 @@ from student_train.students.tensors import complete
 WEIGHTS_FILE = "student.safetensors"
 BLUEPRINT_FILE = "student.json"
 TOKENIZER_FILE = "tokenizer.json"
+ADAPTER_FILE = "adapter.safetensors"
 
 
 class BlueprintFile(Blueprint):
@@ -37,10 +39,15 @@ class BlueprintFile(Blueprint):
     format_version: Literal[1, 2] = 2
     weights_digest: str
     tokenizer_digest: str | None = None
+    adapter_digest: str | None = None
 
 
 def save_student(
-    folder: Path, blueprint: Blueprint, weights: Mapping[str, Tensor], tokenizer: bytes | None = None
+    folder: Path,
+    blueprint: Blueprint,
+    weights: Mapping[str, Tensor],
+    tokenizer: bytes | None = None,
+    adapter: Mapping[str, Tensor] | None = None,
 ) -> None:
     """Write a trained student's files, the blueprint last.
 
@@ -49,21 +56,52 @@ def save_student(
         blueprint: what it is.
         weights: by name.
         tokenizer: the `tokenizer.json` of its rows, if they are of text.
+        adapter: that was merged into the weights, if it was trained as one.
     """
     objects = LocalObjects(folder)
-    data = safetensors.torch.save(
-        # cloned: tied weights share memory, which safetensors refuses
-        {name: weight.detach().cpu().clone().contiguous() for name, weight in weights.items()}
-    )
+    data = _bytes(weights)
     objects.put(WEIGHTS_FILE, data)
     if tokenizer is not None:
         objects.put(TOKENIZER_FILE, tokenizer)
+    added = None if adapter is None else _bytes(adapter)
+    if added is not None:
+        objects.put(ADAPTER_FILE, added)
     file = BlueprintFile(
         **blueprint.model_dump(),
         weights_digest=digest(data),
         tokenizer_digest=None if tokenizer is None else digest(tokenizer),
+        adapter_digest=None if added is None else digest(added),
     )
     objects.put(BLUEPRINT_FILE, seal_json(file.model_dump(mode="json")))
+
+
+def _bytes(tensors: Mapping[str, Tensor]) -> bytes:
+    # cloned: tied weights share memory, which safetensors refuses
+    return safetensors.torch.save(
+        {name: tensor.detach().cpu().clone().contiguous() for name, tensor in tensors.items()}
+    )
+
+
+def load_adapter(folder: Path) -> dict[str, Tensor]:
+    """Return the tensors of the adapter that a student was trained as; none: it was not.
+
+    Raises:
+        MissingSource: no trained student there.
+        CorruptObject: a file is not as it was written.
+    """
+    file, _ = _read_files(folder)
+    if file.adapter_digest is None:
+        return {}
+    path = folder / ADAPTER_FILE
+    data = path.read_bytes() if path.exists() else b""
+    if digest(data) != file.adapter_digest:
+        raise CorruptObject(
+            f"{path} is not what was written",
+            found=f"digest {digest(data)}" if path.exists() else "no such file",
+            expected=f"digest {file.adapter_digest}  ({BLUEPRINT_FILE})",
+            do=f"delete {folder} and train this student again",
+        )
+    return safetensors.torch.load(data)
 
 
 def load_student(folder: str | Path, architecture: str | None = None) -> Student:

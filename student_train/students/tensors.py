@@ -21,14 +21,22 @@ def shared_names(module: nn.Module) -> dict[str, str]:
 
 
 def own_tensors(module: nn.Module) -> dict[str, Tensor]:
-    """Return a module's tensors by name, each once; they share its memory."""
-    shared = shared_names(module)
-    return {name: tensor for name, tensor in module.state_dict().items() if name not in shared}
+    """Return a module's tensors by name, each once, but those frozen under an adapter; they share its memory."""
+    others = {*shared_names(module), *frozen_names(module)}
+    return {name: tensor for name, tensor in module.state_dict().items() if name not in others}
+
+
+def frozen_names(module: nn.Module) -> frozenset[str]:
+    """Return the names of what an adapter of a student is on top of; none: it has no adapter."""
+    frozen: frozenset[str] = getattr(module, "frozen", frozenset())
+    return frozen
 
 
 def load_own(module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
     """Copy what `own_tensors` gave into a module. Raises RuntimeError: they are those of another."""
-    module.load_state_dict(complete(module, tensors))
+    state = module.state_dict()
+    kept = {name: state[name] for name in frozen_names(module)}
+    module.load_state_dict(complete(module, kept | dict(tensors)))
 
 
 def complete(module: nn.Module, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

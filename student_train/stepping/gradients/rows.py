@@ -81,7 +81,9 @@ def accumulate_gradients(
         losses = model.objective(model.forward(batch.inputs), batch.supervision(), apart=apart)
     shares = None
     if measure_shares:
-        shares = accumulate_by_term(losses.parts, model.trained, of_student=len(list(model.student.parameters())))
+        shares = accumulate_by_term(
+            losses.parts, model.trained, of_student=sum(p.requires_grad for p in model.student.parameters())
+        )
     else:
         loss = losses.total if of.term is None else losses.parts[of.term]
         if loss.requires_grad or of.term is None:

@@ -1,4 +1,5 @@
 """What a student begins as, before its first step.
 
 start.py     weights that it starts from, taken by name and shape
+adapter.py   products of low rank on top of these, which then stay as they are
 """

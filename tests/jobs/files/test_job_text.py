@@ -84,6 +84,7 @@ def test_what_is_said_does_not_depend_on_defaults() -> None:
     off |= {
         "path",
         "start",
+        "adapter",
         "betas",
         "micro_batch_size",
         "warmup_steps",
