@@ -4,20 +4,29 @@ from __future__ import annotations
 
 import datetime
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
+import polars as pl
 import pytest
+import torch
 
 from storage.cache import Cache
 from storage.cache.verify import verify
 from storage.datasets.chat import source as module
-from storage.errors import MissingSource, StaleCache
+from storage.errors import BadRequest, MissingSource, StaleCache
 from storage.format.committing import read_ragged
 from storage.format.shards import ShardKey
 from storage.tokenizer import decoder
 from storage.views import PLAIN
-from tests.chats.toys import CHATML, LLAMA3, MARKED, write_lines, write_model
+from student_train.options.sections import DataOptions
+from student_train.preparing.request import Request
+from student_train.run_files.predictions import read_predictions
+from student_train.running.train import train_students
+from student_train.students import load_student
+from tests.chats.toys import CHATML, LLAMA3, MARKED, write_lines, write_llama, write_model
+from tests.language.toys import small_gpt
 from tests.teacher_cache.toys import Silent, build, contents, write_job
 
 SECTION = """[[dataset]]
@@ -141,3 +150,47 @@ def test_a_dataset_of_which_no_chat_can_be_had_leaves_no_cache(folder: Path) -> 
         built(folder)
     assert "has nothing that the template marks as the assistant's" in str(caught.value.found)
     assert not (folder / "cache/chats").exists()
+
+
+def test_a_student_is_taught_what_the_teacher_says_of_the_assistants_tokens(folder: Path) -> None:
+    shutil.rmtree(folder / "model")
+    model, tokenizer = write_llama(folder / "model", MARKED)
+    teacher = '[[teacher]]\nname = "big"\nkind = "transformers"\npath = "model"\nencoding = {kind = "sparse", k = 8}\n'
+    cache = built(folder, SECTION.replace("length = 96", "length = 512"), teacher)
+    commits = cache.catalogue().read_commits("chats", "big")
+    columns = ["label_log_probability", "labelled"]
+    table = pl.concat(pl.DataFrame(pl.from_arrow(commit.table)).select(columns) for commit in commits)
+    lines = [line for name in ("a", "more/b") for line in (folder / f"chats/{name}.jsonl").read_text().splitlines()]
+    chats = [json.loads(line) for line in lines]
+    expected = [said_by(model, tokenizer, each["messages"]) for each in chats]
+    assert table["labelled"].to_list() == [len(log_p) for log_p in expected]
+    assert table["label_log_probability"].to_list() == pytest.approx(
+        [float(log_p.mean()) for log_p in expected], abs=1e-4
+    )
+
+    data = DataOptions.model_validate({"train": "chats", "validation": "chats"})
+    objective = [{"loss": "kd", "teacher": "big"}]
+    student = small_gpt(objective=objective, options={"depth": 1, "width": 8, "heads": 2}, epochs=1)
+    train_students(Request(cache, folder / "runs", data, (student,), "cpu"))
+    found = read_predictions(folder / "runs/gpt")
+    assert found is not None
+    held = found.table.filter(pl.col("label").is_not_null())
+    of_teacher = held["teacher_label_log_probability"].to_list()
+    assert of_teacher == pytest.approx(torch.cat(expected).tolist(), abs=0.02, rel=2e-3)  # kept as float16
+
+    text = tokenizer.apply_chat_template(chats[0]["messages"], tokenize=False)
+    trained = load_student(folder / "runs/gpt")
+    prepared = trained.prepare([text])
+    assert prepared[0].tolist() == tokenizer.apply_chat_template(chats[0]["messages"])["input_ids"]
+    with pytest.raises(BadRequest) as caught:
+        trained.prepare([chats[0]["messages"]])
+    assert caught.value.found == "list"
+
+
+def said_by(model: Any, tokenizer: Any, messages: Any) -> torch.Tensor:
+    """Return what a model says of each of the assistant's tokens, as transformers masks them: log-probabilities."""
+    made = tokenizer.apply_chat_template(messages, return_assistant_tokens_mask=True)
+    ids, mask = torch.tensor([made["input_ids"]]), torch.tensor(made["assistant_masks"], dtype=torch.bool)
+    with torch.no_grad():
+        log_p = model(ids).logits[0, :-1].float().log_softmax(-1)
+    return log_p.gather(1, ids[0, 1:, None])[:, 0][mask[1:]]
