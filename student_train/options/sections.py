@@ -24,7 +24,7 @@ Choice = Literal["auto", "always", "never"]  # of what is done where it helps, i
 ResidencyChoice = Literal["auto", "device", "host", "stream"]
 
 # Of a student's keys: they do not change what is computed. Of what `path` and `start` name the content decides.
-NOT_IDENTITY = {"name", "path", "start", "checkpoint_every_steps"}
+NOT_IDENTITY = {"name", "recompute", "path", "start", "checkpoint_every_steps"}
 
 
 def _dataset_and_split(value: str) -> str:

@@ -32,6 +32,7 @@ LATER_KEYS = frozenset(
         "eps",
         "decay_norms_and_biases",
         "micro_batch_size",
+        "recompute",
         "evaluate_every_steps",
         "best_by",
         "patience_evaluations",
@@ -84,6 +85,7 @@ class TrainingOptions(Options):
 
     autocast: Literal["fp32", "bf16"] = "fp32"
     compile: bool = False
+    recompute: bool = False  # blocks run again in the backward pass, in place of keeping their activations
     checkpoint_every_steps: Annotated[int, Field(ge=1)] | None = None  # besides one after every epoch
 
     @model_validator(mode="after")

@@ -23,6 +23,7 @@ from student_train.options.sections import DataOptions, StudentOptions, datasets
 from student_train.options.training import Figure
 from student_train.preparing.request import PreparedRun, Request
 from student_train.stepping.forward import check_student
+from student_train.stepping.recompute import recomputed_blocks
 from student_train.students import build_student
 from student_train.students.starting.adapter import adapt
 from student_train.students.starting.start import Started, check_speaks, start_student
@@ -207,7 +208,16 @@ def check_models(students: Sequence[PreparedRun]) -> dict[str, Started]:
 def _kind(student: PreparedRun) -> str:
     options = student.options
     # repr: options may be lists, which no key can be
-    return repr((student.blueprint, options.losses, options.start, options.starts_from, options.micro_batch_size))
+    return repr(
+        (
+            student.blueprint,
+            options.losses,
+            options.start,
+            options.starts_from,
+            options.micro_batch_size,
+            options.recompute,
+        )
+    )
 
 
 def _check_model(student: PreparedRun) -> Started | None:
@@ -221,6 +231,8 @@ def _check_model(student: PreparedRun) -> Started | None:
         adapt(model, options.adapter)
     layers = check_student(model, student_layers(options.objective), blueprint.input_shape, blueprint.num_classes)
     objective = Objective(options.objective, Shapes(layers, student.feature_shapes))
+    if options.recompute:
+        recomputed_blocks(model)
     if options.micro_batch_size is not None:
         _check_norms(student, [model, objective])
     return started

@@ -68,7 +68,13 @@ def prepare(request: Request) -> list[PreparedRun]:
     needs = [objective_needs(options.objective) for options in request.students]
     check_taught(data, needs)
     views = choose_views(catalogue, datasets, needs, data.views, allow_partial=data.allow_partial)
-    check_recordable(request.fleet.cuda_graphs, device=device, task=task, processes=request.parallel.size)
+    check_recordable(
+        request.fleet.cuda_graphs,
+        device=device,
+        task=task,
+        processes=request.parallel.size,
+        recompute=any(options.recompute for options in request.students),
+    )
     # labels alone need none
     ledger = catalogue.ledger() if any(need.teachers for need in needs) else None
     students = [

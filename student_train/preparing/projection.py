@@ -140,7 +140,9 @@ def project_memory(
                 cohort,
                 [steps[s.name] for s in cohort],
                 stacked=fleet.stacking != "never",
-                recorded=[is_recorded(fleet.cuda_graphs, s.blueprint, device) for s in cohort],
+                recorded=[
+                    is_recorded(fleet.cuda_graphs, s.blueprint, device, recompute=s.options.recompute) for s in cohort
+                ],
             )
             for cohort in passes(students, fleet.at_once)
         ),
@@ -246,7 +248,7 @@ def _kind(student: PreparedRun) -> str:
         options.momentum > 0,
         options.ema_decay is None,
     )
-    return repr((student.blueprint, options.losses, *extras, options.keeps_best, options.autocast))
+    return repr((student.blueprint, options.losses, *extras, options.keeps_best, options.recompute, options.autocast))
 
 
 def _view_bytes(student: PreparedRun, device: torch.device) -> int:

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 from storage.errors import BadRequest
 from student_train.feed.batches import Batch
@@ -16,6 +17,7 @@ from student_train.losses.outputs import Outputs, Shapes
 from student_train.preparing.blank import blank_batch
 from student_train.preparing.request import PreparedRun
 from student_train.stepping.forward import Tapped, check_student
+from student_train.stepping.recompute import recomputed_blocks
 from student_train.stepping.state import make_optimizer, trained_of
 from student_train.students import Student, build_student
 from student_train.students.parts import part_size
@@ -89,12 +91,24 @@ def _measure(prepared: PreparedRun, device: torch.device) -> StepBytes:
     student.train()
     trained = trained_of(student, objective)
     optimizer = make_optimizer(options, trained, [student, objective])
-    saved: dict[int, Tensor] = {}
+    blocks = recomputed_blocks(student) if options.recompute else []
+    # By block, None for what is in none: of one block at a time the backward pass has what that saves.
+    saved: dict[nn.Module | None, dict[int, Tensor]] = {None: {}} | {block: {} for block in blocks}
+    within: list[nn.Module | None] = [None]
 
     def keep(tensor: Tensor) -> Tensor:
-        saved[_address(tensor)] = tensor  # kept, so that no other storage takes its address
+        saved[within[-1]][_address(tensor)] = tensor  # kept, so that no other storage takes its address
         return tensor
 
+    def enter(block: nn.Module, inputs: Any, named: Any) -> None:
+        for tensor in tree_leaves((inputs, named)):
+            if isinstance(tensor, Tensor):
+                keep(tensor)  # what a block is given stays
+        within.append(block)
+
+    for block in blocks:
+        block.register_forward_pre_hook(enter, with_kwargs=True)
+        block.register_forward_hook(lambda *_: (within.pop(), None)[1])
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         outputs = Tapped(student, layers)(part.inputs)
         loss, beside = LOSS[task_of(blueprint).way](student, objective, outputs, part)
@@ -102,7 +116,11 @@ def _measure(prepared: PreparedRun, device: torch.device) -> StepBytes:
     stored += [values for encoded in batch.targets.values() for values in encoded.arrays.values()]
     # what is counted by itself is no activation
     own = {_address(tensor) for tensor in (*trained, *student.parameters(), *student.buffers(), *stored)}
-    activations = [tensor.untyped_storage().nbytes() for address, tensor in saved.items() if address not in own]
+    by_block = {
+        block: [t.untyped_storage().nbytes() for address, t in tensors.items() if address not in own]
+        for block, tensors in saved.items()
+    }
+    activations = by_block[None] + max((by_block[block] for block in blocks), key=sum, default=[])
     loss.backward()  # on to the end: only then has the optimiser its state
     optimizer.step()
     frozen = [p for p in student.parameters() if not p.requires_grad]

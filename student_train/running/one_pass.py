@@ -141,7 +141,9 @@ class OnePass:
             job=partial(_repeating, request, self.students),
             tops_N=None if tops_N is None else torch.from_numpy(tops_N).to(self.device),
             parallel=request.parallel,
-            recorded=is_recorded(self.fleet.cuda_graphs, student.blueprint, self.device),
+            recorded=is_recorded(
+                self.fleet.cuda_graphs, student.blueprint, self.device, recompute=student.options.recompute
+            ),
         )
 
     def _feeds(self, ready: Sequence[PreparedRun], runs: Sequence[Run]) -> tuple[Feed, Feed] | None:

@@ -33,6 +33,9 @@ CLEARLY_FASTER = 0.95  # of the time of one by one; a stack that gains less is n
 
 def arrange(runs: Sequence[Run], stacking: Choice, report: Report) -> list[Team]:
     """Return the runs in teams: those that can be one program are stacked where that is faster, or asked for."""
+    recomputed = tuple(run.name for run in runs if run.options.recompute)
+    if stacking == "always" and len(recomputed) > 1:
+        report(StackingChosen(recomputed, False, "recompute = true: each runs its own blocks again"))
     kinds: dict[Hashable, list[Run]] = defaultdict(list)
     for run in runs:
         where = (run.epoch, run.step, run.stacked)  # who is not at the same step cannot take the next together

@@ -6,6 +6,7 @@ alone.py       the stepper of one student
 stack/         the stepper of many students as one program
 forward.py     a student's forward pass: tried once, its layers tapped, compiled
 gradients/     forward, losses, backward, and each term's share
+recompute.py   blocks that run again in the backward pass
 recorder.py    steps as CUDA graphs
 parallel.py    one student on several processes
 schedule.py    the learning rate of every step

@@ -33,6 +33,7 @@ class Tapped(nn.Module):
         self.student = student
         self.layers = tuple(layers)
         self._seen: dict[str, Tensor] = {}
+        self._looking = False  # not in a backward pass, which may run layers again
         self._hooks = [student.get_submodule(layer).register_forward_hook(self._tap(layer)) for layer in layers]
 
     def forward(self, inputs: Tensor) -> Outputs:
@@ -41,7 +42,9 @@ class Tapped(nn.Module):
         Raises:
             LayerNotRun: a layer is none that is called.
         """
+        self._looking = True
         logits_BC = self.student.hidden(inputs)
+        self._looking = False
         for layer in self.layers:
             if layer not in self._seen:
                 raise LayerNotRun(layer)
@@ -57,7 +60,8 @@ class Tapped(nn.Module):
     def _tap(self, layer: str) -> Callable[[nn.Module, object, Tensor | tuple[Tensor, ...]], None]:
         def keep(module: nn.Module, inputs: object, output: Tensor | tuple[Tensor, ...]) -> None:
             # layers of transformers may return what else they have beside their states
-            self._seen[layer] = output[0] if isinstance(output, tuple) else output
+            if self._looking:
+                self._seen[layer] = output[0] if isinstance(output, tuple) else output
 
         return keep
 

@@ -39,11 +39,14 @@ class Take(Protocol):
     def __call__(self, batches: Sequence[Batch], *, measure_shares: bool) -> Step: ...
 
 
-def check_recordable(cuda_graphs: Choice, *, device: torch.device, task: StudentTask, processes: int) -> None:
+def check_recordable(
+    cuda_graphs: Choice, *, device: torch.device, task: StudentTask, processes: int, recompute: bool = False
+) -> None:
     """Raise BadRequest if a job wants CUDA graphs where there can be none."""
     hindrances = {
         f"device {device}, which has no graphs": device.type != "cuda",
         f"{task.unsteady}": task.unsteady is not None,
+        "recompute = true, which keeps the state of random numbers on the host": recompute,
         f"{processes} processes, which wait for each other in each step": processes > 1,
     }
     found = [hindrance for hindrance, there in hindrances.items() if there]
@@ -55,10 +58,10 @@ def check_recordable(cuda_graphs: Choice, *, device: torch.device, task: Student
         )
 
 
-def is_recorded(cuda_graphs: Choice, blueprint: Blueprint, device: torch.device) -> bool:
+def is_recorded(cuda_graphs: Choice, blueprint: Blueprint, device: torch.device, *, recompute: bool = False) -> bool:
     """Return whether a student's steps are to be recorded; "auto" leaves out a user's own architectures."""
     wanted = cuda_graphs == "always" or (cuda_graphs == "auto" and ":" not in blueprint.architecture)
-    return wanted and device.type == "cuda" and task_of(blueprint).unsteady is None
+    return wanted and device.type == "cuda" and task_of(blueprint).unsteady is None and not recompute
 
 
 class Unrecorded:

@@ -19,6 +19,7 @@ from student_train.options.sections import StudentOptions
 from student_train.run_files.checkpoint import Tensors
 from student_train.stepping.average import WeightAverage
 from student_train.stepping.forward import check_student
+from student_train.stepping.recompute import recompute_blocks
 from student_train.students import Blueprint, Student, build_student
 from student_train.students.starting.adapter import adapt
 from student_train.students.starting.start import start_student
@@ -111,6 +112,8 @@ class TrainState:
         objective = Objective(options.objective, shapes).to(device)
         student = student.to(device).train()
         average = WeightAverage(student, options.ema_decay) if options.ema_decay is not None else None
+        if options.recompute:
+            recompute_blocks(student)
         optimizer = make_optimizer(options, trained_of(student, objective), [student, objective])
         return cls(options, blueprint, layers, student, objective, optimizer, average, Randomness(device))
 

@@ -117,6 +117,8 @@ class Body(nn.Module):
 class Block(nn.Module):
     """Attention and a perceptron, each added to what it was given."""
 
+    is_block = True  # which may be run again in the backward pass (`recompute`)
+
     def __init__(self, width: int, heads: int, dropout: float):
         super().__init__()
         self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)

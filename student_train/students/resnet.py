@@ -49,6 +49,8 @@ def resnet(num_classes: int, input_shape: tuple[int, ...], *, depth: int = 20, w
 class Block(nn.Module):
     """Two 3×3 convolutions and a shortcut without parameters: every other pixel, new channels zero."""
 
+    is_block = True  # which may be run again in the backward pass (`recompute`)
+
     def __init__(self, channels: int, width: int, stride: int):
         super().__init__()
         self.convolution1 = nn.Conv2d(channels, width, 3, stride=stride, padding=1, bias=False)

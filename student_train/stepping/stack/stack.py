@@ -40,6 +40,8 @@ def stack_key(options: StudentOptions, blueprint: Blueprint) -> Hashable:
         repr(blueprint),
         # one of transformers steps alone: much of its code is none that M students could share
         options.name if blueprint.architecture == TRANSFORMERS else None,
+        # likewise: what a backward pass runs again is no part of what is run for all
+        options.name if options.recompute else None,
         options.batch_size,
         options.micro_batch_size,
         options.optimizer,
