@@ -33,18 +33,24 @@ class TimedAnswers(NamedTuple):
     Attributes:
         answers: of the sites that are measured.
         seconds: of its forward passes; its head is asked where a build asks it.
-        sites: how many the rows had, answered or not.
+        sites: how many of the rows' it answered, one at least: of so many something is stored.
         feature_bytes: of its features, as stored.
+        per_row: by dataset, how many of a row's sites it answers, in the mean.
     """
 
     answers: PilotAnswers
     seconds: float
     sites: int
     feature_bytes: int
+    per_row: dict[str, float]
+
+    def targets(self, dataset: PreparedDataset) -> int:
+        """Return about how many targets a dataset has in one view."""
+        return max(1, round(dataset.guess_rows(dataset.rows.num_rows) * self.per_row[dataset.spec.name]))
 
 
 def num_sites(dataset: PreparedDataset) -> int:
-    """Return how many targets a dataset has."""
+    """Return how many sites a dataset has, answered or not."""
     return dataset.guess_rows(dataset.rows.num_rows) * sites_per_row(dataset)
 
 
@@ -65,12 +71,14 @@ def ask(
     firsts = {stage.dataset.spec.name: stage for stage in reversed(stages)}
     total = sum(num_sites(stage.dataset) for stage in firsts.values())
     parts: list[TimedAnswers] = []
+    per_row: dict[str, float] = {}
     for name, stage in sorted(firsts.items()):
         share = max(MIN_ROWS_OF_A_DATASET, round(wanted * num_sites(stage.dataset) / total))
         rows = read_spread(stage, share)
         watcher.begin(f"{options.name}: {name}", len(rows.shown_B))
         chosen_N = choose_sites(task_of(stage.dataset.spec), rows.labels, share)
         parts += _ask_rows(teacher, options, stage, rows, chosen_N, watcher)
+        per_row[name] = int(task_of(stage.dataset.spec).answered_sites(rows.labels).sum()) / len(rows.labels)
     joined = [
         torch.cat([getattr(part.answers, field) for part in parts]) for field in ("logits_NV", "labels_N", "keys_N")
     ]
@@ -80,6 +88,7 @@ def ask(
         seconds=sum(part.seconds for part in parts),
         sites=sum(part.sites for part in parts),
         feature_bytes=sum(part.feature_bytes for part in parts),
+        per_row=per_row,
     )
 
 
@@ -99,6 +108,7 @@ def _ask_rows(
         stop = start + len(batch.shown_B) * per_row
         inside_N = chosen_N[(chosen_N >= start) & (chosen_N < stop)] - start
         answered = task.answered_sites(batch.labels)
+        sites = max(1, int(answered.sum()))
         answered.view(-1)[inside_N] = True  # where no site has a label, all may be chosen
         if not answered.any():
             answered.view(-1)[0] = True  # a teacher is asked about something
@@ -116,8 +126,7 @@ def _ask_rows(
         # Packed by batches, not by shards: a little more metadata than a build would store.
         feature_bytes = sum(map(len, pack(stored).values())) if stored else 0
         answers = _checked(torch.cat(parts_NV), batch, inside_N, stage)
-        sites = len(batch.shown_B) * sites_per_row(stage.dataset)
-        parts.append(TimedAnswers(answers, seconds, sites, feature_bytes))
+        parts.append(TimedAnswers(answers, seconds, sites, feature_bytes, {}))
         start = stop
         watcher.advance(len(batch.shown_B))
     return parts

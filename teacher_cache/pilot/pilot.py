@@ -17,7 +17,7 @@ from storage.tasks import task_of
 from storage.views import PLAIN
 from teacher_cache.building.prepared import BuildRequest, Stage
 from teacher_cache.building.survey import prepare_afresh
-from teacher_cache.pilot.answers import TimedAnswers, ask, num_sites
+from teacher_cache.pilot.answers import TimedAnswers, ask
 from teacher_cache.pilot.cost import cost_of
 from teacher_cache.pilot.ladder import FidelityOptions, ladder
 from teacher_cache.pilot.worth import Pace, Worth, weigh
@@ -65,7 +65,7 @@ class Trial(NamedTuple):
 
 @dataclass(frozen=True)
 class Pilot:
-    """What was found of one teacher. Its rows are sites (storage.tasks): of tokens, positions.
+    """What was found of one teacher. Its rows are sites (storage.tasks): of tokens, positions with a label.
 
     Attributes:
         teacher, datasets: names.
@@ -156,7 +156,7 @@ def _measure_teacher(
     teacher = load_teacher(options, torch.device(device))
     asked = ask(teacher, options, stages, request.rows, watcher)
     trials, skipped = _try_encodings(request, options, stages, asked, watcher)
-    first, sites = stages[0], _sites(stages)
+    first, sites = stages[0], _targets(stages, asked)
     standing, is_near_chance = standing_of_dense(asked.answers, task_of(first.dataset.spec))
     return Pilot(
         teacher=options.name,
@@ -165,7 +165,7 @@ def _measure_teacher(
         unit=task_of(first.dataset.spec).site_name,
         rows_measured=len(asked.answers.labels_N),
         rows=sum(sites.values()),
-        stored_rows=_stored_rows(stages),
+        stored_rows=_stored_rows(stages, asked),
         view=first.view,
         mixes=first.view != PLAIN and first.dataset.views is not None and first.dataset.views.mixes,
         rows_per_s=asked.sites / asked.seconds,
@@ -191,7 +191,7 @@ def _try_encodings(
     tried = ladder(asked.answers.num_classes, options.encoding)
     watcher.begin(f"{options.name}: encodings", len(tried))
     # Of the smallest shards: there what a shard costs, and a row does not, weighs most.
-    per_shard = min(num_sites(stage.dataset) / len(stage.shards) for stage in stages)
+    per_shard = min(asked.targets(stage.dataset) / len(stage.shards) for stage in stages)
     for encoding in tried:
         cost = cost_of(asked.answers, encoding, per_shard)
         watcher.advance(1)
@@ -201,8 +201,8 @@ def _try_encodings(
         pace = Pace(asked.seconds / asked.sites, cost.encode_s, cost.read_s)
         worth = weigh(
             pace,
-            rows=sum(_sites(stages).values()),
-            stored_rows=_stored_rows(stages),
+            rows=sum(_targets(stages, asked).values()),
+            stored_rows=_stored_rows(stages, asked),
             bytes_per_row=cost.bytes_per_row + asked.feature_bytes / asked.sites,
             workers=request.workers,
             epochs=request.epochs,
@@ -211,11 +211,11 @@ def _try_encodings(
     return trials, skipped
 
 
-def _sites(stages: Sequence[Stage]) -> dict[str, int]:
+def _targets(stages: Sequence[Stage], asked: TimedAnswers) -> dict[str, int]:
     """Return how many targets each dataset has in one view."""
-    return {stage.dataset.spec.name: num_sites(stage.dataset) for stage in stages}
+    return {stage.dataset.spec.name: asked.targets(stage.dataset) for stage in stages}
 
 
-def _stored_rows(stages: Sequence[Stage]) -> int:
+def _stored_rows(stages: Sequence[Stage], asked: TimedAnswers) -> int:
     """Return how many targets there are in all views: a stage is of one of them."""
-    return sum(num_sites(stage.dataset) for stage in stages)
+    return sum(asked.targets(stage.dataset) for stage in stages)

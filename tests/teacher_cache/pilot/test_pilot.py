@@ -338,8 +338,16 @@ def write_tokens(folder: Path, *, extra: str = "") -> Path:
 def test_tokens_are_measured_position_by_position(tmp_path: Path) -> None:
     (found,) = pilot_of(write_tokens(tmp_path), rows=100)
     assert (found.unit, found.num_classes, found.rows_measured) == ("token", 50, 100)
-    assert found.rows == 4020  # 201 blocks of 20, the last of them short
+    assert 3960 <= found.rows <= 4020  # 201 blocks of 20, the last of them short: positions with a label
     assert found.calibration is not None
+
+
+def test_what_is_projected_of_tokens_is_of_those_with_a_label(tmp_path: Path) -> None:
+    job = write_tokens(tmp_path)
+    np.save(tmp_path / "mask.npy", np.arange(4001) % 4 == 0)
+    job.write_text(job.read_text().replace("block = 20\n", 'block = 20\nmask = "mask.npy"\n'))
+    (found,) = pilot_of(job, rows=40)
+    assert found.rows == 201 * 5
 
 
 def test_datasets_of_one_teacher_share_the_rows_by_their_sizes(folder: Path) -> None:
