@@ -29,6 +29,9 @@ app = typer.Typer(
 )
 
 AUDITED_ROWS = 200
+StatusArgument = Annotated[
+    str, typer.Argument(metavar="CACHE|JOB.toml", help="A cache: a folder, or s3://bucket/prefix; or the job of one.")
+]
 
 
 @app.callback()
@@ -94,22 +97,34 @@ def build(
 
 
 @app.command()
-def status(cache: CacheArgument, as_json: JsonOption = False) -> None:
-    """Show rows done and missing, bytes and rate (rows/s of one worker), per dataset, teacher and view."""
+def status(cache: StatusArgument, as_json: JsonOption = False) -> None:
+    """Show rows done and missing, bytes and rate (rows/s of one worker), per dataset, teacher and view.
+
+    Of a cache that is what it holds or has begun; of a job all that the job asks for, begun or not.
+    """
     from jobs.show import terminal
 
     def action() -> int:
         import polars as pl
 
+        from jobs.files.cache_job import CacheJob
+        from jobs.files.reading import read_job
         from jobs.show.tables import print_table
+        from storage.cache import Cache
         from storage.cache.standing import standings
         from storage.cache.status import read_status
         from storage.errors import RowsMissing
+        from teacher_cache.building.asked import asked_stages
 
-        opened = _open(cache)
+        job = Path(cache) if cache.endswith(".toml") else None
+        read = None if job is None else read_job(job, CacheJob)
+        if read is not None and Cache.find(read.cache) is None:
+            raise RowsMissing(f"{read.cache} is not there: nothing of it is built", do=f"cache build {job}")
+        opened = _open(cache if read is None else read.cache)
         catalogue = opened.catalogue()
+        asked = None if read is None else asked_stages(read.sources, read.teacher, read.views, catalogue.datasets)
         ledger = catalogue.ledger()
-        stages, stands = read_status(catalogue, ledger), standings(catalogue, ledger)
+        stages, stands = read_status(catalogue, ledger, asked), standings(catalogue, ledger)
         if as_json:
             said = [standing.as_values() for standing in stands]
             terminal.print_json({"cache": opened.url, "stages": stages.to_dicts(), "teachers": said})
@@ -129,7 +144,12 @@ def status(cache: CacheArgument, as_json: JsonOption = False) -> None:
             for standing in stands:
                 terminal.out.print(standing.note, markup=False)
         # of a text, rows that are missing are not counted, but their shards are
-        lacking = stages.select(pl.sum("rows_missing"), pl.sum("shards") - pl.sum("shards_done"), pl.sum("quarantined"))
+        lacking = stages.select(
+            pl.sum("rows_missing"),
+            pl.sum("shards") - pl.sum("shards_done"),
+            pl.sum("quarantined"),
+            unplanned=pl.col("shards").is_null().sum(),
+        )
         return RowsMissing.exit_code if any(lacking.row(0)) else 0
 
     terminal.run(action, as_json=as_json, answers=True)

@@ -39,6 +39,11 @@ class CacheJob(Options):
     fidelity: FidelityOptions = FidelityOptions()
     cluster: BuildClusterOptions = BuildClusterOptions()
 
+    @property
+    def sources(self) -> tuple[AnySource, ...]:
+        """The sources of its datasets, one each."""
+        return tuple(self.dataset)
+
     @model_validator(mode="after")
     def _names(self) -> Self:
         datasets = [source.name for source in self.dataset]
@@ -80,7 +85,7 @@ class CacheJob(Options):
         return BuildRequest(
             cache=self.cache if beside is None else _beside(self.cache, beside),
             job=str(job),
-            sources=tuple(self.dataset),
+            sources=self.sources,
             teachers=tuple(self.teacher),
             views=self.views,
             part=part,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import polars as pl
@@ -17,6 +18,7 @@ from storage.tasks import task_of
 from storage.tasks.base import LABELLED
 from storage.views import PLAIN, view_name
 
+NOTHING = {"rows_done": 0, "quarantined": 0, "shards_done": 0, "bytes": 0}
 STATUS_SCHEMA = {
     "dataset": pl.String,
     "teacher": pl.String,
@@ -32,16 +34,28 @@ STATUS_SCHEMA = {
 }
 
 
-def read_status(catalogue: Catalogue, ledger: Ledger | None = None) -> pl.DataFrame:
+def read_status(
+    catalogue: Catalogue, ledger: Ledger | None = None, asked: Sequence[Stage] | None = None
+) -> pl.DataFrame:
     """Return one row per dataset, teacher and view.
+
+    Args:
+        catalogue: of the cache.
+        ledger: of it.
+        asked: the stages that are wanted, also such as are not there; None: those that are.
 
     Returns:
         `dataset`, `teacher` ("ingest" for the dataset's own inputs), `view`, `rows` planned, `rows_done`,
         `rows_missing`, `quarantined`, `shards`, `shards_done`, `bytes`, and `rows_per_s` of one worker. Of a text
-        that is not all ingested, `rows` and `rows_missing` are null: nobody has counted them.
+        that is not all ingested, `rows` and `rows_missing` are null: nobody has counted them. So they are of a dataset
+        that is not there, and its `shards` too.
     """
-    ledger, rows = ledger or catalogue.ledger(), []
-    for dataset, teacher, view in _stages(catalogue):
+    ledger = ledger or catalogue.ledger()
+    rows: list[dict[str, Any]] = []
+    for dataset, teacher, view in _stages(catalogue) if asked is None else asked:
+        if dataset not in catalogue.datasets:
+            rows.append({"dataset": dataset, "teacher": teacher or INGEST, "view": view} | NOTHING)
+            continue
         planned, commits = num_rows(catalogue, ledger, dataset), ledger.of(dataset, teacher, view)
         done, seconds = int(commits["rows"].sum()), float(commits["seconds"].sum())
         rows.append(

@@ -4,6 +4,7 @@ prepared.py     what a build is asked for, and what it will do
 survey.py       a job against what its cache holds: what is missing
 sources.py      a source against what the cache holds of it: new, changed and mended rows
 ranges.py       the same of a source in ranges of bytes
+asked.py        what a job asks for, begun or not
 augmenting.py   whether a dataset has views, and which
 growth.py       integers only: which rows are new, where shards end, what is missing
 memory.py       the peak memory of a worker, bounded before anything runs

@@ -183,7 +183,7 @@ def test_a_signal_stops_a_build_that_then_resumes(
 
 @pytest.mark.parametrize(("sent", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_a_signal_ends_an_inline_build_within_seconds_and_not_after_its_shard(
-    tmp_path: Path, finish: Finish, sent: signal.Signals, code: int
+    tmp_path: Path, finish: Finish, program: Program, sent: signal.Signals, code: int
 ) -> None:
     write_teacher(tmp_path)
     dataset = write_digits(tmp_path, SHARDS * ROWS_PER_SHARD, rows_per_shard=ROWS_PER_SHARD)
@@ -201,6 +201,8 @@ def test_a_signal_ends_an_inline_build_within_seconds_and_not_after_its_shard(
     assert "run the same command again; it resumes" in errors
     assert seconds < 30, f"it took {seconds:.0f} s"  # 3 on a quiet machine
     assert (commits(tmp_path, "ingest"), commits(tmp_path, "toy/plain")) == (SHARDS, 0)
+    status = program("cache", "status", job)  # of the job: the cache has not heard of its teacher
+    assert (status.code, " toy " in status.out) == (3, True)
     assert verify(Cache.open(str(tmp_path / "cache"))).bad == ()
     finish(job)
     assert commits(tmp_path, "toy/plain") == SHARDS

@@ -20,6 +20,7 @@ from tests.damage import flip
 from tests.forging import seal_again
 from tests.teacher_cache.toys import (
     build,
+    contents,
     run_program,
     teacher_section,
     write_digits,
@@ -114,6 +115,54 @@ def test_status_of_a_half_built_cache_says_what_is_missing(kitchen: Path, tmp_pa
     (tmp_path / "cache/digits/toy/plain/00001.parquet").unlink()
     ended = program("cache", "status", tmp_path / "cache", "--json")
     assert (ended.code, json.loads(ended.out)["stages"][1]["rows_missing"]) == (3, 16)
+
+
+def copied(kitchen: Path, folder: Path) -> Path:
+    """Return a copy of the job and of all that it names, with its cache."""
+    for name in ("toy.py", "toy.safetensors", "digits.npz", "job.toml"):
+        shutil.copy(kitchen / name, folder / name)
+    shutil.copytree(kitchen / "cache", folder / "cache")
+    return folder / "job.toml"
+
+
+def test_status_of_a_job_names_a_teacher_of_which_there_is_nothing_yet(
+    kitchen: Path, tmp_path: Path, program: Program
+) -> None:
+    job = copied(kitchen, tmp_path)
+    assert program("cache", "status", job).code == 0
+    shutil.rmtree(tmp_path / "cache/digits/toy")
+    before = contents(tmp_path / "cache")
+    ended = program("cache", "status", job, "--json")
+    ingest, toy = json.loads(ended.out)["stages"]
+    assert (ended.code, ingest["rows_missing"]) == (3, 0)
+    assert (toy["teacher"], toy["view"], toy["rows_missing"], toy["shards_done"]) == ("toy", "plain", 40, 0)
+    assert program("cache", "status", tmp_path / "cache").code == 0  # which does not know who was asked for
+    assert contents(tmp_path / "cache") == before
+
+
+def test_status_of_a_job_names_a_dataset_of_which_there_is_nothing_yet(
+    kitchen: Path, tmp_path: Path, program: Program
+) -> None:
+    job = copied(kitchen, tmp_path)
+    text = job.read_text()
+    job.write_text(text.replace('name = "digits"', 'name = "others"'))
+    ended = program("cache", "status", job, "--json")
+    stages = json.loads(ended.out)["stages"]
+    assert (ended.code, [(each["dataset"], each["teacher"], each["shards"]) for each in stages]) == (
+        3,
+        [("others", "ingest", None), ("others", "toy", None)],
+    )
+    assert "others" in program("cache", "status", job).out
+
+
+def test_status_of_a_job_without_a_cache_is_that_all_is_missing(
+    kitchen: Path, tmp_path: Path, program: Program
+) -> None:
+    job = copied(kitchen, tmp_path)
+    shutil.rmtree(tmp_path / "cache")
+    ended = program("cache", "status", job)
+    assert (ended.code, "nothing of it is built" in ended.err) == (3, True)
+    assert not (tmp_path / "cache").exists()
 
 
 def test_status_is_a_table_that_fits_a_terminal(kitchen: Path, program: Program) -> None:
