@@ -41,12 +41,12 @@ class CacheJob(Options):
 
     @property
     def sources(self) -> tuple[AnySource, ...]:
-        """The sources of its datasets, one each."""
-        return tuple(self.dataset)
+        """The sources of its datasets, one each: a section with a `domain` stands for several."""
+        return tuple(source for section in self.dataset for source in section.by_domain())
 
     @model_validator(mode="after")
     def _names(self) -> Self:
-        datasets = [source.name for source in self.dataset]
+        datasets = [source.name for source in self.sources]
         refuse_twice("dataset", datasets)
         refuse_twice("teacher", [teacher.name for teacher in self.teacher])
         for teacher in self.teacher:

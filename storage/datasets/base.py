@@ -102,6 +102,10 @@ class Source(Options):
         # each kind declares its own, by which Pydantic chooses
         return {"kind": getattr(self, "kind"), "validation": self.validation, "seed": self.seed}  # noqa: B009
 
+    def by_domain(self) -> Sequence[Self]:
+        """Return the sources that a section of a job stands for: itself, or one for each domain."""
+        return [self]
+
     def as_promised(self, content: Mapping[str, Any]) -> Self:
         """Return this source for a cache that holds it: what the job leaves out is what was promised, no new default.
 

@@ -179,7 +179,7 @@ def write_job(folder: Path, *sections: str, cache: str = "cache", cluster: str =
 def build(job: Path, *, runner: Runner = run_inline, watcher: Silent | None = None, **request: Any) -> BuildReport:
     """Build a job in this process, as the command does."""
     read = read_job(job, CacheJob)
-    fields = {"cache": read.cache, "sources": tuple(read.dataset), "teachers": tuple(read.teacher), "views": read.views}
+    fields = {"cache": read.cache, "sources": read.sources, "teachers": tuple(read.teacher), "views": read.views}
     return run_build(prepare_build(BuildRequest(**(fields | {"job": str(job)} | request))), runner, watcher or Silent())
 
 

@@ -13,6 +13,8 @@ from typing import Any, Literal, NamedTuple
 import pyarrow as pa
 
 from storage.datasets.base import Unreadable
+from storage.datasets.text.rows import written
+from storage.datasets.text.where import EVERYWHERE, Where
 from storage.errors import BadRequest, MissingSource
 
 Role = Literal["system", "developer", "user", "assistant", "tool"]
@@ -58,6 +60,7 @@ class ChatColumns(NamedTuple):
         prompt, completion: columns of these, if they are called otherwise.
         roles: (what is written for a role, the role), beside those that are known.
         nulls: whether null within a message is something; in Parquet it is what another row has and this one has not.
+        where: which rows.
     """
 
     column: str | None = None
@@ -65,6 +68,7 @@ class ChatColumns(NamedTuple):
     completion: str | None = None
     roles: tuple[tuple[str, str], ...] = ()
     nulls: bool = True
+    where: Where = EVERYWHERE
 
     @property
     def expected(self) -> str:
@@ -83,9 +87,11 @@ class ChatColumns(NamedTuple):
                 expected=self.expected,
                 do="name it in the job: column = …; or prompt = …, completion = …",
             )
-        return [*found, *(name for name in (TOOLS, SYSTEM) if name in schema.names)]
+        beside = [name for name in (TOOLS, SYSTEM) if name in schema.names]
+        return list(dict.fromkeys([*found, *beside, *self.where.check_columns(path, schema)]))
 
     def row(self, value: dict[str, Any]) -> Chat:
+        self.where.check(value, written)
         found = self._form([name for name, said in value.items() if said is not None], "a row")
         if not found:
             raise Unreadable(f"has no {self.expected}; it has {', '.join(value) or 'nothing'}")

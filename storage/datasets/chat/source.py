@@ -197,7 +197,8 @@ class ChatSource(TokenisedFiles):
     def _ranges(self, path: Path) -> Ranges[Chat]:
         in_parquet = kind_of(path) == ".parquet"
         roles = tuple(sorted(self.roles.items()))
-        return table_of(path, ChatColumns(self.column, self.prompt, self.completion, roles, nulls=not in_parquet))
+        columns = ChatColumns(self.column, self.prompt, self.completion, roles, not in_parquet, self.rows_where)
+        return table_of(path, columns)
 
     def _part(self, path: Path) -> tuple[int, int]:
         """Return where the part of a file begins and ends, in the measure of its ranges."""

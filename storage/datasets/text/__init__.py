@@ -3,6 +3,7 @@
 files.py       where it lies, and whose tokenizer it has
 opening.py     files as bytes, compressed ones too
 cutting.py     where a file may be cut, and text between two cuts
+where.py       which rows are a dataset's own
 rows.py        rows out of Parquet, JSON lines, CSV and TSV, as a stream
 ranges.py      what lies in a range of a file, whatever its kind
 tokenising.py  a bounded amount of text with the tokenizer at once

@@ -57,6 +57,8 @@ class TextSource(TextFiles):
     def _agree(self) -> Self:
         if self.column is None and (self.prompt is not None or kind_of(self.path) in TABLES):
             raise ValueError("name the `column` of documents")
+        if self.column is None and (self.where is not None or self.domain is not None):
+            raise ValueError("`where` and `domain` are of tables: name the `column` of documents too")
         return self
 
     @property
@@ -155,7 +157,8 @@ class TextSource(TextFiles):
     def _columns(self) -> Columns | None:
         if self.column is None:
             return None
-        return Columns((self.column,) if self.prompt is None else (self.column, self.prompt))
+        texts = (self.column,) if self.prompt is None else (self.column, self.prompt)
+        return Columns(texts, where=self.rows_where)
 
     def _ranges(self, path: Path) -> Ranges[Row]:
         return ranges_of(path, self._columns)

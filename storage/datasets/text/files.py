@@ -13,14 +13,19 @@ from pydantic import Field, PrivateAttr, model_validator
 from storage.datasets.base import LocalFile, Recorded, Source, TokenFacts
 from storage.datasets.listing import list_files, passed_over
 from storage.datasets.text.opening import compressed
+from storage.datasets.text.where import Where
 from storage.errors import MissingSource
-from storage.options import JobPath, Name, Options
+from storage.options import JobPath, Name, Options, is_name
 from storage.tokenizer import TokenizerFile, parse_tokenizer, read_tokenizer, train_tokenizer
 
 SAMPLE_MB = 64
 # At the peak of tokenising, a piece of text and what a line has more; measured on English in 1,024 tokens: 148 for each
 # byte, most of it the library's own.
 BUFFER_BYTES = 256 * 2**20
+
+
+Domains = Annotated[list[str], Field(min_length=1)] | Annotated[dict[str, str], Field(min_length=1)]
+_LEARNED: dict[tuple[object, ...], bytes] = {}  # the last one: datasets of one table learn it once
 
 
 class TrainTokenizer(Options):
@@ -40,12 +45,18 @@ class TokenisedFiles(Source):
     Attributes:
         path: a file, or a folder of files, to any depth, taken by name.
         part: from which share to which, of each file's characters, or of its rows.
+        where: column = what is written there, of the rows that are this dataset's; others are another's.
+        domain: a column by which this section is several datasets, one for each of
+        domains: what is written there; or what is written there = the end of its dataset's name.
     """
 
     path: JobPath
     part: Annotated[list[Annotated[float, Field(ge=0, le=1)]], Field(min_length=2, max_length=2)] = Field(
         default=[0.0, 1.0]
     )
+    where: Annotated[dict[str, str], Field(min_length=1)] | None = None
+    domain: str | None = None
+    domains: Domains | None = None
 
     _tokenizer: TokenizerFile | None = PrivateAttr(default=None)
     _recorded: Recorded = PrivateAttr(default={})
@@ -56,7 +67,37 @@ class TokenisedFiles(Source):
     def _a_part(self) -> Self:
         if self.part[0] >= self.part[1]:
             raise ValueError("`part` goes from a smaller share to a larger")
+        if (self.domain is None) != (self.domains is None):
+            raise ValueError("`domain` is a column and `domains` what is written there: give both, or neither")
+        for source in self.by_domain():
+            if not is_name(source.name):
+                raise ValueError(
+                    f"`domains` makes a dataset {source.name!r}, which is no name of a folder: write "
+                    'domains = { "what is written there" = "end-of-a-name" }'
+                )
         return self
+
+    def content(self) -> dict[str, Any]:
+        # said where there is something to say: which rows those are is not decided by who else there is
+        return super().content() | ({} if self.where is None else {"where": self.where})
+
+    def by_domain(self) -> list[Self]:
+        if self.domain is None or self.domain in (self.where or {}):
+            return [self]
+        ends = self.domains if isinstance(self.domains, dict) else {value: value for value in self.domains or ()}
+        return [
+            self.model_copy(update={"name": f"{self.name}-{end}", "where": {**(self.where or {}), self.domain: value}})
+            for value, end in ends.items()
+        ]
+
+    @property
+    def rows_where(self) -> Where:
+        """Which rows of its tables are its own."""
+        return Where(tuple((self.where or {}).items()), self.domain, tuple(self.domains or ()))
+
+    def everywhere(self) -> Self:
+        """Return the source of all rows of its tables, whatever dataset they are of."""
+        return self.model_copy(update={"where": None, "domain": None, "domains": None})
 
     def look_at(self, file: str) -> LocalFile:
         return LocalFile.of(self.at(file))
@@ -69,7 +110,8 @@ class TokenisedFiles(Source):
         return copy
 
     def notes(self) -> list[str]:
-        return passed_over(self.path, compressed(self.suffixes), deep=True)
+        elsewhere = [] if self.where is None else [f"rows of another {' or '.join(self.where)} are not of this dataset"]
+        return [*passed_over(self.path, compressed(self.suffixes), deep=True), *elsewhere]
 
     def tokenizer_file(self) -> TokenizerFile:
         return self.bound
@@ -161,6 +203,18 @@ class TextFiles(TokenisedFiles):
         """Yield texts to learn a tokenizer from, those that can be read: all, or about `most` bytes by the seed."""
         raise NotImplementedError
 
+    def _learned(self, options: TrainTokenizer) -> bytes:
+        """Return a tokenizer of all rows, whatever dataset of its tables they are of: so all of them have the same."""
+        whole = self.everywhere().model_copy(update={"name": "any"})
+        key = (whole.model_dump_json(), *((path, LocalFile.of(path)) for path in self.paths()))
+        if key not in _LEARNED:
+            learned = train_tokenizer(
+                whole.sample_texts(options.sample_mb * 2**20), options.vocabulary, self.end_of_text
+            )
+            _LEARNED.clear()
+            _LEARNED[key] = learned
+        return _LEARNED[key]
+
     def find_tokenizer(self, of: Callable[[str], bytes | None]) -> bytes:
         if self.tokenizer is not None:
             return read_tokenizer(self.tokenizer).data
@@ -169,8 +223,7 @@ class TextFiles(TokenisedFiles):
         if (data := of(taken)) is not None:
             return data
         if self.train_tokenizer is not None:
-            texts = self.sample_texts(self.train_tokenizer.sample_mb * 2**20)
-            return train_tokenizer(texts, self.train_tokenizer.vocabulary, self.end_of_text)
+            return self._learned(self.train_tokenizer)
         raise MissingSource(
             f"dataset {self.name} wants the tokenizer of {taken}",
             found="no such dataset of text in the cache, nor above it in the job",

@@ -67,6 +67,8 @@ class LabelledTextSource(TextFiles):
             raise ValueError("columns are numbered from 0")
         if self.header is False and any(isinstance(column, str) for column in columns):
             raise ValueError("without a `header` columns have no names: give their numbers, from 0")
+        if self.header is False and (self.where is not None or self.domain is not None):
+            raise ValueError("`where` and `domain` go by names of columns, which a table without a `header` has not")
         if self.label in self._texts:
             raise ValueError("`label` is one of the columns of text: a student would read its answer")
         names = list((self.classes or {}).values()) if isinstance(self.classes, dict) else self.classes or []
@@ -138,8 +140,10 @@ class LabelledTextSource(TextFiles):
 
     @property
     def _columns(self) -> Columns:
-        named = any(isinstance(column, str) for column in (*self._texts, self.label))
-        return Columns(tuple(self._texts), self.label, named if self.header is None else self.header, self.quotes)
+        named = any(isinstance(column, str) for column in (*self._texts, self.label, self.domain))
+        named |= self.where is not None
+        header = named if self.header is None else self.header
+        return Columns(tuple(self._texts), self.label, header, self.quotes, self.rows_where)
 
     @property
     def _by_label(self) -> dict[str, str]:
@@ -151,7 +155,8 @@ class LabelledTextSource(TextFiles):
         """What is written in the column of classes of all files, in order."""
         if self.label is None:
             return ()
-        found = {label for path in self.paths() for label in self._told(path).labels}
+        # of all its tables, or datasets of one would have other classes than each other
+        found = {label for path in self.paths() for label in self.everywhere()._told(path).labels}  # noqa: SLF001
         numbers = all(label.removeprefix("-").isdecimal() for label in found)
         # by its text too: 1 and 01 are two classes
         return sorted(found, key=(lambda label: (int(label), label)) if numbers else None)

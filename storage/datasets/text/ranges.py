@@ -30,6 +30,7 @@ from storage.datasets.text.rows import (
     open_parquet,
     parquet_batches,
 )
+from storage.datasets.text.where import Elsewhere
 
 NUMBERED_BYTES = 16 * 2**20  # of a file whose lines are told by number; further down, by the byte they begin at
 SAMPLED = 2**20  # of the measure, for each piece that a tokenizer is learned from
@@ -107,8 +108,8 @@ class JsonLines(Generic[R]):
         for place, line in lines_between(self.path, start, stop):
             if line is None:
                 yield place, Unreadable(TOO_LONG)
-            else:
-                yield place, json_row(line, self.reading)
+            elif not isinstance(row := json_row(line, self.reading), Elsewhere):
+                yield place, row
 
     def where(self, place: int) -> str:
         if place > NUMBERED_BYTES:

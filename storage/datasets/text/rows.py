@@ -20,6 +20,7 @@ import pyarrow.parquet as pq
 from storage.datasets.base import Unreadable
 from storage.datasets.text.cutting import LONGEST_LINE, READ_BYTES, lines_between, text_between
 from storage.datasets.text.opening import end_of, kind_of, open_bytes, size_of
+from storage.datasets.text.where import EVERYWHERE, Elsewhere, Where
 from storage.errors import MissingSource
 
 Column = str | int  # a name, or of a table without names a number from 0
@@ -50,12 +51,14 @@ class Columns(NamedTuple):
         label: of the class.
         header: of CSV and TSV, whether the first line names the columns.
         quotes: of CSV and TSV, whether a field may be between quotation marks; None: in CSV.
+        where: which rows.
     """
 
     texts: tuple[Column, ...]
     label: Column | None = None
     header: bool = True
     quotes: bool | None = None
+    where: Where = EVERYWHERE
 
     @property
     def expected(self) -> str:
@@ -64,11 +67,13 @@ class Columns(NamedTuple):
     def names(self, path: Path, schema: pa.Schema) -> list[str]:
         _check_parquet(path, schema, self)
         # a column asked for twice is read once
-        return list(dict.fromkeys(map(str, [*self.texts, *([] if self.label is None else [self.label])])))
+        asked = [*self.texts, *([] if self.label is None else [self.label]), *self.where.check_columns(path, schema)]
+        return list(dict.fromkeys(map(str, asked)))
 
     def row(self, value: dict[str, Any]) -> Row:
+        self.where.check(value, written)
         texts = tuple(_text(value.get(str(column)), str(column)) for column in self.texts)
-        return Row(texts, None if self.label is None else _label(value.get(str(self.label)), str(self.label)))
+        return Row(texts, None if self.label is None else written(value.get(str(self.label)), str(self.label)))
 
 
 class HasTexts(Protocol):
@@ -94,7 +99,12 @@ class Reading(Protocol[R_co]):
         """Return the columns to read of a Parquet file. Raises MissingSource: it has not got them."""
 
     def row(self, value: dict[str, Any]) -> R_co:
-        """Return a row; texts may be bytes, of which nobody knows that they are UTF-8. Raises Unreadable."""
+        """Return a row; texts may be bytes, of which nobody knows that they are UTF-8.
+
+        Raises:
+            Unreadable: why there is none.
+            Elsewhere: there is one, of another dataset.
+        """
 
 
 Found = Iterator[tuple[str, Row | Unreadable]]  # where a row is, and the row
@@ -123,7 +133,8 @@ def json_rows(path: Path, columns: Columns, part: Sequence[float]) -> Found:
     for place, (number, line) in enumerate(lines_of(path)):
         if list(part) == WHOLE or start <= place < stop:
             row = json_row(line, columns) if line is not None else Unreadable(TOO_LONG)
-            yield f"{path.name} line {number}", row
+            if not isinstance(row, Elsewhere):
+                yield f"{path.name} line {number}", row
 
 
 def lines_of(path: Path) -> Iterator[tuple[int, bytes | None]]:
@@ -197,6 +208,8 @@ def _batch_rows(batch: pa.RecordBatch, first: int, reading: Reading[R]) -> Itera
         row: R | Unreadable
         try:
             row = reading.row({name: values[number].as_py() for name, values in stored.items()})
+        except Elsewhere:
+            continue
         except Unreadable as reason:
             row = reason
         except UnicodeDecodeError as error:  # of a string within a list
@@ -215,6 +228,7 @@ def delimited_rows(path: Path, columns: Columns, part: Sequence[float], *, delim
         return
     names = first[1]  # even if it names nothing: it tells how many columns there are
     places = [_place(path, column, names, columns) for column in (*columns.texts, columns.label) if column is not None]
+    deciding = {column: _place(path, column, names, columns) for column in columns.where.columns}
     skipped = int(columns.header)
     start, stop = cut(sum(1 for _ in records()) - skipped if list(part) != WHOLE else 0, part)
     for place, (number, fields) in enumerate(records(), start=-skipped):
@@ -224,6 +238,10 @@ def delimited_rows(path: Path, columns: Columns, part: Sequence[float], *, delim
         if len(fields) != len(names):
             row = Unreadable(f"has {len(fields)} fields, the first line has {len(names)}")
         else:
+            try:
+                columns.where.check({column: fields[place] for column, place in deciding.items()}, written)
+            except Elsewhere:
+                continue
             label = fields[places[-1]].strip() or None if columns.label is not None else None
             row = Row(tuple(fields[place] for place in places[: len(columns.texts)]), label)
         yield f"{path.name} line {number}", row
@@ -282,7 +300,7 @@ def _place(path: Path, column: Column, first: list[str], columns: Columns) -> in
         f"{path} has {'two columns' if twice else 'no column'} {column}",
         found=", ".join(first) if columns.header else f"{len(first)} columns in the first line",
         expected="one of its columns by name, or by its number from 0",
-        do="name the columns in the job: column = …, label = …",
+        do="name the columns in the job: column = …, label = …, where = { … }",
     )
 
 
@@ -337,7 +355,8 @@ def _text(text: Any, column: str) -> str:
     return text
 
 
-def _label(label: Any, column: str) -> str | None:
+def written(label: Any, column: str) -> str | None:
+    """Return a class, or a domain, as a text; None for nothing. Raises Unreadable: it is none."""
     if label is None:
         return None
     if isinstance(label, bool):  # first: a bool is an int
