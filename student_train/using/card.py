@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from importlib.metadata import version
 from typing import Any
 
+from student_train.options.sections import told
 from student_train.run_files.records import Held, RunRecord
 
 NOT_FIGURES = {"kl_over"}
@@ -51,7 +52,7 @@ def model_card(record: RunRecord, kind: str, compared: str, beside: Sequence[str
         "",
         "## Lineage",
         "",
-        f"- Trained on `{data.get('train')}`, datasets "
+        f"- Trained on `{told(data.get('train') or ())}`, datasets "
         + ", ".join(f"`{name}` (fingerprint {value})" for name, value in identity.get("datasets", {}).items()),
         "- Teachers: "
         + (", ".join(f"`{name}` (fingerprint {value})" for name, value in teachers.items()) or "none, labels alone"),

@@ -13,6 +13,7 @@ from storage.errors import StillroomError
 from student_train.feed.batches import Needs
 from student_train.feed.residency import FeedPool
 from student_train.feed.selection import select_rows
+from student_train.options.sections import listed
 from student_train.run_files.records import RunRecord
 from student_train.students import Student
 
@@ -40,8 +41,9 @@ def rows_to_compare(student: Student, record: RunRecord, cache: str | None) -> C
         record: of its run.
         cache: where it lies; None: where it did.
     """
-    url, rows = cache or record.cache, record.identity.get("data", {}).get("validation")
-    if url is not None and isinstance(rows, str):
+    url, held = cache or record.cache, record.identity.get("data", {}).get("validation")
+    if url is not None and held is not None:
+        rows = listed(held)[0]  # of several datasets those of the first: they are alike
         try:
             found = list(_held(url, rows))
             return ComparedRows(found, f"{len(found)} held rows of {rows}")
