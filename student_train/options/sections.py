@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, Field, TypeAdapter, ValidationInfo, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, TypeAdapter, ValidationInfo, model_validator
 
 from storage.options import Factory, JobPath, Name, Options, Url
 from student_train.options.model import LoraOptions, Start
@@ -45,20 +45,21 @@ def _architecture(value: str, info: ValidationInfo) -> str:
     return value
 
 
-def _of_one_or_several(value: str | tuple[str, ...]) -> str | tuple[str, ...]:
-    datasets = datasets_of(value)
+def _of_one_or_several(value: Any) -> Any:
+    """Return rows as they are meant, those of one dataset as one text; what is neither text nor texts, as it is."""
+    if not isinstance(value, str | list | tuple) or not all(isinstance(each, str) for each in value):
+        return value
+    rows = tuple(map(_dataset_and_split, listed(value)))
+    if not rows:
+        raise ValueError("name the rows of one dataset at least")
+    datasets = datasets_of(rows)
     if twice := sorted({name for name in datasets if datasets.count(name) > 1}):
         raise ValueError(f'a dataset is named once, "<dataset>" for both of its halves (twice: {", ".join(twice)})')
-    return value if isinstance(value, str) or len(value) > 1 else value[0]  # one is one, however it is written
+    return rows if len(rows) > 1 else rows[0]
 
 
-Rows = Annotated[str, AfterValidator(_dataset_and_split)]
-"""Rows of the cache: `<dataset>/<split>`, or `<dataset>` for all of them."""
-
-SomeRows = Annotated[
-    Rows | Annotated[tuple[Rows, ...], Field(strict=False, min_length=1)], AfterValidator(_of_one_or_several)
-]
-"""Those of one dataset, or of several in this order."""
+Rows = Annotated[str | tuple[str, ...], BeforeValidator(_of_one_or_several)]
+"""Rows of the cache: `<dataset>/<split>`, or `<dataset>` for all of them; or a list of such, of several datasets."""
 
 Architecture = Annotated[str, AfterValidator(_architecture)]
 PerChannel = Annotated[tuple[float, ...], Field(strict=False, min_length=1)]
@@ -97,8 +98,8 @@ def share_rows(train: str | Sequence[str], validation: str | Sequence[str]) -> b
 class DataOptions(Options):
     """Which rows of the cache are trained and evaluated on, and how they reach the device."""
 
-    train: SomeRows
-    validation: SomeRows
+    train: Rows
+    validation: Rows
     allow_partial: bool = False  # train on the rows that are committed when some are missing
     residency: ResidencyChoice = "auto"  # never changes what is computed
     views: Annotated[int, Field(ge=0)] | None = None  # 0: plain inputs; None: as many as every needed teacher has

@@ -359,3 +359,20 @@ def test_a_job_that_is_no_file_is_refused(tmp_path: Path, what: str) -> None:
         path.symlink_to(what)
     with pytest.raises(BadJob, match="cannot read the job file"):
         read_job(path, CacheJob)
+
+
+@pytest.mark.parametrize(
+    ("rows", "told"),
+    [
+        ("5", 'train: expected text, "…", or a list'),
+        ("[]", "train: name the rows of one dataset at least"),
+        (
+            '["a/train", "a/validation"]',
+            'train: a dataset is named once, "<dataset>" for both of its halves (twice: a)',
+        ),
+        ('["a/train", "b/test"]', "train: write "),
+    ],
+)
+def test_rows_of_several_datasets_are_checked_each(tmp_path: Path, rows: str, told: str) -> None:
+    (mistake,) = mistakes(tmp_path, STUDENT.replace('"d/train"', rows), StudentJob)
+    assert mistake.startswith(told)
