@@ -147,6 +147,12 @@ class Encoding(Options):
             labels_B: int64, −1 where there is none.
             keys_B: int64, one of each row's own (`storage.digests.sample_keys`): draws are a pure function of it.
         """
+        return self.encode_and_tell(logits_BC, num_classes=num_classes, labels_B=labels_B, keys_B=keys_B)[0]
+
+    def encode_and_tell(
+        self, logits_BC: Tensor, *, num_classes: int, labels_B: Tensor, keys_B: Tensor
+    ) -> tuple[dict[str, Tensor], Told]:
+        """Return what `encode` does, and what the same look at the logits tells: a vocabulary is passed over once."""
         raise NotImplementedError
 
     def decode(self, arrays: dict[str, Tensor], num_classes: int) -> SoftTargets:
@@ -168,6 +174,26 @@ def all_finite(stored: np.ndarray, *, bf16: bool) -> bool:
     if bf16:
         return not bool(((stored & BF16_EXPONENT) == BF16_EXPONENT).any())  # what is not finite has all of its bits
     return bool(np.isfinite(stored).all())
+
+
+class Told(NamedTuple):
+    """What a look at logits tells of each row for its table and its checks, whatever is stored, (B,) each.
+
+    Attributes:
+        top: int64, the likeliest class, the first of several.
+        top_probability, entropy, label_log_probability: float32, at temperature 1, entropy in nats; the last is of no
+            meaning where there is no label.
+        never: bool, whether some class can never be.
+        right: bool, whether these are logits: neither NaN nor +∞, and some class can be; what pads a vocabulary may be
+            −∞, but nothing that would be the top class.
+    """
+
+    top: Tensor
+    top_probability: Tensor
+    entropy: Tensor
+    label_log_probability: Tensor
+    never: Tensor
+    right: Tensor
 
 
 @dataclass(frozen=True, slots=True)

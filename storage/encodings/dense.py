@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field
 
-from storage.encodings.base import USES_NEVER, Capability, Encoding, floats
+from storage.encodings.base import USES_NEVER, Capability, Encoding, Told, floats
 from storage.errors import BadTeacher
 from storage.options import Options
 
@@ -60,25 +60,26 @@ class DenseEncoding(Encoding):
         logits = num_classes + 8 if self.dtype == "int8" else num_classes * BYTES[self.dtype]
         return logits + self.statistics_bytes_per_row
 
-    def encode(self, logits_BC: Tensor, *, num_classes: int, labels_B: Tensor, keys_B: Tensor) -> dict[str, Tensor]:
+    def encode_and_tell(
+        self, logits_BC: Tensor, *, num_classes: int, labels_B: Tensor, keys_B: Tensor
+    ) -> tuple[dict[str, Tensor], Told]:
         """Return LOGITS (B, C) as `dtype`, bf16 as its bits in uint16 (Zarr has no bf16); for int8 SCALE (B, 2) too.
 
         A logit for which there is no room becomes +∞, unless it is of a class that can never be; whoever stores it must
         look.
         """
-        logits_BC = logits_BC[:, :num_classes]
-        arrays = _to_int8(logits_BC) if self.dtype == "int8" else {LOGITS: _rounded(logits_BC, self.dtype)}
-        if not self.statistics:
-            return arrays
         from storage.encodings.largest import Kept
         from storage.encodings.statistics import Rows, describe, in_blocks
 
-        def block(logits_BC: Tensor, labels_B: Tensor) -> dict[str, Tensor]:
+        def block(logits_BV: Tensor, labels_B: Tensor) -> tuple[dict[str, Tensor], Told]:
+            logits_BC = logits_BV[:, :num_classes]
             none_BK = labels_B[:, None][:, :0]  # (B, 0): none is kept apart
             rows = Rows.of(logits_BC, self)
-            return describe(rows, Kept(none_BK, none_BK.bool()), labels_B, self).arrays
+            arrays = _to_int8(logits_BC) if self.dtype == "int8" else {LOGITS: _rounded(logits_BC, self.dtype)}
+            described = describe(rows, Kept(none_BK, none_BK.bool()), labels_B, self)
+            return arrays | described.arrays, rows.told(described, logits_BV[:, num_classes:])
 
-        return arrays | in_blocks(block, logits_BC, labels_B)
+        return in_blocks(block, logits_BC, labels_B)
 
     def decode(self, arrays: dict[str, Tensor], num_classes: int) -> DenseTargets:
         import torch

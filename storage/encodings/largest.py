@@ -26,11 +26,14 @@ class Kept(NamedTuple):
 
     @classmethod
     def of(cls, ids_BK: Tensor, real_BK: Tensor) -> Kept:
-        """Return kept classes from ids in any order, at least one of them real in each row (or K = 0)."""
+        """Return kept classes from ids in any order, at least one of them real in each row (or K = 0).
+
+        A row of NaN has none; what becomes of it, is refused.
+        """
         if not ids_BK.shape[1]:
             return cls(ids_BK, real_BK)
         # (B, 1): what padding repeats
-        last_B1 = ids_BK.masked_fill(~real_BK, -1).amax(1, keepdim=True)
+        last_B1 = ids_BK.masked_fill(~real_BK, -1).amax(1, keepdim=True).clamp(min=0)
         ids_BK = torch.where(real_BK, ids_BK, last_B1).sort(1).values
         real_BK = torch.ones_like(real_BK)
         real_BK[:, 1:] = ids_BK[:, 1:] != ids_BK[:, :-1]

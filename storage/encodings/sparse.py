@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Annotated, Literal, Self
 
 from pydantic import Field, FiniteFloat, model_validator
 
-from storage.encodings.base import LSE, STATISTICS, Capability, Encoding
+from storage.encodings.base import LSE, STATISTICS, Capability, Encoding, Told
 from storage.errors import BadRequest
 
 if TYPE_CHECKING:  # `cache status` reads specs, and should not pay two seconds for torch
@@ -147,15 +147,19 @@ class SparseEncoding(Encoding):
         drawn = self.n * (id_bytes + (1 if self.n < 2**8 else 2))
         return (kept + rest if self.k else 0) + drawn + self.statistics_bytes_per_row
 
-    def encode(self, logits_BC: Tensor, *, num_classes: int, labels_B: Tensor, keys_B: Tensor) -> dict[str, Tensor]:
+    def encode_and_tell(
+        self, logits_BC: Tensor, *, num_classes: int, labels_B: Tensor, keys_B: Tensor
+    ) -> tuple[dict[str, Tensor], Told]:
         from storage.encodings.statistics import in_blocks
 
-        def block(logits_BC: Tensor, labels_B: Tensor, keys_B: Tensor) -> dict[str, Tensor]:
-            return self._encode(logits_BC, labels_B, keys_B)
+        def block(logits_BV: Tensor, labels_B: Tensor, keys_B: Tensor) -> tuple[dict[str, Tensor], Told]:
+            return self._encode(logits_BV[:, :num_classes], logits_BV[:, num_classes:], labels_B, keys_B)
 
-        return in_blocks(block, logits_BC[:, :num_classes], labels_B, keys_B)
+        return in_blocks(block, logits_BC, labels_B, keys_B)
 
-    def _encode(self, logits_BC: Tensor, labels_B: Tensor, keys_B: Tensor) -> dict[str, Tensor]:
+    def _encode(
+        self, logits_BC: Tensor, padding: Tensor, labels_B: Tensor, keys_B: Tensor
+    ) -> tuple[dict[str, Tensor], Told]:
         from storage.encodings.draws import counted, draw, uniforms
         from storage.encodings.packing import id_dtype, to_differences
         from storage.encodings.statistics import Rows, describe
@@ -179,7 +183,7 @@ class SparseEncoding(Encoding):
             distinct_BN, counts_BN = counted(drawn_BN)
             arrays[DRAWS] = to_differences(distinct_BN, rows.logits_BC.shape[1])
             arrays[COUNTS] = counts_BN.to(id_dtype(self.n + 1))  # from 0 to n
-        return arrays
+        return arrays, rows.told(described, padding)
 
     def _largest(self, rows: Rows) -> Kept:
         """Return the k largest classes, or the fewest of them that have mass p together."""
@@ -191,7 +195,7 @@ class SparseEncoding(Encoding):
         real_BK = rows.logits_BC.gather(1, ids_BK) > NO_SCORE  # what can never be is no class to keep
         if self.p is not None:
             none = SparseEncoding(k=self.k, statistics=False)  # temperature 1 alone: only its total is wanted
-            whole = describe(rows, Kept(ids_BK[:, :0], real_BK[:, :0]), ids_BK[:, 0], none)
+            whole = describe(rows, Kept(ids_BK[:, :0], real_BK[:, :0]), ids_BK[:, 0], none, entropy=False)
             p_BK = (rows.above(ids_BK).double() - whole.log_total_B[:, None]).exp()
             real_BK &= p_BK.cumsum(1) - p_BK < self.p  # less its own: the class that reaches p is kept
         return Kept.of(ids_BK, real_BK)

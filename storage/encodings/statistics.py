@@ -24,8 +24,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from storage.encodings.base import LSE, STATISTICS, Encoding
-from storage.encodings.draws import bundle_sums
+from storage.encodings.base import LSE, STATISTICS, Encoding, Told
+from storage.encodings.draws import bundle_sums, bundles
 from storage.encodings.largest import Kept, bundle_maxima
 from storage.encodings.never import NO_SCORE, far_below, never
 from storage.targets.soft import NEVER, Statistics
@@ -39,10 +39,14 @@ SWEEP_ELEMENTS = {"cpu": 2**19, "cuda": 2**27}
 HIGHEST = 30.0  # exponent, so that e² of a whole vocabulary is within float32
 
 
-def in_blocks(encode: Callable[..., dict[str, Tensor]], *rows_B: Tensor) -> dict[str, Tensor]:
-    """Return the arrays that `encode` makes of logits (B, V) and what goes with them, a block of rows at a time."""
-    parts = [encode(*block) for block in zip(*_split(rows_B, BLOCK_ELEMENTS), strict=True)]
-    return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+def in_blocks(encode: Callable[..., tuple[dict[str, Tensor], Told]], *rows_B: Tensor) -> tuple[dict[str, Tensor], Told]:
+    """Return what `encode` makes of logits (B, V) and what goes with them, a block of rows at a time."""
+    arrays, told = zip(*(encode(*block) for block in zip(*_split(rows_B, BLOCK_ELEMENTS), strict=True)), strict=True)
+    if len(arrays) == 1:
+        return arrays[0], told[0]
+    return {name: torch.cat([part[name] for part in arrays]) for name in arrays[0]}, Told(
+        *(torch.cat(values) for values in zip(*told, strict=True))
+    )
 
 
 def _split(rows_B: Sequence[Tensor], elements: dict[str, int]) -> list[tuple[Tensor, ...]]:
@@ -65,6 +69,8 @@ class Rows:
         peak_B: the largest of each row's logits.
         mean_B: of the logits of the classes that can be, float32.
         level_B: the row's level, float32.
+        never_B: whether some class can never be.
+        bundled: how many bundles there are among E, and of how many classes each.
         possible_B: how many classes can be; None: all, in every row.
     """
 
@@ -73,6 +79,8 @@ class Rows:
     peak_B: Tensor
     mean_B: Tensor
     level_B: Tensor
+    never_B: Tensor
+    bundled: tuple[int, int]
     possible_B: Tensor | None = None
 
     @classmethod
@@ -83,17 +91,52 @@ class Rows:
         looks = [(block_BC.mean(1), block_BC.amin(1), bundle_maxima(block_BC, k)) for (block_BC,) in blocks]
         mean_B, lowest_B, maxima_BE = (torch.cat(each) for each in zip(*looks, strict=True))
         peak_B, possible_B = maxima_BE.amax(1), None
-        if far_below(lowest_B, peak_B).any() and (never_BC := never(logits_BC)) is not None:
+        never_B = far_below(lowest_B, peak_B)
+        if never_B.any() and (never_BC := never(logits_BC)) is not None:
             possible_B = logits_BC.shape[1] - never_BC.sum(1)
             mean_B = logits_BC.masked_fill(never_BC, 0.0).sum(1) / possible_B
             logits_BC = logits_BC.masked_fill(never_BC, NO_SCORE)
         # the exponent is divided by the temperature, so a low one raises it
         level_B = torch.maximum(mean_B, peak_B - HIGHEST * min(1.0, *options.temperatures))
-        return cls(logits_BC, maxima_BE, peak_B, mean_B, level_B, possible_B)
+        return cls(logits_BC, maxima_BE, peak_B, mean_B, level_B, never_B, bundles(logits_BC.shape[1], k), possible_B)
 
     def above(self, ids_BJ: Tensor) -> Tensor:
         """Return the logits of some classes above the level, (B, J)."""
         return self.logits_BC.gather(1, ids_BJ) - self.level_B[:, None]
+
+    def top(self) -> Tensor:
+        """Return the likeliest class, int64 (B,), the first of several: no other pass, unless they are in two bundles.
+
+        In a row without any that can be, or with NaN, it is of no meaning.
+        """
+        num_bundles, width = self.bundled
+        best_BE = self.maxima_BE == self.peak_B[:, None]
+        at_B = best_BE.to(torch.uint8).argmax(1)
+        steps_W = torch.arange(width, device=at_B.device) * num_bundles
+        # a single class follows the bundles
+        ids_BW = torch.where((at_B < num_bundles)[:, None], at_B[:, None] + steps_W, at_B[:, None] + steps_W[-1:])
+        hit_BW = self.logits_BC.gather(1, ids_BW) == self.peak_B[:, None]
+        top_B = ids_BW.gather(1, hit_BW.to(torch.uint8).argmax(1, keepdim=True))[:, 0]
+        several_B = best_BE.sum(1) > 1
+        if several_B.any():
+            found_BC = self.logits_BC[several_B] == self.peak_B[several_B, None]
+            top_B[several_B] = found_BC.to(torch.uint8).argmax(1)
+        return top_B
+
+    def told(self, described: Described, padding: Tensor) -> Told:
+        """Return what is known of the rows after they were described; `padding`: the logits behind the classes."""
+        right_B = self.peak_B.isfinite()
+        if padding.shape[1]:
+            right_B &= torch.maximum(padding.amax(1), self.peak_B).isfinite()
+        return Told(
+            self.top(),
+            # rounding may leave either a little above 1
+            (self.peak_B.double() - self.level_B.double() - described.log_total_B).clamp(max=0).exp().float(),
+            described.entropy_B.float(),
+            described.label_log_p_B.clamp(max=0).float(),
+            self.never_B,
+            right_B,
+        )
 
 
 class Sums(NamedTuple):
@@ -121,7 +164,7 @@ class Scratch(NamedTuple):
     e: Tensor
 
 
-def sweep(rows: Rows, kept: Kept, options: Encoding, num_draws: int) -> Sums:
+def sweep(rows: Rows, kept: Kept, options: Encoding, num_draws: int, *, entropy: bool) -> Sums:
     """Return sums over all classes, a few rows at a time."""
     possible_B = rows.possible_B
     if possible_B is None:
@@ -129,11 +172,11 @@ def sweep(rows: Rows, kept: Kept, options: Encoding, num_draws: int) -> Sums:
     each_B = [rows.level_B, rows.mean_B, rows.peak_B, possible_B, kept.ids_BK]
     blocks = _split([rows.logits_BC, *each_B], SWEEP_ELEMENTS)
     scratch = Scratch(*(torch.empty_like(blocks[0][0]) for _ in range(2)))  # of the first block: none is larger
-    parts = [_sums(block, scratch, options, num_draws) for block in zip(*blocks, strict=True)]
+    parts = [_sums(block, scratch, options, num_draws, entropy=entropy) for block in zip(*blocks, strict=True)]
     return Sums(*(torch.cat(each) for each in zip(*parts, strict=True)))
 
 
-def _sums(block: tuple[Tensor, ...], scratch: Scratch, options: Encoding, num_draws: int) -> Sums:
+def _sums(block: tuple[Tensor, ...], scratch: Scratch, options: Encoding, num_draws: int, *, entropy: bool) -> Sums:
     logits_BC, level_B, mean_B, peak_B, possible_B, ids_BK = block
     above_BC, e_BC = (each[: len(logits_BC)] for each in scratch)
     torch.sub(logits_BC, level_B[:, None], out=above_BC)
@@ -145,7 +188,7 @@ def _sums(block: tuple[Tensor, ...], scratch: Scratch, options: Encoding, num_dr
             # (B, E); one edge where nothing is drawn
             edges_BE = bundle_sums(e_BC, num_draws) if num_draws else e_BC.sum(1, keepdim=True)
             # else a stand-in, so that blocks join
-            weighted_B = dot(e_BC, above_BC) if options.statistics else level_B.double()
+            weighted_B = dot(e_BC, above_BC) if entropy else level_B.double()
             rest.append(edges_BE.double().sum(1))
         else:
             torch.mul(above_BC, 1 / temperature, out=e_BC).exp_().scatter_(1, ids_BK, 0.0)
@@ -189,18 +232,23 @@ class Described:
 
     Attributes:
         log_total_B: log of Σ e over all columns at temperature 1, e above the rows' level; float64.
+        entropy_B, label_log_p_B: at temperature 1, float64; the latter of class 0 where there is no label.
         edges_BE: `Sums.edges_BE`.
         log_rest_BT: log of the share that is not kept, (B, T + U), at each temperature, then at each standardised one.
         arrays: LSE and STATISTICS as they are stored; empty if they are switched off.
     """
 
     log_total_B: Tensor
+    entropy_B: Tensor
+    label_log_p_B: Tensor
     edges_BE: Tensor
     log_rest_BT: Tensor
     arrays: dict[str, Tensor]
 
 
-def describe(rows: Rows, kept: Kept, labels_B: Tensor, options: Encoding, num_draws: int = 0) -> Described:
+def describe(
+    rows: Rows, kept: Kept, labels_B: Tensor, options: Encoding, num_draws: int = 0, *, entropy: bool = True
+) -> Described:
     """Return masses at every temperature of an encoding, and statistics if it keeps them.
 
     Args:
@@ -209,8 +257,9 @@ def describe(rows: Rows, kept: Kept, labels_B: Tensor, options: Encoding, num_dr
         labels_B: int64, −1 where there is none.
         options: the encoding.
         num_draws: that are to be made of the rest.
+        entropy: whether it is wanted.
     """
-    sums = sweep(rows, kept, options, num_draws)
+    sums = sweep(rows, kept, options, num_draws, entropy=entropy)
     kept_BK = rows.above(kept.ids_BK).double()
     # of class 0 where there is no label: left out below
     label_B = rows.above(labels_B.clamp(min=0)[:, None])[:, 0].double()
@@ -226,13 +275,14 @@ def describe(rows: Rows, kept: Kept, labels_B: Tensor, options: Encoding, num_dr
         if options.statistics:
             squares_B = sums.squares_BT[:, number] + kept_e_BK.square().sum(1)
             norm.append(squares_B.sqrt() / total_B)
-        if temperature == 1 and options.statistics:
-            weighted_B = sums.weighted_B + (kept_e_BK * kept_BK).sum(1)
-            # rounding may leave it a little below 0
-            entropy_B = (log_total_B - weighted_B / total_B).clamp(min=0)
         lse.append(total_B.log() + level_B / temperature)
         label_log_p_B = (label_B / temperature - total_B.log()).clamp(min=NEVER)
         label.append(torch.where(labels_B < 0, 0.0, label_log_p_B))
+        if temperature == 1:
+            weighted_B = sums.weighted_B + (kept_e_BK * kept_BK).sum(1)
+            # rounding may leave it a little below 0
+            entropy_B = (log_total_B - weighted_B / total_B).clamp(min=0)
+            of_label_B = label_log_p_B
     for number, temperature in enumerate(options.standardised_temperatures, len(options.temperatures)):
         factor_B = standardising(sums.deviation_B, temperature).double()
         from_peak_B = level_B - rows.peak_B
@@ -244,11 +294,11 @@ def describe(rows: Rows, kept: Kept, labels_B: Tensor, options: Encoding, num_dr
     # In float16, 0 would leave the kept classes nothing.
     log_rest_BT = torch.stack(rest, 1).log().clamp(min=NEVER, max=-(2.0**-24)).float()
     if not options.statistics:
-        return Described(log_total_B, sums.edges_BE, log_rest_BT, {})
+        return Described(log_total_B, entropy_B, of_label_B, sums.edges_BE, log_rest_BT, {})
     # the mean of log-probabilities: of the logits, less their log-sum-exp
     columns = [entropy_B, mean_B - level_B - log_total_B, sums.deviation_B, *norm, *label]
     arrays = {LSE: torch.stack(lse, 1).float(), STATISTICS: torch.stack(columns, 1).to(torch.float16)}
-    return Described(log_total_B, sums.edges_BE, log_rest_BT, arrays)
+    return Described(log_total_B, entropy_B, of_label_B, sums.edges_BE, log_rest_BT, arrays)
 
 
 def decode(arrays: Mapping[str, Tensor], options: Encoding) -> Statistics | None:

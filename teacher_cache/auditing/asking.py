@@ -25,7 +25,7 @@ from storage.views.check import readable_rows
 from teacher_cache.auditing.comparing import Gap, feature_gap, gaps, size_of
 from teacher_cache.work.checks import check_classes
 from teacher_cache.work.conversions import convert
-from teacher_cache.work.rows import draw_keys, encode_rows, labels_of, take_up
+from teacher_cache.work.rows import draw_keys, labels_of, take_up
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -246,7 +246,7 @@ class _Answered(NamedTuple):
         """Return logits as the cache would have stored them, (N, …) each, through all that was recoded."""
         answered, classes = self.answered[batch_B], self.spec.num_classes
         labels_N, keys_N = self.labels[batch_B][answered], self.keys[batch_B][answered]
-        arrays = encode_rows(self.encodings[0], logits_NV, labels_N, keys_N, classes)
+        arrays = self.encodings[0].encode(logits_NV, num_classes=classes, labels_B=labels_N, keys_B=keys_N)
         for found, wanted in pairwise(self.encodings):
-            arrays = convert(arrays, found, wanted, labels=labels_N, keys=keys_N, num_classes=classes)
+            arrays = convert(arrays, found, wanted, labels_N=labels_N, keys_N=keys_N, num_classes=classes)
         return arrays

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 
 # Of one float32 copy of the logits that are made at a time: large enough that a device is busy.
-PART_BYTES = {"cpu": 2**24, "cuda": 2**28}
+PART_BYTES = {"cpu": 2**26, "cuda": 2**28}
 TRIED_SITES = 8  # of a row, on which parts are compared with the whole, and answers with those before
 
 

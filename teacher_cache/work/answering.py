@@ -27,8 +27,7 @@ from storage.format.specs import DatasetSpec, TeacherSpec
 from storage.inputs import inputs_of
 from storage.tasks import task_of
 from teacher_cache.teachers.model import TooLarge
-from teacher_cache.work.checks import check_classes, finite_rows, logits_right, refuse_probabilities
-from teacher_cache.work.rows import encode_rows
+from teacher_cache.work.checks import check_classes, finite_rows, refuse_probabilities
 from teacher_cache.work.telling import rows_done
 
 if TYPE_CHECKING:
@@ -360,14 +359,15 @@ class _Batch(NamedTuple):
         check_classes(logits_PV, labels_P, spec, self.dataset)
         if self.first and at.start == 0:
             refuse_probabilities(logits_PV, spec)
-        encoded = encode_rows(spec.encoding, logits_PV, labels_P, keys_P, spec.num_classes)
+        encoded, told = spec.encoding.encode_and_tell(
+            logits_PV, num_classes=spec.num_classes, labels_B=labels_P, keys_B=keys_P
+        )
         in_range = {
             name: finite_rows(v, bf16=name in spec.encoding.bf16_arrays, but_never=name == LOGITS)
             for name, v in encoded.items()
         }
-        classes_PC = logits_PV[:, : spec.num_classes]  # what pads a vocabulary is no class
-        said = _said(classes_PC, labels_P) | {"never": _never(classes_PC)}
-        return encoded, said, {"logits": logits_right(logits_PV, spec.num_classes)}, in_range
+        said = told._asdict()
+        return encoded, said, {"logits": said.pop("right")}, in_range
 
     def _spread(self, values_P: Tensor) -> Tensor:
         """Return what was said of answered sites at their places among all of the batch, (B, *sites), 0 elsewhere."""
@@ -388,32 +388,3 @@ def _answered(sites: dict[str, Tensor], labels: Tensor) -> dict[str, Tensor]:
     nats = -sites["label_log_probability"].double().masked_fill(~known, 0.0)
     counts = {"labelled": known, "correct": known & (sites["top"] == labels), "nats": nats}
     return {name: values.reshape(len(labels), -1).sum(1) for name, values in counts.items()}
-
-
-def _never(logits_PC: Tensor) -> Tensor:
-    """Return which sites have a class that can never be, bool (P,)."""
-    from storage.encodings.never import far_below
-
-    return far_below(*logits_PC.aminmax(dim=-1))
-
-
-def _said(logits_PC: Tensor, labels_P: Tensor) -> dict[str, Tensor]:
-    """Return top class, its probability, entropy (nats) and log-probability of the label, (P,) each.
-
-    Args:
-        logits_PC: −inf where a class can never be.
-        labels_P: of no meaning where they are −1.
-    """
-    import torch
-
-    from storage.targets.soft import NEVER
-
-    log_total = logits_PC.logsumexp(-1)
-    top = logits_PC.max(dim=-1)
-    log_p = logits_PC - log_total[..., None]
-    return {
-        "top": top.indices,
-        "top_probability": (top.values - log_total).exp(),
-        "entropy": -(log_p.exp() * log_p.masked_fill(log_p == -torch.inf, 0.0)).sum(-1),  # 0 · log 0 is 0
-        "label_log_probability": log_p.gather(-1, labels_P.clamp(min=0)[..., None])[..., 0].clamp(min=NEVER),
-    }

@@ -61,14 +61,10 @@ def refuse_probabilities(logits_BC: Tensor, spec: TeacherSpec) -> None:
         )
 
 
-def logits_right(logits_BV: Tensor, num_classes: int) -> Tensor:
-    """Return which rows of logits (B, …, V) are answers, (B,) bool: neither NaN nor +∞, and some class that can be.
-
-    What pads a vocabulary may be −∞, but nothing that would be the top class.
-    """
-    return finite_rows(logits_BV[..., :num_classes].amax(-1, keepdim=True)) & finite_rows(
-        logits_BV.amax(-1, keepdim=True)
-    )
+def logits_right(logits_NV: Tensor, num_classes: int) -> Tensor:
+    """Return which rows of logits are answers, (N,) bool, by a look of their own: as `encodings.base.Told.right`."""
+    classes_N, all_N = logits_NV[:, :num_classes].amax(1), logits_NV.amax(1)
+    return classes_N.isfinite() & all_N.isfinite()
 
 
 def finite_rows(values_B: Tensor, *, bf16: bool = False, but_never: bool = False) -> Tensor:
@@ -83,8 +79,11 @@ def finite_rows(values_B: Tensor, *, bf16: bool = False, but_never: bool = False
 
     if bf16:
         values_B = values_B.view(torch.bfloat16)
-    right_B = values_B.isfinite()
-    return (right_B | (values_B == -torch.inf) if but_never else right_B).flatten(1).all(dim=1)
+    if not values_B.dtype.is_floating_point or not values_B.numel():
+        return torch.ones(len(values_B), dtype=torch.bool, device=values_B.device)
+    lowest_B, highest_B = values_B.reshape(len(values_B), -1).aminmax(dim=1)  # either is NaN where any is
+    right_B = highest_B < torch.inf
+    return right_B if but_never else right_B & (lowest_B > -torch.inf)
 
 
 def refuse_shard(finite: dict[str, Tensor], in_range: dict[str, Tensor], work: AskWork, answered_S: np.ndarray) -> None:

@@ -12,10 +12,11 @@
 Dense targets serve every temperature, so any may be asked for; of sparse ones, only temperatures that were declared,
 and statistics only if they were kept. A nucleus cut `p` stays as it is; draws may be dropped, never made anew.
 
-From dense fp32, what comes out is byte for byte what the teacher's own build would have stored. From anything else it
+From dense fp32, what comes out is byte for byte what the teacher's own build would have stored; its tables, which stay
+as they are, would differ by rounding. From anything else it
 is what that holds: rounded twice, and statistics of the rounded logits, unless they are copied.
 
-Shapes: B rows, C classes, K kept classes, J of them stay, T and U temperatures.
+Shapes: N sites, B rows or sites, C classes, K kept classes, J of them stay, T and U temperatures.
 """
 
 from __future__ import annotations
@@ -81,34 +82,30 @@ def convert(
     found: AnyEncoding,
     wanted: AnyEncoding,
     *,
-    labels: Tensor,
-    keys: Tensor,
+    labels_N: Tensor,
+    keys_N: Tensor,
     num_classes: int,
 ) -> dict[str, Tensor]:
     """Return the arrays of another encoding, for which `refusal` is None.
 
     Args:
-        arrays: as stored, (B, *sites, …).
+        arrays: as stored, (N, …).
         found, wanted: encodings.
-        labels: int64, (B, *sites).
-        keys: of draws, likewise (`teacher_cache.work.rows.draw_keys`).
+        labels_N: int64.
+        keys_N: of draws (`teacher_cache.work.rows.draw_keys`).
         num_classes: C.
     """
-    from teacher_cache.work.rows import encode_rows
-
     if found == wanted:
         return arrays  # byte for byte, even where decoding and encoding would round again
-    flat = {name: values.flatten(0, labels.ndim - 1) for name, values in arrays.items()}
     if isinstance(found, SparseEncoding):
         assert isinstance(wanted, SparseEncoding)
-        fewer = _fewer(flat, found, wanted, num_classes)
-        return {name: values.unflatten(0, labels.shape) for name, values in fewer.items()}
-    logits = found.decode(flat, num_classes).logits_BC.unflatten(0, labels.shape)
-    encoded = encode_rows(wanted, logits, labels, keys, num_classes)
+        return _fewer(arrays, found, wanted, num_classes)
+    logits_NC = found.decode(arrays, num_classes).logits_BC
+    encoded = wanted.encode(logits_NC, num_classes=num_classes, labels_B=labels_N, keys_B=keys_N)
     if isinstance(wanted, DenseEncoding) and wanted.dtype == found.dtype:
         encoded |= {name: arrays[name] for name in wanted.array_names(())}  # 8 bits of 8 bits would not be the same
     if found.dtype != "fp32" and _declared(found, wanted):  # of fp32 they are the teacher's own, to the last bit
-        encoded |= {name: v.unflatten(0, labels.shape) for name, v in _statistics(flat, found, wanted).items()}
+        encoded |= _statistics(arrays, found, wanted)
     return encoded
 
 

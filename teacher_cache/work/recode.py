@@ -126,8 +126,8 @@ def _converted(
                 {name: values[batch].to(device) for name, values in stored.items()},
                 richer.encoding,
                 spec.encoding,
-                labels=labels_P[batch].to(device),
-                keys=keys_P[batch].to(device),
+                labels_N=labels_P[batch].to(device),
+                keys_N=keys_P[batch].to(device),
                 num_classes=spec.num_classes,
             )
             yield {name: values.cpu().numpy() for name, values in encoded.items()}

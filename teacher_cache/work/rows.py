@@ -13,7 +13,6 @@ import numpy as np
 
 from storage.cache import Cache
 from storage.digests import sample_keys
-from storage.encodings import AnyEncoding
 from storage.format.committing import read_stored
 from storage.format.shards import Commit, ShardKey
 from storage.format.specs import DatasetSpec, TeacherSpec
@@ -43,23 +42,6 @@ def draw_keys(dataset: DatasetSpec, readable: Readable, view: str, labels: Tenso
     # Of another view a sample has other draws: over all views of an epoch they average out.
     keys_B = readable.keys_B if view == PLAIN else readable.keys_B ^ sample_keys([view])
     return task_of(dataset).site_keys(torch.from_numpy(keys_B), labels.shape[1:])
-
-
-def encode_rows(
-    encoding: AnyEncoding, logits: Tensor, labels: Tensor, keys: Tensor, num_classes: int
-) -> dict[str, Tensor]:
-    """Return the arrays of an encoding for some rows, (B, *sites, …).
-
-    Args:
-        encoding: how to store them.
-        logits: float32, (B, *sites, V).
-        labels: int64, (B, *sites), −1 where there is none, on the same device.
-        keys: of draws, likewise (`draw_keys`).
-        num_classes: C ≤ V.
-    """
-    keys_N = keys.to(logits.device).flatten()  # an encoding knows no rows: each site is stored by itself
-    encoded = encoding.encode(logits.flatten(0, -2), num_classes=num_classes, labels_B=labels.flatten(), keys_B=keys_N)
-    return {name: values.unflatten(0, logits.shape[:-1]) for name, values in encoded.items()}
 
 
 def lay_down(values_P: np.ndarray, answered_S: np.ndarray, spec: TeacherSpec) -> Stored:

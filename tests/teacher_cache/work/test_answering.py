@@ -17,7 +17,6 @@ from storage.format.specs import DatasetSpec, TeacherSpec
 from storage.views import PLAIN
 from teacher_cache.teachers.model import Teacher
 from teacher_cache.teachers.options import TeacherOptions
-from teacher_cache.work import answering
 from teacher_cache.work.answering import Question, ShardAnswers, answer_rows
 from tests.teacher_cache.toys import Silent, build, contents, teacher_section, write_digits, write_job, write_teacher
 
@@ -83,21 +82,21 @@ def test_a_thread_that_encodes_beside_the_teacher_gives_the_same_bytes(asking: A
 def test_the_teacher_is_at_the_next_batch_while_the_last_is_encoded(
     asking: Asking, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    begun, forward, encode = threading.Semaphore(0), Teacher.hear, answering.encode_rows
+    begun, forward, encode = threading.Semaphore(0), Teacher.hear, DenseEncoding.encode_and_tell
     patience: list[bool] = []
 
     def asked(self: Teacher, *arguments: Any) -> Any:
         begun.release()
         return forward(self, *arguments)
 
-    def encoded(*arguments: Any) -> Any:
+    def encoded(*arguments: Any, **named: Any) -> Any:
         if not patience:  # of the first batch
             # it and the next are asked about before this ends
             patience.extend(begun.acquire(timeout=30) for _ in range(2))
-        return encode(*arguments)
+        return encode(*arguments, **named)
 
     monkeypatch.setattr(Teacher, "hear", asked)
-    monkeypatch.setattr(answering, "encode_rows", encoded)
+    monkeypatch.setattr(DenseEncoding, "encode_and_tell", encoded)
     asking(beside=True)
     assert patience == [True, True]
 
@@ -113,14 +112,14 @@ def test_a_batch_that_does_not_fit_is_asked_about_in_halves(asking: Asking, besi
 def test_a_batch_whose_encoding_does_not_fit_is_asked_about_in_halves(
     asking: Asking, beside: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    encode, small = answering.encode_rows, asking(beside=beside, batch_size=6)[1]
+    encode, small = DenseEncoding.encode_and_tell, asking(beside=beside, batch_size=6)[1]
 
-    def tight(encoding: Any, logits: torch.Tensor, *arguments: Any) -> Any:
+    def tight(encoding: DenseEncoding, logits: torch.Tensor, **named: Any) -> Any:
         if len(logits) > 6:
             raise torch.OutOfMemoryError("CUDA out of memory.")
-        return encode(encoding, logits, *arguments)
+        return encode(encoding, logits, **named)
 
-    monkeypatch.setattr(answering, "encode_rows", tight)
+    monkeypatch.setattr(DenseEncoding, "encode_and_tell", tight)
     teacher, found = asking(beside=beside, batch_size=12)
     assert teacher.batch_size == 6
     assert found.encoded.keys() == small.encoded.keys()
