@@ -15,6 +15,7 @@ from student_train.options.sections import FleetOptions
 from student_train.preparing.request import Request
 from student_train.run_files.records import RunRecord
 from student_train.running.events import EpochDone, Event, StudentFinished, WithinEpoch
+from student_train.running.tracking.listening import epoch_points
 from student_train.running.train import train_students
 from tests.student_train.running.test_loop import stop_after, train, weights
 from tests.student_train.toys import KD, LABELS, request_of, student
@@ -160,3 +161,18 @@ def test_the_seconds_of_evaluations_are_those_of_the_run(toy_cache: Cache, tmp_p
     assert rows == pytest.approx([128, 64, 64, 128, 64])  # of 32 a step, since the evaluation before
     assert isinstance(record, RunRecord)
     assert record.seconds > found["seconds"].sum()
+
+
+def test_trackers_are_told_each_step_once(toy_cache: Cache, tmp_path: Path) -> None:
+    told: list[int] = []
+    ends: list[int] = []
+
+    def listen(event: Event) -> None:
+        if isinstance(event, EpochDone | WithinEpoch):
+            points = epoch_points(tmp_path / "a", event.metrics, ends[-1] if ends else 0)
+            told.extend(point.step for point in points if point.tag == "step/train_loss")
+            ends.extend(point.step for point in points if point.tag == "epoch/train_loss")
+
+    train(toy_cache, tmp_path, student(**ALL_OF_IT), report=listen)
+    assert told == list(range(1, 2 * EPOCH + 3))
+    assert ends == [4, EPOCH, 8, 2 * EPOCH, 2 * EPOCH + 2]
