@@ -100,7 +100,7 @@ def train(model: LlamaForCausalLM, rows: list[list[int]], epochs: int) -> None:
         print(f"epoch {epoch + 1} of {epochs}: {total / len(rows):.3f} nats a token", flush=True)
 
 
-def main(source: Path, folder: Path, epochs: int = 4) -> None:
+def main(source: Path, folder: Path, epochs: int = 3) -> None:
     """Write the dialogues, and train and save the teacher."""
     torch.manual_seed(0)
     logging.disable_progress_bar()
