@@ -192,3 +192,29 @@ def test_a_feature_that_is_no_vector_of_each_token_is_refused() -> None:
 
     with pytest.raises(BadTeacher, match="not one tensor with a vector for each token"):
         ask(Pooled(), question(), features={"f": FeatureEncoding(layer="pool")})
+
+
+def test_rows_of_like_length_run_together_without_padding_and_a_shards_bytes_repeat() -> None:
+    dataset = DATASET.model_copy(update={"uses": ("own_length",)})
+    lengths = [3, 12, 5, 1, 9, 7, 2, 12, 4]
+    asked = question(labelled=0.8)
+    behind = torch.arange(LENGTH) >= torch.tensor(lengths)[:, None]
+    asked = asked._replace(shown=asked.shown.masked_fill(behind, -1), labels=asked.labels.masked_fill(behind, -1))
+    widths: list[tuple[int, int]] = []
+
+    def said(batch_size: int) -> Tensor:
+        model = TwoParts()
+        told = TeacherOptions.model_validate({"name": "t", "factory": "m.py:f", "batch_size": batch_size})
+        teacher = Teacher(told, model, torch.device("cpu"))
+        spec = TeacherSpec(name="t", model={}, num_classes=IDS, encoding=DenseEncoding(), features={})
+        answer_rows(teacher, asked, spec, dataset, beside=False)  # tries what it is
+        model.body.register_forward_hook(lambda _, inputs, __: widths.append(tuple(inputs[0].shape)))
+        return answer_rows(teacher, asked, spec, dataset, beside=False).encoded["logits"]
+
+    found = [said(3), said(3), said(2)]
+    assert widths[:3] == [(3, 12), (3, 7), (3, 3)]  # the longest first, each batch as long as its longest
+    assert torch.equal(found[0], found[1])
+    torch.testing.assert_close(found[2], found[0], rtol=1e-5, atol=1e-5)
+    with torch.inference_mode():
+        whole = TwoParts()(asked.shown.clamp(min=0).long())
+    torch.testing.assert_close(found[0], whole[asked.labels >= 0])
