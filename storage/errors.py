@@ -199,6 +199,14 @@ def si(number: float, unit: str = "") -> str:
     return f"{number:.3g} P{unit}"
 
 
+def duration(seconds: float) -> str:
+    """Return a length of time with two digits or so: 0.8 s, 90 s, 25 min, 3.5 h, 4.2 days."""
+    for unit, length in (("days", 86400), ("h", 3600), ("min", 60)):
+        if seconds >= 2 * length:
+            return f"{seconds / length:.2g} {unit}" if seconds < 100 * length else f"{seconds / length:.0f} {unit}"
+    return f"{seconds:.2g} s" if seconds < 10 else f"{seconds:.0f} s"
+
+
 def gib(num_bytes: float) -> str:
     """Return bytes of memory as messages write them.
 

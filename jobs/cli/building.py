@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -16,6 +16,7 @@ from jobs.cluster.pools import Pool, Pools, lay_out, visible_gpus
 from jobs.files.cluster_options import BuildClusterOptions, num_processors, threads_of_environment
 from jobs.show import terminal
 from storage.errors import BadRequest, WorkerDied, si
+from storage.tasks import task_of
 from teacher_cache.building.runners import Result, Runner, run_inline
 from teacher_cache.building.stages import BuildReport
 from teacher_cache.work.perform import perform
@@ -23,6 +24,9 @@ from teacher_cache.work.pieces import IngestWork, Work, waited_s
 
 if TYPE_CHECKING:
     from distributed import Client
+
+    from storage.encodings import Encoding
+    from teacher_cache.building.prepared import Stage
 
 SHOWN_QUARANTINED = 20  # a screen; --json lists all
 
@@ -112,8 +116,8 @@ def _run(client: Client, limit_s: float | None, todo: Iterable[Work]) -> Generat
     yield from run_work(client, act, crashed, places=alone)
 
 
-def print_report(cache: str, report: BuildReport, as_json: bool) -> None:
-    """Print what a build did, and what it could not do."""
+def print_report(cache: str, report: BuildReport, as_json: bool, stages: Sequence[Stage] = ()) -> None:
+    """Print what a build did, what it could not do, and which losses the encodings of its stages serve."""
     if as_json:
         terminal.print_json(
             {
@@ -128,6 +132,7 @@ def print_report(cache: str, report: BuildReport, as_json: bool) -> None:
                 "classes": report.classes,
                 "repeats": report.repeats,
                 "teachers": [standing.as_values() for standing in report.standings],
+                "serves": _served(stages) if report.built else {},
                 "quarantined": {name: rows.to_dicts() for name, rows in report.quarantined.items()},
                 "exit_code": report.exit_code,
             }
@@ -144,6 +149,8 @@ def print_report(cache: str, report: BuildReport, as_json: bool) -> None:
         terminal.out.print(line, markup=False)
     for standing in report.standings:
         terminal.out.print(standing.note, markup=False)
+    for line in _served_lines(stages) if report.built else ():
+        terminal.out.print(line, markup=False)
     for name, rows in report.quarantined.items():
         terminal.out.print(
             f"{name}: {len(rows)} of its samples cannot be read and are left out; mend them and build again",
@@ -158,3 +165,29 @@ def print_report(cache: str, report: BuildReport, as_json: bool) -> None:
             terminal.out.print(
                 f"{len(shards)} shards {kind}; the reasons are above. The same command tries them again."
             )
+
+
+def _encodings(stages: Sequence[Stage]) -> dict[str, tuple[Encoding, str]]:
+    """Return each teacher's encoding and task, by its name; by dataset too where it has several."""
+    found: dict[str, dict[str, tuple[Encoding, str]]] = {}
+    for stage in stages:
+        if stage.teacher is not None:
+            dataset = stage.dataset.spec
+            found.setdefault(stage.teacher.name, {})[dataset.name] = stage.teacher.encoding, task_of(dataset).name
+    named: dict[str, tuple[Encoding, str]] = {}
+    for teacher, by_dataset in found.items():
+        alike = len({repr(each) for each in by_dataset.values()}) == 1
+        named |= {teacher if alike else f"{dataset}/{teacher}": each for dataset, each in by_dataset.items()}
+    return named
+
+
+def _served(stages: Sequence[Stage]) -> dict[str, dict[str, object]]:
+    from jobs.show.serving import losses_served  # whose losses are torch's
+
+    return {name: losses_served(*each)._asdict() for name, each in _encodings(stages).items()}
+
+
+def _served_lines(stages: Sequence[Stage]) -> list[str]:
+    from jobs.show.serving import served_lines
+
+    return [line for name, each in _encodings(stages).items() for line in served_lines(name, *each)]

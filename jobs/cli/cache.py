@@ -90,7 +90,7 @@ def build(
                     report = run_build(prepared, runner, watch)
             else:
                 report = run_build(prepared, run_inline, watch)  # no work, no cluster
-        print_report(request.cache, report, as_json)
+        print_report(request.cache, report, as_json, prepared.stages)
         return report.exit_code
 
     terminal.run(action, as_json=as_json)

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterator
 from typing import Any
 
 from rich import box
 from rich.table import Table
 from rich.text import Text
 
+from jobs.show.serving import losses_served, served_lines
 from jobs.show.terminal import out
 from storage.cache.standing import near_chance
+from storage.encodings import AnyEncoding
 from storage.encodings.naming import as_toml, short_name
-from storage.errors import si
+from storage.errors import duration, si
 from teacher_cache.pilot.ladder import DRAW_SETS, is_unbiased
 from teacher_cache.pilot.pilot import Pilot, PilotRequest, Trial
 
@@ -26,15 +30,42 @@ def print_pilot(pilot: Pilot, request: PilotRequest) -> None:
     _say(f"teacher {pilot.teacher} over {', '.join(pilot.datasets)}: {pilot.num_classes} classes")
     _say(f"{pilot.rows_measured} of {pilot.rows} {one}s{views}, {rate} {one}s/s ({pilot.device})")
     if pilot.standing is not None:
-        _say(near_chance(pilot.standing) if pilot.is_near_chance else pilot.standing)
+        _say(near_chance(pilot.standing, pilot.look_at) if pilot.is_near_chance else pilot.standing)
     out.print(_table(pilot))
     for line in _legend(pilot):
         _say(line)
     for encoding, reason in pilot.skipped:
         _say(f"left out: {short_name(encoding)}: {reason}")
     out.print()
+    best, own = pilot.recommended, _own(pilot)
+    _say_recommended(pilot)
+    for line in served_lines(short_name(_chosen(pilot)), _chosen(pilot), pilot.task):
+        _say(line)
+    shown = {"recommended": best, "the job's own": None if best == own else own}
+    for title, trial in shown.items():
+        if trial is not None:
+            _say(f"{title}: {_worth(trial, request)}")
+    for line in _notes(pilot):
+        _say(line)
+    out.print()
+
+
+def _chosen(pilot: Pilot) -> AnyEncoding:
+    """Return the encoding that is recommended, or else the job's own."""
+    return pilot.own if pilot.recommended is None else pilot.recommended.encoding
+
+
+def _say_recommended(pilot: Pilot) -> None:
+    """Tell which encoding is recommended, or why none is."""
     best = pilot.recommended
-    if best is None:
+    if best is None and pilot.is_nearly_uniform:
+        _say(
+            f"nothing is recommended: teacher {pilot.teacher} is nearly uniform, its entropy {pilot.entropy:.2f} "
+            f"of at most {math.log(pilot.num_classes):.2f} nats. What it says is in no few classes: to store it takes "
+            f"many times the bytes, for little to learn. Look at {pilot.look_at}; until then the job's own encoding "
+            "will do"
+        )
+    elif best is None:
         smallest = min((trial.fidelity.kl for trial in pilot.trials if trial.fidelity.kl is not None), default=None)
         nearest = "" if smallest is None else f"; the nearest has {smallest:.2g}"
         _say(f"no encoding is within max_kl = {pilot.max_kl:g}{nearest}. Raise it in [fidelity]")
@@ -43,24 +74,28 @@ def print_pilot(pilot: Pilot, request: PilotRequest) -> None:
     else:
         _say(f"recommended, the smallest within max_kl = {pilot.max_kl:g}; in [[teacher]] {pilot.teacher} write")
         _say(f"  {as_toml(best.encoding)}")
-    shown = {"recommended": best, "the job's own": _own(pilot)}
-    if best is not None and best.encoding == pilot.own:
-        del shown["the job's own"]
-    for title, trial in shown.items():
-        if trial is not None:
-            _say(f"{title}: {_worth(trial, request)}")
+
+
+def _notes(pilot: Pilot) -> Iterator[str]:
+    """Yield what is to be weighed against the recommendation."""
+    best, cheaper = pilot.recommended, pilot.cheaper
+    if best is not None and cheaper is not None:
+        yield (
+            f"note: that is {best.bytes_per_row / cheaper.bytes_per_row:.0f} times the bytes of "
+            f"{short_name(cheaper.encoding)}, whose KL is {cheaper.fidelity.kl:.2g}; max_kl in [fidelity] weighs one "
+            "against the other, and students of either tell"
+        )
     if best is not None and best.fidelity.gradients[1.0].degrees > FAR_DEGREES:
-        _say(
+        yield (
             f"note: at this KL the gradient is still {best.fidelity.gradients[1.0].degrees:.0f}° off; "
             f"a lower max_kl in [fidelity] asks for more"
         )
     unjudged = [trial for trial in pilot.trials if is_unbiased(trial.encoding)]
     if unjudged and (best is None or unjudged[0].bytes_per_row < best.bytes_per_row):
-        _say(
+        yield (
             f"note: {short_name(unjudged[0].encoding)} of {unjudged[0].bytes_per_row:.3g} B is unbiased: "
             "KL cannot judge draws, its angles can"
         )
-    out.print()
 
 
 def as_values(pilot: Pilot, request: PilotRequest) -> dict[str, Any]:
@@ -83,20 +118,26 @@ def as_values(pilot: Pilot, request: PilotRequest) -> dict[str, Any]:
         "calibration_error": pilot.calibration,
         "standing": pilot.standing,
         "is_near_chance": pilot.is_near_chance,
+        "entropy": pilot.entropy,
+        "task": pilot.task,
+        "is_nearly_uniform": pilot.is_nearly_uniform,
+        "foretold_s": pilot.foretold_s,
+        "took_s": pilot.took_s,
         "feature_bytes_per_row": pilot.feature_bytes_per_row,
         "recommended": None if best is None else short_name(best.encoding),
         "write": None if best is None else as_toml(best.encoding),
-        "encodings": [_trial_values(trial, trial.encoding == pilot.own) for trial in pilot.trials],
+        "encodings": [_trial_values(trial, pilot.task, trial.encoding == pilot.own) for trial in pilot.trials],
         "skipped": [{"name": short_name(encoding), "reason": reason} for encoding, reason in pilot.skipped],
     }
 
 
-def _trial_values(trial: Trial, own: bool) -> dict[str, Any]:
+def _trial_values(trial: Trial, task: str, own: bool) -> dict[str, Any]:
     fidelity, worth = trial.fidelity, trial.worth
     return {
         "name": short_name(trial.encoding),
         "encoding": trial.encoding.model_dump(mode="json"),
         "own": own,
+        "serves": losses_served(trial.encoding, task)._asdict(),
         "unbiased": is_unbiased(trial.encoding),
         "bytes_per_row": trial.bytes_per_row,
         "kl": fidelity.kl,
@@ -175,14 +216,6 @@ def _worth(trial: Trial, request: PilotRequest) -> str:
         else f"pays from {worth.students} student{'s' * (worth.students != 1)} of {request.epochs} epochs on"
     )
     return f"{si(worth.bytes, 'B')}, {duration(worth.build_s)} with {workers};\n  {pays}"
-
-
-def duration(seconds: float) -> str:
-    """Return a length of time with two digits or so: 0.8 s, 90 s, 25 min, 3.5 h, 4.2 days."""
-    for unit, length in (("days", 86400), ("h", 3600), ("min", 60)):
-        if seconds >= 2 * length:
-            return f"{seconds / length:.2g} {unit}" if seconds < 100 * length else f"{seconds / length:.0f} {unit}"
-    return f"{seconds:.2g} s" if seconds < 10 else f"{seconds:.0f} s"
 
 
 def _own(pilot: Pilot) -> Trial | None:

@@ -14,7 +14,7 @@ import polars as pl
 
 from storage.cache.catalogue import Catalogue
 from storage.format.ledger import Ledger, two_classes
-from storage.tasks import task_of
+from storage.tasks import Task, task_of
 from storage.tasks.base import Answered
 from storage.views import PLAIN
 
@@ -30,6 +30,7 @@ class Standing(NamedTuple):
         answered: what its labelled sites amount to; None of a cache whose commits do not say.
         text: in words, beside chance.
         is_near_chance: whether it is hardly better, so that something is probably wrong.
+        look_at: then, with what.
     """
 
     dataset: str
@@ -38,6 +39,7 @@ class Standing(NamedTuple):
     answered: Answered | None
     text: str
     is_near_chance: bool
+    look_at: str = Task.look_at
 
     def as_values(self) -> dict[str, Any]:
         """Return it as JSON."""
@@ -48,16 +50,12 @@ class Standing(NamedTuple):
         """Return a line for whoever built the cache, or is about to train from it."""
         if not self.is_near_chance:
             return f"{self.dataset}/{self.teacher}: {self.text}"
-        return near_chance(self.text, f"{self.dataset}/{self.teacher} is ")
+        return near_chance(self.text, self.look_at, f"{self.dataset}/{self.teacher} is ")
 
 
-def near_chance(text: str, who: str = "") -> str:
+def near_chance(text: str, look_at: str, who: str = "") -> str:
     """Return a warning of a teacher that is hardly better than chance, with what is to be looked at."""
-    return (
-        f"warning: {who}near chance: {text}; "
-        "look at what it is given: mean and std, the dataset's size, the order of classes; of text the tokenizer and "
-        "the chat template"
-    )
+    return f"warning: {who}near chance: {text}; look at {look_at}"
 
 
 def standings(catalogue: Catalogue, ledger: Ledger) -> list[Standing]:
@@ -71,13 +69,13 @@ def standings(catalogue: Catalogue, ledger: Ledger) -> list[Standing]:
         commits, labels = ledger.of(dataset, teacher, view), ledger.labels(dataset)
         if commits["labelled"].null_count():
             text = "unknown beside chance: its shards were built before that was kept"
-            found.append(Standing(dataset, teacher, view, None, text, False))
+            found.append(Standing(dataset, teacher, view, None, text, False, task.look_at))
         elif labelled := int(commits["labelled"].sum()):
             answered = Answered(labelled, int(commits["correct"].sum()), float(commits["nats"].sum()))
             text, is_near_chance = task.standing(answered, task.num_classes(spec), labels)
             if spec.source.get("validation"):  # commits hold sums over all rows
                 text += "; over train and validation, and a teacher trained on the former is better there"
-            found.append(Standing(dataset, teacher, view, answered, text, is_near_chance))
+            found.append(Standing(dataset, teacher, view, answered, text, is_near_chance, task.look_at))
     return found
 
 

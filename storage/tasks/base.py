@@ -70,6 +70,7 @@ class Task(ABC):
         label_array: the ingest's array that holds labels; None where a label is a column of the sample table.
         padded_classes: whether a teacher may give more logits than there are classes; the rest pads a vocabulary.
         figure: by which models are compared: "accuracy", or "cross_entropy" in nats, of which less is better.
+        look_at: what is probably wrong with a teacher that is hardly better than chance.
         pooled_features: whether a teacher's features may be pooled over the axes behind the first two.
     """
 
@@ -81,6 +82,7 @@ class Task(ABC):
     padded_classes: ClassVar[bool]
     pooled_features: ClassVar[bool]
     figure: ClassVar[str] = "accuracy"
+    look_at: ClassVar[str] = "the teacher's mean and std, at the dataset's size and at the order of classes"
 
     @abstractmethod
     def num_classes(self, dataset: DatasetSpec) -> int:

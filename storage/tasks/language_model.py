@@ -32,6 +32,7 @@ class LanguageModel(Task):
     label_array: ClassVar[str] = "labels"
     padded_classes = True  # models round their vocabulary up, for the sake of the hardware
     figure = "cross_entropy"
+    look_at = "whether teacher and dataset have one tokenizer, at the template of texts and at the teacher's weights"
     pooled_features = False  # a feature is a vector of each position
 
     def num_classes(self, dataset: DatasetSpec) -> int:

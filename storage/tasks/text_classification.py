@@ -12,3 +12,4 @@ class TextClassification(OneClass):
 
     name: ClassVar[Literal["text_classification"]] = "text_classification"
     inputs = ("texts",)
+    look_at = "whether teacher and dataset have one tokenizer, at the order of classes and at the teacher's weights"

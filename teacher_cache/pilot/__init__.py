@@ -2,6 +2,7 @@
 
 pilot.py      the story
 rows.py       which rows, read straight from the source
+foretell.py   how long all of it will take, told before it is done
 answers.py    what the teacher says of them, and how fast
 ladder.py     which encodings are tried
 cost.py       what one takes of a row: bytes, and seconds to make and to read

@@ -6,7 +6,7 @@ Shapes: B rows of a batch, N sites measured, V columns of logits.
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 from storage.cache.watcher import Watcher
@@ -63,28 +63,17 @@ def ask(
         BadTeacher: what it says is no logits of the dataset's classes, or not finite.
         MissingSource: no row can be read.
     """
-    import torch
-
-    from teacher_cache.pilot.fidelity import PilotAnswers
-
-    # Reversed, so that of several views of a dataset the first stays.
-    firsts = {stage.dataset.spec.name: stage for stage in reversed(stages)}
-    total = sum(num_sites(stage.dataset) for stage in firsts.values())
     parts: list[TimedAnswers] = []
     per_row: dict[str, float] = {}
-    for name, stage in sorted(firsts.items()):
-        share = max(MIN_ROWS_OF_A_DATASET, round(wanted * num_sites(stage.dataset) / total))
+    for stage, share in shares_of(stages, wanted):
+        name = stage.dataset.spec.name
         rows = read_spread(stage, share)
-        watcher.begin(f"{options.name}: {name}", len(rows.shown_B))
+        watcher.begin(f"{options.name}: {stage.dataset.spec.name}", len(rows.shown_B))
         chosen_N = choose_sites(task_of(stage.dataset.spec), rows.labels, share)
-        parts += _ask_rows(teacher, options, stage, rows, chosen_N, watcher)
+        parts += ask_rows(teacher, options, stage, rows, chosen_N, watcher.advance)
         per_row[name] = int(task_of(stage.dataset.spec).answered_sites(rows.labels).sum()) / len(rows.labels)
-    joined = [
-        torch.cat([getattr(part.answers, field) for part in parts]) for field in ("logits_NV", "labels_N", "keys_N")
-    ]
-    answers = PilotAnswers(joined[0], parts[0].answers.num_classes, joined[1], joined[2])
     return TimedAnswers(
-        answers,
+        joined([part.answers for part in parts]),
         seconds=sum(part.seconds for part in parts),
         sites=sum(part.sites for part in parts),
         feature_bytes=sum(part.feature_bytes for part in parts),
@@ -92,16 +81,47 @@ def ask(
     )
 
 
-def _ask_rows(
-    teacher: Teacher, options: TeacherOptions, stage: Stage, rows: SpreadRows, chosen_N: Tensor, watcher: Watcher
+def shares_of(stages: Sequence[Stage], wanted: int) -> list[tuple[Stage, int]]:
+    """Return the first view of each dataset, by name, and how many of the wanted sites are of it."""
+    # Reversed, so that of several views of a dataset the first stays.
+    firsts = {stage.dataset.spec.name: stage for stage in reversed(stages)}
+    total = sum(num_sites(stage.dataset) for stage in firsts.values())
+    return [
+        (stage, max(MIN_ROWS_OF_A_DATASET, round(wanted * num_sites(stage.dataset) / total)))
+        for _, stage in sorted(firsts.items())
+    ]
+
+
+def joined(parts: Sequence[PilotAnswers]) -> PilotAnswers:
+    """Return the answers of all batches as one."""
+    import torch
+
+    from teacher_cache.pilot.fidelity import PilotAnswers
+
+    logits_NV, labels_N, keys_N = (
+        torch.cat([getattr(part, field) for part in parts]) for field in ("logits_NV", "labels_N", "keys_N")
+    )
+    return PilotAnswers(logits_NV, parts[0].num_classes, labels_N, keys_N)
+
+
+def ask_rows(
+    teacher: Teacher,
+    options: TeacherOptions,
+    stage: Stage,
+    rows: SpreadRows,
+    chosen_N: Tensor,
+    tick: Callable[[int], None] | None = None,
 ) -> list[TimedAnswers]:
-    """Return the answers to the rows of one dataset, batch by batch."""
+    """Return the answers to the rows of one dataset, batch by batch, with a `tick` of how many after each.
+
+    Without one they are asked to be timed, and the first batch, which pays for what is set up once, is no other.
+    """
     import torch
 
     per_row, dataset = rows.labels[0].numel(), stage.dataset.spec  # of rows of their own length, as the longest here
     task = task_of(dataset)
-    # the first batch pays for what is set up once
-    teacher.hear(rows.shown_B[:WARM_UP_ROWS], task.answered_sites(rows.labels[:WARM_UP_ROWS]), dataset)
+    if tick is not None:  # the first batch pays for what is set up once
+        teacher.hear(rows.shown_B[:WARM_UP_ROWS], task.answered_sites(rows.labels[:WARM_UP_ROWS]), dataset)
     assert stage.spec is not None
     parts, start, classes = [], 0, stage.spec.num_classes
     for batch in map(SpreadRows, *(values.split(teacher.batch_size) for values in rows)):
@@ -128,7 +148,8 @@ def _ask_rows(
         answers = _checked(torch.cat(parts_NV), batch, inside_N, stage)
         parts.append(TimedAnswers(answers, seconds, sites, feature_bytes, {}))
         start = stop
-        watcher.advance(len(batch.shown_B))
+        if tick is not None:
+            tick(len(batch.shown_B))
     return parts
 
 

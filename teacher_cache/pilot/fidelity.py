@@ -25,7 +25,7 @@ from storage.targets.soft import NEVER, DenseTargets, SoftTargets, SparseTargets
 from storage.tasks.base import MOST_COUNTED, Answered, Task
 from teacher_cache.pilot.ladder import DRAW_SETS
 
-BLOCK_ELEMENTS = 2**24  # of logits; 128 MiB in float64, and several such at a time
+BLOCK_ELEMENTS = 2**21  # of logits; 16 MiB in float64, which the heap gives again, and several such at a time
 STUDENT_SHRINK, STUDENT_NOISE, STUDENT_SEED = 0.5, 0.5, 0  # half of what the teacher says; noise in its deviations
 
 
@@ -51,6 +51,11 @@ class PilotAnswers(NamedTuple):
             self.logits_NV.split(rows), self.labels_N.split(rows), self.keys_N.split(rows), strict=True
         ):
             yield PilotAnswers(logits_BV, self.num_classes, labels_B, keys_B)
+
+    def repeated(self, count: int) -> PilotAnswers:
+        """Return so many rows, these over and over."""
+        rows = torch.arange(count, device=self.logits_NV.device) % len(self.labels_N)
+        return PilotAnswers(self.logits_NV[rows], self.num_classes, self.labels_N[rows], self.keys_N[rows])
 
     @property
     def dense(self) -> DenseTargets:
@@ -127,6 +132,15 @@ def calibration_of_dense(answers: PilotAnswers) -> float | None:
     for block in answers.blocks():
         expected.add(block.dense.logits_BC.double().log_softmax(dim=1), block.labels_N)
     return expected.error
+
+
+def entropy_of_dense(answers: PilotAnswers) -> float:
+    """Return the mean entropy of the teacher's distributions at temperature 1, nats; log C of one that says nothing."""
+    sums = 0.0
+    for block in answers.blocks():
+        log_p_BC = block.dense.logits_BC.double().log_softmax(dim=1).clamp(min=NEVER)
+        sums -= float((log_p_BC.exp() * log_p_BC).sum())
+    return sums / len(answers.labels_N)
 
 
 def standing_of_dense(answers: PilotAnswers, task: Task) -> tuple[str | None, bool]:

@@ -6,6 +6,8 @@ dataset as far as they are like it; they are spread over it, not drawn, so that 
 
 from __future__ import annotations
 
+import math
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
@@ -19,6 +21,7 @@ from teacher_cache.building.prepared import BuildRequest, Stage
 from teacher_cache.building.survey import prepare_afresh
 from teacher_cache.pilot.answers import TimedAnswers, ask
 from teacher_cache.pilot.cost import cost_of
+from teacher_cache.pilot.foretell import foretell
 from teacher_cache.pilot.ladder import FidelityOptions, ladder
 from teacher_cache.pilot.worth import Pace, Worth, weigh
 from teacher_cache.teachers.loading import load_teacher
@@ -26,6 +29,9 @@ from teacher_cache.teachers.options import TeacherOptions
 
 if TYPE_CHECKING:
     from teacher_cache.pilot.fidelity import Fidelity
+
+
+NEARLY = 0.9  # of the entropy of a uniform guess
 
 
 @dataclass(frozen=True)
@@ -82,6 +88,10 @@ class Pilot:
         calibration: expected calibration error of the teacher itself.
         standing: how the teacher stands beside chance on the measured rows, in words; None: none of them has a label.
         is_near_chance: whether it is hardly better.
+        look_at: then, with what.
+        entropy: mean of the teacher's distributions, nats.
+        task: of the datasets, by name.
+        foretold_s, took_s: what measuring this teacher was to take from when it was foretold on, and took.
         max_kl: the budget, nats.
         own: the job's encoding.
         trials: smallest first.
@@ -103,17 +113,46 @@ class Pilot:
     calibration: float | None
     standing: str | None
     is_near_chance: bool
+    look_at: str
+    entropy: float
+    task: str
+    foretold_s: float
+    took_s: float
     max_kl: float
     own: AnyEncoding
     trials: tuple[Trial, ...]
     skipped: tuple[tuple[AnyEncoding, str], ...]
 
     @property
+    def is_nearly_uniform(self) -> bool:
+        """Whether the teacher says little more than that all classes are alike.
+
+        What it says is then in no few classes, and only dense targets come near it, at many times the bytes: for
+        nothing worth learning.
+        """
+        return self.num_classes > 1 and self.entropy > NEARLY * math.log(self.num_classes)
+
+    @property
     def recommended(self) -> Trial | None:
-        """The smallest encoding within the budget; None if there is none."""
+        """The smallest encoding within the budget; None if there is none.
+
+        Of a nearly uniform teacher none that is larger than the job's own.
+        """
         # Draws alone have no KL: by it they are never recommended.
         within = [trial for trial in self.trials if trial.fidelity.kl is not None and trial.fidelity.kl <= self.max_kl]
+        if within and self.is_nearly_uniform:
+            own = next((trial.bytes_per_row for trial in self.trials if trial.encoding == self.own), 0.0)
+            within = [trial for trial in within if trial.bytes_per_row <= own]
         return within[0] if within else None
+
+    @property
+    def cheaper(self) -> Trial | None:
+        """The nearest encoding of at most a fourth of the recommended one's bytes; None if there is none."""
+        best = self.recommended
+        if best is None:
+            return None
+        small = [t for t in self.trials if t.fidelity.kl is not None and t.bytes_per_row <= best.bytes_per_row / 4]
+        return min(small, key=lambda trial: trial.fidelity.kl or 0.0, default=None)
 
 
 def run_pilot(request: PilotRequest, watcher: Watcher) -> list[Pilot]:
@@ -148,21 +187,25 @@ def _measure_teacher(
     """Return what is found of one teacher over datasets with the same number of classes."""
     import torch
 
-    from teacher_cache.pilot.fidelity import calibration_of_dense, standing_of_dense
+    from teacher_cache.pilot.fidelity import calibration_of_dense, entropy_of_dense, standing_of_dense
     from teacher_cache.teachers.loading import pick_device
 
     torch.set_num_threads(request.build.threads)
     device = pick_device(request.build.device)
     teacher = load_teacher(options, torch.device(device))
+    foretold = foretell(teacher, options, stages, request.rows)
+    began = time.monotonic()
+    watcher.note(f"note: {options.name}: {foretold}")
     asked = ask(teacher, options, stages, request.rows, watcher)
     trials, skipped = _try_encodings(request, options, stages, asked, watcher)
     first, sites = stages[0], _targets(stages, asked)
-    standing, is_near_chance = standing_of_dense(asked.answers, task_of(first.dataset.spec))
+    task = task_of(first.dataset.spec)
+    standing, is_near_chance = standing_of_dense(asked.answers, task)
     return Pilot(
         teacher=options.name,
         datasets=tuple(sites),
         num_classes=asked.answers.num_classes,
-        unit=task_of(first.dataset.spec).site_name,
+        unit=task.site_name,
         rows_measured=len(asked.answers.labels_N),
         rows=sum(sites.values()),
         stored_rows=_stored_rows(stages, asked),
@@ -176,6 +219,11 @@ def _measure_teacher(
         calibration=calibration_of_dense(asked.answers),
         standing=standing,
         is_near_chance=is_near_chance,
+        look_at=task.look_at,
+        entropy=entropy_of_dense(asked.answers),
+        task=task.name,
+        foretold_s=foretold.total_s,
+        took_s=time.monotonic() - began,
         max_kl=request.fidelity.max_kl,
         own=options.encoding,
         trials=tuple(sorted(trials, key=lambda trial: trial.bytes_per_row)),

@@ -46,6 +46,11 @@ def sites_per_row(dataset: PreparedDataset) -> int:
     return prod(task_of(dataset.spec).sites(dataset.spec.input_shape))
 
 
+def rows_wanted(stage: Stage, wanted: int) -> int:
+    """Return how many rows are read where so many sites are wanted."""
+    return max(MIN_ROWS, -(-wanted // sites_per_row(stage.dataset)))
+
+
 def spread_runs(num_rows: int, wanted: int, most: int = RUNS) -> list[tuple[int, int]]:
     """Return up to `most` runs [start, stop) of rows, ascending and apart, evenly over all; at most `wanted` rows.
 
@@ -78,7 +83,7 @@ def read_spread(stage: Stage, wanted: int) -> SpreadRows:
     import torch
 
     dataset = stage.dataset
-    rows = max(MIN_ROWS, -(-wanted // sites_per_row(dataset)))
+    rows = rows_wanted(stage, wanted)
     runs = spread_ranges(dataset, rows) if dataset.spec.byte_ranges else spread_runs(dataset.rows.num_rows, rows)
     extents = [extent for run in runs for extent in dataset.rows.slice(*run)]
     arrays, columns, _ = decode_rows(dataset.source, dataset.spec, extents)

@@ -15,7 +15,8 @@ from storage.datasets.text import blocks as text_module
 from storage.datasets.text import files as files_module
 from storage.errors import BadRequest, BadTeacher, CorruptObject, MissingSource, StaleCache
 from storage.tokenizer import train_tokenizer
-from tests.language.toys import TEACHERS, counting_cache, counting_teacher
+from tests.conftest import Program
+from tests.language.toys import TEACHERS, counting_cache, counting_teacher, write_counting
 from tests.teacher_cache.toys import Silent, build, contents, write_job
 
 VERSE = "Full fathom five thy father lies; of his bones are coral made.\n" * 12
@@ -243,3 +244,25 @@ def test_a_build_counts_texts_that_spell_out_a_special_token(folder: Path) -> No
     build(write_job(folder, section), watcher=watcher)
     told = [note for note in watcher.notes if note.startswith("warning: train: 3 texts spell out <|endoftext|>")]
     assert len(told) == 1
+
+
+def test_a_build_ends_by_saying_which_losses_its_encodings_serve(tmp_path: Path, program: Program) -> None:
+    job = write_job(
+        tmp_path, write_counting(tmp_path), counting_teacher(scale=3.0, extra='encoding = { kind = "sparse", k = 3 }')
+    )
+    ended = program("cache", "build", job)
+    assert ended.code == 0, ended.err
+    assert max(map(len, ended.out.replace(str(tmp_path), "").splitlines())) <= 80
+    text = " ".join(ended.out.split())
+    assert "right serves at T = 1: kd, marginal_smoothing, topk_biased, dkd, nkd, jsd" in text
+    assert "not: random_sampling, stratified, dist, standardised, reverse_kl, logit_mse" in text
+    assert "look at" not in text
+    assert "serves" not in program("cache", "build", job).out  # nothing is new
+
+
+def test_a_build_of_a_teacher_of_tokens_near_chance_speaks_of_its_tokenizer(tmp_path: Path, program: Program) -> None:
+    job = write_job(tmp_path, write_counting(tmp_path), counting_teacher(step=2))
+    text = " ".join(program("cache", "build", job).out.split())
+    assert "near chance: perplexity" in text
+    assert "look at whether teacher and dataset have one tokenizer" in text
+    assert "mean and std" not in text

@@ -1,0 +1,100 @@
+"""Which losses a teacher's encoding serves, in a line or two: what neither stage can say, for each knows its half."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import NamedTuple
+
+from pydantic import TypeAdapter
+
+from storage.encodings import Encoding
+from storage.errors import BadRequest
+from student_train.losses import LOSSES
+from student_train.options.terms import ObjectiveTerm, SoftTerm
+from student_train.tasks import TASKS
+
+ANY = 7.77  # a temperature that nobody declares: who serves it serves any
+TERM: TypeAdapter[ObjectiveTerm] = TypeAdapter(ObjectiveTerm)
+
+
+class Served(NamedTuple):
+    """Losses on soft targets by name.
+
+    Attributes:
+        at: temperatures in words, and the losses that can be used there; "" for those that have none.
+        never: those that cannot be used, as they are by default.
+    """
+
+    at: dict[str, list[str]]
+    never: list[str]
+
+
+def losses_served(encoding: Encoding, task: str) -> Served:
+    """Return which losses on soft targets can learn from an encoding, and at which temperatures.
+
+    Args:
+        encoding: of the teacher.
+        task: of the dataset, by name; some refuse losses that compare rows.
+    """
+    at: dict[str, list[str]] = {}
+    never = []
+    for name in LOSSES:
+        term = _term(name)
+        if term is None:
+            continue
+        where = None if _refused(name, term, task) else _where(name, term, encoding)
+        if where is None:
+            never.append(name)
+        else:
+            at.setdefault(where, []).append(name)
+    return Served(at, never)
+
+
+def served_lines(who: str, encoding: Encoding, task: str) -> list[str]:
+    """Return what an encoding serves: "big serves at T = 1: kd, jsd", and below it what it does not."""
+    served = losses_served(encoding, task)
+    parts = [
+        f"{f'at {where}: ' if where else 'of no temperature: ' * (len(served.at) > 1)}{', '.join(names)}"
+        for where, names in sorted(served.at.items(), reverse=True)
+    ]
+    return [f"{who} serves {'; '.join(parts)}", *[f"  not: {', '.join(served.never)}"] * bool(served.never)]
+
+
+def _term(name: str, **options: float) -> SoftTerm | None:
+    """Return a term on soft targets as a job gives it; None of a loss that has none."""
+    try:
+        term = TERM.validate_python({"loss": name, "teacher": "t"} | options)
+    except ValueError:  # labels, and features, which are named
+        return None
+    return term if isinstance(term, SoftTerm) else None
+
+
+def _refused(name: str, term: SoftTerm, task: str) -> bool:
+    """Return whether a task has no such loss: one that compares rows, where a part of them is computed at a time."""
+    if not LOSSES[name].couples_rows(term):
+        return False
+    try:
+        TASKS[task].refuse_coupling("s", "d", [name])
+    except BadRequest:
+        return True
+    return False
+
+
+def _where(name: str, term: SoftTerm, encoding: Encoding) -> str | None:
+    """Return at which temperatures a loss can be used, in words; None: at none."""
+
+    def serves(asked: SoftTerm | None) -> bool:
+        return asked is not None and not any(encoding.lacks(each.capability) for each in LOSSES[name].needs(asked).soft)
+
+    if "temperature" not in type(term).model_fields:
+        return "" if serves(term) else None
+    if serves(_term(name, temperature=ANY)):
+        return "any T"
+    declared = sorted({*encoding.temperatures, *encoding.standardised_temperatures})
+    found = [each for each in declared if serves(_term(name, temperature=each))]
+    return f"T = {_listed(found)}" if found else None
+
+
+def _listed(values: Iterable[float]) -> str:
+    *first, last = (f"{value:g}" for value in values)
+    return f"{', '.join(first)} and {last}" if first else last
