@@ -56,6 +56,7 @@ def query_samples(cache: Cache, sql: str) -> pl.DataFrame:
             break
         except pl.exceptions.PolarsError as error:
             reason = str(error).split("\n\n", 1)[0]  # below it, the query as Polars has planned it
+            reason = re.sub(r"; valid columns: \[.*?\]", "", reason, flags=re.DOTALL)  # which `expected` has
     else:
         there = tables["samples"].columns
         raise BadRequest(

@@ -9,6 +9,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Mapping
 from io import BytesIO
+from math import prod
 from typing import Annotated, Any, Literal, Self
 
 import numpy as np
@@ -16,6 +17,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from pydantic import Field, model_validator
 
 from storage.datasets.base import Source, Unreadable
+from storage.errors import gib
 from storage.options import Options
 
 # Of images of 90 million pixels; those of twice as many Pillow refuses, and so do we, with their sample's name.
@@ -34,6 +36,8 @@ FILTERS = {
 }
 # What builds did before these could be said; a cache that promises nothing of them was made so.
 UNSAID: dict[str, Any] = {"orientation": "stored", "background": "none", "resize": "stretch", "filter": "bilinear"}
+
+MOST_ROW_BYTES = 2**28  # of one image: 9,459 pixels a side in three colours
 
 Side = Annotated[int, Field(ge=1)]
 Byte = Annotated[int, Field(ge=0, le=255)]
@@ -66,6 +70,12 @@ class ImagePolicy(Options):
         unused = [key for key in ("resize", "filter") if getattr(self, key) != UNSAID[key]]
         if self.size is None and unused:
             raise ValueError(f"without `size` nothing is resized, so leave out {' and '.join(unused)}")
+        row_bytes = prod(self.shape((0, 1, 1)))
+        if row_bytes > MOST_ROW_BYTES:
+            raise ValueError(
+                f"`size` makes a row of {gib(row_bytes)}, which no machine decodes by the hundred; "
+                f"at most {gib(MOST_ROW_BYTES)} (found {self.size})"
+            )
         if isinstance(self.background, list) and len(self.background) != self.channels:
             raise ValueError(f"`background` has one number for each of the {self.channels} channels")
         return self

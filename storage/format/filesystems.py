@@ -86,12 +86,13 @@ def open_regular(path: Path) -> FileIO:
         if error.errno in (errno.ENXIO, errno.ELOOP):  # a socket; links in a circle
             raise ValueError("it is no regular file") from None
         raise
-    file = open(descriptor, "rb", buffering=0)  # noqa: SIM115 - the caller's
     mode = os.fstat(descriptor).st_mode
     if not stat.S_ISREG(mode):
-        file.close()
-        raise IsADirectoryError(errno.EISDIR, str(path)) if stat.S_ISDIR(mode) else ValueError("it is no regular file")
-    return file
+        os.close(descriptor)
+        if stat.S_ISDIR(mode):
+            raise IsADirectoryError(errno.EISDIR, "it is a folder", str(path))
+        raise ValueError("it is no regular file")
+    return open(descriptor, "rb", buffering=0)
 
 
 def look_at(entry: os.DirEntry[str]) -> os.stat_result:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import difflib
 import inspect
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, get_type_hints
 
 import torch
+from pydantic import TypeAdapter, ValidationError
 from torch import Tensor, nn
 
 from storage.errors import BadRequest, StillroomError, is_out_of_memory
@@ -190,3 +191,20 @@ def _check_options(factory: Callable[..., Any], blueprint: Blueprint) -> None:
             expected=f"some of: {', '.join(known) or 'none'}",
             do=f"rename {'; '.join(near)}" if near else None,
         ) from None
+    if blueprint.architecture in ARCHITECTURES:  # whose types are known; of a user's own, nobody but they themselves
+        _check_types(factory, blueprint)
+
+
+def _check_types(factory: Callable[..., Any], blueprint: Blueprint) -> None:
+    """Raise BadRequest if an option of a built-in architecture is of another type than it takes: `widths = "8"`."""
+    takes = get_type_hints(factory)
+    for name, value in blueprint.options.items():
+        try:
+            TypeAdapter(takes.get(name, Any)).validate_python(value, strict=True)
+        except ValidationError as error:
+            raise BadRequest(
+                f"architecture {blueprint.architecture!r} does not take this option",
+                found=f"{name} = {value!r}",
+                expected=error.errors()[0]["msg"].removeprefix("Input should be "),
+                do="numbers without quotes, lists in brackets: widths = [8, 16]" if isinstance(value, str) else None,
+            ) from None
