@@ -115,6 +115,9 @@ def export(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a settled student, RUNS/NAME.")],
     out: Annotated[Path, typer.Option("-o", "--out", metavar="FOLDER", help="The folder to write.")],
     form: Annotated[Literal["transformers"], typer.Option("--format", help="Who is to load it.")] = "transformers",
+    adapter: Annotated[
+        bool, typer.Option("--adapter", help="The adapter alone, for peft; else merged into its base.")
+    ] = False,
     tokenizer: Annotated[
         Path | None, typer.Option(metavar="FOLDER", help="Chat template and the like, of the same tokenizer.")
     ] = None,
@@ -127,7 +130,7 @@ def export(
     def action() -> int:
         from student_train.using.export import export_transformers
 
-        found = export_transformers(run, out, tokenizer=tokenizer, cache=cache)
+        found = export_transformers(run, out, adapter=adapter, tokenizer=tokenizer, cache=cache)
         if as_json:
             terminal.print_json(
                 {

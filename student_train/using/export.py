@@ -26,6 +26,7 @@ from student_train.using.beside import beside, folders_of
 from student_train.using.card import model_card
 from student_train.using.rows import ComparedRows, rows_to_compare
 from student_train.using.to_gpt2 import STOPS_AT, to_gpt2
+from student_train.using.to_peft import base_of, load_on_base, save_adapter
 
 WHAT = "student export --format transformers"
 MARK = "stillroom.json"
@@ -52,12 +53,15 @@ class Exported:
     done_before: bool = False
 
 
-def export_transformers(run: Path, out: Path, *, tokenizer: Path | None = None, cache: str | None = None) -> Exported:
+def export_transformers(
+    run: Path, out: Path, *, adapter: bool = False, tokenizer: Path | None = None, cache: str | None = None
+) -> Exported:
     """Write a settled student as a folder that transformers loads with `from_pretrained`.
 
     Args:
         run: its folder.
         out: the folder to write.
+        adapter: its adapter alone, as peft has it, which names its base by path and digest; else merged.
         tokenizer: a folder with what goes with its tokenizer; None: those that the run was made from are asked.
         cache: where its held rows are; None: where they were.
 
@@ -69,27 +73,39 @@ def export_transformers(run: Path, out: Path, *, tokenizer: Path | None = None, 
     check_transformers(WHAT)
     record = _settled(run)
     student = load_known(run, record)
-    about = {"student": record.student, "student_digest": digest((run / BLUEPRINT_FILE).read_bytes()), "form": "merged"}
+    base = base_of(run, record) if adapter else None
+    about = {
+        "student": record.student,
+        "student_digest": digest((run / BLUEPRINT_FILE).read_bytes()),
+        "base": None if base is None else record.identity["start"],
+    }
     if (before := _done_before(out, about)) is not None:
         return before
     model = FORMS[student.blueprint.architecture](student)
+    kind = type(model).__name__
     with _part(out) as part:
-        for config in (model.config, model.config.get_text_config()):
-            config.use_cache = True  # those who go on with a text want it
-        model.save_pretrained(part)
+        if base is None:
+            for config in (model.config, model.config.get_text_config()):
+                config.use_cache = True  # those who go on with a text want it
+            model.save_pretrained(part)
+            loaded = import_transformers(WHAT).AutoModelForCausalLM.from_pretrained(
+                part, dtype=torch.float32, local_files_only=True, trust_remote_code=False
+            )
+        else:
+            save_adapter(run, record, base, part)
+            loaded = load_on_base(base, part, WHAT)
         gone_with = beside(student, folders_of(run), tokenizer)
         for name, data in gone_with.files.items():
             (part / name).write_bytes(data)
         rows = rows_to_compare(student, record, cache)
-        difference, largest = _compare(student, part, rows)
+        difference, largest = _compare(student, loaded.eval(), rows)
         compared = f"logits of {rows.told}: at most {difference:.2g} apart, the largest {largest:.3g}"
         _check_same(student, difference, largest, compared)
-        told = (compared, *gone_with.told)
-        (part / "README.md").write_text(
-            model_card(record, type(model).__name__, compared, gone_with.told, adapter=False)
-        )
-        _seal(part, about, type(model).__name__)
-    return Exported(out, type(model).__name__, difference, largest, told)
+        of = () if base is None else (f"an adapter of {base}, digests of it in {MARK}",)
+        told = (compared, *of, *gone_with.told)
+        (part / "README.md").write_text(model_card(record, kind, compared, told[1:], adapter=adapter))
+        _seal(part, about, kind)
+    return Exported(out, kind, difference, largest, told)
 
 
 def load_known(run: Path, record: RunRecord) -> Student:
@@ -127,12 +143,8 @@ def _settled(run: Path) -> RunRecord:
     return record
 
 
-def _compare(student: Student, folder: Path, rows: ComparedRows) -> tuple[float, float]:
+def _compare(student: Student, loaded: Any, rows: ComparedRows) -> tuple[float, float]:
     """Return the largest difference of logits, in float32, and the largest logit; one row at a time."""
-    loaded = import_transformers(WHAT).AutoModelForCausalLM.from_pretrained(
-        folder, dtype=torch.float32, local_files_only=True, trust_remote_code=False
-    )
-    loaded.eval()
     difference = largest = 0.0
     with torch.inference_mode():
         for inputs in rows.inputs:

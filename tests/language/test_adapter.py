@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ import torch
 from safetensors.torch import load_file
 
 from storage.cache import Cache
+from storage.digests import file_digest
 from storage.errors import BadRequest, Interrupted
 from student_train.options.model import LoraOptions
 from student_train.options.sections import StudentOptions
@@ -19,9 +21,10 @@ from student_train.stepping.state import TrainState
 from student_train.students import Student, load_student
 from student_train.students.files import load_adapter
 from student_train.students.starting.adapter import adapt, adapter_tensors, merged
-from tests.language.models import LLAMA, config_folder, hf_student, model_folder
+from student_train.using.export import export_transformers
+from tests.language.models import config_folder, hf_student, model_folder
 from tests.language.test_hf_student import GPT2, built, tokens
-from tests.language.toys import counting_cache, request, small_gpt
+from tests.language.toys import IDS, counting_cache, request, small_gpt
 
 LORA = {"kind": "lora", "rank": 2}
 
@@ -145,4 +148,49 @@ def test_an_adapter_needs_weights_to_start_from() -> None:
         StudentOptions.model_validate(
             {"name": "a", "architecture": "mlp", "objective": [{"loss": "labels"}], "adapter": LORA}
         )
-    assert LLAMA
+
+
+@pytest.fixture(scope="module")
+def lora_runs(tmp_path_factory: pytest.TempPathFactory, cache: Cache) -> Path:
+    """Runs of an adapter of a whole model, and of one that was cut; beside the model `m`."""
+    folder = tmp_path_factory.mktemp("lora")
+    whole = hf_student(model_folder(folder / "m"), start=True, adapter=LORA, learning_rate=0.1)
+    cut = hf_student(
+        folder / "m", "cut", start={"layers": [1]}, options={"num_hidden_layers": 1}, adapter=LORA, epochs=1
+    )
+    assert not train_students(request(cache, folder / "runs", whole, cut)).errors
+    return folder / "runs"
+
+
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")  # peft's of transformers
+def test_an_adapter_is_exported_alone_and_names_its_base(lora_runs: Path, tmp_path: Path) -> None:
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM
+
+    found = export_transformers(lora_runs / "hf", tmp_path / "out", adapter=True)
+    base = AutoModelForCausalLM.from_pretrained(lora_runs.parent / "m", dtype=torch.float32)
+    loaded = PeftModel.from_pretrained(base, tmp_path / "out").eval()
+    with torch.inference_mode():
+        said, expected = loaded(input_ids=tokens()).logits[..., :IDS], load_student(lora_runs / "hf")(tokens())
+    assert torch.allclose(said, expected, rtol=0, atol=1e-4)
+    assert found.told[1] == f"an adapter of {lora_runs.parent}/m, digests of it in stillroom.json"
+    weights = lora_runs.parent / "m/model.safetensors"
+    mark = json.loads((tmp_path / "out/stillroom.json").read_text())
+    assert mark["base"] == {"model.safetensors": file_digest(weights)}
+    assert not (tmp_path / "out/model.safetensors").exists()
+
+
+def test_an_adapter_is_exported_merged_too(lora_runs: Path, tmp_path: Path) -> None:
+    assert export_transformers(lora_runs / "cut", tmp_path / "out").kind == "LlamaForCausalLM"
+    assert not (tmp_path / "out/adapter_config.json").exists()
+
+
+def test_an_adapter_whose_base_is_in_no_folder_is_refused(lora_runs: Path, tmp_path: Path) -> None:
+    with pytest.raises(BadRequest, match="is in no folder"):
+        export_transformers(lora_runs / "cut", tmp_path / "out", adapter=True)
+    (lora_runs.parent / "m").rename(lora_runs.parent / "away")
+    try:
+        with pytest.raises(BadRequest, match="is not where its job says"):
+            export_transformers(lora_runs / "hf", tmp_path / "out", adapter=True)
+    finally:
+        (lora_runs.parent / "away").rename(lora_runs.parent / "m")
