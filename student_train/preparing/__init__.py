@@ -3,6 +3,8 @@
 request.py       what is asked for, and each of its students once it is checked
 prepare.py       every student against the cache and against the runs that are there
 checks.py        rows, losses and students that do not go together
+left_open.py     what a job leaves out, as its task or its cache decides it
+against.py       which teacher a student is measured against
 served.py        whether the cache serves what losses need
 blank.py         batches of nothing, to measure with
 step_memory.py   what one student's step takes, measured on the meta device
