@@ -98,21 +98,26 @@ def read_config(folder: Path, wrong: type[BadRequest]) -> dict[str, Any]:
             else "paths in a job file are relative to its own folder",
         )
     config = _json(folder / CONFIG, wrong)
+    refuse_foreign(config, str(folder), wrong)
+    return config
+
+
+def refuse_foreign(config: dict[str, Any], where: str, wrong: type[BadRequest]) -> None:
+    """Raise `wrong` if a config wants code from elsewhere, or weights that are quantised; `where` it lies."""
     if code := _foreign(config):
         raise wrong(
-            f"the model in {folder} wants code from elsewhere",
+            f"the model in {where} wants code from elsewhere",
             found=code,
             expected="a model that transformers itself has",
             do=f"take the key out of {CONFIG} if transformers has this model; else write a `factory`",
         )
     if "quantization_config" in config:
         raise wrong(
-            f"the model in {folder} is quantised",
+            f"the model in {where} is quantised",
             found=str(config["quantization_config"])[:200],
             expected="weights in fp32, bf16 or fp16",
             do="save it dequantised",
         )
-    return config
 
 
 def _foreign(value: Any) -> str | None:

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from storage.errors import BadRequest, StillroomError, is_out_of_memory
-from storage.model_folder import check_transformers, import_transformers, read_config
+from storage.model_folder import check_transformers, import_transformers, read_config, refuse_foreign
 from student_train.students.calling import AsOne
 
 ARCHITECTURE = "transformers"
@@ -189,6 +189,7 @@ def _called(module: Any, tokens_BL: Tensor) -> Any:
 
 def _config(config: dict[str, Any]) -> Any:
     """Return a config as an object of the library. Raises BadRequest: it does not know it, or takes no such values."""
+    refuse_foreign(config, "the blueprint", BadRequest)  # a student.json may be a stranger's
     import_transformers(WHAT)
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 

@@ -266,3 +266,14 @@ def test_a_trained_student_is_a_teacher(tmp_path: Path, cache: Cache) -> None:
     teacher = load_teacher(TeacherOptions(name="t", student=str(tmp_path / "runs/hf")), torch.device("cpu"))  # type: ignore[arg-type]
     logits, _ = teacher(tokens().int(), cache.dataset("counting"))
     assert torch.equal(logits, load_student(tmp_path / "runs/hf")(tokens()).detach())
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [{"attn_implementation": "someone/kernel"}, {"_attn_implementation": "a/b"}, {"auto_map": {"AutoConfig": "x.Y"}}],
+)
+def test_a_blueprint_that_wants_code_from_elsewhere_is_refused(tmp_path: Path, fields: dict[str, Any]) -> None:
+    found = blueprint(config_folder(tmp_path))
+    hostile = found.model_copy(update={"options": {"config": found.options["config"] | fields}})
+    with pytest.raises(BadRequest, match="wants code from elsewhere"):
+        build_student(hostile)
