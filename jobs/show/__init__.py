@@ -6,6 +6,7 @@ streams.py          stdout and stderr that never fail a job; consoles that no te
 comparison.py       students side by side: `student compare`
 tables.py           tables and trees, narrow enough for 80 columns
 train_progress.py   events of training into counts, notes and details
+serving.py          which losses the targets of a teacher serve
 pilot_tables.py     what `cache plan` found, as a table and as JSON
 pilot_plot.py       the same as a picture
 """

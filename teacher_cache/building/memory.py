@@ -22,7 +22,7 @@ from storage.tasks import task_of
 from storage.views import PLAIN
 from teacher_cache.building.prepared import PreparedBuild, Stage
 from teacher_cache.teachers.kinds import KINDS
-from teacher_cache.teachers.model import PART_BYTES
+from teacher_cache.teachers.model import part_sites
 from teacher_cache.teachers.options import TeacherOptions
 from teacher_cache.work.answering import AHEAD
 from teacher_cache.work.pieces import TURNS_AHEAD
@@ -110,7 +110,7 @@ class _Sizes(NamedTuple):
     Attributes:
         weights, activations: of its teacher, if it has one.
         heard: of one batch, hidden states or logits that wait until they are encoded.
-        logits: of all sites of one batch, in float32; there are never more at a time than those of `PART_BYTES`.
+        sites, classes: of one batch; logits are those of `part_sites` at a time.
         inputs, shard: of its largest shard, the inputs alone and all of it.
         seen: of the inputs as a view shows them, while it is made; 0 without one.
         source: the source's own buffers.
@@ -119,7 +119,8 @@ class _Sizes(NamedTuple):
     weights: int
     activations: int
     heard: int
-    logits: int
+    sites: int
+    classes: int
     inputs: int
     shard: int
     seen: int
@@ -127,7 +128,8 @@ class _Sizes(NamedTuple):
 
     def _computed(self, device: str) -> int:
         # Of the logits of some sites: their log-probabilities, those as probabilities, and what an encoding works with.
-        return int(WORKSPACE * (self.activations + LOGITS_COPIES * min(self.logits, PART_BYTES[device])))
+        logits = 4 * self.classes * min(self.sites, part_sites(device, self.classes)) if self.classes else 0
+        return int(WORKSPACE * (self.activations + LOGITS_COPIES * logits))
 
     def on_cpu(self, at_once: int) -> tuple[int, int, int, int]:
         """Return weights, activations, shards and source of a worker that does all on the host."""
@@ -156,19 +158,19 @@ def _sizes(stage: Stage) -> _Sizes:
             rows = min(rows, -(-largest // dataset.spec.input_shape[0]))
     input_bytes = math.prod(dataset.spec.input_shape) * np.dtype(dataset.spec.input_dtype).itemsize
     row_bytes = input_bytes
-    weights = activations = heard = logits = 0
+    weights = activations = heard = sites = classes = 0
     if stage.teacher is not None:
         blank = np.zeros((min(rows, stage.teacher.batch_size), *dataset.spec.input_shape), dataset.spec.input_dtype)
         try:
             weights, activations, heard, feature_bytes = _run_once(stage.teacher, dataset.spec, blank, "meta")
         except BadTeacher:  # its code looks at values, which a meta tensor has none of: run a batch for real
             weights, activations, heard, feature_bytes = _run_once(stage.teacher, dataset.spec, blank, "cpu")
-        sites = math.prod(task_of(dataset.spec).sites(dataset.spec.input_shape))
-        row_bytes += sites * stage.teacher.encoding.bytes_per_row(dataset.spec.num_classes) + feature_bytes
-        logits = len(blank) * sites * dataset.spec.num_classes * 4
+        of_row = math.prod(task_of(dataset.spec).sites(dataset.spec.input_shape))
+        row_bytes += of_row * stage.teacher.encoding.bytes_per_row(dataset.spec.num_classes) + feature_bytes
+        sites, classes = len(blank) * of_row, dataset.spec.num_classes
     source = dataset.source.buffer_bytes() if stage.teacher is None else 0
     seen = COPIES_OF_A_VIEW * rows * input_bytes if stage.view != PLAIN else 0  # beside the rows as they are stored
-    return _Sizes(weights, activations, heard, logits, rows * input_bytes, rows * row_bytes, seen, source)
+    return _Sizes(weights, activations, heard, sites, classes, rows * input_bytes, rows * row_bytes, seen, source)
 
 
 def _run_once(

@@ -29,9 +29,20 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
 
-# Of one float32 copy of the logits that are made at a time: large enough that a device is busy.
-PART_BYTES = {"cpu": 2**26, "cuda": 2**28}
+# Of one float32 copy of the logits that are made at a time: large enough that a device is busy, small enough for a
+# processor's caches; but of fewer sites a head of many classes would be read again and again.
+PART_BYTES = {"cpu": 2**24, "cuda": 2**28}
+PART_SITES = 128
 TRIED_SITES = 8  # of a row, on which parts are compared with the whole, and answers with those before
+
+
+def part_sites(device: str, num_classes: int) -> int:
+    """Return of how many sites logits are made at a time on a kind of device.
+
+    >>> part_sites("cpu", 32_000), part_sites("cpu", 128_256)
+    (131, 128)
+    """
+    return max(PART_SITES, PART_BYTES.get(device, PART_BYTES["cpu"]) // (4 * num_classes))
 
 
 class TooLarge(BadTeacher):
@@ -141,7 +152,7 @@ class Teacher:
 
     def blocks(self, num_sites: int, num_classes: int) -> Iterator[slice]:
         """Yield which of so many sites to ask for scores at a time; how many, is no matter of what memory is free."""
-        size = max(1, PART_BYTES.get(self.device.type, 2**24) // (4 * num_classes))
+        size = part_sites(self.device.type, num_classes)
         for start in range(0, num_sites, size):
             yield slice(start, min(start + size, num_sites))
 

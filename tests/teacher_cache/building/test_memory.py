@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from teacher_cache.building.memory import _live_bytes, _Sizes
-from teacher_cache.teachers.model import PART_BYTES
+from teacher_cache.teachers.model import part_sites
 from tests.teacher_cache.toys import run_program, write_job
 
 SHARED = Path(__file__).parents[3].parent / "shared"
@@ -84,13 +84,13 @@ def _peak_bytes(pid: int) -> int:
 
 
 def test_beside_a_gpu_activations_are_no_memory_of_the_host_and_on_it_shards_are_those_whose_turn_it_is() -> None:
-    sizes = _Sizes(weights=1000, activations=110, heard=25, logits=30, inputs=7, shard=10, seen=5, source=99)
+    sizes = _Sizes(weights=1000, activations=80, heard=25, sites=5, classes=2, inputs=7, shard=10, seen=5, source=99)
     assert sizes.on_cpu(2) == (1000, 400, 2 * 3 * 10 + 5, 99)
     assert sizes.beside_gpu(8) == (1000, 0, 8 * 3 * 10, 0)
     assert sizes.on_gpu() == (1000, 400 + 2 * 25, 3 * 7 + 5, 0)
 
 
 def test_logits_of_no_more_sites_than_fit_a_part_are_ever_there() -> None:
-    sizes = _Sizes(weights=0, activations=0, heard=0, logits=2**40, inputs=0, shard=0, seen=0, source=0)
-    assert sizes.on_cpu(2)[1] == 2 * 3 * PART_BYTES["cpu"]
-    assert sizes.on_gpu()[1] == 2 * 3 * PART_BYTES["cuda"]
+    sizes = _Sizes(weights=0, activations=0, heard=0, sites=2**20, classes=10**5, inputs=0, shard=0, seen=0, source=0)
+    assert sizes.on_cpu(2)[1] == 2 * 3 * part_sites("cpu", 10**5) * 4 * 10**5
+    assert sizes.on_gpu()[1] == 2 * 3 * part_sites("cuda", 10**5) * 4 * 10**5

@@ -126,6 +126,7 @@ def test_a_head_is_asked_only_where_a_label_is_and_a_block_at_a_time(
     make: Callable[[], Any], head: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(models.PART_BYTES, "cpu", 4 * IDS * 5)  # five sites
+    monkeypatch.setattr(models, "PART_SITES", 1)
     asked, teacher = question(), make()
     calls = heads(teacher, getattr(teacher, head))
     told = TeacherOptions.model_validate({"name": "t", "factory": "m.py:f", "batch_size": 4})
