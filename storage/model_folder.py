@@ -1,16 +1,19 @@
 """A model's folder as transformers' `save_pretrained` writes it: its config, and which files have its weights.
 
-What a teacher and a student of that kind both ask of a folder: no pickle, no code that comes with a model, no hub.
+What a teacher and a student of that kind both ask of a folder: no pickle, no hub, and no code that comes with a model
+but what a job trusts by name (folder_code.py).
 """
 
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from storage.errors import BadRequest, BadWeights, MissingSource, StillroomError, missing_extra
+from storage.folder_code import check_trusted, named_code
 
 CONFIG = "config.json"
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -76,16 +79,17 @@ def _is_plain(name: Any) -> bool:
     return isinstance(name, str) and name == Path(name).name and name.endswith(".safetensors")
 
 
-def read_config(folder: Path, wrong: type[BadRequest]) -> dict[str, Any]:
+def read_config(folder: Path, wrong: type[BadRequest], trusted: Sequence[str] | None = None) -> dict[str, Any]:
     """Return a folder's config.
 
     Args:
         folder: of the model.
         wrong: error of whoever asks.
+        trusted: names of the folder's code that may run; None: who asks has no way to trust any.
 
     Raises:
-        MissingSource: there is none.
-        wrong: it is damaged, or wants what is not done here: code from elsewhere, quantised weights.
+        MissingSource: there is none, or a file of trusted code is not there.
+        wrong: it is damaged, or wants what is not done here: code that is not trusted, quantised weights.
     """
     if not (folder / CONFIG).exists():
         adapter = (folder / "adapter_config.json").exists()
@@ -98,18 +102,23 @@ def read_config(folder: Path, wrong: type[BadRequest]) -> dict[str, Any]:
             else "paths in a job file are relative to its own folder",
         )
     config = _json(folder / CONFIG, wrong)
-    refuse_foreign(config, str(folder), wrong)
+    if trusted:
+        check_trusted(folder, config.get("auto_map"), trusted, wrong)
+    refuse_foreign(config, str(folder), wrong, trusted)
     return config
 
 
-def refuse_foreign(config: dict[str, Any], where: str, wrong: type[BadRequest]) -> None:
-    """Raise `wrong` if a config wants code from elsewhere, or weights that are quantised; `where` it lies."""
-    if code := _foreign(config):
+def refuse_foreign(
+    config: dict[str, Any], where: str, wrong: type[BadRequest], trusted: Sequence[str] | None = None
+) -> None:
+    """Raise `wrong` if a config wants code that is not trusted, or weights that are quantised; `where` it lies."""
+    if code := _foreign({key: value for key, value in config.items() if not (trusted and key == "auto_map")}):
+        trust = "" if trusted is None or "auto_map" not in config else _how_to_trust(config["auto_map"])
         raise wrong(
             f"the model in {where} wants code from elsewhere",
             found=code,
             expected="a model that transformers itself has",
-            do=f"take the key out of {CONFIG} if transformers has this model; else write a `factory`",
+            do=f"take the key out of {CONFIG} if transformers has this model; else {trust}write a `factory`",
         )
     if "quantization_config" in config:
         raise wrong(
@@ -118,6 +127,10 @@ def refuse_foreign(config: dict[str, Any], where: str, wrong: type[BadRequest]) 
             expected="weights in fp32, bf16 or fp16",
             do="save it dequantised",
         )
+
+
+def _how_to_trust(auto_map: Any) -> str:
+    return f"read the code and, where you trust it, trust_code = {json.dumps(named_code(auto_map))}; or "
 
 
 def _foreign(value: Any) -> str | None:

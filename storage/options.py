@@ -123,7 +123,7 @@ Name = Annotated[str, AfterValidator(_name)]
 
 
 def load_factory(reference: Factory) -> Callable[..., Any]:
-    """Return the function that a job file names. This is the one place where a user's own code is imported.
+    """Return the function that a job file names. With folder_code.py this is where code of others is imported.
 
     Raises:
         BadRequest: no such file, module or function, or importing it failed.

@@ -8,17 +8,25 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, FiniteFloat, model_validator
+from pydantic import BeforeValidator, Field, FiniteFloat, model_validator
 
 from storage.digests import fingerprint
 from storage.encodings import AnyEncoding, DenseEncoding, FeatureEncoding
 from storage.errors import BadRequest
+from storage.folder_code import CODE_NAME
 from storage.format.specs import DatasetSpec, TeacherSpec
 from storage.inputs import inputs_of
 from storage.options import Factory, JobPath, Name, Options
 from storage.tasks import task_of
 from storage.tokenizer import TokenizerFile, difference
 from teacher_cache.teachers.kinds import KINDS
+
+Trusted = Annotated[
+    list[Annotated[str, Field(pattern=CODE_NAME)]],
+    Field(min_length=1),
+    BeforeValidator(lambda value: [value] if isinstance(value, str) else value),
+]
+"""Names of code in a model's folder, or one alone: a file without `.py`, and a class in it."""
 
 
 class TeacherOptions(Options):
@@ -34,6 +42,7 @@ class TeacherOptions(Options):
         path: its folder.
         dtype: precision of its weights, and of what it computes; by default as they are stored.
         attention: how it computes attention, by transformers' own names.
+        trust_code: names of code in its folder that may run, as its config's `auto_map` has them: all of them.
         architecture: the student's own `module:function`, needed if it was not a built-in.
         mean, std: per channel, of inputs in [0, 1]; applied before the model. A student carries its own.
         autocast: precision of the forward pass.
@@ -54,6 +63,7 @@ class TeacherOptions(Options):
     path: JobPath | None = None
     dtype: Literal["fp32", "bf16", "fp16"] | None = None
     attention: Literal["eager", "sdpa", "flash_attention_2", "flex_attention"] | None = None
+    trust_code: Trusted | None = None
     architecture: Factory | None = None
     mean: Annotated[list[FiniteFloat], Field(min_length=1)] | None = None
     std: list[Annotated[FiniteFloat, Field(gt=0)]] | None = None

@@ -1,7 +1,7 @@
 """A causal language model in a folder as transformers' `save_pretrained` writes it: config, tokenizer, safetensors.
 
 Only `config.json`, the named files of weights and `tokenizer.json` are read, by this process and from this disk: no
-pickle, no code that comes with a model, no hub.
+pickle, no hub, and no code that comes with a model but what the job trusts by name.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from storage.digests import file_digest
 from storage.errors import BadTeacher, BadWeights, StillroomError, is_out_of_memory
+from storage.folder_code import code_digests, load_class
 from storage.model_folder import (
     CONFIG,
     SHOWN,
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
 
     from teacher_cache.teachers.options import TeacherOptions
 
-KEYS: tuple[str, ...] = ("path", "dtype", "attention")
+KEYS: tuple[str, ...] = ("path", "dtype", "attention", "trust_code")
 
 WHAT = 'kind = "transformers"'
 
@@ -48,14 +49,14 @@ def told(options: TeacherOptions) -> dict[str, Any]:
 
 
 def digests(options: TeacherOptions) -> dict[str, Any]:
-    """Return the digests of the config and of every file of weights."""
+    """Return the digests of the config, of every file of weights, and of code that is trusted."""
     check_transformers(WHAT)  # before anything is read; importing it takes a second
     folder = _folder(options)
-    read_config(folder, BadTeacher)
+    read_config(folder, BadTeacher, options.trust_code or ())
     return {
         "config": file_digest(folder / CONFIG),
         "weights": {name: file_digest(folder / name) for name in weights_files(folder)},
-    }
+    } | ({} if options.trust_code is None else {"code": code_digests(folder)})
 
 
 def spoken(options: TeacherOptions) -> Spoken:
@@ -86,11 +87,11 @@ def load(options: TeacherOptions) -> nn.Module:
     """
     import_libraries()
     folder = _folder(options)
-    read_config(folder, BadTeacher)
+    trusted = read_config(folder, BadTeacher, options.trust_code or ()).get("auto_map", {})
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
-            model, found = _build(options, folder)
+            model, found = _build(options, folder, trusted)
         except StillroomError:
             raise
         except Exception as error:  # of any class, for a config that its model does not take
@@ -106,19 +107,33 @@ def load(options: TeacherOptions) -> nn.Module:
     return model
 
 
-def _build(options: TeacherOptions, folder: Path) -> tuple[nn.Module, dict[str, Any]]:
-    """Return the model with its weights, and what transformers says of how they fit."""
+def _build(options: TeacherOptions, folder: Path, trusted: dict[str, str]) -> tuple[nn.Module, dict[str, Any]]:
+    """Return the model with its weights, and what transformers says of how they fit.
+
+    Args:
+        options: of the teacher.
+        folder: its own.
+        trusted: the classes of its folder's code, by transformers' name for their kind.
+    """
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    # Never trust_remote_code: transformers would run copies of the code, of which an older one might lie there.
+    if "AutoConfig" in trusted:
+        config_class: Any = load_class(folder, trusted["AutoConfig"], BadTeacher)
+        config = config_class.from_pretrained(folder, local_files_only=True)
+    else:
+        config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     for part in (config, config.get_text_config()):
         part.use_cache = False  # keys and values of a text that nobody goes on with
         part.output_hidden_states = part.output_attentions = False
         part.return_dict = True
     asked = {} if options.attention is None else {"attn_implementation": options.attention}
-    with torch.device("meta"):  # to know its class; nothing is allocated
-        kind = type(AutoModelForCausalLM.from_config(config, trust_remote_code=False, **asked))
+    if AutoModelForCausalLM.__name__ in trusted:
+        kind: Any = load_class(folder, trusted[AutoModelForCausalLM.__name__], BadTeacher)
+    else:
+        with torch.device("meta"):  # to know its class; nothing is allocated
+            kind = type(AutoModelForCausalLM.from_config(config, trust_remote_code=False, **asked))
     dtypes = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
     dtype = None if options.dtype is None else dtypes[options.dtype]
     mixed = kind._keep_in_fp32_modules or kind._keep_in_fp32_modules_strict  # noqa: SLF001 - no other name for it
