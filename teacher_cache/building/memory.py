@@ -181,7 +181,9 @@ def _run_once(
 
     from teacher_cache.teachers.loading import load_teacher
 
-    full_precision = options.model_copy(update={"autocast": "fp32"})  # an upper bound, and meta has no autocast
+    # An upper bound, and meta has no autocast. Layers on several devices are bounded as if all were on one, for a
+    # worker reads them all before it spreads them.
+    full_precision = options.model_copy(update={"autocast": "fp32", "device_map": None})
     teacher = load_teacher(full_precision, torch.device("cpu"))
     weights = sum(t.numel() * t.element_size() for t in teacher.model.state_dict().values())
     teacher.find_parts(torch.from_numpy(blank), dataset)  # as long as there are values to see it by

@@ -23,6 +23,7 @@ from teacher_cache.teachers.loaded import weights_digest
 from teacher_cache.teachers.options import TeacherOptions
 from teacher_cache.teachers.parts import Parts, find_parts, logits_of
 from teacher_cache.teachers.steady import ROWS, check_steady
+from teacher_cache.teachers.transformers import spread
 
 if TYPE_CHECKING:
     import torch
@@ -88,9 +89,16 @@ class Teacher:
         self.to(device)
 
     def to(self, device: torch.device) -> None:
-        """Move the teacher to a device."""
+        """Move a teacher to a device: where rows are taken and answers given, and its layers, unless they are spread.
+
+        Raises:
+            BadRequest: its layers are to be where nothing is.
+        """
         self.device = device
-        self.model.to(device)
+        if self._options.device_map is None:
+            self.model.to(device)
+        else:
+            spread(self.model, self._options.device_map, device)  # once: afterwards it has no tensors to move
         self._constants: dict[object, Tensor] = {}
 
     def __call__(self, shown_B: Tensor, dataset: DatasetSpec) -> tuple[Tensor, dict[str, Tensor]]:
@@ -146,6 +154,7 @@ class Teacher:
                 with torch.inference_mode(), self._autocast():
                     hidden_P = parts.scores(hidden_P)
             order = order_of(self._class_names, dataset.classes)
+            hidden_P = hidden_P.to(self.device)  # from that of its last layer
             if order is not None and hidden_P.shape[-1] == len(order):  # of another number `check_classes` says so
                 hidden_P = hidden_P[..., self._constant(dataset.name, order)]
             return hidden_P.float()
@@ -190,7 +199,8 @@ class Teacher:
 
         def picked(values: Tensor) -> Tensor:
             flat = values.flatten(0, len(leading) - 1)
-            return flat if places_P is None else flat[places_P]
+            # of a model on several devices, each layer's values are where it is
+            return (flat if places_P is None else flat[places_P.to(flat.device)]).to(self.device)
 
         return Heard(picked(output), {name: picked(values) for name, values in self._captured.items()})
 

@@ -28,6 +28,9 @@ Trusted = Annotated[
 ]
 """Names of code in a model's folder, or one alone: a file without `.py`, and a class in it."""
 
+Place = Annotated[str, Field(pattern=r"^(cpu|disk|cuda:\d+)$")]
+"""Where layers of a model are."""
+
 
 class TeacherOptions(Options):
     """One `[[teacher]]` of a cache job.
@@ -43,6 +46,7 @@ class TeacherOptions(Options):
         dtype: precision of its weights, and of what it computes; by default as they are stored.
         attention: how it computes attention, by transformers' own names.
         trust_code: names of code in its folder that may run, as its config's `auto_map` has them: all of them.
+        device_map: which of its layers are where, for one that is too large for a GPU: "auto", or by name.
         architecture: the student's own `module:function`, needed if it was not a built-in.
         mean, std: per channel, of inputs in [0, 1]; applied before the model. A student carries its own.
         autocast: precision of the forward pass.
@@ -64,6 +68,7 @@ class TeacherOptions(Options):
     dtype: Literal["fp32", "bf16", "fp16"] | None = None
     attention: Literal["eager", "sdpa", "flash_attention_2", "flex_attention"] | None = None
     trust_code: Trusted | None = None
+    device_map: Literal["auto"] | Annotated[dict[str, Place], Field(min_length=1)] | None = None
     architecture: Factory | None = None
     mean: Annotated[list[FiniteFloat], Field(min_length=1)] | None = None
     std: list[Annotated[FiniteFloat, Field(gt=0)]] | None = None
@@ -120,7 +125,7 @@ class TeacherOptions(Options):
             BadRequest: the encoding wants more classes than there are.
         """
         self.encoding.check(num_classes)
-        # Batch size and datasets are left out: they decide how a teacher is run, not what it says.
+        # Batch size, datasets and places are left out: they decide how a teacher is run, not what it says.
         return TeacherSpec(
             name=self.name,
             model=self.told() | KINDS[self.origin].digests(self),

@@ -120,5 +120,11 @@ def _behind(model: nn.Module, body: str) -> Callable[[Tensor], Any]:
             return BaseModelOutputWithPast(last_hidden_state=inputs_embeds)
 
     rest = copy.copy(model)
+    for bound in (
+        "forward",
+        "_old_forward",
+        "_hf_hook",
+    ):  # accelerate's, of layers on several devices: to the model itself
+        rest.__dict__.pop(bound, None)
     rest.__dict__["_modules"] = model._modules | {body: HandsOn()}  # noqa: SLF001 - the model's own stay as they are
     return lambda hidden: rest(inputs_embeds=hidden)
