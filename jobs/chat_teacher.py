@@ -10,6 +10,7 @@ with half of the teacher's layers. About four minutes on one core. It needs the 
 import json
 import math
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -81,7 +82,7 @@ def padded(rows: list[list[int]]) -> tuple[torch.Tensor, torch.Tensor]:
     return ids, labels
 
 
-def train(model: LlamaForCausalLM, rows: list[list[int]], epochs: int) -> None:
+def train(model: LlamaForCausalLM, rows: Sequence[list[int]], epochs: int) -> None:
     """Train on every token of every dialogue."""
     optimizer = torch.optim.AdamW(model.parameters(), lr=PEAK, betas=(0.9, 0.95), weight_decay=0.1)
     steps = epochs * math.ceil(len(rows) / BATCH)
@@ -105,16 +106,17 @@ def main(source: Path, folder: Path, epochs: int = 3) -> None:
     torch.manual_seed(0)
     logging.disable_progress_bar()
     text = source.read_text()
-    all_chats = dialogues(text)
     tokenizer = learn_tokenizer(text)
-    all_rows = [tokenizer.apply_chat_template(chat, return_dict=True)["input_ids"] for chat in all_chats]
+    pairs = [(chat, tokenizer.apply_chat_template(chat, return_dict=True)["input_ids"]) for chat in dialogues(text)]
+    all_chats, all_rows = zip(*(pair for pair in pairs if len(pair[1]) <= LENGTH), strict=True)
+    print(f"{len(all_chats)} of {len(pairs)} dialogues have {LENGTH} tokens or fewer")
     held = len(all_chats) * 9 // 10  # the last tenth of the plays
     (folder / "chats").mkdir(parents=True, exist_ok=True)
     for name, chats in (("train", all_chats[:held]), ("validation", all_chats[held:])):
         lines = "".join(json.dumps({"messages": chat}) + "\n" for chat in chats)
         (folder / "chats" / f"{name}.jsonl").write_text(lines)
     model = LlamaForCausalLM(config(layers=4, width=128))
-    train(model, [row[:LENGTH] for row in all_rows[:held]], epochs)
+    train(model, all_rows[:held], epochs)
     for path in (folder / "models" / "teacher", folder / "models" / "small", folder / "models" / "cut"):
         tokenizer.save_pretrained(path)
     model.save_pretrained(folder / "models" / "teacher", max_shard_size="2MB")
