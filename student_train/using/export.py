@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -79,7 +79,9 @@ def export_transformers(
         "student_digest": digest((run / BLUEPRINT_FILE).read_bytes()),
         "base": None if base is None else record.identity["start"],
     }
-    if (before := _done_before(out, about)) is not None:
+    gone_with = beside(student, folders_of(run), tokenizer)
+    # What lies beside counts where it is asked for: the folders of the job may have changed since.
+    if (before := _done_before(out, about, {} if tokenizer is None else gone_with.files)) is not None:
         return before
     model = FORMS[student.blueprint.architecture](student)
     kind = type(model).__name__
@@ -94,7 +96,6 @@ def export_transformers(
         else:
             save_adapter(run, record, base, part)
             loaded = load_on_base(base, part, WHAT)
-        gone_with = beside(student, folders_of(run), tokenizer)
         for name, data in gone_with.files.items():
             (part / name).write_bytes(data)
         rows = rows_to_compare(student, record, cache)
@@ -168,23 +169,36 @@ def _check_same(student: Student, difference: float, largest: float, compared: s
     )
 
 
-def _done_before(out: Path, about: dict[str, Any]) -> Exported | None:
-    """Return what lies at a place if it is this very export. Raises BadRequest: it is something else."""
+def _done_before(out: Path, about: dict[str, Any], files: Mapping[str, bytes]) -> Exported | None:
+    """Return what lies at a place if it is this very export.
+
+    Args:
+        out: the place.
+        about: what the export is of.
+        files: by name, that it must have.
+
+    Raises:
+        BadRequest: it is something else.
+        CorruptObject: it was this export, and has changed.
+    """
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return None
     try:
         mark = json.loads((out / MARK).read_bytes())
         same = {key: mark.get(key) for key in about} == about
-    except (OSError, ValueError, AttributeError):
-        same, mark = False, {}
-    if not same:
+        exported = dict(mark["files"])
+    except (OSError, ValueError, AttributeError, KeyError, TypeError):
+        same, mark, exported = False, {}, {}
+    others = [name for name, data in files.items() if exported.get(name) != digest(data)]
+    if not same or others:
+        of_other_files = f"the same export with another {', '.join(others)}" if same else "another export"
         raise BadRequest(
             f"{out} is there already",
-            found="another export" if mark else "something that is no export",
+            found=of_other_files if mark else "something that is no export",
             expected="no folder, an empty one, or the same export",
             do="name another folder",
         )
-    for name, expected in mark["files"].items():
+    for name, expected in exported.items():
         if not (out / name).exists() or file_digest(out / name) != expected:
             raise CorruptObject(
                 f"{out / name} is not what was exported",

@@ -96,6 +96,14 @@ def test_the_same_export_again_does_nothing_and_another_is_refused(runs: Path, t
         export_transformers(runs / "hf", tmp_path / "out")
 
 
+def test_a_damaged_mark_is_no_export(runs: Path, tmp_path: Path) -> None:
+    export_transformers(runs / "hf", tmp_path / "out")
+    mark = json.loads((tmp_path / "out/stillroom.json").read_text())
+    (tmp_path / "out/stillroom.json").write_text(json.dumps(mark | {"files": None}))
+    with pytest.raises(BadRequest, match="is there already"):
+        export_transformers(runs / "hf", tmp_path / "out")
+
+
 def test_a_folder_of_something_else_is_left_alone(runs: Path, tmp_path: Path) -> None:
     (tmp_path / "mine").write_text("mine")
     with pytest.raises(BadRequest, match="is there already"):
@@ -175,10 +183,24 @@ def test_what_is_missing_is_told(verse: Path, tmp_path: Path) -> None:
     assert not any(text.startswith("no ") for text in named.told)
 
 
+def test_the_same_export_with_other_files_beside_is_another(verse: Path, tmp_path: Path) -> None:
+    own = verse / "small"
+    export_transformers(verse / "runs/s", tmp_path / "out")
+    assert export_transformers(verse / "runs/s", tmp_path / "out", tokenizer=own).done_before
+    shutil.copytree(own, tmp_path / "asked")
+    (tmp_path / "asked/chat_template.jinja").write_text("{{ messages }}")
+    with pytest.raises(BadRequest, match="is there already") as refused:
+        export_transformers(verse / "runs/s", tmp_path / "out", tokenizer=tmp_path / "asked")
+    assert refused.value.found == "the same export with another chat_template.jinja"
+
+
 def test_another_tokenizer_is_refused(verse: Path, tmp_path: Path) -> None:
     from storage.tokenizer import train_tokenizer
 
     (tmp_path / "tokenizer.json").write_bytes(train_tokenizer(["other"], 260, "<end>"))
+    export_transformers(verse / "runs/s", tmp_path / "before")
+    with pytest.raises(BadRequest, match="another tokenizer than the student"):
+        export_transformers(verse / "runs/s", tmp_path / "before", tokenizer=tmp_path)
     with pytest.raises(BadRequest, match="another tokenizer than the student"):
         export_transformers(verse / "runs/s", tmp_path / "out", tokenizer=tmp_path)
 

@@ -79,6 +79,15 @@ def test_another_shape_is_told_and_not_taken(tmp_path: Path) -> None:
     assert "model.layers.0.mlp.down_proj.weight (16, 32) instead of (16, 8)" in found.told
 
 
+def test_a_head_that_a_tied_student_has_no_place_for_is_told(tmp_path: Path) -> None:
+    folder = model_folder(tmp_path, tie_word_embeddings=False)
+    found = begun(built(folder, tie_word_embeddings=True), folder)
+    assert found.told.endswith("; 1 there and not used: lm_head.weight")
+    stored = load_file(folder / "model.safetensors")  # of one that is tied, and stored twice
+    save_file(stored | {"lm_head.weight": stored["model.embed_tokens.weight"].clone()}, tmp_path / "twice.safetensors")
+    assert not begun(built(folder, tie_word_embeddings=True), tmp_path / "twice.safetensors").unused
+
+
 def test_weights_of_nothing_that_it_has_are_refused(tmp_path: Path) -> None:
     save_file({"other.weight": torch.zeros(2)}, tmp_path / "w.safetensors")
     with pytest.raises(BadRequest, match=r"nothing of .* is of this student"):

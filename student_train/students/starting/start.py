@@ -133,7 +133,7 @@ def start_student(student: Student, start: StartOptions, path: Path) -> Started:
 
 
 def find_start(student: Student, start: StartOptions, path: Path) -> Started:
-    """Return what a student would take; reads the names and shapes alone. Raises as `start_student`."""
+    """Return what a student would take; reads names and shapes, and little else. Raises as `start_student`."""
     there = _stored(path)
     names = [name for name in own_tensors(student) if name.startswith(NETWORK)]
     shapes = {name: tuple(tensor.shape) for name, tensor in student.state_dict().items()}
@@ -144,11 +144,12 @@ def find_start(student: Student, start: StartOptions, path: Path) -> Started:
     under = _best_prefix(student, names, there, layer_of)
     taken: dict[str, Place] = {}
     missing, reshaped = [], []
-    used = set()
+    used: set[str] = set()
     for name in names:
         places = [under(layer_of(each.removeprefix(NETWORK))) for each in (name, *aliases.get(name, []))]
         places = [place for place in places if place in there]
-        used.update(places)
+        # the head of a model that is not tied is none of a tied student's
+        used.update(places[:1], [other for other in places[1:] if _is_same(there[places[0]], there[other])])
         if not places:
             missing.append(name.removeprefix(NETWORK))
         elif there[places[0]].shape != shapes[name]:
@@ -203,6 +204,14 @@ def _stored(path: Path) -> dict[str, Place]:
         except FileNotFoundError as error:
             raise MissingSource(f"there is no {file}", found=str(error)) from None
     return found
+
+
+def _is_same(one: Place, other: Place) -> bool:
+    """Return whether two stored tensors are equal."""
+    if one.shape != other.shape:
+        return False
+    with safe_open(one.file, framework="pt") as first, safe_open(other.file, framework="pt") as second:
+        return torch.equal(first.get_tensor(one.name), second.get_tensor(other.name))
 
 
 def _layers(
