@@ -52,6 +52,8 @@ def losses_served(encoding: Encoding, task: str) -> Served:
 
 def served_lines(who: str, encoding: Encoding, task: str) -> list[str]:
     """Return what an encoding serves: "big serves at T = 1: kd, jsd", and below it what it does not."""
+    if not encoding.soft:
+        return [f"{who} has features alone: it serves losses on features, and none on soft targets"]
     served = losses_served(encoding, task)
     parts = [
         f"{f'at {where}: ' if where else 'of no temperature: ' * (len(served.at) > 1)}{', '.join(names)}"

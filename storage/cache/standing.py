@@ -64,7 +64,7 @@ def standings(catalogue: Catalogue, ledger: Ledger) -> list[Standing]:
     for dataset, teacher in sorted(catalogue.teachers):
         spec, task = catalogue.datasets[dataset], task_of(catalogue.datasets[dataset])
         view = next(iter(catalogue.view_names(dataset, teacher)), None)
-        if view is None:
+        if view is None or not catalogue.teachers[dataset, teacher].encoding.soft:  # who says nothing stands nowhere
             continue
         commits, labels = ledger.of(dataset, teacher, view), ledger.labels(dataset)
         if commits["labelled"].null_count():

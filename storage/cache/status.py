@@ -143,8 +143,8 @@ def _bytes_per_target(dataset: DatasetSpec, teacher: TeacherSpec, first: Commit 
         "memory": teacher.encoding.bytes_per_row(teacher.num_classes),
         "memory_statistics": teacher.encoding.statistics_bytes_per_row,
     }
-    if first is None:
-        return figures
+    if first is None or not teacher.encoding.soft:
+        return figures | ({} if first is None else {"stored": 0.0, "stored_statistics": 0.0})
     targets = (first.stop - first.start) * math.prod(task_of(dataset).sites(dataset.input_shape))
     if teacher.labelled_positions:
         targets = first.about.get("answered", {}).get(LABELLED) or 1

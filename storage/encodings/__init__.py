@@ -3,6 +3,7 @@
     base.py        what every encoding offers
     dense.py       the logits, whole; and features
     sparse.py      the largest classes exactly, draws from the rest, and how much the rest is
+    none.py        nothing, of a teacher asked for features alone
     statistics.py  what is kept of each row besides: masses at temperatures, moments, entropy
     largest.py     the largest classes of a row, without sorting a vocabulary
     draws.py       classes drawn, a pure function of seed, sample and number
@@ -19,6 +20,7 @@ from pydantic import Discriminator, Tag
 
 from storage.encodings.base import Capability, Encoded, Encoding
 from storage.encodings.dense import DenseEncoding, FeatureEncoding
+from storage.encodings.none import NoEncoding
 from storage.encodings.sparse import SparseEncoding
 
 
@@ -28,7 +30,19 @@ def _kind(section: Any) -> Any:
 
 
 AnyEncoding = Annotated[
-    Annotated[DenseEncoding, Tag("dense")] | Annotated[SparseEncoding, Tag("sparse")], Discriminator(_kind)
+    Annotated[DenseEncoding, Tag("dense")]
+    | Annotated[SparseEncoding, Tag("sparse")]
+    | Annotated[NoEncoding, Tag("none")],
+    Discriminator(_kind),
 ]
 
-__all__ = ["AnyEncoding", "Capability", "DenseEncoding", "Encoded", "Encoding", "FeatureEncoding", "SparseEncoding"]
+__all__ = [
+    "AnyEncoding",
+    "Capability",
+    "DenseEncoding",
+    "Encoded",
+    "Encoding",
+    "FeatureEncoding",
+    "NoEncoding",
+    "SparseEncoding",
+]

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, NamedTuple
 
 from pydantic import Field, FiniteFloat, field_validator
 
@@ -71,7 +71,10 @@ class Encoding(Options):
         temperatures: at which statistics are kept, and sparse targets served; 1 is always among them.
         standardised_temperatures: the same of logits with mean 0 and deviation 1.
         statistics: whether log-sum-exp, entropy and the like of each row are kept (`storage.encodings.statistics`).
+        soft: whether there are soft targets at all.
     """
+
+    soft: ClassVar[bool] = True
 
     temperatures: list[Temperature] = Field(default=[1.0])
     standardised_temperatures: list[Temperature] = Field(default=[])

@@ -318,15 +318,16 @@ def _fault_of_about(commit: Commit, promise: ShardPromise) -> str | None:
             return f"labels = {labels!r}"[:200]
     if (answered := about.get("answered")) is not None:
         sites = rows * prod(task_of(promise.dataset).sites(promise.dataset.input_shape))
-        if not _can_be_answered(answered, sites):
+        if not _can_be_answered(answered, sites, soft=promise.teacher is None or promise.teacher.encoding.soft):
             return f"answered = {answered!r} of {sites} sites"[:200]
     return None
 
 
-def _can_be_answered(answered: Any, sites: int) -> bool:
-    """Return whether a teacher can have answered so."""
+def _can_be_answered(answered: Any, sites: int, *, soft: bool) -> bool:
+    """Return whether a teacher can have answered so; of one of features alone, only labels are counted."""
     try:
-        labelled, correct, nats = (answered[name] for name in ("labelled", "correct", "nats"))
+        unsaid = {} if soft else {"correct": 0, "nats": 0.0}
+        labelled, correct, nats = ((answered | unsaid)[name] for name in ("labelled", "correct", "nats"))
         never = answered.get("never") or 0
         whole = all(type(count) is int for count in (labelled, correct, never))
         return whole and 0 <= correct <= labelled <= sites and 0 <= never <= sites and _is_amount(nats)

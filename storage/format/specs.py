@@ -23,6 +23,7 @@ from pydantic import (
 from storage.digests import differences, fingerprint
 from storage.encodings import AnyEncoding, FeatureEncoding
 from storage.encodings.base import USES_NEVER
+from storage.encodings.none import FEATURES_ALONE
 from storage.errors import CorruptObject, StaleCache, UnsupportedFormat
 from storage.format.objects import Objects
 from storage.inputs import find_inputs, inputs_of
@@ -37,7 +38,13 @@ FORMAT_VERSION = 3  # of caches that are made now; earlier ones are read
 WEIGHTS_JSON = "weights.json"
 NEW_KEYS = ("uses", "task")  # since format 3, and left out where they say nothing
 OWN_LENGTH, BYTE_RANGES, LABELLED_POSITIONS = "own_length", "byte_ranges", "labelled_positions"
-USES = (OWN_LENGTH, USES_NEVER, BYTE_RANGES, LABELLED_POSITIONS)  # of the names in FORMAT.md, those that are known here
+USES = (
+    OWN_LENGTH,
+    USES_NEVER,
+    BYTE_RANGES,
+    LABELLED_POSITIONS,
+    FEATURES_ALONE,
+)  # of the names in FORMAT.md, those that are known here
 
 
 class Spec(BaseModel):
@@ -137,7 +144,8 @@ class DatasetSpec(Spec):
 class TeacherSpec(Spec):
     """`<dataset>/<teacher>/teacher.json`: which function made the targets, and how they are stored.
 
-    `uses` names what a reader must know to read them: with `labelled_positions` they are of those positions alone.
+    `uses` names what a reader must know to read them: with `labelled_positions` they are of those positions alone,
+    with `features_alone` there are no soft targets.
     """
 
     name: str
@@ -151,6 +159,12 @@ class TeacherSpec(Spec):
     def labelled_positions(self) -> bool:
         """Whether there are targets of labelled sites alone, one after another, in place of some at each site."""
         return LABELLED_POSITIONS in self.uses
+
+    @model_validator(mode="after")
+    def _says_so(self) -> Self:
+        if (FEATURES_ALONE in self.uses) == self.encoding.soft:
+            raise ValueError(f"encoding {self.encoding.kind}, and uses = {', '.join(self.uses) or 'nothing'}")
+        return self
 
     @field_validator("encoding", mode="before")
     @classmethod

@@ -165,11 +165,12 @@ def _prepare(
     check_first_view(options.name, options.first_view, views)
     train = selections.find(data.train, needs, None, views)
     named = [name for term in options.objective for name in term.teacher_names]
-    agree_with = next(iter(named), None)  # the first that any term names
+    soft = [name for name in named if not any(_has_features_alone(catalogue, of, name) for of in held_datasets)]
+    agree_with = next(iter(soft), None)  # the first that any term names, and that says something of classes
     if all(_seen_plain(catalogue, name, agree_with) is None for name in held_datasets):
         agree_with = None  # held rows are plain, and this teacher never saw them so: nothing to agree with
     held = selections.find(data.validation, Needs(), agree_with)
-    against, why_not_against = measured_against(catalogue, held, named, num_classes)
+    against, why_not_against = measured_against(catalogue, held, soft or named, num_classes)
     blueprint = _blueprint(options, first, num_classes)
     options, decided = decide_projections(options, blueprint, shapes)
     identity = _identity(request, options, blueprint, catalogue, train, held)
@@ -198,7 +199,7 @@ def _prepare(
         tokenizer=selections.tokenizer(first.name),
         against=against,
         why_not_against=why_not_against,
-        decided=(*told, *decided),
+        decided=(*told, *decided, *_told_of_features_alone(named, soft)[: why_not_against is None]),
     )
 
 
@@ -206,6 +207,20 @@ def _seen_plain(catalogue: Catalogue, dataset: str, name: str | None) -> str | N
     """Return the teacher of a dataset that a name means, if it was asked about the plain inputs."""
     teacher = None if name is None else teacher_of(name, dataset)
     return teacher if teacher is not None and PLAIN in catalogue.view_names(dataset, teacher) else None
+
+
+def _has_features_alone(catalogue: Catalogue, dataset: str, name: str) -> bool:
+    """Return whether the teacher of a dataset that a name means was asked for features alone."""
+    spec = catalogue.teachers.get((dataset, teacher_of(name, dataset) or name))
+    return spec is not None and not spec.encoding.soft
+
+
+def _told_of_features_alone(named: Sequence[str], soft: Sequence[str]) -> list[str]:
+    """Return a line for a student all of whose teachers say nothing of classes."""
+    alone = dict.fromkeys(name for name in named if name not in soft)
+    if soft or not alone:
+        return []
+    return [f"no agreement with {', '.join(alone)}, which {'has' if len(alone) == 1 else 'have'} features alone"]
 
 
 def _blueprint(options: StudentOptions, dataset: DatasetSpec, num_classes: int) -> Blueprint:

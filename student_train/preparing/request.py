@@ -74,7 +74,7 @@ class PreparedRun:
         warnings: of teachers that it learns from and that are near chance.
         against: the teacher that it is measured against site by site, where its task is.
         why_not_against: why there is none, where one was due.
-        decided: what the job leaves open and was decided here (`left_open.py`), in words.
+        decided: what the job leaves open and was decided here (`left_open.py`), and what cannot be measured, in words.
         started: what it takes of the weights that it starts from, in words; None: it is drawn, or was not looked at.
     """
 

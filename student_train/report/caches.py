@@ -6,7 +6,7 @@ per-sample table; and what an encoding did to them, from the first held targets,
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -133,13 +133,20 @@ def cache_facts(cache: Cache, rows: list[str]) -> CacheFacts:
                 promised.setdefault(teacher, {})[dataset] = promise
     teachers = [
         TeacherFacts(
-            name, of, tuple(_figures(cache, samples, each, name) for each in rows if each.partition("/")[0] in of)
+            name,
+            of,
+            tuple(_figures(cache, samples, each, name) for each in rows if _is_soft(of, each.partition("/")[0])),
         )
         for name, of in promised.items()
     ]
     datasets = {name: {k: v for k, v in spec.items() if k != "teachers"} for name, spec in described.items()}
     about = {name: info[name] for name in ("id", "format", "created", "created_by")}
     return CacheFacts(cache.url, about, datasets, tuple(teachers))
+
+
+def _is_soft(of: Mapping[str, dict[str, Any]], dataset: str) -> bool:
+    """Return whether a teacher has soft targets of a dataset, from what is promised of it."""
+    return dataset in of and of[dataset]["encoding"]["kind"] != "none"
 
 
 def dense_bytes(num_classes: int) -> int:

@@ -184,18 +184,19 @@ class _Answered(NamedTuple):
             if not self.answered[batch_B].any():
                 continue
             live_NV, features = self._ask(batch_B, dataset)
-            check_classes(live_NV, self.labels[batch_B][self.answered[batch_B]], spec, dataset)
             again_NV, features_again = self._otherwise(batch_B, dataset)
-            live_NC = live_NV[:, : spec.num_classes]
-            own, others = (self._as_stored(each, batch_B) for each in (live_NV, again_NV))
             places_N = self._places(batch_B)
             stored = {name: values[places_N] for name, values in self.stored.items()}
-            targets = {name: values for name, values in stored.items() if not name.startswith(FEATURE)}
-            found = gaps(spec.encoding, targets, live_NC, own)
-            tolerated = gaps(spec.encoding, others, live_NC, own)
-            size = size_of(live_NC)
-            for aspect, gap in found.items():
-                yield batch_B, Difference(aspect, gap, tolerated[aspect], size)
+            if spec.encoding.soft:
+                check_classes(live_NV, self.labels[batch_B][self.answered[batch_B]], spec, dataset)
+                live_NC = live_NV[:, : spec.num_classes]
+                own, others = (self._as_stored(each, batch_B) for each in (live_NV, again_NV))
+                targets = {name: values for name, values in stored.items() if not name.startswith(FEATURE)}
+                found = gaps(spec.encoding, targets, live_NC, own)
+                tolerated = gaps(spec.encoding, others, live_NC, own)
+                size = size_of(live_NC)
+                for aspect, gap in found.items():
+                    yield batch_B, Difference(aspect, gap, tolerated[aspect], size)
             for feature, values in features.items():
                 encoding, path = spec.features[feature], FEATURE + feature
                 gap = feature_gap(encoding, stored[path], values)
@@ -206,12 +207,14 @@ class _Answered(NamedTuple):
                 )
 
     def _ask(self, rows_B: Tensor, dataset: DatasetSpec) -> tuple[Tensor, dict[str, Tensor]]:
-        """Return logits, (N, V), and features of the answered sites of some rows, on the host."""
+        """Return logits, (N, V), and features of answered sites of some rows, on the host; (N, 0) if it has none."""
         import torch
 
         heard = self.teacher.hear(self.shown_B[rows_B], self.answered[rows_B], dataset)
-        blocks = self.teacher.blocks(len(heard.hidden), self.spec.num_classes)
-        logits_NV = torch.cat([self.teacher.scores(heard.hidden[at], dataset).cpu() for at in blocks])
+        logits_NV = heard.hidden.cpu()
+        if self.teacher.is_scored:
+            blocks = self.teacher.blocks(len(heard.hidden), self.spec.num_classes)
+            logits_NV = torch.cat([self.teacher.scores(heard.hidden[at], dataset).cpu() for at in blocks])
         return logits_NV, {name: values.cpu() for name, values in heard.features.items()}
 
     def _places(self, rows_B: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
-from storage.encodings import AnyEncoding, DenseEncoding, FeatureEncoding
+from storage.encodings import AnyEncoding, DenseEncoding, FeatureEncoding, SparseEncoding
 from storage.encodings.sparse import COUNTS, DRAWS
 
 if TYPE_CHECKING:
@@ -54,7 +54,7 @@ def gaps(encoding: AnyEncoding, stored: dict[str, Tensor], live_NC: Tensor, own:
                 each.masked_fill(never_NC & stored_never_NC, -torch.inf) for each in (stored_NC, live_NC)
             )
         found["logits"] = _widest(stored_NC, live_NC)
-    else:
+    elif isinstance(encoding, SparseEncoding):
         if encoding.k:
             found |= _kept_gaps(encoding, stored, live_NC)
         if encoding.n:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from storage.cache import TOKENIZER_JSON, Cache, Catalogue
+from storage.encodings.naming import as_toml
 from storage.errors import BadRequest, StaleCache
 from storage.format.specs import FORMAT_VERSION, LABELLED_POSITIONS, DatasetSpec, TeacherSpec, check_promise
 from storage.tasks import task_of
@@ -74,7 +75,13 @@ def _promise_teacher(
     unbuilt = None if known else f"{request.cache}/{dataset.name}/{TOKENIZER_JSON}"
     check_tokens(teacher, dataset, prepared.tokenizer_file, unbuilt)
     check_classes(teacher, dataset)
-    if not dataset.num_classes:
+    if not teacher.encoding.soft and catalogue is not None and catalogue.about.format < FORMAT_VERSION:
+        raise BadRequest(
+            f"{catalogue.url} is a cache of format {catalogue.about.format}, which has no teacher of features alone",
+            found=f"{as_toml(teacher.encoding)} of teacher {teacher.name}",
+            do=f"cache build {request.job} --as NAME    # a new cache beside it; or another `encoding`",
+        )
+    if teacher.encoding.soft and not dataset.num_classes:
         raise BadRequest(
             f"dataset {dataset.name} has no classes, so teacher {teacher.name} cannot be checked against them",
             do="give the dataset's `classes`, or keep the teacher off it with `datasets = [...]`",

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from storage.cache.watcher import Watcher
 from storage.encodings import AnyEncoding
+from storage.encodings.naming import as_toml
 from storage.errors import BadRequest
 from storage.tasks import task_of
 from storage.views import PLAIN
@@ -168,6 +169,14 @@ def run_pilot(request: PilotRequest, watcher: Watcher) -> list[Pilot]:
             found="no [[teacher]]",
             do="add one; docs/jobs/teachers.md has its keys",
         )
+    for options in request.build.teachers:
+        if not options.encoding.soft:
+            raise BadRequest(
+                f"there is nothing to measure of teacher {options.name}, which is asked for features alone",
+                found=as_toml(options.encoding),
+                expected="soft targets, of which every encoding is tried",
+                do=f"leave {options.name} out of a copy of the job; a build of a few rows tells how large a feature is",
+            )
     prepared = prepare_afresh(request.build)
     pilots = []
     for options in request.build.teachers:

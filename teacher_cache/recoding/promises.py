@@ -58,7 +58,8 @@ def recoded_spec(source: Catalogue, dataset: DatasetSpec, options: TeacherOption
             expected=f"{lacking}, for {as_toml(options.encoding)}",
             do=f"cache build {job}    # asks the teacher; or a smaller encoding in the job",
         )
-    return found.model_copy(update={"encoding": options.encoding, "features": options.features})
+    uses = options.promised_uses(found.uses)
+    return found.model_copy(update={"encoding": options.encoding, "features": options.features, "uses": uses})
 
 
 def _check_features(source: Catalogue, dataset: str, found: TeacherSpec, options: TeacherOptions, job: str) -> None:

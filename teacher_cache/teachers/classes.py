@@ -15,9 +15,13 @@ SHOWN = 12  # names, in a message
 def check_classes(teacher: TeacherOptions, dataset: DatasetSpec) -> None:
     """Check that a teacher which names its classes has those of a dataset, in any order (invariant 13).
 
+    Of one that is asked for features alone, nobody hears the scores.
+
     Raises:
         BadRequest: it has others; both lists are shown.
     """
+    if not teacher.encoding.soft:
+        return
     names = KINDS[teacher.origin].classes(teacher)
     for whose, given in (("teacher " + teacher.name, names or []), ("dataset " + dataset.name, dataset.classes)):
         check_distinct(whose, given)

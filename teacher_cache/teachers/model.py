@@ -1,7 +1,8 @@
 """A loaded teacher: a model in evaluation mode, what it is fed, and the layers that are tapped.
 
 Its body runs once over a batch (`hear`), its head at some of the sites that are answered at a time (`scores`), so that
-the logits of all sites never exist; of a model that is in one part they do, a batch's at a time.
+the logits of all sites never exist; of a model that is in one part they do, a batch's at a time. One that is asked for
+features alone has no scores: its body is called where that gives the same features, and what it returns is let go.
 
 Shapes: B rows of a batch, `sites` the axes of a row's sites (storage.tasks), P sites that are answered, C classes.
 """
@@ -11,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import difflib
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from storage.errors import BadTeacher, is_out_of_memory
@@ -21,7 +23,7 @@ from teacher_cache.teachers.classes import order_of
 from teacher_cache.teachers.kinds import KINDS
 from teacher_cache.teachers.loaded import weights_digest
 from teacher_cache.teachers.options import TeacherOptions
-from teacher_cache.teachers.parts import Parts, find_parts, logits_of
+from teacher_cache.teachers.parts import Parts, find_body, find_parts, logits_of
 from teacher_cache.teachers.steady import ROWS, check_steady
 from teacher_cache.teachers.transformers import spread
 
@@ -55,7 +57,7 @@ class Heard(NamedTuple):
 
     Attributes:
         hidden: of the P sites that are answered, in order of rows and sites: hidden states (P, D), or, of a model in
-            one part, logits (P, V).
+            one part, logits (P, V); of one that is asked for features alone nothing, (P, 0).
         features: by name, of these sites, (P, …).
     """
 
@@ -71,6 +73,7 @@ class Teacher:
         self.batch_size = options.batch_size  # lower from the first batch on that does not fit
         self.model = model.eval().requires_grad_(False)  # no dropout, no batch statistics: one answer for each row
         self._options = options
+        self.is_scored = options.encoding.soft  # else it is asked for features alone
         self.weights = weights_digest(model)
         self._class_names = KINDS[options.origin].classes(options)
         self._captured: dict[str, Tensor] = {}
@@ -143,6 +146,8 @@ class Teacher:
     def scores(self, hidden_P: Tensor, dataset: DatasetSpec) -> Tensor:
         """Return the logits of sites that were heard, or of some of them, (P, V) float32, by the dataset's classes.
 
+        Not of a teacher that is asked for features alone (`is_scored`).
+
         Raises:
             TooLarge: there is no memory for them.
         """
@@ -174,25 +179,35 @@ class Teacher:
 
         if dataset.name in self._parts:
             return
-        if not task_of(dataset).sites(dataset.input_shape) or shown_B.device.type == "meta":
+        has_sites = bool(task_of(dataset).sites(dataset.input_shape))
+        if (self.is_scored and not has_sites) or shown_B.device.type == "meta":
             self._parts[dataset.name] = None
             return
         tapped = [feature.layer for feature in self._options.features.values()]
         row_1L = inputs_of(dataset).trimmed(shown_B[:1])
         parts = None
-        for tried in (TRIED_SITES, row_1L.shape[1]):  # the whole row, for a model that takes blocks of one length alone
+        # the whole row, for a model that takes blocks of one length alone
+        for tried in (*[TRIED_SITES] * has_sites, row_1L.shape[1]):
             if parts is None:
                 with torch.inference_mode(), self._autocast():
                     arguments = inputs_of(dataset).spread(self._arguments(row_1L[:, :tried], dataset))
-                    parts = find_parts(self.model, arguments, tapped)
+                    find = find_parts if self.is_scored else partial(find_body, heard=self._features_of)
+                    parts = find(self.model, arguments, tapped)
         self._parts[dataset.name] = parts
+
+    def _features_of(self, call: Callable[[], Any]) -> dict[str, Tensor]:
+        self._captured = {}
+        call()
+        return self._captured
 
     def _hear(self, shown_B: Tensor, answered: Tensor | None, dataset: DatasetSpec) -> Heard:
         self.find_parts(shown_B, dataset)
         self._captured = {}  # a layer that is not called this time must not answer with the last batch
         inputs_B, output = self._forward(shown_B, dataset)
         leading = self._leading(inputs_B, dataset)
-        if self._parts[dataset.name] is None:
+        if not self.is_scored:
+            output = inputs_B.new_zeros(*leading, 0)  # whatever it returned
+        elif self._parts[dataset.name] is None:
             output = self._checked_logits(output, leading)
         self._check_features(leading, dataset)
         places_P = None if answered is None else self._places(answered, leading)
@@ -225,9 +240,11 @@ class Teacher:
 
         def ask(rows: int) -> Tensor:
             heard = self._hear(shown_B[:rows], None if answered is None else answered[:rows], dataset)
-            return self.scores(heard.hidden, dataset)
+            if self.is_scored:
+                return self.scores(heard.hidden, dataset)
+            return torch.cat([values.flatten(1).float() for values in heard.features.values()], 1)
 
-        check_steady(self.model, ask, len(shown_B), self.name)
+        check_steady(self.model, ask, len(shown_B), self.name, "logits" if self.is_scored else "features")
         self._steady.add(dataset.name)
 
     @contextlib.contextmanager

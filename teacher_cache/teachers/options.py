@@ -12,6 +12,7 @@ from pydantic import BeforeValidator, Field, FiniteFloat, model_validator
 
 from storage.digests import fingerprint
 from storage.encodings import AnyEncoding, DenseEncoding, FeatureEncoding
+from storage.encodings.none import FEATURES_ALONE
 from storage.errors import BadRequest
 from storage.folder_code import CODE_NAME
 from storage.format.specs import DatasetSpec, TeacherSpec
@@ -97,6 +98,10 @@ class TeacherOptions(Options):
             raise ValueError(f"`arguments` may hold what JSON can: no dates, no nan, no inf ({error})") from None
         if (self.mean is None) != (self.std is None) or len(self.mean or []) != len(self.std or []):
             raise ValueError("give `mean` and `std` together, one number per channel each")
+        if not self.encoding.soft and not self.features:
+            raise ValueError(
+                'nothing would be stored: with `encoding = { kind = "none" }` give one of `features` or more'
+            )
         return self
 
     @property
@@ -118,7 +123,7 @@ class TeacherOptions(Options):
 
         Args:
             num_classes: of a dataset.
-            uses: what a reader must know of how its targets are laid down, by name.
+            uses: what a reader must know of how its targets are laid down, by name; that it has none is added here.
 
         Raises:
             MissingSource: the weights or the student's folder are not there.
@@ -132,8 +137,12 @@ class TeacherOptions(Options):
             num_classes=num_classes,
             encoding=self.encoding,
             features=self.features,
-            uses=uses,
+            uses=self.promised_uses(uses),
         )
+
+    def promised_uses(self, uses: tuple[str, ...]) -> tuple[str, ...]:
+        """Return what a reader must know, from how targets are laid down: whether there are any, too."""
+        return (*(name for name in uses if name != FEATURES_ALONE), *[FEATURES_ALONE] * (not self.encoding.soft))
 
 
 def check_tokens(

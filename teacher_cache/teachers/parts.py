@@ -10,7 +10,7 @@ Shapes: B rows of a batch, L positions, N sites, D width, C classes.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from storage.errors import is_out_of_memory
@@ -69,6 +69,37 @@ def find_parts(model: nn.Module, arguments: tuple[Tensor, ...], tapped: Collecti
             continue  # whatever it says to this, it is not two parts
         alike = some_NC.shape == whole_BLC[0, 1:].shape and torch.equal(said_BLC, whole_BLC)
         if alike and _about_same(some_NC, whole_BLC[0, 1:]):
+            return parts
+    return None
+
+
+def find_body(
+    model: nn.Module,
+    arguments: tuple[Tensor, ...],
+    tapped: Collection[str],
+    heard: Callable[[Callable[[], Any]], Mapping[str, Any]],
+) -> Parts | None:
+    """Return the parts of a model whose body alone gives the same features, to the last bit; None: it has none.
+
+    Args:
+        model, arguments, tapped: as of `find_parts`; what the model returns is of no matter.
+        heard: calls what it is given, and returns what the tapped layers said.
+    """
+    import torch
+
+    modules = dict(model.named_modules())
+    for parts in _candidates(model):
+        inside = set(map(id, parts.body.modules()))
+        if not all(id(modules[name]) in inside for name in tapped):
+            continue
+        try:
+            whole, alone = heard(lambda: model(*arguments)), heard(lambda body=parts.body: body(*arguments))  # type: ignore[misc]
+            same = whole.keys() == alone.keys() and all(torch.equal(whole[name], alone[name]) for name in whole)
+        except (Exception, SystemExit) as error:  # the user's own model; or what is no tensor
+            if is_out_of_memory(error):
+                raise
+            continue
+        if same:
             return parts
     return None
 

@@ -26,14 +26,17 @@ MORE_TIMES = 6  # if it draws: what it draws may seldom matter
 ALIKE = 0.1  # of the largest logit: more than kernels of another batch differ by, in bfloat16 too
 
 
-def check_steady(model: nn.Module, ask: Callable[[int], Tensor], rows: int, name: str) -> None:
+def check_steady(
+    model: nn.Module, ask: Callable[[int], Tensor], rows: int, name: str, asked_for: str = "logits"
+) -> None:
     """Check on the first rows of a batch that a teacher has one answer for each row.
 
     Args:
         model: the teacher's.
-        ask: returns the logits at some sites of so many of the first rows, row after row.
+        ask: returns what it says at some sites of so many of the first rows, row after row.
         rows: how many there are, at most `ROWS`.
         name: of the teacher.
+        asked_for: what that is.
 
     Raises:
         BadTeacher: asked again it says something else, it changes its own buffers, or goes by the rows beside.
@@ -55,7 +58,7 @@ def check_steady(model: nn.Module, ask: Callable[[int], Tensor], rows: int, name
     if not all(_same(said[-1], each) for each in [said[0], *more]):
         raise BadTeacher(
             f"teacher {name} has another answer each time that it is asked about the same rows",
-            found=f"logits of {rows} rows that differ by up to {_difference(said[-1], [said[0], *more]):.3g}",
+            found=f"{asked_for} of {rows} rows that differ by up to {_difference(said[-1], [said[0], *more]):.3g}",
             expected="one answer for each row: a cache keeps it for good",
             do="leave out what is random in forward() when it does not train: dropout(x, training=self.training)",
         )
@@ -64,7 +67,7 @@ def check_steady(model: nn.Module, ask: Callable[[int], Tensor], rows: int, name
     if (off := _difference(beside, [said[-1][: len(beside)]])) > ALIKE * _largest(beside):
         raise BadTeacher(
             f"teacher {name} answers about a row by the rows that are beside it in a batch",
-            found=f"logits of {half} rows that differ by {off:.3g} from those in a batch of {rows}",
+            found=f"{asked_for} of {half} rows that differ by {off:.3g} from those in a batch of {rows}",
             expected="one answer for each row, whatever is asked with it",
             do="batch normalisation in evaluation mode (training=self.training); of texts, what padding says is masked",
         )

@@ -4,6 +4,7 @@ pieces.py        what travels, what comes back, and how every piece ends: with a
 ingest.py        raw samples to model-ready inputs
 ask.py           inputs to a teacher's soft targets and features
 answering.py     the batches of a shard: asked about, encoded beside, in halves where they do not fit
+batch.py         what is asked, and what is stored of one batch of answers
 recode.py        a richer cache's targets to this one's
 rows.py          labels, keys and encodings of a shard's rows, as asking and recoding need them
 checks.py        what a teacher's answers must be

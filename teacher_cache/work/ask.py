@@ -19,7 +19,8 @@ from storage.inputs import inputs_of
 from storage.tasks import NO_LABEL
 from storage.views import FINGERPRINTED_ROWS, PLAIN, view_fingerprint
 from storage.views.check import Readable, libraries, readable_rows
-from teacher_cache.work.answering import Question, answer_rows, send_ahead
+from teacher_cache.work.answering import answer_rows, send_ahead
+from teacher_cache.work.batch import Question
 from teacher_cache.work.checks import refuse_shard
 from teacher_cache.work.pieces import LOCK, TURNS, AskWork, Done, commit_shard, provenance
 from teacher_cache.work.promising import promise_teacher, promise_weights

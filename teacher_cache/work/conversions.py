@@ -10,7 +10,8 @@
 | sparse 8-bit | – | – | – | – | – | k no larger | the same k, n, seed |
 
 Dense targets serve every temperature, so any may be asked for; of sparse ones, only temperatures that were declared,
-and statistics only if they were kept. A nucleus cut `p` stays as it is; draws may be dropped, never made anew.
+and statistics only if they were kept. A nucleus cut `p` stays as it is; draws may be dropped, never made anew. All may
+be dropped, so that features are left alone, of which nothing is ever made.
 
 From dense fp32, what comes out is byte for byte what the teacher's own build would have stored; its tables, which stay
 as they are, would differ by rounding. From anything else it
@@ -23,7 +24,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from storage.encodings import AnyEncoding, DenseEncoding, SparseEncoding
+from storage.encodings import AnyEncoding, DenseEncoding, NoEncoding, SparseEncoding
 from storage.encodings.base import LSE, STATISTICS
 from storage.encodings.sparse import COUNTS, DRAWS, IDS, REST, STEP, VALUES
 
@@ -38,8 +39,10 @@ DRAWS_PRECISION = 2  # likewise, to draw from: of rounder logits other classes w
 
 def refusal(found: AnyEncoding, wanted: AnyEncoding) -> str | None:
     """Return what a source does not hold that another encoding needs, or None."""
-    if found == wanted:
+    if found == wanted or isinstance(wanted, NoEncoding):
         return None
+    if isinstance(found, NoEncoding):
+        return "soft targets"
     if isinstance(found, DenseEncoding):
         return _dense_refusal(found, wanted)
     if isinstance(wanted, DenseEncoding):
@@ -47,7 +50,7 @@ def refusal(found: AnyEncoding, wanted: AnyEncoding) -> str | None:
     return _sparse_refusal(found, wanted)
 
 
-def _dense_refusal(found: DenseEncoding, wanted: AnyEncoding) -> str | None:
+def _dense_refusal(found: DenseEncoding, wanted: DenseEncoding | SparseEncoding) -> str | None:
     has = DENSE_PRECISION[found.dtype]
     if isinstance(wanted, DenseEncoding):
         return f"logits in {wanted.dtype}" if DENSE_PRECISION[wanted.dtype] > has else None
@@ -97,6 +100,9 @@ def convert(
     """
     if found == wanted:
         return arrays  # byte for byte, even where decoding and encoding would round again
+    if isinstance(wanted, NoEncoding):
+        return {}
+    assert not isinstance(found, NoEncoding)
     if isinstance(found, SparseEncoding):
         assert isinstance(wanted, SparseEncoding)
         return _fewer(arrays, found, wanted, num_classes)

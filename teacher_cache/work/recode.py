@@ -10,8 +10,10 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pyarrow as pa
 
 from storage.cache import Cache
+from storage.cache.samples import TEACHER_COLUMNS
 from storage.errors import CorruptObject, RowsMissing
 from storage.format.committing import read_stored
 from storage.format.shards import Commit, ShardKey
@@ -94,8 +96,22 @@ def _recode(source: Cache, cache: Cache, commit: Commit, work: RecodeWork) -> Do
     recoded |= {name: arrays[name] for name in features}
     # What the teacher's own commit says stays below it: of which weights, on what device, of which view.
     about = commit.about | provenance(seconds) | {"recoded_from": _origin(source, commit, richer)}
+    table = commit.table
+    if not spec.encoding.soft:  # nor is anything told of what was let go
+        table, told = _without_soft(table), about.get("answered", {})
+        about["answered"] = {name: told[name] for name in ("labelled",) if name in told}
+        if not about["answered"]:  # a shard of before that was kept
+            del about["answered"]
     rows = (commit.start, commit.stop)
-    return commit_shard(cache, key, rows, arrays=recoded, table=commit.table, about=about, uses=(*spec.uses, *uses))
+    return commit_shard(cache, key, rows, arrays=recoded, table=table, about=about, uses=(*spec.uses, *uses))
+
+
+def _without_soft(table: pa.Table) -> pa.Table:
+    """Return a commit's table with null for all that a teacher said of classes."""
+    for name in TEACHER_COLUMNS:
+        field = table.schema.field(name)
+        table = table.set_column(table.schema.get_field_index(name), field, pa.nulls(len(table), field.type))
+    return table
 
 
 def _check_inputs(source: Cache, cache: Cache, commit: Commit, ingest: Commit) -> None:
@@ -119,7 +135,7 @@ def _converted(
         stored = {name: values.new_zeros(1, *values.shape[1:]) for name, values in stored.items()}
 
     def batches() -> Iterator[dict[str, np.ndarray]]:
-        size = max(1, BATCH_ELEMENTS // spec.num_classes)
+        size = max(1, BATCH_ELEMENTS // max(1, spec.num_classes))
         for start in range(0, len(labels_P), size):
             batch = slice(start, start + size)
             encoded = convert(
@@ -132,6 +148,8 @@ def _converted(
             )
             yield {name: values.cpu().numpy() for name, values in encoded.items()}
 
+    if not spec.encoding.soft:
+        return {}
     parts = list(batches())
     return {name: np.concatenate([part[name] for part in parts])[:num_sites] for name in parts[0]}
 

@@ -55,7 +55,7 @@ class Asked:
 
         from teacher_cache.teachers.model import Teacher
         from teacher_cache.teachers.options import TeacherOptions
-        from teacher_cache.work.answering import Question
+        from teacher_cache.work.batch import Question
 
         torch.set_num_threads(1)
         torch.manual_seed(0)

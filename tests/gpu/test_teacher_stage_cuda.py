@@ -18,7 +18,8 @@ from storage.inputs.arguments import to_float
 from storage.views import PLAIN
 from teacher_cache.teachers.model import Teacher
 from teacher_cache.teachers.options import TeacherOptions
-from teacher_cache.work.answering import Question, ShardAnswers, answer_rows, send_ahead
+from teacher_cache.work.answering import answer_rows, send_ahead
+from teacher_cache.work.batch import Question, ShardAnswers
 from tests.teacher_cache.toys import run_program, teacher_section, write_digits, write_job, write_teacher
 
 pytestmark = [

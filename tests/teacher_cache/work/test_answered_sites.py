@@ -18,7 +18,8 @@ from storage.views import PLAIN
 from teacher_cache.teachers import model as models
 from teacher_cache.teachers.model import Teacher
 from teacher_cache.teachers.options import TeacherOptions
-from teacher_cache.work.answering import Question, ShardAnswers, answer_rows
+from teacher_cache.work.answering import answer_rows
+from teacher_cache.work.batch import Question, ShardAnswers
 from teacher_cache.work.checks import refuse_shard
 from teacher_cache.work.pieces import AskWork
 

@@ -17,7 +17,8 @@ from storage.format.specs import DatasetSpec, TeacherSpec
 from storage.views import PLAIN
 from teacher_cache.teachers.model import Teacher
 from teacher_cache.teachers.options import TeacherOptions
-from teacher_cache.work.answering import Question, ShardAnswers, answer_rows
+from teacher_cache.work.answering import answer_rows
+from teacher_cache.work.batch import Question, ShardAnswers
 from tests.teacher_cache.toys import Silent, build, contents, teacher_section, write_digits, write_job, write_teacher
 
 ROWS = 23
