@@ -160,7 +160,8 @@ def _keys(kind: type[BaseModel], location: Place) -> tuple[Place, bool]:
     for part in location:
         tagged = [each for option in options if _is_model(option) for each in _tagged(option, part)]
         below = [each for option in options for each in _below(option, part)]
-        table = all(_is_model(option) or typing.get_origin(option) is dict for option in options)
+        values = [option for option in options if option is not type(None)]  # of `X | None` X alone has parts
+        table = all(_is_model(option) or typing.get_origin(option) is dict for option in values)
         member = isinstance(part, str) and (bool(tagged and len(options) > 1) or not table)
         if not member:
             kept.append(part)

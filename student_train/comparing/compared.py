@@ -50,7 +50,8 @@ class Compared:
     Attributes:
         rows: of the cache, such as "digits/validation"; None: nobody knows.
         num_rows: how many were held.
-        sites: how many of them a difference is measured on, and what they are called: of tokens the first positions.
+        sites: how many of them a difference is measured on, and what they are called: of tokens the first positions,
+            those that have a label.
         task: by name.
         gain: by which they are compared.
         settings: the best first.
@@ -136,7 +137,7 @@ def _compared(runs: list[ShownRun]) -> Compared:
     settings = settings_of(runs, lambda run: gain.order(run.figures))
     found = Compared(told(runs[0].rows_of("validation")) or None, runs[0].held_rows, task, gain, settings)
     if sample is not None:
-        found.sites = (len(sample.table), f"{TASKS[task].site_name}s")
+        found.sites = (sample.table["top"].count(), f"{TASKS[task].site_name}s")
         _beside_chance(found, sample.table)
     _beside_best(found)
     # a teacher first: what is wrong with it is wrong with its students

@@ -61,9 +61,9 @@ def model_card(record: RunRecord, kind: str, compared: str, beside: Sequence[str
     if start := identity.get("start"):
         lines.append("- Started from " + ", ".join(f"`{name}` (digest {value})" for name, value in start.items()))
     lines += ["", "## Losses", "", *(f"- {_said(term)}" for term in terms)]
-    lines += ["", f"## Figures on `{data.get('validation')}`", "", "| figure | |", "| --- | --- |"]
+    lines += ["", f"## Figures on `{told(data.get('validation') or ())}`", "", "| figure | |", "| --- | --- |"]
     lines += [f"| {name} | {value:.6g} |" for name, value in figures.items()]
-    lines += ["", f"After {record.epochs} epochs; weights of epoch {record.epoch}.", "", "## Export", ""]
+    lines += ["", _when(record), "", "## Export", ""]
     lines += [f"- {compared}", *(f"- {text}" for text in beside)]
     return "\n".join(lines) + "\n"
 
@@ -71,3 +71,10 @@ def model_card(record: RunRecord, kind: str, compared: str, beside: Sequence[str
 def _said(term: dict[str, Any]) -> str:
     rest = ", ".join(f"{key} = {value}" for key, value in term.items() if key != "loss" and value is not None)
     return f"`{term.get('loss')}`" + (f" ({rest})" if rest else "")
+
+
+def _when(record: RunRecord) -> str:
+    """Return after how many steps it ended, and of which its weights are; records of before had epochs alone."""
+    if record.steps is None or record.step is None:
+        return f"After {record.epochs} epochs; weights of epoch {record.epoch}."
+    return f"After {record.steps} steps; weights of step {record.step}."

@@ -208,11 +208,13 @@ def test_another_tokenizer_is_refused(verse: Path, tmp_path: Path) -> None:
 def test_the_card_says_what_it_learned_from_whom(runs: Path, tmp_path: Path) -> None:
     export_transformers(runs / "hf", tmp_path / "out")
     card = (tmp_path / "out/README.md").read_text()
+    steps = json.loads((runs / "hf/run.json").read_text())["steps"]
     for said in (
         "license: unknown",
         "`right` (fingerprint ",
         "`kd` (weight = 1.0, teacher = right",
         "| cross_entropy |",
+        f"After {steps} steps; weights of step {steps}.",
     ):
         assert said in card
 

@@ -192,6 +192,10 @@ def test_compare_and_the_page_tell_perplexity_and_divergence_and_over_what_they_
     ):
         assert told in text
     (found,) = compare_settings(gather_runs(tmp_path))
+    _, labels_BL = held_tokens(sparse)
+    labelled = int((labels_BL >= 0).sum())
+    assert labelled < labels_BL.numel()
+    assert f"over the same {labelled:,} tokens" in text  # tokens without a label have no part in a difference
     values = as_values(found)
     best = values["settings"][0]["means"]
     assert values["kl_over"] == found.kl_over != []

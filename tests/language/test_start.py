@@ -88,6 +88,14 @@ def test_a_head_that_a_tied_student_has_no_place_for_is_told(tmp_path: Path) -> 
     assert not begun(built(folder, tie_word_embeddings=True), tmp_path / "twice.safetensors").unused
 
 
+def test_weights_of_another_width_are_refused_with_both_shapes(tmp_path: Path) -> None:
+    folder = model_folder(tmp_path)
+    narrow = {"hidden_size": 8, "num_attention_heads": 2, "num_key_value_heads": 2, "intermediate_size": 16}
+    with pytest.raises(BadRequest, match=r"nothing of .* is of this student") as refused:
+        begun(built(folder, **narrow, head_dim=4), folder)
+    assert "instead of" in str(refused.value.found)
+
+
 def test_weights_of_nothing_that_it_has_are_refused(tmp_path: Path) -> None:
     save_file({"other.weight": torch.zeros(2)}, tmp_path / "w.safetensors")
     with pytest.raises(BadRequest, match=r"nothing of .* is of this student"):

@@ -161,7 +161,7 @@ def find_start(student: Student, start: StartOptions, path: Path) -> Started:
     if not taken:
         raise BadRequest(
             f"nothing of {path} is of this student",
-            found=listed([*there]) or "no tensors",
+            found=listed(reshaped or [*there]) or "no tensors",
             expected=listed([name.removeprefix(NETWORK) for name in names]),
             do="weights of a model like it: they are taken by name and shape",
         )

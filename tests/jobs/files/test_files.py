@@ -203,6 +203,11 @@ def test_a_typo_in_an_objective_is_answered_with_the_nearest_key(tmp_path: Path)
     ]
 
 
+def test_a_key_that_a_table_lacks_is_named(tmp_path: Path) -> None:
+    text = STUDENT.replace("objective", 'adapter = { kind = "lora" }\nobjective', 1)
+    assert mistakes(tmp_path, text, StudentJob) == ["student[0].adapter.rank: missing"]
+
+
 @pytest.mark.parametrize("content", [b"\xff\xfe\x00", b"cache = ", b"= 3", b'cache = "a"\ncache = "b"', b"{}"])
 def test_a_file_that_is_no_toml_is_refused(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "job.toml"
