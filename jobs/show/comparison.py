@@ -1,4 +1,7 @@
-"""Runs side by side in a terminal: which setting is best and by how much, a table, what each swept key does."""
+"""Runs side by side in a terminal: which setting is best and by how much, a table, what each swept key does.
+
+Where the held rows are of several datasets, a second table has the figures on each.
+"""
 
 from __future__ import annotations
 
@@ -16,9 +19,12 @@ from student_train.comparing.figures import NONE, short
 from student_train.comparing.headline import alike, headline, named
 from student_train.comparing.runs import ShownRun
 from student_train.comparing.settings import Setting, Varied
+from student_train.options.by_dataset import teacher_of, teachers_named
 
 MEANS = ("accuracy", "macro_f1", "agreement", "cross_entropy", "perplexity", "kl", "calibration_error")
+ON_DATASET = {"accuracy", "agreement", "cross_entropy", "perplexity", "kl"}  # what is known of each dataset
 MOST_SETTINGS = 200  # of a table; --json has all
+MOST_BY_DATASET = 20  # settings that are shown on each dataset; --json has all
 MOST_REASONS = 20
 MOST_WARNINGS = 4
 
@@ -65,11 +71,17 @@ def as_values(found: Compared) -> dict[str, Any]:
         "compared_by": gain,
         "chance": found.chance,
         "kl_over": found.kl_over,
+        "held_rows_by_dataset": found.datasets,
         "best": None if found.best is None else found.best.name,
         "labels_alone": None if found.labels_alone is None else found.labels_alone.name,
         "settings": [_setting_values(setting, found) for setting in found.settings],
         "teachers": [
-            {"teacher": t.name, **t.figures, "behind": None if t.behind is None else t.behind._asdict()}
+            {
+                "teacher": t.name,
+                **t.figures,
+                "behind": None if t.behind is None else t.behind._asdict(),
+                "by_dataset": t.by_dataset,
+            }
             for t in found.teachers
         ],
         "effects": [
@@ -83,6 +95,7 @@ def _setting_values(setting: Setting, found: Compared) -> dict[str, Any]:
     gain, less = found.gain.column, found.behind.get(setting.name)
     values = setting.values(gain)
     columns = dict.fromkeys((gain, *MEANS))
+    known = [column for column in columns if column in ON_DATASET]
     return {
         "setting": setting.name,
         "students": [run.name for run in setting.runs],
@@ -94,6 +107,13 @@ def _setting_values(setting: Setting, found: Compared) -> dict[str, Any]:
         "varied": {key: setting.keys.get(key) for varied in found.varied for key in varied.keys},
         "means": {column: setting.mean(column) for column in columns},
         "deviations": {column: setting.deviation(column) for column in columns},
+        "by_dataset": {
+            dataset: {
+                "means": {column: setting.mean(column, dataset) for column in known},
+                "deviations": {column: setting.deviation(column, dataset) for column in known},
+            }
+            for dataset in found.datasets
+        },
         "best": None if not values else max(values) if found.gain.sign > 0 else min(values),
         "behind": None if less is None else less._asdict(),
         "parameters": setting.first.figures["parameters"],
@@ -112,6 +132,8 @@ def _print_one(found: Compared, title: str) -> None:
     _print_tables(found)
     for line in _legend(found):
         _say(line)
+    if found.datasets:
+        _print_by_dataset(found)
     for name, text in list(found.near_chance.items())[:MOST_WARNINGS]:
         _say(f"warning: {name} is near chance: {text}")
     if len(found.near_chance) > MOST_WARNINGS:
@@ -155,6 +177,43 @@ def _print_tables(found: Compared) -> None:
         out.print(table)
     if len(found.settings) > MOST_SETTINGS:
         _say(f"… {len(found.settings) - MOST_SETTINGS} settings more; --json has all")
+
+
+def _print_by_dataset(found: Compared) -> None:
+    """Print the figures on the held rows of each dataset: settings by their numbers, if need be without their names."""
+    _say("\nby dataset:")
+    named, numbered = (_by_dataset(found, names=names) for names in (True, False))
+    out.print(named if _width(named) <= out.width else numbered)
+    if len(found.settings) > MOST_BY_DATASET:
+        _say(f"… {len(found.settings) - MOST_BY_DATASET} settings more; --json has all")
+
+
+def _by_dataset(found: Compared, *, names: bool) -> Table:
+    gain, lines = found.gain, list[tuple[str, ...]]()
+    heads = ["#", "", f"{_head(found)}\n{gain.unit}", "ppl", "KL\nnats", "accu-\nracy %", "agree-\nment %"]
+
+    def line(number: str, who: str, figures: dict[str, float | None], deviation: float | None = None) -> None:
+        accuracy = NONE if gain.column == "accuracy" else _share(figures.get("accuracy"))
+        agreement = NONE if gain.column == "agreement" else _share(figures.get("agreement"))
+        rest = _number(figures.get("perplexity"), 4), _number(figures.get("kl")), accuracy, agreement
+        lines.append((number, who, gain.with_deviation(figures.get(gain.column), deviation), *rest))
+
+    for dataset, rows in found.datasets.items():
+        lines.append(("", f"{dataset}, {_many(rows, 'row')}", *[""] * 5))
+        for number, setting in enumerate(found.settings[:MOST_BY_DATASET], 1):
+            figures = {column: setting.mean(column, dataset) for column in ON_DATASET}
+            who = _marked(setting, found) if names else ""
+            line(str(number), who, figures, setting.deviation(gain.column, dataset))
+        for teacher in found.teachers:
+            if dataset in teacher.by_dataset:
+                line("", f"teacher {teacher_of(teacher.name, dataset)}", teacher.by_dataset[dataset])
+    kept = [place for place in range(len(heads)) if any(each[place] not in (NONE, "") for each in lines)]
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
+    for place in kept:
+        table.add_column(Text(heads[place]), justify="left" if place == 1 else "right", vertical="bottom")
+    for each in lines:
+        table.add_row(*(Text(each[place]) for place in kept))
+    return table
 
 
 def _fitting(found: Compared, columns: Sequence[Column], *, reference: bool) -> Table | None:
@@ -224,7 +283,8 @@ def _references(found: Compared) -> list[dict[str, str]]:
         less = teacher.behind
         lines.append(
             {
-                "setting": f"teacher {teacher.name}",
+                # of one for each dataset the table below has the names
+                "setting": "teachers" if teachers_named(teacher.name) else f"teacher {teacher.name}",
                 column: gain.number(teacher.figures.get(gain.column)),
                 "behind": "" if less is None else _interval(less.mean, less.half, found),
             }

@@ -12,6 +12,7 @@ from storage.format.sealed import unseal
 
 PREDICTIONS_FILE = "predictions.parquet"
 FORMATS = (1, 2)  # of it, that are known
+DATASET = "dataset"  # a column where rows are of several
 TEACHER = {"teacher_top": pl.Int64, "teacher_label_log_probability": pl.Float64}
 COLUMNS = {"row": pl.Int64, "label": pl.Int64, "top": pl.Int64, "label_log_probability": pl.Float64, **TEACHER}
 
@@ -22,7 +23,10 @@ FIRST_TASKS = {
 
 
 class Answers(NamedTuple):
-    """A student's answers about held rows: COLUMNS, of which TEACHER are null where no `teacher` is known."""
+    """A student's answers about held rows: COLUMNS, of which TEACHER are null where no `teacher` is known.
+
+    And DATASET where rows are of several, each of which numbers its own.
+    """
 
     task: str
     teacher: str | None
@@ -43,8 +47,9 @@ def read_answers(folder: Path) -> Answers | None:
         if about["format_version"] not in FORMATS:
             raise ValueError("it is of another format")
         task = about.get("task") or FIRST_TASKS["at" in table.column_names]
-        frame = pl.DataFrame(pl.from_arrow(table.select(list(COLUMNS))))
-        return Answers(task, about["teacher"], frame.cast(COLUMNS))  # type: ignore[arg-type]
+        columns = COLUMNS | ({DATASET: pl.String} if DATASET in table.column_names else {})
+        frame = pl.DataFrame(pl.from_arrow(table.select(list(columns))))
+        return Answers(task, about["teacher"], frame.cast(columns))  # type: ignore[arg-type]
     except Exception as error:  # whatever a file that only looks like one leads to
         raise CorruptObject(
             f"{path} holds no predictions",

@@ -19,13 +19,13 @@ from storage.format.sealed import read_json
 from storage.tasks import TASKS
 from storage.tasks.base import MOST_COUNTED, perplexity_of
 from storage.tasks.base import Answered as Counted
-from student_train.comparing.answers import Answers, read_answers
+from student_train.comparing.answers import DATASET, Answers, read_answers
 from student_train.comparing.effects import Effect, effects_of
 from student_train.comparing.figures import GAINS, Gain
 from student_train.comparing.noise import Answered, Difference, Scores, SeedNoise, difference, pooled
 from student_train.comparing.runs import ShownRun
 from student_train.comparing.settings import Setting, Varied, settings_of, varied_of
-from student_train.options.sections import told
+from student_train.options.sections import datasets_of, told
 
 BLUEPRINT_FILE = "student.json"
 
@@ -36,11 +36,13 @@ class Teacher(NamedTuple):
     Attributes:
         figures: "accuracy" and "cross_entropy", of language models "perplexity".
         behind: by how much it is worse than the best setting; most are better.
+        by_dataset: its figures on the rows of each, where they are of several.
     """
 
     name: str
     figures: dict[str, float | None]
     behind: Difference | None
+    by_dataset: dict[str, dict[str, float | None]]
 
 
 @dataclass
@@ -108,6 +110,17 @@ class Compared:
         runs = (run for setting in self.settings for run in setting.runs)
         told = (None if run.record is None or run.record.kl is None else run.record.kl_over for run in runs)
         return list(dict.fromkeys(over for over in told if over is not None))
+
+    @cached_property
+    def datasets(self) -> dict[str, int]:
+        """Return how many held rows are of each dataset, in the order of the job; empty: they are of one.
+
+        Empty too of runs from before figures were taken by dataset.
+        """
+        run = next((run for setting in self.settings for run in setting.runs if run.by_dataset), None)
+        if run is None:
+            return {}
+        return {of: run.by_dataset[of].rows for of in datasets_of(run.rows_of("validation")) if of in run.by_dataset}
 
     @cached_property
     def varied(self) -> list[Varied]:
@@ -199,7 +212,7 @@ def _beside_best(found: Compared) -> None:
                 known = Answered(known_R, known_R.mean(keepdims=True), ())
                 less = difference(own.answered, known, found.noise, shares=shares)
                 behind = less._replace(mean=found.gain.sign * less.mean)
-        found.teachers.append(Teacher(name, figures, behind))
+        found.teachers.append(Teacher(name, figures, behind, _teacher_by_dataset(table, found.gain)))
 
 
 class _Own(NamedTuple):
@@ -245,10 +258,11 @@ def _scores(table: pl.DataFrame, gain: Gain, who: str) -> Scores | None:
         "agreement": (pl.col(f"{who}top") == pl.col("teacher_top")).cast(pl.Float64),
     }[gain.column]
     labelled = table if gain.column == "agreement" else table.filter(pl.col("label").is_not_null())
-    known = labelled.select("row", score=each)
+    row = [DATASET, "row"] if DATASET in table.columns else ["row"]
+    known = labelled.select(*row, score=each)
     if known.is_empty() or known["score"].null_count():
         return None
-    sums = known.group_by("row", maintain_order=True).agg(pl.sum("score"))["score"].to_numpy()
+    sums = known.group_by(row, maintain_order=True).agg(pl.sum("score"))["score"].to_numpy()
     return np.asarray(sums * (len(sums) / len(known)))
 
 
@@ -275,6 +289,12 @@ def _figures_of(table: pl.DataFrame, gain: Gain) -> dict[str, float | None]:
     right: Any = None if tops.is_empty() else (tops["teacher_top"] == tops["label"]).mean()
     in_nats = {} if gain.share else {"perplexity": None if nats is None else perplexity_of(-nats)}
     return {"accuracy": right, "cross_entropy": None if nats is None else -nats} | in_nats
+
+
+def _teacher_by_dataset(table: pl.DataFrame, gain: Gain) -> dict[str, dict[str, float | None]]:
+    if DATASET not in table.columns:
+        return {}
+    return {str(of): _figures_of(own, gain) for (of,), own in table.group_by([DATASET], maintain_order=True)}
 
 
 def _answers(run: ShownRun, faults: dict[str, str]) -> Answers | None:

@@ -16,7 +16,7 @@ from student_train.options.terms import ObjectiveTerm
 from student_train.run_files.comparison import COMPARISON, compare_run, list_runs, rank
 from student_train.run_files.history import METRICS_FILE, read_metrics
 from student_train.run_files.position import read_position
-from student_train.run_files.records import RunRecord, read_job, read_record
+from student_train.run_files.records import OfDataset, RunRecord, read_job, read_record
 
 TERM: TypeAdapter[ObjectiveTerm] = TypeAdapter(ObjectiveTerm)
 # what its name says, or a place of its own in the text
@@ -34,6 +34,7 @@ class ShownRun:
         identity: what it is made from, of its record or checkpoint; empty if neither can be read.
         history: one row per evaluation, `epoch` in epochs so far; may have none.
         job: its job file.
+        by_dataset: where the held rows are of several, its figures on those of each.
         faults: what could not be read.
     """
 
@@ -43,6 +44,7 @@ class ShownRun:
     identity: dict[str, Any] = field(default_factory=dict)
     history: pl.DataFrame = field(default_factory=pl.DataFrame)
     job: str | None = None
+    by_dataset: dict[str, OfDataset] = field(default_factory=dict)
     faults: tuple[StillroomError | str, ...] = ()
 
     @property
@@ -57,6 +59,11 @@ class ShownRun:
     def reason(self) -> str | None:
         """Return why it was stopped, has failed, or is not quite what it seems."""
         return (None if self.record is None else self.record.error) or self.figures["error"]
+
+    def figures_of(self, dataset: str | None) -> dict[str, Any]:
+        """Return its figures on the held rows of a dataset; None: on all."""
+        own = self.by_dataset.get(dataset) if dataset is not None else None
+        return self.figures if dataset is None else {} if own is None else own.model_dump()
 
     @property
     def cache_id(self) -> str | None:
@@ -154,11 +161,13 @@ def read_run(folder: Path) -> ShownRun:
     """Return what can be read of a run."""
     faults: list[StillroomError | str] = []
     figures = dict.fromkeys(COMPARISON) | {"student": folder.name}
-    record, identity = None, {}
+    record = None
+    identity: dict[str, Any] = {}
+    by_dataset: dict[str, OfDataset] = {}
     try:
         record = read_record(folder)
         figures |= compare_run(folder)
-        identity = _identity(folder, record)
+        identity, by_dataset = _known(folder, record)
     except StillroomError as error:
         faults.append(error)
         figures |= {"status": "unreadable", "error": str(error)}
@@ -174,7 +183,7 @@ def read_run(folder: Path) -> ShownRun:
         job = read_job(folder, record)
     except StillroomError as error:
         faults.append(error)
-    return ShownRun(folder, figures, record, identity, history, job, tuple(faults))
+    return ShownRun(folder, figures, record, identity, history, job, by_dataset, tuple(faults))
 
 
 def objective_text(terms: Any) -> str:
@@ -199,11 +208,14 @@ def _text(value: Any) -> str:
     return f"{value:g}" if isinstance(value, float) else json.dumps(value, separators=(", ", ": "))
 
 
-def _identity(folder: Path, record: RunRecord | None) -> dict[str, Any]:
+def _known(folder: Path, record: RunRecord | None) -> tuple[dict[str, Any], dict[str, OfDataset]]:
+    """Return what a run is made from, and its figures by dataset: of its record, or of its last evaluation so far."""
     if record is not None:
-        return record.identity
+        return record.identity, record.by_dataset
     where = read_position(folder)
-    return {} if where is None else where.identity
+    if where is None:
+        return {}, {}
+    return where.identity, where.history[-1].by_dataset if where.history else {}
 
 
 def _history(folder: Path) -> pl.DataFrame:

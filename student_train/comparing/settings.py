@@ -71,18 +71,19 @@ class Setting:
         """Whether no teacher had a part in it."""
         return bool(self.first.identity) and not self.first.has_teacher
 
-    def values(self, column: str) -> list[float]:
-        """Return a figure of each student that has it."""
-        return [run.figures[column] for run in self.counted if run.figures[column] is not None]
+    def values(self, column: str, dataset: str | None = None) -> list[float]:
+        """Return a figure of each student that has it, on all held rows or on those of one dataset."""
+        found = [run.figures_of(dataset).get(column) for run in self.counted]
+        return [value for value in found if value is not None]
 
-    def mean(self, column: str) -> float | None:
+    def mean(self, column: str, dataset: str | None = None) -> float | None:
         """Return the mean of a figure; None: nobody has it."""
-        values = self.values(column)
+        values = self.values(column, dataset)
         return fmean(values) if values else None
 
-    def deviation(self, column: str) -> float | None:
+    def deviation(self, column: str, dataset: str | None = None) -> float | None:
         """Return a figure's deviation over seeds; None of less than two."""
-        return deviation(self.values(column))
+        return deviation(self.values(column, dataset))
 
 
 class Varied(NamedTuple):

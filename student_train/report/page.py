@@ -25,6 +25,7 @@ from student_train.comparing.headline import alike, behind, headline, named
 from student_train.comparing.noise import Difference
 from student_train.comparing.runs import ShownRun
 from student_train.comparing.settings import Setting, Varied
+from student_train.options.by_dataset import teacher_of
 from student_train.options.sections import told
 from student_train.report.caches import dense_bytes
 from student_train.report.canvas import COLOURS, TEACHER_COLOUR
@@ -65,6 +66,15 @@ class Column(NamedTuple, Generic[Row]):
     reference: str | None = None
 
 
+class DatasetLine(NamedTuple):
+    """Figures of a setting, or of a teacher (None), on the held rows of one dataset."""
+
+    dataset: str
+    setting: Setting | None
+    name: str
+    cells: list[Cell]
+
+
 def percent(value: float | None, digits: int = 2) -> str:
     """Return a share: 97.41 %."""
     return NONE if value is None else f"{100 * value:.{digits}f}\N{NO-BREAK SPACE}%"
@@ -92,7 +102,7 @@ def render(contents: Contents) -> str:
         pictures=draw_all(contents.first, contents.colours, contents.tops, contents.comparison),
         headline=headline(contents.first),
         boards=[
-            (each, board(each, agreements), references(each))
+            (each, board(each, agreements), references(each), by_dataset(each))
             for number, each in enumerate(contents.compared)
             if number == 0 or each.rows is not None
         ],
@@ -206,6 +216,35 @@ def references(found: Compared) -> list[tuple[str, dict[str, str]]]:
     if found.chance is not None:
         lines.append(("chance", {gain.column: gain.number(found.chance)}))
     return lines
+
+
+def by_dataset(found: Compared) -> tuple[list[str], list[DatasetLine]]:
+    """Return the heads of figures on the held rows of each dataset, and their lines; none where these are of one."""
+    gain, lines = found.gain, list[DatasetLine]()
+    others: dict[str, tuple[str, Callable[[float | None], str]]] = {
+        "perplexity": ("perplexity", _perplexity),
+        "kl": ("KL, nats", _nats),
+        "accuracy": ("accuracy", percent),
+        "agreement": ("agreement", percent),
+    }
+    others.pop(gain.column, None)
+    written = {gain.column: (f"{gain.name}, {gain.unit}", gain.number)} | others
+
+    def add(dataset: str, setting: Setting | None, name: str, figures: Mapping[str, float | None], more: str) -> None:
+        values = {column: figures.get(column) for column in written}
+        texts = {column: written[column][1](value) + more * (column == gain.column) for column, value in values.items()}
+        lines.append(DatasetLine(dataset, setting, name, [Cell(texts[column], values[column]) for column in written]))
+
+    for dataset in found.datasets:
+        for each in found.settings:
+            known = {column: each.mean(column, dataset) for column in written}
+            add(dataset, each, each.label, known, gain.deviation_text(each.deviation(gain.column, dataset)))
+        for teacher in found.teachers:
+            if dataset in teacher.by_dataset:
+                add(dataset, None, f"teacher {teacher_of(teacher.name, dataset)}", teacher.by_dataset[dataset], "")
+    kept = [k for k in range(len(written)) if any(line.cells[k].value is not None for line in lines)]
+    heads = [head for head, _ in written.values()]
+    return [heads[k] for k in kept], [line._replace(cells=[line.cells[k] for k in kept]) for line in lines]
 
 
 def smallest_equal(found: Compared) -> Setting | None:

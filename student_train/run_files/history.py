@@ -20,10 +20,13 @@ FORMAT_VERSION = 2  # 1 had no seal
 
 
 def write_metrics(folder: Path, history: Sequence[EpochMetrics]) -> None:
-    """Write one row per evaluation; each term of the objective has columns `term <name>` and `share <name>`."""
+    """Write one row per evaluation; each term of the objective has columns `term <name>` and `share <name>`.
+
+    Where the held rows are of several datasets, there are `<figure> of <dataset>` too.
+    """
     rows = []
     for metrics in history:
-        row = metrics.model_dump()
+        row = metrics.model_dump(exclude={"by_dataset"}) | metrics.named_by_dataset
         row |= {f"term {name}": value for name, value in row.pop("terms").items()}
         row |= {f"share {name}": value for name, value in row.pop("shares").items()}
         rows.append(row)

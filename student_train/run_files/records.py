@@ -10,7 +10,7 @@ import json
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import ConfigDict
+from pydantic import ConfigDict, Field, SerializerFunctionWrapHandler, model_serializer
 
 from storage.digests import digest
 from storage.errors import CorruptObject
@@ -51,7 +51,43 @@ class Held(Options):
     kl: float | None = None
 
 
-class EpochMetrics(Held):
+class OfDataset(Held):
+    """The figures on the held rows of one of several datasets, those that are sums over sites.
+
+    Attributes:
+        rows: how many are held of it.
+    """
+
+    rows: int
+
+
+class Measured(Held):
+    """The figures on all held rows; and, where these are of several datasets, on those of each.
+
+    Attributes:
+        by_dataset: of one dataset it is empty, and not written.
+    """
+
+    by_dataset: dict[str, OfDataset] = Field(default_factory=dict)
+
+    @model_serializer(mode="wrap")
+    def _of_several(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        found: dict[str, Any] = dump(self)
+        if not self.by_dataset:
+            found.pop("by_dataset", None)
+        return found
+
+    @property
+    def named_by_dataset(self) -> dict[str, float]:
+        """Return what is known of each dataset, by names such as "accuracy of law"."""
+        return {
+            f"{name} of {dataset}": value
+            for dataset, own in self.by_dataset.items()
+            for name, value in own.model_dump(exclude={"rows"}, exclude_none=True).items()
+        }
+
+
+class EpochMetrics(Measured):
     """One evaluation, after an epoch or in the middle of one.
 
     Attributes:
@@ -80,7 +116,7 @@ class EpochMetrics(Held):
     rows_per_s: float
 
 
-class RunRecord(Held):
+class RunRecord(Measured):
     """One settled student: finished, stopped or failed.
 
     Attributes:

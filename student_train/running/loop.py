@@ -15,7 +15,7 @@ from student_train.feed.batches import Batch
 from student_train.feed.feed import Feed
 from student_train.feed.order import Cut
 from student_train.options.sections import Choice
-from student_train.run_files.records import Held
+from student_train.run_files.records import Measured
 from student_train.running.cohort import Cohort, Outcome
 from student_train.running.events import EpochDone, PassDone, Report, StudentStarted, WithinEpoch
 from student_train.running.halving import Halving
@@ -150,9 +150,9 @@ def _measure(
                 report((WithinEpoch if within else EpochDone)(run.name, run.history[-1]))
 
 
-def _figures(teams: Sequence[Team], held: Feed, stop: Callable[[], bool]) -> list[tuple[Team, list[Held]]] | None:
+def _figures(teams: Sequence[Team], held: Feed, stop: Callable[[], bool]) -> list[tuple[Team, list[Measured]]] | None:
     """Return the figures of all students of some teams, or None if `stop` said so."""
-    found: list[tuple[Team, list[Held]]] = []
+    found: list[tuple[Team, list[Measured]]] = []
     for size in sorted({team.rows_at_once for team in teams}):
         alike = [team for team in teams if team.rows_at_once == size]
         tops = [[run.context.tops_N for run in team.runs] for team in alike]

@@ -21,7 +21,7 @@ from student_train.preparing.request import PreparedRun
 from student_train.run_files.checkpoint import Tensors, read_checkpoint
 from student_train.run_files.position import Position
 from student_train.run_files.predictions import HeldTable
-from student_train.run_files.records import EpochMetrics, Held, RunRecord
+from student_train.run_files.records import EpochMetrics, Measured, RunRecord
 from student_train.running.measuring.latency import Latency
 from student_train.stepping.parallel import ALONE, Parallel
 from student_train.stepping.schedule import learning_rate_at
@@ -207,7 +207,7 @@ class Run:
         """Let what was written with a stack count."""
         self.prepared.files.commit_checkpoint()
 
-    def measured(self, held: Held, *, view: str, means: list[float], shares: list[float], steps_SK: Any) -> None:
+    def measured(self, held: Measured, *, view: str, means: list[float], shares: list[float], steps_SK: Any) -> None:
         """Add an evaluation to the history, and after a whole epoch go on to the next.
 
         Args:
@@ -313,7 +313,7 @@ class Run:
         taken = self._steps_taken()
         job = self.context.job(taken)
         record = RunRecord(
-            **chosen.model_dump(include=set(Held.model_fields)),
+            **chosen.model_dump(include=set(Measured.model_fields)),
             student=self.name,
             status=status,
             architecture=self.options.architecture,

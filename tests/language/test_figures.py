@@ -54,22 +54,20 @@ def trained(cache: Cache, runs: Path, **options: Any) -> RunRecord:
     return summary.records[0]
 
 
-def held_tokens(cache: Cache) -> tuple[Tensor, Tensor]:
+def held_tokens(cache: Cache, dataset: str = "counting") -> tuple[Tensor, Tensor]:
     """Return the inputs and labels of the held blocks, (B, L) each."""
-    rows = cache.samples().of("counting").filter(pl.col("split") == "validation").select("shard", "row").rows()
-    starts = {shard.shard: shard.start for shard in cache.catalogue().shards("counting")}
+    rows = cache.samples().of(dataset).filter(pl.col("split") == "validation").select("shard", "row").rows()
+    starts = {shard.shard: shard.start for shard in cache.catalogue().shards(dataset)}
     read = (cache.read_inputs, cache.read_labels)
-    parts = [
-        np.stack([of("counting", shard)[row - starts[shard]].astype(np.int64) for shard, row in rows]) for of in read
-    ]
+    parts = [np.stack([of(dataset, shard)[row - starts[shard]].astype(np.int64) for shard, row in rows]) for of in read]
     return torch.from_numpy(parts[0]), torch.from_numpy(parts[1])
 
 
-def by_hand(cache: Cache, runs: Path) -> tuple[Tensor, Tensor, Tensor]:
+def by_hand(cache: Cache, runs: Path, dataset: str = "counting", step: int = 1) -> tuple[Tensor, Tensor, Tensor]:
     """Return log-probabilities of teacher and student at each labelled held token, (N, C) each, and labels (N,)."""
-    tokens_BL, labels_BL = held_tokens(cache)
+    tokens_BL, labels_BL = held_tokens(cache, dataset)
     known_BL = labels_BL >= 0
-    following_BL = (tokens_BL + 1) % 10
+    following_BL = (tokens_BL + step) % 10
     log_p = (3.0 * torch.nn.functional.one_hot(following_BL, 10).float()).log_softmax(dim=-1)  # as `toys.Counting`
     with torch.no_grad():
         log_q = load_student(runs / "gpt")(tokens_BL).log_softmax(dim=-1)

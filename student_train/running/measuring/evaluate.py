@@ -1,11 +1,12 @@
 """Students' figures on the held rows, all in one pass.
 
-M students that step together, B sites of a batch, C classes, N held rows, K bins, S sums.
+M students that step together, B sites of a batch, C classes, N held rows, K bins, S sums,
+D datasets.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import NamedTuple, cast
 
 import torch
@@ -19,7 +20,7 @@ from student_train.feed.feed import Feed
 from student_train.feed.selection import NO_CLASS
 from student_train.losses.on_targets.soft import kl_rows
 from student_train.preparing.against import Against
-from student_train.run_files.records import Held
+from student_train.run_files.records import Measured, OfDataset
 from student_train.stepping.parallel import ALONE, Parallel
 from student_train.stepping.stepper import Stepper
 from student_train.students import Student
@@ -36,7 +37,7 @@ def evaluate(
     batch_size: int,
     stop: Callable[[], bool],
     parallel: Parallel = ALONE,
-) -> list[list[Held]] | None:
+) -> list[list[Measured]] | None:
     """Return the figures of all students, in float32, with no step of synchronisation before the last.
 
     Where a row has many sites they are over those that count, and the teacher is the one of `against`.
@@ -53,7 +54,9 @@ def evaluate(
     Returns:
         The figures of each student of each stepper, or None if `stop` said so.
     """
-    sums = [Sums(len(stepper.states), stepper.states[0].student) for stepper in steppers]
+    parts = {part.dataset: len(part.rows) for part in feed.selection.parts}
+    sums = [Sums(len(stepper.states), stepper.states[0].student, parts) for stepper in steppers]
+    of_N = _datasets(parts).to(steppers[0].states[0].student.device)
     start = 0
     try:
         for stepper in steppers:
@@ -68,7 +71,8 @@ def evaluate(
                 for stepper, own, tops_M, against_M in zip(steppers, sums, tops, against, strict=True):
                     add = ADD[task_of(stepper.states[0].blueprint).way]
                     if len(mine.inputs):
-                        add(stepper, mine, own, _Beside([None if t is None else t[rows] for t in tops_M], against_M))
+                        beside = _Beside([None if t is None else t[rows] for t in tops_M], against_M, of_N[rows])
+                        add(stepper, mine, own, beside)
                 start = stop_row
     finally:
         for stepper in steppers:
@@ -77,37 +81,51 @@ def evaluate(
 
 
 class _Beside(NamedTuple):
-    """What the students of a stepper are measured against: top classes of the batch's rows, or a teacher."""
+    """What the students of a stepper are measured against: top classes of the batch's rows, or a teacher.
+
+    And of which dataset each row is, (B,), from 0.
+    """
 
     tops_M: Sequence[Tensor | None]
     against_M: Sequence[Against | None]
+    of_B: Tensor
+
+
+def _datasets(parts: Mapping[str, int]) -> Tensor:
+    """Return of which dataset each of the N rows is, given how many are of each.
+
+    >>> _datasets({"law": 2, "code": 3}).tolist()
+    [0, 0, 1, 1, 1]
+    """
+    return torch.arange(len(parts)).repeat_interleave(torch.tensor(list(parts.values())))
 
 
 def _add_rows(stepper: Stepper, batch: Batch, sums: Sums, beside: _Beside) -> None:
     labels_B = _labels(batch)
     none_B = torch.full_like(labels_B, NO_CLASS)
     tops_MB = torch.stack([none_B if t is None else t for t in beside.tops_M])
-    sums.add(stepper.logits(batch.inputs), labels_B, tops_MB)
+    sums.add(stepper.logits(batch.inputs), labels_B, tops_MB, beside.of_B)
 
 
 def _add_sites(stepper: Stepper, batch: Batch, sums: Sums, beside: _Beside) -> None:
     for place, (state, against) in enumerate(zip(stepper.states, beside.against_M, strict=True)):
         # by itself each: a part's logits are of one student
-        for logits_BC, labels_B, part in _sites(state.exported, batch):
+        for logits_BC, labels_B, rows_B, part in _sites(state.exported, batch):
             one, tops_B, kl_B = slice(place, place + 1), torch.full_like(labels_B, NO_CLASS), None
             if against is not None:
                 targets = cast("OneTeacher", batch.targets[against.teacher].part(part).decode())
                 tops_B, kl_B = targets.top()[1], kl_rows(*targets.pair(logits_BC, 1.0))
-            sums.add(logits_BC[None], labels_B, tops_B[None], one, kl_B)
+            sums.add(logits_BC[None], labels_B, tops_B[None], beside.of_B[rows_B], one, kl_B)
 
 
-def _sites(student: Student, batch: Batch) -> Iterator[tuple[Tensor, Tensor, slice]]:
-    """Yield logits and labels of a part of the sites at a time, and which of those with a label they are."""
+def _sites(student: Student, batch: Batch) -> Iterator[tuple[Tensor, Tensor, Tensor, slice]]:
+    """Yield logits, labels and rows of a part of the sites at a time, and which of those with a label they are."""
     sites_N = batch.sites()
     hidden_ND = student.hidden(batch.inputs).flatten(0, 1).index_select(0, sites_N)
-    labels_N = _labels(batch).flatten().index_select(0, sites_N)
+    labels_BL = _labels(batch)
+    labels_N, rows_N = labels_BL.flatten().index_select(0, sites_N), sites_N // labels_BL.shape[1]
     for at, logits_BC in logits_in_parts(student, hidden_ND):
-        yield logits_BC.float(), labels_N[at], at
+        yield logits_BC.float(), labels_N[at], rows_N[at], at
 
 
 ADD: dict[Way, Callable[[Stepper, Batch, Sums, _Beside], None]] = {
@@ -117,12 +135,21 @@ ADD: dict[Way, Callable[[Stepper, Batch, Sums, _Beside], None]] = {
 
 
 class Sums:
-    """What the figures of M students are made of, on their device; `student` is one of them."""
+    """What the figures of M students are made of, on their device.
 
-    def __init__(self, members: int, student: Student):
+    Args:
+        members: M.
+        student: one of them.
+        parts: how many of the held rows are of each dataset.
+    """
+
+    def __init__(self, members: int, student: Student, parts: Mapping[str, int]):
         device = student.device
         # Labelled rows, correct ones, nats, rows with a teacher, rows that agree with it, rows with its KL, its nats.
         self._sums_MS = torch.zeros(members, 7, dtype=torch.float64, device=device)  # float64: exact beyond 2**24 rows
+        # The same of each dataset; of a single one nobody asks.
+        self._parts = parts if len(parts) > 1 else {}
+        self._parts_MDS = torch.zeros(members, len(self._parts), 7, dtype=torch.float64, device=device)
         self._bins_M3K = torch.zeros(members, 3, NUM_BINS, dtype=torch.float64, device=device)  # rows, sure, right
 
         self._perplexity = task_of(student.blueprint).perplexity
@@ -135,6 +162,7 @@ class Sums:
         logits_MBC: Tensor,
         labels_B: Tensor,
         tops_MB: Tensor,
+        of_B: Tensor,
         members: slice = slice(None),
         kl_B: Tensor | None = None,
     ) -> None:
@@ -143,6 +171,7 @@ class Sums:
         Args:
             logits_MBC: float32.
             labels_B, tops_MB: int64, classes of the data and of the teachers.
+            of_B: int64, of which dataset, from 0.
             members: which students; one where `kl_B` is given.
             kl_B: of the student from its teacher, nats; None: nobody knows.
         """
@@ -159,6 +188,8 @@ class Sums:
         if kl_B is not None:
             self._sums_MS[members, 5] += len(kl_B)
             self._sums_MS[members, 6] += kl_B.double().sum()
+        if self._parts:
+            self._add_parts(counted, of_B, members, kl_B)
         bin_MB = bin_of(confidence_MB).long()
         # One-hot and a product, not an index_add: the same bits every time, on a GPU too.
         member_MBK = torch.nn.functional.one_hot(bin_MB, NUM_BINS).double() * labelled_B[:, None]
@@ -170,28 +201,52 @@ class Sums:
             there_MBC = of_class_BC.expand_as(said_MBC)
             self._classes_M3C[members] += torch.stack([said_MBC * there_MBC, said_MBC, there_MBC], 1).sum(2)
 
-    def figures(self, parallel: Parallel) -> list[Held]:
+    def _add_parts(self, counted: Sequence[Tensor], of_B: Tensor, members: slice, kl_B: Tensor | None) -> None:
+        """Add a batch to the sums of each dataset: (M, B) of each that is counted."""
+        mine_DB = torch.arange(len(self._parts), device=of_B.device)[:, None] == of_B
+        beside = () if kl_B is None else (torch.ones_like(kl_B)[None], kl_B[None])
+        for place, each_MB in enumerate((*counted, *beside)):
+            # where, not a product: a loss that is not finite is of its own dataset alone
+            own_MDB = torch.where(mine_DB, each_MB[:, None].double(), 0.0)
+            self._parts_MDS[members, :, place] += own_MDB.sum(dim=2)
+
+    def figures(self, parallel: Parallel) -> list[Measured]:
         """Return each student's figures, over the rows of all processes; waits for the device."""
-        parallel.sum(self._sums_MS)
-        parallel.sum(self._bins_M3K)
-        parallel.sum(self._classes_M3C)
+        for summed in (self._sums_MS, self._parts_MDS, self._bins_M3K, self._classes_M3C):
+            parallel.sum(summed)
         found = []
-        for (labelled, correct, nats, taught, agreeing, beside, divergence), bins_3K, classes_3C in zip(
-            self._sums_MS.tolist(), self._bins_M3K.cpu(), self._classes_M3C.cpu(), strict=True
+        for sums_S, parts_DS, bins_3K, classes_3C in zip(
+            self._sums_MS.tolist(), self._parts_MDS.tolist(), self._bins_M3K.cpu(), self._classes_M3C.cpu(), strict=True
         ):
-            gap = expected_error(*bins_3K) if labelled else None
+            parts = zip(self._parts.items(), parts_DS, strict=True)
             found.append(
-                Held(
-                    accuracy=correct / labelled if labelled else None,
-                    cross_entropy=nats / labelled if labelled else None,
-                    calibration_error=gap,
-                    agreement=agreeing / taught if taught else None,
+                Measured(
+                    **self._means(*sums_S),
+                    calibration_error=expected_error(*bins_3K) if sums_S[0] else None,
                     macro_f1=macro_f1(*classes_3C),
-                    perplexity=perplexity_of(nats / labelled) if self._perplexity and labelled else None,
-                    kl=divergence / beside if beside else None,
+                    by_dataset={of: OfDataset(rows=rows, **self._means(*own_S)) for (of, rows), own_S in parts},
                 )
             )
         return found
+
+    def _means(
+        self,
+        labelled: float,
+        correct: float,
+        nats: float,
+        taught: float,
+        agreeing: float,
+        beside: float,
+        divergence: float,
+    ) -> dict[str, float | None]:
+        """Return the figures that are means over some rows; None: there is no row to take it over."""
+        return {
+            "accuracy": correct / labelled if labelled else None,
+            "cross_entropy": nats / labelled if labelled else None,
+            "agreement": agreeing / taught if taught else None,
+            "perplexity": perplexity_of(nats / labelled) if self._perplexity and labelled else None,
+            "kl": divergence / beside if beside else None,
+        }
 
 
 def macro_f1(right_C: Tensor, said_C: Tensor, there_C: Tensor) -> float | None:

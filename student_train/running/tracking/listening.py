@@ -114,7 +114,8 @@ def epoch_points(folder: Path, metrics: EpochMetrics, told: int = 0) -> list[Poi
     ]
     whole: dict[str, float | None] = {f"term {name}": value for name, value in metrics.terms.items()}
     whole |= {f"share {name}": value for name, value in metrics.shares.items()}
-    whole |= metrics.model_dump(exclude={"epoch", "step", "epochs_done", "view", "terms", "shares"})
+    whole |= metrics.model_dump(exclude={"epoch", "step", "epochs_done", "view", "terms", "shares", "by_dataset"})
+    whole |= metrics.named_by_dataset
     return points + [Point(_tag("epoch", key), value, end) for key, value in whole.items() if value is not None]
 
 

@@ -41,8 +41,8 @@ def test_a_pilot_an_evaluation_and_a_report_give_one_error_of_the_same_rows() ->
     pilot = Calibration()
     pilot.add(logits_of(ROWS), LABELS)
     of_two = Blueprint(architecture="mlp", num_classes=2, input_shape=(1, 2, 2), mean=(0.5,), std=(0.5,))
-    sums = Sums(1, build_student(of_two))
-    sums.add(logits_of(ROWS)[None], LABELS, torch.full((1, len(ROWS)), -1))
+    sums = Sums(1, build_student(of_two), {"toy": len(ROWS)})
+    sums.add(logits_of(ROWS)[None], LABELS, torch.full((1, len(ROWS)), -1), torch.zeros(len(ROWS), dtype=torch.int64))
     table = pl.DataFrame({"top": [0] * len(ROWS), "top_probability": ROWS.tolist(), "label": LABELS.tolist()})
     report = calibration_of(table)
     assert report is not None

@@ -470,7 +470,7 @@ def test_what_cannot_be_seen_of_a_token_is_shown(text: str, shown: str) -> None:
 def test_an_objective_is_told_as_a_sum() -> None:
     terms = [
         {"loss": "labels", "weight": 0.1, "smoothing": 0.2},
-        {"loss": "kd", "teachers": {"a": 1.0, "b": 3.0}, "weight": 0.9},
+        {"loss": "kd", "teachers": {"a": 1.0, "b": 3.0}, "weight": 0.9, "temperature": 4.0},
         {"loss": "hint", "teacher": "a", "feature": "f", "student_layer": "network.x"},
     ]
     assert objective_text(terms) == "0.1 labels smoothing=0.2 + 0.9 kd:a+b T=4 + hint:a/f → network.x"

@@ -12,10 +12,14 @@ from storage.cache import Cache
 from storage.encodings import SparseEncoding
 from storage.errors import BadRequest, IncompleteCache, MissingCapability, NotInCache, StillroomError
 from storage.format.specs import ViewsSpec, write_spec
+from student_train.comparing.answers import read_answers
+from student_train.comparing.compared import _scores
+from student_train.comparing.figures import GAINS
 from student_train.comparing.runs import gather_runs
-from student_train.options.sections import DataOptions
+from student_train.options.sections import DataOptions, FleetOptions
 from student_train.preparing.dry_run import dry_run
 from student_train.preparing.request import Request
+from student_train.report.measures import accuracy_of, cross_entropy_of
 from student_train.run_files.predictions import read_predictions
 from student_train.running.train import train_students
 from tests.student_train.running.test_loop import weights
@@ -168,3 +172,40 @@ def test_runs_are_told_with_all_of_their_rows(cache: Cache, tmp_path: Path) -> N
     (run,) = gather_runs(tmp_path)
     assert run.rows_of("validation") == ("law/validation", "code/validation")
     assert not run.measures_trained_rows
+
+
+def test_each_dataset_has_the_figures_of_its_own_rows(cache: Cache, tmp_path: Path) -> None:
+    (record,) = train_students(asked(cache, tmp_path, TAUGHT)).records
+    predictions = read_predictions(tmp_path / "s0")
+    assert predictions is not None
+    assert list(record.by_dataset) == ["law", "code"]
+    for (dataset,), table in predictions.table.group_by("dataset"):
+        own = record.by_dataset[str(dataset)]
+        assert own.rows == len(table)
+        assert own.accuracy == pytest.approx(accuracy_of(table))
+        assert own.cross_entropy == pytest.approx(cross_entropy_of(table), rel=1e-5)
+        assert own.agreement == pytest.approx((table["top"] == table["teacher_top"]).mean())
+
+
+def test_a_stack_has_the_figures_of_each_dataset_as_one_alone_has(cache: Cache, tmp_path: Path) -> None:
+    request = asked(cache, tmp_path, TAUGHT, [LABELS])
+    found = [
+        {record.student: record.by_dataset for record in train_students(each).records}
+        for each in (
+            replace(request, runs=tmp_path / stacking, fleet=FleetOptions(stacking=stacking))
+            for stacking in ("always", "never")
+        )
+    ]
+    for name, alone in found[1].items():
+        for dataset, own in alone.items():
+            assert found[0][name][dataset].cross_entropy == pytest.approx(own.cross_entropy, rel=1e-4)
+
+
+def test_rows_of_one_number_in_two_datasets_are_two_rows(cache: Cache, tmp_path: Path) -> None:
+    train_students(asked(cache, tmp_path, TAUGHT))
+    answers = read_answers(tmp_path / "s0")
+    assert answers is not None
+    assert answers.table["row"].n_unique() < len(answers.table) == 48
+    scores_R = _scores(answers.table, GAINS["accuracy"], "")
+    assert scores_R is not None
+    assert (len(scores_R), set(scores_R.tolist()) <= {0.0, 1.0}) == (48, True)
