@@ -69,6 +69,14 @@ class TokenFacts(NamedTuple):
     tokenizer: str | None
 
 
+class Density(NamedTuple):
+    """What a source in ranges has for each unit of its measure: rows, their sites, and those that have a label."""
+
+    rows: float
+    sites: float
+    labelled: float
+
+
 class RecordedFile(NamedTuple):
     """What a cache knows of a source's file: its size and version when it was last looked at, and its rows."""
 
@@ -155,6 +163,10 @@ class Source(Options):
     def measure_per_row(self) -> int:
         """Return about how much of the measure of a range becomes one row."""
         return 1
+
+    def density(self) -> Density | None:
+        """Return how many sites a source in ranges has, from a sample of a bounded size; None: nobody has looked."""
+        return None
 
     def read_range(self, file: str, start: int, stop: int, *, last: bool) -> Iterator[RawSample]:
         """Yield the raw samples of the range [start, stop) of one file, in order.

@@ -16,11 +16,12 @@ from typing import Any, NamedTuple
 import numpy as np
 import psutil  # type: ignore[import-untyped]
 
+from storage.datasets.text.density import SPREAD
 from storage.errors import BadTeacher
 from storage.format.specs import DatasetSpec
 from storage.tasks import task_of
 from storage.views import PLAIN
-from teacher_cache.building.prepared import PreparedBuild, Stage
+from teacher_cache.building.prepared import PreparedBuild, PreparedDataset, Stage
 from teacher_cache.teachers.kinds import KINDS
 from teacher_cache.teachers.model import part_sites
 from teacher_cache.teachers.options import TeacherOptions
@@ -31,7 +32,7 @@ SHARDS_IN_FLIGHT = 2
 COPIES_OF_A_VIEW = 3  # of one shard, while it computes: its readable rows, transformed, mixed
 COPIES_OF_A_SHARD = 3  # as arrays, as packed objects, and as the tensor or file on their way
 LOGITS_COPIES = 3
-MORE_ROWS = 4  # of a range of bytes than are guessed: at most a token of each byte
+MORE_ROWS = 4  # of a range of bytes than are guessed, where nobody has looked: at most a token of each byte
 WORKSPACE = 2.0  # convolutions reorder inputs and outputs into blocked layouts of their own
 
 
@@ -151,11 +152,7 @@ def _sizes(stage: Stage) -> _Sizes:
     dataset = stage.dataset
     # The largest shard: segments of a dataset that grew may be cut otherwise.
     largest = max(shard.stop - shard.start for shard in dataset.rows.shards())
-    rows = dataset.guess_rows(largest)
-    if dataset.spec.byte_ranges:
-        rows *= MORE_ROWS
-        if dataset.spec.own_length:  # no more than all of its bytes are, if each is a token
-            rows = min(rows, -(-largest // dataset.spec.input_shape[0]))
+    rows, labelled = _most_rows(dataset, largest)
     input_bytes = math.prod(dataset.spec.input_shape) * np.dtype(dataset.spec.input_dtype).itemsize
     row_bytes = input_bytes
     weights = activations = heard = sites = classes = 0
@@ -166,11 +163,32 @@ def _sizes(stage: Stage) -> _Sizes:
         except BadTeacher:  # its code looks at values, which a meta tensor has none of: run a batch for real
             weights, activations, heard, feature_bytes = _run_once(stage.teacher, dataset.spec, blank, "cpu")
         of_row = math.prod(task_of(dataset.spec).sites(dataset.spec.input_shape))
-        row_bytes += of_row * stage.teacher.encoding.bytes_per_row(dataset.spec.num_classes) + feature_bytes
+        stored = labelled if stage.spec is not None and stage.spec.labelled_positions else 1.0
+        row_bytes += math.ceil(stored * of_row * stage.teacher.encoding.bytes_per_row(dataset.spec.num_classes))
+        row_bytes += feature_bytes
         sites, classes = len(blank) * of_row, dataset.spec.num_classes
     source = dataset.source.buffer_bytes() if stage.teacher is None else 0
     seen = COPIES_OF_A_VIEW * rows * input_bytes if stage.view != PLAIN else 0  # beside the rows as they are stored
     return _Sizes(weights, activations, heard, sites, classes, rows * input_bytes, rows * row_bytes, seen, source)
+
+
+def _most_rows(dataset: PreparedDataset, measure: int) -> tuple[int, float]:
+    """Return rows that a stretch of the plan has at most, each as long as one may be, and the share that has labels.
+
+    Of a dataset in ranges both are a guess: of its text, where that can be looked at, within SPREAD.
+    """
+    rows = dataset.guess_rows(measure)
+    if not dataset.spec.byte_ranges:
+        return rows, 1.0
+    density = dataset.source.density()
+    longest = dataset.spec.input_shape[0]
+    if density is not None:
+        sites = min(SPREAD * density.sites * measure, max(1.0, density.sites) * measure)
+        labelled = min(SPREAD * density.labelled * measure, sites)
+        return math.ceil(sites / longest) + 1, labelled / sites
+    rows *= MORE_ROWS
+    # no more than all of its bytes are, if each is a token
+    return (min(rows, -(-measure // longest)) if dataset.spec.own_length else rows), 1.0
 
 
 def _run_once(

@@ -6,13 +6,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 from itertools import islice
-from math import prod
+from math import ceil, prod
 
 import numpy as np
 import polars as pl
 
 from storage.cache import Catalogue
 from storage.datasets import RawSample, RecordedFile, Source, Unreadable
+from storage.datasets.base import Density
 from storage.datasets.text.blocks import BYTES_PER_TOKEN
 from storage.encodings import AnyEncoding
 from storage.errors import BadRequest, MissingSource, StaleCache
@@ -74,11 +75,11 @@ def prepare_dataset(
         )
     spec = _promise(catalogue, source, files, job)
     measure = source.measure_per_row()
-    rows_per_shard = (
-        measure * source.rows_per_shard
-        if source.rows_per_shard
-        else default_cut(spec, int(files["rows"].sum()), measure, encodings)
-    )
+    if source.rows_per_shard:
+        rows_per_shard = measure * source.rows_per_shard
+    else:  # once it is recorded, a plan is not cut again: only what is new is looked at
+        density = source.density() if grow(recorded, files, 1).segment is not None else None
+        rows_per_shard = default_cut(spec, int(files["rows"].sum()), measure, encodings, density)
     growth, withdrawn = grow(recorded, files, rows_per_shard), {}
     if growth.gone and catalogue is not None:
         # in ranges a file is no row by itself, and rows are not what is planned
@@ -137,7 +138,9 @@ def _check_tokenizer(catalogue: Catalogue, was: DatasetSpec, now: DatasetSpec, s
     )
 
 
-def default_cut(spec: DatasetSpec, total: int, measure: int, encodings: Sequence[AnyEncoding]) -> int:
+def default_cut(
+    spec: DatasetSpec, total: int, measure: int, encodings: Sequence[AnyEncoding], density: Density | None = None
+) -> int:
     """Return how much of a plan is a shard, in its measure.
 
     Args:
@@ -145,14 +148,18 @@ def default_cut(spec: DatasetSpec, total: int, measure: int, encodings: Sequence
         total: of the whole source, in the measure.
         measure: about how much of it is a row.
         encodings: of its teachers' targets.
+        density: of a source in ranges; None: it is not known.
     """
     sites = task_of(spec).sites(spec.input_shape)
     if sites == ():
         return measure * default_rows_per_shard(spec.input_shape, spec.input_dtype, num_classes=spec.num_classes)
+    site_bytes = max((encoding.bytes_per_row(spec.num_classes) for encoding in encodings), default=0)
+    if density is not None:
+        site_bytes = ceil(site_bytes * density.labelled / density.sites)  # targets are where a label is
+        return max(1, round(default_sites_per_shard(round(total * density.sites), site_bytes) / density.sites))
     of_row = prod(sites)
     if spec.own_length and spec.byte_ranges:  # the longest tells little of the others, the bytes that one takes more
         of_row = max(1, min(of_row, measure // BYTES_PER_TOKEN))
-    site_bytes = max((encoding.bytes_per_row(spec.num_classes) for encoding in encodings), default=0)
     wanted = default_sites_per_shard(-(-total // measure) * of_row, site_bytes)
     return measure * max(1, wanted // of_row)
 

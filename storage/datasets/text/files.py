@@ -10,8 +10,9 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field, PrivateAttr, model_validator
 
-from storage.datasets.base import LocalFile, Recorded, Source, TokenFacts
+from storage.datasets.base import Density, LocalFile, Recorded, Source, TokenFacts
 from storage.datasets.listing import list_files, passed_over
+from storage.datasets.text.density import measure_density
 from storage.datasets.text.opening import compressed
 from storage.datasets.text.where import Where
 from storage.errors import MissingSource
@@ -60,6 +61,7 @@ class TokenisedFiles(Source):
 
     _tokenizer: TokenizerFile | None = PrivateAttr(default=None)
     _recorded: Recorded = PrivateAttr(default={})
+    _densities: list[Density | None] = PrivateAttr(default_factory=list)  # once it was measured
 
     suffixes: ClassVar[tuple[str, ...]]  # of the files that are taken from a folder
 
@@ -107,7 +109,13 @@ class TokenisedFiles(Source):
         copy = self.model_copy()
         copy._tokenizer = parse_tokenizer(tokenizer, f"the tokenizer of {self.name}")  # noqa: SLF001 - its own
         copy._recorded = recorded  # noqa: SLF001
+        copy._densities = []  # noqa: SLF001 - not that of another tokenizer
         return copy
+
+    def density(self) -> Density | None:
+        if not self._densities:
+            self._densities.append(measure_density(self) if self.by_ranges else None)
+        return self._densities[0]
 
     def notes(self) -> list[str]:
         elsewhere = [] if self.where is None else [f"rows of another {' or '.join(self.where)} are not of this dataset"]
