@@ -8,9 +8,9 @@ views/      augmentations: the very tensor that teacher and student both see
 encodings/  soft targets and features as bytes
 targets/    soft targets as they are decoded, for losses and measures
 format/     objects, arrays, shards and their commits, rows, the ledger, promises
+language/   what language models bring along: a tokenizer, a folder as transformers saves it
 
-and what all of these use: digests.py, errors.py (with every exit code), folder_code.py, model_folder.py,
-options.py, tokenizer.py.
+and what all of these use: digests.py, errors.py (with every exit code), options.py.
 
 Both halves stand on this room and meet only here. It knows nothing of Dask, of command lines, or of the other rooms.
 `FORMAT.md` beside this file is the contract with every other reader.

@@ -12,7 +12,6 @@ tasks/       figures on held rows, one file a task
 feed/        rows from the cache to a device, the same for all students of a pass
 students/    architectures; building one, its files
 options/     what a job may say of students
-devices.py   which device, and how much of its memory is free
 
 Each imports only what is below it, and all of them `storage`. Nothing here prints: how far all is goes to a callback
 (`running/events.py`). Importing this package imports no torch; its modules do.

@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 
 from jobs.cli.cache_plan import _check_plot
-from storage import tokenizer
 from storage.datasets.digits import DigitsSource
 from storage.errors import BadRequest
+from storage.language import tokenizer
 from student_train.options.model import LoraOptions
 from student_train.report import write_report
 from student_train.students import Blueprint, build_student

@@ -11,7 +11,7 @@ import typer
 JobArgument = Annotated[Path, typer.Argument(metavar="JOB.toml", help="The job file.")]
 CacheArgument = Annotated[str, typer.Argument(metavar="CACHE", help="A cache: a folder, or s3://bucket/prefix.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON value, for machines.")]
-# Those of student_train.devices.Device, which mypy compares; importing that would import torch for `--help`.
+# Those of student_train.feed.devices.Device, which mypy compares; importing that would import torch for `--help`.
 DeviceOption = Annotated[Literal["auto", "cpu", "cuda"], typer.Option(help="Where models run.")]
 
 

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from jobs.cluster.students import ClusterDryRun
     from jobs.files.student_job import StudentJob
     from jobs.show.terminal import Watch
-    from student_train.devices import Device
+    from student_train.feed.devices import Device
     from student_train.preparing.dry_run import DryRun
     from student_train.preparing.request import Request
     from student_train.running.events import Report

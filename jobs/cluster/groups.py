@@ -11,7 +11,7 @@ from jobs.cluster.heaps import HEAPS, VARIABLE
 from jobs.cluster.pools import visible_gpus
 from jobs.files.cluster_options import ClusterOptions
 from storage.errors import BadRequest, gib
-from student_train.devices import find_device, free_bytes
+from student_train.feed.devices import find_device, free_bytes
 from student_train.preparing.flops import epoch_flops
 from student_train.preparing.projection import MemoryProjection, choose_for, fit
 from student_train.preparing.request import PreparedRun, Request

@@ -22,7 +22,7 @@ from student_train.running import events
 if TYPE_CHECKING:
     from distributed import Worker
 
-    from student_train.devices import Device
+    from student_train.feed.devices import Device
 
 TELL_EVERY_S = 1.0
 

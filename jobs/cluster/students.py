@@ -27,7 +27,7 @@ from jobs.show.terminal import Watch
 from jobs.show.train_progress import TrainProgress
 from storage.errors import Interrupted, StillroomError, WorkerDied
 from storage.format.objects import LocalObjects
-from student_train.devices import find_device
+from student_train.feed.devices import find_device
 from student_train.options.sections import FleetOptions
 from student_train.preparing.installed import check_installed
 from student_train.preparing.prepare import prepare, settled_record

@@ -14,7 +14,7 @@ from storage.options import CacheUrl, JobPath
 from student_train.options.sections import DataOptions, FleetOptions, StudentOptions
 
 if TYPE_CHECKING:
-    from student_train.devices import Device
+    from student_train.feed.devices import Device
     from student_train.preparing.request import Request
     from student_train.stepping.parallel import Parallel
 

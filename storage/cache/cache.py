@@ -39,8 +39,8 @@ from storage.format.specs import FORMAT_VERSION, CacheSpec, DatasetSpec, Teacher
 from storage.format.stages import VIEWS_JSON
 from storage.inputs import Stored
 from storage.inputs.ragged import Ragged
+from storage.language.tokenizer import TokenizerFile
 from storage.options import is_name
-from storage.tokenizer import TokenizerFile
 from storage.views import PLAIN, view_fingerprint
 from storage.views.check import check_augmented
 

@@ -19,8 +19,8 @@ from storage.format.rows import PlannedShards, RowPlan, check_plan, read_plan
 from storage.format.shards import Commit, Committed, ShardKey, read_commits
 from storage.format.specs import CacheSpec, DatasetSpec, TeacherSpec, ViewsSpec, read_promise, read_spec
 from storage.format.stages import VIEWS_JSON, Stage, list_datasets, list_teachers, look_at_stages
+from storage.language.tokenizer import TokenizerFile, parse_tokenizer
 from storage.tasks import task_of
-from storage.tokenizer import TokenizerFile, parse_tokenizer
 from storage.views import PLAIN
 
 TOKENIZER_JSON = "tokenizer.json"

@@ -16,9 +16,9 @@ from pydantic import Field
 
 from storage.digests import digest, fingerprint, unit_interval
 from storage.errors import LabelOutOfRange, MissingSource
+from storage.language.tokenizer import TokenizerFile
 from storage.options import Name, Options
 from storage.tasks.image_classification import ImageClassification
-from storage.tokenizer import TokenizerFile
 
 FILE_SCHEMA = {"file": pl.String, "size": pl.Int64, "version": pl.String, "rows": pl.Int64}
 Split = Literal["train", "validation"]

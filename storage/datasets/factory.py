@@ -16,10 +16,10 @@ from pydantic import Field, PrivateAttr
 from storage.datasets.base import FILE_SCHEMA, LocalFile, RawSample, Recorded, Source, TokenFacts, Unreadable
 from storage.datasets.tokens import tokenizer_of
 from storage.errors import BadRequest, LabelOutOfRange, MissingSource
+from storage.language.tokenizer import TokenizerFile, read_tokenizer
 from storage.options import Factory, code_fingerprint, load_factory
 from storage.tasks import NO_LABEL
 from storage.tasks.language_model import LanguageModel
-from storage.tokenizer import TokenizerFile, read_tokenizer
 
 _of_this_thread = threading.local()  # a dataset may hold open files, which two threads must not share
 

@@ -13,7 +13,7 @@ from storage.datasets.base import Unreadable
 from storage.datasets.images import ImagePolicy
 from storage.errors import BadRequest
 from storage.inputs import Inputs
-from storage.tokenizer import encoder
+from storage.language.tokenizer import encoder
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -14,10 +14,10 @@ from storage.datasets.arrays import load_numpy
 from storage.datasets.base import FILE_SCHEMA, LocalFile, RawSample, Recorded, Source, TokenFacts
 from storage.datasets.listing import list_files, passed_over
 from storage.errors import BadRequest, LabelOutOfRange, MissingSource
+from storage.language.tokenizer import TokenizerFile, parse_tokenizer, read_tokenizer
 from storage.options import JobPath
 from storage.tasks import NO_LABEL
 from storage.tasks.language_model import LanguageModel
-from storage.tokenizer import TokenizerFile, parse_tokenizer, read_tokenizer
 
 
 class TokensSource(Source):

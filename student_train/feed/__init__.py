@@ -2,6 +2,7 @@
 
 batches.py       what losses need of a row, and a batch of rows
 selection.py     which rows of a dataset, with labels; views.py which of their views each epoch shows
+devices.py       which device is asked for, and how much of its memory is free
 residency.py     where rows are kept, on the device, on the host or in the cache
 shard_source.py  arrays of a shard, read and checked
 order.py         in which order: a shuffle within windows of shards, the same wherever rows are kept

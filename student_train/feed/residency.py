@@ -15,8 +15,8 @@ from storage.encodings import Capability, Encoded, Encoding
 from storage.encodings.dense import BYTES
 from storage.errors import BadRequest, gib
 from storage.tasks import task_of
-from student_train.devices import free_bytes
 from student_train.feed.batches import Needs
+from student_train.feed.devices import free_bytes
 from student_train.feed.feed import Feed
 from student_train.feed.flat import Kept
 from student_train.feed.selection import Selection

@@ -13,8 +13,8 @@ from storage.errors import BadRequest, gib
 from storage.format.specs import DatasetSpec
 from storage.inputs import inputs_of
 from storage.tasks import task_of
-from student_train.devices import free_bytes
 from student_train.feed.batches import Needs
+from student_train.feed.devices import free_bytes
 from student_train.losses import LOSSES
 from student_train.losses.objective import Objective, student_layers
 from student_train.losses.outputs import Shapes

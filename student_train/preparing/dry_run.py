@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from student_train.devices import find_device
+from student_train.feed.devices import find_device
 from student_train.preparing.installed import check_installed
 from student_train.preparing.prepare import prepare
 from student_train.preparing.projection import MemoryProjection, choose_for, fit

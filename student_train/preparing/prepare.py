@@ -17,8 +17,8 @@ from storage.inputs import inputs_of
 from storage.options import code_fingerprint
 from storage.tasks import task_of as storage_task
 from storage.views import PLAIN
-from student_train.devices import find_device
 from student_train.feed.batches import Needs
+from student_train.feed.devices import find_device
 from student_train.feed.selection import Selection, join_selections, select_rows
 from student_train.feed.views import EpochViews, check_first_view, check_one_class, choose_views
 from student_train.losses.objective import objective_needs

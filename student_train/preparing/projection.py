@@ -20,7 +20,7 @@ import torch
 
 from storage.errors import BadRequest, gib
 from storage.views.shown import BLOCK_BYTES
-from student_train.devices import free_bytes
+from student_train.feed.devices import free_bytes
 from student_train.feed.order import largest_batch
 from student_train.feed.residency import Residency, choose_residency, projected_bytes
 from student_train.feed.selection import Selection

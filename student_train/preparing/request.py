@@ -8,8 +8,8 @@ from typing import Any
 
 from storage.cache import Cache
 from storage.encodings import Encoding
-from student_train.devices import Device
 from student_train.feed.batches import ArrayKey, Needs
+from student_train.feed.devices import Device
 from student_train.feed.order import count_steps
 from student_train.feed.selection import Selection
 from student_train.options.sections import DataOptions, FleetOptions, StudentOptions, TrackOptions

@@ -17,7 +17,7 @@ from PIL import Image
 
 from storage.cache import Cache
 from storage.errors import StillroomError
-from storage.tokenizer import decoder
+from storage.language.tokenizer import decoder
 from student_train.run_files.predictions import HeldTable
 from student_train.tasks import ReportFacts
 from student_train.tasks.held import DATASET

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from storage.digests import digest
 from storage.errors import DivergedLoss, StillroomError
-from student_train.devices import device_name
+from student_train.feed.devices import device_name
 from student_train.options.steps_taken import StepsTaken, Stretch
 from student_train.options.training import goodness
 from student_train.preparing.request import PreparedRun

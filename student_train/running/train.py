@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from storage.errors import StillroomError
-from student_train.devices import find_device
+from student_train.feed.devices import find_device
 from student_train.feed.residency import FeedPool
 from student_train.preparing.prepare import passes, prepare
 from student_train.preparing.projection import choose_for, fit

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from storage.errors import BadRequest, StillroomError, is_out_of_memory
-from storage.model_folder import check_transformers, import_transformers, read_config, refuse_foreign
+from storage.language.model_folder import check_transformers, import_transformers, read_config, refuse_foreign
 from student_train.students.calling import AsOne
 
 ARCHITECTURE = "transformers"

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from storage.errors import BadRequest
-from storage.tokenizer import difference, parse_tokenizer, read_tokenizer
+from storage.language.tokenizer import difference, parse_tokenizer, read_tokenizer
 from student_train.run_files.records import JOB_FILE
 from student_train.students import Student
 from student_train.students.files import TOKENIZER_FILE

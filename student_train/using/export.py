@@ -17,7 +17,7 @@ import torch
 
 from storage.digests import digest, file_digest
 from storage.errors import BadRequest, CorruptObject, MissingSource, StorageFailure
-from storage.model_folder import check_transformers, import_transformers
+from storage.language.model_folder import check_transformers, import_transformers
 from student_train.run_files.records import RunRecord, read_record
 from student_train.students import Student, load_student
 from student_train.students.files import BLUEPRINT_FILE

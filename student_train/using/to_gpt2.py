@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
-from storage.model_folder import import_transformers
+from storage.language.model_folder import import_transformers
 from student_train.students import Student
 from student_train.students.gpt import Gpt
 

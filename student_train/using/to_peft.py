@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import save_file
 
 from storage.errors import BadRequest
-from storage.model_folder import CONFIG, import_transformers
+from storage.language.model_folder import CONFIG, import_transformers
 from student_train.options.model import LoraOptions
 from student_train.run_files.records import RunRecord
 from student_train.students.files import load_adapter

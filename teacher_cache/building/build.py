@@ -16,7 +16,7 @@ from storage.format.rows import ShardRows, create_segment, read_plan
 from storage.format.shards import ShardKey
 from storage.format.specs import write_spec
 from storage.format.stages import VIEWS_JSON, list_stages
-from storage.tokenizer import parse_tokenizer
+from storage.language.tokenizer import parse_tokenizer
 from storage.views import PLAIN
 from teacher_cache.building.prepared import BuildRequest, PreparedBuild, PreparedDataset, Stage
 from teacher_cache.building.runners import Runner

@@ -10,7 +10,7 @@ from storage.datasets import Source
 from storage.format.rows import RowPlan, Segment, ShardRows
 from storage.format.shards import INGEST
 from storage.format.specs import DatasetSpec, TeacherSpec, ViewsSpec
-from storage.tokenizer import TokenizerFile, parse_tokenizer
+from storage.language.tokenizer import TokenizerFile, parse_tokenizer
 from storage.views import PLAIN
 from storage.views.options import ViewOptions
 from teacher_cache.teachers.options import TeacherOptions

@@ -20,8 +20,8 @@ from storage.errors import BadRequest, MissingSource, StaleCache
 from storage.format.rows import RowPlan
 from storage.format.shards import Commit
 from storage.format.specs import BYTE_RANGES, OWN_LENGTH, DatasetSpec, check_promise
+from storage.language.tokenizer import difference
 from storage.tasks import task_of
-from storage.tokenizer import difference
 from teacher_cache.building.growth import default_rows_per_shard, default_sites_per_shard, grow
 from teacher_cache.building.prepared import PreparedDataset
 from teacher_cache.building.ranges import changed_under, compare_ranges

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 from storage.digests import file_digest
 from storage.errors import BadRequest, BadTeacher
+from storage.language.tokenizer import read_tokenizer
 from storage.options import beside, code_fingerprint, load_factory
-from storage.tokenizer import read_tokenizer
 from teacher_cache.teachers.loaded import build_twice
 from teacher_cache.teachers.spoken import Spoken, spoken_by
 from teacher_cache.teachers.weights import load_weights

@@ -14,12 +14,12 @@ from storage.digests import fingerprint
 from storage.encodings import AnyEncoding, DenseEncoding, FeatureEncoding
 from storage.encodings.none import FEATURES_ALONE
 from storage.errors import BadRequest
-from storage.folder_code import CODE_NAME
 from storage.format.specs import DatasetSpec, TeacherSpec
 from storage.inputs import inputs_of
+from storage.language.folder_code import CODE_NAME
+from storage.language.tokenizer import TokenizerFile, difference
 from storage.options import Factory, JobPath, Name, Options
 from storage.tasks import task_of
-from storage.tokenizer import TokenizerFile, difference
 from teacher_cache.teachers.kinds import KINDS
 
 Trusted = Annotated[

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import NamedTuple
 
-from storage.tokenizer import TokenizerFile, read_tokenizer
+from storage.language.tokenizer import TokenizerFile, read_tokenizer
 
 
 class Spoken(NamedTuple):

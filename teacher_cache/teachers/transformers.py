@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from storage.digests import file_digest
 from storage.errors import BadRequest, BadTeacher, BadWeights, StillroomError, is_out_of_memory
-from storage.folder_code import code_digests, load_class
-from storage.model_folder import (
+from storage.language.folder_code import code_digests, load_class
+from storage.language.model_folder import (
     CONFIG,
     SHOWN,
     WEIGHTS,

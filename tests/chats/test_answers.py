@@ -16,7 +16,7 @@ from storage.datasets.chat.answers import find_answers
 from storage.datasets.chat.reading import Chat
 from storage.datasets.chat.source import SHARED, _Maker
 from storage.datasets.chat.template import ChatTemplate, Renderer
-from storage.tokenizer import decoder, parse_tokenizer
+from storage.language.tokenizer import decoder, parse_tokenizer
 from tests.chats.test_template import transformers_tokenizer
 from tests.chats.toys import (
     CHATML,

@@ -18,7 +18,7 @@ from storage.datasets.chat import source as module
 from storage.errors import BadRequest, MissingSource, StaleCache
 from storage.format.committing import read_ragged
 from storage.format.shards import ShardKey
-from storage.tokenizer import decoder
+from storage.language.tokenizer import decoder
 from storage.views import PLAIN
 from student_train.options.sections import DataOptions
 from student_train.preparing.request import Request

@@ -19,7 +19,7 @@ from pydantic import TypeAdapter, ValidationError
 from storage.datasets import AnySource, RawSample, Unreadable
 from storage.datasets.chat import source as module
 from storage.errors import BadRequest, MissingSource
-from storage.tokenizer import decoder
+from storage.language.tokenizer import decoder
 from tests.chats.toys import CHATML, LLAMA3, MARKED, TOOLS, TWO_TURNS, WITH_CALL, WITH_TOOLS, write_lines, write_model
 
 DAY = datetime.date(2026, 2, 3)

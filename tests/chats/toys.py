@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from storage.tokenizer import train_tokenizer
+from storage.language.tokenizer import train_tokenizer
 
 SPECIALS = ["<s>", "</s>", "<|im_start|>", "<|im_end|>", "<|begin_of_text|>", "<|start_header_id|>"]
 SPECIALS += ["<|end_header_id|>", "<|eot_id|>", "<|user|>", "<|assistant|>", "<|system|>", "<think>", "</think>"]

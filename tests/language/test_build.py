@@ -14,7 +14,7 @@ from storage.cache.verify import verify
 from storage.datasets.text import blocks as text_module
 from storage.datasets.text import files as files_module
 from storage.errors import BadRequest, BadTeacher, CorruptObject, MissingSource, StaleCache
-from storage.tokenizer import train_tokenizer
+from storage.language.tokenizer import train_tokenizer
 from tests.conftest import Program
 from tests.language.toys import TEACHERS, counting_cache, counting_teacher, write_counting
 from tests.teacher_cache.toys import Silent, build, contents, write_job

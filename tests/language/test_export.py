@@ -127,7 +127,7 @@ def verse(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of text, whose student's folder has a tokenizer with a chat template and a generation config."""
     from transformers import GenerationConfig, PreTrainedTokenizerFast
 
-    from storage.tokenizer import train_tokenizer
+    from storage.language.tokenizer import train_tokenizer
 
     folder = tmp_path_factory.mktemp("verse")
     (folder / "verse.txt").write_text(VERSE)
@@ -195,7 +195,7 @@ def test_the_same_export_with_other_files_beside_is_another(verse: Path, tmp_pat
 
 
 def test_another_tokenizer_is_refused(verse: Path, tmp_path: Path) -> None:
-    from storage.tokenizer import train_tokenizer
+    from storage.language.tokenizer import train_tokenizer
 
     (tmp_path / "tokenizer.json").write_bytes(train_tokenizer(["other"], 260, "<end>"))
     export_transformers(verse / "runs/s", tmp_path / "before")

@@ -182,7 +182,7 @@ def test_a_dry_run_tells_what_is_taken(tmp_path: Path, cache: Cache) -> None:
 
 
 def test_a_model_of_another_tokenizer_is_refused(tmp_path: Path) -> None:
-    from storage.tokenizer import parse_tokenizer, train_tokenizer
+    from storage.language.tokenizer import parse_tokenizer, train_tokenizer
     from student_train.students.starting.start import check_speaks
 
     here, there = (train_tokenizer([text], 260, end) for text, end in (("ab ab", "<end>"), ("cd cd", "<stop>")))

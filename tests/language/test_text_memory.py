@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from storage.tokenizer import train_tokenizer
+from storage.language.tokenizer import train_tokenizer
 from tests.benchmarks.memory import peak_bytes
 from tests.benchmarks.programs import program
 from tests.teacher_cache.toys import write_job

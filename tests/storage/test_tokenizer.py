@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from storage.errors import BadRequest, MissingSource
-from storage.tokenizer import difference, encoder, parse_tokenizer, read_tokenizer, spelling, train_tokenizer
+from storage.language.tokenizer import difference, encoder, parse_tokenizer, read_tokenizer, spelling, train_tokenizer
 
 TEXTS = ["the cat sat on the mat", "the dog sat on the log: naïve, 猫"] * 20
 LEARNED = train_tokenizer(TEXTS, 280, "<|endoftext|>")
@@ -23,7 +23,7 @@ def changed(**parts: Any) -> bytes:
 
 def test_learning_again_in_another_process_gives_the_same_bytes() -> None:
     code = (
-        "import sys; from storage.tokenizer import train_tokenizer\n"
+        "import sys; from storage.language.tokenizer import train_tokenizer\n"
         f"sys.stdout.buffer.write(train_tokenizer({TEXTS!r}, 280, '<|endoftext|>'))"
     )
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, check=True).stdout == LEARNED

@@ -17,7 +17,7 @@ from storage.cache.verify import verify
 from storage.errors import BadRequest, BadTeacher, StaleCache
 from storage.format.shards import ShardKey
 from storage.inputs.texts import pad
-from storage.tokenizer import encoder
+from storage.language.tokenizer import encoder
 from teacher_cache.building.build import run_build
 from teacher_cache.building.memory import project_worker
 from teacher_cache.building.prepared import BuildRequest

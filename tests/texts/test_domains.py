@@ -15,7 +15,7 @@ from jobs.files.reading import read_job
 from storage.cache import Cache
 from storage.cache.verify import verify
 from storage.errors import BadRequest, MissingSource, StaleCache, StillroomError
-from storage.tokenizer import decoder
+from storage.language.tokenizer import decoder
 from student_train.running.train import train_students
 from tests.chats.toys import CHATML, write_lines, write_model
 from tests.teacher_cache.toys import Silent, build, contents, write_job

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from storage.cache import Cache
-from storage.tokenizer import train_tokenizer
+from storage.language.tokenizer import train_tokenizer
 from student_train.options.sections import DataOptions, StudentOptions
 from student_train.preparing.request import Request
 from tests.teacher_cache.toys import build, write_job
@@ -80,7 +80,7 @@ def word_tokenizer() -> bytes:
 
 def class_ids() -> list[int]:
     """Return the id of each class's word behind a space."""
-    from storage.tokenizer import encoder
+    from storage.language.tokenizer import encoder
 
     return [int(ids[-1]) for ids in encoder(word_tokenizer())([f"x {name}" for name in CLASSES])]
 

@@ -25,10 +25,10 @@ from storage.datasets.text.ranges import Ranges, table_of
 from storage.datasets.text.rows import cut
 from storage.datasets.text.tokenising import spelled_in_pieces
 from storage.errors import BadRequest, MissingSource
+from storage.language.tokenizer import Spelled, read_tokenizer, spelling
 from storage.options import JobPath
 from storage.tasks import NO_LABEL
 from storage.tasks.language_model import LanguageModel
-from storage.tokenizer import Spelled, read_tokenizer, spelling
 
 PRINTS_DATE = "strftime_now"  # what a template calls
 PROBED_CHATS = 100  # read before a cache is begun; one readable chat among them is enough

@@ -18,8 +18,8 @@ from storage.datasets.text.ranges import Ranges, ranges_of, sample_texts
 from storage.datasets.text.rows import Columns, Row, cut
 from storage.datasets.text.tokenising import batches_of, in_pieces, spelled_in_pieces
 from storage.datasets.text.whole import BYTES_PER_BYTE, Layout, whole_blocks
+from storage.language.tokenizer import encoder, spelling
 from storage.tasks.language_model import LanguageModel
-from storage.tokenizer import encoder, spelling
 
 TABLES = (".parquet", ".jsonl")
 IF_NOT = "tokens of a row, of a language model; for classes, name the column of them: `label`"

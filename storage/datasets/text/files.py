@@ -16,8 +16,8 @@ from storage.datasets.text.density import measure_density
 from storage.datasets.text.opening import compressed
 from storage.datasets.text.where import Where
 from storage.errors import MissingSource
+from storage.language.tokenizer import TokenizerFile, parse_tokenizer, read_tokenizer, train_tokenizer
 from storage.options import JobPath, Name, Options, is_name
-from storage.tokenizer import TokenizerFile, parse_tokenizer, read_tokenizer, train_tokenizer
 
 SAMPLE_MB = 64
 # At the peak of tokenising, a piece of text and what a line has more; measured on English in 1,024 tokens: 148 for each

@@ -20,8 +20,8 @@ from storage.datasets.text.rows import Column, Columns, Row, rows_of
 from storage.datasets.text.tokenising import batches_of, in_pieces
 from storage.digests import unit_interval
 from storage.errors import LabelOutOfRange, MissingSource
+from storage.language.tokenizer import encoder
 from storage.tasks.text_classification import TextClassification
-from storage.tokenizer import encoder
 
 KEPT_FILES = 2  # that are being read, in each process
 KEPT_SHARDS = 3  # of rows that were read

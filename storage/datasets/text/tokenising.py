@@ -9,7 +9,7 @@ import numpy as np
 from storage.datasets.base import Unreadable
 from storage.datasets.text.cutting import PIECE, pieces_of
 from storage.datasets.text.rows import Row
-from storage.tokenizer import TEXTS_AT_ONCE, Spelled
+from storage.language.tokenizer import TEXTS_AT_ONCE, Spelled
 
 Place = tuple[int, Row | Unreadable]
 

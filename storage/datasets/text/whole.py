@@ -17,7 +17,7 @@ from storage.datasets.packing import Blocks, Document, check_length, pack
 from storage.datasets.text.cutting import decoded
 from storage.datasets.text.opening import open_bytes, size_of
 from storage.datasets.text.rows import Columns, Row, cut, rows_of
-from storage.tokenizer import encoder
+from storage.language.tokenizer import encoder
 
 KEPT_FILES = 2  # tokenised, in each process: neighbouring shards share one
 BYTES_PER_BYTE = 180  # of memory at the peak for each byte of text; 148 were measured

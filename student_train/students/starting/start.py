@@ -18,8 +18,8 @@ from safetensors import SafetensorError, safe_open
 
 from storage.digests import file_digest
 from storage.errors import BadRequest, BadWeights, MissingSource
-from storage.model_folder import listed, weights_files
-from storage.tokenizer import difference, parse_tokenizer, read_tokenizer
+from storage.language.model_folder import listed, weights_files
+from storage.language.tokenizer import difference, parse_tokenizer, read_tokenizer
 from student_train.options.model import StartOptions
 from student_train.students.build import Student
 from student_train.students.files import TOKENIZER_FILE, WEIGHTS_FILE

@@ -16,7 +16,7 @@ from pydantic import ValidationError
 from storage.datasets import RawSample, RecordedFile, Unreadable
 from storage.datasets.text import LabelledTextSource, TextSource, labelled
 from storage.errors import LabelOutOfRange, MissingSource
-from storage.tokenizer import encoder, train_tokenizer
+from storage.language.tokenizer import encoder, train_tokenizer
 
 Make = Callable[..., Any]
 ReadAll = Callable[..., list[RawSample]]

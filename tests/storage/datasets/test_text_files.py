@@ -21,7 +21,7 @@ from storage.datasets.text.opening import open_bytes, size_of
 from storage.datasets.text.ranges import ranges_of
 from storage.datasets.text.rows import Columns, Row
 from storage.errors import MissingSource
-from storage.tokenizer import train_tokenizer
+from storage.language.tokenizer import train_tokenizer
 
 Make = Callable[..., Any]
 ReadAll = Callable[..., list[RawSample]]

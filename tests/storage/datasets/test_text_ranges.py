@@ -22,7 +22,7 @@ from storage.datasets.text.ranges import Ranges, ranges_of, sample_texts
 from storage.datasets.text.rows import Columns, Row
 from storage.datasets.text.tokenising import batches_of, in_pieces, spelled_in_pieces
 from storage.errors import MissingSource
-from storage.tokenizer import encoder, spelling, train_tokenizer
+from storage.language.tokenizer import encoder, spelling, train_tokenizer
 
 LEARNED = train_tokenizer(["to be or not to be"] * 9, 270, "<|endoftext|>")
 TEXTS = st.text(alphabet="ab é猫🦆\n\r", max_size=80)

@@ -16,7 +16,7 @@ from pydantic import ValidationError
 from storage.datasets import RawSample, Unreadable
 from storage.datasets.text import blocks as text_module
 from storage.errors import BadRequest, MissingSource
-from storage.tokenizer import encoder, train_tokenizer
+from storage.language.tokenizer import encoder, train_tokenizer
 
 Make = Callable[..., Any]
 ReadAll = Callable[..., list[RawSample]]

@@ -12,7 +12,7 @@ from pydantic import ValidationError
 
 from storage.datasets import RawSample
 from storage.errors import BadRequest, LabelOutOfRange, MissingSource
-from storage.tokenizer import train_tokenizer
+from storage.language.tokenizer import train_tokenizer
 
 Make = Callable[..., Any]
 ReadAll = Callable[..., list[RawSample]]

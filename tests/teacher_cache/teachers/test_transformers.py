@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from storage.cache import Cache
 from storage.errors import BadRequest, BadTeacher, BadWeights, MissingSource, StaleCache, StillroomError
-from storage.tokenizer import train_tokenizer
+from storage.language.tokenizer import train_tokenizer
 from teacher_cache.teachers.loading import load_teacher
 from teacher_cache.teachers.options import TeacherOptions
 from tests.teacher_cache.toys import build, write_job

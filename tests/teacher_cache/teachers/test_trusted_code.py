@@ -192,7 +192,7 @@ def test_code_is_trusted_of_a_transformers_alone() -> None:
 
 
 def test_a_student_cannot_trust_code(tiny: Path) -> None:
-    from storage.model_folder import read_config
+    from storage.language.model_folder import read_config
 
     with pytest.raises(BadRequest, match="wants code from elsewhere") as caught:
         read_config(tiny, BadRequest)

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from storage.errors import BadRequest, BadWeights, MissingSource, StillroomError, missing_extra
-from storage.folder_code import check_trusted, named_code
+from storage.language.folder_code import check_trusted, named_code
 
 CONFIG = "config.json"
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"

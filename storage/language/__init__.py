@@ -1,0 +1,6 @@
+"""What language models bring along, as their folders have it; read by both stages, and none of it is run unasked.
+
+tokenizer.py     a `tokenizer.json`: its fingerprint, its ids, in what two differ
+model_folder.py  a folder as `save_pretrained` writes it: config, weights, and what is refused of it
+folder_code.py   the folder's own code, where a job trusts it by name
+"""
