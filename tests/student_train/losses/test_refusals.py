@@ -9,13 +9,14 @@ import pytest
 
 from storage.cache import Cache
 from storage.errors import BadRequest, NotInCache
-from student_train.options.terms import FeatureTerm
+from student_train.options.terms import FeatureTerm, ProjectedTerm
 from student_train.preparing.prepare import prepare
 from tests.language.toys import counting_cache, request, small_gpt
 from tests.student_train.losses.test_relations import COUPLING
 from tests.student_train.toys import LABELS, request_of, student
 
-FEATURES = sorted(get_args(each.model_fields["loss"].annotation)[0] for each in FeatureTerm.__subclasses__())
+TERMS = [*FeatureTerm.__subclasses__(), *ProjectedTerm.__subclasses__()]
+FEATURES = sorted(name for each in TERMS for name in get_args(each.model_fields["loss"].annotation))
 
 
 def on(feature: str, loss: str, teacher: str = "sage") -> dict[str, Any]:

@@ -64,7 +64,7 @@ def test_resnet20_for_cifar_has_the_parameters_of_the_paper() -> None:
         ("mlp", {"hidden": [1] * 1025}, "at most 1024 widths"),
         ("mlp", {"hidden": [0]}, "hidden = \\[0\\]"),
         ("mlp", {"hiden": [4]}, "rename hiden → hidden"),
-        ("mlp", {"hidden": "abc"}, "cannot be built"),
+        ("mlp", {"hidden": "abc"}, "does not take this option"),
         ("cnn", {"widths": []}, "widths = \\[\\]"),
         ("cnn", {"widths": [4, 4, 4, 4, 4]}, "16 by 16 pixels"),
         ("resnet", {"depth": 21}, "depth = 21"),
