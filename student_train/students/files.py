@@ -92,16 +92,8 @@ def load_adapter(folder: Path) -> dict[str, Tensor]:
     file, _ = _read_files(folder)
     if file.adapter_digest is None:
         return {}
-    path = folder / ADAPTER_FILE
-    data = path.read_bytes() if path.exists() else b""
-    if digest(data) != file.adapter_digest:
-        raise CorruptObject(
-            f"{path} is not what was written",
-            found=f"digest {digest(data)}" if path.exists() else "no such file",
-            expected=f"digest {file.adapter_digest}  ({BLUEPRINT_FILE})",
-            do=f"delete {folder} and train this student again",
-        )
-    return safetensors.torch.load(data)
+    again = f"delete {folder} and train this student again"
+    return safetensors.torch.load(_read_beside(folder / ADAPTER_FILE, file.adapter_digest, again))
 
 
 def load_student(folder: str | Path, architecture: str | None = None) -> Student:
@@ -188,16 +180,21 @@ def _read_files(folder: Path) -> tuple[BlueprintFile, bytes]:
 
 def _read_tokenizer(folder: Path, file: BlueprintFile) -> bytes | None:
     """Return the `tokenizer.json` of a student of text; None where there is none: it has been trained without."""
-    path = folder / TOKENIZER_FILE
     if file.tokenizer_digest is None:
         return None
+    again = f"copy it from the dataset in the cache; or delete {folder} and train this student again"
+    return _read_beside(folder / TOKENIZER_FILE, file.tokenizer_digest, again)
+
+
+def _read_beside(path: Path, expected: str, do: str) -> bytes:
+    """Return a file of which BLUEPRINT_FILE has the digest. Raises CorruptObject: it is another, or gone."""
     data = path.read_bytes() if path.exists() else b""
-    if digest(data) != file.tokenizer_digest:
+    if digest(data) != expected:
         raise CorruptObject(
             f"{path} is not what was written",
             found=f"digest {digest(data)}" if path.exists() else "no such file",
-            expected=f"digest {file.tokenizer_digest}  ({BLUEPRINT_FILE})",
-            do=f"copy it from the dataset in the cache; or delete {folder} and train this student again",
+            expected=f"digest {expected}  ({BLUEPRINT_FILE})",
+            do=do,
         )
     return data
 

@@ -54,11 +54,7 @@ def find_parts(model: nn.Module, arguments: tuple[Tensor, ...], tapped: Collecti
     """
     import torch
 
-    modules = dict(model.named_modules())
-    for parts in _candidates(model):
-        inside = set(map(id, parts.body.modules()))
-        if not all(id(modules[name]) in inside for name in tapped):
-            continue
+    for parts in _candidates(model, tapped):
         try:
             whole_BLC, hidden_BLD = logits_of(model(*arguments)).float(), parts.hidden(arguments)
             said_BLC = logits_of(parts.head(hidden_BLD)).float()
@@ -87,11 +83,7 @@ def find_body(
     """
     import torch
 
-    modules = dict(model.named_modules())
-    for parts in _candidates(model):
-        inside = set(map(id, parts.body.modules()))
-        if not all(id(modules[name]) in inside for name in tapped):
-            continue
+    for parts in _candidates(model, tapped):
         try:
             whole, alone = heard(lambda: model(*arguments)), heard(lambda body=parts.body: body(*arguments))  # type: ignore[misc]
             same = whole.keys() == alone.keys() and all(torch.equal(whole[name], alone[name]) for name in whole)
@@ -111,8 +103,16 @@ def _about_same(one: Tensor, other: Tensor) -> bool:
     return torch.allclose(one, other, rtol=0.0, atol=PART_OFF * largest, equal_nan=True)
 
 
-def _candidates(model: nn.Module) -> Iterator[Parts]:
-    """Yield what may be a model's parts, from the simplest on."""
+def _candidates(model: nn.Module, tapped: Collection[str]) -> Iterator[Parts]:
+    """Yield what may be a model's parts, from the simplest on, where all layers that are tapped are the body's."""
+    modules = dict(model.named_modules())
+    for parts in _all_candidates(model):
+        inside = set(map(id, parts.body.modules()))
+        if all(id(modules[name]) in inside for name in tapped):
+            yield parts
+
+
+def _all_candidates(model: nn.Module) -> Iterator[Parts]:
     from torch import nn
 
     children = dict(model.named_children())
