@@ -1,10 +1,7 @@
 """Teachers: what a job says of one, what a cache is promised, and how one is loaded.
 
 options.py    what a job says of a teacher, and what the cache is promised
-kinds.py      the table of kinds, and what each must say of itself
-factory.py    a function of the user's, with weights from a file
-student.py    the folder of a trained student
-transformers.py  a causal language model in a folder of transformers
+kinds/        one file a kind, the table of them, and what each must say of itself
 spoken.py     which tokenizer a teacher speaks
 classes.py    its scores against a dataset's classes, by name
 weights.py    files of weights: digests and tensors
@@ -12,8 +9,9 @@ model.py      a loaded teacher: what it is fed, which layers are tapped
 parts.py      one in two parts: a body that runs once, a head for some sites at a time
 loaded.py     which weights it has once it is loaded
 steady.py     whether it has one answer for each row
+spread.py     its layers on several devices, in memory or on the disk
 loading.py    load one; on a worker, once for all its shards
 
-To add a kind of teacher: copy `factory.py`; a line in `kinds.py`; and its keys among those of `TeacherOptions`
-(`options.py`).
+To add a kind of teacher: copy `kinds/factory.py`; a line in the table of `kinds/`; and its keys among those of
+`TeacherOptions` (`options.py`).
 """

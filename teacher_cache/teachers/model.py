@@ -24,8 +24,8 @@ from teacher_cache.teachers.kinds import KINDS
 from teacher_cache.teachers.loaded import weights_digest
 from teacher_cache.teachers.options import TeacherOptions
 from teacher_cache.teachers.parts import Parts, find_body, find_parts, logits_of
+from teacher_cache.teachers.spread import spread
 from teacher_cache.teachers.steady import ROWS, check_steady
-from teacher_cache.teachers.transformers import spread
 
 if TYPE_CHECKING:
     import torch

@@ -1,6 +1,10 @@
 """The kinds of teacher, by what a `[[teacher]]` says of where it comes from: a key of that name, or its `kind`.
 
-A new kind is a file like factory.py, a line in the table, and its keys among those of `TeacherOptions`.
+factory.py    a function of the user's, with weights from a file
+student.py    the folder of a trained student
+transformers.py  a causal language model in a folder of transformers
+
+A new kind is a file like factory.py, a line in the table below, and its keys among those of `TeacherOptions`.
 
 Reading options and promises costs no torch, so that a build with nothing to do ends in under a second: kinds import
 theirs where they load.
@@ -10,7 +14,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Protocol
 
-from teacher_cache.teachers import factory, student, transformers
+from teacher_cache.teachers.kinds import factory, student, transformers
 
 if TYPE_CHECKING:
     from torch import nn
