@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -43,13 +43,14 @@ def query_samples(cache: Cache, sql: str) -> pl.DataFrame:
     Raises:
         BadRequest: the SQL does not parse, names what is not there, or would read a file.
     """
-    catalogue = cache.catalogue()
-    names = ["samples", *(name for name in catalogue.datasets if catalogue.committed(name))]
-    if len(names) == 1:
-        raise IncompleteCache(f"{cache.url} holds no samples yet", do="cache build JOB.toml")
-    _check(sql, names)
     # first with what it names alone; if that fails, with all there is, which the error is to tell
     for columns in dict.fromkeys((columns_named(sql), None)):
+        # a listing of what nobody asks for is half of a count's work
+        catalogue = cache.catalogue(teachers=None if columns is None else _teachers_named(columns))
+        names = ["samples", *(name for name in catalogue.datasets if catalogue.committed(name))]
+        if len(names) == 1:
+            raise IncompleteCache(f"{cache.url} holds no samples yet", do="cache build JOB.toml")
+        _check(sql, names)
         tables = _tables(catalogue, names[1:], columns)
         try:
             found = pl.SQLContext(tables, eager=True).execute(sql)
@@ -97,6 +98,16 @@ def _columns_of_rows(catalogue: Catalogue, dataset: str, teachers: Sequence[str]
     columns = set() if first is None else {*first.table.column_names}
     columns |= {f"{teacher}_{name}" for teacher in teachers for name in (*TEACHER_COLUMNS, LABELLED)}
     return columns | {f"{column}_name" for column in columns}
+
+
+def _teachers_named(columns: Collection[str]) -> frozenset[str]:
+    """Return the names of all teachers that could have a column of these names, whether or not there are such.
+
+    >>> sorted(_teachers_named({"row", "big_top", "small_top_name"}))
+    ['big', 'small']
+    """
+    told = [f"_{name}{of_class}" for name in (*TEACHER_COLUMNS, LABELLED) for of_class in ("", "_name")]
+    return frozenset(column.removesuffix(end) for column in columns for end in told if column.endswith(end))
 
 
 def columns_named(sql: str) -> frozenset[str] | None:

@@ -118,7 +118,7 @@ class Samples:
 
     def _check_whole(self, stage: Stage, shards: pl.Series) -> None:
         listed = self.catalogue.commits[stage].table["shard"]
-        if gone := np.setdiff1d(listed.to_numpy(), shards.to_numpy()).tolist():
+        if gone := listed.filter(~listed.is_in(shards.implode())).to_list():
             raise TryAgain(
                 f"{self.catalogue.url}: shards of {stage_folder(*stage)} are gone",
                 found=f"no shard {', '.join(map(str, gone[:5]))}, which a moment ago was committed",

@@ -174,13 +174,17 @@ class LocalObjects:
         return Listing(sorted(objects), sorted(folders))
 
     def versions(self, folder: str, names: re.Pattern[str]) -> Iterator[tuple[str, str]]:
+        matches = names.fullmatch
         with self._listed(folder) as entries:
             for entry in entries:
-                if names.fullmatch(entry.name):
-                    with contextlib.suppress(FileNotFoundError):  # deleted since the folder was read
+                name = entry.name
+                if matches(name):
+                    try:  # not `suppress`, which costs a third of all this
                         status = look_at(entry)
-                        if not stat.S_ISDIR(status.st_mode):
-                            yield entry.name, _local_version(status)
+                    except FileNotFoundError:  # deleted since the folder was read
+                        continue
+                    if not stat.S_ISDIR(status.st_mode):
+                        yield name, _local_version(status)
 
     @contextlib.contextmanager
     def _listed(self, folder: str) -> Iterator[Iterator[os.DirEntry[str]]]:

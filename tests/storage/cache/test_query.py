@@ -137,6 +137,14 @@ def test_a_count_reads_no_rows(cache: Cache) -> None:
     assert (found.item(), read) == (9, ["digits/plan/00000.parquet", "digits/ingest/00000.parquet", LEDGER])
 
 
+@pytest.mark.parametrize(("selected", "listed"), [("count(*)", False), ("max(row)", False), ("max(cnn_top)", True)])
+def test_shards_of_teachers_that_no_column_names_are_not_listed(cache: Cache, selected: str, listed: bool) -> None:
+    objects = Counting(cache.objects)
+    query_samples(Cache(objects, cache.spec), f"SELECT {selected} FROM samples")
+    folders = [path for verb, path in objects.requests if verb == "list"]
+    assert ("digits/ingest" in folders, "digits/cnn/plain" in folders) == (True, listed)
+
+
 def test_a_count_of_shards_that_are_dropped_meanwhile_is_refused(cache: Cache) -> None:
     samples = Samples(cache.catalogue())
     cache.objects.delete("digits/ingest/00001.parquet")
