@@ -17,9 +17,11 @@ from storage.datasets.base import FILE_SCHEMA, LocalFile, RawSample, Source
 from storage.errors import MissingSource
 from storage.options import JobPath
 
+EXACT = 2**24  # up to which float32 has every integer
+
 
 class ArraysSource(Source):
-    """Inputs of any shape, uint8 or floating (kept as float32).
+    """Inputs of any shape, uint8, or floating or other integers (kept as float32).
 
     Attributes:
         path: a .npy file of inputs, or a .npz with `inputs` and `labels`.
@@ -55,7 +57,7 @@ class ArraysSource(Source):
         inputs, labels = self._load()
         for i in range(position, position + rows):
             array = np.asarray(inputs[i])
-            payload = array if array.dtype == np.uint8 else array.astype(np.float32)
+            payload = array if array.dtype == np.uint8 else _floats(array, self.path, i)
             yield RawSample(f"{file}:{i}", payload, None if labels is None else int(labels[i]))
 
     def buffer_bytes(self) -> int:
@@ -72,11 +74,12 @@ class ArraysSource(Source):
             labels = _load_numpy(self.labels, LocalFile.of(self.labels).version, self.labels_key)
         elif self.labels_key in _keys(self.path):
             labels = _load_numpy(self.path, version, self.labels_key)
-        if inputs.ndim == 0 or (inputs.dtype != np.uint8 and not np.issubdtype(inputs.dtype, np.floating)):
+        wide = inputs.ndim > 1 or inputs.dtype.kind not in "iu"  # one whole number for each row is a label
+        if inputs.ndim == 0 or not (inputs.dtype == np.uint8 or (wide and inputs.dtype.kind in "fiu")):
             raise MissingSource(
                 f"{self.path} holds no inputs",
                 found=f"{inputs.dtype} {inputs.shape}",
-                expected="uint8 or floats, (rows, …)",
+                expected="uint8, floats or integers, (rows, …); not a label for each row",
             )
         if labels is not None and (not np.issubdtype(labels.dtype, np.integer) or labels.shape != inputs.shape[:1]):
             raise MissingSource(
@@ -85,6 +88,18 @@ class ArraysSource(Source):
                 expected=f"integers ({len(inputs)},)",
             )
         return inputs, labels
+
+
+def _floats(values: np.ndarray, path: Path, row: int) -> np.ndarray:
+    """Return a row as float32. Raises MissingSource: it has integers that float32 cannot hold."""
+    floats = values.astype(np.float32)
+    if values.dtype.kind in "iu" and np.abs(values.astype(np.float64)).max(initial=0) > EXACT:
+        raise MissingSource(
+            f"{path} holds integers that float32 cannot tell apart",
+            found=f"{values.flat[np.abs(values.astype(np.float64)).argmax()]} in row {row}",
+            expected=f"numbers up to {EXACT:,}; ids of words, of a `tokens` dataset",
+        )
+    return floats
 
 
 def _keys(path: Path) -> list[str]:

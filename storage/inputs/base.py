@@ -29,6 +29,7 @@ class Inputs(ABC):
     Attributes:
         name: of the kind.
         normalised: whether a model's `mean` and `std` apply to them.
+        scaled: whether they are stored as bytes, of which a model is given 0 … 1.
         tokenised: whether a tokenizer made them, which teacher and student must share to mean the same by an id.
         own_length: whether each row has a length of its own, up to that of the dataset's `input_shape`.
         sent_whole: whether all rows of a shard may go to a GPU before they are batched; rows of their own length may
@@ -39,6 +40,7 @@ class Inputs(ABC):
 
     name: ClassVar[str]
     normalised: ClassVar[bool]
+    scaled: ClassVar[bool] = False
     tokenised: ClassVar[bool]
     own_length: ClassVar[bool] = False
     sent_whole: ClassVar[bool] = True

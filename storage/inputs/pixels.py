@@ -21,6 +21,7 @@ class Pixels(Inputs):
 
     name = "pixels"
     normalised = True
+    scaled = True
     tokenised = False
     dtypes = "uint8"
     misfit_help = "; set `size` to resize"

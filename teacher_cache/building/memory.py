@@ -198,19 +198,27 @@ def _run_once(
     import torch
 
     from teacher_cache.teachers.loading import load_teacher
+    from teacher_cache.teachers.runtime import Runtime
 
     # An upper bound, and meta has no autocast. Layers on several devices are bounded as if all were on one, for a
     # worker reads them all before it spreads them.
     full_precision = options.model_copy(update={"autocast": "fp32", "device_map": None})
+    before = _resident_bytes()
     teacher = load_teacher(full_precision, torch.device("cpu"))
     weights = sum(t.numel() * t.element_size() for t in teacher.model.state_dict().values())
+    if isinstance(teacher.model, Runtime):  # another library has its weights, and what it computes
+        weights = max(teacher.model.weights_bytes, _resident_bytes() - before)
     teacher.find_parts(torch.from_numpy(blank), dataset)  # as long as there are values to see it by
     teacher.to(torch.device(device))
+    before = _resident_bytes()
     with _live_bytes() as live:
         heard = teacher.hear(torch.from_numpy(blank).to(device), None, dataset)
+    peak = live.peak
+    if isinstance(teacher.model, Runtime):  # it keeps what it took for a batch
+        peak = max(peak, _resident_bytes() - before)
     encoded = [options.features[name].encode(values) for name, values in heard.features.items()]
     features = sum(values.numel() * values.element_size() for values in encoded) // len(blank)
-    return weights, live.peak, heard.hidden.numel() * 4, features
+    return weights, peak, heard.hidden.numel() * 4, features
 
 
 def _live_bytes() -> Any:

@@ -13,6 +13,7 @@ from storage.format.specs import DatasetSpec, TeacherSpec, ViewsSpec
 from storage.language.tokenizer import TokenizerFile, parse_tokenizer
 from storage.views import PLAIN
 from storage.views.options import ViewOptions
+from teacher_cache.teachers.kinds import KINDS
 from teacher_cache.teachers.options import TeacherOptions
 
 
@@ -118,9 +119,14 @@ class PreparedBuild:
 
     @property
     def notes(self) -> list[str]:
-        """What a user should know of the datasets before anything is done, a line each."""
+        """What a user should know of datasets, and of teachers that will be asked, before that is done, a line each."""
         ingests = [stage.dataset for stage in self.stages if stage.teacher is None]
-        return [f"note: {dataset.spec.name}: {note}" for dataset in ingests for note in dataset.notes]
+        asked = {stage.teacher.name: stage.teacher for stage in self.stages if stage.teacher is not None and stage.todo}
+        return [f"note: {dataset.spec.name}: {note}" for dataset in ingests for note in dataset.notes] + [
+            f"note: teacher {name}: {note}"
+            for name, teacher in asked.items()
+            for note in KINDS[teacher.origin].notes(teacher)
+        ]
 
     @property
     def num_missing(self) -> int:

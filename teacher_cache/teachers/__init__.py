@@ -6,6 +6,9 @@ spoken.py     which tokenizer a teacher speaks
 classes.py    its scores against a dataset's classes, by name
 weights.py    files of weights: digests and tensors
 model.py      a loaded teacher: what it is fed, which layers are tapped
+fed.py        pixels in the range that it wants, normalised as it was trained
+runtime.py    one that another library computes, such as onnxruntime
+probabilities.py  logits of one that gives probabilities
 parts.py      one in two parts: a body that runs once, a head for some sites at a time
 loaded.py     which weights it has once it is loaded
 steady.py     whether it has one answer for each row

@@ -26,10 +26,14 @@ def weights_digest(model: nn.Module) -> str:
     """Return the digest over names, types, shapes and bytes of a model's parameters and persistent buffers, by name.
 
     Of no others: tables that a model computes as it loads, such as those of rotary positions, may differ in a last bit
-    between processors.
+    between processors. A model that another library computes was made of the files that it digested.
     """
     import torch
 
+    from teacher_cache.teachers.runtime import Runtime
+
+    if isinstance(model, Runtime):
+        return model.digest
     return tensors_digest(
         {name: value for name, value in model.state_dict().items() if isinstance(value, torch.Tensor)}
     )

@@ -15,15 +15,17 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from storage.errors import BadTeacher, is_out_of_memory
+from storage.errors import BadTeacher, StillroomError, is_out_of_memory
 from storage.format.specs import DatasetSpec
 from storage.inputs import inputs_of
 from storage.tasks import task_of
 from teacher_cache.teachers.classes import order_of
+from teacher_cache.teachers.fed import fed
 from teacher_cache.teachers.kinds import KINDS
 from teacher_cache.teachers.loaded import weights_digest
 from teacher_cache.teachers.options import TeacherOptions
 from teacher_cache.teachers.parts import Parts, find_body, find_parts, logits_of
+from teacher_cache.teachers.probabilities import logits_from
 from teacher_cache.teachers.spread import spread
 from teacher_cache.teachers.steady import ROWS, check_steady
 
@@ -162,7 +164,7 @@ class Teacher:
             hidden_P = hidden_P.to(self.device)  # from that of its last layer
             if order is not None and hidden_P.shape[-1] == len(order):  # of another number `check_classes` says so
                 hidden_P = hidden_P[..., self._constant(dataset.name, order)]
-            return hidden_P.float()
+            return logits_from(hidden_P, self.name) if self._options.output == "probabilities" else hidden_P.float()
 
     def blocks(self, num_sites: int, num_classes: int) -> Iterator[slice]:
         """Yield which of so many sites to ask for scores at a time; how many, is no matter of what memory is free."""
@@ -280,7 +282,8 @@ class Teacher:
         if self.device.type == "cuda" and shown_B.device.type == "cpu":
             shown_B = shown_B.pin_memory()  # else the host would wait until the device has done all before it
         # as bytes, and floats only there: a fourth of what is sent, and no work for this thread
-        return self._normalised(inputs_of(dataset).arguments(shown_B.to(self.device, non_blocking=True)))
+        inputs_B = inputs_of(dataset).arguments(shown_B.to(self.device, non_blocking=True))
+        return fed(inputs_B, self._options, dataset, self._constant)
 
     def _forward(self, shown_B: Tensor, dataset: DatasetSpec) -> tuple[Tensor, Any]:
         """Return what the model is called with, and what it, or the body of it, returns."""
@@ -292,6 +295,8 @@ class Teacher:
             try:
                 arguments = kind.spread(inputs_B)
                 return inputs_B, self.model(*arguments) if parts is None else parts.hidden(arguments)
+            except StillroomError:
+                raise
             except (Exception, SystemExit) as error:  # the user's own model
                 if is_out_of_memory(error):
                     raise
@@ -339,20 +344,6 @@ class Teacher:
             self._captured[name] = output.clone() if hasattr(output, "clone") else output
 
         return hook
-
-    def _normalised(self, inputs_B: Tensor) -> Tensor:
-        mean, std = self._options.mean, self._options.std
-        if mean is None or std is None:
-            return inputs_B
-        if inputs_B.shape[1] != len(mean):
-            raise BadTeacher(
-                f"teacher {self._options.name} is normalised by other channels than its inputs have",
-                found=f"`mean` and `std` of {len(mean)} channels",
-                expected=f"{inputs_B.shape[1]}, as in inputs of shape {tuple(inputs_B.shape)}",
-                do="give `mean` and `std` one number for each channel",
-            )
-        shape = (-1, *[1] * (inputs_B.ndim - 2))  # channels are the second axis, whatever follows
-        return (inputs_B - self._constant("mean", mean).view(shape)) / self._constant("std", std).view(shape)
 
     def _constant(self, name: object, values: Sequence[float]) -> Tensor:
         """Return numbers as a tensor on the device, sent once: each sending would wait until the device is done."""

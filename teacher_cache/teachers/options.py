@@ -32,6 +32,8 @@ Trusted = Annotated[
 Place = Annotated[str, Field(pattern=r"^(cpu|disk|cuda:\d+)$")]
 """Where layers of a model are."""
 
+COMPUTED_ELSEWHERE = ("onnx",)  # kinds whose models another library computes
+
 
 class TeacherOptions(Options):
     """One `[[teacher]]` of a cache job.
@@ -42,8 +44,13 @@ class TeacherOptions(Options):
         arguments: keyword arguments of the factory.
         weights: safetensors, or a checkpoint that torch reads with `weights_only`.
         student: instead of a factory, the folder of a trained student.
-        kind: instead of either, what lies in `path`: a causal language model as transformers saves it.
-        path: its folder.
+        kind: instead of either, what lies in `path`: a causal language model as transformers saves it, an ONNX graph.
+        path: its folder, or its file.
+        input_names: of an ONNX graph, in the order of what the dataset's inputs are called with; needed of several.
+        output_name: of its tensor that has the scores, an output or an inner one; needed where it has several outputs.
+        layout: how it takes images: channels first, or last.
+        output: what it says of the classes: scores before a softmax, or probabilities.
+        pixels: the range of a pixel that it takes: 0 to 1, or that of bytes, 0 to 255.
         dtype: precision of its weights, and of what it computes; by default as they are stored.
         attention: how it computes attention, by transformers' own names.
         trust_code: names of code in its folder that may run, as its config's `auto_map` has them: all of them.
@@ -64,8 +71,13 @@ class TeacherOptions(Options):
     arguments: dict[str, Any] = Field(default_factory=dict)
     weights: JobPath | None = None
     student: JobPath | None = None
-    kind: Literal["transformers"] | None = None
+    kind: Literal["transformers", "onnx"] | None = None
     path: JobPath | None = None
+    input_names: Annotated[list[str], Field(min_length=1)] | None = None
+    output_name: str | None = None
+    layout: Literal["nchw", "nhwc"] | None = None
+    output: Literal["logits", "probabilities"] = "logits"
+    pixels: Literal["unit", "bytes"] = "unit"
     dtype: Literal["fp32", "bf16", "fp16"] | None = None
     attention: Literal["eager", "sdpa", "flash_attention_2", "flex_attention"] | None = None
     trust_code: Trusted | None = None
@@ -90,8 +102,15 @@ class TeacherOptions(Options):
             raise ValueError("give `kind` and `path` together")
         for other in KINDS.keys() - given:
             for key in KINDS[other].KEYS:
-                if getattr(self, key):
-                    raise ValueError(f"`{key}` belongs to a `{other}`; a `{given[0]}` has its own, or needs none")
+                if key in KINDS[given[0]].KEYS or getattr(self, key) == type(self).model_fields[key].get_default(
+                    call_default_factory=True
+                ):
+                    continue
+                raise ValueError(f"`{key}` belongs to a `{other}`; a `{given[0]}` has its own, or needs none")
+        if self.pixels == "bytes" and self.mean is not None:
+            raise ValueError('`mean` and `std` are of pixels from 0 to 1; `pixels = "bytes"` gives them from 0 to 255')
+        if given[0] in COMPUTED_ELSEWHERE and self.autocast != "fp32":
+            raise ValueError(f"`autocast` is of torch; a `{given[0]}` computes as its file says")
         try:
             fingerprint(self.arguments)  # they are part of the promise
         except (TypeError, ValueError) as error:

@@ -57,7 +57,7 @@ def refuse_probabilities(logits_BC: Tensor, spec: TeacherSpec) -> None:
             f"teacher {spec.name} returns probabilities",
             found="every row is non-negative and sums to 1",
             expected="logits: scores before softmax",
-            do="remove the softmax at the end of the model, or take its logarithm",
+            do='output = "probabilities" in its [[teacher]] takes their logarithms; or remove the softmax at its end',
         )
 
 

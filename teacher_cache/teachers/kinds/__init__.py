@@ -3,6 +3,9 @@
 factory.py    a function of the user's, with weights from a file
 student.py    the folder of a trained student
 transformers.py  a causal language model in a folder of transformers
+onnx.py       a graph of ONNX, of any framework, computed by onnxruntime
+onnx_files.py  reading one without computing it: external data, names, shapes
+onnx_model.py  one as a torch module
 
 A new kind is a file like factory.py, a line in the table below, and its keys among those of `TeacherOptions`.
 
@@ -14,7 +17,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Protocol
 
-from teacher_cache.teachers.kinds import factory, student, transformers
+from teacher_cache.teachers.kinds import factory, onnx, student, transformers
 
 if TYPE_CHECKING:
     from torch import nn
@@ -27,7 +30,7 @@ class Kind(Protocol):
     """What a kind's file says: what identifies a teacher, what it takes, how it is loaded."""
 
     KEYS: tuple[str, ...]
-    """Of a `[[teacher]]`, those that this kind alone reads."""
+    """Of a `[[teacher]]`, those that not all kinds read and this one does."""
 
     def told(self, options: TeacherOptions) -> dict[str, Any]:
         """Return what the job itself tells of the model, without any of its files."""
@@ -41,6 +44,9 @@ class Kind(Protocol):
     def classes(self, options: TeacherOptions) -> list[str] | None:
         """Return the names of its classes in the order of its scores, without loading it; None: it does not say."""
 
+    def notes(self, options: TeacherOptions) -> list[str]:
+        """Return what a user should know that its files decide, such as how it is fed; without loading it."""
+
     def import_libraries(self) -> None:
         """Import what a worker has that loads it: its memory is bounded. Raises BadRequest: an extra is missing."""
 
@@ -48,4 +54,4 @@ class Kind(Protocol):
         """Return the model with its weights, on the CPU."""
 
 
-KINDS: dict[str, Kind] = {"factory": factory, "student": student, "transformers": transformers}
+KINDS: dict[str, Kind] = {"factory": factory, "student": student, "transformers": transformers, "onnx": onnx}

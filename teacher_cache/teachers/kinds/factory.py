@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from teacher_cache.teachers.options import TeacherOptions
 
-KEYS: tuple[str, ...] = ("arguments", "weights", "mean", "std", "tokenizer", "classes")
+KEYS: tuple[str, ...] = ("arguments", "weights", "mean", "std", "tokenizer", "classes", "output", "pixels")
 
 
 def told(options: TeacherOptions) -> dict[str, Any]:
@@ -30,7 +30,9 @@ def told(options: TeacherOptions) -> dict[str, Any]:
         "mean": options.mean,
         "std": options.std,
     }
-    return said if options.classes is None else said | {"classes": options.classes}
+    # Left out where they say nothing: caches that were built before there were such keys do not have them.
+    more = {"classes": options.classes, "output": options.output, "pixels": options.pixels}
+    return said | {key: value for key, value in more.items() if value not in (None, "logits", "unit")}
 
 
 def digests(options: TeacherOptions) -> dict[str, Any]:
@@ -54,6 +56,11 @@ def spoken(options: TeacherOptions) -> Spoken:
 def classes(options: TeacherOptions) -> list[str] | None:
     """Return the names that the job gives its scores."""
     return options.classes
+
+
+def notes(options: TeacherOptions) -> list[str]:
+    """Return nothing: all of it, the job says."""
+    return []
 
 
 def import_libraries() -> None:

@@ -46,6 +46,11 @@ def classes(options: TeacherOptions) -> list[str] | None:
     return [str(name) for name in names] if isinstance(names, list) else None
 
 
+def notes(options: TeacherOptions) -> list[str]:
+    """Return nothing: all of it lies in its folder."""
+    return []
+
+
 def import_libraries() -> None:
     """Import torch; what a student of another architecture imports, its code alone knows."""
     import torch  # noqa: F401

@@ -71,6 +71,11 @@ def classes(options: TeacherOptions) -> None:
     """Return None: its scores are of tokens, which the tokenizer names."""
 
 
+def notes(options: TeacherOptions) -> list[str]:
+    """Return nothing: nothing is decided that the job or its config does not say."""
+    return []
+
+
 def import_libraries() -> None:
     """Import transformers, and keep its bars and remarks off the terminal. Raises BadRequest: it is not installed."""
     import_transformers(WHAT)

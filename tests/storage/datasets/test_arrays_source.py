@@ -135,8 +135,24 @@ def test_inputs_of_another_kind_are_told(tmp_path: Path, source: Make, inputs: A
         source(kind="arrays", path="x.npy").files()
     assert (caught.value.what, caught.value.expected) == (
         f"{tmp_path}/x.npy holds no inputs",
-        "uint8 or floats, (rows, …)",
+        "uint8, floats or integers, (rows, …); not a label for each row",
     )
+
+
+@pytest.mark.parametrize("dtype", ["int8", "int32", "uint16", "int64"])
+def test_integers_are_kept_as_floats_of_the_same_value(tmp_path: Path, source: Make, dtype: str) -> None:
+    np.save(tmp_path / "x.npy", np.array([[0, 1], [100, 127]], dtype))
+    rows = [sample.payload for sample in source(kind="arrays", path="x.npy").read("x.npy", 0, 2)]
+    assert [(row.dtype.name, row.tolist()) for row in rows] == [("float32", [0.0, 1.0]), ("float32", [100.0, 127.0])]
+
+
+def test_integers_that_floats_cannot_tell_apart_are_refused(tmp_path: Path, source: Make) -> None:
+    np.save(tmp_path / "x.npy", np.array([[2**24, -(2**24)], [2**24 + 1, 0]]))
+    read = source(kind="arrays", path="x.npy").read("x.npy", 0, 2)
+    assert next(read).payload.tolist() == [2**24, -(2**24)]
+    with pytest.raises(MissingSource, match="integers that float32 cannot tell apart") as caught:
+        next(read)
+    assert caught.value.found == "16777217 in row 1"
 
 
 @pytest.mark.parametrize("labels", [LABELS[:3], LABELS[:, None], LABELS.astype(float)], ids=["few", "2-d", "floats"])

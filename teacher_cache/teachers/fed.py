@@ -1,0 +1,54 @@
+"""What a model is fed of a batch: pixels in the range that it was trained on, normalised by its own mean and deviation.
+
+Shapes: B rows of a batch; channels are the second axis, whatever follows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+from storage.errors import BadTeacher
+from storage.format.specs import DatasetSpec
+from storage.inputs import inputs_of
+from teacher_cache.teachers.options import TeacherOptions
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+WHITE = 255.0  # of a pixel that is a byte
+
+Constant = Callable[[object, Sequence[float]], "Tensor"]
+"""Numbers, by a name, as a tensor on the device of the teacher."""
+
+
+def fed(inputs_B: Tensor, options: TeacherOptions, dataset: DatasetSpec, constant: Constant) -> Tensor:
+    """Return what a model is called with, of what the kind of inputs gives, (B, …).
+
+    Raises:
+        BadTeacher: it wants pixels, or other channels, and the dataset has none of these.
+    """
+    if options.pixels == "bytes":
+        if not inputs_of(dataset).scaled:
+            raise BadTeacher(
+                f"teacher {options.name} takes pixels as bytes, and dataset {dataset.name} has no pixels",
+                found=f"inputs of {dataset.input_dtype}",
+                do="leave `pixels` out: values are given as they are",
+            )
+        return inputs_B * WHITE  # to the last bit what was stored: x / 255 * 255 is x for every byte
+    return _normalised(inputs_B, options, constant)
+
+
+def _normalised(inputs_B: Tensor, options: TeacherOptions, constant: Constant) -> Tensor:
+    mean, std = options.mean, options.std
+    if mean is None or std is None:
+        return inputs_B
+    if inputs_B.shape[1] != len(mean):
+        raise BadTeacher(
+            f"teacher {options.name} is normalised by other channels than its inputs have",
+            found=f"`mean` and `std` of {len(mean)} channels",
+            expected=f"{inputs_B.shape[1]}, as in inputs of shape {tuple(inputs_B.shape)}",
+            do="give `mean` and `std` one number for each channel",
+        )
+    shape = (-1, *[1] * (inputs_B.ndim - 2))
+    return (inputs_B - constant("mean", mean).view(shape)) / constant("std", std).view(shape)

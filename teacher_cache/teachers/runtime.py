@@ -1,0 +1,50 @@
+"""A model that another library computes, such as onnxruntime: to all others a torch module, with no tensors in it.
+
+What can be tapped are children without weights, by the names that the library has for them: what passes through one,
+its hooks hear, as of any module.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+class Runtime(nn.Module):
+    """A model whose weights torch does not hold.
+
+    Args:
+        digest: of all files that it was made of; there is no `state_dict` that could tell.
+        weights_bytes: that it holds in memory.
+        layers: names of what can be tapped.
+    """
+
+    def __init__(self, digest: str, weights_bytes: int, layers: Iterable[str] = ()):
+        super().__init__()
+        self.digest, self.weights_bytes = digest, weights_bytes
+        # not by add_module: names of tensors have dots and slashes
+        self._modules.update({name: nn.Identity() for name in layers})
+
+    def heard(self, features: Mapping[str, Tensor]) -> None:
+        """Pass values of layers through them, where hooks hear them."""
+        for name, values in features.items():
+            module: Any = self._modules[name]
+            module(values)
+
+
+def host_array(values_B: Tensor) -> Any:
+    """Return a batch as a NumPy array on the host. Raises ValueError: it has no values, as on the meta device."""
+    if values_B.device.type == "meta":
+        raise ValueError("another library computes this model; it needs values")
+    return values_B.detach().cpu().contiguous().numpy()
+
+
+def as_tensor(values: Any, device: torch.device) -> Tensor:
+    """Return what a library answered as a tensor on a device. Raises TypeError: it is no array."""
+    if not hasattr(values, "dtype") or values.dtype.kind not in "fiub":
+        found = f"an array of {values.dtype}" if hasattr(values, "dtype") else type(values).__name__
+        raise TypeError(f"{found}, and no array of numbers")
+    return torch.from_numpy(values).to(device)
