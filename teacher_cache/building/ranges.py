@@ -10,6 +10,7 @@ from storage.errors import StaleCache
 from storage.format.rows import Extent, RowPlan
 from storage.format.shards import Commit, ShardKey, read_commits
 from storage.views import PLAIN
+from teacher_cache.building.afresh import afresh
 from teacher_cache.work.ingest import digest_extents, read_extent
 
 READ_AT_ONCE = 256  # commits
@@ -43,7 +44,7 @@ def changed_under(catalogue: Catalogue, source: Source, found: str, job: str) ->
         f"dataset {source.name} has changed under the cache {catalogue.url}",
         found=found,
         expected="recorded samples as they were, and perhaps new ones",
-        do=f"cache build {job} --as NAME    # a new cache beside it; this one stays as it is",
+        do=afresh(catalogue, source.name, job),
     )
 
 

@@ -22,6 +22,7 @@ from storage.format.shards import Commit
 from storage.format.specs import BYTE_RANGES, OWN_LENGTH, DatasetSpec, check_promise
 from storage.language.tokenizer import difference
 from storage.tasks import task_of
+from teacher_cache.building.afresh import afresh
 from teacher_cache.building.growth import default_rows_per_shard, default_sites_per_shard, grow
 from teacher_cache.building.prepared import PreparedDataset
 from teacher_cache.building.ranges import changed_under, compare_ranges
@@ -110,7 +111,10 @@ def _promise(catalogue: Catalogue | None, source: Source, files: pl.DataFrame, j
     if catalogue is not None and was is not None:
         spec = _dataset_spec(source, was.input_shape, was.input_dtype)  # what was learned once is not probed again
         _check_tokenizer(catalogue, was, spec, source, job)
-        check_promise(catalogue.url, f"{source.name}/dataset.json", was, spec, job)
+        try:
+            check_promise(catalogue.url, f"{source.name}/dataset.json", was, spec, job)
+        except StaleCache as error:
+            raise StaleCache(error.what, error.found, error.expected, afresh(catalogue, source.name, job)) from None
     else:
         spec = _dataset_spec(source, *(source.known_input() or _probe(source, files)))
     if catalogue is not None and catalogue.about.format < 3 and (spec.uses or spec.task):
@@ -134,7 +138,7 @@ def _check_tokenizer(catalogue: Catalogue, was: DatasetSpec, now: DatasetSpec, s
         found=f"fingerprint {now.tokenizer}  ({job})"
         + ("" if there is None else f"\nfirst {difference(tokenizer, there)}"),
         expected=f"fingerprint {was.tokenizer}  ({source.name}/tokenizer.json)",
-        do=f"cache build {job} --as NAME    # a new cache beside it; this one stays as it is",
+        do=afresh(catalogue, source.name, job),
     )
 
 
@@ -180,14 +184,11 @@ def _never_read(catalogue: Catalogue, dataset: str, recorded: RowPlan, files: se
 
 def _lost(catalogue: Catalogue, dataset: str, gone: Sequence[str], job: str) -> StaleCache:
     """Return the refusal of a source that has lost samples that a cache holds, or has planned to."""
-    asked = any(shards for (name, teacher, _), shards in catalogue.commits.items() if name == dataset and teacher)
-    whole = "the cache" if asked else f"{catalogue.url}/{dataset}, of which no teacher was asked,"
     return StaleCache(
         f"dataset {dataset} has lost samples that {job}'s cache holds",
         found=f"{len(gone)} files gone or shorter: {', '.join(gone[:5])}",
         expected="every recorded sample, and perhaps new ones",
-        do=f"put them back, or cache build {job} --as NAME; or delete {whole} "
-        + ("if you want nothing that it holds" if asked else "and run the same command again"),
+        do=f"put them back; or\n{afresh(catalogue, dataset, job)}",
     )
 
 

@@ -194,3 +194,14 @@ def said_by(model: Any, tokenizer: Any, messages: Any) -> torch.Tensor:
     with torch.no_grad():
         log_p = model(ids).logits[0, :-1].float().log_softmax(-1)
     return log_p.gather(1, ids[0, 1:, None])[:, 0][mask[1:]]
+
+
+def test_a_few_chats_that_are_too_long_are_set_aside_and_the_rest_is_built(folder: Path) -> None:
+    section = SECTION.replace('"cut_front"', '"refuse"')
+    with pytest.raises(BadRequest, match="chats of chats are longer than a row may be"):
+        built(folder, section)
+    assert not (folder / "cache").exists()  # so that nothing is promised yet of how long chats are cut
+    cache = built(folder, section + "max_quarantined = 0.3\n", exit_code=3)
+    assert len(rows(cache)) == 12
+    reasons = cache.samples().quarantined("chats")["error"]
+    assert [reason.split(":")[0] for reason in reasons] == [f"b.jsonl line {line}" for line in (1, 2, 3)]

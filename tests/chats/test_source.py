@@ -190,7 +190,7 @@ def test_a_dataset_of_which_no_chat_can_be_had_is_refused_before_it_is_begun(tmp
     nothing = "{% for m in messages %}{{ m.content }}{% generation %}{% endgeneration %}{% endfor %}"
     with pytest.raises(MissingSource) as caught:
         chats(template=nothing).known_input()
-    assert caught.value.what == "dataset d has no readable chat among the first 100"
+    assert caught.value.what == "dataset d has nothing readable among the first 100 of its documents"
     assert "a.jsonl line 1: has nothing that the template marks as the assistant's" in str(caught.value.found)
 
 
@@ -264,13 +264,24 @@ def test_a_chat_that_is_too_long_is_cut_at_a_turn(template: str, tmp_path: Path,
         assert sample.remarks == (f"chats longer than `length`, cut at a turn from the {side}",)
 
 
-def test_a_chat_that_is_too_long_is_refused_by_default(tmp_path: Path, chats: Make) -> None:
-    write_lines(tmp_path / "a.jsonl", {"messages": TURN}, {"messages": long_chat(6)})
+def test_a_chat_that_is_too_long_is_set_aside_by_default(tmp_path: Path, chats: Make) -> None:
+    write_lines(tmp_path / "a.jsonl", {"messages": TURN}, {"messages": long_chat(6)}, {"messages": TURN})
+    (reason,) = reasons(chats(length=60))
+    assert reason.startswith("a.jsonl line 2: has ")
+    assert reason.endswith(" tokens, of length = 60 at most; `long_chats` may cut it")
+
+
+def test_too_many_long_chats_among_the_first_are_refused(tmp_path: Path, chats: Make) -> None:
+    write_lines(tmp_path / "a.jsonl", {"messages": TURN}, *[{"messages": long_chat(6)}] * 2)
+    size = read(chats())[1].payload.shape[1]  # type: ignore[union-attr]
     with pytest.raises(BadRequest) as caught:
-        read(chats(length=60))
-    assert caught.value.what == "a chat of d is longer than a row may be"
-    assert str(caught.value.found).startswith("a.jsonl line 2: ")
-    assert caught.value.expected == "at most length = 60"
+        chats(length=60).known_input()
+    assert caught.value.what == "chats of d are longer than a row may be"
+    assert str(caught.value.found).startswith(f"2 of the first 3, such as\na.jsonl line 2: has {size} tokens")
+    assert caught.value.expected == "at most length = 60, but for max_quarantined = 0.01 of them"
+    assert str(caught.value.do).endswith(f"or length = {size}, the longest here")
+    for kept in ({"length": size}, {"long_chats": "cut_front"}, {"max_quarantined": 0.7}):
+        assert chats(**{"length": 60} | kept).known_input()[1] == "int32"
 
 
 def test_a_chat_of_which_no_answer_is_left_is_set_aside(tmp_path: Path, chats: Make) -> None:

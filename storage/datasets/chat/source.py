@@ -4,25 +4,23 @@ from __future__ import annotations
 
 import datetime
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple, Self
 
 import numpy as np
-import polars as pl
 from pydantic import Field, PrivateAttr, model_validator
 
-from storage.datasets.base import FILE_SCHEMA, LocalFile, RawSample, Unreadable
+from storage.datasets.base import RawSample, Unreadable
 from storage.datasets.chat.answers import Answers, find_answers
 from storage.datasets.chat.cutting import first_that_fits, shorter
 from storage.datasets.chat.reading import Chat, ChatColumns, Role
 from storage.datasets.chat.template import ChatTemplate, Renderer, read_template
 from storage.datasets.text.cutting import PIECE
-from storage.datasets.text.files import TokenisedFiles
 from storage.datasets.text.opening import compressed, kind_of
+from storage.datasets.text.ranged import RangedFiles, TooLong
 from storage.datasets.text.ranges import Ranges, table_of
-from storage.datasets.text.rows import cut
 from storage.datasets.text.tokenising import spelled_in_pieces
 from storage.errors import BadRequest, MissingSource
 from storage.language.tokenizer import Spelled, read_tokenizer, spelling
@@ -31,13 +29,12 @@ from storage.tasks import NO_LABEL
 from storage.tasks.language_model import LanguageModel
 
 PRINTS_DATE = "strftime_now"  # what a template calls
-PROBED_CHATS = 100  # read before a cache is begun; one readable chat among them is enough
 SHARED = "chats with an answer that begins or ends in the middle of a token, which is predicted as its own"
 SPOKEN = "chats that spell out {}, which is that special token to the tokenizer"
 CUT = "chats longer than `length`, cut at a turn from the {}"
 
 
-class ChatSource(TokenisedFiles):
+class ChatSource(RangedFiles):
     """Chats of up to `length` tokens, at their own length; the tokens of the assistant's turns are to be predicted.
 
     Attributes:
@@ -108,37 +105,29 @@ class ChatSource(TokenisedFiles):
         return self.length
 
     @property
-    def by_ranges(self) -> bool:
-        return True
+    def row_tokens(self) -> int:
+        return self.length
 
-    def known_input(self) -> tuple[tuple[int, ...], str]:
-        """Return shape and dtype of a row. Raises MissingSource: none of the first chats can be had."""
-        reasons = []
-        for path in self.paths():
-            ranges, (begin, end) = self._ranges(path), self._part(path)
-            for sample in self._samples(path.name, ranges, ranges.cut(begin), ranges.cut(end)):
-                if not isinstance(sample.payload, Unreadable):
-                    return (self.length,), "int32"
-                reasons.append(str(sample.payload))
-                if len(reasons) == PROBED_CHATS:
-                    raise self._unreadable(reasons)
-        if reasons:
-            raise self._unreadable(reasons)
-        return (self.length,), "int32"
+    @property
+    def refuses_long(self) -> bool:
+        return self.long_chats == "refuse"
+
+    def sizes(self, path: Path) -> Iterator[int | Unreadable]:
+        for sample in self._samples(path.name, self.ranges_of(path), *self.places_of(path)):
+            yield sample.payload if isinstance(sample.payload, Unreadable) else len(self.decode(sample.payload))
+
+    def too_many(self, found: Sequence[TooLong], looked_at: int) -> BadRequest:
+        longest = max(each.size for each in found)
+        return BadRequest(
+            f"chats of {self.name} are longer than a row may be",
+            found=f"{len(found)} of the first {looked_at}, such as\n{found[0]}",
+            expected=f"at most length = {self.length}, but for max_quarantined = {self.max_quarantined:g} of them",
+            do=f'long_chats = "cut_front" or "cut_back" cuts them at a turn; or length = {longest}, the longest here',
+        )
 
     def measure_per_row(self) -> int:
         largest = max(self.paths(), key=lambda path: path.stat().st_size)
-        return self._ranges(largest).mean_document()
-
-    def files(self) -> pl.DataFrame:
-        rows = []
-        for path in self.paths():
-            known = self.recorded_rows(path)
-            if known is None:
-                start, stop = self._part(path)
-                known = stop - start
-            rows.append((self.file_of(path), *LocalFile.of(path), known))
-        return pl.DataFrame(rows, schema=FILE_SCHEMA, orient="row")
+        return self.ranges_of(largest).mean_document()
 
     def paths(self) -> list[Path]:
         if self.path.is_file() and kind_of(self.path) not in self.suffixes:
@@ -159,19 +148,8 @@ class ChatSource(TokenisedFiles):
         return [*super().notes(), *([printed] if self.date is None and self._template.reads(PRINTS_DATE) else [])]
 
     def read_range(self, file: str, start: int, stop: int, *, last: bool) -> Iterator[RawSample]:
-        ranges, (first, beyond) = self._ranges(self.at(file)), self._places(file, start, stop)
+        ranges, (first, beyond) = self.ranges_of(self.at(file)), self.places(file, start, stop)
         yield from self._samples(file, ranges, first, beyond)
-
-    def range_digest(self, file: str, start: int, stop: int) -> str:
-        return self._ranges(self.at(file)).digest(*self._places(file, start, stop))
-
-    def decode(self, payload: bytes | np.ndarray) -> np.ndarray:
-        assert isinstance(payload, np.ndarray)
-        return np.asarray(payload[0])
-
-    def decode_labels(self, payload: bytes | np.ndarray) -> np.ndarray:
-        assert isinstance(payload, np.ndarray)
-        return np.asarray(payload[1])
 
     @property
     def _template(self) -> ChatTemplate:
@@ -194,21 +172,11 @@ class ChatSource(TokenisedFiles):
             )
         return Renderer(template, self._date, json.dumps(self.template_arguments, sort_keys=True))
 
-    def _ranges(self, path: Path) -> Ranges[Chat]:
+    def ranges_of(self, path: Path) -> Ranges[Chat]:
         in_parquet = kind_of(path) == ".parquet"
         roles = tuple(sorted(self.roles.items()))
         columns = ChatColumns(self.column, self.prompt, self.completion, roles, not in_parquet, self.rows_where)
         return table_of(path, columns)
-
-    def _part(self, path: Path) -> tuple[int, int]:
-        """Return where the part of a file begins and ends, in the measure of its ranges."""
-        return cut(self._ranges(path).size, self.part)
-
-    def _places(self, file: str, start: int, stop: int) -> tuple[int, int]:
-        """Return the places between which a range of the part of a file lies."""
-        path = self.at(file)
-        begin = 0 if self.part[0] == 0 else self._part(path)[0]  # what is compressed is counted only if it must be
-        return self._ranges(path).cut(begin + start), self._ranges(path).cut(begin + stop)
 
     def _samples(self, file: str, ranges: Ranges[Chat], start: int, stop: int) -> Iterator[RawSample]:
         """Yield the chats between two places, each with its place as its number."""
@@ -223,21 +191,16 @@ class ChatSource(TokenisedFiles):
                     assert isinstance(chat, Chat)
                     made = self._fitted(maker, chat, next(spelled), ranges, place)
                 except Unreadable as reason:
-                    yield RawSample(sample_id, Unreadable(f"{ranges.where(place)}: {reason}"), None)
+                    yield RawSample(sample_id, _placed(reason, ranges.where(place)), None)
                 else:
                     yield RawSample(sample_id, made.pair_2L, None, made.remarks)
 
     def _fitted(self, maker: _Maker, chat: Chat, made: _Made, ranges: Ranges[Chat], place: int) -> _Made:
-        """Return a chat as it is, or cut. Raises Unreadable: nothing is left of it; BadRequest: it is not to be cut."""
+        """Return a chat as it is, or cut. Raises Unreadable: nothing is left of it, or it is not to be cut."""
         if (size := made.pair_2L.shape[1]) <= self.length:
             return made.checked()
         if self.long_chats == "refuse":
-            raise BadRequest(
-                f"a chat of {self.name} is longer than a row may be",
-                found=f"{ranges.where(place)}: {size} tokens",
-                expected=f"at most length = {self.length}",
-                do=f'long_chats = "cut_front" or "cut_back" cuts it at a turn; or length = {size}',
-            )
+            raise TooLong(f"has {size} tokens, of length = {self.length} at most; `long_chats` may cut it", size)
         left = first_that_fits(
             shorter(chat, self.long_chats), maker.make, lambda each: each.pair_2L.shape[1], self.length
         )
@@ -246,12 +209,10 @@ class ChatSource(TokenisedFiles):
         told = CUT.format("front" if self.long_chats == "cut_front" else "back")
         return left.checked()._replace(remarks=(*left.remarks, told))
 
-    def _unreadable(self, reasons: list[str]) -> MissingSource:
-        return MissingSource(
-            f"dataset {self.name} has no readable chat among the first {len(reasons)}",
-            found="\n".join(reasons[:3]),
-            do="mend the data, or the template; docs/data.md says what a chat is",
-        )
+
+def _placed(reason: Unreadable, where: str) -> Unreadable:
+    told = f"{where}: {reason}"
+    return TooLong(told, reason.size) if isinstance(reason, TooLong) else Unreadable(told)
 
 
 class _Made(NamedTuple):

@@ -6,6 +6,7 @@ cutting.py     where a file may be cut, and text between two cuts
 where.py       which rows are a dataset's own
 rows.py        rows out of Parquet, JSON lines, CSV and TSV, as a stream
 ranges.py      what lies in a range of a file, whatever its kind
+ranged.py      files that are read in ranges: what blocks and chats have in common
 density.py     how many rows and tokens of it there are, from a sample
 tokenising.py  a bounded amount of text with the tokenizer at once
 blocks.py      documents packed into blocks, each position to be predicted

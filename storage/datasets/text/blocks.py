@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 import numpy as np
-import polars as pl
 from pydantic import Field, PrivateAttr, model_validator
 
-from storage.datasets.base import FILE_SCHEMA, LocalFile, RawSample, Recorded, Unreadable
-from storage.datasets.packing import Blocks, Document, check_length, pack
+from storage.datasets.base import LocalFile, RawSample, Recorded, Unreadable
+from storage.datasets.packing import Blocks, Document, pack
 from storage.datasets.text.files import TextFiles
 from storage.datasets.text.opening import kind_of
+from storage.datasets.text.ranged import RangedFiles, TooLong
 from storage.datasets.text.ranges import Ranges, ranges_of, sample_texts
-from storage.datasets.text.rows import Columns, Row, cut
+from storage.datasets.text.rows import Columns, Row
 from storage.datasets.text.tokenising import batches_of, in_pieces, spelled_in_pieces
 from storage.datasets.text.whole import BYTES_PER_BYTE, Layout, whole_blocks
+from storage.errors import BadRequest
 from storage.language.tokenizer import encoder, spelling
 from storage.tasks.language_model import LanguageModel
 
@@ -28,7 +29,7 @@ RANGES = {"ranges": "bytes"}  # in a promise; without it a file was tokenised wh
 SHARED = "answers begin in the middle of a token that their prompt shares, which is predicted as theirs"
 
 
-class TextSource(TextFiles):
+class TextSource(TextFiles, RangedFiles):
     """Blocks of `block` tokens.
 
     Attributes:
@@ -94,8 +95,31 @@ class TextSource(TextFiles):
     def by_ranges(self) -> bool:
         return not self._of_old
 
+    @property
+    def row_tokens(self) -> int:
+        return self.block
+
+    @property
+    def refuses_long(self) -> bool:
+        return self.long_documents == "refuse"
+
     def known_input(self) -> tuple[tuple[int, ...], str]:
-        return (self.block,), "int32"
+        # of what is cut wherever a block ends no document is too long, and one that cannot be read is set aside
+        return super().known_input() if self.refuses_long and self.by_ranges else ((self.block,), "int32")
+
+    def sizes(self, path: Path) -> Iterator[int | Unreadable]:
+        for each in self._documents(self.ranges_of(path), *self.places_of(path), last=True):
+            yield each if isinstance(each, Unreadable) else len(each.tokens)
+
+    def too_many(self, found: Sequence[TooLong], looked_at: int) -> BadRequest:
+        longest = max(each.size for each in found)
+        return BadRequest(
+            f"documents of {self.name} are longer than a block",
+            found=f"{len(found)} of the first {looked_at}, such as\n{found[0]}",
+            expected=f"at most block = {self.block}, but for max_quarantined = {self.max_quarantined:g} of them",
+            do='long_documents = "split" cuts them'
+            + ("" if self.column is None else f"; or block = {longest}, the longest here"),
+        )
 
     def measure_per_row(self) -> int:
         if self._of_old:
@@ -104,24 +128,17 @@ class TextSource(TextFiles):
             return BYTES_PER_TOKEN * self.block
         # each document begins a row: as many as there are, or more where they are split
         largest = max(self.paths(), key=lambda path: path.stat().st_size)
-        return max(1, min(self._ranges(largest).mean_document(), BYTES_PER_TOKEN * self.block))
+        return max(1, min(self.ranges_of(largest).mean_document(), BYTES_PER_TOKEN * self.block))
 
-    def files(self) -> pl.DataFrame:
-        rows = []
-        for path in self.paths():
-            known = self.recorded_rows(path)
-            if known is None:
-                start, stop = self._part(path)
-                known = len(self._whole(path).inputs_SL) if self._of_old else stop - start
-            rows.append((self.file_of(path), *LocalFile.of(path), known))
-        return pl.DataFrame(rows, schema=FILE_SCHEMA, orient="row")
+    def planned(self, path: Path) -> int:
+        return len(self._whole(path).inputs_SL) if self._of_old else super().planned(path)
 
     def class_names(self) -> list[str]:
         return []
 
     def read_range(self, file: str, start: int, stop: int, *, last: bool) -> Iterator[RawSample]:
-        first, beyond = self._places(file, start, stop)
-        documents = list(self._documents(self._ranges(self.at(file)), first, beyond, last=last))
+        first, beyond = self.places(file, start, stop)
+        documents = list(self._documents(self.ranges_of(self.at(file)), first, beyond, last=last))
         end_of_text = self.bound.special(self.end_of_text)
         split = self.long_documents == "split"
         blocks = pack(documents, self.block, end_of_text=end_of_text, split=split, together=self.pack)
@@ -139,19 +156,8 @@ class TextSource(TextFiles):
             return super().buffer_bytes()
         return BYTES_PER_BYTE * max(path.stat().st_size for path in self.paths())
 
-    def range_digest(self, file: str, start: int, stop: int) -> str:
-        return self._ranges(self.at(file)).digest(*self._places(file, start, stop))
-
-    def decode(self, payload: bytes | np.ndarray) -> np.ndarray:
-        assert isinstance(payload, np.ndarray)
-        return np.asarray(payload[0])
-
-    def decode_labels(self, payload: bytes | np.ndarray) -> np.ndarray:
-        assert isinstance(payload, np.ndarray)
-        return np.asarray(payload[1])
-
     def sample_texts(self, most: int) -> Iterator[str]:
-        return sample_texts([(self._ranges(path), *self._part(path)) for path in self.paths()], most, self.seed)
+        return sample_texts([(self.ranges_of(path), *self.part_of(path)) for path in self.paths()], most, self.seed)
 
     @property
     def _columns(self) -> Columns | None:
@@ -160,7 +166,7 @@ class TextSource(TextFiles):
         texts = (self.column,) if self.prompt is None else (self.column, self.prompt)
         return Columns(texts, where=self.rows_where)
 
-    def _ranges(self, path: Path) -> Ranges[Row]:
+    def ranges_of(self, path: Path) -> Ranges[Row]:
         return ranges_of(path, self._columns)
 
     def _whole(self, path: Path) -> Blocks:
@@ -170,29 +176,24 @@ class TextSource(TextFiles):
         layout = Layout(self.name, self._columns, (begin, end), self.block, end_of_text, split, self.pack)
         return whole_blocks(layout, self.bound.data, path, LocalFile.of(path))
 
-    def _part(self, path: Path) -> tuple[int, int]:
-        """Return where the part of a file begins and ends, in the measure of its ranges."""
-        return cut(self._ranges(path).size, self.part)
-
-    def _places(self, file: str, start: int, stop: int) -> tuple[int, int]:
-        """Return the places between which a range of the part of a file lies."""
-        path = self.at(file)
-        ranges = self._ranges(path)
-        begin = 0 if self.part[0] == 0 else self._part(path)[0]  # what is compressed is counted only if it must be
+    def places(self, file: str, start: int, stop: int) -> tuple[int, int]:
         if self._is_uncut:  # all of it in the range that it begins in
-            end = self._part(path)[1]
-            start, stop = (0, end - begin) if start == 0 else (end - begin, end - begin)
-        return ranges.cut(begin + start), ranges.cut(begin + stop)
+            size = self.planned(self.at(file))
+            start, stop = (0, size) if start == 0 else (size, size)
+        return super().places(file, start, stop)
 
     @property
     def _is_uncut(self) -> bool:
         """Whether a file is one document that is not to be cut."""
-        return self.column is None and self.long_documents == "refuse"
+        return self.column is None and self.refuses_long
 
     def _documents(self, ranges: Ranges[Row], start: int, stop: int, *, last: bool) -> Iterator[Document | Unreadable]:
-        """Yield what lies between two places, in tokens. Raises BadRequest: a document is longer than a block."""
+        """Yield what lies between two places, in tokens."""
         if self.column is None:
-            yield self._running(ranges, start, stop, last=last)
+            try:
+                yield self._running(ranges, start, stop, last=last)
+            except TooLong as reason:
+                yield reason
             return
         for batch in batches_of(ranges.documents(start, stop)):
             spelled = iter(self._spelled([row for _, row in batch if isinstance(row, Row)]))
@@ -201,11 +202,15 @@ class TextSource(TextFiles):
                     yield Unreadable(f"{ranges.where(place)}: {row}")
                     continue
                 document = next(spelled)
-                self._check_length(len(document.tokens) + 1, ranges, place)
-                yield document
+                try:
+                    self._check_length(len(document.tokens) + 1, ranges, place)
+                except TooLong as reason:
+                    yield reason
+                else:
+                    yield document
 
     def _running(self, ranges: Ranges[Row], start: int, stop: int, *, last: bool) -> Document:
-        """Return running text as one document, which is the end of its file or goes on in the next range."""
+        """Return running text as one document, to the end of its file or of this range. Raises TooLong."""
         encode = encoder(self.bound.data, parse_special=self.parses_special)
         tokens: list[np.ndarray] = []
         remarks: dict[str, None] = {}
@@ -220,8 +225,10 @@ class TextSource(TextFiles):
         return Document(whole, 0, tuple(remarks), ends=last or self._is_uncut)
 
     def _check_length(self, size: int, ranges: Ranges[Row], place: int, *, exactly: bool = True) -> None:
-        if size > self.block and self.long_documents == "refuse":
-            check_length(self.name, ranges.where(place), size, self.block, exactly=exactly)
+        """Raise TooLong if a document of a size, with its end-of-text token, is longer than a block may be."""
+        if size > self.block and self.refuses_long:
+            told = f"{'' if exactly else 'at least '}{size} tokens, end-of-text among them"
+            raise TooLong(f"{ranges.where(place)}: has {told}, of block = {self.block} at most", size)
 
     def _spelled(self, rows: list[Row]) -> list[Document]:
         """Return documents in tokens, a prompt and its answer as one text, cut where the tokens of the prompt end."""

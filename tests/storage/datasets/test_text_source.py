@@ -203,16 +203,27 @@ def test_a_file_that_is_not_utf8_is_refused_with_the_byte(tmp_path: Path, text: 
     assert (error.value.what, error.value.found) == (f"{tmp_path}/a.txt is not UTF-8", "byte 0xe9 at position 3")
 
 
-def test_a_document_longer_than_a_block_is_refused_by_name_and_length(
+def test_a_document_longer_than_a_block_is_set_aside_by_name_and_length(
     tmp_path: Path, text: Make, read_all: ReadAll
 ) -> None:
+    jsonl(tmp_path / "d.jsonl", {"t": "a"}, {"t": "abcdefgh"}, {"t": "b"})
+    _, reason, _ = (sample.payload for sample in read_all(text(path="d.jsonl", column="t")))
+    assert str(reason) == "d.jsonl line 2: has 9 tokens, end-of-text among them, of block = 8 at most"
+    (tmp_path / "a.txt").write_text("abcdefgh")
+    (sample,) = read_all(text())
+    assert str(sample.payload) == "a.txt: has 9 tokens, end-of-text among them, of block = 8 at most"
+
+
+def test_too_many_long_documents_among_the_first_are_refused(tmp_path: Path, text: Make) -> None:
     jsonl(tmp_path / "d.jsonl", {"t": "a"}, {"t": "abcdefgh"})
     with pytest.raises(BadRequest) as error:
-        read_all(text(path="d.jsonl", column="t"))
-    assert (error.value.found, error.value.do) == (
-        "d.jsonl line 2: 9 tokens, end-of-text among them",
-        'long_documents = "split" cuts it; or block = 9',
+        text(path="d.jsonl", column="t").known_input()
+    assert (error.value.what, error.value.do) == (
+        "documents of d are longer than a block",
+        'long_documents = "split" cuts them; or block = 9, the longest here',
     )
+    assert str(error.value.found).startswith("1 of the first 2, such as\nd.jsonl line 2: has 9 tokens")
+    assert text(path="d.jsonl", column="t", long_documents="split").known_input() == ((8,), "int32")
 
 
 def test_a_document_as_long_as_a_block_with_its_end_is_taken(tmp_path: Path, text: Make, read_all: ReadAll) -> None:

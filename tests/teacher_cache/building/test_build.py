@@ -675,6 +675,14 @@ def test_a_file_that_was_read_may_not_go_and_a_dataset_that_nobody_asked_about_c
     folder = tmp_path / "cache/digits"
     assert caught.value.do is not None
     assert f"delete {folder}, of which no teacher was asked, and run the same command again" in caught.value.do
+    with pytest.raises(StaleCache) as caught:
+        rebuilt(tmp_path, dataset + "seed = 1\n", toy)
+    assert f"or delete {folder}, of which no teacher was asked" in str(caught.value.do)
+    for commit in folder.glob("ingest/*.parquet"):
+        commit.unlink()
+    with pytest.raises(StaleCache) as caught:
+        rebuilt(tmp_path, dataset + "seed = 1\n", toy)
+    assert caught.value.do == f"delete {folder}, of which no shard was built, and run the same command again"
     shutil.rmtree(folder)
     assert rebuilt(tmp_path, dataset, toy).exit_code == 0
 
