@@ -95,10 +95,16 @@ def open_regular(path: Path) -> FileIO:
     return open(descriptor, "rb", buffering=0)
 
 
-def look_at(entry: os.DirEntry[str]) -> os.stat_result:
-    """Return what lies behind an entry of a folder; of links in a circle, the link. Raises OSError."""
-    try:
+def look_at(entry: os.DirEntry[str]) -> os.stat_result | None:
+    """Return what lies behind an entry of a folder; of links in a circle, the link; None if it is gone by now.
+
+    Raises:
+        OSError: it cannot be looked at.
+    """
+    try:  # not `contextlib.suppress`, which costs as much as the look itself
         return entry.stat()
+    except FileNotFoundError:
+        return None
     except OSError as error:
         if error.errno != errno.ELOOP:
             raise

@@ -165,26 +165,19 @@ class LocalObjects:
         with self._listed(folder) as entries:
             for entry in entries:
                 path = f"{folder}/{entry.name}".lstrip("/")
-                with contextlib.suppress(FileNotFoundError):  # deleted since the folder was read
-                    status = look_at(entry)
-                    if stat.S_ISDIR(status.st_mode):
-                        folders.append(path)
-                    elif not entry.name.startswith(TEMPORARY_PREFIX):
-                        objects.append(_local_info(path, status))
+                if (status := look_at(entry)) is None:
+                    continue
+                if stat.S_ISDIR(status.st_mode):
+                    folders.append(path)
+                elif not entry.name.startswith(TEMPORARY_PREFIX):
+                    objects.append(_local_info(path, status))
         return Listing(sorted(objects), sorted(folders))
 
     def versions(self, folder: str, names: re.Pattern[str]) -> Iterator[tuple[str, str]]:
-        matches = names.fullmatch
         with self._listed(folder) as entries:
             for entry in entries:
-                name = entry.name
-                if matches(name):
-                    try:  # not `suppress`, which costs a third of all this
-                        status = look_at(entry)
-                    except FileNotFoundError:  # deleted since the folder was read
-                        continue
-                    if not stat.S_ISDIR(status.st_mode):
-                        yield name, _local_version(status)
+                if names.fullmatch(entry.name) and (status := look_at(entry)) and not stat.S_ISDIR(status.st_mode):
+                    yield entry.name, _local_version(status)
 
     @contextlib.contextmanager
     def _listed(self, folder: str) -> Iterator[Iterator[os.DirEntry[str]]]:
