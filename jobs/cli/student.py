@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from jobs.cli.arguments import DeviceOption, JobArgument, JsonOption, VersionOption, run_program
+from jobs.cli.making import make_app
 from jobs.cluster.heaps import limit_heaps
 from storage.errors import si
 
@@ -35,6 +36,8 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+
+app.add_typer(make_app, name="make")
 
 
 @app.callback()

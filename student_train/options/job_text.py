@@ -60,7 +60,7 @@ def _common(sections: Sequence[dict[str, Any]]) -> dict[str, Any]:
 def _student(options: StudentOptions) -> dict[str, Any]:
     """Return a `[[student]]`; what is off has no key, for TOML knows no null."""
     section = options.said(exclude_none=True)
-    module, colon, function = options.architecture.rpartition(":")
+    module, colon, function = (options.architecture or "").rpartition(":")
     if module.endswith(".py"):  # else it would be looked for beside the job
         section["architecture"] = f"{Path(module).absolute()}{colon}{function}"
     return section

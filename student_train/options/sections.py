@@ -173,7 +173,7 @@ class StudentOptions(TrainingOptions):
     """One student: what it is, what it learns from, and how it is trained."""
 
     name: Name
-    architecture: Architecture
+    architecture: Architecture | None = None  # None: as the folder has it that it starts from
     options: dict[str, Any] = Field(default={})  # keyword arguments of the architecture's function
     path: JobPath | None = None  # of "transformers": a folder with the config, whose keys `options` replace
     start: Start = None  # weights that it starts from
@@ -194,6 +194,11 @@ class StudentOptions(TrainingOptions):
             raise ValueError("a student needs one [[student.objective]] or more")
         if (self.architecture == "transformers") != (self.path is not None):
             raise ValueError('give architecture = "transformers" and `path`, a folder with its config, together')
+        as_it_is = self.start is not None and self.start.path is not None and not (self.options or self.start.layers)
+        if self.architecture is None and not as_it_is:
+            raise ValueError(
+                "say its `architecture`; or no more than `start`, the folder of a student that is started from as it is"
+            )
         if self.start is not None and self.starts_from is None:
             raise ValueError("`start` = true takes the weights in `path`, and there is none: name a file or a folder")
         if self.adapter is not None and self.start is None:

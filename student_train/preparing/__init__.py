@@ -2,6 +2,7 @@
 
 request.py       what is asked for, and each of its students once it is checked
 prepare.py       every student against the cache and against the runs that are there
+beginning.py     a student that starts from a student's folder as it is, without an architecture of its own
 checks.py        rows, losses and students that do not go together
 left_open.py     what a job leaves out, as its task or its cache decides it
 against.py       which teacher a student is measured against

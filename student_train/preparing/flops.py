@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import torch
-from torch.utils.flop_counter import FlopCounterMode
 
 from storage.errors import BadRequest
 from student_train.feed.order import count_steps
 from student_train.preparing.request import PreparedRun
-from student_train.students import Blueprint, build_student
+from student_train.students import Blueprint, build_student, size_of_student
 
 BACKWARD = 2  # of the forward pass
 # What a step costs however few rows it has, as operations of the device. On one core that does 10 GFLOP/s, a step of
@@ -38,8 +37,4 @@ def row_flops(blueprint: Blueprint) -> tuple[int, int]:
 
 def _row_flops(blueprint: Blueprint, device: torch.device) -> tuple[int, int]:
     with device:
-        student = build_student(blueprint).eval()
-    with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        inputs = student.blank(1, blueprint.input_shape)
-        student.scores(student.hidden(inputs))
-    return counter.get_total_flops(), sum(parameter.numel() for parameter in student.parameters())
+        return size_of_student(build_student(blueprint))

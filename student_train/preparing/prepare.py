@@ -26,6 +26,7 @@ from student_train.options.by_dataset import teacher_of
 from student_train.options.sections import FleetOptions, StudentOptions, datasets_of, listed
 from student_train.options.training import Figure
 from student_train.preparing.against import measured_against
+from student_train.preparing.beginning import began_as, check_begins, like_start, said_of
 from student_train.preparing.checks import (
     check_budget,
     check_figures,
@@ -45,6 +46,7 @@ from student_train.run_files.folder import RunFolder, UnwrittenFolder
 from student_train.run_files.records import RunRecord, lost_files, read_record
 from student_train.stepping.recorder import check_recordable
 from student_train.students import Blueprint
+from student_train.students.files import BlueprintFile
 from student_train.students.starting.start import start_digests
 from student_train.students.transformers import embedded
 from student_train.tasks import TASKS
@@ -171,9 +173,13 @@ def _prepare(
         agree_with = None  # held rows are plain, and this teacher never saw them so: nothing to agree with
     held = selections.find(data.validation, Needs(), agree_with)
     against, why_not_against = measured_against(catalogue, held, soft or named, num_classes)
-    blueprint = _blueprint(options, first, num_classes)
+    began = began_as(options)
+    options = options if began is None else like_start(options, began)
+    blueprint = _blueprint(options, first, num_classes, began)
     options, decided = decide_projections(options, blueprint, shapes)
     identity = _identity(request, options, blueprint, catalogue, train, held)
+    if began is not None:
+        identity["began_as"] = said_of(began)
     encodings: dict[str, Encoding] = {
         name: catalogue.teacher(first.name, teacher_of(name, first.name) or name).encoding
         for name in needs.teachers
@@ -199,6 +205,7 @@ def _prepare(
         tokenizer=selections.tokenizer(first.name),
         against=against,
         why_not_against=why_not_against,
+        made=None if began is None else began.made,
         decided=(*told, *decided, *_told_of_features_alone(named, soft)[: why_not_against is None]),
     )
 
@@ -223,8 +230,22 @@ def _told_of_features_alone(named: Sequence[str], soft: Sequence[str]) -> list[s
     return [f"no agreement with {', '.join(alone)}, which {'has' if len(alone) == 1 else 'have'} features alone"]
 
 
-def _blueprint(options: StudentOptions, dataset: DatasetSpec, num_classes: int) -> Blueprint:
+def _blueprint(
+    options: StudentOptions, dataset: DatasetSpec, num_classes: int, began: BlueprintFile | None
+) -> Blueprint:
     inputs = inputs_of(dataset)
+    if began is not None:
+        check_begins(options, began, dataset, num_classes)
+        return Blueprint(
+            **began.model_dump(
+                include=set(Blueprint.model_fields) - {"architecture", "classes", "source", "tokenizer"}
+            ),
+            classes=tuple(dataset.classes),
+            architecture=options.architecture or began.architecture,
+            source=dataset.source,
+            tokenizer=dataset.tokenizer,
+        )
+    assert options.architecture is not None  # or it would start from a student's folder
     return Blueprint(
         architecture=options.architecture,
         options=options.options if options.path is None else embedded(options.path, options.options),
@@ -256,7 +277,7 @@ def _identity(
     several = len(train.datasets) > 1
     identity: dict[str, Any] = {
         "student": options.made_from(),
-        "architecture_code": code_fingerprint(options.architecture) if ":" in options.architecture else None,
+        "architecture_code": code_fingerprint(blueprint.architecture) if ":" in blueprint.architecture else None,
         # of the other options residency changes nothing; rows and views tell of the rest
         "data": data.model_dump(mode="json", include={"train", "validation", "window_shards", "order_seed"}),
         "cache": catalogue.about.id,

@@ -76,6 +76,7 @@ class PreparedRun:
         why_not_against: why there is none, where one was due.
         decided: what the job leaves open and was decided here (`left_open.py`), and what cannot be measured, in words.
         started: what it takes of the weights that it starts from, in words; None: it is drawn, or was not looked at.
+        made: what the student that it starts from was made from (`student make`); None: it is not of a teacher.
     """
 
     options: StudentOptions
@@ -95,6 +96,7 @@ class PreparedRun:
     why_not_against: str | None = None
     decided: tuple[str, ...] = ()
     started: str | None = None
+    made: dict[str, Any] | None = None
 
     @property
     def name(self) -> str:

@@ -133,9 +133,10 @@ class RunFolder:
         job: str,
         tokenizer: bytes | None = None,
         adapter: Mapping[str, Tensor] | None = None,
+        made: dict[str, Any] | None = None,
     ) -> RunRecord:
         """Write a student and its job, and last the record, which says that all the rest is there; return it."""
-        save_student(self.path, blueprint, weights, tokenizer, adapter)
+        save_student(self.path, blueprint, weights, tokenizer, adapter, made)
         LocalObjects(self.path).put(JOB_FILE, job.encode())
         student = digest((self.path / RESULT_FILES[0]).read_bytes())
         record = record.model_copy(update={"student_digest": student})
@@ -188,6 +189,7 @@ class UnwrittenFolder(RunFolder):
         job: str,
         tokenizer: bytes | None = None,
         adapter: Mapping[str, Tensor] | None = None,
+        made: dict[str, Any] | None = None,
     ) -> RunRecord:
         return record
 

@@ -316,7 +316,7 @@ class Run:
             **chosen.model_dump(include=set(Measured.model_fields)),
             student=self.name,
             status=status,
-            architecture=self.options.architecture,
+            architecture=self.prepared.blueprint.architecture,
             parameters=self.state.num_parameters,
             epoch=chosen.epoch,
             step=chosen.step,
@@ -337,7 +337,7 @@ class Run:
         )
         prepared = self.prepared
         return prepared.files.write_result(
-            record, prepared.blueprint, weights, job, prepared.tokenizer, adapter or None
+            record, prepared.blueprint, weights, job, prepared.tokenizer, adapter or None, prepared.made
         )
 
     def _steps_taken(self) -> StepsTaken:
@@ -358,7 +358,7 @@ def failure_record(prepared: PreparedRun, error: StillroomError, device: torch.d
     return RunRecord(
         student=prepared.name,
         status="failed",
-        architecture=prepared.options.architecture,
+        architecture=prepared.blueprint.architecture,
         device=str(device),
         torch_version=torch.__version__,
         error=str(error),

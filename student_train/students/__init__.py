@@ -3,11 +3,12 @@
 blueprint.py                   what a student is, as data
 build.py                       a student from its blueprint; ARCHITECTURES has the built-in ones by name
 cnn.py, encoder.py, gpt.py,
-mlp.py, resnet.py              the built-in architectures, one file each; checks.py what several of them refuse
+mlp.py, resnet.py              the built-in architectures, one file each
 transformers.py                a causal language model of the transformers library, from its config
 calling.py                     how a network is called: as one function, or in two parts
 tensors.py                     the tensors of a student by name, each once
 parts.py                       logits of a part of the sites at a time
+remade/                        layers that are other than their architecture builds them, as data
 starting/                      the weights that a student starts from, and an adapter on top of them
 files.py                       the two files of a trained student, written and read
 
@@ -17,6 +18,24 @@ so that a trained student is a valid teacher: `teacher_cache` imports this modul
 
 from student_train.students.blueprint import Blueprint
 from student_train.students.build import ARCHITECTURES, Student, build_student
-from student_train.students.files import load_student, save_student
+from student_train.students.files import load_student, read_blueprint, save_student
+from student_train.students.remade.changes import Change, Dropped, Resized
+from student_train.students.remade.rebuild import rebuild, size_of
+from student_train.students.remade.size import Size, size_of_student
 
-__all__ = ["ARCHITECTURES", "Blueprint", "Student", "build_student", "load_student", "save_student"]
+__all__ = [
+    "ARCHITECTURES",
+    "Blueprint",
+    "Change",
+    "Dropped",
+    "Resized",
+    "Size",
+    "Student",
+    "build_student",
+    "load_student",
+    "read_blueprint",
+    "rebuild",
+    "save_student",
+    "size_of",
+    "size_of_student",
+]

@@ -9,15 +9,19 @@ from pydantic import Field, SerializerFunctionWrapHandler, ValidationInfo, field
 from storage.inputs import INPUTS, Inputs
 from storage.options import Options
 from storage.tasks import TASKS, Task, implied_task
+from student_train.students.remade.changes import Change
 
 Size = Annotated[int, Field(ge=1)]
 Numbers = Annotated[tuple[float, ...], Field(strict=False, min_length=1)]
 NEW_KEYS = (
     "adapter_digest",
+    "changes",
     "classes",
     "inputs",
+    "made",
     "source",
     "task",
+    "teacher_code",
     "vocabulary",
 )  # that the first student.json had not
 
@@ -38,6 +42,10 @@ class Blueprint(Options):
         task: what is asked of them, of `storage.tasks`; None: what is implied of such inputs.
         source: how a sample became a row, as the dataset promises it (`source` of its dataset.json); None: it was
             trained before that was kept.
+        changes: what of its layers is other than the architecture builds them, in order, of one that `student make` has
+            made of a teacher.
+        teacher_code: fingerprint of the file of a teacher's factory, of one that was made of such a teacher: it is
+            called with `options` alone, as a cache job's `arguments`. None: the architecture is a student's own.
     """
 
     architecture: str
@@ -52,6 +60,8 @@ class Blueprint(Options):
     inputs: str | None = None
     task: str | None = None
     source: dict[str, Any] | None = None
+    changes: Annotated[tuple[Change, ...], Field(strict=False)] = ()
+    teacher_code: str | None = None
 
     @field_validator("inputs")
     @classmethod

@@ -19,6 +19,7 @@ from student_train.students.cnn import cnn
 from student_train.students.encoder import encoder
 from student_train.students.gpt import gpt
 from student_train.students.mlp import mlp
+from student_train.students.remade.rebuild import rebuild
 from student_train.students.resnet import resnet
 from student_train.students.transformers import ARCHITECTURE as TRANSFORMERS
 from student_train.students.transformers import OfTransformers, transformers
@@ -151,9 +152,10 @@ def build_student(blueprint: Blueprint) -> Student:
             f"there is no architecture {blueprint.architecture!r}",
             expected=f"{', '.join(ARCHITECTURES)}, or module:factory",
         )
-    _check_options(factory, blueprint)
+    given = _given(blueprint)
+    _check_options(factory, given, blueprint)
     try:
-        network = factory(blueprint.num_classes, blueprint.input_shape, **blueprint.of_inputs, **blueprint.options)
+        network = factory(*given, **_keywords(blueprint))
     except StillroomError:
         raise
     except (Exception, SystemExit) as error:  # whatever a user's factory raises
@@ -169,19 +171,29 @@ def build_student(blueprint: Blueprint) -> Student:
             found=f"the factory returned {type(network).__name__}",
             expected="torch.nn.Module",
         )
+    network = rebuild(network, blueprint.changes)
     calling = None
     if blueprint.architecture == TRANSFORMERS:
         calling = OfTransformers(network, blueprint.num_classes, blueprint.options["config"])
     return Student(blueprint, network, calling)
 
 
-def _check_options(factory: Callable[..., Any], blueprint: Blueprint) -> None:
+def _given(blueprint: Blueprint) -> tuple[Any, ...]:
+    """Return what a factory is called with before its options: a teacher's is called with those alone."""
+    return () if blueprint.teacher_code is not None else (blueprint.num_classes, blueprint.input_shape)
+
+
+def _keywords(blueprint: Blueprint) -> dict[str, Any]:
+    return (blueprint.of_inputs if blueprint.teacher_code is None else {}) | blueprint.options
+
+
+def _check_options(factory: Callable[..., Any], given: tuple[Any, ...], blueprint: Blueprint) -> None:
     try:
         # before it is called: a TypeError of its own is no wrong option
         signature = inspect.signature(factory)
-        signature.bind(blueprint.num_classes, blueprint.input_shape, **blueprint.of_inputs, **blueprint.options)
+        signature.bind(*given, **_keywords(blueprint))
     except TypeError as error:
-        known = list(signature.parameters)[2:]  # behind num_classes and input_shape
+        known = list(signature.parameters)[len(given) :]  # behind num_classes and input_shape
         near = [
             f"{name} → {match[0]}" for name in blueprint.options if (match := difflib.get_close_matches(name, known, 1))
         ]

@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from torch import nn
 
 from storage.errors import BadRequest
-from student_train.students.checks import require_image
 
 
 def cnn(
@@ -41,3 +40,19 @@ def cnn(
     layers["pool"] = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), *([nn.Dropout(dropout)] if dropout else []))
     layers["head"] = nn.Linear(channels, num_classes)
     return nn.Sequential(layers)
+
+
+def require_image(architecture: str, input_shape: tuple[int, ...], *, halvings: int) -> int:
+    """Return the number of channels of an image large enough to be halved so often.
+
+    Raises:
+        BadRequest: the inputs are no images, or too small.
+    """
+    if len(input_shape) != 3 or min(input_shape[1:]) < 2**halvings:
+        raise BadRequest(
+            f"architecture {architecture!r} cannot take these inputs",
+            found=f"inputs of shape {input_shape}",
+            expected=f"images (channels, height, width) of {2**halvings} by {2**halvings} pixels or more",
+            do='choose another architecture, such as "mlp", or fewer stages',
+        )
+    return input_shape[0]

@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import safetensors.torch
 import torch
@@ -23,6 +23,7 @@ from storage.digests import digest
 from storage.errors import BadRequest, BadWeights, CorruptObject, MissingSource
 from storage.format.objects import LocalObjects
 from storage.format.sealed import read_json, seal_json
+from storage.options import code_fingerprint
 from student_train.students.blueprint import Blueprint
 from student_train.students.build import ARCHITECTURES, Student, build_student
 from student_train.students.tensors import complete
@@ -34,12 +35,17 @@ ADAPTER_FILE = "adapter.safetensors"
 
 
 class BlueprintFile(Blueprint):
-    """The content of `student.json`."""
+    """The content of `student.json`.
+
+    Attributes:
+        made: what it was made from, or a student that it started from: which teacher, of which weights, and how.
+    """
 
     format_version: Literal[1, 2] = 2
     weights_digest: str
     tokenizer_digest: str | None = None
     adapter_digest: str | None = None
+    made: dict[str, Any] | None = None
 
 
 def save_student(
@@ -48,6 +54,7 @@ def save_student(
     weights: Mapping[str, Tensor],
     tokenizer: bytes | None = None,
     adapter: Mapping[str, Tensor] | None = None,
+    made: dict[str, Any] | None = None,
 ) -> None:
     """Write a trained student's files, the blueprint last.
 
@@ -57,6 +64,7 @@ def save_student(
         weights: by name.
         tokenizer: the `tokenizer.json` of its rows, if they are of text.
         adapter: that was merged into the weights, if it was trained as one.
+        made: what it was made from, if it began as a part of a teacher.
     """
     objects = LocalObjects(folder)
     data = _bytes(weights)
@@ -71,6 +79,7 @@ def save_student(
         weights_digest=digest(data),
         tokenizer_digest=None if tokenizer is None else digest(tokenizer),
         adapter_digest=None if added is None else digest(added),
+        made=made,
     )
     objects.put(BLUEPRINT_FILE, seal_json(file.model_dump(mode="json")))
 
@@ -96,6 +105,50 @@ def load_adapter(folder: Path) -> dict[str, Tensor]:
     return safetensors.torch.load(_read_beside(folder / ADAPTER_FILE, file.adapter_digest, again))
 
 
+def read_blueprint(folder: Path) -> BlueprintFile:
+    """Return what a student's folder says that it is, without its weights. Raises as `load_student`."""
+    try:
+        value = read_json(folder / BLUEPRINT_FILE)
+    except OSError as error:
+        raise _no_student(folder, error) from None
+    except ValueError as error:
+        raise CorruptObject(
+            f"{folder / BLUEPRINT_FILE} is not what was written",
+            found=str(error),
+            do=f"delete {folder} and train this student again",
+        ) from None
+    try:
+        return BlueprintFile.model_validate_json(json.dumps(value))
+    except ValueError as error:
+        raise BadWeights(f"{folder / BLUEPRINT_FILE} describes no student", found=str(error)) from None
+
+
+def check_trusted(folder: Path, blueprint: Blueprint, architecture: str | None) -> None:
+    """Raise BadRequest unless a caller trusts the code that a student is built by.
+
+    Args:
+        folder: of the student, for messages.
+        blueprint: of it; a built-in architecture runs nobody's code.
+        architecture: `module:factory` as the caller's own job names it, or None.
+    """
+    if blueprint.architecture in ARCHITECTURES:
+        return
+    if architecture is None or not _same_factory(architecture, blueprint.architecture):
+        raise BadRequest(
+            f"the student in {folder} has an architecture of its own",
+            found=blueprint.architecture,
+            expected=f"{architecture or 'a built-in architecture'}  (the caller)",
+            do=f'architecture = "{blueprint.architecture}" in the job, if you trust that code',
+        )
+    if blueprint.teacher_code is not None and (found := code_fingerprint(architecture)) != blueprint.teacher_code:
+        raise BadRequest(
+            f"the student in {folder} was made by other code",
+            found=f"code {found}  ({architecture})",
+            expected=f"code {blueprint.teacher_code}  ({BLUEPRINT_FILE})",
+            do="the file as it was; or student make, anew",
+        )
+
+
 def load_student(folder: str | Path, architecture: str | None = None) -> Student:
     """Return a trained student in evaluation mode, on the CPU.
 
@@ -111,17 +164,9 @@ def load_student(folder: str | Path, architecture: str | None = None) -> Student
         CorruptObject: a file is not as it was written.
     """
     folder = Path(folder)
-    blueprint, data = _read_files(folder)
-    trusted = blueprint.architecture in ARCHITECTURES or (
-        architecture and _same_factory(architecture, blueprint.architecture)
-    )
-    if not trusted:
-        raise BadRequest(
-            f"the student in {folder} has an architecture of its own",
-            found=blueprint.architecture,
-            expected=f"{architecture or 'a built-in architecture'}  (the caller)",
-            do=f'architecture = "{blueprint.architecture}" in the job, if you trust that code',
-        )
+    file, data = _read_files(folder)
+    blueprint = Blueprint(**file.model_dump(include=set(Blueprint.model_fields)))
+    check_trusted(folder, blueprint, architecture)
     try:
         weights = safetensors.torch.load(data)
     except SafetensorError as error:
@@ -138,7 +183,7 @@ def load_student(folder: str | Path, architecture: str | None = None) -> Student
         student.load_state_dict(weights)
     else:
         student.load_state_dict(weights, assign=True)  # what is on the meta device has no memory to copy into
-    student.tokenizer = _read_tokenizer(folder, blueprint)
+    student.tokenizer = _read_tokenizer(folder, file)
     return student.eval()
 
 
@@ -148,26 +193,11 @@ def _computes_buffers(student: nn.Module) -> bool:
 
 
 def _read_files(folder: Path) -> tuple[BlueprintFile, bytes]:
+    file = read_blueprint(folder)
     try:
-        value = read_json(folder / BLUEPRINT_FILE)
         data = (folder / WEIGHTS_FILE).read_bytes()
     except OSError as error:
-        raise MissingSource(
-            f"there is no trained student in {folder}",
-            found=f"{error.strerror}: {error.filename}",
-            expected=f"{BLUEPRINT_FILE} and {WEIGHTS_FILE}",
-            do="student train JOB.toml",
-        ) from None
-    except ValueError as error:
-        raise CorruptObject(
-            f"{folder / BLUEPRINT_FILE} is not what was written",
-            found=str(error),
-            do=f"delete {folder} and train this student again",
-        ) from None
-    try:
-        file = BlueprintFile.model_validate_json(json.dumps(value))
-    except ValueError as error:
-        raise BadWeights(f"{folder / BLUEPRINT_FILE} describes no student", found=str(error)) from None
+        raise _no_student(folder, error) from None
     if digest(data) != file.weights_digest:
         raise CorruptObject(
             f"{folder / WEIGHTS_FILE} is not what was written",
@@ -176,6 +206,15 @@ def _read_files(folder: Path) -> tuple[BlueprintFile, bytes]:
             do=f"delete {folder} and train this student again",
         )
     return file, data
+
+
+def _no_student(folder: Path, error: OSError) -> MissingSource:
+    return MissingSource(
+        f"there is no trained student in {folder}",
+        found=f"{error.strerror}: {error.filename}",
+        expected=f"{BLUEPRINT_FILE} and {WEIGHTS_FILE}",
+        do="student train JOB.toml",
+    )
 
 
 def _read_tokenizer(folder: Path, file: BlueprintFile) -> bytes | None:

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from storage.errors import BadRequest
-from student_train.students.checks import require_image
+from student_train.students.cnn import require_image
 
 MAX_DEPTH = 1202  # the deepest of the paper; also keeps a damaged student.json from asking for any number of layers
 

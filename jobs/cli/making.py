@@ -1,0 +1,141 @@
+"""`student make`: a student made from a teacher. Calls the room, prints.
+
+The one command of this program that loads a teacher; what it writes, `student train` starts from, which never does.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+from jobs.cli.arguments import JsonOption
+from storage.errors import BadRequest
+
+if TYPE_CHECKING:
+    from teacher_cache.making.make import Made
+    from teacher_cache.making.sizes import Target
+
+make_app = typer.Typer(
+    help="Make a student from a teacher, which is read once; train it with start = FOLDER.", no_args_is_help=True
+)
+
+TeacherArgument = Annotated[
+    str, typer.Argument(metavar="JOB.cache.toml:NAME", help="The cache job, and the name of the teacher in it.")
+]
+OutOption = Annotated[Path, typer.Option("-o", "--out", metavar="FOLDER", help="The folder to write.")]
+FlopsOption = Annotated[float | None, typer.Option(help="Of the teacher's operations for a row, this share.")]
+ParametersOption = Annotated[float | None, typer.Option(help="Of the teacher's parameters, this share.")]
+LatencyOption = Annotated[float | None, typer.Option(help="Of the teacher's time for one row here, this share.")]
+RowsOption = Annotated[int, typer.Option(min=1, help="Rows of the cache to look at.")]
+SeedOption = Annotated[int, typer.Option(help="Of what is drawn: rows, and units where they are.")]
+DatasetOption = Annotated[
+    str | None, typer.Option(metavar="NAME", help="Which dataset it will be trained on, where there are several.")
+]
+# Those of teacher_cache.making.scores.By, which a test compares.
+ByOption = Annotated[
+    Literal["magnitude", "taylor", "activation", "first", "random"], typer.Option(help="Which units stay.")
+]
+
+
+@make_app.command()
+def prune(
+    teacher: TeacherArgument,
+    out: OutOption,
+    flops: FlopsOption = None,
+    parameters: ParametersOption = None,
+    latency: LatencyOption = None,
+    by: ByOption = "magnitude",
+    rows: RowsOption = 256,
+    seed: SeedOption = 0,
+    dataset: DatasetOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Leave out channels and neurons, the same share in every layer; what is written is smaller, not masked."""
+
+    def options() -> Any:
+        from teacher_cache.making.prune import PruneOptions
+
+        return PruneOptions(_target(flops, parameters, latency), by, seed)
+
+    _make("prune", teacher, out, options, rows=rows, seed=seed, dataset=dataset, as_json=as_json)
+
+
+def _target(flops: float | None, parameters: float | None, latency: float | None) -> Target:
+    from teacher_cache.making.sizes import Target
+
+    given = {"flops": flops, "parameters": parameters, "latency": latency}
+    said = {name: share for name, share in given.items() if share is not None}
+    if len(said) != 1 or not 0 < next(iter(said.values())) < 1:
+        raise BadRequest(
+            "a student is to be of one size",
+            found=", ".join(f"--{name} {share:g}" for name, share in said.items()) or "none",
+            expected="one of --flops, --parameters and --latency, a share of the teacher's between 0 and 1",
+            do="--flops 0.5",
+        )
+    ((measure, share),) = said.items()
+    return Target(measure, share)  # type: ignore[arg-type]
+
+
+def _make(
+    way: str, teacher: str, out: Path, options: Any, *, rows: int, seed: int, dataset: str | None, as_json: bool
+) -> None:
+    from jobs.show import terminal
+
+    def action() -> int:
+        from jobs.files.cache_job import CacheJob
+        from jobs.files.reading import read_job
+        from teacher_cache.making.make import MakeRequest, make
+
+        job, colon, name = teacher.rpartition(":")
+        if not colon or not name:
+            raise BadRequest(
+                f"{teacher} names no teacher", expected="a cache job and a teacher in it", do="JOB.cache.toml:NAME"
+            )
+        build = read_job(Path(job), CacheJob).request(Path(job), device="cpu")
+        made = make(MakeRequest(build, name, way, options(), out, dataset=dataset, rows=rows, seed=seed))
+        (_print_json if as_json else _print)(made)
+        return 0
+
+    terminal.run(action, as_json=as_json)
+
+
+def _print_json(made: Made) -> None:
+    from jobs.show import terminal
+
+    terminal.print_json(
+        {
+            "folder": str(made.folder),
+            "made": made.made,
+            "teacher": made.whole._asdict(),
+            "student": made.size._asdict(),
+            "agreement": made.agreement,
+            "rows": made.rows,
+            "architecture": made.architecture,
+            "told": list(made.told),
+            "done_before": made.done_before,
+            "exit_code": 0,
+        }
+    )
+
+
+def _print(made: Made) -> None:
+    from jobs.show import terminal
+    from storage.errors import si
+
+    def line(text: str) -> None:
+        terminal.out.print(text, markup=False, soft_wrap=True)
+
+    before = ", made before" if made.done_before else ""
+    line(f"{made.folder}: {made.made['way']} of {made.made['teacher']}{before}")
+    for name, small, large in (
+        ("FLOPs of a row", made.size.flops, made.whole.flops),
+        ("parameters", made.size.parameters, made.whole.parameters),
+    ):
+        line(f"  {small / large:.3f} of the teacher's {name}: {si(small, '')} of {si(large, '')}")
+    line(f"  its top class is the teacher's on {made.agreement:.1%} of {made.rows} rows, before any training")
+    for text in made.told:
+        line(f"  {text}")
+    own = f'architecture = "{made.architecture}"' if made.architecture else ""
+    line(f'train it: start = "{made.folder}"' + f"    # and {own}" * bool(own) + "    in a [[student]]")

@@ -1,0 +1,129 @@
+"""Fewer units: which of them stay, and a network of those alone. What is written is smaller, not masked.
+
+Every layer keeps the same share of its units, so that two scores are compared at one shape: what differs is which.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cache
+from typing import TYPE_CHECKING, NamedTuple
+
+from storage.errors import BadRequest, BadTeacher
+from teacher_cache.making.coupled import Units, find_units
+from teacher_cache.making.scores import By, score
+from teacher_cache.making.sizes import Target, largest_share, measured, size_like
+from teacher_cache.making.slices import masked, resized, sliced, with_changes
+from teacher_cache.making.subject import Subject
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from student_train.students import Student
+
+ALIKE = 1e-3  # of the largest score: rounding of sums over fewer units
+TRIED_ROWS = 8
+
+
+class PruneOptions(NamedTuple):
+    """How a teacher is pruned.
+
+    Attributes:
+        target: how large the student is to be.
+        by: which units stay.
+        seed: of what is drawn.
+    """
+
+    target: Target
+    by: By
+    seed: int
+
+
+def prune(subject: Subject, options: PruneOptions) -> tuple[Student, list[str]]:
+    """Return a student of fewer units, and in words what was left whole.
+
+    Raises:
+        BadRequest: no layer of it can be smaller, or the target cannot be reached.
+        BadTeacher: the smaller network does not say what the larger one says without these units.
+    """
+    student = subject.student
+    found = find_units(student.network, _traced(subject))
+    if not found.units:
+        raise BadRequest(
+            "nothing of this teacher can be pruned",
+            found="; ".join(found.left) or "no layer whose units another layer reads",
+            do="student make copy or lowrank",
+        )
+    widths = _widths(student, found.units, options.target)
+    scores = score(options.by, subject, found.units, options.seed)
+    kept = [values.topk(width).indices.sort().values for values, width in zip(scores, widths, strict=True)]
+    return smaller(subject, found.units, kept), [f"left whole: {why}" for why in found.left]
+
+
+def smaller(subject: Subject, units: Sequence[Units], kept: Sequence[Tensor]) -> Student:
+    """Return a student of the units that stay alone, which says what the whole one says without the others.
+
+    Raises:
+        BadTeacher: it does not: units depend on each other in a way that was not seen.
+    """
+    from student_train.students import build_student
+
+    whole = subject.student
+    changes = resized(whole.network, units, [len(stay) for stay in kept])
+    blueprint = whole.blueprint.model_copy(update={"changes": with_changes(whole.blueprint.changes, changes)})
+    student = build_student(blueprint).eval()
+    student.network.load_state_dict(sliced(whole.network, units, kept))
+    student.tokenizer = whole.tokenizer
+    _check(subject, student, units, kept)
+    return student
+
+
+def _check(subject: Subject, student: Student, units: Sequence[Units], kept: Sequence[Tensor]) -> None:
+    """Raise BadTeacher unless a smaller network says what the larger one says with zeros for all that is gone."""
+    import copy
+
+    import torch
+
+    kind = subject.blueprint.made_of
+    inputs_B = kind.arguments(kind.trimmed(subject.rows.shown_B[:TRIED_ROWS]))
+    larger = copy.copy(subject.student)
+    larger._modules = subject.student._modules | {"network": masked(subject.student.network, units, kept)}  # noqa: SLF001
+    with torch.inference_mode():
+        try:
+            found, expected = student(inputs_B), larger(inputs_B)
+            off = float((found - expected).abs().max())
+        except RuntimeError as error:
+            raise _unseen(str(error).split("\n", 1)[0]) from error
+    if not off <= ALIKE * max(float(expected.abs().max()), 1e-3):
+        raise _unseen(f"scores {off:.3g} apart from those of the whole network without these units")
+
+
+def _unseen(found: str) -> BadTeacher:
+    return BadTeacher(
+        "this teacher cannot be pruned so: its units depend on each other in a way that torch-pruning does not see",
+        found=found,
+        expected="the same answers from the smaller network as from the whole one with zeros for what is gone",
+        do="student make copy or lowrank",
+    )
+
+
+def _widths(student: Student, units: Sequence[Units], target: Target) -> list[int]:
+    """Return how many of each units stay, the same share of all, as many as the target lets."""
+
+    def widths_at(share: float) -> tuple[int, ...]:
+        return tuple(max(1, int(share * each.width + 0.5)) for each in units)
+
+    @cache
+    def size_with(widths: tuple[int, ...]) -> float:
+        return size_like(student, resized(student.network, units, widths), target.measure)
+
+    whole = measured(student, target.measure)
+    share = largest_share(lambda at: size_with(widths_at(at)), target, whole, size_with(widths_at(0.0)))
+    return list(widths_at(share))
+
+
+def _traced(subject: Subject) -> tuple[Tensor, ...]:
+    """Return what the network is called with for a row."""
+    kind = subject.blueprint.made_of
+    inputs_B = subject.student.normalise(kind.arguments(kind.trimmed(subject.rows.shown_B[:1])))
+    return tuple(kind.spread(inputs_B))

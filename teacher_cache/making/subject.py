@@ -1,0 +1,131 @@
+"""The teacher as a student as it is: the same network behind the same normalisation, from which all ways go on."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import TYPE_CHECKING, NamedTuple
+
+from storage.errors import BadRequest, BadTeacher
+from storage.format.specs import DatasetSpec
+from storage.inputs import inputs_of
+from storage.options import code_fingerprint
+from storage.tasks import task_of
+from teacher_cache.making.rows import Rows
+from teacher_cache.teachers.model import Teacher
+from teacher_cache.teachers.options import TeacherOptions
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+    from student_train.students import Blueprint, Student
+
+ALIKE = 1e-3  # of the largest score, by which the student may differ from its teacher: rounding
+
+
+class Subject(NamedTuple):
+    """A student in evaluation mode, with its teacher's weights in float32, and on which rows it says what it says."""
+
+    student: Student
+    rows: Rows
+
+    @property
+    def blueprint(self) -> Blueprint:
+        """Of the student."""
+        return self.student.blueprint
+
+
+def as_student(options: TeacherOptions, model: nn.Module, dataset: DatasetSpec, rows: Rows) -> Subject:
+    """Return a teacher as a student that says the same.
+
+    Args:
+        options: of the teacher.
+        model: as its kind loads it.
+        dataset: that students will be trained on.
+        rows: of it, on which both are asked.
+
+    Raises:
+        BadRequest: a teacher of this kind is no torch module that a blueprint could describe.
+        BadTeacher: the student says something else: the model does more than it shows.
+    """
+    import torch
+
+    if options.origin not in BLUEPRINTS:
+        raise BadRequest(
+            f"students cannot be made from teacher {options.name}",
+            found=f"a teacher of kind {options.origin}",
+            expected=f"a torch module that can be built again: {', '.join(BLUEPRINTS)}",
+            do="train a student on its cached answers instead",
+        )
+    student = BLUEPRINTS[options.origin](options, model, dataset)
+    order = student.blueprint.classes
+    if order and dataset.classes and list(order) != list(dataset.classes):
+        raise BadRequest(
+            f"teacher {options.name} has its classes in another order than dataset {dataset.name}",
+            found=", ".join(order[:12]),
+            expected=", ".join(dataset.classes[:12]),
+            do="give the dataset's `classes` in the teacher's order; the student's scores are the teacher's",
+        )
+    teacher = Teacher(options, copy.deepcopy(model).float(), torch.device("cpu"))
+    subject = Subject(student.eval(), rows)
+    if teacher.is_scored:
+        expected, _ = teacher(rows.shown_B[:8], dataset)
+        found = subject.student(dataset_arguments(dataset, rows.shown_B[:8])).detach()
+        off, largest = float((found - expected).abs().max()), float(expected.abs().max())
+        if not off <= ALIKE * max(largest, 1e-6):
+            raise BadTeacher(
+                f"a student built like teacher {options.name} does not say what it says",
+                found=f"scores {off:.3g} apart, of {largest:.3g}",
+                expected=f"at most {ALIKE * largest:.2g}",
+                do='autocast = "fp32" in its section; a factory that gives the same model each time',
+            )
+    return subject
+
+
+def dataset_arguments(dataset: DatasetSpec, shown_B: torch.Tensor) -> torch.Tensor:
+    """Return rows as a student is given them."""
+    kind = inputs_of(dataset)
+    return kind.arguments(kind.trimmed(shown_B))
+
+
+def _of_factory(options: TeacherOptions, model: nn.Module, dataset: DatasetSpec) -> Student:
+    from student_train.students import Blueprint, build_student
+
+    assert options.factory is not None
+    normalised = inputs_of(dataset).normalised
+    blueprint = Blueprint(
+        architecture=options.factory,
+        options=options.arguments,
+        num_classes=dataset.num_classes,
+        input_shape=dataset.input_shape,
+        mean=tuple(options.mean or (0.0,)) if normalised else None,
+        std=tuple(options.std or (1.0,)) if normalised else None,
+        tokenizer=dataset.tokenizer,
+        classes=tuple(options.classes or dataset.classes),
+        vocabulary=None if dataset.vocabulary == dataset.num_classes else dataset.vocabulary,
+        inputs=inputs_of(dataset).name,
+        task=task_of(dataset).name,
+        source=dataset.source,
+        teacher_code=code_fingerprint(options.factory),
+    )
+    student = build_student(blueprint)
+    student.network.load_state_dict(model.state_dict())
+    return student
+
+
+def _of_student(options: TeacherOptions, model: nn.Module, dataset: DatasetSpec) -> Student:
+    from student_train.students import Student
+
+    assert isinstance(model, Student)
+    if options.architecture is not None:  # as this job names it: the file may have moved
+        moved = model.blueprint.model_copy(update={"architecture": options.architecture})
+        model.blueprint = moved
+    return model
+
+
+BLUEPRINTS: dict[str, Callable[[TeacherOptions, nn.Module, DatasetSpec], Student]] = {
+    "factory": _of_factory,
+    "student": _of_student,
+}
+"""How a teacher of each kind is a student."""

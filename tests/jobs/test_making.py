@@ -1,0 +1,110 @@
+"""`student make`, then `student train` from what was made: the teacher is read once, and never again."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from student_train.run_files.records import read_record
+from student_train.students import load_student
+from tests.conftest import Program
+from tests.jobs.test_isolation import rooms_of
+from tests.teacher_cache.making.conftest import pantry
+
+__all__ = ["pantry"]
+
+STUDENTS = """
+cache = "{cache}"
+runs = "runs"
+train = "digits"
+validation = "digits"
+[defaults]
+epochs = 1
+batch_size = 16
+objective = [{{ loss = "kd", teacher = "net" }}]
+[[student]]
+name = "small"
+start = "small"
+{more}
+"""
+
+
+def write_students(folder: Path, pantry: Path, more: str = "") -> Path:
+    path = folder / "students.toml"
+    path.write_text(STUDENTS.format(cache=pantry / "cache", more=more))
+    return path
+
+
+@pytest.fixture
+def small(pantry: Path, tmp_path: Path, program: Program) -> Path:
+    teacher = f"{pantry / 'job.toml'}:net"
+    ended = program("student", "make", "prune", teacher, "-o", tmp_path / "small", "--flops", 0.5, "--by", "random")
+    assert ended.code == 0, ended.err
+    assert "of the teacher's FLOPs" in ended.out
+    return tmp_path / "small"
+
+
+def test_a_student_starts_from_what_was_made_and_is_a_teacher_in_turn(
+    small: Path, pantry: Path, tmp_path: Path, program: Program
+) -> None:
+    own = f"{pantry / 'net.py'}:build"
+    ended = program("student", "train", write_students(tmp_path, pantry, f'architecture = "{own}"'))
+    assert ended.code == 0, ended.err
+    record = read_record(tmp_path / "runs" / "small")
+    assert record is not None
+    made = json.loads((small / "student.json").read_text())
+    assert record.identity["began_as"]["made"] == made["made"]
+    run = json.loads((tmp_path / "runs" / "small" / "student.json").read_text())
+    assert (run["changes"], run["made"], run["mean"]) == (made["changes"], made["made"], [0.3])
+    student = load_student(tmp_path / "runs" / "small", architecture=own)
+    assert record.parameters == sum(parameter.numel() for parameter in student.parameters())
+    # and of it another: it is a teacher, too
+    dataset = (pantry / "job.toml").read_text().partition("[[teacher]]")[0]
+    (tmp_path / "next.cache.toml").write_text(
+        dataset.replace('"cache"', f'"{pantry}/cache"').replace('"digits.npz"', f'"{pantry}/digits.npz"')
+        + f'[[teacher]]\nname = "small"\nstudent = "runs/small"\narchitecture = "{own}"\n'
+    )
+    further = program(
+        "student", "make", "prune", f"{tmp_path / 'next.cache.toml'}:small", "-o", tmp_path / "smaller",
+        "--parameters", 0.5,
+    )  # fmt: skip
+    assert further.code == 0, further.err
+    smaller = json.loads((tmp_path / "smaller" / "student.json").read_text())
+    assert smaller["made"]["teacher_made"] == made["made"]
+    assert len(smaller["changes"]) == len(made["changes"])  # each layer is told of once, at its last size
+    assert load_student(tmp_path / "smaller", architecture=own).blueprint.changes != student.blueprint.changes
+
+
+def test_code_of_a_teacher_runs_only_where_the_job_names_it_and_unchanged(
+    small: Path, pantry: Path, tmp_path: Path, program: Program
+) -> None:
+    ended = program("student", "train", write_students(tmp_path, pantry))
+    assert ended.code == 2
+    assert f'architecture = "{pantry / "net.py"}:build" in the job, if you trust that code' in ended.err
+    (tmp_path / "net.py").write_text((pantry / "net.py").read_text().replace("* 3", "* 2"))
+    ended = program("student", "train", write_students(tmp_path, pantry, 'architecture = "net.py:build"'))
+    assert ended.code == 2
+    assert "was made by other code" in ended.err
+
+
+@pytest.mark.slow
+def test_training_what_was_made_loads_no_teacher(pantry: Path, small: Path, tmp_path: Path) -> None:
+    job = write_students(tmp_path, pantry, f'architecture = "{pantry / "net.py"}:build"')
+    assert rooms_of("student", "train", job) & {"teacher_cache", "torch_pruning", "dask", "distributed"} == set()
+
+
+def test_a_normalisation_of_its_own_is_refused(small: Path, pantry: Path, tmp_path: Path, program: Program) -> None:
+    own = f'architecture = "{pantry / "net.py"}:build"'
+    ended = program("student", "train", write_students(tmp_path, pantry, f"{own}\nmean = [0.1]"))
+    assert (ended.code, "normalises its inputs otherwise" in ended.err) == (2, True)
+
+
+def test_a_student_without_architecture_says_what_it_starts_from(
+    pantry: Path, tmp_path: Path, program: Program
+) -> None:
+    job = write_students(tmp_path, pantry)
+    job.write_text(job.read_text().replace('start = "small"', ""))
+    ended = program("student", "train", job)
+    assert (ended.code, "say its `architecture`" in ended.err) == (2, True)

@@ -1,0 +1,147 @@
+"""Pruned students: smaller networks that say what the whole one says without the units that are gone."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, get_args
+
+import pytest
+import torch
+
+from jobs.files.cache_job import CacheJob
+from jobs.files.reading import read_job
+from storage.cache import Cache
+from storage.errors import BadRequest, StaleCache
+from student_train.students import load_student, size_of_student
+from teacher_cache.making.coupled import find_units
+from teacher_cache.making.make import Made, MakeRequest, make
+from teacher_cache.making.prune import PruneOptions, smaller
+from teacher_cache.making.rows import some_rows
+from teacher_cache.making.scores import By, score
+from teacher_cache.making.sizes import Measure, Target
+from teacher_cache.making.subject import Subject, as_student
+from teacher_cache.teachers.kinds import KINDS
+
+
+def pruned(pantry: Path, out: Path, *, by: By = "magnitude", share: float = 0.5, **request: Any) -> Made:
+    measure: Measure = request.pop("measure", "flops")
+    job = pantry / "job.toml"
+    build = read_job(job, CacheJob).request(job, device="cpu")
+    options = PruneOptions(Target(measure, share), by, request.pop("draw", 0))
+    return make(MakeRequest(build, "net", "prune", options, out, **({"rows": 40} | request)))
+
+
+def subject_of(pantry: Path) -> Subject:
+    (teacher,) = read_job(pantry / "job.toml", CacheJob).teacher
+    cache = Cache.open(str(pantry / "cache"))
+    return as_student(
+        teacher, KINDS["factory"].load(teacher), cache.dataset("digits"), some_rows(cache, "digits", 40, 0)
+    )
+
+
+@pytest.fixture(scope="module")
+def subject(pantry: Path) -> Subject:
+    return subject_of(pantry)
+
+
+def test_units_are_those_that_stand_and_fall_together(subject: Subject) -> None:
+    found = find_units(subject.student.network, (torch.rand(1, 1, 8, 8),))
+    told = {each.name: (each.width, sorted({side.layer for side in each.sides})) for each in found.units}
+    assert told["hidden"] == (24, ["head", "hidden"])
+    assert told["layer.1.body.0.0"] == (8, ["layer.1.body.0.0", "layer.1.body.0.1", "layer.1.body.1.0"])
+    # the sum couples both blocks; behind the flatten each channel is four numbers
+    (summed,) = (each for each in found.units if any(side.layer == "each" for side in each.sides))
+    assert {"layer.0.0", "layer.1.body.1.0", "layer.2.body.1.0", "hidden"} <= {side.layer for side in summed.sides}
+    assert {side.layer: side.places.shape[1] for side in summed.sides}["hidden"] == 4
+    assert (len(found.units), found.left) == (5, ())
+
+
+@pytest.mark.parametrize("by", get_args(By))
+def test_what_is_made_is_smaller_and_loads_like_any_student(by: By, pantry: Path, tmp_path: Path) -> None:
+    made = pruned(pantry, tmp_path / "out", by=by)
+    student = load_student(tmp_path / "out", architecture=f"{pantry / 'net.py'}:build")
+    assert size_of_student(student) == made.size
+    assert 0.4 * made.whole.flops < made.size.flops <= 0.5 * made.whole.flops
+    assert made.size.parameters < made.whole.parameters
+    assert all(parameter.count_nonzero() for parameter in student.parameters())
+
+
+def test_a_smaller_network_says_what_the_whole_one_says_without_what_is_gone(subject: Subject) -> None:
+    units = find_units(subject.student.network, (torch.rand(1, 1, 8, 8),)).units
+    # `smaller` itself compares the two; here by hand, of the hidden layer alone
+    keeps = [torch.arange(each.width) if each.name != "hidden" else torch.arange(0, 24, 2) for each in units]
+    student = smaller(subject, units, keeps)
+    inputs = subject.blueprint.made_of.arguments(subject.rows.shown_B)
+    whole = subject.student.network
+    hidden = whole.hidden(whole.pool(whole.each(whole.layer(whole.stem(subject.student.normalise(inputs))))).flatten(1))
+    expected = (hidden.sigmoid()[:, ::2] @ whole.head.weight[:, ::2].T + whole.head.bias) * 3
+    torch.testing.assert_close(student(inputs), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_units_that_depend_on_each_other_unseen_are_refused(subject: Subject) -> None:
+    from storage.errors import BadTeacher
+
+    (hidden,) = (e for e in find_units(subject.student.network, (torch.rand(1, 1, 8, 8),)).units if e.name == "hidden")
+    blind = hidden._replace(sides=tuple(side for side in hidden.sides if side.layer != "head"))
+    with pytest.raises(BadTeacher, match="does not see"):
+        smaller(subject, [blind], [torch.arange(12)])
+
+
+def test_scores_of_a_unit_that_does_nothing_are_the_lowest(pantry: Path) -> None:
+    subject = subject_of(pantry)
+    with torch.no_grad():
+        for name in ("weight", "bias"):
+            getattr(subject.student.network.get_submodule("layer.1.body.0.1"), name)[3] = 0.0
+        subject.student.network.get_submodule("layer.1.body.0.0").weight[3] = 0.0
+        subject.student.network.get_submodule("layer.1.body.1.0").weight[:, 3] = 0.0
+    units = find_units(subject.student.network, (torch.rand(1, 1, 8, 8),)).units
+    place = [each.name for each in units].index("layer.1.body.0.0")
+    for by in ("magnitude", "taylor", "activation"):
+        scores = score(by, subject, units, 0)[place]
+        assert scores[3] == scores.min() < scores.max(), by
+
+
+def test_a_seed_draws_the_units_and_the_same_seed_the_same(subject: Subject) -> None:
+    units = find_units(subject.student.network, (torch.rand(1, 1, 8, 8),)).units
+    one, same, other = (score("random", subject, units, seed) for seed in (0, 0, 1))
+    assert all(map(torch.equal, one, same))
+    assert not all(map(torch.equal, one, other))
+
+
+@pytest.mark.parametrize("measure", ["flops", "parameters"])
+def test_a_target_that_no_student_reaches_is_refused_with_what_could_be(
+    measure: Measure, pantry: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(BadRequest) as caught:
+        pruned(pantry, tmp_path / "out", measure=measure, share=0.001)
+    assert "with one unit left in every layer" in str(caught.value)
+    assert f"--{measure} 0." in str(caught.value.do)
+    assert not (tmp_path / "out").exists()
+
+
+def test_making_again_finds_what_is_there_and_refuses_another(pantry: Path, tmp_path: Path) -> None:
+    first, again = (pruned(pantry, tmp_path / "out") for _ in range(2))
+    assert again == first._replace(done_before=True)
+    with pytest.raises(BadRequest, match="holds another student"):
+        pruned(pantry, tmp_path / "out", by="random")
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "thesis.tex").touch()
+    with pytest.raises(BadRequest, match="holds something else"):
+        pruned(pantry, tmp_path / "full")
+
+
+def test_a_teacher_other_than_that_of_the_cache_is_refused(pantry: Path, tmp_path: Path) -> None:
+    job = tmp_path / "job.toml"
+    text = (pantry / "job.toml").read_text().replace("mean = [0.3]", "mean = [0.2]")
+    job.write_text(text.replace('"net.', f'"{pantry}/net.').replace('"cache"', f'"{pantry}/cache"'))
+    job.write_text(job.read_text().replace('"digits.npz"', f'"{pantry}/digits.npz"'))
+    build = read_job(job, CacheJob).request(job, device="cpu")
+    with pytest.raises(StaleCache, match="mean"):
+        make(MakeRequest(build, "net", "prune", PruneOptions(Target("flops", 0.5), "first", 0), tmp_path / "out"))
+
+
+def test_lineage_says_of_what_and_how_it_was_made(pantry: Path, tmp_path: Path) -> None:
+    made = pruned(pantry, tmp_path / "out", by="taylor").made
+    assert (made["way"], made["teacher"], made["options"]["by"]) == ("prune", "net", "taylor")
+    assert made["options"]["target"] == {"measure": "flops", "share": 0.5}
+    assert len(made["weights"]) == len(made["model"]["weights"]) == 32
