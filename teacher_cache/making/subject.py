@@ -12,6 +12,7 @@ from storage.inputs import inputs_of
 from storage.options import code_fingerprint
 from storage.tasks import task_of
 from teacher_cache.making.rows import Rows
+from teacher_cache.teachers.fed import WHITE
 from teacher_cache.teachers.model import Teacher
 from teacher_cache.teachers.options import TeacherOptions
 
@@ -58,6 +59,13 @@ def as_student(options: TeacherOptions, model: nn.Module, dataset: DatasetSpec, 
             expected=f"a torch module that can be built again: {', '.join(BLUEPRINTS)}",
             do="train a student on its cached answers instead",
         )
+    if options.output == "probabilities":
+        raise BadRequest(
+            f"students cannot be made from teacher {options.name}, which gives probabilities",
+            found='output = "probabilities"',
+            expected="a network that ends in scores, as students are trained",
+            do="a factory that leaves the softmax out",
+        )
     student = BLUEPRINTS[options.origin](options, model, dataset)
     order = student.blueprint.classes
     if order and dataset.classes and list(order) != list(dataset.classes):
@@ -100,7 +108,7 @@ def _of_factory(options: TeacherOptions, model: nn.Module, dataset: DatasetSpec)
         num_classes=dataset.num_classes,
         input_shape=dataset.input_shape,
         mean=tuple(options.mean or (0.0,)) if normalised else None,
-        std=tuple(options.std or (1.0,)) if normalised else None,
+        std=tuple(options.std or ((1.0,) if options.pixels == "unit" else (1 / WHITE,))) if normalised else None,
         tokenizer=dataset.tokenizer,
         classes=tuple(options.classes or dataset.classes),
         vocabulary=None if dataset.vocabulary == dataset.num_classes else dataset.vocabulary,

@@ -145,3 +145,20 @@ def test_lineage_says_of_what_and_how_it_was_made(pantry: Path, tmp_path: Path) 
     assert (made["way"], made["teacher"], made["options"]["by"]) == ("prune", "net", "taylor")
     assert made["options"]["target"] == {"measure": "flops", "share": 0.5}
     assert len(made["weights"]) == len(made["model"]["weights"]) == 32
+
+
+def test_a_teacher_that_takes_bytes_is_normalised_as_it_is_fed(pantry: Path) -> None:
+    (teacher,) = read_job(pantry / "job.toml", CacheJob).teacher
+    fed = teacher.model_copy(update={"mean": None, "std": None, "pixels": "bytes"})
+    cache = Cache.open(str(pantry / "cache"))
+    # `as_student` itself compares what both say
+    subject = as_student(fed, KINDS["factory"].load(fed), cache.dataset("digits"), some_rows(cache, "digits", 40, 0))
+    assert subject.blueprint.std == (1 / 255,)
+
+
+def test_a_teacher_that_gives_probabilities_is_refused(pantry: Path) -> None:
+    (teacher,) = read_job(pantry / "job.toml", CacheJob).teacher
+    said = teacher.model_copy(update={"output": "probabilities"})
+    cache = Cache.open(str(pantry / "cache"))
+    with pytest.raises(BadRequest, match="gives probabilities"):
+        as_student(said, KINDS["factory"].load(said), cache.dataset("digits"), some_rows(cache, "digits", 40, 0))
