@@ -24,6 +24,8 @@ from teacher_cache.teachers.options import TeacherOptions
 
 PROJECT = tomllib.loads((Path(__file__).resolve().parents[1] / "pyproject.toml").read_text())["project"]
 LLAMA = TeacherOptions(name="t", kind="transformers", path=Path("llama"))
+ONNX = TeacherOptions(name="t", kind="onnx", path=Path("model.onnx"))
+SKLEARN = TeacherOptions(name="t", kind="sklearn", path=Path(__file__))
 PERCEPTRON = Blueprint(architecture="mlp", num_classes=2, input_shape=(3,), mean=(0.0,), std=(1.0,))
 NEEDS = {
     "digits": ("sklearn", lambda: DigitsSource(kind="digits", name="d").files()),
@@ -33,6 +35,8 @@ NEEDS = {
     "transformers to load": ("transformers", lambda: KINDS["transformers"].load(LLAMA)),
     "transformers as a student": ("transformers", lambda: embedded(Path("llama"), {})),
     "transformers for adapters": ("peft", lambda: adapt(build_student(PERCEPTRON), LoraOptions(kind="lora", rank=1))),
+    "onnx": ("onnxruntime", lambda: KINDS["onnx"].digests(ONNX)),
+    "sklearn": ("skops.io", lambda: KINDS["sklearn"].digests(SKLEARN)),
     "text": ("tokenizers", lambda: tokenizer.train_tokenizer(["a"], 300, "<|endoftext|>")),
 }
 

@@ -32,7 +32,7 @@ Trusted = Annotated[
 Place = Annotated[str, Field(pattern=r"^(cpu|disk|cuda:\d+)$")]
 """Where layers of a model are."""
 
-COMPUTED_ELSEWHERE = ("onnx",)  # kinds whose models another library computes
+COMPUTED_ELSEWHERE = ("onnx", "sklearn")  # kinds whose models another library computes
 
 
 class TeacherOptions(Options):
@@ -44,11 +44,14 @@ class TeacherOptions(Options):
         arguments: keyword arguments of the factory.
         weights: safetensors, or a checkpoint that torch reads with `weights_only`.
         student: instead of a factory, the folder of a trained student.
-        kind: instead of either, what lies in `path`: a causal language model as transformers saves it, an ONNX graph.
+        kind: instead of either, what lies in `path`: a causal language model as transformers saves it, an ONNX
+            graph, an estimator of scikit-learn.
         path: its folder, or its file.
         input_names: of an ONNX graph, in the order of what the dataset's inputs are called with; needed of several.
         output_name: of its tensor that has the scores, an output or an inner one; needed where it has several outputs.
         layout: how it takes images: channels first, or last.
+        method: of an estimator of scikit-learn, that scores the classes; by default its probabilities.
+        trust_types: of its file, types that skops does not know to be harmless, and that may be loaded.
         output: what it says of the classes: scores before a softmax, or probabilities.
         pixels: the range of a pixel that it takes: 0 to 1, or that of bytes, 0 to 255.
         dtype: precision of its weights, and of what it computes; by default as they are stored.
@@ -71,11 +74,13 @@ class TeacherOptions(Options):
     arguments: dict[str, Any] = Field(default_factory=dict)
     weights: JobPath | None = None
     student: JobPath | None = None
-    kind: Literal["transformers", "onnx"] | None = None
+    kind: Literal["transformers", "onnx", "sklearn"] | None = None
     path: JobPath | None = None
     input_names: Annotated[list[str], Field(min_length=1)] | None = None
     output_name: str | None = None
     layout: Literal["nchw", "nhwc"] | None = None
+    method: Literal["predict_proba", "decision_function"] | None = None
+    trust_types: Annotated[list[str], Field(min_length=1)] | None = None
     output: Literal["logits", "probabilities"] = "logits"
     pixels: Literal["unit", "bytes"] = "unit"
     dtype: Literal["fp32", "bf16", "fp16"] | None = None

@@ -6,6 +6,8 @@ transformers.py  a causal language model in a folder of transformers
 onnx.py       a graph of ONNX, of any framework, computed by onnxruntime
 onnx_files.py  reading one without computing it: external data, names, shapes
 onnx_model.py  one as a torch module
+sklearn.py    a classifier of scikit-learn, through skops
+sklearn_model.py  one as a torch module
 
 A new kind is a file like factory.py, a line in the table below, and its keys among those of `TeacherOptions`.
 
@@ -17,7 +19,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Protocol
 
-from teacher_cache.teachers.kinds import factory, onnx, student, transformers
+from teacher_cache.teachers.kinds import factory, onnx, sklearn, student, transformers
 
 if TYPE_CHECKING:
     from torch import nn
@@ -54,4 +56,10 @@ class Kind(Protocol):
         """Return the model with its weights, on the CPU."""
 
 
-KINDS: dict[str, Kind] = {"factory": factory, "student": student, "transformers": transformers, "onnx": onnx}
+KINDS: dict[str, Kind] = {
+    "factory": factory,
+    "student": student,
+    "transformers": transformers,
+    "onnx": onnx,
+    "sklearn": sklearn,
+}
