@@ -4,7 +4,8 @@
 
 reads a Parquet file of images (`image {bytes, path}`, `label`), trains on the first IMAGES of it (all; 5 epochs), and
 writes `FOLDER/keras.onnx`: channels last, pixels from 0 to 255, which the network scales itself, and a softmax at the
-end, as most classifiers of Keras are. It needs the extra `keras`, best in an environment of its own, and no Stillroom.
+end, as most classifiers of Keras are. It needs no Stillroom, but what the extra `keras` names, pyarrow and Pillow, best
+in an environment of its own: TensorFlow is large.
 """
 
 import io
