@@ -118,6 +118,12 @@ def _run(client: Client, limit_s: float | None, todo: Iterable[Work]) -> Generat
 
 def print_report(cache: str, report: BuildReport, as_json: bool, stages: Sequence[Stage] = ()) -> None:
     """Print what a build did, what it could not do, and which losses the encodings of its stages serve."""
+    # what nothing was stored of serves no loss
+    served = [
+        stage
+        for stage in stages
+        if stage.teacher is not None and (stage.dataset.spec.name, stage.teacher.name) in report.answered
+    ]
     if as_json:
         terminal.print_json(
             {
@@ -132,15 +138,16 @@ def print_report(cache: str, report: BuildReport, as_json: bool, stages: Sequenc
                 "classes": report.classes,
                 "repeats": report.repeats,
                 "teachers": [standing.as_values() for standing in report.standings],
-                "serves": _served(stages) if report.built else {},
+                "serves": _served(served) if report.built else {},
                 "quarantined": {name: rows.to_dicts() for name, rows in report.quarantined.items()},
                 "exit_code": report.exit_code,
             }
         )
         return
-    lost = f", {report.lost} were another builder's" if report.lost else ""
+    lost = f", {report.lost} {'was' if report.lost == 1 else 'were'} another builder's" if report.lost else ""
     terminal.out.print(
-        f"{cache}: {report.built} shards built ({si(report.bytes, 'B')}), {report.present} were there{lost}",
+        f"{cache}: {_shards(report.built)} built ({si(report.bytes, 'B')}), "
+        f"{report.present} {'was' if report.present == 1 else 'were'} there{lost}",
         markup=False,
     )
     for line in report.classes if report.built else ():  # when something is new; a look at it is worth its place then
@@ -149,7 +156,7 @@ def print_report(cache: str, report: BuildReport, as_json: bool, stages: Sequenc
         terminal.out.print(line, markup=False)
     for standing in report.standings:
         terminal.out.print(standing.note, markup=False)
-    for line in _served_lines(stages) if report.built else ():
+    for line in _served_lines(served) if report.built else ():
         terminal.out.print(line, markup=False)
     for name, rows in report.quarantined.items():
         terminal.out.print(
@@ -162,9 +169,14 @@ def print_report(cache: str, report: BuildReport, as_json: bool, stages: Sequenc
             terminal.out.print(f"  … {len(rows) - SHOWN_QUARANTINED} more; --json lists all")
     for kind, shards in (("refused", report.refused), ("failed", report.failed)):
         if shards:
+            reasons, them = ("the reason is", "it") if len(shards) == 1 else ("the reasons are", "them")
             terminal.out.print(
-                f"{len(shards)} shards {kind}; the reasons are above. The same command tries them again."
+                f"{_shards(len(shards))} {kind}; {reasons} above. The same command tries {them} again.", markup=False
             )
+
+
+def _shards(count: int) -> str:
+    return f"{count} shard{'s' * (count != 1)}"
 
 
 def _encodings(stages: Sequence[Stage]) -> dict[str, tuple[Encoding, str]]:

@@ -21,6 +21,7 @@ from storage.views import PLAIN
 from teacher_cache.building.prepared import BuildRequest, PreparedBuild, PreparedDataset, Stage
 from teacher_cache.building.runners import Runner
 from teacher_cache.building.stages import BuildReport, Stages
+from teacher_cache.teachers.kinds import KINDS
 from teacher_cache.work.pieces import AskWork, Done, IngestWork
 
 
@@ -42,6 +43,7 @@ def run_build(build: PreparedBuild, runner: Runner, watcher: Watcher) -> BuildRe
             expected=f"cache {known.about.id}",
             do=f"cache build {build.request.job}    # again: it looks at what is there now",
         )
+    _check_teachers(build)  # before anything is promised, or hours are spent on rows that it will not be asked about
     _write_promises(cache, build, known)  # first: a worker compares what it is about to write with them
     if cache.unproven is not None:
         watcher.note(cache.unproven)
@@ -62,6 +64,14 @@ def run_build(build: PreparedBuild, runner: Runner, watcher: Watcher) -> BuildRe
         known = cache.catalogue(names)
         ledger = known.ledger()
     return stages.end(known, ledger)
+
+
+def _check_teachers(build: PreparedBuild) -> None:
+    """Check the files of each teacher that waits for rows to be read; of others the first task does it."""
+    if any(stage.todo for stage in build.stages if stage.teacher is None):
+        waiting = [stage.teacher for stage in build.stages if stage.teacher is not None and stage.todo]
+        for teacher in {each.name: each for each in waiting}.values():
+            KINDS[teacher.origin].check_files(teacher)
 
 
 def _lost_views(cache: Cache, build: PreparedBuild) -> list[str]:

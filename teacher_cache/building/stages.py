@@ -41,6 +41,7 @@ class BuildReport:
         quarantined: dataset → `row`, `sample_id`, `error`.
         standings: how each teacher stands beside chance.
         classes: a line for each dataset, of its classes and their rows, and one where views hardly mix them.
+        answered: (dataset, teacher) of whose targets a shard is there, this command's or not.
         repeats: lines on rows whose content occurs twice, of datasets of which rows were ingested.
     """
 
@@ -55,6 +56,7 @@ class BuildReport:
     quarantined: dict[str, pl.DataFrame] = field(default_factory=dict)
     standings: list[Standing] = field(default_factory=list)
     classes: list[str] = field(default_factory=list)
+    answered: set[tuple[str, str]] = field(default_factory=set)
     repeats: list[str] = field(default_factory=list)
 
     @property
@@ -141,6 +143,9 @@ class Stages:
         self._summarise(ledger.compact)
         self.report.standings += standings(catalogue, ledger)
         self.report.classes += classes_told(catalogue, ledger) + mixing_told(catalogue, ledger)
+        self.report.answered |= {
+            (name, teacher) for name, teacher in catalogue.teachers if catalogue.view_names(name, teacher)
+        }
         for name in catalogue.datasets:
             shards = ledger.of(name, None, PLAIN).filter(pl.col("quarantined") > 0)["shard"].to_list()
             if shards:

@@ -196,11 +196,19 @@ def check_tokens(
         do = "tokenizer = …, the teacher's own tokenizer.json, in [[dataset]] and, for a factory, in [[teacher]]"
         if unbuilt is not None and teacher.factory is not None and dataset.tokenizer is not None:
             do += f'; of one that is learned here, cache build without the teacher first, then tokenizer = "{unbuilt}"'
+        expected = "(this job)" if unbuilt is not None else f"({dataset.name}/dataset.json)"
         raise BadRequest(
-            f"teacher {teacher.name} has another tokenizer than dataset {dataset.name}",
-            found=f"{spoken and f'fingerprint {spoken}'}  ({said_by})" + _first_difference(file, tokenizer()),
-            expected=f"{dataset.tokenizer and f'fingerprint {dataset.tokenizer}'}  "
-            + ("(this job)" if unbuilt is not None else f"({dataset.name}/dataset.json)"),
+            f"teacher {teacher.name} does not say which tokenizer it has, and dataset {dataset.name} was made by one"
+            if spoken is None
+            else f"teacher {teacher.name} has a tokenizer, and dataset {dataset.name} was made by none"
+            if dataset.tokenizer is None
+            else f"teacher {teacher.name} has another tokenizer than dataset {dataset.name}",
+            found=said_by
+            if spoken is None
+            else f"fingerprint {spoken}  ({said_by})" + _first_difference(file, tokenizer()),
+            expected=f"ids of no tokenizer  {expected}"
+            if dataset.tokenizer is None
+            else f"fingerprint {dataset.tokenizer}  {expected}",
             do=do,
         )
 

@@ -67,6 +67,19 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     return loaded
 
 
+def read_shapes(path: Path) -> dict[str, tuple[int, ...]]:
+    """Return the shapes of the tensors of a safetensors file, from its head. Raises BadWeights, MissingSource."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, "pt") as file:
+            return {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118 - no dict
+    except SafetensorError as error:
+        raise BadWeights(f"{path} is not a safetensors file", found=str(error)) from None
+    except FileNotFoundError as error:
+        raise MissingSource(f"there is no {path}", found=str(error.args[0])) from None
+
+
 def _instead_of_weights(loaded: Any) -> dict[str, str]:
     """Return what a checkpoint holds that is no dict of tensors, and how to keep the part of it that is one."""
     told = {"found": type(loaded).__name__, "expected": 'a dict of tensors, or one under "state_dict"'}

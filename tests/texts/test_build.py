@@ -188,7 +188,7 @@ def test_a_feature_of_each_position_is_refused_by_name(tmp_path: Path) -> None:
 
 def test_a_teacher_of_another_tokenizer_is_refused(tmp_path: Path) -> None:
     teacher = looking_teacher().replace('tokenizer = "tokenizer.json"\n', "")
-    with pytest.raises(BadRequest, match="has another tokenizer than dataset texts"):
+    with pytest.raises(BadRequest, match="does not say which tokenizer it has, and dataset texts was made by one"):
         text_cache(tmp_path, teacher)
 
 

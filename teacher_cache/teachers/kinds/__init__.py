@@ -49,6 +49,12 @@ class Kind(Protocol):
     def notes(self, options: TeacherOptions) -> list[str]:
         """Return what a user should know that its files decide, such as how it is fed; without loading it."""
 
+    def check_files(self, options: TeacherOptions) -> None:
+        """Check what `load` would find wrong in its files, as far as no value of a weight is needed for it.
+
+        A build does it before its first row is read. Raises BadWeights, BadTeacher, MissingSource.
+        """
+
     def import_libraries(self) -> None:
         """Import what a worker has that loads it: its memory is bounded. Raises BadRequest: an extra is missing."""
 

@@ -25,7 +25,7 @@ from storage.language.model_folder import (
     weights_files,
 )
 from teacher_cache.teachers.spoken import Spoken, spoken_by
-from teacher_cache.teachers.weights import read_weights
+from teacher_cache.teachers.weights import read_shapes, read_weights
 
 if TYPE_CHECKING:
     import torch
@@ -76,6 +76,27 @@ def notes(options: TeacherOptions) -> list[str]:
     return []
 
 
+def check_files(options: TeacherOptions) -> None:
+    """Check that the tensors of the files are those of the model, by their names and shapes.
+
+    Raises:
+        BadRequest, MissingSource, BadWeights: as `load`; what else ends that is told by the worker that it happens to.
+    """
+    import_libraries()
+    folder = _folder(options)
+    trusted = read_config(folder, BadTeacher, options.trust_code or ()).get("auto_map", {})
+    shapes = _shapes(folder)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            model, found = _build(options, folder, trusted, shapes)
+        except StillroomError:
+            raise
+        except Exception:
+            return
+    _check_fit(folder, model, found)
+
+
 def import_libraries() -> None:
     """Import transformers, and keep its bars and remarks off the terminal. Raises BadRequest: it is not installed."""
     import_transformers(WHAT)
@@ -112,13 +133,16 @@ def load(options: TeacherOptions) -> nn.Module:
     return model
 
 
-def _build(options: TeacherOptions, folder: Path, trusted: dict[str, str]) -> tuple[nn.Module, dict[str, Any]]:
+def _build(
+    options: TeacherOptions, folder: Path, trusted: dict[str, str], shapes: dict[str, Tensor] | None = None
+) -> tuple[nn.Module, dict[str, Any]]:
     """Return the model with its weights, and what transformers says of how they fit.
 
     Args:
         options: of the teacher.
         folder: its own.
         trusted: the classes of its folder's code, by transformers' name for their kind.
+        shapes: of its weights, as meta tensors, which then are all that it has; None: they are read.
     """
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
@@ -145,12 +169,14 @@ def _build(options: TeacherOptions, folder: Path, trusted: dict[str, str]) -> tu
     model, found = kind.from_pretrained(
         None,  # no folder: what lies there beside is none of its business
         config=config,
-        state_dict=_weights(folder, None if mixed else dtype),  # converted here, both are never held
+        # converted here, both are never held
+        state_dict=_weights(folder, None if mixed else dtype) if shapes is None else shapes,
         dtype="auto" if dtype is None else dtype,
         ignore_mismatched_sizes=True,  # they are refused here, by name
         output_loading_info=True,
         local_files_only=True,
         **asked,
+        **({} if shapes is None else {"device_map": {"": "meta"}}),
     )
     return model, found
 
@@ -214,3 +240,15 @@ def _weights(folder: Path, dtype: torch.dtype | None) -> dict[str, Tensor]:
             # A copy: what was read is the file itself, mapped, and would change with it under a model that runs.
             tensors[name] = stored.to(dtype if stored.is_floating_point() else None, copy=True)
     return tensors
+
+
+def _shapes(folder: Path) -> dict[str, Tensor]:
+    """Return the tensors of all files without their values. Raises BadWeights, MissingSource."""
+    import torch
+
+    with torch.device("meta"):
+        return {
+            name: torch.empty(shape)
+            for file in weights_files(folder)
+            for name, shape in read_shapes(folder / file).items()
+        }

@@ -437,6 +437,15 @@ def test_a_build_with_refused_rows_is_one_json_value_too(tmp_path: Path, program
     assert (report["exit_code"], ended.code, len(report["refused"])) == (3, 3, 1)
 
 
+def test_what_nothing_was_stored_of_is_not_praised(tmp_path: Path, program: Program) -> None:
+    write_teacher(tmp_path)
+    job = write_job(tmp_path, write_digits(tmp_path, 12, marked=(3,)), teacher_section(fault="nan"))
+    told = " ".join(program("cache", "build", job).out.split())
+    assert "serves" not in told
+    assert "1 shard built" in told
+    assert "1 shard refused; the reason is above. The same command tries it again." in told
+
+
 def test_status_of_a_run_folder_is_refused(tmp_path: Path, program: Program) -> None:
     (tmp_path / "runs/s").mkdir(parents=True)
     (tmp_path / "runs/s/student.json").write_text("{}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from safetensors.torch import load_file, save_file
 from storage.cache import Cache
 from storage.errors import BadRequest, BadTeacher, BadWeights, MissingSource, StaleCache, StillroomError
 from storage.language.tokenizer import train_tokenizer
+from teacher_cache.teachers.kinds.transformers import check_files
 from teacher_cache.teachers.loading import load_teacher
 from teacher_cache.teachers.options import TeacherOptions
 from tests.teacher_cache.toys import build, write_job
@@ -150,11 +152,26 @@ def test_weights_that_do_not_fit_are_told_tensor_by_tensor(folder: Path) -> None
     tensors["value_head.weight"] = tensors.pop(gone)
     tensors[wrong] = torch.ones(7)
     save_file(tensors, folder / "model.safetensors")
-    with pytest.raises(BadWeights) as caught:
-        load_teacher(options(folder), CPU)
-    assert caught.value.found == (
-        f"missing {gone}\nunknown value_head.weight\n{wrong}: (7,) in the file, (16,) in the model"
-    )
+    for check in (partial(load_teacher, options(folder), CPU), partial(check_files, options(folder))):
+        with pytest.raises(BadWeights) as caught:
+            check()
+        assert caught.value.found == (
+            f"missing {gone}\nunknown value_head.weight\n{wrong}: (7,) in the file, (16,) in the model"
+        )
+
+
+def test_files_are_checked_without_their_values_and_before_a_row_is_read(folder: Path) -> None:
+    tensors = whole(folder)
+    save_file(tensors, folder / "model.safetensors")
+    check_files(options(folder))
+    del tensors["model.norm.weight"]
+    save_file(tensors, folder / "model.safetensors")
+    with pytest.raises(BadWeights, match="do not fit the model"):
+        build(write_job(folder.parent, TEXT, TEACHER))
+    assert Cache.open(str(folder.parent / "cache")).catalogue().datasets == {}  # nothing is even promised
+    (folder / "model.safetensors").write_bytes(b"torn")
+    with pytest.raises(BadWeights, match="is not a safetensors file"):
+        check_files(options(folder))
 
 
 def test_a_head_is_missing_where_it_is_not_tied(folder: Path) -> None:
@@ -272,7 +289,7 @@ def test_another_tokenizer_is_refused_with_the_first_token_that_differs(folder: 
 
 def test_a_folder_without_a_tokenizer_is_refused_over_text(folder: Path) -> None:
     (folder / "tokenizer.json").rename(folder.parent / "tokenizer.json")
-    with pytest.raises(BadRequest, match="has another tokenizer") as caught:
+    with pytest.raises(BadRequest, match="does not say which tokenizer it has") as caught:
         build(write_job(folder.parent, TEXT.replace('"llama"', '"tokenizer.json"'), TEACHER))
     assert "tokenizer.json; AutoTokenizer" in str(caught.value.found)
 
@@ -283,7 +300,7 @@ def test_a_folder_without_a_tokenizer_is_refused_over_text(folder: Path) -> None
         ({"path": None}, "`kind` and `path` together"),
         ({"student": "run"}, "give either `factory` or `student`, or `kind`"),
         ({"weights": "w.safetensors"}, "`weights` belongs to a `factory`"),
-        ({"kind": "onnx"}, "transformers"),
+        ({"kind": "of_next_year"}, "transformers"),
         ({"dtype": "int8"}, "'fp32', 'bf16' or 'fp16'"),
     ],
 )
