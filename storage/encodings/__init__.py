@@ -5,6 +5,7 @@
     sparse.py      the largest classes exactly, draws from the rest, and how much the rest is
     none.py        nothing, of a teacher asked for features alone
     statistics.py  what is kept of each row besides: masses at temperatures, moments, entropy
+    fused.py       the same sums on a CUDA device, in two reads of the logits
     largest.py     the largest classes of a row, without sorting a vocabulary
     draws.py       classes drawn, a pure function of seed, sample and number
     never.py       classes that can never be

@@ -24,6 +24,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from storage.encodings import fused
 from storage.encodings.base import LSE, STATISTICS, Encoding, Told
 from storage.encodings.draws import bundle_sums, bundles
 from storage.encodings.largest import Kept, bundle_maxima
@@ -64,7 +65,7 @@ class Rows:
     numbers, but no further below its largest than float32 can bear.
 
     Attributes:
-        logits_BC: float32, NO_SCORE of a class that can never be.
+        logits_BC: float32, or on a CUDA device as they were given; NO_SCORE of a class that can never be.
         maxima_BE: the largest of bundles of classes (`largest.bundle_maxima`).
         peak_B: the largest of each row's logits.
         mean_B: of the logits of the classes that can be, float32.
@@ -86,13 +87,16 @@ class Rows:
     @classmethod
     def of(cls, logits_BC: Tensor, options: Encoding, k: int = 0) -> Rows:
         """Return rows of logits, of which the `k` largest are to be found."""
-        logits_BC = logits_BC.float()
-        blocks = zip(*_split([logits_BC], SWEEP_ELEMENTS), strict=True)
-        looks = [(block_BC.mean(1), block_BC.amin(1), bundle_maxima(block_BC, k)) for (block_BC,) in blocks]
-        mean_B, lowest_B, maxima_BE = (torch.cat(each) for each in zip(*looks, strict=True))
+        if fused.fuses(logits_BC):
+            mean_B, lowest_B, maxima_BE = fused.look(logits_BC, k)
+        else:
+            logits_BC = logits_BC.float()
+            blocks = zip(*_split([logits_BC], SWEEP_ELEMENTS), strict=True)
+            looks = [(block_BC.mean(1), block_BC.amin(1), bundle_maxima(block_BC, k)) for (block_BC,) in blocks]
+            mean_B, lowest_B, maxima_BE = (torch.cat(each) for each in zip(*looks, strict=True))
         peak_B, possible_B = maxima_BE.amax(1), None
         never_B = far_below(lowest_B, peak_B)
-        if never_B.any() and (never_BC := never(logits_BC)) is not None:
+        if never_B.any() and (never_BC := never(logits_BC := logits_BC.float())) is not None:
             possible_B = logits_BC.shape[1] - never_BC.sum(1)
             mean_B = logits_BC.masked_fill(never_BC, 0.0).sum(1) / possible_B
             logits_BC = logits_BC.masked_fill(never_BC, NO_SCORE)
@@ -102,7 +106,7 @@ class Rows:
 
     def above(self, ids_BJ: Tensor) -> Tensor:
         """Return the logits of some classes above the level, (B, J)."""
-        return self.logits_BC.gather(1, ids_BJ) - self.level_B[:, None]
+        return self.logits_BC.gather(1, ids_BJ).float() - self.level_B[:, None]
 
     def top(self) -> Tensor:
         """Return the likeliest class, int64 (B,), the first of several: no other pass, unless they are in two bundles.
@@ -167,13 +171,31 @@ class Scratch(NamedTuple):
 def sweep(rows: Rows, kept: Kept, options: Encoding, num_draws: int, *, entropy: bool) -> Sums:
     """Return sums over all classes, a few rows at a time."""
     possible_B = rows.possible_B
+    if possible_B is None and not num_draws and not options.standardised_temperatures and fused.fuses(rows.logits_BC):
+        return _fused_sums(rows, kept, options)
     if possible_B is None:
         possible_B = torch.full_like(rows.level_B, rows.logits_BC.shape[1])
     each_B = [rows.level_B, rows.mean_B, rows.peak_B, possible_B, kept.ids_BK]
-    blocks = _split([rows.logits_BC, *each_B], SWEEP_ELEMENTS)
+    blocks = _split([rows.logits_BC.float(), *each_B], SWEEP_ELEMENTS)
     scratch = Scratch(*(torch.empty_like(blocks[0][0]) for _ in range(2)))  # of the first block: none is larger
     parts = [_sums(block, scratch, options, num_draws, entropy=entropy) for block in zip(*blocks, strict=True)]
     return Sums(*(torch.cat(each) for each in zip(*parts, strict=True)))
+
+
+def _fused_sums(rows: Rows, kept: Kept, options: Encoding) -> Sums:
+    kept_BK = rows.logits_BC.gather(1, kept.ids_BK).float()
+    swept = {
+        temperature: fused.sweep(rows.logits_BC, rows.level_B, rows.mean_B, kept_BK, kept.real_BK, temperature)
+        for temperature in options.temperatures
+    }
+    squares = [each.squares_B for each in swept.values()] if options.statistics else []
+    return Sums(
+        torch.stack([each.rest_B for each in swept.values()], 1),
+        torch.stack(squares, 1) if squares else rows.level_B[:, None][:, :0],
+        swept[1.0].weighted_B,
+        swept[1.0].deviation_B,
+        swept[1.0].rest_B[:, None],
+    )
 
 
 def _sums(block: tuple[Tensor, ...], scratch: Scratch, options: Encoding, num_draws: int, *, entropy: bool) -> Sums:

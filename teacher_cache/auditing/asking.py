@@ -214,7 +214,7 @@ class _Answered(NamedTuple):
         logits_NV = heard.hidden.cpu()
         if self.teacher.is_scored:
             blocks = self.teacher.blocks(len(heard.hidden), self.spec.num_classes)
-            logits_NV = torch.cat([self.teacher.scores(heard.hidden[at], dataset).cpu() for at in blocks])
+            logits_NV = torch.cat([self.teacher.scores(heard.hidden[at], dataset).float().cpu() for at in blocks])
         return logits_NV, {name: values.cpu() for name, values in heard.features.items()}
 
     def _places(self, rows_B: Tensor) -> Tensor:

@@ -158,7 +158,7 @@ def _scores(teacher: Teacher, heard: Heard, at: slice, picked_P: Tensor, stage: 
     from teacher_cache.work.checks import refuse_probabilities
 
     assert stage.spec is not None
-    logits_PV = teacher.scores(heard.hidden[at], stage.dataset.spec)
+    logits_PV = teacher.scores(heard.hidden[at], stage.dataset.spec).float()
     refuse_probabilities(logits_PV, stage.spec)
     return logits_PV[picked_P.to(logits_PV.device)]
 

@@ -120,7 +120,7 @@ class Teacher:
         """
         heard = self.hear(shown_B, None, dataset)
         leading = self._leading(inputs_of(dataset).trimmed(shown_B), dataset)
-        logits = self.scores(heard.hidden, dataset)
+        logits = self.scores(heard.hidden, dataset).float()
         features = {name: values.unflatten(0, leading) for name, values in heard.features.items()}
         return logits.unflatten(0, leading), features
 
@@ -146,7 +146,7 @@ class Teacher:
         return heard
 
     def scores(self, hidden_P: Tensor, dataset: DatasetSpec) -> Tensor:
-        """Return the logits of sites that were heard, or of some of them, (P, V) float32, by the dataset's classes.
+        """Return the logits of some sites that were heard, (P, V) as the model says them, by the dataset's classes.
 
         Not of a teacher that is asked for features alone (`is_scored`).
 
@@ -164,7 +164,7 @@ class Teacher:
             hidden_P = hidden_P.to(self.device)  # from that of its last layer
             if order is not None and hidden_P.shape[-1] == len(order):  # of another number `check_classes` says so
                 hidden_P = hidden_P[..., self._constant(dataset.name, order)]
-            return logits_from(hidden_P, self.name) if self._options.output == "probabilities" else hidden_P.float()
+            return logits_from(hidden_P, self.name) if self._options.output == "probabilities" else hidden_P
 
     def blocks(self, num_sites: int, num_classes: int) -> Iterator[slice]:
         """Yield which of so many sites to ask for scores at a time; how many, is no matter of what memory is free."""
@@ -243,7 +243,7 @@ class Teacher:
         def ask(rows: int) -> Tensor:
             heard = self._hear(shown_B[:rows], None if answered is None else answered[:rows], dataset)
             if self.is_scored:
-                return self.scores(heard.hidden, dataset)
+                return self.scores(heard.hidden, dataset).float()
             return torch.cat([values.flatten(1).float() for values in heard.features.values()], 1)
 
         check_steady(self.model, ask, len(shown_B), self.name, "logits" if self.is_scored else "features")

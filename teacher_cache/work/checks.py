@@ -51,6 +51,7 @@ def refuse_probabilities(logits_BC: Tensor, spec: TeacherSpec) -> None:
     import torch
 
     # Of several classes, no whole batch of logits is non-negative and sums to 1 by chance; of one, 1.0 is a fair logit.
+    logits_BC = logits_BC.float()
     sums_B = logits_BC.sum(dim=1)
     if spec.num_classes > 1 and (logits_BC >= 0).all() and torch.allclose(sums_B, torch.ones_like(sums_B), atol=1e-3):
         raise BadTeacher(

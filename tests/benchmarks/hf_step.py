@@ -26,7 +26,7 @@ from student_train.stepping.alone import Alone
 from student_train.stepping.state import TrainState
 from student_train.students import Blueprint
 from student_train.students.transformers import embedded
-from tests.benchmarks.pairs import Figure, pairs
+from tests.benchmarks.pairs import NO_CUDA, Figure, Skipped, gpu_bytes, gpu_s, pairs
 
 VOCABULARY, ROWS, LENGTH, K = 32_000, 4, 256, 64
 PEAK = 4.0  # deviation of the logits
@@ -40,6 +40,8 @@ LLAMA = {
     "num_attention_heads": 4,
     "num_key_value_heads": 4,
 }
+LARGE = LLAMA | {"hidden_size": 768, "intermediate_size": 2048, "num_hidden_layers": 12, "num_attention_heads": 12}
+LARGE |= {"num_key_value_heads": 12}
 Step = Callable[[], object]
 
 
@@ -53,8 +55,20 @@ def measure(folder: Path) -> Iterator[Figure]:
     yield Figure("the same, memory of a step", [a / b for a, b in memory], 1.0, "at most")
 
 
-def _from_cache(folder: Path) -> Step:
-    _write_config(folder)
+def measure_gpu(folder: Path) -> Iterator[Figure | Skipped]:
+    """Yield the same ratios on a GPU, of a model of 12 × 768."""
+    if not torch.cuda.is_available():
+        yield Skipped("HF student from a cache / labels by hand, GPU", NO_CUDA)
+        return
+    cache, labels = (make(folder, "cuda", LARGE, 8 * ROWS) for make in MAKERS.values())
+    taken = pairs(lambda: gpu_s(cache), lambda: gpu_s(labels), RUNS)
+    yield Figure("HF student from a cache / labels, GPU", [a / b for a, b in taken], 1.05, "at most")
+    memory = pairs(lambda: gpu_bytes(cache), lambda: gpu_bytes(labels), 3)
+    yield Figure("the same, memory of a step", [a / b for a, b in memory], 1.0, "at most")
+
+
+def _from_cache(folder: Path, device: str = "cpu", llama: dict[str, int] = LLAMA, rows: int = ROWS) -> Step:
+    _write_config(folder, llama)
     blueprint = Blueprint(
         architecture="transformers",
         options=embedded(folder, {}),
@@ -65,29 +79,29 @@ def _from_cache(folder: Path) -> Step:
     )
     section: dict[str, Any] = {"name": "s", "architecture": "transformers", "path": str(folder)}
     section["objective"] = [{"loss": "kd", "teacher": "t", "temperature": 1.0}]
-    student = Alone(TrainState.fresh(StudentOptions.model_validate(section), blueprint, {}, torch.device("cpu")))
-    tokens_BL, labels_BL = _tokens()
+    student = Alone(TrainState.fresh(StudentOptions.model_validate(section), blueprint, {}, torch.device(device)))
+    tokens_BL, labels_BL = (values.to(device) for values in _tokens(rows))
     encoding = SparseEncoding(k=K)
     # a part at a time, as a build does: the memory of all logits would be that of the process from then on
     parts = []
     draw = torch.Generator().manual_seed(1)
     for labels_N in labels_BL.flatten().split(64):
         logits_NC = PEAK * torch.randn(len(labels_N), VOCABULARY, generator=draw)
-        keys_N = torch.arange(len(labels_N))
+        logits_NC, keys_N = logits_NC.to(device), torch.arange(len(labels_N), device=device)
         parts.append(encoding.encode(logits_NC, num_classes=VOCABULARY, labels_B=labels_N, keys_B=keys_N))
     stored = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
     batch = Batch(tokens_BL, labels_BL, {"t": Encoded(encoding, VOCABULARY, stored)})
     return lambda: student.step([batch], [RATE], 0, measure_shares=False)
 
 
-def _by_hand(folder: Path) -> Step:
+def _by_hand(folder: Path, device: str = "cpu", llama: dict[str, int] = LLAMA, rows: int = ROWS) -> Step:
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    _write_config(folder)
+    _write_config(folder, llama)
     torch.manual_seed(0)
-    model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder), dtype=torch.float32).train()
+    model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder), dtype=torch.float32).train().to(device)
     optimizer = torch.optim.AdamW(model.parameters(), lr=RATE, weight_decay=5e-4, fused=True)
-    tokens_BL, labels_BL = _tokens()
+    tokens_BL, labels_BL = (values.to(device) for values in _tokens(rows))
 
     def step() -> None:
         logits_BLC = model(input_ids=tokens_BL, use_cache=False).logits
@@ -98,18 +112,18 @@ def _by_hand(folder: Path) -> Step:
     return step
 
 
-MAKERS: dict[str, Callable[[Path], Step]] = {"cache": _from_cache, "labels": _by_hand}
+MAKERS: dict[str, Callable[..., Step]] = {"cache": _from_cache, "labels": _by_hand}
 
 
-def _write_config(folder: Path) -> None:
+def _write_config(folder: Path, llama: dict[str, int]) -> None:
     from transformers import LlamaConfig
 
-    LlamaConfig(**LLAMA).save_pretrained(folder)
+    LlamaConfig(**llama).save_pretrained(folder)
 
 
-def _tokens() -> tuple[torch.Tensor, torch.Tensor]:
+def _tokens(rows: int = ROWS) -> tuple[torch.Tensor, torch.Tensor]:
     draw = torch.Generator().manual_seed(0)
-    tokens_BL, labels_BL = torch.randint(VOCABULARY, (2, ROWS, LENGTH), generator=draw)
+    tokens_BL, labels_BL = torch.randint(VOCABULARY, (2, rows, LENGTH), generator=draw)
     return tokens_BL, labels_BL
 
 

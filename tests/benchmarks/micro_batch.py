@@ -21,7 +21,7 @@ from student_train.options.sections import StudentOptions
 from student_train.stepping.alone import Alone
 from student_train.stepping.state import TrainState
 from student_train.students import Blueprint
-from tests.benchmarks.pairs import Figure, pairs
+from tests.benchmarks.pairs import NO_CUDA, Figure, Skipped, gpu_bytes, gpu_s, pairs
 
 ROWS, LENGTH, VOCABULARY = 32, 64, 2048
 OPTIONS: dict[str, Any] = {"depth": 4, "width": 256}
@@ -50,21 +50,44 @@ def measure(folder: Path) -> Iterator[Figure]:
         yield Figure(f"time of a step: {what} / one batch", [a / b for a, b in taken], seconds, "at most")
 
 
-def _student(way: str) -> Alone:
+def measure_gpu(_: Path) -> Iterator[Figure | Skipped]:
+    """Yield the same on a GPU, of a gpt of 12 × 768 whose parts still fill it."""
+    if not torch.cuda.is_available():
+        yield Skipped(f"activations: B/{PARTS} at a time / one batch, GPU", NO_CUDA)
+        return
+    batch = _batch(rows=64, length=1024, device="cuda")
+
+    def gradients_apart(way: str) -> tuple[int, float]:
+        student = _student(way, options={"depth": 12, "width": 768, "heads": 12}, rows=64, length=1024, device="cuda")
+        gradients = sum(parameter.nbytes for parameter in student.states[0].trained)
+        peak = gpu_bytes(lambda: student.step([batch], [1e-4], 0, measure_shares=False)) - gradients
+        seconds = [gpu_s(lambda: student.step([batch], [1e-4], 0, measure_shares=False)) for _ in range(RUNS)]
+        return peak, min(seconds)
+
+    whole_bytes, whole_s = gradients_apart("whole")
+    for way, (memory, seconds) in REACH.items():
+        bytes_, taken_s = gradients_apart(way)
+        yield Figure(f"activations, GPU: {way} / one batch", [bytes_ / whole_bytes], memory, "at most")
+        yield Figure(f"time of a step, GPU: {way} / one batch", [taken_s / whole_s], seconds, "at most")
+
+
+def _student(
+    way: str, *, options: dict[str, Any] = OPTIONS, rows: int = ROWS, length: int = LENGTH, device: str = "cpu"
+) -> Alone:
     spec = Blueprint(
-        architecture="gpt", options=OPTIONS, num_classes=VOCABULARY, input_shape=(LENGTH,), mean=None, std=None
+        architecture="gpt", options=options, num_classes=VOCABULARY, input_shape=(length,), mean=None, std=None
     )
-    section = {"name": "s", "architecture": "gpt", "options": OPTIONS, "objective": [{"loss": "labels"}]}
+    section = {"name": "s", "architecture": "gpt", "options": options, "objective": [{"loss": "labels"}]}
     # no optimiser's state: what a step leaves behind are gradients alone
-    how = {"optimizer": "sgd", "momentum": 0.0, "batch_size": ROWS}
-    return Alone(
-        TrainState.fresh(StudentOptions.model_validate(section | how | WAYS[way]), spec, {}, torch.device("cpu"))
-    )
+    how = {"optimizer": "sgd", "momentum": 0.0, "batch_size": rows}
+    chosen = {"micro_batch_size": rows // PARTS} if "micro_batch_size" in WAYS[way] else {}
+    told = StudentOptions.model_validate(section | how | WAYS[way] | chosen)
+    return Alone(TrainState.fresh(told, spec, {}, torch.device(device)))
 
 
-def _batch() -> Batch:
+def _batch(rows: int = ROWS, length: int = LENGTH, device: str = "cpu") -> Batch:
     generator = torch.Generator().manual_seed(0)
-    tokens_BL, labels_BL = torch.randint(VOCABULARY, (2, ROWS, LENGTH), generator=generator)
+    tokens_BL, labels_BL = torch.randint(VOCABULARY, (2, rows, length), generator=generator).to(device)
     return Batch(tokens_BL, labels_BL)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import statistics
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar, Literal
@@ -53,3 +54,26 @@ def pairs(
     if warm:
         a(), b()
     return [(a(), b()) for _ in range(runs)]
+
+
+def gpu_s(run: Callable[[], object]) -> float:
+    """Return the seconds of a run, until the GPU is done with it."""
+    import torch
+
+    torch.cuda.synchronize()
+    began = time.perf_counter()
+    run()
+    torch.cuda.synchronize()
+    return time.perf_counter() - began
+
+
+def gpu_bytes(run: Callable[[], object]) -> int:
+    """Return by how much a run exceeds, at its peak, what the GPU holds before it."""
+    import torch
+
+    torch.cuda.synchronize()
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    run()
+    torch.cuda.synchronize()
+    return torch.cuda.max_memory_allocated() - before

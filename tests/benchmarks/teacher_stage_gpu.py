@@ -30,7 +30,7 @@ from tests.benchmarks.teachers import bottleneck_resnet, language_model
 if TYPE_CHECKING:
     from torch import Tensor
 
-RUNS = 5
+RUNS = 3
 REACH = 0.9
 PROFILED_OPERATIONS = 20
 K64 = {"kind": "sparse", "k": 64}
@@ -85,7 +85,7 @@ def texts(folder: Path, *, rows: int, ids: int, block: int, autocast: str, **mod
 def stages(folder: Path) -> Iterator[Stage]:
     """Yield what is measured on a GPU."""
     for autocast in ("fp32", "bf16"):
-        yield images(folder, rows=8192, size=224, depths=(3, 4, 6, 3), autocast=autocast)
+        yield images(folder, rows=16_384, size=224, depths=(3, 4, 6, 3), autocast=autocast)
     for autocast in ("fp32", "bf16"):
         yield texts(folder, rows=1024, ids=32_768, block=1024, autocast=autocast, depth=12, width=768, heads=12)
 
