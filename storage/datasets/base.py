@@ -186,6 +186,15 @@ class Source(Options):
         """Return what a user should know of the samples, a sentence each: what was passed over, what looks wrong."""
         return []
 
+    @property
+    def packs(self) -> bool:
+        """Whether a row may have several documents, of which none may see another."""
+        return False
+
+    def rows_of(self, samples: Iterable[RawSample]) -> Iterable[RawSample]:
+        """Return the rows of a shard, of the samples that were read for it: the same, or several in one."""
+        return samples
+
     def read(self, file: str, position: int, rows: int) -> Iterator[RawSample]:
         """Yield the raw samples [position, position + rows) of one file, in order."""
         raise NotImplementedError

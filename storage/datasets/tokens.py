@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -13,11 +14,14 @@ from pydantic import Field, PrivateAttr, model_validator
 from storage.datasets.arrays import load_numpy
 from storage.datasets.base import FILE_SCHEMA, LocalFile, RawSample, Recorded, Source, TokenFacts
 from storage.datasets.listing import list_files, passed_over
+from storage.datasets.packing import fill_rows, join_documents
 from storage.errors import BadRequest, LabelOutOfRange, MissingSource
 from storage.language.tokenizer import TokenizerFile, parse_tokenizer, read_tokenizer
 from storage.options import JobPath
 from storage.tasks import NO_LABEL
 from storage.tasks.language_model import LanguageModel
+
+CUT = "documents longer than `length`, of which the end is cut off"
 
 
 class TokensSource(Source):
@@ -32,6 +36,7 @@ class TokensSource(Source):
         block: L; of a stream, and by default what the first blocks have.
         length: in place of `block`, so that each document is a row, at its own length: tokens at most; what is longer
             is cut, and the build says of how many rows.
+        pack: with `length`, several documents in a row, of which none sees another.
         vocabulary: number of ids.
         tokenizer: the `tokenizer.json` that made them; teachers are checked against it.
         end_of_text: id of the token between documents; it predicts nothing.
@@ -42,6 +47,7 @@ class TokensSource(Source):
     mask: JobPath | None = None
     documents: JobPath | None = None
     length: Annotated[int, Field(ge=2, le=2**20)] | None = None
+    pack: bool = False
     block: Annotated[int, Field(ge=2, le=2**20)] | None = None
     vocabulary: Annotated[int, Field(ge=2, le=2**24)]
     tokenizer: JobPath | None = None
@@ -57,13 +63,20 @@ class TokensSource(Source):
             raise ValueError(
                 "`length` is of rows that are documents: it goes with `documents`, and in place of `block`"
             )
+        if self.pack and self.length is None:
+            raise ValueError("`pack` is of rows of whole documents: it goes with `documents` and `length`")
         return self
 
     def content(self) -> dict[str, Any]:
         content = super().content() | {"end_of_text": self.end_of_text, "masked": self.mask is not None}
         # said where it is not as it always was
         documents = {} if self.documents is None else {"documents": True}
-        return content | documents | ({} if self.length is None else {"length": self.length})
+        packed = {"pack": True} if self.pack else {}
+        return content | documents | ({} if self.length is None else {"length": self.length}) | packed
+
+    @property
+    def packs(self) -> bool:
+        return self.pack
 
     def longest_row(self) -> int | None:
         return self.length
@@ -107,6 +120,9 @@ class TokensSource(Source):
         path = self.path / file if self.path.is_dir() else self.path
         tokens, mask, starts = self._load(path), self._load_mask(path), self._load_documents(path)
         for i in range(position, min(position + rows, self._num_rows(path))):
+            if self.pack and starts is not None:
+                yield join_documents([self._document(file, tokens, mask, starts, d) for d in self._filled(path)[i]])
+                continue
             where, length = self._place(tokens, starts, i)
             counts = None if mask is None else np.array(mask[where])
             if starts is not None and isinstance(where, slice):
@@ -125,7 +141,26 @@ class TokensSource(Source):
         assert isinstance(payload, np.ndarray)
         return np.asarray(payload[1, : self.length])
 
+    def _document(
+        self, file: str, tokens: np.ndarray, mask: np.ndarray | None, starts: np.ndarray, number: int
+    ) -> RawSample:
+        """Return a document that is to share a row."""
+        where, size = self._place(tokens, starts, number)
+        counts = None if mask is None else np.array(mask[where])
+        pair_2L = self._packed(np.asarray(tokens[where]), counts, size, f"{file}:{number}")
+        remarks = (CUT,) if size > (self.length or 0) else ()
+        return RawSample(f"{file}:{number}", pair_2L[:, : self.length], None, remarks)
+
+    def _filled(self, path: Path) -> list[list[int]]:
+        """Return which documents of a file share a row."""
+        documents = _beside(self.documents, path)
+        assert documents is not None
+        assert self.length is not None
+        return _fill(documents, LocalFile.of(documents), self._load(path).size, self.length)
+
     def _num_rows(self, path: Path) -> int:
+        if self.pack and self._load_documents(path) is not None:
+            return len(self._filled(path))
         tokens, starts = self._load(path), self._load_documents(path)
         if self.length is not None and starts is not None:
             return len(starts)
@@ -222,6 +257,13 @@ class TokensSource(Source):
                 do="leave out a last one that is the end of the stream",
             )
         return np.asarray(starts, np.int64)
+
+
+@lru_cache(maxsize=8)
+def _fill(documents: Path, version: LocalFile, num_tokens: int, length: int) -> list[list[int]]:
+    """Return which documents share a row, of a file that says where in so many tokens each begins."""
+    starts = np.asarray(load_numpy(documents), np.int64)
+    return fill_rows(np.minimum(np.diff(starts, append=num_tokens), length).tolist(), length)
 
 
 def _beside(given: Path | None, path: Path) -> Path | None:

@@ -38,11 +38,13 @@ FORMAT_VERSION = 3  # of caches that are made now; earlier ones are read
 WEIGHTS_JSON = "weights.json"
 NEW_KEYS = ("uses", "task")  # since format 3, and left out where they say nothing
 OWN_LENGTH, BYTE_RANGES, LABELLED_POSITIONS = "own_length", "byte_ranges", "labelled_positions"
+PACKED = "packed_documents"
 USES = (
     OWN_LENGTH,
     USES_NEVER,
     BYTE_RANGES,
     LABELLED_POSITIONS,
+    PACKED,
     FEATURES_ALONE,
 )  # of the names in FORMAT.md, those that are known here
 
@@ -83,7 +85,8 @@ class DatasetSpec(Spec):
     `source` holds the options that decide content (never the path, so that data may move), `input_shape` the shape of
     one input without the row axis. `uses` names what a reader must know to read the rows: with `own_length`, they may
     differ in their first axis, and `input_shape` has the longest that one may be; with `byte_ranges`, shards are
-    planned in bytes, and how many rows one has is in its commit. A dataset of tokens has a `vocabulary`, the number of
+    planned in bytes, and how many rows one has is in its commit; with `packed_documents`, a row may have several
+    documents. A dataset of tokens has a `vocabulary`, the number of
     ids, and the fingerprint of its `tokenizer`, if one is known; what that is, lies beside in `tokenizer.json`. `task`
     says what is asked of a row; None: what is implied (`storage.tasks`).
     """
@@ -102,6 +105,11 @@ class DatasetSpec(Spec):
     def own_length(self) -> bool:
         """Whether each row of the inputs has a length of its own, up to that in `input_shape`."""
         return OWN_LENGTH in self.uses
+
+    @property
+    def packed(self) -> bool:
+        """Whether a row may have several documents, of which none may see another."""
+        return PACKED in self.uses
 
     @property
     def byte_ranges(self) -> bool:
@@ -129,8 +137,10 @@ class DatasetSpec(Spec):
     def _unsaid(cls, task: str | None, info: ValidationInfo) -> str | None:
         """Return None for the task that is implied anyway: two promises of the same are the same."""
         said = info.data
-        own_length = OWN_LENGTH in said.get("uses", ())
-        kind = find_inputs(said.get("vocabulary"), said.get("input_dtype", ""), own_length=own_length, task=task)
+        own_length, packed = (name in said.get("uses", ()) for name in (OWN_LENGTH, PACKED))
+        kind = find_inputs(
+            said.get("vocabulary"), said.get("input_dtype", ""), own_length=own_length, packed=packed, task=task
+        )
         return None if task == implied_task(kind) else task  # of one name and another, not of what either means
 
     @model_validator(mode="after")

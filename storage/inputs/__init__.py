@@ -6,6 +6,7 @@
     tokens.py   ids of a vocabulary, int32
     texts.py    that, each row at its own length: a model is given ids and a mask
     sequences.py   that, read from the front: a model is given ids alone
+    packed.py   that, several documents in a row: a model is given ids and positions
     values.py   float32, as they are
     arguments.py   what a model is called with
     ragged.py   rows of their own length in memory: flat, beside where each ends

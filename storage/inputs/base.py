@@ -32,6 +32,7 @@ class Inputs(ABC):
         scaled: whether they are stored as bytes, of which a model is given 0 … 1.
         tokenised: whether a tokenizer made them, which teacher and student must share to mean the same by an id.
         own_length: whether each row has a length of its own, up to that of the dataset's `input_shape`.
+        packed: whether a row may have several documents, of which none may see another.
         sent_whole: whether all rows of a shard may go to a GPU before they are batched; rows of their own length may
             not, for the host must see how long the longest of a batch is.
         dtypes: which samples may be of, in words; one of another would be shown as something else.
@@ -43,6 +44,7 @@ class Inputs(ABC):
     scaled: ClassVar[bool] = False
     tokenised: ClassVar[bool]
     own_length: ClassVar[bool] = False
+    packed: ClassVar[bool] = False
     sent_whole: ClassVar[bool] = True
     misfit_help: ClassVar[str] = ""
     dtypes: ClassVar[str]
@@ -92,9 +94,17 @@ class Inputs(ABC):
         """Return rows without what is padding in all of them."""
         return shown_B
 
+    def ids(self, stored: np.ndarray) -> np.ndarray:
+        """Return the ids of tokens, of what is stored of some."""
+        return stored
+
     def spread(self, arguments_B: Tensor) -> tuple[Tensor, ...]:
         """Return what `arguments` gave as the arguments that a model's `forward` has."""
         return (arguments_B,)
+
+    def call(self, model: Any, arguments_B: Tensor) -> Any:
+        """Return what a model that is not ours, or a part of it, says to what `arguments` gave."""
+        return model(*self.spread(arguments_B))
 
     @abstractmethod
     def arguments(self, shown_B: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from storage.inputs.base import Inputs
+from storage.inputs.packed import Packed
 from storage.inputs.pixels import Pixels
 from storage.inputs.sequences import Sequences
 from storage.inputs.texts import Texts
@@ -17,12 +18,16 @@ from storage.inputs.values import Values
 if TYPE_CHECKING:
     from storage.format.specs import DatasetSpec
 
-INPUTS: dict[str, Inputs] = {kind.name: kind for kind in (Pixels(), Tokens(), Texts(), Sequences(), Values())}
+INPUTS: dict[str, Inputs] = {kind.name: kind for kind in (Pixels(), Tokens(), Texts(), Sequences(), Packed(), Values())}
 READ_WHOLE = ("text_classification",)  # tasks whose models look at all of a row at once; others see what came before
 
 
-def find_inputs(vocabulary: int | None, input_dtype: str, *, own_length: bool, task: str | None = None) -> Inputs:
+def find_inputs(
+    vocabulary: int | None, input_dtype: str, *, own_length: bool, packed: bool = False, task: str | None = None
+) -> Inputs:
     """Return what rows are made of, of which a dataset promises this; `task` None: what is implied of tokens."""
+    if packed:
+        return INPUTS["packed"]
     if vocabulary is not None:  # ids of tokens
         return INPUTS["tokens" if not own_length else "texts" if task in READ_WHOLE else "sequences"]
     return INPUTS["pixels" if input_dtype == "uint8" else "values"]  # pixels are bytes, values are floats
@@ -30,4 +35,10 @@ def find_inputs(vocabulary: int | None, input_dtype: str, *, own_length: bool, t
 
 def inputs_of(dataset: DatasetSpec) -> Inputs:
     """Return what the rows of a dataset are made of."""
-    return find_inputs(dataset.vocabulary, dataset.input_dtype, own_length=dataset.own_length, task=dataset.task)
+    return find_inputs(
+        dataset.vocabulary,
+        dataset.input_dtype,
+        own_length=dataset.own_length,
+        packed=dataset.packed,
+        task=dataset.task,
+    )

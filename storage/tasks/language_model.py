@@ -26,7 +26,7 @@ class LanguageModel(Task):
     """A class, the token that follows, at each position; −1 where nothing is to be predicted: prompts, padding."""
 
     name: ClassVar[Literal["language_model"]] = "language_model"
-    inputs = ("tokens", "sequences")
+    inputs = ("tokens", "sequences", "packed")
     site_name = "token"
     unlabelled_sites = False
     label_array: ClassVar[str] = "labels"

@@ -99,6 +99,14 @@ def _check_agree(dataset: DatasetSpec, held: DatasetSpec, what: str) -> None:
             if dataset.classes != held.classes
             else None,
         )
+    # a row of one document is one of several too, but who was trained on rows of one does not part them
+    if inputs_of(held).packed and not inputs_of(dataset).packed:
+        raise BadRequest(
+            what,
+            found=f"rows of several documents: pack = true of {held.name}",
+            expected=f"rows of one document each, as of {dataset.name}",
+            do="pack both; or the first of them, of which a student is made",
+        )
 
 
 def check_suited(options: StudentOptions, dataset: DatasetSpec) -> None:

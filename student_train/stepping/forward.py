@@ -6,15 +6,21 @@ from collections.abc import Callable, Sequence
 from difflib import get_close_matches
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch._functorch import config as functorch_config
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from storage.errors import BadRequest
+from storage.inputs.packed import mark_first, try_parted
 from student_train.losses.outputs import Outputs
 from student_train.students import Student
 from student_train.tasks import task_of
+
+TRIED_TOKENS = 8  # of a row of two documents
+# Of the largest logit: what is masked has no weight at all; a document alone is rounded otherwise.
+CROSSING, APART = 1e-5, 1e-3
 
 
 class LayerNotRun(Exception):
@@ -104,6 +110,8 @@ def check_student(
             outputs = tapped.eval()(student.blank(2, input_shape))
             tried = student.blank(2, short)
             logits, scores = student(tried), student.scores(student.hidden(tried))
+            if student.blueprint.made_of.packed and tried.device.type != "meta":
+                _check_parted(student, input_shape[0], num_classes)
             # where each position has an answer, losses are given those of a layer that are at sites with a label
             if student.blueprint.made_of.own_length and student.blueprint.asked.sites(input_shape) == ():
                 one_item = tapped(student.blank(2, (1, *input_shape[1:])))
@@ -144,6 +152,28 @@ def _check_lengths(longest: dict[str, Tensor], shortest: dict[str, Tensor]) -> N
                 expected="a vector for each row",
                 do='a student_layer behind the mean over positions; of an encoder "network.pool" or "network.norm"',
             )
+
+
+def _check_parted(student: Student, length: int, num_classes: int) -> None:
+    """Check that a student answers about each document of a packed row as if it were alone."""
+    ids_L = np.arange(min(TRIED_TOKENS, length)) % num_classes
+    row_L = np.concatenate([mark_first(part_L) for part_L in np.array_split(ids_L, 2)])  # at least a token each
+
+    def ask(rows_BL: Tensor, sites_BL: Tensor) -> Tensor:
+        logits_PC: Tensor = student(student.blueprint.made_of.arguments(rows_BL))[sites_BL.to(rows_BL.device)]
+        return logits_PC.float()
+
+    tried = try_parted(ask, torch.from_numpy(row_L).to(student.device), num_classes)
+    crosses = tried.crossing > CROSSING * tried.largest
+    if crosses or tried.off > APART * tried.largest:
+        raise BadRequest(
+            "the student does not part the documents of a packed row",
+            found=f"architecture {student.blueprint.architecture!r}, whose logits at the end of a document "
+            + (f"change by {tried.crossing:.3g} with the one before it" if crosses else f"are {tried.off:.3g} off")
+            + f", of {tried.largest:.3g} at most",
+            expected="those of the document alone: attention and positions that begin anew with it",
+            do="a dataset with pack = false; or another architecture, such as gpt or a Llama",
+        )
 
 
 def _check_head(student: Student) -> None:

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from storage.errors import BadRequest
+from storage.inputs.packed import documents_of
 
 MAX_DEPTH = 256  # keeps a damaged student.json from asking for any number of layers
 INITIAL_DEVIATION = 0.02  # of GPT-2
@@ -85,9 +86,9 @@ class Gpt(nn.Module):
                 deviation = INITIAL_DEVIATION / (math.sqrt(2 * depth) if name.endswith("out.weight") else 1)
                 nn.init.normal_(parameter, std=deviation)
 
-    def forward(self, tokens_BL: Tensor) -> Tensor:
-        """Return logits (B, L, C) of int64 tokens (B, L)."""
-        logits_BLC: Tensor = self.head(self.body(tokens_BL))
+    def forward(self, tokens_BL: Tensor, positions_BL: Tensor | None = None) -> Tensor:
+        """Return logits (B, L, C) of int64 tokens (B, L), of several documents where positions begin anew."""
+        logits_BLC: Tensor = self.head(self.body(tokens_BL, positions_BL))
         return logits_BLC
 
 
@@ -104,10 +105,12 @@ class Body(nn.Module):
         self.norm = nn.LayerNorm(width)
         self.end_of_text = end_of_text
 
-    def forward(self, tokens_BL: Tensor) -> Tensor:
-        """Return hidden states."""
-        hidden_BLD = self.tokens(tokens_BL) + self.positions.weight[: tokens_BL.shape[1]]
-        visible = None if self.end_of_text is None else visible_positions(tokens_BL, self.end_of_text)
+    def forward(self, tokens_BL: Tensor, positions_BL: Tensor | None = None) -> Tensor:
+        """Return hidden states; `positions_BL` count from the first of each document, None: from that of the row."""
+        length = tokens_BL.shape[1]
+        placed = self.positions.weight[:length] if positions_BL is None else self.positions(positions_BL)
+        hidden_BLD = self.tokens(tokens_BL) + placed
+        visible = visible_positions(tokens_BL, positions_BL, self.end_of_text)
         for block in self.blocks:
             hidden_BLD = block(hidden_BLD, visible)
         normed_BLD: Tensor = self.norm(hidden_BLD)
@@ -181,9 +184,16 @@ class Tied(nn.Module):
         return functional.linear(hidden, self._embedding[0].weight)
 
 
-def visible_positions(tokens_BL: Tensor, end_of_text: int) -> Tensor:
-    """Return which positions each one sees, (B, 1, L, L) bool: those up to itself, of its own document."""
-    ends_BL = tokens_BL == end_of_text
-    document_BL = ends_BL.cumsum(dim=1) - ends_BL.long()  # the end of a document belongs to it
+def visible_positions(tokens_BL: Tensor, positions_BL: Tensor | None, end_of_text: int | None) -> Tensor | None:
+    """Return which positions each one sees, (B, 1, L, L) bool: those up to itself, of its own document.
+
+    None: all up to itself.
+    """
+    if positions_BL is None and end_of_text is None:
+        return None
+    document_BL = torch.zeros_like(tokens_BL) if positions_BL is None else documents_of(positions_BL)
+    if end_of_text is not None:
+        ends_BL = tokens_BL == end_of_text
+        document_BL = document_BL + ends_BL.cumsum(dim=1) - ends_BL.long()  # the end of a document belongs to it
     same_BLL = document_BL[:, :, None] == document_BL[:, None, :]
     return torch.ones_like(same_BLL).tril().logical_and(same_BLL)[:, None]

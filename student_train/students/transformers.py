@@ -175,16 +175,17 @@ def is_in_two_parts(model: Any) -> bool:
         model.train(training)
 
 
-def _called(module: Any, tokens_BL: Tensor) -> Any:
-    """Return what a model, or its body, gives for int64 tokens."""
+def _called(module: Any, tokens_BL: Tensor, positions_BL: Tensor | None = None) -> Any:
+    """Return what a model, or its body, gives for int64 tokens; `positions_BL` count from the first of a document."""
+    placed = {} if positions_BL is None else {"position_ids": positions_BL}  # from which its masks part documents
     if tokens_BL.device.type != "meta":
-        return module(input_ids=tokens_BL)
+        return module(input_ids=tokens_BL, **placed)
     try:
-        return module(input_ids=tokens_BL)
+        return module(input_ids=tokens_BL, **placed)
     except (RuntimeError, NotImplementedError):  # most look at values to know whether rows are packed; not with a mask
         rows, length = tokens_BL.shape
         mask = torch.ones((), dtype=torch.bool, device="meta").expand(rows, 1, length, length)
-        return module(input_ids=tokens_BL, attention_mask=mask)
+        return module(input_ids=tokens_BL, attention_mask=mask, **placed)
 
 
 def _config(config: dict[str, Any]) -> Any:

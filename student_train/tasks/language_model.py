@@ -16,6 +16,7 @@ from torch import Tensor
 from storage.cache import Cache, Samples
 from storage.encodings import Capability, Encoded
 from storage.errors import BadRequest
+from storage.inputs import inputs_of
 from storage.tasks import TASKS
 from student_train.feed.batches import Needs, SoftNeed
 from student_train.feed.selection import NO_CLASS, Selection
@@ -112,7 +113,8 @@ def _positions(cache: Cache, selection: Selection, teacher: str | None, blocks: 
                 columns[name] = values.new_zeros(len(labels_N)).masked_scatter_(labelled_N, values)
         labelled = pl.Series(labelled_N.numpy())
         known = [pl.when(labelled).then(pl.Series(name, values.numpy())) for name, values in columns.items()]
-        parts.append(pl.DataFrame({"token": arrays[INPUTS].flatten()[:left].numpy()}).with_columns(known))
+        ids_N = inputs_of(selection.spec).ids(arrays[INPUTS].flatten()[:left].numpy())
+        parts.append(pl.DataFrame({"token": ids_N}).with_columns(known))
         left -= len(labels_N)
         if not left:
             break

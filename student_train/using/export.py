@@ -150,8 +150,7 @@ def _compare(student: Student, loaded: Any, rows: ComparedRows) -> tuple[float, 
     with torch.inference_mode():
         for inputs in rows.inputs:
             own_BLC = student(inputs)
-            (ids_BL, *_) = student.blueprint.made_of.spread(inputs)
-            there_BLC = loaded(input_ids=ids_BL).logits[..., : own_BLC.shape[-1]]
+            there_BLC = student.blueprint.made_of.call(loaded, inputs).logits[..., : own_BLC.shape[-1]]
             difference = max(difference, float((own_BLC - there_BLC).abs().max()))
             largest = max(largest, float(own_BLC.abs().max()))
     return difference, largest

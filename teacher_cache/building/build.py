@@ -160,12 +160,14 @@ def _ingest(stages: Stages, stage: Stage, request: BuildRequest, before: Ledger)
     told = before.of(dataset, None, PLAIN)
     quarantined, rows, cut = int(told["quarantined"].sum()), int(told["rows"].sum()), 0
     remarks: Counter[str] = Counter()
+    packed: Counter[str] = Counter()  # of what is read now
 
     def on_done(done: Done) -> None:
         nonlocal quarantined, rows, cut
         quarantined += done.quarantined
         rows += done.rows
         cut += done.cut
+        packed.update(rows=done.rows - done.quarantined, documents=done.packed[0], tokens=done.packed[1])
         remarks.update(dict(done.remarks))
         _check_quarantined(cache, stage, quarantined, max(rows, expected))
 
@@ -182,6 +184,13 @@ def _ingest(stages: Stages, stage: Stage, request: BuildRequest, before: Ledger)
     if cut:
         limit = f"length = {stage.dataset.spec.input_shape[0]}"
         stages.watcher.note(f"note: {cut} rows of {dataset} are longer than {limit}; what is behind it was cut off")
+    if packed["documents"]:
+        length = stage.dataset.spec.input_shape[0]
+        full = packed["tokens"] / (packed["rows"] * length)
+        stages.watcher.note(
+            f"note: {packed['documents']:,} documents of {dataset} are packed into {packed['rows']:,} rows of up to "
+            f"{length:,} tokens, {full:.1%} full"
+        )
     for remark, count in remarks.items():
         stages.watcher.note(f"warning: {dataset}: {count} {remark}")
     if not stage.todo:

@@ -66,6 +66,7 @@ def _ingested(
 
 def _is_mended(source: Source, commit: Commit, extents: Sequence[Extent]) -> bool:
     """Return whether a shard has the samples that it had, but for those that could not be read."""
-    now = [sample.digests(3)["payload_digest"] for extent in extents for sample in read_extent(source, extent)]
+    samples = source.rows_of(sample for extent in extents for sample in read_extent(source, extent))
+    now = [sample.digests(3)["payload_digest"] for sample in samples]
     was = commit.table["payload_digest"].to_pylist()
     return len(now) == len(was) and all(then in ("", found) for then, found in zip(was, now, strict=True))

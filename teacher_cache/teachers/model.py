@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from storage.errors import BadTeacher, StillroomError, is_out_of_memory
 from storage.format.specs import DatasetSpec
 from storage.inputs import inputs_of
+from storage.inputs.packed import has_several, try_parted
 from storage.tasks import task_of
 from teacher_cache.teachers.classes import order_of
 from teacher_cache.teachers.fed import fed
@@ -27,7 +28,7 @@ from teacher_cache.teachers.options import TeacherOptions
 from teacher_cache.teachers.parts import Parts, find_body, find_parts, logits_of
 from teacher_cache.teachers.probabilities import logits_from
 from teacher_cache.teachers.spread import spread
-from teacher_cache.teachers.steady import ROWS, check_steady
+from teacher_cache.teachers.steady import ROWS, check_parted, check_steady
 
 if TYPE_CHECKING:
     import torch
@@ -80,6 +81,7 @@ class Teacher:
         self._class_names = KINDS[options.origin].classes(options)
         self._captured: dict[str, Tensor] = {}
         self._steady: set[str] = set()  # datasets at whose first batch it had one answer for each row
+        self._parted: set[str] = set()  # datasets of which it was tried on a row of several documents
         self._parts: dict[str, Parts | None] = {}  # by dataset
         modules = dict(model.named_modules())
         for name, feature in options.features.items():
@@ -143,6 +145,8 @@ class Teacher:
             untold = dataset.name not in self._steady and (few is None or few.any())
             if untold and shown_B.device.type != "meta":  # there it says nothing at all
                 self._check_steady(shown_B[:ROWS], few, dataset)
+            if inputs_of(dataset).packed and dataset.name not in self._parted and shown_B.device.type != "meta":
+                self._check_parted(shown_B, dataset)
         return heard
 
     def scores(self, hidden_P: Tensor, dataset: DatasetSpec) -> Tensor:
@@ -192,9 +196,10 @@ class Teacher:
         for tried in (*[TRIED_SITES] * has_sites, row_1L.shape[1]):
             if parts is None:
                 with torch.inference_mode(), self._autocast():
-                    arguments = inputs_of(dataset).spread(self._arguments(row_1L[:, :tried], dataset))
+                    arguments_1L = self._arguments(row_1L[:, :tried], dataset)
+                    call = partial(inputs_of(dataset).call, arguments_B=arguments_1L)
                     find = find_parts if self.is_scored else partial(find_body, heard=self._features_of)
-                    parts = find(self.model, arguments, tapped)
+                    parts = find(self.model, call, tapped)
         self._parts[dataset.name] = parts
 
     def _features_of(self, call: Callable[[], Any]) -> dict[str, Tensor]:
@@ -241,13 +246,27 @@ class Teacher:
             answered = answered & (answered.flatten(1).cumsum(1).view(answered.shape) <= TRIED_SITES)
 
         def ask(rows: int) -> Tensor:
-            heard = self._hear(shown_B[:rows], None if answered is None else answered[:rows], dataset)
-            if self.is_scored:
-                return self.scores(heard.hidden, dataset).float()
-            return torch.cat([values.flatten(1).float() for values in heard.features.values()], 1)
+            return self._said(shown_B[:rows], None if answered is None else answered[:rows], dataset)
 
         check_steady(self.model, ask, len(shown_B), self.name, "logits" if self.is_scored else "features")
         self._steady.add(dataset.name)
+
+    def _check_parted(self, shown_B: Tensor, dataset: DatasetSpec) -> None:
+        """Check by a row of several documents, if there is one, that it parts them. Raises BadTeacher."""
+        row_L = next((row_L for row_L in shown_B if has_several(row_L)), None)
+        if row_L is not None:
+            tried = try_parted(partial(self._said, dataset=dataset), row_L, task_of(dataset).num_classes(dataset))
+            check_parted(tried, self.model, self.name)
+            self._parted.add(dataset.name)
+
+    def _said(self, shown_B: Tensor, answered: Tensor | None, dataset: DatasetSpec) -> Tensor:
+        """Return what it says at some sites: scores, or features where there are none."""
+        import torch
+
+        heard = self._hear(shown_B, answered, dataset)
+        if self.is_scored:
+            return self.scores(heard.hidden, dataset).float()
+        return torch.cat([values.flatten(1).float() for values in heard.features.values()], 1)
 
     @contextlib.contextmanager
     def _too_large(self) -> Iterator[None]:
@@ -293,8 +312,8 @@ class Teacher:
         with torch.inference_mode(), self._autocast():
             inputs_B = self._arguments(kind.trimmed(shown_B), dataset)
             try:
-                arguments = kind.spread(inputs_B)
-                return inputs_B, self.model(*arguments) if parts is None else parts.hidden(arguments)
+                call = partial(kind.call, arguments_B=inputs_B)
+                return inputs_B, call(self.model) if parts is None else parts.hidden(call)
             except StillroomError:
                 raise
             except (Exception, SystemExit) as error:  # the user's own model

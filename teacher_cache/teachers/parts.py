@@ -18,6 +18,9 @@ from storage.errors import is_out_of_memory
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
+Call = Callable[[Any], Any]
+"""Calls a model, or its body, about some rows (`Inputs.call`)."""
+
 PART_OFF = 1e-2  # of the largest logit, by which those of some sites alone may differ: far more than rounding
 
 
@@ -27,9 +30,9 @@ class Parts(NamedTuple):
     body: nn.Module
     head: Callable[[Tensor], Tensor]
 
-    def hidden(self, arguments: tuple[Tensor, ...]) -> Tensor:
+    def hidden(self, call: Call) -> Tensor:
         """Return the hidden states of a batch, (B, L, D)."""
-        output = self.body(*arguments)
+        output: Any = call(self.body)
         hidden_BLD: Tensor = getattr(output, "last_hidden_state", output)
         return hidden_BLD
 
@@ -44,19 +47,19 @@ def logits_of(output: Any) -> Any:
     return getattr(output, "logits", output)
 
 
-def find_parts(model: nn.Module, arguments: tuple[Tensor, ...], tapped: Collection[str]) -> Parts | None:
+def find_parts(model: nn.Module, call: Call, tapped: Collection[str]) -> Parts | None:
     """Return the parts of a model, or None: it has none, or none that say what it says.
 
     Args:
         model: in evaluation mode.
-        arguments: some rows to try it on, (B, L) each.
+        call: about some rows to try it on.
         tapped: names of the layers that features are taken of, all of which must be the body's.
     """
     import torch
 
     for parts in _candidates(model, tapped):
         try:
-            whole_BLC, hidden_BLD = logits_of(model(*arguments)).float(), parts.hidden(arguments)
+            whole_BLC, hidden_BLD = logits_of(call(model)).float(), parts.hidden(call)
             said_BLC = logits_of(parts.head(hidden_BLD)).float()
             some_NC = parts.scores(hidden_BLD[0, 1:]).float()
         except (Exception, SystemExit) as error:  # the user's own model
@@ -71,21 +74,21 @@ def find_parts(model: nn.Module, arguments: tuple[Tensor, ...], tapped: Collecti
 
 def find_body(
     model: nn.Module,
-    arguments: tuple[Tensor, ...],
+    call: Call,
     tapped: Collection[str],
     heard: Callable[[Callable[[], Any]], Mapping[str, Any]],
 ) -> Parts | None:
     """Return the parts of a model whose body alone gives the same features, to the last bit; None: it has none.
 
     Args:
-        model, arguments, tapped: as of `find_parts`; what the model returns is of no matter.
+        model, call, tapped: as of `find_parts`; what the model returns is of no matter.
         heard: calls what it is given, and returns what the tapped layers said.
     """
     import torch
 
     for parts in _candidates(model, tapped):
         try:
-            whole, alone = heard(lambda: model(*arguments)), heard(lambda body=parts.body: body(*arguments))  # type: ignore[misc]
+            whole, alone = heard(lambda: call(model)), heard(lambda body=parts.body: call(body))  # type: ignore[misc]
             same = whole.keys() == alone.keys() and all(torch.equal(whole[name], alone[name]) for name in whole)
         except (Exception, SystemExit) as error:  # the user's own model; or what is no tensor
             if is_out_of_memory(error):

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from storage.errors import BadTeacher
+from storage.inputs.packed import Parted
 from teacher_cache.teachers.loaded import tensors_digest
 
 if TYPE_CHECKING:
@@ -23,6 +24,9 @@ if TYPE_CHECKING:
 
 ROWS = 8  # asked about a few times when a teacher is loaded
 MORE_TIMES = 6  # if it draws: what it draws may seldom matter
+# Of the largest logit, of packed documents: what is masked has no weight at all, and may only be rounded otherwise.
+CROSSING, CROSSING_OF_HALF = 1e-5, 1e-2
+APART = 1e-3  # a document in a row of another length
 ALIKE = 0.1  # of the largest logit: more than kernels of another batch differ by, in bfloat16 too
 
 
@@ -71,6 +75,35 @@ def check_steady(
             expected="one answer for each row, whatever is asked with it",
             do="batch normalisation in evaluation mode (training=self.training); of texts, what padding says is masked",
         )
+
+
+def check_parted(tried: Parted, model: nn.Module, name: str) -> None:
+    """Check that a teacher answers about each document of a packed row as if it were alone.
+
+    Args:
+        tried: on a row of several documents.
+        model: the teacher's.
+        name: of the teacher.
+
+    Raises:
+        BadTeacher: documents see those before them, or do not begin anew.
+    """
+    import torch
+
+    precise = all(p.dtype not in (torch.bfloat16, torch.float16) for p in model.parameters())
+    crossing, off = (CROSSING, APART) if precise else (CROSSING_OF_HALF, ALIKE)
+    if tried.crossing > crossing * tried.largest:
+        found = f"change by {tried.crossing:.3g} with the document before it"
+    elif tried.off > off * tried.largest:
+        found = f"are {tried.off:.3g} off those about the document alone"
+    else:
+        return
+    raise BadTeacher(
+        f"teacher {name} does not part the documents of a packed row",
+        found=f"{type(model).__name__}: answers at the end of a document {found}, of {tried.largest:.3g} at most",
+        expected="each document answered as if it were alone: attention and positions that begin anew with it",
+        do="pack = false in [[dataset]]: this model does not go by position_ids alone",
+    )
 
 
 def _same(one: Tensor, other: Tensor) -> bool:

@@ -21,6 +21,7 @@ from storage.errors import BadRequest, MissingSource
 from storage.format.rows import Extent
 from storage.format.specs import FORMAT_VERSION, DatasetSpec
 from storage.inputs import Stored, inputs_of
+from storage.inputs.packed import count_documents
 from storage.inputs.ragged import Ragged, digest_rows
 from storage.tasks import task_of
 from storage.tasks.base import MOST_COUNTED
@@ -64,7 +65,8 @@ def ingest_shard(work: IngestWork) -> Done:
     rows = (start, start + num_rows)
     done = commit_shard(cache, work.key, rows, arrays=arrays, table=table, about=about, quarantined=quarantined)
     cut = 0 if CUT not in columns else int(np.count_nonzero(columns[CUT]))
-    return done._replace(cut=cut, remarks=tuple(remarks.items()))
+    packed = count_documents(arrays["inputs"]) if spec.packed else (0, 0)
+    return done._replace(cut=cut, remarks=tuple(remarks.items()), packed=packed)
 
 
 def _count_labels(table: pa.Table, num_classes: int) -> dict[str, list[int]]:
@@ -91,7 +93,7 @@ def decode_rows(
     kind = inputs_of(spec)
     samples: Iterable[RawSample] = _samples(source, extents)
     if source.by_ranges:
-        samples = list(samples)  # which tells how many there are
+        samples = list(source.rows_of(samples))  # which tells how many there are
         num_rows = len(samples)
     else:
         num_rows = sum(extent.rows for extent in extents)

@@ -124,6 +124,7 @@ class Done(NamedTuple):
         won: False if another builder had committed the shard already.
         cut: rows of an ingest that were longer than the dataset takes.
         remarks: what is to be told of its samples, and of how many.
+        packed: documents and tokens of the rows of an ingest, where several documents may be in one.
         batch_size: rows that a teacher was asked about at a time, where as many as the job says did not fit.
     """
 
@@ -136,6 +137,7 @@ class Done(NamedTuple):
     cut: int = 0
     remarks: tuple[tuple[str, int], ...] = ()
     batch_size: int | None = None
+    packed: tuple[int, int] = (0, 0)
 
 
 def provenance(seconds: float) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from storage.datasets.chat.answers import Answers, find_answers
 from storage.datasets.chat.cutting import first_that_fits, shorter
 from storage.datasets.chat.reading import Chat, ChatColumns, Role
 from storage.datasets.chat.template import ChatTemplate, Renderer, read_template
+from storage.datasets.text.blocks import BYTES_PER_TOKEN
 from storage.datasets.text.cutting import PIECE
 from storage.datasets.text.opening import compressed, kind_of
 from storage.datasets.text.ranged import RangedFiles, TooLong
@@ -48,6 +49,7 @@ class ChatSource(RangedFiles):
         date: that the template prints; by default the day on which the dataset was first built.
         length: tokens of a row at most.
         long_chats: what becomes of a longer one.
+        pack: several chats in a row of up to `length` tokens, of which none sees another.
     """
 
     kind: Literal["chat"]
@@ -61,6 +63,7 @@ class ChatSource(RangedFiles):
     date: Annotated[datetime.date, Field(strict=False)] | None = None
     length: Annotated[int, Field(ge=2, le=2**20)]
     long_chats: Literal["refuse", "cut_front", "cut_back"] = "refuse"
+    pack: bool = False
 
     _promised: Mapping[str, Any] = PrivateAttr(default={})
 
@@ -85,7 +88,9 @@ class ChatSource(RangedFiles):
                 do="leave `date` out",
             )
         date = {"date": str(self._date)} if prints_date else {}
-        return super().content() | {key: value[key] for key in keys} | {"template": self._template.digest} | date
+        packed = {"pack": True} if self.pack else {}  # said where it is not as it always was
+        content = super().content() | {key: value[key] for key in keys}
+        return content | {"template": self._template.digest} | date | packed
 
     def as_promised(self, content: Mapping[str, Any]) -> Self:
         copy = self.model_copy()
@@ -125,7 +130,13 @@ class ChatSource(RangedFiles):
             do=f'long_chats = "cut_front" or "cut_back" cuts them at a turn; or length = {longest}, the longest here',
         )
 
+    @property
+    def packs(self) -> bool:
+        return self.pack
+
     def measure_per_row(self) -> int:
+        if self.pack:
+            return BYTES_PER_TOKEN * self.length
         largest = max(self.paths(), key=lambda path: path.stat().st_size)
         return self.ranges_of(largest).mean_document()
 

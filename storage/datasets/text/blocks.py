@@ -10,7 +10,7 @@ import numpy as np
 from pydantic import Field, PrivateAttr, model_validator
 
 from storage.datasets.base import LocalFile, RawSample, Recorded, Unreadable
-from storage.datasets.packing import Blocks, Document, pack
+from storage.datasets.packing import Blocks, Document, pack, parted
 from storage.datasets.text.files import TextFiles
 from storage.datasets.text.opening import kind_of
 from storage.datasets.text.ranged import RangedFiles, TooLong
@@ -42,6 +42,7 @@ class TextSource(TextFiles, RangedFiles):
         block: tokens of a row.
         long_documents: what becomes of a document longer than a block.
         pack: several documents in a block.
+        document_mask: none of which sees another: whole ones, or pieces of a split one, fill a row as far as they do.
     """
 
     kind: Literal["text"]
@@ -51,6 +52,7 @@ class TextSource(TextFiles, RangedFiles):
     block: Annotated[int, Field(ge=2, le=2**20, description=IF_NOT)]
     long_documents: Literal["refuse", "split"] = "refuse"
     pack: bool = True
+    document_mask: bool = False
 
     _of_old: bool = PrivateAttr(default=False)  # of a cache from before texts were cut into ranges
 
@@ -60,6 +62,8 @@ class TextSource(TextFiles, RangedFiles):
             raise ValueError("name the `column` of documents")
         if self.column is None and (self.where is not None or self.domain is not None):
             raise ValueError("`where` and `domain` are of tables: name the `column` of documents too")
+        if self.document_mask and not self.pack:
+            raise ValueError("`document_mask` is of several documents in a row: leave `pack = false` out")
         return self
 
     @property
@@ -70,6 +74,8 @@ class TextSource(TextFiles, RangedFiles):
     def content(self) -> dict[str, Any]:
         keys = ("column", "prompt", "part", "block", "end_of_text", "long_documents", "pack")
         content = super().content() | {key: value for key, value in self.model_dump(mode="json").items() if key in keys}
+        if self.document_mask:
+            content |= {"document_mask": True}
         if self._of_old:
             return content
         # They were two texts to the tokenizer once: rows of that time are not to be mixed with these.
@@ -102,6 +108,13 @@ class TextSource(TextFiles, RangedFiles):
     @property
     def refuses_long(self) -> bool:
         return self.long_documents == "refuse"
+
+    def longest_row(self) -> int | None:
+        return self.block if self.document_mask else None
+
+    @property
+    def packs(self) -> bool:
+        return self.document_mask
 
     def known_input(self) -> tuple[tuple[int, ...], str]:
         # of what is cut wherever a block ends no document is too long, and one that cannot be read is set aside
@@ -141,6 +154,9 @@ class TextSource(TextFiles, RangedFiles):
         documents = list(self._documents(self.ranges_of(self.at(file)), first, beyond, last=last))
         end_of_text = self.bound.special(self.end_of_text)
         split = self.long_documents == "split"
+        if self.document_mask:
+            yield from parted(documents, f"{file}:{start}", self.block, end_of_text=end_of_text, split=split)
+            return
         blocks = pack(documents, self.block, end_of_text=end_of_text, split=split, together=self.pack)
         for i in range(len(blocks.inputs_SL)):
             yield RawSample(f"{file}:{start}:{i}", *_row(blocks, i))

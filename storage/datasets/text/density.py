@@ -37,7 +37,7 @@ def measure_density(source: TokenisedFiles) -> Density | None:
     found = []
     for file, start, stop, last in _spots(source):
         try:
-            samples = list(source.read_range(file, start, stop, last=last))
+            samples = list(source.rows_of(source.read_range(file, start, stop, last=last)))
         except StillroomError:
             return None
         pairs = [sample.payload for sample in samples if isinstance(sample.payload, np.ndarray)]

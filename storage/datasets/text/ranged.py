@@ -5,7 +5,7 @@ L tokens of a row.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from storage.datasets.base import FILE_SCHEMA, LocalFile, Unreadable
+from storage.datasets.base import FILE_SCHEMA, LocalFile, RawSample, Unreadable
+from storage.datasets.packing import pack_rows
 from storage.datasets.text.files import TokenisedFiles
 from storage.datasets.text.ranges import Ranges
 from storage.datasets.text.rows import cut
@@ -64,6 +65,9 @@ class RangedFiles(TokenisedFiles):
     @property
     def by_ranges(self) -> bool:
         return True
+
+    def rows_of(self, samples: Iterable[RawSample]) -> Iterable[RawSample]:
+        return pack_rows(samples, self.row_tokens) if self.packs else samples
 
     def known_input(self) -> tuple[tuple[int, ...], str]:
         """Return shape and dtype of a row, after a look at the first documents.

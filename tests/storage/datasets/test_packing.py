@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from storage.datasets.base import Unreadable
-from storage.datasets.packing import Document, pack
+from storage.datasets.base import RawSample, Unreadable
+from storage.datasets.packing import Document, fill_rows, pack, pack_rows
 
 
 def packed(*documents: list[int] | Unreadable | Document, length: int = 4, split: bool = False, together: bool = True):
@@ -76,3 +76,29 @@ def test_every_token_is_there_once_in_order_and_predicted_by_the_one_before(
 def test_blocks_are_int32(split: bool) -> None:
     blocks = pack([Document(np.array([1], np.int32))], 4, end_of_text=0, split=split, together=True)
     assert (blocks.inputs_SL.dtype, blocks.labels_SL.dtype) == (np.int32, np.int32)
+
+
+@given(st.lists(st.integers(1, 9), max_size=60))
+def test_each_document_is_in_one_row_and_no_row_is_too_long(sizes: list[int]) -> None:
+    rows = fill_rows(sizes, 9)
+    assert sorted(document for row in rows for document in row) == list(range(len(sizes)))
+    assert all(sum(sizes[document] for document in row) <= 9 for row in rows)
+    assert rows == sorted(sorted(row) for row in rows)
+    # no two rows would have fitted into one
+    free = sorted(sum(sizes[document] for document in row) for row in rows)
+    assert sum(free[:2]) > 9 or len(rows) < 2
+
+
+def document(name: str, ids: list[int]) -> RawSample:
+    return RawSample(name, np.array([ids, [*ids[1:], -1]], np.int32), None, ("texts",))
+
+
+def test_a_row_marks_where_documents_begin_and_names_them() -> None:
+    unreadable = RawSample("a:7", Unreadable("why"), None)
+    given_ = [document("a:0", [5, 6, 7]), document("a:3", [0, 8, 9]), unreadable, document("b:0", [1])]
+    first, second, third = pack_rows(given_, 4)
+    assert (first.sample_id, second.sample_id, third.sample_id) == ("a:0", "a:3+b:0", "a:7")
+    assert first.payload.tolist() == [[-7, 6, 7], [6, 7, -1]]  # type: ignore[union-attr]
+    assert second.payload.tolist() == [[-2, 8, 9, -3], [8, 9, -1, -1]]  # type: ignore[union-attr]
+    assert third is unreadable
+    assert second.remarks == ("texts", "texts")

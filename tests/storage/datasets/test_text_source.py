@@ -16,6 +16,7 @@ from pydantic import ValidationError
 from storage.datasets import RawSample, Unreadable
 from storage.datasets.text import blocks as text_module
 from storage.errors import BadRequest, MissingSource
+from storage.inputs.packed import FIRST
 from storage.language.tokenizer import encoder, train_tokenizer
 
 Make = Callable[..., Any]
@@ -310,3 +311,37 @@ def test_utf_16_is_named(tmp_path: Path, encoding: str, name: str, text: Make, r
         "the byte-order mark of UTF-16",
         f"convert it: iconv -f utf-16 -t utf-8 {name}",
     )
+
+
+@pytest.mark.parametrize("long_documents", ["refuse", "split"])
+def test_lines_share_a_row_and_see_nothing_of_each_other(
+    tmp_path: Path, text: Make, read_all: ReadAll, long_documents: str
+) -> None:
+    lines = ["to be", "or", "not to be", "to be or not", "or not"]
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps({"t": line}) + "\n" for line in lines))
+    source = text("a.jsonl", column="t", block=16, document_mask=True, long_documents=long_documents)
+    rows = list(source.rows_of(read_all(source)))
+    assert len(rows) < len(lines)
+    found = []
+    for row in rows:
+        assert isinstance(row.payload, np.ndarray)
+        begins = np.flatnonzero(row.payload[0] <= FIRST)
+        for tokens, said in zip(*(np.split(each, begins[1:]) for each in row.payload), strict=True):
+            assert said.tolist() == [*tokens[1:].tolist(), -1]
+            found.append([FIRST - tokens[0], *tokens[1:]])
+    assert sorted(found) == sorted([*ids(line), 0] for line in lines)
+
+
+def test_pieces_of_a_long_document_begin_anew(tmp_path: Path, text: Make, read_all: ReadAll) -> None:
+    (tmp_path / "a.txt").write_text("wherefore art thou")
+    stream = [*ids("wherefore art thou"), 0]
+    source = text(document_mask=True, long_documents="split")
+    rows = list(source.rows_of(read_all(source)))
+    assert [len(row.payload[0]) for row in rows] == [8] * (len(stream) // 8) + [len(stream) % 8] * (len(stream) % 8 > 0)
+    assert all(row.payload[0][0] <= FIRST for row in rows)
+    assert np.concatenate([row.payload[1] for row in rows]).tolist() == [*stream[1:], -1]
+
+
+def test_a_mask_of_documents_is_of_several_in_a_row(text: Make) -> None:
+    with pytest.raises(ValidationError, match="leave `pack = false` out"):
+        text(document_mask=True, pack=False)

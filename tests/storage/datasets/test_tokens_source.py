@@ -11,6 +11,7 @@ import pytest
 from pydantic import ValidationError
 
 from storage.datasets import RawSample
+from storage.datasets.tokens import CUT
 from storage.errors import BadRequest, LabelOutOfRange, MissingSource
 from storage.language.tokenizer import train_tokenizer
 
@@ -147,3 +148,24 @@ def test_a_change_of_where_documents_begin_is_a_change_of_the_file(tmp_path: Pat
 def test_a_length_goes_with_documents(tokens: Make) -> None:
     with pytest.raises(ValidationError, match="it goes with `documents`"):
         tokens([1, 2, 3, 4], length=4)
+
+
+def test_whole_documents_share_a_row_and_each_is_marked(tmp_path: Path, tokens: Make, read_all: ReadAll) -> None:
+    np.save(tmp_path / "starts.npy", np.array([0, 3, 4, 9]))
+    source = tokens([1, 2, 3, 4, 5, 6, 7, 8, 9, 0], documents="starts.npy", length=4, pack=True)
+    samples = read_all(source)
+    assert [sample.sample_id for sample in samples] == ["t.npy:0+1", "t.npy:2", "t.npy:3"]
+    assert pairs(samples) == [
+        [[-3, 2, 3, -6], [2, 3, -1, -1]],
+        [[-7, 6, 7, 8], [6, 7, 8, 9]],  # of a document that is cut, the next token is known
+        [[-2], [-1]],
+    ]
+    assert [sample.remarks for sample in samples] == [(), (CUT,), ()]
+    (second,) = source.read("t.npy", 1, 1)
+    assert second.sample_id == "t.npy:2"
+    assert (source.packs, source.content()["pack"]) == (True, True)
+
+
+def test_documents_are_packed_only_where_they_are_known(tokens: Make) -> None:
+    with pytest.raises(ValidationError, match="goes with `documents` and `length`"):
+        tokens([1, 2, 3, 4], block=2, pack=True)
