@@ -74,7 +74,9 @@ class Teacher:
     def __init__(self, options: TeacherOptions, model: nn.Module, device: torch.device):
         self.name, self.asked_batch_size = options.name, options.batch_size
         self.batch_size = options.batch_size  # lower from the first batch on that does not fit
-        self.model = model.eval().requires_grad_(False)  # no dropout, no batch statistics: one answer for each row
+        self.model = model.eval()  # no dropout, no batch statistics: one answer for each row
+        for weight in model.parameters():  # one by one: TorchScript has no way for all
+            weight.requires_grad_(False)
         self._options = options
         self.is_scored = options.encoding.soft  # else it is asked for features alone
         self.weights = weights_digest(model)
@@ -100,13 +102,26 @@ class Teacher:
 
         Raises:
             BadRequest: its layers are to be where nothing is.
+            BadTeacher: it cannot be moved there.
         """
         self.device = device
         if self._options.device_map is None:
-            self.model.to(device)
+            self._move(device)
         else:
             spread(self.model, self._options.device_map, device)  # once: afterwards it has no tensors to move
         self._constants: dict[object, Tensor] = {}
+
+    def _move(self, device: torch.device) -> None:
+        try:
+            self.model.to(device)
+        except StillroomError:
+            raise
+        except Exception as error:  # of a program's own; TorchScript cannot be on the meta device
+            if is_out_of_memory(error):
+                raise
+            raise BadTeacher(
+                f"teacher {self.name} cannot be moved to {device}", found=f"{type(error).__name__}: {error}"
+            ) from error
 
     def __call__(self, shown_B: Tensor, dataset: DatasetSpec) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the logits of a batch at all sites, (B, *sites, C) float32, and its features by name, (B, …).

@@ -52,6 +52,7 @@ class TeacherOptions(Options):
         layout: how it takes images: channels first, or last.
         method: of an estimator of scikit-learn, that scores the classes; by default its probabilities.
         trust_types: of its file, types that skops does not know to be harmless, and that may be loaded.
+        trust: digest of a file that is code as well as weights, and may run: an exported program, or TorchScript.
         output: what it says of the classes: scores before a softmax, or probabilities.
         pixels: the range of a pixel that it takes: 0 to 1, or that of bytes, 0 to 255.
         dtype: precision of its weights, and of what it computes; by default as they are stored.
@@ -74,13 +75,14 @@ class TeacherOptions(Options):
     arguments: dict[str, Any] = Field(default_factory=dict)
     weights: JobPath | None = None
     student: JobPath | None = None
-    kind: Literal["transformers", "onnx", "sklearn"] | None = None
+    kind: Literal["transformers", "onnx", "exported", "torchscript", "sklearn"] | None = None
     path: JobPath | None = None
     input_names: Annotated[list[str], Field(min_length=1)] | None = None
     output_name: str | None = None
     layout: Literal["nchw", "nhwc"] | None = None
     method: Literal["predict_proba", "decision_function"] | None = None
     trust_types: Annotated[list[str], Field(min_length=1)] | None = None
+    trust: Annotated[str, Field(pattern=r"^sha256:[0-9a-f]{64}$")] | None = None
     output: Literal["logits", "probabilities"] = "logits"
     pixels: Literal["unit", "bytes"] = "unit"
     dtype: Literal["fp32", "bf16", "fp16"] | None = None

@@ -6,6 +6,7 @@ transformers.py  a causal language model in a folder of transformers
 onnx.py       a graph of ONNX, of any framework, computed by onnxruntime
 onnx_files.py  reading one without computing it: external data, names, shapes
 onnx_model.py  one as a torch module
+exported.py   a program that torch exported, or TorchScript: code, which a job must trust
 sklearn.py    a classifier of scikit-learn, through skops
 sklearn_model.py  one as a torch module
 
@@ -19,7 +20,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Protocol
 
-from teacher_cache.teachers.kinds import factory, onnx, sklearn, student, transformers
+from teacher_cache.teachers.kinds import exported, factory, onnx, sklearn, student, transformers
 
 if TYPE_CHECKING:
     from torch import nn
@@ -67,5 +68,7 @@ KINDS: dict[str, Kind] = {
     "student": student,
     "transformers": transformers,
     "onnx": onnx,
+    "exported": exported,
+    "torchscript": exported,
     "sklearn": sklearn,
 }
