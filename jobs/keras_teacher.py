@@ -36,7 +36,7 @@ def network(shape: tuple[int, ...], classes: int) -> keras.Model:
     for width in WIDTHS:
         for _ in range(2):
             hidden = keras.layers.Conv2D(width, 3, padding="same", use_bias=False)(hidden)
-            hidden = keras.layers.BatchNormalization()(hidden)
+            hidden = keras.layers.BatchNormalization(momentum=0.9)(hidden)
             hidden = keras.layers.Activation("relu")(hidden)
         hidden = keras.layers.MaxPooling2D()(hidden)
     hidden = keras.layers.GlobalAveragePooling2D(name="pooled")(hidden)

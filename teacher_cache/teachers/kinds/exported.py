@@ -62,6 +62,10 @@ def notes(options: TeacherOptions) -> list[str]:
     return [f"{_path(options)} is code too, which this job trusts by its digest"]
 
 
+def check_files(options: TeacherOptions) -> None:
+    """Do nothing: that the job trusts it was checked with its digest, and more would run what is in it."""
+
+
 def import_libraries() -> None:
     """Import torch."""
     import torch  # noqa: F401

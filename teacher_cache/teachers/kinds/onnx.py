@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from storage.digests import file_digest, fingerprint
 from storage.errors import BadRequest
 from storage.language.tokenizer import read_tokenizer
-from teacher_cache.teachers.kinds.onnx_files import import_onnx, read_graph
+from teacher_cache.teachers.kinds.onnx_files import chosen_inputs, chosen_output, import_onnx, read_graph
 from teacher_cache.teachers.spoken import Spoken, spoken_by
 
 if TYPE_CHECKING:
@@ -67,7 +67,12 @@ def notes(options: TeacherOptions) -> list[str]:
 
 
 def check_files(options: TeacherOptions) -> None:
-    """Do nothing: what there is to check was read with its digests."""
+    """Check that it is clear which input is which, and which tensor has the scores."""
+    path = _path(options)
+    graph = read_graph(path)
+    chosen_inputs(graph, options.input_names, path)
+    if options.encoding.soft:
+        chosen_output(graph, options.output_name, path)
 
 
 def import_libraries() -> None:

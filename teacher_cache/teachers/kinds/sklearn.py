@@ -69,7 +69,8 @@ def notes(options: TeacherOptions) -> list[str]:
 
 
 def check_files(options: TeacherOptions) -> None:
-    """Do nothing: the file was read with its digest, and loaded for its classes."""
+    """Check that the estimator has the method that scores its classes."""
+    _scoring(options)
 
 
 def import_libraries() -> None:
@@ -89,6 +90,12 @@ def load(options: TeacherOptions) -> nn.Module:
     """
     from teacher_cache.teachers.kinds.sklearn_model import SklearnModel
 
+    estimator, method = _scoring(options)
+    return SklearnModel(_path(options), estimator, method, file_digest(_path(options)), options.classes)
+
+
+def _scoring(options: TeacherOptions) -> tuple[Any, str]:
+    """Return the estimator, and the method that scores its classes. Raises BadTeacher: it has it not."""
     path, estimator = _path(options), load_estimator(options).estimator
     method = options.method or METHODS[0]
     if not hasattr(estimator, method):
@@ -99,7 +106,7 @@ def load(options: TeacherOptions) -> nn.Module:
             expected="a classifier that scores its classes",
             do=f'method = "{others[0]}"' if others else None,
         )
-    return SklearnModel(path, estimator, method, file_digest(path), options.classes)
+    return estimator, method
 
 
 def check_types(path: Path, trusted: Sequence[str]) -> None:

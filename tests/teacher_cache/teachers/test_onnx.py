@@ -221,6 +221,13 @@ def test_what_is_wrong_with_a_graph_is_told_when_it_is_loaded(tmp_path: Path, fa
     assert found in (refused.value.found or "")
 
 
+def test_that_it_is_not_clear_which_output_is_meant_is_told_before_a_row_is_read(tmp_path: Path) -> None:
+    save(tmp_path, outputs=("probabilities", "logits"))
+    with pytest.raises(BadTeacher, match="has several outputs"):
+        build(write_job(tmp_path, write_digits(tmp_path, 20), section()))
+    assert not (tmp_path / "cache/digits").exists()
+
+
 def test_the_output_that_is_named_is_taken_and_one_that_is_not_there_is_refused(tmp_path: Path) -> None:
     path = save(tmp_path, outputs=("probabilities", "logits"))
     images = torch.from_numpy(digits(4)[0]).float() / 255
