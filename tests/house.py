@@ -15,7 +15,7 @@ from pathlib import Path
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 ROOMS = ("storage", "teacher_cache", "student_train", "jobs")
-KINDS = "pixels|tokens|texts|sequences|values|image_classification|text_classification|language_model"
+KINDS = "pixels|tokens|texts|sequences|values|image_classification|text_classification|vector|language_model"
 # How code asks what a row is, or what is asked of it, instead of asking the tables `inputs` and `tasks`.
 KIND_OF_ROW = re.compile(
     r"\bof_tokens\b|\bvocabulary is (not )?None\b|\b(if|and|or) (not )?[\w.]*vocabulary( |:)(?![<>=])"

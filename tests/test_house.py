@@ -18,11 +18,11 @@ from jobs.files.cache_job import CacheJob
 from jobs.files.reading import read_job
 from jobs.files.student_job import StudentJob
 from storage.datasets import AnySource
-from storage.encodings import DenseEncoding, FeatureEncoding, SparseEncoding
+from storage.encodings import DenseEncoding, FeatureEncoding, SparseEncoding, VectorEncoding
 from storage.views.options import AnyTransform, ViewOptions
 from student_train.options.model import LoraOptions, StartOptions
 from student_train.options.sections import StudentOptions
-from student_train.options.terms import FeatureTerm, SoftTerm, Term
+from student_train.options.terms import FeatureTerm, SoftTerm, Term, VectorTerm
 from teacher_cache.teachers.options import TeacherOptions
 from tests import house
 
@@ -44,11 +44,12 @@ SECTIONS = [
     TeacherOptions,
     DenseEncoding,
     SparseEncoding,
+    VectorEncoding,
     FeatureEncoding,
     *SOURCES,
     ViewOptions,
     *typing.get_args(typing.get_args(AnyTransform)[0]),
-    *(term for base in (Term, SoftTerm, FeatureTerm) for term in base.__subclasses__()),
+    *(term for base in (Term, SoftTerm, FeatureTerm, VectorTerm) for term in base.__subclasses__()),
     *(CacheJob.model_fields[name].annotation for name in ("cluster", "fidelity")),
 ]
 

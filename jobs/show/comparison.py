@@ -21,8 +21,19 @@ from student_train.comparing.runs import ShownRun
 from student_train.comparing.settings import Setting, Varied
 from student_train.options.by_dataset import teacher_of, teachers_named
 
-MEANS = ("accuracy", "macro_f1", "agreement", "cross_entropy", "perplexity", "kl", "calibration_error")
-ON_DATASET = {"accuracy", "agreement", "cross_entropy", "perplexity", "kl"}  # what is known of each dataset
+MEANS = (
+    "accuracy",
+    "macro_f1",
+    "agreement",
+    "cross_entropy",
+    "perplexity",
+    "kl",
+    "spearman",
+    "cosine",
+    "retrieval",
+    "calibration_error",
+)
+ON_DATASET = {"accuracy", "agreement", "cross_entropy", "perplexity", "kl", "cosine"}  # what is known of each dataset
 MOST_SETTINGS = 200  # of a table; --json has all
 MOST_BY_DATASET = 20  # settings that are shown on each dataset; --json has all
 MOST_REASONS = 20
@@ -239,6 +250,8 @@ def _columns(found: Compared) -> list[Column]:
         Column("macro-F1\n%", lambda setting: _share(setting.mean("macro_f1"))),
         Column("ppl", lambda setting: _number(setting.mean("perplexity"), 4)),
         Column("KL\nnats", lambda setting: _number(setting.mean("kl"))),
+        Column("co-\nsine", lambda setting: _number(setting.mean("cosine"))),
+        Column("same near-\nest %", lambda setting: _share(setting.mean("retrieval"))),
         *([] if gain.column == "accuracy" else [Column("accu-\nracy %", lambda s: _share(s.mean("accuracy")))]),
         Column("agree-\nment %", lambda setting: _share(setting.mean("agreement"))),
         Column("para-\nmeters", lambda setting: short(setting.first.figures["parameters"]), cost="parameters"),
@@ -309,6 +322,10 @@ def _legend(found: Compared) -> list[str]:
         )
     if any(setting.mean("perplexity") is not None for setting in found.settings):
         lines.append("ppl: perplexity, exp of the cross-entropy in nats")
+    if any(setting.mean("cosine") is not None for setting in found.settings):
+        lines.append(
+            "cosine: mean to the teacher's vector; same nearest: rows whose nearest other row is the teacher's"
+        )
     if found.kl_over:
         lines.append(f"KL: of a student from {'; '.join(found.kl_over)}; mean over held tokens")
     if any(setting.labels_alone for setting in found.settings) and any(not s.labels_alone for s in found.settings):

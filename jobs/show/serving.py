@@ -10,7 +10,7 @@ from pydantic import TypeAdapter
 from storage.encodings import Encoding
 from storage.errors import BadRequest
 from student_train.losses import LOSSES
-from student_train.options.terms import ObjectiveTerm, SoftTerm
+from student_train.options.terms import ObjectiveTerm, SoftTerm, VectorTerm
 from student_train.tasks import TASKS
 
 ANY = 7.77  # a temperature that nobody declares: who serves it serves any
@@ -40,7 +40,7 @@ def losses_served(encoding: Encoding, task: str) -> Served:
     never = []
     for name in LOSSES:
         term = _term(name)
-        if term is None:
+        if term is None or isinstance(term, VectorTerm) == encoding.classes:
             continue
         where = None if _refused(name, term, task) else _where(name, term, encoding)
         if where is None:
@@ -62,16 +62,16 @@ def served_lines(who: str, encoding: Encoding, task: str) -> list[str]:
     return [f"{who} serves {'; '.join(parts)}", *[f"  not: {', '.join(served.never)}"] * bool(served.never)]
 
 
-def _term(name: str, **options: float) -> SoftTerm | None:
+def _term(name: str, **options: float) -> SoftTerm | VectorTerm | None:
     """Return a term on soft targets as a job gives it; None of a loss that has none."""
     try:
         term = TERM.validate_python({"loss": name, "teacher": "t"} | options)
     except ValueError:  # labels, and features, which are named
         return None
-    return term if isinstance(term, SoftTerm) else None
+    return term if isinstance(term, SoftTerm | VectorTerm) else None
 
 
-def _refused(name: str, term: SoftTerm, task: str) -> bool:
+def _refused(name: str, term: SoftTerm | VectorTerm, task: str) -> bool:
     """Return whether a task has no such loss: one that compares rows, where a part of them is computed at a time."""
     if not LOSSES[name].couples_rows(term):
         return False
@@ -82,13 +82,15 @@ def _refused(name: str, term: SoftTerm, task: str) -> bool:
     return False
 
 
-def _where(name: str, term: SoftTerm, encoding: Encoding) -> str | None:
+def _where(name: str, term: SoftTerm | VectorTerm, encoding: Encoding) -> str | None:
     """Return at which temperatures a loss can be used, in words; None: at none."""
 
-    def serves(asked: SoftTerm | None) -> bool:
+    def serves(asked: SoftTerm | VectorTerm | None) -> bool:
         return asked is not None and not any(encoding.lacks(each.capability) for each in LOSSES[name].needs(asked).soft)
 
-    if "temperature" not in type(term).model_fields:
+    if (
+        isinstance(term, VectorTerm) or "temperature" not in type(term).model_fields
+    ):  # of infonce it is the student's alone
         return "" if serves(term) else None
     if serves(_term(name, temperature=ANY)):
         return "any T"

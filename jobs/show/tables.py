@@ -104,6 +104,6 @@ def _cell(name: str, value: Any) -> str:
         return si(value, "B")
     if name == "rows/s":
         return si(value)
-    if name in ("accuracy", "agreement", "macro_f1"):
+    if name in ("accuracy", "agreement", "macro_f1", "retrieval"):
         return f"{value:.2%}"
     return f"{value:.4g}" if isinstance(value, float) else printable(str(value), one_line=True)

@@ -76,7 +76,7 @@ class TrainProgress:
                 self._tell_epoch(event)
             case events.WithinEpoch():
                 metrics = event.metrics
-                told = f"loss {metrics.train_loss:.4g}" if metrics.accuracy is None else _figures(metrics)
+                told = _figures(metrics) or f"loss {metrics.train_loss:.4g}"
                 self._watch.detail(f"{event.student} after {metrics.step} steps: {told}")
                 self._note_idle_terms(event.student, metrics)
             case events.StudentStarted():
@@ -97,7 +97,7 @@ class TrainProgress:
 
     def _tell_epoch(self, event: events.EpochDone) -> None:
         metrics = event.metrics
-        if metrics.accuracy is not None:
+        if _figures(metrics):
             if self._best is None or _rank(metrics) >= _rank(self._best):
                 self._best = metrics
             view = "" if metrics.view == PLAIN else f" ({metrics.view})"
@@ -128,12 +128,19 @@ def _who(students: tuple[str, ...]) -> str:
 
 def _rank(metrics: EpochMetrics) -> tuple[int, float]:
     """Return what is more of the better of two students' epochs: that which is later, and then by its figure."""
-    by = metrics.accuracy or 0.0 if metrics.perplexity is None else -metrics.perplexity
+    by = metrics.spearman or metrics.accuracy or 0.0 if metrics.perplexity is None else -metrics.perplexity
     return metrics.epoch, by
 
 
 def _figures(metrics: EpochMetrics) -> str:
-    """Return the figures of an epoch that are shown beside the bar: "perplexity 5.12, KL 0.043", or the accuracy."""
+    """Return the figures of an epoch that are shown beside the bar: "perplexity 5.12, KL 0.043", or the accuracy.
+
+    Nothing of held rows that have neither labels nor a teacher.
+    """
+    if metrics.spearman is not None:
+        return f"Spearman {metrics.spearman:.4g}, cosine {metrics.cosine:.4g}"
+    if metrics.accuracy is None:
+        return ""
     if metrics.perplexity is None:
         return f"accuracy {metrics.accuracy:.2%}"
     return f"perplexity {metrics.perplexity:.4g}" + ("" if metrics.kl is None else f", KL {metrics.kl:.3g}")

@@ -13,7 +13,7 @@ from storage.datasets.base import Unreadable
 from storage.datasets.images import ImagePolicy
 from storage.errors import BadRequest
 from storage.inputs import Inputs
-from storage.language.tokenizer import encoder
+from storage.language.tokenizer import around, encoder
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -96,6 +96,8 @@ def _texts(
     if tokenizer is None:
         raise BadRequest("this student has no tokenizer", do="train it again: one that is trained now keeps its own")
     rows = encoder(tokenizer, parse_special=source.get("special_tokens") == "parsed")(list(samples))
+    if source.get("add_special_tokens"):
+        return [around(tokenizer).put(row, input_shape[0]) for row in rows]
     # A row for classification is what is left of a text, of a block all must be there.
     return [row[: input_shape[0]] for row in rows] if "task" in source else rows
 

@@ -3,6 +3,7 @@
     base.py        what every encoding offers
     dense.py       the logits, whole; and features
     sparse.py      the largest classes exactly, draws from the rest, and how much the rest is
+    vectors.py     answers that are no classes, whole
     none.py        nothing, of a teacher asked for features alone
     statistics.py  what is kept of each row besides: masses at temperatures, moments, entropy
     fused.py       the same sums on a CUDA device, in two reads of the logits
@@ -23,6 +24,7 @@ from storage.encodings.base import Capability, Encoded, Encoding
 from storage.encodings.dense import DenseEncoding, FeatureEncoding
 from storage.encodings.none import NoEncoding
 from storage.encodings.sparse import SparseEncoding
+from storage.encodings.vectors import VectorEncoding
 
 
 def _kind(section: Any) -> Any:
@@ -33,6 +35,7 @@ def _kind(section: Any) -> Any:
 AnyEncoding = Annotated[
     Annotated[DenseEncoding, Tag("dense")]
     | Annotated[SparseEncoding, Tag("sparse")]
+    | Annotated[VectorEncoding, Tag("vectors")]
     | Annotated[NoEncoding, Tag("none")],
     Discriminator(_kind),
 ]
@@ -46,4 +49,5 @@ __all__ = [
     "FeatureEncoding",
     "NoEncoding",
     "SparseEncoding",
+    "VectorEncoding",
 ]

@@ -38,6 +38,7 @@ class Capability(NamedTuple):
         moments: mean and deviation of the logits.
         entropy: of the distribution at temperature 1.
         standardised: as `bucket`, of logits with mean 0 and deviation 1.
+        vectors: answers that are no classes, whole.
     """
 
     name: Literal[
@@ -50,6 +51,7 @@ class Capability(NamedTuple):
         "moments",
         "entropy",
         "standardised",
+        "vectors",
     ]
     temperature: float | None = None
 
@@ -57,6 +59,7 @@ class Capability(NamedTuple):
         return self.name if self.temperature is None else f"{self.name} at temperature {self.temperature:g}"
 
 
+NO_VECTORS = 'task = "vector" in [[dataset]], and encoding = { kind = "vectors" }'
 USES_NEVER = "never"  # in `uses`: −∞ in logits is a class that can never be
 BF16_EXPONENT = 0x7F80
 LSE, STATISTICS = "lse", "statistics"  # the arrays of `storage.encodings.statistics`
@@ -72,9 +75,13 @@ class Encoding(Options):
         standardised_temperatures: the same of logits with mean 0 and deviation 1.
         statistics: whether log-sum-exp, entropy and the like of each row are kept (`storage.encodings.statistics`).
         soft: whether there are soft targets at all.
+        classes: whether they are scores of classes.
+        array: the one that every row has.
     """
 
     soft: ClassVar[bool] = True
+    classes: ClassVar[bool] = True
+    array: ClassVar[str] = "logits"
 
     temperatures: list[Temperature] = Field(default=[1.0])
     standardised_temperatures: list[Temperature] = Field(default=[])

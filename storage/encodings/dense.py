@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field
 
-from storage.encodings.base import USES_NEVER, Capability, Encoding, Told, floats
+from storage.encodings.base import NO_VECTORS, USES_NEVER, Capability, Encoding, Told, floats
 from storage.errors import BadTeacher
 from storage.options import Options
 
@@ -43,6 +43,8 @@ class DenseEncoding(Encoding):
         return ("every logit, at every temperature",)
 
     def lacks(self, need: Capability) -> str | None:
+        if need.name == "vectors":
+            return NO_VECTORS
         if need.name in ("draws", "stratified"):
             return f'encoding = {{ kind = "sparse", {"k = 16, " * (need.name == "stratified")}n = 50 }}'
         return None

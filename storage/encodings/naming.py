@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from storage.encodings.dense import DenseEncoding
 from storage.encodings.none import NoEncoding
+from storage.encodings.vectors import VectorEncoding
 
 if TYPE_CHECKING:
     from storage.encodings import AnyEncoding
@@ -16,6 +17,8 @@ def short_name(encoding: AnyEncoding) -> str:
     """Return a name for a line of a table: `dense fp16`, `sparse k=64 8bit`."""
     if isinstance(encoding, DenseEncoding):
         return f"dense {encoding.dtype}"
+    if isinstance(encoding, VectorEncoding):
+        return f"vectors {encoding.dtype}"
     if isinstance(encoding, NoEncoding):
         return "features alone"
     parts = [f"k={encoding.k}"] * bool(encoding.k) + [f"n={encoding.n}"] * bool(encoding.n)

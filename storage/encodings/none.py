@@ -38,6 +38,8 @@ class NoEncoding(Encoding):
         return ("no soft targets: features alone",)
 
     def lacks(self, need: Capability) -> str | None:
+        if need.name == "vectors":
+            return 'encoding = { kind = "vectors", dtype = "fp16" }'
         if need.name in ("draws", "stratified"):
             return f'encoding = {{ kind = "sparse", {"k = 16, " * (need.name == "stratified")}n = 50 }}'
         return 'encoding = { kind = "dense", dtype = "fp16" }'

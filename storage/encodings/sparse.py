@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Annotated, Literal, Self
 
 from pydantic import Field, FiniteFloat, model_validator
 
-from storage.encodings.base import LSE, STATISTICS, Capability, Encoding, Told
+from storage.encodings.base import LSE, NO_VECTORS, STATISTICS, Capability, Encoding, Told
 from storage.errors import BadRequest
 
 if TYPE_CHECKING:  # `cache status` reads specs, and should not pay two seconds for torch
@@ -96,6 +96,8 @@ class SparseEncoding(Encoding):
         match need.name:
             case "logits":
                 remedy: str | None = 'encoding = { kind = "dense", dtype = "fp16" }'
+            case "vectors":
+                remedy = NO_VECTORS
             case "draws":
                 remedy = None if self.n and not self.k else 'encoding = { kind = "sparse", n = 50 }'
             case "stratified":

@@ -24,6 +24,7 @@ from storage.digests import differences, fingerprint
 from storage.encodings import AnyEncoding, FeatureEncoding
 from storage.encodings.base import USES_NEVER
 from storage.encodings.none import FEATURES_ALONE
+from storage.encodings.vectors import VECTOR_TARGETS
 from storage.errors import CorruptObject, StaleCache, UnsupportedFormat
 from storage.format.objects import Objects
 from storage.inputs import find_inputs, inputs_of
@@ -46,6 +47,7 @@ USES = (
     LABELLED_POSITIONS,
     PACKED,
     FEATURES_ALONE,
+    VECTOR_TARGETS,
 )  # of the names in FORMAT.md, those that are known here
 
 
@@ -155,7 +157,8 @@ class TeacherSpec(Spec):
     """`<dataset>/<teacher>/teacher.json`: which function made the targets, and how they are stored.
 
     `uses` names what a reader must know to read them: with `labelled_positions` they are of those positions alone,
-    with `features_alone` there are no soft targets.
+    with `features_alone` there are no soft targets, with `vector_targets` there are vectors, whose `dimension` is
+    `num_classes` here: the numbers that a student gives for each site.
     """
 
     name: str
@@ -172,9 +175,26 @@ class TeacherSpec(Spec):
 
     @model_validator(mode="after")
     def _says_so(self) -> Self:
-        if (FEATURES_ALONE in self.uses) == self.encoding.soft:
+        promised = {FEATURES_ALONE: not self.encoding.soft, VECTOR_TARGETS: not self.encoding.classes}
+        if any((name in self.uses) != wanted for name, wanted in promised.items()):
             raise ValueError(f"encoding {self.encoding.kind}, and uses = {', '.join(self.uses) or 'nothing'}")
         return self
+
+    @model_validator(mode="before")
+    @classmethod
+    def _dimension(cls, value: Any) -> Any:
+        if isinstance(value, dict) and VECTOR_TARGETS in value.get("uses", ()) and "dimension" in value:
+            return {key: each for key, each in value.items() if key != "dimension"} | {
+                "num_classes": value["dimension"]
+            }
+        return value
+
+    @model_serializer(mode="wrap")
+    def _as_stored(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        value = {key: each for key, each in handler(self).items() if key not in NEW_KEYS or each}
+        if VECTOR_TARGETS not in self.uses:
+            return value
+        return {"dimension" if key == "num_classes" else key: each for key, each in value.items()}
 
     @field_validator("encoding", mode="before")
     @classmethod

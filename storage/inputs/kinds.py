@@ -19,7 +19,8 @@ if TYPE_CHECKING:
     from storage.format.specs import DatasetSpec
 
 INPUTS: dict[str, Inputs] = {kind.name: kind for kind in (Pixels(), Tokens(), Texts(), Sequences(), Packed(), Values())}
-READ_WHOLE = ("text_classification",)  # tasks whose models look at all of a row at once; others see what came before
+# tasks whose models look at all of a row at once; others see what came before
+READ_WHOLE = ("text_classification", "vector")
 
 
 def find_inputs(

@@ -170,6 +170,44 @@ def encoder(data: bytes, *, parse_special: bool = False) -> Callable[[Sequence[s
     return encode
 
 
+class Around(NamedTuple):
+    """What a tokenizer's own template puts before and behind a text: [CLS] and [SEP] of BERT.
+
+    >>> one = Around(np.array([101], np.int32), np.array([102], np.int32))
+    >>> one.put(np.array([7, 8, 9], np.int32)).tolist(), one.put(np.array([7, 8, 9], np.int32), 4).tolist()
+    ([101, 7, 8, 9, 102], [101, 7, 8, 102])
+    """
+
+    before: np.ndarray
+    behind: np.ndarray
+
+    @property
+    def num_tokens(self) -> int:
+        return len(self.before) + len(self.behind)
+
+    def put(self, ids: np.ndarray, length: int | None = None) -> np.ndarray:
+        """Return a text's ids between those; of more than `length` together, what is cut off is the text's own."""
+        kept = ids if length is None else ids[: max(0, length - self.num_tokens)]
+        return np.concatenate([self.before, kept, self.behind])
+
+
+@lru_cache(maxsize=4)
+def around(data: bytes) -> Around:
+    """Return what the template in a `tokenizer.json` puts around a text; nothing, if it has none.
+
+    Raises:
+        MissingSource: the library does not take the file.
+    """
+    tokenizer = _load(data)
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    encoding = tokenizer.encode("a", add_special_tokens=True)
+    ids, added = np.array(encoding.ids, np.int32), np.array(encoding.special_tokens_mask, bool)
+    own = np.flatnonzero(~added)
+    first, last = (own[0], own[-1] + 1) if len(own) else (len(ids), len(ids))
+    return Around(ids[:first], ids[last:])
+
+
 @lru_cache(maxsize=4)
 def spelling(data: bytes, *, parse_special: bool = False) -> Callable[[Sequence[str]], list[Spelled]]:
     """Return the function from texts to tokens and where in it they are; otherwise as `encoder`."""

@@ -4,6 +4,7 @@
     one_class.py              a row has one site, itself, and one class
     image_classification.py   that, of pixels or of any values
     text_classification.py    that, of texts
+    vector.py                 a row has one site, and a vector: an embedding, a regression
     language_model.py         every position of a row of tokens is a site; its class is the next token
 
 A *site* is where a row has an answer. To add a task: copy `image_classification.py` where a row has one class,
@@ -21,11 +22,14 @@ from storage.tasks.base import NO_LABEL, Task
 from storage.tasks.image_classification import ImageClassification
 from storage.tasks.language_model import LanguageModel
 from storage.tasks.text_classification import TextClassification
+from storage.tasks.vector import Vector
 
 if TYPE_CHECKING:
     from storage.format.specs import DatasetSpec
 
-TASKS: dict[str, Task] = {task.name: task for task in (ImageClassification(), TextClassification(), LanguageModel())}
+TASKS: dict[str, Task] = {
+    task.name: task for task in (ImageClassification(), TextClassification(), Vector(), LanguageModel())
+}
 
 
 def implied_task(inputs: Inputs) -> str:

@@ -69,8 +69,10 @@ class Task(ABC):
         unlabelled_sites: whether a site without a label is one to answer.
         label_array: the ingest's array that holds labels; None where a label is a column of the sample table.
         padded_classes: whether a teacher may give more logits than there are classes; the rest pads a vocabulary.
-        figure: by which models are compared: "accuracy", or "cross_entropy" in nats, of which less is better.
+        figure: by which models are compared: "accuracy", "spearman", or "cross_entropy" in nats, where less is better.
+        encodings: kinds of soft targets that a teacher may be asked for, the usual one first.
         look_at: what is probably wrong with a teacher that is hardly better than chance.
+        has_classes: whether an answer is scores of classes, and a label the class of a site.
         pooled_features: whether a teacher's features may be pooled over the axes behind the first two.
     """
 
@@ -82,6 +84,8 @@ class Task(ABC):
     padded_classes: ClassVar[bool]
     pooled_features: ClassVar[bool]
     figure: ClassVar[str] = "accuracy"
+    has_classes: ClassVar[bool] = True
+    encodings: ClassVar[tuple[str, ...]] = ("dense", "sparse", "none")
     look_at: ClassVar[str] = "the teacher's mean and std, at the dataset's size and at the order of classes"
 
     @abstractmethod

@@ -150,7 +150,8 @@ def _compared(runs: list[ShownRun]) -> Compared:
     settings = settings_of(runs, lambda run: gain.order(run.figures))
     found = Compared(told(runs[0].rows_of("validation")) or None, runs[0].held_rows, task, gain, settings)
     if sample is not None:
-        found.sites = (sample.table["top"].count(), f"{TASKS[task].site_name}s")
+        counted = sample.table["top"].count() if TASKS[task].has_classes else len(sample.table)
+        found.sites = (counted, f"{TASKS[task].site_name}s")
         _beside_chance(found, sample.table)
     _beside_best(found)
     # a teacher first: what is wrong with it is wrong with its students
@@ -256,7 +257,9 @@ def _scores(table: pl.DataFrame, gain: Gain, who: str) -> Scores | None:
         "accuracy": (pl.col(f"{who}top") == pl.col("label")).cast(pl.Float64),
         "cross_entropy": -pl.col(f"{who}label_log_probability"),
         "agreement": (pl.col(f"{who}top") == pl.col("teacher_top")).cast(pl.Float64),
-    }[gain.column]
+    }.get(gain.column)
+    if each is None:  # a figure of pairs, of which no row has a score
+        return None
     labelled = table if gain.column == "agreement" else table.filter(pl.col("label").is_not_null())
     row = [DATASET, "row"] if DATASET in table.columns else ["row"]
     known = labelled.select(*row, score=each)

@@ -18,12 +18,14 @@ class Gain(NamedTuple):
         name: in words.
         share: whether it is one, and told in per cent; else in nats.
         sign: 1 where more is better, −1 where less is.
+        measure: its unit where it is no share; "" for a number that has none.
     """
 
     column: str
     name: str
     share: bool
     sign: int
+    measure: str = "nats"
 
     def order(self, figures: dict[str, Any]) -> float:
         """Return what the best has least of; infinite where there is no figure."""
@@ -32,7 +34,7 @@ class Gain(NamedTuple):
 
     def text(self, value: float | None) -> str:
         """Return a value with its unit."""
-        return NONE if value is None else f"{self.number(value)}\N{NO-BREAK SPACE}{self.unit}"
+        return NONE if value is None else f"{self.number(value)}\N{NO-BREAK SPACE}{self.unit}".rstrip()
 
     def number(self, value: float | None, digits: int | None = None) -> str:
         """Return a value, or a difference of two, without its unit."""
@@ -51,17 +53,18 @@ class Gain(NamedTuple):
     @property
     def unit(self) -> str:
         """Return the unit of a column."""
-        return "%" if self.share else "nats"
+        return "%" if self.share else self.measure
 
     @property
     def points(self) -> str:
         """Return the unit of a difference."""
-        return "points" if self.share else "nats"
+        return "points" if self.share else self.measure
 
 
 GAINS = {
     "accuracy": Gain("accuracy", "accuracy", share=True, sign=1),
     "cross_entropy": Gain("cross_entropy", "cross-entropy", share=False, sign=-1),
+    "spearman": Gain("spearman", "Spearman of pairs to the teacher's", share=False, sign=1, measure=""),
     "agreement": Gain("agreement", "agreement with the teacher", share=True, sign=1),
 }
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from storage.tasks import TASKS
 from student_train.comparing.compared import Compared
 from student_train.comparing.figures import NONE, short
 from student_train.comparing.noise import Difference
@@ -48,6 +49,8 @@ def _beside(found: Compared, best: Setting) -> Iterator[str]:
             beside = "" if teacher.behind is None else f", {behind(teacher.behind, found)}"
             yield f"teacher {teacher.name}: {found.gain.text(figure)}{beside}"
     alone, taught = found.labels_alone, found.taught
+    if alone is None and not TASKS[found.task].has_classes:
+        return  # of vectors there is no label to learn from
     if alone is None:
         yield "labels alone: no such student was trained, so that what the teacher adds is unknown"
     elif alone is not best and alone.name in found.behind and alone is not rest[0]:

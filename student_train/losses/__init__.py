@@ -2,6 +2,7 @@
 
 on_targets/    on soft targets, one file a paper; soft.py what they share
 on_features/   on features, one file a paper; features.py what they share
+on_vectors.py  on answers that are vectors
 labels.py      on labels
 outputs.py     what losses look at of a student
 objective.py   a weighted sum of losses
@@ -20,7 +21,7 @@ from typing import Any
 from torch import nn
 
 from student_train.feed.batches import Needs
-from student_train.losses import labels
+from student_train.losses import labels, on_vectors
 from student_train.losses.on_features import attention, cosine, crd, hint, relations, vid
 from student_train.losses.on_features.features import feature_needs
 from student_train.losses.on_targets import (
@@ -88,4 +89,11 @@ LOSSES: dict[str, Loss] = {
     "similarity": Loss(feature_needs, relations.SimilarityLoss, couples_rows=always),
     "pkt": Loss(feature_needs, relations.PktLoss, couples_rows=always),
     "crd": Loss(crd.needs, crd.CrdLoss, couples_rows=always),
+    # on answers that are vectors
+    "vector_cosine": Loss(on_vectors.needs, on_vectors.module_of(on_vectors.cosine)),
+    "vector_mse": Loss(on_vectors.needs, on_vectors.module_of(on_vectors.hint)),
+    "vector_rkd": Loss(on_vectors.needs, on_vectors.rkd_module, couples_rows=always),
+    "vector_similarity": Loss(on_vectors.needs, on_vectors.module_of(on_vectors.similarity), couples_rows=always),
+    "vector_pkt": Loss(on_vectors.needs, on_vectors.module_of(on_vectors.pkt), couples_rows=always),
+    "infonce": Loss(on_vectors.needs, on_vectors.infonce_module, couples_rows=always),
 }

@@ -17,7 +17,10 @@ PEAK_LEARNING_RATE = {"sgd": 0.1, "adamw": 1e-3}  # where the job names none
 ADAMW_BETA2, ADAMW_EPS = 0.999, 1e-8  # torch's
 
 Schedule = Literal["cosine", "linear", "constant", "wsd"]
-Figure = Literal["accuracy", "cross_entropy", "agreement", "macro_f1", "calibration_error", "kl"]
+Figure = Literal[
+    "accuracy", "cross_entropy", "agreement", "macro_f1", "calibration_error", "kl", "cosine", "spearman", "retrieval"
+]
+OF_VECTORS = frozenset({"cosine", "spearman", "retrieval"})  # of these figures
 LESS_IS_BETTER = frozenset({"cross_entropy", "calibration_error", "kl"})  # of these figures; of the others more is
 
 # Keys that runs of before had not. Where they say nothing they are no part of what a run is made from.

@@ -14,8 +14,6 @@ from student_train.feed.selection import Selection
 from student_train.options.by_dataset import named_together, teacher_of
 from student_train.tasks import TASKS
 
-KL_NEED = Capability("bucket", 1.0)  # serves the likeliest class too
-
 
 class Against(NamedTuple):
     """A teacher that a student is measured against.
@@ -23,10 +21,12 @@ class Against(NamedTuple):
     Attributes:
         teacher: its name.
         over: over which classes their KL divergence is taken, in words.
+        need: what of its soft targets that takes.
     """
 
     teacher: str
     over: str
+    need: Capability
 
     def __str__(self) -> str:
         return f"teacher {self.teacher}, over {self.over}"
@@ -34,7 +34,7 @@ class Against(NamedTuple):
     @property
     def needs(self) -> Needs:
         """Return what must be read of it for each held row."""
-        return Needs(soft=frozenset([SoftNeed(self.teacher, KL_NEED)]))
+        return Needs(soft=frozenset([SoftNeed(self.teacher, self.need)]))
 
 
 def measured_against(
@@ -50,19 +50,20 @@ def measured_against(
         named: teachers of the objective, in its order.
         num_classes: of the student.
     """
-    if not TASKS[task_of(held.spec).name].beside_teacher:
+    task = TASKS[task_of(held.spec).name]
+    if not task.beside_teacher:
         return None, None
     name = named[0] if named else _only_teacher(catalogue, held.datasets)
     if name is None:  # which of several, nobody says
         return None, None
     for rows in held.apart():
-        why_not = _why_not(catalogue, rows, name, num_classes)
+        why_not = _why_not(catalogue, rows, name, num_classes, task.beside)
         if why_not is not None:
             return None, why_not
     encodings = [catalogue.teacher(of, teacher_of(name, of) or name).encoding for of in held.datasets]
     if any(encoding != encodings[0] for encoding in encodings):
         return None, f"of {name} is stored something else in each of {', '.join(held.datasets)}"
-    return Against(name, over_which(encodings[0])), None
+    return Against(name, over_which(encodings[0]), task.beside), None
 
 
 def _only_teacher(catalogue: Catalogue, datasets: Sequence[str]) -> str | None:
@@ -74,7 +75,7 @@ def _only_teacher(catalogue: Catalogue, datasets: Sequence[str]) -> str | None:
     return named_together(only) if len(set(only.values())) > 1 else only[datasets[0]]
 
 
-def _why_not(catalogue: Catalogue, held: Selection, name: str, num_classes: int) -> str | None:
+def _why_not(catalogue: Catalogue, held: Selection, name: str, num_classes: int, need: Capability) -> str | None:
     """Return why nobody can be measured against a teacher on the held rows of a dataset; None: one can."""
     (dataset,) = held.datasets
     teacher = teacher_of(name, dataset)
@@ -85,7 +86,7 @@ def _why_not(catalogue: Catalogue, held: Selection, name: str, num_classes: int)
     spec = catalogue.teacher(dataset, teacher)
     if spec.num_classes != num_classes:
         return f"teacher {teacher} has {spec.num_classes} classes, the student {num_classes}"
-    if spec.encoding.lacks(KL_NEED) is not None:
+    if spec.encoding.lacks(need) is not None:
         return f"of teacher {teacher} is stored: {'; '.join(spec.encoding.serves)}"
     absent = set(held.shards_S) - catalogue.committed(dataset, teacher, PLAIN)
     return f"teacher {teacher} lacks {len(absent)} of {len(held.shards_S)} held shards" if absent else None
@@ -100,6 +101,8 @@ def over_which(encoding: Encoding) -> str:
     >>> over_which(SparseEncoding(k=16))
     'its 16 largest classes and the rest as one bucket, which is never more than over all'
     """
+    if not encoding.classes:
+        return "vectors"
     if encoding.lacks(Capability("logits")) is None:
         return "all classes"
     assert isinstance(encoding, SparseEncoding)  # the one other kind that serves a bucket

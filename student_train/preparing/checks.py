@@ -20,7 +20,7 @@ from student_train.losses.objective import Objective, student_layers
 from student_train.losses.outputs import Shapes
 from student_train.options.by_dataset import teachers_named
 from student_train.options.sections import DataOptions, StudentOptions, datasets_of, told
-from student_train.options.training import Figure
+from student_train.options.training import OF_VECTORS, Figure
 from student_train.preparing.request import PreparedRun, Request
 from student_train.stepping.forward import check_student
 from student_train.stepping.recompute import recomputed_blocks
@@ -120,6 +120,7 @@ def check_suited(options: StudentOptions, dataset: DatasetSpec) -> None:
             found="mean, std",
             do="leave them out",
         )
+    TASKS[task_of(dataset).name].refuse_losses(options.name, dataset.name, options.objective)
     compared = [term.loss for term in options.objective if LOSSES[term.loss].couples_rows(term)]
     if compared:
         TASKS[task_of(dataset).name].refuse_coupling(options.name, dataset.name, compared)
@@ -146,7 +147,9 @@ def check_figures(request: Request, students: Sequence[PreparedRun]) -> None:
 def _lacking(student: PreparedRun, figure: Figure) -> str | None:
     """Return what the held rows lack for a figure."""
     task = TASKS[student.blueprint.asked.name]
-    if figure in ("agreement", "kl"):
+    if (figure in OF_VECTORS) == task.asked.has_classes:
+        return f"{'vectors' if task.asked.has_classes else 'classes'}, of which alone it is a figure"
+    if figure in ("agreement", "kl", *OF_VECTORS):
         if task.beside_teacher:
             why = "" if student.why_not_against is None else f": {student.why_not_against}"
             return None if student.against is not None else f"a teacher to compare with{why}"

@@ -168,7 +168,8 @@ def _prepare(
     train = selections.find(data.train, needs, None, views)
     named = [name for term in options.objective for name in term.teacher_names]
     soft = [name for name in named if not any(_has_features_alone(catalogue, of, name) for of in held_datasets)]
-    agree_with = next(iter(soft), None)  # the first that any term names, and that says something of classes
+    of_classes = storage_task(first).has_classes
+    agree_with = next(iter(soft), None) if of_classes else None  # the first that any term names, and that says a class
     if all(_seen_plain(catalogue, name, agree_with) is None for name in held_datasets):
         agree_with = None  # held rows are plain, and this teacher never saw them so: nothing to agree with
     held = selections.find(data.validation, Needs(), agree_with)

@@ -128,7 +128,8 @@ class PreparedRun:
         """Return the figure by which its weights are best: the job's, or the task's where held rows have labels."""
         if self.options.best_by is not None:
             return self.options.best_by
-        return TASKS[self.blueprint.asked.name].best_by if self.held_are_labelled else "agreement"
+        task = TASKS[self.blueprint.asked.name]
+        return task.best_by if self.held_are_labelled or not task.asked.has_classes else "agreement"
 
     @property
     def held_are_labelled(self) -> bool:

@@ -145,8 +145,8 @@ def cache_facts(cache: Cache, rows: list[str]) -> CacheFacts:
 
 
 def _is_soft(of: Mapping[str, dict[str, Any]], dataset: str) -> bool:
-    """Return whether a teacher has soft targets of a dataset, from what is promised of it."""
-    return dataset in of and of[dataset]["encoding"]["kind"] != "none"
+    """Return whether a teacher has scores of a dataset's classes, from what is promised of it."""
+    return dataset in of and of[dataset]["encoding"]["kind"] not in ("none", "vectors")
 
 
 def dense_bytes(num_classes: int) -> int:

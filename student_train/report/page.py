@@ -36,13 +36,14 @@ from student_train.report.figures import OUTCOME_COLOURS, front_of
 TIPS = {
     "accuracy": "share of held rows whose top class is the label",
     "cross_entropy": "cross-entropy to the labels of the held rows, nats",
+    "spearman": "rank correlation of the cosines of pairs of held rows, the student's and the teacher's",
     "agreement": "share of held rows whose top class is the teacher's",
     "perplexity": "exp of the cross-entropy to the labels of the held rows",
     "kl": "KL divergence of the student from its teacher on the held rows, nats",
 }
 SECONDS = "seconds of training and evaluation of the pass that trained it, which all its students share"
 # What the figure by which they are compared is called where it is one of many, and what is the same of all.
-OWN_TITLES = {"accuracy": "accuracy", "cross_entropy": "loss", "agreement": "agreement"}
+OWN_TITLES = {"accuracy": "accuracy", "spearman": "Spearman", "cross_entropy": "loss", "agreement": "agreement"}
 TITLES = {"parameters": "parameters", "epochs": "epochs", "seconds": "pass, s"}
 Row = TypeVar("Row")
 MOST_WARNINGS = 6  # of what is near chance
@@ -170,6 +171,10 @@ def board(found: Compared, agreements: Mapping[str, float]) -> list[Column[Setti
         Column("perplexity", TIPS["perplexity"], _mean("perplexity", _perplexity), reference="perplexity"),
         Column("KL, nats", _kl_tip(found.kl_over), _mean("kl", _nats)),
         Column("ECE", "expected calibration error, 15 bins", _mean("calibration_error", percent)),
+        Column("cosine", "mean over held rows to the teacher's vector", _mean("cosine", number)),
+        Column(
+            "same nearest", "share of held rows whose nearest other row is the teacher's", _mean("retrieval", percent)
+        ),
         Column("parameters", "trained and kept", _mean("parameters", short)),
         Column("ms/row", "latency of one row, where it was trained", _mean("latency_ms", number)),
         Column("epochs", "that were trained", _mean("epochs", number)),
@@ -193,6 +198,11 @@ def students(contents: Contents, agreements: Mapping[str, float]) -> list[Column
         Column("perplexity", TIPS["perplexity"], _figure("perplexity", _perplexity)),
         Column("KL, nats", _kl_tip(contents.first.kl_over), _figure("kl", _nats)),
         Column("ECE", "expected calibration error, 15 bins", _figure("calibration_error", percent)),
+        Column("Spearman", TIPS["spearman"], _figure("spearman", number)),
+        Column("cosine", "mean over held rows to the teacher's vector", _figure("cosine", number)),
+        Column(
+            "same nearest", "share of held rows whose nearest other row is the teacher's", _figure("retrieval", percent)
+        ),
         Column("ms/row", "latency of one row, where it was trained", _figure("latency_ms", number)),
         Column("rows/s", "inference in batches, where it was trained", _figure("inference_rows_per_s", short)),
         Column("epochs", "that were trained", _figure("epochs", number)),

@@ -23,6 +23,9 @@ COMPARISON = {
     "cross_entropy": pl.Float64,
     "perplexity": pl.Float64,
     "kl": pl.Float64,
+    "cosine": pl.Float64,
+    "spearman": pl.Float64,
+    "retrieval": pl.Float64,
     "calibration_error": pl.Float64,
     "epoch": pl.Int64,
     "epochs": pl.Int64,
@@ -70,7 +73,8 @@ def rank(rows: Sequence[dict[str, Any]]) -> pl.DataFrame:
     """Return rows of COMPARISON as a table, the most accurate first."""
     table = pl.DataFrame(rows, schema=COMPARISON)
     # nulls last: of some runs there is no figure yet
-    return table.sort("accuracy", "agreement", "student", descending=[True, True, False], nulls_last=True)
+    order = ["accuracy", "agreement", "spearman", "student"]
+    return table.sort(order, descending=[True, True, True, False], nulls_last=True)
 
 
 def compare_run(folder: Path) -> dict[str, Any]:

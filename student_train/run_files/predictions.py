@@ -11,6 +11,7 @@ most: there may be millions.
     teacher_top, …            the teacher's columns of the cache's own table, of tokens of this position; null: unknown
     top, top_probability      the student's class, and how sure it is
     label_log_probability     nats, the student's
+    vector                    of answers that are vectors: the student's own, in place of classes
 """
 
 from __future__ import annotations
@@ -90,7 +91,8 @@ def read_predictions(folder: Path) -> HeldTable | None:
         elif version != FORMAT_VERSION:
             raise ValueError("it is of another format")
         several = DATASET in table.column_names
-        schema = held_schema(TASKS[about["task"]].site_schema, several=several) | STUDENT_SCHEMA
+        task = TASKS[about["task"]]
+        schema = held_schema(task.site_schema, several=several) | STUDENT_SCHEMA | task.predicted
         frame = pl.DataFrame(pl.from_arrow(table)).select(*schema).cast(schema)  # type: ignore[arg-type]
         return HeldTable(**about, table=frame)
     except Exception as error:  # whatever a file that only looks like one leads to

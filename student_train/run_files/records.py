@@ -37,6 +37,9 @@ class Held(Options):
         kl: Σ p log(p/q), p the teacher and q the student at temperature 1, nats; of language models alone. Where not
             all of the teacher's classes are stored, those that are not count as one (`RunRecord.kl_over`).
         perplexity: exp of the cross-entropy; of language models alone.
+        cosine: mean over rows to the teacher's vector; of vectors alone.
+        spearman: rank correlation of the cosines of pairs of rows, the student's and the teacher's; likewise.
+        retrieval: share of rows whose nearest other row is the teacher's; likewise (`running/measuring/vectors.py`).
         macro_f1: mean over the classes that have a label of F1, 2 · right / (said + there); of texts alone.
     """
 
@@ -49,6 +52,9 @@ class Held(Options):
     macro_f1: float | None = None
     perplexity: float | None = None
     kl: float | None = None
+    cosine: float | None = None
+    spearman: float | None = None
+    retrieval: float | None = None
 
 
 class OfDataset(Held):

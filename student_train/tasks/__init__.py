@@ -5,19 +5,21 @@ held.py                   the table of held sites
 one_class.py              what tasks have in common that ask for the class of a row
 image_classification.py   that, of pixels or of any values
 text_classification.py    that, of texts
+vector.py                 a vector for each row
 language_model.py         the next token at each position of a row
 """
 
 from __future__ import annotations
 
 from student_train.students import Blueprint
-from student_train.tasks.base import ReportFacts, StudentTask, Way
+from student_train.tasks.base import Figures, ReportFacts, StudentTask, Way
 from student_train.tasks.image_classification import ImageClassification
 from student_train.tasks.language_model import LanguageModel
 from student_train.tasks.text_classification import TextClassification
+from student_train.tasks.vector import Vector
 
 TASKS: dict[str, StudentTask] = {
-    task.asked.name: task for task in (ImageClassification(), TextClassification(), LanguageModel())
+    task.asked.name: task for task in (ImageClassification(), TextClassification(), Vector(), LanguageModel())
 }
 
 
@@ -26,4 +28,4 @@ def task_of(blueprint: Blueprint) -> StudentTask:
     return TASKS[blueprint.asked.name]
 
 
-__all__ = ["TASKS", "ReportFacts", "StudentTask", "Way", "task_of"]
+__all__ = ["TASKS", "Figures", "ReportFacts", "StudentTask", "Way", "task_of"]

@@ -14,15 +14,18 @@ import polars as pl
 from torch import Tensor
 
 from storage.cache import Cache
-from storage.tasks import Task
+from storage.encodings import Capability
+from storage.errors import BadRequest
+from storage.tasks import NO_LABEL, Task
 from student_train.feed.selection import Selection
-from student_train.options.terms import SOFTENED
+from student_train.options.terms import SOFTENED, ObjectiveTerm, VectorTerm
 from student_train.options.training import Figure
 from student_train.students import Student
 
 # How a student is stepped and measured: all logits of whole rows at once, or a part of the sites at a time, because
 # the logits of all sites of a batch might not fit. `stepping.gradients.ways` has both.
 Way = Literal["rows", "sites"]
+Figures = Literal["rows", "sites", "vectors"]  # by which it is measured: `running.measuring.evaluate`
 
 
 @dataclass(frozen=True)
@@ -58,7 +61,8 @@ class StudentTask(ABC):
 
     Attributes:
         asked: the other half.
-        way: how its students are stepped and measured.
+        way: how its students are stepped and asked.
+        figures: by which they are measured.
         report: what the report shows of it.
         site_schema: columns of a held site beside those of its row.
         best_by: the figure by which students and their weights are best, where the job names none.
@@ -66,11 +70,14 @@ class StudentTask(ABC):
         macro_f1: whether it is a figure of the task: where classes are few and may be of unequal size.
         perplexity: whether it is a figure of the task: where the classes are tokens.
         beside_teacher: whether students are measured against a teacher's soft targets of the held rows, site by site.
+        beside: what that takes of the soft targets.
+        predicted: columns of a prediction beside those that all have.
         unsteady: why steps on it cannot be recorded; None: batches of one kind are all of one shape.
     """
 
     asked: ClassVar[Task]
     way: ClassVar[Way]
+    figures: ClassVar[Figures]
     report: ClassVar[ReportFacts]
     site_schema: ClassVar[dict[str, type[pl.DataType]]] = {}
     best_by: ClassVar[Figure] = "accuracy"
@@ -78,6 +85,8 @@ class StudentTask(ABC):
     macro_f1: ClassVar[bool] = False
     perplexity: ClassVar[bool] = False
     beside_teacher: ClassVar[bool] = False
+    beside: ClassVar[Capability] = Capability("bucket", 1.0)  # serves the likeliest class too
+    predicted: ClassVar[dict[str, pl.DataType]] = {}
     unsteady: ClassVar[str | None] = None
 
     @abstractmethod
@@ -119,6 +128,25 @@ class StudentTask(ABC):
             CorruptObject: what is stored of them is missing or altered.
             StaleCache: the teacher was asked about other rows than these.
         """
+
+    def refuse_losses(self, student: str, dataset: str, terms: Sequence[ObjectiveTerm]) -> None:
+        """Raise BadRequest if one of a student's losses means nothing for the task's answers."""
+        if of_vectors := [term.loss for term in terms if isinstance(term, VectorTerm)]:
+            raise BadRequest(
+                f"student {student} has losses on vectors, and the answers to {dataset} are classes",
+                found=", ".join(of_vectors),
+                expected='labels, a loss on soft targets such as "kd", or one on features',
+                do=f'task = "vector" in the cache job, [[dataset]] {dataset}, if vectors are meant',
+            )
+
+    def said(self, logits_BC: Tensor, labels_B: Tensor) -> dict[str, Tensor]:
+        """Return a student's columns of some sites, (B, …) each; NO_LABEL at those that are none to answer."""
+        log_p_BC = logits_BC.float().log_softmax(dim=1)
+        top_B, log_sure_B = log_p_BC.max(dim=1)[::-1]  # of (values, indices)
+        if not self.asked.unlabelled_sites:
+            top_B = top_B.masked_fill(labels_B == NO_LABEL, NO_LABEL)
+        label_log_p_B = log_p_BC.gather(1, labels_B.clamp(min=0)[:, None])[:, 0]  # left out where there is none
+        return {"top": top_B, "top_probability": log_sure_B.exp(), "label_log_probability": label_log_p_B}
 
     @abstractmethod
     def told_of_rows(self, columns: pl.DataFrame) -> pl.DataFrame:

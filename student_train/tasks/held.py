@@ -30,14 +30,14 @@ class Columns:
         self._columns: dict[str, Tensor] = {}
 
     def add(self, part: Mapping[str, Tensor]) -> None:
-        """Fill in the next sites: (B,) of each column."""
+        """Fill in the next sites: (B, …) of each column."""
         sites = slice(self._filled, self._filled + len(next(iter(part.values()))))
         for name, values_B in part.items():
-            self._columns.setdefault(name, values_B.new_empty(self._num_sites))[sites] = values_B
+            self._columns.setdefault(name, values_B.new_empty(self._num_sites, *values_B.shape[1:]))[sites] = values_B
         self._filled = sites.stop
 
     def filled(self) -> dict[str, Tensor]:
-        """Return them, (N,) each, on the CPU.
+        """Return them, (N, …) each, on the CPU.
 
         Raises:
             ValueError: there are sites that nobody filled in.

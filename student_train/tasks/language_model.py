@@ -37,6 +37,7 @@ class LanguageModel(StudentTask):
 
     asked = TASKS["language_model"]
     way = "sites"
+    figures = "sites"
     best_by = "cross_entropy"  # the likeliest token may be right more often while all others become worse
     report = ReportFacts(
         rows="blocks of tokens",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import ClassVar
 
 import polars as pl
 from torch import Tensor
@@ -10,7 +11,7 @@ from torch import Tensor
 from storage.cache import Cache, Samples
 from student_train.feed.selection import Selection
 from student_train.students import Student
-from student_train.tasks.base import ReportFacts, StudentTask
+from student_train.tasks.base import Figures, ReportFacts, StudentTask
 from student_train.tasks.held import TEACHER_SCHEMA
 
 
@@ -18,6 +19,7 @@ class OneClassStudent(StudentTask):
     """All logits of a batch are made at once."""
 
     way = "rows"
+    figures: ClassVar[Figures] = "rows"
     report = ReportFacts(
         rows="rows",
         sites="rows",

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
-from storage.encodings import AnyEncoding, DenseEncoding, FeatureEncoding, SparseEncoding
+from storage.encodings import AnyEncoding, DenseEncoding, FeatureEncoding, SparseEncoding, VectorEncoding
 from storage.encodings.sparse import COUNTS, DRAWS
 
 if TYPE_CHECKING:
@@ -46,6 +46,9 @@ def gaps(encoding: AnyEncoding, stored: dict[str, Tensor], live_NC: Tensor, own:
     from storage.encodings.never import never
 
     found: dict[str, Gap] = {}
+    if isinstance(encoding, VectorEncoding):
+        vectors_ND = encoding.decode(stored, live_NC.shape[1]).vectors_BD
+        return {encoding.array: _widest(vectors_ND, live_NC)._replace(class_N=None)}
     if isinstance(encoding, DenseEncoding):
         stored_NC = encoding.decode(stored, live_NC.shape[1]).logits_BC
         if (never_NC := never(live_NC)) is not None and (stored_never_NC := never(stored_NC)) is not None:

@@ -164,9 +164,10 @@ def _sizes(stage: Stage) -> _Sizes:
             weights, activations, heard, feature_bytes = _run_once(stage.teacher, dataset.spec, blank, "cpu")
         of_row = math.prod(task_of(dataset.spec).sites(dataset.spec.input_shape))
         stored = labelled if stage.spec is not None and stage.spec.labelled_positions else 1.0
-        row_bytes += math.ceil(stored * of_row * stage.teacher.encoding.bytes_per_row(dataset.spec.num_classes))
+        classes = dataset.spec.num_classes if stage.spec is None else stage.spec.num_classes
+        row_bytes += math.ceil(stored * of_row * stage.teacher.encoding.bytes_per_row(classes))
         row_bytes += feature_bytes
-        sites, classes = len(blank) * of_row, dataset.spec.num_classes
+        sites = len(blank) * of_row
     source = dataset.source.buffer_bytes() if stage.teacher is None else 0
     seen = COPIES_OF_A_VIEW * rows * input_bytes if stage.view != PLAIN else 0  # beside the rows as they are stored
     return _Sizes(weights, activations, heard, sites, classes, rows * input_bytes, rows * row_bytes, seen, source)

@@ -15,7 +15,7 @@ from teacher_cache.building.growth import missing
 from teacher_cache.building.prepared import BuildRequest, PreparedBuild, PreparedDataset, Stage
 from teacher_cache.building.sources import prepare_dataset
 from teacher_cache.teachers.classes import check_classes
-from teacher_cache.teachers.options import TeacherOptions, check_tokens
+from teacher_cache.teachers.options import TeacherOptions, check_tokens, num_scores
 
 
 def prepare_build(request: BuildRequest) -> PreparedBuild:
@@ -81,14 +81,9 @@ def _promise_teacher(
             found=f"{as_toml(teacher.encoding)} of teacher {teacher.name}",
             do=f"cache build {request.job} --as NAME    # a new cache beside it; or another `encoding`",
         )
-    if teacher.encoding.soft and not dataset.num_classes:
-        raise BadRequest(
-            f"dataset {dataset.name} has no classes, so teacher {teacher.name} cannot be checked against them",
-            do="give the dataset's `classes`, or keep the teacher off it with `datasets = [...]`",
-        )
     found = None if catalogue is None else catalogue.teachers.get((dataset.name, teacher.name))
     # targets go on as they were begun
-    spec = teacher.promise(dataset.num_classes, _uses(catalogue, dataset) if found is None else found.uses)
+    spec = teacher.promise(num_scores(teacher, dataset), _uses(catalogue, dataset) if found is None else found.uses)
     if catalogue is not None and found is not None:
         try:
             check_promise(catalogue.url, f"{dataset.name}/{teacher.name}/teacher.json", found, spec, request.job)

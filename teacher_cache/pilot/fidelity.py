@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor
@@ -68,7 +68,8 @@ class PilotAnswers(NamedTuple):
 
     def decoded(self, encoding: AnyEncoding) -> SoftTargets:
         """Return what a loss would see of an encoding."""
-        return encoding.decode(self.encoded(encoding), self.num_classes)
+        # of vectors there is no pilot
+        return cast("SoftTargets", encoding.decode(self.encoded(encoding), self.num_classes))
 
 
 class Gradient(NamedTuple):

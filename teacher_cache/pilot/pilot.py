@@ -170,12 +170,13 @@ def run_pilot(request: PilotRequest, watcher: Watcher) -> list[Pilot]:
             do="add one; docs/jobs/teachers.md has its keys",
         )
     for options in request.build.teachers:
-        if not options.encoding.soft:
+        if not options.encoding.soft or not options.encoding.classes:
+            asked = "vectors" if options.encoding.soft else "features alone"
             raise BadRequest(
-                f"there is nothing to measure of teacher {options.name}, which is asked for features alone",
+                f"there is nothing to measure of teacher {options.name}, which is asked for {asked}",
                 found=as_toml(options.encoding),
-                expected="soft targets, of which every encoding is tried",
-                do=f"leave {options.name} out of a copy of the job; a build of a few rows tells how large a feature is",
+                expected="scores of classes, of which every encoding is tried",
+                do=f"leave {options.name} out of a copy of the job; a build of a few rows tells how large they are",
             )
     prepared = prepare_afresh(request.build)
     pilots = []

@@ -12,12 +12,14 @@ from pydantic import BeforeValidator, Field, FiniteFloat, model_validator
 
 from storage.digests import fingerprint
 from storage.encodings import AnyEncoding, DenseEncoding, FeatureEncoding
+from storage.encodings.naming import as_toml
 from storage.encodings.none import FEATURES_ALONE
+from storage.encodings.vectors import VECTOR_TARGETS
 from storage.errors import BadRequest
 from storage.format.specs import DatasetSpec, TeacherSpec
 from storage.inputs import inputs_of
 from storage.language.folder_code import CODE_NAME
-from storage.language.tokenizer import TokenizerFile, difference
+from storage.language.tokenizer import TokenizerFile, around, difference
 from storage.options import Factory, JobPath, Name, Options
 from storage.tasks import task_of
 from teacher_cache.teachers.kinds import KINDS
@@ -44,8 +46,8 @@ class TeacherOptions(Options):
         arguments: keyword arguments of the factory.
         weights: safetensors, or a checkpoint that torch reads with `weights_only`.
         student: instead of a factory, the folder of a trained student.
-        kind: instead of either, what lies in `path`: a causal language model as transformers saves it, an ONNX
-            graph, an estimator of scikit-learn.
+        kind: instead of either, what lies in `path`: a language model, classifier or encoder as transformers saves
+            it, an ONNX graph, an estimator of scikit-learn.
         path: its folder, or its file.
         input_names: of an ONNX graph, in the order of what the dataset's inputs are called with; needed of several.
         output_name: of its tensor that has the scores, an output or an inner one; needed where it has several outputs.
@@ -57,6 +59,8 @@ class TeacherOptions(Options):
         pixels: the range of a pixel that it takes: 0 to 1, or that of bytes, 0 to 255.
         dtype: precision of its weights, and of what it computes; by default as they are stored.
         attention: how it computes attention, by transformers' own names.
+        pooling: how an encoder's hidden states become an embedding; by default as its folder says (`modules.json`).
+        normalize: whether each embedding is scaled to length 1; likewise.
         trust_code: names of code in its folder that may run, as its config's `auto_map` has them: all of them.
         device_map: which of its layers are where, for one that is too large for a GPU: "auto", or by name.
         architecture: the student's own `module:function`, needed if it was not a built-in.
@@ -66,7 +70,9 @@ class TeacherOptions(Options):
         features: name → layer, pooling and precision of an intermediate tensor to store beside.
         batch_size: rows of one forward pass.
         tokenizer: the `tokenizer.json` that a factory's model speaks, over text. A student carries its own.
-        classes: names of a factory's scores, in their order; without them, that of the dataset. A student has its own.
+        classes: names of its scores, in their order; without them, that of the dataset. A student has its own, as has
+            a classifier of transformers whose config names them.
+        dimension: numbers of the vectors that a factory's model gives, of a dataset whose task is `vector`.
         datasets: which of the job's datasets it is run over; by default all.
     """
 
@@ -87,6 +93,8 @@ class TeacherOptions(Options):
     pixels: Literal["unit", "bytes"] = "unit"
     dtype: Literal["fp32", "bf16", "fp16"] | None = None
     attention: Literal["eager", "sdpa", "flash_attention_2", "flex_attention"] | None = None
+    pooling: Literal["mean", "cls", "max", "lasttoken"] | None = None
+    normalize: bool | None = None
     trust_code: Trusted | None = None
     device_map: Literal["auto"] | Annotated[dict[str, Place], Field(min_length=1)] | None = None
     architecture: Factory | None = None
@@ -98,6 +106,7 @@ class TeacherOptions(Options):
     batch_size: Annotated[int, Field(ge=1)] = 256
     tokenizer: JobPath | None = None
     classes: Annotated[list[str], Field(min_length=1)] | None = None
+    dimension: Annotated[int, Field(ge=1, le=2**20)] | None = None
     datasets: list[Name] | None = None
 
     @model_validator(mode="after")
@@ -148,7 +157,7 @@ class TeacherOptions(Options):
         """Return what the cache is promised of this teacher, from its files' digests, without loading it.
 
         Args:
-            num_classes: of a dataset.
+            num_classes: scores of each site (`num_scores`).
             uses: what a reader must know of how its targets are laid down, by name; that it has none is added here.
 
         Raises:
@@ -168,7 +177,41 @@ class TeacherOptions(Options):
 
     def promised_uses(self, uses: tuple[str, ...]) -> tuple[str, ...]:
         """Return what a reader must know, from how targets are laid down: whether there are any, too."""
-        return (*(name for name in uses if name != FEATURES_ALONE), *[FEATURES_ALONE] * (not self.encoding.soft))
+        said = {FEATURES_ALONE: not self.encoding.soft, VECTOR_TARGETS: not self.encoding.classes}
+        return (*(name for name in uses if name not in said), *(name for name in said if said[name]))
+
+
+def num_scores(teacher: TeacherOptions, dataset: DatasetSpec) -> int:
+    """Return how many numbers a teacher gives for each site of a dataset: its classes, or the width of a vector.
+
+    Raises:
+        BadRequest: nobody knows; or its encoding is none for what is asked of the dataset.
+    """
+    task, encoding = task_of(dataset), teacher.encoding
+    if encoding.kind not in task.encodings:
+        raise BadRequest(
+            f"teacher {teacher.name} is to store other answers than dataset {dataset.name} asks for: "
+            f"{task.described(dataset)}",
+            found=as_toml(encoding),
+            expected=f"encoding = {{ kind = one of: {', '.join(task.encodings)} }}",
+            do=f'encoding = {{ kind = "{task.encodings[0]}", dtype = "fp16" }} in [[teacher]] {teacher.name}, or keep '
+            "it off that dataset with `datasets = [...]`",
+        )
+    if not encoding.soft or dataset.num_classes:
+        return dataset.num_classes
+    if encoding.classes:
+        raise BadRequest(
+            f"dataset {dataset.name} has no classes, so teacher {teacher.name} cannot be checked against them",
+            do="give the dataset's `classes`, or keep the teacher off it with `datasets = [...]`",
+        )
+    dimension = KINDS[teacher.origin].dimension(teacher)
+    if dimension is None:
+        raise BadRequest(
+            f"teacher {teacher.name} does not say how wide its vectors are",
+            expected="their dimension, which the cache is promised before anything is asked",
+            do="dimension = … in [[teacher]]",
+        )
+    return dimension
 
 
 def check_tokens(
@@ -214,6 +257,7 @@ def check_tokens(
             do=do,
         )
 
+    _check_around(teacher, dataset, file)
     # What is of images alone: channels to normalise, places to pool over.
     pooled = [name for name, feature in teacher.features.items() if feature.pool != "none"]
     if task_of(dataset).pooled_features:
@@ -224,6 +268,21 @@ def check_tokens(
             found=f"a pool of {', '.join(pooled)}" if pooled else "mean and std",
             expected='features with pool = "none", a vector for each position; and no normalisation',
         )
+
+
+def _check_around(teacher: TeacherOptions, dataset: DatasetSpec, file: TokenizerFile | None) -> None:
+    """Check that a teacher which was trained with special tokens around its texts has them."""
+    of_positions = task_of(dataset).sites(dataset.input_shape) != ()
+    if of_positions or dataset.source.get("add_special_tokens") or not KINDS[teacher.origin].wants_around(teacher):
+        return
+    if file is not None and not around(file.data).num_tokens:
+        return
+    raise BadRequest(
+        f"teacher {teacher.name} was trained with special tokens around a text, which {dataset.name} has not",
+        found="texts alone",
+        expected="what its tokenizer's template puts before and behind them, such as [CLS] and [SEP]",
+        do=f"add_special_tokens = true in [[dataset]] {dataset.name}",
+    )
 
 
 def _first_difference(teachers: TokenizerFile | None, datasets: TokenizerFile | None) -> str:

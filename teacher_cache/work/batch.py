@@ -140,7 +140,7 @@ class Batch(NamedTuple):
         spec = self.spec
         logits_PV = self.teacher.scores(self.heard.hidden[at], self.dataset)
         check_classes(logits_PV, labels_P, spec, self.dataset)
-        if self.first and at.start == 0:
+        if self.first and at.start == 0 and spec.encoding.classes:
             refuse_probabilities(logits_PV, spec)
         encoded, told = spec.encoding.encode_and_tell(
             logits_PV, num_classes=spec.num_classes, labels_B=labels_P, keys_B=keys_P
@@ -150,7 +150,7 @@ class Batch(NamedTuple):
             for name, v in encoded.items()
         }
         said = told._asdict()
-        return encoded, said, {"logits": said.pop("right")}, in_range
+        return encoded, said, {spec.encoding.array: said.pop("right")}, in_range
 
     def _spread(self, values_P: Tensor) -> Tensor:
         """Return what was said of answered sites at their places among all of the batch, (B, *sites), 0 elsewhere."""

@@ -26,6 +26,13 @@ def check_classes(logits: Tensor, labels: Tensor, spec: TeacherSpec, dataset: Da
     """Check the number of logits: that of the classes, or at least that where the rest pads a vocabulary."""
     task = task_of(dataset)
     found, padded = logits.shape[-1], task.padded_classes
+    if not spec.encoding.classes and found != spec.num_classes:
+        raise BadTeacher(
+            f"teacher {spec.name} gives vectors of another width than the cache was promised",
+            found=f"{found} numbers",
+            expected=f"{spec.num_classes}",
+            do=f"dimension = {found} in [[teacher]] {spec.name}",
+        )
     if found < spec.num_classes or (found > spec.num_classes and not padded):
         names = f": {listed(dataset.classes)}" if dataset.classes else ""
         raise BadTeacher(

@@ -9,6 +9,8 @@
 | sparse fp16 | – | – | – | – | k no larger | k no larger | the same k, n, seed |
 | sparse 8-bit | – | – | – | – | – | k no larger | the same k, n, seed |
 
+Vectors become vectors of no more precision: fp32, fp16, int8.
+
 Dense targets serve every temperature, so any may be asked for; of sparse ones, only temperatures that were declared,
 and statistics only if they were kept. A nucleus cut `p` stays as it is; draws may be dropped, never made anew. All may
 be dropped, so that features are left alone, of which nothing is ever made.
@@ -24,7 +26,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from storage.encodings import AnyEncoding, DenseEncoding, NoEncoding, SparseEncoding
+from storage.encodings import AnyEncoding, DenseEncoding, NoEncoding, SparseEncoding, VectorEncoding
 from storage.encodings.base import LSE, STATISTICS
 from storage.encodings.sparse import COUNTS, DRAWS, IDS, REST, STEP, VALUES
 
@@ -33,6 +35,7 @@ if TYPE_CHECKING:
 
 # Ranks: whatever has less can be made of whatever has more.
 DENSE_PRECISION = {"fp32": 3, "fp16": 2, "bf16": 1, "int8": 0}
+VECTOR_PRECISION = {"fp32": 2, "fp16": 1, "int8": 0}
 SPARSE_PRECISION = {"fp16": 2, "8bit": 0}  # the least that dense targets must have to give such values
 DRAWS_PRECISION = 2  # likewise, to draw from: of rounder logits other classes would be drawn
 
@@ -43,11 +46,22 @@ def refusal(found: AnyEncoding, wanted: AnyEncoding) -> str | None:
         return None
     if isinstance(found, NoEncoding):
         return "soft targets"
+    if isinstance(found, VectorEncoding) or isinstance(wanted, VectorEncoding):
+        return _vector_refusal(found, wanted)
     if isinstance(found, DenseEncoding):
         return _dense_refusal(found, wanted)
     if isinstance(wanted, DenseEncoding):
         return "logits of all classes"
     return _sparse_refusal(found, wanted)
+
+
+def _vector_refusal(found: AnyEncoding, wanted: AnyEncoding) -> str | None:
+    if not isinstance(found, VectorEncoding):
+        return "vectors"
+    if not isinstance(wanted, VectorEncoding):
+        return "scores of classes"
+    less = VECTOR_PRECISION[wanted.dtype] > VECTOR_PRECISION[found.dtype]
+    return f"vectors in {wanted.dtype}" if less else None
 
 
 def _dense_refusal(found: DenseEncoding, wanted: DenseEncoding | SparseEncoding) -> str | None:
@@ -106,6 +120,9 @@ def convert(
     if isinstance(found, SparseEncoding):
         assert isinstance(wanted, SparseEncoding)
         return _fewer(arrays, found, wanted, num_classes)
+    if isinstance(found, VectorEncoding):
+        vectors_ND = found.decode(arrays, num_classes).vectors_BD
+        return wanted.encode(vectors_ND, num_classes=num_classes, labels_B=labels_N, keys_B=keys_N)
     logits_NC = found.decode(arrays, num_classes).logits_BC
     encoded = wanted.encode(logits_NC, num_classes=num_classes, labels_B=labels_N, keys_B=keys_N)
     if isinstance(wanted, DenseEncoding) and wanted.dtype == found.dtype:

@@ -11,12 +11,12 @@ density.py     how many rows and tokens of it there are, from a sample
 tokenising.py  a bounded amount of text with the tokenizer at once
 blocks.py      documents packed into blocks, each position to be predicted
 whole.py       the same as caches from before ranges have it
-labelled.py    a text a row, at its own length, with one class
+labelled.py    a text a row, at its own length, with one class, or with a vector for an answer
 """
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated, Any, get_args
 
 from pydantic import Discriminator, Tag
 
@@ -34,9 +34,9 @@ def _asked(options: Any) -> str:
         if isinstance(options, dict)
         else (getattr(options, "task", None), getattr(options, "label", None))
     )
-    of_row = TextClassification.name
     # Of one `kind` in a job: here a section becomes one source or the other.
-    return of_row if task == of_row or (task is None and label is not None) else LanguageModel.name
+    of_row = label is not None if task is None else task in get_args(LabelledTextSource.model_fields["task"].annotation)
+    return TextClassification.name if of_row else LanguageModel.name
 
 
 AnyText = Annotated[

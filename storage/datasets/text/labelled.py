@@ -1,4 +1,4 @@
-"""Text for classification: a text a row, at its own length, with one class."""
+"""A text a row, at its own length: with one class, or none where its answer is a vector."""
 
 from __future__ import annotations
 
@@ -13,14 +13,15 @@ import numpy as np
 import polars as pl
 from pydantic import Field, model_validator
 
-from storage.datasets.base import FILE_SCHEMA, LocalFile, RawSample, Unreadable
+from storage.datasets.base import FILE_SCHEMA, LocalFile, RawSample, Recorded, Unreadable
 from storage.datasets.text.files import TextFiles
 from storage.datasets.text.opening import kind_of, size_of
 from storage.datasets.text.rows import Column, Columns, Row, rows_of
 from storage.datasets.text.tokenising import batches_of, in_pieces
 from storage.digests import unit_interval
-from storage.errors import LabelOutOfRange, MissingSource
-from storage.language.tokenizer import encoder
+from storage.errors import BadRequest, LabelOutOfRange, MissingSource
+from storage.language.tokenizer import Around, around, encoder
+from storage.tasks import TASKS
 from storage.tasks.text_classification import TextClassification
 
 KEPT_FILES = 2  # that are being read, in each process
@@ -37,24 +38,27 @@ class LabelledTextSource(TextFiles):
     Attributes:
         path: a `.csv`, `.tsv`, `.jsonl` or `.parquet` file, or a folder, to any depth, of such files taken by
             name; all but Parquet compressed too.
-        task: what is asked of a row; a `label` says so too.
+        task: what is asked of a row, its class or a `vector`; a `label` says so too.
         column: of text, by name, or in a table without names by number from 0; of several, the texts are joined.
         joined_by: what comes between them.
         label: column of classes; a row may have none. Without it the dataset is unlabelled.
         classes: the names, each as it is written in the column; or what is written there = name, in the order that the
             classes are to have. By default what is found in the column, sorted, whole numbers as numbers.
         length: tokens of a row at most; what is longer is cut, and the build says of how many rows.
+        add_special_tokens: whether a row has what the tokenizer's own template puts around a text, such as [CLS] and
+            [SEP], within its `length`: models that were trained so expect it.
         header: of CSV and TSV, whether the first line names the columns; by default if a column is given by name.
         quotes: of CSV and TSV, whether quotation marks may hold commas and line ends; by default in CSV.
     """
 
     kind: Literal["text"]
-    task: Literal["text_classification"] = TextClassification.name
+    task: Literal["text_classification", "vector"] = TextClassification.name
     column: Column | Annotated[list[Column], Field(min_length=1)]
     joined_by: str = " "
     label: Column | None = None
     classes: Names | None = None
     length: Annotated[int, Field(ge=1, le=2**20)]
+    add_special_tokens: bool = False
     header: bool | None = None
     quotes: bool | None = None
 
@@ -69,6 +73,8 @@ class LabelledTextSource(TextFiles):
             raise ValueError("without a `header` columns have no names: give their numbers, from 0")
         if self.header is False and (self.where is not None or self.domain is not None):
             raise ValueError("`where` and `domain` go by names of columns, which a table without a `header` has not")
+        if not TASKS[self.task].has_classes and (self.label is not None or self.classes is not None):
+            raise ValueError('task = "vector" asks for no class: leave out `label` and `classes`')
         if self.label in self._texts:
             raise ValueError("`label` is one of the columns of text: a student would read its answer")
         names = list((self.classes or {}).values()) if isinstance(self.classes, dict) else self.classes or []
@@ -82,8 +88,11 @@ class LabelledTextSource(TextFiles):
     def content(self) -> dict[str, Any]:
         keys = ("task", "joined_by", "label", "length", "part", "quotes")
         value = self.model_dump(mode="json")
+        # said where it is not as it always was
+        wrapped = {"add_special_tokens": True} if self.add_special_tokens else {}
         return (
             super().content()
+            | wrapped
             | {key: value[key] for key in keys}
             # as they take effect: one column and a list of one mean the same
             | {"column": list(self._texts), "header": self._columns.header, "labels": list(self._by_label) or None}
@@ -124,7 +133,25 @@ class LabelledTextSource(TextFiles):
     def decode(self, payload: bytes | np.ndarray) -> np.ndarray:
         """Return the first `length` tokens; the payload has them all."""
         assert isinstance(payload, np.ndarray)
+        if self.add_special_tokens and len(payload) > self.length:
+            own = slice(len(self._around.before), len(payload) - len(self._around.behind))
+            return self._around.put(payload[own], self.length)
         return payload[: self.length]
+
+    def prepared(self, tokenizer: bytes | None, recorded: Recorded) -> Self:
+        source = super().prepared(tokenizer, recorded)
+        if self.add_special_tokens and not 0 < (added := source._around.num_tokens) < self.length:  # noqa: SLF001
+            raise BadRequest(
+                f"dataset {self.name} cannot have special tokens around its texts",
+                found="a tokenizer whose template adds none" if not added else f"length = {self.length}",
+                expected="a tokenizer.json with a template that adds some" if not added else f"more than {added}",
+                do="leave add_special_tokens out" if not added else "a larger length",
+            )
+        return source
+
+    @property
+    def _around(self) -> Around:
+        return around(self.bound.data)
 
     def sample_texts(self, most: int) -> Iterator[str]:
         paths = self.paths()
@@ -213,6 +240,7 @@ class LabelledTextSource(TextFiles):
                     yield _Tokenised(where, Unreadable(f"{where}: has no text"), row.label)
                 else:
                     tokens = next(spelled)
+                    tokens = self._around.put(tokens) if self.add_special_tokens and len(tokens) else tokens
                     nothing = Unreadable(f"{where}: has text of which the tokenizer makes nothing")
                     yield _Tokenised(where, tokens if len(tokens) else nothing, row.label, self.remarks_of(text))
 

@@ -21,11 +21,12 @@ from student_train.feed.selection import NO_CLASS
 from student_train.losses.on_targets.soft import kl_rows
 from student_train.preparing.against import Against
 from student_train.run_files.records import Measured, OfDataset
+from student_train.running.measuring.vectors import VectorSums
 from student_train.stepping.parallel import ALONE, Parallel
 from student_train.stepping.stepper import Stepper
 from student_train.students import Student
 from student_train.students.parts import logits_in_parts
-from student_train.tasks import Way, task_of
+from student_train.tasks import Figures, task_of
 
 
 def evaluate(
@@ -55,7 +56,10 @@ def evaluate(
         The figures of each student of each stepper, or None if `stop` said so.
     """
     parts = {part.dataset: len(part.rows) for part in feed.selection.parts}
-    sums = [Sums(len(stepper.states), stepper.states[0].student, parts) for stepper in steppers]
+    sums = [
+        MEASURES[task_of(stepper.states[0].blueprint).figures](len(stepper.states), stepper.states[0].student, parts)
+        for stepper in steppers
+    ]
     of_N = _datasets(parts).to(steppers[0].states[0].student.device)
     start = 0
     try:
@@ -69,10 +73,9 @@ def evaluate(
                 # as `part` takes them: every size-th row, from rank on
                 mine, rows = parallel.part(batch), slice(start + parallel.rank, stop_row, parallel.size)
                 for stepper, own, tops_M, against_M in zip(steppers, sums, tops, against, strict=True):
-                    add = ADD[task_of(stepper.states[0].blueprint).way]
                     if len(mine.inputs):
-                        beside = _Beside([None if t is None else t[rows] for t in tops_M], against_M, of_N[rows])
-                        add(stepper, mine, own, beside)
+                        known = [None if t is None else t[rows] for t in tops_M]
+                        own.take(stepper, mine, Beside(known, against_M, of_N[rows], rows))
                 start = stop_row
     finally:
         for stepper in steppers:
@@ -80,15 +83,16 @@ def evaluate(
     return [own.figures(parallel) for own in sums]
 
 
-class _Beside(NamedTuple):
+class Beside(NamedTuple):
     """What the students of a stepper are measured against: top classes of the batch's rows, or a teacher.
 
-    And of which dataset each row is, (B,), from 0.
+    And of which dataset each row is, (B,), from 0; and which of the held rows they are.
     """
 
     tops_M: Sequence[Tensor | None]
     against_M: Sequence[Against | None]
     of_B: Tensor
+    rows: slice
 
 
 def _datasets(parts: Mapping[str, int]) -> Tensor:
@@ -100,24 +104,6 @@ def _datasets(parts: Mapping[str, int]) -> Tensor:
     return torch.arange(len(parts)).repeat_interleave(torch.tensor(list(parts.values())))
 
 
-def _add_rows(stepper: Stepper, batch: Batch, sums: Sums, beside: _Beside) -> None:
-    labels_B = _labels(batch)
-    none_B = torch.full_like(labels_B, NO_CLASS)
-    tops_MB = torch.stack([none_B if t is None else t for t in beside.tops_M])
-    sums.add(stepper.logits(batch.inputs), labels_B, tops_MB, beside.of_B)
-
-
-def _add_sites(stepper: Stepper, batch: Batch, sums: Sums, beside: _Beside) -> None:
-    for place, (state, against) in enumerate(zip(stepper.states, beside.against_M, strict=True)):
-        # by itself each: a part's logits are of one student
-        for logits_BC, labels_B, rows_B, part in _sites(state.exported, batch):
-            one, tops_B, kl_B = slice(place, place + 1), torch.full_like(labels_B, NO_CLASS), None
-            if against is not None:
-                targets = cast("OneTeacher", batch.targets[against.teacher].part(part).decode())
-                tops_B, kl_B = targets.top()[1], kl_rows(*targets.pair(logits_BC, 1.0))
-            sums.add(logits_BC[None], labels_B, tops_B[None], beside.of_B[rows_B], one, kl_B)
-
-
 def _sites(student: Student, batch: Batch) -> Iterator[tuple[Tensor, Tensor, Tensor, slice]]:
     """Yield logits, labels and rows of a part of the sites at a time, and which of those with a label they are."""
     sites_N = batch.sites()
@@ -126,12 +112,6 @@ def _sites(student: Student, batch: Batch) -> Iterator[tuple[Tensor, Tensor, Ten
     labels_N, rows_N = labels_BL.flatten().index_select(0, sites_N), sites_N // labels_BL.shape[1]
     for at, logits_BC in logits_in_parts(student, hidden_ND):
         yield logits_BC.float(), labels_N[at], rows_N[at], at
-
-
-ADD: dict[Way, Callable[[Stepper, Batch, Sums, _Beside], None]] = {
-    "rows": _add_rows,
-    "sites": _add_sites,
-}
 
 
 class Sums:
@@ -166,7 +146,7 @@ class Sums:
         members: slice = slice(None),
         kl_B: Tensor | None = None,
     ) -> None:
-        """Add a batch of all students, or of some; rows with NO_CLASS count for nothing.
+        """Add logits of all students, or of some; rows with NO_CLASS count for nothing.
 
         Args:
             logits_MBC: float32.
@@ -247,6 +227,39 @@ class Sums:
             "perplexity": perplexity_of(nats / labelled) if self._perplexity and labelled else None,
             "kl": divergence / beside if beside else None,
         }
+
+
+class SumsOfRows(Sums):
+    """Of students that are asked once about each row."""
+
+    def take(self, stepper: Stepper, batch: Batch, beside: Beside) -> None:
+        """Add a batch of all students."""
+        labels_B = _labels(batch)
+        none_B = torch.full_like(labels_B, NO_CLASS)
+        tops_MB = torch.stack([none_B if t is None else t for t in beside.tops_M])
+        self.add(stepper.logits(batch.inputs), labels_B, tops_MB, beside.of_B)
+
+
+class SumsOfSites(Sums):
+    """Of students that are asked at many sites of a row, a part of them at a time."""
+
+    def take(self, stepper: Stepper, batch: Batch, beside: Beside) -> None:
+        """Add a batch of all students."""
+        for place, (state, against) in enumerate(zip(stepper.states, beside.against_M, strict=True)):
+            # by itself each: a part's logits are of one student
+            for logits_BC, labels_B, rows_B, part in _sites(state.exported, batch):
+                one, tops_B, kl_B = slice(place, place + 1), torch.full_like(labels_B, NO_CLASS), None
+                if against is not None:
+                    targets = cast("OneTeacher", batch.targets[against.teacher].part(part).decode())
+                    tops_B, kl_B = targets.top()[1], kl_rows(*targets.pair(logits_BC, 1.0))
+                self.add(logits_BC[None], labels_B, tops_B[None], beside.of_B[rows_B], one, kl_B)
+
+
+MEASURES: dict[Figures, type[SumsOfRows | SumsOfSites | VectorSums]] = {
+    "rows": SumsOfRows,
+    "sites": SumsOfSites,
+    "vectors": VectorSums,
+}
 
 
 def macro_f1(right_C: Tensor, said_C: Tensor, there_C: Tensor) -> float | None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import polars as pl
@@ -17,8 +17,7 @@ import torch
 from torch import Tensor
 
 from storage.cache import Cache
-from storage.tasks import TASKS as STORED_TASKS
-from storage.tasks import Task, task_of
+from storage.tasks import task_of
 from storage.views import PLAIN
 from student_train.feed.feed import Feed
 from student_train.feed.selection import NO_CLASS, Selection
@@ -108,7 +107,7 @@ def predict(
     first, held = asked[0]
     labels_N = torch.tensor(held.table["label"].fill_null(NO_CLASS).to_numpy()).to(first.device)
     # ascending; of a dataset the table may have the first blocks alone
-    wanted_R, task = held.table["position"].unique(maintain_order=True).to_numpy(), STORED_TASKS[held.task]
+    wanted_R, task = held.table["position"].unique(maintain_order=True).to_numpy(), TASKS[held.task]
     said = [Columns(len(labels_N)) for _ in asked]
     start, done, labels_left = 0, 0, labels_N
     with torch.inference_mode():
@@ -123,10 +122,10 @@ def predict(
             inputs = batch.inputs.index_select(0, torch.from_numpy(within).to(batch.inputs.device))
             for (student, _), answers in zip(asked, said, strict=True):
                 # (B, D): a row is one site, or each of its positions
-                hidden_BD = TASKS[held.task].hidden_of_sites(student, inputs)
+                hidden_BD = task.hidden_of_sites(student, inputs)
                 size, labels_B = len(hidden_BD), labels_left[: len(hidden_BD)]
                 for at, logits_BC in logits_in_parts(student, hidden_BD):
-                    answers.add(_said(task, logits_BC, labels_B[at]))
+                    answers.add(task.said(logits_BC, labels_B[at]))
             labels_left = labels_left[size:]
             done += len(inputs)
             if done == len(wanted_R):  # the table has no more
@@ -138,18 +137,11 @@ def _with(held: HeldTable, answers: Mapping[str, Tensor], labels_N: Tensor) -> H
     """Return held rows with a student's columns."""
     known = pl.Series((answers["top"] != NO_CLASS).numpy())
     labelled = pl.Series((labels_N != NO_CLASS).cpu().numpy())
-    columns = {
+    predicted = TASKS[held.task].predicted
+    columns: dict[str, Any] = {
         name: pl.when(labelled if name == "label_log_probability" else known).then(pl.Series(values_N.numpy()))
         for name, values_N in answers.items()
-    }
-    return replace(held, table=held.table.with_columns(**columns).cast(STUDENT_SCHEMA))  # type: ignore[arg-type]
-
-
-def _said(task: Task, logits_BC: Tensor, labels_B: Tensor) -> dict[str, Tensor]:
-    """Return a student's columns of some sites, (B,) each; NO_CLASS at those that are none to answer."""
-    log_p_BC = logits_BC.float().log_softmax(dim=1)
-    top_B, log_sure_B = log_p_BC.max(dim=1)[::-1]  # of (values, indices)
-    if not task.unlabelled_sites:
-        top_B = top_B.masked_fill(labels_B == NO_CLASS, NO_CLASS)
-    label_log_p_B = log_p_BC.gather(1, labels_B.clamp(min=0)[:, None])[:, 0]  # left out where there is none
-    return {"top": top_B, "top_probability": log_sure_B.exp(), "label_log_probability": label_log_p_B}
+        if name not in predicted
+    } | {name: pl.Series(answers[name].numpy()) for name in predicted}
+    schema: dict[str, Any] = {**STUDENT_SCHEMA, **predicted}
+    return replace(held, table=held.table.with_columns(**columns).cast(schema))  # type: ignore[arg-type]

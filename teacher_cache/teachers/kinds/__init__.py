@@ -2,13 +2,15 @@
 
 factory.py    a function of the user's, with weights from a file
 student.py    the folder of a trained student
-transformers.py  a causal language model in a folder of transformers
 onnx.py       a graph of ONNX, of any framework, computed by onnxruntime
 onnx_files.py  reading one without computing it: external data, names, shapes
 onnx_model.py  one as a torch module
 exported.py   a program that torch exported, or TorchScript: code, which a job must trust
 sklearn.py    a classifier of scikit-learn, through skops
 sklearn_model.py  one as a torch module
+transformers.py  a model in a folder of transformers: language model, classifier, encoder
+transformers_purpose.py  which of these it is, by its folder
+transformers_model.py  classifiers and encoders as torch modules: pooled, normalised
 
 A new kind is a file like factory.py, a line in the table below, and its keys among those of `TeacherOptions`.
 
@@ -49,6 +51,12 @@ class Kind(Protocol):
 
     def notes(self, options: TeacherOptions) -> list[str]:
         """Return what a user should know that its files decide, such as how it is fed; without loading it."""
+
+    def dimension(self, options: TeacherOptions) -> int | None:
+        """Return how wide its vectors are, without loading it; None: it does not say. Raises BadTeacher: has none."""
+
+    def wants_around(self, options: TeacherOptions) -> bool:
+        """Return whether it expects what a tokenizer's template puts around a text."""
 
     def check_files(self, options: TeacherOptions) -> None:
         """Check what `load` would find wrong in its files, as far as no value of a weight is needed for it.

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from teacher_cache.teachers.options import TeacherOptions
 
-KEYS: tuple[str, ...] = ("path", "trust", "mean", "std", "tokenizer", "classes", "output", "pixels")
+KEYS: tuple[str, ...] = ("path", "trust", "mean", "std", "tokenizer", "classes", "dimension", "output", "pixels")
 
 
 def told(options: TeacherOptions) -> dict[str, Any]:
@@ -55,6 +55,16 @@ def spoken(options: TeacherOptions) -> Spoken:
 def classes(options: TeacherOptions) -> list[str] | None:
     """Return the names that the job gives its scores."""
     return options.classes
+
+
+def dimension(options: TeacherOptions) -> int | None:
+    """Return how wide the job says that its vectors are."""
+    return options.dimension
+
+
+def wants_around(options: TeacherOptions) -> bool:
+    """Return False: what it expects around a text, the job knows."""
+    return False
 
 
 def notes(options: TeacherOptions) -> list[str]:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from teacher_cache.teachers.options import TeacherOptions
 
-KEYS: tuple[str, ...] = ("arguments", "weights", "mean", "std", "tokenizer", "classes", "output", "pixels")
+KEYS: tuple[str, ...] = ("arguments", "weights", "mean", "std", "tokenizer", "classes", "dimension", "output", "pixels")
 
 
 def told(options: TeacherOptions) -> dict[str, Any]:
@@ -61,6 +61,16 @@ def classes(options: TeacherOptions) -> list[str] | None:
 def notes(options: TeacherOptions) -> list[str]:
     """Return nothing: all of it, the job says."""
     return []
+
+
+def dimension(options: TeacherOptions) -> int | None:
+    """Return how wide the job says that its vectors are."""
+    return options.dimension
+
+
+def wants_around(options: TeacherOptions) -> bool:
+    """Return False: what a function's model expects around a text, it alone knows."""
+    return False
 
 
 def check_files(options: TeacherOptions) -> None:

@@ -30,6 +30,7 @@ KEYS: tuple[str, ...] = (
     "std",
     "tokenizer",
     "classes",
+    "dimension",
 )
 
 
@@ -56,6 +57,16 @@ def spoken(options: TeacherOptions) -> Spoken:
 def classes(options: TeacherOptions) -> list[str] | None:
     """Return the names that the job gives its scores."""
     return options.classes
+
+
+def dimension(options: TeacherOptions) -> int | None:
+    """Return how wide the job says that its vectors are."""
+    return options.dimension
+
+
+def wants_around(options: TeacherOptions) -> bool:
+    """Return False: what its graph expects around a text, the job knows."""
+    return False
 
 
 def notes(options: TeacherOptions) -> list[str]:

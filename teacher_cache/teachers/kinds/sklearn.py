@@ -60,6 +60,15 @@ def classes(options: TeacherOptions) -> list[str] | None:
     return None if found is None else [str(name) for name in found.tolist()]
 
 
+def dimension(options: TeacherOptions) -> None:
+    """Return None: a classifier gives scores of classes."""
+
+
+def wants_around(options: TeacherOptions) -> bool:
+    """Return False: it takes values."""
+    return False
+
+
 def notes(options: TeacherOptions) -> list[str]:
     """Return what skops warned of, and that its columns are matched by their place, where it has names for them."""
     loaded = load_estimator(options)

@@ -51,6 +51,18 @@ def notes(options: TeacherOptions) -> list[str]:
     return []
 
 
+def dimension(options: TeacherOptions) -> int | None:
+    """Return how wide its vectors are."""
+    found = _blueprint(options).get("num_classes")
+    return found if isinstance(found, int) else None
+
+
+def wants_around(options: TeacherOptions) -> bool:
+    """Return whether its own rows had what a tokenizer's template puts around a text."""
+    source = _blueprint(options).get("source")
+    return isinstance(source, dict) and bool(source.get("add_special_tokens"))
+
+
 def check_files(options: TeacherOptions) -> None:
     """Do nothing: its blueprint was read with its digests."""
 

@@ -1,6 +1,9 @@
-"""A causal language model in a folder as transformers' `save_pretrained` writes it: config, tokenizer, safetensors.
+"""A model in a folder as transformers' `save_pretrained` writes it: config, tokenizer, safetensors.
 
-Only `config.json`, the named files of weights and `tokenizer.json` are read, by this process and from this disk: no
+A causal language model, a classifier of texts or images, or an encoder whose embeddings are pooled: what it is for, its
+folder says (`transformers_purpose.py`).
+
+Only JSON files, the named files of weights and `tokenizer.json` are read, by this process and from this disk: no
 pickle, no hub, and no code that comes with a model but what the job trusts by name.
 """
 
@@ -12,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from storage.digests import file_digest
-from storage.errors import BadTeacher, BadWeights, StillroomError, is_out_of_memory
+from storage.errors import BadRequest, BadTeacher, BadWeights, StillroomError, is_out_of_memory
 from storage.language.folder_code import code_digests, load_class
 from storage.language.model_folder import (
     CONFIG,
@@ -24,6 +27,19 @@ from storage.language.model_folder import (
     read_config,
     weights_files,
 )
+from teacher_cache.teachers.kinds.transformers_purpose import (
+    CAUSAL,
+    EMBEDDING,
+    IMAGE_CLASSES,
+    TEXT_CLASSES,
+    Purpose,
+    answering,
+    answers_of,
+    class_names,
+    purpose_of,
+    taken_over,
+    width_of,
+)
 from teacher_cache.teachers.spoken import Spoken, spoken_by
 from teacher_cache.teachers.weights import read_shapes, read_weights
 
@@ -33,7 +49,18 @@ if TYPE_CHECKING:
 
     from teacher_cache.teachers.options import TeacherOptions
 
-KEYS: tuple[str, ...] = ("path", "dtype", "attention", "trust_code", "device_map")
+KEYS: tuple[str, ...] = (
+    "path",
+    "dtype",
+    "attention",
+    "trust_code",
+    "device_map",
+    "pooling",
+    "normalize",
+    "classes",
+    "mean",
+    "std",
+)
 
 WHAT = 'kind = "transformers"'
 
@@ -52,11 +79,15 @@ def digests(options: TeacherOptions) -> dict[str, Any]:
     """Return the digests of the config, of every file of weights, and of code that is trusted."""
     check_transformers(WHAT)  # before anything is read; importing it takes a second
     folder = _folder(options)
-    read_config(folder, BadTeacher, options.trust_code or ())
-    return {
-        "config": file_digest(folder / CONFIG),
-        "weights": {name: file_digest(folder / name) for name in weights_files(folder)},
-    } | ({} if options.trust_code is None else {"code": code_digests(folder)})
+    config = read_config(folder, BadTeacher, options.trust_code or ())
+    return (
+        answers_of(folder, config, options)
+        | {
+            "config": file_digest(folder / CONFIG),
+            "weights": {name: file_digest(folder / name) for name in weights_files(folder)},
+        }
+        | ({} if options.trust_code is None else {"code": code_digests(folder)})
+    )
 
 
 def spoken(options: TeacherOptions) -> Spoken:
@@ -67,13 +98,34 @@ def spoken(options: TeacherOptions) -> Spoken:
     return spoken_by(path)
 
 
-def classes(options: TeacherOptions) -> None:
-    """Return None: its scores are of tokens, which the tokenizer names."""
+def classes(options: TeacherOptions) -> list[str] | None:
+    """Return the names of a classifier's scores, the job's or those of its config; None of tokens, which need none."""
+    _, config, purpose = _read(options)
+    return (options.classes or class_names(config)) if purpose in (TEXT_CLASSES, IMAGE_CLASSES) else None
+
+
+def dimension(options: TeacherOptions) -> int | None:
+    """Return the width of its hidden states, which that of an embedding is."""
+    folder, config, purpose = _read(options)
+    if purpose is not EMBEDDING:
+        raise BadTeacher(
+            f"the model in {folder} gives no vectors",
+            found=f"a {purpose.what}: architectures = {config.get('architectures')}, no modules.json",
+            expected="an encoder whose hidden states are pooled",
+            do='pooling = "mean" in [[teacher]], or "cls", "max" or "lasttoken", as it was trained',
+        )
+    return width_of(config)
+
+
+def wants_around(options: TeacherOptions) -> bool:
+    """Return whether its texts have what the tokenizer's template puts around them: all encoders were trained so."""
+    return _read(options)[2] in (EMBEDDING, TEXT_CLASSES)
 
 
 def notes(options: TeacherOptions) -> list[str]:
-    """Return nothing: nothing is decided that the job or its config does not say."""
-    return []
+    """Return what its folder decides of its answers: how they are pooled, how its images are normalised."""
+    folder, _, purpose = _read(options)
+    return taken_over(folder, purpose, options)
 
 
 def check_files(options: TeacherOptions) -> None:
@@ -84,17 +136,17 @@ def check_files(options: TeacherOptions) -> None:
     """
     import_libraries()
     folder = _folder(options)
-    trusted = read_config(folder, BadTeacher, options.trust_code or ()).get("auto_map", {})
-    shapes = _shapes(folder)
+    config = read_config(folder, BadTeacher, options.trust_code or ())
+    purpose, shapes = purpose_of(folder, config, options.pooling), _shapes(folder)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
-            model, found = _build(options, folder, trusted, shapes)
+            model, found = _build(options, folder, purpose, config.get("auto_map", {}), shapes)
         except StillroomError:
             raise
         except Exception:
             return
-    _check_fit(folder, model, found)
+    _check_fit(folder, model, found, purpose)
 
 
 def import_libraries() -> None:
@@ -113,28 +165,40 @@ def load(options: TeacherOptions) -> nn.Module:
     """
     import_libraries()
     folder = _folder(options)
-    trusted = read_config(folder, BadTeacher, options.trust_code or ()).get("auto_map", {})
+    config = read_config(folder, BadTeacher, options.trust_code or ())
+    purpose, trusted = purpose_of(folder, config, options.pooling), config.get("auto_map", {})
+    if purpose is not CAUSAL and options.device_map is not None:
+        raise BadRequest(
+            f"device_map spreads causal language models alone, and teacher {options.name} is a {purpose.what}",
+            found=f"device_map = {options.device_map!r}",
+            do="leave device_map out",
+        )
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
-            model, found = _build(options, folder, trusted)
+            model, found = _build(options, folder, purpose, trusted)
         except StillroomError:
             raise
         except Exception as error:  # of any class, for a config that its model does not take
             if is_out_of_memory(error):
                 raise
             raise BadTeacher(
-                f"transformers {version('transformers')} makes no causal language model of {folder}",
+                f"transformers {version('transformers')} makes no {purpose.what} of {folder}",
                 found=f"{type(error).__name__}: {error}"[:600],
-                expected=f"a folder that AutoModelForCausalLM loads, written by save_pretrained: {CONFIG}, {WEIGHTS}",
+                expected=f"a folder that {purpose.auto} loads, written by save_pretrained: {CONFIG}, {WEIGHTS}",
             ) from error
-    _check_fit(folder, model, found)
-    _check_causal(folder, model, options.attention)
-    return model
+    _check_fit(folder, model, found, purpose)
+    if purpose is CAUSAL:
+        _check_causal(folder, model, options.attention)
+    return answering(model, purpose, folder, options)
 
 
 def _build(
-    options: TeacherOptions, folder: Path, trusted: dict[str, str], shapes: dict[str, Tensor] | None = None
+    options: TeacherOptions,
+    folder: Path,
+    purpose: Purpose,
+    trusted: dict[str, str],
+    shapes: dict[str, Tensor] | None = None,
 ) -> tuple[nn.Module, dict[str, Any]]:
     """Return the model with its weights, and what transformers says of how they fit.
 
@@ -142,10 +206,14 @@ def _build(
         options: of the teacher.
         folder: its own.
         trusted: the classes of its folder's code, by transformers' name for their kind.
+        purpose: what it is for.
         shapes: of its weights, as meta tensors, which then are all that it has; None: they are read.
     """
     import torch
-    from transformers import AutoConfig, AutoModelForCausalLM
+    import transformers
+    from transformers import AutoConfig
+
+    auto_class = getattr(transformers, purpose.auto)
 
     # Never trust_remote_code: transformers would run copies of the code, of which an older one might lie there.
     if "AutoConfig" in trusted:
@@ -158,11 +226,11 @@ def _build(
         part.output_hidden_states = part.output_attentions = False
         part.return_dict = True
     asked = {} if options.attention is None else {"attn_implementation": options.attention}
-    if AutoModelForCausalLM.__name__ in trusted:
-        kind: Any = load_class(folder, trusted[AutoModelForCausalLM.__name__], BadTeacher)
+    if purpose.auto in trusted:
+        kind: Any = load_class(folder, trusted[purpose.auto], BadTeacher)
     else:
         with torch.device("meta"):  # to know its class; nothing is allocated
-            kind = type(AutoModelForCausalLM.from_config(config, trust_remote_code=False, **asked))
+            kind = type(auto_class.from_config(config, trust_remote_code=False, **asked))
     dtypes = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
     dtype = None if options.dtype is None else dtypes[options.dtype]
     mixed = kind._keep_in_fp32_modules or kind._keep_in_fp32_modules_strict  # noqa: SLF001 - no other name for it
@@ -178,10 +246,13 @@ def _build(
         **asked,
         **({} if shapes is None else {"device_map": {"": "meta"}}),
     )
+    if purpose is EMBEDDING and getattr(model, "pooler", None) is not None:
+        model.pooler = None  # of whose answer nothing is made; where the folder has none it is drawn
+        found = found | {"missing_keys": [name for name in found["missing_keys"] if not name.startswith("pooler.")]}
     return model, found
 
 
-def _check_fit(folder: Path, model: nn.Module, found: dict[str, Any]) -> None:
+def _check_fit(folder: Path, model: nn.Module, found: dict[str, Any], purpose: Purpose) -> None:
     """Raise BadWeights if the tensors are not those of the model; tied ones that are stored once are not missing."""
     missing, unknown = sorted(found["missing_keys"]), sorted(found["unexpected_keys"])
     shapes = [
@@ -199,7 +270,8 @@ def _check_fit(folder: Path, model: nn.Module, found: dict[str, Any]) -> None:
             f"the weights in {folder} do not fit the model of its {CONFIG}",
             found="\n".join(faults),
             expected=f"the tensors of a {type(model).__name__}, {len(model.state_dict())} with tied ones",
-            do="save it again, AutoModelForCausalLM.from_pretrained(…).save_pretrained(…)",
+            do=f"save it again, {purpose.auto}.from_pretrained(…).save_pretrained(…)"
+            + ('; or pooling = "mean" in [[teacher]], if embeddings are wanted' if purpose is CAUSAL else ""),
         )
 
 
@@ -225,6 +297,12 @@ def _check_causal(folder: Path, model: Any, attention: str | None) -> None:
             do='name one of a decoder alone; of an encoder that was trained to be one, "is_decoder": true in '
             f"{CONFIG} says so",
         )
+
+
+def _read(options: TeacherOptions) -> tuple[Path, dict[str, Any], Purpose]:
+    folder = _folder(options)
+    config = read_config(folder, BadTeacher, options.trust_code or ())
+    return folder, config, purpose_of(folder, config, options.pooling)
 
 
 def _folder(options: TeacherOptions) -> Path:

@@ -16,6 +16,7 @@ from student_train.preparing.step_memory import measure_step
 from student_train.running.train import train_students
 from tests.student_train.losses.toys import SOFT
 from tests.student_train.toys import LABELS, Recipe, request_of, student, write_cache
+from tests.vectors.toys import EVERY_LOSS
 
 FEATURES = {"teacher": "sage", "feature": "pooled", "student_layer": "network.hidden1"}
 OPTIONS: dict[str, dict[str, Any]] = {
@@ -43,7 +44,7 @@ def caches(tmp_path_factory: pytest.TempPathFactory, toy_cache: Cache) -> dict[s
 
 
 def test_every_loss_is_tried() -> None:
-    assert {loss for loss, _ in CASES} == LOSSES.keys()
+    assert {loss for loss, _ in CASES} | {term["loss"] for term in EVERY_LOSS} == LOSSES.keys()
 
 
 @pytest.mark.slow

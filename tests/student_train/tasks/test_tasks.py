@@ -19,7 +19,7 @@ from student_train.report.caches import FIRST
 from student_train.report.contents import BREAKDOWNS
 from student_train.report.gallery import CARDS
 from student_train.run_files.predictions import PREDICTIONS_FILE, read_predictions
-from student_train.running.measuring.evaluate import ADD
+from student_train.running.measuring.evaluate import MEASURES
 from student_train.stepping.gradients.ways import WAYS
 from student_train.stepping.stack.step import OVER
 from student_train.students import Blueprint, build_student, load_student, save_student
@@ -42,9 +42,13 @@ def test_every_task_has_both_halves() -> None:
     assert {name: task.asked.name for name, task in TASKS.items()} == {name: name for name in STORED}
 
 
-@pytest.mark.parametrize("table", [WAYS, OVER, LOSS, ADD, FIRST], ids=["alone", "stacked", "memory", "held", "cache"])
+@pytest.mark.parametrize("table", [WAYS, OVER, LOSS, FIRST], ids=["alone", "stacked", "memory", "cache"])
 def test_whatever_steps_or_measures_knows_every_way(table: dict[str, Any]) -> None:
     assert {task.way for task in TASKS.values()} <= table.keys()
+
+
+def test_every_task_has_figures() -> None:
+    assert {task.figures for task in TASKS.values()} == MEASURES.keys()
 
 
 def test_the_report_knows_what_every_task_shows() -> None:
