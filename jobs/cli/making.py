@@ -37,6 +37,39 @@ DatasetOption = Annotated[
 ByOption = Annotated[
     Literal["magnitude", "taylor", "activation", "first", "random"], typer.Option(help="Which units stay.")
 ]
+OfOption = Annotated[  # likewise teacher_cache.making.prune.Of
+    Literal["units", "channels", "neurons", "heads", "blocks"],
+    typer.Option(help="What is left out; units are channels and neurons."),
+]
+
+
+@make_app.command("copy")
+def copy_(
+    teacher: TeacherArgument,
+    out: OutOption,
+    every: Annotated[int | None, typer.Option(min=1, metavar="N", help="Every n-th block; else all.")] = None,
+    blocks: Annotated[
+        str | None, typer.Option(metavar="NAME,…", help="These blocks alone, by the names of their layers.")
+    ] = None,
+    width: Annotated[float, typer.Option(help="This share of the channels and neurons of each layer.")] = 1.0,
+    units: Annotated[Literal["first", "strongest"], typer.Option(help="Which of them.")] = "first",
+    rows: RowsOption = 256,
+    seed: SeedOption = 0,
+    dataset: DatasetOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Copy the whole teacher, some of its blocks, or a narrower one, with its own weights."""
+
+    def options() -> Any:
+        from teacher_cache.making.copying import CopyOptions
+
+        if every is not None and blocks is not None:
+            raise BadRequest("--every and --blocks exclude each other", do="drop one")
+        if not 0 < width <= 1:
+            raise BadRequest("no such share of the units", found=f"--width {width:g}", expected="above 0, at most 1")
+        return CopyOptions(every, _names(blocks), width, units)
+
+    _make("copy", teacher, out, options, rows=rows, seed=seed, dataset=dataset, as_json=as_json)
 
 
 @make_app.command()
@@ -47,19 +80,77 @@ def prune(
     parameters: ParametersOption = None,
     latency: LatencyOption = None,
     by: ByOption = "magnitude",
+    of: OfOption = "units",
     rows: RowsOption = 256,
     seed: SeedOption = 0,
     dataset: DatasetOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Leave out channels and neurons, the same share in every layer; what is written is smaller, not masked."""
+    """Leave out channels, neurons, heads or blocks; what is written is smaller, not masked."""
 
     def options() -> Any:
         from teacher_cache.making.prune import PruneOptions
 
-        return PruneOptions(_target(flops, parameters, latency), by, seed)
+        return PruneOptions(_target(flops, parameters, latency), by, seed, of)
 
     _make("prune", teacher, out, options, rows=rows, seed=seed, dataset=dataset, as_json=as_json)
+
+
+@make_app.command()
+def lowrank(
+    teacher: TeacherArgument,
+    out: OutOption,
+    flops: FlopsOption = None,
+    parameters: ParametersOption = None,
+    energy: Annotated[
+        float | None, typer.Option(help="Instead of a size: share of the squares of singular values that layers keep.")
+    ] = None,
+    by: Annotated[
+        Literal["plain", "activations"], typer.Option(help="Errors as they are, or by what they do to rows' outputs.")
+    ] = "activations",
+    layers: Annotated[
+        str | None, typer.Option(metavar="NAME,…", help="These layers alone; else all that can be.")
+    ] = None,
+    rows: RowsOption = 256,
+    seed: SeedOption = 0,
+    dataset: DatasetOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Make two layers of lower rank of each linear layer and convolution, where two are smaller."""
+
+    def options() -> Any:
+        from teacher_cache.making.lowrank import LowRankOptions
+
+        if energy is not None and not 0 < energy < 1:
+            raise BadRequest("no such share of the energy", found=f"--energy {energy:g}", expected="between 0 and 1")
+        if energy is not None and (flops, parameters) != (None, None):
+            raise BadRequest("a size and an energy exclude each other", found=f"--energy {energy:g}", do="drop one")
+        target = None if energy is not None else _target(flops, parameters, None)
+        return LowRankOptions(target, energy, by, _names(layers))
+
+    _make("lowrank", teacher, out, options, rows=rows, seed=seed, dataset=dataset, as_json=as_json)
+
+
+@make_app.command()
+def quantize(
+    teacher: TeacherArgument,
+    out: OutOption,
+    per: Annotated[
+        Literal["channel", "tensor"], typer.Option(help="A step for each output of a layer, or one for all.")
+    ] = "channel",
+    rows: RowsOption = 256,
+    seed: SeedOption = 0,
+    dataset: DatasetOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Write weights of linear layers and convolutions as int8 codes; to train them so, see quantize = "int8"."""
+
+    def options() -> Any:
+        from teacher_cache.making.quantize import QuantizeOptions
+
+        return QuantizeOptions(per)
+
+    _make("quantize", teacher, out, options, rows=rows, seed=seed, dataset=dataset, as_json=as_json)
 
 
 def _target(flops: float | None, parameters: float | None, latency: float | None) -> Target:
@@ -76,6 +167,10 @@ def _target(flops: float | None, parameters: float | None, latency: float | None
         )
     ((measure, share),) = said.items()
     return Target(measure, share)  # type: ignore[arg-type]
+
+
+def _names(listed: str | None) -> tuple[str, ...] | None:
+    return None if listed is None else tuple(name.strip() for name in listed.split(","))
 
 
 def _make(
@@ -132,10 +227,14 @@ def _print(made: Made) -> None:
     for name, small, large in (
         ("FLOPs of a row", made.size.flops, made.whole.flops),
         ("parameters", made.size.parameters, made.whole.parameters),
+        ("bytes", made.size.bytes, made.whole.bytes),
     ):
-        line(f"  {small / large:.3f} of the teacher's {name}: {si(small, '')} of {si(large, '')}")
+        line(f"  {small / large:.3f} of the teacher's {name}: {si(small)} of {si(large)}")
     line(f"  its top class is the teacher's on {made.agreement:.1%} of {made.rows} rows, before any training")
     for text in made.told:
         line(f"  {text}")
+    if made.made["way"] == "quantize":
+        line('its codes are not trained further: train the student that it was before with quantize = "int8"')
+        return
     own = f'architecture = "{made.architecture}"' if made.architecture else ""
     line(f'train it: start = "{made.folder}"' + f"    # and {own}" * bool(own) + "    in a [[student]]")

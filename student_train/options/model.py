@@ -52,6 +52,28 @@ class LoraOptions(Options):
         return 2.0 * self.rank if self.alpha is None else self.alpha
 
 
+class QuantizeOptions(Options):
+    """Weights of linear layers and convolutions that are rounded while they are trained, and written as int8 codes.
+
+    Attributes:
+        kind: the one that there is.
+        per: whether each output of a layer has a step of its own, or all have one.
+
+    Source: Jacob et al. 2018, arXiv 1712.05877; gradients pass straight through (Bengio et al. 2013, arXiv 1308.3432).
+    """
+
+    kind: Literal["int8"]
+    per: Literal["channel", "tensor"] = "channel"
+
+
+def _quantize(value: Any) -> Any:
+    return {"kind": value} if isinstance(value, str) else value
+
+
+Quantize = Annotated[QuantizeOptions | None, BeforeValidator(_quantize)]
+"""`"int8"`, or a section."""
+
+
 def _start(value: Any) -> Any:
     """Return the section that `true`, `false` or a path is short for."""
     if isinstance(value, bool):

@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BeforeValidator, Field, TypeAdapter, ValidationInfo, model_validator
 
 from storage.options import Factory, JobPath, Name, Options, Url
-from student_train.options.model import LoraOptions, Start
+from student_train.options.model import LoraOptions, Quantize, Start
 from student_train.options.terms import ObjectiveTerm
 from student_train.options.training import LATER_KEYS, Figure, TrainingOptions
 
@@ -178,6 +178,7 @@ class StudentOptions(TrainingOptions):
     path: JobPath | None = None  # of "transformers": a folder with the config, whose keys `options` replace
     start: Start = None  # weights that it starts from
     adapter: LoraOptions | None = None  # those stay, and products of low rank are trained
+    quantize: Quantize = None  # "int8": weights and inputs of layers are rounded in training, and weights written so
 
     # Normalisation of inputs in [0, 1], one value for all channels or one for each; part of the model.
     mean: PerChannel = (0.5,)
@@ -203,6 +204,13 @@ class StudentOptions(TrainingOptions):
             raise ValueError("`start` = true takes the weights in `path`, and there is none: name a file or a folder")
         if self.adapter is not None and self.start is None:
             raise ValueError("an `adapter` is trained on top of weights that stay as they are: say which in `start`")
+        others = {"an adapter": self.adapter is not None, "micro_batch_size": self.micro_batch_size is not None}
+        if self.quantize is not None and (
+            with_it := [n for n, on in (others | {"recompute": self.recompute}).items() if on]
+        ):
+            raise ValueError(
+                f"`quantize` looks at each batch once and whole, and does not go with {', '.join(with_it)}"
+            )
         if min(self.std) <= 0:
             raise ValueError(f"std must be above 0, found {min(self.std)}")
         return self

@@ -35,6 +35,7 @@ LATER_KEYS = frozenset(
         "eps",
         "decay_norms_and_biases",
         "micro_batch_size",
+        "quantize",
         "recompute",
         "evaluate_every_steps",
         "best_by",

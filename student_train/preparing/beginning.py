@@ -7,11 +7,14 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
+
 from storage.errors import BadRequest
 from storage.format.specs import DatasetSpec
 from storage.inputs import inputs_of
 from storage.tasks import task_of
 from student_train.options.sections import StudentOptions
+from student_train.students import Blueprint, Int8, build_student, is_product
 from student_train.students.files import BLUEPRINT_FILE, BlueprintFile, check_trusted, read_blueprint
 
 OF_INPUTS = ("mean", "std")
@@ -34,6 +37,12 @@ def began_as(options: StudentOptions) -> BlueprintFile | None:
         began = read_blueprint(path)
         if options.architecture is None or began.teacher_code is not None or began.changes:
             check_trusted(path, began, options.architecture)
+            if any(isinstance(change, Int8) for change in began.changes):
+                raise BadRequest(
+                    f"student {options.name} cannot go on from {path}",
+                    found="weights that are int8 codes, which no gradient moves",
+                    do='start from the student before it was quantised, with quantize = "int8"',
+                )
             return began
     return None
 
@@ -50,6 +59,36 @@ def like_start(options: StudentOptions, began: BlueprintFile) -> StudentOptions:
                 do=f"leave {name} out",
             )
     return options.model_copy(update=own)
+
+
+def rounded(options: StudentOptions, blueprint: Blueprint, processes: int) -> Blueprint:
+    """Return the blueprint of a student whose layers are rounded in training, where its options ask for it.
+
+    Raises:
+        BadRequest: it has no such layer; or it is trained on several processes, each of which sees other inputs.
+    """
+    if options.quantize is None:
+        return blueprint
+    if processes > 1:
+        raise BadRequest(
+            f"student {options.name} is quantised, and each process would see another range of inputs",
+            found=f"quantize on {processes} processes",
+            do="train it on one process",
+        )
+    try:
+        with torch.device("meta"):
+            network = build_student(blueprint).network
+    except (NotImplementedError, RuntimeError, BadRequest):  # a user's own may not be built so
+        network = build_student(blueprint).network
+    names = [name for name, layer in network.named_modules() if is_product(layer)]
+    if not names:
+        raise BadRequest(
+            f"student {options.name} has no layer that could be int8",
+            expected="linear layers or convolutions",
+            do="leave `quantize` out",
+        )
+    more = tuple(Int8(layer=name, per=options.quantize.per, trained=True) for name in names)
+    return blueprint.model_copy(update={"changes": (*blueprint.changes, *more)})
 
 
 def said_of(began: BlueprintFile) -> dict[str, Any]:

@@ -37,4 +37,5 @@ def row_flops(blueprint: Blueprint) -> tuple[int, int]:
 
 def _row_flops(blueprint: Blueprint, device: torch.device) -> tuple[int, int]:
     with device:
-        return size_of_student(build_student(blueprint))
+        size = size_of_student(build_student(blueprint))
+    return size.flops, size.parameters

@@ -26,7 +26,7 @@ from student_train.options.by_dataset import teacher_of
 from student_train.options.sections import FleetOptions, StudentOptions, datasets_of, listed
 from student_train.options.training import Figure
 from student_train.preparing.against import measured_against
-from student_train.preparing.beginning import began_as, check_begins, like_start, said_of
+from student_train.preparing.beginning import began_as, check_begins, like_start, rounded, said_of
 from student_train.preparing.checks import (
     check_budget,
     check_figures,
@@ -176,7 +176,7 @@ def _prepare(
     against, why_not_against = measured_against(catalogue, held, soft or named, num_classes)
     began = began_as(options)
     options = options if began is None else like_start(options, began)
-    blueprint = _blueprint(options, first, num_classes, began)
+    blueprint = rounded(options, _blueprint(options, first, num_classes, began), request.parallel.size)
     options, decided = decide_projections(options, blueprint, shapes)
     identity = _identity(request, options, blueprint, catalogue, train, held)
     if began is not None:

@@ -26,7 +26,7 @@ from student_train.running.measuring.latency import Latency
 from student_train.stepping.parallel import ALONE, Parallel
 from student_train.stepping.schedule import learning_rate_at
 from student_train.stepping.state import Randomness, TrainState, below
-from student_train.students import Student
+from student_train.students import Student, settled
 from student_train.students.starting.adapter import adapter_tensors, merged
 from student_train.students.tensors import load_own, own_tensors
 
@@ -272,7 +272,7 @@ class Run:
 
         One with an adapter is a plain one that says the same.
         """
-        return merged(self._chosen()).eval()
+        return settled(merged(self._chosen())).eval()
 
     def _chosen(self) -> Student:
         student = self.state.exported
@@ -308,7 +308,7 @@ class Run:
 
     def _write_result(self, status: Any, latency: Latency, **about: Any) -> RunRecord:
         student = self._chosen()
-        adapter, weights = adapter_tensors(student), own_tensors(merged(student))
+        adapter, plain = adapter_tensors(student), settled(merged(student))
         chosen = self.history[-1 if self._best_row is None else self._best_row]
         taken = self._steps_taken()
         job = self.context.job(taken)
@@ -337,7 +337,7 @@ class Run:
         )
         prepared = self.prepared
         return prepared.files.write_result(
-            record, prepared.blueprint, weights, job, prepared.tokenizer, adapter or None, prepared.made
+            record, plain.blueprint, own_tensors(plain), job, prepared.tokenizer, adapter or None, prepared.made
         )
 
     def _steps_taken(self) -> StepsTaken:

@@ -19,8 +19,11 @@ so that a trained student is a valid teacher: `teacher_cache` imports this modul
 from student_train.students.blueprint import Blueprint
 from student_train.students.build import ARCHITECTURES, Student, build_student
 from student_train.students.files import load_student, read_blueprint, save_student
-from student_train.students.remade.changes import Change, Dropped, Resized
-from student_train.students.remade.rebuild import rebuild, size_of
+from student_train.students.remade.changes import Change, Dropped, Factored, Heads, Int8, Resized
+from student_train.students.remade.factors import full_rank
+from student_train.students.remade.int8 import codes_of, step_of
+from student_train.students.remade.products import is_product
+from student_train.students.remade.rebuild import rebuild, settled, size_of
 from student_train.students.remade.size import Size, size_of_student
 
 __all__ = [
@@ -28,14 +31,22 @@ __all__ = [
     "Blueprint",
     "Change",
     "Dropped",
+    "Factored",
+    "Heads",
+    "Int8",
     "Resized",
     "Size",
     "Student",
     "build_student",
+    "codes_of",
+    "full_rank",
+    "is_product",
     "load_student",
     "read_blueprint",
     "rebuild",
     "save_student",
+    "settled",
     "size_of",
     "size_of_student",
+    "step_of",
 ]

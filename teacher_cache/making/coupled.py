@@ -40,11 +40,13 @@ class Units(NamedTuple):
         name: of the layer that makes them.
         width: how many.
         sides: of all layers that have them; some are inputs, or nobody would miss one.
+        counts_heads: whether they are heads, whose number the layer of that name must be told.
     """
 
     name: str
     width: int
     sides: tuple[Side, ...]
+    counts_heads: bool = False
 
 
 class Found(NamedTuple):
@@ -95,6 +97,23 @@ def find_units(network: nn.Module, arguments: tuple[Tensor, ...]) -> Found:
         if any(side.side == "in" for side in sides):  # else they are the answer itself
             found.append(Units(names[id(root)], len(sides[0].places), tuple(sides)))
     return Found(tuple(found), tuple(left))
+
+
+def find_heads(network: nn.Module) -> tuple[Units, ...]:
+    """Return the heads of a network's attention layers, as our own architectures have them, each a unit."""
+    import torch
+
+    found = []
+    for name, layer in network.named_modules():
+        parts = dict(layer.named_children())
+        if not isinstance(getattr(layer, "heads", None), int) or parts.keys() != {"queries_keys_values", "out"}:
+            continue
+        mixed, heads = int(parts["out"].weight.shape[1]), int(layer.heads)
+        own = torch.arange(mixed).view(heads, -1)
+        of_three = torch.cat([own, own + mixed, own + 2 * mixed], dim=1)
+        sides = (Side(f"{name}.queries_keys_values", "out", of_three), Side(f"{name}.out", "in", own))
+        found.append(Units(name, heads, sides, counts_heads=True))
+    return tuple(found)
 
 
 class _Whole(Exception):

@@ -11,6 +11,7 @@ from storage.digests import fingerprint
 from storage.errors import BadRequest
 from storage.format.specs import DatasetSpec, check_promise
 from teacher_cache.building.prepared import BuildRequest
+from teacher_cache.making.asking import batches
 from teacher_cache.making.rows import some_rows
 from teacher_cache.making.subject import Subject, as_student
 from teacher_cache.making.ways import WAYS
@@ -28,7 +29,6 @@ OWN_FILES = (
     "student.safetensors",
     "tokenizer.json",
 )  # that a killed `student make` may have left, without the last one
-ASKED_ROWS = 32  # at a time
 
 
 @dataclass(frozen=True)
@@ -227,10 +227,9 @@ def agreement_of(student: Student, subject: Subject) -> float:
     """Return on which share of the rows at hand a student's top classes are those of the teacher it is made of."""
     import torch
 
-    kind, same, count = subject.blueprint.made_of, 0, 0
+    same, count = 0, 0
     with torch.inference_mode():
-        for shown_B in subject.rows.shown_B.split(ASKED_ROWS):
-            inputs_B = kind.arguments(kind.trimmed(shown_B))
+        for inputs_B, _ in batches(subject):
             agree = student(inputs_B).argmax(-1) == subject.student(inputs_B).argmax(-1)
             same, count = same + int(agree.sum()), count + agree.numel()
     return same / count

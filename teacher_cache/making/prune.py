@@ -7,10 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import cache
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from storage.errors import BadRequest, BadTeacher
-from teacher_cache.making.coupled import Units, find_units
+from teacher_cache.making.blocks import prune_blocks
+from teacher_cache.making.coupled import Found, Units, find_heads, find_units
 from teacher_cache.making.scores import By, score
 from teacher_cache.making.sizes import Target, largest_share, measured, size_like
 from teacher_cache.making.slices import masked, resized, sliced, with_changes
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 
     from student_train.students import Student
 
+Of = Literal["units", "channels", "neurons", "heads", "blocks"]
 ALIKE = 1e-3  # of the largest score: rounding of sums over fewer units
 TRIED_ROWS = 8
 
@@ -32,30 +34,56 @@ class PruneOptions(NamedTuple):
         target: how large the student is to be.
         by: which units stay.
         seed: of what is drawn.
+        of: what is left out: channels and neurons (units), or one of both; heads of attention; whole blocks.
     """
 
     target: Target
     by: By
     seed: int
+    of: Of = "units"
 
 
 def prune(subject: Subject, options: PruneOptions) -> tuple[Student, list[str]]:
-    """Return a student of fewer units, and in words what was left whole.
+    """Return a student of fewer units or blocks, and in words what was left whole.
 
     Raises:
         BadRequest: no layer of it can be smaller, or the target cannot be reached.
         BadTeacher: the smaller network does not say what the larger one says without these units.
     """
-    student = subject.student
-    found = find_units(student.network, _traced(subject))
+    if options.of == "blocks":
+        return prune_blocks(subject, options.target, options.by, options.seed)
+    found = _units(subject, options.of)
+    widths = _widths(subject.student, found.units, options.target)
+    return _pruned(subject, found, widths, options.by, options.seed)
+
+
+def narrower(subject: Subject, share: float, by: By) -> tuple[Student, list[str]]:
+    """Return a student with a share of the units of each layer, as `prune` does to a target. Raises as it."""
+    found = _units(subject, "units")
+    return _pruned(subject, found, [max(1, int(share * each.width + 0.5)) for each in found.units], by, 0)
+
+
+def _units(subject: Subject, of: Of) -> Found:
+    network = subject.student.network
+    if of == "heads":
+        found = Found(find_heads(network), ())
+    else:
+        found = find_units(network, _traced(subject))
+        layers = dict(network.named_modules())
+        linear = {each.name: getattr(layers[each.name], "kernel_size", None) is None for each in found.units}
+        wanted = {"units": (True, False), "neurons": (True,), "channels": (False,)}[of]
+        found = found._replace(units=tuple(each for each in found.units if linear[each.name] in wanted))
     if not found.units:
         raise BadRequest(
-            "nothing of this teacher can be pruned",
-            found="; ".join(found.left) or "no layer whose units another layer reads",
-            do="student make copy or lowrank",
+            f"this teacher has no {of} that could be pruned",
+            found="; ".join(found.left) or "none whose answers another layer reads",
+            do="another --of; or student make copy or lowrank",
         )
-    widths = _widths(student, found.units, options.target)
-    scores = score(options.by, subject, found.units, options.seed)
+    return found
+
+
+def _pruned(subject: Subject, found: Found, widths: Sequence[int], by: By, seed: int) -> tuple[Student, list[str]]:
+    scores = score(by, subject, found.units, seed)
     kept = [values.topk(width).indices.sort().values for values, width in zip(scores, widths, strict=True)]
     return smaller(subject, found.units, kept), [f"left whole: {why}" for why in found.left]
 

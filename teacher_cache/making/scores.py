@@ -6,10 +6,11 @@ score is the mean over these layers. B rows of a batch, U units.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
+from teacher_cache.making.asking import batches
 from teacher_cache.making.coupled import Side, Units
 from teacher_cache.making.subject import Subject
 
@@ -17,7 +18,6 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
 By = Literal["magnitude", "taylor", "activation", "first", "random"]
-BATCH_ROWS = 32
 
 Scorer = Callable[[Subject, Sequence[Units], int], "list[Tensor]"]
 
@@ -43,8 +43,8 @@ def _by_magnitude(subject: Subject, units: Sequence[Units], seed: int) -> list[T
     return [_over_sides(each, lambda side: _per_unit(_weight(layers[side.layer]).square(), side)) for each in units]
 
 
-def _by_taylor(subject: Subject, units: Sequence[Units], seed: int) -> list[Tensor]:
-    """Score by (gradient × weight)², summed over batches: how far the loss would move, to first order.
+def moved(subject: Subject) -> dict[str, Tensor]:
+    """Return (gradient × weight)² of each parameter, by name, summed over batches: how far the loss would move.
 
     The loss is the cross-entropy to the label, and to the teacher's own top class where there is none.
 
@@ -54,9 +54,10 @@ def _by_taylor(subject: Subject, units: Sequence[Units], seed: int) -> list[Tens
     from torch.nn import functional
 
     network = subject.student.network
-    moved = {name: torch.zeros_like(parameter) for name, parameter in network.named_parameters()}
+    far = {name: torch.zeros_like(parameter) for name, parameter in network.named_parameters()}
+    network.requires_grad_(True)
     with torch.enable_grad():
-        for inputs_B, labels_B in _batches(subject):
+        for inputs_B, labels_B in batches(subject):
             logits_NC = subject.student(inputs_B).flatten(0, -2)
             labels_N = labels_B.reshape(-1)
             labels_N = labels_N.where(labels_N >= 0, logits_NC.argmax(1))
@@ -64,8 +65,14 @@ def _by_taylor(subject: Subject, units: Sequence[Units], seed: int) -> list[Tens
             gradients = torch.autograd.grad(loss, list(network.parameters()), allow_unused=True)
             for (name, parameter), gradient in zip(network.named_parameters(), gradients, strict=True):
                 if gradient is not None:
-                    moved[name] += (gradient * parameter.detach()).square()
-    weights = {name.removesuffix(".weight"): value for name, value in moved.items() if name.endswith(".weight")}
+                    far[name] += (gradient * parameter.detach()).square()
+    return {name: value.detach() for name, value in far.items()}
+
+
+def _by_taylor(subject: Subject, units: Sequence[Units], seed: int) -> list[Tensor]:
+    """Score by how far the loss would move, to first order, summed over the weights of a unit."""
+    far = moved(subject)
+    weights = {name.removesuffix(".weight"): value for name, value in far.items() if name.endswith(".weight")}
     return [_over_sides(each, partial(_known, weights)) for each in units]
 
 
@@ -96,7 +103,7 @@ def _by_activation(subject: Subject, units: Sequence[Units], seed: int) -> list[
     hooks = [layer.register_forward_pre_hook(watch(name, layer)) for name, layer in readers.items()]
     try:
         with torch.inference_mode():
-            for inputs_B, _ in _batches(subject):
+            for inputs_B, _ in batches(subject):
                 subject.student(inputs_B)
     finally:
         for hook in hooks:
@@ -154,11 +161,3 @@ def _per_unit(values: Tensor, side: Side) -> Tensor:
     depthwise = values.ndim > 2 and values.shape[1] == 1
     by_number = values.movedim(1, 0) if side.side == "in" and values.ndim > 1 and not depthwise else values
     return by_number.flatten(1).sum(1)[side.places].sum(1) if values.ndim > 1 else values[side.places].sum(1)
-
-
-def _batches(subject: Subject) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield inputs and labels, some rows at a time."""
-    kind = subject.blueprint.made_of
-    rows = subject.rows
-    for shown_B, labels_B in zip(rows.shown_B.split(BATCH_ROWS), rows.labels_B.split(BATCH_ROWS), strict=True):
-        yield kind.arguments(kind.trimmed(shown_B)), labels_B

@@ -11,12 +11,12 @@ from teacher_cache.making.coupled import Side, Units
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from student_train.students import Change, Resized
+    from student_train.students import Change
 
 
-def resized(network: nn.Module, units: Sequence[Units], widths: Sequence[int]) -> list[Resized]:
+def resized(network: nn.Module, units: Sequence[Units], widths: Sequence[int]) -> list[Change]:
     """Return what is said of each layer of a network whose units are fewer: as many of each as `widths` has."""
-    from student_train.students import Resized, size_of
+    from student_train.students import Heads, Resized, size_of
 
     layers = dict(network.named_modules())
     shapes: dict[str, list[int]] = {}
@@ -25,7 +25,8 @@ def resized(network: nn.Module, units: Sequence[Units], widths: Sequence[int]) -
             layer = layers[side.layer]
             shape = shapes.setdefault(side.layer, list(size_of(layer) or ()))
             shape[_axis(layer, side)] = width * side.places.shape[1]
-    return [Resized(layer=name, shape=tuple(shape)) for name, shape in shapes.items()]
+    heads = [Heads(layer=e.name, heads=width) for e, width in zip(units, widths, strict=True) if e.counts_heads]
+    return [*(Resized(layer=name, shape=tuple(shape)) for name, shape in shapes.items()), *heads]
 
 
 def with_changes(changes: Sequence[Change], more: Sequence[Change]) -> tuple[Change, ...]:

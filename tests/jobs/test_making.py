@@ -5,8 +5,11 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 
+from storage.cache import Cache
 from student_train.run_files.records import read_record
 from student_train.students import load_student
 from tests.conftest import Program
@@ -108,3 +111,48 @@ def test_a_student_without_architecture_says_what_it_starts_from(
     job.write_text(job.read_text().replace('start = "small"', ""))
     ended = program("student", "train", job)
     assert (ended.code, "say its `architecture`" in ended.err) == (2, True)
+
+
+QUANTISED = """
+cache = "{cache}"
+runs = "runs"
+train = "digits"
+validation = "digits"
+stacking = "{stacking}"
+[[student]]
+name = "tiny"
+architecture = "cnn"
+options = {{ widths = [4, 8] }}
+quantize = "int8"
+epochs = 2
+batch_size = 16
+objective = [{{ loss = "labels" }}]
+sweep = {{ seed = [0, 1] }}
+"""
+
+
+@pytest.mark.parametrize("stacking", ["never", "always"])
+def test_a_student_that_is_trained_for_int8_is_written_as_codes_and_measured_so(
+    stacking: str, pantry: Path, tmp_path: Path, program: Program
+) -> None:
+    job = tmp_path / "students.toml"
+    job.write_text(QUANTISED.format(cache=pantry / "cache", stacking=stacking))
+    assert program("student", "train", job).code == 0
+    for folder in (tmp_path / "runs").iterdir():
+        record, student = read_record(folder), load_student(folder)
+        assert record is not None
+        codes = {name for name, tensor in student.state_dict().items() if tensor.dtype == torch.int8}
+        assert codes == {f"network.{name}.codes" for name in ("stage1.0", "stage2.1", "head")}
+        cache = Cache.open(str(pantry / "cache"))
+        labels = cache.samples(["digits"]).of("digits").sort("row")["label"].to_numpy()
+        shown = np.concatenate([cache.read_inputs("digits", shard) for shard in range(4)])
+        said = student(student.blueprint.made_of.arguments(torch.from_numpy(shown))).argmax(1).numpy()
+        assert record.accuracy == pytest.approx((said == labels).mean())
+
+
+def test_codes_are_no_start_for_training(pantry: Path, tmp_path: Path, program: Program) -> None:
+    teacher = f"{pantry / 'job.toml'}:net"
+    assert program("student", "make", "quantize", teacher, "-o", tmp_path / "small").code == 0
+    own = f'architecture = "{pantry / "net.py"}:build"'
+    ended = program("student", "train", write_students(tmp_path, pantry, own))
+    assert (ended.code, "int8 codes, which no gradient moves" in ended.err) == (2, True)

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
 
 from storage.errors import BadRequest
-from student_train.students.remade.changes import Change, Dropped, Resized
+from student_train.students.remade.changes import Change, Dropped, Factored, Heads, Int8, Resized
+from student_train.students.remade.factors import factors, full_rank
+from student_train.students.remade.int8 import Codes, Rounded
+from student_train.students.remade.products import is_product
+
+AnyStudent = TypeVar("AnyStudent", bound=nn.Module)
 
 
 def rebuild(network: nn.Module, changes: Sequence[Change]) -> nn.Module:
@@ -98,12 +104,59 @@ def _resize_convolution(layer: Any, change: Resized) -> None:
 def _unfit(change: Change, found: str) -> BadRequest:
     said = ", ".join(f"{key} = {value}" for key, value in change.model_dump(exclude={"kind", "layer"}).items())
     return BadRequest(
-        f"layer {change.layer} cannot be {change.kind} as the blueprint says",
+        f"layer {change.layer} cannot be {KINDS[change.kind]} as the blueprint says",
         found=found,
         expected=said or "one of the architecture's",
         do="a blueprint and an architecture that belong together; student make writes both",
     )
 
 
-CHANGES: dict[str, Callable[[nn.Module, nn.Module, Any], None]] = {"resized": _resize, "dropped": _drop}
+def _count_heads(network: nn.Module, layer: Any, change: Heads) -> None:
+    before = getattr(layer, "heads", None)
+    if not isinstance(before, int) or change.heads > before:
+        raise _unfit(change, f"a {type(layer).__name__}" + (f" of {before} heads" if before else ""))
+    layer.heads = change.heads
+
+
+def _factor(network: nn.Module, layer: nn.Module, change: Factored) -> None:
+    if (full := full_rank(layer)) is None or change.rank > full:
+        raise _unfit(change, f"a {type(layer).__name__}" + (f" of rank {full}" if full else ""))
+    replace(network, change.layer, factors(layer, change.rank))
+
+
+def _round(network: nn.Module, layer: nn.Module, change: Int8) -> None:
+    if not is_product(layer):
+        raise _unfit(change, f"a {type(layer).__name__}")
+    made = Rounded if change.trained else Codes
+    replace(network, change.layer, made(layer, change.per))
+
+
+def settled(student: AnyStudent) -> AnyStudent:
+    """Return a student whose layers that were rounded in training are layers of codes; itself, where it has none.
+
+    Args:
+        student: a Student.
+    """
+    blueprint: Any = student.blueprint
+    changes = blueprint.changes
+    trained = [change for change in changes if isinstance(change, Int8) and change.trained]
+    if not trained:
+        return student
+    plain: Any = copy.deepcopy(student)
+    for change in trained:
+        replace(plain.network, change.layer, plain.network.get_submodule(change.layer).settled())
+    said = tuple(c.model_copy(update={"trained": False}) if isinstance(c, Int8) else c for c in changes)
+    plain.blueprint = blueprint.model_copy(update={"changes": said})
+    settled_one: AnyStudent = plain
+    return settled_one
+
+
+KINDS = {"resized": "resized", "heads": "of fewer heads", "dropped": "dropped", "factored": "factored", "int8": "int8"}
+CHANGES: dict[str, Callable[[nn.Module, nn.Module, Any], None]] = {
+    "resized": _resize,
+    "heads": _count_heads,
+    "dropped": _drop,
+    "factored": _factor,
+    "int8": _round,
+}
 """What makes each kind of change: of a network, on a layer of it."""

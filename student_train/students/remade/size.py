@@ -1,4 +1,4 @@
-"""How large a student is: its parameters, and the operations of its forward pass over one row."""
+"""How large a student is: its parameters, its bytes, and the operations of its forward pass over one row."""
 
 from __future__ import annotations
 
@@ -7,15 +7,19 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from student_train.students.remade.int8 import Codes
+from student_train.students.tensors import own_tensors
+
 if TYPE_CHECKING:
     from student_train.students.build import Student
 
 
 class Size(NamedTuple):
-    """Of a student: operations of a forward pass over one row, and parameters."""
+    """Operations of a forward pass over one row; parameters, int8 codes among them; bytes of all tensors."""
 
     flops: int
     parameters: int
+    bytes: int
 
 
 def size_of_student(student: Student) -> Size:
@@ -24,4 +28,10 @@ def size_of_student(student: Student) -> Size:
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         inputs = student.blank(1, student.blueprint.input_shape)
         student.scores(student.hidden(inputs))
-    return Size(counter.get_total_flops(), sum(parameter.numel() for parameter in student.parameters()))
+    of_codes = [layer for layer in student.modules() if isinstance(layer, Codes)]
+    parameters = [*student.parameters(), *(tensor for layer in of_codes for tensor in layer.learned)]
+    return Size(
+        counter.get_total_flops(),
+        sum(tensor.numel() for tensor in parameters),
+        sum(tensor.nbytes for tensor in own_tensors(student).values()),
+    )

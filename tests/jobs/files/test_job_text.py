@@ -83,6 +83,7 @@ def test_what_is_said_does_not_depend_on_defaults() -> None:
     off = {"views", "learning_rate", "clip_norm", "ema_decay", "patience_epochs", "checkpoint_every_steps"}
     off |= {
         "path",
+        "quantize",
         "start",
         "adapter",
         "betas",

@@ -1,0 +1,226 @@
+"""Layers of lower rank: the singular values that matter least are left out, until a size is met, or an energy kept.
+
+Each layer keeps as many as hold the same share of its energy, the sum of squares; where two layers of that rank would
+not be smaller than the one, it stays whole.
+
+W is a layer's weight as (out, in · kernel), X what it is given, a row for each place.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+
+from storage.errors import BadRequest
+from teacher_cache.making.asking import batches
+from teacher_cache.making.sizes import Target, largest_share, measured, size_like
+from teacher_cache.making.slices import with_changes
+from teacher_cache.making.subject import Subject
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from student_train.students import Factored, Student
+
+Weighing = Literal["plain", "activations"]
+RIDGE = 1e-5  # of the mean variance, added: some inputs may never have been other than 0
+MOST_PLACES = 2048  # of a batch, that are looked at
+
+
+class LowRankOptions(NamedTuple):
+    """How a teacher is factorised.
+
+    Attributes:
+        target: how large the student is to be; None: as it follows from the energy.
+        energy: share of it that every layer keeps; None: as it follows from the target.
+        by: whether errors count as they are, or by what they do to what layers are given.
+        layers: names of those to factorise; None: all that can be.
+    """
+
+    target: Target | None
+    energy: float | None
+    by: Weighing
+    layers: tuple[str, ...] | None = None
+
+
+class Spectrum(NamedTuple):
+    """A layer's decomposition, W = left · diag(values) · right, values falling."""
+
+    left: Tensor
+    values: Tensor
+    right: Tensor
+    full: tuple[int, int]
+
+    def rank(self, energy: float) -> int:
+        """Return of how many values the squares are this share of all, 1 at least."""
+        squares = self.values.double().square().cumsum(0)
+        return min(len(squares), int((squares < energy * squares[-1]).sum()) + 1)
+
+    def is_smaller(self, rank: int) -> bool:
+        """Return whether two layers of a rank have fewer weights than the one."""
+        return rank * sum(self.full) < self.full[0] * self.full[1]
+
+
+def lowrank(subject: Subject, options: LowRankOptions) -> tuple[Student, list[str]]:
+    """Return a student of factorised layers, and in words which are not.
+
+    Raises:
+        BadRequest: a layer that was named cannot be factorised, or none can; or the target cannot be reached.
+    """
+    from student_train.students import Factored, build_student
+
+    whole = subject.student
+    names, left = _layers(whole.network, options.layers)
+    spectra = _spectra(subject, names, options.by)
+
+    def changes_at(energy: float) -> list[Factored]:
+        ranks = {name: spectrum.rank(energy) for name, spectrum in spectra.items()}
+        return [Factored(layer=name, rank=rank) for name, rank in ranks.items() if spectra[name].is_smaller(rank)]
+
+    energy = options.energy
+    if options.target is not None:
+        measure = options.target.measure
+        sizes: dict[str, float] = {}
+
+        def size_at(energy: float) -> float:
+            changes = changes_at(energy)
+            key = repr(changes)
+            if key not in sizes:
+                sizes[key] = size_like(whole, changes, measure)
+            return sizes[key]
+
+        energy = largest_share(size_at, options.target, measured(whole, measure), size_at(0.0))
+    assert energy is not None
+    changes = changes_at(energy)
+    if not changes:
+        raise BadRequest(
+            "no layer would be smaller as two",
+            found=f"an energy of {energy:g} in each of {len(spectra)} layers",
+            do="a lower --energy, or a smaller --flops or --parameters",
+        )
+    blueprint = whole.blueprint.model_copy(update={"changes": with_changes(whole.blueprint.changes, changes)})
+    student = build_student(blueprint).eval()
+    student.network.load_state_dict(_tensors(whole.network, spectra, changes))
+    student.tokenizer = whole.tokenizer
+    kept = [name for name in spectra if name not in {change.layer for change in changes}]
+    told = [f"each layer keeps {energy:.4f} of its energy"]
+    return student, told + [f"left whole: {each}" for each in [*left, *(f"{n}: two would be larger" for n in kept)]]
+
+
+def _layers(network: nn.Module, asked: Sequence[str] | None) -> tuple[list[str], list[str]]:
+    """Return the layers that can be factorised, and in words the others. Raises BadRequest."""
+    from student_train.students import full_rank
+
+    modules = dict(network.named_modules())
+    weighty = {name: module for name, module in modules.items() if getattr(module, "weight", None) is not None}
+    can = [name for name, module in weighty.items() if full_rank(module) is not None]
+    for name in asked or ():
+        if name not in can:
+            what = "there is no such layer" if name not in modules else f"a {type(modules[name]).__name__}"
+            groups = getattr(modules.get(name), "groups", 1)
+            raise BadRequest(
+                f"layer {name} cannot be factorised",
+                found=what + (f" in {groups} groups" if groups != 1 else ""),
+                expected=f"a linear layer, or a convolution in one group: {', '.join(can)[:400]}",
+            )
+    if not can:
+        raise BadRequest("no layer of this teacher can be factorised", found=", ".join(weighty)[:300] or "no weights")
+    cannot = [
+        f"{name}, a {type(module).__name__}"
+        for name, module in weighty.items()
+        if name not in can and module.weight.ndim > 1
+    ]
+    return (list(asked) if asked else can), ([] if asked else cannot)
+
+
+def _spectra(subject: Subject, names: Sequence[str], by: Weighing) -> dict[str, Spectrum]:
+    """Return the decomposition of each layer.
+
+    Weighted, W · S is decomposed, S the Cholesky factor of XᵀX: what is left out of it is the error of the outputs.
+
+    Source: Wang et al. 2024 (SVD-LLM), arXiv 2403.07378, section 3.1.
+    """
+    import torch
+
+    layers = dict(subject.student.network.named_modules())
+    whitening = _whitening(subject, names) if by == "activations" else {}
+    found = {}
+    for name in names:
+        layer: Any = layers[name]
+        weight = layer.weight.detach().flatten(1).double()
+        scale = whitening.get(name)
+        left, values, right = torch.linalg.svd(weight if scale is None else weight @ scale, full_matrices=False)
+        if scale is not None:
+            right = torch.linalg.solve_triangular(scale, right, upper=False, left=False)  # right · S⁻¹
+        found[name] = Spectrum(left, values, right, (weight.shape[0], weight.shape[1]))
+    return found
+
+
+def _whitening(subject: Subject, names: Sequence[str]) -> dict[str, Tensor]:
+    """Return of each layer S, lower triangular, with S Sᵀ the mean of xᵀx over what it is given, (in · kernel)²."""
+    import torch
+
+    layers = dict(subject.student.network.named_modules())
+    sums: dict[str, Tensor] = {}
+    counts: dict[str, int] = {}
+
+    def watch(name: str) -> Any:
+        def hook(layer: Any, given: tuple[Tensor, ...]) -> None:
+            places = _places(layer, given[0].detach())
+            step = max(1, len(places) // MOST_PLACES)
+            seen = places[::step].double()
+            sums[name] = sums.get(name, 0) + seen.T @ seen
+            counts[name] = counts.get(name, 0) + len(seen)
+
+        return hook
+
+    hooks = [layers[name].register_forward_pre_hook(watch(name)) for name in names]
+    try:
+        with torch.inference_mode():
+            for inputs_B, _ in batches(subject):
+                subject.student(inputs_B)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    found = {}
+    for name, total in sums.items():
+        mean = total.clone() / counts[name]
+        mean += torch.eye(len(mean)) * (RIDGE * float(mean.diagonal().mean()) + 1e-12)
+        found[name] = torch.linalg.cholesky(mean)
+    return found
+
+
+def _places(layer: Any, inputs: Tensor) -> Tensor:
+    """Return what a layer is given at each place, (places, in · kernel)."""
+    from torch.nn import functional
+
+    if getattr(layer, "kernel_size", None) is None:
+        return inputs.flatten(0, -2)
+    if inputs.ndim != 4 or isinstance(layer.padding, str):
+        raise BadRequest(
+            "what this convolution is given cannot be laid out place by place",
+            found=f"a {type(layer).__name__} with padding {layer.padding!r}",
+            do="--by plain",
+        )
+    patches = functional.unfold(
+        inputs, layer.kernel_size, dilation=layer.dilation, padding=layer.padding, stride=layer.stride
+    )
+    return patches.transpose(1, 2).flatten(0, 1)
+
+
+def _tensors(network: Any, spectra: Mapping[str, Spectrum], changes: Sequence[Factored]) -> dict[str, Tensor]:
+    """Return the tensors of a network whose layers are two."""
+    layers = dict(network.named_modules())
+    tensors = dict(network.state_dict())
+    for change in changes:
+        layer, spectrum, rank = layers[change.layer], spectra[change.layer], change.rank
+        root = spectrum.values[:rank].clamp(min=0).sqrt()
+        weight = tensors.pop(f"{change.layer}.weight")
+        kernel = weight.shape[2:]
+        first = (root[:, None] * spectrum.right[:rank]).to(weight.dtype).reshape(rank, *weight.shape[1:])
+        second = (spectrum.left[:, :rank] * root).to(weight.dtype)
+        tensors[f"{change.layer}.first.weight"] = first
+        tensors[f"{change.layer}.second.weight"] = second.reshape(*second.shape, *[1] * len(kernel))
+        if layer.bias is not None:
+            tensors[f"{change.layer}.second.bias"] = tensors.pop(f"{change.layer}.bias")
+    return tensors
