@@ -75,6 +75,11 @@ def build(
         read, part = read_job(job, CacheJob), _parse_partition(partition)
         cluster = choose_cluster(read.cluster, workers, part)
         request = read.request(job, device=device, threads=cluster.num_threads, beside=beside, part=part)
+        libraries = 0
+        if dry_run:  # before anything is read, which this process would hold and a worker does not
+            from teacher_cache.building.memory import hold_libraries
+
+            libraries = hold_libraries(read.teacher)
         prepared = prepare_build(request)
         pools = find_pools(cluster, device if prepared.asks else "cpu") if dry_run or prepared.num_missing else None
         if pools is not None:
@@ -82,7 +87,7 @@ def build(
         if dry_run:
             if prepared.catalogue is not None:
                 prepared.catalogue.ledger()  # refuses what the build would refuse: a shard of another cache
-            _print_dry_run(prepared, pools, as_json)
+            _print_dry_run(prepared, pools, libraries, as_json)
             return 0
         with terminal.watching("rows") as watch:
             if prepared.num_missing:
@@ -289,7 +294,7 @@ def _parse_partition(text: str) -> tuple[int, int]:
     return int(i), int(n)
 
 
-def _print_dry_run(prepared: PreparedBuild, pools: Pools | None, as_json: bool) -> None:
+def _print_dry_run(prepared: PreparedBuild, pools: Pools | None, libraries: int, as_json: bool) -> None:
     import polars as pl
 
     from jobs.show import terminal
@@ -319,7 +324,7 @@ def _print_dry_run(prepared: PreparedBuild, pools: Pools | None, as_json: bool) 
             "gpu_memory_bytes": gpu.total_bytes,
         }
     else:
-        worker = project_worker(prepared)
+        worker = project_worker(prepared, libraries)
         memory, said = {"a worker": worker}, {"worker_memory_bytes": worker.total_bytes}
     if as_json:
         terminal.print_json({"cache": prepared.request.cache, "stages": stages, **said, "notes": prepared.notes})

@@ -1,22 +1,25 @@
 """The peak memory of a worker, bounded from the job before anything runs.
 
 A worker holds the libraries, the teacher's weights, the activations of one batch, and the rows of two shards: one
-computes while the other is read or written. Nothing in it grows with the cache (invariant 10).
+computes while the other is read or written. Nothing in it grows with the cache (invariant 10). Stages come one after
+the other, and what one has held the next one uses again: the bound is that of the largest.
 
 Activations are measured on the meta device, which computes shapes and allocates nothing.
 """
 
 from __future__ import annotations
 
+import contextlib
 import math
 import weakref
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 import psutil  # type: ignore[import-untyped]
 
 from storage.datasets.text.density import SPREAD
+from storage.encodings import Encoding
 from storage.errors import BadTeacher
 from storage.format.specs import DatasetSpec
 from storage.tasks import task_of
@@ -31,9 +34,10 @@ from teacher_cache.work.pieces import TURNS_AHEAD
 SHARDS_IN_FLIGHT = 2
 COPIES_OF_A_VIEW = 3  # of one shard, while it computes: its readable rows, transformed, mixed
 COPIES_OF_A_SHARD = 3  # as arrays, as packed objects, and as the tensor or file on their way
-LOGITS_COPIES = 3
+TRIED_SITES = 8  # that are encoded, to see what that holds
 MORE_ROWS = 4  # of a range of bytes than are guessed, where nobody has looked: at most a token of each byte
 WORKSPACE = 2.0  # convolutions reorder inputs and outputs into blocked layouts of their own
+FUSED = 1  # what PyTorch calls attention that never holds the scores of all pairs
 
 
 class WorkerMemory(NamedTuple):
@@ -58,12 +62,26 @@ class GpuBuildMemory(NamedTuple):
     gpu: WorkerMemory
 
 
-def project_worker(build: PreparedBuild) -> WorkerMemory:
-    """Return a bound on the memory of one worker of a build: the largest of its stages, part by part."""
+def hold_libraries(teachers: Iterable[TeacherOptions]) -> int:
+    """Return the bytes of a process that has imported what a worker does, this one: asked before it reads anything."""
     import distributed  # noqa: F401 - a worker holds it, so the baseline must
 
-    _import_libraries(build)
-    libraries = _resident_bytes()
+    import teacher_cache.work.perform  # noqa: F401
+
+    for origin in {teacher.origin for teacher in teachers}:
+        KINDS[origin].import_libraries()
+    return _resident_bytes()
+
+
+def project_worker(build: PreparedBuild, libraries: int | None = None) -> WorkerMemory:
+    """Return a bound on the memory of one worker of a build: that of its largest stage.
+
+    Args:
+        build: what it is to do.
+        libraries: as `hold_libraries` gave them; by default what this process holds once it has imported them.
+    """
+    if libraries is None:
+        libraries = hold_libraries(stage.teacher for stage in build.stages if stage.teacher is not None)
     return _largest(libraries, [_sizes(stage).on_cpu(SHARDS_IN_FLIGHT) for stage in build.stages])
 
 
@@ -74,26 +92,19 @@ def project_with_gpus(build: PreparedBuild, at_once: int) -> GpuBuildMemory:
         build: it has teachers.
         at_once: shards that the worker of a GPU has at a time.
     """
-    import distributed  # noqa: F401 - a worker holds it, so the baseline must
-
-    libraries = _resident_bytes()
-    ingests = [_sizes(stage).on_cpu(SHARDS_IN_FLIGHT) for stage in build.stages if stage.teacher is None]
-    asked = [_sizes(stage) for stage in build.stages if stage.teacher is not None]
-    _import_libraries(build)
     import torch
 
+    asked = [stage for stage in build.stages if stage.teacher is not None]
+    libraries = hold_libraries(())
+    ingests = [_sizes(stage).on_cpu(SHARDS_IN_FLIGHT) for stage in build.stages if stage.teacher is None]
+    sizes = [_sizes(stage) for stage in asked]
+    hold_libraries(stage.teacher for stage in asked if stage.teacher is not None)
     torch.zeros(1, device="cuda")  # CUDA itself holds some of the host's memory
     return GpuBuildMemory(
         _largest(libraries, ingests),
-        _largest(_resident_bytes(), [sizes.beside_gpu(at_once) for sizes in asked]),
-        _largest(0, [sizes.on_gpu() for sizes in asked]),
+        _largest(_resident_bytes(), [each.beside_gpu(at_once) for each in sizes]),
+        _largest(0, [each.on_gpu() for each in sizes]),
     )
-
-
-def _import_libraries(build: PreparedBuild) -> None:
-    """Import what a worker of a build imports to load its teachers."""
-    for origin in {stage.teacher.origin for stage in build.stages if stage.teacher is not None}:
-        KINDS[origin].import_libraries()
 
 
 def _resident_bytes() -> int:
@@ -102,7 +113,7 @@ def _resident_bytes() -> int:
 
 
 def _largest(libraries: int, stages: Sequence[tuple[int, int, int, int]]) -> WorkerMemory:
-    return WorkerMemory(libraries, *(max(sizes) for sizes in zip(*stages, strict=True)))
+    return WorkerMemory(libraries, *max(stages, key=sum))
 
 
 class _Sizes(NamedTuple):
@@ -111,7 +122,8 @@ class _Sizes(NamedTuple):
     Attributes:
         weights, activations: of its teacher, if it has one.
         heard: of one batch, hidden states or logits that wait until they are encoded.
-        sites, classes: of one batch; logits are those of `part_sites` at a time.
+        sites, classes: of one batch; logits are those of `part_sites` at a time,
+        copies: and so many times that is held while they are encoded, themselves among them.
         inputs, shard: of its largest shard, the inputs alone and all of it.
         seen: of the inputs as a view shows them, while it is made; 0 without one.
         source: the source's own buffers.
@@ -122,15 +134,15 @@ class _Sizes(NamedTuple):
     heard: int
     sites: int
     classes: int
+    copies: float
     inputs: int
     shard: int
     seen: int
     source: int
 
     def _computed(self, device: str) -> int:
-        # Of the logits of some sites: their log-probabilities, those as probabilities, and what an encoding works with.
         logits = 4 * self.classes * min(self.sites, part_sites(device, self.classes)) if self.classes else 0
-        return int(WORKSPACE * (self.activations + LOGITS_COPIES * logits))
+        return self.activations + int(self.copies * logits)
 
     def on_cpu(self, at_once: int) -> tuple[int, int, int, int]:
         """Return weights, activations, shards and source of a worker that does all on the host."""
@@ -156,6 +168,7 @@ def _sizes(stage: Stage) -> _Sizes:
     input_bytes = math.prod(dataset.spec.input_shape) * np.dtype(dataset.spec.input_dtype).itemsize
     row_bytes = input_bytes
     weights = activations = heard = sites = classes = 0
+    copies = 0.0
     if stage.teacher is not None:
         blank = np.zeros((min(rows, stage.teacher.batch_size), *dataset.spec.input_shape), dataset.spec.input_dtype)
         try:
@@ -168,9 +181,25 @@ def _sizes(stage: Stage) -> _Sizes:
         row_bytes += math.ceil(stored * of_row * stage.teacher.encoding.bytes_per_row(classes))
         row_bytes += feature_bytes
         sites = len(blank) * of_row
+        copies = _copies(stage.teacher.encoding, classes)
     source = dataset.source.buffer_bytes() if stage.teacher is None else 0
     seen = COPIES_OF_A_VIEW * rows * input_bytes if stage.view != PLAIN else 0  # beside the rows as they are stored
-    return _Sizes(weights, activations, heard, sites, classes, rows * input_bytes, rows * row_bytes, seen, source)
+    return _Sizes(
+        weights, activations, heard, sites, classes, copies, rows * input_bytes, rows * row_bytes, seen, source
+    )
+
+
+def _copies(encoding: Encoding, num_classes: int) -> float:
+    """Return how many times logits are held while they are encoded and told of, themselves among them."""
+    import torch
+
+    if not encoding.soft or not num_classes:
+        return 0.0
+    logits_BC = torch.zeros(TRIED_SITES, num_classes)
+    asked = {"labels_B": torch.zeros(TRIED_SITES, dtype=torch.int64), "keys_B": torch.arange(TRIED_SITES)}
+    with torch.inference_mode(), live_bytes() as live:
+        encoding.encode_and_tell(logits_BC, num_classes=num_classes, **asked)
+    return 1 + float(live.peak / (logits_BC.numel() * logits_BC.element_size()))
 
 
 def _most_rows(dataset: PreparedDataset, measure: int) -> tuple[int, float]:
@@ -212,9 +241,9 @@ def _run_once(
     teacher.find_parts(torch.from_numpy(blank), dataset)  # as long as there are values to see it by
     teacher.to(torch.device(device))
     before = _resident_bytes()
-    with _live_bytes() as live:
+    with live_bytes() as live:
         heard = teacher.hear(torch.from_numpy(blank).to(device), None, dataset)
-    peak = live.peak
+    peak = int(WORKSPACE * live.peak) if live.reorders else live.peak
     if isinstance(teacher.model, Runtime):  # it keeps what it took for a batch
         peak = max(peak, _resident_bytes() - before)
     encoded = [options.features[name].encode(values) for name, values in heard.features.items()]
@@ -222,8 +251,62 @@ def _run_once(
     return weights, peak, heard.hidden.numel() * 4, features
 
 
-def _live_bytes() -> Any:
-    """Return a context that counts the bytes of tensors alive within it; `peak` is the most at one time."""
+@contextlib.contextmanager
+def live_bytes() -> Iterator[Any]:
+    """Yield what counts the bytes of tensors alive within the block; `peak` is the most at one time.
+
+    Attention that a processor fuses, and that on the meta device would hold the scores of all pairs, is counted as it
+    is computed there. `reorders` says whether there was a convolution.
+    """
+    with _counter() as live, _fused_attention(live):
+        yield live
+
+
+def _fused_attention(live: Any) -> Any:
+    """Return a context in which attention on the meta device takes the way that PyTorch would choose on a CPU."""
+    import torch
+    from torch.nn.functional import scaled_dot_product_attention as attention
+    from torch.overrides import TorchFunctionMode
+
+    def is_fused(query: Any, key: Any, value: Any, attn_mask: Any = None, *positional: Any, **named: Any) -> bool:
+        live.counts = False
+        there = [torch.empty_like(each, device="cpu") for each in (query, key, value)]
+        mask = None if attn_mask is None else torch.empty_like(attn_mask, device="cpu")
+        live.counts = True
+        choice: Any = torch._fused_sdp_choice  # noqa: SLF001 - no other name for it
+        asked = dict(zip(("dropout_p", "is_causal"), positional, strict=False)) | named
+        # nothing was written to them, so that hardly a page of them was taken
+        return int(choice(*there, attn_mask=mask, **asked)) == FUSED
+
+    def fused(
+        query: Any,
+        key: Any,
+        value: Any,
+        attn_mask: Any = None,
+        dropout_p: float = 0.0,
+        is_causal: bool = False,
+        scale: float | None = None,
+        enable_gqa: bool = False,
+    ) -> Any:
+        if enable_gqa:  # heads that are shared are written out
+            key, value = (each.repeat_interleave(query.size(-3) // each.size(-3), -3) for each in (key, value))
+        if attn_mask is not None and attn_mask.dtype == torch.bool:
+            attn_mask = torch.zeros_like(attn_mask, dtype=query.dtype).masked_fill(attn_mask, 0)
+        call = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu  # noqa: SLF001 - what is chosen then
+        return call(query, key, value, dropout_p, is_causal, attn_mask=attn_mask, scale=scale)[0]
+
+    class Fused(TorchFunctionMode):
+        def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            kwargs = kwargs or {}
+            if func is attention and args[0].device.type == "meta" and is_fused(*args, **kwargs):
+                return fused(*args, **kwargs)
+            return func(*args, **kwargs)
+
+    return Fused()
+
+
+def _counter() -> Any:
+    """Return a context that counts the bytes of tensors alive within it."""
     from torch.utils._python_dispatch import TorchDispatchMode
     from torch.utils._pytree import tree_leaves
 
@@ -231,11 +314,13 @@ def _live_bytes() -> Any:
         def __init__(self) -> None:
             super().__init__()  # type: ignore[no-untyped-call]
             self.peak = self._live = 0
+            self.reorders, self.counts = False, True
             self._seen: set[int] = set()
 
         def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
             out = func(*args, **(kwargs or {}))
-            for tensor in tree_leaves(out):
+            self.reorders |= "convolution" in str(func)
+            for tensor in tree_leaves(out) if self.counts else ():
                 if hasattr(tensor, "untyped_storage"):
                     self._hold(tensor.untyped_storage())
             return out

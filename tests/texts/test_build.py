@@ -19,7 +19,7 @@ from storage.format.shards import ShardKey
 from storage.inputs.texts import pad
 from storage.language.tokenizer import encoder
 from teacher_cache.building.build import run_build
-from teacher_cache.building.memory import project_worker
+from teacher_cache.building.memory import _sizes, project_worker
 from teacher_cache.building.prepared import BuildRequest
 from teacher_cache.building.runners import run_inline
 from teacher_cache.building.survey import prepare_build
@@ -202,7 +202,9 @@ def test_views_of_texts_are_refused_by_name(tmp_path: Path) -> None:
 def test_what_a_worker_holds_is_projected_for_the_longest_rows(tmp_path: Path) -> None:
     job = read_job(write_job(tmp_path, write_texts(tmp_path), looking_teacher()), CacheJob)
     prepared = prepare_build(BuildRequest(job.cache, "job.toml", tuple(job.dataset), tuple(job.teacher)))
-    assert project_worker(prepared).activations >= 5 * LENGTH * 3 * 4
+    (asked,) = (stage for stage in prepared.stages if stage.teacher is not None)
+    assert _sizes(asked).activations >= 5 * LENGTH * 3 * 4
+    assert project_worker(prepared, 7).total_bytes == 7 + max(sum(_sizes(stage).on_cpu(2)) for stage in prepared.stages)
 
 
 def test_padding_is_no_id_and_rows_keep_their_order(tmp_path: Path) -> None:

@@ -13,7 +13,9 @@ import pytest
 import torch
 from torch import nn
 
-from teacher_cache.building.memory import _live_bytes, _Sizes
+from storage.encodings import DenseEncoding, SparseEncoding
+from storage.encodings.none import NoEncoding
+from teacher_cache.building.memory import _copies, _Sizes, live_bytes
 from teacher_cache.teachers.model import part_sites
 from tests.teacher_cache.toys import run_program, write_job
 
@@ -39,7 +41,7 @@ features = {{ layer3 = {{ layer = "layer3", pool = "none" }} }}
 
 
 def test_tensors_alive_at_once_are_counted_and_views_are_not() -> None:
-    with _live_bytes() as live:
+    with live_bytes() as live:
         first = torch.zeros(100)
         second = first + 1
         del first
@@ -49,10 +51,35 @@ def test_tensors_alive_at_once_are_counted_and_views_are_not() -> None:
     assert third.shape == (100,)
 
 
+@pytest.mark.parametrize("asked", [{"is_causal": True}, {"attn_mask": True}, {"enable_gqa": True}], ids=str)
+def test_attention_that_is_fused_holds_no_scores_and_one_that_is_written_out_does(asked: dict[str, bool]) -> None:
+    rows, heads, length, width = 2, 4, 256, 8
+    scores = 4 * rows * heads * length**2
+    with torch.device("meta"):
+        query = torch.zeros(rows, heads, length, width)
+        key = query[:, :2] if "enable_gqa" in asked else query
+        if "attn_mask" in asked:
+            asked = {"attn_mask": torch.zeros(rows, 1, length, length, dtype=torch.bool)}  # type: ignore[dict-item]
+    with live_bytes() as fused:
+        said = torch.nn.functional.scaled_dot_product_attention(query, key, key, **asked)
+    with live_bytes() as eager:
+        (query @ query.mT).softmax(-1) @ query
+    assert said.shape == query.shape
+    assert fused.peak < scores <= eager.peak
+
+
+def test_a_model_with_convolutions_reorders() -> None:
+    with torch.device("meta"), live_bytes() as live:
+        nn.Linear(3, 3)(torch.zeros(1, 3))
+        assert not live.reorders
+        nn.Conv2d(1, 1, 3)(torch.zeros(1, 1, 8, 8))
+    assert live.reorders
+
+
 def test_nothing_is_allocated_to_count_a_model() -> None:
     with torch.device("meta"):
         model = nn.Linear(10**6, 10**6)  # 4 TB
-        with _live_bytes() as live:
+        with live_bytes() as live:
             model(torch.zeros(1, 10**6))
     assert live.peak >= 4 * 10**6
 
@@ -84,13 +111,23 @@ def _peak_bytes(pid: int) -> int:
 
 
 def test_beside_a_gpu_activations_are_no_memory_of_the_host_and_on_it_shards_are_those_whose_turn_it_is() -> None:
-    sizes = _Sizes(weights=1000, activations=80, heard=25, sites=5, classes=2, inputs=7, shard=10, seen=5, source=99)
-    assert sizes.on_cpu(2) == (1000, 400, 2 * 3 * 10 + 5, 99)
+    sizes = _Sizes(
+        weights=1000, activations=80, heard=25, sites=5, classes=2, copies=5.0, inputs=7, shard=10, seen=5, source=99
+    )
+    assert sizes.on_cpu(2) == (1000, 80 + 5 * 4 * 5 * 2, 2 * 3 * 10 + 5, 99)
     assert sizes.beside_gpu(8) == (1000, 0, 8 * 3 * 10, 0)
-    assert sizes.on_gpu() == (1000, 400 + 2 * 25, 3 * 7 + 5, 0)
+    assert sizes.on_gpu() == (1000, 80 + 5 * 4 * 5 * 2 + 2 * 25, 3 * 7 + 5, 0)
 
 
 def test_logits_of_no_more_sites_than_fit_a_part_are_ever_there() -> None:
-    sizes = _Sizes(weights=0, activations=0, heard=0, sites=2**20, classes=10**5, inputs=0, shard=0, seen=0, source=0)
-    assert sizes.on_cpu(2)[1] == 2 * 3 * part_sites("cpu", 10**5) * 4 * 10**5
-    assert sizes.on_gpu()[1] == 2 * 3 * part_sites("cuda", 10**5) * 4 * 10**5
+    sizes = _Sizes(
+        weights=0, activations=0, heard=0, sites=2**20, classes=10**5, copies=3.0, inputs=0, shard=0, seen=0, source=0
+    )
+    assert sizes.on_cpu(2)[1] == 3 * part_sites("cpu", 10**5) * 4 * 10**5
+    assert sizes.on_gpu()[1] == 3 * part_sites("cuda", 10**5) * 4 * 10**5
+
+
+def test_what_encoding_holds_of_logits_is_measured() -> None:
+    few, all_of_them = _copies(SparseEncoding(kind="sparse", k=8), 50_000), _copies(DenseEncoding(dtype="int8"), 50_000)
+    assert 1 < few < all_of_them < 6
+    assert _copies(NoEncoding(kind="none"), 50_000) == 0

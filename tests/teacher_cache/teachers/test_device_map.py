@@ -14,7 +14,7 @@ from jobs.files.cache_job import CacheJob
 from jobs.files.reading import read_job
 from storage.cache import Cache
 from storage.errors import BadRequest
-from teacher_cache.building.memory import project_worker
+from teacher_cache.building.memory import _sizes
 from teacher_cache.building.prepared import BuildRequest
 from teacher_cache.building.survey import prepare_build
 from teacher_cache.teachers.loading import load_teacher
@@ -120,7 +120,8 @@ def test_a_worker_is_bounded_as_if_all_were_in_its_memory(folder: Path, offloade
         request = BuildRequest(
             cache=job.cache, sources=job.sources, teachers=tuple(job.teacher), views=job.views, job=str(path)
         )
-        bounds.append(project_worker(prepare_build(request)))
+        (stage,) = (stage for stage in prepare_build(request).stages if stage.teacher is not None)
+        bounds.append(_sizes(stage))
     assert bounds[0].weights == bounds[1].weights > 0
     assert bounds[0].activations == bounds[1].activations > 0
     assert not any(offloaded.iterdir())
