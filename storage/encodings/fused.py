@@ -7,11 +7,16 @@ the type that the teacher gave it.
 Which classes are kept is seen by their logits: a kept class lies above the least of its row, or equals it. Those that
 equal it and are not kept are counted, and added.
 
+Before its first use a device is tried on a few rows: where Triton is not there, cannot compile, or says anything else
+than torch, torch it is, and that is told.
+
 Shapes: B rows, C classes, K kept classes, G bundles of W classes each, E bundles and classes of none.
 """
 
 from __future__ import annotations
 
+import warnings
+from functools import lru_cache
 from importlib.util import find_spec
 from typing import NamedTuple
 
@@ -72,13 +77,47 @@ if HAS_TRITON := find_spec("triton") is not None:
         tl.store(out + 4 * rows + row, tl.sum(ties))
 
 
-BLOCK_CLASSES = 4096  # that a program looks at together
+BLOCK_CLASSES = 2048  # that a program looks at together
 BLOCK_BUNDLES = 1024
 
 
 def fuses(logits_BC: Tensor) -> bool:
-    """Return whether the kernels serve these logits: they lie on a CUDA device, a row's side by side."""
-    return HAS_TRITON and logits_BC.is_cuda and logits_BC.stride(1) == 1
+    """Return whether the kernels serve these logits: they lie on a CUDA device that has them, a row's side by side."""
+    return logits_BC.is_cuda and logits_BC.stride(1) == 1 and _works(logits_BC.device)
+
+
+@lru_cache
+def _works(device: torch.device) -> bool:
+    """Return whether the kernels say on a device what torch says. Warns: they do not."""
+    if not HAS_TRITON:
+        return _passes("no package triton")
+    try:
+        draw = torch.Generator().manual_seed(0)
+        logits_BC = torch.randn(3, 5000, generator=draw).to(device)
+        seen = look(logits_BC, 8)
+        none_BK = logits_BC[:, :0]
+        swept = sweep(logits_BC, seen.mean_B, seen.mean_B, none_BK, none_BK.bool(), 2.0)
+        above_BC = logits_BC.double() - seen.mean_B[:, None].double()
+        e_BC = (above_BC / 2).exp()
+        pairs = (
+            (seen.mean_B, logits_BC.mean(1)),
+            (seen.lowest_B, logits_BC.amin(1)),
+            (seen.maxima_BE.amax(1), logits_BC.amax(1)),
+            (swept.rest_B, e_BC.sum(1)),
+            (swept.squares_B, e_BC.square().sum(1)),
+            (swept.weighted_B, (e_BC * above_BC).sum(1)),
+            (swept.deviation_B, above_BC.square().mean(1).sqrt()),
+        )
+        if all(torch.allclose(one.double(), other.double(), rtol=1e-4, atol=1e-5) for one, other in pairs):
+            return True
+    except Exception as error:  # of a compiler that is not there, of a driver that is too old, …
+        return _passes(f"{type(error).__name__}: {error}")
+    return _passes("its sums are others than torch's")
+
+
+def _passes(why: str) -> bool:
+    warnings.warn(f"encoding on this GPU takes many passes over the logits: {why}", stacklevel=2)
+    return False
 
 
 class Look(NamedTuple):
