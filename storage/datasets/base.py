@@ -182,6 +182,13 @@ class Source(Options):
         """Return the digest of what a range holds, without making samples of it."""
         raise NotImplementedError
 
+    def open_end_digest(self, file: str, start: int, stop: int) -> str | None:
+        """Return the digest of a range as it was while its file ended at `stop`; None if that was no open last line.
+
+        A line that had no line end yet is the same line when it has got one, and others come behind it.
+        """
+        return None
+
     def notes(self) -> list[str]:
         """Return what a user should know of the samples, a sentence each: what was passed over, what looks wrong."""
         return []

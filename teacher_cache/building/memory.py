@@ -34,7 +34,7 @@ from teacher_cache.work.pieces import TURNS_AHEAD
 SHARDS_IN_FLIGHT = 2
 COPIES_OF_A_VIEW = 3  # of one shard, while it computes: its readable rows, transformed, mixed
 COPIES_OF_A_SHARD = 3  # as arrays, as packed objects, and as the tensor or file on their way
-TRIED_SITES = 8  # that are encoded, to see what that holds
+TRIED_SITES = 128  # that are encoded, to see what that holds; of fewer some of it is more
 MORE_ROWS = 4  # of a range of bytes than are guessed, where nobody has looked: at most a token of each byte
 WORKSPACE = 2.0  # convolutions reorder inputs and outputs into blocked layouts of their own
 FUSED = 1  # what PyTorch calls attention that never holds the scores of all pairs
@@ -195,7 +195,8 @@ def _copies(encoding: Encoding, num_classes: int) -> float:
 
     if not encoding.soft or not num_classes:
         return 0.0
-    logits_BC = torch.zeros(TRIED_SITES, num_classes)
+    # no two alike, as a teacher's are: of equal ones more are kept until it is known which
+    logits_BC = torch.arange(float(TRIED_SITES * num_classes)).view(TRIED_SITES, num_classes).sin()
     asked = {"labels_B": torch.zeros(TRIED_SITES, dtype=torch.int64), "keys_B": torch.arange(TRIED_SITES)}
     with torch.inference_mode(), live_bytes() as live:
         encoding.encode_and_tell(logits_BC, num_classes=num_classes, **asked)

@@ -24,17 +24,22 @@ def compare_ranges(
     Raises:
         StaleCache: what a range held changed.
     """
-    mended, changed = {}, []
+    mended, changed, goes_on = {}, [], []
     for commit, extents in _ingested(catalogue, source, recorded, set(touched)):
-        if digest_extents(source, extents) == commit.about["range_digest"]:
+        was = commit.about["range_digest"]
+        if was in (digest_extents(source, extents), digest_extents(source, extents, open_ended=True)):
             continue
         if commit.about["quarantined"] and _is_mended(source, commit, extents):
             mended[commit.key.shard] = commit.attempt
         else:
             changed.append(extents[0])
+            goes_on += [extent.file for extent in extents if extent.last and extent.file in touched]
     if changed:
         places = ", ".join(f"{extent.file} from byte {extent.position} on" for extent in changed[:3])
-        raise changed_under(catalogue, source, f"{len(changed)} shards with other content: {places}", job)
+        told = f"{len(changed)} shard{'s' * (len(changed) != 1)} with other content: {places}"
+        if len(changed) == 1 and goes_on:
+            told += f"\nwhere {goes_on[0]} ended when it was read: perhaps a last line without a line end goes on there"
+        raise changed_under(catalogue, source, told, job)
     return mended
 
 

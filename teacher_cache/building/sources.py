@@ -97,7 +97,7 @@ def prepare_dataset(
     notes = tuple(source.notes())
     if num_withdrawn := sum(len(rows) for rows in withdrawn.values()):
         notes += (f"the files of {num_withdrawn} rows that could never be read are gone; the rows stay unread",)
-    if source.by_ranges and growth.segment is not None:
+    if source.by_ranges and growth.segment is not None and growth.segment.num_rows:  # else files were touched alone
         guessed = -(-growth.segment.num_rows // measure)
         notes += (f"about {guessed:,} new rows; a text is counted when it is read",)
     return PreparedDataset(

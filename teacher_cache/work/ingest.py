@@ -170,9 +170,19 @@ def read_extent(source: Source, extent: Extent) -> Iterator[RawSample]:
     return source.read(extent.file, extent.position, extent.rows)
 
 
-def digest_extents(source: Source, extents: Sequence[Extent]) -> str:
-    """Return the digest of what some ranges hold, without making samples of it."""
-    return fingerprint([source.range_digest(e.file, e.position, e.position + e.rows) for e in extents])
+def digest_extents(source: Source, extents: Sequence[Extent], *, open_ended: bool = False) -> str:
+    """Return the digest of what some ranges hold, without making samples of it.
+
+    Args:
+        source: of them.
+        extents: they.
+        open_ended: without the line ends that have been written since behind the last lines of files.
+    """
+    digests = []
+    for file, start, stop, last in ((e.file, e.position, e.position + e.rows, e.last) for e in extents):
+        ended = source.open_end_digest(file, start, stop) if open_ended and last else None
+        digests.append(source.range_digest(file, start, stop) if ended is None else ended)
+    return fingerprint(digests)
 
 
 def _payload(sample: RawSample) -> bytes | np.ndarray:

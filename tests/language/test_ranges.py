@@ -158,7 +158,28 @@ def test_a_line_that_goes_on_is_a_change(folder: Path) -> None:
         file.write(" and more\n")
     with pytest.raises(StaleCache) as error:
         build(write_job(folder, section()))
-    assert "shards with other content: verse.txt from byte" in str(error.value.found)
+    assert str(error.value.found).startswith("1 shard with other content: verse.txt from byte")
+    assert "perhaps a last line without a line end goes on there" in str(error.value.found)
+
+
+@pytest.mark.parametrize("line_end", ["\n", "\r\n"])
+def test_lines_behind_one_without_a_line_end_are_added(folder: Path, line_end: str) -> None:
+    lines = [json.dumps({"t": f"line {number}"}) for number in range(9)]
+    asked = section("d.jsonl", column='"t"', pack="false")
+    (folder / "d.jsonl").write_text("\n".join(lines[:6]), newline="")
+    built(folder, asked)
+    for number in (6, 7, 8):  # night after night
+        with (folder / "d.jsonl").open("a", newline="") as file:
+            file.write(line_end + lines[number])
+        assert build(write_job(folder, asked)).built == 1
+    assert len(Cache.open(str(folder / "cache")).samples().of("verse")) == 9
+    os.utime(folder / "d.jsonl")
+    watcher = Silent()
+    assert build(write_job(folder, asked), watcher=watcher).built == 0
+    assert not [note for note in watcher.notes if "new rows" in note]  # it was touched, no more
+    (folder / "d.jsonl").write_text((folder / "d.jsonl").read_text().replace("line 5", "line x"))
+    with pytest.raises(StaleCache):
+        build(write_job(folder, asked))
 
 
 def test_a_touch_and_a_change_of_one_byte_are_told_apart(folder: Path) -> None:
@@ -166,7 +187,7 @@ def test_a_touch_and_a_change_of_one_byte_are_told_apart(folder: Path) -> None:
     os.utime(folder / "verse.txt")
     assert build(write_job(folder, section())).built == 0
     (folder / "verse.txt").write_text("".join(LINES).replace("line 30", "line 3O"))
-    with pytest.raises(StaleCache, match=r"1 shards with other content: verse\.txt from byte 2048 on"):
+    with pytest.raises(StaleCache, match=r"1 shard with other content: verse\.txt from byte 2048 on"):
         build(write_job(folder, section()))
 
 

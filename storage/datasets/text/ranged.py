@@ -112,6 +112,12 @@ class RangedFiles(TokenisedFiles):
     def range_digest(self, file: str, start: int, stop: int) -> str:
         return self.ranges_of(self.at(file)).digest(*self.places(file, start, stop))
 
+    def open_end_digest(self, file: str, start: int, stop: int) -> str | None:
+        ranges, begin = self.ranges_of(self.at(file)), self.part_of(self.at(file))[0]
+        if not ranges.was_open(begin + stop):
+            return None
+        return ranges.digest(ranges.cut(begin + start), begin + stop)
+
     def decode(self, payload: bytes | np.ndarray) -> np.ndarray:
         assert isinstance(payload, np.ndarray)
         return np.asarray(payload[0])

@@ -56,6 +56,9 @@ class Ranges(Protocol[R_co]):
     def digest(self, start: int, stop: int) -> str:
         """Return the digest of what lies between two places."""
 
+    def was_open(self, at: int) -> bool:
+        """Return whether a line that ended with the file at a point of the measure has since got its line end there."""
+
     def mean_document(self) -> int:
         """Return about how long a document is, from the first of them."""
 
@@ -84,6 +87,9 @@ class Text:
 
     def digest(self, start: int, stop: int) -> str:
         return _digest_bytes(self.path, start, stop)
+
+    def was_open(self, at: int) -> bool:
+        return False  # a line end is text as any other
 
     def mean_document(self) -> int:
         return self.size
@@ -119,6 +125,12 @@ class JsonLines(Generic[R]):
 
     def digest(self, start: int, stop: int) -> str:
         return _digest_bytes(self.path, start, stop)
+
+    def was_open(self, at: int) -> bool:
+        with open_bytes(self.path) as file:
+            file.seek(at - 1)
+            last, following = file.read(1), file.read(2)
+        return last != b"\n" and following.startswith((b"\n", b"\r\n"))
 
     def mean_document(self) -> int:
         with open_bytes(self.path) as file:
@@ -159,6 +171,9 @@ class ParquetRows(Generic[R]):
                 data = text.encode()
                 found.update(f"{len(data)}:".encode() + data)
         return found.hexdigest()
+
+    def was_open(self, at: int) -> bool:
+        return False
 
     def mean_document(self) -> int:
         return max(1, self.size // max(1, sum(rows for rows, _ in self._groups)))
