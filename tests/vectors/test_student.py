@@ -33,9 +33,7 @@ def runs(cache: Cache, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two students: one of the cosine alone, one of all losses on vectors."""
     folder = tmp_path_factory.mktemp("runs")
     summary = train_students(
-        request(
-            cache, folder, vector_student(), vector_student("all", objective=EVERY_LOSS, epochs=2, best_by="cosine")
-        )
+        request(cache, folder, vector_student(), vector_student("all", objective=EVERY_LOSS, epochs=2))
     )
     assert not summary.errors
     return folder

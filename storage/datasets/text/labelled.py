@@ -37,7 +37,7 @@ class LabelledTextSource(TextFiles):
 
     Attributes:
         path: a `.csv`, `.tsv`, `.jsonl` or `.parquet` file, or a folder, to any depth, of such files taken by
-            name; all but Parquet compressed too.
+            name; all but Parquet compressed too. Or a `.txt` file, whose lines are texts: column 0.
         task: what is asked of a row, its class or a `vector`; a `label` says so too.
         column: of text, by name, or in a table without names by number from 0; of several, the texts are joined.
         joined_by: what comes between them.

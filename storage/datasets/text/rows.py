@@ -1,4 +1,4 @@
-"""Rows of text out of tables: Parquet, JSON lines, CSV and TSV. What cannot be read says where it is.
+"""Rows of text out of tables: Parquet, JSON lines, CSV and TSV, and lines. What cannot be read says where it is.
 
 A row is some texts, and perhaps a class as it is written there.
 """
@@ -282,9 +282,31 @@ def _joined(lines: Iterator[str]) -> Iterator[str]:
         yield begun
 
 
+def plain_rows(path: Path, columns: Columns, part: Sequence[float]) -> Found:
+    """Yield rows of a file of lines, each of which is a text, its column 0; blank ones are none."""
+    if columns.texts != (0,) or columns.label is not None or columns.where.columns:
+        raise MissingSource(
+            f"{path} has lines, and no columns",
+            found=f"column = {columns.expected}" + (f", label = {columns.label}" if columns.label is not None else ""),
+            expected="column = 0, the whole line",
+            do="a *.tsv or *.csv has columns",
+        )
+    start, stop = cut(sum(1 for _ in lines_of(path)) if list(part) != WHOLE else 0, part)
+    for place, (number, line) in enumerate(lines_of(path)):
+        if list(part) != WHOLE and not start <= place < stop:
+            continue
+        row: Row | Unreadable
+        try:
+            row = Row((_decoded(line).rstrip("\r\n"),)) if line is not None else Unreadable(TOO_LONG)
+        except Unreadable as reason:
+            row = reason
+        yield f"{path.name} line {number}", row
+
+
 READERS: dict[str, Callable[[Path, Columns, Sequence[float]], Found]] = {
     ".parquet": parquet_rows,
     ".jsonl": json_rows,
+    ".txt": plain_rows,
     ".csv": partial(delimited_rows, delimiter=",", quoted=True),
     ".tsv": partial(delimited_rows, delimiter="\t", quoted=False),  # text/tab-separated-values knows no quotes
 }

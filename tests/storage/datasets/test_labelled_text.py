@@ -15,7 +15,7 @@ from pydantic import ValidationError
 
 from storage.datasets import RawSample, RecordedFile, Unreadable
 from storage.datasets.text import LabelledTextSource, TextSource, labelled
-from storage.errors import LabelOutOfRange, MissingSource
+from storage.errors import BadRequest, LabelOutOfRange, MissingSource
 from storage.language.tokenizer import encoder, train_tokenizer
 
 Make = Callable[..., Any]
@@ -87,6 +87,40 @@ def test_columns_of_a_csv_without_names_are_numbered_from_0_and_joined(
     source = text("d.csv", column=[1, 2], label=0, joined_by=" or ")
     assert source.class_names() == ["1", "3"]
     assert found(read_all(source)) == [("d.csv:0", ids("to or be"), 1), ("d.csv:1", ids("or, not or to\nbe"), 0)]
+
+
+def test_a_line_of_a_text_file_is_a_text_and_has_no_columns(tmp_path: Path, text: Make, read_all: ReadAll) -> None:
+    (tmp_path / "d.txt").write_bytes(b'to be, "or\n\nnot\r\n\xff\n')
+    of_lines = {"label": None, "task": "vector"}
+    rows = found(read_all(text("d.txt", column=0, **of_lines)))
+    assert rows[:2] == [("d.txt:0", ids('to be, "or'), None), ("d.txt:1", ids("not"), None)]
+    assert "is not UTF-8" in rows[2][1]
+    with pytest.raises(MissingSource, match="has lines, and no columns"):
+        text("d.txt", column=1, **of_lines).files()
+
+
+def test_a_text_has_what_the_template_puts_around_it_and_is_cut_within(
+    tmp_path: Path, text: Make, read_all: ReadAll
+) -> None:
+    tokenizer = json.loads(LEARNED)
+    special = {"id": "<|endoftext|>", "ids": [0], "tokens": ["<|endoftext|>"]}
+    ends = {"SpecialToken": {"id": "<|endoftext|>", "type_id": 0}}
+    single = [ends, {"Sequence": {"id": "A", "type_id": 0}}, ends]
+    template = {
+        "type": "TemplateProcessing",
+        "single": single,
+        "pair": single,
+        "special_tokens": {special["id"]: special},
+    }
+    write(tmp_path / "d.csv")
+    source = text("d.csv", length=4)
+    with pytest.raises(BadRequest, match="cannot have special tokens"):
+        text("d.csv", add_special_tokens=True)
+    around = source.model_copy(update={"add_special_tokens": True, "length": 4})
+    around = around.prepared(json.dumps(tokenizer | {"post_processor": template}).encode(), {})
+    kept = [around.decode(sample.payload).tolist() for sample in read_all(around)]
+    assert kept == [[0, *ids(each)[:2], 0] for each in TEXTS]
+    assert [around.num_items(sample.payload) for sample in read_all(around)] == [len(ids(each)) + 2 for each in TEXTS]
 
 
 def test_found_labels_that_are_whole_numbers_are_sorted_as_numbers(tmp_path: Path, text: Make) -> None:
@@ -206,7 +240,8 @@ def test_a_csv_that_is_not_utf8_is_refused_with_the_byte(tmp_path: Path, text: M
         ("d.csv", "label,text,text\nx,a,b\n", {}, "has two columns text"),
         ("d.csv", "x,a\n", {"column": 2, "label": 0}, "has no column 2"),
         ("d.jsonl", '{"text": "a"}', {"column": 1, "label": 0}, "has names for its columns"),
-        ("d.txt", "a", {}, "is no table of text"),
+        ("d.xml", "a", {}, "is no table of text"),
+        ("d.txt", "a", {}, "has lines, and no columns"),
     ],
 )
 def test_a_column_that_is_not_there_is_refused(
