@@ -129,6 +129,27 @@ def test_what_a_template_raises_is_why_a_chat_cannot_be_had() -> None:
     )
 
 
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("{% for i in range(10**12) %}x{% endfor %}", "it counts further than 1,000,000 steps"),
+        ("{% for i in range(10**30) %}{% endfor %}", "it counts further than 1,000,000 steps"),
+        ("{% for i in range(9999) %}{% for j in range(9999) %}{% endfor %}{% endfor %}", "it counts further than"),
+        ("{{ 'x' * 10**10 }}", "1 times 10,000,000,000 of a str"),
+        ("{{ 10**10 * [1] }}", "1 times 10,000,000,000 of a list"),
+        ("{{ 9 ** 9999 }}", "a power of 9,999"),
+        ("{% set long = 'x' * 10**6 %}{% for i in range(999) %}{{ long }}{% endfor %}", "it writes more than"),
+    ],
+)
+def test_a_template_without_an_end_is_why_a_chat_cannot_be_had(text: str, told: str) -> None:
+    with pytest.raises(Unreadable, match="is refused by the template: OverflowError") as caught:
+        renderer(text).render(TWO_TURNS, None)
+    assert told in str(caught.value)
+    assert renderer("{{ 2 ** 3 * 'a' }}{% for i in range(2, 9, 3) %}{{ i }}{% endfor %}").render([], None).text == (
+        "aaaaaaaa258"
+    )
+
+
 def test_a_template_that_cannot_be_parsed_is_refused() -> None:
     with pytest.raises(BadRequest) as caught:
         renderer("{% for m in messages %}\n{{ m.content }").render(TWO_TURNS, None)

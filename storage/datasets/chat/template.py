@@ -35,6 +35,9 @@ FILE, CONFIG, SPECIALS, OTHERS = (
 )
 FOR_TOOLS = "tool_use"  # the name of one that is for chats with tools, beside "default"
 SPECIAL_NAMES = tuple(f"{name}_token" for name in ("bos", "eos", "unk", "sep", "pad", "cls", "mask"))
+MOST_CHARACTERS = 2**26  # of what a template makes, as of a line of a table
+MOST_STEPS = 10**6  # of all its ranges; Jinja's own bound is 100,000 for each
+MOST_POWER = 1000
 MARK = re.compile(r"\{%[-+]?\s*generation\s*[-+]?%\}")
 REASONING = ("reasoning_content", "thinking", "reasoning")  # the names under which a message has what was thought
 
@@ -111,6 +114,7 @@ class Renderer:
         compiled = _compile(self.template.of(tools), self.template.path, self.date)
         blocks: list[str] = []
         marks: list[tuple[int, int]] = []
+        size, steps = 0, _STEPS.set([MOST_STEPS])
         written = _WRITTEN.set((blocks, marks))
         try:
             for block in compiled.generate(
@@ -120,11 +124,14 @@ class Renderer:
                 add_generation_prompt=prompt,
                 **{**dict(self.template.specials), **json.loads(self.arguments)},
             ):
-                blocks.append(block)  # noqa: PERF402 - the mark looks at those before it
+                blocks.append(block)
+                if (size := size + len(block)) > MOST_CHARACTERS:
+                    raise OverflowError(f"it writes more than {MOST_CHARACTERS:,} characters")
         except Exception as error:  # of any class: whatever a program does with what it did not expect
             raise Unreadable(f"is refused by the template: {type(error).__name__}: {error}"[:300]) from None
         finally:
             _WRITTEN.reset(written)
+            _STEPS.reset(steps)
         return Rendered("".join(blocks), marks)
 
 
@@ -206,6 +213,36 @@ def _alias(message: Mapping[str, Any]) -> dict[str, Any]:
 _WRITTEN: ContextVar[tuple[list[str], list[tuple[int, int]]]] = ContextVar("_WRITTEN")
 
 
+# Of the ranges of what is being rendered: how many more numbers they may have, all together.
+_STEPS: ContextVar[list[int]] = ContextVar("_STEPS")
+
+
+def _range(*arguments: int) -> range:
+    """Return a range. Raises OverflowError: with the others of this text it is too long, as of loops within loops."""
+    numbers, left = range(*arguments), _STEPS.get()
+    try:
+        left[0] -= len(numbers)
+    except OverflowError:  # more than a processor counts
+        left[0] = -1
+    if left[0] < 0:
+        raise OverflowError(f"it counts further than {MOST_STEPS:,} steps")
+    return numbers
+
+
+class _Sandbox(ImmutableSandboxedEnvironment):
+    """Jinja's sandbox, in which nothing is multiplied to what no memory holds."""
+
+    intercepted_binops = frozenset({"*", "**"})
+
+    def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
+        if operator == "**" and abs(right) > MOST_POWER:
+            raise OverflowError(f"a power of {right:,}")
+        for several, times in ((left, right), (right, left)):
+            if isinstance(several, str | list | tuple) and len(several) * times > MOST_CHARACTERS:
+                raise OverflowError(f"{len(several):,} times {times:,} of a {type(several).__name__}")
+        return super().call_binop(context, operator, left, right)
+
+
 class _Marks(jinja2.ext.Extension):
     """The tag `{% generation %}`: notes where what is between it and its end is in the text."""
 
@@ -262,12 +299,11 @@ def _to_json(
 
 @lru_cache(maxsize=8)
 def _compile(text: str, path: str, date: datetime.date) -> jinja2.Template:
-    environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=[_Marks, jinja2.ext.loopcontrols]
-    )
+    environment = _Sandbox(trim_blocks=True, lstrip_blocks=True, extensions=[_Marks, jinja2.ext.loopcontrols])
     environment.filters["tojson"] = _to_json
     today = datetime.datetime.combine(date, datetime.time())  # without a zone: a template formats it, and no more
     environment.globals |= {
+        "range": _range,
         "raise_exception": _raise,
         "strftime_now": today.strftime,
         "dict": _Dict(),
