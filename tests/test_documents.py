@@ -92,3 +92,10 @@ def test_the_page_of_language_models_runs_as_it_stands(tmp_path: Path) -> None:
     assert "chats/big: perplexity" in printed
     assert (tmp_path / "runs/chats/report.html").exists()
     assert " plus " in printed.splitlines()[-1]
+
+
+@pytest.mark.slow
+def test_the_page_of_ones_own_model_runs_as_it_stands(tmp_path: Path) -> None:
+    printed = run_page("from-your-model.md", tmp_path)
+    assert all(f"digits/{teacher}: accuracy 9" in printed for teacher in ("onnx", "sklearn", "torch"))
+    assert (tmp_path / "runs/from-onnx/student.safetensors").exists()
