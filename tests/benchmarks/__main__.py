@@ -22,6 +22,7 @@ from tests.benchmarks import (
     live_teacher,
     memory,
     micro_batch,
+    onnx_teacher,
     rebuild,
     residency,
     shards,
@@ -35,6 +36,7 @@ from tests.benchmarks.pairs import Figure
 
 BENCHMARKS = {
     "teacher-stage": teacher_stage.measure,
+    "onnx-teacher": onnx_teacher.measure,
     "teacher-stage-gpu": teacher_stage_gpu.measure,
     "teacher-stage-profile": teacher_stage_gpu.profile,
     "student-step": student_step.measure,
