@@ -40,7 +40,8 @@ def _beside(found: Compared, best: Setting) -> Iterator[str]:
     rest = [setting for setting in found.settings if setting.name in found.behind]
     if rest:
         alike = [setting for setting in rest if not found.behind[setting.name].is_told]
-        more = f"; {len(alike)} of {len(rest)} others are not told from the best" if len(rest) > 1 else ""
+        told = f"{len(alike)} of {len(rest)} others are not told from the best"
+        more = "" if len(rest) < 2 else f"; {told if alike else f'all {len(rest)} others are told from the best'}"
         who = "next, on labels alone" if rest[0] is found.labels_alone else "next"
         yield f"{who}: {named(rest[0], found)}, {behind(found.behind[rest[0].name], found)}{more}"
     for teacher in found.teachers:

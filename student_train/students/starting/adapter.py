@@ -94,16 +94,19 @@ def _targets(student: Student, options: LoraOptions) -> list[str]:
     there = target_names(student)
     asked = options.targets if options.targets is not None else _usual(student, there)
     found = {target: [name for name in there if name == target or name.endswith(f".{target}")] for target in asked}
+    shared = shared_names(student.network)
+    twice = {*shared, *shared.values()}
     if unmatched := [target for target, names in found.items() if not names]:
         raise BadRequest(
             "a target of the adapter matches no linear layer",
             found=", ".join(unmatched),
-            expected=", ".join(dict.fromkeys(name.rpartition(".")[2] for name in there)) or "a network that has some",
+            expected=", ".join(
+                dict.fromkeys(name.rpartition(".")[2] for name in there if f"{name}.weight" not in twice)
+            )
+            or "a network that has some",
             do="`targets` are the last parts of names of linear layers",
         )
     names = list(dict.fromkeys(name for each in found.values() for name in each))
-    shared = shared_names(student.network)
-    twice = {*shared, *shared.values()}
     if tied := [name for name in names if f"{name}.weight" in twice]:
         raise BadRequest(
             "an adapter cannot be merged into a weight that two layers share",
