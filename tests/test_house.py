@@ -76,7 +76,7 @@ def test_every_example_of_a_job_is_a_valid_job(page: Path, tmp_path: Path) -> No
 def test_every_command_is_told_in_the_readme() -> None:
     readme = (REPOSITORY / "README.md").read_text()
     commands = {
-        f"{program} {command.callback.__name__}"
+        f"{program} {command.name or command.callback.__name__}"
         for program, app in (("cache", cache_cli.app), ("student", student_cli.app))
         for command in app.registered_commands
         if command.callback is not None

@@ -7,5 +7,6 @@ cache_recode.py   `cache recode`
 building.py       what `cache build` and `cache recode` share: a cluster, and the report at the end
 student.py        `student train | compare | report`
 making.py         `student make copy | prune | lowrank | quantize`
+using.py          `student eval | predict | export`
 arguments.py      what both programs share: their arguments, and how they start
 """

@@ -6,10 +6,11 @@ Thin on purpose, like `jobs.cli.cache`: parse, call a room, print.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from jobs.cli import using
 from jobs.cli.arguments import DeviceOption, JobArgument, JsonOption, VersionOption, run_program
 from jobs.cli.making import make_app
 from jobs.cluster.heaps import limit_heaps
@@ -113,48 +114,9 @@ def report(
     terminal.run(action, as_json=as_json)
 
 
-@app.command()
-def export(
-    run: Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a settled student, RUNS/NAME.")],
-    out: Annotated[Path, typer.Option("-o", "--out", metavar="FOLDER", help="The folder to write.")],
-    form: Annotated[Literal["transformers"], typer.Option("--format", help="Who is to load it.")] = "transformers",
-    adapter: Annotated[
-        bool, typer.Option("--adapter", help="The adapter alone, for peft; else merged into its base.")
-    ] = False,
-    tokenizer: Annotated[
-        Path | None, typer.Option(metavar="FOLDER", help="Chat template and the like, of the same tokenizer.")
-    ] = None,
-    cache: Annotated[str | None, typer.Option(metavar="URL", help="Where its cache lies, if it has moved.")] = None,
-    as_json: JsonOption = False,
-) -> None:
-    """Write a student for another library, after comparing what both say of held rows."""
-    from jobs.show import terminal
-
-    def action() -> int:
-        from student_train.using.export import export_transformers
-
-        found = export_transformers(run, out, adapter=adapter, tokenizer=tokenizer, cache=cache)
-        if as_json:
-            terminal.print_json(
-                {
-                    "folder": str(found.folder),
-                    "format": form,
-                    "kind": found.kind,
-                    "difference": found.difference,
-                    "largest": found.largest,
-                    "told": list(found.told),
-                    "done_before": found.done_before,
-                    "exit_code": 0,
-                }
-            )
-            return 0
-        before = ", exported before" if found.done_before else ""
-        terminal.out.print(f"{found.folder}: {run.name} as a {found.kind}{before}", markup=False, soft_wrap=True)
-        for text in found.told:
-            terminal.out.print(f"  {text}", markup=False, soft_wrap=True)
-        return 0
-
-    terminal.run(action, as_json=as_json)
+app.command("eval")(using.evaluate)
+app.command()(using.predict)
+app.command()(using.export)
 
 
 def _train(job: Path, dry_run: bool, device: Device, as_json: bool, parallel: Parallel) -> int:

@@ -3,6 +3,7 @@
 pace.py             how fast things are counted, and how long the rest takes
 terminal.py         progress, errors, exit codes, signals, JSON: the edge that both programs share
 streams.py          stdout and stderr that never fail a job; consoles that no text can steer
+evaluation.py       one student on some rows: `student eval`
 comparison.py       students side by side: `student compare`
 tables.py           tables and trees, narrow enough for 80 columns
 train_progress.py   events of training into counts, notes and details

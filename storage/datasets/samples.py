@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from PIL import Image
@@ -82,9 +82,10 @@ def _images(
         raise BadRequest(
             "this student's images are no inputs of it", found=f"images of {promised}", expected=str(input_shape)
         )
-    _require(samples, (bytes, Image.Image), "images as Pillow opened them, or the bytes of their files")
+    # pixels as a dataset of arrays has them are rows already
+    _require(samples, (bytes, Image.Image, np.ndarray), "images as Pillow opened them, or the bytes of their files")
     try:
-        return [policy.pixels(sample) for sample in samples]
+        return [sample if isinstance(sample, np.ndarray) else policy.pixels(sample) for sample in samples]
     except Unreadable as error:
         raise BadRequest("an image cannot be read", found=str(error)) from None
 
@@ -120,6 +121,12 @@ def _arrays(
 def _require(samples: Sequence[Any], kinds: tuple[type, ...], expected: str) -> None:
     if (strange := next((sample for sample in samples if not isinstance(sample, kinds)), None)) is not None:
         raise BadRequest("these are no samples for this student", found=type(strange).__name__, expected=expected)
+
+
+def kind_of_samples(source: Mapping[str, Any] | None) -> Literal["images", "texts", "arrays"]:
+    """Return what samples of one's own are, of a student whose dataset promised this."""
+    made = OF_KIND.get(str((source or {}).get("kind")), _arrays)
+    return "images" if made is _images else "arrays" if made is _arrays else "texts"
 
 
 # By `kind` of the dataset.

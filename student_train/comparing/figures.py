@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from math import inf, isfinite
+from math import inf, isfinite, sqrt
 from typing import Any, NamedTuple
 
 from storage.errors import si
 
 NONE = "–"  # of a figure that nobody knows
+CONFIDENCE_95 = 1.96  # deviations of a normal distribution
 
 
 class Gain(NamedTuple):
@@ -72,3 +73,14 @@ GAINS = {
 def short(value: float | None) -> str:
     """Return a number with three digits and a prefix."""
     return NONE if value is None else si(value)
+
+
+def interval(accuracy: float, rows: int) -> tuple[float, float]:
+    """Return the 95 % interval of an accuracy that was measured on so many rows.
+
+    Source: Wilson 1927; unlike the normal one it has a width where every row is right.
+    """
+    square = CONFIDENCE_95**2 / max(rows, 1)
+    middle = (accuracy + square / 2) / (1 + square)
+    half = sqrt(square * accuracy * (1 - accuracy) + square**2 / 4) / (1 + square)
+    return max(0.0, middle - half), min(1.0, middle + half)

@@ -7,13 +7,13 @@ from collections.abc import Mapping, Sequence
 import polars as pl
 
 from student_train.comparing.compared import Compared
-from student_train.comparing.figures import GAINS, Gain
+from student_train.comparing.figures import GAINS, Gain, interval
 from student_train.comparing.headline import named
 from student_train.comparing.runs import ShownRun
 from student_train.report import figures
 from student_train.report.canvas import TEACHER_COLOUR
 from student_train.report.figures import Curve, Panel, Point
-from student_train.report.measures import Calibration, agreement_by_confidence, calibration_of, interval, loss_by_place
+from student_train.report.measures import Calibration, agreement_by_confidence, calibration_of, loss_by_place
 from student_train.report.rows import Comparison, TeacherRow, teacher_row
 from student_train.tasks import TASKS, ReportFacts
 

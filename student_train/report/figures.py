@@ -16,9 +16,9 @@ import polars as pl
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from student_train.comparing.effects import Effect
-from student_train.comparing.figures import Gain
+from student_train.comparing.figures import Gain, interval
 from student_train.report.canvas import COLOURS, FAINT, TEACHER_COLOUR, canvas, data_uri, percents, plain
-from student_train.report.measures import OUTCOMES, Calibration, interval, pareto_front
+from student_train.report.measures import OUTCOMES, Calibration, pareto_front
 
 BOTH_RIGHT = OUTCOMES[0]
 # Tol's; where both are right there is no bar

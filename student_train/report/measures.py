@@ -6,14 +6,11 @@ Tables are those of `predictions.HeldTable`.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from math import sqrt
 from typing import NamedTuple
 
 import polars as pl
 
 from storage.targets.calibration import bin_of, expected_error
-
-CONFIDENCE_95 = 1.96  # deviations of a normal distribution
 
 OUTCOMES = ("both right", "only the teacher", "only the student", "both wrong, alike", "both wrong, each its own")
 
@@ -28,17 +25,6 @@ class Calibration(NamedTuple):
 
     bins: pl.DataFrame
     error: float
-
-
-def interval(accuracy: float, rows: int) -> tuple[float, float]:
-    """Return the 95 % interval of an accuracy that was measured on so many rows.
-
-    Source: Wilson 1927; unlike the normal one it has a width where every row is right.
-    """
-    square = CONFIDENCE_95**2 / max(rows, 1)
-    middle = (accuracy + square / 2) / (1 + square)
-    half = sqrt(square * accuracy * (1 - accuracy) + square**2 / 4) / (1 + square)
-    return max(0.0, middle - half), min(1.0, middle + half)
 
 
 def accuracy_of(table: pl.DataFrame, who: str = "") -> float | None:

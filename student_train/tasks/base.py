@@ -72,6 +72,7 @@ class StudentTask(ABC):
         beside_teacher: whether students are measured against a teacher's soft targets of the held rows, site by site.
         beside: what that takes of the soft targets.
         predicted: columns of a prediction beside those that all have.
+        pipeline_tag: what the Hub calls it; None: it has no name for it.
         unsteady: why steps on it cannot be recorded; None: batches of one kind are all of one shape.
     """
 
@@ -87,6 +88,7 @@ class StudentTask(ABC):
     beside_teacher: ClassVar[bool] = False
     beside: ClassVar[Capability] = Capability("bucket", 1.0)  # serves the likeliest class too
     predicted: ClassVar[dict[str, pl.DataType]] = {}
+    pipeline_tag: ClassVar[str | None] = None
     unsteady: ClassVar[str | None] = None
 
     @abstractmethod

@@ -10,3 +10,4 @@ class ImageClassification(OneClassStudent):
     """One class for a row of pixels or values."""
 
     asked = TASKS["image_classification"]
+    pipeline_tag = "image-classification"

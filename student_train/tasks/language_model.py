@@ -36,6 +36,7 @@ class LanguageModel(StudentTask):
     """Only a part of the positions has logits at a time."""
 
     asked = TASKS["language_model"]
+    pipeline_tag = "text-generation"
     way = "sites"
     figures = "sites"
     best_by = "cross_entropy"  # the likeliest token may be right more often while all others become worse

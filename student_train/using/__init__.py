@@ -1,9 +1,9 @@
 """What one does with a settled student.
 
-export.py     its folder in the form of another library, compared with the student before it counts
-to_gpt2.py    a `gpt` as transformers' GPT-2
-to_peft.py    an adapter alone, on top of its base
-beside.py     tokenizer, chat template and generation config, which go with it
-card.py       the model card
-rows.py       rows to compare on
+settled.py     its record, and whether its code may run
+answering.py   who answers: a run, an exported folder, an ONNX file, all behind one door
+portable.py    all that must go along with a model's weights, as text: blueprint, preprocessing, tokenizer
+evaluating/    its figures on data that it never saw
+predicting/    its answers, as a stream
+exporting/     its folder in a form that others load
 """

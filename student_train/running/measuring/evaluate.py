@@ -7,7 +7,7 @@ D datasets.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import NamedTuple, cast
+from typing import NamedTuple, Protocol, cast
 
 import torch
 from torch import Tensor
@@ -24,7 +24,7 @@ from student_train.run_files.records import Measured, OfDataset
 from student_train.running.measuring.vectors import VectorSums
 from student_train.stepping.parallel import ALONE, Parallel
 from student_train.stepping.stepper import Stepper
-from student_train.students import Student
+from student_train.students import Blueprint, Student
 from student_train.students.parts import logits_in_parts
 from student_train.tasks import Figures, task_of
 
@@ -104,7 +104,7 @@ def _datasets(parts: Mapping[str, int]) -> Tensor:
     return torch.arange(len(parts)).repeat_interleave(torch.tensor(list(parts.values())))
 
 
-def _sites(student: Student, batch: Batch) -> Iterator[tuple[Tensor, Tensor, Tensor, slice]]:
+def sites_of(student: Student, batch: Batch) -> Iterator[tuple[Tensor, Tensor, Tensor, slice]]:
     """Yield logits, labels and rows of a part of the sites at a time, and which of those with a label they are."""
     sites_N = batch.sites()
     hidden_ND = student.hidden(batch.inputs).flatten(0, 1).index_select(0, sites_N)
@@ -112,6 +112,18 @@ def _sites(student: Student, batch: Batch) -> Iterator[tuple[Tensor, Tensor, Ten
     labels_N, rows_N = labels_BL.flatten().index_select(0, sites_N), sites_N // labels_BL.shape[1]
     for at, logits_BC in logits_in_parts(student, hidden_ND):
         yield logits_BC.float(), labels_N[at], rows_N[at], at
+
+
+class Measurable(Protocol):
+    """What figures know of whoever answers: what it is, and where its logits are."""
+
+    @property
+    def blueprint(self) -> Blueprint:
+        """Return what it is."""
+
+    @property
+    def device(self) -> torch.device:
+        """Return where it is."""
 
 
 class Sums:
@@ -123,7 +135,7 @@ class Sums:
         parts: how many of the held rows are of each dataset.
     """
 
-    def __init__(self, members: int, student: Student, parts: Mapping[str, int]):
+    def __init__(self, members: int, student: Measurable, parts: Mapping[str, int]):
         device = student.device
         # Labelled rows, correct ones, nats, rows with a teacher, rows that agree with it, rows with its KL, its nats.
         self._sums_MS = torch.zeros(members, 7, dtype=torch.float64, device=device)  # float64: exact beyond 2**24 rows
@@ -247,7 +259,7 @@ class SumsOfSites(Sums):
         """Add a batch of all students."""
         for place, (state, against) in enumerate(zip(stepper.states, beside.against_M, strict=True)):
             # by itself each: a part's logits are of one student
-            for logits_BC, labels_B, rows_B, part in _sites(state.exported, batch):
+            for logits_BC, labels_B, rows_B, part in sites_of(state.exported, batch):
                 one, tops_B, kl_B = slice(place, place + 1), torch.full_like(labels_B, NO_CLASS), None
                 if against is not None:
                     targets = cast("OneTeacher", batch.targets[against.teacher].part(part).decode())

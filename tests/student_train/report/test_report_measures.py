@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from student_train.comparing.figures import interval
 from student_train.report.measures import (
     OUTCOMES,
     accuracy_by_class,
@@ -18,7 +19,6 @@ from student_train.report.measures import (
     costliest_tokens,
     cross_entropy_of,
     failures,
-    interval,
     loss_by_place,
     outcomes_of,
     pareto_front,

@@ -70,4 +70,8 @@ def _held(url: str, rows: str) -> Iterator[Tensor]:
 def _drawn(student: Student) -> list[Tensor]:
     blueprint = student.blueprint
     draw = torch.Generator().manual_seed(0)
-    return [torch.randint(blueprint.num_classes, (1, *blueprint.input_shape), generator=draw) for _ in range(ROWS)]
+    shape = (1, *blueprint.input_shape)
+    if not blueprint.made_of.tokenised:
+        return [torch.rand(shape, generator=draw) for _ in range(ROWS)]
+    ids = blueprint.vocabulary or blueprint.num_classes
+    return [torch.randint(ids, shape, generator=draw) for _ in range(ROWS)]

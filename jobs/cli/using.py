@@ -1,0 +1,240 @@
+"""`student eval`, `student predict`, `student export`: what one does with a settled student.
+
+Thin on purpose, like `jobs.cli.cache`: parse, call a room, print.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+from jobs.cli.arguments import DeviceOption, JsonOption
+
+if TYPE_CHECKING:
+    import polars as pl
+
+    from student_train.using.predicting.predict import Predicted
+
+RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a settled student, RUNS/NAME.")]
+AnswererArgument = Annotated[
+    Path, typer.Argument(metavar="RUN", help="The folder of a settled student or of an export, or an .onnx file.")
+]
+ArchitectureOption = Annotated[
+    str | None,
+    typer.Option(metavar="FILE.py:FUNCTION", help="Of a student of your own code, which runs only if you name it."),
+]
+CacheOption = Annotated[str | None, typer.Option(metavar="URL", help="Where its cache lies, if it has moved.")]
+MOST_IN_JSON = 10_000  # predictions in one JSON value, which is held whole
+
+
+def evaluate(
+    run: AnswererArgument,
+    dataset: Annotated[
+        str,
+        typer.Argument(metavar="DATASET", help="A folder, a file, or rows of a cache: NAME or NAME/SPLIT."),
+    ],
+    cache: Annotated[str | None, typer.Option(metavar="URL", help="The cache of the rows; else the student's.")] = None,
+    teacher: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Of the cache, to agree with; else one that it learned from.")
+    ] = None,
+    labels: Annotated[Path | None, typer.Option(metavar="FILE.npy", help="Labels of a .npy of inputs.")] = None,
+    only_known: Annotated[
+        bool, typer.Option("--only-known", help="Leave out rows of classes that the student does not know.")
+    ] = False,
+    architecture: ArchitectureOption = None,
+    device: DeviceOption = "auto",
+    as_json: JsonOption = False,
+) -> None:
+    """Measure a student on data that it never saw, classes matched by name."""
+    from jobs.show import terminal
+
+    def action() -> int:
+        from jobs.show.evaluation import print_evaluation
+        from student_train.using.answering import load_answerer
+        from student_train.using.evaluating.evaluate import as_values, evaluate_rows, find_rows
+
+        answerer = load_answerer(run, device=device, architecture=architecture)
+        rows = find_rows(answerer, dataset, cache=cache, teacher=teacher, labels=labels)
+        with terminal.watching("rows") as watch:
+            if rows.num_rows is not None:
+                watch.begin(answerer.name, rows.num_rows)
+            found = evaluate_rows(answerer, rows, only_known=only_known, advance=watch.advance)
+        if as_json:
+            terminal.print_json({"student": answerer.name} | as_values(found))
+        else:
+            print_evaluation(answerer.name, found)
+        return found.exit_code
+
+    terminal.run(action, as_json=as_json, answers=True)
+
+
+def predict(
+    run: AnswererArgument,
+    inputs: Annotated[
+        str,
+        typer.Argument(
+            metavar="INPUTS", help="A folder of images, a table, lines of text (- for standard input), or a .npy."
+        ),
+    ],
+    out: Annotated[
+        Path | None, typer.Option("-o", "--out", metavar="FILE", help="A .csv or .parquet; else they are printed.")
+    ] = None,
+    top: Annotated[int, typer.Option(metavar="K", min=1, help="How many of the likeliest classes.")] = 1,
+    column: Annotated[
+        list[str] | None, typer.Option(metavar="NAME", help="Of a table: its text; or, once for each, its numbers.")
+    ] = None,
+    architecture: ArchitectureOption = None,
+    device: DeviceOption = "auto",
+    as_json: JsonOption = False,
+) -> None:
+    """Answer a stream of samples, in their order: class and probability of each; memory does not grow with them."""
+    from jobs.show import terminal
+
+    def action() -> int:
+        from storage.errors import BadRequest
+        from student_train.using.answering import load_answerer
+        from student_train.using.predicting.predict import predict_samples
+        from student_train.using.predicting.samples import find_samples
+        from student_train.using.predicting.writing import check_out, writing
+
+        if out is not None:
+            check_out(out)
+        answerer = load_answerer(run, device=device, architecture=architecture)
+        samples = find_samples(inputs, answerer.blueprint, column or ())
+        for note in samples.notes:
+            terminal.errors.print(f"note: {note}", markup=False)
+        printed: list[pl.DataFrame] = []
+
+        def show(frame: pl.DataFrame) -> None:
+            if not as_json:
+                _print_lines(frame)
+                return
+            printed.append(frame)
+            if sum(map(len, printed)) > MOST_IN_JSON:
+                raise BadRequest(f"more than {MOST_IN_JSON:,} predictions in one JSON value", do="-o FILE.parquet")
+
+        if out is None:
+            found = predict_samples(answerer, samples, show, top=top)
+        else:
+            with terminal.watching("samples") as watch, writing(out) as write:
+                watch.begin(answerer.name, samples.count or 0)
+                found = predict_samples(answerer, samples, write, top=top, advance=watch.advance)
+        if as_json:
+            predictions = [row for frame in printed for row in frame.to_dicts()]
+            terminal.print_json(
+                {
+                    "student": answerer.name,
+                    "inputs": samples.told,
+                    "out": None if out is None else str(out),
+                    "rows": found.rows,
+                    "unreadable": found.unreadable,
+                    "reasons": [{"sample_id": name, "error": why} for name, why in found.reasons],
+                    "classes": dict(found.counts),
+                    **({"predictions": predictions} if out is None else {}),
+                    "exit_code": found.exit_code,
+                }
+            )
+        else:
+            _print_end(found, out)
+        return found.exit_code
+
+    terminal.run(action, as_json=as_json, answers=True)
+
+
+def _print_lines(frame: pl.DataFrame) -> None:
+    """Print a line for each sample; its id is last, for nobody knows how long it is."""
+    from jobs.show import terminal
+    from storage.errors import printable
+
+    kinds = (len(frame.columns) - 2) // 2
+    for sample_id, *answers, error in frame.iter_rows():
+        name = printable(sample_id, one_line=True)
+        if error is None:
+            said = [(printable(answers[2 * k], one_line=True), answers[2 * k + 1]) for k in range(kinds)]
+            line = "  ".join(f"{named:<16} {share:7.1%}" for named, share in said) + f"  {name}"
+        else:
+            line = f"{'no answer':<24}  {name}: {printable(error, one_line=True)}"
+        terminal.out.print(line, markup=False, soft_wrap=True)
+
+
+def _print_end(found: Predicted, out: Path | None) -> None:
+    from jobs.show import terminal
+
+    if out is not None:
+        shown = ", ".join(f"{rows:,} {name}" for name, rows in found.counts[:8])
+        rest = f" and {len(found.counts) - 8} classes more" if len(found.counts) > 8 else ""
+        terminal.out.print(f"{out}: {found.rows:,} rows: {shown}{rest}", markup=False, soft_wrap=True)
+    if found.unreadable:
+        told = "".join(f"\n  {name}: {why}" for name, why in found.reasons)
+        more = found.unreadable - len(found.reasons)
+        terminal.errors.print(
+            f"{found.unreadable:,} of {found.rows:,} could not be read and have no answer:{told}"
+            + (f"\n  and {more:,} more, each with its reason in `error`" if more else ""),
+            markup=False,
+        )
+
+
+def export(
+    run: RunArgument,
+    out: Annotated[Path, typer.Option("-o", "--out", metavar="FOLDER", help="The folder to write.")],
+    form: Annotated[
+        Literal["safetensors", "onnx", "pt2", "transformers"],
+        typer.Option("--format", help="Who is to load it; transformers: a language model."),
+    ] = "transformers",
+    quantize: Annotated[
+        Literal["int8"] | None, typer.Option(help="Of onnx: weights and activations, calibrated on held rows.")
+    ] = None,
+    adapter: Annotated[
+        bool, typer.Option("--adapter", help="The adapter alone, for peft; else merged into its base.")
+    ] = False,
+    tokenizer: Annotated[
+        Path | None, typer.Option(metavar="FOLDER", help="Chat template and the like, of the same tokenizer.")
+    ] = None,
+    cache: CacheOption = None,
+    architecture: ArchitectureOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Write a student for another library, after comparing what both say of held rows."""
+    from jobs.show import terminal
+
+    def action() -> int:
+        from storage.errors import BadRequest
+        from student_train.using.exporting.models import export_model
+        from student_train.using.exporting.transformers import export_transformers
+
+        if form == "transformers":
+            if quantize is not None or architecture is not None:
+                raise BadRequest(
+                    "--quantize and --architecture are of other formats than transformers", do="--format onnx"
+                )
+            found = export_transformers(run, out, adapter=adapter, tokenizer=tokenizer, cache=cache)
+        else:
+            if adapter or tokenizer is not None:
+                raise BadRequest("--adapter and --tokenizer are of --format transformers", found=f"--format {form}")
+            found = export_model(run, out, form, quantize=quantize, cache=cache, architecture=architecture)
+        if as_json:
+            terminal.print_json(
+                {
+                    "folder": str(found.folder),
+                    "format": form,
+                    "kind": found.kind,
+                    "difference": found.difference,
+                    "largest": found.largest,
+                    "told": list(found.told),
+                    "done_before": found.done_before,
+                    "exit_code": 0,
+                }
+            )
+            return 0
+        before = ", exported before" if found.done_before else ""
+        article = "an" if found.kind.lower().startswith(("a", "e", "i", "o")) else "a"
+        terminal.out.print(
+            f"{found.folder}: {run.name} as {article} {found.kind}{before}", markup=False, soft_wrap=True
+        )
+        for text in found.told:
+            terminal.out.print(f"  {text}", markup=False, soft_wrap=True)
+        return 0
+
+    terminal.run(action, as_json=as_json)

@@ -1,0 +1,69 @@
+"""Print the figures of one student on some rows: all of them, then each class, then what is taken for what."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import polars as pl
+from rich.text import Text
+
+from jobs.show.tables import print_table
+from jobs.show.terminal import errors, out
+
+if TYPE_CHECKING:
+    from student_train.using.evaluating.counting import Counts
+    from student_train.using.evaluating.evaluate import Evaluation
+
+MOST_CLASSES = 30  # of which each has a line; of more those with the lowest F1
+MOST_MISTAKES = 10
+
+
+def print_evaluation(name: str, found: Evaluation) -> None:
+    """Print figures."""
+    out.print(Text(f"{name}: {found.told}, {found.rows:,} of them with a label"), soft_wrap=True)
+    for note in found.notes:
+        out.print(Text(f"note: {note}"), soft_wrap=True)
+    out.print(Text("\n" + "\n".join(f"{what:<22} {value}" for what, value in _lines(found))))
+    if found.counts is not None:
+        _print_classes(found.counts)
+    if found.unreadable:
+        shown = "".join(f"\n  {sample}: {why}" for sample, why in found.unreadable[:5])
+        errors.print(Text(f"{len(found.unreadable):,} samples could not be read, and are not measured:{shown}"))
+
+
+def _lines(found: Evaluation) -> list[tuple[str, str]]:
+    figures, counts = found.figures, found.counts
+    lines: list[tuple[str, str | None]] = [
+        ("accuracy", _share(figures.accuracy, found.interval)),
+        ("top-5 accuracy", _share(None if counts is None else counts.top_5)),
+        ("macro-F1", _share(figures.macro_f1)),
+        ("cross-entropy", None if figures.cross_entropy is None else f"{figures.cross_entropy:.4f} nats"),
+        ("perplexity", None if figures.perplexity is None else f"{figures.perplexity:,.4g}"),
+        ("calibration error", _share(figures.calibration_error)),
+        (f"agreement with {found.teacher}", _share(figures.agreement)),
+    ]
+    return [(what, value) for what, value in lines if value is not None]
+
+
+def _share(value: float | None, interval: tuple[float, float] | None = None) -> str | None:
+    if value is None:
+        return None
+    return f"{100 * value:.2f} %" + (
+        "" if interval is None else f"   (95 %: {100 * interval[0]:.2f} to {100 * interval[1]:.2f})"
+    )
+
+
+def _print_classes(counts: Counts) -> None:
+    table = counts.by_class()
+    percent = [(100 * pl.col(name)).round(2).alias(f"{name} %") for name in ("precision", "recall", "f1")]
+    shown = table.select("class", "rows", *percent)
+    title = "\neach class"
+    if len(shown) > MOST_CLASSES:
+        shown = shown.filter(pl.col("rows") > 0).sort("f1 %", nulls_last=True).head(MOST_CLASSES)
+        title = f"\nthe {MOST_CLASSES} classes of the lowest F1; --json has all"
+    out.print(Text(title))
+    print_table(shown)
+    mistakes = counts.mistakes(MOST_MISTAKES)
+    if mistakes is not None and len(mistakes):
+        out.print(Text("\nmost frequent mistakes; --json has all"))
+        print_table(mistakes.rename({"taken_for": "taken for"}))

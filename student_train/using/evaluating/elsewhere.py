@@ -1,0 +1,183 @@
+"""Labelled rows of a folder or a file, read as what the student learned from was: by its own promise, and a path."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from pydantic import TypeAdapter, ValidationError
+from torch import Tensor
+
+from storage.datasets import AnySource, Source, Unreadable
+from storage.datasets.images import ImagePolicy
+from storage.errors import BadRequest, MissingSource
+from storage.tasks import NO_LABEL
+from student_train.feed.batches import Batch
+from student_train.using.answering import Answerer
+from student_train.using.evaluating.rows import LabelledRows, check_inputs
+
+IMAGES = ("image_folder", "parquet_images")  # kinds of which a folder can stand for a file, and a file for a folder
+ARRAYS = (".npy", ".npz")
+NO_LABELS = 'of a .npy give --labels FILE.npy; a .npz has "inputs" and "labels"; of images, a folder for each class'
+
+
+def rows_elsewhere(path: Path, answerer: Answerer, labels: Path | None) -> LabelledRows:
+    """Return labelled rows of a folder or a file.
+
+    Args:
+        path: where they lie.
+        answerer: who is to be measured, whose promise says how a sample becomes a row.
+        labels: of a .npy, the file of its labels.
+
+    Raises:
+        BadRequest: it is not known how such a file becomes rows of this student.
+        MissingSource: there is nothing, or without labels.
+    """
+    if not path.exists():
+        raise MissingSource(f"there is no {path}")
+    source = source_like(path, answerer, labels)
+    files = source.files()
+    if not len(files) or not files["rows"].sum():
+        raise MissingSource(
+            f"{path} has no samples", found="; ".join(source.notes()) or "nothing", expected=_kind(source)
+        )
+    classes, notes = _classes(source, answerer, path)
+    unreadable: list[tuple[str, str]] = []
+
+    def batches(size: int) -> Iterator[tuple[Batch, Tensor | None]]:
+        unreadable.clear()
+        yield from (
+            (batch, None) for batch in _batches(source, files.iter_rows(named=True), answerer, size, unreadable)
+        )
+
+    known = None if source.by_ranges else int(files["rows"].sum())
+    count = f"{len(files):,} files" if known is None else f"{known:,} samples"
+    return LabelledRows(
+        f"{count} of {path}", path.name, classes, batches, (*source.notes(), *notes), lambda: unreadable, known
+    )
+
+
+def source_like(path: Path, answerer: Answerer, labels: Path | None) -> Source:
+    """Return a source at a path that makes rows as a student's own dataset did. Raises BadRequest, MissingSource."""
+    promise = answerer.blueprint.source
+    if promise is None:
+        raise BadRequest(
+            "it is not known how a sample becomes an input of this student",
+            found="a student without `source`, of before that was kept",
+            do="train it again; or name rows of a cache",
+        )
+    kind = str(promise.get("kind"))
+    section: dict[str, Any] = {"name": "elsewhere", "path": str(path.absolute())}
+    if kind in IMAGES and path.suffix not in ARRAYS:
+        policy = ImagePolicy.promised(promise).model_dump(exclude_defaults=True)
+        section |= {**policy, "kind": "image_folder" if path.is_dir() and not [*path.glob("*.parquet")] else IMAGES[1]}
+        section |= {key: promise[key] for key in ("image", "label") if section["kind"] == kind == IMAGES[1]}
+    elif path.suffix in ARRAYS and not answerer.blueprint.made_of.tokenised:
+        section |= {"kind": "arrays"} | ({} if labels is None else {"labels": str(labels.absolute())})
+    else:
+        section |= _as_promised(promise, path)
+        if answerer.tokenizer is not None:
+            section["tokenizer"] = "tokenizer.json"  # its own, given below
+    try:
+        source: Source = TypeAdapter(AnySource).validate_python(section)
+    except ValidationError as error:
+        raise BadRequest(
+            f"{path} cannot be read as what this student learned from",
+            found=f"{'a folder' if path.is_dir() else path.suffix or 'a file without a suffix'}",
+            expected=f'data of kind "{kind}"',
+            do="; ".join(each["msg"] for each in error.errors()[:3]),
+        ) from None
+    return source if answerer.tokenizer is None else source.prepared(answerer.tokenizer, {})
+
+
+def _as_promised(promise: dict[str, Any], path: Path) -> dict[str, Any]:
+    """Return the options that a promise has the values of."""
+    section = {"kind": promise["kind"], "path": str(path.absolute())}
+    known = {"column", "label", "length", "joined_by", "header", "quotes", "block", "long_documents", "pack", "task"}
+    section |= {key: value for key, value in promise.items() if key in known and value is not None}
+    return section
+
+
+def _kind(source: Source) -> str:
+    return f'data of kind "{getattr(source, "kind", "?")}"'
+
+
+def _classes(source: Source, answerer: Answerer, path: Path) -> tuple[tuple[str, ...], list[str]]:
+    """Return the names of the classes, and notes. Raises MissingSource: the samples have none."""
+    own = answerer.blueprint.classes
+    if answerer.blueprint.asked.label_array is not None:
+        return own, []  # a label is an id of the tokenizer
+    if getattr(source, "kind", None) != "arrays":
+        names = tuple(source.class_names())
+        if not names:
+            raise MissingSource(f"{path} has no labels", expected="samples with their class", do=NO_LABELS)
+        return names, []
+    names = tuple(source.class_names())  # numbers: the file has no others
+    if not names:
+        raise MissingSource(f"{path} has no labels", expected="samples with their class", do=NO_LABELS)
+    if set(names) <= set(own):
+        return names, []
+    if len(names) > len(own):
+        raise BadRequest(
+            f"{path} has labels beyond the student's classes",
+            found=f"0 to {len(names) - 1}",
+            expected=f"0 to {len(own) - 1}",
+        )
+    return own, [f"labels of {path.name} are numbers, taken as the student's own: 0 is {own[0]}, …"]
+
+
+def _batches(
+    source: Source,
+    files: Iterator[dict[str, Any]],
+    answerer: Answerer,
+    size: int,
+    unreadable: list[tuple[str, str]],
+) -> Iterator[Batch]:
+    """Yield batches of readable samples; what is not is added to `unreadable`."""
+    blueprint, asked = answerer.blueprint, answerer.blueprint.asked
+    inputs: list[np.ndarray] = []
+    labels: list[Any] = []
+    for file in files:
+        rows = int(file["rows"])
+        read: Callable[..., Any] = source.read
+        samples = (
+            source.read_range(file["file"], 0, rows, last=True) if source.by_ranges else read(file["file"], 0, rows)
+        )
+        for sample in samples:
+            try:
+                if isinstance(sample.payload, Unreadable):
+                    raise sample.payload
+                row = source.decode(sample.payload)
+            except Unreadable as reason:
+                unreadable.append((sample.sample_id, str(reason)))
+                continue
+            check_inputs(
+                row.shape, blueprint.made_of.name, asked.name, None, blueprint, f"{sample.sample_id} of {source.name}"
+            )
+            inputs.append(row)
+            many = asked.label_array is not None
+            labels.append(source.decode_labels(sample.payload) if many else _label(sample.label))
+            if len(inputs) == size:
+                yield _batch(inputs, labels, answerer)
+                inputs, labels = [], []
+    if inputs:
+        yield _batch(inputs, labels, answerer)
+
+
+def _label(label: int | None) -> int:
+    return NO_LABEL if label is None else label
+
+
+def _batch(inputs: list[np.ndarray], labels: list[Any], answerer: Answerer) -> Batch:
+    made_of, asked = answerer.blueprint.made_of, answerer.blueprint.asked
+    shown_B = made_of.shown(made_of.stored(inputs, str(np.result_type(*inputs))), np.arange(len(inputs)))
+    if asked.label_array is None:
+        return Batch(shown_B.to(answerer.device), torch.tensor(labels))
+    longest = max(map(len, labels))
+    labels_BL = np.full((len(labels), longest), NO_LABEL, np.int64)
+    for row, own in zip(labels_BL, labels, strict=True):
+        row[: len(own)] = own
+    return Batch(shown_B.to(answerer.device), torch.from_numpy(labels_BL).to(answerer.device))

@@ -1,0 +1,138 @@
+"""Labelled rows that somebody is measured on: those of a cache; `elsewhere.py` has others."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from storage.cache import Cache, Samples
+from storage.errors import BadRequest, NotInCache
+from storage.inputs import inputs_of
+from storage.tasks import task_of
+from storage.views import PLAIN
+from student_train.feed.batches import Batch, Needs
+from student_train.feed.residency import FeedPool
+from student_train.feed.selection import select_rows
+from student_train.students import Blueprint
+from student_train.using.portable import SPLIT_KEYS
+
+
+@dataclass(frozen=True)
+class LabelledRows:
+    """Rows with labels, in order.
+
+    Attributes:
+        told: what they are, in words.
+        name: of the dataset, as its classes are spoken of.
+        classes: names, in the order of the labels.
+        batches: yields (rows with labels, top classes of the teacher or None), of so many rows at a time.
+        notes: what is to be told of them before they are read.
+        unreadable: called afterwards: samples that could not be read, as (id, reason).
+        num_rows: how many there are, where that is known.
+        teacher: whose top classes come along.
+    """
+
+    told: str
+    name: str
+    classes: tuple[str, ...]
+    batches: Callable[[int], Iterator[tuple[Batch, Tensor | None]]]
+    notes: tuple[str, ...] = ()
+    unreadable: Callable[[], list[tuple[str, str]]] = list
+    num_rows: int | None = None
+    teacher: str | None = None
+
+
+def rows_of_cache(
+    url: str, rows: str, blueprint: Blueprint, device: torch.device, teacher: str | None, preferred: Mapping[str, Any]
+) -> LabelledRows:
+    """Return rows of a cache.
+
+    Args:
+        url: of the cache.
+        rows: "<dataset>" or "<dataset>/<split>".
+        blueprint: of who is measured on them.
+        device: where it is.
+        teacher: to agree with; None: the first of `preferred` that has answered them, if any.
+        preferred: names of teachers that it learned from.
+
+    Raises:
+        NotInCache: there are none; or the teacher was not asked.
+        BadRequest: they are no inputs of such a student.
+    """
+    cache = Cache.open(url)
+    dataset = rows.partition("/")[0]
+    catalogue = cache.catalogue({dataset})
+    spec = catalogue.dataset(dataset)
+    check_inputs(spec.input_shape, inputs_of(spec).name, task_of(spec).name, spec.tokenizer, blueprint, rows)
+    answered = [name for name in catalogue.teacher_names(dataset) if PLAIN in catalogue.view_names(dataset, name)]
+    if teacher is not None and teacher not in answered:
+        raise NotInCache(
+            f"teacher {teacher} was not asked about the plain rows of {dataset}",
+            found=", ".join(answered) or "no teacher",
+            do="leave out --teacher, or name one of these",
+        )
+    chosen = teacher or next((name for name in (*preferred, *answered) if name in answered), None)
+    # positions have labels in an array; the teacher's word of each is no column then
+    by_row = task_of(spec).label_array is None
+    agree_with = chosen if by_row else None
+    selection = select_rows(Samples(catalogue), rows, Needs(), allow_partial=True, agree_with=agree_with)
+    needs = Needs(labels=True)
+    pool = FeedPool(cache, device, place="stream", window_shards=1)
+    tops_N = None if selection.tops_N is None else torch.from_numpy(selection.tops_N)
+
+    def batches(size: int) -> Iterator[tuple[Batch, Tensor | None]]:
+        start = 0
+        for batch in pool.feed(selection, needs).in_order(size):
+            stop = start + len(batch.shown)
+            yield batch, None if tops_N is None else tops_N[start:stop]
+            start = stop
+
+    whole = sum(stop - begin for _, begin, stop in catalogue.shards(dataset))
+    built = sum(s.stop - s.start for s in catalogue.shards(dataset) if s.shard in catalogue.committed(dataset))
+    notes = [f"{whole - built} rows of {dataset} are not built yet, and not measured"] if built < whole else []
+    return LabelledRows(
+        told=f"{selection.num_rows:,} rows of {rows} in {url}",
+        name=dataset,
+        classes=tuple(spec.classes),
+        batches=batches,
+        notes=(*notes, *other_preprocessing(spec.source, blueprint, dataset)),
+        num_rows=selection.num_rows,
+        teacher=agree_with,
+    )
+
+
+def check_inputs(
+    shape: tuple[int, ...], made_of: str, task: str, tokenizer: str | None, blueprint: Blueprint, rows: str
+) -> None:
+    """Raise BadRequest if rows are no inputs of a student, or something else is asked of them."""
+    own = blueprint.made_of
+    fits = tuple(shape) == tuple(blueprint.input_shape) or (own.tokenised and shape[0] <= blueprint.input_shape[0])
+    if (made_of, task) != (own.name, blueprint.asked.name) or not fits:
+        raise BadRequest(
+            f"{rows} is no data for this student",
+            found=f"{made_of} {tuple(shape)} for {task}",
+            expected=f"{own.name} {tuple(blueprint.input_shape)} for {blueprint.asked.name}",
+            do="a dataset that was made as its own was, with the same size and channels",
+        )
+    if own.tokenised and None not in (tokenizer, blueprint.tokenizer) and tokenizer != blueprint.tokenizer:
+        raise BadRequest(
+            f"{rows} was made by another tokenizer than the student's",
+            found=f"tokenizer {tokenizer}",
+            expected=f"tokenizer {blueprint.tokenizer}",
+        )
+
+
+def other_preprocessing(source: Mapping[str, Any], blueprint: Blueprint, name: str) -> list[str]:
+    """Return a note if samples of a dataset became rows in another way than those that a student learned from."""
+    own = blueprint.source
+    if own is None or source.get("kind") != own.get("kind"):
+        return []  # two kinds of files say nothing of each other's keys
+    differing = sorted(key for key in {*source, *own} - SPLIT_KEYS if source.get(key) != own.get(key))
+    if not differing:
+        return []
+    said = ", ".join(f"{key} {source.get(key)!r}, the student's {own.get(key)!r}" for key in differing)
+    return [f"{name} was read in another way than what the student learned from: {said}"]

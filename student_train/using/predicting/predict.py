@@ -1,0 +1,190 @@
+"""The story of `student predict`: samples ahead on threads, answers, and lines in the order of the samples.
+
+What cannot be read keeps its line, with the reason in place of an answer. B samples of a piece, C classes, K likeliest.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from itertools import islice
+from math import prod
+from pathlib import Path
+from typing import NamedTuple
+
+import polars as pl
+import torch
+from torch import Tensor
+
+from storage.datasets.base import Unreadable
+from storage.errors import BadRequest, RowsMissing
+from student_train.tasks import task_of
+from student_train.using.answering import Answerer
+from student_train.using.predicting.ahead import ahead
+from student_train.using.predicting.samples import Sample, Samples
+from student_train.using.predicting.writing import Write
+
+PIECE_BYTES = 2**22  # of float32 inputs that are answered at once; some pieces are held at a time
+MOST_ROWS = 256
+SHOWN_REASONS = 5
+
+
+class Piece(NamedTuple):
+    """Some samples, and those of them that can be read as rows, as they are shown.
+
+    Attributes:
+        ids: of all.
+        reasons: why not, of each that cannot be read, by its place.
+        shown_B: the others, in order; None: there is none.
+    """
+
+    ids: list[str]
+    reasons: dict[int, str]
+    shown_B: Tensor | None
+
+
+@dataclass(frozen=True)
+class Predicted:
+    """What became of a stream of samples.
+
+    Attributes:
+        rows: samples that there were.
+        unreadable: how many of them have no answer.
+        reasons: the first of those, as (id, reason).
+        counts: answers of each class, the most first.
+    """
+
+    rows: int
+    unreadable: int
+    reasons: tuple[tuple[str, str], ...]
+    counts: tuple[tuple[str, int], ...]
+
+    @property
+    def exit_code(self) -> int:
+        """Return 3 if a sample has no answer."""
+        return RowsMissing.exit_code if self.unreadable else 0
+
+
+def predict_samples(
+    answerer: Answerer,
+    samples: Samples,
+    write: Write,
+    *,
+    top: int = 1,
+    advance: Callable[[int], None] = lambda rows: None,
+) -> Predicted:
+    """Answer samples, in order, and write the answers as they come.
+
+    Args:
+        answerer: who answers.
+        samples: a stream.
+        write: takes `sample_id`, `class`, `probability` (softmax of the logits), of `top` > 1 `class_2`,
+            `probability_2`, … too, and `error`: why there is no answer, else null.
+        top: how many of the likeliest classes.
+        advance: told of every piece's rows.
+
+    Raises:
+        BadRequest: there is no sample; or not so many classes.
+    """
+    num_classes = answerer.blueprint.num_classes
+    if not 1 <= top <= num_classes:
+        raise BadRequest(f"the {top} likeliest of {num_classes} classes", do=f"--top 1 to {num_classes}")
+    name_of = _names(answerer)
+    rows = unreadable = 0
+    reasons: list[tuple[str, str]] = []
+    counts: Counter[str] = Counter()
+    pieces = ahead(_cut(samples.each, _piece_rows(answerer)), partial(_read, answerer), threads=_threads())
+    with torch.inference_mode():
+        for piece in pieces:
+            frame = _answered(answerer, piece, top, name_of)
+            write(frame)
+            rows, unreadable = rows + len(frame), unreadable + len(piece.reasons)
+            reasons += [(piece.ids[at], why) for at, why in piece.reasons.items()][: SHOWN_REASONS - len(reasons)]
+            counts.update(frame["class"].drop_nulls().to_list())
+            advance(len(frame))
+    if not rows:
+        raise BadRequest(f"there is no sample in {samples.told}")
+    return Predicted(rows, unreadable, tuple(reasons), tuple(counts.most_common()))
+
+
+def _threads() -> int:
+    return max(1, torch.get_num_threads())
+
+
+def _piece_rows(answerer: Answerer) -> int:
+    """Return how many samples are answered at once; of texts as many as rows of the longest kind would be."""
+    return max(1, min(MOST_ROWS, PIECE_BYTES // (4 * prod(answerer.blueprint.input_shape))))
+
+
+def _cut(samples: Iterator[Sample], size: int) -> Iterator[list[Sample]]:
+    while piece := list(islice(samples, size)):
+        yield piece
+
+
+def _read(answerer: Answerer, samples: list[Sample]) -> Piece:
+    """Return samples as rows: all at once, or where one cannot be read each by itself."""
+    payloads: dict[int, object] = {}
+    reasons: dict[int, str] = {}
+    for at, sample in enumerate(samples):
+        try:
+            payloads[at] = _payload(sample.payload)
+        except Unreadable as reason:
+            reasons[at] = str(reason)
+    ids = [sample.sample_id for sample in samples]
+    if not payloads:
+        return Piece(ids, reasons, None)
+    try:
+        return Piece(ids, reasons, answerer.shown(list(payloads.values())))
+    except BadRequest:
+        readable = []
+        for at, payload in payloads.items():
+            try:
+                answerer.shown([payload])
+                readable.append(payload)
+            except BadRequest as error:
+                reasons[at] = error.found or error.what
+    return Piece(ids, dict(sorted(reasons.items())), answerer.shown(readable) if readable else None)
+
+
+def _payload(payload: object) -> object:
+    if isinstance(payload, Unreadable):
+        raise payload
+    if isinstance(payload, Path):
+        try:
+            return payload.read_bytes()
+        except OSError as error:
+            raise Unreadable(f"{type(error).__name__}: {error.strerror}") from None
+    return payload
+
+
+def _answered(answerer: Answerer, piece: Piece, top: int, name_of: Callable[[int], str]) -> pl.DataFrame:
+    rows = len(piece.ids)
+    places = [at for at in range(rows) if at not in piece.reasons]
+    columns: dict[str, pl.Series] = {"sample_id": pl.Series(piece.ids, dtype=pl.String)}
+    found: list[tuple[list[float], list[int]]] = []
+    if piece.shown_B is not None:
+        probabilities_BC = answerer.answer(answerer.arguments(piece.shown_B)).softmax(dim=1)
+        values_BK, numbers_BK = probabilities_BC.topk(top, dim=1)
+        found = [(values_BK[:, k].tolist(), numbers_BK[:, k].tolist()) for k in range(top)]
+    for k in range(top):
+        names: list[str | None] = [None] * rows
+        shares: list[float | None] = [None] * rows
+        if found:
+            for at, share, number in zip(places, *found[k], strict=True):
+                names[at], shares[at] = name_of(number), share
+        end = "" if k == 0 else f"_{k + 1}"
+        columns[f"class{end}"] = pl.Series(names, dtype=pl.String)
+        columns[f"probability{end}"] = pl.Series(shares, dtype=pl.Float32)
+    columns["error"] = pl.Series([piece.reasons.get(at) for at in range(rows)], dtype=pl.String)
+    return pl.DataFrame(columns)
+
+
+def _names(answerer: Answerer) -> Callable[[int], str]:
+    """Return what a class is called: by its name, or as the token that it is."""
+    if not task_of(answerer.blueprint).report.token_classes or answerer.tokenizer is None:
+        return answerer.class_name
+    spelled = {number: text for text, number in json.loads(answerer.tokenizer)["model"]["vocab"].items()}
+    return lambda number: str(spelled.get(number, number))

@@ -1,0 +1,215 @@
+"""What INPUTS are: a folder, a table, lines of text, arrays; as a stream of samples with their ids, in order."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple, TextIO
+
+import numpy as np
+import pyarrow.parquet as pq
+from PIL import Image
+
+from storage.datasets.arrays import ArraysSource
+from storage.datasets.base import Unreadable
+from storage.datasets.listing import list_files, told
+from storage.datasets.parquet_images import ParquetImagesSource
+from storage.datasets.samples import kind_of_samples
+from storage.datasets.text.rows import Columns, Row, rows_of
+from storage.errors import BadRequest, MissingSource
+from student_train.students import Blueprint
+from student_train.using.predicting.columns import number_rows
+
+STDIN = "-"
+TABLES = (".csv", ".tsv", ".jsonl", ".parquet")
+ARRAYS = (".npy", ".npz")
+
+
+class Sample(NamedTuple):
+    """A sample as it lies somewhere.
+
+    Attributes:
+        sample_id: its path below a folder, its line, its row.
+        payload: a path of an image, or bytes of one; a text; an array; or why there is none.
+    """
+
+    sample_id: str
+    payload: Any
+
+
+@dataclass(frozen=True)
+class Samples:
+    """A stream of samples.
+
+    Attributes:
+        told: what they are.
+        each: yields them, in order.
+        count: how many there are, where that is known.
+        notes: what was passed over.
+    """
+
+    told: str
+    each: Iterator[Sample]
+    count: int | None = None
+    notes: tuple[str, ...] = ()
+
+
+def find_samples(inputs: str, blueprint: Blueprint, columns: Sequence[str], stdin: TextIO | None = None) -> Samples:
+    """Return the samples that INPUTS of the command line mean to a student.
+
+    Args:
+        inputs: a path, or "-" for lines of text from standard input.
+        blueprint: of the student.
+        columns: of a table: those of its text, joined; or of its numbers, in the order of the student's inputs.
+        stdin: where "-" reads.
+
+    Raises:
+        MissingSource: there is nothing there.
+        BadRequest: it is nothing that this student takes.
+    """
+    kind = kind_of_samples(blueprint.source)
+    if inputs == STDIN:
+        if kind != "texts":
+            raise BadRequest(
+                "only texts are read from standard input, a line each",
+                found=f"a student of {blueprint.made_of.name}",
+                expected=EXPECTED[kind],
+            )
+        return Samples("lines of standard input", _lines(stdin or sys.stdin, "stdin"))
+    path = Path(inputs)
+    if not path.exists():
+        raise MissingSource(f"there is no {inputs}", expected=EXPECTED[kind])
+    if columns and path.suffix not in TABLES:
+        raise BadRequest("--column is of a table", found=inputs, expected=" or ".join(TABLES))
+    return FINDERS[kind](path, blueprint, columns)
+
+
+EXPECTED = {
+    "images": "a folder of images, an image, a .parquet of images, or a .npy of pixels",
+    "texts": "a .txt (a text a line), a .csv, .tsv, .jsonl or .parquet with --column, or - for lines of standard input",
+    "arrays": "a .npy or .npz of inputs, or of numbers a .csv or .parquet with --column for each",
+}
+
+
+def _wrong(path: Path, kind: str, do: str | None = None) -> BadRequest:
+    found = "a folder" if path.is_dir() else f"a file *{path.suffix}" if path.suffix else "a file without a suffix"
+    return BadRequest(f"{path} is nothing that this student takes", found=found, expected=EXPECTED[kind], do=do)
+
+
+def _images(path: Path, blueprint: Blueprint, columns: Sequence[str]) -> Samples:
+    Image.init()  # only from here on does Pillow know its suffixes
+    if path.is_dir():
+        listing = list_files(path, Image.EXTENSION)
+        passed = told(listing.passed_over)
+        if not listing.files:
+            raise MissingSource(
+                f"there is no image in {path}",
+                found=passed or "an empty folder",
+                expected="files that Pillow knows by their suffix: .png, .jpg, …",
+            )
+        each = (Sample(file.relative_to(path).as_posix(), file) for file in listing.files)
+        return Samples(
+            f"{len(listing.files):,} images of {path}",
+            each,
+            len(listing.files),
+            (f"passed over: {passed}",) if passed else (),
+        )
+    if path.suffix == ".parquet":
+        promised = str((blueprint.source or {}).get("image", "image"))
+        return _parquet_images(path, columns[0] if columns else promised)
+    if path.suffix in ARRAYS:
+        return _arrays(path, blueprint, columns)
+    if path.suffix.lower() in Image.EXTENSION:
+        return Samples(str(path), iter([Sample(path.name, path)]), 1)
+    raise _wrong(path, "images")
+
+
+def _parquet_images(path: Path, column: str) -> Samples:
+    source = ParquetImagesSource(name="inputs", kind="parquet_images", path=path, image=column, label="")
+    (file,) = source.files().iter_rows(named=True)
+
+    def each() -> Iterator[Sample]:
+        for raw in source.read(file["file"], 0, file["rows"]):
+            yield Sample(raw.sample_id, raw.payload)
+
+    return Samples(f"{file['rows']:,} rows of {path}", each(), file["rows"])
+
+
+def _texts(path: Path, blueprint: Blueprint, columns: Sequence[str]) -> Samples:
+    if path.suffix == ".txt":
+        file = open(path, encoding="utf-8", errors="surrogateescape")  # noqa: SIM115 - closed when its lines end
+        return Samples(f"lines of {path}", _lines(file, path.name))
+    if path.suffix not in TABLES:
+        raise _wrong(path, "texts", "name one file of it" if path.is_dir() else None)
+    source = blueprint.source or {}
+    promised = source.get("column")
+    names = list(columns) or ([promised] if isinstance(promised, str) else list(promised or ()))
+    if not names:
+        raise BadRequest(f"of which column of {path} are the texts?", do="--column NAME")
+    joined_by = str(source.get("joined_by", " "))
+    header = source.get("header") if not columns else None
+    wanted = Columns(tuple(names), header=True if header is None else bool(header), quotes=source.get("quotes"))
+
+    def each() -> Iterator[Sample]:
+        for where, row in rows_of(path, wanted, [0.0, 1.0]):
+            yield Sample(where, joined_by.join(row.texts) if isinstance(row, Row) else row)
+
+    count = pq.read_metadata(path).num_rows if path.suffix == ".parquet" else None
+    return Samples(f"texts of {path}, column {', '.join(map(str, names))}", each(), count)
+
+
+def _lines(file: TextIO, name: str) -> Iterator[Sample]:
+    with file:
+        for number, line in enumerate(file, start=1):
+            text = line.rstrip("\r\n")
+            where = f"{name} line {number}"
+            if not text.strip():
+                yield Sample(where, Unreadable("an empty line"))
+                continue
+            try:
+                text.encode()
+            except UnicodeEncodeError:
+                yield Sample(where, Unreadable("is not UTF-8"))
+            else:
+                yield Sample(where, text)
+
+
+def _arrays(path: Path, blueprint: Blueprint, columns: Sequence[str]) -> Samples:
+    if path.suffix in ARRAYS:
+        source = ArraysSource(name="inputs", kind="arrays", path=path)
+        (file,) = source.files().iter_rows(named=True)
+        (first,) = source.read(file["file"], 0, min(1, file["rows"])) if file["rows"] else (None,)
+        shape = blueprint.input_shape if first is None else np.asarray(first.payload).shape
+        if shape != blueprint.input_shape:
+            raise BadRequest(
+                f"the rows of {path} are no inputs of this student",
+                found=f"{shape} each",
+                expected=f"{blueprint.input_shape}",
+            )
+
+        def each() -> Iterator[Sample]:
+            for raw in source.read(file["file"], 0, file["rows"]):
+                yield Sample(raw.sample_id, raw.payload)
+
+        return Samples(f"{file['rows']:,} rows of {path}", each(), file["rows"])
+    if path.suffix in TABLES and len(blueprint.input_shape) == 1:
+        width = blueprint.input_shape[0]
+        if len(columns) != width:
+            raise BadRequest(
+                f"which columns of {path} are the inputs, and in which order?",
+                found=f"{len(columns)} of {width} named",
+                expected="the student's own order, which no table says",
+                do="--column A --column B …",
+            )
+        rows = number_rows(path, columns)
+        return Samples(f"rows of {path}", (Sample(where, row) for where, row in rows))
+    raise _wrong(path, "arrays")
+
+
+FINDERS: dict[str, Callable[[Path, Blueprint, Sequence[str]], Samples]] = {
+    "images": _images,
+    "texts": _texts,
+    "arrays": _arrays,
+}

@@ -1,0 +1,94 @@
+"""Where predictions are written: CSV or Parquet, beside their place until they are whole."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import polars as pl
+import pyarrow as pa
+import pyarrow.csv
+import pyarrow.parquet as pq
+
+from storage.errors import BadRequest, StorageFailure
+
+Write = Callable[[pl.DataFrame], None]
+ROWS_A_GROUP = 2**16  # of Parquet
+
+
+def check_out(path: Path) -> None:
+    """Raise BadRequest if predictions cannot be written there: it is there already, or of a kind nobody writes."""
+    if path.suffix not in (".csv", ".parquet"):
+        raise BadRequest(f"predictions are written as .csv or .parquet, not as {path.name}")
+    if path.exists() or path.is_symlink():
+        raise BadRequest(f"{path} is there already", do="name another file; or delete it")
+    if not path.parent.is_dir():
+        raise BadRequest(f"there is no folder {path.parent}", found=str(path), do=f"mkdir -p {path.parent}")
+
+
+@contextlib.contextmanager
+def writing(path: Path) -> Iterator[Write]:
+    """Yield a function that writes the next rows; the file has its name once all went well.
+
+    Raises:
+        StorageFailure: the disk refuses.
+        BadRequest: meanwhile somebody else has written it.
+    """
+    part = path.with_name(f".{path.name}.part")
+    try:
+        try:
+            with _csv(part) if path.suffix == ".csv" else _parquet(part) as write:
+                yield write
+            with open(part, "rb") as file:
+                os.fsync(file.fileno())
+            os.link(part, path)  # unlike a rename, it takes nobody's place
+        finally:
+            part.unlink(missing_ok=True)
+    except FileExistsError:
+        raise BadRequest(f"{path} is there by now, of somebody else", do="name another file") from None
+    except OSError as error:
+        raise StorageFailure(f"cannot write {path}", found=error.strerror or str(error)) from None
+
+
+@contextlib.contextmanager
+def _csv(part: Path) -> Iterator[Write]:
+    with open(part, "wb") as file:
+        begun = False
+
+        def write(frame: pl.DataFrame) -> None:
+            nonlocal begun
+            frame.write_csv(file, include_header=not begun)
+            begun = True
+
+        yield write
+
+
+@contextlib.contextmanager
+def _parquet(part: Path) -> Iterator[Write]:
+    writer: pq.ParquetWriter | None = None
+    kept: list[pl.DataFrame] = []
+
+    def flush() -> None:
+        nonlocal writer
+        table = pl.concat(kept).to_arrow(compat_level=pl.CompatLevel.oldest())
+        if writer is None:
+            writer = pq.ParquetWriter(part, table.schema, compression="zstd")
+        writer.write_table(table)
+        kept.clear()
+
+    def write(frame: pl.DataFrame) -> None:
+        kept.append(frame)
+        if sum(map(len, kept)) >= ROWS_A_GROUP:
+            flush()
+
+    try:
+        yield write
+        if kept:
+            flush()
+    except pa.ArrowException as error:
+        raise OSError(str(error)) from None
+    finally:
+        if writer is not None:
+            writer.close()

@@ -1,0 +1,45 @@
+"""The folder of a settled student: its record, and whether the code of its architecture may run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from storage.errors import BadRequest, MissingSource
+from student_train.run_files.records import RunRecord, read_record
+from student_train.students import Student, load_student
+
+OWN = "--architecture {name}    # if you trust that code"
+
+
+def settled(run: Path) -> RunRecord:
+    """Return the record of a student that was trained. Raises MissingSource: there is none."""
+    record = read_record(run)
+    if record is None or record.status == "failed":
+        raise MissingSource(
+            f"there is no trained student in {run}",
+            found="no run.json" if record is None else "a run that failed",
+            expected="the folder of a finished run, <runs>/<student>",
+            do="student train JOB.toml",
+        )
+    return record
+
+
+def load_trusted(folder: Path, named: str, architecture: str | None) -> Student:
+    """Return the student of a folder, whose own code runs only if the caller names it.
+
+    Args:
+        folder: where its files lie.
+        named: the architecture that they name.
+        architecture: that the caller names.
+
+    Raises:
+        BadRequest: it is of code of somebody's own, which the caller did not name.
+    """
+    if ":" in named and architecture is None:
+        raise BadRequest(
+            f"the student in {folder} has an architecture of its own",
+            found=named,
+            expected="its name from whoever runs this: it is code",
+            do=OWN.format(name=named),
+        )
+    return load_student(folder, architecture)

@@ -1,0 +1,126 @@
+"""Figures on data that a student never saw: classes by name, nothing passed over, figures as in training."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from storage.errors import BadRequest
+from student_train.run_files.records import read_record
+from student_train.using.evaluating.matching import match_classes
+from tests.conftest import Program
+from tests.student_train.using.toys import write_pictures
+
+
+def evaluated(program: Program, *arguments: object, code: int = 0) -> dict:
+    ended = program("student", "eval", *arguments, "--json")
+    assert ended.code == code, ended.err
+    return dict(json.loads(ended.out))
+
+
+def test_the_held_rows_have_the_figures_of_training(program: Program, run: Path) -> None:
+    record = read_record(run)
+    assert record is not None
+    figures = evaluated(program, run, "pictures/validation")["figures"]
+    for name in ("accuracy", "cross_entropy", "calibration_error"):
+        assert figures[name] == pytest.approx(getattr(record, name), abs=1e-9)
+
+
+def test_a_folder_of_other_pictures_is_measured_by_the_names_of_its_classes(
+    program: Program, run: Path, tmp_path: Path
+) -> None:
+    # two of three, so that their numbers are others than the student's
+    folder = write_pictures(tmp_path / "new", ("green", "red"), 6, seed=5)
+    found = evaluated(program, run, folder)
+    assert found["figures"]["accuracy"] == 1.0
+    assert found["rows"] == 12
+    assert found["notes"] == ["new has no blue, which the student knows"]
+    assert found["confusion"] == {"green": {"green": 6}, "red": {"red": 6}}
+    assert [(each["class"], each["rows"], each["f1"]) for each in found["classes"]] == [
+        ("blue", 0, None),
+        ("green", 6, 1.0),
+        ("red", 6, 1.0),
+    ]
+    low, high = found["interval"]
+    assert low < 1.0 == high
+
+
+def test_a_class_that_the_student_does_not_know_is_refused_or_left_out(
+    program: Program, run: Path, tmp_path: Path
+) -> None:
+    folder = write_pictures(tmp_path / "new", ("green",), 3)
+    (folder / "green").rename(folder / "emerald")
+    write_pictures(folder, ("blue",), 2)
+    refused = evaluated(program, run, folder, code=2)
+    assert refused["found"] == "emerald, which it does not know"
+    found = evaluated(program, run, folder, "--only-known")
+    assert found["rows"] == 2
+    assert found["notes"][0] == "left out: rows of emerald, which the student does not know"
+
+
+def test_a_picture_that_does_not_decode_is_told_and_ends_with_3(program: Program, run: Path, tmp_path: Path) -> None:
+    folder = write_pictures(tmp_path / "new", ("green", "red"), 2)
+    (folder / "red/000.png").write_bytes(b"no picture")
+    found = evaluated(program, run, folder, code=3)
+    assert found["rows"] == 3
+    assert [each["sample_id"] for each in found["unreadable"]] == ["red/000.png"]
+
+
+def test_a_name_that_is_a_path_and_a_dataset_is_refused(
+    program: Program, run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(run.parents[1])  # where `pictures` is the folder of the dataset `pictures`
+    refused = evaluated(program, run, "pictures", code=2)
+    assert refused["what"] == "pictures is a path here, and also a dataset of the student's cache"
+    assert evaluated(program, run, "./pictures")["rows"] == 60
+
+
+def test_arrays_of_pixels_have_labels_beside_them(program: Program, run: Path, tmp_path: Path) -> None:
+    np.save(tmp_path / "x.npy", np.zeros((4, 3, 8, 8), np.uint8))
+    np.save(tmp_path / "y.npy", np.array([0, 1, 2, 1]))
+    found = evaluated(program, run, tmp_path / "x.npy", "--labels", tmp_path / "y.npy")
+    assert found["rows"] == 4
+    assert found["notes"] == ["labels of x.npy are numbers, taken as the student's own: 0 is blue, …"]
+    assert evaluated(program, run, tmp_path / "x.npy", code=2)["what"].endswith("x.npy has no labels")
+
+
+def test_it_prints_within_80_columns(program: Program, run: Path) -> None:
+    printed = program("student", "eval", run, "pictures/validation").out
+    assert "accuracy " in printed
+    table = printed[printed.index("\naccuracy") :]
+    assert max(map(len, table.splitlines())) <= 80
+
+
+@pytest.mark.parametrize(
+    ("dataset", "more", "what"),
+    [
+        ("nowhere/at/all", (), "has no dataset nowhere"),
+        ("/nowhere", (), "there is no /nowhere"),
+        ("pictures/test", (), "has no rows of split 'test'"),
+        ("pictures", ("--teacher", "nobody"), "teacher nobody was not asked"),
+        ("pictures", ("--cache", "/nowhere"), "is not a cache"),
+        ("pictures/validation", ("--labels", "x.npy"), "--labels is of a .npy file"),
+    ],
+)
+def test_what_is_not_there_is_told(
+    program: Program, run: Path, tmp_path: Path, dataset: str, more: tuple[str, ...], what: str
+) -> None:
+    refused = evaluated(program, run, dataset, *more, code=2)
+    assert what in refused["what"], refused
+
+
+def test_an_empty_folder_and_one_without_classes_are_told(program: Program, run: Path, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    assert "has no sub-folders" in evaluated(program, run, tmp_path / "empty", code=2)["what"]
+    (tmp_path / "a.heic").write_text("x")
+    assert evaluated(program, run, tmp_path / "a.heic", code=2)["exit_code"] == 2
+
+
+def test_names_on_one_side_alone_are_refused() -> None:
+    with pytest.raises(BadRequest, match="cannot be matched by name"):
+        match_classes(["ant"], [], "insects", only_known=False)
+    with pytest.raises(BadRequest, match="knows no class of insects"):
+        match_classes(["ant"], ["bee"], "insects", only_known=True)

@@ -1,0 +1,111 @@
+"""A student's answers as a stream: in order, bounded, nothing passed over, nothing half written."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import pytest
+
+from tests.conftest import Program
+from tests.student_train.using.toys import write_pictures
+
+
+@pytest.fixture
+def pictures(tmp_path: Path) -> Path:
+    """Return a folder of pictures, one of which does not decode."""
+    folder = write_pictures(tmp_path / "new", ("green", "red"), 3, seed=9)
+    (folder / "green/001.png").write_bytes(b"no picture")
+    return folder
+
+
+def test_a_folder_is_answered_in_order_and_what_does_not_decode_keeps_its_line(
+    program: Program, run: Path, pictures: Path, tmp_path: Path
+) -> None:
+    ended = program("student", "predict", run, pictures, "-o", tmp_path / "out.csv")
+    assert ended.code == 3
+    assert "green/001.png: UnidentifiedImageError" in ended.err
+    table = pl.read_csv(tmp_path / "out.csv")
+    assert table.columns == ["sample_id", "class", "probability", "error"]
+    assert table["sample_id"].to_list() == [f"{name}/{n:03d}.png" for name in ("green", "red") for n in range(3)]
+    assert table["class"].to_list() == ["green", None, "green", "red", "red", "red"]
+    assert "UnidentifiedImageError" in table["error"][1]
+
+
+def test_parquet_has_the_same_and_the_likeliest_classes(
+    program: Program, run: Path, pictures: Path, tmp_path: Path
+) -> None:
+    program("student", "predict", run, pictures, "-o", tmp_path / "out.parquet", "--top", "3")
+    table = pl.read_parquet(tmp_path / "out.parquet")
+    assert table.columns == [
+        "sample_id", "class", "probability", "class_2", "probability_2", "class_3", "probability_3", "error",
+    ]  # fmt: skip
+    known = table.filter(pl.col("error").is_null())
+    total = known.select(pl.sum_horizontal("probability", "probability_2", "probability_3")).to_series()
+    assert total.to_list() == pytest.approx([1.0] * 5, abs=1e-6)
+
+
+def test_the_terminal_and_json_say_the_same(program: Program, run: Path, pictures: Path) -> None:
+    printed = program("student", "predict", run, pictures).out.splitlines()
+    said = json.loads(program("student", "predict", run, pictures, "--json").out)
+    assert [line.split()[0] for line in printed] == ["green", "no", "green", "red", "red", "red"]
+    assert [row["class"] for row in said["predictions"]] == ["green", None, "green", "red", "red", "red"]
+    assert (said["rows"], said["unreadable"], said["exit_code"]) == (6, 1, 3)
+
+
+def test_an_out_that_is_there_is_left_alone_and_a_failure_leaves_nothing(
+    program: Program, run: Path, pictures: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "out.csv").write_text("mine")
+    assert program("student", "predict", run, pictures, "-o", tmp_path / "out.csv").code == 2
+    assert (tmp_path / "out.csv").read_text() == "mine"
+    assert program("student", "predict", run, pictures, "-o", tmp_path / "more.csv", "--top", "9").code == 2
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["new", "out.csv"]
+
+
+def test_pixels_in_an_array_are_answered_without_being_shown_as_pictures(
+    program: Program, run: Path, tmp_path: Path
+) -> None:
+    pixels = np.zeros((5, 3, 8, 8), np.uint8)
+    pixels[2:, 2] = 220
+    np.save(tmp_path / "x.npy", pixels)
+    program("student", "predict", run, tmp_path / "x.npy", "-o", tmp_path / "out.csv")
+    assert pl.read_csv(tmp_path / "out.csv")["class"].to_list()[2:] == ["blue"] * 3
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "what"),
+    [
+        ("-", None, "only texts are read from standard input"),
+        ("nowhere", None, "there is no nowhere"),
+        ("folder", "", "there is no image in"),
+        ("x.docx", "x", "is nothing that this student takes"),
+        ("x.parquet", "x", "cannot read"),
+        ("x.npy", "x", "cannot read"),
+    ],
+)
+def test_what_is_no_input_is_refused(
+    program: Program, run: Path, tmp_path: Path, name: str, content: str | None, what: str
+) -> None:
+    inputs = name
+    if content is not None:
+        inputs = str(tmp_path / name)
+        (tmp_path / name).write_text(content) if content else (tmp_path / name).mkdir()
+    ended = program("student", "predict", run, inputs, "--json")
+    assert ended.code == 2
+    assert what in json.loads(ended.out)["what"]
+
+
+@pytest.mark.parametrize("name", ["out.json", "out", "nowhere/out.csv"])
+def test_where_nothing_can_be_written_is_told_before_anything_is_read(
+    program: Program, run: Path, tmp_path: Path, name: str
+) -> None:
+    assert program("student", "predict", run, "nothing", "-o", tmp_path / name).code == 2
+    assert [*tmp_path.iterdir()] == []
+
+
+def test_a_folder_of_runs_names_one(program: Program, run: Path) -> None:
+    said = json.loads(program("student", "predict", run.parent, "x", "--json").out)
+    assert said["do"] == f"name one: {run}"
