@@ -123,10 +123,10 @@ def _require(samples: Sequence[Any], kinds: tuple[type, ...], expected: str) -> 
         raise BadRequest("these are no samples for this student", found=type(strange).__name__, expected=expected)
 
 
-def kind_of_samples(source: Mapping[str, Any] | None) -> Literal["images", "texts", "arrays"]:
-    """Return what samples of one's own are, of a student whose dataset promised this."""
+def kind_of_samples(source: Mapping[str, Any] | None) -> Literal["image", "text", "array"]:
+    """Return what a sample of one's own is, of a student whose dataset promised this."""
     made = OF_KIND.get(str((source or {}).get("kind")), _arrays)
-    return "images" if made is _images else "arrays" if made is _arrays else "texts"
+    return "image" if made is _images else "array" if made is _arrays else "text"
 
 
 # By `kind` of the dataset.

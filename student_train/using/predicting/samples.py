@@ -71,7 +71,7 @@ def find_samples(inputs: str, blueprint: Blueprint, columns: Sequence[str], stdi
     """
     kind = kind_of_samples(blueprint.source)
     if inputs == STDIN:
-        if kind != "texts":
+        if kind != "text":
             raise BadRequest(
                 "only texts are read from standard input, a line each",
                 found=f"a student of {blueprint.made_of.name}",
@@ -87,9 +87,9 @@ def find_samples(inputs: str, blueprint: Blueprint, columns: Sequence[str], stdi
 
 
 EXPECTED = {
-    "images": "a folder of images, an image, a .parquet of images, or a .npy of pixels",
-    "texts": "a .txt (a text a line), a .csv, .tsv, .jsonl or .parquet with --column, or - for lines of standard input",
-    "arrays": "a .npy or .npz of inputs, or of numbers a .csv or .parquet with --column for each",
+    "image": "a folder of images, an image, a .parquet of images, or a .npy of pixels",
+    "text": "a .txt (a text a line), a .csv, .tsv, .jsonl or .parquet with --column, or - for lines of standard input",
+    "array": "a .npy or .npz of inputs, or of numbers a .csv or .parquet with --column for each",
 }
 
 
@@ -123,7 +123,7 @@ def _images(path: Path, blueprint: Blueprint, columns: Sequence[str]) -> Samples
         return _arrays(path, blueprint, columns)
     if path.suffix.lower() in Image.EXTENSION:
         return Samples(str(path), iter([Sample(path.name, path)]), 1)
-    raise _wrong(path, "images")
+    raise _wrong(path, "image")
 
 
 def _parquet_images(path: Path, column: str) -> Samples:
@@ -142,7 +142,7 @@ def _texts(path: Path, blueprint: Blueprint, columns: Sequence[str]) -> Samples:
         file = open(path, encoding="utf-8", errors="surrogateescape")  # noqa: SIM115 - closed when its lines end
         return Samples(f"lines of {path}", _lines(file, path.name))
     if path.suffix not in TABLES:
-        raise _wrong(path, "texts", "name one file of it" if path.is_dir() else None)
+        raise _wrong(path, "text", "name one file of it" if path.is_dir() else None)
     source = blueprint.source or {}
     promised = source.get("column")
     names = list(columns) or ([promised] if isinstance(promised, str) else list(promised or ()))
@@ -205,11 +205,11 @@ def _arrays(path: Path, blueprint: Blueprint, columns: Sequence[str]) -> Samples
             )
         rows = number_rows(path, columns)
         return Samples(f"rows of {path}", (Sample(where, row) for where, row in rows))
-    raise _wrong(path, "arrays")
+    raise _wrong(path, "array")
 
 
 FINDERS: dict[str, Callable[[Path, Blueprint, Sequence[str]], Samples]] = {
-    "images": _images,
-    "texts": _texts,
-    "arrays": _arrays,
+    "image": _images,
+    "text": _texts,
+    "array": _arrays,
 }
