@@ -25,7 +25,6 @@ from student_train.using.portable import read_metadata
 from student_train.using.settled import load_trusted, settled
 
 ONNX_FILE, INT8_FILE, PT2_FILE = "model.onnx", "model.int8.onnx", "model.pt2"
-INPUTS = ("inputs", "mask")  # names in an ONNX file, in the order of a model's arguments
 CPU = torch.device("cpu")
 
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from storage.errors import BadRequest, missing_extra
 from student_train.students import Student, load_student, save_student
-from student_train.using.answering import INPUTS, ONNX_FILE, PT2_FILE, load_onnx, of_student
+from student_train.using.answering import ONNX_FILE, PT2_FILE, load_onnx, of_student
 
 PREPROCESSING_FILE = "preprocessing.json"
 TRIED = (2, 7)  # rows, and items of a row of its own length, that a network is traced with: sizes that nothing else has
@@ -63,7 +63,7 @@ def write_onnx(student: Student, folder: Path, said: dict[str, str]) -> Written:
             arguments,
             dynamo=True,
             dynamic_shapes=shapes,
-            input_names=list(INPUTS[: len(arguments)]),
+            input_names=_names(arguments),
             output_names=["logits"],
             verbose=False,
         )
@@ -92,7 +92,7 @@ def write_pt2(student: Student, folder: Path, said: dict[str, str]) -> Written:
 
 def onnx_use(student: Student, name: str) -> str:
     """Return how an ONNX file is used without torch, as Markdown."""
-    inputs = "ids and a mask" if len(_tried(student)[0]) > 1 else "a batch of inputs"
+    inputs = " and ".join(f"`{each}`" for each in _names(_tried(student)[0]))
     return (
         "```python\nimport json\nimport onnxruntime\n\n"
         f'session = onnxruntime.InferenceSession("{name}")\n'
@@ -116,6 +116,11 @@ def _tried(student: Student) -> tuple[tuple[Tensor, ...], Any]:
     shapes: list[Any] = [dict(axes) for _ in arguments]
     # `forward(inputs, *others)`: those behind the first are one argument
     return arguments, (shapes[0], tuple(shapes[1:])) if len(shapes) > 1 else tuple(shapes)
+
+
+def _names(arguments: tuple[Tensor, ...]) -> list[str]:
+    """Return what a model's arguments are called in a file."""
+    return ["inputs", *("mask" if each.dtype == torch.bool else "positions" for each in arguments[1:])]
 
 
 def _traced(convert: Callable[[], Any], student: Student, what: str) -> Any:

@@ -56,11 +56,11 @@ class Samples:
     notes: tuple[str, ...] = ()
 
 
-def find_samples(inputs: str, blueprint: Blueprint, columns: Sequence[str], stdin: TextIO | None = None) -> Samples:
+def find_samples(given: str, blueprint: Blueprint, columns: Sequence[str], stdin: TextIO | None = None) -> Samples:
     """Return the samples that INPUTS of the command line mean to a student.
 
     Args:
-        inputs: a path, or "-" for lines of text from standard input.
+        given: a path, or "-" for lines of text from standard input.
         blueprint: of the student.
         columns: of a table: those of its text, joined; or of its numbers, in the order of the student's inputs.
         stdin: where "-" reads.
@@ -70,7 +70,7 @@ def find_samples(inputs: str, blueprint: Blueprint, columns: Sequence[str], stdi
         BadRequest: it is nothing that this student takes.
     """
     kind = kind_of_samples(blueprint.source)
-    if inputs == STDIN:
+    if given == STDIN:
         if kind != "text":
             raise BadRequest(
                 "only texts are read from standard input, a line each",
@@ -78,11 +78,11 @@ def find_samples(inputs: str, blueprint: Blueprint, columns: Sequence[str], stdi
                 expected=EXPECTED[kind],
             )
         return Samples("lines of standard input", _lines(stdin or sys.stdin, "stdin"))
-    path = Path(inputs)
+    path = Path(given)
     if not path.exists():
-        raise MissingSource(f"there is no {inputs}", expected=EXPECTED[kind])
+        raise MissingSource(f"there is no {given}", expected=EXPECTED[kind])
     if columns and path.suffix not in TABLES:
-        raise BadRequest("--column is of a table", found=inputs, expected=" or ".join(TABLES))
+        raise BadRequest("--column is of a table", found=given, expected=" or ".join(TABLES))
     return FINDERS[kind](path, blueprint, columns)
 
 
