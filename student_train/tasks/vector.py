@@ -26,6 +26,7 @@ class Vector(OneClassStudent):
 
     asked = TASKS["vector"]
     figures = "vectors"
+    pipeline_tag = "feature-extraction"
     report = replace(OneClassStudent.report, mistakes="texts")
     best_by = "spearman"
     beside_teacher = True

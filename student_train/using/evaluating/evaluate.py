@@ -118,6 +118,11 @@ def evaluate_rows(
         BadRequest: classes cannot be matched by name, or no row has a label.
     """
     task = task_of(answerer.blueprint)
+    if not task.asked.has_classes:
+        raise BadRequest(
+            f"{answerer.name} answers with vectors, which are measured against a teacher's alone",
+            do="student compare has its figures on the held rows",
+        )
     classes = answerer.blueprint.classes
     matched = match_classes(rows.classes, classes, rows.name, only_known=only_known) if _named(answerer) else None
     sums = Sums(1, answerer, {rows.name: 1})

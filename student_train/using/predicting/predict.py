@@ -89,6 +89,8 @@ def predict_samples(
     Raises:
         BadRequest: there is no sample; or not so many classes.
     """
+    if not answerer.blueprint.asked.has_classes:
+        raise BadRequest(f"{answerer.name} answers with vectors, which `student predict` does not write")
     num_classes = answerer.blueprint.num_classes
     if not 1 <= top <= num_classes:
         raise BadRequest(f"the {top} likeliest of {num_classes} classes", do=f"--top 1 to {num_classes}")
