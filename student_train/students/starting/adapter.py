@@ -96,14 +96,12 @@ def _targets(student: Student, options: LoraOptions) -> list[str]:
     found = {target: [name for name in there if name == target or name.endswith(f".{target}")] for target in asked}
     shared = shared_names(student.network)
     twice = {*shared, *shared.values()}
+    own = [name for name in there if f"{name}.weight" not in twice]
     if unmatched := [target for target, names in found.items() if not names]:
         raise BadRequest(
             "a target of the adapter matches no linear layer",
             found=", ".join(unmatched),
-            expected=", ".join(
-                dict.fromkeys(name.rpartition(".")[2] for name in there if f"{name}.weight" not in twice)
-            )
-            or "a network that has some",
+            expected=", ".join(dict.fromkeys(name.rpartition(".")[2] for name in own)) or "a network that has some",
             do="`targets` are the last parts of names of linear layers",
         )
     names = list(dict.fromkeys(name for each in found.values() for name in each))
