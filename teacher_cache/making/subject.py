@@ -66,6 +66,12 @@ def as_student(options: TeacherOptions, model: nn.Module, dataset: DatasetSpec, 
             expected="a network that ends in scores, as students are trained",
             do="a factory that leaves the softmax out",
         )
+    if options.size is not None:
+        raise BadRequest(
+            f"students cannot be made from teacher {options.name}, which takes pictures of a size of its own",
+            found=f"size = {options.size}",
+            do="train a student on its cached answers instead; or give the dataset that size",
+        )
     student = BLUEPRINTS[options.origin](options, model, dataset)
     order = student.blueprint.classes
     if order and dataset.classes and list(order) != list(dataset.classes):

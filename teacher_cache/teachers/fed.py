@@ -1,4 +1,6 @@
-"""What a model is fed of a batch: pixels in the range that it was trained on, normalised by its own mean and deviation.
+"""What a model is fed of a batch: pictures of its own size, in the range and normalised as it was trained.
+
+The picture is the one that the student sees, a view's too, resized on the device by a filter that is promised.
 
 Shapes: B rows of a batch; channels are the second axis, whatever follows.
 """
@@ -26,8 +28,10 @@ def fed(inputs_B: Tensor, options: TeacherOptions, dataset: DatasetSpec, constan
     """Return what a model is called with, of what the kind of inputs gives, (B, …).
 
     Raises:
-        BadTeacher: it wants pixels, or other channels, and the dataset has none of these.
+        BadTeacher: it wants pixels, pictures, or other channels, and the dataset has none of these.
     """
+    if options.size is not None:
+        inputs_B = _resized(inputs_B, options, dataset)
     if options.pixels == "bytes":
         if not inputs_of(dataset).scaled:
             raise BadTeacher(
@@ -37,6 +41,24 @@ def fed(inputs_B: Tensor, options: TeacherOptions, dataset: DatasetSpec, constan
             )
         return inputs_B * WHITE  # to the last bit what was stored: x / 255 * 255 is x for every byte
     return _normalised(inputs_B, options, constant)
+
+
+def _resized(inputs_BCHW: Tensor, options: TeacherOptions, dataset: DatasetSpec) -> Tensor:
+    """Return pictures of a teacher's own size, (B, C, H, W) in [0, 1]; a bicubic filter's overshoot is cut off."""
+    from torch.nn.functional import interpolate
+
+    if not inputs_of(dataset).has_views(dataset.input_shape):
+        raise BadTeacher(
+            f"teacher {options.name} has a size of its own, and dataset {dataset.name} has no pictures",
+            found=f"inputs of {dataset.input_dtype}, {tuple(dataset.input_shape)}",
+            expected="pixels (channels, height, width)",
+        )
+    assert options.size is not None
+    size = (options.size, options.size) if isinstance(options.size, int) else (options.size[0], options.size[1])
+    smooth = options.filter != "nearest"  # with a wider filter where pictures become smaller, as Pillow does
+    mode = options.filter if smooth else "nearest-exact"
+    resized = interpolate(inputs_BCHW, size, mode=mode, antialias=smooth)
+    return resized.clamp(0, 1) if options.filter == "bicubic" else resized
 
 
 def _normalised(inputs_B: Tensor, options: TeacherOptions, constant: Constant) -> Tensor:

@@ -34,6 +34,9 @@ Trusted = Annotated[
 Place = Annotated[str, Field(pattern=r"^(cpu|disk|cuda:\d+)$")]
 """Where layers of a model are."""
 
+Side = Annotated[int, Field(ge=1, le=16384)]
+"""Pixels."""
+
 COMPUTED_ELSEWHERE = ("onnx", "sklearn")  # kinds whose models another library computes
 
 
@@ -57,6 +60,8 @@ class TeacherOptions(Options):
         trust: digest of a file that is code as well as weights, and may run: an exported program, or TorchScript.
         output: what it says of the classes: scores before a softmax, or probabilities.
         pixels: the range of a pixel that it takes: 0 to 1, or that of bytes, 0 to 255.
+        size: height and width of the pictures that it takes, a number for a square, where that is not the dataset's.
+        filter: by which pictures are resized to it.
         dtype: precision of its weights, and of what it computes; by default as they are stored.
         attention: how it computes attention, by transformers' own names.
         pooling: how an encoder's hidden states become an embedding; by default as its folder says (`modules.json`).
@@ -91,6 +96,8 @@ class TeacherOptions(Options):
     trust: Annotated[str, Field(pattern=r"^sha256:[0-9a-f]{64}$")] | None = None
     output: Literal["logits", "probabilities"] = "logits"
     pixels: Literal["unit", "bytes"] = "unit"
+    size: Side | Annotated[list[Side], Field(min_length=2, max_length=2)] | None = None
+    filter: Literal["bilinear", "bicubic", "nearest"] = "bilinear"
     dtype: Literal["fp32", "bf16", "fp16"] | None = None
     attention: Literal["eager", "sdpa", "flash_attention_2", "flex_attention"] | None = None
     pooling: Literal["mean", "cls", "max", "lasttoken"] | None = None
@@ -123,6 +130,8 @@ class TeacherOptions(Options):
                 ):
                     continue
                 raise ValueError(f"`{key}` belongs to a `{other}`; a `{given[0]}` has its own, or needs none")
+        if self.size is None and self.filter != "bilinear":
+            raise ValueError("without `size` nothing is resized, so leave out `filter`")
         if self.pixels == "bytes" and self.mean is not None:
             raise ValueError('`mean` and `std` are of pixels from 0 to 1; `pixels = "bytes"` gives them from 0 to 255')
         if given[0] in COMPUTED_ELSEWHERE and self.autocast != "fp32":
@@ -151,7 +160,8 @@ class TeacherOptions(Options):
 
     def told(self) -> dict[str, Any]:
         """Return what the job itself tells of the model, without any of its files."""
-        return {"autocast": self.autocast} | KINDS[self.origin].told(self)
+        resized = {} if self.size is None else {"size": self.size, "filter": self.filter}
+        return {"autocast": self.autocast} | resized | KINDS[self.origin].told(self)
 
     def promise(self, num_classes: int, uses: tuple[str, ...] = ()) -> TeacherSpec:
         """Return what the cache is promised of this teacher, from its files' digests, without loading it.

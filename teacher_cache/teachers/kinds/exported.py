@@ -23,7 +23,19 @@ if TYPE_CHECKING:
 
     from teacher_cache.teachers.options import TeacherOptions
 
-KEYS: tuple[str, ...] = ("path", "trust", "mean", "std", "tokenizer", "classes", "dimension", "output", "pixels")
+KEYS: tuple[str, ...] = (
+    "path",
+    "trust",
+    "mean",
+    "std",
+    "tokenizer",
+    "classes",
+    "dimension",
+    "output",
+    "pixels",
+    "size",
+    "filter",
+)
 
 
 def told(options: TeacherOptions) -> dict[str, Any]:

@@ -18,7 +18,19 @@ if TYPE_CHECKING:
 
     from teacher_cache.teachers.options import TeacherOptions
 
-KEYS: tuple[str, ...] = ("arguments", "weights", "mean", "std", "tokenizer", "classes", "dimension", "output", "pixels")
+KEYS: tuple[str, ...] = (
+    "arguments",
+    "weights",
+    "mean",
+    "std",
+    "tokenizer",
+    "classes",
+    "dimension",
+    "output",
+    "pixels",
+    "size",
+    "filter",
+)
 
 
 def told(options: TeacherOptions) -> dict[str, Any]:

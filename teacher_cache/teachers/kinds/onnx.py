@@ -26,6 +26,8 @@ KEYS: tuple[str, ...] = (
     "layout",
     "output",
     "pixels",
+    "size",
+    "filter",
     "mean",
     "std",
     "tokenizer",
