@@ -133,7 +133,7 @@ def test_a_target_that_matches_nothing_is_refused_with_those_that_there_are(tmp_
     with pytest.raises(BadRequest, match="matches no linear layer") as refused:
         adapted(built(config_folder(tmp_path)), targets=["q_proj", "c_attn"])
     assert refused.value.found == "c_attn"
-    assert refused.value.expected == "q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj, down_proj"  # no head: it is tied
+    assert refused.value.expected == "q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj, down_proj"  # no tied head
 
 
 def test_a_head_that_is_tied_is_refused(tmp_path: Path) -> None:
