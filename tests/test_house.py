@@ -80,7 +80,7 @@ def test_every_command_is_told_in_the_readme() -> None:
         for program, app in (("cache", cache_cli.app), ("student", student_cli.app))
         for command in app.registered_commands
         if command.callback is not None
-    }
+    } | {f"student {group.name}" for group in student_cli.app.registered_groups}
     assert set(re.findall(r"^\| `((?:cache|student) \w+)", readme, flags=re.MULTILINE)) == commands
 
 

@@ -8,5 +8,6 @@ building.py       what `cache build` and `cache recode` share: a cluster, and th
 student.py        `student train | compare | report`
 making.py         `student make copy | prune | lowrank | quantize`
 using.py          `student eval | predict | export`
+benching.py       `student bench`
 arguments.py      what both programs share: their arguments, and how they start
 """

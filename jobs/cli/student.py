@@ -12,6 +12,7 @@ import typer
 
 from jobs.cli import using
 from jobs.cli.arguments import DeviceOption, JobArgument, JsonOption, VersionOption, run_program
+from jobs.cli.benching import bench
 from jobs.cli.making import make_app
 from jobs.cluster.heaps import limit_heaps
 from storage.errors import si
@@ -39,6 +40,7 @@ app = typer.Typer(
 )
 
 app.add_typer(make_app, name="make")
+app.command()(bench)
 
 
 @app.callback()

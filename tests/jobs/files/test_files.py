@@ -7,6 +7,7 @@ import pytest
 
 from jobs.files.cache_job import CacheJob
 from jobs.files.reading import read_job
+from jobs.files.shrink_job import ShrinkJob
 from jobs.files.student_job import StudentJob
 from storage.errors import BadJob, BadRequest
 from storage.options import Options
@@ -20,7 +21,7 @@ STUDENT = (
 )
 
 
-def mistakes(folder: Path, text: str, kind: type[CacheJob | StudentJob] = CacheJob) -> list[str]:
+def mistakes(folder: Path, text: str, kind: type[CacheJob | StudentJob | ShrinkJob] = CacheJob) -> list[str]:
     path = folder / "job.toml"
     path.write_text(text)
     with pytest.raises(BadJob) as caught:
@@ -32,7 +33,20 @@ def mistakes(folder: Path, text: str, kind: type[CacheJob | StudentJob] = CacheJ
 @pytest.mark.parametrize("path", sorted((REPOSITORY / "jobs").glob("*.toml")), ids=lambda path: path.name)
 def test_a_job_of_the_repository_is_valid(path: Path) -> None:
     kind = StudentJob if path.name.endswith((".students.toml", ".teacher.toml")) else CacheJob
+    kind = ShrinkJob if path.name.startswith("shrink.") else kind
     assert read_job(path, kind)
+
+
+def test_a_bench_says_which_of_its_keys_are_none_of_a_student(tmp_path: Path) -> None:
+    text = (
+        'job = "c.toml"\nteacher = "t"\nruns = "r"\ntrain = "d"\nvalidation = "d"\nways = ["prune-random"]\n'
+        'flops = [0.5]\ndistilled = [{ loss = "kd", teacher = "t" }]\n[training]\n'
+    )
+    assert "epocs" in " ".join(mistakes(tmp_path, text + "epocs = 3\n", ShrinkJob))
+    assert "seed" in " ".join(mistakes(tmp_path, text + "seed = 3\n", ShrinkJob))
+    assert "nothing is compared" in " ".join(mistakes(tmp_path, text.replace('["prune-random"]', "[]"), ShrinkJob))
+    (tmp_path / "job.toml").write_text(text + 'architecture = "net.py:build"\n')
+    assert read_job(tmp_path / "job.toml", ShrinkJob).training["architecture"] == f"{tmp_path}/net.py:build"
 
 
 def test_there_are_jobs_to_check() -> None:

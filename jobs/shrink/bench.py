@@ -1,0 +1,170 @@
+"""The story of `student bench`: students are made, measured, trained in passes that they share, and measured again."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from statistics import mean, stdev
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from jobs.files.shrink_job import ShrinkJob
+from jobs.shrink.measure import ROWS, accuracy, milliseconds
+from storage.cache import Cache
+from student_train.options.sections import DataOptions, listed
+
+if TYPE_CHECKING:
+    from student_train.running.events import Report
+    from student_train.running.train import Summary
+    from student_train.students import Student
+    from teacher_cache.making.make import Made
+
+OBJECTIVES = ("labels", "distilled")
+
+
+class Maker(NamedTuple):
+    """One student to make.
+
+    Attributes:
+        name: of it.
+        way, options: as of MakeRequest.
+        trained: the scheme of int8 in which it is trained, from the teacher as it is; None: as it was made.
+    """
+
+    name: str
+    way: str
+    options: Any
+    trained: str | None = None
+
+
+@dataclass(frozen=True)
+class Compared:
+    """A student that was made, and what became of it.
+
+    Attributes:
+        name: of what was made.
+        flops, parameters, bytes: of it, as it is written in the end.
+        ms_1, ms_64: median time for one row and for 64, here, in milliseconds.
+        before: accuracy as it was made.
+        after: mean accuracy over seeds, by objective.
+        spread: standard deviation over seeds; None of one.
+    """
+
+    name: str
+    flops: int
+    parameters: int
+    bytes: int
+    ms_1: float
+    ms_64: float
+    before: float
+    after: dict[str, float]
+    spread: dict[str, float | None]
+
+
+@dataclass(frozen=True)
+class Bench:
+    """The teacher, what was made of it, and how the training ended."""
+
+    teacher: Compared
+    compared: tuple[Compared, ...]
+    summary: Summary
+
+
+def run_bench(
+    job: ShrinkJob, build: Any, device: Any, note: Callable[[str], None], report: Report, stop: Callable[[], bool]
+) -> Bench:
+    """Make, train and measure all students of a job; what is there already is not made or trained again.
+
+    Args:
+        job: what is asked for.
+        build: the request of the cache job that names the teacher.
+        device: of the training.
+        note: told what was made.
+        report, stop: as of `train_students`.
+
+    Raises:
+        BadRequest, StaleCache, NotInCache: as of `student make` and `student train`.
+        Interrupted: `stop` said so; the same again goes on.
+    """
+    from student_train.preparing.request import Request
+    from student_train.running.train import train_students
+
+    cache = Cache.open(build.cache)
+    makers = list(_makers(job))
+    folders = {maker.name: job.runs / "made" / maker.name for maker in (*makers, _whole())}
+    for maker in (*makers, _whole()):
+        made = _make(job, build, maker)
+        note(f"{maker.name}: {made.size.flops / made.whole.flops:.3f} of the FLOPs" + "; ".join(("", *made.told)))
+    students, whole = [], str(folders["teacher"])
+    for maker in makers:
+        start = whole if maker.trained is not None else str(folders[maker.name])
+        students += [
+            job.student(maker.name, start, objective, seed, maker.trained)
+            for objective in OBJECTIVES
+            for seed in job.seeds
+        ]
+    data = DataOptions(**job.model_dump(include=set(DataOptions.model_fields)))
+    request = Request(cache, job.runs / "students", data, tuple(students), device)
+    summary = train_students(request, report=report, stop=stop)
+    after = {record.student: record.accuracy for record in summary.records}
+    held = listed(job.validation)
+    code = job.training.get("architecture")
+    teacher = _load(folders["teacher"], code)
+    own = _compared("teacher", teacher, accuracy(teacher, cache, held), {}, {})
+    compared = []
+    for maker in makers:
+        student = _load(folders[maker.name], code)
+        found = {
+            objective: [value for seed in job.seeds if (value := after.get(f"{maker.name}-{objective}-s{seed}"))]
+            for objective in OBJECTIVES
+        }
+        means = {objective: mean(values) for objective, values in found.items() if values}
+        spread = {objective: stdev(values) if values[1:] else None for objective, values in found.items()}
+        compared.append(_compared(maker.name, student, accuracy(student, cache, held), means, spread))
+    return Bench(own, tuple(compared), summary)
+
+
+def _whole() -> Maker:
+    from teacher_cache.making.copying import CopyOptions
+
+    return Maker("teacher", "copy", CopyOptions(None, None, 1.0, "first"))
+
+
+def _makers(job: ShrinkJob) -> Any:
+    from teacher_cache.making.lowrank import LowRankOptions
+    from teacher_cache.making.prune import PruneOptions
+    from teacher_cache.making.quantize import QuantizeOptions
+    from teacher_cache.making.sizes import Target
+
+    for share in job.flops:
+        target = Target("flops", share)
+        for way in job.ways:
+            kind, _, by = way.partition("-")
+            options: Any = LowRankOptions(target, None, by) if kind == "lowrank" else PruneOptions(target, by, 0)  # type: ignore[arg-type]
+            yield Maker(f"{way}-{share:g}", kind, options)
+    for per in job.int8:
+        yield Maker(f"int8-{per}", "quantize", QuantizeOptions(per), per)
+
+
+def _make(job: ShrinkJob, build: Any, maker: Maker) -> Made:
+    from student_train.options.sections import datasets_of
+    from teacher_cache.making.make import MakeRequest, make
+
+    out = job.runs / "made" / maker.name
+    dataset = datasets_of(job.train)[0]
+    return make(MakeRequest(build, job.teacher, maker.way, maker.options, out, dataset=dataset, rows=job.rows))
+
+
+def _load(folder: Any, architecture: str | None) -> Student:
+    from student_train.students import load_student
+
+    return load_student(folder, architecture=architecture)
+
+
+def _compared(
+    name: str, student: Student, before: float, after: dict[str, float], spread: dict[str, float | None]
+) -> Compared:
+    from student_train.students import size_of_student
+
+    size = size_of_student(student)
+    times = milliseconds(student, 1), milliseconds(student, ROWS)
+    return Compared(name, size.flops, size.parameters, size.bytes, *times, before, after, spread)
