@@ -52,6 +52,7 @@ class TeacherOptions(Options):
         kind: instead of either, what lies in `path`: a language model, classifier or encoder as transformers saves
             it, an ONNX graph, an estimator of scikit-learn.
         path: its folder, or its file.
+        model: of timm or torchvision, its name there.
         input_names: of an ONNX graph, in the order of what the dataset's inputs are called with; needed of several.
         output_name: of its tensor that has the scores, an output or an inner one; needed where it has several outputs.
         layout: how it takes images: channels first, or last.
@@ -86,8 +87,9 @@ class TeacherOptions(Options):
     arguments: dict[str, Any] = Field(default_factory=dict)
     weights: JobPath | None = None
     student: JobPath | None = None
-    kind: Literal["transformers", "onnx", "exported", "torchscript", "sklearn"] | None = None
+    kind: Literal["transformers", "onnx", "exported", "torchscript", "sklearn", "timm", "torchvision"] | None = None
     path: JobPath | None = None
+    model: str | None = None
     input_names: Annotated[list[str], Field(min_length=1)] | None = None
     output_name: str | None = None
     layout: Literal["nchw", "nhwc"] | None = None
@@ -121,9 +123,11 @@ class TeacherOptions(Options):
         given = self._origins
         if len(given) != 1:
             raise ValueError("give either `factory` or `student`, or `kind` and `path`")
-        if (self.kind is None) != (self.path is None):
+        if (self.path is None) == (self.kind is not None and "path" in KINDS[self.kind].KEYS):
             raise ValueError("give `kind` and `path` together")
-        for other in KINDS.keys() - given:
+        if "model" in KINDS[given[0]].KEYS and (self.model is None or self.weights is None):
+            raise ValueError(f"a `{given[0]}` needs `model`, its name there, and `weights`, a file of its own")
+        for other in (each for each in KINDS if each not in given):
             for key in KINDS[other].KEYS:
                 if key in KINDS[given[0]].KEYS or getattr(self, key) == type(self).model_fields[key].get_default(
                     call_default_factory=True

@@ -6,6 +6,7 @@ onnx.py       a graph of ONNX, of any framework, computed by onnxruntime
 onnx_files.py  reading one without computing it: external data, names, shapes
 onnx_model.py  one as a torch module
 exported.py   a program that torch exported, or TorchScript: code, which a job must trust
+zoo.py        a model of timm or torchvision, by its name there
 sklearn.py    a classifier of scikit-learn, through skops
 sklearn_model.py  one as a torch module
 transformers.py  a model in a folder of transformers: language model, classifier, encoder
@@ -22,7 +23,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Protocol
 
-from teacher_cache.teachers.kinds import exported, factory, onnx, sklearn, student, transformers
+from teacher_cache.teachers.kinds import exported, factory, onnx, sklearn, student, transformers, zoo
 
 if TYPE_CHECKING:
     from torch import nn
@@ -78,5 +79,7 @@ KINDS: dict[str, Kind] = {
     "onnx": onnx,
     "exported": exported,
     "torchscript": exported,
+    "timm": zoo,
+    "torchvision": zoo,
     "sklearn": sklearn,
 }
