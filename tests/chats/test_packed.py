@@ -45,6 +45,18 @@ encoding = { kind = "dense", dtype = "fp32" }
 features = { middle = { layer = "model.layers.0", pool = "none", dtype = "fp32" } }
 """
 
+OLD = """[[teacher]]
+name = "old"
+kind = "transformers"
+path = "old"
+encoding = { kind = "dense", dtype = "fp32" }
+"""
+GPT2 = {"n_embd": 16, "n_layer": 2, "n_head": 2, "n_positions": 64}
+CONFIGS: dict[str, dict[str, Any]] = {
+    "llama": {},
+    "gpt2": GPT2 | dict.fromkeys(["embd_pdrop", "attn_pdrop", "resid_pdrop"], 0.0),  # which rows would draw otherwise
+}
+
 
 def chat(number: int) -> dict[str, Any]:
     asked, said = "to " * (number % 3 + 1), "or not " * (number % 5 + 1)
@@ -55,6 +67,8 @@ def chat(number: int) -> dict[str, Any]:
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("packed")
     write_llama(folder / "model", MARKED)
+    model_folder(folder / "old", "gpt2", **CONFIGS["gpt2"], vocab_size=512, initializer_range=0.5)
+    shutil.copy(folder / "model/tokenizer.json", folder / "old")
     (folder / "chats").mkdir()
     write_lines(folder / "chats/a.jsonl", *(chat(number) for number in range(14)))
     write_lines(folder / "chats/b.jsonl", *(chat(number) for number in range(14, 20)), {"messages": "none"})
@@ -71,19 +85,19 @@ def watcher() -> Silent:
 
 @pytest.fixture(scope="module")
 def cache(folder: Path, watcher: Silent) -> Cache:
-    report = build(write_job(folder, PACKED, ALONE, TEACHER), watcher=watcher)
+    report = build(write_job(folder, PACKED, ALONE, TEACHER, OLD), watcher=watcher)
     assert report.exit_code == 3, report
     return Cache.open(str(folder / "cache"))
 
 
-def documents(cache: Cache, dataset: str) -> dict[str, dict[str, np.ndarray]]:
-    """Return by the ids of each document what is stored of it: ids, labels, logits and features where a label is."""
+def documents(cache: Cache, dataset: str, teacher: str) -> dict[str, dict[str, np.ndarray]]:
+    """Return by the ids of each document its labels, and what a teacher said where it has any."""
     found = {}
     for shard in sorted(cache.committed(dataset)):
         own = cache.commit(ShardKey(dataset, None, PLAIN, shard))
         rows = read_ragged(cache.objects, own, ["inputs", "labels"])
-        said = cache.commit(ShardKey(dataset, "big", PLAIN, shard))
-        targets = read_ragged(cache.objects, said, ["logits", "feature/middle"])
+        said = cache.commit(ShardKey(dataset, teacher, PLAIN, shard))
+        targets = read_ragged(cache.objects, said, ["logits", *["feature/middle"] * (teacher == "big")])
         for ids, labels, *values in zip(rows["inputs"], rows["labels"], *targets.values(), strict=True):
             begins = np.flatnonzero(ids <= FIRST)
             parts = np.split(np.where(ids <= FIRST, FIRST - ids, ids), begins[1:])
@@ -91,21 +105,19 @@ def documents(cache: Cache, dataset: str) -> dict[str, dict[str, np.ndarray]]:
             ends = np.cumsum([(part >= 0).sum() for part in labels_of])
             for i, part in enumerate(parts if len(ids) else ()):
                 of_targets = [np.split(each, ends[:-1])[i] for each in values]
-                found[part.tobytes().hex()] = dict(
-                    zip(("labels", "logits", "middle"), (labels_of[i], *of_targets), strict=True)
-                )
+                found[part.tobytes().hex()] = dict(zip(("labels", *targets), (labels_of[i], *of_targets), strict=True))
     return found
 
 
-def test_what_a_teacher_says_of_a_packed_document_is_what_it_says_of_it_alone(cache: Cache) -> None:
-    packed, alone = documents(cache, "packed"), documents(cache, "alone")
+@pytest.mark.parametrize("teacher", ["big", "old"])  # rotary positions, and absolute ones
+def test_what_a_teacher_says_of_a_packed_document_is_what_it_says_of_it_alone(cache: Cache, teacher: str) -> None:
+    packed, alone = (documents(cache, dataset, teacher) for dataset in ("packed", "alone"))
     assert len(alone) == 20
     assert packed.keys() == alone.keys()
     for name, own in packed.items():
         assert own["labels"].tolist() == alone[name]["labels"].tolist()
         assert own["labels"][-1] == -1
-        assert own["logits"] == pytest.approx(alone[name]["logits"], abs=1e-5)
-        assert own["middle"] == pytest.approx(alone[name]["middle"], abs=1e-5)
+        assert all(own[array] == pytest.approx(alone[name][array], abs=1e-5) for array in own)
 
 
 def test_rows_are_fuller_and_named_by_their_documents(cache: Cache, watcher: Silent) -> None:
@@ -125,11 +137,6 @@ def test_rows_are_fuller_and_named_by_their_documents(cache: Cache, watcher: Sil
 
 
 GPT = {"architecture": "gpt", "options": {"depth": 2, "width": 16, "heads": 2}}
-GPT2 = {"n_embd": 16, "n_layer": 2, "n_head": 2, "n_positions": 64}
-CONFIGS: dict[str, dict[str, Any]] = {
-    "llama": {},
-    "gpt2": GPT2 | dict.fromkeys(["embd_pdrop", "attn_pdrop", "resid_pdrop"], 0.0),  # which rows would draw otherwise
-}
 
 
 def trained(cache: Cache, runs: Path, rows: str, stacking: str, *students: StudentOptions) -> list[Any]:
