@@ -81,8 +81,11 @@ def test_chats_are_read_as_the_page_of_data_has_them(tmp_path: Path) -> None:
 def test_the_tutorial_runs_as_it_stands(tmp_path: Path) -> None:
     printed = run_page("tutorial.md", tmp_path)
     assert "photos/big: accuracy 9" in printed
-    assert "digit-3" in printed.splitlines()[-2]
-    assert "digit-7" in printed.splitlines()[-1]
+    assert "97 samples of new, 97 measured" in printed
+    assert re.search(r"^digit-3 \d+\.\d%\ndigit-7 \d+\.\d%$", printed, re.MULTILINE)
+    assert printed.strip().splitlines()[-1] == "onnxruntime says digit-0"
+    answers = (tmp_path / "answers.csv").read_text().splitlines()
+    assert (len(answers), answers[0]) == (98, "sample_id,class,probability,error")
     assert (tmp_path / "runs/photos/report.html").exists()
 
 

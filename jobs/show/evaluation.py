@@ -20,7 +20,7 @@ MOST_MISTAKES = 10
 
 def print_evaluation(name: str, found: Evaluation) -> None:
     """Print figures."""
-    out.print(Text(f"{name}: {found.told}, {found.rows:,} of them with a label"), soft_wrap=True)
+    out.print(Text(f"{name}: {found.told}, {found.rows:,} measured"), soft_wrap=True)
     for note in found.notes:
         out.print(Text(f"note: {note}"), soft_wrap=True)
     out.print(Text("\n" + "\n".join(f"{what:<22} {value}" for what, value in _lines(found))))
@@ -41,6 +41,10 @@ def _lines(found: Evaluation) -> list[tuple[str, str]]:
         ("perplexity", None if figures.perplexity is None else f"{figures.perplexity:,.4g}"),
         ("calibration error", _share(figures.calibration_error)),
         (f"agreement with {found.teacher}", _share(figures.agreement)),
+        (f"KL from {found.teacher}", None if figures.kl is None else f"{figures.kl:.4f} nats"),
+        (f"cosine to {found.teacher}", None if figures.cosine is None else f"{figures.cosine:.4f}"),
+        ("Spearman of cosines", None if figures.spearman is None else f"{figures.spearman:.4f}"),
+        ("retrieval at 1", _share(figures.retrieval)),
     ]
     return [(what, value) for what, value in lines if value is not None]
 

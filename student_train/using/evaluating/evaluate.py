@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from math import prod
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor
 
 from storage.errors import BadRequest, MissingSource, RowsMissing
 from student_train.comparing.figures import interval
-from student_train.feed.batches import Batch
 from student_train.feed.selection import NO_CLASS
 from student_train.run_files.records import Measured
-from student_train.running.measuring.evaluate import Sums, sites_of
+from student_train.running.measuring.evaluate import MEASURES, Beside
 from student_train.stepping.parallel import ALONE
 from student_train.tasks import task_of
 from student_train.using.answering import Answerer
@@ -24,6 +24,10 @@ from student_train.using.evaluating.counting import Counts
 from student_train.using.evaluating.elsewhere import rows_elsewhere
 from student_train.using.evaluating.matching import match_classes
 from student_train.using.evaluating.rows import LabelledRows, rows_of_cache
+
+if TYPE_CHECKING:
+    from student_train.stepping.stepper import Stepper
+    from student_train.students import Student
 
 BATCH_BYTES = 2**25  # of float32 inputs at a time
 MOST_ROWS = 256
@@ -115,28 +119,48 @@ def evaluate_rows(
         advance: told of every batch's rows.
 
     Raises:
-        BadRequest: classes cannot be matched by name, or no row has a label.
+        BadRequest: classes cannot be matched by name; no row has a label; or an ONNX file is to be measured at many
+            sites of a row.
     """
-    task = task_of(answerer.blueprint)
-    if not task.asked.has_classes:
+    task, names = task_of(answerer.blueprint), answerer.blueprint.classes
+    if task.figures == "sites" and answerer.student is None:
         raise BadRequest(
-            f"{answerer.name} answers with vectors, which are measured against a teacher's alone",
-            do="student compare has its figures on the held rows",
+            f"{answerer.name} answers for whole texts at once, and is not measured position by position",
+            do="name the folder of the run",
         )
-    classes = answerer.blueprint.classes
-    matched = match_classes(rows.classes, classes, rows.name, only_known=only_known) if _named(answerer) else None
-    sums = Sums(1, answerer, {rows.name: 1})
-    counts = None if task.report.token_classes else Counts(classes, answerer.blueprint.num_classes)
-    labelled = 0
+    if not task.asked.has_classes and rows.against is None:
+        raise BadRequest(
+            f"{answerer.name} answers with vectors, which are measured against a teacher's",
+            found=f"none of {rows.told}",
+            expected="rows of a cache that a teacher has answered",
+        )
+    by_name = task.asked.has_classes and task.asked.label_array is None  # ids of tokens the tokenizer stands for
+    matched = match_classes(rows.classes, names, rows.name, only_known=only_known) if by_name else None
+    asked, sums = (
+        _Asked(answerer),
+        MEASURES[task.figures](1, cast("Student", answerer), {rows.name: rows.num_rows or 0}),
+    )
+    counts = Counts(names, answerer.blueprint.num_classes) if by_name else None
+    measured = start = 0
     with torch.inference_mode():
         for batch, tops_B in rows.batches(_batch_rows(answerer)):
             assert batch.labels_B is not None
             labels_B = batch.labels_B if matched is None else matched.labels(batch.labels_B.cpu())
             own_tops_B = tops_B if tops_B is None or matched is None else matched.labels(tops_B)
-            labelled += int((labels_B != NO_CLASS).sum())
-            _add(answerer, batch, labels_B.to(answerer.device), own_tops_B, sums, counts)
-            advance(len(batch.shown))
-    if not labelled:
+            stop = start + len(labels_B)
+            measured += int((labels_B != NO_CLASS).sum()) if task.asked.has_classes else len(labels_B)
+            beside = Beside(
+                [None if own_tops_B is None else own_tops_B.to(answerer.device)],
+                [rows.against],
+                torch.zeros(len(labels_B), dtype=torch.int64, device=answerer.device),
+                slice(start, stop),
+            )
+            sums.take(cast("Stepper", asked), replace(batch, labels_B=labels_B.to(answerer.device)), beside)
+            if counts is not None:
+                counts.add(asked.said_BC, labels_B)
+            start = stop
+            advance(len(labels_B))
+    if not measured:
         raise BadRequest(f"no row of {rows.told} has a label that the student knows")
     (figures,) = sums.figures(ALONE)
     if counts is not None and figures.macro_f1 is None:
@@ -145,8 +169,8 @@ def evaluate_rows(
     return Evaluation(
         rows.told,
         figures,
-        labelled,
-        interval(figures.accuracy or 0.0, labelled) if independent else None,
+        measured,
+        interval(figures.accuracy or 0.0, measured) if independent else None,
         rows.teacher,
         counts,
         (*rows.notes, *(() if matched is None else matched.notes)),
@@ -154,29 +178,18 @@ def evaluate_rows(
     )
 
 
-def _named(answerer: Answerer) -> bool:
-    """Return whether labels are of classes with names; ids of tokens the tokenizer stands for."""
-    return answerer.blueprint.asked.label_array is None
+class _Asked:
+    """One who answers, as those who measure students in training ask a stepper of one."""
 
+    def __init__(self, answerer: Answerer):
+        self._answerer = answerer
+        self.states = [SimpleNamespace(exported=answerer.student)]
+        self.said_BC = torch.empty(0)
 
-def _add(
-    answerer: Answerer, batch: Batch, labels_B: Tensor, tops_B: Tensor | None, sums: Sums, counts: Counts | None
-) -> None:
-    if answerer.blueprint.asked.label_array is not None:
-        if answerer.student is None:
-            raise BadRequest(
-                f"{answerer.name} answers for whole texts at once, and is not measured position by position",
-                do="name the folder of the run",
-            )
-        for logits_BC, own_B, rows_B, _ in sites_of(answerer.student, batch):
-            none_B = torch.full_like(own_B, NO_CLASS)
-            sums.add(logits_BC[None], own_B, none_B[None], torch.zeros_like(rows_B))
-        return
-    logits_BC = answerer.answer(answerer.arguments(batch.shown))
-    tops = torch.full_like(labels_B, NO_CLASS) if tops_B is None else tops_B.to(answerer.device)
-    sums.add(logits_BC[None], labels_B, tops[None], torch.zeros_like(labels_B))
-    if counts is not None:
-        counts.add(logits_BC, labels_B)
+    def logits(self, inputs: Tensor) -> Tensor:
+        """Return (1, B, C) float32, which is kept for whoever counts more of it."""
+        self.said_BC = self._answerer.logits(inputs)
+        return self.said_BC[None]
 
 
 def _batch_rows(answerer: Answerer) -> int:

@@ -17,6 +17,7 @@ from storage.views import PLAIN
 from student_train.feed.batches import Batch, Needs
 from student_train.feed.residency import FeedPool
 from student_train.feed.selection import select_rows
+from student_train.preparing.against import Against, measured_against
 from student_train.students import Blueprint
 from student_train.using.portable import SPLIT_KEYS
 
@@ -33,7 +34,8 @@ class LabelledRows:
         notes: what is to be told of them before they are read.
         unreadable: called afterwards: samples that could not be read, as (id, reason).
         num_rows: how many there are, where that is known.
-        teacher: whose top classes come along.
+        teacher: whom agreement is with.
+        against: the teacher whose soft targets of each site come along, where the task is measured so.
     """
 
     told: str
@@ -44,6 +46,7 @@ class LabelledRows:
     unreadable: Callable[[], list[tuple[str, str]]] = list
     num_rows: int | None = None
     teacher: str | None = None
+    against: Against | None = None
 
 
 def rows_of_cache(
@@ -76,11 +79,13 @@ def rows_of_cache(
             do="leave out --teacher, or name one of these",
         )
     chosen = teacher or next((name for name in (*preferred, *answered) if name in answered), None)
-    # positions have labels in an array; the teacher's word of each is no column then
-    by_row = task_of(spec).label_array is None
+    # a row that is its only site has its teacher's class in a column
+    by_row = task_of(spec).label_array is None and task_of(spec).has_classes
     agree_with = chosen if by_row else None
     selection = select_rows(Samples(catalogue), rows, Needs(), allow_partial=True, agree_with=agree_with)
-    needs = Needs(labels=True)
+    named = [] if chosen is None else [chosen]
+    against, why_not = measured_against(catalogue, selection, named, blueprint.num_classes) if named else (None, None)
+    needs = Needs(labels=True) | (Needs() if against is None else against.needs)
     pool = FeedPool(cache, device, place="stream", window_shards=1)
     tops_N = None if selection.tops_N is None else torch.from_numpy(selection.tops_N)
 
@@ -99,9 +104,14 @@ def rows_of_cache(
         name=dataset,
         classes=tuple(spec.classes),
         batches=batches,
-        notes=(*notes, *other_preprocessing(spec.source, blueprint, dataset)),
+        notes=(
+            *notes,
+            *([] if why_not is None else [f"not measured against a teacher: {why_not}"]),
+            *other_preprocessing(spec.source, blueprint, dataset),
+        ),
         num_rows=selection.num_rows,
-        teacher=agree_with,
+        teacher=agree_with or (None if against is None else against.teacher),
+        against=against,
     )
 
 
