@@ -101,4 +101,4 @@ def test_the_page_of_language_models_runs_as_it_stands(tmp_path: Path) -> None:
 def test_the_page_of_ones_own_model_runs_as_it_stands(tmp_path: Path) -> None:
     printed = run_page("from-your-model.md", tmp_path)
     assert all(f"digits/{teacher}: accuracy 9" in printed for teacher in ("onnx", "sklearn", "torch"))
-    assert (tmp_path / "runs/from-onnx/student.safetensors").exists()
+    assert (tmp_path / "small/student.safetensors").exists()
