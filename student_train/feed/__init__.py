@@ -10,4 +10,5 @@ flat.py          rows of their own length, one after another until a batch is cu
 windows.py       shards read ahead on threads; spans.py the rows of a window, side by side
 assembly.py      one batch of them, as a view shows it; sending.py sent ahead to a device
 feed.py          all of it together
+own_loop.py      the same for a training loop that somebody else has written
 """

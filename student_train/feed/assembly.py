@@ -12,9 +12,9 @@ from torch import Tensor
 from storage.encodings import Encoded
 from storage.views import PLAIN
 from storage.views.shown import View
-from student_train.feed.batches import ArrayKey, Batch, MixedLabels, Needs
+from student_train.feed.batches import ArrayKey, Arrays, Batch, MixedLabels, Needs
 from student_train.feed.selection import Selection
-from student_train.feed.shard_source import INPUTS, LABELS, Arrays, ShardSource
+from student_train.feed.shard_source import INPUTS, LABELS, ShardSource
 from student_train.feed.spans import Span
 
 ROWS = "rows"  # the positions of a batch's rows

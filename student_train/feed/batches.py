@@ -31,6 +31,10 @@ class ArrayKey(NamedTuple):
         return f"{self.teacher}/{self.array}"
 
 
+Name = ArrayKey | str  # an array of a teacher, or inputs or labels (`shard_source.py`)
+Arrays = dict[Name, Tensor]  # of some rows
+
+
 class SoftNeed(NamedTuple):
     """One thing that a loss wants of a teacher's soft targets."""
 

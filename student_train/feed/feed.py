@@ -19,7 +19,7 @@ import torch
 
 from storage.views import PLAIN
 from student_train.feed.assembly import ROWS, Assembly, Shown
-from student_train.feed.batches import Batch, Needs
+from student_train.feed.batches import Arrays, Batch, Name, Needs
 from student_train.feed.flat import Kept
 from student_train.feed.order import (
     Cut,
@@ -33,7 +33,7 @@ from student_train.feed.order import (
     window_order,
 )
 from student_train.feed.sending import send_ahead
-from student_train.feed.shard_source import LABELS, Arrays, Name, ShardSource
+from student_train.feed.shard_source import LABELS, ShardSource
 from student_train.feed.spans import Span, cut_spans
 from student_train.feed.windows import read_windows
 

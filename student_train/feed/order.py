@@ -49,11 +49,13 @@ class Cut(NamedTuple):
         batch_size: rows of a batch; the last one of an epoch may have fewer, or one more.
         view: that the batches show.
         first_step: the first batch that is wanted, from 0.
+        every: from there on, one batch of so many is wanted.
     """
 
     batch_size: int
     view: str = PLAIN
     first_step: int = 0
+    every: int = 1
 
 
 def count_steps(num_rows: int, batch_size: int) -> int:
@@ -114,7 +116,7 @@ def interleave(cuts: Sequence[Cut], num_rows: int) -> Iterator[Piece]:
 
 def _pieces(number: int, cut: Cut, num_rows: int) -> Iterator[Piece]:
     steps = count_steps(num_rows, cut.batch_size)
-    for step in range(cut.first_step, steps):
+    for step in range(cut.first_step, steps, cut.every):
         start = step * cut.batch_size
         yield Piece(num_rows if step == steps - 1 else start + cut.batch_size, number, step, start)
 

@@ -15,12 +15,12 @@ from storage.encodings import Capability, Encoded, Encoding
 from storage.encodings.dense import BYTES
 from storage.errors import BadRequest, gib
 from storage.tasks import task_of
-from student_train.feed.batches import Needs
+from student_train.feed.batches import Name, Needs
 from student_train.feed.devices import free_bytes
 from student_train.feed.feed import Feed
 from student_train.feed.flat import Kept
 from student_train.feed.selection import Selection
-from student_train.feed.shard_source import FEATURE, Name, ShardSource
+from student_train.feed.shard_source import FEATURE, ShardSource
 from student_train.feed.windows import Tick, load
 from student_train.options.sections import ResidencyChoice
 

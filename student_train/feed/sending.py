@@ -13,7 +13,7 @@ from typing import TypeVar
 
 import torch
 
-from student_train.feed.shard_source import Arrays
+from student_train.feed.batches import Arrays
 
 AHEAD = 2  # batches on their way: in pinned memory of the host until they are copied, and on the device
 

@@ -23,15 +23,13 @@ from storage.inputs.ragged import Ragged
 from storage.tasks import task_of
 from storage.tasks.base import count_labelled
 from storage.views import PLAIN
-from student_train.feed.batches import ArrayKey, Needs, labelled_sites
+from student_train.feed.batches import ArrayKey, Arrays, Name, Needs, labelled_sites
 from student_train.feed.selection import Selection
 from student_train.options.by_dataset import teacher_of
 
 INPUTS = "inputs"
 LABELS = "labels"  # an array, or a column of the sample table, as the task says
 FEATURE = "feature/"
-Name = ArrayKey | str  # INPUTS, LABELS, or an array of a teacher
-Arrays = dict[Name, Tensor]  # of some rows
 
 
 class ShardSource:

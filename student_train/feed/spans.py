@@ -12,10 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from student_train.feed.batches import ArrayKey
+from student_train.feed.batches import ArrayKey, Arrays, Name
 from student_train.feed.flat import Flat, Kept, join_rows
 from student_train.feed.order import Cut, Piece, interleave
-from student_train.feed.shard_source import Arrays, Name
 
 # Bytes of a row below which an array is put in order once for a span, and a batch of it is a slice: to gather a row
 # costs a cache miss however narrow it is, and a batch's gather a kernel launch (docs/log.md).
@@ -110,7 +109,7 @@ def cut_spans(
     """
     spans = iter(spans)
     span: Span | None = None
-    taken = [cut.first_step * cut.batch_size for cut in cuts]  # each cut has all rows before this one
+    taken = [cut.first_step * cut.batch_size for cut in cuts]  # each cut has, or skips, all rows before
     begun: list[list[Arrays]] = [[] for _ in cuts]  # the rows of its next batch that it has
     for piece in interleave(cuts, num_rows):
         while span is None or span.stop < piece.stop:
@@ -121,7 +120,7 @@ def cut_spans(
                         taken[cut] = span.stop
             span = next(spans)
         arrays = picks[piece.cut](span, taken[piece.cut], piece.stop)
-        taken[piece.cut] = piece.stop
+        taken[piece.cut] = (piece.step + cuts[piece.cut].every) * cuts[piece.cut].batch_size
         if begun[piece.cut]:
             arrays = _join([*begun[piece.cut], arrays])
             begun[piece.cut] = []

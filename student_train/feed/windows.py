@@ -21,9 +21,10 @@ from torch import Tensor
 
 from storage.errors import CorruptObject
 from storage.inputs.ragged import Ragged
+from student_train.feed.batches import Arrays, Name
 from student_train.feed.flat import Flat, Kept
 from student_train.feed.order import Window
-from student_train.feed.shard_source import Arrays, Name, ShardSource
+from student_train.feed.shard_source import ShardSource
 
 # Shards read at a time; each is in memory besides where its rows are to lie (`preparing/feed_memory.py` counts it).
 READERS = 4

@@ -22,9 +22,9 @@ from storage.targets.soft import SparseTargets
 from storage.tasks import task_of
 from storage.tasks.base import LABELLED
 from storage.views import PLAIN
-from student_train.feed.batches import Needs, SoftNeed
+from student_train.feed.batches import Arrays, Needs, SoftNeed
 from student_train.feed.selection import Selection, select_rows
-from student_train.feed.shard_source import INPUTS, LABELS, Arrays, ShardSource
+from student_train.feed.shard_source import INPUTS, LABELS, ShardSource
 from student_train.feed.windows import load_shard
 from student_train.report.measures import accuracy_of, calibration_of
 from student_train.students.parts import part_size

@@ -13,12 +13,12 @@ from storage.encodings import Capability, SparseEncoding, packing
 from storage.errors import CorruptObject, StaleCache
 from storage.targets.soft import DenseTargets
 from storage.views import PLAIN
-from student_train.feed.batches import ArrayKey, Batch, Needs, SoftNeed
+from student_train.feed.batches import ArrayKey, Batch, Name, Needs, SoftNeed
 from student_train.feed.feed import Feed
 from student_train.feed.order import Cut
 from student_train.feed.residency import FeedPool, Place
 from student_train.feed.selection import select_rows
-from student_train.feed.shard_source import Name, ShardSource
+from student_train.feed.shard_source import ShardSource
 from tests.student_train.toys import Recipe, write_cache
 
 POOLED, MAP = (ArrayKey("sage", name) for name in ("feature/pooled", "feature/map"))
@@ -58,7 +58,9 @@ def test_kept_and_streamed_rows_give_the_same_batches(
     assert_same(list(kept.shuffled(batch_size, **order)), list(streamed.shuffled(batch_size, **order)))
 
 
-CUTS = st.lists(st.builds(Cut, st.integers(1, 80), st.just(PLAIN), st.integers(0, 5)), min_size=1, max_size=4)
+CUTS = st.lists(
+    st.builds(Cut, st.integers(1, 80), st.just(PLAIN), st.integers(0, 5), st.integers(1, 3)), min_size=1, max_size=4
+)
 
 
 @settings(deadline=None, max_examples=25)
@@ -74,9 +76,10 @@ def test_a_shared_pass_gives_each_cut_what_it_would_have_alone(
         passes.append([(each.cut, each.step) for each in fed])
         for number, cut in enumerate(cuts):
             own = [each for each in fed if each.cut == number]
-            assert [each.step for each in own] == list(range(cut.first_step, -(-feed.num_rows // cut.batch_size)))
-            expected = alone.shuffled(cut.batch_size, seed=3, epoch=epoch, first_step=cut.first_step)
-            assert_same([each.batch for each in own], list(expected))
+            steps = range(cut.first_step, -(-feed.num_rows // cut.batch_size), cut.every)
+            assert [each.step for each in own] == list(steps)
+            expected = list(alone.shuffled(cut.batch_size, seed=3, epoch=epoch, first_step=cut.first_step))
+            assert_same([each.batch for each in own], expected[:: cut.every])
     assert passes[0] == passes[1]
 
 

@@ -80,7 +80,7 @@ def test_windows_of_the_dataset_are_its_shards() -> None:
 # --- batches
 
 
-CUTS = st.lists(st.builds(Cut, st.integers(1, 9), st.just(PLAIN), st.integers(0, 4)), max_size=4)
+CUTS = st.lists(st.builds(Cut, st.integers(1, 9), st.just(PLAIN), st.integers(0, 4), st.just(1)), max_size=4)
 
 
 @given(CUTS, st.integers(0, 30))
