@@ -16,9 +16,11 @@ from safetensors.torch import load_file
 
 from jobs.files.reading import read_job
 from jobs.files.student_job import StudentJob
+from student_train.feed.own_loop import open_rows, wants
 from student_train.running.train import train_students
 from student_train.stepping.parallel import ALONE as ONE_PROCESS
 from student_train.students import load_student
+from tests.language.toys import counting_teacher, lines_cache
 from tests.student_train.toys import Recipe, write_cache
 from tests.test_documents import REPOSITORY, blocks
 
@@ -83,6 +85,22 @@ def test_a_loop_of_twenty_lines_ends_at_the_weights_of_student_train(reader: Pat
     assert max(float((mine[name] - first[name]).abs().max()) for name in mine) > 1e-2  # it has learned
     assert max(float((mine[name] - theirs[name]).abs().max()) for name in mine) < 1e-6
     assert lines(file("loop.py")) <= 20
+
+
+def test_of_tokens_each_labelled_position_is_a_row(tmp_path: Path) -> None:
+    cache = lines_cache(tmp_path, counting_teacher("right", scale=3.0))
+    rows = open_rows(cache, "counting/train", wants(labels=True, soft={"right": 1.0}))
+    distance = run(file("tokens.py"))["distance"]
+
+    def counting(ids: torch.Tensor, step: int) -> torch.Tensor:
+        return 3.0 * torch.nn.functional.one_hot((ids.clamp(min=0) + step) % 10, 10).float()
+
+    batch, *_ = rows.epoch(0, 8)
+    of_processes = [next(rows.epoch(0, 8, process=(rank, 2))) for rank in (0, 1)]
+    assert sum(len(part.sites()) for part in of_processes) == len(batch.sites()) < batch.inputs.numel()
+    for each in (batch, *of_processes):
+        assert float(distance(lambda ids: counting(ids, 1), each, "right")) < 1e-5
+        assert float(distance(lambda ids: counting(ids, 2), each, "right")) > 1
 
 
 @pytest.mark.slow

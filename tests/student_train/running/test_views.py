@@ -19,6 +19,7 @@ from storage.views.options import Flip
 from student_train.feed.batches import Batch, MixedLabels, Needs, SoftNeed
 from student_train.feed.feed import Feed
 from student_train.feed.order import Cut
+from student_train.feed.own_loop import open_rows, wants
 from student_train.feed.residency import FeedPool, Place, projected_bytes
 from student_train.feed.selection import select_rows
 from student_train.feed.views import check_one_class, choose_views
@@ -165,6 +166,16 @@ def test_partners_labels_are_of_the_rows_mixed_in(cache: Cache) -> None:
         assert set(batch.mixed.partner_labels_B.tolist()) <= set(labels_N.tolist())
         unmixed = batch.mixed.own_weight_B == 1
         assert 0 < int(unmixed.sum()) < len(unmixed)
+
+
+def test_a_loop_of_ones_own_is_shown_the_views_and_says_that_it_weighs_two_labels(cache: Cache) -> None:
+    with pytest.raises(BadRequest, match="labels wants one true class, and these views mix two"):
+        open_rows(cache, "digits/train", wants(labels=True, soft={"toy": 1.0}))
+    rows = open_rows(cache, "digits/train", wants(labels=True, soft={"toy": 1.0}, mixed=True), window_shards=2)
+    assert rows.view_names == ("view-000", "view-001")
+    for epoch in (0, 1):
+        theirs = feed_of(cache, place="stream").shuffled(17, seed=0, epoch=epoch)
+        assert all(equal(a, b) for a, b in zip(rows.epoch(epoch, 17), theirs, strict=True))
 
 
 def test_as_many_views_as_every_teacher_has(tmp_path: Path) -> None:
