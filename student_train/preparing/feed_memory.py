@@ -101,10 +101,12 @@ def _reading_bytes(rows: FedRows) -> int:
     """Return what is in memory of shards that are being read, besides where their rows are to lie."""
     selection, largest = rows.selection, 0
     for part in selection.parts:
-        sizes = {shard.shard: shard.stop - shard.start for shard in selection.catalogue.shards(part.dataset)}
+        planned = {shard.shard: shard.stop - shard.start for shard in selection.catalogue.shards(part.dataset)}
+        in_bytes = selection.catalogue.dataset(part.dataset).byte_ranges
         for i in part.shards:  # all rows of a shard are read, those that are not fed too, which are about as long
-            num_rows, num_fed = sizes[selection.shards_S[i]], int(selection.shard_sizes_S[i])
-            largest = max(largest, _shard_bytes(rows, i, 1) * num_rows // num_fed)
+            # a shard in a range of bytes is of those, not of rows: then up to the last that is fed
+            num_rows = int(selection.rows[i].max()) + 1 if in_bytes else planned[selection.shards_S[i]]
+            largest = max(largest, _shard_bytes(rows, i, 1) * num_rows // int(selection.shard_sizes_S[i]))
     return min(READERS, len(selection.shards_S)) * READ_COPIES * largest
 
 

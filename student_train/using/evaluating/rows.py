@@ -96,9 +96,11 @@ def rows_of_cache(
             yield batch, None if tops_N is None else tops_N[start:stop]
             start = stop
 
-    whole = sum(stop - begin for _, begin, stop in catalogue.shards(dataset))
-    built = sum(s.stop - s.start for s in catalogue.shards(dataset) if s.shard in catalogue.committed(dataset))
-    notes = [f"{whole - built} rows of {dataset} are not built yet, and not measured"] if built < whole else []
+    committed = catalogue.committed(dataset)
+    missing = [shard for shard in catalogue.shards(dataset) if shard.shard not in committed]
+    # a shard in a range of bytes has as many rows as its commit says
+    left = f"{len(missing)} shards" if spec.byte_ranges else f"{sum(s.stop - s.start for s in missing)} rows"
+    notes = [f"{left} of {dataset} are not built yet, and not measured"] if missing else []
     return LabelledRows(
         told=f"{selection.num_rows:,} rows of {rows} in {url}",
         name=dataset,

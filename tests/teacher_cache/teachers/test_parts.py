@@ -64,7 +64,7 @@ def test_a_model_of_transformers_is_in_two_parts_that_say_what_it_says(
     with torch.inference_mode():
         whole = teacher.model(tokens.long()).logits.float()
     off = 1e-5 if "dtype" not in fields else 1e-2
-    torch.testing.assert_close(said, whole[answered], rtol=off, atol=off * float(whole.abs().max()))
+    torch.testing.assert_close(said.float(), whole[answered], rtol=off, atol=off * float(whole.abs().max()))
 
 
 def test_a_feature_of_what_is_behind_the_body_keeps_a_model_in_one_part(tmp_path: Path) -> None:
