@@ -12,6 +12,7 @@ import torch
 from storage.cache import Cache
 from storage.errors import BadRequest, StillroomError
 from storage.inputs.texts import ids_and_mask, pad
+from teacher_cache.teachers.kinds.transformers_model import TextClassifier
 from tests.teacher_cache.toys import build, write_digits, write_job
 from tests.texts.toys import texts
 from tests.vectors.toys import bert_tokenizer, encoder_folder
@@ -49,6 +50,23 @@ def test_a_classifier_of_texts_has_its_classes_matched_by_name(tmp_path: Path) -
     order = [[*NAMES.values()].index(name) for name in cache.dataset("texts").classes]
     stored = torch.from_numpy(cache.read_targets("texts", "bert", 0)["logits"])
     assert torch.allclose(stored, logits_BC[:, order], atol=1e-5)
+
+
+@pytest.mark.parametrize("padding", [49, 0, -1])
+def test_a_classifier_on_a_causal_model_looks_at_the_last_token_and_at_no_padding(padding: int) -> None:
+    import transformers
+
+    config = transformers.AutoConfig.for_model(
+        "gpt2", n_embd=8, n_layer=1, n_head=2, vocab_size=50, n_positions=8, num_labels=3, pad_token_id=padding
+    )
+    model = TextClassifier(transformers.AutoModelForSequenceClassification.from_config(config).eval())
+    rows_BL = torch.tensor([[7, 8, 9, 10], [4, 5, -1, -1]])
+    if padding < 0:
+        with pytest.raises(ValueError, match="no padding token"):
+            model(*ids_and_mask(rows_BL))
+        return
+    alone_C = model(*ids_and_mask(rows_BL[1:, :2]))[0]
+    assert torch.allclose(model(*ids_and_mask(rows_BL))[1], alone_C, atol=1e-5)
 
 
 def refused(folder: Path, names: dict[str, str], extra: str = "") -> StillroomError:

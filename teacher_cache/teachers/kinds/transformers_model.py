@@ -41,6 +41,15 @@ POOLINGS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 """By the names of sentence-transformers, from hidden states and where there is a token, to (B, D)."""
 
 
+def padded_as(model: Any, tokens_BL: Tensor, mask_BL: Tensor) -> Tensor:
+    """Return ids, int64 (B, L), with the model's own id of padding where the mask is false.
+
+    Most models leave out what the mask does not name; classifiers on a causal model look for the last other id alone.
+    """
+    padding = model.config.get_text_config().pad_token_id
+    return tokens_BL if padding is None else tokens_BL.masked_fill(~mask_BL, padding)
+
+
 class Embedding(nn.Module):
     """A vector for each text: the model's last hidden states, pooled over its tokens, and perhaps of length 1.
 
@@ -65,10 +74,14 @@ class TextClassifier(nn.Module):
     def __init__(self, model: Any):
         super().__init__()
         self.model = model
+        config = model.config.get_text_config()
+        if config.pad_token_id is not None and config.pad_token_id < 0:  # some configs say so that there is none
+            config.pad_token_id = None  # so that a model which needs one says so
 
     def forward(self, tokens_BL: Tensor, mask_BL: Tensor) -> Tensor:
         """Return logits (B, C) of int64 tokens (B, L); `mask_BL` is false at padding."""
-        logits_BC: Tensor = self.model(input_ids=tokens_BL, attention_mask=mask_BL.long()).logits
+        ids_BL = padded_as(self.model, tokens_BL, mask_BL)
+        logits_BC: Tensor = self.model(input_ids=ids_BL, attention_mask=mask_BL.long()).logits
         return logits_BC
 
 
