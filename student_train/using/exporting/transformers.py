@@ -93,7 +93,7 @@ def load_known(run: Path, record: RunRecord) -> Student:
             f"{run.name} has no equal in transformers",
             found=f'architecture = "{record.architecture}"',
             expected=" or ".join(f'"{name}"' for name in FORMS),
-            do="its weights are plain safetensors: student_train.students.load_student loads it",
+            do="--format onnx, safetensors or pt2, which take any student",
         )
     return load_student(run)
 

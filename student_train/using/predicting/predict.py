@@ -5,11 +5,11 @@ What cannot be read keeps its line, with the reason in place of an answer. B sam
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import partial
 from itertools import islice
 from math import prod
 from pathlib import Path
@@ -44,6 +44,20 @@ class Piece(NamedTuple):
     ids: list[str]
     reasons: dict[int, str]
     shown_B: Tensor | None
+
+
+class Likeliest(NamedTuple):
+    """Probabilities and numbers of the likeliest classes of the rows that can be read, (K, B) each."""
+
+    values_KB: list[list[float]]
+    numbers_KB: list[list[int]]
+
+
+class Answered(NamedTuple):
+    """A piece, and its answers if whoever read it has asked for them."""
+
+    piece: Piece
+    likeliest: Likeliest | None
 
 
 @dataclass(frozen=True)
@@ -98,10 +112,14 @@ def predict_samples(
     rows = unreadable = 0
     reasons: list[tuple[str, str]] = []
     counts: Counter[str] = Counter()
-    pieces = ahead(_cut(samples.each, _piece_rows(answerer)), partial(_read, answerer), threads=_threads())
-    with torch.inference_mode():
-        for piece in pieces:
-            frame = _answered(answerer, piece, top, name_of)
+    with _threads(answerer) as (threads, own_each):
+
+        def work(samples: list[Sample]) -> Answered:
+            piece = _read(answerer, samples)
+            return Answered(piece, _likeliest(answerer, piece, top) if own_each else None)
+
+        for piece, likeliest in ahead(_cut(samples.each, _piece_rows(answerer)), work, threads=threads):
+            frame = _frame(piece, likeliest or _likeliest(answerer, piece, top), name_of)
             write(frame)
             rows, unreadable = rows + len(frame), unreadable + len(piece.reasons)
             reasons += [(piece.ids[at], why) for at, why in piece.reasons.items()][: SHOWN_REASONS - len(reasons)]
@@ -112,8 +130,21 @@ def predict_samples(
     return Predicted(rows, unreadable, tuple(reasons), tuple(counts.most_common()))
 
 
-def _threads() -> int:
-    return max(1, torch.get_num_threads())
+@contextlib.contextmanager
+def _threads(answerer: Answerer) -> Iterator[tuple[int, bool]]:
+    """Yield how many threads read samples, and whether each answers its own, with one thread of torch.
+
+    On a CPU they do: one that answers on all cores meanwhile would wait for those that read (docs/log.md).
+    """
+    before = torch.get_num_threads()
+    if answerer.device.type != "cpu":
+        yield before, False
+        return
+    torch.set_num_threads(1)
+    try:
+        yield before, True
+    finally:
+        torch.set_num_threads(before)
 
 
 def _piece_rows(answerer: Answerer) -> int:
@@ -162,21 +193,25 @@ def _payload(payload: object) -> object:
     return payload
 
 
-def _answered(answerer: Answerer, piece: Piece, top: int, name_of: Callable[[int], str]) -> pl.DataFrame:
+@torch.inference_mode()
+def _likeliest(answerer: Answerer, piece: Piece, top: int) -> Likeliest:
+    if piece.shown_B is None:
+        return Likeliest([[] for _ in range(top)], [[] for _ in range(top)])
+    probabilities_BC = answerer.answer(answerer.arguments(piece.shown_B)).softmax(dim=1)
+    values_BK, numbers_BK = probabilities_BC.topk(top, dim=1)
+    return Likeliest(values_BK.T.tolist(), numbers_BK.T.tolist())
+
+
+def _frame(piece: Piece, likeliest: Likeliest, name_of: Callable[[int], str]) -> pl.DataFrame:
+    """Return the lines of a piece, of all of its samples in order."""
     rows = len(piece.ids)
     places = [at for at in range(rows) if at not in piece.reasons]
     columns: dict[str, pl.Series] = {"sample_id": pl.Series(piece.ids, dtype=pl.String)}
-    found: list[tuple[list[float], list[int]]] = []
-    if piece.shown_B is not None:
-        probabilities_BC = answerer.answer(answerer.arguments(piece.shown_B)).softmax(dim=1)
-        values_BK, numbers_BK = probabilities_BC.topk(top, dim=1)
-        found = [(values_BK[:, k].tolist(), numbers_BK[:, k].tolist()) for k in range(top)]
-    for k in range(top):
+    for k, (values, numbers) in enumerate(zip(*likeliest, strict=True)):
         names: list[str | None] = [None] * rows
         shares: list[float | None] = [None] * rows
-        if found:
-            for at, share, number in zip(places, *found[k], strict=True):
-                names[at], shares[at] = name_of(number), share
+        for at, share, number in zip(places, values, numbers, strict=True):
+            names[at], shares[at] = name_of(number), share
         end = "" if k == 0 else f"_{k + 1}"
         columns[f"class{end}"] = pl.Series(names, dtype=pl.String)
         columns[f"probability{end}"] = pl.Series(shares, dtype=pl.Float32)

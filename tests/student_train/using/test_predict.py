@@ -9,6 +9,7 @@ import numpy as np
 import polars as pl
 import pytest
 
+from student_train.using.predicting.ahead import ahead
 from tests.conftest import Program
 from tests.student_train.using.toys import write_pictures
 
@@ -109,3 +110,12 @@ def test_where_nothing_can_be_written_is_told_before_anything_is_read(
 def test_a_folder_of_runs_names_one(program: Program, run: Path) -> None:
     said = json.loads(program("student", "predict", run.parent, "x", "--json").out)
     assert said["do"] == f"name one: {run}"
+
+
+def test_samples_are_read_a_bounded_number_ahead() -> None:
+    pulled: list[int] = []
+    held = []
+    for done, _ in enumerate(ahead((pulled.append(n) or n for n in range(100)), lambda n: n, threads=3)):
+        held.append(len(pulled) - done)
+    assert len(pulled) == 100
+    assert max(held) <= 6
