@@ -18,7 +18,7 @@ from tests.texts.toys import request, small_encoder, text_cache, texts
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("texts")
-    summary = train_students(request(text_cache(folder), folder / "runs", small_encoder(epochs=12, learning_rate=0.03)))
+    summary = train_students(request(text_cache(folder), folder / "runs", small_encoder()))
     assert not summary.errors
     return folder / "runs/encoder"
 
