@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from storage.cache import Cache
 from storage.digests import fingerprint
-from storage.errors import BadRequest
+from storage.errors import BadRequest, BadTeacher
 from storage.format.specs import DatasetSpec, check_promise
 from teacher_cache.building.prepared import BuildRequest
 from teacher_cache.making.asking import batches
@@ -212,8 +212,16 @@ def _told(made: JSON, keys: list[str]) -> str:
 def _write(request: MakeRequest, subject: Subject, student: Student, made: JSON, told: list[str]) -> Made:
     from student_train.students import save_student, size_of_student
 
-    whole, size = size_of_student(subject.student), size_of_student(student)
-    agreement = agreement_of(student, subject)
+    whole = size_of_student(subject.student)
+    try:
+        size, agreement = size_of_student(student), agreement_of(student, subject)
+    except Exception as error:  # of the teacher's own code
+        raise BadTeacher(
+            f"what {request.way} makes of teacher {request.teacher} cannot be run",
+            found=f"{type(error).__name__}: {error}"[:400],
+            expected="layers that are called, and whose weights nobody else reads",
+            do="another way of student make; or a factory whose forward() calls its layers",
+        ) from error
     rows = len(subject.rows.shown_B)
     result = {"whole": list(whole), "size": list(size), "agreement": agreement, "rows": rows, "told": told}
     made = made | {"weights": weights_digest(subject.student.network), "result": result}

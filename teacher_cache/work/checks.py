@@ -14,6 +14,7 @@ from storage.errors import BadTeacher, RowsMissing
 from storage.format.specs import DatasetSpec, TeacherSpec
 from storage.tasks import task_of
 from teacher_cache.teachers.classes import listed
+from teacher_cache.teachers.probabilities import OFF_ONE
 from teacher_cache.work.pieces import AskWork
 
 if TYPE_CHECKING:
@@ -58,9 +59,14 @@ def refuse_probabilities(logits_BC: Tensor, spec: TeacherSpec) -> None:
     import torch
 
     # Of several classes, no whole batch of logits is non-negative and sums to 1 by chance; of one, 1.0 is a fair logit.
+    # About 1: sums of half precision, or of a graph in int8, are off by more than rounding of float32.
     logits_BC = logits_BC.float()
     sums_B = logits_BC.sum(dim=1)
-    if spec.num_classes > 1 and (logits_BC >= 0).all() and torch.allclose(sums_B, torch.ones_like(sums_B), atol=1e-3):
+    if (
+        spec.num_classes > 1
+        and (logits_BC >= 0).all()
+        and torch.allclose(sums_B, torch.ones_like(sums_B), atol=OFF_ONE)
+    ):
         raise BadTeacher(
             f"teacher {spec.name} returns probabilities",
             found="every row is non-negative and sums to 1",

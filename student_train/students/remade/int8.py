@@ -80,9 +80,9 @@ class Rounded(nn.Module):
         super().__init__()
         self.per = per
         self.weight, self.bias = layer.weight, layer.bias
-        # nothing was seen yet: the first batch tells
-        self.register_buffer("low", layer.weight.new_full((), float("inf")))
-        self.register_buffer("high", layer.weight.new_full((), float("-inf")))
+        # none yet: the first batch tells; finite, for averages of weights are of these too
+        self.register_buffer("low", layer.weight.new_zeros(()))
+        self.register_buffer("high", layer.weight.new_zeros(()))
         self._product = product(layer)
 
     def forward(self, inputs: Tensor) -> Tensor:
@@ -104,12 +104,10 @@ class Rounded(nn.Module):
         return made.train(self.training)
 
     def _look(self, inputs: Tensor) -> None:
+        seen = self.high > self.low
         for name, now in (("low", inputs.amin().clamp(max=0.0)), ("high", inputs.amax().clamp(min=0.0))):
-            before = getattr(self, name)
-            after = torch.where(
-                before.isfinite(), before + MOMENTUM * (now.to(before.dtype) - before), now.to(before.dtype)
-            )
-            before.copy_(after)
+            before, found = getattr(self, name), now.to(self.low.dtype)
+            before.copy_(torch.where(seen, before + MOMENTUM * (found - before), found))
 
 
 def step_of(weight: Tensor, per: Per) -> Tensor:

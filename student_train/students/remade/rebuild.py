@@ -6,6 +6,7 @@ import copy
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
+import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
@@ -121,14 +122,23 @@ def _count_heads(network: nn.Module, layer: Any, change: Heads) -> None:
 def _factor(network: nn.Module, layer: nn.Module, change: Factored) -> None:
     if (full := full_rank(layer)) is None or change.rank > full:
         raise _unfit(change, f"a {type(layer).__name__}" + (f" of rank {full}" if full else ""))
-    replace(network, change.layer, factors(layer, change.rank))
+    _replace_product(network, change.layer, factors(layer, change.rank))
 
 
 def _round(network: nn.Module, layer: nn.Module, change: Int8) -> None:
     if not is_product(layer):
         raise _unfit(change, f"a {type(layer).__name__}")
     made = Rounded if change.trained else Codes
-    replace(network, change.layer, made(layer, change.per))
+    _replace_product(network, change.layer, made(layer, change.per))
+
+
+def _replace_product(network: nn.Module, name: str, layer: nn.Module) -> None:
+    """Put another layer in the place of a product, where torch's own encoders would read its weights around it.
+
+    On their fast path they never call the layer: one that rounds would be measured in floats, and codes are no weights.
+    """
+    torch.backends.mha.set_fastpath_enabled(False)
+    replace(network, name, layer)
 
 
 def settled(student: AnyStudent) -> AnyStudent:

@@ -25,6 +25,8 @@ KEYS: tuple[str, ...] = ("path", "method", "trust_types", "classes", "pixels", "
 EXTRA = "sklearn"
 WHAT = 'kind = "sklearn"'
 METHODS = ("predict_proba", "decision_function")
+BINARY = 2  # classes, of which there is one number in any case
+PAIRS = ("decision_function_shape", "ovo")  # of SVC and its like
 
 
 class Loaded(NamedTuple):
@@ -115,7 +117,22 @@ def _scoring(options: TeacherOptions) -> tuple[Any, str]:
             expected="a classifier that scores its classes",
             do=f'method = "{others[0]}"' if others else None,
         )
+    if method == "decision_function" and len(getattr(estimator, "classes_", ())) > BINARY:
+        _check_scores_classes(path, estimator)
     return estimator, method
+
+
+def _check_scores_classes(path: Path, estimator: Any) -> None:
+    """Raise BadTeacher if a decision is one number for each pair of classes: of three there are three pairs as well."""
+    parameters: dict[str, Any] = getattr(estimator, "get_params", dict)()
+    pairs = [key for key, value in parameters.items() if (key.rpartition("__")[2], value) == PAIRS]
+    if pairs:
+        raise BadTeacher(
+            f"the {type(estimator).__name__} in {path} scores pairs of classes, and no classes",
+            found=f'{pairs[0]} = "ovo"',
+            expected="one number for each class",
+            do=f'estimator.set_params({pairs[0]}="ovr") before it is dumped: nothing is fitted again',
+        )
 
 
 def check_types(path: Path, trusted: Sequence[str]) -> None:

@@ -9,8 +9,10 @@ import torch
 from torch import nn
 
 from storage.errors import BadRequest
+from student_train.stepping.average import WeightAverage
 from student_train.students import Blueprint, Change, Dropped, Factored, Int8, Resized, build_student, settled
 from student_train.students.remade.int8 import LARGEST, Rounded, codes_of, step_of
+from student_train.students.remade.rebuild import rebuild
 
 
 def blueprint(*changes: Change, **options: Any) -> Blueprint:
@@ -65,6 +67,42 @@ def test_a_change_that_does_not_fit_is_refused(change: Change, found: str) -> No
     import re
 
     assert re.search(found, caught.value.found)
+
+
+class Encoding(nn.Module):
+    """Torch's own layer, which in inference reads the weights of its layers and does not call them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.TransformerEncoderLayer(8, 2, 16, dropout=0.0, batch_first=True)
+
+    def forward(self, rows_BLD: torch.Tensor) -> torch.Tensor:
+        rows: torch.Tensor = self.layer(rows_BLD)
+        return rows
+
+
+@pytest.mark.parametrize("trained", [True, False])
+def test_layers_within_an_encoder_of_torch_round_in_inference_too(trained: bool) -> None:
+    torch.manual_seed(0)
+    rows_BLD = torch.randn(4, 3, 8)
+    network = rebuild(Encoding(), [Int8(layer="layer.linear1", trained=trained)])
+    network.train()(rows_BLD)
+    with torch.inference_mode():
+        said = network.eval()(rows_BLD)
+    network.layer.linear1.register_forward_hook(lambda *_: None)  # with which torch calls its layers
+    with torch.no_grad():
+        assert torch.equal(said, network(rows_BLD))
+
+
+def test_an_average_of_weights_has_a_range_of_inputs_too() -> None:
+    student = build_student(blueprint(Int8(layer="head", trained=True)))
+    average = WeightAverage(student, 0.9)
+    for step in range(3):
+        student.train()(torch.rand(2, 1, 8, 8))
+        average.update(step)
+    said = settled(average.student)
+    assert said.network.head.high > said.network.head.low
+    assert said(torch.rand(2, 1, 8, 8)).isfinite().all()
 
 
 def test_codes_are_rounded_weights_by_hand() -> None:

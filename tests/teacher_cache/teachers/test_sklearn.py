@@ -15,10 +15,11 @@ from sklearn.ensemble import RandomForestClassifier
 from sklearn.linear_model import LinearRegression, LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import FunctionTransformer, StandardScaler
-from sklearn.svm import LinearSVC
+from sklearn.svm import SVC, LinearSVC
 
 from storage.cache import Cache
 from storage.errors import BadRequest, BadTeacher, BadWeights
+from teacher_cache.teachers.kinds import KINDS
 from teacher_cache.teachers.loading import load_teacher
 from teacher_cache.teachers.options import TeacherOptions
 from tests.teacher_cache.toys import Silent, build, digits, write_digits, write_job
@@ -83,6 +84,18 @@ def test_an_estimator_without_probabilities_is_asked_for_its_decision(tmp_path: 
     assert refused.value.do == 'method = "decision_function"'
     stored = asked(tmp_path, model, 'method = "decision_function"')
     assert np.allclose(stored, model.decision_function(FLAT[:32]), atol=1e-5)
+
+
+def test_a_decision_for_each_pair_of_three_classes_is_none_for_each_class(tmp_path: Path) -> None:
+    three = LABELS < 3
+    model = SVC(decision_function_shape="ovo").fit(FLAT[three], LABELS[three])
+    assert model.decision_function(FLAT[:2]).shape == (2, 3)  # as many pairs as classes
+    skops.io.dump(make_pipeline(StandardScaler(), model), tmp_path / "model.skops")
+    options = TeacherOptions(name="sk", kind="sklearn", path=tmp_path / "model.skops", method="decision_function")
+    with pytest.raises(BadTeacher, match="scores pairs of classes") as refused:
+        KINDS["sklearn"].check_files(options)
+    assert refused.value.do is not None
+    assert 'svc__decision_function_shape="ovr"' in refused.value.do
 
 
 def test_one_number_for_two_classes_becomes_two_logits(tmp_path: Path) -> None:

@@ -165,6 +165,19 @@ def test_a_bf16_value_that_rounds_to_infinity_is_not_finite() -> None:
     assert finite_rows(stored["logits"], bf16=True).tolist() == [False, True]
 
 
+def test_probabilities_of_half_precision_whose_sums_are_off_one_are_none_of_logits() -> None:
+    from storage.encodings import DenseEncoding
+    from storage.format.specs import TeacherSpec
+    from teacher_cache.work.checks import refuse_probabilities
+
+    torch.manual_seed(0)
+    rounded = (3 * torch.randn(64, 10)).bfloat16().softmax(1)
+    assert (rounded.float().sum(1) - 1).abs().max() > 1e-3
+    spec = TeacherSpec(name="half", model={}, num_classes=10, encoding=DenseEncoding(), features={})
+    with pytest.raises(BadTeacher, match="returns probabilities"):
+        refuse_probabilities(rounded, spec)
+
+
 @pytest.mark.parametrize(
     ("arguments", "extra", "what"),
     [
