@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import cache
 from importlib.metadata import version
 from importlib.util import find_spec
 from typing import Literal
@@ -34,9 +35,17 @@ class DigitsSource(Source):
         return [str(digit) for digit in range(10)]
 
     def read(self, file: str, position: int, rows: int) -> Iterator[RawSample]:
-        from sklearn.datasets import load_digits
-
-        bunch = load_digits()
-        pixels = np.round(bunch.images * (255 / MAX_VALUE)).astype(np.uint8)[:, None]  # (rows, 1, 8, 8)
+        pixels, labels = _digits()
         for i in range(position, position + rows):
-            yield RawSample(f"digits:{i}", pixels[i], int(bunch.target[i]))
+            yield RawSample(f"digits:{i}", pixels[i], int(labels[i]))
+
+
+@cache  # 115 kB, which to take apart takes longer than any teacher of them
+def _digits() -> tuple[np.ndarray, np.ndarray]:
+    """Return pixels, uint8 (rows, 1, 8, 8), and labels."""
+    from sklearn.datasets import load_digits
+
+    bunch = load_digits()
+    pixels = np.round(bunch.images * (255 / MAX_VALUE)).astype(np.uint8)[:, None]
+    pixels.flags.writeable = False  # all who read them share them
+    return pixels, bunch.target

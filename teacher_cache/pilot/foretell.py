@@ -9,17 +9,19 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from functools import partial
+from itertools import cycle, islice
 from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 from storage.encodings import AnyEncoding, SparseEncoding
-from storage.errors import duration
+from storage.errors import MissingSource, duration
 from storage.tasks import task_of
 from teacher_cache.building.prepared import Stage
 from teacher_cache.pilot.answers import ask_rows, joined, shares_of
 from teacher_cache.pilot.cost import cost_of
 from teacher_cache.pilot.ladder import ladder
-from teacher_cache.pilot.rows import MIN_ROWS, SpreadRows, choose_sites, read_spread, rows_wanted, sites_per_row
+from teacher_cache.pilot.rows import SpreadRows, choose_sites, read_spread, rows_wanted, runs_of, sites_per_row
 from teacher_cache.teachers.model import Teacher
 from teacher_cache.teachers.options import TeacherOptions
 
@@ -27,7 +29,7 @@ if TYPE_CHECKING:
     from teacher_cache.pilot.fidelity import PilotAnswers
 
 Result = TypeVar("Result")
-FEW_SITES, FEW_ROWS = 64, 16
+FEW_SITES, FEW_ROWS, FEW_RUNS = 64, 16, 8
 ENOUGH_S = 0.5  # of more things than one, to tell what each takes
 TIMES, LONG_S = 3, 0.5  # what takes longer is measured once
 
@@ -77,20 +79,32 @@ def foretell(teacher: Teacher, options: TeacherOptions, stages: Sequence[Stage],
     rows_of_each = [rows_wanted(of, share) for of, share in shares]
     all_rows = sum(rows_of_each)
     asking_s = _extrapolated(ask_s, all_rows, FEW_ROWS)
-    reading_s = sum(
-        _extrapolated(partial(_read_s, of), count, 2 * MIN_ROWS)
-        for (of, _), count in zip(shares, rows_of_each, strict=True)
-    )
+    read_s = sum(reading_s(of, share) for of, share in shares)
     answers = joined(asked)
     tried = ladder(answers.num_classes, options.encoding)
     sites = sum(count * sites_per_row(of.dataset) for (of, _), count in zip(shares, rows_of_each, strict=True))
     encode_s = _encodings_s(answers, tried, sum(share for _, share in shares))
-    return Foretold(reading_s + asking_s, encode_s, (sites, task.site_name, len(tried)))
+    return Foretold(read_s + asking_s, encode_s, (sites, task.site_name, len(tried)))
 
 
-def _read_s(stage: Stage, rows: int) -> float:
-    """Return seconds of reading so many rows, or as few as are ever read."""
-    return _timed(lambda: read_spread(stage, rows * sites_per_row(stage.dataset)))[0]
+def reading_s(stage: Stage, wanted: int) -> float:
+    """Return the seconds of reading about `wanted` sites: by runs of neighbouring rows, which are what takes long.
+
+    Others each time, as long as there are any: what was read before may come from memory.
+    """
+    runs = runs_of(stage, wanted)
+    next_run = cycle(runs)
+
+    def read_s(count: int) -> float:
+        some = sorted(islice(next_run, count))
+
+        def read() -> None:
+            with suppress(MissingSource):  # of so few rows perhaps none can be read
+                read_spread(stage, wanted, some)
+
+        return _timed(read)[0]
+
+    return _extrapolated(read_s, len(runs), FEW_RUNS)
 
 
 def _encodings_s(answers: PilotAnswers, tried: Sequence[AnyEncoding], sites: int) -> float:
@@ -109,10 +123,10 @@ def _encodings_s(answers: PilotAnswers, tried: Sequence[AnyEncoding], sites: int
 def _extrapolated(seconds_of: Callable[[int], float], total: int, few: int) -> float:
     """Return the seconds of `total` things: what one takes, and what it takes more of enough others to be clear."""
     seconds_of(1)  # what is set up once, in a process, is no part of it
-    one_s, count = _quickest(partial(seconds_of, 1)), min(few, max(1, total // 8))
+    one_s, count = _quickest(partial(seconds_of, 1)), min(total, few, max(2, total // 8))
     while (more_s := _quickest(partial(seconds_of, count)) - one_s) < max(ENOUGH_S, 2 * one_s) and count < total:
         count = min(total, 4 * count)
-    return one_s + max(0.0, more_s) * total / count
+    return one_s + max(0.0, more_s) * (total - 1) / max(1, count - 1)
 
 
 def _quickest(seconds: Callable[[], float]) -> float:

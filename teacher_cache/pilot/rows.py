@@ -5,6 +5,7 @@ Shapes: S rows read, B readable rows, `sites` the axes of a row's sites (storage
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from math import prod
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -74,8 +75,14 @@ def spread_ranges(dataset: PreparedDataset, wanted: int) -> list[tuple[int, int]
     return spread_runs(total, size * RANGES, most=RANGES)
 
 
-def read_spread(stage: Stage, wanted: int) -> SpreadRows:
-    """Return rows of a dataset in the view of a stage, with about `wanted` sites.
+def runs_of(stage: Stage, wanted: int) -> list[tuple[int, int]]:
+    """Return what is read of a dataset for about `wanted` sites: runs of rows, or ranges of bytes."""
+    dataset, rows = stage.dataset, rows_wanted(stage, wanted)
+    return spread_ranges(dataset, rows) if dataset.spec.byte_ranges else spread_runs(dataset.rows.num_rows, rows)
+
+
+def read_spread(stage: Stage, wanted: int, runs: Sequence[tuple[int, int]] | None = None) -> SpreadRows:
+    """Return rows of a dataset in the view of a stage, with about `wanted` sites; if given, of some `runs_of` it.
 
     Raises:
         MissingSource: none of them can be read, or the source is not what it was a moment ago.
@@ -84,8 +91,7 @@ def read_spread(stage: Stage, wanted: int) -> SpreadRows:
 
     dataset = stage.dataset
     rows = rows_wanted(stage, wanted)
-    runs = spread_ranges(dataset, rows) if dataset.spec.byte_ranges else spread_runs(dataset.rows.num_rows, rows)
-    extents = [extent for run in runs for extent in dataset.rows.slice(*run)]
+    extents = [extent for run in runs or runs_of(stage, wanted) for extent in dataset.rows.slice(*run)]
     arrays, columns, _ = decode_rows(dataset.source, dataset.spec, extents)
     table = pa.table(columns)
     readable = readable_rows(table)

@@ -174,9 +174,9 @@ def test_what_is_missing_is_told(verse: Path, tmp_path: Path) -> None:
         named = export_transformers(verse / "runs/s", tmp_path / "named", tokenizer=verse / "away")
     finally:
         shutil.move(verse / "away", verse / "small")
-    assert any(
-        text.startswith("no tokenizer_config.json, chat_template.jinja, generation_config") for text in found.told
-    )
+    assert any(text.startswith("no tokenizer_config.json, chat_template.jinja: ") for text in found.told)
+    assert (tmp_path / "out/generation_config.json").exists()
+    assert "generation_config.json: the default that transformers makes of a config" in found.told
     spoken = AutoTokenizer.from_pretrained(tmp_path / "out")
     assert spoken.eos_token == "<|endoftext|>"
     assert (tmp_path / "named/chat_template.jinja").read_text() == TEMPLATE

@@ -160,6 +160,9 @@ def test_a_line_that_goes_on_is_a_change(folder: Path) -> None:
         build(write_job(folder, section()))
     assert str(error.value.found).startswith("1 shard with other content: verse.txt from byte")
     assert "perhaps a last line without a line end goes on there" in str(error.value.found)
+    assert f"delete {folder}/cache/verse, of which no teacher was asked" in str(error.value.do)
+    shutil.rmtree(folder / "cache/verse")  # as it says
+    assert build(write_job(folder, section())).exit_code == 0
 
 
 @pytest.mark.parametrize("line_end", ["\n", "\r\n"])

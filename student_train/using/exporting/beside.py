@@ -49,13 +49,14 @@ def folders_of(run: Path) -> list[Path]:
     return [Path(path) for path in named if isinstance(path, str)]
 
 
-def beside(student: Student, folders: Sequence[Path], tokenizer: Path | None) -> Beside:
+def beside(student: Student, folders: Sequence[Path], tokenizer: Path | None, *, adapter: bool = False) -> Beside:
     """Return what goes with a student.
 
     Args:
         student: a language model.
         folders: that may have it, in this order.
         tokenizer: a folder that is asked for; it must be of the same tokenizer.
+        adapter: whether its adapter goes alone; a whole model is written with a generation config, if only the default.
 
     Raises:
         BadRequest: `tokenizer` is another than the student's.
@@ -82,6 +83,9 @@ def beside(student: Student, folders: Sequence[Path], tokenizer: Path | None) ->
             files |= new
             told.append(f"{', '.join(new)} of {folder}")
     missing = [name for name in MISSED if name not in files]
+    if GENERATION in missing and not adapter:
+        missing.remove(GENERATION)
+        told.append(f"{GENERATION}: the default that transformers makes of a config")
     if TEMPLATE in missing and b"chat_template" in files.get(TOKENIZER_CONFIG, b""):
         missing.remove(TEMPLATE)  # as older versions had it
     if missing:

@@ -53,7 +53,7 @@ def export_transformers(
         "student_digest": digest((run / BLUEPRINT_FILE).read_bytes()),
         "base": None if base is None else record.identity["start"],
     }
-    gone_with = beside(student, folders_of(run), tokenizer)
+    gone_with = beside(student, folders_of(run), tokenizer, adapter=adapter)
     # What lies beside counts where it is asked for: the folders of the job may have changed since.
     if (before := done_before(out, about, {} if tokenizer is None else gone_with.files)) is not None:
         return before

@@ -14,8 +14,10 @@ from storage.cache.standing import near_chance
 from storage.encodings import SparseEncoding
 from storage.encodings.naming import short_name
 from storage.tasks import TASKS
-from teacher_cache.pilot.foretell import Foretold
+from teacher_cache.building.survey import prepare_afresh
+from teacher_cache.pilot.foretell import Foretold, reading_s
 from teacher_cache.pilot.pilot import Pilot, PilotRequest, run_pilot
+from teacher_cache.pilot.rows import read_spread
 from tests.language.toys import IDS, counting_teacher, write_counting
 from tests.teacher_cache.toys import Silent, write_job
 
@@ -97,6 +99,52 @@ def test_how_long_it_takes_is_told_before_and_kept_within_a_factor_of_two(tmp_pa
     began = next(at for at, text in watcher.told if text == note)
     assert pilot.took_s == pytest.approx(time.monotonic() - began, abs=0.5)
     assert 0.5 < pilot.took_s / pilot.foretold_s < 2
+
+
+RUNS = """
+import time
+
+import numpy as np
+
+
+class Rows:
+    classes = ["a", "b"]
+    last = None
+
+    def __len__(self):
+        return 2_000
+
+    def __getitem__(self, i):
+        if i - 1 != self.last:
+            time.sleep(0.01)  # to get to a place takes long, to go on from there nothing
+        self.last = i
+        return {"input": np.full((1, 2, 2), i % 251, np.uint8), "label": i % 2}
+
+
+def make():
+    return Rows()
+"""
+PLAIN_TEACHER = """
+from torch import nn
+
+
+def build():
+    return nn.Sequential(nn.Flatten(), nn.Linear(4, 2))
+"""
+
+
+def test_reading_is_foretold_by_places_not_by_rows(tmp_path: Path) -> None:
+    (tmp_path / "data.py").write_text(RUNS)
+    (tmp_path / "plain.py").write_text(PLAIN_TEACHER)
+    dataset = '[[dataset]]\nname = "d"\nkind = "factory"\nfactory = "data.py:make"\n'
+    teacher = '[[teacher]]\nname = "plain"\nfactory = "plain.py:build"\n'
+    job = write_job(tmp_path, dataset, teacher)
+    read = read_job(job, CacheJob)
+    (stage,) = (s for s in prepare_afresh(read.request(job, device="cpu")).stages if s.teacher is not None)
+    began = time.monotonic()
+    assert len(read_spread(stage, 1024).labels) == 1024  # in 64 places, 10 ms each
+    took_s = time.monotonic() - began
+    assert 0.5 < reading_s(stage, 1024) / took_s < 2
 
 
 def test_it_is_told_in_words() -> None:
