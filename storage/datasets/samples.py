@@ -59,6 +59,8 @@ def rows_of(
             found="no sample" if wrong is None else f"a row of shape {wrong.shape}, {wrong.dtype}",
             expected=f"{input_shape}{', or shorter' if made_of.tokenised else ''}, {made_of.dtypes}",
         )
+    if any(row.dtype.kind == "f" and not np.isfinite(row).all() for row in rows):
+        raise BadRequest("these are no inputs of this student", found="a row with numbers that are NaN or infinite")
     stored = made_of.stored(rows, str(np.result_type(*rows)))
     return made_of.shown(stored, np.arange(len(rows)))
 

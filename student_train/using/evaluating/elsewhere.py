@@ -11,16 +11,24 @@ import torch
 from pydantic import TypeAdapter, ValidationError
 from torch import Tensor
 
-from storage.datasets import AnySource, Source, Unreadable
+from storage.datasets import AnySource, RawSample, Source, Unreadable
 from storage.datasets.images import ImagePolicy
-from storage.errors import BadRequest, MissingSource
+from storage.errors import BadRequest, LabelOutOfRange, MissingSource
 from storage.tasks import NO_LABEL
 from student_train.feed.batches import Batch
 from student_train.using.answering import Answerer
-from student_train.using.evaluating.rows import LabelledRows, check_inputs
+from student_train.using.evaluating.rows import LabelledRows, check_inputs, other_keys
 
 IMAGES = ("image_folder", "parquet_images")  # kinds of which a folder can stand for a file, and a file for a folder
 ARRAYS = (".npy", ".npz")
+# options of which a promise has the value as a job gives it
+PROMISED = {
+    "add_special_tokens", "block", "column", "completion", "document_mask", "end_of_text", "header", "joined_by",
+    "label", "length", "long_chats", "long_documents", "pack", "prompt", "quotes", "roles", "special_tokens", "task",
+    "template_arguments",
+}  # fmt: skip
+# keys of a promise that say which rows there are, not what a row is
+WHICH_ROWS = {"part", "where", "labels", "train_tokenizer"}
 NO_LABELS = 'of a .npy give --labels FILE.npy; a .npz has "inputs" and "labels"; of images, a folder for each class'
 
 
@@ -74,11 +82,11 @@ def source_like(path: Path, answerer: Answerer, labels: Path | None) -> Source:
     if kind in IMAGES and path.suffix not in ARRAYS:
         policy = ImagePolicy.promised(promise).model_dump(exclude_defaults=True)
         section |= {**policy, "kind": "image_folder" if path.is_dir() and not [*path.glob("*.parquet")] else IMAGES[1]}
-        section |= {key: promise[key] for key in ("image", "label") if section["kind"] == kind == IMAGES[1]}
+        section |= {key: promise.get(key) for key in ("image", "label", "id") if section["kind"] == kind == IMAGES[1]}
     elif path.suffix in ARRAYS and not answerer.blueprint.made_of.tokenised:
         section |= {"kind": "arrays"} | ({} if labels is None else {"labels": str(labels.absolute())})
     else:
-        section |= _as_promised(promise, path)
+        section |= _as_promised(promise, path, answerer.blueprint.classes)
         if answerer.tokenizer is not None:
             section["tokenizer"] = "tokenizer.json"  # its own, given below
     try:
@@ -90,14 +98,26 @@ def source_like(path: Path, answerer: Answerer, labels: Path | None) -> Source:
             expected=f'data of kind "{kind}"',
             do="; ".join(each["msg"] for each in error.errors()[:3]),
         ) from None
-    return source if answerer.tokenizer is None else source.prepared(answerer.tokenizer, {})
+    source = source if answerer.tokenizer is None else source.prepared(answerer.tokenizer, {})
+    source = source.as_promised(promise)
+    # Whatever a kind promises one day is compared too: a row that is made otherwise has other figures, silently.
+    if other := sorted(other_keys(source.content(), promise) - WHICH_ROWS):
+        raise BadRequest(
+            f"{path} would be read in another way than what this student learned from",
+            found=", ".join(f"{key} {source.content().get(key)!r}" for key in other),
+            expected=", ".join(f"{key} {promise.get(key)!r}" for key in other),
+            do="cache build, of these data; then student eval RUN DATASET --cache URL",
+        )
+    return source
 
 
-def _as_promised(promise: dict[str, Any], path: Path) -> dict[str, Any]:
+def _as_promised(promise: dict[str, Any], path: Path, classes: tuple[str, ...]) -> dict[str, Any]:
     """Return the options that a promise has the values of."""
     section = {"kind": promise["kind"], "path": str(path.absolute())}
-    known = {"column", "label", "length", "joined_by", "header", "quotes", "block", "long_documents", "pack", "task"}
-    section |= {key: value for key, value in promise.items() if key in known and value is not None}
+    section |= {key: value for key, value in promise.items() if key in PROMISED and value is not None}
+    written = promise.get("labels")
+    if written is not None and list(written) != list(classes) and len(written) == len(classes):
+        section["classes"] = dict(zip(written, classes, strict=True))  # what is written there = name
     return section
 
 
@@ -119,7 +139,9 @@ def _classes(source: Source, answerer: Answerer, path: Path) -> tuple[tuple[str,
     if not names:
         raise MissingSource(f"{path} has no labels", expected="samples with their class", do=NO_LABELS)
     if set(names) <= set(own):
-        return names, []
+        counted = [f"{name} is class {own.index(name)}" for name in names if own.index(name) != int(name)]
+        told = f"labels of {path.name} are taken as names of classes, which sort otherwise than one counts: "
+        return names, [f"{told}{', '.join(counted[:3])}"] if counted else []
     if len(names) > len(own):
         raise BadRequest(
             f"{path} has labels beyond the student's classes",
@@ -138,6 +160,7 @@ def _batches(
 ) -> Iterator[Batch]:
     """Yield batches of readable samples; what is not is added to `unreadable`."""
     blueprint, asked = answerer.blueprint, answerer.blueprint.asked
+    num_classes = len(source.class_names()) if asked.label_array is None else 0
     inputs: list[np.ndarray] = []
     labels: list[Any] = []
     for file in files:
@@ -154,12 +177,22 @@ def _batches(
             except Unreadable as reason:
                 unreadable.append((sample.sample_id, str(reason)))
                 continue
+            if not blueprint.made_of.takes(row.dtype):
+                raise BadRequest(
+                    f"{sample.sample_id} of {source.name} is no data for this student",
+                    found=f"{row.dtype}",
+                    expected=f"{blueprint.made_of.dtypes}: others would be shown to it as something else",
+                    do='of pixels, array.astype("uint8")' if blueprint.made_of.scaled else 'array.astype("float32")',
+                )
+            if row.dtype.kind == "f" and not np.isfinite(row).all():
+                unreadable.append((sample.sample_id, "has numbers that are NaN or infinite"))
+                continue
             check_inputs(
                 row.shape, blueprint.made_of.name, asked.name, None, blueprint, f"{sample.sample_id} of {source.name}"
             )
             inputs.append(row)
             many = asked.label_array is not None
-            labels.append(source.decode_labels(sample.payload) if many else _label(sample.label))
+            labels.append(source.decode_labels(sample.payload) if many else _label(sample, num_classes))
             if len(inputs) == size:
                 yield _batch(inputs, labels, answerer)
                 inputs, labels = [], []
@@ -167,8 +200,18 @@ def _batches(
         yield _batch(inputs, labels, answerer)
 
 
-def _label(label: int | None) -> int:
-    return NO_LABEL if label is None else label
+def _label(sample: RawSample, num_classes: int) -> int:
+    """Return a label, or NO_LABEL. Raises LabelOutOfRange: it is no class, and would count from the end as another."""
+    if sample.label is None:
+        return NO_LABEL
+    if not 0 <= sample.label < num_classes:
+        raise LabelOutOfRange(
+            f"{sample.sample_id} has a label that is no class",
+            found=str(sample.label),
+            expected=f"0 to {num_classes - 1}",
+            do="leave out rows without a label",
+        )
+    return sample.label
 
 
 def _batch(inputs: list[np.ndarray], labels: list[Any], answerer: Answerer) -> Batch:

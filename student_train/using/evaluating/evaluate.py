@@ -189,6 +189,10 @@ class _Asked:
     def logits(self, inputs: Tensor) -> Tensor:
         """Return (1, B, C) float32, which is kept for whoever counts more of it."""
         self.said_BC = self._answerer.logits(inputs)
+        if self.said_BC.isnan().any():
+            raise BadRequest(
+                f"{self._answerer.name} answers with NaN", do="student predict RUN INPUTS tells to which samples"
+            )
         return self.said_BC[None]
 
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from storage.cache import Cache, Samples
+from storage.datasets.images import UNSAID, ImagePolicy
 from storage.errors import BadRequest, NotInCache
 from storage.inputs import inputs_of
 from storage.tasks import task_of
@@ -138,13 +139,20 @@ def check_inputs(
         )
 
 
+def other_keys(source: Mapping[str, Any], own: Mapping[str, Any]) -> set[str]:
+    """Return in which keys two promises of how a sample becomes a row differ."""
+    keys = {*source, *own} - SPLIT_KEYS
+    if source.get("kind") != own.get("kind"):  # two kinds of files say nothing of each other's keys
+        both = "channels" in source and "channels" in own  # but a picture becomes pixels in one way, wherever it lies
+        keys &= ImagePolicy.model_fields.keys() if both else set()
+    return {key for key in keys if source.get(key, UNSAID.get(key)) != own.get(key, UNSAID.get(key))}
+
+
 def other_preprocessing(source: Mapping[str, Any], blueprint: Blueprint, name: str) -> list[str]:
     """Return a note if samples of a dataset became rows in another way than those that a student learned from."""
     own = blueprint.source
-    if own is None or source.get("kind") != own.get("kind"):
-        return []  # two kinds of files say nothing of each other's keys
-    differing = sorted(key for key in {*source, *own} - SPLIT_KEYS if source.get(key) != own.get(key))
-    if not differing:
+    differing = [] if own is None else sorted(other_keys(source, own))
+    if own is None or not differing:
         return []
     said = ", ".join(f"{key} {source.get(key)!r}, the student's {own.get(key)!r}" for key in differing)
     return [f"{name} was read in another way than what the student learned from: {said}"]

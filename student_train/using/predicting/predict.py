@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import islice
-from math import prod
+from math import isfinite, prod
 from pathlib import Path
 from typing import NamedTuple
 
@@ -121,8 +121,9 @@ def predict_samples(
         for piece, likeliest in ahead(_cut(samples.each, _piece_rows(answerer)), work, threads=threads):
             frame = _frame(piece, likeliest or _likeliest(answerer, piece, top), name_of)
             write(frame)
-            rows, unreadable = rows + len(frame), unreadable + len(piece.reasons)
-            reasons += [(piece.ids[at], why) for at, why in piece.reasons.items()][: SHOWN_REASONS - len(reasons)]
+            failed = frame.filter(pl.col("error").is_not_null()).select("sample_id", "error")
+            rows, unreadable = rows + len(frame), unreadable + len(failed)
+            reasons += failed.head(SHOWN_REASONS - len(reasons)).rows()
             counts.update(frame["class"].drop_nulls().to_list())
             advance(len(frame))
     if not rows:
@@ -178,7 +179,7 @@ def _read(answerer: Answerer, samples: list[Sample]) -> Piece:
                 answerer.shown([payload])
                 readable.append(payload)
             except BadRequest as error:
-                reasons[at] = error.found or error.what
+                reasons[at] = (error.found or error.what) + (f", not {error.expected}" if error.expected else "")
     return Piece(ids, dict(sorted(reasons.items())), answerer.shown(readable) if readable else None)
 
 
@@ -205,17 +206,20 @@ def _likeliest(answerer: Answerer, piece: Piece, top: int) -> Likeliest:
 def _frame(piece: Piece, likeliest: Likeliest, name_of: Callable[[int], str]) -> pl.DataFrame:
     """Return the lines of a piece, of all of its samples in order."""
     rows = len(piece.ids)
-    places = [at for at in range(rows) if at not in piece.reasons]
+    places, reasons = [at for at in range(rows) if at not in piece.reasons], dict(piece.reasons)
     columns: dict[str, pl.Series] = {"sample_id": pl.Series(piece.ids, dtype=pl.String)}
+    first = zip(places, likeliest[0][0], strict=True)
+    reasons |= {at: "the student answers with NaN" for at, share in first if not isfinite(share)}
     for k, (values, numbers) in enumerate(zip(*likeliest, strict=True)):
         names: list[str | None] = [None] * rows
         shares: list[float | None] = [None] * rows
         for at, share, number in zip(places, values, numbers, strict=True):
-            names[at], shares[at] = name_of(number), share
+            if at not in reasons:
+                names[at], shares[at] = name_of(number), share
         end = "" if k == 0 else f"_{k + 1}"
         columns[f"class{end}"] = pl.Series(names, dtype=pl.String)
         columns[f"probability{end}"] = pl.Series(shares, dtype=pl.Float32)
-    columns["error"] = pl.Series([piece.reasons.get(at) for at in range(rows)], dtype=pl.String)
+    columns["error"] = pl.Series([reasons.get(at) for at in range(rows)], dtype=pl.String)
     return pl.DataFrame(columns)
 
 

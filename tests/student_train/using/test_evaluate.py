@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
 
 from storage.errors import BadRequest
 from student_train.run_files.records import read_record
+from student_train.students import Blueprint
+from student_train.using.evaluating.elsewhere import source_like
 from student_train.using.evaluating.matching import match_classes
+from student_train.using.evaluating.rows import other_keys
 from tests.conftest import Program
 from tests.student_train.using.toys import write_pictures
 
@@ -87,6 +92,23 @@ def test_arrays_of_pixels_have_labels_beside_them(program: Program, run: Path, t
     assert evaluated(program, run, tmp_path / "x.npy", code=2)["what"].endswith("x.npy has no labels")
 
 
+@pytest.mark.parametrize("label", [-1, -2, -100])
+def test_a_label_below_0_is_refused_and_is_not_a_class_from_the_end(
+    program: Program, run: Path, tmp_path: Path, label: int
+) -> None:
+    np.savez(tmp_path / "x.npz", inputs=np.zeros((3, 3, 8, 8), np.uint8), labels=np.array([0, 2, label]))
+    refused = evaluated(program, run, tmp_path / "x.npz", code=2)
+    assert (refused["what"], refused["found"]) == ("x.npz:2 has a label that is no class", str(label))
+
+
+def test_pixels_in_another_type_are_refused_and_not_taken_for_0_to_1(
+    program: Program, run: Path, tmp_path: Path
+) -> None:
+    np.savez(tmp_path / "x.npz", inputs=np.full((2, 3, 8, 8), 200), labels=np.array([0, 2]))
+    refused = evaluated(program, run, tmp_path / "x.npz", code=2)
+    assert (refused["found"], refused["expected"].split(":")[0]) == ("float32", "uint8")
+
+
 def test_it_prints_within_80_columns(program: Program, run: Path) -> None:
     printed = program("student", "eval", run, "pictures/validation").out
     assert "accuracy " in printed
@@ -124,3 +146,48 @@ def test_names_on_one_side_alone_are_refused() -> None:
         match_classes(["ant"], [], "insects", only_known=False)
     with pytest.raises(BadRequest, match="knows no class of insects"):
         match_classes(["ant"], ["bee"], "insects", only_known=True)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"column": "text", "label": "label", "length": 8, "add_special_tokens": True, "special_tokens": "parsed"},
+        {"column": ["text"], "label": "label", "length": 8, "joined_by": "|", "classes": {"0": "no", "1": "yes"}},
+        {"column": "text", "prompt": "label", "block": 8, "end_of_text": "<|end|>", "document_mask": True},
+    ],
+)
+def test_a_text_elsewhere_is_read_as_the_students_own_were(tmp_path: Path, options: dict) -> None:
+    from pydantic import TypeAdapter
+    from tokenizers import Tokenizer
+    from tokenizers.processors import TemplateProcessing
+
+    from storage.datasets import AnySource
+    from storage.language.tokenizer import train_tokenizer
+
+    (tmp_path / "new.jsonl").write_text('{"text": "b a", "label": "1"}\n{"text": "a", "label": "0"}\n' * 5)
+    learned = Tokenizer.from_str(train_tokenizer(["a b c"], 300, "<|end|>").decode())
+    learned.post_processor = TemplateProcessing(single="<|end|> $A", special_tokens=[("<|end|>", 0)])
+    tokenizer = learned.to_str().encode()
+    section = {"kind": "text", "path": str(tmp_path / "new.jsonl"), "tokenizer": "t.json", "name": "own", **options}
+    own = TypeAdapter(AnySource).validate_python(section).prepared(tokenizer, {})
+    blueprint = Blueprint(
+        architecture="mlp", num_classes=2, input_shape=(8,), mean=None, std=None, source=own.content(),
+        classes=("no", "yes") if "classes" in options else (),
+    )  # fmt: skip
+    asked: Any = SimpleNamespace(blueprint=blueprint, tokenizer=tokenizer)
+    found = source_like(tmp_path / "new.jsonl", asked, None)
+    dumped = found.model_dump()
+    assert {key: dumped[key] for key in options if key != "column"} == {
+        k: v for k, v in options.items() if k != "column"
+    }
+    assert found.content() == own.content()
+    blueprint.source["kept"] = "of a version to come"  # type: ignore[index]
+    with pytest.raises(BadRequest, match="would be read in another way"):
+        source_like(tmp_path / "new.jsonl", asked, None)
+
+
+def test_pictures_of_two_kinds_of_files_are_compared_by_how_they_become_pixels() -> None:
+    one = {"kind": "image_folder", "channels": 3, "size": 8, "filter": "box", "validation": 0.1}
+    other = {"kind": "parquet_images", "channels": 3, "size": 8, "image": "image", "label": "label", "id": None}
+    assert other_keys(other, one) == {"filter"}
+    assert other_keys(other | {"filter": "box"}, one) == set()

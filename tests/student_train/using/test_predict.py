@@ -9,6 +9,9 @@ import numpy as np
 import polars as pl
 import pytest
 
+from storage.datasets.samples import rows_of
+from storage.errors import BadRequest
+from storage.inputs import INPUTS
 from student_train.using.predicting.ahead import ahead
 from tests.conftest import Program
 from tests.student_train.using.toys import write_pictures
@@ -119,3 +122,10 @@ def test_samples_are_read_a_bounded_number_ahead() -> None:
         held.append(len(pulled) - done)
     assert len(pulled) == 100
     assert max(held) <= 6
+
+
+def test_numbers_that_are_none_have_no_answer() -> None:
+    rows = [np.array([1, 2], np.float32), np.array([1, np.nan], np.float32)]
+    assert rows_of(rows[:1], {"kind": "arrays"}, INPUTS["values"], (2,), None).tolist() == [[1, 2]]
+    with pytest.raises(BadRequest, match="NaN or infinite"):
+        rows_of(rows, {"kind": "arrays"}, INPUTS["values"], (2,), None)
