@@ -230,7 +230,10 @@ def _print(made: Made) -> None:
         ("bytes", made.size.bytes, made.whole.bytes),
     ):
         line(f"  {small / large:.3f} of the teacher's {name}: {si(small)} of {si(large)}")
-    line(f"  its top class is the teacher's on {made.agreement:.1%} of {made.rows} rows, before any training")
+    if made.has_classes:
+        line(f"  its top class is the teacher's on {made.agreement:.1%} of {made.rows} rows, before any training")
+    else:
+        line(f"  cosine of its vectors to the teacher's {made.agreement:.3f}, of {made.rows} rows, before any training")
     for text in made.told:
         line(f"  {text}")
     if made.made["way"] == "quantize":

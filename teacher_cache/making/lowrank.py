@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 from storage.errors import BadRequest
 from teacher_cache.making.asking import batches
 from teacher_cache.making.sizes import Target, largest_share, measured, size_like
-from teacher_cache.making.slices import with_changes
+from teacher_cache.making.slices import check_named_once, with_changes
 from teacher_cache.making.subject import Subject
 
 if TYPE_CHECKING:
@@ -70,6 +70,7 @@ def lowrank(subject: Subject, options: LowRankOptions) -> tuple[Student, list[st
     from student_train.students import Factored, build_student
 
     whole = subject.student
+    check_named_once(whole.network)
     names, left = _layers(whole.network, options.layers)
     spectra = _spectra(subject, names, options.by)
 
@@ -127,8 +128,8 @@ def _layers(network: nn.Module, asked: Sequence[str] | None) -> tuple[list[str],
         raise BadRequest("no layer of this teacher can be factorised", found=", ".join(weighty)[:300] or "no weights")
     cannot = [
         f"{name}, a {type(module).__name__}"
-        for name, module in weighty.items()
-        if name not in can and module.weight.ndim > 1
+        for name, module in modules.items()
+        if name not in can and any(own.ndim > 1 for own in module.parameters(recurse=False))
     ]
     return (list(asked) if asked else can), ([] if asked else cannot)
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from storage.cache import Cache
 from storage.digests import fingerprint
-from storage.errors import BadRequest, BadTeacher
+from storage.errors import BadRequest, BadTeacher, StillroomError
 from storage.format.specs import DatasetSpec, check_promise
 from teacher_cache.building.prepared import BuildRequest
 from teacher_cache.making.asking import batches
@@ -63,10 +63,12 @@ class Made(NamedTuple):
         folder: where it is.
         made: what it was made from.
         whole, size: of the teacher as a student, and of what was made of it.
-        agreement: share of `rows` rows, of the cache, on which its top class is the teacher's.
+        agreement: at the sites of `rows` rows of the cache that are asked about, how often its top class is the
+            teacher's; of vectors, the mean cosine with the teacher's.
         architecture: that a job must name, if it is code of a user's.
         told: what was passed over.
         done_before: whether it was there.
+        has_classes: whether it answers with scores of classes; else with vectors.
     """
 
     folder: Path
@@ -78,6 +80,7 @@ class Made(NamedTuple):
     architecture: str | None
     told: tuple[str, ...] = ()
     done_before: bool = False
+    has_classes: bool = True
 
 
 def make(request: MakeRequest) -> Made:
@@ -91,6 +94,8 @@ def make(request: MakeRequest) -> Made:
     """
     import torch
 
+    from student_train.students import size_of_student
+
     teacher = _teacher(request)
     cache = Cache.open(request.build.cache)
     dataset = cache.dataset(_dataset_name(request, teacher))
@@ -101,8 +106,19 @@ def make(request: MakeRequest) -> Made:
     torch.set_num_threads(request.build.threads)
     rows = some_rows(cache, dataset.name, request.rows, request.seed)
     subject = as_student(teacher, KINDS[teacher.origin].load(teacher), dataset, rows)
-    student, told = WAYS[request.way](subject, request.options)
-    return _write(request, subject, student, made, told)
+    try:
+        student, told = WAYS[request.way](subject, request.options)
+        size, agreement = size_of_student(student), agreement_of(student, subject)
+    except (StillroomError, KeyboardInterrupt):
+        raise
+    except Exception as error:  # of the teacher's own code, or of torch with what it has become
+        raise BadTeacher(
+            f"student make {request.way} cannot do with teacher {request.teacher}",
+            found=f"{type(error).__name__}: {error}"[:400],
+            expected="layers that each have one name, are called, and whose weights nobody else reads",
+            do="student make copy; or a student that is trained on its cached answers",
+        ) from error
+    return _write(request, subject, student, made, told, size, agreement)
 
 
 def _teacher(request: MakeRequest) -> TeacherOptions:
@@ -202,6 +218,7 @@ def _made_before(out: Path, made: JSON) -> Made | None:
         there.architecture if ":" in there.architecture else None,
         tuple(result["told"]),
         done_before=True,
+        has_classes=there.asked.has_classes,
     )
 
 
@@ -209,35 +226,52 @@ def _told(made: JSON, keys: list[str]) -> str:
     return "\n".join(f"{key} = {made.get(key)}" for key in keys)
 
 
-def _write(request: MakeRequest, subject: Subject, student: Student, made: JSON, told: list[str]) -> Made:
+def _write(
+    request: MakeRequest,
+    subject: Subject,
+    student: Student,
+    made: JSON,
+    told: list[str],
+    size: Size,
+    agreement: float,
+) -> Made:
     from student_train.students import save_student, size_of_student
 
     whole = size_of_student(subject.student)
-    try:
-        size, agreement = size_of_student(student), agreement_of(student, subject)
-    except Exception as error:  # of the teacher's own code
-        raise BadTeacher(
-            f"what {request.way} makes of teacher {request.teacher} cannot be run",
-            found=f"{type(error).__name__}: {error}"[:400],
-            expected="layers that are called, and whose weights nobody else reads",
-            do="another way of student make; or a factory whose forward() calls its layers",
-        ) from error
     rows = len(subject.rows.shown_B)
     result = {"whole": list(whole), "size": list(size), "agreement": agreement, "rows": rows, "told": told}
     made = made | {"weights": weights_digest(subject.student.network), "result": result}
     request.out.mkdir(parents=True, exist_ok=True)
     save_student(request.out, student.blueprint, student.state_dict(), student.tokenizer, made=made)
     own = student.blueprint.architecture
-    return Made(request.out, made, whole, size, agreement, rows, own if ":" in own else None, tuple(told))
+    has_classes = student.blueprint.asked.has_classes
+    return Made(
+        request.out,
+        made,
+        whole,
+        size,
+        agreement,
+        rows,
+        own if ":" in own else None,
+        tuple(told),
+        has_classes=has_classes,
+    )
 
 
 def agreement_of(student: Student, subject: Subject) -> float:
-    """Return on which share of the rows at hand a student's top classes are those of the teacher it is made of."""
+    """Return how far a student answers as its teacher at the rows at hand: `Made.agreement`."""
     import torch
+    from torch.nn import functional
 
-    same, count = 0, 0
+    task = subject.blueprint.asked
+    same, count = 0.0, 0
     with torch.inference_mode():
-        for inputs_B, _ in batches(subject):
-            agree = student(inputs_B).argmax(-1) == subject.student(inputs_B).argmax(-1)
-            same, count = same + int(agree.sum()), count + agree.numel()
+        for inputs_B, labels_B in batches(subject):
+            asked_N = task.asked_sites(labels_B)  # no padding
+            ours_NC, theirs_NC = (each(inputs_B).flatten(0, -2)[asked_N] for each in (student, subject.student))
+            if task.has_classes:
+                agree_N = ours_NC.argmax(1) == theirs_NC.argmax(1)
+            else:
+                agree_N = functional.cosine_similarity(ours_NC, theirs_NC)
+            same, count = same + float(agree_N.sum()), count + len(agree_N)
     return same / count

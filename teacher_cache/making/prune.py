@@ -14,7 +14,7 @@ from teacher_cache.making.blocks import prune_blocks
 from teacher_cache.making.coupled import Found, Units, find_heads, find_units
 from teacher_cache.making.scores import By, score
 from teacher_cache.making.sizes import Target, largest_share, measured, size_like
-from teacher_cache.making.slices import masked, resized, sliced, with_changes
+from teacher_cache.making.slices import check_named_once, masked, resized, sliced, with_changes
 from teacher_cache.making.subject import Subject
 
 if TYPE_CHECKING:
@@ -65,6 +65,7 @@ def narrower(subject: Subject, share: float, by: By) -> tuple[Student, list[str]
 
 def _units(subject: Subject, of: Of) -> Found:
     network = subject.student.network
+    check_named_once(network)
     if of == "heads":
         found = Found(find_heads(network), ())
     else:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from storage.errors import BadRequest
 from teacher_cache.making.asking import batches
-from teacher_cache.making.slices import with_changes
+from teacher_cache.making.slices import check_named_once, with_changes
 from teacher_cache.making.subject import Subject
 
 if TYPE_CHECKING:
@@ -36,6 +36,7 @@ def quantize(subject: Subject, options: QuantizeOptions) -> tuple[Student, list[
     from student_train.students import Int8, build_student, codes_of, is_product, step_of
 
     whole = subject.student
+    check_named_once(whole.network)
     layers: dict[str, Any] = dict(whole.network.named_modules())
     names = [name for name, layer in layers.items() if is_product(layer)]
     if not names:
@@ -63,8 +64,7 @@ def quantize(subject: Subject, options: QuantizeOptions) -> tuple[Student, list[
 
 
 def _is_table(layer: Any, names: list[str], name: str) -> bool:
-    weight = getattr(layer, "weight", None)
-    return weight is not None and getattr(weight, "ndim", 0) > 1 and name not in names
+    return name not in names and any(own.ndim > 1 for own in layer.parameters(recurse=False))
 
 
 def _ranges(subject: Subject, names: list[str]) -> dict[str, tuple[Tensor, Tensor]]:

@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
+from storage.errors import BadRequest
 from teacher_cache.making.asking import batches
 from teacher_cache.making.coupled import Side, Units
 from teacher_cache.making.subject import Subject
@@ -40,7 +41,8 @@ def _by_magnitude(subject: Subject, units: Sequence[Units], seed: int) -> list[T
     Source: Li et al. 2017, arXiv 1608.08710, for filters; Fang et al. 2023, arXiv 2301.12900, section 3.3, for groups.
     """
     layers = dict(subject.student.network.named_modules())
-    return [_over_sides(each, lambda side: _per_unit(_weight(layers[side.layer]).square(), side)) for each in units]
+    weights = {name: layer.weight.detach() for name, layer in layers.items() if _has_weight(layer)}
+    return [_over_sides(each, partial(_known, {n: w.square() for n, w in weights.items()})) for each in units]
 
 
 def moved(subject: Subject) -> dict[str, Tensor]:
@@ -53,13 +55,21 @@ def moved(subject: Subject) -> dict[str, Tensor]:
     import torch
     from torch.nn import functional
 
+    task = subject.blueprint.asked
+    if not task.has_classes:
+        raise BadRequest(
+            "a teacher of vectors has no loss by which its weights could be scored",
+            found="--by taylor",
+            do="--by magnitude, or activation",
+        )
     network = subject.student.network
     far = {name: torch.zeros_like(parameter) for name, parameter in network.named_parameters()}
     network.requires_grad_(True)
     with torch.enable_grad():
         for inputs_B, labels_B in batches(subject):
-            logits_NC = subject.student(inputs_B).flatten(0, -2)
-            labels_N = labels_B.reshape(-1)
+            asked_N = task.asked_sites(labels_B)  # no padding
+            logits_NC = subject.student(inputs_B).flatten(0, -2)[asked_N]
+            labels_N = labels_B.reshape(-1)[asked_N]
             labels_N = labels_N.where(labels_N >= 0, logits_NC.argmax(1))
             loss = functional.cross_entropy(logits_NC, labels_N)
             gradients = torch.autograd.grad(loss, list(network.parameters()), allow_unused=True)
@@ -151,9 +161,8 @@ def _over_sides(units: Units, worth: Callable[[Side], Tensor | None]) -> Tensor:
     return torch.stack(shares).mean(0) if shares else torch.zeros(units.width)
 
 
-def _weight(layer: Any) -> Tensor:
-    weight: Tensor = layer.weight.detach()
-    return weight
+def _has_weight(layer: Any) -> bool:
+    return getattr(layer, "weight", None) is not None  # a norm may have none
 
 
 def _per_unit(values: Tensor, side: Side) -> Tensor:

@@ -6,12 +6,28 @@ import copy
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from storage.errors import BadRequest
 from teacher_cache.making.coupled import Side, Units
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from student_train.students import Change
+
+
+def check_named_once(network: nn.Module) -> None:
+    """Raise BadRequest if a layer with weights is at several places of a network: one of them would be changed."""
+    names: dict[int, list[str]] = {}
+    for name, module in network.named_modules(remove_duplicate=False):
+        if next(module.parameters(recurse=False), None) is not None:
+            names.setdefault(id(module), []).append(name)
+    if several := [each for each in names.values() if len(each) > 1]:
+        raise BadRequest(
+            "this teacher has one layer at several places, and a changed one would be at one of them alone",
+            found="; ".join(" is ".join(each) for each in several[:4]),
+            expected="layers of one name each",
+            do="student make copy; or a student of its own architecture that is trained on its cached answers",
+        )
 
 
 def resized(network: nn.Module, units: Sequence[Units], widths: Sequence[int]) -> list[Change]:

@@ -14,7 +14,7 @@ from storage.tasks import task_of
 from teacher_cache.making.rows import Rows
 from teacher_cache.teachers.fed import WHITE
 from teacher_cache.teachers.model import Teacher
-from teacher_cache.teachers.options import TeacherOptions
+from teacher_cache.teachers.options import TeacherOptions, num_scores
 
 if TYPE_CHECKING:
     import torch
@@ -72,6 +72,12 @@ def as_student(options: TeacherOptions, model: nn.Module, dataset: DatasetSpec, 
             found=f"size = {options.size}",
             do="train a student on its cached answers instead; or give the dataset that size",
         )
+    if not options.encoding.soft and not task_of(dataset).has_classes:
+        raise BadRequest(
+            f"students cannot be made from teacher {options.name}, which is asked for features alone",
+            found=f"no vectors of it over dataset {dataset.name}, so nobody knows how wide they are",
+            do='encoding = { kind = "vectors" } and dimension = … in its [[teacher]]',
+        )
     student = BLUEPRINTS[options.origin](options, model, dataset)
     order = student.blueprint.classes
     if order and dataset.classes and list(order) != list(dataset.classes):
@@ -111,7 +117,7 @@ def _of_factory(options: TeacherOptions, model: nn.Module, dataset: DatasetSpec)
     blueprint = Blueprint(
         architecture=options.factory,
         options=options.arguments,
-        num_classes=dataset.num_classes,
+        num_classes=num_scores(options, dataset),
         input_shape=dataset.input_shape,
         mean=tuple(options.mean or (0.0,)) if normalised else None,
         std=tuple(options.std or ((1.0,) if options.pixels == "unit" else (1 / WHITE,))) if normalised else None,

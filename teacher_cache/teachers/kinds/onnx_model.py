@@ -78,11 +78,12 @@ class OnnxModel(Runtime):
             self._as_declared(host_array(value), port, dtype)
             for value, port, dtype in zip(arguments, self._inputs, self._dtypes, strict=True)
         ]
-        parts = [self._run(each) for each in self._pieces(arrays)]
+        pieces = self._pieces(arrays)
+        parts, filled = [self._run(each) for each in pieces], sum(len(each[0]) for each in pieces)
         device = arguments[0].device
         rows = len(arrays[0])
         answers = {
-            name: torch.cat([as_tensor(part[at], device) for part in parts])[:rows]
+            name: _without_filling(torch.cat([as_tensor(part[at], device) for part in parts]), rows, filled)
             for at, name in enumerate(self._asked)
         }
         self.heard(answers)
@@ -163,6 +164,14 @@ class OnnxModel(Runtime):
                 found=str(error).split("\n", 1)[0][:400],
                 expected="operators of ONNX itself, of an opset that it knows; no code is loaded for others",
             ) from error
+
+
+def _without_filling(values: Tensor, rows: int, filled: int) -> Tensor:
+    """Return what was answered of `rows` of the `filled` that were given; of what has another length, all, unread.
+
+    A tensor within a graph may have a row for each token: its first ones would be those of the first text.
+    """
+    return values[:rows] if len(values) == filled else values
 
 
 def _numpy_type(value: Any, path: Path) -> Any:

@@ -14,7 +14,7 @@ import onnx
 import onnxruntime
 import pytest
 import torch
-from onnx import helper
+from onnx import helper, numpy_helper
 
 from storage.cache import Cache
 from storage.errors import BadRequest, BadTeacher, BadWeights, MissingSource, StaleCache, StillroomError
@@ -136,6 +136,17 @@ def test_features_are_asked_for_alone(tmp_path: Path) -> None:
     expected = by_hand(images.transpose(0, 2, 3, 1).astype(np.float32) / 255)[1]
     stored = Cache.open(str(tmp_path / "cache")).read_targets("digits", "keras", 0, names=("feature/hidden",))
     assert np.allclose(stored["feature/hidden"], expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("batch", ["rows", 4])
+def test_a_tensor_with_other_rows_than_the_batch_is_no_feature(tmp_path: Path, batch: int | str) -> None:
+    model = toy(batch=batch)
+    model.graph.initializer.extend([numpy_helper.from_array(np.array([-1, 8]), "each")])
+    model.graph.node.append(helper.make_node("Reshape", ["images", "each"], ["tokens"]))  # eight for each row
+    onnx.save(model, tmp_path / "toy.onnx")
+    teacher = load(tmp_path / "toy.onnx", layout="nhwc", output="probabilities", features={"f": {"layer": "tokens"}})
+    with pytest.raises(BadTeacher, match="feature f of teacher keras is not one tensor with a row for each sample"):
+        teacher(torch.zeros(6, 1, 8, 8, dtype=torch.uint8), DIGITS)
 
 
 def test_weights_in_a_file_beside_the_graph_are_part_of_the_promise(tmp_path: Path) -> None:
