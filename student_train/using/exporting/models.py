@@ -21,7 +21,7 @@ from student_train.using.answering import of_student
 from student_train.using.exporting.card import Card, model_card
 from student_train.using.exporting.place import Exported, done_before, part_of, seal
 from student_train.using.exporting.quantizing import quantize_file
-from student_train.using.exporting.rows import ComparedRows, rows_to_compare
+from student_train.using.exporting.rows import ComparedRows, apart, rows_to_compare
 from student_train.using.exporting.written import PREPROCESSING_FILE, Written, write_onnx, write_plain, write_pt2
 from student_train.using.portable import as_file, metadata
 from student_train.using.settled import load_trusted, settled
@@ -84,7 +84,9 @@ def export_model(
         told = [compared]
         if quantize is not None:
             written, changed = quantize_file(own, record, part, cache)
-            told += changed
+            difference, largest = compare(own.logits, written.logits, rows)
+            rounded = f"logits of {rows.told} in int8: at most {difference:.2g} apart, the largest {largest:.3g}"
+            told = [f"before it was rounded, {compared}", rounded, *changed]
         (part / PREPROCESSING_FILE).write_text(as_file(student.blueprint))
         job = read_job(run, record)
         if job is not None:
@@ -99,15 +101,14 @@ def compare(own: Logits, other: Logits, rows: ComparedRows) -> tuple[float, floa
     """Return the largest difference of logits in float32, and the largest logit; one row at a time."""
     difference = largest = 0.0
     for inputs in rows.inputs:
-        logits = own(inputs)
-        difference = max(difference, float((logits - other(inputs)).abs().max()))
-        largest = max(largest, float(logits.abs().max()))
+        found = apart(own(inputs), other(inputs))
+        difference, largest = max(difference, found[0]), max(largest, found[1])
     return difference, largest
 
 
 def check_same(difference: float, largest: float, compared: str) -> None:
     """Raise BadRequest if what was written does not say what the student says."""
-    if not difference <= ROUNDING * max(largest, 1.0):  # NaN too
+    if difference > ROUNDING * max(largest, 1.0):
         raise BadRequest(
             "the exported model does not say what the student says",
             found=compared,

@@ -25,7 +25,8 @@ from student_train.using.exporting.written import Written, onnx_use
 
 CALIBRATED = 512  # rows
 AT_ONCE = 64
-FIGURES = {"accuracy": "accuracy", "macro_f1": "macro-F1", "cross_entropy": "cross-entropy"}
+SHARES = {"accuracy": "accuracy", "macro_f1": "macro-F1", "retrieval": "retrieval at 1"}
+NUMBERS = {"cross_entropy": "cross-entropy", "cosine": "cosine to the teacher", "spearman": "Spearman of cosines"}
 
 
 def quantize_file(own: Answerer, record: RunRecord, folder: Path, cache: str | None) -> tuple[Written, list[str]]:
@@ -115,12 +116,13 @@ def _feeds(own: Answerer, rows: LabelledRows, names: list[str]) -> Iterator[dict
 def _changes(before: Evaluation, after: Evaluation) -> list[str]:
     """Return how much each figure changes, a line each."""
     found = []
-    for key, what in FIGURES.items():
+    for key, what in (SHARES | NUMBERS).items():
         one, other = getattr(before.figures, key), getattr(after.figures, key)
         if one is None or other is None:
             continue
-        if key == "cross_entropy":
-            found.append(f"{what} {one:.4f} → {other:.4f} nats on {before.rows:,} held rows")
+        if key in NUMBERS:
+            unit = " nats" if key == "cross_entropy" else ""
+            found.append(f"{what} {one:.4f} → {other:.4f}{unit} on {before.rows:,} held rows")
         else:
             found.append(f"{what} {100 * one:.2f} → {100 * other:.2f} % on {before.rows:,} held rows")
     return found

@@ -33,6 +33,21 @@ class ComparedRows:
     told: str
 
 
+def apart(own: Tensor, other: Tensor) -> tuple[float, float]:
+    """Return the largest difference of two students' logits, and the largest of the first's that is finite.
+
+    Where one of them is NaN, or infinite alone, they are infinitely far apart.
+
+    >>> apart(torch.tensor([1.0, -torch.inf]), torch.tensor([1.5, -torch.inf]))
+    (0.5, 1.0)
+    >>> apart(torch.tensor([1.0]), torch.tensor([torch.nan]))
+    (inf, 1.0)
+    """
+    difference = (own.float() - other.float()).abs().nan_to_num(nan=torch.inf, posinf=torch.inf)
+    largest = own.float().nan_to_num(0.0, 0.0, 0.0).abs().max()
+    return float(torch.where(own == other, 0.0, difference).max()), float(largest)
+
+
 def rows_to_compare(student: Student, record: RunRecord, cache: str | None) -> ComparedRows:
     """Return held rows of a run, or drawn ones where its cache is not at hand.
 

@@ -18,7 +18,7 @@ from student_train.students.transformers import ARCHITECTURE as TRANSFORMERS
 from student_train.using.exporting.beside import beside, folders_of
 from student_train.using.exporting.card import Card, model_card
 from student_train.using.exporting.place import MARK, Exported, done_before, part_of, seal
-from student_train.using.exporting.rows import ComparedRows, rows_to_compare
+from student_train.using.exporting.rows import ComparedRows, apart, rows_to_compare
 from student_train.using.exporting.to_gpt2 import STOPS_AT, to_gpt2
 from student_train.using.exporting.to_peft import base_of, load_on_base, save_adapter
 from student_train.using.settled import settled
@@ -116,8 +116,8 @@ def _compare(student: Student, loaded: Any, rows: ComparedRows) -> tuple[float, 
         for inputs in rows.inputs:
             own_BLC = student(inputs)
             there_BLC = student.blueprint.made_of.call(loaded, inputs).logits[..., : own_BLC.shape[-1]]
-            difference = max(difference, float((own_BLC - there_BLC).abs().max()))
-            largest = max(largest, float(own_BLC.abs().max()))
+            found = apart(own_BLC, there_BLC)
+            difference, largest = max(difference, found[0]), max(largest, found[1])
     return difference, largest
 
 

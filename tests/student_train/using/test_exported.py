@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import torch
 
+from storage.errors import BadRequest
+from student_train.using.exporting.models import check_same, compare
+from student_train.using.exporting.rows import ComparedRows
 from tests.conftest import Program
 from tests.student_train.using.toys import write_pictures
 
@@ -87,11 +92,25 @@ def test_what_goes_along_is_in_the_file_and_beside_it(exported: Path) -> None:
         assert "| the data | |" in card
 
 
+def test_an_export_that_answers_with_nan_is_refused() -> None:
+    rows = ComparedRows([torch.ones(1, 3)], "a row")
+    difference, largest = compare(lambda given: given, lambda given: given * torch.nan, rows)
+    with pytest.raises(BadRequest, match="does not say what the student says"):
+        check_same(difference, largest, "a row")
+    one_class_never = torch.tensor([[1.0, -torch.inf]])  # tolerance is no share of infinity
+    with pytest.raises(BadRequest, match="does not say what the student says"):
+        check_same(*compare(lambda given: one_class_never, lambda given: one_class_never + 1, rows), "a row")
+
+
 def test_int8_tells_how_much_the_figures_change_and_is_made_of_8_bits(exported: Path) -> None:
     import onnx
 
     card = (exported / "int8/README.md").read_text()
     assert "- accuracy " in card
+    assert "- before it was rounded, logits of " in card
+    apart = re.search(r"in int8: at most ([^ ]+) apart", card)
+    assert apart is not None
+    assert float(apart[1]) > 1e-4
     assert " % on " in card
     graph = onnx.load(exported / "int8/model.int8.onnx").graph
     kinds = {node.op_type for node in graph.node}
