@@ -253,6 +253,15 @@ def decoder(data: bytes) -> Callable[[Sequence[int]], str]:
     return decode
 
 
+def token_names(data: bytes) -> dict[int, str]:
+    """Return each id's token as the tokenizer in `data` writes it, added ones too; whatever its model is.
+
+    Raises:
+        MissingSource: the library does not take the file.
+    """
+    return {number: token for token, number in _load(data).get_vocab(with_added_tokens=True).items()}
+
+
 def _load(data: bytes) -> Any:
     tokenizer_class = _library()[-1]
     try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -24,6 +25,8 @@ def number_rows(path: Path, columns: Sequence[str]) -> Iterator[tuple[str, np.nd
     import pyarrow.csv
     import pyarrow.parquet as pq
 
+    if twice := sorted({column for column in columns if columns.count(column) > 1}):
+        raise BadRequest(f"column {', '.join(twice)} is named twice", do="name each column of the inputs once")
     if path.suffix not in (".csv", ".tsv", ".parquet"):
         raise BadRequest(f"numbers are read of .csv, .tsv and .parquet, and {path} is none", found=path.suffix)
     try:
@@ -34,15 +37,17 @@ def number_rows(path: Path, columns: Sequence[str]) -> Iterator[tuple[str, np.nd
             batches = file.iter_batches(AT_ONCE, columns=list(columns))
         else:
             delimiter = "," if path.suffix == ".csv" else "\t"
-            with open(path, encoding="utf-8") as lines:
-                _check(path, columns, lines.readline().rstrip("\r\n").replace('"', "").split(delimiter))
+            with open(path, encoding="utf-8-sig", newline="") as lines:  # spreadsheets put a mark before the first name
+                _check(path, columns, next(csv.reader(lines, delimiter=delimiter), []))
             options = pyarrow.csv.ConvertOptions(
                 include_columns=list(columns),
                 column_types=dict.fromkeys(columns, pa.string()),
                 strings_can_be_null=True,
             )
             batches = pyarrow.csv.open_csv(
-                path, parse_options=pyarrow.csv.ParseOptions(delimiter=delimiter), convert_options=options
+                path,
+                parse_options=pyarrow.csv.ParseOptions(delimiter=delimiter, newlines_in_values=True),
+                convert_options=options,
             )
         number = 0
         for batch in batches:
@@ -50,13 +55,17 @@ def number_rows(path: Path, columns: Sequence[str]) -> Iterator[tuple[str, np.nd
             for row in zip(*values, strict=True):
                 yield f"{path.name} row {number}", _numbers(row, columns)
                 number += 1
-    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+    except (pa.ArrowException, OSError, UnicodeDecodeError, csv.Error) as error:
         raise MissingSource(f"cannot read {path} as a table", found=str(error).splitlines()[0]) from None
 
 
 def _check(path: Path, columns: Sequence[str], names: Sequence[str]) -> None:
     if missing := [column for column in columns if column not in names]:
-        raise MissingSource(f"{path} has no column {', '.join(missing)}", found=", ".join(names))
+        raise MissingSource(
+            f"{path} has no column {', '.join(missing)}", found=", ".join(names) or "an empty first line"
+        )
+    if twice := [column for column in columns if names.count(column) > 1]:  # of which Arrow takes the last
+        raise MissingSource(f"{path} has two columns {', '.join(twice)}", found=", ".join(names))
 
 
 def _numbers(row: Sequence[object], columns: Sequence[str]) -> np.ndarray | Unreadable:

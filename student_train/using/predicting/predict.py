@@ -6,7 +6,6 @@ What cannot be read keeps its line, with the reason in place of an answer. B sam
 from __future__ import annotations
 
 import contextlib
-import json
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ from torch import Tensor
 
 from storage.datasets.base import Unreadable
 from storage.errors import BadRequest, RowsMissing
+from storage.language.tokenizer import token_names
 from student_train.tasks import task_of
 from student_train.using.answering import Answerer
 from student_train.using.predicting.ahead import ahead
@@ -227,5 +227,5 @@ def _names(answerer: Answerer) -> Callable[[int], str]:
     """Return what a class is called: by its name, or as the token that it is."""
     if not task_of(answerer.blueprint).report.token_classes or answerer.tokenizer is None:
         return answerer.class_name
-    spelled = {number: text for text, number in json.loads(answerer.tokenizer)["model"]["vocab"].items()}
-    return lambda number: str(spelled.get(number, number))
+    spelled = token_names(answerer.tokenizer)
+    return lambda number: spelled.get(number, str(number))

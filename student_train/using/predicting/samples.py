@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from io import TextIOWrapper
 from pathlib import Path
 from typing import Any, NamedTuple, TextIO
 
@@ -77,7 +78,10 @@ def find_samples(given: str, blueprint: Blueprint, columns: Sequence[str], stdin
                 found=f"a student of {blueprint.made_of.name}",
                 expected=EXPECTED[kind],
             )
-        return Samples("lines of standard input", _lines(stdin or sys.stdin, "stdin"))
+        lines = stdin or sys.stdin
+        if isinstance(lines, TextIOWrapper):  # as a file is read, whatever the locale
+            lines.reconfigure(encoding="utf-8-sig", errors="surrogateescape")
+        return Samples("lines of standard input", _lines(lines, "stdin"))
     path = Path(given)
     if not path.exists():
         raise MissingSource(f"there is no {given}", expected=EXPECTED[kind])
@@ -109,7 +113,7 @@ def _images(path: Path, blueprint: Blueprint, columns: Sequence[str]) -> Samples
                 found=passed or "an empty folder",
                 expected="files that Pillow knows by their suffix: .png, .jpg, …",
             )
-        each = (Sample(file.relative_to(path).as_posix(), file) for file in listing.files)
+        each = (Sample(_utf8(file.relative_to(path).as_posix()), file) for file in listing.files)
         return Samples(
             f"{len(listing.files):,} images of {path}",
             each,
@@ -122,8 +126,17 @@ def _images(path: Path, blueprint: Blueprint, columns: Sequence[str]) -> Samples
     if path.suffix in ARRAYS:
         return _arrays(path, blueprint, columns)
     if path.suffix.lower() in Image.EXTENSION:
-        return Samples(str(path), iter([Sample(path.name, path)]), 1)
+        return Samples(str(path), iter([Sample(_utf8(path.name), path)]), 1)
     raise _wrong(path, "image")
+
+
+def _utf8(name: str) -> str:
+    r"""Return a file's name; of bytes that are no UTF-8, which no table can hold, what Python writes for them.
+
+    >>> _utf8("caf\udce9.png")
+    'caf\\xe9.png'
+    """
+    return name.encode(errors="surrogateescape").decode(errors="backslashreplace")
 
 
 def _parquet_images(path: Path, column: str) -> Samples:
@@ -139,7 +152,7 @@ def _parquet_images(path: Path, column: str) -> Samples:
 
 def _texts(path: Path, blueprint: Blueprint, columns: Sequence[str]) -> Samples:
     if path.suffix == ".txt":
-        file = open(path, encoding="utf-8", errors="surrogateescape")  # noqa: SIM115 - closed when its lines end
+        file = open(path, encoding="utf-8-sig", errors="surrogateescape")  # noqa: SIM115 - closed when its lines end
         return Samples(f"lines of {path}", _lines(file, path.name))
     if path.suffix not in TABLES:
         raise _wrong(path, "text", "name one file of it" if path.is_dir() else None)

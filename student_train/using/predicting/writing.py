@@ -36,7 +36,7 @@ def writing(path: Path) -> Iterator[Write]:
         StorageFailure: the disk refuses.
         BadRequest: meanwhile somebody else has written it.
     """
-    part = path.with_name(f".{path.name}.part")
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")  # nobody else writes into it, before or behind the link
     try:
         try:
             with _csv(part) if path.suffix == ".csv" else _parquet(part) as write:

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import numpy as np
 import polars as pl
 import pytest
+from tokenizers import Tokenizer, models
 
 from storage.datasets.samples import rows_of
-from storage.errors import BadRequest
+from storage.errors import BadRequest, MissingSource
 from storage.inputs import INPUTS
+from storage.language.tokenizer import token_names
 from student_train.using.predicting.ahead import ahead
+from student_train.using.predicting.columns import number_rows
+from student_train.using.predicting.writing import writing
 from tests.conftest import Program
 from tests.student_train.using.toys import write_pictures
 
@@ -129,3 +134,44 @@ def test_numbers_that_are_none_have_no_answer() -> None:
     assert rows_of(rows[:1], {"kind": "arrays"}, INPUTS["values"], (2,), None).tolist() == [[1, 2]]
     with pytest.raises(BadRequest, match="NaN or infinite"):
         rows_of(rows, {"kind": "arrays"}, INPUTS["values"], (2,), None)
+
+
+def test_columns_are_found_by_name_whatever_else_a_table_has(tmp_path: Path) -> None:
+    table = tmp_path / "new.csv"
+    table.write_bytes(b'\xef\xbb\xbf"b, x",a,note\r\n2,1,"x\ny, ""z"""\r\n4,3,\r\n')
+    assert [row.tolist() for _, row in number_rows(table, ["a", "b, x"]) if isinstance(row, np.ndarray)] == [
+        [1, 2],
+        [3, 4],
+    ]
+    with pytest.raises(BadRequest, match="column a is named twice"):
+        next(number_rows(table, ["a", "a"]))
+    table.write_text("a,a,b\n1,2,3\n")
+    with pytest.raises(MissingSource, match="has two columns a"):
+        next(number_rows(table, ["a", "b"]))
+
+
+def test_a_name_that_is_no_utf8_keeps_its_line(program: Program, run: Path, tmp_path: Path) -> None:
+    folder = write_pictures(tmp_path / "new", ("green",), 1)
+    os.rename(folder / "green/000.png", os.fsencode(folder) + b"/green/caf\xe9.png")
+    said = json.loads(program("student", "predict", run, folder, "--json").out)
+    assert [(row["sample_id"], row["class"]) for row in said["predictions"]] == [("green/caf\\xe9.png", "green")]
+
+
+def test_two_that_write_one_file_do_not_write_into_each_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    slow, quick = writing(tmp_path / "out.csv"), writing(tmp_path / "out.csv")
+    slow.__enter__()(pl.DataFrame({"a": [1]}))
+    with monkeypatch.context() as another_process:
+        another_process.setattr("os.getpid", lambda: 1)
+        write = quick.__enter__()
+    write(pl.DataFrame({"a": [2, 3]}))
+    quick.__exit__(None, None, None)
+    with pytest.raises(BadRequest, match="by now"):
+        slow.__exit__(None, None, None)
+    assert pl.read_csv(tmp_path / "out.csv")["a"].to_list() == [2, 3]
+    assert [path.name for path in tmp_path.iterdir()] == ["out.csv"]
+
+
+def test_tokens_have_names_whatever_the_model_of_their_tokenizer_is() -> None:
+    learned = Tokenizer(models.Unigram([("<unk>", 0.0), ("a", -1.0)], unk_id=0))  # a list in its file, no mapping
+    learned.add_special_tokens(["<end>"])
+    assert token_names(learned.to_str().encode()) == {0: "<unk>", 1: "a", 2: "<end>"}
