@@ -58,7 +58,7 @@ def print_comparison(found: Sequence[Compared], runs: Sequence[ShownRun], title:
         _print_one(each, title)
     without = [run for run in runs if run.status != "finished"]
     for run in without[:MOST_REASONS]:
-        reason = run.reason or f"after {run.figures['epochs'] or 0} epochs; the same job goes on from there"
+        reason = run.reason or f"after {run.so_far}; the same job goes on from there"
         _say(f"{run.name} {run.status}: {reason.splitlines()[0]}")
     if len(without) > MOST_REASONS:
         _say(f"… {len(without) - MOST_REASONS} more are not finished; --json lists all")
@@ -82,6 +82,7 @@ def as_values(found: Compared) -> dict[str, Any]:
         "compared_by": gain,
         "chance": found.chance,
         "kl_over": found.kl_over,
+        "alone_of_several": [{"teachers": names, "compared_with": one} for names, one in found.alone.items()],
         "held_rows_by_dataset": found.datasets,
         "best": None if found.best is None else found.best.name,
         "labels_alone": None if found.labels_alone is None else found.labels_alone.name,
@@ -256,7 +257,8 @@ def _columns(found: Compared) -> list[Column]:
         Column("agree-\nment %", lambda setting: _share(setting.mean("agreement"))),
         Column("para-\nmeters", lambda setting: short(setting.first.figures["parameters"]), cost="parameters"),
         Column("ms/row", lambda setting: _number(setting.mean("latency_ms")), cost="latency_ms"),
-        Column("epochs", lambda setting: _number(setting.mean("epochs")), cost="epochs"),
+        Column("epochs", lambda setting: _number(setting.trained("epochs")), cost="epochs"),
+        Column("steps", lambda setting: short(setting.trained("steps")), cost="steps"),
         Column("pass\ns", lambda setting: _number(setting.mean("seconds")), cost="seconds"),
         Column("not\nfinished", lambda s: ", ".join(f"{n} {why}" for why, n in s.statuses.items()), cost="status"),
     ]

@@ -9,6 +9,7 @@ from student_train.run_files.records import EpochMetrics
 from student_train.running import events
 
 IDLE_SHARE = 0.01  # of the gradient; below it a term is worth a note
+NO_LOSS = 1e-3  # before its weight; of a divergence in nats, as of rounding
 
 
 class TrainProgress:
@@ -78,7 +79,7 @@ class TrainProgress:
                 metrics = event.metrics
                 told = _figures(metrics) or f"loss {metrics.train_loss:.4g}"
                 self._watch.detail(f"{event.student} after {metrics.step} steps: {told}")
-                self._note_idle_terms(event.student, metrics)
+                self._note_idle_terms(event.student, metrics, event.first_losses)
             case events.StudentStarted():
                 self._students += 1
             case events.StudentSkipped():
@@ -103,23 +104,31 @@ class TrainProgress:
             view = "" if metrics.view == PLAIN else f" ({metrics.view})"
             best = self._best if self._best.epoch == metrics.epoch else metrics
             self._watch.detail(f"epoch {metrics.epoch}{view} {self._of_many('best ')}{_figures(best)}")
-        self._note_idle_terms(event.student, metrics)
+        self._note_idle_terms(event.student, metrics, event.first_losses)
 
     def _of_many(self, word: str) -> str:
         """Return a word that tells which figure it is where there are those of several students."""
         return word if self._students > 1 else ""
 
-    def _note_idle_terms(self, student: str, metrics: EpochMetrics) -> None:
-        """Tell, once, of terms that teach next to nothing; a weight that is off by a hundred is easily written."""
+    def _note_idle_terms(self, student: str, metrics: EpochMetrics, first_losses: dict[str, float]) -> None:
+        """Tell, once, of terms that teach next to nothing; a weight that is off by a hundred is easily written.
+
+        One that begins with hardly a loss has hardly a gradient, whatever its weight: that of a student made of its
+        teacher, which says the same.
+        """
         if metrics.epoch > 1 or student in self._weighed:
             return
         self._weighed.add(student)
         for name, share in metrics.shares.items():
             if share < IDLE_SHARE:
-                self._watch.note(
-                    f"note: {student} learns next to nothing from {name}: {share:.2%} of the gradient in the first "
-                    "step; raise its weight, or drop it"
+                told = (
+                    f"note: {student} learns next to nothing from {name}: {share:.2%} of the gradient in the first step"
                 )
+                loss = first_losses.get(name)
+                if loss is None or loss >= NO_LOSS:
+                    self._watch.note(f"{told}; raise its weight, or drop it")
+                else:
+                    self._watch.note(f"{told}, for its loss is {loss:.1g} there, as of one that says the same already")
 
 
 def _who(students: tuple[str, ...]) -> str:

@@ -65,6 +65,7 @@ class Compared:
         num_labels, label_counts: held sites with a label, and of each class; of too many classes they are not counted.
         near_chance: who is hardly better than it, "teacher <name>" or a setting, with that in words.
         faults: of files that cannot be read, by name of the student.
+        alone: where students have several teachers, the one with whom they are compared, by the names of all.
     """
 
     rows: str | None
@@ -82,6 +83,7 @@ class Compared:
     label_counts: list[int] = field(default_factory=list)
     near_chance: dict[str, str] = field(default_factory=dict)
     faults: dict[str, str] = field(default_factory=dict)
+    alone: dict[tuple[str, ...], str] = field(default_factory=dict)
 
     @property
     def best(self) -> Setting | None:
@@ -154,6 +156,7 @@ def _compared(runs: list[ShownRun]) -> Compared:
         found.sites = (counted, f"{TASKS[task].site_name}s")
         _beside_chance(found, sample.table)
     _beside_best(found)
+    found.alone = _alone(found)
     # a teacher first: what is wrong with it is wrong with its students
     found.near_chance = dict(sorted(found.near_chance.items(), key=lambda each: not each[0].startswith("teacher ")))
     return found
@@ -283,6 +286,17 @@ def _teachers(settings: Iterable[Setting], found: Compared) -> dict[str, pl.Data
             seen.add(teachers)
             tables.setdefault(predictions.teacher, predictions.table)
     return tables
+
+
+def _alone(found: Compared) -> dict[tuple[str, ...], str]:
+    """Return with which one of several teachers students are compared, by the names of all."""
+    alone: dict[tuple[str, ...], str] = {}
+    for run in (run for setting in found.settings for run in setting.counted):
+        if len(run.teachers) > 1 and run.teachers not in alone:
+            answers = _answers(run, found.faults)
+            if answers is not None and answers.teacher is not None:
+                alone[run.teachers] = answers.teacher
+    return alone
 
 
 def _figures_of(table: pl.DataFrame, gain: Gain) -> dict[str, float | None]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from storage.tasks import TASKS
 from student_train.comparing.compared import Compared
@@ -20,7 +20,7 @@ def headline(found: Compared) -> list[str]:
     of = f" (mean of {count} seeds{gain.deviation_text(best.deviation(gain.column))})" if count > 1 else ""
     among = f"best of {len(found.settings)} settings: " if len(found.settings) > 1 else ""
     figure = f"{gain.name} {gain.text(best.mean(gain.column))}{of}"
-    return [f"{among}{named(best, found)}: {figure}", *_not_held(found), *_beside(found, best)]
+    return [f"{among}{named(best, found)}: {figure}", *_not_held(found), *_beside(found, best), *_alone(found)]
 
 
 def named(setting: Setting, found: Compared) -> str:
@@ -36,12 +36,18 @@ def _not_held(found: Compared) -> list[str]:
     return [f"warning: measured on rows that they were trained on, which are not held: {of}"] * bool(trained)
 
 
+def _alone(found: Compared) -> list[str]:
+    return [
+        f"students of teachers {', '.join(names)} are compared with {teacher} alone, not with the others"
+        for names, teacher in found.alone.items()
+    ]
+
+
 def _beside(found: Compared, best: Setting) -> Iterator[str]:
     rest = [setting for setting in found.settings if setting.name in found.behind]
     if rest:
         alike = [setting for setting in rest if not found.behind[setting.name].is_told]
-        told = f"{len(alike)} of {len(rest)} others are not told from the best"
-        more = "" if len(rest) < 2 else f"; {told if alike else f'all {len(rest)} others are told from the best'}"
+        more = "" if len(rest) < 2 else f"; {_told_apart(len(alike), len(rest))}"
         who = "next, on labels alone" if rest[0] is found.labels_alone else "next"
         yield f"{who}: {named(rest[0], found)}, {behind(found.behind[rest[0].name], found)}{more}"
     for teacher in found.teachers:
@@ -62,6 +68,19 @@ def _beside(found: Compared, best: Setting) -> Iterator[str]:
         )
 
 
+def _told_apart(alike: int, others: int) -> str:
+    """Return how many others can be told from the best.
+
+    >>> _told_apart(0, 2), _told_apart(3, 3)
+    ('all 2 others are told from the best', 'none of the 3 others is told from the best')
+    """
+    if alike == 0:
+        return f"all {others} others are told from the best"
+    if alike == others:
+        return f"none of the {others} others is told from the best"
+    return f"{alike} of {others} others {'is' if alike == 1 else 'are'} not told from the best"
+
+
 def behind(less: Difference, found: Compared) -> str:
     """Return by how much one is behind the best, and whether that is told: "1.30 ± 0.41 points behind"."""
     gain = found.gain
@@ -74,14 +93,15 @@ def behind(less: Difference, found: Compared) -> str:
 
 def alike(found: Compared) -> dict[str, str]:
     """Return what all settings cost alike, in words, by the name of the figure; of one setting nothing."""
-    words = {
-        "parameters": "{} parameters",
-        "epochs": "epochs: {}",
-        "seconds": "a pass of {} s, which all its students share",
+    words: dict[str, tuple[str, Callable[[Setting], float | None]]] = {
+        "parameters": ("{} parameters", lambda setting: setting.mean("parameters")),
+        "epochs": ("epochs: {}", lambda setting: setting.trained("epochs")),
+        "steps": ("steps: {}", lambda setting: setting.trained("steps")),
+        "seconds": ("a pass of {} s, which all its students share", lambda setting: setting.mean("seconds")),
     }
     told = {}
-    for name, text in words.items():
-        values = {short(setting.mean(name)) for setting in found.settings}
+    for name, (text, cost) in words.items():
+        values = {short(cost(setting)) for setting in found.settings}
         if len(found.settings) > 1 and len(values) == 1 and values != {NONE}:
             told[name] = text.format(*values)
     return told

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import polars as pl
 from pydantic import TypeAdapter, ValidationError
@@ -18,6 +18,7 @@ from student_train.run_files.history import METRICS_FILE, read_metrics
 from student_train.run_files.position import read_position
 from student_train.run_files.records import OfDataset, RunRecord, read_job, read_record
 
+Unit = Literal["epochs", "steps"]
 TERM: TypeAdapter[ObjectiveTerm] = TypeAdapter(ObjectiveTerm)
 # what its name says, or a place of its own in the text
 UNTOLD = {"loss", "weight", "teacher", "teachers", "mixing", "feature", "student_layer", "temperature"}
@@ -32,7 +33,7 @@ class ShownRun:
         figures: columns of COMPARISON.
         record: None of one that is not settled, or whose record is damaged.
         identity: what it is made from, of its record or checkpoint; empty if neither can be read.
-        history: one row per evaluation, `epoch` in epochs so far; may have none.
+        history: one row per evaluation, `epoch` in epochs so far, and `step`; may have none.
         job: its job file.
         by_dataset: where the held rows are of several, its figures on those of each.
         faults: what could not be read.
@@ -128,9 +129,29 @@ class ShownRun:
         return {name: value for name, value in flat.items() if value is not None}
 
     @property
+    def unit(self) -> Unit:
+        """Return in what its job says how long it is trained."""
+        return "epochs" if self.keys.get("max_steps") is None else "steps"
+
+    @property
+    def so_far(self) -> str:
+        """Return how long it was trained until it was measured last: "3 epochs"."""
+        count = self.figures[self.unit] or 0
+        return f"{count} {self.unit if count != 1 else self.unit[:-1]}"
+
+    @property
     def has_teacher(self) -> bool:
         """Whether a teacher had a part in it, as far as is known."""
         return bool(self._section("teachers"))
+
+    @property
+    def teachers(self) -> tuple[str, ...]:
+        """Return the teachers that its objective names, in its order."""
+        try:
+            terms = [TERM.validate_python(term) for term in self._section("student").get("objective", ())]
+        except (ValidationError, TypeError):  # of a later version
+            return ()
+        return tuple(dict.fromkeys(name for term in terms for name in term.teacher_names))
 
     @property
     def options(self) -> dict[str, str]:
@@ -229,6 +250,6 @@ def _history(folder: Path) -> pl.DataFrame:
     }
     if "epochs_done" in metrics.columns:  # an evaluation may be in the middle of an epoch
         metrics = metrics.with_columns(epoch="epochs_done")
-    wanted["kl"] = pl.Float64  # which runs had not from the first
-    absent = {"kl": pl.lit(None)} if "kl" not in metrics.columns else {}
+    wanted |= {"kl": pl.Float64, "step": pl.Float64}  # which runs had not from the first
+    absent = {name: pl.lit(None) for name in ("kl", "step") if name not in metrics.columns}
     return metrics.with_columns(**absent).select(*wanted).cast(wanted)  # type: ignore[arg-type]

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from student_train.comparing.figures import NONE
 from student_train.comparing.noise import deviation
-from student_train.comparing.runs import ShownRun
+from student_train.comparing.runs import ShownRun, Unit
 
 FINISHED = ("finished", "lost")  # its weights may be gone since; what it was measured at holds
 MEASURED = (*FINISHED, "stopped")  # statuses of students that can be compared
@@ -75,6 +75,10 @@ class Setting:
         """Return a figure of each student that has it, on all held rows or on those of one dataset."""
         found = [run.figures_of(dataset).get(column) for run in self.counted]
         return [value for value in found if value is not None]
+
+    def trained(self, unit: Unit) -> float | None:
+        """Return how long it was trained, in epochs or steps; None: its job says so in the other, or nobody knows."""
+        return self.mean(unit) if self.first.unit == unit else None
 
     def mean(self, column: str, dataset: str | None = None) -> float | None:
         """Return the mean of a figure; None: nobody has it."""

@@ -102,7 +102,9 @@ def _curves(runs: Sequence[ShownRun], colours: Mapping[str, str], gain: Gain, te
     ]
     panels = [panel for panel in panels if any(c.history[panel.column].is_not_null().any() for c in curves)]
     several = any(len(curve.history) > 1 for curve in curves)  # a point is no curve
-    return figures.learning_curves(curves, panels) if panels and several else None
+    by_steps = all(run.unit == "steps" and run.history["step"].is_not_null().all() for run in runs if len(run.history))
+    along: figures.Along = "step" if by_steps else "epoch"
+    return figures.learning_curves(curves, panels, along) if panels and several else None
 
 
 def _of_rows(

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import isfinite
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, Literal, NamedTuple, TypeVar
 
 import numpy as np
 import polars as pl
@@ -35,8 +35,11 @@ TEACHER_LINE: dict[str, Any] = {"color": TEACHER_COLOUR, "linestyle": (0, (5, 3)
 FAR = 0.6  # of what the students span; a teacher that is further off is told in words, or they would be one line
 
 
+Along = Literal["epoch", "step"]  # a column of a history
+
+
 class Curve(NamedTuple):
-    """A student's epochs; `colour` None draws it faintly."""
+    """A student's evaluations; `colour` None draws it faintly."""
 
     history: pl.DataFrame
     colour: str | None
@@ -58,7 +61,7 @@ Drawn = TypeVar("Drawn", Curve, Point)
 
 @dataclass(frozen=True)
 class Panel:
-    """One curve over epochs for each student.
+    """One curve for each student.
 
     Attributes:
         column: of the history.
@@ -73,17 +76,17 @@ class Panel:
     teacher: float | None = None
 
 
-def learning_curves(curves: Sequence[Curve], panels: Sequence[Panel]) -> str:
-    """Return panels of curves over epochs; the teacher is a dashed line."""
+def learning_curves(curves: Sequence[Curve], panels: Sequence[Panel], along: Along = "epoch") -> str:
+    """Return panels of curves over epochs or steps; the teacher is a dashed line."""
     with canvas(3.1, len(panels)) as (figure, axes):
         for axis, panel in zip(axes, panels, strict=True):
             for curve in _best_last(curves):
-                _curve(axis, curve, panel.column)
+                _curve(axis, curve, panel.column, along)
             if not panel.percent:  # a student that diverges would leave the others one line
                 _fit(axis, [curve.history[panel.column] for curve in curves if curve.colour is not None])
             _teacher_line(axis, panel.teacher, percent=panel.percent)
             axis.set_title(panel.title)
-            axis.set_xlabel("epoch")
+            axis.set_xlabel(along)
             several = axis.get_xlim()[1] > 2  # else a part of an epoch is all there is
             axis.xaxis.set_major_locator(MaxNLocator(integer=bool(several), nbins=6))
             if panel.percent:
@@ -247,14 +250,14 @@ def _is_near(axis: Any, value: float) -> bool:
     return bool(low - FAR * (high - low) <= value <= high + FAR * (high - low))
 
 
-def _curve(axis: Any, curve: Curve, column: str) -> None:
-    points = curve.history.select("epoch", column).drop_nulls()
+def _curve(axis: Any, curve: Curve, column: str, along: Along) -> None:
+    points = curve.history.select(along, column).drop_nulls()
     # NaN and infinity have no place on an axis
     points = points.filter(pl.col(column).is_finite()) if len(points) else points
     points = points.gather_every(-(-len(points) // MOST_CURVE_POINTS) or 1)
     faint = curve.colour is None
     style = {"color": FAINT, "linewidth": 0.7, "alpha": 0.55} if faint else {"color": curve.colour}
-    axis.plot(points["epoch"], points[column], marker="o" if len(points) == 1 else None, markersize=3, **style)
+    axis.plot(points[along], points[column], marker="o" if len(points) == 1 else None, markersize=3, **style)
 
 
 def _cost_axis(axis: Any, costs: Sequence[float]) -> None:

@@ -23,7 +23,7 @@ from student_train.comparing.compared import Compared
 from student_train.comparing.figures import NONE, Gain, short
 from student_train.comparing.headline import alike, behind, headline, named
 from student_train.comparing.noise import Difference
-from student_train.comparing.runs import ShownRun
+from student_train.comparing.runs import ShownRun, Unit
 from student_train.comparing.settings import Setting, Varied
 from student_train.options.by_dataset import teacher_of
 from student_train.options.sections import told
@@ -44,8 +44,9 @@ TIPS = {
 SECONDS = "seconds of training and evaluation of the pass that trained it, which all its students share"
 # What the figure by which they are compared is called where it is one of many, and what is the same of all.
 OWN_TITLES = {"accuracy": "accuracy", "spearman": "Spearman", "cross_entropy": "loss", "agreement": "agreement"}
-TITLES = {"parameters": "parameters", "epochs": "epochs", "seconds": "pass, s"}
+TITLES = {"parameters": "parameters", "epochs": "epochs", "steps": "steps", "seconds": "pass, s"}
 Row = TypeVar("Row")
+UNITS: tuple[Unit, ...] = ("epochs", "steps")  # in one of which a job says how long
 MOST_WARNINGS = 6  # of what is near chance
 MOST_JOBS = 10  # that are seen at once
 
@@ -177,7 +178,7 @@ def board(found: Compared, agreements: Mapping[str, float]) -> list[Column[Setti
         ),
         Column("parameters", "trained and kept", _mean("parameters", short)),
         Column("ms/row", "latency of one row, where it was trained", _mean("latency_ms", number)),
-        Column("epochs", "that were trained", _mean("epochs", number)),
+        *(Column(unit, "that were trained", _trained(unit)) for unit in UNITS),
         Column("pass, s", SECONDS, _mean("seconds", number)),
     ]
     return [
@@ -205,7 +206,7 @@ def students(contents: Contents, agreements: Mapping[str, float]) -> list[Column
         ),
         Column("ms/row", "latency of one row, where it was trained", _figure("latency_ms", number)),
         Column("rows/s", "inference in batches, where it was trained", _figure("inference_rows_per_s", short)),
-        Column("epochs", "that were trained", _figure("epochs", number)),
+        *(Column(unit, "that were trained", _trained_of(unit)) for unit in UNITS),
         Column("pass, s", SECONDS, _figure("seconds", number)),
         Column("measured on", "held rows", _held_rows, numeric=False),
     ]
@@ -320,6 +321,18 @@ def _agreement(agreements: Mapping[str, float]) -> Callable[[ShownRun], Cell]:
 
 def _mean(name: str, written: Callable[[Any], str]) -> Callable[[Setting], Cell]:
     return lambda setting: Cell(written(setting.mean(name)), setting.mean(name))
+
+
+def _trained(unit: Unit) -> Callable[[Setting], Cell]:
+    return lambda setting: Cell(number(setting.trained(unit)), setting.trained(unit))
+
+
+def _trained_of(unit: Unit) -> Callable[[ShownRun], Cell]:
+    def cell(run: ShownRun) -> Cell:
+        value = run.figures[unit] if run.unit == unit else None
+        return Cell(number(value), value)
+
+    return cell
 
 
 def _agreement_of(setting: Setting, agreements: Mapping[str, float]) -> Cell:

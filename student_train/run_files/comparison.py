@@ -29,6 +29,7 @@ COMPARISON = {
     "calibration_error": pl.Float64,
     "epoch": pl.Int64,
     "epochs": pl.Int64,
+    "steps": pl.Int64,
     "seconds": pl.Float64,
     "rows_per_s": pl.Float64,
     "latency_ms": pl.Float64,
@@ -102,4 +103,5 @@ def _unfinished(folder: Path) -> dict[str, Any]:
     last = where.history[-1].model_dump(include=set(Held.model_fields)) if where.history else {}
     student = where.identity.get("student")
     architecture = student.get("architecture") if isinstance(student, dict) else None
-    return row | {"architecture": architecture, "epochs": where.epoch, "seconds": where.seconds} | last
+    steps = where.history[-1].step if where.history else None
+    return row | {"architecture": architecture, "epochs": where.epoch, "steps": steps, "seconds": where.seconds} | last

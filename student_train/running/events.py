@@ -25,7 +25,7 @@ StudentFailed and TrackerFailed may come at any place.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 from storage.errors import StillroomError
@@ -186,18 +186,24 @@ class Progress:
 
 @dataclass(frozen=True, slots=True)
 class EpochDone:
-    """An epoch was trained and evaluated."""
+    """An epoch was trained and evaluated.
+
+    Attributes:
+        first_losses: of each term in the epoch's first step, before its weight.
+    """
 
     student: str
     metrics: EpochMetrics
+    first_losses: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
 class WithinEpoch:
-    """A student was evaluated in the middle of an epoch."""
+    """A student was evaluated in the middle of an epoch; `first_losses` as of `EpochDone`."""
 
     student: str
     metrics: EpochMetrics
+    first_losses: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

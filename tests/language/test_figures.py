@@ -142,6 +142,24 @@ def test_of_several_teachers_none_is_chosen_for_a_student_of_labels_alone(tmp_pa
     assert (record.kl, record.agreement, record.kl_over) == (None, None, None)
 
 
+def test_of_several_teachers_it_is_told_with_which_a_student_is_compared(program: Program, tmp_path: Path) -> None:
+    two = counting_cache(tmp_path, counting_teacher(), counting_teacher("left", step=2), rows=40)
+    both = [{"loss": "kd", "teacher": name, "weight": 0.5} for name in ("left", "right")]
+    record = trained(two, tmp_path / "runs", objective=both, epochs=None, max_steps=3)
+    assert record.kl_over == "teacher left, over all classes"
+    ended = program("student", "compare", tmp_path / "runs")
+    told = "students of teachers left, right are compared with left alone, not with the others"
+    assert told in " ".join(ended.out.split())
+    lines = [line.split() for line in ended.out.splitlines()]
+    (place,) = (place for place, line in enumerate(lines) if "steps" in line)
+    assert lines[place + 2][lines[place].index("steps") - len(lines[place])] == "3"
+    assert not any("epochs" in line for line in lines)  # of a job that says max_steps
+    page = render(gather(tmp_path / "runs"))
+    assert (told[1:] in page, ">steps</button>" in page, ">epochs</button>" in page) == (True, True, False)
+    (compared,) = json.loads(program("student", "compare", tmp_path / "runs", "--json").out)["compared"]
+    assert compared["alone_of_several"] == [{"teachers": ["left", "right"], "compared_with": "left"}]
+
+
 def test_draws_alone_have_no_divergence_and_that_is_told(tmp_path: Path) -> None:
     drawn = counting_cache(tmp_path, counting_teacher(scale=3.0, extra=DRAWS), rows=40)
     asked = request(drawn, tmp_path / "runs", small_gpt(objective=[{"loss": "random_sampling", "teacher": "right"}]))

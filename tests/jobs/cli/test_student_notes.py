@@ -4,8 +4,12 @@ from pathlib import Path
 
 import pytest
 
+from jobs.show.train_progress import TrainProgress
+from student_train.running import events
+from student_train.running.train import train_students
 from tests.conftest import Program
-from tests.student_train.toys import Recipe, write_cache
+from tests.student_train.toys import KD, LABELS, Recipe, request_of, student, write_cache
+from tests.teacher_cache.toys import Silent
 
 JOB = """
 cache = "cache"
@@ -28,7 +32,26 @@ def test_a_term_that_teaches_next_to_nothing_is_told_once(
     (tmp_path / "job.toml").write_text(JOB % weight)
     ended = program("student", "train", tmp_path / "job.toml")
     assert ended.code == 0, ended.err
-    assert ended.err.count("s learns next to nothing from kd:sage") == notes
+    told = " ".join(ended.err.split())
+    assert told.count("s learns next to nothing from kd:sage") == told.count("raise its weight, or drop it") == notes
+
+
+def test_who_says_what_its_teacher_says_is_not_told_to_raise_the_weight(tmp_path: Path) -> None:
+    cache, told = write_cache(tmp_path / "cache", Recipe()), list[events.Event]()
+    train_students(request_of(cache, tmp_path / "runs", student("s", objective=[LABELS, KD])), report=told.append)
+    (first, *_) = (event for event in told if isinstance(event, events.EpochDone))
+    assert first.first_losses.keys() == first.metrics.terms.keys()
+    assert first.first_losses != first.metrics.terms  # which are means over the epoch
+    alike = first.first_losses | {"kd:sage": 1e-7}
+    shares = {"labels": 1.0, "kd:sage": 1e-5}
+    watch = Silent()
+    watch.begin("s", 1)
+    metrics = first.metrics.model_copy(update={"shares": shares})
+    TrainProgress(watch).report(events.EpochDone("s", metrics, alike))
+    assert watch.notes == [
+        "note: s learns next to nothing from kd:sage: 0.00% of the gradient in the first step, for its loss is 1e-07 "
+        "there, as of one that says the same already"
+    ]
 
 
 HALVED = """

@@ -102,7 +102,7 @@ def test_whoever_is_not_finished_is_there_with_the_reason(page: str) -> None:
     text = text_of(page)
     assert "DivergedLoss: student wild diverged in epoch 2" in text
     assert REASON in text
-    assert "interrupted after 1 epochs; the same job goes on from there" in text
+    assert "interrupted after 1 epoch; the same job goes on from there" in text
 
 
 def test_names_of_classes_are_text_and_no_markup(page: str) -> None:
