@@ -229,10 +229,9 @@ def export(
             )
             return 0
         before = ", exported before" if found.done_before else ""
-        article = "an" if found.kind.lower().startswith(("a", "e", "i", "o")) else "a"
-        terminal.out.print(
-            f"{found.folder}: {run.name} as {article} {found.kind}{before}", markup=False, soft_wrap=True
-        )
+        article = "an " if found.kind.lower().startswith(("a", "e", "i", "o")) else "a "
+        article = "" if found.kind == "safetensors" else article
+        terminal.out.print(f"{found.folder}: {run.name} as {article}{found.kind}{before}", markup=False, soft_wrap=True)
         for text in found.told:
             terminal.out.print(f"  {text}", markup=False, soft_wrap=True)
         return 0

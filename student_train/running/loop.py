@@ -147,7 +147,7 @@ def _measure(
             view = train.view_of(epoch + run.options.first_view)
             with cohort.failing(run):
                 run.measured(own, view=view, means=means, shares=shares, steps_SK=steps_SK)
-                first_losses = dict(zip(run.state.objective.names, steps_SK[0, 1:].tolist(), strict=True))
+                first_losses = dict(zip(run.state.objective.names, steps_SK[:1, 1:].ravel().tolist(), strict=False))
                 report((WithinEpoch if within else EpochDone)(run.name, run.history[-1], first_losses))
 
 
