@@ -108,6 +108,8 @@ def load_answerer(place: Path, *, device: Device = "auto", architecture: str | N
             )
         settled(place)  # which says what is wrong with it
     record = read_record(place)
+    if record is not None:
+        settled(place)  # an export has no record; a run may have failed, or have the weights of another beside it
     student = load_trusted(place, read_blueprint(place).architecture, architecture)
     return of_student(student.to(find_device(device)), record.student if record else place.name, record)
 

@@ -4,16 +4,30 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from storage.errors import BadRequest, MissingSource
-from student_train.run_files.records import RunRecord, read_record
+from storage.errors import BadRequest, CorruptObject, MissingSource
+from student_train.run_files.records import RunRecord, lost_files, read_record
 from student_train.students import Student, load_student
 
 OWN = "--architecture {name}    # if you trust that code"
 
 
 def settled(run: Path) -> RunRecord:
-    """Return the record of a student that was trained. Raises MissingSource: there is none."""
+    """Return the record of a student that was trained.
+
+    Raises:
+        MissingSource: there is none.
+        CorruptObject: what lies there is another student than the record is of.
+    """
     record = read_record(run)
+    # a file that is gone is told of by whoever reads it
+    lost = () if record is None else lost_files(run, record)
+    if any(name.startswith("its own") for name in lost):
+        raise CorruptObject(
+            f"{run} is not whole",
+            found=f"no {' and no '.join(lost)}",
+            expected="the student of its run.json, which has the digest of its student.json",
+            do=f"delete {run} and train this student again",
+        )
     if record is None or record.status == "failed":
         raise MissingSource(
             f"there is no trained student in {run}",

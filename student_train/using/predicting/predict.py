@@ -150,7 +150,11 @@ def _threads(answerer: Answerer) -> Iterator[tuple[int, bool]]:
 
 def _piece_rows(answerer: Answerer) -> int:
     """Return how many samples are answered at once; of texts as many as rows of the longest kind would be."""
-    return max(1, min(MOST_ROWS, PIECE_BYTES // (4 * prod(answerer.blueprint.input_shape))))
+    blueprint = answerer.blueprint
+    numbers = prod(blueprint.input_shape)
+    if answerer.student is None and blueprint.asked.label_array is not None:
+        numbers *= blueprint.num_classes  # a file gives the logits of all positions, a student those of the last
+    return max(1, min(MOST_ROWS, PIECE_BYTES // (4 * numbers)))
 
 
 def _cut(samples: Iterator[Sample], size: int) -> Iterator[list[Sample]]:

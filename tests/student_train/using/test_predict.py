@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -175,3 +176,16 @@ def test_tokens_have_names_whatever_the_model_of_their_tokenizer_is() -> None:
     learned = Tokenizer(models.Unigram([("<unk>", 0.0), ("a", -1.0)], unk_id=0))  # a list in its file, no mapping
     learned.add_special_tokens(["<end>"])
     assert token_names(learned.to_str().encode()) == {0: "<unk>", 1: "a", 2: "<end>"}
+
+
+@pytest.mark.parametrize("command", ["predict", "export"])
+def test_weights_of_another_run_beside_a_record_are_not_its_own(
+    program: Program, run: Path, pictures: Path, tmp_path: Path, command: str
+) -> None:
+    shutil.copytree(run, tmp_path / "run")
+    record = json.loads((run / "run.json").read_text())
+    assert record["student_digest"] in (run / "run.json").read_text()
+    (tmp_path / "run/student.json").write_text((run / "student.json").read_text() + " ")
+    given = (pictures,) if command == "predict" else ("--format", "onnx", "-o", tmp_path / "out")
+    refused = program("student", command, tmp_path / "run", *given)
+    assert (refused.code != 0, "is not whole" in refused.err) == (True, True)
