@@ -86,7 +86,7 @@ def test_a_dataset_whose_task_is_of_other_inputs_is_refused(tmp_path: Path) -> N
     (tmp_path / "a/dataset.json").write_text(json.dumps(value | {"digest": fingerprint(value)}))
     with pytest.raises(CorruptObject) as caught:
         read_spec(LocalObjects(tmp_path), "a/dataset.json", DatasetSpec)
-    assert "task language_model is of tokens or sequences, and a is pixels" in str(caught.value.found)
+    assert "task language_model is of tokens or sequences or packed, and a is pixels" in str(caught.value.found)
 
 
 def test_a_model_is_called_with_floats_of_pixels_and_long_ids_of_tokens() -> None:
