@@ -29,7 +29,7 @@ FlopsOption = Annotated[float | None, typer.Option(help="Of the teacher's operat
 ParametersOption = Annotated[float | None, typer.Option(help="Of the teacher's parameters, this share.")]
 LatencyOption = Annotated[float | None, typer.Option(help="Of the teacher's time for one row here, this share.")]
 RowsOption = Annotated[int, typer.Option(min=1, help="Rows of the cache to look at.")]
-SeedOption = Annotated[int, typer.Option(help="Of what is drawn: rows, and units where they are.")]
+SeedOption = Annotated[int, typer.Option(min=0, help="Of what is drawn: rows, and units where they are.")]
 DatasetOption = Annotated[
     str | None, typer.Option(metavar="NAME", help="Which dataset it will be trained on, where there are several.")
 ]
@@ -170,7 +170,12 @@ def _target(flops: float | None, parameters: float | None, latency: float | None
 
 
 def _names(listed: str | None) -> tuple[str, ...] | None:
-    return None if listed is None else tuple(name.strip() for name in listed.split(","))
+    if listed is None:
+        return None
+    names = tuple(dict.fromkeys(name.strip() for name in listed.split(",") if name.strip()))
+    if not names:
+        raise BadRequest("no layer is named", found=repr(listed), expected="names of layers, with commas between them")
+    return names
 
 
 def _make(

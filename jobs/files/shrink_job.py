@@ -53,6 +53,10 @@ class ShrinkJob(DataOptions):
     def _compares(self) -> Self:
         if not (self.ways and self.flops) and not self.int8:
             raise ValueError("nothing is compared: give `ways` and `flops`, or `int8`")
+        shares = [f"{share:g}" for share in self.flops]  # as names have them
+        asked = {"ways": self.ways, "flops": shares, "int8": self.int8, "seeds": self.seeds}
+        if twice := sorted(name for name, values in asked.items() if len(set(values)) < len(values)):
+            raise ValueError(f"{', '.join(twice)}: the same twice, which would be one student")
         if own := sorted({"name", "start", "objective", "seed", "quantize"} & self.training.keys()):
             raise ValueError(f"the bench itself gives each student its {', '.join(own)}")
         try:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import mean, stdev
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from jobs.files.shrink_job import ShrinkJob
 from jobs.shrink.measure import ROWS, accuracy, milliseconds
 from storage.cache import Cache
-from student_train.options.sections import DataOptions, listed
+from storage.errors import BadRequest
+from storage.tasks import task_of
+from student_train.options.sections import DataOptions, datasets_of, listed
 
 if TYPE_CHECKING:
     from student_train.running.events import Report
@@ -82,18 +84,27 @@ def run_bench(
         report, stop: as of `train_students`.
 
     Raises:
-        BadRequest, StaleCache, NotInCache: as of `student make` and `student train`.
+        BadRequest, StaleCache, NotInCache: as of `student make` and `student train`; or there are no labels.
         Interrupted: `stop` said so; the same again goes on.
     """
     from student_train.preparing.request import Request
     from student_train.running.train import train_students
 
-    cache = Cache.open(build.cache)
+    cache, held = Cache.open(build.cache), listed(job.validation)
+    if vectors := sorted(name for name in datasets_of(job.train) if not task_of(cache.dataset(name)).has_classes):
+        raise BadRequest(
+            "students are compared by their accuracy, and vectors have none",
+            found=f"dataset {', '.join(vectors)}",
+            do="student make, and student eval of each",
+        )
     makers = list(_makers(job))
     folders = {maker.name: job.runs / "made" / maker.name for maker in (*makers, _whole())}
     for maker in (*makers, _whole()):
         made = _make(job, build, maker)
         note(f"{maker.name}: {made.size.flops / made.whole.flops:.3f} of the FLOPs" + "; ".join(("", *made.told)))
+    code = job.training.get("architecture")
+    teacher = _load(folders["teacher"], code)
+    own = _compared("teacher", teacher, accuracy(teacher, cache, held), {}, {})  # before hours of training
     students, whole = [], str(folders["teacher"])
     for maker in makers:
         start = whole if maker.trained is not None else str(folders[maker.name])
@@ -106,21 +117,29 @@ def run_bench(
     request = Request(cache, job.runs / "students", data, tuple(students), device)
     summary = train_students(request, report=report, stop=stop)
     after = {record.student: record.accuracy for record in summary.records}
-    held = listed(job.validation)
-    code = job.training.get("architecture")
-    teacher = _load(folders["teacher"], code)
-    own = _compared("teacher", teacher, accuracy(teacher, cache, held), {}, {})
     compared = []
     for maker in makers:
         student = _load(folders[maker.name], code)
-        found = {
-            objective: [value for seed in job.seeds if (value := after.get(f"{maker.name}-{objective}-s{seed}"))]
-            for objective in OBJECTIVES
-        }
+        found = of_seeds(after, maker.name, job.seeds)
+        for objective, values in found.items():
+            if len(values) < len(job.seeds):
+                note(f"{maker.name}, {objective}: {len(values)} of {len(job.seeds)} seeds came to an end")
         means = {objective: mean(values) for objective, values in found.items() if values}
         spread = {objective: stdev(values) if values[1:] else None for objective, values in found.items()}
         compared.append(_compared(maker.name, student, accuracy(student, cache, held), means, spread))
     return Bench(own, tuple(compared), summary)
+
+
+def of_seeds(after: Mapping[str, float | None], name: str, seeds: Sequence[int]) -> dict[str, list[float]]:
+    """Return the accuracies of what was made under a name, by objective, of those seeds that came to an end.
+
+    >>> of_seeds({"half-labels-s0": 0.0, "half-labels-s1": 0.5}, "half", (0, 1))
+    {'labels': [0.0, 0.5], 'distilled': []}
+    """
+    return {
+        objective: [value for s in seeds if (value := after.get(f"{name}-{objective}-s{s}")) is not None]
+        for objective in OBJECTIVES
+    }
 
 
 def _whole() -> Maker:
@@ -146,7 +165,6 @@ def _makers(job: ShrinkJob) -> Any:
 
 
 def _make(job: ShrinkJob, build: Any, maker: Maker) -> Made:
-    from student_train.options.sections import datasets_of
     from teacher_cache.making.make import MakeRequest, make
 
     out = job.runs / "made" / maker.name

@@ -123,6 +123,12 @@ def read_blueprint(folder: Path) -> BlueprintFile:
         raise BadWeights(f"{folder / BLUEPRINT_FILE} describes no student", found=str(error)) from None
 
 
+def check_written(folder: Path) -> None:
+    """Raise MissingSource or CorruptObject unless a student's weights and tokenizer are as they were written."""
+    file, _ = _read_files(folder)
+    _read_tokenizer(folder, file)
+
+
 def check_trusted(folder: Path, blueprint: Blueprint, architecture: str | None) -> None:
     """Raise BadRequest unless a caller trusts the code that a student is built by.
 

@@ -87,7 +87,8 @@ def make(request: MakeRequest) -> Made:
     """Make a student of a teacher and write it, or find that it is there.
 
     Raises:
-        BadRequest: the job has no such teacher or dataset; the folder holds something else; or as of the way.
+        BadRequest: the job has no such teacher or dataset; the folder holds something else, or a file of what was made
+            before is not what was written; or as of the way.
         StaleCache: the teacher is not the one whose answers the cache has.
         NotInCache: the dataset is not there yet.
         BadTeacher, BadWeights: as of a build.
@@ -205,8 +206,17 @@ def _made_before(out: Path, made: JSON) -> Made | None:
             expected=_told(made, differ),
             do="name another folder with -o; or delete this one",
         )
-    from student_train.students import Size
+    from student_train.students import Size, check_written
 
+    try:
+        check_written(out)
+    except StillroomError as error:
+        raise BadRequest(
+            f"{out} holds a student that is not what was written",
+            found=error.found or error.what,
+            expected=error.expected,
+            do=f"delete {out}, and make it again",
+        ) from None
     result = found["result"]
     return Made(
         out,
@@ -241,7 +251,10 @@ def _write(
     rows = len(subject.rows.shown_B)
     result = {"whole": list(whole), "size": list(size), "agreement": agreement, "rows": rows, "told": told}
     made = made | {"weights": weights_digest(subject.student.network), "result": result}
-    request.out.mkdir(parents=True, exist_ok=True)
+    try:
+        request.out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise BadRequest(f"{request.out} cannot be made", found=error.strerror, do="name another one with -o") from None
     save_student(request.out, student.blueprint, student.state_dict(), student.tokenizer, made=made)
     own = student.blueprint.architecture
     has_classes = student.blueprint.asked.has_classes

@@ -44,6 +44,8 @@ def test_a_bench_says_which_of_its_keys_are_none_of_a_student(tmp_path: Path) ->
     )
     assert "epocs" in " ".join(mistakes(tmp_path, text + "epocs = 3\n", ShrinkJob))
     assert "seed" in " ".join(mistakes(tmp_path, text + "seed = 3\n", ShrinkJob))
+    twice = text.replace('["prune-random"]', '["prune-random", "prune-random"]')
+    assert "ways: the same twice" in " ".join(mistakes(tmp_path, twice, ShrinkJob))
     assert "nothing is compared" in " ".join(mistakes(tmp_path, text.replace('["prune-random"]', "[]"), ShrinkJob))
     (tmp_path / "job.toml").write_text(text + 'architecture = "net.py:build"\n')
     assert read_job(tmp_path / "job.toml", ShrinkJob).training["architecture"] == f"{tmp_path}/net.py:build"

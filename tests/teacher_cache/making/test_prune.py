@@ -130,6 +130,20 @@ def test_making_again_finds_what_is_there_and_refuses_another(pantry: Path, tmp_
         pruned(pantry, tmp_path / "full")
 
 
+def test_what_was_made_before_is_not_there_without_its_weights(pantry: Path, tmp_path: Path) -> None:
+    pruned(pantry, tmp_path / "out")
+    (tmp_path / "out/student.safetensors").unlink()
+    with pytest.raises(BadRequest, match="not what was written") as refused:
+        pruned(pantry, tmp_path / "out")
+    assert refused.value.do == f"delete {tmp_path / 'out'}, and make it again"
+
+
+def test_a_folder_that_cannot_be_made_is_an_error_of_ours(pantry: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(BadRequest, match="cannot be made"):
+        pruned(pantry, tmp_path / "file/out")
+
+
 def test_a_teacher_other_than_that_of_the_cache_is_refused(pantry: Path, tmp_path: Path) -> None:
     job = tmp_path / "job.toml"
     text = (pantry / "job.toml").read_text().replace("mean = [0.3]", "mean = [0.2]")
