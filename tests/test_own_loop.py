@@ -21,8 +21,8 @@ from student_train.running.train import train_students
 from student_train.stepping.parallel import ALONE as ONE_PROCESS
 from student_train.students import load_student
 from tests.language.toys import counting_teacher, lines_cache
+from tests.pages.reading import REPOSITORY, blocks
 from tests.student_train.toys import Recipe, write_cache
-from tests.test_documents import REPOSITORY, blocks
 
 PAGE = blocks("own-loop.md")
 ALONE = [text for language, text in PAGE if language == "python" and not re.match(r"# \S+\.py\n", text)]

@@ -1,0 +1,41 @@
+"""The page of data: its jobs are valid, its files and commands run as they stand."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from jobs.files.cache_job import CacheJob
+from jobs.files.reading import read_job
+from storage.cache import Cache
+from tests.chats.toys import CHATML, write_model
+from tests.pages.reading import blocks, run
+
+
+def test_every_job_of_the_page_of_data_is_valid(tmp_path: Path) -> None:
+    jobs = [text for language, text in blocks("data.md") if language == "toml"]
+    assert len(jobs) >= 7
+    for text in jobs:
+        (tmp_path / "job.toml").write_text(text)
+        read_job(tmp_path / "job.toml", CacheJob)
+
+
+def test_a_dataset_of_ones_own_is_built_as_the_page_of_data_has_it(tmp_path: Path) -> None:
+    (code,) = (text for language, text in blocks("data.md") if language == "python")
+    (tmp_path / "data.py").write_text(code)
+    (job,) = (text for language, text in blocks("data.md") if "data.py:build" in text and language == "toml")
+    (tmp_path / "job.toml").write_text(job)
+    run([str(Path(sys.executable).parent / "cache"), "build", "job.toml"], tmp_path)
+    assert len(Cache.open(str(tmp_path / "caches/waves")).samples().of("waves")) == 200
+
+
+def test_chats_are_read_as_the_page_of_data_has_them(tmp_path: Path) -> None:
+    (lines,) = (text for language, text in blocks("data.md") if language == "json")
+    (job,) = (text for language, text in blocks("data.md") if 'kind = "chat"' in text and language == "toml")
+    (tmp_path / "chats/more").mkdir(parents=True)
+    (tmp_path / "chats/more/train.jsonl").write_text(lines)
+    write_model(tmp_path / "models/teacher", CHATML)
+    (tmp_path / "job.toml").write_text(job)
+    run([str(Path(sys.executable).parent / "cache"), "build", "job.toml"], tmp_path)
+    samples = Cache.open(str(tmp_path / "caches/chats")).samples().of("chats")
+    assert samples["sample_id"].to_list() == [f"more/train.jsonl:{at}" for at in (0, 169, 283)]
