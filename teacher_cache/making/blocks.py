@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from storage.errors import BadRequest
-from teacher_cache.making.asking import batches
+from teacher_cache.making.asking import batches, watch
 from teacher_cache.making.scores import By, moved
 from teacher_cache.making.sizes import UNITS, Target, measured, size_like
 from teacher_cache.making.slices import with_changes
@@ -36,7 +36,7 @@ def find_blocks(subject: Subject) -> list[str]:
     ]
     alike: list[str] = []
 
-    def watch(name: str) -> Callable[..., None]:
+    def telling(name: str) -> Callable[..., None]:
         def hook(_: nn.Module, given: tuple[Any, ...], answer: Any) -> None:
             if given and isinstance(answer, torch.Tensor) and getattr(given[0], "shape", None) == answer.shape:
                 alike.append(name)
@@ -44,7 +44,7 @@ def find_blocks(subject: Subject) -> list[str]:
         return hook
 
     layers = dict(network.named_modules())
-    hooks = [layers[name].register_forward_hook(watch(name)) for name in members]
+    hooks = [layers[name].register_forward_hook(telling(name)) for name in members]
     try:
         with torch.inference_mode():
             subject.student(next(iter(batches(subject)))[0][:2])
@@ -111,27 +111,19 @@ def _by_change(subject: Subject, blocks: Sequence[str], seed: int) -> dict[str, 
 
     Source: Men et al. 2024 (ShortGPT), arXiv 2403.03853, eq. 1; as Minitron's block importance.
     """
-    import torch
     from torch.nn import functional
 
     sums = dict.fromkeys(blocks, 0.0)
     layers = dict(subject.student.network.named_modules())
 
-    def watch(name: str) -> Callable[..., None]:
+    def watching(name: str) -> Callable[..., None]:
         def hook(_: nn.Module, given: tuple[Tensor, ...], answer: Tensor) -> None:
             cosine_B = functional.cosine_similarity(given[0].flatten(1), answer.flatten(1))
             sums[name] += float((1 - cosine_B).sum())
 
         return hook
 
-    hooks = [layers[name].register_forward_hook(watch(name)) for name in blocks]
-    try:
-        with torch.inference_mode():
-            for inputs_B, _ in batches(subject):
-                subject.student(inputs_B)
-    finally:
-        for hook in hooks:
-            hook.remove()
+    watch(subject, behind={layers[name]: watching(name) for name in blocks})
     return sums
 
 

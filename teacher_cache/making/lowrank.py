@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from storage.errors import BadRequest
-from teacher_cache.making.asking import batches
+from teacher_cache.making.asking import watch
 from teacher_cache.making.sizes import Target, largest_share, measured, size_like
 from teacher_cache.making.slices import check_named_once, with_changes
 from teacher_cache.making.subject import Subject
@@ -165,7 +165,7 @@ def _whitening(subject: Subject, names: Sequence[str]) -> dict[str, Tensor]:
     sums: dict[str, Tensor] = {}
     counts: dict[str, int] = {}
 
-    def watch(name: str) -> Any:
+    def watching(name: str) -> Any:
         def hook(layer: Any, given: tuple[Tensor, ...]) -> None:
             places = _places(layer, given[0].detach())
             step = max(1, len(places) // MOST_PLACES)
@@ -175,14 +175,7 @@ def _whitening(subject: Subject, names: Sequence[str]) -> dict[str, Tensor]:
 
         return hook
 
-    hooks = [layers[name].register_forward_pre_hook(watch(name)) for name in names]
-    try:
-        with torch.inference_mode():
-            for inputs_B, _ in batches(subject):
-                subject.student(inputs_B)
-    finally:
-        for hook in hooks:
-            hook.remove()
+    watch(subject, before={layers[name]: watching(name) for name in names})
     found = {}
     for name, total in sums.items():
         mean = total.clone() / counts[name]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from storage.errors import BadRequest
-from teacher_cache.making.asking import batches
+from teacher_cache.making.asking import watch
 from teacher_cache.making.slices import check_named_once, with_changes
 from teacher_cache.making.subject import Subject
 
@@ -74,19 +74,12 @@ def _ranges(subject: Subject, names: list[str]) -> dict[str, tuple[Tensor, Tenso
     layers = dict(subject.student.network.named_modules())
     found: dict[str, tuple[Tensor, Tensor]] = {}
 
-    def watch(name: str) -> Any:
+    def watching(name: str) -> Any:
         def hook(_: nn.Module, given: tuple[Tensor, ...]) -> None:
             low, high = found.get(name, (torch.zeros(()), torch.zeros(())))
             found[name] = (low.minimum(given[0].amin()), high.maximum(given[0].amax()))
 
         return hook
 
-    hooks = [layers[name].register_forward_pre_hook(watch(name)) for name in names]
-    try:
-        with torch.no_grad():
-            for inputs_B, _ in batches(subject):
-                subject.student(inputs_B)
-    finally:
-        for hook in hooks:
-            hook.remove()
+    watch(subject, before={layers[name]: watching(name) for name in names})
     return found

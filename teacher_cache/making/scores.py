@@ -11,7 +11,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from storage.errors import BadRequest
-from teacher_cache.making.asking import batches
+from teacher_cache.making.asking import batches, watch
 from teacher_cache.making.coupled import Side, Units
 from teacher_cache.making.subject import Subject
 
@@ -101,7 +101,7 @@ def _by_activation(subject: Subject, units: Sequence[Units], seed: int) -> list[
     readers = {side.layer: layers[side.layer] for each in units for side in each.sides if side.side == "in"}
     sums: dict[str, Tensor] = {}
 
-    def watch(name: str, layer: Any) -> Callable[..., None]:
+    def watching(name: str, layer: Any) -> Callable[..., None]:
         axis = 1 if getattr(layer, "kernel_size", None) is not None else -1
 
         def hook(_: nn.Module, given: tuple[Tensor, ...]) -> None:
@@ -110,14 +110,7 @@ def _by_activation(subject: Subject, units: Sequence[Units], seed: int) -> list[
 
         return hook
 
-    hooks = [layer.register_forward_pre_hook(watch(name, layer)) for name, layer in readers.items()]
-    try:
-        with torch.inference_mode():
-            for inputs_B, _ in batches(subject):
-                subject.student(inputs_B)
-    finally:
-        for hook in hooks:
-            hook.remove()
+    watch(subject, before={layer: watching(name, layer) for name, layer in readers.items()})
 
     def worth(side: Side) -> Tensor | None:
         return None if side.side == "out" or side.layer not in sums else sums[side.layer][side.places].sum(1)
