@@ -56,7 +56,7 @@ def read_graph(path: Path) -> Graph:
 
     Raises:
         MissingSource: there is no such file, or a file of its weights is missing.
-        BadWeights: it is no ONNX file, or its weights lead out of its folder, or a file of them is cut off.
+        BadWeights: it is no ONNX file, takes nothing, or its weights lead out of its folder or are cut off.
     """
     onnx = import_onnx()
     try:
@@ -71,10 +71,13 @@ def read_graph(path: Path) -> Graph:
         raise BadWeights(f"{path} is not an ONNX file", found="a graph without any node")
     graph = proto.graph
     stored = {each.name for each in graph.initializer} | {each.values.name for each in graph.sparse_initializer}
+    inputs = [_port(each) for each in graph.input if each.name not in stored]  # of old, weights were inputs too
+    if not inputs:
+        raise BadWeights(f"{path} is no model of rows", found="a graph without any input")
     inner = [name for node in graph.node for name in node.output if name]
     return Graph(
         proto,
-        [_port(each) for each in graph.input if each.name not in stored],  # of old, weights were inputs too
+        inputs,
         [_port(each) for each in graph.output],
         list(dict.fromkeys(inner)),
         _external(proto, path, onnx.TensorProto),

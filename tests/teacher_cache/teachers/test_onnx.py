@@ -19,6 +19,7 @@ from onnx import helper, numpy_helper
 from storage.cache import Cache
 from storage.errors import BadRequest, BadTeacher, BadWeights, MissingSource, StaleCache, StillroomError
 from storage.format.specs import DatasetSpec
+from teacher_cache.teachers.kinds.onnx_files import read_graph
 from teacher_cache.teachers.loading import cached_teacher, load_teacher
 from teacher_cache.teachers.model import Teacher
 from teacher_cache.teachers.options import TeacherOptions
@@ -288,3 +289,13 @@ def test_its_threads_are_those_of_the_worker(tmp_path: Path) -> None:
 def test_options_that_would_do_nothing_are_refused(tmp_path: Path, fields: dict[str, Any], mistake: str) -> None:
     with pytest.raises(ValueError, match=mistake):
         TeacherOptions(name="keras", kind="onnx", path=tmp_path / "toy.onnx", **fields)
+
+
+def test_a_graph_without_inputs_is_no_model(tmp_path: Path) -> None:
+    value = helper.make_tensor("value", onnx.TensorProto.FLOAT, [1], [0.5])
+    node = helper.make_node("Constant", [], ["y"], value=value)
+    out = helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, [1])
+    onnx.save(helper.make_model(helper.make_graph([node], "g", [], [out])), str(tmp_path / "m.onnx"))
+    with pytest.raises(BadWeights) as caught:
+        read_graph(tmp_path / "m.onnx")
+    assert caught.value.found == "a graph without any input"
