@@ -12,6 +12,7 @@ from storage.errors import BadRequest, BadTeacher, StillroomError
 from storage.format.specs import DatasetSpec, check_promise
 from teacher_cache.building.prepared import BuildRequest
 from teacher_cache.making.asking import batches
+from teacher_cache.making.moments import retake
 from teacher_cache.making.rows import some_rows
 from teacher_cache.making.subject import Subject, as_student
 from teacher_cache.making.ways import WAYS
@@ -109,7 +110,10 @@ def make(request: MakeRequest) -> Made:
     subject = as_student(teacher, KINDS[teacher.origin].load(teacher), dataset, rows)
     try:
         student, told = WAYS[request.way](subject, request.options)
-        size, agreement = size_of_student(student), agreement_of(student, subject)
+        size, whole = size_of_student(student), size_of_student(subject.student)
+        if size.parameters != whole.parameters:
+            told = [*told, *retake(student, subject)]
+        agreement = agreement_of(student, subject)
     except (StillroomError, KeyboardInterrupt):
         raise
     except Exception as error:  # of the teacher's own code, or of torch with what it has become
@@ -119,7 +123,8 @@ def make(request: MakeRequest) -> Made:
             expected="layers that each have one name, are called, and whose weights nobody else reads",
             do="student make copy; or a student that is trained on its cached answers",
         ) from error
-    return _write(request, subject, student, made, told, size, agreement)
+    made |= {"weights": weights_digest(subject.student.network)}
+    return _write(request, student, made, told, (whole, size), agreement, len(rows.shown_B))
 
 
 def _teacher(request: MakeRequest) -> TeacherOptions:
@@ -166,6 +171,7 @@ def _lineage(request: MakeRequest, teacher: TeacherOptions, dataset: DatasetSpec
     return {
         "way": request.way,
         "options": _as_json(request.options),
+        "moments": "taken again",  # of batch norms, where anything is left out
         "teacher": teacher.name,
         "model": teacher.told() | KINDS[teacher.origin].digests(teacher),
         "dataset": dataset.fingerprint,
@@ -238,26 +244,24 @@ def _told(made: JSON, keys: list[str]) -> str:
 
 def _write(
     request: MakeRequest,
-    subject: Subject,
     student: Student,
     made: JSON,
     told: list[str],
-    size: Size,
+    sizes: tuple[Size, Size],
     agreement: float,
+    rows: int,
 ) -> Made:
-    from student_train.students import save_student, size_of_student
+    from student_train.students import save_student
 
-    whole = size_of_student(subject.student)
-    rows = len(subject.rows.shown_B)
+    whole, size = sizes
     result = {"whole": list(whole), "size": list(size), "agreement": agreement, "rows": rows, "told": told}
-    made = made | {"weights": weights_digest(subject.student.network), "result": result}
+    made = made | {"result": result}
     try:
         request.out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise BadRequest(f"{request.out} cannot be made", found=error.strerror, do="name another one with -o") from None
     save_student(request.out, student.blueprint, student.state_dict(), student.tokenizer, made=made)
     own = student.blueprint.architecture
-    has_classes = student.blueprint.asked.has_classes
     return Made(
         request.out,
         made,
@@ -267,7 +271,7 @@ def _write(
         rows,
         own if ":" in own else None,
         tuple(told),
-        has_classes=has_classes,
+        has_classes=student.blueprint.asked.has_classes,
     )
 
 

@@ -176,3 +176,21 @@ def test_a_teacher_that_gives_probabilities_is_refused(pantry: Path) -> None:
     cache = Cache.open(str(pantry / "cache"))
     with pytest.raises(BadRequest, match="gives probabilities"):
         as_student(said, KINDS["factory"].load(said), cache.dataset("digits"), some_rows(cache, "digits", 40, 0))
+
+
+def test_batch_norms_of_a_smaller_network_have_the_moments_of_its_own_activations(
+    pantry: Path, subject: Subject, tmp_path: Path
+) -> None:
+    made = pruned(pantry, tmp_path / "out")
+    student = load_student(tmp_path / "out", architecture=f"{pantry / 'net.py'}:build")
+    norm = student.network.stem[1]
+    seen: list[torch.Tensor] = []
+    norm.register_forward_pre_hook(lambda _, given: seen.append(given[0]))
+    with torch.no_grad():
+        student(subject.blueprint.made_of.arguments(subject.rows.shown_B[:32]))
+        student(subject.blueprint.made_of.arguments(subject.rows.shown_B[32:]))
+    expected = torch.stack([given.mean((0, 2, 3)) for given in seen]).mean(0)  # over batches of 32 and 8
+    torch.testing.assert_close(norm.running_mean, expected)
+    assert any("batch norms taken again over 40 rows" in line for line in made.told)
+    assert not student.training
+    assert norm.momentum == 0.1
