@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from statistics import mean, stdev
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from teacher_cache.making.make import Made
 
 OBJECTIVES = ("labels", "distilled")
+WHOLE = "teacher"  # as a student
 
 
 class Maker(NamedTuple):
@@ -30,12 +32,24 @@ class Maker(NamedTuple):
         name: of it.
         way, options: as of MakeRequest.
         trained: the scheme of int8 in which it is trained, from the teacher as it is; None: as it was made.
+        drawn: whether chance makes it, another one for each seed.
     """
 
     name: str
     way: str
     options: Any
     trained: str | None = None
+    drawn: bool = False
+
+    def of(self, seed: int) -> Maker:
+        """Return what makes the student of a seed."""
+        if not self.drawn:
+            return self
+        return self._replace(name=f"{self.name}-s{seed}", options=self.options._replace(seed=seed))
+
+    def starts(self, seed: int) -> str:
+        """Return the name of what the student of a seed starts from."""
+        return WHOLE if self.trained is not None else self.of(seed).name
 
 
 @dataclass(frozen=True)
@@ -46,7 +60,7 @@ class Compared:
         name: of what was made.
         flops, parameters, bytes: of it, as it is written in the end.
         ms_1, ms_64: median time for one row and for 64, here, in milliseconds.
-        before: accuracy as it was made.
+        before: accuracy as it was made, the mean over those that chance made.
         after: mean accuracy over seeds, by objective.
         spread: standard deviation over seeds; None of one.
     """
@@ -97,37 +111,43 @@ def run_bench(
             found=f"dataset {', '.join(vectors)}",
             do="student make, and student eval of each",
         )
-    makers = list(_makers(job))
-    folders = {maker.name: job.runs / "made" / maker.name for maker in (*makers, _whole())}
-    for maker in (*makers, _whole()):
-        made = _make(job, build, maker)
-        note(f"{maker.name}: {made.size.flops / made.whole.flops:.3f} of the FLOPs" + "; ".join(("", *made.told)))
-    code = job.training.get("architecture")
-    teacher = _load(folders["teacher"], code)
-    own = _compared("teacher", teacher, accuracy(teacher, cache, held), {}, {})  # before hours of training
-    students, whole = [], str(folders["teacher"])
-    for maker in makers:
-        start = whole if maker.trained is not None else str(folders[maker.name])
-        students += [
-            job.student(maker.name, start, objective, seed, maker.trained)
-            for objective in OBJECTIVES
-            for seed in job.seeds
-        ]
+    makers, code = list(_makers(job)), job.training.get("architecture")
+    folders = _make_all(job, build, makers, note)
+    teacher = _load(folders[WHOLE], code)
+    own = _compared(WHOLE, teacher, accuracy(teacher, cache, held), {}, {})  # before hours of training
+    students = [
+        job.student(maker.name, str(folders[maker.starts(seed)]), objective, seed, maker.trained)
+        for maker in makers
+        for objective in OBJECTIVES
+        for seed in job.seeds
+    ]
     data = DataOptions(**job.model_dump(include=set(DataOptions.model_fields)))
     request = Request(cache, job.runs / "students", data, tuple(students), device)
     summary = train_students(request, report=report, stop=stop)
     after = {record.student: record.accuracy for record in summary.records}
     compared = []
     for maker in makers:
-        student = _load(folders[maker.name], code)
+        each = [_load(folders[name], code) for name in dict.fromkeys(maker.of(seed).name for seed in job.seeds)]
         found = of_seeds(after, maker.name, job.seeds)
         for objective, values in found.items():
             if len(values) < len(job.seeds):
                 note(f"{maker.name}, {objective}: {len(values)} of {len(job.seeds)} seeds came to an end")
         means = {objective: mean(values) for objective, values in found.items() if values}
         spread = {objective: stdev(values) if values[1:] else None for objective, values in found.items()}
-        compared.append(_compared(maker.name, student, accuracy(student, cache, held), means, spread))
+        before = mean(accuracy(student, cache, held) for student in each)
+        compared.append(_compared(maker.name, each[0], before, means, spread))
     return Bench(own, tuple(compared), summary)
+
+
+def _make_all(job: ShrinkJob, build: Any, makers: Sequence[Maker], note: Callable[[str], None]) -> dict[str, Path]:
+    """Make what is not there yet, the teacher as a student too; return the folder of each by its name."""
+    folders = {}
+    for maker in (*(each.of(seed) for each in makers for seed in job.seeds), _whole()):
+        if maker.name not in folders:
+            made = _make(job, build, maker)
+            folders[maker.name] = made.folder
+            note(f"{maker.name}: {made.size.flops / made.whole.flops:.3f} of the FLOPs" + "; ".join(("", *made.told)))
+    return folders
 
 
 def of_seeds(after: Mapping[str, float | None], name: str, seeds: Sequence[int]) -> dict[str, list[float]]:
@@ -145,7 +165,7 @@ def of_seeds(after: Mapping[str, float | None], name: str, seeds: Sequence[int])
 def _whole() -> Maker:
     from teacher_cache.making.copying import CopyOptions
 
-    return Maker("teacher", "copy", CopyOptions(None, None, 1.0, "first"))
+    return Maker(WHOLE, "copy", CopyOptions(None, None, 1.0, "first"))
 
 
 def _makers(job: ShrinkJob) -> Any:
@@ -159,7 +179,7 @@ def _makers(job: ShrinkJob) -> Any:
         for way in job.ways:
             kind, _, by = way.partition("-")
             options: Any = LowRankOptions(target, None, by) if kind == "lowrank" else PruneOptions(target, by, 0)  # type: ignore[arg-type]
-            yield Maker(f"{way}-{share:g}", kind, options)
+            yield Maker(f"{way}-{share:g}", kind, options, drawn=by == "random")
     for per in job.int8:
         yield Maker(f"int8-{per}", "quantize", QuantizeOptions(per), per)
 

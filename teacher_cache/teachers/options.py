@@ -211,6 +211,12 @@ def num_scores(teacher: TeacherOptions, dataset: DatasetSpec) -> int:
             do=f'encoding = {{ kind = "{task.encodings[0]}", dtype = "fp16" }} in [[teacher]] {teacher.name}, or keep '
             "it off that dataset with `datasets = [...]`",
         )
+    if teacher.dimension is not None and dataset.num_classes:
+        raise BadRequest(
+            f"teacher {teacher.name} says how wide its vectors are, and dataset {dataset.name} asks for classes",
+            found=f"dimension = {teacher.dimension}, and {dataset.num_classes} classes",
+            do="leave `dimension` out; or keep the teacher off that dataset with `datasets = [...]`",
+        )
     if not encoding.soft or dataset.num_classes:
         return dataset.num_classes
     if encoding.classes:

@@ -22,6 +22,7 @@ ways = ["prune-random"]
 flops = [0.6]
 int8 = ["tensor"]
 rows = 40
+seeds = [0, 1]
 distilled = [{{ loss = "kd", teacher = "net" }}]
 [training]
 architecture = "{pantry}/net.py:build"
@@ -45,6 +46,8 @@ def test_ways_are_compared_before_and_after_training(pantry: Path, tmp_path: Pat
         assert name == "int8-tensor" or each["flops"] <= 0.6 * found["teacher"]["flops"]
     assert by_name["int8-tensor"]["bytes"] < found["teacher"]["bytes"]
     assert Path(found["report"]).exists()
+    drawn = [(tmp_path / f"runs/made/prune-random-0.6-s{seed}/student.safetensors").read_bytes() for seed in (0, 1)]
+    assert drawn[0] != drawn[1]  # chance is asked for each seed
     # again: nothing is left to do, and the table fits the terminal
     again = program("student", "bench", job)
     assert (again.code, again.out.count("prune-random-0.6")) == (0, 1)

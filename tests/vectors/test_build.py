@@ -92,6 +92,8 @@ def test_vectors_of_a_dataset_with_classes_are_refused(tmp_path: Path) -> None:
     dataset = vector_dataset(tmp_path, 8).replace('task = "vector"', 'task = "text_classification"\nclasses = ["a"]')
     with pytest.raises(BadRequest, match="asks for: 1 classes"):
         build(write_job(tmp_path, dataset, bag_teacher()))
+    with pytest.raises(BadRequest, match="asks for classes"):
+        build(write_job(tmp_path, dataset, bag_teacher().replace('kind = "vectors"', 'kind = "dense"')))
 
 
 @pytest.fixture(scope="module")

@@ -5,15 +5,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from storage.digests import digest, file_digest
-from storage.errors import BadRequest, CorruptObject, StorageFailure
+from storage.errors import BadRequest, CorruptObject, TryAgain
+from storage.format.filesystems import lock, storage_failure
 
 MARK = "stillroom.json"
 
@@ -78,28 +81,37 @@ def done_before(out: Path, about: dict[str, Any], files: Mapping[str, bytes]) ->
     return Exported(out, mark["kind"], None, None, (), done_before=True)
 
 
-class part_of:  # noqa: N801 - used as a function
-    """A folder beside its place, renamed to it when all went well and deleted when not."""
+@contextlib.contextmanager
+def part_of(out: Path) -> Iterator[Path]:
+    """Yield a folder beside a place, renamed to it when all went well and deleted when not.
 
-    def __init__(self, out: Path):
-        self._out = out
-        self._part = out.with_name(f".{out.name}.part")
-
-    def __enter__(self) -> Path:
-        shutil.rmtree(self._part, ignore_errors=True)  # of a command that was killed
-        try:
-            self._part.mkdir(parents=True)
-        except OSError as error:
-            raise StorageFailure(f"cannot write {self._part}", found=error.strerror) from None
-        return self._part
-
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        if kind is not None:
-            shutil.rmtree(self._part, ignore_errors=True)
-            return
-        if self._out.exists():
-            self._out.rmdir()  # empty
-        self._part.rename(self._out)
+    Raises:
+        TryAgain: another command writes there.
+        StorageFailure: the disk refuses.
+    """
+    part, mine = out.with_name(f".{out.name}.part"), out.with_name(f".{out.name}.lock")
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        with open(mine, "ab") as held:
+            lock(held)
+            if not (mine.exists() and os.path.samestat(os.fstat(held.fileno()), mine.stat())):
+                raise BlockingIOError  # whoever held it has just deleted it
+            shutil.rmtree(part, ignore_errors=True)  # of a command that was killed
+            part.mkdir()
+            try:
+                yield part
+                if out.exists():
+                    out.rmdir()  # empty
+                part.rename(out)
+            finally:
+                shutil.rmtree(part, ignore_errors=True)
+                mine.unlink(missing_ok=True)
+    except BlockingIOError:
+        raise TryAgain(
+            f"another command exports to {out}", do="wait for it; the same again then says what it did"
+        ) from None
+    except OSError as error:
+        raise storage_failure("write", str(error.filename or part), error) from None
 
 
 def seal(folder: Path, about: dict[str, Any], kind: str) -> None:
