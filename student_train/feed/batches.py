@@ -11,10 +11,11 @@ from typing import NamedTuple
 from torch import Tensor
 
 from storage.encodings import Capability, Encoded
+from storage.errors import BadRequest
 from storage.inputs.arguments import plain
 from storage.targets.soft import SoftTargets
 from storage.views import PLAIN
-from student_train.options.by_dataset import teacher_of
+from student_train.options.by_dataset import teacher_of, teachers_named
 
 
 class ArrayKey(NamedTuple):
@@ -75,7 +76,7 @@ class Needs:
         """Return what must be had of one dataset's rows, each teacher by its own name there.
 
         Raises:
-            KeyError: a teacher is named for other datasets only.
+            BadRequest: a teacher is named for other datasets only.
         """
         own = {name: _own_name(name, dataset) for name in self.teachers}
         return replace(
@@ -91,7 +92,12 @@ class Needs:
 
 def _own_name(name: str, dataset: str) -> str:
     if (own := teacher_of(name, dataset)) is None:
-        raise KeyError(f"{name} names no teacher of {dataset}")
+        raise BadRequest(
+            f"{name} names no teacher of {dataset}",
+            found=", ".join(teachers_named(name)),
+            expected=f"a teacher for each dataset whose rows are wanted, {dataset} among them",
+            do="name one for each, or one name alone, of a teacher that all of them have",
+        )
     return own
 
 

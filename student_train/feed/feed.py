@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import closing
-from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -25,12 +24,11 @@ from student_train.feed.order import (
     Cut,
     Order,
     Positions,
+    Shuffle,
     Window,
     dataset_windows,
-    epoch_windows,
     join_windows,
     positions_of,
-    window_order,
 )
 from student_train.feed.sending import send_ahead
 from student_train.feed.shard_source import LABELS, ShardSource
@@ -76,7 +74,9 @@ class Feed:
         self._needs = needs
         self._device = device
         self._kept = kept
-        self._window_shards = window_shards
+        taken = self.selection.taken
+        parts = tuple(part.shards for part in self.selection.parts) if taken else ()
+        self._shuffle = Shuffle(window_shards, parts, taken)
         self._at = (
             torch.device("cpu") if kept is None else next(iter(kept.values())).device
         )  # of rows, till they are sent
@@ -94,7 +94,7 @@ class Feed:
         return PLAIN if views is None else views.of_epoch(epoch)
 
     def shuffled(self, batch_size: int, *, seed: int, epoch: int, first_step: int = 0) -> Iterator[Batch]:
-        """Yield the batches of an epoch from `first_step` on; every row is in one of them."""
+        """Yield the batches of an epoch from `first_step` on; every row is in one of them, but of a mixture."""
         cut = Cut(batch_size, self.view_of(epoch), first_step)
         # closing: whoever stops early ends the reading too
         with closing(self.shared([cut], seed=seed, epoch=epoch)) as fed:
@@ -113,8 +113,7 @@ class Feed:
         Raises:
             StaleCache, CorruptObject: as `ShardSource.read`.
         """
-        windows = epoch_windows(self.selection.shard_sizes_S, seed=seed, epoch=epoch, window_shards=self._window_shards)
-        return self._cut(cuts, windows, partial(window_order, seed=seed, epoch=epoch))
+        return self._cut(cuts, *self._shuffle.epoch(self.selection.shard_sizes_S, seed=seed, epoch=epoch))
 
     def in_order(self, batch_size: int) -> Iterator[Batch]:
         """Yield all rows in dataset order, plain."""

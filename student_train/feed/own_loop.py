@@ -17,6 +17,7 @@ from contextlib import closing
 from typing import Any
 
 import torch
+from pydantic import ValidationError
 
 from storage.cache import Cache, Catalogue, Samples
 from storage.encodings import Capability
@@ -25,11 +26,14 @@ from storage.format.specs import DatasetSpec
 from student_train.feed.batches import ArrayKey, Batch, Needs, SoftNeed
 from student_train.feed.feed import Feed
 from student_train.feed.order import Cut, count_steps
+from student_train.feed.order.shares import mixed
+from student_train.feed.order.views import check_one_class, choose_views
 from student_train.feed.residency import FeedPool, choose_residency, projected_bytes
-from student_train.feed.selection import select_rows
+from student_train.feed.selection import join_selections, select_rows
 from student_train.feed.shard_source import FEATURE
-from student_train.feed.views import check_one_class, choose_views
-from student_train.options.sections import ResidencyChoice
+from student_train.feed.together import check_agree, check_alike, feature_shapes
+from student_train.options.by_dataset import named_together, teachers_named
+from student_train.options.sections import DataOptions, ResidencyChoice, datasets_of, listed
 
 OWN = "of a loop of one's own"  # in messages, in place of a student's name
 
@@ -50,6 +54,7 @@ def wants(
         labels: whether every row must have one.
         soft: teachers, with the temperature or temperatures at which their probabilities are looked at.
         features: teachers, with the name or names of their features.
+            A teacher is one name, of every dataset, or one for each, "code=coder,law=lawyer".
         mixed: whether the loss weighs both labels of a row that mixup or CutMix made of two (`Supervision.mixed`), as
             `labels_cross_entropy` does. Where it does not, labels under views that mix are refused.
 
@@ -59,16 +64,21 @@ def wants(
         labels=labels,
         one_class=frozenset({"labels"} if labels and not mixed else ()),
         soft=frozenset(
-            SoftNeed(teacher, Capability("bucket", float(temperature)))
+            SoftNeed(_sorted(teacher), Capability("bucket", float(temperature)))
             for teacher, given in (soft or {}).items()
             for temperature in ([given] if isinstance(given, int | float) else given)
         ),
         features=frozenset(
-            ArrayKey(teacher, FEATURE + name)
+            ArrayKey(_sorted(teacher), FEATURE + name)
             for teacher, given in (features or {}).items()
             for name in ([given] if isinstance(given, str) else given)
         ),
     )
+
+
+def _sorted(teacher: str) -> str:
+    """Return a teacher's name as terms of a job have it, whatever the order in which one of each dataset is named."""
+    return named_together(teachers_named(teacher)) if "=" in teacher else teacher
 
 
 class Rows:
@@ -153,9 +163,10 @@ class Rows:
 
 def open_rows(
     cache: Cache,
-    rows: str,
+    rows: str | Sequence[str],
     needs: Needs,
     *,
+    mixture: Mapping[str, float] | None = None,
     device: str | torch.device = "cpu",
     residency: ResidencyChoice = "auto",
     window_shards: int = 16,
@@ -166,8 +177,9 @@ def open_rows(
 
     Args:
         cache: an open one.
-        rows: "<dataset>", "<dataset>/train" or "<dataset>/validation".
+        rows: "<dataset>", "<dataset>/train" or "<dataset>/validation"; or a list of such, of several datasets.
         needs: what a batch is to hold besides inputs: `wants(…)`, or `objective_needs(…)` of a job's losses.
+        mixture: of each of several datasets its share of an epoch; None: every row is in an epoch once.
         device: where batches are to be.
         residency: "device" and "host" read all rows now and keep them, "stream" reads shards as they are wanted.
         window_shards: rows are shuffled within so many shards.
@@ -179,24 +191,56 @@ def open_rows(
         IncompleteCache: shards are missing, named.
         MissingCapability: a teacher's soft targets are not stored so that they serve what is needed.
         BadRequest: rows have no labels, or mix two, and the needs are otherwise; there are no such views; the rows do
-            not fit where they are to be kept; or this process is a fork.
+            not fit where they are to be kept; several datasets differ in what a row is, or the mixture is none of
+            them; or this process is a fork.
         StaleCache, CorruptObject: what is read is not what was built.
     """
     _check_not_forked()
-    dataset, where = rows.partition("/")[0], torch.device(device)
-    catalogue = cache.catalogue({dataset}, set(needs.within(dataset).teachers))
-    _check_served(catalogue, dataset, needs.within(dataset))
-    shown = choose_views(catalogue, [dataset], [needs], views, allow_partial=allow_partial)
+    data = _asked(rows, mixture)
+    catalogue = _looked_at(cache, datasets_of(data.train), needs)
+    shown = choose_views(catalogue, datasets_of(data.train), [needs], views, allow_partial=allow_partial)
     check_one_class(OWN, needs, shown)
-    selection = select_rows(Samples(catalogue), rows, needs, allow_partial=allow_partial, views=shown)
+    each = [
+        select_rows(Samples(catalogue), one, needs, allow_partial=allow_partial, views=shown)
+        for one in listed(data.train)
+    ]
+    selection, where = mixed(join_selections(each), data.mixture), torch.device(device)
     kept = choose_residency(residency, projected_bytes([(selection, needs)]), where)
     pool = FeedPool(cache, where, place=kept.place, window_shards=window_shards)
     options = {"residency": residency, "window_shards": window_shards, "views": views, "allow_partial": allow_partial}
-    opened = (cache.url, rows, needs, {"device": str(where), **options})
+    opened = (cache.url, rows, needs, {"mixture": mixture, "device": str(where), **options})
     return Rows(pool.feed(selection, needs), f"{kept.place}: {kept.why}", opened)
 
 
-def _open_again(url: str, rows: str, needs: Needs, options: dict[str, Any]) -> Rows:
+def _asked(rows: str | Sequence[str], mixture: Mapping[str, float] | None) -> DataOptions:
+    """Return rows and shares as a job would say them. Raises BadRequest: they make no sense."""
+    shares = None if mixture is None else dict(mixture)
+    try:
+        return DataOptions.model_validate({"train": rows, "validation": rows, "mixture": shares})
+    except ValidationError as error:
+        told = dict.fromkeys(each["msg"].removeprefix("Value error, ") for each in error.errors())
+        raise BadRequest("these are no rows of a cache", found="; ".join(told)) from None
+
+
+def _looked_at(cache: Cache, datasets: Sequence[str], needs: Needs) -> Catalogue:
+    """Return what a cache holds of some datasets, after checking that it serves what is needed, of all of them alike.
+
+    Raises:
+        NotInCache, MissingCapability, BadRequest: it does not.
+    """
+    taught = {teacher for dataset in datasets for teacher in needs.within(dataset).teachers}
+    catalogue = cache.catalogue(set(datasets), taught)
+    first = catalogue.dataset(datasets[0])
+    found = []
+    for dataset in datasets:
+        check_agree(first, catalogue.dataset(dataset), f"{dataset} cannot be trained on together with {first.name}")
+        _check_served(catalogue, dataset, needs.within(dataset))
+        found.append((dataset, first.num_classes, feature_shapes(catalogue, dataset, needs)))
+    check_alike(catalogue, found, needs)
+    return catalogue
+
+
+def _open_again(url: str, rows: str | Sequence[str], needs: Needs, options: dict[str, Any]) -> Rows:
     return open_rows(Cache.open(url), rows, needs, **options)
 
 

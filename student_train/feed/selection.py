@@ -24,7 +24,7 @@ from storage.tasks import task_of
 from storage.tasks.base import LABELLED
 from storage.views import PLAIN
 from student_train.feed.batches import Needs
-from student_train.feed.views import EpochViews
+from student_train.feed.order.views import EpochViews
 from student_train.options.by_dataset import teacher_of
 
 NO_CLASS = -1  # of a row without a label, or whose teacher is not there
@@ -63,6 +63,7 @@ class Selection:
         views: which view each epoch shows; None: plain inputs.
         lengths_N: items of each row, where each has a length of its own; None: all are alike.
         labelled_N: labelled sites of each row, where it has many and a teacher has counted them; None: nobody has.
+        taken: of a mixture, how many rows of each part an epoch takes, N in all; empty: it takes each row once.
     """
 
     catalogue: Catalogue
@@ -78,6 +79,7 @@ class Selection:
     views: EpochViews | None = None
     lengths_N: Integers | None = None
     labelled_N: Integers | None = None
+    taken: tuple[int, ...] = ()
 
     @property
     def datasets(self) -> tuple[str, ...]:
@@ -110,6 +112,7 @@ class Selection:
                     splits_N=self.splits_N[of_rows],
                     lengths_N=None if self.lengths_N is None else self.lengths_N[of_rows],
                     labelled_N=None if self.labelled_N is None else self.labelled_N[of_rows],
+                    taken=(),
                 )
             )
         return each

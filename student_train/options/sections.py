@@ -5,9 +5,9 @@ No torch here, so that a job file is checked before anything slow is imported.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, BeforeValidator, Field, TypeAdapter, ValidationInfo, model_validator
 
@@ -61,6 +61,9 @@ def _of_one_or_several(value: Any) -> Any:
 Rows = Annotated[str | tuple[str, ...], BeforeValidator(_of_one_or_several)]
 """Rows of the cache: `<dataset>/<split>`, or `<dataset>` for all of them; or a list of such, of several datasets."""
 
+Shares = dict[str, Annotated[float, Field(gt=0, lt=1)]]
+SHARES_OFF = 0.002  # that shares together may be off 1: thirds are written 0.333
+
 Architecture = Annotated[str, AfterValidator(_architecture)]
 PerChannel = Annotated[tuple[float, ...], Field(strict=False, min_length=1)]
 
@@ -77,6 +80,19 @@ def listed(rows: str | Sequence[str]) -> tuple[str, ...]:
 def datasets_of(rows: str | Sequence[str]) -> tuple[str, ...]:
     """Return the datasets of rows of a cache, in their order."""
     return tuple(each.partition("/")[0] for each in listed(rows))
+
+
+def _check_shares(shares: Mapping[str, float], datasets: Sequence[str]) -> None:
+    """Raise ValueError unless there is a share of each of several datasets, and together they are 1."""
+    if len(datasets) < 2:
+        raise ValueError("a mixture is of several datasets: `train` is a list of them")
+    if unknown := [name for name in shares if name not in datasets]:
+        raise ValueError(f"mixture has a share of {', '.join(unknown)}, not in `train`: {', '.join(datasets)}")
+    if absent := [name for name in datasets if name not in shares]:
+        raise ValueError(f"mixture has no share of {', '.join(absent)}; leave out of `train` what has none")
+    if abs(sum(shares.values()) - 1) > SHARES_OFF:
+        told = " + ".join(f"{share:g}" for share in shares.values())
+        raise ValueError(f"the shares of the mixture are 1 together (found {told} = {sum(shares.values()):g})")
 
 
 def told(rows: str | Sequence[str]) -> str:
@@ -100,12 +116,19 @@ class DataOptions(Options):
 
     train: Rows
     validation: Rows
+    mixture: Shares | None = None  # of each dataset of `train` its share of an epoch; None: an epoch has each row once
     allow_partial: bool = False  # train on the rows that are committed when some are missing
     residency: ResidencyChoice = "auto"  # never changes what is computed
     views: Annotated[int, Field(ge=0)] | None = None  # 0: plain inputs; None: as many as every needed teacher has
     # Rows are shuffled within windows of this many shards; as many as the dataset has, or more, is a full shuffle.
     window_shards: Annotated[int, Field(ge=1)] = 16
     order_seed: Annotated[int, Field(ge=0, lt=2**63)] = 0  # of the shuffle, which all students of the job share
+
+    @model_validator(mode="after")
+    def _shares(self) -> Self:
+        if self.mixture is not None:
+            _check_shares(self.mixture, datasets_of(self.train))
+        return self
 
     @property
     def measures_trained_rows(self) -> bool:

@@ -15,6 +15,7 @@ from storage.inputs import inputs_of
 from storage.tasks import task_of
 from student_train.feed.batches import Needs
 from student_train.feed.devices import free_bytes
+from student_train.feed.together import check_agree
 from student_train.losses import LOSSES
 from student_train.losses.objective import Objective, student_layers
 from student_train.losses.outputs import Shapes
@@ -70,43 +71,13 @@ def check_taught(data: DataOptions, needs: Sequence[Needs]) -> None:
 
 def check_trained_together(dataset: DatasetSpec, other: DatasetSpec) -> None:
     """Raise BadRequest unless a student can be trained on rows of both datasets."""
-    _check_agree(dataset, other, f"{other.name} cannot be trained on together with {dataset.name}")
+    check_agree(dataset, other, f"{other.name} cannot be trained on together with {dataset.name}")
 
 
 def check_held(dataset: DatasetSpec, held: DatasetSpec, data: DataOptions) -> None:
     """Raise BadRequest unless rows of one dataset can measure a student of another's."""
     of = data.validation if isinstance(data.validation, str) else held.name
-    _check_agree(dataset, held, f"{of} cannot measure a student of {told(data.train)}")
-
-
-def _check_agree(dataset: DatasetSpec, held: DatasetSpec, what: str) -> None:
-    """Raise BadRequest unless two datasets agree in what a row is, what is asked of it, and the names of classes."""
-
-    def described(spec: DatasetSpec) -> str:
-        classes = task_of(spec).described(spec)
-        tokenizer = f", tokenizer {spec.tokenizer}" if spec.tokenizer is not None else ""
-        names = f": {', '.join(spec.classes)}" if dataset.classes != held.classes else ""
-        return f"{classes}{names}, inputs {spec.input_shape} {spec.input_dtype}{tokenizer}"
-
-    if (dataset.classes, described(dataset)) != (held.classes, described(held)):
-        raise BadRequest(
-            what,
-            found=described(held),
-            expected=f"the same classes: {described(dataset)}",
-            do=f'tokenizer_of = "{dataset.name}" in the cache job\'s [[dataset]] {held.name}'
-            if inputs_of(dataset).tokenised
-            else "give both datasets the same `classes`, in one order, in the cache job"
-            if dataset.classes != held.classes
-            else None,
-        )
-    # a row of one document is one of several too, but who was trained on rows of one does not part them
-    if inputs_of(held).packed and not inputs_of(dataset).packed:
-        raise BadRequest(
-            what,
-            found=f"rows of several documents: pack = true of {held.name}",
-            expected=f"rows of one document each, as of {dataset.name}",
-            do="pack both; or the first of them, of which a student is made",
-        )
+    check_agree(dataset, held, f"{of} cannot measure a student of {told(data.train)}")
 
 
 def check_suited(options: StudentOptions, dataset: DatasetSpec) -> None:

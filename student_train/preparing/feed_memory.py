@@ -112,7 +112,9 @@ def _reading_bytes(rows: FedRows) -> int:
 
 def _ordered_bytes(rows: FedRows, residency: Residency) -> int:
     """Return what a span's order takes, and the narrow arrays that are put in it."""
-    num_rows = _window_rows(rows) if residency.place == "stream" else rows.selection.num_rows
+    # of a mixture all windows of an epoch are made together
+    in_windows = residency.place == "stream" and not rows.selection.taken
+    num_rows = _window_rows(rows) if in_windows else rows.selection.num_rows
     sizes = array_bytes(rows.selection.catalogue, rows.selection.datasets[0], rows.needs)
     narrow = sum(size for size in sizes if size <= NARROW_BYTES)
     return num_rows * (ORDER_BYTES + rows.views * narrow)

@@ -19,8 +19,10 @@ from storage.tasks import task_of as storage_task
 from storage.views import PLAIN
 from student_train.feed.batches import Needs
 from student_train.feed.devices import find_device
+from student_train.feed.order.shares import mixed, told_of_mixture
+from student_train.feed.order.views import EpochViews, check_first_view, check_one_class, choose_views
 from student_train.feed.selection import Selection, join_selections, select_rows
-from student_train.feed.views import EpochViews, check_first_view, check_one_class, choose_views
+from student_train.feed.together import check_alike, feature_shapes
 from student_train.losses.objective import objective_needs
 from student_train.options.by_dataset import teacher_of
 from student_train.options.sections import FleetOptions, StudentOptions, datasets_of, listed
@@ -40,7 +42,7 @@ from student_train.preparing.checks import (
 )
 from student_train.preparing.left_open import decide_projections, decide_temperatures, told_of_temperatures
 from student_train.preparing.request import PreparedRun, Request
-from student_train.preparing.served import check_alike, check_never, check_served, count_classes, feature_shapes
+from student_train.preparing.served import check_never, check_served, count_classes
 from student_train.run_files.checkpoint import check_checkpoint, check_identity, check_name
 from student_train.run_files.folder import RunFolder, UnwrittenFolder
 from student_train.run_files.records import RunRecord, lost_files, read_record
@@ -165,7 +167,7 @@ def _prepare(
     _, num_classes, shapes = found[0]
     check_one_class(options.name, needs, views)
     check_first_view(options.name, options.first_view, views)
-    train = selections.find(data.train, needs, None, views)
+    train = mixed(selections.find(data.train, needs, None, views), data.mixture)
     named = [name for term in options.objective for name in term.teacher_names]
     soft = [name for name in named if not any(_has_features_alone(catalogue, of, name) for of in held_datasets)]
     of_classes = storage_task(first).has_classes
@@ -207,8 +209,14 @@ def _prepare(
         against=against,
         why_not_against=why_not_against,
         made=None if began is None else began.made,
-        decided=(*told, *decided, *_told_of_features_alone(named, soft)[: why_not_against is None]),
+        decided=(*_told_of(train), *told, *decided, *_told_of_features_alone(named, soft)[: why_not_against is None]),
     )
+
+
+def _told_of(train: Selection) -> list[str]:
+    """Return what an epoch is, where that is no matter of course."""
+    mixture = told_of_mixture(train)
+    return [] if mixture is None else [mixture]
 
 
 def _seen_plain(catalogue: Catalogue, dataset: str, name: str | None) -> str | None:
@@ -280,7 +288,8 @@ def _identity(
         "student": options.made_from(),
         "architecture_code": code_fingerprint(blueprint.architecture) if ":" in blueprint.architecture else None,
         # of the other options residency changes nothing; rows and views tell of the rest
-        "data": data.model_dump(mode="json", include={"train", "validation", "window_shards", "order_seed"}),
+        "data": data.model_dump(mode="json", include={"train", "validation", "window_shards", "order_seed"})
+        | ({} if data.mixture is None else {"mixture": data.mixture}),
         "cache": catalogue.about.id,
         "datasets": {name: catalogue.dataset(name).fingerprint for name in (*train.datasets, *held.datasets)},
         "teachers": {

@@ -1,20 +1,17 @@
-"""Whether a cache serves what losses need: classes, soft targets that can do what is asked of them, features."""
+"""Whether a cache serves what losses need: classes, soft targets that can do what is asked of them."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from difflib import get_close_matches
 
 from storage.cache import Catalogue
 from storage.encodings import Encoding
-from storage.errors import BadRequest, MissingCapability, NotInCache
+from storage.errors import BadRequest, MissingCapability
 from storage.format.ledger import Ledger
-from storage.format.specs import TeacherSpec
 from storage.tasks import task_of
-from student_train.feed.batches import ArrayKey, Needs
+from student_train.feed.batches import Needs
 from student_train.losses import LOSSES
-from student_train.options.by_dataset import teacher_of
 from student_train.options.terms import ObjectiveTerm
 
 
@@ -113,71 +110,3 @@ def _changes(term: ObjectiveTerm, encoding: Encoding, dataset: str, teacher: str
         return not any(encoding.lacks(capability) for capability in needs.of(teacher))
 
     return [text for text, change in changes.items() if enough(change)]
-
-
-def feature_shapes(catalogue: Catalogue, dataset: str, needs: Needs) -> dict[ArrayKey, tuple[int, ...]]:
-    """Return the shape of one row of each feature, after checking that the cache holds it for a dataset.
-
-    Raises:
-        NotInCache: no such teacher, or no such feature of it; what there is, is named.
-    """
-    shapes: dict[ArrayKey, tuple[int, ...]] = {}
-    for key in sorted(needs.features):
-        own = teacher_of(key.teacher, dataset) or key.teacher
-        teacher = catalogue.teacher(dataset, own)
-        feature = key.array.removeprefix("feature/")
-        if feature not in teacher.features:
-            near = get_close_matches(feature, teacher.features, 1)
-            raise NotInCache(
-                f"teacher {own} has no feature {feature!r} for {dataset}",
-                found=", ".join(sorted(teacher.features)) or "no features",
-                do=f'feature = "{near[0]}"' if near else "add it to the teacher in the cache job, then build --as NAME",
-            )
-        if catalogue.view_names(dataset, own):  # else no row has it, which selecting rows will tell
-            shapes[key] = catalogue.row_shape(dataset, own, key.array)
-    return shapes
-
-
-def check_alike(
-    catalogue: Catalogue, found: Sequence[tuple[str, int, dict[ArrayKey, tuple[int, ...]]]], needs: Needs
-) -> None:
-    """Check that what is learned from in one dataset lies as in every other: a batch has rows of all of them.
-
-    Args:
-        catalogue: with the teachers.
-        found: of each dataset its name, the number of classes, and shapes of features.
-        needs: of one student.
-
-    Raises:
-        MissingCapability: two of the datasets differ, which are named with what they have.
-    """
-    (first, num_classes, shapes), *others = found
-    for dataset, count, of_features in others:
-        differing = {}
-        if count != num_classes:
-            differing["number of classes"] = f"{num_classes}", f"{count}"
-        for name in needs.teachers:
-            (one, here), (other, there) = _taught(catalogue, first, name), _taught(catalogue, dataset, name)
-            if needs.of(name) and here.encoding != there.encoding:
-                pair = (here.encoding.model_dump_json(), there.encoding.model_dump_json())
-                differing[f"encoding of {one} and {other}"] = pair
-        for key in sorted(shapes.keys() & of_features.keys()):
-            (one, here), (other, there) = (_taught(catalogue, each, key.teacher) for each in (first, dataset))
-            feature = key.array.removeprefix("feature/")
-            one_is = f"{shapes[key]} as {here.features[feature].model_dump_json()}"
-            other_is = f"{of_features[key]} as {there.features[feature].model_dump_json()}"
-            if one_is != other_is:
-                differing[f"feature {feature} of {one} and {other}"] = (one_is, other_is)
-        for what, (one_is, other_is) in differing.items():
-            raise MissingCapability(
-                f"rows of {first} and {dataset} cannot be learned from together: they differ in the {what}",
-                found=f"{dataset}: {other_is}",
-                expected=f"as of {first}: {one_is}",
-                do="give both teachers the same `encoding` and `features` in the cache job, then cache build --as NAME",
-            )
-
-
-def _taught(catalogue: Catalogue, dataset: str, name: str) -> tuple[str, TeacherSpec]:
-    """Return the teacher of a dataset that a name means, and its promise."""
-    teacher = teacher_of(name, dataset) or name
-    return teacher, catalogue.teacher(dataset, teacher)

@@ -19,10 +19,10 @@ from storage.views.options import Flip
 from student_train.feed.batches import Batch, MixedLabels, Needs, SoftNeed
 from student_train.feed.feed import Feed
 from student_train.feed.order import Cut
+from student_train.feed.order.views import check_one_class, choose_views
 from student_train.feed.own_loop import open_rows, wants
 from student_train.feed.residency import FeedPool, Place, projected_bytes
 from student_train.feed.selection import select_rows
-from student_train.feed.views import check_one_class, choose_views
 from student_train.losses.labels import labels_cross_entropy
 from student_train.preparing.dry_run import dry_run
 from student_train.preparing.request import Request

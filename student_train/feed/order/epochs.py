@@ -22,9 +22,10 @@ from numpy.typing import NDArray
 from storage.views import PLAIN
 
 Positions = NDArray[np.int64]
-Order = Callable[["Window"], Positions]  # of the rows of a window, counted from the first row of its first shard
+# The rows of a window in their order, counted from the first row of its first shard; in a mixture one may come again.
+Order = Callable[["Window"], Positions]
 
-_ORDER_OF_SHARDS = 0  # the generator's stream number; windows have theirs from 1 on
+ORDER_OF_SHARDS = 0  # the generator's stream number; windows have theirs from 1 on
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,7 +124,7 @@ def _pieces(number: int, cut: Cut, num_rows: int) -> Iterator[Piece]:
 
 def epoch_windows(shard_sizes_S: Positions, *, seed: int, epoch: int, window_shards: int) -> list[Window]:
     """Return the windows of an epoch, in order; together they hold every shard once."""
-    shards_S = _generator(seed, epoch, _ORDER_OF_SHARDS).permutation(len(shard_sizes_S))
+    shards_S = generator(seed, epoch, ORDER_OF_SHARDS).permutation(len(shard_sizes_S))
     windows, start = [], 0
     for number, first in enumerate(range(0, len(shards_S), window_shards)):
         shards = np.sort(shards_S[first : first + window_shards])
@@ -135,7 +136,7 @@ def epoch_windows(shard_sizes_S: Positions, *, seed: int, epoch: int, window_sha
 
 def window_order(window: Window, *, seed: int, epoch: int) -> Positions:
     """Return the order within a window, counted from the first row of its first shard: a permutation."""
-    return _generator(seed, epoch, 1 + window.number).permutation(window.stop - window.start)
+    return generator(seed, epoch, 1 + window.number).permutation(window.stop - window.start)
 
 
 def join_windows(shard_sizes_S: Positions, windows: Sequence[Window], order: Order) -> Positions:
@@ -162,6 +163,10 @@ def dataset_windows(shard_sizes_S: Positions) -> list[Window]:
     ]
 
 
-def _generator(seed: int, epoch: int, stream: int) -> np.random.Generator:
-    """Return a counter-based generator: its key is (seed, epoch), and each stream starts 2**192 numbers apart."""
-    return np.random.Generator(np.random.Philox(key=np.array([seed, epoch], np.uint64), counter=[0, 0, 0, stream]))
+def generator(seed: int, epoch: int, stream: int, purpose: int = 0) -> np.random.Generator:
+    """Return a counter-based generator: its key is (seed, epoch), and each stream starts 2**192 numbers apart.
+
+    Those of another purpose lie 2**128 numbers behind.
+    """
+    counter = [0, 0, purpose, stream]
+    return np.random.Generator(np.random.Philox(key=np.array([seed, epoch], np.uint64), counter=counter))
