@@ -90,7 +90,7 @@ def bucket(s3_server: str, monkeypatch: pytest.MonkeyPatch, request: pytest.Fixt
 @pytest.fixture
 def faulty(bucket: str, s3_server: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultyStore]:
     """Yield what loses answers on the way between `bucket` and whoever opens it from here on."""
-    monkeypatch.setattr("storage.format.asking.FIRST_WAIT_S", 0.001)
+    monkeypatch.setattr("storage.format.stores.asking.FIRST_WAIT_S", 0.001)
     with faulty_store(s3_server) as store:
         monkeypatch.setenv("AWS_ENDPOINT_URL", store.url)
         yield store

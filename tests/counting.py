@@ -56,5 +56,9 @@ class Counting:
         self.requests.append(("delete", path))
         self._objects.delete(path)
 
-    def sweep(self, older_than_s: float) -> int:
-        return self._objects.sweep(older_than_s)
+    def leftovers(self) -> Iterator[ObjectInfo]:
+        return self._objects.leftovers()
+
+    def now_s(self) -> float:
+        self.requests.append(("put", ""))
+        return self._objects.now_s()

@@ -12,12 +12,14 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from jobs.cli.arguments import CacheArgument, DeviceOption, JobArgument, JsonOption, VersionOption, run_program
+from jobs.cli.cache_keeping import gc
 from jobs.cli.cache_plan import plan
 from jobs.cli.cache_recode import recode
 
 if TYPE_CHECKING:
     from jobs.cluster.pools import Pools
     from storage.cache import Cache
+    from storage.cache.garbage import Waste
     from storage.cache.verify import Verification
     from teacher_cache.building.prepared import PreparedBuild
 
@@ -41,6 +43,7 @@ def _program(version: VersionOption = False) -> None:
 
 app.command()(plan)
 app.command()(recode)
+app.command()(gc)
 
 
 @app.command()
@@ -223,29 +226,32 @@ def verify(
                 watch.advance(1)
 
             found = room.verify(opened, on_shard)
-        if repair:
-            room.repair(opened, found)
-        _print_verified(cache, found, repaired=repair, as_json=as_json)
+        deleted = room.repair(opened, found) if repair else []
+        _print_verified(cache, found, deleted, repaired=repair, as_json=as_json)
         # What was repaired is no longer corrupt: it is missing, until the next build.
         return 0 if not found.bad else RowsMissing.exit_code if repair else CorruptObject.exit_code
 
     terminal.run(action, as_json=as_json, answers=True)
 
 
-def _print_verified(cache: str, found: Verification, *, repaired: bool, as_json: bool) -> None:
+def _print_verified(cache: str, found: Verification, deleted: list[Waste], *, repaired: bool, as_json: bool) -> None:
+    from jobs.cli.cache_keeping import tell_waste
     from jobs.show import terminal
     from storage.errors import si
 
     if as_json:
         bad = [{"shard": str(shard.key), "reason": shard.reason} for shard in found.bad]
         counts = {"shards": found.shards, "bytes": found.bytes, "garbage": list(found.garbage)}
-        terminal.print_json(counts | {"bad": bad, "repaired": repaired})
+        removed = [waste.path for waste in deleted]
+        terminal.print_json(counts | {"bad": bad, "repaired": repaired, "removed": removed})
         return
     for shard in found.bad:
         terminal.out.print(f"bad  {shard.key}\n{shard.reason}", markup=False)
     done = "dropped; cache build makes them again" if repaired else f"cache verify {cache} --repair drops them"
     whole = f"{len(found.bad)} bad ({done})" if found.bad else "all whole"
-    garbage = f"; {len(found.garbage)} abandoned Zarr groups{' removed' if repaired else ''}" if found.garbage else ""
+    garbage = f"; removed what no commit names: {tell_waste(deleted)}" if deleted else ""
+    if found.garbage and not repaired:
+        garbage = f"; {len(found.garbage)} abandoned Zarr groups (cache gc {cache} deletes them)"
     terminal.out.print(f"{found.shards} shards, {si(found.bytes, 'B')}: {whole}{garbage}", markup=False)
 
 

@@ -8,7 +8,8 @@ repeats.py    rows whose content another row has too
 standing.py   how a teacher stands beside chance
 status.py     how far it is, what it promises, what its samples are like
 watcher.py    who is told how far a long command is
-verify.py     every object against its digest; what no commit names is cleared away
+verify.py     every object against its digest
+garbage.py    what no commit names is cleared away
 """
 
 from storage.cache.cache import CACHE_JSON, Cache

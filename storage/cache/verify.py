@@ -1,7 +1,7 @@
-"""Check every object of a cache against its digest, and clear away what no commit names.
+"""Check every object of a cache against its digest.
 
 Repair means to forget: a bad shard loses its commit, then the objects that it named, and the next build computes it
-again. Nothing else is deleted before a day has passed, for it may belong to a running build.
+again. What no commit names goes with it after a day, for until then it may belong to a running build (`garbage.py`).
 """
 
 from __future__ import annotations
@@ -16,19 +16,18 @@ from typing import NamedTuple
 
 from storage.cache.cache import Cache
 from storage.cache.catalogue import Catalogue
+from storage.cache.garbage import GRACE_S, Waste, delete_garbage, find_garbage, list_attempts
 from storage.cache.samples import Samples
 from storage.errors import BadRequest, CorruptObject, IncompleteCache, Interrupted, StaleCache, StorageFailure
-from storage.format.committing import delete_attempt, delete_group, read_members, unpack_checked
+from storage.format.committing import delete_group, read_members, unpack_checked
 from storage.format.promised import check_positions
-from storage.format.shards import GROUP_NAME, Commit, ShardKey, stage_folder
+from storage.format.shards import Commit, ShardKey
 from storage.format.specs import WEIGHTS_JSON
 from storage.format.stages import list_stages
 from storage.inputs import Stored
 from storage.inputs.ragged import Ragged
 from storage.views import PLAIN
 from storage.views.check import libraries
-
-GRACE_S = 24 * 3600.0  # an uncommitted group younger than this may belong to a running build
 
 
 class BadShard(NamedTuple):
@@ -108,8 +107,11 @@ def verify(cache: Cache, on_shard: Callable[[int, int], None] | None = None) -> 
     return Verification(len(keys), num_bytes, bad, garbage, frozenset(odd))
 
 
-def repair(cache: Cache, found: Verification) -> None:
-    """Drop every shard that is still bad, so that the next build computes it again, and all garbage."""
+def repair(cache: Cache, found: Verification) -> list[Waste]:
+    """Drop every shard that is still bad, so that the next build computes it again; and return what else was deleted.
+
+    That is all garbage (`storage.cache.garbage`), what the dropped commits named among it.
+    """
     catalogue = cache.catalogue({shard.key.dataset for shard in found.bad})
     bad = {shard.key for shard in found.bad}
     for group in _by_shard(sorted(bad, key=_in_order)):
@@ -121,9 +123,7 @@ def repair(cache: Cache, found: Verification) -> None:
             cache.objects.delete(key.commit_path)  # first, so that no reader meets a commit without its objects
             if commit is not None:
                 delete_group(cache.objects, commit)  # and no other attempt: one may be a builder's at this moment
-    for path in found.garbage:
-        delete_attempt(cache.objects, path)
-    cache.objects.sweep(GRACE_S)
+    return delete_garbage(cache, find_garbage(cache).old)
 
 
 def _in_order(key: ShardKey) -> tuple[str, int, str, str]:
@@ -292,14 +292,8 @@ def _odd_ones(found: list[_Checked]) -> dict[str, BadShard]:
 
 def _garbage(cache: Cache, groups: set[str]) -> Iterator[str]:
     """Yield Zarr groups (of format 2, folders) that no readable commit names and no running build can be writing."""
-    now = time.time()
+    before_s = time.time() - GRACE_S  # of this machine: what only looks writes nothing to ask another's
     for stage in list_stages(cache.objects):
-        listing = cache.objects.list(stage_folder(*stage))
-        attempts = {info.path: [info] for info in listing.objects} | dict.fromkeys(listing.folders)
-        for group, members in attempts.items():
-            # what is not named as attempts are is not ours to delete
-            if group in groups or not GROUP_NAME.fullmatch(group.rsplit("/", 1)[-1]):
-                continue
-            ages_s = [now - info.modified_s for info in members or cache.objects.walk(group)]
-            if ages_s and min(ages_s) > GRACE_S:  # without any object it is only being begun
-                yield group
+        for attempt in list_attempts(cache.objects, stage):
+            if attempt.path not in groups and attempt.modified_s < before_s:
+                yield attempt.path

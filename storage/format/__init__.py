@@ -1,7 +1,7 @@
 """The cache on disk, as FORMAT.md has it: whole objects, sealed files, and commits that make shards visible.
 
-objects.py   named byte strings, written whole, in a folder or an object store
-asking.py    ask an object store until it answers
+objects.py   named byte strings, written whole, in a folder or an object store: opened by their address
+stores/      what each kind of store does
 filesystems.py  what a disk may lack, and what is done then; regular files alone are read
 sealed.py    files that carry a digest of all their own bytes, Parquet and JSON
 specs.py     promises: cache.json, dataset.json, teacher.json, views.json

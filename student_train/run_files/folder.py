@@ -78,7 +78,9 @@ class RunFolder:
                     found=f"{self.path}/.lock is held",
                     do="wait for it to end",
                 ) from None
-            LocalObjects(self.path).sweep(0)  # what a kill left half written; nobody else writes here now
+            objects = LocalObjects(self.path)
+            for info in objects.leftovers():  # what a kill left half written; nobody else writes here now
+                objects.delete(info.path)
             yield held
 
     def settle_checkpoint(self) -> None:

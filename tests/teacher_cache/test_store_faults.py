@@ -10,7 +10,7 @@ import pytest
 
 from storage.cache import Cache
 from storage.cache.verify import verify
-from storage.format import asking
+from storage.format.stores import asking
 from tests.conftest import Program
 from tests.faulty_store import FaultyStore
 from tests.teacher_cache.toys import contents, teacher_section, write_digits, write_job, write_teacher

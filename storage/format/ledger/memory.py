@@ -15,8 +15,17 @@ import numpy as np
 import polars as pl
 
 from storage.errors import MissingObject
-from storage.format.ledger.segments import FIGURES, MOST, STAGE, SUMMARY_SCHEMA, Segment, append, read_segments
-from storage.format.objects import Objects
+from storage.format.ledger.segments import (
+    FIGURES,
+    MOST,
+    STAGE,
+    SUMMARY_SCHEMA,
+    Segment,
+    append,
+    list_segments,
+    read_segments,
+)
+from storage.format.objects import ObjectInfo, Objects
 from storage.format.shards import Commit, Committed, ShardKey
 from storage.format.stages import Stage
 
@@ -80,14 +89,50 @@ class Ledger:
     def _alive(self, table: pl.DataFrame) -> pl.DataFrame:
         """Return the summaries of a segment that are of a listed commit, or of another dataset."""
         elsewhere = table.filter(~pl.col("dataset").is_in({dataset for dataset, _, _ in self._listed}))
-        on = ["shard", "version"]
-        here = [_of(table, stage).join(shards.table, on=on, how="semi") for stage, shards in self._listed.items()]
-        return pl.concat([elsewhere, *here])
+        return pl.concat([elsewhere, _listed_in(table, self._listed)])
 
 
 def remember(objects: Objects, keys: Iterable[ShardKey], check: Check) -> None:
     """Append the summaries of commits that were just written, without a look at any other."""
     append(objects, _summaries(objects, ((key.commit_path, None) for key in keys), check))
+
+
+def spare_segments(objects: Objects, listed: Mapping[Stage, Committed]) -> list[ObjectInfo]:
+    """Return the ledger's files that nobody needs: as if empty, or each summary is in another, or of no commit.
+
+    Args:
+        objects: the cache.
+        listed: every stage of it, and its commits, listed before.
+    """
+    columns = [*STAGE, *FIGURES]
+    infos = sorted(
+        list_segments(objects), key=lambda info: info.size_bytes
+    )  # what lies in two is dropped from the smaller
+    data = {segment.path: segment for segment in read_segments(objects)}
+    told: dict[str, pl.DataFrame] = {}
+    for info in infos:
+        table = data[info.path].summaries(columns) if info.path in data else None
+        told[info.path] = (
+            pl.DataFrame(schema={name: SUMMARY_SCHEMA[name] for name in columns}) if table is None else table
+        )
+    told = {path: _listed_in(table, listed) for path, table in told.items()}
+    spare = []
+    for info in infos:
+        others = [table for path, table in told.items() if path != info.path]
+        own = told[info.path]
+        if others:
+            own = own.join(pl.concat(others), on=columns, how="anti", nulls_equal=True)
+        if own.is_empty():
+            spare.append(info)
+            del told[info.path]
+    return spare
+
+
+def _listed_in(table: pl.DataFrame, listed: Mapping[Stage, Committed]) -> pl.DataFrame:
+    """Return the summaries that are of a listed commit."""
+    on = ["shard", "version"]
+    here = [_of(table, stage).join(shards.table, on=on, how="semi") for stage, shards in listed.items()]
+    return pl.concat([table.clear(), *here])
 
 
 def _union(segments: list[Segment]) -> tuple[pl.DataFrame, list[str]]:

@@ -134,6 +134,12 @@ def test_the_age_is_of_now(store: Objects) -> None:
     assert abs(store.list().objects[0].modified_s - time.time()) < 60
 
 
+def test_the_time_is_by_the_clock_that_dates_objects(store: Objects) -> None:
+    store.put("a", b"1")
+    assert abs(store.now_s() - store.list().objects[0].modified_s) < 60
+    assert ([info.path for info in store.list().objects], [*store.leftovers()]) == (["a"], [])
+
+
 def test_delete_removes(store: Objects) -> None:
     store.put("a/b", b"")
     store.delete("a/b")
@@ -168,15 +174,13 @@ def test_nothing_temporary_is_left(tmp_path: Path) -> None:
     assert sorted(os.listdir(tmp_path)) == ["a", "b"]
 
 
-def test_sweep_deletes_old_leftovers_only(tmp_path: Path) -> None:
+def test_what_killed_writes_left_behind_is_yielded_at_any_depth(tmp_path: Path) -> None:
     store = LocalObjects(tmp_path)
     store.put("kept", b"")
-    old, young = tmp_path / "g" / f"{TEMPORARY_PREFIX}old", tmp_path / f"{TEMPORARY_PREFIX}young"
-    old.parent.mkdir()
-    for path in (old, young):
-        path.write_bytes(b"half")
-    os.utime(old, (time.time() - 7200,) * 2)
-    assert (store.sweep(3600), sorted(os.listdir(tmp_path))) == (1, [young.name, "kept"])
+    (tmp_path / "g").mkdir()
+    (tmp_path / "g" / f"{TEMPORARY_PREFIX}old").write_bytes(b"half")
+    os.utime(tmp_path / "g" / f"{TEMPORARY_PREFIX}old", (7200,) * 2)
+    assert [info[:2] + info[3:] for info in store.leftovers()] == [(f"g/{TEMPORARY_PREFIX}old", 4, 7200.0)]
 
 
 def test_a_write_never_shows_half_of_itself(tmp_path: Path) -> None:

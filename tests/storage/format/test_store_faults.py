@@ -8,8 +8,8 @@ from collections.abc import Callable
 import pytest
 
 from storage.errors import MissingObject, StorageFailure, StoreUnavailable
-from storage.format import asking
 from storage.format.objects import RemoteObjects, Span
+from storage.format.stores import asking
 from tests.faulty_store import FaultyStore
 
 FAULTS = ["drop", "lose", "reset", "cut", "500", "503", "429", "409"]
@@ -17,7 +17,7 @@ FAULTS = ["drop", "lose", "reset", "cut", "500", "503", "429", "409"]
 
 @pytest.fixture
 def store(faulty: FaultyStore, bucket: str, monkeypatch: pytest.MonkeyPatch) -> RemoteObjects:
-    monkeypatch.setattr("storage.format.objects.CLIENT_RETRIES", 0)  # ours alone must do
+    monkeypatch.setattr("storage.format.stores.remote.CLIENT_RETRIES", 0)  # ours alone must do
     found = RemoteObjects(bucket)
     for name in "abc":
         found.put(f"d/{name}", name.encode() * 50)

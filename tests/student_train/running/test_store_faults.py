@@ -9,8 +9,8 @@ import pytest
 
 from storage.cache import Cache
 from storage.errors import StoreUnavailable
-from storage.format import asking
 from storage.format.objects import open_objects
+from storage.format.stores import asking
 from student_train.running.train import train_students
 from tests.faulty_store import FaultyStore
 from tests.student_train.toys import Recipe, request_of, student, write_cache

@@ -12,6 +12,7 @@ import pytest
 
 from storage.errors import StorageFailure
 from storage.format import objects
+from storage.format.stores import local
 from teacher_cache.building import stages
 from tests.teacher_cache.conftest import Built
 from tests.teacher_cache.toys import Silent, build
@@ -30,7 +31,7 @@ def read_only(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: Any, **__: Any) -> None:
         raise OSError(errno.EROFS, os.strerror(errno.EROFS))
 
-    monkeypatch.setattr(objects, "open_new", refuse)
+    monkeypatch.setattr(local, "open_new", refuse)
     monkeypatch.setattr(Path, "unlink", refuse)
 
 

@@ -1,0 +1,100 @@
+"""`cache gc`: what no commit names is deleted. Parses, calls the room, prints."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from jobs.cli.arguments import CacheArgument, JsonOption
+
+if TYPE_CHECKING:
+    from storage.cache.garbage import Waste
+
+SHOWN = 20  # a screen; --json lists all
+SHORTEST_GRACE_S = 3600.0  # a shard of gigabytes may be that long on its way to a store, which dates it by its begin
+UNITS_S = {"s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0, "d": 86400.0}
+
+
+def gc(
+    cache: CacheArgument,
+    grace: Annotated[
+        str, typer.Option(metavar="AGE", help="What is younger stays: it may be a running builder's. 90m, 24h, 7d.")
+    ] = "24h",
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what and how much; delete nothing.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Delete what no commit names: attempts that lost or died, files half written, spare ledger files."""
+    from jobs.show import terminal
+
+    def action() -> int:
+        from storage.cache import Cache
+        from storage.cache.garbage import delete_garbage, find_garbage
+        from storage.errors import BadRequest, CorruptObject
+
+        if (grace_s := parse_age(grace)) < SHORTEST_GRACE_S:
+            raise BadRequest(
+                f"--grace {grace} is too short",
+                expected="an hour at least: what a builder has written and not committed yet looks the same",
+            )
+        opened = Cache.open(cache)
+        with terminal.watching("stages") as watch:
+
+            def on_stage(done: int, total: int) -> None:
+                if done == 1:
+                    watch.begin(f"gc {cache}", total)
+                watch.advance(1)
+
+            found = find_garbage(opened, grace_s, on_stage)
+        gone = list(found.old) if dry_run else delete_garbage(opened, found.old)
+        if as_json:
+            terminal.print_json(
+                {
+                    "cache": opened.url,
+                    "dry_run": dry_run,
+                    "garbage": [{"kind": waste.kind, "path": waste.path, "bytes": waste.size_bytes} for waste in gone],
+                    "bytes": sum(waste.size_bytes for waste in gone),
+                    "younger": len(found.young),
+                    "unreadable_commits": list(found.unreadable),
+                }
+            )
+        else:
+            if dry_run:
+                for waste in gone[:SHOWN]:
+                    terminal.out.print(f"{waste.kind}  {waste.path}", markup=False, soft_wrap=True)
+                if len(gone) > SHOWN:
+                    terminal.out.print(f"and {len(gone) - SHOWN} more; --json lists all")
+            verb = "would be deleted" if dry_run else "deleted"
+            terminal.out.print(f"{tell_waste(gone)} {verb}" if gone else "nothing to delete", markup=False)
+            if found.young:
+                terminal.out.print(f"younger than {grace}, and left: {tell_waste(found.young)}", markup=False)
+        for path in found.unreadable:
+            terminal.errors.print(
+                f"{path} cannot be read: no attempt of its shard was touched; cache verify {cache} --repair",
+                markup=False,
+            )
+        return CorruptObject.exit_code if found.unreadable else 0
+
+    terminal.run(action, as_json=as_json, answers=True)
+
+
+def tell_waste(waste: Sequence[Waste]) -> str:
+    """Return how many of each kind there are, and how much that is."""
+    from storage.errors import si
+
+    counts = Counter(each.kind for each in waste)
+    kinds = ", ".join(f"{count} {kind}{'s' * (count > 1)}" for kind, count in counts.items())
+    return f"{kinds} ({si(sum(each.size_bytes for each in waste), 'B')})"
+
+
+def parse_age(text: str) -> float:
+    """Return an age such as 90m, 24h or 7d in seconds. Raises BadRequest."""
+    from storage.errors import BadRequest
+
+    found = re.fullmatch(r"(\d+(?:\.\d+)?) ?(s|m|min|h|d)", text.strip())
+    if found is None:
+        raise BadRequest(f"{text} is no length of time", expected="a number with s, m, h or d, such as 24h")
+    return float(found[1]) * UNITS_S[found[2]]

@@ -1,0 +1,7 @@
+"""Where named byte strings lie; `storage.format.objects` opens one by its address.
+
+base.py    what every store gives
+local.py   a folder
+remote.py  a prefix of an object store
+asking.py  ask one until it answers
+"""

@@ -1,0 +1,82 @@
+"""What every store gives: named byte strings below one folder or prefix, written whole."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple, Protocol
+
+TEMPORARY_PREFIX = ".tmp-"  # of files that are being written; never listed, left behind only by a kill
+
+
+class ObjectInfo(NamedTuple):
+    """One listed object: its path, its size, a version that changes with the content, and its age in Unix seconds."""
+
+    path: str
+    size_bytes: int
+    version: str
+    modified_s: float
+
+
+class Listing(NamedTuple):
+    """What lies directly in one folder: objects, and the paths of folders, both sorted."""
+
+    objects: list[ObjectInfo]
+    folders: list[str]
+
+
+class Span(NamedTuple):
+    """Bytes [start, stop) of an object."""
+
+    start: int
+    stop: int
+
+
+class Objects(Protocol):
+    """Named byte strings below one folder or prefix."""
+
+    url: str
+
+    def get(self, path: str, most_bytes: int | None = None) -> bytes:
+        """Return an object's bytes, of which there may be so many. Raises MissingObject, CorruptObject."""
+
+    def get_version(self, path: str) -> tuple[bytes, str]:
+        """Return an object's bytes and their version. Raises MissingObject."""
+
+    def get_ranges(self, path: str, spans: Sequence[Span]) -> list[bytes]:
+        """Return the bytes of some spans of an object, shorter where it ends before. Raises MissingObject."""
+
+    def put(self, path: str, data: bytes) -> None:
+        """Write an object whole, over any that is there."""
+
+    def create(self, path: str, data: bytes) -> bool:
+        """Write an object only if there is none; return whether this call wrote it."""
+
+    def list(self, folder: str = "") -> Listing:
+        """Return what lies directly in a folder; a folder that is not there is empty."""
+
+    def versions(self, folder: str, names: re.Pattern[str]) -> Iterator[tuple[str, str]]:
+        """Yield name and version of the objects directly in a folder whose whole names match, in any order.
+
+        As `list`, for folders of a million objects: what does not match costs next to nothing.
+        """
+
+    def walk(self, folder: str = "") -> Iterator[ObjectInfo]:
+        """Yield every object below a folder, at any depth."""
+
+    def delete(self, path: str) -> None:
+        """Delete an object; one that is not there is not an error."""
+
+    def leftovers(self) -> Iterator[ObjectInfo]:
+        """Yield what killed writes left behind, and what is being written now; no listing shows it."""
+
+    def now_s(self) -> float:
+        """Return the time, in Unix seconds, by the clock that dates objects, which may not be this machine's.
+
+        Writes an object that no listing of a cache minds, and deletes it.
+        """
+
+
+def ask_verify(url: str) -> str:
+    """Return what to do about an object that is missing or damaged."""
+    return f"cache verify {url}    # tells what a build can make again, and what only a copy can restore"
