@@ -21,7 +21,7 @@
     ├── CorruptObject         65    bytes that do not match their digest
     │   └── MissingObject           an object that is named but not there
     ├── WorkerDied             1    the worker of a piece of work died, as often as it was tried
-    ├── TryAgain              75    the cluster was lost; the same command resumes
+    ├── TryAgain              75    the cluster was lost, or another command is at it; the same command resumes
     └── Interrupted      130/143    stopped by a signal; the same command resumes
 
 Exit codes are for schedulers. All of these pickle, since they cross from Dask workers to the command.
@@ -159,7 +159,7 @@ class WorkerDied(StillroomError):
 
 
 class TryAgain(StillroomError):
-    """The cluster was lost; the same command resumes."""
+    """The cluster was lost, or another command is at the same work; the same command resumes."""
 
     exit_code = 75
 

@@ -14,6 +14,10 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON value, 
 # Those of student_train.feed.devices.Device, which mypy compares; importing that would import torch for `--help`.
 DeviceOption = Annotated[Literal["auto", "cpu", "cuda"], typer.Option(help="Where models run.")]
 
+WaitOption = Annotated[
+    bool, typer.Option("--wait", help="Wait while another command is at the same work, in place of exit code 75.")
+]
+
 
 def _print_version(asked: bool) -> None:
     if asked:

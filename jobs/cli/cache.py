@@ -11,7 +11,15 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from jobs.cli.arguments import CacheArgument, DeviceOption, JobArgument, JsonOption, VersionOption, run_program
+from jobs.cli.arguments import (
+    CacheArgument,
+    DeviceOption,
+    JobArgument,
+    JsonOption,
+    VersionOption,
+    WaitOption,
+    run_program,
+)
 from jobs.cli.cache_keeping import gc
 from jobs.cli.cache_plan import plan
 from jobs.cli.cache_recode import recode
@@ -59,6 +67,7 @@ def build(
     beside: Annotated[
         str | None, typer.Option("--as", metavar="NAME", help="Build a cache of this name beside the job's.")
     ] = None,
+    wait: WaitOption = False,
     device: DeviceOption = "auto",
     as_json: JsonOption = False,
 ) -> None:
@@ -71,6 +80,7 @@ def build(
         from jobs.cli.building import choose_cluster, find_pools, open_runner, print_report
         from jobs.files.cache_job import CacheJob
         from jobs.files.reading import read_job
+        from teacher_cache.building.alone import alone
         from teacher_cache.building.build import run_build
         from teacher_cache.building.runners import run_inline
         from teacher_cache.building.survey import prepare_build
@@ -92,10 +102,10 @@ def build(
                 prepared.catalogue.ledger()  # refuses what the build would refuse: a shard of another cache
             _print_dry_run(prepared, pools, libraries, as_json)
             return 0
-        with terminal.watching("rows") as watch:
+        with terminal.watching("rows") as watch, alone(prepared, watch, wait=wait) as (prepared, kept):
             if prepared.num_missing:
                 with open_runner(cluster, pools) as runner:
-                    report = run_build(prepared, runner, watch)
+                    report = run_build(prepared, kept(runner), watch)
             else:
                 report = run_build(prepared, run_inline, watch)  # no work, no cluster
         print_report(request.cache, report, as_json, prepared.stages)

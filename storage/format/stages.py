@@ -18,6 +18,7 @@ from storage.views import PLAIN
 Stage = tuple[str, str | None, str]  # dataset, teacher (None: the ingest), view
 VIEWS_JSON = "views.json"
 LEDGER = "ledger"  # a folder beside those of datasets
+LEASE = "_lease"  # likewise, of whoever builds (storage.cache.lease)
 
 
 class DatasetStages(NamedTuple):
@@ -51,13 +52,13 @@ def look_at_stages(
     """
     # what is no name is not there, and might lead out of the cache
     names = objects.list().folders if datasets is None else sorted({name for name in datasets if is_name(name)})
-    found = [_look_at(objects, name, teachers) for name in names if name != LEDGER]
+    found = [_look_at(objects, name, teachers) for name in names if name not in (LEDGER, LEASE)]
     return [each for each in found if each is not None]
 
 
 def list_datasets(objects: Objects) -> list[str]:
     """Return the datasets of a cache, sorted. Raises MissingObject if one has lost its spec."""
-    folders = [folder for folder in objects.list().folders if folder != LEDGER]
+    folders = [folder for folder in objects.list().folders if folder not in (LEDGER, LEASE)]
     return [folder for folder in folders if _is_promised(objects, folder, objects.list(folder), "dataset.json")]
 
 

@@ -9,6 +9,7 @@ asked.py        what a job asks for, begun or not
 augmenting.py   whether a dataset has views, and which
 growth.py       integers only: which rows are new, where shards end, what is missing
 memory.py       the peak memory of a worker, bounded before anything runs
+alone.py        one build at a time of each part of a cache
 build.py        write the promises, run the shards that are missing, say what happened
 stages.py       the loop over the shards of a stage, which recoding shares, and the report
 runners.py      run much work; here without a cluster

@@ -224,9 +224,10 @@ def test_ctrl_c_on_a_terminal_which_reaches_the_workers_too_stops_quietly(
 
 def test_two_builders_at_once_end_in_one_correct_cache(folder: Path, whole: Path) -> None:
     job = folder / "job.toml"
-    with started("cache", "build", job) as one, started("cache", "build", job) as other:
+    with started("cache", "build", job, "--wait") as one, started("cache", "build", job, "--wait") as other:
         errors = [process.communicate(timeout=PATIENCE_S)[1] for process in (one, other)]
     assert [one.returncode, other.returncode] == [0, 0], errors
+    assert sum("waiting for its end: process" in each for each in errors) == 1, errors
     assert_whole(folder, whole)
     groups = list((folder / "cache").rglob("*.zarr.zip"))
     assert len(groups) == 2 * SHARDS  # the loser of each shard has deleted its own
