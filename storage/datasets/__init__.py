@@ -2,9 +2,9 @@
 
 base.py            what every kind offers: files with row counts, raw samples with permanent ids, decoding
 listing.py         which files of a folder are samples, and what is passed over
-image_folder.py    images, one sub-folder a class
-parquet_images.py  images in a column, as Hugging Face keeps them
-images.py          what both share: how a picture is shown, by a named policy
+published/         images as others lay them out: in folders, in tables, folders of Hugging Face
+arrow.py           Arrow streams, mapped, and what a schema says
+images.py          what all images share: how one is shown, by a named policy
 arrays.py          NumPy arrays
 digits.py          scikit-learn's digits
 factory.py         a user's own dataset
@@ -24,8 +24,7 @@ from storage.datasets.base import RawSample, RecordedFile, Source, Unreadable, c
 from storage.datasets.chat import ChatSource
 from storage.datasets.digits import DigitsSource
 from storage.datasets.factory import FactorySource
-from storage.datasets.image_folder import ImageFolderSource
-from storage.datasets.parquet_images import ParquetImagesSource
+from storage.datasets.published import HfImages, ImageFolderSource, ParquetImagesSource
 from storage.datasets.text import AnyText
 from storage.datasets.tokens import TokensSource
 
@@ -33,6 +32,7 @@ AnySource = Annotated[
     DigitsSource
     | ImageFolderSource
     | ParquetImagesSource
+    | HfImages
     | ArraysSource
     | FactorySource
     | AnyText

@@ -259,7 +259,7 @@ class Source(Options):
         """Return the bytes that reading holds at once besides the samples themselves: a file or part of one."""
         return 0
 
-    def split(self, sample_id: str) -> Split:
+    def split_of(self, sample_id: str) -> Split:
         """Return the split of a sample."""
         return "validation" if unit_interval("split", self.seed, sample_id) < self.validation else "train"
 

@@ -137,7 +137,7 @@ def decode_rows(
         {
             "sample_id": pa.array(ids, pa.string()),
             "label": pa.array(classes, pa.int64()),
-            "split": pa.array([source.split(name) for name in ids], pa.string()),
+            "split": pa.array([source.split_of(name) for name in ids], pa.string()),
             **{name: pa.array([said[name] for said in digests], pa.string()) for name in NOTHING.digests(version)},
             "error": pa.array(errors, pa.string()),
             **of_length,

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from storage.datasets import AnySource, RawSample, Source, Unreadable
 from storage.datasets.images import ImagePolicy
+from storage.datasets.published import is_saved
 from storage.errors import BadRequest, LabelOutOfRange, MissingSource
 from storage.tasks import NO_LABEL
 from student_train.feed.batches import Batch
@@ -81,7 +82,8 @@ def source_like(path: Path, answerer: Answerer, labels: Path | None) -> Source:
     section: dict[str, Any] = {"name": "elsewhere", "path": str(path.absolute())}
     if kind in IMAGES and path.suffix not in ARRAYS:
         policy = ImagePolicy.promised(promise).model_dump(exclude_defaults=True)
-        section |= {**policy, "kind": "image_folder" if path.is_dir() and not [*path.glob("*.parquet")] else IMAGES[1]}
+        in_table = not path.is_dir() or is_saved(path) or any(path.glob("*.parquet"))
+        section |= {**policy, "kind": IMAGES[1] if in_table else IMAGES[0]}
         section |= {key: promise.get(key) for key in ("image", "label", "id") if section["kind"] == kind == IMAGES[1]}
     elif path.suffix in ARRAYS and not answerer.blueprint.made_of.tokenised:
         section |= {"kind": "arrays"} | ({} if labels is None else {"labels": str(labels.absolute())})
@@ -89,6 +91,7 @@ def source_like(path: Path, answerer: Answerer, labels: Path | None) -> Source:
         section |= _as_promised(promise, path, answerer.blueprint.classes)
         if answerer.tokenizer is not None:
             section["tokenizer"] = "tokenizer.json"  # its own, given below
+    section |= {"kind": "hf_folder"} if is_saved(path) else {}
     try:
         source: Source = TypeAdapter(AnySource).validate_python(section)
     except ValidationError as error:

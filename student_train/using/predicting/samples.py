@@ -16,7 +16,7 @@ from PIL import Image
 from storage.datasets.arrays import ArraysSource
 from storage.datasets.base import Unreadable
 from storage.datasets.listing import list_files, told
-from storage.datasets.parquet_images import ParquetImagesSource
+from storage.datasets.published import ColumnImages, HfImages, ParquetImagesSource, is_saved
 from storage.datasets.samples import kind_of_samples
 from storage.datasets.text.rows import Columns, Row, rows_of
 from storage.errors import BadRequest, MissingSource
@@ -85,13 +85,13 @@ def find_samples(given: str, blueprint: Blueprint, columns: Sequence[str], stdin
     path = Path(given)
     if not path.exists():
         raise MissingSource(f"there is no {given}", expected=EXPECTED[kind])
-    if columns and path.suffix not in TABLES:
+    if columns and path.suffix not in TABLES and not is_saved(path):
         raise BadRequest("--column is of a table", found=given, expected=" or ".join(TABLES))
     return FINDERS[kind](path, blueprint, columns)
 
 
 EXPECTED = {
-    "image": "a folder of images, an image, a .parquet of images, or a .npy of pixels",
+    "image": "a folder of images or of save_to_disk, an image, a .parquet of images, or a .npy of pixels",
     "text": "a .txt (a text a line), a .csv, .tsv, .jsonl or .parquet with --column, or - for lines of standard input",
     "array": "a .npy or .npz of inputs, or of numbers a .csv or .parquet with --column for each",
 }
@@ -104,6 +104,11 @@ def _wrong(path: Path, kind: str, do: str | None = None) -> BadRequest:
 
 def _images(path: Path, blueprint: Blueprint, columns: Sequence[str]) -> Samples:
     Image.init()  # only from here on does Pillow know its suffixes
+    promised = str((blueprint.source or {}).get("image", "image"))
+    if is_saved(path):
+        return _in_table(
+            HfImages(name="inputs", kind="hf_folder", path=path, image=_one(columns) or promised, label="")
+        )
     if path.is_dir():
         listing = list_files(path, Image.EXTENSION)
         passed = told(listing.passed_over)
@@ -121,8 +126,8 @@ def _images(path: Path, blueprint: Blueprint, columns: Sequence[str]) -> Samples
             (f"passed over: {passed}",) if passed else (),
         )
     if path.suffix == ".parquet":
-        promised = str((blueprint.source or {}).get("image", "image"))
-        return _parquet_images(path, columns[0] if columns else promised)
+        column = _one(columns) or promised
+        return _in_table(ParquetImagesSource(name="inputs", kind="parquet_images", path=path, image=column, label=""))
     if path.suffix in ARRAYS:
         return _arrays(path, blueprint, columns)
     if path.suffix.lower() in Image.EXTENSION:
@@ -139,15 +144,23 @@ def _utf8(name: str) -> str:
     return name.encode(errors="surrogateescape").decode(errors="backslashreplace")
 
 
-def _parquet_images(path: Path, column: str) -> Samples:
-    source = ParquetImagesSource(name="inputs", kind="parquet_images", path=path, image=column, label="")
-    (file,) = source.files().iter_rows(named=True)
+def _in_table(source: ColumnImages) -> Samples:
+    files = list(source.files().select("file", "rows").iter_rows())
+    rows = sum(rows for _, rows in files)
 
     def each() -> Iterator[Sample]:
-        for raw in source.read(file["file"], 0, file["rows"]):
-            yield Sample(raw.sample_id, raw.payload)
+        for file, count in files:
+            for raw in source.read(file, 0, count):
+                yield Sample(raw.sample_id, raw.payload)
 
-    return Samples(f"{file['rows']:,} rows of {path}", each(), file["rows"])
+    return Samples(f"{rows:,} rows of {source.path}", each(), rows, tuple(source.notes()))
+
+
+def _one(columns: Sequence[str]) -> str | None:
+    """Return the column of images, if one is named. Raises BadRequest: several are."""
+    if len(columns) > 1:
+        raise BadRequest("images are in one column", found=f"--column {' --column '.join(columns)}", do="name one")
+    return columns[0] if columns else None
 
 
 def _texts(path: Path, blueprint: Blueprint, columns: Sequence[str]) -> Samples:

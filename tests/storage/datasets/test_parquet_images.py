@@ -12,7 +12,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from storage.datasets import RawSample, Unreadable, parquet_images
+from storage.datasets import RawSample, Unreadable
+from storage.datasets.published import parquet
 from storage.errors import MissingSource
 
 Make = Callable[..., Any]
@@ -224,8 +225,8 @@ def test_a_row_group_that_is_too_large_to_be_kept_is_read_a_few_rows_at_a_time(
     # in pages of a row: a page is the least that can be read
     pages = {"use_dictionary": False, "write_batch_size": 1, "data_page_size": 2**20}
     pq.write_table(table, tmp_path / "a.parquet", compression="none", **pages)
-    monkeypatch.setattr(parquet_images, "KEPT_BYTES", 2**20)
-    monkeypatch.setattr(parquet_images, "BATCH_BYTES", 2**20)
+    monkeypatch.setattr(parquet, "KEPT_BYTES", 2**20)
+    monkeypatch.setattr(parquet, "BATCH_BYTES", 2**20)
     before, most = pa.total_allocated_bytes(), 0
     read = []
     for sample in images.read("a.parquet", position, rows):

@@ -26,7 +26,7 @@ def digits(validation: float = 0.3, seed: int = 0) -> DigitsSource:
 @given(IDS, IDS)
 def test_growth_moves_no_sample_to_another_split(before: list[str], added: list[str]) -> None:
     source = digits()
-    splits = {name: source.split(name) for name in before}
+    splits = {name: source.split_of(name) for name in before}
     assert {name: digits().split(name) for name in [*added, *before] if name in splits} == splits
 
 
@@ -41,13 +41,13 @@ def test_another_seed_is_another_split() -> None:
 
 @given(st.text())
 def test_without_a_share_all_is_for_training(sample_id: str) -> None:
-    assert digits(validation=0.0).split(sample_id) == "train"
+    assert digits(validation=0.0).split_of(sample_id) == "train"
 
 
 @given(st.text(max_size=5), st.floats(0, 0.99), st.floats(0, 0.99))
 def test_a_larger_share_only_adds(sample_id: str, one: float, two: float) -> None:
     small, large = sorted([one, two])
-    assert (digits(small).split(sample_id), digits(large).split(sample_id)) != ("validation", "train")
+    assert (digits(small).split_of(sample_id), digits(large).split_of(sample_id)) != ("validation", "train")
 
 
 @pytest.mark.parametrize("share", [-0.1, 1.0, 2.0])

@@ -321,7 +321,7 @@ def test_a_large_image_warns_nobody(tmp_path: Path) -> None:
 
     Image.new("L", (10_000, 9_000)).save(tmp_path / "large.png")
     code = (
-        "from pathlib import Path; from storage.datasets.image_folder import ImageFolderSource as Source\n"
+        "from pathlib import Path; from storage.datasets.published.image_folder import ImageFolderSource as Source\n"
         "source = Source(name='d', kind='image_folder', path=Path('.'), channels=1, size=8)\n"
         "print(source.decode(Path('large.png').read_bytes()).shape)"
     )

@@ -1,0 +1,18 @@
+"""Data sets as others lay them out: images in folders and tables, folders of Hugging Face.
+
+image_folder.py    images, one sub-folder a class
+columns.py         images in a column of a table, whatever file it is in
+parquet.py         Parquet by row groups
+parquet_images.py  the kind of images in Parquet files
+saved.py           which files a folder of Hugging Face has for a split
+features.py        what its columns are
+hf_images.py       the kind of images in such a folder
+"""
+
+from storage.datasets.published.columns import ColumnImages
+from storage.datasets.published.hf_images import HfImages
+from storage.datasets.published.image_folder import ImageFolderSource
+from storage.datasets.published.parquet_images import ParquetImagesSource
+from storage.datasets.published.saved import is_saved
+
+__all__ = ["ColumnImages", "HfImages", "ImageFolderSource", "ParquetImagesSource", "is_saved"]
