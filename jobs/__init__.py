@@ -5,5 +5,6 @@ cluster/   Dask: which workers there are, what they are sent, what becomes of it
 files/     job files: strict TOML in, one checked job out
 show/      what people see: terminal, tables, progress, pictures
 
-Beside these lie jobs to run, `*.toml`. Both programs begin in `stillroom_start.py`, outside of the rooms.
+Beside these lie jobs to run, `*.toml`, and schedule/, which starts them at night. Both programs begin in
+`stillroom_start.py`, outside of the rooms.
 """

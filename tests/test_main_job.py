@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -11,6 +12,8 @@ from typing import Any
 
 import polars as pl
 import pytest
+
+from tests.jobs.schedule.place import cron_command
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 PROGRAMS = Path(sys.executable).parent
@@ -38,15 +41,23 @@ def run_main_job(jobs: Path, cache: str) -> pl.DataFrame:
     run("student", "train", jobs / "digits.teacher.toml")
     run("cache", "build", jobs / "digits.cache.toml", "--workers", 1)
     run("student", "train", jobs / "digits.students.toml")
+    return compared(jobs, cache)
+
+
+def compared(jobs: Path, cache: str) -> pl.DataFrame:
     assert run("cache", "verify", cache)["bad"] == []
     return pl.DataFrame(run("student", "compare", jobs.parent / "runs/digits")["students"])
 
 
 @pytest.fixture(scope="module")
 def local(tmp_path_factory: pytest.TempPathFactory) -> pl.DataFrame:
-    """Return the comparison at the end of the main job on a local disk."""
+    """Return the comparison at the end of the main job on a local disk, of which a cron line has made a night."""
     jobs = copy_jobs(tmp_path_factory.mktemp("local"))
-    return run_main_job(jobs, str(jobs.parent / "caches/digits"))
+    (jobs.parent / ".venv").symlink_to(PROGRAMS.parent)
+    variables = {"PATH": os.environ["PATH"], "STILLROOM": str(jobs.parent)}
+    ended = subprocess.run(["sh", "-c", cron_command()], env=variables, capture_output=True, text=True, check=False)
+    assert (ended.returncode, ended.stdout + ended.stderr) == (0, "")
+    return compared(jobs, str(jobs.parent / "caches/digits"))
 
 
 @pytest.mark.slow

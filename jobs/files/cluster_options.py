@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import os
+from pathlib import Path
 from typing import Annotated, Literal, Self
 
 from pydantic import Field, FiniteFloat, model_validator
@@ -82,5 +84,16 @@ def threads_of_environment() -> int | None:
 
 
 def num_processors() -> int:
-    """Return the processors that this process may use, which a scheduler may have cut down."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    """Return the processors that this process may use, which a scheduler or the limit of a container may cut down."""
+    there = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(there, processor_limit() or there)
+
+
+def processor_limit(own: Path = Path("/proc/self/cgroup"), groups: str = "/sys/fs/cgroup") -> int | None:
+    """Return how many processors' time this process may use, rounded up; None: no limit of a control group (v2)."""
+    try:
+        group = own.read_text().rpartition("::")[2].strip()
+        quota, period = Path(f"{groups}{group}/cpu.max").read_text().split()
+        return max(1, math.ceil(int(quota) / int(period)))
+    except (OSError, ValueError, ZeroDivisionError):  # another system, or "max"
+        return None

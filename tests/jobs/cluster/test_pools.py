@@ -11,7 +11,7 @@ import torch
 
 from jobs.cli.building import find_pools, open_runner
 from jobs.cluster.pools import Pool, Pools, lay_out, visible_gpus
-from jobs.files.cluster_options import BuildClusterOptions
+from jobs.files.cluster_options import BuildClusterOptions, processor_limit
 from tests.teacher_cache.toys import build, contents, write_digits, write_job
 
 Row = tuple[int, int, int]  # workers, shards at once, threads of torch
@@ -109,3 +109,14 @@ def test_a_build_has_the_threads_of_the_environment_where_its_job_names_none(
         monkeypatch.setattr(f"{module}.num_processors", lambda: 8)
     options = BuildClusterOptions.model_validate({"kind": "inline"} | job)
     assert find_pools(options, "cpu").teacher.threads == options.num_threads == threads
+
+
+@pytest.mark.parametrize(
+    ("said", "limit"), [("max 100000", None), ("200000 100000", 2), ("150000 100000", 2), ("5000 100000", 1)]
+)
+def test_the_limit_of_a_container_is_one_of_processors(tmp_path: Path, said: str, limit: int | None) -> None:
+    (tmp_path / "own").write_text("1:name=systemd:/other\n0::/pods/one\n")
+    (tmp_path / "pods/one").mkdir(parents=True)
+    (tmp_path / "pods/one/cpu.max").write_text(f"{said}\n")
+    assert processor_limit(tmp_path / "own", str(tmp_path)) == limit
+    assert processor_limit(tmp_path / "none", str(tmp_path)) is None
