@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from jobs.cli.arguments import CacheArgument, DeviceOption, JobArgument, JsonOption
+from jobs.cli.arguments import CacheArgument, DeviceOption, JobArgument, JsonOption, WaitOption
 
 
 def recode(
@@ -16,6 +16,7 @@ def recode(
     beside: Annotated[
         str | None, typer.Option("--as", metavar="NAME", help="Make a cache of this name beside the job's.")
     ] = None,
+    wait: WaitOption = False,
     device: DeviceOption = "auto",
     as_json: JsonOption = False,
 ) -> None:
@@ -27,6 +28,7 @@ def recode(
         from jobs.files.cache_job import CacheJob
         from jobs.files.reading import read_job
         from storage.cache import Cache
+        from storage.cache.lease import hold
         from storage.errors import RowsMissing
         from teacher_cache.building.runners import run_inline
         from teacher_cache.recoding.recode import needs_runner, prepare_recoding, run_recode
@@ -41,8 +43,15 @@ def recode(
             if source.unproven is not None:
                 watch.note(source.unproven)
             if needs_runner(recoding):  # a cluster takes seconds to start
-                with open_runner(cluster, pools) as runner:
-                    report = run_recode(recoding, runner, watch)
+                objects, do = (
+                    Cache.create(request.cache).objects,
+                    f"cache recode {cache} {job} --wait    # waits for it",
+                )
+                with (
+                    hold(objects, request.part, wait=wait, note=watch.note, do=do) as lease,
+                    open_runner(cluster, pools) as runner,
+                ):
+                    report = run_recode(recoding, lease.kept(runner), watch)
             else:
                 report = run_recode(recoding, run_inline, watch)
             for stage, shards in recoding.missing.items():

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from jobs.cli import using
-from jobs.cli.arguments import DeviceOption, JobArgument, JsonOption, VersionOption, run_program
+from jobs.cli.arguments import DeviceOption, JobArgument, JsonOption, VersionOption, WaitOption, run_program
 from jobs.cli.benching import bench
 from jobs.cli.making import make_app
 from jobs.cluster.heaps import limit_heaps
@@ -56,7 +56,11 @@ RunsArgument = Annotated[Path, typer.Argument(metavar="RUNS", help="A folder of 
 
 @app.command()
 def train(
-    job: JobArgument, dry_run: DryRunOption = False, device: DeviceOption = "auto", as_json: JsonOption = False
+    job: JobArgument,
+    dry_run: DryRunOption = False,
+    wait: WaitOption = False,
+    device: DeviceOption = "auto",
+    as_json: JsonOption = False,
 ) -> None:
     """Train every student of the job; settled ones are skipped, interrupted ones resume."""
     from jobs.show import terminal
@@ -65,7 +69,7 @@ def train(
         from student_train.stepping.parallel import joined
 
         with joined() as parallel:  # others, where torchrun started this
-            return _train(job, dry_run, device, as_json, parallel)
+            return _train(job, dry_run, wait, device, as_json, parallel)
 
     terminal.run(action, as_json=as_json)
 
@@ -121,12 +125,16 @@ app.command()(using.predict)
 app.command()(using.export)
 
 
-def _train(job: Path, dry_run: bool, device: Device, as_json: bool, parallel: Parallel) -> int:
+def _train(job: Path, dry_run: bool, wait: bool, device: Device, as_json: bool, parallel: Parallel) -> int:
     from jobs.files.reading import read_job
     from jobs.files.student_job import StudentJob
     from jobs.show import terminal
+    from storage.errors import BadRequest
     from student_train.options.sections import told
+    from student_train.run_files.locks import job_locked
 
+    if wait and parallel.size > 1:
+        raise BadRequest("--wait is for one process", found=f"{parallel.size} of torchrun", do="leave it out")
     read = read_job(job, StudentJob)
     request = read.request(device, parallel)
     if dry_run:
@@ -142,7 +150,9 @@ def _train(job: Path, dry_run: bool, device: Device, as_json: bool, parallel: Pa
         if request.data.measures_trained_rows:
             shared = f"{told(read.validation)} and {told(read.train)} share rows"
             watch.note(f"note: {shared}; the students are measured on what they were trained on")
-        summary = _train_students(read, request, watch, stop)
+        names = [student.name for student in request.students]
+        with job_locked(read.runs, names, wait=wait, note=watch.note, stop=stop):
+            summary = _train_students(read, request, watch, stop)
     if as_json:
         failed = {name: str(error) for name, error in summary.errors.items()}
         records = [record.model_dump(mode="json", exclude={"identity"}) for record in summary.records]

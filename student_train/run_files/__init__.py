@@ -12,6 +12,9 @@
   job.toml                   (options/job_text.py)       running/run.py           whoever repeats the run
   student.json, .safetensors, tokenizer.json, adapter.safetensors
                              (students/files.py)         running/run.py           teacher_cache, its users
+  .lock                      locks.py                    folder.py                whoever else would train it
+
+Beside the folders `.lock-<digest>` is that of a whole job (locks.py).
 
 Each carries a digest of itself, or another file has it; it is checked on every read. Format 1 had none, and is still
 read.

@@ -10,8 +10,6 @@ from typing import Any
 from torch import Tensor
 
 from storage.digests import digest
-from storage.errors import StorageFailure, TryAgain
-from storage.format.filesystems import lock
 from storage.format.objects import LocalObjects
 from student_train.run_files.checkpoint import (
     Tensors,
@@ -22,6 +20,7 @@ from student_train.run_files.checkpoint import (
     write_checkpoint,
 )
 from student_train.run_files.history import STEPS_FOLDER, write_metrics, write_steps
+from student_train.run_files.locks import locked
 from student_train.run_files.position import Position
 from student_train.run_files.predictions import HeldTable, write_predictions
 from student_train.run_files.records import (
@@ -62,22 +61,7 @@ class RunFolder:
             TryAgain: another process holds it.
             StorageFailure: it cannot be written.
         """
-        try:
-            self.path.mkdir(parents=True, exist_ok=True)
-            file = open(self.path / ".lock", "w")  # noqa: SIM115 - closed below; the lock goes with it, after a kill too
-        except OSError as error:
-            raise StorageFailure(
-                f"cannot write {self.path}", found=error.strerror, do="make the folder writable"
-            ) from None
-        with file:
-            try:
-                held = lock(file)
-            except BlockingIOError:
-                raise TryAgain(
-                    f"another process is training {self.path.name}",
-                    found=f"{self.path}/.lock is held",
-                    do="wait for it to end",
-                ) from None
+        with locked(self.path / ".lock", self.path.name) as held:
             objects = LocalObjects(self.path)
             for info in objects.leftovers():  # what a kill left half written; nobody else writes here now
                 objects.delete(info.path)

@@ -44,6 +44,7 @@ def test_a_second_start_ends_with_75_or_waits_and_nothing_is_computed_twice(
     assert '"error": "TryAgain"' in refused.out
     assert f"cache build {job} --wait" in refused.err
     assert program("cache", "build", job, "--partition", "1/2").code == 75
+    assert program("cache", "recode", built.folder / "cache", job).code == 75
     assert not (job.parent / "cache/digits").exists()
     threading.Timer(0.5, may_end.set).start()
     waited = program("cache", "build", job, "--wait", "--json")
