@@ -218,7 +218,9 @@ def test_airflow_imports_the_dag(monkeypatch: pytest.MonkeyPatch, tmp_path: Path
     }
 
 
-@pytest.mark.parametrize("name", sorted(path.name for path in SCHEDULE.iterdir() if path.is_file()))
+@pytest.mark.parametrize(
+    "name", sorted(path.name for path in SCHEDULE.iterdir() if path.suffix != ".py" or "dag" in path.name)
+)
 def test_each_schedule_says_what_every_status_means_there(name: str) -> None:
     text = (SCHEDULE / name).read_text()
     comment = re.match(r'(?:#.*\n)+|"""[^"]*"""', text)
