@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 
 from jobs.cli.cache_plan import _check_plot
+from jobs.cluster.batch import job_script
+from jobs.files.cluster_options import ClusterOptions
 from storage.datasets.digits import DigitsSource
 from storage.errors import BadRequest
 from storage.language import tokenizer
@@ -26,6 +28,7 @@ PROJECT = tomllib.loads((Path(__file__).resolve().parents[1] / "pyproject.toml")
 LLAMA = TeacherOptions(name="t", kind="transformers", path=Path("llama"))
 ONNX = TeacherOptions(name="t", kind="onnx", path=Path("model.onnx"))
 SKLEARN = TeacherOptions(name="t", kind="sklearn", path=Path(__file__))
+SLURM = ClusterOptions(kind="slurm", workers=1, time=3600, memory="1 GiB")
 PERCEPTRON = Blueprint(architecture="mlp", num_classes=2, input_shape=(3,), mean=(0.0,), std=(1.0,))
 NEEDS = {
     "digits": ("sklearn", lambda: DigitsSource(kind="digits", name="d").files()),
@@ -37,6 +40,8 @@ NEEDS = {
     "transformers for adapters": ("peft", lambda: adapt(build_student(PERCEPTRON), LoraOptions(kind="lora", rank=1))),
     "onnx": ("onnxruntime", lambda: KINDS["onnx"].digests(ONNX)),
     "sklearn": ("skops.io", lambda: KINDS["sklearn"].digests(SKLEARN)),
+    "slurm": ("dask_jobqueue", lambda: job_script(SLURM, {}, 2)),
+    "slurm behind certificates": ("cryptography", lambda: job_script(SLURM, {}, 2)),
     "text": ("tokenizers", lambda: tokenizer.train_tokenizer(["a"], 300, "<|endoftext|>")),
 }
 

@@ -8,6 +8,7 @@ from collections.abc import Generator, Iterable, Iterator, Sequence
 from functools import partial
 from typing import TYPE_CHECKING
 
+from jobs.cluster.attendance import Attendance
 from jobs.cluster.flight import alone, run_work, window
 from jobs.cluster.hearing import Hearing
 from jobs.cluster.limits import within
@@ -35,7 +36,7 @@ def choose_cluster(
     options: BuildClusterOptions, workers: int | None, part: tuple[int, int] = (0, 1)
 ) -> BuildClusterOptions:
     """Return the job's cluster as the flags want it; a part of a job array is one process. Raises BadRequest."""
-    if workers is not None and options.kind != "local":
+    if workers is not None and not (options.kind == "local" or options.submits):
         raise BadRequest(f"--workers is for a local cluster, and this job's is {options.kind}")
     if part != (0, 1):  # the job array's own scheduler has given it a node already
         # a thread that takes too long can only be ended with its process, which then is one beside this one
@@ -47,17 +48,20 @@ def choose_cluster(
 
 def find_pools(options: BuildClusterOptions, device: str) -> Pools:
     """Return the workers of a build on this machine, as its processors and GPUs are."""
-    gpus = [] if options.kind == "address" else visible_gpus(device)
+    gpus = [] if options.elsewhere else visible_gpus(device)
     return lay_out(options, gpus, num_processors(), threads_of_environment())
 
 
 @contextlib.contextmanager
-def open_runner(options: BuildClusterOptions, pools: Pools | None = None) -> Iterator[Runner]:
+def open_runner(
+    options: BuildClusterOptions, pools: Pools | None = None, attendance: Attendance | None = None
+) -> Iterator[Runner]:
     """Yield what runs work; a cluster of our own ends with the block.
 
     Args:
         options: of the job.
         pools: workers of a cluster of our own, or what this process does at a time; by default without a GPU.
+        attendance: looks after the workers of a cluster.
 
     Raises:
         BadRequest: the address is none, or workers of our own cannot write files of theirs.
@@ -65,7 +69,8 @@ def open_runner(options: BuildClusterOptions, pools: Pools | None = None) -> Ite
     """
     pools, inline = pools or lay_out(options, [], num_processors(), threads_of_environment()), options.kind == "inline"
     with contextlib.ExitStack() as stack:
-        opened = _Opened(options, stack)
+        attendance = attendance or Attendance()
+        opened = _Opened(options, stack, attendance)
         if pools.ingest == pools.teacher and not inline:  # one for all stages: whether it can be had is told at once
             opened.client(pools.ingest)
 
@@ -77,7 +82,7 @@ def open_runner(options: BuildClusterOptions, pools: Pools | None = None) -> Ite
                 if inline:
                     yield from run_inline(works, pool.at_once, terminal.signalled)
                 else:
-                    yield from _run(opened.client(pool), options.shard_limit_s, works)
+                    yield from _run(opened.client(pool), options.shard_limit_s, works, attendance)
 
         yield run
 
@@ -85,8 +90,8 @@ def open_runner(options: BuildClusterOptions, pools: Pools | None = None) -> Ite
 class _Opened:
     """The pool that is open: those of one stage end before those of the next start, for a GPU's worker needs memory."""
 
-    def __init__(self, options: BuildClusterOptions, stack: contextlib.ExitStack):
-        self._options, self._stack = options, stack
+    def __init__(self, options: BuildClusterOptions, stack: contextlib.ExitStack, attendance: Attendance):
+        self._options, self._stack, self._attendance = options, stack, attendance
         self._pool: Pool | None = None
         self._client: Client | None = None
 
@@ -94,26 +99,28 @@ class _Opened:
         """Return a client of a pool, opened unless it is the one that is."""
         if self._client is None or pool != self._pool:
             self._stack.close()
-            self._client = self._stack.enter_context(
-                open_client(self._options, environments=pool.environments, at_once=pool.at_once)
+            opened = open_client(
+                self._options, environments=pool.environments, at_once=pool.at_once, attendance=self._attendance
             )
+            self._client = self._stack.enter_context(opened)
             self._pool = pool
         return self._client
 
 
-def _run(client: Client, limit_s: float | None, todo: Iterable[Work]) -> Generator[Result]:
+def _run(client: Client, limit_s: float | None, todo: Iterable[Work], attendance: Attendance) -> Generator[Result]:
     """Yield what becomes of work on a cluster, each within a limit of time if there is one."""
     act = perform if limit_s is None else partial(within, limit_s, perform, "shard_limit_s", waited_s)
     crashed: list[Work] = []
     hearing = Hearing(client)
-    with contextlib.closing(run_work(client, hearing.of(act), todo, places=window, heard=hearing.heard)) as results:
+    running = run_work(client, hearing.of(act), todo, places=window, heard=hearing.heard, attendance=attendance)
+    with contextlib.closing(running) as results:
         for work, result in results:
             if isinstance(result, WorkerDied):
                 crashed.append(work)
             else:
                 yield work, result
     # Perhaps innocent: a neighbour's crash kills the whole process. Alone, a shard is proven.
-    yield from run_work(client, act, crashed, places=alone)
+    yield from run_work(client, act, crashed, places=alone, attendance=attendance)
 
 
 def print_report(cache: str, report: BuildReport, as_json: bool, stages: Sequence[Stage] = ()) -> None:

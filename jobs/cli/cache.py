@@ -26,6 +26,7 @@ from jobs.cli.cache_recode import recode
 
 if TYPE_CHECKING:
     from jobs.cluster.pools import Pools
+    from jobs.files.cluster_options import BuildClusterOptions
     from storage.cache import Cache
     from storage.cache.garbage import Waste
     from storage.cache.verify import Verification
@@ -78,6 +79,7 @@ def build(
         from dataclasses import replace
 
         from jobs.cli.building import choose_cluster, find_pools, open_runner, print_report
+        from jobs.cluster.attendance import Attendance
         from jobs.files.cache_job import CacheJob
         from jobs.files.reading import read_job
         from teacher_cache.building.alone import alone
@@ -100,11 +102,11 @@ def build(
         if dry_run:
             if prepared.catalogue is not None:
                 prepared.catalogue.ledger()  # refuses what the build would refuse: a shard of another cache
-            _print_dry_run(prepared, pools, libraries, as_json)
+            _print_dry_run(prepared, pools, libraries, _script(cluster, pools), as_json)
             return 0
         with terminal.watching("rows") as watch, alone(prepared, watch, wait=wait) as (prepared, kept):
             if prepared.num_missing:
-                with open_runner(cluster, pools) as runner:
+                with open_runner(cluster, pools, Attendance(watch.note)) as runner:
                     report = run_build(prepared, kept(runner), watch)
             else:
                 report = run_build(prepared, run_inline, watch)  # no work, no cluster
@@ -310,11 +312,22 @@ def _parse_partition(text: str) -> tuple[int, int]:
     return int(i), int(n)
 
 
-def _print_dry_run(prepared: PreparedBuild, pools: Pools | None, libraries: int, as_json: bool) -> None:
+def _script(cluster: BuildClusterOptions, pools: Pools | None) -> str | None:
+    """Return the script of the jobs that a build would submit. Raises BadRequest: what renders it is not installed."""
+    from jobs.cluster.batch import job_script
+
+    if not cluster.submits or pools is None:
+        return None
+    return job_script(cluster, pools.teacher.environments[0], pools.teacher.at_once)
+
+
+def _print_dry_run(
+    prepared: PreparedBuild, pools: Pools | None, libraries: int, script: str | None, as_json: bool
+) -> None:
     import polars as pl
 
     from jobs.show import terminal
-    from jobs.show.tables import print_memory, print_table
+    from jobs.show.tables import print_memory, print_script, print_table
     from teacher_cache.building.memory import project_with_gpus, project_worker
 
     stages = [
@@ -343,13 +356,18 @@ def _print_dry_run(prepared: PreparedBuild, pools: Pools | None, libraries: int,
         worker = project_worker(prepared, libraries)
         memory, said = {"a worker": worker}, {"worker_memory_bytes": worker.total_bytes}
     if as_json:
-        terminal.print_json({"cache": prepared.request.cache, "stages": stages, **said, "notes": prepared.notes})
+        jobs = {} if script is None else {"job_script": script}
+        terminal.print_json(
+            {"cache": prepared.request.cache, "stages": stages, **said, **jobs, "notes": prepared.notes}
+        )
         return
     print_table(pl.DataFrame(stages), title=prepared.request.cache)
     for name, parts in memory.items():
         print_memory(f"memory of {name}", parts.total_bytes, parts._asdict())
     for note in prepared.notes:
         terminal.out.print(note, markup=False)
+    if script is not None:
+        print_script(script)
     terminal.out.print("a dry run: nothing was written")
 
 

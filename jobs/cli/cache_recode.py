@@ -25,6 +25,7 @@ def recode(
 
     def action() -> int:
         from jobs.cli.building import choose_cluster, find_pools, open_runner, print_report
+        from jobs.cluster.attendance import Attendance
         from jobs.files.cache_job import CacheJob
         from jobs.files.reading import read_job
         from storage.cache import Cache
@@ -49,7 +50,7 @@ def recode(
                 )
                 with (
                     hold(objects, request.part, wait=wait, note=watch.note, do=do) as lease,
-                    open_runner(cluster, pools) as runner,
+                    open_runner(cluster, pools, Attendance(watch.note)) as runner,
                 ):
                     report = run_recode(recoding, lease.kept(runner), watch)
             else:

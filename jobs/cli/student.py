@@ -241,7 +241,7 @@ def _print_groups(found: ClusterDryRun, as_json: bool) -> None:
     import polars as pl
 
     from jobs.show import terminal
-    from jobs.show.tables import print_table
+    from jobs.show.tables import print_script, print_table
     from student_train.preparing.dry_run import foresee
 
     group_of = {student.options.name: group.number for group in found.groups for student in group.left}
@@ -256,7 +256,8 @@ def _print_groups(found: ClusterDryRun, as_json: bool) -> None:
     ]
     if as_json:
         memory = None if found.memory is None else [asdict(memory) for memory in found.memory]
-        terminal.print_json({"students": students, "groups": groups, "memory": memory})
+        jobs = {} if found.script is None else {"job_script": found.script}
+        terminal.print_json({"students": students, "groups": groups, "memory": memory, **jobs})
         return
     _print_foreseen(pl.DataFrame(students))
     if groups:
@@ -264,6 +265,8 @@ def _print_groups(found: ClusterDryRun, as_json: bool) -> None:
         print_table(
             shown, title="one group a worker; bytes: its memory, at most" if found.memory else "one group a worker"
         )
+    if found.script is not None:
+        print_script(found.script)
     terminal.out.print("a dry run: nothing was written")
 
 

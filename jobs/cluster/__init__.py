@@ -2,6 +2,9 @@
 
 pools.py          which workers a build has, and with which devices
 opening.py        opens a client: workers of our own, or a scheduler that runs already
+batch.py          jobs of a batch scheduler, one a worker (dask-jobqueue)
+pending.py        whether those wait, why, and which have ended before their worker came
+attendance.py     looks after whatever workers there are
 limits.py         how long work may take on a worker
 hearing.py        what workers say of their work before its end
 sending.py        how a call travels to a worker, whatever lies in the folder where that was started

@@ -14,6 +14,7 @@ from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Se
 from concurrent.futures import CancelledError
 from typing import TYPE_CHECKING, Any, Generic, NamedTuple, Protocol, TypeVar
 
+from jobs.cluster.attendance import Attendance
 from jobs.cluster.sending import refused_by, sent
 from storage.errors import Interrupted, Overdue, StillroomError, TryAgain, WorkerDied
 
@@ -23,7 +24,6 @@ if TYPE_CHECKING:
 TRIES = 3  # of work that takes too long, or raises what is no error of ours
 TICK_S = 1.0
 RESULT_S = 60.0  # a few numbers that a worker holds
-NO_WORKERS_S = 120.0
 
 
 class Named(Protocol):
@@ -67,6 +67,7 @@ def run_work(
     deaths: int = 0,
     going_on: Callable[[], bool] = lambda: True,
     heard: Callable[[], Iterable[tuple[str, R]]] = tuple,
+    attendance: Attendance | None = None,
 ) -> Generator[tuple[W, R | Exception]]:
     """Run work on Dask, some of it at a time.
 
@@ -83,13 +84,14 @@ def run_work(
         going_on: called about once a second; when it returns False nothing more is submitted, and what is in flight
             is waited for.
         heard: called as often; what workers have said meanwhile of the work with a key, which is yielded with it.
+        attendance: looks after the workers.
 
     Raises:
-        BadRequest: a worker cannot import what this command is made of.
-        TryAgain: the scheduler is gone, or there have been no workers for two minutes.
+        BadRequest: a worker cannot import what this command is made of, or workers cannot come.
+        TryAgain: the scheduler is gone, or there have been no workers for too long.
     """
     fresh, again = map(_Attempt, todo), deque[_Attempt[W]]()
-    flight, all_begun = _Flight[W, R](client, perform), False
+    flight, all_begun = _Flight[W, R](client, perform, attendance or Attendance()), False
     try:
         while True:
             beginning = going_on()
@@ -113,20 +115,19 @@ def run_work(
         flight.cancel()
 
 
-def wait_for_workers(client: Client, stop: Callable[[], bool]) -> int:
+def wait_for_workers(client: Client, stop: Callable[[], bool], attendance: Attendance) -> int:
     """Return how many workers there are, once there are any.
 
     Raises:
         Interrupted: `stop` said so.
-        TryAgain: none has come for two minutes, or the scheduler is gone.
+        BadRequest: none can come.
+        TryAgain: none has come for too long, or the scheduler is gone.
     """
-    began_s = time.monotonic()
     with _told_of_loss():
         while not (workers := client.nthreads()):
             if stop():
                 raise Interrupted("stopped before there were workers")
-            if time.monotonic() - began_s > NO_WORKERS_S:
-                raise _no_workers()
+            attendance.look(client, workers)
             time.sleep(TICK_S)
     return len(workers)
 
@@ -162,12 +163,12 @@ class _Flight(Generic[W, R]):
         running: Dask key → its future, attempt and place.
     """
 
-    def __init__(self, client: Client, perform: Callable[[W], R]):
+    def __init__(self, client: Client, perform: Callable[[W], R], attendance: Attendance):
         self.running: dict[str, _Flying[W]] = {}
-        self._client, self._perform = client, perform
+        self._client, self._perform, self._attendance = client, perform, attendance
         self._finished = queue.SimpleQueue[Any]()
         self._workers: dict[str, int] = {}
-        self._asked_s, self._seen_s = float("-inf"), time.monotonic()
+        self._asked_s = float("-inf")
 
     @property
     def places(self) -> list[str | None]:
@@ -194,11 +195,8 @@ class _Flight(Generic[W, R]):
             return self._workers
         with _told_of_loss():
             self._workers = self._client.nthreads()
+            self._attendance.look(self._client, self._workers)
         self._asked_s = now
-        if self._workers:
-            self._seen_s = now
-        elif now - self._seen_s > NO_WORKERS_S:
-            raise _no_workers()
         return self._workers
 
     def landed(self) -> list[tuple[_Attempt[W], R | Exception]]:
@@ -254,10 +252,6 @@ def _result(future: Future[Any]) -> Any:
 
 def _worker_died() -> WorkerDied:
     return WorkerDied("its worker died each time; look at the worker's log, and at its memory")
-
-
-def _no_workers() -> TryAgain:
-    return TryAgain(f"no Dask workers for {NO_WORKERS_S:.0f} s", do="start workers, then run the same command again")
 
 
 @contextlib.contextmanager

@@ -10,6 +10,8 @@ import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from jobs.cluster.attendance import Attendance
+from jobs.cluster.batch import submitted
 from jobs.files.cluster_options import ClusterOptions
 from storage.errors import BadRequest, TryAgain
 
@@ -28,17 +30,19 @@ def open_client(
     environments: Sequence[Mapping[str, str]] = (),
     at_once: int = 1,
     ignored: Sequence[signal.Signals] = (signal.SIGINT,),
+    attendance: Attendance | None = None,
 ) -> Iterator[Client]:
     """Yield a client of the cluster; one of our own ends with the block.
 
     Args:
         options: which cluster; not `inline`.
-        environments: of a local one: variables of each worker process.
-        at_once: of a local one: how much work a worker does at a time.
+        environments: of one of our own: variables of each worker process; of jobs, of the first for all.
+        at_once: of one of our own: how much work a worker does at a time.
         ignored: signals that workers of our own outlive: a terminal sends Ctrl-C to all, and the command ends them.
+        attendance: looks after the workers; of a batch scheduler it is told of the jobs.
 
     Raises:
-        BadRequest: the address is none, or workers of our own cannot write files of theirs.
+        BadRequest: the address is none, workers of our own cannot write files of theirs, or jobs cannot be submitted.
         TryAgain: the scheduler cannot be reached, or workers of our own died as they started, each time.
     """
     import dask
@@ -62,20 +66,30 @@ def open_client(
             client = stack.enter_context(Client(cluster))
             with contextlib.suppress(OSError):  # of a worker that dies just now; the one in its place is told
                 client.register_plugin(_ignore(ignored))
+        elif options.submits:
+            environment = environments[0] if environments else {}
+            client = stack.enter_context(submitted(options, environment, at_once, attendance or Attendance()))
         else:
-            try:
-                client = stack.enter_context(Client(options.address, timeout=CONNECT_TIMEOUT_S))
-            except OSError as error:
-                raise TryAgain(
-                    f"no Dask scheduler answers at {options.address}", found=str(error), do="start it: dask scheduler"
-                ) from None
-            except (ValueError, TypeError) as error:  # of an address; or of TLS without certificates
-                raise BadRequest(
-                    f"{options.address!r} is no address of a Dask scheduler that can be used",
-                    found=str(error),
-                    expected='address = "tcp://host:port"',
-                ) from None
+            client = stack.enter_context(_client_of(options))
         yield client
+
+
+def _client_of(options: ClusterOptions) -> Client:
+    """Return a client of a scheduler that runs already. Raises BadRequest and TryAgain, as `open_client`."""
+    from distributed import Client
+
+    try:
+        return Client(options.address, timeout=CONNECT_TIMEOUT_S)
+    except OSError as error:
+        raise TryAgain(
+            f"no Dask scheduler answers at {options.address}", found=str(error), do="start it: dask scheduler"
+        ) from None
+    except (ValueError, TypeError) as error:  # of an address; or of TLS without certificates
+        raise BadRequest(
+            f"{options.address!r} is no address of a Dask scheduler that can be used",
+            found=str(error),
+            expected='address = "tcp://host:port"',
+        ) from None
 
 
 def _local_cluster(environments: Sequence[Mapping[str, str]], at_once: int) -> Any:

@@ -50,7 +50,7 @@ def lay_out(options: BuildClusterOptions, gpus: Sequence[str], processors: int, 
     """Return the workers of a build; of one in this process, what that does at a time.
 
     Args:
-        options: of the job; of `address`, the workers are not ours to say.
+        options: of the job; of `address`, the workers are not ours to say, and jobs are as large as it says.
         gpus: that may be used, as `CUDA_VISIBLE_DEVICES` names them.
         processors: likewise.
         threads: of torch in each worker, where the job says none; None: the processors shared out.
@@ -64,10 +64,14 @@ def lay_out(options: BuildClusterOptions, gpus: Sequence[str], processors: int, 
         >>> ingest == teacher, len(teacher.devices), teacher.at_once, teacher.threads
         (True, 4, 2, 4)
     """
+    if options.submits:  # the same jobs for all stages: each has waited in a queue
+        at_once = AT_ONCE_GPU[0] if options.gpus else AT_ONCE
+        both = Pool((None,) * options.num_workers, at_once, options.num_threads)
+        return Pools(both, both)
     threads = options.threads or threads
     workers = options.workers or (processors if options.kind == "local" else 1)
     ingest = Pool((None,) * workers, AT_ONCE, threads or max(1, processors // workers))
-    if not gpus or options.kind == "address":
+    if not gpus or options.elsewhere:
         return Pools(ingest, ingest)
     devices = tuple(gpus[:workers])  # of this process, where that does the work: the first
     each = max(1, processors // len(devices))

@@ -16,8 +16,11 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from jobs.cluster.attendance import Attendance
+from jobs.cluster.batch import job_script
 from jobs.cluster.flight import one_each, run_work, wait_for_workers
 from jobs.cluster.groups import Group, local_workers, make_groups, project_groups
+from jobs.cluster.heaps import HEAPS, VARIABLE
 from jobs.cluster.opening import open_client
 from jobs.cluster.sending import sent
 from jobs.cluster.student_work import GroupDone, GroupWork, as_json, beacon, stop_groups, train_group
@@ -41,6 +44,7 @@ if TYPE_CHECKING:
     from distributed import Client
 
 DEATHS = 1  # of its worker, that a group survives: its students go on from their checkpoints
+_JOB = {VARIABLE: str(HEAPS)}  # the variables of a worker that is a job
 RECORD_S = 90.0  # until a network file system shows what another machine has written
 
 
@@ -52,11 +56,13 @@ class ClusterDryRun:
         students: all of the job.
         groups: of what is left; none if that is nothing.
         memory: of each group's worker; None where workers are elsewhere, and project it themselves.
+        script: of the jobs that would be submitted; None if none would.
     """
 
     students: Sequence[PreparedRun]
     groups: Sequence[Group]
     memory: Sequence[MemoryProjection] | None
+    script: str | None = None
 
 
 def dry_run_on_cluster(options: StudentClusterOptions, request: Request) -> ClusterDryRun:
@@ -72,7 +78,10 @@ def dry_run_on_cluster(options: StudentClusterOptions, request: Request) -> Clus
     if options.kind == "local":
         _, groups = _local(options, request, students)
         return ClusterDryRun(students, groups, project_groups(request, groups))
-    with _opened(options, request, students, lambda: False) as (_, groups):
+    if options.submits:
+        script = job_script(options, _JOB, at_once=1)
+        return ClusterDryRun(students, _groups_of_jobs(options, request, students), None, script)
+    with _opened(options, request, students, lambda: False, Attendance()) as (_, groups):
         return ClusterDryRun(students, groups, None)
 
 
@@ -93,8 +102,9 @@ def train_on_cluster(job: StudentJob, request: Request, watch: Watch, stop: Call
     students, progress, errors = prepare(request), TrainProgress(watch), {}
     skip_settled(students, progress.report)
     if any(student.settled is None for student in students):
-        with _opened(job.cluster, request, students, stop) as (client, groups):
-            errors = _train(client, job, request, groups, watch, stop)
+        attendance = Attendance(watch.note)
+        with _opened(job.cluster, request, students, stop, attendance) as (client, groups):
+            errors = _train(client, job, request, groups, watch, stop, attendance)
     return _summary(students, errors, request.fleet)
 
 
@@ -110,7 +120,11 @@ def _local(
 
 @contextlib.contextmanager
 def _opened(
-    options: StudentClusterOptions, request: Request, students: Sequence[PreparedRun], stop: Callable[[], bool]
+    options: StudentClusterOptions,
+    request: Request,
+    students: Sequence[PreparedRun],
+    stop: Callable[[], bool],
+    attendance: Attendance,
 ) -> Iterator[tuple[Client, list[Group]]]:
     """Yield a client of the cluster, and what its workers are to train."""
     if options.kind == "local":
@@ -120,20 +134,43 @@ def _opened(
         ignored = (signal.SIGINT, signal.SIGTERM)  # a whole process group may get them; the command says when to stop
         with open_client(options, environments=environments, ignored=ignored) as client:
             yield client, groups
+    elif options.submits:
+        groups = _groups_of_jobs(options, request, students)
+        jobs = options.model_copy(update={"workers": len(groups)})  # a job without students would wait for nothing
+        with open_client(jobs, environments=[_JOB], attendance=attendance) as client:
+            yield client, groups
     else:
         with open_client(options) as client:
-            workers = wait_for_workers(client, stop)
-            yield client, make_groups(request, students, workers, "cpu" if request.device == "cpu" else "cuda")
+            workers = wait_for_workers(client, stop, attendance)
+            yield client, make_groups(request, students, workers, _most_likely(request))
+
+
+def _groups_of_jobs(options: StudentClusterOptions, request: Request, students: Sequence[PreparedRun]) -> list[Group]:
+    """Return what jobs of a batch scheduler are to train: as many groups as there may be jobs, come when they may."""
+    return make_groups(request, students, options.num_workers, _most_likely(request))
+
+
+def _most_likely(request: Request) -> str:
+    """Return the device that workers elsewhere most likely have."""
+    return "cpu" if request.device == "cpu" else "cuda"
 
 
 def _train(
-    client: Client, job: StudentJob, request: Request, groups: Sequence[Group], watch: Watch, stop: Callable[[], bool]
+    client: Client,
+    job: StudentJob,
+    request: Request,
+    groups: Sequence[Group],
+    watch: Watch,
+    stop: Callable[[], bool],
+    attendance: Attendance,
 ) -> dict[str, StillroomError]:
     """Train groups to their ends; return the errors of students that failed, by name."""
     command = uuid.uuid4().hex[:12]
     threads = job.cluster.threads
     if threads is None and job.cluster.kind == "local":
         threads = max(1, num_processors() // len(groups))
+    elif threads is None and job.cluster.submits:
+        threads = job.cluster.num_threads
     works = [_work_of(job, group, request, threads, command) for group in groups]
     running, errors = {group.name: group for group in groups}, dict[str, StillroomError]()
     bar = _Bar(client, command, watch, works)
@@ -150,7 +187,15 @@ def _train(
     with (
         _beacon(request, command),
         contextlib.closing(
-            run_work(client, train_group, works, places=one_each, deaths=DEATHS, going_on=going_on)
+            run_work(
+                client,
+                train_group,
+                works,
+                places=one_each,
+                deaths=DEATHS,
+                going_on=going_on,
+                attendance=attendance,
+            )
         ) as results,
     ):
         for work, result in results:

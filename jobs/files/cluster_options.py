@@ -4,27 +4,88 @@ from __future__ import annotations
 
 import math
 import os
+import re
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, FiniteFloat, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, FiniteFloat, model_validator
 
-from storage.options import Options
+from storage.options import JobPath, Options
+
+BATCH = ("slurm", "pbs", "lsf", "sge")
+Kind = Literal["local", "address", "inline", "slurm", "pbs", "lsf", "sge"]
 
 
-class ClusterOptions(Options):
+def _seconds(text: object) -> object:
+    """Return a time limit in seconds. "90" would be minutes to one scheduler and seconds to another."""
+    if not isinstance(text, str):
+        return text  # pydantic says what is wrong with it
+    if (found := re.fullmatch(r"(?:(\d+)-)?(\d+):([0-5]\d):([0-5]\d)", text)) is None:
+        raise ValueError(f"{text!r} is no time limit; write hours:minutes:seconds, or days-hours:minutes:seconds")
+    days, hours, minutes, seconds = (int(part or 0) for part in found.groups())
+    return ((days * 24 + hours) * 60 + minutes) * 60 + seconds
+
+
+def _memory(text: str) -> str:
+    if re.fullmatch(r"[1-9]\d*(\.\d+)? ?[MGT]i?B", text) is None:
+        raise ValueError(f"{text!r} is no amount of memory; write a number and its unit, such as 16 GiB")
+    return text
+
+
+TimeLimit = Annotated[int, Field(gt=0), BeforeValidator(_seconds)]
+Line = Annotated[str, Field(min_length=1, pattern=r"^[^\r\n]+$")]
+
+
+class BatchOptions(Options):
+    """What `[cluster]` may say of jobs of a batch scheduler, each of which is one worker.
+
+    Attributes:
+        queue: in which jobs wait; SLURM calls it a partition.
+        account: whose hours they are.
+        time: limit of a job, `hours:minutes:seconds` or `days-hours:minutes:seconds`; kept in seconds.
+        memory: of a job, such as `16 GiB`.
+        processors: of a job; by default 1.
+        gpus: of a job: 0 or 1, for a worker has one device.
+        directives: more of the scheduler's own options, as they stand behind `#SBATCH`; of `inside`, of `srun`.
+        setup: lines of shell before a worker starts.
+        logs: folder of what jobs print, seen by all nodes; by default where the command runs.
+        interface: network interface on which the command and its workers hear each other, such as `ib0`.
+        pending_limit_s: seconds for which there may be no worker since all jobs wait in the queue.
+        inside: this command runs in a job already, and its workers are the tasks of that one.
+    """
+
+    queue: Line | None = None
+    account: Line | None = None
+    time: TimeLimit | None = None
+    memory: Annotated[str, AfterValidator(_memory)] | None = None
+    processors: Annotated[int, Field(ge=1)] | None = None
+    gpus: Annotated[int, Field(ge=0, le=1)] | None = None
+    directives: list[Line] = Field(default=[])
+    setup: list[Line] = Field(default=[])
+    logs: JobPath | None = None
+    interface: Line | None = None
+    pending_limit_s: Annotated[FiniteFloat, Field(gt=0)] | None = None
+    inside: bool = False
+
+
+_OF_A_JOB = ("queue", "account", "time", "memory", "processors", "setup", "logs", "pending_limit_s")
+_NEEDED = ("workers", "time", "memory")
+_LIMITS = {"slurm": r"(-t|--time)\b", "pbs": r"-l.*\bwalltime=", "lsf": r"-W\b", "sge": r"-l.*\b[hs]_rt="}
+
+
+class ClusterOptions(BatchOptions):
     """What every `[cluster]` may say. It decides how a job runs, never what it computes.
 
     Attributes:
         kind: `local` starts workers on this machine for the length of the command; `address` uses a running scheduler;
-            `inline` runs in this process, without Dask.
-        workers: processes of a local cluster; by default one for each processor.
+            `inline` runs in this process, without Dask; `slurm`, `pbs`, `lsf` and `sge` submit jobs, one a worker.
+        workers: processes of a local cluster; by default one for each processor. Of a batch scheduler: jobs.
         threads: of torch in each worker; by default what OMP_NUM_THREADS says, else the processors shared out among
             the workers.
         address: of the scheduler, `tcp://host:port`.
     """
 
-    kind: Literal["local", "address", "inline"] = "local"
+    kind: Kind = "local"
     workers: Annotated[int, Field(ge=1)] | None = None
     threads: Annotated[int, Field(ge=1)] | None = None
     address: str | None = None
@@ -33,18 +94,48 @@ class ClusterOptions(Options):
     def _fits_its_kind(self) -> Self:
         if (self.kind == "address") != (self.address is not None):
             raise ValueError('`address` goes with kind = "address"')
-        if self.workers is not None and self.kind != "local":
-            raise ValueError('`workers` goes with kind = "local"')
+        if self.workers is not None and (self.kind not in ("local", *BATCH) or self.inside):
+            raise ValueError('`workers` goes with kind = "local", or with jobs that the command submits')
+        if self.kind in BATCH:
+            self._check_batch()
+        elif said := [name for name in BatchOptions.model_fields if name in self.model_fields_set]:
+            raise ValueError(f"`{said[0]}` goes with a batch scheduler: kind = {' or '.join(map(repr, BATCH))}")
         return self
+
+    def _check_batch(self) -> None:
+        if self.inside and self.kind != "slurm":
+            raise ValueError('`inside` goes with kind = "slurm", whose `srun` starts the workers')
+        if self.inside and (said := [name for name in _OF_A_JOB if name in self.model_fields_set]):
+            raise ValueError(f"`{said[0]}` is decided by the job that this command runs in (inside = true)")
+        if not self.inside and (lacking := [name for name in _NEEDED if getattr(self, name) is None]):
+            raise ValueError(f"kind = {self.kind!r} needs {', '.join(f'`{name}`' for name in lacking)} of its jobs")
+        if limits := [line for line in self.directives if re.match(_LIMITS[self.kind], line)]:
+            raise ValueError(f"{limits[0]!r} in `directives` is the time limit, which must be known; say it in `time`")
+        if self.kind == "sge" and (said := [name for name in ("processors", "gpus") if getattr(self, name)]):
+            raise ValueError(f"`{said[0]}` has a name of each site's own in SGE; say it in `directives`: -pe smp 8")
+
+    @property
+    def elsewhere(self) -> bool:
+        """Whether workers are on machines of which this process knows nothing."""
+        return self.kind == "address" or self.kind in BATCH
+
+    @property
+    def submits(self) -> bool:
+        """Whether the command submits jobs, whose workers are then as many and as large as the job says."""
+        return self.kind in BATCH and not self.inside
 
     @property
     def num_workers(self) -> int:
         """Worker processes of this cluster; 1 where it is not ours to say."""
-        return (self.workers or num_processors()) if self.kind == "local" else 1
+        if self.kind == "local":
+            return self.workers or num_processors()
+        return self.workers or 1
 
     @property
     def num_threads(self) -> int:
         """Threads of torch in each worker."""
+        if self.submits:
+            return self.threads or self.processors or 1
         return self.threads or threads_of_environment() or max(1, num_processors() // self.num_workers)
 
 
@@ -61,7 +152,7 @@ class BuildClusterOptions(ClusterOptions):
     @model_validator(mode="after")
     def _can_be_limited(self) -> Self:
         if self.shard_limit_s is not None and self.kind == "inline":
-            raise ValueError('`shard_limit_s` goes with kind = "local" or "address": a worker can be replaced')
+            raise ValueError('`shard_limit_s` goes with workers that can be replaced: kind = "local", say')
         return self
 
 
@@ -74,7 +165,7 @@ class StudentClusterOptions(ClusterOptions):
         threads: of torch in each worker, or in this process; by default as many processors as fall to it.
     """
 
-    kind: Literal["local", "address", "inline"] = "inline"
+    kind: Kind = "inline"
 
 
 def threads_of_environment() -> int | None:

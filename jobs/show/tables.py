@@ -107,3 +107,9 @@ def _cell(name: str, value: Any) -> str:
     if name in ("accuracy", "agreement", "macro_f1", "retrieval"):
         return f"{value:.2%}"
     return f"{value:.4g}" if isinstance(value, float) else printable(str(value), one_line=True)
+
+
+def print_script(script: str) -> None:
+    """Print the script of a batch scheduler's job, as it is."""
+    out.print("each worker is a job of this script:", markup=False)
+    out.print(script.rstrip(), markup=False, soft_wrap=True)

@@ -15,6 +15,8 @@ from student_train.stepping.parallel import Parallel
 
 REPOSITORY = Path(__file__).parents[3]
 CACHE = 'cache = "c"\n[[dataset]]\nname = "d"\nkind = "digits"\n'
+JOBS = '[cluster]\nkind = "slurm"\nworkers = 2\n'
+MORE = 'time = "1:00:00"\nmemory = "1 GiB"\n'
 STUDENT = (
     'cache = "c"\nruns = "r"\ntrain = "d/train"\nvalidation = "d/validation"\n'
     '[[student]]\nname = "s"\narchitecture = "mlp"\nobjective = [{ loss = "labels" }]\nepochs = 1\nbatch_size = 8\n'
@@ -79,9 +81,19 @@ def test_all_mistakes_are_told_at_once(tmp_path: Path) -> None:
         ("[clutser]\n", "clutser: unknown key; did you mean `cluster`?"),
         (
             '[cluster]\nkind = "inline"\nshard_limit_s = 9\n',
-            '`shard_limit_s` goes with kind = "local" or "address": a worker can be replaced',
+            '`shard_limit_s` goes with workers that can be replaced: kind = "local", say',
         ),
-        ('[cluster]\nkind = "slurmy"\n', "'local', 'address' or 'inline' (found 'slurmy')"),
+        ('[cluster]\nkind = "slurmy"\n', "'inline', 'slurm', 'pbs', 'lsf' or 'sge' (found 'slurmy')"),
+        ('[cluster]\nkind = "slurm"\n', "kind = 'slurm' needs `workers`, `time`, `memory` of its jobs"),
+        ('[cluster]\nqueue = "gpu"\n', "`queue` goes with a batch scheduler"),
+        ('[cluster]\nkind = "slurm"\ninside = true\ntime = "1:00:00"\n', "`time` is decided by the job that this"),
+        ('[cluster]\nkind = "pbs"\ninside = true\n', '`inside` goes with kind = "slurm"'),
+        (JOBS + 'time = "90"\n', "'90' is no time limit; write hours:minutes:seconds"),
+        (JOBS + 'time = "1:00:00"\nmemory = "16"\n', "'16' is no amount of memory"),
+        (JOBS + 'time = "1:00:00"\ngpus = 2\n', "cluster.gpus: expected at most 1 (found 2)"),
+        (JOBS + MORE + 'directives = ["--time=5"]\n', "'--time=5' in `directives` is the time limit"),
+        (JOBS + MORE + 'directives = ["-C a\\nrm"]\n', "cluster.directives[0]: "),
+        (JOBS.replace("slurm", "sge") + MORE + "gpus = 1\n", "`gpus` has a name of each site's own in SGE"),
         ('[cluster]\nkind = "address"\n', '`address` goes with kind = "address"'),
         ('[[teacher]]\nname = "t"\nfactory = "m:f"\nbatchsize = 3\n', "did you mean `batch_size`?"),
         ('[[teacher]]\nname = "t"\nfactory = "m:f"\nencoding = { dtyp = "fp16" }\n', "did you mean `dtype`?"),
@@ -117,8 +129,18 @@ def test_a_mistake_is_named_with_its_place_and_what_would_be_valid(tmp_path: Pat
     [
         ("[clutser]\n", "clutser: unknown key; did you mean `cluster`?"),
         ('[[cluster]]\nkind = "local"\n', "cluster: expected a table"),
-        ('[cluster]\nkind = "slurmy"\n', "'local', 'address' or 'inline' (found 'slurmy')"),
-        ("[cluster]\nkind = 3\n", "'local', 'address' or 'inline' (found 3)"),
+        ('[cluster]\nkind = "slurmy"\n', "'inline', 'slurm', 'pbs', 'lsf' or 'sge' (found 'slurmy')"),
+        ('[cluster]\nkind = "slurm"\n', "kind = 'slurm' needs `workers`, `time`, `memory` of its jobs"),
+        ('[cluster]\nqueue = "gpu"\n', "`queue` goes with a batch scheduler"),
+        ('[cluster]\nkind = "slurm"\ninside = true\ntime = "1:00:00"\n', "`time` is decided by the job that this"),
+        ('[cluster]\nkind = "pbs"\ninside = true\n', '`inside` goes with kind = "slurm"'),
+        (JOBS + 'time = "90"\n', "'90' is no time limit; write hours:minutes:seconds"),
+        (JOBS + 'time = "1:00:00"\nmemory = "16"\n', "'16' is no amount of memory"),
+        (JOBS + 'time = "1:00:00"\ngpus = 2\n', "cluster.gpus: expected at most 1 (found 2)"),
+        (JOBS + MORE + 'directives = ["--time=5"]\n', "'--time=5' in `directives` is the time limit"),
+        (JOBS + MORE + 'directives = ["-C a\\nrm"]\n', "cluster.directives[0]: "),
+        (JOBS.replace("slurm", "sge") + MORE + "gpus = 1\n", "`gpus` has a name of each site's own in SGE"),
+        ("[cluster]\nkind = 3\n", "'lsf' or 'sge' (found 3)"),
         ('[cluster]\nkind = "local"\nworker = 2\n', "cluster.worker: unknown key; did you mean `workers`?"),
         ('[cluster]\nkind = "local"\nworkers = 0\n', "at least 1 (found 0)"),
         ('[cluster]\nkind = "local"\nworkers = -1\n', "at least 1 (found -1)"),

@@ -1,0 +1,55 @@
+"""Who of a cluster's workers has come, in which environment; and if nobody comes, why."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Protocol
+
+from storage.errors import TryAgain
+
+if TYPE_CHECKING:
+    from distributed import Client
+
+NO_WORKERS_S = 120.0
+
+
+class Jobs(Protocol):
+    """The jobs of a batch scheduler in which workers run."""
+
+    def look(self, client: Client, workers: int, absent_s: float) -> None:
+        """Tell of jobs without a worker, and replace those that have ended; raise if none will come."""
+
+
+class Attendance:
+    """Looks after the workers of a client, for as long as a command needs them.
+
+    Args:
+        note: is told what a user should know, such as why jobs wait.
+
+    Attributes:
+        jobs: in which the workers run; None: they are started in another way, and come within two minutes.
+    """
+
+    def __init__(self, note: Callable[[str], None] = lambda text: None):
+        self.note = note
+        self.jobs: Jobs | None = None
+        self._seen_s = time.monotonic()
+
+    def look(self, client: Client, workers: Mapping[str, int]) -> None:
+        """Look at the workers that there are now; to be called about once a second.
+
+        Raises:
+            BadRequest: jobs of a batch scheduler cannot start.
+            TryAgain: there have been no workers for too long.
+        """
+        now = time.monotonic()
+        if workers:
+            self._seen_s = now
+        absent_s = now - self._seen_s
+        if self.jobs is not None:
+            self.jobs.look(client, len(workers), absent_s)
+        elif absent_s > NO_WORKERS_S:
+            raise TryAgain(
+                f"no Dask workers for {NO_WORKERS_S:.0f} s", do="start workers, then run the same command again"
+            )

@@ -1,0 +1,89 @@
+"""Builds and fleets on a real SLURM, which these tests start themselves."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Self
+
+import pytest
+
+from storage.cache import Cache
+from tests.conftest import Program
+from tests.slurm import private_slurm, slurm, why_not
+from tests.teacher_cache.toys import teacher_section, write_digits, write_job, write_teacher
+
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(why_not() is not None, reason=why_not() or "")]
+
+JOBS = 'kind = "slurm"\nworkers = 2\ntime = "0:10:00"\nmemory = "1 GiB"\n'
+
+
+@pytest.fixture(scope="module")
+def conf(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    with private_slurm(tmp_path_factory.mktemp("slurm") / "s") as conf:
+        yield conf
+
+
+@pytest.fixture
+def folder(conf: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Return a folder to submit from; a worker that is gone is replaced at once."""
+    monkeypatch.setenv("SLURM_CONF", str(conf))
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def jobs(conf: Path) -> list[str]:
+    """Return the jobs that run."""
+    return slurm(conf, "squeue", "-h", "-t", "RUNNING", "-o", "%i").split()
+
+
+class Beside:
+    """Does something beside a command as soon as it may; what it raises is the test's."""
+
+    def __init__(self, when: Callable[[], bool], act: Callable[[], object]):
+        self.done = threading.Event()
+        self._when, self._act, self._over = when, act, threading.Event()
+        self._thread = threading.Thread(target=self._run)
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._over.set()
+        self._thread.join()
+
+    def _run(self) -> None:
+        while not self._over.wait(0.2):
+            if self._when():
+                self._act()
+                self.done.set()
+                return
+
+
+def test_a_build_of_two_jobs_outlives_that_one_is_cancelled(conf: Path, folder: Path, program: Program) -> None:
+    write_teacher(folder, seconds=0.5)
+    job = write_job(folder, write_digits(folder, 400), teacher_section(seconds=0.5), cluster=JOBS)
+    cancelled: list[str] = []
+
+    def cancel() -> None:
+        cancelled.append(jobs(conf)[0])
+        slurm(conf, "scancel", cancelled[0])
+
+    def begun() -> bool:
+        return len(jobs(conf)) == 2 and len(list(folder.glob("cache/digits/toy/**/*.parquet"))) > 2
+
+    with Beside(begun, cancel) as beside:
+        ended = program("cache", "build", job, "--json")
+    assert ended.code == 0, ended.err
+    assert beside.done.is_set()
+    assert json.loads(ended.out)["built"] == 50
+    assert len(Cache.open(str(folder / "cache")).committed("digits")) == 25
+    assert f"job {cancelled[0]} has ended (CANCELLED); another one takes its place" in ended.err
+    until_s = time.monotonic() + 30
+    while slurm(conf, "squeue", "-h"):  # nothing is left in the queue
+        assert time.monotonic() < until_s
+        time.sleep(0.5)
