@@ -3,6 +3,7 @@
 pools.py          which workers a build has, and with which devices
 opening.py        opens a client: workers of our own, or a scheduler that runs already
 batch.py          jobs of a batch scheduler, one a worker (dask-jobqueue)
+allocation.py     the tasks of the job that a command runs in already
 pending.py        whether those wait, why, and which have ended before their worker came
 attendance.py     looks after whatever workers there are
 limits.py         how long work may take on a worker

@@ -10,6 +10,7 @@ import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from jobs.cluster.allocation import allocated
 from jobs.cluster.attendance import Attendance
 from jobs.cluster.batch import submitted
 from jobs.files.cluster_options import ClusterOptions
@@ -66,9 +67,9 @@ def open_client(
             client = stack.enter_context(Client(cluster))
             with contextlib.suppress(OSError):  # of a worker that dies just now; the one in its place is told
                 client.register_plugin(_ignore(ignored))
-        elif options.submits:
-            environment = environments[0] if environments else {}
-            client = stack.enter_context(submitted(options, environment, at_once, attendance or Attendance()))
+        elif options.of_batch:
+            environment, opened = environments[0] if environments else {}, allocated if options.inside else submitted
+            client = stack.enter_context(opened(options, environment, at_once, attendance or Attendance()))
         else:
             client = stack.enter_context(_client_of(options))
         yield client

@@ -64,7 +64,7 @@ def lay_out(options: BuildClusterOptions, gpus: Sequence[str], processors: int, 
         >>> ingest == teacher, len(teacher.devices), teacher.at_once, teacher.threads
         (True, 4, 2, 4)
     """
-    if options.submits:  # the same jobs for all stages: each has waited in a queue
+    if options.of_batch:  # the same jobs for all stages: each has waited in a queue
         at_once = AT_ONCE_GPU[0] if options.gpus else AT_ONCE
         both = Pool((None,) * options.num_workers, at_once, options.num_threads)
         return Pools(both, both)

@@ -140,7 +140,7 @@ def _opened(
         with open_client(jobs, environments=[_JOB], attendance=attendance) as client:
             yield client, groups
     else:
-        with open_client(options) as client:
+        with open_client(options, environments=[_JOB], attendance=attendance) as client:
             workers = wait_for_workers(client, stop, attendance)
             yield client, make_groups(request, students, workers, _most_likely(request))
 
@@ -169,7 +169,7 @@ def _train(
     threads = job.cluster.threads
     if threads is None and job.cluster.kind == "local":
         threads = max(1, num_processors() // len(groups))
-    elif threads is None and job.cluster.submits:
+    elif threads is None and job.cluster.of_batch:
         threads = job.cluster.num_threads
     works = [_work_of(job, group, request, threads, command) for group in groups]
     running, errors = {group.name: group for group in groups}, dict[str, StillroomError]()

@@ -117,12 +117,17 @@ class ClusterOptions(BatchOptions):
     @property
     def elsewhere(self) -> bool:
         """Whether workers are on machines of which this process knows nothing."""
-        return self.kind == "address" or self.kind in BATCH
+        return self.kind == "address" or self.of_batch
+
+    @property
+    def of_batch(self) -> bool:
+        """Whether workers run in jobs of a batch scheduler."""
+        return self.kind in BATCH
 
     @property
     def submits(self) -> bool:
-        """Whether the command submits jobs, whose workers are then as many and as large as the job says."""
-        return self.kind in BATCH and not self.inside
+        """Whether the command submits those jobs, which are then as many and as large as it says."""
+        return self.of_batch and not self.inside
 
     @property
     def num_workers(self) -> int:
@@ -134,8 +139,9 @@ class ClusterOptions(BatchOptions):
     @property
     def num_threads(self) -> int:
         """Threads of torch in each worker."""
-        if self.submits:
-            return self.threads or self.processors or 1
+        if self.of_batch:
+            of_task = os.environ.get("SLURM_CPUS_PER_TASK", "1") if self.inside else "1"
+            return self.threads or self.processors or int(of_task)
         return self.threads or threads_of_environment() or max(1, num_processors() // self.num_workers)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -87,3 +88,14 @@ def test_a_build_of_two_jobs_outlives_that_one_is_cancelled(conf: Path, folder: 
     while slurm(conf, "squeue", "-h"):  # nothing is left in the queue
         assert time.monotonic() < until_s
         time.sleep(0.5)
+
+
+def test_a_build_within_one_job_has_a_worker_in_each_of_its_tasks(conf: Path, folder: Path) -> None:
+    write_teacher(folder)
+    job = write_job(folder, write_digits(folder, 100), teacher_section(), cluster='kind = "slurm"\ninside = true\n')
+    program = Path(sys.executable).with_name("cache")
+    options = ("--wait", "--ntasks=2", "--time=10", "--mem=2000", "-o", "said", "-e", "errors")
+    slurm(conf, "sbatch", *options, "--wrap", f"{program} build {job} --json")
+    said = json.loads((folder / "said").read_text())
+    assert (said["built"], said["exit_code"]) == (14, 0)
+    assert "Traceback" not in (folder / "errors").read_text()

@@ -1,0 +1,114 @@
+"""Workers within the SLURM job that a command runs in already: its tasks, started by `srun`."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from jobs.cluster.attendance import Attendance
+from jobs.cluster.batch import QUIET, certificates
+from jobs.files.cluster_options import ClusterOptions
+from storage.errors import BadRequest, TryAgain
+
+if TYPE_CHECKING:
+    from distributed import Client, Security
+
+COME_S = 120.0  # until the first worker is there
+LEAVE_S = 20.0  # until workers that are told to leave are gone
+
+
+@contextlib.contextmanager
+def allocated(
+    options: ClusterOptions, environment: Mapping[str, str], at_once: int, attendance: Attendance
+) -> Iterator[Client]:
+    """Yield a client of a worker in each task of this job; they end with the block.
+
+    Raises:
+        BadRequest: this is no job of SLURM.
+    """
+    from distributed import Client, SpecCluster
+    from distributed.scheduler import Scheduler
+
+    if "SLURM_JOB_ID" not in os.environ or shutil.which("srun") is None:
+        raise BadRequest(
+            "this command does not run in a job of SLURM",
+            found="inside = true in [cluster], and no SLURM_JOB_ID in the environment"
+            if shutil.which("srun")
+            else "inside = true in [cluster], and no srun on PATH",
+            expected="a script that sbatch submits, with as many tasks as there are to be workers",
+            do='sbatch --ntasks=4 --time=4:00:00 --wrap "cache build JOB.toml"; or without `inside`, from a login node',
+        )
+    with certificates(Path.cwd()) as security:
+        listening = {"security": security, "protocol": "tls://", "port": 0, "dashboard_address": "127.0.0.1:0"}
+        scheduler = {"cls": Scheduler, "options": {**listening, "interface": options.interface}}
+        with (
+            SpecCluster(scheduler=scheduler, security=security, silence_logs=logging.CRITICAL) as cluster,
+            _step(options, environment, at_once, cluster.scheduler_address, security) as step,
+            Client(cluster) as client,
+        ):
+            attendance.jobs = _Step(step)
+            yield client
+
+
+@contextlib.contextmanager
+def _step(
+    options: ClusterOptions, environment: Mapping[str, str], at_once: int, address: str, security: Security
+) -> Iterator[subprocess.Popen[bytes]]:
+    """Yield `srun`, which runs a worker in each task until it ends."""
+    told = security.get_tls_config_for_role("worker")
+    processors = os.environ.get("SLURM_CPUS_PER_TASK")
+    command = [
+        "srun",
+        f"--ntasks={num_tasks()}",
+        "--overlap",  # where this command is a step itself, as under salloc
+        "--kill-on-bad-exit=0",  # the others stay when one dies
+        *([f"--cpus-per-task={processors}"] if processors else []),  # it does not inherit that since SLURM 22.05
+        *([f"--gpus-per-task={options.gpus}"] if options.gpus else []),
+        *options.directives,
+        *(sys.executable, "-m", "distributed.cli.dask_worker", address),
+        *("--nthreads", str(at_once), "--memory-limit", "0", "--no-dashboard", "--death-timeout", "60"),
+        *(["--interface", options.interface] if options.interface else []),
+        *("--tls-ca-file", str(told["ca_file"]), "--tls-cert", str(told["cert"]), "--tls-key", str(told["key"])),
+    ]
+    own = {**os.environ, **QUIET, "DASK_LOGGING__DISTRIBUTED": "error", **environment}
+    step = subprocess.Popen(command, env=own, stdin=subprocess.DEVNULL)  # noqa: S603 - what the job file says
+    try:
+        yield step
+    finally:
+        step.terminate()  # srun passes it on
+        try:
+            step.wait(LEAVE_S)
+        except subprocess.TimeoutExpired:
+            step.kill()
+            step.wait()
+
+
+def num_tasks() -> int:
+    """Return the tasks of the job that this runs in: one a node where it has not said how many."""
+    said = os.environ.get("SLURM_NTASKS") or os.environ.get("SLURM_JOB_NUM_NODES") or "1"
+    return int(said)
+
+
+class _Step:
+    """The workers of a step. A `Jobs` of the attendance."""
+
+    def __init__(self, step: subprocess.Popen[bytes]):
+        self._step = step
+
+    def look(self, client: Client, workers: int, absent_s: float) -> None:
+        """Raise TryAgain if there are no workers, and none will come."""
+        ended = self._step.poll() is not None
+        if workers or (absent_s < COME_S and not ended):
+            return
+        raise TryAgain(
+            "the workers of this job have ended" if ended else f"no worker of this job for {COME_S:.0f} s",
+            found=f"srun ended with {self._step.returncode}" if ended else "srun still runs",
+            do="look at what it printed, above; the same job again goes on with the rest (sbatch, scontrol requeue)",
+        )
