@@ -64,8 +64,11 @@ class GroupDone(NamedTuple):
 
 
 def as_json(job: StudentJob) -> str:
-    """Return a job as it travels. A user's own options may be infinite, which pydantic's own JSON turns into null."""
-    return json.dumps(job.model_dump(), default=str)
+    """Return a job as it travels, without where it runs, which is decided.
+
+    A user's own options may be infinite, which pydantic's own JSON turns into null.
+    """
+    return json.dumps(job.model_dump(exclude={"cluster"}), default=str)
 
 
 def train_group(work: GroupWork) -> GroupDone:
