@@ -24,7 +24,7 @@ from storage.datasets.base import RawSample, RecordedFile, Source, Unreadable, c
 from storage.datasets.chat import ChatSource
 from storage.datasets.digits import DigitsSource
 from storage.datasets.factory import FactorySource
-from storage.datasets.published import HfImages, ImageFolderSource, ParquetImagesSource
+from storage.datasets.published import AnyHfFolder, ImageFolderSource, ParquetImagesSource
 from storage.datasets.text import AnyText
 from storage.datasets.tokens import TokensSource
 
@@ -32,7 +32,7 @@ AnySource = Annotated[
     DigitsSource
     | ImageFolderSource
     | ParquetImagesSource
-    | HfImages
+    | AnyHfFolder
     | ArraysSource
     | FactorySource
     | AnyText

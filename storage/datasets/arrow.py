@@ -21,6 +21,7 @@ from storage.datasets.base import LocalFile
 from storage.errors import MissingSource
 
 SUFFIX = ".arrow"
+NOT_LABELLED = -1  # what `ClassLabel` has for none
 KEPT_FILES = 64  # mapped, in each process: none of it is held but what was just read
 END = b"\xff\xff\xff\xff\x00\x00\x00\x00"  # of a stream; one that was cut off between two batches has none
 BATCH_BYTES = 2**25  # of some columns, that are looked at together

@@ -22,6 +22,7 @@ from storage.datasets.text.cutting import PIECE
 from storage.datasets.text.opening import compressed, kind_of
 from storage.datasets.text.ranged import RangedFiles, TooLong
 from storage.datasets.text.ranges import Ranges, table_of
+from storage.datasets.text.rows import IN_COLUMNS
 from storage.datasets.text.tokenising import spelled_in_pieces
 from storage.errors import BadRequest, MissingSource
 from storage.language.tokenizer import Spelled, read_tokenizer, spelling
@@ -184,9 +185,9 @@ class ChatSource(RangedFiles):
         return Renderer(template, self._date, json.dumps(self.template_arguments, sort_keys=True))
 
     def ranges_of(self, path: Path) -> Ranges[Chat]:
-        in_parquet = kind_of(path) == ".parquet"
+        in_columns = kind_of(path) in IN_COLUMNS
         roles = tuple(sorted(self.roles.items()))
-        columns = ChatColumns(self.column, self.prompt, self.completion, roles, not in_parquet, self.rows_where)
+        columns = ChatColumns(self.column, self.prompt, self.completion, roles, not in_columns, self.rows_where)
         return table_of(path, columns)
 
     def _samples(self, file: str, ranges: Ranges[Chat], start: int, stop: int) -> Iterator[RawSample]:

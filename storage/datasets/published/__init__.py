@@ -6,13 +6,21 @@ parquet.py         Parquet by row groups
 parquet_images.py  the kind of images in Parquet files
 saved.py           which files a folder of Hugging Face has for a split
 features.py        what its columns are
-hf_images.py       the kind of images in such a folder
+hf_folder.py       the kind of such a folder: of images, texts or chats
 """
 
 from storage.datasets.published.columns import ColumnImages
-from storage.datasets.published.hf_images import HfImages
+from storage.datasets.published.hf_folder import AnyHfFolder, HfImages
 from storage.datasets.published.image_folder import ImageFolderSource
 from storage.datasets.published.parquet_images import ParquetImagesSource
-from storage.datasets.published.saved import is_saved
+from storage.datasets.published.saved import find_split, is_saved
 
-__all__ = ["ColumnImages", "HfImages", "ImageFolderSource", "ParquetImagesSource", "is_saved"]
+__all__ = [
+    "AnyHfFolder",
+    "ColumnImages",
+    "HfImages",
+    "ImageFolderSource",
+    "ParquetImagesSource",
+    "find_split",
+    "is_saved",
+]

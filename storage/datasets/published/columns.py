@@ -11,14 +11,13 @@ import polars as pl
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from storage.datasets.arrow import class_label
+from storage.datasets.arrow import NOT_LABELLED, class_label
 from storage.datasets.base import FILE_SCHEMA, LocalFile, RawSample, Unreadable, numbered
 from storage.datasets.images import ImageSource
 from storage.datasets.published.features import is_image
 from storage.errors import MissingSource
 from storage.options import JobPath
 
-NOT_LABELLED = -1  # what `ClassLabel` has for none
 UNLABELLED = f"samples with label {NOT_LABELLED}, which is no class to `datasets`, and so have none"
 
 
@@ -78,6 +77,10 @@ class ColumnImages(ImageSource):
         """Return a file. Raises MissingSource: it cannot be read."""
         raise NotImplementedError
 
+    def passed_over(self) -> list[str]:
+        """Return a note on what lies beside the files."""
+        raise NotImplementedError
+
     def advice(self, schema: pa.Schema) -> str:
         """Return what to write if a column is not there."""
         return "name the columns in the job: image = …, label = …"
@@ -107,7 +110,7 @@ class ColumnImages(ImageSource):
     def notes(self) -> list[str]:
         # the names of a schema were folders once
         names = self._names(self.paths()[0]) if self.classes is None else []
-        return [note] if names and (note := numbered(names)) else []
+        return [*self.passed_over(), *([note] if names and (note := numbered(names)) else [])]
 
     def read(self, file: str, position: int, rows: int) -> Iterator[RawSample]:
         path = self.at(file)

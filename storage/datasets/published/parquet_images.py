@@ -17,8 +17,8 @@ class ParquetImagesSource(ColumnImages):
 
     kind: Literal["parquet_images"]
 
-    def notes(self) -> list[str]:
-        return [*passed_over(self.path, (".parquet",)), *super().notes()]
+    def passed_over(self) -> list[str]:
+        return passed_over(self.path, (".parquet",))
 
     def open_table(self, path: Path) -> ParquetTable:
         return open_parquet(path)

@@ -4,7 +4,8 @@ files.py       where it lies, and whose tokenizer it has
 opening.py     files as bytes, compressed ones too
 cutting.py     where a file may be cut, and text between two cuts
 where.py       which rows are a dataset's own
-rows.py        rows out of Parquet, JSON lines, CSV and TSV, as a stream
+rows.py        rows out of columns and JSON, as a stream
+tables.py      files of rows, of every kind
 ranges.py      what lies in a range of a file, whatever its kind
 ranged.py      files that are read in ranges: what blocks and chats have in common
 density.py     how many rows and tokens of it there are, from a sample

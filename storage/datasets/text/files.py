@@ -119,7 +119,11 @@ class TokenisedFiles(Source):
 
     def notes(self) -> list[str]:
         elsewhere = [] if self.where is None else [f"rows of another {' or '.join(self.where)} are not of this dataset"]
-        return [*passed_over(self.path, compressed(self.suffixes), deep=True), *elsewhere]
+        return [*self.passed_over(), *elsewhere]
+
+    def passed_over(self) -> list[str]:
+        """Return a note on what of a folder is none of its files."""
+        return passed_over(self.path, compressed(self.suffixes), deep=True)
 
     def tokenizer_file(self) -> TokenizerFile:
         return self.bound

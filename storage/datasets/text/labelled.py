@@ -16,7 +16,8 @@ from pydantic import Field, model_validator
 from storage.datasets.base import FILE_SCHEMA, LocalFile, RawSample, Recorded, Unreadable
 from storage.datasets.text.files import TextFiles
 from storage.datasets.text.opening import kind_of, size_of
-from storage.datasets.text.rows import Column, Columns, Row, rows_of
+from storage.datasets.text.rows import Column, Columns, Row
+from storage.datasets.text.tables import rows_of
 from storage.datasets.text.tokenising import batches_of, in_pieces
 from storage.digests import unit_interval
 from storage.errors import BadRequest, LabelOutOfRange, MissingSource
@@ -118,7 +119,7 @@ class LabelledTextSource(TextFiles):
 
     def read(self, file: str, position: int, rows: int) -> Iterator[RawSample]:
         path = self.at(file)
-        window = _window(self.model_dump_json(), path, LocalFile.of(path)).rows(position, rows)
+        window = _window(type(self), self.model_dump_json(), path, LocalFile.of(path)).rows(position, rows)
         numbers = {label: number for number, label in enumerate(self._by_label or self._written)}
         for i, (where, tokens, label, remarks) in enumerate(self._tokenise(window), start=position):
             if label is not None and label not in numbers:
@@ -189,7 +190,7 @@ class LabelledTextSource(TextFiles):
         return sorted(found, key=(lambda label: (int(label), label)) if numbers else None)
 
     def _told(self, path: Path) -> _Told:
-        return _told(self.model_dump_json(), path, LocalFile.of(path))
+        return _told(type(self), self.model_dump_json(), path, LocalFile.of(path))
 
     def _rows(self, path: Path) -> Iterator[_Found]:
         return rows_of(path, self._columns, self.part)
@@ -273,8 +274,8 @@ class _Window:
 
 
 @lru_cache(maxsize=KEPT_FILES)
-def _window(options: str, path: Path, file: LocalFile) -> _Window:
-    source = LabelledTextSource.model_validate_json(options)
+def _window(kind: type[LabelledTextSource], options: str, path: Path, file: LocalFile) -> _Window:
+    source = kind.model_validate_json(options)
     return _Window(lambda: source._rows(path))  # noqa: SLF001 - of this module
 
 
@@ -284,5 +285,5 @@ class _Told(NamedTuple):
 
 
 @lru_cache(maxsize=1024)  # small, and asked for the number of rows, then for the classes
-def _told(options: str, path: Path, file: LocalFile) -> _Told:
-    return LabelledTextSource.model_validate_json(options)._look_through(path)  # noqa: SLF001 - of this module
+def _told(kind: type[LabelledTextSource], options: str, path: Path, file: LocalFile) -> _Told:
+    return kind.model_validate_json(options)._look_through(path)  # noqa: SLF001 - of this module

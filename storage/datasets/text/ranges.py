@@ -13,22 +13,22 @@ from functools import cached_property
 from pathlib import Path
 from typing import Generic, Protocol
 
-import pyarrow.parquet as pq
 import xxhash
 
 from storage.datasets.base import Unreadable
 from storage.datasets.text.cutting import READ_BYTES, lines_between, next_cut, text_between
 from storage.datasets.text.opening import end_of, kind_of, open_bytes, size_of
 from storage.datasets.text.rows import (
+    IN_COLUMNS,
     TOO_LONG,
     Columns,
     R,
     R_co,
     Reading,
     Row,
+    column_batches,
+    column_groups,
     json_row,
-    open_parquet,
-    parquet_batches,
 )
 from storage.datasets.text.where import Elsewhere
 
@@ -139,7 +139,7 @@ class JsonLines(Generic[R]):
 
 
 @dataclass(frozen=True)
-class ParquetRows(Generic[R]):
+class ColumnRows(Generic[R]):
     """A document in each row; the measure of a row group is spread evenly over its rows."""
 
     path: Path
@@ -158,7 +158,7 @@ class ParquetRows(Generic[R]):
         return place
 
     def documents(self, start: int, stop: int) -> Iterator[tuple[int, R | Unreadable]]:
-        yield from parquet_batches(self.path, self.reading, start, stop)
+        yield from column_batches(self.path, self.reading, start, stop)
 
     def where(self, place: int) -> str:
         return f"{self.path.name} row {place}"
@@ -181,9 +181,7 @@ class ParquetRows(Generic[R]):
     @cached_property
     def _groups(self) -> list[tuple[int, int]]:
         """Return rows and measure of each row group that has any."""
-        with open_parquet(self.path, self.reading) as (file, names):
-            groups = [file.metadata.row_group(number) for number in range(file.metadata.num_row_groups)]
-            return [(group.num_rows, _measured(group, names)) for group in groups if group.num_rows]
+        return column_groups(self.path, self.reading)
 
 
 def ranges_of(path: Path, columns: Columns | None) -> Ranges[Row]:
@@ -192,8 +190,8 @@ def ranges_of(path: Path, columns: Columns | None) -> Ranges[Row]:
 
 
 def table_of(path: Path, reading: Reading[R]) -> Ranges[R]:
-    """Return the ranges of a table, in Parquet or JSON lines. Raises MissingSource."""
-    return ParquetRows(path, reading) if kind_of(path) == ".parquet" else JsonLines(path, reading)
+    """Return the ranges of a table, in columns or JSON lines. Raises MissingSource."""
+    return ColumnRows(path, reading) if kind_of(path) in IN_COLUMNS else JsonLines(path, reading)
 
 
 def sample_texts(parts: Sequence[tuple[Ranges[Row], int, int]], most: int, seed: int) -> Iterator[str]:
@@ -216,14 +214,6 @@ def sample_texts(parts: Sequence[tuple[Ranges[Row], int, int]], most: int, seed:
         for _, row in ranges.documents(ranges.cut(start), ranges.cut(stop)):
             if isinstance(row, Row):
                 yield from reversed(row.texts)  # a prompt comes before its document
-
-
-def _measured(group: pq.RowGroupMetaData, names: Sequence[str]) -> int:
-    """Return the bytes that some columns have in a row group, one for each row at least; those in a list are of it."""
-    chunks = [group.column(number) for number in range(group.num_columns)]
-    within = tuple(f"{name}." for name in names)
-    found = [chunk for chunk in chunks if chunk.path_in_schema in names or chunk.path_in_schema.startswith(within)]
-    return max(sum(int(chunk.total_uncompressed_size) for chunk in found), int(group.num_rows))
 
 
 def _digest_bytes(path: Path, start: int, stop: int) -> str:

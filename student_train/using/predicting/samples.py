@@ -6,6 +6,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from io import TextIOWrapper
+from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple, TextIO
 
@@ -16,9 +17,10 @@ from PIL import Image
 from storage.datasets.arrays import ArraysSource
 from storage.datasets.base import Unreadable
 from storage.datasets.listing import list_files, told
-from storage.datasets.published import ColumnImages, HfImages, ParquetImagesSource, is_saved
+from storage.datasets.published import ColumnImages, HfImages, ParquetImagesSource, find_split, is_saved
 from storage.datasets.samples import kind_of_samples
-from storage.datasets.text.rows import Columns, Row, rows_of
+from storage.datasets.text.rows import Columns, Row
+from storage.datasets.text.tables import rows_of
 from storage.errors import BadRequest, MissingSource
 from student_train.students import Blueprint
 from student_train.using.predicting.columns import number_rows
@@ -167,7 +169,7 @@ def _texts(path: Path, blueprint: Blueprint, columns: Sequence[str]) -> Samples:
     if path.suffix == ".txt":
         file = open(path, encoding="utf-8-sig", errors="surrogateescape")  # noqa: SIM115 - closed when its lines end
         return Samples(f"lines of {path}", _lines(file, path.name))
-    if path.suffix not in TABLES:
+    if path.suffix not in TABLES and not is_saved(path):
         raise _wrong(path, "text", "name one file of it" if path.is_dir() else None)
     source = blueprint.source or {}
     promised = source.get("column")
@@ -178,8 +180,10 @@ def _texts(path: Path, blueprint: Blueprint, columns: Sequence[str]) -> Samples:
     header = source.get("header") if not columns else None
     wanted = Columns(tuple(names), header=True if header is None else bool(header), quotes=source.get("quotes"))
 
+    files = find_split(path, None).files if is_saved(path) else (path,)
+
     def each() -> Iterator[Sample]:
-        for where, row in rows_of(path, wanted, [0.0, 1.0]):
+        for where, row in chain.from_iterable(rows_of(file, wanted, [0.0, 1.0]) for file in files):
             yield Sample(where, joined_by.join(row.texts) if isinstance(row, Row) else row)
 
     count = pq.read_metadata(path).num_rows if path.suffix == ".parquet" else None

@@ -27,16 +27,16 @@ def digits(validation: float = 0.3, seed: int = 0) -> DigitsSource:
 def test_growth_moves_no_sample_to_another_split(before: list[str], added: list[str]) -> None:
     source = digits()
     splits = {name: source.split_of(name) for name in before}
-    assert {name: digits().split(name) for name in [*added, *before] if name in splits} == splits
+    assert {name: digits().split_of(name) for name in [*added, *before] if name in splits} == splits
 
 
 def test_a_split_has_its_share() -> None:
-    share = sum(digits().split(f"s{i}") == "validation" for i in range(10_000)) / 10_000
+    share = sum(digits().split_of(f"s{i}") == "validation" for i in range(10_000)) / 10_000
     assert share == pytest.approx(0.3, abs=0.02)  # four standard deviations
 
 
 def test_another_seed_is_another_split() -> None:
-    assert [digits(seed=0).split(f"{i}") for i in range(50)] != [digits(seed=1).split(f"{i}") for i in range(50)]
+    assert [digits(seed=0).split_of(f"{i}") for i in range(50)] != [digits(seed=1).split_of(f"{i}") for i in range(50)]
 
 
 @given(st.text())
