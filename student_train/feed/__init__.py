@@ -1,7 +1,7 @@
 """The feed: batches of a cache's rows, shuffled, read once for all students of a pass. It knows no student.
 
 batches.py       what losses need of a row, and a batch of rows
-selection.py     which rows of a dataset, with labels; together.py what several datasets must have alike
+selection.py     which rows of a dataset, with labels; together.py what several must have alike
 devices.py       which device is asked for, and how much of its memory is free
 residency.py     where rows are kept, on the device, on the host or in the cache
 shard_source.py  arrays of a shard, read and checked

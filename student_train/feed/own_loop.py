@@ -26,12 +26,11 @@ from storage.format.specs import DatasetSpec
 from student_train.feed.batches import ArrayKey, Batch, Needs, SoftNeed
 from student_train.feed.feed import Feed
 from student_train.feed.order import Cut, count_steps
-from student_train.feed.order.shares import mixed
 from student_train.feed.order.views import check_one_class, choose_views
 from student_train.feed.residency import FeedPool, choose_residency, projected_bytes
 from student_train.feed.selection import join_selections, select_rows
 from student_train.feed.shard_source import FEATURE
-from student_train.feed.together import check_agree, check_alike, feature_shapes
+from student_train.feed.together import check_agree, check_alike, feature_shapes, mixed
 from student_train.options.by_dataset import named_together, teachers_named
 from student_train.options.sections import DataOptions, ResidencyChoice, datasets_of, listed
 

@@ -1,8 +1,9 @@
-"""What several datasets must have alike for their rows to be side by side in a batch."""
+"""Several datasets whose rows are side by side in a batch: what they must have alike, and the share of each."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from difflib import get_close_matches
 
 from storage.cache import Catalogue
@@ -11,6 +12,8 @@ from storage.format.specs import DatasetSpec, TeacherSpec
 from storage.inputs import inputs_of
 from storage.tasks import task_of
 from student_train.feed.batches import ArrayKey, Needs
+from student_train.feed.order.mixture import shared_out
+from student_train.feed.selection import Selection
 from student_train.options.by_dataset import teacher_of
 
 
@@ -110,3 +113,48 @@ def _taught(catalogue: Catalogue, dataset: str, name: str) -> tuple[str, Teacher
     """Return the teacher of a dataset that a name means, and its promise."""
     teacher = teacher_of(name, dataset) or name
     return teacher, catalogue.teacher(dataset, teacher)
+
+
+def mixed(selection: Selection, shares: Mapping[str, float] | None) -> Selection:
+    """Return the same rows, of which an epoch takes those of each dataset by its share.
+
+    Args:
+        selection: of several datasets.
+        shares: of each of them; None: every row is in an epoch once.
+
+    Raises:
+        BadRequest: a share is not one row of an epoch.
+    """
+    if shares is None:
+        return selection
+    rows = shared_out(shares, selection.num_rows)
+    if none := [name for name, count in rows.items() if not count]:
+        raise BadRequest(
+            f"the mixture has no row of {', '.join(none)}",
+            found=", ".join(f"{name} = {shares[name]:g}" for name in none) + f" of {selection.num_rows:,} rows",
+            expected="one row of an epoch at least",
+            do="a larger share; or leave the dataset out of `train` and `mixture`",
+        )
+    return replace(selection, taken=tuple(rows[dataset] for dataset in selection.datasets))
+
+
+def told_of_mixture(selection: Selection) -> str | None:
+    """Return what an epoch of a mixture has of each dataset, in words; None: it has each row once."""
+    if not selection.taken:
+        return None
+    told = []
+    for part, taken in zip(selection.parts, selection.taken, strict=True):
+        held = len(part.rows)
+        turn = f"each within {-(-held // taken)} epochs" if taken < held else f"each {_times(taken, held)}"
+        told.append(f"{taken:,} of {part.dataset} ({taken / selection.num_rows:.1%}; it has {held:,}, {turn})")
+    return f"an epoch of the mixture is {selection.num_rows:,} rows: {', '.join(told)}"
+
+
+def _times(taken: int, held: int) -> str:
+    """Return how many times each of some rows comes.
+
+    >>> _times(7, 7), _times(14, 7), _times(15, 7)
+    ('once', '2 times', '2 or 3 times')
+    """
+    rounds, more = divmod(taken, held)
+    return f"{rounds} or {rounds + 1} times" if more else "once" if rounds == 1 else f"{rounds} times"

@@ -19,10 +19,9 @@ from storage.tasks import task_of as storage_task
 from storage.views import PLAIN
 from student_train.feed.batches import Needs
 from student_train.feed.devices import find_device
-from student_train.feed.order.shares import mixed, told_of_mixture
 from student_train.feed.order.views import EpochViews, check_first_view, check_one_class, choose_views
 from student_train.feed.selection import Selection, join_selections, select_rows
-from student_train.feed.together import check_alike, feature_shapes
+from student_train.feed.together import check_alike, feature_shapes, mixed, told_of_mixture
 from student_train.losses.objective import objective_needs
 from student_train.options.by_dataset import teacher_of
 from student_train.options.sections import FleetOptions, StudentOptions, datasets_of, listed

@@ -2,7 +2,6 @@
 
 epochs.py    an epoch in which each row comes once, in windows of shards; how batches are cut from it
 mixture.py   one in which each dataset has a share
-shares.py    how many rows of each dataset that is
 views.py     which view of its rows each epoch shows
 """
 

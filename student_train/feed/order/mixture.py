@@ -5,7 +5,9 @@ N rows in all, as many as an epoch has; S shards, V visits of shards.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from fractions import Fraction
 from functools import partial
 
 import numpy as np
@@ -45,6 +47,20 @@ class Shuffle:
             return _mixed(shard_sizes_S, self, seed=seed, epoch=epoch)
         windows = epoch_windows(shard_sizes_S, seed=seed, epoch=epoch, window_shards=self.window_shards)
         return windows, partial(window_order, seed=seed, epoch=epoch)
+
+
+def shared_out(shares: Mapping[str, float], num_rows: int) -> dict[str, int]:
+    """Return how many of N rows each dataset has by its share; what is left over goes to the largest remainders.
+
+    >>> shared_out({"a": 0.7, "b": 0.3}, 1437), shared_out({"a": 0.333, "b": 0.333, "c": 0.333}, 10)
+    ({'a': 1006, 'b': 431}, {'a': 4, 'b': 3, 'c': 3})
+    """
+    total = sum(map(Fraction, shares.values()))
+    exact = {name: num_rows * Fraction(share) / total for name, share in shares.items()}
+    rows = {name: int(each) for name, each in exact.items()}
+    first = sorted(shares, key=lambda name: (rows[name] - exact[name], name))  # the largest remainder
+    over = first[: num_rows - sum(rows.values())]
+    return {name: count + (name in over) for name, count in rows.items()}
 
 
 def _mixed(shard_sizes_S: Positions, shuffle: Shuffle, *, seed: int, epoch: int) -> tuple[list[Window], Order]:

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from student_train.feed.order import Positions, Shuffle, join_windows
-from student_train.feed.order.shares import shared_out
+from student_train.feed.order.mixture import shared_out
 
 PARTS = st.lists(st.lists(st.integers(1, 9), min_size=1, max_size=5), min_size=2, max_size=3)
 SEEDS = st.integers(0, 2**63 - 1)
