@@ -49,6 +49,7 @@ class Needs:
 
     Attributes:
         labels: whether every row must have one.
+        some_labels: whether labels are wanted of the rows that have one.
         one_class: names of losses that want one true class, which a mixed view has not.
         soft: of soft targets; the teacher's encoding says which arrays that takes.
         features: arrays of features.
@@ -58,6 +59,7 @@ class Needs:
     one_class: frozenset[str] = frozenset()
     soft: frozenset[SoftNeed] = frozenset()
     features: frozenset[ArrayKey] = frozenset()
+    some_labels: bool = False
 
     def __or__(self, other: Needs) -> Needs:
         return Needs(
@@ -65,7 +67,13 @@ class Needs:
             self.one_class | other.one_class,
             self.soft | other.soft,
             self.features | other.features,
+            self.some_labels or other.some_labels,
         )
+
+    @property
+    def with_labels(self) -> bool:
+        """Whether a batch has labels."""
+        return self.labels or self.some_labels
 
     @property
     def teachers(self) -> tuple[str, ...]:

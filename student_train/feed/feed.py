@@ -80,7 +80,7 @@ class Feed:
         self._at = (
             torch.device("cpu") if kept is None else next(iter(kept.values())).device
         )  # of rows, till they are sent
-        from_table = needs.labels and not source.label_arrays
+        from_table = needs.with_labels and not source.label_arrays
         self._labels_N = torch.from_numpy(self.selection.labels_N).to(self._at) if from_table else None
 
     @property

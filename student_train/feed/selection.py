@@ -282,7 +282,7 @@ def _check_labelled(rows: str, samples: pl.DataFrame) -> None:
         raise BadRequest(
             f"an objective needs labels, and {unlabelled} of {len(samples)} rows of {rows} have none",
             found=", ".join(samples.filter(pl.col("label").is_null())["sample_id"].head(4).to_list()),
-            do='drop the "labels" term, or label the dataset',
+            do='where_labelled = true in the "labels" term, to leave these out there; drop it; or label them',
         )
 
 

@@ -32,7 +32,7 @@ class Together(NamedTuple):
     @classmethod
     def of(cls, terms: Sequence[ObjectiveTerm]) -> Together | None:
         """Return the first of either kind, if there are both."""
-        labels = [i for i, term in enumerate(terms) if isinstance(term, LabelsTerm) and not term.smoothing]
+        labels = [i for i, term in enumerate(terms) if isinstance(term, LabelsTerm) and term.plain]
         kd = [
             i
             for i, term in enumerate(terms)

@@ -246,9 +246,12 @@ class StudentOptions(TrainingOptions):
     def made_from(self) -> dict[str, Any]:
         """Return the options that decide what is computed, of which a run keeps what it was made from."""
         said = {key: value for key, value in self.said().items() if key not in NOT_IDENTITY}
-        for term in said["objective"]:  # said where no projection is learned: before there was the key one always was
+        # said where no projection is learned: before there was the key one always was; of labels, where not all are
+        for term in said["objective"]:
             if term.get("projection"):
                 del term["projection"]
+            if not term.get("where_labelled"):
+                term.pop("where_labelled", None)
         # a key that runs of before had not is left out where it says nothing, or theirs would be others
         return {key: value for key, value in said.items() if key not in LATER_KEYS or value != _UNSAID[key]}
 

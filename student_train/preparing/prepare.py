@@ -41,7 +41,7 @@ from student_train.preparing.checks import (
 )
 from student_train.preparing.left_open import decide_projections, decide_temperatures, told_of_temperatures
 from student_train.preparing.request import PreparedRun, Request
-from student_train.preparing.served import check_never, check_served, count_classes
+from student_train.preparing.served import check_never, check_served, check_some_labelled, count_classes
 from student_train.run_files.checkpoint import check_checkpoint, check_identity, check_name
 from student_train.run_files.folder import RunFolder, UnwrittenFolder
 from student_train.run_files.records import RunRecord, lost_files, read_record
@@ -179,6 +179,7 @@ def _prepare(
     options = options if began is None else like_start(options, began)
     blueprint = rounded(options, _blueprint(options, first, num_classes, began), request.parallel.size)
     options, decided = decide_projections(options, blueprint, shapes)
+    decided = [*_told_of(train, needs), *told, *decided]
     identity = _identity(request, options, blueprint, catalogue, train, held)
     if began is not None:
         identity["began_as"] = said_of(began)
@@ -208,14 +209,14 @@ def _prepare(
         against=against,
         why_not_against=why_not_against,
         made=None if began is None else began.made,
-        decided=(*_told_of(train), *told, *decided, *_told_of_features_alone(named, soft)[: why_not_against is None]),
+        decided=(*decided, *_told_of_features_alone(named, soft)[: why_not_against is None]),
     )
 
 
-def _told_of(train: Selection) -> list[str]:
-    """Return what an epoch is, where that is no matter of course."""
-    mixture = told_of_mixture(train)
-    return [] if mixture is None else [mixture]
+def _told_of(train: Selection, needs: Needs) -> list[str]:
+    """Return what an epoch is, and which rows have labels, where that is no matter of course."""
+    labels = check_some_labelled(train) if needs.some_labels else None
+    return [each for each in (told_of_mixture(train), labels) if each is not None]
 
 
 def _seen_plain(catalogue: Catalogue, dataset: str, name: str | None) -> str | None:

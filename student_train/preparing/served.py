@@ -11,6 +11,7 @@ from storage.errors import BadRequest, MissingCapability
 from storage.format.ledger import Ledger
 from storage.tasks import task_of
 from student_train.feed.batches import Needs
+from student_train.feed.selection import Selection
 from student_train.losses import LOSSES
 from student_train.options.terms import ObjectiveTerm
 
@@ -44,6 +45,29 @@ def count_classes(catalogue: Catalogue, dataset: str, needs: Needs) -> int:
             do='add a "kd" term, or label the dataset',
         )
     return next(iter(counts.values()))
+
+
+def check_some_labelled(train: Selection) -> str | None:
+    """Return which rows a term is of that wants labels where there are some, in words; None: it is of all.
+
+    Raises:
+        BadRequest: no row has a label; or a row has many.
+    """
+    if task_of(train.spec).label_array is not None:
+        raise BadRequest(
+            "labels of rows that have many are looked at where there are some anyway",
+            found=f"where_labelled = true, and {train.datasets[0]} has a label at each position",
+            do="leave it out",
+        )
+    counts = {rows.datasets[0]: (int((rows.labels_N >= 0).sum()), rows.num_rows) for rows in train.apart()}
+    if not any(labelled for labelled, _ in counts.values()):
+        raise BadRequest(
+            "a term wants labels where there are some, and there are none",
+            found=f"{train.num_rows:,} rows of {', '.join(counts)} without a label",
+            do='drop the "labels" term; or train on rows that have labels besides',
+        )
+    told = ", ".join(f"{labelled:,} of {rows:,} rows of {name}" for name, (labelled, rows) in counts.items())
+    return None if all(labelled == rows for labelled, rows in counts.values()) else f"labels are of {told}"
 
 
 def check_served(catalogue: Catalogue, dataset: str, terms: Sequence[ObjectiveTerm]) -> None:

@@ -21,10 +21,21 @@ from student_train.options.terms.base import (
 
 
 class LabelsTerm(Term):
-    """Cross-entropy to the labels."""
+    """Cross-entropy to the labels.
+
+    Attributes:
+        smoothing: share of the mass that is spread evenly over all classes.
+        where_labelled: rows without a label, as those of a transfer set, count as 0 in its mean; else they are refused.
+    """
 
     loss: Literal["labels"]
-    smoothing: Fraction = 0.0  # share of the mass that is spread evenly over all classes
+    smoothing: Fraction = 0.0
+    where_labelled: bool = False
+
+    @property
+    def plain(self) -> bool:
+        """Whether it is the cross-entropy to a label of every row, and no more."""
+        return not self.smoothing and not self.where_labelled
 
 
 class SoftTerm(Term):

@@ -32,5 +32,14 @@ def test_a_row_mixed_of_two_is_worth_both_labels_by_their_weights() -> None:
     assert loss.item() == pytest.approx(-0.75 * log(3 / 4) - 0.25 * log(1 / 4))
 
 
+def test_a_row_without_a_label_counts_as_0_where_only_some_have_one() -> None:
+    scores, labels = torch.tensor([[0.0, log(3.0)], [0.0, 5.0], [0.0, 0.0]]), torch.tensor([1, -1, 0])
+    for smoothing in (0.0, 0.2):
+        all_three = labels_cross_entropy(scores, labels, smoothing=smoothing, where_labelled=True)
+        two = labels_cross_entropy(scores[[0, 2]], labels[[0, 2]], smoothing=smoothing)
+        assert all_three.item() == pytest.approx(two.item() * 2 / 3)
+    assert LOSSES["labels"].needs(term("labels", where_labelled=True)) == Needs(some_labels=True)
+
+
 def test_labels_need_labels_and_no_teacher() -> None:
     assert LOSSES["labels"].needs(term("labels")) == Needs(labels=True)
