@@ -141,7 +141,7 @@ def evaluate_rows(
         MEASURES[task.figures](1, cast("Student", answerer), {rows.name: rows.num_rows or 0}),
     )
     counts = Counts(names, answerer.blueprint.num_classes) if by_name else None
-    measured = start = 0
+    measured = compared = start = 0
     with torch.inference_mode():
         for batch, tops_B in rows.batches(_batch_rows(answerer)):
             assert batch.labels_B is not None
@@ -149,6 +149,7 @@ def evaluate_rows(
             own_tops_B = tops_B if tops_B is None or matched is None else matched.labels(tops_B)
             stop = start + len(labels_B)
             measured += int((labels_B != NO_CLASS).sum()) if task.asked.has_classes else len(labels_B)
+            compared += 0 if own_tops_B is None else int((own_tops_B != NO_CLASS).sum())
             beside = Beside(
                 [None if own_tops_B is None else own_tops_B.to(answerer.device)],
                 [rows.against],
@@ -160,9 +161,17 @@ def evaluate_rows(
                 counts.add(asked.said_BC, labels_B)
             start = stop
             advance(len(labels_B))
-    if not measured:
-        raise BadRequest(f"no row of {rows.told} has a label that the student knows")
+    if not measured and not compared:
+        raise BadRequest(
+            f"no row of {rows.told} has a label that the student knows",
+            do="rows of a cache that a teacher has answered: how often both agree is measured without labels",
+        )
     (figures,) = sums.figures(ALONE)
+    if not measured:  # a transfer set
+        note = f"no row has a label that the student knows: how often it agrees with {rows.teacher} is all there is"
+        return Evaluation(
+            rows.told, figures, compared, None, rows.teacher, None, (*rows.notes, note), rows.unreadable()
+        )
     if counts is not None and figures.macro_f1 is None:
         figures = figures.model_copy(update={"macro_f1": counts.macro_f1})
     independent = task.report.independent and figures.accuracy is not None

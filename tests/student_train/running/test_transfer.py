@@ -12,6 +12,8 @@ from storage.errors import BadRequest
 from student_train.options.sections import FleetOptions
 from student_train.preparing.dry_run import dry_run
 from student_train.running.train import train_students
+from student_train.using.answering import load_answerer
+from student_train.using.evaluating.evaluate import evaluate_rows, find_rows
 from tests.student_train.running.test_domains import CODE, KD, LABELS, LAW, OWN, asked, write_both
 from tests.student_train.running.test_loop import weights
 from tests.student_train.toys import write_cache
@@ -35,6 +37,10 @@ def test_rows_of_a_transfer_set_are_learned_from_by_their_teacher_alone(cache: C
     assert len({weights(tmp_path, f"s{number}") for number in range(3)}) == 3
     assert records[0].by_dataset["code"].accuracy is None
     assert records[0].by_dataset["code"].agreement is not None
+    student = load_answerer(tmp_path / "s0", device="cpu")
+    seen = evaluate_rows(student, find_rows(student, "code/validation", cache=None, teacher="coder", labels=None))
+    assert (seen.rows, seen.counts, seen.figures.accuracy) == (26, None, None)
+    assert seen.figures.agreement == pytest.approx(records[0].by_dataset["code"].agreement)
     stacked = replace(request, runs=tmp_path / "stacked", fleet=FleetOptions(stacking="always"))
     found = train_students(stacked).records
     assert [r.cross_entropy for r in found] == pytest.approx([r.cross_entropy for r in records], rel=1e-4)
