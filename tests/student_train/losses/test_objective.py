@@ -11,9 +11,10 @@ from storage.encodings import Capability, SparseEncoding
 from storage.errors import BadRequest, MissingCapability, NotInCache
 from storage.targets.soft import DenseTargets
 from student_train.feed.batches import ArrayKey, Needs, SoftNeed, Supervision
+from student_train.feed.together import feature_shapes
 from student_train.losses.objective import Objective, objective_needs, student_layers
 from student_train.losses.outputs import Outputs, Shapes
-from student_train.preparing.served import check_served, count_classes, feature_shapes
+from student_train.preparing.served import check_served, count_classes
 from student_train.stepping.forward import Tapped, check_student
 from student_train.students import Blueprint, build_student
 from tests.student_train.toys import HINT, KD, LABELS, Recipe, student, write_cache
