@@ -17,6 +17,14 @@ DeviceOption = Annotated[Literal["auto", "cpu", "cuda"], typer.Option(help="Wher
 WaitOption = Annotated[
     bool, typer.Option("--wait", help="Wait while another command is at the same work, in place of exit code 75.")
 ]
+LogFormatOption = Annotated[
+    Literal["text", "json"],
+    typer.Option("--log-format", help="Of stderr; json: a line of JSON for each event, and no bars."),
+]
+MetricsOption = Annotated[
+    Path | None,
+    typer.Option("--metrics-file", metavar="FILE.prom", help="Write figures for Prometheus there at the end."),
+]
 
 
 def _print_version(asked: bool) -> None:

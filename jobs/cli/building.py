@@ -6,7 +6,7 @@ import contextlib
 import itertools
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from jobs.cluster.attendance import Attendance
 from jobs.cluster.flight import alone, run_work, window
@@ -16,6 +16,7 @@ from jobs.cluster.opening import open_client
 from jobs.cluster.pools import Pool, Pools, lay_out, visible_gpus
 from jobs.files.cluster_options import BuildClusterOptions, num_processors, threads_of_environment
 from jobs.show import terminal
+from jobs.show.night import Night, told
 from storage.errors import BadRequest, WorkerDied, si
 from storage.tasks import task_of
 from teacher_cache.building.runners import Result, Runner, run_inline
@@ -121,6 +122,37 @@ def _run(client: Client, limit_s: float | None, todo: Iterable[Work], attendance
                 yield work, result
     # Perhaps innocent: a neighbour's crash kills the whole process. Alone, a shard is proven.
     yield from run_work(client, act, crashed, places=alone, attendance=attendance)
+
+
+def heard(runner: Runner, night: Night) -> Runner:
+    """Return a runner of which each shard that fails is an event."""
+
+    def run(todo: Iterable[Work]) -> Generator[Result]:
+        with contextlib.closing(runner(todo)) as results:
+            for work, result in results:
+                if isinstance(result, Exception):
+                    key = work.key
+                    shard = {"dataset": key.dataset, "teacher": key.teacher, "view": key.view, "shard": key.shard}
+                    night.event("shard_failed", "error", **shard, **told(result))
+                yield work, result
+
+    return run
+
+
+def tell_report(cache: str, report: BuildReport, night: Night) -> None:
+    """Tell what a build did, as an event and in figures."""
+    counts: dict[str, Any] = {"built": report.built, "present": report.present, "lost": report.lost}
+    counts |= {"refused": len(report.refused), "failed": len(report.failed)}
+    unreadable = {name: len(rows) for name, rows in report.quarantined.items()}
+    size: dict[str, Any] = {"rows": report.rows, "bytes": report.bytes}
+    night.event("built", cache=cache, **counts, **size, quarantined=unreadable)
+    for result, count in counts.items():
+        night.figures.set("build_shards", count, result=result)
+    night.figures.set("build_rows", report.rows)
+    night.figures.set("build_bytes", report.bytes)
+    night.figures.set("build_rows_per_second", report.rows / max(night.seconds, 1e-3))
+    for name, count in unreadable.items():
+        night.figures.set("build_quarantined_rows", count, dataset=name)
 
 
 def print_report(cache: str, report: BuildReport, as_json: bool, stages: Sequence[Stage] = ()) -> None:

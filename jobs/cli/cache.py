@@ -16,6 +16,8 @@ from jobs.cli.arguments import (
     DeviceOption,
     JobArgument,
     JsonOption,
+    LogFormatOption,
+    MetricsOption,
     VersionOption,
     WaitOption,
     run_program,
@@ -70,15 +72,20 @@ def build(
     ] = None,
     wait: WaitOption = False,
     device: DeviceOption = "auto",
+    log_format: LogFormatOption = "text",
+    metrics_file: MetricsOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Run what is missing of the job's cache, and commit it."""
     from jobs.show import terminal
+    from jobs.show.night import Night
+
+    night = Night("cache build", job, log_format, None if dry_run else metrics_file)
 
     def action() -> int:
         from dataclasses import replace
 
-        from jobs.cli.building import choose_cluster, find_pools, open_runner, print_report
+        from jobs.cli.building import choose_cluster, find_pools, heard, open_runner, print_report, tell_report
         from jobs.cluster.attendance import Attendance
         from jobs.files.cache_job import CacheJob
         from jobs.files.reading import read_job
@@ -104,16 +111,17 @@ def build(
                 prepared.catalogue.ledger()  # refuses what the build would refuse: a shard of another cache
             _print_dry_run(prepared, pools, libraries, _script(cluster, pools), as_json)
             return 0
-        with terminal.watching("rows") as watch, alone(prepared, watch, wait=wait) as (prepared, kept):
+        with terminal.watching("rows", night) as watch, alone(prepared, watch, wait=wait) as (prepared, kept):
             if prepared.num_missing:
                 with open_runner(cluster, pools, Attendance(watch.note)) as runner:
-                    report = run_build(prepared, kept(runner), watch)
+                    report = run_build(prepared, heard(kept(runner), night), watch)
             else:
                 report = run_build(prepared, run_inline, watch)  # no work, no cluster
+        tell_report(request.cache, report, night)
         print_report(request.cache, report, as_json, prepared.stages)
         return report.exit_code
 
-    terminal.run(action, as_json=as_json)
+    terminal.run(action, as_json=as_json, night=night)
 
 
 @app.command()
@@ -211,10 +219,15 @@ def verify(
     rows: Annotated[int | None, typer.Option(min=1, metavar="N", help="Rows of an audit, by default 200.")] = None,
     seed: Annotated[int | None, typer.Option(min=0, help="Which rows these are, by default 0.")] = None,
     device: DeviceOption = "auto",
+    log_format: LogFormatOption = "text",
+    metrics_file: MetricsOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Check every object against its digest; or some rows against their teachers."""
     from jobs.show import terminal
+    from jobs.show.night import Night
+
+    night = Night("cache verify", cache, log_format, metrics_file)
 
     def action() -> int:
         from storage.cache import verify as room
@@ -225,12 +238,12 @@ def verify(
         if teacher is not None:
             from jobs.cli.cache_audit import audit
 
-            return audit(cache, teacher, rows or AUDITED_ROWS, seed or 0, device, as_json=as_json)
+            return audit(cache, teacher, rows or AUDITED_ROWS, seed or 0, device, as_json=as_json, night=night)
         if rows is not None or seed is not None:
             raise BadRequest("--rows and --seed are of an audit", do="--teacher JOB.toml, or leave them out")
 
         opened = _open(cache)
-        with terminal.watching("shards") as watch:
+        with terminal.watching("shards", night) as watch:
 
             def on_shard(done: int, total: int) -> None:
                 if done == 1:  # how many there are is known only when the first is done
@@ -243,7 +256,7 @@ def verify(
         # What was repaired is no longer corrupt: it is missing, until the next build.
         return 0 if not found.bad else RowsMissing.exit_code if repair else CorruptObject.exit_code
 
-    terminal.run(action, as_json=as_json, answers=True)
+    terminal.run(action, as_json=as_json, answers=True, night=night)
 
 
 def _print_verified(cache: str, found: Verification, deleted: list[Waste], *, repaired: bool, as_json: bool) -> None:

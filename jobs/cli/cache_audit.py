@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from jobs.show.night import Night
 
 SHOWN_ROWS = 20  # a screen; --json lists all
 
 
-def audit(cache: str, job: Path, rows: int, seed: int, device: str, *, as_json: bool) -> int:
+def audit(cache: str, job: Path, rows: int, seed: int, device: str, *, as_json: bool, night: Night) -> int:
     """Ask a job's teachers again about some rows of a cache, print what is off, and return the exit code."""
     from dataclasses import replace
 
@@ -19,7 +23,7 @@ def audit(cache: str, job: Path, rows: int, seed: int, device: str, *, as_json: 
     from teacher_cache.auditing.audit import Audited, AuditRequest, Off, run_audit
 
     build = replace(read_job(job, CacheJob).request(job, device=device), cache=cache)
-    with terminal.watching("rows") as watch:
+    with terminal.watching("rows", night) as watch:
         found = run_audit(AuditRequest(build, rows, seed), watch)
     if as_json:
         teachers = [

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from jobs.cli.arguments import CacheArgument, JsonOption
+from jobs.cli.arguments import CacheArgument, JsonOption, LogFormatOption, MetricsOption
 
 if TYPE_CHECKING:
     from storage.cache.garbage import Waste
@@ -25,10 +25,15 @@ def gc(
         str, typer.Option(metavar="AGE", help="What is younger stays: it may be a running builder's. 90m, 24h, 7d.")
     ] = "24h",
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what and how much; delete nothing.")] = False,
+    log_format: LogFormatOption = "text",
+    metrics_file: MetricsOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Delete what no commit names: attempts that lost or died, files half written, spare ledger files."""
     from jobs.show import terminal
+    from jobs.show.night import Night
+
+    night = Night("cache gc", cache, log_format, None if dry_run else metrics_file)
 
     def action() -> int:
         from storage.cache import Cache
@@ -41,7 +46,7 @@ def gc(
                 expected="an hour at least: what a builder has written and not committed yet looks the same",
             )
         opened = Cache.open(cache)
-        with terminal.watching("stages") as watch:
+        with terminal.watching("stages", night) as watch:
 
             def on_stage(done: int, total: int) -> None:
                 if done == 1:
@@ -78,7 +83,7 @@ def gc(
             )
         return CorruptObject.exit_code if found.unreadable else 0
 
-    terminal.run(action, as_json=as_json, answers=True)
+    terminal.run(action, as_json=as_json, answers=True, night=night)
 
 
 def tell_waste(waste: Sequence[Waste]) -> str:

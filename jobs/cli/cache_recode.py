@@ -6,7 +6,15 @@ from typing import Annotated
 
 import typer
 
-from jobs.cli.arguments import CacheArgument, DeviceOption, JobArgument, JsonOption, WaitOption
+from jobs.cli.arguments import (
+    CacheArgument,
+    DeviceOption,
+    JobArgument,
+    JsonOption,
+    LogFormatOption,
+    MetricsOption,
+    WaitOption,
+)
 
 
 def recode(
@@ -18,13 +26,18 @@ def recode(
     ] = None,
     wait: WaitOption = False,
     device: DeviceOption = "auto",
+    log_format: LogFormatOption = "text",
+    metrics_file: MetricsOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Make the job's cache from CACHE, a richer one, without its teachers."""
     from jobs.show import terminal
+    from jobs.show.night import Night
+
+    night = Night("cache recode", job, log_format, metrics_file)
 
     def action() -> int:
-        from jobs.cli.building import choose_cluster, find_pools, open_runner, print_report
+        from jobs.cli.building import choose_cluster, find_pools, heard, open_runner, print_report, tell_report
         from jobs.cluster.attendance import Attendance
         from jobs.files.cache_job import CacheJob
         from jobs.files.reading import read_job
@@ -40,7 +53,7 @@ def recode(
         request = read.request(job, device=device, threads=pools.teacher.threads, beside=beside)
         source = Cache.open(absolute(cache))
         recoding = prepare_recoding(source, request)
-        with terminal.watching("rows") as watch:
+        with terminal.watching("rows", night) as watch:
             if source.unproven is not None:
                 watch.note(source.unproven)
             if needs_runner(recoding):  # a cluster takes seconds to start
@@ -52,15 +65,16 @@ def recode(
                     hold(objects, request.part, wait=wait, note=watch.note, do=do) as lease,
                     open_runner(cluster, pools, Attendance(watch.note)) as runner,
                 ):
-                    report = run_recode(recoding, lease.kept(runner), watch)
+                    report = run_recode(recoding, heard(lease.kept(runner), night), watch)
             else:
                 report = run_recode(recoding, run_inline, watch)
             for stage, shards in recoding.missing.items():
                 watch.note(f"{stage}: {shards} shards are not in {cache} yet; the same command takes them up later")
+        tell_report(request.cache, report, night)
         print_report(request.cache, report, as_json)
         return report.exit_code or (RowsMissing.exit_code if recoding.missing else 0)
 
-    terminal.run(action, as_json=as_json)
+    terminal.run(action, as_json=as_json, night=night)
 
 
 def absolute(cache: str) -> str:

@@ -5,13 +5,23 @@ Thin on purpose, like `jobs.cli.cache`: parse, call a room, print.
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from jobs.cli import using
-from jobs.cli.arguments import DeviceOption, JobArgument, JsonOption, VersionOption, WaitOption, run_program
+from jobs.cli.arguments import (
+    DeviceOption,
+    JobArgument,
+    JsonOption,
+    LogFormatOption,
+    MetricsOption,
+    VersionOption,
+    WaitOption,
+    run_program,
+)
 from jobs.cli.benching import bench
 from jobs.cli.making import make_app
 from jobs.cluster.heaps import limit_heaps
@@ -24,6 +34,7 @@ if TYPE_CHECKING:
 
     from jobs.cluster.students import ClusterDryRun
     from jobs.files.student_job import StudentJob
+    from jobs.show.night import Night
     from jobs.show.terminal import Watch
     from student_train.feed.devices import Device
     from student_train.preparing.dry_run import DryRun
@@ -60,18 +71,24 @@ def train(
     dry_run: DryRunOption = False,
     wait: WaitOption = False,
     device: DeviceOption = "auto",
+    log_format: LogFormatOption = "text",
+    metrics_file: MetricsOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Train every student of the job; settled ones are skipped, interrupted ones resume."""
     from jobs.show import terminal
+    from jobs.show.night import Night
+
+    writes = not dry_run and os.environ.get("RANK", "0") == "0"  # of several that torchrun started, the first
+    night = Night("student train", job, log_format, metrics_file if writes else None)
 
     def action() -> int:
         from student_train.stepping.parallel import joined
 
         with joined() as parallel:  # others, where torchrun started this
-            return _train(job, dry_run, wait, device, as_json, parallel)
+            return _train(job, dry_run, wait, device, as_json, parallel, night)
 
-    terminal.run(action, as_json=as_json)
+    terminal.run(action, as_json=as_json, night=night)
 
 
 @app.command()
@@ -125,10 +142,13 @@ app.command()(using.predict)
 app.command()(using.export)
 
 
-def _train(job: Path, dry_run: bool, wait: bool, device: Device, as_json: bool, parallel: Parallel) -> int:
+def _train(
+    job: Path, dry_run: bool, wait: bool, device: Device, as_json: bool, parallel: Parallel, night: Night
+) -> int:
     from jobs.files.reading import read_job
     from jobs.files.student_job import StudentJob
     from jobs.show import terminal
+    from jobs.show.train_events import tell_summary
     from storage.errors import BadRequest
     from student_train.options.sections import told
     from student_train.run_files.locks import job_locked
@@ -144,7 +164,7 @@ def _train(job: Path, dry_run: bool, wait: bool, device: Device, as_json: bool, 
     if not parallel.writes:  # the first process shows and prints what happens in all of them
         with terminal.deferred_signals() as stop:
             return _train_here(read, request, lambda event: None, stop).exit_code
-    with terminal.watching("steps") as watch, terminal.deferred_signals() as stop:
+    with terminal.watching("steps", night) as watch, terminal.deferred_signals() as stop:
         if request.cache.unproven is not None:
             watch.note(request.cache.unproven)
         if request.data.measures_trained_rows:
@@ -152,7 +172,8 @@ def _train(job: Path, dry_run: bool, wait: bool, device: Device, as_json: bool, 
             watch.note(f"note: {shared}; the students are measured on what they were trained on")
         names = [student.name for student in request.students]
         with job_locked(read.runs, names, wait=wait, note=watch.note, stop=stop):
-            summary = _train_students(read, request, watch, stop)
+            summary = _train_students(read, request, watch, stop, night)
+    tell_summary(summary, night)
     if as_json:
         failed = {name: str(error) for name, error in summary.errors.items()}
         records = [record.model_dump(mode="json", exclude={"identity"}) for record in summary.records]
@@ -175,12 +196,14 @@ def _train_here(job: StudentJob, request: Request, report: Report, stop: Callabl
     return train_students(request, report=report, stop=stop)
 
 
-def _train_students(job: StudentJob, request: Request, watch: Watch, stop: Callable[[], bool]) -> Summary:
+def _train_students(job: StudentJob, request: Request, watch: Watch, stop: Callable[[], bool], night: Night) -> Summary:
     """Train in this process, or on the workers of a cluster."""
     if job.cluster.kind == "inline":
+        from jobs.show.train_events import TrainEvents
         from jobs.show.train_progress import TrainProgress
 
-        return _train_here(job, request, TrainProgress(watch).report, stop)
+        told = TrainEvents(night) if night.logs else TrainProgress(watch)
+        return _train_here(job, request, told.report, stop)
     from jobs.cluster.students import train_on_cluster
 
     if request.fleet.halving is not None:

@@ -2,6 +2,9 @@
 
 pace.py             how fast things are counted, and how long the rest takes
 terminal.py         progress, errors, exit codes, signals, JSON: the edge that both programs share
+night.py            what a command that nobody watches leaves behind: lines of JSON, figures
+figures.py          figures for Prometheus, in a file that is replaced as a whole
+train_events.py     events of training as lines of JSON
 streams.py          stdout and stderr that never fail a job; consoles that no text can steer
 evaluation.py       one student on some rows: `student eval`
 comparison.py       students side by side: `student compare`

@@ -6,7 +6,7 @@ import contextlib
 import errno
 import os
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, TextIO
 
 from rich.console import Console, ConsoleOptions
@@ -17,10 +17,19 @@ from storage.errors import printable
 
 
 class SafeConsole(Console):
-    """Prints text as it is, without markup of its own, and nothing in it that a terminal would obey."""
+    """Prints text as it is, without markup of its own, and nothing in it that a terminal would obey.
+
+    Attributes:
+        sink: takes each text in place of the stream, where there is one.
+    """
+
+    sink: Callable[[str], None] | None = None
 
     def print(self, *objects: Any, **options: Any) -> None:
         """Print as `rich.console.Console.print`; text is printable before its width is taken."""
+        if self.sink is not None:
+            self.sink(" ".join(each.plain if isinstance(each, Text) else str(each) for each in objects))
+            return
         super().print(*map(_shown, objects), **options)
 
     def render(self, renderable: Any, options: ConsoleOptions | None = None) -> Iterable[Segment]:

@@ -1,13 +1,13 @@
 """The edge that both programs share: progress, errors, exit codes, signals, JSON.
 
-Results go to stdout, everything else to stderr. With --json, stdout is one JSON value, errors included.
+Results go to stdout, everything else to stderr. With --json, stdout is one JSON value, errors included; with
+--log-format json, stderr is a line of JSON for each event (`jobs.show.night`).
 """
 
 from __future__ import annotations
 
 import contextlib
 import json
-import math
 import os
 import signal
 import sys
@@ -22,6 +22,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColum
 from rich.table import Column
 from rich.text import Text
 
+from jobs.show.night import Night, finite
 from jobs.show.pace import Pace, told
 from jobs.show.streams import SafeConsole, Stream, lost, streams
 from storage.errors import Interrupted, StillroomError, printable, si
@@ -33,24 +34,26 @@ errors = SafeConsole(stderr=True, highlight=False, soft_wrap=True)
 out = SafeConsole(highlight=False)
 
 
+UNTOLD = Night("", "")  # of commands that only answer
 _answers: Stream | None = None  # where JSON goes; None where nobody asked for it
 _signals: list[int] = []  # that have come, so that one is heard even if its exception was swallowed
 
 
-def run(action: Callable[[], int | None], *, as_json: bool, answers: bool = False) -> NoReturn:
+def run(action: Callable[[], int | None], *, as_json: bool, answers: bool = False, night: Night = UNTOLD) -> NoReturn:
     """Run a command's action and exit with its code; no traceback for a user's mistake.
 
     Args:
         action: returns the exit code.
         as_json: whether stdout is for one JSON value.
         answers: whether what is printed is all that the command is for, so that it has failed where that is lost.
+        night: is told how the command goes.
     """
     _signals.clear()
     signal.signal(signal.SIGTERM, _interrupt)
     signal.signal(signal.SIGINT, _interrupt)
     with streams() as stdout:
-        with _kept_stdout(stdout) if as_json else contextlib.nullcontext(stdout) as answer:
-            code = _run(action, as_json=as_json)
+        with _told(night), _kept_stdout(stdout) if as_json else contextlib.nullcontext(stdout) as answer:
+            code = _run(action, as_json=as_json, night=night)
             answer.flush()
         if (reason := lost(answer)) is not None:
             errors.print(f"note: what was printed is lost: cannot write to stdout: {reason}")
@@ -66,19 +69,48 @@ def signalled() -> bool:
     return bool(_signals)
 
 
-def _run(action: Callable[[], int | None], *, as_json: bool) -> int:
+@contextlib.contextmanager
+def _told(night: Night) -> Iterator[None]:
+    """Let what is printed on stderr be events, where these are asked for."""
+    errors.sink = night.note if night.logs else None
     try:
+        with night.begun():
+            yield
+    finally:
+        errors.sink = None
+
+
+def _run(action: Callable[[], int | None], *, as_json: bool, night: Night) -> int:
+    code = 1  # of what nobody foresaw
+    try:
+        code = _act(action, as_json=as_json, night=night)
+    finally:
+        code = night.ended(code)
+        if night.lost is not None and not night.logs:
+            errors.print(Text(night.lost))
+    return code
+
+
+def _act(action: Callable[[], int | None], *, as_json: bool, night: Night) -> int:
+    try:
+        night.check()
         return action() or 0
     except StillroomError as error:
         if _signals and not isinstance(error, Interrupted):  # it fell into a user's own code, whose failure it became
             error = Interrupted("stopped by a signal", _signals[0])
         if as_json:
             print_error(type(error).__name__, error.exit_code, error.what, error.found, error.expected, error.do)
-        errors.print(Text(str(error)))
+        if night.logs:
+            night.error(error, error.exit_code)
+        else:
+            errors.print(Text(str(error)))
         return error.exit_code
     except Exception as error:
         if as_json:
             print_error(type(error).__name__, 1, f"a failure of ours: {error}")
+        if night.logs:
+            night.error(error, 1, "".join(traceback.format_exception(error)))
+            return 1
         sys.excepthook = _tell_failure
         raise
 
@@ -135,7 +167,7 @@ def deferred_signals() -> Iterator[Callable[[], bool]]:
 
 def print_json(value: Any) -> None:
     """Print one JSON value to stdout; NaN and infinity, which JSON lacks, as null."""
-    print(json.dumps(_finite(value), indent=2, default=str, allow_nan=False), file=_answers, flush=True)
+    print(json.dumps(finite(value), indent=2, default=str, allow_nan=False), file=_answers, flush=True)
 
 
 def print_error(
@@ -143,14 +175,6 @@ def print_error(
 ) -> None:
     """Print an error as one JSON value."""
     print_json({"error": name, "what": what, "found": found, "expected": expected, "do": do, "exit_code": exit_code})
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, dict):
-        return {key: _finite(below) for key, below in value.items()}
-    return [_finite(below) for below in value] if isinstance(value, list | tuple) else value
 
 
 class _Rate(ProgressColumn):
@@ -165,9 +189,10 @@ class _Rate(ProgressColumn):
 
 
 class Watch:
-    """Progress of counted things on stderr: a bar on a terminal, a log line every 30 s elsewhere."""
+    """Progress of counted things on stderr: a bar on a terminal, elsewhere a log line, or an event, every 30 s."""
 
-    def __init__(self, unit: str):
+    def __init__(self, unit: str, night: Night = UNTOLD):
+        self._night = night
         self._unit = self._first_unit = unit
         self._bar: Progress | None = None
         self._task: Any = None
@@ -182,7 +207,8 @@ class Watch:
         self._name, self._detail, self._total, self._count, self._first = name, "", total, done, done
         self._began = time.monotonic()
         self._pace = Pace(self._began)
-        if errors.is_terminal:
+        self._night.event("stage_started", stage=name, done=done, total=total, unit=self._unit)
+        if errors.is_terminal and not self._night.logs:
             self._bar = Progress(
                 TextColumn("{task.description}", markup=False),
                 BarColumn(bar_width=None),  # the only one that gives way
@@ -237,7 +263,7 @@ class Watch:
             self._bar = None
         elif self._name:
             self._ended.set()
-            self._line()
+            self._line("stage_ended")
         self._name = ""
 
     def _log(self, ended: threading.Event) -> None:
@@ -254,16 +280,22 @@ class Watch:
         per_s = self._pace.per_s(now)
         return "" if per_s is None else f"{si(per_s)}/s, {told(left / per_s)} left"
 
-    def _line(self) -> None:
+    def _line(self, event: str = "stage_progress") -> None:
+        if self._night.logs:
+            now = time.monotonic()
+            figures: dict[str, Any] = {"seconds": round(now - self._began, 3), "per_s": self._pace.per_s(now)}
+            counts: dict[str, Any] = {"done": self._count, "total": self._total, "unit": self._unit}
+            self._night.event(event, stage=self._name, **counts, **figures, detail=self._detail)
+            return
         rate = self._rate() or ("" if self._total > self._count else "all there already")
         pace = f", {rate}" if rate else ""
         errors.print(Text(f"{self._name}: {self._count} of {self._total} {self._unit}{pace} {self._detail}".rstrip()))
 
 
 @contextlib.contextmanager
-def watching(unit: str) -> Iterator[Watch]:
+def watching(unit: str, night: Night = UNTOLD) -> Iterator[Watch]:
     """Yield a Watch that ends with the block, whatever happens in it."""
-    watch = Watch(unit)
+    watch = Watch(unit, night)
     try:
         yield watch
     finally:

@@ -1,0 +1,197 @@
+"""What a command leaves behind for the morning: lines of JSON, and figures that Prometheus' own parser takes."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import json
+import re
+import shutil
+import sys
+import typing
+from pathlib import Path
+from typing import Any
+
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from jobs.show import figures
+from jobs.show.train_events import event_name
+from student_train.running import events
+from tests.conftest import Ended, Program
+from tests.house import REPOSITORY
+from tests.teacher_cache.toys import TEACHER
+
+PAGE = (REPOSITORY / "docs/nights.md").read_text()
+ALWAYS = {"time", "event", "level", "command"}
+LOGGED = ("--log-format", "json")
+
+
+def documented() -> dict[str, set[str]]:
+    """Return the fields of each event, as the page has them."""
+    rows = re.findall(r"^\| `(\w+)` \| [^|]* \| ([^|]*) \|$", PAGE, flags=re.MULTILINE)
+    return {name: set(re.findall(r"`(\w+)`", re.sub(r"\([^)]*\)", "", fields))) for name, fields in rows}
+
+
+def lines(ended: Ended) -> list[dict[str, Any]]:
+    """Return the events of a command; each line is one, and is as documented."""
+    found = [json.loads(line) for line in ended.err.splitlines()]
+    for event in found:
+        assert {*event} - ALWAYS <= documented()[event["event"]], event
+        assert {*event} >= ALWAYS | documented()[event["event"]] - {"trace"}, event
+    assert [each["event"] for each in found][:: len(found) - 1] == ["started", "ended"]
+    assert found[-1]["exit_code"] == ended.code
+    return found
+
+
+def names(found: list[dict[str, Any]]) -> list[str]:
+    return [event["event"] for event in found]
+
+
+def values(path: Path) -> dict[str, float]:
+    """Return the figures of a file, as Prometheus' own parser reads them, by name and own label."""
+    found = {}
+    for family in text_string_to_metric_families(path.read_text()):
+        assert family.documentation
+        assert family.type == "gauge"
+        for sample in family.samples:
+            own = [value for name, value in sample.labels.items() if name not in ("command", "subject")]
+            found[" ".join([sample.name.removeprefix("stillroom_"), *own])] = sample.value
+    return found
+
+
+@pytest.fixture
+def job(kitchen: Path, tmp_path: Path) -> Path:
+    """Return the job without its cache."""
+    for name in ("toy.py", "toy.safetensors", "digits.npz", "job.toml", "students.toml"):
+        shutil.copy2(kitchen / name, tmp_path / name)
+    return tmp_path / "job.toml"
+
+
+def test_the_page_has_every_event_of_training_and_every_figure() -> None:
+    told = documented()
+    kinds = typing.get_args(events.Event)
+    assert all(inspect.isclass(kind) for kind in kinds)
+    for kind in kinds:
+        assert told[event_name(kind)] == {field.name for field in dataclasses.fields(kind)}, kind
+    listed = re.findall(r"`stillroom_(\w+)`", PAGE.split("## Figures")[1])
+    assert sorted(listed) == sorted(figures.HELP)
+
+
+def test_a_build_and_a_training_are_lines_of_json_and_figures(job: Path, program: Program, tmp_path: Path) -> None:
+    prom = tmp_path / "build.prom"
+    built = program("cache", "build", job, *LOGGED, "--metrics-file", prom)
+    found = lines(built)
+    assert built.code == 0
+    assert "built (16.1 kB), 0 were there" in built.out
+    assert [name for name in names(found) if name != "note"] == [
+        "started", "stage_started", "stage_ended", "stage_started", "stage_ended", "built", "ended",
+    ]  # fmt: skip
+    (report,) = [event for event in found if event["event"] == "built"]
+    assert (report["built"], report["rows"], report["failed"], report["command"]) == (6, 80, 0, "cache build")
+    first = values(prom)
+    assert (first["exit_code"], first["build_rows"], first["build_shards built"]) == (0, 80, 6)
+    assert first["build_bytes"] == report["bytes"]
+    assert first["build_rows_per_second"] == pytest.approx(80 / first["duration_seconds"], rel=0.2)
+    assert first["last_success_timestamp_seconds"] == first["last_run_timestamp_seconds"]
+    assert sorted(path.name for path in tmp_path.glob("*.prom*")) == ["build.prom"]
+
+    prom = tmp_path / "train.prom"
+    trained = program("student", "train", tmp_path / "students.toml", *LOGGED, "--json", "--metrics-file", prom)
+    found = lines(trained)
+    assert {"feed_chosen", "student_started", "epoch_done", "student_finished", "trained"} <= set(names(found))
+    assert names(found).count("progress") <= 1
+    (record,) = [event["record"] for event in found if event["event"] == "student_finished"]
+    assert record["student"] == json.loads(trained.out)["students"][0]["student"] == "s"
+    assert "identity" not in record
+    told = values(prom)
+    assert (told["train_students finished"], told["train_students failed"]) == (1, 0)
+    assert told["train_figure s accuracy"] == record["accuracy"]
+
+
+def test_a_failure_is_an_event_and_keeps_the_last_success(job: Path, program: Program, tmp_path: Path) -> None:
+    prom, arguments = (
+        tmp_path / "build.prom",
+        ("cache", "build", job, *LOGGED, "--metrics-file", tmp_path / "build.prom"),
+    )
+    (tmp_path / "toy.py").write_text(TEACHER.replace('fault="", seconds', 'fault="raise", seconds'))
+    job.write_text(job.read_text().replace('path = "digits.npz"', 'path = "nowhere.npz"'))
+    refused = program(*arguments, "--json")
+    (error,) = [event for event in lines(refused) if event["event"] == "error"]
+    assert (refused.code, error["error"], error["level"], error["exit_code"]) == (2, "MissingSource", "error", 2)
+    assert error["what"] == json.loads(refused.out)["what"]
+    told = values(prom)
+    assert told["exit_code"] == 2
+    assert "last_success_timestamp_seconds" not in told  # absent until there is one
+    prom.write_text(prom.read_text() + f"{figures.PREFIX}last_success_timestamp_seconds{{}} 1234.5\n")
+    assert program(*arguments).code == 2
+    assert values(prom)["last_success_timestamp_seconds"] == 1234.5
+
+
+def test_a_shard_that_fails_is_an_event_with_its_name(job: Path, program: Program, tmp_path: Path) -> None:
+    import numpy as np
+
+    arrays = dict(np.load(tmp_path / "digits.npz"))
+    arrays["inputs"][20, 0, 0, 0] = 255  # of shard 1
+    np.savez(tmp_path / "digits.npz", **arrays)
+    job.write_text(job.read_text().replace("arguments = {  }", 'arguments = { fault = "raise" }'))
+    ended = program("cache", "build", job, *LOGGED)
+    failed = [event for event in lines(ended) if event["event"] == "shard_failed"]
+    assert ended.code == 2
+    assert [(each["dataset"], each["teacher"], each["view"], each["shard"]) for each in failed] == [
+        ("digits", "toy", "plain", 1)
+    ]
+    assert "a fault in the teacher's own code" in failed[0]["what"] + str(failed[0]["found"])
+
+
+def test_what_nobody_foresaw_is_an_event_and_no_secret_is_written(
+    job: Path, program: Program, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", 'wJalrXUtn"FEMI')
+
+    def loud(*arguments: object, **options: object) -> None:
+        sys.stderr.write('a library says wJalrXUtn"FEMI\nand more')
+        raise RuntimeError('no access with wJalrXUtn"FEMI')
+
+    monkeypatch.setattr("teacher_cache.building.survey.prepare_build", loud)
+    ended = program("cache", "build", job, *LOGGED, "--metrics-file", tmp_path / "x.prom")
+    found = lines(ended)
+    assert (ended.code, "wJalrXUtn" in ended.err) == (1, False)
+    assert [event["text"] for event in found if event["event"] == "output"] == ["a library says …", "and more"]
+    (error,) = [event for event in found if event["event"] == "error"]
+    assert (error["error"], error["what"]) == ("RuntimeError", "no access with …")
+    assert "Traceback" in error["trace"]
+    assert values(tmp_path / "x.prom")["exit_code"] == 1
+
+
+BAD_FILES = {
+    "no folder": ("nowhere/x.prom", None, "no folder"),
+    "another suffix": ("x.txt", None, "ends with .prom"),
+    "a file of somebody": ("x.prom", "node_load1 0.3\n", "is not of this command"),
+    "a file of another job": ("x.prom", 'stillroom_exit_code{command="cache build",subject="b.toml"} 0\n', "b.toml"),
+    "no text": ("x.prom", "\udcff", "invalid start byte"),
+}
+
+
+@pytest.mark.parametrize(("name", "text", "told"), BAD_FILES.values(), ids=BAD_FILES)
+def test_a_file_that_cannot_have_the_figures_is_refused_before_anything_is_done(
+    job: Path, program: Program, tmp_path: Path, name: str, text: str | None, told: str
+) -> None:
+    path = tmp_path / name
+    if text is not None:
+        path.write_text(text, errors="surrogateescape")
+    ended = program("cache", "build", job, "--metrics-file", path)
+    assert (ended.code, told in ended.err, (tmp_path / "cache").exists()) == (2, True, False), ended.err
+    assert text is None or path.read_text(errors="surrogateescape") == text
+
+
+def test_a_dry_run_writes_no_figures_and_names_steer_no_parser(tmp_path: Path, job: Path, program: Program) -> None:
+    assert program("cache", "build", job, "--dry-run", "--metrics-file", tmp_path / "dry.prom").code == 0
+    assert not (tmp_path / "dry.prom").exists()
+    hostile = figures.Figures("cache build", 'a"b\\n\n} 1\nevil 2')
+    hostile.set("exit_code", float("nan"))
+    hostile.set("build_quarantined_rows", 3, dataset='x",y="')
+    families = list(text_string_to_metric_families(hostile.text()))
+    assert [family.name for family in families] == ["stillroom_exit_code", "stillroom_build_quarantined_rows"]
+    assert families[1].samples[0].labels["dataset"] == 'x",y="'
+    assert families[0].samples[0].labels["subject"] == 'a"b\\n\n} 1\nevil 2'
