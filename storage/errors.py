@@ -178,6 +178,10 @@ class Interrupted(StillroomError):
         self.exit_code = 128 + signal_number
 
 
+class Unreadable(Exception):
+    """One sample cannot be had; the message is the reason. It is quarantined, the build goes on."""
+
+
 def is_out_of_memory(error: BaseException) -> bool:
     """Return whether an error says that memory ran out, on a GPU or on the host."""
     import torch

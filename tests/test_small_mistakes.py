@@ -9,8 +9,8 @@ import pytest
 from pydantic import ValidationError
 
 from storage.cache.query import query_samples
-from storage.datasets.images import MOST_ROW_BYTES, ImagePolicy
 from storage.errors import BadRequest
+from storage.inputs.policy import MOST_ROW_BYTES, ImagePolicy
 from student_train.students import Blueprint, build_student
 from tests.conftest import Program
 from tests.student_train.toys import Recipe, write_cache

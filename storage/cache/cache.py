@@ -37,12 +37,12 @@ from storage.format.objects import Objects, open_objects
 from storage.format.shards import Belonging, Commit, ShardKey, list_commits, stage_folder
 from storage.format.specs import FORMAT_VERSION, CacheSpec, DatasetSpec, TeacherSpec, ViewsSpec, read_spec
 from storage.format.stages import VIEWS_JSON
-from storage.inputs import Stored
+from storage.inputs import Stored, inputs_of
 from storage.inputs.ragged import Ragged
 from storage.language.tokenizer import TokenizerFile
 from storage.options import is_name
-from storage.views import PLAIN, view_fingerprint
-from storage.views.check import check_augmented
+from storage.views import PLAIN
+from storage.views.check import Seen, check_augmented, check_shown, own_size
 
 CACHE_JSON = "cache.json"
 
@@ -187,9 +187,10 @@ class Cache:
         """Return the inputs of a shard whose rows are of their own length; quarantined ones have no items."""
         return read_ragged(self.objects, self.commit(ShardKey(dataset, None, PLAIN, shard)), ["inputs"])["inputs"]
 
-    def read_rows(self, dataset: str, shard: int) -> np.ndarray | Ragged:
-        """Return the inputs of a shard as they are stored, of one length or each of its own."""
-        return (self.read_ragged if self.dataset(dataset).own_length else self.read_inputs)(dataset, shard)
+    def read_rows(self, dataset: str, shard: int) -> Stored:
+        """Return the inputs of a shard as they are stored: of one length, each of its own, or pictures as encoded."""
+        kind, ingest = inputs_of(self.dataset(dataset)), self.commit(ShardKey(dataset, None, PLAIN, shard))
+        return kind.rows(read_stored(self.objects, ingest, kind.arrays), ingest.about, str(ingest.key))
 
     def read_labels(self, dataset: str, shard: int) -> Stored:
         """Return the labels of a shard of tokens, (S, L) int32: the next token at each position, −1 for none.
@@ -208,23 +209,25 @@ class Cache:
         found = read_stored(self.objects, self.commit(ShardKey(dataset, teacher, view, shard)), names)
         return {name: values.flat_T if isinstance(values, Ragged) else values for name, values in found.items()}
 
-    def check_view(
-        self, ingest: Commit, targets: Commit, inputs_S: np.ndarray | Ragged, views: ViewsSpec | None = None
-    ) -> None:
+    def check_view(self, ingest: Commit, targets: Commit, inputs_S: Stored, views: ViewsSpec | None = None) -> None:
         """Check that a student would be shown what the teacher was shown (invariant 5), on the shard's first rows.
 
         Args:
             ingest: the commit of the inputs; with its table, if the targets are of a view that is not plain.
             targets: the commit of the targets.
-            inputs_S: as stored, (S, *input_shape).
+            inputs_S: all rows, as stored.
             views: what the student is shown; None for plain inputs.
 
         Raises:
             StaleCache: it would not; the message says whether inputs, transforms or libraries differ.
         """
         key, about = targets.key, targets.about
+        promise = targets.promised or self.promises.of_shard(key.dataset, key.teacher)
+        assert promise.teacher is not None
+        dataset, own = promise.dataset, own_size(promise.dataset, promise.teacher)
+        seen = Seen(dataset, inputs_S, own)
         # of a view, the digest of what it was made from; plain inputs are their own
-        found, expected = view_fingerprint(inputs_S), about.get("inputs_fingerprint", about["view_fingerprint"])
+        found, expected = seen.plain(), about.get("inputs_fingerprint", about["view_fingerprint"])
         if found != expected or ingest.about["inputs_digest"] != about["inputs_digest"]:
             raise StaleCache(
                 f"{self.url}: {key} was computed from other inputs than these",
@@ -233,8 +236,9 @@ class Cache:
                 do=f"cache verify {self.url} --repair, then cache build",
             )
         if key.view != PLAIN:
-            assert isinstance(inputs_S, np.ndarray)  # only images have views
-            check_augmented(self.url, key, views, ingest.table, about, inputs_S)
+            check_augmented(self.url, key, views, ingest.table, about, seen)
+        elif own is not None:
+            check_shown(self.url, key, dataset, about, seen.plain(own))
 
     def commit(self, key: ShardKey, *, with_table: bool = False) -> Commit:
         """Return the commit of one shard.

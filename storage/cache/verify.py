@@ -10,6 +10,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from itertools import groupby
 from typing import NamedTuple
@@ -24,7 +25,7 @@ from storage.format.promised import check_positions
 from storage.format.shards import Commit, ShardKey
 from storage.format.specs import WEIGHTS_JSON
 from storage.format.stages import list_stages
-from storage.inputs import Stored
+from storage.inputs import Stored, inputs_of
 from storage.inputs.ragged import Ragged
 from storage.views import PLAIN
 from storage.views.check import libraries
@@ -217,7 +218,11 @@ def _check(cache: Cache, catalogue: Catalogue, keys: list[ShardKey]) -> list[_Ch
                 for name, array_S in arrays.items()
             }
             if key.teacher is None:
-                ingest = _Ingest(commit, arrays["inputs"], arrays.get("labels"))
+                kind = inputs_of(catalogue.dataset(key.dataset))
+                rows = kind.rows(arrays, commit.about, str(key))
+                with suppress(StaleCache):  # other libraries decode otherwise: no fault of the shard
+                    kind.look_at(rows)
+                ingest = _Ingest(commit, rows, arrays.get("labels"))
             elif ingest is not None:  # else the fault of the ingest, to be built again: these belong to it, or do not
                 _check_targets(cache, catalogue, commit, ingest)
                 if ingest.labels_S is not None:
@@ -261,7 +266,8 @@ def _check_targets(cache: Cache, catalogue: Catalogue, commit: Commit, ingest: _
         )
     if ingest.commit.about["inputs_digest"] != commit.about["inputs_digest"]:
         raise CorruptObject(f"{key} was computed from other inputs than those now in {ingest.commit.key}")
-    if key.view != PLAIN and commit.about.get("libraries") != libraries():
+    dataset, made_by = catalogue.dataset(key.dataset), commit.about.get("libraries")
+    if (key.view != PLAIN or dataset.encoded) and made_by != libraries(dataset, key.view):
         return  # other libraries show other images: that is this machine's affair, and no fault of the shard
     try:
         cache.check_view(ingest.commit, commit, ingest.inputs_S, views)

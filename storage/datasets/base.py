@@ -16,16 +16,13 @@ from pydantic import Field
 
 from storage.digests import digest, fingerprint, unit_interval
 from storage.errors import LabelOutOfRange, MissingSource
+from storage.errors import Unreadable as Unreadable  # noqa: PLC0414 - who reads sources finds it here
 from storage.language.tokenizer import TokenizerFile
 from storage.options import Name, Options
 from storage.tasks.image_classification import ImageClassification
 
 FILE_SCHEMA = {"file": pl.String, "size": pl.Int64, "version": pl.String, "rows": pl.Int64}
 Split = Literal["train", "validation"]
-
-
-class Unreadable(Exception):
-    """One sample cannot be had; the message is the reason. It is quarantined, the build goes on."""
 
 
 class RawSample(NamedTuple):
@@ -192,6 +189,11 @@ class Source(Options):
     def notes(self) -> list[str]:
         """Return what a user should know of the samples, a sentence each: what was passed over, what looks wrong."""
         return []
+
+    @property
+    def encoded(self) -> bool:
+        """Whether a cache keeps the bytes of images, which are decoded whenever they are read."""
+        return False
 
     @property
     def packs(self) -> bool:

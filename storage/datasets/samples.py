@@ -10,9 +10,9 @@ from PIL import Image
 from pydantic import ValidationError
 
 from storage.datasets.base import Unreadable
-from storage.datasets.images import ImagePolicy
 from storage.errors import BadRequest
 from storage.inputs import Inputs
+from storage.inputs.policy import ImagePolicy
 from storage.language.tokenizer import around, encoder
 
 if TYPE_CHECKING:

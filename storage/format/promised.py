@@ -24,6 +24,7 @@ from storage.format.arrays import METADATA, MOST_METADATA_BYTES
 from storage.format.shards import Commit
 from storage.format.specs import LABELLED_POSITIONS, OWN_LENGTH, DatasetSpec, TeacherSpec
 from storage.inputs import inputs_of
+from storage.inputs.encoded import DECODED, MOST_PICTURE_BYTES
 from storage.inputs.ragged import OFFSETS, Ragged, digest_rows
 from storage.tasks import NO_LABEL, task_of
 from storage.tasks.base import LABELLED, count_labelled
@@ -87,6 +88,8 @@ class ShardPromise:
         dataset, task = self.dataset, task_of(self.dataset)
         sites = task.sites(dataset.input_shape)
         if self.teacher is None:
+            if dataset.encoded:
+                return {INPUTS: ArrayPromise("uint8", (MOST_PICTURE_BYTES,), True), DECODED: ArrayPromise("uint64", ())}
             inputs = ArrayPromise(dataset.input_dtype, dataset.input_shape, dataset.own_length)
             label = (
                 {} if task.label_array is None else {task.label_array: ArrayPromise("int32", sites, dataset.own_length)}
@@ -226,7 +229,7 @@ class ShardPromise:
                 return f"{name} with rows of other lengths than its commit says (column `length`)"
         if inputs_S is not None and any(_parted_otherwise(inputs_S, array_S) for array_S in arrays.values()):
             return "inputs with rows of other lengths than their labels"
-        for name in arrays.keys() - {INPUTS}:
+        for name in arrays.keys() - {INPUTS, DECODED}:
             array_S, classes = arrays[name], task_of(self.dataset).num_classes(self.dataset)
             labels_S = array_S.flat_T if isinstance(array_S, Ragged) else array_S
             if labels_S.size and not NO_LABEL <= labels_S.min() <= labels_S.max() < classes:

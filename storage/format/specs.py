@@ -39,13 +39,14 @@ FORMAT_VERSION = 3  # of caches that are made now; earlier ones are read
 WEIGHTS_JSON = "weights.json"
 NEW_KEYS = ("uses", "task")  # since format 3, and left out where they say nothing
 OWN_LENGTH, BYTE_RANGES, LABELLED_POSITIONS = "own_length", "byte_ranges", "labelled_positions"
-PACKED = "packed_documents"
+PACKED, ENCODED = "packed_documents", "encoded_inputs"
 USES = (
     OWN_LENGTH,
     USES_NEVER,
     BYTE_RANGES,
     LABELLED_POSITIONS,
     PACKED,
+    ENCODED,
     FEATURES_ALONE,
     VECTOR_TARGETS,
 )  # of the names in FORMAT.md, those that are known here
@@ -88,9 +89,9 @@ class DatasetSpec(Spec):
     one input without the row axis. `uses` names what a reader must know to read the rows: with `own_length`, they may
     differ in their first axis, and `input_shape` has the longest that one may be; with `byte_ranges`, shards are
     planned in bytes, and how many rows one has is in its commit; with `packed_documents`, a row may have several
-    documents. A dataset of tokens has a `vocabulary`, the number of
-    ids, and the fingerprint of its `tokenizer`, if one is known; what that is, lies beside in `tokenizer.json`. `task`
-    says what is asked of a row; None: what is implied (`storage.tasks`).
+    documents; with `encoded_inputs`, pictures are stored as bytes of images. A dataset of tokens has a `vocabulary`,
+    the number of ids, and the fingerprint of its `tokenizer`, if one is known; what that is, lies beside in
+    `tokenizer.json`. `task` says what is asked of a row; None: what is implied (`storage.tasks`).
     """
 
     name: str
@@ -112,6 +113,11 @@ class DatasetSpec(Spec):
     def packed(self) -> bool:
         """Whether a row may have several documents, of which none may see another."""
         return PACKED in self.uses
+
+    @property
+    def encoded(self) -> bool:
+        """Whether the cache holds the bytes of images, which are decoded when rows are read."""
+        return ENCODED in self.uses
 
     @property
     def byte_ranges(self) -> bool:

@@ -3,6 +3,8 @@
     kinds.py    the table, and of which kind the rows of a dataset are: the only place where kinds are told apart
     base.py     what every kind answers
     pixels.py   uint8, scaled to [0, 1]; the kind that has views
+    encoded.py  that, kept as the bytes of images, decoded whenever they are read
+    policy.py   how an image becomes a row: what is left to viewers, decided by name
     tokens.py   ids of a vocabulary, int32
     texts.py    that, each row at its own length: a model is given ids and a mask
     sequences.py   that, read from the front: a model is given ids alone

@@ -6,10 +6,11 @@ Shapes: B rows of a batch, S of a shard; the shape of one row is the dataset's `
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import MutableSequence, Sequence
+from collections.abc import Mapping, MutableSequence, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
+from numpy.typing import NDArray
 
 from storage.inputs.ragged import Ragged
 
@@ -18,6 +19,8 @@ if TYPE_CHECKING:  # `cache status` asks which kind, and should not pay two seco
     from torch import Tensor
 
     from storage.format.specs import DatasetSpec
+    from storage.inputs.encoded import OwnSize
+    from storage.views.shown import View
 
 
 Stored = np.ndarray | Ragged  # the inputs of a shard
@@ -69,16 +72,63 @@ class Inputs(ABC):
         """Return as they are stored the rows that `blank_rows` gave."""
         return np.asarray(rows, dtype)
 
+    @property
+    def arrays(self) -> tuple[str, ...]:
+        """The arrays of an ingest that its rows are read from."""
+        return ("inputs",)
+
+    def rows(self, arrays: Mapping[str, Stored], about: Mapping[str, Any], of: str) -> Stored:
+        """Return the rows of a shard from those arrays, what its commit says, and its name for messages."""
+        return arrays["inputs"]
+
     def fault(self, stored_S: Stored, dataset: DatasetSpec) -> str | None:
         """Return what no digest can see of the inputs of a shard, or None: values that cannot have been ingested."""
         return None
 
-    def shown(self, stored_S: Stored, chosen_S: np.ndarray) -> Tensor:
-        """Return some rows of a shard, by a mask (S,) or their numbers, as they are shown without a view, (B, …)."""
+    def shown(self, stored_S: Stored, chosen_S: np.ndarray, own: OwnSize | None = None) -> Tensor:
+        """Return some rows of a shard, by a mask (S,) or their numbers, as they are shown without a view, (B, …).
+
+        Args:
+            stored_S: the rows.
+            chosen_S: which of them.
+            own: where pictures are decoded now, another size than the dataset's; all else is resized later.
+        """
         import torch
 
         assert isinstance(stored_S, np.ndarray)
         return torch.from_numpy(stored_S[chosen_S])
+
+    def begun(
+        self, stored_S: Stored, rows_B: np.ndarray, view: View, keys_B: NDArray[np.int64], own: OwnSize | None = None
+    ) -> Tensor:
+        """Return some rows of a shard, by their numbers, as what is `left` of a view begins with them."""
+        return self.shown(stored_S, rows_B, own)
+
+    def left(self, view: View) -> View:
+        """Return what is to be done to rows that are `begun`."""
+        return view
+
+    def first(self, stored_S: Stored, count: int, own: OwnSize | None = None) -> Stored:
+        """Return rows of which the first so many are as they are shown without a view, unreadable ones too."""
+        return stored_S
+
+    def fed(
+        self,
+        stored_S: Stored,
+        rows_F: NDArray[np.integer],
+        view: View | None = None,
+        keys_F: NDArray[np.int64] | None = None,
+    ) -> Stored:
+        """Return rows of a shard of which those that are fed are as `begun`; of them alone something may be there."""
+        return stored_S
+
+    def one(self, stored_S: Stored, row: int) -> np.ndarray:
+        """Return one row as it is shown without a view, or its own items where it has a length of its own."""
+        return stored_S[row]
+
+    def look_at(self, stored_S: Stored) -> None:
+        """Look at all rows of a shard for what only shows when they are read. Raises CorruptObject, StaleCache."""
+        return
 
     def batches(self, shown_B: Tensor, batch_size: int) -> list[Tensor]:
         """Return the rows, by number, that a teacher is asked about together: a function of these rows alone."""

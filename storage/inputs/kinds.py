@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from storage.inputs.base import Inputs
+from storage.inputs.encoded import Encoded
 from storage.inputs.packed import Packed
 from storage.inputs.pixels import Pixels
 from storage.inputs.sequences import Sequences
@@ -36,6 +37,8 @@ def find_inputs(
 
 def inputs_of(dataset: DatasetSpec) -> Inputs:
     """Return what the rows of a dataset are made of."""
+    if dataset.encoded:
+        return Encoded(dataset.source, dataset.input_shape)
     return find_inputs(
         dataset.vocabulary,
         dataset.input_dtype,

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from storage.format.specs import DatasetSpec
+    from storage.inputs.encoded import OwnSize
 
 PADDING = -1  # no id, so that a batch says itself where its rows end
 
@@ -44,7 +45,7 @@ class Texts(Tokens):
             return f"a row of {longest} tokens, of {dataset.input_shape[0]} at most"
         return super().fault(stored_S.flat_T, dataset)
 
-    def shown(self, stored_S: Stored, chosen_S: np.ndarray) -> Tensor:
+    def shown(self, stored_S: Stored, chosen_S: np.ndarray, own: OwnSize | None = None) -> Tensor:
         assert isinstance(stored_S, Ragged)
         return pad(stored_S.take(chosen_S))
 

@@ -7,6 +7,7 @@ and deviation, is the model's own affair.
     options.py     what a job may say, and the transforms' own options
     numbers.py     what is random: a hash of (seed, sample, view, purpose)
     transforms.py  one function per transform of an image
+    boxes.py       the boxes that crops choose among
     mixing.py      mixup and CutMix: partners within the shard, and what is left of each label
     check.py       whether a student would be shown what a teacher was shown
     shown.py       all of it together: what a model is shown of a batch, or of a shard

@@ -5,6 +5,7 @@ Shapes: S rows of a shard, B readable ones.
 
 from __future__ import annotations
 
+from functools import partial
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -14,12 +15,41 @@ from numpy.typing import NDArray
 
 from storage.digests import sample_keys
 from storage.errors import MissingObject, StaleCache
+from storage.inputs import Stored, inputs_of
+from storage.inputs.encoded import OwnSize, decoders
+from storage.views import FINGERPRINTED_ROWS, PLAIN, view_fingerprint
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from storage.format.shards import ShardKey
-    from storage.format.specs import ViewsSpec
+    from storage.format.specs import DatasetSpec, TeacherSpec, ViewsSpec
+    from storage.views.shown import View
 
 LIBRARIES = ("numpy", "stillroom", "torch")  # whose code makes a view
+
+
+class Seen(NamedTuple):
+    """Rows of a shard between disk and a model.
+
+    Attributes:
+        dataset: what they are made of.
+        stored_S: all of them, as stored.
+        own: of a teacher that is shown pictures at another size than the dataset's, which.
+    """
+
+    dataset: DatasetSpec
+    stored_S: Stored
+    own: OwnSize | None = None
+
+    def plain(self, own: OwnSize | None = None) -> str:
+        """Return the fingerprint of the first rows without a view, at the dataset's size or another."""
+        return view_fingerprint(inputs_of(self.dataset).first(self.stored_S, FINGERPRINTED_ROWS, own))
+
+    def begun(self, view: View, readable: Readable, places_B: NDArray[np.integer]) -> Tensor:
+        """Return some of the readable rows, by their numbers among them, as `left` of a view begins with them."""
+        rows_B = np.flatnonzero(readable.mask_S)[places_B]
+        return inputs_of(self.dataset).begun(self.stored_S, rows_B, view, readable.keys_B[places_B], self.own)
 
 
 class Readable(NamedTuple):
@@ -44,9 +74,32 @@ def readable_rows(table: pa.Table) -> Readable:
     return Readable(mask_S, sample_keys(kept["sample_id"].to_pylist()), splits)
 
 
-def libraries() -> dict[str, str]:
-    """Return the versions of all that makes a view, for a commit."""
-    return {name: version(name) for name in LIBRARIES}
+def begin_rows(seen: Seen, readable: Readable, view: str, views: ViewsSpec | None) -> Tensor:
+    """Return all readable rows of a shard, (B, …), as what is left of a view begins with them; of none, as shown."""
+    if views is None or view == PLAIN:
+        return inputs_of(seen.dataset).shown(seen.stored_S, readable.mask_S, seen.own)
+    return seen.begun(views.view(view), readable, np.arange(len(readable.keys_B)))
+
+
+def show_rows(seen: Seen, readable: Readable, view: str, views: ViewsSpec | None) -> Tensor:
+    """Return what a model is shown of all readable rows of a shard, (B, …), on the host."""
+    begun_B = begin_rows(seen, readable, view, views)
+    if views is None or view == PLAIN:
+        return begun_B
+    left = inputs_of(seen.dataset).left(views.view(view))
+    return left.show_shard(begun_B, readable.keys_B, readable.splits_B)
+
+
+def libraries(dataset: DatasetSpec, view: str) -> dict[str, str]:
+    """Return the versions of all that makes what a view shows, for a commit; of plain pixels nothing does."""
+    of_view = {} if view == PLAIN else {name: version(name) for name in LIBRARIES}
+    return of_view | (decoders() if dataset.encoded else {})
+
+
+def own_size(dataset: DatasetSpec, teacher: TeacherSpec) -> OwnSize | None:
+    """Return at which size a teacher is shown pictures that are decoded for it; None: at the dataset's."""
+    size = teacher.model.get("size") if dataset.encoded else None
+    return None if size is None else OwnSize(size, str(teacher.model.get("filter", "bilinear")))
 
 
 def check_augmented(
@@ -55,7 +108,7 @@ def check_augmented(
     spec: ViewsSpec | None,
     ingest: pa.Table,
     about: dict[str, Any],
-    inputs_S: NDArray[np.uint8],
+    seen: Seen,
 ) -> None:
     """Check that the first readable rows of a shard become what the teacher was shown.
 
@@ -65,7 +118,7 @@ def check_augmented(
         spec: what the cache promises of its views.
         ingest: the table of the shard.
         about: what the commit of the targets says.
-        inputs_S: as stored; they are those that the targets were made from.
+        seen: the rows that the targets were made from.
 
     Raises:
         StaleCache: they do not.
@@ -81,11 +134,18 @@ def check_augmented(
             do=f"cache verify {url} --repair, then cache build",
         )
     rows = readable_rows(ingest)
-    found = spec.view(key.view).fingerprint(inputs_S[rows.mask_S], rows.keys_B, rows.splits_B)
+    view = spec.view(key.view)
+    left = inputs_of(seen.dataset).left(view)
+    found = left.fingerprint(partial(seen.begun, view, rows), rows.keys_B, rows.splits_B)
+    check_shown(url, key, seen.dataset, about, found)
+
+
+def check_shown(url: str, key: ShardKey, dataset: DatasetSpec, about: dict[str, Any], found: str) -> None:
+    """Raise StaleCache unless a teacher was shown what this fingerprint is of, and say what makes the difference."""
     if found == about["view_fingerprint"]:
         return
-    was, now = about.get("libraries", {}), libraries()  # earlier commits do not say
-    changed = [name for name in LIBRARIES if was.get(name) != now[name]]
+    was, now = about.get("libraries", {}), libraries(dataset, key.view)  # earlier commits do not say
+    changed = [name for name in sorted(now) if was.get(name) != now[name]]
     raise StaleCache(
         f"{url}: {key} shows other images than the teacher saw; inputs and transform options are the same, so "
         + (

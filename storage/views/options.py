@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Annotated, Literal, Self
+from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -15,7 +15,13 @@ Range = Annotated[tuple[float, float], Field(strict=False)]  # TOML has lists on
 
 
 class Transform(Options):
-    """One step from an image to a view of it."""
+    """One step from an image to a view of it.
+
+    Attributes:
+        in_pixels: whether it is another function of an image of another size: what it counts in pixels stays as it is.
+    """
+
+    in_pixels: ClassVar[bool] = False
 
     def unfit(self, shape: Sequence[int]) -> str | None:
         """Return why images of shape (C, H, W) cannot be transformed, or None."""
@@ -25,6 +31,7 @@ class Transform(Options):
 class PadCrop(Transform):
     """Shift by up to `padding` pixels each way; what comes in is black."""
 
+    in_pixels = True
     kind: Literal["pad_crop"] = "pad_crop"
     padding: Annotated[int, Field(ge=1)]
 
@@ -80,6 +87,7 @@ class ColorJitter(Transform):
 class Cutout(Transform):
     """Blacken a square of `size` pixels around a random one; at an edge, what is left of it."""
 
+    in_pixels = True
     kind: Literal["cutout"] = "cutout"
     size: Annotated[int, Field(ge=1)]
     probability: Share = 1.0
@@ -100,6 +108,7 @@ class Mixup(Transform):
 class Cutmix(Transform):
     """Put a box of a partner in; labels by area, 1 - λ of it (less at an edge), λ ~ Beta(alpha, alpha)."""
 
+    in_pixels = True
     kind: Literal["cutmix"] = "cutmix"
     alpha: Annotated[float, Field(gt=0, le=100)] = 1.0
     probability: Share = 1.0

@@ -5,7 +5,7 @@ Shapes: S readable rows of a shard, B rows of a batch, C channels, H height, W w
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -16,9 +16,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from storage.views import FINGERPRINTED_ROWS, view_fingerprint
+from storage.views.boxes import Boxes
 from storage.views.mixing import Mixed, choose_partners, mix
 from storage.views.numbers import Rolls
-from storage.views.options import MIXING, Transform
+from storage.views.options import MIXING, RandomResizedCrop, Transform
 from storage.views.transforms import TRANSFORMS
 
 BLOCK_BYTES = {"cpu": 2**19, "cuda": 2**25}  # transformed at once; one block of a CPU stays in its cache
@@ -31,11 +32,25 @@ class View:
     Attributes:
         transforms, seed: as promised in `views.json`.
         number: which view.
+        begun: whether the crop that comes first was taken already, of the whole picture.
     """
 
     transforms: tuple[Transform, ...]
     seed: int
     number: int
+    begun: bool = False
+
+    @property
+    def crop(self) -> RandomResizedCrop | None:
+        """The crop that comes first, which may be taken of a whole picture as it is decoded; None: there is none."""
+        first = self.transforms[0]
+        return first if isinstance(first, RandomResizedCrop) and not self.begun else None
+
+    def boxes(self, keys_B: NDArray[np.int64]) -> Boxes:
+        """Return the boxes of that crop for some samples, whatever size their pictures have."""
+        assert self.crop is not None
+        rolls = Rolls(torch.from_numpy(keys_B), seed=self.seed, view=self.number, place=0)
+        return Boxes(self.crop, *(rolls.bits(purpose).tolist() for purpose in range(3)))
 
     @cached_property
     def mixing(self) -> dict[int, Transform]:
@@ -76,20 +91,20 @@ class View:
         """Return the position of each row's partner among all readable rows of a shard."""
         return choose_partners(keys_S, splits_S, seed=self.seed, view=self.number)
 
-    def fingerprint(self, images_S: NDArray[np.uint8], keys_S: NDArray[np.int64], splits_S: NDArray[Any]) -> str:
+    def fingerprint(
+        self, begin: Callable[[NDArray[np.integer]], Tensor], keys_S: NDArray[np.int64], splits_S: NDArray[Any]
+    ) -> str:
         """Return the fingerprint of what a model is shown of the first readable rows of a shard.
 
         Args:
-            images_S: all readable rows, as stored.
+            begin: returns some of the readable rows, by their numbers among them, as this view begins with them.
             keys_S, splits_S: of their samples.
         """
         first = np.arange(min(FINGERPRINTED_ROWS, len(keys_S)))
         # where nothing is mixed partners are not looked at
         partners = self.partners(keys_S, splits_S)[first] if self.mixing else first
-        own, own_keys, others, other_keys = (
-            torch.from_numpy(values)
-            for values in (images_S[first], keys_S[first], images_S[partners], keys_S[partners])
-        )
+        own, others = begin(first), begin(partners) if self.mixing else None
+        own_keys, other_keys = (torch.from_numpy(keys_S[places]) for places in (first, partners))
         return view_fingerprint(self.show(own, own_keys, others, other_keys).images.numpy())
 
     def _transform(self, images: Tensor, keys_B: Tensor) -> Tensor:
@@ -100,7 +115,7 @@ class View:
 
     def _transform_block(self, images: Tensor, keys_B: Tensor) -> Tensor:
         for place, step in enumerate(self.transforms):
-            if place not in self.mixing:
+            if place not in self.mixing and not (self.begun and place == 0):
                 rolls = Rolls(keys_B, seed=self.seed, view=self.number, place=place)
                 images = TRANSFORMS[type(step)](images, step, rolls)
         return images

@@ -6,17 +6,15 @@ Shapes: B rows, C channels, H height, W width.
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import lru_cache
-from math import isqrt
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from storage.views.numbers import UNIT, Rolls, spread
+from storage.views.boxes import box_sizes
+from storage.views.numbers import UNIT, Rolls
 from storage.views.options import ColorJitter, Cutout, Flip, PadCrop, RandomResizedCrop
 
-BOX_AREAS, BOX_RATIOS = 64, 32  # sizes that a random-resized crop chooses among
 GREY = (38, 75, 15)  # weights of red, green and blue in luminance, of UNIT (ITU-R BT.601)
 
 
@@ -37,7 +35,8 @@ def pad_crop(images: Tensor, options: PadCrop, rolls: Rolls) -> Tensor:
 def random_resized_crop(images: Tensor, options: RandomResizedCrop, rolls: Rolls) -> Tensor:
     """Return a random box of each image, resized to the image's size, bilinear."""
     _, _, height, width = images.shape
-    sizes = torch.tensor(_box_sizes(height, width, options.scale, options.ratio), device=images.device)
+    boxes = box_sizes(height, width, options.scale, options.ratio)
+    sizes = torch.tensor(boxes, dtype=torch.int64, device=images.device)
     size_B2 = sizes[rolls.below(len(sizes), 0)]
     box_height_B, box_width_B = size_B2.unbind(1)
     top_B = rolls.below(height - box_height_B + 1, 1)
@@ -105,21 +104,6 @@ def box(images: Tensor, middle_y_B: Tensor, middle_x_B: Tensor, height_B: Tensor
 
     _, _, height, width = images.shape
     return (within(height, middle_y_B, height_B)[:, :, None] & within(width, middle_x_B, width_B)[:, None])[:, None]
-
-
-@lru_cache(maxsize=64)
-def _box_sizes(height: int, width: int, scale: tuple[float, float], ratio: tuple[float, float]) -> list[list[int]]:
-    """Return [height, width] of boxes: areas evenly from `scale`, ratios evenly in their logarithm; all that fit."""
-    least, most = (round(share * 2**16) for share in scale)
-    sizes = []
-    for i in range(BOX_AREAS):
-        area = height * width * (least + (most - least) * i // (BOX_AREAS - 1))  # of 2**16
-        for width_over_height in spread(*ratio, BOX_RATIOS):
-            by_width = isqrt(int(area * width_over_height)) + 128 >> 8  # of 2**8, rounded
-            by_height = isqrt(int(area / width_over_height)) + 128 >> 8
-            if 1 <= by_height <= height and 1 <= by_width <= width:
-                sizes.append([by_height, by_width])
-    return sizes or [[height, width]]  # where none fits, the whole image
 
 
 def _between(size: int, start_B: Tensor, length_B: Tensor) -> tuple[Tensor, Tensor, Tensor]:

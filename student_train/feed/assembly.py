@@ -10,11 +10,12 @@ import torch
 from torch import Tensor
 
 from storage.encodings import Encoded
+from storage.inputs import inputs_of
 from storage.views import PLAIN
 from storage.views.shown import View
 from student_train.feed.batches import ArrayKey, Arrays, Batch, MixedLabels, Needs
 from student_train.feed.selection import Selection
-from student_train.feed.shard_source import INPUTS, LABELS, ShardSource
+from student_train.feed.shard_source import LABELS, ShardSource
 from student_train.feed.spans import Span
 
 ROWS = "rows"  # the positions of a batch's rows
@@ -34,6 +35,7 @@ class Assembly:
     def __init__(self, source: ShardSource, needs: Needs, labels_N: Tensor | None, shown: Shown | None):
         view = PLAIN if shown is None else shown.name
         self.stored = source.names(needs, view)
+        self._inputs = source.inputs(view)
         self._source = source
         self._labels_N = labels_N
         self._shown = shown
@@ -55,7 +57,7 @@ class Assembly:
             partners_B = self._shown.partners(picked[ROWS])
             # Each is in the row's own shard, of which every row is in the span.
             places_B = span.places_P[start - span.start : stop - span.start] + (partners_B - picked[ROWS])
-            images = span.arrays[INPUTS]
+            images = span.arrays[self._inputs]
             assert isinstance(images, Tensor)
             picked[PARTNERS] = images.index_select(0, places_B)
             if self._labels_N is not None:
@@ -65,7 +67,7 @@ class Assembly:
     def batch(self, picked: Arrays) -> Batch:
         """Return what was picked, now on the device of the batches, as a batch."""
         picked = self._source.at_labels(picked)
-        shown, mixed = picked[INPUTS], None
+        shown, mixed = picked[self._inputs], None
         if self._shown is not None:
             shown, own_weight_B = self._shown.show(shown, picked.get(PARTNERS), picked[ROWS])
             if PARTNER_LABELS in picked and own_weight_B is not None:
@@ -95,7 +97,7 @@ class Shown:
     def __init__(self, selection: Selection, name: str, device: torch.device):
         assert selection.views is not None
         self.name = name
-        self._view: View = selection.views.spec.view(name)
+        self._view: View = inputs_of(selection.spec).left(selection.views.spec.view(name))
         self._keys_N = torch.from_numpy(selection.keys_N).to(device)
         self._partners_N: dict[torch.device, Tensor] = {}  # positions among the fed rows, there and on the host
         if self._view.mixing:

@@ -18,11 +18,12 @@ from storage.format.committing import read_stored
 from storage.format.promised import check_positions
 from storage.format.shards import Commit, ShardKey, list_commits
 from storage.format.specs import TeacherSpec
-from storage.inputs import Stored
+from storage.inputs import Stored, inputs_of
 from storage.inputs.ragged import Ragged
 from storage.tasks import task_of
 from storage.tasks.base import count_labelled
 from storage.views import PLAIN
+from storage.views.check import readable_rows
 from student_train.feed.batches import ArrayKey, Arrays, Name, Needs, labelled_sites
 from student_train.feed.selection import Selection
 from student_train.options.by_dataset import teacher_of
@@ -41,6 +42,9 @@ class ShardSource:
         spec, task = selection.spec, task_of(selection.spec)
         array, self._sites = task.label_array, task.sites(spec.input_shape)
         self.label_arrays: tuple[Name, ...] = () if array is None else (array,)
+        self.kind = inputs_of(spec)
+        views = {} if selection.views is None else {v: selection.views.spec.view(v) for v in selection.views.names}
+        self._begun = {name: view for name, view in views.items() if self.kind.left(view) != view}
 
     def names(self, needs: Needs, view: str = PLAIN) -> frozenset[Name]:
         """Return what must be read to meet some needs in an epoch that shows a view."""
@@ -51,7 +55,11 @@ class ShardSource:
             for array in self.teacher(teacher).encoding.array_names(needs.of(teacher))
         ]
         keys = (key._replace(view=view) for key in (*soft, *needs.features))
-        return frozenset({INPUTS, *self.label_arrays, *keys})
+        return frozenset({self.inputs(view), *self.label_arrays, *keys})
+
+    def inputs(self, view: str) -> str:
+        """Return the name of the inputs that a view begins with: pictures are decoded anew for each view that crops."""
+        return f"{INPUTS}/{view}" if view in self._begun else INPUTS
 
     def lengths(self, names: Iterable[Name], shards: Sequence[int]) -> dict[Name, NDArray[np.int64]]:
         """Return of those arrays whose rows have a length of their own how long the fed rows of some shards are."""
@@ -142,9 +150,10 @@ class ShardSource:
         # what a view is a function of is in the table
         ingest = self._commit(ingest_key, with_table=augmented)
         of_labels = [LABELS] if LABELS in names else []
-        stored = read_stored(self.cache.objects, ingest, [INPUTS, *of_labels], writeable=False)
-        given = stored[INPUTS]
-        yield from (item for item in stored.items() if item[0] in names)
+        stored = read_stored(self.cache.objects, ingest, [*self.kind.arrays, *of_labels], writeable=False)
+        given = self.kind.rows(stored, ingest.about, str(ingest_key))
+        yield from (item for item in stored.items() if item[0] in names and item[0] != INPUTS)
+        yield from self._inputs(index, names, given, ingest)
         for teacher, view in sorted({(key.teacher, key.view) for key in keys}):
             own = teacher_of(teacher, ingest_key.dataset)
             assert own is not None, "rows are selected where every teacher is there"
@@ -159,6 +168,18 @@ class ShardSource:
             if self.selection.at_labels(teacher):
                 targets = {name: _at_labels(values, stored[LABELS]) for name, values in targets.items()}
             yield from ((ArrayKey(teacher, array, view), values) for array, values in targets.items())
+
+    def _inputs(
+        self, index: int, names: frozenset[Name], given: Stored, ingest: Commit
+    ) -> Iterator[tuple[Name, Stored]]:
+        """Yield the inputs of a shard, those of all names that are asked for; of pictures, its fed rows decoded."""
+        rows_F = self.selection.rows[index]
+        if INPUTS in names:
+            yield INPUTS, self.kind.fed(given, rows_F)
+        for name in names & {self.inputs(view) for view in self._begun}:
+            view, readable = self._begun[str(name).removeprefix(f"{INPUTS}/")], readable_rows(ingest.table)
+            places_S = np.cumsum(readable.mask_S) - 1  # of rows among those that can be read; fed ones can
+            yield name, self.kind.fed(given, rows_F, view, readable.keys_B[places_S[rows_F]])
 
     def _check_features(self, commit: Commit, targets: Mapping[str, Stored]) -> None:
         """Raise CorruptObject if a feature, whose shape nothing promises, is of another than in the first shard."""

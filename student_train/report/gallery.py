@@ -17,6 +17,7 @@ from PIL import Image
 
 from storage.cache import Cache
 from storage.errors import StillroomError
+from storage.inputs import inputs_of
 from storage.language.tokenizer import decoder
 from student_train.run_files.predictions import HeldTable
 from student_train.tasks import ReportFacts
@@ -163,13 +164,13 @@ class Shower:
         starts = {(of, shard.shard): shard.start for of in self.datasets for shard in catalogue.shards(of)}
         for shard in sorted({self._shard(row) for row in rows if row["position"] not in shown}):
             try:
-                inputs_S = self.cache.read_rows(*shard)
+                inputs_S, kind = self.cache.read_rows(*shard), inputs_of(self.cache.dataset(shard[0]))
             except StillroomError as error:
                 self.left_out[f"some {what} are not shown: {error.what}"] = None
                 continue
             for row in rows:
                 if self._shard(row) == shard:
-                    shown[row["position"]] = show(inputs_S[row["row"] - starts[shard]])
+                    shown[row["position"]] = show(kind.one(inputs_S, row["row"] - starts[shard]))
 
     def _spelled(self, ids: np.ndarray) -> str:
         return self._text(ids[:MOST_TOKENS].tolist()) + ("…" if len(ids) > MOST_TOKENS else "")

@@ -17,7 +17,7 @@ from student_train.students import Blueprint
 
 BLUEPRINT, PREPROCESSING = "stillroom.blueprint", "stillroom.preprocessing"
 TOKENIZER, STUDENT = "stillroom.tokenizer", "stillroom.student"
-SPLIT_KEYS = {"kind", "validation", "seed"}  # of a source, that say nothing of a sample
+SPLIT_KEYS = {"kind", "validation", "seed", "inputs"}  # of a source, that say nothing of a sample
 
 
 def preprocessing(blueprint: Blueprint) -> dict[str, Any]:

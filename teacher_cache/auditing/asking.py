@@ -21,7 +21,7 @@ from storage.format.specs import DatasetSpec, TeacherSpec
 from storage.inputs import inputs_of
 from storage.tasks import task_of
 from storage.views import PLAIN
-from storage.views.check import readable_rows
+from storage.views.check import Seen, own_size, readable_rows, show_rows
 from teacher_cache.auditing.comparing import Gap, feature_gap, gaps, size_of
 from teacher_cache.work.checks import check_classes
 from teacher_cache.work.conversions import convert
@@ -81,9 +81,8 @@ def ask_again(cache: Cache, key: ShardKey, wanted: int, teacher: Teacher, draw: 
     readable, inputs_S = readable_rows(ingest.table), cache.read_rows(key.dataset, key.shard)
     views = None if key.view == PLAIN else cache.views(key.dataset)
     cache.check_view(ingest, commit, inputs_S, views)
-    shown_B = inputs_of(dataset).shown(inputs_S, readable.mask_S)
-    if views is not None:  # the whole shard: a partner may be any of its rows
-        shown_B = views.view(key.view).show_shard(shown_B, readable.keys_B, readable.splits_B)
+    # the whole shard: a partner may be any of its rows
+    shown_B = show_rows(Seen(dataset, inputs_S, own_size(dataset, spec)), readable, key.view, views)
     if not len(shown_B):  # nothing of the shard could be read, or there is nothing in it
         return Asked(commit, 0, [])
     places_B = np.sort(draw.permutation(len(shown_B))[:wanted])  # among those that can be read

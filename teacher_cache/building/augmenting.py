@@ -8,11 +8,12 @@ from dataclasses import replace
 from storage.cache import Catalogue
 from storage.errors import BadRequest
 from storage.format.rows import RowPlan
-from storage.format.specs import DatasetSpec, ViewsSpec, check_promise
+from storage.format.specs import DatasetSpec, TeacherSpec, ViewsSpec, check_promise
 from storage.format.stages import VIEWS_JSON
 from storage.inputs import inputs_of
 from storage.views import PLAIN, view_name
-from storage.views.options import ViewOptions, unfit
+from storage.views.check import own_size
+from storage.views.options import RandomResizedCrop, ViewOptions, unfit
 from teacher_cache.building.growth import in_no_order
 from teacher_cache.building.prepared import PreparedDataset, Stage
 
@@ -45,10 +46,40 @@ def promise_views(catalogue: Catalogue | None, options: ViewOptions, dataset: Da
             expected="images, uint8 (channels, height, width), which every transform fits",
             do="name in `datasets` of [views] those that are to be augmented, or change its transforms",
         )
+    if dataset.encoded and any(isinstance(step, RandomResizedCrop) for step in options.transforms[1:]):
+        raise BadRequest(
+            f"a crop of dataset {dataset.name} is taken of its whole pictures, and so before all else",
+            found=f"transforms {', '.join(step.kind for step in options.transforms)}",
+            expected='random_resized_crop first, where inputs = "encoded"',
+            do="put it first in transforms of [views]",
+        )
     spec = ViewsSpec(name=dataset.name, seed=options.seed, transforms=tuple(options.transforms))
     if catalogue is not None and (found := catalogue.views.get(dataset.name)) is not None:
         check_promise(catalogue.url, f"{dataset.name}/{VIEWS_JSON}", found, spec, job)
     return spec
+
+
+def check_own_size(dataset: DatasetSpec, teacher: TeacherSpec, views: ViewsSpec | None) -> None:
+    """Raise BadRequest if a teacher, for whom pictures are decoded at another size, would be shown something else."""
+    own = own_size(dataset, teacher)
+    if own is None:
+        return
+    height, width = (own.size, own.size) if isinstance(own.size, int) else own.size
+    _, wanted_height, wanted_width = dataset.input_shape
+    resize = dataset.source.get("resize", "stretch")
+    if resize != "stretch" and height * wanted_width != width * wanted_height:
+        raise BadRequest(
+            f"teacher {teacher.name} would see another part of the pictures of {dataset.name} than students do",
+            found=f'size {height}×{width}, the dataset\'s {wanted_height}×{wanted_width}, resize = "{resize}"',
+            expected='one shape of both; or resize = "stretch"',
+        )
+    if steps := [step.kind for step in views.transforms if step.in_pixels] if views is not None else []:
+        raise BadRequest(
+            f"teacher {teacher.name} has a size of its own, at which these views of {dataset.name} would be others",
+            found=f"{', '.join(steps)}, which count in pixels",
+            expected="random_resized_crop, flip, color_jitter, mixup, which do not",
+            do="drop them from [views], or `size` from [[teacher]]",
+        )
 
 
 def planned_for_mixing(dataset: PreparedDataset) -> PreparedDataset:

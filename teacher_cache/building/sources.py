@@ -19,7 +19,7 @@ from storage.encodings import AnyEncoding
 from storage.errors import BadRequest, MissingSource, StaleCache
 from storage.format.rows import RowPlan
 from storage.format.shards import Commit
-from storage.format.specs import BYTE_RANGES, OWN_LENGTH, PACKED, DatasetSpec, check_promise
+from storage.format.specs import BYTE_RANGES, ENCODED, OWN_LENGTH, PACKED, DatasetSpec, check_promise
 from storage.language.tokenizer import difference
 from storage.tasks import task_of
 from teacher_cache.building.afresh import afresh
@@ -239,7 +239,12 @@ def _dataset_spec(source: Source, input_shape: tuple[int, ...], input_dtype: str
         input_dtype=input_dtype,
         vocabulary=None if tokens is None else tokens.vocabulary,
         tokenizer=None if tokens is None else tokens.tokenizer,
-        uses=(*[OWN_LENGTH] * (longest is not None), *[BYTE_RANGES] * source.by_ranges, *[PACKED] * source.packs),
+        uses=(
+            *[OWN_LENGTH] * (longest is not None),
+            *[BYTE_RANGES] * source.by_ranges,
+            *[PACKED] * source.packs,
+            *[ENCODED] * source.encoded,
+        ),
         task=source.task_name(),
     )
 

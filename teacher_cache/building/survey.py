@@ -10,7 +10,14 @@ from storage.errors import BadRequest, StaleCache
 from storage.format.specs import FORMAT_VERSION, LABELLED_POSITIONS, DatasetSpec, TeacherSpec, check_promise
 from storage.tasks import task_of
 from storage.views import PLAIN
-from teacher_cache.building.augmenting import check_augmented, is_augmented, planned_for_mixing, promise_views, views_of
+from teacher_cache.building.augmenting import (
+    check_augmented,
+    check_own_size,
+    is_augmented,
+    planned_for_mixing,
+    promise_views,
+    views_of,
+)
 from teacher_cache.building.growth import missing
 from teacher_cache.building.prepared import BuildRequest, PreparedBuild, PreparedDataset, Stage
 from teacher_cache.building.sources import prepare_dataset
@@ -55,6 +62,7 @@ def _survey(request: BuildRequest, catalogue: Catalogue | None) -> PreparedBuild
         stages.append(_stage(catalogue, dataset, None, None, request.part))
         for teacher in asked:
             spec = _promise_teacher(catalogue, teacher, dataset, request)
+            check_own_size(dataset.spec, spec, dataset.views)
             stages += [
                 _stage(catalogue, dataset, teacher, spec, request.part, view)
                 for view in views_of(request.views, dataset.spec)

@@ -63,7 +63,7 @@ def some_rows(cache: Cache, dataset: str, count: int, seed: int) -> Rows:
         wanted = -(-left // (len(shards) - place))  # as many of each shard as of the others
         places_B = np.sort(draw.permutation(usable_B)[:wanted])
         if len(places_B):
-            shown.append(inputs_of(spec).shown(stored_S, readable.mask_S)[torch.from_numpy(places_B)])
+            shown.append(inputs_of(spec).shown(stored_S, np.flatnonzero(readable.mask_S)[places_B]))
             labels.append(labels_of(cache, key, ingest, np.flatnonzero(readable.mask_S)[places_B]))
             left -= len(places_B)
     if not shown:

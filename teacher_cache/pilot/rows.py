@@ -12,10 +12,9 @@ from typing import TYPE_CHECKING, NamedTuple
 import pyarrow as pa
 
 from storage.errors import MissingSource
-from storage.inputs import inputs_of
 from storage.tasks import NO_LABEL, Task, task_of
 from storage.views import PLAIN
-from storage.views.check import readable_rows
+from storage.views.check import Seen, own_size, readable_rows, show_rows
 from teacher_cache.building.prepared import PreparedDataset, Stage
 from teacher_cache.work.ingest import decode_rows
 
@@ -101,11 +100,11 @@ def read_spread(stage: Stage, wanted: int, runs: Sequence[tuple[int, int]] | Non
             found="\n".join(columns["error"].to_pylist()[:3]),
         )
     labels = torch.from_numpy(task_of(dataset.spec).labels(table, arrays.__getitem__, readable.mask_S))
-    shown_B = inputs_of(dataset.spec).shown(arrays["inputs"], readable.mask_S)
+    own = None if stage.spec is None else own_size(dataset.spec, stage.spec)
+    shown_B = show_rows(Seen(dataset.spec, arrays["inputs"], own), readable, stage.view, dataset.views)
     if stage.view != PLAIN:
         assert dataset.views is not None
         view = dataset.views.view(stage.view)
-        shown_B = view.show_shard(shown_B, readable.keys_B, readable.splits_B)
         labels = torch.full_like(labels, NO_LABEL) if view.mixing else labels  # two images, and no one true class
     # of ranges there may be more than were wanted
     even_B = torch.arange(min(rows, len(labels))) * len(labels) // min(rows, len(labels))

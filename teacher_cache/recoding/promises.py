@@ -28,6 +28,8 @@ def check_dataset(source: Catalogue, dataset: DatasetSpec, options: Source, job:
     except BadRequest:  # a factory's code, which need not be there
         content = Source.content(options)
     known = {name: dataset.source.get(name) for name in content}
+    if options.encoded != dataset.encoded:  # pixels go unsaid
+        known["inputs"], content["inputs"] = (of.get("inputs", "pixels") for of in (dataset.source, content))
     if fields := differences(known, content):
         raise _stale(source, f"{dataset.name}/dataset.json", fields, job)
 

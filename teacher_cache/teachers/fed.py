@@ -55,6 +55,8 @@ def _resized(inputs_BCHW: Tensor, options: TeacherOptions, dataset: DatasetSpec)
         )
     assert options.size is not None
     size = (options.size, options.size) if isinstance(options.size, int) else (options.size[0], options.size[1])
+    if tuple(inputs_BCHW.shape[2:]) == size:  # pictures that are decoded for it
+        return inputs_BCHW
     smooth = options.filter != "nearest"  # with a wider filter where pictures become smaller, as Pillow does
     mode = options.filter if smooth else "nearest-exact"
     resized = interpolate(inputs_BCHW, size, mode=mode, antialias=smooth)

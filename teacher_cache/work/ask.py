@@ -14,11 +14,11 @@ import pyarrow as pa
 
 from storage.cache import Cache
 from storage.format.shards import ShardKey
-from storage.format.specs import TeacherSpec
+from storage.format.specs import TeacherSpec, ViewsSpec
 from storage.inputs import inputs_of
 from storage.tasks import NO_LABEL
 from storage.views import FINGERPRINTED_ROWS, PLAIN, view_fingerprint
-from storage.views.check import Readable, libraries, readable_rows
+from storage.views.check import Readable, Seen, begin_rows, libraries, own_size, readable_rows
 from teacher_cache.work.answering import answer_rows, send_ahead
 from teacher_cache.work.batch import Question
 from teacher_cache.work.checks import refuse_shard
@@ -47,27 +47,24 @@ def ask_shard(work: AskWork) -> Done:
     dataset, spec = cache.dataset(key.dataset), TeacherSpec.model_validate_json(work.promise)
     ingest = cache.commit(ShardKey(key.dataset, None, PLAIN, key.shard), with_table=True)
     readable = readable_rows(ingest.table)
-    readable_S = readable.mask_S
+    readable_S, views = readable.mask_S, None if key.view == PLAIN else cache.views(key.dataset)
     with TURNS:
         # Read, and sent to the device, before the lock is taken: meanwhile another shard is asked about.
-        inputs_S, device = cache.read_rows(key.dataset, key.shard), pick_device(work.device)
-        labels_B = labels_of(cache, key, ingest, readable_S)
-        stored_B, keys = (
-            inputs_of(dataset).shown(inputs_S, readable_S),
-            draw_keys(dataset, readable, key.view, labels_B),
-        )
-        question = send_ahead(Question(stored_B, labels_B, keys), dataset, device)
-        fingerprint = view_fingerprint(inputs_S)
+        seen, device = Seen(dataset, cache.read_rows(key.dataset, key.shard), own_size(dataset, spec)), work.device
+        labels_B, device = labels_of(cache, key, ingest, readable_S), pick_device(device)
+        rows_B = begin_rows(seen, readable, key.view, views)
+        question = Question(rows_B, labels_B, draw_keys(dataset, readable, key.view, labels_B))
+        question, fingerprint = send_ahead(question, dataset, device), seen.plain()
 
         with LOCK:
             began = time.monotonic()
             torch.set_num_threads(work.threads)  # for each shard: a Dask nanny has set it to 1
             teacher = cached_teacher(work.teacher, work.promise, device)
-            shown_B, seen = _show(cache, key, question.shown, readable, device, fingerprint)
+            shown_B, shown = _show(key, question.shown, readable, views, device, seen, fingerprint)
             # a CPU's own processors would do both
             answers = answer_rows(teacher, question._replace(shown=shown_B), spec, dataset, beside=device != "cpu")
             seconds, batch_size = time.monotonic() - began, teacher.batch_size
-        del question, shown_B, stored_B  # a GPU has room for no more than those whose turn it is
+        del question, shown_B, rows_B, seen  # a GPU has room for no more than those whose turn it is
     # Before anything is written: a shard is whole or it is not there.
     answered_S = answered_sites(dataset, labels_B, readable_S)
     refuse_shard(answers.finite, answers.in_range, work, answered_S)
@@ -85,7 +82,7 @@ def ask_shard(work: AskWork) -> Done:
         "torch": torch.__version__,
         "weights": teacher.weights,
         "answered": {name: values.sum().item() for name, values in answers.answered.items()},
-        **seen,
+        **shown,
     }
     uses = (*spec.uses, *spec.encoding.uses({name: values.numpy() for name, values in answers.encoded.items()}))
     rows = (ingest.start, ingest.stop)
@@ -94,29 +91,40 @@ def ask_shard(work: AskWork) -> Done:
 
 
 def _show(
-    cache: Cache, key: ShardKey, stored_B: Tensor, readable: Readable, device: str, fingerprint: str
+    key: ShardKey,
+    begun_B: Tensor,
+    readable: Readable,
+    views: ViewsSpec | None,
+    device: str,
+    seen: Seen,
+    fingerprint: str,
 ) -> tuple[Tensor, dict[str, Any]]:
     """Return what the teacher is shown of the readable rows, (B, …), and what a commit says of it.
 
     Args:
-        cache: with the function of a view.
-        key: says of which.
-        stored_B: the readable rows.
+        key: says of which view.
+        begun_B: the readable rows, as that begins with them.
         readable: likewise.
-        device: where a view is made.
-        fingerprint: of the shard's stored inputs.
+        views: with the function of the view.
+        device: where it is made.
+        seen: all rows of the shard.
+        fingerprint: of the first of them, without a view.
     """
+    made_by = {"libraries": made} if (made := libraries(seen.dataset, key.view)) else {}
     if key.view == PLAIN:
-        return stored_B, {"view_fingerprint": fingerprint}
-    views = cache.views(key.dataset)
+        if seen.own is None:
+            return begun_B, {"view_fingerprint": fingerprint, **made_by}
+        # as of a view: what was shown, and what the student sees in its place
+        return begun_B, {"inputs_fingerprint": fingerprint, "view_fingerprint": seen.plain(seen.own), **made_by}
     assert views is not None  # the build wrote it before any shard
-    shown_B = views.view(key.view).show_shard(stored_B.to(device), readable.keys_B, readable.splits_B)
+    view = inputs_of(seen.dataset).left(views.view(key.view))
+    shown_B = view.show_shard(begun_B.to(device), readable.keys_B, readable.splits_B)
     return shown_B, {
         "inputs_fingerprint": fingerprint,
         # Of the first rows only: enough to notice another transform or library, and cheap to make again in training.
         "view_fingerprint": view_fingerprint(shown_B[:FINGERPRINTED_ROWS].cpu().numpy()),
         "views": views.fingerprint,
-        "libraries": libraries(),
+        **made_by,
     }
 
 

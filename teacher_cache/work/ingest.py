@@ -21,6 +21,7 @@ from storage.errors import BadRequest, MissingSource
 from storage.format.rows import Extent
 from storage.format.specs import FORMAT_VERSION, DatasetSpec
 from storage.inputs import Stored, inputs_of
+from storage.inputs.encoded import DECODED, Encoded, decoders
 from storage.inputs.packed import count_documents
 from storage.inputs.ragged import Ragged, digest_rows
 from storage.tasks import task_of
@@ -61,6 +62,8 @@ def ingest_shard(work: IngestWork) -> Done:
                 found=f"{num_rows} rows of {stop - start} bytes in {work.key}",
                 do="a larger block",
             )
+    if spec.encoded:
+        about["libraries"] = decoders()
     about |= _count_labels(table, len(spec.classes)) | ({"remarks": dict(remarks)} if remarks else {})
     rows = (start, start + num_rows)
     done = commit_shard(cache, work.key, rows, arrays=arrays, table=table, about=about, quarantined=quarantined)
@@ -100,6 +103,7 @@ def decode_rows(
     inputs_S = kind.blank_rows(num_rows, spec.input_shape, spec.input_dtype)
     label_arrays = task_of(spec).blank_labels(num_rows, spec.input_shape, kind)
     cut = np.zeros(num_rows, np.int32)
+    decoded_S = np.zeros(num_rows, np.uint64)  # of encoded rows alone
     ids: list[str] = []
     classes: list[int | None] = []
     digests: list[dict[str, str]] = []
@@ -110,7 +114,7 @@ def decode_rows(
         check_label(sample.label, spec.classes, sample.sample_id)  # a wrong label is no bad sample: the job is wrong
         error = None
         try:
-            inputs_S[i] = _decode_one(source, spec, sample)
+            inputs_S[i], decoded_S[i] = _decode_one(source, spec, sample)
             cut[i] = source.num_items(_payload(sample)) - len(inputs_S[i]) if kind.own_length else 0
             for labels in label_arrays.values():
                 labels[i] = source.decode_labels(_payload(sample))
@@ -133,7 +137,11 @@ def decode_rows(
     stored = kind.stored(inputs_S, spec.input_dtype)
     of_length = {LENGTH: pa.array(stored.lengths, pa.int32()), CUT: pa.array(cut)} if isinstance(stored, Ragged) else {}
     return (
-        {"inputs": stored, **{name: kind.stored(labels, "int32") for name, labels in label_arrays.items()}},
+        {
+            "inputs": stored,
+            **({DECODED: decoded_S} if spec.encoded else {}),
+            **{name: kind.stored(labels, "int32") for name, labels in label_arrays.items()},
+        },
         {
             "sample_id": pa.array(ids, pa.string()),
             "label": pa.array(classes, pa.int64()),
@@ -191,9 +199,14 @@ def _payload(sample: RawSample) -> bytes | np.ndarray:
     return sample.payload
 
 
-def _decode_one(source: Source, spec: DatasetSpec, sample: RawSample) -> np.ndarray:
-    array = source.decode(_payload(sample))
-    kind = inputs_of(spec)
+def _decode_one(source: Source, spec: DatasetSpec, sample: RawSample) -> tuple[np.ndarray, int]:
+    """Return what is stored of a sample, and of an encoded one the digest of its picture. Raises Unreadable."""
+    kind, payload, picture = inputs_of(spec), _payload(sample), 0
+    if isinstance(kind, Encoded):
+        assert isinstance(payload, bytes)
+        stored, picture, array = kind.keep(payload)
+    else:
+        stored = array = source.decode(payload)
     if not kind.fits(array.shape, spec.input_shape) or array.dtype != spec.input_dtype:
         raise Unreadable(
             f"is {array.dtype} {array.shape}, the dataset is {spec.input_dtype} {spec.input_shape}" + kind.misfit_help
@@ -201,4 +214,4 @@ def _decode_one(source: Source, spec: DatasetSpec, sample: RawSample) -> np.ndar
     # One NaN is a NaN for its whole batch, in a student with batch norm.
     if array.dtype.kind == "f" and not np.isfinite(array).all():
         raise Unreadable("holds NaN or infinity")
-    return array
+    return stored, picture

@@ -12,9 +12,9 @@ from pydantic import TypeAdapter, ValidationError
 from torch import Tensor
 
 from storage.datasets import AnySource, RawSample, Source, Unreadable
-from storage.datasets.images import ImagePolicy
 from storage.datasets.published import is_saved
 from storage.errors import BadRequest, LabelOutOfRange, MissingSource
+from storage.inputs.policy import ImagePolicy
 from storage.tasks import NO_LABEL
 from student_train.feed.batches import Batch
 from student_train.using.answering import Answerer
@@ -83,7 +83,7 @@ def source_like(path: Path, answerer: Answerer, labels: Path | None) -> Source:
     if kind in IMAGES and path.suffix not in ARRAYS:
         policy = ImagePolicy.promised(promise).model_dump(exclude_defaults=True)
         in_table = not path.is_dir() or is_saved(path) or any(path.glob("*.parquet"))
-        section |= {**policy, "kind": IMAGES[1] if in_table else IMAGES[0]}
+        section |= {"inputs": promise.get("inputs", "pixels"), **policy, "kind": IMAGES[1] if in_table else IMAGES[0]}
         section |= {key: promise.get(key) for key in ("image", "label", "id") if section["kind"] == kind == IMAGES[1]}
     elif path.suffix in ARRAYS and not answerer.blueprint.made_of.tokenised:
         section |= {"kind": "arrays"} | ({} if labels is None else {"labels": str(labels.absolute())})

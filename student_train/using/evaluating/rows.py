@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from storage.cache import Cache, Samples
-from storage.datasets.images import UNSAID, ImagePolicy
 from storage.errors import BadRequest, NotInCache
 from storage.inputs import inputs_of
+from storage.inputs.policy import UNSAID, ImagePolicy
 from storage.tasks import task_of
 from storage.views import PLAIN
 from student_train.feed.batches import Batch, Needs

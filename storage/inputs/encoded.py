@@ -1,0 +1,253 @@
+"""Encoded pictures: pixels to every model, and on disk the bytes of images, decoded whenever rows are read.
+
+Decoding is a function of the bytes, of the dataset's policy and of libraries. So each row has a digest of its picture
+as the ingest decoded it, before it was resized, and whoever decodes it compares: where another library gives another
+pixel, nobody is shown it.
+
+Shapes: S rows of a shard, B chosen rows, C channels, H height, W width.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, MutableSequence, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from functools import cached_property, lru_cache
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+import xxhash
+from numpy.typing import NDArray
+
+from storage.errors import CorruptObject, StaleCache, Unreadable
+from storage.inputs.base import Stored
+from storage.inputs.pixels import Pixels
+from storage.inputs.ragged import Ragged
+
+if TYPE_CHECKING:
+    from PIL import Image
+    from torch import Tensor
+
+    from storage.inputs.policy import ImagePolicy
+    from storage.views.shown import View
+
+DECODED = "decoded"  # the array of digests
+ROWS_AT_ONCE = 8  # that a thread decodes before it takes others
+LOOKED_AT = 256  # rows whose pixels are held at once where nobody wants them
+MOST_PICTURE_BYTES = 2**28  # of a file
+FEATURES = ("libjpeg_turbo", "jpg", "zlib", "webp", "libtiff", "jpg_2000", "avif")  # Pillow's names of what decodes
+
+
+class OwnSize(NamedTuple):
+    """A size that is not the dataset's: height and width, or a number for a square; and a filter of Pillow by name."""
+
+    size: int | tuple[int, int]
+    filter: str
+
+
+@dataclass(frozen=True, eq=False)
+class EncodedRows(Ragged):
+    """Rows as the bytes of images.
+
+    Attributes:
+        decoded_S: uint64, the digest of each one's picture.
+        libraries: that decoded them when they were ingested, name → version.
+        shard: which, for messages.
+    """
+
+    decoded_S: NDArray[np.uint64]
+    libraries: Mapping[str, str]
+    shard: str
+
+    def take(self, rows: NDArray[np.integer] | NDArray[np.bool_]) -> EncodedRows:
+        taken = super().take(rows)
+        return EncodedRows(taken.flat_T, taken.offsets, self.decoded_S[rows], self.libraries, self.shard)
+
+
+class Encoded(Pixels):
+    """Stored as bytes of images; to models they are pixels, and so is their name.
+
+    Args:
+        source: what the dataset promises of its source, the policy of its images among it.
+        shape: of a row, (C, H, W).
+    """
+
+    def __init__(self, source: Mapping[str, Any], shape: Sequence[int]):
+        self._source = source
+        self._shape = tuple(shape)
+
+    @property
+    def arrays(self) -> tuple[str, ...]:
+        return (DECODED, *super().arrays)
+
+    @cached_property
+    def policy(self) -> ImagePolicy:
+        """How an image becomes a row."""
+        from storage.inputs.policy import ImagePolicy  # Pillow, which `cache status` needs not
+
+        return ImagePolicy.promised(self._source).model_copy(update={"size": list(self._shape[1:])})
+
+    def blank_rows(self, num_rows: int, shape: Sequence[int], dtype: str) -> MutableSequence[np.ndarray]:
+        return [np.empty(0, np.uint8) for _ in range(num_rows)]
+
+    def stored(self, rows: Any, dtype: str) -> Stored:
+        return Ragged.of(rows, np.uint8)
+
+    def rows(self, arrays: Mapping[str, Stored], about: Mapping[str, Any], of: str) -> Stored:
+        flat, decoded_S = arrays[super().arrays[0]], arrays[DECODED]
+        assert isinstance(flat, Ragged)
+        assert isinstance(decoded_S, np.ndarray)
+        return EncodedRows(flat.flat_T, flat.offsets, decoded_S, about.get("libraries", {}), of)
+
+    def shown(self, stored_S: Stored, chosen_S: np.ndarray, own: OwnSize | None = None) -> Tensor:
+        import torch
+
+        return torch.from_numpy(self.decode(stored_S, np.arange(len(stored_S))[chosen_S], own=own))
+
+    def begun(
+        self, stored_S: Stored, rows_B: np.ndarray, view: View, keys_B: NDArray[np.int64], own: OwnSize | None = None
+    ) -> Tensor:
+        import torch
+
+        return torch.from_numpy(self.decode(stored_S, rows_B, view=view, keys_B=keys_B, own=own))
+
+    def left(self, view: View) -> View:
+        return view if view.crop is None else replace(view, begun=True)
+
+    def first(self, stored_S: Stored, count: int, own: OwnSize | None = None) -> Stored:
+        return self.decode(stored_S, np.arange(min(count, len(stored_S))), own=own)
+
+    def fed(
+        self,
+        stored_S: Stored,
+        rows_F: NDArray[np.integer],
+        view: View | None = None,
+        keys_F: NDArray[np.int64] | None = None,
+    ) -> Stored:
+        if len(rows_F) == len(stored_S):
+            return self.decode(stored_S, rows_F, view=view, keys_B=keys_F)
+        shown_S = np.zeros((len(stored_S), *self._shape), np.uint8)  # takes no memory where nothing is written
+        self.decode(stored_S, rows_F, view=view, keys_B=keys_F, into_S=shown_S)
+        return shown_S
+
+    def one(self, stored_S: Stored, row: int) -> np.ndarray:
+        (shown,) = self.decode(stored_S, np.array([row]))
+        return np.asarray(shown)
+
+    def look_at(self, stored_S: Stored) -> None:
+        for first in range(0, len(stored_S), LOOKED_AT):
+            self.decode(stored_S, np.arange(first, min(first + LOOKED_AT, len(stored_S))))
+
+    def decode(
+        self,
+        stored_S: Stored,
+        rows_B: NDArray[np.integer],
+        *,
+        view: View | None = None,
+        keys_B: NDArray[np.int64] | None = None,
+        own: OwnSize | None = None,
+        into_S: NDArray[np.uint8] | None = None,
+    ) -> NDArray[np.uint8]:
+        """Return some rows as pixels, uint8 (B, C, H, W), decoded on as many threads as there are processors.
+
+        Args:
+            stored_S: bytes of images; those of `EncodedRows` are compared with what the ingest decoded.
+            rows_B: their numbers. A row without bytes is black: it is quarantined, and no model is shown it.
+            view: whose crop, if it begins with one, is taken of the whole pictures.
+            keys_B: of the samples, where there is a view.
+            own: another size than the dataset's.
+            into_S: where they are to lie, each at its number; by default one after another.
+
+        Raises:
+            StaleCache: other libraries decode other pixels.
+            CorruptObject: the same ones do.
+        """
+        assert isinstance(stored_S, Ragged)
+        policy = self.policy
+        if own is not None:
+            policy = policy.model_copy(update={"size": own.size, "filter": own.filter})
+        boxes = None if view is None or view.crop is None or keys_B is None else view.boxes(keys_B)
+        shown = np.zeros((len(rows_B), *policy.shape(self._shape)), np.uint8) if into_S is None else into_S
+
+        def decode_some(first: int) -> None:
+            for place in range(first, min(first + ROWS_AT_ONCE, len(rows_B))):
+                row = int(rows_B[place])
+                if len(stored_S[row]):
+                    picture, at = self._picture(stored_S, row), place if into_S is None else row
+                    if boxes is None:
+                        shown[at] = policy.sized(picture)
+                    else:
+                        shown[at] = policy.stretched(picture.crop(boxes.of(place, picture.height, picture.width)))
+
+        # all are waited for, and the first that failed is told
+        for _ in threads().map(decode_some, range(0, len(rows_B), ROWS_AT_ONCE)):
+            pass
+        return shown
+
+    def keep(self, payload: bytes) -> tuple[NDArray[np.uint8], int, NDArray[np.uint8]]:
+        """Return what is kept of a file, the digest of its picture, and its pixels as a row. Raises Unreadable."""
+        from storage.inputs.policy import ImagePolicy
+
+        policy = ImagePolicy.promised(self._source)  # of no `size`, each has its own
+        kept = policy.kept(payload)
+        if len(kept) > MOST_PICTURE_BYTES:
+            raise Unreadable(f"is {len(kept):,} bytes; at most {MOST_PICTURE_BYTES:,} are kept")
+        picture = policy.picture(kept)
+        return np.frombuffer(kept, np.uint8), picture_digest(picture), policy.sized(picture)
+
+    def _picture(self, stored_S: Ragged, row: int) -> Image.Image:
+        """Return the picture of a row, which must be what the ingest saw."""
+        try:
+            picture = self.policy.picture(stored_S[row].tobytes())
+            found = f"{picture.width}×{picture.height} pixels of digest {picture_digest(picture):016x}"
+            right = not isinstance(stored_S, EncodedRows) or picture_digest(picture) == int(stored_S.decoded_S[row])
+        except Unreadable as error:
+            found, right = str(error), False
+        if right:
+            return picture
+        assert isinstance(stored_S, EncodedRows), found  # decoded a moment ago, by this very process
+        raise _other_pixels(stored_S, row, found)
+
+
+def _other_pixels(rows: EncodedRows, row: int, found: str) -> StaleCache | CorruptObject:
+    """Return what to tell of a row that is decoded to another picture than the ingest saw."""
+    was, now = rows.libraries, decoders()
+    changed = [name for name in sorted({*was, *now}) if was.get(name) != now.get(name)]
+    expected = f"digest {int(rows.decoded_S[row]):016x}"
+    if not changed:
+        return CorruptObject(
+            f"{rows.shard}: row {row} of the shard is no picture that the ingest saw, by the same libraries",
+            found=found,
+            expected=expected,
+            do="cache verify CACHE --repair, then cache build JOB.toml",
+        )
+    return StaleCache(
+        f"{rows.shard}: row {row} of the shard is decoded to other pixels than when it was ingested; "
+        f"the libraries make the difference: {', '.join(changed)}",
+        found="\n".join([found, *(f"{name} {now.get(name, 'none')}" for name in changed)]),
+        expected="\n".join([expected, *(f"{name} {was.get(name, 'none')}" for name in changed)]),
+        do="use the Pillow that the cache was built with, or cache build JOB.toml --as NAME",
+    )
+
+
+def picture_digest(picture: Image.Image) -> int:
+    """Return the xxh3-64 of a picture's pixels, (H, W, C) row after row."""
+    return xxhash.xxh3_64_intdigest(np.ascontiguousarray(np.asarray(picture)).reshape(-1).data)
+
+
+@lru_cache
+def decoders() -> dict[str, str]:
+    """Return name and version of all that decodes images here."""
+    import PIL
+    from PIL import features
+
+    found = {name: features.version(name) for name in FEATURES if features.check(name)}
+    return {"pillow": PIL.__version__} | {name: version for name, version in sorted(found.items()) if version}
+
+
+@lru_cache
+def threads() -> ThreadPoolExecutor:
+    """Return the threads of this process that decode: one for each processor that it may use."""
+    count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return ThreadPoolExecutor(count, thread_name_prefix="decode")
