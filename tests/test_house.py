@@ -15,6 +15,7 @@ from pydantic import BaseModel
 from jobs.cli import cache as cache_cli
 from jobs.cli import student as student_cli
 from jobs.files.cache_job import CacheJob
+from jobs.files.pod_options import PodOptions, VolumeOptions
 from jobs.files.reading import read_job
 from jobs.files.student_job import StudentJob
 from storage.datasets import AnySource
@@ -48,6 +49,8 @@ SECTIONS = [
     FeatureEncoding,
     *SOURCES,
     ViewOptions,
+    PodOptions,
+    VolumeOptions,
     *typing.get_args(typing.get_args(AnyTransform)[0]),
     *(term for base in (Term, SoftTerm, FeatureTerm, VectorTerm) for term in base.__subclasses__()),
     *(CacheJob.model_fields[name].annotation for name in ("cluster", "fidelity")),

@@ -15,6 +15,7 @@ from jobs.cluster.limits import within
 from jobs.cluster.opening import open_client
 from jobs.cluster.pools import Pool, Pools, lay_out, visible_gpus
 from jobs.files.cluster_options import BuildClusterOptions, num_processors, threads_of_environment
+from jobs.kubernetes.manifest import in_pod
 from jobs.show import terminal
 from jobs.show.night import Night, told
 from storage.errors import BadRequest, WorkerDied, si
@@ -44,7 +45,7 @@ def choose_cluster(
         limited = options.shard_limit_s is not None
         own = {"kind": "local", "workers": 1} if limited else {"kind": "inline", "workers": None}
         return options.model_copy(update={**own, "address": None})
-    return options if workers is None else options.model_copy(update={"workers": workers})
+    return in_pod(options if workers is None else options.model_copy(update={"workers": workers}))
 
 
 def find_pools(options: BuildClusterOptions, device: str) -> Pools:

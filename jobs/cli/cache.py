@@ -125,6 +125,28 @@ def build(
 
 
 @app.command()
+def manifest(job: JobArgument, as_json: JsonOption = False) -> None:
+    """Write the build of a job for Kubernetes as YAML, which Dask's operator runs."""
+    from jobs.show import terminal
+
+    def action() -> int:
+        from jobs.cli.manifest import show_manifest
+        from jobs.cluster.pools import AT_ONCE, AT_ONCE_GPU
+        from jobs.files.cache_job import CacheJob
+
+        return show_manifest(
+            job,
+            CacheJob,
+            ("cache", "build"),
+            (AT_ONCE, AT_ONCE_GPU[0]),
+            lambda read: {"cache": read.cache},
+            as_json=as_json,
+        )
+
+    terminal.run(action, as_json=as_json, answers=True)
+
+
+@app.command()
 def status(cache: StatusArgument, as_json: JsonOption = False) -> None:
     """Show rows done and missing, bytes and rate (rows/s of one worker), per dataset, teacher and view.
 

@@ -5,35 +5,31 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from jobs.cluster.manifest import InPods
-    from jobs.files.cache_job import CacheJob
-    from jobs.files.student_job import StudentJob
-
-    Job = TypeVar("Job", CacheJob, StudentJob)
+    from jobs.kubernetes.manifest import InPods
 
 HEAD = """\
 # {command}
-# on {workers} in pods, by Dask's operator. What it writes: {written}
+# on {workers} in pods, started by Dask's operator. Written: {written}
 #
-#   kubectl apply -f FILE                     the operator starts the scheduler, the workers and the command
+#   kubectl apply -f FILE
 #   kubectl logs -f {name}-runner
-#   kubectl get daskjob {name}                Successful: exit status 0; Failed: any other, which is told by
+#   kubectl get daskjob {name}        # Successful: exit status 0; Failed: any other,
 #   kubectl get pod {name}-runner -o jsonpath='{{.status.containerStatuses[0].state.terminated.exitCode}}'
-#   kubectl delete -f FILE                    before the next start, which goes on with what is missing
+#   kubectl delete -f FILE            # before the next start, which goes on with what is missing
 #
-# 75, no scheduler or no workers yet, is tried again each minute for an hour.
+# Exit status 75, such as no workers yet, is tried again each minute for an hour.
 """
 
 
 def show_manifest(
     job: Path,
-    kind: type[Job],
+    kind: type[Any],
     program: tuple[str, str],
-    at_once: Callable[[bool], int],
-    written: Callable[[Job], Mapping[str, str]],
+    at_once: tuple[int, int],
+    written: Callable[[Any], Mapping[str, str]],
     *,
     as_json: bool,
 ) -> int:
@@ -43,16 +39,16 @@ def show_manifest(
         job: its file.
         kind: what it is.
         program: what the command's pod runs on it.
-        at_once: work that a worker does at a time, with a GPU or without.
+        at_once: work that a worker does at a time, without a GPU and with one.
         written: what the job writes, by what it is.
         as_json: whether to print JSON, which `kubectl` takes too.
 
     Raises:
         BadRequest: the job is not one for Kubernetes, or what it writes would be lost.
     """
-    from jobs.cluster.crds import check
-    from jobs.cluster.manifest import InPods, manifest
     from jobs.files.reading import read_job
+    from jobs.kubernetes.crds import check
+    from jobs.kubernetes.manifest import InPods, manifest
     from jobs.show import terminal
 
     read = read_job(job, kind)
@@ -63,7 +59,7 @@ def show_manifest(
     in_pods = InPods(
         name=(options.pods and options.pods.name) or _name(job),
         command=(*program, str(place)),
-        at_once=at_once(bool(options.gpus)),
+        at_once=at_once[bool(options.gpus)],
         written=written(read),
     )
     objects = manifest(options, in_pods)
@@ -96,14 +92,12 @@ def _head(job: InPods, workers: int) -> str:
 def _yaml(objects: list[dict[str, Any]]) -> str:
     import yaml
 
-    class Dumper(yaml.SafeDumper):
-        """Writes a script as its lines, and repeats what is there twice."""
+    # repeats what is there twice, for references are hard to read
+    own: Any = type("Dumper", (yaml.SafeDumper,), {"ignore_aliases": lambda self, data: True})
 
-        def ignore_aliases(self, data: Any) -> bool:
-            return True
-
-    def text(dumper: yaml.SafeDumper, value: str) -> yaml.Node:
+    def lines(dumper: yaml.SafeDumper, value: str) -> yaml.Node:
         return dumper.represent_scalar("tag:yaml.org,2002:str", value, style="|" if "\n" in value else None)
 
-    Dumper.add_representer(str, text)
-    return yaml.dump_all(objects, Dumper=Dumper, sort_keys=False, explicit_start=True, width=100)
+    own.add_representer(str, lines)
+    text: str = yaml.dump_all(objects, Dumper=own, sort_keys=False, explicit_start=True, width=100)
+    return text

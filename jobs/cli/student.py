@@ -92,6 +92,23 @@ def train(
 
 
 @app.command()
+def manifest(job: JobArgument, as_json: JsonOption = False) -> None:
+    """Write the training of a job for Kubernetes as YAML, which Dask's operator runs."""
+    from jobs.show import terminal
+
+    def action() -> int:
+        from jobs.cli.manifest import show_manifest
+        from jobs.files.student_job import StudentJob
+
+        def written(read: StudentJob) -> dict[str, str]:
+            return {"runs": str(read.runs)}
+
+        return show_manifest(job, StudentJob, ("student", "train"), (1, 1), written, as_json=as_json)
+
+    terminal.run(action, as_json=as_json, answers=True)
+
+
+@app.command()
 def compare(runs: RunsArgument, as_json: JsonOption = False) -> None:
     """Show which setting is best and by how much, beside the teacher, labels alone and chance; what each key does."""
     from jobs.show import terminal
@@ -156,6 +173,10 @@ def _train(
     if wait and parallel.size > 1:
         raise BadRequest("--wait is for one process", found=f"{parallel.size} of torchrun", do="leave it out")
     read = read_job(job, StudentJob)
+    if read.cluster.kind == "kubernetes":
+        from jobs.kubernetes.manifest import in_pod
+
+        read = read.model_copy(update={"cluster": in_pod(read.cluster)})
     request = read.request(device, parallel)
     if dry_run:
         if parallel.writes:  # the others would say the same

@@ -8,12 +8,13 @@ import re
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
-from pydantic import AfterValidator, BeforeValidator, Field, FiniteFloat, model_validator
+from pydantic import BeforeValidator, Field, FiniteFloat, model_validator
 
+from jobs.files.pod_options import Amount, PodOptions
 from storage.options import JobPath, Options
 
 BATCH = ("slurm", "pbs", "lsf", "sge")
-Kind = Literal["local", "address", "inline", "slurm", "pbs", "lsf", "sge"]
+Kind = Literal["local", "address", "inline", "slurm", "pbs", "lsf", "sge", "kubernetes"]
 
 
 def _seconds(text: object) -> object:
@@ -24,12 +25,6 @@ def _seconds(text: object) -> object:
         raise ValueError(f"{text!r} is no time limit; write hours:minutes:seconds, or days-hours:minutes:seconds")
     days, hours, minutes, seconds = (int(part or 0) for part in found.groups())
     return ((days * 24 + hours) * 60 + minutes) * 60 + seconds
-
-
-def _memory(text: str) -> str:
-    if re.fullmatch(r"[1-9]\d*(\.\d+)? ?[MGT]i?B", text) is None:
-        raise ValueError(f"{text!r} is no amount of memory; write a number and its unit, such as 16 GiB")
-    return text
 
 
 TimeLimit = Annotated[int, Field(gt=0), BeforeValidator(_seconds)]
@@ -57,7 +52,7 @@ class BatchOptions(Options):
     queue: Line | None = None
     account: Line | None = None
     time: TimeLimit | None = None
-    memory: Annotated[str, AfterValidator(_memory)] | None = None
+    memory: Amount | None = None
     processors: Annotated[int, Field(ge=1)] | None = None
     gpus: Annotated[int, Field(ge=0, le=1)] | None = None
     directives: list[Line] = Field(default=[])
@@ -70,6 +65,7 @@ class BatchOptions(Options):
 
 _OF_A_JOB = ("queue", "account", "time", "memory", "processors", "setup", "logs", "pending_limit_s")
 _NEEDED = ("workers", "time", "memory")
+_OF_A_POD = ("memory", "processors", "gpus")
 _LIMITS = {"slurm": r"(-t|--time)\b", "pbs": r"-l.*\bwalltime=", "lsf": r"-W\b", "sge": r"-l.*\b[hs]_rt="}
 
 
@@ -78,29 +74,43 @@ class ClusterOptions(BatchOptions):
 
     Attributes:
         kind: `local` starts workers on this machine for the length of the command; `address` uses a running scheduler;
-            `inline` runs in this process, without Dask; `slurm`, `pbs`, `lsf` and `sge` submit jobs, one a worker.
-        workers: processes of a local cluster; by default one for each processor. Of a batch scheduler: jobs.
+            `inline` runs in this process, without Dask; `slurm`, `pbs`, `lsf` and `sge` submit jobs, one a worker;
+            `kubernetes` is one whose pods Dask's operator starts (jobs.kubernetes.manifest).
+        workers: processes of a local cluster; by default one for each processor. Of a batch scheduler: jobs;
+            of Kubernetes: pods.
         threads: of torch in each worker; by default what OMP_NUM_THREADS says, else the processors shared out among
             the workers.
         address: of the scheduler, `tcp://host:port`.
+        pods: of Kubernetes.
     """
 
     kind: Kind = "local"
     workers: Annotated[int, Field(ge=1)] | None = None
     threads: Annotated[int, Field(ge=1)] | None = None
     address: str | None = None
+    pods: PodOptions | None = None
 
     @model_validator(mode="after")
     def _fits_its_kind(self) -> Self:
         if (self.kind == "address") != (self.address is not None):
             raise ValueError('`address` goes with kind = "address"')
-        if self.workers is not None and (self.kind not in ("local", *BATCH) or self.inside):
+        if self.workers is not None and (self.kind not in ("local", "kubernetes", *BATCH) or self.inside):
             raise ValueError('`workers` goes with kind = "local", or with jobs that the command submits')
+        if (self.kind == "kubernetes") != (self.pods is not None):
+            raise ValueError('[cluster.pods] goes with kind = "kubernetes"')
         if self.kind in BATCH:
             self._check_batch()
-        elif said := [name for name in BatchOptions.model_fields if name in self.model_fields_set]:
-            raise ValueError(f"`{said[0]}` goes with a batch scheduler: kind = {' or '.join(map(repr, BATCH))}")
+        else:
+            self._check_others()
         return self
+
+    def _check_others(self) -> None:
+        of_pods = self.kind == "kubernetes"
+        if of_pods and (lacking := [name for name in ("workers", "memory") if getattr(self, name) is None]):
+            raise ValueError(f"kind = {self.kind!r} needs {', '.join(f'`{name}`' for name in lacking)} of its pods")
+        strange = set(BatchOptions.model_fields) - set(_OF_A_POD if of_pods else ())
+        if said := [name for name in BatchOptions.model_fields if name in self.model_fields_set & strange]:
+            raise ValueError(f"`{said[0]}` goes with a batch scheduler: kind = {' or '.join(map(repr, BATCH))}")
 
     def _check_batch(self) -> None:
         if self.inside and self.kind != "slurm":

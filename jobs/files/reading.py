@@ -26,8 +26,13 @@ MOST_LEVELS = 32  # of tables and lists in it
 MOST_NAMES = 5  # that one message lists
 
 
-def read_job(path: Path, kind: type[Job]) -> Job:
+def read_job(path: Path, kind: type[Job], folder: Path | None = None) -> Job:
     """Return the job in a TOML file.
+
+    Args:
+        path: of the file.
+        kind: what it must be.
+        folder: where its relative paths begin; by default in its own.
 
     Raises:
         BadJob: it cannot be read, or it has mistakes; all of them are listed.
@@ -56,7 +61,7 @@ def read_job(path: Path, kind: type[Job]) -> Job:
     expanded = expand(values)
     told = [f"{spelled(place)}: {message}" for place, message in expanded.mistakes]
     try:
-        job = kind.model_validate(expanded.values, context={"folder": path.resolve().parent})
+        job = kind.model_validate(expanded.values, context={"folder": folder or path.resolve().parent})
     except ValidationError as error:
         told += mistakes(kind, error, expanded)
     if told:

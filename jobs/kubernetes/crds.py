@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 from typing import Any
@@ -41,6 +42,7 @@ def check(kind: str, values: dict[str, Any]) -> str | None:
     return f"{PACKAGE} {package.version}"
 
 
+@lru_cache
 def _schema(path: Path) -> dict[str, Any]:
     import yaml
 
