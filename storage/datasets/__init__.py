@@ -8,6 +8,7 @@ images.py          what all images share: how one is shown, by a named policy
 arrays.py          NumPy arrays
 digits.py          scikit-learn's digits
 factory.py         a user's own dataset
+table/             tables: numbers and categories, by the names of columns
 text/              text, in blocks or each with its class
 chat/              chats, of which the assistant's tokens are to be predicted
 tokens.py          token ids in NumPy files
@@ -25,6 +26,7 @@ from storage.datasets.chat import ChatSource
 from storage.datasets.digits import DigitsSource
 from storage.datasets.factory import FactorySource
 from storage.datasets.published import AnyHfFolder, ImageFolderSource, ParquetImagesSource
+from storage.datasets.table import TableSource
 from storage.datasets.text import AnyText
 from storage.datasets.tokens import TokensSource
 
@@ -35,6 +37,7 @@ AnySource = Annotated[
     | AnyHfFolder
     | ArraysSource
     | FactorySource
+    | TableSource
     | AnyText
     | ChatSource
     | TokensSource,

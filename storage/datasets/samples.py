@@ -10,6 +10,7 @@ from PIL import Image
 from pydantic import ValidationError
 
 from storage.datasets.base import Unreadable
+from storage.datasets.table import Layout
 from storage.errors import BadRequest
 from storage.inputs import Inputs
 from storage.inputs.policy import ImagePolicy
@@ -120,21 +121,42 @@ def _arrays(
     return list(samples)
 
 
+def _cells(
+    samples: Sequence[Any], source: Mapping[str, Any], tokenizer: bytes | None, input_shape: tuple[int, ...]
+) -> list[np.ndarray]:
+    """Return rows of a table by the names of its columns, whatever others there are; or rows that were made before."""
+    _require(samples, (Mapping, np.ndarray), "rows by the names of columns: {column: value}, None for nothing")
+    layout = Layout.promised(source)
+    assert layout is not None
+    rows = []
+    for sample in samples:
+        if isinstance(sample, Mapping) and (absent := [name for name in layout.names if name not in sample]):
+            raise BadRequest(f"a row has no column {', '.join(absent)}", found=", ".join(map(str, sample)))
+        try:
+            rows.append(sample if isinstance(sample, np.ndarray) else layout.row([sample[n] for n in layout.names]))
+        except Unreadable as error:
+            raise BadRequest("a row cannot be read", found=str(error)) from None
+    return rows
+
+
 def _require(samples: Sequence[Any], kinds: tuple[type, ...], expected: str) -> None:
     if (strange := next((sample for sample in samples if not isinstance(sample, kinds)), None)) is not None:
         raise BadRequest("these are no samples for this student", found=type(strange).__name__, expected=expected)
 
 
-def kind_of_samples(source: Mapping[str, Any] | None) -> Literal["image", "text", "array"]:
+def kind_of_samples(source: Mapping[str, Any] | None) -> Literal["image", "text", "table", "array"]:
     """Return what a sample of one's own is, of a student whose dataset promised this."""
     made = OF_KIND.get(str((source or {}).get("kind")), _arrays)
-    return "image" if made is _images else "array" if made is _arrays else "text"
+    return SAMPLES.get(made, "text")
 
+
+SAMPLES: dict[Any, Literal["image", "table", "array"]] = {_images: "image", _cells: "table", _arrays: "array"}
 
 # By `kind` of the dataset.
 OF_KIND: dict[str, Callable[[Sequence[Any], Mapping[str, Any], bytes | None, tuple[int, ...]], list[np.ndarray]]] = {
     "image_folder": _images,
     "parquet_images": _images,
+    "table": _cells,
     "text": _texts,
     "chat": _chats,
 }

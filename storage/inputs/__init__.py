@@ -10,6 +10,7 @@
     sequences.py   that, read from the front: a model is given ids alone
     packed.py   that, several documents in a row: a model is given ids and positions
     values.py   float32, as they are
+    columns.py  what the places of a table's rows mean
     arguments.py   what a model is called with
     ragged.py   rows of their own length in memory: flat, beside where each ends
 

@@ -10,6 +10,7 @@ from storage.cache import Catalogue
 from storage.errors import BadRequest, MissingCapability, NotInCache
 from storage.format.specs import DatasetSpec, TeacherSpec
 from storage.inputs import inputs_of
+from storage.inputs.columns import check_same_columns
 from storage.tasks import task_of
 from student_train.feed.batches import ArrayKey, Needs
 from student_train.feed.order.mixture import shared_out
@@ -26,6 +27,7 @@ def check_agree(dataset: DatasetSpec, held: DatasetSpec, what: str) -> None:
         names = f": {', '.join(spec.classes)}" if dataset.classes != held.classes else ""
         return f"{classes}{names}, inputs {spec.input_shape} {spec.input_dtype}{tokenizer}"
 
+    check_same_columns(held.source, dataset.source, what)
     if (dataset.classes, described(dataset)) != (held.classes, described(held)):
         raise BadRequest(
             what,

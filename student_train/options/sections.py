@@ -204,8 +204,9 @@ class StudentOptions(TrainingOptions):
     quantize: Quantize = None  # "int8": weights and inputs of layers are rounded in training, and weights written so
 
     # Normalisation of inputs in [0, 1], one value for all channels or one for each; part of the model.
-    mean: PerChannel = (0.5,)
-    std: PerChannel = (0.5,)
+    # None: 0.5, or of a table what it promises of each column.
+    mean: PerChannel | None = None
+    std: PerChannel | None = None
 
     objective: Annotated[tuple[ObjectiveTerm, ...], Field(strict=False)]
 
@@ -234,7 +235,7 @@ class StudentOptions(TrainingOptions):
             raise ValueError(
                 f"`quantize` looks at each batch once and whole, and does not go with {', '.join(with_it)}"
             )
-        if min(self.std) <= 0:
+        if self.std is not None and min(self.std) <= 0:
             raise ValueError(f"std must be above 0, found {min(self.std)}")
         return self
 

@@ -14,6 +14,7 @@ from storage.encodings import Encoding
 from storage.format.specs import DatasetSpec
 from storage.format.stages import list_teachers
 from storage.inputs import inputs_of
+from storage.inputs.columns import normalisation_of
 from storage.options import code_fingerprint
 from storage.tasks import task_of as storage_task
 from storage.views import PLAIN
@@ -51,6 +52,8 @@ from student_train.students.files import BlueprintFile
 from student_train.students.starting.start import start_digests
 from student_train.students.transformers import embedded
 from student_train.tasks import TASKS
+
+HALF = (0.5,)  # by which inputs in [0, 1] are normalised
 
 
 def prepare(request: Request) -> list[PreparedRun]:
@@ -255,13 +258,14 @@ def _blueprint(
             tokenizer=dataset.tokenizer,
         )
     assert options.architecture is not None  # or it would start from a student's folder
+    mean, std = normalisation_of(dataset.source) or (HALF, HALF)
     return Blueprint(
         architecture=options.architecture,
         options=options.options if options.path is None else embedded(options.path, options.options),
         num_classes=num_classes,
         input_shape=dataset.input_shape,
-        mean=options.mean if inputs.normalised else None,
-        std=options.std if inputs.normalised else None,
+        mean=(options.mean or mean) if inputs.normalised else None,
+        std=(options.std or std) if inputs.normalised else None,
         tokenizer=dataset.tokenizer,
         classes=tuple(dataset.classes),
         # said only where classes are not the ids themselves
@@ -285,7 +289,9 @@ def _identity(
     taught = _teachers_of(objective_needs(options.objective), train.datasets)
     several = len(train.datasets) > 1
     identity: dict[str, Any] = {
-        "student": options.made_from(),
+        # what was left out, as it is: before a table said it, it was HALF
+        "student": options.made_from()
+        | {key: list(getattr(options, key) or getattr(blueprint, key) or HALF) for key in ("mean", "std")},
         "architecture_code": code_fingerprint(blueprint.architecture) if ":" in blueprint.architecture else None,
         # of the other options residency changes nothing; rows and views tell of the rest
         "data": data.model_dump(mode="json", include={"train", "validation", "window_shards", "order_seed"})

@@ -12,6 +12,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+from storage.datasets.table import Layout
 from storage.errors import CorruptObject
 from student_train.students import Blueprint
 
@@ -27,14 +28,17 @@ def preprocessing(blueprint: Blueprint) -> dict[str, Any]:
     """
     source = blueprint.source or {}
     said = {key: value for key, value in source.items() if key not in SPLIT_KEYS}
-    of_pixels = {
-        "values": "pixels / 255, float32 in [0, 1], channels first",
+    layout = Layout.promised(source)
+    values = "pixels / 255, float32 in [0, 1], channels first" if blueprint.made_of.scaled else "float32, as they are"
+    of_values = {
+        "values": values,
+        **({} if layout is None else {"places": layout.places}),  # what each number of a row is
         "normalised_within": {"mean": blueprint.mean, "std": blueprint.std},
     }
     return {
         "inputs": blueprint.made_of.name,
         "input_shape": list(blueprint.input_shape),
-        **(of_pixels if blueprint.made_of.normalised else {}),
+        **(of_values if blueprint.made_of.normalised else {}),
         "samples": said,
         "tokenizer": blueprint.tokenizer,
         "task": blueprint.asked.name,

@@ -16,7 +16,7 @@ from storage.inputs import inputs_of
 from teacher_cache.teachers.options import TeacherOptions
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from torch import Tensor, nn
 
 WHITE = 255.0  # of a pixel that is a byte
 
@@ -24,12 +24,18 @@ Constant = Callable[[object, Sequence[float]], "Tensor"]
 """Numbers, by a name, as a tensor on the device of the teacher."""
 
 
-def fed(inputs_B: Tensor, options: TeacherOptions, dataset: DatasetSpec, constant: Constant) -> Tensor:
+def fed(
+    inputs_B: Tensor, model: nn.Module, options: TeacherOptions, dataset: DatasetSpec, constant: Constant
+) -> Tensor:
     """Return what a model is called with, of what the kind of inputs gives, (B, …).
 
     Raises:
-        BadTeacher: it wants pixels, pictures, or other channels, and the dataset has none of these.
+        BadTeacher: it wants pixels, pictures, other channels or columns, and the dataset has none of these.
     """
+    from teacher_cache.teachers.runtime import Runtime
+
+    if isinstance(model, Runtime):
+        model.asked_about(dataset)
     if options.size is not None:
         inputs_B = _resized(inputs_B, options, dataset)
     if options.pixels == "bytes":

@@ -7,10 +7,13 @@ its hooks hear, as of any module.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from storage.format.specs import DatasetSpec
 
 
 class Runtime(nn.Module):
@@ -27,6 +30,9 @@ class Runtime(nn.Module):
         self.digest, self.weights_bytes = digest, weights_bytes
         # not by add_module: names of tensors have dots and slashes
         self._modules.update({name: nn.Identity() for name in layers})
+
+    def asked_about(self, dataset: DatasetSpec) -> None:
+        """Take note of which dataset the next rows are, for one that goes by names of columns. Raises BadTeacher."""
 
     def heard(self, features: Mapping[str, Tensor]) -> None:
         """Pass values of layers through them, where hooks hear them."""

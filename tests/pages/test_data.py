@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
 
 from jobs.files.cache_job import CacheJob
 from jobs.files.reading import read_job
 from storage.cache import Cache
 from tests.chats.toys import CHATML, write_model
+from tests.conftest import Program
 from tests.pages.reading import blocks, run
 
 
@@ -21,12 +26,30 @@ def test_every_job_of_the_page_of_data_is_valid(tmp_path: Path) -> None:
 
 
 def test_a_dataset_of_ones_own_is_built_as_the_page_of_data_has_it(tmp_path: Path) -> None:
-    (code,) = (text for language, text in blocks("data.md") if language == "python")
+    (code,) = (text for language, text in blocks("data.md") if text.startswith("# data.py"))
     (tmp_path / "data.py").write_text(code)
     (job,) = (text for language, text in blocks("data.md") if "data.py:build" in text and language == "toml")
     (tmp_path / "job.toml").write_text(job)
     run([str(Path(sys.executable).parent / "cache"), "build", "job.toml"], tmp_path)
     assert len(Cache.open(str(tmp_path / "caches/waves")).samples().of("waves")) == 200
+
+
+def test_a_table_and_its_pipeline_are_as_the_page_of_data_has_them(
+    tmp_path: Path, program: Program, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (lines,) = (text for language, text in blocks("data.md") if language == "csv")
+    (code,) = (text for language, text in blocks("data.md") if text.startswith("# churn.py"))
+    (job,) = (text for language, text in blocks("data.md") if text.startswith("# churn.toml"))
+    (tmp_path / "customers.csv").write_text(lines)
+    (tmp_path / "churn.toml").write_text(job)
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, Any] = {}
+    exec(code, names)
+    ended = program("cache", "build", "churn.toml")
+    assert ended.code == 0, ended.err
+    said = Cache.open("caches/customers").read_targets("customers", "logistic", 0)["logits"]
+    expected = names["model"].predict_log_proba(names["table"].drop("churn"))
+    assert np.allclose(said, expected, atol=1e-5)
 
 
 def test_chats_are_read_as_the_page_of_data_has_them(tmp_path: Path) -> None:

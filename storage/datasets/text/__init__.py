@@ -9,6 +9,7 @@ tables.py      files of rows, of every kind
 ranges.py      what lies in a range of a file, whatever its kind
 ranged.py      files that are read in ranges: what blocks and chats have in common
 density.py     how many rows and tokens of it there are, from a sample
+windows.py     rows of a file that is read from its beginning
 tokenising.py  a bounded amount of text with the tokenizer at once
 blocks.py      documents packed into blocks, each position to be predicted
 whole.py       the same as caches from before ranges have it

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections import Counter, deque
-from collections.abc import Callable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from functools import lru_cache
-from itertools import islice
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple, Self
 
@@ -19,6 +18,7 @@ from storage.datasets.text.opening import kind_of, size_of
 from storage.datasets.text.rows import Column, Columns, Row
 from storage.datasets.text.tables import rows_of
 from storage.datasets.text.tokenising import batches_of, in_pieces
+from storage.datasets.text.windows import Window
 from storage.digests import unit_interval
 from storage.errors import BadRequest, LabelOutOfRange, MissingSource
 from storage.language.tokenizer import Around, around, encoder
@@ -26,7 +26,6 @@ from storage.tasks import TASKS
 from storage.tasks.text_classification import TextClassification
 
 KEPT_FILES = 2  # that are being read, in each process
-KEPT_SHARDS = 3  # of rows that were read
 FEW_ROWS = 10  # of a file; from here on, a label that its first line alone has is taken for the name of a column
 
 _Found = tuple[str, Row | Unreadable]  # where a row is, and the row
@@ -253,30 +252,10 @@ class _Tokenised(NamedTuple):
     remarks: tuple[str, ...] = ()
 
 
-class _Window:
-    """The rows of one file, read from its beginning once, as long as neighbouring rows are asked for."""
-
-    def __init__(self, begin: Callable[[], Iterator[_Found]]):
-        self._begin = begin
-        self._rows, self._kept, self._read = begin(), deque[_Found](), 0
-
-    def rows(self, position: int, rows: int) -> list[_Found]:
-        """Return the rows [position, position + rows), or as many as there are."""
-        if position < self._read - len(self._kept):
-            self._rows, self._kept, self._read = self._begin(), deque[_Found](), 0
-        # two pieces of work share a process, and the later may come first
-        self._kept = deque(self._kept, maxlen=max(self._kept.maxlen or 0, KEPT_SHARDS * rows))
-        for row in islice(self._rows, max(0, position + rows - self._read)):
-            self._kept.append(row)
-            self._read += 1
-        first = self._read - len(self._kept)
-        return list(islice(self._kept, position - first, position + rows - first))
-
-
 @lru_cache(maxsize=KEPT_FILES)
-def _window(kind: type[LabelledTextSource], options: str, path: Path, file: LocalFile) -> _Window:
+def _window(kind: type[LabelledTextSource], options: str, path: Path, file: LocalFile) -> Window[_Found]:
     source = kind.model_validate_json(options)
-    return _Window(lambda: source._rows(path))  # noqa: SLF001 - of this module
+    return Window(lambda: source._rows(path))  # noqa: SLF001 - of this module
 
 
 class _Told(NamedTuple):

@@ -81,16 +81,16 @@ def delimited_rows(path: Path, columns: Columns, part: Sequence[float], *, delim
     csv.field_size_limit(MAX_FIELD)
     quoted = quoted if columns.quotes is None else columns.quotes
     quoting: Literal[0, 3] = csv.QUOTE_MINIMAL if quoted else csv.QUOTE_NONE
-    records = partial(_records, path, delimiter=delimiter, quoting=quoting)
-    first = next(records(), None)
+    all_of = partial(records, path, delimiter=delimiter, quoting=quoting)
+    first = next(all_of(), None)
     if first is None:
         return
     names = first[1]  # even if it names nothing: it tells how many columns there are
     places = [_place(path, column, names, columns) for column in (*columns.texts, columns.label) if column is not None]
     deciding = {column: _place(path, column, names, columns) for column in columns.where.columns}
     skipped = int(columns.header)
-    start, stop = cut(sum(1 for _ in records()) - skipped if list(part) != WHOLE else 0, part)
-    for place, (number, fields) in enumerate(records(), start=-skipped):
+    start, stop = cut(sum(1 for _ in all_of()) - skipped if list(part) != WHOLE else 0, part)
+    for place, (number, fields) in enumerate(all_of(), start=-skipped):
         if place < 0 or (list(part) != WHOLE and not start <= place < stop):
             continue
         row: Row | Unreadable
@@ -106,7 +106,7 @@ def delimited_rows(path: Path, columns: Columns, part: Sequence[float], *, delim
         yield f"{path.name} line {number}", row
 
 
-def _records(path: Path, *, delimiter: str, quoting: Literal[0, 3]) -> Iterator[tuple[int, list[str]]]:
+def records(path: Path, *, delimiter: str, quoting: Literal[0, 3]) -> Iterator[tuple[int, list[str]]]:
     """Yield (number of its first line, fields) of each record of a table; empty lines are none."""
     # newline: line ends in a field stay as they are; strict: a stray quotation mark is an error, not a guess
     lines = (line for piece in text_between(path, 0, size_of(path)) for line in StringIO(piece, newline=""))

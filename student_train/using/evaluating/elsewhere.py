@@ -24,12 +24,12 @@ IMAGES = ("image_folder", "parquet_images")  # kinds of which a folder can stand
 ARRAYS = (".npy", ".npz")
 # options of which a promise has the value as a job gives it
 PROMISED = {
-    "add_special_tokens", "block", "column", "completion", "document_mask", "end_of_text", "header", "joined_by",
-    "label", "length", "long_chats", "long_documents", "pack", "prompt", "quotes", "roles", "special_tokens", "task",
-    "template_arguments",
+    "add_special_tokens", "block", "column", "completion", "delimiter", "document_mask", "end_of_text", "header",
+    "joined_by", "label", "length", "long_chats", "long_documents", "missing", "pack", "prompt", "quotes", "roles",
+    "special_tokens", "task", "template_arguments", "unseen",
 }  # fmt: skip
 # keys of a promise that say which rows there are, not what a row is
-WHICH_ROWS = {"part", "where", "labels", "train_tokenizer"}
+WHICH_ROWS = {"id", "part", "where", "labels", "train_tokenizer"}
 NO_LABELS = 'of a .npy give --labels FILE.npy; a .npz has "inputs" and "labels"; of images, a folder for each class'
 
 

@@ -12,6 +12,7 @@ from torch import Tensor
 from storage.cache import Cache, Samples
 from storage.errors import BadRequest, NotInCache
 from storage.inputs import inputs_of
+from storage.inputs.columns import check_same_columns
 from storage.inputs.policy import UNSAID, ImagePolicy
 from storage.tasks import task_of
 from storage.views import PLAIN
@@ -21,6 +22,9 @@ from student_train.feed.selection import select_rows
 from student_train.preparing.against import Against, measured_against
 from student_train.students import Blueprint
 from student_train.using.portable import SPLIT_KEYS
+
+# of a table: those that differ in its rows are refused, the others say nothing of them
+OF_TABLES = {"columns", "delimiter", "id", "label", "labels", "normalise", "order"}
 
 
 @dataclass(frozen=True)
@@ -72,6 +76,7 @@ def rows_of_cache(
     catalogue = cache.catalogue({dataset})
     spec = catalogue.dataset(dataset)
     check_inputs(spec.input_shape, inputs_of(spec).name, task_of(spec).name, spec.tokenizer, blueprint, rows)
+    check_same_columns(spec.source, blueprint.source, f"{rows} is no data for this student")
     answered = [name for name in catalogue.teacher_names(dataset) if PLAIN in catalogue.view_names(dataset, name)]
     if teacher is not None and teacher not in answered:
         raise NotInCache(
@@ -151,7 +156,7 @@ def other_keys(source: Mapping[str, Any], own: Mapping[str, Any]) -> set[str]:
 def other_preprocessing(source: Mapping[str, Any], blueprint: Blueprint, name: str) -> list[str]:
     """Return a note if samples of a dataset became rows in another way than those that a student learned from."""
     own = blueprint.source
-    differing = [] if own is None else sorted(other_keys(source, own))
+    differing = [] if own is None else sorted(other_keys(source, own) - OF_TABLES)
     if own is None or not differing:
         return []
     said = ", ".join(f"{key} {source.get(key)!r}, the student's {own.get(key)!r}" for key in differing)

@@ -19,6 +19,7 @@ from storage.datasets.base import Unreadable
 from storage.datasets.listing import list_files, told
 from storage.datasets.published import ColumnImages, HfImages, ParquetImagesSource, find_split, is_saved
 from storage.datasets.samples import kind_of_samples
+from storage.datasets.table import TableSource
 from storage.datasets.text.rows import Columns, Row
 from storage.datasets.text.tables import rows_of
 from storage.errors import BadRequest, MissingSource
@@ -95,6 +96,7 @@ def find_samples(given: str, blueprint: Blueprint, columns: Sequence[str], stdin
 EXPECTED = {
     "image": "a folder of images or of save_to_disk, an image, a .parquet of images, or a .npy of pixels",
     "text": "a .txt (a text a line), a .csv, .tsv, .jsonl or .parquet with --column, or - for lines of standard input",
+    "table": "a .csv, .tsv or .parquet, or a folder of them, with the columns of the student's own table",
     "array": "a .npy or .npz of inputs, or of numbers a .csv or .parquet with --column for each",
 }
 
@@ -238,8 +240,26 @@ def _arrays(path: Path, blueprint: Blueprint, columns: Sequence[str]) -> Samples
     raise _wrong(path, "array")
 
 
+def _table(path: Path, blueprint: Blueprint, columns: Sequence[str]) -> Samples:
+    """Return rows of a table by the names of columns that the student's own had, in any order."""
+    if path.suffix in ARRAYS:
+        return _arrays(path, blueprint, columns)
+    if columns:
+        raise BadRequest("--column is of a student that knows no names of columns", found=", ".join(columns))
+    source = TableSource.like(blueprint.source or {}, path)
+    files = source.files()
+
+    def each() -> Iterator[Sample]:
+        for file, rows in files.select("file", "rows").iter_rows():
+            for raw in source.read(file, 0, rows):
+                yield Sample(raw.sample_id, raw.payload)
+
+    return Samples(f"{files['rows'].sum():,} rows of {path}", each(), int(files["rows"].sum()), tuple(source.notes()))
+
+
 FINDERS: dict[str, Callable[[Path, Blueprint, Sequence[str]], Samples]] = {
     "image": _images,
     "text": _texts,
+    "table": _table,
     "array": _arrays,
 }

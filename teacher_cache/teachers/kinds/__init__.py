@@ -9,6 +9,7 @@ exported.py   a program that torch exported, or TorchScript: code, which a job m
 zoo.py        a model of timm or torchvision, by its name there
 sklearn.py    a classifier of scikit-learn, through skops
 sklearn_model.py  one as a torch module
+sklearn_columns.py  a table's columns by name, as an estimator was fitted on
 transformers.py  a model in a folder of transformers: language model, classifier, encoder
 transformers_purpose.py  which of these it is, by its folder
 transformers_model.py  classifiers and encoders as torch modules: pooled, normalised

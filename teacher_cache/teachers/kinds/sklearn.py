@@ -72,10 +72,10 @@ def wants_around(options: TeacherOptions) -> bool:
 
 
 def notes(options: TeacherOptions) -> list[str]:
-    """Return what skops warned of, and that its columns are matched by their place, where it has names for them."""
+    """Return what skops warned of, and how its columns are found, where it has names for them."""
     loaded = load_estimator(options)
     names = getattr(loaded.estimator, "feature_names_in_", None)
-    by_place = "it was fitted on columns with names, which are matched by their place here: "
+    by_place = "it was fitted on columns with names: those of a table are found by them, others go by place: "
     return loaded.warnings + ([] if names is None else [by_place + ", ".join(map(str, names[:12]))])
 
 

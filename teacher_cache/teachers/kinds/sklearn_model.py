@@ -13,13 +13,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from storage.datasets.table import Layout
 from storage.errors import BadTeacher
+from storage.format.specs import DatasetSpec
+from teacher_cache.teachers.kinds.sklearn_columns import ByName
 from teacher_cache.teachers.probabilities import logits_from
 from teacher_cache.teachers.runtime import Runtime, as_tensor, host_array
 
 
 class SklearnModel(Runtime):
-    """Its rows are flat, (B, F) float64; its answer is logits (B, C) float32.
+    """Its rows are flat, (B, F) float64, or a table's columns by name; its answer is logits (B, C) float32.
 
     Args:
         path: of its file.
@@ -42,6 +45,7 @@ class SklearnModel(Runtime):
                 expected=f"{len(classes)}",
             )
         # Threads of joblib would add up a forest's votes in another order each time, and take every core there is.
+        self._by_name: ByName | None = None
         jobs = [key for key in estimator.get_params(deep=True) if key.rpartition("__")[2] == "n_jobs"]
         estimator.set_params(**dict.fromkeys(jobs, 1))
 
@@ -49,10 +53,19 @@ class SklearnModel(Runtime):
         """Stay where it is: it is computed on the host, and its answers are sent to the device."""
         return self
 
+    def asked_about(self, dataset: DatasetSpec) -> None:
+        """Find its columns in a table by their names, if it knows any."""
+        columns = getattr(self._estimator, "feature_names_in_", None)
+        layout = Layout.promised(dataset.source)
+        if layout is None or columns is None:
+            self._by_name = None
+        elif self._by_name is None or self._by_name.layout.promise() != layout.promise():
+            self._by_name = ByName(layout, self._estimator, f"{type(self._estimator).__name__} in {self._path}")
+
     def forward(self, rows_B: Tensor) -> Tensor:
         """Return logits, (B, C), of rows (B, …)."""
-        from threadpoolctl import threadpool_limits
-
+        if self._by_name is not None:
+            return self._scores(self._by_name.frame(host_array(rows_B)), rows_B.device)
         rows_BF = host_array(rows_B).reshape(len(rows_B), -1).astype(np.float64)
         wanted = getattr(self._estimator, "n_features_in_", rows_BF.shape[1])
         if rows_BF.shape[1] != wanted:
@@ -61,10 +74,15 @@ class SklearnModel(Runtime):
                 found=f"{rows_BF.shape[1]} numbers a row",
                 expected=f"{wanted}",
             )
+        return self._scores(rows_BF, rows_B.device)
+
+    def _scores(self, rows: Any, device: torch.device) -> Tensor:
+        from threadpoolctl import threadpool_limits
+
         with threadpool_limits(torch.get_num_threads()), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of names of columns; the build has told
-            scores = np.asarray(getattr(self._estimator, self._method)(rows_BF))
-        scores_B = as_tensor(scores, rows_B.device)
+            scores = np.asarray(getattr(self._estimator, self._method)(rows))
+        scores_B = as_tensor(scores, device)
         if self._method == "predict_proba":
             return logits_from(scores_B, self._path.name)
         if scores_B.ndim == 1:  # of two classes it gives one number, whose sigmoid is the second's probability

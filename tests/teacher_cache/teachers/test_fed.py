@@ -23,7 +23,7 @@ PICTURES = DatasetSpec(name="d", source={}, classes=["a", "b"], input_shape=(3, 
 
 def shown(images: torch.Tensor, **fields: Any) -> torch.Tensor:
     options = TeacherOptions(name="t", factory="net.py:build", **fields)
-    return fed(images, options, PICTURES, lambda _name, values: torch.tensor(values))
+    return fed(images, torch.nn.Identity(), options, PICTURES, lambda _name, values: torch.tensor(values))
 
 
 @pytest.mark.parametrize("filter_", ["bilinear", "bicubic"])
@@ -63,7 +63,7 @@ def test_a_size_for_what_is_no_picture_is_refused() -> None:
     values = PICTURES.model_copy(update={"input_shape": (5,), "input_dtype": "float32"})
     options = TeacherOptions(name="t", factory="net.py:build", size=8)
     with pytest.raises(BadTeacher, match="has no pictures"):
-        fed(torch.rand(2, 5), options, values, lambda _name, values: torch.tensor(values))
+        fed(torch.rand(2, 5), torch.nn.Identity(), options, values, lambda _name, values: torch.tensor(values))
 
 
 def test_a_filter_without_a_size_is_refused() -> None:

@@ -151,4 +151,4 @@ def test_columns_with_names_are_told_to_be_matched_by_their_place(tmp_path: Path
     skops.io.dump(model, tmp_path / "model.skops")
     watcher = Silent()
     build(write_job(tmp_path, write_digits(tmp_path, 32), section()), watcher=watcher)
-    assert any("matched by their place here: pixel-0, pixel-1" in note for note in watcher.notes)
+    assert any("others go by place: pixel-0, pixel-1" in note for note in watcher.notes)

@@ -1,0 +1,325 @@
+"""A table as a dataset: a row is numbers and categories, its answer the class in another column."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import Annotated, Any, Literal, NamedTuple, Self
+
+import polars as pl
+from pydantic import Field, PrivateAttr, model_validator
+
+from storage.datasets.base import FILE_SCHEMA, LocalFile, RawSample, Recorded, Source, Unreadable
+from storage.datasets.listing import list_files, passed_over
+from storage.datasets.table.layout import NUMBER, Cell, Layout
+from storage.datasets.table.learning import Learned, Seen, Wanted, learn
+from storage.datasets.table.reading import SUFFIXES, Dialect, names_of, num_rows, rows_of
+from storage.datasets.text.opening import compressed, kind_of
+from storage.datasets.text.windows import Window
+from storage.errors import BadRequest, LabelOutOfRange, MissingSource
+from storage.options import JobPath
+
+Names = Annotated[list[str], Field(min_length=1)]
+MOST_CLASSES = 10_000  # of a column of labels, of which as many are kept
+
+
+class TableSource(Source):
+    """Rows of tables, by the names of their columns.
+
+    Attributes:
+        path: a `.csv`, `.tsv` or `.parquet` file, or a folder, to any depth, of such files taken by name; the first two
+            compressed too. The order of columns is of no matter.
+        numeric, categorical: columns that are taken, as numbers and as categories; by default all but the label and the
+            id, each as what is written there.
+        label: column of classes; a row may have none. Without it the dataset is unlabelled.
+        classes: the names, each as it is written in the column; or what is written there = name, in the order that the
+            classes are to have. By default what is found in the column, sorted, whole numbers as numbers.
+        id: column of permanent ids; by default the file and the number of the row.
+        missing: what stands for nothing, besides an empty cell.
+        delimiter: what is between fields of a text; by default a comma, of `.tsv` a tab.
+        unseen: a row with a category that was in no row when the columns were learned is set aside, `refuse`, or has
+            `zeros` in all places of that column.
+        rounded: columns of whole numbers that float32 cannot tell apart, and may round.
+        most_categories: values that a column of categories has at most.
+    """
+
+    kind: Literal["table"]
+    path: JobPath
+    numeric: Names | None = None
+    categorical: Names | None = None
+    label: str | None = None
+    classes: Names | Annotated[dict[str, str], Field(min_length=1)] | None = None
+    id: str | None = None
+    missing: list[str] = Field(default=[])
+    delimiter: Annotated[str, Field(min_length=1, max_length=1)] | None = None
+    unseen: Literal["refuse", "zeros"] = "refuse"
+    rounded: list[str] = Field(default=[])
+    most_categories: Annotated[int, Field(ge=1, le=2**16)] = 256
+
+    _promised: Mapping[str, Any] | None = PrivateAttr(default=None)
+    _recorded: Recorded = PrivateAttr(default={})
+
+    @model_validator(mode="after")
+    def _agree(self) -> Self:
+        taken = [*(self.numeric or ()), *(self.categorical or ())]
+        if twice := sorted({name for name in taken if taken.count(name) > 1}):
+            raise ValueError(f"`numeric` and `categorical` name {', '.join(twice)} twice")
+        if self.label in taken:
+            raise ValueError("`label` is one of the columns that are taken: a student would read its answer")
+        if self.id is not None and self.id in taken:
+            raise ValueError("`id` is one of the columns that are taken: a student would learn rows by heart")
+        names = list(self.classes.values()) if isinstance(self.classes, dict) else self.classes or []
+        if len(set(names)) < len(names):
+            raise ValueError("`classes` names one class twice")
+        return self
+
+    @classmethod
+    def like(cls, promise: Mapping[str, Any], path: Path) -> Self:
+        """Return a table elsewhere, without labels, of which rows are made as one of such a promise was."""
+        keys = {key: promise[key] for key in ("delimiter", "missing", "unseen") if promise.get(key) is not None}
+        section = {"name": "inputs", "kind": "table", "path": str(path.absolute()), **keys}
+        found, own = cls.model_validate(section), promise.get("id")
+        if own is not None and found.has_column(own):
+            found = cls.model_validate(section | {"id": own})
+        return found.as_promised(promise)
+
+    def has_column(self, name: str) -> bool:
+        """Return whether all files have a column."""
+        return all(name in names_of(path, self._dialect) for path in self._paths())
+
+    def content(self) -> dict[str, Any]:
+        return (
+            super().content()
+            | self._columns_promised()
+            | {"label": self.label, "id": self.id, "delimiter": self.delimiter}
+            | {"missing": sorted(self.missing), "unseen": self.unseen}
+            | {"labels": list(self._by_label) or self._labels}
+        )
+
+    def as_promised(self, content: Mapping[str, Any]) -> Self:
+        copy = self.model_copy()
+        copy._promised = dict(content)  # noqa: SLF001 - its own
+        return copy
+
+    def prepared(self, tokenizer: bytes | None, recorded: Recorded) -> Self:
+        copy = self.model_copy()
+        copy._recorded = recorded  # noqa: SLF001 - its own
+        return copy
+
+    def files(self) -> pl.DataFrame:
+        rows = []
+        for path in self._paths():
+            now, known = LocalFile.of(path), self._recorded.get(self._file_of(path))
+            unchanged = known is not None and (known.size, known.version) == now
+            counted = known.rows if known is not None and unchanged else num_rows(path)
+            rows.append((self._file_of(path), *now, self._told(path).rows if counted is None else counted))
+        return pl.DataFrame(rows, schema=FILE_SCHEMA, orient="row")
+
+    def look_at(self, file: str) -> LocalFile:
+        return LocalFile.of(self._at(file))
+
+    def class_names(self) -> list[str]:
+        if self._by_label:
+            return list(self._by_label.values())
+        if self._promised is None:
+            return self._labels
+        new = [path for path in self._paths() if self.label is not None and self._file_of(path) not in self._recorded]
+        found = {label for path in new for label in self._told(path).labels}
+        return [*self._labels, *_sorted(found - set(self._labels))]
+
+    def known_input(self) -> tuple[tuple[int, ...], str]:
+        return (self._layout.width,), "float32"
+
+    def notes(self) -> list[str]:
+        paths, taken = self._paths(), {*self._layout.names, self.label, self.id}
+        untold = self._promised is not None or self.numeric is not None or self.categorical is not None
+        others = [name for name in names_of(paths[0], self._dialect) if untold and name not in taken]
+        left_out = [f"left out: column {', '.join(others[:8])}{' …' * (len(others) > 8)}"] if others else []
+        learned = self._learned.notes if self._promised is None else ()
+        return [*passed_over(self.path, compressed(SUFFIXES), deep=True), *learned, *left_out]
+
+    def read(self, file: str, position: int, rows: int) -> Iterator[RawSample]:
+        path, layout = self._at(file), self._layout
+        wanted = (*layout.names, *[name for name in (self.label, self.id) if name is not None])
+        if kind_of(path) == ".parquet":
+            found = list(rows_of(path, wanted, self._dialect, position, position + rows))
+        else:
+            found = _window(path, LocalFile.of(path), wanted, self._dialect).rows(position, rows)
+        numbers = _numbered(self._by_label or self._labels)
+        for i, cells in enumerate(found, start=position):
+            yield self._sample(f"{file}:{i}", cells, layout, numbers)
+
+    def _sample(
+        self, where: str, cells: list[Cell] | Unreadable, layout: Layout, numbers: Mapping[str, int]
+    ) -> RawSample:
+        if isinstance(cells, Unreadable):
+            return RawSample(where, cells, None)
+        behind = iter(cells[len(layout.columns) :])
+        label = None if self.label is None else label_of(next(behind))
+        given = where if self.id is None else next(behind)
+        if label is not None and label not in numbers and not self._by_label:
+            numbers = _numbered(self.class_names())  # of other data than those that were learned from
+        if label is not None and label not in numbers:
+            raise LabelOutOfRange(
+                f"{where} of dataset {self.name} has a label that is no class",
+                found=repr(label),
+                expected=", ".join(map(repr, numbers)),
+                do="mend it; or name it in `classes`, as list of what is written there, or as { written = name }",
+            )
+        number = None if label is None else numbers[label]
+        if given is None:
+            return RawSample(where, Unreadable(f"column {self.id} has no id"), number)
+        try:
+            return RawSample(str(given), layout.row(cells[: len(layout.columns)]), number)
+        except Unreadable as reason:
+            return RawSample(str(given), reason, number)
+
+    @property
+    def _dialect(self) -> Dialect:
+        return Dialect(self.delimiter, frozenset(self.missing))
+
+    @property
+    def _by_label(self) -> dict[str, str]:
+        """The names by what is written in the column; none if the job gives none."""
+        return self.classes if isinstance(self.classes, dict) else {name: name for name in self.classes or ()}
+
+    @property
+    def _labels(self) -> list[str]:
+        """What is written in the column of classes, in the order of the classes."""
+        if self._promised is not None:
+            return list(self._promised.get("labels") or ())
+        return _sorted({label for path in self._paths() for label in self._told(path).labels})
+
+    @property
+    def _layout(self) -> Layout:
+        promised = Layout.promised(self._promised)
+        return promised or Layout(self._learned.columns, unseen=self.unseen == "zeros")
+
+    @property
+    def _learned(self) -> Learned:
+        columns, wanted = self._wanted()
+        first, *others = [self._told(path).seen for path in self._paths()]
+        seen = list(first)
+        for other in others:
+            seen = [one.joined(two) for one, two in zip(seen, other, strict=True)]
+        assert [each.name for each in seen] == list(columns)
+        return learn(seen, wanted, self.rounded, self.name)
+
+    def _columns_promised(self) -> dict[str, Any]:
+        """Return the columns: those that were learned once, unless the job names others now."""
+        promise = self._layout.promise()
+        if self._promised is None or (self.numeric is None and self.categorical is None):
+            return promise
+        names, kinds = self._wanted()
+        now = {name: kind for name, kind in zip(names, kinds, strict=True) if kind is not None}
+        if now == {name: each["kind"] for name, each in promise["columns"].items()} and list(names) == promise["order"]:
+            return promise
+        return {"columns": {name: {"kind": kind} for name, kind in now.items()}, "order": list(names)}
+
+    def _wanted(self) -> tuple[tuple[str, ...], tuple[Wanted, ...]]:
+        """Return which columns are taken, and as what; None: as what is written there."""
+        if self.numeric is None and self.categorical is None:
+            names = names_of(self._paths()[0], self._dialect)
+            others = tuple(name for name in names if name not in (self.label, self.id))
+            return others, tuple([None] * len(others))
+        taken: dict[str, Wanted] = dict.fromkeys(self.numeric or (), "number")
+        taken |= dict.fromkeys(self.categorical or (), "category")
+        return tuple(taken), tuple(taken.values())
+
+    def _told(self, path: Path) -> _Told:
+        # what is promised is not looked for elsewhere
+        columns = self._wanted()[0] if self._promised is None else tuple(self._layout.names)
+        return _told(self.model_dump_json(), path, LocalFile.of(path), columns)
+
+    def _look_through(self, path: Path, columns: Sequence[str]) -> _Told:
+        """Return what all rows of a file tell together. Raises MissingSource, BadRequest: a column is not there."""
+        seen = tuple(Seen(name, self.most_categories) for name in columns)
+        wanted = [*columns, *[name for name in (self.label, self.id) if name is not None]]
+        typed, file = kind_of(path) == ".parquet", self._file_of(path)
+        labels: dict[str, None] = {}
+        rows = labelled = 0
+        for i, cells in enumerate(rows_of(path, wanted, self._dialect)):
+            rows += 1
+            if isinstance(cells, Unreadable):
+                continue
+            train = self.split_of(f"{file}:{i}" if self.id is None else str(cells[-1])) == "train"
+            for each, cell in zip(seen, cells, strict=False):
+                each.add(cell, typed=typed, train=train)
+            if self.label is not None and (label := label_of(cells[len(columns)])) is not None:
+                labelled += 1
+                if len(labels) <= MOST_CLASSES:
+                    labels.setdefault(label)
+        self._check_labels(path, labels, rows, labelled)
+        return _Told(rows, seen, frozenset(labels))
+
+    def _check_labels(self, path: Path, labels: Mapping[str, None], rows: int, labelled: int) -> None:
+        if self.label is None:
+            return
+        if rows and not labelled:
+            raise MissingSource(
+                f"{path} has no label in column {self.label}",
+                found=f"{rows} rows without one",
+                do="name the column of classes: label = …; or leave it out and give `classes`, if there are none",
+            )
+        numbers = [label for label in labels if NUMBER.fullmatch(label)]
+        if len(labels) > MOST_CLASSES or any(not float(label).is_integer() for label in numbers):
+            raise BadRequest(
+                f"column {self.label} of {path} holds no classes",
+                found=f"{len(labels):,} different labels, such as {', '.join(list(labels)[:4])}",
+                expected=f"at most {MOST_CLASSES:,} names of classes",
+                do="name a column of classes",
+            )
+
+    def _file_of(self, path: Path) -> str:
+        return path.relative_to(self.path).as_posix() if self.path.is_dir() else path.name
+
+    def _at(self, file: str) -> Path:
+        return self.path / file if self.path.is_dir() else self.path
+
+    def _paths(self) -> list[Path]:
+        if not self.path.is_dir():
+            LocalFile.of(self.path)  # raises if there is none
+            if kind_of(self.path) not in SUFFIXES:
+                raise MissingSource(f"{self.path} is no table", found=self.path.suffix, expected=" or ".join(SUFFIXES))
+            return [self.path]
+        listing = list_files(self.path, compressed(SUFFIXES))
+        if not listing.files:
+            raise MissingSource(f"there is no table in {self.path}", expected=" or ".join(SUFFIXES))
+        return list(listing.files)
+
+
+def label_of(cell: Cell) -> str | None:
+    """Return a class as a text, as a reader of tables and scikit-learn have it; None: there is none.
+
+    >>> label_of(True), label_of(2), label_of(2.0), label_of(" yes ")
+    ('True', '2', '2', 'yes')
+    """
+    if isinstance(cell, float) and cell.is_integer():  # whole numbers of a column that lacks some
+        return str(int(cell))
+    return None if cell is None else str(cell).strip()
+
+
+def _sorted(labels: set[str]) -> list[str]:
+    numbers = all(label.removeprefix("-").isdecimal() for label in labels)
+    return sorted(labels, key=(lambda label: (int(label), label)) if numbers else None)
+
+
+def _numbered(labels: Iterable[str]) -> dict[str, int]:
+    return {label: number for number, label in enumerate(labels)}
+
+
+class _Told(NamedTuple):
+    rows: int
+    seen: tuple[Seen, ...]
+    labels: frozenset[str]
+
+
+@lru_cache(maxsize=256)  # small, and asked for the number of rows, for the columns, and for the classes
+def _told(options: str, path: Path, file: LocalFile, columns: tuple[str, ...]) -> _Told:
+    return TableSource.model_validate_json(options)._look_through(path, columns)  # noqa: SLF001 - of this module
+
+
+@lru_cache(maxsize=2)  # files that are being read, in each process
+def _window(path: Path, file: LocalFile, wanted: tuple[str, ...], dialect: Dialect) -> Window[list[Cell] | Unreadable]:
+    return Window(lambda: rows_of(path, wanted, dialect))
