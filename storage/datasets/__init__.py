@@ -2,7 +2,7 @@
 
 base.py            what every kind offers: files with row counts, raw samples with permanent ids, decoding
 listing.py         which files of a folder are samples, and what is passed over
-published/         images as others lay them out: in folders, in tables, folders of Hugging Face
+published/         images as others lay them out: in folders, tables and tars; folders of Hugging Face
 arrow.py           Arrow streams, mapped, and what a schema says
 images.py          what all images share: how one is shown, by a named policy
 arrays.py          NumPy arrays
@@ -25,7 +25,7 @@ from storage.datasets.base import RawSample, RecordedFile, Source, Unreadable, c
 from storage.datasets.chat import ChatSource
 from storage.datasets.digits import DigitsSource
 from storage.datasets.factory import FactorySource
-from storage.datasets.published import AnyHfFolder, ImageFolderSource, ParquetImagesSource
+from storage.datasets.published import AnyHfFolder, ImageFolderSource, ParquetImagesSource, WebDatasetSource
 from storage.datasets.table import TableSource
 from storage.datasets.text import AnyText
 from storage.datasets.tokens import TokensSource
@@ -35,6 +35,7 @@ AnySource = Annotated[
     | ImageFolderSource
     | ParquetImagesSource
     | AnyHfFolder
+    | WebDatasetSource
     | ArraysSource
     | FactorySource
     | TableSource

@@ -156,6 +156,7 @@ SAMPLES: dict[Any, Literal["image", "table", "array"]] = {_images: "image", _cel
 OF_KIND: dict[str, Callable[[Sequence[Any], Mapping[str, Any], bytes | None, tuple[int, ...]], list[np.ndarray]]] = {
     "image_folder": _images,
     "parquet_images": _images,
+    "webdataset": _images,
     "table": _cells,
     "text": _texts,
     "chat": _chats,

@@ -1,4 +1,4 @@
-"""Data sets as others lay them out: images in folders and tables, folders of Hugging Face.
+"""Data sets as others lay them out: images in folders and tables, folders of Hugging Face, tars.
 
 image_folder.py    images, one sub-folder a class
 columns.py         images in a column of a table, whatever file it is in
@@ -6,6 +6,8 @@ parquet.py         Parquet by row groups
 parquet_images.py  the kind of images in Parquet files
 saved.py           which files a folder of Hugging Face has for a split
 features.py        what its columns are
+tars.py            where samples are in a tar
+webdataset.py      the kind of images in tars
 hf_folder.py       the kind of such a folder: of images, texts or chats
 """
 
@@ -14,6 +16,7 @@ from storage.datasets.published.hf_folder import AnyHfFolder, HfImages
 from storage.datasets.published.image_folder import ImageFolderSource
 from storage.datasets.published.parquet_images import ParquetImagesSource
 from storage.datasets.published.saved import find_split, is_saved
+from storage.datasets.published.webdataset import WebDatasetSource
 
 __all__ = [
     "AnyHfFolder",
@@ -21,6 +24,7 @@ __all__ = [
     "HfImages",
     "ImageFolderSource",
     "ParquetImagesSource",
+    "WebDatasetSource",
     "find_split",
     "is_saved",
 ]

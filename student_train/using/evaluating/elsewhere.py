@@ -20,7 +20,9 @@ from student_train.feed.batches import Batch
 from student_train.using.answering import Answerer
 from student_train.using.evaluating.rows import LabelledRows, check_inputs, other_keys
 
-IMAGES = ("image_folder", "parquet_images")  # kinds of which a folder can stand for a file, and a file for a folder
+IMAGES = ("image_folder", "parquet_images", "webdataset")  # kinds of which one can stand for another
+OWN_KEYS = ("image", "label", "id", "images", "label_key")  # of some of these, said again of data of the same
+TARS = IMAGES[2]
 ARRAYS = (".npy", ".npz")
 # options of which a promise has the value as a job gives it
 PROMISED = {
@@ -82,9 +84,10 @@ def source_like(path: Path, answerer: Answerer, labels: Path | None) -> Source:
     section: dict[str, Any] = {"name": "elsewhere", "path": str(path.absolute())}
     if kind in IMAGES and path.suffix not in ARRAYS:
         policy = ImagePolicy.promised(promise).model_dump(exclude_defaults=True)
-        in_table = not path.is_dir() or is_saved(path) or any(path.glob("*.parquet"))
-        section |= {"inputs": promise.get("inputs", "pixels"), **policy, "kind": IMAGES[1] if in_table else IMAGES[0]}
-        section |= {key: promise.get(key) for key in ("image", "label", "id") if section["kind"] == kind == IMAGES[1]}
+        section |= {"inputs": promise.get("inputs", "pixels"), **policy, "kind": _kind_of_images(path)}
+        section |= {key: promise.get(key) for key in OWN_KEYS if section["kind"] == kind and promise.get(key)}
+        if section["kind"] == TARS:  # whose numbers nobody names
+            section["classes"] = list(answerer.blueprint.classes)
     elif path.suffix in ARRAYS and not answerer.blueprint.made_of.tokenised:
         section |= {"kind": "arrays"} | ({} if labels is None else {"labels": str(labels.absolute())})
     else:
@@ -114,6 +117,16 @@ def source_like(path: Path, answerer: Answerer, labels: Path | None) -> Source:
     return source
 
 
+def _kind_of_images(path: Path) -> str:
+    """Return what kind of images lies at a path."""
+    of_folder, of_tables, of_tars = IMAGES
+    if is_saved(path):
+        return of_tables
+    if path.suffix == ".tar" or (path.is_dir() and any(path.glob("*.tar"))):
+        return of_tars
+    return of_tables if path.is_file() or any(path.glob("*.parquet")) else of_folder
+
+
 def _as_promised(promise: dict[str, Any], path: Path, classes: tuple[str, ...]) -> dict[str, Any]:
     """Return the options that a promise has the values of."""
     section = {"kind": promise["kind"], "path": str(path.absolute())}
@@ -133,6 +146,9 @@ def _classes(source: Source, answerer: Answerer, path: Path) -> tuple[tuple[str,
     own = answerer.blueprint.classes
     if answerer.blueprint.asked.label_array is not None:
         return own, []  # a label is an id of the tokenizer
+    if getattr(source, "kind", None) == TARS:
+        told = f"labels of {path.name} that are numbers are taken as the student's own: 0 is {own[0]}, …"
+        return own, [told] if getattr(source, "label", "") else []
     if getattr(source, "kind", None) != "arrays":
         names = tuple(source.class_names())
         if not names:

@@ -17,7 +17,14 @@ from PIL import Image
 from storage.datasets.arrays import ArraysSource
 from storage.datasets.base import Unreadable
 from storage.datasets.listing import list_files, told
-from storage.datasets.published import ColumnImages, HfImages, ParquetImagesSource, find_split, is_saved
+from storage.datasets.published import (
+    ColumnImages,
+    HfImages,
+    ParquetImagesSource,
+    WebDatasetSource,
+    find_split,
+    is_saved,
+)
 from storage.datasets.samples import kind_of_samples
 from storage.datasets.table import TableSource
 from storage.datasets.text.rows import Columns, Row
@@ -94,7 +101,7 @@ def find_samples(given: str, blueprint: Blueprint, columns: Sequence[str], stdin
 
 
 EXPECTED = {
-    "image": "a folder of images or of save_to_disk, an image, a .parquet of images, or a .npy of pixels",
+    "image": "a folder of images, a .parquet, .tar or folder of save_to_disk with them, an image, or a .npy of pixels",
     "text": "a .txt (a text a line), a .csv, .tsv, .jsonl or .parquet with --column, or - for lines of standard input",
     "table": "a .csv, .tsv or .parquet, or a folder of them, with the columns of the student's own table",
     "array": "a .npy or .npz of inputs, or of numbers a .csv or .parquet with --column for each",
@@ -110,9 +117,13 @@ def _images(path: Path, blueprint: Blueprint, columns: Sequence[str]) -> Samples
     Image.init()  # only from here on does Pillow know its suffixes
     promised = str((blueprint.source or {}).get("image", "image"))
     if is_saved(path):
-        return _in_table(
+        return _of_source(
             HfImages(name="inputs", kind="hf_folder", path=path, image=_one(columns) or promised, label="")
         )
+    if path.suffix == ".tar" or (path.is_dir() and any(path.glob("*.tar"))):
+        source = blueprint.source or {}
+        own = {"images": source["images"]} if "images" in source else {}
+        return _of_source(WebDatasetSource(name="inputs", kind="webdataset", path=path, label="", **own))
     if path.is_dir():
         listing = list_files(path, Image.EXTENSION)
         passed = told(listing.passed_over)
@@ -131,7 +142,7 @@ def _images(path: Path, blueprint: Blueprint, columns: Sequence[str]) -> Samples
         )
     if path.suffix == ".parquet":
         column = _one(columns) or promised
-        return _in_table(ParquetImagesSource(name="inputs", kind="parquet_images", path=path, image=column, label=""))
+        return _of_source(ParquetImagesSource(name="inputs", kind="parquet_images", path=path, image=column, label=""))
     if path.suffix in ARRAYS:
         return _arrays(path, blueprint, columns)
     if path.suffix.lower() in Image.EXTENSION:
@@ -148,7 +159,7 @@ def _utf8(name: str) -> str:
     return name.encode(errors="surrogateescape").decode(errors="backslashreplace")
 
 
-def _in_table(source: ColumnImages) -> Samples:
+def _of_source(source: ColumnImages | WebDatasetSource) -> Samples:
     files = list(source.files().select("file", "rows").iter_rows())
     rows = sum(rows for _, rows in files)
 
