@@ -30,6 +30,8 @@ RESERVED = frozenset(  # a cache's own folders and files
         "ledger",
         "cache.json",
         "dataset.json",
+        "index.parquet",
+        "notice.json",
         "teacher.json",
         "tokenizer.json",
         "views.json",

@@ -62,3 +62,6 @@ class Counting:
     def now_s(self) -> float:
         self.requests.append(("put", ""))
         return self._objects.now_s()
+
+    def check_writable(self) -> None:
+        self._objects.check_writable()

@@ -2,6 +2,7 @@
 
 cache.py          `cache build | status | info | verify | query`
 cache_audit.py    `cache verify --teacher`
+cache_copy.py     `cache copy | publish`
 cache_keeping.py  `cache gc`
 cache_plan.py     `cache plan`
 cache_recode.py   `cache recode`

@@ -22,6 +22,7 @@ from jobs.cli.arguments import (
     WaitOption,
     run_program,
 )
+from jobs.cli.cache_copy import copy, publish
 from jobs.cli.cache_keeping import gc
 from jobs.cli.cache_plan import plan
 from jobs.cli.cache_recode import recode
@@ -55,6 +56,8 @@ def _program(version: VersionOption = False) -> None:
 app.command()(plan)
 app.command()(recode)
 app.command()(gc)
+app.command()(copy)
+app.command()(publish)
 
 
 @app.command()
@@ -177,7 +180,8 @@ def status(cache: StatusArgument, as_json: JsonOption = False) -> None:
         stages, stands = read_status(catalogue, ledger, asked), standings(catalogue, ledger)
         if as_json:
             said = [standing.as_values() for standing in stands]
-            terminal.print_json({"cache": opened.url, "stages": stages.to_dicts(), "teachers": said})
+            stages_said = {"stages": stages.to_dicts(), "teachers": said}
+            terminal.print_json({"cache": opened.url, **stages_said, "notice": opened.notice})
         else:
             shown = stages.select(
                 "dataset",
@@ -193,6 +197,7 @@ def status(cache: StatusArgument, as_json: JsonOption = False) -> None:
             print_table(shown, title=opened.url)
             for standing in stands:
                 terminal.out.print(standing.note, markup=False)
+            _print_notice(opened)
         # of a text, rows that are missing are not counted, but their shards are
         lacking = stages.select(
             pl.sum("rows_missing"),
@@ -215,14 +220,17 @@ def info(cache: CacheArgument, as_json: JsonOption = False) -> None:
         from storage.cache.standing import standings
         from storage.cache.status import read_info
 
-        catalogue = _open(cache).catalogue()
+        opened = _open(cache)
+        catalogue = opened.catalogue()
         found, stands = read_info(catalogue), standings(catalogue, catalogue.ledger())
         if as_json:
-            terminal.print_json(found | {"teachers": [standing.as_values() for standing in stands]})
+            said = {"teachers": [standing.as_values() for standing in stands], "notice": opened.notice}
+            terminal.print_json(found | said)
         else:
             print_tree(cache, found)
             for standing in stands:
                 terminal.out.print(standing.note, markup=False)
+            _print_notice(opened)
         return 0
 
     terminal.run(action, as_json=as_json, answers=True)
@@ -336,6 +344,14 @@ def _open(url: str) -> Cache:
     if opened.unproven is not None:
         terminal.errors.print(opened.unproven, markup=False)
     return opened
+
+
+def _print_notice(opened: Cache) -> None:
+    from jobs.show import terminal
+    from jobs.show.notice import notice_of
+
+    if (notice := notice_of(opened)) is not None:
+        terminal.out.print(notice, markup=False, soft_wrap=True)
 
 
 def _parse_partition(text: str) -> tuple[int, int]:

@@ -165,6 +165,7 @@ def _train(
     from jobs.files.reading import read_job
     from jobs.files.student_job import StudentJob
     from jobs.show import terminal
+    from jobs.show.notice import notice_of
     from jobs.show.train_events import tell_summary
     from storage.errors import BadRequest
     from student_train.options.sections import told
@@ -188,6 +189,8 @@ def _train(
     with terminal.watching("steps", night) as watch, terminal.deferred_signals() as stop:
         if request.cache.unproven is not None:
             watch.note(request.cache.unproven)
+        if (notice := notice_of(request.cache)) is not None:
+            watch.note(notice)
         if request.data.measures_trained_rows:
             shared = f"{told(read.validation)} and {told(read.train)} share rows"
             watch.note(f"note: {shared}; the students are measured on what they were trained on")

@@ -8,6 +8,7 @@ train_events.py     events of training as lines of JSON
 streams.py          stdout and stderr that never fail a job; consoles that no text can steer
 evaluation.py       one student on some rows: `student eval`
 comparison.py       students side by side: `student compare`
+notice.py           what may be done with a cache, as its publisher says
 tables.py           tables and trees, narrow enough for 80 columns
 train_progress.py   events of training into counts, notes and details
 serving.py          which losses the targets of a teacher serve

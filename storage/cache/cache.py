@@ -35,7 +35,16 @@ from storage.format.belonging import Promises
 from storage.format.committing import copy_shard, read_arrays, read_ragged, read_stored, write_shard
 from storage.format.objects import Objects, open_objects
 from storage.format.shards import Belonging, Commit, ShardKey, list_commits, stage_folder
-from storage.format.specs import FORMAT_VERSION, CacheSpec, DatasetSpec, TeacherSpec, ViewsSpec, read_spec
+from storage.format.specs import (
+    FORMAT_VERSION,
+    NOTICE_JSON,
+    CacheSpec,
+    DatasetSpec,
+    NoticeSpec,
+    TeacherSpec,
+    ViewsSpec,
+    read_spec,
+)
 from storage.format.stages import VIEWS_JSON
 from storage.inputs import Stored, inputs_of
 from storage.inputs.ragged import Ragged
@@ -73,6 +82,14 @@ class Cache:
             f"note: {self.url} is of format {self.spec.format}: its shards do not say which cache and which dataset "
             "they are of, so one copied in from elsewhere may go unnoticed; those of a new cache (--as NAME) say it"
         )
+
+    @property
+    def notice(self) -> str | None:
+        """What may be done with this cache, as whoever published it says; None: nothing is said."""
+        try:
+            return read_spec(self.objects, NOTICE_JSON, NoticeSpec).text
+        except MissingObject:
+            return None
 
     @classmethod
     def open(cls, url: str) -> Cache:
@@ -113,15 +130,21 @@ class Cache:
         return None
 
     @classmethod
-    def create(cls, url: str) -> Cache:
+    def create(cls, url: str, of: CacheSpec | None = None) -> Cache:
         """Return the cache at `url`, made now if nothing is there.
 
+        Args:
+            url: a folder or an object store's prefix.
+            of: whose identity it is to have, being a copy; None: a new one.
+
         Raises:
-            BadRequest: the folder holds something that is not a cache.
+            BadRequest: the folder holds something that is not a cache, or nothing can be written there.
         """
         if (found := cls.find(url)) is not None:
+            found.objects.check_writable()
             return found
-        spec = CacheSpec(
+        open_objects(url).check_writable()
+        spec = of or CacheSpec(
             format=FORMAT_VERSION,
             id=secrets.token_hex(16),  # random, not a digest: two caches of one job are two caches
             created=datetime.now(UTC).isoformat(timespec="seconds"),

@@ -221,15 +221,22 @@ def read_members(objects: Objects, commit: Commit) -> dict[str, Bytes]:
     Raises:
         CorruptObject: they are not what the commit vouches for, or an object is missing.
     """
+    found = read_group(objects, commit)
     if commit.whole is None:
-        return _fetch(objects, commit, list(commit.members))
+        return {path[1:]: data for path, data in found.items()}
+    return {m.path: found[""][m.begin : m.begin + m.size_bytes] for m in commit.members}
+
+
+def read_group(objects: Objects, commit: Commit) -> dict[str, Bytes]:
+    """Return the objects of a shard's Zarr group as they lie, by what follows its own path; as `read_members`."""
+    if commit.whole is None:
+        return {f"/{path}": data for path, data in _fetch(objects, commit, list(commit.members)).items()}
     data = memoryview(objects.get(commit.group, commit.whole.size_bytes))
     _check(objects, commit, "", data, *commit.whole)
-    found: dict[str, Bytes] = {m.path: data[m.begin : m.begin + m.size_bytes] for m in commit.members}
-    # each by itself too: who reads an array checks only these
-    for member in commit.members:
-        _check(objects, commit, f"/{member.path}", found[member.path], member.size_bytes, member.digest)
-    return found
+    for member in commit.members:  # each by itself too: who reads an array checks only these
+        part = data[member.begin : member.begin + member.size_bytes]
+        _check(objects, commit, f"/{member.path}", part, member.size_bytes, member.digest)
+    return {"": data}
 
 
 def _check(objects: Objects, commit: Commit, path: str, data: Bytes, size_bytes: int, expected: str) -> None:

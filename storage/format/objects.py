@@ -10,6 +10,7 @@ from storage.errors import BadRequest
 from storage.format.stores.base import TEMPORARY_PREFIX, Listing, ObjectInfo, Objects, Span
 from storage.format.stores.local import LocalObjects
 from storage.format.stores.remote import RemoteObjects
+from storage.format.stores.web import SCHEMES, WebObjects
 from storage.options import redacted
 
 __all__ = [
@@ -20,12 +21,13 @@ __all__ = [
     "Objects",
     "RemoteObjects",
     "Span",
+    "WebObjects",
     "open_objects",
 ]
 
 
 def open_objects(url: str) -> Objects:
-    """Return the objects below a local folder or an object store's prefix.
+    """Return the objects below a local folder, an object store's prefix, or the address of a published cache.
 
     Raises:
         BadRequest: the address holds credentials, which would be in every message, and in what is kept of a run.
@@ -37,4 +39,4 @@ def open_objects(url: str) -> Objects:
         )
     if "://" not in url or url.startswith("file:///"):
         return LocalObjects(url.removeprefix("file://"))
-    return RemoteObjects(url)
+    return WebObjects(url) if url.lower().startswith(SCHEMES) else RemoteObjects(url)

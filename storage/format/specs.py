@@ -37,6 +37,7 @@ if TYPE_CHECKING:  # `cache status` reads specs, and should not pay two seconds 
 
 FORMAT_VERSION = 3  # of caches that are made now; earlier ones are read
 WEIGHTS_JSON = "weights.json"
+NOTICE_JSON = "notice.json"
 NEW_KEYS = ("uses", "task")  # since format 3, and left out where they say nothing
 OWN_LENGTH, BYTE_RANGES, LABELLED_POSITIONS = "own_length", "byte_ranges", "labelled_positions"
 PACKED, ENCODED = "packed_documents", "encoded_inputs"
@@ -80,6 +81,12 @@ class CacheSpec(Spec):
     id: str
     created: str
     created_by: str
+
+
+class NoticeSpec(Spec):
+    """`notice.json`: what may be done with a cache, in words for people."""
+
+    text: str
 
 
 class DatasetSpec(Spec):

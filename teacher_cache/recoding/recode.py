@@ -16,6 +16,7 @@ from typing import NamedTuple
 
 from storage.cache import TOKENIZER_JSON, Cache, Catalogue
 from storage.cache.watcher import Watcher
+from storage.copies.copy import copy_object
 from storage.errors import BadRequest, IncompleteCache, MissingObject, StaleCache
 from storage.format.rows import ShardRows, segment_path
 from storage.format.shards import ShardKey
@@ -181,27 +182,16 @@ def _write_promises(source: Catalogue, cache: Cache, recoding: PreparedRecoding)
         if stage.spec is not None:
             write_spec(cache.objects, f"{name}/{stage.spec.name}/teacher.json", stage.spec, job)
             with contextlib.suppress(MissingObject):  # of a cache from before weights were promised
-                _copy_object(source, cache, f"{name}/{stage.spec.name}/{WEIGHTS_JSON}")
+                copy_object(source.objects, cache.objects, f"{name}/{stage.spec.name}/{WEIGHTS_JSON}")
             continue
         if source.tokenizer(name) is not None:  # and is the one that was promised
-            _copy_object(source, cache, f"{name}/{TOKENIZER_JSON}")
+            copy_object(source.objects, cache.objects, f"{name}/{TOKENIZER_JSON}")
         write_spec(cache.objects, f"{name}/dataset.json", source.dataset(name), job)
         if name in source.views and any(other.dataset == name and other.view != PLAIN for other in recoding.stages):
             write_spec(cache.objects, f"{name}/{VIEWS_JSON}", source.views[name], job)
     for name in dict.fromkeys(stage.dataset for stage in recoding.stages):
         for number in range(len(source.plans[name].segments)):
-            _copy_object(source, cache, segment_path(name, number))
-
-
-def _copy_object(source: Catalogue, cache: Cache, path: str) -> None:
-    """Create an object as it is; if one is there already, check that it is the same. Raises StaleCache."""
-    data = source.objects.get(path)
-    if not cache.objects.create(path, data) and cache.objects.get(path) != data:
-        raise StaleCache(
-            f"{cache.url} was not recoded from {source.url}: {path} differs",
-            found=f"another {path}",
-            expected=f"that of {source.url}",
-        )
+            copy_object(source.objects, cache.objects, segment_path(name, number))
 
 
 def _work(recoding: PreparedRecoding, stage: RecodeStage, todo: Sequence[ShardRows]) -> Iterator[RecodeWork]:

@@ -5,7 +5,10 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
+from collections.abc import Callable, Mapping
+from functools import reduce
 from pathlib import Path
+from types import MappingProxyType
 
 REPOSITORY = Path(__file__).parents[2]
 BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
@@ -16,13 +19,25 @@ def blocks(page: str) -> list[tuple[str, str]]:
     return BLOCK.findall((REPOSITORY / "docs" / page).read_text())
 
 
-def run_page(page: str, folder: Path) -> str:
+def run_page(
+    page: str,
+    folder: Path,
+    run: Callable[[list[str], Path], str] | None = None,
+    instead: Mapping[str, str] = MappingProxyType({}),
+) -> str:
     """Do what a page says, from its first block to its last; return what its commands printed.
 
     A block that begins with `# NAME` is that file; other Python is run, and so is every line of `sh`.
+
+    Args:
+        page: below `docs`.
+        folder: where to do it.
+        run: what runs a command and returns what it printed; by default a process of its own.
+        instead: what its files say, and are to say here, such as an address.
     """
-    printed = []
-    for language, text in blocks(page):
+    printed, run = [], run or run_process
+    for language, written in blocks(page):
+        text = reduce(lambda text, pair: text.replace(*pair), instead.items(), written)
         name = re.match(r"# (\S+\.(?:toml|py))\n", text)
         if name is not None:
             (folder / name[1]).write_text(text)
@@ -35,7 +50,7 @@ def run_page(page: str, folder: Path) -> str:
     return "\n".join(printed)
 
 
-def run(command: list[str], folder: Path) -> str:
+def run_process(command: list[str], folder: Path) -> str:
     """Return what a command printed, which must end well."""
     ended = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False, timeout=500)
     assert ended.returncode == 0, f"{command}\n{ended.stdout}{ended.stderr}"

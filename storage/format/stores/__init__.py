@@ -4,4 +4,6 @@ base.py    what every store gives
 local.py   a folder
 remote.py  a prefix of an object store
 asking.py  ask one until it answers
+web.py     a published cache on a web server, read-only
+index.py   what lies there, for nothing can be listed
 """

@@ -67,6 +67,9 @@ class Objects(Protocol):
     def delete(self, path: str) -> None:
         """Delete an object; one that is not there is not an error."""
 
+    def check_writable(self) -> None:
+        """Raise BadRequest where nothing can ever be written, before anything is spent on what is to be."""
+
     def leftovers(self) -> Iterator[ObjectInfo]:
         """Yield what killed writes left behind, and what is being written now; no listing shows it."""
 

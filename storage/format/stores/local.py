@@ -138,6 +138,9 @@ class LocalObjects:
             raise storage_failure("delete", f"{self.url}/{path}", error) from error
         self._remove_empty(target.parent)
 
+    def check_writable(self) -> None:
+        pass  # the disk itself says so, at the first write
+
     def leftovers(self) -> Iterator[ObjectInfo]:
         for folder, _, names in os.walk(self.root):  # not into symbolic links
             for name in names:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import re
 import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
 from storage.errors import BadRequest, CorruptObject, MissingObject, StorageFailure
@@ -23,15 +23,20 @@ class RemoteObjects:
     ends half-way, and where it cannot know that a second request does no harm.
     """
 
+    CLIENT: Mapping[str, Any] = {}
+
     def __init__(self, url: str):
         import obstore.store
 
         self.url = url.rstrip("/")
+        self._has_parts = True  # until it says that it gives whole objects only
         try:
-            self._store = obstore.store.from_url(self.url, retry_config={"max_retries": CLIENT_RETRIES})
+            self._store = obstore.store.from_url(self.url, retry_config={"max_retries": CLIENT_RETRIES}, **self.CLIENT)
         except Exception as error:
             raise BadRequest(
-                f"cannot open {url}", found=str(error), expected="a folder, or s3://bucket/prefix"
+                f"cannot open {url}",
+                found=str(error),
+                expected="a folder, s3://bucket/prefix, or https://…",
             ) from None
 
     def get(self, path: str, most_bytes: int | None = None) -> bytes:
@@ -42,19 +47,22 @@ class RemoteObjects:
 
     def get_ranges(self, path: str, spans: Sequence[Span]) -> list[bytes]:
         import obstore
-        from obstore.exceptions import BaseError
+        from obstore.exceptions import BaseError, NotSupportedError
 
         starts, stops = [span.start for span in spans], [span.stop for span in spans]
 
         def ask() -> list[bytes]:
             try:
-                return [bytes(part) for part in obstore.get_ranges(self._store, path, starts=starts, ends=stops)]
+                if self._has_parts:
+                    return [bytes(part) for part in obstore.get_ranges(self._store, path, starts=starts, ends=stops)]
+            except NotSupportedError:  # a simple web server
+                self._has_parts = False
             except BaseError:
                 # To a store, a span beyond the end is an error of its own kind; to whoever checks bytes, too few bytes.
                 if obstore.head(self._store, path)["size"] >= max(stops):
                     raise
-                whole = bytes(obstore.get(self._store, path).bytes())
-                return [whole[start:stop] for start, stop in spans]
+            whole = bytes(obstore.get(self._store, path).bytes())
+            return [whole[start:stop] for start, stop in spans]
 
         return self._asked("read", path, ask)
 
@@ -119,6 +127,9 @@ class RemoteObjects:
 
         with contextlib.suppress(MissingObject):
             self._asked("delete", path, lambda: obstore.delete(self._store, path))
+
+    def check_writable(self) -> None:
+        pass  # the store itself says so, at the first write
 
     def leftovers(self) -> Iterator[ObjectInfo]:
         return iter(())  # a PUT is whole or nothing; unfinished uploads are the bucket's own affair

@@ -1,0 +1,108 @@
+"""`cache copy`, `cache publish`: the same cache elsewhere, and for strangers. Parses, calls the room, prints."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from jobs.cli.arguments import CacheArgument, JsonOption
+from jobs.cli.cache_recode import absolute
+
+TargetArgument = Annotated[str, typer.Argument(metavar="TO", help="A folder, or s3://bucket/prefix: empty, or a copy.")]
+NoticeOption = Annotated[
+    Path | None, typer.Option(metavar="FILE", help="A text that says what may be done with it; train shows it.")
+]
+SHOWN = 10  # shards of which something is told
+
+
+def copy(
+    cache: CacheArgument,
+    to: TargetArgument,
+    dataset: Annotated[list[str] | None, typer.Option(help="Only this dataset; may be given again.")] = None,
+    teacher: Annotated[list[str] | None, typer.Option(help="Only this teacher; may be given again.")] = None,
+    notice: NoticeOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Copy a cache, digests checked on the way; run again, it copies what is not there yet."""
+    from jobs.show import terminal
+
+    def action() -> int:
+        from storage.cache import Cache
+        from storage.copies.copy import copy_cache
+        from storage.copies.publishing import write_notice
+        from storage.errors import CorruptObject, RowsMissing, si
+
+        source, text = Cache.open(absolute(cache).rstrip("/")), _read_notice(notice)
+        with terminal.watching("shards") as watch:
+            url = absolute(to).rstrip("/")
+            found = copy_cache(source, url, watch, datasets=dataset or None, teachers=teacher or None)
+        if text is not None:
+            write_notice(Cache.open(url), text, str(notice))
+        if as_json:
+            failed = [{"shard": str(key), "reason": reason} for key, reason in found.failed]
+            counts = {"shards": found.shards, "bytes": found.bytes, "there": found.there}
+            terminal.print_json(
+                {"cache": source.url, "to": url, **counts, "others": [*map(str, found.others)], "failed": failed}
+            )
+        else:
+            for key, reason in found.failed[:SHOWN]:
+                terminal.out.print(f"bad  {key}\n{reason}", markup=False)
+            there = f"; {found.there} were there already" if found.there else ""
+            terminal.out.print(f"{found.shards} shards copied, {si(found.bytes, 'B')}{there}", markup=False)
+            if found.others:
+                named = ", ".join(map(str, found.others[:SHOWN])) + ", …" * (len(found.others) > SHOWN)
+                terminal.out.print(
+                    f"{len(found.others)} shards were made anew since, here or there, and were left: {named}\n"
+                    f"cache diff {cache} {to} compares what they hold",
+                    markup=False,
+                )
+        if found.failed:
+            return CorruptObject.exit_code
+        return RowsMissing.exit_code if found.others else 0
+
+    terminal.run(action, as_json=as_json)
+
+
+def publish(cache: CacheArgument, notice: NoticeOption = None, as_json: JsonOption = False) -> None:
+    """Write the index by which a cache is read in place from a web server; again whenever it has grown."""
+    from jobs.show import terminal
+
+    def action() -> int:
+        from storage.cache import Cache
+        from storage.copies import publishing
+
+        opened, text = Cache.open(cache), _read_notice(notice)
+        if text is not None:
+            publishing.write_notice(opened, text, str(notice))
+        with terminal.watching("objects") as watch:
+            found = publishing.publish(opened, watch)
+        if as_json:
+            terminal.print_json({"cache": opened.url, "notice": opened.notice, **found._asdict()})
+        else:
+            says = "no notice says" if opened.notice is None else "its notice says"
+            terminal.out.print(
+                f"{found.shards} shards published; index {found.digest}\n"
+                f"whoever can read these files may train from them; {says} what may be done with them",
+                markup=False,
+            )
+        return 0
+
+    terminal.run(action, as_json=as_json)
+
+
+def _read_notice(path: Path | None) -> str | None:
+    """Return the text of a file. Raises MissingSource, BadRequest."""
+    from storage.copies.publishing import MOST_NOTICE_BYTES
+    from storage.errors import BadRequest, MissingSource
+    from storage.format.filesystems import read_file
+
+    if path is None:
+        return None
+    try:
+        return read_file(path, MOST_NOTICE_BYTES).decode()
+    except OSError as error:
+        raise MissingSource(f"cannot read {path}", found=error.strerror) from None
+    except ValueError as error:  # too large, a device, no UTF-8
+        raise BadRequest(f"{path} is no notice", found=str(error), expected="a short text in UTF-8") from None
