@@ -1,7 +1,6 @@
 """What lies on disk: source datasets, the cache format, encodings of soft targets, deterministic views.
 
 cache/      a whole cache: what it holds, its samples, SQL over them, verification
-copies/     the same cache elsewhere, and published
 datasets/   sources of samples, one file a kind
 inputs/     what a row is made of, one file each: pixels, tokens, texts, values
 tasks/      what is asked of a row, one file each: its labels, its sites, the columns of its commit

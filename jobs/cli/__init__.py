@@ -1,7 +1,7 @@
 """The two programs: each command parses, calls a room, and prints; nothing else does.
 
-cache.py          `cache build | status | info | verify | query`
-cache_audit.py    `cache verify --teacher`
+cache.py          `cache build | status | info | query`
+cache_audit.py    `cache verify`
 cache_copy.py     `cache copy | publish`
 cache_keeping.py  `cache gc`
 cache_plan.py     `cache plan`

@@ -22,6 +22,7 @@ from jobs.cli.arguments import (
     WaitOption,
     run_program,
 )
+from jobs.cli.cache_audit import verify
 from jobs.cli.cache_copy import copy, publish
 from jobs.cli.cache_keeping import gc
 from jobs.cli.cache_plan import plan
@@ -31,8 +32,6 @@ if TYPE_CHECKING:
     from jobs.cluster.pools import Pools
     from jobs.files.cluster_options import BuildClusterOptions
     from storage.cache import Cache
-    from storage.cache.garbage import Waste
-    from storage.cache.verify import Verification
     from teacher_cache.building.prepared import PreparedBuild
 
 app = typer.Typer(
@@ -42,7 +41,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
-AUDITED_ROWS = 200
 StatusArgument = Annotated[
     str, typer.Argument(metavar="CACHE|JOB.toml", help="A cache: a folder, or s3://bucket/prefix; or the job of one.")
 ]
@@ -55,6 +53,7 @@ def _program(version: VersionOption = False) -> None:
 
 app.command()(plan)
 app.command()(recode)
+app.command()(verify)
 app.command()(gc)
 app.command()(copy)
 app.command()(publish)
@@ -162,6 +161,7 @@ def status(cache: StatusArgument, as_json: JsonOption = False) -> None:
 
         from jobs.files.cache_job import CacheJob
         from jobs.files.reading import read_job
+        from jobs.show.notice import open_cache
         from jobs.show.tables import print_table
         from storage.cache import Cache
         from storage.cache.standing import standings
@@ -173,7 +173,7 @@ def status(cache: StatusArgument, as_json: JsonOption = False) -> None:
         read = None if job is None else read_job(job, CacheJob)
         if read is not None and Cache.find(read.cache) is None:
             raise RowsMissing(f"{read.cache} is not there: nothing of it is built", do=f"cache build {job}")
-        opened = _open(cache if read is None else read.cache)
+        opened = open_cache(cache if read is None else read.cache)
         catalogue = opened.catalogue()
         asked = None if read is None else asked_stages(read.sources, read.teacher, read.views, catalogue.datasets)
         ledger = catalogue.ledger()
@@ -216,11 +216,12 @@ def info(cache: CacheArgument, as_json: JsonOption = False) -> None:
     from jobs.show import terminal
 
     def action() -> int:
+        from jobs.show.notice import open_cache
         from jobs.show.tables import print_tree
         from storage.cache.standing import standings
         from storage.cache.status import read_info
 
-        opened = _open(cache)
+        opened = open_cache(cache)
         catalogue = opened.catalogue()
         found, stands = read_info(catalogue), standings(catalogue, catalogue.ledger())
         if as_json:
@@ -237,80 +238,6 @@ def info(cache: CacheArgument, as_json: JsonOption = False) -> None:
 
 
 @app.command()
-def verify(
-    cache: CacheArgument,
-    repair: Annotated[
-        bool, typer.Option("--repair", help="Drop bad shards, so that build makes them again, and garbage.")
-    ] = False,
-    teacher: Annotated[
-        Path | None,
-        typer.Option(metavar="JOB.toml", help="Audit instead: ask this job's teachers again about some rows."),
-    ] = None,
-    rows: Annotated[int | None, typer.Option(min=1, metavar="N", help="Rows of an audit, by default 200.")] = None,
-    seed: Annotated[int | None, typer.Option(min=0, help="Which rows these are, by default 0.")] = None,
-    device: DeviceOption = "auto",
-    log_format: LogFormatOption = "text",
-    metrics_file: MetricsOption = None,
-    as_json: JsonOption = False,
-) -> None:
-    """Check every object against its digest; or some rows against their teachers."""
-    from jobs.show import terminal
-    from jobs.show.night import Night
-
-    night = Night("cache verify", cache, log_format, metrics_file)
-
-    def action() -> int:
-        from storage.cache import verify as room
-        from storage.errors import BadRequest, CorruptObject, RowsMissing
-
-        if teacher is not None and repair:
-            raise BadRequest("an audit repairs nothing", found="--teacher and --repair", do="leave one of them out")
-        if teacher is not None:
-            from jobs.cli.cache_audit import audit
-
-            return audit(cache, teacher, rows or AUDITED_ROWS, seed or 0, device, as_json=as_json, night=night)
-        if rows is not None or seed is not None:
-            raise BadRequest("--rows and --seed are of an audit", do="--teacher JOB.toml, or leave them out")
-
-        opened = _open(cache)
-        with terminal.watching("shards", night) as watch:
-
-            def on_shard(done: int, total: int) -> None:
-                if done == 1:  # how many there are is known only when the first is done
-                    watch.begin(f"verify {cache}", total)
-                watch.advance(1)
-
-            found = room.verify(opened, on_shard)
-        deleted = room.repair(opened, found) if repair else []
-        _print_verified(cache, found, deleted, repaired=repair, as_json=as_json)
-        # What was repaired is no longer corrupt: it is missing, until the next build.
-        return 0 if not found.bad else RowsMissing.exit_code if repair else CorruptObject.exit_code
-
-    terminal.run(action, as_json=as_json, answers=True, night=night)
-
-
-def _print_verified(cache: str, found: Verification, deleted: list[Waste], *, repaired: bool, as_json: bool) -> None:
-    from jobs.cli.cache_keeping import tell_waste
-    from jobs.show import terminal
-    from storage.errors import si
-
-    if as_json:
-        bad = [{"shard": str(shard.key), "reason": shard.reason} for shard in found.bad]
-        counts = {"shards": found.shards, "bytes": found.bytes, "garbage": list(found.garbage)}
-        removed = [waste.path for waste in deleted]
-        terminal.print_json(counts | {"bad": bad, "repaired": repaired, "removed": removed})
-        return
-    for shard in found.bad:
-        terminal.out.print(f"bad  {shard.key}\n{shard.reason}", markup=False)
-    done = "dropped; cache build makes them again" if repaired else f"cache verify {cache} --repair drops them"
-    whole = f"{len(found.bad)} bad ({done})" if found.bad else "all whole"
-    garbage = f"; removed what no commit names: {tell_waste(deleted)}" if deleted else ""
-    if found.garbage and not repaired:
-        garbage = f"; {len(found.garbage)} abandoned Zarr groups (cache gc {cache} deletes them)"
-    terminal.out.print(f"{found.shards} shards, {si(found.bytes, 'B')}: {whole}{garbage}", markup=False)
-
-
-@app.command()
 def query(
     cache: CacheArgument,
     sql: Annotated[
@@ -322,10 +249,11 @@ def query(
     from jobs.show import terminal
 
     def action() -> int:
+        from jobs.show.notice import open_cache
         from jobs.show.tables import print_table
         from storage.cache.query import query_samples
 
-        rows = query_samples(_open(cache), sql)
+        rows = query_samples(open_cache(cache), sql)
         if as_json:
             terminal.print_json(rows.to_dicts())
         else:
@@ -333,17 +261,6 @@ def query(
         return 0
 
     terminal.run(action, as_json=as_json, answers=True)
-
-
-def _open(url: str) -> Cache:
-    """Return a cache, and tell what it cannot prove."""
-    from jobs.show import terminal
-    from storage.cache import Cache
-
-    opened = Cache.open(url)
-    if opened.unproven is not None:
-        terminal.errors.print(opened.unproven, markup=False)
-    return opened
 
 
 def _print_notice(opened: Cache) -> None:

@@ -30,8 +30,8 @@ def copy(
 
     def action() -> int:
         from storage.cache import Cache
-        from storage.copies.copy import copy_cache
-        from storage.copies.publishing import write_notice
+        from storage.cache.copies.copy import copy_cache
+        from storage.cache.copies.publishing import write_notice
         from storage.errors import CorruptObject, RowsMissing, si
 
         source, text = Cache.open(absolute(cache).rstrip("/")), _read_notice(notice)
@@ -71,7 +71,7 @@ def publish(cache: CacheArgument, notice: NoticeOption = None, as_json: JsonOpti
 
     def action() -> int:
         from storage.cache import Cache
-        from storage.copies import publishing
+        from storage.cache.copies import publishing
 
         opened, text = Cache.open(cache), _read_notice(notice)
         if text is not None:
@@ -94,7 +94,7 @@ def publish(cache: CacheArgument, notice: NoticeOption = None, as_json: JsonOpti
 
 def _read_notice(path: Path | None) -> str | None:
     """Return the text of a file. Raises MissingSource, BadRequest."""
-    from storage.copies.publishing import MOST_NOTICE_BYTES
+    from storage.cache.copies.publishing import MOST_NOTICE_BYTES
     from storage.errors import BadRequest, MissingSource
     from storage.format.filesystems import read_file
 

@@ -1,9 +1,18 @@
-"""What may be done with a cache, as whoever published it says: shown by whatever opens it for people."""
+"""What is told of a cache when it is opened for people: what it cannot prove; what may be done with it."""
 
 from __future__ import annotations
 
+from jobs.show import terminal
 from storage.cache import Cache
 from storage.errors import printable
+
+
+def open_cache(url: str) -> Cache:
+    """Return a cache, and tell what it cannot prove."""
+    opened = Cache.open(url)
+    if opened.unproven is not None:
+        terminal.errors.print(opened.unproven, markup=False)
+    return opened
 
 
 def notice_of(cache: Cache) -> str | None:

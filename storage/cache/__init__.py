@@ -11,6 +11,7 @@ status.py     how far it is, what it promises, what its samples are like
 watcher.py    who is told how far a long command is
 verify.py     every object against its digest
 garbage.py    what no commit names is cleared away
+copies/       the same cache elsewhere, and published
 """
 
 from storage.cache.cache import CACHE_JSON, Cache

@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from storage.cache import TOKENIZER_JSON, Cache, Catalogue
+from storage.cache.copies.copy import copy_object
 from storage.cache.watcher import Watcher
-from storage.copies.copy import copy_object
 from storage.errors import BadRequest, IncompleteCache, MissingObject, StaleCache
 from storage.format.rows import ShardRows, segment_path
 from storage.format.shards import ShardKey

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 from storage.cache import Cache
+from storage.cache.copies.copy import copy_cache
+from storage.cache.copies.publishing import publish
 from storage.cache.verify import verify
-from storage.copies.copy import copy_cache
-from storage.copies.publishing import publish
 from storage.errors import BadRequest, CorruptObject, MissingObject, NotInCache
 from storage.format.shards import Commit, ShardKey
 from storage.format.stores.index import INDEX

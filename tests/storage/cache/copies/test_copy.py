@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from storage.cache import Cache
+from storage.cache.copies import copy as room
+from storage.cache.copies.copy import copy_cache
 from storage.cache.verify import verify
-from storage.copies import copy as room
-from storage.copies.copy import copy_cache
 from storage.errors import BadRequest, CorruptObject, NotInCache, StaleCache, StorageFailure
 from storage.format.objects import LocalObjects, open_objects
 from storage.format.shards import ShardKey
@@ -121,7 +121,7 @@ def test_a_copy_that_was_built_on_otherwise_is_told(cache: Cache, tmp_path: Path
 
 
 def test_a_copy_of_format_2_is_one_of_format_2(tmp_path: Path) -> None:
-    shutil.unpack_archive(Path(__file__).parents[2] / "data/format2.zip", tmp_path / "old")
+    shutil.unpack_archive(Path(__file__).parents[3] / "data/format2.zip", tmp_path / "old")
     (source,) = [Cache.open(str(path.parent)) for path in (tmp_path / "old").rglob("cache.json")]
     copy_cache(source, str(tmp_path / "copy"), Silent())
     copy = Cache.open(str(tmp_path / "copy"))
