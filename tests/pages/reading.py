@@ -22,7 +22,7 @@ def blocks(page: str) -> list[tuple[str, str]]:
 def run_page(
     page: str,
     folder: Path,
-    run: Callable[[list[str], Path], str] | None = None,
+    by: Callable[[list[str], Path], str] | None = None,
     instead: Mapping[str, str] = MappingProxyType({}),
 ) -> str:
     """Do what a page says, from its first block to its last; return what its commands printed.
@@ -32,25 +32,25 @@ def run_page(
     Args:
         page: below `docs`.
         folder: where to do it.
-        run: what runs a command and returns what it printed; by default a process of its own.
+        by: what runs a command and returns what it printed; by default a process of its own.
         instead: what its files say, and are to say here, such as an address.
     """
-    printed, run = [], run or run_process
+    printed, does = [], by or run
     for language, written in blocks(page):
         text = reduce(lambda text, pair: text.replace(*pair), instead.items(), written)
         name = re.match(r"# (\S+\.(?:toml|py))\n", text)
         if name is not None:
             (folder / name[1]).write_text(text)
         elif language == "python":
-            printed.append(run([sys.executable, "-c", text], folder))
+            printed.append(does([sys.executable, "-c", text], folder))
         elif language == "sh":
             for line in text.strip().splitlines():
                 program, *arguments = line.partition("#")[0].split()
-                printed.append(run([str(Path(sys.executable).parent / program), *arguments], folder))
+                printed.append(does([str(Path(sys.executable).parent / program), *arguments], folder))
     return "\n".join(printed)
 
 
-def run_process(command: list[str], folder: Path) -> str:
+def run(command: list[str], folder: Path) -> str:
     """Return what a command printed, which must end well."""
     ended = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False, timeout=500)
     assert ended.returncode == 0, f"{command}\n{ended.stdout}{ended.stderr}"
