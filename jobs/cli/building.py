@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from distributed import Client
 
     from storage.encodings import Encoding
-    from teacher_cache.building.prepared import Stage
+    from teacher_cache.building.prepared import PreparedBuild, Stage
 
 SHOWN_QUARANTINED = 20  # a screen; --json lists all
 
@@ -154,6 +154,73 @@ def tell_report(cache: str, report: BuildReport, night: Night) -> None:
     night.figures.set("build_rows_per_second", report.rows / max(night.seconds, 1e-3))
     for name, count in unreadable.items():
         night.figures.set("build_quarantined_rows", count, dataset=name)
+
+
+def parse_partition(text: str) -> tuple[int, int]:
+    """Return (i, n), number i of n. Raises BadRequest."""
+    i, _, n = text.partition("/")
+    if not (i.isdecimal() and n.isdecimal() and int(i) < int(n)):
+        raise BadRequest(f"--partition {text} is not a partition", expected="I/N with I from 0 to N - 1, such as 0/8")
+    return int(i), int(n)
+
+
+def job_script_of(cluster: BuildClusterOptions, pools: Pools | None) -> str | None:
+    """Return the script of the jobs that a build would submit. Raises BadRequest: what renders it is not installed."""
+    from jobs.cluster.batch import job_script
+
+    if not cluster.submits or pools is None:
+        return None
+    return job_script(cluster, pools.teacher.environments[0], pools.teacher.at_once)
+
+
+def print_dry_run(
+    prepared: PreparedBuild, pools: Pools | None, libraries: int, script: str | None, as_json: bool
+) -> None:
+    """Print what a build would do, and the memory of its workers."""
+    import polars as pl
+
+    from jobs.show.tables import print_memory, print_script, print_table
+    from teacher_cache.building.memory import project_with_gpus, project_worker
+
+    stages = [
+        {
+            "stage": stage.name,
+            "rows": stage.dataset.guess_rows(stage.dataset.rows.num_rows),
+            "shards": len(stage.shards),
+            "shards_missing": len(stage.todo),
+            "rows_missing": stage.dataset.guess_rows(sum(shard.stop - shard.start for shard in stage.todo)),
+        }
+        for stage in prepared.stages
+    ]
+    if pools is not None and pools.teacher.has_gpus:
+        ingest, teacher, gpu = project_with_gpus(prepared, pools.teacher.at_once)
+        counts = [len(pool.devices) for pool in pools]
+        memory = {
+            f"each of {counts[0]} workers of the ingest": ingest,
+            f"each of {counts[1]} workers with a GPU": teacher,
+            "its GPU": gpu,
+        }
+        said = {
+            "worker_memory_bytes": max(ingest.total_bytes, teacher.total_bytes),
+            "gpu_memory_bytes": gpu.total_bytes,
+        }
+    else:
+        worker = project_worker(prepared, libraries)
+        memory, said = {"a worker": worker}, {"worker_memory_bytes": worker.total_bytes}
+    if as_json:
+        jobs = {} if script is None else {"job_script": script}
+        terminal.print_json(
+            {"cache": prepared.request.cache, "stages": stages, **said, **jobs, "notes": prepared.notes}
+        )
+        return
+    print_table(pl.DataFrame(stages), title=prepared.request.cache)
+    for name, parts in memory.items():
+        print_memory(f"memory of {name}", parts.total_bytes, parts._asdict())
+    for note in prepared.notes:
+        terminal.out.print(note, markup=False)
+    if script is not None:
+        print_script(script)
+    terminal.out.print("a dry run: nothing was written")
 
 
 def print_report(cache: str, report: BuildReport, as_json: bool, stages: Sequence[Stage] = ()) -> None:

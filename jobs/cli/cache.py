@@ -29,10 +29,7 @@ from jobs.cli.cache_plan import plan
 from jobs.cli.cache_recode import recode
 
 if TYPE_CHECKING:
-    from jobs.cluster.pools import Pools
-    from jobs.files.cluster_options import BuildClusterOptions
     from storage.cache import Cache
-    from teacher_cache.building.prepared import PreparedBuild
 
 app = typer.Typer(
     help="Run teachers over datasets once; keep their soft targets and features.",
@@ -87,7 +84,17 @@ def build(
     def action() -> int:
         from dataclasses import replace
 
-        from jobs.cli.building import choose_cluster, find_pools, heard, open_runner, print_report, tell_report
+        from jobs.cli.building import (
+            choose_cluster,
+            find_pools,
+            heard,
+            job_script_of,
+            open_runner,
+            parse_partition,
+            print_dry_run,
+            print_report,
+            tell_report,
+        )
         from jobs.cluster.attendance import Attendance
         from jobs.files.cache_job import CacheJob
         from jobs.files.reading import read_job
@@ -96,7 +103,7 @@ def build(
         from teacher_cache.building.runners import run_inline
         from teacher_cache.building.survey import prepare_build
 
-        read, part = read_job(job, CacheJob), _parse_partition(partition)
+        read, part = read_job(job, CacheJob), parse_partition(partition)
         cluster = choose_cluster(read.cluster, workers, part)
         request = read.request(job, device=device, threads=cluster.num_threads, beside=beside, part=part)
         libraries = 0
@@ -111,7 +118,7 @@ def build(
         if dry_run:
             if prepared.catalogue is not None:
                 prepared.catalogue.ledger()  # refuses what the build would refuse: a shard of another cache
-            _print_dry_run(prepared, pools, libraries, _script(cluster, pools), as_json)
+            print_dry_run(prepared, pools, libraries, job_script_of(cluster, pools), as_json)
             return 0
         with terminal.watching("rows", night) as watch, alone(prepared, watch, wait=wait) as (prepared, kept):
             if prepared.num_missing:
@@ -269,74 +276,6 @@ def _print_notice(opened: Cache) -> None:
 
     if (notice := notice_of(opened)) is not None:
         terminal.out.print(notice, markup=False, soft_wrap=True)
-
-
-def _parse_partition(text: str) -> tuple[int, int]:
-    from storage.errors import BadRequest
-
-    i, _, n = text.partition("/")
-    if not (i.isdecimal() and n.isdecimal() and int(i) < int(n)):
-        raise BadRequest(f"--partition {text} is not a partition", expected="I/N with I from 0 to N - 1, such as 0/8")
-    return int(i), int(n)
-
-
-def _script(cluster: BuildClusterOptions, pools: Pools | None) -> str | None:
-    """Return the script of the jobs that a build would submit. Raises BadRequest: what renders it is not installed."""
-    from jobs.cluster.batch import job_script
-
-    if not cluster.submits or pools is None:
-        return None
-    return job_script(cluster, pools.teacher.environments[0], pools.teacher.at_once)
-
-
-def _print_dry_run(
-    prepared: PreparedBuild, pools: Pools | None, libraries: int, script: str | None, as_json: bool
-) -> None:
-    import polars as pl
-
-    from jobs.show import terminal
-    from jobs.show.tables import print_memory, print_script, print_table
-    from teacher_cache.building.memory import project_with_gpus, project_worker
-
-    stages = [
-        {
-            "stage": stage.name,
-            "rows": stage.dataset.guess_rows(stage.dataset.rows.num_rows),
-            "shards": len(stage.shards),
-            "shards_missing": len(stage.todo),
-            "rows_missing": stage.dataset.guess_rows(sum(shard.stop - shard.start for shard in stage.todo)),
-        }
-        for stage in prepared.stages
-    ]
-    if pools is not None and pools.teacher.has_gpus:
-        ingest, teacher, gpu = project_with_gpus(prepared, pools.teacher.at_once)
-        counts = [len(pool.devices) for pool in pools]
-        memory = {
-            f"each of {counts[0]} workers of the ingest": ingest,
-            f"each of {counts[1]} workers with a GPU": teacher,
-            "its GPU": gpu,
-        }
-        said = {
-            "worker_memory_bytes": max(ingest.total_bytes, teacher.total_bytes),
-            "gpu_memory_bytes": gpu.total_bytes,
-        }
-    else:
-        worker = project_worker(prepared, libraries)
-        memory, said = {"a worker": worker}, {"worker_memory_bytes": worker.total_bytes}
-    if as_json:
-        jobs = {} if script is None else {"job_script": script}
-        terminal.print_json(
-            {"cache": prepared.request.cache, "stages": stages, **said, **jobs, "notes": prepared.notes}
-        )
-        return
-    print_table(pl.DataFrame(stages), title=prepared.request.cache)
-    for name, parts in memory.items():
-        print_memory(f"memory of {name}", parts.total_bytes, parts._asdict())
-    for note in prepared.notes:
-        terminal.out.print(note, markup=False)
-    if script is not None:
-        print_script(script)
-    terminal.out.print("a dry run: nothing was written")
 
 
 def main() -> None:
