@@ -7,7 +7,8 @@ cache_keeping.py  `cache gc`
 cache_plan.py     `cache plan`
 cache_recode.py   `cache recode`
 building.py       what `cache build` and `cache recode` share: a cluster, and the report at the end
-manifest.py       `cache manifest`, `student manifest`
+cache_manifest.py  `cache manifest`
+manifest.py       what that and `student manifest` share
 student.py        `student train | compare | report`
 making.py         `student make copy | prune | lowrank | quantize`
 using.py          `student eval | predict | export`

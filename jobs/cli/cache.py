@@ -25,6 +25,7 @@ from jobs.cli.arguments import (
 from jobs.cli.cache_audit import verify
 from jobs.cli.cache_copy import copy, publish
 from jobs.cli.cache_keeping import gc
+from jobs.cli.cache_manifest import manifest
 from jobs.cli.cache_plan import plan
 from jobs.cli.cache_recode import recode
 
@@ -51,6 +52,7 @@ def _program(version: VersionOption = False) -> None:
 app.command()(plan)
 app.command()(recode)
 app.command()(verify)
+app.command()(manifest)
 app.command()(gc)
 app.command()(copy)
 app.command()(publish)
@@ -131,28 +133,6 @@ def build(
         return report.exit_code
 
     terminal.run(action, as_json=as_json, night=night)
-
-
-@app.command()
-def manifest(job: JobArgument, as_json: JsonOption = False) -> None:
-    """Write the build of a job for Kubernetes as YAML, which Dask's operator runs."""
-    from jobs.show import terminal
-
-    def action() -> int:
-        from jobs.cli.manifest import show_manifest
-        from jobs.cluster.pools import AT_ONCE, AT_ONCE_GPU
-        from jobs.files.cache_job import CacheJob
-
-        return show_manifest(
-            job,
-            CacheJob,
-            ("cache", "build"),
-            (AT_ONCE, AT_ONCE_GPU[0]),
-            lambda read: {"cache": read.cache},
-            as_json=as_json,
-        )
-
-    terminal.run(action, as_json=as_json, answers=True)
 
 
 @app.command()

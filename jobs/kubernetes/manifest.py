@@ -29,18 +29,21 @@ SCHEDULING = {  # as a scheduler in the command's own process has it (jobs.clust
     "DASK_DISTRIBUTED__SCHEDULER__WORKER_TTL": WORKER_TTL,
 }
 TRIES = 60  # of the command while it ends with 75, a minute apart: nodes with GPUs may be a while in coming
-# A shell that is process 1 would hear no signal, and leave its child behind: this one passes it on, and waits.
+# Process 1 hears no signal that it has no trap for, and a shell leaves its child behind: this one passes it on, and waits.
 AGAIN = f"""\
-trap 'told=yes; kill -TERM "$child" 2>/dev/null' TERM
 tries=0
 while :; do
+    child='' left=''
+    trap 'told=yes left=yes; [ -z "$child" ] || kill -TERM "$child" 2>/dev/null' TERM
     "$@" & child=$!
+    if [ -n "$left" ]; then kill -TERM "$child"; fi
     told=yes
-    while [ -n "$told" ]; do told=; status=0; wait "$child" || status=$?; done
+    while [ -n "$told" ]; do told=''; status=0; wait "$child" || status=$?; done
     tries=$((tries + 1))
-    if [ "$status" != 75 ] || [ "$tries" = {TRIES} ]; then exit "$status"; fi
+    trap 'kill "$child" 2>/dev/null; exit 143' TERM
+    if [ -n "$left" ] || [ "$status" != 75 ] || [ "$tries" = {TRIES} ]; then exit "$status"; fi
     sleep "${{WAIT_S:-60}}" & child=$!
-    wait "$child" || exit 143
+    wait "$child"
 done
 """
 

@@ -21,12 +21,15 @@ cache=jobs/digits.cache.toml students=jobs/digits.students.toml runs=runs/digits
 
 run() {
     echo "night.sh: $*"
-    "$@" & child=$!
     # A shell would leave its child behind when it is told to end; this one tells it, and waits.
-    trap 'told=yes; kill -TERM "$child" 2>/dev/null' TERM INT
+    child='' left=''
+    trap 'told=yes left=yes; [ -z "$child" ] || kill -TERM "$child" 2>/dev/null' TERM INT
+    "$@" & child=$!
+    if [ -n "$left" ]; then kill -TERM "$child"; fi
     told=yes
-    while [ -n "$told" ]; do told=; status=0; wait "$child" || status=$?; done
+    while [ -n "$told" ]; do told=''; status=0; wait "$child" || status=$?; done
     trap - TERM INT
+    if [ -n "$left" ] && [ "$status" = 0 ]; then status=143; fi
     case $status in
         0) ;;
         3) ended=3 ;;

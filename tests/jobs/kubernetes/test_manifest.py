@@ -216,7 +216,9 @@ def test_the_command_of_a_pod_tries_again_on_75_and_passes_a_signal_on(tmp_path:
             assert process.stdout is not None
             assert process.stdout.readline() == "waits\n"
             process.send_signal(signal.SIGTERM)
-            assert process.wait(timeout=30) == 143
+            assert process.wait(timeout=30) in (
+                (143,) if "trap" in script else (75, 143)
+            )  # told before its end, or after
     assert TRIES == 60
 
 
