@@ -54,9 +54,11 @@ def local(tmp_path_factory: pytest.TempPathFactory) -> pl.DataFrame:
     """Return the comparison at the end of the main job on a local disk, of which a cron line has made a night."""
     jobs = copy_jobs(tmp_path_factory.mktemp("local"))
     (jobs.parent / ".venv").symlink_to(PROGRAMS.parent)
-    variables = {"PATH": os.environ["PATH"], "STILLROOM": str(jobs.parent)}
+    variables = {"PATH": os.environ["PATH"], "STILLROOM": str(jobs.parent), "METRICS": str(jobs.parent)}
     ended = subprocess.run(["sh", "-c", cron_command()], env=variables, capture_output=True, text=True, check=False)
     assert (ended.returncode, ended.stdout + ended.stderr) == (0, "")
+    assert (jobs.parent / "runs/digits/report.html").exists()
+    assert len(list(jobs.parent.glob("stillroom-*.prom"))) == 4
     return compared(jobs, str(jobs.parent / "caches/digits"))
 
 

@@ -29,7 +29,7 @@ SCHEDULING = {  # as a scheduler in the command's own process has it (jobs.clust
     "DASK_DISTRIBUTED__SCHEDULER__WORKER_TTL": WORKER_TTL,
 }
 TRIES = 60  # of the command while it ends with 75, a minute apart: nodes with GPUs may be a while in coming
-# Process 1 hears no signal that it has no trap for, and a shell leaves its child behind: this one passes it on, and waits.
+# Process 1 hears only signals that it has a trap for, and a shell would leave its child behind: it passes them on.
 AGAIN = f"""\
 tries=0
 while :; do

@@ -12,6 +12,9 @@
 #   65        corruption was found: `cache verify CACHE` lists it, `--repair` has it made again
 #   75        try again: the cluster was lost, or another start is at work
 #   130, 143  stopped by a signal; starting it again goes on
+#
+# With LOG_FORMAT=json in the environment, stderr is a line of JSON for each event; with METRICS=FOLDER, figures for
+# Prometheus lie there (docs/nights.md).
 set -u
 cd "$(dirname "$0")/../.." || exit 1
 if [ -d .venv/bin ]; then PATH=$PWD/.venv/bin:$PATH; fi
@@ -23,11 +26,11 @@ run() {
     echo "night.sh: $*"
     # A shell would leave its child behind when it is told to end; this one tells it, and waits.
     child='' left=''
-    trap 'told=yes left=yes; [ -z "$child" ] || kill -TERM "$child" 2>/dev/null' TERM INT
+    trap 'again=yes left=yes; [ -z "$child" ] || kill -TERM "$child" 2>/dev/null' TERM INT
     "$@" & child=$!
     if [ -n "$left" ]; then kill -TERM "$child"; fi
-    told=yes
-    while [ -n "$told" ]; do told=''; status=0; wait "$child" || status=$?; done
+    again=yes
+    while [ -n "$again" ]; do again=''; status=0; wait "$child" || status=$?; done
     trap - TERM INT
     if [ -n "$left" ] && [ "$status" = 0 ]; then status=143; fi
     case $status in
@@ -37,8 +40,20 @@ run() {
     esac
 }
 
-build() { run cache build "$ingest"; run student train "$teacher"; run cache build "$cache"; }
-train() { run student train "$students"; }
+told() {
+    name=$1
+    shift
+    if [ -n "${LOG_FORMAT-}" ]; then set -- "$@" --log-format "$LOG_FORMAT"; fi
+    if [ -n "${METRICS-}" ]; then set -- "$@" --metrics-file "$METRICS/stillroom-$name.prom"; fi
+    run "$@"
+}
+
+build() {
+    told ingest cache build "$ingest"
+    told teacher student train "$teacher"
+    told cache cache build "$cache"
+}
+train() { told students student train "$students"; }
 report() { run student report "$runs"; run cache status "$cache"; }  # the last one says 3 while rows are missing
 
 ended=0

@@ -28,6 +28,7 @@ from jobs.show.streams import SafeConsole, Stream, lost, streams
 from storage.errors import Interrupted, StillroomError, printable, si
 
 LOG_EVERY_S = 30.0
+ECHO_S = 1.0
 ABANDONED = "shard"  # how threads are called that nobody waits for after a signal: those of work in this process
 
 errors = SafeConsole(stderr=True, highlight=False, soft_wrap=True)
@@ -36,6 +37,7 @@ out = SafeConsole(highlight=False)
 
 UNTOLD = Night("", "")  # of commands that only answer
 _answers: Stream | None = None  # where JSON goes; None where nobody asked for it
+_heard_s: list[float] = []  # when signals came
 _signals: list[int] = []  # that have come, so that one is heard even if its exception was swallowed
 
 
@@ -49,6 +51,7 @@ def run(action: Callable[[], int | None], *, as_json: bool, answers: bool = Fals
         night: is told how the command goes.
     """
     _signals.clear()
+    _heard_s.clear()
     signal.signal(signal.SIGTERM, _interrupt)
     signal.signal(signal.SIGINT, _interrupt)
     with streams() as stdout:
@@ -137,7 +140,18 @@ def _kept_stdout(stdout: Stream) -> Iterator[Stream]:
         sys.stdout, _answers = stdout, None
 
 
+def _is_echo() -> bool:
+    """Whether a signal is that of a moment ago: a scheduler tells a whole group, and a shell in it passes it on."""
+    now_s = time.monotonic()
+    is_echo = bool(_heard_s) and now_s - _heard_s[-1] < ECHO_S
+    if not is_echo:
+        _heard_s.append(now_s)
+    return is_echo
+
+
 def _interrupt(signal_number: int, frame: types.FrameType | None) -> None:
+    if _is_echo() and _signals:
+        return
     _signals.append(signal_number)
     raise Interrupted("stopped by a signal", signal_number)
 
@@ -146,11 +160,13 @@ def _interrupt(signal_number: int, frame: types.FrameType | None) -> None:
 def deferred_signals() -> Iterator[Callable[[], bool]]:
     """Yield a function that says whether a signal has come, for work that stops itself at a good moment.
 
-    A second signal does not wait.
+    A second signal, a second or more later, does not wait.
     """
     came: list[int] = []
 
     def handler(signal_number: int, frame: types.FrameType | None) -> None:
+        if _is_echo() and came:
+            return
         if came:
             _interrupt(signal_number, frame)
         came.append(signal_number)

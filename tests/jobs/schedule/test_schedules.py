@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
-import os
 import re
 import shutil
 import signal
@@ -53,6 +51,11 @@ def test_a_night_is_the_jobs_of_the_demonstration_and_ends_with_the_first_status
     assert place.run("jobs/schedule/night.sh")[0] == 3
     assert place.calls == NIGHT
     place.answer()
+    assert place.run("jobs/schedule/night.sh", LOG_FORMAT="json", METRICS="/m")[0] == 0
+    names = ("ingest", "teacher", "cache", "students")
+    options = [f" --log-format json --metrics-file /m/stillroom-{name}.prom" for name in names]
+    assert place.calls == [call + option for call, option in zip(NIGHT, [*options, "", ""], strict=True)]
+    place.answer()
     assert place.run("jobs/schedule/night.sh", "train")[0] == 0
     assert place.calls == STEPS["train"]
     assert place.run("jobs/schedule/night.sh", "trian")[0] == 2
@@ -89,12 +92,6 @@ def test_the_cron_line_runs_a_night_and_mails_what_nobody_else_would_see(place: 
         place.answer(f"{NIGHT[0]}={status}")
         told = f"stillroom ended with {status}: {log}\n"
         assert place.run("sh", "-c", command)[1] == ("" if status in (75, 130, 143) else told)
-    place.answer()
-    held = os.open(place.folder / "runs", os.O_RDONLY)  # as another start holds it
-    fcntl.flock(held, fcntl.LOCK_EX)
-    assert place.run("sh", "-c", command)[1] == ""
-    os.close(held)
-    assert place.calls == []
 
 
 def test_make_runs_the_steps_in_their_order_and_tries_again_on_75(place: Place) -> None:

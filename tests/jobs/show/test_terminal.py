@@ -1,7 +1,14 @@
 from __future__ import annotations
 
+import os
+import signal
 import subprocess
 import sys
+
+import pytest
+
+from jobs.show import terminal
+from storage.errors import Interrupted
 
 SWALLOWED = """
 import contextlib, os, signal
@@ -26,3 +33,21 @@ def test_a_signal_is_heard_though_its_exception_was_swallowed() -> None:
     ended = subprocess.run([sys.executable, "-c", SWALLOWED], capture_output=True, text=True, check=False)
     assert (ended.returncode, ended.stdout) == (143, "swallowed\n"), ended.stderr
     assert "run the same command again; it resumes" in ended.stderr
+
+
+def test_a_signal_that_a_shell_passes_on_too_is_one_and_one_after_a_second_does_not_wait(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    now_s = [100.0]
+    monkeypatch.setattr("jobs.show.terminal.time.monotonic", lambda: now_s[0])
+    monkeypatch.setattr(terminal, "_heard_s", [])
+    monkeypatch.setattr(terminal, "_signals", [])
+    with pytest.raises(Interrupted) as stopped, terminal.deferred_signals() as came:  # noqa: PT012 - its body is the story
+        assert not came()
+        for later_s in (0, 0.5, 0.9):
+            now_s[0] = 100 + later_s
+            os.kill(os.getpid(), signal.SIGTERM)
+            assert came()
+        now_s[0] = 101.5
+        os.kill(os.getpid(), signal.SIGINT)
+    assert stopped.value.exit_code == 143
