@@ -8,11 +8,11 @@ saved.py           which files a folder of Hugging Face has for a split
 features.py        what its columns are
 tars.py            where samples are in a tar
 webdataset.py      the kind of images in tars
-hf_folder.py       the kind of such a folder: of images, texts or chats
+hf_folder.py       the kind of such a folder: of images, texts, chats or tables
 """
 
 from storage.datasets.published.columns import ColumnImages
-from storage.datasets.published.hf_folder import AnyHfFolder, HfImages
+from storage.datasets.published.hf_folder import AnyHfFolder, HfImages, HfTables
 from storage.datasets.published.image_folder import ImageFolderSource
 from storage.datasets.published.parquet_images import ParquetImagesSource
 from storage.datasets.published.saved import find_split, is_saved
@@ -22,6 +22,7 @@ __all__ = [
     "AnyHfFolder",
     "ColumnImages",
     "HfImages",
+    "HfTables",
     "ImageFolderSource",
     "ParquetImagesSource",
     "WebDatasetSource",

@@ -21,7 +21,7 @@ def advice(schema: pa.Schema) -> str:
     >>> advice(pa.schema({"messages": pa.list_(pa.string())}))
     'of chats: column = "messages", tokenizer = FOLDER, length = 2048'
     >>> advice(pa.schema({"a": pa.float32(), "b": pa.float32(), "y": pa.int64()}))
-    'of numbers: numpy.savez("numbers.npz", inputs=…, labels=…), and kind = "arrays"'
+    'of numbers: numeric = ["a", "b"], label = "y"'
     """
     images = [field.name for field in schema if is_image(field.type)]
     numbers = [field.name for field in schema if pa.types.is_integer(field.type)]
@@ -37,8 +37,11 @@ def advice(schema: pa.Schema) -> str:
         return f'of text with a class: column = "{texts[0]}", label = "{labels[0]}", length = 128, {learned}'
     if texts:
         return f'of text to continue: column = "{texts[0]}", block = 256, {learned}'
-    if all(pa.types.is_integer(field.type) or pa.types.is_floating(field.type) for field in schema):
-        return 'of numbers: numpy.savez("numbers.npz", inputs=…, labels=…), and kind = "arrays"'
+    kinds = {field.name: field.type for field in schema}
+    if all(pa.types.is_integer(kind) or pa.types.is_floating(kind) for kind in kinds.values()):
+        of_class = labels[-1] if labels else None
+        listed = ", ".join(f'"{name}"' for name in kinds if name != of_class)
+        return f"of numbers: numeric = [{listed}]" + (f', label = "{of_class}"' if of_class else "")
     return 'kind = "factory", and a function that makes inputs of these columns'
 
 

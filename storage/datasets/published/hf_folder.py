@@ -1,15 +1,15 @@
-"""The kind `hf_folder` of a job: a folder of Hugging Face, whose rows are images, texts or chats.
+"""The kind `hf_folder` of a job: a folder of Hugging Face, whose rows are images, texts, chats or cells of a table.
 
 Where rows come from is told here; what a row is, each of the kinds that these are made of says.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 from pydantic import Discriminator, PrivateAttr, Tag
 
 from storage.datasets.arrow import SUFFIX, class_label, open_arrow
@@ -17,8 +17,10 @@ from storage.datasets.base import Source
 from storage.datasets.chat import ChatSource
 from storage.datasets.published.columns import ColumnImages, TableFile
 from storage.datasets.published.features import advice
-from storage.datasets.published.parquet import open_parquet, reading
+from storage.datasets.published.parquet import open_parquet
 from storage.datasets.published.saved import SavedSplit, find_split
+from storage.datasets.table import TableSource
+from storage.datasets.table.reading import Dialect, schema_of
 from storage.datasets.text import LabelledTextSource, TextSource
 from storage.datasets.text.rows import Columns
 from storage.errors import MissingSource
@@ -102,27 +104,27 @@ class HfTexts(SplitFiles, LabelledTextSource):
 
     @property
     def _columns(self) -> Columns:
-        return super()._columns._replace(names_of=self._names)
+        return super()._columns._replace(names_of=tuple(_classes(self.paths(), self.label)))
 
     @property
     def _by_label(self) -> dict[str, str]:
-        return super()._by_label or {name: name for name in self._names}
+        return super()._by_label or {name: name for name in _classes(self.paths(), self.label)}
+
+
+class HfTables(SplitFiles, TableSource):
+    """Rows of a split, of numbers and categories, each with its class by name."""
+
+    kind: Literal["hf_folder"]  # type: ignore[assignment]
+
+    made_as = "table"
 
     @property
-    def _names(self) -> tuple[str, ...]:
-        """Return the names of the classes, in the order of their numbers; none if nobody says them."""
-        if not isinstance(self.label, str):
-            return ()
-        names = {path: tuple(class_label(_schema(path), self.label)) for path in self.paths()}
-        first = self.paths()[0]
-        if other := next((path for path in names if names[path] != names[first]), None):
-            raise MissingSource(
-                f"{other.name} says other classes than {first.name}",
-                found=", ".join(names[other]) or "none",
-                expected=", ".join(names[first]) or "none",
-                do="save them as one data set",
-            )
-        return names[first]
+    def _dialect(self) -> Dialect:
+        return super()._dialect._replace(named=True)
+
+    @property
+    def _by_label(self) -> dict[str, str]:
+        return super()._by_label or {name: name for name in _classes(self.paths(), self.label)}
 
 
 class HfChats(SplitFiles, ChatSource):
@@ -133,15 +135,27 @@ class HfChats(SplitFiles, ChatSource):
     made_as = "chat"
 
 
-def _schema(path: Path) -> pa.Schema:
-    if path.suffix == SUFFIX:
-        return open_arrow(path).schema
-    with reading(path):
-        return pq.read_schema(path)
+def _classes(paths: Sequence[Path], label: str | int | None) -> list[str]:
+    """Return the names of the classes, in the order of their numbers; none if nobody says them.
+
+    Raises:
+        MissingSource: files of a split say others.
+    """
+    if not isinstance(label, str):
+        return []
+    names = {path: class_label(schema_of(path), label) for path in paths}
+    if other := next((path for path in names if names[path] != names[paths[0]]), None):
+        raise MissingSource(
+            f"{other.name} says other classes than {paths[0].name}",
+            found=", ".join(names[other]) or "none",
+            expected=", ".join(names[paths[0]]) or "none",
+            do="save them as one data set",
+        )
+    return names[paths[0]]
 
 
-IMAGES, BLOCKS, TEXTS, CHATS = "images", "blocks", "texts", "chats"
-OF: dict[type[Any], str] = {HfImages: IMAGES, HfBlocks: BLOCKS, HfTexts: TEXTS, HfChats: CHATS}
+IMAGES, BLOCKS, TEXTS, CHATS, CELLS = "images", "blocks", "texts", "chats", "table"
+OF: dict[type[Any], str] = {HfImages: IMAGES, HfBlocks: BLOCKS, HfTexts: TEXTS, HfChats: CHATS, HfTables: CELLS}
 
 
 def _asked(options: Any) -> str:
@@ -151,6 +165,8 @@ def _asked(options: Any) -> str:
     ('images', 'blocks')
     >>> _asked({"column": "text", "label": "label", "length": 128}), _asked({"tokenizer": "llama", "length": 2048})
     ('texts', 'chats')
+    >>> _asked({"numeric": ["weight", "height"], "label": "species"})
+    'table'
     """
     if not isinstance(options, dict):  # a source that is validated once more
         return OF.get(type(options), IMAGES)
@@ -158,7 +174,7 @@ def _asked(options: Any) -> str:
         return BLOCKS if options["task"] == TextSource.model_fields["task"].default else TEXTS
     own = [options.keys() & _only(kind) for kind in (TextSource, LabelledTextSource, ChatSource)]
     if not any(own):
-        return IMAGES
+        return CELLS if options.keys() & _only(TableSource) else IMAGES
     if "label" in options:
         return TEXTS
     return CHATS if "block" not in options and own[2] else BLOCKS
@@ -173,6 +189,7 @@ AnyHfFolder = Annotated[
     Annotated[HfImages, Tag(IMAGES)]
     | Annotated[HfBlocks, Tag(BLOCKS)]
     | Annotated[HfTexts, Tag(TEXTS)]
-    | Annotated[HfChats, Tag(CHATS)],
+    | Annotated[HfChats, Tag(CHATS)]
+    | Annotated[HfTables, Tag(CELLS)],
     Discriminator(_asked),
 ]

@@ -191,7 +191,7 @@ def number_of(column: str, cell: Cell) -> float:
     (1000.0, 7.0)
     >>> number_of("age", "1_000")
     Traceback (most recent call last):
-    storage.datasets.base.Unreadable: column age has no number: '1_000'
+    storage.errors.Unreadable: column age has no number: '1_000'
     """
     written = isinstance(cell, str) and NUMBER.fullmatch(cell.strip())
     if cell is None or isinstance(cell, bool) or (isinstance(cell, str) and not written):

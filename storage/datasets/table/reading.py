@@ -8,15 +8,16 @@ import difflib
 import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from storage.datasets.arrow import NOT_LABELLED, SUFFIX, class_label, open_arrow
 from storage.datasets.base import Unreadable
 from storage.datasets.table.layout import Cell
 from storage.datasets.text.opening import kind_of
-from storage.datasets.text.rows import BATCH_BYTES, MOST_AT_ONCE
+from storage.datasets.text.rows import BATCH_BYTES, IN_COLUMNS, MOST_AT_ONCE
 from storage.datasets.text.tables import records
 from storage.errors import MissingSource
 
@@ -25,17 +26,23 @@ DELIMITERS = {".csv": ",", ".tsv": "\t"}
 
 
 class Dialect(NamedTuple):
-    """How tables of text are written: what is between fields, None: as the suffix says; what a missing cell has."""
+    """How tables are written.
+
+    Attributes:
+        delimiter: of text, what is between fields; None: as the suffix says.
+        missing: what a missing cell has.
+        named: whether a number of a `ClassLabel` is the class of that name.
+    """
 
     delimiter: str | None
     missing: frozenset[str]
+    named: bool = False
 
 
 def names_of(path: Path, dialect: Dialect) -> list[str]:
     """Return the names of a table's columns. Raises MissingSource: it is none, or two have one name."""
-    if kind_of(path) == ".parquet":
-        with _parquet(path) as file:
-            names = list(file.schema_arrow.names)
+    if kind_of(path) in IN_COLUMNS:
+        names = list(schema_of(path).names)
     else:
         first = next(iter(_records(path, dialect)), None)
         if first is None:
@@ -74,8 +81,16 @@ def rows_of(
         MissingSource: a column is not there, or holds what is neither number nor text.
     """
     places = places_of(path, wanted, dialect)
-    if kind_of(path) == ".parquet":
-        yield from _parquet_rows(path, wanted, dialect.missing, start, stop)
+    if kind_of(path) in IN_COLUMNS:
+        schema = schema_of(path)
+        for name in wanted:
+            _check_type(path, name, schema.field(name).type)
+        names = [class_label(schema, name) if dialect.named else [] for name in wanted]
+        batches = _arrow_batches if kind_of(path) == SUFFIX else _parquet_batches
+        for batch in batches(path, wanted, start, stop):
+            columns = [_by_name(batch.column(n).to_pylist(), of) for n, of in zip(wanted, names, strict=True)]
+            for cells in zip(*columns, strict=True):
+                yield [_of_arrow(cell, dialect.missing) for cell in cells]
         return
     width = None
     for number, (line, fields) in enumerate(_records(path, dialect), start=-1):
@@ -92,6 +107,8 @@ def rows_of(
 
 def num_rows(path: Path) -> int | None:
     """Return how many rows a file says it has; None: they must be counted."""
+    if kind_of(path) == SUFFIX:
+        return open_arrow(path).num_rows
     if kind_of(path) != ".parquet":
         return None
     with _parquet(path) as file:
@@ -116,13 +133,22 @@ def _parquet(path: Path) -> pq.ParquetFile:
         raise MissingSource(f"cannot read {path} as Parquet", found=str(error)) from None
 
 
-def _parquet_rows(
-    path: Path, wanted: Sequence[str], missing: frozenset[str], start: int, stop: int | None
-) -> Iterator[list[Cell] | Unreadable]:
+def schema_of(path: Path) -> pa.Schema:
+    """Return the schema of a file in columns. Raises MissingSource: it cannot be read."""
+    if kind_of(path) == SUFFIX:
+        return open_arrow(path).schema
+    with _parquet(path) as file:
+        return file.schema_arrow
+
+
+def _arrow_batches(path: Path, wanted: Sequence[str], start: int, stop: int | None) -> Iterator[pa.RecordBatch]:
+    stream = open_arrow(path)
+    yield from stream.batches(start, stream.num_rows if stop is None else stop, wanted)
+
+
+def _parquet_batches(path: Path, wanted: Sequence[str], start: int, stop: int | None) -> Iterator[pa.RecordBatch]:
     """Yield rows of a Parquet file, of which a few at a time are held."""
     with _parquet(path) as file:
-        for name in wanted:
-            _check_type(path, name, file.schema_arrow.field(name).type)
         first = 0
         for group in range(file.metadata.num_row_groups):
             about = file.metadata.row_group(group)
@@ -131,14 +157,20 @@ def _parquet_rows(
                 number = first
                 try:
                     for batch in file.iter_batches(size, row_groups=[group], columns=list(wanted)):
-                        columns = [batch.column(name).to_pylist() for name in wanted]
-                        for cells in zip(*columns, strict=True):
-                            if number >= start and (stop is None or number < stop):
-                                yield [_of_arrow(cell, missing) for cell in cells]
-                            number += 1
+                        begin = max(0, start - number)
+                        end = batch.num_rows if stop is None else min(batch.num_rows, stop - number)
+                        if begin < end:
+                            yield batch.slice(begin, end - begin)
+                        number += batch.num_rows
                 except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
                     raise MissingSource(f"cannot read {path} as Parquet", found=str(error)) from None
             first += about.num_rows
+
+
+def _by_name(cells: list[Any], names: Sequence[str]) -> list[Any]:
+    """Return the classes that numbers stand for; a number that is none stays, and is none of the classes."""
+    known = {**dict(enumerate(names)), NOT_LABELLED: None}
+    return [known.get(cell, cell) for cell in cells] if names else cells
 
 
 def _of_arrow(cell: object, missing: frozenset[str]) -> Cell:
@@ -167,4 +199,4 @@ def _check_type(path: Path, name: str, kind: pa.DataType) -> None:
         )
 
 
-__all__ = ["SUFFIXES", "Dialect", "names_of", "num_rows", "places_of", "rows_of"]
+__all__ = ["SUFFIXES", "Dialect", "names_of", "num_rows", "places_of", "rows_of", "schema_of"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple, Self
+from typing import Annotated, Any, Literal, NamedTuple, Self, get_args
 
 import polars as pl
 from pydantic import Field, PrivateAttr, model_validator
@@ -16,6 +16,7 @@ from storage.datasets.table.layout import NUMBER, Cell, Layout
 from storage.datasets.table.learning import Learned, Seen, Wanted, learn
 from storage.datasets.table.reading import SUFFIXES, Dialect, names_of, num_rows, rows_of
 from storage.datasets.text.opening import compressed, kind_of
+from storage.datasets.text.rows import IN_COLUMNS
 from storage.datasets.text.windows import Window
 from storage.errors import BadRequest, LabelOutOfRange, MissingSource
 from storage.options import JobPath
@@ -78,7 +79,8 @@ class TableSource(Source):
     def like(cls, promise: Mapping[str, Any], path: Path) -> Self:
         """Return a table elsewhere, without labels, of which rows are made as one of such a promise was."""
         keys = {key: promise[key] for key in ("delimiter", "missing", "unseen") if promise.get(key) is not None}
-        section = {"name": "inputs", "kind": "table", "path": str(path.absolute()), **keys}
+        (kind,) = get_args(cls.model_fields["kind"].annotation)
+        section = {"name": "inputs", "kind": kind, "path": str(path.absolute()), **keys}
         found, own = cls.model_validate(section), promise.get("id")
         if own is not None and found.has_column(own):
             found = cls.model_validate(section | {"id": own})
@@ -86,7 +88,7 @@ class TableSource(Source):
 
     def has_column(self, name: str) -> bool:
         """Return whether all files have a column."""
-        return all(name in names_of(path, self._dialect) for path in self._paths())
+        return all(name in names_of(path, self._dialect) for path in self.paths())
 
     def content(self) -> dict[str, Any]:
         return (
@@ -109,22 +111,22 @@ class TableSource(Source):
 
     def files(self) -> pl.DataFrame:
         rows = []
-        for path in self._paths():
-            now, known = LocalFile.of(path), self._recorded.get(self._file_of(path))
+        for path in self.paths():
+            now, known = LocalFile.of(path), self._recorded.get(self.file_of(path))
             unchanged = known is not None and (known.size, known.version) == now
             counted = known.rows if known is not None and unchanged else num_rows(path)
-            rows.append((self._file_of(path), *now, self._told(path).rows if counted is None else counted))
+            rows.append((self.file_of(path), *now, self._told(path).rows if counted is None else counted))
         return pl.DataFrame(rows, schema=FILE_SCHEMA, orient="row")
 
     def look_at(self, file: str) -> LocalFile:
-        return LocalFile.of(self._at(file))
+        return LocalFile.of(self.at(file))
 
     def class_names(self) -> list[str]:
         if self._by_label:
             return list(self._by_label.values())
         if self._promised is None:
             return self._labels
-        new = [path for path in self._paths() if self.label is not None and self._file_of(path) not in self._recorded]
+        new = [path for path in self.paths() if self.label is not None and self.file_of(path) not in self._recorded]
         found = {label for path in new for label in self._told(path).labels}
         return [*self._labels, *_sorted(found - set(self._labels))]
 
@@ -132,17 +134,21 @@ class TableSource(Source):
         return (self._layout.width,), "float32"
 
     def notes(self) -> list[str]:
-        paths, taken = self._paths(), {*self._layout.names, self.label, self.id}
+        paths, taken = self.paths(), {*self._layout.names, self.label, self.id}
         untold = self._promised is not None or self.numeric is not None or self.categorical is not None
         others = [name for name in names_of(paths[0], self._dialect) if untold and name not in taken]
         left_out = [f"left out: column {', '.join(others[:8])}{' …' * (len(others) > 8)}"] if others else []
         learned = self._learned.notes if self._promised is None else ()
-        return [*passed_over(self.path, compressed(SUFFIXES), deep=True), *learned, *left_out]
+        return [*self.passed_over(), *learned, *left_out]
+
+    def passed_over(self) -> list[str]:
+        """Return a note on what of a folder is none of its files."""
+        return passed_over(self.path, compressed(SUFFIXES), deep=True)
 
     def read(self, file: str, position: int, rows: int) -> Iterator[RawSample]:
-        path, layout = self._at(file), self._layout
+        path, layout = self.at(file), self._layout
         wanted = (*layout.names, *[name for name in (self.label, self.id) if name is not None])
-        if kind_of(path) == ".parquet":
+        if kind_of(path) in IN_COLUMNS:
             found = list(rows_of(path, wanted, self._dialect, position, position + rows))
         else:
             found = _window(path, LocalFile.of(path), wanted, self._dialect).rows(position, rows)
@@ -189,7 +195,7 @@ class TableSource(Source):
         """What is written in the column of classes, in the order of the classes."""
         if self._promised is not None:
             return list(self._promised.get("labels") or ())
-        return _sorted({label for path in self._paths() for label in self._told(path).labels})
+        return _sorted({label for path in self.paths() for label in self._told(path).labels})
 
     @property
     def _layout(self) -> Layout:
@@ -199,7 +205,7 @@ class TableSource(Source):
     @property
     def _learned(self) -> Learned:
         columns, wanted = self._wanted()
-        first, *others = [self._told(path).seen for path in self._paths()]
+        first, *others = [self._told(path).seen for path in self.paths()]
         seen = list(first)
         for other in others:
             seen = [one.joined(two) for one, two in zip(seen, other, strict=True)]
@@ -220,7 +226,7 @@ class TableSource(Source):
     def _wanted(self) -> tuple[tuple[str, ...], tuple[Wanted, ...]]:
         """Return which columns are taken, and as what; None: as what is written there."""
         if self.numeric is None and self.categorical is None:
-            names = names_of(self._paths()[0], self._dialect)
+            names = names_of(self.paths()[0], self._dialect)
             others = tuple(name for name in names if name not in (self.label, self.id))
             return others, tuple([None] * len(others))
         taken: dict[str, Wanted] = dict.fromkeys(self.numeric or (), "number")
@@ -230,13 +236,13 @@ class TableSource(Source):
     def _told(self, path: Path) -> _Told:
         # what is promised is not looked for elsewhere
         columns = self._wanted()[0] if self._promised is None else tuple(self._layout.names)
-        return _told(self.model_dump_json(), path, LocalFile.of(path), columns)
+        return _told(type(self), self.model_dump_json(), path, LocalFile.of(path), columns)
 
     def _look_through(self, path: Path, columns: Sequence[str]) -> _Told:
         """Return what all rows of a file tell together. Raises MissingSource, BadRequest: a column is not there."""
         seen = tuple(Seen(name, self.most_categories) for name in columns)
         wanted = [*columns, *[name for name in (self.label, self.id) if name is not None]]
-        typed, file = kind_of(path) == ".parquet", self._file_of(path)
+        typed, file = kind_of(path) in IN_COLUMNS, self.file_of(path)
         labels: dict[str, None] = {}
         rows = labelled = 0
         for i, cells in enumerate(rows_of(path, wanted, self._dialect)):
@@ -271,13 +277,16 @@ class TableSource(Source):
                 do="name a column of classes",
             )
 
-    def _file_of(self, path: Path) -> str:
+    def file_of(self, path: Path) -> str:
+        """Return what a file is called in a plan."""
         return path.relative_to(self.path).as_posix() if self.path.is_dir() else path.name
 
-    def _at(self, file: str) -> Path:
+    def at(self, file: str) -> Path:
+        """Return where a file lies."""
         return self.path / file if self.path.is_dir() else self.path
 
-    def _paths(self) -> list[Path]:
+    def paths(self) -> list[Path]:
+        """Return the files, in order. Raises MissingSource: there are none."""
         if not self.path.is_dir():
             LocalFile.of(self.path)  # raises if there is none
             if kind_of(self.path) not in SUFFIXES:
@@ -316,8 +325,8 @@ class _Told(NamedTuple):
 
 
 @lru_cache(maxsize=256)  # small, and asked for the number of rows, for the columns, and for the classes
-def _told(options: str, path: Path, file: LocalFile, columns: tuple[str, ...]) -> _Told:
-    return TableSource.model_validate_json(options)._look_through(path, columns)  # noqa: SLF001 - of this module
+def _told(kind: type[TableSource], options: str, path: Path, file: LocalFile, columns: tuple[str, ...]) -> _Told:
+    return kind.model_validate_json(options)._look_through(path, columns)  # noqa: SLF001 - of this module
 
 
 @lru_cache(maxsize=2)  # files that are being read, in each process

@@ -20,6 +20,7 @@ from storage.datasets.listing import list_files, told
 from storage.datasets.published import (
     ColumnImages,
     HfImages,
+    HfTables,
     ParquetImagesSource,
     WebDatasetSource,
     find_split,
@@ -257,7 +258,7 @@ def _table(path: Path, blueprint: Blueprint, columns: Sequence[str]) -> Samples:
         return _arrays(path, blueprint, columns)
     if columns:
         raise BadRequest("--column is of a student that knows no names of columns", found=", ".join(columns))
-    source = TableSource.like(blueprint.source or {}, path)
+    source = (HfTables if is_saved(path) else TableSource).like(blueprint.source or {}, path)
     files = source.files()
 
     def each() -> Iterator[Sample]:
