@@ -2,7 +2,7 @@
 
 cache.py          `cache build | status | info | query`
 cache_audit.py    `cache verify`
-cache_copy.py     `cache copy | publish`
+cache_copy.py     `cache copy | publish | diff`
 cache_keeping.py  `cache gc`
 cache_plan.py     `cache plan`
 cache_recode.py   `cache recode`

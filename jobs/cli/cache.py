@@ -23,7 +23,7 @@ from jobs.cli.arguments import (
     run_program,
 )
 from jobs.cli.cache_audit import verify
-from jobs.cli.cache_copy import copy, publish
+from jobs.cli.cache_copy import copy, diff, publish
 from jobs.cli.cache_keeping import gc
 from jobs.cli.cache_manifest import manifest
 from jobs.cli.cache_plan import plan
@@ -56,6 +56,7 @@ app.command()(manifest)
 app.command()(gc)
 app.command()(copy)
 app.command()(publish)
+app.command()(diff)
 
 
 @app.command()

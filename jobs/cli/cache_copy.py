@@ -1,20 +1,33 @@
-"""`cache copy`, `cache publish`: the same cache elsewhere, and for strangers. Parses, calls the room, prints."""
+"""`cache copy | publish | diff`: the same cache elsewhere, for strangers, compared. Parses, calls the room, prints."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from jobs.cli.arguments import CacheArgument, JsonOption
 from jobs.cli.cache_recode import absolute
 
+if TYPE_CHECKING:
+    from storage.cache.copies.diff import CacheDiff
+
 TargetArgument = Annotated[str, typer.Argument(metavar="TO", help="A folder, or s3://bucket/prefix: empty, or a copy.")]
 NoticeOption = Annotated[
     Path | None, typer.Option(metavar="FILE", help="A text that says what may be done with it; train shows it.")
 ]
 SHOWN = 10  # shards of which something is told
+SHOWN_LETTERS = 60  # of a field's value; --json has all
+FIELD = ("path", "field", "a", "b")
+EXAMPLES = {
+    "only_a": "in A alone",
+    "only_b": "in B alone",
+    "label": "with another label",
+    "split": "in another split",
+    "payload": "with another content",
+}
 
 
 def copy(
@@ -90,6 +103,67 @@ def publish(cache: CacheArgument, notice: NoticeOption = None, as_json: JsonOpti
         return 0
 
     terminal.run(action, as_json=as_json)
+
+
+def diff(
+    a: Annotated[str, typer.Argument(metavar="A", help="A cache.")],
+    b: Annotated[str, typer.Argument(metavar="B", help="Another.")],
+    as_json: JsonOption = False,
+) -> None:
+    """Say how two caches differ: promises by field, samples by id, targets by KL. Exit code 3 if they do."""
+    from jobs.show import terminal
+
+    def action() -> int:
+        from dataclasses import asdict
+
+        from storage.cache import Cache
+        from storage.cache.copies import diff as room
+        from storage.errors import RowsMissing
+
+        one, other = Cache.open(a), Cache.open(b)
+        with terminal.watching("rows") as watch:
+            found = room.diff(one, other, watch)
+        if as_json:
+            said = asdict(found) | {"fields": [dict(zip(FIELD, each, strict=True)) for each in found.fields]}
+            said["answers"] = [
+                asdict(gap) | {"worst": [worst._asdict() for worst in gap.worst]} for gap in found.answers
+            ]
+            terminal.print_json({"a": one.url, "b": other.url, "same": found.same, **said})
+        else:
+            for line in _told(found):
+                terminal.out.print(line, markup=False, soft_wrap=True)
+        return 0 if found.same else RowsMissing.exit_code
+
+    terminal.run(action, as_json=as_json, answers=True)
+
+
+def _told(found: CacheDiff) -> Iterator[str]:
+    """Yield the lines that tell how two caches differ."""
+    from storage.errors import printable
+
+    for path, name, one, other in found.fields:
+        yield printable(f"{path}{' ' * bool(name)}{name}: A {_short(one)}, B {_short(other)}", one_line=True)
+    for dataset, rows in found.rows.items():
+        yield (
+            f"{dataset}: {rows.both} samples in both, {rows.only_a} in A alone, {rows.only_b} in B alone; of both, "
+            f"{rows.label} with another label, {rows.split} in another split, {rows.payload} with another content"
+        )
+        for name, ids in rows.examples.items():
+            if ids:
+                yield printable(f"  {EXAMPLES[name]}: {', '.join(ids)}", one_line=True)
+    for gap in found.answers:
+        alone = f"; {gap.only_a} more in A alone, {gap.only_b} in B alone" if gap.only_a or gap.only_b else ""
+        far = "" if gap.identical == gap.rows else f"; {gap.unit} mean {gap.mean:.3g}, largest {gap.largest:.3g}"
+        yield f"{'/'.join(map(str, gap.stage))}: {gap.rows} rows, {gap.identical} of the same bytes{far}{alone}"
+        for worst in gap.worst if gap.differs else ():
+            yield printable(f"  {worst.off:.3g}  {worst.sample_id} (row {worst.row_a}, {worst.row_b})", one_line=True)
+    yield from (f"note: {note}" for note in found.notes)
+    yield "the same" if found.same else "they differ"
+
+
+def _short(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= SHOWN_LETTERS else f"{text[:SHOWN_LETTERS]}…"
 
 
 def _read_notice(path: Path | None) -> str | None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-from storage.errors import CorruptObject
+from storage.errors import CorruptObject, MissingObject
 from storage.format.objects import Objects
 from storage.format.promised import ShardPromise
 from storage.format.rows import ShardRows
@@ -119,6 +119,13 @@ class Promises:
         if path not in self._loaded:
             self._loaded[path] = read_spec(self._objects, path, WeightsSpec).weights
         return self._loaded[path]
+
+    def weights_or_none(self, dataset: str, teacher: str) -> str | None:
+        """Return the digest of a teacher's weights as loaded, if the cache says it. Raises CorruptObject."""
+        try:
+            return self.weights(dataset, teacher)
+        except MissingObject:
+            return None
 
     def _digest(self, dataset: str, teacher: str | None) -> str:
         return self._read(dataset, teacher)[1]
