@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from storage.targets.soft import OneTeacher
+    from storage.targets.vectors import VectorTargets
 
 WORST = 5
 SAME = 1e-6  # nats, or 1 - cosine: the last bits of float32
@@ -170,17 +171,17 @@ class Answers:
 
     def _off(self, one: _Shard, other: _Shard, at_a: np.ndarray, at_b: np.ndarray) -> np.ndarray:
         """Return how far some rows are apart, (S,): the mean over each row's sites."""
-        sides = [_sites(shard.arrays, at) for shard, at in ((one, at_a), (other, at_b))]
-        counts = [sites for _, sites in sides]
-        if not np.array_equal(*counts):  # other positions are stored: nothing tells which of them are the same
+        (arrays_a, sites_S), (arrays_b, others_S) = _sites(one.arrays, at_a), _sites(other.arrays, at_b)
+        if not np.array_equal(sites_S, others_S):  # of other positions: nothing tells which are the same
             return np.full(len(at_a), np.inf)
-        decoded = [
-            spec.encoding.decode(arrays, spec.num_classes) for spec, (arrays, _) in zip(self._specs, sides, strict=True)
-        ]
-        off_N = (_angle if isinstance(self._specs[0].encoding, VectorEncoding) else kl)(*decoded).double().numpy()
-        ends = np.cumsum(counts[0])
-        sums = np.concatenate([[0.0], np.cumsum(off_N)])
-        return (sums[ends] - sums[ends - counts[0]]) / np.maximum(counts[0], 1)
+        a, b = self._specs
+        apart = _angle if isinstance(a.encoding, VectorEncoding) else kl
+        off_N = apart(
+            a.encoding.decode(arrays_a, a.num_classes),  # type: ignore[arg-type]
+            b.encoding.decode(arrays_b, b.num_classes),  # type: ignore[arg-type]
+        ).numpy()
+        ends, sums = np.cumsum(sites_S), np.concatenate([[0.0], np.cumsum(off_N)])
+        return np.asarray((sums[ends] - sums[ends - sites_S]) / np.maximum(sites_S, 1))
 
 
 def open_answers(a: Catalogue, b: Catalogue, stage: Stage, notes: list[str]) -> Answers | None:
@@ -219,10 +220,10 @@ def kl(a: OneTeacher, b: OneTeacher) -> Tensor:
     return torch.where(p > 0, p * (log_p.double() - log_q.double()), 0.0).sum(dim=1).clamp(min=0.0)
 
 
-def _angle(a: Tensor, b: Tensor) -> Tensor:
+def _angle(a: VectorTargets, b: VectorTargets) -> Tensor:
     import torch
 
-    return 1 - torch.cosine_similarity(a.vectors_BD.double(), b.vectors_BD.double(), dim=1)  # type: ignore[attr-defined]
+    return 1 - torch.cosine_similarity(a.vectors_BD.double(), b.vectors_BD.double(), dim=1)
 
 
 def _equal(a_S: np.ndarray | Ragged, b_S: np.ndarray | Ragged, at_a: np.ndarray, at_b: np.ndarray) -> np.ndarray:

@@ -24,7 +24,7 @@ from storage.views import PLAIN
 AT_ONCE = 2_000_000  # samples of each cache
 SHOWN_IDS = 5
 SAMPLE = ("sample_id", "label", "split", "payload_digest", "error")
-ABSENT = "absent"
+ABSENT, PRESENT = "absent", "present"
 
 
 @dataclass
@@ -108,7 +108,7 @@ def _fields(a: Catalogue, b: Catalogue) -> Iterator[tuple[str, str, Any, Any]]:
     for path in sorted(promises[0].keys() | promises[1].keys()):
         one, other = (each.get(path) for each in promises)
         if one is None or other is None:
-            yield path, "", *(ABSENT if each is None else "present" for each in (one, other))
+            yield path, "", ABSENT if one is None else PRESENT, ABSENT if other is None else PRESENT
             continue
         yield from ((path, name, *values) for name, *values in differences(one, other))
 
