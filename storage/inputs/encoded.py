@@ -10,10 +10,12 @@ Shapes: S rows of a shard, B chosen rows, C channels, H height, W width.
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, MutableSequence, Sequence
+from collections.abc import Iterator, Mapping, MutableSequence, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
+from threading import Condition
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -34,6 +36,8 @@ if TYPE_CHECKING:
 
 DECODED = "decoded"  # the array of digests
 ROWS_AT_ONCE = 8  # that a thread decodes before it takes others
+BYTES_OF_A_PIXEL = 12  # while it is decoded: as Pillow has it, turned or converted, and as an array
+ROOM_BYTES = 160 * 2**20  # of pictures that are being decoded, for each thread: one of 13 megapixels
 LOOKED_AT = 256  # rows whose pixels are held at once where nobody wants them
 MOST_PICTURE_BYTES = 2**28  # of a file
 FEATURES = ("libjpeg_turbo", "jpg", "zlib", "webp", "libtiff", "jpg_2000", "avif")  # Pillow's names of what decodes
@@ -174,14 +178,15 @@ class Encoded(Pixels):
             for place in range(first, min(first + ROWS_AT_ONCE, len(rows_B))):
                 row = int(rows_B[place])
                 if len(stored_S[row]):
-                    picture, at = self._picture(stored_S, row), place if into_S is None else row
-                    if boxes is None:
-                        shown[at] = policy.sized(picture)
-                    else:
-                        shown[at] = policy.stretched(picture.crop(boxes.of(place, picture.height, picture.width)))
+                    with self._picture(stored_S, row) as (picture, pixels_HWC):
+                        box = None if boxes is None else boxes.of(place, picture.height, picture.width)
+                        at = place if into_S is None else row
+                        shown[at] = (
+                            policy.sized(picture, pixels_HWC) if box is None else policy.stretched(picture.crop(box))
+                        )
 
         # all are waited for, and the first that failed is told
-        for _ in threads().map(decode_some, range(0, len(rows_B), ROWS_AT_ONCE)):
+        for _ in decoding().threads.map(decode_some, range(0, len(rows_B), ROWS_AT_ONCE)):
             pass
         return shown
 
@@ -193,21 +198,28 @@ class Encoded(Pixels):
         kept = policy.kept(payload)
         if len(kept) > MOST_PICTURE_BYTES:
             raise Unreadable(f"is {len(kept):,} bytes; at most {MOST_PICTURE_BYTES:,} are kept")
-        picture = policy.picture(kept)
-        return np.frombuffer(kept, np.uint8), picture_digest(picture), policy.sized(picture)
+        picture = policy.picture(policy.opened(kept))
+        pixels_HWC = np.asarray(picture)
+        return np.frombuffer(kept, np.uint8), pixels_digest(pixels_HWC), policy.sized(picture, pixels_HWC)
 
-    def _picture(self, stored_S: Ragged, row: int) -> Image.Image:
-        """Return the picture of a row, which must be what the ingest saw."""
-        try:
-            picture = self.policy.picture(stored_S[row].tobytes())
-            found = f"{picture.width}×{picture.height} pixels of digest {picture_digest(picture):016x}"
-            right = not isinstance(stored_S, EncodedRows) or picture_digest(picture) == int(stored_S.decoded_S[row])
-        except Unreadable as error:
-            found, right = str(error), False
-        if right:
-            return picture
-        assert isinstance(stored_S, EncodedRows), found  # decoded a moment ago, by this very process
-        raise _other_pixels(stored_S, row, found)
+    @contextmanager
+    def _picture(self, stored_S: Ragged, row: int) -> Iterator[tuple[Image.Image, np.ndarray]]:
+        """Yield the picture of a row and its pixels, which must be what the ingest saw; there is room for it within."""
+        with ExitStack() as room:
+            try:
+                image = self.policy.opened(stored_S[row].tobytes())
+                room.enter_context(decoding().room(BYTES_OF_A_PIXEL * image.width * image.height))
+                picture = self.policy.picture(image)
+                pixels_HWC = np.asarray(picture)
+                digest = pixels_digest(pixels_HWC)
+                found = f"{picture.width}×{picture.height} pixels of digest {digest:016x}"
+                right = not isinstance(stored_S, EncodedRows) or digest == int(stored_S.decoded_S[row])
+            except Unreadable as error:
+                found, right = str(error), False
+            if not right:
+                assert isinstance(stored_S, EncodedRows), found  # decoded a moment ago, by this very process
+                raise _other_pixels(stored_S, row, found)
+            yield picture, pixels_HWC
 
 
 def _other_pixels(rows: EncodedRows, row: int, found: str) -> StaleCache | CorruptObject:
@@ -231,9 +243,9 @@ def _other_pixels(rows: EncodedRows, row: int, found: str) -> StaleCache | Corru
     )
 
 
-def picture_digest(picture: Image.Image) -> int:
-    """Return the xxh3-64 of a picture's pixels, (H, W, C) row after row."""
-    return xxhash.xxh3_64_intdigest(np.ascontiguousarray(np.asarray(picture)).reshape(-1).data)
+def pixels_digest(pixels_HWC: np.ndarray) -> int:
+    """Return the xxh3-64 of a picture's pixels, (H, W, C) or (H, W), row after row."""
+    return xxhash.xxh3_64_intdigest(np.ascontiguousarray(pixels_HWC).reshape(-1).data)
 
 
 @lru_cache
@@ -246,8 +258,51 @@ def decoders() -> dict[str, str]:
     return {"pillow": PIL.__version__} | {name: version for name, version in sorted(found.items()) if version}
 
 
-@lru_cache
-def threads() -> ThreadPoolExecutor:
-    """Return the threads of this process that decode: one for each processor that it may use."""
-    count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return ThreadPoolExecutor(count, thread_name_prefix="decode")
+class Decoding:
+    """The threads of a process that decode, and the memory that pictures may take while they do.
+
+    Args:
+        count: of threads.
+
+    Attributes:
+        threads: they.
+        most_bytes: of all pictures at a time, but that one alone may be larger.
+    """
+
+    def __init__(self, count: int):
+        self.threads = ThreadPoolExecutor(count, thread_name_prefix="decode")
+        self.most_bytes = count * ROOM_BYTES
+        self._taken_bytes = 0
+        self._free = Condition()
+
+    @contextmanager
+    def room(self, num_bytes: int) -> Iterator[None]:
+        """Wait until there is room for a picture, and hold it within."""
+        with self._free:
+            self._free.wait_for(lambda: not self._taken_bytes or self._taken_bytes + num_bytes <= self.most_bytes)
+            self._taken_bytes += num_bytes
+        try:
+            yield
+        finally:
+            with self._free:
+                self._taken_bytes -= num_bytes
+                self._free.notify_all()
+
+
+@lru_cache(maxsize=1)
+def _decoding(count: int) -> Decoding:
+    return Decoding(count)
+
+
+def decoding() -> Decoding:
+    """Return what decodes in this process: a thread for each processor that it may use, or as `decode_on` said."""
+    processors = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return _decoding(_asked[-1] if _asked else processors)
+
+
+def decode_on(threads: int) -> None:
+    """Decode on so many threads from now on in this process, as `torch.set_num_threads` does for torch."""
+    _asked[:] = [threads]
+
+
+_asked: list[int] = []

@@ -14,6 +14,7 @@ from storage.cache import Cache, Catalogue
 from storage.encodings import Capability, Encoded, Encoding
 from storage.encodings.dense import BYTES
 from storage.errors import BadRequest, gib
+from storage.inputs import inputs_of
 from storage.tasks import task_of
 from student_train.feed.batches import Name, Needs
 from student_train.feed.devices import free_bytes
@@ -47,17 +48,25 @@ class Residency:
     why: str
 
 
-def input_bytes(selection: Selection, shards: Sequence[int] | None = None) -> int:
+def input_bytes(selection: Selection, shards: Sequence[int] | None = None, *, views: int = 1) -> int:
     """Return the bytes of the fed rows of some of the S shards, by default of all, as they are kept, targets apart.
 
-    They are of inputs, and of labels where those are an array.
+    They are of inputs, and of labels where those are an array; pictures that are decoded anew for each view are there
+    as often as there are `views`.
     """
     shards = range(len(selection.shards_S)) if shards is None else shards
     spec, num_rows = selection.spec, int(selection.shard_sizes_S[list(shards)].sum())
     item_bytes = [np.dtype(spec.input_dtype).itemsize, *[LABEL_BYTES] * (task_of(spec).label_array is not None)]
     if (lengths := selection.lengths_of(shards)) is not None:
         return sum(item_bytes) * int(lengths.sum()) + len(item_bytes) * PLACE_BYTES * num_rows
-    return sum(item_bytes) * prod(spec.input_shape) * num_rows
+    return sum(item_bytes) * prod(spec.input_shape) * num_rows * (views if _decoded_for_views(selection) else 1)
+
+
+def _decoded_for_views(selection: Selection) -> bool:
+    if selection.views is None:
+        return False
+    view = selection.views.spec.view(selection.views.names[0])
+    return inputs_of(selection.spec).left(view) != view
 
 
 def row_bytes(catalogue: Catalogue, dataset: str, needs: Needs) -> int:
@@ -193,6 +202,6 @@ def projected_bytes(wanted: Iterable[tuple[Selection, Needs]]) -> int:
         _, views, before = union.get(key, (selection, 1, Needs()))
         union[key] = (selection, max(views, len(selection.view_names)), before | needs)
     return sum(
-        input_bytes(selection) + target_bytes(selection, needs, views=views)
+        input_bytes(selection, views=views) + target_bytes(selection, needs, views=views)
         for selection, views, needs in union.values()
     )

@@ -18,7 +18,7 @@ from storage.format.committing import read_stored
 from storage.format.promised import check_positions
 from storage.format.shards import Commit, ShardKey, list_commits
 from storage.format.specs import TeacherSpec
-from storage.inputs import Stored, inputs_of
+from storage.inputs import Inputs, Stored, inputs_of
 from storage.inputs.ragged import Ragged
 from storage.tasks import task_of
 from storage.tasks.base import count_labelled
@@ -42,9 +42,8 @@ class ShardSource:
         spec, task = selection.spec, task_of(selection.spec)
         array, self._sites = task.label_array, task.sites(spec.input_shape)
         self.label_arrays: tuple[Name, ...] = () if array is None else (array,)
-        self.kind = inputs_of(spec)
         views = {} if selection.views is None else {v: selection.views.spec.view(v) for v in selection.views.names}
-        self._begun = {name: view for name, view in views.items() if self.kind.left(view) != view}
+        self._begun = {name: view for name, view in views.items() if inputs_of(spec).left(view) != view}
 
     def names(self, needs: Needs, view: str = PLAIN) -> frozenset[Name]:
         """Return what must be read to meet some needs in an epoch that shows a view."""
@@ -146,14 +145,15 @@ class ShardSource:
     def _read_shard(self, index: int, names: frozenset[Name]) -> Iterator[tuple[Name, Stored]]:
         ingest_key = self.selection.key(index)
         keys = [name for name in names if isinstance(name, ArrayKey)]
-        augmented = any(key.view != PLAIN for key in keys)
+        augmented = any(key.view != PLAIN for key in keys) or bool(names & set(map(self.inputs, self._begun)))
         # what a view is a function of is in the table
         ingest = self._commit(ingest_key, with_table=augmented)
         of_labels = [LABELS] if LABELS in names else []
-        stored = read_stored(self.cache.objects, ingest, [*self.kind.arrays, *of_labels], writeable=False)
-        given = self.kind.rows(stored, ingest.about, str(ingest_key))
+        kind = inputs_of(self.selection.catalogue.dataset(ingest_key.dataset))  # of several, each its own
+        stored = read_stored(self.cache.objects, ingest, [*kind.arrays, *of_labels], writeable=False)
+        given = kind.rows(stored, ingest.about, str(ingest_key))
         yield from (item for item in stored.items() if item[0] in names and item[0] != INPUTS)
-        yield from self._inputs(index, names, given, ingest)
+        yield from self._inputs(index, names, kind, given, ingest)
         for teacher, view in sorted({(key.teacher, key.view) for key in keys}):
             own = teacher_of(teacher, ingest_key.dataset)
             assert own is not None, "rows are selected where every teacher is there"
@@ -170,16 +170,16 @@ class ShardSource:
             yield from ((ArrayKey(teacher, array, view), values) for array, values in targets.items())
 
     def _inputs(
-        self, index: int, names: frozenset[Name], given: Stored, ingest: Commit
+        self, index: int, names: frozenset[Name], kind: Inputs, given: Stored, ingest: Commit
     ) -> Iterator[tuple[Name, Stored]]:
         """Yield the inputs of a shard, those of all names that are asked for; of pictures, its fed rows decoded."""
         rows_F = self.selection.rows[index]
         if INPUTS in names:
-            yield INPUTS, self.kind.fed(given, rows_F)
-        for name in names & {self.inputs(view) for view in self._begun}:
+            yield INPUTS, kind.fed(given, rows_F)
+        for name in names & set(map(self.inputs, self._begun)):
             view, readable = self._begun[str(name).removeprefix(f"{INPUTS}/")], readable_rows(ingest.table)
             places_S = np.cumsum(readable.mask_S) - 1  # of rows among those that can be read; fed ones can
-            yield name, self.kind.fed(given, rows_F, view, readable.keys_B[places_S[rows_F]])
+            yield name, kind.fed(given, rows_F, view, readable.keys_B[places_S[rows_F]])
 
     def _check_features(self, commit: Commit, targets: Mapping[str, Stored]) -> None:
         """Raise CorruptObject if a feature, whose shape nothing promises, is of another than in the first shard."""

@@ -9,6 +9,8 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
+from storage.format.shards import stage_folder
+from storage.inputs.encoded import decoding
 from student_train.feed.batches import Needs
 from student_train.feed.residency import Residency, array_bytes, input_bytes, row_bytes, target_bytes
 from student_train.feed.selection import Selection
@@ -63,6 +65,8 @@ def feed_bytes(
         return sum(max(map(of, part), default=0) for part in same_time)
 
     host = {"shards being read": max(_reading_bytes(rows) for rows in fed)}
+    if any(_encoded(rows) for rows in fed):
+        host["pictures being decoded"] = decoding().most_bytes
     on_device: dict[str, int] = {}
     at = on_device if residency.place == "device" else host
     if residency.place == "stream":
@@ -94,20 +98,28 @@ def _window_bytes(rows: FedRows) -> int:
 
 def _shard_bytes(rows: FedRows, shard: int, views: int) -> int:
     """Return the bytes of the fed rows of one of the S shards."""
-    return input_bytes(rows.selection, [shard]) + target_bytes(rows.selection, rows.needs, [shard], views=views)
+    targets = target_bytes(rows.selection, rows.needs, [shard], views=views)
+    return input_bytes(rows.selection, [shard], views=views) + targets
 
 
 def _reading_bytes(rows: FedRows) -> int:
     """Return what is in memory of shards that are being read, besides where their rows are to lie."""
-    selection, largest = rows.selection, 0
+    selection, largest, kept = rows.selection, 0, 0
     for part in selection.parts:
         planned = {shard.shard: shard.stop - shard.start for shard in selection.catalogue.shards(part.dataset)}
+        if selection.catalogue.dataset(part.dataset).encoded:  # the pictures that they are decoded from, beside
+            groups = selection.catalogue.objects.list(stage_folder(part.dataset, None)).objects
+            kept = max([kept, *(group.size_bytes for group in groups)])
         in_bytes = selection.catalogue.dataset(part.dataset).byte_ranges
         for i in part.shards:  # all rows of a shard are read, those that are not fed too, which are about as long
             # a shard in a range of bytes is of those, not of rows: then up to the last that is fed
             num_rows = int(selection.rows[i].max()) + 1 if in_bytes else planned[selection.shards_S[i]]
             largest = max(largest, _shard_bytes(rows, i, 1) * num_rows // int(selection.shard_sizes_S[i]))
-    return min(READERS, len(selection.shards_S)) * READ_COPIES * largest
+    return min(READERS, len(selection.shards_S)) * (READ_COPIES * largest + kept)
+
+
+def _encoded(rows: FedRows) -> bool:
+    return any(rows.selection.catalogue.dataset(name).encoded for name in rows.selection.datasets)
 
 
 def _ordered_bytes(rows: FedRows, residency: Residency) -> int:

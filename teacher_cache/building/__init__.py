@@ -4,6 +4,7 @@ prepared.py     what a build is asked for, and what it will do
 survey.py       a job against what its cache holds: what is missing
 sources.py      a source against what the cache holds of it: new, changed and mended rows
 afresh.py       what to do where the cache holds another dataset
+pictures.py     of pictures that are kept as they come, how large a shard is
 ranges.py       the same of a source in ranges of bytes
 asked.py        what a job asks for, begun or not
 augmenting.py   whether a dataset has views, and which

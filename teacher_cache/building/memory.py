@@ -22,8 +22,11 @@ from storage.datasets.text.density import SPREAD
 from storage.encodings import Encoding
 from storage.errors import BadTeacher
 from storage.format.specs import DatasetSpec
+from storage.inputs.encoded import ROOM_BYTES
 from storage.tasks import task_of
 from storage.views import PLAIN
+from storage.views.check import own_size
+from teacher_cache.building.pictures import most_kept_bytes
 from teacher_cache.building.prepared import PreparedBuild, PreparedDataset, Stage
 from teacher_cache.teachers.kinds import KINDS
 from teacher_cache.teachers.model import part_sites
@@ -82,7 +85,7 @@ def project_worker(build: PreparedBuild, libraries: int | None = None) -> Worker
     """
     if libraries is None:
         libraries = hold_libraries(stage.teacher for stage in build.stages if stage.teacher is not None)
-    return _largest(libraries, [_sizes(stage).on_cpu(SHARDS_IN_FLIGHT) for stage in build.stages])
+    return _largest(libraries, [_sizes(stage, build).on_cpu(SHARDS_IN_FLIGHT) for stage in build.stages])
 
 
 def project_with_gpus(build: PreparedBuild, at_once: int) -> GpuBuildMemory:
@@ -96,8 +99,8 @@ def project_with_gpus(build: PreparedBuild, at_once: int) -> GpuBuildMemory:
 
     asked = [stage for stage in build.stages if stage.teacher is not None]
     libraries = hold_libraries(())
-    ingests = [_sizes(stage).on_cpu(SHARDS_IN_FLIGHT) for stage in build.stages if stage.teacher is None]
-    sizes = [_sizes(stage) for stage in asked]
+    ingests = [_sizes(stage, build).on_cpu(SHARDS_IN_FLIGHT) for stage in build.stages if stage.teacher is None]
+    sizes = [_sizes(stage, build) for stage in asked]
     hold_libraries(stage.teacher for stage in asked if stage.teacher is not None)
     torch.zeros(1, device="cuda")  # CUDA itself holds some of the host's memory
     return GpuBuildMemory(
@@ -126,7 +129,7 @@ class _Sizes(NamedTuple):
         copies: and so many times that is held while they are encoded, themselves among them.
         inputs, shard: of its largest shard, the inputs alone and all of it.
         seen: of the inputs as a view shows them, while it is made; 0 without one.
-        source: the source's own buffers.
+        source: the source's own buffers, or pictures that are being decoded.
     """
 
     weights: int
@@ -151,7 +154,7 @@ class _Sizes(NamedTuple):
 
     def beside_gpu(self, at_once: int) -> tuple[int, int, int, int]:
         """Return those on the host of a worker with a GPU: weights as they are read, and shards before and after."""
-        return self.weights, 0, at_once * COPIES_OF_A_SHARD * self.shard, 0
+        return self.weights, 0, at_once * COPIES_OF_A_SHARD * self.shard, self.source
 
     def on_gpu(self) -> tuple[int, int, int, int]:
         """Return those of its GPU: shards that wait for their turn, and what was heard and waits to be encoded."""
@@ -159,14 +162,14 @@ class _Sizes(NamedTuple):
         return self.weights, activations, TURNS_AHEAD * self.inputs + self.seen, 0
 
 
-def _sizes(stage: Stage) -> _Sizes:
+def _sizes(stage: Stage, build: PreparedBuild) -> _Sizes:
     """Return what a stage takes."""
     dataset = stage.dataset
     # The largest shard: segments of a dataset that grew may be cut otherwise.
     largest = max(shard.stop - shard.start for shard in dataset.rows.shards())
     rows, labelled = _most_rows(dataset, largest)
-    input_bytes = math.prod(dataset.spec.input_shape) * np.dtype(dataset.spec.input_dtype).itemsize
-    row_bytes = input_bytes
+    input_bytes = math.prod(_shown_shape(stage)) * np.dtype(dataset.spec.input_dtype).itemsize
+    row_bytes = 0 if dataset.spec.encoded and stage.teacher is None else input_bytes
     weights = activations = heard = sites = classes = 0
     copies = 0.0
     if stage.teacher is not None:
@@ -184,9 +187,20 @@ def _sizes(stage: Stage) -> _Sizes:
         copies = _copies(stage.teacher.encoding, classes)
     source = dataset.source.buffer_bytes() if stage.teacher is None else 0
     seen = COPIES_OF_A_VIEW * rows * input_bytes if stage.view != PLAIN else 0  # beside the rows as they are stored
-    return _Sizes(
-        weights, activations, heard, sites, classes, copies, rows * input_bytes, rows * row_bytes, seen, source
-    )
+    shard = rows * row_bytes
+    if dataset.spec.encoded:
+        shard += most_kept_bytes(dataset.source, dataset.spec, dataset.rows)
+        source += ROOM_BYTES * (1 if stage.teacher is None else build.request.threads)
+    return _Sizes(weights, activations, heard, sites, classes, copies, rows * input_bytes, shard, seen, source)
+
+
+def _shown_shape(stage: Stage) -> Sequence[int]:
+    """Return the shape of a row as a teacher is shown it: of pictures that are decoded for it, at its own size."""
+    spec = stage.dataset.spec
+    own = None if stage.spec is None else own_size(spec, stage.spec)
+    if own is None:
+        return spec.input_shape
+    return (spec.input_shape[0], *([own.size] * 2 if isinstance(own.size, int) else own.size))
 
 
 def _copies(encoding: Encoding, num_classes: int) -> float:

@@ -24,6 +24,7 @@ from storage.language.tokenizer import difference
 from storage.tasks import task_of
 from teacher_cache.building.afresh import afresh
 from teacher_cache.building.growth import default_rows_per_shard, default_sites_per_shard, grow
+from teacher_cache.building.pictures import rows_of_kept
 from teacher_cache.building.prepared import PreparedDataset
 from teacher_cache.building.ranges import changed_under, compare_ranges
 from teacher_cache.teachers.classes import check_distinct
@@ -81,6 +82,8 @@ def prepare_dataset(
     else:  # once it is recorded, a plan is not cut again: only what is new is looked at
         density = source.density() if grow(recorded, files, 1).segment is not None else None
         rows_per_shard = default_cut(spec, int(files["rows"].sum()), measure, encodings, density)
+        if spec.encoded:  # a photograph may be larger as its file than as the pixels that are left of it
+            rows_per_shard = min(rows_per_shard, rows_of_kept(source, spec, files))
     growth, withdrawn = grow(recorded, files, rows_per_shard), {}
     if growth.gone and catalogue is not None:
         # in ranges a file is no row by itself, and rows are not what is planned

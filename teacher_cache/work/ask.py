@@ -16,6 +16,7 @@ from storage.cache import Cache
 from storage.format.shards import ShardKey
 from storage.format.specs import TeacherSpec, ViewsSpec
 from storage.inputs import inputs_of
+from storage.inputs.encoded import decode_on
 from storage.tasks import NO_LABEL
 from storage.views import FINGERPRINTED_ROWS, PLAIN, view_fingerprint
 from storage.views.check import Readable, Seen, begin_rows, libraries, own_size, readable_rows
@@ -48,6 +49,8 @@ def ask_shard(work: AskWork) -> Done:
     ingest = cache.commit(ShardKey(key.dataset, None, PLAIN, key.shard), with_table=True)
     readable = readable_rows(ingest.table)
     readable_S, views = readable.mask_S, None if key.view == PLAIN else cache.views(key.dataset)
+    if dataset.encoded:
+        decode_on(work.threads)
     with TURNS:
         # Read, and sent to the device, before the lock is taken: meanwhile another shard is asked about.
         seen, device = Seen(dataset, cache.read_rows(key.dataset, key.shard), own_size(dataset, spec)), work.device

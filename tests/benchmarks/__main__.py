@@ -8,6 +8,7 @@ import warnings
 from pathlib import Path
 
 from tests.benchmarks import (
+    encoded,
     encoding,
     feed,
     fleet,
@@ -51,6 +52,7 @@ BENCHMARKS = {
     "nights": nights.measure,
     "memory": memory.measure,
     "encoding": encoding.measure,
+    "encoded": encoded.measure,
     "views": views.measure,
     "kd-step": kd_step.measure,
     "micro-batch": micro_batch.measure,

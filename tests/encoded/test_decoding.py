@@ -84,9 +84,9 @@ def other_decoder(monkeypatch: pytest.MonkeyPatch, *, said: bool) -> None:
     """Decode as another library would: a picture in a hundred a shade brighter."""
     ours = ImagePolicy.picture
 
-    def picture(policy: ImagePolicy, kept: bytes) -> Image.Image:
-        shown = ours(policy, kept)
-        return ImageEnhance.Brightness(shown).enhance(1.01) if kept[:4] == b"RIFF" else shown
+    def picture(policy: ImagePolicy, image: Image.Image) -> Image.Image:
+        of_webp, shown = image.format == "WEBP", ours(policy, image)
+        return ImageEnhance.Brightness(shown).enhance(1.01) if of_webp else shown
 
     monkeypatch.setattr(ImagePolicy, "picture", picture)
     if said:

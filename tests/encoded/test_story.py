@@ -135,6 +135,11 @@ def test_a_stream_and_resident_rows_end_at_the_same_weights(built: Path, tmp_pat
     assert streamed == resident
 
 
+def test_labels_alone_are_trained_on_the_same_crops(built: Path, tmp_path: Path) -> None:
+    streamed, resident = (train(built / "cache", tmp_path / at, at, None, views=2) for at in ("stream", "device"))
+    assert streamed == resident != train(built / "cache", tmp_path / "plain", "device", None, views=0)
+
+
 def test_encoded_pictures_are_the_pixels_that_would_have_been_stored(built: Path, tmp_path: Path) -> None:
     (tmp_path / "photographs").symlink_to(built / "photographs")
     assert build(write_job(tmp_path, dataset(""))).exit_code == 0

@@ -80,13 +80,14 @@ def write_teacher(folder: Path) -> None:
     save_file(weights, folder / "seeing.safetensors")
 
 
-def train(cache: Path, runs: Path, residency: str, teacher: str = "large", **more: object) -> bytes:
-    """Return the weights of a small student of the photographs."""
+def train(cache: Path, runs: Path, residency: str, teacher: str | None = "large", **more: object) -> bytes:
+    """Return the weights of a small student of the photographs; without a teacher, of labels alone."""
+    soft = [] if teacher is None else [{"loss": "kd", "teacher": teacher, "temperature": 2.0}]
     student = {
         "name": "small",
         "architecture": "cnn",
         "options": {"widths": [4, 8]},
-        "objective": [{"loss": "labels"}, {"loss": "kd", "teacher": teacher, "temperature": 2.0}],
+        "objective": [{"loss": "labels"}, *soft],
         "epochs": 3,
         "batch_size": 5,
     }
