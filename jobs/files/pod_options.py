@@ -9,6 +9,7 @@ from pydantic import AfterValidator, Field, model_validator
 
 from storage.options import Options, redacted
 
+OPERATORS = frozenset({"DASK_SCHEDULER_ADDRESS", "DASK_WORKER_NAME"})
 SECRET_WORDS = frozenset(
     {"SECRET", "PASSWORD", "PASSWD", "PASSPHRASE", "TOKEN", "CREDENTIAL", "CREDENTIALS", "KEY", "APIKEY", "AUTH"}
 )
@@ -109,15 +110,17 @@ class PodOptions(Options):
     pull_secrets: list[Named] = Field(default=[])
     gpu: Annotated[str, Field(pattern=r"^[a-z0-9.\-]+/[\w.\-]+$")] = "nvidia.com/gpu"
     nodes: dict[str, str] = Field(default={})
-    tolerations: list[str] = Field(default=[])
+    tolerations: list[Annotated[str, Field(pattern=r"^[\w.\-/]+$")]] = Field(default=[])
     command_memory: Amount = "4 GiB"
 
     @model_validator(mode="after")
-    def _has_no_secrets(self) -> Self:
+    def _makes_sense(self) -> Self:
         if held := [name for name, value in self.environment.items() if looks_secret(name, value)]:
             raise ValueError(
                 f"`{held[0]}` in `environment` looks like a secret; put it into a Secret, named in `secrets`"
             )
+        if ours := sorted(OPERATORS & set(self.environment)):
+            raise ValueError(f"`{ours[0]}` in `environment` is what Dask's operator sets")
         places = [volume.path for volume in self.volumes]
         if twice := sorted({path for path in places if places.count(path) > 1}):
             raise ValueError(f"two `volumes` are at {twice[0]}")

@@ -119,14 +119,17 @@ def manifest(options: ClusterOptions, job: InPods) -> list[Values]:
 
 
 def _check_kept(what: str, place: str, pods: PodOptions) -> None:
-    if "://" in place or any(
-        PurePosixPath(place).is_relative_to(volume.path) for volume in pods.volumes if not volume.read_only
-    ):
+    """Raise BadRequest if a place is neither in an object store nor on a volume that can be written."""
+    within = [volume for volume in pods.volumes if PurePosixPath(place).is_relative_to(volume.path)]
+    deepest = max(within, key=lambda volume: len(volume.path), default=None)  # one may be mounted in another
+    if "://" in place or (deepest is not None and not deepest.read_only):
         return
     there = ", ".join(volume.path for volume in pods.volumes if not volume.read_only)
     raise BadRequest(
-        f"the {what} would be gone with the pod that wrote it",
-        found=f"{place}, which lies on no volume",
+        f"the {what} would be gone with the pod that wrote it"
+        if deepest is None
+        else f"the {what} is to be written where nothing can be",
+        found=f"{place}, which lies on {'no volume' if deepest is None else f'{deepest.path}, read-only'}",
         expected=f"a path below {there}" if there else "one of `volumes`, or an object store",
         do=f'volumes = [{{ claim = "NAME", path = "{PurePosixPath(place).parent}" }}] in [cluster.pods]',
     )

@@ -134,7 +134,14 @@ def test_a_student_job_has_all_that_it_names_and_its_scheduler_nothing(tmp_path:
     ("old", "new", "told"),
     [
         ('"/data" }', '"/other" }', "the cache would be gone with the pod that wrote it"),
-        ('"/data" }', '"/data", read_only = true }', "the cache would be gone with the pod that wrote it"),
+        ('"/data" }', '"/data", read_only = true }', "the cache is to be written where nothing can be"),
+        (
+            '"/data" }',
+            '"/data" }, { claim = "old", path = "/data/caches", read_only = true }',
+            "lies on /data/caches, read-only",
+        ),
+        ("[cluster.pods]", '[cluster.pods]\nenvironment = { DASK_WORKER_NAME = "w" }', "is what Dask's operator sets"),
+        ("[cluster.pods]", '[cluster.pods]\ntolerations = [""]', "cluster.pods.tolerations"),
         ('"stillroom:1"', '"me:word@registry/stillroom"', "it is no image"),
         ('folder = "/data/jobs"', 'folder = "jobs"', "'jobs' is no folder of a pod"),
         ('folder = "/data/jobs"', 'folder = "/data/../etc"', "is no folder of a pod"),
