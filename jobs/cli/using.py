@@ -148,10 +148,16 @@ def _print_lines(frame: pl.DataFrame) -> None:
     from jobs.show import terminal
     from storage.errors import printable
 
-    kinds = (len(frame.columns) - 2) // 2
+    names = frame.columns[1:-1]
+    kinds = len(names) // 2
     for sample_id, *answers, error in frame.iter_rows():
         name = printable(sample_id, one_line=True)
-        if error is None:
+        if error is None and "class" not in names:
+            line = (
+                "  ".join(f"{named} {number:<12,.6g}" for named, number in zip(names, answers, strict=True))
+                + f"  {name}"
+            )
+        elif error is None:
             said = [(printable(answers[2 * k], one_line=True), answers[2 * k + 1]) for k in range(kinds)]
             line = "  ".join(f"{named:<16} {share:7.1%}" for named, share in said) + f"  {name}"
         else:
@@ -165,7 +171,7 @@ def _print_end(found: Predicted, out: Path | None) -> None:
     if out is not None:
         shown = ", ".join(f"{rows:,} {name}" for name, rows in found.counts[:8])
         rest = f" and {len(found.counts) - 8} classes more" if len(found.counts) > 8 else ""
-        terminal.out.print(f"{out}: {found.rows:,} rows: {shown}{rest}", markup=False, soft_wrap=True)
+        terminal.out.print(f"{out}: {found.rows:,} rows{': ' * bool(shown)}{shown}{rest}", markup=False, soft_wrap=True)
     if found.unreadable:
         told = "".join(f"\n  {name}: {why}" for name, why in found.reasons)
         more = found.unreadable - len(found.reasons)

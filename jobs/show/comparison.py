@@ -31,9 +31,21 @@ MEANS = (
     "spearman",
     "cosine",
     "retrieval",
+    "rmse",
+    "r2",
+    "teacher_rmse",
     "calibration_error",
 )
-ON_DATASET = {"accuracy", "agreement", "cross_entropy", "perplexity", "kl", "cosine"}  # what is known of each dataset
+ON_DATASET = {
+    "accuracy",
+    "agreement",
+    "cross_entropy",
+    "perplexity",
+    "kl",
+    "cosine",
+    "rmse",
+    "r2",
+}  # what is known of each dataset
 MOST_SETTINGS = 200  # of a table; --json has all
 MOST_BY_DATASET = 20  # settings that are shown on each dataset; --json has all
 MOST_REASONS = 20
@@ -253,6 +265,8 @@ def _columns(found: Compared) -> list[Column]:
         Column("KL\nnats", lambda setting: _number(setting.mean("kl"))),
         Column("co-\nsine", lambda setting: _number(setting.mean("cosine"))),
         Column("same near-\nest %", lambda setting: _share(setting.mean("retrieval"))),
+        Column("R²", lambda setting: _number(setting.mean("r2"), 4)),
+        Column("teach-\ner's", lambda setting: _number(setting.mean("teacher_rmse"), 4)),
         *([] if gain.column == "accuracy" else [Column("accu-\nracy %", lambda s: _share(s.mean("accuracy")))]),
         Column("agree-\nment %", lambda setting: _share(setting.mean("agreement"))),
         Column("para-\nmeters", lambda setting: short(setting.first.figures["parameters"]), cost="parameters"),
@@ -328,6 +342,8 @@ def _legend(found: Compared) -> list[str]:
         lines.append(
             "cosine: mean to the teacher's vector; same nearest: rows whose nearest other row is the teacher's"
         )
+    if any(setting.mean("rmse") is not None for setting in found.settings):
+        lines.append("rmse: root mean squared error, in the unit of the numbers; teacher's: that of the teacher beside")
     if found.kl_over:
         lines.append(f"KL: of a student from {'; '.join(found.kl_over)}; mean over held tokens")
     if any(setting.labels_alone for setting in found.settings) and any(not s.labels_alone for s in found.settings):

@@ -45,6 +45,9 @@ def _lines(found: Evaluation) -> list[tuple[str, str]]:
         (f"cosine to {found.teacher}", None if figures.cosine is None else f"{figures.cosine:.4f}"),
         ("Spearman of cosines", None if figures.spearman is None else f"{figures.spearman:.4f}"),
         ("retrieval at 1", _share(figures.retrieval)),
+        ("RMSE", None if figures.rmse is None else f"{figures.rmse:,.5g}"),
+        ("R²", None if figures.r2 is None else f"{figures.r2:.4f}"),
+        (f"RMSE of {found.teacher}", None if figures.teacher_rmse is None else f"{figures.teacher_rmse:,.5g}"),
     ]
     return [(what, value) for what, value in lines if value is not None]
 

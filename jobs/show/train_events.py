@@ -18,7 +18,18 @@ from student_train.running.train import Summary
 
 TELL_EVERY_S = 30.0  # of what happens each second
 WARNINGS = (events.TeacherNearChance, events.ResultLost, events.RunsNotLocked, events.TrackerFailed)
-FIGURES = ("accuracy", "cross_entropy", "agreement", "calibration_error", "macro_f1", "perplexity", "kl", "spearman")
+FIGURES = (
+    "accuracy",
+    "cross_entropy",
+    "agreement",
+    "calibration_error",
+    "macro_f1",
+    "perplexity",
+    "kl",
+    "spearman",
+    "rmse",
+    "r2",
+)
 
 
 class TrainEvents:

@@ -137,6 +137,8 @@ def _who(students: tuple[str, ...]) -> str:
 
 def _rank(metrics: EpochMetrics) -> tuple[int, float]:
     """Return what is more of the better of two students' epochs: that which is later, and then by its figure."""
+    if metrics.rmse is not None:
+        return metrics.epoch, -metrics.rmse
     by = metrics.spearman or metrics.accuracy or 0.0 if metrics.perplexity is None else -metrics.perplexity
     return metrics.epoch, by
 
@@ -146,6 +148,8 @@ def _figures(metrics: EpochMetrics) -> str:
 
     Nothing of held rows that have neither labels nor a teacher.
     """
+    if metrics.rmse is not None:
+        return f"RMSE {metrics.rmse:,.4g}" + ("" if metrics.r2 is None else f", R² {metrics.r2:.4g}")
     if metrics.spearman is not None:
         return f"Spearman {metrics.spearman:.4g}, cosine {metrics.cosine:.4g}"
     if metrics.accuracy is None:

@@ -4,6 +4,7 @@ catalogue.py  all that it promises and has committed, looked at once: what plann
 samples.py    what its commits say of each row, as a table
 cache.py      the only way in for both sides: opening it; rows in, arrays out
 lease.py      who builds, so that a second start waits or ends
+labels.py     the label of each row, out of that table
 query.py      SQL over what is known of each sample
 repeats.py    rows whose content another row has too
 standing.py   how a teacher stands beside chance

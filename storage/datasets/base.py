@@ -32,6 +32,7 @@ class RawSample(NamedTuple):
         sample_id: permanent, whatever row it becomes.
         payload: encoded bytes, an array, or why there is neither.
         label: class number, or None.
+        target: numbers that are its answer, or None.
         remarks: what is to be told of it, each in words that a count goes before: "texts that …".
     """
 
@@ -39,6 +40,7 @@ class RawSample(NamedTuple):
     payload: bytes | np.ndarray | Unreadable
     label: int | None
     remarks: tuple[str, ...] = ()
+    target: tuple[float, ...] | None = None
 
     @property
     def payload_bytes(self) -> bytes:
@@ -56,7 +58,10 @@ class RawSample(NamedTuple):
         if version < 3:
             return {"digest": "" if unreadable else digest(self.payload_bytes + f"|{self.label}".encode())}
         payload = "" if unreadable else digest(self.payload_bytes)
-        return {"payload_digest": payload, "label_digest": fingerprint(self.label)}
+        return {
+            "payload_digest": payload,
+            "label_digest": fingerprint(self.label if self.target is None else self.target),
+        }
 
 
 class TokenFacts(NamedTuple):

@@ -27,7 +27,7 @@ from storage.inputs import inputs_of
 from storage.inputs.encoded import DECODED, MOST_PICTURE_BYTES
 from storage.inputs.ragged import OFFSETS, Ragged, digest_rows
 from storage.tasks import NO_LABEL, task_of
-from storage.tasks.base import LABELLED, count_labelled
+from storage.tasks.base import LABELLED, TARGET, count_labelled
 from storage.views import PLAIN
 
 INPUTS = "inputs"
@@ -181,6 +181,8 @@ class ShardPromise:
         columns = {"row": INTEGER, **COLUMNS["ingest" if of_ingest else "targets"]}
         if of_ingest and self.dataset.own_length:
             columns["length"] = INTEGER
+        if of_ingest and task_of(self.dataset).numbers:
+            columns[TARGET] = pa.types.is_fixed_size_list
         if self.teacher is not None and self.teacher.labelled_positions:
             columns[LABELLED] = INTEGER
         there = [name for name in columns if name in table.column_names]
@@ -214,7 +216,7 @@ class ShardPromise:
             counted = np.bincount(readable["label"].drop_null().to_numpy(), minlength=len(labels)).tolist()
             if labels != counted:
                 return f"labels = {labels}, and the rows have {counted}"
-        return None
+        return _fault_of_targets(readable[TARGET], self.dataset) if TARGET in there else None
 
     def _fault_of_inputs(self, commit: Commit, arrays: Mapping[str, np.ndarray | Ragged]) -> str | None:
         """Return what is wrong with the arrays of an ingest, or None."""
@@ -354,6 +356,14 @@ def _fault_of_classes(column: pa.ChunkedArray, dataset: DatasetSpec) -> str | No
     if lowest is not None and not 0 <= lowest <= highest < classes:
         return f"classes {lowest} to {highest}, of {classes}"
     return None
+
+
+def _fault_of_targets(column: pa.ChunkedArray, dataset: DatasetSpec) -> str | None:
+    """Return what is wrong with the numbers that are labels, null where there are none; or None."""
+    if column.type.list_size != task_of(dataset).num_classes(dataset) or not NUMBER(column.type.value_type):
+        return f"{TARGET} of {column.type}"
+    numbers = pc.list_flatten(column)
+    return None if pc.all(pc.is_finite(numbers)).as_py() in (True, None) else f"{TARGET} that is no finite number"
 
 
 def _fault_of_numbers(table: pa.Table, names: list[str]) -> str | None:

@@ -42,6 +42,12 @@ def check_same_columns(source: Source | None, own: Source | None, what: str) -> 
     )
 
 
+def answers_of(source: Source) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
+    """Return mean and deviation of numbers that are answers, by which a student scales its own; None: of classes."""
+    said = source.get("answers")
+    return None if said is None else (tuple(said["mean"]), tuple(said["std"]))
+
+
 def normalisation_of(source: Source) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
     """Return mean and deviation of each place, by which a student is normalised unless its job says otherwise."""
     said = source.get("normalise")

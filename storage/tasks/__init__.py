@@ -4,7 +4,8 @@
     one_class.py              a row has one site, itself, and one class
     image_classification.py   that, of pixels or of any values
     text_classification.py    that, of texts
-    vector.py                 a row has one site, and a vector: an embedding, a regression
+    vector.py                 a row has one site, and a vector: an embedding
+    regression.py             that, and its dataset knows the true one: numbers, such as a price
     language_model.py         every position of a row of tokens is a site; its class is the next token
 
 A *site* is where a row has an answer. To add a task: copy `image_classification.py` where a row has one class,
@@ -21,6 +22,7 @@ from storage.inputs import Inputs, inputs_of
 from storage.tasks.base import NO_LABEL, Task
 from storage.tasks.image_classification import ImageClassification
 from storage.tasks.language_model import LanguageModel
+from storage.tasks.regression import Regression
 from storage.tasks.text_classification import TextClassification
 from storage.tasks.vector import Vector
 
@@ -28,7 +30,7 @@ if TYPE_CHECKING:
     from storage.format.specs import DatasetSpec
 
 TASKS: dict[str, Task] = {
-    task.name: task for task in (ImageClassification(), TextClassification(), Vector(), LanguageModel())
+    task.name: task for task in (ImageClassification(), TextClassification(), Vector(), Regression(), LanguageModel())
 }
 
 

@@ -21,6 +21,7 @@ if TYPE_CHECKING:  # `cache status` asks how many sites a row has, and should no
     from storage.inputs import Inputs, Stored
 
 NO_LABEL = -1  # of a site without one
+TARGET = "target"  # column of an ingest's commit: the numbers that are a row's label
 LABELLED = "labelled"  # column of a teacher's commit: sites of a row that have a label, where a row has many sites
 
 MOST_NATS = 700.0  # whose power is still a float
@@ -69,10 +70,12 @@ class Task(ABC):
         unlabelled_sites: whether a site without a label is one to answer.
         label_array: the ingest's array that holds labels; None where a label is a column of the sample table.
         padded_classes: whether a teacher may give more logits than there are classes; the rest pads a vocabulary.
-        figure: by which models are compared: "accuracy", "spearman", or "cross_entropy" in nats, where less is better.
+        figure: by which models are compared: "accuracy", "spearman"; or "cross_entropy" in nats and "rmse", where
+            less is better.
         encodings: kinds of soft targets that a teacher may be asked for, the usual one first.
         look_at: what is probably wrong with a teacher that is hardly better than chance.
         has_classes: whether an answer is scores of classes, and a label the class of a site.
+        numbers: whether a label is numbers, in the column `target` of the sample table.
         pooled_features: whether a teacher's features may be pooled over the axes behind the first two.
     """
 
@@ -85,6 +88,7 @@ class Task(ABC):
     pooled_features: ClassVar[bool]
     figure: ClassVar[str] = "accuracy"
     has_classes: ClassVar[bool] = True
+    numbers: ClassVar[bool] = False
     encodings: ClassVar[tuple[str, ...]] = ("dense", "sparse", "none")
     look_at: ClassVar[str] = "the teacher's mean and std, at the dataset's size and at the order of classes"
 

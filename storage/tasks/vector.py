@@ -18,7 +18,7 @@ class Vector(OneClass):
     """One vector for a row, whose width its teacher alone knows; a row is its only site, and needs no label."""
 
     name: ClassVar[Literal["vector"]] = "vector"
-    inputs = ("pixels", "values", "texts")
+    inputs: ClassVar[tuple[str, ...]] = ("pixels", "values", "texts")
     has_classes = False
     encodings = ("vectors", "none")
     figure = "spearman"

@@ -41,7 +41,11 @@ class Gain(NamedTuple):
         """Return a value, or a difference of two, without its unit."""
         if value is None:
             return NONE
-        return f"{100 * value:.{2 if digits is None else digits}f}" if self.share else f"{value:.{digits or 3}f}"
+        return (
+            f"{100 * value:.{2 if digits is None else digits}f}"
+            if self.share
+            else (f"{value:.{digits or 3}f}" if self.column != "rmse" else f"{value:,.4g}")
+        )
 
     def with_deviation(self, value: float | None, deviation: float | None) -> str:
         """Return a mean and its deviation over seeds, without a unit: 96.37 ± 0.41."""
@@ -66,6 +70,7 @@ GAINS = {
     "accuracy": Gain("accuracy", "accuracy", share=True, sign=1),
     "cross_entropy": Gain("cross_entropy", "cross-entropy", share=False, sign=-1),
     "spearman": Gain("spearman", "Spearman of pairs to the teacher's", share=False, sign=1, measure=""),
+    "rmse": Gain("rmse", "root mean squared error", share=False, sign=-1, measure=""),
     "agreement": Gain("agreement", "agreement with the teacher", share=True, sign=1),
 }
 

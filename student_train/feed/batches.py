@@ -128,7 +128,7 @@ class Supervision:
     B sites: the rows, where each is its only one, or a part of the labelled sites of all rows.
 
     Attributes:
-        labels_B: int64, or None where no loss needs them.
+        labels_B: int64, of numbers float32 (B, T), or None where no loss needs them.
         targets: decoded soft targets by teacher.
         features: float32, (B, …) each.
         mixed: of rows that are mixed of two, the other's label; None where no row is, or no loss needs labels.
@@ -148,7 +148,8 @@ class Batch:
 
     Attributes:
         shown: (B, *input_shape): inputs as a view shows them, pixels in uint8.
-        labels_B: int64, or None where no loss needs them; where they are an array, always, (B, *sites), −1 for none.
+        labels_B: int64, of numbers float32 (B, T), or None where no loss needs them; where they are an array, always,
+            (B, *sites), −1 for none.
         targets: encoded soft targets by teacher, (B, …) each; where rows have many sites, (N, …), of those with a label
             in the order of the rows.
         features: float32, likewise.
@@ -224,7 +225,9 @@ class Batch:
     def rows(self, chosen: slice) -> Batch:
         """Return some of its rows; where each is its only site, in the same memory."""
         of_rows = itemgetter(chosen)
-        if self.labels_B is None or self.labels_B.ndim == 1:  # a row is its own site
+        if (
+            self.labels_B is None or self.labels_B.ndim == 1 or self.labels_B.is_floating_point()
+        ):  # a row is its own site
             return self.each(of_rows)
         # the place of each site that counts among all N of them
         counted_BL = self.labels_B >= 0

@@ -16,12 +16,13 @@ import polars as pl
 from numpy.typing import NDArray
 
 from storage.cache import Catalogue, Samples
+from storage.cache.labels import classes_of, has_label, labels_of
 from storage.digests import digest, fingerprint, sample_keys
 from storage.errors import BadRequest, IncompleteCache, NotInCache
 from storage.format.shards import DIGEST_COLUMNS, ShardKey
 from storage.format.specs import DatasetSpec
 from storage.tasks import task_of
-from storage.tasks.base import LABELLED
+from storage.tasks.base import LABELLED, TARGET
 from storage.views import PLAIN
 from student_train.feed.batches import Needs
 from student_train.feed.order.views import EpochViews
@@ -56,7 +57,7 @@ class Selection:
         shards_S: numbers of the shards that hold fed rows, ascending in each dataset.
         rows: for each of them, the fed rows, counted from the shard's first; ascending.
         shard_sizes_S: how many each of them has.
-        labels_N: class, or NO_CLASS.
+        labels_N: class, or NO_CLASS; of numbers float32 (N, T), NaN where there are none.
         tops_N: the top class of the teacher to agree with, or NO_CLASS; None without such a teacher.
         fingerprint: of which samples these are, and of their content.
         keys_N, splits_N: of the samples; what is random in a view is a function of them.
@@ -71,7 +72,7 @@ class Selection:
     shards_S: tuple[int, ...]
     rows: tuple[Integers, ...]
     shard_sizes_S: Integers
-    labels_N: Integers
+    labels_N: Integers | NDArray[np.float32]
     tops_N: Integers | None
     fingerprint: str
     keys_N: Integers
@@ -132,6 +133,11 @@ class Selection:
     def view_names(self) -> tuple[str, ...]:
         """Return the views of which targets are read."""
         return (PLAIN,) if self.views is None else self.views.names
+
+    @property
+    def labelled_mask(self) -> NDArray[np.bool_]:
+        """Return which rows have a label, (N,)."""
+        return has_label(self.spec, self.labels_N)
 
     @property
     def num_rows(self) -> int:
@@ -202,7 +208,7 @@ def select_rows(
     if found.is_empty():
         raise absent.nothing_left(rows)
     if needs.labels and task_of(catalogue.dataset(dataset)).label_array is None:  # else a site may have none
-        _check_labelled(rows, found)
+        _check_labelled(catalogue.dataset(dataset), rows, found)
     return _selection(catalogue, dataset, found, agree_with, views)
 
 
@@ -256,7 +262,7 @@ def _columns(agree_with: str | None, counting: Sequence[str]) -> list[str]:
         counting: teachers that have counted labelled sites.
     """
     of_teachers = [*([f"{agree_with}_top"] if agree_with else []), *(f"{name}_{LABELLED}" for name in counting)]
-    return ["sample_id", "label", "split", "length", *DIGEST_COLUMNS, *of_teachers]
+    return ["sample_id", "label", TARGET, "split", "length", *DIGEST_COLUMNS, *of_teachers]
 
 
 def _of_split(catalogue: Catalogue, rows: str, samples: pl.DataFrame) -> pl.DataFrame:
@@ -276,12 +282,13 @@ def _of_split(catalogue: Catalogue, rows: str, samples: pl.DataFrame) -> pl.Data
     return of_split
 
 
-def _check_labelled(rows: str, samples: pl.DataFrame) -> None:
+def _check_labelled(dataset: DatasetSpec, rows: str, samples: pl.DataFrame) -> None:
     """Raise BadRequest if a sample has no label."""
-    if unlabelled := samples["label"].null_count():
+    column = TARGET if task_of(dataset).numbers else "label"
+    if unlabelled := samples[column].null_count():
         raise BadRequest(
             f"an objective needs labels, and {unlabelled} of {len(samples)} rows of {rows} have none",
-            found=", ".join(samples.filter(pl.col("label").is_null())["sample_id"].head(4).to_list()),
+            found=", ".join(samples.filter(pl.col(column).is_null())["sample_id"].head(4).to_list()),
             do='where_labelled = true in the "labels" term, to leave these out there; drop it; or label them',
         )
 
@@ -308,8 +315,8 @@ def _selection(
         shards_S=tuple(shards_S.tolist()),
         rows=tuple(part - start for start, part in zip(starts_S[shards_S], parts, strict=True)),
         shard_sizes_S=sizes_S.astype(np.int64),
-        labels_N=_classes(samples["label"]),
-        tops_N=None if agree_with is None else _classes(samples[f"{agree_with}_top"]),
+        labels_N=labels_of(catalogue.dataset(dataset), samples),
+        tops_N=None if agree_with is None else classes_of(samples[f"{agree_with}_top"]),
         fingerprint=digest(content),
         keys_N=sample_keys(samples["sample_id"]),
         splits_N=samples["split"].to_numpy().astype(str),
@@ -329,10 +336,6 @@ def _labelled(catalogue: Catalogue, dataset: str, samples: pl.DataFrame) -> Inte
     found = samples.select(pl.coalesce(columns).cast(pl.Int64)).to_series()
     sure = any(catalogue.teacher(dataset, name).labelled_positions for name in names)
     return found.fill_null(0).to_numpy() if sure or not found.null_count() else None
-
-
-def _classes(column: pl.Series) -> Integers:
-    return column.cast(pl.Int64).fill_null(NO_CLASS).to_numpy().astype(np.int64)
 
 
 class _Absent:

@@ -3,6 +3,7 @@
 on_targets/    on soft targets, one file a paper; soft.py what they share
 on_features/   on features, one file a paper; features.py what they share
 on_vectors.py  on answers that are vectors
+on_target.py   on the numbers that a dataset has
 labels.py      on labels
 outputs.py     what losses look at of a student
 objective.py   a weighted sum of losses
@@ -21,7 +22,7 @@ from typing import Any
 from torch import nn
 
 from student_train.feed.batches import Needs
-from student_train.losses import labels, on_vectors
+from student_train.losses import labels, on_target, on_vectors
 from student_train.losses.on_features import attention, cosine, crd, hint, relations, vid
 from student_train.losses.on_features.features import feature_needs
 from student_train.losses.on_targets import (
@@ -90,6 +91,7 @@ LOSSES: dict[str, Loss] = {
     "pkt": Loss(feature_needs, relations.PktLoss, couples_rows=always),
     "crd": Loss(crd.needs, crd.CrdLoss, couples_rows=always),
     # on answers that are vectors
+    "target_mse": Loss(on_target.needs, on_target.TargetMse),
     "vector_cosine": Loss(on_vectors.needs, on_vectors.module_of(on_vectors.cosine)),
     "vector_mse": Loss(on_vectors.needs, on_vectors.module_of(on_vectors.hint)),
     "vector_rkd": Loss(on_vectors.needs, on_vectors.rkd_module, couples_rows=always),

@@ -18,10 +18,14 @@ ADAMW_BETA2, ADAMW_EPS = 0.999, 1e-8  # torch's
 
 Schedule = Literal["cosine", "linear", "constant", "wsd"]
 Figure = Literal[
-    "accuracy", "cross_entropy", "agreement", "macro_f1", "calibration_error", "kl", "cosine", "spearman", "retrieval"
-]
+    "accuracy", "cross_entropy", "agreement", "macro_f1", "calibration_error", "kl", "cosine", "spearman", "retrieval",
+    "rmse", "r2",
+]  # fmt: skip
 OF_VECTORS = frozenset({"cosine", "spearman", "retrieval"})  # of these figures
-LESS_IS_BETTER = frozenset({"cross_entropy", "calibration_error", "kl"})  # of these figures; of the others more is
+OF_NUMBERS = frozenset({"rmse", "r2"})
+LESS_IS_BETTER = frozenset(
+    {"cross_entropy", "calibration_error", "kl", "rmse"}
+)  # of these figures; of the others more is
 
 # Keys that runs of before had not. Where they say nothing they are no part of what a run is made from.
 LATER_KEYS = frozenset(

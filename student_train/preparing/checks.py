@@ -21,7 +21,7 @@ from student_train.losses.objective import Objective, student_layers
 from student_train.losses.outputs import Shapes
 from student_train.options.by_dataset import teachers_named
 from student_train.options.sections import DataOptions, StudentOptions, datasets_of, told
-from student_train.options.training import OF_VECTORS, Figure
+from student_train.options.training import OF_NUMBERS, OF_VECTORS, Figure
 from student_train.preparing.request import PreparedRun, Request
 from student_train.stepping.forward import check_student
 from student_train.stepping.recompute import recomputed_blocks
@@ -115,9 +115,13 @@ def check_figures(request: Request, students: Sequence[PreparedRun]) -> None:
                 )
 
 
-def _lacking(student: PreparedRun, figure: Figure) -> str | None:
+def _lacking(student: PreparedRun, figure: Figure) -> str | None:  # noqa: PLR0911 - a reason each
     """Return what the held rows lack for a figure."""
     task = TASKS[student.blueprint.asked.name]
+    if task.asked.numbers or figure in OF_NUMBERS:
+        if (figure in OF_NUMBERS) == task.asked.numbers:
+            return None if student.held_are_labelled else "numbers to be told"
+        return f"{'classes or embeddings' if task.asked.numbers else 'numbers'}, of which alone it is a figure"
     if (figure in OF_VECTORS) == task.asked.has_classes:
         return f"{'vectors' if task.asked.has_classes else 'classes'}, of which alone it is a figure"
     if figure in ("agreement", "kl", *OF_VECTORS):

@@ -14,7 +14,7 @@ from storage.encodings import Encoding
 from storage.format.specs import DatasetSpec
 from storage.format.stages import list_teachers
 from storage.inputs import inputs_of
-from storage.inputs.columns import normalisation_of
+from storage.inputs.columns import answers_of, normalisation_of
 from storage.options import code_fingerprint
 from storage.tasks import task_of as storage_task
 from storage.views import PLAIN
@@ -259,6 +259,7 @@ def _blueprint(
         )
     assert options.architecture is not None  # or it would start from a student's folder
     mean, std = normalisation_of(dataset.source) or (HALF, HALF)
+    answers = answers_of(dataset.source) or (None, None)
     return Blueprint(
         architecture=options.architecture,
         options=options.options if options.path is None else embedded(options.path, options.options),
@@ -273,6 +274,8 @@ def _blueprint(
         inputs=inputs.name,
         task=storage_task(dataset).name,
         source=dataset.source,
+        answer_mean=answers[0],
+        answer_std=answers[1],
     )
 
 

@@ -134,7 +134,7 @@ class PreparedRun:
     @property
     def held_are_labelled(self) -> bool:
         """Whether some held row has a label, as far as is known: of labels in an array nothing is read yet."""
-        return self.blueprint.asked.label_array is not None or bool((self.held.labels_N >= 0).any())
+        return self.blueprint.asked.label_array is not None or bool(self.held.labelled_mask.any())
 
     @property
     def held_needs(self) -> Needs:

@@ -59,7 +59,7 @@ def check_some_labelled(train: Selection) -> str | None:
             found=f"where_labelled = true, and {train.datasets[0]} has a label at each position",
             do="leave it out",
         )
-    counts = {rows.datasets[0]: (int((rows.labels_N >= 0).sum()), rows.num_rows) for rows in train.apart()}
+    counts = {rows.datasets[0]: (int(rows.labelled_mask.sum()), rows.num_rows) for rows in train.apart()}
     if not any(labelled for labelled, _ in counts.values()):
         raise BadRequest(
             "a term wants labels where there are some, and there are none",

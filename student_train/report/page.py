@@ -37,13 +37,16 @@ TIPS = {
     "accuracy": "share of held rows whose top class is the label",
     "cross_entropy": "cross-entropy to the labels of the held rows, nats",
     "spearman": "rank correlation of the cosines of pairs of held rows, the student's and the teacher's",
+    "rmse": "root mean squared error over held rows and their numbers, in their unit",
     "agreement": "share of held rows whose top class is the teacher's",
     "perplexity": "exp of the cross-entropy to the labels of the held rows",
     "kl": "KL divergence of the student from its teacher on the held rows, nats",
 }
+R2 = "1 − squared errors / spread of the true numbers around their mean"
 SECONDS = "seconds of training and evaluation of the pass that trained it, which all its students share"
 # What the figure by which they are compared is called where it is one of many, and what is the same of all.
 OWN_TITLES = {"accuracy": "accuracy", "spearman": "Spearman", "cross_entropy": "loss", "agreement": "agreement"}
+OWN_TITLES |= {"rmse": "RMSE"}
 TITLES = {"parameters": "parameters", "epochs": "epochs", "steps": "steps", "seconds": "pass, s"}
 Row = TypeVar("Row")
 UNITS: tuple[Unit, ...] = ("epochs", "steps")  # in one of which a job says how long
@@ -176,6 +179,8 @@ def board(found: Compared, agreements: Mapping[str, float]) -> list[Column[Setti
         Column(
             "same nearest", "share of held rows whose nearest other row is the teacher's", _mean("retrieval", percent)
         ),
+        Column("R²", R2, _mean("r2", number)),
+        Column("teacher's RMSE", "of the teacher beside, over the same rows", _mean("teacher_rmse", number)),
         Column("parameters", "trained and kept", _mean("parameters", short)),
         Column("ms/row", "latency of one row, where it was trained", _mean("latency_ms", number)),
         *(Column(unit, "that were trained", _trained(unit)) for unit in UNITS),
@@ -204,6 +209,8 @@ def students(contents: Contents, agreements: Mapping[str, float]) -> list[Column
         Column(
             "same nearest", "share of held rows whose nearest other row is the teacher's", _figure("retrieval", percent)
         ),
+        Column("RMSE", TIPS["rmse"], _figure("rmse", number)),
+        Column("R²", R2, _figure("r2", number)),
         Column("ms/row", "latency of one row, where it was trained", _figure("latency_ms", number)),
         Column("rows/s", "inference in batches, where it was trained", _figure("inference_rows_per_s", short)),
         *(Column(unit, "that were trained", _trained_of(unit)) for unit in UNITS),

@@ -26,6 +26,9 @@ COMPARISON = {
     "cosine": pl.Float64,
     "spearman": pl.Float64,
     "retrieval": pl.Float64,
+    "rmse": pl.Float64,
+    "r2": pl.Float64,
+    "teacher_rmse": pl.Float64,
     "calibration_error": pl.Float64,
     "epoch": pl.Int64,
     "epochs": pl.Int64,
@@ -74,8 +77,8 @@ def rank(rows: Sequence[dict[str, Any]]) -> pl.DataFrame:
     """Return rows of COMPARISON as a table, the most accurate first."""
     table = pl.DataFrame(rows, schema=COMPARISON)
     # nulls last: of some runs there is no figure yet
-    order = ["accuracy", "agreement", "spearman", "student"]
-    return table.sort(order, descending=[True, True, True, False], nulls_last=True)
+    order = ["accuracy", "agreement", "spearman", "rmse", "student"]
+    return table.sort(order, descending=[True, True, True, False, False], nulls_last=True)
 
 
 def compare_run(folder: Path) -> dict[str, Any]:

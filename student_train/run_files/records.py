@@ -40,6 +40,9 @@ class Held(Options):
         cosine: mean over rows to the teacher's vector; of vectors alone.
         spearman: rank correlation of the cosines of pairs of rows, the student's and the teacher's; likewise.
         retrieval: share of rows whose nearest other row is the teacher's; likewise (`running/measuring/vectors.py`).
+        rmse: root of the mean squared error over rows and their numbers, in their unit; of numbers alone.
+        r2: mean over the numbers of 1 − squared errors / spread around their mean; likewise.
+        teacher_rmse: that of the teacher that it is measured beside, over the same rows.
         macro_f1: mean over the classes that have a label of F1, 2 · right / (said + there); of texts alone.
     """
 
@@ -55,6 +58,9 @@ class Held(Options):
     cosine: float | None = None
     spearman: float | None = None
     retrieval: float | None = None
+    rmse: float | None = None
+    r2: float | None = None
+    teacher_rmse: float | None = None
 
 
 class OfDataset(Held):

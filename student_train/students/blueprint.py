@@ -15,6 +15,8 @@ Size = Annotated[int, Field(ge=1)]
 Numbers = Annotated[tuple[float, ...], Field(strict=False, min_length=1)]
 NEW_KEYS = (
     "adapter_digest",
+    "answer_mean",
+    "answer_std",
     "changes",
     "classes",
     "inputs",
@@ -35,6 +37,7 @@ class Blueprint(Options):
         num_classes: scores that it gives for each site.
         input_shape: of one row, (L,) for tokens.
         mean, std: normalisation of its inputs; None for tokens, which have none.
+        answer_mean, answer_std: of each number that it tells, by which its last layer's are scaled: part of the model.
         tokenizer: fingerprint of the tokenizer whose ids it knows, if that was known.
         classes: names in the order of its scores; empty: they have none, or it was trained before they were kept.
         inputs: what its rows are made of, of `storage.inputs`; None: tokens if it does not normalise, else pixels.
@@ -62,6 +65,8 @@ class Blueprint(Options):
     source: dict[str, Any] | None = None
     changes: Annotated[tuple[Change, ...], Field(strict=False)] = ()
     teacher_code: str | None = None
+    answer_mean: Numbers | None = None
+    answer_std: Numbers | None = None
 
     @field_validator("inputs")
     @classmethod

@@ -57,6 +57,22 @@ class Normalise(nn.Module):
         return (inputs - self.mean) / self.std
 
 
+class Scale(nn.Module):
+    """Numbers of mean 0 and deviation 1 as numbers of a unit: answers · std + mean, one of each for each number."""
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, mean: tuple[float, ...], std: tuple[float, ...]):
+        super().__init__()
+        self.register_buffer("mean", torch.tensor(mean))
+        self.register_buffer("std", torch.tensor(std))
+
+    def forward(self, answers: Tensor) -> Tensor:
+        """Return answers of the same shape."""
+        return answers * self.std + self.mean
+
+
 class Student(nn.Module):
     """A network behind its normalisation; the network's layers are named `network.<layer>`.
 
@@ -79,6 +95,9 @@ class Student(nn.Module):
         if blueprint.mean is not None and blueprint.std is not None:
             self.normalise = Normalise(blueprint.mean, blueprint.std, blueprint.input_shape)
         self.network = network
+        self.scale: nn.Module = nn.Identity()
+        if blueprint.answer_mean is not None and blueprint.answer_std is not None:
+            self.scale = Scale(blueprint.answer_mean, blueprint.answer_std)
         self.tokenizer: bytes | None = None
         self.frozen: frozenset[str] = frozenset()
         parts = dict(network.named_children())
@@ -122,7 +141,8 @@ class Student(nn.Module):
         """Return logits (B, *sites, C) of inputs (B, …), as `storage.inputs` gives them, in one tensor or spread."""
         normalised = self.normalise(inputs)
         given = (normalised, *others) if others else self.blueprint.made_of.spread(normalised)
-        return self._calling.logits(self.network, *given)
+        logits: Tensor = self.scale(self._calling.logits(self.network, *given))
+        return logits
 
     def blank(self, rows: int, input_shape: tuple[int, ...]) -> Tensor:
         """Return inputs of nothing, to try it on."""
@@ -130,7 +150,11 @@ class Student(nn.Module):
 
     def hidden(self, inputs: Tensor) -> Tensor:
         """Return what `scores` makes logits of: hidden states (B, *sites, D); of a network in one part the logits."""
-        return self._calling.hidden(self.network, *self.blueprint.made_of.spread(self.normalise(inputs)))
+        # of one part they are its answers, of which `scores` makes no others; one that tells numbers has no other part
+        hidden: Tensor = self.scale(
+            self._calling.hidden(self.network, *self.blueprint.made_of.spread(self.normalise(inputs)))
+        )
+        return hidden
 
     def scores(self, hidden_ND: Tensor) -> Tensor:
         """Return the logits (N, C) of some sites' hidden states (N, D)."""

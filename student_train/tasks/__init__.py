@@ -6,6 +6,7 @@ one_class.py              what tasks have in common that ask for the class of a 
 image_classification.py   that, of pixels or of any values
 text_classification.py    that, of texts
 vector.py                 a vector for each row
+regression.py             that, where the dataset has the true one
 language_model.py         the next token at each position of a row
 """
 
@@ -15,11 +16,13 @@ from student_train.students import Blueprint
 from student_train.tasks.base import Figures, ReportFacts, StudentTask, Way
 from student_train.tasks.image_classification import ImageClassification
 from student_train.tasks.language_model import LanguageModel
+from student_train.tasks.regression import Regression
 from student_train.tasks.text_classification import TextClassification
 from student_train.tasks.vector import Vector
 
 TASKS: dict[str, StudentTask] = {
-    task.asked.name: task for task in (ImageClassification(), TextClassification(), Vector(), LanguageModel())
+    task.asked.name: task
+    for task in (ImageClassification(), TextClassification(), Vector(), Regression(), LanguageModel())
 }
 
 

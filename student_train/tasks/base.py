@@ -25,7 +25,7 @@ from student_train.students import Student
 # How a student is stepped and measured: all logits of whole rows at once, or a part of the sites at a time, because
 # the logits of all sites of a batch might not fit. `stepping.gradients.ways` has both.
 Way = Literal["rows", "sites"]
-Figures = Literal["rows", "sites", "vectors"]  # by which it is measured: `running.measuring.evaluate`
+Figures = Literal["rows", "sites", "vectors", "numbers"]  # by which it is measured: `running.measuring.evaluate`
 
 
 @dataclass(frozen=True)

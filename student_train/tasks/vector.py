@@ -16,6 +16,8 @@ from storage.errors import BadRequest
 from storage.tasks import NO_LABEL, TASKS
 from student_train.feed.selection import Selection
 from student_train.options.terms import FeatureTerm, ObjectiveTerm, VectorTerm
+from student_train.options.training import Figure
+from student_train.tasks.base import Figures
 from student_train.tasks.one_class import OneClassStudent
 
 MOST_PREDICTED = 2**16  # rows whose vectors are kept of a student, in memory and in its file
@@ -25,14 +27,16 @@ class Vector(OneClassStudent):
     """A vector of each row, measured against the teacher's own: there is no label to be right about."""
 
     asked = TASKS["vector"]
-    figures = "vectors"
+    figures: ClassVar[Figures] = "vectors"
     pipeline_tag = "feature-extraction"
     report = replace(OneClassStudent.report, mistakes="texts")
-    best_by = "spearman"
+    best_by: ClassVar[Figure] = "spearman"
     beside_teacher = True
     beside = Capability("vectors")
     predicted: ClassVar[dict[str, pl.DataType]] = {"vector": pl.List(pl.Float32)}
-    unsteady = "vectors: of texts a batch is as long as its longest row, which is another length in each batch"
+    unsteady: ClassVar[str | None] = (
+        "vectors: of texts a batch is as long as its longest row, which is another length in each batch"
+    )
 
     def refuse_losses(self, student: str, dataset: str, terms: Sequence[ObjectiveTerm]) -> None:
         if strange := [term.loss for term in terms if not isinstance(term, VectorTerm | FeatureTerm)]:

@@ -56,7 +56,8 @@ class TeacherOptions(Options):
         input_names: of an ONNX graph, in the order of what the dataset's inputs are called with; needed of several.
         output_name: of its tensor that has the scores, an output or an inner one; needed where it has several outputs.
         layout: how it takes images: channels first, or last.
-        method: of an estimator of scikit-learn, that scores the classes; by default its probabilities.
+        method: of an estimator of scikit-learn, that scores the classes, by default its probabilities; or `predict`,
+            that gives the numbers of a regression.
         trust_types: of its file, types that skops does not know to be harmless, and that may be loaded.
         trust: digest of a file that is code as well as weights, and may run: an exported program, or TorchScript.
         output: what it says of the classes: scores before a softmax, or probabilities.
@@ -93,7 +94,7 @@ class TeacherOptions(Options):
     input_names: Annotated[list[str], Field(min_length=1)] | None = None
     output_name: str | None = None
     layout: Literal["nchw", "nhwc"] | None = None
-    method: Literal["predict_proba", "decision_function"] | None = None
+    method: Literal["predict_proba", "decision_function", "predict"] | None = None
     trust_types: Annotated[list[str], Field(min_length=1)] | None = None
     trust: Annotated[str, Field(pattern=r"^sha256:[0-9a-f]{64}$")] | None = None
     output: Literal["logits", "probabilities"] = "logits"

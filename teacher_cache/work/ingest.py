@@ -25,7 +25,7 @@ from storage.inputs.encoded import DECODED, Encoded, decoders
 from storage.inputs.packed import count_documents
 from storage.inputs.ragged import Ragged, digest_rows
 from storage.tasks import task_of
-from storage.tasks.base import MOST_COUNTED
+from storage.tasks.base import MOST_COUNTED, TARGET
 from teacher_cache.work.pieces import LOCK, Done, IngestWork, commit_shard, provenance
 from teacher_cache.work.telling import rows_done
 
@@ -101,11 +101,13 @@ def decode_rows(
     else:
         num_rows = sum(extent.rows for extent in extents)
     inputs_S = kind.blank_rows(num_rows, spec.input_shape, spec.input_dtype)
-    label_arrays = task_of(spec).blank_labels(num_rows, spec.input_shape, kind)
+    task = task_of(spec)
+    label_arrays = task.blank_labels(num_rows, spec.input_shape, kind)
     cut = np.zeros(num_rows, np.int32)
     decoded_S = np.zeros(num_rows, np.uint64)  # of encoded rows alone
     ids: list[str] = []
     classes: list[int | None] = []
+    targets: list[tuple[float, ...] | None] = []
     digests: list[dict[str, str]] = []
     errors: list[str | None] = []
     remarks: Counter[str] = Counter()
@@ -123,6 +125,7 @@ def decode_rows(
             error = str(reason)
         ids.append(sample.sample_id)
         classes.append(sample.label)
+        targets.append(sample.target)
         digests.append(sample.digests(version))
         errors.append(error)
         remarks.update(sample.remarks)
@@ -145,6 +148,7 @@ def decode_rows(
         {
             "sample_id": pa.array(ids, pa.string()),
             "label": pa.array(classes, pa.int64()),
+            **({TARGET: pa.array(targets, pa.list_(pa.float32(), task.num_classes(spec)))} if task.numbers else {}),
             "split": pa.array([source.split_of(name) for name in ids], pa.string()),
             **{name: pa.array([said[name] for said in digests], pa.string()) for name in NOTHING.digests(version)},
             "error": pa.array(errors, pa.string()),

@@ -112,3 +112,65 @@ learning_rate = 0.01
 loss = "kd"
 teacher = "boosted"
 """
+
+
+def houses(rows: int, seed: int = 0) -> list[dict[str, str]]:
+    """Return rows whose `price` is a number that the others tell."""
+    draw = random.Random(seed)
+    found = []
+    for _ in range(rows):
+        rooms, city = draw.randint(1, 6), draw.choice(CITIES)
+        price = 100_000 + 50_000 * rooms + 80_000 * (city == "Bonn") + draw.gauss(0, 5_000)
+        found.append({"rooms": str(rooms), "city": city, "price": f"{price:.2f}"})
+    return found
+
+
+def regressor(rows: Sequence[dict[str, str]]) -> Any:
+    """Return a pipeline fitted on the columns by their names, to tell the price."""
+    from sklearn.compose import ColumnTransformer
+    from sklearn.linear_model import LinearRegression
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import OneHotEncoder
+
+    columns = ColumnTransformer([("c", OneHotEncoder(), ["city"])], remainder="passthrough")
+    given = pl.DataFrame({"city": [row["city"] for row in rows], "rooms": [int(row["rooms"]) for row in rows]})
+    return make_pipeline(columns, LinearRegression()).fit(given, [float(row["price"]) for row in rows])
+
+
+HOUSES_JOB = """cache = "cache"
+
+[[dataset]]
+name = "houses"
+kind = "table"
+path = "houses.csv"
+target = "price"
+validation = 0.25
+
+[[teacher]]
+name = "linear"
+kind = "sklearn"
+path = "linear.skops"
+trust_types = ["numpy.dtype"]
+encoding = { kind = "vectors" }
+"""
+
+HOUSES_STUDENTS = """cache = "cache"
+runs = "runs"
+train = "houses/train"
+validation = "houses/validation"
+
+[defaults]
+architecture = "mlp"
+options = { hidden = [16] }
+epochs = 30
+batch_size = 16
+learning_rate = 0.02
+
+[[student]]
+name = "alone"
+objective = [{ loss = "target_mse" }]
+
+[[student]]
+name = "taught"
+objective = [{ loss = "target_mse" }, { loss = "vector_mse", teacher = "linear" }]
+"""

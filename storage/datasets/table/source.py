@@ -1,4 +1,4 @@
-"""A table as a dataset: a row is numbers and categories, its answer the class in another column."""
+"""A table as a dataset: a row is numbers and categories, its answer the class in another column, or numbers."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pydantic import Field, PrivateAttr, model_validator
 
 from storage.datasets.base import FILE_SCHEMA, LocalFile, RawSample, Recorded, Source, Unreadable
 from storage.datasets.listing import list_files, passed_over
-from storage.datasets.table.layout import NUMBER, Cell, Layout
+from storage.datasets.table.layout import NUMBER, Cell, Layout, NumberColumn, number_of
 from storage.datasets.table.learning import Learned, Seen, Wanted, learn
 from storage.datasets.table.reading import SUFFIXES, Dialect, names_of, num_rows, rows_of
 from storage.datasets.text.opening import compressed, kind_of
@@ -20,6 +20,7 @@ from storage.datasets.text.rows import IN_COLUMNS
 from storage.datasets.text.windows import Window
 from storage.errors import BadRequest, LabelOutOfRange, MissingSource
 from storage.options import JobPath
+from storage.tasks.regression import Regression
 
 Names = Annotated[list[str], Field(min_length=1)]
 MOST_CLASSES = 10_000  # of a column of labels, of which as many are kept
@@ -34,6 +35,7 @@ class TableSource(Source):
         numeric, categorical: columns that are taken, as numbers and as categories; by default all but the label and the
             id, each as what is written there.
         label: column of classes; a row may have none. Without it the dataset is unlabelled.
+        target: column of the number that is to be told, or several, in place of classes; a row may have none.
         classes: the names, each as it is written in the column; or what is written there = name, in the order that the
             classes are to have. By default what is found in the column, sorted, whole numbers as numbers.
         id: column of permanent ids; by default the file and the number of the row.
@@ -50,6 +52,7 @@ class TableSource(Source):
     numeric: Names | None = None
     categorical: Names | None = None
     label: str | None = None
+    target: str | Names | None = None
     classes: Names | Annotated[dict[str, str], Field(min_length=1)] | None = None
     id: str | None = None
     missing: list[str] = Field(default=[])
@@ -66,9 +69,13 @@ class TableSource(Source):
         taken = [*(self.numeric or ()), *(self.categorical or ())]
         if twice := sorted({name for name in taken if taken.count(name) > 1}):
             raise ValueError(f"`numeric` and `categorical` name {', '.join(twice)} twice")
-        if self.label in taken:
-            raise ValueError("`label` is one of the columns that are taken: a student would read its answer")
-        if self.id is not None and self.id in taken:
+        if {self.label, *self._targets} & {*taken}:
+            raise ValueError(
+                "`label` or `target` is one of the columns that are taken: a student would read its answer"
+            )
+        if self._targets and (self.label is not None or self.classes is not None):
+            raise ValueError("`target` is numbers, `label` and `classes` are of classes: one of both is asked")
+        if self.id is not None and self.id in (*taken, *self._targets):
             raise ValueError("`id` is one of the columns that are taken: a student would learn rows by heart")
         names = list(self.classes.values()) if isinstance(self.classes, dict) else self.classes or []
         if len(set(names)) < len(names):
@@ -97,7 +104,11 @@ class TableSource(Source):
             | {"label": self.label, "id": self.id, "delimiter": self.delimiter}
             | {"missing": sorted(self.missing), "unseen": self.unseen}
             | {"labels": list(self._by_label) or self._labels}
+            | self._targets_promised()
         )
+
+    def task_name(self) -> str:
+        return Regression.name if self._targets else super().task_name()
 
     def as_promised(self, content: Mapping[str, Any]) -> Self:
         copy = self.model_copy()
@@ -134,7 +145,7 @@ class TableSource(Source):
         return (self._layout.width,), "float32"
 
     def notes(self) -> list[str]:
-        paths, taken = self.paths(), {*self._layout.names, self.label, self.id}
+        paths, taken = self.paths(), {*self._layout.names, *self._behind}
         untold = self._promised is not None or self.numeric is not None or self.categorical is not None
         others = [name for name in names_of(paths[0], self._dialect) if untold and name not in taken]
         left_out = [f"left out: column {', '.join(others[:8])}{' …' * (len(others) > 8)}"] if others else []
@@ -147,7 +158,7 @@ class TableSource(Source):
 
     def read(self, file: str, position: int, rows: int) -> Iterator[RawSample]:
         path, layout = self.at(file), self._layout
-        wanted = (*layout.names, *[name for name in (self.label, self.id) if name is not None])
+        wanted = (*layout.names, *self._behind)
         if kind_of(path) in IN_COLUMNS:
             found = list(rows_of(path, wanted, self._dialect, position, position + rows))
         else:
@@ -161,9 +172,9 @@ class TableSource(Source):
     ) -> RawSample:
         if isinstance(cells, Unreadable):
             return RawSample(where, cells, None)
-        behind = iter(cells[len(layout.columns) :])
-        label = None if self.label is None else label_of(next(behind))
-        given = where if self.id is None else next(behind)
+        behind = dict(zip(self._behind, cells[len(layout.columns) :], strict=True))
+        label = None if self.label is None else label_of(behind[self.label])
+        given = where if self.id is None else behind[self.id]
         if label is not None and label not in numbers and not self._by_label:
             numbers = _numbered(self.class_names())  # of other data than those that were learned from
         if label is not None and label not in numbers:
@@ -177,13 +188,40 @@ class TableSource(Source):
         if given is None:
             return RawSample(where, Unreadable(f"column {self.id} has no id"), number)
         try:
-            return RawSample(str(given), layout.row(cells[: len(layout.columns)]), number)
+            row = layout.row(cells[: len(layout.columns)])
+            return RawSample(
+                str(given), row, number, target=_target([behind[name] for name in self._targets], self._targets)
+            )
         except Unreadable as reason:
             return RawSample(str(given), reason, number)
 
     @property
     def _dialect(self) -> Dialect:
         return Dialect(self.delimiter, frozenset(self.missing))
+
+    @property
+    def _targets(self) -> list[str]:
+        return [self.target] if isinstance(self.target, str) else self.target or []
+
+    @property
+    def _behind(self) -> list[str]:
+        """The columns that are read besides those of a row."""
+        return [name for name in (self.label, *self._targets, self.id) if name is not None]
+
+    def _targets_promised(self) -> dict[str, Any]:
+        """Return which numbers are answers, their means and deviations, as they are promised; of classes nothing."""
+        if not self._targets:
+            return {}
+        if self._promised is not None and self._promised.get("target") == self._targets:
+            return {key: self._promised[key] for key in ("target", "answers")}
+        first, *others = [self._told(path).targets for path in self.paths()]
+        seen = list(first)
+        for other in others:
+            seen = [one.joined(two) for one, two in zip(seen, other, strict=True)]
+        learned = learn(seen, ["number"] * len(seen), self._targets, self.name)
+        numbers = [column for column in learned.columns if isinstance(column, NumberColumn)]
+        answers = {"mean": [each.mean for each in numbers], "std": [each.std for each in numbers]}
+        return {"target": self._targets, "answers": answers}
 
     @property
     def _by_label(self) -> dict[str, str]:
@@ -227,7 +265,7 @@ class TableSource(Source):
         """Return which columns are taken, and as what; None: as what is written there."""
         if self.numeric is None and self.categorical is None:
             names = names_of(self.paths()[0], self._dialect)
-            others = tuple(name for name in names if name not in (self.label, self.id))
+            others = tuple(name for name in names if name not in self._behind)
             return others, tuple([None] * len(others))
         taken: dict[str, Wanted] = dict.fromkeys(self.numeric or (), "number")
         taken |= dict.fromkeys(self.categorical or (), "category")
@@ -241,7 +279,8 @@ class TableSource(Source):
     def _look_through(self, path: Path, columns: Sequence[str]) -> _Told:
         """Return what all rows of a file tell together. Raises MissingSource, BadRequest: a column is not there."""
         seen = tuple(Seen(name, self.most_categories) for name in columns)
-        wanted = [*columns, *[name for name in (self.label, self.id) if name is not None]]
+        targets = tuple(Seen(name, 1) for name in self._targets)
+        wanted = [*columns, *self._behind]
         typed, file = kind_of(path) in IN_COLUMNS, self.file_of(path)
         labels: dict[str, None] = {}
         rows = labelled = 0
@@ -250,14 +289,15 @@ class TableSource(Source):
             if isinstance(cells, Unreadable):
                 continue
             train = self.split_of(f"{file}:{i}" if self.id is None else str(cells[-1])) == "train"
-            for each, cell in zip(seen, cells, strict=False):
+            first = len(columns) + (self.label is not None)
+            for each, cell in zip((*seen, *targets), (*cells[: len(columns)], *cells[first:]), strict=False):
                 each.add(cell, typed=typed, train=train)
             if self.label is not None and (label := label_of(cells[len(columns)])) is not None:
                 labelled += 1
                 if len(labels) <= MOST_CLASSES:
                     labels.setdefault(label)
         self._check_labels(path, labels, rows, labelled)
-        return _Told(rows, seen, frozenset(labels))
+        return _Told(rows, seen, frozenset(labels), targets)
 
     def _check_labels(self, path: Path, labels: Mapping[str, None], rows: int, labelled: int) -> None:
         if self.label is None:
@@ -274,7 +314,7 @@ class TableSource(Source):
                 f"column {self.label} of {path} holds no classes",
                 found=f"{len(labels):,} different labels, such as {', '.join(list(labels)[:4])}",
                 expected=f"at most {MOST_CLASSES:,} names of classes",
-                do="name a column of classes",
+                do=f'target = "{self.label}", if it is a number that is to be told',
             )
 
     def file_of(self, path: Path) -> str:
@@ -296,6 +336,13 @@ class TableSource(Source):
         if not listing.files:
             raise MissingSource(f"there is no table in {self.path}", expected=" or ".join(SUFFIXES))
         return list(listing.files)
+
+
+def _target(cells: Sequence[Cell], names: Sequence[str]) -> tuple[float, ...] | None:
+    """Return the numbers that are a row's answer; None: it has none. Raises Unreadable: one is none."""
+    if not names or None in cells:
+        return None
+    return tuple(number_of(name, cell) for name, cell in zip(names, cells, strict=True))
 
 
 def label_of(cell: Cell) -> str | None:
@@ -322,6 +369,7 @@ class _Told(NamedTuple):
     rows: int
     seen: tuple[Seen, ...]
     labels: frozenset[str]
+    targets: tuple[Seen, ...]
 
 
 @lru_cache(maxsize=256)  # small, and asked for the number of rows, for the columns, and for the classes

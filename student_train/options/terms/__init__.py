@@ -47,6 +47,7 @@ from student_train.options.terms.on_targets import (
 )
 from student_train.options.terms.on_vectors import (
     InfoNceTerm,
+    TargetMseTerm,
     VectorCosineTerm,
     VectorMseTerm,
     VectorPktTerm,
@@ -80,6 +81,7 @@ ObjectiveTerm = Annotated[
     | SimilarityTerm
     | PktTerm
     | CrdTerm
+    | TargetMseTerm
     | VectorCosineTerm
     | VectorMseTerm
     | VectorRkdTerm
@@ -120,6 +122,7 @@ __all__ = [
     "SoftenedTerm",
     "StandardisedTerm",
     "StratifiedTerm",
+    "TargetMseTerm",
     "Term",
     "TopkBiasedTerm",
     "TotalVariationTerm",

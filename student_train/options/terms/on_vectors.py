@@ -23,6 +23,12 @@ class VectorTerm(Term):
         return f"{self.loss}:{name_of(self.teacher)}"
 
 
+class TargetMseTerm(Term):
+    """Mean squared error to the numbers that the dataset has."""
+
+    loss: Literal["target_mse"]
+
+
 class VectorCosineTerm(VectorTerm):
     """One less the cosine."""
 

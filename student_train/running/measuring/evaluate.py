@@ -21,6 +21,7 @@ from student_train.feed.selection import NO_CLASS
 from student_train.losses.on_targets.soft import kl_rows
 from student_train.preparing.against import Against
 from student_train.run_files.records import Measured, OfDataset
+from student_train.running.measuring.numbers import NumberSums
 from student_train.running.measuring.vectors import VectorSums
 from student_train.stepping.parallel import ALONE, Parallel
 from student_train.stepping.stepper import Stepper
@@ -267,10 +268,11 @@ class SumsOfSites(Sums):
                 self.add(logits_BC[None], labels_B, tops_B[None], beside.of_B[rows_B], one, kl_B)
 
 
-MEASURES: dict[Figures, type[SumsOfRows | SumsOfSites | VectorSums]] = {
+MEASURES: dict[Figures, type[SumsOfRows | SumsOfSites | VectorSums | NumberSums]] = {
     "rows": SumsOfRows,
     "sites": SumsOfSites,
     "vectors": VectorSums,
+    "numbers": NumberSums,
 }
 
 

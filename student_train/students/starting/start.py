@@ -197,7 +197,7 @@ def _stored(path: Path) -> dict[str, Place]:
             with safe_open(file, framework="pt") as opened:
                 for name in opened.keys():  # noqa: SIM118 - no mapping
                     place = Place(file, name, tuple(opened.get_slice(name).get_shape()))
-                    if not name.startswith("normalise."):  # which the student's own section says
+                    if not name.startswith(("normalise.", "scale.")):  # which the student's own section says
                         found[name.removeprefix(NETWORK)] = place
         except SafetensorError as error:
             raise BadWeights(f"{file} is not a safetensors file", found=str(error)) from None

@@ -15,7 +15,7 @@ from storage.datasets import AnySource, RawSample, Source, Unreadable
 from storage.datasets.published import is_saved
 from storage.errors import BadRequest, LabelOutOfRange, MissingSource
 from storage.inputs.policy import ImagePolicy
-from storage.tasks import NO_LABEL
+from storage.tasks import NO_LABEL, Task
 from student_train.feed.batches import Batch
 from student_train.using.answering import Answerer
 from student_train.using.evaluating.rows import LabelledRows, check_inputs, other_keys
@@ -28,7 +28,7 @@ ARRAYS = (".npy", ".npz")
 PROMISED = {
     "add_special_tokens", "block", "column", "completion", "delimiter", "document_mask", "end_of_text", "header",
     "joined_by", "label", "length", "long_chats", "long_documents", "missing", "pack", "prompt", "quotes", "roles",
-    "special_tokens", "task", "template_arguments", "unseen",
+    "special_tokens", "target", "task", "template_arguments", "unseen",
 }  # fmt: skip
 # keys of a promise that say which rows there are, not what a row is
 WHICH_ROWS = {"id", "part", "where", "labels", "train_tokenizer"}
@@ -146,6 +146,8 @@ def _classes(source: Source, answerer: Answerer, path: Path) -> tuple[tuple[str,
     own = answerer.blueprint.classes
     if answerer.blueprint.asked.label_array is not None:
         return own, []  # a label is an id of the tokenizer
+    if answerer.blueprint.asked.numbers:
+        return (), []
     if getattr(source, "kind", None) == TARS:
         told = f"labels of {path.name} that are numbers are taken as the student's own: 0 is {own[0]}, …"
         return own, [told] if getattr(source, "label", "") else []
@@ -179,7 +181,9 @@ def _batches(
 ) -> Iterator[Batch]:
     """Yield batches of readable samples; what is not is added to `unreadable`."""
     blueprint, asked = answerer.blueprint, answerer.blueprint.asked
-    num_classes = len(source.class_names()) if asked.label_array is None else 0
+    num_classes = (
+        blueprint.num_classes if asked.numbers else len(source.class_names()) if asked.label_array is None else 0
+    )
     inputs: list[np.ndarray] = []
     labels: list[Any] = []
     for file in files:
@@ -211,7 +215,7 @@ def _batches(
             )
             inputs.append(row)
             many = asked.label_array is not None
-            labels.append(source.decode_labels(sample.payload) if many else _label(sample, num_classes))
+            labels.append(source.decode_labels(sample.payload) if many else _label(sample, num_classes, asked))
             if len(inputs) == size:
                 yield _batch(inputs, labels, answerer)
                 inputs, labels = [], []
@@ -219,8 +223,10 @@ def _batches(
         yield _batch(inputs, labels, answerer)
 
 
-def _label(sample: RawSample, num_classes: int) -> int:
+def _label(sample: RawSample, num_classes: int, asked: Task) -> int | np.ndarray:
     """Return a label, or NO_LABEL. Raises LabelOutOfRange: it is no class, and would count from the end as another."""
+    if asked.numbers:
+        return np.array(sample.target or [np.nan] * num_classes, np.float32)
     if sample.label is None:
         return NO_LABEL
     if not 0 <= sample.label < num_classes:
@@ -237,7 +243,7 @@ def _batch(inputs: list[np.ndarray], labels: list[Any], answerer: Answerer) -> B
     made_of, asked = answerer.blueprint.made_of, answerer.blueprint.asked
     shown_B = made_of.shown(made_of.stored(inputs, str(np.result_type(*inputs))), np.arange(len(inputs)))
     if asked.label_array is None:
-        return Batch(shown_B.to(answerer.device), torch.tensor(labels))
+        return Batch(shown_B.to(answerer.device), torch.tensor(np.array(labels)))
     longest = max(map(len, labels))
     labels_BL = np.full((len(labels), longest), NO_LABEL, np.int64)
     for row, own in zip(labels_BL, labels, strict=True):

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from storage.errors import BadRequest, MissingSource, RowsMissing
+from storage.tasks import Task
 from student_train.comparing.figures import interval
 from student_train.feed.selection import NO_CLASS
 from student_train.run_files.records import Measured
@@ -128,7 +129,7 @@ def evaluate_rows(
             f"{answerer.name} answers for whole texts at once, and is not measured position by position",
             do="name the folder of the run",
         )
-    if not task.asked.has_classes and rows.against is None:
+    if not (task.asked.has_classes or task.asked.numbers) and rows.against is None:
         raise BadRequest(
             f"{answerer.name} answers with vectors, which are measured against a teacher's",
             found=f"none of {rows.told}",
@@ -148,7 +149,7 @@ def evaluate_rows(
             labels_B = batch.labels_B if matched is None else matched.labels(batch.labels_B.cpu())
             own_tops_B = tops_B if tops_B is None or matched is None else matched.labels(tops_B)
             stop = start + len(labels_B)
-            measured += int((labels_B != NO_CLASS).sum()) if task.asked.has_classes else len(labels_B)
+            measured += _num_measured(task.asked, labels_B)
             compared += 0 if own_tops_B is None else int((own_tops_B != NO_CLASS).sum())
             beside = Beside(
                 [None if own_tops_B is None else own_tops_B.to(answerer.device)],
@@ -185,6 +186,13 @@ def evaluate_rows(
         (*rows.notes, *(() if matched is None else matched.notes)),
         rows.unreadable(),
     )
+
+
+def _num_measured(asked: Task, labels_B: Tensor) -> int:
+    """Return how many rows of a batch count: those with a label, of vectors all."""
+    if asked.numbers:
+        return int(labels_B.isfinite().all(dim=1).sum())
+    return int((labels_B != NO_CLASS).sum()) if asked.has_classes else len(labels_B)
 
 
 class _Asked:

@@ -26,7 +26,12 @@ from student_train.using.exporting.written import Written, onnx_use
 CALIBRATED = 512  # rows
 AT_ONCE = 64
 SHARES = {"accuracy": "accuracy", "macro_f1": "macro-F1", "retrieval": "retrieval at 1"}
-NUMBERS = {"cross_entropy": "cross-entropy", "cosine": "cosine to the teacher", "spearman": "Spearman of cosines"}
+NUMBERS = {
+    "cross_entropy": "cross-entropy",
+    "cosine": "cosine to the teacher",
+    "spearman": "Spearman of cosines",
+    "rmse": "RMSE",
+}
 
 
 def quantize_file(own: Answerer, record: RunRecord, folder: Path, cache: str | None) -> tuple[Written, list[str]]:

@@ -47,7 +47,10 @@ class Piece(NamedTuple):
 
 
 class Likeliest(NamedTuple):
-    """Probabilities and numbers of the likeliest classes of the rows that can be read, (K, B) each."""
+    """Probabilities and numbers of the likeliest classes of the rows that can be read, (K, B) each.
+
+    Of one that tells numbers in place of classes: they, (T, B), and nothing.
+    """
 
     values_KB: list[list[float]]
     numbers_KB: list[list[int]]
@@ -96,18 +99,15 @@ def predict_samples(
         answerer: who answers.
         samples: a stream.
         write: takes `sample_id`, `class`, `probability` (softmax of the logits), of `top` > 1 `class_2`,
-            `probability_2`, … too, and `error`: why there is no answer, else null.
+            `probability_2`, … too, and `error`: why there is no answer, else null. Of one that tells numbers a column
+            of each in place of classes.
         top: how many of the likeliest classes.
         advance: told of every piece's rows.
 
     Raises:
         BadRequest: there is no sample; or not so many classes.
     """
-    if not answerer.blueprint.asked.has_classes:
-        raise BadRequest(f"{answerer.name} answers with vectors, which `student predict` does not write")
-    num_classes = answerer.blueprint.num_classes
-    if not 1 <= top <= num_classes:
-        raise BadRequest(f"the {top} likeliest of {num_classes} classes", do=f"--top 1 to {num_classes}")
+    numbers = _check_answers(answerer, top)
     name_of = _names(answerer)
     rows = unreadable = 0
     reasons: list[tuple[str, str]] = []
@@ -119,16 +119,35 @@ def predict_samples(
             return Answered(piece, _likeliest(answerer, piece, top) if own_each else None)
 
         for piece, likeliest in ahead(_cut(samples.each, _piece_rows(answerer)), work, threads=threads):
-            frame = _frame(piece, likeliest or _likeliest(answerer, piece, top), name_of)
+            said = likeliest or _likeliest(answerer, piece, top)
+            frame = _frame_of_numbers(piece, said, numbers) if numbers else _frame(piece, said, name_of)
             write(frame)
             failed = frame.filter(pl.col("error").is_not_null()).select("sample_id", "error")
             rows, unreadable = rows + len(frame), unreadable + len(failed)
             reasons += failed.head(SHOWN_REASONS - len(reasons)).rows()
-            counts.update(frame["class"].drop_nulls().to_list())
+            counts.update([] if numbers else frame["class"].drop_nulls().to_list())
             advance(len(frame))
     if not rows:
         raise BadRequest(f"there is no sample in {samples.told}")
     return Predicted(rows, unreadable, tuple(reasons), tuple(counts.most_common()))
+
+
+def _check_answers(answerer: Answerer, top: int) -> list[str]:
+    """Return the names of the numbers that are answers; none of classes. Raises BadRequest: they cannot be written."""
+    blueprint = answerer.blueprint
+    if blueprint.asked.numbers and top == 1:
+        return list((blueprint.source or {}).get("target", ()))
+    if not blueprint.asked.has_classes:
+        raise BadRequest(
+            f"{answerer.name} has no classes, of which some are likelier"
+            if blueprint.asked.numbers
+            else f"{answerer.name} answers with vectors, which `student predict` does not write"
+        )
+    if not 1 <= top <= blueprint.num_classes:
+        raise BadRequest(
+            f"the {top} likeliest of {blueprint.num_classes} classes", do=f"--top 1 to {blueprint.num_classes}"
+        )
+    return []
 
 
 @contextlib.contextmanager
@@ -202,6 +221,8 @@ def _payload(payload: object) -> object:
 def _likeliest(answerer: Answerer, piece: Piece, top: int) -> Likeliest:
     if piece.shown_B is None:
         return Likeliest([[] for _ in range(top)], [[] for _ in range(top)])
+    if answerer.blueprint.asked.numbers:
+        return Likeliest(answerer.answer(answerer.arguments(piece.shown_B)).T.tolist(), [])
     probabilities_BC = answerer.answer(answerer.arguments(piece.shown_B)).softmax(dim=1)
     values_BK, numbers_BK = probabilities_BC.topk(top, dim=1)
     return Likeliest(values_BK.T.tolist(), numbers_BK.T.tolist())
@@ -224,6 +245,25 @@ def _frame(piece: Piece, likeliest: Likeliest, name_of: Callable[[int], str]) ->
         columns[f"class{end}"] = pl.Series(names, dtype=pl.String)
         columns[f"probability{end}"] = pl.Series(shares, dtype=pl.Float32)
     columns["error"] = pl.Series([reasons.get(at) for at in range(rows)], dtype=pl.String)
+    return pl.DataFrame(columns)
+
+
+def _frame_of_numbers(piece: Piece, likeliest: Likeliest, names: list[str]) -> pl.DataFrame:
+    """Return the lines of a piece whose answers are numbers, of all of its samples in order."""
+    places = [at for at in range(len(piece.ids)) if at not in piece.reasons]
+    reasons = dict(piece.reasons)
+    if places:
+        for at, *values in zip(places, *likeliest.values_KB, strict=True):
+            if not all(map(isfinite, values)):
+                reasons[at] = "the student answers with NaN"
+    columns: dict[str, pl.Series] = {"sample_id": pl.Series(piece.ids, dtype=pl.String)}
+    for name, values in zip(names, likeliest.values_KB, strict=False):
+        told = dict(zip(places, values, strict=True))
+        cells = [None if at in reasons else told[at] for at in range(len(piece.ids))]
+        columns[name if name not in ("sample_id", "error") else f"{name}_told"] = pl.Series(cells, dtype=pl.Float32)
+    if not places:
+        columns |= {name: pl.Series([None] * len(piece.ids), dtype=pl.Float32) for name in names}
+    columns["error"] = pl.Series([reasons.get(at) for at in range(len(piece.ids))], dtype=pl.String)
     return pl.DataFrame(columns)
 
 

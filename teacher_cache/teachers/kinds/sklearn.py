@@ -1,4 +1,4 @@
-"""A classifier of scikit-learn in a file of skops, which names every type that it has: never a pickle, which is code.
+"""An estimator of scikit-learn in a file of skops, which names every type that it has: never a pickle, which is code.
 
 Of types that skops does not know by itself, those load that the job names.
 """
@@ -25,6 +25,7 @@ KEYS: tuple[str, ...] = ("path", "method", "trust_types", "classes", "pixels", "
 EXTRA = "sklearn"
 WHAT = 'kind = "sklearn"'
 METHODS = ("predict_proba", "decision_function")
+NUMBERS = "predict"  # of a regressor, as in sklearn_model.py, which imports torch
 BINARY = 2  # classes, of which there is one number in any case
 PAIRS = ("decision_function_shape", "ovo")  # of SVC and its like
 
@@ -58,12 +59,22 @@ def classes(options: TeacherOptions) -> list[str] | None:
     """Return the names of its scores: those of the job, or its own `classes_`, in their order."""
     if options.classes is not None:
         return options.classes
+    if _scoring(options)[1] == NUMBERS:
+        return None
     found = getattr(load_estimator(options).estimator, "classes_", None)
     return None if found is None else [str(name) for name in found.tolist()]
 
 
-def dimension(options: TeacherOptions) -> None:
-    """Return None: a classifier gives scores of classes."""
+def dimension(options: TeacherOptions) -> int | None:
+    """Return how many numbers a regressor gives for a row; None: it does not say. Raises BadTeacher: it has none."""
+    estimator, method = _scoring(options)
+    if method != NUMBERS:
+        raise BadTeacher(
+            f"the {type(estimator).__name__} in {_path(options)} scores classes",
+            expected="a regressor, of a dataset whose answers are numbers",
+        )
+    found = getattr(estimator, "n_outputs_", None)
+    return None if found is None else int(found)
 
 
 def wants_around(options: TeacherOptions) -> bool:
@@ -108,7 +119,15 @@ def load(options: TeacherOptions) -> nn.Module:
 def _scoring(options: TeacherOptions) -> tuple[Any, str]:
     """Return the estimator, and the method that scores its classes. Raises BadTeacher: it has it not."""
     path, estimator = _path(options), load_estimator(options).estimator
-    method = options.method or METHODS[0]
+    from sklearn.base import is_regressor
+
+    method = options.method or (NUMBERS if is_regressor(estimator) else METHODS[0])
+    if method == NUMBERS and not is_regressor(estimator):
+        raise BadTeacher(
+            f"the {type(estimator).__name__} in {path} is no regressor, so what it predicts are names of classes",
+            found=f'method = "{NUMBERS}"',
+            do="leave `method` out",
+        )
     if not hasattr(estimator, method):
         others = [each for each in METHODS if hasattr(estimator, each)]
         raise BadTeacher(

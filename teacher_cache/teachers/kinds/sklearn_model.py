@@ -1,4 +1,4 @@
-"""A classifier of scikit-learn as a torch module.
+"""A classifier or regressor of scikit-learn as a torch module.
 
 Shapes: B rows of a batch, F features of a row, C classes.
 """
@@ -20,6 +20,8 @@ from teacher_cache.teachers.kinds.sklearn_columns import ByName
 from teacher_cache.teachers.probabilities import logits_from
 from teacher_cache.teachers.runtime import Runtime, as_tensor, host_array
 
+NUMBERS = "predict"  # the method of a regressor
+
 
 class SklearnModel(Runtime):
     """Its rows are flat, (B, F) float64, or a table's columns by name; its answer is logits (B, C) float32.
@@ -27,7 +29,7 @@ class SklearnModel(Runtime):
     Args:
         path: of its file.
         estimator: fitted.
-        method: `predict_proba` or `decision_function`.
+        method: `predict_proba`, `decision_function`, or of a regressor `predict`.
         digest: of its file.
         classes: the names that the job gives its scores.
     """
@@ -36,9 +38,11 @@ class SklearnModel(Runtime):
         super().__init__(digest, path.stat().st_size)
         self._path, self._estimator, self._method = path, estimator, method
         scored = getattr(estimator, "classes_", None)
-        if scored is None or getattr(scored, "ndim", 0) != 1:
+        if method == NUMBERS:
+            scored = classes = None
+        elif scored is None or getattr(scored, "ndim", 0) != 1:
             raise BadTeacher(f"the {type(estimator).__name__} in {path} is no classifier of one class for each row")
-        if classes is not None and len(classes) != len(scored):
+        if classes is not None and scored is not None and len(classes) != len(scored):
             raise BadTeacher(
                 f"the {type(estimator).__name__} in {path} has another number of classes than the job names",
                 found=f"{len(scored)}: {', '.join(map(str, scored[:12]))}",
@@ -83,6 +87,8 @@ class SklearnModel(Runtime):
             warnings.simplefilter("ignore")  # of names of columns; the build has told
             scores = np.asarray(getattr(self._estimator, self._method)(rows))
         scores_B = as_tensor(scores, device)
+        if self._method == NUMBERS:
+            return scores_B.float().reshape(len(scores_B), -1)
         if self._method == "predict_proba":
             return logits_from(scores_B, self._path.name)
         if scores_B.ndim == 1:  # of two classes it gives one number, whose sigmoid is the second's probability

@@ -1,0 +1,26 @@
+"""Numbers of a row, such as a price: a vector whose truth the dataset has. B rows, T numbers of a row."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, ClassVar
+
+from storage.tasks.vector import Vector
+
+if TYPE_CHECKING:
+    from storage.format.specs import DatasetSpec
+
+
+class Regression(Vector):
+    """A row's label is T numbers, in the column `target` of the sample table; its answer is as many."""
+
+    name = "regression"  # type: ignore[assignment]
+    inputs = ("values",)
+    numbers: ClassVar[bool] = True
+    figure = "rmse"
+    look_at = "the unit of its numbers, at the order of columns and at the teacher's weights"
+
+    def num_classes(self, dataset: DatasetSpec) -> int:
+        return len(dataset.source["target"])
+
+    def described(self, dataset: DatasetSpec) -> str:
+        return f"numbers: {', '.join(dataset.source['target'])}"

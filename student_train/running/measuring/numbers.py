@@ -1,0 +1,98 @@
+"""Figures of students that tell numbers: how far they are from the true ones, and how far the teacher is.
+
+M students that step together, B rows of a batch, T numbers of a row, D datasets.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, cast
+
+import torch
+from torch import Tensor
+
+from student_train.feed.batches import Batch
+from student_train.run_files.records import Measured, OfDataset
+from student_train.stepping.parallel import Parallel
+from student_train.stepping.stepper import Stepper
+from student_train.students import Student
+
+if TYPE_CHECKING:
+    from storage.targets.vectors import VectorTargets
+    from student_train.running.measuring.evaluate import Beside
+
+
+def rmse(squares_T: Tensor, rows: float) -> float | None:
+    """Return the root of the mean squared error over rows and numbers; None of no row."""
+    return float((squares_T / rows).mean().sqrt()) if rows else None
+
+
+def r_squared(squares_T: Tensor, spread_T: Tensor) -> float | None:
+    """Return the mean over the numbers of 1 − errors / spread around their mean; None where one does not vary.
+
+    >>> r_squared(torch.tensor([1.0]), torch.tensor([4.0]))
+    0.75
+    """
+    return float((1 - squares_T / spread_T).mean()) if bool((spread_T > 0).all()) and len(spread_T) else None
+
+
+class NumberSums:
+    """What the figures of M students are made of, on their device.
+
+    Args:
+        members: M.
+        student: one of them.
+        parts: how many of the held rows are of each dataset.
+    """
+
+    def __init__(self, members: int, student: Student, parts: Mapping[str, int]):
+        device, width = student.device, student.blueprint.num_classes
+        self._parts = parts
+        # float64; the spread is taken around what the student is scaled by, or large numbers would leave no digits
+        self._around_T = torch.tensor(
+            student.blueprint.answer_mean or [0.0] * width, dtype=torch.float64, device=device
+        )
+        # of each dataset and number: rows, sum over the middle, its squares, errors squared, the teacher's, its rows
+        self._sums_MD6T = torch.zeros(members, len(parts), 6, width, dtype=torch.float64, device=device)
+
+    def take(self, stepper: Stepper, batch: Batch, beside: Beside) -> None:
+        """Add a batch of all students; rows without a number count for nothing."""
+        assert batch.labels_B is not None
+        said_MBT = stepper.logits(batch.inputs).double()
+        true_BT = batch.labels_B.to(said_MBT.device).double()
+        known_B1 = true_BT.isfinite().all(dim=1, keepdim=True)
+        over_BT = torch.where(known_B1, true_BT - self._around_T, 0.0)
+        of_part_DB = (torch.arange(len(self._parts), device=beside.of_B.device)[:, None] == beside.of_B).double()
+        for member, against in enumerate(beside.against_M):
+            wrong_BT = torch.where(known_B1, said_MBT[member] - true_BT, 0.0)
+            taught_BT, teacher_BT = torch.zeros_like(over_BT), torch.zeros_like(over_BT)
+            if against is not None:
+                targets = cast("VectorTargets", batch.targets[against.teacher].decode())
+                teacher_BT = torch.where(known_B1, targets.vectors_BD.double() - true_BT, 0.0)
+                taught_BT = known_B1.double().expand_as(over_BT)
+            counted_BT = known_B1.double().expand_as(over_BT)
+            each_6BT = torch.stack(
+                [counted_BT, over_BT, over_BT.square(), wrong_BT.square(), teacher_BT.square(), taught_BT]
+            )
+            # a product, not an index_add: the same bits every time, on a GPU too
+            self._sums_MD6T[member] += torch.einsum("db,kbt->dkt", of_part_DB.to(each_6BT.device), each_6BT)
+
+    def figures(self, parallel: Parallel) -> list[Measured]:
+        """Return each student's figures, over the rows of all processes; waits for the device."""
+        parallel.sum(self._sums_MD6T)
+        found = []
+        for sums_D6T in self._sums_MD6T.cpu():
+            parts = zip(self._parts.items(), sums_D6T, strict=True) if len(self._parts) > 1 else ()
+            of_parts = {of: OfDataset(rows=rows, **_figures(own_6T)) for (of, rows), own_6T in parts}
+            found.append(Measured(**_figures(sums_D6T.sum(0)), by_dataset=of_parts))
+        return found
+
+
+def _figures(sums_6T: Tensor) -> dict[str, float | None]:
+    rows_T, over_T, squares_T, wrong_T, teacher_T, taught_T = sums_6T
+    rows, taught = float(rows_T[0]), float(taught_T[0])
+    return {
+        "rmse": rmse(wrong_T, rows),
+        "r2": r_squared(wrong_T, squares_T - over_T.square() / max(rows, 1.0)) if rows else None,
+        "teacher_rmse": rmse(teacher_T, taught),
+    }

@@ -1,0 +1,56 @@
+"""A number as the answer: a table with a target, a regressor as teacher, students that tell the number."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from storage.cache import Cache
+from tests.conftest import Program
+from tests.tables.toys import HOUSES_JOB, HOUSES_STUDENTS, houses, regressor, write_csv
+
+COLUMNS = ("rooms", "city", "price")
+
+
+def test_a_price_from_its_table_to_predictions(program: Program, tmp_path: Path) -> None:
+    import skops.io
+
+    rows = houses(240)
+    write_csv(tmp_path / "houses.csv", [*rows, {"rooms": "3", "city": "Ulm", "price": "250000"}], COLUMNS)
+    model = regressor(rows)
+    skops.io.dump(model, tmp_path / "linear.skops")
+    (tmp_path / "cache.toml").write_text(HOUSES_JOB)
+    (tmp_path / "students.toml").write_text(HOUSES_STUDENTS)
+    ended = program("cache", "build", tmp_path / "cache.toml")
+    assert ended.code == 0, ended.err
+    assert program("cache", "verify", tmp_path / "cache").code == 0
+    targets = Cache.open(str(tmp_path / "cache")).samples().of("houses")["target"].to_numpy()
+    assert np.allclose(targets[:240, 0], [float(row["price"]) for row in rows], rtol=1e-7)
+
+    ended = program("student", "train", tmp_path / "students.toml")
+    assert ended.code == 0, ended.err
+    ended = program("student", "compare", tmp_path / "runs", "--json")
+    assert ended.code == 0, ended.err
+    ended = program("student", "compare", tmp_path / "runs")
+    assert "rmse" in ended.out
+    record = json.loads((tmp_path / "runs/taught/run.json").read_text())
+    assert record["rmse"] < 15_000
+    assert record["r2"] > 0.95
+    assert 4_000 < record["teacher_rmse"] < 6_000
+
+    fresh = houses(100, seed=1)
+    write_csv(tmp_path / "test.csv", fresh, tuple(reversed(COLUMNS)))
+    ended = program("student", "eval", tmp_path / "runs/taught", tmp_path / "test.csv", "--json")
+    assert ended.code == 0, ended.err
+    rmse = json.loads(ended.out)["figures"]["rmse"]
+    write_csv(tmp_path / "new.csv", fresh, ("city", "rooms"))
+    ended = program("student", "predict", tmp_path / "runs/taught", tmp_path / "new.csv", "-o", tmp_path / "said.csv")
+    assert ended.code == 0, ended.err
+    with (tmp_path / "said.csv").open() as file:
+        said = [float(row["price"]) for row in csv.DictReader(file)]
+    off = np.array(said) - [float(row["price"]) for row in fresh]
+    assert np.sqrt((off**2).mean()) == pytest.approx(rmse, rel=1e-4)
