@@ -16,6 +16,7 @@ from torch import Tensor
 from storage.datasets.table import Layout
 from storage.errors import BadTeacher
 from storage.format.specs import DatasetSpec
+from storage.tasks import task_of
 from teacher_cache.teachers.kinds.sklearn_columns import ByName
 from teacher_cache.teachers.probabilities import logits_from
 from teacher_cache.teachers.runtime import Runtime, as_tensor, host_array
@@ -58,7 +59,14 @@ class SklearnModel(Runtime):
         return self
 
     def asked_about(self, dataset: DatasetSpec) -> None:
-        """Find its columns in a table by their names, if it knows any."""
+        """Find its columns in a table by their names, if it knows any. Raises BadTeacher: it answers something else."""
+        if (self._method == NUMBERS) == task_of(dataset).has_classes:
+            regressor = self._method == NUMBERS
+            raise BadTeacher(
+                f"the {type(self._estimator).__name__} in {self._path} is a {'regressor' if regressor else 'classifier'}, "
+                f"and {dataset.name} asks for {task_of(dataset).described(dataset)}",
+                do="keep it off that dataset with `datasets = [...]`",
+            )
         columns = getattr(self._estimator, "feature_names_in_", None)
         layout = Layout.promised(dataset.source)
         if layout is None or columns is None:
