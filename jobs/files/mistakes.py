@@ -203,14 +203,14 @@ def _below(option: Any, part: str | int) -> list[Any]:
 
 
 def _tagged(model: Any, part: str | int) -> list[Any]:
-    """A discriminated union puts its tag into the location: keep the member that bears it."""
+    """A discriminated union puts its tag into the location: keep the member that bears it, or says that it is it."""
     tags = {
         tag
         for name in ("kind", "loss", "task")
         if name in model.model_fields
         for tag in typing.get_args(model.model_fields[name].annotation)
     }
-    return [model] if part in tags else []
+    return [model] if part in tags or part == getattr(model, "rows_are", None) else []
 
 
 def _flat(annotation: Any) -> list[Any]:

@@ -1,14 +1,15 @@
-"""Arrow streams on disk, as `datasets` saves them: mapped into memory, of which one batch at a time is looked at.
+"""What Hugging Face's `datasets` writes: Arrow streams, mapped into memory, of which a batch at a time is looked at.
 
-And what the schema of a table says of its columns, in Arrow or Parquet: the names of classes.
+And what it says of them: names of classes in the schema of a table, in Arrow or Parquet, and splits in files' names.
 """
 
 from __future__ import annotations
 
 import contextlib
 import json
+import re
 from bisect import bisect_right
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import accumulate
@@ -22,6 +23,8 @@ from storage.errors import MissingSource
 
 SUFFIX = ".arrow"
 NOT_LABELLED = -1  # what `ClassLabel` has for none
+SPLITS, STATE = "dataset_dict.json", "state.json"  # of a folder that `save_to_disk` wrote
+OF_SPLIT = re.compile(r"(?P<split>.+?)-\d{5}-of-\d{5}(-[0-9a-f]+)?")  # how the Hub calls files of Parquet
 KEPT_FILES = 64  # mapped, in each process: none of it is held but what was just read
 END = b"\xff\xff\xff\xff\x00\x00\x00\x00"  # of a stream; one that was cut off between two batches has none
 BATCH_BYTES = 2**25  # of some columns, that are looked at together
@@ -145,3 +148,20 @@ def class_label(schema: pa.Schema, column: str) -> list[str]:
     feature = features_of(schema).get(column)
     names = feature.get("names") if isinstance(feature, dict) else None
     return [str(name) for name in names] if isinstance(names, list) else []
+
+
+def is_saved(path: Path) -> bool:
+    """Return whether a folder is one that `save_to_disk` wrote."""
+    return (path / STATE).is_file() or (path / SPLITS).is_file()
+
+
+def instead(path: Path) -> str | None:
+    """Return what to do with a folder that is of `datasets`, and of another kind in a job; None: it is not."""
+    return 'kind = "hf_folder"' if is_saved(path) else None
+
+
+def several_splits(paths: Iterable[Path]) -> list[str]:
+    """Return a note on files that are called after several splits, such as those of a folder `data` of the Hub."""
+    splits = {found["split"] for path in paths if (found := OF_SPLIT.fullmatch(path.stem))}
+    told = f"files of {len(splits)} splits are taken together: {', '.join(sorted(splits))}"
+    return [f'{told}; kind = "hf_folder" takes one by name'] if len(splits) > 1 else []

@@ -173,6 +173,7 @@ def compress(data: bytes) -> bytes:
         (append_another, "is no whole tar"),
         (lambda data: b"", "is no whole tar"),
         (lambda data: b"no tar at all" * 100, "is no whole tar"),
+        (lambda data: b"PK\x03\x04" + data, "is a zip"),
         (compress, "is compressed"),
     ],
 )
@@ -220,6 +221,7 @@ def test_what_is_no_member_of_a_sample_is_told(tmp_path: Path) -> None:
         ({"path": "t/{0..2}.tar"}, MissingSource, "2 of 3 of {0..2}.tar are not there"),
         ({"path": "t/{2..0}.tar"}, BadRequest, "no range of tars"),
         ({"path": "nowhere"}, MissingSource, "there is no"),
+        ({"path": "https://host/{0..2}.tar"}, MissingSource, "tars are read from a disk"),
         ({"path": "e"}, MissingSource, "1 × *.gz"),
         ({"classes": None}, BadRequest, "*.cls with numbers up to 2"),
     ],
@@ -234,7 +236,9 @@ def test_what_is_not_there_is_told(tmp_path: Path, options: dict[str, object], e
     assert what in str(refused.value)
 
 
-@pytest.mark.parametrize("options", [{"label": "json"}, {"label_key": "y"}, {"label": "png"}, {"images": []}])
+@pytest.mark.parametrize(
+    "options", [{"label": "json"}, {"label_key": "y"}, {"label": "png"}, {"images": []}, {"images": [".png"]}]
+)
 def test_options_that_do_not_agree_are_refused(tmp_path: Path, options: dict[str, object]) -> None:
     with pytest.raises(ValidationError):
         given(tmp_path, **options)
@@ -243,6 +247,7 @@ def test_options_that_do_not_agree_are_refused(tmp_path: Path, options: dict[str
 def test_tars_that_have_not_changed_are_not_gone_through_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_tar(tmp_path / "t/a.tar", pairs(CLASSES))
     section = f'[[dataset]]\nname = "t"\nkind = "webdataset"\npath = "t"\nclasses = {json.dumps(CLASSES)}\n'
+    section += 'size = 8\ninputs = "encoded"\n'
     assert build(write_job(tmp_path, section)).exit_code == 0
     counted = []
     count = tars.Places.count

@@ -15,7 +15,7 @@ from storage.datasets.published.columns import ColumnImages
 from storage.datasets.published.hf_folder import AnyHfFolder, HfImages, HfTables
 from storage.datasets.published.image_folder import ImageFolderSource
 from storage.datasets.published.parquet_images import ParquetImagesSource
-from storage.datasets.published.saved import find_split, is_saved
+from storage.datasets.published.saved import find_split
 from storage.datasets.published.webdataset import WebDatasetSource
 
 __all__ = [
@@ -27,5 +27,4 @@ __all__ = [
     "ParquetImagesSource",
     "WebDatasetSource",
     "find_split",
-    "is_saved",
 ]

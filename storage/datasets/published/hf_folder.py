@@ -41,6 +41,7 @@ class SplitFiles(Source):
     _found: list[SavedSplit] = PrivateAttr(default_factory=list)  # once it was looked for
 
     made_as: ClassVar[str]  # the kind that says what a row is
+    rows_are: ClassVar[str]  # which of these here
 
     def content(self) -> dict[str, Any]:
         # A promise says what a row is; that it lies in such a folder is a matter of where, as a path is.
@@ -75,6 +76,7 @@ class HfImages(SplitFiles, ColumnImages):
     kind: Literal["hf_folder"]
 
     made_as = "parquet_images"
+    rows_are = "images"
 
     def open_table(self, path: Path) -> TableFile:
         return open_arrow(path) if path.suffix == SUFFIX else open_parquet(path)
@@ -90,6 +92,7 @@ class HfBlocks(SplitFiles, TextSource):
     column: str | None = "text"
 
     made_as = "text"
+    rows_are = "blocks"
 
 
 class HfTexts(SplitFiles, LabelledTextSource):
@@ -98,6 +101,7 @@ class HfTexts(SplitFiles, LabelledTextSource):
     kind: Literal["hf_folder"]  # type: ignore[assignment]
 
     made_as = "text"
+    rows_are = "texts"
 
     def class_names(self) -> list[str]:
         return list(self._by_label.values()) or super().class_names()
@@ -117,6 +121,7 @@ class HfTables(SplitFiles, TableSource):
     kind: Literal["hf_folder"]  # type: ignore[assignment]
 
     made_as = "table"
+    rows_are = "table"
 
     @property
     def _dialect(self) -> Dialect:
@@ -133,6 +138,7 @@ class HfChats(SplitFiles, ChatSource):
     kind: Literal["hf_folder"]  # type: ignore[assignment]
 
     made_as = "chat"
+    rows_are = "chats"
 
 
 def _classes(paths: Sequence[Path], label: str | int | None) -> list[str]:
@@ -154,10 +160,6 @@ def _classes(paths: Sequence[Path], label: str | int | None) -> list[str]:
     return names[paths[0]]
 
 
-IMAGES, BLOCKS, TEXTS, CHATS, CELLS = "images", "blocks", "texts", "chats", "table"
-OF: dict[type[Any], str] = {HfImages: IMAGES, HfBlocks: BLOCKS, HfTexts: TEXTS, HfChats: CHATS, HfTables: CELLS}
-
-
 def _asked(options: Any) -> str:
     """Return what the rows of a section of a job are: what its keys are of.
 
@@ -169,15 +171,15 @@ def _asked(options: Any) -> str:
     'table'
     """
     if not isinstance(options, dict):  # a source that is validated once more
-        return OF.get(type(options), IMAGES)
+        return str(getattr(options, "rows_are", HfImages.rows_are))
     if "task" in options:
-        return BLOCKS if options["task"] == TextSource.model_fields["task"].default else TEXTS
+        return HfBlocks.rows_are if options["task"] == TextSource.model_fields["task"].default else HfTexts.rows_are
     own = [options.keys() & _only(kind) for kind in (TextSource, LabelledTextSource, ChatSource)]
     if not any(own):
-        return CELLS if options.keys() & _only(TableSource) else IMAGES
+        return HfTables.rows_are if options.keys() & _only(TableSource) else HfImages.rows_are
     if "label" in options:
-        return TEXTS
-    return CHATS if "block" not in options and own[2] else BLOCKS
+        return HfTexts.rows_are
+    return HfChats.rows_are if "block" not in options and own[2] else HfBlocks.rows_are
 
 
 def _only(kind: type[Source]) -> set[str]:
@@ -186,10 +188,10 @@ def _only(kind: type[Source]) -> set[str]:
 
 
 AnyHfFolder = Annotated[
-    Annotated[HfImages, Tag(IMAGES)]
-    | Annotated[HfBlocks, Tag(BLOCKS)]
-    | Annotated[HfTexts, Tag(TEXTS)]
-    | Annotated[HfChats, Tag(CHATS)]
-    | Annotated[HfTables, Tag(CELLS)],
+    Annotated[HfImages, Tag(HfImages.rows_are)]
+    | Annotated[HfBlocks, Tag(HfBlocks.rows_are)]
+    | Annotated[HfTexts, Tag(HfTexts.rows_are)]
+    | Annotated[HfChats, Tag(HfChats.rows_are)]
+    | Annotated[HfTables, Tag(HfTables.rows_are)],
     Discriminator(_asked),
 ]

@@ -12,6 +12,7 @@ import polars as pl
 from PIL import Image
 from pydantic import PrivateAttr
 
+from storage.datasets.arrow import instead
 from storage.datasets.base import FILE_SCHEMA, LocalFile, RawSample, Recorded, Unreadable, numbered
 from storage.datasets.images import ImageSource
 from storage.datasets.listing import Listing, is_left_behind, list_files, told
@@ -96,6 +97,8 @@ class ImageFolderSource(ImageSource):
         """Return the images of all classes. Raises MissingSource: folders and `classes` do not agree."""
         Image.init()  # only from here on does Pillow know its suffixes
         folders = self._folders()
+        if (do := instead(self.path)) is not None:
+            raise MissingSource(f"{self.path} is a folder of `datasets`, not of a sub-folder a class", do=do)
         if self.classes is None and folders and SPLITS.issuperset(name.lower() for name in folders):
             raise MissingSource(
                 f"the sub-folders of {self.path} are called like splits, not like classes",

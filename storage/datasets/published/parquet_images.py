@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
+from storage.datasets.arrow import instead, several_splits
 from storage.datasets.base import LocalFile
 from storage.datasets.listing import list_files, passed_over
 from storage.datasets.published.columns import ColumnImages
@@ -18,7 +19,10 @@ class ParquetImagesSource(ColumnImages):
     kind: Literal["parquet_images"]
 
     def passed_over(self) -> list[str]:
-        return passed_over(self.path, (".parquet",))
+        return [*passed_over(self.path, (".parquet",)), *several_splits(self.paths())]
+
+    def _are_deeper(self) -> bool:
+        return bool(list_files(self.path, (".parquet",)).files)
 
     def open_table(self, path: Path) -> ParquetTable:
         return open_parquet(path)
@@ -35,5 +39,6 @@ class ParquetImagesSource(ColumnImages):
             return [self.path]
         paths = list_files(self.path, (".parquet",), deep=False).files
         if not paths:
-            raise MissingSource(f"{self.path} holds no *.parquet file")
+            deeper = 'kind = "hf_folder", or the folder that they are in' if self._are_deeper() else None
+            raise MissingSource(f"{self.path} holds no *.parquet file", do=instead(self.path) or deeper)
         return list(paths)

@@ -15,13 +15,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from storage.datasets.arrow import OF_SPLIT, SPLITS, STATE
 from storage.datasets.listing import list_files, told
 from storage.errors import MissingSource
 
-SPLITS, STATE = "dataset_dict.json", "state.json"
 ABOUT = frozenset({SPLITS, STATE, "dataset_info.json", "README.md"})
 PARQUET = ".parquet"
-OF_SPLIT = re.compile(r"(?P<split>.+?)-\d{5}-of-\d{5}(-[0-9a-f]+)?")
 NUMBERED = re.compile(r"\d{4,5}")  # how the Hub calls files that it converted, in a folder of their split
 
 
@@ -37,11 +36,6 @@ class SavedSplit(NamedTuple):
     root: Path
     files: tuple[Path, ...]
     passed_over: str | None
-
-
-def is_saved(path: Path) -> bool:
-    """Return whether a folder is one that `save_to_disk` wrote."""
-    return (path / STATE).is_file() or (path / SPLITS).is_file()
 
 
 def find_split(path: Path, split: str | None) -> SavedSplit:
@@ -109,6 +103,8 @@ def _of_state(folder: Path) -> SavedSplit:
             expected='[{"filename": "data-00000-of-00001.arrow"}, …], of this folder',
         )
     files = tuple(folder / str(name) for name in entries)
+    if not files:
+        raise MissingSource(f"{folder} has no rows", found=f"no file in its {STATE}", expected="one sample at least")
     if gone := [file.name for file in files if not file.is_file()]:
         raise MissingSource(
             f"{folder} lacks files that its {STATE} names",

@@ -26,6 +26,7 @@ KEPT_TARS = 1024  # of which it is kept where rows begin
 EVERY = 256  # rows, of which one is kept
 ZEROS = 2**20  # bytes behind the end, looked at together
 PACKED = (b"\x1f\x8b", b"\x28\xb5\x2f\xfd", b"BZh", b"\xfd7zXZ")  # how gzip, zstd, bzip2 and xz begin
+ZIP = b"PK\x03\x04"
 
 
 class Member(NamedTuple):
@@ -94,7 +95,12 @@ class Walk:
 
     def _members(self) -> Iterator[tuple[str, str, int, Member]]:
         """Yield (key, kind, where its header is, where its bytes are)."""
-        if self.begin == 0 and self.file.read(6).startswith(PACKED):
+        begins = self.file.read(6) if self.begin == 0 else b""
+        if begins.startswith(ZIP):
+            raise MissingSource(
+                f"{self.path} is a zip, no tar", do='unzip it; pictures in folders are kind = "image_folder"'
+            )
+        if begins.startswith(PACKED):
             raise MissingSource(
                 f"{self.path} is compressed, and so cannot be entered in the middle",
                 expected="a plain tar: its pictures are compressed already",

@@ -28,7 +28,7 @@ MOST_IMAGE_BYTES = 2**28
 MOST_LABEL_BYTES = 2**20
 LOOKED_AT = 1000  # samples, for what their labels are
 
-Suffix = Annotated[str, Field(pattern=r"^[a-z0-9_.]+$")]
+Suffix = Annotated[str, Field(pattern=r"^[a-z0-9_][a-z0-9_.]*$")]
 
 
 class WebDatasetSource(ImageSource):
@@ -233,6 +233,13 @@ def _parts(path: Path) -> tuple[Path, str | None]:
     Raises:
         MissingSource: there is no such thing.
     """
+    if any(part.endswith(":") or part.startswith("pipe:") for part in path.parts):
+        raise MissingSource(
+            f"tars are read from a disk, and {path.name} is elsewhere",
+            found=str(path),
+            expected="a folder, or a path",
+            do="copy them here, or mount what they are in",
+        )
     if path.is_dir():
         return path, None
     if path.is_file() or not BRACES.search(str(path)):

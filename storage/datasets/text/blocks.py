@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal, Self
 import numpy as np
 from pydantic import Field, PrivateAttr, model_validator
 
+from storage.datasets.arrow import SUFFIX
 from storage.datasets.base import LocalFile, RawSample, Recorded, Unreadable
 from storage.datasets.packing import Blocks, Document, pack, parted
 from storage.datasets.text.files import TextFiles
@@ -18,11 +19,17 @@ from storage.datasets.text.ranges import Ranges, ranges_of, sample_texts
 from storage.datasets.text.rows import Columns, Row
 from storage.datasets.text.tokenising import batches_of, in_pieces, spelled_in_pieces
 from storage.datasets.text.whole import BYTES_PER_BYTE, Layout, whole_blocks
-from storage.errors import BadRequest
+from storage.errors import BadRequest, MissingSource
 from storage.language.tokenizer import encoder, spelling
 from storage.tasks.language_model import LanguageModel
 
 TABLES = (".parquet", ".jsonl")
+CONVERT = {  # what has no place where it may be cut, since a field may hold line ends
+    ".csv": 'polars.read_csv("{0.name}").write_ndjson("{0.stem}.jsonl")',
+    ".tsv": 'polars.read_csv("{0.name}", separator="\\t").write_ndjson("{0.stem}.jsonl")',
+    ".json": "jq -c '.[]' {0.name} > {0.stem}.jsonl    # of a list in JSON",
+}
+IN_RANGES = (*TABLES, SUFFIX)
 IF_NOT = "tokens of a row, of a language model; for classes, name the column of them: `label`"
 BYTES_PER_TOKEN = 4  # of English, of a large vocabulary; a shard has more rows than it is asked for where it is less
 RANGES = {"ranges": "bytes"}  # in a promise; without it a file was tokenised whole
@@ -88,6 +95,16 @@ class TextSource(TextFiles, RangedFiles):
         copy = self.model_copy()
         copy._of_old = True  # noqa: SLF001 - its own
         return copy
+
+    def paths(self) -> list[Path]:
+        if self.column is not None and self.path.is_file() and kind_of(self.path) not in IN_RANGES:
+            raise MissingSource(
+                f"{self.path} has no documents that can be read in ranges",
+                found=kind_of(self.path) or "a name without a suffix",
+                expected=" or ".join(f"*{suffix}" for suffix in IN_RANGES),
+                do=CONVERT.get(kind_of(self.path), "write one of these").format(self.path),
+            )
+        return super().paths()
 
     def prepared(self, tokenizer: bytes | None, recorded: Recorded) -> Self:
         copy = super().prepared(tokenizer, recorded)

@@ -10,6 +10,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field, PrivateAttr, model_validator
 
+from storage.datasets.arrow import instead, several_splits
 from storage.datasets.base import Density, LocalFile, Recorded, Source, TokenFacts
 from storage.datasets.listing import list_files, passed_over
 from storage.datasets.text.density import measure_density
@@ -123,7 +124,7 @@ class TokenisedFiles(Source):
 
     def passed_over(self) -> list[str]:
         """Return a note on what of a folder is none of its files."""
-        return passed_over(self.path, compressed(self.suffixes), deep=True)
+        return [*passed_over(self.path, compressed(self.suffixes), deep=True), *several_splits(self.paths())]
 
     def tokenizer_file(self) -> TokenizerFile:
         return self.bound
@@ -161,7 +162,8 @@ class TokenisedFiles(Source):
         known = {path for name in self._recorded if (path := self.path / name).is_file()}  # a row stays a row
         paths = sorted({*list_files(self.path, compressed(self.suffixes)).files, *known})
         if not paths:
-            raise MissingSource(f"{self.path} holds no {' or '.join(f'*{suffix}' for suffix in self.suffixes)} file")
+            wanted = " or ".join(f"*{suffix}" for suffix in self.suffixes)
+            raise MissingSource(f"{self.path} holds no {wanted} file", do=instead(self.path))
         for path in paths:
             if not (name := self.file_of(path)).isprintable():  # surrogates stand for what is no UTF-8, nor for a table
                 raise MissingSource(

@@ -10,8 +10,10 @@ from typing import Annotated, Any, Literal, NamedTuple, Self
 
 import numpy as np
 import polars as pl
+import pyarrow.parquet as pq
 from pydantic import Field, model_validator
 
+from storage.datasets.arrow import class_label
 from storage.datasets.base import FILE_SCHEMA, LocalFile, RawSample, Recorded, Unreadable
 from storage.datasets.text.files import TextFiles
 from storage.datasets.text.opening import kind_of, size_of
@@ -115,6 +117,20 @@ class LabelledTextSource(TextFiles):
         if self.classes is not None or self.label is None:
             return list(self._by_label.values())
         return list(self._written)
+
+    def notes(self) -> list[str]:
+        return [*super().notes(), *self._unnamed()]
+
+    def _unnamed(self) -> list[str]:
+        """Return a note on classes that are called by their numbers, though the file has their names."""
+        parquet = [path for path in self.paths() if kind_of(path) == ".parquet"]
+        if not parquet or self._by_label or not isinstance(self.label, str):
+            return []
+        names = class_label(pq.read_schema(parquet[0]), self.label)
+        return [
+            f"classes are called by their numbers, which {parquet[0].name} names: {', '.join(names[:8])}"
+            f'{", …" * (len(names) > 8)}; kind = "hf_folder" takes the names'
+        ] * bool(names)
 
     def read(self, file: str, position: int, rows: int) -> Iterator[RawSample]:
         path = self.at(file)

@@ -42,7 +42,12 @@ def rows_of(path: Path, columns: Columns, part: Sequence[float]) -> Found:
         MissingSource: it has no such columns, or is no such table at all.
     """
     if (suffix := kind_of(path)) not in READERS:
-        raise MissingSource(f"{path} is no table of text", found=path.suffix, expected=" or ".join(READERS))
+        raise MissingSource(
+            f"{path} is no table of text",
+            found=path.suffix,
+            expected=" or ".join(READERS),
+            do=f"jq -c '.[]' {path.name} > {path.stem}.jsonl    # of a list in JSON" if suffix == ".json" else None,
+        )
     return READERS[suffix](path, columns, part)
 
 

@@ -12,7 +12,7 @@ from pydantic import TypeAdapter, ValidationError
 from torch import Tensor
 
 from storage.datasets import AnySource, RawSample, Source, Unreadable
-from storage.datasets.published import is_saved
+from storage.datasets.arrow import is_saved
 from storage.errors import BadRequest, LabelOutOfRange, MissingSource
 from storage.inputs.policy import ImagePolicy
 from storage.tasks import NO_LABEL, Task

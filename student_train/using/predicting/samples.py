@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any, NamedTuple, TextIO
 
 import numpy as np
-import pyarrow.parquet as pq
 from PIL import Image
 
 from storage.datasets.arrays import ArraysSource
+from storage.datasets.arrow import is_saved
 from storage.datasets.base import Unreadable
 from storage.datasets.listing import list_files, told
 from storage.datasets.published import (
@@ -24,11 +24,11 @@ from storage.datasets.published import (
     ParquetImagesSource,
     WebDatasetSource,
     find_split,
-    is_saved,
 )
 from storage.datasets.samples import kind_of_samples
 from storage.datasets.table import TableSource
-from storage.datasets.text.rows import Columns, Row
+from storage.datasets.table.reading import num_rows
+from storage.datasets.text.rows import IN_COLUMNS, Columns, Row
 from storage.datasets.text.tables import rows_of
 from storage.errors import BadRequest, MissingSource
 from student_train.students import Blueprint
@@ -200,7 +200,8 @@ def _texts(path: Path, blueprint: Blueprint, columns: Sequence[str]) -> Samples:
         for where, row in chain.from_iterable(rows_of(file, wanted, [0.0, 1.0]) for file in files):
             yield Sample(where, joined_by.join(row.texts) if isinstance(row, Row) else row)
 
-    count = pq.read_metadata(path).num_rows if path.suffix == ".parquet" else None
+    counts = [num_rows(file) for file in files if file.suffix in IN_COLUMNS]
+    count = sum(filter(None, counts)) if len(counts) == len(files) else None
     return Samples(f"texts of {path}, column {', '.join(map(str, names))}", each(), count)
 
 
