@@ -3,7 +3,7 @@
 cache.py          `cache build | status | info | query`
 cache_audit.py    `cache verify`
 cache_copy.py     `cache copy | publish | diff`
-cache_keeping.py  `cache gc`
+cache_keeping.py  `cache gc | compact`
 cache_plan.py     `cache plan`
 cache_recode.py   `cache recode`
 building.py       what `cache build` and `cache recode` share: a cluster, and the report at the end

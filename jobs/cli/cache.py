@@ -24,7 +24,7 @@ from jobs.cli.arguments import (
 )
 from jobs.cli.cache_audit import verify
 from jobs.cli.cache_copy import copy, diff, publish
-from jobs.cli.cache_keeping import gc
+from jobs.cli.cache_keeping import compact, gc
 from jobs.cli.cache_manifest import manifest
 from jobs.cli.cache_plan import plan
 from jobs.cli.cache_recode import recode
@@ -54,6 +54,7 @@ app.command()(recode)
 app.command()(verify)
 app.command()(manifest)
 app.command()(gc)
+app.command()(compact)
 app.command()(copy)
 app.command()(publish)
 app.command()(diff)

@@ -1,4 +1,4 @@
-"""`cache gc`: what no commit names is deleted. Parses, calls the room, prints."""
+"""`cache gc | compact`: what no commit names is deleted; small shards become large. Parses, calls the room, prints."""
 
 from __future__ import annotations
 
@@ -84,6 +84,56 @@ def gc(
         return CorruptObject.exit_code if found.unreadable else 0
 
     terminal.run(action, as_json=as_json, answers=True, night=night)
+
+
+def compact(
+    cache: CacheArgument,
+    to: Annotated[str, typer.Argument(metavar="TO", help="A new cache, or one that a compaction of CACHE has begun.")],
+    rows: Annotated[
+        int | None, typer.Option(min=1, help="Rows of a shard, at most. By default about 256 MB of them.")
+    ] = None,
+    dataset: Annotated[list[str] | None, typer.Option(help="Only this dataset; may be given again.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say how many there would be; write nothing.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Make a cache of fewer, larger shards beside one of many small ones, without its teachers."""
+    from jobs.show import terminal
+
+    def action() -> int:
+        from jobs.cli.cache_recode import absolute
+        from storage.cache import Cache
+        from storage.cache.copies import compact as room
+        from storage.errors import CorruptObject, RowsMissing
+
+        source, url, names = Cache.open(absolute(cache).rstrip("/")), absolute(to).rstrip("/"), dataset or None
+        if dry_run:
+            planned = room.plan_compaction(source.catalogue(names), names, rows)
+            counts = {name: (sum(map(len, groups)), len(groups)) for name, groups in planned.items()}
+            if as_json:
+                terminal.print_json({name: {"shards": old, "compacted": new} for name, (old, new) in counts.items()})
+            else:
+                for name, (old, new) in counts.items():
+                    terminal.out.print(f"{name}: {old} shards would become {new}", markup=False)
+            return 0
+        with terminal.watching("shards") as watch:
+            found = room.compact(source, url, watch, datasets=names, rows=rows)
+        if as_json:
+            failed = [{"shard": str(key), "reason": reason} for key, reason in found.failed]
+            counted = {"shards": found.shards, "there": found.there, "of": found.old, "lacking": found.lacking}
+            terminal.print_json({"cache": source.url, "to": url, **counted, "failed": failed})
+        else:
+            for key, reason in found.failed[:SHOWN]:
+                terminal.out.print(f"bad  {key}\n{reason}", markup=False)
+            there = f"; {found.there} were there already" if found.there else ""
+            terminal.out.print(f"{found.shards} shards of {found.old}{there}", markup=False)
+            for stage, count in found.lacking.items():
+                terminal.out.print(
+                    f"{stage}: {count} shards wait for rows that {cache} lacks; the same command takes them up later",
+                    markup=False,
+                )
+        return CorruptObject.exit_code if found.failed else RowsMissing.exit_code if found.lacking else 0
+
+    terminal.run(action, as_json=as_json)
 
 
 def tell_waste(waste: Sequence[Waste]) -> str:

@@ -90,6 +90,19 @@ def show_rows(seen: Seen, readable: Readable, view: str, views: ViewsSpec | None
     return left.show_shard(begun_B, readable.keys_B, readable.splits_B)
 
 
+def shown_facts(seen: Seen, readable: Readable, view: str, views: ViewsSpec | None) -> dict[str, Any]:
+    """Return what the commit of targets is to say of what the teacher was shown, made again from the first rows."""
+    plain, made_by = seen.plain(), {"libraries": made} if (made := libraries(seen.dataset, view)) else {}
+    if view == PLAIN or views is None:
+        if seen.own is None:
+            return {"view_fingerprint": plain, **made_by}
+        return {"inputs_fingerprint": plain, "view_fingerprint": seen.plain(seen.own), **made_by}
+    left = inputs_of(seen.dataset).left(views.view(view))
+    begin = partial(seen.begun, views.view(view), readable)
+    shown = left.fingerprint(begin, readable.keys_B, readable.splits_B)
+    return {"inputs_fingerprint": plain, "view_fingerprint": shown, "views": views.fingerprint, **made_by}
+
+
 def libraries(dataset: DatasetSpec, view: str) -> dict[str, str]:
     """Return the versions of all that makes what a view shows, for a commit; of plain pixels nothing does."""
     of_view = {} if view == PLAIN else {name: version(name) for name in LIBRARIES}

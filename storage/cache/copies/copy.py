@@ -70,7 +70,7 @@ def copy_cache(
     catalogue = source.catalogue(datasets, teachers)
     _check_names(catalogue, datasets, teachers)
     target = _open_target(source, url)
-    _copy_promises(catalogue, target)
+    copy_promises(catalogue, target)
     found = Copied()
     for stage in catalogue.commits:
         todo = _missing(catalogue, target, stage, found)
@@ -98,6 +98,29 @@ def copy_object(source: Objects, target: Objects, path: str, do: str | None = No
             expected=f"that of {source.url}",
             do=do,
         )
+
+
+def copy_promises(catalogue: Catalogue, target: Cache, *, with_plans: bool = True) -> None:
+    """Copy every promise and, of a plan that stays as it is, every segment, in the order in which a build writes them.
+
+    Raises:
+        StaleCache: the target promises something else.
+    """
+    source = catalogue.objects
+    paths = [NOTICE_JSON]
+    for name in catalogue.datasets:
+        paths += [f"{name}/{file}" for file in (TOKENIZER_JSON, "dataset.json", VIEWS_JSON)]
+        if with_plans:
+            paths += [segment_path(name, number) for number in range(len(read_plan(source, name).segments))]
+        for teacher in catalogue.teacher_names(name):
+            paths += [f"{name}/{teacher}/{file}" for file in ("teacher.json", WEIGHTS_JSON)]
+    optional = {NOTICE_JSON, TOKENIZER_JSON, VIEWS_JSON, WEIGHTS_JSON}
+    for path in paths:
+        try:
+            copy_object(source, target.objects, path, f"cache diff {source.url} {target.url}")
+        except MissingObject:
+            if path.rsplit("/", 1)[-1] not in optional:
+                raise
 
 
 def check_apart(source: Cache, url: str, do: str) -> None:
@@ -135,24 +158,6 @@ def _open_target(source: Cache, url: str) -> Cache:
             do=f"cache copy {source.url} ANOTHER",
         )
     return target
-
-
-def _copy_promises(catalogue: Catalogue, target: Cache) -> None:
-    """Copy every promise and every segment, in the order in which a build writes them."""
-    source = catalogue.objects
-    paths = [NOTICE_JSON]
-    for name in catalogue.datasets:
-        paths += [f"{name}/{file}" for file in (TOKENIZER_JSON, "dataset.json", VIEWS_JSON)]
-        paths += [segment_path(name, number) for number in range(len(read_plan(source, name).segments))]
-        for teacher in catalogue.teacher_names(name):
-            paths += [f"{name}/{teacher}/{file}" for file in ("teacher.json", WEIGHTS_JSON)]
-    optional = {NOTICE_JSON, TOKENIZER_JSON, VIEWS_JSON, WEIGHTS_JSON}
-    for path in paths:
-        try:
-            copy_object(source, target.objects, path, f"cache diff {source.url} {target.url}")
-        except MissingObject:
-            if path.rsplit("/", 1)[-1] not in optional:
-                raise
 
 
 def _missing(catalogue: Catalogue, target: Cache, stage: Stage, found: Copied) -> Sequence[int]:
