@@ -149,8 +149,9 @@ def _rows_of(source: Catalogue, dataset: str) -> int:
     spec, ledger = source.dataset(dataset), source.ledger([stage for stage in source.commits if stage[0] == dataset])
     row_bytes = float(prod(spec.input_shape) * np.dtype(spec.input_dtype).itemsize)
     for stage in source.commits:
-        if stage[0] == dataset and (commits := ledger.of(*stage))["rows"].sum():
-            row_bytes = max(row_bytes, SHRUNK * commits["bytes"].sum() / commits["rows"].sum())
+        commits = ledger.of(*stage) if stage[0] == dataset else None
+        if commits is not None and (num_rows := int(commits["rows"].sum())):
+            row_bytes = max(row_bytes, SHRUNK * int(commits["bytes"].sum()) / num_rows)
     return min(MOST_ROWS, max(1, int(SHARD_BYTES / max(row_bytes, 1.0))))
 
 
