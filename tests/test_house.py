@@ -15,6 +15,7 @@ from pydantic import BaseModel
 from jobs.cli import cache as cache_cli
 from jobs.cli import student as student_cli
 from jobs.files.cache_job import CacheJob
+from jobs.files.chain_job import ChainJob, TeachingOptions
 from jobs.files.pod_options import PodOptions, VolumeOptions
 from jobs.files.reading import read_job
 from jobs.files.student_job import StudentJob
@@ -39,6 +40,8 @@ SOURCES = [
 SECTIONS = [
     CacheJob,
     StudentJob,
+    ChainJob,
+    TeachingOptions,
     StudentOptions,
     StartOptions,
     LoraOptions,
@@ -73,7 +76,8 @@ def test_every_example_of_a_job_is_a_valid_job(page: Path, tmp_path: Path) -> No
     assert examples or page == REPOSITORY / "docs/jobs/README.md"
     for example in examples:
         (tmp_path / "job.toml").write_text(example)
-        read_job(tmp_path / "job.toml", StudentJob if "[[student]]" in example else CacheJob)
+        kind = ChainJob if example.startswith("job = ") else StudentJob if "[[student]]" in example else CacheJob
+        read_job(tmp_path / "job.toml", kind)
 
 
 def test_every_command_is_told_in_the_readme() -> None:

@@ -13,5 +13,7 @@ student.py        `student train | compare | report`
 making.py         `student make copy | prune | lowrank | quantize`
 using.py          `student eval | predict | export`
 benching.py       `student bench`
+chaining.py       `student chain`
+training.py       what `student train` and `student chain` share
 arguments.py      what both programs share: their arguments, and how they start
 """

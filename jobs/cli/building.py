@@ -1,10 +1,11 @@
-"""What `cache build` and `cache recode` share: the choice of a cluster, what runs work on it, the report at the end."""
+"""What `cache build`, `cache recode` and `student chain` share: a cluster, what runs on it, the report at the end."""
 
 from __future__ import annotations
 
 import contextlib
 import itertools
 from collections.abc import Generator, Iterable, Iterator, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +21,8 @@ from jobs.show import terminal
 from jobs.show.night import Night, told
 from storage.errors import BadRequest, WorkerDied, si
 from storage.tasks import task_of
+from teacher_cache.building.alone import alone as held_alone
+from teacher_cache.building.build import run_build
 from teacher_cache.building.runners import Result, Runner, run_inline
 from teacher_cache.building.stages import BuildReport
 from teacher_cache.work.perform import perform
@@ -28,6 +31,7 @@ from teacher_cache.work.pieces import IngestWork, Work, waited_s
 if TYPE_CHECKING:
     from distributed import Client
 
+    from jobs.show.terminal import Watch
     from storage.encodings import Encoding
     from teacher_cache.building.prepared import PreparedBuild, Stage
 
@@ -87,6 +91,37 @@ def open_runner(
                     yield from _run(opened.client(pool), options.shard_limit_s, works, attendance)
 
         yield run
+
+
+def lay_out_build(
+    prepared: PreparedBuild, cluster: BuildClusterOptions, device: str, *, always: bool = False
+) -> tuple[PreparedBuild, Pools | None]:
+    """Return a build whose workers have their threads, and these; None where nothing is missing, unless `always`."""
+    if not prepared.num_missing and not always:
+        return prepared, None
+    pools = find_pools(cluster, device if prepared.asks else "cpu")
+    return replace(prepared, request=replace(prepared.request, threads=pools.teacher.threads)), pools
+
+
+def carry_out(
+    prepared: PreparedBuild,
+    cluster: BuildClusterOptions,
+    pools: Pools | None,
+    watch: Watch,
+    night: Night,
+    *,
+    wait: bool,
+) -> tuple[PreparedBuild, BuildReport]:
+    """Build what is missing; return that, as it was when nobody else was at it, and what came of it.
+
+    Raises:
+        TryAgain: another build runs, and it is not waited for; or as `open_runner`.
+    """
+    with held_alone(prepared, watch, wait=wait) as (build, kept):
+        if not build.num_missing:
+            return build, run_build(build, run_inline, watch)  # no work, no cluster
+        with open_runner(cluster, pools, Attendance(watch.note)) as runner:
+            return build, run_build(build, heard(kept(runner), night), watch)
 
 
 class _Opened:

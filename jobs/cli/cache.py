@@ -86,25 +86,18 @@ def build(
     night = Night("cache build", job, log_format, None if dry_run else metrics_file)
 
     def action() -> int:
-        from dataclasses import replace
-
         from jobs.cli.building import (
+            carry_out,
             choose_cluster,
-            find_pools,
-            heard,
             job_script_of,
-            open_runner,
+            lay_out_build,
             parse_partition,
             print_dry_run,
             print_report,
             tell_report,
         )
-        from jobs.cluster.attendance import Attendance
         from jobs.files.cache_job import CacheJob
         from jobs.files.reading import read_job
-        from teacher_cache.building.alone import alone
-        from teacher_cache.building.build import run_build
-        from teacher_cache.building.runners import run_inline
         from teacher_cache.building.survey import prepare_build
 
         read, part = read_job(job, CacheJob), parse_partition(partition)
@@ -116,20 +109,14 @@ def build(
 
             libraries = hold_libraries(read.teacher)
         prepared = prepare_build(request)
-        pools = find_pools(cluster, device if prepared.asks else "cpu") if dry_run or prepared.num_missing else None
-        if pools is not None:
-            prepared = replace(prepared, request=replace(request, threads=pools.teacher.threads))
+        prepared, pools = lay_out_build(prepared, cluster, device, always=dry_run)
         if dry_run:
             if prepared.catalogue is not None:
                 prepared.catalogue.ledger()  # refuses what the build would refuse: a shard of another cache
             print_dry_run(prepared, pools, libraries, job_script_of(cluster, pools), as_json)
             return 0
-        with terminal.watching("rows", night) as watch, alone(prepared, watch, wait=wait) as (prepared, kept):
-            if prepared.num_missing:
-                with open_runner(cluster, pools, Attendance(watch.note)) as runner:
-                    report = run_build(prepared, heard(kept(runner), night), watch)
-            else:
-                report = run_build(prepared, run_inline, watch)  # no work, no cluster
+        with terminal.watching("rows", night) as watch:
+            prepared, report = carry_out(prepared, cluster, pools, watch, night, wait=wait)
         tell_report(request.cache, report, night)
         print_report(request.cache, report, as_json, prepared.stages)
         return report.exit_code

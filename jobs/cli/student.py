@@ -23,24 +23,21 @@ from jobs.cli.arguments import (
     run_program,
 )
 from jobs.cli.benching import bench
+from jobs.cli.chaining import chain
 from jobs.cli.making import make_app
+from jobs.cli.training import train_here, train_job
 from jobs.cluster.heaps import limit_heaps
 from storage.errors import si
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     import polars as pl
 
     from jobs.cluster.students import ClusterDryRun
     from jobs.files.student_job import StudentJob
     from jobs.show.night import Night
-    from jobs.show.terminal import Watch
     from student_train.feed.devices import Device
     from student_train.preparing.dry_run import DryRun
     from student_train.preparing.request import Request
-    from student_train.running.events import Report
-    from student_train.running.train import Summary
     from student_train.stepping.parallel import Parallel
 
 app = typer.Typer(
@@ -52,6 +49,7 @@ app = typer.Typer(
 
 app.add_typer(make_app, name="make")
 app.command()(bench)
+app.command()(chain)
 
 
 @app.callback()
@@ -165,11 +163,8 @@ def _train(
     from jobs.files.reading import read_job
     from jobs.files.student_job import StudentJob
     from jobs.show import terminal
-    from jobs.show.notice import notice_of
     from jobs.show.train_events import tell_summary
     from storage.errors import BadRequest
-    from student_train.options.sections import told
-    from student_train.run_files.locks import job_locked
 
     if wait and parallel.size > 1:
         raise BadRequest("--wait is for one process", found=f"{parallel.size} of torchrun", do="leave it out")
@@ -185,18 +180,9 @@ def _train(
         return 0
     if not parallel.writes:  # the first process shows and prints what happens in all of them
         with terminal.deferred_signals() as stop:
-            return _train_here(read, request, lambda event: None, stop).exit_code
+            return train_here(read, request, lambda event: None, stop).exit_code
     with terminal.watching("steps", night) as watch, terminal.deferred_signals() as stop:
-        if request.cache.unproven is not None:
-            watch.note(request.cache.unproven)
-        if (notice := notice_of(request.cache)) is not None:
-            watch.note(notice)
-        if request.data.measures_trained_rows:
-            shared = f"{told(read.validation)} and {told(read.train)} share rows"
-            watch.note(f"note: {shared}; the students are measured on what they were trained on")
-        names = [student.name for student in request.students]
-        with job_locked(read.runs, names, wait=wait, note=watch.note, stop=stop):
-            summary = _train_students(read, request, watch, stop, night)
+        summary = train_job(read, request, watch, stop, night, wait=wait)
     tell_summary(summary, night)
     if as_json:
         failed = {name: str(error) for name, error in summary.errors.items()}
@@ -207,32 +193,6 @@ def _train(
     else:
         _print_comparison(read.runs)
     return summary.exit_code
-
-
-def _train_here(job: StudentJob, request: Request, report: Report, stop: Callable[[], bool]) -> Summary:
-    """Train in this process."""
-    import torch
-
-    from student_train.running.train import train_students
-
-    if job.cluster.threads is not None:
-        torch.set_num_threads(job.cluster.threads)
-    return train_students(request, report=report, stop=stop)
-
-
-def _train_students(job: StudentJob, request: Request, watch: Watch, stop: Callable[[], bool], night: Night) -> Summary:
-    """Train in this process, or on the workers of a cluster."""
-    if job.cluster.kind == "inline":
-        from jobs.show.train_events import TrainEvents
-        from jobs.show.train_progress import TrainProgress
-
-        told = TrainEvents(night) if night.logs else TrainProgress(watch)
-        return _train_here(job, request, told.report, stop)
-    from jobs.cluster.students import train_on_cluster
-
-    if request.fleet.halving is not None:
-        watch.note("note: [halving] compares the students of one group with each other, not those of all")
-    return train_on_cluster(job, request, watch, stop)
 
 
 def _dry_run(job: StudentJob, request: Request, as_json: bool) -> None:

@@ -7,6 +7,7 @@ student_job.py      what a student job may say
 cluster_options.py  what `[cluster]` may say in either
 pod_options.py      what `[cluster.pods]` may say, of Kubernetes
 shrink_job.py       what a job of `student bench` may say
+chain_job.py        what a job of `student chain` may say
 sweep.py            `[defaults]` and `[student.sweep]` multiplied out
 sweep_names.py      the names of the students of a sweep
 """

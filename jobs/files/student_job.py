@@ -19,18 +19,16 @@ if TYPE_CHECKING:
     from student_train.stepping.parallel import Parallel
 
 
-class StudentJob(DataOptions, FleetOptions):
-    """A whole `*.students.toml`; the fields of DataOptions and FleetOptions stand at its top.
+class TrainingJob(DataOptions, FleetOptions):
+    """What a job may say of students, wherever their rows come from.
 
     Attributes:
-        cache: where rows are read.
         runs: folder of the runs, one below it for each student.
         defaults: lie beneath every `[[student]]`, its sweep among them.
         cluster: where groups of students are trained; decides nothing about what is computed.
         student: all of them, defaults and sweeps multiplied out; `read_job` does that (`jobs.files.sweep`).
     """
 
-    cache: CacheUrl
     runs: JobPath
     cluster: StudentClusterOptions = StudentClusterOptions()
     defaults: dict[str, Any] = Field(default={})
@@ -40,6 +38,16 @@ class StudentJob(DataOptions, FleetOptions):
     def _names(self) -> Self:
         refuse_twice("student", [student.name for student in self.student])
         return self
+
+
+class StudentJob(TrainingJob):
+    """A whole `*.students.toml`; the fields of DataOptions and FleetOptions stand at its top.
+
+    Attributes:
+        cache: where rows are read.
+    """
+
+    cache: CacheUrl
 
     def request(self, device: Device, parallel: Parallel) -> Request:
         """Return what is asked of `student_train`.

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from jobs.files.cache_job import CacheJob
+from jobs.files.chain_job import ChainJob
 from jobs.files.reading import read_job
 from jobs.files.shrink_job import ShrinkJob
 from jobs.files.student_job import StudentJob
@@ -35,7 +36,7 @@ def mistakes(folder: Path, text: str, kind: type[CacheJob | StudentJob | ShrinkJ
 @pytest.mark.parametrize("path", sorted((REPOSITORY / "jobs").glob("*.toml")), ids=lambda path: path.name)
 def test_a_job_of_the_repository_is_valid(path: Path) -> None:
     kind = StudentJob if path.name.endswith((".students.toml", ".teacher.toml")) else CacheJob
-    kind = ShrinkJob if path.name.startswith("shrink.") else kind
+    kind = {"shrink": ShrinkJob, "chain": ChainJob}.get(path.name.partition(".")[0], kind)
     assert read_job(path, kind)
 
 
