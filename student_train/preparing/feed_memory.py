@@ -20,6 +20,7 @@ from student_train.feed.windows import READERS
 
 READ_COPIES = 3  # of a shard that is being read: stored bytes, decoded ones, and the fed rows on their way to a GPU
 ORDER_BYTES = 32  # of a row of a span: its place, its position, what shuffles them, and its label
+MIXED_BYTES = 64  # of a row of a mixture's epoch, while its order is made: rows, visits, windows, each of them sorted
 PINNED_COPIES = 2  # torch lends pinned memory in powers of two
 
 
@@ -124,9 +125,9 @@ def _encoded(rows: FedRows) -> bool:
 
 def _ordered_bytes(rows: FedRows, residency: Residency) -> int:
     """Return what a span's order takes, and the narrow arrays that are put in it."""
-    # of a mixture all windows of an epoch are made together
-    in_windows = residency.place == "stream" and not rows.selection.taken
+    mixture = bool(rows.selection.taken)  # all windows of an epoch are made together then
+    in_windows = residency.place == "stream" and not mixture
     num_rows = _window_rows(rows) if in_windows else rows.selection.num_rows
     sizes = array_bytes(rows.selection.catalogue, rows.selection.datasets[0], rows.needs)
     narrow = sum(size for size in sizes if size <= NARROW_BYTES)
-    return num_rows * (ORDER_BYTES + rows.views * narrow)
+    return num_rows * (ORDER_BYTES + mixture * MIXED_BYTES + rows.views * narrow)
