@@ -10,10 +10,6 @@ building.py       what `cache build` and `cache recode` share: a cluster, and th
 cache_manifest.py  `cache manifest`
 manifest.py       what that and `student manifest` share
 student.py        `student train | compare | report`
-making.py         `student make copy | prune | lowrank | quantize`
-using.py          `student eval | predict | export`
-benching.py       `student bench`
-chaining.py       `student chain`
-training.py       what `student train` and `student chain` share
+students/         `student make | eval | predict | export | bench | chain`
 arguments.py      what both programs share: their arguments, and how they start
 """

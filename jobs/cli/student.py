@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from jobs.cli import using
 from jobs.cli.arguments import (
     DeviceOption,
     JobArgument,
@@ -22,10 +21,11 @@ from jobs.cli.arguments import (
     WaitOption,
     run_program,
 )
-from jobs.cli.benching import bench
-from jobs.cli.chaining import chain
-from jobs.cli.making import make_app
-from jobs.cli.training import train_here, train_job
+from jobs.cli.students import using
+from jobs.cli.students.benching import bench
+from jobs.cli.students.chaining import chain
+from jobs.cli.students.making import make_app
+from jobs.cli.students.training import train_here, train_job
 from jobs.cluster.heaps import limit_heaps
 from storage.errors import si
 

@@ -56,7 +56,7 @@ def chain(
 
 def _chain(job: ChainJob, device: Device, wait: bool, as_json: bool, night: Night) -> int:
     from jobs.chain.chain import run_chain
-    from jobs.cli.training import train_job
+    from jobs.cli.students.training import train_job
     from jobs.show import terminal
     from jobs.show.train_events import tell_summary
 
