@@ -36,6 +36,7 @@ MOST_BYTES = 4096
 _NAME = re.compile(rf"{LEASE}/(\d{{1,9}})-of-(\d{{1,9}})-(\d{{8,15}})\.json")
 
 Part = tuple[int, int]
+_held: set[str] = set()  # tokens of this process's leases, those that it asks for among them
 Result = TypeVar("Result")
 Work = TypeVar("Work")
 
@@ -83,6 +84,8 @@ class Holder(BaseModel):
         """Return whether the process is there; None where that cannot be known from here."""
         if self.place is None or self.born is None or self.place != _place():
             return None
+        if self.pid == os.getpid() and self.token not in _held:
+            return False  # given back, and a store that did not answer kept it
         return _born(self.pid) == self.born
 
 
@@ -93,12 +96,14 @@ class _Seen(NamedTuple):
         number, holder: as it stands.
         since_s: when that number was first seen, by the watcher's clock.
         lives: whether it is known to.
+        tokens: of all its objects that were there then, by number; "" of what cannot be read.
     """
 
     number: int
     holder: Holder | None
     since_s: float
     lives: bool
+    tokens: dict[int, str]
 
     @property
     def told(self) -> str:
@@ -163,7 +168,8 @@ class Lease:
         self._ended.set()
         self._thread.join(timeout=self._holder.renew_s)
         with contextlib.suppress(StillroomError):  # then it is of nobody in a while
-            if _is_ours(self._objects, self._part, self._number, self._holder):
+            if self._lost is None or _is_ours(self._objects, self._part, self._number, self._holder):
+                self._objects.delete(self._path(self._number))  # first: a store may write and not list
                 _delete(self._objects, self._part, self._number)
 
     def _keep(self) -> None:
@@ -202,15 +208,20 @@ def hold(objects: Objects, part: Part, *, wait: bool, note: Callable[[str], None
     Raises:
         TryAgain: another process holds it.
     """
-    lease = _take(objects, part, wait=wait, note=note, do=do)
+    holder = Holder.here(RENEW_S)
+    _held.add(holder.token)  # before anybody can see it
     try:
-        yield lease
+        lease = _take(objects, part, holder, wait=wait, note=note, do=do)
+        try:
+            yield lease
+        finally:
+            lease.end()
     finally:
-        lease.end()
+        _held.discard(holder.token)
 
 
-def _take(objects: Objects, part: Part, *, wait: bool, note: Callable[[str], None], do: str) -> Lease:
-    holder, seen, told = Holder.here(RENEW_S), dict[Part, _Seen](), set[str]()
+def _take(objects: Objects, part: Part, holder: Holder, *, wait: bool, note: Callable[[str], None], do: str) -> Lease:
+    seen, told = dict[Part, _Seen](), set[str]()
     while True:
         seen = _look(objects, part, seen)
         now_s = time.monotonic()
@@ -221,6 +232,7 @@ def _take(objects: Objects, part: Part, *, wait: bool, note: Callable[[str], Non
                     note(f"note: took over from {of.told}, which is gone")
                 number = seen[part].number + 1 if part in seen else 0
                 return Lease(objects, part, number, holder, waited=bool(told))
+            seen = {}  # all of it anew: what was dead may be another's by now, under the same number
             time.sleep(random.uniform(0, RENEW_S / 20))  # noqa: S311 - of two that meet, one is to be first
             continue
         for other, of in living.items():
@@ -241,9 +253,10 @@ def _look(objects: Objects, part: Part, before: dict[Part, _Seen]) -> dict[Part,
             continue
         number, known = max(numbers), before.get(other)
         if known is None or known.number != number:
-            holder = _read(objects, _path(other, number))
+            holders = {each: _read(objects, _path(other, each)) for each in numbers}
+            holder, tokens = holders[number], {each: _token(found) for each, found in holders.items()}
             lives = known is not None or (holder is not None and holder.is_alive() is True)
-            known = _Seen(number, holder, time.monotonic(), lives)
+            known = _Seen(number, holder, time.monotonic(), lives, tokens)
         found[other] = known
     return found
 
@@ -253,15 +266,15 @@ def _create(objects: Objects, part: Part, dead: dict[Part, _Seen], holder: Holde
     number = dead[part].number + 1 if part in dead else 0
     if not objects.create(_path(part, number), holder.model_dump_json().encode()):
         return False
-    rivals = {
-        other: max(numbers)
-        for other, numbers in _numbers(objects).items()
-        if _overlap(part, other)
-        and max(numbers) > (number if other == part else dead[other].number if other in dead else -1)
-    }
-    if rivals:
-        objects.delete(_path(part, number))
-        return False
+    for other, numbers in _numbers(objects).items():
+        known = {} if other not in dead else dead[other].tokens
+        for each in numbers if _overlap(part, other) else ():
+            path = _path(other, each)
+            if (other, each) == (part, number) or known.get(each) == (token := _token(_read(objects, path))):
+                continue
+            if each not in known or token:  # somebody began at the same moment, perhaps under a number that was free
+                objects.delete(_path(part, number))
+                return False
     for other, of in dead.items():
         _delete(objects, other, of.number)
     return True
@@ -291,9 +304,12 @@ def _read(objects: Objects, path: str) -> Holder | None:
         return None
 
 
+def _token(holder: Holder | None) -> str:
+    return "" if holder is None else holder.token
+
+
 def _is_ours(objects: Objects, part: Part, number: int, holder: Holder) -> bool:
-    found = _read(objects, _path(part, number))
-    return found is not None and found.token == holder.token
+    return _token(_read(objects, _path(part, number))) == holder.token
 
 
 def _path(part: Part, number: int) -> str:

@@ -130,6 +130,33 @@ def test_a_holder_elsewhere_that_renews_is_never_taken_over(tmp_path: Path, monk
         held.check()
 
 
+def test_what_several_dead_ones_have_left_is_taken_over_too(tmp_path: Path) -> None:
+    objects = LocalObjects(tmp_path)
+    for number in (3, 4):  # the second was killed before it had cleared away what the first had left
+        left_behind(objects, number, token=str(number), born=1)
+    with holding(objects):
+        assert [path[-13:-5] for path in leases(objects)] == ["00000005"]
+    assert leases(objects) == []
+
+
+def test_who_finds_another_under_the_number_of_a_dead_one_gives_way(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    objects, create = LocalObjects(tmp_path), LocalObjects.create
+    left_behind(objects, 0, born=1)
+
+    def late(self: LocalObjects, path: str, data: bytes) -> bool:
+        if path.endswith("00000001.json"):  # it was looked at; now it is gone, and a living one has begun in its place
+            left_behind(objects, 0, pid=os.getppid(), born=lease._born(os.getppid()), token="living")
+        return create(self, path, data)
+
+    monkeypatch.setattr(LocalObjects, "create", late)
+    with pytest.raises(TryAgain, match="is being built"), holding(objects):
+        pass
+    assert json.loads(objects.get(leases(objects)[0]))["token"] == "living"
+    assert len(leases(objects)) == 1
+
+
 @pytest.mark.usefixtures("elsewhere")
 @pytest.mark.parametrize("data", [b"", b"[]", b"\xff" * 5000, b'{"host": 1}', b'{"renew_s": 1e9}'])
 def test_a_lease_that_is_damaged_or_lies_is_taken_over_like_a_dead_one(tmp_path: Path, data: bytes) -> None:
@@ -200,6 +227,21 @@ def test_a_disk_that_fails_for_a_while_costs_no_lease(tmp_path: Path, monkeypatc
             time.sleep(QUICK_S)
         held.check()
     assert (len(failed), leases(objects)) == (2, [])
+
+
+def test_a_lease_that_could_not_be_given_back_stands_in_nobodys_way(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(path: str) -> None:
+        raise StorageFailure("cannot delete", found="read-only file system")
+
+    objects = LocalObjects(tmp_path)
+    with monkeypatch.context() as patch, holding(objects):
+        patch.setattr(objects, "delete", refused)
+    assert leases(objects) != []
+    with holding(objects):  # of this very process, which is alive
+        pass
+    assert leases(objects) == []
 
 
 SLEEPER = """
