@@ -16,8 +16,10 @@ from typing import Any
 import pytest
 import yaml
 
+from jobs.files.reading import read_job
+from jobs.files.student_job import StudentJob
 from jobs.kubernetes.crds import PACKAGE, check
-from jobs.kubernetes.manifest import AGAIN, TRIES
+from jobs.kubernetes.manifest import AGAIN, TRIES, in_pod
 from storage.errors import BadRequest
 from tests.conftest import Program
 from tests.jobs.schedule.place import Place
@@ -188,6 +190,14 @@ def test_outside_of_a_pod_the_job_says_how_it_is_started(
     for name, command, text in (("cache", "build", CACHE_JOB), ("student", "train", STUDENT_JOB)):
         ended = program(name, command, write(tmp_path, text + CLUSTER))
         assert (ended.code, 'kind = "kubernetes" runs in pods' in ended.err) == (2, True)
+
+
+def test_within_its_pod_a_job_is_one_of_an_address(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DASK_SCHEDULER_ADDRESS", "tcp://night-scheduler.team.svc.cluster.local:8786")
+    options = read_job(write(tmp_path, STUDENT_JOB + WHOLE), StudentJob).cluster
+    seen = in_pod(options)
+    assert seen == type(options)(kind="address", address=os.environ["DASK_SCHEDULER_ADDRESS"], threads=8)
+    assert in_pod(seen) == seen
 
 
 def test_a_manifest_is_checked_where_the_operators_package_is_installed(
