@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
     from jobs.show.night import Night
     from storage.cache.garbage import Waste
     from storage.cache.verify import Verification
+    from teacher_cache.auditing.audit import Audited
 
 AUDITED_ROWS = 200
 SHOWN_ROWS = 20  # a screen; --json lists all
@@ -98,17 +100,22 @@ def audit(cache: str, job: Path, rows: int, seed: int, device: str, *, as_json: 
     from jobs.files.cache_job import CacheJob
     from jobs.files.reading import read_job
     from jobs.show import terminal
-    from storage.errors import CorruptObject
-    from teacher_cache.auditing.audit import Audited, AuditRequest, Off, run_audit
+    from storage.errors import CorruptObject, printable
+    from teacher_cache.auditing.audit import AuditRequest, Off, run_audit
 
     build = replace(read_job(job, CacheJob).request(job, device=device), cache=cache)
     with terminal.watching("rows", night) as watch:
         found = run_audit(AuditRequest(build, rows, seed), watch)
     if as_json:
         teachers = [
-            asdict(each) | {"off": [asdict(off) | {"unit": off.unit} for off in each.off]} for each in found.audited
+            asdict(each)
+            | {"off": [asdict(off) | {"unit": off.unit} for off in each.off]}
+            | {"machines": [machine._asdict() for machine in each.machines]}
+            | {"changed": [changed._asdict() for changed in each.changed]}
+            for each in found.audited
         ]
-        terminal.print_json({"cache": cache, "seed": seed, "device": found.device, "teachers": teachers})
+        where = {"device": found.device, "host": found.host, "surroundings": found.surroundings}
+        terminal.print_json({"cache": cache, "seed": seed, **where, "teachers": teachers})
         return CorruptObject.exit_code if found.num_off else 0
 
     def told(off: Off) -> str:
@@ -133,6 +140,8 @@ def audit(cache: str, job: Path, rows: int, seed: int, device: str, *, as_json: 
         for note in [each.note] if each.note else []:
             terminal.out.print(f"note: {note}", markup=False, soft_wrap=True)
         terminal.out.print(summary(each), markup=False, soft_wrap=True)
+        for line in _drift(each):
+            terminal.out.print(printable(line, one_line=True), markup=False, soft_wrap=True)
     if found.num_off:
         terminal.out.print(
             "the teacher is not the one that the cache was built with, or these shards were changed with their "
@@ -141,4 +150,14 @@ def audit(cache: str, job: Path, rows: int, seed: int, device: str, *, as_json: 
             soft_wrap=True,
         )
     terminal.out.print(f"seed {seed}, on {found.device}; --seed chooses other rows, --rows more", markup=False)
+    versions = ", ".join(f"{name} {value}" for name, value in found.surroundings.items())
+    terminal.out.print(f"answered by {found.host}: {versions}", markup=False, soft_wrap=True)
     return CorruptObject.exit_code if found.num_off else 0
+
+
+def _drift(each: Audited) -> Iterator[str]:
+    """Yield on which machines rows were made that are off, and what is of another version since."""
+    if each.off:
+        yield "  made on " + ", ".join(f"{host}: {off} of {rows} rows off" for host, rows, off in each.machines)
+    if each.changed:
+        yield "  changed since: " + "; ".join(f"{name} {', '.join(then)} → {now}" for name, then, now in each.changed)

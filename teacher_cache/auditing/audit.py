@@ -6,6 +6,7 @@ differ from the first answer by rounding and by what the encoding loses, and by 
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -19,10 +20,12 @@ from storage.format.specs import DatasetSpec, check_promise
 from teacher_cache.auditing.asking import Asked, Compared, ask_again
 from teacher_cache.auditing.choosing import choose_shards
 from teacher_cache.auditing.comparing import DRAWN
+from teacher_cache.auditing.drift import Changed, Machine, changes, machines
 from teacher_cache.building.augmenting import promise_views
 from teacher_cache.building.prepared import BuildRequest
 from teacher_cache.teachers.classes import check_classes
 from teacher_cache.teachers.options import TeacherOptions, check_tokens
+from teacher_cache.work.surroundings import surroundings
 
 SAFETY = 2.0  # times what was measured
 # What rounding may do beyond what was measured, of the largest value: batches of a build are larger, and others.
@@ -76,6 +79,8 @@ class Audited:
         tolerated: aspect → how far off a row may be.
         off: rows that are further off.
         note: what makes this weaker than it might be.
+        machines: on which the shards were made.
+        changed: what answers now as another version than when they were made.
     """
 
     dataset: str
@@ -86,14 +91,24 @@ class Audited:
     tolerated: dict[str, float]
     off: tuple[Off, ...]
     note: str | None = None
+    machines: tuple[Machine, ...] = ()
+    changed: tuple[Changed, ...] = ()
 
 
 @dataclass(frozen=True)
 class Audit:
-    """What an audit found."""
+    """What an audit found.
+
+    Attributes:
+        seed: which rows were chosen.
+        device, host, surroundings: where and by what the teachers answered now.
+        audited: each teacher over each dataset.
+    """
 
     seed: int
     device: str
+    host: str
+    surroundings: dict[str, str]
     audited: tuple[Audited, ...] = field(default=())
 
     @property
@@ -140,7 +155,8 @@ def run_audit(request: AuditRequest, watcher: Watcher) -> Audit:
                 watcher.advance(rows)
             if answers:
                 audited.append(_judged(catalogue.dataset(dataset), options, answers, device))
-    return Audit(request.seed, torch.cuda.get_device_name() if device == "cuda" else "cpu", tuple(audited))
+    name = torch.cuda.get_device_name() if device == "cuda" else "cpu"
+    return Audit(request.seed, name, socket.gethostname(), surroundings(device), tuple(audited))
 
 
 def _belonging(catalogue: Catalogue, build: BuildRequest) -> list[tuple[str, TeacherOptions]]:
@@ -194,6 +210,8 @@ def _judged(dataset: DatasetSpec, options: TeacherOptions, answers: Sequence[Ask
         tolerated=tolerated,
         off=tuple(_off(dataset, each, tolerated[each.aspect]) for each in worst.values()),
         note=f"asked on {', '.join(elsewhere)}, and now on another device: more is tolerated" if elsewhere else None,
+        machines=machines(answers, worst),
+        changed=changes(answers, surroundings(device)),
     )
 
 

@@ -9,6 +9,7 @@ recode.py        a richer cache's targets to this one's
 rows.py          labels, keys and encodings of a shard's rows, as asking and recoding need them
 checks.py        what a teacher's answers must be
 conversions.py   what soft targets may become without their teacher, and how
+surroundings.py  what else an answer depends on: libraries, drivers, processors
 telling.py       how far a piece of work is, told to whoever watches
 promising.py     what a teacher is, the same for all its shards
 perform.py       which of the three a piece of work is

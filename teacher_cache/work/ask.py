@@ -26,6 +26,7 @@ from teacher_cache.work.checks import refuse_shard
 from teacher_cache.work.pieces import LOCK, TURNS, AskWork, Done, commit_shard, provenance
 from teacher_cache.work.promising import promise_teacher, promise_weights
 from teacher_cache.work.rows import answered_sites, draw_keys, labels_of, lay_down, spread_rows
+from teacher_cache.work.surroundings import surroundings
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -83,6 +84,7 @@ def ask_shard(work: AskWork) -> Done:
         "batch_size": batch_size,
         "device": torch.cuda.get_device_name() if device == "cuda" else f"cpu, {work.threads} threads",
         "torch": torch.__version__,
+        "surroundings": surroundings(device),
         "weights": teacher.weights,
         "answered": {name: values.sum().item() for name, values in answers.answered.items()},
         **shown,

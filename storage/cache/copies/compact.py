@@ -332,6 +332,8 @@ def _joined(abouts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
             found[name] = values[0]
         elif all(isinstance(value, str) for value in values):
             found[name] = ", ".join(dict.fromkeys(values))
+        elif all(isinstance(value, dict) and all(isinstance(each, str) for each in value.values()) for value in values):
+            found[name] = _joined(values)
     return found
 
 

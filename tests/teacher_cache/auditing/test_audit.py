@@ -15,6 +15,7 @@ from jobs.files.cache_job import CacheJob
 from jobs.files.reading import read_job
 from storage.cache import Cache
 from storage.errors import BadRequest, NotInCache, StaleCache
+from storage.format.shards import ShardKey
 from teacher_cache.auditing.audit import Audit, AuditRequest, run_audit
 from teacher_cache.teachers.loading import cached_teacher
 from tests.conftest import Program
@@ -107,6 +108,44 @@ def test_rows_that_are_off_are_named_with_what_is_stored_and_what_the_teacher_sa
         assert off.expected - off.found == pytest.approx(0.01, abs=1e-4)
         assert off.off == pytest.approx(0.01, abs=1e-4)
         assert off.tolerated < 0.005
+
+
+def test_a_machine_that_answers_otherwise_is_named_and_a_library_that_has_changed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, program: Program
+) -> None:
+    """Of a night on two machines, one has an old driver and answers otherwise."""
+    (tmp_path / "swayed.py").write_text(SWAYED)
+    section = '[[teacher]]\nname = "swayed"\nfactory = "swayed.py:build"\n'
+    job = write_job(tmp_path, write_digits(tmp_path, 60), section)
+    for part, host, driver, sway in ((0, "node-a", "570.1", "0"), (1, "node-b", "550.2", "0.01")):
+        with monkeypatch.context() as patch:
+            patch.setenv("SWAY", sway)
+            patch.setattr("teacher_cache.work.pieces.socket.gethostname", lambda host=host: host)
+            patch.setattr("teacher_cache.work.ask.surroundings", lambda device, driver=driver: {"driver": driver})
+            assert build(job, part=(part, 2)).exit_code == 0
+        cached_teacher.cache_clear()
+    monkeypatch.setattr("teacher_cache.auditing.audit.surroundings", lambda device: {"driver": "570.1", "torch": "9"})
+    ended = program("cache", "verify", tmp_path / "cache", "--teacher", job, "--device", "cpu", "--rows", 40, "--json")
+    said = json.loads(ended.out)
+    (found,) = said["teachers"]
+    assert (ended.code, said["surroundings"], found["machines"]) == (
+        65,
+        {"driver": "570.1", "torch": "9"},
+        [{"host": "node-b", "rows": 20, "off": 20}, {"host": "node-a", "rows": 20, "off": 0}],
+    )
+    assert found["changed"] == [{"name": "driver", "then": ["550.2", "570.1"], "now": "570.1"}]
+    told = program("cache", "verify", tmp_path / "cache", "--teacher", job, "--device", "cpu", "--rows", 40).out
+    assert "  made on node-b: 20 of 20 rows off, node-a: 0 of 20 rows off\n" in told
+    assert "  changed since: driver 550.2, 570.1 → 570.1\n" in told
+    assert told.splitlines()[-1].endswith(": driver 570.1, torch 9")
+
+
+def test_what_answers_is_in_every_commit(tmp_path: Path) -> None:
+    job = swayed(tmp_path)
+    commit = Cache.open(str(tmp_path / "cache")).commit(ShardKey("digits", "swayed", "plain", 0))
+    said = commit.about["surroundings"]
+    assert (said["torch"], {"python", "processor", "numpy"} <= said.keys()) == (torch.__version__, True)
+    assert audit(job).audited[0].changed == ()
 
 
 def test_rows_are_drawn_by_their_seed_and_spread_over_shards_and_views(
