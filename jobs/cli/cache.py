@@ -83,7 +83,8 @@ def build(
     from jobs.show import terminal
     from jobs.show.night import Night
 
-    night = Night("cache build", job, log_format, None if dry_run else metrics_file)
+    subject = job if partition == "0/1" else f"{job} part {partition}"  # each part has figures of its own
+    night = Night("cache build", subject, log_format, None if dry_run else metrics_file)
 
     def action() -> int:
         from jobs.cli.building import (

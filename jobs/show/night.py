@@ -23,6 +23,7 @@ from typing import Any, Literal, TextIO
 
 from jobs.show.figures import Figures
 from storage.errors import StillroomError
+from storage.options import redacted
 
 LogFormat = Literal["text", "json"]
 Level = Literal["info", "warning", "error"]
@@ -47,7 +48,8 @@ class Night:
     """
 
     def __init__(self, command: str, subject: object, log_format: LogFormat = "text", metrics_file: Path | None = None):
-        self.command, self.subject = command, str(subject)
+        text = str(subject)  # one file by whatever name, and never what opens a store
+        self.command, self.subject = command, redacted(text) if "://" in text else os.path.abspath(text)
         self.logs = log_format == "json"
         self.figures = Figures(command, self.subject)
         self._metrics_file, self._checked = metrics_file, False

@@ -168,7 +168,7 @@ BAD_FILES = {
     "no folder": ("nowhere/x.prom", None, "no folder"),
     "another suffix": ("x.txt", None, "ends with .prom"),
     "a file of somebody": ("x.prom", "node_load1 0.3\n", "is not of this command"),
-    "a file of another job": ("x.prom", 'stillroom_exit_code{command="cache build",subject="b.toml"} 0\n', "b.toml"),
+    "a file of another job": ("x.prom", 'stillroom_exit_code{command="cache build",subject="/b.toml"} 0\n', "b.toml"),
     "no text": ("x.prom", "\udcff", "invalid start byte"),
 }
 
@@ -185,9 +185,21 @@ def test_a_file_that_cannot_have_the_figures_is_refused_before_anything_is_done(
     assert text is None or path.read_text(errors="surrogateescape") == text
 
 
+def test_a_cache_that_is_named_with_its_key_is_refused_and_the_key_is_not_written(program: Program) -> None:
+    ended = program("cache", "verify", "s3://key:geheim@bucket/x?X-Amz-Signature=abc", *LOGGED)
+    assert (ended.code, "geheim" in ended.err, "abc" in ended.err) == (2, False, False), ended.err
+    assert lines(ended)[0]["subject"] == "s3://…@bucket/x?…"
+
+
 def test_a_dry_run_writes_no_figures_and_names_steer_no_parser(tmp_path: Path, job: Path, program: Program) -> None:
     assert program("cache", "build", job, "--dry-run", "--metrics-file", tmp_path / "dry.prom").code == 0
     assert not (tmp_path / "dry.prom").exists()
+    parts = [
+        program("cache", "build", job, "--partition", f"{i}/2", "--metrics-file", tmp_path / f"{i}.prom")
+        for i in (0, 1)
+    ]
+    assert [part.code for part in parts] == [0, 0]
+    assert "job.toml part 1/2" in (tmp_path / "1.prom").read_text()  # two files of one folder have no line in common
     hostile = figures.Figures("cache build", 'a"b\\n\n} 1\nevil 2')
     hostile.set("exit_code", float("nan"))
     hostile.set("build_quarantined_rows", 3, dataset='x",y="')
