@@ -17,7 +17,8 @@ def measure(folder: Path) -> Iterator[Figure]:
     began_s = time.perf_counter()
     nights = spend(folder, NIGHTS)
     seconds = time.perf_counter() - began_s
-    for kind, most in (("lease", 2), ("ledger", 16), ("attempt", 16), ("temporary", 16)):
+    # one more lease for each kill in a row at that very write; whoever lives clears all away
+    for kind, most in (("lease", 8), ("ledger", 16), ("attempt", 16), ("temporary", 16)):
         yield Figure(f"{NIGHTS} nights: most {kind} objects", [nights.most[kind]], most, "at most")
     disturbed = sum(count for name, count in nights.happened.items() if not name.endswith("done"))
     yield Figure(f"{NIGHTS} nights: disturbed commands", [disturbed], NIGHTS / 4, "at least")
