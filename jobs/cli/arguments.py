@@ -25,6 +25,9 @@ MetricsOption = Annotated[
     Path | None,
     typer.Option("--metrics-file", metavar="FILE.prom", help="Write figures for Prometheus there at the end."),
 ]
+AllowVersionsOption = Annotated[
+    bool, typer.Option("--allow-versions", help="Use workers with another Python, torch or Stillroom than this one.")
+]
 
 
 def _print_version(asked: bool) -> None:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from jobs.cluster.attendance import Attendance
 from jobs.cluster.flight import alone, run_work, window
 from jobs.cluster.hearing import Hearing
+from jobs.cluster.leaving import in_time
 from jobs.cluster.limits import within
 from jobs.cluster.opening import open_client
 from jobs.cluster.pools import Pool, Pools, lay_out, visible_gpus
@@ -109,6 +110,7 @@ def carry_out(
     pools: Pools | None,
     watch: Watch,
     night: Night,
+    attendance: Attendance,
     *,
     wait: bool,
 ) -> tuple[PreparedBuild, BuildReport]:
@@ -120,7 +122,7 @@ def carry_out(
     with held_alone(prepared, watch, wait=wait) as (build, kept):
         if not build.num_missing:
             return build, run_build(build, run_inline, watch)  # no work, no cluster
-        with open_runner(cluster, pools, Attendance(watch.note)) as runner:
+        with open_runner(cluster, pools, attendance) as runner:
             return build, run_build(build, heard(kept(runner), night), watch)
 
 
@@ -146,7 +148,8 @@ class _Opened:
 
 def _run(client: Client, limit_s: float | None, todo: Iterable[Work], attendance: Attendance) -> Generator[Result]:
     """Yield what becomes of work on a cluster, each within a limit of time if there is one."""
-    act = perform if limit_s is None else partial(within, limit_s, perform, "shard_limit_s", waited_s)
+    limited = perform if limit_s is None else partial(within, limit_s, perform, "shard_limit_s", waited_s)
+    act = partial(in_time, limited)
     crashed: list[Work] = []
     hearing = Hearing(client)
     running = run_work(client, hearing.of(act), todo, places=window, heard=hearing.heard, attendance=attendance)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from jobs.cli.arguments import (
+    AllowVersionsOption,
     CacheArgument,
     DeviceOption,
     JobArgument,
@@ -74,6 +75,7 @@ def build(
         str | None, typer.Option("--as", metavar="NAME", help="Build a cache of this name beside the job's.")
     ] = None,
     wait: WaitOption = False,
+    allow_versions: AllowVersionsOption = False,
     device: DeviceOption = "auto",
     log_format: LogFormatOption = "text",
     metrics_file: MetricsOption = None,
@@ -97,6 +99,7 @@ def build(
             print_report,
             tell_report,
         )
+        from jobs.cluster.attendance import Attendance
         from jobs.files.cache_job import CacheJob
         from jobs.files.reading import read_job
         from teacher_cache.building.survey import prepare_build
@@ -117,7 +120,8 @@ def build(
             print_dry_run(prepared, pools, libraries, job_script_of(cluster, pools), as_json)
             return 0
         with terminal.watching("rows", night) as watch:
-            prepared, report = carry_out(prepared, cluster, pools, watch, night, wait=wait)
+            attendance = Attendance(watch.note, allow_versions=allow_versions)
+            prepared, report = carry_out(prepared, cluster, pools, watch, night, attendance, wait=wait)
         tell_report(request.cache, report, night)
         print_report(request.cache, report, as_json, prepared.stages)
         return report.exit_code

@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from jobs.cli.arguments import (
+    AllowVersionsOption,
     CacheArgument,
     DeviceOption,
     JobArgument,
@@ -25,6 +26,7 @@ def recode(
         str | None, typer.Option("--as", metavar="NAME", help="Make a cache of this name beside the job's.")
     ] = None,
     wait: WaitOption = False,
+    allow_versions: AllowVersionsOption = False,
     device: DeviceOption = "auto",
     log_format: LogFormatOption = "text",
     metrics_file: MetricsOption = None,
@@ -63,7 +65,7 @@ def recode(
                 )
                 with (
                     hold(objects, request.part, wait=wait, note=watch.note, do=do) as lease,
-                    open_runner(cluster, pools, Attendance(watch.note)) as runner,
+                    open_runner(cluster, pools, Attendance(watch.note, allow_versions=allow_versions)) as runner,
                 ):
                     report = run_recode(recoding, heard(lease.kept(runner), night), watch)
             else:

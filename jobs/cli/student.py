@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from jobs.cli.arguments import (
+    AllowVersionsOption,
     DeviceOption,
     JobArgument,
     JsonOption,
@@ -68,6 +69,7 @@ def train(
     job: JobArgument,
     dry_run: DryRunOption = False,
     wait: WaitOption = False,
+    allow_versions: AllowVersionsOption = False,
     device: DeviceOption = "auto",
     log_format: LogFormatOption = "text",
     metrics_file: MetricsOption = None,
@@ -84,7 +86,7 @@ def train(
         from student_train.stepping.parallel import joined
 
         with joined() as parallel:  # others, where torchrun started this
-            return _train(job, dry_run, wait, device, as_json, parallel, night)
+            return _train(job, dry_run, wait, allow_versions, device, as_json, parallel, night)
 
     terminal.run(action, as_json=as_json, night=night)
 
@@ -158,8 +160,16 @@ app.command()(using.export)
 
 
 def _train(
-    job: Path, dry_run: bool, wait: bool, device: Device, as_json: bool, parallel: Parallel, night: Night
+    job: Path,
+    dry_run: bool,
+    wait: bool,
+    allow_versions: bool,
+    device: Device,
+    as_json: bool,
+    parallel: Parallel,
+    night: Night,
 ) -> int:
+    from jobs.cluster.attendance import Attendance
     from jobs.files.reading import read_job
     from jobs.files.student_job import StudentJob
     from jobs.show import terminal
@@ -176,13 +186,14 @@ def _train(
     request = read.request(device, parallel)
     if dry_run:
         if parallel.writes:  # the others would say the same
-            _dry_run(read, request, as_json)
+            _dry_run(read, request, allow_versions, as_json)
         return 0
     if not parallel.writes:  # the first process shows and prints what happens in all of them
         with terminal.deferred_signals() as stop:
             return train_here(read, request, lambda event: None, stop).exit_code
     with terminal.watching("steps", night) as watch, terminal.deferred_signals() as stop:
-        summary = train_job(read, request, watch, stop, night, wait=wait)
+        attendance = Attendance(watch.note, allow_versions=allow_versions)
+        summary = train_job(read, request, watch, stop, night, attendance, wait=wait)
     tell_summary(summary, night)
     if as_json:
         failed = {name: str(error) for name, error in summary.errors.items()}
@@ -195,15 +206,21 @@ def _train(
     return summary.exit_code
 
 
-def _dry_run(job: StudentJob, request: Request, as_json: bool) -> None:
+def _dry_run(job: StudentJob, request: Request, allow_versions: bool, as_json: bool) -> None:
     if job.cluster.kind == "inline":
         from student_train.preparing.dry_run import dry_run
 
         _print_students(dry_run(request), as_json)
     else:
+        from jobs.cluster.attendance import Attendance
         from jobs.cluster.students import dry_run_on_cluster
+        from jobs.show import terminal
 
-        _print_groups(dry_run_on_cluster(job.cluster, request), as_json)
+        def note(text: str) -> None:
+            terminal.errors.print(text, markup=False)
+
+        attendance = Attendance(note, allow_versions=allow_versions)
+        _print_groups(dry_run_on_cluster(job.cluster, request, attendance), as_json)
 
 
 def _print_students(found: DryRun, as_json: bool) -> None:

@@ -8,12 +8,14 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from jobs.cluster.attendance import Attendance
 from jobs.cluster.batch import QUIET, certificates
+from jobs.cluster.leaving import ENDS, LIMIT
 from jobs.files.cluster_options import ClusterOptions
 from storage.errors import BadRequest, TryAgain
 
@@ -77,7 +79,7 @@ def _step(
         *(["--interface", options.interface] if options.interface else []),
         *("--tls-ca-file", str(told["ca_file"]), "--tls-cert", str(told["cert"]), "--tls-key", str(told["key"])),
     ]
-    own = {**os.environ, **QUIET, "DASK_LOGGING__DISTRIBUTED": "error", **environment}
+    own = {**os.environ, **QUIET, **_end(), "DASK_LOGGING__DISTRIBUTED": "error", **environment}
     step = subprocess.Popen(command, env=own, stdin=subprocess.DEVNULL)  # noqa: S603 - what the job file says
     try:
         yield step
@@ -88,6 +90,15 @@ def _step(
         except subprocess.TimeoutExpired:
             step.kill()
             step.wait()
+
+
+def _end() -> dict[str, str]:
+    """Return when this job ends, for its workers; nothing if that is not known, or never."""
+    asked = ["squeue", "-h", "-j", os.environ["SLURM_JOB_ID"], "-o", "%e"]
+    environment = {**os.environ, "SLURM_TIME_FORMAT": "%s"}
+    said = subprocess.run(asked, env=environment, check=False, capture_output=True, text=True)  # noqa: S603 - our own job
+    ends = said.stdout.strip()
+    return {ENDS: ends, LIMIT: str(int(ends) - int(time.time()))} if ends.isdecimal() else {}
 
 
 def num_tasks() -> int:

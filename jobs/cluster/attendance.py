@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Protocol
 
+from jobs.cluster.versions import Versions
 from storage.errors import TryAgain
 
 if TYPE_CHECKING:
@@ -26,26 +27,31 @@ class Attendance:
 
     Args:
         note: is told what a user should know, such as why jobs wait.
+        allow_versions: whether workers may have another Python, torch or Stillroom than this command.
 
     Attributes:
+        ours: whether workers are children of this command, and have what it has.
         jobs: in which the workers run; None: they are started in another way, and come within two minutes.
     """
 
-    def __init__(self, note: Callable[[str], None] = lambda text: None):
-        self.note = note
+    def __init__(self, note: Callable[[str], None] = lambda text: None, *, allow_versions: bool = False):
+        self.note, self.ours = note, False
         self.jobs: Jobs | None = None
         self._seen_s = time.monotonic()
+        self._versions = Versions(note, allowed=allow_versions)
 
     def look(self, client: Client, workers: Mapping[str, int]) -> None:
         """Look at the workers that there are now; to be called about once a second.
 
         Raises:
-            BadRequest: jobs of a batch scheduler cannot start.
+            BadRequest: jobs of a batch scheduler cannot start, or a worker has another environment.
             TryAgain: there have been no workers for too long.
         """
         now = time.monotonic()
         if workers:
             self._seen_s = now
+            if not self.ours:
+                self._versions.check(client, workers)
         absent_s = now - self._seen_s
         if self.jobs is not None:
             self.jobs.look(client, len(workers), absent_s)

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from jobs.cluster.attendance import Attendance
+from jobs.cluster.leaving import ENDS, LIMIT
 from jobs.cluster.pending import QUEUES, Watched
 from jobs.files.cluster_options import ClusterOptions
 from storage.errors import BadRequest, missing_extra
@@ -216,6 +217,8 @@ def _keywords(options: ClusterOptions, environment: Mapping[str, str], at_once: 
         "worker_extra_args": ["--memory-limit", "0", "--no-dashboard"],
         "job_extra_directives": [*batch.directives, *own.get("job_extra_directives", []), *options.directives],
         "job_script_prologue": [
+            # first: what the lines of `setup` take is of the job's time too
+            f"export {LIMIT}={options.time} {ENDS}=$(($(date +%s) + {options.time}))",
             *options.setup,
             *(f"export {name}={value}" for name, value in exported.items()),
         ],

@@ -26,6 +26,10 @@ TICK_S = 1.0
 RESULT_S = 60.0  # a few numbers that a worker holds
 
 
+class Left(Exception):
+    """A worker left before its work was done, and kept what there is of it."""
+
+
 class Named(Protocol):
     """Work: anything small with a name for its Dask key."""
 
@@ -68,6 +72,7 @@ def run_work(
     going_on: Callable[[], bool] = lambda: True,
     heard: Callable[[], Iterable[tuple[str, R]]] = tuple,
     attendance: Attendance | None = None,
+    progress: Callable[[W], int] = lambda work: 0,
 ) -> Generator[tuple[W, R | Exception]]:
     """Run work on Dask, some of it at a time.
 
@@ -85,6 +90,7 @@ def run_work(
             is waited for.
         heard: called as often; what workers have said meanwhile of the work with a key, which is yielded with it.
         attendance: looks after the workers.
+        progress: how far work has come; what has come further since it failed the last time has failed the first time.
 
     Raises:
         BadRequest: a worker cannot import what this command is made of, or workers cannot come.
@@ -106,7 +112,7 @@ def run_work(
             for key, said in heard():
                 yield from ((work, said) for work in flight.of(key))
             for attempt, result in flight.landed():
-                another = attempt.after(result, deaths)
+                another = attempt.after(result, deaths, progress(attempt.work))
                 if another is None:
                     yield attempt.work, result
                 else:
@@ -129,18 +135,22 @@ def wait_for_workers(client: Client, stop: Callable[[], bool], attendance: Atten
                 raise Interrupted("stopped before there were workers")
             attendance.look(client, workers)
             time.sleep(TICK_S)
+        attendance.look(client, workers)
     return len(workers)
 
 
 class _Attempt(NamedTuple, Generic[W]):
-    """Work, and how often it has failed so far."""
+    """Work, how often it has failed so far, and how far it had come then."""
 
     work: W
     errors: int = 0
     deaths: int = 0
+    progress: int = 0
 
-    def after(self, result: object, deaths: int) -> _Attempt[W] | None:
+    def after(self, result: object, deaths: int, progress: int = 0) -> _Attempt[W] | None:
         """Return the next attempt after this result, or None if the result stands."""
+        if progress > self.progress and isinstance(result, WorkerDied | Left):
+            return _Attempt(self.work, progress=progress)
         if isinstance(result, WorkerDied):
             return self._replace(deaths=self.deaths + 1) if self.deaths < deaths else None
         if not isinstance(result, Exception) or (
@@ -168,7 +178,7 @@ class _Flight(Generic[W, R]):
         self._client, self._perform, self._attendance = client, perform, attendance
         self._finished = queue.SimpleQueue[Any]()
         self._workers: dict[str, int] = {}
-        self._asked_s = float("-inf")
+        self._asked_s, self._leaving = float("-inf"), set[str]()
 
     @property
     def places(self) -> list[str | None]:
@@ -194,7 +204,9 @@ class _Flight(Generic[W, R]):
         if now - self._asked_s < TICK_S:
             return self._workers
         with _told_of_loss():
-            self._workers = self._client.nthreads()
+            here = self._client.nthreads()
+            self._leaving &= set(here)
+            self._workers = {address: threads for address, threads in here.items() if address not in self._leaving}
             self._attendance.look(self._client, self._workers)
         self._asked_s = now
         return self._workers
@@ -213,8 +225,10 @@ class _Flight(Generic[W, R]):
             return []
         with _told_of_loss():
             result: R | Exception = _result(future)
-        if isinstance(result, WorkerDied):
+        if isinstance(result, WorkerDied | Left):
             self._asked_s = float("-inf")  # whoever is submitted next must not go to it
+        if isinstance(result, Left) and flying.place is not None:
+            self._leaving.add(flying.place)
         return [(flying.attempt, result)]
 
     def cancel(self) -> None:

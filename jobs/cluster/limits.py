@@ -20,6 +20,10 @@ W = TypeVar("W")
 R = TypeVar("R")
 
 
+class Late(Exception):
+    """Work was not done in time; its thread goes on until the process ends."""
+
+
 def within(
     limit_s: float, perform: Callable[[W], R], name: str, waited_s: Callable[[threading.Thread], float], work: W
 ) -> R:
@@ -37,6 +41,19 @@ def within(
     Raises:
         Overdue: it took too long. The process ends a moment later.
     """
+    try:
+        return within_s(limit_s, perform, waited_s, work)
+    except Late:
+        threading.Timer(GRACE_S, os._exit, [1]).start()
+        raise Overdue(
+            f"{work.key} took longer than {name} = {limit_s:g}, each time that it was tried",  # type: ignore[attr-defined]
+            found=f"not done after {limit_s:g} s; its worker was replaced",
+            do=f"look for what waits there, in the teacher's own code or the files that it reads; or raise {name}",
+        ) from None
+
+
+def within_s(limit_s: float, perform: Callable[[W], R], waited_s: Callable[[threading.Thread], float], work: W) -> R:
+    """Return what `perform` makes of some work, in a thread of its own. Raises Late: it took too long."""
     ended = queue.SimpleQueue[tuple[R, None] | tuple[None, BaseException]]()
 
     context = contextvars.copy_context()  # with who is told how far it is
@@ -54,12 +71,7 @@ def within(
             result, error = ended.get(timeout=max(left_s, TICK_S))
             break
     else:
-        threading.Timer(GRACE_S, os._exit, [1]).start()
-        raise Overdue(
-            f"{work.key} took longer than {name} = {limit_s:g}, each time that it was tried",  # type: ignore[attr-defined]
-            found=f"not done after {limit_s:g} s; its worker was replaced",
-            do=f"look for what waits there, in the teacher's own code or the files that it reads; or raise {name}",
-        )
+        raise Late
     if error is not None:
         raise error
     return result  # type: ignore[return-value]

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import ipaddress
 import logging
 import os
 import signal
+import socket
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
 from jobs.cluster.allocation import allocated
 from jobs.cluster.attendance import Attendance
@@ -17,7 +20,7 @@ from jobs.files.cluster_options import ClusterOptions
 from storage.errors import BadRequest, TryAgain
 
 if TYPE_CHECKING:
-    from distributed import Client, WorkerPlugin
+    from distributed import Client, Security, WorkerPlugin
 
 CONNECT_TIMEOUT_S = 30
 STARTS = 3  # of a local cluster whose workers die before they have told of themselves
@@ -62,25 +65,35 @@ def open_client(
     }
     with contextlib.ExitStack() as stack:
         stack.enter_context(dask.config.set(ours))
+        attendance = attendance or Attendance()
         if options.kind == "local":
+            attendance.ours = True
             cluster = stack.enter_context(_local_cluster(environments, at_once))
             client = stack.enter_context(Client(cluster))
             with contextlib.suppress(OSError):  # of a worker that dies just now; the one in its place is told
                 client.register_plugin(_ignore(ignored))
         elif options.of_batch:
             environment, opened = environments[0] if environments else {}, allocated if options.inside else submitted
-            client = stack.enter_context(opened(options, environment, at_once, attendance or Attendance()))
+            client = stack.enter_context(opened(options, environment, at_once, attendance))
         else:
-            client = stack.enter_context(_client_of(options))
+            client = stack.enter_context(_client_of(options, attendance.note))
         yield client
 
 
-def _client_of(options: ClusterOptions) -> Client:
+def _client_of(options: ClusterOptions, note: Callable[[str], None]) -> Client:
     """Return a client of a scheduler that runs already. Raises BadRequest and TryAgain, as `open_client`."""
     from distributed import Client
 
+    assert options.address is not None
+    security = _security(options)
+    if not options.address.startswith("tls://") and (public := _public_address(options.address)) is not None:
+        note(
+            f"warning: {options.address} is a public address ({public}), and whoever reaches a scheduler without TLS "
+            "runs what they like on its workers; start it with --tls-ca-file, --tls-cert and --tls-key, and name such "
+            "files in [cluster]"
+        )
     try:
-        return Client(options.address, timeout=CONNECT_TIMEOUT_S)
+        return Client(options.address, timeout=CONNECT_TIMEOUT_S, security=security)
     except OSError as error:
         raise TryAgain(
             f"no Dask scheduler answers at {options.address}", found=str(error), do="start it: dask scheduler"
@@ -91,6 +104,36 @@ def _client_of(options: ClusterOptions) -> Client:
             found=str(error),
             expected='address = "tcp://host:port"',
         ) from None
+
+
+def _security(options: ClusterOptions) -> Security | None:
+    """Return the certificates of a job; None leaves them to Dask's own settings. Raises BadRequest."""
+    from distributed import Security
+
+    files = {name: getattr(options, name) for name in ("tls_ca_file", "tls_cert", "tls_key")}
+    if options.tls_ca_file is None:
+        return None
+    for name, path in files.items():
+        try:
+            path.open("rb").close()
+        except OSError as error:
+            raise BadRequest(
+                f"{name} of [cluster] cannot be read",
+                found=f"{path}: {error.strerror}",
+                do="mend the path, or its rights",
+            ) from None
+    ca, cert, key = map(str, files.values())
+    return Security(require_encryption=True, tls_ca_file=ca, tls_client_cert=cert, tls_client_key=key)
+
+
+def _public_address(address: str) -> str | None:
+    """Return the address on the internet that a scheduler has; None if it has none, or none is found."""
+    host = urlsplit(address).hostname
+    try:
+        found = [str(each[4][0]) for each in socket.getaddrinfo(host, None)]
+    except (OSError, UnicodeError):
+        return None  # connecting tells what is wrong with it
+    return next((text for text in found if ipaddress.ip_address(text.partition("%")[0]).is_global), None)
 
 
 def _local_cluster(environments: Sequence[Mapping[str, str]], at_once: int) -> Any:

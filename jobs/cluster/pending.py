@@ -85,16 +85,17 @@ class Watched:
 
     def job_class(self, base: type[Any]) -> type[Any]:
         """Return Dask's class of a job, which tells us when it is refused."""
+        from distributed.core import Status
+
         watched = self
 
         class Job(base):  # type: ignore[misc]
             async def start(self) -> None:
-                if watched._refusal and time.monotonic() - watched._refused_s < RESUBMIT_S:
-                    raise RuntimeError(watched._refusal)  # Dask tries each second
                 try:
                     await super().start()
                 except (RuntimeError, ValueError, OSError) as error:
                     watched._refusal, watched._refused_s = _stderr(str(error)), time.monotonic()
+                    self.status = Status.failed
                     raise
                 watched._refusal, watched._accepted = "", watched._accepted + 1
 
@@ -112,6 +113,7 @@ class Watched:
         if time.monotonic() - self._looked_s < LOOK_EVERY_S:
             return
         self._looked_s = time.monotonic()
+        self._submit_again()
         ids = {job.job_id: name for name, job in dict(self.cluster.workers).items() if job.job_id}
         here = {str(worker["name"]) for worker in client.scheduler_info(n_workers=-1)["workers"].values()}
         self._came |= {job for job, name in ids.items() if str(name) in here}
@@ -132,6 +134,16 @@ class Watched:
         if absent_s > limit_s:
             raise self._waited(limit_s, standings)
 
+    def _submit_again(self) -> None:
+        """Let jobs be submitted again that were refused a while ago, when others were not."""
+        if not self._refusal:
+            return
+        self._tell(f"{self._options.kind} takes no more jobs just now: {self._refusal}")
+        if time.monotonic() - self._refused_s > RESUBMIT_S:
+            for name, job in dict(self.cluster.workers).items():
+                if not job.job_id:
+                    del self.cluster.workers[name]  # Dask submits whatever is missing here
+
     def _refused(self) -> StillroomError:
         temporary = any(word in self._refusal.lower() for word in ("contact", "timed out", "temporar", "connect"))
         kind = TryAgain if temporary else BadRequest
@@ -146,8 +158,11 @@ class Watched:
 
     def _replace(self, ended: Mapping[str, Any], standings: Mapping[str, Standing]) -> None:
         """Let others take the place of jobs that have ended. Raises BadRequest: one after another does."""
+        from distributed.core import Status
+
         for job, name in ended.items():
-            self.cluster.workers.pop(name, None)  # Dask submits whatever is missing here
+            if (gone := self.cluster.workers.pop(name, None)) is not None:  # Dask submits whatever is missing here
+                gone.status = Status.closed
             self._running_s.pop(job, None)
             state = standings[job].state if job in standings else "gone"
             if job in self._came:

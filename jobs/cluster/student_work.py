@@ -13,6 +13,8 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from jobs.cluster.flight import Left
+from jobs.cluster.leaving import leave, left_s
 from jobs.files.cluster_options import num_processors
 from jobs.files.student_job import StudentJob
 from jobs.show.train_progress import TrainProgress
@@ -77,6 +79,7 @@ def train_group(work: GroupWork) -> GroupDone:
     Raises:
         BadRequest: of some kind; no student was started.
         Interrupted: the command was told to stop; every student has a checkpoint.
+        Left: the worker goes; that is no fact about the students, who go on from their checkpoints elsewhere.
     """
     import torch
     from distributed import get_worker
@@ -93,12 +96,14 @@ def train_group(work: GroupWork) -> GroupDone:
         summary = train_students(
             job.request(work.device, ALONE),
             report=relay.report,
-            stop=lambda: work.command in _stopped or _is_closing(worker),
+            stop=lambda: work.command in _stopped or _is_closing(worker) or left_s() <= 0,
         )
     except Interrupted:
         if work.command in _stopped:
             raise
-        raise RuntimeError("the worker was closed") from None  # no fact about the students: they go on elsewhere
+        if left_s() <= 0:
+            leave(worker)
+        raise Left("the worker was closed, or its job is about to end") from None
     finally:
         torch.cuda.empty_cache()  # for the next group; does nothing where there is no GPU in use
     statuses: dict[str, str] = {record.student: record.status for record in summary.records}

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from jobs.cluster.attendance import Attendance
 from jobs.cluster.batch import job_script
-from jobs.cluster.flight import one_each, run_work, wait_for_workers
+from jobs.cluster.flight import TRIES, Left, one_each, run_work, wait_for_workers
 from jobs.cluster.groups import Group, local_workers, make_groups, project_groups
 from jobs.cluster.heaps import HEAPS, VARIABLE
 from jobs.cluster.opening import open_client
@@ -65,7 +65,7 @@ class ClusterDryRun:
     script: str | None = None
 
 
-def dry_run_on_cluster(options: StudentClusterOptions, request: Request) -> ClusterDryRun:
+def dry_run_on_cluster(options: StudentClusterOptions, request: Request, attendance: Attendance) -> ClusterDryRun:
     """Return what `train_on_cluster` would do, after the same checks.
 
     Raises:
@@ -81,11 +81,13 @@ def dry_run_on_cluster(options: StudentClusterOptions, request: Request) -> Clus
     if options.submits:
         script = job_script(options, _JOB, at_once=1)
         return ClusterDryRun(students, _groups_of_jobs(options, request, students), None, script)
-    with _opened(options, request, students, lambda: False, Attendance()) as (_, groups):
+    with _opened(options, request, students, lambda: False, attendance) as (_, groups):
         return ClusterDryRun(students, groups, None)
 
 
-def train_on_cluster(job: StudentJob, request: Request, watch: Watch, stop: Callable[[], bool]) -> Summary:
+def train_on_cluster(
+    job: StudentJob, request: Request, watch: Watch, stop: Callable[[], bool], attendance: Attendance
+) -> Summary:
     """Train every student of a job that is not settled yet, in groups on the workers of its cluster.
 
     Args:
@@ -93,6 +95,7 @@ def train_on_cluster(job: StudentJob, request: Request, watch: Watch, stop: Call
         request: of the job.
         watch: shows one bar over the steps of all students.
         stop: asked about once a second; if it says so, all students write checkpoints and Interrupted is raised.
+        attendance: looks after the workers.
 
     Raises:
         BadRequest: of some kind; nothing was started.
@@ -102,7 +105,6 @@ def train_on_cluster(job: StudentJob, request: Request, watch: Watch, stop: Call
     students, progress, errors = prepare(request), TrainProgress(watch), {}
     skip_settled(students, progress.report)
     if any(student.settled is None for student in students):
-        attendance = Attendance(watch.note)
         with _opened(job.cluster, request, students, stop, attendance) as (client, groups):
             errors = _train(client, job, request, groups, watch, stop, attendance)
     return _summary(students, errors, request.fleet)
@@ -195,6 +197,7 @@ def _train(
                 deaths=DEATHS,
                 going_on=going_on,
                 attendance=attendance,
+                progress=bar.done,
             )
         ) as results,
     ):
@@ -252,6 +255,9 @@ def _errors(group: Group, result: GroupDone | Exception, fleet: FleetOptions) ->
         return {name: WorkerDied(f"student {name} was lost with its worker, twice", do=do) for name in unsettled}
     if isinstance(result, StillroomError):
         return dict.fromkeys(unsettled, result)
+    if isinstance(result, Left):
+        do = "give jobs more time: `time` in [cluster]; the same command goes on from the last checkpoint"
+        return {name: StillroomError(f"student {name} got no further in {TRIES} jobs", do=do) for name in unsettled}
     return {name: StillroomError(f"student {name} failed", found=repr(result)) for name in unsettled}
 
 
@@ -303,6 +309,11 @@ class _Bar:
         """Show what was told since."""
         while not self._told.empty():
             self._show(self._told.get())
+
+    def done(self, work: GroupWork) -> int:
+        """Return the steps of a group that were told of so far."""
+        self.show()
+        return self._done[work.key]
 
     def end(self, group: str, result: GroupDone | Exception) -> None:
         """Show what a group ended with."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
@@ -80,7 +81,9 @@ class ClusterOptions(BatchOptions):
             of Kubernetes: pods.
         threads: of torch in each worker; by default what OMP_NUM_THREADS says, else the processors shared out among
             the workers.
-        address: of the scheduler, `tcp://host:port`.
+        address: of the scheduler, `tcp://host:port`, or `tls://host:port` with the three files that follow.
+        tls_ca_file: certificate that signed all others.
+        tls_cert, tls_key: certificate of this command and its key.
         pods: of Kubernetes.
     """
 
@@ -88,12 +91,18 @@ class ClusterOptions(BatchOptions):
     workers: Annotated[int, Field(ge=1)] | None = None
     threads: Annotated[int, Field(ge=1)] | None = None
     address: str | None = None
+    tls_ca_file: JobPath | None = None
+    tls_cert: JobPath | None = None
+    tls_key: JobPath | None = None
     pods: PodOptions | None = None
 
     @model_validator(mode="after")
     def _fits_its_kind(self) -> Self:
         if (self.kind == "address") != (self.address is not None):
             raise ValueError('`address` goes with kind = "address"')
+        tls = [name for name in ("tls_ca_file", "tls_cert", "tls_key") if getattr(self, name) is not None]
+        if tls and (self.kind != "address" or len(tls) < 3 or not str(self.address).startswith("tls://")):
+            raise ValueError('`tls_ca_file`, `tls_cert` and `tls_key` go together, with address = "tls://host:port"')
         if self.workers is not None and (self.kind not in ("local", "kubernetes", *BATCH) or self.inside):
             raise ValueError('`workers` goes with kind = "local", or with jobs that the command submits')
         if (self.kind == "kubernetes") != (self.pods is not None):
@@ -108,14 +117,14 @@ class ClusterOptions(BatchOptions):
         of_pods = self.kind == "kubernetes"
         if of_pods and (lacking := [name for name in ("workers", "memory") if getattr(self, name) is None]):
             raise ValueError(f"kind = {self.kind!r} needs {', '.join(f'`{name}`' for name in lacking)} of its pods")
-        strange = set(BatchOptions.model_fields) - set(_OF_A_POD if of_pods else ())
-        if said := [name for name in BatchOptions.model_fields if name in self.model_fields_set & strange]:
+        strange = [name for name in BatchOptions.model_fields if not (of_pods and name in _OF_A_POD)]
+        if said := self._said(strange):
             raise ValueError(f"`{said[0]}` goes with a batch scheduler: kind = {' or '.join(map(repr, BATCH))}")
 
     def _check_batch(self) -> None:
         if self.inside and self.kind != "slurm":
             raise ValueError('`inside` goes with kind = "slurm", whose `srun` starts the workers')
-        if self.inside and (said := [name for name in _OF_A_JOB if name in self.model_fields_set]):
+        if self.inside and (said := self._said(_OF_A_JOB)):
             raise ValueError(f"`{said[0]}` is decided by the job that this command runs in (inside = true)")
         if not self.inside and (lacking := [name for name in _NEEDED if getattr(self, name) is None]):
             raise ValueError(f"kind = {self.kind!r} needs {', '.join(f'`{name}`' for name in lacking)} of its jobs")
@@ -123,6 +132,11 @@ class ClusterOptions(BatchOptions):
             raise ValueError(f"{limits[0]!r} in `directives` is the time limit, which must be known; say it in `time`")
         if self.kind == "sge" and (said := [name for name in ("processors", "gpus") if getattr(self, name)]):
             raise ValueError(f"`{said[0]}` has a name of each site's own in SGE; say it in `directives`: -pe smp 8")
+
+    def _said(self, names: Iterable[str]) -> list[str]:
+        """Return which of some options have another value than by default; a job that has travelled names them all."""
+        fields = type(self).model_fields
+        return [name for name in names if getattr(self, name) != fields[name].default]
 
     @property
     def elsewhere(self) -> bool:

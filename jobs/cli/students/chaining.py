@@ -57,6 +57,7 @@ def chain(
 def _chain(job: ChainJob, device: Device, wait: bool, as_json: bool, night: Night) -> int:
     from jobs.chain.chain import run_chain
     from jobs.cli.students.training import train_job
+    from jobs.cluster.attendance import Attendance
     from jobs.show import terminal
     from jobs.show.train_events import tell_summary
 
@@ -67,7 +68,9 @@ def _chain(job: ChainJob, device: Device, wait: bool, as_json: bool, night: Nigh
         from student_train.stepping.parallel import ALONE
 
         with terminal.watching("steps", night) as watch, terminal.deferred_signals() as stop:
-            summary = train_job(students, students.request(device, ALONE), watch, stop, night, wait=wait)
+            summary = train_job(
+                students, students.request(device, ALONE), watch, stop, night, Attendance(watch.note), wait=wait
+            )
         tell_summary(summary, night)
         return summary
 
@@ -82,6 +85,7 @@ def _chain(job: ChainJob, device: Device, wait: bool, as_json: bool, night: Nigh
 
 def _build(job: ChainJob, asking: CacheJob, device: Device, wait: bool, night: Night) -> BuildReport:
     from jobs.cli.building import carry_out, choose_cluster, lay_out_build, tell_report
+    from jobs.cluster.attendance import Attendance
     from jobs.show import terminal
     from teacher_cache.building.survey import prepare_build
 
@@ -89,7 +93,7 @@ def _build(job: ChainJob, asking: CacheJob, device: Device, wait: bool, night: N
     request = asking.request(job.job, device=device, threads=cluster.num_threads)
     prepared, pools = lay_out_build(prepare_build(request), cluster, device)
     with terminal.watching("rows", night) as watch:
-        _, report = carry_out(prepared, cluster, pools, watch, night, wait=wait)
+        _, report = carry_out(prepared, cluster, pools, watch, night, Attendance(watch.note), wait=wait)
         tell_report(asking.cache, report, night)
         for message in (*report.refused, *report.failed):
             watch.note(message)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from jobs.cluster.attendance import Attendance
     from jobs.files.student_job import StudentJob
     from jobs.show.night import Night
     from jobs.show.terminal import Watch
@@ -16,7 +17,14 @@ if TYPE_CHECKING:
 
 
 def train_job(
-    job: StudentJob, request: Request, watch: Watch, stop: Callable[[], bool], night: Night, *, wait: bool
+    job: StudentJob,
+    request: Request,
+    watch: Watch,
+    stop: Callable[[], bool],
+    night: Night,
+    attendance: Attendance,
+    *,
+    wait: bool,
 ) -> Summary:
     """Train what is left of a job, while no other command trains the same; tell what a user should know of it.
 
@@ -36,7 +44,7 @@ def train_job(
         watch.note(f"note: {shared}; the students are measured on what they were trained on")
     names = [student.name for student in request.students]
     with job_locked(job.runs, names, wait=wait, note=watch.note, stop=stop):
-        return _train_students(job, request, watch, stop, night)
+        return _train_students(job, request, watch, stop, night, attendance)
 
 
 def train_here(job: StudentJob, request: Request, report: Report, stop: Callable[[], bool]) -> Summary:
@@ -50,7 +58,14 @@ def train_here(job: StudentJob, request: Request, report: Report, stop: Callable
     return train_students(request, report=report, stop=stop)
 
 
-def _train_students(job: StudentJob, request: Request, watch: Watch, stop: Callable[[], bool], night: Night) -> Summary:
+def _train_students(
+    job: StudentJob,
+    request: Request,
+    watch: Watch,
+    stop: Callable[[], bool],
+    night: Night,
+    attendance: Attendance,
+) -> Summary:
     """Train in this process, or on the workers of a cluster."""
     if job.cluster.kind == "inline":
         from jobs.show.train_events import TrainEvents
@@ -62,4 +77,4 @@ def _train_students(job: StudentJob, request: Request, watch: Watch, stop: Calla
 
     if request.fleet.halving is not None:
         watch.note("note: [halving] compares the students of one group with each other, not those of all")
-    return train_on_cluster(job, request, watch, stop)
+    return train_on_cluster(job, request, watch, stop, attendance)

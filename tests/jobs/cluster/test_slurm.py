@@ -13,8 +13,11 @@ from typing import Self
 import pytest
 
 from storage.cache import Cache
+from student_train.run_files.records import read_record
 from tests.conftest import Program
+from tests.jobs.cluster.test_student_cluster import write_students
 from tests.slurm import private_slurm, slurm, why_not
+from tests.student_train.toys import Recipe, write_cache
 from tests.teacher_cache.toys import teacher_section, write_digits, write_job, write_teacher
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(why_not() is not None, reason=why_not() or "")]
@@ -33,12 +36,19 @@ def folder(conf: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Return a folder to submit from; a worker that is gone is replaced at once."""
     monkeypatch.setenv("SLURM_CONF", str(conf))
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("jobs.cluster.pending.LOOK_EVERY_S", 1.0)
     return tmp_path
 
 
 def jobs(conf: Path) -> list[str]:
     """Return the jobs that run."""
     return slurm(conf, "squeue", "-h", "-t", "RUNNING", "-o", "%i").split()
+
+
+def node(conf: Path, state: str) -> None:
+    """Let the node take no more jobs, or take them again."""
+    (name,) = slurm(conf, "sinfo", "-h", "-N", "-o", "%N", "-p", "main").split()
+    slurm(conf, "scontrol", "update", f"nodename={name}", f"state={state}", "reason=test")
 
 
 class Beside:
@@ -65,25 +75,32 @@ class Beside:
                 return
 
 
-def test_a_build_of_two_jobs_outlives_that_one_is_cancelled(conf: Path, folder: Path, program: Program) -> None:
+def test_a_build_outlives_that_one_of_its_two_jobs_is_cancelled_and_the_node_drained(
+    conf: Path, folder: Path, program: Program
+) -> None:
     write_teacher(folder, seconds=0.5)
     job = write_job(folder, write_digits(folder, 400), teacher_section(seconds=0.5), cluster=JOBS)
     cancelled: list[str] = []
 
     def cancel() -> None:
         cancelled.append(jobs(conf)[0])
+        node(conf, "drain")
         slurm(conf, "scancel", cancelled[0])
 
     def begun() -> bool:
         return len(jobs(conf)) == 2 and len(list(folder.glob("cache/digits/toy/**/*.parquet"))) > 2
 
-    with Beside(begun, cancel) as beside:
-        ended = program("cache", "build", job, "--json")
+    try:
+        with Beside(begun, cancel) as beside:
+            ended = program("cache", "build", job, "--json")
+    finally:
+        node(conf, "resume")
     assert ended.code == 0, ended.err
     assert beside.done.is_set()
     assert json.loads(ended.out)["built"] == 50
     assert len(Cache.open(str(folder / "cache")).committed("digits")) == 25
     assert f"job {cancelled[0]} has ended (CANCELLED); another one takes its place" in ended.err
+    assert "1 of 2 jobs are pending: " in ended.err
     until_s = time.monotonic() + 30
     while slurm(conf, "squeue", "-h"):  # nothing is left in the queue
         assert time.monotonic() < until_s
@@ -99,3 +116,57 @@ def test_a_build_within_one_job_has_a_worker_in_each_of_its_tasks(conf: Path, fo
     said = json.loads((folder / "said").read_text())
     assert (said["built"], said["exit_code"]) == (14, 0)
     assert "Traceback" not in (folder / "errors").read_text()
+
+
+@pytest.mark.parametrize(
+    ("queue", "what", "found"),
+    [
+        ("nowhere", "slurm does not take the job of a worker", "invalid partition specified: nowhere"),
+        ("short", "jobs of workers wait for what does not come: PartitionTimeLimit", "2 of 2 jobs are pending"),
+    ],
+)
+def test_jobs_that_slurm_will_never_run_are_told_with_its_own_reason(
+    conf: Path, folder: Path, program: Program, queue: str, what: str, found: str
+) -> None:
+    write_teacher(folder)
+    job = write_job(folder, write_digits(folder, 16), teacher_section(), cluster=f'{JOBS}queue = "{queue}"\n')
+    ended = program("cache", "build", job, "--json")
+    said = json.loads(ended.out)
+    assert (ended.code, said["what"]) == (2, what)
+    assert found in said["found"]
+
+
+LIMITED = JOBS.replace("0:10:00", "0:01:00")
+
+
+def test_a_shard_that_takes_longer_than_a_job_may_is_named_before_slurm_ends_the_job(
+    conf: Path, folder: Path, program: Program
+) -> None:
+    write_teacher(folder, seconds=300)
+    job = write_job(folder, write_digits(folder, 16), teacher_section(seconds=300), cluster=LIMITED)
+    ended = program("cache", "build", job, "--json")
+    said = json.loads(ended.out)
+    assert (ended.code, said["error"]) == (2, "BadRequest")
+    assert said["what"] == "digits/toy/plain/00000 takes longer than a job of this cluster may"
+    assert "raise `time` in [cluster]" in said["do"]
+
+
+FLEET = """
+[[student]]
+name = "mlp"
+architecture = "mlp"
+objective = [{ loss = "kd", teacher = "sage" }]
+[student.sweep]
+seed = [0, 1, 2]
+"""
+
+
+def test_a_fleet_is_trained_in_two_jobs(conf: Path, folder: Path, program: Program) -> None:
+    cache = write_cache(folder / "toy", Recipe())
+    job = write_students(folder, cache, FLEET, cluster=JOBS)
+    foreseen = json.loads(program("student", "train", job, "--dry-run", "--json").out)
+    assert [group["students"] for group in foreseen["groups"]] == [2, 1]
+    assert "#SBATCH --mem=1024M\n#SBATCH -t 00:10:00\n#SBATCH --no-requeue\n" in foreseen["job_script"]
+    ended = program("student", "train", job)
+    assert ended.code == 0, ended.err
+    assert {read_record(folder / "runs" / f"mlp-seed_{seed}").status for seed in range(3)} == {"finished"}
