@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from jobs.cli.cache_plan import _check_plot
-from jobs.cluster.batch import job_script
+from jobs.cluster.batch.submitting import job_script
 from jobs.files.cluster_options import ClusterOptions
 from storage.datasets.digits import DigitsSource
 from storage.errors import BadRequest

@@ -10,9 +10,9 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from jobs.cluster.attendance import Attendance
+from jobs.cluster.batch.leaving import in_time
 from jobs.cluster.flight import alone, run_work, window
 from jobs.cluster.hearing import Hearing
-from jobs.cluster.leaving import in_time
 from jobs.cluster.limits import within
 from jobs.cluster.opening import open_client
 from jobs.cluster.pools import Pool, Pools, lay_out, visible_gpus
@@ -204,7 +204,7 @@ def parse_partition(text: str) -> tuple[int, int]:
 
 def job_script_of(cluster: BuildClusterOptions, pools: Pools | None) -> str | None:
     """Return the script of the jobs that a build would submit. Raises BadRequest: what renders it is not installed."""
-    from jobs.cluster.batch import job_script
+    from jobs.cluster.batch.submitting import job_script
 
     if not cluster.submits or pools is None:
         return None

@@ -2,13 +2,10 @@
 
 pools.py          which workers a build has, and with which devices
 opening.py        opens a client: workers of our own, or a scheduler that runs already
-batch.py          jobs of a batch scheduler, one a worker (dask-jobqueue)
-allocation.py     the tasks of the job that a command runs in already
-pending.py        whether those wait, why, and which have ended before their worker came
+batch/            workers in jobs of a batch scheduler
 attendance.py     looks after whatever workers there are
 versions.py       whether those compute with what this command does
 limits.py         how long work may take on a worker
-leaving.py        workers whose job will end: no work that cannot end in it, and away in time
 hearing.py        what workers say of their work before its end
 sending.py        how a call travels to a worker, whatever lies in the folder where that was started
 flight.py         runs work on a client's workers, a bounded amount at a time, and survives what dies

@@ -13,9 +13,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
-from jobs.cluster.allocation import allocated
 from jobs.cluster.attendance import Attendance
-from jobs.cluster.batch import submitted
+from jobs.cluster.batch.allocation import allocated
+from jobs.cluster.batch.submitting import submitted
 from jobs.files.cluster_options import ClusterOptions
 from storage.errors import BadRequest, TryAgain
 

@@ -13,8 +13,8 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from jobs.cluster.batch.leaving import leave, left_s
 from jobs.cluster.flight import Left
-from jobs.cluster.leaving import leave, left_s
 from jobs.files.cluster_options import num_processors
 from jobs.files.student_job import StudentJob
 from jobs.show.train_progress import TrainProgress

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from jobs.cluster.attendance import Attendance
-from jobs.cluster.batch import job_script
+from jobs.cluster.batch.submitting import job_script
 from jobs.cluster.flight import TRIES, Left, one_each, run_work, wait_for_workers
 from jobs.cluster.groups import Group, local_workers, make_groups, project_groups
 from jobs.cluster.heaps import HEAPS, VARIABLE

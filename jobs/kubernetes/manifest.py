@@ -13,7 +13,7 @@ from typing import Any, NamedTuple, TypeVar
 
 from pydantic import ByteSize, TypeAdapter
 
-from jobs.cluster.batch import QUIET
+from jobs.cluster.batch.submitting import QUIET
 from jobs.cluster.opening import WORKER_TTL
 from jobs.files.cluster_options import ClusterOptions
 from jobs.files.pod_options import PodOptions

@@ -8,9 +8,9 @@ from typing import Any, cast
 
 import pytest
 
-from jobs.cluster.batch import job_script
+from jobs.cluster.batch.pending import TRIES, Standing, Watched
+from jobs.cluster.batch.submitting import job_script
 from jobs.cluster.opening import open_client
-from jobs.cluster.pending import TRIES, Standing, Watched
 from jobs.files.cluster_options import ClusterOptions
 from storage.errors import BadRequest, TryAgain
 
@@ -140,7 +140,7 @@ class Client:
 def watched(
     monkeypatch: pytest.MonkeyPatch, cluster: Cluster, standings: dict[str, Standing]
 ) -> tuple[Watched, list[str]]:
-    monkeypatch.setattr("jobs.cluster.pending.LOOK_EVERY_S", 0.0)
+    monkeypatch.setattr("jobs.cluster.batch.pending.LOOK_EVERY_S", 0.0)
     notes: list[str] = []
     jobs = Watched(ONE, notes.append, lambda ids: {job: standings[job] for job in ids if job in standings})
     jobs.cluster = cluster
@@ -184,7 +184,7 @@ def test_a_job_that_runs_without_its_worker_is_told_with_the_address(monkeypatch
     jobs, _ = watched(monkeypatch, Cluster("1"), {"1": Standing("RUNNING", "None")})
     client: Any = Client()
     jobs.look(client, 0, 0.0)
-    monkeypatch.setattr("jobs.cluster.pending.CONNECT_S", 0.0)
+    monkeypatch.setattr("jobs.cluster.batch.pending.CONNECT_S", 0.0)
     with pytest.raises(BadRequest) as ended:
         jobs.look(client, 0, 1.0)
     assert ended.value.what == "job 1 runs, but its worker does not come"

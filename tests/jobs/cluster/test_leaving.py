@@ -9,8 +9,8 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from jobs.cluster import leaving
-from jobs.cluster.leaving import ENDS, LIMIT, in_time
+from jobs.cluster.batch import leaving
+from jobs.cluster.batch.leaving import ENDS, LIMIT, in_time
 from storage.errors import BadRequest, Overdue
 
 

@@ -36,7 +36,7 @@ def folder(conf: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Return a folder to submit from; a worker that is gone is replaced at once."""
     monkeypatch.setenv("SLURM_CONF", str(conf))
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("jobs.cluster.pending.LOOK_EVERY_S", 1.0)
+    monkeypatch.setattr("jobs.cluster.batch.pending.LOOK_EVERY_S", 1.0)
     return tmp_path
 
 

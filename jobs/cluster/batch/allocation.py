@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from jobs.cluster.attendance import Attendance
-from jobs.cluster.batch import QUIET, certificates
-from jobs.cluster.leaving import ENDS, LIMIT
+from jobs.cluster.batch.leaving import ENDS, LIMIT
+from jobs.cluster.batch.submitting import QUIET, certificates
 from jobs.files.cluster_options import ClusterOptions
 from storage.errors import BadRequest, TryAgain
 

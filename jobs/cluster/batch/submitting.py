@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from jobs.cluster.attendance import Attendance
-from jobs.cluster.leaving import ENDS, LIMIT
-from jobs.cluster.pending import QUEUES, Watched
+from jobs.cluster.batch.leaving import ENDS, LIMIT
+from jobs.cluster.batch.pending import QUEUES, Watched
 from jobs.files.cluster_options import ClusterOptions
 from storage.errors import BadRequest, missing_extra
 
