@@ -57,6 +57,7 @@ def allocated(
         ):
             attendance.jobs = _Step(step)
             yield client
+            client.retire_workers(close_workers=True)  # after an error `srun` ends them, which says so
 
 
 @contextlib.contextmanager
@@ -83,13 +84,14 @@ def _step(
     step = subprocess.Popen(command, env=own, stdin=subprocess.DEVNULL)  # noqa: S603 - what the job file says
     try:
         yield step
-    finally:
-        step.terminate()  # srun passes it on
-        try:
+        with contextlib.suppress(subprocess.TimeoutExpired):
             step.wait(LEAVE_S)
-        except subprocess.TimeoutExpired:
-            step.kill()
-            step.wait()
+    finally:
+        step.terminate()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            step.wait(LEAVE_S)
+        step.kill()
+        step.wait()
 
 
 def _end() -> dict[str, str]:

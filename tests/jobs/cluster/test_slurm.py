@@ -45,6 +45,14 @@ def jobs(conf: Path) -> list[str]:
     return slurm(conf, "squeue", "-h", "-t", "RUNNING", "-o", "%i").split()
 
 
+def wait_until_empty(conf: Path, limit_s: float) -> None:
+    """Wait until nothing is left in the queue."""
+    until_s = time.monotonic() + limit_s
+    while slurm(conf, "squeue", "-h"):
+        assert time.monotonic() < until_s
+        time.sleep(0.5)
+
+
 def node(conf: Path, state: str) -> None:
     """Let the node take no more jobs, or take them again."""
     (name,) = slurm(conf, "sinfo", "-h", "-N", "-o", "%N", "-p", "main").split()
@@ -101,21 +109,21 @@ def test_a_build_outlives_that_one_of_its_two_jobs_is_cancelled_and_the_node_dra
     assert len(Cache.open(str(folder / "cache")).committed("digits")) == 25
     assert f"job {cancelled[0]} has ended (CANCELLED); another one takes its place" in ended.err
     assert "1 of 2 jobs are pending: " in ended.err
-    until_s = time.monotonic() + 30
-    while slurm(conf, "squeue", "-h"):  # nothing is left in the queue
-        assert time.monotonic() < until_s
-        time.sleep(0.5)
+    wait_until_empty(conf, 30)
 
 
 def test_a_build_within_one_job_has_a_worker_in_each_of_its_tasks(conf: Path, folder: Path) -> None:
     write_teacher(folder)
     job = write_job(folder, write_digits(folder, 100), teacher_section(), cluster='kind = "slurm"\ninside = true\n')
     program = Path(sys.executable).with_name("cache")
-    options = ("--wait", "--ntasks=2", "--time=10", "--mem=2000", "-o", "said", "-e", "errors")
+    options = ("--ntasks=2", "--time=10", "--mem=2000", "-o", "said", "-e", "errors")
     slurm(conf, "sbatch", *options, "--wrap", f"{program} build {job} --json")
+    wait_until_empty(conf, 120)
     said = json.loads((folder / "said").read_text())
     assert (said["built"], said["exit_code"]) == (14, 0)
-    assert "Traceback" not in (folder / "errors").read_text()
+    errors = (folder / "errors").read_text()
+    assert "srun:" not in errors  # the workers have left of themselves
+    assert "Traceback" not in errors
 
 
 @pytest.mark.parametrize(
