@@ -78,6 +78,7 @@ def private_slurm(folder: Path) -> Iterator[Path]:
         _wait_until_idle(environment, folder)
         yield conf
     finally:
+        _cancel_all(environment)  # else what watches each job would wait for its controller for ever
         for name in ("slurmctld", "slurmd", "munged"):
             with contextlib.suppress(OSError, ValueError):
                 os.kill(int((folder / f"{name}.pid").read_text()), signal.SIGTERM)
@@ -87,6 +88,16 @@ def slurm(conf: Path, *command: str) -> str:
     """Return what a command of SLURM says."""
     environment = {**os.environ, "SLURM_CONF": str(conf)}
     return subprocess.run(command, env=environment, check=True, capture_output=True, text=True, timeout=60).stdout
+
+
+def _cancel_all(environment: dict[str, str]) -> None:
+    """Cancel what is left in the queue, and wait until it is gone."""
+    with contextlib.suppress(subprocess.SubprocessError, OSError):
+        _run("scancel", "--me", env=environment, check=False)
+        for _ in range(100):
+            if not _run("squeue", "-h", env=environment, check=False):
+                return
+            time.sleep(0.2)
 
 
 def _wait_until_idle(environment: dict[str, str], folder: Path) -> None:
