@@ -14,7 +14,9 @@ from storage.cache.verify import verify
 from storage.errors import BadRequest, StaleCache, StorageFailure
 from storage.format.objects import LocalObjects
 from tests.conftest import Program
+from tests.language.toys import counting_teacher, write_counting
 from tests.teacher_cache.toys import Silent, build, teacher_section, write_digits, write_job, write_teacher
+from tests.texts.toys import looking_teacher, write_texts
 
 VIEWS = '[views]\ncount = 2\ntransforms = [{ kind = "pad_crop", padding = 1 }]\n'
 
@@ -121,3 +123,30 @@ def test_shards_that_cannot_be_joined_are_refused(
     with pytest.raises(BadRequest) as caught:
         room.plan_compaction(source.catalogue())
     assert "bytes of text" in caught.value.what
+
+
+@pytest.mark.parametrize("kind", ["tokens", "texts of their own length"])
+def test_rows_of_many_sites_and_of_their_own_length_are_joined_and_compared(
+    kind: str, tmp_path: Path, program: Program
+) -> None:
+    (section, teacher) = (
+        (write_counting(tmp_path), counting_teacher(extra='encoding = { kind = "dense" }', scale=3.0))
+        if kind == "tokens"
+        else (write_texts(tmp_path, 40), looking_teacher())
+    )
+    job = write_job(tmp_path, section, teacher)
+    assert build(job).exit_code == 0
+    source = Cache.open(str(tmp_path / "cache"))
+    compact(source, str(tmp_path / "large"), Silent(), rows=1000)
+    large = Cache.open(str(tmp_path / "large"))
+    assert ({len(shards) for shards in large.catalogue().commits.values()}, verify(large).bad) == ({1}, ())
+    assert program("cache", "diff", source.url, large.url).code == 0
+    # the same answers, stored otherwise
+    sparse = 'encoding = { kind = "sparse", k = 2 }'
+    text = job.read_text().replace('encoding = { kind = "dense" }', "").replace('cache = "cache"', 'cache = "sparse"')
+    job.write_text(text.replace("[cluster]", f"{sparse}\n[cluster]"))
+    assert program("cache", "recode", large.url, job).code == 0
+    said = json.loads(program("cache", "diff", source.url, tmp_path / "sparse", "--json").out)
+    (gap,) = said["answers"]
+    assert (gap["rows"], gap["identical"]) == (20 if kind == "tokens" else 40, 0)
+    assert 0 <= gap["mean"] < 1e-3
