@@ -61,10 +61,10 @@ class SklearnModel(Runtime):
     def asked_about(self, dataset: DatasetSpec) -> None:
         """Find its columns in a table by their names, if it knows any. Raises BadTeacher: it answers something else."""
         if (self._method == NUMBERS) == task_of(dataset).has_classes:
-            regressor = self._method == NUMBERS
+            kind = "regressor" if self._method == NUMBERS else "classifier"
             raise BadTeacher(
-                f"the {type(self._estimator).__name__} in {self._path} is a {'regressor' if regressor else 'classifier'}, "
-                f"and {dataset.name} asks for {task_of(dataset).described(dataset)}",
+                f"the {type(self._estimator).__name__} in {self._path} is a {kind}, and {dataset.name} asks "
+                f"for {task_of(dataset).described(dataset)}",
                 do="keep it off that dataset with `datasets = [...]`",
             )
         columns = getattr(self._estimator, "feature_names_in_", None)
