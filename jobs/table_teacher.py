@@ -3,9 +3,9 @@
     python jobs/table_teacher.py diamonds.csv FOLDER
 
 `diamonds.csv` comes with the package `plotnine` (53,940 stones: carat, cut, color, clarity, depth, table, price, x, y,
-z). Its rows are written to FOLDER by their number: two fifths to `teacher.csv`, on which the teachers are fitted, two to
-`rows.csv`, which the job reads, one to `test.csv`. `price.skops` tells the price, `cut.skops` the cut, of five. It needs
-Stillroom's extra `sklearn`.
+z). Its rows are written to FOLDER by their number: two fifths to `teacher.csv`, on which the teachers are fitted; two
+to `rows.csv`, which the job reads; one to `test.csv`. `price.skops` tells the price, `cut.skops` the cut, of five. It
+needs Stillroom's extra `sklearn`.
 """
 
 import sys

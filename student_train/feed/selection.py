@@ -289,7 +289,9 @@ def _check_labelled(dataset: DatasetSpec, rows: str, samples: pl.DataFrame) -> N
         raise BadRequest(
             f"an objective needs labels, and {unlabelled} of {len(samples)} rows of {rows} have none",
             found=", ".join(samples.filter(pl.col(column).is_null())["sample_id"].head(4).to_list()),
-            do='where_labelled = true in the "labels" term, to leave these out there; drop it; or label them',
+            do="leave those rows out of the table; or learn from a teacher's numbers alone"
+            if column == TARGET
+            else 'where_labelled = true in the "labels" term, to leave these out there; drop it; or label them',
         )
 
 

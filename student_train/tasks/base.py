@@ -73,6 +73,7 @@ class StudentTask(ABC):
         beside: what that takes of the soft targets.
         predicted: columns of a prediction beside those that all have.
         pipeline_tag: what the Hub calls it; None: it has no name for it.
+        tabular_tag: likewise, of rows of a table.
         unsteady: why steps on it cannot be recorded; None: batches of one kind are all of one shape.
     """
 
@@ -89,6 +90,7 @@ class StudentTask(ABC):
     beside: ClassVar[Capability] = Capability("bucket", 1.0)  # serves the likeliest class too
     predicted: ClassVar[dict[str, pl.DataType]] = {}
     pipeline_tag: ClassVar[str | None] = None
+    tabular_tag: ClassVar[str | None] = None
     unsteady: ClassVar[str | None] = None
 
     @abstractmethod

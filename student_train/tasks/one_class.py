@@ -19,6 +19,7 @@ class OneClassStudent(StudentTask):
     """All logits of a batch are made at once."""
 
     way = "rows"
+    tabular_tag: ClassVar[str | None] = "tabular-classification"
     figures: ClassVar[Figures] = "rows"
     report = ReportFacts(
         rows="rows",

@@ -19,7 +19,7 @@ class Regression(Vector):
 
     asked = TASKS["regression"]
     figures: ClassVar[Figures] = "numbers"
-    pipeline_tag = "tabular-regression"
+    pipeline_tag = tabular_tag = "tabular-regression"
     report = replace(Vector.report, mistakes="texts")
     best_by: ClassVar[Figure] = "rmse"
     unsteady: ClassVar[str | None] = None

@@ -71,6 +71,7 @@ def test_a_table_from_its_file_to_predictions_of_an_exported_student(
     found = pl.read_parquet(folder / "said.parquet")
     assert found["class"].to_list() == [row["class"] for row in said]
     about = json.loads((folder / "onnx/preprocessing.json").read_text())
+    assert "\npipeline_tag: tabular-classification\n" in (folder / "onnx/README.md").read_text()
     assert about["places"][:5] == ["age", "age missing", "income", "city=Bonn", "city=Köln"]
 
 
@@ -89,3 +90,25 @@ def test_tables_whose_places_mean_something_else_are_refused(program: Program, t
     assert ended.code == 2
     assert "town.values = ['a', 'c']" in ended.err
     assert "town.values = ['a', 'b']" in ended.err
+
+
+def test_a_table_that_grows_keeps_what_was_learned_of_it(program: Program, tmp_path: Path) -> None:
+    lines = [f"{n % 5},{'ab'[n % 2]},{'no' if n % 3 else 'yes'}" for n in range(40)]
+    (tmp_path / "t.csv").write_text("\n".join(["n,town,y", *lines]) + "\n")
+    job = (
+        'cache = "cache"\n[[dataset]]\nname = "t"\nkind = "table"\npath = "t.csv"\nlabel = "y"\nmax_quarantined = 0.1\n'
+    )
+    (tmp_path / "cache.toml").write_text(job)
+    assert program("cache", "build", tmp_path / "cache.toml").code == 0
+    promise = (tmp_path / "cache/t/dataset.json").read_bytes()
+    with (tmp_path / "t.csv").open("a") as file:
+        file.write("900,b,no\n7,c,yes\n")
+    ended = program("cache", "build", tmp_path / "cache.toml")
+    assert ended.code == 3
+    assert "column town has 'c', which was in no row" in " ".join((ended.out + ended.err).split())
+    assert (tmp_path / "cache/t/dataset.json").read_bytes() == promise
+    samples = Cache.open(str(tmp_path / "cache")).samples().of("t")
+    assert samples["sample_id"].to_list()[-1] == "t.csv:40"
+    (tmp_path / "cache.toml").write_text(job + 'numeric = ["n"]\n')
+    ended = program("cache", "build", tmp_path / "cache.toml")
+    assert (ended.code, "source.columns.town" in ended.err) == (2, True), ended.err

@@ -17,12 +17,14 @@ from storage.datasets.table.learning import Learned, Seen, Wanted, learn
 from storage.datasets.table.reading import SUFFIXES, Dialect, names_of, num_rows, rows_of
 from storage.datasets.text.opening import compressed, kind_of
 from storage.datasets.text.rows import IN_COLUMNS
-from storage.datasets.text.windows import Window
+from storage.datasets.text.windows import KEPT_SHARDS, Window
 from storage.errors import BadRequest, LabelOutOfRange, MissingSource
 from storage.options import JobPath
 from storage.tasks.regression import Regression
 
 Names = Annotated[list[str], Field(min_length=1)]
+CELL_BYTES = 64  # of a short text in memory, with its place in a list
+ROWS_PER_SHARD = 2048
 MOST_CLASSES = 10_000  # of a column of labels, of which as many are kept
 
 
@@ -143,6 +145,10 @@ class TableSource(Source):
 
     def known_input(self) -> tuple[tuple[int, ...], str]:
         return (self._layout.width,), "float32"
+
+    def buffer_bytes(self) -> int:
+        rows = KEPT_SHARDS * (self.rows_per_shard or ROWS_PER_SHARD)
+        return rows * (len(self._layout.names) + len(self._behind)) * CELL_BYTES
 
     def notes(self) -> list[str]:
         paths, taken = self.paths(), {*self._layout.names, *self._behind}

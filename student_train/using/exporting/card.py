@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from storage.errors import CorruptObject
+from storage.inputs.columns import columns_of
 from student_train.comparing.figures import interval
 from student_train.options.sections import told
 from student_train.run_files.predictions import read_predictions
@@ -56,7 +57,7 @@ def model_card(run: Path, record: RunRecord, blueprint: Blueprint, card: Card) -
     data = identity.get("data", {})
     name = f"`{card.kind}`" if card.kind.isidentifier() else card.kind
     lines = [
-        *_head(card, task.pipeline_tag),
+        *_head(card, task.pipeline_tag if columns_of(blueprint.source) is None else task.tabular_tag),
         "",
         f"# {record.student}",
         "",
