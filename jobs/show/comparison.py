@@ -333,7 +333,7 @@ def _legend(found: Compared) -> list[str]:
     if found.behind:
         seeds = " and the noise of seeds" if found.noise else "; one seed each: the noise of seeds is not in it"
         lines.append(
-            f"behind: the best, in {found.gain.points}, with the 95 % interval over the same {found.sites[0]:,} "
+            f"behind: the best{f', in {found.gain.points}' if found.gain.points else ''}, with the 95 % interval over the same {found.sites[0]:,} "
             f"{found.sites[1]}{seeds}"
         )
     if any(setting.mean("perplexity") is not None for setting in found.settings):

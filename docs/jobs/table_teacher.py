@@ -1,6 +1,6 @@
 """Two pipelines of scikit-learn on a table of diamonds, fitted on columns by name: the teachers of `table.cache.toml`.
 
-    python jobs/table_teacher.py diamonds.csv FOLDER
+    python docs/jobs/table_teacher.py diamonds.csv FOLDER
 
 `diamonds.csv` comes with the package `plotnine` (53,940 stones: carat, cut, color, clarity, depth, table, price, x, y,
 z). Its rows are written to FOLDER by their number: two fifths to `teacher.csv`, on which the teachers are fitted; two
