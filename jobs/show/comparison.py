@@ -332,9 +332,9 @@ def _legend(found: Compared) -> list[str]:
         lines.append("± behind a mean: deviation over seeds; n: seeds")
     if found.behind:
         seeds = " and the noise of seeds" if found.noise else "; one seed each: the noise of seeds is not in it"
+        unit = f", in {found.gain.points}" if found.gain.points else ""
         lines.append(
-            f"behind: the best{f', in {found.gain.points}' if found.gain.points else ''}, with the 95 % interval over the same {found.sites[0]:,} "
-            f"{found.sites[1]}{seeds}"
+            f"behind: the best{unit}, with the 95 % interval over the same {found.sites[0]:,} {found.sites[1]}{seeds}"
         )
     if any(setting.mean("perplexity") is not None for setting in found.settings):
         lines.append("ppl: perplexity, exp of the cross-entropy in nats")

@@ -67,7 +67,8 @@ def test_all_mistakes_are_told_at_once(tmp_path: Path) -> None:
     assert mistakes(tmp_path, text) == [
         "cache: missing",
         "dataset[0]: unknown kind 'digitz'; did you mean 'digits'? "
-        "there are digits, image_folder, parquet_images, hf_folder, webdataset, arrays, factory, table, text, chat, tokens",
+        "there are digits, image_folder, parquet_images, hf_folder, webdataset, arrays, factory, table, text, chat, "
+        "tokens",
         "dataset[1].validation: expected less than 1 (found 1.5)",
         "dataset[1].seeed: unknown key; did you mean `seed`?",
         "teacher[0].batch_size: expected a whole number (found 'many')",
@@ -346,8 +347,8 @@ def test_a_kind_that_is_missing_or_unknown_is_answered_with_all_there_are(tmp_pa
     assert mistakes(tmp_path, CACHE.replace('kind = "digits"\n', "")) == [
         f"dataset[0]: `kind` is missing; there are {there}"
     ]
-    assert mistakes(tmp_path, CACHE.replace('"digits"', '"folder"')) == [
-        f"dataset[0]: unknown kind 'folder'; did you mean 'image_folder'? there are {there}"
+    assert mistakes(tmp_path, CACHE.replace('"digits"', '"image"')) == [
+        f"dataset[0]: unknown kind 'image'; did you mean 'image_folder'? there are {there}"
     ]
 
 
