@@ -15,6 +15,9 @@ from storage.cache import Cache
 from tests.chats.toys import CHATML, write_model
 from tests.conftest import Program
 from tests.pages.reading import blocks, run
+from tests.published.test_webdataset import pairs, write_tar
+from tests.published.toys import pictures, save_splits, save_to_disk
+from tests.teacher_cache.toys import build
 
 
 def test_every_job_of_the_page_of_data_is_valid(tmp_path: Path) -> None:
@@ -62,3 +65,18 @@ def test_chats_are_read_as_the_page_of_data_has_them(tmp_path: Path) -> None:
     run([str(Path(sys.executable).parent / "cache"), "build", "job.toml"], tmp_path)
     samples = Cache.open(str(tmp_path / "caches/chats")).samples().of("chats")
     assert samples["sample_id"].to_list() == [f"more/train.jsonl:{at}" for at in (0, 169, 283)]
+
+
+def test_saved_folders_and_tars_are_read_as_the_page_of_data_has_them(tmp_path: Path) -> None:
+    classes = ["cat", "ship"]
+    rows = pictures(["red", "green"] * 6, ["red", "green"])
+    splits = ("train", "test")
+    save_splits(tmp_path / "saved", {name: lambda at: save_to_disk(at, rows, {"label": classes}) for name in splits})
+    for number in range(2):
+        write_tar(tmp_path / f"tars/shard-{number:06d}.tar", pairs(["red", "green"] * 3))
+    for what, counts in (('path = "saved"\n', (12, 12)), ('kind = "webdataset"', (12,))):
+        (job,) = (text for language, text in blocks("data.md") if what in text and language == "toml")
+        (tmp_path / "job.toml").write_text(job)
+        assert build(tmp_path / "job.toml").exit_code == 0
+        samples = Cache.open(str(read_job(tmp_path / "job.toml", CacheJob).cache)).samples()
+        assert tuple(len(samples.of(name)) for name in splits[: len(counts)]) == counts

@@ -65,7 +65,7 @@ def test_from_a_saved_table_to_a_student_in_use(tmp_path: Path, program: Program
     )
     dataset = CACHE_JOB.partition("[[teacher]]")[0]
     dataset = dataset.replace('"table"', '"hf_folder"').replace('"customers.csv"', '"saved"\nsplit = "train"')
-    (tmp_path / "cache.toml").write_text(dataset.replace(', "member"', ""))
+    (tmp_path / "cache.toml").write_text(dataset.replace(', "member"', "") + '[cluster]\nkind = "inline"\n')
     labels = STUDENT_JOB.partition('loss = "kd"')[0] + 'loss = "labels"\n'
     (tmp_path / "students.toml").write_text(labels)
     assert program("cache", "build", tmp_path / "cache.toml").code == 0
