@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from distributed import Client
 
 NO_WORKERS_S = 120.0
+UNSEEN_S = 30.0  # without a look: who was there meanwhile is not known
 
 
 class Jobs(Protocol):
@@ -37,7 +38,7 @@ class Attendance:
     def __init__(self, note: Callable[[str], None] = lambda text: None, *, allow_versions: bool = False):
         self.note, self.ours = note, False
         self.jobs: Jobs | None = None
-        self._seen_s = time.monotonic()
+        self._seen_s = self._looked_s = time.monotonic()
         self._versions = Versions(note, allowed=allow_versions)
 
     def look(self, client: Client, workers: Mapping[str, int]) -> None:
@@ -48,10 +49,11 @@ class Attendance:
             TryAgain: there have been no workers for too long.
         """
         now = time.monotonic()
-        if workers:
+        if workers or now - self._looked_s > UNSEEN_S:
             self._seen_s = now
-            if not self.ours:
-                self._versions.check(client, workers)
+        self._looked_s = now
+        if workers and not self.ours:
+            self._versions.check(client, workers)
         absent_s = now - self._seen_s
         if self.jobs is not None:
             self.jobs.look(client, len(workers), absent_s)

@@ -72,6 +72,8 @@ def _step(
         f"--ntasks={num_tasks()}",
         "--overlap",  # where this command is a step itself, as under salloc
         "--kill-on-bad-exit=0",  # the others stay when one dies
+        f"--output={_log()}",
+        "--open-mode=append",  # of a job that was requeued
         *([f"--cpus-per-task={processors}"] if processors else []),  # it does not inherit that since SLURM 22.05
         *([f"--gpus-per-task={options.gpus}"] if options.gpus else []),
         *options.directives,
@@ -80,7 +82,7 @@ def _step(
         *(["--interface", options.interface] if options.interface else []),
         *("--tls-ca-file", str(told["ca_file"]), "--tls-cert", str(told["cert"]), "--tls-key", str(told["key"])),
     ]
-    own = {**os.environ, **QUIET, **_end(), "DASK_LOGGING__DISTRIBUTED": "error", **environment}
+    own = {**os.environ, **QUIET, **_end(), **environment}
     step = subprocess.Popen(command, env=own, stdin=subprocess.DEVNULL)  # noqa: S603 - what the job file says
     try:
         yield step
@@ -92,6 +94,11 @@ def _step(
             step.wait(LEAVE_S)
         step.kill()
         step.wait()
+
+
+def _log() -> str:
+    """Return the file of what the workers print, in the folder that the command runs in."""
+    return f"stillroom-{os.environ['SLURM_JOB_ID']}.log"
 
 
 def _end() -> dict[str, str]:
@@ -123,5 +130,5 @@ class _Step:
         raise TryAgain(
             "the workers of this job have ended" if ended else f"no worker of this job for {COME_S:.0f} s",
             found=f"srun ended with {self._step.returncode}" if ended else "srun still runs",
-            do="look at what it printed, above; the same job again goes on with the rest (sbatch, scontrol requeue)",
+            do=f"look at {_log()}; the same job again goes on with the rest (sbatch, scontrol requeue)",
         )
