@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from student_train.feed.feed import Feed
 
 ROWS = 1_500
-SIDE, LARGE = 224, (375, 400, 427)  # sides of photographs that are not cropped yet: nine sizes
+SIDE, LARGE = 224, (340, 375, 420)  # sides of photographs that are not cropped yet: nine sizes
 BATCH = 64
 WINDOW_SHARDS = 4
 VIEWS = '[views]\ncount = 1\ntransforms = [{ kind = "random_resized_crop", scale = [0.3, 1.0] }]\n'
