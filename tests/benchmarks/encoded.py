@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 ROWS = 1_500
 SIDE, LARGE = 224, (340, 375, 420)  # sides of photographs that are not cropped yet: nine sizes
 BATCH = 64
+RUNS = 9
 WINDOW_SHARDS = 4
 VIEWS = '[views]\ncount = 1\ntransforms = [{ kind = "random_resized_crop", scale = [0.3, 1.0] }]\n'
 
@@ -45,7 +46,7 @@ def measure(folder: Path) -> Iterator[Figure]:
         ("streamed / decoding, cropping, resizing, 400", large, 1),
     ):
         feed, bare = _feed(place, views), _bare(place, crop=bool(views))
-        yield Figure(what, [b / a for a, b in pairs(_epochs(feed), bare)], 0.8, "at least")
+        yield Figure(what, [b / a for a, b in pairs(_epochs(feed), bare, RUNS)], 0.8, "at least")
 
 
 def _write(folder: Path, sides: tuple[int, ...]) -> None:

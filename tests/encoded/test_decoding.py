@@ -16,6 +16,7 @@ from storage.errors import BadRequest, CorruptObject, StaleCache, StillroomError
 from storage.inputs import encoded, inputs_of
 from storage.inputs.policy import ImagePolicy
 from storage.views import check
+from tests.conftest import Program
 from tests.encoded.toys import crops, dataset, seeing, train, write_photographs, write_teacher
 from tests.teacher_cache.toys import Silent, build, write_job
 
@@ -181,3 +182,13 @@ def test_pixels_in_place_of_encoded_pictures_are_another_dataset(cache: Path) ->
     with pytest.raises(StaleCache) as caught:
         build(write_job(cache.parent, dataset("max_quarantined = 0.5"), seeing("same")))
     assert "source.inputs" in caught.value.what
+
+
+def test_pictures_are_compacted_as_other_rows_are(cache: Path, program: Program, tmp_path: Path) -> None:
+    assert program("cache", "compact", cache, tmp_path / "large", "--rows", 100).code == 0
+    large = Cache.open(str(tmp_path / "large"))
+    assert (len(large.catalogue().shards("photographs")), verify(large).bad) == (1, ())
+    rows = large.read_rows("photographs", 0)
+    assert [row.tobytes() for row in rows] == [
+        row.tobytes() for shard in range(2) for row in Cache.open(str(cache)).read_rows("photographs", shard)
+    ]
