@@ -115,7 +115,7 @@ def test_beside_a_gpu_activations_are_no_memory_of_the_host_and_on_it_shards_are
         weights=1000, activations=80, heard=25, sites=5, classes=2, copies=5.0, inputs=7, shard=10, seen=5, source=99
     )
     assert sizes.on_cpu(2) == (1000, 80 + 5 * 4 * 5 * 2, 2 * 3 * 10 + 5, 99)
-    assert sizes.beside_gpu(8) == (1000, 0, 8 * 3 * 10, 0)
+    assert sizes.beside_gpu(8) == (1000, 0, 8 * 3 * 10, 99)  # pictures are decoded on the host
     assert sizes.on_gpu() == (1000, 80 + 5 * 4 * 5 * 2 + 2 * 25, 3 * 7 + 5, 0)
 
 
