@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 import xxhash
 from PIL import Image
 
@@ -15,7 +16,12 @@ from storage.cache import Cache
 from storage.format.committing import read_ragged
 from storage.format.shards import ShardKey
 from storage.inputs import inputs_of
+from storage.inputs.arguments import to_float
 from storage.views import PLAIN
+from student_train.feed.batches import ArrayKey, Needs
+from student_train.feed.order.views import EpochViews
+from student_train.feed.residency import FeedPool, Place
+from student_train.feed.selection import select_rows
 from tests.conftest import Program
 from tests.encoded.toys import dataset, seeing, train, write_photographs, write_teacher
 from tests.teacher_cache.toys import build, write_job
@@ -133,6 +139,19 @@ def test_both_sizes_see_the_same_box_of_the_whole_picture(built: Path) -> None:
 def test_a_stream_and_resident_rows_end_at_the_same_weights(built: Path, tmp_path: Path, views: int) -> None:
     streamed, resident = (train(built / "cache", tmp_path / at, at, views=views) for at in ("stream", "device"))
     assert streamed == resident
+
+
+@pytest.mark.parametrize("place", ["stream", "device"])
+def test_a_batch_shows_what_the_teacher_saw_of_each_of_its_rows(built: Path, place: Place) -> None:
+    cache, key = Cache.open(str(built / "cache")), ArrayKey("same", "feature/seen")
+    needs, views = Needs(features=frozenset({key})), cache.views("photographs")
+    assert views is not None
+    selection = select_rows(cache.samples(), "photographs", needs, views=EpochViews(views, 2))
+    feed = FeedPool(cache, torch.device("cpu"), place=place, window_shards=2).feed(selection, needs)
+    for epoch in (0, 1):
+        batches = list(feed.shuffled(5, seed=0, epoch=epoch))
+        assert sum(len(batch.shown) for batch in batches) == 24
+        assert all(torch.equal(batch.features[key], to_float(batch.shown)) for batch in batches)
 
 
 def test_labels_alone_are_trained_on_the_same_crops(built: Path, tmp_path: Path) -> None:
