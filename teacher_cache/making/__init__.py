@@ -3,7 +3,7 @@
 make.py      the story: a teacher, a way, a folder
 subject.py   the teacher as a student as it is, from which all ways go on
 rows.py      a few rows of the cache, for scores and calibration
-asking.py    these as a student is given them
+asking.py    these as a student is given them, what its layers make of them, and batch norms that take theirs again
 sizes.py     what a target asks for, and how near a student comes
 ways.py      the ways by name, and what each may be told
 prune.py     fewer units: which stay, and a network of those

@@ -11,8 +11,7 @@ from storage.digests import fingerprint
 from storage.errors import BadRequest, BadTeacher, StillroomError
 from storage.format.specs import DatasetSpec, check_promise
 from teacher_cache.building.prepared import BuildRequest
-from teacher_cache.making.asking import batches
-from teacher_cache.making.moments import retake
+from teacher_cache.making.asking import batches, retake
 from teacher_cache.making.rows import some_rows
 from teacher_cache.making.subject import Subject, as_student
 from teacher_cache.making.ways import WAYS
