@@ -46,7 +46,8 @@ def retake(student: Student, subject: Subject) -> list[str]:
     """Set each batch norm's running mean and variance to those over the rows at hand; return in words what was done.
 
     Those of the teacher were of other activations: without it what was pruned answers at chance, whatever its weights
-    know (EagleEye, Li et al. 2020, arXiv:2007.02491). All else of the student is as in evaluation, and a batch norm without running statistics has nothing to take.
+    know (EagleEye, Li et al. 2020, arXiv:2007.02491). All else of the student is as in evaluation, and a batch norm
+    without running statistics has nothing to take.
     """
     import torch
     from torch.nn.modules.batchnorm import _BatchNorm
