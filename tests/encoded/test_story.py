@@ -13,10 +13,12 @@ import xxhash
 from PIL import Image
 
 from storage.cache import Cache
+from storage.errors import StaleCache
 from storage.format.committing import read_ragged
 from storage.format.shards import ShardKey
 from storage.inputs import inputs_of
 from storage.inputs.arguments import to_float
+from storage.inputs.policy import FILTERS
 from storage.views import PLAIN
 from student_train.feed.batches import ArrayKey, Needs
 from student_train.feed.order.views import EpochViews
@@ -152,6 +154,16 @@ def test_a_batch_shows_what_the_teacher_saw_of_each_of_its_rows(built: Path, pla
         batches = list(feed.shuffled(5, seed=0, epoch=epoch))
         assert sum(len(batch.shown) for batch in batches) == 24
         assert all(torch.equal(batch.features[key], to_float(batch.shown)) for batch in batches)
+
+
+@pytest.mark.parametrize("views", [0, 2])
+def test_a_filter_that_resizes_otherwise_is_noticed_of_the_teacher_whose_it_is(
+    built: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, views: int
+) -> None:
+    monkeypatch.setitem(FILTERS, "bicubic", Image.Resampling.LANCZOS)  # as another Pillow might
+    with pytest.raises(StaleCache, match=r"photographs/large/.* shows other images than the teacher saw"):
+        train(built / "cache", tmp_path / "large", "stream", views=views)
+    train(built / "cache", tmp_path / "same", "stream", "same", views=views)  # its filter is another
 
 
 def test_labels_alone_are_trained_on_the_same_crops(built: Path, tmp_path: Path) -> None:
