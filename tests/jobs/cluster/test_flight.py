@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import pytest
 
-from jobs.cluster.flight import Places, _Attempt, alone, one_each, window
+from jobs.cluster.flight import Left, Places, _Attempt, alone, one_each, window
 from storage.errors import BadRequest, Overdue, WorkerDied
 
 WORKERS = {"tcp://a": 2, "tcp://b": 3}
@@ -55,7 +55,19 @@ def tries(result: object, *, deaths: int) -> int:
         (Overdue("an hour"), 1, 3),
         (WorkerDied("killed"), 0, 1),
         (WorkerDied("killed"), 1, 2),
+        (Left("its job is about to end"), 1, 3),
     ],
 )
 def test_only_what_is_no_fact_about_the_request_is_tried_again(result: object, deaths: int, begun: int) -> None:
     assert tries(result, deaths=deaths) == begun
+
+
+@pytest.mark.parametrize("result", [Left("its job is about to end"), WorkerDied("its node failed")])
+def test_work_that_gets_further_each_time_is_tried_as_often_as_it_takes(result: Exception) -> None:
+    attempt: _Attempt[Work] | None = _Attempt(Work())
+    for progress in range(1, 50):
+        assert attempt is not None
+        attempt = attempt.after(result, 0, progress)
+    assert attempt == _Attempt(Work(), progress=49)
+    while attempt is not None:  # and where it gets no further, no more often than at first
+        attempt = attempt.after(result, 0, 49)

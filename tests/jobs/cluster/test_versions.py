@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
@@ -100,3 +100,18 @@ def test_a_scheduler_on_a_public_address_without_tls_is_warned_of(
     with pytest.raises(TryAgain), open_client(options, attendance=Attendance(notes.append)):
         pass
     assert [note[:8] for note in notes] == ["warning:"] * warned
+
+
+def test_how_long_there_is_no_worker_is_counted_while_somebody_looks(monkeypatch: pytest.MonkeyPatch) -> None:
+    now_s = [0.0]
+    monkeypatch.setattr("time.monotonic", lambda: now_s[0])
+    attendance, client = Attendance(), cast("Any", Workers({}, ""))
+    attendance.look(client, {})
+    now_s[0] = 500.0  # between two stages
+    attendance.look(client, {})
+    for second in range(501, 620, 2):
+        now_s[0] = second
+        attendance.look(client, {})
+    now_s[0] = 621.0
+    with pytest.raises(TryAgain, match="no Dask workers for 120 s"):
+        attendance.look(client, {})
