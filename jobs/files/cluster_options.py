@@ -128,6 +128,10 @@ class ClusterOptions(BatchOptions):
             raise ValueError(f"`{said[0]}` is decided by the job that this command runs in (inside = true)")
         if not self.inside and (lacking := [name for name in _NEEDED if getattr(self, name) is None]):
             raise ValueError(f"kind = {self.kind!r} needs {', '.join(f'`{name}`' for name in lacking)} of its jobs")
+        if strange := [line for line in self.directives if not line.startswith("-")]:
+            raise ValueError(
+                f"{strange[0]!r} in `directives` is no option; write what stands behind #SBATCH: --qos=high"
+            )
         if limits := [line for line in self.directives if re.match(_LIMITS[self.kind], line)]:
             raise ValueError(f"{limits[0]!r} in `directives` is the time limit, which must be known; say it in `time`")
         if self.kind == "sge" and (said := [name for name in ("processors", "gpus") if getattr(self, name)]):

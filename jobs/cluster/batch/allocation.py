@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from jobs.cluster.attendance import Attendance
 from jobs.cluster.batch.leaving import ENDS, LIMIT
-from jobs.cluster.batch.submitting import QUIET, certificates
+from jobs.cluster.batch.submitting import QUIET, certificates, check_interface
 from jobs.files.cluster_options import ClusterOptions
 from storage.errors import BadRequest, TryAgain
 
@@ -47,6 +47,7 @@ def allocated(
             expected="a script that sbatch submits, with as many tasks as there are to be workers",
             do='sbatch --ntasks=4 --time=4:00:00 --wrap "cache build JOB.toml"; or without `inside`, from a login node',
         )
+    check_interface(options)
     with certificates(Path.cwd()) as security:
         listening = {"security": security, "protocol": "tls://", "port": 0, "dashboard_address": "127.0.0.1:0"}
         scheduler = {"cls": Scheduler, "options": {**listening, "interface": options.interface}}

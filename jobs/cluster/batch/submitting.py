@@ -116,7 +116,7 @@ def submitted(
     """Yield a client of a fixed number of jobs, which are cancelled with the block.
 
     Raises:
-        BadRequest: dask-jobqueue, or the scheduler's own command, is not installed here.
+        BadRequest: dask-jobqueue, or the scheduler's own command, is not installed here; or there is no such interface.
     """
     from distributed import Client
 
@@ -128,6 +128,7 @@ def submitted(
             expected="a login node of the cluster, or another machine that may submit",
             do="run the command there; --dry-run shows the script of a job anywhere",
         )
+    check_interface(options)
     cluster_class = _cluster_class(options.kind)
     watched = Watched(options, attendance.note, QUEUES.get(options.kind))
     scheduler = {"dashboard_address": "127.0.0.1:0"}  # nobody looks at it, and 8787 may be another command's
@@ -146,6 +147,20 @@ def submitted(
         watched.cluster = cluster
         attendance.jobs = watched
         yield client
+
+
+def check_interface(options: ClusterOptions) -> None:
+    """Raise BadRequest if this machine has no network interface of the name that a job file says."""
+    import psutil  # type: ignore[import-untyped]
+
+    there = psutil.net_if_addrs()
+    if options.interface is not None and options.interface not in there:
+        raise BadRequest(
+            f"this machine has no network interface {options.interface}",
+            found=", ".join(there),
+            expected="one that the command's machine and all nodes have",
+            do="name it: interface in [cluster]; `ip address` lists them",
+        )
 
 
 @contextlib.contextmanager

@@ -113,6 +113,17 @@ def test_what_runs_in_no_job_cannot_be_inside_one(monkeypatch: pytest.MonkeyPatc
     assert refused.value.what == "this command does not run in a job of SLURM"
 
 
+def test_a_network_that_is_not_there_is_told_with_those_that_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("shutil.which", lambda name: name)
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
+    for options in (ONE, ClusterOptions(kind="slurm", inside=True)):
+        other = options.model_copy(update={"interface": "ib99"})
+        with pytest.raises(BadRequest) as refused, open_client(other):
+            pass
+        assert refused.value.what == "this machine has no network interface ib99"
+        assert "lo" in (refused.value.found or "").split(", ")
+
+
 class Job:
     def __init__(self, job_id: str):
         self.job_id = job_id
