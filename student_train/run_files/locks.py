@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -43,6 +44,8 @@ def locked(path: Path, what: str, do: str = "wait for it to end") -> Iterator[bo
             held = lock(file)
         except BlockingIOError:
             raise TryAgain(f"another process is training {what}", found=_said(file, path), do=do) from None
+        if not _is_at(file, path):
+            raise TryAgain(f"another process was training {what} until now", found=f"{path} is gone", do=do)
         _say(file)
         yield held
 
@@ -81,11 +84,22 @@ def job_locked(
                     note(f"waiting for its end: {error.found} trains {what}")
                     told = True
             else:
-                yield
+                try:
+                    yield
+                finally:
+                    path.unlink(missing_ok=True)  # while it is held: whoever opened it meanwhile sees that it is gone
                 return
         if stop():
             raise Interrupted("stopped while another command trained these students")
         time.sleep(LOOK_EVERY_S)
+
+
+def _is_at(file: IO[str], path: Path) -> bool:
+    """Return whether a file that is held is the one that others would open."""
+    try:
+        return os.path.samestat(os.fstat(file.fileno()), path.stat())
+    except OSError:
+        return False
 
 
 def _is_finished(folder: Path) -> bool:

@@ -57,3 +57,13 @@ def test_who_waits_can_be_stopped(tmp_path: Path) -> None:
         waiting()
     with job_locked(tmp_path, ["a"], wait=False, note=print, stop=lambda: False):  # another job
         waiting()
+
+
+def test_a_job_leaves_no_lock_behind_and_one_that_is_gone_is_not_held(tmp_path: Path) -> None:
+    with job_locked(tmp_path, ["a"], wait=False, note=print, stop=lambda: False):
+        (path,) = tmp_path.iterdir()
+        path.unlink()  # as its holder does at its end; whoever had opened it before holds nothing
+        path.write_text("")
+        with job_locked(tmp_path, ["a"], wait=False, note=print, stop=lambda: False):
+            pass
+    assert list(tmp_path.iterdir()) == []
