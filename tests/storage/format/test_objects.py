@@ -338,7 +338,7 @@ def test_an_unknown_scheme_is_a_bad_request() -> None:
         open_objects("nosuch://bucket/x")
     assert (caught.value.what, caught.value.expected) == (
         "cannot open nosuch://bucket/x",
-        "a folder, or s3://bucket/prefix",
+        "a folder, s3://bucket/prefix, or https://…",
     )
 
 

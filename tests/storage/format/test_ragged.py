@@ -170,12 +170,12 @@ def test_a_promise_that_uses_nothing_new_is_what_it_was() -> None:
 
 
 def test_what_this_version_cannot_read_is_refused_by_name(objects: LocalObjects) -> None:
-    later = TEXTS.model_copy(update={"uses": ("own_length", "encoded_inputs")})
+    later = TEXTS.model_copy(update={"uses": ("own_length", "of_a_later_version")})
     objects.put("texts/dataset.json", later.to_json())
     with pytest.raises(UnsupportedFormat) as caught:
         read_spec(objects, "texts/dataset.json", DatasetSpec)
     assert (caught.value.what, caught.value.found, caught.value.do) == (
         f"{objects.url}/texts/dataset.json uses what this version cannot read",
-        "encoded_inputs",
+        "of_a_later_version",
         "upgrade stillroom; FORMAT.md says what each of these names is",
     )

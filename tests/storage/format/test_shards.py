@@ -580,12 +580,12 @@ def test_an_ingest_has_no_teacher_to_promise_it(objects: LocalObjects) -> None:
 
 
 def test_what_a_commit_uses_and_this_version_does_not_know_is_refused_by_name(commit: Commit) -> None:
-    later = replace(commit, uses=("encoded_inputs",)).to_parquet()
+    later = replace(commit, uses=("of_a_later_version",)).to_parquet()
     with pytest.raises(UnsupportedFormat) as caught:
         Commit.from_parquet(later, KEY.commit_path)
     assert (caught.value.what, caught.value.found) == (
         "digits/cnn/plain/00007.parquet uses what this version cannot read",
-        "encoded_inputs",
+        "of_a_later_version",
     )
 
 
