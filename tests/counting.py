@@ -20,9 +20,9 @@ class Counting:
         self.url = objects.url
         self.requests = [] if requests is None else requests
 
-    def get(self, path: str) -> bytes:
+    def get(self, path: str, most_bytes: int | None = None) -> bytes:
         self.requests.append(("get", path))
-        return self._objects.get(path)
+        return self._objects.get(path, most_bytes)
 
     def get_version(self, path: str) -> tuple[bytes, str]:
         self.requests.append(("get", path))

@@ -21,8 +21,9 @@ class FaultyStore:
     """What the proxy does, and what it was asked.
 
     Attributes:
-        fault: "drop" (before the store hears of it), "lose" (the store has done it; no answer), "reset" (likewise, by a
-            TCP reset), "cut" (half of the answer), or a status such as "503"; None for none.
+        fault: "deaf" (writes over what is there, whatever is asked), "drop" (before the store hears of it), "lose" (the
+            store has done it; no answer), "reset" (likewise, by a TCP reset), "cut" (half of the answer), a status such
+            as "503", or one with the store's own word, "503 SlowDown"; None for none.
         times: how many requests it strikes yet.
         strikes: which requests.
         asked: (method, path) of every request.
@@ -63,14 +64,16 @@ def faulty_store(behind: str) -> Iterator[FaultyStore]:
         def answer(self) -> None:
             body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
             fault = store.strike(self.command, self.path)
-            if fault is not None and fault.isdecimal():
-                self.send(int(fault), {}, b"")
+            if fault is not None and fault[0].isdecimal():
+                status, _, code = fault.partition(" ")
+                self.send(int(status), {}, f"<Error><Code>{code}</Code></Error>".encode() if code else b"")
                 return
             if fault == "drop":
                 self.close_connection = True
                 return
             there = http.client.HTTPConnection(host)
-            there.request(self.command, self.path, body, dict(self.headers))
+            headers = {n: v for n, v in self.headers.items() if fault != "deaf" or n.lower() != "if-none-match"}
+            there.request(self.command, self.path, body, headers)
             found = there.getresponse()
             headers, data = dict(found.getheaders()), found.read()
             there.close()

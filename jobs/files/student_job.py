@@ -45,9 +45,21 @@ class StudentJob(TrainingJob):
 
     Attributes:
         cache: where rows are read.
+        keep: folder of this machine in which shards are kept once they were read; never changes what is computed.
+        keep_bytes: of all that is kept there.
     """
 
     cache: CacheUrl
+    keep: JobPath | None = None
+    keep_bytes: Annotated[int, Field(ge=1)] | None = None
+
+    @model_validator(mode="after")
+    def _bounded(self) -> Self:
+        if (self.keep is None) != (self.keep_bytes is None):
+            raise ValueError("give `keep`, a folder of this machine, and `keep_bytes`, what it may hold, together")
+        if self.keep is not None and "://" not in self.cache and self.keep.is_relative_to(self.cache):
+            raise ValueError(f"`keep` lies in the cache itself ({self.keep}); name a folder on a disk of this machine")
+        return self
 
     def request(self, device: Device, parallel: Parallel) -> Request:
         """Return what is asked of `student_train`.
@@ -67,8 +79,11 @@ class StudentJob(TrainingJob):
                 found=f'{parallel.size} processes of torchrun, and kind = "{self.cluster.kind}" in [cluster]',
                 do='kind = "inline", or student train without torchrun',
             )
+        cache = Cache.open(self.cache)
+        if self.keep is not None and self.keep_bytes is not None:
+            cache = cache.kept_in(self.keep, self.keep_bytes)
         return Request(
-            cache=Cache.open(self.cache),
+            cache=cache,
             runs=self.runs,
             data=DataOptions(**self.model_dump(include=set(DataOptions.model_fields))),
             students=tuple(self.student),

@@ -17,7 +17,7 @@ from student_train.running import events
 from student_train.running.train import Summary
 
 TELL_EVERY_S = 30.0  # of what happens each second
-WARNINGS = (events.TeacherNearChance, events.ResultLost, events.RunsNotLocked, events.TrackerFailed)
+WARNINGS = (events.TeacherNearChance, events.ResultLost, events.RunsNotLocked, events.TrackerFailed, events.NotKept)
 FIGURES = (
     "accuracy",
     "cross_entropy",

@@ -68,6 +68,11 @@ class TrainProgress:
                 self._watch.note(f"note: {_who(event.students)}: {event.note}")
             case events.NotBesideTeacher():
                 self._watch.note(f"note: {_who(event.students)}: no KL to a teacher on the held rows: {event.why}")
+            case events.NotKept():
+                self._watch.note(f"note: {event.why}")
+            case events.ShardsKept():
+                read, fetched = si(event.read_bytes, "B"), si(event.fetched_bytes, "B")
+                self._watch.note(f"shards: {read} from {event.folder}, {fetched} from the store")
             case events.RunsNotLocked():
                 self._watch.note(f"{event.folder}: its disk has no locks; let no other command train these students")
 

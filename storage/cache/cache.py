@@ -23,6 +23,7 @@ import secrets
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -33,7 +34,7 @@ from storage.cache.samples import Samples
 from storage.errors import BadRequest, IncompleteCache, MissingObject, NotInCache, StaleCache
 from storage.format.belonging import Promises
 from storage.format.committing import copy_shard, read_arrays, read_ragged, read_stored, write_shard
-from storage.format.objects import Objects, open_objects
+from storage.format.objects import KeptObjects, Objects, open_objects
 from storage.format.shards import Belonging, Commit, ShardKey, list_commits, stage_folder
 from storage.format.specs import (
     FORMAT_VERSION,
@@ -107,6 +108,20 @@ class Cache:
         there = "a folder without cache.json" if listing.objects or listing.folders else "nothing"
         raise NotInCache(f"{url} is not a cache", found=there, expected="cache.json", do="cache build JOB.toml")
 
+    def kept_in(self, folder: Path, most_bytes: int) -> Cache:
+        """Return the same cache, of which shards are kept below a folder of this machine once they were read.
+
+        Args:
+            folder: on a disk of this machine.
+            most_bytes: of all that is kept there, of other caches too.
+        """
+        return Cache(KeptObjects(self.objects, self.id, folder, most_bytes), self.spec)
+
+    @property
+    def kept(self) -> KeptObjects | None:
+        """Where its shards are kept on this machine, if they are."""
+        return self.objects if isinstance(self.objects, KeptObjects) else None
+
     @classmethod
     def find(cls, url: str) -> Cache | None:
         """Return the cache at `url`, or None if nothing is there.
@@ -150,7 +165,16 @@ class Cache:
             created=datetime.now(UTC).isoformat(timespec="seconds"),
             created_by=f"stillroom {version('stillroom')}",
         )
-        open_objects(url).create(CACHE_JSON, spec.to_json())  # another builder may have been first; then it is theirs
+        objects = open_objects(url)
+        objects.create(CACHE_JSON, spec.to_json())  # another builder may have been first; then it is theirs
+        if objects.create(CACHE_JSON, b"{}"):  # nobody could: it is there
+            objects.delete(CACHE_JSON)
+            raise BadRequest(
+                f"{url} writes over what is there though it is asked not to, so two builders could mix their shards",
+                found="cache.json written twice, both times as a new object",
+                expected="a store with conditional writes (If-None-Match: *)",
+                do="name another store or a folder in the job's `cache`, or let the store's operator update it",
+            )
         return cls.open(url)  # what is there now, ours or theirs
 
     def catalogue(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from storage.errors import BadRequest
 from storage.format.stores.base import TEMPORARY_PREFIX, Listing, ObjectInfo, Objects, Span
+from storage.format.stores.kept import KeptObjects
 from storage.format.stores.local import LocalObjects
 from storage.format.stores.remote import RemoteObjects
 from storage.format.stores.web import SCHEMES, WebObjects
@@ -15,6 +16,7 @@ from storage.options import redacted
 
 __all__ = [
     "TEMPORARY_PREFIX",
+    "KeptObjects",
     "Listing",
     "LocalObjects",
     "ObjectInfo",

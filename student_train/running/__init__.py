@@ -9,6 +9,7 @@ stacking.py      who is stacked
 run.py           one student's way from its first step, or last checkpoint, to its record
 measuring/       what students are asked: figures and predictions of the held rows, latency
 halving.py       who is set aside early
+keeping.py       what is told of shards that are kept on this machine
 events.py        what is told while it runs, and in which order
 tracking/        the same, told to TensorBoard and MLflow
 """

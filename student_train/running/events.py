@@ -19,7 +19,7 @@
             StudentFinished                     those that have had all their epochs
         PassDone
 
-StudentFailed and TrackerFailed may come at any place.
+StudentFailed, TrackerFailed and NotKept may come at any place; ShardsKept comes last, where the job has `keep`.
 """
 
 from __future__ import annotations
@@ -243,6 +243,23 @@ class TrackerFailed:
     why: str
 
 
+@dataclass(frozen=True, slots=True)
+class NotKept:
+    """Shards, or one of them, cannot be kept on this machine, or could not be used as they were; the students go on."""
+
+    folder: str
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
+class ShardsKept:
+    """How many bytes of shards came out of the folder of this machine, and how many from the store."""
+
+    folder: str
+    read_bytes: int
+    fetched_bytes: int
+
+
 Event = (
     FeedChosen
     | MemoryProjected
@@ -268,5 +285,7 @@ Event = (
     | StudentSkipped
     | StudentFailed
     | TrackerFailed
+    | NotKept
+    | ShardsKept
 )
 Report = Callable[[Event], None]

@@ -26,6 +26,7 @@ from student_train.running.events import (
     StudentSkipped,
     TeacherNearChance,
 )
+from student_train.running.keeping import tell_kept, with_notes
 from student_train.running.one_pass import OnePass
 from student_train.running.tracking.listening import tracking
 
@@ -68,6 +69,7 @@ def train_students(
         StorageFailure: the disk refused; what is written stays good.
     """
     device, parallel = find_device(request.device), request.parallel
+    report = with_notes(request.cache.kept, report)
     students = prepare(request)
     parallel.wait()  # until all have seen what is there, and before one of them writes
     records = {student.name: student.settled for student in students if student.settled is not None}
@@ -110,6 +112,7 @@ def train_students(
                     found = one.train()
                     records |= found.records
                     errors |= found.errors
+        tell_kept(request.cache.kept, report)
     return Summary(tuple(records[s.name] for s in students if s.name in records), errors)
 
 

@@ -6,4 +6,5 @@ remote.py  a prefix of an object store
 asking.py  ask one until it answers
 web.py     a published cache on a web server, read-only
 index.py   what lies there, for nothing can be listed
+kept.py    another store, whose shards are kept on a disk of this machine once they were read
 """

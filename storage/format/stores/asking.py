@@ -43,10 +43,12 @@ def asked(verb: str, name: str, ask: Callable[[], T]) -> T:
             found = str(error).split("\n", 1)[0]  # a store's client adds pages of its own
             # the first is also what a 409 is called, whatever was asked: somebody else is at it just now
             if not isinstance(error, AlreadyExistsError | GenericError) or FINAL.search(str(error)):
+                ahead = "RequestTimeTooSkewed" in str(error)  # signatures hold for a quarter of an hour
+                what = (
+                    "set this machine's clock" if ahead else "check the address and the credentials in the environment"
+                )
                 raise StorageFailure(
-                    f"cannot {verb} {name}",
-                    found=found,
-                    do="check the address and the credentials in the environment, then run the same command again",
+                    f"cannot {verb} {name}", found=found, do=f"{what}, then run the same command again"
                 ) from error
             if time.monotonic() + wait_s > until_s:
                 raise StoreUnavailable(

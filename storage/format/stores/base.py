@@ -7,6 +7,8 @@ from collections.abc import Iterator, Sequence
 from typing import NamedTuple, Protocol
 
 TEMPORARY_PREFIX = ".tmp-"  # of files that are being written; never listed, left behind only by a kill
+# A Zarr group, or of format 2 a member of one: of one attempt, which is written once; a commit vouches for its bytes.
+OF_A_GROUP = re.compile(r"(.*/)?\d{5,}-[0-9a-f]{8}\.zarr(\.zip|/.*)")
 
 
 class ObjectInfo(NamedTuple):

@@ -9,12 +9,11 @@ from typing import NoReturn
 
 from storage.digests import digest
 from storage.errors import BadRequest, CorruptObject, MissingObject, NotInCache
-from storage.format.stores.base import Listing, ObjectInfo, ask_verify
+from storage.format.stores.base import OF_A_GROUP, Listing, ObjectInfo, ask_verify
 from storage.format.stores.index import INDEX, Index
 from storage.format.stores.remote import RemoteObjects
 
 SCHEMES = ("http://", "https://")
-OF_A_GROUP = re.compile(r"(.*/)?\d{5,}-[0-9a-f]{8}\.zarr(\.zip|/.*)")  # commits name these, and the index does not
 
 
 class WebObjects(RemoteObjects):
@@ -94,7 +93,7 @@ class WebObjects(RemoteObjects):
         self._refuse()
 
     def _check_known(self, path: str) -> None:
-        """Raise MissingObject for what would be in the index if it were there."""
+        """Raise MissingObject for what would be in the index if it were there: it has all but what commits name."""
         if not OF_A_GROUP.fullmatch(path):
             raise MissingObject(f"{self.url}/{path} is not there", do=ask_verify(self.url))
 

@@ -394,6 +394,23 @@ def test_toml_that_nests_without_end_is_refused(tmp_path: Path, text: str, expec
     assert caught.value.what == f"{tmp_path}/job.toml {expected}"
 
 
+@pytest.mark.parametrize(
+    ("said", "mistake"),
+    [
+        ('keep = "scratch"', "give `keep`, a folder of this machine, and `keep_bytes`, what it may hold, together"),
+        ("keep_bytes = 5", "give `keep`, a folder of this machine, and `keep_bytes`, what it may hold, together"),
+        ('keep = "scratch"\nkeep_bytes = 0', "keep_bytes: expected at least 1 (found 0)"),
+        (
+            'keep = "c/kept"\nkeep_bytes = 5',
+            "`keep` lies in the cache itself ({}/c/kept); name a folder on a disk of this",
+        ),
+    ],
+)
+def test_a_folder_to_keep_shards_in_has_a_bound_and_is_not_the_cache(tmp_path: Path, said: str, mistake: str) -> None:
+    (found,) = mistakes(tmp_path, f"{said}\n{STUDENT}", StudentJob)
+    assert mistake.format(tmp_path) in found
+
+
 @pytest.mark.parametrize("what", ["/dev/zero", "pipe", "holes"])
 def test_a_job_that_is_no_file_is_refused(tmp_path: Path, what: str) -> None:
     path = tmp_path / "job.toml"

@@ -5,14 +5,19 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
+import numpy as np
+import pyarrow as pa
 import pytest
 
-from storage.errors import MissingObject, StorageFailure, StoreUnavailable
+from storage.cache import Cache
+from storage.errors import BadRequest, MissingObject, StorageFailure, StoreUnavailable
+from storage.format.committing import write_shard
 from storage.format.objects import RemoteObjects, Span
+from storage.format.shards import Belonging, ShardKey, list_commits
 from storage.format.stores import asking
 from tests.faulty_store import FaultyStore
 
-FAULTS = ["drop", "lose", "reset", "cut", "500", "503", "429", "409"]
+FAULTS = ["drop", "lose", "reset", "cut", "500", "503", "503 SlowDown", "429", "409"]
 
 
 @pytest.fixture
@@ -93,3 +98,63 @@ def test_what_is_not_there_is_told_at_once(store: RemoteObjects, faulty: FaultyS
     with pytest.raises(MissingObject):
         store.get("d/none")
     assert len(faulty.asked) == 1
+
+
+def test_a_clock_that_is_off_is_named(store: RemoteObjects, faulty: FaultyStore) -> None:
+    faulty.will("403 RequestTimeTooSkewed", times=10**6)
+    with pytest.raises(StorageFailure) as caught:
+        store.get("d/a")
+    assert (caught.value.exit_code, len(faulty.asked)) == (1, 1)
+    assert "set this machine's clock" in (caught.value.do or "")
+
+
+def test_no_error_tells_of_credentials(faulty: FaultyStore, bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "geheim-1")
+    monkeypatch.setenv("AWS_SESSION_TOKEN", "geheim-2")
+    store = RemoteObjects(bucket)
+    for fault in ("403 SignatureDoesNotMatch", "400 ExpiredToken", "301"):
+        faulty.will(fault, times=10**6)
+        with pytest.raises(StorageFailure) as caught:
+            store.put("d/a", b"")
+        assert "geheim" not in f"{caught.value}{caught.value.__cause__!r}"
+
+
+def test_a_cache_is_not_made_where_writes_are_not_conditional(faulty: FaultyStore, bucket: str) -> None:
+    faulty.will("deaf", times=10**6)
+    with pytest.raises(BadRequest) as caught:
+        Cache.create(bucket)
+    assert "conditional writes" in (caught.value.expected or "")
+    faulty.will("none", times=0)
+    made = Cache.create(bucket)
+    assert Cache.open(bucket).id == made.id
+
+
+def test_a_store_that_refuses_half_way_leaves_what_is_committed(faulty: FaultyStore, bucket: str) -> None:
+    key, another = ShardKey("d", None, "plain", 0), ShardKey("d", None, "plain", 1)
+    store = RemoteObjects(bucket)
+
+    def write(key: ShardKey) -> None:
+        row = key.shard
+        written = write_shard(
+            store,
+            key,
+            rows=(row, row + 1),
+            arrays={"inputs": np.zeros((1, 4), np.uint8)},
+            table=pa.table({"row": [row]}),
+            about={},
+            belonging=Belonging("cache", "dataset", None),
+        )
+        assert written is not None
+
+    write(key)
+    for refused in (".zip", ".parquet"):  # the arrays, or the commit
+        faulty.will(
+            "403 AccessDenied", times=10**6, strikes=lambda method, path, end=refused: method == "PUT" and end in path
+        )
+        with pytest.raises(StorageFailure) as caught:
+            write(another)
+        assert (caught.value.exit_code, "credentials" in (caught.value.do or "")) == (1, True)
+        assert list(list_commits(store, "d/ingest")) == [0]
+    faulty.will("none", times=0)
+    write(another)
+    assert list(list_commits(store, "d/ingest")) == [0, 1]
