@@ -23,6 +23,7 @@ from student_train.options.by_dataset import teachers_named
 from student_train.options.sections import DataOptions, StudentOptions, datasets_of, told
 from student_train.options.training import OF_NUMBERS, OF_VECTORS, Figure
 from student_train.preparing.request import PreparedRun, Request
+from student_train.run_files.locks import no_folder
 from student_train.stepping.forward import check_student
 from student_train.stepping.recompute import recomputed_blocks
 from student_train.students import build_student
@@ -34,12 +35,7 @@ from student_train.tasks import TASKS
 def check_names(request: Request) -> None:
     """Raise BadRequest if the folder of runs is none, or two students would have one folder."""
     if request.runs.exists() and not request.runs.is_dir():
-        raise BadRequest(
-            f"{request.runs} is no folder",
-            found="a file",
-            expected="a folder of runs, or nothing",
-            do="name one in `runs`",
-        )
+        raise no_folder(request.runs)
     names = [options.name for options in request.students]
     if len(names) != len(set(names)):
         twice = sorted({name for name in names if names.count(name) > 1})

@@ -11,7 +11,7 @@ from typing import IO
 
 from storage.cache.lease import RENEW_S, Holder
 from storage.digests import fingerprint
-from storage.errors import Interrupted, StillroomError, StorageFailure, TryAgain
+from storage.errors import BadRequest, Interrupted, StillroomError, StorageFailure, TryAgain
 from storage.format.filesystems import lock
 from student_train.run_files.records import read_record
 
@@ -30,11 +30,14 @@ def locked(path: Path, what: str, do: str = "wait for it to end") -> Iterator[bo
 
     Raises:
         TryAgain: another process holds it.
+        BadRequest: its folder is none.
         StorageFailure: it cannot be written.
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         file = open(path, "a+", encoding="utf-8", errors="replace")  # noqa: SIM115 - closed below; the lock goes with it
+    except (FileExistsError, NotADirectoryError):
+        raise no_folder(path.parent) from None
     except OSError as error:
         raise StorageFailure(
             f"cannot write {path.parent}", found=error.strerror, do="make the folder writable"
@@ -100,6 +103,12 @@ def _is_at(file: IO[str], path: Path) -> bool:
         return os.path.samestat(os.fstat(file.fileno()), path.stat())
     except OSError:
         return False
+
+
+def no_folder(runs: Path) -> BadRequest:
+    """Return what to raise where a folder of runs cannot be one."""
+    expected, do = "a folder of runs, or nothing", "name one in `runs`"
+    return BadRequest(f"{runs} is no folder", found="a file, there or above it", expected=expected, do=do)
 
 
 def _is_finished(folder: Path) -> bool:

@@ -573,10 +573,12 @@ def test_a_killed_recoding_is_made_good_by_the_same_command(
 
 @pytest.mark.slow
 def test_two_recodings_at_once_end_in_one_correct_cache(many: Path, tmp_path: Path) -> None:
-    command = ("cache", "recode", many / "cache", many_job(many, tmp_path / "small"))
+    command = ("cache", "recode", many / "cache", many_job(many, tmp_path / "small"), "--json", "--wait")
     with started(*command) as one, started(*command) as other:
-        errors = [process.communicate(timeout=300)[1] for process in (one, other)]
-    assert [one.returncode, other.returncode] == [0, 0], errors
+        printed = [process.communicate(timeout=300) for process in (one, other)]
+    assert [one.returncode, other.returncode] == [0, 0], printed
+    told = [json.loads(out) for out, _ in printed]
+    assert sorted(each["built"] for each in told) == [0, 2 * SHARDS]  # nothing was computed twice
+    assert sorted(each["present"] for each in told) == [0, 2 * SHARDS]
     assert contents(tmp_path / "small") == contents(many / "whole")
-    groups = list((tmp_path / "small").rglob("*.zarr.zip"))
-    assert len(groups) == 2 * SHARDS  # the loser of each shard has deleted its own
+    assert len(list((tmp_path / "small").rglob("*.zarr.zip"))) == 2 * SHARDS
