@@ -85,7 +85,8 @@ def build(
     from jobs.show import terminal
     from jobs.show.night import Night
 
-    subject = job if partition == "0/1" else f"{job} part {partition}"  # each part has figures of its own
+    subject = f"{job}{'' if beside is None else f' as {beside}'}"  # each cache and part has figures of its own
+    subject += "" if partition == "0/1" else f" part {partition}"
     night = Night("cache build", subject, log_format, None if dry_run else metrics_file)
 
     def action() -> int:
@@ -145,6 +146,7 @@ def status(cache: StatusArgument, as_json: JsonOption = False) -> None:
         from jobs.show.notice import open_cache
         from jobs.show.tables import print_table
         from storage.cache import Cache
+        from storage.cache.lease import read_builders
         from storage.cache.standing import standings
         from storage.cache.status import read_status
         from storage.errors import RowsMissing
@@ -158,10 +160,15 @@ def status(cache: StatusArgument, as_json: JsonOption = False) -> None:
         catalogue = opened.catalogue()
         asked = None if read is None else asked_stages(read.sources, read.teacher, read.views, catalogue.datasets)
         ledger = catalogue.ledger()
-        stages, stands = read_status(catalogue, ledger, asked), standings(catalogue, ledger)
+        stages, stands, builders = (
+            read_status(catalogue, ledger, asked),
+            standings(catalogue, ledger),
+            read_builders(opened.objects),
+        )
         if as_json:
             said = [standing.as_values() for standing in stands]
             stages_said = {"stages": stages.to_dicts(), "teachers": said}
+            stages_said["builders"] = [builder.as_values() for builder in builders]
             terminal.print_json({"cache": opened.url, **stages_said, "notice": opened.notice})
         else:
             shown = stages.select(
@@ -178,6 +185,8 @@ def status(cache: StatusArgument, as_json: JsonOption = False) -> None:
             print_table(shown, title=opened.url)
             for standing in stands:
                 terminal.out.print(standing.note, markup=False)
+            for builder in builders:
+                terminal.out.print(builder.told, markup=False)
             _print_notice(opened)
         # of a text, rows that are missing are not counted, but their shards are
         lacking = stages.select(

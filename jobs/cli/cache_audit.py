@@ -41,7 +41,8 @@ def verify(
     from jobs.show import terminal
     from jobs.show.night import Night
 
-    night = Night("cache verify", cache, log_format, metrics_file)
+    subject = cache if teacher is None else f"{cache} asked of {teacher}"  # an audit has figures of its own
+    night = Night("cache verify", subject, log_format, metrics_file)
 
     def action() -> int:
         from jobs.show.notice import open_cache

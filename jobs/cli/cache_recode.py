@@ -36,7 +36,8 @@ def recode(
     from jobs.show import terminal
     from jobs.show.night import Night
 
-    night = Night("cache recode", job, log_format, metrics_file)
+    subject = job if beside is None else f"{job} as {beside}"
+    night = Night("cache recode", subject, log_format, metrics_file)
 
     def action() -> int:
         from jobs.cli.building import choose_cluster, find_pools, heard, open_runner, print_report, tell_report

@@ -1,5 +1,6 @@
 #!/bin/sh
-# A night's work on jobs/digits.*: `night.sh` does all of it, `night.sh build`, `train` or `report` one step.
+# A night's work on jobs/digits.*: `night.sh` does all of it, `night.sh build`, `train` or `report` one step. `night.sh
+# audit` is for once a week: every object against its digest, 200 rows against their teachers; then garbage is deleted.
 # Every other file in this folder starts this one. For jobs of your own, copy the folder and change the commands below.
 #
 # What is done already costs seconds, so it may be started again at any time, also after a kill. It ends with the status
@@ -14,13 +15,13 @@
 #   130, 143  stopped by a signal; starting it again goes on
 #
 # With LOG_FORMAT=json in the environment, stderr is a line of JSON for each event; with METRICS=FOLDER, figures for
-# Prometheus lie there (docs/nights.md).
+# Prometheus lie there (docs/nights.md); with OTHERS=wait, another start is waited for, in place of 75.
 set -u
 cd "$(dirname "$0")/../.." || exit 1
 if [ -d .venv/bin ]; then PATH=$PWD/.venv/bin:$PATH; fi
 
 ingest=jobs/digits.ingest.toml teacher=jobs/digits.teacher.toml
-cache=jobs/digits.cache.toml students=jobs/digits.students.toml runs=runs/digits
+cache=jobs/digits.cache.toml students=jobs/digits.students.toml runs=runs/digits folder=caches/digits
 
 run() {
     echo "night.sh: $*"
@@ -48,18 +49,27 @@ told() {
     run "$@"
 }
 
-build() {
-    told ingest cache build "$ingest"
-    told teacher student train "$teacher"
-    told cache cache build "$cache"
+alone() {
+    if [ "${OTHERS-}" = wait ]; then told "$@" --wait; else told "$@"; fi
 }
-train() { told students student train "$students"; }
+
+build() {
+    alone ingest cache build "$ingest"
+    alone teacher student train "$teacher"
+    alone cache cache build "$cache"
+}
+train() { alone students student train "$students"; }
+audit() {
+    told verify cache verify "$folder"
+    told audit cache verify "$folder" --teacher "$cache"
+    told gc cache gc "$folder"
+}
 report() { run student report "$runs"; run cache status "$cache"; }  # the last one says 3 while rows are missing
 
 ended=0
 case ${1-all} in
     all) build; train; report ;;
-    build | train | report) "$1" ;;
-    *) echo "night.sh: no step $1; there are build, train, report" >&2; exit 2 ;;
+    build | train | report | audit) "$1" ;;
+    *) echo "night.sh: no step $1; there are build, train, report, audit" >&2; exit 2 ;;
 esac
 exit "$ended"

@@ -21,7 +21,7 @@ from collections.abc import Callable, Generator, Iterable, Iterator
 from datetime import UTC, datetime
 from math import gcd
 from pathlib import Path
-from typing import Annotated, NamedTuple, TypeVar
+from typing import Annotated, Any, NamedTuple, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -31,6 +31,7 @@ from storage.format.stages import LEASE
 
 RENEW_S = 20.0  # less than any scheduler waits, and a few requests a minute
 MISSED = 6  # renewals: then a lease is of nobody; more than the minute for which NFS may show an old listing
+LOOKS = 3  # for a lease that is renewed between a list and a read
 LONGEST_RENEW_S = 600.0  # whatever a lease says of itself
 MOST_BYTES = 4096
 _NAME = re.compile(rf"{LEASE}/(\d{{1,9}})-of-(\d{{1,9}})-(\d{{8,15}})\.json")
@@ -178,7 +179,7 @@ class Lease:
                 self._renew()
 
     def _renew(self) -> None:
-        numbers = _numbers(self._objects).get(self._part, [])
+        numbers = _numbers(self._objects).get(self._part, {})
         newest = max(numbers, default=-1)
         if newest > self._number and _is_ours(self._objects, self._part, newest, self._holder):
             self._number = newest  # created after all, by a request that was never answered
@@ -187,11 +188,56 @@ class Lease:
             self._number = newest + 1
             _delete(self._objects, self._part, newest)
             return
-        found = _read(self._objects, self._path(max(_numbers(self._objects).get(self._part, []), default=newest)))
+        found = _read(self._objects, self._path(max(_numbers(self._objects).get(self._part, {}), default=newest)))
         self._lost = "a lease that is gone" if found is None else found.told
 
     def _path(self, number: int) -> str:
         return _path(self._part, number)
+
+
+class Builder(NamedTuple):
+    """Who builds a part of a cache, or did so when it died, as far as can be told without waiting.
+
+    Attributes:
+        part: of the build.
+        holder: None: its lease cannot be read.
+        renewed_s: when it was renewed last, by the clock of the disk or store.
+    """
+
+    part: Part
+    holder: Holder | None
+    renewed_s: float
+
+    @property
+    def told(self) -> str:
+        if self.holder is None:
+            return f"a lease that cannot be read, written at {self._renewed}, stands in the way{_of_part(self.part)}"
+        who = f"{self.holder.told}{_of_part(self.part)}"
+        if (alive := self.holder.is_alive()) is False:
+            return f"nobody builds it: {who} is gone; the next build takes its lease over"
+        doubt = "" if alive else f", unless it is gone: its lease was renewed at {self._renewed}"
+        return f"being built by {who}{doubt}"
+
+    def as_values(self) -> dict[str, Any]:
+        """Return it for JSON; `alive` is null where that cannot be known from here."""
+        of = self.holder
+        who = {"host": of and of.host, "pid": of and of.pid, "since": of and of.since, "alive": of and of.is_alive()}
+        return {"part": f"{self.part[0]}/{self.part[1]}", **who, "renewed": self._renewed}
+
+    @property
+    def _renewed(self) -> str:
+        return datetime.fromtimestamp(self.renewed_s, UTC).isoformat(timespec="seconds")
+
+
+def read_builders(objects: Objects) -> list[Builder]:
+    """Return who builds a cache, a part each; writes nothing, and waits for nobody."""
+    found: list[Builder] = []
+    for _ in range(LOOKS):
+        there = sorted((part, max(times.items())) for part, times in _numbers(objects).items())
+        found = [Builder(part, _read(objects, _path(part, number)), at_s) for part, (number, at_s) in there]
+        if all(each.holder for each in found):
+            break
+    return found
 
 
 @contextlib.contextmanager
@@ -282,17 +328,17 @@ def _create(objects: Objects, part: Part, dead: dict[Part, _Seen], holder: Holde
 
 def _delete(objects: Objects, part: Part, last: int) -> None:
     """Delete the objects of a lease up to a number."""
-    for number in _numbers(objects).get(part, []):
+    for number in _numbers(objects).get(part, {}):
         if number <= last:
             objects.delete(_path(part, number))
 
 
-def _numbers(objects: Objects) -> dict[Part, list[int]]:
-    """Return the numbers that are there of each part."""
-    found: dict[Part, list[int]] = {}
+def _numbers(objects: Objects) -> dict[Part, dict[int, float]]:
+    """Return the numbers that are there of each part, with the time of each by the clock that dates them."""
+    found: dict[Part, dict[int, float]] = {}
     for info in objects.list(LEASE).objects:
         if (named := _NAME.fullmatch(info.path)) is not None and int(named[1]) < int(named[2]):
-            found.setdefault((int(named[1]), int(named[2])), []).append(int(named[3]))
+            found.setdefault((int(named[1]), int(named[2])), {})[int(named[3])] = info.modified_s
     return found
 
 

@@ -30,6 +30,11 @@ STEPS = {
     "report": ["student report runs/digits", "cache status jobs/digits.cache.toml"],
 }
 NIGHT = [call for calls in STEPS.values() for call in calls]
+AUDIT = [
+    "cache verify caches/digits",
+    "cache verify caches/digits --teacher jobs/digits.cache.toml",
+    "cache gc caches/digits",
+]
 
 
 class Place:
@@ -80,6 +85,11 @@ class Place:
     def environment(self) -> Mapping[str, str]:
         """That of every command."""
         return {"PATH": f"{self.folder / 'bin'}:{os.environ['PATH']}", "STILLROOM": str(self.folder)}
+
+
+def waiting(calls: list[str]) -> list[str]:
+    """Return commands as they are where another start is waited for."""
+    return [f"{call} --wait" if call.split()[1] in ("build", "train") else call for call in calls]
 
 
 def cron_command(folder: Path = SCHEDULE) -> str:

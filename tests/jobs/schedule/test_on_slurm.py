@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.jobs.schedule.place import NIGHT, Place
+from tests.jobs.schedule.place import NIGHT, Place, waiting
 from tests.slurm import private_slurm, slurm, why_not
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(why_not() is not None, reason=why_not() or "")]
@@ -40,10 +40,10 @@ def test_the_jobs_of_a_night_run_in_turn_and_one_that_is_told_to_end_begins_agai
             slurm(conf, "scancel", *jobs)
             wait_until(lambda: slurm(conf, "squeue", "-h") == "")
 
-        place.answer(f"{NIGHT[0]}=3")  # rows are missing: the others go on
+        place.answer(f"{waiting(NIGHT)[0]}=3")  # rows are missing: the others go on
         jobs = submit()
         wait_until(lambda: slurm(conf, "squeue", "-h") == "")
-        assert place.calls == NIGHT
+        assert place.calls == waiting(NIGHT)
         assert all("JobState=COMPLETED" in slurm(conf, "scontrol", "show", "job", job) for job in jobs)
 
         place.program("cache", WAITS)

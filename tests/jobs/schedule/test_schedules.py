@@ -18,7 +18,7 @@ import yaml
 from jobs.files.cache_job import CacheJob
 from jobs.files.reading import read_job
 from jobs.files.student_job import StudentJob
-from tests.jobs.schedule.place import NIGHT, SCHEDULE, STEPS, Place, cron_command
+from tests.jobs.schedule.place import AUDIT, NIGHT, SCHEDULE, STEPS, Place, cron_command, waiting
 
 STATUSES = (0, 1, 2, 3, 65, 75, 130, 143)
 
@@ -27,7 +27,7 @@ def dag_statuses(night: Callable[[str], None], place: Place, monkeypatch: pytest
     """Return which statuses of build and of report end a task of the DAG in which way."""
     ways: dict[str, list[int]] = {}
     monkeypatch.setenv("PATH", place.environment["PATH"])
-    for step, command in (("build", NIGHT[0]), ("report", NIGHT[-1])):
+    for step, command in (("build", waiting(NIGHT)[0]), ("report", NIGHT[-1])):
         for status in STATUSES:
             place.answer(f"{command}={status}")
             try:
@@ -59,6 +59,15 @@ def test_a_night_is_the_jobs_of_the_demonstration_and_ends_with_the_first_status
     assert place.run("jobs/schedule/night.sh", "train")[0] == 0
     assert place.calls == STEPS["train"]
     assert place.run("jobs/schedule/night.sh", "trian")[0] == 2
+    place.answer()
+    assert place.run("jobs/schedule/night.sh", OTHERS="wait")[0] == 0
+    assert place.calls == waiting(NIGHT)
+    place.answer(f"{AUDIT[1]}=65")
+    assert place.run("jobs/schedule/night.sh", "audit")[0] == 65
+    assert place.calls == AUDIT[:2]  # what answers otherwise is looked at before anything is deleted
+    place.answer()
+    assert place.run("jobs/schedule/night.sh", "audit")[0] == 0
+    assert place.calls == AUDIT
     jobs = {"cache": CacheJob, "student": StudentJob}
     for call in NIGHT:
         if call.endswith(".toml"):
@@ -96,15 +105,16 @@ def test_the_cron_line_runs_a_night_and_mails_what_nobody_else_would_see(place: 
 
 def test_make_runs_the_steps_in_their_order_and_tries_again_on_75(place: Place) -> None:
     make = ("make", "-f", "jobs/schedule/Makefile", "WAIT=0")
+    night = waiting(NIGHT)
     assert place.run(*make)[0] == 0
-    assert place.calls == NIGHT
-    place.answer(f"{NIGHT[0]}=75", f"{NIGHT[0]}=75")
+    assert place.calls == night
+    place.answer(f"{night[0]}=75", f"{night[0]}=75")
     assert place.run(*make, "train")[0] == 0
-    assert place.calls == [NIGHT[0], NIGHT[0], *STEPS["build"], *STEPS["train"]]
+    assert place.calls == [night[0], night[0], *waiting(STEPS["build"]), *waiting(STEPS["train"])]
     for status, tries in ((75, 3), (65, 1)):
-        place.answer(*[f"{NIGHT[0]}={status}"] * 3)
+        place.answer(*[f"{night[0]}={status}"] * 3)
         ended, printed = place.run(*make)
-        assert (ended, f"Error {status}" in printed, place.calls) == (2, True, [NIGHT[0]] * tries)
+        assert (ended, f"Error {status}" in printed, place.calls) == (2, True, [night[0]] * tries)
 
 
 def test_the_units_of_systemd_are_what_systemd_takes(place: Place) -> None:
@@ -115,6 +125,7 @@ def test_the_units_of_systemd_are_what_systemd_takes(place: Place) -> None:
         unit.write_text(unit.read_text().replace("/opt/stillroom", str(place.folder)))
     verified = place.run("systemd-analyze", "verify", *map(str, units))
     assert verified == (0, "")
+    assert "\nEnvironment=OTHERS=wait\n" in units[0].read_text()
     told = re.search(r"^ExecStopPost=/bin/sh -c '(.*)'$", units[0].read_text(), re.MULTILINE)
     assert told is not None
     place.program("logger", '#!/bin/sh\necho "$@"\n')
@@ -142,7 +153,7 @@ def test_three_jobs_of_slurm_wait_for_each_other_and_go_on_after_a_signal(place:
 
     def ended(step: str, status: int, **variables: str) -> tuple[int, bool]:
         requeued.unlink(missing_ok=True)
-        place.answer(f"{STEPS[step][-1]}={status}")
+        place.answer(f"{waiting(STEPS[step])[-1]}={status}")
         return place.run("sh", "jobs/schedule/night.sbatch", step, SLURM_JOB_ID="7", **variables)[0], requeued.exists()
 
     assert [ended("build", status) for status in STATUSES] == [
@@ -168,6 +179,7 @@ def test_the_cron_job_is_one_to_kubernetes_own_client() -> None:
     assert as_read(job) == job  # a key that it does not know would be gone
     pods = job["spec"]["jobTemplate"]["spec"]
     (night,) = pods["template"]["spec"]["containers"]
+    assert night["env"] == [{"name": "OTHERS", "value": "wait"}]
     failed, disrupted = pods["podFailurePolicy"]["rules"]
     assert failed["onExitCodes"] == {"containerName": night["name"], "operator": "In", "values": [1, 2, 3, 65]}
     assert set(STATUSES) - {0, *failed["onExitCodes"]["values"]} == {75, 130, 143}

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
+import os
 import shutil
 import threading
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
@@ -75,3 +78,34 @@ def test_what_another_built_since_the_job_was_looked_at_is_not_built_again(
     monkeypatch.setattr(alone, "hold", late)
     ended = program("cache", "build", job, "--json")
     assert (ended.code, '"built": 0' in ended.out, '"lost": 0' in ended.out) == (0, True, True), ended.out
+
+
+def test_the_status_says_who_builds_and_of_one_that_is_gone_that_nobody_does(
+    built: Built, tmp_path: Path, program: Program, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache = shutil.copytree(built.folder / "cache", tmp_path / "cache")
+    objects = Cache.open(str(cache)).objects
+    assert json.loads(program("cache", "status", cache, "--json").out)["builders"] == []
+    with hold(objects, (1, 2), wait=False, note=print, do=""):
+        (path,) = (cache / "_lease").iterdir()
+        told, said = program("cache", "status", cache), program("cache", "status", cache, "--json")
+        lines = " ".join(told.out.split())
+        assert (told.code, f"being built by process {os.getpid()} on " in lines, "(part 1/2)" in lines) == (
+            0,
+            True,
+            True,
+        )
+        (builder,) = json.loads(said.out)["builders"]
+        assert (builder["part"], builder["pid"], builder["alive"]) == ("1/2", os.getpid(), True)
+        assert builder["renewed"] == datetime.fromtimestamp(path.stat().st_mtime, UTC).isoformat(timespec="seconds")
+        lost = path.read_bytes()
+        monkeypatch.setattr(lease, "_place", lambda: None)  # as from another host
+        lines = " ".join(program("cache", "status", cache).out.split())
+        assert f"unless it is gone: its lease was renewed at {builder['renewed']}" in lines
+        monkeypatch.undo()
+    path.parent.mkdir()
+    path.write_bytes(lost)
+    assert "nobody builds it: process" in program("cache", "status", cache).out
+    path.write_bytes(b"{")
+    assert "a lease that cannot be read, written at" in program("cache", "status", cache).out
+    assert path.read_bytes() == b"{"
