@@ -23,7 +23,9 @@ LogFormatOption = Annotated[
 ]
 MetricsOption = Annotated[
     Path | None,
-    typer.Option("--metrics-file", metavar="FILE.prom", help="Write figures for Prometheus there at the end."),
+    typer.Option(
+        "--metrics-file", metavar="FILE.prom", help="Write figures for Prometheus there, each 30 s and at the end."
+    ),
 ]
 AllowVersionsOption = Annotated[
     bool, typer.Option("--allow-versions", help="Use workers with another Python, torch or Stillroom than this one.")

@@ -14,6 +14,10 @@ from storage.format.objects import LocalObjects
 MOST_BYTES = 2**24  # of a file of ours; there is a line or a few for each student
 
 HELP = {
+    "running": "Whether it runs: 0 when it has ended, 1 also of one that was killed.",
+    "renewed_timestamp_seconds": "When the running command last wrote its figures.",
+    "stage_done": "How far the work at hand of the running command is.",
+    "stage_total": "How much work that is.",
     "last_run_timestamp_seconds": "When the command last ended.",
     "last_success_timestamp_seconds": "When it last ended with exit code 0.",
     "exit_code": "What it ended with.",
@@ -28,6 +32,7 @@ HELP = {
     "train_seconds": "How long the student was trained and measured, over all interruptions.",
     "train_figure": "What the student reached on the held rows.",
 }
+OF_RUNNING = ("running", "renewed_timestamp_seconds", "stage_done", "stage_total")  # beside those of the last run
 PREFIX = "stillroom_"
 _KEPT = f"{PREFIX}last_success_timestamp_seconds"
 
@@ -42,6 +47,7 @@ class Figures:
     def __init__(self, command: str, subject: str):
         self._labels = {"command": command, "subject": subject}
         self._values: dict[tuple[str, str], float] = {}
+        self._before = ""  # what the file said of the last run
 
     def set(self, name: str, value: float, **labels: str) -> None:
         """Keep a figure, by a name of HELP."""
@@ -57,7 +63,7 @@ class Figures:
             raise BadRequest(
                 f"{path} is no file of figures", expected="a name that ends with .prom, which collectors read"
             )
-        self._before(path)
+        self._before = self._read(path)
         try:
             if not path.parent.is_dir():
                 raise BadRequest(f"cannot write {path}", found=f"no folder {path.parent}", do="make it")
@@ -67,13 +73,35 @@ class Figures:
         except StillroomError as error:
             raise BadRequest(f"cannot write {path}", found=error.found or error.what, do=error.do) from None
 
+    def renew(self, path: Path, at: tuple[str, int, int, str] | None) -> None:
+        """Write how far a command is that runs, beside the figures of its last run.
+
+        Args:
+            path: as it was checked.
+            at: stage, how much of it is done, of how much, and the unit; None: it counts nothing yet.
+
+        Raises:
+            StorageFailure: the disk refused.
+        """
+        now = Figures(self._labels["command"], self._labels["subject"])
+        now.set("running", 1)
+        now.set("renewed_timestamp_seconds", round(time.time(), 3))
+        if at is not None:
+            stage, done, total, unit = at
+            now.set("stage_done", done, stage=stage, unit=unit)
+            now.set("stage_total", total, stage=stage, unit=unit)
+        names = "|".join(OF_RUNNING)
+        before = re.sub(rf"^(# (HELP|TYPE) )?{PREFIX}({names})[ {{].*\n", "", self._before, flags=re.MULTILINE)
+        LocalObjects(path.parent).put(path.name, (now.text() + before).encode())
+
     def end(self, path: Path, exit_code: int, seconds: float) -> None:
         """Write all figures in place of those before. Raises StorageFailure."""
         try:
-            succeeded = self._before(path)
+            succeeded = _succeeded(self._read(path))
         except BadRequest:
             succeeded = None  # damaged since it was checked
         now_s = time.time()
+        self.set("running", 0)
         self.set("exit_code", exit_code)
         self.set("duration_seconds", round(seconds, 3))
         self.set("last_run_timestamp_seconds", round(now_s, 3))
@@ -91,25 +119,30 @@ class Figures:
                 lines += [f"{PREFIX}{name}{{{labels}}} {_number(value)}" for labels, value in of_name]
         return "\n".join([*lines, ""])
 
-    def _before(self, path: Path) -> float | None:
-        """Return when a file says that the command last succeeded; None: it does not say. Raises BadRequest."""
+    def _read(self, path: Path) -> str:
+        """Return what a file of this command says; nothing if it is not there. Raises BadRequest."""
         try:
             text = read_file(path, MOST_BYTES).decode()
         except FileNotFoundError:
-            return None
+            return ""
         except (OSError, ValueError) as error:
             raise BadRequest(f"cannot write {path}", found=str(error), expected="a file of figures, or none") from None
         own = _labels(self._labels)
-        ran = re.search(rf"^{PREFIX}exit_code\{{(.*)\}} ", text, re.MULTILINE)
+        ran = re.search(rf"^{PREFIX}(?:exit_code|running)\{{(.*)\}} ", text, re.MULTILINE)
         if text.strip() and (ran is None or ran[1] != own):
             found = "other text" if ran is None else ran[1]
             do = "name another file: each command and job has its own"
             raise BadRequest(f"{path} is not of this command", found=found, expected=own, do=do)
-        kept = re.search(rf"^{_KEPT}\{{.*\}} ([0-9.e+]+)$", text, re.MULTILINE)
-        try:
-            return None if kept is None else float(kept[1])
-        except ValueError:
-            return None
+        return text
+
+
+def _succeeded(text: str) -> float | None:
+    """Return when a command last succeeded, as its figures say; None: they do not."""
+    kept = re.search(rf"^{_KEPT}\{{.*\}} ([0-9.e+]+)$", text, re.MULTILINE)
+    try:
+        return None if kept is None else float(kept[1])
+    except ValueError:
+        return None
 
 
 def _labels(labels: Mapping[str, str]) -> str:

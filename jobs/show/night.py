@@ -15,7 +15,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -30,6 +30,7 @@ Level = Literal["info", "warning", "error"]
 
 MOST_CHARACTERS = 32_768  # of one text; a line is read by programs that have such limits
 SECRET_NAME = re.compile("SECRET|TOKEN|PASSWORD|PASSWD|CREDENTIAL|API_?KEY|PRIVATE_?KEY", re.IGNORECASE)
+RENEW_S = 30.0  # as often as a log has a line
 SHORTEST_SECRET = 8  # what is shorter is a switch
 
 
@@ -40,7 +41,7 @@ class Night:
         command: such as "cache build".
         subject: its job file, or its cache.
         log_format: json for a line of JSON on stderr for each event, in place of text and bars.
-        metrics_file: figures of the command for Prometheus, written at its end; None for none.
+        metrics_file: figures of the command for Prometheus, written each half minute and at its end; None for none.
 
     Attributes:
         figures: that it has so far.
@@ -55,12 +56,19 @@ class Night:
         self._metrics_file, self._checked = metrics_file, False
         self.lost: str | None = None
         self._lines: _Lines | None = None
+        self._at: tuple[str, int, int, str] | None = None
+        self._ended = threading.Event()
+        self._renewing: threading.Thread | None = None
         self._began_s = time.monotonic()
 
     @property
     def seconds(self) -> float:
         """Return for how long the command has run."""
         return time.monotonic() - self._began_s
+
+    def at(self, stage: str, done: int, total: int, unit: str) -> None:
+        """Keep how far the work at hand is."""
+        self._at = stage, done, total, unit
 
     def event(self, event: str, level: Level = "info", **fields: Any) -> None:
         """Write an event, if lines of JSON are asked for."""
@@ -93,14 +101,19 @@ class Night:
             sys.stderr, self._lines = before, None
 
     def check(self) -> None:
-        """Check that figures can be written at the end. Raises BadRequest."""
+        """Check that figures can be written, and write them now and then from here on. Raises BadRequest."""
         if self._metrics_file is not None:
             self.figures.check(self._metrics_file)
             self._checked = True
+            self._renewing = threading.Thread(target=self._renew, args=(self._metrics_file,), daemon=True)
+            self._renewing.start()
 
     def ended(self, exit_code: int) -> int:
         """Write the figures, and say that the command has ended; return its exit code, 1 if they are lost."""
         seconds = self.seconds
+        self._ended.set()
+        if self._renewing is not None:
+            self._renewing.join()
         if self._metrics_file is not None and self._checked:
             try:
                 self.figures.end(self._metrics_file, exit_code, seconds)
@@ -111,6 +124,11 @@ class Night:
         sys.stderr.flush()  # what others have begun to write comes before the end
         self.event("ended", "error" if exit_code else "info", exit_code=exit_code, seconds=round(seconds, 3))
         return exit_code
+
+    def _renew(self, path: Path) -> None:
+        while not self._ended.wait(RENEW_S):
+            with suppress(StillroomError):  # the next time, or it is told at the end
+                self.figures.renew(path, self._at)
 
 
 def told(error: BaseException) -> dict[str, Any]:

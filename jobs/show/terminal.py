@@ -223,6 +223,7 @@ class Watch:
         self._name, self._detail, self._total, self._count, self._first = name, "", total, done, done
         self._began = time.monotonic()
         self._pace = Pace(self._began)
+        self._night.at(name, done, total, self._unit)
         self._night.event("stage_started", stage=name, done=done, total=total, unit=self._unit)
         if errors.is_terminal and not self._night.logs:
             self._bar = Progress(
@@ -250,6 +251,7 @@ class Watch:
         if _signals:
             raise Interrupted("stopped by a signal", _signals[0])
         self._count += count
+        self._night.at(self._name, self._count, self._total, self._unit)
         if count:
             self._pace.mark(time.monotonic(), count)
         self._detail = detail or self._detail

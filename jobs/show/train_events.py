@@ -47,6 +47,8 @@ class TrainEvents:
     def report(self, event: events.Event) -> None:
         """Take an event; of those that come each second, one in a while."""
         name = event_name(type(event))
+        if isinstance(event, events.Progress):
+            self._night.at(event.students, event.done_steps, event.total_steps, "steps")
         if isinstance(event, events.Progress | events.Loading):
             now_s = time.monotonic()
             if now_s - self._told_s.get(name, -TELL_EVERY_S) < TELL_EVERY_S:

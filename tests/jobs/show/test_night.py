@@ -8,6 +8,7 @@ import json
 import re
 import shutil
 import sys
+import time
 import typing
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,9 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from jobs.show import figures
+from jobs.show.figures import Figures
 from jobs.show.train_events import event_name
+from storage.errors import StorageFailure
 from student_train.running import events
 from tests.conftest import Ended, Program
 from tests.house import REPOSITORY
@@ -107,6 +110,41 @@ def test_a_build_and_a_training_are_lines_of_json_and_figures(job: Path, program
     told = values(prom)
     assert (told["train_students finished"], told["train_students failed"]) == (1, 0)
     assert told["train_figure s accuracy"] == record["accuracy"]
+
+
+def test_while_a_command_runs_its_figures_are_renewed_and_those_of_a_killed_one_are_replaced(
+    job: Path, program: Program, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prom, seen = tmp_path / "x.prom", list[dict[str, float]]()
+    monkeypatch.setattr("jobs.show.night.RENEW_S", 0.01)
+    commit = "teacher_cache.building.stages.Stages.end"
+
+    def slow(*arguments: Any) -> Any:
+        deadline_s = time.monotonic() + 30
+        while not prom.exists() or (told := values(prom)).get("stage_done digits/toy rows") != 40:
+            assert time.monotonic() < deadline_s
+            time.sleep(0.01)
+        seen.append(told)
+        raise StorageFailure("no room")
+
+    monkeypatch.setattr(commit, slow)
+    assert program("cache", "build", job, "--metrics-file", prom).code == 1
+    (first,) = seen
+    assert (first["running"], first["stage_total digits/toy rows"]) == (1, 40)
+    assert not {"exit_code", "last_success_timestamp_seconds"} & set(first)
+    running = Figures("cache build", str(job))
+    running.renew(prom, ("digits/toy", 1, 40, "rows"))  # as a kill leaves it
+    assert values(prom)["running"] == 1
+    monkeypatch.undo()
+    assert program("cache", "build", job, "--metrics-file", prom).code == 0
+    ended = values(prom)
+    assert (ended["exit_code"], ended["running"], [name for name in ended if "stage" in name]) == (0, 0, [])
+    running.check(prom)
+    running.renew(prom, ("digits/toy", 1, 40, "rows"))
+    running.renew(prom, ("digits/toy", 2, 40, "rows"))
+    now = values(prom)
+    told = {"running": 1.0, "stage_done digits/toy rows": 2.0, "stage_total digits/toy rows": 40.0}
+    assert {name: now[name] for name in now if name != "renewed_timestamp_seconds"} == ended | told
 
 
 def test_a_failure_is_an_event_and_keeps_the_last_success(job: Path, program: Program, tmp_path: Path) -> None:
