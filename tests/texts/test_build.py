@@ -203,8 +203,10 @@ def test_what_a_worker_holds_is_projected_for_the_longest_rows(tmp_path: Path) -
     job = read_job(write_job(tmp_path, write_texts(tmp_path), looking_teacher()), CacheJob)
     prepared = prepare_build(BuildRequest(job.cache, "job.toml", tuple(job.dataset), tuple(job.teacher)))
     (asked,) = (stage for stage in prepared.stages if stage.teacher is not None)
-    assert _sizes(asked).activations >= 5 * LENGTH * 3 * 4
-    assert project_worker(prepared, 7).total_bytes == 7 + max(sum(_sizes(stage).on_cpu(2)) for stage in prepared.stages)
+    assert _sizes(asked, prepared).activations >= 5 * LENGTH * 3 * 4
+    assert project_worker(prepared, 7).total_bytes == 7 + max(
+        sum(_sizes(stage, prepared).on_cpu(2)) for stage in prepared.stages
+    )
 
 
 def test_padding_is_no_id_and_rows_keep_their_order(tmp_path: Path) -> None:

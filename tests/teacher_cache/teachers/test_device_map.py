@@ -120,8 +120,9 @@ def test_a_worker_is_bounded_as_if_all_were_in_its_memory(folder: Path, offloade
         request = BuildRequest(
             cache=job.cache, sources=job.sources, teachers=tuple(job.teacher), views=job.views, job=str(path)
         )
-        (stage,) = (stage for stage in prepare_build(request).stages if stage.teacher is not None)
-        bounds.append(_sizes(stage))
+        prepared = prepare_build(request)
+        (stage,) = (stage for stage in prepared.stages if stage.teacher is not None)
+        bounds.append(_sizes(stage, prepared))
     assert bounds[0].weights == bounds[1].weights > 0
     assert bounds[0].activations == bounds[1].activations > 0
     assert not any(offloaded.iterdir())
