@@ -6,8 +6,10 @@ the ledger has them all, so that nothing is read for it.
 
 from __future__ import annotations
 
+import re
 import unicodedata
 from collections.abc import Sequence
+from decimal import Decimal
 from typing import Any, NamedTuple
 
 import polars as pl
@@ -109,13 +111,14 @@ def classes_told(catalogue: Catalogue, ledger: Ledger) -> list[str]:
 def alike(names: Sequence[str]) -> list[tuple[str, ...]]:
     """Return names that are probably one, written in several ways: one number, or one word in other letters.
 
-    >>> alike(["1", "01", "2", "Cat", "cat", "dog", "-1"])
-    [('1', '01'), ('Cat', 'cat')]
+    >>> alike(["1", "01", "2", "Cat", "cat", "dog", "-1", "2.0"])
+    [('1', '01'), ('2', '2.0'), ('Cat', 'cat')]
     """
     meant: dict[str, list[str]] = {}
     for name in names:
         word = " ".join(unicodedata.normalize("NFKC", name).casefold().split())
-        meant.setdefault(str(int(word)) if word.isdecimal() else word, []).append(name)
+        is_number = re.fullmatch(r"-?\d+(\.\d+)?", word)
+        meant.setdefault(str(Decimal(word).normalize()) if is_number else word, []).append(name)
     return [tuple(same) for same in meant.values() if len(same) > 1]
 
 

@@ -23,6 +23,7 @@ from storage.options import Options
 
 EXACT = 2**24  # up to which float32 has every whole number
 NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")  # float() takes 1_000, nan and infinity too
+WHOLE = re.compile(r"[+-]?\d+")
 UNSEEN = "(unseen)"  # what a teacher is given in place of a category that nobody knew when the columns were learned
 
 Cell = bool | int | float | str | None
@@ -53,7 +54,7 @@ class NumberColumn(Options):
         """Write a cell into its places of a row. Raises Unreadable: it is no such number."""
         if cell is not None:
             value = number_of(self.name, cell)
-            if not self.rounded and not is_exact(value):
+            if not self.rounded and not is_exact(cell):
                 raise Unreadable(f"column {self.name} has {cell!r}, which float32 cannot tell from its neighbours")
             row[0] = value
         elif self.missing:
@@ -202,13 +203,18 @@ def number_of(column: str, cell: Cell) -> float:
     return value
 
 
-def is_exact(value: float) -> bool:
+def is_exact(number: float | str) -> bool:
     """Return whether float32 has a whole number; of others it has the nearest, and that is near enough.
 
-    >>> is_exact(2.0**24), is_exact(2.0**24 + 1), is_exact(0.1)
-    (True, False, True)
+    >>> is_exact(2**24), is_exact(2**24 + 1), is_exact("9007199254740993"), is_exact(0.1)
+    (True, False, False, True)
     """
-    return abs(value) <= EXACT or not value.is_integer() or float(np.float32(value)) == value
+    value = float(number)
+    if abs(value) <= EXACT or not value.is_integer():
+        return True
+    # as it is written: above 2**53 float64 rounds, and what it makes of 2**53 + 1 float32 has
+    written = int(number) if WHOLE.fullmatch(str(number).strip()) else value
+    return float(np.float32(value)) == written
 
 
 def as_written(cell: Cell, kind: str) -> str:
@@ -220,6 +226,8 @@ def as_written(cell: Cell, kind: str) -> str:
     text = str(cell).strip()
     if kind == "boolean":
         return text.capitalize()
+    if kind == "integer" and WHOLE.fullmatch(text):
+        return str(int(text))  # no float, which has not all of them: codes above 2**53 would be one
     if kind in ("integer", "number") and NUMBER.fullmatch(text):
         value = float(text)
         # a whole number may be written as 3.0, where others of its column are missing

@@ -14,6 +14,9 @@ from storage.datasets.table.layout import NUMBER, CategoryColumn, Cell, NumberCo
 from storage.errors import BadRequest
 
 INTEGER = re.compile(r"0|-?[1-9]\d*")  # 01 is a text: a code, such as that of a town
+AMOUNT = re.compile(  # a number as people write it: 1,200 and 1.234,50, 1,5, 12 %, $5
+    r"[+-]?[$€£¥]?\s?(\d{1,3}([,.'\u2019\s]\d{3})+([.,]\d+)?|\d+,\d+|\d+(\.\d+)?)\s?[%$€£¥]?"
+)
 FEW_ROWS = 20  # from here on a text of its own in every row is taken for a name, not a category
 # what pandas reads as missing, and we as a text unless the job says so
 MISSING_WORDS = frozenset({"NA", "N/A", "n/a", "NaN", "nan", "NULL", "null", "None", "#N/A", "<NA>", "?", "-"})
@@ -32,6 +35,7 @@ class Seen:
         most: values that are kept at most, and one more.
         cells, missing, numbers, integers, booleans: how many rows have something, nothing, a number, a whole number in
             its one spelling, or true or false.
+        amounts: how many have a number as people write it, and no reader of tables.
         texts: how many have a text by the type that the file itself gives its column.
         values: what is written there, in the order in which it was met.
         no_number, inexact: the first cell that is none, and the first whole number that float32 has not.
@@ -46,6 +50,7 @@ class Seen:
     numbers: int = 0
     integers: int = 0
     booleans: int = 0
+    amounts: int = 0
     texts: int = 0
     values: dict[str, None] = field(default_factory=dict)
     no_number: str | None = None
@@ -76,10 +81,11 @@ class Seen:
         self.integers += INTEGER.fullmatch(text) is not None
         if isinstance(cell, bool) or not NUMBER.fullmatch(text):
             self.no_number = self.no_number or text
+            self.amounts += AMOUNT.fullmatch(text) is not None
             return
         self.numbers += 1
         value = float(text)
-        if self.inexact is None and not is_exact(value):
+        if self.inexact is None and not is_exact(text):
             self.inexact = text
         step = None if self.last is None else value - self.last
         if step is not None and self.step is not None:
@@ -93,7 +99,7 @@ class Seen:
 
     def joined(self, other: Seen) -> Seen:
         """Return what was seen of this column and, behind it, of the same one in another file."""
-        counted = ("cells", "missing", "numbers", "integers", "booleans", "texts", "num")
+        counted = ("cells", "missing", "numbers", "integers", "booleans", "amounts", "texts", "num")
         sums = {name: getattr(self, name) + getattr(other, name) for name in counted}
         values = dict(self.values)
         for value in other.values:
@@ -122,6 +128,11 @@ class Seen:
         return self.numbers == self.cells and not self.texts and not self._padded
 
     @property
+    def amounts_most(self) -> bool:
+        """Return whether most are numbers, and some of them as people write them."""
+        return self.amounts > 0 and self.numbers + self.amounts > self.cells / 2
+
+    @property
     def _padded(self) -> bool:
         return any(re.fullmatch(r"-?0\d+", value) for value in self.values)
 
@@ -139,10 +150,18 @@ class Seen:
             written = sorted({value.capitalize() for value in self.values})
         elif kind == "text":
             written = sorted(self.values)
-        else:
-            found = {float(value) for value in self.values}
-            written = [str(int(value) if kind == "integer" else value) for value in sorted(found)]
+        else:  # int: float has not all whole numbers, and two codes would be one
+            read = int if kind == "integer" else float
+            written = [str(value) for value in sorted({read(value) for value in self.values})]
         return CategoryColumn(name=self.name, type=kind, values=tuple(written), missing=self.missing > 0)
+
+
+def joined(files: Sequence[Sequence[Seen]]) -> list[Seen]:
+    """Return what was seen of each column in all files."""
+    seen, *others = files
+    for other in others:
+        seen = [one.joined(two) for one, two in zip(seen, other, strict=True)]
+    return list(seen)
 
 
 class Learned(NamedTuple):
@@ -195,6 +214,11 @@ def _fault(each: Seen, kind: Wanted, *, as_number: bool, rounded: Sequence[str])
     word, fault = each.no_number, None
     if not each.cells:
         fault = "nothing in any row"
+    elif word is not None and AMOUNT.fullmatch(word) and (as_number or (kind is None and each.amounts_most)):
+        fault = (
+            f"{word!r}, a number as people write it: in the file it must be as 1200 or 1.5; "
+            f'or categorical = ["{each.name}"], if it is a code'
+        )
     elif as_number and word is not None:
         fault = f'{word!r}, which is no number; if that means that there is none, missing = ["{word}"]'
     elif as_number and each.inexact is not None and each.name not in rounded:
@@ -230,6 +254,18 @@ def _notes(each: Seen, *, as_number: bool, told: bool) -> list[str]:
     if words and not as_number:
         said = ", ".join(f'"{word}"' for word in words)
         found.append(f"column {each.name} has {said} as a category; if that means nothing, missing = [{said}]")
+    return found
+
+
+def answers_told(targets: Sequence[Seen]) -> list[str]:
+    """Return what a user should know of the numbers that are to be told."""
+    found = []
+    for each in targets:
+        if each.missing:
+            rows = each.cells + each.missing
+            found.append(f"target {each.name} has nothing in {each.missing:,} of {rows:,} rows, which have no answer")
+        if len(each.values) == 1:
+            found.append(f"target {each.name} is {_some(each)} in every row: there is nothing to tell")
     return found
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -13,7 +14,7 @@ from pydantic import Field, PrivateAttr, model_validator
 from storage.datasets.base import FILE_SCHEMA, LocalFile, RawSample, Recorded, Source, Unreadable
 from storage.datasets.listing import list_files, passed_over
 from storage.datasets.table.layout import NUMBER, Cell, Layout, NumberColumn, number_of
-from storage.datasets.table.learning import Learned, Seen, Wanted, learn
+from storage.datasets.table.learning import Learned, Seen, Wanted, answers_told, joined, learn
 from storage.datasets.table.reading import SUFFIXES, Dialect, names_of, num_rows, rows_of
 from storage.datasets.text.opening import compressed, kind_of
 from storage.datasets.text.rows import IN_COLUMNS
@@ -25,6 +26,7 @@ from storage.tasks.regression import Regression
 Names = Annotated[list[str], Field(min_length=1)]
 CELL_BYTES = 64  # of a short text in memory, with its place in a list
 ROWS_PER_SHARD = 2048
+INDEX = re.compile(r"(__index_level_\d+__)?")  # as pandas calls the number of a row in Parquet; in CSV it has no name
 MOST_CLASSES = 10_000  # of a column of labels, of which as many are kept
 
 
@@ -151,12 +153,22 @@ class TableSource(Source):
         return rows * (len(self._layout.names) + len(self._behind)) * CELL_BYTES
 
     def notes(self) -> list[str]:
-        paths, taken = self.paths(), {*self._layout.names, *self._behind}
-        untold = self._promised is not None or self.numeric is not None or self.categorical is not None
-        others = [name for name in names_of(paths[0], self._dialect) if untold and name not in taken]
+        others = self._left_out()
         left_out = [f"left out: column {', '.join(others[:8])}{' …' * (len(others) > 8)}"] if others else []
-        learned = self._learned.notes if self._promised is None else ()
+        learned = (*self._learned.notes, *answers_told(self._seen_targets)) if self._promised is None else ()
         return [*self.passed_over(), *learned, *left_out]
+
+    def _left_out(self) -> list[str]:
+        """Return the names of columns that are not taken, of new files too; what is told elsewhere is left out."""
+        first, *others = self.paths()
+        untold = self._promised is not None or self.numeric is not None or self.categorical is not None
+        own = names_of(first, self._dialect)
+        found = dict.fromkeys(name for name in own if untold or INDEX.fullmatch(name))
+        for path in others:
+            if self.file_of(path) not in self._recorded:
+                found |= dict.fromkeys(name for name in names_of(path, self._dialect) if name not in own)
+        taken = {*self._layout.names, *self._behind}
+        return [name or "without a name" for name in found if name not in taken]
 
     def passed_over(self) -> list[str]:
         """Return a note on what of a folder is none of its files."""
@@ -220,10 +232,7 @@ class TableSource(Source):
             return {}
         if self._promised is not None and self._promised.get("target") == self._targets:
             return {key: self._promised[key] for key in ("target", "answers")}
-        first, *others = [self._told(path).targets for path in self.paths()]
-        seen = list(first)
-        for other in others:
-            seen = [one.joined(two) for one, two in zip(seen, other, strict=True)]
+        seen = self._seen_targets
         learned = learn(seen, ["number"] * len(seen), self._targets, self.name)
         numbers = [column for column in learned.columns if isinstance(column, NumberColumn)]
         answers = {"mean": [each.mean for each in numbers], "std": [each.std for each in numbers]}
@@ -247,12 +256,13 @@ class TableSource(Source):
         return promised or Layout(self._learned.columns, unseen=self.unseen == "zeros")
 
     @property
+    def _seen_targets(self) -> list[Seen]:
+        return joined([self._told(path).targets for path in self.paths()])
+
+    @property
     def _learned(self) -> Learned:
         columns, wanted = self._wanted()
-        first, *others = [self._told(path).seen for path in self.paths()]
-        seen = list(first)
-        for other in others:
-            seen = [one.joined(two) for one, two in zip(seen, other, strict=True)]
+        seen = joined([self._told(path).seen for path in self.paths()])
         assert [each.name for each in seen] == list(columns)
         return learn(seen, wanted, self.rounded, self.name)
 
@@ -271,7 +281,7 @@ class TableSource(Source):
         """Return which columns are taken, and as what; None: as what is written there."""
         if self.numeric is None and self.categorical is None:
             names = names_of(self.paths()[0], self._dialect)
-            others = tuple(name for name in names if name not in self._behind)
+            others = tuple(name for name in names if name not in self._behind and not INDEX.fullmatch(name))
             return others, tuple([None] * len(others))
         taken: dict[str, Wanted] = dict.fromkeys(self.numeric or (), "number")
         taken |= dict.fromkeys(self.categorical or (), "category")

@@ -15,6 +15,7 @@ import polars as pl
 
 from storage.datasets.table import Layout
 from storage.datasets.table.layout import UNSEEN, CategoryColumn, Cell
+from storage.datasets.table.learning import MISSING_WORDS
 from storage.errors import BadTeacher
 
 SHOWN = 6
@@ -84,6 +85,33 @@ def _check_known(column: Any, values: set[Any], what: str) -> None:
             do="fit it on the column as the table has it: whole numbers as numbers, 01 as a text, True and False as "
             "booleans",
         )
+    _check_spelling(column, cells - values, values - cells, what)
+
+
+def _check_spelling(column: CategoryColumn, unknown: set[Any], others: set[Any], what: str) -> None:
+    """Raise BadTeacher if categories are written otherwise than an encoder knows them: it would ignore them.
+
+    Args:
+        column: of the table.
+        unknown: its categories that the encoder does not know.
+        others: what the encoder knows, and is none of them.
+        what: it is, in words.
+    """
+    meant = {str(each).strip().casefold(): each for each in others}
+    found = {each: meant[word] for each in unknown if (word := str(each).casefold()) in meant}
+    nothing = sorted(unknown & MISSING_WORDS) if any(map(_is_nothing, others)) else []
+    if found or nothing:
+        raise BadTeacher(
+            f"the {what} knows categories of column {column.name} as something else",
+            found=", ".join(map(repr, [*list(found)[:SHOWN], *nothing])),
+            expected=", ".join([*map(repr, list(found.values())[:SHOWN]), *["nothing"] * bool(nothing)]),
+            do="fit it on the column as the table has it, without spaces around"
+            + (f"; or missing = {nothing} in the [[dataset]]".replace("'", '"') if nothing else ""),
+        )
+
+
+def _is_nothing(value: Any) -> bool:
+    return value is None or (isinstance(value, float) and math.isnan(value))
 
 
 def _categories(estimator: Any, names: list[str]) -> Iterator[tuple[str, np.ndarray]]:

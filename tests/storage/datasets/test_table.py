@@ -127,6 +127,10 @@ def test_means_and_deviations_are_of_rows_that_are_trained_on(table: Any, read_a
     [
         ("n,churn\n1,a\nunknown,b\n2,a\n", {}, "n: numbers, and 'unknown'; if that means that there is none, miss"),
         ("n,churn\n1,a\n1_000,b\n", {"numeric": ["n"]}, "n: '1_000', which is no number"),
+        ('n,churn\n"1,200",a\n950,b\n"2,100",a\n', {}, "n: '1,200', a number as people write it"),
+        ('n,churn\n"1,5",a\n"1,5",b\n', {"numeric": ["n"]}, "n: '1,5', a number as people write it"),
+        ("n,churn\n5 %,a\n7 %,b\n", {}, 'or categorical = ["n"], if it is a code'),
+        ("n,churn\n9007199254740993,a\n1,b\n", {}, "n: 9007199254740993, and float32"),
         ("n,churn\n16777217,a\n1,b\n", {}, "n: 16777217, and float32 has each whole number up to 16,777,216 alone"),
         ("when,churn\n" + "".join(f"2026-01-{d:02d},a\n" for d in range(1, 25)), {}, "when: another text in every row"),
         ("c,churn\n" + "".join(f"x{d % 30},a\n" for d in range(90)), {"most_categories": 9}, "c: more than most_cat"),
@@ -165,6 +169,42 @@ def test_what_is_odd_is_told(table: Any) -> None:
         "left out: column none, which has nothing in any row",
     ]
     assert "left out: column c, same" in table("id,c,same,churn\n1,x,7,a\n", numeric=["id"]).notes()
+
+
+def test_codes_that_no_float_can_tell_apart_are_two_categories(table: Any, read_all: ReadAll) -> None:
+    first, second = 2**53, 2**53 + 1
+    made = table(f"k,churn\n{first},a\n{second},b\n", categorical=["k"])
+    assert Layout.promised(made.content()).places == [f"k={first}", f"k={second}"]
+    assert rows(read_all(made)) == [[1, 0], [0, 1]]
+
+
+def test_amounts_that_are_said_to_be_categories_are_some(table: Any) -> None:
+    made = table('n,churn\n"1,5",a\n"2,0",b\n', categorical=["n"])
+    assert Layout.promised(made.content()).places == ["n=1,5", "n=2,0"]
+
+
+def test_the_number_of_a_row_that_pandas_writes_is_left_out_and_told(table: Any, tmp_path: Path, source: Make) -> None:
+    made = table(",x,churn\n4,1,a\n9,2,b\n")
+    assert (made.notes()[0], made.notes()[-1]) == ("1 of numbers: x", "left out: column without a name")
+    pq.write_table(pa.table({"x": [1], "__index_level_0__": [7], "y": ["a"]}), tmp_path / "t.parquet")
+    made = source(kind="table", path="t.parquet", label="y")
+    assert made.content()["order"] == ["x"]
+    assert made.notes()[-1] == "left out: column __index_level_0__"
+
+
+def test_a_column_that_a_later_file_alone_has_is_told(tmp_path: Path, source: Make) -> None:
+    (tmp_path / "d").mkdir()
+    (tmp_path / "d/a.csv").write_text("x,y\n1,a\n2,b\n")
+    (tmp_path / "d/b.csv").write_text("z,y,x\n1,a,3\n")
+    assert source(kind="table", path="d", label="y").notes()[-1] == "left out: column z"
+
+
+def test_a_target_that_tells_nothing_is_told(table: Any) -> None:
+    notes = table("x,p\n1,5\n2,5\n3,\n", label=None, target="p").notes()
+    assert notes[1:] == [
+        "target p has nothing in 1 of 3 rows, which have no answer",
+        "target p is '5' in every row: there is nothing to tell",
+    ]
 
 
 def test_dates_of_parquet_are_refused_with_what_to_do(tmp_path: Path, source: Make) -> None:
