@@ -40,6 +40,12 @@ RESERVED = frozenset(  # a cache's own folders and files
 )
 
 
+SECRET_NAME = re.compile(
+    r"SECRET|TOKEN(?!I[SZ])|PASSWO?R?D|PASSPHRASE|CREDENTIAL|API_?KEY|PRIVATE_?KEY|(?<![A-Z])(KEY|AUTH)(?![A-Z])",
+    re.IGNORECASE,
+)
+
+
 class Options(BaseModel):
     """A section of a job file: frozen, strict, and closed to unknown keys."""
 
@@ -75,6 +81,19 @@ def redacted(url: str) -> str:
     place, query, _ = rest.partition("?")
     user, at, behind = place.partition("@")
     return f"{scheme}://{f'…@{behind}' if at and ':' in user else place}{'?…' if query else ''}"
+
+
+def holds_secret(name: str, value: str) -> bool:
+    """Return whether a variable of an environment holds what opens something: by its name, or as an address does.
+
+    >>> holds_secret("AZURE_STORAGE_ACCOUNT_KEY", "x"), holds_secret("PROXY", "http://me:word@proxy:3128")
+    (True, True)
+    >>> holds_secret("TOKENIZERS_PARALLELISM", "false"), holds_secret("AWS_WEB_IDENTITY_TOKEN_FILE", "/var/token")
+    (False, False)
+    """
+    if name.endswith("_FILE") and value.startswith("/"):  # where one lies
+        return False
+    return value != "" and (SECRET_NAME.search(name) is not None or redacted(value) != value)
 
 
 def _without_secrets(value: str) -> str:

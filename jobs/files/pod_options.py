@@ -7,12 +7,9 @@ from typing import Annotated, Self
 
 from pydantic import AfterValidator, Field, model_validator
 
-from storage.options import Options, redacted
+from storage.options import Options, holds_secret
 
 OPERATORS = frozenset({"DASK_SCHEDULER_ADDRESS", "DASK_WORKER_NAME"})
-SECRET_WORDS = frozenset(
-    {"SECRET", "PASSWORD", "PASSWD", "PASSPHRASE", "TOKEN", "CREDENTIAL", "CREDENTIALS", "KEY", "APIKEY", "AUTH"}
-)
 SECRET_VALUE = re.compile(
     r"-----BEGIN|\b(AKIA|ASIA)[0-9A-Z]{16}\b|\beyJ[\w-]+\.[\w-]+\."  # a private key; AWS; a JSON web token
     r"|\b(gh[a-z]|github_pat|glpat|hf|sk|xox[a-z])[-_]\w{16}"  # GitHub, GitLab, Hugging Face, OpenAI, Slack
@@ -29,10 +26,9 @@ def looks_secret(name: str, value: str) -> bool:
     >>> looks_secret("PROXY", "http://me:word@proxy:3128"), looks_secret("AWS_WEB_IDENTITY_TOKEN_FILE", "/var/token")
     (True, False)
     """
-    if name.endswith("_FILE") and value.startswith("/"):  # where one lies
-        return False
-    named = not SECRET_WORDS.isdisjoint(name.upper().split("_")) and value != ""
-    return named or redacted(value) != value or SECRET_VALUE.search(value) is not None
+    if holds_secret(name, value):
+        return True
+    return SECRET_VALUE.search(value) is not None and not (name.endswith("_FILE") and value.startswith("/"))
 
 
 def _amount(text: str) -> str:

@@ -9,7 +9,6 @@ import io
 import json
 import math
 import os
-import re
 import socket
 import sys
 import threading
@@ -23,13 +22,12 @@ from typing import Any, Literal, TextIO
 
 from jobs.show.figures import Figures
 from storage.errors import StillroomError
-from storage.options import redacted
+from storage.options import holds_secret, redacted
 
 LogFormat = Literal["text", "json"]
 Level = Literal["info", "warning", "error"]
 
 MOST_CHARACTERS = 32_768  # of one text; a line is read by programs that have such limits
-SECRET_NAME = re.compile("SECRET|TOKEN|PASSWORD|PASSWD|CREDENTIAL|API_?KEY|PRIVATE_?KEY", re.IGNORECASE)
 RENEW_S = 30.0  # as often as a log has a line
 SHORTEST_SECRET = 8  # what is shorter is a switch
 
@@ -140,9 +138,23 @@ def told(error: BaseException) -> dict[str, Any]:
 
 
 def secrets() -> tuple[str, ...]:
-    """Return what of the environment is never to be written, the longest first."""
-    found = {value for name, value in os.environ.items() if SECRET_NAME.search(name) and len(value) >= SHORTEST_SECRET}
-    return tuple(sorted(found, key=len, reverse=True))
+    """Return what of the environment is never to be written, the longest first.
+
+    Of what has lines each of them, as others write them; of an address also its user and password.
+    """
+    held = [value for name, value in os.environ.items() if holds_secret(name, value)]
+    found = {part for value in held for part in (value, *value.splitlines(), *_opening(value))}
+    return tuple(sorted((part for part in found if len(part) >= SHORTEST_SECRET), key=len, reverse=True))
+
+
+def _opening(url: str) -> list[str]:
+    """Return what opens an address: `user:password`, and the password alone.
+
+    >>> _opening("http://me:word@tracker:5000"), _opening("word@tracker")
+    (['me:word', 'word'], [])
+    """
+    user, at, _ = url.partition("://")[2].rpartition("@")
+    return [user, user.partition(":")[2]] if at else []
 
 
 def finite(value: Any) -> Any:

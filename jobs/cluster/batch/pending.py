@@ -121,15 +121,14 @@ class Watched:
             self._vain.clear()
         waiting = [job for job, name in ids.items() if str(name) not in here]
         standings: dict[str, Standing] = {}
-        if waiting and self._ask is not None:
-            try:
+        try:
+            if waiting and self._ask is not None:
                 standings = self._ask(waiting)
-            except OSError as error:
-                self._tell(f"the batch scheduler does not answer: {error}")
-                return
-            self._replace({job: ids[job] for job in waiting if _has_ended(standings.get(job))}, standings)
-            self._check_running([job for job in waiting if job in standings], standings, workers)
-        self._tell_pending(standings, len(ids))
+                self._replace({job: ids[job] for job in waiting if _has_ended(standings.get(job))}, standings)
+                self._check_running([job for job in waiting if job in standings], standings, workers)
+            self._tell_pending(standings, len(ids))
+        except OSError as error:
+            self._tell(f"the batch scheduler does not answer: {error}")
         limit_s = self._options.pending_limit_s or PENDING_S
         if absent_s > limit_s:
             raise self._waited(limit_s, standings)
@@ -212,7 +211,7 @@ class Watched:
         stand = Counter(f"{each.state}, reason {each.reason}" for each in standings.values())
         return TryAgain(
             f"no worker for {duration(limit_s)}: all jobs wait in the queue",
-            found="; ".join(f"{count} jobs {text}" for text, count in stand.items()) or None,
+            found="; ".join(f"{count} jobs {text}" for text, count in stand.items()) or self._told or None,
             expected=f"a worker within pending_limit_s = {limit_s:g}",
             do="run the same command again when the queue is shorter; or raise pending_limit_s in [cluster]",
         )

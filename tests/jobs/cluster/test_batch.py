@@ -171,6 +171,23 @@ def test_why_jobs_wait_is_told_once_and_how_long_is_bounded(monkeypatch: pytest.
     assert ended.value.found == "2 jobs PENDING, reason Resources"
 
 
+def test_a_scheduler_that_never_answers_is_not_waited_for_without_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("jobs.cluster.batch.pending.LOOK_EVERY_S", 0.0)
+    notes: list[str] = []
+
+    def silent(ids: object) -> dict[str, Standing]:
+        raise OSError("squeue: no such command")
+
+    jobs, client = Watched(ONE, notes.append, silent), cast("Any", Client())
+    jobs.cluster = Cluster("1")
+    jobs.look(client, 0, 10.0)
+    jobs.look(client, 0, 20.0)
+    assert notes == ["the batch scheduler does not answer: squeue: no such command"]
+    assert list(jobs.cluster.workers) == ["worker-1"]  # which may be a good one
+    with pytest.raises(TryAgain, match="no worker for 4 h"):
+        jobs.look(client, 0, 4 * 3600 + 1.0)
+
+
 def test_a_job_that_ends_is_replaced_and_one_after_another_ends_the_command(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

@@ -26,9 +26,11 @@ OWN = here()
         ({"Python": "3.99.1"}, "Python 3.99.1"),
         ({"torch": OWN["torch"].partition("+")[0] + "+cu126"}, ""),
         ({"torch": "2.0.0", "stillroom": "9.1"}, "torch 2.0.0, stillroom 9.1"),
+        ({"torch": None}, "torch missing"),
+        ({"stillroom": None}, ""),  # run from its files, which are compared
     ],
 )
-def test_what_may_change_a_result_differs_and_nothing_else(there: dict[str, str], told: str) -> None:
+def test_what_may_change_a_result_differs_and_nothing_else(there: dict[str, str | None], told: str) -> None:
     assert differences(OWN | there) == told
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import io
 import json
 import re
 import shutil
@@ -18,6 +19,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from jobs.show import figures
 from jobs.show.figures import Figures
+from jobs.show.night import Night
 from jobs.show.train_events import event_name
 from storage.errors import StorageFailure
 from student_train.running import events
@@ -200,6 +202,31 @@ def test_what_nobody_foresaw_is_an_event_and_no_secret_is_written(
     assert (error["error"], error["what"]) == ("RuntimeError", "no access with …")
     assert "Traceback" in error["trace"]
     assert values(tmp_path / "x.prom")["exit_code"] == 1
+
+
+SECRETS = {
+    "AZURE_STORAGE_ACCOUNT_KEY": "Eby8vdM02xNOcqFlqU==",
+    "GOOGLE_SERVICE_ACCOUNT_KEY": '{\n  "private": "MIIEvgIBADANBg"\n}',
+    "MLFLOW_TRACKING_URI": "http://me:geheim-und-lang@tracker:5000/x",
+    "GPG_PASSPHRASE": "offene-tuer",
+}
+OPEN = {"AWS_WEB_IDENTITY_TOKEN_FILE": "/var/run/token", "TOKENIZERS_PARALLELISM": "false-or-true", "LANG": "C.UTF-8-8"}
+
+
+def test_what_opens_a_store_or_a_server_is_secret_by_name_or_by_form(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in (SECRETS | OPEN).items():
+        monkeypatch.setenv(name, value)
+    night = Night("cache build", "job", "json")
+    monkeypatch.setattr(sys, "stderr", written := io.StringIO())
+    with night.begun():
+        night.event("note", text=" ".join(SECRETS.values()), nested={"all": [*SECRETS.values()]})
+        for value in SECRETS.values():
+            sys.stderr.write(f"a library says {value}\n")
+        night.event("note", text=" ".join(OPEN.values()))
+    found = written.getvalue()
+    for part in ("Eby8vdM02", "MIIEvgIBADANBg", "geheim-und", "offene"):
+        assert part not in found
+    assert " ".join(OPEN.values()) in found
 
 
 BAD_FILES = {
