@@ -24,7 +24,9 @@ from storage.errors import MissingSource
 SUFFIX = ".arrow"
 NOT_LABELLED = -1  # what `ClassLabel` has for none
 SPLITS, STATE = "dataset_dict.json", "state.json"  # of a folder that `save_to_disk` wrote
-OF_SPLIT = re.compile(r"(?P<split>.+?)-\d{5}-of-\d{5}(-[0-9a-f]+)?")  # how the Hub calls files of Parquet
+OF_SPLIT = re.compile(
+    r"(?P<split>.+?)-(?P<number>\d{5})-of-(?P<all>\d{5})(-[0-9a-f]+)?"
+)  # how the Hub calls files of Parquet
 KEPT_FILES = 64  # mapped, in each process: none of it is held but what was just read
 END = b"\xff\xff\xff\xff\x00\x00\x00\x00"  # of a stream; one that was cut off between two batches has none
 BATCH_BYTES = 2**25  # of some columns, that are looked at together

@@ -183,6 +183,27 @@ def test_a_repository_of_several_configurations_is_told(tmp_path: Path, publishe
     assert len(read_all(source(tmp_path, kind="hf_folder", path="repo/fr", split="train"))) == 4
 
 
+@pytest.mark.parametrize(
+    ("names", "what"),
+    [
+        (("train-00001-of-00002",), "1 of 2 gone: train-00000-of-00002.parquet"),
+        (("train-00000-of-00001", "train-00000-of-00002", "train-00001-of-00002"), "of 1, of 2"),
+        (("train-00000-of-00001-0a1b2c", "train-00000-of-00001-77aa88"), "two files of number 0"),
+        (("train/0000", "train/0002"), "1 of 3 gone: 0001.parquet"),
+    ],
+)
+def test_a_repository_that_lacks_files_or_has_them_twice_is_refused(
+    tmp_path: Path, published: Path, names: tuple[str, ...], what: str
+) -> None:
+    for name in names:
+        file = tmp_path / f"data/{name}.parquet"
+        file.parent.mkdir(exist_ok=True, parents=True)
+        file.write_bytes((published / "repository/data/test-00000-of-00001.parquet").read_bytes())
+    with pytest.raises(MissingSource) as refused:
+        source(tmp_path, kind="hf_folder", path="data", split="train").files()
+    assert what in str(refused.value)
+
+
 def test_what_lies_beside_the_files_is_told(tmp_path: Path) -> None:
     folder = save_to_disk(tmp_path / "p", pictures(["red"], CLASSES), {"label": CLASSES})
     (folder / "cache-1234.arrow").write_bytes(b"")  # what `datasets` leaves behind

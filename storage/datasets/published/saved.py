@@ -149,7 +149,36 @@ def _of_repository(path: Path, split: str | None) -> SavedSplit:
             expected="one configuration",
             do=f'path = "{path.name}/{folders[0].removesuffix(f"/{split}")}"',
         )
+    _check_whole(path, files)
     return SavedSplit(path, tuple(files), told(listing.passed_over - Counter({"*.md": 1})))
+
+
+def _check_whole(path: Path, files: Sequence[Path]) -> None:
+    """Raise MissingSource if files of a split, which their names count, are not all there, or are of two writings."""
+    of_names = [OF_SPLIT.fullmatch(file.stem) for file in files]
+    alls = sorted({int(named["all"]) for named in of_names if named is not None})
+    numbers = Counter(
+        int(file.stem if named is None else named["number"]) for file, named in zip(files, of_names, strict=True)
+    )
+    count = alls[0] if alls else max(numbers) + 1
+    found = None
+    if len(alls) > 1:
+        found = f"files {', '.join(f'of {all_of}' for all_of in alls)}, as of data that were written twice"
+    elif twice := sorted(number for number in numbers if numbers[number] > 1):
+        found = f"two files of number {twice[0]}: {', '.join(file.name for file in files[:4])}"
+    elif gone := sorted({*range(count)} - numbers.keys()):
+        first, named = files[0].name, of_names[0]
+        width, at = (len(files[0].stem), 0) if named is None else (5, named.start("number"))
+        names = [f"{first[:at]}{number:0{width}d}{first[at + width :]}" for number in gone[:5]]
+        found = f"{len(gone)} of {count} gone: {', '.join(names)}"
+    if found is not None:
+        raise MissingSource(
+            f"{path} has not the files of its split once each",
+            found=found,
+            expected="all that their names count: rows would be missing, or there twice",
+            do="copy the whole repository, of one revision, into an empty folder; or take what is there by "
+            'kind = "parquet_images", or kind = "text"',
+        )
 
 
 def _json(path: Path) -> dict[str, Any]:
