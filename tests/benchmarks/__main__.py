@@ -31,6 +31,7 @@ from tests.benchmarks import (
     residency,
     shards,
     status,
+    store,
     student_step,
     teacher_stage,
     teacher_stage_gpu,
@@ -73,6 +74,7 @@ BENCHMARKS = {
     "fleet": fleet.measure,
     "fleet-gpu": fleet.measure_gpu,
     "feed": feed.measure,
+    "store": store.measure,
 }
 
 
