@@ -12,7 +12,7 @@ from typing import Annotated, Literal, Self
 from pydantic import BeforeValidator, Field, FiniteFloat, model_validator
 
 from jobs.files.pod_options import Amount, PodOptions
-from storage.options import JobPath, Options
+from storage.options import JobPath, Options, holds_secret
 
 BATCH = ("slurm", "pbs", "lsf", "sge")
 Kind = Literal["local", "address", "inline", "slurm", "pbs", "lsf", "sge", "kubernetes"]
@@ -134,6 +134,11 @@ class ClusterOptions(BatchOptions):
             )
         if limits := [line for line in self.directives if re.match(_LIMITS[self.kind], line)]:
             raise ValueError(f"{limits[0]!r} in `directives` is the time limit, which must be known; say it in `time`")
+        if held := _secrets([*self.setup, *self.directives]):
+            raise ValueError(
+                f"`{held[0]}` in `setup` or `directives` looks like a secret, and a script is kept and shown; "
+                "say where it lies: a file, or $NAME of the environment"
+            )
         if self.kind == "sge" and (said := [name for name in ("processors", "gpus") if getattr(self, name)]):
             raise ValueError(f"`{said[0]}` has a name of each site's own in SGE; say it in `directives`: -pe smp 8")
 
@@ -200,6 +205,16 @@ class StudentClusterOptions(ClusterOptions):
     """
 
     kind: Kind = "inline"
+
+
+def _secrets(lines: Iterable[str]) -> list[str]:
+    """Return the names of variables that lines of a script give a secret; where one lies is none.
+
+    >>> _secrets(["export HF_TOKEN='hf_abc' A=1", "export HF_TOKEN=$(cat token)", "KEY=/etc/key"])
+    ['HF_TOKEN']
+    """
+    given = [found for line in lines for found in re.findall(r"""\b([A-Za-z_]\w*)=["']?([^\s"',]+)""", line)]
+    return [name for name, value in given if value[0] not in "$/~`" and holds_secret(name, value)]
 
 
 def threads_of_environment() -> int | None:

@@ -99,6 +99,28 @@ def test_a_job_asks_its_scheduler_for_what_the_job_file_says(kind: Any) -> None:
     assert command.endswith("--memory-limit 0 --no-dashboard")  # the last one counts
 
 
+HELD = [
+    {"setup": ["export AWS_SECRET_ACCESS_KEY=wJalrXUtnFEMI"]},
+    {"setup": ["module load cuda", "A=1 HF_TOKEN='hf_abc' HOME=/x"]},
+    {"setup": ["export PROXY=http://me:word@proxy:3128"]},
+    {"directives": ["--export=ALL,AZURE_STORAGE_ACCOUNT_KEY=Eby8vd"]},
+]
+OPEN = [
+    "export HF_TOKEN=$(cat ~/.token)",
+    "export AWS_PROFILE=night KEY_FILE=/etc/k",
+    "export TOKENIZERS_PARALLELISM=no",
+]
+
+
+def test_a_secret_in_the_script_of_a_job_is_refused_and_where_one_lies_may_be_said() -> None:
+    for held in HELD:
+        with pytest.raises(ValueError, match="looks like a secret") as refused:
+            ClusterOptions(kind="slurm", workers=1, time="1:00:00", memory="1 GiB", **cast("Any", held))
+        said = str(refused.value.errors(include_input=False))  # type: ignore[attr-defined]
+        assert not any(secret in said for secret in ("wJalr", "hf_abc", "word", "Eby8"))
+    ClusterOptions(kind="slurm", workers=1, time="1:00:00", memory="1 GiB", setup=OPEN)
+
+
 def test_a_machine_that_cannot_submit_is_told_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "/nowhere")
     with pytest.raises(BadRequest) as refused, open_client(ONE):
