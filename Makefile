@@ -28,11 +28,14 @@ demo: .venv/demo ## ingest digits, train a teacher from labels, cache its soft t
 	$(BIN)/cache build jobs/digits.cache.toml
 	$(BIN)/student train jobs/digits.students.toml
 
-# Those of one file stay together, for they share what was costly to make; those that measure come last, one by one.
+# Those of one file stay together, for they share what was costly to make. Slow ones wait as much as they compute, so one more than there
+# are cores. Those that measure the memory of a process come last, two at a time.
+MORE := $(shell expr 1 + $$(getconf _NPROCESSORS_ONLN))
+
 test: .venv/test ## all tests
 	$(BIN)/pytest -m 'not slow' -n auto
-	$(BIN)/pytest -m 'slow and not alone' -n auto --dist loadfile
-	$(BIN)/pytest -m alone
+	$(BIN)/pytest -m 'slow and not alone' -n $(MORE) --dist loadfile
+	$(BIN)/pytest -m alone -n 2 --dist loadfile
 
 quick: .venv/test ## the tests without the slow ones
 	$(BIN)/pytest -m 'not slow' -n auto
