@@ -10,8 +10,10 @@ import numpy as np
 import pytest
 
 from storage.cache import Cache
+from storage.cache.copies.diff import diff
 from tests.conftest import Program
 from tests.tables.toys import HOUSES_JOB, HOUSES_STUDENTS, houses, regressor, write_csv
+from tests.teacher_cache.toys import Silent, build, write_job
 
 COLUMNS = ("rooms", "city", "price")
 
@@ -54,3 +56,15 @@ def test_a_price_from_its_table_to_predictions(program: Program, tmp_path: Path)
         said = [float(row["price"]) for row in csv.DictReader(file)]
     off = np.array(said) - [float(row["price"]) for row in fresh]
     assert np.sqrt((off**2).mean()) == pytest.approx(rmse, rel=1e-4)
+
+
+def test_a_number_that_is_another_in_one_of_two_caches_is_told(tmp_path: Path) -> None:
+    caches = []
+    for name, last in (("a", 5), ("b", 6)):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "t.csv").write_text(f"x,price\n1,7\n2,8\n3,{last}\n")
+        section = '[[dataset]]\nname = "t"\nkind = "table"\npath = "t.csv"\ntarget = "price"\n'
+        build(write_job(tmp_path / name, section))
+        caches.append(Cache.open(str(tmp_path / name / "cache")))
+    rows = diff(caches[0], caches[1], Silent()).rows["t"]
+    assert (rows.both, rows.payload, rows.label, rows.examples["label"]) == (3, 0, 1, ["t.csv:2"])
