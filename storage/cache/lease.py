@@ -175,8 +175,7 @@ class Lease:
 
     def _keep(self) -> None:
         while self._lost is None and not self._ended.wait(self._holder.renew_s):
-            # the next time, after a MemoryError of the work beside it too: else the lease were lost and nobody told.
-            with contextlib.suppress(Exception):  # a store that is gone for all stops the build
+            with contextlib.suppress(StillroomError):  # the next time; a store that is gone for all stops the build
                 self._renew()
 
     def _renew(self) -> None:

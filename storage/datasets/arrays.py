@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import zipfile
-import zlib
 from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
@@ -14,7 +12,7 @@ import numpy as np
 import polars as pl
 
 from storage.datasets.base import FILE_SCHEMA, LocalFile, RawSample, Source
-from storage.errors import MissingSource
+from storage.errors import MissingSource, StillroomError
 from storage.options import JobPath
 
 EXACT = 2**24  # up to which float32 has every integer
@@ -137,5 +135,9 @@ def _opened(path: Path) -> Iterator[Any]:
                 file.seek(0)
                 with np.load(file, allow_pickle=False) as loaded:
                     yield loaded
-    except (ValueError, OSError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-        raise MissingSource(f"cannot read {path} as .npy or .npz", found=str(error)) from None
+    except StillroomError:
+        raise
+    except Exception as error:  # NumPy reads a header by Python's own parser, which has errors of its own
+        raise MissingSource(
+            f"cannot read {path} as .npy or .npz", found=str(error)[:200] or type(error).__name__
+        ) from None

@@ -7,9 +7,10 @@ checked before anything is parsed; pyarrow never meets damaged bytes. JSON is se
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -25,7 +26,17 @@ METADATA_KEY = "stillroom"
 SEAL = re.compile(rb"stillroom-xxh3-128:([0-9a-f]{32})")
 JSON_VERSION = 2  # of sealed JSON; 1 had no seal
 MOST_TABLE_BYTES = 2**30  # in memory; of a shard's commit ours have some hundred bytes a row
+MOST_TOLD = 300  # characters of what a library says
 UNSEALED = b"0" * 32  # in the place of the digest while it is taken
+
+# Of Thrift's compact protocol, what the footer of a Parquet file is made of, and numbers of fields in it:
+# https://github.com/apache/thrift/blob/master/doc/specs/
+MAGIC = b"PAR1"
+MOST_LEVELS = 16  # Parquet's own has 7
+TRUE, FALSE, BYTE, DOUBLE, BINARY, LIST, SET, STRUCT = 1, 2, 3, 7, 8, 9, 10, 12
+WHOLE_NUMBERS = (4, 5, 6)  # of 16, 32 and 64 bits
+BYTE_ARRAY = 6  # a physical type of Parquet
+ROW_GROUPS, COLUMNS, METADATA, PHYSICAL_TYPE, NUM_VALUES, UNCOMPRESSED_BYTES = 4, 1, 3, 1, 5, 6  # numbers of fields
 
 
 class Sealed(NamedTuple):
@@ -70,17 +81,30 @@ def unseal(
         ValueError: a bit of it is not as it was written, or its table would be larger than any.
     """
     _check(data)
-    file = pq.ParquetFile(pa.BufferReader(data))
-    about = json.loads(file.metadata.metadata[METADATA_KEY.encode()])
-    del about["seal"]
+    with _forgery():
+        file = pq.ParquetFile(pa.BufferReader(data))
+        about = json.loads(file.metadata.metadata[METADATA_KEY.encode()])
+        del about["seal"]
     check(about, file.metadata.num_rows)
-    return Sealed(about, _read(file, data, columns) if with_table else file.schema_arrow.empty_table())
+    with _forgery():
+        return Sealed(about, _read(file, data, columns) if with_table else file.schema_arrow.empty_table())
+
+
+@contextlib.contextmanager
+def _forgery() -> Iterator[None]:
+    """Raise ValueError for whatever bytes lead to that are as they were sealed, and were never written by `seal`."""
+    try:
+        yield
+    except (pa.ArrowMemoryError, ValueError):  # of the former the file may be no cause
+        raise
+    except (pa.ArrowException, OSError, KeyError, TypeError, RecursionError) as error:
+        raise ValueError(f"{type(error).__name__}: {error}"[:MOST_TOLD]) from None
 
 
 def _read(file: pq.ParquetFile, data: bytes, columns: Sequence[str] | None) -> pa.Table:
     """Return a table, after its size is known: a run of equal values is a few bytes, however long it is."""
     texts = [field.name for field in file.schema_arrow if pa.types.is_string(field.type)]
-    plain_bytes, most_bytes = _table_bytes(file.metadata)
+    plain_bytes, most_bytes = _table_bytes(data)
     if plain_bytes > MOST_TABLE_BYTES:
         raise ValueError(f"a table of {file.metadata.num_rows:,} rows and {plain_bytes:,} bytes")
     # On this thread: one of Arrow's that lets go of `data` while Python exits would abort the process.
@@ -98,14 +122,12 @@ def _read(file: pq.ParquetFile, data: bytes, columns: Sequence[str] | None) -> p
     return table.cast(pa.schema([file.schema_arrow.field(name) for name in table.column_names]))
 
 
-def _table_bytes(metadata: pq.FileMetaData) -> tuple[int, int]:
+def _table_bytes(data: bytes) -> tuple[int, int]:
     """Return the bytes of a table in memory: at least, and if every text in it were all that its column holds."""
     at_least = at_most = 0
-    for group in map(metadata.row_group, range(metadata.num_row_groups)):
-        for column in map(group.column, range(group.num_columns)):
-            is_text = column.physical_type == "BYTE_ARRAY"
-            at_least += column.num_values * 4 if is_text else column.num_values * 8
-            at_most += column.num_values * (column.total_uncompressed_size if is_text else 8)
+    for is_text, num_values, uncompressed_bytes in column_sizes(data):
+        at_least += num_values * (4 if is_text else 8)
+        at_most += num_values * (uncompressed_bytes if is_text else 8)
     return at_least, at_most
 
 
@@ -178,3 +200,91 @@ def _digest_around(data: bytes, position: int) -> bytes:
     hasher.update(UNSEALED)
     hasher.update(view[position + len(UNSEALED) :])
     return hasher.hexdigest().encode()
+
+
+class ColumnSize(NamedTuple):
+    """A column of one row group: whether its values are texts, how many there are, and the bytes that hold them."""
+
+    is_text: bool
+    num_values: int
+    uncompressed_bytes: int
+
+
+def column_sizes(data: bytes) -> Iterator[ColumnSize]:
+    """Yield the columns of a Parquet file, of each row group. Raises ValueError: its footer is none.
+
+    Read by ourselves, before pyarrow is asked for any: it ends the whole process where a column's metadata contradict
+    themselves, for `RowGroupMetaData.column` lets an exception of C++ through that nothing catches. So a forged file
+    would stop `cache verify`, and not be named by it.
+    """
+    length = int.from_bytes(data[-8:-4], "little")
+    if data[-4:] != MAGIC or not 0 < length <= len(data) - 12:
+        raise ValueError("it has no footer of Parquet")
+    try:
+        footer = _Compact(data, len(data) - 8 - length).struct(0)
+        for group in footer[ROW_GROUPS]:
+            for column in group[COLUMNS]:
+                about = column[METADATA]
+                values, num_bytes = about[NUM_VALUES], about[UNCOMPRESSED_BYTES]
+                if values < 0 or num_bytes < 0:
+                    raise ValueError(f"a column of {values} values and {num_bytes} bytes")
+                yield ColumnSize(about[PHYSICAL_TYPE] == BYTE_ARRAY, values, num_bytes)
+    except (KeyError, IndexError, TypeError) as error:
+        raise ValueError(f"a column without its size: {type(error).__name__}: {error}") from None
+
+
+class _Compact:
+    """Bytes of Thrift's compact protocol, read from a place on."""
+
+    def __init__(self, data: bytes, at: int):
+        self._data, self._at = data, at
+
+    def struct(self, level: int) -> dict[int, Any]:
+        """Return the fields of a struct by number; texts are passed over."""
+        if level > MOST_LEVELS:
+            raise ValueError("a footer that is nested too deep")
+        fields: dict[int, Any] = {}
+        number = 0
+        while head := self._byte():
+            number = number + (head >> 4) if head >> 4 else self._number()
+            kind = head & 15
+            fields[number] = kind == TRUE if kind in (TRUE, FALSE) else self._value(kind, level)
+        return fields
+
+    def _value(self, kind: int, level: int) -> Any:
+        if kind in WHOLE_NUMBERS:
+            return self._number()
+        if kind == BINARY:
+            length = self._varint()  # which moves the place itself
+            self._at += length
+            return None
+        if kind in (LIST, SET):
+            head = self._byte()
+            count, of = head >> 4, head & 15
+            count = self._varint() if count == 15 else count
+            return [self._byte() if of in (TRUE, FALSE) else self._value(of, level + 1) for _ in range(count)]
+        if kind == STRUCT:
+            return self.struct(level + 1)
+        if kind in (BYTE, DOUBLE):
+            self._at += 1 if kind == BYTE else 8
+            return None
+        raise ValueError(f"a footer with a value of type {kind}")
+
+    def _byte(self) -> int:
+        value = self._data[self._at]
+        self._at += 1
+        return value
+
+    def _varint(self) -> int:
+        value = shift = 0
+        while True:
+            byte = self._byte()
+            value |= (byte & 127) << shift
+            if byte < 128:
+                return value
+            if (shift := shift + 7) > 63:
+                raise ValueError("a footer with a number that is too long")
+
+    def _number(self) -> int:
+        value = self._varint()
+        return (value >> 1) ^ -(value & 1)  # zigzag: 0, -1, 1, -2, …

@@ -20,6 +20,7 @@ from typing import Any
 
 import safetensors.torch
 import torch
+from safetensors import SafetensorError
 from torch import Tensor
 
 from storage.digests import differences, digest
@@ -136,7 +137,14 @@ def read_checkpoint(folder: Path, identity: dict[str, Any]) -> tuple[Position, T
             expected=f"digest {file.weights_digest}  ({CHECKPOINT_FILE})",
             do=f"rm -r {folder}    # this student then starts again",
         )
-    return file, safetensors.torch.load(data)
+    try:
+        return file, safetensors.torch.load(data)
+    except (SafetensorError, KeyError, ValueError) as error:  # whoever wrote them can have written the digest too
+        raise CorruptObject(
+            f"{folder / file.weights_file} is no safetensors file",
+            found=str(error)[:200],
+            do=f"rm -r {folder}    # this student then starts again",
+        ) from None
 
 
 def check_checkpoint(folder: Path, identity: dict[str, Any]) -> None:

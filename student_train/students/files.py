@@ -102,7 +102,7 @@ def load_adapter(folder: Path) -> dict[str, Tensor]:
     if file.adapter_digest is None:
         return {}
     again = f"delete {folder} and train this student again"
-    return safetensors.torch.load(_read_beside(folder / ADAPTER_FILE, file.adapter_digest, again))
+    return _tensors(folder / ADAPTER_FILE, _read_beside(folder / ADAPTER_FILE, file.adapter_digest, again))
 
 
 def read_blueprint(folder: Path) -> BlueprintFile:
@@ -173,10 +173,7 @@ def load_student(folder: str | Path, architecture: str | None = None) -> Student
     file, data = _read_files(folder)
     blueprint = Blueprint(**file.model_dump(include=set(Blueprint.model_fields)))
     check_trusted(folder, blueprint, architecture)
-    try:
-        weights = safetensors.torch.load(data)
-    except SafetensorError as error:
-        raise BadWeights(f"{folder / WEIGHTS_FILE} is no safetensors file", found=str(error)) from None
+    weights = _tensors(folder / WEIGHTS_FILE, data)
     if blueprint.architecture in ARCHITECTURES:
         with torch.device("meta"):  # so that nothing is allocated before sizes are known to agree with the file
             student = build_student(blueprint)
@@ -191,6 +188,13 @@ def load_student(folder: str | Path, architecture: str | None = None) -> Student
         student.load_state_dict(weights, assign=True)  # what is on the meta device has no memory to copy into
     student.tokenizer = _read_tokenizer(folder, file)
     return student.eval()
+
+
+def _tensors(path: Path, data: bytes) -> dict[str, Tensor]:
+    try:
+        return safetensors.torch.load(data)
+    except (SafetensorError, KeyError, ValueError) as error:  # the last two of types and shapes that torch has not
+        raise BadWeights(f"{path} is no safetensors file", found=str(error)[:200]) from None
 
 
 def _computes_buffers(student: nn.Module) -> bool:

@@ -311,10 +311,12 @@ def _compile(text: str, path: str, date: datetime.date) -> jinja2.Template:
     }
     try:
         return environment.from_string(text)
-    except jinja2.TemplateSyntaxError as error:
+    except (jinja2.TemplateSyntaxError, RecursionError, SyntaxError) as error:  # the last of what Jinja makes of it
         raise BadRequest(
             f"the chat template {path} cannot be parsed",
-            found=f"line {error.lineno}: {error.message}",
+            found=f"line {error.lineno}: {error.message}"
+            if isinstance(error, jinja2.TemplateSyntaxError)
+            else f"{type(error).__name__}: {error}",
             expected="a template in Jinja, as transformers takes it",
         ) from None
 

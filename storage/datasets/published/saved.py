@@ -21,6 +21,7 @@ from storage.errors import MissingSource
 
 ABOUT = frozenset({SPLITS, STATE, "dataset_info.json", "README.md"})
 PARQUET = ".parquet"
+MOST_NAME_BYTES = 255  # of what nearly all disks take
 NUMBERED = re.compile(r"\d{4,5}")  # how the Hub calls files that it converted, in a folder of their split
 
 
@@ -95,8 +96,9 @@ def _of_state(folder: Path) -> SavedSplit:
             do="load_from_disk, flatten_indices, save_to_disk into another folder",
         )
     named = state.get("_data_files")
-    entries = [entry.get("filename") if isinstance(entry, dict) else None for entry in named or ()]
-    if not isinstance(named, list) or not all(isinstance(name, str) and Path(name).name == name for name in entries):
+    listed = named if isinstance(named, list) else [None]
+    entries = [entry.get("filename") if isinstance(entry, dict) else None for entry in listed]
+    if not all(map(_is_name, entries)):
         raise MissingSource(
             f"{folder / STATE} does not say which files there are",
             found=f"_data_files {str(named)[:200]}",
@@ -181,6 +183,13 @@ def _check_whole(path: Path, files: Sequence[Path]) -> None:
         )
 
 
+def _is_name(value: Any) -> bool:
+    """Return whether a value is the name of a file or folder, as any disk takes it, and never a path to elsewhere."""
+    if not isinstance(value, str) or "\0" in value or len(value.encode(errors="replace")) > MOST_NAME_BYTES:
+        return False
+    return Path(value).name == value and value not in ("", "..")
+
+
 def _json(path: Path) -> dict[str, Any]:
     try:
         found = json.loads(path.read_text())
@@ -193,6 +202,6 @@ def _json(path: Path) -> dict[str, Any]:
 
 def _list(path: Path, about: dict[str, Any], key: str) -> list[str]:
     names = about.get(key)
-    if not isinstance(names, list) or not all(isinstance(name, str) and Path(name).name == name for name in names):
+    if not isinstance(names, list) or not all(map(_is_name, names)):
         raise MissingSource(f"{path} does not name its {key}", found=str(names)[:200], expected="a list of names")
     return names

@@ -76,28 +76,6 @@ def test_a_lease_is_renewed_and_keeps_two_objects_at_most(store: Objects) -> Non
     assert leases(store) == []
 
 
-def test_a_renewal_that_fails_by_what_is_no_error_of_ours_is_tried_again(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    objects, fails = LocalObjects(tmp_path), [True, True]
-    create = LocalObjects.create
-
-    def create_or_fail(self: LocalObjects, path: str, data: bytes) -> bool:
-        if fails and not path.endswith("00000000.json"):
-            fails.pop()
-            raise MemoryError
-        return create(self, path, data)
-
-    monkeypatch.setattr(LocalObjects, "create", create_or_fail)
-    with holding(objects) as held:
-        deadline_s = time.monotonic() + 30
-        while leases(objects)[-1:] < [f"{LEASE}/0-of-1-00000002.json"]:
-            assert time.monotonic() < deadline_s
-            time.sleep(QUICK_S)
-        held.check()
-    assert leases(objects) == []
-
-
 def test_parts_that_share_no_shard_are_built_at_once_and_others_are_not(tmp_path: Path) -> None:
     objects = LocalObjects(tmp_path)
     with holding(objects, (0, 2)), holding(objects, (1, 4)):

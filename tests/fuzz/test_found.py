@@ -1,0 +1,89 @@
+"""What the fuzzers found, each by itself: files whose digests are right, and that no program of ours has written."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+
+from storage.cache import Cache
+from storage.datasets.arrays import load_numpy
+from storage.datasets.chat.template import ChatTemplate
+from storage.datasets.published.saved import find_split
+from storage.digests import digest
+from storage.errors import BadRequest, CorruptObject, MissingSource
+from storage.format.sealed import _sealed, read_json, seal, seal_json, unseal
+from storage.format.stores.index import Index
+from student_train.run_files.checkpoint import read_checkpoint, write_checkpoint
+from student_train.run_files.position import Position
+from tests.student_train.toys import Recipe, write_cache
+
+
+@pytest.mark.parametrize("name", ["../elsewhere/a.arrow", "/etc/passwd", "..", "", "a\0b", "a" * 300, 1, None])
+def test_a_saved_folder_names_no_file_elsewhere(tmp_path: Path, name: object) -> None:
+    (tmp_path / "state.json").write_text(json.dumps({"_data_files": [{"filename": name}], "_split": None}))
+    with pytest.raises(MissingSource, match="does not say which files there are"):
+        find_split(tmp_path, None)
+    (tmp_path / "dataset_dict.json").write_text(json.dumps({"splits": [name]}))
+    with pytest.raises(MissingSource, match="does not name its splits"):
+        find_split(tmp_path, None)
+
+
+def test_a_saved_folder_without_a_list_of_files_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "state.json").write_text('{"_data_files": -1}')
+    with pytest.raises(MissingSource, match="does not say which files there are"):
+        find_split(tmp_path, None)
+
+
+def test_an_array_whose_header_is_no_python_is_refused(tmp_path: Path) -> None:
+    np.save(tmp_path / "a.npy", np.zeros(3))
+    data = (tmp_path / "a.npy").read_bytes()
+    (tmp_path / "a.npy").write_bytes(data.replace(b"{'descr'", b"{{{{{{{{"))
+    with pytest.raises(MissingSource, match="cannot read"):
+        load_numpy(tmp_path / "a.npy")
+
+
+def test_a_template_that_is_deeper_than_python_is_refused() -> None:
+    with pytest.raises(BadRequest, match="cannot be parsed"):
+        ChatTemplate("t.jinja", "{{ " + "[" * 100_000, None, ()).reads("x")
+
+
+def test_weights_of_a_checkpoint_that_are_none_are_named(tmp_path: Path) -> None:
+    write_checkpoint(tmp_path, Position(), {"w": torch.zeros(2)}, {})
+    (file,) = tmp_path.glob("*.safetensors")
+    file.write_bytes(b"no tensors")
+    said = read_json(tmp_path / "checkpoint.json") | {"weights_digest": digest(b"no tensors"), "student": None}
+    (tmp_path / "checkpoint.json").write_bytes(seal_json(said))
+    with pytest.raises(CorruptObject, match="is no safetensors file"):
+        read_checkpoint(tmp_path, {})
+
+
+def _page_forged(data: bytes) -> bytes:
+    """Return a sealed Parquet file with its first page damaged, and the seal of that."""
+    return _sealed(data[:4] + b"\xff" * 12 + data[16:])
+
+
+def test_an_index_whose_pages_are_none_is_named() -> None:
+    table = pa.table({"path": ["a"], "bytes": [1], "version": ["v"], "digest": ["d"]})
+    with pytest.raises(CorruptObject, match="is not a whole index"):
+        Index.from_parquet(_page_forged(seal(table, {})), "https://example.org")
+
+
+def without_labels(data: bytes) -> bytes:
+    about, table = unseal(data)
+    return seal(table.drop_columns(["labels"]), about)
+
+
+@pytest.mark.parametrize("forge", [_page_forged, without_labels])
+def test_a_ledger_that_is_forged_is_as_if_empty(tmp_path: Path, forge: Callable[[bytes], bytes]) -> None:
+    cache = write_cache(tmp_path / "cache", Recipe(rows=8, rows_per_shard=8))
+    cache.catalogue().ledger().compact()
+    (file,) = (tmp_path / "cache/ledger").iterdir()
+    file.write_bytes(forge(file.read_bytes()))
+    found = Cache.open(cache.url).catalogue().ledger()
+    assert (found.of("toy", None, "plain")["rows"].to_list(), found.labels("toy")) == ([8], [])
