@@ -22,6 +22,7 @@ from storage.views import PLAIN
 
 HARDLY_MIXED = 0.8  # of the share that is due
 SHOWN_CLASSES = 12  # in a line
+ONE_EACH = 20  # classes, from which on it is odd that none has two rows
 
 
 class Standing(NamedTuple):
@@ -99,6 +100,10 @@ def classes_told(catalogue: Catalogue, ledger: Ledger) -> list[str]:
             fewest = min(range(len(counts)), key=lambda number: counts[number])
             line += f", … (the fewest: {shown[fewest]})"
         lines.append(line)
+        if max(counts) == 1 and len(counts) >= ONE_EACH:
+            lines.append(
+                f"note: {dataset}: each class has one row: is its label a number that is to be told, or an id?"
+            )
         if empty := [name for name, count in zip(spec.classes, counts, strict=True) if not count]:
             lines.append(f"note: {dataset}: no row is of {_listed('class', 'classes', empty)}")
         lines += [

@@ -138,6 +138,8 @@ def test_of_many_classes_the_first_and_the_fewest_are_told() -> None:
     counts = [9] * 15 + [2] + [9] * 4
     (line,) = classes_told(Looked(), SimpleNamespace(labels=lambda dataset: counts))  # type: ignore[arg-type]
     assert line.endswith("c11 9, … (the fewest: c15 2)")
+    _, note = classes_told(Looked(), SimpleNamespace(labels=lambda dataset: [1] * 20))  # type: ignore[arg-type]
+    assert note == "note: d: each class has one row: is its label a number that is to be told, or an id?"
 
 
 def test_classes_that_look_alike_are_told(tmp_path: Path) -> None:

@@ -215,9 +215,8 @@ def _fault(each: Seen, kind: Wanted, *, as_number: bool, rounded: Sequence[str])
     if not each.cells:
         fault = "nothing in any row"
     elif word is not None and AMOUNT.fullmatch(word) and (as_number or (kind is None and each.amounts_most)):
-        fault = (
-            f"{word!r}, a number as people write it: in the file it must be as 1200 or 1.5; "
-            f'or categorical = ["{each.name}"], if it is a code'
+        fault = f"{word!r}, a number as people write it: in the file it must be as 1200 or 1.5" + (
+            f'; or categorical = ["{each.name}"], if it is a code' if kind is None else ""
         )
     elif as_number and word is not None:
         fault = f'{word!r}, which is no number; if that means that there is none, missing = ["{word}"]'
