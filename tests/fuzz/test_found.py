@@ -87,3 +87,26 @@ def test_a_ledger_that_is_forged_is_as_if_empty(tmp_path: Path, forge: Callable[
     file.write_bytes(forge(file.read_bytes()))
     found = Cache.open(cache.url).catalogue().ledger()
     assert (found.of("toy", None, "plain")["rows"].to_list(), found.labels("toy")) == ([8], [])
+
+
+def test_a_size_that_no_tar_has_is_refused(tmp_path: Path) -> None:
+    from tests.fuzz.readers import _samples
+    from tests.published.test_webdataset import CLASSES, pairs, write_tar
+
+    path = write_tar(tmp_path / "tars/a.tar", pairs(["red"]))
+    data = bytearray(path.read_bytes())
+    data[124:136], data[148:156] = b"\x80" + b"\x7f" * 11, b" " * 8
+    data[148:156] = b"%06o\0 " % sum(data[:512])
+    path.write_bytes(data)
+    with pytest.raises(MissingSource, match="is no whole tar"):
+        _samples(tmp_path, kind="webdataset", path="tars", classes=CLASSES, size=8)
+
+
+def test_a_chat_whose_role_is_no_text_is_set_aside(tmp_path: Path) -> None:
+    from tests.chats.toys import CHATML, write_lines, write_model
+    from tests.fuzz.readers import _samples
+
+    write_model(tmp_path / "model", CHATML)
+    write_lines(tmp_path / "a.jsonl", {"messages": [{"role": ["user"], "content": "a"}]})
+    (sample,) = _samples(tmp_path, kind="chat", path="a.jsonl", tokenizer="model", length=64)
+    assert "whose role is no text: list" in sample

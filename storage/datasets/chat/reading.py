@@ -154,6 +154,9 @@ class ChatColumns(NamedTuple):
         if not isinstance(stored, dict):
             raise Unreadable(f"{where} that is no object: {type(stored).__name__}")
         message = {name: value for name, value in self._plain(stored).items() if value is not None}
+        said = message.get("role", message.get("from", ""))
+        if not isinstance(said, str):
+            raise Unreadable(f"{where} whose role is no text: {type(said).__name__}")
         if "role" not in message and "from" in message:
             said_by = message.pop("from")
             message = {"role": SAID_BY.get(said_by, said_by), "content": message.pop("value", None), **message}

@@ -213,7 +213,7 @@ def _places(path: Path, version: LocalFile) -> Places:
 def _reading(path: Path) -> Iterator[None]:
     try:
         yield
-    except tarfile.TarError as error:
+    except (tarfile.TarError, ValueError, OverflowError) as error:  # the latter two of sizes that no file has
         raise _damaged(path, str(error)) from None
     except OSError as error:
         raise MissingSource(f"cannot read {path}", found=error.strerror) from None
