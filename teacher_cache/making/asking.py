@@ -53,8 +53,11 @@ def retake(student: Student, subject: Subject) -> list[str]:
     from torch.nn.modules.batchnorm import _BatchNorm
 
     norms = [each for each in student.modules() if isinstance(each, _BatchNorm) and each.running_mean is not None]
+    asked = [inputs_B for inputs_B, _ in batches(subject) if len(inputs_B) > 1]  # one row has no variance
     if not norms:
         return []
+    if not asked:
+        return [f"{len(norms)} batch norms keep the teacher's means and variances: one row has none of its own"]
     rates = [norm.momentum for norm in norms]
     for norm in norms:
         norm.reset_running_stats()
@@ -62,11 +65,10 @@ def retake(student: Student, subject: Subject) -> list[str]:
         norm.train()
     try:
         with torch.no_grad():
-            for inputs_B, _ in batches(subject):
-                if len(inputs_B) > 1:  # one row has no variance
-                    student(inputs_B)
+            for inputs_B in asked:
+                student(inputs_B)
     finally:
         for norm, rate in zip(norms, rates, strict=True):
             norm.momentum = rate
             norm.eval()
-    return [f"means and variances of {len(norms)} batch norms taken again over {len(subject.rows.shown_B)} rows"]
+    return [f"means and variances of {len(norms)} batch norms taken again over {sum(map(len, asked))} rows"]

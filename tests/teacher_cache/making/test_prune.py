@@ -194,3 +194,13 @@ def test_batch_norms_of_a_smaller_network_have_the_moments_of_its_own_activation
     assert any("batch norms taken again over 40 rows" in line for line in made.told)
     assert not student.training
     assert norm.momentum == 0.1
+
+
+def test_batch_norms_keep_the_teachers_moments_where_one_row_is_all_there_is(
+    pantry: Path, subject: Subject, tmp_path: Path
+) -> None:
+    made = pruned(pantry, tmp_path / "out", rows=1)
+    student = load_student(tmp_path / "out", architecture=f"{pantry / 'net.py'}:build")
+    theirs = set(subject.student.network.stem[1].running_mean.tolist())
+    assert set(student.network.stem[1].running_mean.tolist()) <= theirs  # of the channels that stay, not zeros
+    assert any("keep the teacher's means" in line for line in made.told)
