@@ -19,6 +19,7 @@ import errno
 import fcntl
 import os
 import stat
+from collections.abc import Iterator
 from io import FileIO
 from pathlib import Path
 from typing import IO, Any
@@ -206,6 +207,33 @@ def lock(file: IO[Any]) -> bool:
             raise
         return False
     return True
+
+
+@contextlib.contextmanager
+def hold_file(path: Path) -> Iterator[tuple[IO[str], bool]]:
+    """Hold a file for as long as the block, made if it is not there; whoever holds it may delete it within.
+
+    Yields:
+        The file, and whether its file system has locks.
+
+    Raises:
+        BlockingIOError: another process holds it.
+        OSError: it cannot be opened.
+    """
+    while True:
+        with open(path, "a+", encoding="utf-8", errors="replace") as file:
+            held = lock(file)
+            if _is_at(file, path):
+                yield file, held
+                return
+
+
+def _is_at(file: IO[str], path: Path) -> bool:
+    """Return whether an open file is the one that others would open: its last holder may just have deleted it."""
+    try:
+        return os.path.samestat(os.fstat(file.fileno()), path.stat())
+    except FileNotFoundError:
+        return False
 
 
 def _rename_once(temporary: Path, path: Path) -> bool:

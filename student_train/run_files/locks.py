@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -12,7 +11,7 @@ from typing import IO
 from storage.cache.lease import RENEW_S, Holder
 from storage.digests import fingerprint
 from storage.errors import BadRequest, Interrupted, StillroomError, StorageFailure, TryAgain
-from storage.format.filesystems import lock
+from storage.format.filesystems import hold_file
 from student_train.run_files.records import read_record
 
 LOOK_EVERY_S = 1.0
@@ -33,22 +32,18 @@ def locked(path: Path, what: str, do: str = "wait for it to end") -> Iterator[bo
         BadRequest: its folder is none.
         StorageFailure: it cannot be written.
     """
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        file = open(path, "a+", encoding="utf-8", errors="replace")  # noqa: SIM115 - closed below; the lock goes with it
-    except (FileExistsError, NotADirectoryError):
-        raise no_folder(path.parent) from None
-    except OSError as error:
-        raise StorageFailure(
-            f"cannot write {path.parent}", found=error.strerror, do="make the folder writable"
-        ) from None
-    with file:
+    with contextlib.ExitStack() as stack:
         try:
-            held = lock(file)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            file, held = stack.enter_context(hold_file(path))
         except BlockingIOError:
-            raise TryAgain(f"another process is training {what}", found=_said(file, path), do=do) from None
-        if not _is_at(file, path):
-            raise TryAgain(f"another process was training {what} until now", found=f"{path} is gone", do=do)
+            raise TryAgain(f"another process is training {what}", found=_said(path), do=do) from None
+        except (FileExistsError, NotADirectoryError):
+            raise no_folder(path.parent) from None
+        except OSError as error:
+            raise StorageFailure(
+                f"cannot write {path.parent}", found=error.strerror, do="make the folder writable"
+            ) from None
         _say(file)
         yield held
 
@@ -97,14 +92,6 @@ def job_locked(
         time.sleep(LOOK_EVERY_S)
 
 
-def _is_at(file: IO[str], path: Path) -> bool:
-    """Return whether a file that is held is the one that others would open."""
-    try:
-        return os.path.samestat(os.fstat(file.fileno()), path.stat())
-    except OSError:
-        return False
-
-
 def no_folder(runs: Path) -> BadRequest:
     """Return what to raise where a folder of runs cannot be one."""
     expected, do = "a folder of runs, or nothing", "name one in `runs`"
@@ -127,10 +114,9 @@ def _say(file: IO[str]) -> None:
         file.flush()
 
 
-def _said(file: IO[str], path: Path) -> str:
+def _said(path: Path) -> str:
     """Return who holds a file, as far as it says."""
-    with contextlib.suppress(OSError):
-        file.seek(0)
+    with contextlib.suppress(OSError), open(path, encoding="utf-8", errors="replace") as file:
         if said := file.read(MOST_BYTES).strip():
             return said
     return f"{path} is held"

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -16,7 +15,7 @@ from typing import Any
 
 from storage.digests import digest, file_digest
 from storage.errors import BadRequest, CorruptObject, TryAgain
-from storage.format.filesystems import lock, storage_failure
+from storage.format.filesystems import hold_file, storage_failure
 
 MARK = "stillroom.json"
 
@@ -90,28 +89,26 @@ def part_of(out: Path) -> Iterator[Path]:
         StorageFailure: the disk refuses.
     """
     part, mine = out.with_name(f".{out.name}.part"), out.with_name(f".{out.name}.lock")
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        with open(mine, "ab") as held:
-            lock(held)
-            if not (mine.exists() and os.path.samestat(os.fstat(held.fileno()), mine.stat())):
-                raise BlockingIOError  # whoever held it has just deleted it
+    with contextlib.ExitStack() as held:
+        try:
+            out.parent.mkdir(parents=True, exist_ok=True)
+            held.enter_context(hold_file(mine))
             shutil.rmtree(part, ignore_errors=True)  # of a command that was killed
             part.mkdir()
-            try:
-                yield part
-                if out.exists():
-                    out.rmdir()  # empty
-                part.rename(out)
-            finally:
-                shutil.rmtree(part, ignore_errors=True)
-                mine.unlink(missing_ok=True)
-    except BlockingIOError:
-        raise TryAgain(
-            f"another command exports to {out}", do="wait for it; the same again then says what it did"
-        ) from None
-    except OSError as error:
-        raise storage_failure("write", str(error.filename or part), error) from None
+        except BlockingIOError:
+            raise TryAgain(
+                f"another command exports to {out}", do="wait for it; the same again then says what it did"
+            ) from None
+        except OSError as error:
+            raise storage_failure("write", str(part), error) from None
+        try:
+            yield part
+            if out.exists():
+                out.rmdir()  # empty
+            part.rename(out)
+        finally:
+            shutil.rmtree(part, ignore_errors=True)
+            mine.unlink(missing_ok=True)
 
 
 def seal(folder: Path, about: dict[str, Any], kind: str) -> None:
