@@ -12,14 +12,11 @@ import pyarrow as pa
 import pyarrow.ipc
 import pytest
 
-from storage.cache import Cache
 from storage.datasets import RawSample, Unreadable, arrow
 from storage.errors import LabelOutOfRange, MissingSource
-from student_train.options.sections import DataOptions, StudentOptions
-from student_train.preparing.request import Request
-from student_train.running.train import train_students
 from tests.conftest import Program
 from tests.published.toys import picture, pictures, read_all, save_splits, save_to_disk, source
+from tests.student_train.using.toys import train_small
 from tests.teacher_cache.toys import build, write_job
 
 CLASSES = ("red", "green", "blue")
@@ -232,21 +229,7 @@ def test_from_a_saved_folder_to_a_student_that_is_measured_and_used(tmp_path: Pa
     )
     assert build(write_job(tmp_path, SECTION)).exit_code == 0
     assert build(write_job(tmp_path, SECTION)).built == 0
-    student = StudentOptions.model_validate(
-        {
-            "name": "small",
-            "architecture": "cnn",
-            "options": {"widths": [4, 8]},
-            "objective": [{"loss": "labels"}],
-            "epochs": 15,
-            "batch_size": 8,
-            "learning_rate": 0.02,
-        }
-    )
-    rows = DataOptions(train="pictures/train", validation="pictures/validation")
-    request = Request(Cache.open(str(tmp_path / "cache")), tmp_path / "runs", rows, (student,), "cpu")
-    assert not train_students(request).errors
-    run = tmp_path / "runs/small"
+    run = train_small(tmp_path)
     measured = json.loads(program("student", "eval", run, tmp_path / "pictures/test", "--json").out)
     assert (measured["rows"], measured["figures"]["accuracy"]) == (12, 1.0)
     ended = program("student", "predict", run, tmp_path / "pictures/test", "-o", tmp_path / "out.csv")

@@ -18,11 +18,9 @@ from storage.cache import Cache
 from storage.datasets import Unreadable
 from storage.datasets.published import tars
 from storage.errors import BadRequest, LabelOutOfRange, MissingSource
-from student_train.options.sections import DataOptions, StudentOptions
-from student_train.preparing.request import Request
-from student_train.running.train import train_students
 from tests.conftest import Program
 from tests.published.toys import picture, read_all, source
+from tests.student_train.using.toys import train_small
 from tests.teacher_cache.toys import build, write_job
 
 CLASSES = ["red", "green", "blue"]
@@ -269,21 +267,7 @@ def test_from_tars_to_a_student_that_is_measured_and_used(tmp_path: Path, progra
         f"classes = {json.dumps(CLASSES)}\nvalidation = 0.4\nrows_per_shard = 16\n"
     )
     assert build(write_job(tmp_path, section)).exit_code == 0
-    student = StudentOptions.model_validate(
-        {
-            "name": "small",
-            "architecture": "cnn",
-            "options": {"widths": [4, 8]},
-            "objective": [{"loss": "labels"}],
-            "epochs": 15,
-            "batch_size": 8,
-            "learning_rate": 0.02,
-        }
-    )
-    rows = DataOptions(train="pictures/train", validation="pictures/validation")
-    request = Request(Cache.open(str(tmp_path / "cache")), tmp_path / "runs", rows, (student,), "cpu")
-    assert not train_students(request).errors
-    run = tmp_path / "runs/small"
+    run = train_small(tmp_path)
     measured = json.loads(program("student", "eval", run, tmp_path / "new", "--json").out)
     assert (measured["rows"], measured["figures"]["accuracy"]) == (12, 1.0)
     assert measured["notes"] == ["labels of new that are numbers are taken as the student's own: 0 is red, …"]

@@ -30,10 +30,15 @@ def write_pictures(folder: Path, classes: Sequence[str], each: int, *, seed: int
 
 def train_pictures(folder: Path) -> Path:
     """Return the run of a small network on pictures of three colours."""
-    from storage.cache import Cache
-
     write_pictures(folder / "pictures", tuple(COLOURS), 20)
     assert build(write_job(folder, DATASET)).exit_code == 0
+    return train_small(folder)
+
+
+def train_small(folder: Path) -> Path:
+    """Return the run of a small network on the dataset `pictures` of the cache in a folder."""
+    from storage.cache import Cache
+
     student = StudentOptions.model_validate(
         {
             "name": "small",
