@@ -12,6 +12,7 @@ import torch
 from hypothesis import settings
 
 from storage.digests import digest
+from tests import azure
 from tests.faulty_store import FaultyStore, faulty_store
 
 settings.register_profile("stillroom", deadline=None)  # a busy machine is no failure
@@ -85,6 +86,24 @@ def bucket(s3_server: str, monkeypatch: pytest.MonkeyPatch, request: pytest.Fixt
     with urllib.request.urlopen(urllib.request.Request(f"{s3_server}/stillroom", method="PUT")):
         pass
     return f"s3://stillroom/{digest(request.node.nodeid.encode())}"
+
+
+@pytest.fixture(scope="session")
+def azure_server() -> Iterator[str]:
+    """Yield the host and port of a real Azure server in a process of its own."""
+    if reason := azure.why_not():
+        pytest.skip(reason)
+    with azure.private_azure() as host:
+        azure.make_container(host, "stillroom")
+        yield host
+
+
+@pytest.fixture
+def container(azure_server: str, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> str:
+    """Return the address of a new, empty prefix on the Azure server, with the environment set for it."""
+    for name, value in azure.variables(azure_server).items():
+        monkeypatch.setenv(name, value)
+    return f"az://stillroom/{digest(request.node.nodeid.encode())}"
 
 
 @pytest.fixture

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
 NO_WORKERS_S = 120.0
 UNSEEN_S = 30.0  # without a look: who was there meanwhile is not known
+SHOWN = 3
 
 
 class Jobs(Protocol):
@@ -40,6 +41,7 @@ class Attendance:
         self.jobs: Jobs | None = None
         self._seen_s = self._looked_s = time.monotonic()
         self._versions = Versions(note, allowed=allow_versions)
+        self._there: set[str] | None = None  # at the last look
 
     def look(self, client: Client, workers: Mapping[str, int]) -> None:
         """Look at the workers that there are now; to be called about once a second.
@@ -61,3 +63,13 @@ class Attendance:
             raise TryAgain(
                 f"no Dask workers for {NO_WORKERS_S:.0f} s", do="start workers, then run the same command again"
             )
+        elif not self.ours:
+            self._tell(set(workers))
+
+    def _tell(self, there: set[str]) -> None:
+        """Tell who has gone since the last look, and who has come: a link that drops is seen nowhere else."""
+        before, self._there = self._there, there
+        for who, verb in (((before or there) - there, "gone"), (there - (before or there), "there now")):
+            if who:
+                named = ", ".join(sorted(who)[:SHOWN]) + (", …" if len(who) > SHOWN else "")
+                self.note(f"workers {verb}: {len(who)} ({named}); there are {len(there)}")

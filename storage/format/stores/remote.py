@@ -69,7 +69,14 @@ class RemoteObjects:
     def put(self, path: str, data: bytes) -> None:
         import obstore
 
-        self._asked("write", path, lambda: obstore.put(self._store, path, data))
+        def ask() -> None:
+            try:
+                obstore.put(self._store, path, data)  # of more than 5 MiB in parts, many at a time
+            except FileNotFoundError:
+                # No such upload: it was whole, and the answer that said so was lost. Or no such bucket, again.
+                obstore.put(self._store, path, data, use_multipart=False)
+
+        self._asked("write", path, ask)
 
     def create(self, path: str, data: bytes) -> bool:
         import obstore
@@ -162,6 +169,12 @@ class RemoteObjects:
         try:
             return asked(verb, f"{self.url}/{path}".rstrip("/"), ask)
         except FileNotFoundError:
+            if verb in ("write", "create"):  # which need no object
+                raise StorageFailure(
+                    f"cannot {verb} {self.url}/{path}",
+                    found=f"there is no bucket {self.url.split('/')[2]}",
+                    do="check the address; or make the bucket, with your store's own tools",
+                ) from None
             raise MissingObject(f"{self.url}/{path} is not there", do=ask_verify(self.url)) from None
 
 

@@ -117,3 +117,12 @@ def test_how_long_there_is_no_worker_is_counted_while_somebody_looks(monkeypatch
     now_s[0] = 621.0
     with pytest.raises(TryAgain, match="no Dask workers for 120 s"):
         attendance.look(client, {})
+
+
+def test_workers_that_go_and_come_are_told_and_those_that_a_command_begins_with_are_not() -> None:
+    notes: list[str] = []
+    attendance, client = Attendance(notes.append, allow_versions=True), cast("Any", Workers({}, ""))
+    client.get_versions = lambda packages: {"workers": {}}
+    for there in ("", "ab", "ab", "a", "ade"):
+        attendance.look(client, dict.fromkeys((f"tcp://{name}" for name in there), 1))
+    assert notes == ["workers gone: 1 (tcp://b); there are 1", "workers there now: 2 (tcp://d, tcp://e); there are 3"]

@@ -29,9 +29,9 @@ def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(lease, "RENEW_S", QUICK_S)
 
 
-@pytest.fixture(params=["local", "s3"])
+@pytest.fixture(params=["local", "bucket", pytest.param("container", marks=pytest.mark.slow)])
 def store(request: pytest.FixtureRequest, tmp_path: Path) -> Objects:
-    return open_objects(str(tmp_path / "root") if request.param == "local" else request.getfixturevalue("bucket"))
+    return open_objects(str(tmp_path / "root") if request.param == "local" else request.getfixturevalue(request.param))
 
 
 @pytest.fixture

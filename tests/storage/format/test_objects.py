@@ -18,12 +18,12 @@ from pathlib import Path
 import pytest
 
 from storage.errors import BadRequest, MissingObject, StorageFailure
-from storage.format.objects import TEMPORARY_PREFIX, LocalObjects, Objects, RemoteObjects, open_objects
+from storage.format.objects import TEMPORARY_PREFIX, LocalObjects, Objects, RemoteObjects, Span, open_objects
 
 
-@pytest.fixture(params=["local", "s3"])
+@pytest.fixture(params=["local", "bucket", pytest.param("container", marks=pytest.mark.slow)])
 def store(request: pytest.FixtureRequest, tmp_path: Path) -> Objects:
-    return open_objects(str(tmp_path / "root") if request.param == "local" else request.getfixturevalue("bucket"))
+    return open_objects(str(tmp_path / "root") if request.param == "local" else request.getfixturevalue(request.param))
 
 
 def test_a_put_object_reads_back(store: Objects) -> None:
@@ -82,6 +82,14 @@ def test_a_missing_object_is_named(store: Objects) -> None:
     with pytest.raises(MissingObject) as caught:
         store.get("no/such")
     assert caught.value.what == f"{store.url}/no/such is not there"
+
+
+def test_parts_are_read_and_are_shorter_where_an_object_ends_before(store: Objects) -> None:
+    store.put("a", bytes(range(100)))
+    found = store.get_ranges("a", [Span(2, 5), Span(90, 120), Span(0, 1)])
+    assert found == [bytes([2, 3, 4]), bytes(range(90, 100)), b"\0"]
+    with pytest.raises(MissingObject):
+        store.get_ranges("b", [Span(0, 1)])
 
 
 def test_a_folder_is_no_object(store: Objects) -> None:
@@ -349,8 +357,12 @@ def test_a_create_whose_answer_was_lost_still_wins(bucket: str) -> None:
     assert store.create("a", b"mine") is True
 
 
-def test_a_missing_bucket_is_an_error_that_names_it(bucket: str) -> None:
-    store = RemoteObjects(bucket.replace("stillroom", "nowhere"))
-    with pytest.raises((StorageFailure, MissingObject)) as caught:
-        store.put("a", b"")
-    assert f"{store.url}/a" in caught.value.what
+@pytest.mark.parametrize("where", ["bucket", pytest.param("container", marks=pytest.mark.slow)])
+def test_a_missing_bucket_is_an_error_that_names_it(where: str, request: pytest.FixtureRequest) -> None:
+    store = RemoteObjects(request.getfixturevalue(where).replace("stillroom", "nowhere"))
+    for verb, write in (("write", store.put), ("create", store.create)):
+        with pytest.raises(StorageFailure) as caught:
+            write("a", b"")
+        assert (caught.value.what, caught.value.found) == (f"cannot {verb} {store.url}/a", "there is no bucket nowhere")
+    with pytest.raises(StorageFailure, match="cannot list"):
+        store.list()

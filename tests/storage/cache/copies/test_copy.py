@@ -27,9 +27,9 @@ def contents(cache: Cache) -> dict[str, bytes]:
     return {path: cache.objects.get(path) for path in paths if not path.startswith("ledger/")}
 
 
-@pytest.fixture(params=["local", "s3"])
+@pytest.fixture(params=["local", "bucket", pytest.param("container", marks=pytest.mark.slow)])
 def elsewhere(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    return str(tmp_path / "copy") if request.param == "local" else str(request.getfixturevalue("bucket"))
+    return str(tmp_path / "copy") if request.param == "local" else str(request.getfixturevalue(request.param))
 
 
 def test_a_copy_is_the_same_bytes_and_back_again(cache: Cache, elsewhere: str, tmp_path: Path) -> None:
