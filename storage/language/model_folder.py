@@ -7,6 +7,7 @@ but what a job trusts by name (folder_code.py).
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
@@ -19,6 +20,8 @@ CONFIG = "config.json"
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 PICKLES = (".bin", ".pt", ".pth", ".ckpt")
 SHOWN = 5  # names, in a message
+MOST_LAYERS = 1024  # no model has as many, and each is built before weights say that it is not there
+COUNTED = re.compile(r"(layers?|experts?|^num_blocks|^depths?)$")  # keys that say how many of them are built
 
 
 def check_transformers(what: str) -> None:
@@ -104,14 +107,17 @@ def read_config(folder: Path, wrong: type[BadRequest], trusted: Sequence[str] | 
     config = _json(folder / CONFIG, wrong)
     if trusted:
         check_trusted(folder, config.get("auto_map"), trusted, wrong)
-    refuse_foreign(config, str(folder), wrong, trusted)
+    named = config.get("architectures")
+    if named is not None and not (isinstance(named, list) and all(isinstance(name, str) for name in named)):
+        raise wrong(f"{folder / CONFIG} is damaged", found=f"architectures = {str(named)[:100]}", expected="names")
+    check_config(config, str(folder), wrong, trusted)
     return config
 
 
-def refuse_foreign(
+def check_config(
     config: dict[str, Any], where: str, wrong: type[BadRequest], trusted: Sequence[str] | None = None
 ) -> None:
-    """Raise `wrong` if a config wants code that is not trusted, or weights that are quantised; `where` it lies."""
+    """Raise `wrong` if a config wants code that is not trusted, quantised weights, or layers without end."""
     if code := _foreign({key: value for key, value in config.items() if not (trusted and key == "auto_map")}):
         trust = "" if trusted is None or "auto_map" not in config else _how_to_trust(config["auto_map"])
         raise wrong(
@@ -126,6 +132,13 @@ def refuse_foreign(
             found=str(config["quantization_config"])[:200],
             expected="weights in fp32, bf16 or fp16",
             do="save it dequantised",
+        )
+    if deep := _deep(config):
+        raise wrong(
+            f"the model in {where} has more layers than any",
+            found=deep,
+            expected=f"{MOST_LAYERS:,} at most",
+            do=f"look at {CONFIG}: it is damaged, or no model's",
         )
 
 
@@ -144,6 +157,21 @@ def _foreign(value: Any) -> str | None:
             return f"{key} = {json.dumps(inner)}"[:200]
         if (code := _foreign(inner)) is not None:
             return code
+    return None
+
+
+def _deep(value: Any) -> str | None:
+    """Return a count of a config that would be built before anything says that it cannot be."""
+    if isinstance(value, list):
+        return next(filter(None, map(_deep, value)), None)
+    if not isinstance(value, dict):
+        return None
+    for key, inner in value.items():
+        counts = inner if isinstance(inner, list) else [inner]
+        if COUNTED.search(key) and any(isinstance(count, int) and count > MOST_LAYERS for count in counts):
+            return f"{key} = {inner}"[:200]
+        if (deep := _deep(inner)) is not None:
+            return deep
     return None
 
 

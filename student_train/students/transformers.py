@@ -19,13 +19,12 @@ import torch
 from torch import Tensor, nn
 
 from storage.errors import BadRequest, StillroomError, is_out_of_memory
-from storage.language.model_folder import check_transformers, import_transformers, read_config, refuse_foreign
+from storage.language.model_folder import check_config, check_transformers, import_transformers, read_config
 from student_train.students.calling import AsOne
 
 ARCHITECTURE = "transformers"
 WHAT = f'architecture = "{ARCHITECTURE}"'
 NOT_OF_THE_MODEL = ("_name_or_path", "dtype", "torch_dtype", "transformers_version", "use_cache")
-MAX_DEPTH = 1024  # keeps a hostile student.json from asking for any number of layers
 TRIED_TOKENS = 4
 TRIED_LOGITS = 100.0  # their deviation: what caps or scales logits is seen, though those of fresh weights are small
 
@@ -190,17 +189,10 @@ def _called(module: Any, tokens_BL: Tensor, positions_BL: Tensor | None = None) 
 
 def _config(config: dict[str, Any]) -> Any:
     """Return a config as an object of the library. Raises BadRequest: it does not know it, or takes no such values."""
-    refuse_foreign(config, "the blueprint", BadRequest)  # a student.json may be a stranger's
+    check_config(config, "the blueprint", BadRequest)  # a student.json may be a stranger's
     import_transformers(WHAT)
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
-    # before it is made: some list their layers
-    if deep := {key: n for key, n in config.items() if "layer" in key and isinstance(n, int) and n > MAX_DEPTH}:
-        raise BadRequest(
-            "a student of so many layers cannot be built",
-            found=", ".join(f"{key} = {number}" for key, number in deep.items()),
-            expected=f"{MAX_DEPTH} at most",
-        )
     kind = config.get("model_type")
     if kind not in CONFIG_MAPPING:
         raise BadRequest(

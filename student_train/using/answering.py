@@ -155,7 +155,9 @@ def load_onnx(path: Path, threads: int | None = None) -> Answerer:
     options.inter_op_num_threads = 1
     options.log_severity_level = 3  # warnings of an optimiser to its own authors
     try:
-        session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        session = onnxruntime.InferenceSession(
+            str(path), options, providers=["CPUExecutionProvider"], enable_fallback=0
+        )  # which would say on the terminal what the error says
     except Exception as error:  # onnxruntime has a dozen classes of its own, without a common one
         raise MissingSource(
             f"{path} cannot be read as ONNX", found=str(error).splitlines()[0][:300], expected="a whole .onnx file"

@@ -14,6 +14,14 @@ from tests.fuzz.changes import chance
 from tests.fuzz.readers import all_readers
 
 
+def tell_once(faults: Counter[str], told: str) -> None:
+    """Count a fault, and print the first of its kind."""
+    kind = re.sub(r"\d+|0x[0-9a-f]+", "#", told.partition("; by ")[0])[:110]
+    faults[kind] += 1
+    if faults[kind] == 1:
+        print(f"FAULT {told[:700]}", flush=True)  # noqa: T201
+
+
 def main() -> int:
     """Return 1 if any reader did what none may."""
     options = argparse.ArgumentParser(prog="python -m tests.fuzz")
@@ -38,11 +46,7 @@ def main() -> int:
                 try:
                     no += reader.check(chance(f"{asked.seed} {reader.name} {case}"))
                 except AssertionError as fault:
-                    told = str(fault)
-                    kind = re.sub(r"\d+|0x[0-9a-f]+", "#", told.partition("; by ")[0])[:110]
-                    faults[kind] += 1
-                    if faults[kind] == 1:
-                        print(f"FAULT case {case} of {told[:700]}", flush=True)  # noqa: T201
+                    tell_once(faults, f"case {case} of {fault}")
                 done += 1
             total, refused = total + done, refused + no
             each_ms = 1000 * (time.process_time() - before_s) / max(done, 1)

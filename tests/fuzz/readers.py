@@ -1,10 +1,9 @@
-"""The readers, each with a whole file of its own, and the one question: what was there, or an error of ours."""
+"""All readers, each with a whole file of its own."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
 from random import Random
@@ -13,95 +12,23 @@ from typing import Any
 from pydantic import TypeAdapter
 
 from storage.datasets import AnySource
-from storage.errors import StillroomError
 from tests.fuzz import changes
 from tests.fuzz.changes import Change
-from tests.fuzz.watch import Harm, watched
-
-
-@dataclass(frozen=True)
-class Reader:
-    """A reader, and a file for it.
-
-    Attributes:
-        name: of what is read.
-        folder: which it may not leave.
-        whole: the file as it should be.
-        write: puts another in its place.
-        read: returns what it says, as something that can be compared.
-        seals: changes after which nothing but the same, or an error, may come out.
-        forges: changes whose digests are right, or that nothing proves: what comes out may be another.
-        weight: share of the cases; less of what takes long.
-    """
-
-    name: str
-    folder: Path
-    whole: bytes
-    write: Callable[[bytes], object]
-    read: Callable[[], object]
-    seals: tuple[Change, ...] = ()
-    forges: tuple[Change, ...] = ()
-    weight: float = 1.0
-
-    def check(self, random: Random) -> bool:
-        """Read a changed file; return whether it was refused. Raises AssertionError with what is wrong."""
-        change = random.choice((*self.seals, *self.forges))
-        changed = change(random, self.whole)
-        self.write(changed)
-        try:
-            with watched(self.folder):
-                found = self.read()
-        except StillroomError:
-            return True
-        except Harm as harm:
-            raise AssertionError(f"{self.name}: {harm}; {self._told(change, changed)}") from None
-        except BaseException as error:
-            if isinstance(error, KeyboardInterrupt | SystemExit):
-                raise
-            raise AssertionError(
-                f"{self.name}: {type(error).__name__}: {str(error)[:300]}; {self._told(change, changed)}"
-            ) from error
-        finally:
-            self.write(self.whole)
-        if change in self.seals:
-            assert found == self.expected, f"{self.name}: another value, unnoticed; {self._told(change, changed)}"
-        return False
-
-    @property
-    def expected(self) -> object:
-        """What is read of the whole file."""
-        return _expected(self)
-
-    def _told(self, change: Change, changed: bytes) -> str:
-        return f"by {change.__name__}: {changed[:1500]!r}"
-
-    def __hash__(self) -> int:
-        return id(self)
-
-    def __eq__(self, other: object) -> bool:
-        return self is other
-
-
-@cache
-def _expected(reader: Reader) -> object:
-    return reader.read()
+from tests.fuzz.models import models
+from tests.fuzz.reader import Reader, safetensors_header, whole_file
 
 
 def all_readers(folder: Path) -> list[Reader]:
     """Return the readers, with their files in a folder."""
     found: list[Reader] = []
-    for make in (_cache, _run, _jobs, _datasets, _published, _tokenizer):
+    for make in (_cache, _run, _jobs, _datasets, _published, _tokenizer, models):
         own = folder / make.__name__.lstrip("_")
         own.mkdir()
         (own / "evil.py").write_text("open('executed', 'w')\n\ndef run(*_, **__):\n    open('executed', 'w')\n")
         found += make(own)
     for reader in found:
-        _expected(reader)  # imports what it needs, and before anything is watched
+        _ = reader.expected  # imports what it needs, and before anything is watched
     return found
-
-
-def _file(folder: Path, path: Path, read: Callable[[], object], name: str = "", **options: Any) -> Reader:
-    return Reader(name or path.name, folder, path.read_bytes(), path.write_bytes, read, **options)
 
 
 def _cache(folder: Path) -> Iterator[Reader]:
@@ -127,7 +54,7 @@ def _cache(folder: Path) -> Iterator[Reader]:
         "toy/views.json": lambda: Cache.open(url).views("toy"),
         "toy/sage/teacher.json": lambda: Cache.open(url).teacher("toy", "sage"),
     }
-    whole = partial(_file, folder)
+    whole = partial(whole_file, folder)
     verified = lambda: [str(bad.key) for bad in verify(Cache.open(url)).bad]  # noqa: E731
     for path, read in promises.items():
         yield whole(root / path, read, seals=(changes.any_bytes,), forges=(changes.promise,))
@@ -211,7 +138,7 @@ def _run(folder: Path) -> Iterator[Reader]:
     request = request_of(cache, folder / "runs", student(epochs=1))
     train_students(request)
     run = folder / "runs/a"
-    whole = partial(_file, folder)
+    whole = partial(whole_file, folder)
     json_: Any = {"seals": (changes.any_bytes,), "forges": (changes.sealed_json,)}
     tables: Any = {"seals": (changes.any_bytes,), "forges": (changes.sealed_table, changes.bytes_sealed_again)}
 
@@ -258,14 +185,7 @@ def _forged_weights(name: str, run: Path, says: str, file: Path, read: Callable[
         if data != whole:
             (run / says).write_bytes(seal_json(read_json(run / says) | {"weights_digest": digest(data)}))
 
-    return Reader(name, run.parents[1], whole, write, read, forges=(changes.any_bytes, _safetensors_header), weight=0.5)
-
-
-def _safetensors_header(random: Random, data: bytes) -> bytes:
-    length = int.from_bytes(data[:8], "little")
-    header = changes.plain_json(random, data[8 : 8 + length])
-    said = len(header) if random.random() < 0.9 else random.choice((0, 2**63, 2**31, len(header) + 1))
-    return said.to_bytes(8, "little") + header + data[8 + length :]
+    return Reader(name, run.parents[1], whole, write, read, forges=(changes.any_bytes, safetensors_header), weight=0.5)
 
 
 def _columns(table: Any) -> object:
@@ -291,7 +211,7 @@ def _jobs(folder: Path) -> Iterator[Reader]:
         path.write_bytes((REPOSITORY / f"jobs/{name}.toml").read_bytes())
         kind: Any = CacheJob if "cache" in name else StudentJob if "students" in name else ChainJob
         read = lambda path=path, kind=kind: read_job(path, kind).model_dump_json()  # noqa: E731
-        yield _file(folder, path, read, forges=(changes.any_bytes, changes.toml, changes.toml), weight=0.5)
+        yield whole_file(folder, path, read, forges=(changes.any_bytes, changes.toml, changes.toml), weight=0.5)
 
 
 @cache
@@ -353,7 +273,7 @@ def _datasets(folder: Path) -> Iterator[Reader]:
     ]
     for path, options, forges in sources:
         name = f"{options['kind']}: {path.name}{' in blocks' if 'block' in options else ''}"
-        yield _file(folder, path, partial(_samples, folder, **options), name, forges=forges, weight=0.4)
+        yield whole_file(folder, path, partial(_samples, folder, **options), name, forges=forges, weight=0.4)
 
 
 TABLE: dict[str, Any] = {
@@ -396,7 +316,7 @@ def _published(folder: Path) -> Iterator[Reader]:
     ]
     for path, options, forges in sources:
         read = partial(_samples, folder, **options)
-        yield _file(folder, folder / path, read, f"{options['kind']}: {path}", forges=forges, weight=0.4)
+        yield whole_file(folder, folder / path, read, f"{options['kind']}: {path}", forges=forges, weight=0.4)
 
 
 def _tar_header(random: Random, data: bytes) -> bytes:
@@ -426,4 +346,4 @@ def _tokenizer(folder: Path) -> Iterator[Reader]:
         said = [ids.tolist() for ids in encoder(data)(["the fish", "\0 a", ""])]
         return found.vocabulary, said, len(token_names(data)), [part.tolist() for part in (around(data).before,)]
 
-    yield _file(folder, path, read, forges=(changes.any_bytes, changes.plain_json), weight=0.4)
+    yield whole_file(folder, path, read, forges=(changes.any_bytes, changes.plain_json), weight=0.4)

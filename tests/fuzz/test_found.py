@@ -19,6 +19,7 @@ from storage.digests import digest
 from storage.errors import BadRequest, CorruptObject, MissingSource
 from storage.format.sealed import _sealed, read_json, seal, seal_json, unseal
 from storage.format.stores.index import Index
+from storage.language.model_folder import read_config
 from student_train.run_files.checkpoint import read_checkpoint, write_checkpoint
 from student_train.run_files.position import Position
 from tests.student_train.toys import Recipe, write_cache
@@ -110,3 +111,26 @@ def test_a_chat_whose_role_is_no_text_is_set_aside(tmp_path: Path) -> None:
     write_lines(tmp_path / "a.jsonl", {"messages": [{"role": ["user"], "content": "a"}]})
     (sample,) = _samples(tmp_path, kind="chat", path="a.jsonl", tokenizer="model", length=64)
     assert "whose role is no text: list" in sample
+
+
+@pytest.mark.parametrize(
+    ("changed", "told"),
+    [
+        ({"architectures": 2**64}, "is damaged"),
+        ({"architectures": float("nan")}, "is damaged"),
+        ({"architectures": [1]}, "is damaged"),
+        ({"num_hidden_layers": 2**40}, "more layers than any"),  # each of which would be built
+        ({"text_config": {"n_layer": 2**40}}, "more layers than any"),
+        ({"depths": [2, 10**9]}, "more layers than any"),
+        ({"num_local_experts": 10**9}, "more layers than any"),
+    ],
+)
+def test_a_config_that_no_model_has_is_refused_before_it_is_built(
+    tmp_path: Path, changed: dict[str, object], told: str
+) -> None:
+    whole: dict[str, object] = {"model_type": "llama", "architectures": ["LlamaForCausalLM"], "num_hidden_layers": 2}
+    (tmp_path / "config.json").write_text(json.dumps(whole))
+    assert read_config(tmp_path, BadRequest) == whole
+    (tmp_path / "config.json").write_text(json.dumps(whole | changed))
+    with pytest.raises(BadRequest, match=told):
+        read_config(tmp_path, BadRequest)

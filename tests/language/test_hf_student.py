@@ -243,7 +243,7 @@ def test_rows_longer_than_the_config_foresees_are_refused(tmp_path: Path) -> Non
         ({"quantization_config": {"bits": 4}}, "is quantised"),
         ({"model_type": "no such"}, "knows no such model"),
         ({"num_attention_heads": 0}, "makes no causal language model"),
-        ({"num_hidden_layers": 10**9}, "so many layers"),
+        ({"num_hidden_layers": 10**9}, "more layers"),
     ],
 )
 def test_a_config_that_is_none_of_the_librarys_is_refused(tmp_path: Path, fields: dict[str, Any], said: str) -> None:

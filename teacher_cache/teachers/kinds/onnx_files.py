@@ -75,6 +75,8 @@ def read_graph(path: Path) -> Graph:
     if not inputs:
         raise BadWeights(f"{path} is no model of rows", found="a graph without any input")
     inner = [name for node in graph.node for name in node.output if name]
+    if odd := [name for name in (*inner, *stored, *(each.name for each in inputs)) if not isinstance(name, str)]:
+        raise BadWeights(f"{path} is not an ONNX file", found=f"a name that is no UTF-8: {odd[0]!r}"[:200])
     return Graph(
         proto,
         inputs,

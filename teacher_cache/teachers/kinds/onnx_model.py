@@ -157,7 +157,8 @@ class OnnxModel(Runtime):
         settings.log_severity_level = 4  # what is wrong with a graph, the error says
         settings.add_session_config_entry("session.model_external_initializers_file_folder_path", str(self._folder))
         try:
-            return ort.InferenceSession(self._graph, settings, providers=[PROVIDERS[device]])
+            # without a fallback: it would go on, on the CPU, and print that it does
+            return ort.InferenceSession(self._graph, settings, providers=[PROVIDERS[device]], enable_fallback=0)
         except Exception as error:  # of classes that onnxruntime does not export
             raise BadTeacher(
                 f"onnxruntime {ort.__version__} does not take {self._path}",

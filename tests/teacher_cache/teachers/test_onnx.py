@@ -299,3 +299,19 @@ def test_a_graph_without_inputs_is_no_model(tmp_path: Path) -> None:
     with pytest.raises(BadWeights) as caught:
         read_graph(tmp_path / "m.onnx")
     assert caught.value.found == "a graph without any input"
+
+
+def test_onnxruntime_neither_goes_on_elsewhere_nor_says_so_on_the_terminal(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Where it fails with an error of Python, or of a GPU, it would try the CPU by itself, and say so in print."""
+    whole = save(tmp_path).read_bytes()
+    path = tmp_path / "toy.onnx"
+    for old, new, error, told in (  # no UTF-8
+        (b"units", b"uni\xe5s", BadWeights, "is not an ONNX file"),
+        (b"Relu", b"Re\xe5u", BadTeacher, "does not take"),
+    ):
+        path.write_bytes(whole.replace(old, new))
+        with pytest.raises(error, match=told):
+            load(path, layout="nhwc", output="probabilities")
+    assert "EP Error" not in "".join(capfd.readouterr())
