@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import math
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
@@ -212,9 +213,9 @@ def job_script_of(cluster: BuildClusterOptions, pools: Pools | None) -> str | No
 
 
 def print_dry_run(
-    prepared: PreparedBuild, pools: Pools | None, libraries: int, script: str | None, as_json: bool
+    prepared: PreparedBuild, pools: Pools | None, libraries: int, cluster: BuildClusterOptions, as_json: bool
 ) -> None:
-    """Print what a build would do, and the memory of its workers."""
+    """Print what a build would do, the memory of its workers, and the script of their jobs."""
     import polars as pl
 
     from jobs.show.tables import print_memory, print_script, print_table
@@ -245,20 +246,38 @@ def print_dry_run(
     else:
         worker = project_worker(prepared, libraries)
         memory, said = {"a worker": worker}, {"worker_memory_bytes": worker.total_bytes}
+    script = job_script_of(cluster, pools)
+    notes = [*prepared.notes, *_tight(cluster.memory, said["worker_memory_bytes"])]
     if as_json:
         jobs = {} if script is None else {"job_script": script}
-        terminal.print_json(
-            {"cache": prepared.request.cache, "stages": stages, **said, **jobs, "notes": prepared.notes}
-        )
+        terminal.print_json({"cache": prepared.request.cache, "stages": stages, **said, **jobs, "notes": notes})
         return
     print_table(pl.DataFrame(stages), title=prepared.request.cache)
     for name, parts in memory.items():
         print_memory(f"memory of {name}", parts.total_bytes, parts._asdict())
-    for note in prepared.notes:
+    for note in notes:
         terminal.out.print(note, markup=False)
     if script is not None:
         print_script(script)
     terminal.out.print("a dry run: nothing was written")
+
+
+def _tight(memory: str | None, bound_bytes: int) -> list[str]:
+    """Return a note if a job or a pod has less memory than its worker may need.
+
+    >>> _tight("1 GiB", 1_500_000_000)
+    ['note: memory = "1 GiB" in [cluster] is less than a worker may need, 1.4 GiB; one that needs more is ended']
+    >>> _tight("2 GiB", 1_500_000_000), _tight(None, 1_500_000_000)
+    ([], [])
+    """
+    from dask.utils import parse_bytes
+
+    if memory is None or parse_bytes(memory) >= bound_bytes:
+        return []
+    need = f"{math.ceil(bound_bytes / 2**30 * 10) / 10:g} GiB"
+    return [
+        f'note: memory = "{memory}" in [cluster] is less than a worker may need, {need}; one that needs more is ended'
+    ]
 
 
 def print_report(cache: str, report: BuildReport, as_json: bool, stages: Sequence[Stage] = ()) -> None:

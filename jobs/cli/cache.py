@@ -93,7 +93,6 @@ def build(
         from jobs.cli.building import (
             carry_out,
             choose_cluster,
-            job_script_of,
             lay_out_build,
             parse_partition,
             print_dry_run,
@@ -118,7 +117,7 @@ def build(
         if dry_run:
             if prepared.catalogue is not None:
                 prepared.catalogue.ledger()  # refuses what the build would refuse: a shard of another cache
-            print_dry_run(prepared, pools, libraries, job_script_of(cluster, pools), as_json)
+            print_dry_run(prepared, pools, libraries, cluster, as_json)
             return 0
         with terminal.watching("rows", night) as watch:
             attendance = Attendance(watch.note, allow_versions=allow_versions)

@@ -10,6 +10,7 @@ import pytest
 
 from storage.cache import Cache
 from storage.cache.verify import verify
+from storage.format.objects import open_objects
 from storage.format.stores import asking
 from tests.conftest import Program
 from tests.faulty_store import FaultyStore
@@ -64,3 +65,24 @@ def test_a_store_that_stops_to_answer_is_exit_75_and_the_same_command_resumes(
     assert program("cache", "build", jobs[0]).code == 0
     assert program("cache", "build", jobs[1]).code == 0
     assert contents(bucket) == contents(jobs[1].parent / "cache")
+
+
+@pytest.mark.parametrize(
+    ("fault", "code", "told"),
+    [
+        ("404 NoSuchBucket", 1, "or make the bucket with your store's own tools"),
+        ("403 AccessDenied", 1, "check the address and the credentials in the environment"),
+        ("deaf", 2, "conditional writes"),
+    ],
+    ids=["not there", "read-only", "lies about conditions"],
+)
+def test_a_bucket_that_cannot_hold_a_cache_is_told_before_anything_is_computed(
+    jobs: tuple[Path, Path], bucket: str, faulty: FaultyStore, program: Program, fault: str, code: int, told: str
+) -> None:
+    faulty.will(fault, times=10**6, strikes=lambda method, path: method == "PUT" or fault.startswith("404"))
+    ended = program("cache", "build", jobs[0])
+    assert (ended.code, "Traceback" in ended.err, bucket in ended.err) == (code, False, True), ended.err
+    assert told in ended.err
+    faulty.times = 0
+    assert [info.path for info in open_objects(bucket).walk() if "/" in info.path] == []
+    assert program("cache", "build", jobs[0]).code == 0

@@ -14,6 +14,13 @@ PATIENCE_S = 120.0  # with a store that does not answer
 FIRST_WAIT_S, LONGEST_WAIT_S = 0.1, 15.0
 CLIENT_RETRIES = 2  # of the store's own client, within one asking of ours
 FINAL = re.compile(r"status code: 4(?!08|09|29)\d\d|Received redirect")  # a refusal; the same request meets it again
+NO_BUCKET = "check the address, or make the bucket with your store's own tools"
+WHAT = {  # to do, by a store's own word for what it refuses
+    "RequestTimeTooSkewed": "set this machine's clock",  # signatures hold for a quarter of an hour
+    "NoSuchBucket": NO_BUCKET,
+    "ContainerNotFound": NO_BUCKET,
+}
+OTHERWISE = "check the address and the credentials in the environment"
 
 T = TypeVar("T")
 
@@ -43,10 +50,7 @@ def asked(verb: str, name: str, ask: Callable[[], T]) -> T:
             found = str(error).split("\n", 1)[0]  # a store's client adds pages of its own
             # the first is also what a 409 is called, whatever was asked: somebody else is at it just now
             if not isinstance(error, AlreadyExistsError | GenericError) or FINAL.search(str(error)):
-                ahead = "RequestTimeTooSkewed" in str(error)  # signatures hold for a quarter of an hour
-                what = (
-                    "set this machine's clock" if ahead else "check the address and the credentials in the environment"
-                )
+                what = next((what for word, what in WHAT.items() if word in str(error)), OTHERWISE)
                 raise StorageFailure(
                     f"cannot {verb} {name}", found=found, do=f"{what}, then run the same command again"
                 ) from error

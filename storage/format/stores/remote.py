@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 from storage.errors import BadRequest, CorruptObject, MissingObject, StorageFailure
 from storage.format.filesystems import check_size
-from storage.format.stores.asking import CLIENT_RETRIES, asked
+from storage.format.stores.asking import CLIENT_RETRIES, NO_BUCKET, asked
 from storage.format.stores.base import TEMPORARY_PREFIX, Listing, ObjectInfo, Span, ask_verify
 
 T = TypeVar("T")
@@ -173,7 +173,7 @@ class RemoteObjects:
                 raise StorageFailure(
                     f"cannot {verb} {self.url}/{path}",
                     found=f"there is no bucket {self.url.split('/')[2]}",
-                    do="check the address; or make the bucket, with your store's own tools",
+                    do=NO_BUCKET,
                 ) from None
             raise MissingObject(f"{self.url}/{path} is not there", do=ask_verify(self.url)) from None
 

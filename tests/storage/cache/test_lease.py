@@ -171,7 +171,7 @@ def test_a_lease_that_is_damaged_or_lies_is_taken_over_like_a_dead_one(tmp_path:
 def test_of_many_that_wait_one_holds_it_at_a_time_and_each_in_its_turn(
     store: Objects, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(lease, "RENEW_S", 0.5)
+    monkeypatch.setattr(lease, "RENEW_S", 3.0)  # a busy machine sleeps for seconds
     inside, met, took = threading.Semaphore(1), list[int](), list[int]()
 
     def take(number: int) -> None:
