@@ -14,7 +14,7 @@ from storage.format.specs import DatasetSpec
 from storage.inputs import inputs_of
 from storage.tasks import task_of
 from student_train.options.sections import StudentOptions
-from student_train.students import Blueprint, Int8, build_student, is_product
+from student_train.students import Blueprint, Int8, build_student, in_floats, products_of
 from student_train.students.files import BLUEPRINT_FILE, BlueprintFile, check_trusted, read_blueprint
 
 OF_INPUTS = ("mean", "std")
@@ -61,14 +61,16 @@ def like_start(options: StudentOptions, began: BlueprintFile) -> StudentOptions:
     return options.model_copy(update=own)
 
 
-def rounded(options: StudentOptions, blueprint: Blueprint, processes: int) -> Blueprint:
+def rounded(options: StudentOptions, blueprint: Blueprint, processes: int) -> tuple[Blueprint, list[str]]:
     """Return the blueprint of a student whose layers are rounded in training, where its options ask for it.
+
+    Besides, in words, which are.
 
     Raises:
         BadRequest: it has no such layer; or it is trained on several processes, each of which sees other inputs.
     """
     if options.quantize is None:
-        return blueprint
+        return blueprint, []
     if processes > 1:
         raise BadRequest(
             f"student {options.name} is quantised, and each process would see another range of inputs",
@@ -80,15 +82,17 @@ def rounded(options: StudentOptions, blueprint: Blueprint, processes: int) -> Bl
             network = build_student(blueprint).network
     except (NotImplementedError, RuntimeError, BadRequest):  # a user's own may not be built so
         network = build_student(blueprint).network
-    names = [name for name, layer in network.named_modules() if is_product(layer)]
+    names = products_of(network)
     if not names:
         raise BadRequest(
             f"student {options.name} has no layer that could be int8",
-            expected="linear layers or convolutions",
+            expected="linear layers or convolutions, with weights of their own",
             do="leave `quantize` out",
         )
     more = tuple(Int8(layer=name, per=options.quantize.per, trained=True) for name in names)
-    return blueprint.model_copy(update={"changes": (*blueprint.changes, *more)})
+    floats = "; ".join(["norms and biases", *in_floats(network)])
+    told = f"int8: {len(names)} layers, a step for each {options.quantize.per}; in floats: {floats}"
+    return blueprint.model_copy(update={"changes": (*blueprint.changes, *more)}), [told]
 
 
 def said_of(began: BlueprintFile) -> dict[str, Any]:

@@ -50,7 +50,7 @@ from student_train.stepping.recorder import check_recordable
 from student_train.students import Blueprint
 from student_train.students.files import BlueprintFile
 from student_train.students.starting.start import start_digests
-from student_train.students.transformers import embedded
+from student_train.students.transformers import embedded_for
 from student_train.tasks import TASKS
 
 HALF = (0.5,)  # by which inputs in [0, 1] are normalised
@@ -180,9 +180,9 @@ def _prepare(
     against, why_not_against = measured_against(catalogue, held, soft or named, num_classes)
     began = began_as(options)
     options = options if began is None else like_start(options, began)
-    blueprint = rounded(options, _blueprint(options, first, num_classes, began), request.parallel.size)
+    blueprint, of_int8 = rounded(options, _blueprint(options, first, num_classes, began), request.parallel.size)
     options, decided = decide_projections(options, blueprint, shapes)
-    decided = [*_told_of(train, needs), *told, *decided]
+    decided = [*_told_of(train, needs), *told, *of_int8, *decided]
     identity = _identity(request, options, blueprint, catalogue, train, held)
     if began is not None:
         identity["began_as"] = said_of(began)
@@ -262,7 +262,7 @@ def _blueprint(
     answers = answers_of(dataset.source) or (None, None)
     return Blueprint(
         architecture=options.architecture,
-        options=options.options if options.path is None else embedded(options.path, options.options),
+        options=options.options if options.path is None else embedded_for(dataset, options.path, options.options),
         num_classes=num_classes,
         input_shape=dataset.input_shape,
         mean=(options.mean or mean) if inputs.normalised else None,

@@ -20,11 +20,13 @@ from student_train.students.blueprint import Blueprint
 from student_train.students.build import ARCHITECTURES, Student, build_student
 from student_train.students.files import check_written, load_student, read_blueprint, save_student
 from student_train.students.remade.changes import Change, Dropped, Factored, Heads, Int8, Resized
-from student_train.students.remade.factors import full_rank
+from student_train.students.remade.factors import full_rank, is_table
 from student_train.students.remade.int8 import codes_of, step_of
-from student_train.students.remade.products import is_product
+from student_train.students.remade.products import in_floats, is_product, products_of
 from student_train.students.remade.rebuild import rebuild, settled, size_of
 from student_train.students.remade.size import Size, size_of_student
+from student_train.students.tensors import shared_layers
+from student_train.students.transformers import embedded
 
 __all__ = [
     "ARCHITECTURES",
@@ -40,13 +42,18 @@ __all__ = [
     "build_student",
     "check_written",
     "codes_of",
+    "embedded",
     "full_rank",
+    "in_floats",
     "is_product",
+    "is_table",
     "load_student",
+    "products_of",
     "read_blueprint",
     "rebuild",
     "save_student",
     "settled",
+    "shared_layers",
     "size_of",
     "size_of_student",
     "step_of",

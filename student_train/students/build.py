@@ -197,7 +197,7 @@ def build_student(blueprint: Blueprint) -> Student:
         )
     network = rebuild(network, blueprint.changes)
     calling = None
-    if blueprint.architecture == TRANSFORMERS:
+    if blueprint.architecture == TRANSFORMERS and "answers" not in blueprint.options:
         calling = OfTransformers(network, blueprint.num_classes, blueprint.options["config"])
     return Student(blueprint, network, calling)
 

@@ -20,6 +20,18 @@ def shared_names(module: nn.Module) -> dict[str, str]:
     return {name: other for name, other in named.items() if name != other}
 
 
+def shared_layers(module: nn.Module) -> dict[str, str]:
+    """Return the layers whose weights another has too, each with the other's name.
+
+    >>> network = nn.Sequential(nn.Embedding(3, 2), nn.Linear(2, 3, bias=False))
+    >>> network[1].weight = network[0].weight
+    >>> shared_layers(network)
+    {'1': '0', '0': '1'}
+    """
+    pairs = [[each.rpartition(".")[0] for each in pair] for pair in shared_names(module).items()]
+    return {one: other for pair in pairs for one, other in (pair, pair[::-1]) if one != other}
+
+
 def own_tensors(module: nn.Module) -> dict[str, Tensor]:
     """Return a module's tensors by name, each once, but those frozen under an adapter; they share its memory."""
     others = {*shared_names(module), *frozen_names(module)}

@@ -1,4 +1,7 @@
-"""A causal language model of the transformers library as a student, built from its config alone.
+"""A model of the transformers library as a student, built from its config alone.
+
+It is a causal language model; or, where the blueprint says how its answers are made, an encoder with one for each
+text: a vector, pooled of its hidden states, or scores of classes.
 
 The config lies in the blueprint, so that a trained student needs no other folder. Nothing is fetched, no code comes
 with a model, and the library is imported only where such a student is built.
@@ -19,20 +22,36 @@ import torch
 from torch import Tensor, nn
 
 from storage.errors import BadRequest, StillroomError, is_out_of_memory
+from storage.format.specs import DatasetSpec
+from storage.language.answering import Embedding, TextClassifier
 from storage.language.model_folder import check_config, check_transformers, import_transformers, read_config
+from storage.language.pooling import POOLINGS, pooled_as
+from storage.tasks import task_of
 from student_train.students.calling import AsOne
 
 ARCHITECTURE = "transformers"
 WHAT = f'architecture = "{ARCHITECTURE}"'
 NOT_OF_THE_MODEL = ("_name_or_path", "dtype", "torch_dtype", "transformers_version", "use_cache")
+OF_ANSWERS = ("pooling", "normalize")  # options of an encoder whose answers are vectors, beside the keys of its config
+EMBEDDING, TEXT_CLASSES = "embedding", "text_classes"
+WHATS = {  # what is made of a config, and by which class of the library, by the kind of its answers
+    None: ("causal language model", "AutoModelForCausalLM"),
+    EMBEDDING: ("encoder", "AutoModel"),
+    TEXT_CLASSES: ("classifier of texts", "AutoModelForSequenceClassification"),
+}
 TRIED_TOKENS = 4
 TRIED_LOGITS = 100.0  # their deviation: what caps or scales logits is seen, though those of fresh weights are small
 
 _in_two_parts: dict[str, bool] = {}  # config → as tried, for models on the meta device, which have no values
 
 
-def embedded(folder: Path, options: dict[str, Any]) -> dict[str, Any]:
+def embedded(folder: Path, options: dict[str, Any], answers: dict[str, Any] | None = None) -> dict[str, Any]:
     """Return the options of the blueprint of a student: the config of a folder, some of its keys replaced.
+
+    Args:
+        folder: of the model.
+        options: keys of its config.
+        answers: how its one answer for each text is made; None: it has one at each position.
 
     Raises:
         BadRequest: transformers is not installed, or does not know the model; or an option is no key of its config.
@@ -40,7 +59,7 @@ def embedded(folder: Path, options: dict[str, Any]) -> dict[str, Any]:
     """
     check_transformers(WHAT)
     config = {key: value for key, value in read_config(folder, BadRequest).items() if key not in NOT_OF_THE_MODEL}
-    known = _config(config)
+    known = _config(config, _kind(answers))
     if unknown := [key for key in options if not hasattr(known, key)]:
         raise BadRequest(
             f"a {type(known).__name__} has no such key",
@@ -50,38 +69,68 @@ def embedded(folder: Path, options: dict[str, Any]) -> dict[str, Any]:
         )
     # Under the name that the folder has: a model's own name for a key, and the library's for the same, would contradict
     names = {getattr(known, "attribute_map", {}).get(key, key): value for key, value in options.items()}
-    return {"config": config | names}
+    return {"config": config | names} | ({} if answers is None else {"answers": answers})
+
+
+def embedded_for(dataset: DatasetSpec, folder: Path, options: dict[str, Any]) -> dict[str, Any]:
+    """Return the options of the blueprint of a student for what a dataset asks of its rows.
+
+    Raises:
+        BadRequest, MissingSource: as `embedded`, and as `pooled_as`.
+    """
+    task = task_of(dataset)
+    if task.sites(dataset.input_shape):
+        return embedded(folder, options)
+    if task.has_classes:
+        return embedded(folder, options, {"kind": TEXT_CLASSES})
+    said = {key: options[key] for key in OF_ANSWERS if key in options}
+    pooled = pooled_as(folder, said.get("pooling"), said.get("normalize"), wrong=BadRequest, where="`options`")
+    of_config = {key: value for key, value in options.items() if key not in said}
+    return embedded(folder, of_config, {"kind": EMBEDDING, **pooled._asdict()})
 
 
 def transformers(
-    num_classes: int, input_shape: tuple[int, ...], *, vocabulary: int | None = None, config: dict[str, Any]
+    num_classes: int,
+    input_shape: tuple[int, ...],
+    *,
+    vocabulary: int | None = None,
+    config: dict[str, Any],
+    answers: dict[str, Any] | None = None,
 ) -> nn.Module:
     """Return the model of a config with fresh weights, in float32, drawn from torch's global generator.
 
-    Layers to learn from are named as in the model: `network.model.layers.0`, ….
+    Layers to learn from are named as in the model: `network.model.layers.0`, …; of one with an answer for each text
+    behind `network.model.`.
 
     Args:
-        num_classes: of the vocabulary.
+        num_classes: of the vocabulary, or of the one answer: how many classes it has, or how wide it is.
         input_shape: (L,).
-        vocabulary: of rows whose classes are other than ids: refused.
-        config: as `embedded` gives it.
+        vocabulary: number of ids, where that is not the number of classes.
+        config, answers: as `embedded` gives them.
     """
-    if (len(input_shape), vocabulary) != (1, None):
+    if len(input_shape) != 1 or (answers is None and vocabulary is not None):
         raise BadRequest(
             f"{WHAT} cannot take these inputs",
             found=f"inputs of shape {input_shape}" + ", each with one class" * (len(input_shape) == 1),
-            expected="tokens, each with the one that follows",
-            do='a dataset of tokens, or another architecture; of texts with a class each, "encoder"',
+            expected="tokens, each with the one that follows; or texts, each with a class or a vector",
+            do="a dataset of tokens or of texts; or another architecture",
         )
+    kind = _kind(answers)
+    if kind not in WHATS or (kind == EMBEDDING and answers is not None and answers.get("pooling") not in POOLINGS):
+        raise BadRequest(
+            f"{WHAT} makes no such answers", found=json.dumps(answers), do="student train makes blueprints"
+        )
+    what, auto = WHATS[kind]
     library = import_transformers(WHAT)
-    made = _config(config)
+    made = _config(config, kind)
     text = made.get_text_config()
-    if text.vocab_size < num_classes:
+    num_ids = vocabulary or num_classes
+    if text.vocab_size < num_ids:
         raise BadRequest(
             "the student's vocabulary is smaller than the cache's",
             found=f"vocab_size = {text.vocab_size}",
-            expected=f"{num_classes} ids, or more: what is beyond them is padding, and cut",
-            do=f"options = {{ vocab_size = {num_classes} }}; or a model of the tokenizer that made the tokens",
+            expected=f"{num_ids} ids, or more: what is beyond them is padding, and cut",
+            do=f"options = {{ vocab_size = {num_ids} }}; or a model of the tokenizer that made the tokens",
         )
     longest = getattr(text, "max_position_embeddings", None)
     if longest is not None and longest < input_shape[0]:
@@ -91,13 +140,29 @@ def transformers(
             expected=f"{input_shape[0]} positions",
             do=f"options = {{ max_position_embeddings = {input_shape[0]} }}, or shorter rows in the cache",
         )
+    width = getattr(text, "hidden_size", num_classes)
+    if kind == EMBEDDING and width != num_classes:
+        raise BadRequest(
+            f"the vectors of this {WHAT} are its hidden states, of another width than those it learns from",
+            found=f"{width} wide",
+            expected=f"{num_classes}",
+            do='a model of that width; or architecture = "encoder", whose head has any',
+        )
     for part in (made, text):
         part.use_cache = False  # keys and values of a text that nobody goes on with
         part.output_hidden_states = part.output_attentions = False
         part.return_dict = True
-    with _refusing(made):
-        model: nn.Module = library.AutoModelForCausalLM.from_config(made, dtype=torch.float32, trust_remote_code=False)
-    return model
+    if kind == TEXT_CLASSES:
+        made.num_labels = num_classes
+    with _refusing(made, what, auto):
+        model: nn.Module = getattr(library, auto).from_config(made, dtype=torch.float32, trust_remote_code=False)
+    if answers is None:
+        return model
+    if kind == TEXT_CLASSES:
+        return TextClassifier(model)
+    if getattr(model, "pooler", None) is not None:
+        model.pooler = None  # type: ignore[assignment]  # of whose answer nothing is made
+    return Embedding(model, answers["pooling"], normalize=bool(answers.get("normalize")))
 
 
 class OfTransformers(AsOne):
@@ -187,8 +252,16 @@ def _called(module: Any, tokens_BL: Tensor, positions_BL: Tensor | None = None) 
         return module(input_ids=tokens_BL, attention_mask=mask, **placed)
 
 
-def _config(config: dict[str, Any]) -> Any:
-    """Return a config as an object of the library. Raises BadRequest: it does not know it, or takes no such values."""
+def _kind(answers: dict[str, Any] | None) -> str | None:
+    return None if answers is None else answers.get("kind")
+
+
+def _config(config: dict[str, Any], answering: str | None) -> Any:
+    """Return a config as an object of the library, of a model of a kind of answers.
+
+    Raises:
+        BadRequest: it does not know it, or takes no such values.
+    """
     check_config(config, "the blueprint", BadRequest)  # a student.json may be a stranger's
     import_transformers(WHAT)
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING
@@ -201,13 +274,19 @@ def _config(config: dict[str, Any]) -> Any:
             expected="one of its own, such as llama, qwen3, gemma3_text, gpt2",
             do="a newer transformers; or an `architecture` of your own, module:factory",
         )
-    with _refusing(config):
+    with _refusing(config, *WHATS[answering]):
         return CONFIG_MAPPING[kind].from_dict(dict(config))
 
 
 @contextmanager
-def _refusing(config: Any) -> Iterator[None]:
-    """Have whatever a model raises that does not take its config as a refusal, and its warnings for itself."""
+def _refusing(config: Any, what: str, auto: str) -> Iterator[None]:
+    """Have whatever a model raises that does not take its config as a refusal, and its warnings for itself.
+
+    Args:
+        config: of the model.
+        what: it is, in words.
+        auto: the library's class that makes it.
+    """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
@@ -219,7 +298,7 @@ def _refusing(config: Any) -> Iterator[None]:
                 raise
             kind = config["model_type"] if isinstance(config, dict) else config.model_type
             raise BadRequest(
-                f"transformers makes no causal language model of this config of a {kind}",
+                f"transformers makes no {what} of this config of a {kind}",
                 found=f"{type(error).__name__}: {error}"[:600],
-                do="AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(FOLDER)) should take it",
+                do=f"{auto}.from_config(AutoConfig.from_pretrained(FOLDER)) should take it",
             ) from error

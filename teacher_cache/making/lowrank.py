@@ -1,7 +1,8 @@
 """Layers of lower rank: the singular values that matter least are left out, until a size is met, or an energy kept.
 
 Each layer keeps as many as hold the same share of its energy, the sum of squares; where two layers of that rank would
-not be smaller than the one, it stays whole.
+not be smaller than the one, it stays whole. So does an embedding where operations are counted, of which it costs none,
+and a layer that shares its weights with another, for both would be there afterwards.
 
 W is a layer's weight as (out, in · kernel), X what it is given, a row for each place.
 """
@@ -12,13 +13,13 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from storage.errors import BadRequest
-from teacher_cache.making.asking import watch
+from teacher_cache.making.asking import batches, watch
 from teacher_cache.making.sizes import Target, largest_share, measured, size_like
 from teacher_cache.making.slices import check_named_once, with_changes
 from teacher_cache.making.subject import Subject
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
+    from torch import Tensor
 
     from student_train.students import Factored, Student
 
@@ -71,7 +72,7 @@ def lowrank(subject: Subject, options: LowRankOptions) -> tuple[Student, list[st
 
     whole = subject.student
     check_named_once(whole.network)
-    names, left = _layers(whole.network, options.layers)
+    names, left = _layers(subject, options)
     spectra = _spectra(subject, names, options.by)
 
     def changes_at(energy: float) -> list[Factored]:
@@ -108,43 +109,86 @@ def lowrank(subject: Subject, options: LowRankOptions) -> tuple[Student, list[st
     return student, told + [f"left whole: {each}" for each in [*left, *(f"{n}: two would be larger" for n in kept)]]
 
 
-def _layers(network: nn.Module, asked: Sequence[str] | None) -> tuple[list[str], list[str]]:
+def _layers(subject: Subject, options: LowRankOptions) -> tuple[list[str], list[str]]:
     """Return the layers that can be factorised, and in words the others. Raises BadRequest."""
-    from student_train.students import full_rank
+    from student_train.students import full_rank, is_table, shared_layers
 
+    network = subject.student.network
     modules = dict(network.named_modules())
     weighty = {name: module for name, module in modules.items() if getattr(module, "weight", None) is not None}
-    can = [name for name, module in weighty.items() if full_rank(module) is not None]
-    for name in asked or ():
+    shared = shared_layers(network)
+    can = [name for name, module in weighty.items() if full_rank(module) is not None and name not in shared]
+    tables = [name for name in can if is_table(modules[name])]
+    of_operations = options.target is not None and options.target.measure != "parameters"
+    left = tables if of_operations and not options.layers else _read_otherwise(subject, tables)
+    can = [name for name in can if name not in left]
+    why = {name: f" with the weights of {other}" for name, other in shared.items()}
+    for name in options.layers or ():
         if name not in can:
             what = "there is no such layer" if name not in modules else f"a {type(modules[name]).__name__}"
             groups = getattr(modules.get(name), "groups", 1)
+            read = " whose weights are read without calling it" if name in left else ""
             raise BadRequest(
                 f"layer {name} cannot be factorised",
-                found=what + (f" in {groups} groups" if groups != 1 else ""),
-                expected=f"a linear layer, or a convolution in one group: {', '.join(can)[:400]}",
+                found=what + (f" in {groups} groups" if groups != 1 else "") + why.get(name, read),
+                expected="a linear layer, a convolution in one group, or an embedding, with weights of its own: "
+                + ", ".join(can)[:400],
             )
     if not can:
         raise BadRequest("no layer of this teacher can be factorised", found=", ".join(weighty)[:300] or "no weights")
+    if options.layers:
+        return list(options.layers), []
     cannot = [
-        f"{name}, a {type(module).__name__}"
+        f"{name}, a {type(module).__name__}" + why.get(name, "")
         for name, module in modules.items()
         if name not in can and any(own.ndim > 1 for own in module.parameters(recurse=False))
     ]
-    return (list(asked) if asked else can), ([] if asked else cannot)
+    return can, cannot
+
+
+def _read_otherwise(subject: Subject, names: Sequence[str]) -> list[str]:
+    """Return the layers whose weights a network reads itself, besides calling them or without: they stay as they are.
+
+    Each is tried as one whose weights are nowhere but in what takes its place.
+    """
+    import copy
+
+    import torch
+    from torch import nn
+
+    network, found = subject.student.network, []
+    inputs_B = next(iter(batches(subject)))[0][:1]
+    for name in names:
+        parent, _, own = name.rpartition(".")
+        layer = network.get_submodule(name)
+        setattr(network.get_submodule(parent), own, nn.Sequential(copy.deepcopy(layer)))
+        weight = layer._parameters.pop("weight")  # noqa: SLF001 - of whoever else holds the layer
+        try:
+            with torch.inference_mode():
+                subject.student(inputs_B)
+        except AttributeError:
+            found.append(name)
+        finally:
+            layer._parameters["weight"] = weight  # noqa: SLF001
+            setattr(network.get_submodule(parent), own, layer)
+    return found
 
 
 def _spectra(subject: Subject, names: Sequence[str], by: Weighing) -> dict[str, Spectrum]:
     """Return the decomposition of each layer.
 
-    Weighted, W · S is decomposed, S the Cholesky factor of XᵀX: what is left out of it is the error of the outputs.
+    An embedding's are those of its table, plainly: what it is given are ids. Weighted, W · S is decomposed, S the
+    Cholesky factor of XᵀX: what is left out of it is the error of the outputs.
 
     Source: Wang et al. 2024 (SVD-LLM), arXiv 2403.07378, section 3.1.
     """
     import torch
 
+    from student_train.students import is_table
+
     layers = dict(subject.student.network.named_modules())
-    whitening = _whitening(subject, names) if by == "activations" else {}
+    weighed = [name for name in names if not is_table(layers[name])] if by == "activations" else []
+    whitening = _whitening(subject, weighed)
     found = {}
     for name in names:
         layer: Any = layers[name]
@@ -204,12 +248,18 @@ def _places(layer: Any, inputs: Tensor) -> Tensor:
 
 def _tensors(network: Any, spectra: Mapping[str, Spectrum], changes: Sequence[Factored]) -> dict[str, Tensor]:
     """Return the tensors of a network whose layers are two."""
+    from student_train.students import is_table
+
     layers = dict(network.named_modules())
     tensors = dict(network.state_dict())
     for change in changes:
         layer, spectrum, rank = layers[change.layer], spectra[change.layer], change.rank
         root = spectrum.values[:rank].clamp(min=0).sqrt()
         weight = tensors.pop(f"{change.layer}.weight")
+        if is_table(layer):
+            tensors[f"{change.layer}.first.weight"] = (spectrum.left[:, :rank] * root).to(weight.dtype)
+            tensors[f"{change.layer}.second.weight"] = (root[:, None] * spectrum.right[:rank]).T.to(weight.dtype)
+            continue
         kernel = weight.shape[2:]
         first = (root[:, None] * spectrum.right[:rank]).to(weight.dtype).reshape(rank, *weight.shape[1:])
         second = (spectrum.left[:, :rank] * root).to(weight.dtype)

@@ -33,17 +33,17 @@ def quantize(subject: Subject, options: QuantizeOptions) -> tuple[Student, list[
 
     Source: Jacob et al. 2018, arXiv 1712.05877, section 2; ranges are the least and the greatest that were seen.
     """
-    from student_train.students import Int8, build_student, codes_of, is_product, step_of
+    from student_train.students import Int8, build_student, codes_of, in_floats, products_of, step_of
 
     whole = subject.student
     check_named_once(whole.network)
     layers: dict[str, Any] = dict(whole.network.named_modules())
-    names = [name for name, layer in layers.items() if is_product(layer)]
+    names = products_of(whole.network)
     if not names:
         raise BadRequest(
             "this teacher has no layer that could be int8",
             found=", ".join(sorted({type(layer).__name__ for layer in layers.values()}))[:300],
-            expected="linear layers or convolutions",
+            expected="linear layers or convolutions, with weights of their own",
         )
     ranges = _ranges(subject, names)
     unseen = [name for name in names if name not in ranges]
@@ -59,12 +59,8 @@ def quantize(subject: Subject, options: QuantizeOptions) -> tuple[Student, list[
     student = build_student(blueprint).eval()
     student.network.load_state_dict(tensors)
     student.tokenizer = whole.tokenizer
-    others = [f"{name}, a {type(layer).__name__}" for name, layer in layers.items() if _is_table(layer, names, name)]
-    return student, [f"left in floats: {each}" for each in [*others, *(f"{n}, which no row reached" for n in unseen)]]
-
-
-def _is_table(layer: Any, names: list[str], name: str) -> bool:
-    return name not in names and any(own.ndim > 1 for own in layer.parameters(recurse=False))
+    others = [*in_floats(whole.network), *(f"{n}, which no row reached" for n in unseen)]
+    return student, [f"left in floats: {each}" for each in others]
 
 
 def _ranges(subject: Subject, names: list[str]) -> dict[str, tuple[Tensor, Tensor]]:

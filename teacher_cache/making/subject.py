@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 from storage.errors import BadRequest, BadTeacher
@@ -12,7 +12,9 @@ from storage.inputs import inputs_of
 from storage.options import code_fingerprint
 from storage.tasks import task_of
 from teacher_cache.making.rows import Rows
+from teacher_cache.teachers.classes import order_of
 from teacher_cache.teachers.fed import WHITE
+from teacher_cache.teachers.kinds import transformers
 from teacher_cache.teachers.model import Teacher
 from teacher_cache.teachers.options import TeacherOptions, num_scores
 
@@ -78,17 +80,12 @@ def as_student(options: TeacherOptions, model: nn.Module, dataset: DatasetSpec, 
             found=f"no vectors of it over dataset {dataset.name}, so nobody knows how wide they are",
             do='encoding = { kind = "vectors" } and dimension = … in its [[teacher]]',
         )
-    student = BLUEPRINTS[options.origin](options, model, dataset)
-    order = student.blueprint.classes
-    if order and dataset.classes and list(order) != list(dataset.classes):
-        raise BadRequest(
-            f"teacher {options.name} has its classes in another order than dataset {dataset.name}",
-            found=", ".join(order[:12]),
-            expected=", ".join(dataset.classes[:12]),
-            do="give the dataset's `classes` in the teacher's order; the student's scores are the teacher's",
-        )
     teacher = Teacher(options, copy.deepcopy(model).float(), torch.device("cpu"))
-    subject = Subject(student.eval(), rows)
+    student = BLUEPRINTS[options.origin](options, model, dataset).eval()
+    order = order_of(student.blueprint.classes or None, dataset.classes)
+    if order is not None:
+        _reorder(student, order, dataset, rows)
+    subject = Subject(student, rows)
     if teacher.is_scored:
         expected, _ = teacher(rows.shown_B[:8], dataset)
         found = subject.student(dataset_arguments(dataset, rows.shown_B[:8])).detach()
@@ -101,6 +98,46 @@ def as_student(options: TeacherOptions, model: nn.Module, dataset: DatasetSpec, 
                 do='autocast = "fp32" in its section; a factory that gives the same model each time',
             )
     return subject
+
+
+def _reorder(student: Student, order: Sequence[int], dataset: DatasetSpec, rows: Rows) -> None:
+    """Have a student's last layer score the classes in a dataset's order, as its teacher's answers are stored.
+
+    Raises:
+        BadRequest: it does not end in a layer of its own whose outputs are the scores.
+    """
+    import torch
+
+    from student_train.students import products_of
+
+    layers = dict(student.network.named_modules())
+    said: dict[str, torch.Tensor] = {}
+
+    def hearing(name: str) -> Callable[..., None]:
+        def hook(_: nn.Module, given: object, answer: torch.Tensor) -> None:
+            said[name] = answer
+
+        return hook
+
+    hooks = [layers[name].register_forward_hook(hearing(name)) for name in products_of(student.network)]
+    try:
+        with torch.inference_mode():
+            scores_BC = student(dataset_arguments(dataset, rows.shown_B[:2]))
+    finally:
+        for hook in hooks:
+            hook.remove()
+    last = next((layers[name] for name, answer in reversed(said.items()) if torch.equal(answer, scores_BC)), None)
+    if last is None:
+        raise BadRequest(
+            f"the student's classes are in another order than those of dataset {dataset.name}",
+            found=", ".join(student.blueprint.classes[:12]),
+            expected=", ".join(dataset.classes[:12]) + "; or a network that ends in a linear layer",
+            do="give the dataset's `classes` in the teacher's order",
+        )
+    with torch.no_grad():
+        for values in last.parameters(recurse=False):
+            values.copy_(values[list(order)].clone())
+    student.blueprint = student.blueprint.model_copy(update={"classes": tuple(dataset.classes)})
 
 
 def dataset_arguments(dataset: DatasetSpec, shown_B: torch.Tensor) -> torch.Tensor:
@@ -144,8 +181,45 @@ def _of_student(options: TeacherOptions, model: nn.Module, dataset: DatasetSpec)
     return model
 
 
+def _of_transformers(options: TeacherOptions, model: nn.Module, dataset: DatasetSpec) -> Student:
+    from student_train.students import Blueprint, build_student, embedded
+
+    assert options.path is not None
+    if options.trust_code:
+        raise BadRequest(
+            f"students cannot be made from teacher {options.name}, whose code lies in its folder",
+            found=f"trust_code = {list(options.trust_code)}",
+            expected="a model that transformers itself has",
+            do="train a student on its cached answers instead",
+        )
+    answers = transformers.digests(options).get("answers")
+    if answers is not None and answers["kind"] not in ("embedding", "text_classes"):
+        raise BadRequest(
+            f"students cannot be made from teacher {options.name}, a classifier of images in a folder of transformers",
+            do="a `factory` that returns it; or train a student on its cached answers instead",
+        )
+    blueprint = Blueprint(
+        architecture=options.origin,
+        options=embedded(options.path, {}, answers),
+        num_classes=num_scores(options, dataset),
+        input_shape=dataset.input_shape,
+        mean=None,
+        std=None,
+        tokenizer=dataset.tokenizer,
+        classes=tuple(transformers.classes(options) or dataset.classes),
+        vocabulary=None if dataset.vocabulary == dataset.num_classes else dataset.vocabulary,
+        inputs=inputs_of(dataset).name,
+        task=task_of(dataset).name,
+        source=dataset.source,
+    )
+    student = build_student(blueprint)
+    student.network.load_state_dict(model.state_dict())
+    return student
+
+
 BLUEPRINTS: dict[str, Callable[[TeacherOptions, nn.Module, DatasetSpec], Student]] = {
     "factory": _of_factory,
     "student": _of_student,
+    "transformers": _of_transformers,
 }
 """How a teacher of each kind is a student."""

@@ -150,6 +150,17 @@ def test_a_student_that_is_trained_for_int8_is_written_as_codes_and_measured_so(
         assert record.accuracy == pytest.approx((said == labels).mean())
 
 
+def test_a_student_for_int8_starts_with_all_that_there_is_and_tells_what_stays_in_floats(
+    small: Path, pantry: Path, tmp_path: Path, program: Program
+) -> None:
+    own = f'architecture = "{pantry / "net.py"}:build"\nquantize = "int8"'
+    ended = program("student", "train", write_students(tmp_path, pantry, own))
+    assert ended.code == 0, ended.err
+    said = " ".join((ended.out + ended.err).split())
+    assert "and drawn" not in said  # ranges of inputs are none of a start's tensors
+    assert "int8: 9 layers, a step for each channel; in floats: norms and biases" in said
+
+
 def test_codes_are_no_start_for_training(pantry: Path, tmp_path: Path, program: Program) -> None:
     teacher = f"{pantry / 'job.toml'}:net"
     assert program("student", "make", "quantize", teacher, "-o", tmp_path / "small").code == 0

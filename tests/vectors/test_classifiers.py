@@ -12,7 +12,7 @@ import torch
 from storage.cache import Cache
 from storage.errors import BadRequest, StillroomError
 from storage.inputs.texts import ids_and_mask, pad
-from teacher_cache.teachers.kinds.transformers_model import TextClassifier
+from storage.language.answering import TextClassifier
 from tests.teacher_cache.toys import build, write_digits, write_job
 from tests.texts.toys import texts
 from tests.vectors.toys import bert_tokenizer, encoder_folder

@@ -47,7 +47,7 @@ class Dropped(Options):
 
 
 class Factored(Options):
-    """A linear layer or a convolution as two, `first` and `second`, with fewer units between them.
+    """A linear layer, a convolution or an embedding as two, `first` and `second`, with fewer units between them.
 
     Attributes:
         rank: how many.

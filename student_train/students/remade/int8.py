@@ -110,6 +110,12 @@ class Rounded(nn.Module):
             before.copy_(torch.where(seen, before + MOMENTUM * (found - before), found))
 
 
+def ranges_of(network: nn.Module) -> set[str]:
+    """Return the names of the tensors that tell the range of what layers are given, of those that round in training."""
+    rounding = [name for name, layer in network.named_modules() if isinstance(layer, Rounded)]
+    return {f"{name}.{end}" for name in rounding for end in ("low", "high")}
+
+
 def step_of(weight: Tensor, per: Per) -> Tensor:
     """Return the step of a layer's codes, by its largest weight: (out, 1, …), or (1, …) for all."""
     axes = tuple(range(1, weight.ndim)) if per == "channel" else tuple(range(weight.ndim))

@@ -11,6 +11,8 @@ from typing import Any
 from torch import Tensor, nn
 from torch.nn import functional
 
+from student_train.students.tensors import shared_layers
+
 CONVOLUTIONS: dict[type[nn.Module], Callable[..., Tensor]] = {
     nn.Conv1d: functional.conv1d,
     nn.Conv2d: functional.conv2d,
@@ -21,6 +23,25 @@ CONVOLUTIONS: dict[type[nn.Module], Callable[..., Tensor]] = {
 def is_product(layer: Any) -> bool:
     """Return whether a layer is one; of a subclass nobody knows what else it does, nor of padding other than zeros."""
     return type(layer) is nn.Linear or (type(layer) in CONVOLUTIONS and layer.padding_mode == "zeros")
+
+
+def products_of(network: nn.Module) -> list[str]:
+    """Return the names of a network's products that can be int8.
+
+    One that shares its weights with another layer cannot: both codes and the floats of the other would be kept.
+    """
+    shared = shared_layers(network)
+    return [name for name, layer in network.named_modules() if is_product(layer) and name not in shared]
+
+
+def in_floats(network: nn.Module) -> list[str]:
+    """Return in words each layer with a matrix of weights that is none of `products_of`."""
+    can, shared = products_of(network), shared_layers(network)
+    return [
+        f"{name}, a {type(layer).__name__}" + (f" with the weights of {shared[name]}" if name in shared else "")
+        for name, layer in network.named_modules()
+        if name not in can and any(own.ndim > 1 for own in layer.parameters(recurse=False))
+    ]
 
 
 def product(layer: Any) -> Callable[[Tensor, Tensor, Tensor | None], Tensor]:

@@ -23,6 +23,7 @@ from storage.language.tokenizer import difference, parse_tokenizer, read_tokeniz
 from student_train.options.model import StartOptions
 from student_train.students.build import Student
 from student_train.students.files import TOKENIZER_FILE, WEIGHTS_FILE
+from student_train.students.remade.int8 import ranges_of
 from student_train.students.tensors import own_tensors, shared_names
 
 NETWORK = "network."  # before the names of a student's network, in a run's folder too
@@ -135,7 +136,8 @@ def start_student(student: Student, start: StartOptions, path: Path) -> Started:
 def find_start(student: Student, start: StartOptions, path: Path) -> Started:
     """Return what a student would take; reads names and shapes, and little else. Raises as `start_student`."""
     there = _stored(path)
-    names = [name for name in own_tensors(student) if name.startswith(NETWORK)]
+    seen = ranges_of(student)  # by what it is given in training; none of them is drawn
+    names = [name for name in own_tensors(student) if name.startswith(NETWORK) and name not in seen]
     shapes = {name: tuple(tensor.shape) for name, tensor in student.state_dict().items()}
     aliases: dict[str, list[str]] = {}
     for other, first in shared_names(student).items():

@@ -25,7 +25,12 @@ from student_train.using.exporting.written import Written, onnx_use
 
 CALIBRATED = 512  # rows
 AT_ONCE = 64
-SHARES = {"accuracy": "accuracy", "macro_f1": "macro-F1", "retrieval": "retrieval at 1"}
+SHARES = {
+    "accuracy": "accuracy",
+    "macro_f1": "macro-F1",
+    "agreement": "agreement with its teacher",
+    "retrieval": "retrieval at 1",
+}
 NUMBERS = {
     "cross_entropy": "cross-entropy",
     "cosine": "cosine to the teacher",
@@ -50,7 +55,7 @@ def quantize_file(own: Answerer, record: RunRecord, folder: Path, cache: str | N
     if url is None or held is None:
         raise BadRequest("--quantize is calibrated on held rows, and nobody knows where they are", do="--cache URL")
     name = listed(held)[0]
-    rows = rows_of_cache(url, name, own.blueprint, own.device, None, {})
+    rows = rows_of_cache(url, name, own.blueprint, own.device, None, dict(record.identity.get("teachers", {})))
     _quantize(folder, own, rows)
     (folder / ONNX_FILE).unlink()
     small = load_onnx(folder / INT8_FILE)
@@ -58,7 +63,10 @@ def quantize_file(own: Answerer, record: RunRecord, folder: Path, cache: str | N
     written = Written("ONNX model in int8", "onnx", small.logits, onnx_use(own.student, INT8_FILE))
     if own.blueprint.asked.label_array is not None:
         return written, ["quantised to int8; figures of positions are not measured on an ONNX file"]
-    before, after = (evaluate_rows(each, rows) for each in (own, small))
+    try:
+        before, after = (evaluate_rows(each, rows) for each in (own, small))
+    except BadRequest as error:  # neither labels nor a teacher's answers: there is a file all the same
+        return written, [f"int8, calibrated on held rows of {name}; figures are not measured: {error.what}"]
     return written, [
         f"int8, calibrated on {min(CALIBRATED, before.rows)} held rows of {name}",
         *_changes(before, after),

@@ -95,7 +95,20 @@ def load_known(run: Path, record: RunRecord) -> Student:
             expected=" or ".join(f'"{name}"' for name in FORMS),
             do="--format onnx, safetensors or pt2, which take any student",
         )
-    return load_student(run)
+    student = load_student(run)
+    blueprint = student.blueprint
+    other = [
+        *(["one answer for each text"] if "answers" in blueprint.options else []),
+        *(f"layer {change.layer}, {change.kind}" for change in blueprint.changes),
+    ]
+    if other:
+        raise BadRequest(
+            f"{run.name} has no equal in transformers",
+            found=", ".join(other[:4]) + (f", and {len(other) - 4} more" if other[4:] else ""),
+            expected="a causal language model whose layers are those of its config",
+            do="--format onnx, safetensors or pt2, which take any student",
+        )
+    return student
 
 
 def _as_it_is(student: Student) -> Any:

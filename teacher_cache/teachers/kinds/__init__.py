@@ -12,7 +12,7 @@ sklearn_model.py  one as a torch module
 sklearn_columns.py  a table's columns by name, as an estimator was fitted on
 transformers.py  a model in a folder of transformers: language model, classifier, encoder
 transformers_purpose.py  which of these it is, by its folder
-transformers_model.py  classifiers and encoders as torch modules: pooled, normalised
+transformers_model.py  a classifier of images as a torch module
 
 A new kind is a file like factory.py, a line in the table below, and its keys among those of `TeacherOptions`.
 

@@ -1,88 +1,11 @@
-"""Encoders as modules: a model of transformers behind what makes its one answer for each row.
-
-B rows, L positions, D width, C classes.
-"""
+"""A classifier of images as a module: a model of transformers behind what makes its one answer for each row. B rows."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
-
-LEAST = 1e-9  # of what a mean is divided by
-
-
-def _mean(hidden_BLD: Tensor, mask_BL1: Tensor) -> Tensor:
-    return (hidden_BLD * mask_BL1).sum(1) / mask_BL1.sum(1).clamp(min=LEAST)
-
-
-def _max(hidden_BLD: Tensor, mask_BL1: Tensor) -> Tensor:
-    return hidden_BLD.masked_fill(mask_BL1 == 0, -torch.inf).amax(1)
-
-
-def _first(hidden_BLD: Tensor, mask_BL1: Tensor) -> Tensor:
-    return hidden_BLD[:, 0]
-
-
-def _last(hidden_BLD: Tensor, mask_BL1: Tensor) -> Tensor:
-    last_B = mask_BL1[..., 0].sum(1).long().clamp(min=1) - 1
-    return hidden_BLD[torch.arange(len(last_B), device=last_B.device), last_B]
-
-
-POOLINGS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
-    "mean": _mean,
-    "cls": _first,
-    "max": _max,
-    "lasttoken": _last,
-}
-"""By the names of sentence-transformers, from hidden states and where there is a token, to (B, D)."""
-
-
-def padded_as(model: Any, tokens_BL: Tensor, mask_BL: Tensor) -> Tensor:
-    """Return ids, int64 (B, L), with the model's own id of padding where the mask is false.
-
-    Most models leave out what the mask does not name; classifiers on a causal model look for the last other id alone.
-    """
-    padding = model.config.get_text_config().pad_token_id
-    return tokens_BL if padding is None else tokens_BL.masked_fill(~mask_BL, padding)
-
-
-class Embedding(nn.Module):
-    """A vector for each text: the model's last hidden states, pooled over its tokens, and perhaps of length 1.
-
-    Source: Reimers and Gurevych 2019 (Sentence-BERT), section 3, arXiv 1908.10084.
-    """
-
-    def __init__(self, model: Any, pooling: str, *, normalize: bool):
-        super().__init__()
-        self.model = model
-        self.pooling, self.normalize = pooling, normalize
-
-    def forward(self, tokens_BL: Tensor, mask_BL: Tensor) -> Tensor:
-        """Return vectors (B, D) of int64 tokens (B, L); `mask_BL` is false at padding."""
-        hidden_BLD = self.model(input_ids=tokens_BL, attention_mask=mask_BL.long()).last_hidden_state
-        vectors_BD = POOLINGS[self.pooling](hidden_BLD, mask_BL[:, :, None].to(hidden_BLD.dtype))
-        return functional.normalize(vectors_BD, dim=1) if self.normalize else vectors_BD
-
-
-class TextClassifier(nn.Module):
-    """Scores of classes for each text."""
-
-    def __init__(self, model: Any):
-        super().__init__()
-        self.model = model
-        config = model.config.get_text_config()
-        if config.pad_token_id is not None and config.pad_token_id < 0:  # some configs say so that there is none
-            config.pad_token_id = None  # so that a model which needs one says so
-
-    def forward(self, tokens_BL: Tensor, mask_BL: Tensor) -> Tensor:
-        """Return logits (B, C) of int64 tokens (B, L); `mask_BL` is false at padding."""
-        ids_BL = padded_as(self.model, tokens_BL, mask_BL)
-        logits_BC: Tensor = self.model(input_ids=ids_BL, attention_mask=mask_BL.long()).logits
-        return logits_BC
 
 
 class ImageClassifier(nn.Module):

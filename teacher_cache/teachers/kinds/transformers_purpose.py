@@ -5,20 +5,19 @@ Of embeddings the folder says how they are made where sentence-transformers wrot
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from storage.errors import BadTeacher, MissingSource
+from storage.errors import BadTeacher
+from storage.language.pooling import MODULES, Pooled, pooled_as, read_json
 
 if TYPE_CHECKING:
     from torch import nn
 
     from teacher_cache.teachers.options import TeacherOptions
 
-MODULES, PREPROCESSOR = "modules.json", "preprocessor_config.json"
-POOLINGS = ("mean", "cls", "max", "lasttoken")
+PREPROCESSOR = "preprocessor_config.json"
 UNNAMED = "LABEL_"  # how transformers calls classes that nobody has named
 WIDTHS = ("hidden_size", "d_model", "dim", "n_embd")  # by which configs say how wide hidden states are
 
@@ -76,55 +75,9 @@ def width_of(config: dict[str, Any]) -> int | None:
     return found if found is not None and found > 0 else None
 
 
-class Pooled(NamedTuple):
-    """How embeddings are made of hidden states: one of POOLINGS, and whether each is then scaled to length 1."""
-
-    pooling: str
-    normalize: bool
-
-
-def pooled_as(folder: Path, options: TeacherOptions) -> Pooled:
-    """Return how an embedding is made, as the job says it, else as the folder of sentence-transformers does.
-
-    Raises:
-        BadTeacher: the folder has a module that is not done here, or says nothing that can be understood.
-    """
-    pooling: str | None = options.pooling
-    normalize = options.normalize
-    if (folder / MODULES).exists():
-        modules = _read(folder / MODULES)
-        kinds = [str(each.get("type")).rpartition(".")[2] for each in modules] if isinstance(modules, list) else []
-        within = [str(each.get("path") or "") for each in modules] if kinds else []
-        if kinds not in (["Transformer", "Pooling"], ["Transformer", "Pooling", "Normalize"]) or within[0]:
-            raise BadTeacher(
-                f"the embeddings of {folder} are made in a way that is not done here",
-                found=" → ".join(f"{kind} ({path or '.'})" for kind, path in zip(kinds, within, strict=True))
-                or "nothing",
-                expected="Transformer (.) → Pooling, and perhaps → Normalize",
-                do="write a `factory` that returns the whole of it",
-            )
-        pooling = pooling or _pooling(folder / within[1] / "config.json")
-        normalize = len(kinds) > 2 if normalize is None else normalize
-    if pooling is None:  # `purpose_of` says embeddings only where one of both does
-        raise BadTeacher(f"nobody says how the hidden states of {folder} are pooled", do='pooling = "mean", or another')
-    return Pooled(pooling, bool(normalize))
-
-
-def _pooling(path: Path) -> str:
-    config = _read(path)
-    said = config.get("pooling_mode")  # since version 5; before, one key a way
-    named = [said] if isinstance(said, str) else list(said or [])
-    older = {f"pooling_mode_{name}": name.partition("_")[0] for name in ("mean_tokens", "cls_token", "max_tokens")}
-    older |= {"pooling_mode_lasttoken": "lasttoken", "pooling_mode_mean_sqrt_len_tokens": "mean_sqrt_len"}
-    named += [name for key, name in older.items() if config.get(key) is True]
-    if len(named) != 1 or named[0] not in POOLINGS:
-        raise BadTeacher(
-            f"{path} pools in a way that is not done here",
-            found=", ".join(map(str, named)) or "no way",
-            expected=f"one of {', '.join(POOLINGS)}",
-            do="pooling = … in [[teacher]]; or write a `factory` that returns the whole of it",
-        )
-    return str(named[0])
+def pooled_of(folder: Path, options: TeacherOptions) -> Pooled:
+    """Return how an embedding is made. Raises BadTeacher: as `pooled_as`."""
+    return pooled_as(folder, options.pooling, options.normalize, wrong=BadTeacher, where="[[teacher]]")
 
 
 class Preprocessing(NamedTuple):
@@ -150,7 +103,7 @@ def preprocessing_of(folder: Path, options: TeacherOptions) -> Preprocessing:
             do="mean = [...] and std = [...] in [[teacher]], of pixels in [0, 1]; AutoImageProcessor's "
             "save_pretrained(…) writes the file too",
         )
-    said = _read(path)
+    said = read_json(path, BadTeacher)
     factor = said.get("rescale_factor", 1 / 255)
     if said.get("do_rescale", True) is not True or abs(float(factor) - 1 / 255) > 1e-6:
         raise BadTeacher(
@@ -175,12 +128,12 @@ def answers_of(folder: Path, config: dict[str, Any], options: TeacherOptions) ->
     """Return what a cache is promised of how answers are made of a model's own; nothing of a causal one's.
 
     Raises:
-        BadTeacher: as `pooled_as`, `preprocessing_of`.
+        BadTeacher: as `pooled_of`, `preprocessing_of`.
     """
     purpose = purpose_of(folder, config, options.pooling)
     named = {} if options.classes is None else {"classes": options.classes}
     if purpose is EMBEDDING:
-        return {"answers": {"kind": "embedding", **pooled_as(folder, options)._asdict()}}
+        return {"answers": {"kind": "embedding", **pooled_of(folder, options)._asdict()}}
     if purpose is IMAGE_CLASSES:
         mean, std = preprocessing_of(folder, options)
         return {"answers": {"kind": "image_classes", "mean": list(mean), "std": list(std)} | named}
@@ -190,7 +143,7 @@ def answers_of(folder: Path, config: dict[str, Any], options: TeacherOptions) ->
 def taken_over(folder: Path, purpose: Purpose, options: TeacherOptions) -> list[str]:
     """Return what is taken over from a folder, and not said by the job, in words."""
     if purpose is EMBEDDING and options.pooling is None:
-        pooling, normalize = pooled_as(folder, options)
+        pooling, normalize = pooled_of(folder, options)
         scaled = ", then scaled to length 1" if normalize else ""
         return [f"embeddings are pooled by {pooling}{scaled}, as {MODULES} says"]
     if purpose is IMAGE_CLASSES and options.mean is None:
@@ -201,22 +154,14 @@ def taken_over(folder: Path, purpose: Purpose, options: TeacherOptions) -> list[
 
 def answering(model: Any, purpose: Purpose, folder: Path, options: TeacherOptions) -> nn.Module:
     """Return a model behind what makes its answers: from ids and a mask, or pixels, to one row each."""
-    from teacher_cache.teachers.kinds.transformers_model import Embedding, ImageClassifier, TextClassifier
+    from storage.language.answering import Embedding, TextClassifier
+    from teacher_cache.teachers.kinds.transformers_model import ImageClassifier
 
     if purpose is EMBEDDING:
-        pooling, normalize = pooled_as(folder, options)
+        pooling, normalize = pooled_of(folder, options)
         return Embedding(model, pooling, normalize=normalize)
     if purpose is IMAGE_CLASSES:
         # the job's own are applied to any teacher, before it is called
         mean, std = preprocessing_of(folder, options) if options.mean is None else ((0.0,), (1.0,))
         return ImageClassifier(model, list(mean), list(std))
     return TextClassifier(model) if purpose is TEXT_CLASSES else model
-
-
-def _read(path: Path) -> Any:
-    try:
-        return json.loads(path.read_bytes())
-    except OSError as error:
-        raise MissingSource(f"there is no {path}", found=error.strerror) from None
-    except ValueError as error:
-        raise BadTeacher(f"{path} cannot be read", found=str(error)) from None

@@ -15,7 +15,8 @@ from storage.errors import BadRequest
 from student_train.using.exporting.models import check_same, compare
 from student_train.using.exporting.rows import ComparedRows
 from tests.conftest import Program
-from tests.student_train.using.toys import write_pictures
+from tests.student_train.using.toys import DATASET, write_pictures
+from tests.teacher_cache.toys import build, write_job
 
 pytestmark = pytest.mark.slow
 
@@ -116,6 +117,22 @@ def test_int8_tells_how_much_the_figures_change_and_is_made_of_8_bits(exported: 
     kinds = {node.op_type for node in graph.node}
     assert {"QuantizeLinear", "DequantizeLinear"} <= kinds
     assert sum(tensor.data_type == onnx.TensorProto.INT8 and len(tensor.dims) == 4 for tensor in graph.initializer) >= 2
+
+
+def test_int8_is_written_where_no_held_row_has_a_label_and_says_that_nothing_was_measured(
+    run: Path, tmp_path: Path
+) -> None:
+    from student_train.using.exporting.models import export_model
+
+    there = write_pictures(tmp_path / "classed", ("red", "green"), 20)
+    (tmp_path / "pictures").mkdir()
+    for number, picture in enumerate(sorted(there.glob("*/*.png"))):
+        picture.rename(tmp_path / "pictures" / f"{number}.png")
+    assert build(write_job(tmp_path, DATASET + 'classes = ["blue", "green", "red"]\n')).exit_code == 0
+    cache = str(tmp_path / "cache")
+    told = " ".join(export_model(run, tmp_path / "out", "onnx", quantize="int8", cache=cache).told)
+    assert "figures are not measured: no row of pictures/validation in " in told
+    assert (tmp_path / "out/model.int8.onnx").exists()
 
 
 def test_a_program_that_can_run_code_is_not_loaded_by_predict(program: Program, exported: Path, pictures: Path) -> None:

@@ -7,12 +7,15 @@ from typing import get_args
 
 import pytest
 import torch
+from torch import nn
 
 from storage.errors import BadRequest
 from student_train.students import Blueprint, build_student
 from teacher_cache.making.blocks import SCORES, find_blocks
 from teacher_cache.making.copying import CopyOptions, copy_of
+from teacher_cache.making.lowrank import LowRankOptions, lowrank
 from teacher_cache.making.prune import PruneOptions, prune
+from teacher_cache.making.quantize import QuantizeOptions, quantize
 from teacher_cache.making.rows import Rows
 from teacher_cache.making.scores import By
 from teacher_cache.making.sizes import Target
@@ -117,3 +120,54 @@ def test_neurons_of_a_language_model_are_pruned_and_what_stays_whole_is_told(spe
 def test_a_teacher_without_heads_says_so(subject: Subject) -> None:
     with pytest.raises(BadRequest, match="no heads that could be pruned"):
         prune(subject, PruneOptions(Target("flops", 0.5), "first", 0, "heads"))
+
+
+class Tied(nn.Module):
+    def __init__(self, num_classes: int):
+        super().__init__()
+        self.table, self.hidden = nn.Embedding(num_classes, 12), nn.Linear(12, 12)
+        self.head = nn.Linear(12, num_classes, bias=False)
+        self.head.weight = self.table.weight
+
+    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+        scores: torch.Tensor = self.head(self.hidden(self.table(tokens)))
+        return scores
+
+
+def tied(num_classes: int, input_shape: tuple[int, ...]) -> nn.Module:
+    return Tied(num_classes)
+
+
+def speaking(architecture: str, **options: object) -> Subject:
+    torch.manual_seed(0)
+    blueprint = Blueprint(
+        architecture=architecture, options=options, num_classes=40, input_shape=(8,), mean=None, std=None
+    )
+    tokens = torch.randint(40, (6, 8), dtype=torch.int32)
+    return Subject(build_student(blueprint).eval(), Rows(tokens, tokens.long().roll(-1, 1)))
+
+
+def test_layers_that_share_their_weights_stay_whole_and_in_floats() -> None:
+    teacher, head = speaking(f"{__name__}:tied"), "head, a Linear with the weights of table"
+    small, told = quantize(teacher, QuantizeOptions("channel"))
+    assert f"left in floats: {head}" in told
+    assert small.network.head.weight is small.network.table.weight
+    small, told = lowrank(teacher, LowRankOptions(None, 0.5, "plain"))
+    assert f"left whole: {head}" in told
+    assert [change.layer for change in small.blueprint.changes] == ["hidden"]
+    with pytest.raises(BadRequest, match="layer head cannot be factorised") as caught:
+        lowrank(teacher, LowRankOptions(None, 0.5, "plain", ("head",)))
+    assert "with the weights of table" in str(caught.value)
+
+
+def test_a_table_whose_weights_the_network_reads_itself_stays_whole() -> None:
+    own_head = speaking("gpt", depth=1, width=12, heads=3, tied=False)
+    small, told = lowrank(own_head, LowRankOptions(None, 0.5, "plain"))
+    assert "body.tokens" in {change.layer for change in small.blueprint.changes}
+    assert "left whole: body.positions, a Embedding" in told  # whose first rows are taken
+    teacher = speaking("gpt", depth=1, width=12, heads=3, tied=True)
+    small, told = lowrank(teacher, LowRankOptions(None, 0.5, "plain"))
+    assert "left whole: body.tokens, a Embedding" in told  # which is the head, too
+    with pytest.raises(BadRequest, match=r"layer body.tokens cannot be factorised") as caught:
+        lowrank(teacher, LowRankOptions(None, 0.5, "plain", ("body.tokens",)))
+    assert "whose weights are read without calling it" in str(caught.value)
