@@ -19,7 +19,7 @@ if TYPE_CHECKING:  # `cache status` asks which kind, and should not pay two seco
     from torch import Tensor
 
     from storage.format.specs import DatasetSpec
-    from storage.inputs.encoded import OwnSize
+    from storage.inputs.encoded import OwnSize, ToDecode
     from storage.views.shown import View
 
 
@@ -118,8 +118,8 @@ class Inputs(ABC):
         rows_F: NDArray[np.integer],
         view: View | None = None,
         keys_F: NDArray[np.int64] | None = None,
-    ) -> Stored:
-        """Return rows of a shard of which those that are fed are as `begun`; of them alone something may be there."""
+    ) -> Stored | ToDecode:
+        """Return rows of a shard of which those that are fed are as `begun`, or what decodes them and no others."""
         return stored_S
 
     def one(self, stored_S: Stored, row: int) -> np.ndarray:

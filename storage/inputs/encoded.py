@@ -10,7 +10,7 @@ Shapes: S rows of a shard, B chosen rows, C channels, H height, W width.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping, MutableSequence, Sequence
+from collections.abc import Callable, Iterator, Mapping, MutableSequence, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
@@ -67,6 +67,24 @@ class EncodedRows(Ragged):
     def take(self, rows: NDArray[np.integer] | NDArray[np.bool_]) -> EncodedRows:
         taken = super().take(rows)
         return EncodedRows(taken.flat_T, taken.offsets, self.decoded_S[rows], self.libraries, self.shard)
+
+
+@dataclass(frozen=True, eq=False)
+class ToDecode:
+    """Rows of a shard of which some are to be decoded, straight to where whoever wants them has memory for them.
+
+    Attributes:
+        shape: (S, C, H, W), of all rows.
+        dtype: uint8.
+        decode: of those that are wanted, uint8 (F, C, H, W), into memory of that shape or by default into new memory.
+    """
+
+    shape: tuple[int, ...]
+    decode: Callable[[NDArray[np.uint8] | None], NDArray[np.uint8]]
+    dtype = np.dtype(np.uint8)
+
+    def __len__(self) -> int:
+        return self.shape[0]
 
 
 class Encoded(Pixels):
@@ -128,12 +146,11 @@ class Encoded(Pixels):
         rows_F: NDArray[np.integer],
         view: View | None = None,
         keys_F: NDArray[np.int64] | None = None,
-    ) -> Stored:
-        if len(rows_F) == len(stored_S):
-            return self.decode(stored_S, rows_F, view=view, keys_B=keys_F)
-        shown_S = np.zeros((len(stored_S), *self._shape), np.uint8)  # takes no memory where nothing is written
-        self.decode(stored_S, rows_F, view=view, keys_B=keys_F, into_S=shown_S)
-        return shown_S
+    ) -> ToDecode:
+        def decode(into_F: NDArray[np.uint8] | None) -> NDArray[np.uint8]:
+            return self.decode(stored_S, rows_F, view=view, keys_B=keys_F, into_B=into_F)
+
+        return ToDecode((len(stored_S), *self._shape), decode)
 
     def one(self, stored_S: Stored, row: int) -> np.ndarray:
         (shown,) = self.decode(stored_S, np.array([row]))
@@ -151,7 +168,7 @@ class Encoded(Pixels):
         view: View | None = None,
         keys_B: NDArray[np.int64] | None = None,
         own: OwnSize | None = None,
-        into_S: NDArray[np.uint8] | None = None,
+        into_B: NDArray[np.uint8] | None = None,
     ) -> NDArray[np.uint8]:
         """Return some rows as pixels, uint8 (B, C, H, W), decoded on as many threads as there are processors.
 
@@ -161,7 +178,7 @@ class Encoded(Pixels):
             view: whose crop, if it begins with one, is taken of the whole pictures.
             keys_B: of the samples, where there is a view.
             own: another size than the dataset's.
-            into_S: where they are to lie, each at its number; by default one after another.
+            into_B: where they are to lie; by default in new memory.
 
         Raises:
             StaleCache: other libraries decode other pixels.
@@ -172,23 +189,24 @@ class Encoded(Pixels):
         if own is not None:
             policy = policy.model_copy(update={"size": own.size, "filter": own.filter})
         boxes = None if view is None or view.crop is None or keys_B is None else view.boxes(keys_B)
-        shown = np.zeros((len(rows_B), *policy.shape(self._shape)), np.uint8) if into_S is None else into_S
+        shown_B = np.empty((len(rows_B), *policy.shape(self._shape)), np.uint8) if into_B is None else into_B
 
         def decode_some(first: int) -> None:
             for place in range(first, min(first + ROWS_AT_ONCE, len(rows_B))):
                 row = int(rows_B[place])
-                if len(stored_S[row]):
-                    with self._picture(stored_S, row) as (picture, pixels_HWC):
-                        box = None if boxes is None else boxes.of(place, picture.height, picture.width)
-                        at = place if into_S is None else row
-                        shown[at] = (
-                            policy.sized(picture, pixels_HWC) if box is None else policy.stretched(picture.crop(box))
-                        )
+                if not len(stored_S[row]):
+                    shown_B[place] = 0
+                    continue
+                with self._picture(stored_S, row) as (picture, pixels_HWC):
+                    box = None if boxes is None else boxes.of(place, picture.height, picture.width)
+                    shown_B[place] = (
+                        policy.sized(picture, pixels_HWC) if box is None else policy.stretched(picture.crop(box))
+                    )
 
         # all are waited for, and the first that failed is told
         for _ in decoding().threads.map(decode_some, range(0, len(rows_B), ROWS_AT_ONCE)):
             pass
-        return shown
+        return shown_B
 
     def keep(self, payload: bytes) -> tuple[NDArray[np.uint8], int, NDArray[np.uint8]]:
         """Return what is kept of a file, the digest of its picture, and its pixels as a row. Raises Unreadable."""

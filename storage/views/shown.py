@@ -108,17 +108,17 @@ class View:
         return view_fingerprint(self.show(own, own_keys, others, other_keys).images.numpy())
 
     def _transform(self, images: Tensor, keys_B: Tensor) -> Tensor:
+        places = [place for place in range(self.begun, len(self.transforms)) if place not in self.mixing]
+        if not places:  # no copy
+            return images
         shown = torch.empty_like(images)
         for rows in _blocks(images):
-            shown[rows] = self._transform_block(images[rows], keys_B[rows])
+            block = images[rows]
+            for place in places:
+                step, rolls = self.transforms[place], Rolls(keys_B[rows], seed=self.seed, view=self.number, place=place)
+                block = TRANSFORMS[type(step)](block, step, rolls)
+            shown[rows] = block
         return shown
-
-    def _transform_block(self, images: Tensor, keys_B: Tensor) -> Tensor:
-        for place, step in enumerate(self.transforms):
-            if place not in self.mixing and not (self.begun and place == 0):
-                rolls = Rolls(keys_B, seed=self.seed, view=self.number, place=place)
-                images = TRANSFORMS[type(step)](images, step, rolls)
-        return images
 
     def _mix(self, images: Tensor, partners: Tensor, keys_B: Tensor) -> Mixed:
         return mix(images, partners, keys_B, self.mixing, seed=self.seed, view=self.number)

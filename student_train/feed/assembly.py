@@ -59,7 +59,7 @@ class Assembly:
             places_B = span.places_P[start - span.start : stop - span.start] + (partners_B - picked[ROWS])
             images = span.arrays[self._inputs]
             assert isinstance(images, Tensor)
-            picked[PARTNERS] = images.index_select(0, places_B)
+            picked[PARTNERS] = span.taken(images, places_B)
             if self._labels_N is not None:
                 picked[PARTNER_LABELS] = self._labels_N.index_select(0, partners_B)
         return picked

@@ -164,4 +164,4 @@ class Feed:
         beside: Arrays = {ROWS: rows}
         if self._labels_N is not None:
             beside[LABELS] = self._labels_N.index_select(0, rows)
-        return Span.of(start, places, arrays, names, beside)
+        return Span.of(start, places, arrays, names, beside, streamed=self._kept is None)

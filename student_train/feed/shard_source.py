@@ -19,6 +19,7 @@ from storage.format.promised import check_positions
 from storage.format.shards import Commit, ShardKey, list_commits
 from storage.format.specs import TeacherSpec
 from storage.inputs import Inputs, Stored, inputs_of
+from storage.inputs.encoded import ToDecode
 from storage.inputs.ragged import Ragged
 from storage.tasks import task_of
 from storage.tasks.base import count_labelled
@@ -111,8 +112,10 @@ class ShardSource:
         specs = {teacher: self.teacher(teacher) for teacher in stored}
         return {name: Encoded(spec.encoding, spec.num_classes, stored[name]) for name, spec in specs.items()}
 
-    def read(self, index: int, names: frozenset[Name]) -> Iterator[tuple[Name, Stored]]:
+    def read(self, index: int, names: frozenset[Name]) -> Iterator[tuple[Name, Stored | ToDecode]]:
         """Yield the named arrays of shard `shards_S[index]`, all S rows, to be copied from: inputs, then targets.
+
+        Pictures are still to be decoded: by whoever is handed them, before the next array is asked for.
 
         Raises:
             StaleCache: a student would not be shown what a teacher saw.
@@ -142,7 +145,7 @@ class ShardSource:
                 return key
         return None
 
-    def _read_shard(self, index: int, names: frozenset[Name]) -> Iterator[tuple[Name, Stored]]:
+    def _read_shard(self, index: int, names: frozenset[Name]) -> Iterator[tuple[Name, Stored | ToDecode]]:
         ingest_key = self.selection.key(index)
         keys = [name for name in names if isinstance(name, ArrayKey)]
         augmented = any(key.view != PLAIN for key in keys) or bool(names & set(map(self.inputs, self._begun)))
@@ -171,8 +174,8 @@ class ShardSource:
 
     def _inputs(
         self, index: int, names: frozenset[Name], kind: Inputs, given: Stored, ingest: Commit
-    ) -> Iterator[tuple[Name, Stored]]:
-        """Yield the inputs of a shard, those of all names that are asked for; of pictures, its fed rows decoded."""
+    ) -> Iterator[tuple[Name, Stored | ToDecode]]:
+        """Yield the inputs of a shard, those of all names that are asked for."""
         rows_F = self.selection.rows[index]
         if INPUTS in names:
             yield INPUTS, kind.fed(given, rows_F)

@@ -9,6 +9,7 @@ from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -30,6 +31,7 @@ class Span(NamedTuple):
         arrays: that hold these rows, and perhaps others.
         ordered: the narrow ones of them, each row in its place in the epoch.
         lengths: of arrays of rows of their own length, that of each row in its place in the epoch, on the host.
+        streamed: whether threads read, and decode, the next rows meanwhile.
     """
 
     start: int
@@ -38,10 +40,18 @@ class Span(NamedTuple):
     arrays: Mapping[Name, Kept]
     ordered: Arrays
     lengths: dict[Name, NDArray[np.int64]]
+    streamed: bool = False
 
     @classmethod
     def of(
-        cls, start: int, places_P: Tensor, arrays: Mapping[Name, Kept], names: Iterable[Name], beside: Arrays
+        cls,
+        start: int,
+        places_P: Tensor,
+        arrays: Mapping[Name, Kept],
+        names: Iterable[Name],
+        beside: Arrays,
+        *,
+        streamed: bool = False,
     ) -> Span:
         """Return a span of some arrays, its narrow ones put in order.
 
@@ -51,6 +61,7 @@ class Span(NamedTuple):
             arrays: at least those that are named.
             names: of what is wanted.
             beside: arrays that are in order already.
+            streamed: whether threads read, and decode, the next rows meanwhile.
         """
         ordered, lengths = dict(beside), {}
         for name in names:
@@ -59,7 +70,7 @@ class Span(NamedTuple):
                 lengths[name] = values.lengths_P[places_P.cpu().numpy()]
             elif values[:1].nbytes <= NARROW_BYTES:  # of one row
                 ordered[name] = values.index_select(0, places_P)
-        return cls(start, start + len(places_P), places_P, arrays, ordered, lengths)
+        return cls(start, start + len(places_P), places_P, arrays, ordered, lengths, streamed)
 
     def pick(self, start: int, stop: int, names: Iterable[Name]) -> Arrays:
         """Return the named arrays of rows [start, stop) of the epoch, all of which are in this span."""
@@ -76,8 +87,17 @@ class Span(NamedTuple):
                 else:
                     picked[name] = values.pick(places_B, int(lengths_B.max()))
             else:
-                picked[name] = values.index_select(0, places_B)
+                picked[name] = self.taken(values, places_B)
         return picked
+
+    def taken(self, values: Tensor, places_B: Tensor) -> Tensor:
+        """Return some rows of an array.
+
+        In a stream by one thread: torch's wait for each other, spinning, on processors that decode (docs/log.md).
+        """
+        if self.streamed:
+            return torch.from_numpy(np.take(values.numpy(), places_B.numpy(), axis=0))
+        return values.index_select(0, places_B)
 
 
 Pick = Callable[[Span, int, int], Arrays]  # rows [start, stop) of the epoch, all of them in the span

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from storage.errors import CorruptObject
+from storage.inputs.encoded import ToDecode
 from storage.inputs.ragged import Ragged
 from student_train.feed.batches import Arrays, Name
 from student_train.feed.flat import Flat, Kept
@@ -68,7 +69,7 @@ class Block:
             if isinstance(stored_S, Ragged):
                 self._fill_flat(source, index, name, stored_S, start)
                 continue
-            values_S = _signed(stored_S)
+            values_S = stored_S if isinstance(stored_S, ToDecode) else _signed(stored_S)
             if not self._has_room(name, values_S) or rows_F[-1] >= len(values_S):
                 raise self._unlike(source, index, name, values_S, f"{rows_F[-1] + 1} rows or more")
             held = self.arrays[name]
@@ -76,7 +77,9 @@ class Block:
             rows = held[start : start + len(rows_F)]
             # for a GPU the rows are put together on the host first
             host = rows if rows.device.type == "cpu" else torch.empty_like(rows, device="cpu")
-            if len(rows_F) == len(values_S):
+            if isinstance(values_S, ToDecode):
+                values_S.decode(host.numpy())
+            elif len(rows_F) == len(values_S):
                 host.numpy()[...] = values_S
             else:
                 np.take(values_S, rows_F, axis=0, out=host.numpy(), mode="clip")  # other modes buffer what they write
@@ -101,7 +104,7 @@ class Block:
         assert isinstance(held, Flat)
         held.put(Ragged(items_T, stored_S.offsets).take(rows_F), start)
 
-    def _has_room(self, name: Name, values_S: NDArray[Any]) -> bool:
+    def _has_room(self, name: Name, values_S: NDArray[Any] | ToDecode) -> bool:
         """Take the memory of an array if these are its first rows, or items; return whether it is for such as these."""
         shape, dtype = kind = (values_S.shape[1:], values_S.dtype)
         with self._lock:  # several readers come with first rows
@@ -115,7 +118,7 @@ class Block:
         return kind == self._kinds[name]
 
     def _unlike(
-        self, source: ShardSource, index: int, name: Name, values_S: NDArray[Any], expected: str
+        self, source: ShardSource, index: int, name: Name, values_S: NDArray[Any] | ToDecode, expected: str
     ) -> CorruptObject:
         shape, dtype = self._kinds[name]
         return CorruptObject(
@@ -155,6 +158,9 @@ def load_shard(source: ShardSource, index: int, names: frozenset[Name]) -> Array
     """
     rows_F, arrays = source.selection.rows[index], {}
     for name, stored_S in source.read(index, names):
+        if isinstance(stored_S, ToDecode):
+            arrays[name] = torch.from_numpy(stored_S.decode(None))
+            continue
         chosen = stored_S.take(rows_F).flat_T if isinstance(stored_S, Ragged) else stored_S[rows_F]
         arrays[name] = torch.from_numpy(_signed(chosen))
     return arrays

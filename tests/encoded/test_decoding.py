@@ -81,6 +81,24 @@ def test_what_cannot_be_read_is_quarantined_with_its_reason_and_keeps_no_bytes(c
     assert sum(len(row) == 0 for shard in rows for row in shard) == len(UNREADABLE)
 
 
+def test_pictures_are_decoded_into_memory_that_held_others(cache: Path) -> None:
+    opened = Cache.open(str(cache))
+    kind = inputs_of(opened.dataset("photographs"))
+    rows = opened.read_rows("photographs", 0)
+    wanted = np.arange(len(rows))[::-1]
+    used = np.full((len(rows), 3, 32, 32), 255, np.uint8)
+    fed = kind.fed(rows, wanted)
+    assert isinstance(fed, encoded.ToDecode)
+    assert (len(fed), fed.shape[1:], fed.dtype) == (len(rows), (3, 32, 32), np.uint8)
+    assert fed.decode(used) is used
+    expected = np.stack([kind.one(rows, row) for row in wanted])
+    assert np.array_equal(used, expected)
+    assert np.array_equal(fed.decode(None), expected)
+    unread = [place for place, row in enumerate(wanted) if not len(rows[row])]
+    assert unread
+    assert not used[unread].any()
+
+
 def other_decoder(monkeypatch: pytest.MonkeyPatch, *, said: bool) -> None:
     """Decode as another library would: a picture in a hundred a shade brighter."""
     ours = ImagePolicy.picture

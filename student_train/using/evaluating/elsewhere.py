@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from torch import Tensor
 from storage.datasets import AnySource, RawSample, Source, Unreadable
 from storage.datasets.arrow import is_saved
 from storage.errors import BadRequest, LabelOutOfRange, MissingSource
+from storage.inputs.encoded import decoding
 from storage.inputs.policy import ImagePolicy
 from storage.tasks import NO_LABEL, Task
 from student_train.feed.batches import Batch
@@ -24,6 +26,7 @@ IMAGES = ("image_folder", "parquet_images", "webdataset")  # kinds of which one 
 OWN_KEYS = ("image", "label", "id", "images", "label_key")  # of some of these, said again of data of the same
 TARS = IMAGES[2]
 ARRAYS = (".npy", ".npz")
+AT_ONCE = 64  # samples whose bytes are held while they are decoded
 # options of which a promise has the value as a job gives it
 PROMISED = {
     "add_special_tokens", "block", "column", "completion", "delimiter", "document_mask", "end_of_text", "header",
@@ -192,14 +195,11 @@ def _batches(
         samples = (
             source.read_range(file["file"], 0, rows, last=True) if source.by_ranges else read(file["file"], 0, rows)
         )
-        for sample in samples:
-            try:
-                if isinstance(sample.payload, Unreadable):
-                    raise sample.payload
-                row = source.decode(sample.payload)
-            except Unreadable as reason:
-                unreadable.append((sample.sample_id, str(reason)))
+        for sample, row in _decoded(source, samples, on_threads=blueprint.made_of.scaled):
+            if isinstance(row, Unreadable):
+                unreadable.append((sample.sample_id, str(row)))
                 continue
+            assert not isinstance(sample.payload, Unreadable), "it has a row"
             if not blueprint.made_of.takes(row.dtype):
                 raise BadRequest(
                     f"{sample.sample_id} of {source.name} is no data for this student",
@@ -221,6 +221,25 @@ def _batches(
                 inputs, labels = [], []
     if inputs:
         yield _batch(inputs, labels, answerer)
+
+
+def _decoded(
+    source: Source, samples: Iterable[RawSample], *, on_threads: bool
+) -> Iterator[tuple[RawSample, np.ndarray | Unreadable]]:
+    """Yield samples with their rows, or why they have none; pictures some at a time, while the student waits."""
+
+    def decode(sample: RawSample) -> np.ndarray | Unreadable:
+        try:
+            return sample.payload if isinstance(sample.payload, Unreadable) else source.decode(sample.payload)
+        except Unreadable as reason:
+            return reason
+
+    if not on_threads:
+        yield from ((sample, decode(sample)) for sample in samples)
+        return
+    rest = iter(samples)
+    while some := list(islice(rest, AT_ONCE)):
+        yield from zip(some, decoding().threads.map(decode, some), strict=True)
 
 
 def _label(sample: RawSample, num_classes: int, asked: Task) -> int | np.ndarray:

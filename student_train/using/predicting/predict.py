@@ -28,6 +28,9 @@ from student_train.using.predicting.samples import Sample, Samples
 from student_train.using.predicting.writing import Write
 
 PIECE_BYTES = 2**22  # of float32 inputs that are answered at once; some pieces are held at a time
+# On a CPU fewer: what layers hand on is memory that malloc keeps, where of larger pieces the kernel gives fresh pages
+# for each layer, a third of a convolutional network's time (docs/log.md).
+CPU_PIECE_BYTES, FEW_ROWS = 2**19, 8
 MOST_ROWS = 256
 SHOWN_REASONS = 5
 
@@ -173,7 +176,10 @@ def _piece_rows(answerer: Answerer) -> int:
     numbers = prod(blueprint.input_shape)
     if answerer.student is None and blueprint.asked.label_array is not None:
         numbers *= blueprint.num_classes  # a file gives the logits of all positions, a student those of the last
-    return max(1, min(MOST_ROWS, PIECE_BYTES // (4 * numbers)))
+    rows = max(1, min(MOST_ROWS, PIECE_BYTES // (4 * numbers)))
+    if answerer.device.type == "cpu" and not blueprint.made_of.own_length:  # texts are padded to a piece's longest
+        return min(rows, max(FEW_ROWS, CPU_PIECE_BYTES // (4 * numbers)))
+    return rows
 
 
 def _cut(samples: Iterator[Sample], size: int) -> Iterator[list[Sample]]:

@@ -69,18 +69,22 @@ def _csv(part: Path) -> Iterator[Write]:
 def _parquet(part: Path) -> Iterator[Write]:
     writer: pq.ParquetWriter | None = None
     kept: list[pl.DataFrame] = []
+    kept_rows = 0
 
     def flush() -> None:
-        nonlocal writer
+        nonlocal writer, kept_rows
         table = pl.concat(kept).to_arrow(compat_level=pl.CompatLevel.oldest())
         if writer is None:
             writer = pq.ParquetWriter(part, table.schema, compression="zstd")
         writer.write_table(table)
         kept.clear()
+        kept_rows = 0
 
     def write(frame: pl.DataFrame) -> None:
+        nonlocal kept_rows
         kept.append(frame)
-        if sum(map(len, kept)) >= ROWS_A_GROUP:
+        kept_rows += len(frame)
+        if kept_rows >= ROWS_A_GROUP:
             flush()
 
     try:

@@ -92,6 +92,14 @@ def test_a_shard_is_shown_as_its_batches_are(name: str) -> None:
     assert torch.equal(view.show(images, keys, images[partners], keys[partners]).images, shard)
 
 
+def test_a_crop_that_was_taken_already_is_all_there_is_to_do() -> None:
+    images, keys_B = samples(4)
+    view = View((RandomResizedCrop(scale=(0.3, 0.5)),), seed=0, number=0, begun=True)
+    assert view.show(images, keys_B).images is images  # no copy
+    flipped = View((*view.transforms, Flip(probability=1.0)), seed=0, number=0, begun=True)
+    assert torch.equal(flipped.show(images, keys_B).images, images.flip(3))
+
+
 def test_a_shifted_image_is_a_window_of_the_padded_one() -> None:
     images, keys = samples(200)
     shifted, padded = apply(images, keys, PadCrop(padding=2)), torch.nn.functional.pad(images, (2, 2, 2, 2))

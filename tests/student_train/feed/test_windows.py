@@ -18,6 +18,7 @@ from student_train.feed.batches import ArrayKey
 from student_train.feed.order import Window, epoch_windows
 from student_train.feed.selection import select_rows
 from student_train.feed.shard_source import INPUTS, ShardSource
+from student_train.feed.spans import NARROW_BYTES, Span
 from student_train.feed.windows import Block, load, read_windows
 from tests.student_train.feed.test_feed import ALL, CPU, assert_same, feed_of
 from tests.student_train.feed.test_sending import feed_threads
@@ -151,3 +152,30 @@ def test_rows_are_streamed_from_an_object_store(toy_cache: Cache, bucket: str) -
         remote.put(info.path, toy_cache.objects.get(info.path))
     streamed = feed_of(Cache.open(bucket), place="stream").shuffled(32, seed=0, epoch=0)
     assert_same(list(streamed), list(feed_of(toy_cache, place="device").shuffled(32, seed=0, epoch=0)))
+
+
+def test_a_stream_takes_the_rows_that_torch_would(toy_cache: Cache) -> None:
+    arrays = load(source_of(toy_cache), frozenset({INPUTS, ArrayKey("sage", "logits")}), CPU)
+    places_P = torch.randperm(192)[:100]
+    picked = [
+        Span.of(0, places_P, arrays, arrays, {}, streamed=streamed).pick(7, 90, arrays) for streamed in (False, True)
+    ]
+    for name in arrays:
+        assert picked[1][name].dtype == picked[0][name].dtype
+        assert torch.equal(picked[1][name], picked[0][name])
+
+
+def test_a_stream_leaves_the_threads_of_torch_to_the_students(
+    toy_cache: Cache, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gathered: list[int] = []
+    index_select = torch.Tensor.index_select
+
+    def noted(self: torch.Tensor, axis: int, places: torch.Tensor) -> torch.Tensor:
+        gathered.append(self[:1].nbytes)
+        return index_select(self, axis, places)
+
+    monkeypatch.setattr(torch.Tensor, "index_select", noted)
+    rows = sum(len(batch.shown) for batch in feed_of(toy_cache, place="stream").shuffled(32, seed=0, epoch=0))
+    assert rows == 192
+    assert max(gathered) <= NARROW_BYTES  # of a row: too little for more than one thread

@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from threading import current_thread
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from storage.errors import BadRequest
+from storage.inputs.policy import ImagePolicy
 from student_train.run_files.records import read_record
 from student_train.students import Blueprint
+from student_train.using.answering import load_answerer
+from student_train.using.evaluating import elsewhere
 from student_train.using.evaluating.elsewhere import source_like
 from student_train.using.evaluating.matching import match_classes
 from student_train.using.evaluating.rows import other_keys
@@ -72,6 +77,31 @@ def test_a_picture_that_does_not_decode_is_told_and_ends_with_3(program: Program
     found = evaluated(program, run, folder, code=3)
     assert found["rows"] == 3
     assert [each["sample_id"] for each in found["unreadable"]] == ["red/000.png"]
+
+
+def test_pictures_are_decoded_on_threads_and_counted_in_their_order(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = write_pictures(tmp_path / "new", ("green", "red"), 5)
+    (folder / "green/003.png").write_bytes(b"no picture")
+    decode, on = ImagePolicy.pixels, set()
+
+    def noted(policy: ImagePolicy, payload: bytes) -> np.ndarray:
+        on.add(current_thread().name.rstrip("0123456789"))
+        return decode(policy, payload)
+
+    monkeypatch.setattr(ImagePolicy, "pixels", noted)
+    monkeypatch.setattr(elsewhere, "AT_ONCE", 4)
+    answerer = load_answerer(run, device="cpu")
+    rows = elsewhere.rows_elsewhere(folder, answerer, None)
+    batches = [batch for batch, _ in rows.batches(3)]
+    assert on == {"decode_"}
+    assert [name for name, _ in rows.unreadable()] == ["green/003.png"]
+    labels = [label for batch in batches for label in batch.labels_B.tolist()]
+    assert labels == [0] * 4 + [1] * 5
+    names = [f"{name}/{n:03d}.png" for name in ("green", "red") for n in range(5) if (name, n) != ("green", 3)]
+    expected = answerer.shown([(folder / name).read_bytes() for name in names])
+    assert torch.equal(torch.cat([batch.shown for batch in batches]), expected)
 
 
 def test_a_name_that_is_a_path_and_a_dataset_is_refused(

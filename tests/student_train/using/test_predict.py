@@ -5,19 +5,24 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import polars as pl
 import pytest
+import torch
 from tokenizers import Tokenizer, models
 
 from storage.datasets.samples import rows_of
 from storage.errors import BadRequest, MissingSource
 from storage.inputs import INPUTS
 from storage.language.tokenizer import token_names
+from student_train.using.answering import load_answerer
+from student_train.using.predicting import predict
 from student_train.using.predicting.ahead import ahead
 from student_train.using.predicting.columns import number_rows
+from student_train.using.predicting.samples import find_samples
 from student_train.using.predicting.writing import writing
 from tests.conftest import Program
 from tests.student_train.using.toys import write_pictures
@@ -55,6 +60,37 @@ def test_parquet_has_the_same_and_the_likeliest_classes(
     known = table.filter(pl.col("error").is_null())
     total = known.select(pl.sum_horizontal("probability", "probability_2", "probability_3")).to_series()
     assert total.to_list() == pytest.approx([1.0] * 5, abs=1e-6)
+
+
+def test_answers_are_the_same_however_many_are_answered_at_once(
+    program: Program, run: Path, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = load_answerer(run, device="cpu")
+    said = []
+    for few, name in ((1, "one.parquet"), (64, "all.parquet")):
+        monkeypatch.setattr(predict, "FEW_ROWS", few)
+        monkeypatch.setattr(predict, "CPU_PIECE_BYTES", 0)
+        pieces: list[int] = []
+        with writing(tmp_path / name) as write:
+            predict.predict_samples(
+                asked, find_samples(str(pictures), asked.blueprint, ()), write, advance=pieces.append
+            )
+        assert pieces == ([1] * 6 if few == 1 else [6])
+        said.append(pl.read_parquet(tmp_path / name))
+    assert said[0].equals(said[1])
+
+
+def test_photographs_are_answered_a_few_at_a_time_on_a_cpu_and_texts_as_ever(run: Path) -> None:
+    asked = load_answerer(run, device="cpu")
+    sides = {8: 256, 32: 42, 64: 10, 224: 6}
+
+    def rows(device: str = "cpu", **changed: object) -> int:
+        blueprint = asked.blueprint.model_copy(update=changed)
+        return predict._piece_rows(replace(asked, blueprint=blueprint, device=torch.device(device)))
+
+    assert {side: rows(input_shape=(3, side, side)) for side in sides} == sides
+    assert rows("cuda", input_shape=(3, 32, 32)) == 256
+    assert rows(input_shape=(4096,), inputs="texts", mean=None, std=None) == 256  # padded to a piece's longest
 
 
 def test_the_terminal_and_json_say_the_same(program: Program, run: Path, pictures: Path) -> None:
