@@ -162,7 +162,10 @@ class Encoding(Options):
     def encode_and_tell(
         self, logits_BC: Tensor, *, num_classes: int, labels_B: Tensor, keys_B: Tensor
     ) -> tuple[dict[str, Tensor], Told]:
-        """Return what `encode` does, and what the same look at the logits tells: a vocabulary is passed over once."""
+        """Return what `encode` does, and what the same look at the logits tells: a vocabulary is passed over once.
+
+        Of classes nothing of it lies in the memory of the logits: whoever asked may write others there.
+        """
         raise NotImplementedError
 
     def decode(self, arrays: dict[str, Tensor], num_classes: int) -> SoftTargets:

@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 # Of one float32 copy of the logits that are made at a time: large enough that a device is busy, small enough for a
 # processor's caches; but of fewer sites a head of many classes would be read again and again.
 PART_BYTES = {"cpu": 2**24, "cuda": 2**28}
-PART_SITES = 128
+PART_SITES = 256
 TRIED_SITES = 8  # of a row, on which parts are compared with the whole, and answers with those before
 
 
@@ -46,7 +46,7 @@ def part_sites(device: str, num_classes: int) -> int:
     """Return of how many sites logits are made at a time on a kind of device.
 
     >>> part_sites("cpu", 32_000), part_sites("cpu", 128_256)
-    (131, 128)
+    (256, 256)
     """
     return max(PART_SITES, PART_BYTES.get(device, PART_BYTES["cpu"]) // (4 * num_classes))
 
@@ -164,10 +164,10 @@ class Teacher:
                 self._check_parted(shown_B, dataset)
         return heard
 
-    def scores(self, hidden_P: Tensor, dataset: DatasetSpec) -> Tensor:
+    def scores(self, hidden_P: Tensor, dataset: DatasetSpec, *, again: bool = False) -> Tensor:
         """Return the logits of some sites that were heard, (P, V) as the model says them, by the dataset's classes.
 
-        Not of a teacher that is asked for features alone (`is_scored`).
+        Not of a teacher that is asked for features alone (`is_scored`). `again`: until the next such call.
 
         Raises:
             TooLarge: there is no memory for them.
@@ -178,7 +178,7 @@ class Teacher:
         with self._too_large():
             if parts is not None:
                 with torch.inference_mode(), self._autocast():
-                    hidden_P = parts.scores(hidden_P)
+                    hidden_P = parts.scores(hidden_P, again=again)
             order = order_of(self._class_names, dataset.classes)
             hidden_P = hidden_P.to(self.device)  # from that of its last layer
             if order is not None and hidden_P.shape[-1] == len(order):  # of another number `check_classes` says so

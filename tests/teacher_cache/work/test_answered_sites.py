@@ -18,6 +18,7 @@ from storage.views import PLAIN
 from teacher_cache.teachers import model as models
 from teacher_cache.teachers.model import Teacher
 from teacher_cache.teachers.options import TeacherOptions
+from teacher_cache.teachers.parts import Rewriting
 from teacher_cache.work.answering import answer_rows
 from teacher_cache.work.batch import Question, ShardAnswers
 from teacher_cache.work.checks import refuse_shard
@@ -141,6 +142,35 @@ def test_a_head_is_asked_only_where_a_label_is_and_a_block_at_a_time(
     assert max(calls) == 5
     for name, values in first.encoded.items():
         assert torch.equal(values, again.encoded[name])
+
+
+@pytest.mark.parametrize(
+    "encoding",
+    [DenseEncoding(dtype="fp32"), DenseEncoding(dtype="fp16"), SparseEncoding(k=4, n=3)],
+    ids=["fp32", "fp16", "sparse"],
+)
+@pytest.mark.parametrize("beside", [False, True])
+def test_a_block_that_is_written_over_the_one_before_leaves_its_bytes(
+    encoding: AnyEncoding, beside: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(models.PART_BYTES, "cpu", 4 * IDS * 5)  # five sites
+    monkeypatch.setattr(models, "PART_SITES", 1)
+    written: list[int] = []
+    plain = Rewriting.__call__
+
+    def noted(self: Rewriting, hidden_ND: Tensor) -> Tensor:
+        written.append(len(hidden_ND))
+        return plain(self, hidden_ND)
+
+    monkeypatch.setattr(Rewriting, "__call__", noted)
+    over = ask(TwoParts(), question(1.0), encoding, beside=beside)
+    assert written.count(5) > ROWS
+    heads(model := TwoParts(), model.head)  # of a head with a hook, each block has memory of its own
+    written.clear()
+    apart = ask(model, question(1.0), encoding, beside=beside)
+    assert 5 not in written
+    for name, values in over.encoded.items():
+        assert torch.equal(values, apart.encoded[name])
 
 
 @pytest.mark.parametrize("encoding", [DenseEncoding(dtype="int8"), SparseEncoding(k=4, n=3)], ids=["dense", "sparse"])
