@@ -14,7 +14,10 @@ from typing import Any, NamedTuple
 
 import pytest
 
+from student_train.run_files.records import read_record
 from tests.hosts import Host, private_hosts, why_not
+from tests.jobs.cluster.test_student_cluster import write_students
+from tests.student_train.toys import Recipe, write_cache
 from tests.teacher_cache import test_faults
 from tests.teacher_cache.test_faults import MOMENTS, PATIENCE_S, SHARDS, assert_whole, commits, on, wait_for
 
@@ -128,3 +131,33 @@ def test_a_command_that_is_cut_off_ends_and_the_same_one_goes_on(site: Site, fol
         code, said, told = ended(process)
     assert (code, said["present"]) == (0, SHARDS + before), told
     assert_whole(folder, whole)
+
+
+HIDE = 'mount -t tmpfs none "$0" && exec "$@"'  # a folder of the worker's own, where the others have another one
+
+
+def test_a_runs_folder_that_a_worker_does_not_see_is_told_before_the_first_step(tmp_path: Path) -> None:
+    (tmp_path / "runs").mkdir()
+    with private_hosts(2) as (desk, host):
+        cluster = f'kind = "address"\naddress = "tcp://{desk.address}:8786"'
+        cache = write_cache(tmp_path / "toy", Recipe())
+        one = '[[student]]\nname = "s"\narchitecture = "mlp"\nobjective = [{ loss = "labels" }]\n'
+        job = write_students(tmp_path, cache, one, cluster=cluster)
+        scheduler = desk.program("dask", "scheduler", "--host", desk.address, "--dashboard-address", "127.0.0.1:0")
+        options = ("--host", host.address, "--nthreads", "1", "--no-dashboard", "--local-directory", tmp_path)
+        apart = ["unshare", "--mount", "sh", "-c", HIDE, str(tmp_path / "runs")]
+        hidden = Host(host.address, (*host.inside, *apart), host.link)
+        worker = hidden.program("dask", "worker", f"tcp://{desk.address}:8786", *options)
+        with running(scheduler, tmp_path / "scheduler.log"), running(worker, tmp_path / "worker.log"):
+            ended = subprocess.run(
+                desk.program("student", "train", job, "--device", "cpu"),
+                check=False,
+                capture_output=True,
+                text=True,
+                timeout=PATIENCE_S,
+            )
+    told = ended.stdout + ended.stderr
+    assert ended.returncode in (1, 2), told
+    assert "does not see the runs folder" in told
+    assert "Traceback" not in told
+    assert read_record(tmp_path / "runs/s") is None
