@@ -211,7 +211,9 @@ class Watched:
         stand = Counter(f"{each.state}, reason {each.reason}" for each in standings.values())
         return TryAgain(
             f"no worker for {duration(limit_s)}: all jobs wait in the queue",
-            found="; ".join(f"{count} jobs {text}" for text, count in stand.items()) or self._told or None,
+            found="; ".join(f"{count} job{'s' if count > 1 else ''} {text}" for text, count in stand.items())
+            or self._told
+            or None,
             expected=f"a worker within pending_limit_s = {limit_s:g}",
             do="run the same command again when the queue is shorter; or raise pending_limit_s in [cluster]",
         )
