@@ -247,10 +247,21 @@ def _print_students(found: DryRun, as_json: bool) -> None:
 
 
 def _print_foreseen(students: pl.DataFrame) -> None:
-    """Print what would become of students; rows that all have stand above them, which leaves room for names."""
+    """Print what would become of students; rows that all have stand above them, which leaves room for names.
+
+    How long is told as their jobs say it, in epochs, or in steps and how many epochs these are.
+    """
+    import polars as pl
+
     from jobs.show import terminal
     from jobs.show.tables import print_table
 
+    whole = pl.col("done_epochs", "epochs").cast(pl.Int64)
+    if not students["by_steps"].any():
+        students = students.drop("done_steps", "steps").with_columns(whole)
+    elif students["by_steps"].all():
+        students = students.drop("done_epochs")
+    students = students.drop("by_steps")
     counts = ["train_rows", "validation_rows"]
     if students.select(counts).n_unique() == 1:
         trained, held = students.select(counts).row(0)
@@ -296,10 +307,11 @@ def _print_groups(found: ClusterDryRun, as_json: bool) -> None:
 
 def _print_comparison(runs: Path, as_json: bool = False) -> int:
     from jobs.show import terminal
-    from jobs.show.comparison import as_values, print_comparison
+    from jobs.show.comparison import print_comparison
     from storage.errors import CorruptObject
     from student_train.comparing.compared import compare_settings
     from student_train.comparing.runs import gather_runs
+    from student_train.comparing.values import as_values
 
     gathered = gather_runs(runs)
     found = compare_settings(gathered)

@@ -6,7 +6,7 @@ Where the held rows are of several datasets, a second table has the figures on e
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from rich import box
 from rich.measure import Measurement
@@ -19,33 +19,10 @@ from student_train.comparing.figures import NONE, short
 from student_train.comparing.headline import alike, headline, named
 from student_train.comparing.runs import ShownRun
 from student_train.comparing.settings import Setting, Varied
+from student_train.comparing.values import BESIDE, ON_DATASET
 from student_train.options.by_dataset import teacher_of, teachers_named
+from student_train.run_files.records import beside
 
-MEANS = (
-    "accuracy",
-    "macro_f1",
-    "agreement",
-    "cross_entropy",
-    "perplexity",
-    "kl",
-    "spearman",
-    "cosine",
-    "retrieval",
-    "rmse",
-    "r2",
-    "teacher_rmse",
-    "calibration_error",
-)
-ON_DATASET = {
-    "accuracy",
-    "agreement",
-    "cross_entropy",
-    "perplexity",
-    "kl",
-    "cosine",
-    "rmse",
-    "r2",
-}  # what is known of each dataset
 MOST_SETTINGS = 200  # of a table; --json has all
 MOST_BY_DATASET = 20  # settings that are shown on each dataset; --json has all
 MOST_REASONS = 20
@@ -84,67 +61,6 @@ def print_comparison(found: Sequence[Compared], runs: Sequence[ShownRun], title:
             errors.print(Text(f"{name}: {fault}"))
 
 
-def as_values(found: Compared) -> dict[str, Any]:
-    """Return settings that were measured on the same rows, as JSON."""
-    gain = found.gain.column
-    return {
-        "rows": found.rows,
-        "held_rows": found.num_rows,
-        "task": found.task,
-        "compared_by": gain,
-        "chance": found.chance,
-        "kl_over": found.kl_over,
-        "alone_of_several": [{"teachers": names, "compared_with": one} for names, one in found.alone.items()],
-        "held_rows_by_dataset": found.datasets,
-        "best": None if found.best is None else found.best.name,
-        "labels_alone": None if found.labels_alone is None else found.labels_alone.name,
-        "settings": [_setting_values(setting, found) for setting in found.settings],
-        "teachers": [
-            {
-                "teacher": t.name,
-                **t.figures,
-                "behind": None if t.behind is None else t.behind._asdict(),
-                "by_dataset": t.by_dataset,
-            }
-            for t in found.teachers
-        ],
-        "effects": [
-            {"keys": list(e.varied.keys), "values": list(e.values), "means": list(e.means), "lines": list(e.lines)}
-            for e in found.effects
-        ],
-    }
-
-
-def _setting_values(setting: Setting, found: Compared) -> dict[str, Any]:
-    gain, less = found.gain.column, found.behind.get(setting.name)
-    values = setting.values(gain)
-    columns = dict.fromkeys((gain, *MEANS))
-    known = [column for column in columns if column in ON_DATASET]
-    return {
-        "setting": setting.name,
-        "students": [run.name for run in setting.runs],
-        "seeds": len({run.seed for run in setting.counted}),
-        "counted": len(values),
-        "not_finished": setting.statuses,
-        "labels_alone": setting.labels_alone,
-        "near_chance": setting.name in found.near_chance,
-        "varied": {key: setting.keys.get(key) for varied in found.varied for key in varied.keys},
-        "means": {column: setting.mean(column) for column in columns},
-        "deviations": {column: setting.deviation(column) for column in columns},
-        "by_dataset": {
-            dataset: {
-                "means": {column: setting.mean(column, dataset) for column in known},
-                "deviations": {column: setting.deviation(column, dataset) for column in known},
-            }
-            for dataset in found.datasets
-        },
-        "best": None if not values else max(values) if found.gain.sign > 0 else min(values),
-        "behind": None if less is None else less._asdict(),
-        "parameters": setting.first.figures["parameters"],
-        "pass_seconds": setting.mean("seconds"),
-    }
-
-
 def _print_one(found: Compared, title: str) -> None:
     students, settings = sum(len(setting.runs) for setting in found.settings), len(found.settings)
     held = "rows that are unknown" if found.num_rows is None else f"{found.num_rows:,} held rows of {found.rows}"
@@ -158,6 +74,8 @@ def _print_one(found: Compared, title: str) -> None:
         _say(line)
     if found.datasets:
         _print_by_dataset(found)
+    if found.beside:
+        _print_by_teacher(found)
     for name, text in list(found.near_chance.items())[:MOST_WARNINGS]:
         _say(f"warning: {name} is near chance: {text}")
     if len(found.near_chance) > MOST_WARNINGS:
@@ -231,6 +149,11 @@ def _by_dataset(found: Compared, *, names: bool) -> Table:
         for teacher in found.teachers:
             if dataset in teacher.by_dataset:
                 line("", f"teacher {teacher_of(teacher.name, dataset)}", teacher.by_dataset[dataset])
+    return _plain_table(heads, lines)
+
+
+def _plain_table(heads: Sequence[str], lines: Sequence[tuple[str, ...]]) -> Table:
+    """Return a table of the columns that say something; the second one's cells begin at the left."""
     kept = [place for place in range(len(heads)) if any(each[place] not in (NONE, "") for each in lines)]
     table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
     for place in kept:
@@ -238,6 +161,30 @@ def _by_dataset(found: Compared, *, names: bool) -> Table:
     for each in lines:
         table.add_row(*(Text(each[place]) for place in kept))
     return table
+
+
+def _print_by_teacher(found: Compared) -> None:
+    """Print how far students are from each of their several teachers, on all held rows and on those of each dataset."""
+    _say("\nby teacher:")
+    named, numbered = (_by_teacher(found, names=names) for names in (True, False))
+    out.print(named if _width(named) <= out.width else numbered)
+    told = [f"{name}: over {over}" for name, over in found.beside.items() if over is not None]
+    if told:
+        _say(f"KL of a student from teacher {'; '.join(told)}")
+
+
+def _by_teacher(found: Compared, *, names: bool) -> Table:
+    lines = list[tuple[str, ...]]()
+    for teacher in found.beside:
+        for dataset in (None, *found.datasets):
+            lines.append(("", f"teacher {teacher}" if dataset is None else f"  on {dataset}", "", ""))
+            for number, setting in enumerate(found.settings[:MOST_BY_DATASET], 1):
+                if teacher in setting.first.by_teacher:
+                    kl, agreement = (setting.mean(beside(figure, teacher), dataset) for figure in BESIDE)
+                    lines.append(
+                        (str(number), _marked(setting, found) if names else "", _number(kl), _share(agreement))
+                    )
+    return _plain_table(["#", "", "KL\nnats", "agree-\nment %"], lines)
 
 
 def _fitting(found: Compared, columns: Sequence[Column], *, reference: bool) -> Table | None:

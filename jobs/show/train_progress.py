@@ -19,6 +19,7 @@ class TrainProgress:
         self._watch = watch
         self._done_steps = self._loaded_shards = 0
         self._students = 0  # of the pass that runs
+        self._by_steps = False
         self._weighed: set[str] = set()  # students whose terms' shares were looked at
         self._best: EpochMetrics | None = None  # of its students, in its furthest epoch
 
@@ -41,10 +42,13 @@ class TrainProgress:
                 self._loaded_shards = event.done_shards % event.shards
             case events.PassStarted():
                 self._watch.begin(event.students, event.total_steps, event.done_steps)
-                self._done_steps = event.done_steps
+                self._done_steps, self._by_steps = event.done_steps, event.by_steps
             case events.Progress():
                 loss = f"{self._of_many('median ')}loss {event.loss:.4g}"
-                self._watch.advance(event.done_steps - self._done_steps, f"epoch {event.epoch}/{event.epochs} {loss}")
+                where = f"epoch {event.epoch}/{event.epochs}"
+                if self._by_steps:
+                    where = f"step {event.step}/{event.steps}, {event.epochs_done:.3g} epochs,"
+                self._watch.advance(event.done_steps - self._done_steps, f"{where} {loss}")
                 self._done_steps = event.done_steps
             case events.PassDone():
                 self._watch.complete()
@@ -108,7 +112,8 @@ class TrainProgress:
                 self._best = metrics
             view = "" if metrics.view == PLAIN else f" ({metrics.view})"
             best = self._best if self._best.epoch == metrics.epoch else metrics
-            self._watch.detail(f"epoch {metrics.epoch}{view} {self._of_many('best ')}{_figures(best)}")
+            where = f"after {metrics.step} steps{view}:" if self._by_steps else f"epoch {metrics.epoch}{view}"
+            self._watch.detail(f"{where} {self._of_many('best ')}{_figures(best)}")
         self._note_idle_terms(event.student, metrics, event.first_losses)
 
     def _of_many(self, word: str) -> str:
@@ -161,4 +166,12 @@ def _figures(metrics: EpochMetrics) -> str:
         return ""
     if metrics.perplexity is None:
         return f"accuracy {metrics.accuracy:.2%}"
-    return f"perplexity {metrics.perplexity:.4g}" + ("" if metrics.kl is None else f", KL {metrics.kl:.3g}")
+    return f"perplexity {metrics.perplexity:.4g}" + _divergence(metrics)
+
+
+def _divergence(metrics: EpochMetrics) -> str:
+    """Return the KL from the teacher, or from each of several by name."""
+    several = {name: own.kl for name, own in metrics.by_teacher.items() if own.kl is not None}
+    if several:
+        return ", KL " + ", ".join(f"{kl:.3g} from {name}" for name, kl in several.items())
+    return "" if metrics.kl is None else f", KL {metrics.kl:.3g}"

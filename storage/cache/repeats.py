@@ -32,11 +32,16 @@ class Repeats(NamedTuple):
     def lines(self, dataset: str) -> list[str]:
         """Return what to tell of them; nothing where no content occurs twice."""
         told = (
-            (self.rows, self.repeated, f"{dataset}: {{}} rows repeat another's content"),
-            (self.contradictions, self.contradicting, f"warning: {dataset}: {{}} contents have more than one label"),
-            (self.leaks, self.leaking, f"warning: {dataset}: {{}} contents are trained on and held back, both"),
+            (self.rows, self.repeated, "row repeats", "rows repeat", "another's content"),
+            (self.contradictions, self.contradicting, "content has", "contents have", "more than one label"),
+            (self.leaks, self.leaking, "content is", "contents are", "trained on and held back, both"),
         )
-        return [f"{text.format(f'{count:,}')}, as {_both(ids)}" for count, ids, text in told if count]
+        return [
+            # a row that is there twice may be meant so
+            f"{'warning: ' * (place > 0)}{dataset}: {count:,} {one if count == 1 else many} {what}, as {_both(ids)}"
+            for place, (count, ids, one, many, what) in enumerate(told)
+            if count
+        ]
 
 
 def find_repeats(samples: pl.DataFrame) -> Repeats:

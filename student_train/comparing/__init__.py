@@ -8,6 +8,7 @@
     headline.py   what a sweep has shown, in a few sentences
     compared.py   settings that were measured on the same rows, beside the teacher and chance
     effects.py    what each swept key does
+    values.py     all of it, as JSON
 
 Whatever is damaged is told, and never the end of the rest. Nothing here prints.
 """

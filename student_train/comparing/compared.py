@@ -125,6 +125,18 @@ class Compared:
         return {of: run.by_dataset[of].rows for of in datasets_of(run.rows_of("validation")) if of in run.by_dataset}
 
     @cached_property
+    def beside(self) -> dict[str, str | None]:
+        """Return the teachers that students of several are measured against, by name, and over which classes.
+
+        Empty where each has one alone, and of runs from before figures were taken by teacher.
+        """
+        over: dict[str, dict[str, None]] = {}
+        for run in (run for setting in self.settings for run in setting.runs):
+            for name, own in run.by_teacher.items():
+                over.setdefault(name, {}).update({} if own.over is None else {own.over: None})
+        return {name: " or ".join(several) or None for name, several in over.items()}
+
+    @cached_property
     def varied(self) -> list[Varied]:
         """Return what varies between the settings."""
         return varied_of(self.settings)
@@ -292,7 +304,7 @@ def _alone(found: Compared) -> dict[tuple[str, ...], str]:
     """Return with which one of several teachers students are compared, by the names of all."""
     alone: dict[tuple[str, ...], str] = {}
     for run in (run for setting in found.settings for run in setting.counted):
-        if len(run.teachers) > 1 and run.teachers not in alone:
+        if len(run.teachers) > max(1, len(run.by_teacher)) and run.teachers not in alone:
             answers = _answers(run, found.faults)
             if answers is not None and answers.teacher is not None:
                 alone[run.teachers] = answers.teacher

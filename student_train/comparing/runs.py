@@ -16,7 +16,7 @@ from student_train.options.terms import ObjectiveTerm
 from student_train.run_files.comparison import COMPARISON, compare_run, list_runs, rank
 from student_train.run_files.history import METRICS_FILE, read_metrics
 from student_train.run_files.position import read_position
-from student_train.run_files.records import OfDataset, RunRecord, read_job, read_record
+from student_train.run_files.records import BesideTeacher, Measured, OfDataset, RunRecord, read_job, read_record
 
 Unit = Literal["epochs", "steps"]
 TERM: TypeAdapter[ObjectiveTerm] = TypeAdapter(ObjectiveTerm)
@@ -36,6 +36,7 @@ class ShownRun:
         history: one row per evaluation, `epoch` in epochs so far, and `step`; may have none.
         job: its job file.
         by_dataset: where the held rows are of several, its figures on those of each.
+        by_teacher: where it has several, its figures beside each.
         faults: what could not be read.
     """
 
@@ -46,6 +47,7 @@ class ShownRun:
     history: pl.DataFrame = field(default_factory=pl.DataFrame)
     job: str | None = None
     by_dataset: dict[str, OfDataset] = field(default_factory=dict)
+    by_teacher: dict[str, BesideTeacher] = field(default_factory=dict)
     faults: tuple[StillroomError | str, ...] = ()
 
     @property
@@ -62,9 +64,11 @@ class ShownRun:
         return (None if self.record is None else self.record.error) or self.figures["error"]
 
     def figures_of(self, dataset: str | None) -> dict[str, Any]:
-        """Return its figures on the held rows of a dataset; None: on all."""
-        own = self.by_dataset.get(dataset) if dataset is not None else None
-        return self.figures if dataset is None else {} if own is None else own.model_dump()
+        """Return its figures on the held rows of a dataset; None: on all. Those beside a teacher by `beside`."""
+        if dataset is None:
+            return self.figures
+        own = self.by_dataset.get(dataset)
+        return {} if own is None else own.model_dump() | own.named_by_teacher
 
     @property
     def cache_id(self) -> str | None:
@@ -135,9 +139,10 @@ class ShownRun:
 
     @property
     def so_far(self) -> str:
-        """Return how long it was trained until it was measured last: "3 epochs"."""
-        count = self.figures[self.unit] or 0
-        return f"{count} {self.unit if count != 1 else self.unit[:-1]}"
+        """Return how long it was trained until it was measured last: "3 epochs", "40 steps, 0.31 epochs"."""
+        count, done = self.figures[self.unit] or 0, self.figures["epochs_done"]
+        text = f"{count} {self.unit if count != 1 else self.unit[:-1]}"
+        return text if self.unit == "epochs" or done is None else f"{text}, {done:.3g} epochs"
 
     @property
     def has_teacher(self) -> bool:
@@ -185,10 +190,14 @@ def read_run(folder: Path) -> ShownRun:
     record = None
     identity: dict[str, Any] = {}
     by_dataset: dict[str, OfDataset] = {}
+    by_teacher: dict[str, BesideTeacher] = {}
     try:
         record = read_record(folder)
         figures |= compare_run(folder)
-        identity, by_dataset = _known(folder, record)
+        identity, last = _known(folder, record)
+        if last is not None:
+            by_dataset, by_teacher = last.by_dataset, last.by_teacher
+            figures |= last.named_by_teacher
     except StillroomError as error:
         faults.append(error)
         figures |= {"status": "unreadable", "error": str(error)}
@@ -204,7 +213,7 @@ def read_run(folder: Path) -> ShownRun:
         job = read_job(folder, record)
     except StillroomError as error:
         faults.append(error)
-    return ShownRun(folder, figures, record, identity, history, job, by_dataset, tuple(faults))
+    return ShownRun(folder, figures, record, identity, history, job, by_dataset, by_teacher, tuple(faults))
 
 
 def objective_text(terms: Any) -> str:
@@ -229,14 +238,14 @@ def _text(value: Any) -> str:
     return f"{value:g}" if isinstance(value, float) else json.dumps(value, separators=(", ", ": "))
 
 
-def _known(folder: Path, record: RunRecord | None) -> tuple[dict[str, Any], dict[str, OfDataset]]:
-    """Return what a run is made from, and its figures by dataset: of its record, or of its last evaluation so far."""
+def _known(folder: Path, record: RunRecord | None) -> tuple[dict[str, Any], Measured | None]:
+    """Return what a run is made from, and its figures: of its record, or of its last evaluation so far."""
     if record is not None:
-        return record.identity, record.by_dataset
+        return record.identity, record
     where = read_position(folder)
     if where is None:
-        return {}, {}
-    return where.identity, where.history[-1].by_dataset if where.history else {}
+        return {}, None
+    return where.identity, where.history[-1] if where.history else None
 
 
 def _history(folder: Path) -> pl.DataFrame:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from storage.cache import Catalogue
@@ -10,7 +10,7 @@ from storage.encodings import Capability, Encoding, SparseEncoding
 from storage.tasks import task_of
 from storage.views import PLAIN
 from student_train.feed.batches import Needs, SoftNeed
-from student_train.feed.selection import Selection
+from student_train.feed.selection import Integers, Selection
 from student_train.options.by_dataset import named_together, teacher_of
 from student_train.tasks import TASKS
 
@@ -35,6 +35,20 @@ class Against(NamedTuple):
     def needs(self) -> Needs:
         """Return what must be read of it for each held row."""
         return Needs(soft=frozenset([SoftNeed(self.teacher, self.need)]))
+
+
+class OfSeveral(NamedTuple):
+    """One of a student's several teachers, each of which it is measured against.
+
+    Attributes:
+        name: as the objective has it.
+        against: of tasks that are measured site by site.
+        tops_N: of others, its top class of each held row, or NO_CLASS.
+    """
+
+    name: str
+    against: Against | None = None
+    tops_N: Integers | None = None
 
 
 def measured_against(
@@ -64,6 +78,40 @@ def measured_against(
     if any(encoding != encodings[0] for encoding in encodings):
         return None, f"of {name} is stored something else in each of {', '.join(held.datasets)}"
     return Against(name, over_which(encodings[0]), task.beside), None
+
+
+def beside_each(
+    held: Selection,
+    named: Sequence[str],
+    first: Against | None,
+    num_classes: int,
+    tops_of: Callable[[str], Integers | None],
+) -> tuple[tuple[OfSeveral, ...], list[str]]:
+    """Return the teachers of a student that has several, as it is measured against each; and why not against some.
+
+    Args:
+        held: the held rows.
+        named: teachers of the objective that say something of classes, in its order.
+        first: what the student is measured against in any case; None: nobody, which is told elsewhere.
+        num_classes: of the student.
+        tops_of: returns a teacher's top class of each held row; None: it was asked about none of them as they are.
+    """
+    names, task = tuple(dict.fromkeys(named)), TASKS[task_of(held.spec).name]
+    if len(names) < 2 or not task.asked.has_classes:
+        return (), []
+    found, told = list[OfSeveral](), list[str]()
+    for name in names:
+        if task.beside_teacher:
+            each, why_not = measured_against(held.catalogue, held, [name], num_classes)
+            each_of = None if each is None else OfSeveral(name, each)
+        else:
+            tops_N, why_not = tops_of(name), f"teacher {name} was not asked about the held rows as they are"
+            each_of = None if tops_N is None else OfSeveral(name, tops_N=tops_N)
+        if each_of is not None:
+            found.append(each_of)
+        elif not task.beside_teacher or first is not None:
+            told.append(f"no figures beside teacher {name} on the held rows: {why_not}")
+    return tuple(found), told
 
 
 def _only_teacher(catalogue: Catalogue, datasets: Sequence[str]) -> str | None:

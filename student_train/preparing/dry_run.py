@@ -20,16 +20,20 @@ class StudentDryRun:
         student: its name.
         action: "skip" a settled one, "resume" from a checkpoint, or "train".
         train_rows, validation_rows: how many.
-        done_epochs: of an interrupted one.
-        epochs: of the job.
+        done_epochs, done_steps: of an interrupted one.
+        epochs, steps: of the job; epochs have a fraction where it says steps.
+        by_steps: whether it does.
     """
 
     student: str
     action: Literal["skip", "resume", "train"]
     train_rows: int
     validation_rows: int
-    done_epochs: int
-    epochs: int
+    done_epochs: float
+    epochs: float
+    done_steps: int
+    steps: int
+    by_steps: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,11 +72,21 @@ def foresee(student: PreparedRun) -> StudentDryRun:
     """Return what would become of a checked student."""
     position, done = student.position, student.settled
     action: Literal["resume", "train"] = "train" if position is None else "resume"
+    each = student.steps_an_epoch
+    if done is not None:
+        steps, epochs = done.steps or 0, float(done.epochs)
+    else:
+        steps = 0 if position is None else position.epoch * each + position.step
+        epochs = 0.0 if position is None else float(position.epoch)
+    by_steps = student.options.epochs is None
     return StudentDryRun(
         student=student.options.name,
         action="skip" if done is not None else action,
         train_rows=student.train.num_rows,
         validation_rows=student.held.num_rows,
-        done_epochs=done.epochs if done is not None else 0 if position is None else position.epoch,
-        epochs=student.total_epochs,
+        done_epochs=round(steps / each, 3) if by_steps else epochs,
+        epochs=round(student.total_steps / each, 3) if by_steps else float(student.total_epochs),
+        done_steps=steps,
+        steps=student.total_steps,
+        by_steps=by_steps,
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -21,13 +22,13 @@ from storage.views import PLAIN
 from student_train.feed.batches import Needs
 from student_train.feed.devices import find_device
 from student_train.feed.order.views import EpochViews, check_first_view, check_one_class, choose_views
-from student_train.feed.selection import Selection, join_selections, select_rows
+from student_train.feed.selection import Integers, Selection, join_selections, select_rows
 from student_train.feed.together import check_alike, feature_shapes, mixed, told_of_mixture
 from student_train.losses.objective import objective_needs
 from student_train.options.by_dataset import teacher_of
 from student_train.options.sections import FleetOptions, StudentOptions, datasets_of, listed
 from student_train.options.training import Figure
-from student_train.preparing.against import measured_against
+from student_train.preparing.against import beside_each, measured_against
 from student_train.preparing.beginning import began_as, check_begins, like_start, rounded, said_of
 from student_train.preparing.checks import (
     check_budget,
@@ -178,11 +179,13 @@ def _prepare(
         agree_with = None  # held rows are plain, and this teacher never saw them so: nothing to agree with
     held = selections.find(data.validation, Needs(), agree_with)
     against, why_not_against = measured_against(catalogue, held, soft or named, num_classes)
+    tops_of = partial(_tops_of, selections, data.validation)
+    several, why_not_several = beside_each(held, soft, against, num_classes, tops_of)
     began = began_as(options)
     options = options if began is None else like_start(options, began)
     blueprint, of_int8 = rounded(options, _blueprint(options, first, num_classes, began), request.parallel.size)
     options, decided = decide_projections(options, blueprint, shapes)
-    decided = [*_told_of(train, needs), *told, *of_int8, *decided]
+    decided = [*_told_of(train, needs), *told, *of_int8, *decided, *why_not_several]
     identity = _identity(request, options, blueprint, catalogue, train, held)
     if began is not None:
         identity["began_as"] = said_of(began)
@@ -211,9 +214,15 @@ def _prepare(
         tokenizer=selections.tokenizer(first.name),
         against=against,
         why_not_against=why_not_against,
+        several=several,
         made=None if began is None else began.made,
         decided=(*decided, *_told_of_features_alone(named, soft)[: why_not_against is None]),
     )
+
+
+def _tops_of(selections: _Selections, rows: str | Sequence[str], teacher: str) -> Integers | None:
+    """Return a teacher's top class of each of some rows; None: it was asked about none of them as they are."""
+    return selections.find(rows, Needs(), teacher).tops_N
 
 
 def _told_of(train: Selection, needs: Needs) -> list[str]:

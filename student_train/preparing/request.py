@@ -14,7 +14,7 @@ from student_train.feed.order import count_steps
 from student_train.feed.selection import Selection
 from student_train.options.sections import DataOptions, FleetOptions, StudentOptions, TrackOptions
 from student_train.options.training import Figure
-from student_train.preparing.against import Against
+from student_train.preparing.against import Against, OfSeveral
 from student_train.run_files.checkpoint import position_of
 from student_train.run_files.folder import RunFolder
 from student_train.run_files.position import Position
@@ -74,6 +74,7 @@ class PreparedRun:
         warnings: of teachers that it learns from and that are near chance.
         against: the teacher that it is measured against site by site, where its task is.
         why_not_against: why there is none, where one was due.
+        several: its teachers, where it has several, as far as it can be measured against them.
         decided: what the job leaves open and was decided here (`left_open.py`), and what cannot be measured, in words.
         started: what it takes of the weights that it starts from, in words; None: it is drawn, or was not looked at.
         made: what the student that it starts from was made from (`student make`); None: it is not of a teacher.
@@ -94,6 +95,7 @@ class PreparedRun:
     warnings: tuple[str, ...] = ()
     against: Against | None = None
     why_not_against: str | None = None
+    several: tuple[OfSeveral, ...] = ()
     decided: tuple[str, ...] = ()
     started: str | None = None
     made: dict[str, Any] | None = None
@@ -139,7 +141,10 @@ class PreparedRun:
     @property
     def held_needs(self) -> Needs:
         """Return what must be read of the held rows: labels, and what it is measured against."""
-        return Needs(labels=True) | (Needs() if self.against is None else self.against.needs)
+        needs = Needs(labels=True)
+        for against in (self.against, *(each.against for each in self.several)):
+            needs = needs if against is None else needs | against.needs
+        return needs
 
     @property
     def why_anew(self) -> str:

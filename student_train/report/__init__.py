@@ -5,6 +5,7 @@
     caches.py     what the cache says of itself, and how far it can be believed
     gallery.py    images and text of rows where students fail
     drawings.py   which pictures there are; figures.py draws them, on what canvas.py gives
+    apart.py      figures on each dataset and beside each teacher
     contents.py   all of it together
     page.py       as HTML: page.html.j2, page.css, page.js
 

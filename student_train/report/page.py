@@ -25,8 +25,8 @@ from student_train.comparing.headline import alike, behind, headline, named
 from student_train.comparing.noise import Difference
 from student_train.comparing.runs import ShownRun, Unit
 from student_train.comparing.settings import Setting, Varied
-from student_train.options.by_dataset import teacher_of
 from student_train.options.sections import told
+from student_train.report.apart import Cell, by_dataset, by_teacher, nats, number, percent, perplexity
 from student_train.report.caches import dense_bytes
 from student_train.report.canvas import COLOURS, TEACHER_COLOUR
 from student_train.report.contents import FEW_STUDENTS, Contents
@@ -54,13 +54,6 @@ MOST_WARNINGS = 6  # of what is near chance
 MOST_JOBS = 10  # that are seen at once
 
 
-class Cell(NamedTuple):
-    """What a table shows, and by what it is sorted; None comes last whichever way."""
-
-    text: str
-    value: float | str | None
-
-
 class Column(NamedTuple, Generic[Row]):
     """A column of a table of settings or of students; `reference` is the figure of a teacher or of chance in it."""
 
@@ -69,25 +62,6 @@ class Column(NamedTuple, Generic[Row]):
     cell: Callable[[Row], Cell]
     numeric: bool = True
     reference: str | None = None
-
-
-class DatasetLine(NamedTuple):
-    """Figures of a setting, or of a teacher (None), on the held rows of one dataset."""
-
-    dataset: str
-    setting: Setting | None
-    name: str
-    cells: list[Cell]
-
-
-def percent(value: float | None, digits: int = 2) -> str:
-    """Return a share: 97.41 %."""
-    return NONE if value is None else f"{100 * value:.{digits}f}\N{NO-BREAK SPACE}%"
-
-
-def number(value: float | None, digits: int = 3) -> str:
-    """Return a number with so many digits."""
-    return NONE if value is None else f"{value:,}" if isinstance(value, int) else f"{value:.{digits}g}"
 
 
 def render(contents: Contents) -> str:
@@ -107,7 +81,7 @@ def render(contents: Contents) -> str:
         pictures=draw_all(contents.first, contents.colours, contents.tops, contents.comparison),
         headline=headline(contents.first),
         boards=[
-            (each, board(each, agreements), references(each), by_dataset(each))
+            (each, board(each, agreements), references(each), by_dataset(each), by_teacher(each))
             for number, each in enumerate(contents.compared)
             if number == 0 or each.rows is not None
         ],
@@ -172,8 +146,8 @@ def board(found: Compared, agreements: Mapping[str, float]) -> list[Column[Setti
         Column("agreement", TIPS["agreement"], lambda s: _agreement_of(s, agreements)),
         Column("accuracy", TIPS["accuracy"], _mean("accuracy", percent), reference="accuracy"),
         Column("loss", TIPS["cross_entropy"], _mean("cross_entropy", number), reference="cross_entropy"),
-        Column("perplexity", TIPS["perplexity"], _mean("perplexity", _perplexity), reference="perplexity"),
-        Column("KL, nats", _kl_tip(found.kl_over), _mean("kl", _nats)),
+        Column("perplexity", TIPS["perplexity"], _mean("perplexity", perplexity), reference="perplexity"),
+        Column("KL, nats", _kl_tip(found.kl_over), _mean("kl", nats)),
         Column("ECE", "expected calibration error, 15 bins", _mean("calibration_error", percent)),
         Column("cosine", "mean over held rows to the teacher's vector", _mean("cosine", number)),
         Column(
@@ -201,8 +175,8 @@ def students(contents: Contents, agreements: Mapping[str, float]) -> list[Column
         Column("macro-F1", "mean over the classes of F1, each class alike", _figure("macro_f1", percent)),
         Column("agreement", TIPS["agreement"], _agreement(agreements)),
         Column("loss", TIPS["cross_entropy"], _figure("cross_entropy", number)),
-        Column("perplexity", TIPS["perplexity"], _figure("perplexity", _perplexity)),
-        Column("KL, nats", _kl_tip(contents.first.kl_over), _figure("kl", _nats)),
+        Column("perplexity", TIPS["perplexity"], _figure("perplexity", perplexity)),
+        Column("KL, nats", _kl_tip(contents.first.kl_over), _figure("kl", nats)),
         Column("ECE", "expected calibration error, 15 bins", _figure("calibration_error", percent)),
         Column("Spearman", TIPS["spearman"], _figure("spearman", number)),
         Column("cosine", "mean over held rows to the teacher's vector", _figure("cosine", number)),
@@ -228,41 +202,12 @@ def references(found: Compared) -> list[tuple[str, dict[str, str]]]:
         others = {
             "accuracy": percent(teacher.figures["accuracy"]),
             "cross_entropy": number(teacher.figures["cross_entropy"]),
-            "perplexity": _perplexity(teacher.figures.get("perplexity")),
+            "perplexity": perplexity(teacher.figures.get("perplexity")),
         }
         lines.append((f"teacher {teacher.name}", others | cells))
     if found.chance is not None:
         lines.append(("chance", {gain.column: gain.number(found.chance)}))
     return lines
-
-
-def by_dataset(found: Compared) -> tuple[list[str], list[DatasetLine]]:
-    """Return the heads of figures on the held rows of each dataset, and their lines; none where these are of one."""
-    gain, lines = found.gain, list[DatasetLine]()
-    others: dict[str, tuple[str, Callable[[float | None], str]]] = {
-        "perplexity": ("perplexity", _perplexity),
-        "kl": ("KL, nats", _nats),
-        "accuracy": ("accuracy", percent),
-        "agreement": ("agreement", percent),
-    }
-    others.pop(gain.column, None)
-    written = {gain.column: (f"{gain.name}, {gain.unit}", gain.number)} | others
-
-    def add(dataset: str, setting: Setting | None, name: str, figures: Mapping[str, float | None], more: str) -> None:
-        values = {column: figures.get(column) for column in written}
-        texts = {column: written[column][1](value) + more * (column == gain.column) for column, value in values.items()}
-        lines.append(DatasetLine(dataset, setting, name, [Cell(texts[column], values[column]) for column in written]))
-
-    for dataset in found.datasets:
-        for each in found.settings:
-            known = {column: each.mean(column, dataset) for column in written}
-            add(dataset, each, each.label, known, gain.deviation_text(each.deviation(gain.column, dataset)))
-        for teacher in found.teachers:
-            if dataset in teacher.by_dataset:
-                add(dataset, None, f"teacher {teacher_of(teacher.name, dataset)}", teacher.by_dataset[dataset], "")
-    kept = [k for k in range(len(written)) if any(line.cells[k].value is not None for line in lines)]
-    heads = [head for head, _ in written.values()]
-    return [heads[k] for k in kept], [line._replace(cells=[line.cells[k] for k in kept]) for line in lines]
 
 
 def smallest_equal(found: Compared) -> Setting | None:
@@ -347,14 +292,6 @@ def _agreement_of(setting: Setting, agreements: Mapping[str, float]) -> Cell:
     known = [value for value in found if isinstance(value, float)]
     mean = fmean(known) if known else None
     return Cell(percent(mean), mean)
-
-
-def _perplexity(value: float | None) -> str:
-    return number(value, 4)
-
-
-def _nats(value: float | None) -> str:
-    return NONE if value is None else f"{value:.4f}"
 
 
 def _kl_tip(over: Sequence[str]) -> str:

@@ -33,6 +33,7 @@ COMPARISON = {
     "epoch": pl.Int64,
     "epochs": pl.Int64,
     "steps": pl.Int64,
+    "epochs_done": pl.Float64,
     "seconds": pl.Float64,
     "rows_per_s": pl.Float64,
     "latency_ms": pl.Float64,
@@ -106,5 +107,6 @@ def _unfinished(folder: Path) -> dict[str, Any]:
     last = where.history[-1].model_dump(include=set(Held.model_fields)) if where.history else {}
     student = where.identity.get("student")
     architecture = student.get("architecture") if isinstance(student, dict) else None
-    steps = where.history[-1].step if where.history else None
-    return row | {"architecture": architecture, "epochs": where.epoch, "steps": steps, "seconds": where.seconds} | last
+    steps, done = (where.history[-1].step, where.history[-1].epochs_done) if where.history else (None, None)
+    row |= {"architecture": architecture, "epochs": where.epoch, "steps": steps, "epochs_done": done}
+    return row | {"seconds": where.seconds} | last

@@ -12,7 +12,7 @@ import polars as pl
 from storage.errors import CorruptObject
 from storage.format.objects import LocalObjects
 from storage.format.sealed import is_sealed, seal, unseal
-from student_train.run_files.records import EpochMetrics, Held
+from student_train.run_files.records import SEVERAL, EpochMetrics, Held
 
 METRICS_FILE = "metrics.parquet"
 STEPS_FOLDER = "steps"
@@ -22,11 +22,12 @@ FORMAT_VERSION = 2  # 1 had no seal
 def write_metrics(folder: Path, history: Sequence[EpochMetrics]) -> None:
     """Write one row per evaluation; each term of the objective has columns `term <name>` and `share <name>`.
 
-    Where the held rows are of several datasets, there are `<figure> of <dataset>` too.
+    Where the held rows are of several datasets, there are `<figure> of <dataset>` too; of a student of several teachers
+    `<figure> beside <teacher>`, and `<figure> beside <teacher> of <dataset>`.
     """
     rows = []
     for metrics in history:
-        row = metrics.model_dump(exclude={"by_dataset"}) | metrics.named_by_dataset
+        row = metrics.model_dump(exclude={*SEVERAL}) | metrics.named_apart
         row |= {f"term {name}": value for name, value in row.pop("terms").items()}
         row |= {f"share {name}": value for name, value in row.pop("shares").items()}
         rows.append(row)

@@ -23,6 +23,7 @@ from student_train.options.steps_taken import StepsTaken
 RUN_FILE = "run.json"
 JOB_FILE = "job.toml"  # as `options/job_text.py` writes it
 CHECKPOINT_FILE = "checkpoint.json"  # of a run that is not settled
+SEVERAL = ("by_dataset", "by_teacher")  # figures of `Measured` that are apart for some
 RESULT_FILES = ("student.json", "student.safetensors")  # as `students/files.py` writes them, which imports torch
 
 
@@ -63,7 +64,53 @@ class Held(Options):
     teacher_rmse: float | None = None
 
 
-class OfDataset(Held):
+class BesideTeacher(Options):
+    """How far a student is from one of its several teachers.
+
+    Attributes:
+        agreement, kl: as of `Held`.
+        over: over which classes `kl` is taken, in words.
+    """
+
+    model_config = ConfigDict(ser_json_inf_nan="constants")
+
+    agreement: float | None = None
+    kl: float | None = None
+    over: str | None = None
+
+
+class HeldOf(Held):
+    """Figures on some held rows; and, of a student of several teachers, those beside each.
+
+    Attributes:
+        by_teacher: of one teacher it is empty, and not written; the first is in it, and in `agreement` and `kl` too.
+    """
+
+    by_teacher: dict[str, BesideTeacher] = Field(default_factory=dict)
+
+    @model_serializer(mode="wrap")
+    def _of_several(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        found: dict[str, Any] = dump(self)
+        for name in SEVERAL:
+            if not getattr(self, name, None):
+                found.pop(name, None)
+        return found
+
+    def only_held(self) -> dict[str, float]:
+        """Return the figures of `Held` that are known."""
+        return {name: value for name in Held.model_fields if (value := getattr(self, name)) is not None}
+
+    @property
+    def named_by_teacher(self) -> dict[str, float]:
+        """Return what is known beside each teacher, by names such as "kl beside law"."""
+        return {
+            beside(name, teacher): value
+            for teacher, own in self.by_teacher.items()
+            for name, value in own.model_dump(exclude={"over"}, exclude_none=True).items()
+        }
+
+
+class OfDataset(HeldOf):
     """The figures on the held rows of one of several datasets, those that are sums over sites.
 
     Attributes:
@@ -73,7 +120,7 @@ class OfDataset(Held):
     rows: int
 
 
-class Measured(Held):
+class Measured(HeldOf):
     """The figures on all held rows; and, where these are of several datasets, on those of each.
 
     Attributes:
@@ -82,21 +129,19 @@ class Measured(Held):
 
     by_dataset: dict[str, OfDataset] = Field(default_factory=dict)
 
-    @model_serializer(mode="wrap")
-    def _of_several(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        found: dict[str, Any] = dump(self)
-        if not self.by_dataset:
-            found.pop("by_dataset", None)
-        return found
-
     @property
-    def named_by_dataset(self) -> dict[str, float]:
-        """Return what is known of each dataset, by names such as "accuracy of law"."""
-        return {
+    def named_apart(self) -> dict[str, float]:
+        """Return what is known beside each teacher and of each dataset, by names such as "accuracy of law"."""
+        return self.named_by_teacher | {
             f"{name} of {dataset}": value
             for dataset, own in self.by_dataset.items()
-            for name, value in own.model_dump(exclude={"rows"}, exclude_none=True).items()
+            for name, value in (own.only_held() | own.named_by_teacher).items()
         }
+
+
+def beside(figure: str, teacher: str) -> str:
+    """Return the name of a figure that is taken beside one of several teachers."""
+    return f"{figure} beside {teacher}"
 
 
 class EpochMetrics(Measured):
@@ -135,6 +180,7 @@ class RunRecord(Measured):
         epoch, step: whose weights were exported: the last, or the best where the job asks for it.
         best_by: by which figure those are the best; None: they are the last.
         epochs, steps: how many were trained, the last epoch perhaps in part.
+        epochs_done: the steps in epochs; None before that was kept.
         seconds: of training and evaluation, over all interruptions.
         latency_ms: of one row, after training and on the device of the training (`latency.py`).
         inference_rows_per_s: of batches, there and then.
@@ -158,6 +204,7 @@ class RunRecord(Measured):
     best_by: str | None = None
     epochs: int = 0
     steps: int | None = None
+    epochs_done: float | None = None
     seconds: float = 0.0
     rows_per_s: float | None = None
     latency_ms: float | None = None

@@ -70,12 +70,14 @@ class Cohort:
         self._name = everyone[0].name if len(everyone) == 1 else f"{len(everyone)} students"
         self._epochs = max(run.prepared.total_epochs for run in everyone)
         self._total_steps = sum(run.total_steps for run in everyone)
+        self._most_steps = max(run.total_steps for run in everyone)
+        self._by_steps = all(run.options.epochs is None for run in everyone)
         self._gone_steps = 0  # of students that left: none of theirs is to come
         self._reported_at, self._rows = time.monotonic(), 0
 
     def begin(self) -> None:
         """Tell that the pass begins."""
-        self._report(PassStarted(self._name, self._total_steps, self._done_steps()))
+        self._report(PassStarted(self._name, self._total_steps, self._done_steps(), self._by_steps))
 
     def at(self, epoch: int, step: int, batch_size: int) -> list[Team]:
         """Return the teams whose next step this is."""
@@ -135,9 +137,10 @@ class Cohort:
         losses = [means[0] for team in self.teams for means in team.tally.means()]
         rows_per_s = self._rows / (now - self._reported_at)
         loss = statistics.median(losses) if losses else float("nan")
-        self._report(
-            Progress(self._name, epoch + 1, self._epochs, self._done_steps(), self._total_steps, loss, rows_per_s)
-        )
+        done, total = self._done_steps(), self._total_steps
+        first = max((run for team in self.teams for run in team.runs), key=lambda run: run.done_steps)
+        steps = first.done_steps, self._most_steps, first.done_steps / first.steps
+        self._report(Progress(self._name, epoch + 1, self._epochs, done, total, loss, rows_per_s, *steps))
         self._reported_at, self._rows = now, 0
 
     def check(self, epoch: int) -> None:

@@ -151,11 +151,18 @@ class StudentStarted:
 
 @dataclass(frozen=True, slots=True)
 class PassStarted:
-    """Students that share a pass begin: the student's name, or how many there are, and the steps of all together."""
+    """Students that share a pass begin.
+
+    Attributes:
+        students: the student's name, or how many there are.
+        total_steps, done_steps: of all together.
+        by_steps: whether their jobs say how many steps they have, and not epochs.
+    """
 
     students: str
     total_steps: int
     done_steps: int
+    by_steps: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,6 +180,8 @@ class Progress:
         done_steps, total_steps: of all of them together.
         loss: the mean over the epoch's rows so far, of all students the median.
         rows_per_s: of all of them together.
+        step, steps: of the one that is furthest, and of the one that has most.
+        epochs_done: the former in epochs.
     """
 
     students: str
@@ -182,6 +191,9 @@ class Progress:
     total_steps: int
     loss: float
     rows_per_s: float
+    step: int = 0
+    steps: int = 0
+    epochs_done: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)

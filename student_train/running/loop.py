@@ -162,7 +162,8 @@ def _figures(teams: Sequence[Team], held: Feed, stop: Callable[[], bool]) -> lis
         steppers = [team.stepper for team in alike]
         for stepper in steppers:
             stepper.synchronise()
-        figures = evaluate(steppers, held, tops, against, batch_size=size, stop=stop, parallel=parallel)
+        several = [[run.prepared.several for run in team.runs] for team in alike]
+        figures = evaluate(steppers, held, tops, against, several, batch_size=size, stop=stop, parallel=parallel)
         if figures is None:
             return None
         found += zip(alike, figures, strict=True)

@@ -300,7 +300,8 @@ class Run:
     def diverged(self, found: str) -> DivergedLoss:
         """Return the error of a loss that is not finite."""
         return DivergedLoss(
-            f"student {self.name} diverged in epoch {self.epoch + 1}",
+            f"student {self.name} diverged "
+            + (f"within {self.done_steps} steps" if self.options.epochs is None else f"in epoch {self.epoch + 1}"),
             found=found,
             expected="a finite number",
             do=f"lower learning_rate (now {self.options.peak_learning_rate:g}), lengthen the warm-up, or set clip_norm",
@@ -323,6 +324,7 @@ class Run:
             best_by=None if self._best_row is None else self.prepared.best_by,
             epochs=self.epoch + (self.step > 0),
             steps=self.done_steps,
+            epochs_done=self.done_steps / self.steps,
             seconds=self.seconds,
             rows_per_s=self._rows_of(self.done_steps) / max(sum(m.seconds for m in self.history), 1e-9),
             device=str(self.context.device),

@@ -122,16 +122,23 @@ def refuse_shard(finite: dict[str, Tensor], in_range: dict[str, Tensor], work: A
         for name, mask_P in masks.items():
             if not mask_P.all():
                 bad = np.argwhere(answered_S)[~mask_P.cpu().numpy()]
-                shown = ", ".join(_place(work.rows[0] + row, at) for row, *at in bad[:SHOWN_ROWS].tolist())
-                rows, answered = len(np.unique(bad[:, 0])), int(answered_S.reshape(len(answered_S), -1).any(1).sum())
+                _, first_R, sites_R = np.unique(bad[:, 0], return_index=True, return_counts=True)
+                listed = zip(bad[first_R[:SHOWN_ROWS]].tolist(), sites_R.tolist(), strict=False)
+                shown = ", ".join(_place(work.rows[0] + row, at, sites) for (row, *at), sites in listed)
+                rows, answered = len(first_R), int(answered_S.reshape(len(answered_S), -1).any(1).sum())
                 raise RowsMissing(
                     f"{work.key} is refused: teacher {work.key.teacher} {fault} {name}",
-                    found=f"{rows} of {answered} rows: {shown}" + " …" * (len(bad) > SHOWN_ROWS),
+                    found=f"{rows} of {answered} rows: {shown}" + " …" * (rows > SHOWN_ROWS),
                     expected="finite values, or -inf for a class that can never be",
                     do=deviates if name == STATISTICS else do,
                 )
 
 
-def _place(row: int, at: list[int]) -> str:
-    """Return where a site is: "17", or "17 at position 3"."""
-    return f"{row} at position {', '.join(map(str, at))}" if at else str(row)
+def _place(row: int, at: list[int], sites: int) -> str:
+    """Return where the first of some sites of a row is, and how many there are.
+
+    >>> _place(17, [], 1), _place(17, [3], 1), _place(17, [3], 9)
+    ('17', '17 at position 3', '17 at position 3 and 8 more')
+    """
+    more = f" and {sites - 1} more" if sites > 1 else ""
+    return f"{row} at position {', '.join(map(str, at))}{more}" if at else str(row)

@@ -36,6 +36,7 @@ from tests.benchmarks import (
     student_step,
     teacher_stage,
     teacher_stage_gpu,
+    ten_gb,
     views,
 )
 from tests.benchmarks.pairs import Figure
@@ -51,6 +52,8 @@ BENCHMARKS = {
     "shards": shards.measure,
     "status": status.measure,
     "growth": growth.measure,
+    "text-10gb": ten_gb.measure_text,
+    "chats-10gb": ten_gb.measure_chats,
     "nights": nights.measure,
     "memory": memory.measure,
     "encoding": encoding.measure,

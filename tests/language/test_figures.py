@@ -13,12 +13,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from jobs.show.comparison import as_values
+from jobs.show.train_progress import _figures
 from storage.cache import Cache
 from storage.format.objects import LocalObjects
 from storage.format.sealed import seal, seal_json
 from student_train.comparing.compared import compare_settings
 from student_train.comparing.runs import gather_runs
+from student_train.comparing.values import as_values
 from student_train.preparing.dry_run import dry_run
 from student_train.report.contents import gather
 from student_train.report.page import render
@@ -142,20 +143,106 @@ def test_of_several_teachers_none_is_chosen_for_a_student_of_labels_alone(tmp_pa
     assert (record.kl, record.agreement, record.kl_over) == (None, None, None)
 
 
-def test_of_several_teachers_it_is_told_with_which_a_student_is_compared(program: Program, tmp_path: Path) -> None:
-    two = counting_cache(tmp_path, counting_teacher(), counting_teacher("left", step=2), rows=40)
-    both = [{"loss": "kd", "teacher": name, "weight": 0.5} for name in ("left", "right")]
-    record = trained(two, tmp_path / "runs", objective=both, epochs=None, max_steps=3)
-    assert record.kl_over == "teacher left, over all classes"
+@pytest.fixture(scope="module")
+def two(tmp_path_factory: pytest.TempPathFactory) -> Cache:
+    left = counting_teacher("left", step=2, scale=3.0, extra=SPARSE)
+    return counting_cache(tmp_path_factory.mktemp("two"), counting_teacher(scale=3.0), left, rows=40)
+
+
+BOTH = [{"loss": "kd", "teacher": name, "weight": 0.5} for name in ("left", "right")]
+
+
+def test_a_student_of_several_teachers_has_the_figures_beside_each(two: Cache, tmp_path: Path) -> None:
+    record = trained(two, tmp_path, objective=BOTH)
+    of = record.by_teacher
+    assert list(of) == ["left", "right"]
+    log_p_NC, log_q_NC, _ = by_hand(two, tmp_path)
+    assert of["right"].kl == pytest.approx(float((log_p_NC.exp() * (log_p_NC - log_q_NC)).sum(1).mean()), abs=NATS)
+    tops = {"right": log_p_NC.argmax(1), "left": by_hand(two, tmp_path, step=2)[0].argmax(1)}
+    for name, top_N in tops.items():
+        assert of[name].agreement == pytest.approx(float((top_N == log_q_NC.argmax(1)).double().mean()))
+    assert (record.kl, record.agreement) == (of["left"].kl, of["left"].agreement)
+    assert (of["right"].over, of["left"].over) == (
+        "all classes",
+        "its largest class and the rest as one bucket, which is never more than over all",
+    )
+    metrics = read_metrics(tmp_path / "gpt")
+    assert metrics is not None
+    assert metrics["kl beside right"][-1] == of["right"].kl
+
+
+def test_of_one_teacher_nothing_is_apart(cache: Cache, tmp_path: Path) -> None:
+    record = trained(cache, tmp_path)
+    assert record.by_teacher == {}
+    assert "by_teacher" not in json.loads((tmp_path / "gpt/run.json").read_text())
+
+
+def test_compare_and_the_page_have_the_figures_beside_each_teacher(
+    two: Cache, program: Program, tmp_path: Path
+) -> None:
+    record = trained(two, tmp_path / "runs", objective=BOTH)
+    out = program("student", "compare", tmp_path / "runs").out
+    assert "by teacher:" in out
+    lines = [line.split() for line in out[out.index("by teacher:") :].splitlines()]
+    for name in ("left", "right"):
+        own, at = record.by_teacher[name], lines.index(["teacher", name])
+        assert lines[at + 1] == ["1", "gpt", f"{own.kl:.3g}", f"{100 * (own.agreement or 0):.2f}"]
+    assert "not with the others" not in out
+    assert max(map(len, out.splitlines())) <= 80
+    page = render(gather(tmp_path / "runs"))
+    assert "<h3>By teacher</h3>" in page
+    assert f'data-value="{record.by_teacher["right"].kl}"' in page
+    (found,) = json.loads(program("student", "compare", tmp_path / "runs", "--json").out)["compared"]
+    assert found["beside_teachers"][1] == {"teacher": "right", "kl_over": "all classes"}
+    means = found["settings"][0]["by_teacher"]["right"]["means"]
+    assert means == {"kl": record.by_teacher["right"].kl, "agreement": record.by_teacher["right"].agreement}
+
+
+def test_progress_names_each_teacher(two: Cache, tmp_path: Path) -> None:
+    told: list[events.Event] = []
+    train_students(request(two, tmp_path, small_gpt(objective=BOTH)), report=told.append)
+    *_, done = (event for event in told if isinstance(event, events.EpochDone))
+    of = done.metrics.by_teacher
+    assert _figures(done.metrics).endswith(f"KL {of['left'].kl:.3g} from left, {of['right'].kl:.3g} from right")
+
+
+def test_a_teacher_that_nobody_can_be_measured_against_is_told(tmp_path: Path) -> None:
+    drawn = counting_teacher("drawn", step=2, scale=3.0, extra=DRAWS)
+    mixed = counting_cache(tmp_path, counting_teacher(scale=3.0), drawn, rows=40)
+    objective = [BOTH[1], {"loss": "random_sampling", "teacher": "drawn", "weight": 0.5}]
+    asked = request(mixed, tmp_path / "runs", small_gpt(objective=objective))
+    (note,) = (note for note in dry_run(asked).warnings if note.startswith("note: no figures"))
+    assert note.startswith(
+        "note: no figures beside teacher drawn on the held rows: of teacher drawn is stored: 4 draws"
+    )
+    assert list(train_students(asked).records[0].by_teacher) == ["right"]
+
+
+def test_a_run_in_steps_is_compared_in_steps(program: Program, two: Cache, tmp_path: Path) -> None:
+    trained(two, tmp_path / "runs", objective=BOTH, epochs=None, max_steps=3)
     ended = program("student", "compare", tmp_path / "runs")
-    told = "students of teachers left, right are compared with left alone, not with the others"
-    assert told in " ".join(ended.out.split())
     lines = [line.split() for line in ended.out.splitlines()]
     (place,) = (place for place, line in enumerate(lines) if "steps" in line)
     assert lines[place + 2][lines[place].index("steps") - len(lines[place])] == "3"
     assert not any("epochs" in line for line in lines)  # of a job that says max_steps
     page = render(gather(tmp_path / "runs"))
-    assert (told[1:] in page, ">steps</button>" in page, ">epochs</button>" in page) == (True, True, False)
+    assert (">steps</button>" in page, ">epochs</button>" in page) == (True, False)
+
+
+def test_of_runs_without_figures_by_teacher_it_is_told_with_which_they_are_compared(
+    program: Program, two: Cache, tmp_path: Path
+) -> None:
+    """As those of before there were such figures."""
+    trained(two, tmp_path / "runs", objective=BOTH)
+    files = LocalObjects(tmp_path / "runs/gpt")
+    values = json.loads(files.get("run.json"))
+    values.pop("by_teacher")
+    files.put("run.json", seal_json({key: value for key, value in values.items() if key != "digest"}))
+    ended = program("student", "compare", tmp_path / "runs")
+    told = "students of teachers left, right are compared with left alone, not with the others"
+    assert told in " ".join(ended.out.split())
+    assert "by teacher:" not in ended.out
+    assert told[1:] in render(gather(tmp_path / "runs"))
     (compared,) = json.loads(program("student", "compare", tmp_path / "runs", "--json").out)["compared"]
     assert compared["alone_of_several"] == [{"teachers": ["left", "right"], "compared_with": "left"}]
 

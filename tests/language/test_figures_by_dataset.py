@@ -12,11 +12,11 @@ import polars as pl
 import pytest
 import torch
 
-from jobs.show.comparison import as_values
 from storage.cache import Cache
 from storage.format.sealed import seal_json
 from student_train.comparing.compared import compare_settings
 from student_train.comparing.runs import gather_runs
+from student_train.comparing.values import as_values
 from student_train.options.sections import StudentOptions
 from student_train.report.contents import gather
 from student_train.report.page import render

@@ -62,6 +62,17 @@ def write_cache(folder: Path, recipe: Recipe) -> Cache:
     write_spec(cache.objects, f"{name}/dataset.json", dataset, "test")
     extents = pl.DataFrame([("toy", 0, "1", 0, recipe.rows)], schema=EXTENT_SCHEMA, orient="row")
     create_segment(cache.objects, name, 0, Segment(extents, recipe.rows_per_shard))
+    for shard, start, stop in cache.catalogue().shards(name):
+        if shard not in recipe.no_ingest:
+            _ingest(cache, recipe, shard, start, *_shard(recipe, prototypes, shard, stop - start))
+    add_teacher(cache, recipe)
+    return cache
+
+
+def add_teacher(cache: Cache, recipe: Recipe) -> None:
+    """Write what the teacher of a recipe says of the rows of a cache that was made by one like it."""
+    name = recipe.dataset
+    prototypes = np.random.default_rng(7).integers(0, 256, (recipe.classes, *recipe.shape))
     teacher = TeacherSpec(
         name=recipe.teacher_name,
         model={"kind": recipe.teacher},
@@ -71,15 +82,17 @@ def write_cache(folder: Path, recipe: Recipe) -> Cache:
     )
     write_spec(cache.objects, f"{name}/{recipe.teacher_name}/teacher.json", teacher, "test")
     for shard, start, stop in cache.catalogue().shards(name):
-        random = np.random.default_rng([recipe.seed, shard])
-        labels_S = random.integers(0, recipe.classes, stop - start)
-        noise_S = 60 * random.standard_normal((stop - start, *recipe.shape), dtype=np.float32)
-        inputs_S = (prototypes[labels_S] + noise_S).clip(0, 255).astype(np.uint8)
-        if shard not in recipe.no_ingest:
-            _ingest(cache, recipe, shard, start, inputs_S, labels_S)
         if shard not in recipe.no_teacher:
-            _teach(cache, recipe, teacher, shard, start, inputs_S, labels_S, prototypes)
-    return cache
+            rows = _shard(recipe, prototypes, shard, stop - start)
+            _teach(cache, recipe, teacher, shard, start, *rows, prototypes)
+
+
+def _shard(recipe: Recipe, prototypes: Any, shard: int, rows: int) -> tuple[Any, Any]:
+    """Return inputs and labels of a shard."""
+    random = np.random.default_rng([recipe.seed, shard])
+    labels_S = random.integers(0, recipe.classes, rows)
+    noise_S = 60 * random.standard_normal((rows, *recipe.shape), dtype=np.float32)
+    return (prototypes[labels_S] + noise_S).clip(0, 255).astype(np.uint8), labels_S
 
 
 def _ingest(cache: Cache, recipe: Recipe, shard: int, start: int, inputs_S: Any, labels_S: Any) -> None:

@@ -30,6 +30,7 @@ from storage.format.shards import Commit, Committed, ShardKey
 from storage.format.stages import Stage
 
 READ_AT_ONCE = 4096  # commits, as Python objects; their summaries are columns
+KEPT = tuple(name for name in FIGURES if name != "version")  # which whoever has listed the commits knows
 Check = Callable[[Commit], Commit]
 
 
@@ -37,7 +38,7 @@ class Ledger:
     """A summary of every commit that was listed.
 
     Attributes:
-        stages: the summaries of each, by shard: columns of FIGURES.
+        stages: the summaries of each, by shard: columns of KEPT.
         new: how many of them no segment held.
     """
 
@@ -46,17 +47,18 @@ class Ledger:
         self.stages: dict[Stage, pl.DataFrame] = {}
         self._labels: dict[str, list[int]] = {}
         segments = read_segments(objects)
-        known, self._useless = _union(segments)
+        told, self._useless = _told(segments, listed)
         fresh = []
         for stage, shards in listed.items():
-            remembered = _alike(_of(known, stage).join(shards.table, on=["shard", "version"], how="inner"))
+            remembered = _alike(pl.concat([_no_summaries(), *told.pop(stage, ())]))
             unread = shards.table.join(remembered, on="shard", how="anti")
             read = _summaries(objects, _paths(stage, unread), check)
-            table = pl.concat([remembered.select(*FIGURES), read.select(*FIGURES)])
-            self.stages[stage] = table.sort("shard")
-            fresh.append(read)
             if stage[1] is None:
                 self._labels[stage[0]] = _sum_labels([*_remembered_labels(segments, remembered), read["labels"]])
+            table = pl.concat([remembered.select(KEPT), read.select(KEPT)])
+            del remembered, unread  # of a million shards each of these tables is a tenth of a gigabyte
+            self.stages[stage] = table if table["shard"].is_sorted() else table.sort("shard")
+            fresh.append(read)
         self._fresh = pl.concat([pl.DataFrame(schema=SUMMARY_SCHEMA), *fresh])
         self.new = len(self._fresh)
 
@@ -79,8 +81,8 @@ class Ledger:
             self._objects.delete(path)
 
     def of(self, dataset: str, teacher: str | None, view: str) -> pl.DataFrame:
-        """Return the summaries of one stage, by shard: columns of FIGURES."""
-        return self.stages.get((dataset, teacher, view), pl.DataFrame(schema=FIGURES))
+        """Return the summaries of one stage, by shard: columns of KEPT."""
+        return self.stages.get((dataset, teacher, view), _no_summaries().select(KEPT))
 
     def labels(self, dataset: str) -> list[int]:
         """Return how many labels there are of each class, by number; nothing where a shard does not count them."""
@@ -135,18 +137,36 @@ def _listed_in(table: pl.DataFrame, listed: Mapping[Stage, Committed]) -> pl.Dat
     return pl.concat([table.clear(), *here])
 
 
-def _union(segments: list[Segment]) -> tuple[pl.DataFrame, list[str]]:
-    """Return what all segments say, each summary with its place; and the segments that are of no use to anybody."""
-    schema = {**dict.fromkeys(STAGE, pl.String), **FIGURES, "segment": pl.Int64, "place": pl.Int64}
-    tables, useless = [pl.DataFrame(schema=schema)], []
+def _told(
+    segments: list[Segment], listed: Mapping[Stage, Committed]
+) -> tuple[dict[Stage, list[pl.DataFrame]], list[str]]:
+    """Return what the segments say of the commits that were listed, and the segments that are of no use to anybody.
+
+    A segment at a time is in memory, and of it what is true stays.
+
+    Returns:
+        Of each stage some tables, each summary with its segment and its place there; and paths.
+    """
+    told: dict[Stage, list[pl.DataFrame]] = {stage: [] for stage in listed}
+    useless = []
     for number, segment in enumerate(segments):
         table = segment.summaries((*STAGE, *FIGURES))
         if table is None:
             useless.append(segment.path)
-        else:
-            places = pl.int_range(len(table), dtype=pl.Int64)
-            tables.append(table.with_columns(segment=pl.lit(number, pl.Int64), place=places))
-    return pl.concat(tables), useless
+            continue
+        placed = table.with_columns(
+            segment=pl.lit(number, pl.Int32), place=pl.int_range(len(table), dtype=pl.Int32)
+        ).partition_by(*STAGE, as_dict=True, include_key=False)
+        del table
+        for stage, shards in listed.items():
+            own = placed.pop(stage, None)
+            if own is not None:
+                told[stage].append(own.join(shards.table, on=["shard", "version"], how="semi").drop("version"))
+    return told, useless
+
+
+def _no_summaries() -> pl.DataFrame:
+    return pl.DataFrame(schema={name: FIGURES[name] for name in KEPT} | {"segment": pl.Int32, "place": pl.Int32})
 
 
 def _of(table: pl.DataFrame, stage: Stage) -> pl.DataFrame:
@@ -159,7 +179,7 @@ def _alike(remembered: pl.DataFrame) -> pl.DataFrame:
     """Return each summary once; of a commit that two segments tell differently of, none: it is read again."""
     if not remembered["shard"].is_duplicated().any():
         return remembered
-    once = remembered.unique([*STAGE, *FIGURES], keep="first")
+    once = remembered.unique(KEPT, keep="first", maintain_order=True)
     return once.filter(~pl.col("shard").is_duplicated())
 
 

@@ -7,7 +7,7 @@ D datasets.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import NamedTuple, Protocol, cast
+from typing import Any, NamedTuple, Protocol, cast
 
 import torch
 from torch import Tensor
@@ -19,8 +19,9 @@ from student_train.feed.batches import Batch
 from student_train.feed.feed import Feed
 from student_train.feed.selection import NO_CLASS
 from student_train.losses.on_targets.soft import kl_rows
-from student_train.preparing.against import Against
+from student_train.preparing.against import Against, OfSeveral
 from student_train.run_files.records import Measured, OfDataset
+from student_train.running.measuring.beside import SeveralSums
 from student_train.running.measuring.numbers import NumberSums
 from student_train.running.measuring.vectors import VectorSums
 from student_train.stepping.parallel import ALONE, Parallel
@@ -35,6 +36,7 @@ def evaluate(
     feed: Feed,
     tops: Sequence[Sequence[Tensor | None]],
     against: Sequence[Sequence[Against | None]],
+    several: Sequence[Sequence[Sequence[OfSeveral]]],
     *,
     batch_size: int,
     stop: Callable[[], bool],
@@ -49,6 +51,7 @@ def evaluate(
         feed: held rows, with labels (NO_CLASS where there is none).
         tops: for each student of each of them, its teacher's top class of each held row (N,), or NO_CLASS.
         against: likewise, the teacher whose soft targets of each held site the feed has; None: nobody's.
+        several: likewise, each of its teachers, of which it has several; empty: it has one.
         batch_size: rows at a time.
         stop: asked after each batch.
         parallel: this process among others, each of which measures its own rows.
@@ -57,10 +60,7 @@ def evaluate(
         The figures of each student of each stepper, or None if `stop` said so.
     """
     parts = {part.dataset: len(part.rows) for part in feed.selection.parts}
-    sums = [
-        MEASURES[task_of(stepper.states[0].blueprint).figures](len(stepper.states), stepper.states[0].student, parts)
-        for stepper in steppers
-    ]
+    sums = [_sums(stepper, parts, several_M) for stepper, several_M in zip(steppers, several, strict=True)]
     of_N = _datasets(parts).to(steppers[0].states[0].student.device)
     start = 0
     try:
@@ -82,6 +82,14 @@ def evaluate(
         for stepper in steppers:
             stepper.evaluating(False)
     return [own.figures(parallel) for own in sums]
+
+
+def _sums(
+    stepper: Stepper, parts: Mapping[str, int], several_M: Sequence[Sequence[OfSeveral]]
+) -> SumsOfRows | SumsOfSites | VectorSums | NumberSums:
+    """Return what the figures of a stepper's students are made of."""
+    kind, of = MEASURES[task_of(stepper.states[0].blueprint).figures], (len(stepper.states), stepper.states[0].student)
+    return kind(*of, parts, several_M) if issubclass(kind, Sums) else kind(*of, parts)
 
 
 class Beside(NamedTuple):
@@ -134,10 +142,18 @@ class Sums:
         members: M.
         student: one of them.
         parts: how many of the held rows are of each dataset.
+        several_M: of each its teachers, where it has several.
     """
 
-    def __init__(self, members: int, student: Measurable, parts: Mapping[str, int]):
+    def __init__(
+        self,
+        members: int,
+        student: Measurable,
+        parts: Mapping[str, int],
+        several_M: Sequence[Sequence[OfSeveral]] = (),
+    ):
         device = student.device
+        self._several = SeveralSums(several_M, parts, device)
         # Labelled rows, correct ones, nats, rows with a teacher, rows that agree with it, rows with its KL, its nats.
         self._sums_MS = torch.zeros(members, 7, dtype=torch.float64, device=device)  # float64: exact beyond 2**24 rows
         # The same of each dataset; of a single one nobody asks.
@@ -158,8 +174,8 @@ class Sums:
         of_B: Tensor,
         members: slice = slice(None),
         kl_B: Tensor | None = None,
-    ) -> None:
-        """Add logits of all students, or of some; rows with NO_CLASS count for nothing.
+    ) -> Tensor:
+        """Add logits of students, rows with NO_CLASS for nothing; return their likeliest classes, (M, B).
 
         Args:
             logits_MBC: float32.
@@ -193,6 +209,7 @@ class Sums:
             said_MBC = torch.nn.functional.one_hot(chosen_MB, classes).double() * labelled_B[:, None]
             there_MBC = of_class_BC.expand_as(said_MBC)
             self._classes_M3C[members] += torch.stack([said_MBC * there_MBC, said_MBC, there_MBC], 1).sum(2)
+        return chosen_MB
 
     def _add_parts(self, counted: Sequence[Tensor], of_B: Tensor, members: slice, kl_B: Tensor | None) -> None:
         """Add a batch to the sums of each dataset: (M, B) of each that is counted."""
@@ -207,38 +224,41 @@ class Sums:
         """Return each student's figures, over the rows of all processes; waits for the device."""
         for summed in (self._sums_MS, self._parts_MDS, self._bins_M3K, self._classes_M3C):
             parallel.sum(summed)
+        self._several.total(parallel)
         found = []
-        for sums_S, parts_DS, bins_3K, classes_3C in zip(
-            self._sums_MS.tolist(), self._parts_MDS.tolist(), self._bins_M3K.cpu(), self._classes_M3C.cpu(), strict=True
+        for member, (sums_S, parts_DS, bins_3K, classes_3C) in enumerate(
+            zip(
+                self._sums_MS.tolist(),
+                self._parts_MDS.tolist(),
+                self._bins_M3K.cpu(),
+                self._classes_M3C.cpu(),
+                strict=True,
+            )
         ):
-            parts = zip(self._parts.items(), parts_DS, strict=True)
+            parts = enumerate(zip(self._parts.items(), parts_DS, strict=True))
             found.append(
                 Measured(
-                    **self._means(*sums_S),
+                    **self._means(member, sums_S),
                     calibration_error=expected_error(*bins_3K) if sums_S[0] else None,
                     macro_f1=macro_f1(*classes_3C),
-                    by_dataset={of: OfDataset(rows=rows, **self._means(*own_S)) for (of, rows), own_S in parts},
+                    by_dataset={
+                        of: OfDataset(rows=rows, **self._means(member, own_S, dataset))
+                        for dataset, ((of, rows), own_S) in parts
+                    },
                 )
             )
         return found
 
-    def _means(
-        self,
-        labelled: float,
-        correct: float,
-        nats: float,
-        taught: float,
-        agreeing: float,
-        beside: float,
-        divergence: float,
-    ) -> dict[str, float | None]:
-        """Return the figures that are means over some rows; None: there is no row to take it over."""
+    def _means(self, member: int, sums_S: Sequence[float], dataset: int | None = None) -> dict[str, Any]:
+        """Return a student's figures that are means over some rows; None: there is no row to take it over."""
+        labelled, correct, nats, taught, agreeing, beside, divergence = sums_S
         return {
             "accuracy": correct / labelled if labelled else None,
             "cross_entropy": nats / labelled if labelled else None,
             "agreement": agreeing / taught if taught else None,
             "perplexity": perplexity_of(nats / labelled) if self._perplexity and labelled else None,
             "kl": divergence / beside if beside else None,
+            "by_teacher": self._several.figures(member, dataset),
         }
 
 
@@ -250,7 +270,12 @@ class SumsOfRows(Sums):
         labels_B = _labels(batch)
         none_B = torch.full_like(labels_B, NO_CLASS)
         tops_MB = torch.stack([none_B if t is None else t for t in beside.tops_M])
-        self.add(stepper.logits(batch.inputs), labels_B, tops_MB, beside.of_B)
+        chosen_MB = self.add(stepper.logits(batch.inputs), labels_B, tops_MB, beside.of_B)
+        for member, chosen_B in enumerate(chosen_MB):
+            for each in self._several.of(member):
+                if each.tops_N is not None:
+                    tops_B = torch.from_numpy(each.tops_N[beside.rows]).to(chosen_B.device)
+                    self._several.add(member, each.name, chosen_B, tops_B, beside.of_B, None)
 
 
 class SumsOfSites(Sums):
@@ -261,11 +286,27 @@ class SumsOfSites(Sums):
         for place, (state, against) in enumerate(zip(stepper.states, beside.against_M, strict=True)):
             # by itself each: a part's logits are of one student
             for logits_BC, labels_B, rows_B, part in sites_of(state.exported, batch):
-                one, tops_B, kl_B = slice(place, place + 1), torch.full_like(labels_B, NO_CLASS), None
-                if against is not None:
-                    targets = cast("OneTeacher", batch.targets[against.teacher].part(part).decode())
-                    tops_B, kl_B = targets.top()[1], kl_rows(*targets.pair(logits_BC, 1.0))
-                self.add(logits_BC[None], labels_B, tops_B[None], beside.of_B[rows_B], one, kl_B)
+                one, of_B = slice(place, place + 1), beside.of_B[rows_B]
+                tops_B, kl_B = _beside(against, batch, part, logits_BC)
+                if tops_B is None:
+                    tops_B = torch.full_like(labels_B, NO_CLASS)
+                (chosen_B,) = self.add(logits_BC[None], labels_B, tops_B[None], of_B, one, kl_B)
+                for each in self._several.of(place):
+                    own_B, own_kl_B = (
+                        (tops_B, kl_B) if each.against == against else _beside(each.against, batch, part, logits_BC)
+                    )
+                    if own_B is not None:
+                        self._several.add(place, each.name, chosen_B, own_B, of_B, own_kl_B)
+
+
+def _beside(
+    against: Against | None, batch: Batch, part: slice, logits_BC: Tensor
+) -> tuple[Tensor, Tensor] | tuple[None, None]:
+    """Return a teacher's likeliest classes of some sites, (B,), and the KL of a student from it, nats, (B,)."""
+    if against is None:
+        return None, None
+    targets = cast("OneTeacher", batch.targets[against.teacher].part(part).decode())
+    return targets.top()[1], kl_rows(*targets.pair(logits_BC, 1.0))
 
 
 MEASURES: dict[Figures, type[SumsOfRows | SumsOfSites | VectorSums | NumberSums]] = {

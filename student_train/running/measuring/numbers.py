@@ -6,7 +6,7 @@ M students that step together, B rows of a batch, T numbers of a row, D datasets
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor
@@ -88,7 +88,7 @@ class NumberSums:
         return found
 
 
-def _figures(sums_6T: Tensor) -> dict[str, float | None]:
+def _figures(sums_6T: Tensor) -> dict[str, Any]:
     rows_T, over_T, squares_T, wrong_T, teacher_T, taught_T = sums_6T
     rows, taught = float(rows_T[0]), float(taught_T[0])
     return {

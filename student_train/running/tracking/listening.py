@@ -16,7 +16,7 @@ from pathlib import Path
 from student_train.options.sections import TrackOptions
 from student_train.preparing.request import PreparedRun
 from student_train.run_files.history import read_steps
-from student_train.run_files.records import EpochMetrics
+from student_train.run_files.records import SEVERAL, EpochMetrics
 from student_train.running.events import (
     EpochDone,
     Event,
@@ -114,8 +114,8 @@ def epoch_points(folder: Path, metrics: EpochMetrics, told: int = 0) -> list[Poi
     ]
     whole: dict[str, float | None] = {f"term {name}": value for name, value in metrics.terms.items()}
     whole |= {f"share {name}": value for name, value in metrics.shares.items()}
-    whole |= metrics.model_dump(exclude={"epoch", "step", "epochs_done", "view", "terms", "shares", "by_dataset"})
-    whole |= metrics.named_by_dataset
+    whole |= metrics.model_dump(exclude={"epoch", "step", "epochs_done", "view", "terms", "shares", *SEVERAL})
+    whole |= metrics.named_apart
     return points + [Point(_tag("epoch", key), value, end) for key, value in whole.items() if value is not None]
 
 

@@ -32,13 +32,13 @@ def test_rows_of_one_content_are_counted_with_two_of_them() -> None:
 def test_one_content_under_two_labels_is_a_contradiction() -> None:
     found = find_repeats(table(("a", "x", "cat", "train"), ("b", "x", "cat", "train"), ("c", "x", "dog", "train")))
     assert (found.contradictions, found.contradicting, found.leaks) == (1, ("a", "c"), 0)
-    assert found.lines("pets")[1] == "warning: pets: 1 contents have more than one label, as a and c"
+    assert found.lines("pets")[1] == "warning: pets: 1 content has more than one label, as a and c"
 
 
 def test_one_content_in_both_splits_leaks() -> None:
     found = find_repeats(table(("a", "x", "cat", "train"), ("b", "x", "cat", "validation")))
     assert (found.leaks, found.leaking, found.contradictions) == (1, ("a", "b"), 0)
-    assert found.lines("pets")[1] == "warning: pets: 1 contents are trained on and held back, both, as a and b"
+    assert found.lines("pets")[1] == "warning: pets: 1 content is trained on and held back, both, as a and b"
 
 
 def test_rows_of_one_digest_for_both_are_passed_over() -> None:
@@ -58,7 +58,7 @@ def test_a_build_tells_contradictions_of_all_shards_and_a_query_finds_them(tmp_p
     report = build(job_of(tmp_path))
     assert report.repeats == [
         "rows: 2 rows repeat another's content, as rows.npz:0 and rows.npz:9",
-        "warning: rows: 1 contents have more than one label, as rows.npz:0 and rows.npz:9",
+        "warning: rows: 1 content has more than one label, as rows.npz:0 and rows.npz:9",
     ]
     assert build(job_of(tmp_path)).repeats == []  # nothing new
     ended = program(
@@ -74,4 +74,4 @@ def test_a_build_tells_contradictions_of_all_shards_and_a_query_finds_them(tmp_p
 
 def test_a_build_prints_them_at_its_end(tmp_path: Path, program: Program) -> None:
     ended = program("cache", "build", job_of(tmp_path))
-    assert "warning: rows: 1 contents have more than one label, as rows.npz:0 and rows.npz:9" in ended.out
+    assert "warning: rows: 1 content has more than one label, as rows.npz:0 and rows.npz:9" in ended.out

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Callable
 from math import log2
 from pathlib import Path
@@ -241,3 +243,45 @@ def test_labels_are_summed_over_segments_and_what_is_read(cache: Cache) -> None:
         if shard < 2:
             remember(cache.objects, [commit.key], lambda commit: commit)
     assert load(cache.objects).labels("digits") == [111, 2, 5]
+
+
+HOLD = """
+import sys
+import polars as pl
+import psutil
+from storage.format.ledger import Ledger
+from storage.format.objects import LocalObjects
+from storage.format.shards import Committed
+
+shards = pl.int_range(0, int(sys.argv[2]), eager=True)
+table = pl.DataFrame({"shard": shards, "version": pl.select(pl.format("18c5f2e1a3b4c5d6-{}", shards)).to_series()})
+listed = {("d", teacher, "plain"): Committed(table) for teacher in (None, "t")}
+
+
+def peak():
+    return next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("VmHWM:"))
+
+
+before = peak()
+ledger = Ledger.load(LocalObjects(sys.argv[1]), listed, lambda commit: commit)
+print(ledger.new, (peak() - before) * 1024)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.alone
+def test_what_reading_a_ledger_holds_is_bounded_by_its_figures(tmp_path: Path) -> None:
+    """255 bytes a shard as it is; 615 where names and versions of all segments lie beside what they are joined to."""
+    objects, number, count = LocalObjects(tmp_path), 400_000, 0
+    for teacher in (None, "t"):
+        for first in range(0, number, 100_000):
+            table = summaries(first, first + 100_000, teacher=teacher)
+            versions = pl.format("18c5f2e1a3b4c5d6-{}", pl.col("shard"))
+            assert objects.create(
+                f"ledger/{count:08d}.parquet", seal(table.with_columns(version=versions).to_arrow(), {})
+            )
+            count += 1
+    ended = subprocess.run([sys.executable, "-c", HOLD, str(tmp_path), str(number)], capture_output=True, check=True)
+    new, held = map(int, ended.stdout.split())
+    assert new == 0
+    assert held / (2 * number) < 430

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -204,6 +205,21 @@ def test_a_bad_position_is_told_by_row_and_position() -> None:
     with pytest.raises(RowsMissing) as caught:
         refuse_shard(found.finite, found.in_range, work, answered)
     assert caught.value.found == f"1 of {ROWS - 1} rows: 102 at position 7"
+
+
+def test_of_many_bad_positions_of_a_row_the_first_is_told_and_their_number() -> None:
+    asked = question(labelled=1.0)
+    found = ask(TwoParts(bad=(2, 7)), asked)
+    answered = task_of(DATASET).answered_sites(asked.labels).numpy()
+    finite_P = found.finite["logits"].clone()
+    rows_P = torch.from_numpy(np.argwhere(answered)[:, 0])
+    finite_P[rows_P == 3] = False
+    work = AskWork("", ShardKey("d", "t", PLAIN, 1), (100, 100 + ROWS), "", "", "", "cpu", 1)
+    with pytest.raises(RowsMissing) as caught:
+        refuse_shard({"logits": finite_P}, {}, work, answered)
+    more = int((rows_P == 3).sum()) - 1
+    first = int(np.argwhere(answered[3])[0, 0])
+    assert caught.value.found == f"2 of {ROWS - 1} rows: 102 at position 7, 103 at position {first} and {more} more"
 
 
 def test_a_position_without_a_label_may_be_anything() -> None:
