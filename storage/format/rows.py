@@ -10,9 +10,10 @@ its first byte on, apart from those of all others: there are never more rows tha
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import groupby
 from typing import NamedTuple, overload
 
 import numpy as np
@@ -252,3 +253,13 @@ def _read_segment(objects: Objects, path: str) -> Segment:
             found=str(error),
             do="restore it from a copy of the cache",
         ) from None
+
+
+def ranges(numbers: Iterable[int]) -> str:
+    """Return whole numbers as text, runs joined: "0, 3 to 7"."""
+    runs = []
+    # along a run, number less place is always the same
+    for _, group in groupby(enumerate(sorted(numbers)), key=lambda pair: pair[1] - pair[0]):
+        run = [number for _, number in group]
+        runs.append(f"{run[0]}" if len(run) == 1 else f"{run[0]} to {run[-1]}")
+    return ", ".join(runs)

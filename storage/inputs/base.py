@@ -118,6 +118,7 @@ class Inputs(ABC):
         rows_F: NDArray[np.integer],
         view: View | None = None,
         keys_F: NDArray[np.int64] | None = None,
+        own: OwnSize | None = None,
     ) -> Stored | ToDecode:
         """Return rows of a shard of which those that are fed are as `begun`, or what decodes them and no others."""
         return stored_S

@@ -38,7 +38,8 @@ def check_same_columns(source: Source | None, own: Source | None, what: str) -> 
         f"{what}: the places of its rows are of other columns, or of other values in them",
         found="\n".join(f"{name} = {was!r}" for name, was, _ in fields),
         expected="\n".join(f"{name} = {wanted!r}" for name, _, wanted in fields),
-        do="one table of both, with a split; or student eval RUN FILE, which reads a file as the student's own was",
+        do='columns_of = "…" in [[dataset]] of one of them, the other\'s name; cache build --as NAME\n'
+        "or student eval RUN FILE, which reads a file as the student's own was",
     )
 
 

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 
 from storage.errors import CorruptObject, StaleCache, Unreadable
 from storage.inputs.base import Stored
-from storage.inputs.pixels import Pixels
+from storage.inputs.pixels import Pixels, sides_of
 from storage.inputs.ragged import Ragged
 
 if TYPE_CHECKING:
@@ -48,6 +48,16 @@ class OwnSize(NamedTuple):
 
     size: int | tuple[int, int]
     filter: str
+
+    def said(self) -> dict[str, Any]:
+        """Return the keys of an image policy that it is."""
+        height, width = sides_of(self.size)
+        return {"size": height if height == width else [height, width], "filter": self.filter}
+
+
+def own_shape(shape: Sequence[int], own: OwnSize | None) -> tuple[int, ...]:
+    """Return the shape of a row, (C, H, W), at another size or at the dataset's."""
+    return tuple(shape) if own is None else (shape[0], *sides_of(own.size))
 
 
 @dataclass(frozen=True, eq=False)
@@ -146,11 +156,12 @@ class Encoded(Pixels):
         rows_F: NDArray[np.integer],
         view: View | None = None,
         keys_F: NDArray[np.int64] | None = None,
+        own: OwnSize | None = None,
     ) -> ToDecode:
         def decode(into_F: NDArray[np.uint8] | None) -> NDArray[np.uint8]:
-            return self.decode(stored_S, rows_F, view=view, keys_B=keys_F, into_B=into_F)
+            return self.decode(stored_S, rows_F, view=view, keys_B=keys_F, own=own, into_B=into_F)
 
-        return ToDecode((len(stored_S), *self._shape), decode)
+        return ToDecode((len(stored_S), *own_shape(self._shape, own)), decode)
 
     def one(self, stored_S: Stored, row: int) -> np.ndarray:
         (shown,) = self.decode(stored_S, np.array([row]))
@@ -187,7 +198,7 @@ class Encoded(Pixels):
         assert isinstance(stored_S, Ragged)
         policy = self.policy
         if own is not None:
-            policy = policy.model_copy(update={"size": own.size, "filter": own.filter})
+            policy = policy.model_copy(update={"size": list(sides_of(own.size)), "filter": own.filter})
         boxes = None if view is None or view.crop is None or keys_B is None else view.boxes(keys_B)
         shown_B = np.empty((len(rows_B), *policy.shape(self._shape)), np.uint8) if into_B is None else into_B
 

@@ -14,9 +14,10 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from storage.digests import sample_keys
-from storage.errors import MissingObject, StaleCache
+from storage.errors import BadRequest, MissingObject, StaleCache
 from storage.inputs import Stored, inputs_of
 from storage.inputs.encoded import OwnSize, decoders
+from storage.inputs.pixels import sides_of
 from storage.views import FINGERPRINTED_ROWS, PLAIN, view_fingerprint
 
 if TYPE_CHECKING:
@@ -113,6 +114,34 @@ def own_size(dataset: DatasetSpec, teacher: TeacherSpec) -> OwnSize | None:
     """Return at which size a teacher is shown pictures that are decoded for it; None: at the dataset's."""
     size = teacher.model.get("size") if dataset.encoded else None
     return None if size is None else OwnSize(size, str(teacher.model.get("filter", "bilinear")))
+
+
+def check_decoded_for(who: str, dataset: DatasetSpec, own: OwnSize, views: ViewsSpec | None, section: str) -> None:
+    """Raise BadRequest if a model, for which pictures are decoded at another size, would be shown something else.
+
+    Args:
+        who: the model, for people.
+        dataset: that keeps its pictures encoded.
+        own: the model's size.
+        views: that it is shown; None: the plain pictures.
+        section: of the job that says its size.
+    """
+    height, width = sides_of(own.size)
+    _, wanted_height, wanted_width = dataset.input_shape
+    resize = dataset.source.get("resize", "stretch")
+    if resize != "stretch" and height * wanted_width != width * wanted_height:
+        raise BadRequest(
+            f"{who} would see another part of the pictures of {dataset.name} than the others do",
+            found=f'size {height}×{width}, the dataset\'s {wanted_height}×{wanted_width}, resize = "{resize}"',
+            expected='one shape of both; or resize = "stretch"',
+        )
+    if steps := [step.kind for step in views.transforms if step.in_pixels] if views is not None else []:
+        raise BadRequest(
+            f"{who} has a size of its own, at which these views of {dataset.name} would be others",
+            found=f"{', '.join(steps)}, which count in pixels",
+            expected="random_resized_crop, flip, color_jitter, mixup, which do not",
+            do=f"drop them from [views], or `size` from {section}",
+        )
 
 
 def check_augmented(

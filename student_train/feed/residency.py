@@ -15,6 +15,7 @@ from storage.encodings import Capability, Encoded, Encoding
 from storage.encodings.dense import BYTES
 from storage.errors import BadRequest, gib
 from storage.inputs import inputs_of
+from storage.inputs.encoded import OwnSize, own_shape
 from storage.tasks import task_of
 from student_train.feed.batches import Name, Needs
 from student_train.feed.devices import free_bytes
@@ -30,6 +31,11 @@ PLACE_BYTES = 48  # of a row of its own length: where it begins and ends, how lo
 KEPT_SHARE = 0.5  # of the free memory of a place that rows may take unasked; the rest is the students'
 
 Place = Literal["device", "host", "stream"]
+Rows = tuple[tuple[str, ...], str, OwnSize | None]  # what rows in memory are
+
+
+def _rows(selection: Selection) -> Rows:
+    return selection.datasets, selection.fingerprint, selection.own
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +65,7 @@ def input_bytes(selection: Selection, shards: Sequence[int] | None = None, *, vi
     item_bytes = [np.dtype(spec.input_dtype).itemsize, *[LABEL_BYTES] * (task_of(spec).label_array is not None)]
     if (lengths := selection.lengths_of(shards)) is not None:
         return sum(item_bytes) * int(lengths.sum()) + len(item_bytes) * PLACE_BYTES * num_rows
-    return sum(item_bytes) * prod(spec.input_shape) * num_rows * (views if _decoded_for_views(selection) else 1)
+    return sum(item_bytes) * prod(selection.row_shape) * num_rows * (views if _decoded_for_views(selection) else 1)
 
 
 def _decoded_for_views(selection: Selection) -> bool:
@@ -69,9 +75,9 @@ def _decoded_for_views(selection: Selection) -> bool:
     return inputs_of(selection.spec).left(view) != view
 
 
-def row_bytes(catalogue: Catalogue, dataset: str, needs: Needs) -> int:
+def row_bytes(catalogue: Catalogue, dataset: str, needs: Needs, own: OwnSize | None = None) -> int:
     """Return the bytes of one row in a batch, of the longest: its input, and soft targets and features of one view."""
-    return sum(array_bytes(catalogue, dataset, needs))
+    return sum(array_bytes(catalogue, dataset, needs, own))
 
 
 def target_bytes(selection: Selection, needs: Needs, shards: Sequence[int] | None = None, *, views: int = 1) -> int:
@@ -105,13 +111,13 @@ def _target_sizes(catalogue: Catalogue, dataset: str, needs: Needs) -> Iterator[
         yield key.teacher, [prod(catalogue.row_shape(dataset, key.teacher, key.array)) * BYTES[encoding.dtype] // sites]
 
 
-def array_bytes(catalogue: Catalogue, dataset: str, needs: Needs) -> list[int]:
+def array_bytes(catalogue: Catalogue, dataset: str, needs: Needs, own: OwnSize | None = None) -> list[int]:
     """Return the bytes of a row of each array, the inputs first; labels among them, where they are an array.
 
     Of inputs of their own length, the bytes of the longest.
     """
     spec, needs = catalogue.dataset(dataset), needs.within(dataset)
-    sizes = [prod(spec.input_shape) * np.dtype(spec.input_dtype).itemsize]
+    sizes = [prod(own_shape(spec.input_shape, own)) * np.dtype(spec.input_dtype).itemsize]
     sites = _sites(catalogue, dataset)
     if task_of(spec).label_array is not None:
         sizes.append(sites * LABEL_BYTES)
@@ -178,15 +184,15 @@ class FeedPool:
         self._device = device
         self._place = place
         self._window_shards = window_shards
-        # by datasets and fingerprint of the rows
-        self._kept: dict[tuple[tuple[str, ...], str], dict[Name, Kept]] = {}
+        # by datasets and fingerprint of the rows, and the size at which they are decoded
+        self._kept: dict[Rows, dict[Name, Kept]] = {}
 
     def feed(self, selection: Selection, needs: Needs, tick: Tick = lambda done, shards: None) -> Feed:
         """Return a feed of these rows; what no feed before it needed is loaded now, with a `tick` after each shard."""
         source = ShardSource(self._cache, selection)
         arrays: dict[Name, Kept] | None = None
         if self._place != "stream":
-            arrays = self._kept.setdefault((selection.datasets, selection.fingerprint), {})
+            arrays = self._kept.setdefault(_rows(selection), {})
             names = [source.names(needs, view) for view in selection.view_names]
             absent = frozenset[Name]().union(*names) - arrays.keys()
             if absent:
@@ -196,9 +202,9 @@ class FeedPool:
 
 def projected_bytes(wanted: Iterable[tuple[Selection, Needs]]) -> int:
     """Return the bytes of all rows of a job, each array counted once."""
-    union: dict[tuple[tuple[str, ...], str], tuple[Selection, int, Needs]] = {}
+    union: dict[Rows, tuple[Selection, int, Needs]] = {}
     for selection, needs in wanted:
-        key = (selection.datasets, selection.fingerprint)
+        key = _rows(selection)
         _, views, before = union.get(key, (selection, 1, Needs()))
         union[key] = (selection, max(views, len(selection.view_names)), before | needs)
     return sum(

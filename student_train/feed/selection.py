@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from itertools import groupby
 from typing import NamedTuple
 
 import numpy as np
@@ -19,8 +18,10 @@ from storage.cache import Catalogue, Samples
 from storage.cache.labels import classes_of, has_label, labels_of
 from storage.digests import digest, fingerprint, sample_keys
 from storage.errors import BadRequest, IncompleteCache, NotInCache
+from storage.format.rows import ranges
 from storage.format.shards import DIGEST_COLUMNS, ShardKey
 from storage.format.specs import DatasetSpec
+from storage.inputs.encoded import OwnSize, own_shape
 from storage.tasks import task_of
 from storage.tasks.base import LABELLED, TARGET
 from storage.views import PLAIN
@@ -65,6 +66,7 @@ class Selection:
         lengths_N: items of each row, where each has a length of its own; None: all are alike.
         labelled_N: labelled sites of each row, where it has many and a teacher has counted them; None: nobody has.
         taken: of a mixture, how many rows of each part an epoch takes, N in all; empty: it takes each row once.
+        own: at which size pictures that are kept encoded are decoded, where it is another than the dataset's.
     """
 
     catalogue: Catalogue
@@ -81,6 +83,12 @@ class Selection:
     lengths_N: Integers | None = None
     labelled_N: Integers | None = None
     taken: tuple[int, ...] = ()
+    own: OwnSize | None = None
+
+    @property
+    def row_shape(self) -> tuple[int, ...]:
+        """Return the shape of a row's inputs as they are fed."""
+        return own_shape(self.spec.input_shape, self.own)
 
     @property
     def datasets(self) -> tuple[str, ...]:
@@ -386,13 +394,3 @@ class _Absent:
         ):
             option = " with [views] plain = true,"
         return f"cache build JOB.toml    #{option} finishes it"
-
-
-def ranges(numbers: Iterable[int]) -> str:
-    """Return whole numbers as text, runs joined: "0, 3 to 7"."""
-    runs = []
-    # along a run, number less place is always the same
-    for _, group in groupby(enumerate(sorted(numbers)), key=lambda pair: pair[1] - pair[0]):
-        run = [number for _, number in group]
-        runs.append(f"{run[0]}" if len(run) == 1 else f"{run[0]} to {run[-1]}")
-    return ", ".join(runs)

@@ -178,11 +178,12 @@ class ShardSource:
         """Yield the inputs of a shard, those of all names that are asked for."""
         rows_F = self.selection.rows[index]
         if INPUTS in names:
-            yield INPUTS, kind.fed(given, rows_F)
+            yield INPUTS, kind.fed(given, rows_F, own=self.selection.own)
         for name in names & set(map(self.inputs, self._begun)):
             view, readable = self._begun[str(name).removeprefix(f"{INPUTS}/")], readable_rows(ingest.table)
             places_S = np.cumsum(readable.mask_S) - 1  # of rows among those that can be read; fed ones can
-            yield name, kind.fed(given, rows_F, view, readable.keys_B[places_S[rows_F]])
+            keys_F = readable.keys_B[places_S[rows_F]]
+            yield name, kind.fed(given, rows_F, view, keys_F, self.selection.own)
 
     def _check_features(self, commit: Commit, targets: Mapping[str, Stored]) -> None:
         """Raise CorruptObject if a feature, whose shape nothing promises, is of another than in the first shard."""

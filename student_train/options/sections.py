@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, BeforeValidator, Field, TypeAdapter, ValidationInfo, model_validator
 
+from storage.inputs.pixels import OwnFilter
 from storage.options import Factory, JobPath, Name, Options, Url
 from student_train.options.model import LoraOptions, Quantize, Start
 from student_train.options.terms import ObjectiveTerm
@@ -65,6 +66,10 @@ Shares = dict[str, Annotated[float, Field(gt=0, lt=1)]]
 SHARES_OFF = 0.002  # that shares together may be off 1: thirds are written 0.333
 
 Architecture = Annotated[str, AfterValidator(_architecture)]
+OwnSides = (
+    Annotated[int, Field(ge=1, le=16384)]
+    | Annotated[tuple[Annotated[int, Field(ge=1, le=16384)], ...], Field(strict=False, min_length=2, max_length=2)]
+)
 PerChannel = Annotated[tuple[float, ...], Field(strict=False, min_length=1)]
 
 
@@ -207,6 +212,8 @@ class StudentOptions(TrainingOptions):
     # None: 0.5, or of a table what it promises of each column.
     mean: PerChannel | None = None
     std: PerChannel | None = None
+    size: OwnSides | None = None  # height and width that it sees, a number for a square; None: the dataset's
+    filter: OwnFilter = "bilinear"  # by which pictures become that
 
     objective: Annotated[tuple[ObjectiveTerm, ...], Field(strict=False)]
 
@@ -235,6 +242,8 @@ class StudentOptions(TrainingOptions):
             raise ValueError(
                 f"`quantize` looks at each batch once and whole, and does not go with {', '.join(with_it)}"
             )
+        if self.size is None and self.filter != "bilinear":
+            raise ValueError("without `size` nothing is resized, so leave out `filter`")
         if self.std is not None and min(self.std) <= 0:
             raise ValueError(f"std must be above 0, found {min(self.std)}")
         return self

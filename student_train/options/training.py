@@ -41,6 +41,8 @@ LATER_KEYS = frozenset(
         "micro_batch_size",
         "quantize",
         "recompute",
+        "size",
+        "filter",
         "evaluate_every_steps",
         "best_by",
         "patience_evaluations",

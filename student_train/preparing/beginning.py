@@ -12,9 +12,12 @@ import torch
 from storage.errors import BadRequest
 from storage.format.specs import DatasetSpec
 from storage.inputs import inputs_of
+from storage.inputs.encoded import OwnSize
+from storage.inputs.pixels import sides_of
 from storage.tasks import task_of
 from student_train.options.sections import StudentOptions
 from student_train.students import Blueprint, Int8, build_student, in_floats, products_of
+from student_train.students.blueprint import keeps_whole
 from student_train.students.files import BLUEPRINT_FILE, BlueprintFile, check_trusted, read_blueprint
 
 OF_INPUTS = ("mean", "std")
@@ -58,7 +61,36 @@ def like_start(options: StudentOptions, began: BlueprintFile) -> StudentOptions:
                 expected=f"{name} = {list(value)}  ({options.starts_from})",
                 do=f"leave {name} out",
             )
+    if began.size is not None and options.size is None:
+        own |= {"size": began.size, "filter": began.filter}
     return options.model_copy(update=own)
+
+
+def at_own_size(options: StudentOptions, dataset: DatasetSpec) -> dict[str, Any]:
+    """Return what a blueprint says of rows and of a size of the student's own: pictures are decoded at it, or resized.
+
+    Raises:
+        BadRequest: the dataset has no pictures.
+    """
+    as_they_are = {"input_shape": tuple(dataset.input_shape), "source": dataset.source}
+    if options.size is None:
+        return as_they_are
+    if not inputs_of(dataset).has_views(dataset.input_shape):
+        raise BadRequest(
+            f"student {options.name} has a size of its own, and dataset {dataset.name} has no pictures",
+            found=f"inputs of {dataset.input_dtype}, {tuple(dataset.input_shape)}",
+            expected="pixels (channels, height, width)",
+            do="leave `size` out",
+        )
+    channels, *sides = dataset.input_shape
+    size = sides_of(options.size)
+    if size == tuple(sides):
+        return as_they_are
+    own = {"size": size, "filter": options.filter}
+    if not keeps_whole(dataset):
+        return as_they_are | own
+    source = dataset.source | OwnSize(size, options.filter).said()
+    return own | {"input_shape": (channels, *size), "source": source}
 
 
 def rounded(options: StudentOptions, blueprint: Blueprint, processes: int) -> tuple[Blueprint, list[str]]:
@@ -102,15 +134,17 @@ def said_of(began: BlueprintFile) -> dict[str, Any]:
     return {key: said[key] for key in kept if said.get(key)}
 
 
-def check_begins(options: StudentOptions, began: BlueprintFile, dataset: DatasetSpec, num_classes: int) -> None:
+def check_begins(
+    options: StudentOptions, began: BlueprintFile, dataset: DatasetSpec, num_classes: int, own: dict[str, Any]
+) -> None:
     """Raise BadRequest unless rows of a dataset are what the student that is started from takes, classes by name."""
     found = {
-        "inputs": (inputs_of(dataset).name, dataset.input_shape),
+        "inputs": (inputs_of(dataset).name, own["input_shape"], *filter(None, [own.get("size")])),
         "task": task_of(dataset).name,
         "number of classes": num_classes,
     }
     expected = {
-        "inputs": (began.made_of.name, began.input_shape),
+        "inputs": (began.made_of.name, began.input_shape, *filter(None, [began.size])),
         "task": began.asked.name,
         "number of classes": began.num_classes,
     }

@@ -83,7 +83,7 @@ def feed_bytes(
 
 
 def _row_bytes(rows: FedRows) -> int:
-    return row_bytes(rows.selection.catalogue, rows.selection.datasets[0], rows.needs)
+    return row_bytes(rows.selection.catalogue, rows.selection.datasets[0], rows.needs, rows.selection.own)
 
 
 def _window_rows(rows: FedRows) -> int:
@@ -128,6 +128,6 @@ def _ordered_bytes(rows: FedRows, residency: Residency) -> int:
     mixture = bool(rows.selection.taken)  # all windows of an epoch are made together then
     in_windows = residency.place == "stream" and not mixture
     num_rows = _window_rows(rows) if in_windows else rows.selection.num_rows
-    sizes = array_bytes(rows.selection.catalogue, rows.selection.datasets[0], rows.needs)
+    sizes = array_bytes(rows.selection.catalogue, rows.selection.datasets[0], rows.needs, rows.selection.own)
     narrow = sum(size for size in sizes if size <= NARROW_BYTES)
     return num_rows * (ORDER_BYTES + mixture * MIXED_BYTES + rows.views * narrow)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import replace
 from functools import partial
 from itertools import product
@@ -16,9 +16,11 @@ from storage.format.specs import DatasetSpec
 from storage.format.stages import list_teachers
 from storage.inputs import inputs_of
 from storage.inputs.columns import answers_of, normalisation_of
+from storage.inputs.encoded import OwnSize
 from storage.options import code_fingerprint
 from storage.tasks import task_of as storage_task
 from storage.views import PLAIN
+from storage.views.check import check_decoded_for
 from student_train.feed.batches import Needs
 from student_train.feed.devices import find_device
 from student_train.feed.order.views import EpochViews, check_first_view, check_one_class, choose_views
@@ -29,7 +31,7 @@ from student_train.options.by_dataset import teacher_of
 from student_train.options.sections import FleetOptions, StudentOptions, datasets_of, listed
 from student_train.options.training import Figure
 from student_train.preparing.against import beside_each, measured_against
-from student_train.preparing.beginning import began_as, check_begins, like_start, rounded, said_of
+from student_train.preparing.beginning import at_own_size, began_as, check_begins, like_start, rounded, said_of
 from student_train.preparing.checks import (
     check_budget,
     check_figures,
@@ -49,6 +51,7 @@ from student_train.run_files.folder import RunFolder, UnwrittenFolder
 from student_train.run_files.records import RunRecord, lost_files, read_record
 from student_train.stepping.recorder import check_recordable
 from student_train.students import Blueprint
+from student_train.students.blueprint import decoded_at
 from student_train.students.files import BlueprintFile
 from student_train.students.starting.start import start_digests
 from student_train.students.transformers import embedded_for
@@ -135,10 +138,10 @@ def look_at_cache(request: Request) -> Catalogue:
 
 def passes(students: Sequence[PreparedRun], at_once: int | None) -> list[list[PreparedRun]]:
     """Return the students of each pass: those that learn from, and are measured on, the same rows."""
-    alike: dict[tuple[tuple[str, ...], ...], list[PreparedRun]] = {}
+    alike: dict[Hashable, list[PreparedRun]] = {}
     for student in students:
         train, held = student.train, student.held
-        key = (train.datasets, (train.fingerprint,), held.datasets, (held.fingerprint,))
+        key = (train.datasets, (train.fingerprint,), held.datasets, (held.fingerprint,), (train.own, held.own))
         alike.setdefault(key, []).append(student)
     size = at_once or len(students)
     return [those[start : start + size] for those in alike.values() for start in range(0, len(those), size)]
@@ -153,6 +156,8 @@ def _prepare(
 ) -> PreparedRun:
     catalogue, data = selections.catalogue, request.data
     needs = objective_needs(options.objective)
+    began = began_as(options)
+    options = options if began is None else like_start(options, began)
     first, *others = (catalogue.dataset(name) for name in datasets_of(data.train))
     for other in others:
         check_trained_together(first, other)
@@ -170,20 +175,21 @@ def _prepare(
     _, num_classes, shapes = found[0]
     check_one_class(options.name, needs, views)
     check_first_view(options.name, options.first_view, views)
-    train = mixed(selections.find(data.train, needs, None, views), data.mixture)
+    blueprint, of_int8 = rounded(options, _blueprint(options, first, num_classes, began), request.parallel.size)
+    if (own := decoded_at(blueprint, first)) is not None:
+        shown = None if views is None else views.spec
+        check_decoded_for(f"student {options.name}", first, own, shown, "[[student]]")
+    train = mixed(selections.find(data.train, needs, None, views, own), data.mixture)
     named = [name for term in options.objective for name in term.teacher_names]
     soft = [name for name in named if not any(_has_features_alone(catalogue, of, name) for of in held_datasets)]
     of_classes = storage_task(first).has_classes
     agree_with = next(iter(soft), None) if of_classes else None  # the first that any term names, and that says a class
     if all(_seen_plain(catalogue, name, agree_with) is None for name in held_datasets):
         agree_with = None  # held rows are plain, and this teacher never saw them so: nothing to agree with
-    held = selections.find(data.validation, Needs(), agree_with)
+    held = selections.find(data.validation, Needs(), agree_with, own=own)
     against, why_not_against = measured_against(catalogue, held, soft or named, num_classes)
     tops_of = partial(_tops_of, selections, data.validation)
     several, why_not_several = beside_each(held, soft, against, num_classes, tops_of)
-    began = began_as(options)
-    options = options if began is None else like_start(options, began)
-    blueprint, of_int8 = rounded(options, _blueprint(options, first, num_classes, began), request.parallel.size)
     options, decided = decide_projections(options, blueprint, shapes)
     decided = [*_told_of(train, needs), *told, *of_int8, *decided, *why_not_several]
     identity = _identity(request, options, blueprint, catalogue, train, held)
@@ -254,16 +260,16 @@ def _told_of_features_alone(named: Sequence[str], soft: Sequence[str]) -> list[s
 def _blueprint(
     options: StudentOptions, dataset: DatasetSpec, num_classes: int, began: BlueprintFile | None
 ) -> Blueprint:
-    inputs = inputs_of(dataset)
+    inputs, own = inputs_of(dataset), at_own_size(options, dataset)
     if began is not None:
-        check_begins(options, began, dataset, num_classes)
+        check_begins(options, began, dataset, num_classes, own)
         return Blueprint(
             **began.model_dump(
                 include=set(Blueprint.model_fields) - {"architecture", "classes", "source", "tokenizer"}
             ),
             classes=tuple(dataset.classes),
             architecture=options.architecture or began.architecture,
-            source=dataset.source,
+            source=own["source"],
             tokenizer=dataset.tokenizer,
         )
     assert options.architecture is not None  # or it would start from a student's folder
@@ -273,7 +279,6 @@ def _blueprint(
         architecture=options.architecture,
         options=options.options if options.path is None else embedded_for(dataset, options.path, options.options),
         num_classes=num_classes,
-        input_shape=dataset.input_shape,
         mean=(options.mean or mean) if inputs.normalised else None,
         std=(options.std or std) if inputs.normalised else None,
         tokenizer=dataset.tokenizer,
@@ -282,9 +287,9 @@ def _blueprint(
         vocabulary=None if dataset.vocabulary == num_classes else dataset.vocabulary,
         inputs=inputs.name,
         task=storage_task(dataset).name,
-        source=dataset.source,
         answer_mean=answers[0],
         answer_std=answers[1],
+        **own,
     )
 
 
@@ -352,7 +357,7 @@ class _Selections:
         self._samples = samples
         self._allow_partial = allow_partial
         self._tokenizers: dict[str, bytes | None] = {}
-        self._found: dict[tuple[tuple[str, ...], tuple[str, ...], bool, str | None, bool], Selection] = {}
+        self._found: dict[Hashable, Selection] = {}
 
     def tokenizer(self, dataset: str) -> bytes | None:
         """Return the `tokenizer.json` of a dataset's rows, read once for all students."""
@@ -367,23 +372,27 @@ class _Selections:
         return self._samples.catalogue
 
     def find(
-        self, rows: str | Sequence[str], needs: Needs, agree_with: str | None, views: EpochViews | None = None
+        self,
+        rows: str | Sequence[str],
+        needs: Needs,
+        agree_with: str | None,
+        views: EpochViews | None = None,
+        own: OwnSize | None = None,
     ) -> Selection:
-        """Return the rows for which the cache holds what is needed."""
+        """Return the rows for which the cache holds what is needed, pictures at a student's own size."""
         # `is None` will do: all students of a job train on the same views
-        key = (listed(rows), needs.teachers, needs.labels, agree_with, views is None)
+        key = (listed(rows), needs.teachers, needs.labels, agree_with, views is None, own)
         if key not in self._found:
-            self._found[key] = join_selections(
-                [
-                    select_rows(
-                        self._samples,
-                        each,
-                        needs,
-                        allow_partial=self._allow_partial,
-                        agree_with=_seen_plain(self.catalogue, dataset, agree_with),
-                        views=views,
-                    )
-                    for each, dataset in zip(listed(rows), datasets_of(rows), strict=True)
-                ]
-            )
+            found = [
+                select_rows(
+                    self._samples,
+                    each,
+                    needs,
+                    allow_partial=self._allow_partial,
+                    agree_with=_seen_plain(self.catalogue, dataset, agree_with),
+                    views=views,
+                )
+                for each, dataset in zip(listed(rows), datasets_of(rows), strict=True)
+            ]
+            self._found[key] = replace(join_selections(found), own=own)
         return self._found[key]

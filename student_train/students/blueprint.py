@@ -6,7 +6,10 @@ from typing import Annotated, Any
 
 from pydantic import Field, SerializerFunctionWrapHandler, ValidationInfo, field_validator, model_serializer
 
+from storage.format.specs import DatasetSpec
 from storage.inputs import INPUTS, Inputs
+from storage.inputs.encoded import OwnSize
+from storage.inputs.pixels import OwnFilter
 from storage.options import Options
 from storage.tasks import TASKS, Task, implied_task
 from student_train.students.remade.changes import Change
@@ -19,8 +22,10 @@ NEW_KEYS = (
     "answer_std",
     "changes",
     "classes",
+    "filter",
     "inputs",
     "made",
+    "size",
     "source",
     "task",
     "teacher_code",
@@ -47,6 +52,9 @@ class Blueprint(Options):
             trained before that was kept.
         changes: what of its layers is other than the architecture builds them, in order, of one that `student make` has
             made of a teacher.
+        size: height and width that its network sees, of one of pictures that has a size of its own: rows that have
+            another are resized within it. None: that of its rows.
+        filter: by which, of `size`.
         teacher_code: fingerprint of the file of a teacher's factory, of one that was made of such a teacher: it is
             called with `options` alone, as a cache job's `arguments`. None: the architecture is a student's own.
     """
@@ -67,6 +75,8 @@ class Blueprint(Options):
     teacher_code: str | None = None
     answer_mean: Numbers | None = None
     answer_std: Numbers | None = None
+    size: Annotated[tuple[Size, Size], Field(strict=False)] | None = None
+    filter: OwnFilter | None = None
 
     @field_validator("inputs")
     @classmethod
@@ -97,6 +107,18 @@ class Blueprint(Options):
         return {} if self.vocabulary is None else {"vocabulary": self.vocabulary}
 
     @property
+    def network_shape(self) -> tuple[int, ...]:
+        """The shape of a row as its network is given it."""
+        return self.input_shape if self.size is None else (self.input_shape[0], *self.size)
+
+    @property
+    def resized_within(self) -> dict[str, Any] | None:
+        """To which size, and by which filter, its rows are resized within it; None: they come as its network's."""
+        if self.size is None or self.network_shape == self.input_shape:
+            return None
+        return {"size": list(self.size), "filter": self.filter, "antialias": self.filter != "nearest"}
+
+    @property
     def made_of(self) -> Inputs:
         """What its rows are made of."""
         return INPUTS[self.inputs or _implied_inputs(self.mean)]
@@ -109,3 +131,19 @@ class Blueprint(Options):
 
 def _implied_inputs(mean: Numbers | None) -> str:
     return "tokens" if mean is None else "pixels"  # what student.json said before it had a key for it
+
+
+def keeps_whole(dataset: DatasetSpec) -> bool:
+    """Return whether a dataset keeps whole pictures, of which each model may be shown its own size."""
+    source = dataset.source
+    return dataset.encoded and (source.get("reencode") is None or source.get("shorter_side") is not None)
+
+
+def decoded_at(blueprint: Blueprint, dataset: DatasetSpec) -> OwnSize | None:
+    """Return at which size the pictures of a dataset are decoded for a student; None: at the dataset's."""
+    at_all = blueprint.size is not None and blueprint.resized_within is None and keeps_whole(dataset)
+    if not at_all or blueprint.network_shape == tuple(dataset.input_shape):
+        return None
+    assert blueprint.size is not None
+    assert blueprint.filter is not None
+    return OwnSize(blueprint.size, blueprint.filter)

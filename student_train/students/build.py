@@ -12,6 +12,7 @@ from pydantic import TypeAdapter, ValidationError
 from torch import Tensor, nn
 
 from storage.errors import BadRequest, StillroomError, is_out_of_memory
+from storage.inputs.pixels import OwnFilter, resized
 from storage.options import load_factory
 from student_train.students.blueprint import Blueprint
 from student_train.students.calling import AsOne, BodyAndHead, Calling
@@ -35,13 +36,26 @@ ARCHITECTURES: dict[str, Callable[..., nn.Module]] = {
 
 
 class Normalise(nn.Module):
-    """(inputs − mean) / std, with one value for all channels or one for each."""
+    """(inputs − mean) / std, with one value for all channels or one for each; pictures at the size of the network.
+
+    Args:
+        mean, std: those values.
+        input_shape: of one row.
+        resize: height and width, and the filter, of a network that has a size of its own.
+    """
 
     mean: Tensor
     std: Tensor
 
-    def __init__(self, mean: tuple[float, ...], std: tuple[float, ...], input_shape: tuple[int, ...]):
+    def __init__(
+        self,
+        mean: tuple[float, ...],
+        std: tuple[float, ...],
+        input_shape: tuple[int, ...],
+        resize: tuple[tuple[int, int], OwnFilter] | None = None,
+    ):
         super().__init__()
+        self._resize = resize
         for name, values in (("mean", mean), ("std", std)):
             if len(values) not in (1, input_shape[0]):
                 raise BadRequest(
@@ -53,7 +67,9 @@ class Normalise(nn.Module):
             self.register_buffer(name, torch.tensor(values).reshape(-1, *[1] * (len(input_shape) - 1)))
 
     def forward(self, inputs: Tensor) -> Tensor:
-        """Return normalised inputs of the same shape."""
+        """Return normalised inputs, of the same shape but for a size of the network's own."""
+        if self._resize is not None:
+            inputs = resized(inputs, *self._resize)
         return (inputs - self.mean) / self.std
 
 
@@ -93,7 +109,8 @@ class Student(nn.Module):
         self.blueprint = blueprint
         self.normalise: nn.Module = nn.Identity()
         if blueprint.mean is not None and blueprint.std is not None:
-            self.normalise = Normalise(blueprint.mean, blueprint.std, blueprint.input_shape)
+            resize = None if blueprint.size is None or blueprint.filter is None else (blueprint.size, blueprint.filter)
+            self.normalise = Normalise(blueprint.mean, blueprint.std, blueprint.input_shape, resize)
         self.network = network
         self.scale: nn.Module = nn.Identity()
         if blueprint.answer_mean is not None and blueprint.answer_std is not None:
@@ -204,7 +221,7 @@ def build_student(blueprint: Blueprint) -> Student:
 
 def _given(blueprint: Blueprint) -> tuple[Any, ...]:
     """Return what a factory is called with before its options: a teacher's is called with those alone."""
-    return () if blueprint.teacher_code is not None else (blueprint.num_classes, blueprint.input_shape)
+    return () if blueprint.teacher_code is not None else (blueprint.num_classes, blueprint.network_shape)
 
 
 def _keywords(blueprint: Blueprint) -> dict[str, Any]:

@@ -33,6 +33,7 @@ def preprocessing(blueprint: Blueprint) -> dict[str, Any]:
     of_values = {
         "values": values,
         **({} if layout is None else {"places": layout.places}),  # what each number of a row is
+        **({} if blueprint.resized_within is None else {"resized_within": blueprint.resized_within}),
         "normalised_within": {"mean": blueprint.mean, "std": blueprint.std},
     }
     return {

@@ -12,7 +12,7 @@ from storage.format.specs import DatasetSpec, TeacherSpec, ViewsSpec, check_prom
 from storage.format.stages import VIEWS_JSON
 from storage.inputs import inputs_of
 from storage.views import PLAIN, view_name
-from storage.views.check import own_size
+from storage.views.check import check_decoded_for, own_size
 from storage.views.options import RandomResizedCrop, ViewOptions, unfit
 from teacher_cache.building.growth import in_no_order
 from teacher_cache.building.prepared import PreparedDataset, Stage
@@ -61,25 +61,8 @@ def promise_views(catalogue: Catalogue | None, options: ViewOptions, dataset: Da
 
 def check_own_size(dataset: DatasetSpec, teacher: TeacherSpec, views: ViewsSpec | None) -> None:
     """Raise BadRequest if a teacher, for whom pictures are decoded at another size, would be shown something else."""
-    own = own_size(dataset, teacher)
-    if own is None:
-        return
-    height, width = (own.size, own.size) if isinstance(own.size, int) else own.size
-    _, wanted_height, wanted_width = dataset.input_shape
-    resize = dataset.source.get("resize", "stretch")
-    if resize != "stretch" and height * wanted_width != width * wanted_height:
-        raise BadRequest(
-            f"teacher {teacher.name} would see another part of the pictures of {dataset.name} than students do",
-            found=f'size {height}×{width}, the dataset\'s {wanted_height}×{wanted_width}, resize = "{resize}"',
-            expected='one shape of both; or resize = "stretch"',
-        )
-    if steps := [step.kind for step in views.transforms if step.in_pixels] if views is not None else []:
-        raise BadRequest(
-            f"teacher {teacher.name} has a size of its own, at which these views of {dataset.name} would be others",
-            found=f"{', '.join(steps)}, which count in pixels",
-            expected="random_resized_crop, flip, color_jitter, mixup, which do not",
-            do="drop them from [views], or `size` from [[teacher]]",
-        )
+    if (own := own_size(dataset, teacher)) is not None:
+        check_decoded_for(f"teacher {teacher.name}", dataset, own, views, "[[teacher]]")
 
 
 def planned_for_mixing(dataset: PreparedDataset) -> PreparedDataset:

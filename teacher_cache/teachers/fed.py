@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from storage.errors import BadTeacher
 from storage.format.specs import DatasetSpec
 from storage.inputs import inputs_of
+from storage.inputs.pixels import resized, sides_of
 from teacher_cache.teachers.options import TeacherOptions
 
 if TYPE_CHECKING:
@@ -50,9 +51,7 @@ def fed(
 
 
 def _resized(inputs_BCHW: Tensor, options: TeacherOptions, dataset: DatasetSpec) -> Tensor:
-    """Return pictures of a teacher's own size, (B, C, H, W) in [0, 1]; a bicubic filter's overshoot is cut off."""
-    from torch.nn.functional import interpolate
-
+    """Return pictures of a teacher's own size, (B, C, H, W) in [0, 1]; those that are decoded for it have it."""
     if not inputs_of(dataset).has_views(dataset.input_shape):
         raise BadTeacher(
             f"teacher {options.name} has a size of its own, and dataset {dataset.name} has no pictures",
@@ -60,13 +59,7 @@ def _resized(inputs_BCHW: Tensor, options: TeacherOptions, dataset: DatasetSpec)
             expected="pixels (channels, height, width)",
         )
     assert options.size is not None
-    size = (options.size, options.size) if isinstance(options.size, int) else (options.size[0], options.size[1])
-    if tuple(inputs_BCHW.shape[2:]) == size:  # pictures that are decoded for it
-        return inputs_BCHW
-    smooth = options.filter != "nearest"  # with a wider filter where pictures become smaller, as Pillow does
-    mode = options.filter if smooth else "nearest-exact"
-    resized = interpolate(inputs_BCHW, size, mode=mode, antialias=smooth)
-    return resized.clamp(0, 1) if options.filter == "bicubic" else resized
+    return resized(inputs_BCHW, sides_of(options.size), options.filter)
 
 
 def _normalised(inputs_B: Tensor, options: TeacherOptions, constant: Constant) -> Tensor:

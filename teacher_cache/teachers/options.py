@@ -18,6 +18,7 @@ from storage.encodings.vectors import VECTOR_TARGETS
 from storage.errors import BadRequest
 from storage.format.specs import DatasetSpec, TeacherSpec
 from storage.inputs import inputs_of
+from storage.inputs.pixels import OwnFilter
 from storage.language.folder_code import CODE_NAME
 from storage.language.tokenizer import TokenizerFile, around, difference
 from storage.options import Factory, JobPath, Name, Options
@@ -100,7 +101,7 @@ class TeacherOptions(Options):
     output: Literal["logits", "probabilities"] = "logits"
     pixels: Literal["unit", "bytes"] = "unit"
     size: Side | Annotated[list[Side], Field(min_length=2, max_length=2)] | None = None
-    filter: Literal["bilinear", "bicubic", "nearest"] = "bilinear"
+    filter: OwnFilter = "bilinear"
     dtype: Literal["fp32", "bf16", "fp16"] | None = None
     attention: Literal["eager", "sdpa", "flash_attention_2", "flex_attention"] | None = None
     pooling: Literal["mean", "cls", "max", "lasttoken"] | None = None

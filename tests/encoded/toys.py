@@ -80,7 +80,14 @@ def write_teacher(folder: Path) -> None:
     save_file(weights, folder / "seeing.safetensors")
 
 
-def train(cache: Path, runs: Path, residency: str, teacher: str | None = "large", **more: object) -> bytes:
+def train(
+    cache: Path,
+    runs: Path,
+    residency: str,
+    teacher: str | None = "large",
+    of_student: dict[str, object] | None = None,
+    **more: object,
+) -> bytes:
     """Return the weights of a small student of the photographs; without a teacher, of labels alone."""
     soft = [] if teacher is None else [{"loss": "kd", "teacher": teacher, "temperature": 2.0}]
     student = {
@@ -90,7 +97,7 @@ def train(cache: Path, runs: Path, residency: str, teacher: str | None = "large"
         "objective": [{"loss": "labels"}, *soft],
         "epochs": 3,
         "batch_size": 5,
-    }
+    } | (of_student or {})
     fields = {"train": "photographs/train", "validation": "photographs/validation", "residency": residency}
     rows = DataOptions.model_validate(fields | {"window_shards": 2} | more)
     request = Request(Cache.open(str(cache)), runs, rows, (StudentOptions.model_validate(student),), "cpu")

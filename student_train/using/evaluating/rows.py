@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -13,14 +13,17 @@ from storage.cache import Cache, Samples
 from storage.errors import BadRequest, NotInCache
 from storage.inputs import inputs_of
 from storage.inputs.columns import check_same_columns
+from storage.inputs.encoded import own_shape
 from storage.inputs.policy import UNSAID, ImagePolicy
 from storage.tasks import task_of
 from storage.views import PLAIN
+from storage.views.check import check_decoded_for
 from student_train.feed.batches import Batch, Needs
 from student_train.feed.residency import FeedPool
 from student_train.feed.selection import select_rows
 from student_train.preparing.against import Against, measured_against
 from student_train.students import Blueprint
+from student_train.students.blueprint import decoded_at
 from student_train.using.portable import SPLIT_KEYS
 
 # of a table: those that differ in its rows are refused, the others say nothing of them
@@ -52,6 +55,12 @@ class LabelledRows:
     num_rows: int | None = None
     teacher: str | None = None
     against: Against | None = None
+    remarks: Mapping[str, int] = field(default_factory=dict)
+
+    @property
+    def told_at_end(self) -> tuple[str, ...]:
+        """What is to be told of samples once they are read, with how many those are."""
+        return tuple(f"{count:,} {remark}" for remark, count in self.remarks.items())
 
 
 def rows_of_cache(
@@ -75,7 +84,11 @@ def rows_of_cache(
     dataset = rows.partition("/")[0]
     catalogue = cache.catalogue({dataset})
     spec = catalogue.dataset(dataset)
-    check_inputs(spec.input_shape, inputs_of(spec).name, task_of(spec).name, spec.tokenizer, blueprint, rows)
+    own = decoded_at(blueprint, spec)
+    shape = own_shape(spec.input_shape, own)
+    check_inputs(shape, inputs_of(spec).name, task_of(spec).name, spec.tokenizer, blueprint, rows)
+    if own is not None:
+        check_decoded_for("the student", spec, own, None, "[[student]]")
     check_same_columns(spec.source, blueprint.source, f"{rows} is no data for this student")
     answered = [name for name in catalogue.teacher_names(dataset) if PLAIN in catalogue.view_names(dataset, name)]
     if teacher is not None and teacher not in answered:
@@ -89,6 +102,7 @@ def rows_of_cache(
     by_row = task_of(spec).label_array is None and task_of(spec).has_classes
     agree_with = chosen if by_row else None
     selection = select_rows(Samples(catalogue), rows, Needs(), allow_partial=True, agree_with=agree_with)
+    selection = replace(selection, own=own)
     named = [] if chosen is None else [chosen]
     against, why_not = measured_against(catalogue, selection, named, blueprint.num_classes) if named else (None, None)
     needs = Needs(labels=True) | (Needs() if against is None else against.needs)
@@ -115,7 +129,7 @@ def rows_of_cache(
         notes=(
             *notes,
             *([] if why_not is None else [f"not measured against a teacher: {why_not}"]),
-            *other_preprocessing(spec.source, blueprint, dataset),
+            *other_preprocessing(spec.source | (own.said() if own else {}), blueprint, dataset),
         ),
         num_rows=selection.num_rows,
         teacher=agree_with or (None if against is None else against.teacher),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -16,6 +16,7 @@ from student_train.feed.selection import select_rows
 from student_train.options.sections import listed
 from student_train.run_files.records import RunRecord
 from student_train.students import Student
+from student_train.students.blueprint import decoded_at
 
 ROWS = 100
 
@@ -60,7 +61,7 @@ def rows_to_compare(student: Student, record: RunRecord, cache: str | None) -> C
     if url is not None and held is not None:
         rows = listed(held)[0]  # of several datasets those of the first: they are alike
         try:
-            found = list(_held(url, rows))
+            found = list(_held(url, rows, student))
             return ComparedRows(found, f"{len(found)} held rows of {rows}")
         except (StillroomError, OSError) as error:
             if cache is not None:  # which was asked for
@@ -70,11 +71,12 @@ def rows_to_compare(student: Student, record: RunRecord, cache: str | None) -> C
     return ComparedRows(_drawn(student), f"{ROWS} drawn rows, for nobody knows where its cache is")
 
 
-def _held(url: str, rows: str) -> Iterator[Tensor]:
+def _held(url: str, rows: str, student: Student) -> Iterator[Tensor]:
     cache = Cache.open(url)
-    selection = select_rows(
-        Samples(cache.catalogue({rows.partition("/")[0]}, set())), rows, Needs(), allow_partial=True
-    )
+    dataset = rows.partition("/")[0]
+    catalogue = cache.catalogue({dataset}, set())
+    selection = select_rows(Samples(catalogue), rows, Needs(), allow_partial=True)
+    selection = replace(selection, own=decoded_at(student.blueprint, catalogue.dataset(dataset)))
     feed = FeedPool(cache, torch.device("cpu"), place="stream", window_shards=1).feed(selection, Needs())
     for number, batch in enumerate(feed.in_order(1)):
         if number == ROWS:

@@ -7,20 +7,26 @@ from typing import TYPE_CHECKING, Any
 from storage.digests import file_digest
 from storage.errors import CorruptObject, MissingSource
 from storage.format.sealed import read_json
+from storage.inputs.encoded import OwnSize
 from storage.options import code_fingerprint
 from teacher_cache.teachers.spoken import Spoken
 
 if TYPE_CHECKING:
     from torch import nn
 
+    from storage.format.specs import DatasetSpec
     from teacher_cache.teachers.options import TeacherOptions
 
 KEYS: tuple[str, ...] = ("architecture",)
 
 
 def told(options: TeacherOptions) -> dict[str, Any]:
-    """Return nothing: all that is to be told of a student lies in its folder."""
-    return {}
+    """Return at which size pictures were decoded for it, of one with a size of its own; all else lies in its folder."""
+    said = _blueprint(options)
+    size, shape, by = said.get("size"), said.get("input_shape"), said.get("filter")
+    if not isinstance(size, list) or not isinstance(shape, list) or shape[1:] != size:
+        return {}
+    return OwnSize((size[0], size[1]), str(by)).said()
 
 
 def digests(options: TeacherOptions) -> dict[str, Any]:
@@ -63,7 +69,7 @@ def wants_around(options: TeacherOptions) -> bool:
     return isinstance(source, dict) and bool(source.get("add_special_tokens"))
 
 
-def check_files(options: TeacherOptions) -> None:
+def check_files(options: TeacherOptions, dataset: DatasetSpec) -> None:
     """Do nothing: its blueprint was read with its digests."""
 
 

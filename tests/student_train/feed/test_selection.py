@@ -8,8 +8,9 @@ import pytest
 from storage.cache import Cache
 from storage.encodings import Capability
 from storage.errors import BadRequest, IncompleteCache, NotInCache
+from storage.format.rows import ranges
 from student_train.feed.batches import Needs, SoftNeed
-from student_train.feed.selection import NO_CLASS, Selection, ranges, select_rows
+from student_train.feed.selection import NO_CLASS, Selection, select_rows
 from tests.student_train.toys import Recipe, write_cache
 
 TAUGHT = Needs(soft=frozenset([SoftNeed("sage", Capability("bucket", 1.0))]))
