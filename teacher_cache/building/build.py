@@ -69,9 +69,11 @@ def run_build(build: PreparedBuild, runner: Runner, watcher: Watcher) -> BuildRe
 def _check_teachers(build: PreparedBuild) -> None:
     """Check the files of each teacher that waits for rows to be read; of others the first task does it."""
     if any(stage.todo for stage in build.stages if stage.teacher is None):
-        waiting = [stage.teacher for stage in build.stages if stage.teacher is not None and stage.todo]
-        for teacher in {each.name: each for each in waiting}.values():
-            KINDS[teacher.origin].check_files(teacher)
+        asked = [
+            (stage.teacher, stage.dataset.spec) for stage in build.stages if stage.teacher is not None and stage.todo
+        ]
+        for teacher, dataset in {(each.name, of.name): (each, of) for each, of in asked}.values():
+            KINDS[teacher.origin].check_files(teacher, dataset)
 
 
 def _lost_views(cache: Cache, build: PreparedBuild) -> list[str]:

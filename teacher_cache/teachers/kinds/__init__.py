@@ -4,6 +4,7 @@ factory.py    a function of the user's, with weights from a file
 student.py    the folder of a trained student
 onnx.py       a graph of ONNX, of any framework, computed by onnxruntime
 onnx_files.py  reading one without computing it: external data, names, shapes
+onnx_columns.py  a table's columns as its inputs, by name
 onnx_model.py  one as a torch module
 exported.py   a program that torch exported, or TorchScript: code, which a job must trust
 zoo.py        a model of timm or torchvision, by its name there
@@ -29,6 +30,7 @@ from teacher_cache.teachers.kinds import exported, factory, onnx, sklearn, stude
 if TYPE_CHECKING:
     from torch import nn
 
+    from storage.format.specs import DatasetSpec
     from teacher_cache.teachers.options import TeacherOptions
     from teacher_cache.teachers.spoken import Spoken
 
@@ -60,8 +62,8 @@ class Kind(Protocol):
     def wants_around(self, options: TeacherOptions) -> bool:
         """Return whether it expects what a tokenizer's template puts around a text."""
 
-    def check_files(self, options: TeacherOptions) -> None:
-        """Check what `load` would find wrong in its files, as far as no value of a weight is needed for it.
+    def check_files(self, options: TeacherOptions, dataset: DatasetSpec) -> None:
+        """Check what `load` would find wrong in its files for a dataset, as far as no value of a weight is needed.
 
         A build does it before its first row is read. Raises BadWeights, BadTeacher, MissingSource.
         """

@@ -21,6 +21,7 @@ from teacher_cache.teachers.spoken import Spoken, spoken_by
 if TYPE_CHECKING:
     from torch import nn
 
+    from storage.format.specs import DatasetSpec
     from teacher_cache.teachers.options import TeacherOptions
 
 KEYS: tuple[str, ...] = (
@@ -84,7 +85,7 @@ def notes(options: TeacherOptions) -> list[str]:
     return [f"{_path(options)} is code too, which this job trusts by its digest"]
 
 
-def check_files(options: TeacherOptions) -> None:
+def check_files(options: TeacherOptions, dataset: DatasetSpec) -> None:
     """Do nothing: that the job trusts it was checked with its digest, and more would run what is in it."""
 
 

@@ -16,6 +16,7 @@ from teacher_cache.teachers.weights import load_weights
 if TYPE_CHECKING:
     from torch import nn
 
+    from storage.format.specs import DatasetSpec
     from teacher_cache.teachers.options import TeacherOptions
 
 KEYS: tuple[str, ...] = (
@@ -85,7 +86,7 @@ def wants_around(options: TeacherOptions) -> bool:
     return False
 
 
-def check_files(options: TeacherOptions) -> None:
+def check_files(options: TeacherOptions, dataset: DatasetSpec) -> None:
     """Do nothing: its weights fit what a function of the user's returns, which is called on a worker."""
 
 

@@ -8,15 +8,18 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from storage.datasets.table import Layout
 from storage.digests import file_digest, fingerprint
 from storage.errors import BadRequest
 from storage.language.tokenizer import read_tokenizer
+from teacher_cache.teachers.kinds.onnx_columns import check_inputs
 from teacher_cache.teachers.kinds.onnx_files import chosen_inputs, chosen_output, import_onnx, read_graph
 from teacher_cache.teachers.spoken import Spoken, spoken_by
 
 if TYPE_CHECKING:
     from torch import nn
 
+    from storage.format.specs import DatasetSpec
     from teacher_cache.teachers.options import TeacherOptions
 
 KEYS: tuple[str, ...] = (
@@ -79,11 +82,11 @@ def notes(options: TeacherOptions) -> list[str]:
     return []
 
 
-def check_files(options: TeacherOptions) -> None:
+def check_files(options: TeacherOptions, dataset: DatasetSpec) -> None:
     """Check that it is clear which input is which, and which tensor has the scores."""
     path = _path(options)
     graph = read_graph(path)
-    chosen_inputs(graph, options.input_names, path)
+    check_inputs(chosen_inputs(graph, options.input_names, path), Layout.promised(dataset.source), path, options)
     if options.encoding.soft:
         chosen_output(graph, options.output_name, path)
 

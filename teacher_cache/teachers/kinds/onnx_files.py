@@ -171,15 +171,19 @@ def chosen_output(graph: Graph, name: str | None, path: Path) -> str:
 
 
 def chosen_inputs(graph: Graph, names: list[str] | None, path: Path) -> list[Port]:
-    """Return the inputs in the order of a model's arguments. Raises BadTeacher: they are others, or it is not clear."""
+    """Return the inputs in the order of a model's arguments; of a table they are found by their names.
+
+    Raises:
+        BadTeacher: they are others than the job names.
+    """
     by_name = {each.name: each for each in graph.inputs}
-    if names is None and len(graph.inputs) == 1:
+    if names is None:
         return graph.inputs
-    if names is None or sorted(names) != sorted(by_name):
+    if sorted(names) != sorted(by_name):
         raise BadTeacher(
-            f"{path} has several inputs" if names is None else f"{path} has other inputs than the job names",
+            f"{path} has other inputs than the job names",
             found=listed([str(each) for each in graph.inputs]),
-            expected="one, or `input_names` in the order of the dataset's" if names is None else listed(names),
+            expected=listed(names),
             do=f"input_names = {[*by_name]}".replace("'", '"'),
         )
     return [by_name[name] for name in names]

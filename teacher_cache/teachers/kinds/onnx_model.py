@@ -12,7 +12,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from storage.datasets.table import Layout
 from storage.errors import BadRequest, BadTeacher
+from storage.format.specs import DatasetSpec
+from teacher_cache.teachers.kinds.onnx_columns import TEXT, PortsByName, check_inputs, goes_by_name
 from teacher_cache.teachers.kinds.onnx_files import (
     Port,
     chosen_inputs,
@@ -46,7 +49,7 @@ class OnnxModel(Runtime):
         outputs = [each.name for each in graph.outputs]
         weights = path.stat().st_size + sum(file.stat().st_size for file in graph.external.values())
         super().__init__(digest, weights, dict.fromkeys([*graph.inner, *outputs]))
-        self._path, self._layout = path, options.layout or "nchw"
+        self._path, self._options, self._layout = path, options, options.layout or "nchw"
         scored = [chosen_output(graph, options.output_name, path)] if options.encoding.soft else []
         self._scores = scored[0] if scored else None
         tapped = [feature.layer for feature in options.features.values()]
@@ -59,6 +62,7 @@ class OnnxModel(Runtime):
         self._device, self._session = "cpu", self._opened("cpu")
         dtypes = {each.name: _numpy_type(each, path) for each in self._session.get_inputs()}
         self._dtypes = [dtypes[port.name] for port in self._inputs]
+        self._by_name: PortsByName | None = None
 
     def to(self, device: torch.device) -> OnnxModel:  # type: ignore[override]
         """Make it ready on a device. Raises BadRequest: onnxruntime cannot use it; BadTeacher: nor the graph."""
@@ -67,20 +71,35 @@ class OnnxModel(Runtime):
             self._device = device.type
         return self
 
+    def asked_about(self, dataset: DatasetSpec) -> None:
+        """Find its inputs among a table's columns by their names. Raises BadTeacher: they are none of these."""
+        layout = Layout.promised(dataset.source)
+        check_inputs(self._inputs, layout, self._path, self._options)
+        if layout is None or not goes_by_name(layout, self._inputs):
+            self._by_name = None
+        elif self._by_name is None or self._by_name.layout.promise() != layout.promise():
+            self._by_name = PortsByName(layout, self._inputs, self._dtypes, str(self._path))
+
     def forward(self, *arguments: Tensor) -> Tensor | None:
         """Return the scores of a batch, (B, …, C), or None where it is asked for features alone."""
+        if self._by_name is not None:
+            return self._answers(self._by_name.arrays(host_array(arguments[0])), arguments[0].device)
         if len(arguments) != len(self._inputs):
             raise BadTeacher(
                 f"{self._path} takes {len(self._inputs)} inputs, and a row has {len(arguments)}",
                 found=listed([str(port) for port in self._inputs]),
+                expected="an input for each; or of a table one for each column, by its name",
             )
         arrays = [
             self._as_declared(host_array(value), port, dtype)
             for value, port, dtype in zip(arguments, self._inputs, self._dtypes, strict=True)
         ]
+        return self._answers(arrays, arguments[0].device)
+
+    def _answers(self, arrays: list[np.ndarray], device: torch.device) -> Tensor | None:
+        """Return the scores of a batch whose arrays are in the order of the inputs."""
         pieces = self._pieces(arrays)
         parts, filled = [self._run(each) for each in pieces], sum(len(each[0]) for each in pieces)
-        device = arguments[0].device
         rows = len(arrays[0])
         answers = {
             name: _without_filling(torch.cat([as_tensor(part[at], device) for part in parts]), rows, filled)
@@ -95,7 +114,10 @@ class OnnxModel(Runtime):
         if not isinstance(size, int):
             return [arrays]
         short = -len(arrays[0]) % size
-        filled = [np.concatenate([each, np.zeros((short, *each.shape[1:]), each.dtype)]) for each in arrays]
+        filled = [
+            np.concatenate([each, np.full((short, *each.shape[1:]), "" if each.dtype == TEXT else 0, each.dtype)])
+            for each in arrays
+        ]
         return [[each[start : start + size] for each in filled] for start in range(0, len(filled[0]), size)]
 
     def _run(self, arrays: list[np.ndarray]) -> list[Any]:
@@ -177,7 +199,9 @@ def _without_filling(values: Tensor, rows: int, filled: int) -> Tensor:
 
 def _numpy_type(value: Any, path: Path) -> Any:
     """Return the NumPy type of an input of a session. Raises BadTeacher: it is no tensor of numbers."""
-    names = {"tensor(float)": "float32", "tensor(double)": "float64", "tensor(bool)": "bool"}
+    names = {
+        "tensor(float)": "float32", "tensor(double)": "float64", "tensor(bool)": "bool", "tensor(string)": "object"
+    }  # fmt: skip
     name = names.get(value.type, value.type.removeprefix("tensor(").removesuffix(")"))
     try:
         return np.dtype(name)

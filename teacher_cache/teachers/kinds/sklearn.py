@@ -19,6 +19,7 @@ from teacher_cache.teachers.spoken import Spoken
 if TYPE_CHECKING:
     from torch import nn
 
+    from storage.format.specs import DatasetSpec
     from teacher_cache.teachers.options import TeacherOptions
 
 KEYS: tuple[str, ...] = ("path", "method", "trust_types", "classes", "pixels", "mean", "std")
@@ -90,7 +91,7 @@ def notes(options: TeacherOptions) -> list[str]:
     return loaded.warnings + ([] if names is None else [by_place + ", ".join(map(str, names[:12]))])
 
 
-def check_files(options: TeacherOptions) -> None:
+def check_files(options: TeacherOptions, dataset: DatasetSpec) -> None:
     """Check that the estimator has the method that scores its classes."""
     _scoring(options)
 

@@ -47,6 +47,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
 
+    from storage.format.specs import DatasetSpec
     from teacher_cache.teachers.options import TeacherOptions
 
 KEYS: tuple[str, ...] = (
@@ -128,7 +129,7 @@ def notes(options: TeacherOptions) -> list[str]:
     return taken_over(folder, purpose, options)
 
 
-def check_files(options: TeacherOptions) -> None:
+def check_files(options: TeacherOptions, dataset: DatasetSpec) -> None:
     """Check that the tensors of the files are those of the model, by their names and shapes.
 
     Raises:

@@ -18,6 +18,7 @@ from teacher_cache.teachers.weights import load_weights
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
+    from storage.format.specs import DatasetSpec
     from teacher_cache.teachers.options import TeacherOptions
 
 KEYS: tuple[str, ...] = ("model", "weights", "arguments", "mean", "std", "classes", "dimension", "size", "filter")
@@ -89,7 +90,7 @@ def wants_around(options: TeacherOptions) -> bool:
     return False
 
 
-def check_files(options: TeacherOptions) -> None:
+def check_files(options: TeacherOptions, dataset: DatasetSpec) -> None:
     """Do nothing: whether its weights fit, is seen when it is built."""
 
 
