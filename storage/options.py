@@ -52,7 +52,8 @@ class Options(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)  # strict: a number in quotes is a mistake
 
 
-def _against_job(path: str, info: ValidationInfo) -> str:
+def against_job(path: str, info: ValidationInfo) -> str:
+    """Return a path of a job, absolute: relative ones are to the job's folder. Raises ValueError: it is none."""
     folder = (info.context or {}).get("folder")
     try:
         resolved = Path(path).expanduser()
@@ -62,11 +63,11 @@ def _against_job(path: str, info: ValidationInfo) -> str:
 
 
 def _path(value: Any, info: ValidationInfo) -> Any:
-    return _against_job(value, info) if isinstance(value, str) else value
+    return against_job(value, info) if isinstance(value, str) else value
 
 
 def _url(value: str, info: ValidationInfo) -> str:
-    return value.rstrip("/") if "://" in value else _against_job(value, info)
+    return value.rstrip("/") if "://" in value else against_job(value, info)
 
 
 def redacted(url: str) -> str:
@@ -106,7 +107,7 @@ def _factory(value: str, info: ValidationInfo) -> str:
     module, _, function = value.rpartition(":")
     if not module or not function.isidentifier():
         raise ValueError('write "package.module:function" or "path/to/file.py:function"')
-    return f"{_against_job(module, info)}:{function}" if module.endswith(".py") else value
+    return f"{against_job(module, info)}:{function}" if module.endswith(".py") else value
 
 
 def is_name(text: str) -> bool:

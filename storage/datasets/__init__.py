@@ -25,7 +25,7 @@ from storage.datasets.base import RawSample, RecordedFile, Source, Unreadable, c
 from storage.datasets.chat import ChatSource
 from storage.datasets.digits import DigitsSource
 from storage.datasets.factory import FactorySource
-from storage.datasets.published import AnyHfFolder, ImageFolderSource, ParquetImagesSource, WebDatasetSource
+from storage.datasets.published import AnyHfFolder, AnyWebDataset, ImageFolderSource, ParquetImagesSource
 from storage.datasets.table import TableSource
 from storage.datasets.text import AnyText
 from storage.datasets.tokens import TokensSource
@@ -35,7 +35,7 @@ AnySource = Annotated[
     | ImageFolderSource
     | ParquetImagesSource
     | AnyHfFolder
-    | WebDatasetSource
+    | AnyWebDataset
     | ArraysSource
     | FactorySource
     | TableSource

@@ -13,7 +13,7 @@ import polars as pl
 
 from storage.datasets.base import FILE_SCHEMA, LocalFile, RawSample, Source
 from storage.errors import MissingSource, StillroomError
-from storage.options import JobPath
+from storage.format.stores.mirror import SourcePath
 
 EXACT = 2**24  # up to which float32 has every integer
 
@@ -30,8 +30,8 @@ class ArraysSource(Source):
     """
 
     kind: Literal["arrays"]
-    path: JobPath
-    labels: JobPath | None = None
+    path: SourcePath
+    labels: SourcePath | None = None
     inputs_key: str = "inputs"
     labels_key: str = "labels"
     classes: list[str] | None = None

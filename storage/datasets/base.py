@@ -15,8 +15,9 @@ import polars as pl
 from pydantic import Field
 
 from storage.digests import digest, fingerprint, unit_interval
-from storage.errors import LabelOutOfRange, MissingSource
+from storage.errors import LabelOutOfRange, MissingSource, gib
 from storage.errors import Unreadable as Unreadable  # noqa: PLC0414 - who reads sources finds it here
+from storage.format.stores.mirror import fetched, folder_of_copies
 from storage.language.tokenizer import TokenizerFile
 from storage.options import Name, Options
 from storage.tasks.image_classification import ImageClassification
@@ -124,9 +125,29 @@ class Source(Options):
         """
         return self
 
+    @property
+    def like_dataset(self) -> str | None:
+        """The name of a dataset as which rows are to be made, of which the promise counts; None: there is none."""
+        return None
+
+    def as_other(self, content: Mapping[str, Any]) -> Self:
+        """Return this source so that its rows are made as those of `like_dataset`, whose promise this is."""
+        raise NotImplementedError
+
     def files(self) -> pl.DataFrame:
         """Return FILE_SCHEMA, one row per file in row order; `version` changes whenever the file may have."""
         raise NotImplementedError
+
+    def fetched(self) -> list[str]:
+        """Have all files at hand, of a source in an object store; return what is to be told of that."""
+        told = []
+        for name in type(self).model_fields:
+            path = getattr(self, name)
+            if isinstance(path, Path) and (copied := fetched(path)) is not None and copied.files:
+                size = gib(copied.num_bytes) if copied.num_bytes >= 2**27 else f"{copied.num_bytes:,} bytes"
+                files = f"{copied.files:,} file{'s' * (copied.files != 1)}"
+                told.append(f"copied to this machine: {files}, {size}, in {folder_of_copies()}")
+        return told
 
     def class_names(self) -> list[str]:
         """Return the classes; empty for an unlabelled source."""
@@ -295,12 +316,22 @@ class LocalFile(NamedTuple):
         return cls(sum(file.size for file in files), "+".join(file.version for file in files))
 
 
-def check_label(label: int | None, classes: list[str], sample_id: str) -> None:
-    """Raise LabelOutOfRange unless the label is one of the classes, or there is none."""
+def check_label(
+    label: int | None, classes: list[str], sample_id: str, names: Callable[[], Sequence[str]] = tuple
+) -> None:
+    """Raise LabelOutOfRange unless the label is one of the classes, or there is none.
+
+    Args:
+        label: its number.
+        classes: that there are to be.
+        sample_id: whose it is.
+        names: returns the classes as the data have them now, new ones behind.
+    """
     if label is not None and not 0 <= label < len(classes):
+        known = names()
         raise LabelOutOfRange(
             f"sample {sample_id} has a label outside the classes",
-            found=f"label {label}",
+            found=f"label {known[label]!r}" if 0 <= label < len(known) else f"label {label}",
             expected=f"0 to {len(classes) - 1} ({', '.join(classes[:5])}{', …' if len(classes) > 5 else ''})"
             if classes
             else "no label: the dataset names no classes",

@@ -133,7 +133,7 @@ def _cells(
         if isinstance(sample, Mapping) and (absent := [name for name in layout.names if name not in sample]):
             raise BadRequest(f"a row has no column {', '.join(absent)}", found=", ".join(map(str, sample)))
         try:
-            rows.append(sample if isinstance(sample, np.ndarray) else layout.row([sample[n] for n in layout.names]))
+            rows.append(sample if isinstance(sample, np.ndarray) else layout.row([sample[n] for n in layout.names])[0])
         except Unreadable as error:
             raise BadRequest("a row cannot be read", found=str(error)) from None
     return rows

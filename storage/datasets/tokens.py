@@ -16,6 +16,7 @@ from storage.datasets.base import FILE_SCHEMA, LocalFile, RawSample, Recorded, S
 from storage.datasets.listing import list_files, passed_over
 from storage.datasets.packing import fill_rows, join_documents
 from storage.errors import BadRequest, LabelOutOfRange, MissingSource
+from storage.format.stores.mirror import SourcePath
 from storage.language.tokenizer import TokenizerFile, parse_tokenizer, read_tokenizer
 from storage.options import JobPath
 from storage.tasks import NO_LABEL
@@ -43,9 +44,9 @@ class TokensSource(Source):
     """
 
     kind: Literal["tokens"]
-    path: JobPath
-    mask: JobPath | None = None
-    documents: JobPath | None = None
+    path: SourcePath
+    mask: SourcePath | None = None
+    documents: SourcePath | None = None
     length: Annotated[int, Field(ge=2, le=2**20)] | None = None
     pack: bool = False
     block: Annotated[int, Field(ge=2, le=2**20)] | None = None

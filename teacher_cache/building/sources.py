@@ -7,6 +7,7 @@ from contextlib import suppress
 from functools import partial
 from itertools import islice
 from math import ceil, prod
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -41,7 +42,7 @@ def prepare_dataset(
     catalogue: Catalogue | None,
     options: Source,
     job: str,
-    tokenizers: Mapping[str, bytes | None],
+    above: Mapping[str, PreparedDataset],
     encodings: Sequence[AnyEncoding] = (),
 ) -> PreparedDataset:
     """Return a dataset as a build will leave it, not augmented.
@@ -50,7 +51,7 @@ def prepare_dataset(
         catalogue: of the cache to build, with its plans; None: there is none yet.
         options: of the dataset.
         job: the job's file, for messages.
-        tokenizers: `tokenizer.json` of the datasets above this one in the job, by name.
+        above: the datasets above this one in the job, by name.
         encodings: of the teachers that the job asks about it.
 
     Raises:
@@ -58,11 +59,14 @@ def prepare_dataset(
         StaleCache: the cache holds another dataset, or samples that have changed or are gone.
         MissingSource: it is not there, or none of its samples can be read.
     """
+    copied = options.fetched()
     was = None if catalogue is None else catalogue.datasets.get(options.name)
     recorded = RowPlan(()) if catalogue is None or was is None else catalogue.plans[options.name]
-    tokenizer = options.find_tokenizer(partial(_known_tokenizer, catalogue, tokenizers))
+    tokenizer = options.find_tokenizer(partial(_known_tokenizer, catalogue, above))
     if was is not None:
         options = options.as_promised(was.source)
+    elif options.like_dataset is not None:
+        options = options.as_other(_promise_of(catalogue, above, options))
     source = options.prepared(tokenizer, _counted(recorded))  # files that have not changed need not be counted again
     files = source.files()
     if not files["rows"].sum():
@@ -97,7 +101,7 @@ def prepare_dataset(
         mended = compare(catalogue, source, recorded, growth.touched, job)
     _check_mended(source.name, RowPlan(recorded.segments), mended, withdrawn)
     segments = (*recorded.segments, growth.segment) if growth.segment else recorded.segments
-    notes = tuple(source.notes())
+    notes = (*copied, *source.notes())
     if num_withdrawn := sum(len(rows) for rows in withdrawn.values()):
         notes += (f"the files of {num_withdrawn} rows that could never be read are gone; the rows stay unread",)
     if source.by_ranges and growth.segment is not None and growth.segment.num_rows:  # else files were touched alone
@@ -174,7 +178,7 @@ def default_cut(
 def _never_read(catalogue: Catalogue, dataset: str, recorded: RowPlan, files: set[str]) -> dict[str, list[int]]:
     """Return those of some files of which no sample could be read when it was ingested, with their rows."""
     unread = {
-        row for commit in catalogue.read_commits(dataset) for row, (_, readable) in _recorded(commit) if not readable
+        row for commit in catalogue.read_commits(dataset) for row, (_, _, readable) in _recorded(commit) if not readable
     }
     rows_of: dict[str, list[int]] = {}
     row = 0
@@ -210,14 +214,38 @@ def _check_mended(
             )
 
 
-def _known_tokenizer(catalogue: Catalogue | None, tokenizers: Mapping[str, bytes | None], dataset: str) -> bytes | None:
+def _known_tokenizer(catalogue: Catalogue | None, above: Mapping[str, PreparedDataset], dataset: str) -> bytes | None:
     """Return the `tokenizer.json` of a dataset of the cache, or above in the job."""
-    if catalogue is not None and dataset not in catalogue.datasets:  # one that the job does not build
-        catalogue = Catalogue.read(catalogue.objects, catalogue.about, [dataset], teachers=())
-    if catalogue is not None and dataset in catalogue.datasets:
-        tokenizer = catalogue.tokenizer(dataset)
+    if (known := _with(catalogue, dataset)) is not None:
+        tokenizer = known.tokenizer(dataset)
         return None if tokenizer is None else tokenizer.data
-    return tokenizers.get(dataset)
+    return above[dataset].tokenizer if dataset in above else None
+
+
+def _promise_of(catalogue: Catalogue | None, above: Mapping[str, PreparedDataset], options: Source) -> dict[str, Any]:
+    """Return what a dataset of the cache, or above in the job, promises of its source.
+
+    Raises:
+        MissingSource: there is no such dataset.
+    """
+    name = options.like_dataset
+    assert name is not None
+    if (known := _with(catalogue, name)) is not None:
+        return known.dataset(name).source
+    if name in above:
+        return above[name].spec.source
+    raise MissingSource(
+        f"dataset {options.name} wants the columns of {name}",
+        found="no such dataset in the cache, nor above it in the job",
+        do=f"put [[dataset]] {name} before {options.name}",
+    )
+
+
+def _with(catalogue: Catalogue | None, dataset: str) -> Catalogue | None:
+    """Return a catalogue that has a dataset, which the job need not build; None: the cache has it not."""
+    if catalogue is not None and dataset not in catalogue.datasets:
+        catalogue = Catalogue.read(catalogue.objects, catalogue.about, [dataset], teachers=())
+    return catalogue if catalogue is not None and dataset in catalogue.datasets else None
 
 
 def _counted(recorded: RowPlan) -> dict[str, RecordedFile]:
@@ -313,6 +341,8 @@ def _compare(
     """
     commits = catalogue.read_commits(source.name)
     was = {row: recorded for commit in commits for row, recorded in _recorded(commit)}
+    by_id = {sample_id: (digests, readable) for sample_id, digests, readable in was.values()}
+    moved: list[str] = []
     changed: dict[str, list[str]] = {}
     mended_rows, row = [], 0
     for extent in recorded.slice(0, recorded.num_rows):
@@ -320,7 +350,14 @@ def _compare(
             for i, sample in enumerate(source.read(extent.file, extent.position, extent.rows), start=row):
                 if i not in was:
                     continue  # not ingested yet, nothing to compare
-                digests, readable = was[i]
+                was_here, digests, readable = was[i]
+                elsewhere = sample.sample_id != was_here
+                if elsewhere and sample.sample_id not in by_id:
+                    changed.setdefault("another id", []).append(sample.sample_id)
+                    continue
+                if elsewhere:  # its own content then, not that of the row which was here
+                    moved.append(sample.sample_id)
+                    digests, readable = by_id[sample.sample_id]
                 now = sample.digests(3 if "payload_digest" in digests else 2)
                 for what in (name for name in digests if digests[name] != now[name]):
                     if readable:
@@ -328,14 +365,24 @@ def _compare(
                     elif what != "label_digest":  # another label does not make a payload readable
                         mended_rows.append(i)  # a sample that could not be read may change: that is how it is mended
         row += extent.rows
+    if moved and not changed:
+        raise StaleCache(
+            f"the rows of dataset {source.name} lie in another order than when they were ingested",
+            found=f"{len(moved):,} of them elsewhere, none with other content: {', '.join(moved[:5])}",
+            expected="each row where it was, and new ones behind the last: shards are rows of the file",
+            do=f"write the file in its old order; or\n{afresh(catalogue, source.name, job)}",
+        )
+    if moved:
+        changed["another place"] = moved
     if changed:
         told = "\n".join(f"{len(ids)} samples with {what}: {', '.join(ids[:5])}" for what, ids in changed.items())
         raise changed_under(catalogue, source, told, job)
     return {c.key.shard: c.attempt for c in commits if any(c.start <= row < c.stop for row in mended_rows)}
 
 
-def _recorded(commit: Commit) -> Iterator[tuple[int, tuple[dict[str, str], bool]]]:
-    """Yield each row of an ingest, with its digests by name of column and whether it could be read."""
+def _recorded(commit: Commit) -> Iterator[tuple[int, tuple[str, dict[str, str], bool]]]:
+    """Yield each row of an ingest, with its id, its digests by name of column, and whether it could be read."""
     names = [name for name in CHANGES if name in commit.table.column_names]
-    for row, error, *digests in zip(*commit.table.select(["row", "error", *names]).to_pydict().values(), strict=True):
-        yield row, (dict(zip(names, digests, strict=True)), error is None)
+    columns = commit.table.select(["row", "sample_id", "error", *names]).to_pydict().values()
+    for row, sample_id, error, *digests in zip(*columns, strict=True):
+        yield row, (sample_id, dict(zip(names, digests, strict=True)), error is None)

@@ -50,15 +50,15 @@ def prepare_afresh(request: BuildRequest) -> PreparedBuild:
 
 def _survey(request: BuildRequest, catalogue: Catalogue | None) -> PreparedBuild:
     stages: list[Stage] = []
-    tokenizers: dict[str, bytes | None] = {}
+    above: dict[str, PreparedDataset] = {}
     for source in request.sources:
         asked = [each for each in request.teachers if each.datasets is None or source.name in each.datasets]
         encodings = [teacher.encoding for teacher in asked]
-        dataset = prepare_dataset(catalogue, source, request.job, tokenizers, encodings)
+        dataset = prepare_dataset(catalogue, source, request.job, above, encodings)
         if request.views is not None and is_augmented(request.views, dataset.spec):
             views = promise_views(catalogue, request.views, dataset.spec, request.job)
             dataset = planned_for_mixing(replace(dataset, views=views))
-        tokenizers[source.name] = dataset.tokenizer
+        above[source.name] = dataset
         stages.append(_stage(catalogue, dataset, None, None, request.part))
         for teacher in asked:
             spec = _promise_teacher(catalogue, teacher, dataset, request)

@@ -44,6 +44,8 @@ def ingest_shard(work: IngestWork) -> Done:
     cache, (start, stop) = Cache.open(work.cache), work.rows
     spec, tokenizer = cache.dataset(work.key.dataset), cache.tokenizer(work.key.dataset)
     options: Source = TypeAdapter(AnySource).validate_json(work.source)
+    if any(not _is_at_hand(options, extent) for extent in work.extents):  # on another machine than the build's
+        options.fetched()
     # The tokenizer of the cache, not of the job: one that was learned is learned once.
     source = options.as_promised(spec.source).prepared(None if tokenizer is None else tokenizer.data, {})
     with LOCK:  # decoding computes too: two shards at once would only wait for each other's processor
@@ -70,6 +72,14 @@ def ingest_shard(work: IngestWork) -> Done:
     cut = 0 if CUT not in columns else int(np.count_nonzero(columns[CUT]))
     packed = count_documents(arrays["inputs"]) if spec.packed else (0, 0)
     return done._replace(cut=cut, remarks=tuple(remarks.items()), packed=packed)
+
+
+def _is_at_hand(source: Source, extent: Extent) -> bool:
+    """Return whether a file is there as it was when its rows were planned."""
+    try:
+        return source.look_at(extent.file) == (extent.size, extent.version)
+    except MissingSource:
+        return False
 
 
 def _count_labels(table: pa.Table, num_classes: int) -> dict[str, list[int]]:
@@ -113,7 +123,9 @@ def decode_rows(
     remarks: Counter[str] = Counter()
     for i, sample in enumerate(samples):
         rows_done(i)
-        check_label(sample.label, spec.classes, sample.sample_id)  # a wrong label is no bad sample: the job is wrong
+        check_label(
+            sample.label, spec.classes, sample.sample_id, source.class_names
+        )  # a wrong label is no bad sample: the job is wrong
         error = None
         try:
             inputs_S[i], decoded_S[i] = _decode_one(source, spec, sample)

@@ -73,10 +73,17 @@ def test_saved_folders_and_tars_are_read_as_the_page_of_data_has_them(tmp_path: 
     splits = ("train", "test")
     save_splits(tmp_path / "saved", {name: lambda at: save_to_disk(at, rows, {"label": classes}) for name in splits})
     for number in range(2):
-        write_tar(tmp_path / f"tars/shard-{number:06d}.tar", pairs(["red", "green"] * 3))
-    for what, counts in (('path = "saved"\n', (12, 12)), ('kind = "webdataset"', (12,))):
+        texts = [(f"{i:04d}.txt", b"a picture of something") for i in range(6)]
+        members = [*pairs(["red", "green"] * 3), *texts]
+        write_tar(tmp_path / f"tars/shard-{number:06d}.tar", sorted(members))
+    for what, counts in (('path = "saved"\n', (12, 12)), ('name = "train"\nkind = "webdataset"', (12,))):
         (job,) = (text for language, text in blocks("data.md") if what in text and language == "toml")
         (tmp_path / "job.toml").write_text(job)
         assert build(tmp_path / "job.toml").exit_code == 0
         samples = Cache.open(str(read_job(tmp_path / "job.toml", CacheJob).cache)).samples()
         assert tuple(len(samples.of(name)) for name in splits[: len(counts)]) == counts
+    (job,) = (text for language, text in blocks("data.md") if 'name = "captions"' in text)
+    (tmp_path / "job.toml").write_text(job)
+    assert build(tmp_path / "job.toml").exit_code == 0
+    captions = Cache.open(str(tmp_path / "caches/captions"))
+    assert (len(captions.samples().of("captions")), captions.dataset("captions").classes) == (12, ["0", "1"])

@@ -132,6 +132,7 @@ def predict(
                     "unreadable": found.unreadable,
                     "reasons": [{"sample_id": name, "error": why} for name, why in found.reasons],
                     "classes": dict(found.counts),
+                    "notes": list(found.notes),
                     **({"predictions": predictions} if out is None else {}),
                     "exit_code": found.exit_code,
                 }
@@ -172,6 +173,8 @@ def _print_end(found: Predicted, out: Path | None) -> None:
         shown = ", ".join(f"{rows:,} {name}" for name, rows in found.counts[:8])
         rest = f" and {len(found.counts) - 8} classes more" if len(found.counts) > 8 else ""
         terminal.out.print(f"{out}: {found.rows:,} rows{': ' * bool(shown)}{shown}{rest}", markup=False, soft_wrap=True)
+    for note in found.notes:
+        terminal.errors.print(f"note: {note}", markup=False)
     if found.unreadable:
         told = "".join(f"\n  {name}: {why}" for name, why in found.reasons)
         more = found.unreadable - len(found.reasons)

@@ -16,7 +16,7 @@ from storage.datasets.base import FILE_SCHEMA, LocalFile, RawSample, Unreadable,
 from storage.datasets.images import ImageSource
 from storage.datasets.published.features import is_image
 from storage.errors import MissingSource
-from storage.options import JobPath
+from storage.format.stores.mirror import SourcePath
 
 UNLABELLED = f"samples with label {NOT_LABELLED}, which is no class to `datasets`, and so have none"
 
@@ -56,7 +56,7 @@ class ColumnImages(ImageSource):
             largest label. A file that names its classes is read by those names, whatever their order in it.
     """
 
-    path: JobPath
+    path: SourcePath
     image: str = "image"
     label: str = "label"
     id: str | None = None

@@ -24,7 +24,7 @@ from storage.datasets.table.reading import Dialect, schema_of
 from storage.datasets.text import LabelledTextSource, TextSource
 from storage.datasets.text.rows import Columns
 from storage.errors import MissingSource
-from storage.options import JobPath
+from storage.format.stores.mirror import SourcePath
 
 
 class SplitFiles(Source):
@@ -35,7 +35,7 @@ class SplitFiles(Source):
         split: by name; needed where there are several.
     """
 
-    path: JobPath
+    path: SourcePath
     split: str | None = None
 
     _found: list[SavedSplit] = PrivateAttr(default_factory=list)  # once it was looked for

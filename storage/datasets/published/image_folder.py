@@ -17,7 +17,7 @@ from storage.datasets.base import FILE_SCHEMA, LocalFile, RawSample, Recorded, U
 from storage.datasets.images import ImageSource
 from storage.datasets.listing import Listing, is_left_behind, list_files, told
 from storage.errors import MissingSource
-from storage.options import JobPath
+from storage.format.stores.mirror import SourcePath
 
 SPLITS = frozenset({"train", "training", "val", "valid", "validation", "test", "dev", "eval"})
 
@@ -30,7 +30,7 @@ class ImageFolderSource(ImageSource):
     """
 
     kind: Literal["image_folder"]
-    path: JobPath
+    path: SourcePath
 
     _recorded: Recorded = PrivateAttr(default={})
     _numbers: dict[str, int] = PrivateAttr(default={})  # of classes, by name

@@ -50,8 +50,8 @@ class NumberColumn(Options):
     def places(self) -> list[str]:
         return [self.name, *[f"{self.name} missing"] * self.missing]
 
-    def fill(self, row: np.ndarray, cell: Cell, place_of: Mapping[str, int], *, unseen: bool) -> None:
-        """Write a cell into its places of a row. Raises Unreadable: it is no such number."""
+    def fill(self, row: np.ndarray, cell: Cell, place_of: Mapping[str, int], *, unseen: bool) -> bool:
+        """Write a cell into its places of a row, and return True. Raises Unreadable: it is no such number."""
         if cell is not None:
             value = number_of(self.name, cell)
             if not self.rounded and not is_exact(cell):
@@ -61,6 +61,7 @@ class NumberColumn(Options):
             row[0], row[1] = self.mean, 1
         else:
             raise Unreadable(f"column {self.name} has nothing, and every row had a number when it was learned")
+        return True
 
     def cells(self, rows: np.ndarray) -> list[Cell]:
         """Return the column of some rows, (B, its places), as a teacher is given it; None where it is missing."""
@@ -89,8 +90,12 @@ class CategoryColumn(Options):
     def places(self) -> list[str]:
         return [*(f"{self.name}={value}" for value in self.values), *[f"{self.name} missing"] * self.missing]
 
-    def fill(self, row: np.ndarray, cell: Cell, place_of: Mapping[str, int], *, unseen: bool) -> None:
-        """Write a cell into its places of a row. Raises Unreadable: it is none of the categories."""
+    def fill(self, row: np.ndarray, cell: Cell, place_of: Mapping[str, int], *, unseen: bool) -> bool:
+        """Write a cell into its places of a row; return whether it is a category that is known, or nothing.
+
+        Raises:
+            Unreadable: it is none, and such a row is not to have zeros.
+        """
         if cell is None and self.missing:
             row[-1] = 1
         elif cell is not None and (place := place_of.get(as_written(cell, self.type))) is not None:
@@ -100,6 +105,9 @@ class CategoryColumn(Options):
                 f"column {self.name} has {'nothing' if cell is None else repr(as_written(cell, self.type))}, "
                 f"which was in no row when its {len(self.values)} categories were learned"
             )
+        else:
+            return False
+        return True
 
     def cells(self, rows: np.ndarray) -> list[Cell]:
         """Return the column of some rows, (B, its places), as a teacher is given it; None where it is missing."""
@@ -173,12 +181,17 @@ class Layout:
                 mean[at.start], std[at.start] = column.mean, column.std
         return tuple(mean), tuple(std)
 
-    def row(self, cells: Sequence[Cell]) -> np.ndarray:
-        """Return a row as numbers, float32 (D,). Raises Unreadable: a cell is not what its column promises."""
-        row = np.zeros(self.width, np.float32)
+    def row(self, cells: Sequence[Cell]) -> tuple[np.ndarray, list[str]]:
+        """Return a row as numbers, float32 (D,), and the columns whose category nobody knew.
+
+        Raises:
+            Unreadable: a cell is not what its column promises.
+        """
+        row, unseen = np.zeros(self.width, np.float32), []
         for column, at, place_of, cell in zip(self.columns, self._at, self._place_of, cells, strict=True):
-            column.fill(row[at], cell, place_of, unseen=self._unseen)
-        return row
+            if not column.fill(row[at], cell, place_of, unseen=self._unseen):
+                unseen.append(column.name)
+        return row, unseen
 
     def table(self, rows: np.ndarray) -> dict[str, list[Cell]]:
         """Return the columns of some rows, (B, D), by name: the numbers and categories that a row was made of."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple, Self, get_args
@@ -13,21 +13,23 @@ from pydantic import Field, PrivateAttr, model_validator
 
 from storage.datasets.base import FILE_SCHEMA, LocalFile, RawSample, Recorded, Source, Unreadable
 from storage.datasets.listing import list_files, passed_over
-from storage.datasets.table.layout import NUMBER, Cell, Layout, NumberColumn, number_of
+from storage.datasets.table.answers import MOST_CLASSES, check_labels, in_order, label_of, numbered, target_of
+from storage.datasets.table.layout import Cell, Layout, NumberColumn
 from storage.datasets.table.learning import Learned, Seen, Wanted, answers_told, joined, learn
 from storage.datasets.table.reading import SUFFIXES, Dialect, names_of, num_rows, rows_of
 from storage.datasets.text.opening import compressed, kind_of
 from storage.datasets.text.rows import IN_COLUMNS
 from storage.datasets.text.windows import KEPT_SHARDS, Window
 from storage.errors import BadRequest, LabelOutOfRange, MissingSource
-from storage.options import JobPath
+from storage.format.stores.mirror import SourcePath
+from storage.options import Name
 from storage.tasks.regression import Regression
 
 Names = Annotated[list[str], Field(min_length=1)]
+UNSEEN_TOLD = "rows have a category of {} that was in none when its categories were learned: zeros there"
 CELL_BYTES = 64  # of a short text in memory, with its place in a list
 ROWS_PER_SHARD = 2048
 INDEX = re.compile(r"(__index_level_\d+__)?")  # as pandas calls the number of a row in Parquet; in CSV it has no name
-MOST_CLASSES = 10_000  # of a column of labels, of which as many are kept
 
 
 class TableSource(Source):
@@ -47,12 +49,14 @@ class TableSource(Source):
         delimiter: what is between fields of a text; by default a comma, of `.tsv` a tab.
         unseen: a row with a category that was in no row when the columns were learned is set aside, `refuse`, or has
             `zeros` in all places of that column.
+        columns_of: a dataset of the cache, or one above in the job, whose columns these are: the same places, means and
+            categories, and the same classes, by their names.
         rounded: columns of whole numbers that float32 cannot tell apart, and may round.
         most_categories: values that a column of categories has at most.
     """
 
     kind: Literal["table"]
-    path: JobPath
+    path: SourcePath
     numeric: Names | None = None
     categorical: Names | None = None
     label: str | None = None
@@ -62,6 +66,7 @@ class TableSource(Source):
     missing: list[str] = Field(default=[])
     delimiter: Annotated[str, Field(min_length=1, max_length=1)] | None = None
     unseen: Literal["refuse", "zeros"] = "refuse"
+    columns_of: Name | None = None
     rounded: list[str] = Field(default=[])
     most_categories: Annotated[int, Field(ge=1, le=2**16)] = 256
 
@@ -79,6 +84,11 @@ class TableSource(Source):
             )
         if self._targets and (self.label is not None or self.classes is not None):
             raise ValueError("`target` is numbers, `label` and `classes` are of classes: one of both is asked")
+        said = [key for key in ("numeric", "categorical", "rounded") if getattr(self, key)]
+        if self.columns_of is not None and said:
+            raise ValueError(f"`columns_of` says which columns there are, so leave out {' and '.join(said)}")
+        if self.columns_of == self.name:
+            raise ValueError("`columns_of` is another dataset")
         if self.id is not None and self.id in (*taken, *self._targets):
             raise ValueError("`id` is one of the columns that are taken: a student would learn rows by heart")
         names = list(self.classes.values()) if isinstance(self.classes, dict) else self.classes or []
@@ -119,6 +129,24 @@ class TableSource(Source):
         copy._promised = dict(content)  # noqa: SLF001 - its own
         return copy
 
+    @property
+    def like_dataset(self) -> str | None:
+        return self.columns_of
+
+    def as_other(self, content: Mapping[str, Any]) -> Self:
+        if Layout.promised(content) is None:
+            raise BadRequest(
+                f"dataset {self.name} cannot have the columns of {self.columns_of}, which is no table",
+                found=f'kind = "{content.get("kind")}"',
+                do="leave `columns_of` out",
+            )
+        same = {key: content[key] for key in ("kind", "columns", "order", "normalise")}
+        if self.label is not None and content.get("label") is not None:
+            same["labels"] = content["labels"]
+        if self._targets and content.get("target") == self._targets:
+            same |= {key: content[key] for key in ("target", "answers")}
+        return self.as_promised(same | {"unseen": self.unseen})
+
     def prepared(self, tokenizer: bytes | None, recorded: Recorded) -> Self:
         copy = self.model_copy()
         copy._recorded = recorded  # noqa: SLF001 - its own
@@ -128,8 +156,7 @@ class TableSource(Source):
         rows = []
         for path in self.paths():
             now, known = LocalFile.of(path), self._recorded.get(self.file_of(path))
-            unchanged = known is not None and (known.size, known.version) == now
-            counted = known.rows if known is not None and unchanged else num_rows(path)
+            counted = known.rows if known is not None and self._is_recorded(path) else num_rows(path)
             rows.append((self.file_of(path), *now, self._told(path).rows if counted is None else counted))
         return pl.DataFrame(rows, schema=FILE_SCHEMA, orient="row")
 
@@ -141,9 +168,14 @@ class TableSource(Source):
             return list(self._by_label.values())
         if self._promised is None:
             return self._labels
-        new = [path for path in self.paths() if self.label is not None and self.file_of(path) not in self._recorded]
+        # of files that are as they were when they were counted, all classes are known
+        new = [path for path in self.paths() if self.label is not None and not self._is_recorded(path)]
         found = {label for path in new for label in self._told(path).labels}
-        return [*self._labels, *_sorted(found - set(self._labels))]
+        return [*self._labels, *in_order(found - set(self._labels))]
+
+    def _is_recorded(self, path: Path) -> bool:
+        known = self._recorded.get(self.file_of(path))
+        return known is not None and (known.size, known.version) == LocalFile.of(path)
 
     def known_input(self) -> tuple[tuple[int, ...], str]:
         return (self._layout.width,), "float32"
@@ -181,7 +213,7 @@ class TableSource(Source):
             found = list(rows_of(path, wanted, self._dialect, position, position + rows))
         else:
             found = _window(path, LocalFile.of(path), wanted, self._dialect).rows(position, rows)
-        numbers = _numbered(self._by_label or self._labels)
+        numbers = numbered(self._by_label or self._labels)
         for i, cells in enumerate(found, start=position):
             yield self._sample(f"{file}:{i}", cells, layout, numbers)
 
@@ -194,7 +226,7 @@ class TableSource(Source):
         label = None if self.label is None else label_of(behind[self.label])
         given = where if self.id is None else behind[self.id]
         if label is not None and label not in numbers and not self._by_label:
-            numbers = _numbered(self.class_names())  # of other data than those that were learned from
+            numbers = numbered(self.class_names())  # of other data than those that were learned from
         if label is not None and label not in numbers:
             raise LabelOutOfRange(
                 f"{where} of dataset {self.name} has a label that is no class",
@@ -206,10 +238,9 @@ class TableSource(Source):
         if given is None:
             return RawSample(where, Unreadable(f"column {self.id} has no id"), number)
         try:
-            row = layout.row(cells[: len(layout.columns)])
-            return RawSample(
-                str(given), row, number, target=_target([behind[name] for name in self._targets], self._targets)
-            )
+            row, unseen = layout.row(cells[: len(layout.columns)])
+            target = target_of([behind[name] for name in self._targets], self._targets)
+            return RawSample(str(given), row, number, tuple(map(UNSEEN_TOLD.format, unseen)), target)
         except Unreadable as reason:
             return RawSample(str(given), reason, number)
 
@@ -248,7 +279,7 @@ class TableSource(Source):
         """What is written in the column of classes, in the order of the classes."""
         if self._promised is not None:
             return list(self._promised.get("labels") or ())
-        return _sorted({label for path in self.paths() for label in self._told(path).labels})
+        return in_order({label for path in self.paths() for label in self._told(path).labels})
 
     @property
     def _layout(self) -> Layout:
@@ -312,26 +343,9 @@ class TableSource(Source):
                 labelled += 1
                 if len(labels) <= MOST_CLASSES:
                     labels.setdefault(label)
-        self._check_labels(path, labels, rows, labelled)
+        if self.label is not None:
+            check_labels(path, self.label, labels, rows, labelled)
         return _Told(rows, seen, frozenset(labels), targets)
-
-    def _check_labels(self, path: Path, labels: Mapping[str, None], rows: int, labelled: int) -> None:
-        if self.label is None:
-            return
-        if rows and not labelled:
-            raise MissingSource(
-                f"{path} has no label in column {self.label}",
-                found=f"{rows} rows without one",
-                do="name the column of classes: label = …; or leave it out and give `classes`, if there are none",
-            )
-        numbers = [label for label in labels if NUMBER.fullmatch(label)]
-        if len(labels) > MOST_CLASSES or any(not float(label).is_integer() for label in numbers):
-            raise BadRequest(
-                f"column {self.label} of {path} holds no classes",
-                found=f"{len(labels):,} different labels, such as {', '.join(list(labels)[:4])}",
-                expected=f"at most {MOST_CLASSES:,} names of classes",
-                do=f'target = "{self.label}", if it is a number that is to be told',
-            )
 
     def file_of(self, path: Path) -> str:
         """Return what a file is called in a plan."""
@@ -352,33 +366,6 @@ class TableSource(Source):
         if not listing.files:
             raise MissingSource(f"there is no table in {self.path}", expected=" or ".join(SUFFIXES))
         return list(listing.files)
-
-
-def _target(cells: Sequence[Cell], names: Sequence[str]) -> tuple[float, ...] | None:
-    """Return the numbers that are a row's answer; None: it has none. Raises Unreadable: one is none."""
-    if not names or None in cells:
-        return None
-    return tuple(number_of(name, cell) for name, cell in zip(names, cells, strict=True))
-
-
-def label_of(cell: Cell) -> str | None:
-    """Return a class as a text, as a reader of tables and scikit-learn have it; None: there is none.
-
-    >>> label_of(True), label_of(2), label_of(2.0), label_of(" yes ")
-    ('True', '2', '2', 'yes')
-    """
-    if isinstance(cell, float) and cell.is_integer():  # whole numbers of a column that lacks some
-        return str(int(cell))
-    return None if cell is None else str(cell).strip()
-
-
-def _sorted(labels: set[str]) -> list[str]:
-    numbers = all(label.removeprefix("-").isdecimal() for label in labels)
-    return sorted(labels, key=(lambda label: (int(label), label)) if numbers else None)
-
-
-def _numbered(labels: Iterable[str]) -> dict[str, int]:
-    return {label: number for number, label in enumerate(labels)}
 
 
 class _Told(NamedTuple):

@@ -17,6 +17,7 @@ from storage.datasets.text.density import measure_density
 from storage.datasets.text.opening import compressed
 from storage.datasets.text.where import Where
 from storage.errors import MissingSource
+from storage.format.stores.mirror import SourcePath
 from storage.language.tokenizer import TokenizerFile, parse_tokenizer, read_tokenizer, train_tokenizer
 from storage.options import JobPath, Name, Options, is_name
 
@@ -52,7 +53,7 @@ class TokenisedFiles(Source):
         domains: what is written there; or what is written there = the end of its dataset's name.
     """
 
-    path: JobPath
+    path: SourcePath
     part: Annotated[list[Annotated[float, Field(ge=0, le=1)]], Field(min_length=2, max_length=2)] = Field(
         default=[0.0, 1.0]
     )

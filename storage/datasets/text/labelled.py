@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple, Self
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple, Self
 
 import numpy as np
 import polars as pl
@@ -64,7 +64,7 @@ class LabelledTextSource(TextFiles):
     header: bool | None = None
     quotes: bool | None = None
 
-    suffixes = (".csv", ".jsonl", ".parquet", ".tsv")
+    suffixes: ClassVar[tuple[str, ...]] = (".csv", ".jsonl", ".parquet", ".tsv")
 
     @model_validator(mode="after")
     def _agree(self) -> Self:
@@ -144,7 +144,15 @@ class LabelledTextSource(TextFiles):
                     expected=", ".join(map(repr, numbers)),
                     do="mend it; or name it in `classes`, as list of what is written there, or as { written = name }",
                 )
-            yield RawSample(f"{file}:{i}", tokens, None if label is None else numbers[label], remarks)
+            yield RawSample(self.row_id(file, i, where), tokens, None if label is None else numbers[label], remarks)
+
+    def row_id(self, file: str, number: int, where: str) -> str:
+        """Return the permanent id of a row by its file, its number there, and where that is."""
+        return f"{file}:{number}"
+
+    def text_bytes(self, path: Path) -> int:
+        """Return about how many bytes of text a file has."""
+        return size_of(path)
 
     def decode(self, payload: bytes | np.ndarray) -> np.ndarray:
         """Return the first `length` tokens; the payload has them all."""
@@ -171,7 +179,7 @@ class LabelledTextSource(TextFiles):
 
     def sample_texts(self, most: int) -> Iterator[str]:
         paths = self.paths()
-        share = most / max(1, sum(map(size_of, paths)))
+        share = most / max(1, sum(map(self.text_bytes, paths)))
         for path in paths:
             for where, row in self._rows(path):
                 if isinstance(row, Row) and (share >= 1 or unit_interval("sample", self.seed, where) < share):

@@ -6,5 +6,6 @@ remote.py  a prefix of an object store
 asking.py  ask one until it answers
 web.py     a published cache on a web server, read-only
 index.py   what lies there, for nothing can be listed
+mirror.py  the files of a source, copied to this machine; `fetched` is the door
 kept.py    another store, whose shards are kept on a disk of this machine once they were read
 """

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
 from pathlib import Path
@@ -14,6 +15,7 @@ from torch import Tensor
 
 from storage.datasets import AnySource, RawSample, Source, Unreadable
 from storage.datasets.arrow import is_saved
+from storage.datasets.published import WebDatasetSource, are_tars
 from storage.errors import BadRequest, LabelOutOfRange, MissingSource
 from storage.inputs.encoded import decoding
 from storage.inputs.policy import ImagePolicy
@@ -60,17 +62,25 @@ def rows_elsewhere(path: Path, answerer: Answerer, labels: Path | None) -> Label
         )
     classes, notes = _classes(source, answerer, path)
     unreadable: list[tuple[str, str]] = []
+    remarks: Counter[str] = Counter()
 
     def batches(size: int) -> Iterator[tuple[Batch, Tensor | None]]:
         unreadable.clear()
-        yield from (
-            (batch, None) for batch in _batches(source, files.iter_rows(named=True), answerer, size, unreadable)
-        )
+        remarks.clear()
+        read = _batches(source, files.iter_rows(named=True), answerer, size, unreadable, remarks)
+        yield from ((batch, None) for batch in read)
 
     known = None if source.by_ranges else int(files["rows"].sum())
     count = f"{len(files):,} files" if known is None else f"{known:,} samples"
     return LabelledRows(
-        f"{count} of {path}", path.name, classes, batches, (*source.notes(), *notes), lambda: unreadable, known
+        f"{count} of {path}",
+        path.name,
+        classes,
+        batches,
+        (*source.notes(), *notes),
+        lambda: unreadable,
+        known,
+        remarks=remarks,
     )
 
 
@@ -98,6 +108,8 @@ def source_like(path: Path, answerer: Answerer, labels: Path | None) -> Source:
         if answerer.tokenizer is not None:
             section["tokenizer"] = "tokenizer.json"  # its own, given below
     section |= {"kind": "hf_folder"} if is_saved(path) else {}
+    if kind == "text" and are_tars(path):
+        section |= {"kind": TARS} | dict.fromkeys(("header", "quotes"))
     try:
         source: Source = TypeAdapter(AnySource).validate_python(section)
     except ValidationError as error:
@@ -125,7 +137,7 @@ def _kind_of_images(path: Path) -> str:
     of_folder, of_tables, of_tars = IMAGES
     if is_saved(path):
         return of_tables
-    if path.suffix == ".tar" or (path.is_dir() and any(path.glob("*.tar"))):
+    if are_tars(path):
         return of_tars
     return of_tables if path.is_file() or any(path.glob("*.parquet")) else of_folder
 
@@ -151,7 +163,7 @@ def _classes(source: Source, answerer: Answerer, path: Path) -> tuple[tuple[str,
         return own, []  # a label is an id of the tokenizer
     if answerer.blueprint.asked.numbers:
         return (), []
-    if getattr(source, "kind", None) == TARS:
+    if isinstance(source, WebDatasetSource):
         told = f"labels of {path.name} that are numbers are taken as the student's own: 0 is {own[0]}, …"
         return own, [told] if getattr(source, "label", "") else []
     if getattr(source, "kind", None) != "arrays":
@@ -181,8 +193,9 @@ def _batches(
     answerer: Answerer,
     size: int,
     unreadable: list[tuple[str, str]],
+    remarks: Counter[str],
 ) -> Iterator[Batch]:
-    """Yield batches of readable samples; what is not is added to `unreadable`."""
+    """Yield batches of readable samples; what is not is added to `unreadable`, what is told of them to `remarks`."""
     blueprint, asked = answerer.blueprint, answerer.blueprint.asked
     num_classes = (
         blueprint.num_classes if asked.numbers else len(source.class_names()) if asked.label_array is None else 0
@@ -196,6 +209,7 @@ def _batches(
             source.read_range(file["file"], 0, rows, last=True) if source.by_ranges else read(file["file"], 0, rows)
         )
         for sample, row in _decoded(source, samples, on_threads=blueprint.made_of.scaled):
+            remarks.update(sample.remarks)
             if isinstance(row, Unreadable):
                 unreadable.append((sample.sample_id, str(row)))
                 continue

@@ -171,7 +171,14 @@ def evaluate_rows(
     if not measured:  # a transfer set
         note = f"no row has a label that the student knows: how often it agrees with {rows.teacher} is all there is"
         return Evaluation(
-            rows.told, figures, compared, None, rows.teacher, None, (*rows.notes, note), rows.unreadable()
+            rows.told,
+            figures,
+            compared,
+            None,
+            rows.teacher,
+            None,
+            (*rows.notes, *rows.told_at_end, note),
+            rows.unreadable(),
         )
     if counts is not None and figures.macro_f1 is None:
         figures = figures.model_copy(update={"macro_f1": counts.macro_f1})
@@ -183,7 +190,7 @@ def evaluate_rows(
         interval(figures.accuracy or 0.0, measured) if independent else None,
         rows.teacher,
         counts,
-        (*rows.notes, *(() if matched is None else matched.notes)),
+        (*rows.notes, *rows.told_at_end, *(() if matched is None else matched.notes)),
         rows.unreadable(),
     )
 

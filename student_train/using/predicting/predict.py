@@ -75,12 +75,14 @@ class Predicted:
         unreadable: how many of them have no answer.
         reasons: the first of those, as (id, reason).
         counts: answers of each class, the most first.
+        notes: what is to be told of samples, with how many those are.
     """
 
     rows: int
     unreadable: int
     reasons: tuple[tuple[str, str], ...]
     counts: tuple[tuple[str, int], ...]
+    notes: tuple[str, ...] = ()
 
     @property
     def exit_code(self) -> int:
@@ -132,7 +134,8 @@ def predict_samples(
             advance(len(frame))
     if not rows:
         raise BadRequest(f"there is no sample in {samples.told}")
-    return Predicted(rows, unreadable, tuple(reasons), tuple(counts.most_common()))
+    notes = tuple(f"{count:,} {remark}" for remark, count in samples.remarks.items())
+    return Predicted(rows, unreadable, tuple(reasons), tuple(counts.most_common()), notes)
 
 
 def _check_answers(answerer: Answerer, top: int) -> list[str]:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from io import TextIOWrapper
 from itertools import chain
 from pathlib import Path
@@ -23,7 +24,10 @@ from storage.datasets.published import (
     HfTables,
     ParquetImagesSource,
     WebDatasetSource,
+    are_tars,
     find_split,
+    find_tars,
+    tar_rows,
 )
 from storage.datasets.samples import kind_of_samples
 from storage.datasets.table import TableSource
@@ -60,12 +64,14 @@ class Samples:
         each: yields them, in order.
         count: how many there are, where that is known.
         notes: what was passed over.
+        remarks: what is to be told of samples, and of how many, once they are read.
     """
 
     told: str
     each: Iterator[Sample]
     count: int | None = None
     notes: tuple[str, ...] = ()
+    remarks: Counter[str] = field(default_factory=Counter)
 
 
 def find_samples(given: str, blueprint: Blueprint, columns: Sequence[str], stdin: TextIO | None = None) -> Samples:
@@ -96,14 +102,14 @@ def find_samples(given: str, blueprint: Blueprint, columns: Sequence[str], stdin
     path = Path(given)
     if not path.exists():
         raise MissingSource(f"there is no {given}", expected=EXPECTED[kind])
-    if columns and path.suffix not in TABLES and not is_saved(path):
+    if columns and path.suffix not in TABLES and not is_saved(path) and not are_tars(path):
         raise BadRequest("--column is of a table", found=given, expected=" or ".join(TABLES))
     return FINDERS[kind](path, blueprint, columns)
 
 
 EXPECTED = {
     "image": "a folder of images, a .parquet, .tar or folder of save_to_disk with them, an image, or a .npy of pixels",
-    "text": "a .txt (a text a line), a .csv, .tsv, .jsonl or .parquet with --column, or - for lines of standard input",
+    "text": "a .txt (a text a line), a .csv, .tsv, .jsonl, .parquet or .tar with --column, or - for standard input",
     "table": "a .csv, .tsv or .parquet, or a folder of them, with the columns of the student's own table",
     "array": "a .npy or .npz of inputs, or of numbers a .csv or .parquet with --column for each",
 }
@@ -121,7 +127,7 @@ def _images(path: Path, blueprint: Blueprint, columns: Sequence[str]) -> Samples
         return _of_source(
             HfImages(name="inputs", kind="hf_folder", path=path, image=_one(columns) or promised, label="")
         )
-    if path.suffix == ".tar" or (path.is_dir() and any(path.glob("*.tar"))):
+    if are_tars(path):
         source = blueprint.source or {}
         own = {"images": source["images"]} if "images" in source else {}
         return _of_source(WebDatasetSource(name="inputs", kind="webdataset", path=path, label="", **own))
@@ -183,7 +189,7 @@ def _texts(path: Path, blueprint: Blueprint, columns: Sequence[str]) -> Samples:
     if path.suffix == ".txt":
         file = open(path, encoding="utf-8-sig", errors="surrogateescape")  # noqa: SIM115 - closed when its lines end
         return Samples(f"lines of {path}", _lines(file, path.name))
-    if path.suffix not in TABLES and not is_saved(path):
+    if path.suffix not in TABLES and not is_saved(path) and not are_tars(path):
         raise _wrong(path, "text", "name one file of it" if path.is_dir() else None)
     source = blueprint.source or {}
     promised = source.get("column")
@@ -194,6 +200,11 @@ def _texts(path: Path, blueprint: Blueprint, columns: Sequence[str]) -> Samples:
     header = source.get("header") if not columns else None
     wanted = Columns(tuple(names), header=True if header is None else bool(header), quotes=source.get("quotes"))
 
+    if are_tars(path):
+        root, names_of_tars = find_tars(path, ())
+        found = ((f"{name}/{key}", row) for name in names_of_tars for key, row in tar_rows(root / name, wanted))
+        each_text = (Sample(where, joined_by.join(row.texts) if isinstance(row, Row) else row) for where, row in found)
+        return Samples(f"texts of {path}, member {', '.join(map(str, names))}", each_text)
     files = find_split(path, None).files if is_saved(path) else (path,)
 
     def each() -> Iterator[Sample]:
@@ -260,14 +271,16 @@ def _table(path: Path, blueprint: Blueprint, columns: Sequence[str]) -> Samples:
     if columns:
         raise BadRequest("--column is of a student that knows no names of columns", found=", ".join(columns))
     source = (HfTables if is_saved(path) else TableSource).like(blueprint.source or {}, path)
-    files = source.files()
+    files, remarks = source.files(), Counter[str]()
 
     def each() -> Iterator[Sample]:
         for file, rows in files.select("file", "rows").iter_rows():
             for raw in source.read(file, 0, rows):
+                remarks.update(raw.remarks)
                 yield Sample(raw.sample_id, raw.payload)
 
-    return Samples(f"{files['rows'].sum():,} rows of {path}", each(), int(files["rows"].sum()), tuple(source.notes()))
+    rows = int(files["rows"].sum())
+    return Samples(f"{rows:,} rows of {path}", each(), rows, tuple(source.notes()), remarks)
 
 
 FINDERS: dict[str, Callable[[Path, Blueprint, Sequence[str]], Samples]] = {

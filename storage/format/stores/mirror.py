@@ -1,0 +1,217 @@
+"""Sources in an object store: a copy of their files on this machine, where every kind reads them as any others.
+
+    <folder>/<digest of the address>/<last part of the address>     the file, or the folder of files
+
+`fetched` is the one door: a build goes through it before it looks at a source, a worker before it reads its rows. What
+is there already, of the same size and version, is not asked for again; what the store has no more, is dropped. A copied
+file's time is made of its version in the store, so that on every machine it is the same, and a change is seen as on a
+disk.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import tempfile
+import uuid
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from fnmatch import fnmatchcase
+from pathlib import Path, PurePosixPath
+from typing import Annotated, Any, NamedTuple
+
+import xxhash
+from pydantic import PlainSerializer, PlainValidator, ValidationInfo
+
+from storage.digests import digest
+from storage.errors import BadRequest, MissingSource, gib
+from storage.format.stores.base import ObjectInfo, Objects, Span
+from storage.format.stores.remote import RemoteObjects
+from storage.format.stores.web import SCHEMES
+from storage.options import against_job, redacted
+
+VARIABLE = "STILLROOM_SOURCES"  # of the environment: the folder of copies
+PART_BYTES = 2**24  # of a file, that are in memory at once
+THREADS = 8
+SECOND_NS = 10**9
+BRACES = re.compile(r"\{[^{}]*\}")
+
+
+class StorePath(type(Path())):  # type: ignore[misc]  # PosixPath; a path of its own kind, for `/` and all else
+    """Where the copy of a source lies, or will.
+
+    Attributes:
+        url: of the source.
+    """
+
+    url: str
+
+
+class Fetched(NamedTuple):
+    """What was copied: files, and bytes of them."""
+
+    files: int
+    num_bytes: int
+
+
+def folder_of_copies() -> Path:
+    """Return the folder of copies: that of `STILLROOM_SOURCES`, or one of this user's for temporary files."""
+    named = os.environ.get(VARIABLE)
+    return Path(named) if named else Path(tempfile.gettempdir()) / f"stillroom-sources-{os.getuid()}"
+
+
+def store_path(url: str) -> StorePath:
+    """Return where the copy of an address lies, without looking. Raises ValueError: such an address has no listing."""
+    if redacted(url) != url:
+        raise ValueError(f"{redacted(url)} holds credentials, which belong into the environment")
+    scheme, _, rest = url.partition("://")
+    if url.lower().startswith(SCHEMES) or scheme == "file" or not rest.strip("/"):
+        raise ValueError(
+            f"{url} cannot be read as a source: name a path, or s3://bucket/prefix (gs://, az://), "
+            "whose files are copied to this machine"
+        )
+    fixed, pattern = _parts(url)
+    path = StorePath(folder_of_copies() / digest(fixed.encode()) / (fixed.rsplit("/", 1)[-1] or "files") / pattern)
+    path.url = url
+    return path
+
+
+def _parts(url: str) -> tuple[str, str]:
+    """Return the address without what has braces, and that.
+
+    >>> _parts("s3://b/tars/a-{0..3}.tar"), _parts("s3://b/rows/")
+    (('s3://b/tars', 'a-{0..3}.tar'), ('s3://b/rows', ''))
+    """
+    url = url.rstrip("/")
+    if not (found := BRACES.search(url)):
+        return url, ""
+    fixed = url[: found.start()].rpartition("/")[0]
+    return fixed, url[len(fixed) + 1 :]
+
+
+def fetched(path: Path) -> Fetched | None:
+    """Have the files of a source at hand, and return what was copied for it; None: it lies on a disk.
+
+    Raises:
+        MissingSource: there is nothing, or it changes meanwhile.
+        BadRequest: the disk has no room for it.
+        StorageFailure, StoreUnavailable: as the store says.
+    """
+    if not isinstance(path, StorePath):
+        return None
+    fixed, pattern = _parts(path.url)
+    copy = Path(str(path)[: -len(pattern) - 1]) if pattern else Path(path)
+    objects, infos = _listed(fixed, pattern)
+    if not infos:
+        raise MissingSource(f"there is nothing at {path.url}", expected="an object, or some whose names begin so")
+    wanted = {_place(copy, name, info): info for name, info in infos.items()}
+    _drop(copy, wanted)
+    todo = {place: info for place, info in wanted.items() if not _is_there(place, info)}
+    if not todo:
+        return Fetched(0, 0)
+    num_bytes = sum(info.size_bytes for info in todo.values())
+    copy.parent.mkdir(parents=True, exist_ok=True)
+    if num_bytes > (free := shutil.disk_usage(copy.parent).free):
+        raise BadRequest(
+            f"the disk has no room for a copy of {path.url}",
+            found=f"{gib(num_bytes)} to be copied, {gib(free)} free in {folder_of_copies()}",
+            do=f"{VARIABLE}=FOLDER, on a larger disk",
+        )
+    with ThreadPoolExecutor(THREADS) as threads:
+        for _ in threads.map(lambda each: _copy(objects, *each), todo.items()):
+            pass
+    _, after = _listed(fixed, pattern)
+    if changed := [info.path for name, info in infos.items() if after.get(name, info).version != info.version]:
+        raise MissingSource(
+            f"{path.url} changed while it was copied",
+            found=", ".join(changed[:5]),
+            do="leave the data alone while they are read, then run the same command again",
+        )
+    return Fetched(len(todo), num_bytes)
+
+
+def _listed(fixed: str, pattern: str) -> tuple[Objects, dict[str, ObjectInfo]]:
+    """Return what lies at an address, by the name below it; of one object "" is its name."""
+    objects: Objects = RemoteObjects(fixed)
+    infos = {info.path: info for info in objects.walk() if not info.path.endswith("/")}
+    if pattern:
+        glob = BRACES.sub("*", pattern)
+        return objects, {name: info for name, info in infos.items() if fnmatchcase(name, glob)}
+    above, _, name = fixed.rpartition("/")
+    if infos or above.endswith(":/") or "://" not in above:
+        return objects, infos
+    objects = RemoteObjects(above)  # one object has nothing below it
+    one = [info for info in objects.list().objects if info.path == name]
+    return objects, dict(zip([""], one, strict=False))
+
+
+def _place(copy: Path, name: str, info: ObjectInfo) -> Path:
+    parts = PurePosixPath(name).parts
+    if ".." in parts or PurePosixPath(name).is_absolute() or "\0" in name:
+        raise MissingSource(f"an object has a name that is no path: {info.path!r}", do="rename it")
+    return copy.joinpath(*parts)
+
+
+def _drop(copy: Path, wanted: Mapping[Path, ObjectInfo]) -> None:
+    """Delete what the store has no more; a place may have become a folder, or the reverse."""
+    if copy.is_file() and copy not in wanted:
+        copy.unlink()
+    for file in list(_files(copy)) if copy.is_dir() else ():
+        if file not in wanted and not file.name.startswith(".tmp-"):
+            file.unlink(missing_ok=True)
+
+
+def _files(folder: Path) -> Iterator[Path]:
+    for at, _, names in os.walk(folder):
+        yield from (Path(at) / name for name in names)
+
+
+def _time_ns(info: ObjectInfo) -> int:
+    """Return a file's time: the second of the object's, and in its fraction what the version is."""
+    return int(info.modified_s) * SECOND_NS + xxhash.xxh3_64_intdigest(info.version.encode()) % SECOND_NS
+
+
+def _is_there(place: Path, info: ObjectInfo) -> bool:
+    try:
+        status = place.stat()
+    except OSError:
+        return False
+    return (status.st_size, status.st_mtime_ns) == (info.size_bytes, _time_ns(info))
+
+
+def _copy(objects: Objects, place: Path, info: ObjectInfo) -> None:
+    """Copy an object; its copy has its name once it is whole."""
+    place.parent.mkdir(parents=True, exist_ok=True)
+    begun = place.parent / f".tmp-{uuid.uuid4().hex}"
+    try:
+        with begun.open("wb") as file:
+            for start in range(0, info.size_bytes, PART_BYTES):
+                span = Span(start, min(start + PART_BYTES, info.size_bytes))
+                (part,) = objects.get_ranges(info.path, [span])
+                if len(part) != span.stop - span.start:
+                    raise MissingSource(
+                        f"{objects.url}/{info.path} changed while it was copied",
+                        found=f"{len(part)} bytes of {span.stop - span.start}",
+                    )
+                file.write(part)
+        os.utime(begun, ns=(_time_ns(info), _time_ns(info)))
+        begun.replace(place)
+    finally:
+        begun.unlink(missing_ok=True)
+
+
+def _source_path(value: Any, info: ValidationInfo) -> Path:
+    if isinstance(value, Path):
+        return value
+    if not isinstance(value, str):
+        raise ValueError("write a path, or an address such as s3://bucket/prefix, in quotes")  # noqa: TRY004 - told so
+    return store_path(value) if "://" in value else Path(against_job(value, info))
+
+
+def _as_text(path: Path) -> str:
+    return path.url if isinstance(path, StorePath) else str(path)
+
+
+SourcePath = Annotated[Path, PlainValidator(_source_path), PlainSerializer(_as_text, when_used="json")]
+"""Where a source lies: a path, relative to the job's folder, or the address of files in an object store."""

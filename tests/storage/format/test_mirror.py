@@ -1,0 +1,184 @@
+"""Sources in an object store: every kind is read as from a disk, and what changes there is seen."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from pydantic import TypeAdapter, ValidationError
+
+from storage.cache import Cache
+from storage.datasets import AnySource
+from storage.errors import BadRequest, MissingSource, StaleCache
+from storage.format.objects import RemoteObjects
+from storage.format.stores.mirror import StorePath, fetched
+from teacher_cache.work import ingest
+from tests.published.test_tar_texts import captioned
+from tests.published.test_webdataset import CLASSES, pairs, write_tar
+from tests.published.toys import picture
+from tests.tables.toys import customers, write_csv
+from tests.teacher_cache.toys import Silent, build, write_job
+
+
+@pytest.fixture(autouse=True)
+def copies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("STILLROOM_SOURCES", str(tmp_path / "copies"))
+    return tmp_path / "copies"
+
+
+@pytest.fixture
+def upload(bucket: str) -> Callable[[Path], str]:
+    """Put a folder, or a file, into the bucket below its own name; return its address."""
+
+    def put(path: Path) -> str:
+        store = RemoteObjects(bucket)
+        for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
+            if file.is_file():
+                store.put(file.relative_to(path.parent).as_posix(), file.read_bytes())
+        return f"{bucket}/{path.name}"
+
+    return put
+
+
+def write_data(folder: Path) -> dict[str, str]:
+    """Write data of several kinds; return what a `[[dataset]]` of each says besides its path."""
+    for number, name in enumerate(["red", "green"] * 4):
+        (folder / "photos" / name).mkdir(parents=True, exist_ok=True)
+        (folder / f"photos/{name}/{number}.png").write_bytes(picture(name, number))
+    write_tar(folder / "tars/a-0.tar", pairs(CLASSES * 2))
+    write_tar(folder / "tars/a-1.tar", pairs(CLASSES * 2, first=6))
+    write_tar(folder / "texts/0.tar", captioned(12))
+    write_csv(folder / "rows.csv", customers(40))
+    lines = [f'{{"text": "some words and number {i}", "label": "{"ab"[i % 2]}"}}\n' for i in range(20)]
+    (folder / "lines.jsonl").write_text("".join(lines))
+    tokenizer = "length = 16\ntrain_tokenizer = { vocabulary = 300 }"
+    return {
+        "photos": 'kind = "image_folder"',
+        "tars/a-{0..1}.tar": 'kind = "webdataset"\nclasses = ["red", "green", "blue"]',
+        "texts": f'kind = "webdataset"\ncolumn = "txt"\nlabel = "cls"\n{tokenizer}',
+        "rows.csv": 'kind = "table"\nlabel = "churn"',
+        "lines.jsonl": f'kind = "text"\ncolumn = "text"\nlabel = "label"\n{tokenizer}',
+    }
+
+
+def sections(told: dict[str, str], at: str) -> list[str]:
+    return [
+        f'[[dataset]]\nname = "d{i}"\npath = "{at}/{path}"\n{rest}\n' for i, (path, rest) in enumerate(told.items())
+    ]
+
+
+@pytest.mark.slow
+def test_every_kind_is_the_same_from_a_bucket_and_from_a_disk(
+    tmp_path: Path, upload: Callable[[Path], str], bucket: str
+) -> None:
+    (tmp_path / "data").mkdir()
+    told = write_data(tmp_path / "data")
+    for path in ("photos", "tars", "texts", "rows.csv", "lines.jsonl"):
+        upload(tmp_path / "data" / path)
+    watcher = Silent()
+    assert build(write_job(tmp_path, *sections(told, str(tmp_path / "data")), cache="here")).exit_code == 0
+    remote = write_job(tmp_path, *sections(told, bucket), cache="there")
+    assert build(remote, watcher=watcher).exit_code == 0
+    here, there = (Cache.open(str(tmp_path / name)) for name in ("here", "there"))
+    for number in range(len(told)):
+        dataset = f"d{number}"
+        assert here.dataset(dataset) == there.dataset(dataset)
+        assert (
+            here.samples()
+            .of(dataset)
+            .drop("attempt", strict=False)
+            .equals(there.samples().of(dataset).drop("attempt", strict=False))
+        )
+    assert build(remote).built == 0
+
+
+def test_what_is_copied_is_told_and_not_copied_again(
+    tmp_path: Path, upload: Callable[[Path], str], copies: Path
+) -> None:
+    write_csv(tmp_path / "rows.csv", customers(40))
+    url = upload(tmp_path / "rows.csv")
+    source = TypeAdapter(AnySource).validate_python({"name": "rows", "kind": "table", "path": url, "label": "churn"})
+    assert isinstance(source.path, StorePath)
+    assert source.fetched() == [
+        f"copied to this machine: 1 file, {(tmp_path / 'rows.csv').stat().st_size:,} bytes, in {copies}"
+    ]
+    assert source.fetched() == []
+    assert source.path.read_bytes() == (tmp_path / "rows.csv").read_bytes()
+    again = TypeAdapter(AnySource).validate_json(source.model_dump_json())
+    assert (again.path, again.path.url) == (source.path, source.path.url)  # as a worker gets it
+    with source.path.open("ab") as file:  # a copy that is not what it was
+        file.write(b"x")
+    assert fetched(source.path) == (1, (tmp_path / "rows.csv").stat().st_size)
+
+
+def test_what_changes_in_the_bucket_is_seen_as_on_a_disk(
+    tmp_path: Path, upload: Callable[[Path], str], bucket: str
+) -> None:
+    rows = customers(40)
+    (tmp_path / "t").mkdir()
+    for number in range(2):
+        write_csv(tmp_path / f"t/{number}.csv", rows[20 * number : 20 * (number + 1)])
+    job = write_job(
+        tmp_path, f'[[dataset]]\nname = "t"\nkind = "table"\npath = "{upload(tmp_path / "t")}"\nlabel = "churn"\n'
+    )
+    assert build(job).exit_code == 0
+    write_csv(tmp_path / "t/2.csv", customers(10, seed=3))
+    upload(tmp_path / "t")
+    assert build(job).built == 1
+    assert len(Cache.open(str(tmp_path / "cache")).samples().of("t")) == 50
+    rows[0] = rows[0] | {"income": "1.00"}
+    write_csv(tmp_path / "t/0.csv", rows[:20])
+    upload(tmp_path / "t")
+    with pytest.raises(StaleCache, match=r"1 samples with other content: 0\.csv:0"):
+        build(job)
+    RemoteObjects(bucket).delete("t/1.csv")
+    with pytest.raises(StaleCache, match="has lost samples"):
+        build(job)
+
+
+def test_a_worker_on_another_machine_copies_what_it_reads(
+    tmp_path: Path, upload: Callable[[Path], str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_csv(tmp_path / "rows.csv", customers(40))
+    job = write_job(
+        tmp_path,
+        f'[[dataset]]\nname = "r"\nkind = "table"\npath = "{upload(tmp_path / "rows.csv")}"\nlabel = "churn"\n',
+    )
+
+    asked = []
+    look = ingest._is_at_hand
+
+    def gone(source: object, extent: object) -> bool:
+        if not asked:  # as if the copy of the build were another machine's
+            source.path.unlink()  # type: ignore[attr-defined]
+        asked.append(look(source, extent))  # type: ignore[arg-type]
+        return asked[-1]
+
+    monkeypatch.setattr(ingest, "_is_at_hand", gone)
+    assert build(job).exit_code == 0
+    assert asked == [False]
+
+
+def test_addresses_that_no_source_can_have_are_refused(bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    for path in ("https://host/rows.csv", "s3://key:word@bucket/rows.csv", "s3://", 5):
+        with pytest.raises(ValidationError) as refused:
+            TypeAdapter(AnySource).validate_python({"name": "d", "kind": "table", "path": path})
+        assert "key:word" not in str(refused.value.errors(include_input=False))
+    nothing = TypeAdapter(AnySource).validate_python({"name": "d", "kind": "table", "path": f"{bucket}/none.csv"})
+    with pytest.raises(MissingSource, match="there is nothing at"):
+        nothing.fetched()
+
+
+def test_a_disk_without_room_is_refused_before_a_byte_is_copied(
+    tmp_path: Path, upload: Callable[[Path], str], copies: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "rows.csv").write_bytes(b"x" * 1000)
+    source = TypeAdapter(AnySource).validate_python(
+        {"name": "d", "kind": "table", "path": upload(tmp_path / "rows.csv")}
+    )
+    monkeypatch.setattr("shutil.disk_usage", lambda path: type("Usage", (), {"free": 999})())
+    with pytest.raises(BadRequest, match="the disk has no room for a copy") as refused:
+        source.fetched()
+    assert "STILLROOM_SOURCES" in str(refused.value.do)
+    assert not list(copies.rglob("*.csv"))
