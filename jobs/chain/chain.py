@@ -91,6 +91,10 @@ def chain_of(job: ChainJob) -> list[tuple[Generation, CacheJob]]:
             found=", ".join(twice),
             expected="names of their own: in the cache a student is a teacher by its name",
         )
+    try:
+        job.check_kept_outside(data.cache)
+    except ValueError as error:
+        raise BadJob(f"{job.job} and this chain do not go together", found=str(error)) from None
     _check_known(job, [teacher.name for teacher in data.teacher])
     _check_served(job)
     asked, found = list(data.teacher), []

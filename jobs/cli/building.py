@@ -187,10 +187,10 @@ def tell_report(cache: str, report: BuildReport, night: Night) -> None:
     size: dict[str, Any] = {"rows": report.rows, "bytes": report.bytes}
     night.event("built", cache=cache, **counts, **size, quarantined=unreadable)
     for result, count in counts.items():
-        night.figures.set("build_shards", count, result=result)
-    night.figures.set("build_rows", report.rows)
-    night.figures.set("build_bytes", report.bytes)
-    night.figures.set("build_rows_per_second", report.rows / max(night.seconds, 1e-3))
+        night.figures.add("build_shards", count, result=result)  # a chain has several builds
+    rows = night.figures.add("build_rows", report.rows)
+    night.figures.add("build_bytes", report.bytes)
+    night.figures.set("build_rows_per_second", rows / max(night.seconds, 1e-3))
     for name, count in unreadable.items():
         night.figures.set("build_quarantined_rows", count, dataset=name)
 

@@ -25,11 +25,15 @@ class TrainingJob(DataOptions, FleetOptions):
     Attributes:
         runs: folder of the runs, one below it for each student.
         defaults: lie beneath every `[[student]]`, its sweep among them.
+        keep: folder of this machine in which shards are kept once they were read; never changes what is computed.
+        keep_bytes: of all that is kept there.
         cluster: where groups of students are trained; decides nothing about what is computed.
         student: all of them, defaults and sweeps multiplied out; `read_job` does that (`jobs.files.sweep`).
     """
 
     runs: JobPath
+    keep: JobPath | None = None
+    keep_bytes: Annotated[int, Field(ge=1)] | None = None
     cluster: StudentClusterOptions = StudentClusterOptions()
     defaults: dict[str, Any] = Field(default={})
     student: Annotated[list[StudentOptions], Field(min_length=1)]
@@ -39,26 +43,30 @@ class TrainingJob(DataOptions, FleetOptions):
         refuse_twice("student", [student.name for student in self.student])
         return self
 
+    @model_validator(mode="after")
+    def _bounded(self) -> Self:
+        if (self.keep is None) != (self.keep_bytes is None):
+            raise ValueError("give `keep`, a folder of this machine, and `keep_bytes`, what it may hold, together")
+        return self
+
+    def check_kept_outside(self, cache: str) -> None:
+        """Raise ValueError if shards of a cache would be kept in that cache itself."""
+        if self.keep is not None and "://" not in cache and self.keep.is_relative_to(cache):
+            raise ValueError(f"`keep` lies in the cache itself ({self.keep}); name a folder on a disk of this machine")
+
 
 class StudentJob(TrainingJob):
     """A whole `*.students.toml`; the fields of DataOptions and FleetOptions stand at its top.
 
     Attributes:
         cache: where rows are read.
-        keep: folder of this machine in which shards are kept once they were read; never changes what is computed.
-        keep_bytes: of all that is kept there.
     """
 
     cache: CacheUrl
-    keep: JobPath | None = None
-    keep_bytes: Annotated[int, Field(ge=1)] | None = None
 
     @model_validator(mode="after")
-    def _bounded(self) -> Self:
-        if (self.keep is None) != (self.keep_bytes is None):
-            raise ValueError("give `keep`, a folder of this machine, and `keep_bytes`, what it may hold, together")
-        if self.keep is not None and "://" not in self.cache and self.keep.is_relative_to(self.cache):
-            raise ValueError(f"`keep` lies in the cache itself ({self.keep}); name a folder on a disk of this machine")
+    def _kept_elsewhere(self) -> Self:
+        self.check_kept_outside(self.cache)
         return self
 
     def request(self, device: Device, parallel: Parallel) -> Request:

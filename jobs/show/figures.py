@@ -53,6 +53,12 @@ class Figures:
         """Keep a figure, by a name of HELP."""
         self._values[name, _labels(self._labels | labels)] = value
 
+    def add(self, name: str, value: float, **labels: str) -> float:
+        """Add to a figure, of a command that does several things of a kind; return what it is then."""
+        key = name, _labels(self._labels | labels)
+        self._values[key] = self._values.get(key, 0) + value
+        return self._values[key]
+
     def check(self, path: Path) -> None:
         """Check that a file may be written at the end, before there is anything to lose.
 

@@ -109,6 +109,6 @@ def tell_summary(summary: Summary, night: Night) -> None:
             if (value := getattr(record, figure)) is not None:
                 night.figures.set("train_figure", value, student=record.student, figure=figure)
     for status, count in counts.items():
-        night.figures.set("train_students", count, status=status)
+        night.figures.add("train_students", count, status=status)  # a chain has several trainings
     failed = {name: told(error) for name, error in summary.errors.items()}
     night.event("trained", "error" if failed else "info", **counts, errors=failed)

@@ -107,8 +107,15 @@ def test_each_generation_teaches_the_next_and_a_second_run_does_nothing(
     assert foretold.out.count("later") == 3
     assert "generation 1 waits for 2 shards of the cache" in foretold.out
     assert not (tmp_path / "own/cache").exists()
-    ended = program("student", "chain", job, "--json")
+    prom = tmp_path / "chain.prom"
+    ended = program("student", "chain", job, "--json", "--metrics-file", prom)
     assert ended.code == 0, ended.err
+    figures = {line.split("{")[0]: float(line.split()[-1]) for line in prom.read_text().splitlines() if "}" in line}
+    assert figures["stillroom_exit_code"] == 0
+    assert (
+        f'stillroom_train_students{{command="student chain",subject="{job}",status="finished"}} 3' in prom.read_text()
+    )
+    assert figures["stillroom_build_rows"] == 360  # the data, and both of them asked about each row
     found = json.loads(ended.out)["generations"]
     assert [[each["student"] for each in one["students"]] for one in found] == [["first"], ["second"], ["third"]]
     assert weights(tmp_path / "own") == weights(whole)
@@ -215,3 +222,16 @@ def test_students_of_one_generation_are_trained_together(tmp_path: Path) -> None
         (["second", "other"], ("first",)),
         (["third"], ("second",)),
     ]
+
+
+def test_shards_are_kept_where_the_chain_says_and_never_in_its_cache(tmp_path: Path) -> None:
+    (tmp_path / "scratch").mkdir()
+    said = 'keep = "scratch"\nkeep_bytes = 1_000_000\n'
+    path = write(tmp_path, CHAIN.replace("stacking", f"{said}stacking"))
+    (generation, asking), *_ = chain_of(read_job(path, ChainJob))
+    kept = read_job(path, ChainJob).of(asking.cache, generation.students)
+    assert (kept.keep, kept.keep_bytes) == (tmp_path / "scratch", 1_000_000)
+    path.write_text(path.read_text().replace('"scratch"', '"cache/scratch"'))
+    with pytest.raises(BadJob) as refused:
+        chain_of(read_job(path, ChainJob))
+    assert "lies in the cache itself" in str(refused.value)

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from jobs.cli.arguments import DeviceOption, JobArgument, JsonOption, LogFormatOption, WaitOption
+from jobs.cli.arguments import DeviceOption, JobArgument, JsonOption, LogFormatOption, MetricsOption, WaitOption
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -31,13 +31,14 @@ def chain(
     wait: WaitOption = False,
     device: DeviceOption = "auto",
     log_format: LogFormatOption = "text",
+    metrics_file: MetricsOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Train students that learn from one another: each generation is asked about all rows, and teaches the next."""
     from jobs.show import terminal
     from jobs.show.night import Night
 
-    night = Night("student chain", job, log_format)
+    night = Night("student chain", job, log_format, None if dry_run else metrics_file)
 
     def action() -> int:
         from jobs.files.chain_job import ChainJob

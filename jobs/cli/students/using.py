@@ -43,6 +43,10 @@ def evaluate(
     only_known: Annotated[
         bool, typer.Option("--only-known", help="Leave out rows of classes that the student does not know.")
     ] = False,
+    keep: Annotated[
+        Path | None, typer.Option(metavar="FOLDER", help="Keep shards of the cache there, as a job of train does.")
+    ] = None,
+    keep_bytes: Annotated[int | None, typer.Option(metavar="N", min=1, help="Of all that is kept there.")] = None,
     architecture: ArchitectureOption = None,
     device: DeviceOption = "auto",
     as_json: JsonOption = False,
@@ -52,11 +56,16 @@ def evaluate(
 
     def action() -> int:
         from jobs.show.evaluation import print_evaluation
+        from storage.errors import BadRequest
         from student_train.using.answering import load_answerer
         from student_train.using.evaluating.evaluate import as_values, evaluate_rows, find_rows
+        from student_train.using.evaluating.rows import Keep
 
+        if (keep is None) != (keep_bytes is None):
+            raise BadRequest("--keep FOLDER and --keep-bytes N, what it may hold, go together")
+        kept = None if keep is None or keep_bytes is None else Keep(keep.absolute(), keep_bytes)
         answerer = load_answerer(run, device=device, architecture=architecture)
-        rows = find_rows(answerer, dataset, cache=cache, teacher=teacher, labels=labels)
+        rows = find_rows(answerer, dataset, cache=cache, teacher=teacher, labels=labels, keep=kept)
         with terminal.watching("rows") as watch:
             if rows.num_rows is not None:
                 watch.begin(answerer.name, rows.num_rows)

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image
 from pydantic import TypeAdapter, ValidationError
 from torch import Tensor
 
@@ -37,6 +38,8 @@ PROMISED = {
 }  # fmt: skip
 # keys of a promise that say which rows there are, not what a row is
 WHICH_ROWS = {"id", "part", "where", "labels", "train_tokenizer"}
+LABELLED_IMAGES = "a folder with one sub-folder of images for each class"
+UNLABELLED = "move the images into sub-folders called after their classes; student predict RUN INPUTS needs no labels"
 NO_LABELS = 'of a .npy give --labels FILE.npy; a .npz has "inputs" and "labels"; of images, a folder for each class'
 
 
@@ -77,9 +80,9 @@ def rows_elsewhere(path: Path, answerer: Answerer, labels: Path | None) -> Label
         path.name,
         classes,
         batches,
-        (*source.notes(), *notes),
-        lambda: unreadable,
-        known,
+        notes=(*source.notes(), *notes),
+        unreadable=lambda: unreadable,
+        num_rows=known,
         remarks=remarks,
     )
 
@@ -133,13 +136,21 @@ def source_like(path: Path, answerer: Answerer, labels: Path | None) -> Source:
 
 
 def _kind_of_images(path: Path) -> str:
-    """Return what kind of images lies at a path."""
+    """Return what kind of images lies at a path. Raises MissingSource: they have no labels."""
     of_folder, of_tables, of_tars = IMAGES
+    if path.suffix.lower() in Image.EXTENSION:
+        raise MissingSource(f"{path} is one image, without a label", expected=LABELLED_IMAGES, do=UNLABELLED)
     if is_saved(path):
         return of_tables
     if are_tars(path):
         return of_tars
-    return of_tables if path.is_file() or any(path.glob("*.parquet")) else of_folder
+    if path.is_file() or any(path.glob("*.parquet")):
+        return of_tables
+    if path.is_dir() and not any(entry.is_dir() for entry in path.iterdir()):
+        files = sum(entry.suffix.lower() in Image.EXTENSION for entry in path.iterdir())
+        found = f"{files} image{'s' * (files != 1)} in the folder itself"
+        raise MissingSource(f"{path} has no sub-folders", found=found, expected=LABELLED_IMAGES, do=UNLABELLED)
+    return of_folder
 
 
 def _as_promised(promise: dict[str, Any], path: Path, classes: tuple[str, ...]) -> dict[str, Any]:

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from math import prod
+from math import isnan, prod
 from pathlib import Path
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import torch
 from torch import Tensor
 
+from storage.cache import Cache
 from storage.errors import BadRequest, MissingSource, RowsMissing
 from storage.tasks import Task
 from student_train.comparing.figures import interval
@@ -23,8 +24,8 @@ from student_train.tasks import task_of
 from student_train.using.answering import Answerer
 from student_train.using.evaluating.counting import Counts
 from student_train.using.evaluating.elsewhere import rows_elsewhere
-from student_train.using.evaluating.matching import match_classes
-from student_train.using.evaluating.rows import LabelledRows, rows_of_cache
+from student_train.using.evaluating.matching import Matched, match_classes
+from student_train.using.evaluating.rows import Keep, LabelledRows, rows_of_cache
 
 if TYPE_CHECKING:
     from student_train.stepping.stepper import Stepper
@@ -65,7 +66,13 @@ class Evaluation:
 
 
 def find_rows(
-    answerer: Answerer, dataset: str, *, cache: str | None, teacher: str | None, labels: Path | None
+    answerer: Answerer,
+    dataset: str,
+    *,
+    cache: str | None,
+    teacher: str | None,
+    labels: Path | None,
+    keep: Keep | None = None,
 ) -> LabelledRows:
     """Return the rows that a DATASET of the command line means.
 
@@ -75,6 +82,7 @@ def find_rows(
         cache: where those lie; None: where the run's own do, if it is no path.
         teacher: to agree with, of rows of a cache.
         labels: of a .npy.
+        keep: where shards of a cache are kept on this machine.
 
     Raises:
         BadRequest: it could be either; or it is neither.
@@ -92,6 +100,8 @@ def find_rows(
             )
         if teacher is not None:
             raise BadRequest("no teacher has been asked about the files of a folder", found=f"--teacher {teacher}")
+        if keep is not None:
+            raise BadRequest("--keep is for shards of a cache", found=f"{dataset}, whose files are read as they lie")
         return rows_elsewhere(path, answerer, labels)
     if cache is None and (known is None or dataset.startswith((".", "/")) or path.suffix):
         raise MissingSource(
@@ -101,7 +111,8 @@ def find_rows(
         )
     if labels is not None:
         raise BadRequest("--labels is of a .npy file", found=f"{dataset} of a cache, whose rows have their labels")
-    return rows_of_cache(str(cache or known), dataset, answerer.blueprint, answerer.device, teacher, preferred)
+    opened = Cache.open(str(cache or known)) if keep is None else keep.of(Cache.open(str(cache or known)))
+    return rows_of_cache(opened, dataset, answerer.blueprint, answerer.device, teacher, preferred)
 
 
 def evaluate_rows(
@@ -120,15 +131,9 @@ def evaluate_rows(
         advance: told of every batch's rows.
 
     Raises:
-        BadRequest: classes cannot be matched by name; no row has a label; or an ONNX file is to be measured at many
-            sites of a row.
+        BadRequest: classes cannot be matched by name; no row has a label; or it answers with NaN.
     """
     task, names = task_of(answerer.blueprint), answerer.blueprint.classes
-    if task.figures == "sites" and answerer.student is None:
-        raise BadRequest(
-            f"{answerer.name} answers for whole texts at once, and is not measured position by position",
-            do="name the folder of the run",
-        )
     if not (task.asked.has_classes or task.asked.numbers) and rows.against is None:
         raise BadRequest(
             f"{answerer.name} answers with vectors, which are measured against a teacher's",
@@ -137,11 +142,57 @@ def evaluate_rows(
         )
     by_name = task.asked.has_classes and task.asked.label_array is None  # ids of tokens the tokenizer stands for
     matched = match_classes(rows.classes, names, rows.name, only_known=only_known) if by_name else None
-    asked, sums = (
-        _Asked(answerer),
-        MEASURES[task.figures](1, cast("Student", answerer), {rows.name: rows.num_rows or 0}),
-    )
     counts = Counts(names, answerer.blueprint.num_classes) if by_name else None
+    taken = _take(answerer, rows, matched, counts, advance)
+    if not taken.measured and not taken.compared:
+        raise BadRequest(
+            f"no row of {rows.told} has a label that the student knows",
+            do="rows of a cache that a teacher has answered: how often both agree is measured without labels",
+        )
+    figures, notes = taken.figures, [*rows.notes, *rows.told_at_end, *rows.noted()]
+    if not taken.measured:  # a transfer set
+        note = f"no row has a label that the student knows: how often it agrees with {rows.teacher} is all there is"
+        told = (*notes, note)
+        return Evaluation(rows.told, figures, taken.compared, None, rows.teacher, None, told, rows.unreadable())
+    if counts is not None and figures.macro_f1 is None:
+        figures = figures.model_copy(update={"macro_f1": counts.macro_f1})
+    independent = task.report.independent and figures.accuracy is not None
+    return Evaluation(
+        rows.told,
+        figures,
+        taken.measured,
+        interval(figures.accuracy or 0.0, taken.measured) if independent else None,
+        rows.teacher,
+        counts,
+        (*notes, *(() if matched is None else matched.notes)),
+        rows.unreadable(),
+    )
+
+
+class _Taken(NamedTuple):
+    """What came of all rows.
+
+    Attributes:
+        figures: of them.
+        measured: how many have a label that counts.
+        compared: of how many a teacher's class is known.
+    """
+
+    figures: Measured
+    measured: int
+    compared: int
+
+
+def _take(
+    answerer: Answerer,
+    rows: LabelledRows,
+    matched: Matched | None,
+    counts: Counts | None,
+    advance: Callable[[int], None],
+) -> _Taken:
+    """Ask about all rows, a batch at a time; what is counted beside the figures goes into `counts`."""
+    task, asked = task_of(answerer.blueprint), _Asked(answerer)
+    sums = MEASURES[task.figures](1, cast("Student", answerer), {rows.name: rows.num_rows or 0})
     measured = compared = start = 0
     with torch.inference_mode():
         for batch, tops_B in rows.batches(_batch_rows(answerer)):
@@ -162,37 +213,10 @@ def evaluate_rows(
                 counts.add(asked.said_BC, labels_B)
             start = stop
             advance(len(labels_B))
-    if not measured and not compared:
-        raise BadRequest(
-            f"no row of {rows.told} has a label that the student knows",
-            do="rows of a cache that a teacher has answered: how often both agree is measured without labels",
-        )
     (figures,) = sums.figures(ALONE)
-    if not measured:  # a transfer set
-        note = f"no row has a label that the student knows: how often it agrees with {rows.teacher} is all there is"
-        return Evaluation(
-            rows.told,
-            figures,
-            compared,
-            None,
-            rows.teacher,
-            None,
-            (*rows.notes, *rows.told_at_end, note),
-            rows.unreadable(),
-        )
-    if counts is not None and figures.macro_f1 is None:
-        figures = figures.model_copy(update={"macro_f1": counts.macro_f1})
-    independent = task.report.independent and figures.accuracy is not None
-    return Evaluation(
-        rows.told,
-        figures,
-        measured,
-        interval(figures.accuracy or 0.0, measured) if independent else None,
-        rows.teacher,
-        counts,
-        (*rows.notes, *rows.told_at_end, *(() if matched is None else matched.notes)),
-        rows.unreadable(),
-    )
+    if figures.cross_entropy is not None and isnan(figures.cross_entropy):  # of many sites nobody looks at each logit
+        raise _nan(answerer)
+    return _Taken(figures, measured, compared)
 
 
 def _num_measured(asked: Task, labels_B: Tensor) -> int:
@@ -207,21 +231,36 @@ class _Asked:
 
     def __init__(self, answerer: Answerer):
         self._answerer = answerer
-        self.states = [SimpleNamespace(exported=answerer.student)]
+        self.states = [SimpleNamespace(exported=self if answerer.student is None else answerer.student)]
         self.said_BC = torch.empty(0)
 
     def logits(self, inputs: Tensor) -> Tensor:
         """Return (1, B, C) float32, which is kept for whoever counts more of it."""
-        self.said_BC = self._answerer.logits(inputs)
-        if self.said_BC.isnan().any():
-            raise BadRequest(
-                f"{self._answerer.name} answers with NaN", do="student predict RUN INPUTS tells to which samples"
-            )
+        self.said_BC = self.hidden(inputs)
         return self.said_BC[None]
+
+    def hidden(self, inputs: Tensor) -> Tensor:
+        """Return the logits (B, *sites, C) of all sites at once: an ONNX file is in one part."""
+        said = self._answerer.logits(inputs)
+        if said.isnan().any():
+            raise _nan(self._answerer)
+        return said
+
+    def scores(self, logits_NC: Tensor) -> Tensor:
+        """Return them as they are."""
+        return logits_NC
+
+
+def _nan(answerer: Answerer) -> BadRequest:
+    return BadRequest(f"{answerer.name} answers with NaN", do="student predict RUN INPUTS tells to which samples")
 
 
 def _batch_rows(answerer: Answerer) -> int:
-    return max(1, min(MOST_ROWS, BATCH_BYTES // (4 * prod(answerer.blueprint.input_shape))))
+    """Return how many rows are asked about at a time, whose logits are there at once where a file gives all sites'."""
+    numbers = prod(answerer.blueprint.input_shape)
+    if answerer.student is None and task_of(answerer.blueprint).figures == "sites":
+        numbers *= answerer.blueprint.num_classes
+    return max(1, min(MOST_ROWS, BATCH_BYTES // (4 * numbers)))
 
 
 def as_values(found: Evaluation) -> dict[str, Any]:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from storage.cache import Cache, Samples
+from storage.cache import Cache, Catalogue, Samples
 from storage.errors import BadRequest, NotInCache
 from storage.inputs import inputs_of
 from storage.inputs.columns import check_same_columns
@@ -40,7 +41,8 @@ class LabelledRows:
         classes: names, in the order of the labels.
         batches: yields (rows with labels, top classes of the teacher or None), of so many rows at a time.
         notes: what is to be told of them before they are read.
-        unreadable: called afterwards: samples that could not be read, as (id, reason).
+        noted: called afterwards: what is to be told of how they were read.
+        unreadable: likewise: samples that could not be read, as (id, reason).
         num_rows: how many there are, where that is known.
         teacher: whom agreement is with.
         against: the teacher whose soft targets of each site come along, where the task is measured so.
@@ -51,6 +53,7 @@ class LabelledRows:
     classes: tuple[str, ...]
     batches: Callable[[int], Iterator[tuple[Batch, Tensor | None]]]
     notes: tuple[str, ...] = ()
+    noted: Callable[[], list[str]] = list
     unreadable: Callable[[], list[tuple[str, str]]] = list
     num_rows: int | None = None
     teacher: str | None = None
@@ -63,13 +66,27 @@ class LabelledRows:
         return tuple(f"{count:,} {remark}" for remark, count in self.remarks.items())
 
 
+class Keep(NamedTuple):
+    """A folder of this machine in which shards are kept once they were read, and how many bytes it may hold."""
+
+    folder: Path
+    most_bytes: int
+
+    def of(self, cache: Cache) -> Cache:
+        """Return a cache whose shards are kept there. Raises BadRequest: it lies in the cache itself."""
+        if "://" not in cache.url and self.folder.is_relative_to(cache.url):
+            found, do = str(self.folder), "name a folder on a disk of this machine"
+            raise BadRequest("shards would be kept in the cache itself", found=found, do=do)
+        return cache.kept_in(*self)
+
+
 def rows_of_cache(
-    url: str, rows: str, blueprint: Blueprint, device: torch.device, teacher: str | None, preferred: Mapping[str, Any]
+    cache: Cache, rows: str, blueprint: Blueprint, device: torch.device, teacher: str | None, preferred: Iterable[str]
 ) -> LabelledRows:
     """Return rows of a cache.
 
     Args:
-        url: of the cache.
+        cache: where they are.
         rows: "<dataset>" or "<dataset>/<split>".
         blueprint: of who is measured on them.
         device: where it is.
@@ -80,7 +97,6 @@ def rows_of_cache(
         NotInCache: there are none; or the teacher was not asked.
         BadRequest: they are no inputs of such a student.
     """
-    cache = Cache.open(url)
     dataset = rows.partition("/")[0]
     catalogue = cache.catalogue({dataset})
     spec = catalogue.dataset(dataset)
@@ -90,14 +106,7 @@ def rows_of_cache(
     if own is not None:
         check_decoded_for("the student", spec, own, None, "[[student]]")
     check_same_columns(spec.source, blueprint.source, f"{rows} is no data for this student")
-    answered = [name for name in catalogue.teacher_names(dataset) if PLAIN in catalogue.view_names(dataset, name)]
-    if teacher is not None and teacher not in answered:
-        raise NotInCache(
-            f"teacher {teacher} was not asked about the plain rows of {dataset}",
-            found=", ".join(answered) or "no teacher",
-            do="leave out --teacher, or name one of these",
-        )
-    chosen = teacher or next((name for name in (*preferred, *answered) if name in answered), None)
+    chosen = _choose_teacher(catalogue, dataset, teacher, preferred)
     # a row that is its only site has its teacher's class in a column
     by_row = task_of(spec).label_array is None and task_of(spec).has_classes
     agree_with = chosen if by_row else None
@@ -116,25 +125,43 @@ def rows_of_cache(
             yield batch, None if tops_N is None else tops_N[start:stop]
             start = stop
 
-    committed = catalogue.committed(dataset)
-    missing = [shard for shard in catalogue.shards(dataset) if shard.shard not in committed]
-    # a shard in a range of bytes has as many rows as its commit says
-    left = f"{len(missing)} shards" if spec.byte_ranges else f"{sum(s.stop - s.start for s in missing)} rows"
-    notes = [f"{left} of {dataset} are not built yet, and not measured"] if missing else []
     return LabelledRows(
-        told=f"{selection.num_rows:,} rows of {rows} in {url}",
+        told=f"{selection.num_rows:,} rows of {rows} in {cache.url}",
         name=dataset,
         classes=tuple(spec.classes),
         batches=batches,
         notes=(
-            *notes,
+            *_unbuilt(catalogue, dataset),
             *([] if why_not is None else [f"not measured against a teacher: {why_not}"]),
             *other_preprocessing(spec.source | (own.said() if own else {}), blueprint, dataset),
         ),
+        noted=list if cache.kept is None else cache.kept.notes,
         num_rows=selection.num_rows,
         teacher=agree_with or (None if against is None else against.teacher),
         against=against,
     )
+
+
+def _choose_teacher(catalogue: Catalogue, dataset: str, teacher: str | None, preferred: Iterable[str]) -> str | None:
+    """Return whom to agree with, or None: nobody has answered. Raises NotInCache: the named one has not."""
+    answered = [name for name in catalogue.teacher_names(dataset) if PLAIN in catalogue.view_names(dataset, name)]
+    if teacher is not None and teacher not in answered:
+        raise NotInCache(
+            f"teacher {teacher} was not asked about the plain rows of {dataset}",
+            found=", ".join(answered) or "no teacher",
+            do="leave out --teacher, or name one of these",
+        )
+    return teacher or next((name for name in (*preferred, *answered) if name in answered), None)
+
+
+def _unbuilt(catalogue: Catalogue, dataset: str) -> list[str]:
+    """Return a note if rows of a dataset are not built yet."""
+    committed = catalogue.committed(dataset)
+    missing = [shard for shard in catalogue.shards(dataset) if shard.shard not in committed]
+    # a shard in a range of bytes has as many rows as its commit says
+    by_ranges = catalogue.dataset(dataset).byte_ranges
+    left = f"{len(missing)} shards" if by_ranges else f"{sum(s.stop - s.start for s in missing)} rows"
+    return [f"{left} of {dataset} are not built yet, and not measured"] if missing else []
 
 
 def check_inputs(

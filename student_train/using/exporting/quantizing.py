@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from storage.cache import Cache
 from storage.errors import BadRequest
 from student_train.options.sections import listed
 from student_train.run_files.records import RunRecord
@@ -55,20 +56,18 @@ def quantize_file(own: Answerer, record: RunRecord, folder: Path, cache: str | N
     if url is None or held is None:
         raise BadRequest("--quantize is calibrated on held rows, and nobody knows where they are", do="--cache URL")
     name = listed(held)[0]
-    rows = rows_of_cache(url, name, own.blueprint, own.device, None, dict(record.identity.get("teachers", {})))
+    rows = rows_of_cache(Cache.open(url), name, own.blueprint, own.device, None, record.identity.get("teachers", {}))
     _quantize(folder, own, rows)
     (folder / ONNX_FILE).unlink()
     small = load_onnx(folder / INT8_FILE)
     assert own.student is not None
     written = Written("ONNX model in int8", "onnx", small.logits, onnx_use(own.student, INT8_FILE))
-    if own.blueprint.asked.label_array is not None:
-        return written, ["quantised to int8; figures of positions are not measured on an ONNX file"]
     try:
         before, after = (evaluate_rows(each, rows) for each in (own, small))
     except BadRequest as error:  # neither labels nor a teacher's answers: there is a file all the same
         return written, [f"int8, calibrated on held rows of {name}; figures are not measured: {error.what}"]
     return written, [
-        f"int8, calibrated on {min(CALIBRATED, before.rows)} held rows of {name}",
+        f"int8, calibrated on {min(CALIBRATED, rows.num_rows or before.rows)} held rows of {name}",
         *_changes(before, after),
     ]
 

@@ -221,3 +221,23 @@ def test_pictures_of_two_kinds_of_files_are_compared_by_how_they_become_pixels()
     other = {"kind": "parquet_images", "channels": 3, "size": 8, "image": "image", "label": "label", "id": None}
     assert other_keys(other, one) == {"filter"}
     assert other_keys(other | {"filter": "box"}, one) == set()
+
+
+def test_pictures_without_labels_are_told_where_labels_are_to_be(program: Program, run: Path, tmp_path: Path) -> None:
+    folder = write_pictures(tmp_path, ("green",), 2) / "green"  # a folder of a class is no folder of classes
+    for path, found in ((folder, "2 images in the folder itself"), (folder / "000.png", None)):
+        refused = evaluated(program, run, path, code=2)
+        assert (refused["error"], refused["found"]) == ("MissingSource", found)
+        assert "student predict" in refused["do"]
+
+
+def test_shards_of_a_cache_are_kept_on_this_machine_if_asked_for(program: Program, run: Path, tmp_path: Path) -> None:
+    kept = ("--keep", tmp_path, "--keep-bytes", 10**6)
+    plain, first, again = (evaluated(program, run, "pictures/validation", *more) for more in ((), kept, kept))
+    assert plain == first == again
+    assert list(tmp_path.rglob("*.kept"))
+    gone = evaluated(program, run, "pictures/validation", "--keep", tmp_path / "gone", "--keep-bytes", 9)
+    assert (gone["figures"], gone["notes"] != plain["notes"]) == (plain["figures"], True)
+    for wrong in (("--keep", tmp_path), ("--keep", run.parents[1] / "cache/kept", "--keep-bytes", 9)):
+        evaluated(program, run, "pictures/validation", *wrong, code=2)
+    evaluated(program, run, write_pictures(tmp_path / "new", ("red",), 1), *kept, code=2)
