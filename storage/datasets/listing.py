@@ -8,13 +8,16 @@ its suffix is asked for, in any case of letters; if not, it is passed over, and 
 from __future__ import annotations
 
 import os
+import re
 from collections import Counter
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 # lower-case; of Synology, macOS and Windows
 LEFT_BEHIND = frozenset({"@eadir", "__macosx", "thumbs.db", "desktop.ini"})
+# as the Hub and TensorFlow call the files of one data set: train-00000-of-00002.parquet, -0a1b2c3d4e5f6a7b behind it
+COUNTED = re.compile(r"(?P<of>.+)-(?P<number>\d{4,6})-of-(?P<all>\d{4,6})(-[0-9a-f]{16})?(?P<end>\..+)")
 SHOWN = 6  # kinds of what was passed over, in a note
 
 
@@ -64,6 +67,28 @@ def passed_over(path: Path, suffixes: Collection[str], *, deep: bool = False) ->
     """Return a note on what was passed over in a folder of files of these suffixes; none if nothing was."""
     passed = told(list_files(path, suffixes, deep=deep).passed_over) if path.is_dir() else None
     return [] if passed is None else [f"passed over: {passed}"]
+
+
+def lacking(path: Path, files: Iterable[Path]) -> list[str]:
+    """Return a note on files that those of a folder count in their names, and that are not there; none if all are.
+
+    Args:
+        path: of the dataset; a single file is what somebody chose.
+        files: that are read.
+    """
+    counted: dict[tuple[Path, str, str, str], set[int]] = {}
+    for file in files if path.is_dir() else ():
+        if (named := COUNTED.fullmatch(file.name)) is not None:
+            counted.setdefault((file.parent, named["of"], named["all"], named["end"]), set()).add(int(named["number"]))
+    gone = [
+        f"{of}-{number:0{len(all_of)}d}-of-{all_of}{end}"
+        for (_, of, all_of, end), numbers in sorted(counted.items())
+        for number in sorted({*range(int(all_of))} - numbers)
+    ]
+    if not gone:
+        return []
+    more = f" and {len(gone) - SHOWN} more" if len(gone) > SHOWN else ""
+    return [f"files that others count in their names are not there: {', '.join(gone[:SHOWN])}{more}"]
 
 
 def told(counts: Counter[str]) -> str | None:

@@ -13,7 +13,7 @@ from pydantic import Field, PrivateAttr, model_validator
 
 from storage.datasets.arrays import load_numpy
 from storage.datasets.base import FILE_SCHEMA, LocalFile, RawSample, Recorded, Source, TokenFacts
-from storage.datasets.listing import list_files, passed_over
+from storage.datasets.listing import lacking, list_files, passed_over
 from storage.datasets.packing import fill_rows, join_documents
 from storage.errors import BadRequest, LabelOutOfRange, MissingSource
 from storage.format.stores.mirror import SourcePath
@@ -112,7 +112,7 @@ class TokensSource(Source):
         )
 
     def notes(self) -> list[str]:
-        return passed_over(self.path, (".npy",))
+        return [*passed_over(self.path, (".npy",)), *lacking(self.path, self._paths())]
 
     def class_names(self) -> list[str]:
         return []

@@ -7,7 +7,7 @@ from typing import Literal
 
 from storage.datasets.arrow import instead, several_splits
 from storage.datasets.base import LocalFile
-from storage.datasets.listing import list_files, passed_over
+from storage.datasets.listing import lacking, list_files, passed_over
 from storage.datasets.published.columns import ColumnImages
 from storage.datasets.published.parquet import ParquetTable, open_parquet
 from storage.errors import MissingSource
@@ -19,7 +19,8 @@ class ParquetImagesSource(ColumnImages):
     kind: Literal["parquet_images"]
 
     def passed_over(self) -> list[str]:
-        return [*passed_over(self.path, (".parquet",)), *several_splits(self.paths())]
+        paths = self.paths()
+        return [*passed_over(self.path, (".parquet",)), *several_splits(paths), *lacking(self.path, paths)]
 
     def _are_deeper(self) -> bool:
         return bool(list_files(self.path, (".parquet",)).files)

@@ -15,7 +15,7 @@ from pydantic import Field, PrivateAttr, model_validator
 
 from storage.datasets.base import FILE_SCHEMA, LocalFile, RawSample, Recorded, Unreadable
 from storage.datasets.images import ImageSource
-from storage.datasets.listing import list_files, told
+from storage.datasets.listing import lacking, list_files, told
 from storage.datasets.published.tar_names import find_tars, root_of
 from storage.datasets.published.tars import EVERY, TarSample, Walk, places_of
 from storage.errors import BadRequest, LabelOutOfRange, MissingSource
@@ -94,6 +94,8 @@ class WebDatasetSource(ImageSource):
     def notes(self) -> list[str]:
         beside = list_files(self.path, (".tar",)).passed_over if self.path.is_dir() else Counter()
         notes = [f"passed over: {passed}"] if (passed := told(beside)) else []
+        root, names = self._tars()
+        notes += lacking(self.path, [root / name for name in names])
         return [*notes, *([f"passed over in tars: {passed}"] if (passed := told(self._passed)) else [])]
 
     def read(self, file: str, position: int, rows: int) -> Iterator[RawSample]:

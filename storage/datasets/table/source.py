@@ -12,7 +12,7 @@ import polars as pl
 from pydantic import Field, PrivateAttr, model_validator
 
 from storage.datasets.base import FILE_SCHEMA, LocalFile, RawSample, Recorded, Source, Unreadable
-from storage.datasets.listing import list_files, passed_over
+from storage.datasets.listing import lacking, list_files, passed_over
 from storage.datasets.table.answers import MOST_CLASSES, check_labels, in_order, label_of, numbered, target_of
 from storage.datasets.table.layout import Cell, Layout, NumberColumn
 from storage.datasets.table.learning import Learned, Seen, Wanted, answers_told, joined, learn
@@ -204,7 +204,7 @@ class TableSource(Source):
 
     def passed_over(self) -> list[str]:
         """Return a note on what of a folder is none of its files."""
-        return passed_over(self.path, compressed(SUFFIXES), deep=True)
+        return [*passed_over(self.path, compressed(SUFFIXES), deep=True), *lacking(self.path, self.paths())]
 
     def read(self, file: str, position: int, rows: int) -> Iterator[RawSample]:
         path, layout = self.at(file), self._layout

@@ -12,7 +12,7 @@ from pydantic import Field, PrivateAttr, model_validator
 
 from storage.datasets.arrow import instead, several_splits
 from storage.datasets.base import Density, LocalFile, Recorded, Source, TokenFacts
-from storage.datasets.listing import list_files, passed_over
+from storage.datasets.listing import lacking, list_files, passed_over
 from storage.datasets.text.density import measure_density
 from storage.datasets.text.opening import compressed
 from storage.datasets.text.where import Where
@@ -125,7 +125,8 @@ class TokenisedFiles(Source):
 
     def passed_over(self) -> list[str]:
         """Return a note on what of a folder is none of its files."""
-        return [*passed_over(self.path, compressed(self.suffixes), deep=True), *several_splits(self.paths())]
+        paths, passed = self.paths(), passed_over(self.path, compressed(self.suffixes), deep=True)
+        return [*passed, *several_splits(paths), *lacking(self.path, paths)]
 
     def tokenizer_file(self) -> TokenizerFile:
         return self.bound

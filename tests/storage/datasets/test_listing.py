@@ -19,6 +19,7 @@ from storage.errors import MissingSource
 
 Make = Callable[..., Any]
 ReadAll = Callable[..., list[RawSample]]
+LABEL = {"label": "label"}
 RED = [[[255, 0, 0], [0, 0, 0]], [[0, 0, 0], [0, 255, 0]]]
 
 
@@ -192,3 +193,25 @@ def test_a_path_is_no_pattern(tmp_path: Path, source: Make, encoded: Callable[..
     write_images(tmp_path / "set1" / "a.parquet", encoded, None, [0, 1, 2])
     images = source(kind="parquet_images", path=folder)
     assert (images.class_names(), images.files()["rows"].to_list()) == (["0", "1"], [2])
+
+
+def test_files_that_others_count_in_their_names_are_missed(tmp_path: Path, source: Make) -> None:
+    names = [f"{split}-{number:05d}-of-00004.parquet" for split, number in (("train", 0), ("train", 2), ("test", 0))]
+    table = pa.table({"text": ["a", "b"], "label": [0, 1], "image": [b"", b""]})
+    for name in names:
+        touch(tmp_path, f"data/{name}", f"numbers/{name}")
+        pq.write_table(table, tmp_path / "data" / name)
+        pq.write_table(table.drop("image"), tmp_path / "numbers" / name)
+    touch(tmp_path, "tars/a-000001-of-000002.tar", data=b"\0" * 10240)
+    told = (
+        "files that others count in their names are not there: test-00001-of-00004.parquet, "
+        "test-00002-of-00004.parquet, test-00003-of-00004.parquet, train-00001-of-00004.parquet, "
+        "train-00003-of-00004.parquet"
+    )
+    texts = {"task": "text_classification", "column": "text", "label": "label", "length": 8, "tokenizer": "t.json"}
+    for kind, folder, more in (("parquet_images", "data", {}), ("text", "data", texts), ("table", "numbers", LABEL)):
+        assert told in source(kind=kind, path=folder, **more).notes(), kind
+        chosen = source(kind=kind, path=f"{folder}/{names[0]}", **more)  # by its own name
+        assert not [note for note in chosen.notes() if "count in" in note], kind
+    tars = source(kind="webdataset", path="tars", label="", size=2).notes()
+    assert tars[-1].endswith("are not there: a-000000-of-000002.tar")
