@@ -10,6 +10,7 @@ from storage.datasets import Source
 from storage.format.rows import RowPlan, Segment, ShardRows
 from storage.format.shards import INGEST
 from storage.format.specs import DatasetSpec, TeacherSpec, ViewsSpec
+from storage.inputs import inputs_of
 from storage.language.tokenizer import TokenizerFile, parse_tokenizer
 from storage.views import PLAIN
 from storage.views.options import ViewOptions
@@ -122,11 +123,15 @@ class PreparedBuild:
         """What a user should know of datasets, and of teachers that will be asked, before that is done, a line each."""
         ingests = [stage.dataset for stage in self.stages if stage.teacher is None]
         asked = {stage.teacher.name: stage.teacher for stage in self.stages if stage.teacher is not None and stage.todo}
-        return [f"note: {dataset.spec.name}: {note}" for dataset in ingests for note in dataset.notes] + [
-            f"note: teacher {name}: {note}"
-            for name, teacher in asked.items()
-            for note in KINDS[teacher.origin].notes(teacher)
-        ]
+        return (
+            [f"note: {dataset.spec.name}: {note}" for dataset in ingests for note in dataset.notes]
+            + [
+                f"note: teacher {name}: {note}"
+                for name, teacher in asked.items()
+                for note in KINDS[teacher.origin].notes(teacher)
+            ]
+            + [note for stage in self.stages if (note := _reads_on(stage)) is not None]
+        )
 
     @property
     def num_missing(self) -> int:
@@ -137,3 +142,18 @@ class PreparedBuild:
     def asks(self) -> bool:
         """Whether a teacher is to be asked."""
         return any(stage.teacher is not None and stage.todo for stage in self.stages)
+
+
+def _reads_on(stage: Stage) -> str | None:
+    """Return a note if a teacher is asked about more of a text than its library would give it."""
+    if stage.teacher is None or not stage.todo or stage.view != PLAIN or not inputs_of(stage.dataset.spec).tokenised:
+        return None
+    longest, length = KINDS[stage.teacher.origin].longest(stage.teacher), stage.dataset.spec.input_shape[0]
+    if longest is None or longest >= length:
+        return None
+    name = stage.dataset.spec.name
+    return (
+        f"note: teacher {stage.teacher.name}: its folder says that texts are cut at {longest} tokens, and those of "
+        f"{name} have up to {length}, all of which it is given; "
+        f"length = {longest} in [[dataset]] {name} cuts them too"
+    )

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map
 
 if TYPE_CHECKING:
     from storage.format.specs import DatasetSpec
@@ -39,6 +40,27 @@ class Runtime(nn.Module):
         for name, values in features.items():
             module: Any = self._modules[name]
             module(values)
+
+
+class FixedBatch(nn.Module):
+    """A program that takes a number of rows at a time and no other: the last of a batch are filled up with zeros.
+
+    Args:
+        program: it.
+        rows: how many it takes.
+    """
+
+    def __init__(self, program: nn.Module, rows: int):
+        super().__init__()
+        self.program, self.rows = program, rows
+
+    def forward(self, *inputs: Tensor) -> Any:
+        """Return what it says of a batch of any size."""
+        num_rows = len(inputs[0])
+        short = -num_rows % self.rows
+        filled = [torch.cat([each, each.new_zeros(short, *each.shape[1:])]) for each in inputs]
+        parts = [self.program(*piece) for piece in zip(*(each.split(self.rows) for each in filled), strict=True)]
+        return tree_map(lambda *said: torch.cat(said)[:num_rows], *parts)
 
 
 def host_array(values_B: Tensor) -> Any:

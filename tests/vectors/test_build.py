@@ -10,11 +10,14 @@ import numpy as np
 import pytest
 import torch
 
+from jobs.files.cache_job import CacheJob
+from jobs.files.reading import read_job
 from storage.cache import Cache
 from storage.cache.verify import verify
 from storage.encodings import VectorEncoding
 from storage.errors import BadRequest, BadTeacher, StillroomError
 from storage.inputs.texts import ids_and_mask, pad
+from teacher_cache.building.survey import prepare_build
 from tests.teacher_cache.toys import build, write_job
 from tests.vectors.toys import LENGTH, WIDTH, bag_teacher, bert_tokenizer, encoder_folder, vector_cache, vector_dataset
 
@@ -130,6 +133,22 @@ def test_an_encoder_pools_and_normalises_as_its_folder_or_the_job_says(encoded: 
         assert torch.allclose(stored(encoded, name), vectors_BD, atol=1e-5), name
     answers = json.loads(encoded.objects.get("texts/bert/teacher.json"))["model"]["answers"]
     assert answers == {"kind": "embedding", "pooling": "mean", "normalize": True}
+
+
+def test_a_text_that_is_longer_than_its_folder_says_is_told(tmp_path: Path) -> None:
+    folder = encoder_folder(tmp_path / "bert")
+    teacher = '[[teacher]]\nname = "bert"\nkind = "transformers"\npath = "bert"\nencoding = { kind = "vectors" }\n'
+    job = write_job(tmp_path, vector_dataset(tmp_path, 8, extra=AROUND), teacher)
+
+    def told(**says: object) -> str:
+        (folder / "sentence_bert_config.json").write_text(json.dumps(says))
+        return "\n".join(prepare_build(read_job(job, CacheJob).request(job)).notes)
+
+    assert f"cut at {LENGTH - 1} tokens, and those of texts have up to {LENGTH}" in told(max_seq_length=LENGTH - 1)
+    assert f"length = {LENGTH - 1} in [[dataset]] texts" in told(max_seq_length=LENGTH - 1)
+    assert "cut at" not in told(max_seq_length=LENGTH, do_lower_case=False)
+    assert "lower" not in told(max_seq_length=LENGTH, do_lower_case=False)
+    assert "texts are tokenised as they are: lower them first" in told(do_lower_case=True)
 
 
 def refused(folder: Path, extra: str = AROUND, of_teacher: str = "", **options: Any) -> StillroomError:

@@ -1,5 +1,6 @@
 """The kinds of teacher, by what a `[[teacher]]` says of where it comes from: a key of that name, or its `kind`.
 
+as_said.py    what a kind says whose files say nothing
 factory.py    a function of the user's, with weights from a file
 student.py    the folder of a trained student
 onnx.py       a graph of ONNX, of any framework, computed by onnxruntime
@@ -15,7 +16,7 @@ transformers.py  a model in a folder of transformers: language model, classifier
 transformers_purpose.py  which of these it is, by its folder
 transformers_model.py  a classifier of images as a torch module
 
-A new kind is a file like factory.py, a line in the table below, and its keys among those of `TeacherOptions`.
+A new kind is a file like onnx.py, a line in the table below, and its keys among those of `TeacherOptions`.
 
 Reading options and promises costs no torch, so that a build with nothing to do ends in under a second: kinds import
 theirs where they load.
@@ -61,6 +62,9 @@ class Kind(Protocol):
 
     def wants_around(self, options: TeacherOptions) -> bool:
         """Return whether it expects what a tokenizer's template puts around a text."""
+
+    def longest(self, options: TeacherOptions) -> int | None:
+        """Return how many tokens of a text it was made to read; None: it does not say."""
 
     def check_files(self, options: TeacherOptions, dataset: DatasetSpec) -> None:
         """Check what `load` would find wrong in its files for a dataset, as far as no value of a weight is needed.

@@ -16,14 +16,14 @@ from typing import TYPE_CHECKING, Any
 
 from storage.errors import BadTeacher, BadWeights, MissingSource
 from storage.language.tokenizer import read_tokenizer
-from teacher_cache.teachers.spoken import Spoken, spoken_by
+from teacher_cache.teachers.kinds.as_said import check_files, classes, dimension, longest, spoken, wants_around  # noqa: F401 - of a Kind
 
 if TYPE_CHECKING:
     from torch import nn
 
-    from storage.format.specs import DatasetSpec
     from teacher_cache.teachers.options import TeacherOptions
 
+# check_files: that the job trusts it was checked with its digest, and more would run what is in it
 KEYS: tuple[str, ...] = (
     "path",
     "trust",
@@ -60,33 +60,9 @@ def digests(options: TeacherOptions) -> dict[str, Any]:
     return found if options.tokenizer is None else found | {"tokenizer": read_tokenizer(options.tokenizer).fingerprint}
 
 
-def spoken(options: TeacherOptions) -> Spoken:
-    """Return the tokenizer that the job names for it."""
-    return Spoken(None, "the job names none") if options.tokenizer is None else spoken_by(options.tokenizer)
-
-
-def classes(options: TeacherOptions) -> list[str] | None:
-    """Return the names that the job gives its scores."""
-    return options.classes
-
-
-def dimension(options: TeacherOptions) -> int | None:
-    """Return how wide the job says that its vectors are."""
-    return options.dimension
-
-
-def wants_around(options: TeacherOptions) -> bool:
-    """Return False: what it expects around a text, the job knows."""
-    return False
-
-
 def notes(options: TeacherOptions) -> list[str]:
     """Return that code of the file will run."""
     return [f"{_path(options)} is code too, which this job trusts by its digest"]
-
-
-def check_files(options: TeacherOptions, dataset: DatasetSpec) -> None:
-    """Do nothing: that the job trusts it was checked with its digest, and more would run what is in it."""
 
 
 def import_libraries() -> None:
@@ -99,7 +75,7 @@ def load(options: TeacherOptions) -> nn.Module:
 
     Raises:
         BadWeights: the job does not trust the file.
-        BadTeacher: torch cannot load it, such as one of a later torch; or the batch that it takes is fixed.
+        BadTeacher: torch cannot load it, such as one of a later torch; or its layers cannot be tapped.
         MissingSource: there is no such file.
     """
     path = _path(options)
@@ -110,7 +86,7 @@ def load(options: TeacherOptions) -> nn.Module:
     _check_trusted(options, f"sha256:{hashlib.sha256(content).hexdigest()}")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # both ways warn of each other, and of their own parts
-        return _exported(path, content) if options.kind == "exported" else _scripted(path, content, options)
+        return (_exported if options.kind == "exported" else _scripted)(path, content, options)
 
 
 def _check_trusted(options: TeacherOptions, digest: str) -> None:
@@ -123,7 +99,7 @@ def _check_trusted(options: TeacherOptions, digest: str) -> None:
         )
 
 
-def _exported(path: Path, content: bytes) -> nn.Module:
+def _exported(path: Path, content: bytes, options: TeacherOptions) -> nn.Module:
     import torch
 
     try:
@@ -136,17 +112,29 @@ def _exported(path: Path, content: bytes) -> nn.Module:
             expected="what torch.export.save of this torch, or an earlier one, writes",
             do="install that torch, or export the model again with this one",
         ) from error
+    rows = _fixed_rows(program)
+    if rows is None:
+        return model
+    if options.features:
+        raise BadTeacher(
+            f"layers of a program that takes {rows} rows at a time cannot be tapped: {path}",
+            found=f"features {', '.join(options.features)}",
+            expected="a program that takes a batch of any size; or no features",
+            do='export it with dynamic_shapes=({0: torch.export.Dim("batch")},)',
+        )
+    from teacher_cache.teachers.runtime import FixedBatch
+
+    return FixedBatch(model, rows)
+
+
+def _fixed_rows(program: Any) -> int | None:
+    """Return how many rows an exported program takes at a time; None: any number."""
     for node in program.graph_module.graph.nodes:
         value = node.meta.get("val")
         given = node.op == "placeholder" and node.name in program.graph_signature.user_inputs
-        if given and isinstance(value, torch.Tensor) and isinstance(value.shape[0], int):
-            raise BadTeacher(
-                f"{path} takes batches of {value.shape[0]} rows alone",
-                found=f"input {node.name} ({', '.join(map(str, value.shape))})",
-                expected="a batch of any size",
-                do='export it with dynamic_shapes=({0: torch.export.Dim("batch")},)',
-            )
-    return model
+        if given and getattr(value, "shape", ()) and isinstance(value.shape[0], int):
+            return value.shape[0]
+    return None
 
 
 def _saved_by(content: bytes) -> str:

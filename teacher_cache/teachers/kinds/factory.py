@@ -9,16 +9,16 @@ from storage.digests import file_digest
 from storage.errors import BadRequest, BadTeacher
 from storage.language.tokenizer import read_tokenizer
 from storage.options import beside, code_fingerprint, load_factory
+from teacher_cache.teachers.kinds.as_said import check_files, classes, dimension, longest, notes, spoken, wants_around  # noqa: F401 - of a Kind
 from teacher_cache.teachers.loaded import build_twice
-from teacher_cache.teachers.spoken import Spoken, spoken_by
 from teacher_cache.teachers.weights import load_weights
 
 if TYPE_CHECKING:
     from torch import nn
 
-    from storage.format.specs import DatasetSpec
     from teacher_cache.teachers.options import TeacherOptions
 
+# check_files: its weights fit what a function of the user's returns, which is called on a worker
 KEYS: tuple[str, ...] = (
     "arguments",
     "weights",
@@ -57,37 +57,6 @@ def digests(options: TeacherOptions) -> dict[str, Any]:
     }
     # Left out where there is none: caches that were built before there was text do not have the key.
     return found if options.tokenizer is None else found | {"tokenizer": read_tokenizer(options.tokenizer).fingerprint}
-
-
-def spoken(options: TeacherOptions) -> Spoken:
-    """Return the tokenizer that the job names for it."""
-    if options.tokenizer is None:
-        return Spoken(None, "the job names none")
-    return spoken_by(options.tokenizer)
-
-
-def classes(options: TeacherOptions) -> list[str] | None:
-    """Return the names that the job gives its scores."""
-    return options.classes
-
-
-def notes(options: TeacherOptions) -> list[str]:
-    """Return nothing: all of it, the job says."""
-    return []
-
-
-def dimension(options: TeacherOptions) -> int | None:
-    """Return how wide the job says that its vectors are."""
-    return options.dimension
-
-
-def wants_around(options: TeacherOptions) -> bool:
-    """Return False: what a function's model expects around a text, it alone knows."""
-    return False
-
-
-def check_files(options: TeacherOptions, dataset: DatasetSpec) -> None:
-    """Do nothing: its weights fit what a function of the user's returns, which is called on a worker."""
 
 
 def import_libraries() -> None:

@@ -12,9 +12,9 @@ from storage.datasets.table import Layout
 from storage.digests import file_digest, fingerprint
 from storage.errors import BadRequest
 from storage.language.tokenizer import read_tokenizer
+from teacher_cache.teachers.kinds.as_said import classes, dimension, longest, spoken, wants_around  # noqa: F401 - of a Kind
 from teacher_cache.teachers.kinds.onnx_columns import check_inputs
 from teacher_cache.teachers.kinds.onnx_files import chosen_inputs, chosen_output, import_onnx, read_graph
-from teacher_cache.teachers.spoken import Spoken, spoken_by
 
 if TYPE_CHECKING:
     from torch import nn
@@ -52,26 +52,6 @@ def digests(options: TeacherOptions) -> dict[str, Any]:
     found: dict[str, Any] = {"graph": file_digest(path)}
     found["weights"] = {name: file_digest(file) for name, file in sorted(graph.external.items())}
     return found if options.tokenizer is None else found | {"tokenizer": read_tokenizer(options.tokenizer).fingerprint}
-
-
-def spoken(options: TeacherOptions) -> Spoken:
-    """Return the tokenizer that the job names for it."""
-    return Spoken(None, "the job names none") if options.tokenizer is None else spoken_by(options.tokenizer)
-
-
-def classes(options: TeacherOptions) -> list[str] | None:
-    """Return the names that the job gives its scores."""
-    return options.classes
-
-
-def dimension(options: TeacherOptions) -> int | None:
-    """Return how wide the job says that its vectors are."""
-    return options.dimension
-
-
-def wants_around(options: TeacherOptions) -> bool:
-    """Return False: what its graph expects around a text, the job knows."""
-    return False
 
 
 def notes(options: TeacherOptions) -> list[str]:

@@ -14,6 +14,7 @@ from zipfile import is_zipfile
 
 from storage.digests import file_digest
 from storage.errors import BadTeacher, BadWeights, missing_extra
+from teacher_cache.teachers.kinds.as_said import longest, wants_around  # noqa: F401 - of a Kind
 from teacher_cache.teachers.spoken import Spoken
 
 if TYPE_CHECKING:
@@ -76,11 +77,6 @@ def dimension(options: TeacherOptions) -> int | None:
         )
     found = getattr(estimator, "n_outputs_", None)
     return None if found is None else int(found)
-
-
-def wants_around(options: TeacherOptions) -> bool:
-    """Return False: it takes values."""
-    return False
 
 
 def notes(options: TeacherOptions) -> list[str]:

@@ -9,14 +9,15 @@ from storage.errors import CorruptObject, MissingSource
 from storage.format.sealed import read_json
 from storage.inputs.encoded import OwnSize
 from storage.options import code_fingerprint
+from teacher_cache.teachers.kinds.as_said import check_files, longest, notes  # noqa: F401 - of a Kind
 from teacher_cache.teachers.spoken import Spoken
 
 if TYPE_CHECKING:
     from torch import nn
 
-    from storage.format.specs import DatasetSpec
     from teacher_cache.teachers.options import TeacherOptions
 
+# check_files: its blueprint was read with its digests
 KEYS: tuple[str, ...] = ("architecture",)
 
 
@@ -52,11 +53,6 @@ def classes(options: TeacherOptions) -> list[str] | None:
     return [str(name) for name in names] if isinstance(names, list) else None
 
 
-def notes(options: TeacherOptions) -> list[str]:
-    """Return nothing: all of it lies in its folder."""
-    return []
-
-
 def dimension(options: TeacherOptions) -> int | None:
     """Return how wide its vectors are."""
     found = _blueprint(options).get("num_classes")
@@ -67,10 +63,6 @@ def wants_around(options: TeacherOptions) -> bool:
     """Return whether its own rows had what a tokenizer's template puts around a text."""
     source = _blueprint(options).get("source")
     return isinstance(source, dict) and bool(source.get("add_special_tokens"))
-
-
-def check_files(options: TeacherOptions, dataset: DatasetSpec) -> None:
-    """Do nothing: its blueprint was read with its digests."""
 
 
 def import_libraries() -> None:

@@ -36,6 +36,7 @@ from teacher_cache.teachers.kinds.transformers_purpose import (
     answering,
     answers_of,
     class_names,
+    longest_of,
     purpose_of,
     taken_over,
     width_of,
@@ -121,6 +122,12 @@ def dimension(options: TeacherOptions) -> int | None:
 def wants_around(options: TeacherOptions) -> bool:
     """Return whether its texts have what the tokenizer's template puts around them: all encoders were trained so."""
     return _read(options)[2] in (EMBEDDING, TEXT_CLASSES)
+
+
+def longest(options: TeacherOptions) -> int | None:
+    """Return how many tokens of a text sentence-transformers would give it, of an encoder whose folder says so."""
+    folder, _, purpose = _read(options)
+    return longest_of(folder) if purpose is EMBEDDING else None
 
 
 def notes(options: TeacherOptions) -> list[str]:

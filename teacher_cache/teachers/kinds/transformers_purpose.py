@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from teacher_cache.teachers.options import TeacherOptions
 
-PREPROCESSOR = "preprocessor_config.json"
+PREPROCESSOR, SENTENCES = "preprocessor_config.json", "sentence_bert_config.json"
 UNNAMED = "LABEL_"  # how transformers calls classes that nobody has named
 WIDTHS = ("hidden_size", "d_model", "dim", "n_embd")  # by which configs say how wide hidden states are
 
@@ -78,6 +78,22 @@ def width_of(config: dict[str, Any]) -> int | None:
 def pooled_of(folder: Path, options: TeacherOptions) -> Pooled:
     """Return how an embedding is made. Raises BadTeacher: as `pooled_as`."""
     return pooled_as(folder, options.pooling, options.normalize, wrong=BadTeacher, where="[[teacher]]")
+
+
+def longest_of(folder: Path) -> int | None:
+    """Return how many tokens of a text sentence-transformers reads, which cuts off the rest; None: nobody says it.
+
+    Raises:
+        BadTeacher: the file that says it cannot be read.
+    """
+    found = _of_sentences(folder).get("max_seq_length")
+    return found if isinstance(found, int) else None
+
+
+def _of_sentences(folder: Path) -> dict[str, Any]:
+    """Return what sentence-transformers keeps of how texts are read; nothing where it has written nothing."""
+    said = _read(folder / SENTENCES) if (folder / SENTENCES).exists() else {}
+    return said if isinstance(said, dict) else {}
 
 
 class Preprocessing(NamedTuple):
@@ -142,10 +158,15 @@ def answers_of(folder: Path, config: dict[str, Any], options: TeacherOptions) ->
 
 def taken_over(folder: Path, purpose: Purpose, options: TeacherOptions) -> list[str]:
     """Return what is taken over from a folder, and not said by the job, in words."""
-    if purpose is EMBEDDING and options.pooling is None:
-        pooling, normalize = pooled_of(folder, options)
-        scaled = ", then scaled to length 1" if normalize else ""
-        return [f"embeddings are pooled by {pooling}{scaled}, as {MODULES} says"]
+    if purpose is EMBEDDING:
+        found = []
+        if options.pooling is None:
+            pooling, normalize = pooled_of(folder, options)
+            scaled = ", then scaled to length 1" if normalize else ""
+            found.append(f"embeddings are pooled by {pooling}{scaled}, as {MODULES} says")
+        if _of_sentences(folder).get("do_lower_case") is True:
+            found.append(f"{SENTENCES} has do_lower_case = true, and texts are tokenised as they are: lower them first")
+        return found
     if purpose is IMAGE_CLASSES and options.mean is None:
         mean, std = preprocessing_of(folder, options)
         return [f"mean = {list(mean)}, std = {list(std)}, as {PREPROCESSOR} says"]

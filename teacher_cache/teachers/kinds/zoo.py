@@ -12,15 +12,16 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from storage.digests import file_digest
 from storage.errors import BadRequest, BadTeacher, is_out_of_memory
+from teacher_cache.teachers.kinds.as_said import check_files, dimension, longest, wants_around  # noqa: F401 - of a Kind
 from teacher_cache.teachers.spoken import Spoken
 from teacher_cache.teachers.weights import load_weights
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from storage.format.specs import DatasetSpec
     from teacher_cache.teachers.options import TeacherOptions
 
+# check_files: whether its weights fit, is seen when it is built
 KEYS: tuple[str, ...] = ("model", "weights", "arguments", "mean", "std", "classes", "dimension", "size", "filter")
 
 
@@ -78,20 +79,6 @@ def notes(options: TeacherOptions) -> list[str]:
         f"{options.model} was trained on pictures of {sides}, {trained.resized}; it is shown "
         + ("the dataset's size" if options.size is None else f"size = {options.size}, {options.filter}"),
     ]
-
-
-def dimension(options: TeacherOptions) -> int | None:
-    """Return what the job says of how wide its vectors are."""
-    return options.dimension
-
-
-def wants_around(options: TeacherOptions) -> bool:
-    """Return no: it knows no texts."""
-    return False
-
-
-def check_files(options: TeacherOptions, dataset: DatasetSpec) -> None:
-    """Do nothing: whether its weights fit, is seen when it is built."""
 
 
 def import_libraries() -> None:

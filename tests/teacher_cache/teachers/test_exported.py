@@ -103,9 +103,14 @@ def test_the_memory_of_both_is_bounded_beforehand(saved: tuple[Path, nn.Module],
         assert project_worker(prepare_build(request)).activations > 0
 
 
-def test_a_batch_that_is_fixed_is_refused_with_how_to_export(saved: tuple[Path, nn.Module]) -> None:
-    with pytest.raises(BadTeacher, match="takes batches of 2 rows alone") as refused:
-        load(saved[0] / "fixed.pt2")
+def test_a_program_of_a_fixed_batch_is_asked_in_such_batches(saved: tuple[Path, nn.Module]) -> None:
+    folder, model = saved
+    teacher, images = load(folder / "fixed.pt2").model, torch.rand(5, 1, 8, 8)
+    with torch.inference_mode():
+        for rows in (5, 4, 1):  # of two at a time
+            assert torch.allclose(teacher(images[:rows]), model(images[:rows]), atol=1e-6)
+    with pytest.raises(BadTeacher, match="takes 2 rows at a time cannot be tapped") as refused:
+        load(folder / "fixed.pt2", features={"hidden": {"layer": "body.1"}})
     assert "dynamic_shapes" in str(refused.value)
 
 
