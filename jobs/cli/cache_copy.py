@@ -116,6 +116,7 @@ def diff(
     def action() -> int:
         from dataclasses import asdict
 
+        from jobs.show.tables import print_wrapped
         from storage.cache import Cache
         from storage.cache.copies import diff as room
         from storage.errors import RowsMissing
@@ -131,7 +132,7 @@ def diff(
             terminal.print_json({"a": one.url, "b": other.url, "same": found.same, **said})
         else:
             for line in _told(found):
-                terminal.out.print(line, markup=False, soft_wrap=True)
+                print_wrapped(line)
         return 0 if found.same else RowsMissing.exit_code
 
     terminal.run(action, as_json=as_json, answers=True)
@@ -154,7 +155,8 @@ def _told(found: CacheDiff) -> Iterator[str]:
     for gap in found.answers:
         alone = f"; {gap.only_a} more in A alone, {gap.only_b} in B alone" if gap.only_a or gap.only_b else ""
         far = "" if gap.identical == gap.rows else f"; {gap.unit} mean {gap.mean:.3g}, largest {gap.largest:.3g}"
-        yield f"{'/'.join(map(str, gap.stage))}: {gap.rows} rows, {gap.identical} of the same bytes{far}{alone}"
+        of = "/".join(map(str, gap.stage)) + ("" if gap.feature is None else f" {gap.feature}")
+        yield f"{of}: {gap.rows} rows, {gap.identical} of the same bytes{far}{alone}"
         for worst in gap.worst if gap.differs else ():
             yield printable(f"  {worst.off:.3g}  {worst.sample_id} (row {worst.row_a}, {worst.row_b})", one_line=True)
     yield from (f"note: {note}" for note in found.notes)

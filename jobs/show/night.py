@@ -21,15 +21,15 @@ from pathlib import Path
 from typing import Any, Literal, TextIO
 
 from jobs.show.figures import Figures
+from jobs.show.streams import hidden, secrets
 from storage.errors import StillroomError
-from storage.options import holds_secret, redacted
+from storage.options import redacted
 
 LogFormat = Literal["text", "json"]
 Level = Literal["info", "warning", "error"]
 
 MOST_CHARACTERS = 32_768  # of one text; a line is read by programs that have such limits
 RENEW_S = 30.0  # as often as a log has a line
-SHORTEST_SECRET = 8  # what is shorter is a switch
 
 
 class Night:
@@ -137,26 +137,6 @@ def told(error: BaseException) -> dict[str, Any]:
     return {"error": type(error).__name__, "what": str(error), "found": None, "expected": None, "do": None}
 
 
-def secrets() -> tuple[str, ...]:
-    """Return what of the environment is never to be written, the longest first.
-
-    Of what has lines each of them, as others write them; of an address also its user and password.
-    """
-    held = [value for name, value in os.environ.items() if holds_secret(name, value)]
-    found = {part for value in held for part in (value, *value.splitlines(), *_opening(value))}
-    return tuple(sorted((part for part in found if len(part) >= SHORTEST_SECRET), key=len, reverse=True))
-
-
-def _opening(url: str) -> list[str]:
-    """Return what opens an address: `user:password`, and the password alone.
-
-    >>> _opening("http://me:word@tracker:5000"), _opening("word@tracker")
-    (['me:word', 'word'], [])
-    """
-    user, at, _ = url.partition("://")[2].rpartition("@")
-    return [user, user.partition(":")[2]] if at else []
-
-
 def finite(value: Any) -> Any:
     """Return a value for JSON, in which NaN and infinity, which it lacks, are null."""
     if isinstance(value, float):
@@ -182,8 +162,7 @@ class _Lines:
 
     def _safe(self, value: Any) -> Any:
         if isinstance(value, str):
-            for secret in self._secret:
-                value = value.replace(secret, "…")
+            value = hidden(value, self._secret)
             return value if len(value) <= MOST_CHARACTERS else f"{value[:MOST_CHARACTERS]}…"
         if isinstance(value, dict):
             return {str(key): self._safe(below) for key, below in value.items()}

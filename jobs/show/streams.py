@@ -1,4 +1,7 @@
-"""Output never fails a job: what cannot be written is lost and told, and what no terminal should get is spelled out."""
+"""Output never fails a job: what cannot be written is lost and told, what no terminal should get is spelled out.
+
+And what opens a store or a server is not written at all.
+"""
 
 from __future__ import annotations
 
@@ -14,6 +17,9 @@ from rich.segment import Segment
 from rich.text import Text
 
 from storage.errors import printable
+from storage.options import holds_secret
+
+SHORTEST_SECRET = 8  # what is shorter is a switch
 
 
 class SafeConsole(Console):
@@ -41,17 +47,21 @@ class SafeConsole(Console):
 class Stream:
     """A stream that never raises: the first failure ends it, and is kept.
 
+    Args:
+        inner: where it goes.
+        secret: what is never written there.
+
     Attributes:
         failure: what it was, or None.
     """
 
-    def __init__(self, inner: TextIO):
-        self._inner = inner
+    def __init__(self, inner: TextIO, secret: tuple[str, ...] = ()):
+        self._inner, self._secret = inner, secret
         self.failure: OSError | None = None
 
     def write(self, text: str) -> int:
         """Write, or lose, a text."""
-        self._try(lambda: self._inner.write(text))
+        self._try(lambda: self._inner.write(hidden(text, self._secret)))
         return len(text)
 
     def writelines(self, lines: Iterable[str]) -> None:
@@ -92,7 +102,8 @@ def streams() -> Iterator[Stream]:
         if hasattr(stream, "reconfigure"):  # of a test or a notebook it may be anything
             stream.reconfigure(errors="backslashreplace")
     # None: closed before this process began
-    out, err = (Stream(stream or open(os.devnull, "w", encoding="utf-8")) for stream in before)  # noqa: SIM115
+    inner = [stream or open(os.devnull, "w", encoding="utf-8") for stream in before]  # noqa: SIM115
+    out, err = Stream(inner[0]), Stream(inner[1], secrets())  # results are a user's own words, whatever they are
     sys.stdout, sys.stderr = out, err
     try:
         yield out
@@ -100,6 +111,37 @@ def streams() -> Iterator[Stream]:
         out.flush()
         err.flush()
         sys.stdout, sys.stderr = before
+
+
+def secrets() -> tuple[str, ...]:
+    """Return what of the environment is never to be written, the longest first.
+
+    Of what has lines each of them, as others write them; of an address also its user and password.
+    """
+    held = [value for name, value in os.environ.items() if holds_secret(name, value)]
+    found = {part for value in held for part in (value, *value.splitlines(), *_opening(value))}
+    return tuple(sorted((part for part in found if len(part) >= SHORTEST_SECRET), key=len, reverse=True))
+
+
+def _opening(url: str) -> list[str]:
+    """Return what opens an address: `user:password`, and the password alone.
+
+    >>> _opening("http://me:word@tracker:5000"), _opening("word@tracker")
+    (['me:word', 'word'], [])
+    """
+    user, at, _ = url.partition("://")[2].rpartition("@")
+    return [user, user.partition(":")[2]] if at else []
+
+
+def hidden(text: str, secret: Iterable[str]) -> str:
+    """Return a text with … in the place of each secret, of which longer ones come first.
+
+    >>> hidden("no access with word-and-more", ("word-and-more", "word"))
+    'no access with …'
+    """
+    for each in secret:
+        text = text.replace(each, "…")
+    return text
 
 
 def lost(stream: Stream) -> str | None:

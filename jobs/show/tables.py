@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import textwrap
 from typing import Any
 
 import polars as pl
@@ -40,6 +41,13 @@ def print_table(frame: pl.DataFrame, title: str | None = None) -> None:
         out.print(f"… {len(frame) - SHOWN_ROWS} rows more; --json prints all")
     if frame.is_empty():
         out.print("no rows")
+
+
+def print_wrapped(line: str) -> None:
+    """Print a sentence in as many lines as it needs, those behind the first further in; a long word stays whole."""
+    inner = " " * (len(line) - len(line.lstrip())) + "    "
+    lines = textwrap.wrap(line, out.width, subsequent_indent=inner, break_long_words=False, break_on_hyphens=False)
+    out.print("\n".join(lines), markup=False, soft_wrap=True)
 
 
 def _table(frame: pl.DataFrame, title: str | None, rows: list[dict[str, str]], folded_width: int) -> Table:

@@ -24,7 +24,7 @@ from rich.text import Text
 
 from jobs.show.night import Night, finite
 from jobs.show.pace import Pace, told
-from jobs.show.streams import SafeConsole, Stream, lost, streams
+from jobs.show.streams import SafeConsole, Stream, hidden, lost, secrets, streams
 from storage.errors import Interrupted, StillroomError, printable, si
 
 LOG_EVERY_S = 30.0
@@ -120,7 +120,7 @@ def _act(action: Callable[[], int | None], *, as_json: bool, night: Night) -> in
 
 def _tell_failure(kind: type[BaseException], error: BaseException, trace: types.TracebackType | None) -> None:
     """Print a traceback of what nobody foresaw; what it quotes of a user's data steers no terminal."""
-    sys.stderr.write(printable("".join(traceback.format_exception(kind, error, trace))))
+    sys.stderr.write(hidden(printable("".join(traceback.format_exception(kind, error, trace))), secrets()))
 
 
 @contextlib.contextmanager
@@ -190,7 +190,9 @@ def print_error(
     name: str, exit_code: int, what: str, found: str | None = None, expected: str | None = None, do: str | None = None
 ) -> None:
     """Print an error as one JSON value."""
-    print_json({"error": name, "what": what, "found": found, "expected": expected, "do": do, "exit_code": exit_code})
+    told = {"what": what, "found": found, "expected": expected, "do": do}
+    safe = {key: None if text is None else hidden(text, secrets()) for key, text in told.items()}
+    print_json({"error": name, **safe, "exit_code": exit_code})
 
 
 class _Rate(ProgressColumn):

@@ -1,7 +1,8 @@
-"""How far what two caches store of a teacher is apart, row by row: KL of soft targets, the angle of vectors.
+"""How far what two caches store of a teacher is apart, row by row.
 
-Where one cache stores all classes and the other a few and the rest, both are compared over those few and the rest as
-one; where neither stores all, what is not stored shares its mass evenly.
+Soft targets by KL, vectors by their angle, features by the length of the difference. Where one cache stores all classes
+and the other a few and the rest, both are compared over those few and the rest as one; where neither stores all, what is
+not stored shares its mass evenly.
 
 Shapes: N sites of some rows, C classes, D numbers of a vector.
 """
@@ -9,6 +10,7 @@ Shapes: N sites of some rows, C classes, D numbers of a vector.
 from __future__ import annotations
 
 import heapq
+from abc import ABC, abstractmethod
 from collections import OrderedDict
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
@@ -52,7 +54,8 @@ class Gap:
 
     Attributes:
         stage: dataset, teacher, view.
-        unit: "KL(A‖B)" in nats, or "1 - cosine".
+        feature: its name; None: soft targets or vectors.
+        unit: "KL(A‖B)" in nats, "1 - cosine", or "‖A - B‖/‖A‖".
         rows: that were compared; of several sites, a row's mean.
         identical: rows of which the stored bytes are the same.
         only_a, only_b: matched rows that one has answers of alone.
@@ -61,6 +64,7 @@ class Gap:
     """
 
     stage: Stage
+    feature: str | None
     unit: str
     rows: int
     identical: int
@@ -81,8 +85,16 @@ class _Shard(NamedTuple):
     arrays: dict[str, np.ndarray | Ragged]
 
 
-class Answers:
-    """What two caches store of one teacher and view; `compare` is told which rows are which."""
+class Answers(ABC):
+    """What two caches store of one teacher and view; `compare` is told which rows are which.
+
+    Attributes:
+        feature: which; None: soft targets or vectors.
+        unit: in which distances are.
+    """
+
+    feature: str | None = None
+    unit: str
 
     def __init__(self, a: Catalogue, b: Catalogue, stage: Stage, specs: tuple[TeacherSpec, TeacherSpec]):
         self._catalogues, self._stage, self._specs = (a, b), stage, specs
@@ -92,6 +104,22 @@ class Answers:
         self._rows = self._identical = self._only_a = self._only_b = 0
         self._sum, self._largest = 0.0, 0.0
         self._worst: list[Worst] = []
+
+    @abstractmethod
+    def named(self, commit: Commit) -> list[str]:
+        """Return the arrays of a shard that are compared."""
+
+    @abstractmethod
+    def same_way(self) -> bool:
+        """Return whether both caches store them alike, so that the same bytes say the same."""
+
+    @abstractmethod
+    def elements(self, array_S: np.ndarray | Ragged) -> int:
+        """Return how many decoded numbers a row has, of one of its arrays."""
+
+    @abstractmethod
+    def apart(self, a: dict[str, Tensor], b: dict[str, Tensor]) -> Tensor:
+        """Return how far the sites of some rows are apart, (N,), of what is stored of them."""
 
     def compare(self, rows_a: np.ndarray, rows_b: np.ndarray) -> None:
         """Compare some rows of the first cache, ascending, with the rows of the second that are the same samples."""
@@ -112,11 +140,10 @@ class Answers:
 
     def gap(self) -> Gap:
         """Return what was found."""
-        unit = "1 - cosine" if isinstance(self._specs[0].encoding, VectorEncoding) else "KL(A‖B)"
         mean = self._sum / self._rows if self._rows else 0.0
         counts = (self._rows, self._identical, self._only_a, self._only_b)
         worst = [self._named(each) for each in sorted(self._worst, reverse=True)]
-        return Gap(self._stage, unit, *counts, mean, self._largest, worst)
+        return Gap(self._stage, self.feature, self.unit, *counts, mean, self._largest, worst)
 
     def _named(self, worst: Worst) -> Worst:
         shard = int(np.searchsorted(self._starts[0], worst.row_a, side="right")) - 1
@@ -130,7 +157,8 @@ class Answers:
         same_S = self._same(one, other, places)
         self._identical += int(same_S.sum())
         left = np.flatnonzero(~same_S)
-        for some in np.array_split(left, max(1, -(-len(left) * self._elements(one) // BATCH_ELEMENTS))):
+        elements = self.elements(next(iter(one.arrays.values())))
+        for some in np.array_split(left, max(1, -(-len(left) * elements // BATCH_ELEMENTS))):
             if len(some):
                 off_S = self._off(one, other, places[0][some], places[1][some])
                 self._sum += float(off_S.sum())
@@ -139,30 +167,21 @@ class Answers:
                     worst = Worst(float(off_S[place]), int(rows_a[some[place]]), int(rows_b[some[place]]))
                     (heapq.heappush if len(self._worst) < WORST else heapq.heappushpop)(self._worst, worst)
 
-    def _elements(self, shard: _Shard) -> int:
-        """Return how many decoded numbers a row has."""
-        array_S = next(iter(shard.arrays.values()))
-        sites = -(-len(array_S.flat_T) // max(1, len(array_S))) if isinstance(array_S, Ragged) else 1
-        if not isinstance(array_S, Ragged):
-            sites = int(np.prod(array_S.shape[1:-1]))
-        return max(1, sites) * max(1, self._specs[0].num_classes)
-
     def _shard(self, side: int, shard: int) -> _Shard:
-        """Return the soft targets of a shard as they are stored; the last few are held."""
+        """Return what is compared of a shard as it is stored; the last few are held."""
         held = self._held[side]
         if shard not in held:
             catalogue = self._catalogues[side]
             ((commit,),) = catalogue.iter_commits(self._stage, ("row",), [shard])
-            names = [name for name in commit.array_names if not name.startswith(FEATURE)]
             while len(held) >= HELD_SHARDS:
                 held.popitem(last=False)
-            held[shard] = _Shard(commit, read_stored(catalogue.objects, commit, names, writeable=False))
+            held[shard] = _Shard(commit, read_stored(catalogue.objects, commit, self.named(commit), writeable=False))
         held.move_to_end(shard)
         return held[shard]
 
     def _same(self, one: _Shard, other: _Shard, places: tuple[np.ndarray, np.ndarray]) -> np.ndarray:
         """Return of which rows all stored bytes are the same, (S,)."""
-        same_S = np.full(len(places[0]), self._specs[0].encoding == self._specs[1].encoding)
+        same_S = np.full(len(places[0]), self.same_way())
         if not same_S.any() or one.arrays.keys() != other.arrays.keys():
             return np.zeros_like(same_S)
         for name, array_S in one.arrays.items():
@@ -174,14 +193,76 @@ class Answers:
         (arrays_a, sites_S), (arrays_b, others_S) = _sites(one.arrays, at_a), _sites(other.arrays, at_b)
         if not np.array_equal(sites_S, others_S):  # of other positions: nothing tells which are the same
             return np.full(len(at_a), np.inf)
-        a, b = self._specs
-        apart = _angle if isinstance(a.encoding, VectorEncoding) else kl
-        off_N = apart(
-            a.encoding.decode(arrays_a, a.num_classes),  # type: ignore[arg-type]
-            b.encoding.decode(arrays_b, b.num_classes),  # type: ignore[arg-type]
-        ).numpy()
+        off_N = self.apart(arrays_a, arrays_b).numpy()
         ends, sums = np.cumsum(sites_S), np.concatenate([[0.0], np.cumsum(off_N)])
         return np.asarray((sums[ends] - sums[ends - sites_S]) / np.maximum(sites_S, 1))
+
+
+class SoftAnswers(Answers):
+    """Soft targets, or vectors."""
+
+    @property
+    def unit(self) -> str:  # type: ignore[override]
+        return "1 - cosine" if isinstance(self._specs[0].encoding, VectorEncoding) else "KL(A‖B)"
+
+    def named(self, commit: Commit) -> list[str]:
+        return [name for name in commit.array_names if not name.startswith(FEATURE)]
+
+    def same_way(self) -> bool:
+        return bool(self._specs[0].encoding == self._specs[1].encoding)
+
+    def elements(self, array_S: np.ndarray | Ragged) -> int:
+        return _num_sites(array_S) * max(1, self._specs[0].num_classes)
+
+    def apart(self, a: dict[str, Tensor], b: dict[str, Tensor]) -> Tensor:
+        one, other = (
+            spec.encoding.decode(arrays, spec.num_classes)  # type: ignore[arg-type]
+            for spec, arrays in zip(self._specs, (a, b), strict=True)
+        )
+        return (_angle if isinstance(self._specs[0].encoding, VectorEncoding) else kl)(one, other)  # type: ignore[operator]
+
+
+class FeatureAnswers(Answers):
+    """A feature that both store."""
+
+    unit = "‖A - B‖/‖A‖"
+
+    def __init__(self, a: Catalogue, b: Catalogue, stage: Stage, specs: tuple[TeacherSpec, TeacherSpec], feature: str):
+        super().__init__(a, b, stage, specs)
+        self.feature = feature
+        self._encodings = tuple(spec.features[feature] for spec in specs)
+
+    def named(self, commit: Commit) -> list[str]:
+        return [f"{FEATURE}{self.feature}"]
+
+    def same_way(self) -> bool:
+        return bool(self._encodings[0] == self._encodings[1])
+
+    def elements(self, array_S: np.ndarray | Ragged) -> int:
+        stored = array_S.flat_T if isinstance(array_S, Ragged) else array_S
+        return max(1, -(-stored.size // max(1, len(array_S))))
+
+    def apart(self, a: dict[str, Tensor], b: dict[str, Tensor]) -> Tensor:
+        import torch
+
+        (stored_a,), (stored_b,) = a.values(), b.values()
+        if stored_a.shape != stored_b.shape:  # of another layer
+            return torch.full((len(stored_a),), torch.inf, dtype=torch.float64)
+        one_ND, other_ND = (
+            encoding.decode(stored).flatten(1).double()
+            for encoding, stored in zip(self._encodings, (stored_a, stored_b), strict=True)
+        )
+        off_N, length_N = (one_ND - other_ND).norm(dim=1), one_ND.norm(dim=1)
+        return torch.where(off_N > 0, off_N / length_N, 0.0)
+
+
+def open_features(a: Catalogue, b: Catalogue, stage: Stage) -> list[FeatureAnswers]:
+    """Return what compares each feature of a teacher that both caches store; that one has alone, its promise tells."""
+    dataset, teacher, _ = stage
+    assert teacher is not None
+    specs = a.teacher(dataset, teacher), b.teacher(dataset, teacher)
+    both = sorted(specs[0].features.keys() & specs[1].features.keys())
+    return [FeatureAnswers(a, b, stage, specs, name) for name in both]
 
 
 def open_answers(a: Catalogue, b: Catalogue, stage: Stage, notes: list[str]) -> Answers | None:
@@ -200,7 +281,7 @@ def open_answers(a: Catalogue, b: Catalogue, stage: Stage, notes: list[str]) -> 
     elif one != other and (_draws_alone(one) or _draws_alone(other)):
         notes.append(f"{where}: draws alone tell no distribution, and were not compared")
     else:
-        return Answers(a, b, stage, specs)
+        return SoftAnswers(a, b, stage, specs)
     return None
 
 
@@ -235,6 +316,13 @@ def _equal(a_S: np.ndarray | Ragged, b_S: np.ndarray | Ragged, at_a: np.ndarray,
         return np.zeros(len(at_a), bool)
     mine, theirs = (each[at].reshape(len(at), -1).view(np.uint8) for each, at in ((a_S, at_a), (b_S, at_b)))
     return np.asarray((mine == theirs).all(axis=1))
+
+
+def _num_sites(array_S: np.ndarray | Ragged) -> int:
+    """Return how many sites a row has; of rows of their own length, how many on average."""
+    if isinstance(array_S, Ragged):
+        return max(1, -(-len(array_S.flat_T) // max(1, len(array_S))))
+    return max(1, int(np.prod(array_S.shape[1:-1])))
 
 
 def _draws_alone(encoding: AnyEncoding) -> bool:

@@ -14,7 +14,7 @@ import polars as pl
 
 from storage.cache.cache import Cache
 from storage.cache.catalogue import Catalogue
-from storage.cache.copies.answers import Gap, open_answers
+from storage.cache.copies.answers import Answers, Gap, open_answers, open_features
 from storage.cache.watcher import Watcher
 from storage.digests import differences
 from storage.errors import NotInCache
@@ -59,7 +59,7 @@ class CacheDiff:
     Attributes:
         fields: path in the cache, field, and what each has; `absent` where one has no such promise.
         rows: by dataset that both have.
-        answers: of each teacher and view that both have.
+        answers: of each teacher and view that both have, soft targets and each feature.
         notes: what could not be compared, and why.
     """
 
@@ -91,8 +91,10 @@ def diff(a: Cache, b: Cache, watcher: Watcher) -> CacheDiff:
     for dataset in sorted(here.datasets.keys() & there.datasets.keys()):
         rows = found.rows[dataset] = RowsDiff()
         stages = _stages(here, there, dataset, found.notes)
-        compared = [open_answers(here, there, stage, found.notes) for stage in stages]
-        answers = [each for each in compared if each is not None]
+        answers: list[Answers] = []
+        for stage in stages:
+            soft = open_answers(here, there, stage, found.notes)
+            answers += [*([] if soft is None else [soft]), *open_features(here, there, stage)]
         watcher.begin(f"diff {dataset}", here.num_rows(dataset) if here.datasets[dataset].planned_in is None else 0)
         for pairs in _matched(here, there, dataset, rows):
             for each in answers:

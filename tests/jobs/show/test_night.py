@@ -204,6 +204,31 @@ def test_what_nobody_foresaw_is_an_event_and_no_secret_is_written(
     assert values(tmp_path / "x.prom")["exit_code"] == 1
 
 
+@pytest.mark.parametrize("as_json", [(), ("--json",)], ids=["text", "json"])
+@pytest.mark.parametrize("foreseen", [True, False])
+def test_no_secret_is_written_in_plain_text_either(
+    job: Path, program: Program, monkeypatch: pytest.MonkeyPatch, as_json: tuple[str, ...], foreseen: bool
+) -> None:
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", 'wJalrXUtn"FEMI')
+
+    def loud(*arguments: object, **options: object) -> None:
+        sys.stderr.write('a library says wJalrXUtn"FEMI\nand more\n')
+        raise StorageFailure("no access", found='key wJalrXUtn"FEMI') if foreseen else RuntimeError('wJalrXUtn"FEMI')
+
+    monkeypatch.setattr("teacher_cache.building.survey.prepare_build", loud)
+    if foreseen:
+        ended = program("cache", "build", job, *as_json)
+        written = ended.err + ended.out
+    else:
+        with pytest.raises(RuntimeError) as failed:
+            program("cache", "build", job, *as_json)
+        monkeypatch.setattr(sys, "stderr", last := io.StringIO())
+        sys.excepthook(RuntimeError, failed.value, failed.value.__traceback__)  # as Python does at the end
+        written = last.getvalue()
+        monkeypatch.setattr(sys, "excepthook", sys.__excepthook__)
+    assert ("wJalrXUtn" in written, "…" in written) == (False, True)
+
+
 SECRETS = {
     "AZURE_STORAGE_ACCOUNT_KEY": "Eby8vdM02xNOcqFlqU==",
     "GOOGLE_SERVICE_ACCOUNT_KEY": '{\n  "private": "MIIEvgIBADANBg"\n}',

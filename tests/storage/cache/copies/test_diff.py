@@ -87,13 +87,14 @@ def test_rows_that_lie_elsewhere_are_matched_by_id(
             about=about,
         )
     found = diff(cache, turned, Silent())
-    (gap,) = found.answers
+    gap, feature = found.answers
     assert (found.same, found.fields, found.rows["digits"].differ) == (False, [], False)
     assert (gap.rows, gap.identical, [(each.sample_id, each.row_a, each.row_b) for each in gap.worst]) == (
         9,
         8,
         [("digits:0", 0, 9)],
     )
+    assert (feature.feature, feature.rows, feature.identical, feature.differs) == ("last", 9, 9, False)
     before = torch.tensor(cache.read_targets("digits", "cnn", 0)["logits"][:1]).double().log_softmax(1)
     after = torch.tensor([[5.0, 0.0, 0.0]]).double().log_softmax(1)
     assert gap.largest == pytest.approx(float((before.exp() * (before - after)).sum()), abs=1e-6)
@@ -171,3 +172,27 @@ def test_other_places_are_told(cache: Cache, tmp_path: Path, program: Program) -
     shutil.copytree(cache.url, tmp_path / "damaged")
     flip(Cache.open(str(tmp_path / "damaged")), TARGETS, "logits/c/0/0")
     assert program("cache", "diff", cache.url, tmp_path / "damaged").code == 65
+
+
+def test_features_are_compared_too(cache: Cache, other: Cache, program: Program) -> None:
+    """Of row 0 a feature of ones has one number of 3 in place of 1: 2 over the length √5."""
+    key = TARGETS._replace(shard=0)
+    commit, arrays = cache.commit(key, with_table=True), cache.read_targets("digits", "cnn", 0)
+    feature = cache.read_targets("digits", "cnn", 0, names=["feature/last"])["feature/last"].copy()
+    feature[0, 2] += 2
+    other.objects.delete(key.commit_path)
+    other.write_shard(
+        key,
+        rows=(commit.start, commit.stop),
+        arrays={"logits": arrays["logits"], "feature/last": feature},
+        table=commit.table,
+        about=dict(commit.about),
+    )
+    soft, found = diff(cache, other, Silent()).answers
+    own = float(np.linalg.norm(feature[0].astype(np.float64) - [0, 0, 2, 0, 0]))
+    assert (soft.differs, found.differs, found.unit) == (False, True, "‖A - B‖/‖A‖")
+    assert found.largest == pytest.approx(2 / own)
+    assert [each.row_a for each in found.worst if each.off] == [0]
+    ended = program("cache", "diff", cache.url, other.url)
+    assert "digits/cnn/plain last: 9 rows, 8 of the same bytes; ‖A - B‖/‖A‖ mean" in " ".join(ended.out.split())
+    assert max(map(len, ended.out.splitlines())) <= 80
