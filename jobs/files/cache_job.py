@@ -5,10 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Self
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from jobs.files.cluster_options import BuildClusterOptions
 from jobs.files.reading import refuse_twice
+from storage.cache.copies.publishing import check_notice
 from storage.datasets import AnySource
 from storage.errors import BadRequest
 from storage.options import CacheUrl, Options
@@ -25,6 +26,7 @@ class CacheJob(Options):
 
     Attributes:
         cache: where the cache is, a folder or an object store's prefix.
+        notice: a text that says what may be done with it; written into the cache, for good.
         dataset: sources of samples, one `[[dataset]]` each.
         teacher: one `[[teacher]]` each; a cache without teachers is enough to train on labels.
         views: augmentation; without it, teachers are asked about plain inputs.
@@ -33,6 +35,7 @@ class CacheJob(Options):
     """
 
     cache: CacheUrl
+    notice: Annotated[str, Field(min_length=1), AfterValidator(check_notice)] | None = None
     dataset: Annotated[list[AnySource], Field(min_length=1)]
     teacher: list[TeacherOptions] = Field(default=[])
     views: ViewOptions | None = None
@@ -85,6 +88,7 @@ class CacheJob(Options):
         return BuildRequest(
             cache=self.cache if beside is None else _beside(self.cache, beside),
             job=str(job),
+            notice=self.notice,
             sources=self.sources,
             teachers=tuple(self.teacher),
             views=self.views,

@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 
 from storage.cache import TOKENIZER_JSON, Cache, Catalogue
+from storage.cache.copies.publishing import write_notice
 from storage.cache.watcher import Watcher
 from storage.errors import BadRequest, IncompleteCache, MissingSource, StaleCache, TryAgain
 from storage.format.ledger import Ledger
@@ -43,6 +44,8 @@ def run_build(build: PreparedBuild, runner: Runner, watcher: Watcher) -> BuildRe
             expected=f"cache {known.about.id}",
             do=f"cache build {build.request.job}    # again: it looks at what is there now",
         )
+    if build.request.notice is not None:  # before anything that it is to be about
+        write_notice(cache, build.request.notice, build.request.job)
     _check_teachers(build)  # before anything is promised, or hours are spent on rows that it will not be asked about
     _write_promises(cache, build, known)  # first: a worker compares what it is about to write with them
     if cache.unproven is not None:

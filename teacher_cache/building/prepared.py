@@ -29,6 +29,7 @@ class BuildRequest:
         part: (i, n), this process does number i of n.
         device: of teachers: auto, cpu, cuda.
         threads: of torch, per worker.
+        notice: what may be done with the cache; None: the job does not say it.
     """
 
     cache: str
@@ -39,6 +40,7 @@ class BuildRequest:
     device: str = "auto"
     threads: int = 1
     views: ViewOptions | None = None
+    notice: str | None = None
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ from typing import NamedTuple
 
 from storage.cache import TOKENIZER_JSON, Cache, Catalogue
 from storage.cache.copies.copy import copy_object
+from storage.cache.copies.publishing import write_notice
 from storage.cache.watcher import Watcher
 from storage.errors import BadRequest, IncompleteCache, MissingObject, StaleCache
 from storage.format.rows import ShardRows, segment_path
@@ -59,11 +60,13 @@ class PreparedRecoding:
         source: what the richer cache holds.
         request: for the smaller one.
         stages: ingests first.
+        notice: of the richer cache; what may be done with it goes on for what is made of it.
     """
 
     source: Catalogue
     request: BuildRequest
     stages: tuple[RecodeStage, ...]
+    notice: str | None = None
 
     @property
     def missing(self) -> dict[str, int]:
@@ -101,7 +104,7 @@ def prepare_recoding(richer: Cache, request: BuildRequest) -> PreparedRecoding:
     if not any(stage.shards for stage in stages):
         raise IncompleteCache(f"{source.url} holds nothing of this job yet", do="cache build JOB.toml")
     stages.sort(key=lambda stage: stage.teacher is not None)  # inputs before targets; the sort is stable
-    return PreparedRecoding(source, request, tuple(stages))
+    return PreparedRecoding(source, request, tuple(stages), richer.notice)
 
 
 def run_recode(recoding: PreparedRecoding, runner: Runner, watcher: Watcher) -> BuildReport:
@@ -112,6 +115,8 @@ def run_recode(recoding: PreparedRecoding, runner: Runner, watcher: Watcher) -> 
     """
     source, request = recoding.source, recoding.request
     cache = Cache.create(request.cache)
+    if (notice := request.notice or recoding.notice) is not None:
+        write_notice(cache, notice, request.job if request.notice else source.url)
     try:
         _write_promises(source, cache, recoding)
     except StaleCache as error:

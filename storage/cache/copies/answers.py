@@ -1,8 +1,8 @@
 """How far what two caches store of a teacher is apart, row by row.
 
-Soft targets by KL, vectors by their angle, features by the length of the difference. Where one cache stores all classes
-and the other a few and the rest, both are compared over those few and the rest as one; where neither stores all, what is
-not stored shares its mass evenly.
+Soft targets by KL, vectors by their angle, features by the length of the difference. Where one cache stores all
+classes and the other a few and the rest, both are compared over those few and the rest as one; where neither stores
+all, what is not stored shares its mass evenly.
 
 Shapes: N sites of some rows, C classes, D numbers of a vector.
 """

@@ -84,6 +84,14 @@ def publish(cache: Cache, watcher: Watcher) -> Publication:
     return Publication(len(keys), len(found), digest(data))
 
 
+def check_notice(text: str) -> str:
+    """Return what may be done with a cache, without blanks around it. Raises ValueError: a text is none."""
+    text, size = text.strip(), len(text.strip().encode())
+    if not 0 < size <= MOST_NOTICE_BYTES:
+        raise ValueError(f"a notice of {size:,} bytes; it has 1 to {MOST_NOTICE_BYTES:,}")
+    return text
+
+
 def write_notice(cache: Cache, text: str, path: str) -> None:
     """Say in a cache what may be done with it.
 
@@ -96,10 +104,13 @@ def write_notice(cache: Cache, text: str, path: str) -> None:
         BadRequest: the text is empty, or far too long.
         StaleCache: the cache says something else already.
     """
-    text = text.strip()
-    if not text or len(text.encode()) > MOST_NOTICE_BYTES:
-        found = f"{len(text.encode()):,} bytes"
-        raise BadRequest(f"{path} is no notice", found=found, expected=f"a text of at most {MOST_NOTICE_BYTES:,} bytes")
+    try:
+        text = check_notice(text)
+    except ValueError as error:
+        expected = f"a text of at most {MOST_NOTICE_BYTES:,} bytes"
+        raise BadRequest(f"{path} is no notice", found=str(error), expected=expected) from None
+    if cache.notice == text:
+        return
     if not cache.objects.create(NOTICE_JSON, NoticeSpec(text=text).to_json()) and cache.notice != text:
         raise StaleCache(
             f"{cache.url} has another notice already",
