@@ -9,6 +9,7 @@ import polars as pl
 
 from storage.errors import CorruptObject
 from storage.format.sealed import unseal
+from student_train.run_files.records import check_predictions
 
 PREDICTIONS_FILE = "predictions.parquet"
 FORMATS = (1, 2)  # of it, that are known
@@ -43,7 +44,9 @@ def read_answers(folder: Path) -> Answers | None:
     if not path.exists():
         return None
     try:
-        about, table = unseal(path.read_bytes())
+        data = path.read_bytes()
+        check_predictions(folder, data)
+        about, table = unseal(data)
         if about["format_version"] not in FORMATS:
             raise ValueError("it is of another format")
         task = about.get("task") or FIRST_TASKS["at" in table.column_names]

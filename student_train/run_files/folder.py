@@ -22,7 +22,7 @@ from student_train.run_files.checkpoint import (
 from student_train.run_files.history import STEPS_FOLDER, write_metrics, write_steps
 from student_train.run_files.locks import locked
 from student_train.run_files.position import Position
-from student_train.run_files.predictions import HeldTable, write_predictions
+from student_train.run_files.predictions import PREDICTIONS_FILE, HeldTable, write_predictions
 from student_train.run_files.records import (
     JOB_FILE,
     RESULT_FILES,
@@ -125,7 +125,9 @@ class RunFolder:
         save_student(self.path, blueprint, weights, tokenizer, adapter, made)
         LocalObjects(self.path).put(JOB_FILE, job.encode())
         student = digest((self.path / RESULT_FILES[0]).read_bytes())
-        record = record.model_copy(update={"student_digest": student})
+        predictions = self.path / PREDICTIONS_FILE
+        said = digest(predictions.read_bytes()) if predictions.exists() else None
+        record = record.model_copy(update={"student_digest": student, "predictions_digest": said})
         write_record(self.path, record)
         return record
 

@@ -25,6 +25,7 @@ import polars as pl
 from storage.errors import CorruptObject
 from storage.format.objects import LocalObjects
 from storage.format.sealed import seal, unseal
+from student_train.run_files.records import check_predictions
 from student_train.tasks import TASKS
 from student_train.tasks.held import DATASET, HELD_SCHEMA, STUDENT_SCHEMA, TEACHER_SCHEMA
 
@@ -84,7 +85,9 @@ def read_predictions(folder: Path) -> HeldTable | None:
     if not path.exists():
         return None
     try:
-        about, table = unseal(path.read_bytes())
+        data = path.read_bytes()
+        check_predictions(folder, data)
+        about, table = unseal(data)
         if (version := about.pop("format_version")) == 1:
             # What format 1 said; there were two tasks.
             about["task"] = "language_model" if about.pop("of_tokens") else "image_classification"

@@ -192,6 +192,7 @@ class RunRecord(Measured):
         taken: how its steps were taken; None of a failed run, and before format 2.
         job_digest: of its job file.
         student_digest: of its student.json, which has that of the weights; None before that was kept.
+        predictions_digest: of its predictions.parquet; None before that was kept, or where nobody asked for them.
     """
 
     format_version: Literal[1, 2] = 2
@@ -218,6 +219,7 @@ class RunRecord(Measured):
     taken: StepsTaken | None = None
     job_digest: str | None = None
     student_digest: str | None = None
+    predictions_digest: str | None = None
     identity: dict[str, Any]
 
 
@@ -253,6 +255,13 @@ def lost_files(folder: Path, record: RunRecord) -> tuple[str, ...]:
     if not gone and record.student_digest not in (None, digest((folder / RESULT_FILES[0]).read_bytes())):
         return (f"its own {RESULT_FILES[0]}",)
     return gone
+
+
+def check_predictions(folder: Path, data: bytes) -> None:
+    """Raise ValueError if the bytes of a run's predictions are not those that its record knows."""
+    record = read_record(folder)
+    if record is not None and record.predictions_digest not in (None, digest(data)):
+        raise ValueError(f"its bytes do not match the digest in {RUN_FILE}: it is of another training")
 
 
 def read_job(folder: Path, record: RunRecord | None) -> str | None:

@@ -6,6 +6,7 @@ import json
 import random
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +16,14 @@ import pytest
 from storage.cache import Cache
 from storage.errors import CorruptObject, Interrupted, StillroomError
 from storage.format.sealed import read_json
+from student_train.comparing.answers import read_answers
 from student_train.preparing.dry_run import dry_run
 from student_train.report import write_report
 from student_train.run_files.checkpoint import NEXT_FILE, settle_checkpoint
 from student_train.run_files.comparison import compare_runs
 from student_train.run_files.history import read_metrics, read_steps
 from student_train.run_files.position import read_position
-from student_train.run_files.predictions import read_predictions
+from student_train.run_files.predictions import read_predictions, write_predictions
 from student_train.run_files.records import read_job, read_record
 from student_train.running.train import train_students
 from student_train.students import load_student
@@ -70,6 +72,20 @@ def test_of_all_flipped_bits_none_is_believed(folder: Path, tmp_path: Path, name
         assert fault.value.do is not None
     (damaged / name).write_bytes(whole)
     READ[name](damaged)
+
+
+@pytest.mark.parametrize("read", [read_predictions, read_answers])
+def test_predictions_of_another_training_are_not_believed(
+    folder: Path, tmp_path: Path, read: Callable[[Path], Any]
+) -> None:
+    other = shutil.copytree(folder, tmp_path / "a")
+    predictions = read_predictions(folder)
+    assert predictions is not None
+    write_predictions(other, replace(predictions, num_rows=predictions.num_rows + 1))  # whole, with a seal of its own
+    with pytest.raises(CorruptObject) as refused:
+        read(other)
+    assert "do not match the digest in run.json" in str(refused.value.found)
+    read(folder)
 
 
 @pytest.mark.parametrize("name", ["run.json", "checkpoint.json"])
