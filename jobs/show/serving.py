@@ -23,10 +23,12 @@ class Served(NamedTuple):
     Attributes:
         at: temperatures in words, and the losses that can be used there; "" for those that have none.
         never: those that cannot be used, as they are by default.
+        unsaid: temperatures by default, and the losses that cannot be used there: a job is to say another.
     """
 
     at: dict[str, list[str]]
     never: list[str]
+    unsaid: dict[float, list[str]]
 
 
 def losses_served(encoding: Encoding, task: str) -> Served:
@@ -37,7 +39,7 @@ def losses_served(encoding: Encoding, task: str) -> Served:
         task: of the dataset, by name; some refuse losses that compare rows.
     """
     at: dict[str, list[str]] = {}
-    never = []
+    never, unsaid = [], dict[float, list[str]]()
     for name in LOSSES:
         term = _term(name)
         if term is None or isinstance(term, VectorTerm) == encoding.classes:
@@ -47,7 +49,10 @@ def losses_served(encoding: Encoding, task: str) -> Served:
             never.append(name)
         else:
             at.setdefault(where, []).append(name)
-    return Served(at, never)
+            default = getattr(term, "temperature", None) or TASKS[task].temperature
+            if where and not _serves(encoding, _term(name, temperature=default)):
+                unsaid.setdefault(default, []).append(name)
+    return Served(at, never, unsaid)
 
 
 def served_lines(who: str, encoding: Encoding, task: str) -> list[str]:
@@ -59,7 +64,14 @@ def served_lines(who: str, encoding: Encoding, task: str) -> list[str]:
         f"{f'at {where}: ' if where else 'of no temperature: ' * (len(served.at) > 1)}{', '.join(names)}"
         for where, names in sorted(served.at.items(), reverse=True)
     ]
-    return [f"{who} serves {'; '.join(parts)}", *[f"  not: {', '.join(served.never)}"] * bool(served.never)]
+    return [
+        f"{who} serves {'; '.join(parts)}",
+        *[f"  not: {', '.join(served.never)}"] * bool(served.never),
+        *(
+            f"  say their temperature: {', '.join(names)}, which a job that leaves it out means at {default:g}"
+            for default, names in served.unsaid.items()
+        ),
+    ]
 
 
 def _term(name: str, **options: float) -> SoftTerm | VectorTerm | None:
@@ -84,19 +96,20 @@ def _refused(name: str, term: SoftTerm | VectorTerm, task: str) -> bool:
 
 def _where(name: str, term: SoftTerm | VectorTerm, encoding: Encoding) -> str | None:
     """Return at which temperatures a loss can be used, in words; None: at none."""
-
-    def serves(asked: SoftTerm | VectorTerm | None) -> bool:
-        return asked is not None and not any(encoding.lacks(each.capability) for each in LOSSES[name].needs(asked).soft)
-
     if (
         isinstance(term, VectorTerm) or "temperature" not in type(term).model_fields
     ):  # of infonce it is the student's alone
-        return "" if serves(term) else None
-    if serves(_term(name, temperature=ANY)):
+        return "" if _serves(encoding, term) else None
+    if _serves(encoding, _term(name, temperature=ANY)):
         return "any T"
     declared = sorted({*encoding.temperatures, *encoding.standardised_temperatures})
-    found = [each for each in declared if serves(_term(name, temperature=each))]
+    found = [each for each in declared if _serves(encoding, _term(name, temperature=each))]
     return f"T = {_listed(found)}" if found else None
+
+
+def _serves(encoding: Encoding, term: SoftTerm | VectorTerm | None) -> bool:
+    """Return whether an encoding has all that a term needs of soft targets."""
+    return term is not None and not any(encoding.lacks(each.capability) for each in LOSSES[term.loss].needs(term).soft)
 
 
 def _listed(values: Iterable[float]) -> str:

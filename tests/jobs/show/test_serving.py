@@ -31,6 +31,13 @@ def test_a_sparse_encoding_serves_these_losses_at_temperature_1() -> None:
     ]
 
 
+def test_a_loss_that_does_not_run_as_a_job_leaves_it_is_told_with_its_temperature() -> None:
+    assert served_lines("big", SPARSE, "image_classification")[2:] == [
+        "  say their temperature: kd, dkd, which a job that leaves it out means at 4"
+    ]
+    assert losses_served(SparseEncoding(k=16, temperatures=[1.0, 4.0]), "image_classification").unsaid == {}
+
+
 def test_a_dense_one_serves_all_but_draws() -> None:
     served = losses_served(DenseEncoding(), "image_classification")
     assert served.never == ["random_sampling", "stratified"]
