@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
     from distributed import Client, Security
 
 COME_S = 120.0  # until the first worker is there
+LOG = re.compile(r"stillroom-\d+\.log")
+KEPT_LOGS = 30  # of a folder, that of this job among them
 LEAVE_S = 20.0  # until workers that are told to leave are gone
 
 
@@ -67,6 +70,8 @@ def _step(
 ) -> Iterator[subprocess.Popen[bytes]]:
     """Yield `srun`, which runs a worker in each task until it ends."""
     told = security.get_tls_config_for_role("worker")
+    with contextlib.suppress(OSError):
+        forget_logs(Path.cwd(), _log())
     processors = os.environ.get("SLURM_CPUS_PER_TASK")
     command = [
         "srun",
@@ -100,6 +105,20 @@ def _step(
 def _log() -> str:
     """Return the file of what the workers print, in the folder that the command runs in."""
     return f"stillroom-{os.environ['SLURM_JOB_ID']}.log"
+
+
+def forget_logs(folder: Path, own: str) -> None:
+    """Delete what workers of earlier jobs have printed in a folder, but for the last of it: a night leaves one.
+
+    Args:
+        folder: that the command runs in.
+        own: the log of this job, which stays.
+    """
+    logs = [path for path in folder.glob("stillroom-*.log") if LOG.fullmatch(path.name) and path.name != own]
+    by_age = sorted(logs, key=lambda path: (path.stat().st_mtime_ns, path.name))
+    for path in by_age[: len(logs) - KEPT_LOGS + 1] if len(logs) >= KEPT_LOGS else []:
+        with contextlib.suppress(OSError):  # another command was first
+            path.unlink()
 
 
 def _end() -> dict[str, str]:

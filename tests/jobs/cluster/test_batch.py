@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 from typing import Any, cast
 
 import pytest
 
+from jobs.cluster.batch.allocation import forget_logs
 from jobs.cluster.batch.pending import TRIES, Standing, Watched
 from jobs.cluster.batch.submitting import job_script
 from jobs.cluster.opening import open_client
@@ -239,3 +241,18 @@ def test_a_job_that_runs_without_its_worker_is_told_with_the_address(monkeypatch
         jobs.look(client, 0, 1.0)
     assert ended.value.what == "job 1 runs, but its worker does not come"
     assert (ended.value.found or "").startswith("nobody at tls://10.0.0.1:4000 for 0 s")
+
+
+def test_logs_of_many_nights_do_not_pile_up(tmp_path: Path) -> None:
+    for night in range(40):
+        (tmp_path / f"stillroom-{night}.log").touch()
+        os.utime(tmp_path / f"stillroom-{night}.log", (night, night))
+    others = ("stillroom-mine.log", "stillroom-7.log.old")
+    for name in others:
+        (tmp_path / name).touch()
+        os.utime(tmp_path / name, (0, 0))
+    forget_logs(tmp_path, "stillroom-0.log")  # a job that was requeued goes on in its own
+    left = {path.name for path in tmp_path.iterdir()}
+    assert left == {*others, "stillroom-0.log", *(f"stillroom-{night}.log" for night in range(11, 40))}
+    forget_logs(tmp_path, "stillroom-0.log")
+    assert len(left) == len([*tmp_path.iterdir()])
