@@ -31,7 +31,12 @@ from jobs.cli.cache_plan import plan
 from jobs.cli.cache_recode import recode
 
 if TYPE_CHECKING:
-    from storage.cache import Cache
+    from collections.abc import Sequence
+
+    import polars as pl
+
+    from storage.cache import Cache, Catalogue
+    from storage.format.stages import Stage
 
 app = typer.Typer(
     help="Run teachers over datasets once; keep their soft targets and features.",
@@ -138,65 +143,89 @@ def status(cache: StatusArgument, as_json: JsonOption = False) -> None:
     from jobs.show import terminal
 
     def action() -> int:
-        import polars as pl
-
-        from jobs.files.cache_job import CacheJob
-        from jobs.files.reading import read_job
-        from jobs.show.notice import open_cache
-        from jobs.show.tables import print_table
-        from storage.cache import Cache
         from storage.cache.lease import read_builders
         from storage.cache.standing import standings
         from storage.cache.status import read_status
         from storage.errors import RowsMissing
-        from teacher_cache.building.asked import asked_stages
 
-        job = Path(cache) if cache.endswith(".toml") else None
-        read = None if job is None else read_job(job, CacheJob)
-        if read is not None and Cache.find(read.cache) is None:
-            raise RowsMissing(f"{read.cache} is not there: nothing of it is built", do=f"cache build {job}")
-        opened = open_cache(cache if read is None else read.cache)
-        catalogue = opened.catalogue()
-        asked = None if read is None else asked_stages(read.sources, read.teacher, read.views, catalogue.datasets)
+        opened, catalogue, asked = _open_asked(cache)
         ledger = catalogue.ledger()
-        stages, stands, builders = (
-            read_status(catalogue, ledger, asked),
-            standings(catalogue, ledger),
-            read_builders(opened.objects),
-        )
+        stages, stands = read_status(catalogue, ledger, asked), standings(catalogue, ledger)
+        builders = read_builders(opened.objects)
         if as_json:
-            said = [standing.as_values() for standing in stands]
-            stages_said = {"stages": stages.to_dicts(), "teachers": said}
-            stages_said["builders"] = [builder.as_values() for builder in builders]
-            terminal.print_json({"cache": opened.url, **stages_said, "notice": opened.notice})
-        else:
-            shown = stages.select(
-                "dataset",
-                "teacher",
-                "view",
-                done=pl.col("rows_done") - pl.col("quarantined"),
-                missing="rows_missing",
-                unreadable="quarantined",
-                shards=pl.format("{}/{}", "shards_done", "shards"),
-                bytes="bytes",
-                **{"rows/s": "rows_per_s"},
+            terminal.print_json(
+                {
+                    "cache": opened.url,
+                    "stages": stages.to_dicts(),
+                    "teachers": [standing.as_values() for standing in stands],
+                    "builders": [builder.as_values() for builder in builders],
+                    "notice": opened.notice,
+                }
             )
-            print_table(shown, title=opened.url)
-            for standing in stands:
-                terminal.out.print(standing.note, markup=False)
-            for builder in builders:
-                terminal.out.print(builder.told, markup=False)
+        else:
+            _print_stages(opened.url, stages)
+            for line in (*(standing.note for standing in stands), *(builder.told for builder in builders)):
+                terminal.out.print(line, markup=False)
             _print_notice(opened)
-        # of a text, rows that are missing are not counted, but their shards are
-        lacking = stages.select(
-            pl.sum("rows_missing"),
-            pl.sum("shards") - pl.sum("shards_done"),
-            pl.sum("quarantined"),
-            unplanned=pl.col("shards").is_null().sum(),
-        )
-        return RowsMissing.exit_code if any(lacking.row(0)) else 0
+        return RowsMissing.exit_code if _lacks(stages) else 0
 
     terminal.run(action, as_json=as_json, answers=True)
+
+
+def _open_asked(place: str) -> tuple[Cache, Catalogue, Sequence[Stage] | None]:
+    """Return a cache, what it holds, and the stages that a job asks of it; None where a cache is named, not a job.
+
+    Raises:
+        RowsMissing: the job's cache is not there yet.
+    """
+    from jobs.files.cache_job import CacheJob
+    from jobs.files.reading import read_job
+    from jobs.show.notice import open_cache
+    from storage.cache import Cache
+    from storage.errors import RowsMissing
+    from teacher_cache.building.asked import asked_stages
+
+    if not place.endswith(".toml"):
+        opened = open_cache(place)
+        return opened, opened.catalogue(), None
+    job = read_job(Path(place), CacheJob)
+    if Cache.find(job.cache) is None:
+        raise RowsMissing(f"{job.cache} is not there: nothing of it is built", do=f"cache build {place}")
+    opened = open_cache(job.cache)
+    catalogue = opened.catalogue()
+    return opened, catalogue, asked_stages(job.sources, job.teacher, job.views, catalogue.datasets)
+
+
+def _print_stages(url: str, stages: pl.DataFrame) -> None:
+    import polars as pl
+
+    from jobs.show.tables import print_table
+
+    shown = stages.select(
+        "dataset",
+        "teacher",
+        "view",
+        done=pl.col("rows_done") - pl.col("quarantined"),
+        missing="rows_missing",
+        unreadable="quarantined",
+        shards=pl.format("{}/{}", "shards_done", "shards"),
+        bytes="bytes",
+        **{"rows/s": "rows_per_s"},
+    )
+    print_table(shown, title=url)
+
+
+def _lacks(stages: pl.DataFrame) -> bool:
+    """Return whether anything is missing; of a text rows that are missing are not counted, but their shards are."""
+    import polars as pl
+
+    lacking = stages.select(
+        pl.sum("rows_missing"),
+        pl.sum("shards") - pl.sum("shards_done"),
+        pl.sum("quarantined"),
+        unplanned=pl.col("shards").is_null().sum(),
+    )
+    return any(lacking.row(0))
 
 
 @app.command()

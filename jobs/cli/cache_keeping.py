@@ -38,14 +38,9 @@ def gc(
     def action() -> int:
         from storage.cache import Cache
         from storage.cache.garbage import delete_garbage, find_garbage
-        from storage.errors import BadRequest, CorruptObject
+        from storage.errors import CorruptObject
 
-        if (grace_s := parse_age(grace)) < SHORTEST_GRACE_S:
-            raise BadRequest(
-                f"--grace {grace} is too short",
-                expected="an hour at least: what a builder has written and not committed yet looks the same",
-            )
-        opened = Cache.open(cache)
+        grace_s, opened = _parse_grace(grace), Cache.open(cache)
         with terminal.watching("stages", night) as watch:
 
             def on_stage(done: int, total: int) -> None:
@@ -67,15 +62,7 @@ def gc(
                 }
             )
         else:
-            if dry_run:
-                for waste in gone[:SHOWN]:
-                    terminal.out.print(f"{waste.kind}  {waste.path}", markup=False, soft_wrap=True)
-                if len(gone) > SHOWN:
-                    terminal.out.print(f"and {len(gone) - SHOWN} more; --json lists all")
-            verb = "would be deleted" if dry_run else "deleted"
-            terminal.out.print(f"{tell_waste(gone)} {verb}" if gone else "nothing to delete", markup=False)
-            if found.young:
-                terminal.out.print(f"younger than {grace}, and left: {tell_waste(found.young)}", markup=False)
+            _print_gone(gone, found.young, grace, dry_run=dry_run)
         for path in found.unreadable:
             terminal.errors.print(
                 f"{path} cannot be read: no attempt of its shard was touched; cache verify {cache} --repair",
@@ -84,6 +71,33 @@ def gc(
         return CorruptObject.exit_code if found.unreadable else 0
 
     terminal.run(action, as_json=as_json, answers=True, night=night)
+
+
+def _parse_grace(text: str) -> float:
+    """Return a grace in seconds. Raises BadRequest: a running builder's files would be younger than that."""
+    from storage.errors import BadRequest
+
+    if (grace_s := parse_age(text)) < SHORTEST_GRACE_S:
+        raise BadRequest(
+            f"--grace {text} is too short",
+            expected="an hour at least: what a builder has written and not committed yet looks the same",
+        )
+    return grace_s
+
+
+def _print_gone(gone: Sequence[Waste], young: Sequence[Waste], grace: str, *, dry_run: bool) -> None:
+    """Print what was deleted or would be, and what is too young for that."""
+    from jobs.show import terminal
+
+    if dry_run:
+        for waste in gone[:SHOWN]:
+            terminal.out.print(f"{waste.kind}  {waste.path}", markup=False, soft_wrap=True)
+        if len(gone) > SHOWN:
+            terminal.out.print(f"and {len(gone) - SHOWN} more; --json lists all")
+    verb = "would be deleted" if dry_run else "deleted"
+    terminal.out.print(f"{tell_waste(gone)} {verb}" if gone else "nothing to delete", markup=False)
+    if young:
+        terminal.out.print(f"younger than {grace}, and left: {tell_waste(young)}", markup=False)
 
 
 def compact(

@@ -8,7 +8,7 @@ from __future__ import annotations
 import codecs
 import tomllib
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from pydantic import ValidationError
 
@@ -20,6 +20,20 @@ from storage.options import Options
 
 Job = TypeVar("Job", bound=Options)
 
+
+class Marks(NamedTuple):
+    """By which keys a kind of job is known, and the command that takes it."""
+
+    keys: frozenset[str]
+    command: str
+
+
+MARKS = {
+    "CacheJob": Marks(frozenset({"dataset"}), "cache build"),
+    "ShrinkJob": Marks(frozenset({"ways"}), "student bench"),
+    "ChainJob": Marks(frozenset({"job", "student"}), "student chain"),
+    "StudentJob": Marks(frozenset({"cache", "student"}), "student train"),
+}
 MOST_BYTES = 2**24  # of a job file
 MOST_DOTS = 1000  # of a line: a dotted key takes time by the square of its parts
 MOST_LEVELS = 32  # of tables and lists in it
@@ -54,10 +68,7 @@ def read_job(path: Path, kind: type[Job], folder: Path | None = None) -> Job:
         raise BadJob(f"{path} is not TOML", found=str(error)) from None
     if _is_deep(values):
         raise BadJob(f"{path} is not a job", found=f"tables and lists within one another, more than {MOST_LEVELS} deep")
-    other = {"CacheJob": "student", "StudentJob": "dataset"}.get(kind.__name__)
-    if other in values:
-        command = "student train" if other == "student" else "cache build"
-        raise BadJob(f"{path} is a job for the other program", found=f"[[{other}]]", do=f"{command} {path}")
+    _check_kind(path, values, kind.__name__)
     expanded = expand(values)
     told = [f"{spelled(place)}: {message}" for place, message in expanded.mistakes]
     try:
@@ -67,6 +78,21 @@ def read_job(path: Path, kind: type[Job], folder: Path | None = None) -> Job:
     if told:
         raise BadJob(f"{path} has {len(told)} mistake{'s' if len(told) > 1 else ''}", found="\n".join(told))
     return job
+
+
+def _check_kind(path: Path, values: Any, kind: str) -> None:
+    """Raise BadJob if a file is a job of another command, by keys that only that one has."""
+    if kind not in MARKS or MARKS[kind].keys <= values.keys():
+        return
+    for other, (keys, command) in MARKS.items():
+        if other != kind and keys <= values.keys():
+            found = ", ".join(f"[[{key}]]" if isinstance(values[key], list) else key for key in sorted(keys))
+            raise BadJob(
+                f"{path} is a job of {command}",
+                found=found,
+                expected=f"a job of {MARKS[kind].command}, with {' and '.join(sorted(MARKS[kind].keys))}",
+                do=f"{command} {path}",
+            )
 
 
 def _check_name(path: Path) -> None:

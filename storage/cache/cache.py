@@ -105,8 +105,10 @@ class Cache:
             return cls(objects, read_spec(objects, CACHE_JSON, CacheSpec))
         except MissingObject:
             listing = objects.list()
-        there = "a folder without cache.json" if listing.objects or listing.folders else "nothing"
-        raise NotInCache(f"{url} is not a cache", found=there, expected="cache.json", do="cache build JOB.toml")
+        there, do = "a folder without cache.json" if listing.objects or listing.folders else "nothing", "JOB.toml"
+        if "://" not in url and Path(url).is_file():
+            there, do = "a file, no folder", url if url.endswith(".toml") else do
+        raise NotInCache(f"{url} is not a cache", found=there, expected="cache.json", do=f"cache build {do}")
 
     def kept_in(self, folder: Path, most_bytes: int) -> Cache:
         """Return the same cache, of which shards are kept below a folder of this machine once they were read.

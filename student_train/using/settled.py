@@ -47,8 +47,15 @@ def load_trusted(folder: Path, named: str, architecture: str | None) -> Student:
         architecture: that the caller names.
 
     Raises:
-        BadRequest: it is of code of somebody's own, which the caller did not name.
+        BadRequest: it is of code of somebody's own, which the caller did not name; or of none, and the caller did.
     """
+    if ":" not in named and architecture is not None:
+        raise BadRequest(
+            f"--architecture is of a student of your own code, and the one in {folder} is a built-in",
+            found=f"--architecture {architecture}",
+            expected=f'"{named}", which needs no code of yours',
+            do="leave --architecture out",
+        )
     if ":" in named and architecture is None:
         raise BadRequest(
             f"the student in {folder} has an architecture of its own",

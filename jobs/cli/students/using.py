@@ -5,8 +5,9 @@ Thin on purpose, like `jobs.cli.cache`: parse, call a room, print.
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -15,6 +16,7 @@ from jobs.cli.arguments import DeviceOption, JsonOption
 if TYPE_CHECKING:
     import polars as pl
 
+    from student_train.using.exporting.place import Exported
     from student_train.using.predicting.predict import Predicted
 
 RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a settled student, RUNS/NAME.")]
@@ -102,7 +104,6 @@ def predict(
     from jobs.show import terminal
 
     def action() -> int:
-        from storage.errors import BadRequest
         from student_train.using.answering import load_answerer
         from student_train.using.predicting.predict import predict_samples
         from student_train.using.predicting.samples import find_samples
@@ -115,42 +116,41 @@ def predict(
         for note in samples.notes:
             terminal.errors.print(f"note: {note}", markup=False)
         printed: list[pl.DataFrame] = []
-
-        def show(frame: pl.DataFrame) -> None:
-            if not as_json:
-                _print_lines(frame)
-                return
-            printed.append(frame)
-            if sum(map(len, printed)) > MOST_IN_JSON:
-                raise BadRequest(f"more than {MOST_IN_JSON:,} predictions in one JSON value", do="-o FILE.parquet")
-
         if out is None:
-            found = predict_samples(answerer, samples, show, top=top)
+            found = predict_samples(answerer, samples, partial(_keep, printed) if as_json else _print_lines, top=top)
         else:
             with terminal.watching("samples") as watch, writing(out) as write:
                 watch.begin(answerer.name, samples.count or 0)
                 found = predict_samples(answerer, samples, write, top=top, advance=watch.advance)
         if as_json:
-            predictions = [row for frame in printed for row in frame.to_dicts()]
-            terminal.print_json(
-                {
-                    "student": answerer.name,
-                    "inputs": samples.told,
-                    "out": None if out is None else str(out),
-                    "rows": found.rows,
-                    "unreadable": found.unreadable,
-                    "reasons": [{"sample_id": name, "error": why} for name, why in found.reasons],
-                    "classes": dict(found.counts),
-                    "notes": list(found.notes),
-                    **({"predictions": predictions} if out is None else {}),
-                    "exit_code": found.exit_code,
-                }
-            )
+            said = {"student": answerer.name, "inputs": samples.told, "out": None if out is None else str(out)}
+            predictions = {"predictions": [row for frame in printed for row in frame.to_dicts()]}
+            terminal.print_json(said | _as_values(found) | (predictions if out is None else {}))
         else:
             _print_end(found, out)
         return found.exit_code
 
     terminal.run(action, as_json=as_json, answers=True)
+
+
+def _keep(kept: list[pl.DataFrame], frame: pl.DataFrame) -> None:
+    """Keep predictions for one JSON value. Raises BadRequest: they are too many for one."""
+    from storage.errors import BadRequest
+
+    kept.append(frame)
+    if sum(map(len, kept)) > MOST_IN_JSON:
+        raise BadRequest(f"more than {MOST_IN_JSON:,} predictions in one JSON value", do="-o FILE.parquet")
+
+
+def _as_values(found: Predicted) -> dict[str, Any]:
+    return {
+        "rows": found.rows,
+        "unreadable": found.unreadable,
+        "reasons": [{"sample_id": name, "error": why} for name, why in found.reasons],
+        "classes": dict(found.counts),
+        "notes": list(found.notes),
+        "exit_code": found.exit_code,
+    }
 
 
 def _print_lines(frame: pl.DataFrame) -> None:
@@ -232,26 +232,32 @@ def export(
             if adapter or tokenizer is not None:
                 raise BadRequest("--adapter and --tokenizer are of --format transformers", found=f"--format {form}")
             found = export_model(run, out, form, quantize=quantize, cache=cache, architecture=architecture)
-        if as_json:
-            terminal.print_json(
-                {
-                    "folder": str(found.folder),
-                    "format": form,
-                    "kind": found.kind,
-                    "difference": found.difference,
-                    "largest": found.largest,
-                    "told": list(found.told),
-                    "done_before": found.done_before,
-                    "exit_code": 0,
-                }
-            )
-            return 0
-        before = ", exported before" if found.done_before else ""
-        article = "an " if found.kind.lower().startswith(("a", "e", "i", "o")) else "a "
-        article = "" if found.kind == "safetensors" else article
-        terminal.out.print(f"{found.folder}: {run.name} as {article}{found.kind}{before}", markup=False, soft_wrap=True)
-        for text in found.told:
-            terminal.out.print(f"  {text}", markup=False, soft_wrap=True)
+        _print_exported(run, found, form, as_json)
         return 0
 
     terminal.run(action, as_json=as_json)
+
+
+def _print_exported(run: Path, found: Exported, form: str, as_json: bool) -> None:
+    from jobs.show import terminal
+
+    if as_json:
+        terminal.print_json(
+            {
+                "folder": str(found.folder),
+                "format": form,
+                "kind": found.kind,
+                "difference": found.difference,
+                "largest": found.largest,
+                "told": list(found.told),
+                "done_before": found.done_before,
+                "exit_code": 0,
+            }
+        )
+        return
+    before = ", exported before" if found.done_before else ""
+    article = "an " if found.kind.lower().startswith(("a", "e", "i", "o")) else "a "
+    article = "" if found.kind == "safetensors" else article
+    terminal.out.print(f"{found.folder}: {run.name} as {article}{found.kind}{before}", markup=False, soft_wrap=True)
+    for text in found.told:
+        terminal.out.print(f"  {text}", markup=False, soft_wrap=True)

@@ -23,7 +23,7 @@ from storage.cache.watcher import Watcher
 from storage.errors import BadRequest, CorruptObject, IncompleteCache, StaleCache, TryAgain
 from storage.format.committing import read_stored
 from storage.format.rows import EXTENT_SCHEMA, Extent, RowPlan, Segment, ShardRows, create_segment, read_plan
-from storage.format.shards import Commit, ShardKey
+from storage.format.shards import Commit, ShardKey, stage_folder
 from storage.format.specs import OWN_LENGTH
 from storage.format.stages import Stage
 from storage.inputs import Stored
@@ -130,12 +130,12 @@ def _check_origin(source: Cache, target: Cache) -> None:
     """Raise StaleCache if a cache that is there has shards that were not compacted from this one."""
     catalogue = target.catalogue()
     firsts = [catalogue.first_commit(name, None) for name in catalogue.datasets]
-    origins = {str(each.about.get("compacted_from", {}).get("cache")) for each in firsts if each is not None}
+    origins = {each.about.get("compacted_from", {}).get("cache") for each in firsts if each is not None}
     if origins - {source.id}:
         raise StaleCache(
             f"{target.url} was not compacted from {source.url}",
-            found=", ".join(f"cache {origin}" for origin in sorted(origins)),
-            expected=f"cache {source.id}",
+            found="; ".join(f"shards of cache {each}" if each else "shards that were built" for each in origins),
+            expected=f"shards of cache {source.id}, or none",
             do=f"cache compact {source.url} ANOTHER",
         )
 
@@ -228,7 +228,7 @@ def _compact_stage(
     new = read_plan(target.objects, dataset).shards()
     starts, committed = catalogue.shards(dataset).starts, catalogue.committed(*stage)
     there, ready = target.committed(*stage), target.committed(dataset)  # targets after their inputs
-    watcher.begin("/".join(str(part) for part in stage if part), len(new), done=len(there))
+    watcher.begin(stage_folder(*stage), len(new), done=len(there))
     for shard in new:
         first, last = np.searchsorted(starts, [shard.start, shard.stop])
         old = range(int(first), int(last))

@@ -28,6 +28,7 @@ from student_train.using.evaluating.rows import LabelledRows, check_inputs, othe
 IMAGES = ("image_folder", "parquet_images", "webdataset")  # kinds of which one can stand for another
 OWN_KEYS = ("image", "label", "id", "images", "label_key")  # of some of these, said again of data of the same
 TARS = IMAGES[2]
+REBUILT = "cache build, of these data; then student eval RUN DATASET --cache URL"
 ARRAYS = (".npy", ".npz")
 AT_ONCE = 64  # samples whose bytes are held while they are decoded
 # options of which a promise has the value as a job gives it
@@ -120,7 +121,9 @@ def source_like(path: Path, answerer: Answerer, labels: Path | None) -> Source:
             f"{path} cannot be read as what this student learned from",
             found=f"{'a folder' if path.is_dir() else path.suffix or 'a file without a suffix'}",
             expected=f'data of kind "{kind}"',
-            do="; ".join(each["msg"] for each in error.errors()[:3]),
+            do=f"{REBUILT}; or a .npz of `inputs` and `labels`"
+            if any(each["type"] == "extra_forbidden" for each in error.errors())  # a kind that reads no path
+            else "; ".join(each["msg"] for each in error.errors()[:3]),
         ) from None
     source = source if answerer.tokenizer is None else source.prepared(answerer.tokenizer, {})
     source = source.as_promised(promise)
@@ -130,7 +133,7 @@ def source_like(path: Path, answerer: Answerer, labels: Path | None) -> Source:
             f"{path} would be read in another way than what this student learned from",
             found=", ".join(f"{key} {source.content().get(key)!r}" for key in other),
             expected=", ".join(f"{key} {promise.get(key)!r}" for key in other),
-            do="cache build, of these data; then student eval RUN DATASET --cache URL",
+            do=REBUILT,
         )
     return source
 

@@ -165,7 +165,7 @@ def dense_from_sparse(folder: Path) -> list[object]:
 
 STUPID: dict[str, tuple[Arguments, str]] = {
     "plan: a job that is not there": (lambda folder: ["plan", folder / "no.toml"], "cannot read the job file"),
-    "plan: a job of students": (lambda folder: ["plan", folder / "students.toml"], "a job for the other program"),
+    "plan: a job of students": (lambda folder: ["plan", folder / "students.toml"], "is a job of student train"),
     "plan: a cache instead of a job": (lambda folder: ["plan", folder / "cache"], "cannot read the job file"),
     "plan: no teacher": (
         lambda folder: ["plan", write_job(folder, write_digits(folder, 20))],
@@ -198,7 +198,7 @@ STUPID: dict[str, tuple[Arguments, str]] = {
     ),
     "recode: a job of students": (
         lambda folder: ["recode", folder / "cache", folder / "students.toml"],
-        "a job for the other program",
+        "is a job of student train",
     ),
     "recode: a cache from itself": (
         recode_of(job=lambda folder: smaller(folder, cache="cache")),

@@ -440,3 +440,23 @@ def test_a_job_that_is_no_file_is_refused(tmp_path: Path, what: str) -> None:
 def test_rows_of_several_datasets_are_checked_each(tmp_path: Path, rows: str, told: str) -> None:
     (mistake,) = mistakes(tmp_path, STUDENT.replace('"d/train"', rows), StudentJob)
     assert mistake.startswith(told)
+
+
+REPOSITORY_JOBS = {
+    "cache build": (CacheJob, "digits.cache.toml"),
+    "student train": (StudentJob, "digits.students.toml"),
+    "student chain": (ChainJob, "chain.digits.toml"),
+    "student bench": (ShrinkJob, "shrink.cifar10.toml"),
+}
+
+
+@pytest.mark.parametrize("command", REPOSITORY_JOBS)
+def test_a_job_of_another_command_is_told_as_what_it_is(command: str) -> None:
+    kind, own = REPOSITORY_JOBS[command]
+    assert read_job(REPOSITORY / "jobs" / own, kind)
+    for other, (_, name) in REPOSITORY_JOBS.items():
+        if other != command:
+            path = REPOSITORY / "jobs" / name
+            with pytest.raises(BadJob) as refused:
+                read_job(path, kind)
+            assert (refused.value.what, refused.value.do) == (f"{path} is a job of {other}", f"{other} {path}")

@@ -241,3 +241,8 @@ def test_shards_of_a_cache_are_kept_on_this_machine_if_asked_for(program: Progra
     for wrong in (("--keep", tmp_path), ("--keep", run.parents[1] / "cache/kept", "--keep-bytes", 9)):
         evaluated(program, run, "pictures/validation", *wrong, code=2)
     evaluated(program, run, write_pictures(tmp_path / "new", ("red",), 1), *kept, code=2)
+
+
+def test_code_of_ones_own_is_named_for_none_of_ours(program: Program, run: Path) -> None:
+    refused = evaluated(program, run, "pictures", "--architecture", "net.py:build", code=2)
+    assert refused["expected"] == '"cnn", which needs no code of yours'
