@@ -12,8 +12,9 @@ from __future__ import annotations
 import heapq
 from abc import ABC, abstractmethod
 from collections import OrderedDict
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -215,11 +216,13 @@ class SoftAnswers(Answers):
         return _num_sites(array_S) * max(1, self._specs[0].num_classes)
 
     def apart(self, a: dict[str, Tensor], b: dict[str, Tensor]) -> Tensor:
-        one, other = (
-            spec.encoding.decode(arrays, spec.num_classes)  # type: ignore[arg-type]
-            for spec, arrays in zip(self._specs, (a, b), strict=True)
+        apart: Callable[[Any, Any], Tensor] = _angle if isinstance(self._specs[0].encoding, VectorEncoding) else kl
+        return apart(
+            *(
+                spec.encoding.decode(arrays, spec.num_classes)  # type: ignore[arg-type]
+                for spec, arrays in zip(self._specs, (a, b), strict=True)
+            )
         )
-        return (_angle if isinstance(self._specs[0].encoding, VectorEncoding) else kl)(one, other)  # type: ignore[operator]
 
 
 class FeatureAnswers(Answers):
