@@ -219,7 +219,7 @@ class SoftAnswers(Answers):
         apart: Callable[[Any, Any], Tensor] = _angle if isinstance(self._specs[0].encoding, VectorEncoding) else kl
         return apart(
             *(
-                spec.encoding.decode(arrays, spec.num_classes)  # type: ignore[arg-type]
+                spec.encoding.decode(arrays, spec.num_classes)
                 for spec, arrays in zip(self._specs, (a, b), strict=True)
             )
         )
