@@ -86,7 +86,8 @@ def _check_kind(path: Path, values: Any, kind: str) -> None:
         return
     for other, (keys, command) in MARKS.items():
         if other != kind and keys <= values.keys():
-            found = ", ".join(f"[[{key}]]" if isinstance(values[key], list) else key for key in sorted(keys))
+            told = sorted(keys - MARKS[kind].keys)
+            found = ", ".join(f"[[{key}]]" for key in told if isinstance(values[key], list)) or ", ".join(told)
             raise BadJob(
                 f"{path} is a job of {command}",
                 found=found,

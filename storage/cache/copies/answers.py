@@ -218,10 +218,7 @@ class SoftAnswers(Answers):
     def apart(self, a: dict[str, Tensor], b: dict[str, Tensor]) -> Tensor:
         apart: Callable[[Any, Any], Tensor] = _angle if isinstance(self._specs[0].encoding, VectorEncoding) else kl
         return apart(
-            *(
-                spec.encoding.decode(arrays, spec.num_classes)
-                for spec, arrays in zip(self._specs, (a, b), strict=True)
-            )
+            *(spec.encoding.decode(arrays, spec.num_classes) for spec, arrays in zip(self._specs, (a, b), strict=True))
         )
 
 
