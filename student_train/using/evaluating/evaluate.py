@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from math import isnan, prod
+from math import prod
 from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
@@ -214,8 +214,6 @@ def _take(
             start = stop
             advance(len(labels_B))
     (figures,) = sums.figures(ALONE)
-    if figures.cross_entropy is not None and isnan(figures.cross_entropy):  # of many sites nobody looks at each logit
-        raise _nan(answerer)
     return _Taken(figures, measured, compared)
 
 
@@ -231,28 +229,30 @@ class _Asked:
 
     def __init__(self, answerer: Answerer):
         self._answerer = answerer
-        self.states = [SimpleNamespace(exported=self if answerer.student is None else answerer.student)]
+        self.states = [SimpleNamespace(exported=self)]
         self.said_BC = torch.empty(0)
 
     def logits(self, inputs: Tensor) -> Tensor:
         """Return (1, B, C) float32, which is kept for whoever counts more of it."""
-        self.said_BC = self.hidden(inputs)
+        self.said_BC = self._checked(self._answerer.logits(inputs))
         return self.said_BC[None]
 
     def hidden(self, inputs: Tensor) -> Tensor:
-        """Return the logits (B, *sites, C) of all sites at once: an ONNX file is in one part."""
-        said = self._answerer.logits(inputs)
-        if said.isnan().any():
-            raise _nan(self._answerer)
-        return said
+        """Return what `scores` makes logits of; of an ONNX file, which is in one part, the logits (B, *sites, C)."""
+        student = self._answerer.student
+        return self._answerer.logits(inputs) if student is None else student.hidden(inputs)
 
-    def scores(self, logits_NC: Tensor) -> Tensor:
-        """Return them as they are."""
-        return logits_NC
+    def scores(self, hidden_ND: Tensor) -> Tensor:
+        """Return the logits (N, C) of some sites."""
+        student = self._answerer.student
+        return self._checked(hidden_ND if student is None else student.scores(hidden_ND))
 
-
-def _nan(answerer: Answerer) -> BadRequest:
-    return BadRequest(f"{answerer.name} answers with NaN", do="student predict RUN INPUTS tells to which samples")
+    def _checked(self, logits: Tensor) -> Tensor:
+        if logits.isnan().any():
+            raise BadRequest(
+                f"{self._answerer.name} answers with NaN", do="student predict RUN INPUTS tells to which samples"
+            )
+        return logits
 
 
 def _batch_rows(answerer: Answerer) -> int:
