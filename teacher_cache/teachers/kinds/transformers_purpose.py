@@ -92,7 +92,7 @@ def longest_of(folder: Path) -> int | None:
 
 def _of_sentences(folder: Path) -> dict[str, Any]:
     """Return what sentence-transformers keeps of how texts are read; nothing where it has written nothing."""
-    said = _read(folder / SENTENCES) if (folder / SENTENCES).exists() else {}
+    said = read_json(folder / SENTENCES, BadTeacher) if (folder / SENTENCES).exists() else {}
     return said if isinstance(said, dict) else {}
 
 
