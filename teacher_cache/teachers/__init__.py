@@ -2,7 +2,7 @@
 
 options.py    what a job says of a teacher, and what the cache is promised
 kinds/        one file a kind, the table of them, and what each must say of itself
-spoken.py     which tokenizer a teacher speaks
+spoken.py     which tokenizer a teacher speaks; what the job says where a kind says nothing
 classes.py    its scores against a dataset's classes, by name
 weights.py    files of weights: digests and tensors
 model.py      a loaded teacher: what it is fed, which layers are tapped

@@ -1,6 +1,5 @@
 """The kinds of teacher, by what a `[[teacher]]` says of where it comes from: a key of that name, or its `kind`.
 
-as_said.py    what a kind says whose files say nothing
 factory.py    a function of the user's, with weights from a file
 student.py    the folder of a trained student
 onnx.py       a graph of ONNX, of any framework, computed by onnxruntime

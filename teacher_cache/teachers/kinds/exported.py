@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from storage.errors import BadTeacher, BadWeights, MissingSource
 from storage.language.tokenizer import read_tokenizer
-from teacher_cache.teachers.kinds.as_said import check_files, classes, dimension, longest, spoken, wants_around  # noqa: F401 - of a Kind
+from teacher_cache.teachers.spoken import check_files, classes, dimension, longest, spoken, wants_around  # noqa: F401 - of a Kind
 
 if TYPE_CHECKING:
     from torch import nn

@@ -9,8 +9,8 @@ from storage.digests import file_digest
 from storage.errors import BadRequest, BadTeacher
 from storage.language.tokenizer import read_tokenizer
 from storage.options import beside, code_fingerprint, load_factory
-from teacher_cache.teachers.kinds.as_said import check_files, classes, dimension, longest, notes, spoken, wants_around  # noqa: F401 - of a Kind
 from teacher_cache.teachers.loaded import build_twice
+from teacher_cache.teachers.spoken import check_files, classes, dimension, longest, notes, spoken, wants_around  # noqa: F401 - of a Kind
 from teacher_cache.teachers.weights import load_weights
 
 if TYPE_CHECKING:

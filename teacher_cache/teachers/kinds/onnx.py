@@ -12,9 +12,9 @@ from storage.datasets.table import Layout
 from storage.digests import file_digest, fingerprint
 from storage.errors import BadRequest
 from storage.language.tokenizer import read_tokenizer
-from teacher_cache.teachers.kinds.as_said import classes, dimension, longest, spoken, wants_around  # noqa: F401 - of a Kind
 from teacher_cache.teachers.kinds.onnx_columns import check_inputs
 from teacher_cache.teachers.kinds.onnx_files import chosen_inputs, chosen_output, import_onnx, read_graph
+from teacher_cache.teachers.spoken import classes, dimension, longest, spoken, wants_around  # noqa: F401 - of a Kind
 
 if TYPE_CHECKING:
     from torch import nn

@@ -14,8 +14,7 @@ from zipfile import is_zipfile
 
 from storage.digests import file_digest
 from storage.errors import BadTeacher, BadWeights, missing_extra
-from teacher_cache.teachers.kinds.as_said import longest, wants_around  # noqa: F401 - of a Kind
-from teacher_cache.teachers.spoken import Spoken
+from teacher_cache.teachers.spoken import Spoken, longest, wants_around  # noqa: F401 - of a Kind
 
 if TYPE_CHECKING:
     from torch import nn

@@ -9,8 +9,7 @@ from storage.errors import CorruptObject, MissingSource
 from storage.format.sealed import read_json
 from storage.inputs.encoded import OwnSize
 from storage.options import code_fingerprint
-from teacher_cache.teachers.kinds.as_said import check_files, longest, notes  # noqa: F401 - of a Kind
-from teacher_cache.teachers.spoken import Spoken
+from teacher_cache.teachers.spoken import Spoken, check_files, longest, notes  # noqa: F401 - of a Kind
 
 if TYPE_CHECKING:
     from torch import nn

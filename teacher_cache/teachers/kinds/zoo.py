@@ -12,8 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from storage.digests import file_digest
 from storage.errors import BadRequest, BadTeacher, is_out_of_memory
-from teacher_cache.teachers.kinds.as_said import check_files, dimension, longest, wants_around  # noqa: F401 - of a Kind
-from teacher_cache.teachers.spoken import Spoken
+from teacher_cache.teachers.spoken import Spoken, check_files, dimension, longest, wants_around  # noqa: F401 - of a Kind
 from teacher_cache.teachers.weights import load_weights
 
 if TYPE_CHECKING:
