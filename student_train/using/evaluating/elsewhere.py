@@ -141,7 +141,7 @@ def source_like(path: Path, answerer: Answerer, labels: Path | None) -> Source:
 def _kind_of_images(path: Path) -> str:
     """Return what kind of images lies at a path. Raises MissingSource: they have no labels."""
     of_folder, of_tables, of_tars = IMAGES
-    if path.suffix.lower() in Image.EXTENSION:
+    if path.suffix.lower() in Image.registered_extensions():
         raise MissingSource(f"{path} is one image, without a label", expected=LABELLED_IMAGES, do=UNLABELLED)
     if is_saved(path):
         return of_tables
@@ -150,7 +150,7 @@ def _kind_of_images(path: Path) -> str:
     if path.is_file() or any(path.glob("*.parquet")):
         return of_tables
     if path.is_dir() and not any(entry.is_dir() for entry in path.iterdir()):
-        files = sum(entry.suffix.lower() in Image.EXTENSION for entry in path.iterdir())
+        files = sum(entry.suffix.lower() in Image.registered_extensions() for entry in path.iterdir())
         found = f"{files} image{'s' * (files != 1)} in the folder itself"
         raise MissingSource(f"{path} has no sub-folders", found=found, expected=LABELLED_IMAGES, do=UNLABELLED)
     return of_folder
