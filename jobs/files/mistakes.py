@@ -144,9 +144,9 @@ def _input(detail: Any) -> str:
 
 
 def _hint(name: str, names: Sequence[str], quote: str) -> str:
-    """Return what may have been meant: the nearest name, or the one that is abbreviated, else all there are."""
-    near = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
-    near = near or [one for one in names if "_" in one and "".join(part[:1] for part in one.split("_")) == name]
+    """Return what may have been meant: the name that is abbreviated, or the nearest, else all there are."""
+    near = [one for one in names if "_" in one and "".join(part[:1] for part in one.split("_")) == name]
+    near = near or difflib.get_close_matches(name, names, n=1, cutoff=0.5)
     guess = f"did you mean {quote}{near[0]}{quote}?" if near else ""
     every = f"there are {', '.join(names)}"
     return " ".join(filter(None, (guess, every if len(names) <= FEW and quote == "'" else ""))) or every

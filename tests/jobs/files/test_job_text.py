@@ -93,5 +93,5 @@ def test_what_is_said_does_not_depend_on_defaults() -> None:
         "evaluate_every_steps",
         "best_by",
     }
-    off |= {"patience_evaluations", "mixture", "mean", "std"}
+    off |= {"patience_evaluations", "mixture", "mean", "std", "size"}
     assert (set(DataOptions.model_fields) | set(StudentOptions.model_fields)) - told - {"options", "objective"} == off
