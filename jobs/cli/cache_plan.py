@@ -24,6 +24,13 @@ def plan(
     plot: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Bytes against fidelity, as .png, .svg or .pdf.")
     ] = None,
+    scale: Annotated[
+        str | None,
+        typer.Option(
+            metavar="KEY=VALUE,…",
+            help="What the job would cost at another size: rows=14_200_000,views=90,workers=64; docs/jobs/plan.md.",
+        ),
+    ] = None,
     device: DeviceOption = "auto",
     as_json: JsonOption = False,
 ) -> None:
@@ -33,11 +40,14 @@ def plan(
     def action() -> int:
         from jobs.files.cache_job import CacheJob
         from jobs.files.reading import read_job
+        from jobs.files.scale_text import read_scale
         from jobs.show.pilot_tables import as_values, print_pilot
+        from jobs.show.scale_tables import machine_of, print_scale, scale_values
         from teacher_cache.pilot.pilot import PilotRequest, run_pilot
 
         if plot is not None:
             _check_plot(plot)  # now, not after minutes of measuring
+        size = None if scale is None else read_scale(scale)
         read = read_job(job, CacheJob)
         request = PilotRequest(
             build=read.request(job, device=device),
@@ -45,7 +55,9 @@ def plan(
             rows=rows,
             workers=workers or read.cluster.num_workers,
             epochs=epochs,
+            scale=size,
         )
+        machine = machine_of(request.workers, read.cluster.time)
         with terminal.watching("done") as watch:
             pilots = run_pilot(request, watch)
         if plot is not None:
@@ -53,11 +65,12 @@ def plan(
 
             draw(pilots, plot)
         if as_json:
-            values = [as_values(pilot, request) for pilot in pilots]
+            values = [as_values(pilot, request) | scale_values(pilot, request, machine) for pilot in pilots]
             terminal.print_json({"job": str(job), "plot": None if plot is None else str(plot), "teachers": values})
             return 0
         for pilot in pilots:
             print_pilot(pilot, request)
+            print_scale(pilot, request, machine)
         if plot is not None:
             terminal.out.print(f"plot: {plot}", markup=False, soft_wrap=True)
         return 0

@@ -12,10 +12,11 @@ import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import CancelledError
+from functools import partial
 from typing import TYPE_CHECKING, Any, Generic, NamedTuple, Protocol, TypeVar
 
 from jobs.cluster.attendance import Attendance
-from jobs.cluster.sending import refused_by, sent
+from jobs.cluster.sending import opener, packed, refused_by
 from storage.errors import Interrupted, Overdue, StillroomError, TryAgain, WorkerDied
 
 if TYPE_CHECKING:
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 TRIES = 3  # of work that takes too long, or raises what is no error of ours
 TICK_S = 1.0
 RESULT_S = 60.0  # a few numbers that a worker holds
+PREFIX = "work"  # of all keys: of one sort to Dask
 
 
 class Left(Exception):
@@ -101,12 +103,15 @@ def run_work(
     try:
         while True:
             beginning = going_on()
+            begun: dict[str | None, list[_Attempt[W]]] = {}
             for place in places(flight.look(), flight.places) if beginning else ():
                 attempt = again.popleft() if again else next(fresh, None)
                 if attempt is None:
                     all_begun = True
                     break
-                flight.submit(attempt, place)
+                begun.setdefault(place, []).append(attempt)
+            for place, attempts in begun.items():
+                flight.submit(attempts, place)
             if not flight.running and (not beginning or (all_begun and not again)):
                 return
             for key, said in heard():
@@ -189,12 +194,16 @@ class _Flight(Generic[W, R]):
         """Return the work of a key, unless it has ended."""
         return [flying.attempt.work for flying in self.running.values() if str(flying.attempt.work.key) == key]
 
-    def submit(self, attempt: _Attempt[W], place: str | None) -> None:
-        # A new key for each attempt: Dask would answer an old key with the old error.
-        key = f"{attempt.work.key}-{time.time_ns():x}"
-        future = self._client.submit(sent(self._perform, attempt.work), key=key, pure=False, workers=place)
-        self.running[key] = _Flying(future, attempt, place)
-        future.add_done_callback(self._finished.put)
+    def submit(self, attempts: Sequence[_Attempt[W]], place: str | None) -> None:
+        # A new key for each attempt: Dask would answer an old key with the old error. All begin alike, up to the first
+        # "-": of what begins otherwise a scheduler keeps figures for good, 10 kB for each shard (docs/scale.md).
+        keys = [f"{PREFIX}-{attempt.work.key}-{time.time_ns():x}" for attempt in attempts]
+        calls = [packed(self._perform, attempt.work) for attempt in attempts]
+        # at once: a message to the scheduler costs as much as what it says of a few
+        futures = self._client.map(opener(), calls, key=keys, pure=False, workers=place)
+        for key, future, attempt in zip(keys, futures, attempts, strict=True):
+            self.running[key] = _Flying(future, attempt, place)
+            future.add_done_callback(self._finished.put)
 
     def look(self) -> dict[str, int]:
         """Return the threads of each worker, at most a second old. Raises TryAgain."""
@@ -216,20 +225,25 @@ class _Flight(Generic[W, R]):
         workers = self.look()
         if lost := [key for key, (_, _, place) in self.running.items() if place is not None and place not in workers]:
             return [self._lost(key) for key in lost]
+        flown = [(future, self.running.pop(future.key)) for future in self._ended() if future.key in self.running]
+        with _told_of_loss():
+            results: list[R | Exception] = _results(self._client, [future for future, _ in flown])
+        for (_, flying), result in zip(flown, results, strict=True):
+            if isinstance(result, WorkerDied | Left):
+                self._asked_s = float("-inf")  # whoever is submitted next must not go to it
+            if isinstance(result, Left) and flying.place is not None:
+                self._leaving.add(flying.place)
+        return [(flying.attempt, result) for (_, flying), result in zip(flown, results, strict=True)]
+
+    def _ended(self) -> list[Future[Any]]:
+        """Return all futures that have ended, those given up before among them; none after a tick."""
         try:
-            future = self._finished.get(timeout=TICK_S)
+            ended = [self._finished.get(timeout=TICK_S)]
         except queue.Empty:
             return []
-        flying = self.running.pop(future.key, None)
-        if flying is None:  # given up before
-            return []
-        with _told_of_loss():
-            result: R | Exception = _result(future)
-        if isinstance(result, WorkerDied | Left):
-            self._asked_s = float("-inf")  # whoever is submitted next must not go to it
-        if isinstance(result, Left) and flying.place is not None:
-            self._leaving.add(flying.place)
-        return [(flying.attempt, result)]
+        while not self._finished.empty():  # nobody else takes from it
+            ended.append(self._finished.get())
+        return ended
 
     def cancel(self) -> None:
         """Give up what is in flight."""
@@ -243,6 +257,15 @@ class _Flight(Generic[W, R]):
         with _told_of_loss():
             self._client.cancel([flying.future], force=True)
         return flying.attempt, _worker_died()
+
+
+def _results(client: Client, futures: Sequence[Future[Any]]) -> list[Any]:
+    """Return what finished futures hold, or their exceptions: with one request, where none of them failed."""
+    if len(futures) > 1 and all(future.status == "finished" for future in futures):
+        with contextlib.suppress(Exception):  # whichever it is of, each is asked for it below
+            gather = partial(client.gather, list(futures), asynchronous=True)
+            return list(client.sync(gather, callback_timeout=RESULT_S))
+    return [_result(future) for future in futures]
 
 
 def _result(future: Future[Any]) -> Any:

@@ -7,7 +7,7 @@ that was started in a folder where somebody keeps jobs of their own.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from stillroom_start import ROOMS, take_rooms
 from storage.errors import BadRequest
@@ -17,18 +17,30 @@ R = TypeVar("R")
 
 def sent(perform: Callable[..., R], *arguments: object) -> Callable[[], R]:
     """Return a call that Dask sends by value: bytes to everybody but the worker that makes it."""
+    call, pickled = opener(), packed(perform, *arguments)
+    return lambda: call(pickled)  # type: ignore[no-any-return]
+
+
+def packed(perform: Callable[..., Any], *arguments: object) -> bytes:
+    """Return a call as bytes, for what an `opener` returned."""
     import cloudpickle  # Dask's own
 
-    pickled = cloudpickle.dumps((perform, arguments))
+    return cloudpickle.dumps((perform, arguments))  # type: ignore[no-any-return]
 
-    def call() -> R:  # a function in a function, which cloudpickle sends whole; so its imports are within
+
+def opener() -> Callable[[bytes], Any]:
+    """Return what makes a `packed` call on a worker; Dask sends it by value, once for many calls."""
+
+    def call(
+        pickled: bytes,
+    ) -> Any:  # a function in a function, which cloudpickle sends whole; so its imports are within
         import pickle
 
         from stillroom_start import take_rooms
 
         take_rooms()
         perform, arguments = pickle.loads(pickled)  # noqa: S301 - from our own command
-        return perform(*arguments)  # type: ignore[no-any-return]
+        return perform(*arguments)
 
     return call
 

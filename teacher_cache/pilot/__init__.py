@@ -7,5 +7,7 @@ answers.py    what the teacher says of them, and how fast
 ladder.py     which encodings are tried
 cost.py       what one takes of a row: bytes, and seconds to make and to read
 fidelity.py   how near each comes to the dense targets
+ingested.py   what a row takes before a teacher is asked about it
+scale.py      what a job of another size would cost, and the first limit that it would meet
 worth.py      from how many students on a cache pays
 """

@@ -18,12 +18,14 @@ from storage.encodings.naming import as_toml
 from storage.errors import BadRequest
 from storage.tasks import task_of
 from storage.views import PLAIN
-from teacher_cache.building.prepared import BuildRequest, Stage
+from teacher_cache.building.prepared import BuildRequest, PreparedBuild, Stage
 from teacher_cache.building.survey import prepare_afresh
 from teacher_cache.pilot.answers import TimedAnswers, ask
 from teacher_cache.pilot.cost import cost_of
 from teacher_cache.pilot.foretell import foretell
+from teacher_cache.pilot.ingested import measure_rates
 from teacher_cache.pilot.ladder import FidelityOptions, ladder
+from teacher_cache.pilot.scale import Rates, ScaleOptions
 from teacher_cache.pilot.worth import Pace, Worth, weigh
 from teacher_cache.teachers.loading import load_teacher
 from teacher_cache.teachers.options import TeacherOptions
@@ -45,6 +47,7 @@ class PilotRequest:
         rows: to measure on, of each teacher; of rows with several sites, sites.
         workers: of the big run.
         epochs: of each student.
+        scale: another size of the job, which is to be told of; None: of none.
     """
 
     build: BuildRequest
@@ -52,6 +55,7 @@ class PilotRequest:
     rows: int
     workers: int
     epochs: int
+    scale: ScaleOptions | None = None
 
 
 class Trial(NamedTuple):
@@ -97,6 +101,7 @@ class Pilot:
         own: the job's encoding.
         trials: smallest first.
         skipped: encoding → why it cannot be used.
+        rates: what a row takes before a teacher is asked about it; None: another size was not asked for.
     """
 
     teacher: str
@@ -123,6 +128,7 @@ class Pilot:
     own: AnyEncoding
     trials: tuple[Trial, ...]
     skipped: tuple[tuple[AnyEncoding, str], ...]
+    rates: Rates | None = None
 
     @property
     def is_nearly_uniform(self) -> bool:
@@ -160,7 +166,8 @@ def run_pilot(request: PilotRequest, watcher: Watcher) -> list[Pilot]:
     """Measure every teacher of a job.
 
     Raises:
-        BadRequest: the job has no teacher, or `cache build` would refuse it before it starts.
+        BadRequest: the job has no teacher, or `cache build` would refuse it before it starts; or its rows have no
+            tokens of which another number was asked for.
         BadTeacher: a teacher's output is not what a cache could be promised.
     """
     if not request.build.teachers:
@@ -179,6 +186,8 @@ def run_pilot(request: PilotRequest, watcher: Watcher) -> list[Pilot]:
                 do=f"leave {options.name} out of a copy of the job; a build of a few rows tells how large they are",
             )
     prepared = prepare_afresh(request.build)
+    if request.scale is not None and request.scale.tokens is not None:
+        _check_tokens(prepared)
     pilots = []
     for options in request.build.teachers:
         stages = [
@@ -189,6 +198,17 @@ def run_pilot(request: PilotRequest, watcher: Watcher) -> list[Pilot]:
             of_size = [stage for stage in stages if stage.dataset.spec.num_classes == num_classes]
             pilots.append(_measure_teacher(request, options, of_size, watcher))
     return pilots
+
+
+def _check_tokens(prepared: PreparedBuild) -> None:
+    """Raise BadRequest if a dataset has no tokens that a teacher would answer."""
+    for stage in prepared.stages:
+        if (unit := task_of(stage.dataset.spec).site_name) != "token":
+            raise BadRequest(
+                f"--scale tokens=… is not of dataset {stage.dataset.spec.name}",
+                found=f"a teacher answers each {unit} of it",
+                do="say rows=… in its place",
+            )
 
 
 def _measure_teacher(
@@ -238,6 +258,7 @@ def _measure_teacher(
         own=options.encoding,
         trials=tuple(sorted(trials, key=lambda trial: trial.bytes_per_row)),
         skipped=tuple(skipped),
+        rates=None if request.scale is None else measure_rates(stages, asked),
     )
 
 

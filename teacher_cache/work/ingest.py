@@ -8,6 +8,7 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
+from functools import cache as kept
 
 import numpy as np
 import pyarrow as pa
@@ -43,7 +44,7 @@ def ingest_shard(work: IngestWork) -> Done:
     """
     cache, (start, stop) = Cache.open(work.cache), work.rows
     spec, tokenizer = cache.dataset(work.key.dataset), cache.tokenizer(work.key.dataset)
-    options: Source = TypeAdapter(AnySource).validate_json(work.source)
+    options: Source = _sources().validate_json(work.source)
     if any(not _is_at_hand(options, extent) for extent in work.extents):  # on another machine than the build's
         options.fetched()
     # The tokenizer of the cache, not of the job: one that was learned is learned once.
@@ -80,6 +81,11 @@ def _is_at_hand(source: Source, extent: Extent) -> bool:
         return source.look_at(extent.file) == (extent.size, extent.version)
     except MissingSource:
         return False
+
+
+@kept
+def _sources() -> TypeAdapter[AnySource]:
+    return TypeAdapter(AnySource)  # once: it takes as long to make as a small shard
 
 
 def _count_labels(table: pa.Table, num_classes: int) -> dict[str, list[int]]:

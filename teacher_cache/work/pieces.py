@@ -12,6 +12,7 @@ import time
 import weakref
 from collections.abc import Mapping
 from datetime import UTC, datetime
+from functools import cache as kept
 from importlib.metadata import version
 from typing import Any, NamedTuple
 
@@ -146,8 +147,13 @@ def provenance(seconds: float) -> dict[str, Any]:
         "seconds": round(seconds, 4),  # of computing, so that rows over seconds is the rate of one worker
         "finished": datetime.now(UTC).isoformat(timespec="seconds"),
         "host": socket.gethostname(),
-        "stillroom": version("stillroom"),
+        "stillroom": _version(),
     }
+
+
+@kept
+def _version() -> str:
+    return version("stillroom")  # which parses a file of some kilobytes
 
 
 def commit_shard(

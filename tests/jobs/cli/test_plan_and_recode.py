@@ -72,6 +72,19 @@ def test_a_plan_as_json_is_one_value_with_every_figure(folder: Path, program: Pr
     assert found["write"].startswith("encoding = {")
 
 
+def test_a_plan_of_another_size_tells_its_cost_and_what_stops_it_first(folder: Path, program: Program) -> None:
+    size = "rows=1e9,views=90,workers=64,worker_hour=1.5,hours=24"
+    ended = program("cache", "plan", smaller(folder), "--rows", 32, "--scale", size)
+    assert max(map(len, ended.out.splitlines())) <= 80
+    assert "1,000,000,000 rows, 90 views, 64 workers as this one" in " ".join(ended.out.split())
+    assert "the first limit that it meets: " in ended.out
+    found = json.loads(program("cache", "plan", smaller(folder), "--rows", 32, "--scale", size, "--json").out)
+    own = found["teachers"][0]["scale"]["encodings"]["sparse k=4 n=5 8bit"]
+    assert own["objects"] == 2 * own["shards"] * 91
+    assert set(own["dollars"]) == {"workers"}
+    assert own["limits"][0]["share"] > 1
+
+
 def test_a_plan_tells_how_the_teacher_stands_beside_chance(tmp_path: Path, program: Program) -> None:
     labels = [1, 2, 3, 3] * 8
     told = "of 32 labelled rows; chance 25.0%, the commonest class 50.0%"
@@ -189,6 +202,12 @@ STUPID: dict[str, tuple[Arguments, str]] = {
         "did you mean `max_kl`?",
     ),
     "plan: k and n beyond the classes": (plan_of(change=("k = 4", "k = 40")), "more classes than the 10"),
+    "plan: a scale of no views": (plan_of("--scale", "rows=9,views=0"), "views: expected at least 1"),
+    "plan: a scale of no size": (plan_of("--scale", "views=9"), "say how large it is"),
+    "plan: a scale without a value": (plan_of("--scale", "rows"), "cannot be read"),
+    "plan: a scale of an unknown key": (plan_of("--scale", "rows=9,view=2"), "did you mean `views`?"),
+    "plan: a scale of tokens of images": (plan_of("--scale", "tokens=9"), "is not of dataset digits"),
+    "plan: more builders than workers": (plan_of("--scale", "rows=9,workers=2,builders=3"), "each needs one"),
     "plan: a GPU that is not there": (plan_of("--device", "cuda"), "no CUDA device can be used here"),
     "recode: a cache that is not there": (recode_of(cache="nowhere"), "is not a cache"),
     "recode: a file": (recode_of(cache="job.toml"), "is not a cache"),

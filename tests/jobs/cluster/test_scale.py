@@ -1,0 +1,39 @@
+"""How builds scale over workers: small, with wide margins. `python -m tests.benchmarks scale-build` measures it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from distributed.utils import key_split
+
+from jobs.cluster.flight import PREFIX
+from storage.format.shards import ShardKey
+from tests.empty_work import measured
+from tests.many_workers import many_workers
+from tests.sleeping_teacher import asking_s, write_job
+
+
+@pytest.mark.slow
+def test_a_build_over_eight_workers_that_sleep_is_many_times_as_quick_as_over_one(tmp_path: Path) -> None:
+    with many_workers(tmp_path, 8) as place:
+        seconds = asking_s(write_job(tmp_path, place.address, 8 * 6, 1.0))
+    assert seconds < 48 / 3  # in turn it would take 48; and it is 6.5 where nothing else runs
+
+
+@pytest.mark.slow
+@pytest.mark.alone
+def test_two_thousand_shards_leave_nothing_in_the_scheduler_nor_in_the_client(tmp_path: Path) -> None:
+    with many_workers(tmp_path, 4) as place:
+        measured(place.address, 500, 0.0)  # what is kept of any work
+        before = place.scheduler_bytes()
+        found = measured(place.address, 1500, 0.0)
+        grown = place.scheduler_bytes() - before
+    assert found["shards"] == 1500
+    assert found["client_bytes"] - found["client_bytes_before"] < 8e6
+    assert grown < 8e6  # with a sort of key for each shard it was 17 MB
+
+
+def test_all_keys_are_of_one_sort_to_the_scheduler() -> None:
+    keys = [f"{PREFIX}-{ShardKey(*stage, 7)}-1a2b" for stage in (("a-b", None, "plain"), ("photos", "t-1", "view-000"))]
+    assert {key_split(key) for key in keys} == {PREFIX}
