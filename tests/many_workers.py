@@ -87,7 +87,7 @@ def _wait_until(come: Callable[[], bool], process: subprocess.Popen[bytes]) -> N
     until_s = time.monotonic() + STARTED_S
     while not come():
         if process.poll() is not None or time.monotonic() > until_s:
-            raise TimeoutError(f"{process.args} has not come: {process.returncode}")
+            raise TimeoutError(f"{process.args!r} has not come: {process.returncode}")
         time.sleep(0.05)
 
 

@@ -76,4 +76,5 @@ def asking_s(job: Path) -> float:
     if ended.returncode:
         sys.exit(f"{' '.join(command)} ended with {ended.returncode}\n{ended.stderr[-2000:]}")
     events = [json.loads(line) for line in ended.stderr.splitlines()]
-    return next(e["seconds"] for e in events if e["event"] == "stage_ended" and e["stage"].startswith("d/t"))
+    ended_s = (e["seconds"] for e in events if e["event"] == "stage_ended" and e["stage"].startswith("d/t"))
+    return float(next(ended_s))

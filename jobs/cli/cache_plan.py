@@ -41,8 +41,8 @@ def plan(
         from jobs.files.cache_job import CacheJob
         from jobs.files.reading import read_job
         from jobs.files.scale_text import read_scale
-        from jobs.show.pilot_tables import as_values, print_pilot
-        from jobs.show.scale_tables import machine_of, print_scale, scale_values
+        from jobs.show.pilot.scale import machine_of, print_scale, scale_values
+        from jobs.show.pilot.tables import as_values, print_pilot
         from teacher_cache.pilot.pilot import PilotRequest, run_pilot
 
         if plot is not None:
@@ -61,7 +61,7 @@ def plan(
         with terminal.watching("done") as watch:
             pilots = run_pilot(request, watch)
         if plot is not None:
-            from jobs.show.pilot_plot import draw
+            from jobs.show.pilot.plot import draw
 
             draw(pilots, plot)
         if as_json:

@@ -195,9 +195,7 @@ class _Flight(Generic[W, R]):
         return [flying.attempt.work for flying in self.running.values() if str(flying.attempt.work.key) == key]
 
     def submit(self, attempts: Sequence[_Attempt[W]], place: str | None) -> None:
-        # A new key for each attempt: Dask would answer an old key with the old error. All begin alike, up to the first
-        # "-": of what begins otherwise a scheduler keeps figures for good, 10 kB for each shard (docs/scale.md).
-        keys = [f"{PREFIX}-{attempt.work.key}-{time.time_ns():x}" for attempt in attempts]
+        keys = [_new_key(attempt.work.key) for attempt in attempts]
         calls = [packed(self._perform, attempt.work) for attempt in attempts]
         # at once: a message to the scheduler costs as much as what it says of a few
         futures = self._client.map(opener(), calls, key=keys, pure=False, workers=place)
@@ -259,12 +257,25 @@ class _Flight(Generic[W, R]):
         return flying.attempt, _worker_died()
 
 
+def _new_key(key: object) -> str:
+    """Return a key of Dask's for an attempt: it would answer an old one with the old error.
+
+    All are of one sort to Dask, which goes by what is before the first number: a scheduler keeps figures of each sort
+    for good, 10 kB of each shard (docs/scale.md).
+    """
+    return f"{PREFIX}-{time.time_ns():x}-{key}"
+
+
 def _results(client: Client, futures: Sequence[Future[Any]]) -> list[Any]:
     """Return what finished futures hold, or their exceptions: with one request, where none of them failed."""
     if len(futures) > 1 and all(future.status == "finished" for future in futures):
-        with contextlib.suppress(Exception):  # whichever it is of, each is asked for it below
-            gather = partial(client.gather, list(futures), asynchronous=True)
+        gather = partial(client.gather, list(futures), asynchronous=True)
+        try:
             return list(client.sync(gather, callback_timeout=RESULT_S))
+        except Interrupted:  # a signal
+            raise
+        except Exception:  # noqa: S110 - one was lost with its worker since: whose it is, each is asked below
+            pass
     return [_result(future) for future in futures]
 
 

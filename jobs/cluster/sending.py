@@ -18,7 +18,7 @@ R = TypeVar("R")
 def sent(perform: Callable[..., R], *arguments: object) -> Callable[[], R]:
     """Return a call that Dask sends by value: bytes to everybody but the worker that makes it."""
     call, pickled = opener(), packed(perform, *arguments)
-    return lambda: call(pickled)  # type: ignore[no-any-return]
+    return lambda: call(pickled)
 
 
 def packed(perform: Callable[..., Any], *arguments: object) -> bytes:

@@ -8,6 +8,7 @@ cluster_options.py  what `[cluster]` may say in either
 pod_options.py      what `[cluster.pods]` may say, of Kubernetes
 shrink_job.py       what a job of `student bench` may say
 chain_job.py        what a job of `student chain` may say
+scale_text.py       what `cache plan --scale` says, on one line
 sweep.py            `[defaults]` and `[student.sweep]` multiplied out
 sweep_names.py      the names of the students of a sweep
 """

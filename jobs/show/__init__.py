@@ -12,6 +12,5 @@ notice.py           what may be done with a cache, as its publisher says
 tables.py           tables and trees, narrow enough for 80 columns
 train_progress.py   events of training into counts, notes and details
 serving.py          which losses the targets of a teacher serve
-pilot_tables.py     what `cache plan` found, as a table and as JSON
-pilot_plot.py       the same as a picture
+pilot/              what `cache plan` found: tables, a picture, the cost of another size
 """

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from jobs.show.pilot_tables import duration
+from jobs.show.pilot.tables import duration
 from tests.conftest import Program
 from tests.jobs.cli.test_programs import SLOW_TO_IMPORT, imported_by
 from tests.teacher_cache.test_standing import write as shifted

