@@ -9,7 +9,7 @@ import pytest
 
 from jobs.files.cache_job import CacheJob
 from jobs.files.reading import read_job
-from jobs.show.pilot_tables import as_values, print_pilot
+from jobs.show.pilot.tables import as_values, print_pilot
 from storage.cache.standing import near_chance
 from storage.encodings import SparseEncoding
 from storage.encodings.naming import short_name
