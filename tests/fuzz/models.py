@@ -19,6 +19,7 @@ def models(folder: Path) -> Iterator[Reader]:
 
 def _transformers(folder: Path) -> Iterator[Reader]:
     """A language model of two shards: config, index and weights, taken as a teacher's."""
+    from storage.format.specs import DatasetSpec
     from teacher_cache.teachers.kinds import transformers
     from teacher_cache.teachers.options import TeacherOptions
     from tests.chats.toys import CHATML, write_llama
@@ -26,10 +27,11 @@ def _transformers(folder: Path) -> Iterator[Reader]:
     model, _ = write_llama(folder, CHATML)
     (folder / "model.safetensors").unlink()
     model.save_pretrained(folder, max_shard_size="12KB")
+    texts = DatasetSpec(name="chats", source={}, classes=[], input_shape=(8,), input_dtype="uint16", vocabulary=16)
     options = TeacherOptions(name="llama", kind="transformers", path=str(folder))
 
     def load() -> object:
-        transformers.check_files(options)
+        transformers.check_files(options, texts)
         loaded = transformers.load(options).state_dict()
         return transformers.digests(options), {name: tensor.numpy().tobytes() for name, tensor in loaded.items()}
 
@@ -47,15 +49,18 @@ def _onnx(folder: Path) -> Iterator[Reader]:
     """A graph by itself, and one with its weights beside it, computed by onnxruntime."""
     import torch
 
+    from storage.format.specs import DatasetSpec
     from teacher_cache.teachers.kinds import onnx
     from teacher_cache.teachers.options import TeacherOptions
     from tests.teacher_cache.teachers.onnx_toys import save, save_beside
 
     options: Any = {"name": "net", "kind": "onnx", "layout": "nhwc", "output": "probabilities"}
 
+    digits = DatasetSpec(name="d", source={}, classes=list("0123456789"), input_shape=(1, 8, 8), input_dtype="uint8")
+
     def answers(path: Path) -> object:
         teacher = TeacherOptions(**options, path=str(path))
-        onnx.check_files(teacher)
+        onnx.check_files(teacher, digits)
         return onnx.load(teacher)(torch.zeros(2, 1, 8, 8)).numpy().tobytes()
 
     for name, write in (("onnx", save), ("onnx, weights beside", save_beside)):
