@@ -219,7 +219,6 @@ def test_what_is_no_member_of_a_sample_is_told(tmp_path: Path) -> None:
         ({"path": "t/{0..2}.tar"}, MissingSource, "2 of 3 of {0..2}.tar are not there"),
         ({"path": "t/{2..0}.tar"}, BadRequest, "no range of tars"),
         ({"path": "nowhere"}, MissingSource, "there is no"),
-        ({"path": "https://host/{0..2}.tar"}, MissingSource, "tars are read from a disk"),
         ({"path": "e"}, MissingSource, "1 × *.gz"),
         ({"classes": None}, BadRequest, "*.cls with numbers up to 2"),
     ],
