@@ -108,7 +108,7 @@ def transformers(
         vocabulary: number of ids, where that is not the number of classes.
         config, answers: as `embedded` gives them.
     """
-    if len(input_shape) != 1 or (answers is None and vocabulary is not None):
+    if len(input_shape) != 1 or (answers is None and vocabulary is not None):  # an option of its own
         raise BadRequest(
             f"{WHAT} cannot take these inputs",
             found=f"inputs of shape {input_shape}" + ", each with one class" * (len(input_shape) == 1),

@@ -19,6 +19,7 @@ from sklearn.svm import SVC, LinearSVC
 
 from storage.cache import Cache
 from storage.errors import BadRequest, BadTeacher, BadWeights
+from storage.format.specs import DatasetSpec
 from teacher_cache.teachers.kinds import KINDS
 from teacher_cache.teachers.loading import load_teacher
 from teacher_cache.teachers.options import TeacherOptions
@@ -26,6 +27,7 @@ from tests.teacher_cache.toys import Silent, build, digits, write_digits, write_
 
 IMAGES, LABELS = digits(200)
 FLAT = IMAGES.reshape(len(IMAGES), -1) / 255.0
+DIGITS = DatasetSpec(name="d", source={}, classes=list("0123456789"), input_shape=(1, 8, 8), input_dtype="uint8")
 
 
 def fitted(estimator: Any, labels: Any = LABELS, rows: Any = FLAT) -> Any:
@@ -93,7 +95,7 @@ def test_a_decision_for_each_pair_of_three_classes_is_none_for_each_class(tmp_pa
     skops.io.dump(make_pipeline(StandardScaler(), model), tmp_path / "model.skops")
     options = TeacherOptions(name="sk", kind="sklearn", path=tmp_path / "model.skops", method="decision_function")
     with pytest.raises(BadTeacher, match="scores pairs of classes") as refused:
-        KINDS["sklearn"].check_files(options)
+        KINDS["sklearn"].check_files(options, DIGITS)
     assert refused.value.do is not None
     assert 'svc__decision_function_shape="ovr"' in refused.value.do
 

@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from storage.cache import Cache
 from storage.errors import BadRequest, BadTeacher, BadWeights, MissingSource, StaleCache, StillroomError
+from storage.format.specs import DatasetSpec
 from storage.language.tokenizer import train_tokenizer
 from teacher_cache.teachers.kinds.transformers import check_files
 from teacher_cache.teachers.loading import load_teacher
@@ -23,6 +24,7 @@ from tests.teacher_cache.toys import build, write_job
 CPU = torch.device("cpu")
 VERSE = "Full fathom five thy father lies; of his bones are coral made.\n" * 12
 IDS, PADDED = 270, 272
+SPEC = DatasetSpec(name="verse", source={}, classes=[], input_shape=(16,), input_dtype="uint16", vocabulary=IDS)
 
 TEXT = """[[dataset]]
 name = "verse"
@@ -152,7 +154,7 @@ def test_weights_that_do_not_fit_are_told_tensor_by_tensor(folder: Path) -> None
     tensors["value_head.weight"] = tensors.pop(gone)
     tensors[wrong] = torch.ones(7)
     save_file(tensors, folder / "model.safetensors")
-    for check in (partial(load_teacher, options(folder), CPU), partial(check_files, options(folder))):
+    for check in (partial(load_teacher, options(folder), CPU), partial(check_files, options(folder), SPEC)):
         with pytest.raises(BadWeights) as caught:
             check()
         assert caught.value.found == (
@@ -163,7 +165,7 @@ def test_weights_that_do_not_fit_are_told_tensor_by_tensor(folder: Path) -> None
 def test_files_are_checked_without_their_values_and_before_a_row_is_read(folder: Path) -> None:
     tensors = whole(folder)
     save_file(tensors, folder / "model.safetensors")
-    check_files(options(folder))
+    check_files(options(folder), SPEC)
     del tensors["model.norm.weight"]
     save_file(tensors, folder / "model.safetensors")
     with pytest.raises(BadWeights, match="do not fit the model"):
@@ -171,7 +173,7 @@ def test_files_are_checked_without_their_values_and_before_a_row_is_read(folder:
     assert Cache.open(str(folder.parent / "cache")).catalogue().datasets == {}  # nothing is even promised
     (folder / "model.safetensors").write_bytes(b"torn")
     with pytest.raises(BadWeights, match="is not a safetensors file"):
-        check_files(options(folder))
+        check_files(options(folder), SPEC)
 
 
 def test_a_head_is_missing_where_it_is_not_tied(folder: Path) -> None:
