@@ -89,3 +89,17 @@ def interval(accuracy: float, rows: int) -> tuple[float, float]:
     middle = (accuracy + square / 2) / (1 + square)
     half = sqrt(square * accuracy * (1 - accuracy) + square**2 / 4) / (1 + square)
     return max(0.0, middle - half), min(1.0, middle + half)
+
+
+def lasting(seconds: float | None) -> str:
+    """Return a time that was measured, in the largest unit of which there are two.
+
+    >>> [lasting(each) for each in (0.25, 90, 400, 7450.0, None)]
+    ['0.25 s', '90 s', '6.67 min', '2.07 h', '–']
+    """
+    if seconds is None:
+        return NONE
+    for unit, size_s in (("h", 3600), ("min", 60)):
+        if seconds >= 2 * size_s:
+            return f"{seconds / size_s:.3g} {unit}"
+    return f"{seconds:.3g} s"

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 
 from storage.tasks import TASKS
 from student_train.comparing.compared import Compared
-from student_train.comparing.figures import NONE, short
+from student_train.comparing.figures import NONE, lasting, short
 from student_train.comparing.noise import Difference
 from student_train.comparing.settings import Setting
 
@@ -93,15 +93,15 @@ def behind(less: Difference, found: Compared) -> str:
 
 def alike(found: Compared) -> dict[str, str]:
     """Return what all settings cost alike, in words, by the name of the figure; of one setting nothing."""
-    words: dict[str, tuple[str, Callable[[Setting], float | None]]] = {
-        "parameters": ("{} parameters", lambda setting: setting.mean("parameters")),
-        "epochs": ("epochs: {}", lambda setting: setting.trained("epochs")),
-        "steps": ("steps: {}", lambda setting: setting.trained("steps")),
-        "seconds": ("a pass of {} s, which all its students share", lambda setting: setting.mean("seconds")),
+    words: dict[str, tuple[str, Callable[[float | None], str], Callable[[Setting], float | None]]] = {
+        "parameters": ("{} parameters", short, lambda setting: setting.mean("parameters")),
+        "epochs": ("epochs: {}", short, lambda setting: setting.trained("epochs")),
+        "steps": ("steps: {}", short, lambda setting: setting.trained("steps")),
+        "seconds": ("a pass of {}, which all its students share", lasting, lambda setting: setting.mean("seconds")),
     }
     told = {}
-    for name, (text, cost) in words.items():
-        values = {short(cost(setting)) for setting in found.settings}
+    for name, (text, spelled, cost) in words.items():
+        values = {spelled(cost(setting)) for setting in found.settings}
         if len(found.settings) > 1 and len(values) == 1 and values != {NONE}:
             told[name] = text.format(*values)
     return told
