@@ -61,6 +61,13 @@ def like_start(options: StudentOptions, began: BlueprintFile) -> StudentOptions:
                 expected=f"{name} = {list(value)}  ({options.starts_from})",
                 do=f"leave {name} out",
             )
+    if began.size is not None and options.size is not None and options.filter != began.filter:
+        raise BadRequest(
+            f"student {options.name} resizes pictures otherwise than what it starts from",
+            found=f'filter = "{options.filter}"',
+            expected=f'filter = "{began.filter}"  ({options.starts_from})',
+            do="leave `size` and `filter` out",
+        )
     if began.size is not None and options.size is None:
         own |= {"size": began.size, "filter": began.filter}
     return options.model_copy(update=own)

@@ -41,7 +41,8 @@ class Rewriting:
         weight_CD = self._linear.weight
         hooked = "forward" in self._linear.__dict__ or self._linear._forward_hooks or self._linear._forward_pre_hooks  # noqa: SLF001
         same = weight_CD.device.type == hidden_ND.device.type == "cpu" and weight_CD.dtype == hidden_ND.dtype
-        return same and not hooked and not torch.is_autocast_enabled("cpu")
+        plain = type(weight_CD) in (torch.Tensor, torch.nn.Parameter)  # codes of a quantiser say they are floats
+        return same and plain and not hooked and not torch.is_autocast_enabled("cpu")
 
     def __call__(self, hidden_ND: Tensor) -> Tensor:
         """Return the logits of some sites, (N, C), until the next call."""

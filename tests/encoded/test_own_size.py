@@ -158,3 +158,18 @@ def test_a_size_that_shows_something_else_is_refused(tmp_path: Path) -> None:
     with pytest.raises(BadRequest, match="at which these views of photographs would be others"):
         train(other / "cache", tmp_path / "runs", "stream", "same", of_student={"size": 20})
     train(other / "cache", tmp_path / "plain", "stream", "same", views=0, of_student={"size": 20})
+
+
+def test_another_filter_than_that_of_what_it_starts_from_is_refused(tmp_path: Path) -> None:
+    folder = story(tmp_path, 'inputs = "encoded"')
+    own = {"size": 20, "filter": "bicubic", "epochs": 1}
+    train(folder / "cache", tmp_path / "runs", "stream", None, of_student=own)
+    start = {"architecture": None, "options": {}, "start": str(tmp_path / "runs/small"), "epochs": 1}
+    for said in ({"size": 20}, {"size": 20, "filter": "nearest"}):
+        with pytest.raises(BadRequest, match="resizes pictures otherwise than what it starts from"):
+            train(folder / "cache", tmp_path / "next", "stream", None, of_student=start | said)
+    for number, said in enumerate(({}, {"size": 20, "filter": "bicubic"})):
+        train(folder / "cache", tmp_path / f"next{number}", "stream", None, of_student=start | said)
+        spec = load_student(tmp_path / f"next{number}/small").blueprint
+        assert spec.source is not None
+        assert (spec.size, spec.filter, spec.source["filter"]) == ((20, 20), "bicubic", "bicubic")

@@ -123,3 +123,55 @@ def test_texts_and_gaps_are_not_given_to_inputs_of_numbers(tmp_path: Path) -> No
     with pytest.raises(BadTeacher, match="takes whole numbers, and column age has others") as gaps:
         build(tmp_path / "job.toml")
     assert gaps.value.found == "rows that have nothing there"
+
+
+def one_input(path: Path, name: str, kind: int) -> None:
+    """Write a graph of one column, whose logits are what it was given and zero."""
+    of_texts = kind == TensorProto.STRING
+    first = (
+        helper.make_node(
+            "LabelEncoder", [name], ["number"], domain="ai.onnx.ml",
+            keys_strings=["1", "2", "3"], values_floats=[1.0, 2.0, 3.0], default_float=0.0,
+        )
+        if of_texts
+        else helper.make_node("Cast", [name], ["number"], to=TensorProto.FLOAT)
+    )  # fmt: skip
+    nodes = [first, helper.make_node("MatMul", ["number", "weights"], ["logits"])]
+    model = helper.make_graph(
+        nodes,
+        "column",
+        [helper.make_tensor_value_info(name, kind, ["rows", 1])],
+        [helper.make_tensor_value_info("logits", TensorProto.FLOAT, None)],
+        [numpy_helper.from_array(np.array([[1, -1]], np.float32), "weights")],
+    )
+    opsets = [helper.make_opsetid("", 18), helper.make_opsetid("ai.onnx.ml", 3)]
+    onnx.save(helper.make_model(model, opset_imports=opsets, ir_version=9), path)
+
+
+@pytest.mark.parametrize(
+    ("kind", "income"),
+    [(TensorProto.INT8, "300"), (TensorProto.UINT8, "-1"), (TensorProto.BOOL, "2"), (TensorProto.FLOAT16, "70000")],
+)
+def test_a_number_that_an_input_has_no_room_for_is_told(tmp_path: Path, kind: int, income: str) -> None:
+    rows = [row | {"income": "1"} for row in customers(60)]
+    rows[50]["income"] = income
+    write_csv(tmp_path / "customers.csv", rows)
+    one_input(tmp_path / "graph.onnx", "income", kind)
+    (tmp_path / "job.toml").write_text(TABLE + TEACHER)
+    with pytest.raises(BadTeacher, match="column income has a number that it has no room for") as refused:
+        build(tmp_path / "job.toml")
+    assert refused.value.found == income
+
+
+def test_a_number_is_not_given_as_a_text_that_nobody_wrote(tmp_path: Path) -> None:
+    write_csv(tmp_path / "customers.csv", customers(60))
+    one_input(tmp_path / "graph.onnx", "plan", TensorProto.STRING)
+    numbers = TABLE.replace('"plan", ', "").replace('"income"]', '"income", "plan"]')
+    (tmp_path / "job.toml").write_text(numbers + TEACHER)
+    with pytest.raises(BadTeacher, match="takes texts where the table has numbers") as refused:
+        build(tmp_path / "job.toml")
+    assert 'categorical = ["plan"]' in str(refused.value.do)
+    (tmp_path / "job.toml").write_text(TABLE.replace('cache = "cache"', 'cache = "other"') + TEACHER)
+    assert build(tmp_path / "job.toml").exit_code == 0  # as a category it is written as it was
+    said = Cache.open(str(tmp_path / "other")).read_targets("customers", "graph", 0)["logits"]
+    assert said[:, 0].tolist() == [float(row["plan"]) for row in customers(60)]

@@ -147,3 +147,35 @@ def test_rows_with_ids_in_another_order_are_told_as_that(tmp_path: Path) -> None
     write_csv(tmp_path / "customers.csv", [row | {"key": f"{row['key']}b"} for row in rows], ("key", *COLUMNS))
     with pytest.raises(StaleCache, match="another id: k0b"):
         build(job)
+
+
+@pytest.mark.parametrize("key", ["label", "target", "id"])
+def test_an_answer_that_is_a_column_of_the_other_table_is_refused(tmp_path: Path, key: str) -> None:
+    rows = [row | {"churn": str(i)} for i, row in enumerate(customers(60))]
+    write_csv(tmp_path / "customers.csv", rows)
+    write_csv(tmp_path / "second.csv", rows)
+    first = (
+        '[[dataset]]\nname = "customers"\nkind = "table"\npath = "customers.csv"\nvalidation = 0.25\nclasses = ["a"]\n'
+    )
+    second = SECOND.replace("label", key)
+    with pytest.raises(BadRequest, match="churn, which is one of the columns of customers"):
+        build(write_job(tmp_path, 'cache = "cache"\n', first, second))
+
+
+def test_classes_that_the_first_table_has_not_are_found_once_and_stay(tmp_path: Path) -> None:
+    two_tables(tmp_path)
+    first = FIRST.replace('label = "churn"', 'classes = ["a"]')
+    job = write_job(tmp_path, first, SECOND, 'unseen = "zeros"\n')
+    assert build(job).exit_code == 0
+    spec = Cache.open(str(tmp_path / "cache")).dataset("second")
+    assert spec.classes == ["no", "yes"]
+    assert build(job).built == 0
+
+
+def test_a_class_that_the_first_table_has_not_stays_behind_its_classes(tmp_path: Path) -> None:
+    second = two_tables(tmp_path)
+    write_csv(tmp_path / "second.csv", [{**row, "churn": "maybe"} if i == 3 else row for i, row in enumerate(second)])
+    job = write_job(tmp_path, FIRST, SECOND, 'unseen = "zeros"\n')
+    assert build(job).exit_code == 0
+    assert Cache.open(str(tmp_path / "cache")).dataset("second").classes == ["no", "yes", "maybe"]
+    assert build(job).built == 0

@@ -140,12 +140,22 @@ class TableSource(Source):
                 found=f'kind = "{content.get("kind")}"',
                 do="leave `columns_of` out",
             )
-        same = {key: content[key] for key in ("kind", "columns", "order", "normalise")}
+        if told := [name for name in self._behind if name in content["order"]]:
+            raise BadRequest(
+                f"dataset {self.name} has its label, target or id in {told[0]}, which is one of the columns of "
+                f"{self.columns_of}: a student would read its answer",
+                found=f"columns {', '.join(content['order'])}",
+                do=f"leave {told[0]} out of the columns of {self.columns_of}: numeric = …, categorical = …",
+            )
+        same = {key: content[key] for key in ("kind", "columns", "order", "normalise")} | {"unseen": self.unseen}
         if self.label is not None and content.get("label") is not None:
             same["labels"] = content["labels"]
         if self._targets and content.get("target") == self._targets:
             same |= {key: content[key] for key in ("target", "answers")}
-        return self.as_promised(same | {"unseen": self.unseen})
+        promised = self.as_promised(same)
+        if self.label is None or self._by_label:
+            return promised
+        return self.as_promised(same | {"labels": promised.class_names()})  # its own too, behind those of the other
 
     def prepared(self, tokenizer: bytes | None, recorded: Recorded) -> Self:
         copy = self.model_copy()

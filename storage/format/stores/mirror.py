@@ -2,6 +2,8 @@
 
     <folder>/<digest of the address>/<last part of the address>     the file, or the folder of files
 
+A pattern has a folder of its own, too: of two below one prefix neither takes from the other what it does not name.
+
 `fetched` is the one door: a build goes through it before it looks at a source, a worker before it reads its rows. What
 is there already, of the same size and version, is not asked for again; what the store has no more, is dropped. A copied
 file's time is made of its version in the store, so that on every machine it is the same, and a change is seen as on a
@@ -13,6 +15,7 @@ from __future__ import annotations
 import os
 import re
 import shutil
+import stat
 import tempfile
 import uuid
 from collections.abc import Iterator, Mapping
@@ -26,7 +29,7 @@ from pydantic import PlainSerializer, PlainValidator, ValidationInfo
 
 from storage.digests import digest
 from storage.errors import BadRequest, MissingSource, gib
-from storage.format.stores.base import ObjectInfo, Objects, Span
+from storage.format.stores.base import ObjectInfo, Span
 from storage.format.stores.remote import RemoteObjects
 from storage.format.stores.web import SCHEMES
 from storage.options import against_job, redacted
@@ -72,7 +75,11 @@ def store_path(url: str) -> StorePath:
             "whose files are copied to this machine"
         )
     fixed, pattern = _parts(url)
-    path = StorePath(folder_of_copies() / digest(fixed.encode()) / (fixed.rsplit("/", 1)[-1] or "files") / pattern)
+    if "://" not in fixed or fixed.endswith("://"):
+        raise ValueError(f"{url} is a pattern of buckets: name one bucket, and the pattern below it")
+    path = StorePath(
+        folder_of_copies() / digest(url.rstrip("/").encode()) / (fixed.rsplit("/", 1)[-1] or "files") / pattern
+    )
     path.url = url
     return path
 
@@ -95,7 +102,7 @@ def fetched(path: Path) -> Fetched | None:
 
     Raises:
         MissingSource: there is nothing, or it changes meanwhile.
-        BadRequest: the disk has no room for it.
+        BadRequest: the disk has no room for it, or cannot be written; or the folder is not this user's alone.
         StorageFailure, StoreUnavailable: as the store says.
     """
     if not isinstance(path, StorePath):
@@ -106,6 +113,34 @@ def fetched(path: Path) -> Fetched | None:
     if not infos:
         raise MissingSource(f"there is nothing at {path.url}", expected="an object, or some whose names begin so")
     wanted = {_place(copy, name, info): info for name, info in infos.items()}
+    try:
+        _check_own(folder_of_copies())
+        return _copied(objects, copy, wanted, path.url)
+    except OSError as error:
+        raise BadRequest(
+            f"{path.url} cannot be copied to this machine",
+            found=str(error),
+            do=f"{VARIABLE}=FOLDER, which can be written",
+        ) from error
+
+
+def _check_own(folder: Path) -> None:
+    """Make the folder of copies; raise BadRequest if it is by default where others may have made it, or may look."""
+    if os.environ.get(VARIABLE):  # as its user wants it
+        return
+    folder.mkdir(mode=0o700, exist_ok=True)
+    status = folder.lstat()
+    if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.getuid() or status.st_mode & 0o077:
+        raise BadRequest(
+            f"{folder} is not this user's alone, and copies of a bucket would lie there",
+            found=f"{stat.filemode(status.st_mode)} of user {status.st_uid}",
+            expected=f"drwx------ of user {os.getuid()}",
+            do=f"chmod 700 {folder}, if it is yours; or {VARIABLE}=FOLDER",
+        )
+
+
+def _copied(objects: RemoteObjects, copy: Path, wanted: Mapping[Path, ObjectInfo], url: str) -> Fetched:
+    """Copy what is not there, and return what that was."""
     _drop(copy, wanted)
     todo = {place: info for place, info in wanted.items() if not _is_there(place, info)}
     if not todo:
@@ -114,26 +149,19 @@ def fetched(path: Path) -> Fetched | None:
     copy.parent.mkdir(parents=True, exist_ok=True)
     if num_bytes > (free := shutil.disk_usage(copy.parent).free):
         raise BadRequest(
-            f"the disk has no room for a copy of {path.url}",
+            f"the disk has no room for a copy of {url}",
             found=f"{gib(num_bytes)} to be copied, {gib(free)} free in {folder_of_copies()}",
             do=f"{VARIABLE}=FOLDER, on a larger disk",
         )
     with ThreadPoolExecutor(THREADS) as threads:
         for _ in threads.map(lambda each: _copy(objects, *each), todo.items()):
             pass
-    _, after = _listed(fixed, pattern)
-    if changed := [info.path for name, info in infos.items() if after.get(name, info).version != info.version]:
-        raise MissingSource(
-            f"{path.url} changed while it was copied",
-            found=", ".join(changed[:5]),
-            do="leave the data alone while they are read, then run the same command again",
-        )
     return Fetched(len(todo), num_bytes)
 
 
-def _listed(fixed: str, pattern: str) -> tuple[Objects, dict[str, ObjectInfo]]:
+def _listed(fixed: str, pattern: str) -> tuple[RemoteObjects, dict[str, ObjectInfo]]:
     """Return what lies at an address, by the name below it; of one object "" is its name."""
-    objects: Objects = RemoteObjects(fixed)
+    objects = RemoteObjects(fixed)
     infos = {info.path: info for info in objects.walk() if not info.path.endswith("/")}
     if pattern:
         glob = BRACES.sub("*", pattern)
@@ -180,21 +208,28 @@ def _is_there(place: Path, info: ObjectInfo) -> bool:
     return (status.st_size, status.st_mtime_ns) == (info.size_bytes, _time_ns(info))
 
 
-def _copy(objects: Objects, place: Path, info: ObjectInfo) -> None:
-    """Copy an object; its copy has its name once it is whole."""
+def _copy(objects: RemoteObjects, place: Path, info: ObjectInfo) -> None:
+    """Copy an object; its copy has its name once it is whole, and of the version that was listed."""
     place.parent.mkdir(parents=True, exist_ok=True)
     begun = place.parent / f".tmp-{uuid.uuid4().hex}"
     try:
         with begun.open("wb") as file:
-            for start in range(0, info.size_bytes, PART_BYTES):
-                span = Span(start, min(start + PART_BYTES, info.size_bytes))
-                (part,) = objects.get_ranges(info.path, [span])
-                if len(part) != span.stop - span.start:
-                    raise MissingSource(
-                        f"{objects.url}/{info.path} changed while it was copied",
-                        found=f"{len(part)} bytes of {span.stop - span.start}",
-                    )
+            if info.size_bytes <= PART_BYTES:
+                part, version = objects.get_version(info.path)
                 file.write(part)
+            else:
+                for start in range(0, info.size_bytes, PART_BYTES):
+                    span = Span(start, min(start + PART_BYTES, info.size_bytes))
+                    file.write(*objects.get_ranges(info.path, [span]))
+                version = objects.version(info.path)
+            size = file.tell()
+        if (size, version) != (info.size_bytes, info.version):
+            raise MissingSource(
+                f"{objects.url}/{info.path} changed while it was copied",
+                found=f"{size:,} bytes of version {version}",
+                expected=f"{info.size_bytes:,} bytes of version {info.version}",
+                do="leave the data alone while they are read, then run the same command again",
+            )
         os.utime(begun, ns=(_time_ns(info), _time_ns(info)))
         begun.replace(place)
     finally:

@@ -45,6 +45,12 @@ class RemoteObjects:
     def get_version(self, path: str) -> tuple[bytes, str]:
         return self._asked("read", path, lambda: self._whole(path, None))
 
+    def version(self, path: str) -> str:
+        """Return the version of an object, without its bytes. Raises MissingObject."""
+        import obstore
+
+        return _remote_version(self._asked("read", path, lambda: obstore.head(self._store, path)))
+
     def get_ranges(self, path: str, spans: Sequence[Span]) -> list[bytes]:
         import obstore
         from obstore.exceptions import BaseError, NotSupportedError

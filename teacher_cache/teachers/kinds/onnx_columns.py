@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from storage.datasets.table import Layout
-from storage.datasets.table.layout import Cell
+from storage.datasets.table.layout import Cell, NumberColumn
 from storage.errors import BadTeacher
 from teacher_cache.teachers.kinds.onnx_files import Port, listed
 
@@ -107,10 +107,22 @@ class PortsByName:
 
     def _array(self, cells: Sequence[Cell], port: Port, dtype: np.dtype[Any]) -> np.ndarray:
         if dtype == TEXT:
+            self._check_written(port)
             values_B = np.array(["" if cell is None else str(cell) for cell in cells], object)
         else:
             values_B = self._numbers(cells, port, dtype)
         return values_B if port.shape is not None and len(port.shape) == 1 else values_B[:, None]
+
+    def _check_written(self, port: Port) -> None:
+        """Raise BadTeacher if texts are wanted of a column of numbers: 7 would be given as 7.0, which nobody wrote."""
+        name = column_of(port)
+        if any(isinstance(column, NumberColumn) for column in self.layout.columns if column.name == name):
+            raise BadTeacher(
+                f"{self._what} takes texts where the table has numbers",
+                found=f"column {name}, which is taken as numbers",
+                expected=f"{port}, of texts as they are written",
+                do=f'categorical = ["{name}"] in the [[dataset]], with the other columns',
+            )
 
     def _numbers(self, cells: Sequence[Cell], port: Port, dtype: np.dtype[Any]) -> np.ndarray:
         texts = [cell for cell in cells if isinstance(cell, str)]
@@ -132,7 +144,18 @@ class PortsByName:
                     expected=f"{port} of {dtype}",
                     do="a graph whose input is float: there, nothing is NaN",
                 )
-        return values_B.astype(dtype)
+        with np.errstate(over="ignore"):
+            given_B = values_B.astype(dtype)
+        # integers wrap around, a boolean has all but 0 as 1, half precision has no more than 65504
+        kept_B = np.isfinite(given_B) if dtype.kind == "f" else given_B == values_B
+        if (lost_B := np.isfinite(values_B) & ~kept_B).any():
+            raise BadTeacher(
+                f"{self._what}: column {column_of(port)} has a number that it has no room for",
+                found=f"{values_B[lost_B][0]:g}",
+                expected=f"{port} of {dtype}",
+                do="a graph whose input is of a wider type",
+            )
+        return given_B
 
 
 __all__ = ["TEXT", "PortsByName", "check_inputs", "goes_by_name"]

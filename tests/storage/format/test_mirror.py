@@ -12,6 +12,7 @@ from storage.cache import Cache
 from storage.datasets import AnySource
 from storage.errors import BadRequest, MissingSource, StaleCache
 from storage.format.objects import RemoteObjects
+from storage.format.stores import mirror
 from storage.format.stores.mirror import StorePath, fetched
 from teacher_cache.work import ingest
 from tests.published.test_tar_texts import captioned
@@ -182,3 +183,87 @@ def test_a_disk_without_room_is_refused_before_a_byte_is_copied(
         source.fetched()
     assert "STILLROOM_SOURCES" in str(refused.value.do)
     assert not list(copies.rglob("*.csv"))
+
+
+def table_at(url: str) -> StorePath:
+    return TypeAdapter(AnySource).validate_python({"name": "d", "kind": "table", "path": url}).path  # type: ignore[no-any-return]
+
+
+def test_two_patterns_of_one_prefix_have_copies_of_their_own(
+    tmp_path: Path, upload: Callable[[Path], str], bucket: str
+) -> None:
+    for name in ("a-0", "a-1", "b-0", "b-1"):
+        write_tar(tmp_path / f"tars/{name}.tar", pairs(CLASSES))
+    upload(tmp_path / "tars")
+    one, other = (
+        TypeAdapter(AnySource).validate_python(
+            {"name": name, "kind": "webdataset", "path": f"{bucket}/tars/{name}-{{0..1}}.tar", "classes": CLASSES}
+        )
+        for name in "ab"
+    )
+    assert one.fetched()
+    assert other.fetched()
+    assert one.files()["file"].to_list() == ["a-0.tar", "a-1.tar"]  # the second takes nothing away from the first
+    assert one.fetched() == []
+
+
+def test_an_object_that_changes_while_it_is_copied_is_never_taken_for_what_was_listed(
+    tmp_path: Path, upload: Callable[[Path], str], bucket: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "rows.csv").write_bytes(b"a,b\n1,2\n")
+    path = table_at(upload(tmp_path / "rows.csv"))
+    drop = mirror._drop
+
+    def changes(*given: object) -> None:
+        drop(*given)  # type: ignore[arg-type]
+        RemoteObjects(bucket).put("rows.csv", b"a,b\n3,4\n")  # of the same size, between the list and the copy
+
+    monkeypatch.setattr(mirror, "_drop", changes)
+    for part_bytes in (mirror.PART_BYTES, 3):
+        (tmp_path / "rows.csv").write_bytes(b"a,b\n1,2\n")
+        upload(tmp_path / "rows.csv")
+        monkeypatch.setattr(mirror, "PART_BYTES", part_bytes)
+        with pytest.raises(MissingSource, match=r"rows\.csv changed while it was copied"):
+            fetched(path)
+        assert not path.exists()  # another worker would think that it is the one that was listed
+    monkeypatch.setattr(mirror, "_drop", drop)
+    fetched(path)
+    assert path.read_bytes() == b"a,b\n3,4\n"
+
+
+def test_copies_in_a_folder_for_temporary_files_are_of_their_user_alone(
+    tmp_path: Path, upload: Callable[[Path], str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("STILLROOM_SOURCES")
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "tmp"))
+    (tmp_path / "tmp").mkdir()
+    (tmp_path / "rows.csv").write_bytes(b"a,b\n1,2\n")
+    url = upload(tmp_path / "rows.csv")
+    fetched(table_at(url))
+    (folder,) = (tmp_path / "tmp").iterdir()
+    assert folder.stat().st_mode & 0o777 == 0o700  # what lies in a bucket is not everybody's
+    folder.chmod(0o755)
+    with pytest.raises(BadRequest, match="is not this user's alone"):
+        fetched(table_at(url))
+    folder.chmod(0o700)
+    monkeypatch.setattr("os.getuid", lambda: 4321)
+    folder.rename(folder.with_name("stillroom-sources-4321"))  # which somebody else has made
+    with pytest.raises(BadRequest, match="is not this user's alone"):
+        fetched(table_at(url))
+
+
+def test_a_folder_of_copies_that_cannot_be_written_is_told(
+    tmp_path: Path, upload: Callable[[Path], str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "rows.csv").write_bytes(b"a,b\n1,2\n")
+    url = upload(tmp_path / "rows.csv")
+    monkeypatch.setenv("STILLROOM_SOURCES", str(tmp_path / "rows.csv"))
+    with pytest.raises(BadRequest, match="cannot be copied to this machine") as refused:
+        fetched(table_at(url))
+    assert "STILLROOM_SOURCES" in str(refused.value.do)
+
+
+@pytest.mark.parametrize("url", ["s3://b-{0..1}/tars/a.tar", "s3://{a,b}/x.tar"])
+def test_a_pattern_of_buckets_is_refused(url: str) -> None:
+    with pytest.raises(ValidationError, match="one bucket"):
+        TypeAdapter(AnySource).validate_python({"name": "d", "kind": "webdataset", "path": url})

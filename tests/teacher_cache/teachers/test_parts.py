@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from torch import nn
 from storage.format.specs import DatasetSpec
 from teacher_cache.teachers.loading import load_teacher
 from teacher_cache.teachers.options import TeacherOptions
-from teacher_cache.teachers.parts import Rewriting
+from teacher_cache.teachers.parts import Rewriting, find_parts
 
 IDS, LENGTH = 48, 11
 DATASET = DatasetSpec(name="d", source={}, classes=[], input_shape=(LENGTH,), input_dtype="int32", vocabulary=IDS)
@@ -103,3 +104,22 @@ def test_a_head_that_is_more_than_a_matrix_is_called_itself() -> None:
         assert not head.serves(rows_ND)
     linear.register_forward_hook(lambda *_: None)
     assert not head.serves(rows_ND)
+
+
+def test_a_head_whose_weights_are_codes_is_called_itself() -> None:
+    class Codes(torch.Tensor):
+        """Weights of a quantiser, as torchao's: of a type of floats, and taken by the layer alone."""
+
+        @classmethod
+        def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            if getattr(func, "__name__", "") in ("mm", "addmm", "new_empty"):
+                raise NotImplementedError(func)
+            return super().__torch_function__(func, types, args, kwargs or {})
+
+    body, head = nn.Embedding(IDS, 4), nn.Linear(4, IDS, bias=False)
+    head.weight = nn.Parameter(torch.randn(IDS, 4).as_subclass(Codes), requires_grad=False)
+    model = nn.Sequential(OrderedDict(body=body, head=head)).eval()
+    with torch.inference_mode():
+        parts = find_parts(model, lambda part: part(torch.arange(5)[None]), ())
+    assert parts is not None
+    assert parts.rewriting is None
