@@ -205,13 +205,15 @@ def num_scores(teacher: TeacherOptions, dataset: DatasetSpec) -> int:
     """
     task, encoding = task_of(dataset), teacher.encoding
     if encoding.kind not in task.encodings:
+        dtype = ', dtype = "fp16"'
         raise BadRequest(
             f"teacher {teacher.name} is to store other answers than dataset {dataset.name} asks for: "
             f"{task.described(dataset)}",
             found=as_toml(encoding),
             expected=f"encoding = {{ kind = one of: {', '.join(task.encodings)} }}",
-            do=f'encoding = {{ kind = "{task.encodings[0]}", dtype = "fp16" }} in [[teacher]] {teacher.name}, or keep '
-            "it off that dataset with `datasets = [...]`",
+            # a number in its own units may be beyond 65,504, which is the largest of fp16
+            do=f'encoding = {{ kind = "{task.encodings[0]}"{"" if task.numbers else dtype} }} in [[teacher]] '
+            f"{teacher.name}, or keep it off that dataset with `datasets = [...]`",
         )
     if teacher.dimension is not None and dataset.num_classes:
         raise BadRequest(

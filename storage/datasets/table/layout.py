@@ -103,7 +103,8 @@ class CategoryColumn(Options):
         elif not unseen:
             raise Unreadable(
                 f"column {self.name} has {'nothing' if cell is None else repr(as_written(cell, self.type))}, "
-                f"which was in no row when its {len(self.values)} categories were learned"
+                f"which was in no row when its {len(self.values)} categories were learned; "
+                'unseen = "zeros" in its [[dataset]] takes such rows'
             )
         else:
             return False

@@ -212,6 +212,7 @@ def learn(seen: Sequence[Seen], wanted: Sequence[Wanted], rounded: Sequence[str]
 def _fault(each: Seen, kind: Wanted, *, as_number: bool, rounded: Sequence[str]) -> str | None:
     """Return why a column cannot be taken; None: it can."""
     word, fault = each.no_number, None
+    named = f'id = "{each.name}", if it names the row'
     if not each.cells:
         fault = "nothing in any row"
     elif word is not None and AMOUNT.fullmatch(word) and (as_number or (kind is None and each.amounts_most)):
@@ -226,9 +227,11 @@ def _fault(each: Seen, kind: Wanted, *, as_number: bool, rounded: Sequence[str])
             f'or categorical = ["{each.name}"], if it is a code; or rounded = ["{each.name}"]'
         )
     elif not as_number and len(each.values) > each.most:
-        fault = f"more than most_categories = {each.most} texts, such as {_some(each)}"
+        fault = f"more than most_categories = {each.most} texts, such as {_some(each)}" + (
+            f": leave it out; or {named}" if kind is None else ""
+        )
     elif not as_number and kind is None and len(each.values) == each.cells >= FEW_ROWS:
-        fault = f"another text in every row, such as {_some(each)}: a name of the row?"
+        fault = f"another text in every row, such as {_some(each)}: leave it out; or {named}"
     elif not as_number and kind is None and each.numbers > each.cells / 2 and word is not None:
         fault = f'numbers, and {word!r}; if that means that there is none, missing = ["{word}"]'
     return None if fault is None else f"{each.name}: {fault}"

@@ -21,6 +21,10 @@ from storage.inputs import INPUTS
 
 Make = Callable[..., Any]
 ReadAll = Callable[..., list[RawSample]]
+NEW_CITY = (
+    "column city has 'Rom', which was in no row when its 2 categories were learned; "
+    'unseen = "zeros" in its [[dataset]] takes such rows'
+)
 TABLE = "age,city,churn\n30,Ulm,yes\n,Bonn,no\n50,,no\n40,Ulm,yes\n"
 
 
@@ -89,7 +93,7 @@ def test_another_file_is_read_by_the_promise_in_any_order_of_columns(table: Any,
     assert rows(list(other.read("new.csv", 0, 4))) == [
         [20, 0, 0, 1, 0],
         [40, 1, 0, 0, 1],
-        "column city has 'Rom', which was in no row when its 2 categories were learned",
+        NEW_CITY,
         "column age has no number: 'old'",
     ]
     (tmp_path / "less.csv").write_text("City,extra,age\nUlm,x,20\n")
@@ -104,7 +108,7 @@ def test_what_was_learned_stays_when_a_table_grows(table: Any, read_all: ReadAll
     assert grown.content() == first
     assert grown.class_names() == ["no", "yes"]
     assert rows(read_all(grown))[4:] == [
-        "column city has 'Rom', which was in no row when its 2 categories were learned",
+        NEW_CITY,
         [40, 1, 0, 1, 0],
     ]
     zeros = table(TABLE + "90,Rom,no\n", unseen="zeros").as_promised(first | {"unseen": "zeros"})
@@ -156,6 +160,15 @@ def test_all_columns_that_are_wrong_are_told_at_once(table: Any) -> None:
     found = refused(table("a,b,churn\nx,20000001,y\n2,3,z\n", numeric=["a", "b"]))
     assert "a: 'x'" in found
     assert "b: 20000001" in found
+
+
+@pytest.mark.parametrize("options", [{}, {"most_categories": 9}])
+def test_a_column_that_may_name_the_rows_is_told_what_to_write(
+    table: Any, read_all: ReadAll, options: dict[str, Any]
+) -> None:
+    text = "key,n,churn\n" + "".join(f"H{row},{row % 7},a\n" for row in range(30))
+    assert '; or id = "key", if it names the row' in refused(table(text, **options))
+    assert [row.sample_id for row in read_all(table(text, **options, id="key"))][:2] == ["H0", "H1"]
 
 
 def test_what_is_odd_is_told(table: Any) -> None:
