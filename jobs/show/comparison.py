@@ -15,7 +15,7 @@ from rich.text import Text
 
 from jobs.show.terminal import errors, out
 from student_train.comparing.compared import Compared
-from student_train.comparing.figures import NONE, short
+from student_train.comparing.figures import NONE, in_units, short
 from student_train.comparing.headline import alike, headline, named
 from student_train.comparing.runs import ShownRun
 from student_train.comparing.settings import Setting, Varied
@@ -213,7 +213,7 @@ def _columns(found: Compared) -> list[Column]:
         Column("co-\nsine", lambda setting: _number(setting.mean("cosine"))),
         Column("same near-\nest %", lambda setting: _share(setting.mean("retrieval"))),
         Column("R²", lambda setting: _number(setting.mean("r2"), 4)),
-        Column("teach-\ner's", lambda setting: _number(setting.mean("teacher_rmse"), 4)),
+        Column("teach-\ner's", lambda setting: in_units(setting.mean("teacher_rmse"))),
         *([] if gain.column == "accuracy" else [Column("accu-\nracy %", lambda s: _share(s.mean("accuracy")))]),
         Column("agree-\nment %", lambda setting: _share(setting.mean("agreement"))),
         Column("para-\nmeters", lambda setting: short(setting.first.figures["parameters"]), cost="parameters"),

@@ -9,6 +9,7 @@ from rich.text import Text
 
 from jobs.show.tables import print_table
 from jobs.show.terminal import errors, out
+from student_train.comparing.figures import in_units
 
 if TYPE_CHECKING:
     from student_train.using.evaluating.counting import Counts
@@ -45,9 +46,9 @@ def _lines(found: Evaluation) -> list[tuple[str, str]]:
         (f"cosine to {found.teacher}", None if figures.cosine is None else f"{figures.cosine:.4f}"),
         ("Spearman of cosines", None if figures.spearman is None else f"{figures.spearman:.4f}"),
         ("retrieval at 1", _share(figures.retrieval)),
-        ("RMSE", None if figures.rmse is None else f"{figures.rmse:,.5g}"),
+        ("RMSE", None if figures.rmse is None else in_units(figures.rmse)),
         ("R²", None if figures.r2 is None else f"{figures.r2:.4f}"),
-        (f"RMSE of {found.teacher}", None if figures.teacher_rmse is None else f"{figures.teacher_rmse:,.5g}"),
+        (f"RMSE of {found.teacher}", None if figures.teacher_rmse is None else in_units(figures.teacher_rmse)),
     ]
     return [(what, value) for what, value in lines if value is not None]
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from storage.cache.watcher import Watcher
 from storage.errors import si
 from storage.views import PLAIN
+from student_train.comparing.figures import in_units
 from student_train.run_files.records import EpochMetrics
 from student_train.running import events
 
@@ -159,7 +160,7 @@ def _figures(metrics: EpochMetrics) -> str:
     Nothing of held rows that have neither labels nor a teacher.
     """
     if metrics.rmse is not None:
-        return f"RMSE {metrics.rmse:,.4g}" + ("" if metrics.r2 is None else f", R² {metrics.r2:.4g}")
+        return f"RMSE {in_units(metrics.rmse)}" + ("" if metrics.r2 is None else f", R² {metrics.r2:.4g}")
     if metrics.spearman is not None:
         return f"Spearman {metrics.spearman:.4g}, cosine {metrics.cosine:.4g}"
     if metrics.accuracy is None:

@@ -44,7 +44,7 @@ class Gain(NamedTuple):
         return (
             f"{100 * value:.{2 if digits is None else digits}f}"
             if self.share
-            else (f"{value:.{digits or 3}f}" if self.column != "rmse" else f"{value:,.4g}")
+            else (f"{value:.{digits or 3}f}" if self.column != "rmse" else in_units(value))
         )
 
     def with_deviation(self, value: float | None, deviation: float | None) -> str:
@@ -103,3 +103,14 @@ def lasting(seconds: float | None) -> str:
         if seconds >= 2 * size_s:
             return f"{seconds / size_s:.3g} {unit}"
     return f"{seconds:.3g} s"
+
+
+def in_units(value: float | None) -> str:
+    """Return a number in the unit of what is told, in four digits or to the unit.
+
+    >>> in_units(0.012345), in_units(193.68), in_units(22_761.4), in_units(3.2e16)
+    ('0.01235', '193.7', '22,761', '3.2e+16')
+    """
+    if value is None:
+        return NONE
+    return f"{value:,.0f}" if 1e4 <= abs(value) < 1e15 else f"{value:,.4g}"

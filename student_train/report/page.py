@@ -20,7 +20,7 @@ from markupsafe import Markup
 
 from storage.errors import printable
 from student_train.comparing.compared import Compared
-from student_train.comparing.figures import NONE, Gain, short
+from student_train.comparing.figures import NONE, Gain, in_units, short
 from student_train.comparing.headline import alike, behind, headline, named
 from student_train.comparing.noise import Difference
 from student_train.comparing.runs import ShownRun, Unit
@@ -154,7 +154,7 @@ def board(found: Compared, agreements: Mapping[str, float]) -> list[Column[Setti
             "same nearest", "share of held rows whose nearest other row is the teacher's", _mean("retrieval", percent)
         ),
         Column("R²", R2, _mean("r2", number)),
-        Column("teacher's RMSE", "of the teacher beside, over the same rows", _mean("teacher_rmse", number)),
+        Column("teacher's RMSE", "of the teacher beside, over the same rows", _mean("teacher_rmse", in_units)),
         Column("parameters", "trained and kept", _mean("parameters", short)),
         Column("ms/row", "latency of one row, where it was trained", _mean("latency_ms", number)),
         *(Column(unit, "that were trained", _trained(unit)) for unit in UNITS),
@@ -183,7 +183,7 @@ def students(contents: Contents, agreements: Mapping[str, float]) -> list[Column
         Column(
             "same nearest", "share of held rows whose nearest other row is the teacher's", _figure("retrieval", percent)
         ),
-        Column("RMSE", TIPS["rmse"], _figure("rmse", number)),
+        Column("RMSE", TIPS["rmse"], _figure("rmse", in_units)),
         Column("R²", R2, _figure("r2", number)),
         Column("ms/row", "latency of one row, where it was trained", _figure("latency_ms", number)),
         Column("rows/s", "inference in batches, where it was trained", _figure("inference_rows_per_s", short)),
