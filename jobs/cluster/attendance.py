@@ -41,7 +41,7 @@ class Attendance:
         self.jobs: Jobs | None = None
         self._seen_s = self._looked_s = time.monotonic()
         self._versions = Versions(note, allowed=allow_versions)
-        self._there: set[str] | None = None  # at the last look
+        self._there: set[str] | None = None  # at the last look; None: nobody ever was
 
     def look(self, client: Client, workers: Mapping[str, int]) -> None:
         """Look at the workers that there are now; to be called about once a second.
@@ -68,8 +68,11 @@ class Attendance:
 
     def _tell(self, there: set[str]) -> None:
         """Tell who has gone since the last look, and who has come: a link that drops is seen nowhere else."""
+        if self._there is None:  # none were there yet: with these a command begins
+            self._there = there or None
+            return
         before, self._there = self._there, there
-        for who, verb in (((before or there) - there, "gone"), (there - (before or there), "there now")):
+        for who, verb in ((before - there, "gone"), (there - before, "there now")):
             if who:
                 named = ", ".join(sorted(who)[:SHOWN]) + (", …" if len(who) > SHOWN else "")
                 self.note(f"workers {verb}: {len(who)} ({named}); there are {len(there)}")

@@ -123,6 +123,11 @@ def test_workers_that_go_and_come_are_told_and_those_that_a_command_begins_with_
     notes: list[str] = []
     attendance, client = Attendance(notes.append, allow_versions=True), cast("Any", Workers({}, ""))
     client.get_versions = lambda packages: {"workers": {}}
-    for there in ("", "ab", "ab", "a", "ade"):
+    for there in ("", "ab", "ab", "a", "ade", "", "d"):
         attendance.look(client, dict.fromkeys((f"tcp://{name}" for name in there), 1))
-    assert notes == ["workers gone: 1 (tcp://b); there are 1", "workers there now: 2 (tcp://d, tcp://e); there are 3"]
+    assert notes == [
+        "workers gone: 1 (tcp://b); there are 1",
+        "workers there now: 2 (tcp://d, tcp://e); there are 3",
+        "workers gone: 3 (tcp://a, tcp://d, tcp://e); there are 0",
+        "workers there now: 1 (tcp://d); there are 1",
+    ]
