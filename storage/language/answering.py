@@ -14,6 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from storage.language.pooling import Pooling
+
 LEAST = 1e-9  # of what a mean is divided by
 
 
@@ -34,13 +36,13 @@ def _last(hidden_BLD: Tensor, mask_BL1: Tensor) -> Tensor:
     return hidden_BLD[torch.arange(len(last_B), device=last_B.device), last_B]
 
 
-POOLINGS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+POOLED: dict[Pooling, Callable[[Tensor, Tensor], Tensor]] = {
     "mean": _mean,
     "cls": _first,
     "max": _max,
     "lasttoken": _last,
 }
-"""By the names of sentence-transformers, from hidden states and where there is a token, to (B, D)."""
+"""By its name, from hidden states and where there is a token, to (B, D)."""
 
 
 def padded_as(model: Any, tokens_BL: Tensor, mask_BL: Tensor) -> Tensor:
@@ -60,7 +62,7 @@ class Embedding(nn.Module):
 
     base_model_prefix = "model"  # before the names of a plain model's tensors, as in models of transformers
 
-    def __init__(self, model: Any, pooling: str, *, normalize: bool):
+    def __init__(self, model: Any, pooling: Pooling, *, normalize: bool):
         super().__init__()
         self.model = model
         self.pooling, self.normalize = pooling, normalize
@@ -68,7 +70,7 @@ class Embedding(nn.Module):
     def forward(self, tokens_BL: Tensor, mask_BL: Tensor) -> Tensor:
         """Return vectors (B, D) of int64 tokens (B, L); `mask_BL` is false at padding."""
         hidden_BLD = self.model(input_ids=tokens_BL, attention_mask=mask_BL.long()).last_hidden_state
-        vectors_BD = POOLINGS[self.pooling](hidden_BLD, mask_BL[:, :, None].to(hidden_BLD.dtype))
+        vectors_BD = POOLED[self.pooling](hidden_BLD, mask_BL[:, :, None].to(hidden_BLD.dtype))
         return functional.normalize(vectors_BD, dim=1) if self.normalize else vectors_BD
 
 

@@ -7,24 +7,25 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 from storage.errors import BadRequest, MissingSource
 
 MODULES = "modules.json"
-POOLINGS = ("mean", "cls", "max", "lasttoken")
+Pooling = Literal["mean", "cls", "max", "lasttoken"]
+"""How one vector is made of those of all tokens, by the names of sentence-transformers."""
+
+POOLINGS: tuple[Pooling, ...] = get_args(Pooling)
 
 
 class Pooled(NamedTuple):
-    """How embeddings are made of hidden states: one of POOLINGS, and whether each is then scaled to length 1."""
+    """How embeddings are made of hidden states, and whether each is then scaled to length 1."""
 
-    pooling: str
+    pooling: Pooling
     normalize: bool
 
 
-def pooled_as(
-    folder: Path, pooling: str | None, normalize: bool | None, *, wrong: type[BadRequest], where: str
-) -> Pooled:
+def pooled_as(folder: Path, pooling: Any, normalize: Any, *, wrong: type[BadRequest], where: str) -> Pooled:
     """Return how an embedding is made, as the job says it, else as the folder of sentence-transformers does.
 
     Args:
@@ -37,6 +38,12 @@ def pooled_as(
         MissingSource: a file is not there.
         wrong: the folder has a module that is not done here, or nobody says anything that can be understood.
     """
+    if not (pooling is None or pooling in POOLINGS) or not (normalize is None or isinstance(normalize, bool)):
+        raise wrong(
+            f"{where} does not say how an embedding is made",
+            found=f"pooling = {pooling!r}, normalize = {normalize!r}",
+            expected=f"pooling, one of {', '.join(POOLINGS)}; normalize, true or false",
+        )
     if (folder / MODULES).exists():
         modules = read_json(folder / MODULES, wrong)
         kinds = [str(each.get("type")).rpartition(".")[2] for each in modules] if isinstance(modules, list) else []
@@ -60,7 +67,7 @@ def pooled_as(
     return Pooled(pooling, bool(normalize))
 
 
-def _pooling(path: Path, wrong: type[BadRequest], where: str) -> str:
+def _pooling(path: Path, wrong: type[BadRequest], where: str) -> Pooling:
     config = read_json(path, wrong)
     said = config.get("pooling_mode")  # since version 5; before, one key a way
     named = [said] if isinstance(said, str) else list(said or [])
@@ -74,7 +81,8 @@ def _pooling(path: Path, wrong: type[BadRequest], where: str) -> str:
             expected=f"one of {', '.join(POOLINGS)}",
             do=f"pooling = … in {where}; or write a `factory` that returns the whole of it",
         )
-    return str(named[0])
+    found: Pooling = named[0]
+    return found
 
 
 def read_json(path: Path, wrong: type[BadRequest]) -> Any:

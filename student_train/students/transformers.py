@@ -108,7 +108,7 @@ def transformers(
         vocabulary: number of ids, where that is not the number of classes.
         config, answers: as `embedded` gives them.
     """
-    if len(input_shape) != 1 or (answers is None and vocabulary is not None):  # an option of its own
+    if len(input_shape) != 1 or (answers is None and vocabulary):
         raise BadRequest(
             f"{WHAT} cannot take these inputs",
             found=f"inputs of shape {input_shape}" + ", each with one class" * (len(input_shape) == 1),
@@ -124,30 +124,7 @@ def transformers(
     library = import_transformers(WHAT)
     made = _config(config, kind)
     text = made.get_text_config()
-    num_ids = vocabulary or num_classes
-    if text.vocab_size < num_ids:
-        raise BadRequest(
-            "the student's vocabulary is smaller than the cache's",
-            found=f"vocab_size = {text.vocab_size}",
-            expected=f"{num_ids} ids, or more: what is beyond them is padding, and cut",
-            do=f"options = {{ vocab_size = {num_ids} }}; or a model of the tokenizer that made the tokens",
-        )
-    longest = getattr(text, "max_position_embeddings", None)
-    if longest is not None and longest < input_shape[0]:
-        raise BadRequest(
-            "the student's rows are longer than its config foresees",
-            found=f"max_position_embeddings = {longest}",
-            expected=f"{input_shape[0]} positions",
-            do=f"options = {{ max_position_embeddings = {input_shape[0]} }}, or shorter rows in the cache",
-        )
-    width = getattr(text, "hidden_size", num_classes)
-    if kind == EMBEDDING and width != num_classes:
-        raise BadRequest(
-            f"the vectors of this {WHAT} are its hidden states, of another width than those it learns from",
-            found=f"{width} wide",
-            expected=f"{num_classes}",
-            do='a model of that width; or architecture = "encoder", whose head has any',
-        )
+    _check_fits(text, input_shape[0], vocabulary or num_classes, num_classes if kind == EMBEDDING else None)
     for part in (made, text):
         part.use_cache = False  # keys and values of a text that nobody goes on with
         part.output_hidden_states = part.output_attentions = False
@@ -163,6 +140,39 @@ def transformers(
     if getattr(model, "pooler", None) is not None:
         model.pooler = None  # type: ignore[assignment]  # of whose answer nothing is made
     return Embedding(model, answers["pooling"], normalize=bool(answers.get("normalize")))
+
+
+def _check_fits(config: Any, length: int, num_ids: int, width: int | None) -> None:
+    """Raise BadRequest unless a model of a config takes rows of a length and so many ids, and answers in a width.
+
+    Args:
+        config: of the model of text.
+        length: of the longest row.
+        num_ids: of the tokenizer.
+        width: of the vectors that it is to tell; None: its answers are no hidden states.
+    """
+    if config.vocab_size < num_ids:
+        raise BadRequest(
+            "the student's vocabulary is smaller than the cache's",
+            found=f"vocab_size = {config.vocab_size}",
+            expected=f"{num_ids} ids, or more: what is beyond them is padding, and cut",
+            do=f"options = {{ vocab_size = {num_ids} }}; or a model of the tokenizer that made the tokens",
+        )
+    longest = getattr(config, "max_position_embeddings", None)
+    if longest is not None and longest < length:
+        raise BadRequest(
+            "the student's rows are longer than its config foresees",
+            found=f"max_position_embeddings = {longest}",
+            expected=f"{length} positions",
+            do=f"options = {{ max_position_embeddings = {length} }}, or shorter rows in the cache",
+        )
+    if width is not None and (own := getattr(config, "hidden_size", width)) != width:
+        raise BadRequest(
+            f"the vectors of this {WHAT} are its hidden states, of another width than those it learns from",
+            found=f"{own} wide",
+            expected=f"{width}",
+            do='a model of that width; or architecture = "encoder", whose head has any',
+        )
 
 
 class OfTransformers(AsOne):

@@ -20,6 +20,7 @@ from storage.format.specs import DatasetSpec, TeacherSpec
 from storage.inputs import inputs_of
 from storage.inputs.pixels import OwnFilter
 from storage.language.folder_code import CODE_NAME
+from storage.language.pooling import Pooling
 from storage.language.tokenizer import TokenizerFile, around, difference
 from storage.options import Factory, JobPath, Name, Options
 from storage.tasks import task_of
@@ -104,7 +105,7 @@ class TeacherOptions(Options):
     filter: OwnFilter = "bilinear"
     dtype: Literal["fp32", "bf16", "fp16"] | None = None
     attention: Literal["eager", "sdpa", "flash_attention_2", "flex_attention"] | None = None
-    pooling: Literal["mean", "cls", "max", "lasttoken"] | None = None
+    pooling: Pooling | None = None
     normalize: bool | None = None
     trust_code: Trusted | None = None
     device_map: Literal["auto"] | Annotated[dict[str, Place], Field(min_length=1)] | None = None

@@ -146,6 +146,21 @@ def test_vectors_of_another_width_are_refused(folder: Path, cache: Cache, tmp_pa
     assert (caught.value.found, caught.value.expected) == (f"{2 * WIDTH} wide", f"{WIDTH}")
 
 
+@pytest.mark.parametrize("said", [{"pooling": "average"}, {"normalize": "no"}])
+def test_an_embedding_that_is_made_in_no_known_way_is_refused(
+    folder: Path, cache: Cache, tmp_path: Path, said: dict[str, str]
+) -> None:
+    asked = vector_student(
+        architecture="transformers",
+        path=str(folder / "bert"),
+        options=said,
+        objective=[{"loss": "vector_cosine", "teacher": "bert"}],
+    )
+    with pytest.raises(BadRequest, match="how an embedding is made") as caught:
+        train_students(request(cache, tmp_path / "runs", asked))
+    assert next(iter(said.values())) in str(caught.value.found)
+
+
 def test_a_classifier_is_cut_with_its_classes_in_the_order_of_the_dataset(tmp_path: Path) -> None:
     classifier(tmp_path, NAMES)
     assert build(write_job(tmp_path, labelled(tmp_path), CLASSIFIER)).exit_code == 0
