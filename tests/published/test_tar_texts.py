@@ -11,7 +11,7 @@ from pydantic import ValidationError
 
 from storage.cache import Cache
 from storage.datasets import Unreadable
-from storage.datasets.published import tars
+from storage.datasets.published import TarTexts, tars
 from storage.errors import LabelOutOfRange, MissingSource
 from student_train.running.train import train_students
 from tests.conftest import Program
@@ -23,12 +23,13 @@ from tests.texts.toys import CLASSES, TEACHER, looking_teacher, request, small_e
 Members = list[tuple[str, bytes]]
 
 
-def prepared(folder: Path, **options: object) -> object:
+def prepared(folder: Path, **options: object) -> TarTexts:
     """Return a source with the tokenizer of whole words."""
     (folder / "tokenizer.json").write_bytes(word_tokenizer())
     said = {"kind": "webdataset", "path": "t", "tokenizer": "tokenizer.json", "column": "txt", "length": 12}
     given = source(folder, **said | options)
-    return given.prepared(given.find_tokenizer(lambda name: None), {})
+    found: TarTexts = given.prepared(given.find_tokenizer(lambda name: None), {})
+    return found
 
 
 def captioned(count: int, seed: int = 0, first: int = 0) -> Members:
@@ -104,6 +105,14 @@ def test_what_a_job_has_wrong_is_refused(tmp_path: Path) -> None:
     for wrong in ({"column": 0}, {"header": True}, {"label": 1}):
         with pytest.raises(ValidationError):
             prepared(tmp_path, **wrong)
+
+
+def test_tars_that_others_count_in_their_names_are_missed(tmp_path: Path) -> None:
+    write_tar(tmp_path / "t/a-00000-of-00002.tar", captioned(3))
+    (tmp_path / "t/readme.md").write_text("of both")
+    passed, lacking = prepared(tmp_path).passed_over()
+    assert passed.startswith("passed over: ")
+    assert lacking.endswith("are not there: a-00001-of-00002.tar")
 
 
 @pytest.mark.slow

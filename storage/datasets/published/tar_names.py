@@ -8,7 +8,7 @@ from itertools import islice, product
 from pathlib import Path
 
 from storage.datasets.base import LocalFile
-from storage.datasets.listing import list_files, told
+from storage.datasets.listing import lacking, list_files, passed_over, told
 from storage.errors import BadRequest, MissingSource
 
 PACKED_TARS = (".tar.gz", ".tgz", ".tar.zst", ".tar.bz2", ".tar.xz")
@@ -52,6 +52,12 @@ def find_tars(path: Path, recorded: Collection[str]) -> tuple[Path, list[str]]:
         )
     known = {name for name in recorded if (root / name).is_file()}  # a row stays a row
     return root, sorted({*(file.relative_to(root).as_posix() for file in listing.files), *known})
+
+
+def left_out(path: Path, recorded: Collection[str]) -> list[str]:
+    """Return notes on what lies beside the tars of a folder, and on those that others count in their names."""
+    root, names = find_tars(path, recorded)
+    return [*passed_over(path, (".tar",), deep=True), *lacking(path, [root / name for name in names])]
 
 
 def _parts(path: Path) -> tuple[Path, str | None]:

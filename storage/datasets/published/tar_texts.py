@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections import Counter
 from collections.abc import Iterator, Mapping
 from functools import lru_cache
 from pathlib import Path
@@ -12,8 +11,7 @@ from typing import Any, Literal, Self
 from pydantic import model_validator
 
 from storage.datasets.base import LocalFile, Unreadable
-from storage.datasets.listing import list_files, told
-from storage.datasets.published.tar_names import find_tars, root_of
+from storage.datasets.published.tar_names import find_tars, left_out, root_of
 from storage.datasets.published.tars import TarSample, Walk, places_of
 from storage.datasets.text.cutting import LONGEST_LINE
 from storage.datasets.text.labelled import LabelledTextSource
@@ -60,8 +58,7 @@ class TarTexts(LabelledTextSource):
         return [root / name for name in names]
 
     def passed_over(self) -> list[str]:
-        beside = list_files(self.path, (".tar",)).passed_over if self.path.is_dir() else Counter[str]()
-        return [f"passed over: {passed}"] if (passed := told(beside)) else []
+        return left_out(self.path, self._recorded)
 
     def row_id(self, file: str, number: int, where: str) -> str:
         if not where.isprintable():  # surrogates stand for bytes that are not UTF-8, which no table can hold

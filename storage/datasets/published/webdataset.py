@@ -15,8 +15,8 @@ from pydantic import Field, PrivateAttr, model_validator
 
 from storage.datasets.base import FILE_SCHEMA, LocalFile, RawSample, Recorded, Unreadable
 from storage.datasets.images import ImageSource
-from storage.datasets.listing import lacking, list_files, told
-from storage.datasets.published.tar_names import find_tars, root_of
+from storage.datasets.listing import told
+from storage.datasets.published.tar_names import find_tars, left_out, root_of
 from storage.datasets.published.tars import EVERY, TarSample, Walk, places_of
 from storage.errors import BadRequest, LabelOutOfRange, MissingSource
 from storage.format.stores.mirror import SourcePath
@@ -92,10 +92,7 @@ class WebDatasetSource(ImageSource):
         return self.classes or []
 
     def notes(self) -> list[str]:
-        beside = list_files(self.path, (".tar",)).passed_over if self.path.is_dir() else Counter()
-        notes = [f"passed over: {passed}"] if (passed := told(beside)) else []
-        root, names = self._tars()
-        notes += lacking(self.path, [root / name for name in names])
+        notes = left_out(self.path, self._recorded)
         return [*notes, *([f"passed over in tars: {passed}"] if (passed := told(self._passed)) else [])]
 
     def read(self, file: str, position: int, rows: int) -> Iterator[RawSample]:
