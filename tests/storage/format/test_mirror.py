@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,10 +11,10 @@ from pydantic import TypeAdapter, ValidationError
 
 from storage.cache import Cache
 from storage.datasets import AnySource
-from storage.errors import BadRequest, MissingSource, StaleCache
+from storage.errors import BadRequest, MissingSource, StaleCache, StorageFailure
 from storage.format.objects import RemoteObjects
 from storage.format.stores import mirror
-from storage.format.stores.mirror import StorePath, fetched
+from storage.format.stores.mirror import StorePath, fetched, store_path
 from teacher_cache.work import ingest
 from tests.published.test_tar_texts import captioned
 from tests.published.test_webdataset import CLASSES, pairs, write_tar
@@ -169,6 +170,20 @@ def test_addresses_that_no_source_can_have_are_refused(bucket: str, monkeypatch:
     nothing = TypeAdapter(AnySource).validate_python({"name": "d", "kind": "table", "path": f"{bucket}/none.csv"})
     with pytest.raises(MissingSource, match="there is nothing at"):
         nothing.fetched()
+
+
+def test_a_name_that_leads_out_of_the_folder_of_copies_is_refused(tmp_path: Path, bucket: str, s3_server: str) -> None:
+    key = f"{bucket.removeprefix('s3://')}/t/%2e%2e/%2e%2e/%2e%2e/out.csv"
+    request = f"PUT /{key} HTTP/1.1\r\nHost: s\r\nContent-Length: 1\r\nConnection: close\r\n\r\nx"
+    host, port = s3_server.removeprefix("http://").split(":")
+    with socket.create_connection((host, int(port))) as line:  # clients would not write such a name
+        line.sendall(request.encode())
+        assert b" 200 " in line.recv(100)
+    RemoteObjects(bucket).put("t/in.csv", b"a\n1\n")
+    with pytest.raises(StorageFailure, match="cannot list") as refused:
+        fetched(store_path(f"{bucket}/t"))
+    assert ".." in str(refused.value.found)
+    assert not list(tmp_path.rglob("*.csv"))
 
 
 def test_a_disk_without_room_is_refused_before_a_byte_is_copied(
