@@ -14,6 +14,3 @@ def test_the_page_of_ones_own_model_runs_as_it_stands(tmp_path: Path) -> None:
     printed = run_page("from-your-model.md", tmp_path)
     assert all(f"digits/{teacher}: accuracy 9" in printed for teacher in ("onnx", "sklearn", "torch"))
     assert (tmp_path / "small/student.safetensors").exists()
-    small, whole = ((tmp_path / name).stat().st_size for name in ("third/student.safetensors", "net.safetensors"))
-    assert small < 0.4 * whole
-    assert (tmp_path / "runs-third/third/student.safetensors").stat().st_size == pytest.approx(small, rel=0.05)
