@@ -56,7 +56,11 @@ def list_runs(runs: Path) -> list[Path]:
             f"{runs} is one run, not a folder of runs", found=RUN_FILE, do=f"name the folder above it: {runs.parent}"
         )
     if not found:
-        there = None if runs.is_dir() else "a file" if runs.exists() else "no such folder"
+        if runs.is_file():
+            raise MissingSource(
+                f"{runs} is no folder of runs", found="a file", do="name the folder that a student job calls `runs`"
+            )
+        there = None if runs.is_dir() else "no such folder"
         raise MissingSource(f"there are no runs in {runs}", found=there, do="student train JOB.toml")
     return found
 

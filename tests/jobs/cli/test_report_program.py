@@ -71,7 +71,7 @@ def test_damaged_predictions_are_an_exit_code_for_schedulers(program: Program, r
         (("RUNS", "RUNS"), 2, "unexpected extra argument"),
         (("nowhere",), 2, "there are no runs in"),
         (("empty",), 2, "there are no runs in"),
-        (("RUNS/a/run.json",), 2, "a file"),
+        (("RUNS/a/run.json",), 2, "name the folder that a student job calls `runs`"),
         (("RUNS/a",), 2, "is one run, not a folder of runs"),
         (("RUNS", "--cache", "nowhere"), 2, "is not a cache"),
         (("RUNS", "--cache", "other"), 2, "is not the cache of these runs"),
