@@ -10,9 +10,10 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from storage.errors import BadRequest, gib
-from storage.format.specs import DatasetSpec
+from storage.format.specs import DatasetSpec, ViewsSpec
 from storage.inputs import inputs_of
 from storage.tasks import task_of
+from storage.views.check import check_decoded_for
 from student_train.feed.batches import Needs
 from student_train.feed.devices import free_bytes
 from student_train.feed.together import check_agree
@@ -26,7 +27,8 @@ from student_train.preparing.request import PreparedRun, Request
 from student_train.run_files.locks import no_folder
 from student_train.stepping.forward import check_student
 from student_train.stepping.recompute import recomputed_blocks
-from student_train.students import build_student
+from student_train.students import Blueprint, build_student
+from student_train.students.blueprint import decoded_at
 from student_train.students.starting.adapter import adapt
 from student_train.students.starting.start import Started, check_speaks, start_student
 from student_train.tasks import TASKS
@@ -74,6 +76,36 @@ def check_held(dataset: DatasetSpec, held: DatasetSpec, data: DataOptions) -> No
     """Raise BadRequest unless rows of one dataset can measure a student of another's."""
     of = data.validation if isinstance(data.validation, str) else held.name
     check_agree(dataset, held, f"{of} cannot measure a student of {told(data.train)}")
+
+
+def check_sizes(
+    name: str,
+    blueprint: Blueprint,
+    trained: Sequence[DatasetSpec],
+    held: Sequence[DatasetSpec],
+    views: ViewsSpec | None,
+) -> None:
+    """Raise BadRequest unless pictures of all datasets come to a student alike, at its own size or at theirs.
+
+    Args:
+        name: of the student.
+        blueprint: of it.
+        trained, held: the datasets of its rows.
+        views: of those that it is trained on.
+    """
+    own = decoded_at(blueprint, trained[0])
+    for number, dataset in enumerate((*trained, *held)):
+        if decoded_at(blueprint, dataset) != own:
+            encoded, pixels = (dataset, trained[0]) if dataset.encoded else (trained[0], dataset)
+            raise BadRequest(
+                f"student {name} has a size of its own, at which it can be shown one dataset and not the other",
+                found=f"whole pictures of {encoded.name}, and of {pixels.name} those of the dataset's size",
+                expected='both with inputs = "encoded", or neither',
+                do="leave `size` out, or build one of them anew",
+            )
+        if own is not None:
+            shown = views if number < len(trained) else None
+            check_decoded_for(f"student {name}", dataset, own, shown, "[[student]]")
 
 
 def check_suited(options: StudentOptions, dataset: DatasetSpec) -> None:

@@ -20,7 +20,6 @@ from storage.inputs.encoded import OwnSize
 from storage.options import code_fingerprint
 from storage.tasks import task_of as storage_task
 from storage.views import PLAIN
-from storage.views.check import check_decoded_for
 from student_train.feed.batches import Needs
 from student_train.feed.devices import find_device
 from student_train.feed.order.views import EpochViews, check_first_view, check_one_class, choose_views
@@ -39,6 +38,7 @@ from student_train.preparing.checks import (
     check_models,
     check_names,
     check_parts,
+    check_sizes,
     check_suited,
     check_taught,
     check_trained_together,
@@ -176,9 +176,8 @@ def _prepare(
     check_one_class(options.name, needs, views)
     check_first_view(options.name, options.first_view, views)
     blueprint, of_int8 = rounded(options, _blueprint(options, first, num_classes, began), request.parallel.size)
-    if (own := decoded_at(blueprint, first)) is not None:
-        shown = None if views is None else views.spec
-        check_decoded_for(f"student {options.name}", first, own, shown, "[[student]]")
+    own, held_specs = decoded_at(blueprint, first), [catalogue.dataset(name) for name in held_datasets]
+    check_sizes(options.name, blueprint, (first, *others), held_specs, None if views is None else views.spec)
     train = mixed(selections.find(data.train, needs, None, views, own), data.mixture)
     named = [name for term in options.objective for name in term.teacher_names]
     soft = [name for name in named if not any(_has_features_alone(catalogue, of, name) for of in held_datasets)]

@@ -173,3 +173,13 @@ def test_another_filter_than_that_of_what_it_starts_from_is_refused(tmp_path: Pa
         spec = load_student(tmp_path / f"next{number}/small").blueprint
         assert spec.source is not None
         assert (spec.size, spec.filter, spec.source["filter"]) == ((20, 20), "bicubic", "bicubic")
+
+
+def test_pictures_that_come_at_two_sizes_are_refused(tmp_path: Path) -> None:
+    folder = story(tmp_path, 'inputs = "encoded"', dataset("").replace('name = "photographs"', 'name = "pixels"'))
+    own, cache = {"size": 20, "epochs": 1}, folder / "cache"
+    for rows in ({"validation": "pixels/validation"}, {"train": ["photographs/train", "pixels/train"]}):
+        with pytest.raises(BadRequest, match="can be shown one dataset and not the other"):
+            train(cache, tmp_path / "runs", "stream", None, of_student=own, **rows)
+    pixels: dict[str, object] = {"train": "pixels/train", "validation": "photographs/validation"}
+    train(cache, tmp_path / "runs", "stream", None, of_student=own, **pixels)  # its network resizes either
