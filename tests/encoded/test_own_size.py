@@ -177,7 +177,7 @@ def test_another_filter_than_that_of_what_it_starts_from_is_refused(tmp_path: Pa
 
 def test_pictures_that_come_at_two_sizes_are_refused(tmp_path: Path) -> None:
     folder = story(tmp_path, 'inputs = "encoded"', dataset("").replace('name = "photographs"', 'name = "pixels"'))
-    own, cache = {"size": 20, "epochs": 1}, folder / "cache"
+    cache, own = folder / "cache", dict[str, object](size=20, epochs=1)
     for rows in ({"validation": "pixels/validation"}, {"train": ["photographs/train", "pixels/train"]}):
         with pytest.raises(BadRequest, match="can be shown one dataset and not the other"):
             train(cache, tmp_path / "runs", "stream", None, of_student=own, **rows)
