@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from storage.encodings.base import STATISTICS
+from storage.encodings.vectors import VECTORS
 from storage.errors import BadTeacher, RowsMissing
 from storage.format.specs import DatasetSpec, TeacherSpec
 from storage.tasks import task_of
@@ -109,7 +110,10 @@ def refuse_shard(finite: dict[str, Tensor], in_range: dict[str, Tensor], work: A
     Raises:
         RowsMissing: it is; the message names the rows, and of rows with many sites the positions.
     """
-    deviates = "encoding.statistics = false; or divide the logits: no float16 holds how much they deviate"
+    wider = {
+        STATISTICS: "encoding.statistics = false; or divide the logits: no float16 holds how much they deviate",
+        VECTORS: 'store dtype = "fp32"',  # they have no bf16
+    }
     for fault, masks, do in (
         (
             "gave NaN, +inf or nothing but -inf as",
@@ -130,7 +134,7 @@ def refuse_shard(finite: dict[str, Tensor], in_range: dict[str, Tensor], work: A
                     f"{work.key} is refused: teacher {work.key.teacher} {fault} {name}",
                     found=f"{rows} of {answered} rows: {shown}" + " …" * (rows > SHOWN_ROWS),
                     expected="finite values, or -inf for a class that can never be",
-                    do=deviates if name == STATISTICS else do,
+                    do=wider.get(name, do) if masks is in_range else do,
                 )
 
 

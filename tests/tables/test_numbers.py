@@ -11,6 +11,7 @@ import pytest
 
 from storage.cache import Cache
 from storage.cache.copies.diff import diff
+from storage.errors import BadRequest
 from tests.conftest import Program
 from tests.tables.toys import HOUSES_JOB, HOUSES_STUDENTS, houses, regressor, write_csv
 from tests.teacher_cache.toys import Silent, build, write_job
@@ -68,3 +69,28 @@ def test_a_number_that_is_another_in_one_of_two_caches_is_told(tmp_path: Path) -
         caches.append(Cache.open(str(tmp_path / name / "cache")))
     rows = diff(caches[0], caches[1], Silent()).rows["t"]
     assert (rows.both, rows.payload, rows.label, rows.examples["label"]) == (3, 0, 1, ["t.csv:2"])
+
+
+def test_what_is_advised_for_numbers_holds_them(tmp_path: Path) -> None:
+    import skops.io
+
+    rows = houses(30)
+    write_csv(tmp_path / "houses.csv", rows, COLUMNS)
+    skops.io.dump(regressor(rows), tmp_path / "linear.skops")
+    given = HOUSES_JOB.replace('encoding = { kind = "vectors" }\n', "")
+    assert "encoding" not in given
+    (tmp_path / "job.toml").write_text(given)
+    with pytest.raises(BadRequest) as caught:
+        build(tmp_path / "job.toml")
+    assert caught.value.do is not None
+    advised = caught.value.do.split(" in [[teacher]]")[0]
+    (tmp_path / "job.toml").write_text(f"{given}{advised}\n")
+    assert build(tmp_path / "job.toml").exit_code == 0
+
+    # prices are beyond what fp16 holds, and vectors have no bf16
+    halves = f'{given}encoding = {{ kind = "vectors", dtype = "fp16" }}\n'
+    (tmp_path / "job.toml").write_text(halves.replace('cache = "cache"', 'cache = "halves"'))
+    (refused,) = build(tmp_path / "job.toml").refused
+    assert "overflows the stored precision of vectors" in refused
+    assert 'store dtype = "fp32"' in refused
+    assert "bf16" not in refused
