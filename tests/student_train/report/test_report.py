@@ -15,6 +15,7 @@ import pytest
 from PIL import Image
 
 from storage.cache import Cache
+from storage.digests import digest
 from storage.encodings import SparseEncoding
 from storage.errors import BadRequest, CorruptObject, MissingSource, NotInCache, StaleCache, StorageFailure
 from storage.format.sealed import read_json
@@ -178,10 +179,19 @@ def test_a_damaged_file_is_told_and_the_rest_is_shown(runs: Path, name: str) -> 
     assert 'href="#failures"' in written.path.read_text()
 
 
+def record_predictions(folder: Path) -> None:
+    """Let a run's record say that the predictions which are there are its own."""
+    record = read_record(folder)
+    assert record is not None
+    said = digest((folder / PREDICTIONS_FILE).read_bytes())
+    write_record(folder, record.model_copy(update={"predictions_digest": said}))
+
+
 def test_predictions_of_other_rows_are_not_compared(runs: Path, tmp_path: Path) -> None:
     other = write_cache(tmp_path / "other", Recipe(rows=250))
     train_students(request_of(other, tmp_path / "others", student("good", objective=[KD])))
     shutil.copy(tmp_path / "others/good" / PREDICTIONS_FILE, runs / "labels" / PREDICTIONS_FILE)
+    record_predictions(runs / "labels")
     written = write_report(runs)
     assert "labels: its predictions are of other rows" in written.notices
     assert written.exit_code == CorruptObject.exit_code
@@ -192,6 +202,7 @@ def test_a_teacher_near_chance_is_told_at_the_top(runs: Path) -> None:
         if (predictions := read_predictions(folder)) is not None and predictions.teacher is not None:
             wrong = predictions.table.with_columns(teacher_top=(pl.col("label") + 1) % 4)
             write_predictions(folder, replace(predictions, table=wrong))
+            record_predictions(folder)
     text = " ".join(text_of(write_report(runs).path.read_text()).split())
     before, _, after = text.partition("Near chance")
     assert after.startswith(" teacher sage: accuracy 0.0% of 48 labelled rows; chance 25.0%, the commonest class ")
