@@ -33,7 +33,7 @@ class ShrinkJob(DataOptions):
         flops: sizes that each way makes one of, as shares of the teacher's.
         int8: schemes of int8, after training and while it is trained; of the teacher's size.
         rows: of the cache, that ways look at.
-        seeds: of the students that are trained.
+        seeds: of what chance makes, and of the order of rows in which each is trained.
         training: keys of a `[[student]]` that all have.
         distilled: the objective that is compared with labels alone.
     """

@@ -101,8 +101,7 @@ def run_bench(
         BadRequest, StaleCache, NotInCache: as of `student make` and `student train`; or there are no labels.
         Interrupted: `stop` said so; the same again goes on.
     """
-    from student_train.preparing.request import Request
-    from student_train.running.train import train_students
+    from student_train.running.train import Summary
 
     cache, held = Cache.open(build.cache), listed(job.validation)
     if vectors := sorted(name for name in datasets_of(job.train) if not task_of(cache.dataset(name)).has_classes):
@@ -115,15 +114,11 @@ def run_bench(
     folders = _make_all(job, build, makers, note)
     teacher = _load(folders[WHOLE], code)
     own = _compared(WHOLE, teacher, accuracy(teacher, cache, held), {}, {})  # before hours of training
-    students = [
-        job.student(maker.name, str(folders[maker.starts(seed)]), objective, seed, maker.trained)
-        for maker in makers
-        for objective in OBJECTIVES
-        for seed in job.seeds
-    ]
-    data = DataOptions(**job.model_dump(include=set(DataOptions.model_fields)))
-    request = Request(cache, job.runs / "students", data, tuple(students), device)
-    summary = train_students(request, report=report, stop=stop)
+    passes = [_trained(job, makers, folders, seed, cache, device, report, stop) for seed in job.seeds]
+    summary = Summary(
+        tuple(record for each in passes for record in each.records),
+        {name: error for each in passes for name, error in each.errors.items()},
+    )
     after = {record.student: record.accuracy for record in summary.records}
     compared = []
     for maker in makers:
@@ -137,6 +132,31 @@ def run_bench(
         before = mean(accuracy(student, cache, held) for student in each)
         compared.append(_compared(maker.name, each[0], before, means, spread))
     return Bench(own, tuple(compared), summary)
+
+
+def _trained(
+    job: ShrinkJob,
+    makers: Sequence[Maker],
+    folders: Mapping[str, Path],
+    seed: int,
+    cache: Cache,
+    device: Any,
+    report: Report,
+    stop: Callable[[], bool],
+) -> Summary:
+    """Train the students of a seed in one pass. They start from what was made, so that chance is the order of rows."""
+    from student_train.preparing.request import Request
+    from student_train.running.train import train_students
+
+    students = tuple(
+        job.student(maker.name, str(folders[maker.starts(seed)]), objective, seed, maker.trained)
+        for maker in makers
+        for objective in OBJECTIVES
+    )
+    data = DataOptions(**job.model_dump(include=set(DataOptions.model_fields)))
+    shuffled = data.model_copy(update={"order_seed": data.order_seed + seed})
+    request = Request(cache, job.runs / "students", shuffled, students, device)
+    return train_students(request, report=report, stop=stop)
 
 
 def _make_all(job: ShrinkJob, build: Any, makers: Sequence[Maker], note: Callable[[str], None]) -> dict[str, Path]:

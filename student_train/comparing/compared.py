@@ -257,7 +257,7 @@ def _answered(setting: Setting, found: Compared, rows: pl.Series | None) -> _Own
         means.append(float(scores_R.mean()))
     if not whole or total_R is None:
         means = [run.figures[found.gain.column] for run in counted]
-    seeds = tuple(run.seed if run.seed is not None else run.name for run in counted)
+    seeds = tuple(run.chance if run.seed is not None else run.name for run in counted)
     of_rows = total_R / len(counted) if whole and total_R is not None else None
     shape = () if of_rows is None else of_rows.shape
     return _Own(Answered(of_rows, np.array(means), seeds), rows if of_rows is not None else None, shape)

@@ -112,6 +112,11 @@ class ShownRun:
         return self._section("student").get("seed")
 
     @property
+    def chance(self) -> tuple[int | None, int | None]:
+        """Return what drew its weights and the order of its rows: those that differ in it alone are one setting."""
+        return self.seed, self._section("data").get("order_seed")
+
+    @property
     def keys(self) -> dict[str, Any]:
         """Return what its section of the job says, seed apart: a value for each key, such as "kd.temperature".
 

@@ -45,8 +45,8 @@ class Setting:
         """Return those whose figures count, one of each seed: the finished ones; where none is, whoever has figures."""
         finished = [run for run in self.runs if run.status in FINISHED]
         able = finished or [run for run in self.runs if run.status in MEASURED] or self.runs
-        by_seed = {run.seed: run for run in sorted(able, key=lambda run: run.name, reverse=True)}
-        return tuple(run for run in able if by_seed[run.seed] is run)
+        by_chance = {run.chance: run for run in sorted(able, key=lambda run: run.name, reverse=True)}
+        return tuple(run for run in able if by_chance[run.chance] is run)
 
     @property
     def keys(self) -> dict[str, Any]:
@@ -57,7 +57,7 @@ class Setting:
     def statuses(self) -> dict[str, int]:
         """Return how many have not finished, by status; and how many are copies of one that counts."""
         finished = [run for run in self.runs if run.status == "finished"]
-        copies = len(finished) - len({run.seed for run in finished})
+        copies = len(finished) - len({run.chance for run in finished})
         others = Counter(run.status for run in self.runs if run.status != "finished")
         return dict(others) | ({"copies": copies} if copies else {})
 
@@ -229,13 +229,16 @@ def _title(titles: Sequence[str]) -> str:
 
 
 def _meaning(run: ShownRun) -> str:
-    """Return what a setting's students have in common; of one of whom nothing is known, itself."""
+    """Return what a setting's students have in common: all but chance; of one of whom nothing is known, itself."""
     if not run.identity:
         return run.name
-    student = run.identity.get("student")
-    if not isinstance(student, dict):
-        return run.name
-    return _json(run.identity | {"student": {name: value for name, value in student.items() if name != "seed"}})
+    same = dict(run.identity)
+    for section, chance in (("student", "seed"), ("data", "order_seed")):
+        part = same.get(section, {})
+        if not isinstance(part, dict):
+            return run.name
+        same[section] = {name: value for name, value in part.items() if name != chance}
+    return _json(same)
 
 
 def _json(value: Any) -> str:

@@ -78,7 +78,7 @@ def _setting_values(setting: Setting, found: Compared) -> dict[str, Any]:
     return {
         "setting": setting.name,
         "students": [run.name for run in setting.runs],
-        "seeds": len({run.seed for run in setting.counted}),
+        "seeds": len({run.chance for run in setting.counted}),
         "counted": len(values),
         "not_finished": setting.statuses,
         "labels_alone": setting.labels_alone,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from typing import get_args
 
@@ -32,6 +33,8 @@ from student_train.students.blueprint import decoded_at
 from student_train.students.starting.adapter import adapt
 from student_train.students.starting.start import Started, check_speaks, start_student
 from student_train.tasks import TASKS
+
+SAME_START = "; others that differ in their seed alone start alike, and `order_seed` of the job shuffles rows for all"
 
 
 def check_names(request: Request) -> None:
@@ -206,17 +209,27 @@ def check_parts(options: StudentOptions, processes: int) -> None:
         )
 
 
-def check_models(students: Sequence[PreparedRun]) -> dict[str, Started]:
+def check_models(students: Sequence[PreparedRun]) -> dict[str, str]:
     """Build each kind of student once and throw it away: a mistake is better found before the others are trained.
 
     Returns:
-        What each of those takes that starts from weights, by name of the student.
+        What each of those takes that starts from weights, in words, by name of the student.
     """
     found: dict[str, Started | None] = {}  # by kind
     for student in students:
         if _kind(student) not in found:
             found[_kind(student)] = _check_model(student)
-    return {s.name: started for s in students if (started := found[_kind(s)]) is not None}
+    starting = {s.name: started for s in students if (started := found[_kind(s)]) is not None}
+    settings = Counter(_setting(student) for student in students)
+    return {
+        student.name: started.told + (SAME_START if started.is_whole and settings[_setting(student)] > 1 else "")
+        for student in students
+        if (started := starting.get(student.name)) is not None
+    }
+
+
+def _setting(student: PreparedRun) -> str:
+    return repr(student.options.model_copy(update={"name": "", "seed": 0}))
 
 
 def _kind(student: PreparedRun) -> str:

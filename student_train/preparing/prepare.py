@@ -107,7 +107,7 @@ def prepare(request: Request) -> list[PreparedRun]:
         replace(
             s,
             warnings=tuple(weak[of] for of in _teachers_of(s.needs, datasets) if of in weak),
-            started=started[s.name].told if s.name in started else None,
+            started=started.get(s.name),
         )
         for s in students
     ]

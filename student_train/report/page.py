@@ -170,7 +170,7 @@ def board(found: Compared, agreements: Mapping[str, float]) -> list[Column[Setti
 def students(contents: Contents, agreements: Mapping[str, float]) -> list[Column[ShownRun]]:
     """Return the columns of single students that say something of at least one."""
     columns: list[Column[ShownRun]] = [
-        Column("seed", "of weights and order", lambda run: _count(run.seed)),
+        Column("seed", "of first weights and dropout", lambda run: _count(run.seed)),
         Column("accuracy", TIPS["accuracy"], _figure("accuracy", percent)),
         Column("macro-F1", "mean over the classes of F1, each class alike", _figure("macro_f1", percent)),
         Column("agreement", TIPS["agreement"], _agreement(agreements)),

@@ -48,6 +48,9 @@ def test_ways_are_compared_before_and_after_training(pantry: Path, tmp_path: Pat
     assert Path(found["report"]).exists()
     drawn = [(tmp_path / f"runs/made/prune-random-0.6-s{seed}/student.safetensors").read_bytes() for seed in (0, 1)]
     assert drawn[0] != drawn[1]  # chance is asked for each seed
+    # int8 ones start alike, so that only the order of rows makes them differ
+    orders = [tmp_path / f"runs/students/int8-tensor-labels-s{seed}/student.safetensors" for seed in (0, 1)]
+    assert orders[0].read_bytes() != orders[1].read_bytes()
     # again: nothing is left to do, and the table fits the terminal
     again = program("student", "bench", job)
     assert (again.code, again.out.count("prune-random-0.6")) == (0, 1)

@@ -12,6 +12,7 @@ from storage.cache import Cache
 from storage.errors import BadRequest, BadWeights, MissingSource, StaleCache
 from student_train.options.model import StartOptions
 from student_train.options.sections import StudentOptions
+from student_train.preparing.checks import SAME_START
 from student_train.preparing.dry_run import dry_run
 from student_train.preparing.prepare import prepare
 from student_train.running import events
@@ -148,6 +149,18 @@ def test_a_student_starts_where_a_run_ended(tmp_path: Path, cache: Cache) -> Non
     assert not train_students(asked, report=told.append).errors
     (event,) = [event for event in told if isinstance(event, events.StartingWeights)]
     assert event.told == f"starts from {tmp_path}/runs/first: 16 of 16 tensors"
+
+
+def test_seeds_of_students_that_start_alike_are_told_to_decide_next_to_nothing(tmp_path: Path, cache: Cache) -> None:
+    """Their weights are the same, and one order of rows is all that the job has."""
+    assert not train_students(request(cache, tmp_path / "runs", small_gpt("first"))).errors
+    start = str(tmp_path / "runs/first")
+    alike = [small_gpt(f"s{seed}", start=start, seed=seed) for seed in (0, 1)]
+    told = {each.name: each.started for each in prepare(request(cache, tmp_path / "runs", *alike))}
+    assert all(text is not None and text.endswith(SAME_START) for text in told.values())
+    other = small_gpt("other", start=start, seed=2, learning_rate=0.5)
+    (first, second) = prepare(request(cache, tmp_path / "runs", alike[0], other))
+    assert SAME_START not in f"{first.started}{second.started}"
 
 
 def blueprint_of(asked: object) -> tuple[object, dict[object, object]]:

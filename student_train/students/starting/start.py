@@ -57,6 +57,11 @@ class Started:
     unused: tuple[str, ...]
 
     @property
+    def is_whole(self) -> bool:
+        """Return whether nothing of the student stays as its seed has drawn it."""
+        return not (self.missing or self.reshaped)
+
+    @property
     def told(self) -> str:
         """Return it in words."""
         names = {

@@ -234,6 +234,16 @@ def test_a_copy_counts_once_and_is_told() -> None:
     assert (setting.mean("accuracy"), setting.statuses) == (pytest.approx(0.55), {"copies": 1})
 
 
+def test_runs_that_differ_in_the_order_of_rows_alone_are_no_copies() -> None:
+    runs = [made(f"a-o_{order}", 0, accuracy) for order, accuracy in ((0, 0.5), (1, 0.7))]
+    ordered = [
+        ShownRun(run.folder, run.figures, identity=run.identity | {"data": {"order_seed": order}})
+        for order, run in enumerate(runs)
+    ]
+    (setting,) = settings(ordered)
+    assert (setting.mean("accuracy"), setting.statuses) == (pytest.approx(0.6), {})
+
+
 def test_the_best_mean_comes_first() -> None:
     found = settings([made("a-s_0", 0, 0.99, x=1), made("a-s_1", 1, 0.5, x=1), made("b-s_0", 0, 0.8, x=2)])
     assert [setting.name for setting in found] == ["a", "b-s_0"][::-1]
