@@ -58,14 +58,19 @@ def run_stage(address: str, shards: int, seconds: float) -> dict[str, Any]:
             stages = Stages(cache, lease.kept(runner), watch)
             rows = [ShardRows(number, number, number + 1) for number in range(shards)]
             key = ShardKey("dataset", "teacher", "plain", 0)
-            works = [
-                AskWork(cache.url, key._replace(shard=row.shard), (0, 1), "t" * 1000, "p" * 1000, "j", str(seconds), 1)
-                for row in rows
-            ]
-            list(runner(works[:1]))  # whether workers are as we are, is asked once
+            works, first = (
+                (
+                    AskWork(
+                        cache.url, key._replace(shard=row.shard), (0, 1), "t" * 1000, "p" * 1000, "j", str(seconds), 1
+                    )
+                    for row in some
+                )
+                for some in (rows, rows[:1])
+            )
+            list(runner(first))  # whether workers are as we are, is asked once
             before = peak_bytes(os.getpid())
             began, computing = time.monotonic(), time.process_time()
-            stages.run("dataset/teacher", rows, rows, iter(works), lambda done: idle_s.append(done.seconds))
+            stages.run("dataset/teacher", rows, rows, works, lambda done: idle_s.append(done.seconds))
             took, computed = time.monotonic() - began, time.process_time() - computing
     idle_s.sort()
     return {

@@ -31,7 +31,7 @@ def test_two_thousand_shards_leave_nothing_in_the_scheduler_nor_in_the_client(tm
         grown = place.scheduler_bytes() - before
     assert found["shards"] == 1500
     assert found["client_bytes"] - found["client_bytes_before"] < 8e6
-    assert grown < 12e6  # with a sort of key for each shard it was 18 MB
+    assert grown < 15e6  # 9; with a sort of key for each shard 18
 
 
 def test_all_keys_are_of_one_sort_to_the_scheduler() -> None:
