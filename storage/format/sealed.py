@@ -87,7 +87,9 @@ def unseal(
         del about["seal"]
     check(about, file.metadata.num_rows)
     with _forgery():
-        return Sealed(about, _read(file, data, columns) if with_table else file.schema_arrow.empty_table())
+        table = _read(file, data, columns) if with_table else file.schema_arrow.empty_table()
+        table.validate(full=True)  # texts that are no UTF-8 are found by whoever asks for them as Python's, else
+        return Sealed(about, table)
 
 
 @contextlib.contextmanager

@@ -134,3 +134,9 @@ def test_a_config_that_no_model_has_is_refused_before_it_is_built(
     (tmp_path / "config.json").write_text(json.dumps(whole | changed))
     with pytest.raises(BadRequest, match=told):
         read_config(tmp_path, BadRequest)
+
+
+def test_a_text_that_is_no_utf8_is_refused_where_a_table_is_opened() -> None:
+    odd = pa.StringArray.from_buffers(1, pa.array([0, 1], pa.int32()).buffers()[1], pa.py_buffer(b"\xf6"))
+    with pytest.raises(ValueError, match="UTF8"):
+        unseal(seal(pa.table({"split": odd}), {}))
