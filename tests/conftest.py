@@ -12,7 +12,9 @@ import torch
 from hypothesis import settings
 
 from storage.digests import digest
+from storage.format.objects import Objects, open_objects
 from tests import azure
+from tests.counting import Counting
 from tests.faulty_store import FaultyStore, faulty_store
 
 settings.register_profile("stillroom", deadline=None)  # a busy machine is no failure
@@ -86,6 +88,18 @@ def bucket(s3_server: str, monkeypatch: pytest.MonkeyPatch, request: pytest.Fixt
     with urllib.request.urlopen(urllib.request.Request(f"{s3_server}/stillroom", method="PUT")):
         pass
     return f"s3://stillroom/{digest(request.node.nodeid.encode())}"
+
+
+@pytest.fixture
+def requests(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str]]:
+    """Return what is asked of any cache from now on."""
+    asked: list[tuple[str, str]] = []
+
+    def counted(url: str) -> Objects:
+        return Counting(open_objects(url), asked)
+
+    monkeypatch.setattr("storage.cache.cache.open_objects", counted)
+    return asked
 
 
 @pytest.fixture(scope="session")

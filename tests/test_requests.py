@@ -11,10 +11,8 @@ from jobs.files.reading import read_job
 from jobs.files.student_job import StudentJob
 from storage.cache import Cache
 from storage.cache.status import read_info, read_status
-from storage.format.objects import Objects, open_objects
 from student_train.preparing.dry_run import DryRun, dry_run
 from student_train.stepping.parallel import ALONE
-from tests.counting import Counting
 from tests.teacher_cache.toys import build, teacher_section, write_digits, write_job, write_teacher
 
 ROWS, STUDENTS = "digits/train", '[[student]]\nname = "{}"\narchitecture = "mlp"\nepochs = 1\nbatch_size = 64\n'
@@ -31,18 +29,6 @@ def kitchen(tmp_path_factory: pytest.TempPathFactory) -> Path:
     job = write_job(folder, write_digits(folder, 1797, rows_per_shard=256), teacher_section(extra=FEATURE))
     assert build(job).exit_code == 0
     return folder
-
-
-@pytest.fixture
-def requests(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str]]:
-    """Return what is asked of any cache from now on."""
-    asked: list[tuple[str, str]] = []
-
-    def counted(url: str) -> Objects:
-        return Counting(open_objects(url), asked)
-
-    monkeypatch.setattr("storage.cache.cache.open_objects", counted)
-    return asked
 
 
 def plan(folder: Path, *students: str, sweep: str = "") -> DryRun:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Mapping, MutableSequence, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
@@ -214,9 +214,11 @@ class Encoded(Pixels):
                         policy.sized(picture, pixels_HWC) if box is None else policy.stretched(picture.crop(box))
                     )
 
-        # all are waited for, and the first that failed is told
-        for _ in decoding().threads.map(decode_some, range(0, len(rows_B), ROWS_AT_ONCE)):
-            pass
+        threads = decoding().threads
+        parts = [threads.submit(decode_some, first) for first in range(0, len(rows_B), ROWS_AT_ONCE)]
+        wait(parts)  # nobody writes there any more
+        for part in parts:
+            part.result()  # the first that failed is told
         return shown_B
 
     def keep(self, payload: bytes) -> tuple[NDArray[np.uint8], int, NDArray[np.uint8]]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -118,7 +118,8 @@ def check_config(
     config: dict[str, Any], where: str, wrong: type[BadRequest], trusted: Sequence[str] | None = None
 ) -> None:
     """Raise `wrong` if a config wants code that is not trusted, quantised weights, or layers without end."""
-    if code := _foreign({key: value for key, value in config.items() if not (trusted and key == "auto_map")}):
+    own = {key: value for key, value in config.items() if not (trusted and key == "auto_map")}
+    if code := _first(own, _foreign):
         trust = "" if trusted is None or "auto_map" not in config else _how_to_trust(config["auto_map"])
         raise wrong(
             f"the model in {where} wants code from elsewhere",
@@ -133,7 +134,7 @@ def check_config(
             expected="weights in fp32, bf16 or fp16",
             do="save it dequantised",
         )
-    if deep := _deep(config):
+    if deep := _first(config, _deep):
         raise wrong(
             f"the model in {where} has more layers than any",
             found=deep,
@@ -146,33 +147,28 @@ def _how_to_trust(auto_map: Any) -> str:
     return f"read the code and, where you trust it, trust_code = {json.dumps(named_code(auto_map))}; or "
 
 
-def _foreign(value: Any) -> str | None:
-    """Return the key of a config by which code of others would run: of the model's folder, or of kernels on a hub."""
-    if isinstance(value, list):
-        return next(filter(None, map(_foreign, value)), None)
-    if not isinstance(value, dict):
-        return None
-    for key, inner in value.items():
-        if key == "auto_map" or (key.endswith("_implementation") and "/" in str(inner)):
-            return f"{key} = {json.dumps(inner)}"[:200]
-        if (code := _foreign(inner)) is not None:
-            return code
+def _foreign(key: str, value: Any) -> str | None:
+    """Return an entry of a config by which code of others would run: of the model's folder, or of kernels on a hub."""
+    if key == "auto_map" or (key.endswith("_implementation") and "/" in str(value)):
+        return f"{key} = {json.dumps(value)}"[:200]
     return None
 
 
-def _deep(value: Any) -> str | None:
+def _deep(key: str, value: Any) -> str | None:
     """Return a count of a config that would be built before anything says that it cannot be."""
-    if isinstance(value, list):
-        return next(filter(None, map(_deep, value)), None)
-    if not isinstance(value, dict):
-        return None
-    for key, inner in value.items():
-        counts = inner if isinstance(inner, list) else [inner]
-        if COUNTED.search(key) and any(isinstance(count, int) and count > MOST_LAYERS for count in counts):
-            return f"{key} = {inner}"[:200]
-        if (deep := _deep(inner)) is not None:
-            return deep
+    counts = value if isinstance(value, list) else [value]
+    if COUNTED.search(key) and any(isinstance(count, int) and count > MOST_LAYERS for count in counts):
+        return f"{key} = {value}"[:200]
     return None
+
+
+def _first(config: Any, told: Callable[[str, Any], str | None]) -> str | None:
+    """Return the first that is told of an entry of a config, however deep it lies in it."""
+    if isinstance(config, list):
+        return next(filter(None, (_first(each, told) for each in config)), None)
+    if not isinstance(config, dict):
+        return None
+    return next(filter(None, (told(key, value) or _first(value, told) for key, value in config.items())), None)
 
 
 def _json(path: Path, wrong: type[StillroomError]) -> dict[str, Any]:

@@ -12,7 +12,6 @@ from jobs.files.cache_job import CacheJob
 from jobs.files.reading import read_job
 from jobs.files.scale_text import read_scale
 from storage.errors import BadRequest
-from storage.format.objects import Objects, open_objects
 from teacher_cache.pilot.pilot import PilotRequest, run_pilot
 from teacher_cache.pilot.scale import (
     ASK_GETS,
@@ -25,7 +24,6 @@ from teacher_cache.pilot.scale import (
     ScaleOptions,
     scaled,
 )
-from tests.counting import Counting
 from tests.teacher_cache.toys import Silent, build, teacher_section, write_digits, write_job, write_teacher
 
 RATES = Rates(ingest_s=1e-3, ingest_bytes=100.0, commit_bytes=(20.0, 10.0), sites=1.0, views=1, rows_per_shard=1000)
@@ -99,17 +97,6 @@ def job(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("scale")
     write_teacher(folder)
     return write_job(folder, write_digits(folder, 600, rows_per_shard=100), teacher_section())
-
-
-@pytest.fixture
-def requests(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str]]:
-    asked: list[tuple[str, str]] = []
-
-    def counted(url: str) -> Objects:
-        return Counting(open_objects(url), asked)
-
-    monkeypatch.setattr("storage.cache.cache.open_objects", counted)
-    return asked
 
 
 def test_at_its_own_size_a_job_costs_what_its_build_takes(job: Path, requests: list[Any]) -> None:
