@@ -20,6 +20,10 @@ class Counting:
         self.url = objects.url
         self.requests = [] if requests is None else requests
 
+    @property
+    def latency_s(self) -> float:
+        return self._objects.latency_s
+
     def get(self, path: str, most_bytes: int | None = None) -> bytes:
         self.requests.append(("get", path))
         return self._objects.get(path, most_bytes)

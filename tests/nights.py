@@ -206,8 +206,8 @@ class Kitchen:
         self._images, self._known = 0, dict[str, str]()
         patch.setattr(cache, "open_objects", lambda url: Disk(url, self.sky))
         # each command is another process, and some are on another machine, which died with them
-        patch.setattr(lease, "_born", lambda pid: hash((self.sky.night, id(self.sky.weather))))
-        patch.setattr(lease, "_place", lambda: f"host {self.sky.night % 5 // 4}")
+        patch.setattr(lease, "born", lambda pid: hash((self.sky.night, id(self.sky.weather))))
+        patch.setattr(lease, "place", lambda: f"host {self.sky.night % 5 // 4}")
         patch.setattr(lease, "RENEW_S", 0.2)
         patch.setattr(lease, "MISSED", 0.05)
         write_teacher(folder, classes=2)

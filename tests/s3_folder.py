@@ -10,6 +10,7 @@ import bisect
 import contextlib
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from email.utils import formatdate
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -81,8 +82,8 @@ class FolderStore:
 
 
 @contextlib.contextmanager
-def s3_folder(folder: Path) -> Iterator[tuple[str, FolderStore]]:
-    """Yield the address of a server whose one bucket is a folder, and what it knows."""
+def s3_folder(folder: Path, latency_s: float = 0.0) -> Iterator[tuple[str, FolderStore]]:
+    """Yield the address of a server whose one bucket is a folder, so far away, and what it knows."""
     store = FolderStore(folder)
 
     class Handler(BaseHTTPRequestHandler):
@@ -150,6 +151,7 @@ def s3_folder(folder: Path) -> Iterator[tuple[str, FolderStore]]:
             return f"<ListBucketResult>{''.join(told)}</ListBucketResult>"
 
         def answer(self, status: int, data: bytes, **headers: str) -> None:
+            time.sleep(latency_s)
             self.send_response_only(status)
             for name, value in headers.items():
                 self.send_header(name, value)
@@ -182,7 +184,7 @@ def variables(address: str) -> dict[str, str]:
 
 
 if __name__ == "__main__":  # until nobody listens any more
-    with s3_folder(Path(sys.argv[1])) as (address, _):
+    with s3_folder(Path(sys.argv[1]), float(sys.argv[2])) as (address, _):
         sys.stdout.write(f"{address}\n")
         sys.stdout.flush()
         sys.stdin.read()

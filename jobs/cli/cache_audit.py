@@ -68,7 +68,9 @@ def verify(
         deleted = room.repair(opened, found) if repair else []
         _print_verified(cache, found, deleted, repaired=repair, as_json=as_json)
         # What was repaired is no longer corrupt: it is missing, until the next build.
-        return 0 if not found.bad else RowsMissing.exit_code if repair else CorruptObject.exit_code
+        if repair:
+            return RowsMissing.exit_code if found.bad else 0
+        return CorruptObject.exit_code if found.bad or found.untrue else 0
 
     terminal.run(action, as_json=as_json, answers=True, night=night)
 
@@ -82,10 +84,14 @@ def _print_verified(cache: str, found: Verification, deleted: list[Waste], *, re
         bad = [{"shard": str(shard.key), "reason": shard.reason} for shard in found.bad]
         counts = {"shards": found.shards, "bytes": found.bytes, "garbage": list(found.garbage)}
         removed = [waste.path for waste in deleted]
-        terminal.print_json(counts | {"bad": bad, "repaired": repaired, "removed": removed})
+        said = {"bad": bad, "untrue": list(found.untrue), "repaired": repaired, "removed": removed}
+        terminal.print_json(counts | said)
         return
     for shard in found.bad:
         terminal.out.print(f"bad  {shard.key}\n{shard.reason}", markup=False)
+    for path in found.untrue:
+        what = "deleted" if repaired else f"cache verify {cache} --repair deletes it, and commits are read again"
+        terminal.out.print(f"bad  {path}\nit says of commits what they do not ({what})", markup=False)
     done = "dropped; cache build makes them again" if repaired else f"cache verify {cache} --repair drops them"
     whole = f"{len(found.bad)} bad ({done})" if found.bad else "all whole"
     garbage = f"; removed what no commit names: {tell_waste(deleted)}" if deleted else ""

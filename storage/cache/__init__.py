@@ -3,7 +3,7 @@
 catalogue.py  all that it promises and has committed, looked at once: what planning asks
 samples.py    what its commits say of each row, as a table
 cache.py      the only way in for both sides: opening it; rows in, arrays out
-lease.py      who builds, so that a second start waits or ends
+lease.py      who builds, so that a second start waits or ends; processes.py which process that is
 labels.py     the label of each row, out of that table
 query.py      SQL over what is known of each sample
 repeats.py    rows whose content another row has too

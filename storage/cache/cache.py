@@ -58,7 +58,7 @@ CACHE_JSON = "cache.json"
 
 
 class Cache:
-    """An open cache. Reads are thread-safe and see only committed shards."""
+    """An open cache. Reads are thread-safe and see only committed shards; promises never change, and are read once."""
 
     def __init__(self, objects: Objects, spec: CacheSpec):
         self.objects = objects
@@ -197,7 +197,7 @@ class Cache:
         """Return what is promised of a dataset. Raises NotInCache."""
         with contextlib.suppress(MissingObject):  # never there, or lost
             if is_name(name):  # any other might lead out of the cache
-                return read_spec(self.objects, f"{name}/dataset.json", DatasetSpec)
+                return self.promises.dataset(name)
         raise no_dataset(self.objects, name)
 
     def tokenizer(self, dataset: str) -> TokenizerFile | None:
@@ -213,7 +213,7 @@ class Cache:
         self.dataset(dataset)
         with contextlib.suppress(MissingObject):  # never there, or lost
             if is_name(name):
-                return read_spec(self.objects, f"{dataset}/{name}/teacher.json", TeacherSpec)
+                return self.promises.teacher(dataset, name)
         raise no_teacher(self.objects, dataset, name)
 
     def views(self, dataset: str) -> ViewsSpec | None:
@@ -238,7 +238,11 @@ class Cache:
 
     def read_rows(self, dataset: str, shard: int) -> Stored:
         """Return the inputs of a shard as they are stored: of one length, each of its own, or pictures as encoded."""
-        kind, ingest = inputs_of(self.dataset(dataset)), self.commit(ShardKey(dataset, None, PLAIN, shard))
+        return self.rows_of(self.commit(ShardKey(dataset, None, PLAIN, shard)))
+
+    def rows_of(self, ingest: Commit) -> Stored:
+        """Return the inputs of the shard that a commit is of, as `read_rows`."""
+        kind = inputs_of(self.dataset(ingest.key.dataset))
         return kind.rows(read_stored(self.objects, ingest, kind.arrays), ingest.about, str(ingest.key))
 
     def read_labels(self, dataset: str, shard: int) -> Stored:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from array import array
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -18,9 +19,9 @@ from storage.cache.cache import Cache
 from storage.errors import CorruptObject, IncompleteCache, UnsupportedFormat
 from storage.format.committing import delete_attempt
 from storage.format.ledger import spare_segments
-from storage.format.objects import ObjectInfo, Objects
-from storage.format.shards import GROUP_NAME, ShardKey, list_commits, stage_folder
-from storage.format.stages import Stage, list_stages
+from storage.format.objects import ObjectInfo, Objects, num_at_once
+from storage.format.shards import GROUP_NAME, Committed, ShardKey, stage_folder
+from storage.format.stages import Stage, look_at_stages
 
 GRACE_S = 24 * 3600.0  # what is younger may be a running builder's
 ATTEMPT, TEMPORARY, LEDGER_FILE = "attempt", "temporary file", "ledger file"
@@ -84,14 +85,14 @@ def find_garbage(cache: Cache, grace_s: float = GRACE_S, on_stage: Callable[[int
     before_s = cache.objects.now_s() - grace_s
     found: dict[bool, list[Waste]] = {True: [], False: []}
     unreadable: list[str] = []
-    stages = list_stages(cache.objects)
-    for done, stage in enumerate(stages):
-        for attempt in _unnamed(cache, stage, unreadable):
+    # Commits before groups: the group of a commit that was listed is there, and one that came since is read.
+    listed = {stage: shards for each in look_at_stages(cache.objects) for stage, shards in each.commits.items()}
+    for done, (stage, committed) in enumerate(listed.items()):
+        for attempt in _unnamed(cache, stage, committed, unreadable):
             waste = Waste(ATTEMPT, attempt.path, attempt.size_bytes, attempt.key)
             found[attempt.modified_s < before_s].append(waste)
         if on_stage is not None:
-            on_stage(done + 1, len(stages))
-    listed = {stage: list_commits(cache.objects, stage_folder(*stage)) for stage in stages}
+            on_stage(done + 1, len(listed))
     others = [(TEMPORARY, info) for info in cache.objects.leftovers()]
     others += [(LEDGER_FILE, info) for info in spare_segments(cache.objects, listed)]
     for kind, info in others:
@@ -105,16 +106,19 @@ def delete_garbage(cache: Cache, old: Iterable[Waste]) -> list[Waste]:
     Raises:
         StorageFailure: the disk or store refused.
     """
-    deleted = []
-    for waste in old:
+
+    def delete(waste: Waste) -> bool:
         if waste.key is None:
             cache.objects.delete(waste.path)
         elif _named(cache, waste.key) in (waste.path, None):
-            continue  # committed since, or nobody can tell
+            return False  # committed since, or nobody can tell
         else:
             delete_attempt(cache.objects, waste.path)
-        deleted.append(waste)
-    return deleted
+        return True
+
+    wastes = list(old)
+    with ThreadPoolExecutor(num_at_once(cache.objects)) as pool:
+        return [waste for waste, is_deleted in zip(wastes, pool.map(delete, wastes), strict=True) if is_deleted]
 
 
 def list_attempts(objects: Objects, stage: Stage) -> Iterator[Attempt]:
@@ -138,13 +142,12 @@ def list_attempts(objects: Objects, stage: Stage) -> Iterator[Attempt]:
         yield Attempt(key, f"{folder}/{group}", size_bytes, modified_s)
 
 
-def _unnamed(cache: Cache, stage: Stage, unreadable: list[str]) -> Iterator[Attempt]:
+def _unnamed(cache: Cache, stage: Stage, committed: Committed, unreadable: list[str]) -> Iterator[Attempt]:
     """Yield the attempts of a stage that no commit names; add commits that nobody can read to a list."""
     # numbers alone at first: there may be a million, and of nearly all a commit and its group
     shards = array("q", (attempt.key.shard for attempt in list_attempts(cache.objects, stage)))
-    committed = list_commits(cache.objects, stage_folder(*stage)).table["shard"].to_numpy()
     numbers, counts = np.unique(np.frombuffer(shards, np.int64), return_counts=True)
-    doubtful = set(numbers[(counts > 1) | ~np.isin(numbers, committed)].tolist())
+    doubtful = set(numbers[(counts > 1) | ~np.isin(numbers, committed.table["shard"].to_numpy())].tolist())
     named: dict[int, str | None] = {}
     for attempt in list_attempts(cache.objects, stage) if doubtful else ():
         shard = attempt.key.shard

@@ -14,17 +14,18 @@ import os
 import random
 import re
 import secrets
+import signal
 import socket
 import threading
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator
 from datetime import UTC, datetime
 from math import gcd
-from pathlib import Path
 from typing import Annotated, Any, NamedTuple, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from storage.cache.processes import born, place
 from storage.errors import CorruptObject, StillroomError, TryAgain, duration
 from storage.format.objects import Objects
 from storage.format.stages import LEASE
@@ -34,6 +35,7 @@ MISSED = 6  # renewals: then a lease is of nobody; more than the minute for whic
 LOOKS = 3  # for a lease that is renewed between a list and a read
 LONGEST_RENEW_S = 600.0  # whatever a lease says of itself
 MOST_BYTES = 4096
+WAKE = signal.SIGURG  # which nobody sends, and which does nothing where nobody listens
 _NAME = re.compile(rf"{LEASE}/(\d{{1,9}})-of-(\d{{1,9}})-(\d{{8,15}})\.json")
 
 Part = tuple[int, int]
@@ -72,8 +74,8 @@ class Holder(BaseModel):
             since=datetime.now(UTC).isoformat(timespec="seconds"),
             token=secrets.token_hex(8),
             renew_s=renew_s,
-            place=_place(),
-            born=_born(os.getpid()),
+            place=place(),
+            born=born(os.getpid()),
         )
 
     @property
@@ -83,11 +85,11 @@ class Holder(BaseModel):
 
     def is_alive(self) -> bool | None:
         """Return whether the process is there; None where that cannot be known from here."""
-        if self.place is None or self.born is None or self.place != _place():
+        if self.place is None or self.born is None or self.place != place():
             return None
         if self.pid == os.getpid() and self.token not in _held:
             return False  # given back, and a store that did not answer kept it
-        return _born(self.pid) == self.born
+        return born(self.pid) == self.born
 
 
 class _Seen(NamedTuple):
@@ -138,6 +140,7 @@ class Lease:
         self._objects, self._part, self._number, self._holder = objects, part, number, holder
         self._ended = threading.Event()
         self._lost: str | None = None
+        self._wakes = False
         self._thread = threading.Thread(target=self._keep, name="lease", daemon=True)
         self._thread.start()
 
@@ -154,15 +157,30 @@ class Lease:
     def kept(
         self, runner: Callable[[Iterable[Work]], Generator[Result]]
     ) -> Callable[[Iterable[Work]], Generator[Result]]:
-        """Return a runner whose work ends when the lease is lost."""
+        """Return a runner whose work ends when the lease is lost: in the main thread while it waits, too."""
 
         def run(todo: Iterable[Work]) -> Generator[Result]:
-            with contextlib.closing(runner(todo)) as results:
+            with self._waking(), contextlib.closing(runner(todo)) as results:
                 for result in results:
                     self.check()
                     yield result
 
         return run
+
+    @contextlib.contextmanager
+    def _waking(self) -> Iterator[None]:
+        """Have `check` called in the main thread when the lease is lost, whatever it waits for."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        before = signal.signal(WAKE, lambda number, frame: self.check())
+        self._wakes = True
+        try:
+            self.check()  # it may be lost already
+            yield
+        finally:
+            self._wakes = False
+            signal.signal(WAKE, before)
 
     def end(self) -> None:
         """Give the lease back."""
@@ -190,6 +208,8 @@ class Lease:
             return
         found = _read(self._objects, self._path(max(_numbers(self._objects).get(self._part, {}), default=newest)))
         self._lost = "a lease that is gone" if found is None else found.told
+        if self._wakes:
+            signal.pthread_kill(threading.main_thread().ident or 0, WAKE)
 
     def _path(self, number: int) -> str:
         return _path(self._part, number)
@@ -373,23 +393,3 @@ def _overlap(one: Part, other: Part) -> bool:
     [True, False, True, True]
     """
     return (one[0] - other[0]) % gcd(one[1], other[1]) == 0
-
-
-def _place() -> str | None:
-    """Return where a number of a process means this very process; None where the system does not say."""
-    try:
-        boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
-        return f"{socket.gethostname()} {boot} {os.readlink('/proc/self/ns/pid')}"[:512]
-    except (OSError, ValueError):
-        return None
-
-
-def _born(pid: int) -> int | None:
-    """Return when a process of this place began, in ticks since its machine did; None: there is none that lives."""
-    try:
-        state, *fields = (
-            Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
-        )
-        return None if state in "ZX" else int(fields[18])
-    except (OSError, ValueError, IndexError):
-        return None

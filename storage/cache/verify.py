@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -21,10 +21,11 @@ from storage.cache.garbage import GRACE_S, Waste, delete_garbage, find_garbage, 
 from storage.cache.samples import Samples
 from storage.errors import BadRequest, CorruptObject, IncompleteCache, Interrupted, StaleCache, StorageFailure
 from storage.format.committing import delete_group, read_members, unpack_checked
+from storage.format.ledger import untrue_segments
 from storage.format.promised import check_positions
 from storage.format.shards import Commit, ShardKey
 from storage.format.specs import WEIGHTS_JSON
-from storage.format.stages import list_stages
+from storage.format.stages import Stage
 from storage.inputs import Stored, inputs_of
 from storage.inputs.ragged import Ragged
 from storage.views import PLAIN
@@ -64,6 +65,7 @@ class Verification:
         bad: shards that failed, with the reason.
         garbage: groups that no commit names, older than the grace.
         odd: of the bad shards that are whole by themselves, and only not as the others are, the groups.
+        untrue: files of the ledger that say of commits what these do not.
     """
 
     shards: int
@@ -71,6 +73,7 @@ class Verification:
     bad: tuple[BadShard, ...]
     garbage: tuple[str, ...]
     odd: frozenset[str] = frozenset()
+    untrue: tuple[str, ...] = ()
 
 
 def verify(cache: Cache, on_shard: Callable[[int, int], None] | None = None) -> Verification:
@@ -104,15 +107,20 @@ def verify(cache: Cache, on_shard: Callable[[int, int], None] | None = None) -> 
     num_bytes = sum(commit.size_bytes for commit in commits)
     places = {key: place for place, key in enumerate(keys)}
     bad = tuple(sorted(named, key=lambda shard: places[shard.key]))
-    garbage = tuple(_garbage(cache, {commit.group for commit in commits}))
-    return Verification(len(keys), num_bytes, bad, garbage, frozenset(odd))
+    garbage = tuple(_garbage(cache, catalogue.commits, {commit.group for commit in commits}))
+    versions = ((commit, catalogue.commits[commit.key[:3]][commit.key.shard]) for commit in commits)
+    untrue = tuple(untrue_segments(cache.objects, versions))
+    return Verification(len(keys), num_bytes, bad, garbage, frozenset(odd), untrue)
 
 
 def repair(cache: Cache, found: Verification) -> list[Waste]:
     """Drop every shard that is still bad, so that the next build computes it again; and return what else was deleted.
 
-    That is all garbage (`storage.cache.garbage`), what the dropped commits named among it.
+    That is all garbage (`storage.cache.garbage`), what the dropped commits named among it. What is untrue of the
+    ledger goes too: whoever looks next reads the commits.
     """
+    for path in found.untrue:
+        cache.objects.delete(path)
     catalogue = cache.catalogue({shard.key.dataset for shard in found.bad})
     bad = {shard.key for shard in found.bad}
     for group in _by_shard(sorted(bad, key=_in_order)):
@@ -296,10 +304,10 @@ def _odd_ones(found: list[_Checked]) -> dict[str, BadShard]:
     return odd
 
 
-def _garbage(cache: Cache, groups: set[str]) -> Iterator[str]:
+def _garbage(cache: Cache, stages: Iterable[Stage], groups: set[str]) -> Iterator[str]:
     """Yield Zarr groups (of format 2, folders) that no readable commit names and no running build can be writing."""
     before_s = time.time() - GRACE_S  # of this machine: what only looks writes nothing to ask another's
-    for stage in list_stages(cache.objects):
+    for stage in stages:
         for attempt in list_attempts(cache.objects, stage):
             if attempt.path not in groups and attempt.modified_s < before_s:
                 yield attempt.path

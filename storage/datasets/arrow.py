@@ -100,7 +100,7 @@ def _opened(path: Path, version: LocalFile) -> ArrowStream:
     with reading(path), pa.memory_map(str(path)) as file:
         messages = pa.ipc.MessageReader.open_stream(file)
         try:
-            schema = pa.ipc.read_schema(messages.read_next_message())
+            schema = pa.ipc.read_schema(_of_type("schema", messages.read_next_message()))
         except StopIteration:
             raise pa.ArrowInvalid("an empty file") from None
         # what a batch refers to lies in messages between them
@@ -111,7 +111,7 @@ def _opened(path: Path, version: LocalFile) -> ArrowStream:
                 expected="columns that hold their values, as `datasets` saves them",
                 do="cast them before it is saved",
             )
-        found = list(messages)
+        found = [_of_type("record batch", message) for message in messages]
         rows = [pa.ipc.read_record_batch(message, schema).num_rows for message in found]
         file.seek(max(0, version.size - len(END)))
         if file.read() != END:
@@ -119,6 +119,13 @@ def _opened(path: Path, version: LocalFile) -> ArrowStream:
     kept = [number for number, count in enumerate(rows) if count]
     ends = tuple(accumulate(rows[number] for number in kept))
     return ArrowStream(path, schema, tuple(found[number] for number in kept), ends)
+
+
+def _of_type(expected: str, message: Any) -> Any:
+    """Return a message that is of a type: pyarrow takes its word for it, and would read what is none (SIGSEGV)."""
+    if message.type != expected:
+        raise pa.ArrowInvalid(f"a message of type {message.type} where a {expected} belongs")
+    return message
 
 
 @contextlib.contextmanager

@@ -52,6 +52,18 @@ class Promises:
         promise = None if teacher is None else self._digest(dataset, teacher)
         return Belonging(self._about.id, self._digest(dataset, None), promise)
 
+    def dataset(self, name: str) -> DatasetSpec:
+        """Return what is promised of a dataset. Raises MissingObject, CorruptObject."""
+        spec = self._read(name, None)[0]
+        assert isinstance(spec, DatasetSpec)
+        return spec
+
+    def teacher(self, dataset: str, name: str) -> TeacherSpec:
+        """Return what is promised of a teacher's targets. Raises MissingObject, CorruptObject."""
+        spec = self._read(dataset, name)[0]
+        assert isinstance(spec, TeacherSpec)
+        return spec
+
     def checked(self, commit: Commit) -> Commit:
         """Return a commit that belongs here, as far as it says, and that knows what is promised of its arrays.
 
@@ -91,11 +103,8 @@ class Promises:
         """Return what is promised of the arrays of an ingest, or of a teacher's targets. Raises as `of`."""
         key = (dataset, teacher)
         if key not in self._of_shards:
-            spec = self._read(dataset, None)[0]
-            of_teacher = None if teacher is None else self._read(dataset, teacher)[0]
-            assert isinstance(spec, DatasetSpec)
-            assert of_teacher is None or isinstance(of_teacher, TeacherSpec)
-            self._of_shards[key] = ShardPromise(spec, of_teacher)
+            of_teacher = None if teacher is None else self.teacher(dataset, teacher)
+            self._of_shards[key] = ShardPromise(self.dataset(dataset), of_teacher)
         return self._of_shards[key]
 
     def _check_rows(self, commit: Commit) -> None:
@@ -103,8 +112,7 @@ class Promises:
         shards, number = self._planned.get(commit.key.dataset), commit.key.shard
         if shards is None or number >= len(shards):
             return
-        spec, planned = self._read(commit.key.dataset, None)[0], shards[number]
-        assert isinstance(spec, DatasetSpec)
+        spec, planned = self.dataset(commit.key.dataset), shards[number]
         if not spec.places((planned.start, planned.stop), (commit.start, commit.stop)):
             raise CorruptObject(
                 f"{commit.key} is not the shard that was planned",

@@ -188,12 +188,22 @@ def read_stored(
 ) -> dict[str, np.ndarray | Ragged]:
     """Return the named arrays of a shard, each as the promise has it, alike or of its own length; as `read_arrays`."""
     names = list(names)
+    return unpack_checked(commit, fetch_arrays(objects, commit, names), names, writeable=writeable)
+
+
+def fetch_arrays(objects: Objects, commit: Commit, names: Iterable[str]) -> dict[str, Bytes]:
+    """Return the members of the named arrays by path, each checked against its digest, for `unpack_checked`.
+
+    Raises:
+        NotInCache: the shard has no such array.
+        CorruptObject: an object is missing, truncated or altered.
+    """
     wanted = []
     for name in names:
         _check_named(commit, name)
         # its own, and those of its offsets
         wanted += [m for m in commit.members if m.path.removeprefix(OFFSETS).startswith(f"{name}/")]
-    return unpack_checked(commit, _fetch(objects, commit, wanted), names, writeable=writeable)
+    return _fetch(objects, commit, wanted)
 
 
 def _fetch(objects: Objects, commit: Commit, wanted: list[Member]) -> dict[str, Bytes]:

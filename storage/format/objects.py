@@ -7,7 +7,7 @@ exactly one returns True. That is all the concurrency control the cache needs (F
 from __future__ import annotations
 
 from storage.errors import BadRequest
-from storage.format.stores.base import TEMPORARY_PREFIX, Listing, ObjectInfo, Objects, Span
+from storage.format.stores.base import TEMPORARY_PREFIX, Listing, ObjectInfo, Objects, Span, num_at_once
 from storage.format.stores.kept import KeptObjects
 from storage.format.stores.local import LocalObjects
 from storage.format.stores.remote import RemoteObjects
@@ -24,6 +24,7 @@ __all__ = [
     "RemoteObjects",
     "Span",
     "WebObjects",
+    "num_at_once",
     "open_objects",
 ]
 

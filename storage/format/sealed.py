@@ -37,6 +37,8 @@ TRUE, FALSE, BYTE, DOUBLE, BINARY, LIST, SET, STRUCT = 1, 2, 3, 7, 8, 9, 10, 12
 WHOLE_NUMBERS = (4, 5, 6)  # of 16, 32 and 64 bits
 BYTE_ARRAY = 6  # a physical type of Parquet
 ROW_GROUPS, COLUMNS, METADATA, PHYSICAL_TYPE, NUM_VALUES, UNCOMPRESSED_BYTES = 4, 1, 3, 1, 5, 6  # numbers of fields
+COMPRESSED_BYTES, DATA_PAGES_BEGIN, DICTIONARY_BEGINS = 7, 9, 11  # of a column
+PAGE_UNCOMPRESSED_BYTES, PAGE_COMPRESSED_BYTES = 2, 3  # of a page
 
 
 class Sealed(NamedTuple):
@@ -128,7 +130,7 @@ def _table_bytes(data: bytes) -> tuple[int, int]:
     """Return the bytes of a table in memory: at least, and if every text in it were all that its column holds."""
     at_least = at_most = 0
     for is_text, num_values, uncompressed_bytes in column_sizes(data):
-        at_least += num_values * (4 if is_text else 8)
+        at_least += max(num_values * (4 if is_text else 8), uncompressed_bytes)  # pages are unpacked whole
         at_most += num_values * (uncompressed_bytes if is_text else 8)
     return at_least, at_most
 
@@ -205,7 +207,10 @@ def _digest_around(data: bytes, position: int) -> bytes:
 
 
 class ColumnSize(NamedTuple):
-    """A column of one row group: whether its values are texts, how many there are, and the bytes that hold them."""
+    """A column of one row group: whether its values are texts, how many there are, and the bytes that hold them.
+
+    Those are what its pages say, or the footer, whichever is more.
+    """
 
     is_text: bool
     num_values: int
@@ -230,16 +235,39 @@ def column_sizes(data: bytes) -> Iterator[ColumnSize]:
                 values, num_bytes = about[NUM_VALUES], about[UNCOMPRESSED_BYTES]
                 if values < 0 or num_bytes < 0:
                     raise ValueError(f"a column of {values} values and {num_bytes} bytes")
+                num_bytes = max(num_bytes, _pages_bytes(data, about))
                 yield ColumnSize(about[PHYSICAL_TYPE] == BYTE_ARRAY, values, num_bytes)
     except (KeyError, IndexError, TypeError) as error:
         raise ValueError(f"a column without its size: {type(error).__name__}: {error}") from None
+
+
+def _pages_bytes(data: bytes, column: dict[int, Any]) -> int:
+    """Return the bytes of a column's pages once they are unpacked, as each of them says: the footer may say less.
+
+    Raises:
+        ValueError, KeyError, IndexError: they are no pages.
+    """
+    at = min(column[DATA_PAGES_BEGIN], column.get(DICTIONARY_BEGINS) or column[DATA_PAGES_BEGIN])
+    end = at + column[COMPRESSED_BYTES]
+    if not 0 <= at <= end <= len(data):
+        raise ValueError(f"pages of a column from {at} to {end}, in {len(data)} bytes")
+    num_bytes = 0
+    while at < end:
+        header = _Compact(data, at)
+        page = header.struct(0)
+        unpacked_bytes, packed_bytes = page[PAGE_UNCOMPRESSED_BYTES], page[PAGE_COMPRESSED_BYTES]
+        if unpacked_bytes < 0 or packed_bytes < 0:
+            raise ValueError(f"a page of {packed_bytes} bytes that hold {unpacked_bytes}")
+        num_bytes += unpacked_bytes
+        at = header.at + packed_bytes
+    return num_bytes
 
 
 class _Compact:
     """Bytes of Thrift's compact protocol, read from a place on."""
 
     def __init__(self, data: bytes, at: int):
-        self._data, self._at = data, at
+        self._data, self.at = data, at
 
     def struct(self, level: int) -> dict[int, Any]:
         """Return the fields of a struct by number; texts are passed over."""
@@ -258,7 +286,7 @@ class _Compact:
             return self._number()
         if kind == BINARY:
             length = self._varint()  # which moves the place itself
-            self._at += length
+            self.at += length
             return None
         if kind in (LIST, SET):
             head = self._byte()
@@ -268,13 +296,13 @@ class _Compact:
         if kind == STRUCT:
             return self.struct(level + 1)
         if kind in (BYTE, DOUBLE):
-            self._at += 1 if kind == BYTE else 8
+            self.at += 1 if kind == BYTE else 8
             return None
         raise ValueError(f"a footer with a value of type {kind}")
 
     def _byte(self) -> int:
-        value = self._data[self._at]
-        self._at += 1
+        value = self._data[self.at]
+        self.at += 1
         return value
 
     def _varint(self) -> int:

@@ -21,7 +21,7 @@ import pyarrow as pa
 
 from storage.errors import CorruptObject, MissingObject, UnsupportedFormat
 from storage.format.arrays import array_names
-from storage.format.objects import Objects
+from storage.format.objects import Objects, num_at_once
 from storage.format.sealed import seal, unseal
 from storage.format.specs import check_uses
 from storage.inputs.ragged import OFFSETS
@@ -317,5 +317,5 @@ def read_commits(objects: Objects, paths: list[str], columns: Sequence[str] | No
         except MissingObject:
             return None
 
-    with ThreadPoolExecutor(max_workers=8) as pool:
+    with ThreadPoolExecutor(num_at_once(objects)) as pool:
         return [commit for commit in pool.map(read, paths) if commit is not None]

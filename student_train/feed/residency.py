@@ -14,6 +14,7 @@ from storage.cache import Cache, Catalogue
 from storage.encodings import Capability, Encoded, Encoding
 from storage.encodings.dense import BYTES
 from storage.errors import BadRequest, gib
+from storage.format.shards import stage_folder
 from storage.inputs import inputs_of
 from storage.inputs.encoded import OwnSize, own_shape
 from storage.tasks import task_of
@@ -23,7 +24,7 @@ from student_train.feed.feed import Feed
 from student_train.feed.flat import Kept
 from student_train.feed.selection import Selection
 from student_train.feed.shard_source import FEATURE, ShardSource
-from student_train.feed.windows import Tick, load
+from student_train.feed.windows import Tick, load, num_ahead
 from student_train.options.sections import ResidencyChoice
 
 LABEL_BYTES = 4  # of each site, in an array
@@ -124,6 +125,28 @@ def array_bytes(catalogue: Catalogue, dataset: str, needs: Needs, own: OwnSize |
     return sizes + [sites * size for _, of_teacher in _target_sizes(catalogue, dataset, needs) for size in of_teacher]
 
 
+def shard_bytes(selection: Selection, needs: Needs, shard: int, views: int) -> int:
+    """Return the bytes of the fed rows of one of the S shards, as they are kept."""
+    return input_bytes(selection, [shard], views=views) + target_bytes(selection, needs, [shard], views=views)
+
+
+def largest_shard(selection: Selection, needs: Needs) -> tuple[int, int]:
+    """Return the bytes of the largest shard with all its rows, and of pictures that they are decoded from, beside."""
+    decoded_bytes = stored_bytes = 0
+    for part in selection.parts:
+        planned = {shard.shard: shard.stop - shard.start for shard in selection.catalogue.shards(part.dataset)}
+        if selection.catalogue.dataset(part.dataset).encoded:
+            groups = selection.catalogue.objects.list(stage_folder(part.dataset, None)).objects
+            stored_bytes = max([stored_bytes, *(group.size_bytes for group in groups)])
+        in_bytes = selection.catalogue.dataset(part.dataset).byte_ranges
+        for i in part.shards:  # all rows of a shard are read, those that are not fed too, which are about as long
+            # a shard in a range of bytes is of those, not of rows: then up to the last that is fed
+            num_rows = int(selection.rows[i].max()) + 1 if in_bytes else planned[selection.shards_S[i]]
+            fed_bytes = shard_bytes(selection, needs, i, 1)
+            decoded_bytes = max(decoded_bytes, fed_bytes * num_rows // int(selection.shard_sizes_S[i]))
+    return decoded_bytes, stored_bytes
+
+
 def _soft_bytes(encoding: Encoding, num_classes: int, wanted: frozenset[Capability]) -> list[int]:
     """Return the bytes of a site of each array of soft targets that must be read to serve some needs."""
     if not wanted:
@@ -189,7 +212,7 @@ class FeedPool:
 
     def feed(self, selection: Selection, needs: Needs, tick: Tick = lambda done, shards: None) -> Feed:
         """Return a feed of these rows; what no feed before it needed is loaded now, with a `tick` after each shard."""
-        source = ShardSource(self._cache, selection)
+        source = ShardSource(self._cache, selection, self._num_ahead(selection, needs))
         arrays: dict[Name, Kept] | None = None
         if self._place != "stream":
             arrays = self._kept.setdefault(_rows(selection), {})
@@ -198,6 +221,11 @@ class FeedPool:
             if absent:
                 arrays |= load(source, absent, self._device if self._place == "device" else torch.device("cpu"), tick)
         return Feed(source, needs, self._device, arrays, self._window_shards)
+
+    def _num_ahead(self, selection: Selection, needs: Needs) -> int:
+        """Return how many shards are fetched before they are read: none from a disk of this machine."""
+        latency_s = self._cache.objects.latency_s
+        return num_ahead(latency_s, sum(largest_shard(selection, needs))) if latency_s else 0
 
 
 def projected_bytes(wanted: Iterable[tuple[Selection, Needs]]) -> int:

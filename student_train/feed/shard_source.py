@@ -5,7 +5,8 @@ S rows of a shard, of which some may not be fed.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,7 +15,7 @@ from torch import Tensor
 from storage.cache import Cache
 from storage.encodings import Encoded, FeatureEncoding
 from storage.errors import BadRequest, CorruptObject, IncompleteCache, StaleCache, TryAgain
-from storage.format.committing import read_stored
+from storage.format.committing import Bytes, fetch_arrays, unpack_checked
 from storage.format.promised import check_positions
 from storage.format.shards import Commit, ShardKey, list_commits
 from storage.format.specs import TeacherSpec
@@ -34,12 +35,37 @@ LABELS = "labels"  # an array, or a column of the sample table, as the task says
 FEATURE = "feature/"
 
 
-class ShardSource:
-    """The fed rows of one selection, a shard at a time, as stored. Reads are thread-safe."""
+class Wanted(NamedTuple):
+    """What is wanted of one stage of a shard: two requests, one after the other, that wait for no other stage's."""
 
-    def __init__(self, cache: Cache, selection: Selection):
+    key: ShardKey
+    arrays: tuple[str, ...]
+    with_table: bool = False
+
+
+class Fetched(NamedTuple):
+    """A commit that was checked, and the members of the arrays that are wanted, as they are stored."""
+
+    commit: Commit
+    members: Mapping[str, Bytes]
+
+
+Fetch = Callable[[Wanted], Fetched]
+
+
+class ShardSource:
+    """The fed rows of one selection, a shard at a time, as stored. Reads are thread-safe.
+
+    Args:
+        cache: where they are.
+        selection: which ones.
+        num_ahead: how many shards are fetched before they are read, where some are read one after another.
+    """
+
+    def __init__(self, cache: Cache, selection: Selection, num_ahead: int = 0):
         self.cache = cache
         self.selection = selection
+        self.num_ahead = num_ahead
         spec, task = selection.spec, task_of(selection.spec)
         array, self._sites = task.label_array, task.sites(spec.input_shape)
         self.label_arrays: tuple[Name, ...] = () if array is None else (array,)
@@ -112,10 +138,43 @@ class ShardSource:
         specs = {teacher: self.teacher(teacher) for teacher in stored}
         return {name: Encoded(spec.encoding, spec.num_classes, stored[name]) for name, spec in specs.items()}
 
-    def read(self, index: int, names: frozenset[Name]) -> Iterator[tuple[Name, Stored | ToDecode]]:
+    def wanted(self, index: int, names: frozenset[Name]) -> list[Wanted]:
+        """Return what is to be fetched of shard `shards_S[index]`: of its ingest, then of each teacher and view."""
+        ingest = self.selection.key(index)
+        kind = inputs_of(self.selection.catalogue.dataset(ingest.dataset))  # of several, each its own
+        of_labels = [LABELS] if LABELS in names else []
+        keys = [name for name in names if isinstance(name, ArrayKey)]
+        # what a view is a function of is in the table
+        augmented = any(key.view != PLAIN for key in keys) or bool(names & set(map(self.inputs, self._begun)))
+        wanted = [Wanted(ingest, (*kind.arrays, *of_labels), with_table=augmented)]
+        for teacher, view in _asked(names):
+            arrays = tuple(key.array for key in keys if (key.teacher, key.view) == (teacher, view))
+            own = teacher_of(teacher, ingest.dataset)
+            assert own is not None, "rows are selected where every teacher is there"
+            wanted.append(Wanted(ingest._replace(teacher=own, view=view), arrays))
+        return wanted
+
+    def fetch(self, wanted: Wanted) -> Fetched:
+        """Return a commit and members, after every check that can be made of them, those by the plan among them.
+
+        Raises:
+            IncompleteCache, CorruptObject: as `Cache.commit` and `fetch_arrays`.
+        """
+        commit = self.cache.unchecked_commit(wanted.key, with_table=wanted.with_table)
+        commit = self.selection.catalogue.promises.checked(commit)
+        return Fetched(commit, fetch_arrays(self.cache.objects, commit, wanted.arrays))
+
+    def read(
+        self, index: int, names: frozenset[Name], fetch: Fetch | None = None
+    ) -> Iterator[tuple[Name, Stored | ToDecode]]:
         """Yield the named arrays of shard `shards_S[index]`, all S rows, to be copied from: inputs, then targets.
 
         Pictures are still to be decoded: by whoever is handed them, before the next array is asked for.
+
+        Args:
+            index: which shard.
+            names: of arrays.
+            fetch: gives what `fetch` would, asked once for each of `wanted`; None: they are fetched now.
 
         Raises:
             StaleCache: a student would not be shown what a teacher saw.
@@ -123,7 +182,7 @@ class ShardSource:
             TryAgain: one of these, of a shard that was built again since the rows were selected.
         """
         try:
-            yield from self._read_shard(index, names)
+            yield from self._read_shard(index, names, fetch or self.fetch)
         except (CorruptObject, IncompleteCache, StaleCache) as error:
             if (key := self._changed(self.selection.key(index), names)) is None:
                 raise
@@ -136,7 +195,7 @@ class ShardSource:
 
     def _changed(self, ingest: ShardKey, names: frozenset[Name]) -> ShardKey | None:
         """Return the first stage of a shard whose commit is not the one that the catalogue lists, or None."""
-        asked = sorted({(name.teacher, name.view) for name in names if isinstance(name, ArrayKey)})
+        asked = _asked(names)
         keys = [ingest._replace(teacher=teacher_of(teacher, ingest.dataset), view=view) for teacher, view in asked]
         for key in (ingest, *keys):
             listed = self.selection.catalogue.commits.get((key.dataset, key.teacher, key.view))
@@ -145,26 +204,17 @@ class ShardSource:
                 return key
         return None
 
-    def _read_shard(self, index: int, names: frozenset[Name]) -> Iterator[tuple[Name, Stored | ToDecode]]:
-        ingest_key = self.selection.key(index)
-        keys = [name for name in names if isinstance(name, ArrayKey)]
-        augmented = any(key.view != PLAIN for key in keys) or bool(names & set(map(self.inputs, self._begun)))
-        # what a view is a function of is in the table
-        ingest = self._commit(ingest_key, with_table=augmented)
-        of_labels = [LABELS] if LABELS in names else []
-        kind = inputs_of(self.selection.catalogue.dataset(ingest_key.dataset))  # of several, each its own
-        stored = read_stored(self.cache.objects, ingest, [*kind.arrays, *of_labels], writeable=False)
-        given = kind.rows(stored, ingest.about, str(ingest_key))
+    def _read_shard(self, index: int, names: frozenset[Name], fetch: Fetch) -> Iterator[tuple[Name, Stored | ToDecode]]:
+        of_ingest, *of_teachers = self.wanted(index, names)
+        ingest, stored = _unpacked(of_ingest, fetch)
+        kind = inputs_of(self.selection.catalogue.dataset(of_ingest.key.dataset))
+        given = kind.rows(stored, ingest.about, str(of_ingest.key))
         yield from (item for item in stored.items() if item[0] in names and item[0] != INPUTS)
         yield from self._inputs(index, names, kind, given, ingest)
-        for teacher, view in sorted({(key.teacher, key.view) for key in keys}):
-            own = teacher_of(teacher, ingest_key.dataset)
-            assert own is not None, "rows are selected where every teacher is there"
-            commit = self._commit(ingest_key._replace(teacher=own, view=view))
+        for (teacher, view), wanted in zip(_asked(names), of_teachers, strict=True):
+            commit, targets = _unpacked(wanted, fetch)
             views = None if self.selection.views is None else self.selection.views.spec
             self.cache.check_view(ingest, commit, given, views)  # before any of them is handed on (invariant 5)
-            arrays = [key.array for key in keys if (key.teacher, key.view) == (teacher, view)]
-            targets = read_stored(self.cache.objects, commit, arrays, writeable=False)
             self._check_features(commit, targets)
             if LABELS in stored:
                 check_positions(commit, targets, stored[LABELS])
@@ -197,9 +247,16 @@ class ShardSource:
                 what, do = f"{key}: {array} is not as in the first shard", "see what `cache verify` says of it"
                 raise CorruptObject(what, f"rows of {found}", f"rows of {expected}", do)
 
-    def _commit(self, key: ShardKey, *, with_table: bool = False) -> Commit:
-        """Return a commit, after every check that can be made of it, those by the plan among them."""
-        return self.selection.catalogue.promises.checked(self.cache.unchecked_commit(key, with_table=with_table))
+
+def _asked(names: Iterable[Name]) -> list[tuple[str, str]]:
+    """Return of which teachers and views arrays are asked for, in the order in which they are read."""
+    return sorted({(name.teacher, name.view) for name in names if isinstance(name, ArrayKey)})
+
+
+def _unpacked(wanted: Wanted, fetch: Fetch) -> tuple[Commit, dict[str, Stored]]:
+    """Return a commit and its arrays; the bytes that they were made of are let go."""
+    commit, members = fetch(wanted)
+    return commit, unpack_checked(commit, members, wanted.arrays, writeable=False)
 
 
 def _at_labels(values_S: Stored, labels_S: Stored) -> Ragged:

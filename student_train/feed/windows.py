@@ -1,7 +1,7 @@
 """Shards into memory, several at a time, straight to where their rows are to lie: all of them, or window by window.
 
 A stream has two blocks of memory and never more: batches are cut from one while the next window is read into the
-other.
+other. Of a store that is far away some shards are fetched before their window is read, as they are stored.
 
 S rows of a shard, F of them fed.
 """
@@ -10,7 +10,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
+from itertools import pairwise
+from math import ceil
 from threading import Lock
 from typing import Any
 
@@ -20,15 +22,20 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from storage.errors import CorruptObject
+from storage.inputs import Stored
 from storage.inputs.encoded import ToDecode
 from storage.inputs.ragged import Ragged
 from student_train.feed.batches import Arrays, Name
 from student_train.feed.flat import Flat, Kept
 from student_train.feed.order import Window
-from student_train.feed.shard_source import ShardSource
+from student_train.feed.shard_source import Fetched, ShardSource, Wanted
 
 # Shards read at a time; each is in memory besides where its rows are to lie (`preparing/feed_memory.py` counts it).
 READERS = 4
+# Shards fetched before they are read, and their bytes as they are stored (likewise).
+MOST_AHEAD, AHEAD_BYTES = 32, 2**26
+ROUND_TRIPS = 2  # of a shard: its commits, then their arrays
+SHARD_S = 0.005  # of a small one, on this machine; the others travel meanwhile
 
 Tick = Callable[[int, int], None]  # told how many shards of how many are read; may raise to stop
 
@@ -58,14 +65,15 @@ class Block:
         for name in self._items:
             self.arrays[name] = Flat(self._items[name], lengths[name])
 
-    def fill(self, source: ShardSource, index: int, names: frozenset[Name], start: int) -> None:
-        """Read shard `shards_S[index]`, its first fed row to row `start`.
+    def fill(self, coming: Coming, place: int, start: int) -> None:
+        """Read the shard at a place of an order, its first fed row to row `start`.
 
         Raises:
             StaleCache, CorruptObject: as `ShardSource.read`; or there are too few rows, or rows of another type.
         """
+        source, index = coming.source, coming.shards[place]
         rows_F = source.selection.rows[index]
-        for name, stored_S in source.read(index, names):
+        for name, stored_S in coming.read(place):
             if isinstance(stored_S, Ragged):
                 self._fill_flat(source, index, name, stored_S, start)
                 continue
@@ -129,6 +137,60 @@ class Block:
         )
 
 
+class Coming:
+    """Shards that are read in an order that is known: so many are fetched ahead as their source says (`num_ahead`).
+
+    Args:
+        source: of the shards.
+        names: of the arrays.
+        shards: as numbered among `shards_S`, in the order in which they are wanted.
+    """
+
+    def __init__(self, source: ShardSource, names: frozenset[Name], shards: Sequence[int]):
+        self.source, self.shards = source, shards
+        self._names = names
+        self._num_ahead = min(source.num_ahead, len(shards))
+        self._fetched: dict[int, dict[Wanted, Future[Fetched]]] = {}
+        self._next = 0  # to be fetched
+        self._lock = Lock()
+        num_threads = self._num_ahead * len(source.wanted(shards[0], names)) if shards else 0
+        self._pool = ThreadPoolExecutor(max(1, num_threads), thread_name_prefix="feed-ahead")
+
+    def read(self, place: int) -> Iterator[tuple[Name, Stored | ToDecode]]:
+        """Yield the arrays of the shard at a place, and have others fetched meanwhile; as `ShardSource.read`."""
+        if not self._num_ahead:
+            return self.source.read(self.shards[place], self._names)
+        with self._lock:
+            while self._next < min(place + 1 + self._num_ahead, len(self.shards)):
+                wanted = self.source.wanted(self.shards[self._next], self._names)
+                self._fetched[self._next] = {each: self._pool.submit(self.source.fetch, each) for each in wanted}
+                self._next += 1
+            fetched = self._fetched.pop(place)
+        return self.source.read(self.shards[place], self._names, lambda wanted: fetched.pop(wanted).result())
+
+    def close(self) -> None:
+        """Wait for what is being fetched, and fetch no more."""
+        self._pool.shutdown(cancel_futures=True)
+
+
+def most_ahead(shard_bytes: int) -> int:
+    """Return how many shards are fetched ahead at most, of so many bytes each: those that are far away."""
+    return min(MOST_AHEAD, AHEAD_BYTES // max(1, shard_bytes))
+
+
+def num_ahead(latency_s: float, shard_bytes: int) -> int:
+    """Return how many shards to fetch ahead, so that this machine is busy while they travel.
+
+    Args:
+        latency_s: from a request to its answer.
+        shard_bytes: of the largest shard.
+
+    >>> num_ahead(0.0, 3_000_000), num_ahead(0.02, 3_000_000), num_ahead(0.2, 30_000_000)
+    (0, 8, 2)
+    """
+    return ceil(min(ROUND_TRIPS * latency_s / SHARD_S, most_ahead(shard_bytes)))
+
+
 def load(
     source: ShardSource,
     names: frozenset[Name],
@@ -142,8 +204,9 @@ def load(
     """
     sizes_S = source.selection.shard_sizes_S
     block = _block(source, [range(len(sizes_S))], device, names)
-    with _readers(len(sizes_S)) as readers:
-        reading = _fill(readers, block, source, tuple(range(len(sizes_S))), names)
+    coming = Coming(source, names, range(len(sizes_S)))
+    with closing(coming), _readers(len(sizes_S)) as readers:
+        reading = _fill(readers, block, coming, range(len(sizes_S)), names)
         # as they are done, so that the first failure is told at once
         for done, shard in enumerate(as_completed(reading), start=1):
             shard.result()
@@ -175,13 +238,16 @@ def read_windows(source: ShardSource, windows: Sequence[Window], names: frozense
     host = torch.device("cpu")
     # one window needs but one
     blocks = [_block(source, [window.shards for window in windows], host, names) for _ in windows[:2]]
-    with _readers(max(len(window.shards) for window in windows)) as readers:
-        reading = _fill(readers, blocks[0], source, windows[0].shards, names)
+    coming = Coming(source, names, [shard for window in windows for shard in window.shards])
+    begins = np.cumsum([0, *(len(window.shards) for window in windows)]).tolist()
+    places = [range(begin, end) for begin, end in pairwise(begins)]
+    with closing(coming), _readers(max(map(len, places))) as readers:
+        reading = _fill(readers, blocks[0], coming, places[0], names)
         for number in range(len(windows)):
-            coming, reading = reading, []
+            read, reading = reading, []
             if number + 1 < len(windows):  # the block of the window before this one, of which nothing is wanted now
-                reading = _fill(readers, blocks[(number + 1) % 2], source, windows[number + 1].shards, names)
-            _finish(coming)
+                reading = _fill(readers, blocks[(number + 1) % 2], coming, places[number + 1], names)
+            _finish(read)
             yield blocks[number % 2].arrays
 
 
@@ -206,15 +272,14 @@ def _readers(num_shards: int) -> Iterator[ThreadPoolExecutor]:
 
 
 def _fill(
-    readers: ThreadPoolExecutor, block: Block, source: ShardSource, shards: Sequence[int], names: frozenset[Name]
+    readers: ThreadPoolExecutor, block: Block, coming: Coming, places: range, names: frozenset[Name]
 ) -> list[Future[None]]:
-    """Begin to read shards into a block, one after another."""
+    """Begin to read the shards at some places of an order into a block, one after another."""
+    source, shards = coming.source, coming.shards[places.start : places.stop]
     block.begin(source.lengths(names, shards))
     starts = np.cumsum([0, *source.selection.shard_sizes_S[list(shards)]]).tolist()
     # not strict: the last start is where the rows end
-    return [
-        readers.submit(block.fill, source, index, names, start) for index, start in zip(shards, starts, strict=False)
-    ]
+    return [readers.submit(block.fill, coming, place, start) for place, start in zip(places, starts, strict=False)]
 
 
 def _finish(reading: Sequence[Future[None]]) -> None:

@@ -9,14 +9,13 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from storage.format.shards import stage_folder
 from storage.inputs.encoded import decoding
 from student_train.feed.batches import Needs
-from student_train.feed.residency import Residency, array_bytes, input_bytes, row_bytes, target_bytes
+from student_train.feed.residency import Residency, array_bytes, largest_shard, row_bytes, shard_bytes
 from student_train.feed.selection import Selection
 from student_train.feed.sending import AHEAD
 from student_train.feed.spans import NARROW_BYTES
-from student_train.feed.windows import READERS
+from student_train.feed.windows import READERS, most_ahead
 
 READ_COPIES = 3  # of a shard that is being read: stored bytes, decoded ones, and the fed rows on their way to a GPU
 ORDER_BYTES = 32  # of a row of a span: its place, its position, what shuffles them, and its label
@@ -93,30 +92,19 @@ def _window_rows(rows: FedRows) -> int:
 
 def _window_bytes(rows: FedRows) -> int:
     """Return the bytes of the largest window, whatever the shuffle."""
-    sizes = sorted(_shard_bytes(rows, shard, rows.views) for shard in range(len(rows.selection.shards_S)))
+    sizes = sorted(
+        shard_bytes(rows.selection, rows.needs, shard, rows.views) for shard in range(len(rows.selection.shards_S))
+    )
     return sum(sizes[-rows.window_shards :])
-
-
-def _shard_bytes(rows: FedRows, shard: int, views: int) -> int:
-    """Return the bytes of the fed rows of one of the S shards."""
-    targets = target_bytes(rows.selection, rows.needs, [shard], views=views)
-    return input_bytes(rows.selection, [shard], views=views) + targets
 
 
 def _reading_bytes(rows: FedRows) -> int:
     """Return what is in memory of shards that are being read, besides where their rows are to lie."""
-    selection, largest, kept = rows.selection, 0, 0
-    for part in selection.parts:
-        planned = {shard.shard: shard.stop - shard.start for shard in selection.catalogue.shards(part.dataset)}
-        if selection.catalogue.dataset(part.dataset).encoded:  # the pictures that they are decoded from, beside
-            groups = selection.catalogue.objects.list(stage_folder(part.dataset, None)).objects
-            kept = max([kept, *(group.size_bytes for group in groups)])
-        in_bytes = selection.catalogue.dataset(part.dataset).byte_ranges
-        for i in part.shards:  # all rows of a shard are read, those that are not fed too, which are about as long
-            # a shard in a range of bytes is of those, not of rows: then up to the last that is fed
-            num_rows = int(selection.rows[i].max()) + 1 if in_bytes else planned[selection.shards_S[i]]
-            largest = max(largest, _shard_bytes(rows, i, 1) * num_rows // int(selection.shard_sizes_S[i]))
-    return min(READERS, len(selection.shards_S)) * (READ_COPIES * largest + kept)
+    num_shards, (decoded_bytes, stored_bytes) = len(rows.selection.shards_S), largest_shard(rows.selection, rows.needs)
+    reading = min(READERS, num_shards) * (READ_COPIES * decoded_bytes + stored_bytes)
+    if not rows.selection.catalogue.objects.latency_s:
+        return reading
+    return reading + min(most_ahead(decoded_bytes + stored_bytes), num_shards) * (decoded_bytes + stored_bytes)
 
 
 def _encoded(rows: FedRows) -> bool:

@@ -78,7 +78,7 @@ def ask_again(cache: Cache, key: ShardKey, wanted: int, teacher: Teacher, draw: 
     assert key.teacher is not None
     dataset, spec = cache.dataset(key.dataset), cache.teacher(key.dataset, key.teacher)
     commit, ingest = cache.commit(key), cache.commit(ShardKey(key.dataset, None, PLAIN, key.shard), with_table=True)
-    readable, inputs_S = readable_rows(ingest.table), cache.read_rows(key.dataset, key.shard)
+    readable, inputs_S = readable_rows(ingest.table), cache.rows_of(ingest)
     views = None if key.view == PLAIN else cache.views(key.dataset)
     cache.check_view(ingest, commit, inputs_S, views)
     # the whole shard: a partner may be any of its rows

@@ -58,7 +58,7 @@ def some_rows(cache: Cache, dataset: str, count: int, seed: int) -> Rows:
     for place, shard in enumerate(shards):
         key = ShardKey(dataset, None, PLAIN, shard)
         ingest = cache.commit(key, with_table=True)
-        readable, stored_S = readable_rows(ingest.table), cache.read_rows(dataset, shard)
+        readable, stored_S = readable_rows(ingest.table), cache.rows_of(ingest)
         usable_B = np.flatnonzero(readable.splits_B != HELD)
         wanted = -(-left // (len(shards) - place))  # as many of each shard as of the others
         places_B = np.sort(draw.permutation(usable_B)[:wanted])

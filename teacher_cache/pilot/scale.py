@@ -26,7 +26,7 @@ ROW_BYTES = 370.0  # of memory, a row, of a build that ingests: it looks for ids
 STUDENT_ROW_BYTES = 32.0  # of memory, a row, of a student's training
 # Requests of a build, a shard (tests/teacher_cache/pilot/test_scale.py counts them).
 PUTS = 2
-INGEST_GETS, ASK_GETS = 4, 11
+INGEST_GETS, ASK_GETS = 4, 7
 READ_GETS = 2  # of a student, a shard and stage: a commit, and arrays
 PAGE = 1000  # names that a store lists at a time
 # Documented by stores.

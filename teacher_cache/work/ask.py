@@ -54,7 +54,7 @@ def ask_shard(work: AskWork) -> Done:
         decode_on(work.threads)
     with TURNS:
         # Read, and sent to the device, before the lock is taken: meanwhile another shard is asked about.
-        seen, device = Seen(dataset, cache.read_rows(key.dataset, key.shard), own_size(dataset, spec)), work.device
+        seen, device = Seen(dataset, cache.rows_of(ingest), own_size(dataset, spec)), work.device
         labels_B, device = labels_of(cache, key, ingest, readable_S), pick_device(device)
         rows_B = begin_rows(seen, readable, key.view, views)
         question = Question(rows_B, labels_B, draw_keys(dataset, readable, key.view, labels_B))

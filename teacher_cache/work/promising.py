@@ -10,7 +10,7 @@ import socket
 from storage.cache import Cache
 from storage.errors import MissingObject, StaleCache
 from storage.format.shards import ShardKey, list_commits
-from storage.format.specs import WEIGHTS_JSON, TeacherSpec, WeightsSpec, check_promise, read_spec
+from storage.format.specs import WEIGHTS_JSON, TeacherSpec, WeightsSpec, check_promise
 
 
 def promise_teacher(cache: Cache, key: ShardKey, spec: TeacherSpec, job: str) -> None:
@@ -21,11 +21,11 @@ def promise_teacher(cache: Cache, key: ShardKey, spec: TeacherSpec, job: str) ->
     """
     path = f"{key.dataset}/{key.teacher}/teacher.json"
     try:
-        promised = read_spec(cache.objects, path, TeacherSpec)
+        promised = cache.promises.teacher(key.dataset, str(key.teacher))
     except MissingObject:
         if cache.objects.create(path, spec.to_json()):
             return
-        promised = read_spec(cache.objects, path, TeacherSpec)
+        promised = cache.promises.teacher(key.dataset, str(key.teacher))
     check_promise(cache.url, path, promised, spec, job)
 
 
@@ -38,12 +38,12 @@ def promise_weights(cache: Cache, key: ShardKey, weights: str) -> None:
     """
     path = f"{key.dataset}/{key.teacher}/{WEIGHTS_JSON}"
     try:
-        promised = read_spec(cache.objects, path, WeightsSpec).weights
+        promised = cache.promises.weights(key.dataset, str(key.teacher))
     except MissingObject:
         # It is written before any commit that speaks of it: where there is such a one, it is lost, or there by now.
         if not _speaks_of_weights(cache, key) and cache.objects.create(path, WeightsSpec(weights=weights).to_json()):
             return
-        promised = read_spec(cache.objects, path, WeightsSpec).weights
+        promised = cache.promises.weights(key.dataset, str(key.teacher))
     if promised != weights:
         raise StaleCache(
             f"teacher {key.teacher} has other weights here than those that its shards of {key.dataset} were made with",

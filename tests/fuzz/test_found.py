@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -39,6 +41,41 @@ def test_a_saved_folder_without_a_list_of_files_is_refused(tmp_path: Path) -> No
     (tmp_path / "state.json").write_text('{"_data_files": -1}')
     with pytest.raises(MissingSource, match="does not say which files there are"):
         find_split(tmp_path, None)
+
+
+OPEN = """
+import sys
+from pathlib import Path
+from storage.datasets.arrow import open_arrow
+from storage.errors import MissingSource
+try:
+    open_arrow(Path(sys.argv[1]))
+except MissingSource as error:
+    sys.exit(f"named: {error.found}")
+"""
+
+
+@pytest.mark.parametrize("message", [0, 1])
+@pytest.mark.parametrize("said", [0, 1, 2, 3, 17, 255])
+def test_a_message_of_arrow_that_is_of_another_type_does_not_end_the_process(
+    tmp_path: Path, message: int, said: int
+) -> None:
+    """Seen: pyarrow 26.0.1 dies (SIGSEGV) of a schema that says it is something else; so in a process of its own."""
+    table, path = pa.table({"a": [1, 2]}), tmp_path / "a.arrow"
+    with pa.ipc.new_stream(str(path), table.schema) as stream:
+        stream.write_table(table)
+    data = bytearray(path.read_bytes())
+    starts = [at for at in range(0, len(data), 8) if data[at : at + 4] == b"\xff\xff\xff\xff"]
+    # a table of flatbuffers: where it is, where its fields are, and of these the second, `header_type`
+    root = starts[message] + 8 + int.from_bytes(data[starts[message] + 8 : starts[message] + 12], "little")
+    fields = root - int.from_bytes(data[root : root + 4], "little", signed=True)
+    at = root + int.from_bytes(data[fields + 6 : fields + 8], "little")
+    assert data[at] == (1, 3)[message]
+    data[at] = said
+    path.write_bytes(data)
+    ended = subprocess.run([sys.executable, "-c", OPEN, path], capture_output=True, text=True, check=False)
+    whole = said == (1, 3)[message]
+    assert (ended.returncode, ended.stderr.startswith("named: ")) == (0 if whole else 1, not whole), ended.stderr
 
 
 def test_an_array_whose_header_is_no_python_is_refused(tmp_path: Path) -> None:

@@ -4,6 +4,6 @@ memory.py    summaries of the commits that were listed: what is remembered of th
 segments.py  the ledger's files: appended, and merged by size
 """
 
-from storage.format.ledger.memory import Ledger, remember, spare_segments, two_classes
+from storage.format.ledger.memory import Ledger, remember, spare_segments, two_classes, untrue_segments
 
-__all__ = ["Ledger", "remember", "spare_segments", "two_classes"]
+__all__ = ["Ledger", "remember", "spare_segments", "two_classes", "untrue_segments"]

@@ -16,6 +16,7 @@ import polars as pl
 
 from storage.errors import MissingObject
 from storage.format.ledger.segments import (
+    COMMIT,
     FIGURES,
     MOST,
     STAGE,
@@ -25,7 +26,7 @@ from storage.format.ledger.segments import (
     list_segments,
     read_segments,
 )
-from storage.format.objects import ObjectInfo, Objects
+from storage.format.objects import ObjectInfo, Objects, num_at_once
 from storage.format.shards import Commit, Committed, ShardKey
 from storage.format.stages import Stage
 
@@ -130,6 +131,31 @@ def spare_segments(objects: Objects, listed: Mapping[Stage, Committed]) -> list[
     return spare
 
 
+def untrue_segments(objects: Objects, commits: Iterable[tuple[Commit, str]]) -> list[str]:
+    """Return the ledger's files that say of commits what these do not say: somebody has forged them.
+
+    Damaged ones are not among them: they are no ledger to anybody.
+
+    Args:
+        objects: the cache.
+        commits: each with the version that was listed.
+    """
+    true = _comparable(pl.DataFrame([_summary(*each) for each in commits], schema=SUMMARY_SCHEMA, orient="row"))
+    untrue = []
+    for segment in read_segments(objects):
+        table = segment.summaries()
+        if table is not None:
+            told = _comparable(table).join(true, on=COMMIT, how="semi", nulls_equal=True)
+            if len(told.join(true, on=told.columns, how="anti", nulls_equal=True)):
+                untrue.append(segment.path)
+    return untrue
+
+
+def _comparable(table: pl.DataFrame) -> pl.DataFrame:
+    """Return summaries whose lists are texts: those can be joined."""
+    return table.with_columns(pl.col("labels").cast(pl.List(pl.String)).list.join(" "))
+
+
 def _listed_in(table: pl.DataFrame, listed: Mapping[Stage, Committed]) -> pl.DataFrame:
     """Return the summaries that are of a listed commit."""
     on = ["shard", "version"]
@@ -206,7 +232,7 @@ def _summaries(objects: Objects, commits: Iterable[tuple[str, str | None]], chec
         return _summary(check(Commit.from_parquet(data, path, with_table=False)), version)
 
     tables = [pl.DataFrame(schema=SUMMARY_SCHEMA)]
-    with ThreadPoolExecutor(max_workers=8) as pool:
+    with ThreadPoolExecutor(num_at_once(objects)) as pool:
         left = iter(commits)
         while some := list(islice(left, READ_AT_ONCE)):
             found = [summary for summary in pool.map(read, some) if summary is not None]

@@ -4,11 +4,17 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
+from math import ceil
 from typing import NamedTuple, Protocol
 
 TEMPORARY_PREFIX = ".tmp-"  # of files that are being written; never listed, left behind only by a kill
 # A Zarr group, or of format 2 a member of one: of one attempt, which is written once; a commit vouches for its bytes.
 OF_A_GROUP = re.compile(r"(.*/)?\d{5,}-[0-9a-f]{8}\.zarr(\.zip|/.*)")
+
+
+# Requests that are made at a time of small objects: what disks answer side by side; and of a store as many as keep this
+# machine busy with the answers while others travel, of which it parses one in so many seconds.
+LEAST_AT_ONCE, MOST_AT_ONCE, ANSWER_S = 8, 64, 0.0005
 
 
 class ObjectInfo(NamedTuple):
@@ -35,9 +41,17 @@ class Span(NamedTuple):
 
 
 class Objects(Protocol):
-    """Named byte strings below one folder or prefix."""
+    """Named byte strings below one folder or prefix.
+
+    Attributes:
+        url: where.
+        latency_s: the shortest that a request took so far; 0 on a disk, whose answers are there at once.
+    """
 
     url: str
+
+    @property
+    def latency_s(self) -> float: ...
 
     def get(self, path: str, most_bytes: int | None = None) -> bytes:
         """Return an object's bytes, of which there may be so many. Raises MissingObject, CorruptObject."""
@@ -80,6 +94,11 @@ class Objects(Protocol):
 
         Writes an object that no listing of a cache minds, and deletes it.
         """
+
+
+def num_at_once(objects: Objects) -> int:
+    """Return how many small objects to ask for at a time, by how long a request takes."""
+    return ceil(min(max(LEAST_AT_ONCE, objects.latency_s / ANSWER_S), MOST_AT_ONCE))
 
 
 def ask_verify(url: str) -> str:

@@ -68,6 +68,10 @@ class KeptObjects:
         self._notes: deque[str] = deque(maxlen=100)
         self._lock = threading.Lock()
 
+    @property
+    def latency_s(self) -> float:
+        return self._objects.latency_s
+
     def notes(self) -> list[str]:
         """Return what went wrong with the folder since this was asked last."""
         with self._lock:

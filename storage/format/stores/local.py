@@ -29,6 +29,8 @@ from storage.format.stores.base import TEMPORARY_PREFIX, Listing, ObjectInfo, Sp
 class LocalObjects:
     """A folder. Data are synced before they are visible: after a power cut an object is whole or absent."""
 
+    latency_s = 0.0
+
     def __init__(self, root: str | Path):
         self.root = Path(root)
         self.url = str(self.root)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import re
+import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
@@ -29,6 +31,7 @@ class RemoteObjects:
         import obstore.store
 
         self.url = url.rstrip("/")
+        self.latency_s = math.inf  # nothing was asked yet
         self._has_parts = True  # until it says that it gives whole objects only
         try:
             self._store = obstore.store.from_url(self.url, retry_config={"max_retries": CLIENT_RETRIES}, **self.CLIENT)
@@ -172,8 +175,15 @@ class RemoteObjects:
 
     def _asked(self, verb: str, path: str, ask: Callable[[], T]) -> T:
         """Return what the store answers in the end. Raises MissingObject, StorageFailure, StoreUnavailable."""
+
+        def timed() -> T:
+            begin_s = time.monotonic()
+            found = ask()
+            self.latency_s = min(self.latency_s, time.monotonic() - begin_s)  # the least: others wait, or are large
+            return found
+
         try:
-            return asked(verb, f"{self.url}/{path}".rstrip("/"), ask)
+            return asked(verb, f"{self.url}/{path}".rstrip("/"), timed)
         except FileNotFoundError:
             if verb in ("write", "create"):  # which need no object
                 raise StorageFailure(

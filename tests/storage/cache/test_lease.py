@@ -37,7 +37,7 @@ def store(request: pytest.FixtureRequest, tmp_path: Path) -> Objects:
 @pytest.fixture
 def elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let this process know nothing of others' numbers, as on another host."""
-    monkeypatch.setattr(lease, "_place", lambda: None)
+    monkeypatch.setattr(lease, "place", lambda: None)
 
 
 def holding(objects: Objects, part: tuple[int, int] = (0, 1), *, wait: bool = False, notes: list[str] | None = None):
@@ -147,7 +147,7 @@ def test_who_finds_another_under_the_number_of_a_dead_one_gives_way(
 
     def late(self: LocalObjects, path: str, data: bytes) -> bool:
         if path.endswith("00000001.json"):  # it was looked at; now it is gone, and a living one has begun in its place
-            left_behind(objects, 0, pid=os.getppid(), born=lease._born(os.getppid()), token="living")
+            left_behind(objects, 0, pid=os.getppid(), born=lease.born(os.getppid()), token="living")
         return create(self, path, data)
 
     monkeypatch.setattr(LocalObjects, "create", late)
@@ -199,15 +199,35 @@ def test_who_has_lost_the_lease_stops_before_its_next_shard(tmp_path: Path) -> N
         finally:
             ended.append(True)
 
-    with holding(objects) as held:
-        results = held.kept(work)(range(1000))
+    with holding(objects) as held, contextlib.closing(held.kept(work)(range(1000))) as results:
         assert next(results) == 0
         left_behind(objects, 99)  # of one that has taken over
         until_s = time.monotonic() + 60
         with pytest.raises(TryAgain, match="by another process by now") as lost:
             slowly(results, until_s)
-        assert (ended, lost.value.exit_code) == ([True], 75)
+    assert (ended, lost.value.exit_code) == ([True], 75)
     assert leases(objects) == [f"{LEASE}/0-of-1-00000099.json"]  # theirs
+
+
+def test_who_waits_for_a_long_shard_hears_at_once_that_the_lease_is_lost(tmp_path: Path) -> None:
+    objects, ended = LocalObjects(tmp_path), list[bool]()
+
+    def work(todo: Iterable[int]) -> Generator[int]:
+        try:
+            for each in todo:
+                threading.Event().wait(60)
+                yield each
+        finally:
+            ended.append(True)
+
+    before = signal.getsignal(signal.SIGURG)
+    with holding(objects) as held:
+        left_behind(objects, 99)  # of one that has taken over
+        began = time.monotonic()
+        with pytest.raises(TryAgain, match="by another process by now"):
+            next(held.kept(work)(range(3)))
+        assert (ended, time.monotonic() - began < 30) == ([True], True)
+    assert signal.getsignal(signal.SIGURG) is before
 
 
 def test_a_disk_that_fails_for_a_while_costs_no_lease(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

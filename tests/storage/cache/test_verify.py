@@ -20,9 +20,10 @@ from storage.errors import BadRequest, CorruptObject, MissingObject, StorageFail
 from storage.format.committing import write_shard
 from storage.format.objects import TEMPORARY_PREFIX, LocalObjects
 from storage.format.rows import Segment, create_segment
-from storage.format.sealed import unseal
+from storage.format.sealed import seal, unseal
 from storage.format.shards import Commit, ShardKey
 from storage.format.specs import DatasetSpec, write_spec
+from tests.conftest import Program
 from tests.damage import flip
 
 INGEST = ShardKey("digits", None, "plain", 1)
@@ -374,3 +375,20 @@ def test_a_commit_names_what_the_format_says(cache: Cache) -> None:
     about: dict[str, Any] = unseal(cache.objects.get(TARGETS.commit_path)).about
     keys = ["about", "attempt", "cache", "dataset", "key", "members", "object", "promise", "rows", "uses"]
     assert sorted(about) == keys
+
+
+def test_a_ledger_that_says_of_commits_what_they_do_not_is_named_and_goes(cache: Cache, program: Program) -> None:
+    cache.catalogue().ledger().compact()
+    path = "ledger/00000000.parquet"
+    about, table = unseal(cache.objects.get(path))
+    rows = table.column("rows").to_pylist()
+    assert verify(cache).untrue == ()
+    forged = table.set_column(table.schema.get_field_index("rows"), "rows", pa.array([rows[0] + 5, *rows[1:]]))
+    cache.objects.put(path, seal(forged, about))
+    assert cache.catalogue().ledger().new == 0, "it is believed: its digest is right, and its figures can be"
+    found = verify(cache)
+    assert (found.bad, found.untrue) == ((), (path,))
+    ended = program("cache", "verify", cache.url)
+    assert (ended.code, f"bad  {path}" in ended.out) == (65, True), ended.out
+    assert program("cache", "verify", cache.url, "--repair").code == 0
+    assert (program("cache", "verify", cache.url).code, cache.catalogue().ledger().new) == (0, 6)

@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from storage.format.sealed import column_sizes, seal, unseal
+from storage.format.sealed import _sealed, column_sizes, seal, unseal
 
 FORGED = Path(__file__).parents[2] / "data/forged_footer.parquet"
 
@@ -50,3 +50,24 @@ def test_a_footer_that_ends_the_process_of_pyarrow_is_named() -> None:
 def test_what_is_no_footer_is_refused(footer: bytes) -> None:
     with pytest.raises(ValueError, match=r"footer|column"):
         list(column_sizes(b"PAR1" + footer + len(footer).to_bytes(4, "little") + b"PAR1"))
+
+
+def test_a_footer_that_says_less_than_its_pages_do_is_not_believed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its text is 20 MB, zstd makes 2 kB of them, and the footer says a thousand bytes."""
+    data = seal(pa.table({"row": [0], "text": ["a" * 20_000_000]}), {})
+    (honest,) = (size.uncompressed_bytes for size in column_sizes(data) if size.is_text)
+    forged = _sealed(data.replace(_varint(honest), _varint(1000, len(_varint(honest)))))
+    assert pq.read_metadata(pa.BufferReader(forged)).row_group(0).column(1).total_uncompressed_size == 1000
+    monkeypatch.setattr("storage.format.sealed.MOST_TABLE_BYTES", 2**20)
+    for file in (data, forged):
+        with pytest.raises(ValueError, match=r"a table of 1 rows and 20,000,\d+ bytes"):
+            unseal(file)
+
+
+def _varint(value: int, length: int = 1) -> bytes:
+    """Return a number as Thrift has it, in at least so many bytes."""
+    value, found = 2 * value, bytearray()
+    while value > 127 or len(found) + 1 < length:
+        found.append(value & 127 | 128)
+        value >>= 7
+    return bytes([*found, value])

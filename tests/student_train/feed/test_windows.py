@@ -19,7 +19,7 @@ from student_train.feed.order import Window, epoch_windows
 from student_train.feed.selection import select_rows
 from student_train.feed.shard_source import INPUTS, ShardSource
 from student_train.feed.spans import NARROW_BYTES, Span
-from student_train.feed.windows import Block, load, read_windows
+from student_train.feed.windows import Block, Coming, load, read_windows
 from tests.student_train.feed.test_feed import ALL, CPU, assert_same, feed_of
 from tests.student_train.feed.test_sending import feed_threads
 from tests.student_train.toys import Recipe, write_cache
@@ -127,9 +127,10 @@ def test_a_shard_of_another_type_is_an_error_that_names_it(tmp_path: Path) -> No
     source = source_of(cache)
     block = Block(192, CPU)
     names = frozenset({ArrayKey("sage", "logits")})
-    block.fill(source, 0, names, 0)
+    coming = Coming(source, names, [0, 4])
+    block.fill(coming, 0, 0)
     with pytest.raises(CorruptObject) as caught:
-        block.fill(source, 4, names, 40)
+        block.fill(coming, 1, 40)
     assert (caught.value.what, caught.value.found, caught.value.expected) == (
         "toy/sage/plain/00004: logits is not what is promised",
         "float32 (40, 4)",

@@ -99,7 +99,7 @@ def test_the_status_says_who_builds_and_of_one_that_is_gone_that_nobody_does(
         assert (builder["part"], builder["pid"], builder["alive"]) == ("1/2", os.getpid(), True)
         assert builder["renewed"] == datetime.fromtimestamp(path.stat().st_mtime, UTC).isoformat(timespec="seconds")
         lost = path.read_bytes()
-        monkeypatch.setattr(lease, "_place", lambda: None)  # as from another host
+        monkeypatch.setattr(lease, "place", lambda: None)  # as from another host
         lines = " ".join(program("cache", "status", cache).out.split())
         assert f"unless it is gone: its lease was renewed at {builder['renewed']}" in lines
         monkeypatch.undo()
