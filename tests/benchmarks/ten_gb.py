@@ -23,6 +23,7 @@ from tests.benchmarks.pairs import Figure
 from tests.benchmarks.programs import program
 
 SIZE = 10_000_000_000  # bytes; as much again is written, and deleted with the folder
+ASKED = 5_000_000  # bytes of it, about which a teacher is asked
 LIMIT_S = 600.0  # of a build; the whole of either takes two hours and more of processor
 PEOPLE = SHARED / "data/tinyshakespeare.txt"
 SPEECHES_OF_A_CHAT = 8
@@ -38,23 +39,21 @@ TEMPLATE = """\
 TEXT = 'kind = "text"\npath = "many.txt"\nblock = 1024\nlong_documents = "split"\n'
 CHAT = 'kind = "chat"\npath = "many.jsonl"\nlength = 1024\n'
 JOB = """
-cache = "cache"
+cache = "{cache}"
 [[dataset]]
-name = "asked"
+name = "d"
 {section}tokenizer = "model"
-part = [0.0, {asked}]
-[[dataset]]
-name = "whole"
-{section}tokenizer = "model"
+part = [0.0, {part}]
+[cluster]
+kind = "local"
+workers = 2
+"""
+TEACHER = """
 [[teacher]]
 name = "t"
 kind = "transformers"
 path = "model"
-datasets = ["asked"]
-encoding = {{ kind = "sparse", k = 16 }}
-[cluster]
-kind = "local"
-workers = 2
+encoding = { kind = "sparse", k = 16 }
 """
 
 
@@ -84,43 +83,54 @@ class _Watched(NamedTuple):
 
 def _measure(kind: str, folder: Path, size: int, limit_s: float) -> Iterator[Figure]:
     section = _write(kind, folder, size)
-    job = folder / "job.toml"
-    job.write_text(JOB.format(section=section, asked=min(1.0, 5e6 / size)))
+    job, asked = folder / "job.toml", folder / "asked.toml"
+    job.write_text(JOB.format(section=section, cache="cache", part=1.0))
+    asked.write_text(JOB.format(section=section, cache="asked", part=min(1.0, ASKED / size)) + TEACHER)
     build = program("cache", "build", job)
     began = time.perf_counter()
-    plan = run_json([*build, "--dry-run", "--json"])
+    bound = _bound(job)
     yield Figure(f"{size / 1e9:g} GB, {kind}: a dry run", [time.perf_counter() - began], FIRST_S, "at most", " s")
-    bound = plan["worker_memory_bytes"]
-    yield Figure(f"{kind}: bound of a worker", [bound / 1e9], BOUND_GB, "at most", " GB")
-    runs = [_watch(build, folder, limit_s)]
+    runs = [_watch(build, folder / "cache", limit_s)]
     if runs[0].status == 128 + signal.SIGTERM:
-        runs.append(_watch(build, folder, limit_s / 10))
+        runs.append(_watch(build, folder / "cache", limit_s / 10))
     yield Figure(f"{kind}: until there is a plan", [runs[0].planned_s], FIRST_S, "at most", " s")
     yield Figure(f"{kind}: until a shard is committed", [runs[0].committed_s], 6 * FIRST_S, "at most", " s")
-    peaks = [peak / bound for run in runs for peak in run.workers]
-    yield Figure(f"{kind}: peaks of workers / the bound", peaks, ALLOWED, "at most")
-    yield Figure(f"{kind}: peak of the command", [run.command / 1e9 for run in runs], BOUND_GB, "at most", " GB")
+    yield from _memory(kind, runs, bound)
     ended = ", ".join(f"{one.status} after {one.wall_s:.0f} s, {one.cpu_s:.0f} s of processor" for one in runs)
     print(
         f"{kind}: {_told(folder, size)}; the plan took {runs[0].planned_cpu_s:.1f} s of processor; ended with {ended}"
     )
+    taught = _watch(program("cache", "build", asked), folder / "asked", limit_s)
+    yield from _memory(f"{kind}, a teacher asked about {ASKED / 1e6:g} MB of it", [taught], _bound(asked))
+    print(f"{kind}: asked, ended with {taught.status} after {taught.wall_s:.0f} s, {taught.cpu_s:.0f} s of processor")
+
+
+def _bound(job: Path) -> int:
+    """Return the bytes that a dry run promises no worker goes beyond."""
+    return int(run_json([*program("cache", "build", job), "--dry-run", "--json"])["worker_memory_bytes"])
+
+
+def _memory(what: str, runs: Sequence[_Watched], bound: int) -> Iterator[Figure]:
+    """Yield a worker's bound, and what workers and command held."""
+    yield Figure(f"{what}: bound of a worker", [bound / 1e9], BOUND_GB, "at most", " GB")
+    peaks = [peak / bound for run in runs for peak in run.workers]
+    yield Figure(f"{what}: peaks of workers / the bound", peaks, ALLOWED, "at most")
+    yield Figure(f"{what}: peak of the command", [run.command / 1e9 for run in runs], BOUND_GB, "at most", " GB")
 
 
 def _told(folder: Path, size: int) -> str:
     """Return how far a build came."""
     status = subprocess.run(program("cache", "status", folder / "cache", "--json"), capture_output=True, check=False)
-    stages = {(one["dataset"], one["teacher"]): one for one in json.loads(status.stdout)["stages"]}
-    whole = stages["whole", "ingest"]
-    share = whole["shards_done"] / whole["shards"]
+    (stage,) = json.loads(status.stdout)["stages"]
+    share = stage["shards_done"] / stage["shards"]
     stored = sum(path.stat().st_size for path in (folder / "cache").rglob("*.zip"))
-    asked = stages["asked", "t"]
     return (
-        f"{share * size / 1e9:.3f} of {size / 1e9:g} GB read, {whole['shards_done']:,} of {whole['shards']:,} shards, "
-        f"{whole['rows_done']:,} rows, {stored / 1e9:.3f} GB stored; teacher: {asked['rows_done']:,} rows"
+        f"{share * size / 1e9:.3f} of {size / 1e9:g} GB read, {stage['shards_done']:,} of {stage['shards']:,} shards, "
+        f"{stage['rows_done']:,} rows, {stored / 1e9:.3f} GB stored"
     )
 
 
-def _watch(command: list[str], folder: Path, limit_s: float) -> _Watched:
+def _watch(command: list[str], cache: Path, limit_s: float) -> _Watched:
     """Run a command, end it by SIGTERM after a time, and return what was seen of it and of its processes."""
     began = time.perf_counter()
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
@@ -132,7 +142,7 @@ def _watch(command: list[str], folder: Path, limit_s: float) -> _Watched:
     while process.poll() is None:
         passed = time.perf_counter() - began
         for what, pattern in patterns.items():
-            if what not in seen and next((folder / "cache").glob(pattern), None):
+            if what not in seen and next(cache.glob(pattern), None):
                 seen[what] = passed
                 cpu_s[what] = sum(used.values())
         for one in (watched, *_children(watched)):
