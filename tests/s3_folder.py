@@ -30,12 +30,23 @@ class FolderStore:
     Attributes:
         folder: where they lie.
         pages: of listings, so far.
+        most: requests that travelled at a time.
     """
 
     def __init__(self, folder: Path):
         self.folder, self.pages = folder, 0
+        self.most = self._travelling = 0
         self.names = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
         self._lock = threading.Lock()
+
+    def travel(self, latency_s: float) -> None:
+        """Let an answer be on its way for so long."""
+        with self._lock:
+            self._travelling += 1
+            self.most = max(self.most, self._travelling)
+        time.sleep(latency_s)
+        with self._lock:
+            self._travelling -= 1
 
     def file(self, name: str) -> Path:
         """Return where an object lies."""
@@ -151,7 +162,7 @@ def s3_folder(folder: Path, latency_s: float = 0.0) -> Iterator[tuple[str, Folde
             return f"<ListBucketResult>{''.join(told)}</ListBucketResult>"
 
         def answer(self, status: int, data: bytes, **headers: str) -> None:
-            time.sleep(latency_s)
+            store.travel(latency_s)
             self.send_response_only(status)
             for name, value in headers.items():
                 self.send_header(name, value)

@@ -159,7 +159,10 @@ def _local_cluster(environments: Sequence[Mapping[str, str]], at_once: int) -> A
         try:
             return SpecCluster(workers=workers, scheduler=scheduler, silence_logs=logging.CRITICAL)
         except (RuntimeError, OSError) as error:  # Dask's own; once they run, a nanny replaces those that die
-            found = str(error.__cause__ or error)
+            cause = error.__cause__ or error
+            if isinstance(cause, OSError) and cause.filename is not None:
+                raise _no_scratch(cause) from None  # it had room for a look, and not for all of them
+            found = str(cause)
     raise TryAgain(
         f"workers on this machine died as they started, {STARTS} times",
         found=found,
@@ -171,19 +174,28 @@ def _check_scratch() -> None:
     """Raise BadRequest if the workers' own folder cannot be written; Dask would end with a traceback."""
     import dask
 
-    folder = dask.config.get("temporary-directory", None)
     try:
-        folder = folder or tempfile.gettempdir()
+        folder = dask.config.get("temporary-directory", None) or tempfile.gettempdir()
         os.makedirs(folder, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder):
             pass
     except OSError as error:
-        raise BadRequest(
-            f"Dask's workers cannot write files of their own into {folder or 'any temporary folder'}",
-            found=error.strerror or str(error),
-            expected="a folder that can be written, for files of a few kilobytes",
-            do="name another: DASK_TEMPORARY_DIRECTORY=/path/of/a/folder, in the environment",
-        ) from None
+        raise _no_scratch(error) from None
+
+
+def _no_scratch(error: OSError) -> BadRequest:
+    """Return the error of workers that cannot write files of their own."""
+    import dask
+
+    folder = dask.config.get("temporary-directory", None)
+    with contextlib.suppress(OSError):
+        folder = folder or tempfile.gettempdir()
+    return BadRequest(
+        f"Dask's workers cannot write files of their own into {folder or 'any temporary folder'}",
+        found=error.strerror or str(error),
+        expected="a folder that can be written, for files of a few kilobytes",
+        do="name another: DASK_TEMPORARY_DIRECTORY=/path/of/a/folder, in the environment",
+    )
 
 
 def _ignore(signals: Sequence[signal.Signals]) -> WorkerPlugin:

@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from storage.cache import Cache
 
 LATENCY_S = 0.02
-ROWS, ROWS_PER_SHARD, BATCH, WINDOW_SHARDS = 40_000, 1000, 250, 4
-STUDENT_ROWS_PER_S = (10_000, 30_000, 100_000)
+ROWS_PER_SHARD, BATCH, WINDOW_SHARDS = 1000, 250, 4
+STUDENT_ROWS_PER_S = {40_000: (10_000, 30_000, 100_000), 160_000: (100_000,)}  # by the rows of an epoch
 RUNS = 5
 SERVER = "from tests.benchmarks.store import serve_slowly; import sys; serve_slowly(sys.argv[1])"
 
@@ -48,12 +48,17 @@ def serve_slowly(folder: str) -> None:
 
 def measure(folder: Path) -> Iterator[Figure]:
     """Yield ratios of rates: the folder's seconds of an epoch by those of the store, without and with `keep`."""
+    for rows in STUDENT_ROWS_PER_S:
+        yield from _figures(folder / str(rows), rows)
+
+
+def _figures(folder: Path, rows: int) -> Iterator[Figure]:
     from storage.cache import Cache
     from storage.cache.copies.publishing import publish
     from tests.student_train.toys import Recipe, write_cache
     from tests.teacher_cache.toys import Silent
 
-    recipe = Recipe(rows=ROWS, rows_per_shard=ROWS_PER_SHARD, shape=(3, 32, 32), classes=10, features={})
+    recipe = Recipe(rows=rows, rows_per_shard=ROWS_PER_SHARD, shape=(3, 32, 32), classes=10, features={})
     here = write_cache(folder / "cache", recipe)
     publish(here, Silent())
     (folder / "scratch").mkdir()
@@ -63,11 +68,12 @@ def measure(folder: Path) -> Iterator[Figure]:
         assert server.stdout is not None
         there = Cache.open(server.stdout.readline().strip())
         kept = there.kept_in(folder / "scratch", 10**9)
-        for rows_per_s in STUDENT_ROWS_PER_S:
+        for rows_per_s in STUDENT_ROWS_PER_S[rows]:
             local = _epochs(here, rows_per_s)
             for name, cache in (("from a store at 20 ms", there), ("the same, kept", kept)):
                 rates = [a / b for a, b in pairs(local, _epochs(cache, rows_per_s), RUNS)]
-                yield Figure(f"{name}, {rows_per_s:,} rows/s / folder", rates, 0.9, "at least")
+                of = f"{rows_per_s:,} rows/s of {rows // ROWS_PER_SHARD} shards"
+                yield Figure(f"{name}, {of} / folder", rates, 0.9, "at least")
         server.communicate("")
 
 
