@@ -12,9 +12,9 @@ from jobs.cluster.pools import visible_gpus
 from jobs.files.cluster_options import ClusterOptions
 from storage.errors import BadRequest, gib
 from student_train.feed.devices import find_device, free_bytes
-from student_train.preparing.flops import epoch_flops
-from student_train.preparing.projection import MemoryProjection, choose_for, fit
 from student_train.preparing.request import PreparedRun, Request
+from student_train.preparing.weighing.flops import epoch_flops
+from student_train.preparing.weighing.projection import MemoryProjection, choose_for, fit
 from student_train.stepping.stack.stack import stack_key
 
 WORKER_BYTES = 96 * 2**20  # of a worker that has begun, above this process with the same libraries: 85 MB on Linux

@@ -32,10 +32,11 @@ from storage.errors import Interrupted, StillroomError, WorkerDied
 from storage.format.objects import LocalObjects
 from student_train.feed.devices import find_device
 from student_train.options.sections import FleetOptions
+from student_train.preparing.identity import settled_record
 from student_train.preparing.installed import check_installed
-from student_train.preparing.prepare import prepare, settled_record
-from student_train.preparing.projection import MemoryProjection
+from student_train.preparing.prepare import prepare
 from student_train.preparing.request import PreparedRun, Request
+from student_train.preparing.weighing.projection import MemoryProjection
 from student_train.run_files.records import RunRecord
 from student_train.running.train import Summary, skip_settled
 from student_train.tasks import TASKS

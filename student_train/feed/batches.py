@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from operator import itemgetter
@@ -79,6 +79,10 @@ class Needs:
     def teachers(self) -> tuple[str, ...]:
         """Return the names of the teachers, sorted."""
         return tuple(sorted({need.teacher for need in self.soft} | {key.teacher for key in self.features}))
+
+    def teachers_of(self, datasets: Sequence[str]) -> list[tuple[str, str]]:
+        """Return each of some datasets with each teacher that is needed of it. Raises BadRequest, as `within`."""
+        return [(dataset, teacher) for dataset in datasets for teacher in self.within(dataset).teachers]
 
     def within(self, dataset: str) -> Needs:
         """Return what must be had of one dataset's rows, each teacher by its own name there.

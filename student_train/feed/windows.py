@@ -30,7 +30,7 @@ from student_train.feed.flat import Flat, Kept
 from student_train.feed.order import Window
 from student_train.feed.shard_source import Fetched, ShardSource, Wanted
 
-# Shards read at a time; each is in memory besides where its rows are to lie (`preparing/feed_memory.py` counts it).
+# Shards read at a time; each is in memory besides where its rows are to lie (`weighing/feed_memory.py` counts it).
 READERS = 4
 # Shards fetched before they are read, and their bytes as they are stored (likewise).
 MOST_AHEAD, AHEAD_BYTES = 32, 2**26

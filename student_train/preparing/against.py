@@ -1,4 +1,4 @@
-"""Against which teacher a student is measured on the held rows, and what that takes of the cache."""
+"""On which rows a student is measured, against which teacher, and what that takes of the cache."""
 
 from __future__ import annotations
 
@@ -7,11 +7,15 @@ from typing import NamedTuple
 
 from storage.cache import Catalogue
 from storage.encodings import Capability, Encoding, SparseEncoding
+from storage.inputs.encoded import OwnSize
 from storage.tasks import task_of
 from storage.views import PLAIN
 from student_train.feed.batches import Needs, SoftNeed
 from student_train.feed.selection import Integers, Selection
 from student_train.options.by_dataset import named_together, teacher_of
+from student_train.options.sections import datasets_of
+from student_train.options.terms import ObjectiveTerm
+from student_train.preparing.selections import Selections, seen_plain
 from student_train.tasks import TASKS
 
 
@@ -49,6 +53,82 @@ class OfSeveral(NamedTuple):
     name: str
     against: Against | None = None
     tops_N: Integers | None = None
+
+
+class Held(NamedTuple):
+    """The rows that a student is measured on, and the teachers beside which it is.
+
+    Attributes:
+        rows: they.
+        agree_with: the teacher whose top classes of them are known, or None.
+        against: the teacher that it is measured against site by site, where its task is.
+        why_not_against: why there is none, where one was due.
+        several: its teachers, where it has several, as far as it can be measured against them.
+        told: what cannot be measured, in words.
+    """
+
+    rows: Selection
+    agree_with: str | None
+    against: Against | None
+    why_not_against: str | None
+    several: tuple[OfSeveral, ...]
+    told: tuple[str, ...]
+
+
+def find_held(
+    selections: Selections,
+    wanted: str | Sequence[str],
+    terms: Sequence[ObjectiveTerm],
+    num_classes: int,
+    own: OwnSize | None,
+) -> Held:
+    """Return the rows that a student is measured on, and beside which of its teachers.
+
+    Args:
+        selections: of rows.
+        wanted: which, as the job has it.
+        terms: of the student's objective.
+        num_classes: of the student.
+        own: its own size of pictures; None: the dataset's.
+    """
+    catalogue, datasets = selections.catalogue, datasets_of(wanted)
+    named = [name for term in terms for name in term.teacher_names]
+    soft = [name for name in named if not any(_has_features_alone(catalogue, of, name) for of in datasets)]
+    agree_with = _agreeing(catalogue, datasets, soft)
+    rows = selections.find(wanted, Needs(), agree_with=agree_with, own=own)
+    against, why_not = measured_against(catalogue, rows, soft or named, num_classes)
+
+    def tops_of(teacher: str) -> Integers | None:
+        return selections.find(wanted, Needs(), agree_with=teacher).tops_N
+
+    several, told = beside_each(rows, soft, against, num_classes, tops_of)
+    if why_not is None:
+        told += _told_of_features_alone(named, soft)
+    return Held(rows, agree_with, against, why_not, several, tuple(told))
+
+
+def _agreeing(catalogue: Catalogue, datasets: Sequence[str], soft: Sequence[str]) -> str | None:
+    """Return the first teacher that any term names and that says a class, if it was asked about the rows as they are.
+
+    Held rows are plain: with a teacher that never saw them so, there is nothing to agree with.
+    """
+    if not soft or not task_of(catalogue.dataset(datasets[0])).has_classes:
+        return None
+    return soft[0] if any(seen_plain(catalogue, name, soft[0]) is not None for name in datasets) else None
+
+
+def _has_features_alone(catalogue: Catalogue, dataset: str, name: str) -> bool:
+    """Return whether the teacher of a dataset that a name means was asked for features alone."""
+    spec = catalogue.teachers.get((dataset, teacher_of(name, dataset) or name))
+    return spec is not None and not spec.encoding.soft
+
+
+def _told_of_features_alone(named: Sequence[str], soft: Sequence[str]) -> list[str]:
+    """Return a line for a student all of whose teachers say nothing of classes."""
+    alone = dict.fromkeys(name for name in named if name not in soft)
+    if soft or not alone:
+        return []
+    return [f"no agreement with {', '.join(alone)}, which {'has' if len(alone) == 1 else 'have'} features alone"]
 
 
 def measured_against(

@@ -7,17 +7,12 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
-
 from storage.errors import BadRequest
 from storage.format.specs import DatasetSpec
 from storage.inputs import inputs_of
-from storage.inputs.encoded import OwnSize
-from storage.inputs.pixels import sides_of
 from storage.tasks import task_of
 from student_train.options.sections import StudentOptions
-from student_train.students import Blueprint, Int8, build_student, in_floats, products_of
-from student_train.students.blueprint import keeps_whole
+from student_train.students import Int8
 from student_train.students.files import BLUEPRINT_FILE, BlueprintFile, check_trusted, read_blueprint
 
 OF_INPUTS = ("mean", "std")
@@ -71,67 +66,6 @@ def like_start(options: StudentOptions, began: BlueprintFile) -> StudentOptions:
     if began.size is not None and options.size is None:
         own |= {"size": began.size, "filter": began.filter}
     return options.model_copy(update=own)
-
-
-def at_own_size(options: StudentOptions, dataset: DatasetSpec) -> dict[str, Any]:
-    """Return what a blueprint says of rows and of a size of the student's own: pictures are decoded at it, or resized.
-
-    Raises:
-        BadRequest: the dataset has no pictures.
-    """
-    as_they_are = {"input_shape": tuple(dataset.input_shape), "source": dataset.source}
-    if options.size is None:
-        return as_they_are
-    if not inputs_of(dataset).has_views(dataset.input_shape):
-        raise BadRequest(
-            f"student {options.name} has a size of its own, and dataset {dataset.name} has no pictures",
-            found=f"inputs of {dataset.input_dtype}, {tuple(dataset.input_shape)}",
-            expected="pixels (channels, height, width)",
-            do="leave `size` out",
-        )
-    channels, *sides = dataset.input_shape
-    size = sides_of(options.size)
-    if size == tuple(sides):
-        return as_they_are
-    own = {"size": size, "filter": options.filter}
-    if not keeps_whole(dataset):
-        return as_they_are | own
-    source = dataset.source | OwnSize(size, options.filter).said()
-    return own | {"input_shape": (channels, *size), "source": source}
-
-
-def rounded(options: StudentOptions, blueprint: Blueprint, processes: int) -> tuple[Blueprint, list[str]]:
-    """Return the blueprint of a student whose layers are rounded in training, where its options ask for it.
-
-    Besides, in words, which are.
-
-    Raises:
-        BadRequest: it has no such layer; or it is trained on several processes, each of which sees other inputs.
-    """
-    if options.quantize is None:
-        return blueprint, []
-    if processes > 1:
-        raise BadRequest(
-            f"student {options.name} is quantised, and each process would see another range of inputs",
-            found=f"quantize on {processes} processes",
-            do="train it on one process",
-        )
-    try:
-        with torch.device("meta"):
-            network = build_student(blueprint).network
-    except (NotImplementedError, RuntimeError, BadRequest):  # a user's own may not be built so
-        network = build_student(blueprint).network
-    names = products_of(network)
-    if not names:
-        raise BadRequest(
-            f"student {options.name} has no layer that could be int8",
-            expected="linear layers or convolutions, with weights of their own",
-            do="leave `quantize` out",
-        )
-    more = tuple(Int8(layer=name, per=options.quantize.per, trained=True) for name in names)
-    floats = "; ".join(["norms and biases", *in_floats(network)])
-    told = f"int8: {len(names)} layers, a step for each {options.quantize.per}; in floats: {floats}"
-    return blueprint.model_copy(update={"changes": (*blueprint.changes, *more)}), [told]
 
 
 def said_of(began: BlueprintFile) -> dict[str, Any]:

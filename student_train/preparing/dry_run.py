@@ -8,8 +8,8 @@ from typing import Literal
 from student_train.feed.devices import find_device
 from student_train.preparing.installed import check_installed
 from student_train.preparing.prepare import prepare
-from student_train.preparing.projection import MemoryProjection, choose_for, fit
 from student_train.preparing.request import PreparedRun, Request
+from student_train.preparing.weighing.projection import MemoryProjection, choose_for, fit
 
 
 @dataclass(frozen=True, slots=True)

@@ -29,6 +29,8 @@ from student_train.running.run import Run, RunContext, failure_record
 from student_train.stepping.recorder import is_recorded
 from student_train.tasks import task_of
 
+HeldKey = tuple[tuple[str, ...], str, str | None]  # of held rows: datasets, fingerprint, teacher to agree with
+
 
 def _repeating(request: Request, decided: Sequence[PreparedRun], taken: StepsTaken) -> str:
     """Return the job of a student and of those it began with, each of whom the others' rounding depends on."""
@@ -52,7 +54,7 @@ class OnePass:
         device: where.
         report: told of everything that happens.
         stop: asked after every step, and shard that is loaded.
-        tables: held rows as they are before a student is asked, by datasets, fingerprint and teacher; of all passes.
+        tables: held rows as they are before a student is asked; of all passes.
         outcome: what has become of them.
     """
 
@@ -64,7 +66,7 @@ class OnePass:
     device: torch.device
     report: Report
     stop: Callable[[], bool]
-    tables: dict[tuple[tuple[str, ...], str, str | None], HeldTable]
+    tables: dict[HeldKey, HeldTable]
     outcome: Outcome = field(default_factory=Outcome)
 
     def train(self) -> Outcome:

@@ -308,6 +308,7 @@ class Run:
         )
 
     def _write_result(self, status: Any, latency: Latency, **about: Any) -> RunRecord:
+        """Write the weights that were chosen, and the record of all that led to them; return it."""
         student = self._chosen()
         adapter, plain = adapter_tensors(student), settled(merged(student))
         chosen = self.history[-1 if self._best_row is None else self._best_row]

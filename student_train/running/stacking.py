@@ -2,7 +2,7 @@
 
 Those that are alike (`stack_key`) could be one program. Whether they can, and whether it is faster, is decided by
 timing a few steps of both on blank rows, on copies of the students. The job's `stacking` may arrive here as "never"
-already: of several processes (`train.py`), or for want of memory (`preparing/projection.py`).
+already: of several processes (`train.py`), or for want of memory (`preparing/weighing/projection.py`).
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import torch
 
 from student_train.feed.batches import Batch
 from student_train.options.sections import Choice
-from student_train.preparing.blank import blank_batch
+from student_train.preparing.weighing.blank import blank_batch
 from student_train.running.events import Report, StackingChosen
 from student_train.running.run import Run
 from student_train.running.team import Team

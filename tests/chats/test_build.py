@@ -25,8 +25,8 @@ from student_train.feed.residency import Residency, projected_bytes
 from student_train.feed.selection import select_rows
 from student_train.feed.windows import READERS
 from student_train.options.sections import DataOptions
-from student_train.preparing.feed_memory import READ_COPIES, FedRows, feed_bytes
 from student_train.preparing.request import Request
+from student_train.preparing.weighing.feed_memory import READ_COPIES, FedRows, feed_bytes
 from student_train.run_files.predictions import read_predictions
 from student_train.running.train import train_students
 from student_train.students import load_student

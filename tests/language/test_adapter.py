@@ -15,7 +15,7 @@ from storage.errors import BadRequest, Interrupted
 from student_train.options.model import LoraOptions
 from student_train.options.sections import StudentOptions
 from student_train.preparing.prepare import prepare
-from student_train.preparing.step_memory import measure_step
+from student_train.preparing.weighing.step_memory import measure_step
 from student_train.running.train import train_students
 from student_train.stepping.state import TrainState
 from student_train.students import Student, load_student

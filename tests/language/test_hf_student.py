@@ -17,9 +17,9 @@ from student_train.feed.batches import Batch
 from student_train.losses.objective import Objective
 from student_train.losses.outputs import Shapes
 from student_train.preparing.dry_run import dry_run
-from student_train.preparing.flops import row_flops
 from student_train.preparing.prepare import prepare
-from student_train.preparing.step_memory import measure_step
+from student_train.preparing.weighing.flops import row_flops
+from student_train.preparing.weighing.step_memory import measure_step
 from student_train.running.train import train_students
 from student_train.stepping.average import WeightAverage
 from student_train.stepping.forward import Tapped, check_student

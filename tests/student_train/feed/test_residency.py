@@ -22,7 +22,7 @@ from student_train.feed.selection import select_rows
 from student_train.feed.sending import AHEAD
 from student_train.feed.shard_source import ShardSource
 from student_train.feed.windows import READERS, load, read_windows
-from student_train.preparing.feed_memory import READ_COPIES, FedRows, feed_bytes
+from student_train.preparing.weighing.feed_memory import READ_COPIES, FedRows, feed_bytes
 from tests.student_train.feed.test_feed import ALL, CPU, SOFT
 from tests.student_train.toys import Recipe, write_cache
 

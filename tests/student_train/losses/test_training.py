@@ -13,7 +13,7 @@ from storage.cache import Cache
 from storage.encodings import SparseEncoding
 from student_train.losses import LOSSES
 from student_train.preparing.prepare import prepare
-from student_train.preparing.step_memory import measure_step
+from student_train.preparing.weighing.step_memory import measure_step
 from student_train.running.train import train_students
 from tests.student_train.losses.toys import SOFT
 from tests.student_train.toys import LABELS, Recipe, request_of, student, write_cache

@@ -13,10 +13,10 @@ import pytest
 import torch
 
 from storage.cache import Cache
-from student_train.preparing import step_memory as memory
 from student_train.preparing.dry_run import dry_run
 from student_train.preparing.prepare import prepare
-from student_train.preparing.step_memory import StepBytes, measure_step
+from student_train.preparing.weighing import step_memory as memory
+from student_train.preparing.weighing.step_memory import StepBytes, measure_step
 from student_train.running.train import train_students
 from tests.student_train.running.test_loop import EVERYTHING, stop_after
 from tests.student_train.toys import KD, LABELS, Recipe, request_of, student, write_cache
@@ -26,7 +26,7 @@ import json, sys
 from pathlib import Path
 import torch
 from storage.cache import Cache
-from student_train.preparing import step_memory as memory
+from student_train.preparing.weighing import step_memory as memory
 from student_train.preparing.dry_run import dry_run
 from student_train.options.sections import DataOptions, StudentOptions
 from student_train.preparing.request import Request

@@ -22,9 +22,9 @@ from student_train.feed.feed import ShardSource
 from student_train.feed.residency import Residency
 from student_train.feed.selection import Selection, select_rows
 from student_train.options.sections import FleetOptions, StudentOptions
-from student_train.preparing import projection
 from student_train.preparing.prepare import prepare
 from student_train.preparing.request import Request
+from student_train.preparing.weighing import projection
 from student_train.run_files.predictions import HeldTable
 from student_train.run_files.records import read_record
 from student_train.running import one_pass

@@ -17,7 +17,7 @@ from storage.errors import BadRequest
 from student_train.options.sections import FleetOptions, StudentOptions
 from student_train.preparing.prepare import prepare
 from student_train.preparing.request import Request
-from student_train.preparing.step_memory import measure_step
+from student_train.preparing.weighing.step_memory import measure_step
 from student_train.running.events import Event, StackingChosen
 from student_train.running.train import train_students
 from tests.language.toys import END, IDS, TEACHERS, counting_teacher, small_gpt

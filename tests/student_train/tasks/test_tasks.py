@@ -14,11 +14,12 @@ from storage.errors import BadRequest, BadWeights
 from storage.format.objects import LocalObjects
 from storage.format.sealed import seal
 from storage.tasks import TASKS as STORED
-from student_train.preparing.step_memory import LOSS
+from student_train.preparing.weighing.step_memory import LOSS
 from student_train.report.caches import FIRST
 from student_train.report.contents import BREAKDOWNS
 from student_train.report.gallery import CARDS
-from student_train.run_files.predictions import PREDICTIONS_FILE, read_predictions
+from student_train.run_files.predictions import read_predictions
+from student_train.run_files.predictions_file import PREDICTIONS_FILE
 from student_train.running.measuring.evaluate import MEASURES
 from student_train.stepping.gradients.ways import WAYS
 from student_train.stepping.stack.step import OVER

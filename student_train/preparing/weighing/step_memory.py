@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,8 +15,8 @@ from storage.errors import BadRequest
 from student_train.feed.batches import Batch
 from student_train.losses.objective import Objective, student_layers
 from student_train.losses.outputs import Outputs, Shapes
-from student_train.preparing.blank import blank_batch
 from student_train.preparing.request import PreparedRun
+from student_train.preparing.weighing.blank import blank_batch
 from student_train.stepping.forward import Tapped, check_student
 from student_train.stepping.recompute import recomputed_blocks
 from student_train.stepping.state import make_optimizer, trained_of
@@ -76,51 +77,28 @@ def measure_step(student: PreparedRun) -> StepBytes:
 
 
 def _measure(prepared: PreparedRun, device: torch.device) -> StepBytes:
+    """Return what a student's step holds, by taking it on a device: the meta device, or the CPU."""
     options, blueprint = prepared.options, prepared.blueprint
+    layers = student_layers(options.objective)
     with device:
         student = build_student(blueprint)
         if options.adapter is not None:
             adapt(student, options.adapter)
-        layers = student_layers(options.objective)
-        shapes = Shapes(
-            check_student(student, layers, blueprint.input_shape, blueprint.num_classes), prepared.feature_shapes
-        )
-        objective = Objective(options.objective, shapes)
+        of_layers = check_student(student, layers, blueprint.input_shape, blueprint.num_classes)
+        objective = Objective(options.objective, Shapes(of_layers, prepared.feature_shapes))
         batch = blank_batch(student, prepared)
         part = batch.rows(slice(options.micro_batch_size))  # what goes through the network at a time
     student.train()
     trained = trained_of(student, objective)
     optimizer = make_optimizer(options, trained, [student, objective])
-    blocks = recomputed_blocks(student) if options.recompute else []
-    # By block, None for what is in none: of one block at a time the backward pass has what that saves.
-    saved: dict[nn.Module | None, dict[int, Tensor]] = {None: {}} | {block: {} for block in blocks}
-    within: list[nn.Module | None] = [None]
-
-    def keep(tensor: Tensor) -> Tensor:
-        saved[within[-1]][_address(tensor)] = tensor  # kept, so that no other storage takes its address
-        return tensor
-
-    def enter(block: nn.Module, inputs: Any, named: Any) -> None:
-        for tensor in tree_leaves((inputs, named)):
-            if isinstance(tensor, Tensor):
-                keep(tensor)  # what a block is given stays
-        within.append(block)
-
-    for block in blocks:
-        block.register_forward_pre_hook(enter, with_kwargs=True)
-        block.register_forward_hook(lambda *_: (within.pop(), None)[1])
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+    saved = _Saved(recomputed_blocks(student) if options.recompute else [])
+    with saved.watched():
         outputs = Tapped(student, layers)(part.inputs)
         loss, beside = LOSS[task_of(blueprint).way](student, objective, outputs, part)
     stored = [batch.inputs, *batch.features.values()]
     stored += [values for encoded in batch.targets.values() for values in encoded.arrays.values()]
     # what is counted by itself is no activation
-    own = {_address(tensor) for tensor in (*trained, *student.parameters(), *student.buffers(), *stored)}
-    by_block = {
-        block: [t.untyped_storage().nbytes() for address, t in tensors.items() if address not in own]
-        for block, tensors in saved.items()
-    }
-    activations = by_block[None] + max((by_block[block] for block in blocks), key=sum, default=[])
+    activations = saved.sizes(but=[*trained, *student.parameters(), *student.buffers(), *stored])
     loss.backward()  # on to the end: only then has the optimiser its state
     optimizer.step()
     frozen = [p for p in student.parameters() if not p.requires_grad]
@@ -135,6 +113,46 @@ def _measure(prepared: PreparedRun, device: torch.device) -> StepBytes:
         activations=_working_bytes(activations) + beside + _bytes_of(stored),
         batch=_bytes_of(stored),
     )
+
+
+class _Saved:
+    """What a forward pass keeps for the backward one; of blocks that run again there, what one of them does.
+
+    Args:
+        blocks: that run again; each keeps only what it is given, until its own backward pass.
+    """
+
+    def __init__(self, blocks: Sequence[nn.Module]):
+        self._blocks = blocks
+        # by block, None for what is in none: tensors by their storage's address
+        self._tensors: dict[nn.Module | None, dict[int, Tensor]] = {None: {}} | {block: {} for block in blocks}
+        self._within: list[nn.Module | None] = [None]
+        for block in blocks:
+            block.register_forward_pre_hook(self._enter, with_kwargs=True)
+            block.register_forward_hook(lambda *_: (self._within.pop(), None)[1])
+
+    def watched(self) -> AbstractContextManager[Any]:
+        """Return a context in which what autograd saves is seen."""
+        return torch.autograd.graph.saved_tensors_hooks(self._keep, lambda tensor: tensor)
+
+    def sizes(self, *, but: Sequence[Tensor]) -> list[int]:
+        """Return the bytes of each tensor outside of blocks, and of those of the block that has most; `but` some."""
+        own = {_address(tensor) for tensor in but}
+        by_block = {
+            block: [t.untyped_storage().nbytes() for address, t in tensors.items() if address not in own]
+            for block, tensors in self._tensors.items()
+        }
+        return by_block[None] + max((by_block[block] for block in self._blocks), key=sum, default=[])
+
+    def _keep(self, tensor: Tensor) -> Tensor:
+        self._tensors[self._within[-1]][_address(tensor)] = tensor  # kept: no other storage takes its address
+        return tensor
+
+    def _enter(self, block: nn.Module, inputs: Any, named: Any) -> None:
+        for tensor in tree_leaves((inputs, named)):
+            if isinstance(tensor, Tensor):
+                self._keep(tensor)  # what a block is given stays
+        self._within.append(block)
 
 
 def _working_bytes(activations: Sequence[int]) -> int:

@@ -25,10 +25,10 @@ from student_train.feed.order import largest_batch
 from student_train.feed.residency import Residency, choose_residency, projected_bytes
 from student_train.feed.selection import Selection
 from student_train.options.sections import FleetOptions
-from student_train.preparing.feed_memory import FedRows, feed_bytes
 from student_train.preparing.prepare import passes
 from student_train.preparing.request import PreparedRun, Request
-from student_train.preparing.step_memory import StepBytes, measure_step
+from student_train.preparing.weighing.feed_memory import FedRows, feed_bytes
+from student_train.preparing.weighing.step_memory import StepBytes, measure_step
 from student_train.stepping.recorder import is_recorded
 from student_train.stepping.stack.stack import stack_key
 
