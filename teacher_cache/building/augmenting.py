@@ -14,8 +14,8 @@ from storage.inputs import inputs_of
 from storage.views import PLAIN, view_name
 from storage.views.check import check_decoded_for, own_size
 from storage.views.options import RandomResizedCrop, ViewOptions, unfit
-from teacher_cache.building.growth import in_no_order
 from teacher_cache.building.prepared import PreparedDataset, Stage
+from teacher_cache.building.sources.growth import in_no_order
 
 
 def is_augmented(options: ViewOptions, dataset: DatasetSpec) -> bool:

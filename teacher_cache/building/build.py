@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 
 from storage.cache import TOKENIZER_JSON, Cache, Catalogue
 from storage.cache.copies.publishing import write_notice
@@ -15,7 +16,7 @@ from storage.errors import BadRequest, IncompleteCache, MissingSource, StaleCach
 from storage.format.ledger import Ledger
 from storage.format.rows import ShardRows, create_segment, read_plan
 from storage.format.shards import ShardKey
-from storage.format.specs import write_spec
+from storage.format.specs import DatasetSpec, write_spec
 from storage.format.stages import VIEWS_JSON, list_stages
 from storage.language.tokenizer import parse_tokenizer
 from storage.views import PLAIN
@@ -160,47 +161,80 @@ def _ingest(stages: Stages, stage: Stage, request: BuildRequest, before: Ledger)
 
     Raises:
         BadRequest: too many samples are unreadable, or two of them have one id.
+        MissingSource: there is nothing in any of its files.
     """
-    cache, dataset = stages.cache, stage.dataset.spec.name
-    told = before.of(dataset, None, PLAIN)
-    quarantined, rows, cut = int(told["quarantined"].sum()), int(told["rows"].sum()), 0
-    remarks: Counter[str] = Counter()
-    packed: Counter[str] = Counter()  # of what is read now
+    cache, spec, all_at_once = stages.cache, stage.dataset.spec, request.part == (0, 1)
+    told = before.of(spec.name, None, PLAIN)
+    counts = _Ingested(rows=int(told["rows"].sum()), quarantined=int(told["quarantined"].sum()))
+    expected = stage.dataset.guess_rows(stage.dataset.rows.num_rows)
 
     def on_done(done: Done) -> None:
-        nonlocal quarantined, rows, cut
-        quarantined += done.quarantined
-        rows += done.rows
-        cut += done.cut
-        packed.update(rows=done.rows - done.quarantined, documents=done.packed[0], tokens=done.packed[1])
-        remarks.update(dict(done.remarks))
-        _check_quarantined(cache, stage, quarantined, max(rows, expected))
+        counts.add(done)
+        _check_quarantined(cache, stage, counts.quarantined, max(counts.rows, expected))
 
-    expected = stage.dataset.guess_rows(stage.dataset.rows.num_rows)
     # the job may allow fewer than the last time
-    _check_quarantined(cache, stage, quarantined, max(rows, expected) if stage.todo else rows)
-    pieces = _ingest_work(stage, stage.todo, request)
-    unit, measure = stage.dataset.spec.planned_in, stage.dataset.measure_per_row
-    stages.run(stage.name, stage.shards, stage.todo, pieces, on_done, unit=unit, measure=measure)
-    if request.part == (0, 1) and not stages.report.failed:  # now it is known how many rows there are
-        _check_quarantined(cache, stage, quarantined, rows)
-        if not rows:
-            raise MissingSource(f"dataset {dataset} is empty", found="nothing to make a row of in any of its files")
-    if cut:
-        limit = f"length = {stage.dataset.spec.input_shape[0]}"
-        stages.watcher.note(f"note: {cut} rows of {dataset} are longer than {limit}; what is behind it was cut off")
-    if packed["documents"]:
-        length = stage.dataset.spec.input_shape[0]
-        full = packed["tokens"] / (packed["rows"] * length)
-        stages.watcher.note(
-            f"note: {packed['documents']:,} documents of {dataset} are packed into {packed['rows']:,} rows of up to "
-            f"{length:,} tokens, {full:.1%} full"
-        )
-    for remark, count in remarks.items():
-        stages.watcher.note(f"warning: {dataset}: {count} {remark}")
-    if not stage.todo:
-        return
-    samples = cache.samples([dataset], ())
+    _check_quarantined(cache, stage, counts.quarantined, max(counts.rows, expected) if stage.todo else counts.rows)
+    pieces, measure = _ingest_work(stage, stage.todo, request), stage.dataset.measure_per_row
+    stages.run(stage.name, stage.shards, stage.todo, pieces, on_done, unit=spec.planned_in, measure=measure)
+    if all_at_once and not stages.report.failed:  # now it is known how many rows there are
+        _check_quarantined(cache, stage, counts.quarantined, counts.rows)
+        if not counts.rows:
+            raise MissingSource(f"dataset {spec.name} is empty", found="nothing to make a row of in any of its files")
+    for note in counts.notes(spec):
+        stages.watcher.note(note)
+    if stage.todo:
+        _look_at_samples(stages, stage, request, all_at_once=all_at_once)
+
+
+@dataclass
+class _Ingested:
+    """What the ingest of a dataset has come to.
+
+    Attributes:
+        rows, quarantined: how many there are, and how many of them are unreadable, those of earlier builds too.
+        cut: of this build, rows that were longer than the dataset takes.
+        packed: of this build, `rows` that are readable, and their `documents` and `tokens` where one may have several.
+        remarks: of this build, what is to be told of samples, and of how many.
+    """
+
+    rows: int
+    quarantined: int
+    cut: int = 0
+    packed: Counter[str] = field(default_factory=Counter)
+    remarks: Counter[str] = field(default_factory=Counter)
+
+    def add(self, done: Done) -> None:
+        """Count a shard."""
+        self.rows += done.rows
+        self.quarantined += done.quarantined
+        self.cut += done.cut
+        self.packed.update(rows=done.rows - done.quarantined, documents=done.packed[0], tokens=done.packed[1])
+        self.remarks.update(dict(done.remarks))
+
+    def notes(self, dataset: DatasetSpec) -> Iterator[str]:
+        """Yield what a user should know of the rows of this build."""
+        if self.cut:
+            limit = f"length = {dataset.input_shape[0]}"
+            yield f"note: {self.cut} rows of {dataset.name} are longer than {limit}; what is behind it was cut off"
+        if self.packed["documents"]:
+            length = dataset.input_shape[0]
+            full = self.packed["tokens"] / (self.packed["rows"] * length)
+            yield (
+                f"note: {self.packed['documents']:,} documents of {dataset.name} are packed into "
+                f"{self.packed['rows']:,} rows of up to {length:,} tokens, {full:.1%} full"
+            )
+        for remark, count in self.remarks.items():
+            yield f"warning: {dataset.name}: {count} {remark}"
+
+
+def _look_at_samples(stages: Stages, stage: Stage, request: BuildRequest, *, all_at_once: bool) -> None:
+    """Look at all samples of a dataset together, which no worker sees: ids that come twice, repeats, splits.
+
+    Raises:
+        BadRequest: two samples have one id.
+    """
+    dataset = stage.dataset.spec.name
+    samples = stages.cache.samples([dataset], ())
     if len(twice := samples.duplicates(dataset)):
         raise BadRequest(
             f"dataset {dataset} gives one id to several samples",
@@ -210,7 +244,7 @@ def _ingest(stages: Stages, stage: Stage, request: BuildRequest, before: Ledger)
         )
     stages.report.repeats += samples.repeats(dataset).lines(dataset)
     share, splits = stage.dataset.source.validation, set(samples.of(dataset, columns=["split"])["split"])
-    if share and len(splits) == 1 and request.part == (0, 1):  # a part may not have the others yet
+    if share and len(splits) == 1 and all_at_once:  # a part may not have the others yet
         use = "to train on" if splits == {"validation"} else "to evaluate on"
         stages.watcher.note(f"warning: validation = {share} leaves no row of {dataset} {use}")
 

@@ -26,8 +26,8 @@ from storage.inputs.encoded import ROOM_BYTES
 from storage.tasks import task_of
 from storage.views import PLAIN
 from storage.views.check import own_size
-from teacher_cache.building.pictures import most_kept_bytes
 from teacher_cache.building.prepared import PreparedBuild, PreparedDataset, Stage
+from teacher_cache.building.sources.pictures import most_kept_bytes
 from teacher_cache.teachers.kinds import KINDS
 from teacher_cache.teachers.model import part_sites
 from teacher_cache.teachers.options import TeacherOptions

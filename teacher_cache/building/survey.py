@@ -18,9 +18,9 @@ from teacher_cache.building.augmenting import (
     promise_views,
     views_of,
 )
-from teacher_cache.building.growth import missing
 from teacher_cache.building.prepared import BuildRequest, PreparedBuild, PreparedDataset, Stage
-from teacher_cache.building.sources import prepare_dataset
+from teacher_cache.building.sources.dataset import prepare_dataset
+from teacher_cache.building.sources.growth import missing
 from teacher_cache.teachers.classes import check_classes
 from teacher_cache.teachers.options import TeacherOptions, check_tokens, num_scores
 
@@ -49,6 +49,7 @@ def prepare_afresh(request: BuildRequest) -> PreparedBuild:
 
 
 def _survey(request: BuildRequest, catalogue: Catalogue | None) -> PreparedBuild:
+    """Return each dataset as this build will leave it, and every stage of it, against what the cache holds."""
     stages: list[Stage] = []
     above: dict[str, PreparedDataset] = {}
     for source in request.sources:

@@ -2,6 +2,7 @@
 
 pieces.py        what travels, what comes back, and how every piece ends: with a commit
 ingest.py        raw samples to model-ready inputs
+decoded.py       the rows that come of them: arrays, columns, what is told
 ask.py           inputs to a teacher's soft targets and features
 answering.py     the batches of a shard: asked about, encoded beside, in halves where they do not fit
 batch.py         what is asked, and what is stored of one batch of answers

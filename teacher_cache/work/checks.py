@@ -25,7 +25,7 @@ SHOWN_ROWS = 10  # of refused rows, in a message
 
 
 def check_classes(logits: Tensor, labels: Tensor, spec: TeacherSpec, dataset: DatasetSpec) -> None:
-    """Check the number of logits: that of the classes, or at least that where the rest pads a vocabulary."""
+    """Raise BadTeacher unless logits are as many as classes, or at least as many where the rest pads a vocabulary."""
     task = task_of(dataset)
     found, padded = logits.shape[-1], task.padded_classes
     if not spec.encoding.classes and found != spec.num_classes:

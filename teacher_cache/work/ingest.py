@@ -16,23 +16,19 @@ import pyarrow.compute as pc
 from pydantic import TypeAdapter
 
 from storage.cache import Cache
-from storage.datasets import AnySource, RawSample, Source, Unreadable, check_label
+from storage.datasets import AnySource, RawSample, Source
 from storage.digests import fingerprint
 from storage.errors import BadRequest, MissingSource
 from storage.format.rows import Extent
 from storage.format.specs import FORMAT_VERSION, DatasetSpec
-from storage.inputs import Stored, inputs_of
-from storage.inputs.encoded import DECODED, Encoded, decoders
+from storage.inputs import Stored
+from storage.inputs.encoded import decoders
 from storage.inputs.packed import count_documents
-from storage.inputs.ragged import Ragged, digest_rows
-from storage.tasks import task_of
-from storage.tasks.base import MOST_COUNTED, TARGET
+from storage.inputs.ragged import digest_rows
+from storage.tasks.base import MOST_COUNTED
+from teacher_cache.work.decoded import CUT, DecodedRows
 from teacher_cache.work.pieces import LOCK, Done, IngestWork, commit_shard, provenance
 from teacher_cache.work.telling import rows_done
-
-# Columns of rows of their own length: the items that are stored of a row, and those that were cut off.
-LENGTH, CUT = "length", "cut"
-NOTHING = RawSample("", Unreadable("nothing"), None)
 
 
 def ingest_shard(work: IngestWork) -> Done:
@@ -109,71 +105,18 @@ def decode_rows(
         BadRequest: two of the samples have one id.
         LabelOutOfRange, MissingSource: as of `ingest_shard`.
     """
-    kind = inputs_of(spec)
     samples: Iterable[RawSample] = _samples(source, extents)
     if source.by_ranges:
         samples = list(source.rows_of(samples))  # which tells how many there are
         num_rows = len(samples)
     else:
         num_rows = sum(extent.rows for extent in extents)
-    inputs_S = kind.blank_rows(num_rows, spec.input_shape, spec.input_dtype)
-    task = task_of(spec)
-    label_arrays = task.blank_labels(num_rows, spec.input_shape, kind)
-    cut = np.zeros(num_rows, np.int32)
-    decoded_S = np.zeros(num_rows, np.uint64)  # of encoded rows alone
-    ids: list[str] = []
-    classes: list[int | None] = []
-    targets: list[tuple[float, ...] | None] = []
-    digests: list[dict[str, str]] = []
-    errors: list[str | None] = []
-    remarks: Counter[str] = Counter()
+    decoded = DecodedRows(source, spec, num_rows, version)
     for i, sample in enumerate(samples):
         rows_done(i)
-        check_label(
-            sample.label, spec.classes, sample.sample_id, source.class_names
-        )  # a wrong label is no bad sample: the job is wrong
-        error = None
-        try:
-            inputs_S[i], decoded_S[i] = _decode_one(source, spec, sample)
-            cut[i] = source.num_items(_payload(sample)) - len(inputs_S[i]) if kind.own_length else 0
-            for labels in label_arrays.values():
-                labels[i] = source.decode_labels(_payload(sample))
-                assert len(labels[i]) == len(inputs_S[i])  # a label of each item
-        except Unreadable as reason:
-            error = str(reason)
-        ids.append(sample.sample_id)
-        classes.append(sample.label)
-        targets.append(sample.target)
-        digests.append(sample.digests(version))
-        errors.append(error)
-        remarks.update(sample.remarks)
-    # Within a shard here; across shards the build looks, once all are there: a worker sees no other.
-    if len(set(ids)) != len(ids):
-        twice = next(name for name in ids if ids.count(name) > 1)
-        raise BadRequest(
-            f"dataset {source.name} gives one id to several samples",
-            found=twice,
-            expected="a permanent id for each sample",
-        )
-    stored = kind.stored(inputs_S, spec.input_dtype)
-    of_length = {LENGTH: pa.array(stored.lengths, pa.int32()), CUT: pa.array(cut)} if isinstance(stored, Ragged) else {}
-    return (
-        {
-            "inputs": stored,
-            **({DECODED: decoded_S} if spec.encoded else {}),
-            **{name: kind.stored(labels, "int32") for name, labels in label_arrays.items()},
-        },
-        {
-            "sample_id": pa.array(ids, pa.string()),
-            "label": pa.array(classes, pa.int64()),
-            **({TARGET: pa.array(targets, pa.list_(pa.float32(), task.num_classes(spec)))} if task.numbers else {}),
-            "split": pa.array([source.split_of(name) for name in ids], pa.string()),
-            **{name: pa.array([said[name] for said in digests], pa.string()) for name in NOTHING.digests(version)},
-            "error": pa.array(errors, pa.string()),
-            **of_length,
-        },
-        remarks,
-    )
+        decoded.take(i, sample)
+    decoded.check_ids()
+    return decoded.arrays(), decoded.columns(), decoded.remarks
 
 
 def _samples(source: Source, extents: Sequence[Extent]) -> Iterator[RawSample]:
@@ -213,27 +156,3 @@ def digest_extents(source: Source, extents: Sequence[Extent], *, open_ended: boo
         ended = source.open_end_digest(file, start, stop) if open_ended and last else None
         digests.append(source.range_digest(file, start, stop) if ended is None else ended)
     return fingerprint(digests)
-
-
-def _payload(sample: RawSample) -> bytes | np.ndarray:
-    if isinstance(sample.payload, Unreadable):
-        raise sample.payload
-    return sample.payload
-
-
-def _decode_one(source: Source, spec: DatasetSpec, sample: RawSample) -> tuple[np.ndarray, int]:
-    """Return what is stored of a sample, and of an encoded one the digest of its picture. Raises Unreadable."""
-    kind, payload, picture = inputs_of(spec), _payload(sample), 0
-    if isinstance(kind, Encoded):
-        assert isinstance(payload, bytes)
-        stored, picture, array = kind.keep(payload)
-    else:
-        stored = array = source.decode(payload)
-    if not kind.fits(array.shape, spec.input_shape) or array.dtype != spec.input_dtype:
-        raise Unreadable(
-            f"is {array.dtype} {array.shape}, the dataset is {spec.input_dtype} {spec.input_shape}" + kind.misfit_help
-        )
-    # One NaN is a NaN for its whole batch, in a student with batch norm.
-    if array.dtype.kind == "f" and not np.isfinite(array).all():
-        raise Unreadable("holds NaN or infinity")
-    return stored, picture

@@ -19,8 +19,8 @@ from storage.inputs.encoded import ROOM_BYTES, Decoding
 from storage.views.boxes import BOX_AREAS, BOX_RATIOS, box_sizes
 from storage.views.numbers import spread
 from teacher_cache.building.memory import project_worker
-from teacher_cache.building.pictures import most_kept_bytes, rows_of_kept
 from teacher_cache.building.prepared import BuildRequest
+from teacher_cache.building.sources.pictures import most_kept_bytes, rows_of_kept
 from teacher_cache.building.survey import prepare_build
 from tests.encoded.toys import dataset, seeing, write_photographs, write_teacher
 from tests.teacher_cache.toys import build, write_job

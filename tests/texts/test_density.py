@@ -21,10 +21,10 @@ from storage.format.committing import read_ragged
 from storage.format.shards import ShardKey
 from storage.format.specs import DatasetSpec
 from storage.views import PLAIN
-from teacher_cache.building.growth import TARGET_SHARD_SITES
 from teacher_cache.building.memory import _most_rows
 from teacher_cache.building.prepared import BuildRequest, PreparedDataset
-from teacher_cache.building.sources import default_cut
+from teacher_cache.building.sources.cutting import default_cut
+from teacher_cache.building.sources.growth import TARGET_SHARD_SITES
 from teacher_cache.building.survey import prepare_build
 from tests.chats.toys import CHATML, write_lines, write_model
 from tests.teacher_cache.toys import build, contents, write_job

@@ -9,14 +9,14 @@ from storage.datasets.base import FILE_SCHEMA
 from storage.encodings import DenseEncoding, SparseEncoding
 from storage.format.rows import EXTENT_SCHEMA, RowPlan, Segment, ShardRows
 from storage.format.specs import DatasetSpec
-from teacher_cache.building.growth import (
+from teacher_cache.building.sources.cutting import default_cut
+from teacher_cache.building.sources.growth import (
     TARGET_SHARD_BYTES,
     TARGET_TARGETS_BYTES,
     default_rows_per_shard,
     grow,
     missing,
 )
-from teacher_cache.building.sources import default_cut
 
 Files = list[tuple[str, int, str, int]]
 

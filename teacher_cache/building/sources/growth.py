@@ -1,4 +1,4 @@
-"""What is to be computed: integers and tables only, no I/O.
+"""Which rows are new, where shards end, what is missing: integers and tables only, no I/O.
 
 A dataset only ever grows: recorded rows keep their numbers and shards their boundaries, new samples go to the end.
 """

@@ -10,7 +10,7 @@ from storage.errors import StaleCache
 from storage.format.rows import Extent, RowPlan
 from storage.format.shards import Commit, ShardKey, read_commits
 from storage.views import PLAIN
-from teacher_cache.building.afresh import afresh
+from teacher_cache.building.sources.afresh import afresh
 from teacher_cache.work.ingest import digest_extents, read_extent
 
 READ_AT_ONCE = 256  # commits

@@ -11,7 +11,7 @@ from storage.datasets import Source
 from storage.datasets.images import ImageSource
 from storage.format.rows import RowPlan
 from storage.format.specs import DatasetSpec
-from teacher_cache.building.growth import TARGET_SHARD_BYTES
+from teacher_cache.building.sources.growth import TARGET_SHARD_BYTES
 
 LONGER_SIDE = 2  # of a picture, in shorter ones; few are longer
 
