@@ -35,7 +35,7 @@ def perform_nothing(work: AskWork) -> Done:
 
 def run_stage(address: str, shards: int, seconds: float) -> dict[str, Any]:
     """Return what a stage of so many shards took, of which each sleeps so long."""
-    from jobs.cli import building
+    from jobs.cluster import builds
     from jobs.cluster.attendance import Attendance
     from jobs.files.cluster_options import BuildClusterOptions
     from jobs.show import terminal
@@ -46,14 +46,14 @@ def run_stage(address: str, shards: int, seconds: float) -> dict[str, Any]:
     from teacher_cache.building.stages import Stages
     from tests.many_workers import peak_bytes
 
-    building.perform = perform_nothing  # type: ignore[assignment,attr-defined]
+    builds.perform = perform_nothing  # type: ignore[assignment,attr-defined]
     options, attendance = BuildClusterOptions(kind="address", address=address), Attendance()
     idle_s: list[float] = []
     with tempfile.TemporaryDirectory() as folder, terminal.watching("rows") as watch:
         cache = Cache.create(f"{folder}/cache")
         with (
             hold(cache.objects, (0, 1), wait=False, note=watch.note, do="") as lease,
-            building.open_runner(options, None, attendance) as runner,
+            builds.open_runner(options, None, attendance) as runner,
         ):
             stages = Stages(cache, lease.kept(runner), watch)
             rows = [ShardRows(number, number, number + 1) for number in range(shards)]

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from jobs.cli.cache_plan import _check_plot
+from jobs.cli.caches.planning import _check_plot
 from jobs.cluster.batch.submitting import job_script
 from jobs.files.cluster_options import ClusterOptions
 from storage.datasets.digits import DigitsSource

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 from typing import Annotated, Literal, NoReturn
@@ -43,6 +44,11 @@ def _print_version(asked: bool) -> None:
 VersionOption = Annotated[
     bool, typer.Option("--version", help="Print the version and exit.", callback=_print_version, is_eager=True)
 ]
+
+
+def absolute(cache: str) -> str:
+    """Return a cache's address as a worker elsewhere must be told it."""
+    return cache if "://" in cache else os.path.abspath(cache)
 
 
 def run_program(app: typer.Typer) -> NoReturn:

@@ -12,23 +12,18 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from jobs.cli.arguments import (
-    AllowVersionsOption,
     CacheArgument,
-    DeviceOption,
     JobArgument,
     JsonOption,
-    LogFormatOption,
-    MetricsOption,
     VersionOption,
-    WaitOption,
     run_program,
 )
-from jobs.cli.cache_audit import verify
-from jobs.cli.cache_copy import copy, diff, publish
-from jobs.cli.cache_keeping import compact, gc
-from jobs.cli.cache_manifest import manifest
-from jobs.cli.cache_plan import plan
-from jobs.cli.cache_recode import recode
+from jobs.cli.caches.building import build
+from jobs.cli.caches.copying import copy, diff, publish
+from jobs.cli.caches.keeping import compact, gc
+from jobs.cli.caches.planning import plan
+from jobs.cli.caches.recoding import recode
+from jobs.cli.caches.verifying import verify
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -56,82 +51,14 @@ def _program(version: VersionOption = False) -> None:
 
 
 app.command()(plan)
+app.command()(build)
 app.command()(recode)
 app.command()(verify)
-app.command()(manifest)
 app.command()(gc)
 app.command()(compact)
 app.command()(copy)
 app.command()(publish)
 app.command()(diff)
-
-
-@app.command()
-def build(
-    job: JobArgument,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Print what is missing and the memory bound; do nothing.")
-    ] = False,
-    workers: Annotated[int | None, typer.Option(min=1, help="Worker processes, instead of the job's.")] = None,
-    partition: Annotated[
-        str, typer.Option(metavar="I/N", help="Do every N-th shard, from I = 0; for job arrays.")
-    ] = "0/1",
-    beside: Annotated[
-        str | None, typer.Option("--as", metavar="NAME", help="Build a cache of this name beside the job's.")
-    ] = None,
-    wait: WaitOption = False,
-    allow_versions: AllowVersionsOption = False,
-    device: DeviceOption = "auto",
-    log_format: LogFormatOption = "text",
-    metrics_file: MetricsOption = None,
-    as_json: JsonOption = False,
-) -> None:
-    """Run what is missing of the job's cache, and commit it."""
-    from jobs.show import terminal
-    from jobs.show.night import Night
-
-    subject = f"{job}{'' if beside is None else f' as {beside}'}"  # each cache and part has figures of its own
-    subject += "" if partition == "0/1" else f" part {partition}"
-    night = Night("cache build", subject, log_format, None if dry_run else metrics_file)
-
-    def action() -> int:
-        from jobs.cli.building import (
-            carry_out,
-            choose_cluster,
-            lay_out_build,
-            parse_partition,
-            print_dry_run,
-            print_report,
-            tell_report,
-        )
-        from jobs.cluster.attendance import Attendance
-        from jobs.files.cache_job import CacheJob
-        from jobs.files.reading import read_job
-        from teacher_cache.building.survey import prepare_build
-
-        read, part = read_job(job, CacheJob), parse_partition(partition)
-        cluster = choose_cluster(read.cluster, workers, part)
-        request = read.request(job, device=device, threads=cluster.num_threads, beside=beside, part=part)
-        libraries = 0
-        if dry_run:  # before anything is read, which this process would hold and a worker does not
-            from teacher_cache.building.memory import hold_libraries
-
-            libraries = hold_libraries(read.teacher)
-        prepared = prepare_build(request)
-        prepared, pools = lay_out_build(prepared, cluster, device, always=dry_run)
-        if dry_run:
-            if prepared.catalogue is not None:
-                prepared.catalogue.ledger()  # refuses what the build would refuse: a shard of another cache
-            print_dry_run(prepared, pools, libraries, cluster, as_json)
-            return 0
-        with terminal.watching("rows", night) as watch:
-            attendance = Attendance(watch.note, allow_versions=allow_versions)
-            prepared, report = carry_out(prepared, cluster, pools, watch, night, attendance, wait=wait)
-        tell_report(request.cache, report, night)
-        print_report(request.cache, report, as_json, prepared.stages)
-        return report.exit_code
-
-    terminal.run(action, as_json=as_json, night=night)
 
 
 @app.command()
@@ -226,6 +153,24 @@ def _lacks(stages: pl.DataFrame) -> bool:
         unplanned=pl.col("shards").is_null().sum(),
     )
     return any(lacking.row(0))
+
+
+@app.command()
+def manifest(job: JobArgument, as_json: JsonOption = False) -> None:
+    """Write the build of a job for Kubernetes as YAML, which Dask's operator runs."""
+    from jobs.show import terminal
+
+    def action() -> int:
+        from jobs.cli.manifest import show_manifest
+        from jobs.cluster.pools import AT_ONCE, AT_ONCE_GPU
+        from jobs.files.cache_job import CacheJob
+
+        def written(read: CacheJob) -> dict[str, str]:
+            return {"cache": read.cache}
+
+        return show_manifest(job, CacheJob, ("cache", "build"), (AT_ONCE, AT_ONCE_GPU[0]), written, as_json=as_json)
+
+    terminal.run(action, as_json=as_json, answers=True)
 
 
 @app.command()

@@ -169,6 +169,7 @@ def _train(
     parallel: Parallel,
     night: Night,
 ) -> int:
+    """Train a job in this process, on a cluster, or say what that would do; return the exit code."""
     from jobs.cluster.attendance import Attendance
     from jobs.files.reading import read_job
     from jobs.files.student_job import StudentJob
@@ -271,6 +272,7 @@ def _print_foreseen(students: pl.DataFrame) -> None:
 
 
 def _print_groups(found: ClusterDryRun, as_json: bool) -> None:
+    """Print which students would be trained in which group, and in how much memory."""
     from dataclasses import asdict
 
     import polars as pl
@@ -306,6 +308,7 @@ def _print_groups(found: ClusterDryRun, as_json: bool) -> None:
 
 
 def _print_comparison(runs: Path, as_json: bool = False) -> int:
+    """Print the students of a folder side by side; return the exit code."""
     from jobs.show import terminal
     from jobs.show.comparison import print_comparison
     from storage.errors import CorruptObject

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from jobs.cli.building import open_runner
+from jobs.cluster.builds import open_runner
 from jobs.files.cluster_options import BuildClusterOptions
 from tests.benchmarks.building import build
 from tests.benchmarks.data import TRAIN, require

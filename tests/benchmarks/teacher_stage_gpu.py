@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import TypeAdapter
 
-from jobs.cli.building import find_pools, open_runner
+from jobs.cluster.builds import find_pools, open_runner
 from jobs.files.cluster_options import BuildClusterOptions
 from storage.datasets import AnySource
 from teacher_cache.building.build import run_build

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from jobs.cli.building import open_runner
+from jobs.cluster.builds import open_runner
 from jobs.files.cluster_options import BuildClusterOptions
 from storage.views.options import (
     ColorJitter,

@@ -283,7 +283,7 @@ def test_a_scheduler_that_does_not_answer_is_told_at_once_and_to_be_tried_again(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("jobs.cluster.opening.CONNECT_TIMEOUT_S", 1)
-    from jobs.cli.building import open_runner
+    from jobs.cluster.builds import open_runner
     from jobs.files.cluster_options import BuildClusterOptions
     from storage.errors import TryAgain
 

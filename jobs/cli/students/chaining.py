@@ -56,6 +56,7 @@ def chain(
 
 
 def _chain(job: ChainJob, device: Device, wait: bool, as_json: bool, night: Night) -> int:
+    """Ask and train generation after generation, print what became of each, and return the exit code."""
     from jobs.chain.chain import run_chain
     from jobs.cli.students.training import train_job
     from jobs.cluster.attendance import Attendance
@@ -85,8 +86,10 @@ def _chain(job: ChainJob, device: Device, wait: bool, as_json: bool, night: Nigh
 
 
 def _build(job: ChainJob, asking: CacheJob, device: Device, wait: bool, night: Night) -> BuildReport:
-    from jobs.cli.building import carry_out, choose_cluster, lay_out_build, tell_report
+    from jobs.cli.caches.choosing import choose_cluster
+    from jobs.cli.caches.reports import tell_report
     from jobs.cluster.attendance import Attendance
+    from jobs.cluster.builds import carry_out, lay_out_build
     from jobs.show import terminal
     from teacher_cache.building.survey import prepare_build
 

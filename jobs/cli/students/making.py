@@ -33,11 +33,11 @@ SeedOption = Annotated[int, typer.Option(min=0, help="Of what is drawn: rows, an
 DatasetOption = Annotated[
     str | None, typer.Option(metavar="NAME", help="Which dataset it will be trained on, where there are several.")
 ]
-# Those of teacher_cache.making.scores.By, which a test compares.
+# Those of teacher_cache.making.ways.scores.By, which a test compares.
 ByOption = Annotated[
     Literal["magnitude", "taylor", "activation", "first", "random"], typer.Option(help="Which units stay.")
 ]
-OfOption = Annotated[  # likewise teacher_cache.making.prune.Of
+OfOption = Annotated[  # likewise teacher_cache.making.ways.prune.Of
     Literal["units", "channels", "neurons", "heads", "blocks"],
     typer.Option(help="What is left out; units are channels and neurons."),
 ]
@@ -61,7 +61,7 @@ def copy_(
     """Copy the whole teacher, some of its blocks, or a narrower one, with its own weights."""
 
     def options() -> Any:
-        from teacher_cache.making.copying import CopyOptions
+        from teacher_cache.making.ways.copying import CopyOptions
 
         if every is not None and blocks is not None:
             raise BadRequest("--every and --blocks exclude each other", do="drop one")
@@ -89,7 +89,7 @@ def prune(
     """Leave out channels, neurons, heads or blocks; what is written is smaller, not masked."""
 
     def options() -> Any:
-        from teacher_cache.making.prune import PruneOptions
+        from teacher_cache.making.ways.prune import PruneOptions
 
         return PruneOptions(_target(flops, parameters, latency), by, seed, of)
 
@@ -119,7 +119,7 @@ def lowrank(
     """Make two layers of lower rank of each linear layer and convolution, where two are smaller."""
 
     def options() -> Any:
-        from teacher_cache.making.lowrank import LowRankOptions
+        from teacher_cache.making.ways.lowrank import LowRankOptions
 
         if energy is not None and not 0 < energy < 1:
             raise BadRequest("no such share of the energy", found=f"--energy {energy:g}", expected="between 0 and 1")
@@ -146,7 +146,7 @@ def quantize(
     """Write weights of linear layers and convolutions as int8 codes; to train them so, see quantize = "int8"."""
 
     def options() -> Any:
-        from teacher_cache.making.quantize import QuantizeOptions
+        from teacher_cache.making.ways.quantize import QuantizeOptions
 
         return QuantizeOptions(per)
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from jobs.cli.building import find_pools, open_runner
+from jobs.cluster.builds import find_pools, open_runner
 from jobs.cluster.pools import Pool, Pools, lay_out, visible_gpus
 from jobs.files.cluster_options import BuildClusterOptions, processor_limit
 from tests.teacher_cache.toys import build, contents, write_digits, write_job
@@ -105,7 +105,7 @@ def test_a_build_has_the_threads_of_the_environment_where_its_job_names_none(
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     if variable is not None:
         monkeypatch.setenv("OMP_NUM_THREADS", variable)
-    for module in ("jobs.cli.building", "jobs.files.cluster_options"):
+    for module in ("jobs.cluster.builds", "jobs.files.cluster_options"):
         monkeypatch.setattr(f"{module}.num_processors", lambda: 8)
     options = BuildClusterOptions.model_validate({"kind": "inline"} | job)
     assert find_pools(options, "cpu").teacher.threads == options.num_threads == threads

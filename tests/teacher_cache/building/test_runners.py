@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from jobs.cli.building import choose_cluster, open_runner
+from jobs.cli.caches.choosing import choose_cluster
+from jobs.cluster.builds import open_runner
 from jobs.files.cluster_options import BuildClusterOptions
 from storage.cache import Cache
 from storage.cache.verify import verify

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -12,13 +10,10 @@ import typer
 from jobs.cli.arguments import CacheArgument, DeviceOption, JsonOption, LogFormatOption, MetricsOption
 
 if TYPE_CHECKING:
-    from jobs.show.night import Night
     from storage.cache.garbage import Waste
     from storage.cache.verify import Verification
-    from teacher_cache.auditing.audit import Audited
 
 AUDITED_ROWS = 200
-SHOWN_ROWS = 20  # a screen; --json lists all
 
 
 def verify(
@@ -45,6 +40,7 @@ def verify(
     night = Night("cache verify", subject, log_format, metrics_file)
 
     def action() -> int:
+        from jobs.cli.caches.auditing import audit
         from jobs.show.notice import open_cache
         from storage.cache import verify as room
         from storage.errors import BadRequest, CorruptObject, RowsMissing
@@ -76,7 +72,7 @@ def verify(
 
 
 def _print_verified(cache: str, found: Verification, deleted: list[Waste], *, repaired: bool, as_json: bool) -> None:
-    from jobs.cli.cache_keeping import tell_waste
+    from jobs.cli.caches.keeping import tell_waste
     from jobs.show import terminal
     from storage.errors import si
 
@@ -98,73 +94,3 @@ def _print_verified(cache: str, found: Verification, deleted: list[Waste], *, re
     if found.garbage and not repaired:
         garbage = f"; {len(found.garbage)} abandoned Zarr groups (cache gc {cache} deletes them)"
     terminal.out.print(f"{found.shards} shards, {si(found.bytes, 'B')}: {whole}{garbage}", markup=False)
-
-
-def audit(cache: str, job: Path, rows: int, seed: int, device: str, *, as_json: bool, night: Night) -> int:
-    """Ask a job's teachers again about some rows of a cache, print what is off, and return the exit code."""
-    from dataclasses import replace
-
-    from jobs.files.cache_job import CacheJob
-    from jobs.files.reading import read_job
-    from jobs.show import terminal
-    from storage.errors import CorruptObject, printable
-    from teacher_cache.auditing.audit import AuditRequest, Off, run_audit
-
-    build = replace(read_job(job, CacheJob).request(job, device=device), cache=cache)
-    with terminal.watching("rows", night) as watch:
-        found = run_audit(AuditRequest(build, rows, seed), watch)
-    if as_json:
-        teachers = [
-            asdict(each)
-            | {"off": [asdict(off) | {"unit": off.unit} for off in each.off]}
-            | {"machines": [machine._asdict() for machine in each.machines]}
-            | {"changed": [changed._asdict() for changed in each.changed]}
-            for each in found.audited
-        ]
-        where = {"device": found.device, "host": found.host, "surroundings": found.surroundings}
-        terminal.print_json({"cache": cache, "seed": seed, **where, "teachers": teachers})
-        return CorruptObject.exit_code if found.num_off else 0
-
-    def told(off: Off) -> str:
-        what = off.aspect if off.at is None else f"{off.aspect}, class {off.at}"
-        far = f"{off.off:.3g} {off.unit}".rstrip()
-        return (
-            f"off  {off.dataset}/{off.teacher}/{off.view} row {off.row} ({off.sample_id}): {what}: "
-            f"found {off.found:.5g}, expected {off.expected:.5g}, {far} off where {off.tolerated:.2g} is tolerated"
-        )
-
-    def summary(each: Audited) -> str:
-        tolerated = ", ".join(f"{aspect} {value:.2g}" for aspect, value in each.tolerated.items())
-        of = f"{each.rows} rows of {each.shards} shards" + f", {len(each.views)} views" * (len(each.views) > 1)
-        verdict = f"{len(each.off)} off" if each.off else "all as the teacher says" if each.rows else "none can be read"
-        return f"{each.dataset}/{each.teacher}: {of}: {verdict}  (tolerated: {tolerated})"
-
-    for each in found.audited:
-        for off in each.off[:SHOWN_ROWS]:
-            terminal.out.print(told(off), markup=False, soft_wrap=True)
-        if len(each.off) > SHOWN_ROWS:
-            terminal.out.print(f"     and {len(each.off) - SHOWN_ROWS} more; --json lists all", markup=False)
-        for note in [each.note] if each.note else []:
-            terminal.out.print(f"note: {note}", markup=False, soft_wrap=True)
-        terminal.out.print(summary(each), markup=False, soft_wrap=True)
-        for line in _drift(each):
-            terminal.out.print(printable(line, one_line=True), markup=False, soft_wrap=True)
-    if found.num_off:
-        terminal.out.print(
-            "the teacher is not the one that the cache was built with, or these shards were changed with their "
-            "digests:\ncache build JOB.toml --as NAME asks today's teacher about every row",
-            markup=False,
-            soft_wrap=True,
-        )
-    terminal.out.print(f"seed {seed}, on {found.device}; --seed chooses other rows, --rows more", markup=False)
-    versions = ", ".join(f"{name} {value}" for name, value in found.surroundings.items())
-    terminal.out.print(f"answered by {found.host}: {versions}", markup=False, soft_wrap=True)
-    return CorruptObject.exit_code if found.num_off else 0
-
-
-def _drift(each: Audited) -> Iterator[str]:
-    """Yield on which machines rows were made that are off, and what is of another version since."""
-    if each.off:
-        yield "  made on " + ", ".join(f"{host}: {off} of {rows} rows off" for host, rows, off in each.machines)
-    if each.changed:
-        yield "  changed since: " + "; ".join(f"{name} {', '.join(then)} → {now}" for name, then, now in each.changed)

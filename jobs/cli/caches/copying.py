@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from jobs.cli.arguments import CacheArgument, JsonOption
-from jobs.cli.cache_recode import absolute
+from jobs.cli.arguments import CacheArgument, JsonOption, absolute
 
 if TYPE_CHECKING:
     from storage.cache.copies.diff import CacheDiff

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -15,7 +15,17 @@ from jobs.cli.arguments import (
     LogFormatOption,
     MetricsOption,
     WaitOption,
+    absolute,
 )
+
+if TYPE_CHECKING:
+    from jobs.cluster.attendance import Attendance
+    from jobs.cluster.pools import Pools
+    from jobs.files.cluster_options import BuildClusterOptions
+    from jobs.show.night import Night
+    from jobs.show.terminal import Watch
+    from teacher_cache.building.stages import BuildReport
+    from teacher_cache.recoding.recode import PreparedRecoding
 
 
 def recode(
@@ -40,15 +50,15 @@ def recode(
     night = Night("cache recode", subject, log_format, metrics_file)
 
     def action() -> int:
-        from jobs.cli.building import choose_cluster, find_pools, heard, open_runner, print_report, tell_report
+        from jobs.cli.caches.choosing import choose_cluster
+        from jobs.cli.caches.reports import print_report, tell_report
         from jobs.cluster.attendance import Attendance
+        from jobs.cluster.builds import find_pools
         from jobs.files.cache_job import CacheJob
         from jobs.files.reading import read_job
         from storage.cache import Cache
-        from storage.cache.lease import hold
         from storage.errors import RowsMissing
-        from teacher_cache.building.runners import run_inline
-        from teacher_cache.recoding.recode import needs_runner, prepare_recoding, run_recode
+        from teacher_cache.recoding.recode import prepare_recoding
 
         read = read_job(job, CacheJob)
         cluster = choose_cluster(read.cluster, workers)
@@ -59,18 +69,9 @@ def recode(
         with terminal.watching("rows", night) as watch:
             if source.unproven is not None:
                 watch.note(source.unproven)
-            if needs_runner(recoding):  # a cluster takes seconds to start
-                objects, do = (
-                    Cache.create(request.cache).objects,
-                    f"cache recode {cache} {job} --wait    # waits for it",
-                )
-                with (
-                    hold(objects, request.part, wait=wait, note=watch.note, do=do) as lease,
-                    open_runner(cluster, pools, Attendance(watch.note, allow_versions=allow_versions)) as runner,
-                ):
-                    report = run_recode(recoding, heard(lease.kept(runner), night), watch)
-            else:
-                report = run_recode(recoding, run_inline, watch)
+            attendance = Attendance(watch.note, allow_versions=allow_versions)
+            do = f"cache recode {cache} {job} --wait    # waits for it"
+            report = _recode(recoding, cluster, pools, watch, night, attendance, wait=wait, do=do)
             for stage, shards in recoding.missing.items():
                 watch.note(f"{stage}: {shards} shards are not in {cache} yet; the same command takes them up later")
         tell_report(request.cache, report, night)
@@ -80,8 +81,37 @@ def recode(
     terminal.run(action, as_json=as_json, night=night)
 
 
-def absolute(cache: str) -> str:
-    """Return a cache's address as a worker elsewhere must be told it."""
-    import os
+def _recode(
+    recoding: PreparedRecoding,
+    cluster: BuildClusterOptions,
+    pools: Pools,
+    watch: Watch,
+    night: Night,
+    attendance: Attendance,
+    *,
+    wait: bool,
+    do: str,
+) -> BuildReport:
+    """Make what is missing, while nobody else is at it; return what came of it.
 
-    return cache if "://" in cache else os.path.abspath(cache)
+    Args:
+        recoding: what is to be made of which cache.
+        cluster, pools, attendance: the workers.
+        watch, night: who is told.
+        wait: whether to wait for another command that is at it.
+        do: what the message says if it is not waited for.
+    """
+    from jobs.cluster.builds import heard, open_runner
+    from storage.cache import Cache
+    from storage.cache.lease import hold
+    from teacher_cache.building.runners import run_inline
+    from teacher_cache.recoding.recode import needs_runner, run_recode
+
+    if not needs_runner(recoding):  # a cluster takes seconds to start
+        return run_recode(recoding, run_inline, watch)
+    request = recoding.request
+    with (
+        hold(Cache.create(request.cache).objects, request.part, wait=wait, note=watch.note, do=do) as lease,
+        open_runner(cluster, pools, attendance) as runner,
+    ):
+        return run_recode(recoding, heard(lease.kept(runner), night), watch)

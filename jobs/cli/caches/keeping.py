@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from jobs.cli.arguments import CacheArgument, JsonOption, LogFormatOption, MetricsOption
+from jobs.cli.arguments import CacheArgument, JsonOption, LogFormatOption, MetricsOption, absolute
 
 if TYPE_CHECKING:
     from storage.cache.garbage import Waste
@@ -114,7 +114,6 @@ def compact(
     from jobs.show import terminal
 
     def action() -> int:
-        from jobs.cli.cache_recode import absolute
         from storage.cache import Cache
         from storage.cache.copies import compact as room
         from storage.errors import CorruptObject, RowsMissing
