@@ -97,6 +97,7 @@ def open_arrow(path: Path) -> ArrowStream:
 
 @lru_cache(maxsize=KEPT_FILES)
 def _opened(path: Path, version: LocalFile) -> ArrowStream:
+    """Return a file that was looked through, by its version. Raises MissingSource: it is none, or was cut off."""
     with reading(path), pa.memory_map(str(path)) as file:
         messages = pa.ipc.MessageReader.open_stream(file)
         try:

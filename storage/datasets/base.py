@@ -339,6 +339,30 @@ def check_label(
         )
 
 
+def number_of(label: str | None, numbers: Mapping[str, int], where: str, dataset: str) -> int | None:
+    """Return the number of the class that is written as a label; None: nothing is.
+
+    Args:
+        label: as it is written.
+        numbers: of the classes, by how they are written.
+        where: it is, for the message.
+        dataset: its name.
+
+    Raises:
+        LabelOutOfRange: it is no class.
+    """
+    if label is None:
+        return None
+    if label not in numbers:
+        raise LabelOutOfRange(
+            f"{where} of dataset {dataset} has a label that is no class",
+            found=repr(label),
+            expected=", ".join(map(repr, numbers)),
+            do="mend it; or name it in `classes`, as list of what is written there, or as { written = name }",
+        )
+    return numbers[label]
+
+
 def numbered(names: Sequence[str]) -> str | None:
     """Return a note on names of classes that are numbers and sort otherwise than one counts; None: they are not.
 

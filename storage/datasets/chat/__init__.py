@@ -6,7 +6,7 @@ template.py   a chat template, rendered in a sandbox
 answers.py    which characters of the text are the assistant's
 cutting.py    one that is too long, cut at a turn
 
-Where they lie, and how a file is read in ranges, is as of `storage.datasets.text`.
+How files are read is as of `storage.datasets.text.reading`.
 """
 
 from storage.datasets.chat.source import ChatSource

@@ -13,8 +13,8 @@ from typing import Any, Literal, NamedTuple
 import pyarrow as pa
 
 from storage.datasets.base import Unreadable
-from storage.datasets.text.rows import written
-from storage.datasets.text.where import EVERYWHERE, Where
+from storage.datasets.text.reading.rows import written
+from storage.datasets.text.reading.where import EVERYWHERE, Where
 from storage.errors import BadRequest, MissingSource
 
 Role = Literal["system", "developer", "user", "assistant", "tool"]

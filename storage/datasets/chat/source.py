@@ -18,11 +18,11 @@ from storage.datasets.chat.cutting import first_that_fits, shorter
 from storage.datasets.chat.reading import Chat, ChatColumns, Role
 from storage.datasets.chat.template import ChatTemplate, Renderer, read_template
 from storage.datasets.text.blocks import BYTES_PER_TOKEN
-from storage.datasets.text.cutting import PIECE
-from storage.datasets.text.opening import compressed, kind_of
 from storage.datasets.text.ranged import RangedFiles, TooLong
-from storage.datasets.text.ranges import Ranges, table_of
-from storage.datasets.text.rows import IN_COLUMNS
+from storage.datasets.text.reading.cutting import PIECE
+from storage.datasets.text.reading.opening import compressed, kind_of
+from storage.datasets.text.reading.ranges import Ranges, table_of
+from storage.datasets.text.reading.rows import IN_COLUMNS
 from storage.datasets.text.tokenising import spelled_in_pieces
 from storage.errors import BadRequest, MissingSource
 from storage.language.tokenizer import Spelled, read_tokenizer, spelling

@@ -22,7 +22,7 @@ from storage.datasets.published.saved import SavedSplit, find_split
 from storage.datasets.table import TableSource
 from storage.datasets.table.reading import Dialect, schema_of
 from storage.datasets.text import LabelledTextSource, TextSource
-from storage.datasets.text.rows import Columns
+from storage.datasets.text.reading.rows import Columns
 from storage.errors import MissingSource
 from storage.format.stores.mirror import SourcePath
 

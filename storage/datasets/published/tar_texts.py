@@ -13,10 +13,10 @@ from pydantic import model_validator
 from storage.datasets.base import LocalFile, Unreadable
 from storage.datasets.published.tar_names import find_tars, left_out, root_of
 from storage.datasets.published.tars import TarSample, Walk, places_of
-from storage.datasets.text.cutting import LONGEST_LINE
 from storage.datasets.text.labelled import LabelledTextSource
-from storage.datasets.text.rows import TOO_LONG, Columns, Row, cut, decoded_line
-from storage.datasets.text.where import Elsewhere
+from storage.datasets.text.reading.cutting import LONGEST_LINE
+from storage.datasets.text.reading.rows import TOO_LONG, Columns, Row, cut, decoded_line
+from storage.datasets.text.reading.where import Elsewhere
 from storage.errors import MissingSource
 
 LOOKED_AT = 100  # samples, for the members that a job names

@@ -16,9 +16,9 @@ import pyarrow.parquet as pq
 from storage.datasets.arrow import NOT_LABELLED, SUFFIX, class_label, open_arrow
 from storage.datasets.base import Unreadable
 from storage.datasets.table.layout import Cell
-from storage.datasets.text.opening import kind_of
-from storage.datasets.text.rows import BATCH_BYTES, IN_COLUMNS, MOST_AT_ONCE
-from storage.datasets.text.tables import records
+from storage.datasets.text.reading.opening import kind_of
+from storage.datasets.text.reading.rows import BATCH_BYTES, IN_COLUMNS, MOST_AT_ONCE
+from storage.datasets.text.reading.tables import records
 from storage.errors import MissingSource
 
 SUFFIXES = (".csv", ".tsv", ".parquet")

@@ -11,16 +11,16 @@ from typing import Annotated, Any, Literal, NamedTuple, Self, get_args
 import polars as pl
 from pydantic import Field, PrivateAttr, model_validator
 
-from storage.datasets.base import FILE_SCHEMA, LocalFile, RawSample, Recorded, Source, Unreadable
+from storage.datasets.base import FILE_SCHEMA, LocalFile, RawSample, Recorded, Source, Unreadable, number_of
 from storage.datasets.listing import lacking, list_files, passed_over
 from storage.datasets.table.answers import MOST_CLASSES, check_labels, in_order, label_of, numbered, target_of
 from storage.datasets.table.layout import Cell, Layout, NumberColumn
 from storage.datasets.table.learning import Learned, Seen, Wanted, answers_told, joined, learn
 from storage.datasets.table.reading import SUFFIXES, Dialect, names_of, num_rows, rows_of
-from storage.datasets.text.opening import compressed, kind_of
-from storage.datasets.text.rows import IN_COLUMNS
-from storage.datasets.text.windows import KEPT_SHARDS, Window
-from storage.errors import BadRequest, LabelOutOfRange, MissingSource
+from storage.datasets.text.reading.opening import compressed, kind_of
+from storage.datasets.text.reading.rows import IN_COLUMNS
+from storage.datasets.text.reading.windows import KEPT_SHARDS, Window
+from storage.errors import BadRequest, MissingSource
 from storage.format.stores.mirror import SourcePath
 from storage.options import Name
 from storage.tasks.regression import Regression
@@ -237,14 +237,7 @@ class TableSource(Source):
         given = where if self.id is None else behind[self.id]
         if label is not None and label not in numbers and not self._by_label:
             numbers = numbered(self.class_names())  # of other data than those that were learned from
-        if label is not None and label not in numbers:
-            raise LabelOutOfRange(
-                f"{where} of dataset {self.name} has a label that is no class",
-                found=repr(label),
-                expected=", ".join(map(repr, numbers)),
-                do="mend it; or name it in `classes`, as list of what is written there, or as { written = name }",
-            )
-        number = None if label is None else numbers[label]
+        number = number_of(label, numbers, where, self.name)
         if given is None:
             return RawSample(where, Unreadable(f"column {self.id} has no id"), number)
         try:

@@ -1,16 +1,10 @@
 """Text, tokenised: of one kind in a job, of two by what is asked of it.
 
-files.py       where it lies, and whose tokenizer it has
-opening.py     files as bytes, compressed ones too
-cutting.py     where a file may be cut, and text between two cuts
-where.py       which rows are a dataset's own
-rows.py        rows out of columns and JSON, as a stream
-tables.py      files of rows, of every kind
-ranges.py      what lies in a range of a file, whatever its kind
-ranged.py      files that are read in ranges: what blocks and chats have in common
+reading/       as it lies in files: opened, cut, read as rows
+tokenising.py  a bounded amount of it with the tokenizer at once
 density.py     how many rows and tokens of it there are, from a sample
-windows.py     rows of a file that is read from its beginning
-tokenising.py  a bounded amount of text with the tokenizer at once
+files.py       what all its kinds share: where it lies, and whose tokenizer it has
+ranged.py      what blocks and chats share, which are read in ranges of bytes
 blocks.py      documents packed into blocks, each position to be predicted
 whole.py       the same as caches from before ranges have it
 labelled.py    a text a row, at its own length, with one class, or with a vector for an answer

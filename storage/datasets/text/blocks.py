@@ -13,10 +13,10 @@ from storage.datasets.arrow import SUFFIX
 from storage.datasets.base import LocalFile, RawSample, Recorded, Unreadable
 from storage.datasets.packing import Blocks, Document, pack, parted
 from storage.datasets.text.files import TextFiles
-from storage.datasets.text.opening import kind_of
 from storage.datasets.text.ranged import RangedFiles, TooLong
-from storage.datasets.text.ranges import Ranges, ranges_of, sample_texts
-from storage.datasets.text.rows import Columns, Row
+from storage.datasets.text.reading.opening import kind_of
+from storage.datasets.text.reading.ranges import Ranges, ranges_of, sample_texts
+from storage.datasets.text.reading.rows import Columns, Row
 from storage.datasets.text.tokenising import batches_of, in_pieces, spelled_in_pieces
 from storage.datasets.text.whole import BYTES_PER_BYTE, Layout, whole_blocks
 from storage.errors import BadRequest, MissingSource

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from storage.datasets.base import Density
-from storage.datasets.text.opening import is_compressed, kind_of
+from storage.datasets.text.reading.opening import is_compressed, kind_of
 from storage.errors import StillroomError
 from storage.tasks import NO_LABEL
 

@@ -14,8 +14,8 @@ from storage.datasets.arrow import instead, several_splits
 from storage.datasets.base import Density, LocalFile, Recorded, Source, TokenFacts
 from storage.datasets.listing import lacking, list_files, passed_over
 from storage.datasets.text.density import measure_density
-from storage.datasets.text.opening import compressed
-from storage.datasets.text.where import Where
+from storage.datasets.text.reading.opening import compressed
+from storage.datasets.text.reading.where import Where
 from storage.errors import MissingSource
 from storage.format.stores.mirror import SourcePath
 from storage.language.tokenizer import TokenizerFile, parse_tokenizer, read_tokenizer, train_tokenizer

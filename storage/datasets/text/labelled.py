@@ -14,15 +14,15 @@ import pyarrow.parquet as pq
 from pydantic import Field, model_validator
 
 from storage.datasets.arrow import class_label
-from storage.datasets.base import FILE_SCHEMA, LocalFile, RawSample, Recorded, Unreadable
+from storage.datasets.base import FILE_SCHEMA, LocalFile, RawSample, Recorded, Unreadable, number_of
 from storage.datasets.text.files import TextFiles
-from storage.datasets.text.opening import kind_of, size_of
-from storage.datasets.text.rows import Column, Columns, Row
-from storage.datasets.text.tables import rows_of
+from storage.datasets.text.reading.opening import kind_of, size_of
+from storage.datasets.text.reading.rows import Column, Columns, Row
+from storage.datasets.text.reading.tables import rows_of
+from storage.datasets.text.reading.windows import Window
 from storage.datasets.text.tokenising import batches_of, in_pieces
-from storage.datasets.text.windows import Window
 from storage.digests import unit_interval
-from storage.errors import BadRequest, LabelOutOfRange, MissingSource
+from storage.errors import BadRequest, MissingSource
 from storage.language.tokenizer import Around, around, encoder
 from storage.tasks import TASKS
 from storage.tasks.text_classification import TextClassification
@@ -137,14 +137,8 @@ class LabelledTextSource(TextFiles):
         window = _window(type(self), self.model_dump_json(), path, LocalFile.of(path)).rows(position, rows)
         numbers = {label: number for number, label in enumerate(self._by_label or self._written)}
         for i, (where, tokens, label, remarks) in enumerate(self._tokenise(window), start=position):
-            if label is not None and label not in numbers:
-                raise LabelOutOfRange(
-                    f"{where} of dataset {self.name} has a label that is no class",
-                    found=repr(label),
-                    expected=", ".join(map(repr, numbers)),
-                    do="mend it; or name it in `classes`, as list of what is written there, or as { written = name }",
-                )
-            yield RawSample(self.row_id(file, i, where), tokens, None if label is None else numbers[label], remarks)
+            number = number_of(label, numbers, where, self.name)
+            yield RawSample(self.row_id(file, i, where), tokens, number, remarks)
 
     def row_id(self, file: str, number: int, where: str) -> str:
         """Return the permanent id of a row by its file, its number there, and where that is."""

@@ -16,8 +16,8 @@ import polars as pl
 from storage.datasets.base import FILE_SCHEMA, LocalFile, RawSample, Unreadable
 from storage.datasets.packing import pack_rows
 from storage.datasets.text.files import TokenisedFiles
-from storage.datasets.text.ranges import Ranges
-from storage.datasets.text.rows import cut
+from storage.datasets.text.reading.ranges import Ranges
+from storage.datasets.text.reading.rows import cut
 from storage.errors import BadRequest, MissingSource
 
 PROBED = 100  # documents that are read before a cache is begun

@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 import numpy as np
 
 from storage.datasets.base import Unreadable
-from storage.datasets.text.cutting import PIECE, pieces_of
-from storage.datasets.text.rows import Row
+from storage.datasets.text.reading.cutting import PIECE, pieces_of
+from storage.datasets.text.reading.rows import Row
 from storage.language.tokenizer import TEXTS_AT_ONCE, Spelled
 
 Place = tuple[int, Row | Unreadable]

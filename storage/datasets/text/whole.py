@@ -14,10 +14,10 @@ import numpy as np
 
 from storage.datasets.base import LocalFile, Unreadable
 from storage.datasets.packing import Blocks, Document, check_length, pack
-from storage.datasets.text.cutting import decoded
-from storage.datasets.text.opening import open_bytes, size_of
-from storage.datasets.text.rows import Columns, Row, cut
-from storage.datasets.text.tables import rows_of
+from storage.datasets.text.reading.cutting import decoded
+from storage.datasets.text.reading.opening import open_bytes, size_of
+from storage.datasets.text.reading.rows import Columns, Row, cut
+from storage.datasets.text.reading.tables import rows_of
 from storage.language.tokenizer import encoder
 
 KEPT_FILES = 2  # tokenised, in each process: neighbouring shards share one

@@ -16,10 +16,10 @@ from hypothesis import strategies as st
 
 from storage.datasets import RawSample
 from storage.datasets.base import RecordedFile
-from storage.datasets.text import cutting, opening
-from storage.datasets.text.opening import open_bytes, size_of
-from storage.datasets.text.ranges import ranges_of
-from storage.datasets.text.rows import Columns, Row
+from storage.datasets.text.reading import cutting, opening
+from storage.datasets.text.reading.opening import open_bytes, size_of
+from storage.datasets.text.reading.ranges import ranges_of
+from storage.datasets.text.reading.rows import Columns, Row
 from storage.errors import MissingSource
 from storage.language.tokenizer import train_tokenizer
 

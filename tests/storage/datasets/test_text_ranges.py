@@ -16,10 +16,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from storage.datasets import Unreadable
-from storage.datasets.text import cutting, tokenising
-from storage.datasets.text.cutting import lines_between, next_cut, pieces_of, text_between
-from storage.datasets.text.ranges import Ranges, ranges_of, sample_texts
-from storage.datasets.text.rows import Columns, Row
+from storage.datasets.text import tokenising
+from storage.datasets.text.reading import cutting
+from storage.datasets.text.reading.cutting import lines_between, next_cut, pieces_of, text_between
+from storage.datasets.text.reading.ranges import Ranges, ranges_of, sample_texts
+from storage.datasets.text.reading.rows import Columns, Row
 from storage.datasets.text.tokenising import batches_of, in_pieces, spelled_in_pieces
 from storage.errors import MissingSource
 from storage.language.tokenizer import encoder, spelling, train_tokenizer
@@ -159,7 +160,7 @@ def test_a_tokenizer_is_learned_from_all_of_a_small_text_and_from_a_drawn_part_o
     (tmp_path / "a.txt").write_text("".join(lines))
     ranges = ranges_of(tmp_path / "a.txt", None)
     part = [(ranges, 0, ranges.size)]
-    monkeypatch.setattr("storage.datasets.text.ranges.SAMPLED", 50)
+    monkeypatch.setattr("storage.datasets.text.reading.ranges.SAMPLED", 50)
     assert "".join(sample_texts(part, ranges.size, 0)) == "".join(lines)
     one, again, other = ("".join(sample_texts(part, 200, seed)) for seed in (0, 0, 1))
     assert one == again != other
@@ -167,7 +168,7 @@ def test_a_tokenizer_is_learned_from_all_of_a_small_text_and_from_a_drawn_part_o
 
 
 def test_what_a_sample_holds_is_spread_over_all_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("storage.datasets.text.ranges.SAMPLED", 10)
+    monkeypatch.setattr("storage.datasets.text.reading.ranges.SAMPLED", 10)
     for name in "abcd":
         (tmp_path / f"{name}.txt").write_text(f"{name * 9}\n" * 30)
     parts = [(ranges, 0, ranges.size) for ranges in (ranges_of(tmp_path / f"{n}.txt", None) for n in "abcd")]

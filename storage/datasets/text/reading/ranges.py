@@ -16,9 +16,9 @@ from typing import Generic, Protocol
 import xxhash
 
 from storage.datasets.base import Unreadable
-from storage.datasets.text.cutting import READ_BYTES, lines_between, next_cut, text_between
-from storage.datasets.text.opening import end_of, kind_of, open_bytes, size_of
-from storage.datasets.text.rows import (
+from storage.datasets.text.reading.cutting import READ_BYTES, lines_between, next_cut, text_between
+from storage.datasets.text.reading.opening import end_of, kind_of, open_bytes, size_of
+from storage.datasets.text.reading.rows import (
     IN_COLUMNS,
     TOO_LONG,
     Columns,
@@ -30,7 +30,7 @@ from storage.datasets.text.rows import (
     column_groups,
     json_row,
 )
-from storage.datasets.text.where import Elsewhere
+from storage.datasets.text.reading.where import Elsewhere
 
 NUMBERED_BYTES = 16 * 2**20  # of a file whose lines are told by number; further down, by the byte they begin at
 SAMPLED = 2**20  # of the measure, for each piece that a tokenizer is learned from

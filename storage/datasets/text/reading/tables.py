@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Literal
 
 from storage.datasets.base import Unreadable
-from storage.datasets.text.cutting import LONGEST_LINE, READ_BYTES, lines_between, text_between
-from storage.datasets.text.opening import end_of, kind_of, open_bytes, size_of
-from storage.datasets.text.rows import (
+from storage.datasets.text.reading.cutting import LONGEST_LINE, READ_BYTES, lines_between, text_between
+from storage.datasets.text.reading.opening import end_of, kind_of, open_bytes, size_of
+from storage.datasets.text.reading.rows import (
     IN_COLUMNS,
     TOO_LONG,
     Column,
@@ -26,7 +26,7 @@ from storage.datasets.text.rows import (
     json_row,
     written,
 )
-from storage.datasets.text.where import Elsewhere
+from storage.datasets.text.reading.where import Elsewhere
 from storage.errors import MissingSource
 
 WHOLE = [0.0, 1.0]  # all of a table, as a part of it
@@ -112,7 +112,7 @@ def delimited_rows(path: Path, columns: Columns, part: Sequence[float], *, delim
 
 
 def records(path: Path, *, delimiter: str, quoting: Literal[0, 3]) -> Iterator[tuple[int, list[str]]]:
-    """Yield (number of its first line, fields) of each record of a table; empty lines are none."""
+    """Yield (number of its first line, fields) of each record of a table, no empty ones. Raises MissingSource."""
     # newline: line ends in a field stay as they are; strict: a stray quotation mark is an error, not a guess
     lines = (line for piece in text_between(path, 0, size_of(path)) for line in StringIO(piece, newline=""))
     reader = csv.reader(_joined(lines), delimiter=delimiter, quoting=quoting, strict=True)
@@ -147,7 +147,7 @@ def _joined(lines: Iterator[str]) -> Iterator[str]:
 
 
 def plain_rows(path: Path, columns: Columns, part: Sequence[float]) -> Found:
-    """Yield rows of a file of lines, each of which is a text, its column 0; blank ones are none."""
+    """Yield rows of a file of lines, each of which is a text, its column 0, no blank ones. Raises MissingSource."""
     if columns.texts != (0,) or columns.label is not None or columns.where.columns:
         raise MissingSource(
             f"{path} has lines, and no columns",

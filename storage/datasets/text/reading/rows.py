@@ -16,9 +16,9 @@ import pyarrow.parquet as pq
 
 from storage.datasets.arrow import NOT_LABELLED, SUFFIX, open_arrow
 from storage.datasets.base import Unreadable
-from storage.datasets.text.cutting import LONGEST_LINE, READ_BYTES
-from storage.datasets.text.opening import kind_of
-from storage.datasets.text.where import EVERYWHERE, Elsewhere, Where
+from storage.datasets.text.reading.cutting import LONGEST_LINE, READ_BYTES
+from storage.datasets.text.reading.opening import kind_of
+from storage.datasets.text.reading.where import EVERYWHERE, Elsewhere, Where
 from storage.errors import MissingSource
 
 Column = str | int  # a name, or of a table without names a number from 0
@@ -220,6 +220,7 @@ def check_names(path: Path, columns: Columns) -> None:
 
 
 def _check_parquet(path: Path, schema: pa.Schema, columns: Columns) -> None:
+    """Raise MissingSource unless a file has the columns that are asked for, of texts and of labels."""
     texts: tuple[Callable[[pa.DataType], bool], ...] = (
         pa.types.is_string,
         pa.types.is_large_string,

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
-from storage.datasets.text.opening import open_bytes
+from storage.datasets.text.reading.opening import open_bytes
 from storage.errors import MissingSource
 
 BOM = "\ufeff"  # which some editors put before a text
