@@ -183,16 +183,16 @@ def of_seeds(after: Mapping[str, float | None], name: str, seeds: Sequence[int])
 
 
 def _whole() -> Maker:
-    from teacher_cache.making.copying import CopyOptions
+    from teacher_cache.making.ways.copying import CopyOptions
 
     return Maker(WHOLE, "copy", CopyOptions(None, None, 1.0, "first"))
 
 
 def _makers(job: ShrinkJob) -> Any:
-    from teacher_cache.making.lowrank import LowRankOptions
-    from teacher_cache.making.prune import PruneOptions
-    from teacher_cache.making.quantize import QuantizeOptions
     from teacher_cache.making.sizes import Target
+    from teacher_cache.making.ways.lowrank import LowRankOptions
+    from teacher_cache.making.ways.prune import PruneOptions
+    from teacher_cache.making.ways.quantize import QuantizeOptions
 
     for share in job.flops:
         target = Target("flops", share)

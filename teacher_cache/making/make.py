@@ -250,6 +250,7 @@ def _write(
     agreement: float,
     rows: int,
 ) -> Made:
+    """Write a student that was made, and in its blueprint what of; return that."""
     from student_train.students import save_student
 
     whole, size = sizes

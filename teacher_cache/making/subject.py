@@ -54,6 +54,20 @@ def as_student(options: TeacherOptions, model: nn.Module, dataset: DatasetSpec, 
     """
     import torch
 
+    _check_describable(options, dataset)
+    teacher = Teacher(options, copy.deepcopy(model).float(), torch.device("cpu"))
+    student = BLUEPRINTS[options.origin](options, model, dataset).eval()
+    order = order_of(student.blueprint.classes or None, dataset.classes)
+    if order is not None:
+        _reorder(student, order, dataset, rows)
+    subject = Subject(student, rows)
+    if teacher.is_scored:
+        _check_alike(subject, teacher, dataset)
+    return subject
+
+
+def _check_describable(options: TeacherOptions, dataset: DatasetSpec) -> None:
+    """Raise BadRequest unless a student's blueprint can describe a teacher, by what the job says of it."""
     if options.origin not in BLUEPRINTS:
         raise BadRequest(
             f"students cannot be made from teacher {options.name}",
@@ -80,24 +94,21 @@ def as_student(options: TeacherOptions, model: nn.Module, dataset: DatasetSpec, 
             found=f"no vectors of it over dataset {dataset.name}, so nobody knows how wide they are",
             do='encoding = { kind = "vectors" } and dimension = … in its [[teacher]]',
         )
-    teacher = Teacher(options, copy.deepcopy(model).float(), torch.device("cpu"))
-    student = BLUEPRINTS[options.origin](options, model, dataset).eval()
-    order = order_of(student.blueprint.classes or None, dataset.classes)
-    if order is not None:
-        _reorder(student, order, dataset, rows)
-    subject = Subject(student, rows)
-    if teacher.is_scored:
-        expected, _ = teacher(rows.shown_B[:8], dataset)
-        found = subject.student(dataset_arguments(dataset, rows.shown_B[:8])).detach()
-        off, largest = float((found - expected).abs().max()), float(expected.abs().max())
-        if not off <= ALIKE * max(largest, 1e-6):
-            raise BadTeacher(
-                f"a student built like teacher {options.name} does not say what it says",
-                found=f"scores {off:.3g} apart, of {largest:.3g}",
-                expected=f"at most {ALIKE * largest:.2g}",
-                do='autocast = "fp32" in its section; a factory that gives the same model each time',
-            )
-    return subject
+
+
+def _check_alike(subject: Subject, teacher: Teacher, dataset: DatasetSpec) -> None:
+    """Raise BadTeacher unless a student gives the scores of the teacher that it was built like, on a few rows."""
+    shown_B = subject.rows.shown_B[:8]
+    expected, _ = teacher(shown_B, dataset)
+    found = subject.student(dataset_arguments(dataset, shown_B)).detach()
+    off, largest = float((found - expected).abs().max()), float(expected.abs().max())
+    if not off <= ALIKE * max(largest, 1e-6):
+        raise BadTeacher(
+            f"a student built like teacher {teacher.name} does not say what it says",
+            found=f"scores {off:.3g} apart, of {largest:.3g}",
+            expected=f"at most {ALIKE * largest:.2g}",
+            do='autocast = "fp32" in its section; a factory that gives the same model each time',
+        )
 
 
 def _reorder(student: Student, order: Sequence[int], dataset: DatasetSpec, rows: Rows) -> None:
@@ -147,6 +158,7 @@ def dataset_arguments(dataset: DatasetSpec, shown_B: torch.Tensor) -> torch.Tens
 
 
 def _of_factory(options: TeacherOptions, model: nn.Module, dataset: DatasetSpec) -> Student:
+    """Return the student that a user's own model is, with that model's weights."""
     from student_train.students import Blueprint, build_student
 
     assert options.factory is not None
@@ -182,6 +194,7 @@ def _of_student(options: TeacherOptions, model: nn.Module, dataset: DatasetSpec)
 
 
 def _of_transformers(options: TeacherOptions, model: nn.Module, dataset: DatasetSpec) -> Student:
+    """Return the student that a model of transformers is. Raises BadRequest: its code or its task is none of ours."""
     from student_train.students import Blueprint, build_student, embedded
 
     assert options.path is not None

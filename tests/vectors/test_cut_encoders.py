@@ -17,11 +17,11 @@ from storage.inputs.texts import ids_and_mask, pad
 from student_train.running.train import train_students
 from student_train.students import Student, load_student, size_of_student
 from student_train.using.exporting.transformers import export_transformers
-from teacher_cache.making.copying import CopyOptions
-from teacher_cache.making.lowrank import LowRankOptions
 from teacher_cache.making.make import Made, MakeRequest, make
-from teacher_cache.making.quantize import QuantizeOptions
 from teacher_cache.making.sizes import Target
+from teacher_cache.making.ways.copying import CopyOptions
+from teacher_cache.making.ways.lowrank import LowRankOptions
+from teacher_cache.making.ways.quantize import QuantizeOptions
 from tests.teacher_cache.toys import build, write_job
 from tests.vectors.test_build import AROUND
 from tests.vectors.test_classifiers import NAMES, classifier, labelled

@@ -11,15 +11,15 @@ from torch import nn
 
 from storage.errors import BadRequest
 from student_train.students import Blueprint, build_student
-from teacher_cache.making.blocks import SCORES, find_blocks
-from teacher_cache.making.copying import CopyOptions, copy_of
-from teacher_cache.making.lowrank import LowRankOptions, lowrank
-from teacher_cache.making.prune import PruneOptions, prune
-from teacher_cache.making.quantize import QuantizeOptions, quantize
 from teacher_cache.making.rows import Rows
-from teacher_cache.making.scores import By
 from teacher_cache.making.sizes import Target
 from teacher_cache.making.subject import Subject
+from teacher_cache.making.ways.blocks import SCORES, find_blocks
+from teacher_cache.making.ways.copying import CopyOptions, copy_of
+from teacher_cache.making.ways.lowrank import LowRankOptions, lowrank
+from teacher_cache.making.ways.prune import PruneOptions, prune
+from teacher_cache.making.ways.quantize import QuantizeOptions, quantize
+from teacher_cache.making.ways.scores import By
 from tests.teacher_cache.making.test_prune import subject_of
 
 

@@ -12,15 +12,15 @@ from jobs.files.cache_job import CacheJob
 from jobs.files.reading import read_job
 from storage.errors import BadRequest, BadTeacher
 from student_train.students import Blueprint, build_student
-from teacher_cache.making.copying import CopyOptions
-from teacher_cache.making.lowrank import LowRankOptions
 from teacher_cache.making.make import Made, MakeRequest, agreement_of, make
-from teacher_cache.making.prune import PruneOptions
-from teacher_cache.making.quantize import QuantizeOptions
 from teacher_cache.making.rows import Rows
-from teacher_cache.making.scores import moved
 from teacher_cache.making.sizes import Target
 from teacher_cache.making.subject import Subject
+from teacher_cache.making.ways.copying import CopyOptions
+from teacher_cache.making.ways.lowrank import LowRankOptions
+from teacher_cache.making.ways.prune import PruneOptions
+from teacher_cache.making.ways.quantize import QuantizeOptions
+from teacher_cache.making.ways.scores import moved
 from tests.teacher_cache.toys import build, write_digits, write_job
 from tests.vectors.toys import vector_cache
 

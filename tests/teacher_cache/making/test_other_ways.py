@@ -13,11 +13,11 @@ from jobs.files.reading import read_job
 from storage.errors import BadRequest
 from student_train.students import Factored, Int8, Student, load_student
 from student_train.students.remade.int8 import Codes
-from teacher_cache.making.lowrank import LowRankOptions, lowrank
 from teacher_cache.making.make import Made, MakeRequest, make
-from teacher_cache.making.quantize import QuantizeOptions, quantize
 from teacher_cache.making.sizes import Target
 from teacher_cache.making.subject import Subject
+from teacher_cache.making.ways.lowrank import LowRankOptions, lowrank
+from teacher_cache.making.ways.quantize import QuantizeOptions, quantize
 from tests.teacher_cache.making.test_prune import subject_of
 
 
@@ -45,7 +45,7 @@ def off(student: Student, subject: Subject) -> float:
 def test_a_student_of_lower_rank_is_as_small_as_asked_and_loads(by: Any, pantry: Path, tmp_path: Path) -> None:
     found, student = made(pantry, tmp_path / "out", "lowrank", LowRankOptions(Target("flops", 0.7), None, by))
     assert 0.6 * found.whole.flops < found.size.flops <= 0.7 * found.whole.flops
-    assert any("each, a Conv2d" in text for text in found.told)  # in groups: it stays whole, which is told
+    assert "each, a Conv2d" in "\n".join(found.told)  # in groups: it stays whole, which is told
     assert {change.kind for change in student.blueprint.changes} == {"factored"}
 
 
@@ -57,7 +57,7 @@ def test_what_rows_are_given_decides_what_is_left_out(subject: Subject) -> None:
 
 
 def test_all_of_the_energy_is_all_that_the_layer_says(subject: Subject) -> None:
-    from teacher_cache.making.lowrank import _spectra
+    from teacher_cache.making.ways.lowrank import _spectra
 
     for by in ("plain", "activations"):
         (spectrum,) = _spectra(subject, ["hidden"], by).values()
@@ -110,7 +110,7 @@ def subject_of_other_scales(subject: Subject) -> Subject:
 
 def test_pruned_then_factorised_then_quantised_is_one_student(pantry: Path, subject: Subject) -> None:
     from student_train.students import build_student
-    from teacher_cache.making.prune import PruneOptions, prune
+    from teacher_cache.making.ways.prune import PruneOptions, prune
 
     student = prune(subject, PruneOptions(Target("flops", 0.5), "magnitude", 0))[0]
     student = lowrank(subject._replace(student=student), LowRankOptions(Target("flops", 0.8), None, "plain"))[0]

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 from storage.errors import BadRequest
 from teacher_cache.making.asking import batches, watch
-from teacher_cache.making.scores import By, moved
 from teacher_cache.making.sizes import UNITS, Target, measured, size_like
-from teacher_cache.making.slices import with_changes
 from teacher_cache.making.subject import Subject
+from teacher_cache.making.ways.scores import By, moved
+from teacher_cache.making.ways.slices import with_changes
 
 if TYPE_CHECKING:
     from torch import Tensor, nn

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from storage.errors import BadRequest
 from teacher_cache.making.asking import batches, watch
-from teacher_cache.making.coupled import Side, Units
 from teacher_cache.making.subject import Subject
+from teacher_cache.making.ways.coupled import Side, Units
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -49,6 +49,9 @@ def moved(subject: Subject) -> dict[str, Tensor]:
     """Return (gradient × weight)² of each parameter, by name, summed over batches: how far the loss would move.
 
     The loss is the cross-entropy to the label, and to the teacher's own top class where there is none.
+
+    Raises:
+        BadRequest: its answers are no classes, so that there is no loss.
 
     Source: Molchanov et al. 2019, arXiv 1906.10771, eq. 8.
     """

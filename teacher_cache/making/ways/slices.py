@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from storage.errors import BadRequest
-from teacher_cache.making.coupled import Side, Units
+from teacher_cache.making.ways.coupled import Side, Units
 
 if TYPE_CHECKING:
     from torch import Tensor, nn

@@ -10,12 +10,12 @@ from functools import cache
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from storage.errors import BadRequest, BadTeacher
-from teacher_cache.making.blocks import prune_blocks
-from teacher_cache.making.coupled import Found, Units, find_heads, find_units
-from teacher_cache.making.scores import By, score
 from teacher_cache.making.sizes import Target, largest_share, measured, size_like
-from teacher_cache.making.slices import check_named_once, masked, resized, sliced, with_changes
 from teacher_cache.making.subject import Subject
+from teacher_cache.making.ways.blocks import prune_blocks
+from teacher_cache.making.ways.coupled import Found, Units, find_heads, find_units
+from teacher_cache.making.ways.scores import By, score
+from teacher_cache.making.ways.slices import check_named_once, masked, resized, sliced, with_changes
 
 if TYPE_CHECKING:
     from torch import Tensor

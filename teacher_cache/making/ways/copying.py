@@ -8,10 +8,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from storage.errors import BadRequest
-from teacher_cache.making.blocks import find_blocks, without
-from teacher_cache.making.prune import narrower
-from teacher_cache.making.scores import By
 from teacher_cache.making.subject import Subject
+from teacher_cache.making.ways.blocks import find_blocks, without
+from teacher_cache.making.ways.prune import narrower
+from teacher_cache.making.ways.scores import By
 
 if TYPE_CHECKING:
     from student_train.students import Student

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from storage.errors import BadRequest
 from teacher_cache.making.asking import watch
-from teacher_cache.making.slices import check_named_once, with_changes
 from teacher_cache.making.subject import Subject
+from teacher_cache.making.ways.slices import check_named_once, with_changes
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
