@@ -1,26 +1,22 @@
-"""What a comparison reads of a student's predictions, without torch: the file is `run_files/predictions.py`'s."""
+"""What a comparison reads of a student's predictions, without torch; `run_files/predictions.py` writes them."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import polars as pl
+import pyarrow as pa
 
-from storage.errors import CorruptObject
-from storage.format.sealed import unseal
-from student_train.run_files.records import check_predictions
+from student_train.run_files.predictions_file import read_file
 
-PREDICTIONS_FILE = "predictions.parquet"
 FORMATS = (1, 2)  # of it, that are known
 DATASET = "dataset"  # a column where rows are of several
 TEACHER = {"teacher_top": pl.Int64, "teacher_label_log_probability": pl.Float64}
 COLUMNS = {"row": pl.Int64, "label": pl.Int64, "top": pl.Int64, "label_log_probability": pl.Float64, **TEACHER}
 
-FIRST_TASKS = {
-    True: "language_model",
-    False: "image_classification",
-}  # of the first format, by whether rows have positions
+# of the first format, by whether rows have positions
+FIRST_TASKS = {True: "language_model", False: "image_classification"}
 
 
 class Answers(NamedTuple):
@@ -40,22 +36,13 @@ def read_answers(folder: Path) -> Answers | None:
     Raises:
         CorruptObject: the file is not one of these, or not as it was written.
     """
-    path = folder / PREDICTIONS_FILE
-    if not path.exists():
-        return None
-    try:
-        data = path.read_bytes()
-        check_predictions(folder, data)
-        about, table = unseal(data)
-        if about["format_version"] not in FORMATS:
-            raise ValueError("it is of another format")
-        task = about.get("task") or FIRST_TASKS["at" in table.column_names]
-        columns = COLUMNS | ({DATASET: pl.String} if DATASET in table.column_names else {})
-        frame = pl.DataFrame(pl.from_arrow(table.select(list(columns))))
-        return Answers(task, about["teacher"], frame.cast(columns))  # type: ignore[arg-type]
-    except Exception as error:  # whatever a file that only looks like one leads to
-        raise CorruptObject(
-            f"{path} holds no predictions",
-            found=str(error) or type(error).__name__,
-            do=f"delete {folder} and train this student again",
-        ) from None
+    return read_file(folder, _answers)
+
+
+def _answers(about: dict[str, Any], table: pa.Table) -> Answers:
+    if about["format_version"] not in FORMATS:
+        raise ValueError("it is of another format")
+    task = about.get("task") or FIRST_TASKS["at" in table.column_names]
+    columns = COLUMNS | ({DATASET: pl.String} if DATASET in table.column_names else {})
+    frame = pl.DataFrame(pl.from_arrow(table.select(list(columns))))
+    return Answers(task, about["teacher"], frame.cast(columns))  # type: ignore[arg-type]

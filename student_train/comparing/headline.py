@@ -44,6 +44,7 @@ def _alone(found: Compared) -> list[str]:
 
 
 def _beside(found: Compared, best: Setting) -> Iterator[str]:
+    """Yield how far the best is from the next, from each teacher, and from labels alone; or why that is unknown."""
     rest = [setting for setting in found.settings if setting.name in found.behind]
     if rest:
         alike = [setting for setting in rest if not found.behind[setting.name].is_told]

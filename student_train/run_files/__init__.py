@@ -5,7 +5,8 @@
                                                        (one_pass.py: could not begin)
   metrics.parquet            history.py                  running/run.py           report
   steps/00001.parquet        history.py                  running/run.py           running/tracking/
-  predictions.parquet        predictions.py              running/measuring/predictions.py   report
+  predictions.parquet        predictions.py, predictions_file.py
+                                                         running/measuring/predictions.py   report, comparing
   checkpoint.json, .safetensors
                              position.py, checkpoint.py  running/run.py           running/run.py, preparing,
                                                                                   comparison.py, report

@@ -22,7 +22,8 @@ from student_train.run_files.checkpoint import (
 from student_train.run_files.history import STEPS_FOLDER, write_metrics, write_steps
 from student_train.run_files.locks import locked
 from student_train.run_files.position import Position
-from student_train.run_files.predictions import PREDICTIONS_FILE, HeldTable, write_predictions
+from student_train.run_files.predictions import HeldTable, write_predictions
+from student_train.run_files.predictions_file import PREDICTIONS_FILE
 from student_train.run_files.records import (
     JOB_FILE,
     RESULT_FILES,

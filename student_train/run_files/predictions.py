@@ -21,15 +21,14 @@ from pathlib import Path
 from typing import Any
 
 import polars as pl
+import pyarrow as pa
 
-from storage.errors import CorruptObject
 from storage.format.objects import LocalObjects
-from storage.format.sealed import seal, unseal
-from student_train.run_files.records import check_predictions
+from storage.format.sealed import seal
+from student_train.run_files.predictions_file import PREDICTIONS_FILE, read_file
 from student_train.tasks import TASKS
 from student_train.tasks.held import DATASET, HELD_SCHEMA, STUDENT_SCHEMA, TEACHER_SCHEMA
 
-PREDICTIONS_FILE = "predictions.parquet"
 FORMAT_VERSION = 2  # 1 said whether rows were tokens, in place of their task
 
 
@@ -81,26 +80,17 @@ def read_predictions(folder: Path) -> HeldTable | None:
     Raises:
         CorruptObject: the file is not one of these, or not as it was written.
     """
-    path = folder / PREDICTIONS_FILE
-    if not path.exists():
-        return None
-    try:
-        data = path.read_bytes()
-        check_predictions(folder, data)
-        about, table = unseal(data)
-        if (version := about.pop("format_version")) == 1:
-            # What format 1 said; there were two tasks.
-            about["task"] = "language_model" if about.pop("of_tokens") else "image_classification"
-        elif version != FORMAT_VERSION:
-            raise ValueError("it is of another format")
-        several = DATASET in table.column_names
-        task = TASKS[about["task"]]
-        schema = held_schema(task.site_schema, several=several) | STUDENT_SCHEMA | task.predicted
-        frame = pl.DataFrame(pl.from_arrow(table)).select(*schema).cast(schema)  # type: ignore[arg-type]
-        return HeldTable(**about, table=frame)
-    except Exception as error:  # whatever a file that only looks like one leads to
-        raise CorruptObject(
-            f"{path} holds no predictions",
-            found=str(error) or type(error).__name__,
-            do=f"delete {folder} and train this student again",
-        ) from None
+    return read_file(folder, _held_table)
+
+
+def _held_table(about: dict[str, Any], table: pa.Table) -> HeldTable:
+    if (version := about.pop("format_version")) == 1:
+        # What format 1 said; there were two tasks.
+        about["task"] = "language_model" if about.pop("of_tokens") else "image_classification"
+    elif version != FORMAT_VERSION:
+        raise ValueError("it is of another format")
+    several = DATASET in table.column_names
+    task = TASKS[about["task"]]
+    schema = held_schema(task.site_schema, several=several) | STUDENT_SCHEMA | task.predicted
+    frame = pl.DataFrame(pl.from_arrow(table)).select(*schema).cast(schema)  # type: ignore[arg-type]
+    return HeldTable(**about, table=frame)

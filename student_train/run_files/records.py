@@ -257,13 +257,6 @@ def lost_files(folder: Path, record: RunRecord) -> tuple[str, ...]:
     return gone
 
 
-def check_predictions(folder: Path, data: bytes) -> None:
-    """Raise ValueError if the bytes of a run's predictions are not those that its record knows."""
-    record = read_record(folder)
-    if record is not None and record.predictions_digest not in (None, digest(data)):
-        raise ValueError(f"its bytes do not match the digest in {RUN_FILE}: it is of another training")
-
-
 def read_job(folder: Path, record: RunRecord | None) -> str | None:
     """Return the job that repeats a run, or None where there is none.
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from student_train.report import REPORT_FILE
-from student_train.run_files.predictions import PREDICTIONS_FILE
+from student_train.run_files.predictions_file import PREDICTIONS_FILE
 from student_train.running.train import train_students
 from tests.conftest import Program
 from tests.jobs.test_isolation import rooms_of

@@ -7,7 +7,8 @@ import pytest
 
 from storage.errors import CorruptObject
 from storage.format.sealed import seal
-from student_train.comparing.answers import COLUMNS, PREDICTIONS_FILE, read_answers
+from student_train.comparing.answers import COLUMNS, read_answers
+from student_train.run_files.predictions_file import PREDICTIONS_FILE
 
 
 @pytest.mark.parametrize(("version", "known"), [(1, True), (2, True), (3, False)])

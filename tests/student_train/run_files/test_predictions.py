@@ -15,7 +15,8 @@ from student_train.feed.feed import Feed
 from student_train.feed.residency import FeedPool
 from student_train.feed.selection import select_rows
 from student_train.run_files.folder import RunFolder
-from student_train.run_files.predictions import PREDICTIONS_FILE, HeldTable, read_predictions
+from student_train.run_files.predictions import HeldTable, read_predictions
+from student_train.run_files.predictions_file import PREDICTIONS_FILE
 from student_train.running.measuring import predictions
 from student_train.running.measuring.predictions import Respondent, ask_students, held_table
 from student_train.running.train import train_students
