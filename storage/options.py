@@ -210,7 +210,7 @@ def _factory_source(reference: Factory) -> str:
 
 
 def code_fingerprint(reference: Factory) -> str:
-    """Return the fingerprint of the file that defines a factory, blind to comments and layout, without importing it."""
+    """Return the fingerprint of a factory's file, blind to comments and layout, not imported. Raises BadRequest."""
     source = _factory_source(reference)
     try:
         return fingerprint(ast.unparse(ast.parse(source)))

@@ -1,7 +1,7 @@
 """The second half: many students trained from a cache, with no teacher code and no teacher weights.
 
 report/      one page about a folder of runs
-using/       what one does with a settled student: export it
+using/       what one does with a settled student: evaluate it on other data, predict, export
 running/     the story of a job: its passes, the loop, a run's way to its record
 preparing/   everything before the first step: checks, memory, the dry run
 stepping/    a student's changing state, and how steps are taken: alone, stacked, recorded, on several processes

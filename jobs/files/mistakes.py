@@ -92,6 +92,7 @@ def _lines(kind: type[BaseModel], found: Sequence[_Found], *, below: bool) -> li
 
 
 def _line(kind: type[BaseModel], found: _Found) -> str:
+    """Return one mistake as a line: where it is in the job, what is wrong, what was expected."""
     detail, written = found.detail, found.place
     *parents, last = found.loc or ("job",)
     match detail["type"]:

@@ -62,6 +62,7 @@ def print_comparison(found: Sequence[Compared], runs: Sequence[ShownRun], title:
 
 
 def _print_one(found: Compared, title: str) -> None:
+    """Print settings that were measured on the same rows: in words, as tables, and what sweeps show."""
     students, settings = sum(len(setting.runs) for setting in found.settings), len(found.settings)
     held = "rows that are unknown" if found.num_rows is None else f"{found.num_rows:,} held rows of {found.rows}"
     of = f" of {_many(settings, 'setting')}" if students > settings else ""
@@ -194,6 +195,7 @@ def _fitting(found: Compared, columns: Sequence[Column], *, reference: bool) -> 
 
 
 def _columns(found: Compared) -> list[Column]:
+    """Return the columns of the table of settings, without those that are empty or alike in all."""
     gain, numbers = found.gain, {setting.name: str(n) for n, setting in enumerate(found.settings, 1)}
     seeds = any(len(setting.runs) > 1 for setting in found.settings)
     columns = [
@@ -274,6 +276,7 @@ def _references(found: Compared) -> list[dict[str, str]]:
 
 
 def _legend(found: Compared) -> list[str]:
+    """Return what the columns of the tables mean, of those that are there."""
     lines, several = [], any(len(setting.values(found.gain.column)) > 1 for setting in found.settings)
     if several:
         lines.append("± behind a mean: deviation over seeds; n: seeds")

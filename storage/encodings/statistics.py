@@ -199,6 +199,7 @@ def _fused_sums(rows: Rows, kept: Kept, options: Encoding) -> Sums:
 
 
 def _sums(block: tuple[Tensor, ...], scratch: Scratch, options: Encoding, num_draws: int, *, entropy: bool) -> Sums:
+    """Return the sums of a block of rows, in two buffers of its size that serve every block."""
     logits_BC, level_B, mean_B, peak_B, possible_B, ids_BK = block
     above_BC, e_BC = (each[: len(logits_BC)] for each in scratch)
     torch.sub(logits_BC, level_B[:, None], out=above_BC)

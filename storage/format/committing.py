@@ -169,7 +169,7 @@ def read_ragged(objects: Objects, commit: Commit, names: Iterable[str], *, write
 
 
 def of_kind(kind: type[AnyRows], commit: Commit, arrays: Mapping[str, np.ndarray | Ragged]) -> dict[str, AnyRows]:
-    """Return arrays, all of one kind; whoever reads one knows from dataset.json which it must be."""
+    """Return arrays, all of the kind that dataset.json says of them. Raises CorruptObject: one is of the other."""
     found: dict[str, AnyRows] = {}
     for name, array_S in arrays.items():
         if not isinstance(array_S, kind):

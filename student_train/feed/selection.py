@@ -310,6 +310,7 @@ def _stage(teacher: str, view: str) -> str:
 def _selection(
     catalogue: Catalogue, dataset: str, samples: pl.DataFrame, agree_with: str | None, views: EpochViews | None
 ) -> Selection:
+    """Return some samples of a dataset, in its order, as rows of their shards."""
     starts_S = catalogue.shards(dataset).starts
     shard_N = samples["shard"].to_numpy()
     row_N = samples["row"].to_numpy()

@@ -205,6 +205,7 @@ class ShardSource:
         return None
 
     def _read_shard(self, index: int, names: frozenset[Name], fetch: Fetch) -> Iterator[tuple[Name, Stored | ToDecode]]:
+        """Yield a shard's arrays by name, each checked against its commit and against what a student is to be shown."""
         of_ingest, *of_teachers = self.wanted(index, names)
         ingest, stored = _unpacked(of_ingest, fetch)
         kind = inputs_of(self.selection.catalogue.dataset(of_ingest.key.dataset))

@@ -9,7 +9,7 @@ outputs.py     what losses look at of a student
 objective.py   a weighted sum of losses
 together.py    two losses that are computed in one go
 
-To add a loss: copy `on_targets/kd.py` or `on_features/hint.py`; its options in `options/terms.py`, there in
+To add a loss: copy `on_targets/kd.py` or `on_features/hint.py`; its options in `options/terms/`, there in
 `ObjectiveTerm` too; and a line in LOSSES.
 """
 

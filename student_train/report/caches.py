@@ -155,6 +155,7 @@ def dense_bytes(num_classes: int) -> int:
 
 
 def _figures(cache: Cache, samples: Samples, rows: str, teacher: str) -> TeacherFigures:
+    """Return how good, how sure and how well calibrated a teacher is on some rows of a cache."""
     dataset, _, split = rows.partition("/")
     columns = {f"teacher_{name}": f"{teacher}_{name}" for name in TEACHER_COLUMNS}
     of_split = pl.col("split") == split if split else pl.lit(value=True)

@@ -92,15 +92,7 @@ def check_student(
     Raises:
         BadRequest: no such layer, or the output is not (B, *sites, C).
     """
-    modules = dict(student.named_modules())
-    for layer in layers:
-        if layer not in modules:
-            near = get_close_matches(layer, modules, 3, cutoff=0.4)
-            raise BadRequest(
-                f"the student has no layer {layer!r}",
-                found=", ".join(name for name in modules if name)[:400],
-                do=f'student_layer = "{near[0]}"' if near else None,
-            )
+    _check_layers(student, layers)
     _check_head(student)
     training = student.training
     tapped = Tapped(student, layers)
@@ -129,17 +121,34 @@ def check_student(
     finally:
         tapped.release()
         student.train(training)
-    expected = (2, *student.blueprint.asked.sites(short), num_classes)
+    _check_logits(logits, (2, *student.blueprint.asked.sites(short), num_classes))
+    if student.in_two_parts:
+        _check_parts(scores, logits)
+    return {layer: tuple(output.shape[1:]) for layer, output in outputs.layers.items()}
+
+
+def _check_layers(student: Student, layers: Sequence[str]) -> None:
+    """Raise BadRequest unless a student has layers of these names."""
+    modules = dict(student.named_modules())
+    for layer in layers:
+        if layer not in modules:
+            near = get_close_matches(layer, modules, 3, cutoff=0.4)
+            raise BadRequest(
+                f"the student has no layer {layer!r}",
+                found=", ".join(name for name in modules if name)[:400],
+                do=f'student_layer = "{near[0]}"' if near else None,
+            )
+
+
+def _check_logits(logits: Any, expected: tuple[int, ...]) -> None:
+    """Raise BadRequest unless a student has returned a tensor of this shape, (B, *sites, C)."""
     if not isinstance(logits, Tensor) or logits.shape != expected:
         found = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits)
         raise BadRequest(
             "the student does not return one logit per class",
-            found=f"{found} for a batch of 2",
+            found=f"{found} for a batch of {expected[0]}",
             expected=f"a tensor of shape {expected}",
         )
-    if student.in_two_parts:
-        _check_parts(scores, logits)
-    return {layer: tuple(output.shape[1:]) for layer, output in outputs.layers.items()}
 
 
 def _check_lengths(longest: dict[str, Tensor], shortest: dict[str, Tensor]) -> None:

@@ -20,6 +20,9 @@ def cnn(
     Args:
         widths: channels of each block.
         dropout: share of the pooled channels that a training step leaves out.
+
+    Raises:
+        BadRequest: it cannot be built in this size.
     """
     channels = require_image("cnn", input_shape, halvings=len(widths) - 1)
     if not widths or min(widths) < 1 or not 0 <= dropout < 1:

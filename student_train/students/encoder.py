@@ -33,6 +33,9 @@ def encoder(
         dropout: share of the units of embeddings, after each attention and each perceptron, and of the mean, that a
             training step leaves out.
 
+    Raises:
+        BadRequest: inputs are no tokens; or it cannot be built in this size.
+
     Source: Devlin et al. 2019 (BERT), with blocks that normalise first; Joulin et al. 2017 for the bag.
     """
     if len(input_shape) != 1 or vocabulary is None:  # an option of its own

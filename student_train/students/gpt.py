@@ -41,6 +41,9 @@ def gpt(
         end_of_text: id of the token that ends a document; what is after it sees nothing of what is before. None: every
             position sees all that are before it.
 
+    Raises:
+        BadRequest: inputs are no tokens; or it cannot be built in this size.
+
     Source: Radford et al. 2019 (GPT-2); blocks that normalise first, the initialisation of its section 2.3.
     """
     if len(input_shape) != 1:

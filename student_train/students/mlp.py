@@ -21,6 +21,9 @@ def mlp(
     Args:
         hidden: width of each hidden layer; none at all gives a linear classifier.
         dropout: share of each hidden layer's units that a training step leaves out.
+
+    Raises:
+        BadRequest: it cannot be built in this size.
     """
     if len(hidden) > MAX_DEPTH or any(width < 1 for width in hidden) or not 0 <= dropout < 1:
         raise BadRequest(

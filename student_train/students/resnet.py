@@ -20,6 +20,9 @@ def resnet(num_classes: int, input_shape: tuple[int, ...], *, depth: int = 20, w
         depth: 6n + 2 with n blocks a stage: 8, 14, 20, 32, 44, 56, 110, …
         width: channels of the first stage; the second has twice as many and the third four times.
 
+    Raises:
+        BadRequest: there is none of this depth or width; or inputs are no images, or too small for it.
+
     Source: He et al. 2015, section 4.2 and shortcut option A, arXiv 1512.03385.
     """
     channels = require_image("resnet", input_shape, halvings=2)

@@ -107,6 +107,9 @@ def transformers(
         input_shape: (L,).
         vocabulary: number of ids, where that is not the number of classes.
         config, answers: as `embedded` gives them.
+
+    Raises:
+        BadRequest: inputs are no tokens, or it makes no such answers.
     """
     if len(input_shape) != 1 or (answers is None and vocabulary):
         raise BadRequest(

@@ -220,6 +220,7 @@ def _dollars(options: ScaleOptions, found: Scaled) -> dict[str, float]:
 
 
 def _limits(options: ScaleOptions, machine: Machine, found: Scaled, per_shard: int) -> Iterator[Limit]:
+    """Yield what a job of this size would meet, each with how much there may be and what to do."""
     builders, workers, stages = options.builders, found.workers, 1 + found.views
     _, ingest_s, ask_s = found.worker_s
     quickest_s, longest_s = min(ingest_s, ask_s) + SHARD_S, max(ingest_s, ask_s)

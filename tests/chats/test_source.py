@@ -311,7 +311,7 @@ def test_the_template_is_promised_and_so_is_the_day_that_it_prints(
     first = chats(template=LLAMA3)
     promised = first.content()
     assert promised["date"] == "2026-02-03"
-    assert any("2026-02-03 for good" in note for note in first.notes())
+    assert "2026-02-03 for good" in "\n".join(first.notes())
     before = read(first)[0].payload.tolist()  # type: ignore[union-attr]
     monkeypatch.setattr(module, "today", lambda: DAY + datetime.timedelta(1))
     assert chats(template=LLAMA3).content() != promised

@@ -12,12 +12,13 @@ from typing import Any
 import pytest
 
 from storage.cache import Cache
-from storage.errors import BadRequest, Interrupted
+from storage.errors import BadRequest
 from student_train.run_files.records import RunRecord
 from student_train.running.train import train_students
 from student_train.stepping.forward import check_student
 from student_train.students import Blueprint, build_student, load_student
 from tests.language.toys import counting_cache, counting_teacher, request, small_gpt
+from tests.student_train.toys import train_in_parts
 
 
 @pytest.fixture(scope="module")
@@ -59,21 +60,8 @@ def test_a_student_stopped_at_any_step_ends_in_the_same_weights(cache: Cache, tm
         "patience_epochs": 2,
     }
     trained(cache, tmp_path / "whole", **options)
-    runs, calls, stopped = tmp_path / "parts", 0, 0
-
-    def stop() -> bool:
-        nonlocal calls
-        calls += 1
-        return calls == 5  # of steps, and of batches that are evaluated
-
-    while True:
-        calls = 0
-        try:
-            train_students(request(cache, runs, small_gpt(**options), residency="stream"), stop=stop)
-            break
-        except Interrupted:
-            stopped += 1
-    assert stopped > 3
+    runs = tmp_path / "parts"
+    assert train_in_parts(request(cache, runs, small_gpt(**options), residency="stream"), calls=5) > 3
     assert weights(runs) == weights(tmp_path / "whole")
 
 

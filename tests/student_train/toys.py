@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -15,6 +16,7 @@ import torch
 from storage.cache import Cache
 from storage.digests import digest, fingerprint
 from storage.encodings import DenseEncoding, FeatureEncoding, SparseEncoding
+from storage.errors import Interrupted
 from storage.format.rows import EXTENT_SCHEMA, Segment, create_segment
 from storage.format.shards import ShardKey
 from storage.format.specs import DatasetSpec, TeacherSpec, write_spec
@@ -23,6 +25,7 @@ from storage.views import PLAIN, view_fingerprint
 from student_train.feed.order import Positions, epoch_windows, join_windows, window_order
 from student_train.options.sections import DataOptions, StudentOptions
 from student_train.preparing.request import Request
+from student_train.running.train import train_students
 
 
 @dataclass(frozen=True)
@@ -190,3 +193,16 @@ def epoch_order(shard_sizes_S: Positions, *, seed: int, epoch: int, window_shard
     """Return the positions of all rows in the order in which an epoch takes them."""
     windows = epoch_windows(shard_sizes_S, seed=seed, epoch=epoch, window_shards=window_shards)
     return join_windows(shard_sizes_S, windows, partial(window_order, seed=seed, epoch=epoch))
+
+
+def train_in_parts(request: Request, *, calls: int) -> int:
+    """Train to the end, stopped each time after so many steps and evaluated batches; return how often that was."""
+    stopped = 0
+    while True:
+        asked = itertools.count(1)
+        try:
+            train_students(request, stop=lambda: next(asked) == calls)  # noqa: B023 - called within the loop
+        except Interrupted:
+            stopped += 1
+        else:
+            return stopped

@@ -10,12 +10,13 @@ import pytest
 import torch
 
 from storage.cache import Cache
-from storage.errors import BadRequest, Interrupted
+from storage.errors import BadRequest
 from student_train.options.sections import FleetOptions
 from student_train.run_files.records import RunRecord
 from student_train.running.train import train_students
 from student_train.stepping.forward import check_student
 from student_train.students import Blueprint, build_student, load_student
+from tests.student_train.toys import train_in_parts
 from tests.texts.toys import LENGTH, looking_teacher, request, small_encoder, text_cache
 
 FEATURE = '[teacher.features]\nrow = { layer = "row", dtype = "fp32" }'
@@ -83,21 +84,8 @@ def test_streamed_and_resident_rows_train_the_same_student(cache: Cache, tmp_pat
 def test_a_student_stopped_at_any_step_ends_in_the_same_weights(cache: Cache, tmp_path: Path) -> None:
     options: dict[str, Any] = {"options": {"depth": 1, "width": 8, "heads": 2, "dropout": 0.2}, "ema_decay": 0.9}
     trained(cache, tmp_path / "whole", **options)
-    runs, calls, stopped = tmp_path / "parts", 0, 0
-
-    def stop() -> bool:
-        nonlocal calls
-        calls += 1
-        return calls == 7  # of steps, and of batches that are evaluated
-
-    while True:
-        calls = 0
-        try:
-            train_students(request(cache, runs, small_encoder(**options), residency="stream"), stop=stop)
-            break
-        except Interrupted:
-            stopped += 1
-    assert stopped > 2
+    runs = tmp_path / "parts"
+    assert train_in_parts(request(cache, runs, small_encoder(**options), residency="stream"), calls=7) > 2
     assert weights(runs) == weights(tmp_path / "whole")
 
 

@@ -62,6 +62,7 @@ def _drop(network: nn.Module, layer: nn.Module, change: Dropped) -> None:
 
 
 def _resize(network: nn.Module, layer: nn.Module, change: Resized) -> None:
+    """Give a layer another size, its weights drawn anew. Raises BadRequest: it has no such size."""
     before, shape = size_of(layer), change.shape
     if before is None or len(before) != len(shape) or any(new > old for new, old in zip(shape, before, strict=True)):
         raise _unfit(change, f"a {type(layer).__name__}" + (f" of {before}" if before else ""))

@@ -102,7 +102,7 @@ def start_files(path: Path) -> list[Path]:
 
 
 def start_digests(path: Path) -> dict[str, str]:
-    """Return the digest of each file of weights, by its name."""
+    """Return the digest of each file of weights, by its name. Raises MissingSource."""
     digests = {}
     for file in start_files(path):
         try:

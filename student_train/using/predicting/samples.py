@@ -32,8 +32,8 @@ from storage.datasets.published import (
 from storage.datasets.samples import kind_of_samples
 from storage.datasets.table import TableSource
 from storage.datasets.table.reading import num_rows
-from storage.datasets.text.rows import IN_COLUMNS, Columns, Row
-from storage.datasets.text.tables import rows_of
+from storage.datasets.text.reading.rows import IN_COLUMNS, Columns, Row
+from storage.datasets.text.reading.tables import rows_of
 from storage.errors import BadRequest, MissingSource
 from student_train.students import Blueprint
 from student_train.using.predicting.columns import number_rows
@@ -121,6 +121,7 @@ def _wrong(path: Path, kind: str, do: str | None = None) -> BadRequest:
 
 
 def _images(path: Path, blueprint: Blueprint, columns: Sequence[str]) -> Samples:
+    """Return pictures of a folder, a table, tars or a folder of Hugging Face. Raises BadRequest, MissingSource."""
     Image.init()  # only from here on does Pillow know its suffixes
     promised = str((blueprint.source or {}).get("image", "image"))
     if is_saved(path):
@@ -186,6 +187,7 @@ def _one(columns: Sequence[str]) -> str | None:
 
 
 def _texts(path: Path, blueprint: Blueprint, columns: Sequence[str]) -> Samples:
+    """Return texts: lines of a file, or a column of a table, of tars or of a folder of Hugging Face."""
     if path.suffix == ".txt":
         file = open(path, encoding="utf-8-sig", errors="surrogateescape")  # noqa: SIM115 - closed when its lines end
         return Samples(f"lines of {path}", _lines(file, path.name))
@@ -233,6 +235,7 @@ def _lines(file: TextIO, name: str) -> Iterator[Sample]:
 
 
 def _arrays(path: Path, blueprint: Blueprint, columns: Sequence[str]) -> Samples:
+    """Return rows of numbers: of a `.npy`, or of columns of a table in the student's order."""
     if path.suffix in ARRAYS:
         source = ArraysSource(name="inputs", kind="arrays", path=path)
         (file,) = source.files().iter_rows(named=True)

@@ -67,6 +67,7 @@ def _csv(part: Path) -> Iterator[Write]:
 
 @contextlib.contextmanager
 def _parquet(part: Path) -> Iterator[Write]:
+    """Yield what writes frames, as row groups of ROWS_A_GROUP or more."""
     writer: pq.ParquetWriter | None = None
     kept: list[pl.DataFrame] = []
     kept_rows = 0

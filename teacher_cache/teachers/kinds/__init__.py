@@ -1,19 +1,22 @@
 """The kinds of teacher, by what a `[[teacher]]` says of where it comes from: a key of that name, or its `kind`.
 
-factory.py    a function of the user's, with weights from a file
-student.py    the folder of a trained student
-onnx.py       a graph of ONNX, of any framework, computed by onnxruntime
-onnx_files.py  reading one without computing it: external data, names, shapes
-onnx_columns.py  a table's columns as its inputs, by name
-onnx_model.py  one as a torch module
-exported.py   a program that torch exported, or TorchScript: code, which a job must trust
-zoo.py        a model of timm or torchvision, by its name there
-sklearn.py    a classifier of scikit-learn, through skops
-sklearn_model.py  one as a torch module
-sklearn_columns.py  a table's columns by name, as an estimator was fitted on
+factory.py       a function of the user's, with weights from a file
+student.py       the folder of a trained student
+exported.py      a program that torch exported, or TorchScript: code, which a job must trust
+zoo.py           a model of timm or torchvision, by its name there
+onnx.py          a graph of ONNX, of any framework, computed by onnxruntime
+sklearn.py       a classifier of scikit-learn, through skops
 transformers.py  a model in a folder of transformers: language model, classifier, encoder
-transformers_purpose.py  which of these it is, by its folder
-transformers_model.py  a classifier of images as a torch module
+
+and what three of them need besides:
+
+onnx_files.py            a graph read without computing it: external data, names, shapes
+onnx_columns.py          a table's columns as its inputs, by name
+onnx_model.py            it as a torch module
+sklearn_columns.py       a table's columns by name, as an estimator was fitted on
+sklearn_model.py         it as a torch module
+transformers_purpose.py  which of the three a folder is
+transformers_model.py    a classifier of images as a torch module
 
 A new kind is a file like onnx.py, a line in the table below, and its keys among those of `TeacherOptions`.
 

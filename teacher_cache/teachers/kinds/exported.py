@@ -100,6 +100,7 @@ def _check_trusted(options: TeacherOptions, digest: str) -> None:
 
 
 def _exported(path: Path, content: bytes, options: TeacherOptions) -> nn.Module:
+    """Return a program as a module whose layers can be tapped. Raises BadTeacher: this torch cannot load it."""
     import torch
 
     try:

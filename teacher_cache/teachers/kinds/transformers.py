@@ -107,7 +107,7 @@ def classes(options: TeacherOptions) -> list[str] | None:
 
 
 def dimension(options: TeacherOptions) -> int | None:
-    """Return the width of its hidden states, which that of an embedding is."""
+    """Return the width of its hidden states, which that of an embedding is. Raises BadTeacher: it has no embedding."""
     folder, config, purpose = _read(options)
     if purpose is not EMBEDDING:
         raise BadTeacher(

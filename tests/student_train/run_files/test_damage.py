@@ -106,7 +106,7 @@ def test_every_command_names_the_damaged_file(toy_cache: Cache, folder: Path, tm
             command()
     written = write_report(request.runs)
     assert written.exit_code == CorruptObject.exit_code
-    assert any(name in notice for notice in written.notices)
+    assert name in "\n".join(written.notices)
 
 
 @pytest.mark.parametrize("name", ["run.json", "checkpoint.json", "student.json"])
