@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import bisect
 import contextlib
+import re
 import sys
 import threading
 import time
@@ -18,7 +19,7 @@ from pathlib import Path
 from time import gmtime, strftime
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
-from xml.sax.saxutils import escape
+from xml.sax.saxutils import escape, unescape
 
 PAGE = 1000
 TAG = '"{:x}-{:x}"'
@@ -138,6 +139,11 @@ def s3_folder(folder: Path, latency_s: float = 0.0) -> Iterator[tuple[str, Folde
         def do_DELETE(self) -> None:
             store.delete(self.name)
             self.answer(204, b"")
+
+        def do_POST(self) -> None:  # of many at once
+            for key in re.findall(r"<Key>(.*?)</Key>", self.rfile.read(int(self.headers["Content-Length"])).decode()):
+                store.delete(unescape(key))
+            self.answer(200, b"<DeleteResult/>")
 
         def of(self, name: str) -> dict[str, str]:
             status = store.file(name).stat()

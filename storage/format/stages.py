@@ -7,10 +7,11 @@ lost it: what its rows mean is not known any more, and no build may guess it.
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable
+from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
 from storage.errors import MissingObject
-from storage.format.objects import Listing, Objects
+from storage.format.objects import Listing, Objects, num_at_once
 from storage.format.shards import GROUP_NAME, INGEST, PLAN, Committed, list_commits, stage_folder
 from storage.options import is_name
 from storage.views import PLAIN
@@ -52,7 +53,8 @@ def look_at_stages(
     """
     # what is no name is not there, and might lead out of the cache
     names = objects.list().folders if datasets is None else sorted({name for name in datasets if is_name(name)})
-    found = [_look_at(objects, name, teachers) for name in names if name not in (LEDGER, LEASE)]
+    with ThreadPoolExecutor(num_at_once(objects)) as pool:  # of lists: a store gives the pages of one after another
+        found = [_look_at(objects, name, teachers, pool) for name in names if name not in (LEDGER, LEASE)]
     return [each for each in found if each is not None]
 
 
@@ -73,13 +75,15 @@ def list_stages(objects: Objects, datasets: Iterable[str] | None = None) -> list
     return [stage for each in look_at_stages(objects, datasets) for stage in each.commits]
 
 
-def _look_at(objects: Objects, dataset: str, teachers: Collection[str] | None) -> DatasetStages | None:
+def _look_at(
+    objects: Objects, dataset: str, teachers: Collection[str] | None, pool: ThreadPoolExecutor
+) -> DatasetStages | None:
     """Return what there is of a dataset; None if nothing promises it."""
     listing = objects.list(dataset)
     if not _is_promised(objects, dataset, listing, "dataset.json"):
         return None
     promised: list[str] = []
-    commits: dict[Stage, Committed] = {(dataset, None, PLAIN): list_commits(objects, stage_folder(dataset, None))}
+    stages: list[Stage] = [(dataset, None, PLAIN)]
     for folder in _teacher_folders(listing):
         teacher = _name(folder)
         if teachers is not None and teacher not in teachers:
@@ -88,8 +92,9 @@ def _look_at(objects: Objects, dataset: str, teachers: Collection[str] | None) -
         if not _is_promised(objects, folder, below, "teacher.json"):
             continue
         promised.append(teacher)
-        for view in below.folders:
-            commits[dataset, teacher, _name(view)] = list_commits(objects, view)
+        stages += [(dataset, teacher, _name(view)) for view in below.folders]
+    listed = pool.map(lambda stage: list_commits(objects, stage_folder(*stage)), stages)
+    commits = dict(zip(stages, listed, strict=True))
     has_views = _holds(listing, f"{dataset}/{VIEWS_JSON}") or _are_views_promised(objects, dataset, commits)
     return DatasetStages(dataset, tuple(promised), commits, has_views)
 

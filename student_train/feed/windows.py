@@ -34,6 +34,7 @@ from student_train.feed.shard_source import Fetched, ShardSource, Wanted
 READERS = 4
 # Shards fetched before they are read, and their bytes as they are stored (likewise).
 MOST_AHEAD, AHEAD_BYTES = 32, 2**26
+MOST_THREADS = 64
 ROUND_TRIPS = 2  # of a shard: its commits, then their arrays
 SHARD_S = 0.005  # of a small one, on this machine; the others travel meanwhile
 
@@ -154,7 +155,7 @@ class Coming:
         self._next = 0  # to be fetched
         self._lock = Lock()
         num_threads = self._num_ahead * len(source.wanted(shards[0], names)) if shards else 0
-        self._pool = ThreadPoolExecutor(max(1, num_threads), thread_name_prefix="feed-ahead")
+        self._pool = ThreadPoolExecutor(min(max(1, num_threads), MOST_THREADS), thread_name_prefix="feed-ahead")
 
     def read(self, place: int) -> Iterator[tuple[Name, Stored | ToDecode]]:
         """Yield the arrays of the shard at a place, and have others fetched meanwhile; as `ShardSource.read`."""

@@ -17,7 +17,7 @@ from storage.cache import Cache
 from storage.cache.watcher import Watcher
 from storage.digests import digest
 from storage.errors import BadRequest, StaleCache
-from storage.format.objects import Objects
+from storage.format.objects import Objects, num_at_once
 from storage.format.shards import Commit, ShardKey
 from storage.format.specs import NOTICE_JSON, NoticeSpec
 from storage.format.stores.index import INDEX, Index, Published
@@ -73,7 +73,7 @@ def publish(cache: Cache, watcher: Watcher) -> Publication:
 
     found: list[Published] = []
     left = iter([*versions.items(), *rest.items()])
-    with ThreadPoolExecutor(max_workers=8) as pool:
+    with ThreadPoolExecutor(num_at_once(cache.objects)) as pool:
         while some := list(islice(left, LOOK_AHEAD)):
             for published in pool.map(look, some):
                 found.append(published)

@@ -23,12 +23,13 @@ LAST = "digits/cnn/plain/00002.parquet"
 def test_each_folder_is_listed_once_and_each_promise_read_once(cache: Cache) -> None:
     objects = Counting(cache.objects)
     Catalogue.read(objects, cache.spec)
-    assert objects.requests == [
+    stages = slice(3, 5)  # side by side
+    assert objects.requests[:3] + sorted(objects.requests[stages]) + objects.requests[5:] == [
         ("list", ""),
         ("list", "digits"),
-        ("list", "digits/ingest"),
         ("list", "digits/cnn"),
         ("list", "digits/cnn/plain"),
+        ("list", "digits/ingest"),
         ("list", "digits/plan"),
         ("get", "digits/plan/00000.parquet"),
         ("get", "digits/dataset.json"),
@@ -145,7 +146,10 @@ def test_targets_of_views_are_never_seen_without_their_promise(cache: Cache, fol
         cache.objects.put("digits/cnn/view-000/00000.parquet", b"")
 
     found = Catalogue.read(Meanwhile(cache.url, folder, build), cache.spec)
-    assert (found.view_names("digits", "cnn"), found.views) == (["plain", "view-000"], {"digits": views})
+    seen = (found.view_names("digits", "cnn"), found.views)
+    may_be: list[Any] = [(["plain", "view-000"], {"digits": views})]
+    may_be += [(["plain"], {})] * (folder == "digits/ingest")  # which is listed beside the others
+    assert seen in may_be
 
 
 # --- samples

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import re
+import threading
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -137,3 +139,14 @@ def test_a_teacher_that_has_begun_nothing_is_promised(cache: Cache, teacher_spec
         ("cnn", 0),
         ("vit", 10),
     ]
+
+
+def test_stages_are_listed_side_by_side(cache: Cache) -> None:
+    both = threading.Barrier(2, timeout=60)  # of a dataset, ingest and targets
+
+    class Waiting(LocalObjects):
+        def versions(self, folder: str, names: re.Pattern[str]) -> Iterator[tuple[str, str]]:
+            both.wait()
+            return super().versions(folder, names)
+
+    assert list_stages(Waiting(cache.url)) == [("digits", None, "plain"), ("digits", "cnn", "plain")]
