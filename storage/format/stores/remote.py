@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import os
 import re
 import time
 import uuid
@@ -14,6 +15,13 @@ from storage.errors import BadRequest, CorruptObject, MissingObject, StorageFail
 from storage.format.filesystems import check_size
 from storage.format.stores.asking import CLIENT_RETRIES, NO_BUCKET, asked
 from storage.format.stores.base import TEMPORARY_PREFIX, Listing, ObjectInfo, Span, ask_verify
+from storage.options import redacted
+
+ENDPOINTS = {
+    "s3": ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "AWS_ENDPOINT"),
+    "az": ("AZURE_STORAGE_ENDPOINT", "AZURE_ENDPOINT"),
+}
+ADDRESS = re.compile(r"https?://[^/\s]+(/\S*)?", re.IGNORECASE)
 
 T = TypeVar("T")
 
@@ -30,6 +38,7 @@ class RemoteObjects:
     def __init__(self, url: str):
         import obstore.store
 
+        _check_endpoints(url)
         self.url = url.rstrip("/")
         self.latency_s = math.inf  # nothing was asked yet
         self._has_parts = True  # until it says that it gives whole objects only
@@ -193,6 +202,18 @@ class RemoteObjects:
                     do=NO_BUCKET,
                 ) from None
             raise MissingObject(f"{self.url}/{path} is not there", do=ask_verify(self.url)) from None
+
+
+def _check_endpoints(url: str) -> None:
+    """Raise BadRequest if the environment names an address of the store that is none: its client would panic."""
+    for name in ENDPOINTS.get(url.partition("://")[0].lower(), ()):
+        if (value := os.environ.get(name)) is not None and not ADDRESS.fullmatch(value):
+            raise BadRequest(
+                f"{name} in the environment is no address of a store",
+                found=redacted(value) or "nothing",
+                expected="https://host, or http://host:port",
+                do=f"mend it, or unset {name}",
+            )
 
 
 def _remote_info(meta: Any) -> ObjectInfo:

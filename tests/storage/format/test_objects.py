@@ -341,6 +341,15 @@ def test_a_file_url_is_a_folder(tmp_path: Path) -> None:
 # --- object stores only
 
 
+@pytest.mark.parametrize("value", ["", "localhost:9000", "http://", "ftp://host", "http://a b"])
+def test_an_address_in_the_environment_that_is_none_is_named(value: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Seen: of an empty one the store's client panics at the first request, with pages of a traceback."""
+    monkeypatch.setenv("AWS_ENDPOINT_URL", value)
+    with pytest.raises(BadRequest, match="AWS_ENDPOINT_URL in the environment is no address of a store") as caught:
+        open_objects("s3://bucket/cache")
+    assert caught.value.found == (value or "nothing")
+
+
 def test_an_unknown_scheme_is_a_bad_request() -> None:
     with pytest.raises(BadRequest) as caught:
         open_objects("nosuch://bucket/x")
