@@ -235,7 +235,8 @@ def column_sizes(data: bytes) -> Iterator[ColumnSize]:
                 values, num_bytes = about[NUM_VALUES], about[UNCOMPRESSED_BYTES]
                 if values < 0 or num_bytes < 0:
                     raise ValueError(f"a column of {values} values and {num_bytes} bytes")
-                num_bytes = max(num_bytes, _pages_bytes(data, about))
+                if values:  # of none no page is read, and pyarrow says that its first is at 0
+                    num_bytes = max(num_bytes, _pages_bytes(data, about))
                 yield ColumnSize(about[PHYSICAL_TYPE] == BYTE_ARRAY, values, num_bytes)
     except (KeyError, IndexError, TypeError) as error:
         raise ValueError(f"a column without its size: {type(error).__name__}: {error}") from None

@@ -30,6 +30,11 @@ def test_sizes_are_those_that_pyarrow_tells() -> None:
         assert [tuple(size) for size in column_sizes(data)] == told
 
 
+def test_a_table_without_rows_is_a_whole_file() -> None:
+    table = pa.table({"row": pa.array([], pa.int64()), "text": pa.array([], pa.string())})
+    assert unseal(seal(table, {"a": 1})).table == table
+
+
 def test_a_footer_that_ends_the_process_of_pyarrow_is_named() -> None:
     """In a process of its own, for what is read so would end this one."""
     child = os.fork()
