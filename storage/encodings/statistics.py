@@ -33,10 +33,10 @@ from storage.targets.soft import NEVER, Statistics
 
 FIXED_COLUMNS = 3  # entropy, mean, deviation
 LONG_ROW = 2**12  # classes; from here on BLAS is quicker
-# Elements that are encoded at a time, and of these, that are summed at a time: what the latter's passes share stays in
-# the caches, where each takes a fraction of its time in memory, and the calls are few.
+# Elements that are encoded at a time, and of these, that are summed at a time, of a CPU by each of torch's threads:
+# a row of a large vocabulary, so that logits and what is made of them stay in a core's own cache from pass to pass.
 BLOCK_ELEMENTS = {"cpu": 2**23, "cuda": 2**27}
-SWEEP_ELEMENTS = {"cpu": 2**19, "cuda": 2**27}
+SWEEP_ELEMENTS = {"cpu": 2**17, "cuda": 2**27}
 HIGHEST = 30.0  # exponent, so that e² of a whole vocabulary is within float32
 
 
@@ -51,10 +51,16 @@ def in_blocks(encode: Callable[..., tuple[dict[str, Tensor], Told]], *rows_B: Te
 
 
 def _split(rows_B: Sequence[Tensor], elements: dict[str, int]) -> list[tuple[Tensor, ...]]:
-    """Return tensors in blocks of rows, by how many elements the first one may have."""
+    """Return tensors in blocks of rows, by how many elements the first one may have; a row at least."""
     # 2**19 elements on a device for which none was measured
     rows = max(1, elements.get(rows_B[0].device.type, 2**19) // max(1, rows_B[0].shape[1]))
     return [values_B.split(rows) for values_B in rows_B]
+
+
+def _to_sum(rows_B: Sequence[Tensor]) -> list[tuple[Tensor, ...]]:
+    """Return tensors in blocks of rows that are summed at a time; each of a CPU's threads has rows of its own."""
+    of_cpu = SWEEP_ELEMENTS["cpu"] * torch.get_num_threads()
+    return _split(rows_B, SWEEP_ELEMENTS | {"cpu": of_cpu})
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +97,7 @@ class Rows:
             mean_B, lowest_B, maxima_BE = fused.look(logits_BC, k)
         else:
             logits_BC = logits_BC.float()
-            blocks = zip(*_split([logits_BC], SWEEP_ELEMENTS), strict=True)
+            blocks = zip(*_to_sum([logits_BC]), strict=True)
             looks = [(block_BC.mean(1), block_BC.amin(1), bundle_maxima(block_BC, k)) for (block_BC,) in blocks]
             mean_B, lowest_B, maxima_BE = (torch.cat(each) for each in zip(*looks, strict=True))
         peak_B, possible_B = maxima_BE.amax(1), None
@@ -173,13 +179,23 @@ def sweep(rows: Rows, kept: Kept, options: Encoding, num_draws: int, *, entropy:
     possible_B = rows.possible_B
     if possible_B is None and not num_draws and not options.standardised_temperatures and fused.fuses(rows.logits_BC):
         return _fused_sums(rows, kept, options)
-    if possible_B is None:
-        possible_B = torch.full_like(rows.level_B, rows.logits_BC.shape[1])
-    each_B = [rows.level_B, rows.mean_B, rows.peak_B, possible_B, kept.ids_BK]
-    blocks = _split([rows.logits_BC.float(), *each_B], SWEEP_ELEMENTS)
+    each_B = [rows.level_B, rows.mean_B, rows.peak_B, kept.ids_BK, *([] if possible_B is None else [possible_B])]
+    blocks = _to_sum([rows.logits_BC.float(), *each_B])
     scratch = Scratch(*(torch.empty_like(blocks[0][0]) for _ in range(2)))  # of the first block: none is larger
     parts = [_sums(block, scratch, options, num_draws, entropy=entropy) for block in zip(*blocks, strict=True)]
-    return Sums(*(torch.cat(each) for each in zip(*parts, strict=True)))
+    rest, squares = (
+        [torch.cat(each).double() for each in zip(*lists, strict=True)]
+        for lists in zip(*(part[:2] for part in parts), strict=True)
+    )
+    weighted_B, spread_B, edges_BE = (torch.cat(each) for each in zip(*(part[2:] for part in parts), strict=True))
+    num_classes = rows.logits_BC.shape[1]
+    return Sums(
+        torch.stack(rest, 1),
+        torch.stack(squares, 1) if squares else rows.level_B[:, None][:, :0],
+        weighted_B.double(),
+        _deviation(spread_B, num_classes if possible_B is None else possible_B),
+        edges_BE,
+    )
 
 
 def _fused_sums(rows: Rows, kept: Kept, options: Encoding) -> Sums:
@@ -198,9 +214,22 @@ def _fused_sums(rows: Rows, kept: Kept, options: Encoding) -> Sums:
     )
 
 
-def _sums(block: tuple[Tensor, ...], scratch: Scratch, options: Encoding, num_draws: int, *, entropy: bool) -> Sums:
-    """Return the sums of a block of rows, in two buffers of its size that serve every block."""
-    logits_BC, level_B, mean_B, peak_B, possible_B, ids_BK = block
+class Parts(NamedTuple):
+    """Of some rows what `Sums` has of all: each temperature apart, as it was summed; Σ (z − mean)² is the spread."""
+
+    rest: list[Tensor]
+    squares: list[Tensor]
+    weighted_B: Tensor
+    spread_B: Tensor
+    edges_BE: Tensor
+
+
+def _sums(block: tuple[Tensor, ...], scratch: Scratch, options: Encoding, num_draws: int, *, entropy: bool) -> Parts:
+    """Return the sums of a block of rows, in two buffers of its size that serve every block.
+
+    Whatever can be done of all rows at once is left to `sweep`: a block may be one row.
+    """
+    logits_BC, level_B, mean_B, peak_B, ids_BK, *possible = block
     above_BC, e_BC = (each[: len(logits_BC)] for each in scratch)
     torch.sub(logits_BC, level_B[:, None], out=above_BC)
     rest, squares = [], []
@@ -211,30 +240,35 @@ def _sums(block: tuple[Tensor, ...], scratch: Scratch, options: Encoding, num_dr
             # (B, E); one edge where nothing is drawn
             edges_BE = bundle_sums(e_BC, num_draws) if num_draws else e_BC.sum(1, keepdim=True)
             # else a stand-in, so that blocks join
-            weighted_B = dot(e_BC, above_BC) if entropy else level_B.double()
-            rest.append(edges_BE.double().sum(1))
+            weighted_B = dot(e_BC, above_BC) if entropy else level_B
+            rest.append(edges_BE.double().sum(1) if num_draws else edges_BE[:, 0])
         else:
             torch.mul(above_BC, 1 / temperature, out=e_BC).exp_().scatter_(1, ids_BK, 0.0)
-            rest.append(e_BC.sum(1).double())
+            rest.append(e_BC.sum(1))
         if options.statistics:
             squares.append(dot(e_BC, e_BC))
-    deviation_B = level_B.double()  # a stand-in where it is not asked for
+    spread_B = mean_B  # a stand-in where it is not asked for
     if options.statistics or options.standardised_temperatures:
-        if (level_B != mean_B).any():  # else above_BC is above the mean already
+        if not torch.equal(level_B, mean_B):  # else above_BC is above the mean already
             torch.sub(logits_BC, mean_B[:, None], out=above_BC)
-        never_BC = logits_BC == NO_SCORE if (possible_B < logits_BC.shape[1]).any() else None
+        never_BC = logits_BC == NO_SCORE if possible else None
         if never_BC is not None:
             above_BC.masked_fill_(never_BC, 0.0)
-        deviation_B = (dot(above_BC, above_BC) / possible_B).sqrt()
+        spread_B = dot(above_BC, above_BC)
         for temperature in options.standardised_temperatures:
+            deviation_B = _deviation(spread_B, *possible or [logits_BC.shape[1]])
             factor_B = standardising(deviation_B, temperature)[:, None]
             # below the peak, so that no exponent is above 0
             torch.mul(above_BC, factor_B, out=e_BC).sub_((peak_B - mean_B)[:, None] * factor_B)
             if never_BC is not None:
                 e_BC.masked_fill_(never_BC, NO_SCORE)
-            rest.append(e_BC.exp_().scatter_(1, ids_BK, 0.0).sum(1).double())
-    squares_BT = torch.stack(squares, 1) if squares else level_B[:, None][:, :0]
-    return Sums(torch.stack(rest, 1), squares_BT, weighted_B, deviation_B, edges_BE)
+            rest.append(e_BC.exp_().scatter_(1, ids_BK, 0.0).sum(1))
+    return Parts(rest, squares, weighted_B, spread_B, edges_BE)
+
+
+def _deviation(spread_B: Tensor, possible_B: Tensor | int) -> Tensor:
+    """Return the deviation of logits from their squares and from how many there are, float64 (B,)."""
+    return (spread_B.double() / possible_B).sqrt()
 
 
 def standardising(deviation_B: Tensor, temperature: float) -> Tensor:
@@ -243,10 +277,10 @@ def standardising(deviation_B: Tensor, temperature: float) -> Tensor:
 
 
 def dot(a_BC: Tensor, b_BC: Tensor) -> Tensor:
-    """Return Σ_C a b, float64 (B,); of long rows on a CPU by BLAS, an eighth of the time of a product and its sum."""
+    """Return Σ_C a b, float32 (B,); of long rows on a CPU by BLAS, an eighth of the time of a product and its sum."""
     if a_BC.device.type == "cpu" and a_BC.shape[1] >= LONG_ROW:
-        return torch.stack([torch.dot(a_C, b_C) for a_C, b_C in zip(a_BC, b_BC, strict=True)]).double()
-    return (a_BC * b_BC).sum(1).double()
+        return torch.stack(list(map(torch.dot, a_BC.unbind(), b_BC.unbind())))
+    return (a_BC * b_BC).sum(1)
 
 
 @dataclass(frozen=True, slots=True)

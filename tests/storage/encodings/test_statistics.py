@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-from storage.encodings import DenseEncoding, Encoding, SparseEncoding
+from storage.encodings import DenseEncoding, Encoding, SparseEncoding, statistics
 from storage.encodings.statistics import decode
 from storage.targets.soft import Statistics
 
@@ -66,6 +67,47 @@ def test_statistics_are_those_of_the_teachers_own_logits(encoding: Encoding, cla
         torch.testing.assert_close(getattr(found, field).double(), getattr(expected, field), rtol=FP16, atol=1e-5)
     below = (expected.mean_B - expected.lse_BT[:, 1]).abs().max()  # it is kept as a log-probability
     torch.testing.assert_close(found.mean_B.double(), expected.mean_B, rtol=0, atol=FP16 * float(below))
+
+
+@pytest.mark.parametrize("encoding", ENCODINGS, ids=str)
+@pytest.mark.parametrize("classes", [300, 5000])
+def test_a_row_has_the_same_bits_whichever_rows_are_summed_with_it(
+    encoding: Encoding, classes: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    logits_BC, labels_B = logits_and_labels(classes)
+    logits_BC[1, ::3] = -torch.inf  # classes that can never be, in one row alone; row 4 is summed above its mean
+
+    def stored() -> dict[str, Tensor]:
+        return encoding.encode(logits_BC, num_classes=classes, labels_B=labels_B, keys_B=torch.arange(6))
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        together = stored()
+        monkeypatch.setattr("storage.encodings.statistics.SWEEP_ELEMENTS", {"cpu": 1})
+        alone = stored()
+    finally:
+        torch.set_num_threads(threads)
+    assert {name for name, values in together.items() if not torch.equal(values, alone[name])} == set()
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_each_thread_sums_one_row_of_a_large_vocabulary_at_a_time(
+    threads: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Logits, and two arrays of the same size that are made of them: 1.5 MB stay in a core's own cache."""
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+    summed: list[int] = []
+    sums = statistics._sums
+
+    def noted(block: tuple[Tensor, ...], *args: Any, **kwargs: Any) -> Any:
+        summed.append(len(block[0]))
+        return sums(block, *args, **kwargs)
+
+    monkeypatch.setattr(statistics, "_sums", noted)
+    rows_B = torch.zeros(5, dtype=torch.int64)
+    SparseEncoding(k=4).encode(torch.randn(5, 128_256), num_classes=128_256, labels_B=rows_B, keys_B=rows_B)
+    assert summed == {1: [1] * 5, 2: [2, 2, 1]}[threads]
 
 
 def test_a_uniform_row_has_statistics_in_closed_form() -> None:

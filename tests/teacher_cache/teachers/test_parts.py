@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import OrderedDict
 from pathlib import Path
 from typing import Any
@@ -92,6 +93,26 @@ def test_a_head_of_one_matrix_writes_where_it_wrote_and_says_the_same(bias: bool
     assert second.data_ptr() == first.data_ptr()
     assert torch.equal(said, linear(one_ND[None])[0])
     assert torch.equal(second, linear(other_ND[None, :3])[0])
+
+
+def _huge_pages_are_given() -> bool:
+    given = Path("/sys/kernel/mm/transparent_hugepage/enabled")
+    return given.exists() and "[never]" not in given.read_text()
+
+
+@pytest.mark.skipif(not _huge_pages_are_given(), reason="this kernel gives no huge pages")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@torch.inference_mode()
+def test_a_head_of_one_matrix_writes_to_memory_that_asks_for_huge_pages(dtype: torch.dtype) -> None:
+    head = Rewriting(nn.Linear(4, 2**21, bias=False, dtype=dtype))  # 8 or 16 MB for two sites
+    logits_NC = head(torch.rand(2, 4, dtype=dtype))
+    maps = re.split(r"^(?=[0-9a-f]+-[0-9a-f]+ )", Path("/proc/self/smaps").read_text(), flags=re.MULTILINE)[1:]
+    (holding,) = [
+        each
+        for each in maps
+        if int(each.split("-")[0], 16) <= logits_NC.data_ptr() + 2**22 < int(re.split("[- ]", each)[1], 16)
+    ]
+    assert "hg" in holding.split("VmFlags:")[1].split()
 
 
 @torch.inference_mode()
