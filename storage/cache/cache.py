@@ -237,13 +237,17 @@ class Cache:
         return read_ragged(self.objects, self.commit(ShardKey(dataset, None, PLAIN, shard)), ["inputs"])["inputs"]
 
     def read_rows(self, dataset: str, shard: int) -> Stored:
-        """Return the inputs of a shard as they are stored: of one length, each of its own, or pictures as encoded."""
+        """Return the inputs of a shard as they are stored: of one length, each of its own, or pictures as encoded.
+
+        Not to be written to: they lie over the bytes that were read. Whoever shows some of them copies those.
+        """
         return self.rows_of(self.commit(ShardKey(dataset, None, PLAIN, shard)))
 
     def rows_of(self, ingest: Commit) -> Stored:
         """Return the inputs of the shard that a commit is of, as `read_rows`."""
         kind = inputs_of(self.dataset(ingest.key.dataset))
-        return kind.rows(read_stored(self.objects, ingest, kind.arrays), ingest.about, str(ingest.key))
+        stored = read_stored(self.objects, ingest, kind.arrays, writeable=False)
+        return kind.rows(stored, ingest.about, str(ingest.key))
 
     def read_labels(self, dataset: str, shard: int) -> Stored:
         """Return the labels of a shard of tokens, (S, L) int32: the next token at each position, −1 for none.

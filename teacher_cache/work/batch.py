@@ -179,9 +179,14 @@ def sent_to(values: Tensor, device: str) -> Tensor:
 
 
 def _picked(values: Tensor, rows_B: Tensor) -> Tensor:
-    """Return some rows as a tensor of their own, without a wait of the host for a GPU."""
-    if values.device.type == "cpu":
-        return values[rows_B]
+    """Return some rows, without a wait of the host for a GPU: a tensor of their own, but of pixels on a CPU.
+
+    A model is given floats of those, so that nothing it does is done to them.
+    """
+    import torch
+
+    on_cpu = values.device.type == "cpu"
     if (rows_B.diff() == 1).all():
-        return values[int(rows_B[0]) : int(rows_B[-1]) + 1].clone()
-    return values[sent_to(rows_B, str(values.device))]
+        rows = values[int(rows_B[0]) : int(rows_B[-1]) + 1]
+        return rows if on_cpu and values.dtype == torch.uint8 else rows.clone()
+    return values[rows_B if on_cpu else sent_to(rows_B, str(values.device))]

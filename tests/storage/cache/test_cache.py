@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from storage.errors import (
 )
 from storage.format.shards import Commit, ShardKey
 from storage.format.specs import DatasetSpec, TeacherSpec, write_spec
+from tests.teacher_cache.toys import build, write_job
 
 
 def test_an_open_cache_is_the_one_that_was_created(tmp_path: Path) -> None:
@@ -188,6 +190,24 @@ def test_samples_of_nothing_say_how_to_go_on(cache: Cache) -> None:
 def test_inputs_of_a_shard_have_the_promised_shape(cache: Cache) -> None:
     inputs_S = cache.read_inputs("digits", 2)
     assert (inputs_S.shape, inputs_S.dtype) == ((2, 1, 2, 2), np.uint8)
+
+
+def test_rows_are_held_once_while_they_are_read(tmp_path: Path) -> None:
+    """Whoever shows some of them copies those: a shard of photographs is a hundred megabytes."""
+    pixels = np.random.default_rng(0).integers(0, 256, (4, 3, 512, 512), dtype=np.uint8)
+    np.savez(tmp_path / "images.npz", inputs=pixels, labels=np.arange(4) % 2)
+    dataset = '[[dataset]]\nname = "images"\nkind = "arrays"\npath = "images.npz"\nclasses = ["a", "b"]'
+    build(write_job(tmp_path, dataset))
+    cache = Cache.open(str(tmp_path / "cache"))
+    cache.read_rows("images", 0)  # what is imported and looked up once
+    tracemalloc.start()
+    try:
+        rows_S = cache.read_rows("images", 0)
+        _, most_bytes = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert np.array_equal(np.asarray(rows_S), pixels)
+    assert most_bytes < 1.5 * pixels.nbytes
 
 
 def test_targets_are_logits_unless_others_are_named(cache: Cache) -> None:

@@ -10,6 +10,7 @@ import pytest
 import torch
 from PIL import Image
 from torch.nn.functional import interpolate
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from storage.cache import Cache
 from storage.errors import BadTeacher, StaleCache
@@ -41,6 +42,24 @@ def test_what_is_resized_is_then_normalised() -> None:
     resized = interpolate(images, (24, 24), mode="bilinear", antialias=True)
     mean, std = (torch.tensor(values).view(3, 1, 1) for values in ([0.5, 0.4, 0.3], [0.2, 0.3, 0.4]))
     assert torch.equal(found, (resized - mean) / std)
+
+
+def test_normalising_takes_one_new_array_and_leaves_what_was_given() -> None:
+    """Of a batch of photographs new memory takes as long as what is computed there."""
+    images, taken = torch.rand(2, 3, 12, 9), []
+
+    class Noted(TorchDispatchMode):
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            result = func(*args, **(kwargs or {}))
+            if result.shape == images.shape:
+                taken.append(result.untyped_storage().data_ptr())
+            return result
+
+    before = images.clone()
+    with Noted():
+        shown(images, mean=[0.5, 0.4, 0.3], std=[0.2, 0.3, 0.4])
+    assert (len(taken), len(set(taken))) == (2, 1)
+    assert torch.equal(images, before)
 
 
 def test_a_teacher_of_another_size_is_shown_the_students_picture_resized(tmp_path: Path) -> None:

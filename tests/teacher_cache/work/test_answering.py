@@ -37,6 +37,17 @@ def question() -> Question:
     return Question(shown, torch.arange(ROWS) % 10, torch.arange(ROWS))
 
 
+@pytest.mark.parametrize(("dtype", "copied"), [(torch.uint8, False), (torch.float32, True)], ids=["pixels", "floats"])
+def test_of_neighbouring_pixels_a_batch_is_no_copy(dtype: torch.dtype, copied: bool) -> None:
+    """A model is given floats of pixels; of floats it is given these, and may write to them."""
+    shown = torch.arange(24).view(6, 4).to(dtype)
+    question = Question(shown, torch.arange(6), torch.arange(6))
+    batch = question.of(torch.tensor([2, 3, 4]))
+    assert torch.equal(batch.shown, shown[2:5])
+    assert (batch.shown.data_ptr() == shown[2:].data_ptr()) != copied
+    assert torch.equal(question.of(torch.tensor([4, 0])).shown, shown[[4, 0]])  # by length, others lie between
+
+
 class Asking:
     """Asks a toy about the question."""
 
