@@ -256,7 +256,7 @@ def _sums(block: tuple[Tensor, ...], scratch: Scratch, options: Encoding, num_dr
             above_BC.masked_fill_(never_BC, 0.0)
         spread_B = dot(above_BC, above_BC)
         for temperature in options.standardised_temperatures:
-            deviation_B = _deviation(spread_B, *possible or [logits_BC.shape[1]])
+            deviation_B = _deviation(spread_B, possible[0] if possible else logits_BC.shape[1])
             factor_B = standardising(deviation_B, temperature)[:, None]
             # below the peak, so that no exponent is above 0
             torch.mul(above_BC, factor_B, out=e_BC).sub_((peak_B - mean_B)[:, None] * factor_B)

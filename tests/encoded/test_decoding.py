@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from io import BytesIO
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import PIL
@@ -15,6 +16,7 @@ from storage.cache.verify import verify
 from storage.errors import BadRequest, CorruptObject, StaleCache, StillroomError
 from storage.inputs import encoded, inputs_of
 from storage.inputs.policy import ImagePolicy
+from storage.inputs.ragged import Ragged
 from storage.views import check
 from tests.conftest import Program
 from tests.encoded.toys import crops, dataset, seeing, train, write_photographs, write_teacher
@@ -99,6 +101,47 @@ def test_pictures_are_decoded_into_memory_that_held_others(cache: Path) -> None:
     assert not used[unread].any()
 
 
+def test_a_process_compares_a_picture_once_unless_it_verifies(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    compared: list[int] = []
+    ours = encoded.pixels_digest
+    monkeypatch.setattr(encoded, "pixels_digest", lambda pixels: compared.append(found := ours(pixels)) or found)
+    encoded.proven.cache_clear()
+    opened = Cache.open(str(cache))
+    kind, rows = inputs_of(opened.dataset("photographs")), opened.read_rows("photographs", 0)
+    readable = sum(len(row) > 0 for row in rows)
+
+    def shown(rows: Any) -> np.ndarray:
+        return kind.shown(rows, np.arange(len(rows))).numpy()
+
+    first, again = shown(rows), shown(opened.read_rows("photographs", 0))
+    assert (len(compared), np.array_equal(first, again)) == (readable, True)
+    kind.look_at(rows)
+    assert len(compared) == 2 * readable
+
+
+@pytest.mark.parametrize("what", ["digests", "bytes", "policy"])
+def test_what_was_compared_of_other_rows_is_no_word_on_these(cache: Path, what: str) -> None:
+    opened = Cache.open(str(cache))
+    spec = opened.dataset("photographs")
+    kind, rows = inputs_of(spec), opened.read_rows("photographs", 1)
+    assert isinstance(rows, encoded.EncodedRows)
+    kind.shown(rows, np.arange(len(rows)))
+    flat_T, digests_S = rows.flat_T.copy(), rows.decoded_S.copy()
+    match what:
+        case "digests":
+            digests_S[np.flatnonzero(rows.lengths)[0]] += 1
+        case "bytes":
+            jpeg = next(row for row in range(len(rows)) if rows[row][:2].tobytes() == b"\xff\xd8")
+            flat_T[rows.offsets[jpeg] + len(rows[jpeg]) * 7 // 10] ^= 4  # it is decoded all the same
+        case "policy":
+            grey = {"source": spec.source | {"channels": 1, "background": [255]}, "input_shape": (1, 32, 32)}
+            kind = inputs_of(spec.model_copy(update=grey))
+    arrays = {"inputs": Ragged(flat_T, rows.offsets), encoded.DECODED: digests_S}
+    others = kind.rows(arrays, {"libraries": encoded.decoders()}, "others")
+    with pytest.raises(CorruptObject, match="by the same libraries"):
+        kind.shown(others, np.arange(len(others)))
+
+
 def other_decoder(monkeypatch: pytest.MonkeyPatch, *, said: bool) -> None:
     """Decode as another library would: a picture in a hundred a shade brighter."""
     ours = ImagePolicy.picture
@@ -108,6 +151,7 @@ def other_decoder(monkeypatch: pytest.MonkeyPatch, *, said: bool) -> None:
         return ImageEnhance.Brightness(shown).enhance(1.01) if of_webp else shown
 
     monkeypatch.setattr(ImagePolicy, "picture", picture)
+    encoded.proven.cache_clear()  # as in another process
     if said:
         for module in (encoded, check):
             monkeypatch.setattr(module, "decoders", lambda: {"pillow": "99.0", "webp": "9.9"})
