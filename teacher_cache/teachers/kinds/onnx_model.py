@@ -175,7 +175,8 @@ class OnnxModel(Runtime):
         settings = ort.SessionOptions()
         settings.intra_op_num_threads = torch.get_num_threads()  # by default it would take every core there is
         settings.inter_op_num_threads = 1
-        settings.add_session_config_entry("session.intra_op.allow_spinning", "0")  # while soft targets are encoded
+        # Its threads wait awake for the next operator and the next batch, for a while, as is onnxruntime's default: of
+        # two, one that sleeps hardly ever comes in time.
         settings.log_severity_level = 4  # what is wrong with a graph, the error says
         settings.add_session_config_entry("session.model_external_initializers_file_folder_path", str(self._folder))
         try:
