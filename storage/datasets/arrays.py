@@ -11,7 +11,7 @@ from typing import Any, Literal
 import numpy as np
 import polars as pl
 
-from storage.datasets.base import FILE_SCHEMA, LocalFile, RawSample, Source
+from storage.datasets.base import FILE_SCHEMA, LocalFile, RawSample, Source, classes_up_to
 from storage.errors import MissingSource, StillroomError
 from storage.format.stores.mirror import SourcePath
 
@@ -49,7 +49,7 @@ class ArraysSource(Source):
             return self.classes
         _, labels = self._load()
         # initial: there may be no row
-        return [] if labels is None else [str(number) for number in range(int(labels.max(initial=0)) + 1)]
+        return [] if labels is None else classes_up_to(int(labels.max(initial=0)), str(self.labels or self.path))
 
     def read(self, file: str, position: int, rows: int) -> Iterator[RawSample]:
         inputs, labels = self._load()

@@ -104,6 +104,7 @@ def _opened(path: Path, version: LocalFile) -> ArrowStream:
             schema = pa.ipc.read_schema(_of_type("schema", messages.read_next_message()))
         except StopIteration:
             raise pa.ArrowInvalid("an empty file") from None
+        _names(schema)
         # what a batch refers to lies in messages between them
         if coded := [field.name for field in schema if pa.types.is_dictionary(field.type)]:
             raise MissingSource(
@@ -122,6 +123,14 @@ def _opened(path: Path, version: LocalFile) -> ArrowStream:
     return ArrowStream(path, schema, tuple(found[number] for number in kept), ends)
 
 
+def _names(fields: Iterable[pa.Field]) -> list[str]:
+    """Return all names in a schema. Raises UnicodeDecodeError: so would whoever asked for them later."""
+    names = []
+    for field in fields:
+        names += [field.name, *_names(field.type.field(i) for i in range(field.type.num_fields))]
+    return names
+
+
 def _of_type(expected: str, message: Any) -> Any:
     """Return a message that is of a type: pyarrow takes its word for it, and would read what is none (SIGSEGV)."""
     if message.type != expected:
@@ -134,7 +143,7 @@ def reading(path: Path) -> Iterator[None]:
     """Say of what Arrow raises within the block which file it is of. Raises MissingSource."""
     try:
         yield
-    except (pa.ArrowException, OSError) as error:
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         raise MissingSource(
             f"cannot read {path} as an Arrow stream",
             found=str(error).splitlines()[0],

@@ -26,6 +26,9 @@ FILE_SCHEMA = {"file": pl.String, "size": pl.Int64, "version": pl.String, "rows"
 Split = Literal["train", "validation"]
 
 
+MOST_NUMBERED = 2**20  # classes without names
+
+
 class RawSample(NamedTuple):
     """A sample as its source holds it.
 
@@ -337,6 +340,22 @@ def check_label(
             else "no label: the dataset names no classes",
             do="mend the labels, or give the dataset's `classes` in the job",
         )
+
+
+def classes_up_to(largest: int, where: str) -> list[str]:
+    """Return the names of classes that have none but their numbers, from 0 to the largest label there is.
+
+    Raises:
+        LabelOutOfRange: nobody has as many: it is another column, or damaged.
+    """
+    if largest >= MOST_NUMBERED:
+        raise LabelOutOfRange(
+            f"labels of {where} are no numbers of classes",
+            found=f"label {largest}",
+            expected=f"0 to {MOST_NUMBERED - 1:,}, or names of classes",
+            do="name another column or file of labels, or number them from 0",
+        )
+    return [str(number) for number in range(largest + 1)]
 
 
 def number_of(label: str | None, numbers: Mapping[str, int], where: str, dataset: str) -> int | None:

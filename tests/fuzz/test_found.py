@@ -10,20 +10,23 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 
 from storage.cache import Cache
 from storage.datasets.arrays import load_numpy
+from storage.datasets.arrow import open_arrow
 from storage.datasets.chat.template import ChatTemplate
 from storage.datasets.published.saved import find_split
 from storage.digests import digest
-from storage.errors import BadRequest, CorruptObject, MissingSource
+from storage.errors import BadRequest, CorruptObject, LabelOutOfRange, MissingSource
 from storage.format.sealed import _sealed, read_json, seal, seal_json, unseal
 from storage.format.stores.index import Index
 from storage.language.model_folder import read_config
 from student_train.run_files.checkpoint import read_checkpoint, write_checkpoint
 from student_train.run_files.position import Position
+from tests.published.toys import pictures, source
 from tests.student_train.toys import Recipe, write_cache
 
 
@@ -76,6 +79,32 @@ def test_a_message_of_arrow_that_is_of_another_type_does_not_end_the_process(
     ended = subprocess.run([sys.executable, "-c", OPEN, path], capture_output=True, text=True, check=False)
     whole = said == (1, 3)[message]
     assert (ended.returncode, ended.stderr.startswith("named: ")) == (0 if whole else 1, not whole), ended.stderr
+
+
+def test_a_label_of_which_nobody_has_as_many_classes_is_refused(tmp_path: Path) -> None:
+    """Seen: a name for each number up to 10¹⁹, until memory ended; of whatever source whose classes have no names."""
+    table = pictures(["red", "green"], ["red", "green"]).set_column(1, "label", pa.array([2**40, 0], pa.int64()))
+    (tmp_path / "parquet").mkdir()
+    pq.write_table(table, tmp_path / "parquet/train-00000-of-00001.parquet")
+    np.savez(tmp_path / "a.npz", inputs=np.zeros((2, 3), np.uint8), labels=np.array([0, 2**40]))
+    sources = [
+        source(tmp_path, kind="hf_folder", path="parquet", image="image", label="label", size=8),
+        source(tmp_path, kind="arrays", path="a.npz"),
+    ]
+    for each in sources:
+        with pytest.raises(LabelOutOfRange, match="are no numbers of classes") as caught:
+            each.class_names()
+        assert caught.value.found == f"label {2**40}"
+
+
+@pytest.mark.parametrize("name", [b"label", b"inner"])
+def test_names_of_columns_that_are_no_text_are_refused(tmp_path: Path, name: bytes) -> None:
+    table, path = pa.table({"label": [{"inner": 1}, {"inner": 2}]}), tmp_path / "a.arrow"
+    with pa.ipc.new_stream(str(path), table.schema) as stream:
+        stream.write_table(table)
+    path.write_bytes(path.read_bytes().replace(name, b"a\xec" + name[2:]))
+    with pytest.raises(MissingSource, match="as an Arrow stream"):
+        open_arrow(path)
 
 
 def test_an_array_whose_header_is_no_python_is_refused(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from storage.datasets.arrow import NOT_LABELLED, class_label
-from storage.datasets.base import FILE_SCHEMA, LocalFile, RawSample, Unreadable, numbered
+from storage.datasets.base import FILE_SCHEMA, LocalFile, RawSample, Unreadable, classes_up_to, numbered
 from storage.datasets.images import ImageSource
 from storage.datasets.published.features import is_image
 from storage.errors import MissingSource
@@ -104,8 +104,8 @@ class ColumnImages(ImageSource):
         paths = self.paths()
         if named := self._names(paths[0]):
             return named
-        largest = [self._largest_label(path) for path in paths]
-        return [str(number) for number in range(max(largest) + 1)]
+        largest, path = max((self._largest_label(path), path) for path in paths)
+        return classes_up_to(largest, str(path))
 
     def notes(self) -> list[str]:
         # the names of a schema were folders once
