@@ -27,8 +27,16 @@ def watch(
     *,
     before: Mapping[nn.Module, Callable[..., None]] | None = None,
     behind: Mapping[nn.Module, Callable[..., None]] | None = None,
+    inside: Callable[[Tensor | None], None] | None = None,
 ) -> None:
-    """Run the student over all rows at hand; its hooks, before some layers and behind others, are gone afterwards."""
+    """Run the student over all rows at hand; its hooks, before some layers and behind others, are gone afterwards.
+
+    Args:
+        subject: the student, and the rows.
+        before: what is called with a layer and what it is given.
+        behind: what is called with a layer, what it is given, and what it answers.
+        inside: what is told, ahead of each batch, which positions are of a row, (B, L) bool; None: all.
+    """
     import torch
 
     hooks: list[Any] = [layer.register_forward_pre_hook(hook) for layer, hook in (before or {}).items()]
@@ -36,6 +44,8 @@ def watch(
     try:
         with torch.no_grad():
             for inputs_B, _ in batches(subject):
+                if inside is not None:
+                    inside(subject.blueprint.made_of.inside(inputs_B))
                 subject.student(inputs_B)
     finally:
         for hook in hooks:

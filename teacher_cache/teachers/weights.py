@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,7 +30,12 @@ def load_weights(model: nn.Module, path: Path) -> None:
         + shapes[:5]
     )
     if faults:
-        raise BadWeights(f"{path} does not fit the model", found="\n".join(faults), expected=f"{len(expected)} tensors")
+        raise BadWeights(
+            f"{path} does not fit the model",
+            found="\n".join(faults),
+            expected=f"{len(expected)} tensors",
+            do=_without_prefix(weights, expected),
+        )
     model.load_state_dict(weights)  # into the model's own precision, so that half-precision files fill any model
 
 
@@ -40,9 +46,9 @@ def read_weights(path: Path) -> dict[str, Tensor]:
         BadWeights: it is neither.
         MissingSource: there is no such file.
     """
-    import torch
     from safetensors import SafetensorError
     from safetensors.torch import load_file
+    from torch import Tensor
 
     if path.suffix == ".safetensors":
         try:
@@ -51,8 +57,42 @@ def read_weights(path: Path) -> dict[str, Tensor]:
             raise BadWeights(f"{path} is not a safetensors file", found=str(error)) from None
         except FileNotFoundError as error:
             raise MissingSource(f"there is no {path}", found=str(error.args[0])) from None
+    loaded = _loaded(path)
+    if isinstance(loaded, dict) and isinstance(loaded.get("state_dict"), dict):
+        loaded = loaded["state_dict"]
+    if not isinstance(loaded, dict) or not all(isinstance(value, Tensor) for value in loaded.values()):
+        raise BadWeights(f"{path} holds something other than weights", **_instead_of_weights(loaded))
+    return loaded
+
+
+def passed_over(path: Path) -> list[str]:
+    """Return in words which other weights of the same names a checkpoint has besides those that are read.
+
+    Raises:
+        BadWeights: it cannot be read.
+    """
+    loaded = None if path.suffix == ".safetensors" else _loaded(path)
+    taken = loaded.get("state_dict") if isinstance(loaded, dict) else None
+    if not isinstance(loaded, dict) or not isinstance(taken, dict):
+        return []
+    alike = [
+        key
+        for key, value in loaded.items()
+        if value is not taken and _is_weights(value) and value.keys() == taken.keys()
+    ]
+    return [
+        f"its weights are 'state_dict' of {path.name}, and {key!r}, which has others of the same names, is not read; "
+        f"if that is meant: torch.save(torch.load(…)[{key!r}], …)"
+        for key in alike
+    ]
+
+
+def _loaded(path: Path) -> Any:
+    """Return what torch saved. Raises BadWeights: it cannot be read without executing something."""
+    import torch
+
     try:
-        loaded = torch.load(path, map_location="cpu", weights_only=True)  # a pickle of anything else could execute code
+        return torch.load(path, map_location="cpu", weights_only=True)  # a pickle of anything else could execute code
     except Exception as error:  # torch raises UnpicklingError, RuntimeError, EOFError and more
         raise BadWeights(
             f"{path} cannot be read as weights",
@@ -60,11 +100,14 @@ def read_weights(path: Path) -> dict[str, Tensor]:
             expected="safetensors, or a checkpoint of tensors only; a pickle could execute code",
             do="save it again with safetensors.torch.save_file(model.state_dict(), …)",
         ) from None
-    if isinstance(loaded, dict) and isinstance(loaded.get("state_dict"), dict):
-        loaded = loaded["state_dict"]
-    if not isinstance(loaded, dict) or not all(isinstance(value, torch.Tensor) for value in loaded.values()):
-        raise BadWeights(f"{path} holds something other than weights", **_instead_of_weights(loaded))
-    return loaded
+
+
+def _without_prefix(weights: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> str | None:
+    """Return how weights are saved that a wrapper of the model gave other names, as DataParallel and compile do."""
+    prefix = next(iter(weights), "").partition(".")[0] + "."
+    if {name.removeprefix(prefix) for name in weights} != set(expected):
+        return None
+    return f"all names in it begin with {prefix!r}: save them without, {{name.removeprefix({prefix!r}): …}}"
 
 
 def read_shapes(path: Path) -> dict[str, tuple[int, ...]]:

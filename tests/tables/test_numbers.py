@@ -58,6 +58,15 @@ def test_a_price_from_its_table_to_predictions(program: Program, tmp_path: Path)
     off = np.array(said) - [float(row["price"]) for row in fresh]
     assert np.sqrt((off**2).mean()) == pytest.approx(rmse, rel=1e-4)
 
+    ended = program("student", "export", tmp_path / "runs/taught", "--format", "onnx", "-o", tmp_path / "onnx")
+    assert ended.code == 0, ended.err
+    assert "answers of " in ended.out  # nothing here is a logit
+    assert "gives `logits`, which are `price`, each in its own unit;" in (tmp_path / "onnx/README.md").read_text()
+    ended = program("student", "predict", tmp_path / "onnx", tmp_path / "new.csv", "-o", tmp_path / "again.csv")
+    assert ended.code == 0, ended.err
+    with (tmp_path / "again.csv").open() as file:
+        assert [float(row["price"]) for row in csv.DictReader(file)] == pytest.approx(said, rel=1e-5)
+
 
 def test_a_number_that_is_another_in_one_of_two_caches_is_told(tmp_path: Path) -> None:
     caches = []

@@ -79,13 +79,14 @@ def export_model(
     with part_of(out) as part, torch.inference_mode():
         written = WRITERS[form](student, part, said)
         difference, largest = compare(own.logits, written.logits, rows)
-        compared = f"logits of {rows.told}: at most {difference:.2g} apart, the largest {largest:.3g}"
+        what = "logits" if student.blueprint.asked.has_classes else "answers"
+        compared = f"{what} of {rows.told}: at most {difference:.2g} apart, the largest {largest:.3g}"
         check_same(difference, largest, compared)
         told = [compared]
         if quantize is not None:
             written, changed = quantize_file(own, record, part, cache)
             difference, largest = compare(own.logits, written.logits, rows)
-            rounded = f"logits of {rows.told} in int8: at most {difference:.2g} apart, the largest {largest:.3g}"
+            rounded = f"{what} of {rows.told} in int8: at most {difference:.2g} apart, the largest {largest:.3g}"
             told = [f"before it was rounded, {compared}", rounded, *changed]
         (part / PREPROCESSING_FILE).write_text(as_file(student.blueprint))
         job = read_job(run, record)

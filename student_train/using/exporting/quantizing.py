@@ -29,12 +29,12 @@ AT_ONCE = 64
 SHARES = {
     "accuracy": "accuracy",
     "macro_f1": "macro-F1",
-    "agreement": "agreement with its teacher",
+    "agreement": "agreement with {teacher}",
     "retrieval": "retrieval at 1",
 }
 NUMBERS = {
     "cross_entropy": "cross-entropy",
-    "cosine": "cosine to the teacher",
+    "cosine": "cosine to {teacher}",
     "spearman": "Spearman of cosines",
     "rmse": "RMSE",
 }
@@ -129,10 +129,11 @@ def _feeds(own: Answerer, rows: LabelledRows, names: list[str]) -> Iterator[dict
 def _changes(before: Evaluation, after: Evaluation) -> list[str]:
     """Return how much each figure changes, a line each."""
     found = []
-    for key, what in (SHARES | NUMBERS).items():
+    for key, words in (SHARES | NUMBERS).items():
         one, other = getattr(before.figures, key), getattr(after.figures, key)
         if one is None or other is None:
             continue
+        what = words.format(teacher=before.teacher)
         if key in NUMBERS:
             unit = " nats" if key == "cross_entropy" else ""
             found.append(f"{what} {one:.4f} → {other:.4f}{unit} on {before.rows:,} held rows")

@@ -97,9 +97,20 @@ def onnx_use(student: Student, name: str) -> str:
         "```python\nimport json\nimport onnxruntime\n\n"
         f'session = onnxruntime.InferenceSession("{name}")\n'
         'about = json.loads(session.get_modelmeta().custom_metadata_map["stillroom.preprocessing"])\n```\n\n'
-        f"It takes {inputs}, of any number of rows, and gives `logits`; `about` says how a sample becomes an input.\n"
+        f"It takes {inputs}, of any number of rows, and gives `logits`{_told(student)}; "
+        "`about` says how a sample becomes an input.\n"
         f"Or, with Stillroom at hand: `student predict {name} INPUTS`.\n"
     )
+
+
+def _told(student: Student) -> str:
+    """Return in words what the numbers called `logits` are, where they are none."""
+    blueprint = student.blueprint
+    if blueprint.asked.has_classes:
+        return ""
+    numbers = [f"`{name}`" for name in (blueprint.source or {}).get("target") or ()]
+    of_vector = f"the numbers of a vector, {blueprint.num_classes:,}"
+    return f", which are {', '.join(numbers)}, each in its own unit" if numbers else f", which are {of_vector}"
 
 
 def _tried(student: Student) -> tuple[tuple[Tensor, ...], Any]:

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 Weighing = Literal["plain", "activations"]
 RIDGE = 1e-5  # of the mean variance, added: some inputs may never have been other than 0
 MOST_PLACES = 2048  # of a batch, that are looked at
+UNSEEN = 0.1  # of what a table's entries weigh, spread evenly: rows at hand show few of them
 
 
 class LowRankOptions(NamedTuple):
@@ -177,41 +178,57 @@ def _read_otherwise(subject: Subject, names: Sequence[str]) -> list[str]:
 def _spectra(subject: Subject, names: Sequence[str], by: Weighing) -> dict[str, Spectrum]:
     """Return the decomposition of each layer.
 
-    An embedding's are those of its table, plainly: what it is given are ids. Weighted, W · S is decomposed, S the
-    Cholesky factor of XᵀX: what is left out of it is the error of the outputs.
+    Weighted, W · S is decomposed, S the Cholesky factor of XᵀX: what is left out of it is the error of the outputs.
+    What an embedding is given are ids: each entry weighs as often as rows have it, P = diag(shares), and entries are
+    projected onto the first right vectors of √P · W, which also says something of those that no row at hand has.
 
-    Source: Wang et al. 2024 (SVD-LLM), arXiv 2403.07378, section 3.1.
+    Source: Wang et al. 2024 (SVD-LLM), arXiv 2403.07378, section 3.1; of tables Chen et al. 2018 (GroupReduce), arXiv
+    1806.06950, section 3.2, with one group.
     """
     import torch
 
     from student_train.students import is_table
 
     layers = dict(subject.student.network.named_modules())
-    weighed = [name for name in names if not is_table(layers[name])] if by == "activations" else []
-    whitening = _whitening(subject, weighed)
+    tables = [name for name in names if is_table(layers[name])]
+    whitening: dict[str, Tensor] = {}
+    shares: dict[str, Tensor] = {}
+    if by == "activations":
+        whitening, shares = _seen(subject, [name for name in names if name not in tables], tables)
     found = {}
     for name in names:
         layer: Any = layers[name]
         weight = layer.weight.detach().flatten(1).double()
-        scale = whitening.get(name)
-        left, values, right = torch.linalg.svd(weight if scale is None else weight @ scale, full_matrices=False)
-        if scale is not None:
-            right = torch.linalg.solve_triangular(scale, right, upper=False, left=False)  # right · S⁻¹
+        if (share := shares.get(name)) is not None:
+            _, values, right = torch.linalg.svd(weight * share.sqrt()[:, None], full_matrices=False)
+            left = weight @ right.T / values.clamp(min=1e-12 * float(values[0]))
+        else:
+            scale = whitening.get(name)
+            left, values, right = torch.linalg.svd(weight if scale is None else weight @ scale, full_matrices=False)
+            if scale is not None:
+                right = torch.linalg.solve_triangular(scale, right, upper=False, left=False)  # right · S⁻¹
         found[name] = Spectrum(left, values, right, (weight.shape[0], weight.shape[1]))
     return found
 
 
-def _whitening(subject: Subject, names: Sequence[str]) -> dict[str, Tensor]:
-    """Return of each layer S, lower triangular, with S Sᵀ the mean of xᵀx over what it is given, (in · kernel)²."""
+def _seen(subject: Subject, names: Sequence[str], tables: Sequence[str]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Return what rows at hand give to layers, padding left out.
+
+    Returns:
+        of each layer S, lower triangular, with S Sᵀ the mean of xᵀx over what it is given, (in · kernel)²; of each
+        table the share of its entries in what is asked of it, (entries,).
+    """
     import torch
 
     layers = dict(subject.student.network.named_modules())
     sums: dict[str, Tensor] = {}
     counts: dict[str, int] = {}
+    times = {name: torch.zeros(layers[name].num_embeddings, dtype=torch.float64) for name in tables}
+    inside: list[Tensor | None] = [None]
 
     def watching(name: str) -> Any:
         def hook(layer: Any, given: tuple[Tensor, ...]) -> None:
-            places = _places(layer, given[0].detach())
+            places = _places(layer, given[0].detach(), inside[0])
             step = max(1, len(places) // MOST_PLACES)
             seen = places[::step].double()
             sums[name] = sums.get(name, 0) + seen.T @ seen
@@ -219,21 +236,36 @@ def _whitening(subject: Subject, names: Sequence[str]) -> dict[str, Tensor]:
 
         return hook
 
-    watch(subject, before={layers[name]: watching(name) for name in names})
+    def counting(name: str) -> Any:
+        def hook(layer: Any, given: tuple[Tensor, ...]) -> None:
+            ids_N = _within(given[0], inside[0]).flatten()
+            times[name] += torch.bincount(ids_N, minlength=len(times[name]))
+
+        return hook
+
+    hooks = {layers[name]: watching(name) for name in names} | {layers[name]: counting(name) for name in tables}
+    watch(subject, before=hooks, inside=lambda mask: inside.__setitem__(0, mask))
     found = {}
     for name, total in sums.items():
         mean = total.clone() / counts[name]
         mean += torch.eye(len(mean)) * (RIDGE * float(mean.diagonal().mean()) + 1e-12)
         found[name] = torch.linalg.cholesky(mean)
-    return found
+    return found, {
+        name: (1 - UNSEEN) * each / each.sum().clamp(min=1) + UNSEEN / len(each) for name, each in times.items()
+    }
 
 
-def _places(layer: Any, inputs: Tensor) -> Tensor:
+def _within(inputs: Tensor, inside: Tensor | None) -> Tensor:
+    """Return what a layer is given where rows are, (places, …); as it is if it is not given a place for each."""
+    return inputs if inside is None or inputs.shape[: inside.ndim] != inside.shape else inputs[inside]
+
+
+def _places(layer: Any, inputs: Tensor, inside: Tensor | None) -> Tensor:
     """Return what a layer is given at each place, (places, in · kernel)."""
     from torch.nn import functional
 
     if getattr(layer, "kernel_size", None) is None:
-        return inputs.flatten(0, -2)
+        return _within(inputs, inside).flatten(0, -2)
     if inputs.ndim != 4 or isinstance(layer.padding, str):
         raise BadRequest(
             "what this convolution is given cannot be laid out place by place",

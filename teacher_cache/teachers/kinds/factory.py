@@ -10,8 +10,8 @@ from storage.errors import BadRequest, BadTeacher
 from storage.language.tokenizer import read_tokenizer
 from storage.options import beside, code_fingerprint, load_factory
 from teacher_cache.teachers.loaded import build_twice
-from teacher_cache.teachers.spoken import check_files, classes, dimension, longest, notes, spoken, wants_around  # noqa: F401 - of a Kind
-from teacher_cache.teachers.weights import load_weights
+from teacher_cache.teachers.spoken import check_files, classes, dimension, longest, spoken, wants_around  # noqa: F401 - of a Kind
+from teacher_cache.teachers.weights import load_weights, passed_over
 
 if TYPE_CHECKING:
     from torch import nn
@@ -57,6 +57,11 @@ def digests(options: TeacherOptions) -> dict[str, Any]:
     }
     # Left out where there is none: caches that were built before there was text do not have the key.
     return found if options.tokenizer is None else found | {"tokenizer": read_tokenizer(options.tokenizer).fingerprint}
+
+
+def notes(options: TeacherOptions) -> list[str]:
+    """Return which weights of its file are passed over."""
+    return [] if options.weights is None else passed_over(options.weights)
 
 
 def import_libraries() -> None:

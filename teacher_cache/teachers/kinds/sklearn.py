@@ -82,8 +82,13 @@ def notes(options: TeacherOptions) -> list[str]:
     """Return what skops warned of, and how its columns are found, where it has names for them."""
     loaded = load_estimator(options)
     names = getattr(loaded.estimator, "feature_names_in_", None)
-    by_place = "it was fitted on columns with names: those of a table are found by them, others go by place: "
-    return loaded.warnings + ([] if names is None else [by_place + ", ".join(map(str, names[:12]))])
+    if names is None:
+        return loaded.warnings
+    shown = ", ".join(map(str, names[:12])) + (f" and {len(names) - 12} more" if len(names) > 12 else "")
+    by_name = (
+        f"it was fitted on columns with names, {shown}: of a table those are found by name; other data go by place"
+    )
+    return [*loaded.warnings, by_name]
 
 
 def check_files(options: TeacherOptions, dataset: DatasetSpec) -> None:

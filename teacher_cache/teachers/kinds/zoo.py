@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from storage.digests import file_digest
 from storage.errors import BadRequest, BadTeacher, is_out_of_memory
 from teacher_cache.teachers.spoken import Spoken, check_files, dimension, longest, wants_around  # noqa: F401 - of a Kind
-from teacher_cache.teachers.weights import load_weights
+from teacher_cache.teachers.weights import load_weights, passed_over
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -68,7 +68,7 @@ def classes(options: TeacherOptions) -> list[str] | None:
 
 
 def notes(options: TeacherOptions) -> list[str]:
-    """Return how it is fed, and how it was trained."""
+    """Return how it is fed, how it was trained, and which weights of its file are passed over."""
     trained = _trained(options)
     mean, std = options.mean or trained.mean, options.std or trained.std
     whose = "the job's" if options.mean is not None else f"{options.kind}'s for {options.model}"
@@ -77,6 +77,7 @@ def notes(options: TeacherOptions) -> list[str]:
         f"pixels are normalised by mean {_numbers(mean)} and deviation {_numbers(std)}, {whose}",
         f"{options.model} was trained on pictures of {sides}, {trained.resized}; it is shown "
         + ("the dataset's size" if options.size is None else f"size = {options.size}, {options.filter}"),
+        *([] if options.weights is None else passed_over(options.weights)),
     ]
 
 

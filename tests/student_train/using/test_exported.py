@@ -12,7 +12,10 @@ import pytest
 import torch
 
 from storage.errors import BadRequest
+from student_train.run_files.records import Measured
+from student_train.using.evaluating.evaluate import Evaluation
 from student_train.using.exporting.models import check_same, compare
+from student_train.using.exporting.quantizing import _changes
 from student_train.using.exporting.rows import ComparedRows
 from tests.conftest import Program
 from tests.student_train.using.toys import DATASET, write_pictures
@@ -153,3 +156,13 @@ def test_the_same_export_again_does_nothing_and_another_there_is_refused(
 def test_evaluation_takes_an_onnx_file_too(program: Program, exported: Path, pictures: Path) -> None:
     found = json.loads(program("student", "eval", exported / "onnx", pictures, "--json").out)
     assert found["figures"]["accuracy"] == 1.0
+
+
+def test_a_change_in_agreement_says_with_whom() -> None:
+    def measured(agreement: float) -> Evaluation:
+        return Evaluation("rows", Measured(accuracy=0.5, agreement=agreement), 40, None, "big", None, ())
+
+    assert _changes(measured(0.75), measured(0.5)) == [
+        "accuracy 50.00 → 50.00 % on 40 held rows",
+        "agreement with big 75.00 → 50.00 % on 40 held rows",
+    ]

@@ -12,6 +12,7 @@ from storage.cache import Cache
 from storage.errors import BadRequest, BadTeacher, BadWeights, CorruptObject, MissingSource, StillroomError
 from storage.inputs.arguments import to_float
 from storage.options import Options
+from teacher_cache.teachers.kinds import KINDS
 from teacher_cache.teachers.loading import load_teacher
 from teacher_cache.teachers.options import TeacherOptions
 from teacher_cache.teachers.weights import read_weights
@@ -102,6 +103,31 @@ def test_of_a_whole_training_checkpoint_its_keys_are_told_and_which_of_them_has_
     with pytest.raises(BadWeights) as caught:
         read_weights(tmp_path / "two.pt")
     assert (caught.value.found, caught.value.do) == ("a dict of model, ema", None)  # nobody knows which is meant
+
+
+def test_other_weights_of_the_same_names_in_a_checkpoint_are_told(tmp_path: Path) -> None:
+    state = write_teacher(tmp_path).state_dict()
+    other = {name: value * 0.5 for name, value in state.items()}
+    moments = {"conv.weight": torch.zeros(2)}  # other tensors are of no matter
+    saved = {"state_dict": state, "state_dict_ema": other, "moments": moments, "epoch": 3}
+    torch.save(saved, tmp_path / "last.pt")
+    chosen = options(tmp_path, weights=str(tmp_path / "last.pt"))
+    (note,) = KINDS["factory"].notes(chosen)
+    assert "'state_dict' of last.pt" in note
+    assert "torch.load(…)['state_dict_ema']" in note
+    loaded = load_teacher(chosen, CPU).model.state_dict()
+    assert torch.equal(loaded["conv.weight"], state["conv.weight"])
+    assert KINDS["factory"].notes(options(tmp_path)) == []
+
+
+def test_weights_of_a_wrapped_model_are_refused_with_how_to_save_them(tmp_path: Path) -> None:
+    state = write_teacher(tmp_path).state_dict()
+    torch.save({f"module.{name}": value for name, value in state.items()}, tmp_path / "parallel.pt")
+    with pytest.raises(BadWeights) as caught:
+        load_teacher(options(tmp_path, weights=str(tmp_path / "parallel.pt")), CPU)
+    assert (
+        caught.value.do == "all names in it begin with 'module.': save them without, {name.removeprefix('module.'): …}"
+    )
 
 
 def test_weights_that_do_not_fit_are_told_tensor_by_tensor(tmp_path: Path) -> None:

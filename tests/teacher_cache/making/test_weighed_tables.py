@@ -1,0 +1,70 @@
+"""Tables of words at a lower rank: what rows have often is kept best, and padding counts for nothing."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from storage.inputs.texts import PADDING
+from student_train.students import Blueprint, build_student
+from teacher_cache.making.rows import Rows
+from teacher_cache.making.sizes import Target
+from teacher_cache.making.subject import Subject
+from teacher_cache.making.ways.lowrank import UNSEEN, LowRankOptions, _seen, lowrank
+
+IDS, WIDTH = 200, 24
+OFTEN = 12  # ids from 1 that rows have; no other
+
+
+@pytest.fixture(scope="module")
+def subject() -> Subject:
+    torch.manual_seed(0)
+    options = {"depth": 1, "width": WIDTH, "heads": 2}
+    blueprint = Blueprint(
+        architecture="encoder",
+        options=options,
+        num_classes=3,
+        input_shape=(16,),
+        mean=None,
+        std=None,
+        inputs="texts",
+        vocabulary=IDS,
+    )
+    rows = torch.randint(1, 1 + OFTEN, (40, 16), dtype=torch.int32)
+    rows[torch.arange(16) >= torch.randint(2, 17, (40, 1))] = PADDING
+    return Subject(build_student(blueprint).eval(), Rows(rows, torch.zeros(40, dtype=torch.int64)))
+
+
+def test_entries_of_a_table_weigh_as_often_as_rows_have_them_and_padding_never(subject: Subject) -> None:
+    shown = subject.rows.shown_B
+    times = torch.bincount(shown[shown != PADDING].long(), minlength=IDS).double()
+    _, shares = _seen(subject, [], ["tokens"])
+    torch.testing.assert_close(shares["tokens"], (1 - UNSEEN) * times / times.sum() + UNSEEN / IDS)
+    assert shares["tokens"][0] == shares["tokens"][IDS - 1]  # what padding is given as an id
+
+
+def test_layers_are_weighed_by_what_they_are_given_of_rows_and_not_of_padding(subject: Subject) -> None:
+    layer = "blocks.0.attention.queries_keys_values"
+    scales = _seen(subject, [layer], [])[0]
+    alone = [
+        _seen(subject._replace(rows=Rows(row[None, row != PADDING], torch.zeros(1, dtype=torch.int64))), [layer], [])[0]
+        for row in subject.rows.shown_B
+    ]
+    lengths = (subject.rows.shown_B != PADDING).sum(1).double()
+    means = [scale[layer] @ scale[layer].T for scale in alone]
+    expected = sum(mean * length for mean, length in zip(means, lengths, strict=True)) / lengths.sum()
+    torch.testing.assert_close(scales[layer] @ scales[layer].T, expected, rtol=1e-3, atol=1e-5)
+
+
+def test_words_that_rows_have_are_nearer_than_by_the_table_alone(subject: Subject) -> None:
+    table = subject.student.network.tokens.weight
+    off = {}
+    for by in ("plain", "activations"):
+        small, _ = lowrank(subject, LowRankOptions(Target("parameters", 0.8), None, by, ("tokens",)))
+        with torch.no_grad():
+            errors = (small.network.tokens(torch.arange(IDS)) - table).square().sum(1) / table.square().sum(1)
+        (change,) = small.blueprint.changes
+        off[by] = (change.rank, float(errors[1 : 1 + OFTEN].mean()), float(errors.mean()))
+    assert off["activations"][0] == off["plain"][0] == 10
+    assert off["activations"][1] < 0.2 * off["plain"][1]
+    assert off["activations"][2] < 0.65  # and something is left of those that no row has
