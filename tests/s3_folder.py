@@ -141,9 +141,11 @@ def s3_folder(folder: Path, latency_s: float = 0.0) -> Iterator[tuple[str, Folde
             self.answer(204, b"")
 
         def do_POST(self) -> None:  # of many at once
-            for key in re.findall(r"<Key>(.*?)</Key>", self.rfile.read(int(self.headers["Content-Length"])).decode()):
+            keys = re.findall(r"<Key>(.*?)</Key>", self.rfile.read(int(self.headers["Content-Length"])).decode())
+            for key in keys:
                 store.delete(unescape(key))
-            self.answer(200, b"<DeleteResult/>")
+            told = "".join(f"<Deleted><Key>{key}</Key></Deleted>" for key in keys)
+            self.answer(200, f"<DeleteResult>{told}</DeleteResult>".encode())
 
         def of(self, name: str) -> dict[str, str]:
             status = store.file(name).stat()

@@ -12,7 +12,7 @@ import pyarrow as pa
 import pytest
 
 from storage.cache import Cache
-from storage.cache.garbage import Garbage, find_garbage
+from storage.cache.garbage import Garbage, delete_garbage, find_garbage
 from storage.format.objects import RemoteObjects, num_at_once
 from storage.format.rows import Segment, create_segment
 from storage.format.shards import ShardKey
@@ -66,6 +66,10 @@ def test_small_objects_are_asked_for_side_by_side_by_how_far_away_they_are(
         assert len(there.catalogue().ledger().of("d", None, "plain")) == 100
         assert 0.02 <= there.objects.latency_s < 1, "and no page of a list that was there already"
         assert 8 < known.most <= num_at_once(there.objects) <= 64
+        there.objects.put("d/ingest/00007-00000000.zarr.zip", b"left behind")
+        waste = find_garbage(there, grace_s=-60).old
+        assert [each.path for each in delete_garbage(there, waste)] == ["d/ingest/00007-00000000.zarr.zip"]
+        assert find_garbage(there, grace_s=-60).old == ()
     assert num_at_once(cache.objects) == 8
 
 
