@@ -5,4 +5,5 @@ using.py      `student eval | predict | export`
 benching.py   `student bench`
 chaining.py   `student chain`
 training.py   a job's students are trained: of `student train` and `student chain`
+dry_run.py    `student train --dry-run`
 """
