@@ -72,6 +72,7 @@ def verify(
 
 
 def _print_verified(cache: str, found: Verification, deleted: list[Waste], *, repaired: bool, as_json: bool) -> None:
+    """Print which shards are bad and why, what was dropped, and what no commit names."""
     from jobs.cli.caches.keeping import tell_waste
     from jobs.show import terminal
     from storage.errors import si

@@ -57,6 +57,7 @@ def _values(found: Bench) -> dict[str, Any]:
 
 
 def _print(found: Bench, page: str | None) -> None:
+    """Print the ways side by side: size, time, and accuracy as made, trained on labels alone, and distilled."""
     import polars as pl
 
     from jobs.show import terminal

@@ -122,6 +122,7 @@ def _values(job: ChainJob, ended: Ended) -> dict[str, Any]:
 
 
 def _print(job: ChainJob, ended: Ended) -> None:
+    """Print the students of each generation, and whom they learned from."""
     import polars as pl
 
     from jobs.files.chain_job import told_teachers

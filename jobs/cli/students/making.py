@@ -221,6 +221,7 @@ def _print_json(made: Made) -> None:
 
 
 def _print(made: Made) -> None:
+    """Print what was made: its size beside the teacher's, how often it agrees, what to train it with."""
     from jobs.show import terminal
     from storage.errors import si
 

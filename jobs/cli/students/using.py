@@ -239,6 +239,7 @@ def export(
 
 
 def _print_exported(run: Path, found: Exported, form: str, as_json: bool) -> None:
+    """Print what was written where, and what is to be told of it."""
     from jobs.show import terminal
 
     if as_json:

@@ -125,6 +125,7 @@ class PortsByName:
             )
 
     def _numbers(self, cells: Sequence[Cell], port: Port, dtype: np.dtype[Any]) -> np.ndarray:
+        """Return a column's cells as an input of numbers, (B,). Raises BadTeacher: they would be others there."""
         texts = [cell for cell in cells if isinstance(cell, str)]
         if texts:
             raise BadTeacher(
