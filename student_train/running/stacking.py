@@ -57,7 +57,10 @@ def _decide(alike: Sequence[Run], stacking: Choice, report: Report) -> bool:
         one_by_one_s, stacked_s = _time_both(alike)
     except Exception as error:  # dropout, a user's own model, memory: by itself each student still has its chance
         first_line = (str(error).splitlines() or ["no reason given"])[0]
-        report(StackingChosen(names, False, f"they cannot be one program: {first_line} ({type(error).__name__})"))
+        why = "each draws random numbers of its own, as dropout does"
+        if "randomness error mode" not in first_line:  # of vmap
+            why = f"{first_line} ({type(error).__name__})"
+        report(StackingChosen(names, False, f"they cannot be one program: {why}"))
         return False
     figures = f"a step of all takes {1e3 * stacked_s:.3g} ms stacked, {1e3 * one_by_one_s:.3g} ms one by one"
     stacked = stacking == "always" or stacked_s < CLEARLY_FASTER * one_by_one_s
