@@ -10,6 +10,7 @@ import signal
 import socket
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
@@ -160,7 +161,7 @@ def _local_cluster(environments: Sequence[Mapping[str, str]], at_once: int) -> A
             return SpecCluster(workers=workers, scheduler=scheduler, silence_logs=logging.CRITICAL)
         except (RuntimeError, OSError) as error:  # Dask's own; once they run, a nanny replaces those that die
             cause = error.__cause__ or error
-            if isinstance(cause, OSError) and cause.filename is not None:
+            if isinstance(cause, OSError) and _is_in_scratch(cause.filename):
                 raise _no_scratch(cause) from None  # it had room for a look, and not for all of them
             found = str(cause)
     raise TryAgain(
@@ -183,13 +184,25 @@ def _check_scratch() -> None:
         raise _no_scratch(error) from None
 
 
-def _no_scratch(error: OSError) -> BadRequest:
-    """Return the error of workers that cannot write files of their own."""
+def _is_in_scratch(path: object) -> bool:
+    """Return whether a path lies in the workers' own folder; that of another error, or none, says nothing of it."""
+    folder = _scratch()
+    return folder is not None and isinstance(path, str) and Path(folder).absolute() in Path(path).absolute().parents
+
+
+def _scratch() -> str | None:
+    """Return the workers' own folder; None where none can be written."""
     import dask
 
-    folder = dask.config.get("temporary-directory", None)
+    folder: str | None = dask.config.get("temporary-directory", None)
     with contextlib.suppress(OSError):
         folder = folder or tempfile.gettempdir()
+    return folder
+
+
+def _no_scratch(error: OSError) -> BadRequest:
+    """Return the error of workers that cannot write files of their own."""
+    folder = _scratch()
     return BadRequest(
         f"Dask's workers cannot write files of their own into {folder or 'any temporary folder'}",
         found=error.strerror or str(error),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cache
 from math import prod
 from typing import Literal
 
@@ -130,8 +131,13 @@ def shard_bytes(selection: Selection, needs: Needs, shard: int, views: int) -> i
     return input_bytes(selection, [shard], views=views) + target_bytes(selection, needs, [shard], views=views)
 
 
-def largest_shard(selection: Selection, needs: Needs) -> tuple[int, int]:
-    """Return the bytes of the largest shard with all its rows, and of pictures that they are decoded from, beside."""
+def largest_shard(selection: Selection, needs: Needs, views: int = 1) -> tuple[int, int]:
+    """Return the bytes of the largest shard with all its rows, and of pictures that they are decoded from, beside.
+
+    Args:
+        selection, needs: of rows.
+        views: of which targets are read.
+    """
     decoded_bytes = stored_bytes = 0
     for part in selection.parts:
         planned = {shard.shard: shard.stop - shard.start for shard in selection.catalogue.shards(part.dataset)}
@@ -142,7 +148,7 @@ def largest_shard(selection: Selection, needs: Needs) -> tuple[int, int]:
         for i in part.shards:  # all rows of a shard are read, those that are not fed too, which are about as long
             # a shard in a range of bytes is of those, not of rows: then up to the last that is fed
             num_rows = int(selection.rows[i].max()) + 1 if in_bytes else planned[selection.shards_S[i]]
-            fed_bytes = shard_bytes(selection, needs, i, 1)
+            fed_bytes = shard_bytes(selection, needs, i, views)
             decoded_bytes = max(decoded_bytes, fed_bytes * num_rows // int(selection.shard_sizes_S[i]))
     return decoded_bytes, stored_bytes
 
@@ -212,7 +218,9 @@ class FeedPool:
 
     def feed(self, selection: Selection, needs: Needs, tick: Tick = lambda done, shards: None) -> Feed:
         """Return a feed of these rows; what no feed before it needed is loaded now, with a `tick` after each shard."""
-        source = ShardSource(self._cache, selection, self._num_ahead(selection, needs))
+        of_views = cache(lambda views: self._num_ahead(selection, needs, views))
+        of_views(1)  # now, for it may read a feature's shape; each epoch asks
+        source = ShardSource(self._cache, selection, of_views)
         arrays: dict[Name, Kept] | None = None
         if self._place != "stream":
             arrays = self._kept.setdefault(_rows(selection), {})
@@ -222,10 +230,10 @@ class FeedPool:
                 arrays |= load(source, absent, self._device if self._place == "device" else torch.device("cpu"), tick)
         return Feed(source, needs, self._device, arrays, self._window_shards)
 
-    def _num_ahead(self, selection: Selection, needs: Needs) -> int:
+    def _num_ahead(self, selection: Selection, needs: Needs, views: int) -> int:
         """Return how many shards are fetched before they are read: none from a disk of this machine."""
         latency_s = self._cache.objects.latency_s
-        return num_ahead(latency_s, sum(largest_shard(selection, needs))) if latency_s else 0
+        return num_ahead(latency_s, sum(largest_shard(selection, needs, views))) if latency_s else 0
 
 
 def projected_bytes(wanted: Iterable[tuple[Selection, Needs]]) -> int:

@@ -59,10 +59,11 @@ class ShardSource:
     Args:
         cache: where they are.
         selection: which ones.
-        num_ahead: how many shards are fetched before they are read, where some are read one after another.
+        num_ahead: how many shards are fetched before they are read, where some are read one after another, by how many
+            views are read at a time; each has its own targets.
     """
 
-    def __init__(self, cache: Cache, selection: Selection, num_ahead: int = 0):
+    def __init__(self, cache: Cache, selection: Selection, num_ahead: Callable[[int], int] = lambda views: 0):
         self.cache = cache
         self.selection = selection
         self.num_ahead = num_ahead
@@ -174,7 +175,7 @@ class ShardSource:
         Args:
             index: which shard.
             names: of arrays.
-            fetch: gives what `fetch` would, asked once for each of `wanted`; None: they are fetched now.
+            fetch: gives what `fetch` would, asked of each of `wanted` in their order, once; None: they are fetched now.
 
         Raises:
             StaleCache: a student would not be shown what a teacher saw.
@@ -247,6 +248,11 @@ class ShardSource:
             if found != expected:
                 what, do = f"{key}: {array} is not as in the first shard", "see what `cache verify` says of it"
                 raise CorruptObject(what, f"rows of {found}", f"rows of {expected}", do)
+
+
+def views_of(names: Iterable[Name]) -> set[str]:
+    """Return the views of which arrays are read."""
+    return {name.view for name in names if isinstance(name, ArrayKey)}
 
 
 def _asked(names: Iterable[Name]) -> list[tuple[str, str]]:

@@ -8,6 +8,7 @@ S rows of a shard, F of them fed.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from contextlib import closing, contextmanager
@@ -28,7 +29,7 @@ from storage.inputs.ragged import Ragged
 from student_train.feed.batches import Arrays, Name
 from student_train.feed.flat import Flat, Kept
 from student_train.feed.order import Window
-from student_train.feed.shard_source import Fetched, ShardSource, Wanted
+from student_train.feed.shard_source import Fetched, ShardSource, views_of
 
 # Shards read at a time; each is in memory besides where its rows are to lie (`weighing/feed_memory.py` counts it).
 READERS = 4
@@ -150,8 +151,9 @@ class Coming:
     def __init__(self, source: ShardSource, names: frozenset[Name], shards: Sequence[int]):
         self.source, self.shards = source, shards
         self._names = names
-        self._num_ahead = min(source.num_ahead, len(shards))
-        self._fetched: dict[int, dict[Wanted, Future[Fetched]]] = {}
+        self._num_ahead = min(source.num_ahead(len(views_of(names))), len(shards))
+        # of each place, in the order in which they are wanted: two names of one teacher want the same
+        self._fetched: dict[int, deque[Future[Fetched]]] = {}
         self._next = 0  # to be fetched
         self._lock = Lock()
         num_threads = self._num_ahead * len(source.wanted(shards[0], names)) if shards else 0
@@ -164,10 +166,10 @@ class Coming:
         with self._lock:
             while self._next < min(place + 1 + self._num_ahead, len(self.shards)):
                 wanted = self.source.wanted(self.shards[self._next], self._names)
-                self._fetched[self._next] = {each: self._pool.submit(self.source.fetch, each) for each in wanted}
+                self._fetched[self._next] = deque(self._pool.submit(self.source.fetch, each) for each in wanted)
                 self._next += 1
             fetched = self._fetched.pop(place)
-        return self.source.read(self.shards[place], self._names, lambda wanted: fetched.pop(wanted).result())
+        return self.source.read(self.shards[place], self._names, lambda wanted: fetched.popleft().result())
 
     def close(self) -> None:
         """Wait for what is being fetched, and fetch no more."""

@@ -15,7 +15,7 @@ from student_train.feed.residency import Residency, array_bytes, largest_shard, 
 from student_train.feed.selection import Selection
 from student_train.feed.sending import AHEAD
 from student_train.feed.spans import NARROW_BYTES
-from student_train.feed.windows import READERS, most_ahead
+from student_train.feed.windows import AHEAD_BYTES, MOST_AHEAD, READERS
 
 READ_COPIES = 3  # of a shard that is being read: stored bytes, decoded ones, and the fed rows on their way to a GPU
 ORDER_BYTES = 32  # of a row of a span: its place, its position, what shuffles them, and its label
@@ -64,7 +64,10 @@ def feed_bytes(
     def most(of: Callable[[FedRows], int]) -> int:
         return sum(max(map(of, part), default=0) for part in same_time)
 
-    host = {"shards being read": max(_reading_bytes(rows) for rows in fed)}
+    if residency.place == "stream":
+        host = {"shards being read": most(lambda rows: _reading_bytes(rows, rows.views))}
+    else:  # one feed after another, before the first step, with all views of its rows
+        host = {"shards being read": max(_reading_bytes(rows, len(rows.selection.view_names)) for rows in fed)}
     if any(_encoded(rows) for rows in fed):
         host["pictures being decoded"] = decoding().most_bytes
     on_device: dict[str, int] = {}
@@ -98,13 +101,23 @@ def _window_bytes(rows: FedRows) -> int:
     return sum(sizes[-rows.window_shards :])
 
 
-def _reading_bytes(rows: FedRows) -> int:
-    """Return what is in memory of shards that are being read, besides where their rows are to lie."""
+def _reading_bytes(rows: FedRows, views: int) -> int:
+    """Return what is in memory of shards that are being read, besides where their rows are to lie.
+
+    Args:
+        rows: they.
+        views: of which targets are read at a time: a teacher and view after another, but fetched all together.
+    """
     num_shards, (decoded_bytes, stored_bytes) = len(rows.selection.shards_S), largest_shard(rows.selection, rows.needs)
-    reading = min(READERS, num_shards) * (READ_COPIES * decoded_bytes + stored_bytes)
+    at_once = min(READERS, num_shards)
+    reading = at_once * (READ_COPIES * decoded_bytes + stored_bytes)
     if not rows.selection.catalogue.objects.latency_s:
         return reading
-    return reading + min(most_ahead(decoded_bytes + stored_bytes), num_shards) * (decoded_bytes + stored_bytes)
+    # a pass may need less of a shard than all students do, and then fetches more of them
+    fetched_bytes = sum(largest_shard(rows.selection, rows.needs, views))
+    ahead_bytes = min(min(MOST_AHEAD, num_shards) * fetched_bytes, AHEAD_BYTES)
+    not_its_turn_bytes = min(fetched_bytes - decoded_bytes - stored_bytes, AHEAD_BYTES)  # of a shard that is read
+    return reading + at_once * not_its_turn_bytes + ahead_bytes
 
 
 def _encoded(rows: FedRows) -> bool:

@@ -10,7 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import psutil
 import pytest
@@ -99,6 +99,18 @@ def test_a_folder_that_workers_cannot_write_is_named_with_its_variable(
         dask.config.refresh()
     assert caught.value.what == f"Dask's workers cannot write files of their own into {tmp_path}/file"
     assert "DASK_TEMPORARY_DIRECTORY" in (caught.value.do or "")
+
+
+def test_what_is_no_fault_of_the_workers_folder_is_not_laid_to_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    import distributed
+
+    def refuse(**options: Any) -> None:
+        raise RuntimeError("Nanny failed to start.") from OSError(24, "Too many open files", "/proc/self/status")
+
+    monkeypatch.setattr(distributed, "SpecCluster", refuse)
+    with pytest.raises(TryAgain, match="died as they started") as caught, open_client(LOCAL, environments=[{}]):
+        pass
+    assert "Too many open files" in str(caught.value.found)
 
 
 class Work(NamedTuple):

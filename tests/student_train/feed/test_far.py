@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from pathlib import Path
 from threading import Lock
 from typing import Any
@@ -13,13 +14,15 @@ from storage.cache import Cache
 from storage.errors import StaleCache
 from storage.format.objects import LocalObjects
 from student_train.feed.feed import Feed
-from student_train.feed.residency import FeedPool, largest_shard
-from student_train.feed.selection import select_rows
+from student_train.feed.residency import FeedPool, Residency, largest_shard
+from student_train.feed.selection import join_selections, select_rows
 from student_train.feed.windows import AHEAD_BYTES, MOST_AHEAD, READERS, most_ahead, num_ahead
+from student_train.preparing.weighing.feed_memory import FedRows, feed_bytes
+from tests.student_train.feed.test_domains import BOTH, CODE, LAW, needs_of
 from tests.student_train.feed.test_feed import ALL, CPU, assert_same, feed_of
 from tests.student_train.feed.test_residency import held
 from tests.student_train.feed.test_sending import feed_threads
-from tests.student_train.toys import Recipe, write_cache
+from tests.student_train.toys import Recipe, add_teacher, write_cache
 
 
 class Far(LocalObjects):
@@ -122,6 +125,30 @@ def test_what_is_ahead_is_counted_where_the_store_is_far(near: Cache) -> None:
     assert most_ahead(10) == MOST_AHEAD
     for latency_s in (0.0, 1e-4, 0.02, 3.0, float("inf")):
         assert num_ahead(latency_s, AHEAD_BYTES // 5) <= 5
+
+
+def test_two_names_of_one_teacher_are_each_fetched(tmp_path: Path) -> None:
+    for recipe in (LAW, CODE):
+        near = write_cache(tmp_path, recipe)
+        add_teacher(near, replace(recipe, teacher_name="coder" if recipe is LAW else "lawyer"))
+    far, _ = far_of(near)
+    needs = needs_of("coder") | needs_of(BOTH)  # in one pass, a student of each: of code both mean the same
+    selection = join_selections([select_rows(near.samples(), rows, needs) for rows in ("law/train", "code/train")])
+    kept, streamed = (
+        list(FeedPool(at, CPU, place="stream", window_shards=2).feed(selection, needs).shuffled(16, seed=0, epoch=0))
+        for at in (near, far)
+    )
+    assert_same(kept, streamed)
+
+
+def test_two_streams_at_a_time_are_counted_both(near: Cache) -> None:
+    far, _ = far_of(near)
+    selection = select_rows(far.samples(), "toy/train", ALL)
+    rows = FedRows(selection, ALL, 2, batch_size=32)
+    after, within = (
+        feed_bytes([rows, rows], Residency("stream", 0, ""), CPU, held_within=held).host for held in (None, 1)
+    )
+    assert within["shards being read"] == 2 * after["shards being read"]
 
 
 def test_a_fault_of_a_shard_that_was_fetched_ahead_is_told_when_it_is_read(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from typing import Any
 
@@ -16,17 +17,18 @@ from storage.errors import BadRequest, IncompleteCache, StaleCache
 from storage.format.shards import ShardKey
 from storage.views import transforms as code
 from storage.views.options import Flip
-from student_train.feed.batches import Batch, MixedLabels, Needs, SoftNeed
+from student_train.feed.batches import ArrayKey, Batch, MixedLabels, Needs, SoftNeed
 from student_train.feed.feed import Feed
 from student_train.feed.order import Cut
 from student_train.feed.order.views import check_one_class, choose_views
 from student_train.feed.own_loop import open_rows, wants
-from student_train.feed.residency import FeedPool, Place, projected_bytes
+from student_train.feed.residency import FeedPool, Place, largest_shard, projected_bytes
 from student_train.feed.selection import select_rows
 from student_train.losses.labels import labels_cross_entropy
 from student_train.preparing.dry_run import dry_run
 from student_train.preparing.request import Request
 from student_train.running.train import train_students
+from tests.student_train.feed.test_far import Far
 from tests.student_train.toys import KD, LABELS, request_of, student
 from tests.teacher_cache.toys import build, teacher_section, write_digits, write_job, write_teacher
 
@@ -136,6 +138,31 @@ def test_a_loss_on_features_learns_from_views_of_which_there_are_no_plain_ones(t
     assert metrics["view"].to_list() == ["view-000", "view-001", "view-000"]
     first, _, last = metrics["term hint:toy/h"].to_list()
     assert last < first
+
+
+def test_of_a_store_that_is_far_the_targets_of_all_views_count(
+    cache: Cache, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A pass may show two views, and rows that are kept are loaded in all of theirs: each has its own targets."""
+    few = write_digits(tmp_path, 250, rows_per_shard=10) + "validation = 0.2\n"
+    write_teacher(tmp_path)
+    build(write_job(tmp_path, few, teacher_section(extra='features.h = { layer = "norm" }'), views(2)))
+    near = Cache.open(str(tmp_path / "cache"))
+    needs = TAUGHT | Needs(features=frozenset({ArrayKey("toy", "feature/h")}))
+    objects = Far(near.url)
+    feed = feed_of(Cache(objects, near.spec), needs, place="stream", window_shards=1)
+    ahead: list[int] = []
+    for shown in (1, 2):
+        monkeypatch.setattr("student_train.feed.windows.AHEAD_BYTES", 6 * sum(largest_shard(feed.selection, needs)))
+        objects.fetched.clear()
+        fed = feed.shared([Cut(4, f"view-00{number}") for number in range(shown)], seed=0, epoch=0)
+        next(fed)
+        time.sleep(0.5)
+        ahead.append(len(objects.fetched) // (1 + shown) - 2)  # two windows are read, of one shard each
+        fed.close()
+    one, two = (sum(largest_shard(feed.selection, needs, count)) for count in (1, 2))
+    assert ahead == [6, 6 * one // two]
+    assert ahead[1] < ahead[0]
 
 
 def test_held_rows_are_plain(cache: Cache) -> None:
