@@ -182,7 +182,7 @@ class Commit:
             read_columns = None if columns is None else ["row", *columns]
             proof, table = unseal(data, with_table=with_table, columns=read_columns, check=_check_num_rows)
             check_uses(path, proof.get("uses", ()))
-            key = ShardKey(*proof["key"])
+            key = _key(proof["key"])
             if path != key.commit_path:
                 raise ValueError(f"it is the commit of {key}")
             if not ATTEMPT.fullmatch(proof["attempt"]):
@@ -200,6 +200,15 @@ class Commit:
                 found=str(error) or type(error).__name__,
                 do="cache verify CACHE --repair, then cache build JOB.toml",
             ) from None
+
+
+def _key(said: Any) -> ShardKey:
+    """Return the key that a commit says. Raises ValueError, TypeError: it is none, though its path may be right."""
+    key = ShardKey(*said)
+    kinds = [str, str if key.teacher is not None else type(None), str, int]
+    if [type(part) for part in key] != kinds or (key.teacher is None and key.view != PLAIN):
+        raise ValueError(f"key {said!r}")
+    return key
 
 
 def _rows(rows: Any) -> tuple[int, int]:

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -15,6 +16,7 @@ import pytest
 import torch
 
 from storage.cache import Cache
+from storage.cache.verify import verify
 from storage.datasets.arrays import load_numpy
 from storage.datasets.arrow import open_arrow
 from storage.datasets.chat.template import ChatTemplate
@@ -79,6 +81,19 @@ def test_a_message_of_arrow_that_is_of_another_type_does_not_end_the_process(
     ended = subprocess.run([sys.executable, "-c", OPEN, path], capture_output=True, text=True, check=False)
     whole = said == (1, 3)[message]
     assert (ended.returncode, ended.stderr.startswith("named: ")) == (0 if whole else 1, not whole), ended.stderr
+
+
+@pytest.mark.parametrize(
+    "key", [["toy", None, ["plain"], 0], ["toy", None, "view-000", 0], ["toy", None, "plain", False]]
+)
+def test_a_commit_whose_key_is_none_is_refused_though_it_lies_in_its_place(tmp_path: Path, key: list[Any]) -> None:
+    """Seen: `verify` called it whole, and then ended with Python's TypeError."""
+    cache = write_cache(tmp_path, Recipe(rows=8, rows_per_shard=8))
+    path = "toy/ingest/00000.parquet"
+    about, table = unseal(cache.objects.get(path))
+    cache.objects.put(path, seal(table, about | {"key": key}))
+    (bad,) = [each for each in verify(Cache.open(str(tmp_path))).bad if each.key.teacher is None]
+    assert "is not a whole commit" in bad.reason
 
 
 def test_a_label_of_which_nobody_has_as_many_classes_is_refused(tmp_path: Path) -> None:
