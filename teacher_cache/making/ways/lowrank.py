@@ -238,7 +238,7 @@ def _seen(subject: Subject, names: Sequence[str], tables: Sequence[str]) -> tupl
 
     def counting(name: str) -> Any:
         def hook(layer: Any, given: tuple[Tensor, ...]) -> None:
-            ids_N = _within(given[0], inside[0]).flatten()
+            ids_N = _within(given[0], given[0].shape, inside[0]).flatten()
             times[name] += torch.bincount(ids_N, minlength=len(times[name]))
 
         return hook
@@ -255,9 +255,9 @@ def _seen(subject: Subject, names: Sequence[str], tables: Sequence[str]) -> tupl
     }
 
 
-def _within(inputs: Tensor, inside: Tensor | None) -> Tensor:
-    """Return what a layer is given where rows are, (places, …); as it is if it is not given a place for each."""
-    return inputs if inside is None or inputs.shape[: inside.ndim] != inside.shape else inputs[inside]
+def _within(inputs: Tensor, places: Sequence[int], inside: Tensor | None) -> Tensor:
+    """Return what a layer is given where rows are, (places, …); as it is if its places are not those of rows."""
+    return inputs if inside is None or tuple(places) != tuple(inside.shape) else inputs[inside]
 
 
 def _places(layer: Any, inputs: Tensor, inside: Tensor | None) -> Tensor:
@@ -265,7 +265,7 @@ def _places(layer: Any, inputs: Tensor, inside: Tensor | None) -> Tensor:
     from torch.nn import functional
 
     if getattr(layer, "kernel_size", None) is None:
-        return _within(inputs, inside).flatten(0, -2)
+        return _within(inputs, inputs.shape[:-1], inside).flatten(0, -2)
     if inputs.ndim != 4 or isinstance(layer.padding, str):
         raise BadRequest(
             "what this convolution is given cannot be laid out place by place",

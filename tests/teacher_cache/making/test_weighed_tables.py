@@ -10,7 +10,7 @@ from student_train.students import Blueprint, build_student
 from teacher_cache.making.rows import Rows
 from teacher_cache.making.sizes import Target
 from teacher_cache.making.subject import Subject
-from teacher_cache.making.ways.lowrank import UNSEEN, LowRankOptions, _seen, lowrank
+from teacher_cache.making.ways.lowrank import UNSEEN, LowRankOptions, _places, _seen, lowrank
 
 IDS, WIDTH = 200, 24
 OFTEN = 12  # ids from 1 that rows have; no other
@@ -68,3 +68,11 @@ def test_words_that_rows_have_are_nearer_than_by_the_table_alone(subject: Subjec
     assert off["activations"][0] == off["plain"][0] == 10
     assert off["activations"][1] < 0.2 * off["plain"][1]
     assert off["activations"][2] < 0.65  # and something is left of those that no row has
+
+
+def test_features_that_are_as_many_as_positions_are_not_taken_for_them() -> None:
+    """What a pooler is given, (B, D), in a batch whose longest row has D tokens; what heads are given, (B, H, L, D)."""
+    inside = torch.tensor([[True, True, False], [True, False, False]])
+    assert _places(torch.nn.Linear(3, 2), torch.ones(2, 3), inside).shape == (2, 3)
+    assert _places(torch.nn.Linear(5, 2), torch.ones(2, 3, 3, 5), inside).shape == (18, 5)
+    assert _places(torch.nn.Linear(5, 2), torch.ones(2, 3, 5), inside).shape == (3, 5)
