@@ -1,4 +1,4 @@
-"""Encoders as modules: a model of transformers behind what makes its one answer for each text.
+"""Encoders as modules: a model of transformers behind what makes its one answer for each text, or picture.
 
 As a teacher has them and as a student does, under the same names of layers.
 
@@ -74,8 +74,25 @@ class Embedding(nn.Module):
         return functional.normalize(vectors_BD, dim=1) if self.normalize else vectors_BD
 
 
+class ImageClassifier(nn.Module):
+    """Scores of classes for each picture."""
+
+    base_model_prefix = "model"
+
+    def __init__(self, model: Any):
+        super().__init__()
+        self.model = model
+
+    def forward(self, pixels_BCHW: Tensor) -> Tensor:
+        """Return logits (B, C) of pictures (B, channels, H, W), normalised as the model was trained."""
+        logits_BC: Tensor = self.model(pixel_values=pixels_BCHW).logits
+        return logits_BC
+
+
 class TextClassifier(nn.Module):
     """Scores of classes for each text."""
+
+    base_model_prefix = "model"
 
     def __init__(self, model: Any):
         super().__init__()

@@ -1,7 +1,7 @@
 """A model of the transformers library as a student, built from its config alone.
 
 It is a causal language model; or, where the blueprint says how its answers are made, an encoder with one for each
-text: a vector, pooled of its hidden states, or scores of classes.
+text, a vector pooled of its hidden states or scores of classes; or scores of classes for each picture.
 
 The config lies in the blueprint, so that a trained student needs no other folder. Nothing is fetched, no code comes
 with a model, and the library is imported only where such a student is built.
@@ -23,7 +23,8 @@ from torch import Tensor, nn
 
 from storage.errors import BadRequest, StillroomError, is_out_of_memory
 from storage.format.specs import DatasetSpec
-from storage.language.answering import Embedding, TextClassifier
+from storage.inputs import inputs_of
+from storage.language.answering import Embedding, ImageClassifier, TextClassifier
 from storage.language.model_folder import check_config, check_transformers, import_transformers, read_config
 from storage.language.pooling import POOLINGS, pooled_as
 from storage.tasks import task_of
@@ -33,11 +34,13 @@ ARCHITECTURE = "transformers"
 WHAT = f'architecture = "{ARCHITECTURE}"'
 NOT_OF_THE_MODEL = ("_name_or_path", "dtype", "torch_dtype", "transformers_version", "use_cache")
 OF_ANSWERS = ("pooling", "normalize")  # options of an encoder whose answers are vectors, beside the keys of its config
-EMBEDDING, TEXT_CLASSES = "embedding", "text_classes"
+EMBEDDING, TEXT_CLASSES, IMAGE_CLASSES = "embedding", "text_classes", "image_classes"
+IMAGE_AXES = 3  # of a row: channels, height, width
 WHATS = {  # what is made of a config, and by which class of the library, by the kind of its answers
     None: ("causal language model", "AutoModelForCausalLM"),
     EMBEDDING: ("encoder", "AutoModel"),
     TEXT_CLASSES: ("classifier of texts", "AutoModelForSequenceClassification"),
+    IMAGE_CLASSES: ("classifier of images", "AutoModelForImageClassification"),
 }
 TRIED_TOKENS = 4
 TRIED_LOGITS = 100.0  # their deviation: what caps or scales logits is seen, though those of fresh weights are small
@@ -82,7 +85,7 @@ def embedded_for(dataset: DatasetSpec, folder: Path, options: dict[str, Any]) ->
     if task.sites(dataset.input_shape):
         return embedded(folder, options)
     if task.has_classes:
-        return embedded(folder, options, {"kind": TEXT_CLASSES})
+        return embedded(folder, options, {"kind": IMAGE_CLASSES if inputs_of(dataset).scaled else TEXT_CLASSES})
     said = {key: options[key] for key in OF_ANSWERS if key in options}
     pooled = pooled_as(folder, said.get("pooling"), said.get("normalize"), wrong=BadRequest, where="`options`")
     of_config = {key: value for key, value in options.items() if key not in said}
@@ -104,21 +107,22 @@ def transformers(
 
     Args:
         num_classes: of the vocabulary, or of the one answer: how many classes it has, or how wide it is.
-        input_shape: (L,).
+        input_shape: (L,); of pictures (channels, H, W).
         vocabulary: number of ids, where that is not the number of classes.
         config, answers: as `embedded` gives them.
 
     Raises:
         BadRequest: inputs are no tokens, or it makes no such answers.
     """
-    if len(input_shape) != 1 or (answers is None and vocabulary):
+    kind = _kind(answers)
+    if len(input_shape) != (IMAGE_AXES if kind == IMAGE_CLASSES else 1) or (answers is None and vocabulary):
         raise BadRequest(
             f"{WHAT} cannot take these inputs",
             found=f"inputs of shape {input_shape}" + ", each with one class" * (len(input_shape) == 1),
-            expected="tokens, each with the one that follows; or texts, each with a class or a vector",
-            do="a dataset of tokens or of texts; or another architecture",
+            expected="tokens, each with the one that follows; texts, each with a class or a vector; or pictures, each "
+            "with a class",
+            do="a dataset of tokens, texts or pictures; or another architecture",
         )
-    kind = _kind(answers)
     if kind not in WHATS or (kind == EMBEDDING and answers is not None and answers.get("pooling") not in POOLINGS):
         raise BadRequest(
             f"{WHAT} makes no such answers", found=json.dumps(answers), do="student train makes blueprints"
@@ -127,22 +131,39 @@ def transformers(
     library = import_transformers(WHAT)
     made = _config(config, kind)
     text = made.get_text_config()
-    _check_fits(text, input_shape[0], vocabulary or num_classes, num_classes if kind == EMBEDDING else None)
+    if kind == IMAGE_CLASSES:
+        _check_pictures(made, input_shape)
+    else:
+        _check_fits(text, input_shape[0], vocabulary or num_classes, num_classes if kind == EMBEDDING else None)
     for part in (made, text):
         part.use_cache = False  # keys and values of a text that nobody goes on with
         part.output_hidden_states = part.output_attentions = False
         part.return_dict = True
-    if kind == TEXT_CLASSES:
+    if kind in (TEXT_CLASSES, IMAGE_CLASSES):
         made.num_labels = num_classes
     with _refusing(made, what, auto):
         model: nn.Module = getattr(library, auto).from_config(made, dtype=torch.float32, trust_remote_code=False)
     if answers is None:
         return model
-    if kind == TEXT_CLASSES:
-        return TextClassifier(model)
+    if kind in (TEXT_CLASSES, IMAGE_CLASSES):
+        return (TextClassifier if kind == TEXT_CLASSES else ImageClassifier)(model)
     if getattr(model, "pooler", None) is not None:
         model.pooler = None  # type: ignore[assignment]  # of whose answer nothing is made
     return Embedding(model, answers["pooling"], normalize=bool(answers.get("normalize")))
+
+
+def _check_pictures(config: Any, shape: tuple[int, ...]) -> None:
+    """Raise BadRequest unless a model of a config takes pictures of a shape, (channels, H, W)."""
+    channels, size = getattr(config, "num_channels", shape[0]), getattr(config, "image_size", None)
+    sides = (size, size) if isinstance(size, int) else shape[1:] if size is None else tuple(size)
+    if (channels, *sides) != tuple(shape):
+        raise BadRequest(
+            "the student's pictures are others than those of the dataset",
+            found=f"num_channels = {channels}, image_size = {size}",
+            expected=f"{shape[0]} channels, {shape[1]}×{shape[2]}",
+            do=f"options = {{ image_size = {shape[1] if shape[1] == shape[2] else list(shape[1:])} }}, as far as the "
+            "weights allow it; or the dataset's `size` and `channels`",
+        )
 
 
 def _check_fits(config: Any, length: int, num_ids: int, width: int | None) -> None:

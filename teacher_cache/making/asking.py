@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -50,6 +50,37 @@ def watch(
     finally:
         for hook in hooks:
             hook.remove()
+
+
+def read_otherwise(subject: Subject, names: Sequence[str]) -> list[str]:
+    """Return the layers whose weights a network reads itself, besides calling them or without: they stay as they are.
+
+    Each is tried as one whose weights are nowhere but in what takes its place.
+    """
+    import copy
+
+    import torch
+    from torch import nn
+
+    network, found = subject.student.network, []
+    inputs_B = next(iter(batches(subject)))[0][:1]
+    for name in names:
+        parent, _, own = name.rpartition(".")
+        layer = network.get_submodule(name)
+        if "weight" not in layer._parameters:  # noqa: SLF001 - made of others, as by a parametrisation
+            continue
+        setattr(network.get_submodule(parent), own, nn.Sequential(copy.deepcopy(layer)))
+        own_parameters = layer._parameters  # noqa: SLF001 - of whoever else holds the layer
+        layer._parameters = {key: value for key, value in own_parameters.items() if key != "weight"}  # noqa: SLF001
+        try:
+            with torch.inference_mode():
+                subject.student(inputs_B)
+        except AttributeError:
+            found.append(name)
+        finally:
+            layer._parameters = own_parameters  # noqa: SLF001
+            setattr(network.get_submodule(parent), own, layer)
+    return found
 
 
 def retake(student: Student, subject: Subject) -> list[str]:

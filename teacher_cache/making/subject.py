@@ -206,18 +206,16 @@ def _of_transformers(options: TeacherOptions, model: nn.Module, dataset: Dataset
             do="train a student on its cached answers instead",
         )
     answers = transformers.digests(options).get("answers")
-    if answers is not None and answers["kind"] not in ("embedding", "text_classes"):
-        raise BadRequest(
-            f"students cannot be made from teacher {options.name}, a classifier of images in a folder of transformers",
-            do="a `factory` that returns it; or train a student on its cached answers instead",
-        )
+    mean = std = None
+    if answers is not None and answers["kind"] == "image_classes":  # its normalisation is the student's own
+        mean, std, answers = tuple(answers["mean"]), tuple(answers["std"]), {"kind": answers["kind"]}
     blueprint = Blueprint(
         architecture=options.origin,
         options=embedded(options.path, {}, answers),
         num_classes=num_scores(options, dataset),
         input_shape=dataset.input_shape,
-        mean=None,
-        std=None,
+        mean=mean,
+        std=std,
         tokenizer=dataset.tokenizer,
         classes=tuple(transformers.classes(options) or dataset.classes),
         vocabulary=None if dataset.vocabulary == dataset.num_classes else dataset.vocabulary,

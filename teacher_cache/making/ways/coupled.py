@@ -7,6 +7,8 @@ Source: Fang et al. 2023 (DepGraph), arXiv 2301.12900.
 
 from __future__ import annotations
 
+import warnings
+from collections.abc import Mapping
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
@@ -15,6 +17,12 @@ from storage.errors import BadTeacher, missing_extra
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
+# Attention layers as models of transformers have them: what makes queries, keys and values of each head, and what reads
+# the heads' answers, in the layer itself or beside it.
+SPLIT = (("query", "key", "value"), ("q_proj", "k_proj", "v_proj"), ("q_lin", "k_lin", "v_lin"))
+READERS = ("o_proj", "out_proj", "out_lin", "out", "dense")
+BESIDE = "output.dense"
+HEAD_SIZES = ("head_dim", "attention_head_size")
 SIDES: dict[str, Literal["out", "in"]] = {"prune_out_channels": "out", "prune_in_channels": "in"}
 TOGETHER = ("LayerNorm", "GroupNorm", "Embedding")  # whose answer to a unit depends on the others, or on their number
 
@@ -77,8 +85,10 @@ def find_units(network: nn.Module, arguments: tuple[Tensor, ...]) -> Found:
 
     traced = copy.deepcopy(network).requires_grad_(True)
     try:
-        graph = torch_pruning.DependencyGraph().build_dependency(traced, example_inputs=arguments)
-        groups = list(graph.get_all_groups(root_module_types=[nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear]))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of parameters of no layer, on which whatever depends is left whole
+            graph = torch_pruning.DependencyGraph().build_dependency(traced, example_inputs=arguments)
+            groups = list(graph.get_all_groups(root_module_types=[nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear]))
     except Exception as error:  # whatever it raises at a network that it does not know
         raise BadTeacher(
             "torch-pruning cannot see which units of this network belong together",
@@ -100,12 +110,19 @@ def find_units(network: nn.Module, arguments: tuple[Tensor, ...]) -> Found:
 
 
 def find_heads(network: nn.Module) -> tuple[Units, ...]:
-    """Return the heads of a network's attention layers, as our own architectures have them, each a unit."""
+    """Return the heads of a network's attention layers, each a unit.
+
+    Of our own architectures, and of models of transformers whose layers take the number of heads from the width of what
+    they are given. Where several queries share a key, those are one unit.
+    """
     import torch
 
     found = []
-    for name, layer in network.named_modules():
+    layers = dict(network.named_modules())
+    for name, layer in layers.items():
         parts = dict(layer.named_children())
+        if (split := _split_heads(name, layers)) is not None:
+            found.append(split)
         if not isinstance(getattr(layer, "heads", None), int) or parts.keys() != {"queries_keys_values", "out"}:
             continue
         mixed, heads = int(parts["out"].weight.shape[1]), int(layer.heads)
@@ -114,6 +131,33 @@ def find_heads(network: nn.Module) -> tuple[Units, ...]:
         sides = (Side(f"{name}.queries_keys_values", "out", of_three), Side(f"{name}.out", "in", own))
         found.append(Units(name, heads, sides, counts_heads=True))
     return tuple(found)
+
+
+def _split_heads(name: str, layers: Mapping[str, nn.Module]) -> Units | None:
+    """Return the heads of an attention layer of transformers; None: it is none, or of another kind."""
+    import torch
+    from torch import nn
+
+    layer, beside = layers[name], name.rpartition(".")[0]
+    linear = {each: module for each, module in layers.items() if isinstance(module, nn.Linear)}
+    reading = [f"{name}.{each}" for each in READERS] + ([f"{beside}.{BESIDE}"] if beside else [])
+    reader = next((each for each in reading if each in linear), None)
+    size = next((getattr(layer, each) for each in HEAD_SIZES if isinstance(getattr(layer, each, None), int)), None)
+    for names in SPLIT:
+        makers = [linear.get(f"{name}.{each}") for each in names]
+        widths = [each.out_features for each in makers if each is not None]
+        if size is None or reader is None or len(widths) < len(names):
+            continue
+        queries, keys, values = widths
+        heads = keys // size
+        if keys != values or keys % size or queries % keys or linear[reader].in_features != queries:
+            return None
+        of_queries, of_keys = torch.arange(queries).view(heads, -1), torch.arange(keys).view(heads, -1)
+        sides = [
+            Side(f"{name}.{each}", "out", of_queries if number == 0 else of_keys) for number, each in enumerate(names)
+        ]
+        return Units(name, heads, (*sides, Side(reader, "in", of_queries)))
+    return None
 
 
 class _Whole(Exception):

@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from storage.errors import BadRequest
-from teacher_cache.making.asking import batches, watch
+from teacher_cache.making.asking import read_otherwise, watch
 from teacher_cache.making.sizes import Target, largest_share, measured, size_like
 from teacher_cache.making.subject import Subject
 from teacher_cache.making.ways.slices import check_named_once, with_changes
@@ -119,9 +119,9 @@ def _layers(subject: Subject, options: LowRankOptions) -> tuple[list[str], list[
     weighty = {name: module for name, module in modules.items() if getattr(module, "weight", None) is not None}
     shared = shared_layers(network)
     can = [name for name, module in weighty.items() if full_rank(module) is not None and name not in shared]
-    tables = [name for name in can if is_table(modules[name])]
     of_operations = options.target is not None and options.target.measure != "parameters"
-    left = tables if of_operations and not options.layers else _read_otherwise(subject, tables)
+    tables = [name for name in can if is_table(modules[name])] if of_operations and not options.layers else []
+    left = [*tables, *read_otherwise(subject, [name for name in can if name not in tables])]
     can = [name for name in can if name not in left]
     why = {name: f" with the weights of {other}" for name, other in shared.items()}
     for name in options.layers or ():
@@ -145,34 +145,6 @@ def _layers(subject: Subject, options: LowRankOptions) -> tuple[list[str], list[
         if name not in can and any(own.ndim > 1 for own in module.parameters(recurse=False))
     ]
     return can, cannot
-
-
-def _read_otherwise(subject: Subject, names: Sequence[str]) -> list[str]:
-    """Return the layers whose weights a network reads itself, besides calling them or without: they stay as they are.
-
-    Each is tried as one whose weights are nowhere but in what takes its place.
-    """
-    import copy
-
-    import torch
-    from torch import nn
-
-    network, found = subject.student.network, []
-    inputs_B = next(iter(batches(subject)))[0][:1]
-    for name in names:
-        parent, _, own = name.rpartition(".")
-        layer = network.get_submodule(name)
-        setattr(network.get_submodule(parent), own, nn.Sequential(copy.deepcopy(layer)))
-        weight = layer._parameters.pop("weight")  # noqa: SLF001 - of whoever else holds the layer
-        try:
-            with torch.inference_mode():
-                subject.student(inputs_B)
-        except AttributeError:
-            found.append(name)
-        finally:
-            layer._parameters["weight"] = weight  # noqa: SLF001
-            setattr(network.get_submodule(parent), own, layer)
-    return found
 
 
 def _spectra(subject: Subject, names: Sequence[str], by: Weighing) -> dict[str, Spectrum]:

@@ -77,7 +77,12 @@ def _units(subject: Subject, of: Of) -> Found:
     if not found.units:
         raise BadRequest(
             f"this teacher has no {of} that could be pruned",
-            found="; ".join(found.left) or "none whose answers another layer reads",
+            found="; ".join(found.left)
+            or (
+                "no attention with a layer each for queries, keys and values, or for all three as in `gpt`"
+                if of == "heads"
+                else "none whose answers another layer reads"
+            ),
             do="another --of; or student make copy or lowrank",
         )
     return found

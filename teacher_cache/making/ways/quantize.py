@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from storage.errors import BadRequest
-from teacher_cache.making.asking import watch
+from teacher_cache.making.asking import read_otherwise, watch
 from teacher_cache.making.subject import Subject
 from teacher_cache.making.ways.slices import check_named_once, with_changes
 
@@ -38,7 +38,9 @@ def quantize(subject: Subject, options: QuantizeOptions) -> tuple[Student, list[
     whole = subject.student
     check_named_once(whole.network)
     layers: dict[str, Any] = dict(whole.network.named_modules())
-    names = products_of(whole.network)
+    products = products_of(whole.network)
+    read = read_otherwise(subject, products)
+    names = [name for name in products if name not in read]
     if not names:
         raise BadRequest(
             "this teacher has no layer that could be int8",
@@ -60,6 +62,7 @@ def quantize(subject: Subject, options: QuantizeOptions) -> tuple[Student, list[
     student.network.load_state_dict(tensors)
     student.tokenizer = whole.tokenizer
     others = [*in_floats(whole.network), *(f"{n}, which no row reached" for n in unseen)]
+    others += [f"{name}, whose weights are read without calling it" for name in read]
     return student, [f"left in floats: {each}" for each in others]
 
 

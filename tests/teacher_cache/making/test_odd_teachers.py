@@ -10,7 +10,7 @@ import torch
 
 from jobs.files.cache_job import CacheJob
 from jobs.files.reading import read_job
-from storage.errors import BadRequest, BadTeacher
+from storage.errors import BadRequest
 from student_train.students import Blueprint, build_student
 from teacher_cache.making.make import Made, MakeRequest, agreement_of, make
 from teacher_cache.making.rows import Rows
@@ -121,11 +121,14 @@ def test_a_layer_under_two_names_is_refused_for_one_of_them_would_stay(
     assert refused.value.found == "layers.0 is layers.1"
 
 
-def test_weights_that_others_read_around_their_layer_are_an_error_of_ours(odd: Path, tmp_path: Path) -> None:
-    with pytest.raises(BadTeacher, match="student make lowrank cannot do with teacher reading") as refused:
-        made(odd, tmp_path / "out", "reading", "lowrank", LowRankOptions(HALF, None, "plain"))
-    assert "has no attribute 'weight'" in str(refused.value.found)
-    assert not (tmp_path / "out").exists()
+def test_a_layer_whose_weights_others_read_around_it_stays_as_it_is(odd: Path, tmp_path: Path) -> None:
+    found = made(odd, tmp_path / "low", "reading", "lowrank", LowRankOptions(None, 0.3, "plain"))
+    assert "left whole: layer, a Linear" in found.told
+    found = made(odd, tmp_path / "int8", "reading", "quantize", QuantizeOptions("channel"))
+    assert "left in floats: layer, whose weights are read without calling it" in found.told
+    with pytest.raises(BadRequest, match="layer layer cannot be factorised") as refused:
+        made(odd, tmp_path / "out", "reading", "lowrank", LowRankOptions(None, 0.3, "plain", ("layer",)))
+    assert "whose weights are read without calling it" in str(refused.value.found)
 
 
 def test_weights_that_a_layer_keeps_beside_its_weight_are_told_to_stay_floats(odd: Path, tmp_path: Path) -> None:
