@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from jobs.files.reading import read_job
 from storage.cache import Cache
 from storage.errors import BadRequest
 from storage.inputs.texts import ids_and_mask, pad
+from storage.language.pooling import pooled_as
 from student_train.running.train import train_students
 from student_train.students import Student, load_student, size_of_student
 from student_train.using.exporting.transformers import export_transformers
@@ -21,12 +23,13 @@ from teacher_cache.making.make import Made, MakeRequest, make
 from teacher_cache.making.sizes import Target
 from teacher_cache.making.ways.copying import CopyOptions
 from teacher_cache.making.ways.lowrank import LowRankOptions
+from teacher_cache.making.ways.prune import PruneOptions
 from teacher_cache.making.ways.quantize import QuantizeOptions
 from tests.teacher_cache.toys import build, write_job
 from tests.vectors.test_build import AROUND
 from tests.vectors.test_classifiers import NAMES, classifier, labelled
 from tests.vectors.test_classifiers import TEACHER as CLASSIFIER
-from tests.vectors.toys import WIDTH, encoder_folder, request, vector_dataset, vector_student
+from tests.vectors.toys import WIDTH, bag_teacher, encoder_folder, request, vector_dataset, vector_student
 
 TEACHER = '[[teacher]]\nname = "bert"\nkind = "transformers"\npath = "bert"\nencoding = { kind = "vectors" }\n'
 TABLE = "model.embeddings.word_embeddings"
@@ -52,8 +55,8 @@ def made(folder: Path, out: Path, way: str, options: Any) -> tuple[Made, Student
     return found, load_student(out)
 
 
-def vectors(student: Student, cache: Cache) -> torch.Tensor:
-    rows = pad(cache.read_ragged("texts", 0))
+def vectors(student: Student, cache: Cache, shard: int = 0) -> torch.Tensor:
+    rows = pad(cache.read_ragged("texts", shard))
     with torch.inference_mode():
         vectors_BD: torch.Tensor = student(student.blueprint.made_of.arguments(rows))
     return vectors_BD
@@ -172,17 +175,93 @@ def test_a_classifier_is_cut_with_its_classes_in_the_order_of_the_dataset(tmp_pa
     assert found.agreement == 1.0
 
 
-def test_an_encoder_is_exported_in_formats_of_any_student_alone(folder: Path, cache: Cache, tmp_path: Path) -> None:
+@pytest.mark.parametrize("extra", [AROUND, ""], ids=["with its template", "without"])
+@pytest.mark.parametrize(("pooling", "normalize"), [("mean", True), ("cls", False)])
+def test_an_encoder_is_exported_as_a_folder_of_sentence_transformers(
+    folder: Path, tmp_path: Path, extra: str, pooling: str, normalize: bool
+) -> None:
+    sentence_transformers = pytest.importorskip("sentence_transformers")
+    dataset = vector_dataset(tmp_path, 260, extra=extra)
+    assert build(write_job(tmp_path, dataset, bag_teacher())).exit_code == 0
+    cache = Cache.open(str(tmp_path / "cache"))
     asked = vector_student(
         architecture="transformers",
         path=str(folder / "bert"),
         start=True,
+        options={"pooling": pooling, "normalize": normalize},
+        epochs=1,
+    )
+    train_students(request(cache, tmp_path / "runs", asked))
+    found = export_transformers(tmp_path / "runs" / "small", tmp_path / "out")
+    assert (found.kind, found.told[0][:24]) == ("BertModel", "vectors of 100 held rows")
+    assert any(line.startswith("tokens of ") and line.endswith("the same") for line in found.told)
+    texts = [json.loads(line)["text"] for line in (tmp_path / "texts.jsonl").read_text().splitlines()]
+    library = sentence_transformers.SentenceTransformer(str(tmp_path / "out"), device="cpu")
+    said = torch.from_numpy(library.encode(texts[:128], batch_size=7))
+    rows = torch.cat([vectors(load_student(tmp_path / "runs" / "small"), cache, shard) for shard in range(4)])
+    torch.testing.assert_close(said, rows, atol=1e-5, rtol=1e-4)
+    assert pooled_as(tmp_path / "out", None, None, wrong=BadRequest, where="") == (pooling, normalize)
+    assert export_transformers(tmp_path / "runs" / "small", tmp_path / "out").done_before
+
+
+def test_an_exported_tokenizer_that_would_make_other_tokens_is_refused(
+    folder: Path, cache: Cache, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = vector_student(
+        architecture="transformers",
+        path=str(folder / "bert"),
         options={},
         objective=[{"loss": "vector_cosine", "teacher": "bert"}],
         epochs=1,
     )
     train_students(request(cache, tmp_path / "runs", asked))
-    with pytest.raises(BadRequest, match="has no equal in transformers") as caught:
+    monkeypatch.setattr("student_train.using.exporting.transformers.tokenizer_files", bare)
+    with pytest.raises(BadRequest, match="makes other tokens than the student's rows have"):
         export_transformers(tmp_path / "runs" / "small", tmp_path / "out")
-    assert caught.value.found == "one answer for each text"
     assert not (tmp_path / "out").exists()
+
+
+def bare(student: Student, files: dict[str, bytes]) -> dict[str, bytes]:
+    """Return a tokenizer without its template."""
+    tokenizer = json.loads(files["tokenizer.json"]) | {"post_processor": None}
+    return files | {"tokenizer.json": json.dumps(tokenizer).encode()}
+
+
+def test_a_classifier_of_texts_starts_from_a_folder_and_is_exported_as_one(tmp_path: Path) -> None:
+    import transformers
+
+    classifier(tmp_path, NAMES)
+    assert build(write_job(tmp_path, labelled(tmp_path), CLASSIFIER)).exit_code == 0
+    cache = Cache.open(str(tmp_path / "cache"))
+    asked = vector_student(
+        architecture="transformers",
+        path=str(tmp_path / "bert"),
+        start=True,
+        options={},
+        objective=[{"loss": "labels"}],
+        epochs=1,
+    )
+    (record,) = train_students(request(cache, tmp_path / "runs", asked, validation="texts/train")).records
+    assert record.status == "finished"
+    found = export_transformers(tmp_path / "runs" / "small", tmp_path / "out")
+    assert found.kind == "BertForSequenceClassification"
+    assert found.told[0].startswith("logits of ")
+    model = transformers.AutoModelForSequenceClassification.from_pretrained(tmp_path / "out").eval()
+    tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / "out")
+    assert tuple(model.config.id2label.values()) == tuple(cache.dataset("texts").classes)
+    text = json.loads((tmp_path / "texts.jsonl").read_text().splitlines()[0])["text"]
+    with torch.inference_mode():
+        said_1C = model(**tokenizer([text], truncation=True, return_tensors="pt")).logits
+    own_1C = vectors(load_student(tmp_path / "runs" / "small"), cache)[:1]
+    torch.testing.assert_close(said_1C, own_1C, atol=1e-5, rtol=1e-4)
+
+
+def test_heads_of_an_encoder_are_pruned(folder: Path, cache: Cache, tmp_path: Path) -> None:
+    options = PruneOptions(Target("parameters", 0.98), "magnitude", 0, "heads")
+    found, student = made(folder, tmp_path / "out", "prune", options)
+    assert found.size.parameters < found.whole.parameters
+    network: Any = student.network
+    for layer in network.model.encoder.layer:
+        assert layer.attention.self.query.weight.shape == (WIDTH // 2, WIDTH)  # one head of two
+        assert layer.attention.output.dense.weight.shape == (WIDTH, WIDTH // 2)
+    assert vectors(student, cache).shape[1] == WIDTH

@@ -22,6 +22,7 @@ from student_train.students.files import TOKENIZER_FILE
 TOKENIZER_CONFIG, GENERATION = "tokenizer_config.json", "generation_config.json"
 TEMPLATE = "chat_template.jinja"
 WANTED = (TOKENIZER_CONFIG, "special_tokens_map.json", "added_tokens.json", TEMPLATE, GENERATION)
+WANTED_OF_TEXTS = WANTED[:3]  # by one that has an answer for each text
 MISSED = (TOKENIZER_CONFIG, TEMPLATE, GENERATION)  # told where there is none
 
 
@@ -53,7 +54,7 @@ def beside(student: Student, folders: Sequence[Path], tokenizer: Path | None, *,
     """Return what goes with a student.
 
     Args:
-        student: a language model.
+        student: a language model, or one of texts.
         folders: that may have it, in this order.
         tokenizer: a folder that is asked for; it must be of the same tokenizer.
         adapter: whether its adapter goes alone; a whole model is written with a generation config, if only the default.
@@ -62,7 +63,8 @@ def beside(student: Student, folders: Sequence[Path], tokenizer: Path | None, *,
         BadRequest: `tokenizer` is another than the student's.
         MissingSource: it is none.
     """
-    own = student.tokenizer
+    own, speaks = student.tokenizer, student.blueprint.asked.label_array is not None
+    wanted, missed = (WANTED, MISSED) if speaks else (WANTED_OF_TEXTS, ())
     if own is None:
         if tokenizer is None:
             return Beside({}, ("no tokenizer: the run has none, for its rows came as tokens; --tokenizer FOLDER",))
@@ -78,11 +80,11 @@ def beside(student: Student, folders: Sequence[Path], tokenizer: Path | None, *,
     for folder in [*([tokenizer] if tokenizer is not None else []), *folders]:
         if not (folder / TOKENIZER_FILE).exists() or read_tokenizer(folder).fingerprint != fingerprint:
             continue  # what it says is of other tokens
-        found = {name: (folder / name).read_bytes() for name in WANTED if (folder / name).exists()}
+        found = {name: (folder / name).read_bytes() for name in wanted if (folder / name).exists()}
         if new := {name: data for name, data in found.items() if name not in files and not _foreign(data)}:
             files |= new
             told.append(f"{', '.join(new)} of {folder}")
-    missing = [name for name in MISSED if name not in files]
+    missing = [name for name in missed if name not in files]
     if GENERATION in missing and not adapter:
         missing.remove(GENERATION)
         told.append(f"{GENERATION}: the default that transformers makes of a config")

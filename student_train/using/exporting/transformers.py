@@ -1,8 +1,12 @@
-"""A language model's folder in the form of transformers, whose logits are compared with its own before it counts."""
+"""A student as a folder of transformers, whose answers are compared with its own before it counts.
+
+A language model, or an encoder with one answer for each text (`encoders.py`).
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,13 +14,24 @@ import torch
 
 from storage.digests import digest
 from storage.errors import BadRequest
+from storage.language.answering import ImageClassifier
 from storage.language.model_folder import check_transformers, import_transformers
 from student_train.run_files.records import RunRecord, read_job
 from student_train.students import Student, load_student
 from student_train.students.files import BLUEPRINT_FILE
 from student_train.students.transformers import ARCHITECTURE as TRANSFORMERS
+from student_train.tasks import task_of
 from student_train.using.exporting.beside import beside, folders_of
 from student_train.using.exporting.card import Card, model_card
+from student_train.using.exporting.encoders import (
+    answers_texts,
+    check_tokens,
+    load_again,
+    plain_model,
+    tokenizer_files,
+    use_of,
+    write_modules,
+)
 from student_train.using.exporting.place import MARK, Exported, done_before, part_of, seal
 from student_train.using.exporting.rows import ComparedRows, apart, rows_to_compare
 from student_train.using.exporting.to_gpt2 import STOPS_AT, to_gpt2
@@ -53,14 +68,23 @@ def export_transformers(
         "student_digest": digest((run / BLUEPRINT_FILE).read_bytes()),
         "base": None if base is None else record.identity["start"],
     }
+    of_texts = answers_texts(student)
+    if of_texts and adapter:
+        raise BadRequest(f"{run.name} answers whole texts, and adapters alone are written of language models")
     gone_with = beside(student, folders_of(run), tokenizer, adapter=adapter)
+    if of_texts:
+        gone_with = replace(gone_with, files=tokenizer_files(student, gone_with.files))
     # What lies beside counts where it is asked for: the folders of the job may have changed since.
     if (before := done_before(out, about, {} if tokenizer is None else gone_with.files)) is not None:
         return before
-    model = FORMS[student.blueprint.architecture](student)
+    model = plain_model(student) if of_texts else FORMS[student.blueprint.architecture](student)
     kind = type(model).__name__
     with part_of(out) as part:
-        if base is None:
+        if of_texts:
+            model.save_pretrained(part)
+            write_modules(student, part)
+            loaded = load_again(student, part, WHAT)
+        elif base is None:
             for config in (model.config, model.config.get_text_config()):
                 config.use_cache = True  # those who go on with a text want it
             model.save_pretrained(part)
@@ -74,13 +98,14 @@ def export_transformers(
             (part / name).write_bytes(data)
         rows = rows_to_compare(student, record, cache)
         difference, largest = _compare(student, loaded.eval(), rows)
-        compared = f"logits of {rows.told}: at most {difference:.2g} apart, the largest {largest:.3g}"
+        said = "logits" if task_of(student.blueprint).asked.has_classes else "vectors"
+        compared = f"{said} of {rows.told}: at most {difference:.2g} apart, the largest {largest:.3g}"
         _check_same(student, difference, largest, compared)
         of = () if base is None else (f"an adapter of {base}, digests of it in {MARK}",)
-        told = (compared, *of, *gone_with.told)
-        card = Card(
-            kind, "transformers" if base is None else "peft", told, read_job(run, record), adapter=base is not None
-        )
+        tokens = check_tokens(student, rows.inputs, part, WHAT) if of_texts else None
+        told = (compared, *of, *([] if tokens is None else [tokens]), *gone_with.told)
+        library, use = use_of(student) if of_texts else ("transformers" if base is None else "peft", "")
+        card = Card(kind, library, told, read_job(run, record), adapter=base is not None, use=use)
         (part / "README.md").write_text(model_card(run, record, student.blueprint, card))
         seal(part, about, kind)
     return Exported(out, kind, difference, largest, told)
@@ -97,15 +122,14 @@ def load_known(run: Path, record: RunRecord) -> Student:
         )
     student = load_student(run)
     blueprint = student.blueprint
-    other = [
-        *(["one answer for each text"] if "answers" in blueprint.options else []),
-        *(f"layer {change.layer}, {change.kind}" for change in blueprint.changes),
-    ]
+    other = [f"layer {change.layer}, {change.kind}" for change in blueprint.changes]
+    if isinstance(student.network, ImageClassifier):  # how pictures become its inputs is no preprocessor's of there
+        other = ["classes of pictures", *other]
     if other:
         raise BadRequest(
             f"{run.name} has no equal in transformers",
             found=", ".join(other[:4]) + (f", and {len(other) - 4} more" if other[4:] else ""),
-            expected="a causal language model whose layers are those of its config",
+            expected="a language model, or one of texts, whose layers are those of its config",
             do="--format onnx, safetensors or pt2, which take any student",
         )
     return student
@@ -128,7 +152,8 @@ def _compare(student: Student, loaded: Any, rows: ComparedRows) -> tuple[float, 
     with torch.inference_mode():
         for inputs in rows.inputs:
             own_BLC = student(inputs)
-            there_BLC = student.blueprint.made_of.call(loaded, inputs).logits[..., : own_BLC.shape[-1]]
+            there = student.blueprint.made_of.call(loaded, inputs)
+            there_BLC = there if isinstance(there, torch.Tensor) else there.logits[..., : own_BLC.shape[-1]]
             found = apart(own_BLC, there_BLC)
             difference, largest = max(difference, found[0]), max(largest, found[1])
     return difference, largest
