@@ -15,9 +15,9 @@ import polars as pl
 from pydantic import Field
 
 from storage.digests import digest, fingerprint, unit_interval
-from storage.errors import LabelOutOfRange, MissingSource, gib
+from storage.errors import LabelOutOfRange, MissingSource
 from storage.errors import Unreadable as Unreadable  # noqa: PLC0414 - who reads sources finds it here
-from storage.format.stores.mirror import fetched, folder_of_copies
+from storage.format.stores.mirror import fetched
 from storage.language.tokenizer import TokenizerFile
 from storage.options import Name, Options
 from storage.tasks.image_classification import ImageClassification
@@ -146,10 +146,8 @@ class Source(Options):
         told = []
         for name in type(self).model_fields:
             path = getattr(self, name)
-            if isinstance(path, Path) and (copied := fetched(path)) is not None and copied.files:
-                size = gib(copied.num_bytes) if copied.num_bytes >= 2**27 else f"{copied.num_bytes:,} bytes"
-                files = f"{copied.files:,} file{'s' * (copied.files != 1)}"
-                told.append(f"copied to this machine: {files}, {size}, in {folder_of_copies()}")
+            if isinstance(path, Path) and (copied := fetched(path)) is not None:
+                told += copied.told
         return told
 
     def class_names(self) -> list[str]:

@@ -5,10 +5,30 @@ from __future__ import annotations
 from pathlib import Path
 
 from storage.errors import BadRequest, CorruptObject, MissingSource
+from storage.format.stores.mirror import at_hand
 from student_train.run_files.records import RunRecord, lost_files, read_record
 from student_train.students import Student, load_student
 
 OWN = "--architecture {name}    # if you trust that code"
+
+
+def run_at_hand(given: str) -> tuple[Path, list[str]]:
+    """Return where a run, an export or a file lies on this machine, copied if it is in a bucket, and what is told then.
+
+    Of a folder there, only what lies in it: not the runs below a folder of runs.
+
+    Raises:
+        MissingSource: there is nothing of a student.
+        BadRequest, StorageFailure, StoreUnavailable: as `storage.format.stores.mirror.at_hand`.
+    """
+    try:
+        return at_hand(given, below=False)
+    except MissingSource as error:
+        raise MissingSource(
+            f"there is no trained student in {given}",
+            found=error.what if error.found is None else error.found,
+            expected="the folder of a finished run, <runs>/<student>, of an export, or an .onnx file",
+        ) from None
 
 
 def settled(run: Path) -> RunRecord:

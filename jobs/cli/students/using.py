@@ -19,9 +19,12 @@ if TYPE_CHECKING:
     from student_train.using.exporting.place import Exported
     from student_train.using.predicting.predict import Predicted
 
-RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a settled student, RUNS/NAME.")]
+RunArgument = Annotated[
+    str, typer.Argument(metavar="RUN", help="The folder of a settled student, RUNS/NAME, or its s3:// address.")
+]
 AnswererArgument = Annotated[
-    Path, typer.Argument(metavar="RUN", help="The folder of a settled student or of an export, or an .onnx file.")
+    str,
+    typer.Argument(metavar="RUN", help="A settled student's folder, that of an export, or an .onnx file; or s3://…"),
 ]
 ArchitectureOption = Annotated[
     str | None,
@@ -35,13 +38,13 @@ def evaluate(
     run: AnswererArgument,
     dataset: Annotated[
         str,
-        typer.Argument(metavar="DATASET", help="A folder, a file, or rows of a cache: NAME or NAME/SPLIT."),
+        typer.Argument(metavar="DATASET", help="A folder or file, s3://… too, or rows of a cache: NAME or NAME/SPLIT."),
     ],
     cache: Annotated[str | None, typer.Option(metavar="URL", help="The cache of the rows; else the student's.")] = None,
     teacher: Annotated[
         str | None, typer.Option(metavar="NAME", help="Of the cache, to agree with; else one that it learned from.")
     ] = None,
-    labels: Annotated[Path | None, typer.Option(metavar="FILE.npy", help="Labels of a .npy of inputs.")] = None,
+    labels: Annotated[str | None, typer.Option(metavar="FILE.npy", help="Labels of a .npy of inputs.")] = None,
     only_known: Annotated[
         bool, typer.Option("--only-known", help="Leave out rows of classes that the student does not know.")
     ] = False,
@@ -66,11 +69,10 @@ def evaluate(
         if (keep is None) != (keep_bytes is None):
             raise BadRequest("--keep FOLDER and --keep-bytes N, what it may hold, go together")
         kept = None if keep is None or keep_bytes is None else Keep(keep.absolute(), keep_bytes)
-        answerer = load_answerer(run, device=device, architecture=architecture)
+        answerer = load_answerer(_at_hand(run), device=device, architecture=architecture)
         rows = find_rows(answerer, dataset, cache=cache, teacher=teacher, labels=labels, keep=kept)
         with terminal.watching("rows") as watch:
-            if rows.num_rows is not None:
-                watch.begin(answerer.name, rows.num_rows)
+            watch.begin(answerer.name, rows.num_rows)
             found = evaluate_rows(answerer, rows, only_known=only_known, advance=watch.advance)
         if as_json:
             terminal.print_json({"student": answerer.name} | as_values(found))
@@ -86,7 +88,8 @@ def predict(
     inputs: Annotated[
         str,
         typer.Argument(
-            metavar="INPUTS", help="A folder of images, a table, lines of text (- for standard input), or a .npy."
+            metavar="INPUTS",
+            help="A folder of images, a table, lines of text (- for standard input), or a .npy; or its s3:// address.",
         ),
     ],
     out: Annotated[
@@ -111,7 +114,7 @@ def predict(
 
         if out is not None:
             check_out(out)
-        answerer = load_answerer(run, device=device, architecture=architecture)
+        answerer = load_answerer(_at_hand(run), device=device, architecture=architecture)
         samples = find_samples(inputs, answerer.blueprint, column or ())
         for note in samples.notes:
             terminal.errors.print(f"note: {note}", markup=False)
@@ -120,7 +123,7 @@ def predict(
             found = predict_samples(answerer, samples, partial(_keep, printed) if as_json else _print_lines, top=top)
         else:
             with terminal.watching("samples") as watch, writing(out) as write:
-                watch.begin(answerer.name, samples.count or 0)
+                watch.begin(answerer.name, samples.count)
                 found = predict_samples(answerer, samples, write, top=top, advance=watch.advance)
         if as_json:
             said = {"student": answerer.name, "inputs": samples.told, "out": None if out is None else str(out)}
@@ -131,6 +134,17 @@ def predict(
         return found.exit_code
 
     terminal.run(action, as_json=as_json, answers=True)
+
+
+def _at_hand(run: str) -> Path:
+    """Return where a student lies on this machine; of one in a bucket tell what was copied."""
+    from jobs.show import terminal
+    from student_train.using.settled import run_at_hand
+
+    path, told = run_at_hand(run)
+    for note in told:
+        terminal.errors.print(f"note: {note}", markup=False)
+    return path
 
 
 def _keep(kept: list[pl.DataFrame], frame: pl.DataFrame) -> None:
@@ -177,6 +191,7 @@ def _print_lines(frame: pl.DataFrame) -> None:
 
 def _print_end(found: Predicted, out: Path | None) -> None:
     from jobs.show import terminal
+    from jobs.show.tables import print_reason
 
     if out is not None:
         shown = ", ".join(f"{rows:,} {name}" for name, rows in found.counts[:8])
@@ -185,13 +200,11 @@ def _print_end(found: Predicted, out: Path | None) -> None:
     for note in found.notes:
         terminal.errors.print(f"note: {note}", markup=False)
     if found.unreadable:
-        told = "".join(f"\n  {name}: {why}" for name, why in found.reasons)
-        more = found.unreadable - len(found.reasons)
-        terminal.errors.print(
-            f"{found.unreadable:,} of {found.rows:,} could not be read and have no answer:{told}"
-            + (f"\n  and {more:,} more, each with its reason in `error`" if more else ""),
-            markup=False,
-        )
+        terminal.errors.print(f"{found.unreadable:,} of {found.rows:,} could not be read and have no answer:")
+        for name, why in found.reasons:
+            print_reason(terminal.errors, name, why)
+        if more := found.unreadable - len(found.reasons):
+            terminal.errors.print(f"  and {more:,} more, each with its reason in `error`", markup=False)
 
 
 def export(
@@ -199,7 +212,11 @@ def export(
     out: Annotated[Path, typer.Option("-o", "--out", metavar="FOLDER", help="The folder to write.")],
     form: Annotated[
         Literal["safetensors", "onnx", "pt2", "transformers"],
-        typer.Option("--format", help="Who is to load it; transformers: a language model."),
+        typer.Option(
+            "--format",
+            help="Who is to load it; transformers: a language model, or an encoder or classifier of texts "
+            "(sentence-transformers loads the folder too).",
+        ),
     ] = "transformers",
     quantize: Annotated[
         Literal["int8"] | None, typer.Option(help="Of onnx: weights and activations, calibrated on held rows.")
@@ -222,17 +239,18 @@ def export(
         from student_train.using.exporting.models import export_model
         from student_train.using.exporting.transformers import export_transformers
 
+        place = _at_hand(run)
         if form == "transformers":
             if quantize is not None or architecture is not None:
                 raise BadRequest(
                     "--quantize and --architecture are of other formats than transformers", do="--format onnx"
                 )
-            found = export_transformers(run, out, adapter=adapter, tokenizer=tokenizer, cache=cache)
+            found = export_transformers(place, out, adapter=adapter, tokenizer=tokenizer, cache=cache)
         else:
             if adapter or tokenizer is not None:
                 raise BadRequest("--adapter and --tokenizer are of --format transformers", found=f"--format {form}")
-            found = export_model(run, out, form, quantize=quantize, cache=cache, architecture=architecture)
-        _print_exported(run, found, form, as_json)
+            found = export_model(place, out, form, quantize=quantize, cache=cache, architecture=architecture)
+        _print_exported(place, found, form, as_json)
         return 0
 
     terminal.run(action, as_json=as_json)

@@ -4,10 +4,10 @@
 
 A pattern has a folder of its own, too: of two below one prefix neither takes from the other what it does not name.
 
-`fetched` is the one door: a build goes through it before it looks at a source, a worker before it reads its rows. What
-is there already, of the same size and version, is not asked for again; what the store has no more, is dropped. A copied
-file's time is made of its version in the store, so that on every machine it is the same, and a change is seen as on a
-disk.
+`fetched` is the one door: a build goes through it before it looks at a source, a worker before it reads its rows; who
+uses a student, by `at_hand`, for its folder and for what it is asked about. What is there already, of the same size and
+version, is not asked for again; what the store has no more, is dropped. A copied file's time is made of its version in
+the store, so that on every machine it is the same, and a change is seen as on a disk.
 """
 
 from __future__ import annotations
@@ -57,6 +57,13 @@ class Fetched(NamedTuple):
     files: int
     num_bytes: int
 
+    @property
+    def told(self) -> list[str]:
+        """Return what a user is told of it, a line; of nothing, none."""
+        size = gib(self.num_bytes) if self.num_bytes >= 2**27 else f"{self.num_bytes:,} bytes"
+        files = f"{self.files:,} file{'s' * (self.files != 1)}"
+        return [f"copied to this machine: {files}, {size}, in {folder_of_copies()}"] if self.files else []
+
 
 def folder_of_copies() -> Path:
     """Return the folder of copies: that of `STILLROOM_SOURCES`, or one of this user's for temporary files."""
@@ -97,8 +104,33 @@ def _parts(url: str) -> tuple[str, str]:
     return fixed, url[len(fixed) + 1 :]
 
 
-def fetched(path: Path) -> Fetched | None:
+def at_hand(given: str, *, below: bool = True) -> tuple[Path, list[str]]:
+    """Return where a path, or what lies at an address in an object store, is on this machine, and what is told of that.
+
+    Args:
+        given: as a command is given it.
+        below: whether what lies in folders of a folder is wanted too.
+
+    Raises:
+        BadRequest: such an address has no listing; or as `fetched`.
+        MissingSource, StorageFailure, StoreUnavailable: as `fetched`.
+    """
+    if "://" not in given:
+        return Path(given), []
+    try:
+        path = store_path(given)
+    except ValueError as error:
+        raise BadRequest(str(error)) from None
+    copied = fetched(path, below=below)
+    return path, [] if copied is None else copied.told
+
+
+def fetched(path: Path, *, below: bool = True) -> Fetched | None:
     """Have the files of a source at hand, and return what was copied for it; None: it lies on a disk.
+
+    Args:
+        path: of the source.
+        below: whether those in folders of a folder are wanted too; not of a pattern.
 
     Raises:
         MissingSource: there is nothing, or it changes meanwhile.
@@ -109,7 +141,7 @@ def fetched(path: Path) -> Fetched | None:
         return None
     fixed, pattern = _parts(path.url)
     copy = Path(str(path)[: -len(pattern) - 1]) if pattern else Path(path)
-    objects, infos = _listed(fixed, pattern)
+    objects, infos = _listed(fixed, pattern, below=below)
     if not infos:
         raise MissingSource(f"there is nothing at {path.url}", expected="an object, or some whose names begin so")
     wanted = {_place(copy, name, info): info for name, info in infos.items()}
@@ -159,10 +191,11 @@ def _copied(objects: RemoteObjects, copy: Path, wanted: Mapping[Path, ObjectInfo
     return Fetched(len(todo), num_bytes)
 
 
-def _listed(fixed: str, pattern: str) -> tuple[RemoteObjects, dict[str, ObjectInfo]]:
+def _listed(fixed: str, pattern: str, *, below: bool) -> tuple[RemoteObjects, dict[str, ObjectInfo]]:
     """Return what lies at an address, by the name below it; of one object "" is its name."""
     objects = RemoteObjects(fixed)
-    infos = {info.path: info for info in objects.walk() if not info.path.endswith("/")}
+    there = objects.walk() if below or pattern else objects.list().objects
+    infos = {info.path: info for info in there if not info.path.endswith("/")}
     if pattern:
         glob = BRACES.sub("*", pattern)
         return objects, {name: info for name, info in infos.items() if fnmatchcase(name, glob)}

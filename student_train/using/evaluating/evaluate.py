@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from math import prod
-from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
@@ -14,6 +13,7 @@ from torch import Tensor
 
 from storage.cache import Cache
 from storage.errors import BadRequest, MissingSource, RowsMissing
+from storage.format.stores.mirror import at_hand
 from storage.tasks import Task
 from student_train.comparing.figures import interval
 from student_train.feed.selection import NO_CLASS
@@ -71,26 +71,33 @@ def find_rows(
     *,
     cache: str | None,
     teacher: str | None,
-    labels: Path | None,
+    labels: str | None,
     keep: Keep | None = None,
 ) -> LabelledRows:
     """Return the rows that a DATASET of the command line means.
 
     Args:
         answerer: who is to be measured.
-        dataset: a folder or file, or rows of a cache, "<dataset>" or "<dataset>/<split>".
+        dataset: a folder or file, here or in a bucket, or rows of a cache, "<dataset>" or "<dataset>/<split>".
         cache: where those lie; None: where the run's own do, if it is no path.
         teacher: to agree with, of rows of a cache.
-        labels: of a .npy.
+        labels: of a .npy, likewise here or in a bucket.
         keep: where shards of a cache are kept on this machine.
 
     Raises:
         BadRequest: it could be either; or it is neither.
     """
-    path, record = Path(dataset), answerer.record
+    record = answerer.record
     known = record.cache if record is not None else None
     preferred = dict(record.identity.get("teachers", {})) if record is not None else {}
     own = {rows.partition("/")[0] for rows in (record.identity.get("datasets", {}) if record is not None else ())}
+    if "://" in dataset and cache is not None:
+        raise BadRequest(
+            "rows of a cache have a name, and no address",
+            found=f"{dataset} and --cache {cache}",
+            do=f"DATASET or DATASET/SPLIT, of the cache; or leave --cache out: the files at {dataset} are read then",
+        )
+    path, copied = at_hand(dataset)
     if cache is None and path.exists():
         if dataset.partition("/")[0] in own and not dataset.startswith((".", "/")):
             raise BadRequest(
@@ -102,7 +109,10 @@ def find_rows(
             raise BadRequest("no teacher has been asked about the files of a folder", found=f"--teacher {teacher}")
         if keep is not None:
             raise BadRequest("--keep is for shards of a cache", found=f"{dataset}, whose files are read as they lie")
-        return rows_elsewhere(path, answerer, labels)
+        label_file, copied_too = (None, []) if labels is None else at_hand(labels)
+        rows = rows_elsewhere(path, answerer, label_file)
+        notes = (*copied, *copied_too, *rows.notes)
+        return replace(rows, told=rows.told.replace(str(path), dataset), notes=notes)
     if cache is None and (known is None or dataset.startswith((".", "/")) or path.suffix):
         raise MissingSource(
             f"there is no {dataset}",
@@ -192,7 +202,13 @@ def _take(
 ) -> _Taken:
     """Ask about all rows, a batch at a time; what is counted beside the figures goes into `counts`."""
     task, asked = task_of(answerer.blueprint), _Asked(answerer)
-    sums = MEASURES[task.figures](1, cast("Student", answerer), {rows.name: rows.num_rows or 0})
+    several = [
+        each
+        if each.tops_N is None or matched is None
+        else each._replace(tops_N=matched.labels(torch.from_numpy(each.tops_N)).numpy())
+        for each in rows.several
+    ]
+    sums = MEASURES[task.figures](1, cast("Student", answerer), {rows.name: rows.num_rows or 0}, [several])
     measured = compared = start = 0
     with torch.inference_mode():
         for batch, tops_B in rows.batches(_batch_rows(answerer)):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from io import TextIOWrapper
 from itertools import chain
 from pathlib import Path
@@ -35,6 +35,7 @@ from storage.datasets.table.reading import num_rows
 from storage.datasets.text.reading.rows import IN_COLUMNS, Columns, Row
 from storage.datasets.text.reading.tables import rows_of
 from storage.errors import BadRequest, MissingSource
+from storage.format.stores.mirror import at_hand
 from student_train.students import Blueprint
 from student_train.using.predicting.columns import number_rows
 
@@ -78,7 +79,7 @@ def find_samples(given: str, blueprint: Blueprint, columns: Sequence[str], stdin
     """Return the samples that INPUTS of the command line mean to a student.
 
     Args:
-        given: a path, or "-" for lines of text from standard input.
+        given: a path, an address in an object store, or "-" for lines of text from standard input.
         blueprint: of the student.
         columns: of a table: those of its text, joined; or of its numbers, in the order of the student's inputs.
         stdin: where "-" reads.
@@ -99,12 +100,13 @@ def find_samples(given: str, blueprint: Blueprint, columns: Sequence[str], stdin
         if isinstance(lines, TextIOWrapper):  # as a file is read, whatever the locale
             lines.reconfigure(encoding="utf-8-sig", errors="surrogateescape")
         return Samples("lines of standard input", _lines(lines, "stdin"))
-    path = Path(given)
+    path, copied = at_hand(given)
     if not path.exists():
         raise MissingSource(f"there is no {given}", expected=EXPECTED[kind])
     if columns and path.suffix not in TABLES and not is_saved(path) and not are_tars(path):
         raise BadRequest("--column is of a table", found=given, expected=" or ".join(TABLES))
-    return FINDERS[kind](path, blueprint, columns)
+    found = FINDERS[kind](path, blueprint, columns)
+    return replace(found, told=found.told.replace(str(path), given), notes=(*copied, *found.notes))
 
 
 EXPECTED = {

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -20,6 +21,8 @@ ROWS_A_GROUP = 2**16  # of Parquet
 
 def check_out(path: Path) -> None:
     """Raise BadRequest if predictions cannot be written there: it is there already, or of a kind nobody writes."""
+    if re.match(r"[a-z0-9]+:/", str(path)):  # a path has one of the two strokes that it was given
+        raise BadRequest(f"predictions are written to a disk of this machine, not to {path}", do="copy the file there")
     if path.suffix not in (".csv", ".parquet"):
         raise BadRequest(f"predictions are written as .csv or .parquet, not as {path.name}")
     if path.exists() or path.is_symlink():

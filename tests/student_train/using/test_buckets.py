@@ -1,0 +1,75 @@
+"""A student in a bucket, and samples there: as from a disk, for one copy of each."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from storage.format.objects import RemoteObjects
+from tests.conftest import Program
+from tests.student_train.using.toys import write_pictures
+
+
+@pytest.fixture(autouse=True)
+def copies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("STILLROOM_SOURCES", str(tmp_path / "copies"))
+    return tmp_path / "copies"
+
+
+def put(bucket: str, folder: Path, below: str) -> str:
+    """Put the files of a folder into the bucket; return their address."""
+    store = RemoteObjects(bucket)
+    for file in sorted(folder.rglob("*")):
+        if file.is_file():
+            store.put(f"{below}/{file.relative_to(folder).as_posix()}", file.read_bytes())
+    return f"{bucket}/{below}"
+
+
+def test_a_run_and_a_folder_in_a_bucket_are_as_on_a_disk(
+    program: Program, run: Path, bucket: str, tmp_path: Path, copies: Path
+) -> None:
+    write_pictures(tmp_path / "new", ("red", "blue"), 4, seed=5)
+    there, new = put(bucket, run, "runs/small"), put(bucket, tmp_path / "new", "new")
+    RemoteObjects(bucket).put("runs/small/checkpoint/large.bin", b"0" * 1000)
+    for command in ("eval", "predict"):
+        ended = program("student", command, there, new, "--json")
+        assert ended.code == 0, ended.err
+        here = program("student", command, run, tmp_path / "new", "--json")
+        found, expected = json.loads(ended.out), json.loads(here.out)
+        assert (found.pop("inputs", None) or found.pop("measured_on")) == f"8 {told(command)} of {new}"
+        assert found.pop("notes")[: len(expected["notes"])] or command == "predict"
+        for each in (expected, found):
+            each.pop("inputs", None)
+            each.pop("measured_on", None)
+            each.pop("notes", None)
+        assert found == expected
+    assert not list(copies.rglob("large.bin"))  # of a run only its own files
+    ended = program("student", "export", there, "--format", "safetensors", "-o", tmp_path / "out")
+    assert ended.code == 0, ended.err
+    assert "copied to this machine" not in ended.err  # the second time nothing is
+
+
+def told(command: str) -> str:
+    return {"eval": "samples", "predict": "images"}[command]
+
+
+def test_what_is_no_student_in_a_bucket_and_what_cannot_be_written_there_are_told(
+    program: Program, run: Path, bucket: str, tmp_path: Path
+) -> None:
+    put(bucket, run, "runs/small")
+    np.save(tmp_path / "a.npy", np.zeros((2, 3, 8, 8), np.uint8))
+    for address, what in ((f"{bucket}/runs", "there is no trained student"), ("https://a.org/r", "cannot be read")):
+        said = json.loads(program("student", "predict", address, tmp_path / "a.npy", "--json").out)
+        assert what in said["what"], said
+        assert said["exit_code"] == 2
+    said = json.loads(program("student", "predict", run, tmp_path / "a.npy", "-o", f"{bucket}/a.csv", "--json").out)
+    assert (said["what"][:50], said["do"]) == (
+        "predictions are written to a disk of this machine,", "copy the file there"
+    )  # fmt: skip
+    said = json.loads(program("student", "eval", run, f"{bucket}/none", "--cache", f"{bucket}/c", "--json").out)
+    assert said["what"] == "rows of a cache have a name, and no address"
+    said = json.loads(program("student", "eval", run, f"{bucket}/none", "--json").out)
+    assert said["what"] == f"there is nothing at {bucket}/none"
