@@ -203,6 +203,15 @@ def si(number: float, unit: str = "") -> str:
     return f"{number:.3g} P{unit}"
 
 
+def in_units(value: float) -> str:
+    """Return a number in the unit of what is told, in four digits or to the unit.
+
+    >>> in_units(0.012345), in_units(193.68), in_units(22_761.4), in_units(3.2e16)
+    ('0.01235', '193.7', '22,761', '3.2e+16')
+    """
+    return f"{value:,.0f}" if 1e4 <= abs(value) < 1e15 else f"{value:,.4g}"
+
+
 def duration(seconds: float) -> str:
     """Return a length of time with two digits or so: 0.8 s, 90 s, 25 min, 3.5 h, 4.2 days."""
     for unit, length in (("days", 86400), ("h", 3600), ("min", 60)):

@@ -19,7 +19,7 @@ from student_train.comparing.figures import NONE, in_units, short
 from student_train.comparing.headline import alike, headline, named
 from student_train.comparing.runs import ShownRun
 from student_train.comparing.settings import Setting, Varied
-from student_train.comparing.values import BESIDE, ON_DATASET
+from student_train.comparing.values import ON_DATASET
 from student_train.options.by_dataset import teacher_of, teachers_named
 from student_train.run_files.records import beside
 
@@ -176,16 +176,22 @@ def _print_by_teacher(found: Compared) -> None:
 
 def _by_teacher(found: Compared, *, names: bool) -> Table:
     lines = list[tuple[str, ...]]()
+    figures: list[tuple[str, str, Callable[[float | None], str]]] = [
+        ("kl", "KL\nnats", _number),
+        ("agreement", "agree-\nment %", _share),
+        ("spearman", "spear-\nman", _number),
+        ("cosine", "co-\nsine", _number),
+        ("retrieval", "same near-\nest %", _share),
+        ("teacher_rmse", "teach-\ner's rmse", in_units),
+    ]
     for teacher in found.beside:
         for dataset in (None, *found.datasets):
-            lines.append(("", f"teacher {teacher}" if dataset is None else f"  on {dataset}", "", ""))
+            lines.append(("", f"teacher {teacher}" if dataset is None else f"  on {dataset}", *[""] * len(figures)))
             for number, setting in enumerate(found.settings[:MOST_BY_DATASET], 1):
                 if teacher in setting.first.by_teacher:
-                    kl, agreement = (setting.mean(beside(figure, teacher), dataset) for figure in BESIDE)
-                    lines.append(
-                        (str(number), _marked(setting, found) if names else "", _number(kl), _share(agreement))
-                    )
-    return _plain_table(["#", "", "KL\nnats", "agree-\nment %"], lines)
+                    cells = [tell(setting.mean(beside(each, teacher), dataset)) for each, _, tell in figures]
+                    lines.append((str(number), _marked(setting, found) if names else "", *cells))
+    return _plain_table(["#", "", *(head for _, head, _ in figures)], lines)
 
 
 def _fitting(found: Compared, columns: Sequence[Column], *, reference: bool) -> Table | None:

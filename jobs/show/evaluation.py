@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import polars as pl
 from rich.text import Text
 
-from jobs.show.tables import print_table
+from jobs.show.tables import print_reason, print_table
 from jobs.show.terminal import errors, out
 from student_train.comparing.figures import in_units
 
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 MOST_CLASSES = 30  # of which each has a line; of more those with the lowest F1
 MOST_MISTAKES = 10
+SHOWN_REASONS = 5
 
 
 def print_evaluation(name: str, found: Evaluation) -> None:
@@ -28,8 +29,11 @@ def print_evaluation(name: str, found: Evaluation) -> None:
     if found.counts is not None:
         _print_classes(found.counts)
     if found.unreadable:
-        shown = "".join(f"\n  {sample}: {why}" for sample, why in found.unreadable[:5])
-        errors.print(Text(f"{len(found.unreadable):,} samples could not be read, and are not measured:{shown}"))
+        errors.print(Text(f"{len(found.unreadable):,} samples could not be read, and are not measured:"))
+        for sample, why in found.unreadable[:SHOWN_REASONS]:
+            print_reason(errors, sample, why)
+        if (more := len(found.unreadable) - SHOWN_REASONS) > 0:
+            errors.print(Text(f"  and {more:,} more; --json has all"))
 
 
 def _lines(found: Evaluation) -> list[tuple[str, str]]:
@@ -50,6 +54,16 @@ def _lines(found: Evaluation) -> list[tuple[str, str]]:
         ("R²", None if figures.r2 is None else f"{figures.r2:.4f}"),
         (f"RMSE of {found.teacher}", None if figures.teacher_rmse is None else in_units(figures.teacher_rmse)),
     ]
+    for name, beside in figures.by_teacher.items():
+        if name != found.teacher:
+            lines += [
+                (f"agreement with {name}", _share(beside.agreement)),
+                (f"KL from {name}", None if beside.kl is None else f"{beside.kl:.4f} nats"),
+                (f"cosine to {name}", None if beside.cosine is None else f"{beside.cosine:.4f}"),
+                ("  Spearman of cosines", None if beside.spearman is None else f"{beside.spearman:.4f}"),
+                ("  retrieval at 1", _share(beside.retrieval)),
+                (f"RMSE of {name}", None if beside.teacher_rmse is None else in_units(beside.teacher_rmse)),
+            ]
     return [(what, value) for what, value in lines if value is not None]
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from math import inf, isfinite, sqrt
 from typing import Any, NamedTuple
 
+from storage import errors
 from storage.errors import si
 
 NONE = "–"  # of a figure that nobody knows
@@ -106,11 +107,5 @@ def lasting(seconds: float | None) -> str:
 
 
 def in_units(value: float | None) -> str:
-    """Return a number in the unit of what is told, in four digits or to the unit.
-
-    >>> in_units(0.012345), in_units(193.68), in_units(22_761.4), in_units(3.2e16)
-    ('0.01235', '193.7', '22,761', '3.2e+16')
-    """
-    if value is None:
-        return NONE
-    return f"{value:,.0f}" if 1e4 <= abs(value) < 1e15 else f"{value:,.4g}"
+    """Return a number in the unit of what is told; of none a dash."""
+    return NONE if value is None else errors.in_units(value)

@@ -35,6 +35,7 @@ ON_DATASET = {
     "r2",
 }  # what is known of each dataset
 BESIDE = ("kl", "agreement")  # what is known beside each of several teachers
+BESIDE_VECTORS = ("spearman", "cosine", "retrieval", "teacher_rmse")  # likewise, of those that answer with vectors
 
 
 def as_values(found: Compared) -> dict[str, Any]:
@@ -105,10 +106,15 @@ def _setting_values(setting: Setting, found: Compared) -> dict[str, Any]:
 
 def _beside_values(setting: Setting, teachers: Sequence[str], dataset: str | None) -> dict[str, Any]:
     """Return figures beside each of several teachers, on all held rows or on those of one dataset, as JSON."""
+    known = [
+        figure
+        for figure in BESIDE_VECTORS
+        if any(setting.mean(beside(figure, teacher), dataset) is not None for teacher in teachers)
+    ] or BESIDE
     return {
         teacher: {
-            "means": {figure: setting.mean(beside(figure, teacher), dataset) for figure in BESIDE},
-            "deviations": {figure: setting.deviation(beside(figure, teacher), dataset) for figure in BESIDE},
+            "means": {figure: setting.mean(beside(figure, teacher), dataset) for figure in known},
+            "deviations": {figure: setting.deviation(beside(figure, teacher), dataset) for figure in known},
         }
         for teacher in teachers
     }

@@ -171,13 +171,13 @@ def beside_each(
 
     Args:
         held: the held rows.
-        named: teachers of the objective that say something of classes, in its order.
+        named: teachers of the objective that say something of classes, or vectors, in its order.
         first: what the student is measured against in any case; None: nobody, which is told elsewhere.
         num_classes: of the student.
         tops_of: returns a teacher's top class of each held row; None: it was asked about none of them as they are.
     """
     names, task = tuple(dict.fromkeys(named)), TASKS[task_of(held.spec).name]
-    if len(names) < 2 or not task.asked.has_classes:
+    if len(names) < 2:
         return (), []
     found, told = list[OfSeveral](), list[str]()
     for name in names:

@@ -6,9 +6,8 @@ from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 from student_train.comparing.compared import Compared
-from student_train.comparing.figures import NONE
+from student_train.comparing.figures import NONE, in_units
 from student_train.comparing.settings import Setting
-from student_train.comparing.values import BESIDE
 from student_train.options.by_dataset import teacher_of
 from student_train.run_files.records import beside
 
@@ -35,13 +34,7 @@ class TeacherLine(NamedTuple):
     teacher: str
     dataset: str | None
     setting: Setting
-    kl: Cell
-    agreement: Cell
-
-    @property
-    def has_kl(self) -> bool:
-        """Whether their divergence is known."""
-        return self.kl.value is not None
+    cells: list[Cell]
 
 
 def percent(value: float | None, digits: int = 2) -> str:
@@ -93,19 +86,29 @@ def by_dataset(found: Compared) -> tuple[list[str], list[DatasetLine]]:
     return [heads[k] for k in kept], [line._replace(cells=[line.cells[k] for k in kept]) for line in lines]
 
 
-def by_teacher(found: Compared) -> list[TeacherLine]:
-    """Return the figures beside each of several teachers, on all held rows and on those of each dataset."""
-    return [
-        TeacherLine(
-            teacher,
-            dataset,
-            setting,
-            Cell(nats(kl), kl),
-            Cell(percent(agreement), agreement),
-        )
+def by_teacher(found: Compared) -> tuple[list[str], list[TeacherLine]]:
+    """Return the heads of figures beside each of several teachers, and their lines; none where students have one.
+
+    On all held rows first, then on those of each dataset.
+    """
+    written: dict[str, tuple[str, Callable[[float | None], str]]] = {
+        "kl": ("KL, nats", nats),
+        "agreement": ("agreement", percent),
+        "spearman": ("Spearman", number),
+        "cosine": ("cosine", number),
+        "retrieval": ("same nearest", percent),
+        "teacher_rmse": ("teacher's RMSE", in_units),
+    }
+    lines = [
+        TeacherLine(teacher, dataset, setting, [Cell(told(value), value) for (_, told), value in told_and_values])
         for teacher in found.beside
         for dataset in (None, *found.datasets)
         for setting in found.settings
         if teacher in setting.first.by_teacher
-        for kl, agreement in [[setting.mean(beside(figure, teacher), dataset) for figure in BESIDE]]
+        for told_and_values in [
+            [(each, setting.mean(beside(figure, teacher), dataset)) for figure, each in written.items()]
+        ]
     ]
+    kept = [k for k in range(len(written)) if any(line.cells[k].value is not None for line in lines)]
+    heads = [head for head, _ in written.values()]
+    return [heads[k] for k in kept], [line._replace(cells=[line.cells[k] for k in kept]) for line in lines]

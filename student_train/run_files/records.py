@@ -68,7 +68,7 @@ class BesideTeacher(Options):
     """How far a student is from one of its several teachers.
 
     Attributes:
-        agreement, kl: as of `Held`.
+        agreement, kl, cosine, spearman, retrieval, teacher_rmse: as of `Held`.
         over: over which classes `kl` is taken, in words.
     """
 
@@ -76,7 +76,21 @@ class BesideTeacher(Options):
 
     agreement: float | None = None
     kl: float | None = None
+    cosine: float | None = None
+    spearman: float | None = None
+    retrieval: float | None = None
+    teacher_rmse: float | None = None
     over: str | None = None
+
+    @model_serializer(mode="wrap")
+    def _known(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Return it without what its task has not: students of classes have no figures of vectors, nor the reverse."""
+        of_classes = self.agreement is not None or self.kl is not None
+        return {
+            name: value
+            for name, value in dump(self).items()
+            if value is not None or (of_classes and name in ("agreement", "kl", "over"))
+        }
 
 
 class HeldOf(Held):

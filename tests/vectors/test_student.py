@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,8 @@ from student_train.run_files.predictions import read_predictions
 from student_train.run_files.records import RunRecord, read_record
 from student_train.running.train import train_students
 from student_train.students import load_student
-from tests.vectors.toys import EVERY_LOSS, WIDTH, request, vector_cache, vector_student
+from tests.conftest import Program
+from tests.vectors.toys import EVERY_LOSS, WIDTH, bag_teacher, request, vector_cache, vector_student
 
 
 @pytest.fixture(scope="module")
@@ -100,3 +102,31 @@ def test_infonce_is_the_log_of_how_many_rows_there_are_where_all_are_alike() -> 
     apart_BD = torch.eye(3)
     own = math.exp(1 / 0.5)
     assert infonce(2 * apart_BD, apart_BD, temperature=0.5).item() == pytest.approx(-math.log(own / (own + 2)))
+
+
+def test_a_student_of_two_teachers_has_figures_beside_each(program: Program, tmp_path: Path) -> None:
+    other = bag_teacher("other").replace("bag.py:build", "bag.py:turned")
+    cache = vector_cache(tmp_path, bag_teacher(), other)
+    terms = [{"loss": "vector_cosine", "teacher": "bag"}, {"loss": "vector_cosine", "teacher": "other", "weight": 0.1}]
+    asked = vector_student(objective=terms, epochs=4)
+    (record,) = train_students(request(cache, tmp_path / "runs", asked)).records
+    assert list(record.by_teacher) == ["bag", "other"]
+    first, second = record.by_teacher.values()
+    assert (first.cosine, first.spearman, first.retrieval) == (record.cosine, record.spearman, record.retrieval)
+    assert first.kl is first.agreement is second.kl is None
+    assert second.cosine is not None
+    # its vectors are the others', turned round, and lie to each other as those do
+    assert second.cosine == pytest.approx(-1 * (first.cosine or 0), abs=1e-5)
+    assert second.spearman == pytest.approx(first.spearman or 0, abs=1e-6)
+    told = program("student", "compare", tmp_path / "runs")
+    assert "by teacher:" in told.out
+    assert "teacher other" in told.out
+    assert "beside the first" not in told.out
+    (found,) = json.loads(program("student", "compare", tmp_path / "runs", "--json").out)["compared"]
+    means = found["settings"][0]["by_teacher"]
+    assert means["other"]["means"] == {name: getattr(second, name) for name in ("spearman", "cosine", "retrieval")}
+    seen = json.loads(program("student", "eval", tmp_path / "runs/small", "texts/validation", "--json").out)
+    assert seen["figures"]["by_teacher"]["other"]["cosine"] == pytest.approx(second.cosine, abs=1e-5)
+    ended = program("student", "report", tmp_path / "runs", "--out", tmp_path / "page.html")
+    assert ended.code == 0, ended.err
+    assert f'data-value="{second.cosine}"' in (tmp_path / "page.html").read_text()

@@ -46,6 +46,12 @@ class Bag(nn.Module):
 
 def build(width):
     return Bag(width)
+
+
+def turned(width):
+    model = Bag(width)
+    model.words.data.neg_()
+    return model
 '''
 
 

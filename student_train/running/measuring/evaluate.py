@@ -88,8 +88,8 @@ def _sums(
     stepper: Stepper, parts: Mapping[str, int], several_M: Sequence[Sequence[OfSeveral]]
 ) -> SumsOfRows | SumsOfSites | VectorSums | NumberSums:
     """Return what the figures of a stepper's students are made of."""
-    kind, of = MEASURES[task_of(stepper.states[0].blueprint).figures], (len(stepper.states), stepper.states[0].student)
-    return kind(*of, parts, several_M) if issubclass(kind, Sums) else kind(*of, parts)
+    kind = MEASURES[task_of(stepper.states[0].blueprint).figures]
+    return kind(len(stepper.states), stepper.states[0].student, parts, several_M)
 
 
 class Beside(NamedTuple):

@@ -5,14 +5,15 @@ M students that step together, B rows of a batch, T numbers of a row, D datasets
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor
 
 from student_train.feed.batches import Batch
-from student_train.run_files.records import Measured, OfDataset
+from student_train.preparing.against import Against, OfSeveral
+from student_train.run_files.records import BesideTeacher, Measured, OfDataset
 from student_train.stepping.parallel import Parallel
 from student_train.stepping.stepper import Stepper
 from student_train.students import Student
@@ -43,9 +44,16 @@ class NumberSums:
         members: M.
         student: one of them.
         parts: how many of the held rows are of each dataset.
+        several_M: of each its teachers, where it has several.
     """
 
-    def __init__(self, members: int, student: Student, parts: Mapping[str, int]):
+    def __init__(
+        self,
+        members: int,
+        student: Student,
+        parts: Mapping[str, int],
+        several_M: Sequence[Sequence[OfSeveral]] = (),
+    ):
         device, width = student.device, student.blueprint.num_classes
         self._parts = parts
         # float64; the spread is taken around what the student is scaled by, or large numbers would leave no digits
@@ -54,6 +62,13 @@ class NumberSums:
         )
         # of each dataset and number: rows, sum over the middle, its squares, errors squared, the teacher's, its rows
         self._sums_MD6T = torch.zeros(members, len(parts), 6, width, dtype=torch.float64, device=device)
+        self._several_M = several_M or [()] * members
+        # of each of several teachers: its errors squared, its rows
+        self._taught_D2T = {
+            (member, each.name): torch.zeros(len(parts), 2, width, dtype=torch.float64, device=device)
+            for member, several in enumerate(self._several_M)
+            for each in several
+        }
 
     def take(self, stepper: Stepper, batch: Batch, beside: Beside) -> None:
         """Add a batch of all students; rows without a number count for nothing."""
@@ -65,26 +80,46 @@ class NumberSums:
         of_part_DB = (torch.arange(len(self._parts), device=beside.of_B.device)[:, None] == beside.of_B).double()
         for member, against in enumerate(beside.against_M):
             wrong_BT = torch.where(known_B1, said_MBT[member] - true_BT, 0.0)
-            taught_BT, teacher_BT = torch.zeros_like(over_BT), torch.zeros_like(over_BT)
-            if against is not None:
-                targets = cast("VectorTargets", batch.targets[against.teacher].decode())
-                teacher_BT = torch.where(known_B1, targets.vectors_BD.double() - true_BT, 0.0)
-                taught_BT = known_B1.double().expand_as(over_BT)
             counted_BT = known_B1.double().expand_as(over_BT)
-            each_6BT = torch.stack(
-                [counted_BT, over_BT, over_BT.square(), wrong_BT.square(), teacher_BT.square(), taught_BT]
-            )
+
+            def off(teacher: Against) -> Tensor:
+                targets = cast("VectorTargets", batch.targets[teacher.teacher].decode())
+                return torch.where(known_B1, targets.vectors_BD.double() - true_BT, 0.0).square()
+
+            none_BT = torch.zeros_like(over_BT)
+            taught = (none_BT, none_BT) if against is None else (off(against), counted_BT)
+            each_6BT = torch.stack([counted_BT, over_BT, over_BT.square(), wrong_BT.square(), *taught])
             # a product, not an index_add: the same bits every time, on a GPU too
-            self._sums_MD6T[member] += torch.einsum("db,kbt->dkt", of_part_DB.to(each_6BT.device), each_6BT)
+            of_part_DB = of_part_DB.to(each_6BT.device)
+            self._sums_MD6T[member] += torch.einsum("db,kbt->dkt", of_part_DB, each_6BT)
+            for each in self._several_M[member]:
+                if each.against is not None:
+                    own_2BT = torch.stack([off(each.against), counted_BT])
+                    self._taught_D2T[member, each.name] += torch.einsum("db,kbt->dkt", of_part_DB, own_2BT)
 
     def figures(self, parallel: Parallel) -> list[Measured]:
         """Return each student's figures, over the rows of all processes; waits for the device."""
         parallel.sum(self._sums_MD6T)
+        for taught_D2T in self._taught_D2T.values():
+            parallel.sum(taught_D2T)
         found = []
-        for sums_D6T in self._sums_MD6T.cpu():
+        for member, sums_D6T in enumerate(self._sums_MD6T.cpu()):
             parts = zip(self._parts.items(), sums_D6T, strict=True) if len(self._parts) > 1 else ()
-            of_parts = {of: OfDataset(rows=rows, **_figures(own_6T)) for (of, rows), own_6T in parts}
-            found.append(Measured(**_figures(sums_D6T.sum(0)), by_dataset=of_parts))
+            of_parts = {
+                of: OfDataset(rows=rows, **_figures(own_6T), by_teacher=self._by_teacher(member, part))
+                for part, ((of, rows), own_6T) in enumerate(parts)
+            }
+            by_teacher = self._by_teacher(member)
+            found.append(Measured(**_figures(sums_D6T.sum(0)), by_teacher=by_teacher, by_dataset=of_parts))
+        return found
+
+    def _by_teacher(self, member: int, part: int | None = None) -> dict[str, BesideTeacher]:
+        """Return how far each of a student's several teachers is from the true numbers, on the rows of its own."""
+        found = {}
+        for each in self._several_M[member]:
+            sums_D2T = self._taught_D2T[member, each.name].cpu()
+            off_T, rows_T = sums_D2T.sum(0) if part is None else sums_D2T[part]
+            found[each.name] = BesideTeacher(teacher_rmse=rmse(off_T, float(rows_T[0])))
         return found
 
 

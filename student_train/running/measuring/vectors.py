@@ -5,15 +5,16 @@ M students that step together, B rows of a batch, D numbers of a vector, P held 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, NamedTuple, cast
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
 from student_train.feed.batches import Batch
-from student_train.run_files.records import Measured, OfDataset
+from student_train.preparing.against import OfSeveral
+from student_train.run_files.records import BesideTeacher, Measured, OfDataset
 from student_train.stepping.parallel import Parallel
 from student_train.stepping.stepper import Stepper
 from student_train.students import Student
@@ -74,6 +75,18 @@ def _ranks(values_N: Tensor) -> Tensor:
     return ranks_N
 
 
+class _Beside(NamedTuple):
+    """What a student's figures beside one teacher are made of.
+
+    Attributes:
+        sums_D2: of each dataset rows that are compared, and the sum of their cosines.
+        paired_PD: the teacher's vectors, zeros where another process has the row.
+    """
+
+    sums_D2: Tensor
+    paired_PD: Tensor
+
+
 class VectorSums:
     """What the figures of M students are made of, on their device.
 
@@ -81,54 +94,94 @@ class VectorSums:
         members: M.
         student: one of them.
         parts: how many of the held rows are of each dataset.
+        several_M: of each its teachers, where it has several.
     """
 
-    def __init__(self, members: int, student: Student, parts: Mapping[str, int]):
+    def __init__(
+        self,
+        members: int,
+        student: Student,
+        parts: Mapping[str, int],
+        several_M: Sequence[Sequence[OfSeveral]] = (),
+    ):
         device, width = student.device, student.blueprint.num_classes
         paired = min(PAIRED, sum(parts.values()))
-        # Of each dataset rows that are compared, and the sum of their cosines.
-        self._parts, self._sums_MD2 = parts, torch.zeros(members, len(parts), 2, dtype=torch.float64, device=device)
-        # The student's vectors and the teacher's, zeros where another process has the row.
-        self._paired_M2PD = torch.zeros(members, 2, paired, width, device=device)
+        self._parts, self._several_M = parts, several_M or [()] * members
+        # The student's vectors, likewise zeros where another process has the row.
+        self._own_MPD = torch.zeros(members, paired, width, device=device)
+        # Beside the teacher of `against`, by no name, and beside each of several by its own.
+        self._beside = {
+            (member, name): _Beside(
+                torch.zeros(len(parts), 2, dtype=torch.float64, device=device),
+                torch.zeros(paired, width, device=device),
+            )
+            for member in range(members)
+            for name in (None, *(each.name for each in self._several_M[member]))
+        }
         self._taught = [False] * members
 
     def take(self, stepper: Stepper, batch: Batch, beside: Beside) -> None:
         """Add a batch of all students; one without a teacher to compare with counts for nothing."""
         vectors_MBD = stepper.logits(batch.inputs).float()
-        numbers = torch.arange(beside.rows.start, beside.rows.stop, beside.rows.step)
-        inside = numbers < self._paired_M2PD.shape[2]
-        at = numbers[inside].to(vectors_MBD.device)
-        of_part_BD = beside.of_B[:, None] == torch.arange(len(self._parts), device=beside.of_B.device)
-        for member, against in enumerate(beside.against_M):
-            if against is None:
-                continue
-            self._taught[member] = True
-            targets = cast("VectorTargets", batch.targets[against.teacher].decode())
-            pair = (vectors_MBD[member], targets.vectors_BD)
-            cosine_B = functional.cosine_similarity(*pair, dim=1).double()
-            counted_BD = of_part_BD.double()
-            self._sums_MD2[member] += torch.stack([counted_BD.sum(0), (cosine_B[:, None] * counted_BD).sum(0)], dim=1)
-            for side, each_BD in enumerate(pair):
-                self._paired_M2PD[member, side, at] = each_BD[inside.to(each_BD.device)]
+        numbers = torch.arange(beside.rows.start, beside.rows.stop, beside.rows.step or 1)
+        inside = (numbers < self._own_MPD.shape[1]).to(vectors_MBD.device)
+        at = numbers.to(vectors_MBD.device)[inside]
+        of_part_BD = (beside.of_B[:, None] == torch.arange(len(self._parts), device=beside.of_B.device)).double()
+        for member, (own_BD, against) in enumerate(zip(vectors_MBD, beside.against_M, strict=True)):
+            self._own_MPD[member, at] = own_BD[inside]
+            self._taught[member] = self._taught[member] or against is not None
+            several = [(each.name, each.against) for each in self._several_M[member]]
+            for name, teacher in [(None, against), *several]:
+                if teacher is None:
+                    continue
+                theirs_BD = cast("VectorTargets", batch.targets[teacher.teacher].decode()).vectors_BD
+                found = self._beside[member, name]
+                cosine_B = functional.cosine_similarity(own_BD, theirs_BD, dim=1).double()
+                found.sums_D2.add_(torch.stack([of_part_BD.sum(0), (cosine_B[:, None] * of_part_BD).sum(0)], dim=1))
+                found.paired_PD[at] = theirs_BD[inside]
 
     def figures(self, parallel: Parallel) -> list[Measured]:
         """Return each student's figures, over the rows of all processes; waits for the device."""
-        for summed in (self._sums_MD2, self._paired_M2PD):
-            parallel.sum(summed)
-        found = []
-        for taught, sums_D2, sides_2PD in zip(self._taught, self._sums_MD2.tolist(), self._paired_M2PD, strict=True):
-            pairs = of_pairs(*sides_2PD.cpu()) if taught else None
-            rows, total = (sum(each) for each in zip(*sums_D2, strict=True))
-            several = zip(self._parts, sums_D2, strict=True) if len(self._parts) > 1 else ()
-            found.append(
-                Measured(
-                    cosine=total / rows if rows else None,
-                    spearman=None if pairs is None else pairs.spearman,
-                    retrieval=None if pairs is None else pairs.retrieval,
-                    by_dataset={
-                        of: OfDataset(rows=self._parts[of], cosine=own / count if count else None)
-                        for of, (count, own) in several
-                    },
-                )
+        parallel.sum(self._own_MPD)
+        for found in self._beside.values():
+            parallel.sum(found.sums_D2)
+            parallel.sum(found.paired_PD)
+        several = self._parts if len(self._parts) > 1 else {}
+        return [
+            Measured(
+                **(self._figures(member, None) if taught else {}),
+                by_teacher=self._by_teacher(member),
+                by_dataset={
+                    of: OfDataset(
+                        rows=rows,
+                        cosine=_mean_cosine(self._beside[member, None], part),
+                        by_teacher=self._by_teacher(member, part),
+                    )
+                    for part, (of, rows) in enumerate(several.items())
+                },
             )
+            for member, taught in enumerate(self._taught)
+        ]
+
+    def _figures(self, member: int, name: str | None) -> dict[str, Any]:
+        """Return the figures of a student beside a teacher, on all held rows."""
+        found = self._beside[member, name]
+        pairs = of_pairs(self._own_MPD[member].cpu(), found.paired_PD.cpu())
+        alike = {} if pairs is None else {"spearman": pairs.spearman, "retrieval": pairs.retrieval}
+        return {"cosine": _mean_cosine(found)} | alike
+
+    def _by_teacher(self, member: int, part: int | None = None) -> dict[str, BesideTeacher]:
+        """Return the figures beside each of a student's several teachers, on all held rows or those of one dataset."""
+        found = {}
+        for each in self._several_M[member]:
+            own = self._beside[member, each.name]
+            known: dict[str, Any] = {"cosine": _mean_cosine(own, part)}
+            known = self._figures(member, each.name) if part is None else known
+            found[each.name] = BesideTeacher(**known)
         return found
+
+
+def _mean_cosine(found: _Beside, part: int | None = None) -> float | None:
+    """Return the mean cosine over all rows, or those of one dataset; None of none."""
+    count, total = (found.sums_D2.sum(0) if part is None else found.sums_D2[part]).tolist()
+    return total / count if count else None

@@ -21,8 +21,8 @@ from storage.views import PLAIN
 from storage.views.check import check_decoded_for
 from student_train.feed.batches import Batch, Needs
 from student_train.feed.residency import FeedPool
-from student_train.feed.selection import select_rows
-from student_train.preparing.against import Against, measured_against
+from student_train.feed.selection import Integers, Selection, select_rows
+from student_train.preparing.against import Against, OfSeveral, beside_each, measured_against
 from student_train.students import Blueprint
 from student_train.students.blueprint import decoded_at
 from student_train.using.portable import SPLIT_KEYS
@@ -46,6 +46,7 @@ class LabelledRows:
         num_rows: how many there are, where that is known.
         teacher: whom agreement is with.
         against: the teacher whose soft targets of each site come along, where the task is measured so.
+        several: all teachers that have answered these rows, that one first; empty: there is one, or one was chosen.
     """
 
     told: str
@@ -58,6 +59,7 @@ class LabelledRows:
     num_rows: int | None = None
     teacher: str | None = None
     against: Against | None = None
+    several: tuple[OfSeveral, ...] = ()
     remarks: Mapping[str, int] = field(default_factory=dict)
 
     @property
@@ -90,7 +92,7 @@ def rows_of_cache(
         rows: "<dataset>" or "<dataset>/<split>".
         blueprint: of who is measured on them.
         device: where it is.
-        teacher: to agree with; None: the first of `preferred` that has answered them, if any.
+        teacher: to agree with; None: all that have answered them, and first the first of `preferred`, if any.
         preferred: names of teachers that it learned from.
 
     Raises:
@@ -114,7 +116,10 @@ def rows_of_cache(
     selection = replace(selection, own=own)
     named = [] if chosen is None else [chosen]
     against, why_not = measured_against(catalogue, selection, named, blueprint.num_classes) if named else (None, None)
+    several, why_not_several = ((), []) if teacher else _several(catalogue, selection, rows, chosen, blueprint)
     needs = Needs(labels=True) | (Needs() if against is None else against.needs)
+    for each in several:
+        needs = needs if each.against is None else needs | each.against.needs
     pool = FeedPool(cache, device, place="stream", window_shards=1)
     tops_N = None if selection.tops_N is None else torch.from_numpy(selection.tops_N)
 
@@ -133,18 +138,40 @@ def rows_of_cache(
         notes=(
             *_unbuilt(catalogue, dataset),
             *([] if why_not is None else [f"not measured against a teacher: {why_not}"]),
+            *why_not_several,
             *other_preprocessing(spec.source | (own.said() if own else {}), blueprint, dataset),
         ),
         noted=list if cache.kept is None else cache.kept.notes,
         num_rows=selection.num_rows,
         teacher=agree_with or (None if against is None else against.teacher),
         against=against,
+        several=several,
     )
+
+
+def _several(
+    catalogue: Catalogue, selection: Selection, rows: str, first: str | None, blueprint: Blueprint
+) -> tuple[tuple[OfSeveral, ...], list[str]]:
+    """Return all teachers of some rows, as somebody is measured against each, and why not against others."""
+    (dataset,) = selection.datasets
+    names = [name for name in _answered(catalogue, dataset) if catalogue.teacher(dataset, name).encoding.soft]
+
+    def tops_of(name: str) -> Integers | None:
+        return select_rows(Samples(catalogue), rows, Needs(), allow_partial=True, agree_with=name).tops_N
+
+    ordered = sorted(names, key=lambda name: name != first)  # stable
+    against, _ = measured_against(catalogue, selection, ordered[:1], blueprint.num_classes)
+    return beside_each(selection, ordered, against, blueprint.num_classes, tops_of)
+
+
+def _answered(catalogue: Catalogue, dataset: str) -> list[str]:
+    """Return the teachers that have answered plain rows of a dataset."""
+    return [name for name in catalogue.teacher_names(dataset) if PLAIN in catalogue.view_names(dataset, name)]
 
 
 def _choose_teacher(catalogue: Catalogue, dataset: str, teacher: str | None, preferred: Iterable[str]) -> str | None:
     """Return whom to agree with, or None: nobody has answered. Raises NotInCache: the named one has not."""
-    answered = [name for name in catalogue.teacher_names(dataset) if PLAIN in catalogue.view_names(dataset, name)]
+    answered = _answered(catalogue, dataset)
     if teacher is not None and teacher not in answered:
         raise NotInCache(
             f"teacher {teacher} was not asked about the plain rows of {dataset}",

@@ -76,13 +76,13 @@ def test_batch_norm_is_trained_where_a_row_is_left_over(
 
 def test_rows_are_read_once_for_all_students(toy_cache: Cache, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     reads: Counter[tuple[str, int]] = Counter()
-    read = ShardSource.read
+    read = ShardSource.reading
 
     def counted(self: ShardSource, index: int, names: Any) -> Any:
         reads[self.selection.fingerprint, index] += 1
         return read(self, index, names)
 
-    monkeypatch.setattr(ShardSource, "read", counted)
+    monkeypatch.setattr(ShardSource, "reading", counted)
     students = [student(f"s{i}", objective=[KD], batch_size=16 * (1 + i % 2), epochs=2) for i in range(4)]
     train(toy_cache, tmp_path, *students, data={"residency": "stream", "window_shards": 2})
     trained = select_rows(toy_cache.samples(), "toy/train", Needs(labels=True)).fingerprint
