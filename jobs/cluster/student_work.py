@@ -168,7 +168,7 @@ class Relay:
             case events.PassDone():
                 self._ended, self._now = self._ended + self._total, 0
 
-    def begin(self, name: str, total: int, done: int = 0, unit: str | None = None) -> None:
+    def begin(self, name: str, total: int | None, done: int = 0, unit: str | None = None) -> None:
         self._detail = ""
 
     def advance(self, count: int, detail: str = "") -> None:

@@ -79,12 +79,12 @@ class Figures:
         except StillroomError as error:
             raise BadRequest(f"cannot write {path}", found=error.found or error.what, do=error.do) from None
 
-    def renew(self, path: Path, at: tuple[str, int, int, str] | None) -> None:
+    def renew(self, path: Path, at: tuple[str, int, int | None, str] | None) -> None:
         """Write how far a command is that runs, beside the figures of its last run.
 
         Args:
             path: as it was checked.
-            at: stage, how much of it is done, of how much, and the unit; None: it counts nothing yet.
+            at: stage, how much of it is done, of how much if that is known, and the unit; None: it counts nothing yet.
 
         Raises:
             StorageFailure: the disk refused.
@@ -95,7 +95,8 @@ class Figures:
         if at is not None:
             stage, done, total, unit = at
             now.set("stage_done", done, stage=stage, unit=unit)
-            now.set("stage_total", total, stage=stage, unit=unit)
+            if total is not None:
+                now.set("stage_total", total, stage=stage, unit=unit)
         names = "|".join(OF_RUNNING)
         before = re.sub(rf"^(# (HELP|TYPE) )?{PREFIX}({names})[ {{].*\n", "", self._before, flags=re.MULTILINE)
         LocalObjects(path.parent).put(path.name, (now.text() + before).encode())

@@ -54,7 +54,7 @@ class Night:
         self._metrics_file, self._checked = metrics_file, False
         self.lost: str | None = None
         self._lines: _Lines | None = None
-        self._at: tuple[str, int, int, str] | None = None
+        self._at: tuple[str, int, int | None, str] | None = None
         self._ended = threading.Event()
         self._renewing: threading.Thread | None = None
         self._began_s = time.monotonic()
@@ -64,8 +64,8 @@ class Night:
         """Return for how long the command has run."""
         return time.monotonic() - self._began_s
 
-    def at(self, stage: str, done: int, total: int, unit: str) -> None:
-        """Keep how far the work at hand is."""
+    def at(self, stage: str, done: int, total: int | None, unit: str) -> None:
+        """Keep how far the work at hand is; of how much, if that is known."""
         self._at = stage, done, total, unit
 
     def event(self, event: str, level: Level = "info", **fields: Any) -> None:

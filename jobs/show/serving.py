@@ -31,12 +31,13 @@ class Served(NamedTuple):
     unsaid: dict[float, list[str]]
 
 
-def losses_served(encoding: Encoding, task: str) -> Served:
+def losses_served(encoding: Encoding, task: str, width: int | None = None) -> Served:
     """Return which losses on soft targets can learn from an encoding, and at which temperatures.
 
     Args:
         encoding: of the teacher.
         task: of the dataset, by name; some refuse losses that compare rows.
+        width: numbers of an answer; of one alone no loss on directions makes anything. None: more.
     """
     at: dict[str, list[str]] = {}
     never, unsaid = [], dict[float, list[str]]()
@@ -44,7 +45,8 @@ def losses_served(encoding: Encoding, task: str) -> Served:
         term = _term(name)
         if term is None or isinstance(term, VectorTerm) == encoding.classes:
             continue
-        where = None if _refused(name, term, task) else _where(name, term, encoding)
+        pointless = width == 1 and LOSSES[name].by_direction(term)
+        where = None if pointless or _refused(name, term, task) else _where(name, term, encoding)
         if where is None:
             never.append(name)
         else:
@@ -55,11 +57,11 @@ def losses_served(encoding: Encoding, task: str) -> Served:
     return Served(at, never, unsaid)
 
 
-def served_lines(who: str, encoding: Encoding, task: str) -> list[str]:
+def served_lines(who: str, encoding: Encoding, task: str, width: int | None = None) -> list[str]:
     """Return what an encoding serves: "big serves at T = 1: kd, jsd", and below it what it does not."""
     if not encoding.soft:
         return [f"{who} has features alone: it serves losses on features, and none on soft targets"]
-    served = losses_served(encoding, task)
+    served = losses_served(encoding, task, width)
     parts = [
         f"{f'at {where}: ' if where else 'of no temperature: ' * (len(served.at) > 1)}{', '.join(names)}"
         for where, names in sorted(served.at.items(), reverse=True)

@@ -8,6 +8,7 @@ from typing import Any
 
 import polars as pl
 from rich import box
+from rich.console import Console
 from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
@@ -48,6 +49,17 @@ def print_wrapped(line: str) -> None:
     inner = " " * (len(line) - len(line.lstrip())) + "    "
     lines = textwrap.wrap(line, out.width, subsequent_indent=inner, break_long_words=False, break_on_hyphens=False)
     out.print("\n".join(lines), markup=False, soft_wrap=True)
+
+
+def print_reason(console: Console, sample: str, reason: str) -> None:
+    """Print a sample's name, and why it cannot be had: beside it where there is room, else below. A name is whole."""
+    sample, reason = printable(sample, one_line=True), printable(reason, one_line=True)
+    told = f"  {sample}  {reason}"
+    if len(told) > console.width:
+        inner = " " * 6
+        below = textwrap.wrap(reason, console.width, initial_indent=inner, subsequent_indent=inner)
+        told = "\n".join([f"  {sample}", *below])
+    console.print(told, markup=False, soft_wrap=True)
 
 
 def _table(frame: pl.DataFrame, title: str | None, rows: list[dict[str, str]], folded_width: int) -> Table:

@@ -214,12 +214,13 @@ class Watch:
         self._unit = self._first_unit = unit
         self._bar: Progress | None = None
         self._task: Any = None
-        self._name, self._detail, self._total, self._count, self._first, self._began = "", "", 0, 0, 0, 0.0
+        self._name, self._detail, self._count, self._first, self._began = "", "", 0, 0, 0.0
+        self._total: int | None = 0
         self._pace = Pace(0.0)
         self._ended = threading.Event()
 
-    def begin(self, name: str, total: int, done: int = 0, unit: str | None = None) -> None:
-        """Begin to count `total` things, of which `done` are there already."""
+    def begin(self, name: str, total: int | None, done: int = 0, unit: str | None = None) -> None:
+        """Begin to count `total` things, of which `done` are there already; None: nobody knows how many there are."""
         self.end()
         self._unit = unit or self._first_unit
         self._name, self._detail, self._total, self._count, self._first = name, "", total, done, done
@@ -266,7 +267,7 @@ class Watch:
 
     def complete(self) -> None:
         """Count everything as done."""
-        self.advance(self._total - self._count)
+        self.advance(0 if self._total is None else self._total - self._count)
         self.end()
 
     def note(self, text: str) -> None:
@@ -293,12 +294,14 @@ class Watch:
 
     def _rate(self) -> str:
         """Return the rate, and about how long the rest takes; once there is none, the rate of all."""
-        left, now = self._total - self._count, time.monotonic()
-        if left <= 0:
+        now = time.monotonic()
+        if self._total is not None and self._total <= self._count:
             new = self._count - self._first
             return f"{si(new / max(now - self._began, 1e-3))}/s" if new else ""
         per_s = self._pace.per_s(now)
-        return "" if per_s is None else f"{si(per_s)}/s, {told(left / per_s)} left"
+        if per_s is None:
+            return ""
+        return f"{si(per_s)}/s" + ("" if self._total is None else f", {told((self._total - self._count) / per_s)} left")
 
     def _line(self, event: str = "stage_progress") -> None:
         if self._night.logs:
@@ -307,9 +310,10 @@ class Watch:
             counts: dict[str, Any] = {"done": self._count, "total": self._total, "unit": self._unit}
             self._night.event(event, stage=self._name, **counts, **figures, detail=self._detail)
             return
-        rate = self._rate() or ("" if self._total > self._count else "all there already")
-        pace = f", {rate}" if rate else ""
-        errors.print(Text(f"{self._name}: {self._count} of {self._total} {self._unit}{pace} {self._detail}".rstrip()))
+        none_left = self._total is not None and self._total <= self._count
+        rate = self._rate() or ("all there already" if none_left else "")
+        pace, of = f", {rate}" if rate else "", "" if self._total is None else f" of {self._total}"
+        errors.print(Text(f"{self._name}: {self._count}{of} {self._unit}{pace} {self._detail}".rstrip()))
 
 
 @contextlib.contextmanager

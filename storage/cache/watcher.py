@@ -8,8 +8,8 @@ from typing import Protocol
 class Watcher(Protocol):
     """Counts things, one stretch of work after another, and passes on what the user should see at once."""
 
-    def begin(self, name: str, total: int, done: int = 0, unit: str | None = None) -> None:
-        """Begin to count `total` things, of which `done` are there already; what was counted before has ended."""
+    def begin(self, name: str, total: int | None, done: int = 0, unit: str | None = None) -> None:
+        """Begin to count `total` things, if known, of which `done` are there; what was counted before has ended."""
 
     def advance(self, count: int, detail: str = "") -> None:
         """Count some more."""

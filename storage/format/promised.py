@@ -34,6 +34,7 @@ INPUTS = "inputs"
 FEATURE = "feature/"
 PRECISIONS = {"fp32": "float32", "fp16": "float16", "bf16": "uint16"}
 MOST_AMOUNT = 2.0**64  # seconds, or nats of a shard's sites
+MOST_SQUARES = 2.0**320  # of what numbers of a shard are off by, float32 each; a float has room for those of all shards
 MOST_ARRAY_BYTES = 2**34  # of one array of a shard; nobody could hold a larger one, and a forged shape may say anything
 # Of an array whose shape nothing promises: this much, or what zstd makes of a layer that is dead in every row.
 UNPROMISED_BYTES, MOST_SHRUNK = 2**28, 1000
@@ -323,19 +324,24 @@ def _fault_of_about(commit: Commit, promise: ShardPromise) -> str | None:
             return f"labels = {labels!r}"[:200]
     if (answered := about.get("answered")) is not None:
         sites = rows * prod(task_of(promise.dataset).sites(promise.dataset.input_shape))
-        if not _can_be_answered(answered, sites, soft=promise.teacher is None or promise.teacher.encoding.soft):
+        soft = promise.teacher is None or promise.teacher.encoding.soft
+        most = MOST_SQUARES if task_of(promise.dataset).numbers else MOST_AMOUNT
+        if not _can_be_answered(answered, sites, most, soft=soft):
             return f"answered = {answered!r} of {sites} sites"[:200]
     return None
 
 
-def _can_be_answered(answered: Any, sites: int, *, soft: bool) -> bool:
-    """Return whether a teacher can have answered so; of one of features alone, only labels are counted."""
+def _can_be_answered(answered: Any, sites: int, most: float, *, soft: bool) -> bool:
+    """Return whether a teacher can have answered so; of one of features alone, only labels are counted.
+
+    `most` bounds its nats, or the squares that are in their place.
+    """
     try:
         unsaid = {} if soft else {"correct": 0, "nats": 0.0}
         labelled, correct, nats = ((answered | unsaid)[name] for name in ("labelled", "correct", "nats"))
         never = answered.get("never") or 0
         whole = all(type(count) is int for count in (labelled, correct, never))
-        return whole and 0 <= correct <= labelled <= sites and 0 <= never <= sites and _is_amount(nats)
+        return whole and 0 <= correct <= labelled <= sites and 0 <= never <= sites and _is_amount(nats, most)
     except (AttributeError, KeyError, TypeError):
         return False
 
@@ -344,9 +350,9 @@ def _is_text(value: Any) -> bool:
     return isinstance(value, str)
 
 
-def _is_amount(value: Any) -> bool:
+def _is_amount(value: Any, most: float = MOST_AMOUNT) -> bool:
     """Return whether a value is a number of seconds or nats: no other type, not negative, infinite or NaN."""
-    return type(value) in (int, float) and 0 <= value <= MOST_AMOUNT
+    return type(value) in (int, float) and 0 <= value <= most
 
 
 def _fault_of_classes(column: pa.ChunkedArray, dataset: DatasetSpec) -> str | None:

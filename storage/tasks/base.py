@@ -44,7 +44,11 @@ def count_labelled(labels_S: Stored) -> np.ndarray:
 
 
 class Answered(NamedTuple):
-    """What a teacher's answers at labelled sites amount to: how many, how many right, and nats of cross-entropy."""
+    """What a teacher's answers at labelled sites amount to: how many, how many right, and nats of cross-entropy.
+
+    Where they are numbers, none is right, and in the place of nats are squares of what they are off by: of each row the
+    mean over its numbers.
+    """
 
     labelled: int
     correct: int

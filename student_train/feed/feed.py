@@ -111,7 +111,7 @@ class Feed:
             seed, epoch: of the order of rows.
 
         Raises:
-            StaleCache, CorruptObject: as `ShardSource.read`.
+            StaleCache, CorruptObject: as `ShardSource.reading`.
         """
         return self._cut(cuts, *self._shuffle.epoch(self.selection.shard_sizes_S, seed=seed, epoch=epoch))
 

@@ -6,6 +6,7 @@ S rows of a shard, of which some may not be fed.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import NamedTuple
 
 import numpy as np
@@ -165,12 +166,13 @@ class ShardSource:
         commit = self.selection.catalogue.promises.checked(commit)
         return Fetched(commit, fetch_arrays(self.cache.objects, commit, wanted.arrays))
 
-    def read(
+    @contextmanager
+    def reading(
         self, index: int, names: frozenset[Name], fetch: Fetch | None = None
-    ) -> Iterator[tuple[Name, Stored | ToDecode]]:
-        """Yield the named arrays of shard `shards_S[index]`, all S rows, to be copied from: inputs, then targets.
+    ) -> Iterator[Iterator[tuple[Name, Stored | ToDecode]]]:
+        """Give the named arrays of shard `shards_S[index]`, all S rows, to be copied from: inputs, then targets.
 
-        Pictures are still to be decoded: by whoever is handed them, before the next array is asked for.
+        Pictures are still to be decoded: by whoever is handed them, within, before the next array is asked for.
 
         Args:
             index: which shard.
@@ -180,10 +182,10 @@ class ShardSource:
         Raises:
             StaleCache: a student would not be shown what a teacher saw.
             CorruptObject: bytes are missing or altered, or are of values that cannot have been encoded.
-            TryAgain: one of these, of a shard that was built again since the rows were selected.
+            TryAgain: one of these, raised here or within, of a shard that was built again since the rows were selected.
         """
         try:
-            yield from self._read_shard(index, names, fetch or self.fetch)
+            yield self._read_shard(index, names, fetch or self.fetch)
         except (CorruptObject, IncompleteCache, StaleCache) as error:
             if (key := self._changed(self.selection.key(index), names)) is None:
                 raise

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
-from contextlib import closing, contextmanager
+from contextlib import AbstractContextManager, closing, contextmanager
 from itertools import pairwise
 from math import ceil
 from threading import Lock
@@ -71,30 +71,36 @@ class Block:
         """Read the shard at a place of an order, its first fed row to row `start`.
 
         Raises:
-            StaleCache, CorruptObject: as `ShardSource.read`; or there are too few rows, or rows of another type.
+            StaleCache, CorruptObject: as `ShardSource.reading`; or there are too few rows, or rows of another type.
         """
         source, index = coming.source, coming.shards[place]
+        with coming.reading(place) as arrays:
+            for name, stored_S in arrays:
+                if isinstance(stored_S, Ragged):
+                    self._fill_flat(source, index, name, stored_S, start)
+                else:
+                    values_S = stored_S if isinstance(stored_S, ToDecode) else _signed(stored_S)
+                    self._fill_rows(source, index, name, values_S, start)
+
+    def _fill_rows(
+        self, source: ShardSource, index: int, name: Name, values_S: NDArray[Any] | ToDecode, start: int
+    ) -> None:
         rows_F = source.selection.rows[index]
-        for name, stored_S in coming.read(place):
-            if isinstance(stored_S, Ragged):
-                self._fill_flat(source, index, name, stored_S, start)
-                continue
-            values_S = stored_S if isinstance(stored_S, ToDecode) else _signed(stored_S)
-            if not self._has_room(name, values_S) or rows_F[-1] >= len(values_S):
-                raise self._unlike(source, index, name, values_S, f"{rows_F[-1] + 1} rows or more")
-            held = self.arrays[name]
-            assert isinstance(held, Tensor)
-            rows = held[start : start + len(rows_F)]
-            # for a GPU the rows are put together on the host first
-            host = rows if rows.device.type == "cpu" else torch.empty_like(rows, device="cpu")
-            if isinstance(values_S, ToDecode):
-                values_S.decode(host.numpy())
-            elif len(rows_F) == len(values_S):
-                host.numpy()[...] = values_S
-            else:
-                np.take(values_S, rows_F, axis=0, out=host.numpy(), mode="clip")  # other modes buffer what they write
-            if host is not rows:
-                rows.copy_(host)
+        if not self._has_room(name, values_S) or rows_F[-1] >= len(values_S):
+            raise self._unlike(source, index, name, values_S, f"{rows_F[-1] + 1} rows or more")
+        held = self.arrays[name]
+        assert isinstance(held, Tensor)
+        rows = held[start : start + len(rows_F)]
+        # for a GPU the rows are put together on the host first
+        host = rows if rows.device.type == "cpu" else torch.empty_like(rows, device="cpu")
+        if isinstance(values_S, ToDecode):
+            values_S.decode(host.numpy())
+        elif len(rows_F) == len(values_S):
+            host.numpy()[...] = values_S
+        else:
+            np.take(values_S, rows_F, axis=0, out=host.numpy(), mode="clip")  # other modes buffer what they write
+        if host is not rows:
+            rows.copy_(host)
 
     def _fill_flat(self, source: ShardSource, index: int, name: Name, stored_S: Ragged, start: int) -> None:
         rows_F, items_T = source.selection.rows[index], _signed(stored_S.flat_T)
@@ -159,17 +165,17 @@ class Coming:
         num_threads = self._num_ahead * len(source.wanted(shards[0], names)) if shards else 0
         self._pool = ThreadPoolExecutor(min(max(1, num_threads), MOST_THREADS), thread_name_prefix="feed-ahead")
 
-    def read(self, place: int) -> Iterator[tuple[Name, Stored | ToDecode]]:
-        """Yield the arrays of the shard at a place, and have others fetched meanwhile; as `ShardSource.read`."""
+    def reading(self, place: int) -> AbstractContextManager[Iterator[tuple[Name, Stored | ToDecode]]]:
+        """Give the arrays of the shard at a place, and have others fetched meanwhile; as `ShardSource.reading`."""
         if not self._num_ahead:
-            return self.source.read(self.shards[place], self._names)
+            return self.source.reading(self.shards[place], self._names)
         with self._lock:
             while self._next < min(place + 1 + self._num_ahead, len(self.shards)):
                 wanted = self.source.wanted(self.shards[self._next], self._names)
                 self._fetched[self._next] = deque(self._pool.submit(self.source.fetch, each) for each in wanted)
                 self._next += 1
             fetched = self._fetched.pop(place)
-        return self.source.read(self.shards[place], self._names, lambda wanted: fetched.popleft().result())
+        return self.source.reading(self.shards[place], self._names, lambda wanted: fetched.popleft().result())
 
     def close(self) -> None:
         """Wait for what is being fetched, and fetch no more."""
@@ -203,7 +209,7 @@ def load(
     """Return the named arrays of all fed rows, in dataset order.
 
     Raises:
-        StaleCache, CorruptObject: as `ShardSource.read`.
+        StaleCache, CorruptObject: as `ShardSource.reading`.
     """
     sizes_S = source.selection.shard_sizes_S
     block = _block(source, [range(len(sizes_S))], device, names)
@@ -223,12 +229,13 @@ def load_shard(source: ShardSource, index: int, names: frozenset[Name]) -> Array
     Those of rows of their own length are flat: the items of the first row, then those of the second, …
     """
     rows_F, arrays = source.selection.rows[index], {}
-    for name, stored_S in source.read(index, names):
-        if isinstance(stored_S, ToDecode):
-            arrays[name] = torch.from_numpy(stored_S.decode(None))
-            continue
-        chosen = stored_S.take(rows_F).flat_T if isinstance(stored_S, Ragged) else stored_S[rows_F]
-        arrays[name] = torch.from_numpy(_signed(chosen))
+    with source.reading(index, names) as read:
+        for name, stored_S in read:
+            if isinstance(stored_S, ToDecode):
+                arrays[name] = torch.from_numpy(stored_S.decode(None))
+                continue
+            chosen = stored_S.take(rows_F).flat_T if isinstance(stored_S, Ragged) else stored_S[rows_F]
+            arrays[name] = torch.from_numpy(_signed(chosen))
     return arrays
 
 
@@ -236,7 +243,7 @@ def read_windows(source: ShardSource, windows: Sequence[Window], names: frozense
     """Yield the named arrays of each window, its shards one after another; valid until the next one is asked for.
 
     Raises:
-        StaleCache, CorruptObject: as `ShardSource.read`, when the window is asked for.
+        StaleCache, CorruptObject: as `ShardSource.reading`, when the window is asked for.
     """
     host = torch.device("cpu")
     # one window needs but one

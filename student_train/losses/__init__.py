@@ -55,12 +55,14 @@ class Loss:
 
     `couples_rows`: whether it compares rows with each other. Where not, it is a mean over rows, so that parts of a
     batch add up to the whole. `takes_never`: whether it has a value where the teacher says that a class can never be.
+    `by_direction`: whether it, or a part of it, looks at the directions of vectors alone, of which one number has none.
     """
 
     needs: Callable[[Any], Needs]
     term: Callable[[Any, Shapes], nn.Module]
     couples_rows: Callable[[Any], bool] = never
     takes_never: bool = True
+    by_direction: Callable[[Any], bool] = never
 
 
 LOSSES: dict[str, Loss] = {
@@ -92,10 +94,14 @@ LOSSES: dict[str, Loss] = {
     "crd": Loss(crd.needs, crd.CrdLoss, couples_rows=always),
     # on answers that are vectors
     "target_mse": Loss(on_target.needs, on_target.TargetMse),
-    "vector_cosine": Loss(on_vectors.needs, on_vectors.module_of(on_vectors.cosine)),
+    "vector_cosine": Loss(on_vectors.needs, on_vectors.module_of(on_vectors.cosine), by_direction=always),
     "vector_mse": Loss(on_vectors.needs, on_vectors.module_of(on_vectors.hint)),
-    "vector_rkd": Loss(on_vectors.needs, on_vectors.rkd_module, couples_rows=always),
+    "vector_rkd": Loss(
+        on_vectors.needs, on_vectors.rkd_module, couples_rows=always, by_direction=lambda term: term.angle > 0
+    ),
     "vector_similarity": Loss(on_vectors.needs, on_vectors.module_of(on_vectors.similarity), couples_rows=always),
-    "vector_pkt": Loss(on_vectors.needs, on_vectors.module_of(on_vectors.pkt), couples_rows=always),
-    "infonce": Loss(on_vectors.needs, on_vectors.infonce_module, couples_rows=always),
+    "vector_pkt": Loss(
+        on_vectors.needs, on_vectors.module_of(on_vectors.pkt), couples_rows=always, by_direction=always
+    ),
+    "infonce": Loss(on_vectors.needs, on_vectors.infonce_module, couples_rows=always, by_direction=always),
 }

@@ -76,7 +76,7 @@ def check_served(catalogue: Catalogue, dataset: str, terms: Sequence[ObjectiveTe
     Raises:
         NotInCache: no such teacher; what there is, is named.
         MissingCapability: a teacher's encoding does not serve a term, which is named with all that it lacks, and with
-            the changes to the cache job that would help.
+            the changes to the cache job that would help; or a term is on directions, and its answers are one number.
     """
     for term in terms:
         soft = sorted(LOSSES[term.loss].needs(term).within(dataset).soft)  # a set has no order, and a message should
@@ -92,6 +92,13 @@ def check_served(catalogue: Catalogue, dataset: str, terms: Sequence[ObjectiveTe
                     found="; ".join(encoding.serves),
                     expected="; ".join(map(str, lacking)),
                     do=f"in the cache job: {changes}; then cache build JOB.toml --as NAME{allowed}",
+                )
+            if LOSSES[term.loss].by_direction(term) and catalogue.teacher(dataset, teacher).num_classes == 1:
+                raise MissingCapability(
+                    f"{term.name} looks at the directions of vectors, and one number has none but its sign",
+                    found=f"answers of teacher {teacher} for {dataset} that are one number each",
+                    expected="vectors of two numbers or more",
+                    do="angle = 0 in the term" if getattr(term, "distance", 0) else 'loss = "vector_mse"',
                 )
 
 

@@ -18,7 +18,7 @@ so that a trained student is a valid teacher: `teacher_cache` imports this modul
 
 from student_train.students.blueprint import Blueprint
 from student_train.students.build import ARCHITECTURES, Student, build_student
-from student_train.students.files import check_written, load_student, read_blueprint, save_student
+from student_train.students.files import check_trusted, check_written, load_student, read_blueprint, save_student
 from student_train.students.remade.changes import Change, Dropped, Factored, Heads, Int8, Resized
 from student_train.students.remade.factors import full_rank, is_table
 from student_train.students.remade.int8 import codes_of, step_of
@@ -40,6 +40,7 @@ __all__ = [
     "Size",
     "Student",
     "build_student",
+    "check_trusted",
     "check_written",
     "codes_of",
     "embedded",

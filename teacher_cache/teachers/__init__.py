@@ -12,7 +12,7 @@ It is loaded:
 
 loading.py    load one; on a worker, once for all its shards
 spread.py     its layers on several devices, in memory or on the disk
-loaded.py     which weights it has now
+loaded.py     which weights and layers it has now
 steady.py     whether it has one answer for each row
 
 And asked:

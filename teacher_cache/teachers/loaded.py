@@ -6,6 +6,7 @@ else on another worker or another day, and no file that is known here changes.
 
 from __future__ import annotations
 
+import difflib
 import random
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -18,6 +19,8 @@ from storage.errors import BadTeacher
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
+
+    from teacher_cache.teachers.options import TeacherOptions
 
 SEEDS = (0, 1)  # of the two times that a function without `weights` is called
 
@@ -96,3 +99,17 @@ def _seeded(seed: int) -> Iterator[None]:
         finally:
             np.random.set_state(numpy_state)  # noqa: NPY002
             random.setstate(python_state)
+
+
+def tapped_layers(options: TeacherOptions, model: nn.Module) -> dict[str, nn.Module]:
+    """Return the layer of each feature that a job asks for, by the feature's name. Raises BadTeacher: there is none."""
+    modules = dict(model.named_modules())
+    for feature in options.features.values():
+        if feature.layer not in modules:
+            near = difflib.get_close_matches(feature.layer, modules, n=5, cutoff=0.3)
+            raise BadTeacher(
+                f"teacher {options.name} has no layer {feature.layer}",
+                found=", ".join([*modules][1:13]),  # the first has no name: the model itself
+                expected=f"one of its layers; near: {', '.join(near)}" if near else None,
+            )
+    return {name: modules[feature.layer] for name, feature in options.features.items()}

@@ -10,7 +10,6 @@ Shapes: B rows of a batch, `sites` the axes of a row's sites (storage.tasks), P 
 from __future__ import annotations
 
 import contextlib
-import difflib
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -23,7 +22,7 @@ from storage.tasks import task_of
 from teacher_cache.teachers.classes import order_of
 from teacher_cache.teachers.fed import fed
 from teacher_cache.teachers.kinds import KINDS
-from teacher_cache.teachers.loaded import weights_digest
+from teacher_cache.teachers.loaded import tapped_layers, weights_digest
 from teacher_cache.teachers.options import TeacherOptions
 from teacher_cache.teachers.parts import Parts, find_body, find_parts, logits_of
 from teacher_cache.teachers.probabilities import logits_from
@@ -85,16 +84,9 @@ class Teacher:
         self._steady: set[str] = set()  # datasets at whose first batch it had one answer for each row
         self._parted: set[str] = set()  # datasets of which it was tried on a row of several documents
         self._parts: dict[str, Parts | None] = {}  # by dataset
-        modules = dict(model.named_modules())
-        for name, feature in options.features.items():
-            if feature.layer not in modules:
-                near = difflib.get_close_matches(feature.layer, modules, n=5, cutoff=0.3)
-                raise BadTeacher(
-                    f"teacher {options.name} has no layer {feature.layer}",
-                    found=", ".join([*modules][1:13]),  # the first has no name: the model itself
-                    expected=f"one of its layers; near: {', '.join(near)}" if near else None,
-                )
-            modules[feature.layer].register_forward_hook(self._capture(name))
+        layers = tapped_layers(options, model)
+        for name in options.features:
+            layers[name].register_forward_hook(self._capture(name))
         self.to(device)
 
     def to(self, device: torch.device) -> None:

@@ -33,6 +33,9 @@ Trusted = Annotated[
 ]
 """Names of code in a model's folder, or one alone: a file without `.py`, and a class in it."""
 
+OneEach = BeforeValidator(lambda value: [value] if type(value) in (int, float) else value)
+"""Of numbers, one a channel: one alone is that of pictures in grey."""
+
 Place = Annotated[str, Field(pattern=r"^(cpu|disk|cuda:\d+)$")]
 """Where layers of a model are."""
 
@@ -73,7 +76,8 @@ class TeacherOptions(Options):
         trust_code: names of code in its folder that may run, as its config's `auto_map` has them: all of them.
         device_map: which of its layers are where, for one that is too large for a GPU: "auto", or by name.
         architecture: the student's own `module:function`, needed if it was not a built-in.
-        mean, std: per channel, of inputs in [0, 1]; applied before the model. A student carries its own.
+        mean, std: per channel, of inputs in [0, 1]; one number is of one channel. Applied before the model. A student
+            carries its own.
         autocast: precision of the forward pass.
         encoding: how soft targets are stored.
         features: name → layer, pooling and precision of an intermediate tensor to store beside.
@@ -110,8 +114,8 @@ class TeacherOptions(Options):
     trust_code: Trusted | None = None
     device_map: Literal["auto"] | Annotated[dict[str, Place], Field(min_length=1)] | None = None
     architecture: Factory | None = None
-    mean: Annotated[list[FiniteFloat], Field(min_length=1)] | None = None
-    std: list[Annotated[FiniteFloat, Field(gt=0)]] | None = None
+    mean: Annotated[list[FiniteFloat], Field(min_length=1), OneEach] | None = None
+    std: Annotated[list[Annotated[FiniteFloat, Field(gt=0)]], OneEach] | None = None
     autocast: Literal["fp32", "bf16", "fp16"] = "fp32"
     encoding: AnyEncoding = DenseEncoding()
     features: dict[Name, FeatureEncoding] = Field(default_factory=dict)

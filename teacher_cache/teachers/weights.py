@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import warnings
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from zipfile import is_zipfile
 
 from storage.errors import BadWeights, MissingSource
 
@@ -17,12 +19,43 @@ MOST_KEYS = 8  # of a checkpoint, told where they are not weights
 def load_weights(model: nn.Module, path: Path) -> None:
     """Fill a model from a file. Raises BadWeights: they do not fit, told tensor by tensor."""
     weights = read_weights(path)
-    expected = model.state_dict()
-    absent, extra = sorted(expected.keys() - weights.keys()), sorted(weights.keys() - expected.keys())
+    _check_fit(path, {name: tuple(tensor.shape) for name, tensor in weights.items()}, model.state_dict())
+    model.load_state_dict(weights)  # into the model's own precision, so that half-precision files fill any model
+
+
+def check_fit(path: Path, build: Callable[[], nn.Module]) -> nn.Module | None:
+    """Check that the tensors of a file are those of a model, by names and shapes; no value is read or made.
+
+    Args:
+        path: of the file.
+        build: makes the model, here on the meta device.
+
+    Returns:
+        The model, without values; None of one that cannot be made so: what is wrong with it, loading tells.
+
+    Raises:
+        BadWeights: the file cannot be read, or they do not fit, told tensor by tensor.
+        MissingSource: there is no such file.
+    """
+    import torch
+
+    shapes = read_shapes(path)
+    try:
+        with torch.device("meta"), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            model = build()
+    except Exception:  # of a user's own code, or of a library, which may need values
+        return None
+    _check_fit(path, shapes, model.state_dict())
+    return model
+
+
+def _check_fit(path: Path, found: Mapping[str, tuple[int, ...]], expected: Mapping[str, Tensor]) -> None:
+    absent, extra = sorted(expected.keys() - found.keys()), sorted(found.keys() - expected.keys())
     shapes = [
-        f"{name}: {tuple(weights[name].shape)} in the file, {tuple(expected[name].shape)} in the model"
-        for name in sorted(expected.keys() & weights.keys())
-        if weights[name].shape != expected[name].shape
+        f"{name}: {found[name]} in the file, {tuple(expected[name].shape)} in the model"
+        for name in sorted(expected.keys() & found.keys())
+        if found[name] != tuple(expected[name].shape)
     ]
     faults = (
         [f"missing {', '.join(absent[:5])}"] * bool(absent)
@@ -34,9 +67,8 @@ def load_weights(model: nn.Module, path: Path) -> None:
             f"{path} does not fit the model",
             found="\n".join(faults),
             expected=f"{len(expected)} tensors",
-            do=_without_prefix(weights, expected),
+            do=_without_prefix(found, expected),
         )
-    model.load_state_dict(weights)  # into the model's own precision, so that half-precision files fill any model
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
@@ -48,7 +80,6 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     """
     from safetensors import SafetensorError
     from safetensors.torch import load_file
-    from torch import Tensor
 
     if path.suffix == ".safetensors":
         try:
@@ -57,7 +88,13 @@ def read_weights(path: Path) -> dict[str, Tensor]:
             raise BadWeights(f"{path} is not a safetensors file", found=str(error)) from None
         except FileNotFoundError as error:
             raise MissingSource(f"there is no {path}", found=str(error.args[0])) from None
-    loaded = _loaded(path)
+    return _tensors(path, _loaded(path))
+
+
+def _tensors(path: Path, loaded: Any) -> dict[str, Tensor]:
+    """Return the weights in what torch saved. Raises BadWeights: it is something else."""
+    from torch import Tensor
+
     if isinstance(loaded, dict) and isinstance(loaded.get("state_dict"), dict):
         loaded = loaded["state_dict"]
     if not isinstance(loaded, dict) or not all(isinstance(value, Tensor) for value in loaded.values()):
@@ -87,12 +124,20 @@ def passed_over(path: Path) -> list[str]:
     ]
 
 
-def _loaded(path: Path) -> Any:
-    """Return what torch saved. Raises BadWeights: it cannot be read without executing something."""
+def _loaded(path: Path, device: str = "cpu", *, mapped: bool = False) -> Any:
+    """Return what torch saved, on a device; `mapped`: tensors are not read before they are looked at.
+
+    Raises:
+        BadWeights: it cannot be read without executing something.
+        MissingSource: there is no such file.
+    """
     import torch
 
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)  # a pickle of anything else could execute code
+        # a pickle of anything else could execute code
+        return torch.load(path, map_location=device, weights_only=True, mmap=mapped)
+    except FileNotFoundError as error:
+        raise MissingSource(f"there is no {path}", found=error.strerror) from None
     except Exception as error:  # torch raises UnpicklingError, RuntimeError, EOFError and more
         raise BadWeights(
             f"{path} cannot be read as weights",
@@ -102,7 +147,7 @@ def _loaded(path: Path) -> Any:
         ) from None
 
 
-def _without_prefix(weights: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> str | None:
+def _without_prefix(weights: Mapping[str, Any], expected: Mapping[str, Any]) -> str | None:
     """Return how weights are saved that a wrapper of the model gave other names, as DataParallel and compile do."""
     prefix = next(iter(weights), "").partition(".")[0] + "."
     if {name.removeprefix(prefix) for name in weights} != set(expected):
@@ -111,9 +156,12 @@ def _without_prefix(weights: Mapping[str, Tensor], expected: Mapping[str, Tensor
 
 
 def read_shapes(path: Path) -> dict[str, tuple[int, ...]]:
-    """Return the shapes of the tensors of a safetensors file, from its head. Raises BadWeights, MissingSource."""
+    """Return the shapes of the tensors of a file that `read_weights` reads, without these. Raises as that does."""
     from safetensors import SafetensorError, safe_open
 
+    if path.suffix != ".safetensors":
+        loaded = _loaded(path, "meta", mapped=is_zipfile(path))  # of before torch 1.6: no zip
+        return {name: tuple(tensor.shape) for name, tensor in _tensors(path, loaded).items()}
     try:
         with safe_open(path, "pt") as file:
             return {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118 - no dict

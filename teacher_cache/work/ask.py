@@ -17,7 +17,7 @@ from storage.format.shards import ShardKey
 from storage.format.specs import TeacherSpec, ViewsSpec
 from storage.inputs import inputs_of
 from storage.inputs.encoded import decode_on
-from storage.tasks import NO_LABEL
+from storage.tasks import NO_LABEL, task_of
 from storage.views import FINGERPRINTED_ROWS, PLAIN, view_fingerprint
 from storage.views.check import Readable, Seen, begin_rows, libraries, own_size, readable_rows
 from teacher_cache.work.answering import answer_rows, send_ahead
@@ -25,7 +25,7 @@ from teacher_cache.work.batch import Question
 from teacher_cache.work.checks import refuse_shard
 from teacher_cache.work.pieces import LOCK, TURNS, AskWork, Done, commit_shard, provenance
 from teacher_cache.work.promising import promise_teacher, promise_weights
-from teacher_cache.work.rows import answered_sites, draw_keys, labels_of, lay_down, spread_rows
+from teacher_cache.work.rows import answered_sites, draw_keys, labels_of, lay_down, off_by, spread_rows
 from teacher_cache.work.surroundings import surroundings
 
 if TYPE_CHECKING:
@@ -86,7 +86,8 @@ def ask_shard(work: AskWork) -> Done:
         "torch": torch.__version__,
         "surroundings": surroundings(device),
         "weights": teacher.weights,
-        "answered": {name: values.sum().item() for name, values in answers.answered.items()},
+        "answered": {name: values.sum().item() for name, values in answers.answered.items()}
+        | (off_by(dataset, ingest, spec, answers.encoded, readable_S) if task_of(dataset).numbers else {}),
         **shown,
     }
     uses = (*spec.uses, *spec.encoding.uses({name: values.numpy() for name, values in answers.encoded.items()}))

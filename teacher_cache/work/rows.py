@@ -6,12 +6,16 @@ classes, V ≥ C logits of a padded vocabulary.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
+import polars as pl
 
 from storage.cache import Cache
+from storage.cache.labels import has_label
+from storage.cache.labels import labels_of as labels_in
 from storage.digests import sample_keys
 from storage.format.committing import read_stored
 from storage.format.shards import Commit, ShardKey
@@ -25,6 +29,8 @@ from storage.views.check import Readable
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from storage.targets.vectors import VectorTargets
+
 
 def labels_of(cache: Cache, key: ShardKey, ingest: Commit, chosen_S: np.ndarray) -> Tensor:
     """Return labels of some rows, by a mask or their numbers, (B, *sites) int64, −1 where there is none."""
@@ -33,6 +39,28 @@ def labels_of(cache: Cache, key: ShardKey, ingest: Commit, chosen_S: np.ndarray)
     task = task_of(cache.dataset(key.dataset))
     read = partial(read_stored, cache.objects, ingest)
     return torch.from_numpy(task.labels(ingest.table, lambda name: read([name])[name], chosen_S))
+
+
+def off_by(
+    dataset: DatasetSpec, ingest: Commit, spec: TeacherSpec, encoded: Mapping[str, Tensor], readable_S: np.ndarray
+) -> dict[str, int | float]:
+    """Return how far a teacher's numbers, as they are stored, are from the rows' own, as `Answered` has it.
+
+    Args:
+        dataset: whose answers are numbers.
+        ingest: of the shard, with its table.
+        spec: of the teacher; of features alone nothing is told but how many rows have numbers.
+        encoded: its answers to the readable rows, on the host.
+        readable_S: which rows these are.
+    """
+    true_BT = labels_in(dataset, pl.DataFrame(pl.from_arrow(ingest.table)))[readable_S]
+    known_B = has_label(dataset, true_BT)
+    told: dict[str, int | float] = {"labelled": int(known_B.sum())}
+    if spec.encoding.soft:
+        targets = cast("VectorTargets", spec.encoding.decode(dict(encoded), spec.num_classes))
+        said_BT = targets.vectors_BD.double().numpy()
+        told |= {"correct": 0, "nats": float(np.square(said_BT - true_BT)[known_B].mean(axis=1).sum())}
+    return told
 
 
 def draw_keys(dataset: DatasetSpec, readable: Readable, view: str, labels: Tensor) -> Tensor:

@@ -23,7 +23,7 @@ class StageClock:
         self.seconds = 0.0
         self._began = 0.0
 
-    def begin(self, name: str, total: int, done: int = 0, unit: str | None = None) -> None:
+    def begin(self, name: str, total: int | None, done: int = 0, unit: str | None = None) -> None:
         self._began = time.perf_counter()
 
     def advance(self, count: int, detail: str = "") -> None:

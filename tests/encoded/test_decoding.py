@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -9,17 +10,23 @@ from typing import Any
 import numpy as np
 import PIL
 import pytest
+import torch
 from PIL import Image, ImageEnhance
 
 from storage.cache import Cache
 from storage.cache.verify import verify
-from storage.errors import BadRequest, CorruptObject, StaleCache, StillroomError
+from storage.errors import BadRequest, CorruptObject, StaleCache, StillroomError, TryAgain
+from storage.format.shards import ShardKey
 from storage.inputs import encoded, inputs_of
 from storage.inputs.policy import ImagePolicy
 from storage.inputs.ragged import Ragged
-from storage.views import check
+from storage.views import PLAIN, check
+from student_train.feed.batches import Needs
+from student_train.feed.residency import FeedPool
+from student_train.feed.selection import select_rows
 from tests.conftest import Program
 from tests.encoded.toys import crops, dataset, seeing, train, write_photographs, write_teacher
+from tests.forging import Arrays, write_again
 from tests.teacher_cache.toys import Silent, build, write_job
 
 ORIENTATION = 0x0112
@@ -177,6 +184,21 @@ def test_the_same_libraries_that_decode_otherwise_are_damage(
     with pytest.raises(CorruptObject, match="by the same libraries"):
         train(cache, tmp_path / "runs", "stream", "same")
     assert [bad.key.teacher for bad in verify(Cache.open(str(cache))).bad] == [None]
+
+
+def test_a_shard_that_is_built_again_while_its_pictures_are_decoded_is_no_damage(cache: Path, tmp_path: Path) -> None:
+    opened = Cache.open(str(shutil.copytree(cache, tmp_path / "cache")))
+    needs = Needs(labels=True)
+    selection, key = select_rows(opened.samples(), "photographs", needs), ShardKey("photographs", None, PLAIN, 0)
+
+    def redecoded(arrays: Arrays) -> None:
+        arrays["decoded"] = np.asarray(arrays["decoded"]) + np.uint64(1)
+
+    write_again(opened, key, redecoded, {})
+    feed = FeedPool(opened, torch.device("cpu"), place="stream", window_shards=1).feed(selection, needs)
+    with pytest.raises(TryAgain, match="has changed since its rows were selected") as caught:
+        list(feed.in_order(4))
+    assert "no picture that the ingest saw" in str(caught.value.found)
 
 
 def test_another_version_that_decodes_the_same_is_as_good(

@@ -114,7 +114,7 @@ class Told:
     def __init__(self) -> None:
         self.details: list[str] = []
 
-    def begin(self, name: str, total: int, done: int = 0, unit: str | None = None) -> None: ...
+    def begin(self, name: str, total: int | None, done: int = 0, unit: str | None = None) -> None: ...
 
     def advance(self, count: int, detail: str = "") -> None:
         self.details.append(detail)

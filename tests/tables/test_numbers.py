@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -22,14 +23,23 @@ COLUMNS = ("rooms", "city", "price")
 def test_a_price_from_its_table_to_predictions(program: Program, tmp_path: Path) -> None:
     import skops.io
 
-    rows = houses(240)
-    write_csv(tmp_path / "houses.csv", [*rows, {"rooms": "3", "city": "Ulm", "price": "250000"}], COLUMNS)
+    rows = [row | {"deed": f"deed-{number}"} for number, row in enumerate(houses(240))]
+    more = {"rooms": "3", "city": "Ulm", "price": "250000", "deed": "deed-240"}
+    write_csv(tmp_path / "houses.csv", [*rows, more], (*COLUMNS, "deed"))
     model = regressor(rows)
     skops.io.dump(model, tmp_path / "linear.skops")
-    (tmp_path / "cache.toml").write_text(HOUSES_JOB)
+    (tmp_path / "cache.toml").write_text(HOUSES_JOB.replace('target = "price"', 'target = "price"\nid = "deed"'))
     (tmp_path / "students.toml").write_text(HOUSES_STUDENTS)
     ended = program("cache", "build", tmp_path / "cache.toml")
     assert ended.code == 0, ended.err
+    told = re.search(r"^houses/linear: RMSE ([0-9,]+) of 241 rows with numbers, in their unit", ended.out, re.MULTILINE)
+    assert told is not None, ended.out
+    opened = Cache.open(str(tmp_path / "cache"))
+    samples = opened.samples().of("houses")
+    said = opened.read_targets("houses", "linear", 0, names=["vectors"])["vectors"]
+    off = float(np.sqrt(np.mean((np.asarray(said) - samples["target"].to_numpy()) ** 2)))
+    assert float(told[1].replace(",", "")) == pytest.approx(off, rel=1e-3)
+    assert "linear serves vector_mse, vector_similarity\n  not: vector_cosine, vector_rkd, vector_pkt" in ended.out
     assert program("cache", "verify", tmp_path / "cache").code == 0
     targets = Cache.open(str(tmp_path / "cache")).samples().of("houses")["target"].to_numpy()
     assert np.allclose(targets[:240, 0], [float(row["price"]) for row in rows], rtol=1e-7)
@@ -45,7 +55,17 @@ def test_a_price_from_its_table_to_predictions(program: Program, tmp_path: Path)
     assert record["r2"] > 0.95
     assert 4_000 < record["teacher_rmse"] < 6_000
 
-    fresh = houses(100, seed=1)
+    (tmp_path / "turned.toml").write_text(HOUSES_STUDENTS.replace("vector_mse", "vector_cosine"))
+    ended = program("student", "train", tmp_path / "turned.toml", "--dry-run")
+    assert ended.code == 2
+    assert "one number has none but its sign" in ended.err
+
+    fresh = [row | {"deed": f"new-{number}"} for number, row in enumerate(houses(100, seed=1))]
+    write_csv(tmp_path / "odd.csv", [*fresh[:6], fresh[6] | {"rooms": "many"}], (*COLUMNS, "deed"))
+    ended = program("student", "eval", tmp_path / "runs/taught", tmp_path / "odd.csv", "--json")
+    assert [each["sample_id"] for each in json.loads(ended.out)["unreadable"]] == ["new-6"]
+    ended = program("student", "predict", tmp_path / "runs/taught", tmp_path / "odd.csv", "--json")
+    assert [each["sample_id"] for each in json.loads(ended.out)["reasons"]] == ["new-6"]
     write_csv(tmp_path / "test.csv", fresh, tuple(reversed(COLUMNS)))
     ended = program("student", "eval", tmp_path / "runs/taught", tmp_path / "test.csv", "--json")
     assert ended.code == 0, ended.err

@@ -175,3 +175,14 @@ def test_a_number_is_not_given_as_a_text_that_nobody_wrote(tmp_path: Path) -> No
     assert build(tmp_path / "job.toml").exit_code == 0  # as a category it is written as it was
     said = Cache.open(str(tmp_path / "other")).read_targets("customers", "graph", 0)["logits"]
     assert said[:, 0].tolist() == [float(row["plan"]) for row in customers(60)]
+
+
+def test_an_order_of_inputs_that_are_found_by_their_names_is_refused(tmp_path: Path) -> None:
+    write_csv(tmp_path / "customers.csv", customers(60))
+    graph(tmp_path / "graph.onnx")
+    named = 'input_names = ["age", "city", "income", "plan", "member"]\n'
+    (tmp_path / "job.toml").write_text(TABLE + TEACHER + named)
+    with pytest.raises(BadTeacher, match="each found by its name") as refused:
+        build(tmp_path / "job.toml")
+    assert refused.value.do == "leave `input_names` out"
+    assert not (tmp_path / "cache/customers").exists()

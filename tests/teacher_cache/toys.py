@@ -108,7 +108,7 @@ class Silent:
         self.notes: list[str] = []
         self.counts: dict[str, list[int]] = {}
 
-    def begin(self, name: str, total: int, done: int = 0, unit: str | None = None) -> None:
+    def begin(self, name: str, total: int | None, done: int = 0, unit: str | None = None) -> None:
         self.counts[name] = [done, total]
 
     def advance(self, count: int, detail: str = "") -> None:

@@ -90,12 +90,11 @@ def _values(report: BuildReport, served: Sequence[Stage]) -> dict[str, Any]:
 
 def _print_quarantined(dataset: str, rows: pl.DataFrame) -> None:
     """Print the samples of a dataset that cannot be read, and why."""
-    terminal.out.print(
-        f"{dataset}: {len(rows)} of its samples cannot be read and are left out; mend them and build again",
-        markup=False,
-    )
+    from jobs.show.tables import print_reason, print_wrapped
+
+    print_wrapped(f"{dataset}: {len(rows)} of its samples cannot be read and are left out; mend them and build again")
     for row, sample_id, error in rows.head(SHOWN_QUARANTINED).iter_rows():
-        terminal.out.print(f"  row {row}  {sample_id}  {error}", markup=False)
+        print_reason(terminal.out, f"row {row}  {sample_id}", error)
     if len(rows) > SHOWN_QUARANTINED:
         terminal.out.print(f"  … {len(rows) - SHOWN_QUARANTINED} more; --json lists all")
 
@@ -104,14 +103,15 @@ def _shards(count: int) -> str:
     return f"{count} shard{'s' * (count != 1)}"
 
 
-def _encodings(stages: Sequence[Stage]) -> dict[str, tuple[Encoding, str]]:
-    """Return each teacher's encoding and task, by its name; by dataset too where it has several."""
-    found: dict[str, dict[str, tuple[Encoding, str]]] = {}
+def _encodings(stages: Sequence[Stage]) -> dict[str, tuple[Encoding, str, int]]:
+    """Return each teacher's encoding, task and width, by its name; by dataset too where it has several."""
+    found: dict[str, dict[str, tuple[Encoding, str, int]]] = {}
     for stage in stages:
-        if stage.teacher is not None:
-            dataset = stage.dataset.spec
-            found.setdefault(stage.teacher.name, {})[dataset.name] = stage.teacher.encoding, task_of(dataset).name
-    named: dict[str, tuple[Encoding, str]] = {}
+        if stage.teacher is not None and stage.spec is not None:
+            dataset, encoding = stage.dataset.spec, stage.teacher.encoding
+            asked = encoding, task_of(dataset).name, stage.spec.num_classes
+            found.setdefault(stage.teacher.name, {})[dataset.name] = asked
+    named: dict[str, tuple[Encoding, str, int]] = {}
     for teacher, by_dataset in found.items():
         alike = len({repr(each) for each in by_dataset.values()}) == 1
         named |= {teacher if alike else f"{dataset}/{teacher}": each for dataset, each in by_dataset.items()}

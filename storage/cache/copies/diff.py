@@ -95,7 +95,7 @@ def diff(a: Cache, b: Cache, watcher: Watcher) -> CacheDiff:
         for stage in stages:
             soft = open_answers(here, there, stage, found.notes)
             answers += [*([] if soft is None else [soft]), *open_features(here, there, stage)]
-        watcher.begin(f"diff {dataset}", here.num_rows(dataset) if here.datasets[dataset].planned_in is None else 0)
+        watcher.begin(f"diff {dataset}", here.num_rows(dataset) if here.datasets[dataset].planned_in is None else None)
         for pairs in _matched(here, there, dataset, rows):
             for each in answers:
                 each.compare(pairs["row"].to_numpy(), pairs["row_b"].to_numpy())

@@ -17,6 +17,7 @@ from torch import Tensor
 from storage.datasets import AnySource, RawSample, Source, Unreadable
 from storage.datasets.arrow import is_saved
 from storage.datasets.published import WebDatasetSource, are_tars
+from storage.datasets.table import TableSource
 from storage.errors import BadRequest, LabelOutOfRange, MissingSource
 from storage.inputs.encoded import decoding
 from storage.inputs.policy import ImagePolicy
@@ -125,6 +126,8 @@ def source_like(path: Path, answerer: Answerer, labels: Path | None) -> Source:
             if any(each["type"] == "extra_forbidden" for each in error.errors())  # a kind that reads no path
             else "; ".join(each["msg"] for each in error.errors()[:3]),
         ) from None
+    if isinstance(source, TableSource) and (own := promise.get("id")) is not None and source.has_column(own):
+        source = source.model_copy(update={"id": own})  # its rows are called as `student predict` calls them
     source = source if answerer.tokenizer is None else source.prepared(answerer.tokenizer, {})
     source = source.as_promised(promise)
     # Whatever a kind promises one day is compared too: a row that is made otherwise has other figures, silently.

@@ -9,16 +9,16 @@ from storage.digests import file_digest
 from storage.errors import BadRequest, BadTeacher
 from storage.language.tokenizer import read_tokenizer
 from storage.options import beside, code_fingerprint, load_factory
-from teacher_cache.teachers.loaded import build_twice
-from teacher_cache.teachers.spoken import check_files, classes, dimension, longest, spoken, wants_around  # noqa: F401 - of a Kind
-from teacher_cache.teachers.weights import load_weights, passed_over
+from teacher_cache.teachers.loaded import build_twice, tapped_layers
+from teacher_cache.teachers.spoken import classes, dimension, longest, spoken, wants_around  # noqa: F401 - of a Kind
+from teacher_cache.teachers.weights import check_fit, load_weights, passed_over
 
 if TYPE_CHECKING:
     from torch import nn
 
+    from storage.format.specs import DatasetSpec
     from teacher_cache.teachers.options import TeacherOptions
 
-# check_files: its weights fit what a function of the user's returns, which is called on a worker
 KEYS: tuple[str, ...] = (
     "arguments",
     "weights",
@@ -62,6 +62,14 @@ def digests(options: TeacherOptions) -> dict[str, Any]:
 def notes(options: TeacherOptions) -> list[str]:
     """Return which weights of its file are passed over."""
     return [] if options.weights is None else passed_over(options.weights)
+
+
+def check_files(options: TeacherOptions, dataset: DatasetSpec) -> None:
+    """Check that its weights, if they are in a file, and the layers that are tapped are those of what is built."""
+    if options.weights is not None:  # else what the function returns is read only where it is needed
+        model = check_fit(options.weights, partial(_build, options))
+        if model is not None:
+            tapped_layers(options, model)
 
 
 def import_libraries() -> None:

@@ -49,6 +49,12 @@ def check_inputs(ports: Sequence[Port], layout: Layout | None, path: Path, optio
     """
     if layout is not None and goes_by_name(layout, ports):
         _check_columns(ports, layout, str(path))
+        if options.input_names is not None:
+            raise BadTeacher(
+                f"the inputs of {path} are columns of the table, each found by its name",
+                found=f"input_names = {options.input_names}, an order that nothing asks for".replace("'", '"'),
+                do="leave `input_names` out",
+            )
     elif len(ports) > 1 and options.input_names is None:
         raise BadTeacher(
             f"{path} has several inputs",

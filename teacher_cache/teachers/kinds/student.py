@@ -1,4 +1,4 @@
-"""A trained student's folder as a teacher. The one file here that knows students."""
+"""A trained student's folder as a teacher. The one file here that knows students, by the one door."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from storage.errors import CorruptObject, MissingSource
 from storage.format.sealed import read_json
 from storage.inputs.encoded import OwnSize
 from storage.options import code_fingerprint
-from teacher_cache.teachers.spoken import Spoken, check_files, longest, notes  # noqa: F401 - of a Kind
+from teacher_cache.teachers.spoken import Spoken, longest, notes  # noqa: F401 - of a Kind
 
 if TYPE_CHECKING:
     from torch import nn
 
+    from storage.format.specs import DatasetSpec
     from teacher_cache.teachers.options import TeacherOptions
 
-# check_files: its blueprint was read with its digests
 KEYS: tuple[str, ...] = ("architecture",)
 
 
@@ -64,6 +64,15 @@ def wants_around(options: TeacherOptions) -> bool:
     return isinstance(source, dict) and bool(source.get("add_special_tokens"))
 
 
+def check_files(options: TeacherOptions, dataset: DatasetSpec) -> None:
+    """Check that its files are whole, and that the job trusts its code. Raises as `load`."""
+    from student_train.students import check_trusted, check_written, read_blueprint
+
+    assert options.student is not None
+    check_trusted(options.student, read_blueprint(options.student), options.architecture)
+    check_written(options.student)
+
+
 def import_libraries() -> None:
     """Import torch; what a student of another architecture imports, its code alone knows."""
     import torch  # noqa: F401
@@ -71,7 +80,7 @@ def import_libraries() -> None:
 
 def load(options: TeacherOptions) -> nn.Module:
     """Return the student, checked against the digests in its own folder."""
-    from student_train.students import load_student  # the one door: a trained student is a valid teacher
+    from student_train.students import load_student  # a trained student is a valid teacher
 
     assert options.student is not None
     return load_student(options.student, architecture=options.architecture)

@@ -41,6 +41,7 @@ from teacher_cache.teachers.kinds.transformers_purpose import (
     taken_over,
     width_of,
 )
+from teacher_cache.teachers.loaded import tapped_layers
 from teacher_cache.teachers.spoken import Spoken, spoken_by
 from teacher_cache.teachers.weights import read_shapes, read_weights
 
@@ -137,7 +138,7 @@ def notes(options: TeacherOptions) -> list[str]:
 
 
 def check_files(options: TeacherOptions, dataset: DatasetSpec) -> None:
-    """Check that the tensors of the files are those of the model, by their names and shapes.
+    """Check that the tensors of the files are those of the model, by names and shapes, and tapped layers are there.
 
     Raises:
         BadRequest, MissingSource, BadWeights: as `load`; what else ends that is told by the worker that it happens to.
@@ -155,6 +156,8 @@ def check_files(options: TeacherOptions, dataset: DatasetSpec) -> None:
         except Exception:
             return
     _check_fit(folder, model, found, purpose)
+    if purpose is CAUSAL:  # others are wrapped, by which their layers have other names
+        tapped_layers(options, model)
 
 
 def import_libraries() -> None:

@@ -7,20 +7,21 @@ torch they do not load at all.
 
 from __future__ import annotations
 
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from storage.digests import file_digest
 from storage.errors import BadRequest, BadTeacher, is_out_of_memory
-from teacher_cache.teachers.spoken import Spoken, check_files, dimension, longest, wants_around  # noqa: F401 - of a Kind
-from teacher_cache.teachers.weights import load_weights, passed_over
+from teacher_cache.teachers.loaded import tapped_layers
+from teacher_cache.teachers.spoken import Spoken, dimension, longest, wants_around  # noqa: F401 - of a Kind
+from teacher_cache.teachers.weights import check_fit, load_weights, passed_over
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
+    from storage.format.specs import DatasetSpec
     from teacher_cache.teachers.options import TeacherOptions
 
-# check_files: whether its weights fit, is seen when it is built
 KEYS: tuple[str, ...] = ("model", "weights", "arguments", "mean", "std", "classes", "dimension", "size", "filter")
 
 
@@ -79,6 +80,14 @@ def notes(options: TeacherOptions) -> list[str]:
         + ("the dataset's size" if options.size is None else f"size = {options.size}, {options.filter}"),
         *([] if options.weights is None else passed_over(options.weights)),
     ]
+
+
+def check_files(options: TeacherOptions, dataset: DatasetSpec) -> None:
+    """Check that its weights and the layers that are tapped are those of the model of that name."""
+    assert options.weights is not None
+    model = check_fit(options.weights, partial(_create, options))
+    if model is not None:
+        tapped_layers(options, model)
 
 
 def import_libraries() -> None:

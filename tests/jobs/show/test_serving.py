@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from jobs.show.serving import losses_served, served_lines
-from storage.encodings import DenseEncoding, SparseEncoding
+from storage.encodings import DenseEncoding, SparseEncoding, VectorEncoding
 from student_train.losses import LOSSES
 from student_train.options.terms import SoftTerm
 from tests.student_train.losses.toys import remedies, term
@@ -66,3 +66,10 @@ def test_what_is_told_is_what_training_would_take(encoding: Any) -> None:
 
 def test_losses_that_compare_rows_are_not_served_where_a_part_of_the_positions_is_computed_at_a_time() -> None:
     assert "dist" in losses_served(DenseEncoding(), "language_model").never
+
+
+def test_of_one_number_no_loss_on_directions_is_served() -> None:
+    of_one, of_two = (losses_served(VectorEncoding(), "regression", width) for width in (1, 2))
+    assert of_one.at == {"": ["vector_mse", "vector_similarity"]}
+    assert of_one.never == ["vector_cosine", "vector_rkd", "vector_pkt", "infonce"]
+    assert not of_two.never

@@ -5,7 +5,8 @@ from __future__ import annotations
 import polars as pl
 import pytest
 
-from jobs.show.tables import _folded, print_table
+from jobs.show.tables import _folded, print_reason, print_table
+from jobs.show.terminal import SafeConsole
 
 
 @pytest.mark.parametrize(
@@ -34,3 +35,14 @@ def test_a_sweeps_names_fit_beside_their_figures(capsys: pytest.CaptureFixture[s
     assert "".join(pieces) == "".join(names)
     assert len(set(pieces)) == 5  # no number is broken
     assert sum("90.41%" in line for line in lines) == 4
+
+
+def test_a_reason_stands_below_a_name_beside_which_it_has_no_room(capsys: pytest.CaptureFixture[str]) -> None:
+    console = SafeConsole(width=60)
+    print_reason(console, "row 3  red/cut.jpg", "OSError: Truncated File Read")
+    print_reason(console, "row 4  " + "long-" * 16 + ".png", "UnidentifiedImageError: cannot identify image file, " * 2)
+    short, name, *below = capsys.readouterr().out.splitlines()
+    assert short == "  row 3  red/cut.jpg  OSError: Truncated File Read"
+    assert name == "  row 4  " + "long-" * 16 + ".png"  # can be copied
+    assert len(below) == 2
+    assert all(line.startswith("      ") and len(line) <= 60 for line in below)

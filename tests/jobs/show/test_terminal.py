@@ -4,10 +4,12 @@ import os
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 from jobs.show import terminal
+from jobs.show.figures import Figures
 from storage.errors import Interrupted
 
 SWALLOWED = """
@@ -51,3 +53,25 @@ def test_a_signal_that_a_shell_passes_on_too_is_one_and_one_after_a_second_does_
         now_s[0] = 101.5
         os.kill(os.getpid(), signal.SIGINT)
     assert stopped.value.exit_code == 143
+
+
+def test_what_nobody_has_counted_before_is_counted_without_an_end(capsys: pytest.CaptureFixture[str]) -> None:
+    with terminal.watching("samples") as watch:
+        watch.begin("small", None)
+        watch.advance(30)
+        watch.advance(10)
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("small: 40 samples, ")
+    assert line.endswith("/s")
+    with terminal.watching("rows") as watch:
+        watch.begin("small", None)
+        watch.complete()
+    assert capsys.readouterr().err == "small: 0 rows\n"
+
+
+def test_figures_of_what_has_no_end_have_none(tmp_path: Path) -> None:
+    figures = Figures("student eval", "job")
+    figures.renew(tmp_path / "a.prom", ("small", 3, None, "rows"))
+    text = (tmp_path / "a.prom").read_text()
+    assert 'stillroom_stage_done{command="student eval",subject="job",stage="small",unit="rows"} 3' in text
+    assert "stage_total" not in text

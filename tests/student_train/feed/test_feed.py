@@ -84,13 +84,13 @@ def test_a_shared_pass_gives_each_cut_what_it_would_have_alone(
 
 
 def test_a_shared_pass_reads_each_shard_once(toy_cache: Cache, monkeypatch: pytest.MonkeyPatch) -> None:
-    read, indices = ShardSource.read, []
+    read, indices = ShardSource.reading, []
 
     def counting(self: ShardSource, index: int, names: frozenset[Name]) -> object:
         indices.append(index)
         return read(self, index, names)
 
-    monkeypatch.setattr(ShardSource, "read", counting)
+    monkeypatch.setattr(ShardSource, "reading", counting)
     feed = feed_of(toy_cache, place="stream")
     assert len(list(feed.shared([Cut(7), Cut(32), Cut(100, first_step=1)], seed=0, epoch=0))) == 28 + 6 + 1
     assert sorted(indices) == [0, 1, 2, 3, 4]

@@ -46,13 +46,13 @@ def test_rows_lie_in_dataset_order_whichever_shard_comes_first(
 ) -> None:
     stored = np.concatenate([toy_cache.read_inputs("toy", shard) for shard in range(5)])
     train = np.arange(240) % 5 != 4
-    read = ShardSource.read
+    read = ShardSource.reading
 
     def last_first(self: ShardSource, index: int, names: object) -> object:
         time.sleep(0.05 * (5 - index))
         return read(self, index, names)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(ShardSource, "read", last_first)
+    monkeypatch.setattr(ShardSource, "reading", last_first)
     arrays = load(source_of(toy_cache), frozenset({INPUTS}), CPU)
     assert torch.equal(arrays[INPUTS], torch.from_numpy(stored[train]))
 

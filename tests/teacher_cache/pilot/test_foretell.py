@@ -67,7 +67,7 @@ class Timed(Silent):
         super().__init__()
         self.told: list[tuple[float, str]] = []
 
-    def begin(self, name: str, total: int, done: int = 0, unit: str | None = None) -> None:
+    def begin(self, name: str, total: int | None, done: int = 0, unit: str | None = None) -> None:
         super().begin(name, total, done, unit)
         self.told.append((time.monotonic(), name))
 

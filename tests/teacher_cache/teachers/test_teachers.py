@@ -16,7 +16,7 @@ from teacher_cache.teachers.kinds import KINDS
 from teacher_cache.teachers.loading import load_teacher
 from teacher_cache.teachers.options import TeacherOptions
 from teacher_cache.teachers.weights import read_weights
-from tests.teacher_cache.toys import DIGITS, build, write_job, write_teacher
+from tests.teacher_cache.toys import DIGITS, Silent, build, teacher_section, write_job, write_teacher
 
 CPU = torch.device("cpu")
 
@@ -266,3 +266,59 @@ def test_options_survive_the_way_to_a_worker(tmp_path: Path) -> None:
         tmp_path, features={"f": {"layer": "conv"}}, mean=[0.5], std=[0.5], arguments={"classes": 3}
     )
     assert TeacherOptions.model_validate_json(given.model_dump_json()) == given
+
+
+@pytest.mark.parametrize("suffix", ["safetensors", "pt"])
+def test_a_wrong_checkpoint_is_refused_before_a_row_is_read(tmp_path: Path, suffix: str) -> None:
+    model = write_teacher(tmp_path)
+    state = model.state_dict()
+    state["head.weight"] = state["head.weight"][:7].clone()
+    path = tmp_path / f"wrong.{suffix}"
+    save_file(state, path) if suffix == "safetensors" else torch.save(state, path)
+    section = teacher_section().replace("toy.safetensors", path.name)
+    assert path.name in section
+    watcher = Silent()
+    with pytest.raises(BadWeights, match="does not fit the model") as refused:
+        build(write_job(tmp_path, DIGITS, section), watcher=watcher)
+    assert "head.weight: (7, " in str(refused.value.found)
+    assert not watcher.counts
+    assert not (tmp_path / "cache/digits").exists()
+
+
+def test_a_file_that_is_no_weights_and_a_layer_that_is_none_are_refused_before_a_row_is_read(tmp_path: Path) -> None:
+    write_teacher(tmp_path)
+    tapped = teacher_section(extra='features = { f = { layer = "heads" } }')
+    with pytest.raises(BadTeacher, match="has no layer heads") as refused:
+        build(write_job(tmp_path, DIGITS, tapped))
+    assert "near: head" in str(refused.value.expected)
+    (tmp_path / "toy.safetensors").write_bytes(b"not these")
+    with pytest.raises(BadWeights, match="is not a safetensors file"):
+        build(write_job(tmp_path, DIGITS, teacher_section()))
+    assert not (tmp_path / "cache/digits").exists()
+
+
+def test_a_function_that_needs_values_is_left_to_the_worker(tmp_path: Path) -> None:
+    write_teacher(tmp_path)
+    with (tmp_path / "toy.py").open("a") as file:
+        file.write(
+            "\n\nmade = build\n\n\ndef build(**a):\n    m = made(**a)\n    m.head.bias.sum().item()\n    return m\n"
+        )
+    assert build(write_job(tmp_path, DIGITS, teacher_section())).exit_code == 0
+
+
+def test_a_damaged_student_and_one_of_code_that_nobody_trusts_are_refused_before_a_row_is_read(tmp_path: Path) -> None:
+    student(tmp_path / "run")
+    section = '[[teacher]]\nname = "small"\nstudent = "run"\n'
+    weights = tmp_path / "run/student.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-8])
+    with pytest.raises(CorruptObject, match="is not what was written"):
+        build(write_job(tmp_path, DIGITS, section))
+    assert not (tmp_path / "cache/digits").exists()
+
+
+def test_mean_and_std_of_grey_pictures_may_be_numbers(tmp_path: Path) -> None:
+    grey, listed = options(tmp_path, mean=0.25, std=1), options(tmp_path, mean=[0.25], std=[1.0])
+    assert (grey.mean, grey.std) == (listed.mean, listed.std) == ([0.25], [1.0])
+    for wrong in (True, "0.5", []):
+        with pytest.raises(ValueError, match="mean"):
+            options(tmp_path, mean=wrong, std=1)
