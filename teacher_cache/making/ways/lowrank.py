@@ -150,7 +150,8 @@ def _layers(subject: Subject, options: LowRankOptions) -> tuple[list[str], list[
 def _spectra(subject: Subject, names: Sequence[str], by: Weighing) -> dict[str, Spectrum]:
     """Return the decomposition of each layer.
 
-    Weighted, W · S is decomposed, S the Cholesky factor of XᵀX: what is left out of it is the error of the outputs.
+    Weighted, W · S is decomposed, S the Cholesky factor of XᵀX: what is left out of it is the error of the outputs. Of
+    a layer that gives less than it is given, by the eigenvectors of W XᵀX Wᵀ: XᵀX of a picture may be any size.
     What an embedding is given are ids: each entry weighs as often as rows have it, P = diag(shares), and entries are
     projected onto the first right vectors of √P · W, which also says something of those that no row at hand has.
 
@@ -174,11 +175,14 @@ def _spectra(subject: Subject, names: Sequence[str], by: Weighing) -> dict[str, 
         if (share := shares.get(name)) is not None:
             _, values, right = torch.linalg.svd(weight * share.sqrt()[:, None], full_matrices=False)
             left = weight @ right.T / values.clamp(min=1e-12 * float(values[0]))
+        elif (told := whitening.get(name)) is not None and weight.shape[0] < weight.shape[1]:
+            squares, left = torch.linalg.eigh(told)
+            values, left = squares.clamp(min=0).sqrt().flip(0), left.flip(1)
+            right = left.T @ weight / values[:, None].clamp(min=1e-12 * float(values[0]))
         else:
-            scale = whitening.get(name)
-            left, values, right = torch.linalg.svd(weight if scale is None else weight @ scale, full_matrices=False)
-            if scale is not None:
-                right = torch.linalg.solve_triangular(scale, right, upper=False, left=False)  # right · S⁻¹
+            left, values, right = torch.linalg.svd(weight if told is None else weight @ told, full_matrices=False)
+            if told is not None:
+                right = torch.linalg.solve_triangular(told, right, upper=False, left=False)  # right · S⁻¹
         found[name] = Spectrum(left, values, right, (weight.shape[0], weight.shape[1]))
     return found
 
@@ -187,14 +191,17 @@ def _seen(subject: Subject, names: Sequence[str], tables: Sequence[str]) -> tupl
     """Return what rows at hand give to layers, padding left out.
 
     Returns:
-        of each layer S, lower triangular, with S Sᵀ the mean of xᵀx over what it is given, (in · kernel)²; of each
-        table the share of its entries in what is asked of it, (entries,).
+        of each layer S, lower triangular, with S Sᵀ the mean of xᵀx over what it is given, (in · kernel)², or
+        W S Sᵀ Wᵀ, (out, out), where that is smaller; of each table the share of its entries in what is asked of it.
     """
     import torch
 
     layers = dict(subject.student.network.named_modules())
     sums: dict[str, Tensor] = {}
     counts: dict[str, int] = {}
+    squares: dict[str, float] = {}
+    weights = {name: layers[name].weight.detach().flatten(1) for name in names}
+    narrow = {name: weight.double() for name, weight in weights.items() if weight.shape[0] < weight.shape[1]}
     times = {name: torch.zeros(layers[name].num_embeddings, dtype=torch.float64) for name in tables}
     inside: list[Tensor | None] = [None]
 
@@ -203,6 +210,9 @@ def _seen(subject: Subject, names: Sequence[str], tables: Sequence[str]) -> tupl
             places = _places(layer, given[0].detach(), inside[0])
             step = max(1, len(places) // MOST_PLACES)
             seen = places[::step].double()
+            squares[name] = squares.get(name, 0.0) + float(seen.square().sum()) / seen.shape[1]
+            if name in narrow:
+                seen = seen @ narrow[name].T
             sums[name] = sums.get(name, 0) + seen.T @ seen
             counts[name] = counts.get(name, 0) + len(seen)
 
@@ -219,9 +229,11 @@ def _seen(subject: Subject, names: Sequence[str], tables: Sequence[str]) -> tupl
     watch(subject, before=hooks, inside=lambda mask: inside.__setitem__(0, mask))
     found = {}
     for name, total in sums.items():
-        mean = total.clone() / counts[name]
-        mean += torch.eye(len(mean)) * (RIDGE * float(mean.diagonal().mean()) + 1e-12)
-        found[name] = torch.linalg.cholesky(mean)
+        mean, ridge = total / counts[name], RIDGE * squares[name] / counts[name] + 1e-12
+        if name in narrow:
+            found[name] = mean + ridge * narrow[name] @ narrow[name].T
+        else:
+            found[name] = torch.linalg.cholesky(mean + ridge * torch.eye(len(mean)))
     return found, {
         name: (1 - UNSEEN) * each / each.sum().clamp(min=1) + UNSEEN / len(each) for name, each in times.items()
     }

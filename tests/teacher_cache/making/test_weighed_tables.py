@@ -1,4 +1,4 @@
-"""Tables of words at a lower rank: what rows have often is kept best, and padding counts for nothing."""
+"""What rows at hand weigh of a layer: words by how often they come, padding never, pictures of any size."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from student_train.students import Blueprint, build_student
 from teacher_cache.making.rows import Rows
 from teacher_cache.making.sizes import Target
 from teacher_cache.making.subject import Subject
-from teacher_cache.making.ways.lowrank import UNSEEN, LowRankOptions, _places, _seen, lowrank
+from teacher_cache.making.ways.lowrank import RIDGE, UNSEEN, LowRankOptions, _places, _seen, _spectra, lowrank
 
 IDS, WIDTH = 200, 24
 OFTEN = 12  # ids from 1 that rows have; no other
@@ -76,3 +76,20 @@ def test_features_that_are_as_many_as_positions_are_not_taken_for_them() -> None
     assert _places(torch.nn.Linear(3, 2), torch.ones(2, 3), inside).shape == (2, 3)
     assert _places(torch.nn.Linear(5, 2), torch.ones(2, 3, 3, 5), inside).shape == (18, 5)
     assert _places(torch.nn.Linear(5, 2), torch.ones(2, 3, 5), inside).shape == (3, 5)
+
+
+def test_a_layer_that_gives_little_of_much_is_weighed_by_what_it_gives() -> None:
+    torch.manual_seed(0)
+    blueprint = Blueprint(
+        architecture="mlp", options={"hidden": [6]}, num_classes=3, input_shape=(1, 250, 250), mean=(0.0,), std=(1.0,)
+    )  # whose inputs' products would be 62,500² numbers, 31 GB
+    rows = torch.randint(256, (20, 1, 250, 250), dtype=torch.uint8)
+    wide = Subject(build_student(blueprint).eval(), Rows(rows, torch.zeros(20, dtype=torch.int64)))
+    (name,) = [name for name, layer in wide.student.network.named_modules() if getattr(layer, "in_features", 0) > 6]
+    (spectrum,) = _spectra(wide, [name], "activations").values()
+    given = rows.flatten(1).double() / 255
+    ridge = RIDGE * float(given.square().mean()) + 1e-12
+    weight = wide.student.network.get_submodule(name).weight.detach().double()
+    by_hand = torch.linalg.svdvals(torch.cat([weight @ given.T / 20**0.5, ridge**0.5 * weight], 1))
+    torch.testing.assert_close(spectrum.values, by_hand, rtol=1e-4, atol=0)
+    torch.testing.assert_close((spectrum.left * spectrum.values) @ spectrum.right, weight)
