@@ -149,18 +149,19 @@ def test_of_a_store_that_is_far_the_targets_of_all_views_count(
     build(write_job(tmp_path, few, teacher_section(extra='features.h = { layer = "norm" }'), views(2)))
     near = Cache.open(str(tmp_path / "cache"))
     needs = TAUGHT | Needs(features=frozenset({ArrayKey("toy", "feature/h")}))
+    selection = feed_of(near, needs, place="stream").selection
+    one, two = (sum(largest_shard(selection, needs, count)) for count in (1, 2))
+    monkeypatch.setattr("student_train.feed.windows.AHEAD_BYTES", 6 * one)
     objects = Far(near.url)
     feed = feed_of(Cache(objects, near.spec), needs, place="stream", window_shards=1)
     ahead: list[int] = []
     for shown in (1, 2):
-        monkeypatch.setattr("student_train.feed.windows.AHEAD_BYTES", 6 * sum(largest_shard(feed.selection, needs)))
         objects.fetched.clear()
         fed = feed.shared([Cut(4, f"view-00{number}") for number in range(shown)], seed=0, epoch=0)
         next(fed)
         time.sleep(0.5)
         ahead.append(len(objects.fetched) // (1 + shown) - 2)  # two windows are read, of one shard each
         fed.close()
-    one, two = (sum(largest_shard(feed.selection, needs, count)) for count in (1, 2))
     assert ahead == [6, 6 * one // two]
     assert ahead[1] < ahead[0]
 
