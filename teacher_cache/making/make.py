@@ -64,11 +64,12 @@ class Made(NamedTuple):
         made: what it was made from.
         whole, size: of the teacher as a student, and of what was made of it.
         agreement: at the sites of `rows` rows of the cache that are asked about, how often its top class is the
-            teacher's; of vectors, the mean cosine with the teacher's.
+            teacher's; of vectors, the mean cosine with the teacher's; of numbers R², as if the teacher's were right.
         architecture: that a job must name, if it is code of a user's.
         told: what was passed over.
         done_before: whether it was there.
-        has_classes: whether it answers with scores of classes; else with vectors.
+        has_classes: whether it answers with scores of classes; else with vectors, or with
+        numbers: each of which means something by itself.
     """
 
     folder: Path
@@ -81,6 +82,7 @@ class Made(NamedTuple):
     told: tuple[str, ...] = ()
     done_before: bool = False
     has_classes: bool = True
+    numbers: bool = False
 
 
 def make(request: MakeRequest) -> Made:
@@ -234,6 +236,7 @@ def _made_before(out: Path, made: JSON) -> Made | None:
         tuple(result["told"]),
         done_before=True,
         has_classes=there.asked.has_classes,
+        numbers=there.asked.numbers,
     )
 
 
@@ -272,6 +275,7 @@ def _write(
         own if ":" in own else None,
         tuple(told),
         has_classes=student.blueprint.asked.has_classes,
+        numbers=student.blueprint.asked.numbers,
     )
 
 
@@ -281,14 +285,20 @@ def agreement_of(student: Student, subject: Subject) -> float:
     from torch.nn import functional
 
     task = subject.blueprint.asked
-    same, count = 0.0, 0
+    ours, theirs = [], []
     with torch.inference_mode():
         for inputs_B, labels_B in batches(subject):
             asked_N = task.asked_sites(labels_B)  # no padding
             ours_NC, theirs_NC = (each(inputs_B).flatten(0, -2)[asked_N] for each in (student, subject.student))
             if task.has_classes:
-                agree_N = ours_NC.argmax(1) == theirs_NC.argmax(1)
-            else:
-                agree_N = functional.cosine_similarity(ours_NC, theirs_NC)
-            same, count = same + float(agree_N.sum()), count + len(agree_N)
-    return same / count
+                ours_NC, theirs_NC = ours_NC.argmax(1), theirs_NC.argmax(1)
+            ours.append(ours_NC)
+            theirs.append(theirs_NC)
+        own, whole = torch.cat(ours), torch.cat(theirs)
+        if task.has_classes:
+            return float((own == whole).double().mean())
+        if not task.numbers:
+            return float(functional.cosine_similarity(own, whole).double().mean())
+        own, whole = own.double(), whole.double()  # the cosine of one number is its sign
+        off_C, spread_C = ((each**2).sum(0) for each in (own - whole, whole - whole.mean(0)))
+        return float((1 - off_C / spread_C.clamp_min(torch.finfo(torch.float64).tiny)).mean())

@@ -49,6 +49,23 @@ def small(pantry: Path, tmp_path: Path, program: Program) -> Path:
     return tmp_path / "small"
 
 
+@pytest.mark.parametrize(
+    ("way", "more", "found", "expected"),
+    [
+        ("prune", (), "none", "one of --flops, --parameters and --latency, a share of the teacher's between 0 and 1"),
+        ("lowrank", (), "none", "one of --flops, --parameters and --energy, a share of the teacher's between 0 and 1"),
+        ("copy", ("--units", "strongest"), "--units strongest without --width", None),
+    ],
+)
+def test_what_is_asked_for_is_an_option_of_the_way_and_does_something(
+    pantry: Path, tmp_path: Path, program: Program, way: str, more: tuple[str, ...], found: str, expected: str | None
+) -> None:
+    ended = program("student", "make", way, f"{pantry / 'job.toml'}:net", "-o", tmp_path / "x", *more, "--json")
+    refused = json.loads(ended.out)
+    assert (ended.code, refused["found"], refused.get("expected")) == (2, found, expected)
+    assert not (tmp_path / "x").exists()
+
+
 def test_a_student_starts_from_what_was_made_and_is_a_teacher_in_turn(
     small: Path, pantry: Path, tmp_path: Path, program: Program
 ) -> None:

@@ -24,3 +24,5 @@ def test_held_rows_have_the_figures_of_training(program: Program, tmp_path: Path
         assert found["figures"][name] == pytest.approx(getattr(record, name), rel=1e-6), name
     assert (found["teacher"], found["classes"]) == ("right", None)
     assert "perplexity " in program("student", "eval", tmp_path / "runs/gpt", "counting/validation").out
+    refused = program("student", "eval", tmp_path / "runs/gpt", "counting/validation", "--only-known")
+    assert (refused.code, "gpt, whose answers are no classes with a name" in refused.err) == (2, True)

@@ -87,6 +87,20 @@ def test_a_price_from_its_table_to_predictions(program: Program, tmp_path: Path)
     with (tmp_path / "again.csv").open() as file:
         assert [float(row["price"]) for row in csv.DictReader(file)] == pytest.approx(said, rel=1e-5)
 
+    model = 'kind = "sklearn"\npath = "linear.skops"\ntrust_types = ["numpy.dtype"]'
+    job = (
+        (tmp_path / "cache.toml").read_text().replace('"linear"', '"taught"').replace(model, 'student = "runs/taught"')
+    )
+    (tmp_path / "again.toml").write_text(job)
+    teacher = f"{tmp_path / 'again.toml'}:taught"
+    whole = program("student", "make", "copy", teacher, "-o", tmp_path / "whole", "--json")
+    assert json.loads(whole.out)["agreement"] == pytest.approx(1.0)
+    ended = program("student", "make", "copy", teacher, "-o", tmp_path / "narrow", "--width", "0.125")
+    assert ended.code == 0, ended.err
+    told = re.search(r"R² of its numbers beside the teacher's (\S+), of 1", ended.out)
+    assert told is not None, ended.out
+    assert float(told[1]) < 0.9  # the cosine of a price to another is 1
+
 
 def test_a_number_that_is_another_in_one_of_two_caches_is_told(tmp_path: Path) -> None:
     caches = []

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import polars as pl
 import pytest
 import torch
 
@@ -67,6 +68,21 @@ def test_its_figures_are_those_of_the_vectors_that_it_predicts(cache: Cache, run
     lengths_N = np.linalg.norm(vectors_ND, axis=1) * np.linalg.norm(teacher_ND, axis=1)
     cosine_N = (vectors_ND * teacher_ND).sum(1) / lengths_N
     assert record(runs, "small").cosine == pytest.approx(cosine_N.mean(), abs=1e-5)
+
+
+def test_vectors_of_texts_are_predicted_into_a_file(runs: Path, tmp_path: Path, program: Program) -> None:
+    (tmp_path / "new.txt").write_text("the fish and\nfowl\n\n")
+    refused = program("student", "predict", runs / "small", tmp_path / "new.txt")
+    assert (refused.code, f"{WIDTH} numbers of each sample" in refused.err) == (2, True)
+    ended = program("student", "predict", runs / "small", tmp_path / "new.txt", "-o", tmp_path / "said.parquet")
+    said = pl.read_parquet(tmp_path / "said.parquet")
+    names = [f"vector_{place + 1}" for place in range(WIDTH)]
+    assert (ended.code, said.columns) == (3, ["sample_id", *names, "error"])
+    student = load_student(runs / "small").eval()
+    with torch.inference_mode():
+        expected_ND = student(student.prepare(["the fish and", "fowl"])).numpy()
+    np.testing.assert_allclose(said[:2].select(names).to_numpy(), expected_ND, atol=1e-6)
+    assert said[2].select(names).row(0) == (None,) * WIDTH  # an empty line, with its reason
 
 
 def test_a_student_that_is_loaded_gives_vectors_of_texts(runs: Path) -> None:

@@ -25,21 +25,22 @@ TeacherArgument = Annotated[
     str, typer.Argument(metavar="JOB.cache.toml:NAME", help="The cache job, and the name of the teacher in it.")
 ]
 OutOption = Annotated[Path, typer.Option("-o", "--out", metavar="FOLDER", help="The folder to write.")]
-FlopsOption = Annotated[float | None, typer.Option(help="Of the teacher's operations for a row, this share.")]
-ParametersOption = Annotated[float | None, typer.Option(help="Of the teacher's parameters, this share.")]
-LatencyOption = Annotated[float | None, typer.Option(help="Of the teacher's time for one row here, this share.")]
-RowsOption = Annotated[int, typer.Option(min=1, help="Rows of the cache to look at.")]
-SeedOption = Annotated[int, typer.Option(min=0, help="Of what is drawn: rows, and units where they are.")]
+FlopsOption = Annotated[float | None, typer.Option(metavar="SHARE", help="Of the teacher's operations for a row.")]
+ParametersOption = Annotated[float | None, typer.Option(metavar="SHARE", help="Of the teacher's parameters.")]
+LatencyOption = Annotated[float | None, typer.Option(metavar="SHARE", help="Of the teacher's time for one row here.")]
+RowsOption = Annotated[int, typer.Option(min=1, metavar="N", help="Rows of the cache to look at.")]
+SeedOption = Annotated[int, typer.Option(min=0, metavar="N", help="Of what is drawn: rows, and units where they are.")]
 DatasetOption = Annotated[
     str | None, typer.Option(metavar="NAME", help="Which dataset it will be trained on, where there are several.")
 ]
 # Those of teacher_cache.making.ways.scores.By, which a test compares.
 ByOption = Annotated[
-    Literal["magnitude", "taylor", "activation", "first", "random"], typer.Option(help="Which units stay.")
+    Literal["magnitude", "taylor", "activation", "first", "random"],
+    typer.Option(metavar="WHICH", help="Which units stay: magnitude, taylor, activation, first or random."),
 ]
 OfOption = Annotated[  # likewise teacher_cache.making.ways.prune.Of
     Literal["units", "channels", "neurons", "heads", "blocks"],
-    typer.Option(help="What is left out; units are channels and neurons."),
+    typer.Option(metavar="WHAT", help="Units (channels and neurons), channels, neurons, heads or blocks are left out."),
 ]
 
 
@@ -51,7 +52,7 @@ def copy_(
     blocks: Annotated[
         str | None, typer.Option(metavar="NAME,…", help="These blocks alone, by the names of their layers.")
     ] = None,
-    width: Annotated[float, typer.Option(help="This share of the channels and neurons of each layer.")] = 1.0,
+    width: Annotated[float, typer.Option(metavar="SHARE", help="Of the channels and neurons of each layer.")] = 1.0,
     units: Annotated[Literal["first", "strongest"], typer.Option(help="Which of them.")] = "first",
     rows: RowsOption = 256,
     seed: SeedOption = 0,
@@ -67,6 +68,12 @@ def copy_(
             raise BadRequest("--every and --blocks exclude each other", do="drop one")
         if not 0 < width <= 1:
             raise BadRequest("no such share of the units", found=f"--width {width:g}", expected="above 0, at most 1")
+        if units == "strongest" and width == 1:
+            raise BadRequest(
+                "--units says which units stay, and all do",
+                found="--units strongest without --width",
+                do="--width 0.5, or leave --units out",
+            )
         return CopyOptions(every, _names(blocks), width, units)
 
     _make("copy", teacher, out, options, rows=rows, seed=seed, dataset=dataset, as_json=as_json)
@@ -91,7 +98,8 @@ def prune(
     def options() -> Any:
         from teacher_cache.making.ways.prune import PruneOptions
 
-        return PruneOptions(_target(flops, parameters, latency), by, seed, of)
+        target = _target({"flops": flops, "parameters": parameters, "latency": latency})
+        return PruneOptions(target, by, seed, of)
 
     _make("prune", teacher, out, options, rows=rows, seed=seed, dataset=dataset, as_json=as_json)
 
@@ -103,7 +111,10 @@ def lowrank(
     flops: FlopsOption = None,
     parameters: ParametersOption = None,
     energy: Annotated[
-        float | None, typer.Option(help="Instead of a size: share of the squares of singular values that layers keep.")
+        float | None,
+        typer.Option(
+            metavar="SHARE", help="Instead of a size: share of the squares of singular values that layers keep."
+        ),
     ] = None,
     by: Annotated[
         Literal["plain", "activations"], typer.Option(help="Errors as they are, or by what they do to rows' outputs.")
@@ -125,7 +136,7 @@ def lowrank(
             raise BadRequest("no such share of the energy", found=f"--energy {energy:g}", expected="between 0 and 1")
         if energy is not None and (flops, parameters) != (None, None):
             raise BadRequest("a size and an energy exclude each other", found=f"--energy {energy:g}", do="drop one")
-        target = None if energy is not None else _target(flops, parameters, None)
+        target = None if energy is not None else _target({"flops": flops, "parameters": parameters}, ("energy",))
         return LowRankOptions(target, energy, by, _names(layers))
 
     _make("lowrank", teacher, out, options, rows=rows, seed=seed, dataset=dataset, as_json=as_json)
@@ -153,16 +164,17 @@ def quantize(
     _make("quantize", teacher, out, options, rows=rows, seed=seed, dataset=dataset, as_json=as_json)
 
 
-def _target(flops: float | None, parameters: float | None, latency: float | None) -> Target:
+def _target(given: dict[str, float | None], instead: tuple[str, ...] = ()) -> Target:
+    """Return the one size that is asked for. Raises BadRequest: none, several, or no share; `instead` would do too."""
     from teacher_cache.making.sizes import Target
 
-    given = {"flops": flops, "parameters": parameters, "latency": latency}
     said = {name: share for name, share in given.items() if share is not None}
     if len(said) != 1 or not 0 < next(iter(said.values())) < 1:
+        *most, last = (f"--{name}" for name in (*given, *instead))
         raise BadRequest(
             "a student is to be of one size",
             found=", ".join(f"--{name} {share:g}" for name, share in said.items()) or "none",
-            expected="one of --flops, --parameters and --latency, a share of the teacher's between 0 and 1",
+            expected=f"one of {', '.join(most)} and {last}, a share of the teacher's between 0 and 1",
             do="--flops 0.5",
         )
     ((measure, share),) = said.items()
@@ -238,6 +250,8 @@ def _print(made: Made) -> None:
         line(f"  {small / large:.3f} of the teacher's {name}: {si(small)} of {si(large)}")
     if made.has_classes:
         line(f"  its top class is the teacher's on {made.agreement:.1%} of {made.rows} rows, before any training")
+    elif made.numbers:
+        line(f"  R² of its numbers beside the teacher's {made.agreement:.3f}, of {made.rows} rows, before any training")
     else:
         line(f"  cosine of its vectors to the teacher's {made.agreement:.3f}, of {made.rows} rows, before any training")
     for text in made.told:

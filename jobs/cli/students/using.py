@@ -107,6 +107,7 @@ def predict(
     from jobs.show import terminal
 
     def action() -> int:
+        from storage.errors import BadRequest
         from student_train.using.answering import load_answerer
         from student_train.using.predicting.predict import predict_samples
         from student_train.using.predicting.samples import find_samples
@@ -115,6 +116,13 @@ def predict(
         if out is not None:
             check_out(out)
         answerer = load_answerer(_at_hand(run), device=device, architecture=architecture)
+        asked = answerer.blueprint.asked
+        if out is None and not as_json and not (asked.has_classes or asked.numbers):
+            raise BadRequest(
+                f"{answerer.name} answers with vectors, of which none is a line to read",
+                found=f"{answerer.blueprint.num_classes} numbers of each sample",
+                do="-o FILE.parquet, or -o FILE.csv",
+            )
         samples = find_samples(inputs, answerer.blueprint, column or ())
         for note in samples.notes:
             terminal.errors.print(f"note: {note}", markup=False)
@@ -214,7 +222,8 @@ def export(
         Literal["safetensors", "onnx", "pt2", "transformers"],
         typer.Option(
             "--format",
-            help="Who is to load it; transformers: a language model, or an encoder or classifier of texts "
+            metavar="FORMAT",  # four names in < > are broken within one at 80 columns
+            help="onnx, safetensors, pt2, or transformers: of a language model, an encoder or classifier of texts "
             "(sentence-transformers loads the folder too).",
         ),
     ] = "transformers",

@@ -112,6 +112,8 @@ def source_like(path: Path, answerer: Answerer, labels: Path | None) -> Source:
         section |= _as_promised(promise, path, answerer.blueprint.classes)
         if answerer.tokenizer is not None:
             section["tokenizer"] = "tokenizer.json"  # its own, given below
+    if labels is not None and section["kind"] != "arrays":
+        raise BadRequest("--labels is of a .npy file", found=f"{path}, whose samples have their labels with them")
     section |= {"kind": "hf_folder"} if is_saved(path) else {}
     if kind == "text" and are_tars(path):
         section |= {"kind": TARS} | dict.fromkeys(("header", "quotes"))

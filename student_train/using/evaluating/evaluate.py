@@ -141,7 +141,8 @@ def evaluate_rows(
         advance: told of every batch's rows.
 
     Raises:
-        BadRequest: classes cannot be matched by name; no row has a label; or it answers with NaN.
+        BadRequest: classes cannot be matched by name, or there are none of which to leave some out; no row has a
+            label; or it answers with NaN.
     """
     task, names = task_of(answerer.blueprint), answerer.blueprint.classes
     if not (task.asked.has_classes or task.asked.numbers) and rows.against is None:
@@ -151,6 +152,12 @@ def evaluate_rows(
             expected="rows of a cache that a teacher has answered",
         )
     by_name = task.asked.has_classes and task.asked.label_array is None  # ids of tokens the tokenizer stands for
+    if only_known and not by_name:
+        raise BadRequest(
+            "--only-known leaves out rows by their class",
+            found=f"{answerer.name}, whose answers are no classes with a name",
+            do="leave --only-known out",
+        )
     matched = match_classes(rows.classes, names, rows.name, only_known=only_known) if by_name else None
     counts = Counts(names, answerer.blueprint.num_classes) if by_name else None
     taken = _take(answerer, rows, matched, counts, advance)

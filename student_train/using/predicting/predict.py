@@ -105,7 +105,7 @@ def predict_samples(
         samples: a stream.
         write: takes `sample_id`, `class`, `probability` (softmax of the logits), of `top` > 1 `class_2`,
             `probability_2`, … too, and `error`: why there is no answer, else null. Of one that tells numbers a column
-            of each in place of classes.
+            of each in place of classes; of one that answers with a vector `vector_1`, … of its D numbers, float32.
         top: how many of the likeliest classes.
         advance: told of every piece's rows.
 
@@ -141,14 +141,12 @@ def predict_samples(
 def _check_answers(answerer: Answerer, top: int) -> list[str]:
     """Return the names of the numbers that are answers; none of classes. Raises BadRequest: they cannot be written."""
     blueprint = answerer.blueprint
-    if blueprint.asked.numbers and top == 1:
-        return list((blueprint.source or {}).get("target", ()))
     if not blueprint.asked.has_classes:
-        raise BadRequest(
-            f"{answerer.name} has no classes, of which some are likelier"
-            if blueprint.asked.numbers
-            else f"{answerer.name} answers with vectors, which `student predict` does not write"
-        )
+        if top > 1:
+            raise BadRequest(f"{answerer.name} has no classes, of which some are likelier", do="leave --top out")
+        if blueprint.asked.numbers:
+            return list((blueprint.source or {}).get("target", ()))
+        return [f"vector_{place + 1}" for place in range(blueprint.num_classes)]
     if not 1 <= top <= blueprint.num_classes:
         raise BadRequest(
             f"the {top} likeliest of {blueprint.num_classes} classes", do=f"--top 1 to {blueprint.num_classes}"
@@ -230,7 +228,7 @@ def _payload(payload: object) -> object:
 def _likeliest(answerer: Answerer, piece: Piece, top: int) -> Likeliest:
     if piece.shown_B is None:
         return Likeliest([[] for _ in range(top)], [[] for _ in range(top)])
-    if answerer.blueprint.asked.numbers:
+    if not answerer.blueprint.asked.has_classes:
         return Likeliest(answerer.answer(answerer.arguments(piece.shown_B)).T.tolist(), [])
     probabilities_BC = answerer.answer(answerer.arguments(piece.shown_B)).softmax(dim=1)
     values_BK, numbers_BK = probabilities_BC.topk(top, dim=1)
@@ -261,17 +259,15 @@ def _frame_of_numbers(piece: Piece, likeliest: Likeliest, names: list[str]) -> p
     """Return the lines of a piece whose answers are numbers, of all of its samples in order."""
     places = [at for at in range(len(piece.ids)) if at not in piece.reasons]
     reasons = dict(piece.reasons)
-    if places:
-        for at, *values in zip(places, *likeliest.values_KB, strict=True):
-            if not all(map(isfinite, values)):
-                reasons[at] = "the student answers with NaN"
+    values_KB = likeliest.values_KB if places else [[]] * len(names)
+    for at, *values in zip(places, *values_KB, strict=True):
+        if not all(map(isfinite, values)):
+            reasons[at] = "the student answers with NaN"
     columns: dict[str, pl.Series] = {"sample_id": pl.Series(piece.ids, dtype=pl.String)}
-    for name, values in zip(names, likeliest.values_KB, strict=False):
+    for name, values in zip(names, values_KB, strict=True):
         told = dict(zip(places, values, strict=True))
         cells = [None if at in reasons else told[at] for at in range(len(piece.ids))]
         columns[name if name not in ("sample_id", "error") else f"{name}_told"] = pl.Series(cells, dtype=pl.Float32)
-    if not places:
-        columns |= {name: pl.Series([None] * len(piece.ids), dtype=pl.Float32) for name in names}
     columns["error"] = pl.Series([reasons.get(at) for at in range(len(piece.ids))], dtype=pl.String)
     return pl.DataFrame(columns)
 

@@ -164,6 +164,16 @@ def test_what_is_not_there_is_told(
     assert what in refused["what"], refused
 
 
+def test_labels_beside_samples_that_have_their_own_are_refused(program: Program, run: Path, tmp_path: Path) -> None:
+    folder = write_pictures(tmp_path / "new", ("green", "red"), 2, seed=5)
+    np.save(tmp_path / "y.npy", np.array([0, 1, 2, 1]))
+    refused = evaluated(program, run, folder, "--labels", tmp_path / "y.npy", code=2)
+    assert (refused["what"], refused["found"]) == (
+        "--labels is of a .npy file",
+        f"{folder}, whose samples have their labels with them",
+    )
+
+
 def test_an_empty_folder_and_one_without_classes_are_told(program: Program, run: Path, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     assert "has no sub-folders" in evaluated(program, run, tmp_path / "empty", code=2)["what"]
