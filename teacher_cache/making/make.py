@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -206,11 +207,12 @@ def _made_before(out: Path, made: JSON) -> Made | None:
     there = read_blueprint(out)
     found = there.made or {}
     if fingerprint({key: found.get(key) for key in made}) != fingerprint(made):
-        differ = [key for key in made if found.get(key) != made[key]]
+        theirs, ours = (dict(_leaves({key: each.get(key) for key in made})) for each in (found, made))
+        differ = [key for key in {**ours, **theirs} if theirs.get(key) != ours.get(key)]
         raise BadRequest(
             f"{out} holds another student",
-            found=_told(found, differ) if found else "one that was not made so",
-            expected=_told(made, differ),
+            found=_told(theirs, differ) if found else "one that was not made so",
+            expected=_told(ours, differ) if found else f"{made['way']} of {made['teacher']}",
             do="name another folder with -o; or delete this one",
         )
     from student_train.students import Size, check_written
@@ -240,8 +242,17 @@ def _made_before(out: Path, made: JSON) -> Made | None:
     )
 
 
-def _told(made: JSON, keys: list[str]) -> str:
-    return "\n".join(f"{key} = {made.get(key)}" for key in keys)
+def _leaves(made: JSON, within: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield what a lineage says, each by its path: `options.target.share`, 0.5."""
+    for key, value in made.items():
+        if isinstance(value, dict):
+            yield from _leaves(value, f"{within}{key}.")
+        else:
+            yield f"{within}{key}", value
+
+
+def _told(leaves: JSON, paths: list[str]) -> str:
+    return "\n".join(f"{path} = {leaves[path]}" for path in paths if leaves.get(path) is not None) or "nothing of that"
 
 
 def _write(

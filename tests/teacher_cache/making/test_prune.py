@@ -122,8 +122,10 @@ def test_a_target_that_no_student_reaches_is_refused_with_what_could_be(
 def test_making_again_finds_what_is_there_and_refuses_another(pantry: Path, tmp_path: Path) -> None:
     first, again = (pruned(pantry, tmp_path / "out") for _ in range(2))
     assert again == first._replace(done_before=True)
-    with pytest.raises(BadRequest, match="holds another student"):
+    with pytest.raises(BadRequest, match="holds another student") as refused:
         pruned(pantry, tmp_path / "out", by="random")
+    # of all that was asked for, what differs alone
+    assert (refused.value.found, refused.value.expected) == ("options.by = magnitude", "options.by = random")
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "thesis.tex").touch()
     with pytest.raises(BadRequest, match="holds something else"):
