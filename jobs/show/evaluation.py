@@ -49,7 +49,7 @@ def _lines(found: Evaluation) -> list[tuple[str, str]]:
         (f"KL from {found.teacher}", None if figures.kl is None else f"{figures.kl:.4f} nats"),
         (f"cosine to {found.teacher}", None if figures.cosine is None else f"{figures.cosine:.4f}"),
         ("Spearman of cosines", None if figures.spearman is None else f"{figures.spearman:.4f}"),
-        ("retrieval at 1", _share(figures.retrieval)),
+        ("same nearest", _share(figures.retrieval)),
         ("RMSE", None if figures.rmse is None else in_units(figures.rmse)),
         ("R²", None if figures.r2 is None else f"{figures.r2:.4f}"),
         (f"RMSE of {found.teacher}", None if figures.teacher_rmse is None else in_units(figures.teacher_rmse)),

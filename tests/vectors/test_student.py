@@ -72,6 +72,8 @@ def test_its_figures_are_those_of_the_vectors_that_it_predicts(cache: Cache, run
 
 def test_vectors_of_texts_are_predicted_into_a_file(runs: Path, tmp_path: Path, program: Program) -> None:
     (tmp_path / "new.txt").write_text("the fish and\nfowl\n\n")
+    refused = program("student", "eval", runs / "small", tmp_path / "new.txt")
+    assert (refused.code, "which are measured against a teacher's" in refused.err) == (2, True)
     refused = program("student", "predict", runs / "small", tmp_path / "new.txt")
     assert (refused.code, f"{WIDTH} numbers of each sample" in refused.err) == (2, True)
     ended = program("student", "predict", runs / "small", tmp_path / "new.txt", "-o", tmp_path / "said.parquet")

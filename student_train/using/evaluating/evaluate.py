@@ -107,6 +107,7 @@ def find_rows(
             )
         if teacher is not None:
             raise BadRequest("no teacher has been asked about the files of a folder", found=f"--teacher {teacher}")
+        _check_measurable(answerer, dataset)
         if keep is not None:
             raise BadRequest("--keep is for shards of a cache", found=f"{dataset}, whose files are read as they lie")
         label_file, copied_too = (None, []) if labels is None else at_hand(labels)
@@ -145,12 +146,8 @@ def evaluate_rows(
             label; or it answers with NaN.
     """
     task, names = task_of(answerer.blueprint), answerer.blueprint.classes
-    if not (task.asked.has_classes or task.asked.numbers) and rows.against is None:
-        raise BadRequest(
-            f"{answerer.name} answers with vectors, which are measured against a teacher's",
-            found=f"none of {rows.told}",
-            expected="rows of a cache that a teacher has answered",
-        )
+    if rows.against is None:
+        _check_measurable(answerer, rows.told)
     by_name = task.asked.has_classes and task.asked.label_array is None  # ids of tokens the tokenizer stands for
     if only_known and not by_name:
         raise BadRequest(
@@ -184,6 +181,18 @@ def evaluate_rows(
         (*notes, *(() if matched is None else matched.notes)),
         rows.unreadable(),
     )
+
+
+def _check_measurable(answerer: Answerer, told: str) -> None:
+    """Raise BadRequest if what is right of rows that no teacher has answered is not known."""
+    asked = answerer.blueprint.asked
+    if not (asked.has_classes or asked.numbers):
+        raise BadRequest(
+            f"{answerer.name} answers with vectors, which are measured against a teacher's",
+            found=f"none of {told}",
+            expected="rows of a cache that a teacher has answered",
+            do="DATASET/SPLIT of its cache, or of another with --cache URL; student predict writes vectors of any text",
+        )
 
 
 class _Taken(NamedTuple):

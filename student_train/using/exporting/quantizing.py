@@ -30,7 +30,7 @@ SHARES = {
     "accuracy": "accuracy",
     "macro_f1": "macro-F1",
     "agreement": "agreement with {teacher}",
-    "retrieval": "retrieval at 1",
+    "retrieval": "same nearest as {teacher}",
 }
 NUMBERS = {
     "cross_entropy": "cross-entropy",

@@ -174,8 +174,8 @@ def check_types(path: Path, trusted: Sequence[str]) -> None:
         raise BadWeights(
             f"{path} has types that skops does not know to be harmless",
             found=", ".join(unknown),
-            expected="those of scikit-learn and NumPy, or such that the job trusts",
-            do=f"read what they do when they are loaded; then trust_types = {unknown}".replace("'", '"'),
+            expected="those that skops knows, most of scikit-learn and NumPy, or such that the job trusts",
+            do=f"read what they do when they are loaded; then trust_types = {[*trusted, *unknown]}".replace("'", '"'),
         )
 
 

@@ -134,6 +134,9 @@ def test_types_that_skops_does_not_know_are_loaded_where_the_job_names_them(tmp_
     with pytest.raises(BadWeights, match="does not know to be harmless") as refused:
         asked(tmp_path, model)
     assert [name for name in unknown if name not in str(refused.value.do)] == []
+    with pytest.raises(BadWeights) as refused:
+        asked(tmp_path, model, 'trust_types = ["numpy.dtype"]')
+    assert 'trust_types = ["numpy.dtype", "' in str(refused.value.do)  # a line to be pasted in its place
     stored = asked(tmp_path, model, f"trust_types = {unknown}".replace("'", '"'))
     assert np.allclose(torch.tensor(stored).softmax(1), model.predict_proba(FLAT[:32]), atol=1e-5)
 
