@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 from pathlib import Path
 from typing import Annotated, Literal, NoReturn
@@ -44,6 +45,14 @@ def _print_version(asked: bool) -> None:
 VersionOption = Annotated[
     bool, typer.Option("--version", help="Print the version and exit.", callback=_print_version, is_eager=True)
 ]
+
+
+def on_this_machine(out: Path | None) -> Path | None:
+    """Return where files are to be written; an address is refused: it would be a folder called `s3:`."""
+    if out is not None and re.match(r"[a-z0-9]+:/", str(out)):  # a path has one of the two strokes that it was given
+        address = str(out).replace(":/", "://", 1)
+        raise typer.BadParameter(f"{address} is an address; name a place on this machine, and copy it there")
+    return out
 
 
 def absolute(cache: str) -> str:

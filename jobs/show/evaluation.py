@@ -61,7 +61,7 @@ def _lines(found: Evaluation) -> list[tuple[str, str]]:
                 (f"KL from {name}", None if beside.kl is None else f"{beside.kl:.4f} nats"),
                 (f"cosine to {name}", None if beside.cosine is None else f"{beside.cosine:.4f}"),
                 ("  Spearman of cosines", None if beside.spearman is None else f"{beside.spearman:.4f}"),
-                ("  retrieval at 1", _share(beside.retrieval)),
+                ("  same nearest", _share(beside.retrieval)),
                 (f"RMSE of {name}", None if beside.teacher_rmse is None else in_units(beside.teacher_rmse)),
             ]
     return [(what, value) for what, value in lines if value is not None]

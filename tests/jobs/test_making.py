@@ -66,6 +66,12 @@ def test_what_is_asked_for_is_an_option_of_the_way_and_does_something(
     assert not (tmp_path / "x").exists()
 
 
+@pytest.mark.parametrize("command", [("make", "quantize", "job.toml:net"), ("export", "runs/small")])
+def test_a_folder_to_write_is_of_this_machine(program: Program, command: tuple[str, ...]) -> None:
+    ended = program("student", *command, "-o", "s3://bucket/out")
+    assert (ended.code, "is an address" in ended.err) == (2, True)
+
+
 def test_a_student_starts_from_what_was_made_and_is_a_teacher_in_turn(
     small: Path, pantry: Path, tmp_path: Path, program: Program
 ) -> None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from jobs.cli.arguments import JsonOption
+from jobs.cli.arguments import JsonOption, on_this_machine
 from storage.errors import BadRequest
 
 if TYPE_CHECKING:
@@ -24,7 +24,9 @@ make_app = typer.Typer(
 TeacherArgument = Annotated[
     str, typer.Argument(metavar="JOB.cache.toml:NAME", help="The cache job, and the name of the teacher in it.")
 ]
-OutOption = Annotated[Path, typer.Option("-o", "--out", metavar="FOLDER", help="The folder to write.")]
+OutOption = Annotated[
+    Path, typer.Option("-o", "--out", metavar="FOLDER", help="The folder to write.", callback=on_this_machine)
+]
 FlopsOption = Annotated[float | None, typer.Option(metavar="SHARE", help="Of the teacher's operations for a row.")]
 ParametersOption = Annotated[float | None, typer.Option(metavar="SHARE", help="Of the teacher's parameters.")]
 LatencyOption = Annotated[float | None, typer.Option(metavar="SHARE", help="Of the teacher's time for one row here.")]

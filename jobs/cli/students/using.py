@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from jobs.cli.arguments import DeviceOption, JsonOption
+from jobs.cli.arguments import DeviceOption, JsonOption, on_this_machine
 
 if TYPE_CHECKING:
     import polars as pl
@@ -217,7 +217,9 @@ def _print_end(found: Predicted, out: Path | None) -> None:
 
 def export(
     run: RunArgument,
-    out: Annotated[Path, typer.Option("-o", "--out", metavar="FOLDER", help="The folder to write.")],
+    out: Annotated[
+        Path, typer.Option("-o", "--out", metavar="FOLDER", help="The folder to write.", callback=on_this_machine)
+    ],
     form: Annotated[
         Literal["safetensors", "onnx", "pt2", "transformers"],
         typer.Option(
