@@ -19,7 +19,9 @@ def batches(subject: Subject) -> Iterator[tuple[Tensor, Tensor]]:
     kind = subject.blueprint.made_of
     rows = subject.rows
     for shown_B, labels_B in zip(rows.shown_B.split(BATCH_ROWS), rows.labels_B.split(BATCH_ROWS), strict=True):
-        yield kind.arguments(kind.trimmed(shown_B)), labels_B
+        trimmed_B = kind.trimmed(shown_B)
+        by_place = trimmed_B.shape[1] < shown_B.shape[1] and labels_B.ndim > 1  # sites are counted through
+        yield kind.arguments(trimmed_B), labels_B[:, : trimmed_B.shape[1]] if by_place else labels_B
 
 
 def watch(

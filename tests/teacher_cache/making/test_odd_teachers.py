@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -11,7 +12,10 @@ import torch
 from jobs.files.cache_job import CacheJob
 from jobs.files.reading import read_job
 from storage.errors import BadRequest
+from storage.inputs import INPUTS
+from storage.inputs.texts import PADDING
 from student_train.students import Blueprint, build_student
+from teacher_cache.making.asking import BATCH_ROWS, batches
 from teacher_cache.making.make import Made, MakeRequest, agreement_of, make
 from teacher_cache.making.rows import Rows
 from teacher_cache.making.sizes import Target
@@ -173,3 +177,14 @@ def test_positions_that_nobody_asks_about_count_for_nothing() -> None:
     last[:, :2] = 5  # what follows is padding, of which no position before knows
     far = moved(Subject(one, Rows(tokens_BL.int(), last)))
     assert far["body.positions.weight"][2:].abs().max() == 0
+
+
+def test_labels_of_a_batch_are_as_long_as_its_longest_row() -> None:
+    shown_BL = torch.full((BATCH_ROWS + 2, 5), PADDING, dtype=torch.int32)
+    shown_BL[0], shown_BL[1:, :3] = 7, 8  # the last batch has no row of 5
+    rows = Rows(shown_BL, shown_BL.where(shown_BL != PADDING, -1).long())
+    subject: Any = SimpleNamespace(blueprint=SimpleNamespace(made_of=INPUTS["sequences"]), rows=rows)
+    assert [(inputs_B.shape[1], labels_B.tolist()[-1]) for inputs_B, labels_B in batches(subject)] == [
+        (5, [8, 8, 8, -1, -1]),
+        (3, [8, 8, 8]),
+    ]
