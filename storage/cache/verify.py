@@ -108,7 +108,10 @@ def verify(cache: Cache, on_shard: Callable[[int, int], None] | None = None) -> 
     places = {key: place for place, key in enumerate(keys)}
     bad = tuple(sorted(named, key=lambda shard: places[shard.key]))
     garbage = tuple(_garbage(cache, catalogue.commits, {commit.group for commit in commits}))
-    versions = ((commit, catalogue.commits[commit.key[:3]][commit.key.shard]) for commit in commits)
+    # beside whole ones: what a bad one says may be of no type that a summary has
+    bad_keys = {shard.key for shard in bad}
+    whole = [commit for commit in commits if commit.key not in bad_keys]
+    versions = ((commit, catalogue.commits[commit.key[:3]][commit.key.shard]) for commit in whole)
     untrue = tuple(untrue_segments(cache.objects, versions))
     return Verification(len(keys), num_bytes, bad, garbage, frozenset(odd), untrue)
 

@@ -52,7 +52,7 @@ class Rewriting:
         weight_CD, bias_C, sites = self._linear.weight, self._linear.bias, len(hidden_ND)
         if self._held_NC is None or len(self._held_NC) < sites or self._held_NC.dtype != weight_CD.dtype:
             self._held_NC = None  # before there is another
-            self._held_NC = _in_huge_pages(sites, len(weight_CD), weight_CD.dtype)
+            self._held_NC = _in_huge_pages(max(1, sites), len(weight_CD), weight_CD.dtype)  # of none, no view
         out_NC = self._held_NC[:sites]
         if bias_C is None:
             return torch.mm(hidden_ND, weight_CD.T, out=out_NC)

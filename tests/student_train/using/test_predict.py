@@ -41,7 +41,7 @@ def test_a_folder_is_answered_in_order_and_what_does_not_decode_keeps_its_line(
 ) -> None:
     ended = program("student", "predict", run, pictures, "-o", tmp_path / "out.csv")
     assert ended.code == 3
-    assert "green/001.png: UnidentifiedImageError" in ended.err
+    assert "  green/001.png\n      UnidentifiedImageError" in ended.err
     table = pl.read_csv(tmp_path / "out.csv")
     assert table.columns == ["sample_id", "class", "probability", "error"]
     assert table["sample_id"].to_list() == [f"{name}/{n:03d}.png" for name in ("green", "red") for n in range(3)]

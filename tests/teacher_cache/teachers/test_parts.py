@@ -95,6 +95,15 @@ def test_a_head_of_one_matrix_writes_where_it_wrote_and_says_the_same(bias: bool
     assert torch.equal(second, linear(other_ND[None, :3])[0])
 
 
+@torch.inference_mode()
+def test_a_head_of_one_matrix_is_asked_about_no_sites_first() -> None:
+    linear = nn.Linear(16, IDS)
+    head = Rewriting(linear)
+    assert head(torch.empty(0, 16)).shape == (0, IDS)
+    rows_ND = torch.rand(2, 16)
+    assert torch.equal(head(rows_ND), linear(rows_ND[None])[0])
+
+
 def _huge_pages_are_given() -> bool:
     given = Path("/sys/kernel/mm/transparent_hugepage/enabled")
     return given.exists() and "[never]" not in given.read_text()
