@@ -16,6 +16,15 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON value, 
 # Those of student_train.feed.devices.Device, which mypy compares; importing that would import torch for `--help`.
 DeviceOption = Annotated[Literal["auto", "cpu", "cuda"], typer.Option(help="Where models run.")]
 
+
+def on_this_machine(out: Path | None) -> Path | None:
+    """Return where files are to be written; an address is refused: it would be a folder called `s3:`."""
+    if out is not None and re.match(r"[a-z0-9]+:/", str(out)):  # a path has one of the two strokes that it was given
+        address = str(out).replace(":/", "://", 1)
+        raise typer.BadParameter(f"{address} is an address; name a place on this machine, and copy it there")
+    return out
+
+
 WaitOption = Annotated[
     bool, typer.Option("--wait", help="Wait while another command is at the same work, in place of exit code 75.")
 ]
@@ -26,7 +35,10 @@ LogFormatOption = Annotated[
 MetricsOption = Annotated[
     Path | None,
     typer.Option(
-        "--metrics-file", metavar="FILE.prom", help="Write figures for Prometheus there, each 30 s and at the end."
+        "--metrics-file",
+        metavar="FILE.prom",
+        help="Write figures for Prometheus there, each 30 s and at the end.",
+        callback=on_this_machine,
     ),
 ]
 AllowVersionsOption = Annotated[
@@ -45,14 +57,6 @@ def _print_version(asked: bool) -> None:
 VersionOption = Annotated[
     bool, typer.Option("--version", help="Print the version and exit.", callback=_print_version, is_eager=True)
 ]
-
-
-def on_this_machine(out: Path | None) -> Path | None:
-    """Return where files are to be written; an address is refused: it would be a folder called `s3:`."""
-    if out is not None and re.match(r"[a-z0-9]+:/", str(out)):  # a path has one of the two strokes that it was given
-        address = str(out).replace(":/", "://", 1)
-        raise typer.BadParameter(f"{address} is an address; name a place on this machine, and copy it there")
-    return out
 
 
 def absolute(cache: str) -> str:

@@ -20,6 +20,7 @@ from jobs.cli.arguments import (
     MetricsOption,
     VersionOption,
     WaitOption,
+    on_this_machine,
     run_program,
 )
 from jobs.cli.students import using
@@ -116,7 +117,10 @@ def compare(runs: RunsArgument, as_json: JsonOption = False) -> None:
 @app.command()
 def report(
     runs: RunsArgument,
-    out: Annotated[Path | None, typer.Option(metavar="FILE", help="Where to write it; else RUNS/report.html.")] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Where to write it; else RUNS/report.html.", callback=on_this_machine),
+    ] = None,
     cache: Annotated[str | None, typer.Option(metavar="URL", help="Where their cache lies, if it has moved.")] = None,
     as_json: JsonOption = False,
 ) -> None:

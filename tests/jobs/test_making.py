@@ -66,9 +66,19 @@ def test_what_is_asked_for_is_an_option_of_the_way_and_does_something(
     assert not (tmp_path / "x").exists()
 
 
-@pytest.mark.parametrize("command", [("make", "quantize", "job.toml:net"), ("export", "runs/small")])
-def test_a_folder_to_write_is_of_this_machine(program: Program, command: tuple[str, ...]) -> None:
-    ended = program("student", *command, "-o", "s3://bucket/out")
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("student", "make", "quantize", "job.toml:net", "-o"),
+        ("student", "export", "runs/small", "-o"),
+        ("student", "report", "runs", "--out"),
+        ("student", "train", "students.toml", "--metrics-file"),
+        ("student", "eval", "runs/small", "digits", "--keep"),
+        ("cache", "plan", "job.toml", "--plot"),
+    ],
+)
+def test_what_is_written_is_written_on_this_machine(program: Program, command: tuple[str, ...]) -> None:
+    ended = program(*command, "s3://bucket/out")
     assert (ended.code, "is an address" in ended.err) == (2, True)
 
 

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from jobs.cli.arguments import DeviceOption, JobArgument, JsonOption
+from jobs.cli.arguments import DeviceOption, JobArgument, JsonOption, on_this_machine
 
 PLOT_SUFFIXES = (".png", ".svg", ".pdf")
 
@@ -22,7 +22,8 @@ def plan(
     ] = None,
     epochs: Annotated[int, typer.Option(min=1, metavar="N", help="Epochs of each student.")] = 20,
     plot: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Bytes against fidelity, as .png, .svg or .pdf.")
+        Path | None,
+        typer.Option(metavar="FILE", help="Bytes against fidelity, as .png, .svg or .pdf.", callback=on_this_machine),
     ] = None,
     scale: Annotated[
         str | None,

@@ -49,7 +49,10 @@ def evaluate(
         bool, typer.Option("--only-known", help="Leave out rows of classes that the student does not know.")
     ] = False,
     keep: Annotated[
-        Path | None, typer.Option(metavar="FOLDER", help="Keep shards of the cache there, as a job of train does.")
+        Path | None,
+        typer.Option(
+            metavar="FOLDER", help="Keep shards of the cache there, as a job of train does.", callback=on_this_machine
+        ),
     ] = None,
     keep_bytes: Annotated[int | None, typer.Option(metavar="N", min=1, help="Of all that is kept there.")] = None,
     architecture: ArchitectureOption = None,
