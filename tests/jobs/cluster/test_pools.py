@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -90,7 +91,8 @@ def test_a_teacher_is_loaded_once_for_each_gpu_by_a_worker_that_sees_that_one(tm
         report = build(write_job(tmp_path, rows, teacher), runner=runner, device="cpu")
     assert (report.built, report.exit_code) == (48, 0)
     told = [json.loads(path.read_text()) for path in tmp_path.glob("loaded-*.json")]
-    assert sorted(each["device"] for each in told) == ["6", "7"]
+    loaded = [each["device"] for each in told if each["pid"] != os.getpid()]  # this process looks at shapes alone
+    assert sorted(loaded) == ["6", "7"]
     build(write_job(tmp_path, rows, teacher, cache="inline"))
     assert contents(tmp_path / "cache") == contents(tmp_path / "inline")
 
