@@ -78,11 +78,13 @@ def _feed(folder: Path, views: int) -> Feed:
     import torch
 
     from storage.cache import Cache
+    from storage.inputs.encoded import decode_on
     from student_train.feed.batches import Needs
     from student_train.feed.order.views import EpochViews
     from student_train.feed.residency import FeedPool
     from student_train.feed.selection import select_rows
 
+    decode_on(len(os.sched_getaffinity(0)))  # the build in this process had one thread; a training is its own process
     cache = Cache.open(str(folder / "cache"))
     samples = cache.samples()
     spec = cache.views("photographs")
