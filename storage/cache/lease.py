@@ -180,7 +180,7 @@ class Lease:
             yield
         finally:
             self._wakes = False
-            signal.signal(WAKE, before)
+            signal.signal(WAKE, signal.SIG_DFL if before is None else before)  # None: it was not of Python
 
     def end(self) -> None:
         """Give the lease back."""

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import Program
+from tests.jobs.test_keeping import JOB
 from tests.student_train.toys import Recipe, write_cache
 from tests.teacher_cache import test_faults
 from tests.teacher_cache.test_faults import Finish, assert_whole, on, started
@@ -20,21 +21,6 @@ from tests.teacher_cache.test_faults import Finish, assert_whole, on, started
 tiny_disk, whole, folder, finish = test_faults.tiny_disk, test_faults.whole, test_faults.folder, test_faults.finish
 Disk = Callable[[str], Path]
 
-JOB = """
-cache = "cache"
-runs = "{runs}"
-train = "toy/train"
-validation = "toy/validation"
-residency = "stream"
-window_shards = 2
-{keep}
-[[student]]
-name = "a"
-architecture = "mlp"
-options = {{ hidden = [64] }}
-epochs = 2
-objective = [{{ loss = "kd", teacher = "sage", temperature = 2.0 }}]
-"""
 KEEP = 'keep = "disk"\nkeep_bytes = 100_000_000'
 
 
@@ -43,7 +29,7 @@ def job_of(folder: Path, runs: str = "runs", keep: str = "") -> Path:
     if not (folder / "cache").exists():
         write_cache(folder / "cache", Recipe(rows=300, shape=(3, 16, 16)))
     path = folder / "students.toml"
-    path.write_text(JOB.format(runs=runs, keep=keep))
+    path.write_text(JOB.format(cache="cache", hidden=64, runs=runs, keep=keep))
     return path
 
 

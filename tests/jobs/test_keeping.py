@@ -20,7 +20,7 @@ window_shards = 2
 [[student]]
 name = "a"
 architecture = "mlp"
-options = {{ hidden = [8] }}
+options = {{ hidden = [{hidden}] }}
 epochs = 2
 objective = [{{ loss = "kd", teacher = "sage", temperature = 2.0 }}]
 """
@@ -39,7 +39,7 @@ def test_the_second_training_takes_its_shards_from_this_machine(
         """Return the weights, how many requests for shards there were, and what was told."""
         keep = 'keep = "scratch"\nkeep_bytes = 1_000_000' if keeps else ""
         job = tmp_path / f"{runs}.toml"
-        job.write_text(JOB.format(cache=bucket, runs=runs, keep=keep))
+        job.write_text(JOB.format(hidden=8, cache=bucket, runs=runs, keep=keep))
         faulty.will("403 AccessDenied", times=10**6, strikes=lambda method, path: method not in ("GET", "HEAD"))
         ended = program("student", "train", job)
         assert (ended.code, faulty.times) == (0, 10**6), ended.err  # a bucket that cannot be written is enough
