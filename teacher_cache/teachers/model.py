@@ -305,11 +305,14 @@ class Teacher:
 
     def _arguments(self, shown_B: Tensor, dataset: DatasetSpec) -> Tensor:
         """Return what the model is called with, on its device, in one tensor."""
+        from teacher_cache.teachers.runtime import fed_alone
+
         if self.device.type == "cuda" and shown_B.device.type == "cpu":
             shown_B = shown_B.pin_memory()  # else the host would wait until the device has done all before it
         # as bytes, and floats only there: a fourth of what is sent, and no work for this thread
-        inputs_B = inputs_of(dataset).arguments(shown_B.to(self.device, non_blocking=True))
-        return fed(inputs_B, self.model, self._options, dataset, self._constant)
+        with fed_alone(self.model, shown_B):
+            inputs_B = inputs_of(dataset).arguments(shown_B.to(self.device, non_blocking=True))
+            return fed(inputs_B, self.model, self._options, dataset, self._constant)
 
     def _forward(self, shown_B: Tensor, dataset: DatasetSpec) -> tuple[Tensor, Any]:
         """Return what the model is called with, and what it, or the body of it, returns."""

@@ -6,7 +6,8 @@ its hooks hear, as of any module.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import contextlib
+from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -15,6 +16,9 @@ from torch.utils._pytree import tree_map
 
 if TYPE_CHECKING:
     from storage.format.specs import DatasetSpec
+
+
+FEW = 2**20  # numbers: of more a second thread is worth the wait for it
 
 
 class Runtime(nn.Module):
@@ -40,6 +44,23 @@ class Runtime(nn.Module):
         for name, values in features.items():
             module: Any = self._modules[name]
             module(values)
+
+
+@contextlib.contextmanager
+def fed_alone(model: nn.Module, values_B: Tensor) -> Iterator[None]:
+    """Within the block, compute what another library is fed, if it is little, on one thread.
+
+    Its own threads wait awake for a while for the next batch: torch's beside them would wait for a processor.
+    """
+    threads = torch.get_num_threads()
+    alone = isinstance(model, Runtime) and values_B.numel() <= FEW and threads > 1
+    if alone:
+        torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        if alone:
+            torch.set_num_threads(threads)
 
 
 class FixedBatch(nn.Module):

@@ -4,6 +4,8 @@ Its body runs once over a batch. Head, encoding, statistics and checks are of th
 (`Task.answered_sites`: of tokens those with a label), a block of them at a time: (B, L, V) exists of no batch, unless a
 model is in one part (`teachers.parts`).
 
+On a CPU, batches of few numbers, such as ten logits a row, are encoded together: most of their time is the calls.
+
 A GPU is never kept waiting: rows lie on it before it is their turn, and while it is at one batch a thread encodes the
 one before and fetches what came of that. A batch that does not fit into memory is asked about in halves.
 
@@ -36,7 +38,7 @@ if TYPE_CHECKING:
     from teacher_cache.teachers.model import Teacher
 
 AHEAD = 2  # batches that are answered and not encoded yet, where a thread encodes: their logits are held meanwhile
-
+TOGETHER = 2**16  # numbers that are encoded at once where batches have fewer: a processor's caches hold them
 
 Encode = Callable[[Callable[[], ShardAnswers]], Future[ShardAnswers]]
 """What makes the answers of a batch, given how; at once, or later."""
@@ -92,19 +94,20 @@ def answer_rows(
         return ShardAnswers(*({name: values[:0] for name, values in tensors.items()} for tensors in blank))
     batches = inputs_of(dataset).batches(question.shown, teacher.batch_size)
     with _encoding(teacher.device, beside=beside) as encode:
-        shard = _Shard(teacher, question, spec, dataset, encode, AHEAD if beside else 1, deque(batches))
+        ahead, together = (AHEAD, 0) if beside else (1, TOGETHER)
+        shard = _Shard(teacher, question, spec, dataset, encode, ahead, together, deque(batches))
         while shard.todo or shard.waiting:
             if shard.todo and len(shard.waiting) < shard.ahead:
                 shard.ask(shard.todo.popleft())
             else:
                 shard.collect()
-                rows_done(sum(map(len, shard.asked)))
+            rows_done(len(question.shown) - sum(map(len, shard.todo)))
     return _joined(shard, spec)
 
 
 @dataclass
 class _Shard:
-    """The batches of a shard: those to be asked about, those that are being encoded, and what came of the others."""
+    """The batches of a shard: those to be asked about, heard, and being encoded, and what came of the others."""
 
     teacher: Teacher
     question: Question
@@ -112,14 +115,21 @@ class _Shard:
     dataset: DatasetSpec
     encode: Encode
     ahead: int
+    together: int
     todo: deque[Tensor]
-    waiting: deque[tuple[Tensor, Future[ShardAnswers]]] = field(default_factory=deque)
+    heard: list[tuple[Tensor, Batch]] = field(default_factory=list)
+    waiting: deque[tuple[list[Tensor], Future[ShardAnswers]]] = field(default_factory=deque)
     asked: list[Tensor] = field(default_factory=list)
     parts: list[ShardAnswers] = field(default_factory=list)
 
     def ask(self, rows_B: Tensor) -> None:
         """Ask about a batch; if it does not fit, about its halves."""
-        if self._fits(rows_B):
+        if (batch := self._hear(rows_B)) is not None:
+            if self.heard and not batch.joins(self.heard[0][1]):
+                self._encode()
+            self.heard.append((rows_B, batch))
+            if not self.todo or sum(batch.size for _, batch in self.heard) >= self.together:
+                self._encode()
             return
         if self.waiting:  # perhaps their logits are what takes the room
             self.todo.appendleft(rows_B)
@@ -128,32 +138,41 @@ class _Shard:
         else:
             self._halve(rows_B)
 
+    def _hear(self, rows_B: Tensor) -> Batch | None:
+        """Return what the teacher makes of a batch; None: it does not fit."""
+        import torch
+
+        first = not self.parts and not self.waiting and not self.heard  # what ends in a softmax does so in every batch
+        try:
+            asked = self.question.of(rows_B)
+            answered = task_of(self.dataset).answered_sites(asked.labels)
+            if not answered.any():
+                answered.view(-1)[0] = True  # of nothing, nobody could tell the shapes; it is left out in the end
+            heard = self.teacher.hear(asked.shown, answered, self.dataset)
+        except (TooLarge, torch.OutOfMemoryError):
+            return None
+        return Batch(self.teacher, heard, answered, asked.labels, asked.keys, self.spec, self.dataset, first)
+
+    def _encode(self) -> None:
+        """Begin to encode what was heard."""
+        rows, batches = zip(*self.heard, strict=True)
+        self.heard = []
+        self.waiting.append((list(rows), self.encode(Batch.joined(batches).answers)))
+
     def collect(self) -> None:
-        """Take up the answers of the batch that has waited longest."""
-        rows_B, encoded = self.waiting.popleft()
+        """Take up the answers that have waited longest; if there was no room to encode them, ask again for fewer."""
+        rows, encoded = self.waiting.popleft()
         try:
             self.parts.append(encoded.result())
-            self.asked.append(rows_B)
+            self.asked += rows
             return
         except TooLarge:
             del encoded  # it holds the error, and that all that was made
-        self._halve(rows_B)
-
-    def _fits(self, rows_B: Tensor) -> bool:
-        import torch
-
-        first = not self.parts and not self.waiting  # a model that ends in a softmax does so in every batch
-        try:
-            batch = self.question.of(rows_B)
-            answered = task_of(self.dataset).answered_sites(batch.labels)
-            if not answered.any():
-                answered.view(-1)[0] = True  # of nothing, nobody could tell the shapes; it is left out in the end
-            heard = self.teacher.hear(batch.shown, answered, self.dataset)
-        except (TooLarge, torch.OutOfMemoryError):
-            return False
-        make = Batch(self.teacher, heard, answered, batch, self.spec, self.dataset, first).answers
-        self.waiting.append((rows_B, self.encode(make)))
-        return True
+        if len(rows) == 1:
+            self._halve(rows[0])
+        else:
+            self.together = 0
+            self.todo.extendleft(reversed(rows))
 
     def _halve(self, rows_B: Tensor) -> None:
         """Put a batch back in halves, and make none after it any larger. Raises BadTeacher: it is a single row."""

@@ -6,18 +6,20 @@ classes, V ≥ C logits of a padded vocabulary.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 from storage.encodings.dense import LOGITS
 from storage.format.specs import DatasetSpec, TeacherSpec
 from storage.tasks import NO_LABEL, task_of
+from teacher_cache.teachers.model import Heard
 from teacher_cache.work.checks import check_classes, finite_rows, refuse_probabilities
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-    from teacher_cache.teachers.model import Heard, Teacher
+    from teacher_cache.teachers.model import Teacher
 
 SAID = ("top_probability", "entropy", "label_log_probability")  # numbers of a commit's table
 
@@ -66,15 +68,60 @@ class ShardAnswers(NamedTuple):
 
 
 class Batch(NamedTuple):
-    """What was asked about a batch, and heard. `answered`: bool (B, *sites), of which the teacher was heard."""
+    """What was heard of a batch, or of several.
+
+    Attributes:
+        answered: of which sites the teacher was heard, bool (B, *sites).
+        labels: as the question has them, and keys likewise.
+        first: whether it is, or begins with, the first batch of a shard.
+    """
 
     teacher: Teacher
     heard: Heard
     answered: Tensor
-    question: Question
+    labels: Tensor
+    keys: Tensor
     spec: TeacherSpec
     dataset: DatasetSpec
     first: bool
+
+    @property
+    def size(self) -> int:
+        """How many numbers were heard."""
+        return sum(values.numel() for values in self._heard)
+
+    @property
+    def _heard(self) -> list[Tensor]:
+        return [self.heard.hidden, *self.heard.features.values()]
+
+    @property
+    def _asked(self) -> bool:
+        """Whether any site is answered; of a batch without any, one was heard for its shapes."""
+        return bool(task_of(self.dataset).answered_sites(self.labels).any())
+
+    def joins(self, other: Batch) -> bool:
+        """Whether this batch and another can be encoded as one: each row is answered once, in the same shapes.
+
+        Not of several sites a row: a head that has yet to make their logits would make them of other sites at a time.
+        """
+        alike = [values.shape[1:] for values in self._heard] == [values.shape[1:] for values in other._heard]
+        return alike and self.answered.ndim == 1 and self._asked and other._asked
+
+    @staticmethod
+    def joined(batches: Sequence[Batch]) -> Batch:
+        """Return several batches as one, in their order."""
+        import torch
+
+        if len(batches) == 1:
+            return batches[0]
+        features = {
+            name: torch.cat([batch.heard.features[name] for batch in batches]) for name in batches[0].heard.features
+        }
+        hidden = torch.cat([batch.heard.hidden for batch in batches])
+        answered, labels, keys = (
+            torch.cat(each) for each in zip(*((b.answered, b.labels, b.keys) for b in batches), strict=True)
+        )
+        return batches[0]._replace(heard=Heard(hidden, features), answered=answered, labels=labels, keys=keys)
 
     def answers(self) -> ShardAnswers:
         """Return the answers as they are stored, on the device. Raises BadTeacher: they are no answers."""
@@ -83,8 +130,8 @@ class Batch(NamedTuple):
         spec, task = self.spec, task_of(self.dataset)
         device = self.heard.hidden.device
         if not spec.encoding.soft:
-            return self._features_alone(_on(self.question.labels, device))
-        labels_P, keys_P = self.question.labels[self.answered], self.question.keys[self.answered]
+            return self._features_alone(_on(self.labels, device))
+        labels_P, keys_P = self.labels[self.answered], self.keys[self.answered]
         blocks = [
             self._block(at, _on(labels_P[at], device), _on(keys_P[at], device))
             for at in self.teacher.blocks(len(labels_P), spec.num_classes)
@@ -95,11 +142,11 @@ class Batch(NamedTuple):
         )
         for whole, more in zip((encoded, finite, in_range), self._features(), strict=True):
             whole.update(more)
-        labels = _on(self.question.labels, device)
+        labels = _on(self.labels, device)
         sites = {name: self._spread(values) for name, values in said.items()}
         never = sites.pop("never").reshape(len(labels), -1).sum(1)
         answered = _answered(sites, labels) | {"never": never}
-        if not task.answered_sites(self.question.labels).any():  # one was asked about, for its shapes
+        if not self._asked:  # one was asked about, for its shapes
             answered["never"] = torch.zeros_like(never)
             encoded, finite, in_range = (
                 {name: values[:0] for name, values in each.items()} for each in (encoded, finite, in_range)
@@ -123,7 +170,7 @@ class Batch(NamedTuple):
         import torch
 
         task, (encoded, finite, in_range) = task_of(self.dataset), self._features()
-        if not task.answered_sites(self.question.labels).any():  # one was asked about, for its shapes
+        if not self._asked:  # one was asked about, for its shapes
             encoded, finite, in_range = (
                 {name: values[:0] for name, values in each.items()} for each in (encoded, finite, in_range)
             )

@@ -17,6 +17,7 @@ from storage.format.specs import DatasetSpec, TeacherSpec
 from storage.views import PLAIN
 from teacher_cache.teachers.model import Teacher
 from teacher_cache.teachers.options import TeacherOptions
+from teacher_cache.work import answering
 from teacher_cache.work.answering import answer_rows
 from teacher_cache.work.batch import Question, ShardAnswers
 from tests.teacher_cache.toys import Silent, build, contents, teacher_section, write_digits, write_job, write_teacher
@@ -158,3 +159,30 @@ def test_a_build_tells_what_did_not_fit_and_its_commits_say_what_did(tmp_path: P
     sections[1] = teacher_section(fault="memory", limit=8, extra="batch_size = 8")
     build(write_job(tmp_path, *sections, cache="small"))
     assert contents(tmp_path / "cache") == contents(tmp_path / "small")
+
+
+def test_few_numbers_are_encoded_together(asking: Asking, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Six batches of up to 4 × 10 logits: in one call, eight rows in each, or one by one, to the same answers."""
+    calls: list[int] = []
+    encode = DenseEncoding.encode_and_tell
+
+    def counted(self: DenseEncoding, logits_PV: torch.Tensor, **told: Any) -> Any:
+        calls.append(len(logits_PV))
+        return encode(self, logits_PV, **told)
+
+    monkeypatch.setattr(DenseEncoding, "encode_and_tell", counted)
+    features = {"act": FeatureEncoding(layer="act", pool="mean")}
+    cases: list[tuple[int, dict[str, FeatureEncoding], list[int]]] = [
+        (2**16, features, [ROWS]),
+        (0, features, [4] * 5 + [3]),
+        (80, {}, [8, 8, 7]),
+        (2**16, {}, [ROWS]),
+    ]
+    found = []
+    for together, tapped, sizes in cases:
+        monkeypatch.setattr(answering, "TOGETHER", together)
+        found.append(asking(beside=False, features=tapped)[1])
+        assert calls == sizes
+        calls.clear()
+    assert_same(*found[:2])
+    assert_same(*found[2:])
