@@ -24,7 +24,7 @@ from student_train.students.remade.factors import full_rank, is_table
 from student_train.students.remade.int8 import codes_of, step_of
 from student_train.students.remade.products import in_floats, is_product, products_of
 from student_train.students.remade.rebuild import rebuild, settled, size_of
-from student_train.students.remade.size import Size, size_of_student
+from student_train.students.remade.size import Size, flops_of_layers, size_of_student
 from student_train.students.tensors import shared_layers
 from student_train.students.transformers import embedded
 
@@ -44,6 +44,7 @@ __all__ = [
     "check_written",
     "codes_of",
     "embedded",
+    "flops_of_layers",
     "full_rank",
     "in_floats",
     "is_product",

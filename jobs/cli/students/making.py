@@ -122,7 +122,7 @@ def lowrank(
         Literal["plain", "activations"], typer.Option(help="Errors as they are, or by what they do to rows' outputs.")
     ] = "activations",
     layers: Annotated[
-        str | None, typer.Option(metavar="NAME,…", help="These layers alone; else all that can be.")
+        str | None, typer.Option(metavar="NAME,…", help="These alone; else all that can be and cost something.")
     ] = None,
     rows: RowsOption = 256,
     seed: SeedOption = 0,

@@ -2,7 +2,8 @@
 
 Each layer keeps as many as hold the same share of its energy, the sum of squares; where two layers of that rank would
 not be smaller than the one, it stays whole. So does an embedding where operations are counted, of which it costs none,
-and a layer that shares its weights with another, for both would be there afterwards.
+a layer that shares its weights with another, for both would be there afterwards, and a layer whose cut saves next to
+nothing, as that of a classifier's head of ten classes: the energy that it would lose is as dear to the answer as any.
 
 W is a layer's weight as (out, in · kernel), X what it is given, a row for each place.
 """
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 Weighing = Literal["plain", "activations"]
 RIDGE = 1e-5  # of the mean variance, added: some inputs may never have been other than 0
 MOST_PLACES = 2048  # of a batch, that are looked at
+LIGHT = 0.1  # of the cost of the mean layer, below which one stays whole: all of these are less than a tenth of all
 UNSEEN = 0.1  # of what a table's entries weigh, spread evenly: rows at hand show few of them
 
 
@@ -36,7 +38,7 @@ class LowRankOptions(NamedTuple):
         target: how large the student is to be; None: as it follows from the energy.
         energy: share of it that every layer keeps; None: as it follows from the target.
         by: whether errors count as they are, or by what they do to what layers are given.
-        layers: names of those to factorise; None: all that can be.
+        layers: names of those to factorise; None: all that can be, but for those whose cut saves next to nothing.
     """
 
     target: Target | None
@@ -75,39 +77,57 @@ def lowrank(subject: Subject, options: LowRankOptions) -> tuple[Student, list[st
     check_named_once(whole.network)
     names, left = _layers(subject, options)
     spectra = _spectra(subject, names, options.by)
+    light = [] if options.layers else _light(subject, names, options.target)
 
     def changes_at(energy: float) -> list[Factored]:
-        ranks = {name: spectrum.rank(energy) for name, spectrum in spectra.items()}
+        ranks = {name: spectrum.rank(energy) for name, spectrum in spectra.items() if name not in light}
         return [Factored(layer=name, rank=rank) for name, rank in ranks.items() if spectra[name].is_smaller(rank)]
 
     energy = options.energy
-    if options.target is not None:
-        measure = options.target.measure
+    if (target := options.target) is not None:
         sizes: dict[str, float] = {}
 
         def size_at(energy: float) -> float:
             changes = changes_at(energy)
             key = repr(changes)
             if key not in sizes:
-                sizes[key] = size_like(whole, changes, measure)
+                sizes[key] = size_like(whole, changes, target.measure)
             return sizes[key]
 
-        energy = largest_share(size_at, options.target, measured(whole, measure), size_at(0.0))
+        whole_size = measured(whole, target.measure)
+        if light and size_at(0.0) > target.share * whole_size:
+            light = []  # every layer is needed
+        energy = largest_share(size_at, target, whole_size, size_at(0.0))
     assert energy is not None
     changes = changes_at(energy)
     if not changes:
         raise BadRequest(
             "no layer would be smaller as two",
-            found=f"an energy of {energy:g} in each of {len(spectra)} layers",
+            found=f"an energy of {energy:g} in each of {len(spectra) - len(light)} layers",
             do="a lower --energy, or a smaller --flops or --parameters",
         )
     blueprint = whole.blueprint.model_copy(update={"changes": with_changes(whole.blueprint.changes, changes)})
     student = build_student(blueprint).eval()
     student.network.load_state_dict(_tensors(whole.network, spectra, changes))
     student.tokenizer = whole.tokenizer
-    kept = [name for name in spectra if name not in {change.layer for change in changes}]
-    told = [f"each layer keeps {energy:.4f} of its energy"]
-    return student, told + [f"left whole: {each}" for each in [*left, *(f"{n}: two would be larger" for n in kept)]]
+    cut = {change.layer for change in changes}.union(light)
+    kept = [*left, *(f"{name}: two would be larger" for name in spectra if name not in cut)]
+    told = [f"each layer keeps {energy:.4f} of its energy", *(f"left whole: {each}" for each in kept)]
+    if light:
+        told.append(f"left whole, for little is saved there: {', '.join(light)} (--layers cuts them)")
+    return student, told
+
+
+def _light(subject: Subject, names: Sequence[str], target: Target | None) -> list[str]:
+    """Return the layers whose cut would save next to nothing."""
+    from student_train.students import flops_of_layers
+
+    if target is not None and target.measure == "flops":
+        costs = flops_of_layers(subject.student, names)
+    else:
+        layers = dict(subject.student.network.named_modules())
+        costs = {name: layers[name].weight.numel() for name in names}
+    return [name for name, cost in costs.items() if cost < LIGHT * sum(costs.values()) / len(costs)]
 
 
 def _layers(subject: Subject, options: LowRankOptions) -> tuple[list[str], list[str]]:

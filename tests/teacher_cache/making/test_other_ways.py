@@ -72,6 +72,24 @@ def test_a_layer_that_cannot_be_factorised_is_named(subject: Subject) -> None:
         assert what in str(caught.value)
 
 
+@pytest.mark.parametrize("share", [0.7, 0.55])
+def test_a_head_that_costs_next_to_nothing_stays_whole_unless_it_is_named(subject: Subject, share: float) -> None:
+    target = Target("flops", share)
+    student, told = lowrank(subject, LowRankOptions(target, None, "plain"))
+    assert {"head", "hidden"}.isdisjoint(change.layer for change in student.blueprint.changes)
+    assert "left whole, for little is saved there: hidden, head (--layers cuts them)" in told
+    named = ("stem.0", "layer.0.0", "layer.1.body.0.0", "layer.1.body.1.0", "layer.2.body.0.0", "head")
+    student, told = lowrank(subject, LowRankOptions(target, None, "plain", named))
+    assert "head" in {change.layer for change in student.blueprint.changes}
+    assert not [each for each in told if "little is saved" in each]
+
+
+def test_a_head_is_cut_where_the_size_cannot_be_reached_without_it(subject: Subject) -> None:
+    student, told = lowrank(subject, LowRankOptions(Target("flops", 0.163), None, "plain"))
+    assert "head" in {change.layer for change in student.blueprint.changes}
+    assert not [each for each in told if "little is saved" in each]
+
+
 def test_two_layers_that_would_be_larger_are_refused(subject: Subject) -> None:
     with pytest.raises(BadRequest, match="no layer would be smaller as two"):
         lowrank(subject, LowRankOptions(None, 0.999999, "plain", ("head",)))
