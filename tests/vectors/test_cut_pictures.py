@@ -47,6 +47,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 WAYS: dict[str, tuple[str, Any]] = {
     "every second block": ("copy", CopyOptions(2, None, 1.0, "first")),
     "heads": ("prune", PruneOptions(Target("parameters", 0.85), "taylor", 0, "heads")),
+    "neurons": ("prune", PruneOptions(Target("parameters", 0.8), "magnitude", 0, "neurons")),
+    "units": ("prune", PruneOptions(Target("flops", 0.7), "taylor", 0)),
     "blocks": ("prune", PruneOptions(Target("parameters", 0.8), "activation", 0, "blocks")),
     "lower rank": ("lowrank", LowRankOptions(Target("parameters", 0.8), None, "plain")),
 }
@@ -78,6 +80,11 @@ def test_each_way_makes_a_smaller_classifier_that_is_loaded_again(folder: Path, 
     if way == "heads":
         network: Any = student.network
         assert {layer.attention.q_proj.weight.shape[0] for layer in network.model.vit.layers} == {8}
+    if way in ("neurons", "units"):
+        changed = {change.layer.rpartition(".")[2] for change in student.blueprint.changes}
+        assert {"fc1", "fc2"} <= changed
+        assert not {"q_proj", "k_proj", "v_proj"} & changed
+        assert [told for told in found.told if "layers.0.attention.v_proj" in told and "--of heads" in told]
 
 
 def test_it_is_quantised(folder: Path, tmp_path: Path) -> None:

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 Of = Literal["units", "channels", "neurons", "heads", "blocks"]
 ALIKE = 1e-3  # of the largest score: rounding of sums over fewer units
 TRIED_ROWS = 8
+HEADS = " (those of attention: --of heads)"
 
 
 class PruneOptions(NamedTuple):
@@ -67,13 +68,15 @@ def _units(subject: Subject, of: Of) -> Found:
     network = subject.student.network
     check_named_once(network)
     if of == "heads":
-        found = Found(find_heads(network), ())
+        found = _standing(subject, find_heads(network), (), "")
     else:
         found = find_units(network, _traced(subject))
         layers = dict(network.named_modules())
         linear = {each.name: getattr(layers[each.name], "kernel_size", None) is None for each in found.units}
         wanted = {"units": (True, False), "neurons": (True,), "channels": (False,)}[of]
-        found = found._replace(units=tuple(each for each in found.units if linear[each.name] in wanted))
+        found = _standing(
+            subject, tuple(each for each in found.units if linear[each.name] in wanted), found.left, HEADS
+        )
     if not found.units:
         raise BadRequest(
             f"this teacher has no {of} that could be pruned",
@@ -86,6 +89,42 @@ def _units(subject: Subject, of: Of) -> Found:
             do="another --of; or student make copy or lowrank",
         )
     return found
+
+
+def _standing(subject: Subject, units: tuple[Units, ...], left: tuple[str, ...], otherwise: str) -> Found:
+    """Return the units without some of which a network says what it should, and in words those that are left whole.
+
+    Args:
+        subject: whose units they are.
+        units: as they were found.
+        left: what is left whole already.
+        otherwise: what is said of those that are left whole here.
+
+    Graphs of dependencies do not see that an attention parts its width into heads of one width each: what torch-pruning
+    finds there is left whole here, and `--of heads` has its own.
+    """
+
+    def stands(units: Sequence[Units]) -> bool:
+        try:
+            smaller(subject, units, [_odd(each.width) for each in units])
+        except BadTeacher:
+            return False
+        return True
+
+    if not units or stands(units):
+        return Found(units, left)
+    standing = tuple(each for each in units if stands([each]))
+    gone = ", ".join(each.name for each in units if each not in standing)
+    return Found(standing, (*left, f"{gone}: the network does not bear to lose some of them{otherwise}"))
+
+
+def _odd(width: int) -> Tensor:
+    """Return which of so many units stay where a network is tried: two of three, an odd number, as no heads are."""
+    import torch
+
+    kept = torch.arange(width)
+    kept = kept[kept % 3 != 0] if width > 1 else kept
+    return kept[: len(kept) - 1 + len(kept) % 2]
 
 
 def _pruned(subject: Subject, found: Found, widths: Sequence[int], by: By, seed: int) -> tuple[Student, list[str]]:
