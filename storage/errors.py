@@ -15,6 +15,7 @@
     │   ├── DivergedLoss            a student whose loss is no finite number
     │   └── UnsupportedFormat       a cache of a later format, or none at all
     ├── StorageFailure         1    the disk or object store refused: full, read-only, gone
+    │   ├── StoreRefused       2    an object store that refuses this address or these credentials
     │   └── StoreUnavailable  75    an object store that did not answer, for minutes
     ├── RowsMissing            3    finished, but some rows could not be had
     │   └── Overdue                 work that took longer than the job allows, as often as it was tried
@@ -126,6 +127,12 @@ def missing_extra(what: str, found: str, extra: str) -> BadRequest:
 
 class StorageFailure(StillroomError):
     """The disk or object store refused: full, read-only, gone."""
+
+
+class StoreRefused(StorageFailure):
+    """An object store that refuses as long as the address, or the environment, is what it is."""
+
+    exit_code = 2
 
 
 class StoreUnavailable(StorageFailure):

@@ -56,7 +56,7 @@ def _program(version: VersionOption = False) -> None:
 DryRunOption = Annotated[
     bool, typer.Option("--dry-run", help="Say what would be done, with a bound on memory; do nothing.")
 ]
-RunsArgument = Annotated[Path, typer.Argument(metavar="RUNS", help="A folder of runs.")]
+RunsArgument = Annotated[str, typer.Argument(metavar="RUNS", help="A folder of runs, or its s3:// address.")]
 
 
 @app.command()
@@ -109,7 +109,7 @@ def compare(runs: RunsArgument, as_json: JsonOption = False) -> None:
     from jobs.show import terminal
 
     def action() -> int:
-        return _print_comparison(runs, as_json)
+        return _print_comparison(_at_hand(runs), as_json)
 
     terminal.run(action, as_json=as_json, answers=True)
 
@@ -119,7 +119,9 @@ def report(
     runs: RunsArgument,
     out: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="Where to write it; else RUNS/report.html.", callback=on_this_machine),
+        typer.Option(
+            metavar="FILE", help="Where to write it; else RUNS/report.html, on a disk.", callback=on_this_machine
+        ),
     ] = None,
     cache: Annotated[str | None, typer.Option(metavar="URL", help="Where their cache lies, if it has moved.")] = None,
     as_json: JsonOption = False,
@@ -128,9 +130,12 @@ def report(
     from jobs.show import terminal
 
     def action() -> int:
+        from storage.errors import BadRequest
         from student_train.report import write_report
 
-        written = write_report(runs, out, cache)
+        if out is None and "://" in runs:
+            raise BadRequest(f"the page about {runs} is written to a disk of this machine", do="--out FILE.html")
+        written = write_report(_at_hand(runs), out, cache)
         if as_json:
             terminal.print_json(
                 {
@@ -155,6 +160,17 @@ def report(
 app.command("eval")(using.evaluate)
 app.command()(using.predict)
 app.command()(using.export)
+
+
+def _at_hand(runs: str) -> Path:
+    """Return where runs lie on this machine; of those in a bucket tell what was copied."""
+    from jobs.show import terminal
+    from student_train.run_files.comparison import runs_at_hand
+
+    path, told = runs_at_hand(runs)
+    for note in told:
+        terminal.errors.print(f"note: {note}", markup=False)
+    return path
 
 
 def _train(
@@ -212,6 +228,7 @@ def _print_comparison(runs: Path, as_json: bool = False) -> int:
     from jobs.show import terminal
     from jobs.show.comparison import print_comparison
     from storage.errors import CorruptObject
+    from storage.format.stores.mirror import as_text
     from student_train.comparing.compared import compare_settings
     from student_train.comparing.runs import gather_runs
     from student_train.comparing.values import as_values
@@ -226,7 +243,7 @@ def _print_comparison(runs: Path, as_json: bool = False) -> int:
             faults |= {name: [*faults.get(name, []), fault] for name, fault in each.faults.items()}
         terminal.print_json(
             {
-                "runs": str(runs),
+                "runs": as_text(runs),
                 "students": [run.figures for run in gathered],
                 "compared": [as_values(each) for each in found],
                 "damaged": faults,
@@ -234,7 +251,7 @@ def _print_comparison(runs: Path, as_json: bool = False) -> int:
             }
         )
     else:
-        print_comparison(found, gathered, str(runs))
+        print_comparison(found, gathered, as_text(runs))
     return code
 
 

@@ -15,6 +15,7 @@ import polars as pl
 from storage.cache import Cache
 from storage.cache.standing import standings
 from storage.errors import StillroomError
+from storage.format.stores.mirror import as_text
 from student_train.comparing.compared import Compared, compare_settings
 from student_train.comparing.figures import Gain
 from student_train.comparing.runs import ShownRun, gather_runs
@@ -89,6 +90,11 @@ class Contents:
     caches: list[CacheFacts] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
     notices: list[str] = field(default_factory=list)
+
+    @property
+    def named(self) -> str:
+        """What a user calls the folder: an address, of a copy."""
+        return as_text(self.folder)
 
     @property
     def first(self) -> Compared:

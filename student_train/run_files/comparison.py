@@ -9,6 +9,7 @@ from typing import Any
 import polars as pl
 
 from storage.errors import MissingSource
+from storage.format.stores.mirror import as_text, at_hand
 from student_train.run_files.position import read_position
 from student_train.run_files.records import CHECKPOINT_FILE, RUN_FILE, Held, lost_files, read_record
 
@@ -43,6 +44,18 @@ COMPARISON = {
 }
 
 
+def runs_at_hand(given: str) -> tuple[Path, list[str]]:
+    """Return where a folder of runs lies on this machine, copied if it is in a bucket, and what is told then.
+
+    Of a run only what lies in its own folder is copied: no checkpoints.
+
+    Raises:
+        MissingSource: there is nothing at an address.
+        BadRequest, StorageFailure, StoreRefused, StoreUnavailable: as `storage.format.stores.mirror.at_hand`.
+    """
+    return at_hand(given, depth=1)
+
+
 def list_runs(runs: Path) -> list[Path]:
     """Return the folders of all runs below a folder, settled or not, by name.
 
@@ -50,18 +63,19 @@ def list_runs(runs: Path) -> list[Path]:
         MissingSource: there is no run.
     """
     below = sorted(path for path in runs.iterdir() if path.is_dir()) if runs.is_dir() else []
-    found = [path for path in below if _is_run(path)]
+    found, named = [path for path in below if _is_run(path)], as_text(runs)
     if not found and _is_run(runs):
+        above = named.rstrip("/").rpartition("/")[0] or "."
         raise MissingSource(
-            f"{runs} is one run, not a folder of runs", found=RUN_FILE, do=f"name the folder above it: {runs.parent}"
+            f"{named} is one run, not a folder of runs", found=RUN_FILE, do=f"name the folder above it: {above}"
         )
     if not found:
         if runs.is_file():
             raise MissingSource(
-                f"{runs} is no folder of runs", found="a file", do="name the folder that a student job calls `runs`"
+                f"{named} is no folder of runs", found="a file", do="name the folder that a student job calls `runs`"
             )
         there = None if runs.is_dir() else "no such folder"
-        raise MissingSource(f"there are no runs in {runs}", found=there, do="student train JOB.toml")
+        raise MissingSource(f"there are no runs in {named}", found=there, do="student train JOB.toml")
     return found
 
 

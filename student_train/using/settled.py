@@ -22,7 +22,7 @@ def run_at_hand(given: str) -> tuple[Path, list[str]]:
         BadRequest, StorageFailure, StoreUnavailable: as `storage.format.stores.mirror.at_hand`.
     """
     try:
-        return at_hand(given, below=False)
+        return at_hand(given, depth=0)
     except MissingSource as error:
         raise MissingSource(
             f"there is no trained student in {given}",

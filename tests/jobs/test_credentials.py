@@ -57,7 +57,7 @@ def test_no_output_log_error_run_or_cache_tells_what_opens_the_store(
         texts[" ".join(map(str, command))] = ended.out + ended.err
 
     job = write_job(tmp_path, *sections, cache=bucket)
-    for fault, code in {"403 InvalidAccessKeyId": 1, "503": 75, "drop": 75}.items():
+    for fault, code in {"403 InvalidAccessKeyId": 2, "503": 75, "drop": 75}.items():
         faulty.will(fault, times=10**6)
         say(code, "cache", "build", job, *LOGGED)
         say(code, "cache", "status", bucket)

@@ -24,6 +24,7 @@ EXIT_CODES = {
     "DivergedLoss": 2,
     "UnsupportedFormat": 2,
     "StorageFailure": 1,
+    "StoreRefused": 2,
     "StoreUnavailable": 75,
     "RowsMissing": 3,
     "Overdue": 3,

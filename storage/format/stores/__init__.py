@@ -4,6 +4,7 @@ base.py    what every store gives
 local.py   a folder
 remote.py  a prefix of an object store
 asking.py  ask one until it answers
+refusals.py  what it says when it refuses, in words, and what to do
 web.py     a published cache on a web server, read-only
 index.py   what lies there, for nothing can be listed
 mirror.py  the files of a source, copied to this machine; `fetched` is the door

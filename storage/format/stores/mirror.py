@@ -104,12 +104,12 @@ def _parts(url: str) -> tuple[str, str]:
     return fixed, url[len(fixed) + 1 :]
 
 
-def at_hand(given: str, *, below: bool = True) -> tuple[Path, list[str]]:
+def at_hand(given: str, *, depth: int | None = None) -> tuple[Path, list[str]]:
     """Return where a path, or what lies at an address in an object store, is on this machine, and what is told of that.
 
     Args:
         given: as a command is given it.
-        below: whether what lies in folders of a folder is wanted too.
+        depth: of folders of a folder from which files are wanted; 0: only what lies in it; None: all.
 
     Raises:
         BadRequest: such an address has no listing; or as `fetched`.
@@ -121,16 +121,16 @@ def at_hand(given: str, *, below: bool = True) -> tuple[Path, list[str]]:
         path = store_path(given)
     except ValueError as error:
         raise BadRequest(str(error)) from None
-    copied = fetched(path, below=below)
+    copied = fetched(path, depth=depth)
     return path, [] if copied is None else copied.told
 
 
-def fetched(path: Path, *, below: bool = True) -> Fetched | None:
+def fetched(path: Path, *, depth: int | None = None) -> Fetched | None:
     """Have the files of a source at hand, and return what was copied for it; None: it lies on a disk.
 
     Args:
         path: of the source.
-        below: whether those in folders of a folder are wanted too; not of a pattern.
+        depth: as of `at_hand`; not of a pattern.
 
     Raises:
         MissingSource: there is nothing, or it changes meanwhile.
@@ -141,7 +141,7 @@ def fetched(path: Path, *, below: bool = True) -> Fetched | None:
         return None
     fixed, pattern = _parts(path.url)
     copy = Path(str(path)[: -len(pattern) - 1]) if pattern else Path(path)
-    objects, infos = _listed(fixed, pattern, below=below)
+    objects, infos = _listed(fixed, pattern, depth)
     if not infos:
         raise MissingSource(f"there is nothing at {path.url}", expected="an object, or some whose names begin so")
     wanted = {_place(copy, name, info): info for name, info in infos.items()}
@@ -191,11 +191,13 @@ def _copied(objects: RemoteObjects, copy: Path, wanted: Mapping[Path, ObjectInfo
     return Fetched(len(todo), num_bytes)
 
 
-def _listed(fixed: str, pattern: str, *, below: bool) -> tuple[RemoteObjects, dict[str, ObjectInfo]]:
+def _listed(fixed: str, pattern: str, depth: int | None) -> tuple[RemoteObjects, dict[str, ObjectInfo]]:
     """Return what lies at an address, by the name below it; of one object "" is its name."""
     objects = RemoteObjects(fixed)
-    there = objects.walk() if below or pattern else objects.list().objects
+    there = objects.list().objects if depth == 0 and not pattern else objects.walk()
     infos = {info.path: info for info in there if not info.path.endswith("/")}
+    if depth is not None and not pattern:
+        infos = {name: info for name, info in infos.items() if name.count("/") <= depth}
     if pattern:
         glob = BRACES.sub("*", pattern)
         return objects, {name: info for name, info in infos.items() if fnmatchcase(name, glob)}
@@ -277,9 +279,10 @@ def _source_path(value: Any, info: ValidationInfo) -> Path:
     return store_path(value) if "://" in value else Path(against_job(value, info))
 
 
-def _as_text(path: Path) -> str:
+def as_text(path: Path) -> str:
+    """Return what a user calls a path: the address of which it is a copy, if it is one."""
     return path.url if isinstance(path, StorePath) else str(path)
 
 
-SourcePath = Annotated[Path, PlainValidator(_source_path), PlainSerializer(_as_text, when_used="json")]
+SourcePath = Annotated[Path, PlainValidator(_source_path), PlainSerializer(as_text, when_used="json")]
 """Where a source lies: a path, relative to the job's folder, or the address of files in an object store."""

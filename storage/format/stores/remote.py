@@ -13,8 +13,9 @@ from typing import Any, TypeVar
 
 from storage.errors import BadRequest, CorruptObject, MissingObject, StorageFailure
 from storage.format.filesystems import check_size
-from storage.format.stores.asking import CLIENT_RETRIES, NO_BUCKET, asked
+from storage.format.stores.asking import CLIENT_RETRIES, asked
 from storage.format.stores.base import TEMPORARY_PREFIX, Listing, ObjectInfo, Span, ask_verify
+from storage.format.stores.refusals import refused, told
 from storage.options import redacted
 
 ENDPOINTS = {
@@ -47,8 +48,8 @@ class RemoteObjects:
         except Exception as error:
             raise BadRequest(
                 f"cannot open {url}",
-                found=str(error),
-                expected="a folder, s3://bucket/prefix, or https://…",
+                found=told(str(error)),
+                expected="a folder, s3://bucket/prefix, or https://…; and credentials that are whole",
             ) from None
 
     def get(self, path: str, most_bytes: int | None = None) -> bytes:
@@ -183,7 +184,11 @@ class RemoteObjects:
         return bytes(found.bytes()), _remote_version(found.meta)
 
     def _asked(self, verb: str, path: str, ask: Callable[[], T]) -> T:
-        """Return what the store answers in the end. Raises MissingObject, StorageFailure, StoreUnavailable."""
+        """Return what the store answers in the end.
+
+        Raises:
+            MissingObject, StorageFailure, StoreRefused, StoreUnavailable.
+        """
 
         def timed() -> T:
             begin_s = time.monotonic()
@@ -196,11 +201,7 @@ class RemoteObjects:
             return asked(verb, f"{self.url}/{path}".rstrip("/"), timed)
         except FileNotFoundError:
             if verb in ("write", "create"):  # which need no object
-                raise StorageFailure(
-                    f"cannot {verb} {self.url}/{path}",
-                    found=f"there is no bucket {self.url.split('/')[2]}",
-                    do=NO_BUCKET,
-                ) from None
+                raise refused(verb, f"{self.url}/{path}", "NoSuchBucket") from None
             raise MissingObject(f"{self.url}/{path} is not there", do=ask_verify(self.url)) from None
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Callable
 
@@ -10,7 +11,7 @@ import pyarrow as pa
 import pytest
 
 from storage.cache import Cache
-from storage.errors import BadRequest, MissingObject, StorageFailure, StoreUnavailable
+from storage.errors import BadRequest, MissingObject, StorageFailure, StoreRefused, StoreUnavailable
 from storage.format.committing import write_shard
 from storage.format.objects import RemoteObjects, Span
 from storage.format.shards import Belonging, ShardKey, list_commits
@@ -85,12 +86,78 @@ def test_a_store_that_never_answers_is_to_be_tried_again_and_names_what_was_aske
         assert "run the same command again" in (caught.value.do or "")
 
 
-@pytest.mark.parametrize("status", ["400", "403", "301"])
-def test_a_refusal_is_told_at_once(store: RemoteObjects, faulty: FaultyStore, status: str) -> None:
-    faulty.will(status, times=10**6)
-    with pytest.raises(StorageFailure) as caught:
-        store.put("d/a", b"")
-    assert (caught.value.exit_code, len(faulty.asked)) == (1, 1)
+REFUSED = {  # status and the store's own word: exit code, what is wrong, what to do
+    "400": (1, "", "check the address and the credentials"),
+    "403": (1, "it may not be written with these credentials", "check the address and the credentials"),
+    "403 AccessDenied": (1, "it may not be written with these credentials", "check the address and the credentials"),
+    "403 InvalidAccessKeyId": (2, "the store does not know these credentials", "export AWS_ACCESS_KEY_ID"),
+    "403 SignatureDoesNotMatch": (2, "the store does not know these credentials", "export AWS_ACCESS_KEY_ID"),
+    "400 ExpiredToken": (2, "or they have ended", "AWS_SESSION_TOKEN"),
+    "301": (2, "the bucket lies in another region", "export AWS_REGION"),
+    "400 AuthorizationHeaderMalformed": (2, "the bucket lies in another region", "export AWS_REGION"),
+    "404 NoSuchBucket": (2, "there is no such bucket", "make the bucket"),
+    "403 RequestTimeTooSkewed": (1, "this machine's clock is off", "set this machine's clock"),
+}
+
+
+@pytest.mark.parametrize("fault", REFUSED)
+def test_a_refusal_is_told_at_once_in_words(store: RemoteObjects, faulty: FaultyStore, fault: str) -> None:
+    code, what, do = REFUSED[fault]
+    for verb, request in {
+        "write": lambda: store.put("d/a", b""),
+        "create": lambda: store.create("d/new", b""),
+        "delete": lambda: store.delete("d/a"),
+        "read": lambda: store.get("d/a"),
+        "list": lambda: store.list("d"),
+    }.items():
+        faulty.will(fault, times=10**6)
+        with pytest.raises(StorageFailure) as caught:
+            request()
+        told = caught.value
+        asked = 1 + (verb == "write" and fault.startswith("404"))  # it might have been parts that are gone
+        assert (told.exit_code, len(faulty.asked)) == (code, asked), told
+        assert told.what.startswith(f"cannot {verb} {store.url}/d"), told
+        assert (what if verb in ("write", "create", "delete") else what.replace("written", "read")) in told.what
+        assert do in (told.do or "")
+        assert fault.partition(" ")[2] in (told.found or "")
+        for never in ("<", "\n", "retr", "http"):  # pages of the client, and what it asked
+            assert never not in (told.found or ""), told.found
+
+
+def test_without_credentials_that_is_told_and_not_waited_for_long(
+    faulty: FaultyStore, bucket: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from obstore.exceptions import GenericError
+
+    monkeypatch.setattr(asking, "PATIENCE_WITH_ROLES_S", 0.2)
+
+    def ask() -> None:  # what obstore says off a cloud; no test may depend on the network of its machine
+        raise GenericError(
+            "Generic S3 error: Error performing PUT http://169.254.169.254/latest/api/token in 1s - HTTP error: error "
+            "sending request\n\nDebug source:\nuri: Some(\nhttp://169.254.169.254/latest/api/token,\n), "
+            'message: "No route to host"'
+        )
+
+    began_s = time.monotonic()
+    with pytest.raises(StoreRefused) as caught:
+        asking.asked("read", f"{bucket}/a", ask)
+    assert time.monotonic() - began_s < 5
+    assert (caught.value.what, caught.value.found) == (
+        f"cannot read {bucket}/a: there are no credentials",
+        "no connection to http://169.254.169.254: No route to host",
+    )
+    monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
+    with pytest.raises(BadRequest) as half:
+        RemoteObjects(bucket)
+    assert half.value.found == "Generic S3 error: Missing SecretAccessKey"
+
+
+def test_a_store_that_cannot_be_reached_says_which_host_and_why(bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(asking, "PATIENCE_S", 0.2)
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://no.such.host.invalid")
+    with pytest.raises(StoreUnavailable) as caught:
+        RemoteObjects(bucket).get("a")
+    assert re.fullmatch(r"no connection to http://no\.such\.host\.invalid: .+", caught.value.found or "")
 
 
 def test_what_is_not_there_is_told_at_once(store: RemoteObjects, faulty: FaultyStore) -> None:
@@ -98,14 +165,6 @@ def test_what_is_not_there_is_told_at_once(store: RemoteObjects, faulty: FaultyS
     with pytest.raises(MissingObject):
         store.get("d/none")
     assert len(faulty.asked) == 1
-
-
-def test_a_clock_that_is_off_is_named(store: RemoteObjects, faulty: FaultyStore) -> None:
-    faulty.will("403 RequestTimeTooSkewed", times=10**6)
-    with pytest.raises(StorageFailure) as caught:
-        store.get("d/a")
-    assert (caught.value.exit_code, len(faulty.asked)) == (1, 1)
-    assert "set this machine's clock" in (caught.value.do or "")
 
 
 def test_no_error_tells_of_credentials(faulty: FaultyStore, bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -52,6 +52,35 @@ def test_a_run_and_a_folder_in_a_bucket_are_as_on_a_disk(
     assert "copied to this machine" not in ended.err  # the second time nothing is
 
 
+def test_runs_in_a_bucket_are_compared_and_reported_as_from_a_disk(
+    program: Program, run: Path, bucket: str, tmp_path: Path, copies: Path
+) -> None:
+    there = put(bucket, run.parent, "runs")
+    RemoteObjects(bucket).put("runs/small/checkpoint/large.bin", b"0" * 1000)
+    found, expected = (json.loads(program("student", "compare", at, "--json").out) for at in (there, run.parent))
+    assert (found.pop("runs"), expected.pop("runs")) == (there, str(run.parent))
+    assert found == expected
+    assert found["students"]
+    pages = {}
+    for at in (there, run.parent):
+        ended = program("student", "report", at, "--out", tmp_path / "page.html")
+        assert ended.code == 0, ended.err
+        pages[at] = (tmp_path / "page.html").read_text()
+    assert f"<title>Students of {there}</title>" in pages[there]
+    assert str(copies) not in pages[there]
+    told = {page.replace(there, "RUNS").replace(str(run.parent), "RUNS") for page in pages.values()}
+    assert len(told) == 1  # the job in it names the folder of the training in both
+    assert not list(copies.rglob("large.bin"))
+    assert program("student", "compare", there).out.startswith(f"{there}: 1 student")
+    for at, out, what in (
+        (there, (), f"the page about {there} is written to a disk of this machine"),
+        (f"{there}/small", ("--out", tmp_path / "b.html"), f"{there}/small is one run, not a folder of runs"),
+        (f"{bucket}/none", ("--out", tmp_path / "b.html"), f"there is nothing at {bucket}/none"),
+    ):
+        said = json.loads(program("student", "report", at, *out, "--json").out)
+        assert (said["what"], said["exit_code"]) == (what, 2), said
+
+
 def told(command: str) -> str:
     return {"eval": "samples", "predict": "images"}[command]
 
