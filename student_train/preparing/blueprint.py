@@ -52,9 +52,13 @@ def blueprint_of(
     assert options.architecture is not None  # or it would start from a student's folder
     mean, std = normalisation_of(dataset.source) or (HALF, HALF)
     answers = answers_of(dataset.source) or (None, None)
+    own_options = options.options
+    if options.path is not None:
+        layers = None if options.start is None else options.start.layers
+        own_options = embedded_for(dataset, options.path, options.options, layers)
     return Blueprint(
         architecture=options.architecture,
-        options=options.options if options.path is None else embedded_for(dataset, options.path, options.options),
+        options=own_options,
         num_classes=num_classes,
         mean=(options.mean or mean) if inputs.normalised else None,
         std=(options.std or std) if inputs.normalised else None,

@@ -12,8 +12,9 @@ B rows, L positions, N sites, D width, C ids of the dataset; V of the model, of 
 from __future__ import annotations
 
 import json
+import re
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,8 @@ from student_train.students.calling import AsOne
 ARCHITECTURE = "transformers"
 WHAT = f'architecture = "{ARCHITECTURE}"'
 NOT_OF_THE_MODEL = ("_name_or_path", "dtype", "torch_dtype", "transformers_version", "use_cache")
+NUM_LAYERS = "num_hidden_layers"
+OF_EACH_LAYER = re.compile(r"layer|block")  # in the name of a list that is as long as there are layers
 OF_ANSWERS = ("pooling", "normalize")  # options of an encoder whose answers are vectors, beside the keys of its config
 EMBEDDING, TEXT_CLASSES, IMAGE_CLASSES = "embedding", "text_classes", "image_classes"
 IMAGE_AXES = 3  # of a row: channels, height, width
@@ -48,13 +51,21 @@ TRIED_LOGITS = 100.0  # their deviation: what caps or scales logits is seen, tho
 _in_two_parts: dict[str, bool] = {}  # config → as tried, for models on the meta device, which have no values
 
 
-def embedded(folder: Path, options: dict[str, Any], answers: dict[str, Any] | None = None) -> dict[str, Any]:
+def embedded(
+    folder: Path,
+    options: dict[str, Any],
+    answers: dict[str, Any] | None = None,
+    layers: Sequence[int] | None = None,
+) -> dict[str, Any]:
     """Return the options of the blueprint of a student: the config of a folder, some of its keys replaced.
+
+    What a config says of each layer, as `layer_types` does of which layers slide a window, follows their number.
 
     Args:
         folder: of the model.
         options: keys of its config.
         answers: how its one answer for each text is made; None: it has one at each position.
+        layers: of the folder, from which the student's are taken, one for each; None: the first.
 
     Raises:
         BadRequest: transformers is not installed, or does not know the model; or an option is no key of its config.
@@ -72,24 +83,52 @@ def embedded(folder: Path, options: dict[str, Any], answers: dict[str, Any] | No
         )
     # Under the name that the folder has: a model's own name for a key, and the library's for the same, would contradict
     names = {getattr(known, "attribute_map", {}).get(key, key): value for key, value in options.items()}
-    return {"config": config | names} | ({} if answers is None else {"answers": answers})
+    config = _of_layers(config, known, names, layers) | names
+    return {"config": config} | ({} if answers is None else {"answers": answers})
 
 
-def embedded_for(dataset: DatasetSpec, folder: Path, options: dict[str, Any]) -> dict[str, Any]:
-    """Return the options of the blueprint of a student for what a dataset asks of its rows.
+def _of_layers(
+    config: dict[str, Any], known: Any, replaced: dict[str, Any], layers: Sequence[int] | None
+) -> dict[str, Any]:
+    """Return a config whose lists of one entry a layer have those of the student's layers.
+
+    Of more layers than there were, the lists are left out, and the library has its own pattern for so many.
+    """
+    name = getattr(known, "attribute_map", {}).get(NUM_LAYERS, NUM_LAYERS)
+    was = getattr(known, NUM_LAYERS, None)
+    now = replaced.get(name, was)
+    if not isinstance(was, int) or not isinstance(now, int) or (now == was and layers is None):
+        return config
+    taken = list(range(now)) if layers is None else list(layers)
+    fits = len(taken) == now and all(0 <= layer < was for layer in taken)
+    followed = dict(config)
+    for key, value in config.items():
+        if isinstance(value, list) and len(value) == was and OF_EACH_LAYER.search(key):
+            if fits:
+                followed[key] = [value[layer] for layer in taken]
+            elif now != was:
+                del followed[key]
+    return followed
+
+
+def embedded_for(
+    dataset: DatasetSpec, folder: Path, options: dict[str, Any], layers: Sequence[int] | None = None
+) -> dict[str, Any]:
+    """Return the options of the blueprint of a student for what a dataset asks of its rows; `layers` as `embedded`.
 
     Raises:
         BadRequest, MissingSource: as `embedded`, and as `pooled_as`.
     """
     task = task_of(dataset)
     if task.sites(dataset.input_shape):
-        return embedded(folder, options)
+        return embedded(folder, options, layers=layers)
     if task.has_classes:
-        return embedded(folder, options, {"kind": IMAGE_CLASSES if inputs_of(dataset).scaled else TEXT_CLASSES})
+        kind = IMAGE_CLASSES if inputs_of(dataset).scaled else TEXT_CLASSES
+        return embedded(folder, options, {"kind": kind}, layers)
     said = {key: options[key] for key in OF_ANSWERS if key in options}
     pooled = pooled_as(folder, said.get("pooling"), said.get("normalize"), wrong=BadRequest, where="`options`")
     of_config = {key: value for key, value in options.items() if key not in said}
-    return embedded(folder, of_config, {"kind": EMBEDDING, **pooled._asdict()})
+    return embedded(folder, of_config, {"kind": EMBEDDING, **pooled._asdict()}, layers)
 
 
 def transformers(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -20,9 +21,18 @@ from student_train.running.train import train_students
 from student_train.stepping.state import TrainState
 from student_train.students import Blueprint, Student, build_student
 from student_train.students.starting.start import Started, start_student
+from student_train.students.transformers import embedded, transformers
 from tests.language.models import config_folder, hf_student, model_folder
 from tests.language.test_hf_student import built
-from tests.language.toys import counting_cache, request, small_gpt
+from tests.language.toys import IDS, counting_cache, request, small_gpt
+
+GEMMA = {
+    "hidden_size": 16,
+    "intermediate_size": 32,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+    "head_dim": 8,
+}
 
 
 @pytest.fixture(scope="module")
@@ -63,6 +73,29 @@ def test_a_student_is_cut_from_the_layers_that_it_names(tmp_path: Path) -> None:
         for part in ("mlp.up_proj.weight", "input_layernorm.weight"):
             assert torch.equal(taken[f"model.layers.{own}.{part}"], stored[f"model.layers.{theirs}.{part}"])
     assert torch.equal(taken["model.embed_tokens.weight"], stored["model.embed_tokens.weight"])
+
+
+@pytest.mark.parametrize(
+    ("num_layers", "layers", "types"),
+    [(2, None, "sf"), (1, [3], "f"), (2, [3, 2], "fs"), (4, [3, 2, 1, 0], "fsfs"), (6, None, "sfsfsf")],
+)
+def test_what_a_config_says_of_each_layer_follows_the_layers(
+    tmp_path: Path, num_layers: int, layers: list[int] | None, types: str
+) -> None:
+    """Gemma 2 slides a window in every other layer; Qwen, Gemma and SmolLM write such lists into each config."""
+    folder = config_folder(tmp_path, "gemma2", **GEMMA, num_hidden_layers=4)
+    assert len(json.loads((folder / "config.json").read_text())["layer_types"]) == 4
+    model = transformers(IDS, (8,), **embedded(folder, {"num_hidden_layers": num_layers}, layers=layers))
+    written = {"s": "sliding_attention", "f": "full_attention"}
+    assert model.config.layer_types == [written[letter] for letter in types]
+
+
+def test_a_student_is_cut_from_a_model_that_says_of_each_layer_what_it_is(tmp_path: Path, cache: Cache) -> None:
+    folder = model_folder(tmp_path / "gemma", "gemma2", **GEMMA, num_hidden_layers=2)
+    cut = hf_student(folder, options={"num_hidden_layers": 1}, start={"layers": [1]})
+    train_students(request(cache, tmp_path / "runs", cut))
+    config = json.loads((tmp_path / "runs/hf/student.json").read_text())["options"]["config"]
+    assert (config["num_hidden_layers"], config["layer_types"]) == (1, ["full_attention"])
 
 
 @pytest.mark.parametrize("layers", [[0], [0, 1, 2], [0, 9]])
@@ -110,6 +143,32 @@ def test_a_body_alone_is_taken_under_the_name_that_the_model_has_for_it(tmp_path
     student = built(folder, seed=7)
     assert not begun(student, tmp_path / "body.safetensors").missing
     assert torch.equal(student.network.state_dict()["model.norm.weight"], stored["model.norm.weight"])
+
+
+RENAMED = {"gpt_neox": {}, "mixtral": {"num_local_experts": 2}}
+SMALL = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+
+
+@pytest.mark.parametrize("kind", RENAMED)
+def test_what_the_library_stores_under_other_names_is_taken(tmp_path: Path, kind: str) -> None:
+    """A GPT-NeoX's head lies in files as `embed_out`, a Mixtral's experts each by itself."""
+    from transformers import AutoModelForCausalLM
+
+    keys = {"num_key_value_heads": 1} if kind == "mixtral" else {}
+    folder = model_folder(tmp_path, kind, **SMALL, **keys, **RENAMED[kind])
+    student = built(folder, seed=7)
+    drawn = torch.random.get_rng_state()
+    found = begun(student, folder)
+    assert torch.equal(torch.random.get_rng_state(), drawn)  # what comes after it is drawn as if there were no start
+    theirs, own = AutoModelForCausalLM.from_pretrained(folder).state_dict(), student.network.state_dict()
+    assert not set(theirs) <= set(load_file(folder / "model.safetensors"))
+    assert found.told == f"starts from {folder}: {len(theirs)} of {len(theirs)} tensors"
+    assert all(torch.equal(own[name], tensor) for name, tensor in theirs.items())
+    cut = built(folder, seed=7, num_hidden_layers=1)
+    begun(cut, folder, [1])
+    of_second = {name.replace("layers.1.", "layers.0."): tensor for name, tensor in theirs.items() if ".1." in name}
+    assert of_second
+    assert all(torch.equal(cut.network.state_dict()[name], of_second[name]) for name in of_second)
 
 
 def test_half_precision_and_shards_are_taken(tmp_path: Path) -> None:

@@ -24,6 +24,7 @@ from student_train.options.model import StartOptions
 from student_train.students.build import Student
 from student_train.students.files import TOKENIZER_FILE, WEIGHTS_FILE
 from student_train.students.remade.int8 import ranges_of
+from student_train.students.starting.converted import converted, is_stored_otherwise
 from student_train.students.tensors import own_tensors, shared_names
 
 NETWORK = "network."  # before the names of a student's network, in a run's folder too
@@ -31,7 +32,7 @@ NUMBER = re.compile(r"(?<=\.)\d+(?=\.)|^\d+(?=\.)")  # of a layer, in a name: th
 
 
 class Place(NamedTuple):
-    """Where a tensor is stored."""
+    """Where a tensor is stored: in a file, or in a folder, for what `converted` finds there."""
 
     file: Path
     name: str
@@ -132,6 +133,11 @@ def start_student(student: Student, start: StartOptions, path: Path) -> Started:
         files.setdefault(place.file, []).append((name, place.name))
     with torch.no_grad():
         for file, names in files.items():
+            if file.is_dir():
+                read = converted(file, student.network, values=True).tensors
+                for name, stored in names:
+                    targets[name].copy_(read[stored])
+                continue
             with safe_open(file, framework="pt") as opened:
                 for name, stored in names:
                     targets[name].copy_(opened.get_tensor(stored))  # into float32, whatever is stored
@@ -140,7 +146,7 @@ def start_student(student: Student, start: StartOptions, path: Path) -> Started:
 
 def find_start(student: Student, start: StartOptions, path: Path) -> Started:
     """Return what a student would take; reads names and shapes, and little else. Raises as `start_student`."""
-    there = _stored(path)
+    there = _converted(path, student) if is_stored_otherwise(path, student.network) else _stored(path)
     seen = ranges_of(student)  # by what it is given in training; none of them is drawn
     names = [name for name in own_tensors(student) if name.startswith(NETWORK) and name not in seen]
     shapes = {name: tuple(tensor.shape) for name, tensor in student.state_dict().items()}
@@ -213,9 +219,16 @@ def _stored(path: Path) -> dict[str, Place]:
     return found
 
 
+def _converted(path: Path, student: Student) -> dict[str, Place]:
+    """Return the same of a folder whose tensors the library has under other names, by the network's."""
+    found = converted(path, student.network, values=False)
+    named = {name: Place(path, name, tuple(tensor.shape)) for name, tensor in found.tensors.items()}
+    return named | {name: Place(path, name, ()) for name in found.unused if name not in named}
+
+
 def _is_same(one: Place, other: Place) -> bool:
     """Return whether two stored tensors are equal."""
-    if one.shape != other.shape:
+    if one.shape != other.shape or one.file.is_dir():  # of a folder those that are shared are there once
         return False
     with safe_open(one.file, framework="pt") as first, safe_open(other.file, framework="pt") as second:
         return torch.equal(first.get_tensor(one.name), second.get_tensor(other.name))
