@@ -12,6 +12,7 @@ from storage.inputs import inputs_of
 from storage.inputs.columns import answers_of, normalisation_of
 from storage.inputs.encoded import OwnSize
 from storage.inputs.pixels import sides_of
+from storage.language.preprocessing import PREPROCESSOR, Preprocessing, preprocessing_as
 from storage.tasks import task_of
 from student_train.options.sections import StudentOptions
 from student_train.preparing.beginning import check_begins
@@ -50,7 +51,7 @@ def blueprint_of(
             tokenizer=dataset.tokenizer,
         )
     assert options.architecture is not None  # or it would start from a student's folder
-    mean, std = normalisation_of(dataset.source) or (HALF, HALF)
+    mean, std = normalisation_of(dataset.source) or _of_folder(options, dataset) or (HALF, HALF)
     answers = answers_of(dataset.source) or (None, None)
     own_options = options.options
     if options.path is not None:
@@ -72,6 +73,27 @@ def blueprint_of(
         answer_std=answers[1],
         **own,
     )
+
+
+def _of_folder(options: StudentOptions, dataset: DatasetSpec) -> Preprocessing | None:
+    """Return how the folder of a student of transformers has pictures normalised; None: nobody there says it.
+
+    Raises:
+        BadRequest: as `preprocessing_as`.
+    """
+    has = options.path is not None and inputs_of(dataset).scaled and (options.path / PREPROCESSOR).exists()
+    if not has or options.path is None:
+        return None
+    where = f"the section of student {options.name}"
+    return preprocessing_as(options.path, options.mean, options.std, wrong=BadRequest, where=where)
+
+
+def taken_over(options: StudentOptions, dataset: DatasetSpec) -> list[str]:
+    """Return what a student has of its folder that its job does not say, in words."""
+    found = None if options.mean is not None else _of_folder(options, dataset)
+    if found is None:
+        return []
+    return [f"mean = {list(found.mean)}, std = {list(found.std)}, as {PREPROCESSOR} says"]
 
 
 def at_own_size(options: StudentOptions, dataset: DatasetSpec) -> dict[str, Any]:

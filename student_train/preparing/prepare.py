@@ -22,7 +22,7 @@ from student_train.options.by_dataset import teacher_of
 from student_train.options.sections import DataOptions, StudentOptions, datasets_of
 from student_train.preparing.against import find_held
 from student_train.preparing.beginning import began_as, like_start
-from student_train.preparing.blueprint import blueprint_of, rounded
+from student_train.preparing.blueprint import blueprint_of, rounded, taken_over
 from student_train.preparing.checks import (
     check_budget,
     check_figures,
@@ -184,7 +184,14 @@ def _prepare_student(
         why_not_against=held.why_not_against,
         several=held.several,
         made=None if began is None else began.made,
-        decided=(*_told_of_rows(train, needs), *told, *of_int8, *projected, *held.told),
+        decided=(
+            *_told_of_rows(train, needs),
+            *told,
+            *taken_over(options, trained[0]),
+            *of_int8,
+            *projected,
+            *held.told,
+        ),
     )
 
 

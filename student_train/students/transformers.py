@@ -83,11 +83,11 @@ def embedded(
         )
     # Under the name that the folder has: a model's own name for a key, and the library's for the same, would contradict
     names = {getattr(known, "attribute_map", {}).get(key, key): value for key, value in options.items()}
-    config = _of_layers(config, known, names, layers) | names
+    config = of_layers(config, known, names, layers) | names
     return {"config": config} | ({} if answers is None else {"answers": answers})
 
 
-def _of_layers(
+def of_layers(
     config: dict[str, Any], known: Any, replaced: dict[str, Any], layers: Sequence[int] | None
 ) -> dict[str, Any]:
     """Return a config whose lists of one entry a layer have those of the student's layers.

@@ -21,7 +21,7 @@ from student_train.stepping.state import TrainState
 from student_train.students import Student, load_student
 from student_train.students.files import load_adapter
 from student_train.students.starting.adapter import adapt, adapter_tensors, merged
-from student_train.using.exporting.transformers import export_transformers
+from student_train.using.exporting.hub.transformers import export_transformers
 from tests.language.models import config_folder, hf_student, model_folder
 from tests.language.test_hf_student import GPT2, built, tokens
 from tests.language.toys import IDS, counting_cache, request, small_gpt

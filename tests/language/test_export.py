@@ -18,7 +18,7 @@ from student_train.options.sections import StudentOptions
 from student_train.run_files.records import read_record, write_record
 from student_train.running.train import train_students
 from student_train.students import load_student
-from student_train.using.exporting.transformers import export_transformers
+from student_train.using.exporting.hub.transformers import export_transformers
 from tests.language.models import config_folder, hf_student
 from tests.language.test_hf_student import tokens
 from tests.language.toys import IDS, counting_cache, request, small_gpt

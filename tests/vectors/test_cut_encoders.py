@@ -18,7 +18,7 @@ from storage.inputs.texts import ids_and_mask, pad
 from storage.language.pooling import pooled_as
 from student_train.running.train import train_students
 from student_train.students import Student, load_student, size_of_student
-from student_train.using.exporting.transformers import export_transformers
+from student_train.using.exporting.hub.transformers import export_transformers
 from teacher_cache.making.make import Made, MakeRequest, make
 from teacher_cache.making.sizes import Target
 from teacher_cache.making.ways.copying import CopyOptions
@@ -204,6 +204,28 @@ def test_an_encoder_is_exported_as_a_folder_of_sentence_transformers(
     assert export_transformers(tmp_path / "runs" / "small", tmp_path / "out").done_before
 
 
+def test_an_encoder_of_every_second_block_is_exported_as_a_smaller_folder(
+    folder: Path, cache: Cache, tmp_path: Path
+) -> None:
+    sentence_transformers = pytest.importorskip("sentence_transformers")
+    made(folder, tmp_path / "cut", "copy", CopyOptions(2, None, 1.0, "first"))
+    asked = vector_student(
+        architecture=None,
+        options={},
+        start=str(tmp_path / "cut"),
+        objective=[{"loss": "vector_cosine", "teacher": "bert"}],
+        epochs=1,
+    )
+    train_students(request(cache, tmp_path / "runs", asked))
+    export_transformers(tmp_path / "runs" / "small", tmp_path / "out")
+    config = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert config["num_hidden_layers"] == 1
+    texts = [json.loads(line)["text"] for line in (folder / "texts.jsonl").read_text().splitlines()]
+    library = sentence_transformers.SentenceTransformer(str(tmp_path / "out"), device="cpu")
+    own = vectors(load_student(tmp_path / "runs" / "small"), cache)
+    torch.testing.assert_close(torch.from_numpy(library.encode(texts[: len(own)])), own, atol=1e-5, rtol=1e-4)
+
+
 def test_an_exported_tokenizer_that_would_make_other_tokens_is_refused(
     folder: Path, cache: Cache, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -215,7 +237,7 @@ def test_an_exported_tokenizer_that_would_make_other_tokens_is_refused(
         epochs=1,
     )
     train_students(request(cache, tmp_path / "runs", asked))
-    monkeypatch.setattr("student_train.using.exporting.transformers.tokenizer_files", bare)
+    monkeypatch.setattr("student_train.using.exporting.hub.encoders.tokenizer_files", bare)
     with pytest.raises(BadRequest, match="makes other tokens than the student's rows have"):
         export_transformers(tmp_path / "runs" / "small", tmp_path / "out")
     assert not (tmp_path / "out").exists()

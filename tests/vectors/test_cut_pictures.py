@@ -9,12 +9,16 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from storage.cache import Cache
 from storage.errors import BadRequest
+from storage.inputs.policy import ImagePolicy
 from student_train.running.train import train_students
+from student_train.students import Blueprint, load_student
 from student_train.using.answering import load_answerer
-from student_train.using.exporting.transformers import export_transformers
+from student_train.using.exporting.hub.pictures import processor_of
+from student_train.using.exporting.hub.transformers import export_transformers
 from teacher_cache.making.sizes import Target
 from teacher_cache.making.ways.copying import CopyOptions
 from teacher_cache.making.ways.lowrank import LowRankOptions
@@ -94,6 +98,119 @@ def test_it_is_quantised(folder: Path, tmp_path: Path) -> None:
     assert logits(folder, student).isfinite().all()
 
 
+def trained_from(folder: Path, runs: Path, cut: Path) -> None:
+    cache = Cache.open(str(folder / "cache"))
+    (name,) = cache.catalogue().datasets
+    asked = vector_student(
+        architecture=None, options={}, start=str(cut), objective=[{"loss": "kd", "teacher": "bert"}], epochs=1
+    )
+    train_students(request(cache, runs, asked, train=f"{name}/train", validation=f"{name}/train"))
+
+
+@pytest.mark.parametrize("way", ["every second block", "neurons"])
+def test_what_was_cut_is_exported_as_a_folder_with_its_image_processor(folder: Path, tmp_path: Path, way: str) -> None:
+    import transformers
+
+    made(folder, tmp_path / "cut", *WAYS[way])
+    trained_from(folder, tmp_path / "runs", tmp_path / "cut")
+    found = export_transformers(tmp_path / "runs" / "small", tmp_path / "out")
+    assert found.kind == "ViTForImageClassification"
+    assert "logits of 60 held rows of digits/train" in found.told[0]
+    model = transformers.AutoModelForImageClassification.from_pretrained(tmp_path / "out").eval()
+    if way == "neurons":
+        assert model.config.intermediate_size < 32
+    else:
+        assert model.config.num_hidden_layers == 2
+    assert tuple(model.config.id2label.values()) == tuple(str(digit) for digit in range(10))
+    processor = transformers.AutoImageProcessor.from_pretrained(tmp_path / "out")
+    assert [*processor.image_mean, *processor.image_std] == [0.25, 0.5]
+    cache = Cache.open(str(folder / "cache"))
+    pictures = [Image.fromarray(pixels_CHW[0]) for pixels_CHW in np.asarray(cache.read_inputs("digits", 0))]
+    with torch.inference_mode():
+        said_BC = model(**processor(pictures, return_tensors="pt")).logits
+    own_BC = logits(folder, load_student(tmp_path / "runs" / "small"))
+    torch.testing.assert_close(said_BC, own_BC, atol=1e-5, rtol=1e-4)
+    assert export_transformers(tmp_path / "runs" / "small", tmp_path / "out").done_before
+
+
+@pytest.mark.parametrize("way", ["heads", "lower rank"])
+def test_layers_that_no_config_builds_are_not_exported_as_a_folder(folder: Path, tmp_path: Path, way: str) -> None:
+    made(folder, tmp_path / "cut", *WAYS[way])
+    trained_from(folder, tmp_path / "runs", tmp_path / "cut")
+    with pytest.raises(BadRequest, match="has no equal in transformers") as refused:
+        export_transformers(tmp_path / "runs" / "small", tmp_path / "out")
+    assert str(refused.value.found).startswith("layer model.vit.")
+    assert not (tmp_path / "out").exists()
+
+
+SAID: dict[str, Any] = {"channels": 3, "size": 24, "orientation": "exif", "background": [255, 255, 255]}
+
+
+@pytest.mark.parametrize(
+    ("said", "shape", "expected", "told"),
+    [
+        ({}, (3, 24, 24), {"do_resize": True, "resample": 2, "size": {"height": 24, "width": 24}}, "24×24 by bilinear"),
+        ({"filter": "lanczos"}, (3, 24, 24), {"resample": 1, "do_convert_rgb": True}, "by lanczos"),
+        (
+            {"resize": "crop"},
+            (3, 24, 24),
+            {"size": {"shortest_edge": 24}, "crop_size": {"height": 24, "width": 24}},
+            "the middle of other shapes",
+        ),
+        ({"resize": "fit"}, (3, 24, 24), {"do_resize": False}, 'no image processor has resize = "fit"'),
+        ({"resize": "crop", "size": [24, 30]}, (3, 24, 30), {"do_resize": False}, "must have 30×24 pixels"),
+        ({"size": None}, (3, 24, 24), {"do_resize": False}, "must have 24×24 pixels"),
+    ],
+)
+def test_an_image_processor_says_what_the_dataset_does_to_pictures(
+    said: dict[str, Any], shape: tuple[int, ...], expected: dict[str, Any], told: str
+) -> None:
+    blueprint = Blueprint(
+        architecture="cnn", num_classes=2, input_shape=shape, mean=(0.5,), std=(0.25,), source=SAID | said
+    )
+    found, text = processor_of(blueprint)
+    assert found | expected == found
+    assert (found["image_mean"], found["image_std"]) == ([0.5] * 3, [0.25] * 3)
+    assert told in text
+    assert text.endswith("not a background")
+
+
+@pytest.mark.parametrize(("resize", "filter_"), [("stretch", "bilinear"), ("stretch", "bicubic"), ("crop", "bilinear")])
+def test_pictures_of_any_size_become_nearly_the_same_inputs_there(resize: str, filter_: str, tmp_path: Path) -> None:
+    import transformers
+
+    draw = np.random.default_rng(0)
+    coarse = Image.fromarray(draw.integers(256, size=(5, 7, 3), dtype=np.uint8))
+    picture = coarse.resize((70, 50), Image.Resampling.BICUBIC)
+    source = SAID | {"resize": resize, "filter": filter_}
+    blueprint = Blueprint(
+        architecture="cnn", num_classes=2, input_shape=(3, 24, 24), mean=(0.0,), std=(1.0,), source=source
+    )
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(processor_of(blueprint)[0]))
+    there = transformers.AutoImageProcessor.from_pretrained(tmp_path)(picture, return_tensors="pt")["pixel_values"]
+    own = torch.from_numpy(ImagePolicy.promised(source).sized(picture).copy()) / 255
+    assert float((there[0] - own).abs().mean()) < (
+        0.004 if resize == "stretch" else 0.04
+    )  # a grey value; a pixel aside
+
+
+def test_a_job_cuts_one_by_the_numbers_of_its_layers(folder: Path, tmp_path: Path) -> None:
+    cache = Cache.open(str(folder / "cache"))
+    asked = vector_student(
+        architecture="transformers",
+        path=str(folder / "vit"),
+        options={"num_hidden_layers": 2},
+        start={"layers": [0, 2]},
+        objective=[{"loss": "kd", "teacher": "bert"}],
+        epochs=1,
+        learning_rate=1e-9,
+    )
+    train_students(request(cache, tmp_path / "runs", asked, train="digits/train", validation="digits/train"))
+    cut = made(folder, tmp_path / "cut", *WAYS["every second block"])[1]
+    found = logits(folder, load_student(tmp_path / "runs" / "small"))
+    torch.testing.assert_close(found, logits(folder, cut), atol=1e-4, rtol=1e-3)
+
+
 def test_one_is_trained_from_its_folder_and_answers(folder: Path, tmp_path: Path) -> None:
     cache = Cache.open(str(folder / "cache"))
     (name,) = cache.catalogue().datasets
@@ -109,9 +226,6 @@ def test_one_is_trained_from_its_folder_and_answers(folder: Path, tmp_path: Path
     assert record.status == "finished"
     answerer = load_answerer(tmp_path / "runs" / "small", device="cpu")
     assert logits(folder, answerer.student).shape == (16, 10)
-    with pytest.raises(BadRequest, match="has no equal in transformers") as refused:
-        export_transformers(tmp_path / "runs" / "small", tmp_path / "out")
-    assert refused.value.found == "classes of pictures"
     odd = vector_student(
         architecture="transformers", path=str(folder / "vit"), options={"image_size": 16},
         objective=[{"loss": "kd", "teacher": "bert"}], epochs=1,

@@ -229,7 +229,7 @@ def export(
             "--format",
             metavar="FORMAT",  # four names in < > are broken within one at 80 columns
             help="onnx, safetensors, pt2, or transformers: of a language model, an encoder or classifier of texts "
-            "(sentence-transformers loads the folder too).",
+            "(sentence-transformers loads the folder too), a classifier of pictures.",
         ),
     ] = "transformers",
     quantize: Annotated[
@@ -250,8 +250,8 @@ def export(
 
     def action() -> int:
         from storage.errors import BadRequest
+        from student_train.using.exporting.hub.transformers import export_transformers
         from student_train.using.exporting.models import export_model
-        from student_train.using.exporting.transformers import export_transformers
 
         place = _at_hand(run)
         if form == "transformers":

@@ -88,6 +88,8 @@ def _drawn(student: Student) -> list[Tensor]:
     blueprint = student.blueprint
     draw = torch.Generator().manual_seed(0)
     shape = (1, *blueprint.input_shape)
+    if blueprint.made_of.scaled:  # as pictures are: a byte each
+        return [torch.randint(256, shape, generator=draw) / 255 for _ in range(ROWS)]
     if not blueprint.made_of.tokenised:
         return [torch.rand(shape, generator=draw) for _ in range(ROWS)]
     ids = blueprint.vocabulary or blueprint.num_classes

@@ -5,19 +5,19 @@ Of embeddings the folder says how they are made where sentence-transformers wrot
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from storage.errors import BadTeacher
 from storage.language.pooling import MODULES, Pooled, pooled_as, read_json
+from storage.language.preprocessing import PREPROCESSOR, Preprocessing, preprocessing_as
 
 if TYPE_CHECKING:
     from torch import nn
 
     from teacher_cache.teachers.options import TeacherOptions
 
-PREPROCESSOR, SENTENCES = "preprocessor_config.json", "sentence_bert_config.json"
+SENTENCES = "sentence_bert_config.json"
 UNNAMED = "LABEL_"  # how transformers calls classes that nobody has named
 WIDTHS = ("hidden_size", "d_model", "dim", "n_embd")  # by which configs say how wide hidden states are
 
@@ -96,48 +96,13 @@ def _of_sentences(folder: Path) -> dict[str, Any]:
     return said if isinstance(said, dict) else {}
 
 
-class Preprocessing(NamedTuple):
-    """What a classifier of images expects: pixels in [0, 1], less `mean` and over `std` of each channel."""
-
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-
-
 def preprocessing_of(folder: Path, options: TeacherOptions) -> Preprocessing:
-    """Return how images are normalised, as the job says it, else as the folder's preprocessor does.
+    """Return how images are normalised, as the job says it, else as the folder does.
 
     Raises:
-        BadTeacher: nobody says it; or pixels are scaled otherwise than to [0, 1].
+        BadTeacher: as `preprocessing_as`.
     """
-    if options.mean is not None and options.std is not None:
-        return Preprocessing(tuple(options.mean), tuple(options.std))
-    path = folder / PREPROCESSOR
-    if not path.exists():
-        raise BadTeacher(
-            f"nobody says how the images of {folder} are normalised",
-            found=f"no {PREPROCESSOR}",
-            do="mean = [...] and std = [...] in [[teacher]], of pixels in [0, 1]; AutoImageProcessor's "
-            "save_pretrained(…) writes the file too",
-        )
-    said = read_json(path, BadTeacher)
-    factor = said.get("rescale_factor", 1 / 255)
-    if said.get("do_rescale", True) is not True or abs(float(factor) - 1 / 255) > 1e-6:
-        raise BadTeacher(
-            f"the images of {folder} are scaled in a way that is not done here",
-            found=f"do_rescale = {said.get('do_rescale')}, rescale_factor = {factor}  ({path})",
-            expected="a factor of 1/255",
-            do="mean = [...] and std = [...] in [[teacher]], of pixels in [0, 1]",
-        )
-    if not said.get("do_normalize", True):
-        return Preprocessing((0.0,), (1.0,))
-    return Preprocessing(_numbers(path, said, "image_mean"), _numbers(path, said, "image_std"))
-
-
-def _numbers(path: Path, said: dict[str, Any], key: str) -> tuple[float, ...]:
-    value = said.get(key)
-    if not isinstance(value, Sequence) or not value or not all(isinstance(each, int | float) for each in value):
-        raise BadTeacher(f"{path} says no {key}", found=repr(value), do="mean = [...] and std = [...] in [[teacher]]")
-    return tuple(map(float, value))
+    return preprocessing_as(folder, options.mean, options.std, wrong=BadTeacher, where="[[teacher]]")
 
 
 def answers_of(folder: Path, config: dict[str, Any], options: TeacherOptions) -> dict[str, Any]:

@@ -9,7 +9,8 @@ L positions.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,8 @@ from storage.language.pooling import MODULES, POOLINGS, Pooling, pooled_as
 from storage.language.tokenizer import Around, around, decoder, encoder
 from student_train.students import Student
 from student_train.students.files import TOKENIZER_FILE
-from student_train.using.exporting.beside import TOKENIZER_CONFIG
+from student_train.using.exporting.hub.beside import TOKENIZER_CONFIG, Beside
+from student_train.using.exporting.hub.form import LOADED_AS, WHAT, Form
 
 LIBRARY = "sentence-transformers"
 MODULES_OF = ("Transformer", "Pooling", "Normalize")
@@ -43,11 +45,36 @@ def answers_texts(student: Student) -> bool:
     return isinstance(student.network, Embedding | TextClassifier)
 
 
-def plain_model(student: Student) -> Any:
+def form_of_texts(student: Student, beside: Beside) -> Form:
+    """Return the form of an encoder, with the tokenizer by which its rows were made."""
+    network: Any = student.network
+    model = named_classes(student)
+
+    def write(folder: Path) -> None:
+        model.save_pretrained(folder)
+        write_modules(student, folder)
+
+    def answers(folder: Path) -> Callable[[Tensor], Tensor]:
+        written = load_again(student, folder)
+
+        def vectors_or_logits(inputs: Tensor) -> Tensor:
+            found: Tensor = student.blueprint.made_of.call(written, inputs)
+            return found
+
+        return vectors_or_logits
+
+    def check(rows: Sequence[Tensor], folder: Path) -> str | None:
+        return check_tokens(student, rows, folder)
+
+    library, use = use_of(student)
+    with_tokenizer = replace(beside, files=tokenizer_files(student, beside.files))
+    return Form(type(network.model).__name__, write, answers, with_tokenizer, library, use, check)
+
+
+def named_classes(student: Student) -> Any:
     """Return the model of transformers within; of a classifier its config names the classes."""
-    network = student.network
-    assert isinstance(network, Embedding | TextClassifier)
-    if isinstance(network, TextClassifier) and (names := student.blueprint.classes):
+    network: Any = student.network
+    if not isinstance(network, Embedding) and (names := student.blueprint.classes):
         network.model.config.id2label = dict(enumerate(names))
         network.model.config.label2id = {name: number for number, name in enumerate(names)}
     return network.model
@@ -81,10 +108,10 @@ def write_modules(student: Student, folder: Path) -> None:
         (folder / name).write_text(json.dumps(value, indent=2) + "\n")
 
 
-def load_again(student: Student, folder: Path, what: str) -> nn.Module:
+def load_again(student: Student, folder: Path) -> nn.Module:
     """Return what a written folder says, as its own files have it: from ids and a mask to the answers of texts."""
-    auto: Any = import_transformers(what)
-    how: dict[str, Any] = {"dtype": torch.float32, "local_files_only": True, "trust_remote_code": False}
+    auto: Any = import_transformers(WHAT)
+    how: dict[str, Any] = {"dtype": torch.float32, **LOADED_AS}
     if isinstance(student.network, TextClassifier):
         return TextClassifier(auto.AutoModelForSequenceClassification.from_pretrained(folder, **how)).eval()
     pooled = pooled_as(folder, None, None, wrong=BadRequest, where=MODULES)
@@ -108,7 +135,7 @@ def tokenizer_files(student: Student, files: Mapping[str, bytes]) -> dict[str, b
     config["model_max_length"] = student.blueprint.input_shape[0]
     special = {int(each["id"]): str(each["content"]) for each in tokenizer.get("added_tokens") or ()}
     if config.get("pad_token") is None and special:  # no mask names it; but a text may, so it is none of a text's own
-        own = plain_model(student).config.get_text_config().pad_token_id
+        own = named_classes(student).config.get_text_config().pad_token_id
         first = next((name for name in PADS if name in special.values()), next(iter(special.values())))
         config["pad_token"] = special.get(-1 if own is None else own, first)
     return dict(files) | {
@@ -117,14 +144,13 @@ def tokenizer_files(student: Student, files: Mapping[str, bytes]) -> dict[str, b
     }
 
 
-def check_tokens(student: Student, rows: Sequence[Tensor], folder: Path, what: str) -> str | None:
+def check_tokens(student: Student, rows: Sequence[Tensor], folder: Path) -> str | None:
     """Check that the library makes the tokens of a text that a student's rows have; return what is told of that.
 
     Args:
         student: that was written.
         rows: of its inputs, whose texts are tried too.
         folder: that was written.
-        what: needs transformers.
 
     Raises:
         BadRequest: it makes others, so that the exported model would answer otherwise.
@@ -142,9 +168,7 @@ def check_tokens(student: Student, rows: Sequence[Tensor], folder: Path, what: s
     if not plain:
         return None
     texts = [*plain, " ".join(plain * length)]  # the last is cut
-    library = import_transformers(what).AutoTokenizer.from_pretrained(
-        folder, local_files_only=True, trust_remote_code=False
-    )
+    library = import_transformers(WHAT).AutoTokenizer.from_pretrained(folder, **LOADED_AS)
     made = library(texts, truncation=True, max_length=length)["input_ids"]
     for text, ids, other in zip(texts, encode(texts), made, strict=True):
         own = template.put(ids, length).tolist()
