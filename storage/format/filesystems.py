@@ -18,13 +18,15 @@ import ctypes
 import errno
 import fcntl
 import os
+import re
 import stat
+import tempfile
 from collections.abc import Iterator
 from io import FileIO
 from pathlib import Path
 from typing import IO, Any
 
-from storage.errors import StorageFailure
+from storage.errors import BadRequest, StorageFailure
 
 # Of what is read whole, by the end of its name: promises; commits, plans and the ledger; arrays of format 2.
 MOST_BYTES = {".json": 2**28, ".parquet": 2**31, "": 2**34}
@@ -46,7 +48,12 @@ REMEDIES: dict[int | None, str] = {
     errno.EROFS: "name a folder that is not on a read-only disk",
     errno.EFBIG: "raise the limit on file sizes (ulimit -f), then run the same command again; what is committed stays",
     errno.EXDEV: "look at the link and at what is behind it, and delete it by hand",
+    errno.ENOENT: "name another folder: in this one nothing can be made",
+    errno.ENAMETOOLONG: "name a shorter one",
 }
+OTHERWISE = "look at that disk, or name a place on another, then run the same command again"
+UNREADABLE = "let this user read it, then run the same command again"
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
 
 
 def check_size(path: str, size_bytes: int, most_bytes: int | None = None) -> None:
@@ -167,8 +174,42 @@ def name_once(temporary: Path, path: Path) -> bool:
 
 
 def storage_failure(verb: str, path: str, error: OSError) -> StorageFailure:
-    """Return the error of a disk that refused, with what helps."""
-    return StorageFailure(f"cannot {verb} {path}", found=error.strerror or str(error), do=REMEDIES.get(error.errno))
+    """Return the error of a disk that refused, with what helps; libraries say its number in a text of their own."""
+    code = error.errno
+    if code is None and (said := re.search(r"(?:errno|os error) (\d+)", str(error))):
+        code = int(said[1])
+    do = REMEDIES.get(code, OTHERWISE)
+    if verb in ("read", "list") and code in (errno.EACCES, errno.EPERM):
+        do = UNREADABLE
+    found = error.strerror or (os.strerror(code) if code is not None else str(error))
+    return StorageFailure(f"cannot {verb} {path}", found=found, do=do)
+
+
+def check_place(path: Path, *, within: bool = False) -> None:
+    """Check that a file or folder can be made at a place, before anything is spent on what is to lie there.
+
+    Whether there will be room for it nobody knows yet.
+
+    Args:
+        path: of what is to be made.
+        within: it is a folder that may be there, and others are to be made in it.
+
+    Raises:
+        BadRequest: its disk is read-only, a file is where a folder should be, or this user may not write there.
+    """
+    above = path.absolute() if within else path.absolute().parent
+    while not above.exists() and above != above.parent:
+        above = above.parent
+    try:
+        with tempfile.TemporaryFile(dir=above):
+            pass
+    except OSError as error:
+        if error.errno not in NO_ROOM:
+            raise BadRequest(
+                f"{path} cannot be written",
+                found=f"nothing can be made in {above}: {error.strerror}",
+                do=REMEDIES.get(error.errno, OTHERWISE),
+            ) from None
 
 
 def sync_folder(folder: Path) -> None:

@@ -20,6 +20,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from storage.errors import BadRequest, CorruptObject, missing_extra
+from storage.format.filesystems import check_place
 from storage.format.objects import LocalObjects
 
 REPORT_FILE = "report.html"
@@ -59,7 +60,7 @@ def write_report(runs: Path, out: Path | None = None, cache_url: str | None = No
 
     Raises:
         MissingSource: there is no run.
-        BadRequest: `out` is a folder; or matplotlib is not installed.
+        BadRequest: `out` is a folder, or cannot be made; or matplotlib is not installed.
         StillroomError: `cache_url` is given, and is not their cache.
         StorageFailure: the file cannot be written.
     """
@@ -71,9 +72,11 @@ def write_report(runs: Path, out: Path | None = None, cache_url: str | None = No
     from student_train.report.contents import gather
     from student_train.report.page import render
 
+    path = runs / REPORT_FILE if out is None else out
+    if runs.is_dir():  # else that is told first
+        check_place(path)
     contents = gather(runs, cache_url)
     page = render(contents).encode()
-    path = runs / REPORT_FILE if out is None else out
     LocalObjects(path.parent).put(path.name, page)  # whole or not at all
     damaged = {run.name for run in contents.runs if run.faults}
     damaged |= set() if contents.comparison is None else contents.comparison.faults.keys()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -10,8 +11,8 @@ from typing import IO
 
 from storage.cache.lease import RENEW_S, Holder
 from storage.digests import fingerprint
-from storage.errors import BadRequest, Interrupted, StillroomError, StorageFailure, TryAgain
-from storage.format.filesystems import hold_file
+from storage.errors import BadRequest, Interrupted, StillroomError, TryAgain
+from storage.format.filesystems import check_place, hold_file, storage_failure
 from student_train.run_files.records import read_record
 
 LOOK_EVERY_S = 1.0
@@ -29,7 +30,7 @@ def locked(path: Path, what: str, do: str = "wait for it to end") -> Iterator[bo
 
     Raises:
         TryAgain: another process holds it.
-        BadRequest: its folder is none.
+        BadRequest: its folder is none, or nothing can be made there.
         StorageFailure: it cannot be written.
     """
     with contextlib.ExitStack() as stack:
@@ -41,9 +42,8 @@ def locked(path: Path, what: str, do: str = "wait for it to end") -> Iterator[bo
         except (FileExistsError, NotADirectoryError):
             raise no_folder(path.parent) from None
         except OSError as error:
-            raise StorageFailure(
-                f"cannot write {path.parent}", found=error.strerror, do="make the folder writable"
-            ) from None
+            check_place(path.parent, within=True)
+            raise storage_failure("write", str(path.parent), error) from None
         _say(file)
         yield held
 
@@ -109,9 +109,8 @@ def _is_finished(folder: Path) -> bool:
 def _say(file: IO[str]) -> None:
     """Write into a file that is held who holds it."""
     with contextlib.suppress(OSError):  # a full disk; the lock is held all the same
-        file.truncate(0)
-        file.write(Holder.here(RENEW_S).told)
-        file.flush()
+        os.ftruncate(file.fileno(), 0)
+        os.write(file.fileno(), Holder.here(RENEW_S).told.encode())  # no buffer, which would fail again at its end
 
 
 def _said(path: Path) -> str:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from storage.cache import Cache
 from storage.digests import fingerprint
 from storage.errors import BadRequest, BadTeacher, StillroomError
+from storage.format.filesystems import check_place, storage_failure
 from storage.format.specs import DatasetSpec, check_promise
 from teacher_cache.building.prepared import BuildRequest
 from teacher_cache.making.asking import batches, retake
@@ -107,6 +108,7 @@ def make(request: MakeRequest) -> Made:
     made = _lineage(request, teacher, dataset)
     if (before := _made_before(request.out, made)) is not None:
         return before
+    check_place(request.out)
     torch.set_num_threads(request.build.threads)
     rows = some_rows(cache, dataset.name, request.rows, request.seed)
     subject = as_student(teacher, KINDS[teacher.origin].load(teacher), dataset, rows)
@@ -273,7 +275,7 @@ def _write(
     try:
         request.out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise BadRequest(f"{request.out} cannot be made", found=error.strerror, do="name another one with -o") from None
+        raise storage_failure("write", str(request.out), error) from None
     save_student(request.out, student.blueprint, student.state_dict(), student.tokenizer, made=made)
     own = student.blueprint.architecture
     return Made(

@@ -71,7 +71,7 @@ def test_a_store_that_stops_to_answer_is_exit_75_and_the_same_command_resumes(
     ("fault", "code", "told"),
     [
         ("404 NoSuchBucket", 2, "or make the bucket with your store's own tools"),
-        ("403 AccessDenied", 1, "check the address and the credentials in the environment"),
+        ("403 AccessDenied", 2, "check the address and the credentials in the environment"),
         ("deaf", 2, "conditional writes"),
     ],
     ids=["not there", "read-only", "lies about conditions"],

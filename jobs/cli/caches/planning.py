@@ -84,12 +84,16 @@ def _check_plot(path: Path) -> None:
     from importlib.util import find_spec
 
     from storage.errors import BadRequest, missing_extra
+    from storage.format.filesystems import check_place
 
     if find_spec("matplotlib") is None:
         raise missing_extra("--plot", "no matplotlib", "plots")
     if path.suffix.lower() not in PLOT_SUFFIXES:
         raise BadRequest(f"--plot {path} has no suffix of a picture", expected=", ".join(PLOT_SUFFIXES))
-    if path.is_dir() or not path.resolve().parent.is_dir():
+    if path.is_dir() or not (folder := path.resolve().parent).is_dir():
         raise BadRequest(
-            f"--plot {path} cannot be written", found="no such folder" if not path.is_dir() else "a folder"
+            f"--plot {path} cannot be written",
+            found="a folder" if path.is_dir() else f"no folder {folder}",
+            do="name a file in a folder that is there",
         )
+    check_place(path)

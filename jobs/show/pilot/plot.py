@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from matplotlib.ticker import FuncFormatter
 from matplotlib.transforms import Bbox
 
 from storage.encodings.naming import short_name
-from storage.errors import StorageFailure
+from storage.format.objects import LocalObjects
 from teacher_cache.pilot.ladder import DRAW_SETS, is_unbiased
 from teacher_cache.pilot.pilot import Pilot, Trial
 
@@ -50,10 +51,9 @@ def draw(pilots: Sequence[Pilot], path: Path) -> None:
         left.set_title(f"{pilot.teacher} over {', '.join(pilot.datasets)}: {pilot.num_classes} classes", fontsize=10)
         if any(is_unbiased(trial.encoding) for trial in pilot.trials):
             right.set_title(f"hollow: unbiased, mean of {DRAW_SETS} sets of draws", fontsize=10)
-    try:
-        figure.savefig(path, dpi=130, metadata={"Date": None} if path.suffix.lower() == ".svg" else None)
-    except OSError as error:
-        raise StorageFailure(f"cannot write {path}", found=error.strerror or str(error)) from None
+    drawn, suffix = BytesIO(), path.suffix.lower()
+    figure.savefig(drawn, dpi=130, format=suffix[1:], metadata={"Date": None} if suffix == ".svg" else None)
+    LocalObjects(path.parent).put(path.name, drawn.getvalue())  # whole or not at all
 
 
 def _panel(axes: Any, points: list[tuple[Trial, float]], pilot: Pilot) -> None:

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from storage.errors import CorruptObject, MissingObject
 from storage.format.filesystems import (
+    check_place,
     check_size,
     look_at,
     name_once,
@@ -141,7 +142,7 @@ class LocalObjects:
         self._remove_empty(target.parent)
 
     def check_writable(self) -> None:
-        pass  # the disk itself says so, at the first write
+        check_place(self.root, within=True)
 
     def leftovers(self) -> Iterator[ObjectInfo]:
         for folder, _, names in os.walk(self.root):  # not into symbolic links

@@ -95,7 +95,7 @@ def refused(verb: str, name: str, said: str) -> StorageFailure:
             return refusal.kind(f"cannot {verb} {name}: {refusal.what}", found, refusal.expected, do + again)
     if "status code: 403" in said:
         may = "may not be written" if verb in WRITING else "may not be read"
-        return StorageFailure(
+        return StoreRefused(
             f"cannot {verb} {name}: it {may} with these credentials",
             found=told(said),
             expected="permission to list, read, write and delete" if verb in WRITING else "permission to list and read",

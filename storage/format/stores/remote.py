@@ -49,7 +49,7 @@ class RemoteObjects:
             raise BadRequest(
                 f"cannot open {url}",
                 found=told(str(error)),
-                expected="a folder, s3://bucket/prefix, or https://…; and credentials that are whole",
+                expected="a folder, s3://bucket/prefix, or https://…",
             ) from None
 
     def get(self, path: str, most_bytes: int | None = None) -> bytes:

@@ -13,9 +13,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
+
 from storage.digests import digest, file_digest
 from storage.errors import BadRequest, CorruptObject, TryAgain
-from storage.format.filesystems import hold_file, storage_failure
+from storage.format.filesystems import check_place, hold_file, storage_failure
 
 MARK = "stillroom.json"
 
@@ -49,10 +51,11 @@ def done_before(out: Path, about: dict[str, Any], files: Mapping[str, bytes]) ->
         files: by name, that it must have.
 
     Raises:
-        BadRequest: it is something else.
+        BadRequest: it is something else, or nothing can be made there.
         CorruptObject: it was this export, and has changed.
     """
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
+        check_place(out)
         return None
     try:
         mark = json.loads((out / MARK).read_bytes())
@@ -106,6 +109,10 @@ def part_of(out: Path) -> Iterator[Path]:
             if out.exists():
                 out.rmdir()  # empty
             part.rename(out)
+        except OSError as error:
+            raise storage_failure("write", str(part), error) from error
+        except SafetensorError as error:  # of transformers, which writes weights by it
+            raise storage_failure("write", str(part), OSError(str(error))) from error
         finally:
             shutil.rmtree(part, ignore_errors=True)
             mine.unlink(missing_ok=True)

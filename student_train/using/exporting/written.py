@@ -6,6 +6,7 @@ import traceback
 import warnings
 from collections.abc import Callable
 from importlib.util import find_spec
+from io import BytesIO
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -80,7 +81,9 @@ def write_pt2(student: Student, folder: Path, said: dict[str, str]) -> Written:
     program = _traced(lambda: torch.export.export(student, arguments, dynamic_shapes=shapes), student, "torch.export")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of a library about itself
-        torch.export.save(program, folder / PT2_FILE, extra_files=said)
+        whole = BytesIO()  # a disk that is full would end the process in torch's own writer
+        torch.export.save(program, whole, extra_files=said)
+        (folder / PT2_FILE).write_bytes(whole.getbuffer())
         again = torch.export.load(folder / PT2_FILE).module()
     made_of = student.blueprint.made_of
     use = (

@@ -13,14 +13,15 @@ import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet as pq
 
-from storage.errors import BadRequest, StorageFailure
+from storage.errors import BadRequest
+from storage.format.filesystems import check_place, storage_failure
 
 Write = Callable[[pl.DataFrame], None]
 ROWS_A_GROUP = 2**16  # of Parquet
 
 
 def check_out(path: Path) -> None:
-    """Raise BadRequest if predictions cannot be written there: it is there already, or of a kind nobody writes."""
+    """Raise BadRequest if predictions cannot be written there: it is there already, nobody may, or of no such kind."""
     if re.match(r"[a-z0-9]+:/", str(path)):  # a path has one of the two strokes that it was given
         raise BadRequest(f"predictions are written to a disk of this machine, not to {path}", do="copy the file there")
     if path.suffix not in (".csv", ".parquet"):
@@ -29,6 +30,7 @@ def check_out(path: Path) -> None:
         raise BadRequest(f"{path} is there already", do="name another file; or delete it")
     if not path.parent.is_dir():
         raise BadRequest(f"there is no folder {path.parent}", found=str(path), do=f"mkdir -p {path.parent}")
+    check_place(path)
 
 
 @contextlib.contextmanager
@@ -52,7 +54,7 @@ def writing(path: Path) -> Iterator[Write]:
     except FileExistsError:
         raise BadRequest(f"{path} is there by now, of somebody else", do="name another file") from None
     except OSError as error:
-        raise StorageFailure(f"cannot write {path}", found=error.strerror or str(error)) from None
+        raise storage_failure("write", str(path), error) from None
 
 
 @contextlib.contextmanager

@@ -469,7 +469,7 @@ def test_a_folder_that_cannot_be_written_is_told(tmp_path: Path, program: Progra
     tmp_path.chmod(0o555)
     ended = program(*arguments)
     tmp_path.chmod(0o755)
-    assert (ended.code, "make the folder writable" in ended.err) == (1, True)
+    assert (ended.code, "make the folder writable" in ended.err) == (2, True)
 
 
 def test_numbers_that_json_lacks_are_null(kitchen: Path, program: Program) -> None:

@@ -76,8 +76,8 @@ def test_damaged_predictions_are_an_exit_code_for_schedulers(program: Program, r
         (("RUNS", "--cache", "nowhere"), 2, "is not a cache"),
         (("RUNS", "--cache", "other"), 2, "is not the cache of these runs"),
         (("RUNS", "--out", "empty"), 2, "is a folder"),
-        (("RUNS", "--out", "RUNS/a/run.json/page.html"), 1, "cannot write"),
-        (("RUNS", "--out", "/proc/page.html"), 1, "cannot write"),
+        (("RUNS", "--out", "RUNS/a/run.json/page.html"), 2, "cannot be written"),
+        (("RUNS", "--out", "/proc/page.html"), 2, "cannot be written"),
     ],
 )
 def test_a_request_that_makes_no_sense_is_answered(

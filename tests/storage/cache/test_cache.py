@@ -18,7 +18,6 @@ from storage.errors import (
     MissingObject,
     NotInCache,
     StaleCache,
-    StorageFailure,
 )
 from storage.format.shards import Commit, ShardKey
 from storage.format.specs import DatasetSpec, TeacherSpec, write_spec
@@ -71,7 +70,7 @@ def test_a_folder_of_something_else_is_not_made_a_cache(tmp_path: Path) -> None:
 
 def test_a_file_is_not_made_a_cache(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"")
-    with pytest.raises(StorageFailure):
+    with pytest.raises(BadRequest, match="cannot be written"):
         Cache.create(str(tmp_path / "file"))
 
 

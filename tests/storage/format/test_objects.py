@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pytest
 
-from storage.errors import BadRequest, MissingObject, StorageFailure
+from storage.errors import BadRequest, MissingObject, StorageFailure, StoreRefused
 from storage.format.objects import TEMPORARY_PREFIX, LocalObjects, Objects, RemoteObjects, Span, open_objects
 
 
@@ -370,8 +370,9 @@ def test_a_create_whose_answer_was_lost_still_wins(bucket: str) -> None:
 def test_a_missing_bucket_is_an_error_that_names_it(where: str, request: pytest.FixtureRequest) -> None:
     store = RemoteObjects(request.getfixturevalue(where).replace("stillroom", "nowhere"))
     for verb, write in (("write", store.put), ("create", store.create)):
-        with pytest.raises(StorageFailure) as caught:
+        with pytest.raises(StoreRefused) as caught:
             write("a", b"")
-        assert (caught.value.what, caught.value.found) == (f"cannot {verb} {store.url}/a", "there is no bucket nowhere")
-    with pytest.raises(StorageFailure, match="cannot list"):
+        assert caught.value.what == f"cannot {verb} {store.url}/a: there is no such bucket"
+        assert (caught.value.found or "").startswith("404 Not Found, ")
+    with pytest.raises(StoreRefused, match="cannot list"):
         store.list()

@@ -88,8 +88,8 @@ def test_a_store_that_never_answers_is_to_be_tried_again_and_names_what_was_aske
 
 REFUSED = {  # status and the store's own word: exit code, what is wrong, what to do
     "400": (1, "", "check the address and the credentials"),
-    "403": (1, "it may not be written with these credentials", "check the address and the credentials"),
-    "403 AccessDenied": (1, "it may not be written with these credentials", "check the address and the credentials"),
+    "403": (2, "it may not be written with these credentials", "check the address and the credentials"),
+    "403 AccessDenied": (2, "it may not be written with these credentials", "check the address and the credentials"),
     "403 InvalidAccessKeyId": (2, "the store does not know these credentials", "export AWS_ACCESS_KEY_ID"),
     "403 SignatureDoesNotMatch": (2, "the store does not know these credentials", "export AWS_ACCESS_KEY_ID"),
     "400 ExpiredToken": (2, "or they have ended", "AWS_SESSION_TOKEN"),
@@ -212,7 +212,7 @@ def test_a_store_that_refuses_half_way_leaves_what_is_committed(faulty: FaultySt
         )
         with pytest.raises(StorageFailure) as caught:
             write(another)
-        assert (caught.value.exit_code, "credentials" in (caught.value.do or "")) == (1, True)
+        assert (caught.value.exit_code, "credentials" in (caught.value.do or "")) == (2, True)
         assert list(list_commits(store, "d/ingest")) == [0]
     faulty.will("none", times=0)
     write(another)

@@ -17,7 +17,7 @@ from PIL import Image
 from storage.cache import Cache
 from storage.digests import digest
 from storage.encodings import SparseEncoding
-from storage.errors import BadRequest, CorruptObject, MissingSource, NotInCache, StaleCache, StorageFailure
+from storage.errors import BadRequest, CorruptObject, MissingSource, NotInCache, StaleCache
 from storage.format.sealed import read_json
 from student_train.comparing.runs import objective_text
 from student_train.report import REPORT_FILE, Written, write_report
@@ -435,7 +435,7 @@ def test_a_page_that_cannot_be_written_is_told(finished: Path, tmp_path: Path) -
     with pytest.raises(BadRequest, match=r"folder\.html is a folder"):
         write_report(finished, tmp_path / "folder.html")
     (tmp_path / "file").touch()
-    with pytest.raises(StorageFailure, match="cannot write"):
+    with pytest.raises(BadRequest, match="cannot be written"):
         write_report(finished, tmp_path / "file/page.html")
 
 

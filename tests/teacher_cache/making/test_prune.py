@@ -142,7 +142,7 @@ def test_what_was_made_before_is_not_there_without_its_weights(pantry: Path, tmp
 
 def test_a_folder_that_cannot_be_made_is_an_error_of_ours(pantry: Path, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    with pytest.raises(BadRequest, match="cannot be made"):
+    with pytest.raises(BadRequest, match="cannot be written"):
         pruned(pantry, tmp_path / "file/out")
 
 
