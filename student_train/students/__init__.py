@@ -25,7 +25,7 @@ from student_train.students.remade.int8 import codes_of, step_of
 from student_train.students.remade.products import in_floats, is_product, products_of
 from student_train.students.remade.rebuild import rebuild, settled, size_of
 from student_train.students.remade.size import Size, flops_of_layers, size_of_student
-from student_train.students.tensors import shared_layers
+from student_train.students.tensors import moved, shared_layers
 from student_train.students.transformers import embedded
 
 __all__ = [
@@ -50,6 +50,7 @@ __all__ = [
     "is_product",
     "is_table",
     "load_student",
+    "moved",
     "products_of",
     "read_blueprint",
     "rebuild",

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import TypeVar
 
 from torch import Tensor, nn
+
+AnyModule = TypeVar("AnyModule", bound=nn.Module)
 
 
 def shared_names(module: nn.Module) -> dict[str, str]:
@@ -18,6 +21,23 @@ def shared_names(module: nn.Module) -> dict[str, str]:
     first: dict[int, str] = {}
     named = {name: first.setdefault(id(value), name) for name, value in module.state_dict(keep_vars=True).items()}
     return {name: other for name, other in named.items() if name != other}
+
+
+def moved(module: AnyModule, device: str) -> AnyModule:
+    """Move a module to a device, and have its layers share there what they shared: on `meta` torch parts them.
+
+    >>> network = nn.Sequential(nn.Linear(2, 2, bias=False), nn.Linear(2, 2, bias=False))
+    >>> network[1].weight = network[0].weight
+    >>> len([*moved(network, "meta").parameters()])
+    1
+    """
+    shared = shared_names(module)
+    module.to(device)
+    for name, first in shared.items():
+        layer, _, own = name.rpartition(".")
+        other, _, theirs = first.rpartition(".")
+        setattr(module.get_submodule(layer), own, getattr(module.get_submodule(other), theirs))
+    return module
 
 
 def shared_layers(module: nn.Module) -> dict[str, str]:

@@ -11,6 +11,7 @@ B rows, L positions, N sites, D width, C ids of the dataset; V of the model, of 
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 import warnings
@@ -279,7 +280,7 @@ def is_in_two_parts(model: Any) -> bool:
     head, training = model.get_output_embeddings(), model.training
     if head is None:
         return False
-    device = next(head.parameters()).device
+    device = next(itertools.chain(head.parameters(), head.buffers())).device  # codes are no parameters
     tokens_BL = torch.arange(TRIED_TOKENS, device=device)[None]
     given: list[Tensor] = []
 

@@ -50,9 +50,9 @@ def size_like(student: Student, changes: Sequence[Change], measure: Measure) -> 
 
 def changed_copy(student: Student, changes: Sequence[Change], device: str) -> Student:
     """Return a student with further changes, whose changed layers have fresh weights."""
-    from student_train.students import rebuild
+    from student_train.students import moved, rebuild
 
-    changed = copy.deepcopy(student).to(device)
+    changed = moved(copy.deepcopy(student), device)
     changed.network = rebuild(changed.network, changes)
     return changed.eval()
 
@@ -90,9 +90,9 @@ def largest_share(size_at: Callable[[float], float], target: Target, whole: floa
     if smallest > wanted:
         raise BadRequest(
             f"a student of {target.share:g} of its teacher's {target.measure} cannot be made so",
-            found=f"{smallest:.4g} {UNITS[target.measure]} with one unit left in every layer, {smallest / whole:.3g} "
-            "of the teacher's",
-            expected=f"{wanted:.4g} or less",
+            found=f"{_told(smallest)} {UNITS[target.measure]} with one unit left in every layer, "
+            f"{smallest / whole:.3g} of the teacher's",
+            expected=f"{_told(wanted)} or less",
             do=f"--{target.measure} {min(1.0, 1.05 * smallest / whole):.2g} or more; or another way",
         )
     low, high = 0.0, 1.0
@@ -100,3 +100,7 @@ def largest_share(size_at: Callable[[float], float], target: Target, whole: floa
         middle = (low + high) / 2
         low, high = (middle, high) if size_at(middle) <= wanted else (low, middle)
     return low
+
+
+def _told(size: float) -> str:
+    return f"{size:,.0f}" if size >= 100 else f"{size:.3g}"  # of ms parts too

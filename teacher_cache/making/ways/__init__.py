@@ -9,6 +9,7 @@ and what they share:
 
 blocks.py    whole blocks: found, scored, left out
 coupled.py   which units stand and fall together, through torch-pruning
+perceptrons.py  neurons of models of transformers, by the names of their layers
 scores.py    which units matter: by weights, gradients, activations, or none
 slices.py    the tensors of those that stay
 """

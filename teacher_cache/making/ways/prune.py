@@ -14,6 +14,7 @@ from teacher_cache.making.sizes import Target, largest_share, measured, size_lik
 from teacher_cache.making.subject import Subject
 from teacher_cache.making.ways.blocks import prune_blocks
 from teacher_cache.making.ways.coupled import Found, Units, find_heads, find_units
+from teacher_cache.making.ways.perceptrons import find_neurons
 from teacher_cache.making.ways.scores import By, score
 from teacher_cache.making.ways.slices import check_named_once, masked, resized, sliced, with_changes
 
@@ -69,6 +70,8 @@ def _units(subject: Subject, of: Of) -> Found:
     check_named_once(network)
     if of == "heads":
         found = _standing(subject, find_heads(network), (), "")
+    elif of != "channels" and (neurons := find_neurons(network)):
+        found = _standing(subject, neurons, (), HEADS)
     else:
         found = find_units(network, _traced(subject))
         layers = dict(network.named_modules())
