@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import tomllib
 from pathlib import Path
 
 from storage.errors import BadRequest, CorruptObject, MissingSource
 from storage.format.stores.mirror import at_hand
-from student_train.run_files.records import RunRecord, lost_files, read_record
+from student_train.run_files.records import JOB_FILE, RunRecord, lost_files, read_record
 from student_train.students import Student, load_student
 
 OWN = "--architecture {name}    # if you trust that code"
@@ -84,3 +85,14 @@ def load_trusted(folder: Path, named: str, architecture: str | None) -> Student:
             do=OWN.format(name=named),
         )
     return load_student(folder, architecture)
+
+
+def folders_of(run: Path) -> list[Path]:
+    """Return the folders that a run's job names, of which one may have a chat template; none of an export."""
+    try:
+        job = tomllib.loads((run / JOB_FILE).read_text())
+    except (OSError, ValueError):
+        return []
+    sections = [job.get("defaults", {}) | s for s in job.get("student", []) if s.get("name") == run.name]
+    named = [path for s in sections for path in ((s.get("start") or {}).get("path"), s.get("path"))]
+    return [Path(path) for path in named if isinstance(path, str)]

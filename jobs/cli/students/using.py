@@ -55,6 +55,10 @@ def evaluate(
         ),
     ] = None,
     keep_bytes: Annotated[int | None, typer.Option(metavar="N", min=1, help="Of all that is kept there.")] = None,
+    tokenizer: Annotated[
+        Path | None,
+        typer.Option(metavar="FOLDER", help="Of chats in files: which has their template; else one of the student's."),
+    ] = None,
     architecture: ArchitectureOption = None,
     device: DeviceOption = "auto",
     as_json: JsonOption = False,
@@ -68,12 +72,23 @@ def evaluate(
         from student_train.using.answering import load_answerer
         from student_train.using.evaluating.evaluate import as_values, evaluate_rows, find_rows
         from student_train.using.evaluating.rows import Keep
+        from student_train.using.settled import folders_of
 
         if (keep is None) != (keep_bytes is None):
             raise BadRequest("--keep FOLDER and --keep-bytes N, what it may hold, go together")
         kept = None if keep is None or keep_bytes is None else Keep(keep.absolute(), keep_bytes)
-        answerer = load_answerer(_at_hand(run), device=device, architecture=architecture)
-        rows = find_rows(answerer, dataset, cache=cache, teacher=teacher, labels=labels, keep=kept)
+        place = _at_hand(run)
+        answerer = load_answerer(place, device=device, architecture=architecture)
+        rows = find_rows(
+            answerer,
+            dataset,
+            cache=cache,
+            teacher=teacher,
+            labels=labels,
+            keep=kept,
+            tokenizer=tokenizer,
+            folders=folders_of(place),
+        )
         with terminal.watching("rows") as watch:
             watch.begin(answerer.name, rows.num_rows)
             found = evaluate_rows(answerer, rows, only_known=only_known, advance=watch.advance)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from torch import Tensor
 
 from storage.datasets import AnySource, RawSample, Source, Unreadable
 from storage.datasets.arrow import is_saved
+from storage.datasets.chat.template import read_template
 from storage.datasets.published import WebDatasetSource, are_tars
 from storage.datasets.table import TableSource
 from storage.errors import BadRequest, LabelOutOfRange, MissingSource
@@ -29,6 +30,7 @@ from student_train.using.evaluating.rows import LabelledRows, check_inputs, othe
 IMAGES = ("image_folder", "parquet_images", "webdataset")  # kinds of which one can stand for another
 OWN_KEYS = ("image", "label", "id", "images", "label_key")  # of some of these, said again of data of the same
 TARS = IMAGES[2]
+CHATS = "chat"
 REBUILT = "cache build, of these data; then student eval RUN DATASET --cache URL"
 ARRAYS = (".npy", ".npz")
 AT_ONCE = 64  # samples whose bytes are held while they are decoded
@@ -45,13 +47,14 @@ UNLABELLED = "move the images into sub-folders called after their classes; stude
 NO_LABELS = 'of a .npy give --labels FILE.npy; a .npz has "inputs" and "labels"; of images, a folder for each class'
 
 
-def rows_elsewhere(path: Path, answerer: Answerer, labels: Path | None) -> LabelledRows:
+def rows_elsewhere(path: Path, answerer: Answerer, labels: Path | None, folders: Sequence[Path] = ()) -> LabelledRows:
     """Return labelled rows of a folder or a file.
 
     Args:
         path: where they lie.
         answerer: who is to be measured, whose promise says how a sample becomes a row.
         labels: of a .npy, the file of its labels.
+        folders: of chats, of tokenizers: of which one may have the template that made the student's rows.
 
     Raises:
         BadRequest: it is not known how such a file becomes rows of this student.
@@ -59,7 +62,7 @@ def rows_elsewhere(path: Path, answerer: Answerer, labels: Path | None) -> Label
     """
     if not path.exists():
         raise MissingSource(f"there is no {path}")
-    source = source_like(path, answerer, labels)
+    source = source_like(path, answerer, labels, folders)
     files = source.files()
     if not len(files) or not files["rows"].sum():
         raise MissingSource(
@@ -89,8 +92,12 @@ def rows_elsewhere(path: Path, answerer: Answerer, labels: Path | None) -> Label
     )
 
 
-def source_like(path: Path, answerer: Answerer, labels: Path | None) -> Source:
-    """Return a source at a path that makes rows as a student's own dataset did. Raises BadRequest, MissingSource."""
+def source_like(path: Path, answerer: Answerer, labels: Path | None, folders: Sequence[Path] = ()) -> Source:
+    """Return a source at a path that makes rows as a student's own dataset did; `folders` as `rows_elsewhere`.
+
+    Raises:
+        BadRequest, MissingSource: likewise.
+    """
     promise = answerer.blueprint.source
     if promise is None:
         raise BadRequest(
@@ -112,6 +119,8 @@ def source_like(path: Path, answerer: Answerer, labels: Path | None) -> Source:
         section |= _as_promised(promise, path, answerer.blueprint.classes)
         if answerer.tokenizer is not None:
             section["tokenizer"] = "tokenizer.json"  # its own, given below
+        if kind == CHATS:
+            section["tokenizer"] = str(_with_template(str(promise.get("template")), answerer, folders).absolute())
     if labels is not None and section["kind"] != "arrays":
         raise BadRequest("--labels is of a .npy file", found=f"{path}, whose samples have their labels with them")
     section |= {"kind": "hf_folder"} if is_saved(path) else {}
@@ -141,6 +150,36 @@ def source_like(path: Path, answerer: Answerer, labels: Path | None) -> Source:
             do=REBUILT,
         )
     return source
+
+
+def makes_chats(answerer: Answerer) -> bool:
+    """Return whether a student's rows were chats."""
+    return (answerer.blueprint.source or {}).get("kind") == CHATS
+
+
+def _with_template(digest: str, answerer: Answerer, folders: Sequence[Path]) -> Path:
+    """Return the folder with the chat template that made a student's rows.
+
+    Raises:
+        BadRequest: none of them has it.
+    """
+    found = []
+    for folder in folders:
+        try:
+            template = read_template(folder, None)
+        except MissingSource:
+            found.append(f"{folder}, which has none")
+            continue
+        if template.digest == digest:
+            return folder
+        found.append(f"{template.path}, of digest {template.digest}")
+    raise BadRequest(
+        f"the chat template that made the rows of {answerer.name} is not at hand",
+        found="; ".join(found) or "no folder of a tokenizer",
+        expected=f"the template of digest {digest}",
+        do="--tokenizer FOLDER, which the dataset in the cache job names; a `template` of its own is there as "
+        "chat_template.jinja",
+    )
 
 
 def _kind_of_images(path: Path) -> str:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from math import prod
+from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
@@ -23,7 +24,7 @@ from student_train.stepping.parallel import ALONE
 from student_train.tasks import task_of
 from student_train.using.answering import Answerer
 from student_train.using.evaluating.counting import Counts
-from student_train.using.evaluating.elsewhere import rows_elsewhere
+from student_train.using.evaluating.elsewhere import makes_chats, rows_elsewhere
 from student_train.using.evaluating.matching import Matched, match_classes
 from student_train.using.evaluating.rows import Keep, LabelledRows, rows_of_cache
 
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from student_train.stepping.stepper import Stepper
     from student_train.students import Student
 
+CHATS_ALONE = "--tokenizer is of chats in files, whose template it has"
 BATCH_BYTES = 2**25  # of float32 inputs at a time
 MOST_ROWS = 256
 
@@ -73,6 +75,8 @@ def find_rows(
     teacher: str | None,
     labels: str | None,
     keep: Keep | None = None,
+    tokenizer: Path | None = None,
+    folders: Sequence[Path] = (),
 ) -> LabelledRows:
     """Return the rows that a DATASET of the command line means.
 
@@ -83,6 +87,8 @@ def find_rows(
         teacher: to agree with, of rows of a cache.
         labels: of a .npy, likewise here or in a bucket.
         keep: where shards of a cache are kept on this machine.
+        tokenizer: of chats in files, the folder of the tokenizer with the template that made the student's rows.
+        folders: in its place, those of which one may be it.
 
     Raises:
         BadRequest: it could be either; or it is neither.
@@ -111,7 +117,9 @@ def find_rows(
         if keep is not None:
             raise BadRequest("--keep is for shards of a cache", found=f"{dataset}, whose files are read as they lie")
         label_file, copied_too = (None, []) if labels is None else at_hand(labels)
-        rows = rows_elsewhere(path, answerer, label_file)
+        if tokenizer is not None and not makes_chats(answerer):
+            raise BadRequest(CHATS_ALONE, found=f"{dataset}, and a student of other rows")
+        rows = rows_elsewhere(path, answerer, label_file, folders if tokenizer is None else [tokenizer])
         notes = (*copied, *copied_too, *rows.notes)
         return replace(rows, told=rows.told.replace(str(path), dataset), notes=notes)
     if cache is None and (known is None or dataset.startswith((".", "/")) or path.suffix):
@@ -120,6 +128,8 @@ def find_rows(
             expected="a folder, a file, or rows of a cache: DATASET or DATASET/SPLIT",
             do=None if known else "--cache URL, of a cache that has them",
         )
+    if tokenizer is not None:
+        raise BadRequest(CHATS_ALONE, found=f"{dataset} of a cache, whose rows are made")
     if labels is not None:
         raise BadRequest("--labels is of a .npy file", found=f"{dataset} of a cache, whose rows have their labels")
     opened = Cache.open(str(cache or known)) if keep is None else keep.of(Cache.open(str(cache or known)))

@@ -7,7 +7,6 @@ and is taken only where it is of the same tokenizer.
 from __future__ import annotations
 
 import json
-import tomllib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +14,6 @@ from typing import Any
 
 from storage.errors import BadRequest
 from storage.language.tokenizer import difference, parse_tokenizer, read_tokenizer
-from student_train.run_files.records import JOB_FILE
 from student_train.students import Student
 from student_train.students.files import TOKENIZER_FILE
 
@@ -37,17 +35,6 @@ class Beside:
 
     files: dict[str, bytes]
     told: tuple[str, ...]
-
-
-def folders_of(run: Path) -> list[Path]:
-    """Return the folders that a run's job names, of which one may have a chat template."""
-    try:
-        job = tomllib.loads((run / JOB_FILE).read_text())
-    except (OSError, ValueError):
-        return []
-    sections = [job.get("defaults", {}) | s for s in job.get("student", []) if s.get("name") == run.name]
-    named = [path for s in sections for path in ((s.get("start") or {}).get("path"), s.get("path"))]
-    return [Path(path) for path in named if isinstance(path, str)]
 
 
 def beside(student: Student, folders: Sequence[Path], tokenizer: Path | None, *, adapter: bool = False) -> Beside:

@@ -15,7 +15,7 @@ from student_train.options.model import LoraOptions
 from student_train.run_files.records import RunRecord
 from student_train.students.files import load_adapter
 from student_train.students.starting.start import start_digests
-from student_train.using.exporting.hub.beside import folders_of
+from student_train.using.settled import folders_of
 
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 UNDER = "base_model.model."  # before peft's names

@@ -20,7 +20,7 @@ from student_train.students import Student, load_student
 from student_train.students.files import BLUEPRINT_FILE
 from student_train.students.transformers import ARCHITECTURE as TRANSFORMERS
 from student_train.using.exporting.card import Card, model_card
-from student_train.using.exporting.hub.beside import beside, folders_of
+from student_train.using.exporting.hub.beside import beside
 from student_train.using.exporting.hub.encoders import answers_texts, form_of_texts
 from student_train.using.exporting.hub.form import WHAT, Form
 from student_train.using.exporting.hub.language import form_of_adapter, form_of_language
@@ -29,7 +29,7 @@ from student_train.using.exporting.hub.smaller import of_its_config
 from student_train.using.exporting.hub.to_gpt2 import STOPS_AT
 from student_train.using.exporting.place import MARK, Exported, done_before, part_of, seal
 from student_train.using.exporting.rows import ComparedRows, apart, rows_to_compare
-from student_train.using.settled import settled
+from student_train.using.settled import folders_of, settled
 
 ROUNDING = 1e-4  # of the largest logit: kernels of another order of additions, in float32
 ARCHITECTURES = (TRANSFORMERS, "gpt")  # that can be said in transformers
