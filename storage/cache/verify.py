@@ -7,12 +7,12 @@ again. What no commit names goes with it after a day, for until then it may belo
 from __future__ import annotations
 
 import time
-from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from collections import Counter, deque
+from collections.abc import Callable, Generator, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing, suppress
 from dataclasses import dataclass, replace
-from itertools import groupby
+from itertools import groupby, islice
 from typing import NamedTuple
 
 from storage.cache.cache import Cache
@@ -26,10 +26,13 @@ from storage.format.promised import check_positions
 from storage.format.shards import Commit, ShardKey
 from storage.format.specs import WEIGHTS_JSON
 from storage.format.stages import Stage
+from storage.format.stores.base import MOST_AHEAD, num_ahead
 from storage.inputs import Stored, inputs_of
 from storage.inputs.ragged import Ragged
 from storage.views import PLAIN
 from storage.views.check import libraries
+
+READERS = 4  # shards that are checked at a time, beside those that are ahead of them
 
 
 class BadShard(NamedTuple):
@@ -90,8 +93,8 @@ def verify(cache: Cache, on_shard: Callable[[int, int], None] | None = None) -> 
     catalogue = cache.catalogue()
     keys = [ShardKey(*stage, shard) for stage, shards in catalogue.commits.items() for shard in sorted(shards)]
     found: list[_Checked] = []
-    with ThreadPoolExecutor(max_workers=4) as pool:
-        for checked in pool.map(lambda group: _check(cache, catalogue, group), _by_shard(keys)):
+    with closing(_checked(cache, catalogue, _by_shard(keys))) as shards:
+        for checked in shards:
             for each in checked:
                 found.append(each)
                 if on_shard is not None:
@@ -209,6 +212,31 @@ def _check_ids(samples: Samples) -> None:
                 expected="a permanent id of its own for each sample",
                 do="mend the ids in the source, then cache build JOB.toml --as NAME",
             )
+
+
+def _checked(cache: Cache, catalogue: Catalogue, shards: Iterator[list[ShardKey]]) -> Generator[list[_Checked]]:
+    """Yield what there is to be said of each shard, in their order, as many at a time as a far store asks for.
+
+    How large shards are those say that were checked; each is in memory whole.
+    """
+    coming: deque[Future[list[_Checked]]] = deque()
+    largest_bytes: int | None = None
+    pool = ThreadPoolExecutor(READERS + MOST_AHEAD)
+    try:
+        while True:
+            ahead = 0 if largest_bytes is None else num_ahead(cache.objects.latency_s, largest_bytes)
+            most = READERS + ahead
+            coming.extend(
+                pool.submit(_check, cache, catalogue, keys) for keys in islice(shards, max(0, most - len(coming)))
+            )
+            if not coming:
+                return
+            checked = coming.popleft().result()
+            size_bytes = sum(each.commit.size_bytes for each in checked if each.commit is not None)
+            largest_bytes = max(size_bytes, largest_bytes or 0)
+            yield checked
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 def _check(cache: Cache, catalogue: Catalogue, keys: list[ShardKey]) -> list[_Checked]:

@@ -10,7 +10,7 @@ Shapes: S rows of a shard, B chosen rows, C channels, H height, W width.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping, MutableSequence, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, MutableSequence, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
@@ -40,6 +40,7 @@ ROWS_AT_ONCE = 8  # that a thread decodes before it takes others
 BYTES_OF_A_PIXEL = 12  # while it is decoded: as Pillow has it, turned or converted, and as an array
 ROOM_BYTES = 160 * 2**20  # of pictures that are being decoded, for each thread: one of 13 megapixels
 PROVEN_SHARDS = 2**16  # of which a process knows what it has compared, a byte a row
+PROVEN_BYTES = 512  # of a shard, beside its rows: its digest, an array, a place in the memory of calls
 LOOKED_AT = 256  # rows whose pixels are held at once where nobody wants them
 MOST_PICTURE_BYTES = 2**28  # of a file
 FEATURES = ("libjpeg_turbo", "jpg", "zlib", "webp", "libtiff", "jpg_2000", "avif")  # Pillow's names of what decodes
@@ -304,6 +305,12 @@ def proven(shard: str, num_rows: int) -> NDArray[np.bool_]:
         num_rows: S.
     """
     return np.zeros(num_rows, bool)
+
+
+def proven_bytes(rows: Iterable[int]) -> int:
+    """Return what a process holds at most of what it has compared in shards of so many rows."""
+    largest = sorted(rows)[-PROVEN_SHARDS:]
+    return len(largest) * PROVEN_BYTES + sum(largest)
 
 
 @lru_cache

@@ -16,6 +16,7 @@ from storage.encodings import Capability, Encoded, Encoding
 from storage.encodings.dense import BYTES
 from storage.errors import BadRequest, gib
 from storage.format.shards import stage_folder
+from storage.format.stores.base import num_ahead
 from storage.inputs import inputs_of
 from storage.inputs.encoded import OwnSize, own_shape
 from storage.tasks import task_of
@@ -25,7 +26,7 @@ from student_train.feed.feed import Feed
 from student_train.feed.flat import Kept
 from student_train.feed.selection import Selection
 from student_train.feed.shard_source import FEATURE, ShardSource
-from student_train.feed.windows import Tick, load, num_ahead
+from student_train.feed.windows import Tick, load
 from student_train.options.sections import ResidencyChoice
 
 LABEL_BYTES = 4  # of each site, in an array

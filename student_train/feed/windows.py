@@ -13,7 +13,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from contextlib import AbstractContextManager, closing, contextmanager
 from itertools import pairwise
-from math import ceil
 from threading import Lock
 from typing import Any
 
@@ -33,11 +32,7 @@ from student_train.feed.shard_source import Fetched, ShardSource, views_of
 
 # Shards read at a time; each is in memory besides where its rows are to lie (`weighing/feed_memory.py` counts it).
 READERS = 4
-# Shards fetched before they are read, and their bytes as they are stored (likewise).
-MOST_AHEAD, AHEAD_BYTES = 32, 2**26
 MOST_THREADS = 64
-ROUND_TRIPS = 2  # of a shard: its commits, then their arrays
-SHARD_S = 0.005  # of a small one, on this machine; the others travel meanwhile
 
 Tick = Callable[[int, int], None]  # told how many shards of how many are read; may raise to stop
 
@@ -180,24 +175,6 @@ class Coming:
     def close(self) -> None:
         """Wait for what is being fetched, and fetch no more."""
         self._pool.shutdown(cancel_futures=True)
-
-
-def most_ahead(shard_bytes: int) -> int:
-    """Return how many shards are fetched ahead at most, of so many bytes each: those that are far away."""
-    return min(MOST_AHEAD, AHEAD_BYTES // max(1, shard_bytes))
-
-
-def num_ahead(latency_s: float, shard_bytes: int) -> int:
-    """Return how many shards to fetch ahead, so that this machine is busy while they travel.
-
-    Args:
-        latency_s: from a request to its answer.
-        shard_bytes: of the largest shard.
-
-    >>> num_ahead(0.0, 3_000_000), num_ahead(0.02, 3_000_000), num_ahead(0.2, 30_000_000)
-    (0, 8, 2)
-    """
-    return ceil(min(ROUND_TRIPS * latency_s / SHARD_S, most_ahead(shard_bytes)))
 
 
 def load(

@@ -22,7 +22,7 @@ from storage.datasets.text.density import SPREAD
 from storage.encodings import Encoding
 from storage.errors import BadTeacher
 from storage.format.specs import DatasetSpec
-from storage.inputs.encoded import ROOM_BYTES
+from storage.inputs.encoded import ROOM_BYTES, proven_bytes
 from storage.tasks import task_of
 from storage.views import PLAIN
 from storage.views.check import own_size
@@ -191,6 +191,8 @@ def _sizes(stage: Stage, build: PreparedBuild) -> _Sizes:
     if dataset.spec.encoded:
         shard += most_kept_bytes(dataset.source, dataset.spec, dataset.rows)
         source += ROOM_BYTES * (1 if stage.teacher is None else build.request.threads)
+    if dataset.spec.encoded and stage.teacher is not None:
+        source += proven_bytes(shard.stop - shard.start for shard in dataset.rows.shards())
     return _Sizes(weights, activations, heard, sites, classes, copies, rows * input_bytes, shard, seen, source)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+import tracemalloc
 from math import isqrt
 from pathlib import Path
 
@@ -15,7 +16,8 @@ from jobs.files.cache_job import CacheJob
 from jobs.files.reading import read_job
 from storage.cache import Cache
 from storage.datasets import AnySource, Source
-from storage.inputs.encoded import ROOM_BYTES, Decoding
+from storage.digests import digest
+from storage.inputs.encoded import PROVEN_SHARDS, ROOM_BYTES, Decoding, proven, proven_bytes
 from storage.views.boxes import BOX_AREAS, BOX_RATIOS, box_sizes
 from storage.views.numbers import spread
 from teacher_cache.building.memory import project_worker
@@ -48,6 +50,19 @@ def test_pictures_wait_until_there_is_room_and_a_larger_one_until_it_is_alone() 
     assert len(alone) == len(sizes)
     assert ROOM_BYTES < most[0] <= decoding.most_bytes == 2 * ROOM_BYTES
     assert {count for size, count in alone if size > decoding.most_bytes} == {1}
+
+
+def test_what_a_process_knows_of_compared_pictures_is_within_what_a_dry_run_counts() -> None:
+    tracemalloc.start()
+    proven.cache_clear()
+    before = tracemalloc.get_traced_memory()[0]
+    for shard in range(5000):
+        proven(digest(str(shard).encode()) + digest(b"meaning"), 256)
+    taken = tracemalloc.get_traced_memory()[0] - before
+    tracemalloc.stop()
+    proven.cache_clear()
+    assert 0.5 * proven_bytes([256] * 5000) < taken < proven_bytes([256] * 5000)
+    assert proven_bytes([1] * (PROVEN_SHARDS + 1)) == proven_bytes([1] * PROVEN_SHARDS)
 
 
 def test_a_shard_of_files_is_as_large_as_they_are(tmp_path: Path) -> None:
@@ -84,7 +99,7 @@ def test_a_dry_run_tells_what_pictures_hold_at_a_teachers_own_size(tmp_path: Pat
             request = BuildRequest(read.cache, str(job), read.sources, tuple(read.teacher), threads=3)
             told[extra, size] = project_worker(prepare_build(request), 0)
     encoded = {size: told['inputs = "encoded"', size] for size in (32, 320)}
-    assert [each.source for each in encoded.values()] == [3 * ROOM_BYTES] * 2
+    assert [each.source for each in encoded.values()] == [3 * ROOM_BYTES + proven_bytes([10, 2])] * 2
     assert told["", 32].source == 0
     # ten rows of a shard, in three copies of two shards
     features = told["", 320].shards - told["", 32].shards

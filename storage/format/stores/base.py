@@ -15,6 +15,10 @@ OF_A_GROUP = re.compile(r"(.*/)?\d{5,}-[0-9a-f]{8}\.zarr(\.zip|/.*)")
 # Requests that are made at a time of small objects: what disks answer side by side; and of a store as many as keep this
 # machine busy with the answers while others travel, of which it parses one in so many seconds.
 LEAST_AT_ONCE, MOST_AT_ONCE, ANSWER_S = 8, 64, 0.0005
+# Shards that are fetched while others are worked on, and their bytes as they are stored.
+MOST_AHEAD, AHEAD_BYTES = 32, 2**26
+ROUND_TRIPS = 2  # of a shard: its commits, then their arrays
+SHARD_S = 0.005  # of a small one, on this machine; the others travel meanwhile
 
 
 class ObjectInfo(NamedTuple):
@@ -99,6 +103,24 @@ class Objects(Protocol):
 def num_at_once(objects: Objects) -> int:
     """Return how many small objects to ask for at a time, by how long a request takes."""
     return ceil(min(max(LEAST_AT_ONCE, objects.latency_s / ANSWER_S), MOST_AT_ONCE))
+
+
+def most_ahead(shard_bytes: int) -> int:
+    """Return how many shards are fetched ahead at most, of so many bytes each: those that are far away."""
+    return min(MOST_AHEAD, AHEAD_BYTES // max(1, shard_bytes))
+
+
+def num_ahead(latency_s: float, shard_bytes: int) -> int:
+    """Return how many shards to fetch ahead, so that this machine is busy while they travel.
+
+    Args:
+        latency_s: from a request to its answer.
+        shard_bytes: of the largest shard.
+
+    >>> num_ahead(0.0, 3_000_000), num_ahead(0.02, 3_000_000), num_ahead(0.2, 30_000_000)
+    (0, 8, 2)
+    """
+    return ceil(min(ROUND_TRIPS * latency_s / SHARD_S, most_ahead(shard_bytes)))
 
 
 def ask_verify(url: str) -> str:

@@ -9,13 +9,14 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from storage.inputs.encoded import decoding
+from storage.format.stores.base import AHEAD_BYTES, MOST_AHEAD
+from storage.inputs.encoded import decoding, proven_bytes
 from student_train.feed.batches import Needs
 from student_train.feed.residency import Residency, array_bytes, largest_shard, row_bytes, shard_bytes
 from student_train.feed.selection import Selection
 from student_train.feed.sending import AHEAD
 from student_train.feed.spans import NARROW_BYTES
-from student_train.feed.windows import AHEAD_BYTES, MOST_AHEAD, READERS
+from student_train.feed.windows import READERS
 
 READ_COPIES = 3  # of a shard that is being read: stored bytes, decoded ones, and the fed rows on their way to a GPU
 ORDER_BYTES = 32  # of a row of a span: its place, its position, what shuffles them, and its label
@@ -70,6 +71,7 @@ def feed_bytes(
         host = {"shards being read": max(_reading_bytes(rows, len(rows.selection.view_names)) for rows in fed)}
     if any(_encoded(rows) for rows in fed):
         host["pictures being decoded"] = decoding().most_bytes
+        host["which pictures were compared"] = proven_bytes(_encoded_rows(fed).values())
     on_device: dict[str, int] = {}
     at = on_device if residency.place == "device" else host
     if residency.place == "stream":
@@ -122,6 +124,18 @@ def _reading_bytes(rows: FedRows, views: int) -> int:
 
 def _encoded(rows: FedRows) -> bool:
     return any(rows.selection.catalogue.dataset(name).encoded for name in rows.selection.datasets)
+
+
+def _encoded_rows(fed: Sequence[FedRows]) -> dict[tuple[str, int], int]:
+    """Return of each shard of encoded pictures how many rows it has, those that are not fed too."""
+    found: dict[tuple[str, int], int] = {}
+    for selection in (rows.selection for rows in fed):
+        for part in selection.parts:
+            if selection.catalogue.dataset(part.dataset).encoded:
+                planned = {shard.shard: shard.stop - shard.start for shard in selection.catalogue.shards(part.dataset)}
+                shards = [int(selection.shards_S[i]) for i in part.shards]
+                found |= {(part.dataset, shard): planned[shard] for shard in shards}
+    return found
 
 
 def _ordered_bytes(rows: FedRows, residency: Residency) -> int:

@@ -7,6 +7,7 @@ import re
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,7 @@ import pyarrow as pa
 import pytest
 
 from storage.cache import Cache
-from storage.cache.verify import GRACE_S, BadShard, Verification, repair, verify
+from storage.cache.verify import GRACE_S, READERS, BadShard, Verification, repair, verify
 from storage.encodings import DenseEncoding, Encoding
 from storage.errors import BadRequest, CorruptObject, MissingObject, StorageFailure
 from storage.format.committing import write_shard
@@ -23,8 +24,10 @@ from storage.format.rows import Segment, create_segment
 from storage.format.sealed import seal, unseal
 from storage.format.shards import Commit, ShardKey
 from storage.format.specs import DatasetSpec, write_spec
+from storage.format.stores.base import num_ahead
 from tests.conftest import Program
 from tests.damage import flip
+from tests.student_train.toys import Recipe, write_cache
 
 INGEST = ShardKey("digits", None, "plain", 1)
 TARGETS = ShardKey("digits", "cnn", "plain", 1)
@@ -392,3 +395,43 @@ def test_a_ledger_that_says_of_commits_what_they_do_not_is_named_and_goes(cache:
     assert (ended.code, f"bad  {path}" in ended.out) == (65, True), ended.out
     assert program("cache", "verify", cache.url, "--repair").code == 0
     assert (program("cache", "verify", cache.url).code, cache.catalogue().ledger().new) == (0, 6)
+
+
+class Far(LocalObjects):
+    """A folder that answers after a while.
+
+    Attributes:
+        most: requests that travelled at a time.
+    """
+
+    latency_s = 0.02
+
+    def __init__(self, root: str):
+        super().__init__(root)
+        self.most = self.travelling = 0
+        self._lock = Lock()
+
+    def get(self, path: str, most_bytes: int | None = None) -> bytes:
+        with self._lock:
+            self.travelling += 1
+            self.most = max(self.most, self.travelling)
+        time.sleep(self.latency_s)
+        with self._lock:
+            self.travelling -= 1
+        return super().get(path, most_bytes)
+
+
+def test_of_a_far_store_as_many_shards_are_checked_at_a_time_as_its_latency_asks_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    near = write_cache(tmp_path, Recipe(rows=32 * 4, rows_per_shard=4))
+    flip(near, ShardKey("toy", None, "plain", 9))
+    expected = verify(near)
+    assert [bad.key.shard for bad in expected.bad] == [9]
+    far = Far(near.url)
+    assert verify(Cache(far, near.spec)) == expected
+    assert READERS < far.most <= READERS + num_ahead(far.latency_s, 1)
+    monkeypatch.setattr("storage.format.stores.base.AHEAD_BYTES", 1)  # large shards
+    far = Far(near.url)
+    assert verify(Cache(far, near.spec)) == expected
+    assert far.most <= READERS

@@ -13,10 +13,11 @@ import pytest
 from storage.cache import Cache
 from storage.errors import StaleCache
 from storage.format.objects import LocalObjects
+from storage.format.stores.base import AHEAD_BYTES, MOST_AHEAD, most_ahead, num_ahead
 from student_train.feed.feed import Feed
 from student_train.feed.residency import FeedPool, Residency, largest_shard
 from student_train.feed.selection import join_selections, select_rows
-from student_train.feed.windows import AHEAD_BYTES, MOST_AHEAD, READERS, most_ahead, num_ahead
+from student_train.feed.windows import READERS
 from student_train.preparing.weighing.feed_memory import FedRows, feed_bytes
 from tests.student_train.feed.test_domains import BOTH, CODE, LAW, needs_of
 from tests.student_train.feed.test_feed import ALL, CPU, assert_same, feed_of
@@ -97,7 +98,7 @@ def test_rows_that_are_loaded_whole_are_fetched_ahead_too(near: Cache) -> None:
 
 
 def test_large_shards_are_not_fetched_ahead(near: Cache, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("student_train.feed.windows.AHEAD_BYTES", 1000)
+    monkeypatch.setattr("storage.format.stores.base.AHEAD_BYTES", 1000)
     far, objects = far_of(near)
     feed = feed_of(far, place="stream")
     objects.most = 0

@@ -151,7 +151,7 @@ def test_of_a_store_that_is_far_the_targets_of_all_views_count(
     needs = TAUGHT | Needs(features=frozenset({ArrayKey("toy", "feature/h")}))
     selection = feed_of(near, needs, place="stream").selection
     one, two = (sum(largest_shard(selection, needs, count)) for count in (1, 2))
-    monkeypatch.setattr("student_train.feed.windows.AHEAD_BYTES", 6 * one)
+    monkeypatch.setattr("storage.format.stores.base.AHEAD_BYTES", 6 * one)
     objects = Far(near.url)
     feed = feed_of(Cache(objects, near.spec), needs, place="stream", window_shards=1)
     ahead: list[int] = []
