@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 from pydantic import TypeAdapter
@@ -13,6 +13,7 @@ from student_train.losses import LOSSES
 from student_train.options.terms import ObjectiveTerm, SoftTerm, VectorTerm
 from student_train.tasks import TASKS
 
+SHOWN = 4  # names of teachers in a line
 ANY = 7.77  # a temperature that nobody declares: who serves it serves any
 TERM: TypeAdapter[ObjectiveTerm] = TypeAdapter(ObjectiveTerm)
 
@@ -57,17 +58,27 @@ def losses_served(encoding: Encoding, task: str, width: int | None = None) -> Se
     return Served(at, never, unsaid)
 
 
-def served_lines(who: str, encoding: Encoding, task: str, width: int | None = None) -> list[str]:
-    """Return what an encoding serves: "big serves at T = 1: kd, jsd", and below it what it does not."""
+def served_lines(who: str | Sequence[str], encoding: Encoding, task: str, width: int | None = None) -> list[str]:
+    """Return what an encoding serves: "big serves at T = 1: kd, jsd", and below it what it does not.
+
+    Args:
+        who: a teacher, or all that have this encoding.
+        encoding, task, width: as `losses_served`.
+    """
+    names = [who] if isinstance(who, str) else [*who]
+    several, shown = len(names) > 1, names[:SHOWN]
+    rest = [f"{len(names) - SHOWN} more"] if names[SHOWN:] else []
+    who = _told([*shown, *rest])
     if not encoding.soft:
-        return [f"{who} has features alone: it serves losses on features, and none on soft targets"]
+        has, it = ("have", "they serve") if several else ("has", "it serves")
+        return [f"{who} {has} features alone: {it} losses on features, and none on soft targets"]
     served = losses_served(encoding, task, width)
     parts = [
         f"{f'at {where}: ' if where else 'of no temperature: ' * (len(served.at) > 1)}{', '.join(names)}"
         for where, names in sorted(served.at.items(), reverse=True)
     ]
     return [
-        f"{who} serves {'; '.join(parts)}",
+        f"{who} serve{'s' * (not several)} {'; '.join(parts)}",
         *[f"  not: {', '.join(served.never)}"] * bool(served.never),
         *(
             f"  say their temperature: {', '.join(names)}, which a job that leaves it out means at {default:g}"
@@ -115,5 +126,9 @@ def _serves(encoding: Encoding, term: SoftTerm | VectorTerm | None) -> bool:
 
 
 def _listed(values: Iterable[float]) -> str:
-    *first, last = (f"{value:g}" for value in values)
+    return _told([f"{value:g}" for value in values])
+
+
+def _told(names: Sequence[str]) -> str:
+    *first, last = names
     return f"{', '.join(first)} and {last}" if first else last

@@ -9,11 +9,12 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Sequence
+from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from storage.errors import BadRequest, BadWeights, MissingSource, StillroomError, missing_extra
+from storage.errors import BadRequest, BadTeacher, BadWeights, MissingSource, StillroomError, missing_extra
 from storage.language.folder_code import check_trusted, named_code
 
 CONFIG = "config.json"
@@ -43,6 +44,20 @@ def import_transformers(what: str) -> Any:
     return transformers
 
 
+def check_known(folder: Path, config: dict[str, Any], trusted: Sequence[str] = ()) -> None:
+    """Raise BadTeacher if transformers, which is imported, has no model of a folder's kind, and no code is trusted."""
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+    kind = config.get("model_type")
+    if not trusted and kind not in CONFIG_MAPPING:
+        raise BadTeacher(
+            f"transformers {version('transformers')} knows no model as in {folder}",
+            found=f"model_type = {json.dumps(kind)}",
+            expected="one of its own, such as llama, qwen3, gemma3_text, gpt2",
+            do="a newer transformers; or a `factory`",
+        )
+
+
 def weights_files(folder: Path) -> list[str]:
     """Return the names of a folder's files of weights: one, or those of its index.
 
@@ -59,6 +74,13 @@ def weights_files(folder: Path) -> list[str]:
             raise BadWeights(
                 f"{folder / INDEX} names no weights",
                 expected="a `weight_map` from tensors to safetensors files of the same folder",
+            )
+        if absent := [name for name in files if not (folder / name).exists()]:
+            raise MissingSource(
+                f"the weights in {folder} are not whole",
+                found=f"no {listed(absent)}",
+                expected=f"the {len(files)} files that {INDEX} names",
+                do="copy the folder again, with all of its files",
             )
         return files
     there = sorted(path.name for path in folder.iterdir())
@@ -102,7 +124,8 @@ def read_config(folder: Path, wrong: type[BadRequest], trusted: Sequence[str] | 
             expected="a folder as save_pretrained writes it",
             do="merge_and_unload() and save_pretrained(…) make a model of an adapter"
             if adapter
-            else "paths in a job file are relative to its own folder",
+            else "paths in a job file are relative to its own folder; nothing is fetched: of a name on a hub, save the "
+            "model there first",
         )
     config = _json(folder / CONFIG, wrong)
     if trusted:

@@ -224,8 +224,14 @@ class StudentOptions(TrainingOptions):
     def _agree(self) -> StudentOptions:
         if not self.objective:
             raise ValueError("a student needs one [[student.objective]] or more")
-        if (self.architecture == "transformers") != (self.path is not None):
-            raise ValueError('give architecture = "transformers" and `path`, a folder with its config, together')
+        if self.architecture == "transformers" and self.path is None:
+            raise ValueError('architecture = "transformers" needs a `path`, a folder with its config')
+        if self.architecture != "transformers" and self.path is not None:
+            said = "none" if self.architecture is None else f"'{self.architecture}'"
+            raise ValueError(
+                f'`path` ({self.path}) is of architecture = "transformers" alone, and this one has {said}; what is in '
+                "[defaults] is each student's: write `path` into those that have it"
+            )
         as_it_is = self.start is not None and self.start.path is not None and not (self.options or self.start.layers)
         if self.architecture is None and not as_it_is:
             raise ValueError(

@@ -85,10 +85,19 @@ def read_weights(path: Path) -> dict[str, Tensor]:
         try:
             return load_file(path)
         except SafetensorError as error:
-            raise BadWeights(f"{path} is not a safetensors file", found=str(error)) from None
+            raise _damaged(path, error) from None
         except FileNotFoundError as error:
             raise MissingSource(f"there is no {path}", found=str(error.args[0])) from None
     return _tensors(path, _loaded(path))
+
+
+def _damaged(path: Path, error: Exception) -> BadWeights:
+    return BadWeights(
+        f"{path} is not a safetensors file",
+        found=str(error),
+        expected="a whole one",
+        do="copy or save it again: it may have been cut off",
+    )
 
 
 def _tensors(path: Path, loaded: Any) -> dict[str, Tensor]:
@@ -166,7 +175,7 @@ def read_shapes(path: Path) -> dict[str, tuple[int, ...]]:
         with safe_open(path, "pt") as file:
             return {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118 - no dict
     except SafetensorError as error:
-        raise BadWeights(f"{path} is not a safetensors file", found=str(error)) from None
+        raise _damaged(path, error) from None
     except FileNotFoundError as error:
         raise MissingSource(f"there is no {path}", found=str(error.args[0])) from None
 

@@ -127,4 +127,8 @@ def _served(stages: Sequence[Stage]) -> dict[str, dict[str, object]]:
 def _served_lines(stages: Sequence[Stage]) -> list[str]:
     from jobs.show.serving import served_lines
 
-    return [line for name, each in _encodings(stages).items() for line in served_lines(name, *each)]
+    alike: dict[str, list[str]] = {}
+    asked = _encodings(stages)
+    for name, each in asked.items():  # many teachers of one encoding are told once
+        alike.setdefault(repr(each), []).append(name)
+    return [line for names in alike.values() for line in served_lines(names, *asked[names[0]])]

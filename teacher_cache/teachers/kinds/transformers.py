@@ -21,6 +21,7 @@ from storage.language.model_folder import (
     CONFIG,
     SHOWN,
     WEIGHTS,
+    check_known,
     check_transformers,
     import_transformers,
     listed,
@@ -96,6 +97,8 @@ def digests(options: TeacherOptions) -> dict[str, Any]:
 def spoken(options: TeacherOptions) -> Spoken:
     """Return the tokenizer of the folder."""
     path = _folder(options) / TOKENIZER
+    if not path.exists() and not path.parent.is_dir():
+        read_config(path.parent, BadTeacher)  # which says that there is no such folder
     if not path.exists():
         return Spoken(None, f"there is no {path}; AutoTokenizer.from_pretrained(…).save_pretrained(…) writes one")
     return spoken_by(path)
@@ -146,6 +149,7 @@ def check_files(options: TeacherOptions, dataset: DatasetSpec) -> None:
     import_libraries()
     folder = _folder(options)
     config = read_config(folder, BadTeacher, options.trust_code or ())
+    check_known(folder, config, options.trust_code or ())
     purpose, shapes = purpose_of(folder, config, options.pooling), _shapes(folder)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -156,6 +160,7 @@ def check_files(options: TeacherOptions, dataset: DatasetSpec) -> None:
         except Exception:
             return
     _check_fit(folder, model, found, purpose)
+    _check_ids(folder, model, dataset)
     if purpose is CAUSAL:  # others are wrapped, by which their layers have other names
         tapped_layers(options, model)
 
@@ -177,6 +182,7 @@ def load(options: TeacherOptions) -> nn.Module:
     import_libraries()
     folder = _folder(options)
     config = read_config(folder, BadTeacher, options.trust_code or ())
+    check_known(folder, config, options.trust_code or ())
     purpose, trusted = purpose_of(folder, config, options.pooling), config.get("auto_map", {})
     if purpose is not CAUSAL and options.device_map is not None:
         raise BadRequest(
@@ -283,6 +289,18 @@ def _check_fit(folder: Path, model: nn.Module, found: dict[str, Any], purpose: P
             expected=f"the tensors of a {type(model).__name__}, {len(model.state_dict())} with tied ones",
             do=f"save it again, {purpose.auto}.from_pretrained(…).save_pretrained(…)"
             + ('; or pooling = "mean" in [[teacher]], if embeddings are wanted' if purpose is CAUSAL else ""),
+        )
+
+
+def _check_ids(folder: Path, model: Any, dataset: DatasetSpec) -> None:
+    """Raise BadTeacher if rows have ids that a model of text has no embedding of."""
+    ids = getattr(model.config.get_text_config(), "vocab_size", None)
+    if isinstance(ids, int) and dataset.vocabulary is not None and ids < dataset.vocabulary:
+        raise BadTeacher(
+            f"the vocabulary of the model in {folder} is smaller than that of dataset {dataset.name}",
+            found=f"vocab_size = {ids}",
+            expected=f"{dataset.vocabulary} ids, or more: what is beyond them is padding",
+            do="a model that was trained with this tokenizer, and resized to it: model.resize_token_embeddings(…)",
         )
 
 

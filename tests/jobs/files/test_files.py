@@ -250,6 +250,16 @@ def test_a_key_that_a_table_lacks_is_named(tmp_path: Path) -> None:
     assert mistakes(tmp_path, text, StudentJob) == ["student[0].adapter.rank: missing"]
 
 
+def test_a_path_of_another_architecture_is_told_with_where_it_may_be_from(tmp_path: Path) -> None:
+    (tmp_path / "small").mkdir()
+    path = 'path = "small"\n'
+    (told,) = mistakes(tmp_path, STUDENT.replace("objective", path + "objective", 1), StudentJob)
+    assert "is of architecture = \"transformers\" alone, and this one has 'mlp'" in told
+    assert "[defaults]" in told
+    (told,) = mistakes(tmp_path, STUDENT.replace('"mlp"', '"transformers"'), StudentJob)
+    assert told == 'student[0]: architecture = "transformers" needs a `path`, a folder with its config'
+
+
 @pytest.mark.parametrize("content", [b"\xff\xfe\x00", b"cache = ", b"= 3", b'cache = "a"\ncache = "b"', b"{}"])
 def test_a_file_that_is_no_toml_is_refused(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "job.toml"

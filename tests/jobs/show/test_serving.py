@@ -31,6 +31,16 @@ def test_a_sparse_encoding_serves_these_losses_at_temperature_1() -> None:
     ]
 
 
+def test_teachers_of_one_encoding_are_told_together() -> None:
+    one = served_lines("big", SPARSE, "language_model")
+    assert served_lines(["big"], SPARSE, "language_model") == one
+    assert served_lines(["big", "old"], SPARSE, "language_model")[0] == one[0].replace(
+        "big serves", "big and old serve"
+    )
+    many = served_lines([*"abcdef"], SPARSE, "language_model")
+    assert many[0].startswith("a, b, c, d and 2 more serve at T = 1: kd")
+
+
 def test_a_loss_that_does_not_run_as_a_job_leaves_it_is_told_with_its_temperature() -> None:
     assert served_lines("big", SPARSE, "image_classification")[2:] == [
         "  say their temperature: kd, dkd, which a job that leaves it out means at 4"

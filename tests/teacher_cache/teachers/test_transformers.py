@@ -176,6 +176,30 @@ def test_files_are_checked_without_their_values_and_before_a_row_is_read(folder:
         check_files(options(folder), SPEC)
 
 
+def test_a_vocabulary_smaller_than_the_datasets_is_refused_before_a_row_is_read(folder: Path) -> None:
+    wide = SPEC.model_copy(update={"vocabulary": PADDED + 1})
+    with pytest.raises(BadTeacher, match="is smaller than that of dataset verse") as refused:
+        check_files(options(folder), wide)
+    assert (refused.value.found, refused.value.expected) == (
+        f"vocab_size = {PADDED}",
+        f"{PADDED + 1} ids, or more: what is beyond them is padding",
+    )
+
+
+def test_what_is_no_model_is_refused_before_a_row_is_read(folder: Path) -> None:
+    unknown(folder)
+    with pytest.raises(BadTeacher, match="knows no model as in"):
+        check_files(options(folder), SPEC)
+
+
+def test_a_folder_that_is_not_there_is_told_as_that_and_not_as_one_without_a_tokenizer(folder: Path) -> None:
+    job = write_job(folder.parent, TEXT, TEACHER.replace('path = "llama"', 'path = "org/llama"'))
+    with pytest.raises(MissingSource, match="there is no model in") as refused:
+        build(job)
+    assert refused.value.found == "no folder"
+    assert "nothing is fetched" in str(refused.value)
+
+
 def test_a_head_is_missing_where_it_is_not_tied(folder: Path) -> None:
     edit(folder / "config.json", tie_word_embeddings=False)
     with pytest.raises(BadWeights) as caught:
@@ -230,10 +254,10 @@ def damaged(folder: Path) -> None:
         (of_remote_code, BadTeacher, "wants code from elsewhere", "auto_map = "),
         (of_remote_kernels, BadTeacher, "wants code from elsewhere", "attn_implementation = "),
         (quantised, BadTeacher, "is quantised", "awq"),
-        (unknown, BadTeacher, "makes no causal language model of", "of_next_year"),
+        (unknown, BadTeacher, "knows no model as in", "of_next_year"),
         (an_adapter, MissingSource, "there is no model in", "an adapter without its base"),
         (of_other_folders, BadWeights, "names no weights", ""),
-        (without_a_file, MissingSource, "there is no", "No such file"),
+        (without_a_file, MissingSource, "are not whole", "no model-0"),
         (without_weights, MissingSource, "there are no weights in", "config.json"),
         (damaged, BadTeacher, "is not JSON", ""),
         (shutil.rmtree, MissingSource, "there is no model in", "no folder"),

@@ -9,7 +9,7 @@ from storage.errors import BadRequest
 from student_train.students import Blueprint, Dropped, Resized, Student, build_student
 from student_train.students.transformers import of_layers
 
-BLOCKS, WIDTH, INNER = "num_hidden_layers", "hidden_size", "intermediate_size"
+BLOCKS, WIDTH, INNER = "num_hidden_layers", "hidden_size", ("intermediate_size", "ffn_dim")  # OPT has another name
 BLOCK = re.compile(r"^(.*)\.(\d+)$")  # one of a list
 
 
@@ -70,7 +70,8 @@ def _config(student: Student) -> tuple[dict[str, Any] | None, list[str]]:
         inner = {size for change in narrower for size in change.shape if size != width} or {width}
         if len(inner) > 1:
             return None, dropped
-        config[names.get(INNER, INNER)] = inner.pop()
+        inner_name = next((name for name in INNER if hasattr(model.config, name)), INNER[0])
+        config[names.get(inner_name, inner_name)] = inner.pop()
     return config, dropped
 
 
