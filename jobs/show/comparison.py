@@ -14,6 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from jobs.show.terminal import errors, out
+from storage.tasks import TASKS
 from student_train.comparing.compared import Compared
 from student_train.comparing.figures import NONE, in_units, short
 from student_train.comparing.headline import alike, headline, named
@@ -77,10 +78,11 @@ def _print_one(found: Compared, title: str) -> None:
         _print_by_dataset(found)
     if found.beside:
         _print_by_teacher(found)
+    no_better = TASKS[found.task].no_better
     for name, text in list(found.near_chance.items())[:MOST_WARNINGS]:
-        _say(f"warning: {name} is near chance: {text}")
+        _say(f"warning: {name} is {no_better}: {text}")
     if len(found.near_chance) > MOST_WARNINGS:
-        _say(f"warning: {len(found.near_chance) - MOST_WARNINGS} settings more are near chance; --json has all")
+        _say(f"warning: {len(found.near_chance) - MOST_WARNINGS} settings more are {no_better}; --json has all")
     for effect in found.effects:
         best = effect.best(found.gain)
         values = "   ".join(
@@ -299,7 +301,8 @@ def _legend(found: Compared) -> list[str]:
             "cosine: mean to the teacher's vector; same nearest: rows whose nearest other row is the teacher's"
         )
     if any(setting.mean("rmse") is not None for setting in found.settings):
-        lines.append("rmse: root mean squared error, in the unit of the numbers; teacher's: that of the teacher beside")
+        unit = "in the unit of the number; of several, each in its deviations"
+        lines.append(f"rmse: root mean squared error, {unit}; teacher's: that of the teacher beside")
     if found.kl_over:
         lines.append(f"KL: of a student from {'; '.join(found.kl_over)}; mean over held tokens")
     if any(setting.labels_alone for setting in found.settings) and any(not s.labels_alone for s in found.settings):

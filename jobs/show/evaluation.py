@@ -50,7 +50,11 @@ def _lines(found: Evaluation) -> list[tuple[str, str]]:
         (f"cosine to {found.teacher}", None if figures.cosine is None else f"{figures.cosine:.4f}"),
         ("Spearman of cosines", None if figures.spearman is None else f"{figures.spearman:.4f}"),
         ("same nearest", _share(figures.retrieval)),
-        ("RMSE", None if figures.rmse is None else in_units(figures.rmse)),
+        (
+            "RMSE" if not figures.rmse_of else "RMSE in deviations",
+            None if figures.rmse is None else in_units(figures.rmse),
+        ),
+        *((f"  of {name}", in_units(off)) for name, off in figures.rmse_of.items()),
         ("R²", None if figures.r2 is None else f"{figures.r2:.4f}"),
         (f"RMSE of {found.teacher}", None if figures.teacher_rmse is None else in_units(figures.teacher_rmse)),
     ]

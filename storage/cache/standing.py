@@ -16,6 +16,7 @@ import polars as pl
 
 from storage.cache.catalogue import Catalogue
 from storage.format.ledger import Ledger, two_classes
+from storage.inputs.columns import answers_of
 from storage.tasks import Task, task_of
 from storage.tasks.base import Answered
 from storage.views import PLAIN
@@ -34,6 +35,7 @@ class Standing(NamedTuple):
         text: in words, beside chance.
         is_near_chance: whether it is hardly better, so that something is probably wrong.
         look_at: then, with what.
+        no_better: then, what it is called.
     """
 
     dataset: str
@@ -43,6 +45,7 @@ class Standing(NamedTuple):
     text: str
     is_near_chance: bool
     look_at: str = Task.look_at
+    no_better: str = Task.no_better
 
     def as_values(self) -> dict[str, Any]:
         """Return it as JSON."""
@@ -53,12 +56,12 @@ class Standing(NamedTuple):
         """Return a line for whoever built the cache, or is about to train from it."""
         if not self.is_near_chance:
             return f"{self.dataset}/{self.teacher}: {self.text}"
-        return near_chance(self.text, self.look_at, f"{self.dataset}/{self.teacher} is ")
+        return near_chance(self.text, self.look_at, f"{self.dataset}/{self.teacher} is ", self.no_better)
 
 
-def near_chance(text: str, look_at: str, who: str = "") -> str:
+def near_chance(text: str, look_at: str, who: str = "", no_better: str = Task.no_better) -> str:
     """Return a warning of a teacher that is hardly better than chance, with what is to be looked at."""
-    return f"warning: {who}near chance: {text}; look at {look_at}"
+    return f"warning: {who}{no_better}: {text}; look at {look_at}"
 
 
 def standings(catalogue: Catalogue, ledger: Ledger) -> list[Standing]:
@@ -69,16 +72,18 @@ def standings(catalogue: Catalogue, ledger: Ledger) -> list[Standing]:
         view = next(iter(catalogue.view_names(dataset, teacher)), None)
         if view is None or not catalogue.teachers[dataset, teacher].encoding.soft:  # who says nothing stands nowhere
             continue
+        said = (task.look_at, task.no_better)
         commits, labels = ledger.of(dataset, teacher, view), ledger.labels(dataset)
         if commits["labelled"].null_count():
             text = "unknown beside chance: its shards were built before that was kept"
-            found.append(Standing(dataset, teacher, view, None, text, False, task.look_at))
+            found.append(Standing(dataset, teacher, view, None, text, False, *said))
         elif labelled := int(commits["labelled"].sum()):
             answered = Answered(labelled, int(commits["correct"].sum()), float(commits["nats"].sum()))
-            text, is_near_chance = task.standing(answered, task.num_classes(spec), labels)
+            deviations = (answers_of(spec.source) or ((), ()))[1]
+            text, is_near_chance = task.standing(answered, task.num_classes(spec), labels, deviations)
             if spec.source.get("validation"):  # commits hold sums over all rows
                 text += "; over train and validation, and a teacher trained on the former is better there"
-            found.append(Standing(dataset, teacher, view, answered, text, is_near_chance, task.look_at))
+            found.append(Standing(dataset, teacher, view, answered, text, is_near_chance, *said))
     return found
 
 

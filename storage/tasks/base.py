@@ -77,7 +77,8 @@ class Task(ABC):
         figure: by which models are compared: "accuracy", "spearman"; or "cross_entropy" in nats and "rmse", where
             less is better.
         encodings: kinds of soft targets that a teacher may be asked for, the usual one first.
-        look_at: what is probably wrong with a teacher that is hardly better than chance.
+        no_better: what a teacher is called that is hardly better than one who knows nothing of a row.
+        look_at: what is probably wrong with it then.
         has_classes: whether an answer is scores of classes, and a label the class of a site.
         numbers: whether a label is numbers, in the column `target` of the sample table.
         pooled_features: whether a teacher's features may be pooled over the axes behind the first two.
@@ -94,6 +95,7 @@ class Task(ABC):
     has_classes: ClassVar[bool] = True
     numbers: ClassVar[bool] = False
     encodings: ClassVar[tuple[str, ...]] = ("dense", "sparse", "none")
+    no_better: ClassVar[str] = "near chance"
     look_at: ClassVar[str] = "the teacher's mean and std, at the dataset's size and at the order of classes"
 
     @abstractmethod
@@ -161,13 +163,16 @@ class Task(ABC):
         """
 
     @abstractmethod
-    def standing(self, answered: Answered, num_classes: int, labels: Sequence[int]) -> tuple[str, bool]:
+    def standing(
+        self, answered: Answered, num_classes: int, labels: Sequence[int], deviations: Sequence[float] = ()
+    ) -> tuple[str, bool]:
         """Return how a teacher stands beside chance, in words, and whether it is hardly better.
 
         Args:
             answered: over all labelled sites.
             num_classes: C.
             labels: how many there are of each class; empty where they are not counted.
+            deviations: of each number that is told, in the dataset; empty where they are not known, or none is.
         """
 
     @abstractmethod

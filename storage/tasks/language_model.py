@@ -70,7 +70,9 @@ class LanguageModel(Task):
         # so that means over many blocks are of their positions, however many each has
         return {"top": labels.new_full((len(labels),), NO_LABEL), **means, LABELLED: known.sum(1)}
 
-    def standing(self, answered: Answered, num_classes: int, labels: Sequence[int]) -> tuple[str, bool]:
+    def standing(
+        self, answered: Answered, num_classes: int, labels: Sequence[int], deviations: Sequence[float] = ()
+    ) -> tuple[str, bool]:
         nats = answered.nats / answered.labelled
         text = f"perplexity {perplexity_of(nats):,.4g} of {answered.labelled:,} tokens; chance {num_classes:,}"
         return text, nats > CLEARLY_BELOW * math.log(num_classes)

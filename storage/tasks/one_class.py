@@ -51,7 +51,9 @@ class OneClass(Task):
         of_label_B = sites["label_log_probability"].masked_fill(labels < 0, float("nan"))
         return {**sites, "label_log_probability": of_label_B}
 
-    def standing(self, answered: Answered, num_classes: int, labels: Sequence[int]) -> tuple[str, bool]:
+    def standing(
+        self, answered: Answered, num_classes: int, labels: Sequence[int], deviations: Sequence[float] = ()
+    ) -> tuple[str, bool]:
         accuracy, chance = answered.correct / answered.labelled, 1 / num_classes
         commonest = max(labels, default=0) / max(sum(labels), 1)
         beside = f"chance {chance:.1%}" + (f", the commonest class {commonest:.1%}" if labels else "")

@@ -14,6 +14,9 @@ if TYPE_CHECKING:
     from storage.format.specs import DatasetSpec
 
 
+HARDLY = 0.1  # of R²: a fit to noise has some too
+
+
 class Regression(Vector):
     """A row's label is T numbers, in the column `target` of the sample table; its answer is as many."""
 
@@ -21,6 +24,7 @@ class Regression(Vector):
     inputs = ("values",)
     numbers: ClassVar[bool] = True
     figure = "rmse"
+    no_better = "no better than telling the mean"
     look_at = "the unit of its numbers, at the order of columns and at the teacher's weights"
 
     def num_classes(self, dataset: DatasetSpec) -> int:
@@ -29,6 +33,14 @@ class Regression(Vector):
     def described(self, dataset: DatasetSpec) -> str:
         return f"numbers: {', '.join(dataset.source['target'])}"
 
-    def standing(self, answered: Answered, num_classes: int, labels: Sequence[int]) -> tuple[str, bool]:
-        off = sqrt(answered.nats / answered.labelled)
-        return f"RMSE {in_units(off)} of {answered.labelled:,} rows with numbers, in their unit", False
+    def standing(
+        self, answered: Answered, num_classes: int, labels: Sequence[int], deviations: Sequence[float] = ()
+    ) -> tuple[str, bool]:
+        squares = answered.nats / answered.labelled
+        unit = "their unit" if num_classes == 1 else "their units, all as one"
+        text = f"RMSE {in_units(sqrt(squares))} of {answered.labelled:,} rows with numbers, in {unit}"
+        of_mean = sum(each**2 for each in deviations) / max(1, len(deviations))
+        if not of_mean:  # one number in all rows, or nobody knows
+            return text, False
+        r2 = 1 - squares / of_mean
+        return f"{text}; {in_units(sqrt(of_mean))} by telling the mean alone (R² {r2:.3f})", r2 < HARDLY

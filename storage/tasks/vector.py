@@ -33,7 +33,9 @@ class Vector(OneClass):
     def row_columns(self, sites: dict[str, Tensor], labels: Tensor) -> dict[str, Tensor]:
         return sites
 
-    def standing(self, answered: Answered, num_classes: int, labels: Sequence[int]) -> tuple[str, bool]:
+    def standing(
+        self, answered: Answered, num_classes: int, labels: Sequence[int], deviations: Sequence[float] = ()
+    ) -> tuple[str, bool]:
         return "there is no chance to be better than: vectors have no classes", False
 
     def chance(self, num_classes: int, labels: Sequence[int]) -> float:

@@ -19,6 +19,7 @@ from storage.format.sealed import read_json
 from storage.tasks import TASKS
 from storage.tasks.base import MOST_COUNTED, perplexity_of
 from storage.tasks.base import Answered as Counted
+from storage.tasks.regression import HARDLY
 from student_train.comparing.answers import DATASET, Answers, read_answers
 from student_train.comparing.effects import Effect, effects_of
 from student_train.comparing.figures import GAINS, Gain
@@ -179,6 +180,10 @@ def _beside_chance(found: Compared, table: pl.DataFrame) -> None:
     labels, task = table["label"].drop_nulls(), TASKS[found.task]
     runs = [run for each in found.settings for run in each.runs]
     found.num_classes = next(filter(None, (_num_classes(run, found.faults) for run in runs)), 0)
+    if task.numbers:
+        weak = {each.name: r2 for each in found.settings if (r2 := each.mean("r2")) is not None and r2 < HARDLY}
+        found.near_chance |= {name: f"R² {r2:.3f}" for name, r2 in weak.items()}
+        return
     if not found.num_classes or labels.is_empty() or found.gain.column == "agreement":
         return
     counted = found.num_classes <= MOST_COUNTED

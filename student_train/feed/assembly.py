@@ -74,8 +74,7 @@ class Assembly:
                 mixed = MixedLabels(picked[PARTNER_LABELS], own_weight_B)
         return Batch(
             shown,
-            # as a cross-entropy takes them; an array of labels is int32
-            picked[LABELS].long() if LABELS in picked else None,
+            _as_labels(picked[LABELS]) if LABELS in picked else None,
             {
                 teacher: Encoded(spec.encoding, spec.num_classes, {array: picked[key] for array, key in keys.items()})
                 for teacher, (spec, keys) in self._soft.items()
@@ -83,6 +82,11 @@ class Assembly:
             {key: encoding.decode(picked[stored]) for key, (stored, encoding) in self._features.items()},
             mixed,
         )
+
+
+def _as_labels(stored_B: Tensor) -> Tensor:
+    """Return classes as a cross-entropy takes them, int64, for an array of labels is int32; numbers as they are."""
+    return stored_B if stored_B.is_floating_point() else stored_B.long()
 
 
 class Shown:

@@ -37,7 +37,7 @@ TIPS = {
     "accuracy": "share of held rows whose top class is the label",
     "cross_entropy": "cross-entropy to the labels of the held rows, nats",
     "spearman": "rank correlation of the cosines of pairs of held rows, the student's and the teacher's",
-    "rmse": "root mean squared error over held rows and their numbers, in their unit",
+    "rmse": "root mean squared error over held rows, in the number's unit; of several each in its own deviations",
     "agreement": "share of held rows whose top class is the teacher's",
     "perplexity": "exp of the cross-entropy to the labels of the held rows",
     "kl": "KL divergence of the student from its teacher on the held rows, nats",

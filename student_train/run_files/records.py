@@ -23,7 +23,7 @@ from student_train.options.steps_taken import StepsTaken
 RUN_FILE = "run.json"
 JOB_FILE = "job.toml"  # as `options/job_text.py` writes it
 CHECKPOINT_FILE = "checkpoint.json"  # of a run that is not settled
-SEVERAL = ("by_dataset", "by_teacher")  # figures of `Measured` that are apart for some
+SEVERAL = ("by_dataset", "by_teacher", "rmse_of")  # figures of `Measured` that are apart for some
 RESULT_FILES = ("student.json", "student.safetensors")  # as `students/files.py` writes them, which imports torch
 
 
@@ -41,7 +41,8 @@ class Held(Options):
         cosine: mean over rows to the teacher's vector; of vectors alone.
         spearman: rank correlation of the cosines of pairs of rows, the student's and the teacher's; likewise.
         retrieval: share of rows whose nearest other row is the teacher's; likewise (`running/measuring/vectors.py`).
-        rmse: root of the mean squared error over rows and their numbers, in their unit; of numbers alone.
+        rmse: root of the mean squared error over rows, in the unit of the number; of several, over rows and numbers,
+            each in its own deviations in the dataset, for their units may differ; of numbers alone.
         r2: mean over the numbers of 1 − squared errors / spread around their mean; likewise.
         teacher_rmse: that of the teacher that it is measured beside, over the same rows.
         macro_f1: mean over the classes that have a label of F1, 2 · right / (said + there); of texts alone.
@@ -94,13 +95,15 @@ class BesideTeacher(Options):
 
 
 class HeldOf(Held):
-    """Figures on some held rows; and, of a student of several teachers, those beside each.
+    """Figures on some held rows; and, of a student of several teachers or numbers, those of each.
 
     Attributes:
+        rmse_of: of several numbers, the root of each one's mean squared error in its own unit, by name; else empty.
         by_teacher: of one teacher it is empty, and not written; the first is in it, and in `agreement` and `kl` too.
     """
 
     by_teacher: dict[str, BesideTeacher] = Field(default_factory=dict)
+    rmse_of: dict[str, float] = Field(default_factory=dict)
 
     @model_serializer(mode="wrap")
     def _of_several(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
@@ -145,12 +148,16 @@ class Measured(HeldOf):
 
     @property
     def named_apart(self) -> dict[str, float]:
-        """Return what is known beside each teacher and of each dataset, by names such as "accuracy of law"."""
-        return self.named_by_teacher | {
-            f"{name} of {dataset}": value
-            for dataset, own in self.by_dataset.items()
-            for name, value in (own.only_held() | own.named_by_teacher).items()
-        }
+        """Return what is known beside each teacher, of each number and dataset, by names such as "accuracy of law"."""
+        return (
+            self.named_by_teacher
+            | {f"rmse of {number}": value for number, value in self.rmse_of.items()}
+            | {
+                f"{name} of {dataset}": value
+                for dataset, own in self.by_dataset.items()
+                for name, value in (own.only_held() | own.named_by_teacher).items()
+            }
+        )
 
 
 def beside(figure: str, teacher: str) -> str:

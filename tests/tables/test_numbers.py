@@ -13,6 +13,9 @@ import pytest
 from storage.cache import Cache
 from storage.cache.copies.diff import diff
 from storage.errors import BadRequest
+from storage.tasks.base import Answered
+from storage.tasks.regression import Regression
+from student_train.feed.own_loop import open_rows, wants
 from tests.conftest import Program
 from tests.tables.toys import HOUSES_JOB, HOUSES_STUDENTS, houses, regressor, write_csv
 from tests.teacher_cache.toys import Silent, build, write_job
@@ -137,3 +140,96 @@ def test_what_is_advised_for_numbers_holds_them(tmp_path: Path) -> None:
     assert "overflows the stored precision of vectors" in refused
     assert 'store dtype = "fp32"' in refused
     assert "bf16" not in refused
+
+
+SEVERAL_JOB = """cache = "cache"
+
+[[dataset]]
+name = "flats"
+kind = "table"
+path = "flats.csv"
+target = ["rent", "vacant"]
+validation = 0.25
+
+[[teacher]]
+name = "linear"
+kind = "sklearn"
+path = "linear.skops"
+trust_types = ["numpy.dtype"]
+encoding = { kind = "vectors" }
+"""
+
+
+def flats(folder: Path, rows: int = 240) -> np.ndarray:
+    """Write a table of two targets of unlike units, one below 1, and a regressor of both; return the targets."""
+    import skops.io
+    from sklearn.linear_model import LinearRegression
+
+    draw = np.random.default_rng(0)
+    x, y = draw.uniform(0, 1, (2, rows))
+    targets = np.stack([1000 + 3000 * x + draw.normal(0, 30, rows), 0.2 + 0.6 * y + draw.normal(0, 0.01, rows)], axis=1)
+    lines = [f"{a},{b},{rent},{vacant}" for a, b, (rent, vacant) in zip(x, y, targets, strict=True)]
+    (folder / "flats.csv").write_text("\n".join(["x,y,rent,vacant", *lines, ""]))
+    skops.io.dump(LinearRegression().fit(np.stack([x, y], axis=1), targets), folder / "linear.skops")
+    return targets
+
+
+@pytest.mark.slow
+def test_several_numbers_of_unlike_units_are_each_learned_and_told_by_name(program: Program, tmp_path: Path) -> None:
+    flats(tmp_path)
+    (tmp_path / "cache.toml").write_text(SEVERAL_JOB)
+    (tmp_path / "students.toml").write_text(HOUSES_STUDENTS.replace("houses", "flats"))
+    ended = program("cache", "build", tmp_path / "cache.toml")
+    assert ended.code == 0, ended.err
+    ended = program("student", "train", tmp_path / "students.toml")
+    assert ended.code == 0, ended.err
+    record = json.loads((tmp_path / "runs/taught/run.json").read_text())
+    assert record["r2"] > 0.9
+    assert set(record["rmse_of"]) == {"rent", "vacant"}
+    assert record["rmse_of"]["rent"] < 300
+    assert record["rmse_of"]["vacant"] < 0.06
+    assert record["rmse"] < 0.35  # in their deviations: rents of 866 and shares of 0.17
+    assert record["teacher_rmse"] < 0.1
+    ended = program("student", "eval", tmp_path / "runs/taught", tmp_path / "flats.csv")
+    assert ended.code == 0, ended.err
+    assert re.search(r"^RMSE in deviations +0\.", ended.out, re.MULTILINE), ended.out
+    assert re.search(r"^  of vacant +0\.0", ended.out, re.MULTILINE), ended.out
+
+
+def test_numbers_of_a_row_reach_a_loss_as_they_are(tmp_path: Path) -> None:
+    targets = flats(tmp_path, 24)
+    (tmp_path / "cache.toml").write_text(SEVERAL_JOB)
+    assert build(tmp_path / "cache.toml").exit_code == 0
+    rows = open_rows(Cache.open(str(tmp_path / "cache")), "flats", wants(labels=True))
+    (batch,) = rows.in_order(24)
+    found = batch.supervision().labels_B
+    assert found is not None
+    np.testing.assert_allclose(found.numpy(), targets, rtol=1e-6)
+
+
+@pytest.mark.parametrize(("off", "weak"), [(0.0, False), (0.9, False), (1.1, True), (30.0, True)])
+def test_a_teacher_no_better_than_the_mean_is_told_as_one(off: float, weak: bool) -> None:
+    rows, deviation = 10, 7.0
+    answered = Answered(rows, 0, rows * (off * deviation) ** 2)
+    text, is_near = Regression().standing(answered, 1, [], [deviation])
+    assert is_near == weak
+    assert "7 by telling the mean alone" in text
+    assert Regression().standing(answered, 1, []) == (text.partition(";")[0], False)  # nobody knows how they vary
+
+
+def test_a_regressor_that_was_fitted_to_other_columns_is_warned_of(program: Program, tmp_path: Path) -> None:
+    import skops.io
+    from sklearn.linear_model import LinearRegression
+
+    targets = flats(tmp_path)
+    turned = LinearRegression().fit(np.random.default_rng(1).uniform(0, 1, (len(targets), 2)), targets[:, ::-1])
+    skops.io.dump(turned, tmp_path / "linear.skops")
+    (tmp_path / "cache.toml").write_text(SEVERAL_JOB)
+    (tmp_path / "students.toml").write_text(
+        HOUSES_STUDENTS.replace("houses", "flats").replace("epochs = 30", "epochs = 1")
+    )
+    ended = program("cache", "build", tmp_path / "cache.toml")
+    told = "warning: flats/linear is no better than telling the mean: RMSE "
+    assert told in ended.out.replace("\n", " ") + ended.err
+    ended = program("student", "train", tmp_path / "students.toml", "--dry-run")
+    assert told in ended.out.replace("\n", " ") + ended.err

@@ -32,4 +32,8 @@ def blank_batch(student: Student, prepared: PreparedRun) -> Batch:
     targets = {
         name: Encoded.blank(encoding, classes, num_sites, device) for name, encoding in prepared.encodings.items()
     }
-    return Batch(inputs, torch.zeros(shape, dtype=torch.int64, device=device), targets, features)
+    if prepared.blueprint.asked.numbers:  # each row has as many as it is to tell
+        labels_B = torch.zeros(*shape, classes, device=device)
+    else:
+        labels_B = torch.zeros(shape, dtype=torch.int64, device=device)
+    return Batch(inputs, labels_B, targets, features)

@@ -23,9 +23,13 @@ if TYPE_CHECKING:
     from student_train.running.measuring.evaluate import Beside
 
 
-def rmse(squares_T: Tensor, rows: float) -> float | None:
-    """Return the root of the mean squared error over rows and numbers; None of no row."""
-    return float((squares_T / rows).mean().sqrt()) if rows else None
+def rmse(squares_T: Tensor, rows: float, unit_T: Tensor) -> float | None:
+    """Return the root of the mean squared error over rows and numbers, each in some unit; None of no row.
+
+    >>> rmse(torch.tensor([8.0, 800.0]), 2.0, torch.tensor([1.0, 10.0]))
+    2.0
+    """
+    return float((squares_T / rows / unit_T.square()).mean().sqrt()) if rows else None
 
 
 def r_squared(squares_T: Tensor, spread_T: Tensor) -> float | None:
@@ -60,6 +64,11 @@ class NumberSums:
         self._around_T = torch.tensor(
             student.blueprint.answer_mean or [0.0] * width, dtype=torch.float64, device=device
         )
+        said, deviations = student.blueprint.source or {}, student.blueprint.answer_std
+        self._names = [str(name) for name in said.get("target", ())] if width > 1 else []
+        # meters beside euros: their mean would be that of the larger ones
+        several = width > 1 and deviations is not None
+        self._unit_T = torch.tensor(deviations if several else [1.0] * width, dtype=torch.float64)
         # of each dataset and number: rows, sum over the middle, its squares, errors squared, the teacher's, its rows
         self._sums_MD6T = torch.zeros(members, len(parts), 6, width, dtype=torch.float64, device=device)
         self._several_M = several_M or [()] * members
@@ -106,11 +115,11 @@ class NumberSums:
         for member, sums_D6T in enumerate(self._sums_MD6T.cpu()):
             parts = zip(self._parts.items(), sums_D6T, strict=True) if len(self._parts) > 1 else ()
             of_parts = {
-                of: OfDataset(rows=rows, **_figures(own_6T), by_teacher=self._by_teacher(member, part))
+                of: OfDataset(rows=rows, **self._figures(own_6T), by_teacher=self._by_teacher(member, part))
                 for part, ((of, rows), own_6T) in enumerate(parts)
             }
             by_teacher = self._by_teacher(member)
-            found.append(Measured(**_figures(sums_D6T.sum(0)), by_teacher=by_teacher, by_dataset=of_parts))
+            found.append(Measured(**self._figures(sums_D6T.sum(0)), by_teacher=by_teacher, by_dataset=of_parts))
         return found
 
     def _by_teacher(self, member: int, part: int | None = None) -> dict[str, BesideTeacher]:
@@ -119,15 +128,16 @@ class NumberSums:
         for each in self._several_M[member]:
             sums_D2T = self._taught_D2T[member, each.name].cpu()
             off_T, rows_T = sums_D2T.sum(0) if part is None else sums_D2T[part]
-            found[each.name] = BesideTeacher(teacher_rmse=rmse(off_T, float(rows_T[0])))
+            found[each.name] = BesideTeacher(teacher_rmse=rmse(off_T, float(rows_T[0]), self._unit_T))
         return found
 
-
-def _figures(sums_6T: Tensor) -> dict[str, Any]:
-    rows_T, over_T, squares_T, wrong_T, teacher_T, taught_T = sums_6T
-    rows, taught = float(rows_T[0]), float(taught_T[0])
-    return {
-        "rmse": rmse(wrong_T, rows),
-        "r2": r_squared(wrong_T, squares_T - over_T.square() / max(rows, 1.0)) if rows else None,
-        "teacher_rmse": rmse(teacher_T, taught),
-    }
+    def _figures(self, sums_6T: Tensor) -> dict[str, Any]:
+        rows_T, over_T, squares_T, wrong_T, teacher_T, taught_T = sums_6T
+        rows, taught = float(rows_T[0]), float(taught_T[0])
+        each = (wrong_T / rows).sqrt().tolist() if rows else []
+        return {
+            "rmse": rmse(wrong_T, rows, self._unit_T),
+            "r2": r_squared(wrong_T, squares_T - over_T.square() / max(rows, 1.0)) if rows else None,
+            "teacher_rmse": rmse(teacher_T, taught, self._unit_T),
+            "rmse_of": dict(zip(self._names, each, strict=False)),
+        }
