@@ -294,12 +294,12 @@ def _check_fit(folder: Path, model: nn.Module, found: dict[str, Any], purpose: P
 
 def _check_ids(folder: Path, model: Any, dataset: DatasetSpec) -> None:
     """Raise BadTeacher if rows have ids that a model of text has no embedding of."""
-    ids = getattr(model.config.get_text_config(), "vocab_size", None)
-    if isinstance(ids, int) and dataset.vocabulary is not None and ids < dataset.vocabulary:
+    ids, asked = getattr(model.config.get_text_config(), "vocab_size", None), dataset.vocabulary or 0
+    if isinstance(ids, int) and ids < asked:
         raise BadTeacher(
             f"the vocabulary of the model in {folder} is smaller than that of dataset {dataset.name}",
             found=f"vocab_size = {ids}",
-            expected=f"{dataset.vocabulary} ids, or more: what is beyond them is padding",
+            expected=f"{asked} ids, or more: what is beyond them is padding",
             do="a model that was trained with this tokenizer, and resized to it: model.resize_token_embeddings(…)",
         )
 

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from student_train.students import Blueprint, build_student
+from student_train.using.exporting.hub.smaller import of_its_config
 from teacher_cache.making.rows import Rows
 from teacher_cache.making.sizes import Target, measured, size_like
 from teacher_cache.making.subject import Subject
@@ -81,6 +82,16 @@ def test_neurons_of_perceptrons_are_pruned(kind: str, subjects: Callable[[str], 
     readers = [shape for name, shape in layers.items() if name.endswith(("down_proj", "dense_4h_to_h", "fc2"))]
     assert len(readers) == 2
     assert all(0 < width < WIDTH for _, width in readers)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_narrower_perceptrons_are_those_of_a_config(kind: str, subjects: Callable[[str], Subject]) -> None:
+    subject = subjects(kind)
+    made, _ = prune(subject, PruneOptions(Target("parameters", 0.9), "magnitude", 0, "neurons"))
+    plain = of_its_config(made, "made")
+    assert plain.blueprint.changes == ()
+    with torch.inference_mode():
+        assert torch.equal(plain(subject.rows.shown_B.long()), made(subject.rows.shown_B.long()))
 
 
 @pytest.mark.parametrize("kind", ["llama", "gemma", "gpt_neox"])

@@ -68,6 +68,8 @@ def _config(student: Student) -> tuple[dict[str, Any] | None, list[str]]:
     if narrower:
         width: int = getattr(model.config, WIDTH, 0)
         inner = {size for change in narrower for size in change.shape if size != width} or {width}
+        if len(inner) == 2 and max(inner) == 2 * min(inner):  # gates and what they let through, in one layer
+            inner = {min(inner)}
         if len(inner) > 1:
             return None, dropped
         inner_name = next((name for name in INNER if hasattr(model.config, name)), INNER[0])
