@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import bisect
 import contextlib
+import json
 import re
 import sys
 import threading
 import time
+from collections import Counter
 from collections.abc import Iterator
 from email.utils import formatdate
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -32,17 +34,20 @@ class FolderStore:
         folder: where they lie.
         pages: of listings, so far.
         most: requests that travelled at a time.
+        asked: how many requests of each kind there were: LIST, and the methods of HTTP.
     """
 
     def __init__(self, folder: Path):
         self.folder, self.pages = folder, 0
         self.most = self._travelling = 0
+        self.asked: Counter[str] = Counter()
         self.names = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
         self._lock = threading.Lock()
 
-    def travel(self, latency_s: float) -> None:
+    def travel(self, kind: str, latency_s: float) -> None:
         """Let an answer be on its way for so long."""
         with self._lock:
+            self.asked[kind] += 1
             self._travelling += 1
             self.most = max(self.most, self._travelling)
         time.sleep(latency_s)
@@ -170,7 +175,7 @@ def s3_folder(folder: Path, latency_s: float = 0.0) -> Iterator[tuple[str, Folde
             return f"<ListBucketResult>{''.join(told)}</ListBucketResult>"
 
         def answer(self, status: int, data: bytes, **headers: str) -> None:
-            store.travel(latency_s)
+            store.travel("LIST" if "list-type" in self.path else self.command, latency_s)
             self.send_response_only(status)
             for name, value in headers.items():
                 self.send_header(name, value)
@@ -203,7 +208,10 @@ def variables(address: str) -> dict[str, str]:
 
 
 if __name__ == "__main__":  # until nobody listens any more
-    with s3_folder(Path(sys.argv[1]), float(sys.argv[2])) as (address, _):
+    with s3_folder(Path(sys.argv[1]), float(sys.argv[2])) as (address, known):
         sys.stdout.write(f"{address}\n")
         sys.stdout.flush()
-        sys.stdin.read()
+        for _ in sys.stdin:  # a line is a question: what was asked since the last one
+            sys.stdout.write(f"{json.dumps(known.asked)}\n")
+            sys.stdout.flush()
+            known.asked.clear()
