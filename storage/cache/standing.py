@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from decimal import Decimal
 from typing import Any, NamedTuple
 
@@ -16,6 +16,8 @@ import polars as pl
 
 from storage.cache.catalogue import Catalogue
 from storage.format.ledger import Ledger, two_classes
+from storage.format.specs import DatasetSpec
+from storage.inputs import inputs_of
 from storage.inputs.columns import answers_of
 from storage.tasks import Task, task_of
 from storage.tasks.base import Answered
@@ -72,7 +74,7 @@ def standings(catalogue: Catalogue, ledger: Ledger) -> list[Standing]:
         view = next(iter(catalogue.view_names(dataset, teacher)), None)
         if view is None or not catalogue.teachers[dataset, teacher].encoding.soft:  # who says nothing stands nowhere
             continue
-        said = (task.look_at, task.no_better)
+        said = (_look_at(spec, catalogue.teachers[dataset, teacher].model), task.no_better)
         commits, labels = ledger.of(dataset, teacher, view), ledger.labels(dataset)
         if commits["labelled"].null_count():
             text = "unknown beside chance: its shards were built before that was kept"
@@ -85,6 +87,23 @@ def standings(catalogue: Catalogue, ledger: Ledger) -> list[Standing]:
                 text += "; over train and validation, and a teacher trained on the former is better there"
             found.append(Standing(dataset, teacher, view, answered, text, is_near_chance, *said))
     return found
+
+
+def _look_at(dataset: DatasetSpec, model: Mapping[str, Any]) -> str:
+    """Return what is probably wrong with a teacher at chance; of pixels also the range in which it was given them."""
+    task = task_of(dataset)
+    if not inputs_of(dataset).scaled or not {"pixels", "mean"} & model.keys():
+        return task.look_at
+    if model.get("pixels") == "bytes":
+        given = 'it was given pixels from 0 to 255 (pixels = "bytes"), and many a network wants 0 to 1, or -1 to 1'
+    elif model.get("mean") is None:
+        given = (
+            'it was given pixels from 0 to 1, and many a network wants 0 to 255 (pixels = "bytes"), or -1 to 1 '
+            "(mean = [0.5], std = [0.5])"
+        )
+    else:
+        given = f"it was given pixels from 0 to 1, less {model['mean']} and over {model.get('std')}"
+    return f"{task.look_at}: {given}"
 
 
 def classes_told(catalogue: Catalogue, ledger: Ledger) -> list[str]:

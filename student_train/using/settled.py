@@ -7,8 +7,9 @@ from pathlib import Path
 
 from storage.errors import BadRequest, CorruptObject, MissingSource
 from storage.format.stores.mirror import at_hand
-from student_train.run_files.records import JOB_FILE, RunRecord, lost_files, read_record
+from student_train.run_files.records import JOB_FILE, RUN_FILE, RunRecord, lost_files, read_record
 from student_train.students import Student, load_student
+from student_train.students.files import BLUEPRINT_FILE
 
 OWN = "--architecture {name}    # if you trust that code"
 
@@ -30,6 +31,12 @@ def run_at_hand(given: str) -> tuple[Path, list[str]]:
             found=error.what if error.found is None else error.found,
             expected="the folder of a finished run, <runs>/<student>, of an export, or an .onnx file",
         ) from None
+
+
+def is_student(path: Path) -> bool:
+    """Return whether a path looks like a run's folder, an export's, or an .onnx file."""
+    of_folder = path.is_dir() and any(path.glob("*.onnx"))
+    return path.suffix == ".onnx" or of_folder or any((path / name).exists() for name in (RUN_FILE, BLUEPRINT_FILE))
 
 
 def settled(run: Path) -> RunRecord:

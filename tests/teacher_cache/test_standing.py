@@ -56,6 +56,25 @@ def test_a_teacher_at_chance_is_a_warning(tmp_path: Path) -> None:
     assert standing.note.startswith("warning: d/t is near chance: accuracy 0.0% of 4 labelled rows; chance 25.0%")
 
 
+@pytest.mark.parametrize(
+    ("said", "told"),
+    [
+        (
+            "",
+            'from 0 to 1, and many a network wants 0 to 255 (pixels = "bytes"), or -1 to 1 (mean = [0.5], std = [0.5])',
+        ),
+        ('pixels = "bytes"\n', 'from 0 to 255 (pixels = "bytes"), and many a network wants 0 to 1, or -1 to 1'),
+        ("mean = [0.0]\nstd = [1.0]\n", "from 0 to 1, less [0.0] and over [1.0]"),
+    ],
+)
+def test_a_teacher_at_chance_is_told_with_the_range_of_the_pixels_that_it_was_given(
+    tmp_path: Path, said: str, told: str
+) -> None:
+    (standing,) = build(write(tmp_path, [1, 2, 3, 3], f"arguments = {{ less = 1 }}\n{said}")).standings
+    assert standing.is_near_chance
+    assert standing.note.endswith(f"at the order of classes: it was given pixels {told}")
+
+
 def test_a_figure_over_the_rows_to_train_on_too_is_told_as_such(tmp_path: Path) -> None:
     job = write(tmp_path, [0, 1, 2, 3] * 10)
     job.write_text(job.read_text().replace("rows_per_shard = 5\n", "rows_per_shard = 5\nvalidation = 0.5\n"))

@@ -77,6 +77,7 @@ def evaluate(
         if (keep is None) != (keep_bytes is None):
             raise BadRequest("--keep FOLDER and --keep-bytes N, what it may hold, go together")
         kept = None if keep is None or keep_bytes is None else Keep(keep.absolute(), keep_bytes)
+        _check_order(run, dataset)
         place = _at_hand(run)
         answerer = load_answerer(place, device=device, architecture=architecture)
         rows = find_rows(
@@ -133,6 +134,7 @@ def predict(
 
         if out is not None:
             check_out(out)
+        _check_order(run, inputs)
         answerer = load_answerer(_at_hand(run), device=device, architecture=architecture)
         asked = answerer.blueprint.asked
         if out is None and not as_json and not (asked.has_classes or asked.numbers):
@@ -160,6 +162,20 @@ def predict(
         return found.exit_code
 
     terminal.run(action, as_json=as_json, answers=True)
+
+
+def _check_order(run: str, inputs: str) -> None:
+    """Raise BadRequest if what is to be answered is a student, and what is to answer it none."""
+    from storage.errors import BadRequest
+    from student_train.using.settled import is_student
+
+    if is_student(Path(inputs)) and Path(run).exists() and not is_student(Path(run)):
+        raise BadRequest(
+            "the arguments look swapped",
+            found=f"{run}, which is no student, and {inputs}, which is one",
+            expected="the student first",
+            do=f"student … {inputs} {run}",
+        )
 
 
 def _at_hand(run: str) -> Path:

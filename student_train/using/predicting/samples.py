@@ -7,7 +7,6 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from io import TextIOWrapper
-from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple, TextIO
 
@@ -212,8 +211,10 @@ def _texts(path: Path, blueprint: Blueprint, columns: Sequence[str]) -> Samples:
     files = find_split(path, None).files if is_saved(path) else (path,)
 
     def each() -> Iterator[Sample]:
-        for where, row in chain.from_iterable(rows_of(file, wanted, [0.0, 1.0]) for file in files):
-            yield Sample(where, joined_by.join(row.texts) if isinstance(row, Row) else row)
+        for file in files:
+            name = file.relative_to(path).as_posix() if file != path and file.is_relative_to(path) else file.name
+            for number, (_, row) in enumerate(rows_of(file, wanted, [0.0, 1.0])):  # named as a cache names its rows
+                yield Sample(f"{name}:{number}", joined_by.join(row.texts) if isinstance(row, Row) else row)
 
     counts = [num_rows(file) for file in files if file.suffix in IN_COLUMNS]
     count = sum(filter(None, counts)) if len(counts) == len(files) else None
@@ -222,9 +223,9 @@ def _texts(path: Path, blueprint: Blueprint, columns: Sequence[str]) -> Samples:
 
 def _lines(file: TextIO, name: str) -> Iterator[Sample]:
     with file:
-        for number, line in enumerate(file, start=1):
+        for number, line in enumerate(file):
             text = line.rstrip("\r\n")
-            where = f"{name} line {number}"
+            where = f"{name}:{number}"
             if not text.strip():
                 yield Sample(where, Unreadable("an empty line"))
                 continue

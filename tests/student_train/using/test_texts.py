@@ -38,8 +38,10 @@ def test_a_table_is_answered_by_the_column_of_the_students_own_data(
     ended = program("student", "predict", run, table, "-o", tmp_path / "out.csv")
     assert ended.code == 3, ended.err
     found = pl.read_csv(tmp_path / "out.csv")
-    assert found["sample_id"].to_list() == [f"new.jsonl line {number}" for number in range(1, 10)]
+    assert found["sample_id"].to_list() == [f"new.jsonl:{number}" for number in range(9)]  # as a cache names its rows
     assert [n for n, error in enumerate(found["error"].to_list()) if error is not None] == [2, 5]
+    measured = json.loads(program("student", "eval", run, table, "--json").out)
+    assert [each["sample_id"] for each in measured["unreadable"]] == ["new.jsonl:2", "new.jsonl:5"]
     refused = json.loads(program("student", "predict", run, table, "--column", "title", "--json").out)
     assert refused["rows"] == refused["unreadable"] == 9  # JSON lines may each lack a column
 
@@ -59,6 +61,16 @@ def test_lines_of_a_file_and_of_standard_input_are_answered_alike(
     )
     assert of_file == of_stdin
     assert of_file[5] == (None, "an empty line")
+
+
+@pytest.mark.parametrize("command", ["eval", "predict"])
+def test_a_student_in_the_place_of_its_inputs_is_told_as_that(
+    program: Program, run: Path, table: Path, command: str
+) -> None:
+    ended = program("student", command, table, run)
+    assert ended.code == 2
+    assert "the arguments look swapped" in ended.err
+    assert f"{run} {table}" in ended.err
 
 
 def test_a_folder_or_a_picture_is_no_text(program: Program, run: Path, tmp_path: Path) -> None:
