@@ -24,6 +24,7 @@ from jobs.cli.caches.keeping import compact, gc
 from jobs.cli.caches.planning import plan
 from jobs.cli.caches.recoding import recode
 from jobs.cli.caches.verifying import verify
+from jobs.cluster.heaps import ONE, limit_heaps
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -236,4 +237,5 @@ def _print_notice(opened: Cache) -> None:
 
 def main() -> None:
     """Run the program."""
+    limit_heaps(ONE)
     run_program(app)

@@ -28,7 +28,7 @@ from jobs.cli.students.benching import bench
 from jobs.cli.students.chaining import chain
 from jobs.cli.students.making import make_app
 from jobs.cli.students.training import train_here, train_job
-from jobs.cluster.heaps import limit_heaps
+from jobs.cluster.heaps import HEAPS, limit_heaps
 from storage.errors import si
 
 if TYPE_CHECKING:
@@ -257,5 +257,5 @@ def _print_comparison(runs: Path, as_json: bool = False) -> int:
 
 def main() -> None:
     """Run the program."""
-    limit_heaps()
+    limit_heaps(HEAPS)
     run_program(app)

@@ -17,6 +17,7 @@ from urllib.parse import urlsplit
 from jobs.cluster.attendance import Attendance
 from jobs.cluster.batch.allocation import allocated
 from jobs.cluster.batch.submitting import submitted
+from jobs.cluster.heaps import VARIABLES_BEGIN
 from jobs.files.cluster_options import ClusterOptions
 from storage.errors import BadRequest, TryAgain
 
@@ -41,7 +42,8 @@ def open_client(
 
     Args:
         options: which cluster; not `inline`.
-        environments: of one of our own: variables of each worker process; of jobs, of the first for all.
+        environments: of one of our own: variables of each worker process, those of the C library of the first for all;
+            of jobs, of the first for all.
         at_once: of one of our own: how much work a worker does at a time.
         ignored: signals that workers of our own outlive: a terminal sends Ctrl-C to all, and the command ends them.
         attendance: looks after the workers; of a batch scheduler it is told of the jobs.
@@ -63,6 +65,7 @@ def open_client(
         "distributed.scheduler.worker-ttl": WORKER_TTL,
         # Nobody looks at it, and a worker keeps an hour of it: 60 kB more each second.
         "distributed.worker.profile.enabled": False,
+        "distributed.nanny.pre-spawn-environ": _before_spawning(environments),
     }
     with contextlib.ExitStack() as stack:
         stack.enter_context(dask.config.set(ours))
@@ -79,6 +82,16 @@ def open_client(
         else:
             client = stack.enter_context(_client_of(options, attendance.note))
         yield client
+
+
+def _before_spawning(environments: Sequence[Mapping[str, str]]) -> dict[str, str]:
+    """Return the variables of workers of our own that count as their processes start: Dask's, and the C library's."""
+    import dask
+
+    of_dask = dask.config.get("distributed.nanny.pre-spawn-environ")
+    of_heaps = {name: value for name, value in (environments or [{}])[0].items() if name.startswith(VARIABLES_BEGIN)}
+    # one thread of each library; but what a worker's memory is like, is ours to say
+    return {name: value for name, value in of_dask.items() if not name.startswith(VARIABLES_BEGIN)} | of_heaps
 
 
 def _client_of(options: ClusterOptions, note: Callable[[str], None]) -> Client:

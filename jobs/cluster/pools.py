@@ -6,7 +6,7 @@ import os
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from jobs.cluster.heaps import HEAPS, VARIABLE
+from jobs.cluster.heaps import HEAPS, ONE, VARIABLE
 from jobs.files.cluster_options import BuildClusterOptions
 
 AT_ONCE = 2  # shards of a worker: one computes while the other reads or writes (teacher_cache.work.pieces.LOCK)
@@ -30,8 +30,8 @@ class Pool(NamedTuple):
     @property
     def environments(self) -> list[dict[str, str]]:
         """The variables of each worker."""
-        own = {VARIABLE: str(HEAPS)} if self.has_gpus else {}  # of many threads, each would keep what it has freed
-        return [{} if device is None else {"CUDA_VISIBLE_DEVICES": device} | own for device in self.devices]
+        own = {VARIABLE: str(HEAPS if self.has_gpus else ONE)}  # by default each thread keeps what it has freed
+        return [own if device is None else {"CUDA_VISIBLE_DEVICES": device} | own for device in self.devices]
 
     @property
     def has_gpus(self) -> bool:

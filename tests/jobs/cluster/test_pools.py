@@ -11,6 +11,8 @@ import pytest
 import torch
 
 from jobs.cluster.builds import find_pools, open_runner
+from jobs.cluster.heaps import ONE, VARIABLE
+from jobs.cluster.opening import open_client
 from jobs.cluster.pools import Pool, Pools, lay_out, visible_gpus
 from jobs.files.cluster_options import BuildClusterOptions, processor_limit
 from tests.teacher_cache.toys import build, contents, write_digits, write_job
@@ -46,7 +48,7 @@ def test_a_teachers_stage_has_a_worker_a_gpu_and_the_ingest_one_a_processor(
 def test_each_worker_of_a_teacher_sees_a_gpu_of_its_own() -> None:
     pools = lay_out(BuildClusterOptions(), ["3", "5"], 8)
     assert [environment["CUDA_VISIBLE_DEVICES"] for environment in pools.teacher.environments] == ["3", "5"]
-    assert pools.ingest.environments == [{}] * 8
+    assert pools.ingest.environments == [{VARIABLE: str(ONE)}] * 8
 
 
 @pytest.mark.parametrize(
@@ -122,3 +124,15 @@ def test_the_limit_of_a_container_is_one_of_processors(tmp_path: Path, said: str
     (tmp_path / "pods/one/cpu.max").write_text(f"{said}\n")
     assert processor_limit(tmp_path / "own", str(tmp_path)) == limit
     assert processor_limit(tmp_path / "none", str(tmp_path)) is None
+
+
+def test_what_the_c_library_is_told_counts_as_a_worker_starts() -> None:
+    """Dask's nanny sets the variables of a worker when that has started, too late for glibc; and some of its own."""
+
+    def begun_with() -> dict[str, str]:
+        began = Path("/proc/self/environ").read_bytes().split(b"\0")
+        return dict(each.decode().split("=", 1) for each in began if each.startswith(b"MALLOC_"))
+
+    workers = Pool((None,), 1, 1).environments
+    with open_client(BuildClusterOptions(kind="local", workers=1), environments=workers) as client:
+        assert client.submit(begun_with).result(timeout=60) == {VARIABLE: str(ONE)}
