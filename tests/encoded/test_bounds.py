@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from pydantic import TypeAdapter
 
 from jobs.files.cache_job import CacheJob
@@ -20,6 +21,10 @@ from storage.digests import digest
 from storage.inputs.encoded import PROVEN_SHARDS, ROOM_BYTES, Decoding, proven, proven_bytes
 from storage.views.boxes import BOX_AREAS, BOX_RATIOS, box_sizes
 from storage.views.numbers import spread
+from student_train.feed.batches import Needs
+from student_train.feed.residency import Residency
+from student_train.feed.selection import select_rows
+from student_train.preparing.weighing.feed_memory import FedRows, feed_bytes
 from teacher_cache.building.memory import project_worker
 from teacher_cache.building.prepared import BuildRequest
 from teacher_cache.building.sources.pictures import most_kept_bytes, rows_of_kept
@@ -78,6 +83,17 @@ def test_a_shard_of_files_is_as_large_as_they_are(tmp_path: Path) -> None:
     assert rows_of_kept(prepared.source, prepared.spec, files) == 2**28 // (sum(stored) // 24)
     anew = source('inputs = "encoded"\nreencode = "webp"\nshorter_side = 100', tmp_path)
     assert rows_of_kept(anew, prepared.spec, files) == 2**28 // (3 * 2 * 100 * 100)
+
+
+def test_a_trainings_bound_counts_each_shard_of_pictures_once(tmp_path: Path) -> None:
+    write_photographs(tmp_path / "photographs", 24)
+    assert build(write_job(tmp_path, dataset())).exit_code == 0
+    needs = Needs(labels=True, soft=frozenset())
+    selection = select_rows(Cache.open(str(tmp_path / "cache")).samples(), "photographs", needs)
+    rows = FedRows(selection, needs, window_shards=2, batch_size=4)
+    for place in ("stream", "host"):  # rows to learn from and held rows are of the same shards
+        held = feed_bytes([rows, rows], Residency(place, 0, ""), torch.device("cpu")).host
+        assert held["which pictures were compared"] == proven_bytes([10, 10, 4])
 
 
 def source(extra: str, folder: Path) -> Source:
