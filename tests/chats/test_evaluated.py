@@ -13,6 +13,7 @@ from storage.datasets.chat import source as module
 from student_train.options.sections import DataOptions
 from student_train.preparing.request import Request
 from student_train.running.train import train_students
+from student_train.using.exporting.hub.transformers import export_transformers
 from tests.chats.test_build import SECTION, chat
 from tests.chats.toys import CHATML, LLAMA3, write_lines, write_model
 from tests.conftest import Program
@@ -59,3 +60,12 @@ def test_another_template_is_refused_and_so_is_none(program: Program, run: Path)
         assert found in refused.err
     refused = program("student", "eval", run, "chats", "--tokenizer", folder / "model")
     assert (refused.code, "--tokenizer is of chats in files" in refused.err) == (2, True)
+
+
+def test_a_template_that_did_not_make_the_rows_is_told_where_it_goes_out(run: Path, tmp_path: Path) -> None:
+    write_model(tmp_path / "other", CHATML)
+    own = export_transformers(run, tmp_path / "own", tokenizer=tmp_path / "model")
+    another = export_transformers(run, tmp_path / "another", tokenizer=tmp_path / "other")
+    assert not any(line.startswith("warning: ") for line in own.told)
+    (told,) = (line for line in another.told if line.startswith("warning: "))
+    assert f"the chat template of {tmp_path / 'other'} is not the one that made the rows" in told

@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from storage.errors import BadRequest
+from storage.datasets.chat.template import read_template
+from storage.errors import BadRequest, MissingSource
 from storage.language.tokenizer import difference, parse_tokenizer, read_tokenizer
 from student_train.students import Student
 from student_train.students.files import TOKENIZER_FILE
@@ -71,6 +72,8 @@ def beside(student: Student, folders: Sequence[Path], tokenizer: Path | None, *,
         if new := {name: data for name, data in found.items() if name not in files and not _foreign(data)}:
             files |= new
             told.append(f"{', '.join(new)} of {folder}")
+            if {TEMPLATE, TOKENIZER_CONFIG} & new.keys() and (other := _another_template(student, folder)) is not None:
+                told.append(other)
     missing = [name for name in missed if name not in files]
     if GENERATION in missing and not adapter:
         missing.remove(GENERATION)
@@ -81,6 +84,21 @@ def beside(student: Student, folders: Sequence[Path], tokenizer: Path | None, *,
         told.append(f"no {', '.join(missing)}: no folder of this tokenizer had them; --tokenizer FOLDER names one")
     files.setdefault(TOKENIZER_CONFIG, json.dumps(_plain_config(student), indent=2).encode())
     return Beside(files, tuple(told))
+
+
+def _another_template(student: Student, folder: Path) -> str | None:
+    """Return in words that a folder has another chat template than made the rows; None: it has that one, or none."""
+    promised = (student.blueprint.source or {}).get("template")
+    try:
+        template = read_template(folder, None)
+    except MissingSource:
+        return None
+    if promised is None or template.digest == promised:
+        return None
+    return (
+        f"warning: the chat template of {folder} is not the one that made the rows: another text, marks or special "
+        "tokens; --tokenizer FOLDER, which the dataset in the cache job names, has that"
+    )
 
 
 def _foreign(data: bytes) -> bool:
