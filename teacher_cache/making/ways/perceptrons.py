@@ -14,6 +14,7 @@ from teacher_cache.making.ways.coupled import Side, Units
 if TYPE_CHECKING:
     from torch import nn
 
+LIBRARY = "transformers."
 PERCEPTRONS = (  # layers that make the neurons, and the one that reads them, within one module
     (("gate_proj", "up_proj"), "down_proj"),  # Llama, Qwen, Mistral, Gemma, OLMo
     (("gate_up_proj",), "down_proj"),  # Phi-3: gates, then what is let through
@@ -24,10 +25,12 @@ PERCEPTRONS = (  # layers that make the neurons, and the one that reads them, wi
 
 
 def find_neurons(network: nn.Module) -> tuple[Units, ...]:
-    """Return the neurons of each perceptron whose layers have such names; none of a network that has no such."""
+    """Return the neurons of each perceptron of transformers whose layers have such names; none of other networks.
+
+    Somebody's own `fc1` and `fc2` may have anything between them, and other layers beside them.
+    """
     layers = dict(network.named_modules())
-    modules = {name.rpartition(".")[0]: None for name in layers}
-    found = (_neurons(name, layers) for name in modules)
+    found = (_neurons(name, layers) for name, layer in layers.items() if type(layer).__module__.startswith(LIBRARY))
     return tuple(each for each in found if each is not None)
 
 

@@ -19,7 +19,7 @@ from teacher_cache.making.ways.scores import By, score
 from teacher_cache.making.ways.slices import check_named_once, masked, resized, sliced, with_changes
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from torch import Tensor, nn
 
     from student_train.students import Student
 
@@ -70,7 +70,7 @@ def _units(subject: Subject, of: Of) -> Found:
     check_named_once(network)
     if of == "heads":
         found = _standing(subject, find_heads(network), (), "")
-    elif of != "channels" and (neurons := find_neurons(network)):
+    elif (of == "neurons" or (of == "units" and not _has_channels(network))) and (neurons := find_neurons(network)):
         found = _standing(subject, neurons, (), HEADS)
     else:
         found = find_units(network, _traced(subject))
@@ -92,6 +92,11 @@ def _units(subject: Subject, of: Of) -> Found:
             do="another --of; or student make copy or lowrank",
         )
     return found
+
+
+def _has_channels(network: nn.Module) -> bool:
+    """Whether there are convolutions, whose channels are units beside any neurons."""
+    return any(getattr(layer, "kernel_size", None) is not None for layer in network.modules())
 
 
 def _standing(subject: Subject, units: tuple[Units, ...], left: tuple[str, ...], otherwise: str) -> Found:

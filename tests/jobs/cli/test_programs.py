@@ -349,7 +349,7 @@ BAD: dict[str, tuple[Callable[[Path], list[object]], int, str]] = {
     ),
     "a cache that is a file": (
         toy_job(act=lambda f: (f / "cache").write_text("")),
-        1,
+        2,
         "name a folder: a file lies there",
     ),
     "a cache that is another folder": (

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
 from student_train.students import Blueprint, build_student
 from student_train.using.exporting.hub.smaller import of_its_config
@@ -108,3 +109,14 @@ def test_a_tied_model_is_cut_to_a_lower_rank(kind: str, subjects: Callable[[str]
     subject = subjects(kind)
     made, _ = lowrank(subject, LowRankOptions(Target("parameters", 0.9), None, "plain"))
     assert measured(made, "parameters") <= 0.9 * measured(subject.student, "parameters")
+
+
+def test_names_of_perceptrons_say_nothing_of_a_network_of_ones_own() -> None:
+    """Between them may be anything, and other layers beside them: only a graph of dependencies sees those."""
+
+    class Lenet(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.fc1, self.fc2 = nn.Conv2d(1, 4, 3), nn.Linear(16, 8), nn.Linear(8, 2)
+
+    assert find_neurons(Lenet()) == ()
