@@ -181,7 +181,7 @@ def storage_failure(verb: str, path: str, error: OSError) -> StorageFailure:
     do = REMEDIES.get(code, OTHERWISE)
     if verb in ("read", "list") and code in (errno.EACCES, errno.EPERM):
         do = UNREADABLE
-    found = error.strerror or (os.strerror(code) if code is not None else str(error))
+    found = os.strerror(code) if code is not None else str(error)
     return StorageFailure(f"cannot {verb} {path}", found=found, do=do)
 
 
