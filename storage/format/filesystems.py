@@ -175,13 +175,13 @@ def name_once(temporary: Path, path: Path) -> bool:
 
 def storage_failure(verb: str, path: str, error: OSError) -> StorageFailure:
     """Return the error of a disk that refused, with what helps; libraries say its number in a text of their own."""
-    code = error.errno
-    if code is None and (said := re.search(r"(?:errno|os error) (\d+)", str(error))):
-        code = int(said[1])
+    told = error.strerror or str(error)
+    said = re.search(r"(?:errno|os error) (\d+)", told)
+    code = int(said[1]) if said and error.errno is None else error.errno
     do = REMEDIES.get(code, OTHERWISE)
     if verb in ("read", "list") and code in (errno.EACCES, errno.EPERM):
         do = UNREADABLE
-    found = os.strerror(code) if code is not None else str(error)
+    found = os.strerror(code) if said and code is not None else told
     return StorageFailure(f"cannot {verb} {path}", found=found, do=do)
 
 
