@@ -7,12 +7,13 @@ from dataclasses import dataclass, field, replace
 from math import prod
 from pathlib import Path
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any, NamedTuple, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, cast, get_args
 
 import torch
 from torch import Tensor
 
 from storage.cache import Cache
+from storage.datasets.base import Split
 from storage.errors import BadRequest, MissingSource, RowsMissing
 from storage.format.stores.mirror import at_hand
 from storage.tasks import Task
@@ -105,7 +106,8 @@ def find_rows(
         )
     path, copied = at_hand(dataset)
     if cache is None and path.exists():
-        if dataset.partition("/")[0] in own and not dataset.startswith((".", "/")):
+        name, _, split = dataset.partition("/")
+        if name in own and split in ("", *get_args(Split)):
             raise BadRequest(
                 f"{dataset} is a path here, and also a dataset of the student's cache",
                 found=f"{path.absolute()}, and {dataset} in {known}",

@@ -113,6 +113,16 @@ def test_a_name_that_is_a_path_and_a_dataset_is_refused(
     assert evaluated(program, run, "./pictures")["rows"] == 60
 
 
+def test_a_file_below_a_folder_that_is_called_as_a_dataset_is_a_file(
+    program: Program, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("pictures").mkdir()
+    np.save("pictures/x.npy", np.zeros((4, 3, 8, 8), np.uint8))
+    np.save("y.npy", np.array([0, 1, 2, 1]))
+    assert evaluated(program, run, "pictures/x.npy", "--labels", "y.npy")["rows"] == 4
+
+
 def test_arrays_of_pixels_have_labels_beside_them(program: Program, run: Path, tmp_path: Path) -> None:
     np.save(tmp_path / "x.npy", np.zeros((4, 3, 8, 8), np.uint8))
     np.save(tmp_path / "y.npy", np.array([0, 1, 2, 1]))
