@@ -54,6 +54,11 @@ REMEDIES: dict[int | None, str] = {
 OTHERWISE = "look at that disk, or name a place on another, then run the same command again"
 UNREADABLE = "let this user read it, then run the same command again"
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
+# as long as a command names this place; anything else, as a disk that does not answer, may pass
+NO_PLACE = (
+    *(errno.EACCES, errno.EPERM, errno.EROFS, errno.EEXIST, errno.ENOTDIR),
+    *(errno.ENOENT, errno.ENAMETOOLONG, errno.ELOOP),
+)
 
 
 def check_size(path: str, size_bytes: int, most_bytes: int | None = None) -> None:
@@ -196,20 +201,23 @@ def check_place(path: Path, *, within: bool = False) -> None:
 
     Raises:
         BadRequest: its disk is read-only, a file is where a folder should be, or this user may not write there.
+        StorageFailure: its disk fails.
     """
     above = path.absolute() if within else path.absolute().parent
-    while not above.exists() and above != above.parent:
-        above = above.parent
     try:
+        while not above.exists() and above != above.parent:
+            above = above.parent
         with tempfile.TemporaryFile(dir=above):
             pass
     except OSError as error:
-        if error.errno not in NO_ROOM:
+        if error.errno in NO_PLACE:
             raise BadRequest(
                 f"{path} cannot be written",
                 found=f"nothing can be made in {above}: {error.strerror}",
                 do=REMEDIES.get(error.errno, OTHERWISE),
             ) from None
+        if error.errno not in NO_ROOM:
+            raise storage_failure("write", str(path), error) from None
 
 
 def sync_folder(folder: Path) -> None:

@@ -108,7 +108,7 @@ def make(request: MakeRequest) -> Made:
     made = _lineage(request, teacher, dataset)
     if (before := _made_before(request.out, made)) is not None:
         return before
-    check_place(request.out)
+    check_place(request.out, within=True)
     torch.set_num_threads(request.build.threads)
     rows = some_rows(cache, dataset.name, request.rows, request.seed)
     subject = as_student(teacher, KINDS[teacher.origin].load(teacher), dataset, rows)

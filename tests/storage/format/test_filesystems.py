@@ -7,15 +7,16 @@ import fcntl
 import os
 import subprocess
 import sys
+import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from storage.errors import StorageFailure
+from storage.errors import BadRequest, StorageFailure
 from storage.format import filesystems
-from storage.format.filesystems import lock
+from storage.format.filesystems import check_place, lock
 from storage.format.objects import LocalObjects
 
 
@@ -87,6 +88,21 @@ def test_a_disk_that_fails_is_no_disk_that_lacks(objects: LocalObjects, monkeypa
     monkeypatch.setattr(os, "fsync", refusing(errno.EIO))
     with pytest.raises(StorageFailure):
         objects.put("a", b"1")
+
+
+def test_a_place_that_cannot_be_looked_at_or_fails_for_now_is_told_as_what_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(BadRequest) as long:
+        check_place(tmp_path / ("a" * 300) / "file")
+    assert long.value.do == "name a shorter one"
+    monkeypatch.setattr(tempfile, "TemporaryFile", refusing(errno.ESTALE))
+    with pytest.raises(StorageFailure) as stale:  # not the request's fault
+        check_place(tmp_path / "file")
+    assert stale.value.exit_code == 1
+    monkeypatch.setattr(tempfile, "TemporaryFile", refusing(errno.EROFS))
+    with pytest.raises(BadRequest):
+        check_place(tmp_path / "file")
 
 
 HOLD = """

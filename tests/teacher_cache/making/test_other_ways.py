@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +41,23 @@ def off(student: Student, subject: Subject) -> float:
     with torch.no_grad():
         expected = subject.student(inputs)
         return float((student(inputs) - expected).norm() / expected.norm())
+
+
+def test_a_folder_that_is_there_may_lie_where_nothing_else_can_be_made(
+    pantry: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a volume of a container does, of a user who is not root."""
+    out, real = tmp_path / "out", tempfile.TemporaryFile
+    out.mkdir()
+
+    def within(dir: Path) -> Any:  # noqa: A002 - as the library calls it
+        if dir != out:
+            raise PermissionError(errno.EACCES, "Permission denied")
+        return real(dir=dir)
+
+    monkeypatch.setattr(tempfile, "TemporaryFile", within)
+    made(pantry, out, "quantize", QuantizeOptions("channel"))
+    assert (out / "student.json").exists()
 
 
 @pytest.mark.parametrize("by", ["plain", "activations"])
