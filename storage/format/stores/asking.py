@@ -16,9 +16,10 @@ FIRST_WAIT_S, LONGEST_WAIT_S = 0.1, 15.0
 CLIENT_RETRIES = 2  # of the store's own client, within one asking of ours
 FINAL = re.compile(r"status code: 4(?!08|09|29)\d\d|Received redirect")  # a refusal; the same request meets it again
 NO_BUCKET = REFUSALS[0].words  # what is said of an object too whose bucket is not there
-PATIENCE_WITH_ROLES_S = 15.0  # most machines have none, and nothing answers there
+PATIENCE_WITH_ROLES_S = 15.0  # most machines have none, and nothing answers there; one that has may be busy
 
 T = TypeVar("T")
+_answered: set[str] = set()  # buckets that this process was let into
 
 
 def asked(verb: str, name: str, ask: Callable[[], T]) -> T:
@@ -38,9 +39,12 @@ def asked(verb: str, name: str, ask: Callable[[], T]) -> T:
     from obstore.exceptions import AlreadyExistsError, BaseError, GenericError
 
     began_s, wait_s = time.monotonic(), FIRST_WAIT_S
+    bucket = "/".join(name.split("/", 3)[:3])
     while True:
         try:
-            return ask()
+            answer = ask()
+            _answered.add(bucket)
+            return answer
         except FileNotFoundError as error:
             if NO_BUCKET.search(str(error)):
                 raise refused(verb, name, str(error)) from error
@@ -49,7 +53,8 @@ def asked(verb: str, name: str, ask: Callable[[], T]) -> T:
             said, waited_s = str(error), time.monotonic() - began_s + wait_s
             # the first is also what a 409 is called, whatever was asked: somebody else is at it just now
             final = not isinstance(error, AlreadyExistsError | GenericError) or FINAL.search(said)
-            if final or (waited_s > PATIENCE_WITH_ROLES_S and OF_ROLES.search(said)):
+            no_role = bucket not in _answered and waited_s > PATIENCE_WITH_ROLES_S and OF_ROLES.search(said)
+            if final or no_role:
                 raise refused(verb, name, said) from error
             if waited_s > PATIENCE_S:
                 raise StoreUnavailable(

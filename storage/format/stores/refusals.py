@@ -52,7 +52,7 @@ REFUSALS = (
         OF_ROLES,
         "there are no credentials",
         "some in the environment, or a machine with a role of its own",
-        "export {credentials}; or AWS_SKIP_SIGNATURE=true, which asks a public bucket without",
+        "export {credentials}; or AWS_SKIP_SIGNATURE=true, which asks a public s3:// bucket without",
     ),
     Refusal(
         re.compile(

@@ -160,8 +160,8 @@ def check_files(options: TeacherOptions, dataset: DatasetSpec) -> None:
         except Exception:
             return
     _check_fit(folder, model, found, purpose)
-    _check_ids(folder, model, dataset)
     if purpose is CAUSAL:  # others are wrapped, by which their layers have other names
+        _check_ids(folder, model, dataset)  # an encoder's tokenizer may have ids, as of pictures, that no text becomes
         tapped_layers(options, model)
 
 

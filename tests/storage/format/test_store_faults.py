@@ -130,6 +130,7 @@ def test_without_credentials_that_is_told_and_not_waited_for_long(
     from obstore.exceptions import GenericError
 
     monkeypatch.setattr(asking, "PATIENCE_WITH_ROLES_S", 0.2)
+    monkeypatch.setattr(asking, "_answered", set())
 
     def ask() -> None:  # what obstore says off a cloud; no test may depend on the network of its machine
         raise GenericError(
@@ -146,6 +147,10 @@ def test_without_credentials_that_is_told_and_not_waited_for_long(
         f"cannot read {bucket}/a: there are no credentials",
         "no connection to http://169.254.169.254: No route to host",
     )
+    monkeypatch.setattr(asking, "PATIENCE_S", 0.4)
+    asking.asked("read", f"{bucket}/a", lambda: b"")  # there is a role, whose service is busy from now on
+    with pytest.raises(StoreUnavailable):
+        asking.asked("read", f"{bucket}/b", ask)
     monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
     with pytest.raises(BadRequest) as half:
         RemoteObjects(bucket)
