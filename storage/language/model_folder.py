@@ -7,6 +7,7 @@ but what a job trusts by name (folder_code.py).
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Callable, Sequence
 from importlib.metadata import version
@@ -21,6 +22,7 @@ CONFIG = "config.json"
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 PICKLES = (".bin", ".pt", ".pth", ".ckpt")
 SHOWN = 5  # names, in a message
+LONGEST_NAME = 255  # bytes of one, on any disk
 MOST_LAYERS = 1024  # no model has as many, and each is built before weights say that it is not there
 COUNTED = re.compile(r"(layers?|experts?|^num_blocks|^depths?)$")  # keys that say how many of them are built
 
@@ -49,7 +51,7 @@ def check_known(folder: Path, config: dict[str, Any], trusted: Sequence[str] = (
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
     kind = config.get("model_type")
-    if not trusted and kind not in CONFIG_MAPPING:
+    if not trusted and not (isinstance(kind, str) and kind in CONFIG_MAPPING):
         raise BadTeacher(
             f"transformers {version('transformers')} knows no model as in {folder}",
             found=f"model_type = {json.dumps(kind)}",
@@ -101,7 +103,8 @@ def weights_files(folder: Path) -> list[str]:
 
 
 def _is_plain(name: Any) -> bool:
-    return isinstance(name, str) and name == Path(name).name and name.endswith(".safetensors")
+    plain = isinstance(name, str) and name == Path(name).name and name.endswith(".safetensors")
+    return plain and len(os.fsencode(name)) <= LONGEST_NAME
 
 
 def read_config(folder: Path, wrong: type[BadRequest], trusted: Sequence[str] | None = None) -> dict[str, Any]:

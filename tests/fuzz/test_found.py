@@ -22,10 +22,10 @@ from storage.datasets.arrow import open_arrow
 from storage.datasets.chat.template import ChatTemplate
 from storage.datasets.published.saved import find_split
 from storage.digests import digest
-from storage.errors import BadRequest, CorruptObject, LabelOutOfRange, MissingSource
+from storage.errors import BadRequest, BadTeacher, BadWeights, CorruptObject, LabelOutOfRange, MissingSource
 from storage.format.sealed import _sealed, read_json, seal, seal_json, unseal
 from storage.format.stores.index import Index
-from storage.language.model_folder import read_config
+from storage.language.model_folder import check_known, read_config, weights_files
 from student_train.run_files.checkpoint import read_checkpoint, write_checkpoint
 from student_train.run_files.position import Position
 from tests.published.toys import pictures, source
@@ -221,3 +221,26 @@ def test_a_text_that_is_no_utf8_is_refused_where_a_table_is_opened() -> None:
     odd = pa.StringArray.from_buffers(1, pa.array([0, 1], pa.int32()).buffers()[1], pa.py_buffer(b"\xf6"))
     with pytest.raises(ValueError, match="UTF8"):
         unseal(seal(pa.table({"split": odd}), {}))
+
+
+@pytest.mark.parametrize("kind", [{}, ["llama"], None, 3])
+def test_a_kind_of_model_that_is_no_text_is_named(tmp_path: Path, kind: object) -> None:
+    pytest.importorskip("transformers")
+    with pytest.raises(BadTeacher, match="knows no model as in"):
+        check_known(tmp_path, {"model_type": kind})
+
+
+def test_weights_of_a_name_that_no_disk_has_are_named(tmp_path: Path) -> None:
+    named = {"weight_map": {"a": "x" * 300 + ".safetensors"}}
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps(named))
+    with pytest.raises(BadWeights, match="names no weights"):
+        weights_files(tmp_path)
+
+
+def test_an_id_that_is_no_text_is_named(tmp_path: Path) -> None:
+    ids = pa.Array.from_buffers(pa.string(), 1, [None, pa.py_buffer(b"\0\0\0\0\2\0\0\0"), pa.py_buffer(b"\xe5\x00")])
+    table = pa.table({"image": pa.array([b"x"]), "label": pa.array([0]), "id": ids})
+    pq.write_table(table, tmp_path / "a.parquet")
+    read = source(tmp_path, kind="parquet_images", path="a.parquet", id="id", classes=["a"])
+    with pytest.raises(MissingSource, match="a text in it is none"):
+        list(read.read("a.parquet", 0, 1))

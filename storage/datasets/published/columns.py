@@ -131,9 +131,17 @@ class ColumnImages(ImageSource):
         self, table: pa.Table | pa.RecordBatch, file: str, position: int, renumbered: Mapping[int, int | None]
     ) -> Iterator[RawSample]:
         images = table[self.image]
-        payloads = (pc.struct_field(images, "bytes") if pa.types.is_struct(images.type) else images).to_pylist()
-        labels = table[self.label].to_pylist() if self.label else [None] * len(payloads)
-        ids: list[Any] = table[self.id].to_pylist() if self.id else [None] * len(payloads)
+        try:
+            payloads = (pc.struct_field(images, "bytes") if pa.types.is_struct(images.type) else images).to_pylist()
+            labels = table[self.label].to_pylist() if self.label else [None] * len(payloads)
+            ids: list[Any] = table[self.id].to_pylist() if self.id else [None] * len(payloads)
+        except UnicodeDecodeError as error:
+            raise MissingSource(
+                f"{self.at(file)} is damaged: a text in it is none",
+                found=f"{error.reason}, in rows {position} to {position + len(images) - 1}",
+                expected="UTF-8",
+                do="fetch or write the file again",
+            ) from None
         ids = [f"{file}:{position + i}" if sample_id is None else str(sample_id) for i, sample_id in enumerate(ids)]
         for sample_id, payload, label in zip(ids, payloads, labels, strict=True):
             number = None if label is None else renumbered.get(label, label)  # what has no name is judged as a number

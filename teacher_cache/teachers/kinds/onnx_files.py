@@ -106,7 +106,8 @@ def _external(proto: Any, path: Path, tensor_type: Any) -> dict[str, Path]:
         if tensor.data_location != tensor_type.EXTERNAL:
             continue
         about = {each.key: each.value for each in tensor.external_data}
-        where = about.get("location", "")
+        where: Any = about.get("location", "")
+        where = where if isinstance(where, str) else ""  # protobuf gives bytes that are no text as they are
         file = folder / where
         # what a link leads to, others may change; and a graph could so read any file of this machine
         if not where or PurePosixPath(where).is_absolute() or ".." in Path(where).parts or file.resolve() != file:
